@@ -1,9 +1,9 @@
-"""One attempt of a guarded call: until when it may run, whose time was over, and what its error says.
+"""One attempt of a guarded call: until when it may run, whose deadline ended it, and what its error says.
 
 An attempt ends at the earliest of three times: its own limit, a probe's lease, and the deadline of the whole call.
-Whose deadline it is decides what its end means. Our own, out of an option, is a timeout like an attempt's: a FAILURE,
-else a dependency that hangs behind a short one would stay healthy for ever. The caller's is NEUTRAL: a caller in a
-hurry must not open the circuit for the others.
+Whose deadline it is decides what its end means. Our own, from an option, is a timeout like an attempt's: a FAILURE,
+because otherwise a dependency that hangs behind a short one would stay healthy forever. The caller's is NEUTRAL: a
+caller in a hurry must not open the circuit for the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OVERDUE = Fault(
 TIMED_OUT = Fault(
     verdict=FAILURE, kind=Kind.TIMEOUT, failure=Failure(Kind.TIMEOUT, "no answer within the time of a call")
 )
-"""Our own time was over when the caller's cancellation came: a failure, and the cancellation goes on up."""
+"""Our own time was over when the caller's cancellation came: a failure, and the cancellation is raised on."""
 
 
 class AlarmOfProbe(Lasting):
@@ -48,13 +48,13 @@ class AlarmOfProbe(Lasting):
 def fault_of_time(
     name: str, timeout: type[KooError], error: BaseException, alarm: Alarm, passage: Passage, now: float
 ) -> Fault | None:
-    """The fault of an attempt whose time was over; None where its error has another cause.
+    """The fault of an attempt whose time was over; None if its error has another cause.
 
-    `timeout` is the class of the error that its caller is told.
+    `timeout` is the class of the error that its caller receives.
     """
     whole = alarm.when >= passage.deadline  # the call's time, not only an attempt's or a lease's
     if not alarm.expired:
-        # Where the caller's own timeout ends at the same moment, its cancellation wins; the call was as late.
+        # If the caller's own timeout ends at the same moment, its cancellation wins; the call was just as late.
         if isinstance(error, CancelledError) and now >= alarm.when:
             return OVERDUE if whole and not passage.is_ours else TIMED_OUT
         return None
@@ -69,16 +69,16 @@ def fault_of_time(
 
 
 def judge(classify: Classify, error: BaseException) -> Fault:
-    """What an error means. Total: anything but an Exception is NEUTRAL, and so is a classifier's own failure."""
+    """What an error means. Never raises: a non-Exception is NEUTRAL, and so is a classifier's own failure."""
     if not isinstance(error, Exception):
         return CANCELLED
     if isinstance(error, WrongLoop):
         return UNJUDGED
     try:
         fault = classify(error)
-    except Exception:  # noqa: BLE001 - a classifier that fails must not keep the permit
+    except Exception:  # noqa: BLE001 - a failing classifier must not keep the permit
         return UNJUDGED
-    except BaseException as worse:  # noqa: BLE001 - nor one that ends the program, which it does all the same
+    except BaseException as worse:  # noqa: BLE001 - nor one that ends the program, which still ends it
         outlive(worse, "a classifier failed")
         return UNJUDGED
     if not isinstance(fault, Fault):
@@ -99,10 +99,10 @@ def met_by(fault: Fault) -> Failure | None:
 def explain(
     name: str, real: BaseException, attempt: int, why_not: str = "", met: Failure | None = None
 ) -> None:
-    """Write on the error how often was tried, and why not again; `met`: what the attempt before this one met.
+    """Write on the error how many attempts were made, and why no more; `met`: what the previous attempt met.
 
-    Where only the time ran out, that is what a person has to know: a pooler that had no connection left three times,
-    and did not answer the fourth.
+    If only the time ran out, that is what a person needs to know: a pooler that had no connection left three times, and
+    did not answer the fourth.
     """
     if isinstance(real, KooError):
         real.attempts, real.not_repeated = attempt, why_not

@@ -1,14 +1,13 @@
 """Deadlines: points in time, carried in a ContextVar, kept in one registry with few timers.
 
 `asyncio.timeout` puts a timer of its own into the loop for each call and takes it out again, which costs as much as the
-whole rest of a guard. Nearly no call lives until its deadline, so all deadlines of one quarter of a second share a
-timer here. Whoever is still running when that quarter begins gets a real timer for the rest: expiry is as exact as
-asyncio's own.
+rest of a guard. Almost no call lives until its deadline, so all deadlines within the same quarter of a second share a
+timer here. Calls still running when that quarter begins get a real timer for the rest: expiry is as exact as asyncio's.
 
-To its caller an `Alarm` is an `asyncio.timeout`: at its time it cancels the task; leaving the block it turns *its own*
-cancellation into a TimeoutError and lets anybody else's pass. How many cancellations were pending on entry is what
-tells the two apart when both happen in one turn of the loop; looked up later it would count the caller's cancellation
-as ours and swallow it.
+To its caller an `Alarm` is an `asyncio.timeout`: at its time it cancels the task; on leaving the block it turns *its
+own* cancellation into a TimeoutError and lets any other pass. The number of cancellations pending on entry is what
+separates the two when both happen in one turn of the loop; read later it would count the caller's cancellation as ours
+and swallow it.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ OVER = float("-inf")
 
 
 class Block:
-    """A deadline that holds in a block. `until`: its time while the block runs, `OVER` afterwards. `outer`: around it.
+    """A deadline for a block. `until`: its time while the block runs, `OVER` afterwards. `outer`: the one around it.
 
-    A task that is made inside gets a copy of the context, and may run on for hours after the block has ended. What it
-    finds there must not be a number, which would go on ending its calls, but something that knows that it is over.
+    A task started inside gets a copy of the context, and may run for hours after the block has ended. What it finds
+    there must not be a number, which would still end its calls, but an object that knows that it is over.
     """
 
     __slots__ = ("outer", "until")
@@ -51,12 +50,12 @@ block: ContextVar[Block] = ContextVar("koo_deadline", default=Block(NEVER))  # n
 
 
 class EndsAt:
-    """The deadline of the work in hand."""
+    """The deadline of the current work."""
 
     __slots__ = ()
 
     def get(self) -> float:
-        """In monotonic seconds of the event loop; `NEVER` where there is none."""
+        """In monotonic seconds of the event loop; `NEVER` without one."""
         found = block.get()
         while found.until == OVER:
             found = found.outer
@@ -67,7 +66,7 @@ ends_at = EndsAt()
 
 
 class WrongLoop(RuntimeError):
-    """It is in use on an event loop that is running in another thread."""
+    """It is in use on an event loop that runs in another thread."""
 
 
 TWO_LOOPS = (
@@ -75,7 +74,7 @@ TWO_LOOPS = (
     "the whole coroutine over, `await asyncio.to_thread(koo.run, coroutine)` (without an event loop koo.run(coroutine) "
     "alone), or open koo on this loop before anything else uses it: `await platform.open()`"
 )
-"""What a second loop is told of what cannot cross."""
+"""The error's text for what cannot cross to a second loop."""
 
 
 class Deadlines:
@@ -88,7 +87,7 @@ class Deadlines:
         self.grains: dict[float, set[Alarm]] = {}
 
     def open(self, loop: asyncio.AbstractEventLoop, alarm: Alarm) -> set[Alarm]:
-        """A set for the alarm and all that end in the same grain, with a timer.
+        """A set for the alarm and all others that end in the same grain, with a timer.
 
         Raises `WrongLoop` while the registry is in use in another loop.
         """
@@ -97,7 +96,7 @@ class Deadlines:
         grain = alarm.when // GRAIN_S
         members: set[Alarm] = set()
         if grain == NEVER or grain != grain:
-            return members  # no deadline needs no timer
+            return members  # without a deadline there is no timer
         grains = self.grains
         grains[grain] = members
         begins_at = grain * GRAIN_S
@@ -108,28 +107,28 @@ class Deadlines:
         return members
 
     def unbind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Its work on this loop has ended, though the loop may go on."""
+        """Its work on this loop has ended, although the loop may still run."""
         if self.loop is loop:
-            self.loop, self.grains = None, {}  # its timers hold on to theirs
+            self.loop, self.grains = None, {}  # pending timers keep their own sets
 
     def forget_parent(self) -> None:
-        """In a forked child, where the parent's loop seems to run and never does."""
+        """In a forked child, where the parent's loop appears to run and never does."""
         leave_behind(self.loop, self.grains)
         self.loop, self.grains = None, {}
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """It belongs to this loop from now on. Raises `WrongLoop` while it is in use on another one."""
+        """Bind it to this loop. Raises `WrongLoop` while it is in use on another one."""
         if self.loop is loop:
             return
         if self.loop is not None and self.loop.is_running():
             raise WrongLoop(TWO_LOOPS)
         forget_in_child(self)
         self.loop = loop
-        self.grains = {}  # timers of the old loop hold on to theirs, should it ever run again
+        self.grains = {}  # the old loop's timers keep their own sets, in case it ever runs again
 
 
 def begin_grain(loop: asyncio.AbstractEventLoop, grains: dict[float, set[Alarm]], grain: float) -> None:
-    """A grain's time has come: who is still running gets a timer of its own."""
+    """A grain's time has come: each alarm still running gets a timer of its own."""
     now = loop.time()
     for alarm in grains.pop(grain):
         if alarm.when <= now:
@@ -139,7 +138,7 @@ def begin_grain(loop: asyncio.AbstractEventLoop, grains: dict[float, set[Alarm]]
 
 
 class OwnTimer(Deadlines):
-    """For a single deadline: its timer is put in and taken out again, so that none is left behind."""
+    """For a single deadline: its timer is set and cancelled, so that none is left behind."""
 
     __slots__ = ()
 
@@ -155,7 +154,7 @@ class Alarm(Block):
     """`with Alarm(registry, when) as alarm:` ends the block with TimeoutError at `when`.
 
     `when` is in monotonic seconds of the loop. Inside the block `ends_at` is the alarm's time, if that is earlier than
-    what held before. `alarm.expired` tells afterwards whether the TimeoutError was this alarm's.
+    what held before. Afterwards `alarm.expired` says whether the TimeoutError was this alarm's.
     """
 
     __slots__ = ("_cancelling", "_registry", "_token", "expired", "members", "task", "timer", "when")
@@ -171,8 +170,8 @@ class Alarm(Block):
         self._token: Token[Block] | None = None
 
     def __enter__(self) -> Alarm:
-        # The running loop, not the registry's: from another thread the latter names whatever task that loop is in,
-        # and the deadline would cancel it.
+        # The running loop, not the registry's: from another thread the latter would name whatever task that loop is
+        # running, and the deadline would cancel it.
         try:
             loop = get_running_loop()
         except RuntimeError:
@@ -206,8 +205,8 @@ class Alarm(Block):
         if self.expired:
             self._leave_expired(kind, error)
         else:
-            # The error's traceback keeps the frame that holds this alarm, and the task may keep the error. And a task
-            # that was made inside keeps the alarm for as long as it runs.
+            # The error's traceback keeps the frame that holds this alarm, and the task may keep the error. A task
+            # started inside keeps the alarm for as long as it runs.
             del self.task
 
     def expire(self) -> None:
@@ -240,7 +239,7 @@ class Lasting(Alarm):
 
     @abstractmethod
     def ends(self) -> float:
-        """When the block ends, as things stand now, in monotonic seconds of the loop."""
+        """When the block ends, as things are now, in monotonic seconds of the loop."""
 
     def __enter__(self) -> Lasting:
         self.when, self.timer, self.expired = self.ends(), None, False
@@ -259,7 +258,7 @@ class Lasting(Alarm):
 
 @coroutine
 def resumed(reading: Coroutine[object, object, T], waits_for: object) -> Generator[object, None, T]:
-    """`await` the rest of a coroutine that was begun by hand, with `send(None)`, and then waited for this."""
+    """`await` the rest of a coroutine that was started by hand with `send(None)`, and that now waits for this."""
     while True:
         try:
             yield waits_for
@@ -279,10 +278,9 @@ def resumed(reading: Coroutine[object, object, T], waits_for: object) -> Generat
 class Deadline:
     """`async with koo.deadline(2.5):` bounds everything inside, nested or guarded, in seconds from now.
 
-    A nested deadline can only shorten. Raises TimeoutError at the end of its time; as after a cancellation it is then
-    unknown whether a COMMIT that was under way has happened. A task that was made inside is under
-    it as long as the block runs, and free of it afterwards. Without an event loop `with koo.deadline(2.5):` bounds each
-    `koo.run` inside.
+    A nested deadline can only shorten it. Raises TimeoutError when its time is over; as after a cancellation, it is
+    then unknown whether a COMMIT that was under way has happened. A task started inside is under it while the block
+    runs, and free of it afterwards. Without an event loop `with koo.deadline(2.5):` bounds each `koo.run` inside.
     """
 
     __slots__ = ("_alarm", "_block", "_in_s", "_token")
@@ -298,7 +296,7 @@ class Deadline:
 
     def __enter__(self) -> Deadline:
         if asyncio._get_running_loop() is not None:
-            raise RuntimeError("inside an event loop a deadline is entered by `async with`")
+            raise RuntimeError("inside an event loop enter a deadline with `async with`")
         self._block = Block(min(Deadline.loops_time() + self._in_s, ends_at.get()))
         self._block.outer = block.get()
         self._token = block.set(self._block)

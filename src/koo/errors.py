@@ -15,7 +15,7 @@ from typing import Any, Self
 
 
 class Kind(StrEnum):
-    """What happened, in one word; what follows from it is `koo.policies.treatment`."""
+    """What happened, in one word; `koo.policies.treatment` says what follows from it."""
 
     # refused by us
     CIRCUIT_OPEN = "circuit_open"
@@ -51,7 +51,7 @@ class Kind(StrEnum):
     NOT_CONFIGURED = "not_configured"
     UNKNOWN_SERVICE = "unknown_service"
     PRICE_UNKNOWN = "price_unknown"
-    # nobody's: the caller's own deadline, several services failed
+    # no party's fault: the caller's own deadline, several services failed
     DEADLINE = "deadline"
     ALL_FAILED = "all_failed"
     # databases
@@ -67,7 +67,7 @@ NAME_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a call or a check met: `kind`, the HTTP `status` (None: no answer with one came), one sentence, and when.
+    """What a call or check met: `kind`, the HTTP `status` (None: no answer with one came), one sentence, and when.
 
     `sentence` is one line without addresses, keys or prompts; `code` is the other side's own word for it (an SQLSTATE,
     "api_error"), or None; `at` is in wall seconds.
@@ -90,10 +90,10 @@ class Failure:
 class KooError(Exception):
     """Base of everything koo raises on purpose.
 
-    `service`: who it is about; `reason`: a sentence without secrets; `retry_after_s`: when to come back, in seconds,
-    or None where nobody knows; `attempts`: calls that reached the other side; `detail`: what the other side said.
-    `not_repeated`: why a call that might have been repeated was not; empty where no repeat was to be expected.
-    `last_error`: of a refusal that follows from what calls met, what the last of them met.
+    `service`: what it is about; `reason`: a sentence without secrets; `retry_after_s`: when to come back, in seconds,
+    or None if unknown; `attempts`: calls that reached the other side; `detail`: what the other side said.
+    `not_repeated`: why a call that might have been repeated was not; empty if no repeat was to be expected.
+    `last_error`: for a refusal that follows from earlier calls, what the last of them met.
     """
 
     kind: Kind = Kind.UNKNOWN
@@ -143,9 +143,9 @@ def _revive(cls: type[KooError], args: tuple[Any, ...], state: dict[str, Any]) -
 
 
 def name_of(given: object) -> str:
-    """Somebody's word for a service, for an error: in letters that every terminal can write, and never a prompt.
+    """A caller's word for a service, made safe for an error: letters that every terminal can write, never a prompt.
 
-    Whoever takes the service for the prompt and the prompt for the service would else read it in his log.
+    A caller that swaps the service and the prompt would otherwise find the prompt in its log.
     """
     text = given if isinstance(given, str) else f"<{type(given).__name__}>"
     if len(text) > NAME_MAX or len(text.split()) > 1:
@@ -167,7 +167,7 @@ def describe_s(seconds: float) -> str:
 
 
 def describe_wait_s(seconds: float) -> str:
-    """As `describe_s`, rounded up: a caller who believes it must not come too early."""
+    """As `describe_s`, rounded up: a caller that believes it must not come back too early."""
     unit_s = 0.1 if seconds < 10 else 1 if seconds < 120 else 60 if seconds < 172_800 else 86_400
     return (
         describe_s(math.ceil(seconds / unit_s - 1e-6) * unit_s)
@@ -177,7 +177,7 @@ def describe_wait_s(seconds: float) -> str:
 
 
 class ConfigurationError(KooError):
-    """A setting that cannot be right: the sentence names the variable, what it holds and what is allowed."""
+    """An invalid setting: the sentence names the variable, what it holds and what is allowed."""
 
     kind = Kind.NOT_CONFIGURED
 
@@ -191,9 +191,9 @@ class ConfigurationError(KooError):
 class ExternalServiceError(KooError):
     """Base of everything `query_ai` raises on purpose.
 
-    `billable`: the other side may have done paid work although it failed; None: as the kind usually has it.
-    `anew`: a refusal from which was learned how the other side wants to be asked: the same may pass at once.
-    `partial_text` is what a stream had delivered before it broke off.
+    `billable`: the other side may have done paid work although it failed; None: as is usual for its kind. `anew`: the
+    refusal has shown which form the other side accepts: the same call may pass at once. `partial_text`: what a stream
+    had delivered before it broke off.
     """
 
     billable: bool | None = None
@@ -202,25 +202,25 @@ class ExternalServiceError(KooError):
 
 
 class ServiceRefused(ExternalServiceError):
-    """Refused by us: the service was not asked. `instead`: whom an operator wants to be asked in its place."""
+    """Refused by us: the service was not called. `instead`: the service that an operator wants in its place."""
 
     instead: str | None = None
 
 
 class CircuitOpen(ServiceRefused):
-    """The circuit breaker is open, or its recovery is being tested by somebody else."""
+    """The circuit breaker is open, or other calls are testing its recovery."""
 
     kind = Kind.CIRCUIT_OPEN
 
 
 class RateLimited(ServiceRefused):
-    """A limit is reached: ours (`kind` rate_limited, not asked) or the provider's (throttled, cooling_down, quota)."""
+    """A limit is reached: ours (`kind` rate_limited, not called) or the provider's (throttled, cooling_down, quota)."""
 
     kind = Kind.RATE_LIMITED
 
 
 class BudgetExceeded(ServiceRefused):
-    """A budget does not hold the worst case of this call."""
+    """A budget does not cover the worst case of this call."""
 
     kind = Kind.BUDGET_EXCEEDED
 
@@ -256,13 +256,13 @@ class AuthenticationFailed(ServiceFailed):
 
 
 class CallerMistake(ExternalServiceError):
-    """The caller's own mistake: repeating it unchanged cannot help."""
+    """The caller's own mistake: repeating the call unchanged cannot help."""
 
     kind = Kind.INVALID_REQUEST
 
 
 class InvalidRequest(CallerMistake):
-    """The request cannot be right: empty, too long, an unknown model, or content the provider does not accept."""
+    """The request is invalid: empty, too long, an unknown model, or content the provider does not accept."""
 
 
 class UnknownService(CallerMistake, LookupError):
@@ -278,7 +278,7 @@ class PriceUnknown(CallerMistake):
 
 
 class AllServicesFailed(ExternalServiceError, ExceptionGroup[ExternalServiceError]):
-    """Every service that was asked refused or failed; `exceptions` holds the reason of each, in order."""
+    """Every service that was tried refused or failed; `exceptions` holds the reason of each, in order."""
 
     kind = Kind.ALL_FAILED
 
@@ -304,9 +304,9 @@ class AllServicesFailed(ExternalServiceError, ExceptionGroup[ExternalServiceErro
 class DatabaseError(KooError):
     """Base of what koo itself raises about a database; errors of statements stay SQLAlchemy's own.
 
-    `server`: its `host`, `port` and `name`, never a user or a password. `answers_since`: where callers are still
-    refused, but koo's own probe is answered again, since when (ISO 8601). `logged`: the scope in which it was met has
-    logged it, so an outer one that it leaves too does not.
+    `server`: its `host`, `port` and `name`, never a user or a password. `answers_since`: if koo's own probe succeeds
+    again while callers are still refused, since when (ISO 8601). `logged`: the scope in which it occurred has logged
+    it, so an outer scope that it passes does not.
     """
 
     server: Mapping[str, object] | None = None
@@ -335,7 +335,7 @@ class DatabaseTimeout(DatabaseUnavailable, TimeoutError):
 class CommitOutcomeUnknown(DatabaseError):
     """The connection was lost during COMMIT: the transaction may have happened or not, so it was not run again.
 
-    `key`: of its marker, where it had one: the row in `koo_markers` that tells once the database can be asked.
+    `key`: its marker's, if it had one: the row in `koo_markers` that shows the outcome once the database can be asked.
     """
 
     kind = Kind.OUTCOME_UNKNOWN

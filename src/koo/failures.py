@@ -1,8 +1,8 @@
-"""From an error to a `Failure`: what is shown beside a state, on pages and in alerts, and written into logs.
+"""From an error to a `Failure`: what is shown beside a state, on pages and in alerts, and logged.
 
 Those reach more people than the error itself does, so the sentence is made safe here: one line, cut, without control
-characters and without anything that looks like a key or a password. An error that koo knows brings a sentence of koo's
-own. Of any other error only its class is named: its text is somebody else's, and may quote a prompt.
+characters or anything that looks like a key or a password. An error that koo knows has a sentence of koo's own. Of any
+other error only the class is named: its text comes from elsewhere, and may quote a prompt.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ SENTENCE_MAX = 300
 CODE_MAX = 80
 
 _SECRET = re.compile(
-    r"\b(?:sk|pk|rk|pplx|gsk|xai|hf|ghp|AIza)[-_]?[A-Za-z0-9_-]{12,}"  # keys, by what providers begin them with
+    r"\b(?:sk|pk|rk|pplx|gsk|xai|hf|ghp|AIza)[-_]?[A-Za-z0-9_-]{12,}"  # keys, by providers' prefixes
     r"|(?<=://)[^/\s@]+(?=@)"  # user and password of a URL
     r"|(?i:(?<=bearer )|(?<=password=)|(?<=api_key=)|(?<=apikey=)|(?<=token=)|(?<=x-api-key: ))[^\s,;]+"
 )
 
 
 def failure_of(error: BaseException, kind: Kind) -> Failure:
-    """What `error` says of what broke. Total: an error of any class will do."""
+    """What `error` says about what broke. Never raises, whatever the error's class."""
     if not isinstance(error, KooError):
         return Failure(kind, safe(f"it raised {type(error).__name__}"))
     detail = error.detail or {}
@@ -38,11 +38,11 @@ def failure_of(error: BaseException, kind: Kind) -> Failure:
 
 
 def safe(text: str, most: int = SENTENCE_MAX) -> str:
-    """One plain line of at most `most` characters, where what looks like a secret is "…"."""
-    # Cut last: of a key that is cut in two, the first half would look like a word.
+    """One plain line of at most `most` characters, with "…" for anything that looks like a secret."""
+    # Cut last: the first half of a key that was cut in two would look like a word.
     return plain(masked(plain(text, 2 * most)), most)
 
 
 def masked(text: str) -> str:
-    """The same text, where what looks like a secret is "…"."""
+    """The same text, with "…" for anything that looks like a secret."""
     return _SECRET.sub("…", text)

@@ -1,20 +1,20 @@
-"""The gates before a guarded call: what takes, waits, gives back and refuses.
+"""The gates before a guarded call: they take, wait, give back and refuse.
 
     look at the breaker → key block → cooldown → limits → pace → bulkhead → hold money → admit
 
-A service has one key, one limit and one set of places, whatever model is asked, so its gates are shared by the guards
+A service has one key, one limit and one set of places, whatever model is called, so its gates are shared by the guards
 of all its models. Breaker, cooldown and counts are each model's own: the gates ask for them through `Guarded`.
 
-A gate that refuses gives back what the gates before it took, in the same step. Gates that may wait stand before the
-money, because a queue must not hold money hostage. The breaker is looked at first and asked last: first, so that a
-call that it will refuse takes no unit and stands in no queue; last, because a probe's lease that is taken before a gate
-which then refuses is a leak. While a call waits at one gate, an earlier one may shut; so after any wait the clock is
-read again, and a call that has passed the last queue begins again where an earlier gate would now refuse it.
+A gate that refuses gives back what the gates before it took, in the same step. Gates that may wait come before the
+money, because a queue must not hold money hostage. The breaker is looked at first and asked last: first, so that a call
+that it will refuse takes no unit and joins no queue; last, because a probe's lease taken before a gate that then
+refuses would be a leak. While a call waits at one gate, an earlier one may shut; so after any wait the clock is read
+again, and a call that has passed the last queue starts again if an earlier gate would now refuse it.
 
 `take` is the short way: everything at once, without waiting, or nothing. `take_in_turn` is the long one, gate by gate.
 
-Four of the gates are seldom shut (the service's quota, a blocked key, pacing, the queue for a limit). `quiet` is True
-while all four are open and hold no state to clear, so the short way looks at one flag. Each of them is shut through
+Four of the gates are rarely shut (the service's quota, a blocked key, pacing, the queue for a limit). `quiet` is True
+while all four are open and have no state to clear, so the short way checks one flag. Each of them is shut through
 a method here, which clears the flag; the first call that finds them all open sets it again.
 """
 
@@ -46,13 +46,13 @@ from koo.policies.verdict import Fault
 from koo.refusals import OURS, SERVICES, Family
 
 KEY_CHECK_S = 2.0
-"""An unbilled check of a refused key begins within a second of its time, and usually has its answer in another."""
+"""An unbilled check of a refused key starts within a second of its time, and usually has its answer in another."""
 NEWS_S = 1.0
 """A pause extended by less is not published again; each call of a burst moves its end a little."""
 
 is_fed: ContextVar[bool] = ContextVar("koo_is_fed", default=False)
-"""True for the queries of a list, of which no more are started than places are there: for them no queue is too long.
-What they would be refused for is their own list."""
+"""True for the queries of a list, of which no more are started than there are places: for them no queue is too long.
+Otherwise they would be refused because of their own list."""
 
 
 class Guarded(Protocol):
@@ -69,7 +69,7 @@ class Gates:
     """The gates that all guards of one dependency share.
 
     `name` appears in errors. `limits` and `bulkhead` are unlimited and `options.concurrency_max` unless given. `draw`:
-    numbers in [0, 1). `publish` takes events. `place_settings` are what an operator calls `concurrency_max` and
+    numbers in [0, 1). `publish` receives events. `place_settings`: an operator's names for `concurrency_max` and
     `queue_max`, for errors. Nothing here belongs to an event loop until the first call.
     """
 
@@ -109,13 +109,13 @@ class Gates:
         # One call at a time asks a full limit again, the others in order behind it.
         self.limit_queue = Bulkhead(1)
         self.quiet = False
-        # A digest, where it is not the service's own; `kin`: the gates of all of them, which share limits and places.
+        # A digest, if it is not the service's own; `kin`: the gates of all credentials, which share limits and places.
         self.credential, self.kin = "", {self}
 
     # ── the short way ─────────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, now: float, paused_until: float) -> bool:
-        """A unit of each limit and a place, if no gate refuses or waits; else nothing is taken.
+        """Take a unit of each limit and a place, if no gate refuses or waits; else take nothing.
 
         `paused_until` is the end of the model's own cooldown.
         """
@@ -129,18 +129,18 @@ class Gates:
         return False
 
     def _is_open(self, now: float) -> bool:
-        """True if none of the gates that are seldom shut is; sets `quiet` where there is nothing left to forget."""
+        """True if none of the rarely shut gates is shut; sets `quiet` if there is nothing left to forget."""
         quota = self.quota
         if now < quota.until or self.key_blocks or self.limit_queue.used or self._is_paced(now):
             return False
-        # A level that is left must still hear of the next success, else the next guess of a pause begins too long.
+        # A level that is left must see the next success: otherwise the next guess of a pause starts too long.
         self.quiet = not quota.level
         return True
 
     def _is_paced(self, now: float) -> bool:
         """True while a burst that fills all free places could break one of the provider's limits."""
-        # Calls on the short way are not counted against the limits, so it is open only where counting is idle: what an
-        # answer says is looked at again with each answer, and until then no more calls leave than there are places.
+        # Calls on the short way are not counted against the limits, so it is open only where counting is idle: each
+        # answer is checked again, and until the next one no more calls leave than there are places.
         places = self.bulkhead.limit
         self.pacing = {pacer for pacer in self.pacing if not pacer.allows(places, now)}
         return bool(self.pacing)
@@ -151,7 +151,7 @@ class Gates:
         self.limits.refund(taken_at)
 
     def refuse_full(self, guard: Guarded, now: float, deadline: float, on_limit: str | None) -> None:
-        """The short way out: refuse a call that `take` has found no unit for, where nothing else is to be looked at."""
+        """The short way out: refuse a call that `take` found no unit for, if nothing else has to be checked."""
         refusal = self.limits.refusal(now)
         if refusal is None or not self.quiet or on_limit == "wait":
             return
@@ -164,9 +164,9 @@ class Gates:
     # ── the long way ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def take_in_turn(self, guard: Guarded, passage: Passage) -> float:
-        """Through the gates one by one; returns when the limits' units were taken, for their refund.
+        """Pass the gates one by one; returns when the limits' units were taken, for their refund.
 
-        Raises an error of `family`, and then nothing stays taken.
+        Raises an error of `family`; then nothing stays taken.
         """
         while True:
             taken_at = self.clock.monotonic()
@@ -188,7 +188,7 @@ class Gates:
                 self.give_back_cell(guard, passage)
                 raise
             now = self.clock.monotonic()
-            # The unit moves to the time of the call: counted when the wait began, it would free another one too early,
+            # The unit moves to the time of the call: counted from the start of the wait, it would come back too early,
             # and let 61 calls out within a minute.
             self.limits.refund(taken_at)
             if (
@@ -200,7 +200,7 @@ class Gates:
                     self.key_blocks.let_out(guard.model, now)
                 return now
             # While this call waited for a place, a gate before it has shut (the provider asked for a pause, say). With
-            # a hundred calls in line for places, all hundred would run into it.
+            # a hundred calls queued for places, all hundred would run into it.
             self.bulkhead.give_back()
             self.give_back_cell(guard, passage)
 
@@ -239,7 +239,7 @@ class Gates:
             passes = cooldown.kind is Kind.THROTTLED or passage.on_limit == "wait"
             if passage.on_limit == "refuse" or not passes or cooldown.until >= passage.deadline:
                 self.refuse(guard, self.family.limited, cooldown.reason, wait_s, cooldown.kind)
-            # An operator's reset ends the pause earlier, and wakes no sleeper.
+            # An operator's reset ends the pause earlier, but wakes no sleeper.
             await self.clock.sleep(min(wait_s, LOOK_AGAIN_S))
 
     async def _pace(self, guard: Guarded, passage: Passage) -> bool:
@@ -253,7 +253,7 @@ class Gates:
             try:
                 while wait_s := self._pace_s(guard, passage, now := self.clock.monotonic(), 0):
                     self._check_pace(guard, passage, now, wait_s)
-                    # The next answer may bring the time forward, and wakes no sleeper.
+                    # The next answer may bring the time forward, but wakes no sleeper.
                     await self.clock.sleep(min(wait_s, LOOK_AGAIN_S))
             finally:
                 line.give_back()
@@ -261,11 +261,11 @@ class Gates:
         return True
 
     def _pace_s(self, guard: Guarded, passage: Passage, now: float, ahead: int) -> float:
-        """How long a call behind so many others waits at least, for the provider's limits or for a pilot."""
+        """How long a call behind `ahead` others waits at least, for the provider's limits or for a pilot."""
         pacer, breaker = guard.pacer, guard.breaker
         pacer.count(breaker.given)
         wait_s = pacer.wait_s(now, ahead)
-        # Who waits for nothing is not refused because a service has never been asked before.
+        # A call that does not wait must not be refused only because the service has never been called before.
         asks = pacer.knows or passage.on_limit != "refuse"
         if asks and pacer.must_follow(now, breaker.given - breaker.running):
             wait_s = max(wait_s, PILOT_LOOK_S)
@@ -277,7 +277,7 @@ class Gates:
 
     def _refuse_pace(self, guard: Guarded, wait_s: float) -> NoReturn:
         reason = "the provider's limit is nearly used up"
-        if guard.pacer.asks:  # the answer that all wait for comes no sooner than answers do
+        if guard.pacer.asks:  # the answer that all wait for comes no sooner than answers usually do
             wait_s = max(wait_s, guard.tally.recent(self.clock.monotonic()).percentile_s(0.5), LOOK_AGAIN_S)
         self.refuse(guard, self.family.limited, reason, wait_s, Kind.COOLING_DOWN)
 
@@ -289,16 +289,14 @@ class Gates:
         if bulkhead.take():
             return
         if (passage.on_limit == "refuse" and not is_fed.get()) or bulkhead.limit == 0:
-            self._refuse_place(
-                guard, f"{bulkhead.used} calls are running and {len(bulkhead.line)} are waiting"
-            )
+            self._refuse_place(guard, running(bulkhead))
         if ramping and not bulkhead.line:
             get_running_loop().call_at(bulkhead.widens_at, self._widen)
         if not await self.stand_in_line(bulkhead, guard, passage.deadline):
-            self._refuse_place(guard, "the deadline passed while waiting for a free place")
+            self._refuse_place(guard, f"no place became free before the deadline: {running(bulkhead)}")
 
     def _widen(self) -> None:
-        """Time alone widens a ramp: without this timer no call would wake those that wait for it."""
+        """Time alone widens a ramp: without this timer nothing would wake the calls that wait for it."""
         bulkhead = self.bulkhead
         bulkhead.widen(self.clock.monotonic())
         if bulkhead.line and bulkhead.cap < bulkhead.limit:
@@ -311,11 +309,11 @@ class Gates:
             and bulkhead.used >= bulkhead.cap
             and not is_fed.get()
         ):
-            self._refuse_place(guard, f"{len(bulkhead.line)} callers are waiting already")
+            self._refuse_place(guard, f"the queue is full: {len(bulkhead.line)} callers are waiting already")
         return self.stand_in(bulkhead, deadline)
 
     async def stand_in(self, bulkhead: Bulkhead, deadline: float) -> bool:
-        """Wait for a place, first come first served; False if the deadline passed before."""
+        """Wait for a place, first come first served; False if the deadline passed first."""
         if bulkhead.take():
             return True
         waiter = get_running_loop().create_future()
@@ -324,7 +322,8 @@ class Gates:
             with Alarm(self.deadlines, deadline):
                 await waiter
         except BaseException as error:
-            # Cancelled in the very step in which the place was handed over: it goes on to the next in line.
+            # If it was cancelled in the very step in which it got its place, the next in the queue gets that. Otherwise
+            # the place would belong to a call that is gone, and after `limit` such calls none would be left.
             bulkhead.leave(waiter, granted=waiter.done() and not waiter.cancelled())
             if isinstance(error, TimeoutError):
                 return False
@@ -377,12 +376,12 @@ class Gates:
         return self.quota.extend(now, asked_s, draw, kind, reason)
 
     def block_key(self, model: str | None, reason: str, since: float, until: float = NEVER) -> bool:
-        """Send nothing with the key (or, for a `model`, nothing to that); returns False if that is known already."""
+        """Send nothing with the key (or, for a `model`, nothing to that); returns False if it is blocked already."""
         self.quiet = False
         return self.key_blocks.set(model, reason, since, until)
 
     def ease(self, model: str | None, now: float) -> None:
-        """A call succeeded: guesses of pauses begin small again, and a key that was being tried works."""
+        """A call succeeded: guesses of pauses start small again, and a key that was being tried works."""
         self.quota.ease()
         if self.key_blocks:
             for one in self.key_blocks.end_by_success(model, now):
@@ -404,9 +403,9 @@ class Gates:
     def refuse(
         self, guard: Guarded, error: type[KooError], reason: str, wait_s: float | None, kind: Kind
     ) -> NoReturn:
-        """Count a refusal and raise it; `wait_s`: when to come back, None where that is unknown."""
+        """Count a refusal and raise it; `wait_s`: when to come back, None if unknown."""
         guard.tally.record_refusal(kind, self.clock.monotonic())
-        # A fresh one each time: a shared exception grows its traceback without end.
+        # A new exception each time: a shared one's traceback would grow without end.
         refusal = error(self.name, reason, wait_s, kind=kind)
         if wait_s is not None and kind is not Kind.CIRCUIT_OPEN:
             self.tell_wait(guard, refusal)
@@ -418,9 +417,9 @@ class Gates:
             del refusal  # its traceback keeps this frame, and the frame would keep it
 
     def tell_wait(self, guard: Guarded, error: KooError) -> None:
-        """Let an error name no earlier time than koo itself lets the same call through, as far as that is known."""
-        # The gate that spoke need not be the one that stays shut for longest; and an attempt that failed may have shut
-        # one. A caller who comes when it was told to would be refused once more.
+        """Give an error no earlier time than koo itself admits the same call, as far as that is known."""
+        # The gate that refused need not be the one that stays shut longest; and a failed attempt may have shut another.
+        # A caller that came back exactly on time would be refused once more.
         now = self.clock.monotonic()
         opens_at = self._others_open_at(guard, now)
         if guard.breaker.refuses(now):
@@ -455,14 +454,28 @@ class Gates:
         allowed = (self.options.concurrency_max, self.options.queue_max)
         names = ", ".join(f"{name}={most}" for name, most in zip(self.place_settings, allowed, strict=False))
         reason += f" (limits: {names})" if names else ""
-        self.refuse(guard, self.family.saturated, reason, None, Kind.SATURATED)
+        self.refuse(guard, self.family.saturated, reason, self._place_in_s(guard), Kind.SATURATED)
+
+    def _place_in_s(self, guard: Guarded) -> float | None:
+        """When a place is likely to be free: calls end at the pace of an average one. None before the first success."""
+        bulkhead, total = self.bulkhead, guard.tally.totals()
+        if not bulkhead.limit or not total.successes:
+            return None
+        return max(LOOK_AGAIN_S, total.mean_s() * (len(bulkhead.line) + 1) / bulkhead.limit)
 
     # ── events ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def emit(self, event: Event) -> None:
-        """Publish one event; a listener that fails is logged, else it would keep a permit, a place or a hold."""
+        """Publish one event; a failing listener is only logged, or it would keep a permit, a place or a hold."""
         try:
             if self.publish is not None:
                 self.publish(event)
         except BaseException as error:  # noqa: BLE001 - whatever a listener raises
             outlive(error, f"could not publish {type(event).__name__}")
+
+
+def running(bulkhead: Bulkhead) -> str:
+    """How full it is, in words."""
+    calls = "1 call is" if bulkhead.used == 1 else f"{bulkhead.used} calls are"
+    waiting = len(bulkhead.line)
+    return f"{calls} running and {waiting} {'is' if waiting == 1 else 'are'} waiting"

@@ -3,12 +3,12 @@
 A guard stands before one dependency: a database host, or one model of an AI service. It *has* a breaker, a cooldown and
 counts of its own, and asks the gates that it shares with the other models of its service (`koo.gates`).
 
-Each attempt enters through the gates, runs, and settles exactly once, whatever happens: by its result, by an error, by
-a cancellation (NEUTRAL), or by the end of its time. Between two attempts the policies are asked and answer; they never
-call back. What a failed attempt took is given back before the next one enters, so a pause keeps no place and no money.
+Each attempt enters through the gates, runs, and settles exactly once, whatever happens: by its result, by an error,
+by a cancellation (NEUTRAL), or by the end of its time. Between two attempts the policies are asked and answer; they
+never call back. What a failed attempt took is given back before the next one enters: a pause keeps no place and no money.
 
-There are two faces over one permit. `call` runs a function, and runs it again where that is safe and worth it. `begin`
-and `permit()` give a `Scope` for a block or a stream, whose owner ends it.
+There are two faces over one permit. `call` runs a function, and runs it again if that is safe and worthwhile. `begin`
+and `permit()` return a `Scope` for a block or a stream, whose owner ends it.
 
 Nothing here awaits between two looks at a policy unless it says so, so on one event loop each step is atomic.
 """
@@ -42,10 +42,10 @@ __all__ = ["Guard", "Scope"]
 
 T = TypeVar("T")
 RAMP_FACTOR = 2
-"""After closing, so many times the probes that closed it may run at first (rule R16): only they are known to work."""
+"""After closing, this many times the probes that closed it may run at first (rule R16): more are not known to work."""
 CUT_S_MIN, USUAL_CUT = 0.5, 2.0
-"""A call that its caller cut short is a sign only if it had lasted so long, and twice as long as calls usually take:
-callers in a hurry must not make a service look ill that is well."""
+"""A call cut short by its caller is evidence only if it had lasted this long, and twice as long as calls usually take:
+callers in a hurry must not make a healthy service look ill."""
 
 
 class Guard:
@@ -86,7 +86,7 @@ class Guard:
         self.check_error: Failure | None = None
         self._classify = classify
         self._on_outage = on_outage
-        self._deadlines = gates.deadlines  # these two are at hand, because each call reads them
+        self._deadlines = gates.deadlines  # these two are kept here, because each call reads them
         self._monotonic: Callable[[], float] = gates.clock.monotonic
 
     def __repr__(self) -> str:
@@ -112,16 +112,16 @@ class Guard:
         has_next: bool = False,
         scope: Scope[T] | None = None,
     ) -> T:
-        """Run `operation(*args)` under guard, again where that is safe and worth it.
+        """Run `operation(*args)` under guard, again if that is safe and worthwhile.
 
         Raises what the operation raised (or what the classifier makes of it, `from` the original), or a refusal of
-        the guard's family. `on_limit`: None waits for a pause that the other side asked for and is refused by our own
+        the guard's family. `on_limit`: None waits for a pause that the other side asked for, and is refused by our own
         limits; "wait" queues for both within the deadline, and for an open breaker unless `has_next`; "refuse" waits
         for neither. `timeout_s` is the caller's, unless `is_ours`; without it the option holds, which is ours. With a
         `scope` a success is not settled: the scope keeps the permit.
         """
         now, options = self._monotonic(), self.options
-        # `if` instead of `min()`, here and below: two calls of `min` are a tenth of the guard's overhead.
+        # `if` instead of `min()`, here and below: two calls of `min` would be a tenth of the guard's overhead.
         deadline, outer = now + (options.timeout_s if timeout_s is None else timeout_s), block.get().until
         is_ours = is_ours or timeout_s is None
         if outer <= deadline:  # or its block is over: then the one around it counts
@@ -139,8 +139,8 @@ class Guard:
             passage = Passage(charge, deadline, on_limit, is_ours, has_next)
             permit = await self.enter(passage)
         while True:
-            # An attempt ends at the earliest of three times. After the deadline its caller has gone. Without the limit
-            # of an attempt one that hangs would use up the time of all its repeats. And a probe whose lease is over
+            # An attempt ends at the earliest of three times. After the deadline its caller is gone. Without the limit
+            # of an attempt, one that hangs would use up the time of all its repeats. And a probe whose lease is over
             # has made room for the next one: if it ran on, two probes would hit a backend meant for one.
             until = permit.given_at + options.attempt_timeout_s
             if deadline < until:
@@ -186,7 +186,7 @@ class Guard:
         return scope
 
     def _watch(self, permit: Permit, until: float, deadline: float, scope: Scope[T] | None) -> Alarm:
-        """The alarm of an attempt whose end may move: a probe's, or a stream's that may think for longer."""
+        """The alarm of an attempt whose end may move: a probe's, or that of a stream, which may think for longer."""
         if scope is not None and scope.streams:
             scope.permit, until = permit, deadline
         return AlarmOfProbe(self._deadlines, permit, until)
@@ -198,7 +198,7 @@ class Guard:
     # ── the way in ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def enter(self, passage: Passage) -> Permit:
-        """Through all gates, waiting where that is allowed. Raises a refusal, and then nothing stays taken."""
+        """Pass all gates, waiting where that is allowed. Raises a refusal; then nothing stays taken."""
         gates, charge = self.gates, passage.charge
         now = self._monotonic()
         if now >= passage.deadline:
@@ -230,7 +230,7 @@ class Guard:
         self.gates.refuse(self, self.gates.family.timeout, reason, None, Kind.DEADLINE)
 
     async def _pay(self, charge: Charge, deadline: float, taken_at: float) -> Permit:
-        """Hold the money, and then through the last gate."""
+        """Hold the money, then pass the last gate."""
         try:
             await charge.hold(deadline)
         except BaseException as error:
@@ -261,7 +261,7 @@ class Guard:
         return permit
 
     async def _enter_again(self, passage: Passage, pause_s: float | None) -> Permit:
-        """Pause, and through all gates once more. A repeat that is never made costs no token."""
+        """Pause, and pass all gates once more. A repeat that is never made costs no token."""
         try:
             if pause_s is not None:
                 await self._pause(pause_s)
@@ -277,7 +277,7 @@ class Guard:
         return permit
 
     async def _pause(self, pause_s: float) -> None:
-        """Until the pause is over, or an operator resets: then what it was for is over too."""
+        """Sleep until the pause is over, or an operator resets: then its reason is gone too."""
         resets, over_at = self.resets, self.now() + pause_s
         while True:
             await self.gates.clock.sleep(min(pause_s, LOOK_AGAIN_S))
@@ -295,7 +295,7 @@ class Guard:
         slow: bool | None = None,
         took_s: float | None = None,
     ) -> None:
-        """`first`: it was the first attempt. The rest as at `leave`."""
+        """`first`: it was the first attempt. The rest as for `leave`."""
         now, breaker, gates, cooldown = self._monotonic(), self.breaker, self.gates, self.cooldown
         if took_s is None:
             took_s = now - permit.given_at
@@ -327,7 +327,7 @@ class Guard:
         # A call that its caller cut short must not hide what opened the breaker.
         if verdict is not NEUTRAL or fault.block is not None or (is_cut and breaker.phase is CLOSED):
             self._note_error(fault.met)
-        # Of neutral ends only the deadline's tells anything about the other side: that it was slow.
+        # Of the neutral ends only a deadline's says anything about the other side: that it was slow.
         slow = slow and (verdict is FAILURE or fault.kind is Kind.DEADLINE)
         self.gates.bulkhead.give_back()
         marks = breaker.marks
@@ -369,20 +369,20 @@ class Guard:
                 charge.release()
 
     def _cut_s(self) -> float:
-        """From how many seconds on a call that its caller cut short says something about the other side."""
+        """How long a call must have run, when its caller cuts it short, to say anything about the other side."""
         return max(CUT_S_MIN, USUAL_CUT * self.tally.totals().percentile_s(0.5))
 
     def abandon(self, passage: Passage, permit: Permit) -> None:
         """Settle a dropped scope: neutral, and paid for. From any thread, at any moment."""
         loop = self._deadlines.loop
         if loop is not None and loop.is_running():
-            # Not at once: the garbage collector comes in the middle of anything, and in any thread.
+            # Not at once: the garbage collector runs in the middle of anything, and in any thread.
             loop.call_soon_threadsafe(self.leave, passage, permit, CANCELLED)
         else:
             self.leave(passage, permit, CANCELLED)
 
     def count_outage(self, in_row: bool, failure: Failure | None) -> None:
-        """The host that all models share could not be reached, which counts here too; `in_row`: as a step where met."""
+        """The host that all models share could not be reached, which counts here too; `in_row`: it was a step there."""
         self.breaker.last_error = failure
         self.breaker.count_outage(in_row, self._monotonic(), self.gates.draw)
         if self.breaker.happened:
@@ -391,13 +391,13 @@ class Guard:
     # ── between attempts ──────────────────────────────────────────────────────────────────────────────────────
 
     def judge(self, error: BaseException) -> Fault:
-        """What an error means. Total: anything but an Exception is NEUTRAL, and so is a classifier's own failure."""
+        """What an error means. Never raises: a non-Exception is NEUTRAL, and so is a classifier's own failure."""
         return judge(self._classify, error)
 
     def _fail(self, passage: Passage, permit: Permit, error: BaseException, alarm: Alarm) -> float | None:
         """Settle a failed attempt; returns the pause before the next one, or raises the real error now.
 
-        None: it is no repeat of a failure, but the same asked in another form, at once and without a token.
+        None: it is not a repeat of a failure, but the same call in another form, at once and without a token.
         """
         timeout, now = self.gates.family.timeout, self._monotonic()
         fault = fault_of_time(self.name, timeout, error, alarm, passage, now) or self.judge(error)
@@ -425,8 +425,8 @@ class Guard:
                 raise error
             raise real from error
         finally:
-            # The error's traceback keeps this frame, and the frame would keep the error: all that the caller's frames
-            # hold would stay until the cycle collector runs.
+            # The error's traceback keeps this frame, and the frame would keep the error: everything in the callers'
+            # frames would stay until the cycle collector runs.
             del error, real, fault
 
     # ── the monitor and the operator ──────────────────────────────────────────────────────────────────────────
@@ -441,7 +441,7 @@ class Guard:
             self._publish_steps()
 
     def note_check(self, error: KooError | None) -> None:
-        """A health check ended, well with None. That closes a breaker only where there have been no calls for long."""
+        """A health check ended; None is success, which closes a breaker only after a long time without calls."""
         now = self._monotonic()
         if error is None:
             self.checks_failed = 0
@@ -454,12 +454,12 @@ class Guard:
             self.check_error = self._note_error(failure_of(error, error.kind))
 
     def _note_error(self, failure: Failure) -> Failure:
-        """Keep what was met, with the time; before the call is settled, so that what follows from it can name it."""
+        """Keep what was met, with its time; before the call is settled, so that what follows from it can name it."""
         self.breaker.last_error = noted = replace(failure, at=self.gates.clock.wall())
         return noted
 
     def evidence(self) -> Evidence:
-        """What speaks about its state; checks that failed before the last success do not."""
+        """What is known about its state; checks that failed before the last success do not count."""
         last_success_at = self.tally.last_success_at
         cuts = self.tally.cuts_in_row(self._monotonic())
         if last_success_at is not None and last_success_at >= self.check_failed_at:
@@ -481,12 +481,12 @@ class Guard:
         self._publish_steps()
 
     def _publish_steps(self) -> None:
-        """Publish what the breaker did, after its state is set; and do what follows from it for probes and places."""
+        """Publish what the breaker did, after its state is set; and apply what follows from it to probes and places."""
         breaker = self.breaker
         happened, breaker.happened = breaker.happened, []
         for event in happened:
             if isinstance(event, CircuitOpened):
-                # Long enough for a slow model's honest answer, as it was when it was last well.
+                # Long enough for a slow model's honest answer, as it was when it was last healthy.
                 usual_s = max(self.options.breaker.lease_s, 2 * self.tally.healthy().percentile_s(0.99))
                 breaker.lease_s = min(self.options.attempt_timeout_s, usual_s)
             elif isinstance(event, CircuitClosed) and breaker.override is NONE and breaker.closed_by:
@@ -494,7 +494,7 @@ class Guard:
             self.gates.emit(event)
 
     def _narrow(self, closed_by: Trigger) -> None:
-        """Begin the ramp of rule R16; with one call where no probe has tried it."""
+        """Begin the ramp of rule R16; with one call if no probe has tried it."""
         untried = closed_by is Trigger.STAYED_IDLE
         few = 1 if untried else RAMP_FACTOR * self.options.breaker.success_threshold
         self.gates.bulkhead.narrow(few, self._monotonic())

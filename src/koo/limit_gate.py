@@ -1,9 +1,9 @@
 """The gate of our own limits: a unit of each, at once, after the store's answer, or in a queue; or why there is none.
 
-A limit that holds for a fleet may have no unit in this process's hand although there is one. Then every caller waits
-for the store's answer, whatever it says about waiting: a process that does not know cannot say "full". Where the answer
-is that the units left lie in other processes' hands, it waits until they may have come home, for five seconds at most.
-Only `on_limit="wait"` waits for units that are used up.
+For a fleet-wide limit, this process may have no unit in hand although there is one. Then every caller waits for the
+store's answer, whatever it says about waiting: a process that does not know cannot say "full". If the answer is that
+the remaining units are in other processes' hands, the caller waits until they may have come home, for at most five
+seconds. Only `on_limit="wait"` waits for units that are used up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PATIENCE_S = 5.0
 
 
 class Gate(Protocol):
-    """What of the gates concerns limits."""
+    """The part of the gates that concerns limits."""
 
     limits: Limits
     limit_queue: Bulkhead
@@ -42,7 +42,7 @@ class Gate(Protocol):
         ...
 
     def stand_in_line(self, bulkhead: Bulkhead, guard: Any, deadline: float) -> Awaitable[bool]:
-        """Wait for a place; False if the deadline passed before."""
+        """Wait for a place; False if the deadline passed first."""
         ...
 
 
@@ -73,7 +73,7 @@ async def take_limits(gate: Gate, guard: Any, passage: Passage) -> float:
             usable_at = limits.usable_at(now := gate.clock.monotonic())
             if usable_at >= deadline:
                 refuse_limit(gate, guard)
-            # A refund may bring a unit earlier, and wakes no sleeper.
+            # A refund may free a unit earlier, but wakes no sleeper.
             await gate.clock.sleep(min(usable_at - now, LOOK_AGAIN_S))
         return now
     finally:
@@ -102,17 +102,18 @@ async def _answered(gate: Gate, deadline: float, callers: int = 1) -> float | No
 
 
 def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
-    """Which limit, and when it is usable again; where it is only the queue that is before this call: soon."""
+    """Refuse: which limit, and when it is usable again; if only the queue is ahead of this call: soon."""
     limits, now = gate.limits, gate.clock.monotonic()
     full = limits.full(now)
     if full is not None and not (limits.ask is not None and limits.lacks(now)):
         wait_s = _known_s(limits.usable_at(now) - now)
         gate.refuse(guard, gate.family.limited, limits.why(full), wait_s, Kind.RATE_LIMITED)
     if full is not None:
-        reason = "the state store did not say before the deadline whether our limit has room"
+        reason = "the state store (KOO_STATE_URL) did not confirm before the deadline that our limit has room"
         gate.refuse(guard, gate.family.limited, reason, LOOK_AGAIN_S, Kind.RATE_LIMITED)
-    reason = "other callers are waiting for our limit already"
     ahead = len(gate.limit_queue.line) + gate.limit_queue.used
+    limit = " and ".join(f"{count.limit} {count.name}" for count in limits.counts)
+    reason = f"other callers are waiting for our limit of {limit} already: {ahead}"
     free_at = max(now + LOOK_AGAIN_S, limits.usable_at(now, ahead + 1))
     gate.refuse(guard, gate.family.limited, reason, _known_s(free_at - now), Kind.RATE_LIMITED)
 

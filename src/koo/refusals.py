@@ -1,4 +1,4 @@
-"""With which errors one kind of dependency refuses, and which refusals follow from what the other side did."""
+"""The errors with which each kind of dependency refuses, and which refusals follow from what the other side did."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from koo.errors import (
 )
 
 OURS = frozenset({Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED, Kind.SATURATED, Kind.DEADLINE})
-"""Refusals for limits of our own: what the other side said last has nothing to do with them."""
+"""Refusals by our own limits: the other side's last error has nothing to do with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,6 @@ DATABASES = Family(DatabaseUnavailable, PoolSaturated, PoolSaturated, DatabaseTi
 
 
 def not_begun(service: str) -> ServiceRefused:
-    """The refusal of what a call would still begin while koo is closed."""
+    """The refusal of a call that would only begin while koo is closing."""
     reason = "it is not begun any more, because koo is being closed"
     return ServiceRefused(service, reason, kind=Kind.DRAINING)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ScopeGuard(Protocol):
-    """What a scope asks of its guard."""
+    """What a scope needs of its guard."""
 
     breaker: Breaker
     options: GuardOptions
@@ -46,8 +46,8 @@ class Scope(Generic[T]):
     """One permit for the length of a block or a stream; `value` is the result of `begin`'s operation.
 
     End it with `settle`, or use it as `async with`. `deadline` is in monotonic seconds: no timer spans the block, so
-    each wait inside has to be bounded with it. `streams`: its operation opens a stream, which bounds its own silences
-    from the first moment; then `permit` is known before the operation runs, and the guard bounds only the whole call.
+    each wait inside must be bounded by it. `streams`: its operation opens a stream, which bounds its own silences from
+    the first moment; then `permit` is known before the operation runs, and the guard bounds only the whole call.
     """
 
     __slots__ = ("_ended", "_guard", "passage", "permit", "streams", "value")
@@ -70,12 +70,12 @@ class Scope(Generic[T]):
 
     @property
     def attempts(self) -> int:
-        """How often the operation was run."""
+        """How many times the operation was run."""
         return self.passage.attempt
 
     async def __aenter__(self) -> Scope[T]:
         if not self._ended:
-            raise RuntimeError("this scope is in use: each block needs a permit() of its own")
+            raise RuntimeError("this scope is already in use: call permit() once for each block")
         deadline, outer = self._guard.now() + self._guard.options.timeout_s, ends_at.get()
         self.passage.deadline, self.passage.is_ours = min(deadline, outer), deadline < outer
         self.keep(await self._guard.enter(self.passage), self.passage)
@@ -85,25 +85,25 @@ class Scope(Generic[T]):
         self.settle(None if error is None else self._guard.judge(error))
 
     def keep(self, permit: Permit, passage: Passage) -> None:
-        """From here the permit, and what was taken with it, are this scope's to end."""
+        """From here on the permit, and what was taken with it, are this scope's to end."""
         self.permit, self.passage = permit, passage
         self._ended = False
 
     def renew(self) -> None:
-        """A piece came, of content or reasoning, or the reader asks for the next one: a probe that streams is alive."""
-        self.permit.kept = True  # it has begun to answer: its length no longer counts as a call that hangs
+        """A chunk of content or reasoning came, or the reader asks for the next one: a streaming probe is alive."""
+        self.permit.kept = True  # it has begun to answer: its length no longer counts as a hanging call
         if self._guard.breaker.phase is HALF_OPEN:
             self._guard.breaker.renew(self.permit, self._guard.now())
 
     def rest(self) -> None:
-        """The reader has the turn: the lease of a probe stands still."""
+        """It is the reader's turn: a probe's lease stands still."""
         if self._guard.breaker.phase is HALF_OPEN:
             self._guard.breaker.rest(self.permit, self._guard.now())
 
     def answered(self) -> None:
-        """The other side has answered: a probe is over, and its block, whose length is its caller's, keeps no lease.
+        """The other side has answered: a probe is over, and its block, whose length is the caller's, keeps no lease.
 
-        What the block still meets counts as of any call once the breaker is closed, and not while others still test.
+        What the block meets later counts as for any call once the breaker is closed, but not while others still test.
         """
         guard, breaker = self._guard, self._guard.breaker
         now, draw = guard.now(), guard.gates.draw
@@ -119,14 +119,14 @@ class Scope(Generic[T]):
     ) -> None:
         """End it, once: None is success.
 
-        The scope's own length may be its caller's time: `took_s` is what the other side took of it, and `slow`
-        whether that was slow, where it is not simply `took_s` against the option.
+        The scope's own length may be its caller's time: `took_s` is the other side's part of it, and `slow` whether
+        that was slow, if it is not simply `took_s` against the option.
         """
         if not self._ended:
             self._ended = True
             self._guard.leave(self.passage, self.permit, fault, slow, took_s)
 
     def __del__(self) -> None:
-        # Dropped unsettled: without this its permit, its place and its money would stay taken for ever.
+        # Dropped unsettled: without this its permit, its place and its money would stay taken forever.
         if not self._ended:
             self._guard.abandon(self.passage, self.permit)

@@ -1,13 +1,13 @@
-"""What servers, poolers and libpq say in words, where there is no SQLSTATE, or the wrong one.
+"""What servers, poolers and libpq say in words, when there is no SQLSTATE, or the wrong one.
 
 libpq passes no SQLSTATE on when a connection is refused, only the server's sentence, in the server's language
-(`lc_messages`). A pooler uses one code for everything that it says itself: PgBouncer 08P01, Supavisor XX000. So words
-are the only way to tell a wrong password from a full server. They are read only from a side that refuses or ends the
-connection: an error of a statement may quote anything.
+(`lc_messages`). A pooler uses one code for everything of its own: PgBouncer 08P01, Supavisor XX000. So words are the
+only way to tell a wrong password from a full server. They are read only if the other side refuses or ends the
+connection: a statement's error may quote anything.
 
-The rules are regular expressions over such a sentence; the first that is found counts. Their translations are those of
-PostgreSQL itself, as short as will tell them apart. A sentence that no rule knows is still the word of a server, and is
-not called an unreachable one.
+The rules are regular expressions over such a sentence; the first match counts. Their translations are PostgreSQL's own,
+as short as still distinguishes them. A sentence that no rule matches still comes from a server, and is not reported as
+an unreachable one.
 """
 
 from __future__ import annotations
@@ -46,10 +46,8 @@ def _rules(*rows: tuple[str, Meaning]) -> Rules:
 
 NO_LOGIN_BEHIND = STARTING.saying("the pooler cannot connect to the server behind it")
 POOLER_FULL = FULL.saying("the pooler has no connection left")
-WANTS_TLS = MISCONFIGURED.saying(
-    "it takes only TLS: its URL has to ask for it (psycopg: sslmode, asyncpg: ssl)"
-)
-UNKNOWN_USER = REFUSED.saying("the pooler knows no such user")
+WANTS_TLS = MISCONFIGURED.saying("it requires TLS: ask for it in the URL (psycopg: sslmode, asyncpg: ssl)")
+UNKNOWN_USER = REFUSED.saying("the pooler does not know this user")
 
 POOLERS: Rules = _rules(
     # PgBouncer
@@ -61,7 +59,10 @@ POOLERS: Rules = _rules(
     (r"(?:auth|SASL authentication|password check) failed|login rejected", REFUSED),
     (r"no such database|database \S+ is disabled|database removed", MISSING),
     (r"(?:SSL|TLS) (?:connection |client certificate )?required", WANTS_TLS),
-    (r"unsupported startup parameter", MISCONFIGURED.saying("the pooler does not take an option in its URL")),
+    (
+        r"unsupported startup parameter",
+        MISCONFIGURED.saying("the pooler does not accept an option in its URL"),
+    ),
     (r"(?:idle )?transaction[ _]timeout", OVERSTAYED),
     (r"client_idle_timeout", IDLED),
     # Supavisor
@@ -72,7 +73,7 @@ POOLERS: Rules = _rules(
     (r"ECHECKOUTTIMEOUT|check ?out (?:connection |timeout|timed out)", POOLER_FULL),
     (
         r"ECIRCUITBREAKER|too many authentication",
-        REFUSED.saying("the pooler refuses logins after wrong ones"),
+        REFUSED.saying("the pooler refuses logins after too many failed ones"),
     ),
     (r"tenant or user not found", UNKNOWN_USER),
     # RDS Proxy
@@ -84,7 +85,7 @@ POOLERS: Rules = _rules(
     (r"AllServersDown|pool is down|failed to get remote server|connect to compute node", NO_LOGIN_BEHIND),
     (r"no pool configured|route for \S+ is not found|endpoint \S+ (?:is|has been) disabled", MISSING),
 )
-"""Sentences of poolers' own: they count before the code, which is the same for all of them."""
+"""Poolers' own sentences: they come before the code, which is the same for all of them."""
 
 TOO_MANY = r"""too many (?:clients|connections)|connection slots are reserved|zu viele Verbindungen
     |Verbindungen sind für|demasiad[oa]s (?:clientes|conexiones)|conexiones restantes
@@ -140,7 +141,7 @@ REFUSALS: Rules = _rules(
     (_joined(NO_LOGIN), REFUSED),
     (_joined(NO_DATABASE), MISSING),
 )
-"""PostgreSQL's own sentences, in the languages that it speaks."""
+"""PostgreSQL's own sentences, in all of its languages."""
 CERTIFICATES: Rules = _rules(
     (
         r"root certificate file",
@@ -170,7 +171,7 @@ CERTIFICATES: Rules = _rules(
     ),
     (
         r"alert (?:certificate required|bad certificate|unknown ca)",
-        MISCONFIGURED.saying("the server wants a client certificate that it trusts, and got none"),
+        MISCONFIGURED.saying("the server requires a client certificate that it trusts, and received none"),
     ),
 )
 """What a TLS library says about certificates. None of it passes by itself."""
@@ -178,7 +179,7 @@ CLIENT: Rules = CERTIFICATES + _rules(
     (r"no password supplied", REFUSED.saying("the server asks for a password")),
     (
         r"authentication method|channel binding",
-        REFUSED.saying("server and URL agree on no way to authenticate"),
+        REFUSED.saying("the server and the URL have no authentication method in common"),
     ),
     (r"connection option|sslmode value|invalid port|must be one of", MISCONFIGURED),
     (
@@ -187,13 +188,13 @@ CLIENT: Rules = CERTIFICATES + _rules(
     ),
     (r"could not fork new process", FULL),
 )
-"""What libpq and asyncpg say themselves, before or without a word of the server's."""
+"""Sentences of libpq and asyncpg themselves, before or without one of the server's."""
 REASONS: tuple[tuple[str, str], ...] = (
     ("resolve", "the host name cannot be resolved"),
     ("refused", "the server refuses connections"),
     ("response to SSL negotiation", "what answers there is not PostgreSQL"),
-    ("support SSL", "the server speaks no TLS, which its URL asks for"),
-    ("SSL upgrade", "the server speaks no TLS, which its URL asks for"),
+    ("support SSL", "the server does not support TLS, which its URL asks for"),
+    ("SSL upgrade", "the server does not support TLS, which its URL asks for"),
     ("certificate", "the TLS handshake failed"),
     ("closed the connection unexpectedly", "the server closed the connection"),
 )
@@ -204,27 +205,29 @@ UNKNOWN_REFUSAL = STARTING.saying("the server refused the connection; its log sa
 
 
 def said(original: BaseException) -> str:
-    """The sentence of the other side, without libpq's own in front of it, which names the host and the port."""
+    """The other side's sentence, without libpq's own prefix, which names the host and the port."""
     text = str(original)
     spoken = SPOKEN.search(text)
     return spoken[2] if spoken else text
 
 
 def of_pooler(original: BaseException) -> Meaning | None:
-    """What a pooler means that refused or ended the connection, or None for words that are not a pooler's own."""
+    """What it means if a pooler refused or ended the connection; None for words that are not a pooler's own."""
     return _first(POOLERS, said(original))
 
 
 def at_connect(original: BaseException) -> Meaning | None:
-    """What the code of a refused connection means where it would mean something else of a statement."""
+    """What the code of a refused connection means if it would mean something else for a statement."""
     state = sqlstate_of(original)
-    if state == "42501" and OPTION.search(said(original)):  # the same code where the user may not connect
+    if state == "42501" and OPTION.search(
+        said(original)
+    ):  # the same code means that the user may not connect
         return MISCONFIGURED
     return None if state is None else find(AT_CONNECT, state)
 
 
 def by_certificate(original: BaseException) -> Meaning | None:
-    """What an error of Python's own TLS means where it is about certificates; asyncpg lets it pass as it is."""
+    """What an error of Python's own TLS means if it is about certificates; asyncpg passes it through."""
     return _first(CERTIFICATES, str(original)) if isinstance(original, ssl.SSLError) else None
 
 
@@ -235,7 +238,7 @@ def by_words(original: BaseException) -> Meaning:
     if spoken is None:
         short = shortage_in_words(text)
         meaning = None if short is not None else _first(CLIENT, text)
-        # libpq may lack it for so much that it has no words left.
+        # libpq may lack a resource for so much that it has no words left.
         short = short or (shortage_now() if meaning is None else None)
         return SHORT_HERE.saying(short) if short is not None else meaning or LOST
     words = spoken[2]

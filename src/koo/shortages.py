@@ -1,8 +1,9 @@
 """What this process, or its machine, has run out of: file descriptors, memory, threads.
 
-That is ours: neither a provider nor a database has failed, so it moves no breaker, and the error says what is missing.
-The system says it by a number, Python by `MemoryError` and by the words of one RuntimeError. Name lookups and SQLite
-say "unknown name" and "cannot open the file" where they had no descriptor: after such an error `shortage_now` looks.
+That is our own shortage: neither a provider nor a database has failed, so it moves no breaker, and the error says what
+is missing. The system reports it by a number, Python by `MemoryError` and by one RuntimeError's words. Name lookups and
+SQLite report "unknown name" and "cannot open the file" when they lack a descriptor: after such an error `shortage_now`
+looks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 
-NO_MEMORY = "this machine gives this process no more memory"
-NO_THREAD = "this machine lets this process start no more threads"
+NO_MEMORY = "this machine has no more memory for this process"
+NO_THREAD = "this machine cannot start more threads for this process (its limit: ulimit -u)"
 NO_DESCRIPTOR = "this process has no file descriptor left (its limit: ulimit -n)"
 SENTENCES: Mapping[int, str] = {
     errno.EMFILE: NO_DESCRIPTOR,
@@ -22,7 +23,7 @@ SENTENCES: Mapping[int, str] = {
     errno.ENOMEM: NO_MEMORY,
 }
 _WORDS: Mapping[str, str] = {os.strerror(number): sentence for number, sentence in SENTENCES.items()}
-"""As a C library says them, in whose errors the number is lost."""
+"""A C library's words for it, in errors that have lost the number."""
 _OF_THREADS = "can't start new thread"
 CAUSES_MAX = 8
 
@@ -42,11 +43,11 @@ class Shortages:
 
 
 SHORTAGES = Shortages()
-"""Of this process: what is missing is missing for all of it."""
+"""For the whole process: what is missing is missing everywhere in it."""
 
 
 def shortage_in(error: BaseException) -> str | None:
-    """What was missing, as a sentence, by this error or one that it was raised from; None: nothing of ours. Noted."""
+    """What was missing, as a sentence, by this error or one of its causes; None: nothing of ours. Recorded."""
     for one in _chain(error):
         sentence = _said_by(one)
         if sentence is not None:
@@ -55,19 +56,19 @@ def shortage_in(error: BaseException) -> str | None:
 
 
 def shortage_in_words(text: str) -> str | None:
-    """The same of an error's text, where it is a library of this process that wrote it and no other side. Noted."""
+    """The same from an error's text, if a library of this process wrote it, not the other side. Recorded."""
     sentence = next((sentence for words, sentence in _WORDS.items() if words in text), None)
     return None if sentence is None else SHORTAGES.note(sentence)
 
 
 def shortage_now() -> str | None:
-    """What is missing now, for an error that may stand for it: is a descriptor to be had? Noted."""
+    """What is missing now, for an error that may hide it: tries to open a descriptor. Recorded."""
     missing = no_descriptor()
     return None if missing is None else shortage_in(missing)
 
 
 def no_descriptor() -> OSError | None:
-    """The error with which none is to be had now; None where there is one."""
+    """The error if no descriptor can be opened now; None if one can."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
@@ -76,7 +77,7 @@ def no_descriptor() -> OSError | None:
 
 
 def start(thread: threading.Thread) -> None:
-    """Start it. Raises `OSError` (EAGAIN, which says so in words) where the system starts none."""
+    """Start it. Raises `OSError` (EAGAIN, with words that say so) if the system cannot start a thread."""
     try:
         thread.start()
     except RuntimeError as error:
@@ -86,7 +87,7 @@ def start(thread: threading.Thread) -> None:
 
 
 class NoThread(OSError):
-    """The system starts no thread."""
+    """The system cannot start a thread."""
 
     def __init__(self) -> None:
         super().__init__(errno.EAGAIN, NO_THREAD)

@@ -1,16 +1,16 @@
-"""What PostgreSQL and SQLite say, and what it means: one table for the user's database and for koo's own store.
+"""What PostgreSQL's and SQLite's codes mean: one table for the user's database and for koo's own store.
 
 The classes of exceptions mislead (through SQLAlchemy, asyncpg's deadlock is a bare `DBAPIError` and its refused
 connection a raw `OSError`; psycopg's "too many connections" has no SQLSTATE), so the code is looked up first. Words are
-read only where there is no code, or the wrong one (`koo.server_words`).
+read only if there is no code, or the wrong one (`koo.server_words`).
 
-**Who is speaking.** A server that ends our connection says so with severity FATAL or PANIC, or by closing it. The same
-code with severity ERROR is a *report* about something else, and the connection is as good as before: another server
-that a foreign table stands for, a remote one that dblink asked, or an application's own `RAISE ... USING ERRCODE`. Read
-as a loss it would open the circuit of a healthy database, so `REPORTED` is looked up before `SQLSTATES`.
+**Which side reports.** A server that ends our connection says so with severity FATAL or PANIC, or by closing it. The
+same code with severity ERROR is a *report* about something else, and the connection is still good: another server
+behind a foreign table, a remote one that dblink asked, or an application's own `RAISE ... USING ERRCODE`. Read as a
+loss it would open the circuit of a healthy database, so `REPORTED` is looked up before `SQLSTATES`.
 
-`Meaning.unsure` is about COMMIT alone: a connection that is lost there leaves open whether the transaction happened,
-also where the server had time to say why (57P01 while it waited for a standby: it *is* committed).
+`Meaning.unsure` concerns COMMIT only: a connection lost there leaves open whether the transaction happened, even if the
+server had time to say why (57P01 while it waited for a standby: it *is* committed).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from koo.shortages import NO_DESCRIPTOR, NO_MEMORY, shortage_in, shortage_now
 
 
 class Drop(Enum):
-    """Which connections of a pool are of no use any more."""
+    """Which connections of a pool have become useless."""
 
     KEEP = "keep"
     ONE = "one"
@@ -36,7 +36,7 @@ class Drop(Enum):
 class Meaning:
     """`repeatable`: the whole transaction may be run again. `unsure`: in COMMIT it may have happened.
 
-    `says` is a clause to act on, without addresses, users, passwords and values.
+    `says` is an actionable clause, without addresses, users, passwords and values.
     """
 
     kind: Kind
@@ -56,7 +56,7 @@ class Meaning:
         return replace(self, says=says)
 
     def fault(self, error: Exception | None = None) -> Fault:
-        """For the guard; `error` is raised in place of the original."""
+        """For the guard; `error` is raised instead of the original."""
         return Fault(
             verdict=self.verdict, kind=self.kind, repeatable=self.repeatable, billed=False, error=error,
             failure=Failure(self.kind, self.says) if error is None and self.says else None,
@@ -107,11 +107,11 @@ UNPREPARED = Meaning(
 )
 READ_ONLY = Meaning(Kind.READ_ONLY, NEUTRAL, drop=Drop.ALL, says="the database takes no writes")
 STANDBY = READ_ONLY.saying(
-    "the server takes no writes: it is a standby, or was made read-only; from now on connections are opened anew"
+    "the server takes no writes: it is a standby, or was made read-only; new connections are opened from now on"
 )
 VIOLATED = Meaning(Kind.INTEGRITY, NEUTRAL, says="a constraint forbids it")
 FORBIDDEN = Meaning(Kind.PERMISSION, NEUTRAL, says="the user has no permission for it")
-MISTAKEN = Meaning(Kind.INVALID_REQUEST, NEUTRAL, says="the statement cannot be right")
+MISTAKEN = Meaning(Kind.INVALID_REQUEST, NEUTRAL, says="the statement is invalid")
 SATURATED = Meaning(Kind.SATURATED, NEUTRAL, says="all connections are in use")
 MISCONFIGURED = Meaning(
     Kind.NOT_CONFIGURED,
@@ -119,13 +119,17 @@ MISCONFIGURED = Meaning(
     says="an option in its URL is unknown, or has a wrong value",
 )
 UNREADABLE = Meaning(
-    Kind.NOT_FOUND, FAILURE, says="the file cannot be opened: look at its folder and permissions"
+    Kind.NOT_FOUND, FAILURE, says="the file cannot be opened: check its folder and permissions"
 )
-# Not run again: our server has undone the transaction, but what the other one did of it is not known.
+# Not repeated: our server has undone the transaction, but what the other one did of it is unknown.
 ELSEWHERE = Meaning(
-    Kind.CONNECTION, NEUTRAL, says="the server reports a failed connection to another one; ours is well"
+    Kind.CONNECTION,
+    NEUTRAL,
+    says="the server reports that its connection to another server failed; ours is well",
 )
-SHORT = Meaning(Kind.SERVER_ERROR, NEUTRAL, says="the statement needs more than it may have of the server")
+SHORT = Meaning(
+    Kind.SERVER_ERROR, NEUTRAL, says="the statement needs more resources than the server allows it"
+)
 FOREIGN = Meaning(Kind.SERVER_ERROR, NEUTRAL, says="another server, which the statement asked, failed")
 SHORT_HERE = Meaning(Kind.OUT_OF_RESOURCES, NEUTRAL, repeatable=True, says=NO_DESCRIPTOR)
 UNEXPLAINED = Meaning(Kind.UNKNOWN, NEUTRAL)
@@ -172,7 +176,7 @@ SQLSTATES: dict[str, Meaning] = {
     "XX001": CORRUPT,
     "XX002": CORRUPT,
 }
-"""PostgreSQL: the code itself, else its class (the first two letters), else the statement's mistake."""
+"""PostgreSQL: by the code, else by its class (the first two letters), else the statement's mistake."""
 
 REPORTED: dict[str, Meaning] = {
     "08": ELSEWHERE,
@@ -191,16 +195,16 @@ REPORTED: dict[str, Meaning] = {
     "58P01": MISTAKEN.saying("the server has no such file"),
     "HV": FOREIGN,
 }
-"""PostgreSQL, with severity ERROR: what is not in it means the same with any severity."""
+"""PostgreSQL, with severity ERROR: codes that are missing here mean the same with any severity."""
 
 AT_CONNECT: dict[str, Meaning] = {
-    "0A": MISCONFIGURED.saying("the server refuses something that the driver or the URL asks for"),
+    "0A": MISCONFIGURED.saying("the server does not support something that the driver or the URL asks for"),
     "22": MISCONFIGURED,
     "42": MISCONFIGURED,
     "42501": REFUSED.saying("the user may not connect to this database (GRANT CONNECT)"),
     "55": MISSING.saying("the database accepts no connections"),
 }
-"""PostgreSQL, when it refuses a connection: there is no statement yet that could be mistaken."""
+"""PostgreSQL, when it refuses a connection: there is no statement yet that could be wrong."""
 
 HELD = CONTENDED.saying("another process kept the file locked for too long")
 NOT_OURS = CORRUPT.saying("the file is not an SQLite database: move it away, or restore a backup")
@@ -242,7 +246,7 @@ def original_of(error: BaseException) -> BaseException:
     original = getattr(error, "orig", None)
     if not isinstance(original, BaseException):
         original = error
-    # For asyncpg SQLAlchemy 2.0 makes an error of its own, whose words begin with a class and which has no severity.
+    # For asyncpg SQLAlchemy 2.0 makes an error of its own, whose text begins with a class and which has no severity.
     is_its_own = type(original).__module__.startswith("sqlalchemy.dialects.")
     return original.__cause__ or original if is_its_own else original
 
@@ -254,7 +258,7 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 
 def severity_of(error: BaseException) -> str | None:
-    """FATAL, ERROR and so on in English, whatever language the server speaks; None where the server did not say it."""
+    """FATAL, ERROR and so on in English, whatever the server's language; None if the server did not report it."""
     original = original_of(error)
     told = getattr(getattr(original, "diag", None), "severity_nonlocalized", None)  # psycopg
     told = told or getattr(original, "severity_en", None)  # asyncpg
@@ -262,7 +266,7 @@ def severity_of(error: BaseException) -> str | None:
 
 
 def is_report(error: BaseException) -> bool:
-    """Whether a server that goes on serving this connection said it."""
+    """Whether it comes from a server that keeps serving this connection."""
     return severity_of(error) == "ERROR"
 
 
@@ -282,7 +286,7 @@ def find(table: Mapping[str, Meaning], state: str) -> Meaning | None:
 
 
 def by_code(original: BaseException) -> Meaning | None:
-    """What a driver's error means by its code, or None where it has none."""
+    """What a driver's error means by its code, or None without one."""
     state = sqlstate_of(original)
     if state == "0A000" and _is_outdated(original):
         return OUTDATED
@@ -290,7 +294,7 @@ def by_code(original: BaseException) -> Meaning | None:
         return (is_report(original) and find(REPORTED, state)) or find(SQLSTATES, state) or MISTAKEN
     code = getattr(original, "sqlite_errorcode", None)
     if isinstance(code, int):
-        # SQLite says the same of a file that is away, and of one for which there is no descriptor.
+        # SQLite reports a missing file and a missing descriptor alike.
         if code & 0xFF in NEED_DESCRIPTORS and (short := shortage_now()) is not None:
             return SHORT_HERE.saying(short)
         return SQLITE_CODES.get(code) or SQLITE_CODES.get(code & 0xFF, FAILED)
@@ -298,7 +302,7 @@ def by_code(original: BaseException) -> Meaning | None:
 
 
 def _is_outdated(original: BaseException) -> bool:
-    """By asyncpg's class, or the place in PostgreSQL's source that says it: its words are in the server's language."""
+    """By asyncpg's class, or by the place in PostgreSQL's source: its words are in the server's language."""
     said_by = getattr(getattr(original, "diag", None), "source_function", None)
     return type(original).__name__ == "InvalidCachedStatementError" or said_by == "RevalidateCachedQuery"
 
@@ -308,8 +312,8 @@ def by_class(original: BaseException) -> Meaning | None:
     if _is_outdated(original):  # SQLAlchemy 2.1 builds asyncpg's without its SQLSTATE
         return OUTDATED
     if type(original).__name__ == "InternalClientError":
-        # asyncpg's protocol is in the midst of something that nothing will end, as when the server ends a session
-        # between two messages: the connection looks open, and each statement on it would fail.
+        # asyncpg's protocol is stuck in a state that nothing will end, as when the server ends a session between two
+        # messages: the connection looks open, and each statement on it would fail.
         return LOST
     if isinstance(original, TimeoutError) or type(original).__name__ == "ConnectionTimeout":
         return LATE

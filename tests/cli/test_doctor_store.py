@@ -70,4 +70,4 @@ def test_doctor_says_it_of_a_server_that_runs(here: Here, postgres18: PostgresSe
     found = [one for one in json.loads(out)["findings"] if one["subject"] == "state store"]
     assert [one["result"] for one in found] == ["ok", "warning", "warning"]
     assert "fsync is off" in found[1]["found"] and found[1]["advice"] == "set fsync = on"
-    assert "booked in the last moment" in found[2]["found"]
+    assert "loses the last bookings" in found[2]["found"]

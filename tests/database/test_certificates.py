@@ -85,8 +85,8 @@ def test_a_certificate_that_is_not_trusted_is_said_in_words_and_not_tried_again(
     [
         ("SSL error: certificate has expired", "has expired"),
         ('could not load private key file "/etc/app.key": wrong tag', "the client's own TLS certificate"),
-        ("SSL error: tlsv13 alert certificate required", "wants a client certificate"),
-        ("SSL error: tlsv1 alert unknown ca", "wants a client certificate"),
+        ("SSL error: tlsv13 alert certificate required", "requires a client certificate"),
+        ("SSL error: tlsv1 alert unknown ca", "requires a client certificate"),
     ],
 )
 def test_what_else_a_tls_library_says_about_certificates(said: str, words: str) -> None:

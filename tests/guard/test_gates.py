@@ -322,7 +322,10 @@ def test_a_queue_that_is_full_refuses() -> None:
         tasks = [asyncio.create_task(guard.call(answer, on_limit="wait")) for _ in range(3)]
         await asyncio.sleep(0)
         error = await error_of(guard.call(answer, on_limit="wait"))
-        assert isinstance(error, ServiceSaturated) and error.reason == "2 callers are waiting already"
+        assert (
+            isinstance(error, ServiceSaturated)
+            and error.reason == "the queue is full: 2 callers are waiting already"
+        )
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -377,7 +380,9 @@ def test_who_finds_no_place_before_his_deadline_is_refused_and_gives_his_unit_ba
         await asyncio.sleep(0)
         error = await error_of(guard.call(answer, timeout_s=3))
         assert isinstance(error, ServiceSaturated) and now() == 3
-        assert error.reason == "the deadline passed while waiting for a free place"
+        assert error.reason == (
+            "no place became free before the deadline: 1 call is running and 0 are waiting"
+        )
         assert used(guard) == [1, 1, 1]
         await running
         assert nothing_is_taken(guard)
@@ -385,14 +390,22 @@ def test_who_finds_no_place_before_his_deadline_is_refused_and_gives_his_unit_ba
     run_virtual(main)
 
 
-def test_with_refuse_nobody_waits_for_a_place() -> None:
+def test_with_refuse_a_call_does_not_wait_for_a_place_and_learns_when_to_come_back() -> None:
     async def main() -> None:
         guard = make_guard(concurrency_max=1)
         running = asyncio.create_task(guard.call(answer_in, 50))
         await asyncio.sleep(0)
         error = await error_of(guard.call(answer, on_limit="refuse"))
-        assert isinstance(error, ServiceSaturated) and error.reason == "1 calls are running and 0 are waiting"
+        assert isinstance(error, ServiceSaturated) and error.reason == "1 call is running and 0 are waiting"
+        assert error.retry_after_s is None, "no call has ended yet: it is not known how long they take"
         assert now() == 0 and used(guard) == [1, 1, 1]
+        await running
+        running = asyncio.create_task(guard.call(answer_in, 50))
+        await asyncio.sleep(0)
+        error = await error_of(guard.call(answer, on_limit="refuse"))
+        assert isinstance(error, ServiceSaturated) and error.retry_after_s == 50.0, (
+            "the calls so far took 50 s"
+        )
         await running
 
     run_virtual(main)

@@ -110,7 +110,7 @@ def test_an_entry_that_the_store_does_not_take_keeps_no_money_and_no_other_entry
         entries = await booked(store, one, one, other)
         assert sorted(entry.model for entry in entries) == ["one", "other"]
         assert store.ledger.dropped == 1 and store.trouble is None
-        assert "lost to the ledger, and its money counted" in caplog.text
+        assert "lost to the ledger, but its money is counted" in caplog.text
         assert await numbers(store) == usd("0.08")
         assert shared.booked() == (pico("0.08"), pico("0.08"))
 

@@ -242,7 +242,7 @@ def test_a_folder_in_the_place_of_the_file_is_told(sqlite: Place) -> None:
     async def main() -> None:
         sqlite.file.mkdir(parents=True)
         store = at(sqlite.url)
-        with pytest.raises(StoreUnavailable, match="cannot be opened: look at its folder"):
+        with pytest.raises(StoreUnavailable, match="cannot be opened: check its folder"):
             await store.open()
         await store.close()
 
