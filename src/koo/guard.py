@@ -5,7 +5,7 @@ counts of its own, and asks the gates that it shares with the other models of it
 
 Each attempt enters through the gates, runs, and settles exactly once, whatever happens: by its result, by an error,
 by a cancellation (NEUTRAL), or by the end of its time. Between two attempts the policies are asked and answer; they
-never call back. What a failed attempt took is given back before the next one enters: a pause keeps no place and no money.
+never call back. What a failed attempt took is given back before the next one enters: a pause keeps no place, no money.
 
 There are two faces over one permit. `call` runs a function, and runs it again if that is safe and worthwhile. `begin`
 and `permit()` return a `Scope` for a block or a stream, whose owner ends it.
