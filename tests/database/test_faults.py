@@ -393,7 +393,7 @@ def test_wrong_passwords_unknown_users_and_a_full_server(driver: str) -> None:
     [
         ("no_such=hunter2", "no_such=hunter2", Kind.NOT_CONFIGURED, "an option in its URL"),
         ("sslmode=hunter2", "sslmode=require", Kind.NOT_CONFIGURED, "an option in its URL"),
-        ("sslmode=require", "ssl=require", Kind.CONNECTION, "no TLS"),
+        ("sslmode=require", "ssl=require", Kind.CONNECTION, "does not support TLS"),
     ],
 )
 def test_an_option_of_the_url_that_cannot_be_right(
