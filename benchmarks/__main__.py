@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--rounds N] [--keep] [guard] [database] [markers] [money] [fleet] [query] [imports]`: measure.
+"""`python -m benchmarks [--rounds N] [--keep] [subject …]`: measure all subjects, or those that are named.
 
 All subjects with all rounds are also kept in `results/`, and the tables of README.md are written from them. With
 `--keep` so are the named ones: beside the others of the newest result.
@@ -29,6 +29,7 @@ SUBJECTS = {
     "fleet": "benchmarks.fleet",
     "query": "benchmarks.query",
     "imports": "benchmarks.imports",
+    "probes": "benchmarks.probes",
 }
 
 

@@ -160,11 +160,12 @@ def _include(
     app.state.koo_prefix, names = prefix, tuple(hosts)
     readiness.expects_start = True
     door = door_of(platform, protect, names)
+    # First: routes are tried in their order, and behind forty others a probe would cost three times as much.
+    app.include_router(probes_router(readiness, door))
     app.include_router(monitoring_router(platform, protect=protect, hosts=names), prefix=prefix)
     app.include_router(ai_router(platform, protect=protect, hosts=names), prefix=prefix)
     app.include_router(session_router(door), prefix=prefix)
     app.include_router(runbook_router(door), prefix=prefix)
-    app.include_router(probes_router(readiness, door))
     app.include_router(metrics_router(platform, door))
     describe_access(
         app,
