@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.parse
 import urllib.request
@@ -24,11 +26,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from koo.monitoring.exports import RULES, text_of
+from koo.monitoring.exports import DASHBOARD, RULES, text_of
 from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, answer, error
-from proofs.running import ProofFailed, end, start, write_page
+from proofs.running import ROOT, ProofFailed, end, start, write_page
 
+COMPOSE = ROOT / "compose.yaml"
 API = "/api/v1"
 TOKEN = "a-token-to-read-and-act"
 PATIENCE_S = 60.0
@@ -60,6 +63,21 @@ def ask(url: str, body: object = None) -> Any:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as one:
         return int(one.getsockname()[1])
+
+
+def write_composed(folder: Path) -> Path:
+    """The configuration that `compose.yaml` gives to Prometheus, with the rules that it mounts; returns its path."""
+    written = COMPOSE.read_text()
+    block = re.search(r"^  prometheus:\n    content: \|\n((?:      .*\n)+)", written, re.MULTILINE)
+    if block is None:
+        raise ProofFailed("compose.yaml has no configuration of Prometheus")
+    token, config = folder / "token", folder / "composed.yml"
+    token.write_text(TOKEN)
+    text = textwrap.dedent(block[1]).replace("/tmp/token", str(token))
+    for path, place in re.findall(r"- \./(\S+?):(\S+):ro", written):
+        text = text.replace(place, str(COMPOSE.parent / path))
+    config.write_text(text)
+    return config
 
 
 class Watched:
@@ -160,6 +178,7 @@ async def prove() -> list[str]:
     ):
         rows.append(await _the_same_numbers(both))
         rows.append(await _an_outage(both, fake))
+        rows += await _the_tools(both)
         rows.append(await _its_end(both, fake))
         koo.send_signal(signal.SIGKILL)
         rows.append(await _nobody_left(both))
@@ -205,6 +224,28 @@ async def _an_outage(both: Watched, fake: FakeAnthropic) -> str:
     took_s = await seconds_until(fires, PATIENCE_S, "KooCritical fires")
     said = ", ".join(sorted(kind for name, kind in await both.firing() if name == "KooCritical"))
     return f"| the provider fails | `KooCritical` of `{said}` fires {took_s:.1f} s after the circuit is seen open |"
+
+
+async def _the_tools(both: Watched) -> list[str]:
+    """What koo brings for Prometheus and Grafana, before their own parsers."""
+    checked = await asyncio.to_thread(
+        subprocess.run,
+        ["promtool", "check", "config", str(write_composed(both.home))],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if checked.returncode:
+        raise ProofFailed(checked.stdout + checked.stderr)
+    queries = [
+        target["expr"].replace("$__rate_interval", "1m").replace("$job", ".+")
+        for panel in json.loads(text_of(DASHBOARD))["panels"]
+        for target in panel["targets"]
+    ]
+    answered = [await both.query(query) for query in queries]  # raises for what is no query
+    shown = f"{sum(map(bool, answered))} of its {len(queries)} queries have an answer during the outage"
+    return [
+        "| the dashboard of `koo grafana dashboard` | " + shown + ", none is refused |",
+        "| the configuration inside `compose.yaml` | `promtool check config` takes it and its rules |",
+    ]
 
 
 async def _its_end(both: Watched, fake: FakeAnthropic) -> str:

@@ -19,6 +19,7 @@ from koo.monitoring.exports import DASHBOARD, RULES, text_of
 from koo.platform import Platform
 from koo.web.exposition import NAMES
 from koo.web.exposition import text_of as metrics_of
+from proofs.monitoring import COMPOSE, write_composed
 
 PROMTOOL = shutil.which("promtool")
 STORIES = Path(__file__).with_name("prometheus-rules.test.yaml")
@@ -88,6 +89,19 @@ class TestWithPromtool:
     def test_it_finds_nothing_to_criticize_in_the_metrics(self) -> None:
         done = self.ask("check", "metrics", given=metrics_of(Platform()).decode())
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+    def test_compose_has_a_configuration_of_prometheus_and_says_that_it_was_not_tried(
+        self, tmp_path: Path
+    ) -> None:
+        """With the rules that it mounts, and what else it mounts is there."""
+        written = COMPOSE.read_text()
+        mounted = [COMPOSE.parent / path for path in re.findall(r"- \./(\S+?):\S+:ro", written)]
+        assert "# Not tried:" in written and len(mounted) == 2
+        assert [path for path in mounted if not path.is_file()] == []
+        done = self.ask("check", "config", str(write_composed(tmp_path)))
+        assert done.returncode == 0 and "SUCCESS: 1 rule files found" in done.stdout, (
+            done.stdout + done.stderr
+        )
 
     def test_the_panels_are_expressions_of_prometheus(self, tmp_path: Path) -> None:
         lines = ["groups:", "  - name: panels", "    rules:"]
