@@ -12,11 +12,14 @@ import subprocess
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from koo.cli.terminal import Progress
 from tests.cli.canned import ALERT, AT, NOW, canned, health_of, service_of
 from tests.cli.running import Here, command, environment
 
@@ -156,3 +159,35 @@ def test_a_terminal_is_drawn_anew_and_left_as_it_was(tmp_path: Path) -> None:
         screen.read_until(b"\x1b[?1049l")
         assert screen.process.wait(20) == 0
         assert b"Traceback" not in screen.seen and b"\x1b[31m" not in screen.seen, "NO_COLOR is set"
+
+
+# ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Gated(dict[str, object]):
+    """Documents that are given when the gate is open."""
+
+    def __init__(self, documents: Mapping[str, object]) -> None:
+        super().__init__(documents)
+        self.gate = threading.Event()
+
+    def __getitem__(self, path: str) -> object:
+        assert self.gate.wait(60)
+        return super().__getitem__(path)
+
+
+def test_a_wait_that_is_noticed_is_shown_and_says_how_long_it_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Gated(health_of("healthy", lab=service_of()))
+    with canned(slow) as url, screen_of(tmp_path, "status", KOO_URL=url) as screen:
+        screen.read_until(f"asking {url}".encode())
+        slow.gate.set()
+        screen.read_until(b"koo at")
+        assert screen.process.wait(20) == 0
+    shown = Progress("looking")
+    assert str(shown.__rich__()) == "looking"
+    began_at = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began_at + 7.2)
+    shown.tell("looked at [/x]")
+    assert str(shown.__rich__()) == "looked at [/x] (7 s)"

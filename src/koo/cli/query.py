@@ -60,22 +60,22 @@ async def _query_json(platform: Platform, asked: Query) -> Exit:
     from koo.web.problems import problem_of
     from koo.web.views import answer_view
 
-    async with platform:
-        try:
-            with progress(f"{asked.service} is answering"):
-                answer = await platform.query(asked)
-        except KooError as error:
-            put_json(
-                {"error": problem_of(error).model_dump(mode="json", exclude_none=True, exclude={"instance"})}
-            )
-            return code_of(error)
-    put_json(answer_view(answer))
-    return Exit.OK
+    # Around the opening too: a state store may be far away, or not answer.
+    with progress(f"waiting for {asked.service}"):
+        async with platform:
+            try:
+                document: object = answer_view(await platform.query(asked))
+                code = Exit.OK
+            except KooError as error:
+                problem = problem_of(error).model_dump(mode="json", exclude_none=True, exclude={"instance"})
+                document, code = {"error": problem}, code_of(error)
+    put_json(document)
+    return code
 
 
 async def _query_text(platform: Platform, asked: Query, *, stream: bool) -> Answer:
-    async with platform:
-        with progress(f"waiting for {asked.service}") as shown:
+    with progress(f"waiting for {asked.service}") as shown:
+        async with platform:
             if not stream:
                 answer = await platform.query(asked)
                 shown.stop()

@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -21,6 +22,7 @@ from koo.errors import CallerMistake, ConfigurationError, Kind, KooError
 T = TypeVar("T")
 
 PROGRESS_AFTER_S = 0.4
+SECONDS_AFTER_S = 2.0
 
 
 class Exit(IntEnum):
@@ -111,10 +113,14 @@ def progress(what: str) -> Iterator[Progress]:
 
 
 class Progress:
-    """A spinner on standard error, if that is a terminal, once the wait is long enough to be noticed."""
+    """A spinner on standard error, if that is a terminal, once the wait is long enough to be noticed.
+
+    A longer wait says for how long it lasts.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what
+        self._began_at = time.monotonic()
         self._status: Any = None
         self._timer: asyncio.TimerHandle | None = None
         if not sys.stderr.isatty():
@@ -127,20 +133,19 @@ class Progress:
     def tell(self, what: str) -> None:
         """Something else is being waited for now."""
         self._what = what
-        if self._status is not None:
-            self._status.update(self._text())
 
     def _show(self) -> None:
         from rich.console import Console
 
-        self._status = Console(stderr=True).status(self._text())
+        self._status = Console(stderr=True).status(self)
         self._status.start()
 
-    def _text(self) -> Any:
-        """As text: a string would be read as markup, and names are of anybody's making."""
+    def __rich__(self) -> Any:
+        """As text, each time it is drawn: a string would be read as markup, and names are of anybody's making."""
         from rich.text import Text
 
-        return Text(name(self._what))
+        lasts_s = time.monotonic() - self._began_at
+        return Text(name(self._what) + (f" ({lasts_s:.0f} s)" if lasts_s >= SECONDS_AFTER_S else ""))
 
     def stop(self) -> None:
         """Take it away again."""

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from koo.cli.client import ServerClient, connect
 from koo.cli.frame import Seen, lines_of
@@ -83,7 +84,7 @@ async def _show_once(url: str | None, *, as_json: bool) -> Exit:
     else:
         screen = console()
         with screen.capture() as captured:
-            screen.print(*lines_of(watched.seen, screen.width), sep="\n")
+            screen.print(*lines_of(replace(watched.seen, age_s=0.0), screen.width), sep="\n")
         put_rendered("\n".join(line.rstrip() for line in captured.get().splitlines()))
     return HEALTH_EXITS.get(watched.answer["summary"]["overall_health"], Exit.FAILED)
 
