@@ -48,6 +48,7 @@ ANSWERS = {
     "SystemAlerts": ("GET", f"{API}/monitoring/alerts", None),
     "FleetStatus": ("GET", f"{API}/monitoring/fleet", None),
     "AlertTests": ("POST", f"{API}/monitoring/alerts/test", {"channel": "webhook"}),
+    "Saved": ("GET", f"{API}/monitoring/saved", None),
     "SessionView": ("GET", f"{API}/session", None),
     "AuditLog": ("GET", f"{API}/monitoring/audit", None),
     "History": ("GET", f"{API}/monitoring/history?component=ai:claude&since=LATELY", None),

@@ -68,6 +68,7 @@ ROWS: list[set[str]] = [
     {"settings"},
     {"alert_acts", "bookings", "sharing", "spending"},
     {"fleet", "history"},
+    {"savings"},
     {"composition"},
     {"telemetry"},
     {"upkeep"},

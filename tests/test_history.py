@@ -109,7 +109,7 @@ def test_a_minute_is_written_when_it_is_over_with_the_five_minutes_so_far(tmp_pa
         past.pass_time(5)
         assert past.history.has_news
         await past.history.write()
-        for step_s, calls in ((60, 12), (300, 13)):
+        for step_s, calls in ((60, 12), (300, 12)):
             spans = await past.store.history.read(step_s, NOON, NOON + 300, step_s)
             assert spans[NOON]["ai:claude"].calls == calls
 

@@ -48,7 +48,7 @@ from koo.http.client import HttpClient
 from koo.logs.calls import CallLog
 from koo.logs.event_log import EventLog
 from koo.monitoring.fleet_shapes import FleetStatus
-from koo.monitoring.history import SERVICE, counted, counted_database
+from koo.monitoring.history import count_services, counted_database
 from koo.monitoring.overview import digest_of_home, services_view, system_view
 from koo.monitoring.own_shapes import KooHealth, StoreHealth
 from koo.monitoring.shapes import Alert, Budget, DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
@@ -58,6 +58,7 @@ from koo.policies.fleet import GuardKey, Presence
 from koo.policies.money import from_pico
 from koo.policies.samples import Span
 from koo.policies.treasury import Reply
+from koo.savings import Savings
 from koo.sharing import DATABASE, Sharing
 from koo.spending import SpendReports
 from koo.storage.base import BudgetView, Store, StoreUnavailable
@@ -108,7 +109,7 @@ class Parts:
             self.store, clock, lambda: self.services, self._follow_database_reset, self._key_of
         )
         self.fleet = Fleet(self.store, clock, self.sharing, self._guards, self._presence_of())
-        self.history = History(self.store, clock, version=self._version)
+        self.history, self.savings = self._past()
         self.spending = SpendReports(self.store, clock, self.own_budgets)
         self.outbox = Outbox(
             options.alerts,
@@ -140,6 +141,10 @@ class Parts:
         """Says what this process tells the others of itself."""
         label, configuration = self.options.version_label, json.dumps(digests_of(self.options))
         return lambda: presence_of(self.store.ledger.process, label, configuration)
+
+    def _past(self) -> tuple[History, Savings]:
+        history = History(self.store, self.clock, version=self._version)
+        return history, Savings(history)
 
     def _version(self) -> str:
         """What is deployed."""
@@ -304,11 +309,7 @@ class Parts:
 
     def counted(self, looks: Looks) -> Span:
         """What the guards of each component have counted, for the history."""
-        span = {
-            f"{SERVICE}{name}": counted(service.tallies, looks.services[name]["state"])
-            for name, service in self.services.items()
-            if service.configured and name in looks.services
-        }
+        span = count_services(self.services, looks.services, self.gateway.fell_back, self.budgets.not_spent)
         if looks.database is not None and self.database_in_use is not None:
             span[DATABASE] = counted_database(self.database_in_use.guard.tally, looks.database)
         return span

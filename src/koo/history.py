@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from koo.alert_acts import AtHome
 from koo.bookings import page_of
@@ -34,6 +34,7 @@ from koo.events import (
 from koo.monitoring import history_shapes as shapes
 from koo.monitoring.guards import now_iso
 from koo.monitoring.history import SERVICE, series_of
+from koo.monitoring.live_shapes import Saved
 from koo.monitoring.spend_shapes import BookedCall, BookedCalls
 from koo.options import DAY_S
 from koo.policies.samples import Sample, Span, extend
@@ -91,6 +92,9 @@ class History:
         self._marks: deque[Mark] = deque(maxlen=MARKS_MAX)
         self._is_announced = False
         self._due_at = clock.monotonic()
+        self.began_at = clock.wall()
+        self.writes = 0
+        """How often spans were written: what is read in between is the same."""
 
     # ── taking ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -121,7 +125,11 @@ class History:
             self._unwritten.append(Unwritten(step_s, at, filled))
             if step_s == MINUTE_S and FIVE_MINUTES_S in self._open:
                 # Written each minute, and so each time over its like: a kill costs a minute and not five.
-                self._unwritten.append(Unwritten(FIVE_MINUTES_S, *self._open[FIVE_MINUTES_S]))
+                five_at, five = self._open[FIVE_MINUTES_S]
+                # A copy: written late, it would have samples of the next minute too, which count as unwritten.
+                so_far: Span = {}
+                extend(so_far, five)
+                self._unwritten.append(Unwritten(FIVE_MINUTES_S, five_at, so_far))
             filled = {}
         extend(filled, span)
         self._open[step_s] = (begin, filled)
@@ -149,8 +157,19 @@ class History:
         if not self._is_announced:
             await self.store.history.mark_change(Mark(self.clock.wall(), DEPLOY, KOO, self._version()))
             self._is_announced = True
-        await _hand_over(self._unwritten, self.store.history.write)
+        if self._unwritten:
+            await _hand_over(self._unwritten, self.store.history.write)
+            self.writes += 1
         await _hand_over(self._marks, self.store.history.mark)
+
+    def unwritten_since(self, since_s: int) -> Span:
+        """What this process knows since then, and has not written down."""
+        span: Span = {}
+        minutes = [(one.at_s, one.span) for one in self._unwritten if one.step_s == MINUTE_S]
+        for at_s, minute in [*minutes, self._open.get(MINUTE_S, (0, {}))]:
+            if at_s >= since_s:
+                extend(span, minute)
+        return span
 
     async def finish(self) -> None:
         """This process ends: write what it has of the spans that run. Raises `StoreUnavailable`."""
@@ -276,9 +295,12 @@ async def _hand_over(waiting: deque[T], write: Callable[[Sequence[T]], Awaitable
 class HistoryReports:
     """The past of one platform, from any event loop."""
 
-    def __init__(self, history: History, at_home: AtHome) -> None:
+    def __init__(
+        self, history: History, at_home: AtHome, saved: Callable[[], Coroutine[Any, Any, Saved]]
+    ) -> None:
         self._history = history
         self._at_home = at_home
+        self._saved = saved
 
     async def report(
         self,
@@ -318,6 +340,10 @@ class HistoryReports:
         return await self._at_home(
             lambda: page_of(store, clock, service=service, model=model, tag=tag, limit=limit, cursor=cursor)
         )
+
+    async def saved(self) -> Saved:
+        """What koo saved today (UTC), in all processes; while the state store is away, with what it said last."""
+        return await self._at_home(self._saved)
 
     async def marks(self, since: datetime) -> list[shapes.HistoryMark]:
         """What happened since then, in all processes, the oldest first; while the state store is away, in this one."""

@@ -380,7 +380,7 @@ class Platform:
     @property
     def history(self) -> HistoryReports:
         """How everything was in the last 30 days: `await platform.history.report(range_s=3600)`."""
-        return HistoryReports(self.parts.history, self._at_home)
+        return HistoryReports(self.parts.history, self._at_home, self.parts.savings.report)
 
     async def _at_home(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         home = await self._residence.enter()

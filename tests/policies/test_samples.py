@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koo.policies.samples import COUNTS, GRAVITY, LEVELS, Sample, Span, extend, unite
+from koo.policies.samples import COUNTS, GRAVITY, LEVELS, SAVINGS, Sample, Span, extend, unite
 from koo.policies.tally import BOUNDS_S, Bucket
 
 numbers = st.integers(0, 10**9)
@@ -17,6 +17,7 @@ samples = st.builds(
     st.sampled_from(sorted(GRAVITY)),
     **dict.fromkeys(COUNTS + LEVELS, numbers),
     latency=st.dictionaries(st.integers(0, len(BOUNDS_S)), st.integers(1, 10**6), max_size=4),
+    saved=st.dictionaries(st.sampled_from(SAVINGS), st.integers(1, 10**18), max_size=5),
 )
 
 
@@ -30,7 +31,14 @@ def test_an_idle_minute_takes_no_room() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[], ["healthy", "x"], ["healthy", *[0] * 10, [1]], ["healthy", *[0] * 10, 5]]
+    "values",
+    [
+        [],
+        ["healthy", "x"],
+        ["healthy", *[0] * 10, [1]],
+        ["healthy", *[0] * 10, 5],
+        ["healthy", *[0] * 10, [], ["1"]],
+    ],
 )
 def test_what_is_no_sample_is_an_error_and_no_sample(values: list[object]) -> None:
     with pytest.raises((ValueError, TypeError)):
@@ -60,13 +68,20 @@ def test_what_was_counted_since_is_what_came_on_top(before: Sample, more: Sample
     after.follow(more)
     new = after.since(before)
     assert [getattr(new, name) for name in COUNTS] == [getattr(more, name) for name in COUNTS]
-    assert new.latency == more.latency
+    assert (new.latency, new.saved) == (more.latency, more.saved)
 
 
 @given(samples, samples)
 def test_a_count_that_fell_is_nothing_and_never_less(before: Sample, after: Sample) -> None:
     new = after.since(before)
     assert all(getattr(new, name) >= 0 for name in COUNTS) and all(n > 0 for n in new.latency.values())
+    assert all(n > 0 for n in new.saved.values())
+
+
+def test_a_process_of_the_release_before_reads_a_sample_with_savings() -> None:
+    """It takes the numbers and the cells by their places, and what stands behind them is not looked at."""
+    packed = Sample("healthy", successes=3, latency={4: 3}, saved={"refused": 7}).packed()
+    assert packed[1] == 3 and packed[11] == [4, 3] and len(packed) == 13
 
 
 def test_a_percentile_is_the_one_that_dashboards_have() -> None:

@@ -252,6 +252,7 @@ SHAPES: dict[str, Any] = {
     "budgets": list[shapes.Budget],
     "alerts": list[shapes.Alert],
     "fleet": fleet_shapes.FleetStatus,
+    "saved": live_shapes.Saved,
 }
 
 

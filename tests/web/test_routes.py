@@ -77,6 +77,10 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         history_shapes.History,
         {"since", "until", "step_s", "scope", "series", "marks", "trouble", "timestamp"},
     ),
+    "/api/v1/monitoring/saved": (
+        live_shapes.Saved,
+        {"since", "scope", "refused", "repeated", "fallen_back", "over_budget", "not_spent", "components"},
+    ),
     "/api/v1/monitoring/audit": (shapes.AuditLog, {"entries", "timestamp"}),
     "/api/v1/monitoring/database": (answers.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
     "/api/v1/monitoring/database/pool-metrics": (answers.PoolMetrics, {"pool_metrics", "timestamp"}),

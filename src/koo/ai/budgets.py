@@ -6,6 +6,7 @@ one model, one tag, or all together. A call is held in all that apply, or in non
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -80,6 +81,8 @@ class Budgets:
         self._shortages: dict[str, Shortage] = {}  # until a call succeeds
         self._last_shortages: dict[str, Shortage] = {}
         self._paces: dict[str, SpendingPace] = {}
+        self.not_spent: Counter[str] = Counter()
+        """The worst cases, in pico-dollars, of calls that were refused, by service."""
         self._models = {one.model for one in options if one.model is not None}
         self._tags = {one.tag for one in options if one.tag is not None}
         for one in options:
@@ -329,6 +332,7 @@ class Budgets:
             # A tag that has used up its own budget says nothing about the service, which all others can ask.
             noted = Shortage(name, self._names[name].purse.key.period, amount, now_s)
             self._shortages[service] = self._last_shortages[service] = noted
+        self.not_spent[service] += amount
         return BudgetExceeded(service, _sentence(_titled(name, standing), standing, amount), retry_after_s)
 
     def _resets_at(self, name: str, budgets: tuple[Budget, ...], amount: int) -> float:

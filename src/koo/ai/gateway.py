@@ -17,6 +17,7 @@ at once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -96,6 +97,8 @@ class Gateway:
         self._conversations = Conversations(clock.monotonic)
         self._lists = Lists(services, self.query)
         self._streams: WeakSet[AnswerStream] = WeakSet()
+        self.fell_back: Counter[str] = Counter()
+        """Answers of another service, by the one that was asked first."""
         self.watch: Watch = UNWATCHED
 
     # ── the faces ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,6 +188,8 @@ class Gateway:
                     if error.kind in TOO_LONG:
                         too_long_for = max(too_long_for, is_too_long_for(one, _model(one, asked), error))
                 else:
+                    if failures:
+                        self.fell_back[services[0].options.name] += 1
                     return Begun(one, guard, charge, scope, began_at, watched)
             if all(error.kind in TOO_LONG for error in failures):
                 _add_reasons(failures[0], failures[1:])

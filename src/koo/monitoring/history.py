@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from koo.errors import Kind
 from koo.monitoring.guards import money, total_of
 from koo.monitoring.history_shapes import Series
-from koo.monitoring.shapes import DatabaseHealth
+from koo.monitoring.shapes import DatabaseHealth, ServiceHealth
+from koo.monitoring.snapshot import ServiceLike
 from koo.policies.money import from_pico
 from koo.policies.samples import Sample
 from koo.policies.tally import Tally
@@ -15,10 +17,20 @@ from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED
 SERVICE = "ai:"
 
 
-def counted(tallies: Sequence[Tally], state: str) -> Sample:
-    """What guards have counted in the process's life, and how the component is now."""
+def counted(tallies: Sequence[Tally], state: str, fallen_back: int = 0, not_spent: int = 0) -> Sample:
+    """What guards have counted in the process's life, and how the component is now.
+
+    `fallen_back`: answers of other services in its stead. `not_spent`: pico-dollars of calls that budgets refused.
+    """
     total = total_of(tallies)
     verdicts = total.verdicts
+    saved = {
+        "refused": _refused(tallies, Kind.CIRCUIT_OPEN),
+        "repeated": sum(tally.late_successes for tally in tallies),
+        "fallen_back": fallen_back,
+        "over_budget": _refused(tallies, Kind.BUDGET_EXCEEDED),
+        "not_spent": not_spent,
+    }
     return Sample(
         state,
         successes=verdicts[SUCCESS],
@@ -29,7 +41,28 @@ def counted(tallies: Sequence[Tally], state: str) -> Sample:
         retries=sum(tally.retries for tally in tallies),
         slow=total.slow,
         latency={cell: count for cell, count in enumerate(total.latency) if count},
+        saved={name: count for name, count in saved.items() if count},
     )
+
+
+def count_services(
+    services: Mapping[str, ServiceLike],
+    looks: Mapping[str, ServiceHealth],
+    fell_back: Mapping[str, int],
+    not_spent: Mapping[str, int],
+) -> dict[str, Sample]:
+    """The same of all services that are configured and were looked at, by component."""
+    return {
+        f"{SERVICE}{name}": counted(
+            service.tallies, looks[name]["state"], fell_back.get(name, 0), not_spent.get(name, 0)
+        )
+        for name, service in services.items()
+        if service.configured and name in looks
+    }
+
+
+def _refused(tallies: Sequence[Tally], kind: Kind) -> int:
+    return sum(tally.refused.get(kind, 0) for tally in tallies)
 
 
 def counted_database(tally: Tally, health: DatabaseHealth) -> Sample:

@@ -2,10 +2,10 @@
 
 # Without `from __future__ import annotations`: the types are read at run time, where the API is described.
 
-from typing import Annotated, NotRequired
+from typing import Annotated, Literal, NotRequired
 
 from koo.monitoring.own_shapes import KooHealth
-from koo.monitoring.shapes import Doc, Summary, Time, TypedDict
+from koo.monitoring.shapes import Doc, Summary, Time, TypedDict, Usd
 
 
 class LiveStatus(Summary):
@@ -39,3 +39,27 @@ class Point(TypedDict):
     at: Annotated[Time, Doc("the beginning of its span")]
     step_s: int
     series: Annotated[dict[str, PointValues], Doc("by component: database, ai:SERVICE")]
+
+
+class SavedOf(TypedDict):
+    """What koo saved of one component, or of all."""
+
+    refused: Annotated[int, Doc("calls that an open breaker refused at once")]
+    repeated: Annotated[int, Doc("calls that succeeded, but not with their first attempt")]
+    fallen_back: Annotated[int, Doc("answers of another service in the place of this one")]
+    over_budget: Annotated[int, Doc("calls that a budget refused")]
+    not_spent: Annotated[Usd, Doc("the worst case of these: an upper bound")]
+
+
+class Saved(SavedOf):
+    """What koo saved today (UTC), or since this process began to count where that is all that is known."""
+
+    since: Time
+    scope: Annotated[
+        Literal["this process", "all processes"],
+        Doc("this process: the state store could not be asked yet today"),
+    ]
+    components: Annotated[
+        dict[str, SavedOf], Doc("by component: database, ai:SERVICE; those that have something")
+    ]
+    timestamp: Time

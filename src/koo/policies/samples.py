@@ -25,6 +25,8 @@ GRAVITY: Mapping[str, int] = {
 COUNTS = ("successes", "failures", "throttled", "neutral", "refused", "retries", "slow")
 LEVELS = ("used", "waiting", "places")
 NUMBERS = COUNTS + LEVELS
+SAVINGS = ("refused", "repeated", "fallen_back", "over_budget", "not_spent")
+"""What koo saved, as `Sample.saved` has it."""
 
 
 @dataclass(slots=True)
@@ -32,7 +34,7 @@ class Sample:
     """One component in one span. `state`: the worst one, empty if unknown.
 
     `latency`: successes by cell of `BOUNDS_S`. `used`, `waiting`, `places`: a pool's connections in use, its queue and
-    its size, at most.
+    its size, at most. `saved`: by name of `SAVINGS`, without zeros; money in pico-dollars.
     """
 
     state: str = ""
@@ -47,6 +49,7 @@ class Sample:
     waiting: int = 0
     places: int = 0
     latency: dict[int, int] = field(default_factory=dict)
+    saved: dict[str, int] = field(default_factory=dict)
 
     @property
     def calls(self) -> int:
@@ -81,6 +84,9 @@ class Sample:
         latency = self.latency
         for cell, count in other.latency.items():
             latency[cell] = latency.get(cell, 0) + count
+        if other.saved:
+            for name, count in other.saved.items():
+                self.saved[name] = self.saved.get(name, 0) + count
 
     def since(self, before: Sample) -> Sample:
         """What was counted since `before`, if both count from the same start. Never negative.
@@ -94,6 +100,9 @@ class Sample:
             more = count - before.latency.get(cell, 0)
             if more > 0:
                 new.latency[cell] = more
+        for name, count in self.saved.items():
+            if (more := count - before.saved.get(name, 0)) > 0:
+                new.saved[name] = more
         return new
 
     def percentile_s(self, share: float) -> float | None:
@@ -111,7 +120,9 @@ class Sample:
     def packed(self) -> list[Any]:
         """As JSON-ready values, without the zeros at its end."""
         cells = [part for cell in sorted(self.latency) for part in (cell, self.latency[cell])]
-        values = [self.state, *(getattr(self, name) for name in NUMBERS), cells]
+        # Behind the rest, where a process of the release before does not look.
+        saved = [self.saved.get(name, 0) for name in SAVINGS] if self.saved else []
+        values = [self.state, *(getattr(self, name) for name in NUMBERS), cells, saved]
         while len(values) > 1 and not values[-1]:
             values.pop()
         return values
@@ -127,6 +138,11 @@ class Sample:
             new.latency = dict(zip(cells[::2], cells[1::2], strict=True))
             if not all(type(cell) is int and 0 <= cell <= len(BOUNDS_S) for cell in new.latency):
                 raise ValueError("a cell is one of the histogram's")
+        if len(values) > 2 + len(NUMBERS):
+            saved = values[2 + len(NUMBERS)]
+            if not all(type(count) is int for count in saved):
+                raise ValueError("what was saved is counted in whole numbers")
+            new.saved = {name: count for name, count in zip(SAVINGS, saved, strict=False) if count}
         return new
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from koo.monitoring import history_shapes
+from koo.monitoring import history_shapes, live_shapes
 from koo.platform import Platform
 from koo.web.routing import JsonView, described
 
@@ -49,3 +49,11 @@ def add_history(router: APIRouter, platform: Platform) -> None:
                 all_processes=all_processes,
             )
         )
+
+    @router.get("/saved", summary="What koo saved today", **described(live_shapes.Saved))
+    async def get_saved() -> Response:
+        """Calls refused at once, repeats that succeeded, answers of a fallback, money not spent, since midnight UTC.
+
+        Of all processes on the state store; while it is away, with what it said last.
+        """
+        return JsonView(await platform.history.saved())

@@ -109,8 +109,8 @@ class PlatformSource:
         }
 
     async def stored_parts(self) -> dict[str, Any]:
-        """The fleet."""
-        return {"fleet": await self._platform.fleet()}
+        """The fleet, and what was saved."""
+        return {"fleet": await self._platform.fleet(), "saved": await self._platform.history.saved()}
 
     def point(self) -> Point | None:
         """One value for each list of the history."""
