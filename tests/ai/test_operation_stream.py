@@ -237,7 +237,7 @@ def test_what_breaks_off_is_a_failure_and_is_not_repeated(form: str) -> None:
         assert await anext(stream) == "a"
         with pytest.raises(ConnectionError, match="gone"):
             await anext(stream)
-        with pytest.raises(ServiceFailed, match="failed already"):
+        with pytest.raises(ServiceFailed, match="already failed"):
             await anext(stream)
         assert library.asked == 1 and own.verdicts[FAILURE] == 1 and own.breaker.consecutive == 1
         assert own.nothing_is_taken() and own.spent_usd == 5 and library.open == 0
@@ -607,7 +607,7 @@ def test_where_no_piece_tells_the_hold_is_booked(caplog: pytest.LogCaptureFixtur
 
     run(test, cost_usd=told)
     assert [record.getMessage() for record in caplog.records] == [
-        "cost_usd failed for each piece; the most that the call can cost is booked"
+        "cost_usd failed for each piece, so the call's maximum cost is booked"
     ]
 
 

@@ -138,7 +138,7 @@ def test_a_model_that_no_vendor_has_is_unknown_and_never_free() -> None:
 
 def test_a_usage_without_counts_is_the_callers_mistake() -> None:
     for usage in ({}, None, "many", {"usage": None}, object()):
-        with pytest.raises(InvalidRequest, match="no counts of tokens"):
+        with pytest.raises(InvalidRequest, match="no token counts"):
             price_usd("gpt-4.1", usage)
 
 

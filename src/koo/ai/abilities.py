@@ -1,8 +1,8 @@
-"""What a service lacks for a query, seen before it is asked.
+"""What a service lacks for a query, found before it is called.
 
-Today a query can ask for one thing that not every model has: room for its prompt. That it is too long is known from the
-refusal of another service, or from its size alone; what a model reads at once is known from the price table, and where
-it is not, the service is asked. Images and tools get a line here when a query can hold them.
+For now a query can require one thing that not every model has: room for its prompt. That it is too long is known from
+another service's refusal, or from its size alone; what a model can read at once is known from the price table, and
+otherwise the service is simply called. Images and tools get a line here when a query can hold them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from koo.ai.service import AIService
 from koo.errors import ExternalServiceError, InvalidRequest, Kind
 
 TOO_LONG = frozenset({Kind.CONTEXT_LENGTH, Kind.TOO_LARGE})
-"""The prompt is too long for this service: the caller's mistake here, and perhaps nowhere else."""
+"""The prompt is too long for this service: the caller's mistake here, but perhaps not elsewhere."""
 CHARACTERS_PER_TOKEN_MAX = 128
 """The longest token of the usual vocabularies, a run of spaces."""
 LONG_CHARACTERS = 8192 * CHARACTERS_PER_TOKEN_MAX
-"""A shorter prompt may fit into the smallest windows, so that nothing has to be looked up for it."""
+"""A shorter prompt may fit into the smallest windows, so nothing has to be looked up for it."""
 
 
 def is_too_long_for(one: AIService, model: str, error: ExternalServiceError) -> int:
-    """The window that a prompt did not fit into, in tokens; 0: the refusal does not say, and no table does."""
+    """The window that a prompt did not fit into, in tokens; 0 if neither the refusal nor a table says."""
     if error.kind is not Kind.CONTEXT_LENGTH:
         return 0
     told = (error.detail or {}).get("context_tokens")
@@ -28,9 +28,9 @@ def is_too_long_for(one: AIService, model: str, error: ExternalServiceError) -> 
 
 
 def check_room(one: AIService, model: str, characters: int, too_long_for: int) -> None:
-    """Raises `InvalidRequest` where so many characters cannot fit, or did not fit into as large a window elsewhere."""
+    """Raises `InvalidRequest` if so many characters cannot fit, or did not fit into as large a window elsewhere."""
     window = context_tokens(one.options, model)
     if window is None or (window > too_long_for and characters <= window * CHARACTERS_PER_TOKEN_MAX):
         return
-    reason = f"not asked: its model reads {window} tokens at once, and the prompt is longer"
+    reason = f"not called: the prompt is longer than the {window} tokens that its model can read"
     raise InvalidRequest(one.options.name, reason, kind=Kind.CONTEXT_LENGTH)

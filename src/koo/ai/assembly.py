@@ -1,4 +1,4 @@
-"""From options to services that can be asked: which vendor's adapter, which address, whose classifier."""
+"""From options to services that can be called: which vendor's adapter, which address, whose classifier."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ADDRESSES = {
     "gemini": GeminiProvider.vendor.base_url,
     "perplexity": PerplexityProvider.vendor.base_url,
 }
-"""The vendors' own addresses; a server of one's own is always given one."""
+"""The vendors' own addresses; for a self-hosted server the address is always set."""
 
 
 def assemble(
@@ -86,12 +86,12 @@ def assemble(
 
 
 def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClient, clock: Clock) -> Provider:
-    """The adapter of one service. Raises `ConfigurationError` for a kind that nothing speaks."""
+    """The adapter of one service. Raises `ConfigurationError` for a kind without an adapter."""
     if one.kind == "local":
         return LocalProvider(one.name, model_path=options.local_model_path, queue_max=one.queue_length)
     adapter = HOSTED.get(one.kind)
     if adapter is None:
-        raise ConfigurationError(one.name, f"no adapter speaks {one.kind!r}")
+        raise ConfigurationError(one.name, f"there is no adapter for services of the kind {one.kind!r}")
     return adapter(
         one.name,
         http,
@@ -105,7 +105,7 @@ def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClien
 
 
 def _proxy(one: ServiceOptions, network: NetworkOptions) -> Proxy | None:
-    """The proxy on the way to a service. Raises `ConfigurationError` for one that koo cannot speak to."""
+    """The proxy on the way to a service. Raises `ConfigurationError` if koo cannot use it."""
     address = one.base_url or ADDRESSES.get(one.kind)
     if address is None or not one.configured:
         return None
@@ -123,7 +123,7 @@ def _warn_of_secrets_in_the_clear(one: ServiceOptions, proxy: Proxy | None) -> N
 
 
 def describe(one: AIService) -> ServiceConfiguration:
-    """What is in force for a service, for people: never a key, a password or what a header holds."""
+    """The settings in force for a service, for people: never a key, a password or the content of a header."""
     options = one.options
     return {
         "kind": options.kind,

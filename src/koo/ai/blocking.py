@@ -1,9 +1,9 @@
 """Operations that would block the event loop, known before anything is sent.
 
-A plain `def` may return what can be awaited (`lambda: client.responses.create(...)`), so being one proves nothing.
-What proves it is what its library offers beside it: an asynchronous client of the same name (`OpenAI`, `AsyncOpenAI`),
-an asynchronous method (`invoke`, `ainvoke`), or nothing asynchronous at all (`requests`). What none of these tells is
-called, and refused by its result.
+A plain `def` may return something awaitable (`lambda: client.responses.create(...)`), so being one proves nothing. The
+proof is in what its library offers beside it: an asynchronous client of the same name (`OpenAI`, `AsyncOpenAI`), an
+asynchronous method (`invoke`, `ainvoke`), or nothing asynchronous at all (`requests`). If none of these decides it, the
+operation is called, and refused by its result.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ ONLY_BLOCKING = frozenset({
     "MySQLdb", "boto3", "botocore", "ftplib", "http", "imaplib", "poplib", "psycopg2", "pymysql", "requests",
     "requests_toolbelt", "smtplib", "sqlite3", "subprocess", "time", "urllib", "urllib3",
 })  # fmt: skip
-"""Packages in which each function that takes long blocks."""
+"""Packages in which every slow function blocks."""
 ONLY_BLOCKING_WITHIN = ("sqlalchemy.orm.", "sqlalchemy.engine.")
 SIBLINGS = ("a{}", "async_{}", "{}_async", "{}Async")
-"""What libraries call the asynchronous function beside a blocking one."""
+"""How libraries name the asynchronous function beside a blocking one."""
 UNWRAPS_MAX = 5
 CLIENTS_MAX = 3
 IN_THREAD = "run it in a thread: register_service(..., in_thread=True)"
@@ -30,7 +30,7 @@ GOOGLE = "the asynchronous half of the client, its `aio`"
 
 
 def innermost(operation: object) -> object:
-    """The function or bound method under what `functools.partial` or `wraps` put around it."""
+    """The function or bound method inside `functools.partial` or `wraps`."""
     for _ in range(UNWRAPS_MAX):
         if getattr(operation, "__self__", None) is not None:
             break
@@ -42,9 +42,9 @@ def innermost(operation: object) -> object:
 
 
 def called_by(operation: object) -> object:
-    """The function whose result a call returns as it is: under partials, and a library's wrappers of its own methods.
+    """The function whose result a call returns unchanged: inside partials and a library's wrappers of its own methods.
 
-    An application's wrapper may make what blocks awaitable, in a thread say: what is under it proves nothing.
+    An application's wrapper may make a blocking function awaitable, in a thread say: what is inside proves nothing.
     """
     while isinstance(operation, partial):
         operation = operation.func
@@ -57,14 +57,14 @@ def called_by(operation: object) -> object:
 
 
 def is_async(operation: object) -> bool:
-    """Is it declared with `async def`, a generator too, under whatever is wrapped around it?"""
+    """Whether it is declared with `async def`, generators included, inside any wrappers."""
     called = called_by(operation)
     own_call = getattr(called, "__call__", None)  # noqa: B004 - an object whose class has an `async def __call__`
     return _is_declared_async(called) or inspect.iscoroutinefunction(own_call)
 
 
 def instead_of(called: object) -> str:
-    """What to do instead of awaiting a function or method that blocks; empty for one that may well be awaited."""
+    """What to do instead of awaiting a function or method that blocks; empty if it may well be awaitable."""
     if _is_declared_async(called):
         return ""
     owner = getattr(called, "__self__", None)
@@ -94,13 +94,13 @@ def _instead_of_method(owner: object, name: str) -> str:
             return f"use its {sibling}, or {IN_THREAD}"
         found = [beside for one in clients_of(owner) if (beside := _async_client(type(one)))]
         if found:
-            # The shortest is the one that users know: the others are within the SDK.
+            # The shortest is the one that users know: the others are internal to the SDK.
             return f"use {min(found, key=lambda beside: beside.count('.'))}, or {IN_THREAD}"
     return IN_THREAD if _only_blocks(module) else ""
 
 
 def clients_of(owner: object) -> list[object]:
-    """An SDK's resource and what it asks through, down to the client itself and below."""
+    """An SDK's resource and what it sends through, down to the client itself and below."""
     found = [owner]
     while len(found) <= CLIENTS_MAX and (client := field_of(found[-1], "_client")) is not None:
         found.append(client)
@@ -108,12 +108,12 @@ def clients_of(owner: object) -> list[object]:
 
 
 def _async_client(kind: type) -> str:
-    """The asynchronous class beside this one, as far as it has one, by its public name: `openai.AsyncOpenAI`."""
+    """The public name of the asynchronous class beside this one, if there is one: `openai.AsyncOpenAI`."""
     for base in kind.__mro__:
         name = f"Async{base.__name__.removeprefix('Sync')}"
         for module in (_top(base.__module__), base.__module__):
             beside = getattr(sys.modules.get(module), name, None)
-            # A framework's `OpenAI` has another SDK's `AsyncOpenAI` beside it, by import.
+            # A framework's `OpenAI` may have another SDK's `AsyncOpenAI` beside it, by import.
             if isinstance(beside, type) and _top(beside.__module__) == _top(base.__module__):
                 return GOOGLE if base.__module__.startswith("google.genai") else f"{module}.{name}"
     return ""
@@ -140,7 +140,7 @@ def _only_blocks(module: str) -> bool:
 
 
 def _home(function: FunctionType) -> str:
-    """The module whose code it is; `__module__` is also copied by `functools.wraps`."""
+    """The module that defines its code; `functools.wraps` also copies `__module__`."""
     return str(function.__globals__.get("__name__", ""))
 
 

@@ -1,7 +1,7 @@
 """Which budgets a call is held in, and the sentence of a refusal.
 
-Every service has a budget of its own for each UTC day. An operator may set more, for a day or a month: for one service,
-one model, one tag, or all together. A call is held in all that apply, or in none.
+Every service has a budget of its own for each UTC day. An operator may set more, per day or month: for one service, one
+model, one tag, or all together. A call is held in all that apply, or in none.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from koo.refusals import not_begun
 from koo.storage.base import Allowance, Bill, BudgetView, Ledger, OwnBudgetView, Short
 
 AWAY_RETRY_S = 5.0
-"""When to ask again while the store is away: it is found within this time of being back."""
+"""When to retry while the store is away: it is found within this time of being back."""
 RECALL_RETRY_S = 2.0
-"""Two beats: one in which other processes hear that they should send money home, one in which it arrives."""
+"""Two beats: in the first other processes hear that they should send money home, in the second it arrives."""
 SETS_MAX = 1000
 """Sets of budgets remembered, by service, model and tag: callers choose models and tags."""
 TAGS_MAX = 1000
-"""Tags that have a budget each, of one `TAG=*`; later ones share one more. Each beat speaks of all of them."""
+"""Tags with a budget each, for one `TAG=*`; later tags share one more. Each beat covers all of them."""
 TAG_LENGTH_MAX = 200
 EACH = "*"
-"""What a budget's tag says that gives each tag a budget of its own."""
+"""The tag of a budget that stands for one budget per tag."""
 TAGS_SHOWN = 20
 OTHER_TAGS = EACH
 """The tag of the budget that tags above `TAGS_MAX` share."""
@@ -50,7 +50,7 @@ def requests_count(service: str) -> str:
 
 
 SHORT_KEPT_S = 300.0
-"""For so long a refusal for money is worth an alert although smaller calls to the service pass."""
+"""How long a refusal for money is worth an alert although smaller calls to the service pass."""
 
 
 class Shortage(NamedTuple):
@@ -90,12 +90,12 @@ class Budgets:
                 self._add(f"budget/{one.name}", one)
 
     def add_service(self, name: str, allowance: Allowance, requests_a_day: int | None = None) -> Budget:
-        """Know a service's daily budget, and count its requests; returns the budget of those."""
+        """Know a service's daily budget, and count its requests; returns the budget of those requests."""
         limit = None if allowance.limit_usd is None else limit_to_pico(allowance.limit_usd)
         self._names[day_budget(name)] = self.ledger.budget(
             day_budget(name), limit, "day", is_default=not allowance.explicit
         )
-        # As a default budget: while the store is away, a limit goes on in memory. It protects no money.
+        # As a default budget: while the store is away, the limit continues in memory. It protects no money.
         requests = self.ledger.budget(requests_count(name), requests_a_day, is_default=True)
         self._names[requests_count(name)] = requests
         self._sets.clear()
@@ -108,7 +108,7 @@ class Budgets:
 
     def of(self, service: str, model: str = "", tag: str | None = None) -> tuple[Budget, ...]:
         """The budgets in which a call is held."""
-        # Models and tags that no budget names make no difference, and must not fill the memory.
+        # Models and tags without a budget make no difference, and must not fill the memory.
         key = (
             service,
             model if model in self._models else "",
@@ -134,7 +134,7 @@ class Budgets:
 
     def _of_tag(self, one: BudgetOptions, tag: str) -> Budget:
         tags = self._of_tags[one.name]
-        # The ledger keeps names as text: PostgreSQL has no NUL in one, neither database a lone surrogate.
+        # The ledger stores names as text: PostgreSQL allows no NUL there, and neither database a lone surrogate.
         clean = tag[:TAG_LENGTH_MAX].replace("\0", "").encode(errors="replace").decode()
         if clean not in tags and len(tags) >= TAGS_MAX:
             clean = OTHER_TAGS
@@ -143,7 +143,7 @@ class Budgets:
         return self._names.get(name) or self._add(name, one)
 
     def forget_unused_tags(self) -> None:
-        """Make room for other tags: those that were not used in this period have no budget any more."""
+        """Make room for other tags: those without use in this period lose their budget."""
         for one, tags in self._of_tags.items():
             for tag in list(tags):
                 name = f"budget/{one}/{tag}"
@@ -155,7 +155,7 @@ class Budgets:
             self._sets.clear()
 
     def is_capped(self, service: str) -> bool:
-        """Has somebody set a limit that calls without a tag to the service, of whatever model, count against?"""
+        """Whether a limit was set that calls without a tag to the service count against, whatever their model."""
         own = self._names[day_budget(service)]
         if own.limit is not None and not own.is_default:
             return True
@@ -171,15 +171,15 @@ class Budgets:
             self._publish(BillExceededHold(service, str(from_pico(cost)), str(from_pico(bound))))
 
     def room(self, budgets: tuple[Budget, ...]) -> int | None:
-        """What all of them leave, as last known: neither spent, nor held by calls, nor left unsettled by the dead.
+        """What all of them leave, as last known: not spent, not held by calls, not left unsettled by dead processes.
 
-        In pico-dollars; None: none of them has a limit.
+        In pico-dollars; None if none of them has a limit.
         """
         lefts = [_left(self.ledger.standing(budget.name)) for budget in budgets]
         return min((left for left in lefts if left is not None), default=None)
 
     def keep_count(self, service: Service) -> None:
-        """Have the day's requests of a service counted in the store, and learn what others have counted."""
+        """Count the service's requests per day in the store, and learn what other processes have counted."""
         budget = self._names[requests_count(service.name)]
         if budget.limit is not None:
             service.note_day(budget.purse.key.period, self._requests_of(budget))
@@ -193,7 +193,7 @@ class Budgets:
     def _requests_of(self, budget: Budget) -> int:
         """How many requests all processes made today."""
         standing = self.ledger.standing(budget.name)
-        # What is spent only grows; what an operator has taken back is booked no more.
+        # `spent` only grows; what an operator has taken back is subtracted in `back`.
         return (
             min(standing.spent, max(0, standing.booked))
             if self.ledger.knows(budget.name)
@@ -203,25 +203,25 @@ class Budgets:
     # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────
 
     def note_paces(self, now_s: float) -> None:
-        """Take down what is spent of each budget that has a limit, for forecasts; `now_s` in wall seconds."""
+        """Record what is spent of each budget that has a limit, for forecasts; `now_s` in wall seconds."""
         for name, budget in self._names.items():
             standing = self.ledger.standing(name)
-            # Before the store was asked once, what others have spent is unknown, and would seem to be spent just now.
+            # Before the store was asked once, other processes' spending is unknown, and would look like a sudden jump.
             if budget.limit is not None and self.ledger.knows(name):
                 pace = self._paces.setdefault(name, SpendingPace())
                 pace.note(now_s, budget.purse.key.period, standing.spent)
 
     def view(self, service: str, model: str | None = None, now_s: float | None = None) -> BudgetView:
-        """A service's own budget of today; its `shortage` speaks of other budgets of the service too.
+        """A service's own budget of today; its `shortage` also covers other budgets of the service.
 
-        `model`: the one that is asked by default. Without the time (wall seconds) there is no forecast.
+        `model`: the default model. Without the time (wall seconds) there is no forecast.
         """
         view = self._view(day_budget(service), now_s)
         short = None if now_s is None else self._short(service, now_s)
         return replace(view, shortage=self._shortage(service, model or ""), short=short)
 
     def views(self, now_s: float) -> list[OwnBudgetView]:
-        """The budgets that an operator set. Of one for each tag those of the tags that spent most."""
+        """The budgets that an operator set. Of one per tag, those of the tags that spent most."""
         found = []
         for one in self.options:
             if one.tag != EACH:
@@ -253,8 +253,8 @@ class Budgets:
         left = None if noted is None else self._lack(noted)
         if noted is not None and left is not None:
             return (
-                f"{_titled(noted.name, self.ledger.standing(noted.name))} does not cover the call that was asked "
-                f"last: up to {_usd(noted.amount)} needed, {_usd(left)} left"
+                f"{_titled(noted.name, self.ledger.standing(noted.name))} does not cover the last call that was made: "
+                f"up to {_usd(noted.amount)} needed, {_usd(left)} left"
             )
         for budget in self.of(service, model)[1:]:
             standing = self.ledger.standing(budget.name)
@@ -263,14 +263,14 @@ class Budgets:
         return ""
 
     def _lack(self, noted: Shortage) -> int | None:
-        """What is left of the budget, where the refused call would be refused again; None where it would not."""
+        """What is left of the budget, if the refused call would be refused again; None if it would not."""
         if noted.period != self._names[noted.name].purse.key.period:
             return None
         left = _left(self.ledger.standing(noted.name))
         return max(0, left) if left is not None and left < noted.amount else None
 
     def _short(self, service: str, now_s: float) -> Short | None:
-        """The refusal for money that is still worth an alert: calls that fit go on between those that do not."""
+        """The refusal for money that is still worth an alert: calls that fit still pass between those that do not."""
         noted = self._last_shortages.get(service)
         if noted is None or (now_s - noted.at_wall_s >= SHORT_KEPT_S and service not in self._shortages):
             return None
@@ -296,7 +296,7 @@ class Budgets:
         short: str | None,
         now_s: float,
     ) -> ServiceRefused:
-        """The error of a call that got no hold. `short` names the budget without room, where one is known."""
+        """The error of a call that got no hold. `short` names the budget without room, if known."""
         error = self._refusal(service, budgets, amount, why, short, now_s)
         names = [short] if short else [budget.name for budget in budgets]
         wanted = [self._options[name].on_exhausted for name in names if name in self._options]
@@ -316,27 +316,27 @@ class Budgets:
             return not_begun(service)
         if why is Refusal.AWAY:
             reason = (
-                f"it is unknown whether the budget covers this call, because {self.ledger.trouble}; "
-                "a budget that was set refuses until the state store is back"
+                f"it cannot be checked whether the budget covers this call: {self.ledger.trouble}; "
+                "calls under a budget that was set are refused until the state store is back"
             )
             return ServiceRefused(service, reason, AWAY_RETRY_S, kind=Kind.STORE_UNAVAILABLE)
         name = short or next(b.name for b in budgets if b.limit is not None)
         standing = self.ledger.standing(name)
-        # What is recalled comes home in two beats; and calls that run seldom cost what they hold.
+        # Recalled money arrives within two beats; and running calls seldom cost as much as they hold.
         fits_soon = standing.limit is None or amount <= standing.limit - standing.spent - standing.unsettled
         is_soon = why is Refusal.NOT_MET and (standing.idle > 0 or fits_soon)
         retry_after_s = (
             RECALL_RETRY_S if is_soon else max(0.0, self._resets_at(name, budgets, amount) - now_s)
         )
         if name not in self._options or self._options[name].tag is None:
-            # A tag that has used up its own budget says nothing about the service, which all others can ask.
+            # A tag that has used up its own budget says nothing about the service, which other callers can still use.
             noted = Shortage(name, self._names[name].purse.key.period, amount, now_s)
             self._shortages[service] = self._last_shortages[service] = noted
         self.not_spent[service] += amount
         return BudgetExceeded(service, _sentence(_titled(name, standing), standing, amount), retry_after_s)
 
     def _resets_at(self, name: str, budgets: tuple[Budget, ...], amount: int) -> float:
-        """When the last of the budgets that leave no room begins anew: the day's end frees no month's budget."""
+        """When the last of the budgets without room starts anew: the day's end frees no month's budget."""
         full = {name}
         for one in budgets:
             standing = self.ledger.standing(one.name)
@@ -346,7 +346,7 @@ class Budgets:
 
 
 def _left(standing: Standing) -> int | None:
-    """What calls may still hold, what is idle elsewhere included; None: without a limit."""
+    """What calls may still hold, idle money of other processes included; None: without a limit."""
     if standing.limit is None:
         return None
     return standing.limit - standing.spent - max(0, standing.held) - standing.unsettled
@@ -363,7 +363,7 @@ def _title(name: str) -> str:
 
 
 def _sentence(title: str, standing: Standing, amount: int) -> str:
-    """The arithmetic that led to a refusal."""
+    """The arithmetic behind a refusal."""
     parts = [
         f"{_usd(standing.spent)} spent",
         f"{_usd(max(0, standing.held))} held for calls that are running",

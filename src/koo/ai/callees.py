@@ -1,8 +1,8 @@
-"""What koo knows of the object or function that an operation calls: looked up once, remembered while that lives.
+"""What koo knows of the object or function that an operation calls: looked up once, remembered while it lives.
 
-An SDK's method is bound to a resource of its client. From there koo can tell whether it blocks, whether the client
-repeats by itself, and with whose key it asks. The walk takes some microseconds, and a guarded call is to cost one or
-two: so it is made when an object is first seen. Nothing here keeps an object alive, nor a key.
+An SDK's method is bound to a resource of its client. From there koo can see whether it blocks, whether the client
+repeats by itself, and which key it uses. The walk takes some microseconds, and a guarded call should cost one or two:
+so it is made when an object is first seen. Nothing here keeps an object alive, nor a key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from koo.ai.sdk_retries import own_retries
 CO_COROUTINE = 0x80
 PLAIN = frozenset({str, int, float, bool, bytes, dict, list, tuple, set, NoneType, FunctionType})
 KINDS_MAX = 1024
-"""Classes that are remembered; one that an application makes for each call must not fill the memory."""
+"""Classes remembered; an application that makes a class per call must not fill the memory."""
 
 
 class Callee:
@@ -47,7 +47,7 @@ class Callee:
         return found
 
     def credential(self, inner: object) -> str:
-        """The digest of the key that its client has now; empty where koo sees none."""
+        """The digest of the key that its client has now; empty if koo sees none."""
         if self._key is None:
             return ""
         key = self._key(getattr(inner, "__self__", inner))
@@ -62,14 +62,14 @@ _clients: dict[type, bool] = {}
 
 
 def says_nothing(operation: object) -> bool:
-    """An `async def` of the application's own, a lambda, a function within another: there is nothing to look up."""
+    """An application's own `async def`, a lambda, a nested function: there is nothing to look up."""
     if type(operation) is not FunctionType or operation.__dict__:
         return False
     return bool(operation.__code__.co_flags & CO_COROUTINE) or operation.__closure__ is not None
 
 
 def look(operation: object) -> tuple[Callee, object, str]:
-    """What an operation calls in the end, the method or function itself, and what to do instead where that blocks."""
+    """What an operation finally calls, the method or function itself, and what to do instead if that blocks."""
     if type(operation) is MethodType:
         callee = _callee_of(operation.__self__, operation)
         return callee, operation, callee.instead(operation)
@@ -80,9 +80,9 @@ def look(operation: object) -> tuple[Callee, object, str]:
 
 
 def credential_of_call(operation: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """The digest of a key or of a client's key among the arguments, or around a function that was made within another.
+    """The digest of a key or of a client's key among the arguments, or in a nested function's closure.
 
-    Empty where koo sees neither.
+    Empty if koo sees neither.
     """
     things = args
     if kwargs:
@@ -132,7 +132,7 @@ def _look_at(owner: object, inner: object) -> Callee:
     key = id(owner)
     try:
         ref = weakref.ref(owner, lambda _: _known.pop(key, None))
-    except TypeError:  # its end would not be noticed, and another object could have its number
+    except TypeError:  # its end would go unnoticed, and another object could get its id
         return Callee(None, inner)
     callee = _known[key] = Callee(ref, inner)
     return callee

@@ -36,7 +36,7 @@ class CarriedStream(AnswerStream):
         await carry(self._home, self._stream.aclose())
 
     def __del__(self) -> None:
-        # Its last reference must go on its own loop: there it settles what was used, and no step may cut into another.
+        # The last reference must be dropped on its own loop: it settles there what was used, atomically.
         if self._home.is_running():
             self._home.call_soon_threadsafe(_let_go, self._stream)
 
@@ -44,14 +44,14 @@ class CarriedStream(AnswerStream):
 class CarriedOperation(OperationStream[T]):
     """A stream of an own operation whose guard is on the loop `home`: each wait is carried there.
 
-    The operation itself, whose client belongs to the loop that reads, comes back from there.
+    The operation itself, whose client belongs to the reader's loop, runs there.
     """
 
     def __init__(self, stream: OperationStream[T], home: asyncio.AbstractEventLoop) -> None:
         self._stream: OperationStream[T] = stream
         self._home = home
         self._closed = (
-            True  # dropped, it has nothing to end: `stream` settles on its own loop, from any thread
+            True  # a dropped one has nothing to end: `stream` settles on its own loop, from any thread
         )
 
     async def __anext__(self) -> T:
@@ -79,4 +79,4 @@ class CarriedOperation(OperationStream[T]):
 
 
 def _let_go(_stream: AnswerStream) -> None:
-    """Nothing to do but to have it."""
+    """Hold the stream until here; nothing else to do."""

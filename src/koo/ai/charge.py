@@ -1,11 +1,11 @@
 """The money of one call, which its guard asks for before each attempt.
 
 `hold → run → settle`, for each attempt, always: an attempt that failed on the way back may have been billed. What is
-held is the worst case. What is booked is the attempt's `bill`; where nothing has said what it cost and it may have been
-billed, the whole hold, marked as an estimate.
+held is the worst case. What is booked is the attempt's `bill`; if its cost is unknown and it may have been billed, the
+whole hold is booked, marked as an estimate.
 
-All charges hold and end alike. They differ in their worst case, and in what they read the bill from: a query from the
-provider's usage and a price, an own operation from what its caller or its answer says (`operation_charge.py`).
+All charges hold and end alike. They differ in their worst case, and in where the bill comes from: for a query from the
+provider's usage and a price, for an own operation from its caller or its answer (`operation_charge.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from koo.storage.base import NO_WORDS, Bill
 
 
 class ServiceCharge(ABC):
-    """Money for one call at a service: what a guard's `Charge` is. `bill` None: nothing has said what it cost.
+    """Money for one call at a service: a guard's `Charge`. `bill` None: its cost is unknown.
 
     `is_patient`: wait for money that other processes have been asked to send home.
     """
@@ -68,20 +68,20 @@ class ServiceCharge(ABC):
         """The worst case of one attempt."""
 
     def bound_tokens(self) -> int:
-        """The most tokens that one attempt can take; 0 where that is unknown."""
+        """The most tokens that one attempt can take; 0 if unknown."""
         return 0
 
     async def hold(self, deadline: float) -> None:
-        """Hold the worst case: at once where there is room, else by `deadline` (monotonic seconds) at the latest.
+        """Hold the worst case: at once if there is room, else by `deadline` (monotonic seconds) at the latest.
 
-        Raises `RateLimited` for tokens, and `BudgetExceeded`, also where the store does not answer in time; then
-        nothing is held.
+        Raises `RateLimited` for tokens, and `BudgetExceeded`, also if the store does not answer in time; then nothing
+        is held.
         """
         self.bill = None
         if self._tokens is None:
             await self._hold_money(deadline)
             return
-        # Before the money: what waits must not hold it.
+        # Before the money: a call that waits must not hold it.
         await self._tokens.take(self.bound_tokens(), deadline, waits=self._is_patient)
         try:
             await self._hold_money(deadline)
@@ -94,7 +94,7 @@ class ServiceCharge(ABC):
         try:
             amount = to_pico(self.bound_usd())
         except ValueError as error:
-            reason = "what this call can cost is more than any ledger holds; is the price of its model right?"
+            reason = "the worst case of this call costs more than koo can book: check the price of its model"
             raise BudgetExceeded(service, reason) from error
         budgets = self._budgets.of(service, self.model, self._tag)
         self._hold = self._budgets.ledger.hold(budgets, amount)
@@ -106,7 +106,7 @@ class ServiceCharge(ABC):
         try:
             answer = await ledger.wait(budgets, amount, deadline, is_patient=self._is_patient)
         except TimeoutError as error:
-            reason = "the budget's ledger did not answer before the deadline"
+            reason = "the state store (KOO_STATE_URL) did not confirm the budget before the deadline"
             raise BudgetExceeded(service.name, reason, kind=Kind.DEADLINE) from error
         if not isinstance(answer, tuple):
             self._hold = answer
@@ -116,7 +116,7 @@ class ServiceCharge(ABC):
         raise self._budgets.refusal(service.name, budgets, amount, why, name, service.clock.wall())
 
     def settle(self) -> None:
-        """Book what it cost; without a bill, the worst case."""
+        """Book the cost; without a bill, the worst case."""
         if self._tokens is not None:
             self._tokens.settle(tokens_of(self.bill))
         hold, self._hold = self._hold, None
@@ -137,9 +137,9 @@ class ServiceCharge(ABC):
 
 
 def tokens_of(bill: Bill | None) -> int | None:
-    """What an attempt took of a limit on tokens, as providers count it; None where it is an estimate.
+    """How much an attempt took of a limit on tokens, as providers count it; None if it is an estimate.
 
-    What comes out of the provider's cache takes nothing.
+    Tokens from the provider's cache do not count.
     """
     if bill is None or bill.source == "estimate":
         return None

@@ -9,12 +9,12 @@ from koo.ai.types import Query
 from koo.errors import InvalidRequest, Kind, name_of
 
 PROMPT_BYTES_MAX = 8 * 1024 * 1024
-"""Larger than any model reads; refused here, before it is copied, counted and sent."""
+"""Larger than any model's context; refused here, before it is copied, counted and sent."""
 MAX_TOKENS_MAX = 10_000_000
-"""Longer than any model writes; what it could cost would be no amount of money any more."""
+"""Longer than any model's answer; its worst case would no longer be a sensible amount of money."""
 FALLBACKS_MAX = 20
 METADATA_MAX = 50
-"""The ledger keeps them in one row; a request's headers, copied by mistake, would fill it."""
+"""The ledger stores them in one row; a request's headers, copied by mistake, would fill it."""
 
 
 def check(query: Query) -> None:
@@ -29,12 +29,12 @@ def _wrong_in_names(query: Query) -> str:
     if not isinstance(fallback, (tuple, list)) or (
         fallback and not all(isinstance(one, str) for one in fallback)
     ):
-        return "fallback must be a list of names of services"
+        return "fallback must be a list of service names"
     if len(fallback) > FALLBACKS_MAX:
         return f"fallback names more than {FALLBACKS_MAX} services"
     model = query.model
     if model is not None and not (isinstance(model, str) and 0 < len(model) <= 200 and model.isprintable()):
-        return "model must be the name of a model"
+        return "model must be a string, the name of a model"
     return ""
 
 
@@ -51,7 +51,7 @@ def _wrong_in_texts(query: Query) -> str:
     if len(query.prompt) + len(system) > PROMPT_BYTES_MAX:
         return f"the prompt is longer than {PROMPT_BYTES_MAX:,} characters"
     if not (_is_text(query.prompt) and _is_text(system)):
-        return "the prompt holds a character that is not text (a lone surrogate)"
+        return "the prompt contains a character that is not text (a lone surrogate)"
     return ""
 
 
@@ -73,15 +73,15 @@ def _wrong_in_options(query: Query) -> str:
     if query.timeout_s is not None and not _is_between(query.timeout_s, 0, 86_400, above=True):
         return "timeout_s must be a number of seconds above 0, at most 86400"
     if query.max_cost_usd is not None and not _is_amount(query.max_cost_usd):
-        return "max_cost_usd must be an amount of USD, at least 0"
+        return "max_cost_usd must be an amount in USD, at least 0"
     if not isinstance(query.clamp, bool):
         return "clamp must be True or False"
     if query.on_limit not in (None, "refuse", "wait"):
         return 'on_limit must be "refuse" or "wait"'
     if not isinstance(query.metadata, Mapping):
-        return "metadata must be a dict of texts"
+        return "metadata must be a dict of strings"
     if len(query.metadata) > METADATA_MAX:
-        return f"metadata holds more than {METADATA_MAX} texts"
+        return f"metadata holds more than {METADATA_MAX} entries"
     return ""
 
 

@@ -1,9 +1,9 @@
 """Where a client keeps its key: found once, then read at each call, so that a changed key is a new credential.
 
-No SDK is imported. A resource of an SDK (`client.chat.completions`), a client, a framework's model (LangChain's
-`ChatOpenAI`, LlamaIndex's `OpenAI`) or an HTTP session is walked by the attributes under which such objects keep what
-they ask with. Only a way is remembered, no key and no object. Of an application's own objects only what stands in them
-is read: a property may do anything, load a row from a database say.
+No SDK is imported. An SDK's resource (`client.chat.completions`), a client, a framework's model (LangChain's
+`ChatOpenAI`, LlamaIndex's `OpenAI`) or an HTTP session is walked along the attributes in which such objects keep what
+they send with. Only the path is remembered, not the key or the object. Of an application's own objects only stored
+attributes are read: a property may do anything, load a row from a database say.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ WAYS: tuple[tuple[str, ...], ...] = (
 
 
 ReadKey = Callable[[object], str]
-"""From the object to the key as it is now; empty where there is none any more."""
+"""From the object to its current key; empty if there is none any more."""
 
 
 def find_key(owner: object) -> ReadKey | None:
-    """How to read the key of the object that an operation is bound to; None where koo sees none. Raises nothing."""
+    """How to read the key of the object that an operation is bound to; None if koo sees none. Never raises."""
     for way in WAYS:
         holder = _follow(owner, way)
         if holder is None:
@@ -83,7 +83,7 @@ def _header_at(way: tuple[str, ...], name: str) -> ReadKey:
 
 
 def is_client(kind: type) -> bool:
-    """Is it an SDK's, so that an object of it among an operation's arguments may be what it asks with?"""
+    """Whether it is an SDK's class, so that an instance among an operation's arguments may be what it sends with."""
     return any(f"{base.__module__}.".startswith(SDKS) for base in kind.__mro__)
 
 

@@ -1,17 +1,17 @@
-"""What prompts were counted as: the last answer of a conversation bounds its next prompt, without a tokenizer.
+"""How prompts were counted: the last answer of a conversation bounds its next prompt, without a tokenizer.
 
 A conversation sends its whole past with each question. The provider has counted that past before, and no tokenizer
-makes more tokens of what is new than it has bytes. So where a prompt begins with one that was counted:
+makes more tokens of new text than it has bytes. So if a prompt begins with one that was counted:
 
-    tokens ≤ counted prompt + counted answer (if that follows) + bytes of what is new + a margin
+    tokens ≤ counted prompt + counted answer (if that follows) + bytes of the new text + a margin
 
-The margin is for the seams: where two texts meet, a tokenizer may cut them otherwise than each alone. The bound by
-bytes of the whole prompt stays beside it, and the smaller of the two is taken.
+The margin is for the seams: where two texts meet, a tokenizer may split them differently than each alone. The bound by
+the whole prompt's bytes is kept beside it, and the smaller of the two is used.
 
 No text is kept. A prompt is known by its length and a fingerprint, keyed with random bytes of this process, and so are
-the first characters of an answer and the whole of it. Prompts that begin alike lie together: a prompt that begins like
-none of them costs one fingerprint of its beginning, and one that does is read once, whatever the number of those that
-it may continue.
+the first characters of an answer and the whole of it. Prompts with the same beginning are kept together: a prompt with
+an unknown beginning costs one fingerprint of that, and any other is read once, whatever the number of prompts that it
+may continue.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ANSWER_HEAD = 32
 GAP_MAX = 64
 """How far behind the old prompt the old answer is looked for: a role's name or a separator may stand between."""
 HEADS_MAX = 256
-"""Beginnings that are remembered, the latest; some 4 MB with all that begins with them."""
+"""Beginnings remembered, the latest; some 4 MB with everything that begins with them."""
 PROMPTS_MAX = 64
 """Prompts remembered for each beginning: conversations of one program begin with the same instructions."""
 KNOWN_S_MAX = 3600.0
@@ -41,7 +41,7 @@ KNOWN_S_MAX = 3600.0
 MARGIN_PART = 32
 """A thirty-second of what was counted, beside the provider's own framing."""
 BYTES_PER_TOKEN_MAX = 12
-"""A count that is lower than that leaves something out (what came from a cache, what was cut off): not learnt from."""
+"""A lower count leaves something out (text from a cache, or cut off): nothing is learnt from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Measure(NamedTuple):
 
 
 class Conversations:
-    """The prompts of one process that were counted, bounded in number. `bound`: by bytes, of any text that is sent."""
+    """This process's counted prompts, bounded in number. `bound`: by bytes, of any text that is sent."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -70,7 +70,7 @@ class Conversations:
         self._heads: OrderedDict[bytes, dict[tuple[int, bytes], _Counted]] = OrderedDict()
 
     def measure(self, service: str, request: Request, bound: Callable[[Request], int]) -> Measure:
-        """An upper bound of what a prompt is counted as."""
+        """An upper bound of a prompt's tokens."""
         by_bytes = bound(request)
         if len(request.prompt) < HEAD:
             return Measure(by_bytes)
@@ -85,7 +85,7 @@ class Conversations:
         return Measure(min(by_bytes, tokens + tokens // MARGIN_PART + rest), (head, *mark))
 
     def learn(self, mark: tuple[bytes, int, bytes] | None, usage: Usage, answer: str) -> None:
-        """Remember what a prompt was counted as."""
+        """Remember how a prompt was counted."""
         if mark is None or usage.estimated:
             return
         head, length, digest = mark
@@ -130,7 +130,7 @@ class Conversations:
         return len(answer), self._short(answer[:ANSWER_HEAD]), self._short(answer)
 
     def _new(self, prompt: str, length: int, counted: _Counted) -> tuple[str, int]:
-        """What a prompt has beyond what was counted, and the tokens of that."""
+        """What a prompt has beyond the part that was counted, and that part's tokens."""
         if counted.answer is not None:
             size, head, whole = counted.answer
             for start in range(length, min(length + GAP_MAX, len(prompt) - size) + 1):
@@ -149,6 +149,6 @@ def _encode(text: str) -> bytes:
 
 
 def _update(digest: blake2b, text: str, start: int, end: int) -> None:
-    # In slices: in a thread, the loop gets its turn between two of them.
+    # In slices: this runs in a thread, and the loop gets its turn between two of them.
     for at in range(start, end, SLICE):
         digest.update(_encode(text[at : min(end, at + SLICE)]))

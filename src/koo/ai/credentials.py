@@ -1,16 +1,17 @@
-"""Whose key: what of a service belongs to a credential, and what to its name.
+"""Whose key: which state of a service belongs to a credential, and which to its name.
 
-Under one name may run the clients of many tenants, each with a key of its own. Refused keys, spent quotas and the
-pauses that a 429 asks for are the key's: they come from the other side's account. Limits, places, budget, breaker and
-counts are the name's. So each credential but the service's own has gates of its own, with a key block, a quota and
-pauses, which share everything else with the service's; its guards differ from the service's in these gates alone.
+Under one name may run the clients of many tenants, each with its own key. Refused keys, spent quotas and the pauses
+after a 429 belong to the key: they come from the other side's account. Limits, places, budget, breaker and counts
+belong to the name. So each credential except the service's own has gates of its own, with a key block, a quota and
+pauses, which share everything else with the service's; its guards differ from the service's only in these gates.
 Choosing the guard is all that it costs a call.
 
-A credential is known by a digest: a truncated hash, under a name of koo's own, so that no list of hashed keys fits. It
-tells two keys apart, also from process to process, and is too short to find one by. No log, answer or metric has it.
+A credential is known by a digest: a truncated hash, salted with a name of koo's own, so that no existing list of hashed
+keys applies. It distinguishes two keys, also across processes, and is too short to find one by. No log, answer or
+metric contains it.
 
-Of more than a thousand credentials those that were used longest ago are forgotten, and so is one that is refused and
-has not been used for an hour: at the worst one refused call is made again.
+Of more than a thousand credentials, the least recently used are forgotten, and so is a refused one that has not been
+used for an hour: at worst one refused call is made again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ DIGEST_BYTES = 8
 
 
 def digest_of(key: str) -> str:
-    """By which a key, or a credential's name, is known."""
+    """The digest by which a key, or a credential's name, is known."""
     hashed = hashlib.blake2b(
         key.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES, person=b"koo credential"
     )
@@ -52,19 +53,19 @@ class Holder:
         self.guards: dict[str | None, Guard] = {}
 
     def paused(self, now: float) -> Cooldown | None:
-        """The pause that keeps its calls away longest; None where none does."""
+        """The pause that keeps its calls away longest; None without one."""
         pauses = [self.gates.quota, *(guard.cooldown for guard in self.guards.values())]
         longest = max(pauses, key=lambda pause: pause.until)
         return longest if now < longest.until else None
 
 
 class Credentials:
-    """The credentials of one service, but its own."""
+    """The credentials of one service, without its own."""
 
     def __init__(self, gates: Gates, guard_of: Callable[[str | None], Guard]) -> None:
         self._gates = gates
         self._guard_of = guard_of
-        self._holders: OrderedDict[str, Holder] = OrderedDict()  # used last, stands last
+        self._holders: OrderedDict[str, Holder] = OrderedDict()  # the most recently used last
 
     def guard(self, credential: str, model: str | None) -> Guard:
         """The guard of one model for a credential; made when first asked for."""
@@ -109,19 +110,19 @@ class Credentials:
         if not blocks:
             return "", False
         known, since = len(self._holders), max(block.since for block in blocks)
-        # Calls without a credential that koo sees are under the same name, and may work.
+        # Calls without a visible credential run under the same name, and may succeed.
         are_all = len(blocks) == known and (last_success_at is None or last_success_at < since)
         if known == 1 and are_all:
             return blocks[0].reason, True
         return f"the provider refused the keys of {len(blocks)} of {known} credentials", are_all
 
     def count(self, now: float) -> tuple[int, int]:
-        """Of how many the key is refused, for some model or for all of them, and how many there are."""
+        """How many keys are refused, for some model or for all of them, and how many there are."""
         refused = sum(holder.gates.key_blocks.hold_any(now) for holder in self._holders.values())
         return refused, len(self._holders)
 
     def paused(self, now: float, last_success_at: float | None) -> Cooldown | None:
-        """The first pause to end, where all credentials have to pause; None where one has not."""
+        """The first pause to end, if all credentials have to pause; None if one does not."""
         pauses = [holder.paused(now) for holder in self._holders.values()]
         lasting = [pause for pause in pauses if pause is not None]
         if not lasting or len(lasting) < len(pauses):
@@ -136,14 +137,14 @@ class Credentials:
         for credential, holder in self._holders.items():
             holder.gates.quota.clear()
             for guard in holder.guards.values():
-                # A caller that pauses looks here whether it still has to.
+                # A pausing caller looks here whether it still has to.
                 guard.cooldown.clear()
                 guard.resets += 1
             for model in holder.gates.key_blocks.clear():
                 yield KeyUnblocked(self._gates.name, model, credential)
 
     def tick(self, now: float) -> Iterator[KeyUnblocked]:
-        """What a second brings about: blocks that end by their own time, and credentials that are not used."""
+        """What a second brings: blocks that end by their own time, and unused credentials."""
         for credential, holder in list(self._holders.items()):
             blocks = holder.gates.key_blocks
             if not blocks:
@@ -154,7 +155,7 @@ class Credentials:
                 self._drop(credential)
 
     def skip(self, by_s: float) -> None:
-        """So much time has passed that the clock did not see."""
+        """The clock missed `by_s` seconds (suspend)."""
         for holder in self._holders.values():
             holder.gates.quota.skip(by_s)
             holder.gates.key_blocks.skip(by_s)
@@ -163,7 +164,7 @@ class Credentials:
                 guard.pacer.skip(by_s)
 
     def forget(self, model: str | None, tally: Tally) -> None:
-        """A model makes room for others; what is under way still counts, in `tally`."""
+        """A model makes room for others; running calls still count, in `tally`."""
         for holder in self._holders.values():
             guard = holder.guards.pop(model, None)
             if guard is not None:

@@ -1,12 +1,12 @@
 """`@guarded("parcels", idempotent=True)`: an own operation whose guard is named where the function is defined.
 
 A function keeps its kind. `async def` is awaited as before, an asynchronous generator becomes a stream under the guard,
-and a `def` stays a `def`: it is run in one of koo's threads while its caller waits, for code without an event loop.
-`in_thread=True` makes a `def` one to await, for code that has a loop.
+and a `def` stays a `def`: it runs in one of koo's threads while its caller waits, for code without an event loop.
+`in_thread=True` turns a `def` into an awaitable function, for code that has a loop.
 
-Functions are decorated while modules are imported, when no setting may be read. So a declaration is written down, and
-registered when koo's parts are made: before the first call, so that states and metrics know the service from the
-start. Functions that share a name share its guard, and one of them gives the options.
+Functions are decorated during import, when no setting may be read. So a declaration is only recorded, and registered
+when koo's parts are made: before the first call, so that states and metrics know the service from the start. Functions
+that share a name share its guard, and one of them sets the options.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from koo.service_names import check_service_name
 P = ParamSpec("P")
 T = TypeVar("T")
 IN_LOOP = (
-    "{} waits, and an event loop is running in this thread: decorate it with in_thread=True and await it, or call it "
+    "{} blocks, and an event loop is running in this thread: decorate it with in_thread=True and await it, or call it "
     "from a thread"
 )
 
 
 class Runner(Protocol):
-    """Who runs operations by the name of their guard: the platform."""
+    """Runs operations by the name of their guard: the platform."""
 
     def execute(
         self, name: str, operation: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -47,7 +47,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What one decorator says. `blocks`: the function needs a thread. `by`: its module and name."""
+    """What one decorator declares. `blocks`: the function needs a thread. `by`: its module and name."""
 
     options: Mapping[str, Any]
     blocks: bool
@@ -55,27 +55,27 @@ class Declaration:
 
 
 class Declarations:
-    """What the decorators of one platform said, by the name of the guard."""
+    """The declarations of one platform's decorators, by the name of the guard."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, list[Declaration]] = {}
 
     def add(self, name: str, new: Declaration) -> None:
-        """Write one down; the same function may say it anew.
+        """Record one; the same function may declare it again.
 
-        Raises `ConfigurationError` where two functions give one name different options.
+        Raises `ConfigurationError` if two functions give one name different options.
         """
         others = [one for one in self._by_name.get(name, ()) if one.by != new.by]
         for other in others:
             if other.options and new.options and other.options != new.options:
                 raise ConfigurationError(
                     "guarded",
-                    f"{name!r} has other options at {other.by} than at {new.by}: give them at one of the two",
+                    f"{name!r} has different options at {other.by} and at {new.by}: set them in only one place",
                 )
         self._by_name[name] = [*others, new]
 
     def options(self, name: str) -> dict[str, Any]:
-        """What `name` is to be registered with; empty: with what it is registered already, or with defaults."""
+        """The options to register `name` with; empty: those that it is registered with already, or the defaults."""
         said = self._by_name[name]
         merged = next((dict(one.options) for one in said if one.options), {})
         return merged | {"in_thread": True} if any(one.blocks for one in said) else merged
@@ -110,7 +110,7 @@ class Guarding:
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         make = self._kind_of(function)
         by = f"{function.__module__}.{function.__qualname__}"
-        # Last: a function that is refused leaves no service behind.
+        # Last: a function that is refused must not leave a service behind.
         self._declare(self._name, Declaration(self._options, make == self._blocking, by))
         return make(function)
 

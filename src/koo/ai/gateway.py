@@ -1,18 +1,17 @@
-"""The gateway: a query goes in; out comes an answer, or the reason of each service that did not answer.
+"""The gateway: a query goes in; an answer comes out, or the reason why each service did not answer.
 
-It owns the order in which services are asked, and what each is asked: model, bound, price. Retries, deadlines, limits
-and breakers are the guard's; what an error means is the provider's; money is the charge's, which the guard asks for
-before each attempt.
+It owns the order of the services, and what each is asked: model, bound, price. Retries, deadlines, limits and breakers
+are the guard's; what an error means is the provider's; money is the charge's, which the guard asks for before each
+attempt.
 
-Each service has a share of the query's time: what is left, divided by the services that may still be asked. Its
-attempts, pauses and waits all end with its share, so one that hangs leaves the next one its time. The last one has all
-that is left.
+Each service has a share of the query's time: what is left, divided by the number of services that may still be called.
+Its attempts, pauses and waits all end with its share, so one that hangs leaves the next one its time. The last one has
+everything that is left.
 
 The rules of the order. A caller's mistake ends the query: the next service could only repeat it. But a prompt that is
-too long for one service is asked of those that may read more (`abilities.py`). A refusal (open breaker, limit, budget,
-unknown price) moves on at once; a budget may name the service that is asked next. A failure moves on after its retries.
-A cancellation settles what was spent and goes on up. Whole and streamed answers begin in the same way; a whole one ends
-at once.
+too long for one service goes to those that can read more (`abilities.py`). A refusal (open breaker, limit, budget,
+unknown price) moves on at once; a budget may name the service that comes next. A failure moves on after its retries. A
+cancellation settles what was spent and is raised on. Whole and streamed answers begin alike; a whole one ends at once.
 """
 
 from __future__ import annotations
@@ -59,14 +58,14 @@ from koo.options import ServiceOptions
 from koo.scope import Scope
 
 MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED, *TOO_LONG}
-"""Mistakes of the operator, or of the query for this service alone: another one may well answer it."""
+"""Mistakes of the operator, or of the query for this service only: another one may well answer it."""
 
 COST_USD_MAX = Decimal(1_000_000)
-"""More no ledger holds for one call."""
+"""The most that any ledger holds for one call."""
 
 T = TypeVar("T", Completion, StreamedCompletion)
 Ask = Callable[[AIService, QueryCharge, Scope[T]], Awaitable[T]]
-"""One attempt at a service: until the whole answer is there, or the first content of a streamed one."""
+"""One attempt at a service: until the whole answer has arrived, or the first content of a streamed one."""
 
 
 def ask_whole(one: AIService, charge: QueryCharge, _: Scope[Completion]) -> Awaitable[Completion]:
@@ -76,7 +75,7 @@ def ask_whole(one: AIService, charge: QueryCharge, _: Scope[Completion]) -> Awai
 
 
 class Gateway:
-    """Asks configured services. `services` by name; `budgets` hold what they cost; `calls` logs those that fail."""
+    """Calls configured services. `services` by name; `budgets` hold their cost; `calls` logs failures."""
 
     def __init__(
         self,
@@ -106,8 +105,8 @@ class Gateway:
     async def query(self, query: Query) -> Answer:
         """Ask `query.service`, then each of `query.fallback`.
 
-        Raises `UnknownService` or `InvalidRequest` before anything is sent, the one service's own
-        `ExternalServiceError`, or `AllServicesFailed` where there was a choice.
+        Raises `UnknownService` or `InvalidRequest` before anything is sent, the `ExternalServiceError` of the only
+        service, or `AllServicesFailed` if there was a choice.
         """
         begun = await self._begin(query, ask_whole)
         completion = begun.scope.value
@@ -131,12 +130,12 @@ class Gateway:
         return stream
 
     async def cut_streams(self) -> None:
-        """koo is being closed, and the connections of open streams with it: what was used of each is booked now."""
+        """koo is closing, and with it the connections of open streams: book now what was used of each."""
         for stream in tuple(self._streams):
             await stream.cut(transport_error(stream.service, ClosedHere("answer")))
 
     async def query_many(self, queries: Sequence[Query]) -> list[Answer | ExternalServiceError]:
-        """Each as a place comes free; an answer or an error for each, in the same order. See `koo.ai.lists`."""
+        """Each starts as a place comes free; an answer or an error for each, in order. See `koo.ai.lists`."""
         if ends_at.get() <= self._clock.monotonic():
             # With tasks to wait for, the deadline would cancel all of them together.
             return [await outcome_of(self.query, query) for query in queries]
@@ -145,7 +144,7 @@ class Gateway:
     # ── one service after the other ───────────────────────────────────────────────────────────────────────────
 
     async def _begin(self, query: Query, ask: Ask[T]) -> Begun[T]:
-        """Ask each service in order, until one begins to answer within the query's deadline."""
+        """Call each service in order, until one begins to answer within the query's deadline."""
         try:
             services = self._choose(query)
         except CallerMistake as error:
@@ -196,18 +195,18 @@ class Gateway:
                 raise failures[0]
             raise AllServicesFailed("no service could answer", failures)
         finally:
-            # Each error's traceback keeps this frame, and so, through this list, itself and the others.
+            # Each error's traceback keeps this frame, and through this list itself and the other errors.
             failures.clear()
 
     def _note(self, error: ExternalServiceError, later: Sequence[AIService]) -> None:
-        """Log that a service did not answer, and which one is asked next."""
+        """Log that a service did not answer, and which one comes next."""
         then = f"{later[0].options.name} is asked next" if later and not _ends_the_query(error) else ""
         self._calls.failed(error.service, "query", error, error.kind, error.attempts, then)
 
     # ── before anything is sent ───────────────────────────────────────────────────────────────────────────────
 
     def _choose(self, query: Query) -> list[AIService]:
-        """The services to ask, in order. Raises `UnknownService` and `InvalidRequest`."""
+        """The services to call, in order. Raises `UnknownService` and `InvalidRequest`."""
         first = self.find(query.service)
         check(query)
         if not query.fallback:
@@ -215,7 +214,7 @@ class Gateway:
         return [first, *(self.find(name) for name in dict.fromkeys(query.fallback) if name != query.service)]
 
     def _instead(self, error: ExternalServiceError, services: Sequence[AIService]) -> list[AIService]:
-        """The service that a budget which refuses wants to be asked next, unless the query asks it anyway."""
+        """The service that a refusing budget names as the next one, unless the query tries it anyway."""
         name = error.instead if isinstance(error, ServiceRefused) else None
         one = self.services.get(name) if name is not None else None
         return [one] if one is not None and one not in services else []
@@ -225,7 +224,7 @@ class Gateway:
         service = self.services.get(name) if isinstance(name, str) else None
         if service is None:
             known = ", ".join(sorted(self.services))
-            raise UnknownService(name_of(name), f"no such service; known are: {known}")
+            raise UnknownService(name_of(name), f"no such service; known services: {known}")
         return service
 
     def _prepare(self, one: AIService, query: Query) -> QueryCharge:
@@ -249,7 +248,7 @@ class Gateway:
             request,
             self._price(options, model),
             _terms(query),
-            # What Perplexity counts is the prompt and what it found, which differs from one time to the next.
+            # Perplexity counts the prompt and its search results, which differ from one time to the next.
             conversations=None if options.kind == "perplexity" else self._conversations,
             thinks_unseen=may_think_unseen(options, model),
         )
@@ -258,8 +257,8 @@ class Gateway:
         price = self._prices.find(options, model)
         if price is None:
             reason = (
-                f"the price of model {model[:80]!r} is unknown, so no budget could hold; set AI_SERVICES__"
-                f"{options.name.upper()}__PRICE_AS to a model that costs as much, or __INPUT_PRICE and __OUTPUT_PRICE"
+                f"the price of model {model[:80]!r} is unknown, so its cost cannot be limited; set AI_SERVICES__"
+                f"{options.name.upper()}__PRICE_AS to a model of the same price, or __INPUT_PRICE and __OUTPUT_PRICE"
             )
             raise PriceUnknown(options.name, reason)
         return price
@@ -277,7 +276,7 @@ def _terms(query: Query) -> Terms:
 
 
 def _askable(services: Sequence[AIService], place: int) -> int:
-    """How many of the services after the one at `place` may be asked at all: they have a share of the time."""
+    """How many of the services after the one at `place` can be called at all: they have a share of the time."""
     return sum(one.service.configured for one in services[place:]) if len(services) > place else 0
 
 

@@ -1,16 +1,16 @@
-"""What is read piece by piece under one permit: the turns of its reader, and its one end.
+"""A stream that is read piece by piece under one permit: its reader's turns, and its one end.
 
 A generator that held a timeout across its `yield` would cancel its consumer's own awaits. So a stream is an object with
-an end: each wait for the next piece has its own bound, and nothing is armed while the consumer has the turn.
+an end: each wait for the next piece has its own bound, and no timer runs during the consumer's turn.
 
-What is bounded is silence. Each piece renews the timer and a probe's lease. The consumer's own time between two pieces
-counts as no latency: our own deadline moves on by it, a probe's lease stands still, and no percentile sees it. Only a
-deadline that the caller brought stays where it is.
+The bound is on silence. Each piece renews the timer and a probe's lease. The consumer's own time between two pieces
+does not count as latency: our own deadline moves by it, a probe's lease stands still, and no percentile includes it.
+Only a deadline that the caller set stays where it is.
 
 Another task than the consumer's may close it. The consumer's wait is then ended as a deadline ends it, in the
-consumer's own task: a generator that is running cannot be closed from outside.
+consumer's own task: a running generator cannot be closed from outside.
 
-A streamed answer of koo's own (`stream.py`) and a stream of anybody's operation (`operation_stream.py`) stand on this.
+Both koo's own streamed answers (`stream.py`) and streams of other operations (`operation_stream.py`) are built on this.
 They differ in what they read, and in what it costs.
 """
 
@@ -39,7 +39,7 @@ V = TypeVar("V")
 
 
 class Leased(Protocol):
-    """What a silence asks of the scope that it belongs to."""
+    """What a silence needs of its scope."""
 
     permit: Permit
 
@@ -47,9 +47,9 @@ class Leased(Protocol):
 
 
 class Silence(Lasting):
-    """Rings when a stream has been silent for `longest_s`, or a probe's lease or the call's own time is over.
+    """Rings when a stream has been silent for `longest_s`, or when a probe's lease or the call's own time is over.
 
-    `since`: when it last gave a sign of life, in monotonic seconds; `whole_until`: the end of the call, whatever comes.
+    `since`: its last sign of life, in monotonic seconds; `whole_until`: the end of the call in any case.
     """
 
     __slots__ = ("_clock", "_scope", "longest_s", "since", "whole_until")
@@ -72,7 +72,7 @@ class Silence(Lasting):
 
 @dataclass(slots=True)
 class Held(Generic[V]):
-    """What an open stream holds: a permit of its guard, and the bound of its silences; `calls` logs a failure of it."""
+    """What an open stream holds: its guard's permit, and the bound of its silences; `calls` logs its failure."""
 
     guard: Guard
     scope: Scope[V]
@@ -84,7 +84,7 @@ class GuardedStream(ABC, Generic[V]):
     """One reader's turns on a stream that `_open` begins; `V` is what the guard's scope keeps of it.
 
     Leaving early (`break`, `aclose()`, cancellation) closes what is open and settles what was used; `aclose()` may come
-    from another task. Read on after a failure, it says in a `ServiceFailed` that it has failed.
+    from another task. Reading on after a failure raises a `ServiceFailed` that says so.
     """
 
     def __init__(self, service: str, deadlines: Deadlines) -> None:
@@ -95,37 +95,37 @@ class GuardedStream(ABC, Generic[V]):
         self._failed: tuple[str, Kind] | None = (
             None  # not the error itself, whose traceback leads back to here
         )
-        self._waits: Alarm | None = None  # of the reader, while it waits for a piece
-        self._left: asyncio.Event | None = None  # another task has closed it: set when that is done
+        self._waits: Alarm | None = None  # the reader's, while it waits for a piece
+        self._left: asyncio.Event | None = None  # set when another task has finished closing it
         self._turn_at = self._provider_s = self._away_s = 0.0
 
     @abstractmethod
     async def _open(self) -> Held[V]:
-        """Pass the guard and ask; returns with the first piece. Bounds itself."""
+        """Pass the guard and send; returns with the first piece. Bounds itself."""
 
     @abstractmethod
     def _settle(self, fault: Fault, silent_s: float = 0.0) -> None:
-        """Book what was used and end the permit, before the stream's own end and after a silence of so many seconds."""
+        """Book what was used and end the permit, before the stream's own end and after `silent_s` of silence."""
 
     @abstractmethod
     async def _close(self) -> None:
-        """Close what is read."""
+        """Close what is being read."""
 
     def _partial_text(self) -> str:
-        """What came of a text."""
+        """The text that has arrived."""
         return ""
 
     # ── the reader's turns ────────────────────────────────────────────────────────────────────────────────────
 
     def _take_turn(self) -> None:
-        """The reader asks for something. Raises where the stream is over, or somebody else has asked already."""
+        """The reader asks for a piece. Raises if the stream is over, or another task is reading already."""
         if self._closed:
             self._refuse()
         if self._waits is not None:
-            raise RuntimeError("another task is reading this stream already: a stream has one reader")
+            raise RuntimeError("another task is already reading this stream: a stream has one reader")
 
     def _end_turn(self) -> None:
-        """The reader has what it asked for, or an error."""
+        """The reader has its piece, or an error."""
         self._waits = None
         if self._left is not None:
             self._left.set()
@@ -146,13 +146,13 @@ class GuardedStream(ABC, Generic[V]):
         return held
 
     async def _wait(self, held: Held[V], reading: Coroutine[object, object, T]) -> T:
-        """One wait of the reader: for a piece, or for what else the open stream is asked."""
+        """One wait of the reader: for a piece, or for another call on the open stream."""
         silence, silent_s = held.silence, 0.0
         try:
             try:
                 waits_for = reading.send(None)
             except StopIteration as come:
-                # It was here already, so there is nothing to bound. Of events that come together this saves half.
+                # It was here already, so there is nothing to bound. For events that arrive together this saves half.
                 value: T = come.value
                 return value
             silence.renew()
@@ -162,10 +162,10 @@ class GuardedStream(ABC, Generic[V]):
             with silence:
                 value = await resumed(reading, waits_for)
         except BaseException as error:  # noqa: BLE001 - it is raised again, or what its reader is told in its place
-            reading.close()  # else its generator would still be running, and could not be closed below
+            reading.close()  # otherwise its generator would still be running, and could not be closed below
             if self._waits is not None:
                 silent_s = held.guard.now() - silence.since
-            self._waits = None  # what waits from here on is the closing, which no other task may end
+            self._waits = None  # the wait from here on is the closing, which no other task may end
             is_left = silence.expired and self._left is not None
             fault, seen = (CANCELLED, None) if is_left else self._judge(held, error)
             if seen is not None or fault.verdict is FAILURE:
@@ -186,13 +186,13 @@ class GuardedStream(ABC, Generic[V]):
         return value
 
     def _hand_over(self, held: Held[V], asked_at: float) -> None:
-        """The reader gets the turn."""
+        """Start the reader's turn."""
         self._turn_at = held.guard.now()
         self._provider_s += self._turn_at - asked_at
         held.scope.rest()
 
     def _take_over(self, held: Held[V], now: float) -> None:
-        """The reader is back: what it took is no time of the provider's, so ours is longer by it."""
+        """The reader is back: its own time is not the provider's, so our deadline moves by it."""
         away_s = now - self._turn_at
         self._away_s += away_s
         passage = held.scope.passage
@@ -203,7 +203,7 @@ class GuardedStream(ABC, Generic[V]):
     # ── its end ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _judge(self, held: Held[V], error: BaseException) -> tuple[Fault, Exception | None]:
-        """What ended a stream, and what its consumer sees in place of `error`, if that is another."""
+        """What ended a stream, and what its consumer gets instead of `error`, if anything."""
         guard, scope, silence, name = held.guard, held.scope, held.silence, held.guard.name
         seen: ExternalServiceError
         if silence.expired and silence.when >= scope.deadline:
@@ -232,12 +232,12 @@ class GuardedStream(ABC, Generic[V]):
         return fault, seen
 
     async def _end(self, fault: Fault, silent_s: float = 0.0) -> None:
-        """An end before the stream's own, after a silence of so many seconds."""
+        """An end before the stream's own, after `silent_s` of silence."""
         self._settle(fault, silent_s)
         await self._close()
 
     async def _leave_if_asked(self) -> None:
-        """Another task closed the stream in the step in which a piece came."""
+        """Another task closed the stream in the step in which a piece arrived."""
         if self._left is not None:
             await self._end(CANCELLED)
             raise StopAsyncIteration
@@ -255,11 +255,11 @@ class GuardedStream(ABC, Generic[V]):
             self._failed = "its reader was cancelled", Kind.CANCELLED
 
     def _refuse(self) -> NoReturn:
-        """It is over: the end, or that it had failed."""
+        """It is over: raise the end, or that it had failed."""
         if self._failed is None:
             raise StopAsyncIteration
         reason, kind = self._failed
-        sentence = f"this stream has failed already ({reason}); start a new one to ask again"
+        sentence = f"this stream has already failed ({reason}); start a new one"
         error = ServiceFailed(self.service, sentence, kind=kind)
         error.partial_text = self._partial_text()
         try:
@@ -284,9 +284,9 @@ class GuardedStream(ABC, Generic[V]):
             await self._end(CANCELLED)
 
     async def cut(self, why: ExternalServiceError) -> None:
-        """End it for its reader, who may ask for the next piece long after; a reader that waits for one sees it itself.
+        """End it for a reader that may ask for the next piece long after; a reader that waits now gets it itself.
 
-        Read on, it says that it has failed, and why.
+        Reading on raises that it has failed, and why.
         """
         if self._held is None or self._waits is not None or self._closed:
             return

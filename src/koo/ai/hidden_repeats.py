@@ -1,13 +1,13 @@
-"""Repeats that a library makes within one attempt, seen at what failed: at its requests, its answers, its own counts.
+"""Repeats that a library makes within one attempt, visible in a failure's requests, answers and counts.
 
 An SDK that repeats by itself multiplies koo's attempts and hides them from breaker, limits and budget. Its client says
-so where koo can see it (`sdk_retries.py`); behind a function of the application's own only the error does. So it is
-read when an attempt has failed, and never where one succeeded. What an error keeps of it:
+so if koo can see it (`sdk_retries.py`); behind an application's own function only the error does. So the error is read
+when an attempt has failed, and never after a success. What an error keeps of it:
 
 * the headers of its request: SDKs of one generator number their repeats in `x-stainless-retry-count`
 * botocore's `ResponseMetadata`, the history that urllib3 keeps of an answer, counts of LiteLLM, instructor, tenacity
-* the frames it went through: tenacity's, under google-genai and others, know the attempt also where they raise the
-  last error as it was
+* the frames it went through: tenacity's, under google-genai and others, know the attempt even when they raise the last
+  error unchanged
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _warned: set[str] = set()
 
 
 def warn_of_repeats(name: str, repeats: Mapping[str, int]) -> None:
-    """Say once for each service which library repeats, how often, and how to switch that off."""
+    """Log once per service which library repeats, how often, and how to switch that off."""
     if not repeats or name in _warned:
         return
     _warned.add(name)
@@ -55,23 +55,23 @@ def warn_of_repeats(name: str, repeats: Mapping[str, int]) -> None:
 
 
 def warn_of_repeats_in(name: str, error: BaseException) -> None:
-    """As `warn_of_repeats`, for the repeats that were made before `error` was raised. Raises nothing."""
+    """As `warn_of_repeats`, for the repeats that were made before `error` was raised. Never raises."""
     if name in _warned:
         return
     try:
         warn_of_repeats(name, repeats_in(error))
-    except Exception:  # whatever the error's parts raise, the error itself has to be judged
+    except Exception:  # whatever the error's parts raise, the error itself must still be judged
         log.debug("%s: a %s could not be read for repeats", name, type(error).__name__, exc_info=True)
 
 
 def repeats_in(error: BaseException) -> dict[str, int]:
-    """How often each library repeated before this error, by the library's name; empty if nothing shows that one did."""
+    """How often each library repeated before this error, by the library's name; empty if nothing shows a repeat."""
     found: dict[str, int] = {}
     numbered = False
     for one in _errors_of(error):
         library = type(one).__module__.partition(".")[0]
         times = max(_in_the_answer(one), _counted_by(one))
-        # An SDK's error is raised from one of the HTTP library that it stands on, with the same request.
+        # An SDK's error is raised from the error of its HTTP library, with the same request.
         if not numbered and (at_the_request := _at_the_request(one)):
             times, numbered = max(times, at_the_request), True
         for by, counted in ((library, times), *_in_frames(one.__traceback__, library)):
@@ -81,7 +81,7 @@ def repeats_in(error: BaseException) -> dict[str, int]:
 
 
 def _errors_of(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from or while handling, and what groups hold of it; a bounded number of them."""
+    """The error, its causes and contexts, and members of groups; a bounded number of them."""
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < LOOKED_AT_MAX:
         one = waiting.pop(0)
@@ -119,7 +119,7 @@ def _counted_by(error: BaseException) -> int:
 
 
 def _in_frames(trace: TracebackType | None, library: str) -> Iterator[tuple[str, int]]:
-    """What stands in the frames of libraries that repeat for others, and who called them."""
+    """Values in the frames of libraries that repeat for others, and the library that called them."""
     caller = ""
     for _ in range(FRAMES_MAX):
         if trace is None:

@@ -1,19 +1,19 @@
 """A list of queries, of any length, fed through as places come free.
 
-Asked all at once, the first thousand of a list would fill koo's own queue, and the queue would refuse the rest. So a
-list does not hurry: it starts its next query when the service has a place for it. Services are fed apart from one
-another, so that a slow one holds up only its own queries.
+Sent all at once, the first thousand of a list would fill koo's own queue, and the queue would refuse the rest. So a
+list starts its next query when the service has a place for it. Each service is fed separately, so that a slow one
+delays only its own queries.
 
 Each service has as many places for queries of lists as queries may run there at once; all lists share them and take
 turns. So there are never more tasks than places, however long the list; and a query's own deadline begins when its turn
-has come, not while it waits behind its list. Where others have taken the places meanwhile, a query of a list waits in
+has come, not while it waits behind its list. If other calls have taken the places meanwhile, a query of a list waits in
 the guard's queue, however long that is (`gates.is_fed`).
 
-Limits and budgets still decide about each query. But where queries may wait for our limit, or the provider's is paced,
-one of them waits at a time, and the list behind it: else a hundred would spend their deadlines in that queue.
+Limits and budgets still decide about each query. But if queries may wait for our limit, or the provider's is paced, one
+of them waits at a time, and the list behind it: otherwise a hundred would spend their deadlines in that queue.
 
-Whatever becomes of one query is that query's outcome, and no other's. Cancelled, a list ends its queries and waits
-until they have given back what they held.
+The outcome of one query does not affect another's. A cancelled list ends its queries and waits until they have given
+back what they held.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from koo.passage import LOOK_AGAIN_S
 from koo.policies.bulkhead import Bulkhead
 
 LOCAL_PLACES = 2
-"""The local model makes one answer at a time: one is made, and the next is there when it ends."""
+"""The local model makes one answer at a time: one runs, and the next is ready when it ends."""
 
 Outcome = Answer | ExternalServiceError
 Ask = Callable[[Query], Awaitable[Answer]]
@@ -48,7 +48,7 @@ class Lists:
         self._places: dict[str, Bulkhead] = {}
 
     async def ask_all(self, queries: Sequence[Query]) -> list[Outcome]:
-        """An answer or an error for each, in the same order."""
+        """An answer or an error for each, in order."""
         lanes: dict[str, list[int]] = defaultdict(list)
         for number, query in enumerate(queries):
             lanes[name_of(query.service)].append(number)
@@ -56,7 +56,7 @@ class Lists:
         async with TaskGroup() as group:
             for name, numbers in lanes.items():
                 group.create_task(self._feed(self._services.get(name), queries, numbers, outcomes, group))
-        # A query that was cancelled alone, from outside, left no outcome.
+        # A query that was cancelled on its own, from outside, left no outcome.
         return [outcomes.get(number) or _cancelled(query) for number, query in enumerate(queries)]
 
     async def _feed(
@@ -67,18 +67,19 @@ class Lists:
         outcomes: dict[int, Outcome],
         group: TaskGroup,
     ) -> None:
-        """Ask the `numbers` of `queries`, which begin at the same service; None: there is no such service."""
+        """Ask the `numbers` of `queries`, which begin at the same service; None: the service is unknown."""
         is_fed.set(True)
         places = None if one is None else self._places_of(one)
         for number in numbers:
             query = queries[number]
             if one is None or places is None or not await self._wait_for_turn(one, query, places):
-                # It ends at once: its service is not known, or the caller's deadline is over. The gateway says so.
-                # In a task of its own: this frame, which holds the outcomes, would stand in the error's traceback.
+                # It ends at once: its service is unknown, or the caller's deadline is over. The gateway raises that. In
+                # a task of its own: this frame, which holds the outcomes, would otherwise stay in the error's
+                # traceback.
                 outcomes[number] = await group.create_task(outcome_of(self._ask, query))
                 continue
             task = group.create_task(outcome_of(self._ask, query))
-            # A callback, because a task that is cancelled before its first step runs no `finally`.
+            # A callback, because a task cancelled before its first step runs no `finally`.
             task.add_done_callback(_Landing(number, places, outcomes))
             # Of places that come free together the first list to wake would otherwise take all but one.
             await sleep(0)
@@ -93,7 +94,7 @@ class Lists:
         return places
 
     async def _wait_for_turn(self, one: AIService, query: Query, places: Bulkhead) -> bool:
-        """Until it has a place, and could go on from there; False if the caller's deadline passed before."""
+        """Wait until it has a place and could proceed; False if the caller's deadline passed first."""
         gates, ends = one.service.gates, ends_at.get()
         if query.on_limit == "wait":
             if not await gates.stand_in(gates.limit_queue, ends):
@@ -107,18 +108,18 @@ class Lists:
 
 
 async def outcome_of(ask: Ask, query: Query) -> Outcome:
-    """Ask one query. Nothing that its error's traceback leads to holds the error: it is freed with its list."""
+    """Ask one query. Nothing reachable from its error's traceback holds the error: it is freed with its list."""
     try:
         return await ask(query)
     except ExternalServiceError as error:
         return error
     except Exception as error:
-        log.exception("a query of a list failed with an error that koo does not raise on purpose")
+        log.exception("a query of a list failed with an unexpected error; please report it")
         return _unexpected(query, error)
 
 
 class _Landing:
-    """What the end of a query's task brings: its outcome, and a free place."""
+    """What happens when a query's task ends: record its outcome, and free its place."""
 
     __slots__ = ("_number", "_outcomes", "_places")
 

@@ -57,15 +57,15 @@ def flaw_of(path: Path) -> str | None:
         return "is not a GGUF file"
     _, version, tensors, _ = GGUF_HEADER.unpack(head)
     if version not in GGUF_VERSIONS:
-        return f"is a GGUF file of version {version}; known are {' and '.join(map(str, GGUF_VERSIONS))}"
+        return f"is a GGUF file of version {version}; supported are {' and '.join(map(str, GGUF_VERSIONS))}"
     return None if tensors else "is a GGUF file without a model in it"
 
 
 def install_model(progress: Callable[[str], None] | None = None) -> Path:
-    """Install the model file into this Python's environment, unless it is there; gives its path.
+    """Install the model file into this Python's environment, unless it is there; returns its path.
 
-    `progress` gets each line that pip prints. Blocks until pip is done (93 MB to download). Raises
-    `ConfigurationError` where this environment has no pip, and `ServiceFailed` where pip failed.
+    `progress` receives each line that pip prints. Blocks until pip is done (93 MB to download). Raises
+    `ConfigurationError` if this environment has no pip, and `ServiceFailed` if pip failed.
     """
     found = find_model()
     if found is not None and flaw_of(found) is None:
@@ -121,7 +121,7 @@ def _run(asked: Path, progress: Callable[[str], None] | None, *, again: bool) ->
                     progress(clean)
             returncode = pip.wait(INSTALL_TIMEOUT_S)
         except BaseException:
-            # Without this, leaving the `with` would wait for a download that nobody wants any more.
+            # Without this, leaving the `with` would wait for a download that is no longer wanted.
             pip.kill()
             raise
     if returncode != 0:

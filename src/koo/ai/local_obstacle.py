@@ -1,8 +1,8 @@
-"""What keeps the local model from running on this machine, each with the one command that mends it.
+"""What keeps the local model from running on this machine, each with the one command that fixes it.
 
-Looking costs a third of a millisecond, so it happens where koo is put together and at each check, and what was
-installed since is noticed. Importing the engine would be the sure way, but takes 0.1 s and 20 MB: that is done in a
-child process, and only where the system does not know the shared library that is usually missing.
+Looking costs a third of a millisecond, so it happens when koo is put together and at each check, and notices what was
+installed since. Importing the engine would be the sure way, but takes 0.1 s and 20 MB: that is done in a child process,
+and only if the system does not know the shared library that is usually missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENGINE = "xllamacpp"
 INSTALL_ENGINE = (
     "from where you installed koo, run pip install -U '/path/to/koo[local]', then koo model install"
 )
-"""No bare name: on the public index it belongs to another project."""
+"""Not a bare name: on the public index it belongs to another project."""
 PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}
 """Debian's packages of the libraries that the engine's wheel leaves to the system."""
 LIBRARY = "libgomp.so.1"
@@ -33,7 +33,7 @@ PROBE_TIMEOUT_S = 20.0
 
 
 def engine_obstacle(*, doubted: bool = False) -> str:
-    """Why the engine cannot be imported, or empty. `doubted`: it failed to, so try it wherever its library is."""
+    """Why the engine cannot be imported, or empty. `doubted`: it failed to, so try it even if its library is there."""
     spec = find_spec(ENGINE)
     if spec is None:
         return f"not configured: its engine {ENGINE} is not installed; {INSTALL_ENGINE}"
@@ -51,7 +51,7 @@ def import_obstacle(words: str) -> str:
         return f"not configured: its engine {ENGINE} is damaged or too old; {INSTALL_ENGINE}"
     library = found[1]
     package = PACKAGES.get(library)
-    command = f"run apt install {package}" if package else "install the system's package that has it"
+    command = f"run apt install {package}" if package else "install the system package that contains it"
     return f"not configured: its engine needs {library}, which this machine lacks; {command}"
 
 

@@ -32,7 +32,7 @@ from koo.shortages import start
 SOCKET_PATH_BYTES_MAX = 100
 """The kernel's bound is 107 on Linux and 103 on macOS."""
 ENVIRONMENT = re.compile(r"(G?OMP|GGML|LD|DYLD|CUDA|HIP|LC)_.*|PATH|PYTHONHOME|HOME|LANG|TMPDIR|TZ")
-"""What a child gets of the environment: no API key is among it."""
+"""The part of the environment that a child receives: it contains no API key."""
 MEMORY_WORDS = ("bad_alloc", "memoryerror", "out of memory", "allocate", "mmap failed")
 KILLED = -9
 
@@ -42,7 +42,7 @@ class EngineMissing(Exception):
 
 
 class LoadFailed(Exception):
-    """llama.cpp did not take the file; `memory`: there is too little memory for it."""
+    """llama.cpp did not accept the file; `memory`: there is too little memory for it."""
 
     def __init__(self, *, memory: bool) -> None:
         super().__init__("too little memory" if memory else "not a model that llama.cpp can load")
@@ -70,7 +70,7 @@ class ModelServer:
         self.ready: Future[None] = Future()
         self.ended: Future[int] = Future()
         for future in (self.ready, self.ended):
-            # From now on a caller who stops waiting cannot cancel it for all others.
+            # From now on a caller that stops waiting cannot cancel it for all others.
             future.set_running_or_notify_cancel()
         self.stopped = False
         self._folder = _make_folder()
@@ -116,7 +116,7 @@ class ModelServer:
         if failure is None:
             self.ready.set_result(None)
         self.ended.set_result(self._clean_up())
-        # After the end: a caller who reads the failure and asks again must not get this process.
+        # After the end: a caller that reads the failure and asks again must not get this process.
         if failure is not None:
             self.ready.set_exception(Stopped() if self.stopped else failure)
 
@@ -135,7 +135,7 @@ class ModelServer:
             stdin.write(json.dumps(order).encode() + b"\n")
             answer = json.loads(stdout.readline())
         except (OSError, ValueError):
-            # It ended without a word. Linux kills a process for which there is no memory.
+            # It ended silently. Linux kills a process when memory runs out.
             return LoadFailed(memory=self._process.wait() == KILLED)
         return None if not answer else failure_of(answer)
 
@@ -172,7 +172,7 @@ def _make_folder() -> Path:
 
 
 def child_environment() -> dict[str, str]:
-    """What a child process that imports the engine gets."""
+    """The environment of a child process that imports the engine."""
     environment = {name: text for name, text in os.environ.items() if ENVIRONMENT.fullmatch(name)}
     # Threads that wait for one another sleep (why: `Threads`), unless the operator has chosen otherwise.
     environment.setdefault("OMP_WAIT_POLICY", "passive")
@@ -213,7 +213,7 @@ class ModelServers:
     def get(self, setup: Setup) -> ModelServer:
         """The model of this setup; begins to load it unless it is loaded.
 
-        Raises `Stopped`, `FolderMissing`, and `OSError` where no process can be started.
+        Raises `Stopped`, `FolderMissing`, and `OSError` if no process can be started.
         """
         with self._lock:
             server = self.find(setup)

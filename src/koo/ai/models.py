@@ -1,7 +1,7 @@
-"""Which model answers where nobody chose one: each vendor's current mid-priced general model.
+"""The default model of each vendor: its current mid-priced general model.
 
 Chosen on 2026-11-23 among the models that the vendor's own SDK names and the price table prices: the middle of the
-vendor's present family, between the small fast one and the largest. Prices in comments: USD per million tokens, input /
+vendor's current family, between the small fast one and the largest. Prices in comments: USD per million tokens, input /
 output.
 """
 
@@ -33,19 +33,19 @@ SAYS_ALL = re.compile(
     r"|gpt-(3\.5|4)|chatgpt-4o|gemini-(1|2\.0)|gemini-(pro|flash)-1|gemma-[123]"
     r"|(codestral|ministral|mistral-(7b|nemo|tiny|small-2|large-2))|(open-)?mi[sx]tral-8x|llama-?[23](?!.*nemotron)"
 )
-"""Models of which all that is paid for is seen (looked up on 2026-11-23). The others may think before they answer, or
-between two words, and show none or a summary of it: what came of their streams says little about the bill."""
+"""Models that show everything that is paid for (looked up on 2026-11-23). Others may think before they answer, or
+between two words, and show nothing or a summary of it: the visible part of their streams says little about the bill."""
 
 MODELS_KEPT = 1024
-"""Models that are remembered: each call asks, and callers choose their names."""
+"""Models remembered: each call asks, and callers choose their names."""
 
 
 def may_think_unseen(service: ServiceOptions, model: str) -> bool:
-    """May it bill what nobody sees? By the service's setting, else by the model; one that is not known may."""
+    """Whether it may bill hidden output. By the service's setting, else by the model; an unknown one may."""
     if service.thinks_unseen is not None:
         return service.thinks_unseen
     if service.body and any("think" in name or "reason" in name for name in map(str.lower, service.body)):
-        return True  # the operator asks for it, whatever the model does when it is not asked
+        return True  # the operator requests thinking, whatever the model does by default
     return not _says_all(model)
 
 

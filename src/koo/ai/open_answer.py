@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Begun(Generic[T]):
-    """The permit and the money of an answer, and how the `Answer` is made of what the provider said.
+    """The permit and the money of an answer, and how the `Answer` is made of the provider's result.
 
-    `scope.value` is what the provider gave: a whole completion, or a streamed one that has its first content.
+    `scope.value` is the provider's result: a whole completion, or a streamed one that has its first content.
     `began_at` is when the query began, in monotonic seconds.
     """
 
@@ -49,9 +49,9 @@ class Begun(Generic[T]):
         took_s: float | None = None,
         away_s: float = 0.0,
     ) -> Answer:
-        """Book what it cost and settle the permit as a success. `slow` and `took_s`: see `Scope.settle`.
+        """Book the cost and settle the permit as a success. `slow` and `took_s`: see `Scope.settle`.
 
-        `away_s`: for so long the reader of a stream had the turn, which is nobody's latency.
+        `away_s`: how long the reader of a stream had the turn, which does not count as latency.
         """
         bill = self.charge.note(completion)
         self.scope.settle(slow=slow, took_s=took_s)
@@ -81,9 +81,9 @@ def learn_pace(
     paces: tuple[Pace, ...],
     usage: Usage | None,
 ) -> None:
-    """Take in what the headers of the answer to a call say; `usage` is None as long as it is not known."""
+    """Take in what the headers of a call's answer say; `usage` is None while it is not known."""
     most = None
     if usage is None and not guard.pacer.sizes:
-        # No answer has said yet how many tokens a call takes: as many as this one can take at most.
+        # No answer has said yet how many tokens a call takes: assume the most that this one can take.
         most = Usage(input_tokens=charge.input_tokens_max, output_tokens=charge.request.max_tokens)
     service.learn_pace(guard, paces, permit, usage or most, is_most=most is not None)

@@ -1,8 +1,8 @@
-"""An open stream in its block: the operation's own object, of which each wait is guarded.
+"""An open stream in its block: the operation's own object, whose waits are guarded.
 
-`stream.text_stream`, `await stream.get_final_message()`, `response.iter_lines()` work as its library documents them.
-What is read with `async for`, and what a method's call waits for, goes through the stream's guard; everything else is
-the object's own.
+`stream.text_stream`, `await stream.get_final_message()`, `response.iter_lines()` work as their library documents them.
+Reading with `async for`, and awaiting a method's call, goes through the stream's guard; everything else is the object's
+own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class StreamOwner(ABC):
 
     @abstractmethod
     async def read(self, pieces: AsyncIterator[R]) -> R:
-        """The next piece. Raises StopAsyncIteration at their end."""
+        """The next piece. Raises StopAsyncIteration after the last one."""
 
     @abstractmethod
     async def call(self, awaitable: Awaitable[R]) -> R:
-        """What a call comes to."""
+        """The result of a call."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -34,9 +34,9 @@ class StreamOwner(ABC):
 
 
 class Opened(Generic[T]):
-    """The object that an operation gave, or something that it has to be read: `async for`, and all that it offers.
+    """The object that an operation returned, or a readable part of it: `async for`, and everything that it offers.
 
-    `pieces`: what `async for` reads, or None where its class has nothing of the kind.
+    `pieces`: what `async for` reads, or None if its class cannot be iterated.
     """
 
     __slots__ = ("_owner", "_pieces", "_target")
@@ -57,14 +57,14 @@ class Opened(Generic[T]):
     def __aiter__(self) -> Opened[T]:
         if self._pieces is None:
             raise TypeError(
-                f"'async for' cannot read {type(self._target).__name__}: read what it offers for that"
+                f"'async for' cannot read {type(self._target).__name__}: use the methods that it offers for reading"
             )
         return self
 
     async def __anext__(self) -> T:
         pieces = self._pieces
         if pieces is None:
-            raise TypeError(f"{type(self._target).__name__} has no pieces of its own")
+            raise TypeError(f"{type(self._target).__name__} cannot be iterated")
         if isinstance(pieces, StreamOwner):
             return await pieces.__anext__()  # the stream itself, which asks its guard
         return await self._owner.read(pieces)
@@ -80,7 +80,7 @@ class Opened(Generic[T]):
         await self._owner.aclose()
 
     async def close(self) -> None:
-        """As `aclose`: the name that the SDKs have for it."""
+        """As `aclose`: the SDKs' name for it."""
         await self._owner.aclose()
 
     def __getattr__(self, name: str) -> Any:
@@ -99,7 +99,7 @@ class Opened(Generic[T]):
         return guarded
 
     def _watched(self, value: Any) -> Any:
-        """What is waited for goes through the guard; everything else is as it is."""
+        """Awaitables go through the guard; everything else is returned as it is."""
         if hasattr(type(value), "__aiter__"):
             return Opened(self._owner, value, aiter(value))
         return self._answer(value) if inspect.isawaitable(value) else value

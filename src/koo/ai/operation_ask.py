@@ -1,10 +1,10 @@
-"""What an SDK's call can cost at most, seen in its arguments before anything is sent.
+"""The worst case of an SDK's call, read from its arguments before anything is sent.
 
-A call that names its model and its prompt by the names that SDKs use is taken at its word. All that it is handed counts
+A call that names its model and its prompt by the SDKs' usual names is believed. Everything that is passed to it counts
 as prompt (`operation_prompt.py`): no tokenizer makes more tokens of a text than it has bytes, in the form that the
-tokenizer sees. What lies at the vendor's (an earlier answer, a file, a cache), what its own tools may find, and what is
-no text counts as all that the model can read at once. An answer without a bound counts as the longest that the model
-writes.
+tokenizer sees. What is stored at the vendor (an earlier answer, a file, a cache), what its own tools may find, and
+anything that is not text counts as all that the model can read at once. An answer without a bound counts as the longest
+that the model writes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FREE_ACTS = frozenset({
     "cancel", "compute_tokens", "content", "count_tokens", "delete", "get", "input_items", "list", "retrieve", "update",
     "upload",
 })  # fmt: skip
-"""What an SDK's client does that no vendor bills."""
+"""Acts of an SDK's client that no vendor bills."""
 FREE_OWNERS = ("Moderations", "Files")
 
 PROMPTS = ("messages", "input", "contents", "prompt", "content", "file")
@@ -43,22 +43,22 @@ TOKENS = (
 )  # fmt: skip
 ANSWERS = ("n", "candidate_count", "candidateCount", "best_of", "number_of_images")
 SETTINGS = ("config", "generation_config", "generationConfig", "extra_body")
-"""Arguments that hold further ones; the last wins, as it does on the wire."""
+"""Arguments that contain further ones; the last wins, as it does on the wire."""
 ELSEWHERE = (
     "previous_response_id", "conversation", "cached_content", "cachedContent", "container", "mcp_servers",
     "web_search_options", "plugins", "context_management",
 )  # fmt: skip
-"""Arguments that bring what lies at the vendor's, or what its tools find, into the prompt."""
+"""Arguments that bring what is stored at the vendor, or what its tools find, into the prompt."""
 OWN_TOOLS = re.compile(
     r"function|custom|(bash|text_editor|computer|memory)_\d+|computer_use_preview|local_shell|apply_patch"
 )
-"""Tools that the caller runs; the results of all others come into the prompt unseen."""
+"""Tools that the caller runs; the results of all others enter the prompt unseen."""
 SEARCHES_ITSELF = re.compile(r"sonar|.*-(search|online|deep-research)(-|$)")
 """Models that search without being given the tool."""
 GOOGLES_OWN = ("function_declarations", "functionDeclarations")
 
 WINDOW_UNKNOWN = 1_050_000
-"""The largest context of these vendors' models in November 2026, for one that the table has none of."""
+"""The largest context of these vendors' models in November 2026, for a model that the table has no context of."""
 
 LONGEST: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     (re.compile(pattern), tokens)
@@ -80,12 +80,12 @@ LONGEST: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"claude-", 128_000),
     )
 )
-"""The longest answer of a model where the call bounds none (the vendors' model pages, November 2026)."""
+"""The longest answer of a model if the call sets no bound (the vendors' model pages, November 2026)."""
 LONGEST_UNKNOWN = 272_000
 
 
 class Ask(NamedTuple):
-    """What a call says of its worst case. `said` is all that it is handed; `answers` how many it asks for."""
+    """A call's worst case by its arguments. `said`: everything passed to it; `answers`: how many it requests."""
 
     model: str
     said: tuple[object, ...]
@@ -95,7 +95,7 @@ class Ask(NamedTuple):
 
 
 def is_free(operation: object) -> bool:
-    """Is it an act of an SDK's client that no vendor bills?"""
+    """Whether it is an act of an SDK's client that no vendor bills."""
     owner = getattr(operation, "__self__", None)
     if owner is None or module_of(owner) not in SDKS:
         return False
@@ -104,7 +104,7 @@ def is_free(operation: object) -> bool:
 
 
 def read_ask(operation: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Ask | None:
-    """What a call says of its worst case; None where it does not name its model and its prompt. Never raises."""
+    """What a call says of its worst case; None if it does not name its model and its prompt. Never raises."""
     with suppress(Exception):
         return _read(operation, args, kwargs)
     return None
@@ -159,7 +159,7 @@ Known = tuple[list[object], dict[str, object]]
 
 
 def _of_owner(owner: object, kwargs: Mapping[str, object]) -> Known | None:
-    """What an object was made with that knows its model itself; None for every other."""
+    """The settings of an object that knows its model itself; None for any other."""
     package = module_of(owner)
     if package.startswith(WRAPPERS):
         return _of_wrapper(owner)
@@ -169,7 +169,7 @@ def _of_owner(owner: object, kwargs: Mapping[str, object]) -> Known | None:
 def _of_wrapper(owner: object) -> Known:
     """A model object of LangChain or LlamaIndex, and what is bound to it; or a chain (`prompt | model | parser`).
 
-    A chain's step of another kind may bring anything into the prompt: then there is no model.
+    A chain's step of another kind may bring anything into the prompt: then no model is assumed.
     """
     steps = items(get(owner, "steps"))
     said = [one for one in steps if type(one).__module__.startswith(PLAIN_STEPS)]
@@ -203,7 +203,7 @@ def _of_google(owner: object, kwargs: Mapping[str, object]) -> Known | None:
 
 
 def _runs_functions(settings: Mapping[str, object]) -> bool:
-    """Does google-genai call the caller's functions by itself, and so ask several times, and report the last?"""
+    """Whether google-genai calls the caller's functions itself, and so asks several times, and reports the last."""
     afc = settings.get("automatic_function_calling")
     if get(afc, "disable"):
         return False
@@ -213,7 +213,7 @@ def _runs_functions(settings: Mapping[str, object]) -> bool:
 
 @lru_cache(1024)
 def longest_answer(model: str) -> int:
-    """The most tokens that a model writes where nothing bounds it."""
+    """The most tokens that a model writes without a bound."""
     name = model.rpartition("/")[2].lower()
     return next((tokens for pattern, tokens in LONGEST if pattern.match(name)), LONGEST_UNKNOWN)
 
@@ -254,7 +254,7 @@ def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[],
 
 
 def _has_open_tools(settings: Mapping[str, object]) -> bool:
-    """Does the vendor run a tool by itself, or add what lies there?"""
+    """Whether the vendor runs a tool itself, or adds what is stored there."""
     if any(name in settings for name in ELSEWHERE) or isinstance(settings.get("prompt"), Mapping):
         return True
     return any(not _is_own(tool) for tool in items(settings.get("tools")))

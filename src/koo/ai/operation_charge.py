@@ -1,16 +1,17 @@
-"""The money of one own operation: held before it is awaited, paid for from then on, whatever it raises.
+"""The money of one own operation: held before it is awaited, and paid from then on, whatever it raises.
 
-Two charges. `FixedCharge` is of a registered name: its caller says what a call can cost at most, and its bill is what a
-function of the caller's makes of the result, or what the answer's usage costs. `AskCharge` is of a vendor's SDK under a
-built-in name: what the call can cost at most is seen in its arguments, and its bill in the answer's usage.
+There are two charges. `FixedCharge` is for a registered name: its caller says what a call can cost at most, and its
+bill is what a function of the caller makes of the result, or the cost of the answer's usage. `AskCharge` is for a
+vendor's SDK under a built-in name: the worst case is read from the call's arguments, and the bill from the answer's
+usage.
 
-An operation under a built-in name may be anything. Where its worst case cannot be seen, a budget that somebody set
-refuses it, because it could not hold. Under a default budget it runs: nothing is held, and what its answer says is
-booked, above the limit or not.
+An operation under a built-in name may be anything. If its worst case cannot be seen, a budget that was set refuses it,
+because the budget could not hold. Under a default budget it runs: nothing is held, and the cost in its answer is
+booked, whether above the limit or not.
 
-A stream's owner hands each piece to `take`, and calls `end` where the stream ended by itself. What was cut or left
-before its vendor's last word is booked at its hold, or at what came where the model thinks nothing unseen; and never
-below what was reported.
+A stream's owner passes each piece to `take`, and calls `end` if the stream ended by itself. A stream that was cut or
+left before its vendor's last word is booked at its hold, or at what arrived if the model has no hidden thinking; and
+never below what was reported.
 """
 
 from __future__ import annotations
@@ -88,10 +89,10 @@ class OperationCharge(ServiceCharge):
 
     @abstractmethod
     def _price(self, report: Report) -> ModelPrice | None:
-        """The price of what was answered; None: not known."""
+        """The price of what was answered; None: unknown."""
 
     def _bill_of(self, report: Report) -> Bill | None:
-        """What a report costs; where it is not whole, the hold, and at least that. None where nothing is known."""
+        """The cost of a report; if it is not complete, the hold, and at least that. None if nothing is known."""
         price, model = self._price(report), self.model or report.model or ""
         if report.cost_usd is None and price is None:
             return None
@@ -103,18 +104,18 @@ class OperationCharge(ServiceCharge):
         return priced_bill(price, max(self._estimate_usd(), cost), "estimate", model, report.usage)
 
     def _estimate_usd(self) -> Decimal:
-        """What is booked where not all was reported."""
+        """What is booked if not everything was reported."""
         return NOTHING if self._hold is None else from_pico(self._hold.amount)
 
     def _guess(self) -> Bill | None:
-        """The bill where nothing was reported; None: the hold."""
+        """The bill if nothing was reported; None: the hold."""
         return None
 
 
 class FixedCharge(OperationCharge):
     """Money for a registered operation, whose caller names its worst case.
 
-    `cost_of` makes the cost of its result; `prices`: its answer's usage does. Without both the worst case is booked.
+    `cost_of` computes the cost of its result; `prices`: from its answer's usage. Without both the worst case is booked.
     """
 
     __slots__ = ("_bound_usd", "_cost_of", "_prices", "_told")
@@ -171,7 +172,7 @@ class FixedCharge(OperationCharge):
 
 
 class AskCharge(OperationCharge):
-    """Money for a vendor's SDK under a built-in name; `ask` None: what the call can cost cannot be seen."""
+    """Money for a vendor's SDK under a built-in name; `ask` None: the worst case cannot be seen."""
 
     __slots__ = ("_ask", "_bound", "_counts", "_found", "_options", "_prices", "_written")
 
@@ -196,7 +197,7 @@ class AskCharge(OperationCharge):
         await super().hold(deadline)
 
     async def _look(self) -> None:
-        """Find out what the call can cost. Raises `PriceUnknown` where a budget that was set could not hold."""
+        """Find the worst case. Raises `PriceUnknown` if a budget that was set could not hold."""
         ask = self._ask
         self._found = price = None if ask is None else self._prices.find(self._options, ask.model)
         if ask is None or price is None:
@@ -214,12 +215,12 @@ class AskCharge(OperationCharge):
     def _why_unseen(self) -> str:
         if self._ask is None:
             return (
-                "what this operation can cost cannot be seen, so its budget could not hold; call an SDK's own "
+                "the worst case of this operation cannot be seen, so its budget could not hold; call an SDK's own "
                 "method with model and prompt as its arguments, or register_service a name of its own with max_cost_usd"
             )
         return (
-            f"the price of model {self._ask.model[:80]!r} is unknown, so no budget could hold; set AI_SERVICES__"
-            f"{self._options.name.upper()}__PRICE_AS to a model that costs as much, or __INPUT_PRICE and __OUTPUT_PRICE"
+            f"the price of model {self._ask.model[:80]!r} is unknown, so its cost cannot be limited; set AI_SERVICES__"
+            f"{self._options.name.upper()}__PRICE_AS to a model of the same price, or __INPUT_PRICE and __OUTPUT_PRICE"
         )
 
     def bound_usd(self) -> Decimal:
@@ -247,7 +248,7 @@ class AskCharge(OperationCharge):
         return priced_bill(self._found, self._estimate_usd(), "estimate", self.model, Usage())
 
     def _price(self, report: Report) -> ModelPrice | None:
-        """As a query's: of the model that was asked for. Of another one only where that is not known."""
+        """As a query's: of the model that was requested. Of another one only if that is unknown."""
         if self._found is None and report.model is not None:
             return self._prices.find(self._options, report.model)
         return self._found
@@ -264,7 +265,7 @@ class AskCharge(OperationCharge):
                 why = "what its operations cost cannot be seen, and so is not booked"
                 warn_once(self._service.name, "", f"{why}; {HOW_TO_COUNT}")
             return
-        # Not by `Budgets.settle`: there was no worst case that this bill could be above.
+        # Not by `Budgets.settle`: there was no worst case that this bill could exceed.
         self._hold = None
         if self._tokens is not None:
             self._tokens.settle(tokens_of(bill))
@@ -279,7 +280,7 @@ def _is_long(reading: Reading) -> bool:
 
 
 def warn_once(service: str, about: str, sentence: str) -> None:
-    """Log a warning the first time that it is about this."""
+    """Log a warning, once for each subject."""
     if (service, about) not in _warned and len(_warned) < 1000:
         _warned.add((service, about))
         log.warning("%s: %s", service, sentence)

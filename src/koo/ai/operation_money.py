@@ -1,4 +1,4 @@
-"""Whose money an own operation spends: what its registration says about money, or a built-in service's budgets."""
+"""Whose money an own operation spends: that of its registration, or a built-in service's budgets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from koo.storage.base import Allowance
 
 MONEY = ("daily_budget", "max_cost_usd", "cost_usd")
 USAGE = "usage"
-"""What `cost_usd` says where the answer's usage is what a call costs."""
+"""The value of `cost_usd` that makes the answer's usage the cost of a call."""
 BOUND_USD_MAX = Decimal(1_000_000)
-"""More no ledger holds for one call: each would be refused."""
+"""More than any ledger holds for one call: each would be refused."""
 
 
 class OperationMoney(Protocol):
@@ -36,7 +36,7 @@ class OperationMoney(Protocol):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> OperationCharge | None:
-        """The charge of one call; None where it costs nothing."""
+        """The charge of one call; None if it costs nothing."""
         ...
 
 
@@ -50,12 +50,12 @@ class Money:
         bound = options.get("max_cost_usd")
         if budget is not None and bound is None:
             raise ConfigurationError(
-                "register_service", "daily_budget needs max_cost_usd, the most that one call can cost"
+                "register_service", "daily_budget needs max_cost_usd: the most that one call can cost"
             )
         if bound is None and options.get("cost_usd") is not None:
             # Without a hold nothing would ever be booked.
             raise ConfigurationError(
-                "register_service", "cost_usd needs max_cost_usd, the most that one call can cost"
+                "register_service", "cost_usd needs max_cost_usd: the most that one call can cost"
             )
         limit_usd = None if budget is None else usd("daily_budget", budget)
         self.allowance = Allowance(limit_usd, explicit=budget is not None)
@@ -73,7 +73,7 @@ class Money:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> OperationCharge | None:
-        """The charge of one call; None where it costs nothing."""
+        """The charge of one call; None if it costs nothing."""
         if self.bound_usd is None:
             return None
         model = kwargs.get("model") if self.needs_prices else None
@@ -101,7 +101,7 @@ class SharedMoney:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> OperationCharge | None:
-        """The charge of one call; None where it costs nothing."""
+        """The charge of one call; None if it costs nothing."""
         if self._options.free or is_free(operation):
             return None
         return AskCharge(service, budgets, self._options, self._prices, read_ask(operation, args, kwargs))

@@ -1,7 +1,7 @@
-"""All that a call is handed, as texts that can be counted, whatever objects they stand in.
+"""Everything passed to a call, as texts that can be counted, whatever objects contain them.
 
-Three things are not text. A picture counts as the most that any vendor makes of one. What is no text (a document,
-sound), and what cannot be looked into without using it up (an iterator), leaves the length open.
+Two things are not text. A picture counts as the most that any vendor makes of one. Anything else that is not text (a
+document, sound), and anything that cannot be read without using it up (an iterator), leaves the length open.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ images, November 2026). Anthropic and Google make some thousands at most."""
 DEAR_PICTURES, DEAR_PICTURE_TOKENS = "4o-mini", 49_152
 """The one family that counts a picture as 33 of another's, to price them alike."""
 TOOL_TOKENS = 2048
-"""What a vendor may put before a prompt that has tools: some 800 are known of, and as many for a tool of its own."""
+"""What a vendor may put before a prompt that has tools: some 800 are known, and as many for a tool of its own."""
 NODE_TOKENS = 4
 """What may stand around one value in a prompt: quotes, separators, the marks of a role."""
 DIGITS_MAX = 20
 """Of a whole number among many: some tokenizers make a token of each digit."""
 NODES_MAX = 100_000
-"""Values that are looked at, which takes a tenth of a second: a structure may have more, or hold itself."""
+"""Values that are visited, which takes a tenth of a second: a structure may have more, or contain itself."""
 REST_TOKENS = 10_000_000
-"""For a structure that has more: no model reads so much."""
+"""For a structure that has more: no model reads that much."""
 FIELDS = ("__struct_fields__", "__dataclass_fields__", "__dict__")
 """Where an object's class, or the object itself, lists its fields."""
 NOT_GIVEN = ("NotGiven", "Omit", "NOT_GIVEN", "Unset")
 
 
 class Reading(NamedTuple):
-    """What was found in a prompt: `tokens` beside its `texts`; `is_open`: the length of something is unknown."""
+    """What was found in a prompt: `tokens` beside its `texts`; `is_open`: some length is unknown."""
 
     texts: list[str]
     tokens: int
@@ -49,7 +49,7 @@ class Reading(NamedTuple):
 
 
 def read_prompt(said: object, model: str) -> Reading:
-    """All texts in what a call is handed, and what else may be counted in it."""
+    """All texts in what is passed to a call, and what else may be counted in it."""
     picture = DEAR_PICTURE_TOKENS if DEAR_PICTURES in model else PICTURE_TOKENS
     texts: list[str] = []
     tokens, is_open, has_media, keeps_1h, nodes = 0, False, False, False, 0
@@ -88,7 +88,7 @@ def read_prompt(said: object, model: str) -> Reading:
 
 
 def _medium(part: object) -> str | None:
-    """What a part of a prompt is that is not text: a "picture", or "more"; None for everything else."""
+    """The kind of a prompt's part that is not text: a "picture", or "more"; None for everything else."""
     if isinstance(part, (bytes, bytearray, memoryview)) or callable(get(part, "read")):
         return "more"
     if module_of(part) == "PIL":
@@ -108,7 +108,7 @@ def _medium(part: object) -> str | None:
 
 
 def _opened(value: object) -> object:
-    """An object as what can be read of it; None where that is not known: an iterator, say, can be read only once."""
+    """The readable content of an object; None if unknown: an iterator, say, can be read only once."""
     if isinstance(value, type):
         schema = getattr(value, "model_json_schema", None)
         if callable(schema):
@@ -137,5 +137,5 @@ def fields_of(thing: object) -> Iterator[tuple[str, Any]]:
 
 
 def is_given(value: object) -> bool:
-    """Is it an argument, and not what an SDK has for one that is not given?"""
+    """Whether it is a real argument, not an SDK's marker for one that is not given."""
     return value is not None and type(value).__name__ not in NOT_GIVEN

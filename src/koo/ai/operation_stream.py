@@ -1,18 +1,18 @@
-"""A stream of anybody's own operation under koo's guard: one permit, one place and one hold until its end.
+"""A stream of an application's own operation under koo's guard: one permit, one place and one hold until its end.
 
-The operation is called as by `execute`, and what it gives is opened and asked for its first piece within the attempt.
-So a lazy generator is judged by what it sends, and whatever fails until then is repeated where that is safe. From the
-first piece on nothing is repeated. Each later wait is bounded by the time of an attempt, as in `guarded_stream.py`.
+The operation is called as by `execute`, and its result is opened and asked for its first piece within the attempt. So a
+lazy generator is judged by what it sends, and a failure until then is repeated if that is safe. From the first piece on
+nothing is repeated. Each later wait is bounded by the time of an attempt, as in `guarded_stream.py`.
 
     async for piece in stream: ...          the pieces alone
-    async with stream as opened: ...        the operation's own object, of which each wait is guarded
+    async with stream as opened: ...        the operation's own object, whose waits are guarded
 
-In a block a context manager of the operation is only entered: its user decides what is read of it. Then the attempt
-ends with entering, and the stream with the block. It was a success if what was asked of it last came to its end; left
-in the middle, or never asked, it is neutral; and a failure that the block caught is a failure still.
+In a block, a context manager that the operation returned is only entered: its user decides what to read from it. Then
+the attempt ends with entering, and the stream with the block. It was a success if the last request on it came to its
+end; left in the middle, or never used, it is neutral; and a failure that the block caught is still a failure.
 
-What pieces say about money is taken down as they come. A stream that ends early is booked at its hold, unless the last
-piece that came said what it had cost by then: the other side may have written more than was read.
+What pieces say about money is recorded as they come. A stream that ends early is booked at its hold, unless the last
+piece that arrived included the cost so far: the other side may have written more than was read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from koo.policies.verdict import CANCELLED, NEUTRAL, SUCCESS, Fault
 T = TypeVar("T")
 R = TypeVar("R")
 SNAPSHOTS = ("current_message_snapshot", "current_completion_snapshot")
-"""Where the SDKs' own stream objects keep what came, with its usage: their text alone says nothing about money."""
+"""Where the SDKs' own stream objects keep what arrived, with its usage: their text alone says nothing about money."""
 DONE = Fault(verdict=SUCCESS)
 _closing: set[asyncio.Task[None]] = set()  # the loop itself holds a task only weakly
 
@@ -57,9 +57,9 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     """`async for piece in stream:` or `async with stream as opened:`; nothing is sent before.
 
     `await stream` opens it first, up to the first piece: so a refusal is raised before its caller has begun to answer.
-    Leaving early (`break`, `aclose()`, the end of the block, cancellation) closes what the operation gave and settles
-    what was used; `aclose()` may come from another task. Raises as `execute` until the first piece; later SDK and
-    transport errors become `StreamTruncated`, and everything else passes unchanged.
+    Leaving early (`break`, `aclose()`, the end of the block, cancellation) closes what the operation returned and
+    settles what was used; `aclose()` may come from another task. Raises as `execute` until the first piece; later SDK
+    and transport errors become `StreamTruncated`, and everything else passes unchanged.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         deadlines: Deadlines,
         own: Loop | None = None,
     ) -> None:
-        """`own`: the loop of the operation's caller, where the stream is read from another one."""
+        """`own`: the loop of the operation's caller, if the stream is read from another one."""
         super().__init__(name, deadlines)
         check_operation(operation)
         self._own = own
@@ -83,7 +83,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         self._source: Source | None = None
         self._ahead: list[T | End] = []  # the first piece, until it is asked for
         self._in_block = False
-        self._came_to: Fault | None = None  # what the block asked last came to; None: it is in the middle
+        self._came_to: Fault | None = None  # the result of the block's last request; None: it is unfinished
         self._silent_s = 0.0
         self._charge: OperationCharge | None = None
         self._slow = False
@@ -93,7 +93,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     async def __anext__(self) -> T:
         self._take_turn()
-        self._in_block = False  # what is read without the block's object ends here, and not with the block
+        self._in_block = False  # a stream read without the block's object ends here, not with the block
         try:
             held = self._held or await self._begin()
             source = self._source
@@ -126,9 +126,9 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return Opened(self, source.target, source.pieces if source.is_managed else self)
 
     async def _opened(self) -> None:
-        """Open it, up to the first piece; a manager that gives another object is entered."""
+        """Open it, up to the first piece; a manager that yields another object is entered."""
         if self._closed and self._failed is None:
-            raise RuntimeError("this stream is over: start a new one to ask again")
+            raise RuntimeError("this stream is over: start a new one")
         self._take_turn()
         self._in_block = True
         try:
@@ -155,7 +155,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         try:
             suppresses = await self._wait(held, self._there(source.close(kind, error, trace)))
         except StopAsyncIteration:
-            return None  # closed by another task, too
+            return None  # closed by another task too
         except BaseException as raised:
             self._note_failure(raised)
             raise
@@ -165,7 +165,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return suppresses
 
     async def read(self, pieces: AsyncIterator[R]) -> R:
-        """The next piece of something that the open stream has; the block's part of `__anext__`."""
+        """The next piece of a part of the open stream; the block's counterpart of `__anext__`."""
         piece = await self._ask(self._there(next_of(pieces)))
         if piece is END:
             self._note_end(DONE)
@@ -176,7 +176,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return piece
 
     async def call(self, awaitable: Awaitable[R]) -> R:
-        """What the open stream's own object answers to a call."""
+        """The result of a call on the open stream's own object."""
         try:
             result = await self._ask(self._there(_awaited(awaitable)))
         except StopAsyncIteration:
@@ -190,7 +190,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     async def _ask(self, reading: Coroutine[object, object, R]) -> R:
         held = self._held
         if held is None or (self._closed and self._failed is None):
-            return await reading  # it is over, and what its object still says costs nothing
+            return await reading  # it is over, and what its object still returns costs nothing
         try:
             self._take_turn()
         except BaseException:
@@ -202,7 +202,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             self._end_turn()
 
     def _note_end(self, came_to: Fault | None) -> None:
-        """What was asked last: a failure stays one, whatever is asked after it."""
+        """The last request: a failure stays one, whatever is requested after it."""
         if self._came_to is None or self._came_to.verdict in (SUCCESS, NEUTRAL):
             self._came_to = came_to
 
@@ -232,7 +232,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return await self._there(self._begun())
 
     async def _begun(self) -> Source:
-        """Call the operation, and open what it gives; up to the first piece where pieces are what is read."""
+        """Call the operation, and open its result; up to the first piece if pieces are what is read."""
         given = self._operation(*self._args, **self._kwargs)
         if self._charge is not None:
             self._charge.begun = True
@@ -246,7 +246,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return source
 
     def _there(self, work: Coroutine[object, object, R]) -> Coroutine[object, object, R]:
-        """What is the operation's own runs on the loop of its caller: its client belongs there."""
+        """Work of the operation itself runs on its caller's loop: its client belongs there."""
         return work if self._own is None else bring_back(self._own, work)
 
     async def _finish(self, held: Held[Source]) -> None:
@@ -258,7 +258,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     async def _end(self, fault: Fault, silent_s: float = 0.0) -> None:
         if self._in_block and self._left is None and not self._closed:
-            # The block's end closes and settles: until then its user may ask for something else.
+            # The block's end closes and settles: until then its user may make further requests.
             if self._held is not None:
                 self._held.silence.expired = False
             self._note_end(fault)
@@ -294,7 +294,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if held is None:
             return
         if fault is CANCELLED and self._came_to is not None:
-            fault = self._came_to  # it is left, and what its block asked last decides
+            fault = self._came_to  # it is left, and its block's last request decides
         if fault.verdict is SUCCESS:
             self._settle_success(held)
             return
@@ -306,7 +306,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             return
         loop = self._deadlines.loop
         if loop is not None and loop.is_running():
-            # Not at once: the garbage collector comes in the middle of anything, and closing has to be awaited.
+            # Not at once: the garbage collector runs in the middle of anything, and closing has to be awaited.
             with suppress(RuntimeError):  # the loop was closed a moment ago
                 loop.call_soon_threadsafe(_close_later, self)
         else:

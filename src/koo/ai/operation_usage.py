@@ -1,12 +1,12 @@
 """What an own operation's answer says about its bill, from any SDK: `read_report`, and `Meter` for streams.
 
 No SDK is imported: an answer is read by the names that vendors and wrappers use (`usage_names.py`), whether it is a
-mapping, a pydantic object, or any other. Nothing here raises: an answer that was paid for is never lost because its
+mapping, a pydantic object, or any other. Nothing here raises: an answer that was paid for must not be lost because its
 usage is odd.
 
-Of a streamed answer `Meter` is handed each piece. Vendors repeat what they have counted so far, so counts grow and
-never shrink; LangChain's pieces say what is new, and are added. A report is the last one when the vendor has said its
-last word: a stream that is left before that has said too little about its bill.
+`Meter` receives each piece of a streamed answer. Vendors repeat what they have counted so far, so counts grow and never
+shrink; LangChain's pieces report only what is new, and are added. A report is the last one when the vendor has
+finished: a stream that is left before that has reported too little of its bill.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ EVENTS = ("message_", "content_block_", "ping", "response.", "error")
 """How the events of Anthropic and of Responses begin."""
 DEPTH_MAX = 3
 MEMBERS_MAX = 10_000
-"""Of a list of answers; a longer one is not a batch of paid calls."""
+"""For a list of answers; a longer one is not a batch of paid calls."""
 
 
 class Report(NamedTuple):
     """What an answer, or a piece of a streamed one, says about its bill.
 
     `usage` is by disjoint classes. `units` are counts that have a price of their own beyond their class, by the price
-    table's words ("cache_write_1h", "output_audio", "web_searches", ...). `cost_usd` is what the provider says that it
-    bills, `tier` the service tier or the speed it answered in. `is_whole`: nothing that is paid for is missing from it.
-    `is_last`: the vendor says no more. `adds`: it says what is new since the piece before.
+    table's words ("cache_write_1h", "output_audio", "web_searches", ...). `cost_usd` is the cost that the provider
+    reports, `tier` the service tier or speed of the answer. `is_whole`: nothing that is paid for is missing. `is_last`:
+    the vendor reports no more. `adds`: it reports only what is new since the previous piece.
     """
 
     usage: Usage
@@ -75,7 +75,7 @@ class Report(NamedTuple):
 
 
 class Meter:
-    """Keeps what the pieces of one answer have said about its bill; a whole answer is one piece."""
+    """Keeps what the pieces of one answer have reported about its bill; a whole answer is one piece."""
 
     __slots__ = ("report",)
 
@@ -83,14 +83,14 @@ class Meter:
         self.report: Report | None = None
 
     def take(self, piece: object) -> None:
-        """Read one piece; most say nothing."""
+        """Read one piece; most report nothing."""
         found = read_report(piece)
         if found is not None:
             self.report = found if self.report is None else _joined(self.report, found)
 
 
 def read_report(told: object) -> Report | None:
-    """What an answer, a piece of one, or a usage by itself says about a bill; None where it says nothing. Never raises.
+    """What an answer, a piece of one, or a usage alone says about a bill; None if it says nothing. Never raises.
 
     A list or a tuple is a batch: its members' counts are added.
     """
@@ -141,7 +141,7 @@ def _called(method: Callable[[], object]) -> object:
 
 
 def tokens_in(piece: object) -> int | None:
-    """The most tokens that a piece of a stream brings, reasoning and calls included; None where its form is unknown."""
+    """The most tokens that a piece of a stream brings, reasoning and calls included; None if its form is unknown."""
     said = _said_in(piece)
     return None if said is None else 1 + sum(map(bound_text, _texts(said, DEPTH_MAX * 2)))
 
@@ -188,7 +188,7 @@ def _report(told: object, answer: object) -> Report:
 
 
 def _times_asked(answer: object) -> int:
-    """How often google-genai has asked for an answer, whose usage is that of the last time, with most to read."""
+    """How many requests google-genai made for an answer; its usage is that of the last one, with most to read."""
     turns = items(get(answer, "automatic_function_calling_history"))
     return 1 + sum(get(turn, "role") == "model" for turn in turns)
 
@@ -210,7 +210,7 @@ def _model_of(answer: object) -> str | None:
 
 
 def _cost_of(told: object) -> Decimal | None:
-    """What OpenRouter and Perplexity say that they bill."""
+    """The cost that OpenRouter and Perplexity report."""
     cost = get(told, "cost")
     if not isinstance(cost, (int, float, str, Decimal)):
         cost = get(cost, "total_cost") if get(cost, "currency") in (None, "USD") else None
@@ -231,9 +231,9 @@ def _tier_of(told: object, answer: object) -> str | None:
 
 
 def _is_last(answer: object) -> bool:
-    """Has the vendor said its last word? A whole answer always has."""
+    """Whether the vendor has finished. A whole answer always has."""
     if get(answer, "type") == "message" and get(answer, "role") == "assistant":
-        return get(answer, "stop_reason") is not None  # without: what Anthropic's stream begins with
+        return get(answer, "stop_reason") is not None  # without it: the beginning of Anthropic's stream
     if get(answer, "object") == "chat.completion.chunk":
         choices = get(answer, "choices")
         return not isinstance(choices, list) or not choices or _ends(choices)
@@ -285,7 +285,7 @@ def _plus(one: Usage, other: Usage) -> Usage:
 
 
 def _added_up(members: list[object] | tuple[object, ...]) -> Report | None:
-    """A batch. What stands in it twice (an object, and the completion that it was read from) counts once."""
+    """A batch. What appears in it twice (an object, and the completion that it was read from) counts once."""
     found = [one for member in members[:MEMBERS_MAX] if (one := _find(member, DEPTH_MAX)) is not None]
     reports = [_report(*one) for one in {id(one[0]): one for one in found}.values()]
     if not reports:

@@ -1,7 +1,8 @@
-"""The same guard for anybody's own operation: a vendor's SDK, a payment service, a search index.
+"""The same guard for an application's own operations: a vendor's SDK, a payment service, a search index.
 
-An operation is registered by a name and its options, and then run by that name. Limits and a budget: none unless given.
-The name of a built-in service works too: then the operation shares that service's breaker, limits, key and budgets.
+An operation is registered by a name and its options, and then run by that name. It has no limits and no budget unless
+they are given. A built-in service's name works too: then the operation shares that service's breaker, limits, key and
+budgets.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ async def execute(
     kwargs: Mapping[str, Any],
     own: Loop | None = None,
 ) -> T:
-    """Run `operation(*args, **kwargs)` under the guard of `service`; `own` is the caller's loop, where it is another.
+    """Run `operation(*args, **kwargs)` under the guard of `service`; `own` is the caller's loop, if it is another one.
 
-    Raises SDK and transport errors as `ExternalServiceError`, refusals of ours, everything else unchanged.
-    TypeError where `operation` cannot be awaited, or what it gives is read over time: that is closed.
+    Raises SDK and transport errors as `ExternalServiceError`, refusals of ours, everything else unchanged. TypeError if
+    `operation` cannot be awaited, or returns a stream, which is then closed.
     """
     try:
         check_operation(operation)
@@ -58,7 +59,7 @@ async def execute(
         async def run() -> T:
             awaitable = operation(*args, **kwargs)
             if not inspect.isawaitable(awaitable):
-                # What it returned without waiting, it may have asked for.
+                # It may have sent a request for what it returned without waiting.
                 if charge is not None and not is_unstarted(awaitable):
                     charge.begun = True
                 raise await _refusal(service.name, awaitable)
@@ -71,7 +72,7 @@ async def execute(
                 charge.answered(result)
             return result
 
-        # What runs in a thread needs no loop of its caller's, and counts itself on koo's.
+        # An operation in a thread does not need its caller's loop, and counts itself on koo's.
         attempt = run if own is None or threads is not None else come_back(run, own)
         try:
             return await guard.call(attempt, charge=charge)
@@ -79,13 +80,13 @@ async def execute(
             note_failure(service, guard, error)
             raise
     except BaseException:
-        # Here and wherever else a caller's arguments are held: reporters of errors record the variables of frames.
+        # Here and wherever else a caller's arguments are held: error reporters record the variables of frames.
         operation = args = kwargs = UNSHOWN
         raise
 
 
 def note_failure(service: Service, guard: Guard, error: Exception) -> None:
-    """Log an operation that failed or was refused; one that raised its caller's own mistake did neither."""
+    """Log an operation that failed or was refused; one that raised its caller's own mistake is neither."""
     if isinstance(error, KooError):
         service.calls.failed(service.name, "operation", error, error.kind, error.attempts)
         return
@@ -95,7 +96,7 @@ def note_failure(service: Service, guard: Guard, error: Exception) -> None:
 
 
 def check_operation(operation: object) -> None:
-    """Raises TypeError for what cannot be called again."""
+    """Raises TypeError for anything that cannot be called repeatedly."""
     if inspect.iscoroutine(operation):
         operation.close()
         raise TypeError(
@@ -108,7 +109,7 @@ def check_operation(operation: object) -> None:
 
 
 async def _refusal(name: str, given: object) -> TypeError:
-    """Close a stream that was given in place of an answer; returns the sentence that says what to do."""
+    """Close a stream that was returned instead of an answer; returns the error that says what to do."""
     if not (is_unstarted(given) or is_stream(given) or is_left_open(given)):
         return TypeError(
             f"{name}: the operation blocked the event loop until it returned, and what it returned cannot be awaited: "
@@ -133,7 +134,7 @@ def guard_of(
 ) -> Guard:
     """The guard of an operation's model and credential. Sends nothing.
 
-    Raises TypeError where the operation is known to block the event loop, and what `credential=` raises.
+    Raises TypeError if the operation is known to block the event loop, and what `credential=` raises.
     """
     credential = ""
     if not says_nothing(operation):
@@ -152,7 +153,7 @@ def guard_of(
         credential = credential if told is None else digest_of(str(told))
     model = service.default_model
     if model is not None:
-        # An SDK's call names its model; an operation of the user's own has none that koo would know.
+        # An SDK's call names its model; an application's own operation has none that koo could know.
         named = kwargs.get("model")
         model = named if isinstance(named, str) else model
     return service.guard_for(credential, model) if credential else service.guard(model)

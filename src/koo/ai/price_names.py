@@ -8,10 +8,10 @@
     meta-llama/llama-3.3-70b-instruct:free        OpenRouter's free entries
     https://eu.api.openai.com/v1                  a host for one region, which may cost more
 
-The name as it is written always comes first. A rule takes away only what the price does not depend on; where it may
-depend on it, the dearest of all that can be meant is charged. What no rule knows stays unknown, because a guess could
-be too cheap: `:online` adds what a search found to the prompt, `:extended` and `:thinking` have prices of their own
-where they exist, and a model that was fine-tuned (`ft:…`) costs more than the one it was made of.
+The name as written always comes first. A rule removes only what the price does not depend on; if it may depend on it,
+the highest price of all possible meanings is charged. A name that no rule knows stays unknown, because a guess could be
+too cheap: `:online` adds search results to the prompt, `:extended` and `:thinking` have prices of their own where they
+exist, and a fine-tuned model (`ft:…`) costs more than its base model.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 
 AWS = "aws"
 ROUTING = frozenset({"nitro", "floor", "exacto"})
-"""Suffixes that OpenRouter takes on any model, and that only choose among its hosts (its documentation, model variants,
-November 2026). Its catalogue variants are models of their own."""
+"""Suffixes that OpenRouter accepts on any model, and that only choose among its hosts (its documentation, model
+variants, November 2026). Its catalogue variants are models of their own."""
 NAME_MAX = 256
-"""A longer name is looked up as it is written: callers choose names, and no model is called so."""
+"""A longer name is looked up as written: callers choose names, and no model's name is this long."""
 AZURE_FACTOR = Decimal("1.2")
 """The table has Azure's prices of global deployments. Those of a data zone cost 10 to 20 % more, and neither the
 address nor the deployment's name says which one it is (Azure's retail prices, November 2026)."""
@@ -51,8 +51,8 @@ _REGION = re.compile(
 class Spelling:
     """One name to look up.
 
-    `dated`: a date was taken away, so each dated sibling may be meant. `anywhere`: any host of the model may answer.
-    `free`: it is named as one that costs nothing.
+    `dated`: a date was removed, so each dated sibling may be meant. `anywhere`: any host of the model may answer.
+    `free`: the name says that it costs nothing.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Spelling:
 
 
 def spellings(model: str) -> Iterator[Spelling]:
-    """What a model's name may stand as in a vendor's table, the most exact first."""
+    """The names that a model may have in a vendor's table, the most exact first."""
     yield Spelling(model)
     name = model.strip().lower()
     if len(name) > NAME_MAX:
@@ -85,7 +85,7 @@ def _plain(name: str) -> Spelling:
 
 
 def bedrock_spellings(model: str) -> Iterator[Spelling]:
-    """As `spellings`, in Bedrock's table: a name in the shape of Bedrock's says whose it is at any address."""
+    """As `spellings`, in Bedrock's table: a name in Bedrock's form shows its maker at any address."""
     name = model.strip().lower().rpartition("/")[2]
     if len(name) <= NAME_MAX and _BEDROCK.fullmatch(name):
         bare = _VERSION.sub("", name)
@@ -105,7 +105,7 @@ def global_address(base_url: str) -> str:
 
 
 def factor_at(base_url: str | None, vendor: str) -> Decimal:
-    """What a vendor may charge more at an address than its table says."""
+    """How much more a vendor may charge at an address than its table says."""
     if vendor == "azure":
         return AZURE_FACTOR
     # The table has Bedrock's own prices for each region.

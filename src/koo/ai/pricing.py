@@ -1,8 +1,8 @@
-"""Where prices come from: the operator's word, a table, or nobody; then they are unknown, never zero.
+"""Where prices come from: the operator's settings or a table; without either they are unknown, never zero.
 
-The table is `genai-prices`: history by date, tiers by prompt length. A price is looked up once for each model and day
-and kept as ready numbers (`koo.ai.model_price`), so that a call only multiplies. Under which names a model may stand in
-the table is in `koo.ai.price_names`. Only a server of one's own, declared without key and price, the local model and
+The table is `genai-prices`: history by date, tiers by prompt length. A price is looked up once per model and day and
+kept as ready numbers (`koo.ai.model_price`), so that a call only multiplies. The names that a model may have in the
+table are in `koo.ai.price_names`. Only a self-hosted server declared without key and price, the local model and
 OpenRouter's free entries cost nothing.
 """
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 THOUSAND = Decimal(1000)
 
 TABLE_NAMES = {"anthropic": "anthropic", "openai": "openai", "gemini": "google", "perplexity": "perplexity"}
-"""Which vendor of the table a kind of service pays, where its address does not say more."""
+"""The vendor of the table that a kind of service pays, unless its address says more."""
 OPENROUTER = "openrouter"
 SEARCHES_MAX = 3
-"""Web searches that a bound reckons with, for models whose answers come with one: a model may send some at once."""
+"""Web searches that a bound assumes, for models that always search: a model may send several at once."""
 SEARCH_USD = Decimal("0.0025")
-"""One search of Perplexity, whatever model reads it, where the table does not say (checked in October 2026)."""
+"""One search of Perplexity, whatever model reads it, if the table does not say (checked in October 2026)."""
 EMBEDS = "embed"
-"""In the names of models that write nothing, and so have no price for it."""
+"""Parts of the names of models that write nothing, and so have no price for output."""
 BASES = {
     "cache_write_1h": "cache_write_mtok",
     "input_audio": "input_mtok",
@@ -49,12 +49,12 @@ BASES = {
     "output_image": "output_mtok",
     "output_video": "output_mtok",
 }
-"""Tokens that the table prices by themselves, and the class that they are counted in."""
+"""Tokens with a price of their own in the table, and the class that they are counted in."""
 SEARCHES = ("web_searches", "storage_searches")
 KNOWN_MAX = 10_000
 """Models remembered: callers choose their names, and memory must not grow with them."""
 MAKER = ServiceOptions(name="", kind="openai_compatible")
-"""Stands for a model's maker, where no service says who is paid."""
+"""Stands for a model's maker, if no service says who is paid."""
 
 
 class Prices:
@@ -66,7 +66,7 @@ class Prices:
         self._day = -1
 
     async def load(self) -> None:
-        """Import the table in a thread, so that the event loop goes on. Raises `ServiceRefused` for want of either."""
+        """Import the table in a thread, off the event loop. Raises `ServiceRefused` without thread or memory."""
         try:
             await asyncio.to_thread(_table)
         except (RuntimeError, OSError) as error:
@@ -75,7 +75,7 @@ class Prices:
             raise out_of_resources("koo", error) from None
 
     def find(self, service: ServiceOptions, model: str) -> ModelPrice | None:
-        """The price of a model at a service, or None where nobody knows it."""
+        """The price of a model at a service, or None if unknown."""
         if service.free:
             return FREE
         if service.input_price is not None and service.output_price is not None:
@@ -84,7 +84,7 @@ class Prices:
         return self._look_up(service, model)
 
     def find_anywhere(self, model: str) -> ModelPrice | None:
-        """The price of a model at its maker, or at the vendor named before it (`azure/gpt-4o`); None: not known."""
+        """The price of a model at its maker, or at the vendor named before it (`azure/gpt-4o`); None: unknown."""
         return self._look_up(MAKER, model)
 
     def _look_up(self, service: ServiceOptions, model: str) -> ModelPrice | None:
@@ -115,7 +115,7 @@ def _table() -> DataSnapshot:
 def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPrice | None:
     """The price under the model's own name, or under `price_as`.
 
-    `price_as` stands for the service's own model, and for others that are not in the table of whom it pays.
+    `price_as` stands for the service's own model, and for others that the paid vendor's table does not list.
     """
     now, stand_in = datetime.fromtimestamp(wall_s, UTC), service.price_as
     if service is MAKER:
@@ -134,7 +134,7 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
 
 
 def context_tokens(service: ServiceOptions, model: str) -> int | None:
-    """What a model reads at once, as the table has it; the largest where its name may mean several; None: not known."""
+    """What a model reads at once, by the table; the largest if its name may mean several; None: unknown."""
     entries = (
         _entry(vendor, spelling.name) for vendor in _own_vendors(service) for spelling in spellings(model)
     )
@@ -144,7 +144,7 @@ def context_tokens(service: ServiceOptions, model: str) -> int | None:
 
 
 def _price_of_any(model: str, now: datetime) -> ModelPrice | None:
-    """The price of a model whose name says no maker: at the vendors that koo asks, else the dearest of all hosts."""
+    """The price of a model whose name shows no maker: at the vendors that koo calls, else the highest of all hosts."""
     vendors = [vendor for name in TABLE_NAMES.values() for vendor in _called(name)]
     price = _price_at(MAKER, vendors, model, now)
     if price is not None:
@@ -155,7 +155,7 @@ def _price_of_any(model: str, now: datetime) -> ModelPrice | None:
 
 
 def _own_vendors(service: ServiceOptions) -> Iterator[Provider]:
-    """Whom a service pays: by its address, else by its kind."""
+    """The vendors that a service pays: by its address, else by its kind."""
     if service.base_url is not None:
         for address in (service.base_url, global_address(service.base_url)):
             at = [one for one in _table().providers if re.match(one.api_pattern, address)]
@@ -167,7 +167,7 @@ def _own_vendors(service: ServiceOptions) -> Iterator[Provider]:
 
 
 def _makers(model: str) -> Iterator[Provider]:
-    """Who makes a model that is named without a host: by the vendor before its name, or by the name itself."""
+    """The makers of a model that is named without a host: by the vendor before its name, or by the name itself."""
     yield from _called(model.partition("/")[0].lower())
     for one in _table().providers:
         if one.model_match is not None and one.model_match.is_match(model.lower()):
@@ -175,7 +175,7 @@ def _makers(model: str) -> Iterator[Provider]:
 
 
 def _called(name: str) -> Iterator[Provider]:
-    """The vendor of that name. By hand, since the table's own search remembers every name it was ever asked for."""
+    """The vendor of that name. By hand, because the table's own search remembers every name it was ever given."""
     providers = _table().providers
     exact = [one for one in providers if one.id == name]
     like = [one for one in providers if one.provider_match is not None and one.provider_match.is_match(name)]
@@ -200,7 +200,7 @@ def _price_at(
 def _price_as_spelt(
     service: ServiceOptions, vendor: Provider, spelling: Spelling, now: datetime
 ) -> ModelPrice | None:
-    """The price of one spelling; where it may mean several entries, the dearest of them."""
+    """The price of one spelling; if it may mean several entries, the highest of them."""
     # A free entry is a model of its own there: one that does not exist is refused by the provider, and not billed.
     if spelling.free and vendor.id == OPENROUTER:
         return replace(_NOTHING_TO_PAY, version=_version())
@@ -277,7 +277,7 @@ def _more_usd(prices: dict[str, Any]) -> Iterator[tuple[str, Decimal]]:
 
 
 def _search_usd(prices: dict[str, Any]) -> Decimal:
-    """What one search costs; the models of old, which always searched, have it in a fee for each request."""
+    """The price of one search; older models, which always searched, include it in a fee for each request."""
     if "web_searches_kcount" in prices:
         return EXACT.divide(_at(prices["web_searches_kcount"], 0), THOUSAND)
     return NOTHING if "requests_kcount" in prices else SEARCH_USD
@@ -344,4 +344,4 @@ _NO_USD = UnitPrices(
     reasoning_usd=NOTHING,
 )
 _NOTHING_TO_PAY = ModelPrice(tiers=(_NO_USD,), unit_prices=as_text(_NO_USD))
-"""A price of zero and yet a price: should the provider report a cost all the same, it is booked."""
+"""A price of zero is still a price: if the provider reports a cost all the same, it is booked."""

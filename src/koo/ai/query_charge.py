@@ -1,8 +1,8 @@
 """The money of a query: its worst case by the length of its prompt, its bill by what the provider reports.
 
-The hold shrinks as soon as something proves it smaller. What is booked is what was reported. Where not all of it was,
-it is an estimate: what came, or the whole hold where the model may have thought unseen or nothing came at all. An
-estimate is never above the hold, and nothing is ever below what was reported.
+The hold shrinks as soon as the worst case proves smaller. The booked cost is the reported one. If not everything was
+reported, it is an estimate: what arrived, or the whole hold if the model may have thought unseen or nothing arrived. An
+estimate is never above the hold, and never below what was reported.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ NO_TERMS = Terms()
 class QueryCharge(ServiceCharge):
     """Money for a query: its worst case by the length of its prompt, its bill by the provider's usage.
 
-    `request` is what the next attempt asks; `departure` notes how far it got. `reported` is what the provider has
-    counted of the attempt so far: what is booked is never less.
+    `request` is the next attempt's; `departure` notes how far it got. `reported` is what the provider has counted of
+    the attempt so far: never less is booked.
     """
 
     __slots__ = (
@@ -90,13 +90,13 @@ class QueryCharge(ServiceCharge):
 
     @property
     def clamped(self) -> bool:
-        """Was the longest answer lowered to what fits?"""
+        """Whether the longest answer was lowered to what fits."""
         return self.request.max_tokens < self._asked.max_tokens
 
     @property
     def input_tokens_max(self) -> int:
-        """An upper bound of what the prompt is counted as."""
-        # Worked out when it is first needed: a query that a gate refuses must not pay for counting a long prompt.
+        """An upper bound of the prompt's tokens."""
+        # Computed when first needed: a query that a gate refuses must not pay for counting a long prompt.
         if self._measure is None:
             self._measure = self._take_measure()
         return self._measure.tokens_max
@@ -125,19 +125,19 @@ class QueryCharge(ServiceCharge):
             try:
                 return await super().hold(deadline)
             except BudgetExceeded as error:
-                # A refusal brings news of what others hold. Each turn lowers the answer, so they come to an end.
+                # A refusal updates what others hold. Each round lowers the answer, so the loop ends.
                 if not self.is_clamped or error.kind is Kind.DEADLINE or not self._clamp():
                     raise
 
     def _clamp(self) -> bool:
-        """Lower the longest answer to what there is room for; False where that changes nothing."""
+        """Lower the longest answer to what there is room for; False if that changes nothing."""
         room = self._budgets.room(self._budgets.of(self._service.name, self.model, self._tag))
         amounts = [] if room is None else [from_pico(max(0, room))]
         if self._max_cost_usd is not None:
             amounts.append(self._max_cost_usd)
         if not amounts:
             return False
-        # Asked for less, the vendor would refuse what the budget allows. A least that is too dear is refused.
+        # For a smaller bound the vendor would refuse what the budget allows. If even the least is too dear, refuse.
         fitting = max(
             self._provider.output_tokens_min, self.price.tokens_within(min(amounts), self.input_tokens_max)
         )
@@ -152,26 +152,26 @@ class QueryCharge(ServiceCharge):
         bound_usd = self.bound_usd()
         if bound_usd > self._max_cost_usd:
             reason = (
-                f"one attempt may cost up to {in_words(bound_usd)}, more than the "
-                f"{in_words(self._max_cost_usd)} of its max_cost_usd; a lower max_tokens costs less"
+                f"one attempt may cost up to {in_words(bound_usd)}, more than max_cost_usd allows "
+                f"({in_words(self._max_cost_usd)}); lower max_tokens, or raise max_cost_usd"
             )
             raise BudgetExceeded(self._service.name, reason)
 
     # ── what is reported ──────────────────────────────────────────────────────────────────────────────────────
 
     def report(self, usage: Usage, *, input_counted: bool) -> None:
-        """The provider says in the middle what it has counted: the hold shrinks to what can still be billed."""
+        """The provider reports its counts so far: the hold shrinks to what can still be billed."""
         self.reported = usage
         hold = self._hold
         if hold is not None and input_counted and usage.read_tokens:
             rest_usd = self.price.rest_usd(usage, self.request.max_tokens)
-            with suppress(ValueError):  # counts that come to no amount of money
+            with suppress(ValueError):  # counts that are not a possible amount of money
                 self._budgets.ledger.shrink(hold, to_pico(rest_usd))
 
     def note(self, completion: Completion) -> Bill:
-        """Take down what the attempt cost: the provider's own price where it reports one, else the table's.
+        """Record what the attempt cost: the provider's own price if it reports one, else the table's.
 
-        Where not all was reported, it is an estimate, and never above the hold: what came, or the hold where the model
+        If not everything was reported, it is an estimate, never above the hold: what arrived, or the hold if the model
         may have thought unseen. It is never below what was reported.
         """
         usage, price = self._completed(completion), self.price
@@ -187,7 +187,7 @@ class QueryCharge(ServiceCharge):
         return self.bill
 
     def _completed(self, completion: Completion) -> Usage:
-        """Its usage; where the provider left one half of it out, the most that it can be."""
+        """Its usage; if the provider left out one half of it, the most that it can be."""
         usage = completion.usage
         if completion.cost_usd is not None or self.price.free:
             return usage
@@ -222,7 +222,7 @@ class QueryCharge(ServiceCharge):
 
 
 def _is_long(request: Request) -> bool:
-    """Would measuring it hold the event loop up? Text beyond ASCII is looked at character by character."""
+    """Whether measuring it would block the event loop: text beyond ASCII is checked character by character."""
     prompt, system = request.prompt, request.system or ""
     if len(prompt) <= LONG_TEXT and len(system) <= LONG_TEXT:
         return False

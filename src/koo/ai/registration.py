@@ -1,4 +1,4 @@
-"""What a registration of an own operation may say, and how its errors are judged."""
+"""The options of an own operation's registration, and how its errors are judged."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ NAMES: dict[str, tuple[str, str]] = {
     "requests_per_hour": ("limits", "per_hour"),
     "requests_per_day": ("limits", "per_day"),
 }
-"""What `register_service` takes, and which option of koo it is."""
+"""The options of `register_service`, and the options of koo that they set."""
 BESIDE = ("classify", "credential", "in_thread", "max_retries", *MONEY)
-"""What it takes besides: each is read in its own way."""
+"""Further options: each is read in its own way."""
 
 
 def read_options(options: Mapping[str, Any]) -> GuardOptions:
-    """The guard's options of a registration. Raises `ConfigurationError` for a name or a value that cannot be right."""
+    """The guard's options of a registration. Raises `ConfigurationError` for an invalid name or value."""
     parts: dict[str, dict[str, Any]] = {"guard": {}, "breaker": {}, "retry": {}, "limits": {}}
     for name, value in options.items():
         if name == "max_retries":
@@ -48,7 +48,7 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
             parts[part][field_name] = _checked(name, value)
         elif name not in BESIDE:
             known = ", ".join(sorted((*NAMES, *BESIDE)))
-            raise ConfigurationError("register_service", f"unknown option {name!r}; known are: {known}")
+            raise ConfigurationError("register_service", f"unknown option {name!r}; known options: {known}")
         elif name in ("classify", "cost_usd") and value is not None and not callable(value):
             if name == "classify":
                 raise ConfigurationError("register_service", "classify must be a function")
@@ -70,7 +70,7 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
 
 
 def read_credential(option: object) -> Callable[..., object] | None:
-    """From the arguments of a call to whose credential it uses; None where the registration does not say.
+    """From a call's arguments to its credential; None if the registration does not say.
 
     The option is a name, or a function of the operation's arguments that returns one, or None for the client's own key.
     Raises `ConfigurationError`.
@@ -87,7 +87,7 @@ def read_credential(option: object) -> Callable[..., object] | None:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """Of the right kind; its bounds are the options' to check. Whatever is true would else make repeats harmless."""
+    """Checks the type; the bounds are the options' to check. Otherwise any truthy value would allow repeats."""
     if name == "idempotent":
         if not isinstance(value, bool):
             raise ConfigurationError("register_service", "idempotent must be True or False")
@@ -99,7 +99,7 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def compose(classify: Classify | None, name: str) -> Classify:
-    """The user's classifier where it answers; else what `koo.ai.foreign` makes of it."""
+    """The user's classifier if it decides; otherwise `koo.ai.foreign`."""
 
     def judge(error: Exception) -> Fault:
         if not isinstance(error, KooError):

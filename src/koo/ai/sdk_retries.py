@@ -9,7 +9,7 @@ from koo.ai.foreign.peek import field_of
 
 
 def own_retries(operation: object) -> int:
-    """How often an SDK repeats this operation by itself: what `max_retries` of its client says, 0 where there is none.
+    """How often an SDK repeats this operation by itself: its client's `max_retries`, or 0.
 
     Knows bound methods (`client.messages.create`), what `functools.wraps` or `partial` put around them, and
     google-genai's `HttpRetryOptions`.

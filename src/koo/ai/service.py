@@ -1,6 +1,6 @@
 """One AI service as the platform sees it: its options, its provider, and its guards.
 
-A service has one key, one limit and one budget, and so one set of gates; but one breaker for each model, because an
+A service has one key, one limit and one budget, and so one set of gates; but one breaker per model, because an
 overloaded model says nothing about the others.
 """
 
@@ -35,11 +35,11 @@ from koo.storage.base import Allowance
 
 PAUSES_MAX = 1024
 MODELS_MAX = 64
-"""A name of a model is the caller's word: without a bound, wrong names would fill the memory."""
+"""Model names come from callers: without a bound, wrong names would fill the memory."""
 UNSEEN_S_MIN = 2.0
-"""A clock that is being corrected moves by less from one second to the next."""
+"""A clock that is being corrected moves by less than this from one second to the next."""
 SIZES_FADE = 32
-"""A large answer is forgotten over so many smaller ones: the next may be as large."""
+"""Smaller answers over which a large one is forgotten: the next may be as large."""
 
 
 def make_limits(options: ServiceOptions | GuardOptions, clock: Clock) -> Limits:
@@ -58,13 +58,13 @@ def make_limits(options: ServiceOptions | GuardOptions, clock: Clock) -> Limits:
 
 
 def make_token_limit(options: ServiceOptions | GuardOptions, clock: Clock) -> TokenLimit | None:
-    """The limit on tokens; None where it is not set."""
+    """The limit on tokens; None if it is not set."""
     limit = options.limits.tokens_per_minute
     return None if limit is None else TokenLimit(limit, clock.monotonic())
 
 
 def guard_options(options: ServiceOptions) -> GuardOptions:
-    """What a service's options mean for its guards. A query may be repeated: it changes nothing but the bill."""
+    """The guard options that follow from a service's options. A query may be repeated: it changes only the bill."""
     return GuardOptions(
         timeout_s=options.timeout_s,
         attempt_timeout_s=options.attempt_timeout_s,
@@ -80,7 +80,7 @@ def guard_options(options: ServiceOptions) -> GuardOptions:
 
 @dataclass(frozen=True, slots=True)
 class AIService:
-    """A service that can be asked: its guards, its wire, its options, and the proxy on the way to it."""
+    """A callable service: its guards, its wire, its options, and the proxy on the way to it."""
 
     service: Service
     provider: Provider
@@ -88,14 +88,14 @@ class AIService:
     proxy: Proxy | None = None
 
     def look(self) -> str:
-        """Look anew whether it can be asked at all: `Service.obstacle`, as it is from now on."""
+        """Check anew whether it can be called at all, and return `Service.obstacle`."""
         missing = not_configured(self.options) if not self.options.configured else self.provider.obstacle()
         self.service.obstacle = missing
         return missing
 
 
 class Service:
-    """The guards and gates of one service, by model; `default_model` is what a query gets that names none."""
+    """The guards and gates of one service, by model; `default_model` is for queries that name none."""
 
     _opened_before = 0
     """How often breakers opened of models that made room for others."""
@@ -127,14 +127,14 @@ class Service:
         self.options = options
         self.default_model = default_model
         self.obstacle = obstacle
-        """What is missing before it can be asked at all, and what to do about it; empty if nothing is."""
+        """What is missing before it can be called at all, and what to do about it; empty if nothing is."""
         self.checkable = checkable
         self.free = free
         self.pilots = pilots
-        """How many calls of each model ask first what the provider allows; 0: all at once."""
+        """How many calls of each model first find out what the provider allows; 0: all at once."""
         self.allowance = allowance or Allowance(None)
         self.clock, self.deadlines = clock, deadlines
-        self.calls = calls or CallLog(clock)  # of own operations, and of streams that break off
+        self.calls = calls or CallLog(clock)  # for own operations, and for streams that break off
         self._seen_at = clock.monotonic(), clock.wall()
         self._stored = self._elsewhere = (0, 0)  # a UTC day, and its requests: stored, made elsewhere
         self._classify = classify
@@ -150,12 +150,12 @@ class Service:
         )
         self.tokens = make_token_limit(options, clock)
         self.threads = Threads(name, self.gates.bulkhead, deadlines) if in_thread else None
-        """Where its operations run that block the event loop; None: there are none."""
+        """The threads of its blocking operations; None: there are none."""
         self.gates.key_blocks.by_calls = not checkable
         self.own_credential = credential
-        """The digest of the key that koo itself asks with; empty for an operation of somebody's own."""
+        """The digest of the key that koo itself uses; empty for an application's own operation."""
         self.credential_of = credential_of
-        """From a call's arguments to whose it is, where a registration says so."""
+        """From a call's arguments to its credential, if a registration says so."""
         self.credentials = Credentials(self.gates, self.guard)
         self._guards: dict[str | None, Guard] = {}
         self._forgotten = Tally(clock.monotonic())  # the counts of models that made room for others
@@ -164,19 +164,19 @@ class Service:
         self.guard(default_model)
 
     def guard(self, model: str | None = None) -> Guard:
-        """The guard of one model; made when first asked for."""
+        """The guard of one model; made on first use."""
         guard = self._guards.get(model)
         return guard if guard is not None else self._make_guard(model)
 
     def guard_for(self, credential: str, model: str | None = None) -> Guard:
-        """The guard of one model for the calls of a credential; "": whose it is, koo does not see."""
+        """The guard of one model for a credential's calls; "": koo does not see whose they are."""
         if not credential or credential == self.own_credential:
             return self.guard(model)
         return self.credentials.guard(credential, model)
 
     @property
     def configured(self) -> bool:
-        """Whether it can be asked at all. If not it is outside all counts, alerts and the overall health."""
+        """Whether it can be called at all. If not it is outside all counts, alerts and the overall health."""
         return not self.obstacle
 
     @property
@@ -189,16 +189,16 @@ class Service:
 
     @property
     def tallies(self) -> list[Tally]:
-        """What was counted of all models, also of those that were forgotten."""
+        """The counts of all models, including forgotten ones."""
         return [*(guard.tally for guard in self._guards.values()), self._forgotten]
 
     @property
     def times_opened(self) -> int:
-        """How often a breaker of any model opened, also of those that were forgotten."""
+        """How often a breaker of any model opened, including forgotten ones."""
         return self._opened_before + sum(guard.breaker.trips for guard in self._guards.values())
 
     def take_over(self, before: Service) -> None:
-        """Go on with the counts of a registration that this one replaces; a counter never falls."""
+        """Continue the counts of a registration that this one replaces; a counter never falls."""
         now = self.clock.monotonic()
         for tally in before.tallies:
             self._forgotten.take_over(tally, now)
@@ -224,16 +224,20 @@ class Service:
         return guard
 
     def _spread_outage(self, met_by: Guard, in_row: bool) -> None:
-        """The host is the same for all models: what one of them could not reach, none can."""
+        """All models share the host: if one of them could not reach it, none can.
+
+        Only failures of the connection spread (`reach` "service"), not errors of one model's answers. Without this each
+        model's callers would have to learn of the outage by failures of their own.
+        """
         for guard in self.guards:
             if guard.breaker is not met_by.breaker:
                 guard.count_outage(in_row, met_by.breaker.last_error)
 
     def _forget_one(self) -> None:
-        """Make room: the model that was idle for longest, one that is closed before one that is not.
+        """Make room: drop the model that was idle longest, closed ones first.
 
-        What it counted stays counted, and what it was told to pause it is told again when it comes back. Where all are
-        in use there is no room to make, and none is needed: there are no more of them than calls may run.
+        Its counts are kept, and so is the pause that it was asked to make. If all are in use there is no room to make,
+        and none is needed: there are no more of them than calls may run.
         """
         idle = [
             guard
@@ -256,7 +260,7 @@ class Service:
             self._keep_pause(guard.model, guard.cooldown, now)
 
     def _keep_pause(self, model: str | None, cooldown: Cooldown, now: float) -> None:
-        """Of a model that has no guard now. Of too many, those are kept that last longest."""
+        """Keep the pause of a model without a guard. Of too many, those that last longest are kept."""
         pauses = self._pauses
         pauses[model] = cooldown
         if len(pauses) > PAUSES_MAX:
@@ -267,7 +271,7 @@ class Service:
     def reset(self, *, publish: bool = True) -> None:
         """Clear phases, streaks, cooldowns and key blocks of all models; never money, limits used or counts.
 
-        `publish` False: another process did, and publishing again would send the reset back to it.
+        `publish` False: another process did it, and publishing again would send the reset back to it.
         """
         self._override = Override.NONE
         for guard in self.guards:
@@ -283,7 +287,7 @@ class Service:
             self.gates.key_blocks.clear()
 
     def set_override(self, override: Override) -> None:
-        """Let an operator decide about all models, also about those that are first asked for later."""
+        """Let an operator decide about all models, including those first used later."""
         self._override = override
         for guard in self.guards:
             guard.set_override(override)
@@ -291,7 +295,7 @@ class Service:
     def pause(self, model: str, for_s: float, kind: Kind, reason: str, credential: str = "") -> None:
         """Another process met the provider's limit: stay away too. `model` "" is the whole service.
 
-        `credential`: whose limit it met, where that is not the service's own.
+        `credential`: whose limit it met, if that is not the service's own.
         """
         now = self.clock.monotonic()
         if credential and model:
@@ -315,7 +319,7 @@ class Service:
         self._publish_unblocked(self.gates.key_blocks.clear())
 
     def note_check(self, error: KooError | None) -> None:
-        """An unbilled check ended: the guards of all models hear of it, and a key that works is used again."""
+        """An unbilled check ended: the guards of all models learn of it, and a working key is used again."""
         for guard in self.guards:
             guard.note_check(error)
         if error is None and self.gates.key_blocks:
@@ -327,7 +331,7 @@ class Service:
                 self._publish(KeyUnblocked(self.name, model))
 
     def tick(self) -> None:
-        """What a second brings about: breakers, key blocks that end by their own time, and the day."""
+        """What a second brings: breakers, key blocks that end by their own time, and the day."""
         self._catch_up()
         for guard in self.guards:
             guard.tick()
@@ -338,10 +342,10 @@ class Service:
         self._anchor_day()
 
     def _catch_up(self) -> None:
-        """Bring forward what a server asked for by the time that only the wall clock saw.
+        """Bring a server's waits forward by the time that only the wall clock saw.
 
-        A machine that was suspended for an hour would else stay away for an hour longer than it was asked to. A wall
-        clock that is set back changes nothing; one that is set forward lets one call ask too early.
+        Otherwise a machine that was suspended for an hour would stay away for an hour longer than it was asked to. A
+        wall clock that is set back changes nothing; one that is set forward lets one call out too early.
         """
         now, wall = self.clock.monotonic(), self.clock.wall()
         unseen_s = (wall - self._seen_at[1]) - (now - self._seen_at[0])
@@ -367,8 +371,8 @@ class Service:
     ) -> None:
         """Take in what the headers of an answer say about the provider's limits.
 
-        `permit` and `usage`: of the call that was answered; None where its usage is not known yet, and `is_most` where
-        it is only known what it cannot be above.
+        `permit` and `usage`: of the call that was answered; None while its usage is unknown, and `is_most` if only its
+        upper bound is known.
         """
         told = []
         for pace in paces:
@@ -387,7 +391,7 @@ class Service:
         return 0.0 if guard is None else guard.pacer.wait_s(now)
 
     def measure(self, guard: Guard, usage: Usage) -> None:
-        """A streamed answer has ended: how many tokens a call takes."""
+        """A streamed answer has ended: record how many tokens a call takes."""
         for resource in guard.pacer.resources:
             _size(guard.pacer, resource, usage, is_most=False)
 
@@ -402,11 +406,11 @@ class Service:
     def forget_used(self, *, stored: bool = False) -> None:
         """An operator resets the limits: nothing was used. Money is never forgotten.
 
-        `stored`: another process did, and takes the day's requests of all processes back in the state store.
+        `stored`: another process did it, and subtracts all processes' requests of the day in the state store.
         """
         for count in self.gates.limits.counts:
             if stored and isinstance(count, DayCount):
-                # What was taken back there includes this process's own: the store will say "elsewhere: minus these".
+                # What was subtracted there includes this process's own: the store will say "elsewhere: minus these".
                 self._elsewhere = (count.day, self._of(self._elsewhere, count.day) - count.used)
         self.gates.limits.clear(self.clock.monotonic(), is_told=stored)
         if self.tokens is not None:
@@ -426,9 +430,9 @@ class Service:
     def take_unstored(self) -> tuple[int, int]:
         """The UTC day, and how many of its requests the state store does not know; a refund makes it negative.
 
-        The caller stores them: the next call returns only later ones. (0, 0) where requests a day are not limited.
+        The caller stores them: the next call returns only later ones. (0, 0) if requests per day are not limited.
         """
-        # A count that was made before midnight, and not asked since, would name a day of which nobody wants to know.
+        # A count made before midnight, and not used since, would name a day that is over.
         self._anchor_day()
         count = self.day_count
         if count is None:
@@ -439,7 +443,7 @@ class Service:
         return count.day, unstored
 
     def note_elsewhere(self, day: int, used: int) -> None:
-        """Other processes, and earlier ones, made so many requests on that UTC day."""
+        """Other processes, and earlier ones, made `used` requests on that UTC day."""
         # The counts may have been made before midnight: added to a day that is over they would go with it.
         self._anchor_day()
         count = self.day_count
@@ -448,7 +452,7 @@ class Service:
             self._elsewhere = (day, used)
 
     def note_day(self, day: int, used: int) -> None:
-        """All processes made so many requests on that UTC day, by the purse that the day's limit is."""
+        """All processes made `used` requests on that UTC day, by the purse that holds the day's limit."""
         self._anchor_day()
         count = self.day_count
         if count is not None and count.day == day:
@@ -465,7 +469,7 @@ class Service:
 
 
 def _size(pacer: Pacer, resource: str, usage: Usage | None, is_most: bool) -> float:
-    """How much of a limit a call takes: the last answer's, or what answers took before it, if that was more."""
+    """How much of a limit a call takes: the last answer's, or the earlier answers' if that was more."""
     if "token" not in resource:
         return 1.0
     known = pacer.sizes.get(resource, 0.0)
@@ -479,7 +483,7 @@ def _size(pacer: Pacer, resource: str, usage: Usage | None, is_most: bool) -> fl
 
 
 def _tokens(resource: str, usage: Usage) -> int:
-    """What an answer takes of a limit; what comes out of the provider's cache takes nothing of its input."""
+    """What an answer takes of a limit; tokens from the provider's cache do not count as input."""
     if resource.startswith("input"):
         return usage.input_tokens + usage.cache_write_tokens
     if resource.startswith("output"):

@@ -1,11 +1,11 @@
-"""A streamed answer: what comes of a query, piece by piece.
+"""A streamed answer to a query, piece by piece.
 
 Its turns, its silences and its one end are those of `guarded_stream.py`. Each piece of content or reasoning renews all
 timers and a probe's lease; a ping renews none.
 
-Until the first content the guard may repeat; from then on nothing is repeated. One permit lasts for the whole stream.
-It ends in exactly one way: at the provider's own end (success), with an error (its kind decides), or because the
-consumer left (neutral). Each time what was used is booked: leaving does not make the provider's bill smaller.
+Until the first content the guard may repeat; after it nothing is repeated. One permit lasts for the whole stream. It
+ends in exactly one way: at the provider's own end (success), with an error (its kind decides), or because the consumer
+left (neutral). In each case what was used is booked: leaving does not make the provider's bill smaller.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from koo.policies.verdict import CANCELLED, Fault
 class StreamedCompletion:
     """The chunks of one attempt, and the completion that they have become so far. `first` is its first content.
 
-    `silence` is renewed by what the model thinks. Each usage report goes on to the `charge`. What came since the last
-    one, reasoning included, is counted in bytes: no tokenizer makes more tokens of a text than that.
+    `silence` is renewed by the model's reasoning. Each usage report is passed to the `charge`. What arrived since the
+    last one, reasoning included, is counted in bytes: no tokenizer makes more tokens of a text than that.
     """
 
     __slots__ = ("_charge", "_cost_usd", "_hear", "_model", "_request_id", "_stop_reason", "_texts", "_unreported",
@@ -70,7 +70,7 @@ class StreamedCompletion:
                 self.silence.renew()
                 if not self._texts:
                     self.silence.whole_until = (
-                        NEVER  # it has begun to answer: an attempt's time is for those that do not
+                        NEVER  # it has begun to answer: an attempt's time is for those that have not
                     )
             if chunk.final:
                 break
@@ -98,7 +98,7 @@ class StreamedCompletion:
         self._charge.report(self._usage, input_counted=chunk.input_counted)
 
     def completion(self) -> Completion:
-        """What it came to; where not all of it was reported, its usage is an upper bound, marked as an estimate."""
+        """The result; if not everything was reported, its usage is an upper bound, marked as an estimate."""
         return Completion(
             text=self.text,
             model=self._model or self._charge.model,
@@ -113,7 +113,7 @@ class StreamedCompletion:
         if not usage.read_tokens:
             usage = replace(usage, input_tokens=self._charge.input_tokens_max, estimated=True)
         if self._unreported:
-            # A token may be each byte; but there are no more of them than were asked for.
+            # A token may be each byte; but there are no more of them than were requested.
             written = min(usage.output_tokens + self._unreported, self._charge.request.max_tokens)
             usage = replace(usage, output_tokens=max(written, usage.output_tokens), estimated=True)
         return usage
@@ -124,7 +124,7 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
 
     Leaving early (`break`, `aclose()`, cancellation) closes the connection and settles what was used; `aclose()` may
     come from another task. Raises `ExternalServiceError`: before the first content as a query does, later
-    `StreamTruncated` with `partial_text`; read on after that, it says in a `ServiceFailed` that it has failed.
+    `StreamTruncated` with `partial_text`; reading on after that raises a `ServiceFailed` that says so.
     """
 
     def __init__(
@@ -217,9 +217,9 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
 async def open_stream(
     one: AIService, charge: QueryCharge, scope: Scope[StreamedCompletion]
 ) -> StreamedCompletion:
-    """Ask, and wait for the first content; on any error the connection is closed.
+    """Send, and wait for the first content; on any error the connection is closed.
 
-    What the model thinks is a sign of life: the first one has to come within an attempt's time, and each later one, and
+    The model's reasoning is a sign of life: the first one has to come within an attempt's time, and each later one, and
     the first content, within that of a first token.
     """
     departure.set(charge.departure)

@@ -1,18 +1,18 @@
-"""What an operation gives that is read over time: how it is told from an answer, opened, read and closed.
+"""Results of operations that are read over time: how they are distinguished from answers, opened, read and closed.
 
-Libraries begin a stream in five ways, and any of them may come behind an `await`:
+Libraries start a stream in five ways, and any of them may be behind an `await`:
 
-- an asynchronous generator or iterator, which sends nothing before it is asked (LangChain's `astream`);
-- an iterator whose request has been answered when it is there (`create(stream=True)`);
-- a context manager, which sends when it is entered and gives another object (`messages.stream`,
+- an asynchronous generator or iterator, which sends nothing before it is read (LangChain's `astream`);
+- an iterator whose request has been answered when it is returned (`create(stream=True)`);
+- a context manager, which sends when it is entered and yields another object (`messages.stream`,
   `with_streaming_response`);
-- one that is entered and gives itself, or may be awaited as well (aiohttp's `session.get`);
+- one that is entered and yields itself, or may be awaited as well (aiohttp's `session.get`);
 - an answer that was left open, and has `aclose` (httpx's `send(stream=True)`), or keeps one that has
   (`with_raw_response`).
 
-`execute` must tell them from answers. What has `__anext__` can only be read on, so it is a stream; but a cursor, a
-connection and a file have it too, and are used in other ways: they pass. A context manager that offers nothing else has
-to be entered, so it is a stream; a response or a client is a context manager only besides, and passes.
+`execute` must tell them from answers. An object with `__anext__` can only be read on, so it is a stream; but a cursor,
+a connection and a file have it too, and are used in other ways: they pass. A context manager that offers nothing else
+has to be entered, so it is a stream; a response or a client is a context manager only in addition, and passes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ R = TypeVar("R")
 log = logging.getLogger("koo")
 
 USED_OTHERWISE = ("fetchone", "send", "send_bytes", "write", "read")
-"""Methods of what may be iterated and is not a stream: cursors, websockets, files and pipes."""
+"""Methods of iterable objects that are not streams: cursors, websockets, files and pipes."""
 UNWRAPS_MAX = 4
-"""An awaitable of an awaitable happens; one without an end must not hang."""
+"""An awaitable of an awaitable happens; an endless chain must not hang."""
 CLOSING_S_MAX = 10.0
-"""Closing a connection has no reason to take longer, and must not keep a place for ever."""
+"""Closing a connection has no reason to take longer, and must not keep a place forever."""
 CLASSES_MAX = 1024
 _known: dict[type, bool] = {}  # each call asks, and looking for a name that a class lacks takes a microsecond
 
@@ -56,7 +56,7 @@ def is_unstarted(given: object) -> bool:
 
 
 def is_stream(result: object) -> bool:
-    """Whether what was awaited is a stream, and not an answer."""
+    """Whether an awaited result is a stream, not an answer."""
     cls = type(result)
     found = _known.get(cls)
     if found is None:
@@ -73,24 +73,24 @@ def _is_read_on(cls: type) -> bool:
 
 
 def is_left_open(result: object) -> bool:
-    """Whether an answer that was asked for with `stream=True` has a body that is still to be read."""
+    """Whether an answer requested with `stream=True` has a body that is still to be read."""
     return getattr(_answer_in(result), "is_closed", None) is False
 
 
 def _answer_in(given: object) -> object:
-    """The HTTP answer that an SDK's raw response keeps, or what was given itself."""
+    """The HTTP answer inside an SDK's raw response, or the object itself."""
     return given if hasattr(given, "aclose") else getattr(given, "http_response", given)
 
 
 def _is_only_entered(cls: type) -> bool:
-    """A context manager that offers nothing but to be entered."""
+    """A context manager that can only be entered."""
     if issubclass(cls, AsyncContextDecorator):
         return True  # of `contextlib.asynccontextmanager`
     return not any(callable(getattr(cls, name, None)) for name in dir(cls) if not name.startswith("_"))
 
 
 async def close(given: object) -> None:
-    """Close what is open, by the name under which it can be closed."""
+    """Close what is open, by whichever method it has."""
     for name in ("aclose", "close", "cancel"):
         way = getattr(given, name, None)
         if callable(way):
@@ -111,10 +111,10 @@ async def discard(given: object) -> None:
 
 
 class Source:
-    """What an operation gave, opened: `target` is what is read; `pieces` is its iterator, where it has one.
+    """An operation's opened result: `target` is what is read; `pieces` is its iterator, if it has one.
 
-    `is_managed`: entering gave another object than the one that was entered, or one without pieces, so its user decides
-    what is read of it.
+    `is_managed`: entering yielded another object than the one that was entered, or one without pieces, so its user
+    decides what is read of it.
     """
 
     __slots__ = ("_manager", "is_managed", "pieces", "target")
@@ -129,7 +129,7 @@ class Source:
         self.is_managed = self.pieces is None or (manager is not None and manager is not target)
 
     async def next(self) -> Any | End:
-        """The next piece, or END. Raises TypeError where its object offers something else to be read."""
+        """The next piece, or END. Raises TypeError if its object offers something else to be read."""
         if self.pieces is None:
             raise TypeError(
                 f"{describe(self.target)} cannot be read with async for alone; open it in a block, "
@@ -140,7 +140,7 @@ class Source:
     async def close(
         self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: Any = None
     ) -> bool:
-        """Close it, as at the end of a `with` block that `error` left; whether that swallows the error."""
+        """Close it, as at the end of a `with` block that `error` left; returns whether that swallows the error."""
         try:
             if self.pieces is not None and self.pieces is not self.target:
                 await close(self.pieces)
@@ -158,16 +158,16 @@ class Source:
             return bool(await self._manager.__aexit__(kind, error, trace))
         except BaseException as raised:
             if raised is error:
-                return False  # it is the block's own, which goes on up by itself
+                return False  # it is the block's own, which propagates by itself
             raise
 
 
 async def open_source(given: object) -> Source:
-    """Open what an operation gave. Raises what opening raises, and TypeError for what is not read over time."""
+    """Open an operation's result. Raises what opening raises, and TypeError if it is not a stream."""
     for _ in range(UNWRAPS_MAX):
         cls = type(given)
         if hasattr(cls, "__aenter__"):
-            # As `async with` does: the way out is looked for before the way in is taken.
+            # As `async with` does: the way out is looked up before the way in is taken.
             if not hasattr(cls, "__aexit__"):
                 break
             return Source(await given.__aenter__(), given)  # type: ignore[attr-defined]
@@ -181,16 +181,16 @@ async def open_source(given: object) -> Source:
     if hasattr(type(given), "__next__") or hasattr(type(given), "__enter__"):
         await close(given)
         raise TypeError(
-            f"the operation returned {describe(given)}, which is read without await and would hold up the event loop: "
+            f"the operation returned {describe(given)}, which is read without await and would block the event loop: "
             "use the asynchronous client"
         )
     raise TypeError(
-        f"the operation returned {describe(given)}, which is not read over time: for a whole answer call execute"
+        f"the operation returned {describe(given)}, which is not a stream: for a whole answer call execute"
     )
 
 
 def describe(given: object) -> str:
-    """Of which class it is, without what it holds."""
+    """Its class, without its content."""
     cls = type(given)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -204,7 +204,7 @@ async def next_of(pieces: AsyncIterator[R]) -> R | End:
 
 
 async def close_quietly(name: str, closing: Coroutine[object, object, bool]) -> None:
-    """Close it in time; what goes wrong there is not what its reader has to know."""
+    """Close it within a bound; its reader need not know what fails there."""
     when = asyncio.get_running_loop().time() + CLOSING_S_MAX
     try:
         with Alarm(OwnTimer(), when):

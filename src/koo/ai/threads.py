@@ -1,14 +1,14 @@
 """Threads for operations that block: `register_service("reports", in_thread=True)`.
 
 A thread cannot be stopped. At its deadline the caller is released and the call is settled, as a failure and with its
-money booked; what runs in the thread goes on to its own end. Until then it keeps its place among the service's
-`concurrency_max`. So a host that hangs holds so many threads and no more, and later callers are refused.
+money booked; the function in the thread continues to its own end. Until then it keeps its place among the service's
+`concurrency_max`. So a host that hangs occupies that many threads and no more, and later callers are refused.
 
 The threads are koo's own. Those of `asyncio.to_thread` are few and shared by the whole process, so one host that hangs
-would stop file reads and name look-ups too; and Python waits for them at its end. These are daemons, made when none is
+would stop file reads and name look-ups too; and Python waits for them at exit. These are daemons, started when none is
 idle, and they end after some seconds without work.
 
-What a call changes here (`running`, its place) changes on the loop. The lock is for the list of idle threads alone.
+A call changes `running` and its place on the loop only. The lock is just for the list of idle threads.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ log = logging.getLogger("koo")
 CONCURRENCY = 40
 """How many run at once unless `concurrency_max` says so: as many as AnyIO's threads, which serve FastAPI's `def`s."""
 IDLE_S = 10.0
-"""A thread that is kept for the next call keeps what belongs to it too: a database connection of Django's, say."""
+"""A thread that is kept for the next call also keeps what belongs to it: a Django database connection, say."""
 CLOSING_S_MAX = 5.0
-"""The end of a process must not hang on a thread that does."""
+"""The exit of a process must not hang on a thread that does."""
 
 
 class Call(Generic[T]):
@@ -67,12 +67,12 @@ class Call(Generic[T]):
             if error is not None:
                 raise error
         finally:
-            del error  # Its traceback holds this frame: a cycle that would keep everything in it alive.
+            del error  # its traceback keeps this frame: a cycle that would keep everything in it alive
         return cast("T", self._value)
 
 
 class Threads:
-    """The threads of one service; `places` is what bounds them."""
+    """The threads of one service; `places` bounds them."""
 
     def __init__(self, name: str, places: Bulkhead, deadlines: Deadlines) -> None:
         self._name = name
@@ -83,14 +83,14 @@ class Threads:
         self.forget_parent()
 
     def forget_parent(self) -> None:
-        """In a forked child, where the parent's threads are not."""
+        """In a forked child, which does not have the parent's threads."""
         self._lock = threading.Lock()
         self._idle: list[SimpleQueue[Call[Any] | None]] = []
         self._places.used = max(self._places.used - self.running, 0)
         self.running = 0
 
     def over(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
-        """`function` as one that can be awaited: called with the same arguments it runs in a thread."""
+        """`function` as an awaitable one: called with the same arguments it runs in a thread."""
         return lambda *args, **kwargs: self.run(partial(function, *args, **kwargs))
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -102,7 +102,7 @@ class Threads:
             await call.ended
         except BaseException:
             if call.ended.cancelled():
-                # The caller leaves and the thread does not: the place that is given back now is still taken.
+                # The caller leaves but the thread does not: the place that is given back now stays taken.
                 self._places.keep()
             raise
         result = call.result()
@@ -146,7 +146,7 @@ class Threads:
         return calls.get()  # it was taken from the list a moment ago: a call is on its way
 
     def _tell(self, call: Call[Any]) -> None:
-        """The call has ended: on the loop that waits for it, else on the one that koo lives on now."""
+        """The call has ended: report it on the loop that waits for it, else on the one that koo lives on now."""
         for loop in (call.loop, self._deadlines.loop):
             if loop is not None and loop.is_running():
                 with suppress(RuntimeError):  # closed a moment ago
@@ -166,7 +166,7 @@ class Threads:
             self._emptied.set_result(None)
 
     async def close(self) -> None:
-        """Wait for what still runs, for five seconds at most. How many threads are left then is logged."""
+        """Wait for what still runs, at most five seconds. How many threads are left then is logged."""
         with self._lock:
             while self._idle:
                 self._idle.pop().put(None)
@@ -185,7 +185,7 @@ class Threads:
 
 
 async def aside(service: str, work: Callable[[], T]) -> T:
-    """Run something short that blocks beside the loop. Raises what it raises, and `ServiceRefused` without a thread."""
+    """Run something short that blocks, off the loop. Raises what it raises, and `ServiceRefused` without a thread."""
     try:
         return await asyncio.to_thread(work)
     except RuntimeError as error:
@@ -195,7 +195,7 @@ async def aside(service: str, work: Callable[[], T]) -> T:
 
 
 def _refuse_stream(result: object) -> None:
-    """Raises TypeError for what is read later, on the loop: it would block there, and outside the guard."""
+    """Raises TypeError for a result that is read later, on the loop: it would block there, outside the guard."""
     is_stream = isgenerator(result) or (
         # An SDK's stream holds its connection; a cursor or a file does not come from a server piece by piece.
         isinstance(result, Iterator)

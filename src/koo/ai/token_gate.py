@@ -9,7 +9,7 @@ from koo.passage import LOOK_AGAIN_S
 
 
 class Tokens:
-    """What one attempt has taken of its service's limit of tokens a minute."""
+    """What one attempt has taken of its service's limit on tokens per minute."""
 
     __slots__ = ("_at", "_service", "taken")
 
@@ -19,9 +19,9 @@ class Tokens:
         self.taken = 0
 
     async def take(self, tokens: int, deadline: float, *, waits: bool) -> None:
-        """Take the most that the attempt can need. Raises `RateLimited`, and then nothing is taken.
+        """Take the most that the attempt can need. Raises `RateLimited`; then nothing is taken.
 
-        `waits`: until there are so many, as long as `deadline` (monotonic seconds) allows.
+        `waits`: until that many are free, as long as `deadline` (monotonic seconds) allows.
         """
         limit, clock = self._service.tokens, self._service.clock
         if limit is None:
@@ -54,7 +54,7 @@ class Tokens:
         )
 
     def settle(self, used: int | None) -> None:
-        """So many were used; None: nothing is known, so all of them."""
+        """`used` were used; None: unknown, so all of them."""
         limit, taken, self.taken = self._service.tokens, self.taken, 0
         if limit is not None and used is not None:
             limit.settle(taken, used, self._at)

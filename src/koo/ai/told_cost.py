@@ -1,4 +1,4 @@
-"""What a registration's `cost_usd` function says that a call cost: of its result, or of the pieces of its stream."""
+"""The cost of a call by a registration's `cost_usd` function: of its result, or of the pieces of its stream."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ log = logging.getLogger("koo")
 
 
 def usd(name: str, value: Any, most: Decimal = Decimal("Infinity")) -> Decimal:
-    """An amount of USD that a caller gave. Raises `ConfigurationError`."""
+    """An amount of USD from a caller. Raises `ConfigurationError`."""
     try:
         amount = Decimal(str(value))
     except ArithmeticError:
         amount = Decimal("NaN")
     if not amount.is_finite() or amount < 0:
-        raise ConfigurationError("register_service", f"{name} must be an amount of USD, at least 0")
+        raise ConfigurationError("register_service", f"{name} must be an amount in USD, at least 0")
     if amount > most:
         raise ConfigurationError("register_service", f"{name} must be at most {most:,} USD")
     return amount
 
 
 class ToldCost:
-    """What one call cost by the caller's function; of a stream the last amount found in a piece: they grow."""
+    """What one call cost by the caller's function; for a stream the last amount found in a piece: they grow."""
 
     __slots__ = ("_amount_usd", "_cost_of", "_error", "_is_last")
 
@@ -37,12 +37,12 @@ class ToldCost:
         self._error: Exception | None = None
 
     def of(self, result: object) -> Decimal | None:
-        """Of a whole result; None where the function says nothing sensible."""
+        """The cost of a whole result; None if the function returns nothing sensible."""
         try:
             return usd("cost_usd", self._cost_of(result))
         except Exception:
-            # The call was made and is paid for: its answer is not thrown away, and its money not given back.
-            log.exception("cost_usd failed; the most that the call can cost is booked")
+            # The call was made and is paid for: its answer must not be lost, nor its money given back.
+            log.exception("cost_usd failed, so the call's maximum cost is booked")
             return None
 
     def note(self, piece: object) -> None:
@@ -57,14 +57,14 @@ class ToldCost:
             self._error = error
 
     def whole(self) -> Decimal | None:
-        """At the stream's own end; None where no piece told."""
+        """At the stream's own end; None if no piece had a cost."""
         if self._amount_usd is None and self._error is not None:
             log.error(
-                "cost_usd failed for each piece; the most that the call can cost is booked",
+                "cost_usd failed for each piece, so the call's maximum cost is booked",
                 exc_info=self._error,
             )
         return self._amount_usd
 
     def so_far(self) -> Decimal | None:
-        """Where it ended early; None where something came that no amount covers."""
+        """When it ended early; None if something arrived that no amount covers."""
         return self._amount_usd if self._is_last else None

@@ -1,4 +1,4 @@
-"""What goes into the gateway and what comes out of it; nothing here knows a vendor."""
+"""The gateway's input and output; nothing here knows a vendor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Query:
     """One question to one service.
 
     `max_tokens` bounds the answer and is always sent (None: the service's default). `timeout_s` is the deadline of the
-    whole query. `fallback` names services asked in order when `service` refuses or fails. `on_limit="wait"` queues
-    within the deadline for our limits too, "refuse" waits for nothing. `max_cost_usd` is the most that one attempt may
+    whole query. `fallback` names services that are called in order when `service` refuses or fails. `on_limit="wait"`
+    queues within the deadline for our limits too, "refuse" never waits. `max_cost_usd` is the most that one attempt may
     cost in the worst case: a dearer one is refused. `clamp` lowers `max_tokens` to what that and the budgets leave room
-    for, never below what the provider takes (1, OpenAI 16); `Answer.clamped` says so. `tag` and `metadata` are the
+    for, never below the provider's minimum (1, OpenAI 16); `Answer.clamped` says so. `tag` and `metadata` are the
     caller's own, for the ledger; they are never sent to the provider.
     """
 
@@ -38,7 +38,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens by class. The four paid classes are disjoint, whatever the vendor counts into what.
+    """Tokens by class. The four paid classes are disjoint, however the vendor counts.
 
     `input_tokens` were read fresh; `reasoning_tokens` are a part of `output_tokens`. `estimated` marks numbers that
     the provider did not send (a stream that broke off).
@@ -78,11 +78,11 @@ class Usage:
 class Answer:
     """A service's answer; `str(answer)` is its text.
 
-    `cost_usd` is exact (a Decimal); `cost_source` tells whether the provider reported it, a price table gave it, an
-    operator configured it, or it is an estimate. `attempts` are calls that left for the service, `latency_s` the whole
-    query, without what a stream's reader took. `stop_reason` is the provider's own word ("end_turn", "stop",
-    "max_tokens", "refusal", ...). `max_tokens` is the longest answer that was asked for; `clamped`: lower than the
-    query said, so that it fitted (`Query.clamp`).
+    `cost_usd` is exact (a Decimal); `cost_source` says whether the provider reported it, a price table or an operator's
+    setting priced it, or it is an estimate. `attempts` are calls that left for the service, `latency_s` the whole
+    query, without the time of a stream's reader. `stop_reason` is the provider's own word ("end_turn", "stop",
+    "max_tokens", "refusal", ...). `max_tokens` is the longest answer that was requested; `clamped`: lower than the
+    query's, so that it fitted (`Query.clamp`).
     """
 
     text: str

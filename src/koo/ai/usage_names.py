@@ -1,8 +1,8 @@
-"""What vendors and wrappers call their counts of tokens, read into koo's disjoint classes.
+"""The names that vendors and wrappers give their token counts, read into koo's disjoint classes.
 
-Three families differ. Chat completions and Responses count what came from a cache into what was read; Anthropic and
-Bedrock count it beside; Google counts thoughts beside what was written. Names that may mean both are read as the dearer
-one. A count that is no number is none, and a property that raises is not there.
+Three families differ. Chat completions and Responses include cached tokens in what was read; Anthropic and Bedrock
+count them separately; Google counts thoughts separately from what was written. Ambiguous names are read as the dearer
+meaning. A count that is not a number is ignored, and a property that raises counts as missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 
 
 class Names(NamedTuple):
-    """What a family calls its counts; `cached` and `into_cache` are a part of what was read, those `beside` are not."""
+    """A family's names for its counts; `cached` and `into_cache` are part of what was read, those `beside` are not."""
 
     read: str
     written: str
@@ -80,7 +80,7 @@ BEDROCK = Names(
 FAMILIES = (CHAT, INPUT, GOOGLE, GOOGLE_JSON, BEDROCK)
 FIRST_NAMES = tuple(name for one in FAMILIES for name in (one.read, one.written))
 COUNTED_IN = ("pydantic_ai", "genai_prices")
-"""Packages whose usage has the names of koo's, but counts what came from the cache into what was read."""
+"""Packages whose usage has the same names as koo's, but includes cached tokens in what was read."""
 
 UNITS: dict[str, tuple[Path, ...]] = {
     "cache_write_1h": (
@@ -113,7 +113,7 @@ SEARCHES = {"web_search_call": "web_searches", "file_search_call": "storage_sear
 
 
 def says_something(usage: object) -> bool:
-    """Does it have a count by any of the names?"""
+    """Whether it has a count by any of the names."""
     return isinstance(usage, Usage) or any(get(usage, name) is not None for name in FIRST_NAMES)
 
 
@@ -140,9 +140,7 @@ def usage_of(told: object) -> Usage:
     elif names is INPUT:
         beside = (beside[0], max(beside[1], _into_cache_by_age(told)))
     if any(beside):
-        total = (
-            None  # It counts them too, and what it has beyond what was read would be taken for the answer.
-        )
+        total = None  # it includes them, and its surplus over what was read would be taken for the answer
     usage = usage_from(
         read=read, written=written, total=total, cached=cached, into_cache=into_cache,
         reasoning=_counts(told, names.reasoning),
@@ -198,11 +196,11 @@ def _modalities(details: object) -> Iterator[tuple[str, int]]:
 
 
 def get(thing: object, name: str) -> object:
-    """A mapping's value or an object's attribute; None where there is none, or where asking for it raises."""
-    kind: Any = type(thing)  # mypy takes no class for hashable
+    """A mapping's value or an object's attribute; None if it is missing, or reading it raises."""
+    kind: Any = type(thing)  # mypy does not treat a class as hashable
     try:
         if _is_plain_model(kind, name):
-            # What pydantic raises for a name that is not there takes longer than all the rest of reading an answer.
+            # pydantic's error for a missing name takes longer than all the rest of reading an answer.
             if name in thing.__dict__:
                 return thing.__dict__[name]
             more = getattr(thing, "__pydantic_extra__", None)
@@ -216,12 +214,12 @@ def get(thing: object, name: str) -> object:
 
 @lru_cache(4096)
 def _is_plain_model(kind: Any, name: str) -> bool:
-    """Is it a pydantic class in which such a name could only be a field?"""
+    """Whether it is a pydantic class in which such a name could only be a field."""
     return "__pydantic_fields__" in kind.__dict__ and not any(name in vars(base) for base in kind.__mro__)
 
 
 def at(thing: object, path: Path) -> object:
-    """What stands there, or None."""
+    """The value at that path, or None."""
     for name in path:
         if thing is None:
             return None
@@ -235,7 +233,7 @@ def module_of(thing: object) -> str:
 
 
 def count(told: object, path: Path) -> Count:
-    """The number that stands there, also one that is written as text; None for anything else."""
+    """The number at that path, also if written as text; None for anything else."""
     value = at(told, path) if path[0] else None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value

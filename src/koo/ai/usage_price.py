@@ -13,11 +13,11 @@ from koo.policies.money import EXACT
 
 TIERS = {"priority": Decimal("2.5"), "fast": Decimal(6)}
 """How many times the table's price a faster answer costs at most: OpenAI's priority tier, and Anthropic's fast mode
-(their price pages, November 2026). Slower tiers cost half, and are taken for full."""
+(their price pages, November 2026). Slower tiers cost half, and are charged in full."""
 
 
 def cost_usd(price: ModelPrice, report: Report) -> Decimal:
-    """The exact cost: what the provider says that it bills, else by the table."""
+    """The exact cost: as the provider reports it, else by the table."""
     if report.cost_usd is not None:
         return report.cost_usd
     cost = EXACT.add(price.cost_usd(report.usage), price.units_usd(report.units))
@@ -25,10 +25,10 @@ def cost_usd(price: ModelPrice, report: Report) -> Decimal:
 
 
 def price_usd(model: str, usage: object) -> Decimal:
-    """What an answer costs, in USD, exactly, by the price table of today and the prices of the model's maker.
+    """The exact cost of an answer in USD, by today's price table and the prices of the model's maker.
 
-    `usage` is koo's `Usage`, the usage object of a vendor's SDK (openai, anthropic, google-genai, perplexity and what
-    imitates them) or its whole answer, or a mapping with the same names. Tokens from and into a cache, reasoning,
+    `usage` is koo's `Usage`, the usage object of a vendor's SDK (openai, anthropic, google-genai, perplexity and
+    compatible ones) or its whole answer, or a mapping with the same names. Tokens from and into a cache, reasoning,
     audio, images and searches cost what the table says. A cost that the provider reports wins. `vendor/model` asks for
     the vendor's price.
 
@@ -37,7 +37,7 @@ def price_usd(model: str, usage: object) -> Decimal:
     """
     report = read_report(usage)
     if report is None:
-        reason = "usage has no counts of tokens: pass an SDK's usage, its whole answer, or koo's Usage"
+        reason = "usage has no token counts: pass an SDK's usage, its whole answer, or koo's Usage"
         raise InvalidRequest("price_usd", reason, kind=Kind.INVALID_REQUEST)
     if report.cost_usd is not None:
         return report.cost_usd
