@@ -220,7 +220,7 @@ def test_a_budget_too_small_for_the_call_that_is_asked_is_a_shortage_at_whatever
         with pytest.raises(BudgetExceeded):
             await world.ask()
         assert world.budgets.view("first").shortage == (
-            "the day's budget of $0.001 does not cover the call that was asked last: up to $0.0018 needed, $0.001 left"
+            "the day's budget of $0.001 does not cover the last call that was made: up to $0.0018 needed, $0.001 left"
         )
         assert world.budgets.view("second").shortage == ""
         await world.ask(max_tokens=10)

@@ -55,7 +55,7 @@ def test_a_model_that_reads_no_more_is_not_asked_and_the_mistake_stays_the_calle
         )
         assert world.claude.queries == []
         shown = "".join(traceback.format_exception(failed))
-        assert "claude: not asked: its model reads 1000000 tokens at once" in shown
+        assert "claude: not called: the prompt is longer than the 1000000 tokens" in shown
         assert world.nothing_is_taken()
 
     run(test)

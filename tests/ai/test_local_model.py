@@ -50,7 +50,7 @@ def test_a_gguf_header_has_no_flaw(tmp_path: Path, version: int) -> None:
         (gguf()[:23], "is not a GGUF file"),
         (b"PK" + gguf(), "is not a GGUF file"),
         (b"<!DOCTYPE html><title>404 not found</title>", "is not a GGUF file"),
-        (gguf(version=1), "is a GGUF file of version 1; known are 2 and 3"),
+        (gguf(version=1), "is a GGUF file of version 1; supported are 2 and 3"),
         (gguf(tensors=0), "is a GGUF file without a model in it"),
     ],
 )

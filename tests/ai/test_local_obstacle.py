@@ -59,7 +59,7 @@ def test_an_engine_that_failed_to_load_is_tried_though_the_usual_library_is_ther
     engine.write_text("raise ImportError('libfoo.so.7: cannot open shared object file: No such file')")
     local_obstacle.LD_CACHE.write_bytes(b"\0libgomp.so.1\0")
     assert engine_obstacle() == ""
-    assert "needs libfoo.so.7, which this machine lacks; install the system's package that has it" in (
+    assert "needs libfoo.so.7, which this machine lacks; install the system package that contains it" in (
         engine_obstacle(doubted=True)
     )
 

@@ -200,7 +200,7 @@ def test_a_server_of_ones_own_that_is_priced_as_a_model_is_not_free() -> None:
 
 def test_the_error_of_an_unknown_price_names_the_setting() -> None:
     async def test(here: World) -> None:
-        with pytest.raises(PriceUnknown, match="AI_SERVICES__CLAUDE__PRICE_AS to a model that costs as much"):
+        with pytest.raises(PriceUnknown, match="AI_SERVICES__CLAUDE__PRICE_AS to a model of the same price"):
             await here.ask(model="claude-of-tomorrow")
 
     run(test)

@@ -242,7 +242,7 @@ def test_everything_raised_on_purpose_is_an_external_service_error(fake: FakeAnt
     from services.hybrid_ai_manager import query_ai
 
     async def main() -> None:
-        with pytest.raises(UnknownService, match=r"known are: .*claude"):
+        with pytest.raises(UnknownService, match=r"known services: .*claude"):
             await query_ai("nobody", "Hello?")
         with pytest.raises(InvalidRequest):
             await query_ai("claude", " ")
@@ -323,7 +323,7 @@ def test_a_status_has_its_promised_keys_without_a_loop() -> None:
     assert overview["total_services"] == 2  # claude has a key, local needs none
     without_key = overview["services"]["openai"]
     assert (without_key["configured"], without_key["state"]) == (False, "unhealthy")
-    with pytest.raises(UnknownService, match="known are"):
+    with pytest.raises(UnknownService, match="known services"):
         get_ai_service_health("nobody")
 
 

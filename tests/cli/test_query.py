@@ -92,7 +92,7 @@ def test_what_is_no_text_is_no_prompt(here: Here, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["nobody", "Hello?"], 2, "known are: claude"),
+        (["nobody", "Hello?"], 2, "known services: claude"),
         (["claude", "  "], 2, "the prompt is empty"),
         (["claude", "Hello?"], 1, "not configured"),
         (["claude", "Hello?", "--timeout", "-1"], 2, "timeout_s must be"),

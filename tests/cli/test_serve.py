@@ -224,7 +224,7 @@ def test_status_tells_the_state_in_words_and_as_a_code(here: Here, tmp_path: Pat
         assert (code, json.loads(out)["new_state"]) == (0, "healthy")
         for name in ("nobody", "n?b=c", "50%", "cl\udcff"):
             code, _, err = here.run("reset", name)
-            assert code == 2 and "known are" in err
+            assert code == 2 and "known services" in err
         for name in ("", ".", "..", "a/b", "../monitoring"):
             code, _, err = here.run("reset", name)
             assert code == 2 and "no such service" in err

@@ -52,7 +52,7 @@ def test_each_built_in_service_is_named_where_services_are_listed(name: str) -> 
     """On the page of errors, in the help of `koo query`; and its key where the README says what to put into `.env`."""
     service = inspect.signature(query, eval_str=True).parameters["service"].annotation.__metadata__[0]
     assert name in re.split(r"\W+", service.help)
-    known = re.search(r"no such service; known are: ([^\"]+)", (DOCS / "errors.md").read_text())
+    known = re.search(r"no such service; known services: ([^\"]+)", (DOCS / "errors.md").read_text())
     assert known is not None and name in known[1].split(", ")
     key = BUILT_IN[name][1].upper()
     assert not key or f"`{key}`" in (ROOT / "README.md").read_text()

@@ -486,4 +486,4 @@ def test_the_system_is_unhealthy_if_the_database_refuses_or_every_service_does(t
 
 def test_an_unknown_service_is_an_error_that_lists_the_known_ones() -> None:
     error = unknown_service("nobody" * 100, ["openai", "claude"])
-    assert "known are: claude, openai" in str(error) and len(str(error)) < 200
+    assert "known services: claude, openai" in str(error) and len(str(error)) < 200

@@ -127,7 +127,7 @@ def test_a_blocking_function_is_refused_inside_an_event_loop_before_it_is_called
             called.append(1)
 
         with pytest.raises(
-            RuntimeError, match=r"read waits, .* decorate it with in_thread=True and await it"
+            RuntimeError, match=r"read blocks, .* decorate it with in_thread=True and await it"
         ):
             read()
         assert not called
@@ -230,7 +230,9 @@ def test_functions_share_a_guard_and_one_of_them_gives_its_options(platform: Pla
     async def third() -> None: ...
 
     assert platform.parts.services["parcels"].options.concurrency_max == 7
-    with pytest.raises(ConfigurationError, match=r"'parcels' has other options at .*second than at .*fourth"):
+    with pytest.raises(
+        ConfigurationError, match=r"'parcels' has different options at .*second and at .*fourth"
+    ):
 
         @platform.guarded("parcels", concurrency_max=8)
         async def fourth() -> None: ...

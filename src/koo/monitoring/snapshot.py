@@ -418,4 +418,4 @@ def _configuration(service: ServiceLike) -> ServiceConfiguration:
 
 def unknown_service(name: object, known: Sequence[str]) -> UnknownService:
     """The error of every view for a name that is not there."""
-    return UnknownService(name_of(name), f"no such service; known are: {', '.join(sorted(known))}")
+    return UnknownService(name_of(name), f"no such service; known services: {', '.join(sorted(known))}")
