@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from proofs.fleet_breakers import Size, comes_back, goes_down, loses_its_leader, try_out
 
 
 def test_an_outage_costs_a_fleet_few_calls_and_a_leader_that_is_killed_tells_nobody_twice(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a minute, since only processes can be killed, and those who lead are missed after four beats."""
-    size = Size(processes=6, busy=3, recovery_s=2.0)
+    """A quarter of a minute, since only processes can be killed, and those who lead are missed after four beats."""
+    monkeypatch.setattr("proofs.fleet_breakers.TELLING_S", 2.0)
+    size = Size(processes=6, busy=3, recovery_s=1.0)
     trials = (goes_down, comes_back, loses_its_leader)
     findings = asyncio.run(try_out(f"sqlite:///{tmp_path}/state.db", str(tmp_path), size, trials))
     assert len(findings.lines) == 4

@@ -21,11 +21,13 @@ def test_a_fleet_of_which_one_is_killed_spends_no_more_than_its_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(money, "CALLERS", 60)
+    monkeypatch.setattr(money, "QUIET_S", 2.0)
     run = asyncio.run(on_sqlite("one killed", one_killed, "3", processes=2, spares=1))
     assert run.found == []
     assert run.fleet.spent_share() > 0.3
 
 
 @pytest.mark.slow
-def test_counters_in_batches_pass_the_budget() -> None:
+def test_counters_in_batches_pass_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(money, "QUIET_S", 1.0)
     assert passes_the_cap(asyncio.run(control()))
