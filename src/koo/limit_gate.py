@@ -3,7 +3,9 @@
 For a fleet-wide limit, this process may have no unit in hand although there is one. Then every caller waits for the
 store's answer, whatever it says about waiting: a process that does not know cannot say "full". If the answer is that
 the remaining units are in other processes' hands, the caller waits until they may have come home, for at most five
-seconds. Only `on_limit="wait"` waits for units that are used up.
+seconds. In the first five seconds after the store was lost, a caller beyond this process's share waits for the store:
+its file may just have been locked, and a limit with room refuses no call. Only `on_limit="wait"` waits for units that
+are used up.
 """
 
 from __future__ import annotations

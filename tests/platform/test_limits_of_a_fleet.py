@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,30 @@ def test_units_in_another_hand_are_waited_for_and_not_called_used_up(
                 assert all(await asyncio.gather(*(answers(each, query()) for each in (one, two) * 6)))
             assert all([await answers(two, query()) for _ in range(16)]), "of 40 units 24 are used"
             assert not await answers(two, query())
+
+    run(test)
+
+
+@pytest.mark.parametrize("waits_s", [60.0, 0.0])
+def test_a_store_that_was_just_lost_is_waited_for_by_a_call_beyond_its_own_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits_s: float
+) -> None:
+    """Its file was locked for a moment; a call that comes when it has been away for longer is refused at once."""
+    monkeypatch.setattr("koo.limit_gate.PATIENCE_S", 60.0)
+    monkeypatch.setattr("koo.policies.hand.LOST_S", waits_s)
+    monkeypatch.setattr("koo.storage.sql.BUSY_S_MAX", 0.05)
+
+    async def test(server: FakeAnthropic) -> None:
+        async with Platform(options(tmp_path, server, LimitOptions(per_minute=1))) as platform:
+            with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                asked = asyncio.create_task(answers(platform, query()))
+                await until(lambda: platform.parts.store.trouble)
+                if waits_s:
+                    await asyncio.sleep(0)
+                    assert not asked.done()
+                    other.execute("ROLLBACK")
+                assert await asked is bool(waits_s)
 
     run(test)
 

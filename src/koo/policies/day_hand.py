@@ -113,6 +113,10 @@ class DayHand:
         """Whether a call that found nothing may wait for the store's answer."""
         return not self._is_away() and now >= self.shut_until
 
+    def comes_home_at(self, now: float) -> float:
+        """When units that other processes hold may be here; never where they hold none."""
+        return self.shut_until if self.is_lent else NEVER
+
     def refused(self, now: float, *, is_used_up: bool) -> None:
         """The store refused: other processes hold what is left, or nothing is left."""
         self.shut_until = self.budget.ends_at if is_used_up else now + AGAIN_S

@@ -34,6 +34,9 @@ LATE = 61 / 60
 """A unit comes back at most a sixtieth of the period late."""
 TRIPS_A_LEASE = 4
 """If a trip to the store takes longer than this part of a lease, a longer lease is requested."""
+LOST_S = 5.0
+"""A store that was lost is back within this time (its file was locked, a server restarts), or not soon."""
+LOOK_AGAIN_S = 0.1
 LOOK_S = 5.0
 """How often an idle process asks how many processes there are, and how much of its limits they use."""
 LOOKS_A_LOOK = 100
@@ -55,15 +58,16 @@ class Hand:
 
     `left` units until `until` (monotonic seconds, as all times here). `due_at`: when the store must hear from us at the
     latest. `shut_until`: when a unit may be free again. `is_lent`: units exist, but other processes hold them.
-    `is_away`: the store cannot be asked. `others`: units that other processes had used of the limit, or held, at
-    `heard_at`. `processes`: how many there are.
+    `is_away`: the store cannot be asked; `lost_at`: when it stopped answering. `others`: units that other processes had
+    used of the limit, or held, at `heard_at`. `processes`: how many there are.
     """
 
     __slots__ = (
         "_asked_at", "_back", "_clears", "_cut_at", "_cut_most", "_flying", "_frozen_until", "_granted", "_in_share",
         "_lease_s", "_low", "_marked", "_marked_at", "_number", "_over", "_over_told", "_pace", "_ring", "_room",
         "_serial", "_sharing", "_spent", "_told", "_trip_s", "_undoing", "_used", "due_at", "heard_at",
-        "is_away", "is_lent", "left", "limit", "name", "others", "period_s", "processes", "shut_until", "until",
+        "is_away", "is_lent", "left", "limit", "lost_at", "name", "others", "period_s", "processes", "shut_until",
+        "until",
     )  # fmt: skip
 
     def __init__(self, name: str, limit: int, period_s: float, ring: Callable[[], None]) -> None:
@@ -74,6 +78,7 @@ class Hand:
         self.left = self.others = self._spent = self._over = self._over_told = self._number = 0
         self.until = self.shut_until = self.heard_at = self._frozen_until = self._asked_at = -NEVER
         self.due_at = -NEVER
+        self.lost_at = NEVER
         self.is_away = self.is_lent = self._in_share = self._clears = False
         self.processes = self._sharing = 1
         self._flying: Told | None = None
@@ -189,6 +194,16 @@ class Hand:
         """Whether a call that found nothing may wait for an answer. Not before a unit can be free."""
         return not self.is_away and (self._flying is not None or now >= self.shut_until)
 
+    def comes_home_at(self, now: float) -> float:
+        """When units that other processes hold, or that a store just lost could grant, may be here; else never."""
+        if self.lost_at <= now < self.lost_at + LOST_S:
+            return max(self.shut_until, now + LOOK_AGAIN_S)
+        return self.shut_until if self.is_lent else NEVER
+
+    def lose(self, now: float) -> None:
+        """The store did not answer."""
+        self.lost_at = min(self.lost_at, now)
+
     def ask(self, now: float, count: Uses, need: int = 0, waiting: int = 0, *, is_last: bool = False) -> Told:
         """What to report to the store. `need`: of the first waiting caller; `waiting`: of all of them.
 
@@ -254,6 +269,7 @@ class Hand:
         told, self._flying = self._flying, None
         if told is None:
             return
+        self.lost_at = NEVER
         self._over = max(0, self._over - self._over_told)
         self._clears = self._clears and not told.clears
         self._trip_s = now - sent_at

@@ -28,13 +28,9 @@ GRANT_MAX = 250
 
 
 class InHand(Protocol):
-    """What a process may use of a shared limit. `shut_until`: when it may get more.
-
-    `is_lent`: units exist, but other processes hold them.
-    """
+    """What a process may use of a shared limit. `shut_until`: when it may get more."""
 
     shut_until: float
-    is_lent: bool
 
     def elsewhere(self, now: float) -> int:
         """Units that other processes have used, beyond those counted here, as last heard."""
@@ -65,6 +61,10 @@ class InHand(Protocol):
 
     def refund(self, units: int, taken_at: float) -> None:
         """`units` were taken but never used."""
+        ...
+
+    def comes_home_at(self, now: float) -> float:
+        """When units that are not here may come later; never where none may."""
         ...
 
     def may_ask(self, now: float) -> bool:
@@ -362,7 +362,7 @@ class Limits:
         return is_lacking
 
     def comes_home_at(self, now: float) -> float:
-        """When units held by other processes may be here; never if a count is used up, or no process holds any."""
+        """When units that other processes hold, or a store just lost could grant, may be here; else never."""
         at = NEVER
         for count in self.counts:
             count.roll(now)
@@ -371,9 +371,10 @@ class Limits:
                 return NEVER
             if hand is None or hand.may_ask(now) or hand.units(now, count.used)[0] > 0:
                 continue
-            if not hand.is_lent:
+            home_at = hand.comes_home_at(now)
+            if home_at == NEVER:
                 return NEVER
-            at = hand.shut_until if at == NEVER else max(at, hand.shut_until)
+            at = home_at if at == NEVER else max(at, home_at)
         return at
 
     def why(self, full: Count) -> str:

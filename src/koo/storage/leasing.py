@@ -253,6 +253,7 @@ class Leasing:
         except BaseException:
             for _, _, hand in hands:
                 hand.give_up()
+                hand.lose(now)
                 hand.is_away = self._ledger.trouble is not None
                 # If the answer is an error, each waiting caller would otherwise ask again at once.
                 hand.shut_until = hand.due_at = now + AWAY_S
@@ -325,6 +326,8 @@ class Leasing:
             hand.is_away = trouble is not None
             if trouble is None:
                 hand.due_at = self._now()
+            else:
+                hand.lose(self._now())
         self._answer_all()
         self.ring()
 
