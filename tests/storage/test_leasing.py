@@ -66,8 +66,14 @@ class Process:
         deadline = time.monotonic() + within_s
         while self.limits.take(time.monotonic()) is not None:
             assert self.limits.ask is not None
-            if not self.limits.lacks(time.monotonic()):
-                return False
+            now = time.monotonic()
+            if not self.limits.lacks(now):
+                # On a busy machine a lease may have ended before its units were used: then they come home.
+                home_at = self.limits.comes_home_at(now)
+                if home_at >= deadline:
+                    return False
+                await asyncio.sleep(home_at - now)
+                continue
             self.limits.waiting += 1
             await self.limits.ask(deadline)
             self.limits.waiting -= 1
