@@ -14,8 +14,19 @@ from koo import Query
 from koo.errors import RateLimited
 from koo.options import LimitOptions, PlatformOptions, ServiceOptions
 from koo.platform import Platform
+from koo.storage.base import StoreUnavailable
+from koo.storage.store import SqlStore
 from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that stands still for seconds is no outage here, and a lease that ended meanwhile is waited for."""
+    assert SqlStore.__init__.__kwdefaults__ is not None
+    monkeypatch.setitem(SqlStore.__init__.__kwdefaults__, "timeout_s", 60.0)
+    monkeypatch.setattr("koo.storage.sql.BUSY_S_MAX", 60.0)
+    monkeypatch.setattr("koo.limit_gate.PATIENCE_S", 60.0)
 
 
 def options(home: Path, server: FakeAnthropic, limits: LimitOptions) -> PlatformOptions:
@@ -90,7 +101,6 @@ def test_a_store_that_was_just_lost_is_waited_for_by_a_call_beyond_its_own_share
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits_s: float
 ) -> None:
     """Its file was locked for a moment; a call that comes when it has been away for longer is refused at once."""
-    monkeypatch.setattr("koo.limit_gate.PATIENCE_S", 60.0)
     monkeypatch.setattr("koo.policies.hand.LOST_S", waits_s)
     monkeypatch.setattr("koo.storage.sql.BUSY_S_MAX", 0.05)
 
@@ -98,10 +108,12 @@ def test_a_store_that_was_just_lost_is_waited_for_by_a_call_beyond_its_own_share
         async with Platform(options(tmp_path, server, LimitOptions(per_minute=1))) as platform:
             with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
-                asked = asyncio.create_task(answers(platform, query()))
+                with pytest.raises(StoreUnavailable):
+                    await platform.parts.store.ledger.refresh()
                 await until(lambda: platform.parts.store.trouble)
+                asked = asyncio.create_task(answers(platform, query()))
                 if waits_s:
-                    await asyncio.sleep(0)
+                    await asyncio.wait([asked], timeout=0.3)
                     assert not asked.done()
                     other.execute("ROLLBACK")
                 assert await asked is bool(waits_s)

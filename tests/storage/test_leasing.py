@@ -186,6 +186,7 @@ async def test_a_unit_of_a_day_that_was_not_used_is_the_next_callers(shared: Pla
 async def test_without_the_store_units_end_with_their_lease_and_the_share_begins(
     sqlite: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("koo.policies.hand.LOST_S", 0.0)
     async with fleet(sqlite, 1) as (one,):
         assert await one.take()
         one.store.leasing.know_processes(4)
