@@ -43,8 +43,9 @@ def canned(documents: Mapping[str, object], port: int = 0, asked: list[str] | No
             if asked is not None:
                 asked.append(self.path)
             path = self.path.removeprefix("/api/v1").partition("?")[0]
-            body = json.dumps(documents[path]).encode()
-            self.send_response(200)
+            known = path in documents
+            body = json.dumps(documents[path] if known else {"kind": "not_found", "detail": path}).encode()
+            self.send_response(200 if known else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -19,7 +19,9 @@ import koo
 from koo import ExternalServiceError, Platform
 from koo.cli.client import connect
 from koo.cli.tail import Follower
+from koo.cli.watch import Watched
 from koo.testing import SkippingClock
+from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, answer, error
 from koo.upkeep import KeepTime
 from koo.web import serve_beside
@@ -58,7 +60,8 @@ class Told:
             "koo status": json.loads(self.command("status", "--json"))["ai_services"]["services"]["claude"],
             "koo watch": json.loads(self.command("watch", "--json"))["ai_services"]["services"]["claude"],
         }
-        return {place: view.get("service", view) for place, view in every.items()}
+        streamed = asyncio.run(_streamed(self.url))["ai_services"]["services"]["claude"]
+        return {place: view.get("service", view) for place, view in every.items()} | {"live": streamed}
 
     def prometheus(self) -> dict[tuple[str, str], float]:
         """The samples of the service, by name and by the label beside it."""
@@ -141,6 +144,18 @@ def _compare(told: Told) -> None:
     assert booked == Decimal(spent) == Decimal(asked["amount"]) > 0 and p95 >= 0
     # And `koo tail` sums what the history has.
     assert re.search(rf"{FAILED} calls failed, {REFUSED} calls refused", _tailed(told))
+
+
+async def _streamed(url: str) -> Any:
+    """What `koo watch` makes of the live stream, without a question of its own."""
+    async with connect(url) as client:
+        watched = Watched(client)
+        listening = asyncio.create_task(watched.listen())
+        await until(lambda: watched.seen.answer is not None)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        assert watched.seen.fleet is not None and watched.seen.fleet["processes"]
+        return watched.answer
 
 
 def _tailed(told: Told) -> str:

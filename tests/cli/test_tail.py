@@ -103,7 +103,7 @@ def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
                 server.marks = [mark(5, "deploy", "too early"), mark(11, "circuit", "opened: 5 failures")]
                 server.requests = [request(1, 9), request(2, 12)]
                 server.episodes = [{**ALERT, "id": "old", "timestamp": at(1), "message": "lasts already"}]
-                server.spans["ai:claude"] = [(9, 9), (9, 9), (5, 0), None]
+                server.spans["ai:claude"] = [(0, 0), (0, 0), (5, 0), None]
                 first = await look(follower, 16)
         assert first == [
             "circuit opened: 5 failures",
@@ -118,7 +118,7 @@ def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
             server.marks.append(mark(10.5, "circuit", "opened in another process, and told late"))
             server.requests.append(request(3, 18.5))
             server.episodes.append({**ALERT, "id": "new", "timestamp": at(2), "message": "fires now"})
-            server.spans["ai:claude"] = [(9, 9), (9, 9), (5, 0), (0, 31), (1, 0), None]
+            server.spans["ai:claude"] = [(0, 0), (0, 0), (5, 0), (0, 31), (1, 0), None]
             documents.update(server.documents())
             with canned(documents, int(url.rpartition(":")[2]), asked):
                 assert await look(follower, 26) == [

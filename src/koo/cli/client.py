@@ -6,7 +6,7 @@ import asyncio
 import getpass
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
@@ -52,6 +52,32 @@ class ServerClient:
     async def delete(self, path: str, shape: type[T], body: object) -> T:
         """As `post`, for something that is to be no longer."""
         return await self._ask("DELETE", path, shape, json.dumps(body).encode())
+
+    async def events(self, path: str, *, silence_s: float) -> AsyncIterator[tuple[str, Any]]:
+        """The events of a stream at that path, until it ends: name and document.
+
+        Raises `CommandFailed`; also where nothing comes for `silence_s`.
+        """
+        headers = {**self._headers, "Accept": "text/event-stream"}
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                stream = await self._http.stream("GET", self.url + PREFIX + path, headers=headers)
+        except TimeoutError:
+            raise self._away(f"no answer within {TIMEOUT_S:g} s") from None
+        except TransportError as error:
+            raise self._away(error.reason) from None
+        try:
+            if stream.status != 200:
+                raise CommandFailed(f"{self.url} answered {stream.status}", kind="no_stream")
+            while events := await _within(silence_s, stream.next_events()):
+                for event in events:
+                    yield event.event, json.loads(event.data)
+        except TimeoutError:
+            raise self._away(f"silent for {silence_s:g} s") from None
+        except (TransportError, ValueError) as error:
+            raise self._away(str(error)) from None
+        finally:
+            await stream.aclose()
 
     async def close(self) -> None:
         await self._http.close()
@@ -128,6 +154,11 @@ async def act(url: str | None, path: str, shape: type[T], body: object) -> T:
     async with connect(url) as client:
         with progress(f"asking {client.url}"):
             return await client.post(path, shape, body)
+
+
+async def _within(seconds: float, work: Awaitable[T]) -> T:
+    async with asyncio.timeout(seconds):
+        return await work
 
 
 def who() -> str:

@@ -22,7 +22,18 @@ from koo.cli.reasons import (
 from koo.cli.status import run_out_words, spent_of
 from koo.cli.tables import COLOURS, Column, coloured, table_of
 from koo.cli.text import one_line
-from koo.cli.words import counted, latency, moment, percent, plainly, seconds_of, span, until, usd, when
+from koo.cli.words import (
+    counted,
+    latency,
+    moment,
+    moment_of,
+    percent,
+    plainly,
+    seconds_of,
+    span,
+    until,
+    usd,
+)
 from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.runbook import runbook
 from koo.monitoring.shapes import Alert, Budget, Dashboard, DatabaseHealth, ServiceHealth
@@ -31,7 +42,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-STALE_S = 5.0
+STALE_S = 10.0
 """An answer that is older is not taken for what is now."""
 SERVICES = (
     (Column("service", whole=True), 0),
@@ -53,11 +64,15 @@ HELD_BY_MAX = 3
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known: the server's last answers, for how many seconds, and why no newer one came (empty: one did)."""
+    """What is known: the server's last answers, and why no newer one came (empty: one did).
+
+    `since_s` seconds passed since the answer's own time, `age_s` since anything was heard.
+    """
 
     url: str
     answer: Dashboard | None
     fleet: FleetStatus | None
+    since_s: float = 0.0
     age_s: float = 0.0
     trouble: str = ""
 
@@ -67,10 +82,10 @@ def lines_of(seen: Seen, width: int) -> list[RenderableType]:
     answer = seen.answer
     if answer is None:
         return [_line(f"koo at {seen.url}:", coloured(seen.trouble or "asking…", "yellow"))]
-    now = (seconds_of(answer["timestamp"]) or 0.0) + seen.age_s
+    now = (seconds_of(answer["timestamp"]) or 0.0) + seen.since_s
     services = answer["ai_services"]
     return [
-        *_head(seen, answer),
+        *_head(seen, answer, now),
         *_alerts(answer["alerts"], now),
         _line(),
         _services(services["services"], now, width),
@@ -83,7 +98,7 @@ def lines_of(seen: Seen, width: int) -> list[RenderableType]:
     ]
 
 
-def _head(seen: Seen, answer: Dashboard) -> Iterator[Text]:
+def _head(seen: Seen, answer: Dashboard, now: float) -> Iterator[Text]:
     summary = answer["summary"]
     verdict = summary["overall_health"]
     style = COLOURS.get(summary.get("severity") or verdict, "")
@@ -91,7 +106,7 @@ def _head(seen: Seen, answer: Dashboard) -> Iterator[Text]:
     yield _line(
         f"koo at {seen.url}:",
         coloured(verdict, f"bold {style}"),
-        coloured(f"· {counted(alerts, 'alert')} · {when(answer['timestamp'])}", "dim"),
+        coloured(f"· {counted(alerts, 'alert')} · {moment_of(now - seen.age_s)}", "dim"),
     )
     if seen.trouble:
         gone = f"{seen.trouble}; what is shown is {span(seen.age_s)} old"

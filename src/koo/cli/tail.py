@@ -30,6 +30,8 @@ AWAY_EVERY_S = 2.0
 PAST_S_MAX = 86_400.0
 """What lies further back, `koo alerts history` and `koo spend` have."""
 PAGE, PAGES_MAX = 500, 10
+TAKEN_S = 10.0
+"""A sample that is taken after the start may stand in a span that began so long before."""
 WRITTEN_S = 20.0
 """By then every process has written a minute that is over."""
 AWAY = ("no_server", "store_unavailable", "draining")
@@ -137,7 +139,7 @@ class Follower:
         self._component = component
         self.has_others = False
         self.marks, self.alerts = Marks(start), Alerts(start)
-        self.requests, self.calls = Requests(start), Calls(start)
+        self.requests, self.calls = Requests(start), Calls(start - TAKEN_S)
         self._marks_at = self._alerts_at = self._requests_at = start
 
     async def look(self) -> AsyncIterator[Line]:

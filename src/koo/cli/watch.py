@@ -6,8 +6,10 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any, cast
 
 from koo.cli.client import ServerClient, connect
 from koo.cli.frame import Seen, lines_of
@@ -17,6 +19,11 @@ from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.shapes import Dashboard
 
 EVERY_S = 1.0
+SILENCE_S = 30.0
+"""The stream says something each five seconds."""
+STREAM_AGAIN_S = 20.0
+AWAY = ("no_server", "draining")
+SERVICE = "service/"
 FLEET_EVERY_S = 5.0
 """The fleet is read from the state store, and changes slowly."""
 
@@ -38,36 +45,56 @@ def _can_draw() -> bool:
 
 
 class Watched:
-    """The server, asked over and over; the last answer stays while no newer one comes."""
+    """The server: its live stream, or else asked over and over. The last answer stays while no newer one comes."""
 
     def __init__(self, client: ServerClient) -> None:
         self._client = client
         self._answer: Dashboard | None = None
         self._fleet: FleetStatus | None = None
-        self._answered_at = self._fleet_due_at = 0.0
+        self._answered_at = self._heard_at = self._fleet_due_at = 0.0
         self._trouble = ""
 
     async def look(self) -> None:
         """Ask once. Raises `CommandFailed` for what no later answer can mend: a token that is refused, say."""
         try:
-            self._answer = await self._client.get("/monitoring/dashboard", Dashboard)
+            answer = await self._client.get("/monitoring/dashboard", Dashboard)
         except CommandFailed as failed:
-            if failed.kind != "no_server" or self._answer is None:
+            if failed.kind not in AWAY or self._answer is None:
                 raise
             self._trouble = f"no koo server answers at {self._client.url}"
             self._fleet_due_at = 0.0
             return
-        self._answered_at, self._trouble = time.monotonic(), ""
+        self._take(answer)
         if self._answered_at >= self._fleet_due_at:
             self._fleet_due_at = self._answered_at + FLEET_EVERY_S
             with suppress(CommandFailed):  # a server of an earlier version has none
                 self._fleet = await self._client.get("/monitoring/fleet", FleetStatus)
 
+    def _take(self, answer: Dashboard) -> None:
+        self._answer, self._trouble = answer, ""
+        self._answered_at = self._heard_at = time.monotonic()
+
+    async def listen(self) -> None:
+        """Follow the live stream until it ends or breaks, or at once where there is none."""
+        parts: dict[str, Any] = {}
+        with suppress(CommandFailed):
+            async for name, data in self._client.events("/monitoring/live", silence_s=SILENCE_S):
+                self._heard_at = time.monotonic()
+                if name == "whole":
+                    parts = data["parts"]
+                    self._take(dashboard_of(parts, data["at"]))
+                elif name == "part" and self._answer is not None:
+                    parts[data["key"]] = data["value"]
+                    # Times of parts are absolute, so the time that they are seen from goes on from the first one.
+                    self._answer = dashboard_of(parts, self._answer["timestamp"])
+                self._fleet = parts.get("fleet") or self._fleet
+
     @property
     def seen(self) -> Seen:
         """What is known now."""
-        age_s = time.monotonic() - self._answered_at if self._answer is not None else 0.0
-        return Seen(self._client.url, self._answer, self._fleet, age_s, self._trouble)
+        now = time.monotonic()
+        since_s, age_s = now - self._answered_at, now - self._heard_at
+        return Seen(self._client.url, self._answer, self._fleet, since_s, age_s, self._trouble)
 
     @property
     def answer(self) -> Dashboard:
@@ -84,7 +111,7 @@ async def _show_once(url: str | None, *, as_json: bool) -> Exit:
     else:
         screen = console()
         with screen.capture() as captured:
-            screen.print(*lines_of(replace(watched.seen, age_s=0.0), screen.width), sep="\n")
+            screen.print(*lines_of(replace(watched.seen, since_s=0.0, age_s=0.0), screen.width), sep="\n")
         put_rendered("\n".join(line.rstrip() for line in captured.get().splitlines()))
     return HEALTH_EXITS.get(watched.answer["summary"]["overall_health"], Exit.FAILED)
 
@@ -118,5 +145,26 @@ async def _draw(url: str | None) -> None:
 async def _ask_over_and_over(watched: Watched) -> None:
     """Beside the drawing: an answer that takes long must not keep its age from being seen."""
     while True:
-        await asyncio.sleep(EVERY_S)
-        await watched.look()
+        began_at = time.monotonic()
+        await watched.listen()
+        # A server of an earlier version has no stream: ask it for a while before the next try.
+        until = time.monotonic() + (0.0 if time.monotonic() - began_at > EVERY_S else STREAM_AGAIN_S)
+        while True:
+            await watched.look()
+            if time.monotonic() >= until and not watched.seen.trouble:
+                break
+            await asyncio.sleep(EVERY_S)
+
+
+def dashboard_of(parts: Mapping[str, Any], at: str) -> Dashboard:
+    """The overview, of the parts of the live stream; `at`: the server's time."""
+    names = (key for key in parts if key.startswith(SERVICE) and parts[key] is not None)
+    services = {key.removeprefix(SERVICE): parts[key] for key in names}
+    made: Any = {
+        "summary": parts["status"],
+        "database": parts["database"],
+        "ai_services": {"services": services, "budgets": parts.get("budgets") or []},
+        "alerts": parts["alerts"],
+        "timestamp": at,
+    }
+    return cast("Dashboard", made)

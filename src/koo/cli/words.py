@@ -27,6 +27,11 @@ def moment(at: float, now: float) -> str:
     return f"{_utc(at)} ({until(at, now)})"
 
 
+def moment_of(at: float) -> str:
+    """ "2026-11-28T14:07:06Z", of seconds since 1970."""
+    return _utc(at)
+
+
 def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
