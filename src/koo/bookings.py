@@ -49,14 +49,15 @@ async def page_of(
         ) from error
     page = found[:limit]
     return {
-        "requests": [_view(entry) for entry in page],
+        "requests": [call_view(entry) for entry in page],
         "amount": money(sum((entry.amount_usd for entry in page), Decimal(0))),
         "next_cursor": f"{_ms(page[-1])}-{page[-1].id}" if len(found) > limit else None,
         "timestamp": now_iso(clock),
     }
 
 
-def _view(entry: Entry) -> BookedCall:
+def call_view(entry: Entry) -> BookedCall:
+    """One entry of the ledger, as it is shown."""
     return {
         "id": entry.id,
         "at": iso(entry.at),

@@ -18,6 +18,7 @@ from koo.database.database import Database
 from koo.database.pool_queue import PoolQueue
 from koo.deadlines import Deadlines
 from koo.errors import DatabaseUnavailable, Kind, PoolSaturated
+from koo.events import Event
 from koo.host import Disk
 from koo.monitoring.overview import services_view, system_view
 from koo.monitoring.own import disk_state
@@ -75,7 +76,12 @@ class House:
             options = DatabaseOptions(
                 url=f"sqlite:///{folder / 'user.db'}", retry=RetryOptions(attempts_max=1)
             )
-            self.database = Database(options, deadlines=self.deadlines, clock=self.clock, draw=lambda: 0.0)
+            self.database = Database(
+                options, deadlines=self.deadlines, clock=self.clock, draw=lambda: 0.0, publish=self.publish
+            )
+
+    def publish(self, event: Event) -> None:
+        """What guards publish is heard by nobody here."""
 
     def add(
         self,
@@ -103,6 +109,7 @@ class House:
             clock=self.clock,
             deadlines=self.deadlines,
             classify=told,
+            publish=self.publish,
             allowance=Allowance(None if budget is None else Decimal(budget)),
             obstacle="" if configured else "not configured",
         )

@@ -14,7 +14,11 @@ from koo.web.as_json import as_json
 
 NEVER_NEWS = frozenset({"timestamp", "last_updated", "seen_at", "beat_age"})
 """Keys that say only when somebody looked: they change each second and mean nothing by themselves."""
-SELDOM_NEWS = frozenset({"last_health_check", "response_time_ms", "as_of", "runs_out", "free_bytes"})
+ERRORS_AT = "last_error.at"
+"""When the last error was: while a side is down it is met again and again."""
+SELDOM_NEWS = frozenset(
+    {ERRORS_AT, "last_health_check", "response_time_ms", "as_of", "runs_out", "free_bytes"}
+)
 """Keys that change with each look although nothing has happened."""
 SELDOM_S = 15.0
 JITTER_S = 0.01
@@ -69,10 +73,16 @@ def is_alike(one: Any, other: Any, aside: frozenset[str]) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         if one.keys() != other.keys():
             return False
-        return all(key in aside or is_alike(value, other[key], aside) for key, value in one.items())
+        return all(
+            key in aside or is_alike(value, other[key], _under(key, aside)) for key, value in one.items()
+        )
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(is_alike, one, other, [aside] * len(one)))
     return bool(one == other) or _is_same_moment(one, other)
+
+
+def _under(key: str, aside: frozenset[str]) -> frozenset[str]:
+    return aside | {"at"} if key == "last_error" and ERRORS_AT in aside else aside
 
 
 def _is_same_moment(one: Any, other: Any) -> bool:

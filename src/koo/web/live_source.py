@@ -7,6 +7,7 @@ few seconds at most, however many pages are open, and never keeps the rest waiti
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Hashable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -23,7 +24,7 @@ from koo.monitoring.runbook import runbook_path
 from koo.monitoring.shapes import Summary, SystemHealth
 from koo.monitoring.spend_shapes import BookedCall
 from koo.platform import Platform
-from koo.policies.samples import Sample
+from koo.policies.samples import Sample, Span
 
 T = TypeVar("T")
 
@@ -117,17 +118,14 @@ class PlatformSource:
         newest = self._platform.parts.history.newest
         if newest is None or newest[0] == self._point_at:
             return None
-        self._point_at, span = newest
-        series = {component: values_of(component, sample) for component, sample in span.items()}
-        return {"at": iso(newest[0]), "step_s": SAMPLE_S, "series": series}
+        self._point_at = newest[0]
+        return point_of(*newest)
 
     async def marks(self) -> list[HistoryMark]:
         """Those of the last minute that were not given before."""
         since = datetime.fromtimestamp(self._platform.parts.clock.wall() - MARKS_S, UTC)
         found = await self._platform.history.marks(since)
-        return self._marks.new_of(
-            found, lambda mark: (mark["kind"], mark["component"], mark["text"], mark["at"][:19])
-        )
+        return self._marks.new_of(found, mark_key)
 
     async def requests(self) -> tuple[list[BookedCall], int]:
         """Those that were booked since the last look."""
@@ -163,6 +161,17 @@ class Seen:
             del keys[next(iter(keys))]
         self._keys = keys
         return [] if is_first else new
+
+
+def mark_key(mark: HistoryMark) -> Hashable:
+    """What makes two marks one: the numbers in an alert's sentence change while it lasts."""
+    return mark["kind"], mark["component"], re.sub(r"\d+", "#", mark["text"]), mark["at"][:19]
+
+
+def point_of(at_s: int, span: Span) -> Point:
+    """One sample of everything."""
+    series = {component: values_of(component, sample) for component, sample in span.items()}
+    return {"at": iso(at_s), "step_s": SAMPLE_S, "series": series}
 
 
 def values_of(component: str, sample: Sample) -> PointValues:
