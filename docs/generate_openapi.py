@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import time
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from sqlalchemy import text
 
 from koo.alert_options import AlertOptions
 from koo.clock import iso
+from koo.errors import Kind, ServiceFailed, ServiceRefused
 from koo.host import Descriptors, Disk, Host, HostWatch
 from koo.notices import Notice
 from koo.options import LimitOptions
@@ -83,6 +85,16 @@ ANSWERS = {
     ),
     "Silences": ("GET", f"{API}/monitoring/alerts/silences", None),
 }
+AFTER_AN_OUTAGE = {
+    "Incidents": ("GET", f"{API}/monitoring/incidents", None),
+    "OneIncident": ("GET", f"{API}/monitoring/incidents/INCIDENT", None),
+    "Breakers": ("GET", f"{API}/monitoring/breakers", None),
+    "BreakerAct": (
+        "POST",
+        f"{API}/monitoring/breakers/claude/trip",
+        {"by": "ada", "reason": "it answers nonsense", "for_s": 600},
+    ),
+}
 """By shape: how its example is asked for, in this order."""
 
 
@@ -109,6 +121,8 @@ async def record() -> dict[str, Any]:
                     await session.execute(text("SELECT 1"))
                 await _tell(koo)
                 answers = {name: await _ask(client, koo, *asked) for name, asked in ANSWERS.items()}
+                await _break(koo)
+                answers |= {name: await _ask(client, koo, *asked) for name, asked in AFTER_AN_OUTAGE.items()}
             answers["FleetStatus"] = _named(answers["FleetStatus"])
             shown = json.dumps(answers).replace(fake.base_url, "https://api.anthropic.com")
             shown = shown.replace(koo.parts.outbox.couriers[0].channel.place, "https://ops.example")
@@ -126,6 +140,19 @@ def _named(fleet: Any) -> Any:
     for lease in named["leases"]:
         lease["leased"] = 1
     return named
+
+
+async def _break(koo: Platform) -> None:
+    """Let the breaker of claude open, and refuse a call."""
+    koo.reset_limits("claude")
+    guard = koo.services["claude"].default_guard
+    for _ in range(6):
+        with suppress(ServiceFailed, ServiceRefused):
+            async with guard.permit():
+                detail = {"status": 529, "type": "overloaded_error"}
+                raise ServiceFailed(
+                    "claude", "status 529, overloaded_error", kind=Kind.OVERLOADED, detail=detail
+                )
 
 
 async def _tell(koo: Platform) -> None:
@@ -150,6 +177,7 @@ async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any)
     await koo.parts.fleet.beat()
     await KeepTime(koo.parts).step()  # as each second does: else an alert would be in some answers only
     paused = [alert["id"] for alert in koo.active_alerts() if alert["kind"] == "database_paused"]
+    path = path.replace("INCIDENT", koo.services["claude"].default_guard.breaker.incident)
     path = path.replace("PAUSED", "".join(paused)).replace(
         "LATELY", iso(time.time() - 30).replace("+", "%2B")
     )
@@ -163,7 +191,7 @@ def is_alike(one: Any, other: Any) -> bool:
     return bool(look_of(one) == look_of(other))
 
 
-RANDOM = {"id", "process", "next_cursor"}
+RANDOM = {"id", "incident", "process", "next_cursor"}
 """Keys whose texts are made of random letters too."""
 
 

@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koo.ai.assembly import assemble, describe
@@ -31,9 +30,10 @@ from koo.alerts.money_rules import BUDGET, STORE
 from koo.alerts.news import StoreNews
 from koo.alerts.outbox import Outbox
 from koo.alerts.own_rules import CHANNEL, DISK, PROCESS, find_in_channels
-from koo.alerts.own_watch import OwnWatch
+from koo.alerts.own_watch import OwnWatch, folders_of
 from koo.alerts.rules import find
 from koo.alerts.views import stale_views
+from koo.breakers import DATABASE, Breakers
 from koo.clock import Clock, iso
 from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines
@@ -45,6 +45,7 @@ from koo.fleet.places import place_of, place_of_database, presence_of
 from koo.guard import Guard
 from koo.history import History
 from koo.http.client import HttpClient
+from koo.incidents import Recorder
 from koo.logs.calls import CallLog
 from koo.logs.event_log import EventLog
 from koo.monitoring.fleet_shapes import FleetStatus
@@ -53,13 +54,14 @@ from koo.monitoring.overview import digest_of_home, services_view, system_view
 from koo.monitoring.own_shapes import KooHealth, StoreHealth
 from koo.monitoring.shapes import Alert, Budget, DatabaseHealth, ServiceHealth, ServicesHealth, SystemHealth
 from koo.monitoring.snapshot import own_budget_view, service_view, unknown_service
+from koo.openings import Act
 from koo.options import PlatformOptions
 from koo.policies.fleet import GuardKey, Presence
 from koo.policies.money import from_pico
 from koo.policies.samples import Span
 from koo.policies.treasury import Reply
 from koo.savings import Savings
-from koo.sharing import DATABASE, Sharing
+from koo.sharing import Sharing, said
 from koo.spending import SpendReports
 from koo.storage.base import BudgetView, Store, StoreUnavailable
 from koo.storage.store import SqlStore
@@ -105,11 +107,12 @@ class Parts:
             clock=clock,
             calls=self.calls,
         )
-        self.sharing = Sharing(
-            self.store, clock, lambda: self.services, self._follow_database_reset, self._key_of
-        )
+        self.breakers = Breakers(lambda: self.services, self._database_guard)
+        self.sharing = Sharing(self.store, clock, lambda: self.services, self.breakers, self._key_of)
         self.fleet = Fleet(self.store, clock, self.sharing, self._guards, self._presence_of())
         self.history, self.savings = self._past()
+        self.incidents = Recorder(self.store, clock, self.breakers.find)
+        self.gateway.served = self.incidents.served
         self.spending = SpendReports(self.store, clock, self.own_budgets)
         self.outbox = Outbox(
             options.alerts,
@@ -128,10 +131,10 @@ class Parts:
             remind_every_s=options.alerts.reminder_every_s,
             has_channel=bool(self.outbox.couriers),
         )
-        self.own_watch = OwnWatch(_folders(options.home, store.file))
+        self.own_watch = OwnWatch(folders_of(options.home, store.file))
         self.checked: set[str] = set()  # Services whose last unbilled check passed.
         self.store_news = StoreNews(clock)
-        for part in (self.sharing, self.fleet, self.history, self.store_news):
+        for part in (self.sharing, self.fleet, self.history, self.incidents, self.store_news):
             events.listen(part.on_event)
         self.database_in_use: Database | None = None
         self._opened_at = self._store_back_at = 0.0
@@ -193,6 +196,7 @@ class Parts:
             on_reset=self._database_was_reset,
             **changes,
         )
+        self.breakers.meet_database(self.database_in_use.guard, self.clock.monotonic())
 
     @property
     def services(self) -> dict[str, Service]:
@@ -387,24 +391,18 @@ class Parts:
         if forgotten:
             self.events.publish(StoreForgot(STORE_SOURCE, str(from_pico(forgotten))))
 
-    def reset_service(self, service: Service) -> None:
+    def reset_service(self, service: Service, act: Act | None = None) -> None:
         """An operator says that a service is well: also what an earlier process found need not be looked at."""
-        service.reset()
+        service.reset(act)
         self.alerts.alerts.trust(f"ai:{service.name}")
 
-    def reset_database(self) -> None:
-        """The same of the database."""
-        self.database.reset_circuit_breaker()
-
-    def _database_was_reset(self) -> None:
-        self.sharing.publish("reset", DATABASE)
+    def _database_was_reset(self, act: Act | None) -> None:
+        self.sharing.publish("reset", DATABASE, said(act))
         self.alerts.alerts.trust(DATABASE)
         self.see()
 
-    def _follow_database_reset(self) -> None:
-        """Another process reset its database: a process that does not use one has nothing to reset."""
-        if self.database_in_use is not None:
-            self.database_in_use.guard.reset()
+    def _database_guard(self) -> Guard | None:
+        return None if self.database_in_use is None else self.database_in_use.guard
 
     def _key_of(self, name: str) -> str | None:
         ai_service = self.ai_services.get(name)
@@ -487,14 +485,10 @@ class Parts:
             self.budgets.keep_count(service)
 
     async def _finish_history(self) -> None:
-        with suppress(StoreUnavailable):
-            await self.history.finish()
+        for one in (self.history, self.incidents):
+            with suppress(StoreUnavailable):
+                await one.finish()
 
     async def _release_alerts(self) -> None:
         with suppress(StoreUnavailable):
             await self.alerts.finish()
-
-
-def _folders(home: Path, store_file: Path | None) -> dict[str, Path]:
-    """Where koo writes on this machine, by the names that alerts have for it."""
-    return {"home": home} if store_file is None else {"home": home, STORE: store_file.parent}

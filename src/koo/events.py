@@ -15,6 +15,7 @@ from typing import Literal
 
 from koo.callbacks import outlive
 from koo.errors import Failure, Kind
+from koo.openings import Act, SeenCall, Trip
 
 Severity = Literal["critical", "warning", "info"]
 
@@ -32,11 +33,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class CircuitOpened(Event):
-    """A breaker tripped: why, for how many seconds at least, and what the last failure met (None: calls were slow)."""
+    """A breaker tripped: why, for how many seconds at least, and what the last failure met (None: calls were slow).
+
+    `trip`: the arithmetic, and the calls behind it. `is_shadow`: it only counts, so nothing is refused.
+    """
 
     reason: str
     open_for_s: float
     last_error: Failure | None = None
+    trip: Trip | None = field(default=None, compare=False, repr=False)
+    is_shadow: bool = field(default=False, compare=False)
 
     severity = "critical"
 
@@ -55,23 +61,35 @@ class CircuitPrimed(Event):
 
 @dataclass(frozen=True, slots=True)
 class CircuitHalfOpened(Event):
-    """An open breaker's time is over; probes decide."""
+    """An open breaker's time is over; probes decide. `why`: what brought it about, in words."""
+
+    why: str = field(default="", compare=False)
 
     severity = "warning"
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitClosed(Event):
-    """Enough probes succeeded, or an operator reset it (`by_operator`)."""
+    """Enough probes succeeded, or an operator reset it (`by_operator`).
+
+    `why`: what closed it, in words; `probes`: those that tried it; `act`: the operator's.
+    """
 
     by_operator: bool = False
+    why: str = field(default="", compare=False)
+    probes: tuple[SeenCall, ...] = field(default=(), compare=False, repr=False)
+    act: Act | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class OverrideSet(Event):
-    """An operator changed what the breaker may do: "none", "forced_open", "disabled" or "metrics_only"."""
+    """An operator changed what the breaker may do: "none", "forced_open", "disabled" or "metrics_only" (a shadow).
+
+    `act`: by whom, why, and until when.
+    """
 
     override: str
+    act: Act | None = field(default=None, compare=False)
 
     severity = "warning"
 

@@ -445,10 +445,13 @@ class Gates:
     def refuse_open(self, guard: Guarded, now: float) -> NoReturn:
         """The breaker refuses: why, and when to come back."""
         reason, wait_s = guard.breaker.refusal(now)
+        guard.breaker.refused += 1
         others_at = self._others_open_at(guard, now)
         if wait_s < others_at - now < NEVER:
             wait_s = others_at - now
-        self.refuse(guard, self.family.circuit_open, reason, wait_s, Kind.CIRCUIT_OPEN)
+        # Forced open, and nobody said until when: a time would be made up.
+        until_s = None if wait_s == NEVER else wait_s
+        self.refuse(guard, self.family.circuit_open, reason, until_s, Kind.CIRCUIT_OPEN)
 
     def _refuse_place(self, guard: Guarded, reason: str) -> NoReturn:
         allowed = (self.options.concurrency_max, self.options.queue_max)

@@ -25,6 +25,7 @@ from koo.errors import Failure, Kind, KooError, describe_s
 from koo.events import CircuitClosed, CircuitOpened
 from koo.failures import failure_of
 from koo.gates import Gates
+from koo.openings import Act
 from koo.options import NEVER
 from koo.passage import LOOK_AGAIN_S, Charge, OnLimit, Passage
 from koo.policies.breaker import CLOSED, NONE, OPEN, Breaker, Override, Trigger
@@ -91,7 +92,7 @@ class Guard:
 
     def __repr__(self) -> str:
         breaker, total = self.breaker, self.tally.totals()
-        back = f", back in {describe_s(breaker.refusal(self.now())[1])}" if breaker.phase is OPEN else ""
+        back = f", back in {describe_s(breaker.opens_until() - self.now())}" if breaker.phase is OPEN else ""
         counts = f"{sum(total.verdicts)} calls, {total.verdicts[FAILURE]} failed"
         return f"<Guard {breaker.name!r} {breaker.phase.value}{back} | {counts}>"
 
@@ -466,18 +467,17 @@ class Guard:
             return Evidence(self.breaker, cuts=cuts)
         return Evidence(self.breaker, self.checks_failed, cuts, self.check_error)
 
-    def set_override(self, override: Override) -> None:
-        """Let an operator decide."""
-        self.breaker.set_override(override)
+    def set_override(self, override: Override, act: Act | None = None, ends_at: float = NEVER) -> None:
+        """Let an operator decide, until monotonic `ends_at`."""
+        self.breaker.set_override(override, act, ends_at)
         self._publish_steps()
 
-    def reset(self) -> None:
+    def reset(self, act: Act | None = None) -> None:
         """Close the breaker and forget streaks, checks and cooldown; never counts, limits or money."""
-        self.breaker.reset(self._monotonic())
+        self.breaker.reset(self._monotonic(), act)
         self.cooldown.clear()
         self.tally.forget_cuts()
-        self.resets += 1
-        self.checks_failed = 0
+        self.resets, self.checks_failed = self.resets + 1, 0
         self._publish_steps()
 
     def _publish_steps(self) -> None:

@@ -36,6 +36,7 @@ from koo.monitoring.guards import now_iso
 from koo.monitoring.history import SERVICE, series_of
 from koo.monitoring.live_shapes import Saved
 from koo.monitoring.spend_shapes import BookedCall, BookedCalls
+from koo.openings import Act
 from koo.options import DAY_S
 from koo.policies.samples import Sample, Span, extend
 from koo.spans import Mark, Spans
@@ -198,7 +199,7 @@ class History:
             if ask.stored_s:
                 spans = await self.store.history.read(ask.stored_s, ask.since_s, ask.until_s, ask.every_s)
             spent = await self.store.history.spent(ask.since_s, ask.until_s, ask.every_s)
-            marks = await self._all_marks(ask)
+            marks = await self.marks(ask.since_s, ask.until_s)
         except StoreUnavailable as error:
             trouble = f"the state store is away: {error}"
         return await self._view(ask, spans, spent, marks, trouble)
@@ -229,19 +230,23 @@ class History:
     def _own_marks(self, ask: Ask) -> list[Mark]:
         return [mark for mark in self._marks if ask.since_s <= mark.at < ask.until_s]
 
-    async def _all_marks(self, ask: Ask) -> list[Mark]:
+    async def marks(self, since: float, until: float) -> list[Mark]:
+        """What happened from one wall time to another, the oldest first, alerts included.
+
+        Raises `StoreUnavailable`.
+        """
         await self.write()
-        stored = await self.store.history.marks(ask.since_s, ask.until_s, limit=MARKS_MAX)
-        episodes = await self.store.episodes.history(ask.since_s, ask.until_s, limit=MARKS_MAX)
+        stored = await self.store.history.marks(since, until, limit=MARKS_MAX)
+        episodes = await self.store.episodes.history(since, until, limit=MARKS_MAX)
         alerts = [mark for episode in episodes for mark in _marks_of(episode)]
-        inside = (mark for mark in (*stored, *alerts) if ask.since_s <= mark.at < ask.until_s)
+        inside = (mark for mark in (*stored, *alerts) if since <= mark.at < until)
         return sorted(inside, key=lambda mark: mark.at)[-MARKS_MAX:]
 
     async def marks_since(self, since: float) -> list[shapes.HistoryMark]:
         """What happened since a wall time, in all processes; while the state store is away, in this one."""
         ask = Ask(int(since), int(self.clock.wall()) + 1, SAMPLE_S, 0)
         try:
-            return list(map(_mark_view, await self._all_marks(ask)))
+            return list(map(_mark_view, await self.marks(ask.since_s, ask.until_s)))
         except StoreUnavailable:
             return list(map(_mark_view, self._own_marks(ask)))
 
@@ -394,16 +399,20 @@ def _mark_of(event: Event, now: float) -> Mark | None:
     if isinstance(event, CircuitOpened):
         return Mark(now, "circuit", _component(event.source), f"opened: {event.reason}")
     if isinstance(event, CircuitClosed):
-        by = "closed by an operator" if event.by_operator else "closed"
+        by = f"closed by an operator{_words(event.act)}" if event.by_operator else "closed"
         return Mark(now, "act" if event.by_operator else "circuit", _component(event.source), by)
     if isinstance(event, OverrideSet):
-        return Mark(now, "act", _component(event.source), f"override: {event.override}")
+        return Mark(now, "act", _component(event.source), f"override: {event.override}{_words(event.act)}")
     if isinstance(event, KeyBlocked):
         return Mark(now, "circuit", _component(event.source), "the key was refused")
     for kind, text in _ACTS.items():
         if isinstance(event, kind):
             return Mark(now, "act", _component(event.source), text)
     return None
+
+
+def _words(act: Act | None) -> str:
+    return "" if act is None or not act.words else f" ({act.words})"
 
 
 _ACTS: Mapping[type[Event], str] = {

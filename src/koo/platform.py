@@ -30,6 +30,7 @@ from koo.ai.service import Service
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
 from koo.alert_acts import AlertActs
+from koo.breaker_acts import BreakerActs
 from koo.clock import SYSTEM_CLOCK, Clock, check_base
 from koo.composition import Parts
 from koo.crossing import Loop, carry, running_loop
@@ -39,6 +40,7 @@ from koo.events import EventBus
 from koo.forks import forget_in_child
 from koo.hidden import UNSHOWN
 from koo.history import HistoryReports
+from koo.incidents import IncidentReports
 from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.notice_shapes import AlertDeliveries, AlertTests
 from koo.monitoring.shapes import (
@@ -382,6 +384,11 @@ class Platform:
         """How everything was in the last 30 days: `await platform.history.report(range_s=3600)`."""
         return HistoryReports(self.parts.history, self._at_home, self.parts.savings.report)
 
+    @property
+    def incidents(self) -> IncidentReports:
+        """Why each breaker opened, in the last 30 days: `await platform.incidents.list()`."""
+        return IncidentReports(self.parts.incidents, self.parts.history, self._at_home)
+
     async def _at_home(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         home = await self._residence.enter()
         return await (work() if home is None else carry(home, work()))
@@ -409,39 +416,33 @@ class Platform:
 
     # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def reset_service(self, name: str) -> bool:
+    @property
+    def breakers(self) -> BreakerActs:
+        """Every breaker by its name: look at them, trip one, put it into shadow, reset it."""
+        return BreakerActs(self.parts, self._act)
+
+    def reset_service(self, name: str, *, by: str = "", reason: str = "") -> bool:
         """Clear phases, streaks, cooldowns and key blocks of all its models; False for an unknown service."""
-        service = self.services.get(name) if isinstance(name, str) else None
-        if service is None:
+        if not isinstance(name, str) or name not in self.services:
             return False
-        publish = self.parts.sharing.publish
-        self._act(lambda: self.parts.reset_service(service), lambda: publish("reset", name))
+        self.breakers.reset(name, by=by, reason=reason)
         return True
 
-    def reset_services(self) -> dict[str, bool]:
+    def reset_services(self, *, by: str = "", reason: str = "") -> dict[str, bool]:
         """Reset every service."""
-        return {name: self.reset_service(name) for name in self.services}
+        return {name: self.reset_service(name, by=by, reason=reason) for name in self.services}
 
     def reset_limits(self, name: str) -> bool:
-        """Forget what was used of a service's limits, in every process; False for an unknown service.
-
-        Money is never forgotten.
-        """
+        """Forget what was used of a service's limits, never its money, in every process; False for an unknown one."""
         service = self.services.get(name) if isinstance(name, str) else None
         if service is None:
             return False
-        publish = self.parts.sharing.publish
-        self._act(service.forget_used, lambda: publish("limits", name))
+        self._act(service.forget_used, lambda: self.parts.sharing.publish("limits", name))
         return True
 
     def override_service(self, name: str, override: Override) -> None:
         """Set an operator's override on all models of a service. Raises `UnknownService`."""
-        service = self.parts.find_service(name)
-        publish = self.parts.sharing.publish
-        self._act(
-            lambda: service.set_override(override),
-            lambda: publish("override", name, {"override": override.value}),
-        )
+        self.breakers.override(self.parts.find_service(name).name, override)
 
     async def write_off(self, process: str | None, *, by: str, reason: str = "") -> WriteOffs:
         """Free what a process that no longer reports had left of the budgets; None: every such process.
@@ -452,9 +453,9 @@ class Platform:
         """
         return await self._at_home(lambda: self.parts.spending.write_off(process, by, reason))
 
-    def reset_database(self) -> bool:
+    def reset_database(self, *, by: str = "", reason: str = "") -> bool:
         """Close the database's breaker, here and in every process on the same state store."""
-        self._act(self.parts.reset_database)
+        self.breakers.reset("database", by=by, reason=reason)
         return True
 
     def pause_database(self) -> DatabaseGate:

@@ -23,17 +23,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from koo.ai.service import Service
+from koo.breakers import DATABASE, Breakers
 from koo.clock import Clock
 from koo.errors import Kind
 from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked
 from koo.forks import leave_behind
+from koo.openings import Act
+from koo.options import NEVER
 from koo.policies.breaker import Override
 from koo.policies.key_block import CHECK_S_MIN
 from koo.storage.base import Signal, SignalKind, Store, StoreUnavailable
 
 log = logging.getLogger("koo")
 
-DATABASE = "database"
 EVERY_MODEL = ""
 
 
@@ -45,13 +47,13 @@ class Sharing:
         store: Store,
         clock: Clock,
         services: Callable[[], Mapping[str, Service]],
-        reset_database: Callable[[], object],
+        breakers: Breakers,
         key_of: Callable[[str], str | None],
     ) -> None:
         self._store = store
         self._clock = clock
         self._services = services
-        self._reset_database = reset_database
+        self._breakers = breakers
         self._key_of = key_of
         self.seen: int | None = None
         """The number of the last signal that is applied here."""
@@ -165,7 +167,7 @@ class Sharing:
     def _apply(self, signal: Signal, *, new: bool) -> None:
         try:
             if signal.kind == "reset":
-                self._reset(signal.target, new)
+                self._reset(signal.target, act_of(signal.payload), new)
             elif signal.kind == "limits":
                 self._forget_used(signal.target, new)
             elif signal.kind == "override":
@@ -179,15 +181,19 @@ class Sharing:
         except Exception:  # whatever one signal meets here must not keep the later ones from being followed
             log.exception("a %s of %s from another process could not be applied", signal.kind, signal.target)
 
-    def _reset(self, target: str, new: bool) -> None:
+    def _reset(self, target: str, act: Act, new: bool) -> None:
         if target == DATABASE:
-            # Of a database only resets are shared: one from before our start finds nothing to reset.
+            # One from before our start finds nothing to reset but an operator's word that is older.
             if new:
-                self._reset_database()
+                self._breakers.reset_database(act)
+            else:
+                self._breakers.override(DATABASE, Override.NONE)
             return
         service = self._services().get(target)
         if service is not None:
-            service.reset(publish=False)
+            service.reset(act, publish=False)
+        else:
+            self._breakers.reset(target, act)
 
     def _forget_used(self, target: str, new: bool) -> None:
         service = self._services().get(target)
@@ -196,9 +202,11 @@ class Sharing:
             service.forget_used(stored=True)
 
     def _override(self, signal: Signal) -> None:
-        service = self._services().get(signal.target)
-        if service is not None:
-            service.set_override(Override(signal.payload["override"]))
+        act, now = act_of(signal.payload), self._clock.wall()
+        left_s = NEVER if act.until is None else act.until - now
+        if left_s > 0:
+            override, ends_at = Override(signal.payload["override"]), self._clock.monotonic() + left_s
+            self._breakers.override(signal.target, override, act, ends_at)
 
     def _cool_down(self, signal: Signal) -> None:
         left_s = float(signal.payload["until"]) - self._clock.wall()
@@ -231,3 +239,18 @@ class Sharing:
         if signal.payload.get("credential") in (None, self._credential_of(name)["credential"]):
             return self._services().get(name)
         return None
+
+
+def said(act: Act | None) -> dict[str, Any]:
+    """Who did it and why, as a signal carries it."""
+    return {} if act is None else {"by": act.by, "reason": act.reason, "until": act.until}
+
+
+def act_of(payload: Mapping[str, Any]) -> Act:
+    """The same, out of a signal; an older koo sends none."""
+    until = payload.get("until")
+    return Act(
+        str(payload.get("by") or ""),
+        str(payload.get("reason") or ""),
+        None if until is None else float(until),
+    )

@@ -1,4 +1,4 @@
-"""The past, as protocols: samples of spans of time, and marks of what happened at a moment."""
+"""The past, as protocols: samples of spans of time, marks of what happened at a moment, and incidents."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from koo.policies.incidents import Incident
 from koo.policies.samples import Span
 
 
@@ -52,4 +53,43 @@ class PastSpans(Protocol):
 
     async def prune(self, now_s: float) -> bool:
         """Forget what is too old; True where there may be more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An incident as the store has it: of which process, and when that last told of it (wall seconds).
+
+    `outage`: the id of the incident that another process had open when this one began, or its own. `has_left`: its
+    process was closed while it lasted.
+    """
+
+    incident: Incident
+    process: str
+    outage: str
+    seen_at: float
+    has_left: bool = False
+
+
+class PastIncidents(Protocol):
+    """The incidents of all processes on one store. Each method raises `StoreUnavailable`."""
+
+    async def write(self, incidents: Sequence[Incident], now: float) -> None:
+        """Write incidents of this process, as they are now."""
+        ...
+
+    async def tell(self, incidents: Sequence[Incident], now: float, *, has_left: bool = False) -> None:
+        """They last, and only their counts have changed. `has_left`: this process ends."""
+        ...
+
+    async def latest(self, component: str | None, *, limit: int) -> list[list[Kept]]:
+        """Each outage with its parts, the newest first; a part is what one process saw, the first of them first."""
+        ...
+
+    async def read(self, incident_id: str) -> list[Kept]:
+        """The parts of the outage that an incident belongs to; empty: it is not known."""
+        ...
+
+    async def prune(self, now_s: float) -> None:
+        """Forget what is too old."""
         ...

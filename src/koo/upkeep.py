@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from koo.ai.service import AIService, Service
 from koo.alerts.courier import Courier
+from koo.breakers import DATABASE
 from koo.clock import utc_day
 from koo.composition import Parts
 from koo.errors import ExternalServiceError, Kind
@@ -22,7 +23,6 @@ from koo.monitoring.shapes import ServiceCheck
 from koo.monitoring.snapshot import unknown_service
 from koo.options import DAY_S
 from koo.policies.fleet import Check
-from koo.sharing import DATABASE
 from koo.storage.base import LeadersStore, NotLeading, StoreUnavailable
 from koo.telemetry.looking import finish, look
 
@@ -117,13 +117,15 @@ class KeepTime(BackgroundTask):
     async def _watch(self) -> None:
         """Look at everything once, and let alerts begin and end."""
         findings, looks = self.parts.what_holds()
-        history = self.parts.history
+        history, incidents = self.parts.history, self.parts.incidents
         if history.is_due:
             history.take(self.parts.counted(looks))
         await self.parts.alerts.look(findings, looks)
-        if history.has_news:
-            with suppress(StoreUnavailable):
-                await history.write()
+        incidents.look()
+        for one in (history, incidents):
+            if one.has_news:
+                with suppress(StoreUnavailable):
+                    await one.write()
 
     async def _sweep(self) -> None:
         """Note what forecasts are made of; and as the leader forget what is old, for all processes."""
@@ -147,6 +149,7 @@ class KeepTime(BackgroundTask):
             wall = self.parts.clock.wall()
             more = await store.past.prune(utc_day(wall) - self.parts.options.ledger_days)
             more |= await store.history.prune(wall)
+            await store.incidents.prune(wall)
             self._prune_at = now if more else now + PRUNE_EVERY_S
 
 

@@ -83,7 +83,7 @@ def fill(guard: Guard) -> None:
 
 REFUSALS: list[tuple[str, Setup, type[KooError], Kind, float | None]] = [
     ("an open breaker", open_breaker, CircuitOpen, Kind.CIRCUIT_OPEN, 60.0),
-    ("an operator", lambda guard: guard.set_override(FORCED_OPEN), CircuitOpen, Kind.CIRCUIT_OPEN, 60.0),
+    ("an operator", lambda guard: guard.set_override(FORCED_OPEN), CircuitOpen, Kind.CIRCUIT_OPEN, None),
     ("a refused key", block_key, AuthenticationFailed, Kind.KEY_REFUSED, 62.0),
     ("a pause beyond the deadline", cool_down, RateLimited, Kind.THROTTLED, 500.0),
     ("a spent quota", spend_quota, RateLimited, Kind.QUOTA, 50.0),

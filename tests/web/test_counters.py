@@ -95,7 +95,7 @@ async def fails_in_the_database(run: Run) -> None:
 
 
 async def resets_the_database(run: Run) -> None:
-    run.platform.parts.reset_database()
+    run.platform.reset_database()
 
 
 Act = Callable[[Run], Awaitable[None]]

@@ -22,6 +22,7 @@ from koo.monitoring import (
     alert_shapes,
     fleet_shapes,
     history_shapes,
+    incident_shapes,
     live_shapes,
     notice_shapes,
     shapes,
@@ -81,6 +82,8 @@ GETS: dict[str, tuple[Any, set[str]]] = {
         live_shapes.Saved,
         {"since", "scope", "refused", "repeated", "fallen_back", "over_budget", "not_spent", "components"},
     ),
+    "/api/v1/monitoring/incidents": (incident_shapes.Incidents, {"incidents", "trouble", "timestamp"}),
+    "/api/v1/monitoring/breakers": (answers.Breakers, {"breakers", "timestamp"}),
     "/api/v1/monitoring/audit": (shapes.AuditLog, {"entries", "timestamp"}),
     "/api/v1/monitoring/database": (answers.DatabaseMonitoring, {"database_monitoring", "timestamp"}),
     "/api/v1/monitoring/database/pool-metrics": (answers.PoolMetrics, {"pool_metrics", "timestamp"}),
@@ -158,6 +161,11 @@ def test_the_description_of_the_api_names_exactly_the_paths_that_there_are(tmp_p
         "/api/v1/monitoring/alerts/{alert}/acknowledge",
         "/api/v1/monitoring/alerts/{alert}/unacknowledge",
         "/api/v1/monitoring/alerts/silences/{silence}",
+        "/api/v1/monitoring/breakers/{name}/trip",
+        "/api/v1/monitoring/breakers/{name}/shadow",
+        "/api/v1/monitoring/breakers/{name}/reset",
+        "/api/v1/monitoring/incidents/{incident}",
+        "/api/v1/monitoring/incidents/{incident}.md",
         "/metrics",
     }
 
@@ -516,6 +524,7 @@ for module in (
     alert_shapes,
     fleet_shapes,
     history_shapes,
+    incident_shapes,
     live_shapes,
     notice_shapes,
     spend_shapes,
@@ -536,7 +545,14 @@ def test_an_example_with_a_key_that_no_answer_has_is_found() -> None:
 
 
 def test_each_example_of_a_body_is_taken() -> None:
-    for body in (bodies.QueryBody, bodies.BatchBody, bodies.ActBody, bodies.WaitBody):
+    for body in (
+        bodies.QueryBody,
+        bodies.BatchBody,
+        bodies.ActBody,
+        bodies.WaitBody,
+        bodies.TripBody,
+        bodies.ShadowBody,
+    ):
         extra = body.model_config["json_schema_extra"]
         assert isinstance(extra, dict)
         body.model_validate(extra["example"], strict=True)
@@ -547,7 +563,7 @@ def test_each_answer_has_an_example(tmp_path: Path) -> None:
     found = [one["responses"]["200"]["content"] for ways in schema["paths"].values() for one in ways.values()]
     assert all(content.get("example") for media in found for content in media.values())
     shown = {json.dumps(media["example"]) for content in found for media in content.values()}
-    assert len(shown) == len(examples.RECORDED) + 2, "and `/metrics` and the stream, which are not JSON"
+    assert len(shown) == len(examples.RECORDED) + 3, "and what is not JSON: `/metrics`, the stream, Markdown"
 
 
 def test_every_error_is_described_as_a_problem(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ class Gateway:
         self.fell_back: Counter[str] = Counter()
         """Answers of another service, by the one that was asked first."""
         self.watch: Watch = UNWATCHED
+        self.served: Callable[[Sequence[str], str], object] = lambda guards, service: None
+        """Called where a service answers, with the guards of those that refused or failed before it."""
 
     # ── the faces ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -155,6 +157,7 @@ class Gateway:
         is_ours = query.timeout_s is None and deadline < outer
         deadline = min(deadline, outer)
         failures: list[ExternalServiceError] = []
+        guards: list[str] = []  # behind which they failed, or that refused
         too_long_for = 0
         try:
             for place, one in enumerate(services, start=1):
@@ -184,11 +187,12 @@ class Gateway:
                         _add_reasons(error, failures)
                         raise
                     failures.append(error)
+                    guards.append(one.service.guard(_model(one, asked)).breaker.name)
                     if error.kind in TOO_LONG:
                         too_long_for = max(too_long_for, is_too_long_for(one, _model(one, asked), error))
                 else:
                     if failures:
-                        self.fell_back[services[0].options.name] += 1
+                        self._note_fallback(services[0], guards, one)
                     return Begun(one, guard, charge, scope, began_at, watched)
             if all(error.kind in TOO_LONG for error in failures):
                 _add_reasons(failures[0], failures[1:])
@@ -197,6 +201,11 @@ class Gateway:
         finally:
             # Each error's traceback keeps this frame, and through this list itself and the other errors.
             failures.clear()
+
+    def _note_fallback(self, first: AIService, guards: Sequence[str], one: AIService) -> None:
+        """Another service answers than the one that was asked first."""
+        self.fell_back[first.options.name] += 1
+        self.served(guards, one.options.name)
 
     def _note(self, error: ExternalServiceError, later: Sequence[AIService]) -> None:
         """Log that a service did not answer, and which one comes next."""

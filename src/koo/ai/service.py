@@ -22,7 +22,8 @@ from koo.gates import Gates
 from koo.guard import Guard
 from koo.http.proxies import Proxy
 from koo.logs.calls import CallLog
-from koo.options import DAY_S, GuardOptions, ServiceOptions
+from koo.openings import Act
+from koo.options import DAY_S, NEVER, GuardOptions, ServiceOptions
 from koo.policies.breaker import CLOSED, Override
 from koo.policies.cooldown import Cooldown
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
@@ -33,6 +34,7 @@ from koo.policies.token_limit import TokenLimit
 from koo.policies.verdict import Classify
 from koo.storage.base import Allowance
 
+NO_OVERRIDE = (Override.NONE, None, NEVER)
 PAUSES_MAX = 1024
 MODELS_MAX = 64
 """Model names come from callers: without a bound, wrong names would fill the memory."""
@@ -160,7 +162,7 @@ class Service:
         self._guards: dict[str | None, Guard] = {}
         self._forgotten = Tally(clock.monotonic())  # the counts of models that made room for others
         self._pauses: dict[str | None, Cooldown] = {}  # of models that have no guard now
-        self._override = Override.NONE
+        self._override: tuple[Override, Act | None, float] = NO_OVERRIDE
         self.guard(default_model)
 
     def guard(self, model: str | None = None) -> Guard:
@@ -212,8 +214,8 @@ class Service:
         if len(self._guards) >= MODELS_MAX:
             self._forget_one()
         guard = Guard(self.gates, model=model, classify=self._classify, on_outage=self._spread_outage)
-        if self._override is not Override.NONE:
-            guard.set_override(self._override)
+        if self._override is not NO_OVERRIDE:
+            guard.set_override(*self._override)
         if self.pilots:
             guard.pacer.send_pilots(self.pilots)
             self.gates.watch_pace(guard.pacer)
@@ -268,14 +270,14 @@ class Service:
             lasting.sort(key=lambda pair: pair[1].until)
             self._pauses = dict(lasting[-PAUSES_MAX // 2 :])
 
-    def reset(self, *, publish: bool = True) -> None:
+    def reset(self, act: Act | None = None, *, publish: bool = True) -> None:
         """Clear phases, streaks, cooldowns and key blocks of all models; never money, limits used or counts.
 
         `publish` False: another process did it, and publishing again would send the reset back to it.
         """
-        self._override = Override.NONE
+        self._override = NO_OVERRIDE
         for guard in self.guards:
-            guard.reset()
+            guard.reset(act)
         self._pauses.clear()
         self.gates.quota.clear()
         unblocked = [*self.credentials.clear()]
@@ -286,11 +288,11 @@ class Service:
         else:
             self.gates.key_blocks.clear()
 
-    def set_override(self, override: Override) -> None:
+    def set_override(self, override: Override, act: Act | None = None, ends_at: float = NEVER) -> None:
         """Let an operator decide about all models, including those first used later."""
-        self._override = override
+        self._override = NO_OVERRIDE if override is Override.NONE else (override, act, ends_at)
         for guard in self.guards:
-            guard.set_override(override)
+            guard.set_override(override, act, ends_at)
 
     def pause(self, model: str, for_s: float, kind: Kind, reason: str, credential: str = "") -> None:
         """Another process met the provider's limit: stay away too. `model` "" is the whole service.
@@ -336,6 +338,8 @@ class Service:
         for guard in self.guards:
             guard.tick()
         now = self.clock.monotonic()
+        if now >= self._override[2]:
+            self._override = NO_OVERRIDE
         self._publish_unblocked(self.gates.key_blocks.expire(now))
         for event in self.credentials.tick(now):
             self.gates.emit(event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from koo.alerts.findings import Finding
-from koo.alerts.service_rules import REFUSED, find_in_breaker
+from koo.alerts.service_rules import REFUSED, find_in_breaker, incident_of
 from koo.alerts.words import say
 from koo.monitoring.shapes import AlertData, DatabaseHealth
 
@@ -21,6 +21,7 @@ def find_in_database(view: DatabaseHealth) -> Iterator[Finding]:
         if view["answers_since"] is not None:
             message += f"; it answers its probe since {view['answers_since'][:19]} UTC"
         data: AlertData = {**_about(view), "refuses": "every scope", "next_attempt": breaker["next_attempt"]}
+        data.update(incident_of(breaker))
         if breaker["override"] == "metrics_only":
             data["refuses"] = ""
         yield Finding("database_unavailable", DATABASE, message, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from koo.alerts.money_rules import STORE
 from koo.alerts.signs import Signs
 from koo.beats import Beats
 from koo.host import HostWatch
@@ -17,6 +18,11 @@ LOOKS_MAX = 60
 SHORT_S = 60.0
 """A shortage lasts longer than the one call that met it: others wait for their pauses meanwhile."""
 PROBE, CHECKS = "the probe of the database", "the checks of services"
+
+
+def folders_of(home: Path, store_file: Path | None) -> dict[str, Path]:
+    """Where koo writes on this machine, by the names that alerts have for it."""
+    return {"home": home} if store_file is None else {"home": home, STORE: store_file.parent}
 
 
 class OwnWatch:

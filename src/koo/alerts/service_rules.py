@@ -52,6 +52,7 @@ def find_in_breaker(component: str, whom: str, breaker: BreakerStatus) -> Iterat
             "since": breaker["opened_at"],
             "next_attempt": breaker["next_attempt"],
             "last_error": breaker["last_error"],
+            **incident_of(breaker),
         }
         yield Finding("circuit_open", component, say("the circuit breaker is open", reason), data)
     elif breaker["state"] == "half_open":
@@ -60,8 +61,14 @@ def find_in_breaker(component: str, whom: str, breaker: BreakerStatus) -> Iterat
             "refuses": f"calls to {whom}, but for a few that test it",
             "since": breaker["opened_at"],
             "last_error": breaker["last_error"],
+            **incident_of(breaker),
         }
         yield Finding("circuit_recovering", component, message, tested)
+
+
+def incident_of(breaker: BreakerStatus) -> AlertData:
+    """The link from an alert to why its breaker opened."""
+    return {} if breaker["incident"] is None else {"incident": breaker["incident"]}
 
 
 def _refused_by(breaker: BreakerStatus, whom: str) -> str:
@@ -79,6 +86,7 @@ def _down(view: ServiceHealth, component: str) -> Iterator[Finding]:
         "refuses": _refused_by(models[0], name),
         "next_attempt": min(known, default=None),
         "last_error": view["last_error"],
+        **(incident_of(models[0]) if models[0]["state"] in REFUSED else {}),
     }
     yield Finding("service_down", component, say(f"{name} cannot be asked", view["reason"]), data)
 

@@ -52,9 +52,10 @@ from koo.logs.calls import CallLog
 from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseGate, DatabaseHealth, DatabaseMetrics, DatabaseStatus
 from koo.monitoring.vitals import Look, Vitals, database_health, database_metrics, database_status
+from koo.openings import Act
 from koo.options import NEVER, DatabaseOptions
 from koo.own_files import why_not_made
-from koo.policies.breaker import EARLY_S
+from koo.policies.opening_times import EARLY_S
 from koo.policies.reported import DatabaseState, database_state
 from koo.refusals import DATABASES
 
@@ -89,7 +90,7 @@ class Database(Generic[S_co]):
         draw: Callable[[], float] = DRAW,
         publish: Callable[[Event], None] | None = None,
         calls: CallLog | None = None,
-        on_reset: Callable[[], None] | None = None,
+        on_reset: Callable[[Act | None], None] | None = None,
     ) -> None:
         options = hide(options)
         self._url = read_url(options.url if isinstance(options, DatabaseOptions) else options)
@@ -489,9 +490,9 @@ class Database(Generic[S_co]):
         self._url, self._nameplate.server = new, server_of(new)
         return self.get_gate()
 
-    def reset_circuit_breaker(self) -> bool:
+    def reset_circuit_breaker(self, act: Act | None = None) -> bool:
         """Close the breaker and forget its failures, in every process if the platform made this database."""
-        self.guard.reset()
+        self.guard.reset(act)
         if self._on_reset is not None:
-            self._on_reset()
+            self._on_reset(act)
         return True

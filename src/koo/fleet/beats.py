@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
+from koo.breakers import DATABASE
 from koo.clock import Clock
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, Event, OverrideSet
 from koo.fleet.watched import Watched, release
@@ -28,7 +29,7 @@ from koo.policies.fleet import (
     Told,
     beat_s,
 )
-from koo.sharing import DATABASE, Sharing
+from koo.sharing import Sharing
 from koo.storage.base import Store, StoreUnavailable
 from koo.storage.signals import SINCE_MAX
 

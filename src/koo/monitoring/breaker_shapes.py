@@ -78,6 +78,7 @@ class BreakerStatus(TypedDict):
     times_opened: int
     stale_results: Annotated[int, Doc("answers that came after the breaker had moved on, and were ignored")]
     running: Annotated[int, Doc("calls that it admitted and that have not ended")]
+    incident: Annotated[str | None, Doc("the id of its last opening's incident; null: it never opened")]
 
 
 class Outcomes(TypedDict):

@@ -11,8 +11,10 @@ from koo.clock import SYSTEM_CLOCK, Clock, iso
 from koo.errors import Failure
 from koo.guard import Guard
 from koo.monitoring.shapes import BreakerStatus, BreakerWord, LastError, Outcomes
+from koo.options import NEVER
 from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
 from koo.policies.money import EXACT
+from koo.policies.overrides import why_forced
 from koo.policies.tally import Bucket, Tally
 from koo.policies.verdict import FAILURE, SUCCESS, THROTTLED
 
@@ -67,8 +69,15 @@ def breaker_word(breaker: Breaker) -> BreakerWord:
 
 def _why(breaker: Breaker) -> str:
     if breaker.override is Override.FORCED_OPEN:
-        return "forced open by an operator"
+        return why_forced(breaker.act)
     return breaker.reason if breaker.phase is not CLOSED else ""
+
+
+def next_attempt(breaker: Breaker) -> float | None:
+    """When one that refuses is tried again, in monotonic seconds; None: it is not open, or not by itself."""
+    if breaker.override is Override.FORCED_OPEN:
+        return None if breaker.act_ends_at == NEVER else breaker.act_ends_at
+    return breaker.opens_until() if breaker.phase is OPEN else None
 
 
 def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
@@ -88,10 +97,11 @@ def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
         "recovery_timeout": breaker.options.recovery_s,
         "window": {"calls": window.calls, "failures": window.failures, "slow": window.slow},
         "opened_at": wall.iso(breaker.opened_at) if breaker.trips else None,
-        "next_attempt": wall.iso(breaker.opens_until()) if breaker.phase is OPEN else None,
+        "next_attempt": wall.iso(next_attempt(breaker)),
         "times_opened": breaker.trips,
         "stale_results": breaker.stale,
         "running": breaker.running,
+        "incident": breaker.incident or None,
     }
 
 

@@ -339,6 +339,7 @@ class AlertData(TypedDict, total=False):
     last_error: Annotated[LastError | None, Doc("what the last call or check that failed met")]
     server: Annotated[DatabaseServer, Doc("which database it is")]
     answers_since: Annotated[Time | None, Doc("since when its probe is answered again; null: it is not")]
+    incident: Annotated[str, Doc("the id of the incident that it is about; absent: it is about none")]
 
 
 PhaseWord = Literal["pending", "firing", "recovering", "resolved"]

@@ -22,6 +22,7 @@ from koo.monitoring.guards import (
     breaker_word,
     last_error_view,
     money,
+    next_attempt,
     outcomes_view,
     recent_of,
     total_of,
@@ -44,7 +45,7 @@ from koo.monitoring.shapes import (
 )
 from koo.options import GuardOptions
 from koo.policies import forecast
-from koo.policies.breaker import CLOSED, OPEN
+from koo.policies.breaker import CLOSED
 from koo.policies.cooldown import Cooldown
 from koo.policies.limiter import Count, DayCount
 from koo.policies.reported import ServiceState, service_state
@@ -370,7 +371,6 @@ def service_view(
     state, reason = state_of(service, budget, wall)
     guard = service.default_guard
     breaker = guard.breaker
-    next_attempt = breaker.opens_until() if breaker.phase is OPEN else None
     return {
         "service_name": service.name,
         "state": state.value,
@@ -381,7 +381,7 @@ def service_view(
             **outcomes_view(service.tallies, wall),
             "circuit_breaker_state": breaker_word(breaker),
             "consecutive_failures": breaker.consecutive,
-            "next_attempt": wall.iso(next_attempt),
+            "next_attempt": wall.iso(next_attempt(breaker)),
         },
         "metrics": metrics_view(service.tallies, wall),
         "rate_limits": limits_view(service, budget, wall),

@@ -25,7 +25,11 @@ from collections.abc import Callable, Iterator
 
 from koo.errors import Failure, describe_s
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitPrimed, Event, OverrideSet
+from koo.openings import Act, Rule
 from koo.options import NEVER, BreakerOptions
+from koo.policies.diary import PROBES, Diary
+from koo.policies.opening_times import HINT_S_MAX, IDLE_RECOVERIES, OPEN_JITTER, UNIT_S
+from koo.policies.overrides import ITS_TIME_WAS_OVER, failed_probes, in_a_row, why_forced
 from koo.policies.permit import OUTSIDE, Permit
 from koo.policies.phases import (
     CLOSED,
@@ -50,26 +54,6 @@ __all__ = [
 
 Draw = Callable[[], float]
 
-HINT_S_MAX = 31 * 86_400.0
-"""A server's own wait is believed up to a month: the caps are for our own guesses."""
-IDLE_RECOVERIES = 3
-"""After this many recovery times without a call, a reachable service is believed to be well: as long as the first three
-openings of a sick one would last without doubling, and a cheap guess to get wrong, since only one call at first is
-admitted then (rule R16)."""
-EARLY_S = 3.0
-"""An opening that checks may end early lasts at least this long: a server that has just come up may fall again, and the
-callers refused a moment ago should not be the first to find out. A restart takes about as long."""
-UNIT_S = 1.0
-"""When to come back while other processes have all the fleet's probes: by then a second beat has been answered."""
-OPEN_JITTER = 0.2
-"""An opening is lengthened by up to this share, so that processes opened by one outage do not probe in the same second:
-with a fifth, a hundred of them spread over twelve of sixty seconds, and none waits much longer than asked."""
-
-
-def in_a_row(failures: int) -> str:
-    """ "5 failures in a row"."""
-    return f"{failures} failure{'s' * (failures != 1)} in a row"
-
 
 class Breaker:
     """One breaker. `happened` collects events, for the caller to publish after the step, outside this section.
@@ -78,16 +62,19 @@ class Breaker:
     such checks: an unbilled one of an AI service shows that it can be reached, not that it answers. `early_at`: when
     that is expected, as the checks go. `cause`: what opened it; `reason`: the same, with the last error. `last_error`:
     what the last failed call or check met, written by its guard before settling; a success does not clear it.
+    `act` set the override, until `act_ends_at`. `refused`: calls that it refused; `passed`: that it would have refused.
+    `incident`: the record of its last opening, which the recorder writes here.
     """
 
     __slots__ = (
-        "_by_failures", "_counted_serial", "_guess_s", "_idle_since", "_newest", "_older", "_probes", "_resting",
-        "_serial", "cause", "closed_at", "closed_by", "consecutive", "early_at", "early_s", "generation", "happened",
-        "inconclusive", "last_error", "lease_s", "leases", "name", "ok", "open_for_s", "opened_at", "options",
-        "override", "phase", "primed", "probes_max", "reason", "slow_s", "stale", "streak", "threshold", "trips",
-        "window",
+        "_by_failures", "_counted_serial", "_guess_s", "_idle_since", "_newest", "_older", "_probes",
+        "_resting", "_serial", "act", "act_ends_at", "cause", "closed_at", "closed_by", "consecutive", "diary",
+        "early_at", "early_s", "generation", "happened", "incident", "inconclusive", "last_error", "lease_s",
+        "leases", "name", "ok", "open_for_s", "opened_at", "options", "override", "passed", "phase", "primed",
+        "probes_max", "reason", "refused", "slow_s", "stale", "streak", "threshold", "trips", "window",
     )  # fmt: skip
 
+    act: Act | None
     closed_at: float
     closed_by: Trigger | None
     leases: list[Permit]
@@ -95,19 +82,19 @@ class Breaker:
     _resting: dict[Permit, float]
 
     def __init__(self, name: str, options: BreakerOptions, slow_s: float, now: float) -> None:
-        self.name = name
-        self.options = options
+        self.name, self.options = name, options
         self.slow_s = slow_s
         self.lease_s = options.lease_s
-        self.early_s = NEVER
+        self.early_s = self.act_ends_at = NEVER
         self.primed, self.threshold = "", options.failure_threshold
         self.probes_max = options.probe_concurrency
         self.phase = CLOSED
-        self.override = NONE
-        self.generation = 0
+        self.override, self.act = NONE, None
+        self.generation = self.refused = self.passed = 0
+        self.diary = Diary()
         self.window = Window(options.window_s, options.window_buckets, now)
         self.streak = self.stale = self.trips = 0
-        self.reason = self.cause = ""
+        self.reason = self.cause = self.incident = ""
         self._by_failures, self._probes = False, 0
         self.last_error: Failure | None = None
         self.opened_at = self.open_for_s = self._guess_s = 0.0
@@ -161,12 +148,14 @@ class Breaker:
         self.tick(now, draw)
         if self.phase is CLOSED or (self.phase is HALF_OPEN and self._has_lease()):
             return self.generation
+        self.passed += self.override is METRICS_ONLY
         return OUTSIDE if self.override is METRICS_ONLY else None
 
     def refusal(self, now: float) -> tuple[str, float]:
         """Why it refuses, and in how many seconds to come back."""
         if self.override is FORCED_OPEN:
-            return "an operator has forced the circuit open", self.options.recovery_s
+            # Its end is noticed with a tick; without one, no time would be true.
+            return f"the circuit was {why_forced(self.act)}", max(self.act_ends_at - now, 0.0) + UNIT_S
         # Without a unit of the fleet's, another process probes, and a unit may come with the next beats.
         least_s = 0.0 if self.probes_max else UNIT_S
         if self.phase is OPEN:
@@ -211,24 +200,29 @@ class Breaker:
             if self.streak:
                 self._heal_streak(now)
             if slow:
+                self.diary.note(now, now - permit.given_at, "slow")
                 self._trip_if_due(now, draw, hint_s)
         elif verdict is FAILURE:
-            self._count_failure(permit)
+            in_row = self._count_failure(permit)
             self.window.record(True, slow, now)
+            self.diary.note(now, now - permit.given_at, "failed", self.last_error, in_row)
             self._trip_if_due(now, draw, hint_s)
         elif slow and verdict is NEUTRAL:
             self.window.record(False, True, now)
+            self.diary.note(now, now - permit.given_at, "cut")
             self._trip_if_due(now, draw, hint_s)
         return True
 
-    def _count_failure(self, permit: Permit) -> None:
-        """One reset that hits fifty running calls is one step; five failures in succession are five.
+    def _count_failure(self, permit: Permit) -> int:
+        """One reset that hits fifty running calls is one step (the others: 0); five failures in succession are five.
 
         By serial number, not by time: two events in one tick of the clock have an order too.
         """
         if permit.serial > self._counted_serial:
             self.consecutive += 1
             self._counted_serial = self._serial
+            return self.consecutive
+        return 0
 
     def count_outage(self, in_row: bool, now: float, draw: Draw) -> None:
         """A failure that another breaker saw on the same host: the rate counts all, the row only what was a step there.
@@ -240,6 +234,7 @@ class Breaker:
                 self.consecutive += 1
                 self._counted_serial = self._serial
             self.window.record(True, False, now)
+            self.diary.note(now, 0.0, "failed_elsewhere", self.last_error, self.consecutive if in_row else 0)
             self._trip_if_due(now, draw, 0.0)
 
     @property
@@ -253,26 +248,27 @@ class Breaker:
             self.closed_at = now
 
     def _trip_if_due(self, now: float, draw: Draw, hint_s: float) -> None:
-        cause, by_failures = self._why_trip(now)
-        if cause:
-            self.cause, self._by_failures, self._probes = cause, by_failures, 0
-            self._trip(Trigger.TRIPPED, self._with_last(cause), now, draw, hint_s)
+        cause, rule = self._why_trip(now)
+        if rule is not None:
+            self.cause, self._by_failures, self._probes = cause, rule != "slow_rate", 0
+            self._trip(Trigger.TRIPPED, rule, self._with_last(cause), now, draw, hint_s)
 
-    def _why_trip(self, now: float) -> tuple[str, bool]:
-        """Why it has to open, and whether failures are why; empty if it need not."""
+    def _why_trip(self, now: float) -> tuple[str, Rule | None]:
+        """Why it has to open, and by which rule; None if it need not."""
         options, window = self.options, self.window
         # One old failure, with no calls after it, does not confirm what others see now.
         if self.consecutive >= self.threshold and window.failures:
-            return in_a_row(self.consecutive) + (f" while {self.primed}" if self.primed else ""), True
-        hung = self._hung(now)
+            meanwhile = f" while {self.primed}" if self.primed else ""
+            return in_a_row(self.consecutive) + meanwhile, "failures_in_a_row"
+        hung = len(self._hung(now))
         calls, slow = window.calls + hung, window.slow + hung
         if calls < options.calls_min:
-            return "", False
+            return "", None
         if window.failures >= options.failure_rate * calls:
-            return f"{window.failures} failures in {calls} calls", True
+            return f"{window.failures} failures in {calls} calls", "failure_rate"
         if slow >= options.slow_rate * calls:
-            return f"{slow} slow calls of {calls} ({describe_s(self.slow_s)} or longer)", False
-        return "", False
+            return f"{slow} slow calls of {calls} ({describe_s(self.slow_s)} or longer)", "slow_rate"
+        return "", None
 
     def _with_last(self, what: str, joint: str = ", the last: ") -> str:
         failure = self.last_error if self._by_failures else None
@@ -294,18 +290,21 @@ class Breaker:
         if self._newest is not None:
             yield self._newest
 
-    def _hung(self, now: float) -> int:
-        """Calls that are still running and already slow: they count before they end, since some never do."""
-        count = 0
+    def _hung(self, now: float) -> list[float]:
+        """How long calls have run that are already slow: they count before they end, since some never do."""
+        lasted_s = []
         for permit in self._running():
             if permit.kept:
                 continue
             if now - permit.given_at < self.slow_s:
                 break
-            count += permit.generation == self.generation
-        return count
+            if permit.generation == self.generation:
+                lasted_s.append(now - permit.given_at)
+        return lasted_s
 
     def _settle_probe(self, permit: Permit, verdict: Verdict, now: float, draw: Draw, hint_s: float) -> None:
+        failure = self.last_error if verdict is not SUCCESS else None
+        self.diary.note(now, now - permit.given_at, PROBES.get(verdict, "inconclusive"), failure)
         self._take_back(permit)
         if verdict is SUCCESS:
             self.ok += 1
@@ -321,7 +320,7 @@ class Breaker:
         if self.inconclusive >= self.options.inconclusive_max:
             reason = f"{self.cause}, then {self.inconclusive} probes without a verdict"
             reason = self._with_last(reason, "; the last error: ")
-            self._trip(Trigger.PROBES_SAID_NOTHING, reason, now, draw, hint_s)
+            self._trip(Trigger.PROBES_SAID_NOTHING, "probes_inconclusive", reason, now, draw, hint_s)
 
     # ── leases ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -355,6 +354,7 @@ class Breaker:
             if permit in self._resting:
                 self._take_back(permit)
                 permit.generation = OUTSIDE
+                self.diary.note(now, now - permit.given_at, "inconclusive")
                 self._count_inconclusive(now, draw)
 
     def _lift_leases(self) -> None:
@@ -373,6 +373,8 @@ class Breaker:
 
     def tick(self, now: float, draw: Draw) -> None:
         """What time alone brings about; called by the monitor and by `admit`, never when the state is only read."""
+        if now >= self.act_ends_at:
+            self.set_override(NONE, ITS_TIME_WAS_OVER)
         if self.phase is OPEN:
             if now >= self.opens_until():
                 self._test_recovery(Trigger.TIME_WAS_OVER, now)
@@ -408,7 +410,8 @@ class Breaker:
     def _test_recovery(self, trigger: Trigger, now: float) -> None:
         self._enter(trigger)
         self._idle_since = now
-        self.happened.append(CircuitHalfOpened(self.name))
+        self.diary.clear()
+        self.happened.append(CircuitHalfOpened(self.name, trigger.value))
 
     def close_idle(self, now: float) -> bool:
         """After a good check of a service without calls: close, if it has been idle long enough."""
@@ -419,18 +422,19 @@ class Breaker:
         return True
 
     def _fail_probe(self, hung: bool, now: float, draw: Draw, hint_s: float) -> None:
+        for permit in self.leases:
+            if permit.is_over(now):
+                self.diary.note(now, now - permit.given_at, "hung")
         self.streak += 1
         self._probes += 1
         self._by_failures = self._by_failures or not hung
-        probes = (
-            f"{self._probes} failed probes" if self._probes > 1 else f"a {'hung' if hung else 'failed'} probe"
-        )
+        probes = failed_probes(self._probes, hung)
         # "A failed probe" alone would not show the cause.
         joint = "; the last error: " if hung else ", the last: "
         reason = self._with_last(f"{self.cause}, then {probes}", joint)
-        self._trip(Trigger.PROBE_FAILED, reason, now, draw, hint_s)
+        self._trip(Trigger.PROBE_FAILED, "probe_hung" if hung else "probe_failed", reason, now, draw, hint_s)
 
-    def _trip(self, trigger: Trigger, reason: str, now: float, draw: Draw, hint_s: float) -> None:
+    def _trip(self, trigger: Trigger, rule: Rule, reason: str, now: float, draw: Draw, hint_s: float) -> None:
         options = self.options
         # The exponent is bounded before the power: an overflow here would be an error in the middle of an outage.
         backoff_s = min(options.recovery_s * 2.0 ** min(self.streak, 30), options.open_s_max)
@@ -439,26 +443,29 @@ class Breaker:
         self.open_for_s = max(self._guess_s, min(hint_s, HINT_S_MAX))
         self.reason = reason
         self.trips += 1
+        trip = self.diary.trip(rule, now, self, self._hung(now))
         self._enter(trigger)
-        met = self.last_error if self._by_failures else None
-        self.happened.append(CircuitOpened(self.name, reason, self.open_for_s, met))
+        met, shadow = self.last_error if self._by_failures else None, self.override is METRICS_ONLY
+        self.happened.append(CircuitOpened(self.name, reason, self.open_for_s, met, trip, shadow))
 
     def skip(self, by_s: float) -> None:
         """The clock missed `by_s` seconds (suspend): they count towards the server's wait, not our own guess."""
         self.open_for_s = max(self._guess_s, self.open_for_s - by_s)
 
-    def _close(self, trigger: Trigger, now: float) -> None:
+    def _close(self, trigger: Trigger, now: float, act: Act | None = None) -> None:
+        probes = self.diary.all(now) if self.phase is HALF_OPEN else ()
         self.closed_by = None if self.phase is CLOSED else trigger
         self._lift_leases()
         self._enter(trigger)
         self._be_closed(now)
-        self.happened.append(CircuitClosed(self.name, by_operator=trigger is Trigger.RESET))
+        self.happened.append(CircuitClosed(self.name, trigger is Trigger.RESET, trigger.value, probes, act))
 
     def _be_closed(self, now: float) -> None:
         self.closed_at = now
         self.consecutive = 0
         self._counted_serial = self._serial
         self.window.clear(now)
+        self.diary.clear()
 
     def _enter(self, trigger: Trigger) -> None:
         self.phase = TRANSITIONS[self.phase, trigger]
@@ -478,15 +485,16 @@ class Breaker:
 
     # ── the operator ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def set_override(self, override: Override) -> None:
-        """Let an operator decide; calls that are running now no longer count."""
-        self.override = override
+    def set_override(self, override: Override, act: Act | None = None, ends_at: float = NEVER) -> None:
+        """Let an operator decide, until `ends_at`; calls that are running now no longer count."""
+        self.override, self.act, self.act_ends_at = override, act, ends_at
         self._lift_leases()
         self._begin(self._idle_since)
-        self.happened.append(OverrideSet(self.name, override.value))
+        self.happened.append(OverrideSet(self.name, override.value, act))
 
-    def reset(self, now: float) -> None:
+    def reset(self, now: float, act: Act | None = None) -> None:
         """An operator declares it well: closed, no override, all failures forgotten."""
         self.override, self.streak = NONE, 0
+        self.act, self.act_ends_at = None, NEVER
         self.prime("")
-        self._close(Trigger.RESET, now)
+        self._close(Trigger.RESET, now, act)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from koo.errors import Kind
 from koo.policies.backoff import HINT_SLACK
-from koo.policies.breaker import HINT_S_MAX
+from koo.policies.opening_times import HINT_S_MAX
 
 GUESS_S_MIN = 1.0
 RATE_BASE_S, RATE_CAP_S = 1.0, 60.0

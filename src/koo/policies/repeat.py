@@ -14,6 +14,7 @@ from koo.errors import Kind, describe_s
 from koo.options import GuardOptions
 from koo.policies.backoff import pause_s
 from koo.policies.breaker import FORCED_OPEN, OPEN, Breaker, Draw
+from koo.policies.overrides import why_forced
 from koo.policies.retry_budget import RetryBudget
 from koo.policies.tally import Tally
 from koo.policies.verdict import THROTTLED, Fault
@@ -83,7 +84,7 @@ class Repeats:
 def why_shut(breaker: Breaker) -> str:
     """Why the breaker admits nothing now; the error that this is written on says what it opened after."""
     if breaker.override is FORCED_OPEN:
-        return "an operator has forced the circuit open"
+        return f"the circuit was {why_forced(breaker.act)}"
     return (
         f"the circuit has opened after {breaker.cause}"
         if breaker.phase is OPEN

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from koo.errors import Failure
-from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker, in_a_row
+from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker
+from koo.policies.overrides import in_a_row, why_forced
 
 CHECKS_FAILED_MAX = 3
 CUTS_MAX = 3
@@ -140,7 +141,7 @@ def service_state(
 
 
 def _why_open(breaker: Breaker) -> str:
-    return "forced open by an operator" if breaker.override is FORCED_OPEN else breaker.reason
+    return why_forced(breaker.act) if breaker.override is FORCED_OPEN else breaker.reason
 
 
 def _why_unhealthy(evidence: Evidence) -> str:

@@ -24,6 +24,11 @@ class Window:
         self._past: list[tuple[int, int, int]] = []  # what each older bucket holds, oldest first
         self.rolls_at = now + self._bucket_s
 
+    @property
+    def begun_at(self) -> float:
+        """When the oldest bucket that counts began."""
+        return self.rolls_at - self._bucket_s * (len(self._past) + 1)
+
     def record(self, failed: bool, slow: bool, now: float) -> None:
         """Count one call."""
         if now >= self.rolls_at:

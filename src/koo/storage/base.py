@@ -21,7 +21,7 @@ from koo.policies.limiter import Limits
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.token_limit import TokenLimit
 from koo.policies.treasury import Key, PeriodKind, Reply, Standing
-from koo.spans import PastSpans
+from koo.spans import PastIncidents, PastSpans
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +391,9 @@ class LeadersStore(Protocol):
     def history(self) -> PastSpans: ...
 
     @property
+    def incidents(self) -> PastIncidents: ...
+
+    @property
     def episodes(self) -> Episodes: ...
 
     @property
@@ -433,6 +436,9 @@ class Store(Protocol):
 
     @property
     def history(self) -> PastSpans: ...
+
+    @property
+    def incidents(self) -> PastIncidents: ...
 
     @property
     def signals(self) -> Signals: ...

@@ -28,7 +28,8 @@ changes. There are two kinds, because in a rolling upgrade processes of two vers
   of each service found; `koo_fleet_probes`: units of probes (`policies/probing.py`). `koo_leader`: which process leads,
   in which epoch, and until when (`policies/fleet.py`).
 * `koo_history`: how a process's components were in a minute or five (JSON, `storage/history.py`). `koo_marks`: what
-  happened at a moment.
+  happened at a moment. `koo_incidents`: openings of breakers, one row for each process that saw one (JSON), of which
+  those of one `outage` belong together (`storage/incidents.py`).
 
 Money is in pico-dollars, times are milliseconds since 1970, days are days since then.
 """
@@ -208,6 +209,16 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ),
     Growth(("CREATE INDEX koo_entries_at ON koo_entries (at_ms, id)",)),
     Growth(("ALTER TABLE koo_channels ADD COLUMN epoch BIGINT NOT NULL DEFAULT 0",)),
+    Growth(
+        (
+            """CREATE TABLE koo_incidents (
+             id TEXT NOT NULL PRIMARY KEY, outage TEXT NOT NULL, process TEXT NOT NULL, guard TEXT NOT NULL,
+             component TEXT NOT NULL, opened_ms BIGINT NOT NULL, closed_ms BIGINT, seen_ms BIGINT NOT NULL,
+             has_left BIGINT NOT NULL, counts TEXT NOT NULL, data TEXT NOT NULL)""",
+            "CREATE INDEX koo_incidents_opened ON koo_incidents (opened_ms)",
+            "CREATE INDEX koo_incidents_outage ON koo_incidents (outage)",
+        )
+    ),
 )
 
 _TABLES = {

@@ -18,6 +18,7 @@ from koo.storage.episodes import SqlEpisodes
 from koo.storage.exchanges import SqlExchange
 from koo.storage.executor import Executor
 from koo.storage.history import SqlHistory
+from koo.storage.incidents import SqlIncidents
 from koo.storage.leasing import Leasing, SqlLimitExchange
 from koo.storage.ledger import Ledger
 from koo.storage.notices import SqlNotices
@@ -69,6 +70,7 @@ class SqlStore:
         self.unsettled = SqlUnsettled(self.executor)
         self.past = Past(self.executor)
         self.history = SqlHistory(self.executor)
+        self.incidents = SqlIncidents(self.executor)
         self.signals = SqlSignals(self.executor)
         self.episodes = SqlEpisodes(self.executor)
         self.silences = SqlSilences(self.executor)
@@ -137,6 +139,7 @@ class LedStore:
     def __init__(self, transactions: Fenced) -> None:
         self.past = Past(transactions)
         self.history = SqlHistory(transactions)
+        self.incidents = SqlIncidents(transactions)
         self.episodes = SqlEpisodes(transactions)
         self.silences = SqlSilences(transactions)
         self.notices = SqlNotices(transactions)

@@ -160,9 +160,10 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
     async def reset_service(service: str, body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """Clears phases, streaks, cooldowns and key blocks of all its models; never money, limits used or counts."""
         await platform.open()
-        if not platform.reset_service(service):
+        said = body or bodies.ActBody()
+        if not platform.reset_service(service, by=said.by or "", reason=said.reason or ""):
             raise unknown_service(service, list(platform.services))
-        log.warning("the AI service %s was reset %s", service, (body or bodies.ActBody()).signature)
+        log.warning("the AI service %s was reset %s", service, said.signature)
         message = f"{service} starts afresh"
         return JsonView(answers.ServiceReset(message=message, service=service, timestamp=now_iso()))
 
@@ -174,8 +175,9 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
     async def reset_services(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """As the reset of one, for each."""
         await platform.open()
-        results = platform.reset_services()
-        log.warning("all AI services were reset %s", (body or bodies.ActBody()).signature)
+        said = body or bodies.ActBody()
+        results = platform.reset_services(by=said.by or "", reason=said.reason or "")
+        log.warning("all AI services were reset %s", said.signature)
         count = sum(results.values())
         message = "1 service starts afresh" if count == 1 else f"{count} services start afresh"
         return JsonView(answers.ServicesReset(message=message, results=results, timestamp=now_iso()))

@@ -5,6 +5,7 @@
 from typing import Annotated, Literal
 
 from koo.monitoring.shapes import (
+    BreakerStatus,
     DatabaseGate,
     DatabaseHealth,
     DatabaseMetrics,
@@ -182,4 +183,22 @@ class SessionView(TypedDict):
     ]
     expires_at: Annotated[Time | None, Doc("when the session ends; null: it is none")]
     login: Annotated[bool, Doc("a session can be begun here; false: no token is set")]
+    timestamp: Time
+
+
+# ── breakers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Breakers(TypedDict):
+    """All circuit breakers, the database's first."""
+
+    breakers: list[BreakerStatus]
+    timestamp: Time
+
+
+class BreakerAct(TypedDict):
+    """Breakers that an operator did something to, as they are now."""
+
+    message: str
+    breakers: list[BreakerStatus]
     timestamp: Time

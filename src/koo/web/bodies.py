@@ -211,3 +211,42 @@ class SilenceBody(Body):
     )
     by: str = Field(min_length=1, max_length=100, description="who wants it; kept with it")
     reason: str = Field(min_length=1, max_length=500, description="why; kept with it")
+
+
+class ReasonBody(Body):
+    """Who does it, and why: both are kept with the incident, and shown to those whose calls are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"by": "ada", "reason": "the provider has mended it"}},
+    )
+
+    by: str = Field(min_length=1, max_length=100, description="who does this")
+    reason: str = Field(min_length=1, max_length=500, description="why")
+
+
+class TripBody(ReasonBody):
+    """Who forces a breaker open, why, and for how long (without it: until it is reset)."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={"example": {"by": "ada", "reason": "it answers nonsense", "for_s": 600.0}},
+    )
+
+    for_s: float | None = Field(default=None, gt=0, le=HOLDS_S_MAX, description="seconds from now")
+
+
+class ShadowBody(TripBody):
+    """Who puts a breaker into shadow, or with `off` takes it out, and why."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={"example": {"by": "ada", "reason": "a new threshold is tried"}},
+    )
+
+    off: bool = Field(default=False, description="true: its decisions hold again")

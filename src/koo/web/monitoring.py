@@ -16,9 +16,11 @@ from koo.platform import LOOK_AGE_MAX_S, Platform
 from koo.web import answers, bodies
 from koo.web.alerts import add_alerts
 from koo.web.audit import KEPT, audit_of
+from koo.web.breakers import add_breakers
 from koo.web.database_acts import add_database_acts
 from koo.web.door import door_of
 from koo.web.history import add_history
+from koo.web.incidents import add_incidents
 from koo.web.links import linked
 from koo.web.live_routes import add_live
 from koo.web.notices import add_notices
@@ -40,6 +42,8 @@ def monitoring_router(platform: Platform, *, protect: bool = True, hosts: Iterab
     add_alerts(router, platform)
     add_history(router, platform)
     add_live(router, platform, door)
+    add_incidents(router, platform)
+    add_breakers(router, platform)
     _add_fleet(router, platform)
     _add_database(router, platform)
     add_database_acts(router, platform)
@@ -115,8 +119,9 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
     async def reset_database(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """Closes it here and in every process on the same state store. Pool and counts stay as they are."""
         await platform.open()
-        platform.reset_database()
-        log.warning("the database's circuit breaker was reset %s", (body or bodies.ActBody()).signature)
+        said = body or bodies.ActBody()
+        platform.reset_database(by=said.by or "", reason=said.reason or "")
+        log.warning("the database's circuit breaker was reset %s", said.signature)
         message = "the database's circuit breaker is closed"
         state = platform.database.circuit_breaker_state
         return JsonView(answers.DatabaseReset(message=message, new_state=state.value, timestamp=now_iso()))

@@ -25,8 +25,8 @@
  *   last_error: LastError | null, consecutive_failures: number, failure_threshold: number,
  *   success_threshold: number, recovery_timeout: number, window: WindowCounts, opened_at: string | null,
  *   next_attempt: string | null, times_opened: number, stale_results: number, running: number,
- *   failure_count: number, success_count: number, last_failure: string | null, last_success: string | null,
- *   neutral_count: number, refused_count: number,
+ *   incident: string | null, failure_count: number, success_count: number, last_failure: string | null,
+ *   last_success: string | null, neutral_count: number, refused_count: number,
  * }} DatabaseBreaker
  *
  * @typedef {{
@@ -99,8 +99,8 @@
  *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, primed: string,
  *   last_error: LastError | null, consecutive_failures: number, failure_threshold: number,
  *   success_threshold: number, recovery_timeout: number, window: WindowCounts, opened_at: string | null,
- *   next_attempt: string | null, times_opened: number, stale_results: number, running: number, key_refused: string,
- *   key_checked_at: string | null, pause: Pause | null,
+ *   next_attempt: string | null, times_opened: number, stale_results: number, running: number,
+ *   incident: string | null, key_refused: string, key_checked_at: string | null, pause: Pause | null,
  * }} ModelStatus
  *
  * @typedef {{
@@ -137,6 +137,7 @@
  *   next_attempt?: string | null, resets_at?: string | null, error_rate?: number, p95?: number,
  *   services?: string[], lasted_s?: number, clients?: number, share?: number, runs_out?: RunOut | null,
  *   amount?: string, last_error?: LastError | null, server?: DatabaseServer, answers_since?: string | null,
+ *   incident?: string,
  * }} AlertData
  *
  * @typedef {{

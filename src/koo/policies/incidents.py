@@ -1,0 +1,322 @@
+"""Incidents: one record for each opening of a breaker, from the first event to the last. Pure: the time is an argument.
+
+A record begins when a closed breaker opens, or when an operator forces it open, and ends when calls pass again. A
+failed probe in between does not begin another one. What is known at the beginning (the arithmetic, the calls of the
+window) is never changed later; what follows is added in order, up to a bound.
+
+Times are wall seconds: a record outlives its process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from koo.events import (
+    CircuitClosed,
+    CircuitHalfOpened,
+    CircuitOpened,
+    CooldownBegan,
+    DatabaseReadOnly,
+    DatabaseRotated,
+    DatabaseWritable,
+    Event,
+    HealthCheckFailed,
+    HealthCheckPassed,
+    KeyBlocked,
+    KeyUnblocked,
+    OverrideSet,
+)
+from koo.openings import Act, SeenCall, Trip
+from koo.options import NEVER
+from koo.policies.diary import CALLS_MAX, OF_PROBES
+
+KEPT = 100
+STEPS_MAX = PROBES_MAX = ACTS_MAX = 200
+FALLBACKS_MAX = 50
+BY_OPERATOR = "operator"
+PhaseWord = Literal["open", "half_open", "closed"]
+
+
+@dataclass(slots=True)
+class Call:
+    """A call as it is kept: what became of it, and when it ended."""
+
+    at: float
+    took_s: float
+    outcome: str
+    kind: str = ""
+    status: int | None = None
+    sentence: str = ""
+    in_row: int = 0
+
+
+@dataclass(slots=True)
+class Step:
+    """Something that happened while it lasted."""
+
+    at: float
+    what: str
+    text: str
+
+
+@dataclass(slots=True)
+class Deed:
+    """An operator's act, with its reason; `until` is its own end."""
+
+    at: float
+    what: str
+    by: str = ""
+    reason: str = ""
+    until: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Incident:
+    """One opening, to its end. `rule`: what moved it, an operator's word included; `arithmetic`: the numbers of it.
+
+    `refused_for_s` is the time in which calls were refused, up to `phase_at`, when the phase last changed. `left_out`:
+    so many calls, steps, probes and acts are not kept. `ended`: how it ended, in words.
+    """
+
+    id: str
+    guard: str
+    opened_at: float
+    rule: str
+    reason: str
+    is_shadow: bool = False
+    arithmetic: dict[str, Any] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    calls_left_out: int = 0
+    steps: list[Step] = field(default_factory=list)
+    probes: list[Call] = field(default_factory=list)
+    acts: list[Deed] = field(default_factory=list)
+    left_out: int = 0
+    refused: int = 0
+    passed: int = 0
+    fallback: dict[str, int] = field(default_factory=dict)
+    phase: PhaseWord = "open"
+    is_forced: bool = False
+    phase_at: float = 0.0
+    refused_for_s: float = 0.0
+    closed_at: float | None = None
+    ended: str = ""
+
+    @property
+    def lasts(self) -> bool:
+        """It has not ended, as far as its process told."""
+        return self.closed_at is None
+
+    def packed(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def unpacked(cls, values: Mapping[str, Any]) -> Incident:
+        """Of plain values; what a newer koo added is left out. Raises TypeError, KeyError, ValueError."""
+        known = {one.name for one in fields(cls)}
+        incident = cls(**{name: value for name, value in values.items() if name in known})
+        incident.calls = [Call(**one) for one in values["calls"]]
+        incident.probes = [Call(**one) for one in values["probes"]]
+        incident.steps = [Step(**one) for one in values["steps"]]
+        incident.acts = [Deed(**one) for one in values["acts"]]
+        return incident
+
+    # ── what happens to it ────────────────────────────────────────────────────────────────────────────────────
+
+    def note(self, at: float, what: str, text: str) -> None:
+        """Something happened."""
+        self._keep(self.steps, Step(at, what, text), STEPS_MAX)
+
+    def note_act(self, at: float, what: str, act: Act | None) -> None:
+        """An operator did something."""
+        act = act or Act()
+        self._keep(self.acts, Deed(at, what, act.by, act.reason, act.until), ACTS_MAX)
+
+    def note_probes(self, at: float, seen: Iterable[SeenCall]) -> None:
+        """Probes that were told of at a time."""
+        for one in seen:
+            self._keep(self.probes, call_of(one, at), PROBES_MAX)
+
+    def _keep(self, kept: list[Any], one: object, most: int) -> None:
+        """The first ones say how it went; of a thousand that follow a count is enough."""
+        if len(kept) < most:
+            kept.append(one)
+        else:
+            self.left_out += 1
+
+    def enter(self, phase: PhaseWord, at: float, *, is_forced: bool) -> None:
+        """Its breaker is in this phase from now on, and an operator forces it open or not."""
+        self.refused_for_s = self.refusing_s(at)
+        self.phase, self.is_forced, self.phase_at = phase, is_forced, at
+
+    def refusing_s(self, now: float) -> float:
+        """For how long calls were refused, up to now."""
+        if self.closed_at is not None or self.is_shadow:
+            return self.refused_for_s
+        refuses = self.is_forced or self.phase != "closed"
+        return self.refused_for_s + (max(now - self.phase_at, 0.0) if refuses else 0.0)
+
+    def end(self, at: float, how: str) -> None:
+        """Calls pass again, or nothing more will be heard of it."""
+        self.refused_for_s = self.refusing_s(at)
+        self.closed_at, self.ended = max(at, self.opened_at), how
+
+
+def call_of(seen: SeenCall, at: float) -> Call:
+    """A call that was told of at a time."""
+    failure = seen.failure
+    said = ("", None, "") if failure is None else (failure.kind.value, failure.status, failure.sentence)
+    return Call(at - seen.ago_s, seen.took_s, seen.outcome, *said, seen.in_row)
+
+
+class Book:
+    """The incidents of one process: those that last, by guard, and the last ones of all."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self.lasting: dict[str, Incident] = {}
+        self.kept: deque[Incident] = deque(maxlen=KEPT)
+
+    def follow(self, event: Event, at: float) -> Incident | None:
+        """Take an event in; returns the incident that it begins, goes on or ends. Others may have a step of it."""
+        if isinstance(event, CircuitOpened):
+            return self._opened(event, at)
+        if isinstance(event, OverrideSet):
+            return self._overridden(event, at)
+        incident = self.lasting.get(event.source)
+        if isinstance(event, CircuitHalfOpened) and incident is not None:
+            incident.note(at, "half_open", event.why)
+            incident.enter("half_open", at, is_forced=incident.is_forced)
+            return incident
+        if isinstance(event, CircuitClosed) and incident is not None:
+            return self._closed(incident, event, at)
+        self._note(event, at)
+        return None
+
+    def find(self, incident_id: str) -> Incident | None:
+        """The one of that id, if it is kept here."""
+        return next((one for one in self.kept if one.id == incident_id), None)
+
+    def abandon(self, guard: str, at: float, why: str) -> Incident | None:
+        """Nothing more is heard of a guard."""
+        incident = self.lasting.pop(guard, None)
+        if incident is not None:
+            incident.note(at, "ended", why)
+            incident.end(at, why)
+        return incident
+
+    def _begin(self, incident: Incident) -> Incident:
+        incident.phase_at = incident.opened_at
+        self.lasting[incident.guard] = incident
+        self.kept.append(incident)
+        if len(self.lasting) > KEPT:  # the oldest is pushed out of what is kept as well
+            del self.lasting[next(iter(self.lasting))]
+        return incident
+
+    def _opened(self, event: CircuitOpened, at: float) -> Incident:
+        incident = self.lasting.get(event.source)
+        trip = event.trip
+        if incident is not None:
+            if trip is not None and trip.rule in OF_PROBES:
+                incident.note_probes(at, trip.seen)
+            incident.note(at, "opened", event.reason)
+            incident.enter("open", at, is_forced=incident.is_forced)
+            return incident
+        incident = Incident(
+            id=self._new_id(),
+            guard=event.source,
+            opened_at=at,
+            rule="" if trip is None else trip.rule,
+            reason=event.reason,
+            is_shadow=event.is_shadow,
+        )
+        if trip is not None:
+            incident.arithmetic = arithmetic_of(trip)
+            incident.calls = [call_of(one, at) for one in trip.seen[-CALLS_MAX:]]
+            incident.calls_left_out = trip.left_out
+        incident.note(at, "opened", event.reason)
+        return self._begin(incident)
+
+    def _overridden(self, event: OverrideSet, at: float) -> Incident | None:
+        incident, what = self.lasting.get(event.source), WORDS.get(event.override, event.override)
+        forced = event.override == "forced_open"
+        if incident is None:
+            if not forced:
+                return None
+            words = f": {event.act.words}" if event.act is not None and event.act.words else ""
+            incident = Incident(
+                id=self._new_id(),
+                guard=event.source,
+                opened_at=at,
+                rule=BY_OPERATOR,
+                reason=f"an operator forced it open{words}",
+                phase="closed",
+                is_forced=True,
+            )
+            self._begin(incident)
+        incident.note(at, "act", what)
+        incident.note_act(at, what, event.act)
+        incident.enter(incident.phase, at, is_forced=forced)
+        if incident.phase == "closed" and not forced:
+            self._end(incident, at, what)
+        return incident
+
+    def _closed(self, incident: Incident, event: CircuitClosed, at: float) -> Incident:
+        incident.note_probes(at, event.probes)
+        how = event.why or ("an operator reset it" if event.by_operator else "enough probes succeeded")
+        incident.note(at, "closed", how)
+        if event.by_operator:
+            incident.note_act(at, "reset", event.act)
+        incident.enter("closed", at, is_forced=incident.is_forced and not event.by_operator)
+        if not incident.is_forced:
+            self._end(incident, at, how)
+        return incident
+
+    def _end(self, incident: Incident, at: float, how: str) -> None:
+        incident.end(at, how)
+        del self.lasting[incident.guard]
+
+    def _note(self, event: Event, at: float) -> None:
+        """What else happened to the same service while it lasted."""
+        said = _said(event)
+        if said is not None:
+            service = event.source.partition("/")[0]
+            for guard, incident in self.lasting.items():
+                if guard.partition("/")[0] == service:
+                    incident.note(at, *said)
+
+
+WORDS = {
+    "none": "override taken back: the breaker decides again",
+    "forced_open": "forced open",
+    "disabled": "disabled: every call passes, and nothing counts",
+    "metrics_only": "put into shadow: it decides and counts, and refuses nothing",
+}
+_WORDS_OF: Mapping[type[Event], str] = {
+    KeyUnblocked: "the key works again",
+    HealthCheckPassed: "a health check passed again",
+    DatabaseReadOnly: "the database takes no writes",
+    DatabaseWritable: "the database takes writes again",
+    DatabaseRotated: "every connection is replaced",
+}
+
+
+def _said(event: Event) -> tuple[str, str] | None:
+    if isinstance(event, KeyBlocked):
+        return "key", event.reason
+    if isinstance(event, CooldownBegan):
+        return "pause", event.reason
+    if isinstance(event, HealthCheckFailed):
+        return "check", f"a health check failed: {event.reason}"
+    words = _WORDS_OF.get(type(event))
+    return None if words is None else ("key" if isinstance(event, KeyUnblocked) else "check", words)
+
+
+def arithmetic_of(trip: Trip) -> dict[str, Any]:
+    """The numbers of a trip, without its calls."""
+    names = (one.name for one in fields(trip) if one.name not in ("seen", "left_out"))
+    numbers = {name: getattr(trip, name) for name in names}
+    return {**numbers, "slow_s": None if trip.slow_s == NEVER else trip.slow_s}

@@ -1,0 +1,31 @@
+"""What an operator's word over a breaker sounds like, and other words that breakers and states share."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from koo.openings import Act
+
+ITS_TIME_WAS_OVER = Act(reason="its time was over")
+
+
+def in_a_row(failures: int) -> str:
+    """ "5 failures in a row"."""
+    return f"{failures} failure{'s' * (failures != 1)} in a row"
+
+
+def failed_probes(count: int, hung: bool) -> str:
+    """ "3 failed probes", "a hung probe"."""
+    return f"{count} failed probes" if count > 1 else f"a {'hung' if hung else 'failed'} probe"
+
+
+def why_forced(act: Act | None) -> str:
+    """ "forced open by ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"."""
+    act = act or Act()
+    ends = "until it is reset" if act.until is None else f"until {_at(act.until)}"
+    by, reason = act.by or "an operator", f": {act.reason}" if act.reason else ""
+    return f"forced open by {by}{reason}" + (f"; {ends}" if act.words or act.until is not None else "")
+
+
+def _at(wall_s: float) -> str:
+    return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,74 @@
+"""Routes of breakers: all of them, and what an operator may do to one. A name has a slash: SERVICE/MODEL."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from koo.clock import iso
+from koo.monitoring.guards import now_iso
+from koo.openings import Act
+from koo.platform import Platform
+from koo.web import answers, bodies
+from koo.web.routing import JsonView, described
+
+log = logging.getLogger("koo.web")
+
+
+def add_breakers(router: APIRouter, platform: Platform) -> None:
+    """Add the routes below `/monitoring/breakers`."""
+
+    @router.get("/breakers", summary="All circuit breakers", **described(answers.Breakers))
+    async def get_breakers() -> Response:
+        """The database's first, then those of each model of each configured service."""
+        return JsonView(answers.Breakers(breakers=platform.breakers.statuses(), timestamp=now_iso()))
+
+    @router.post(
+        "/breakers/{name:path}/trip",
+        summary="Force a breaker open",
+        **described(answers.BreakerAct, 404, 413, 422),
+    )
+    async def trip(name: str, body: bodies.TripBody) -> Response:
+        """Every call is refused, in every process on the same state store, until it is reset or for `for_s`."""
+        await platform.open()
+        act = platform.breakers.trip(name, by=body.by, reason=body.reason, for_s=body.for_s)
+        return _done(platform, name, f"is forced open {_until(act)}", body)
+
+    @router.post(
+        "/breakers/{name:path}/shadow",
+        summary="Let a breaker count and refuse nothing",
+        **described(answers.BreakerAct, 404, 413, 422),
+    )
+    async def shadow(name: str, body: bodies.ShadowBody) -> Response:
+        """It decides and counts as before, and refuses nothing; with `off` its decisions hold again."""
+        await platform.open()
+        act = platform.breakers.shadow(
+            name, on=not body.off, by=body.by, reason=body.reason, for_s=body.for_s
+        )
+        done = "decides again" if body.off else f"is in shadow {_until(act)}: it counts, and refuses nothing"
+        return _done(platform, name, done, body)
+
+    @router.post(
+        "/breakers/{name:path}/reset",
+        summary="Close a breaker",
+        **described(answers.BreakerAct, 404, 413, 422),
+    )
+    async def reset(name: str, body: bodies.ReasonBody) -> Response:
+        """Closed, without an operator's override, its failures forgotten; counts, limits and money stay."""
+        await platform.open()
+        platform.breakers.reset(name, by=body.by, reason=body.reason)
+        return _done(platform, name, "is closed", body)
+
+
+def _until(act: Act) -> str:
+    return "until it is reset" if act.until is None else f"until {iso(act.until)}"
+
+
+def _done(platform: Platform, name: str, done: str, body: bodies.ReasonBody) -> Response:
+    statuses = platform.breakers.statuses(name)
+    names = ", ".join(one["name"] for one in statuses)
+    log.warning("the breaker of %s %s: by %r, reason: %r", names, done, body.by, body.reason)
+    message = f"the breaker of {names} {done}"
+    return JsonView(answers.BreakerAct(message=message, breakers=statuses, timestamp=now_iso()))
