@@ -110,9 +110,7 @@ class Parts:
         self.breakers = Breakers(lambda: self.services, self._database_guard)
         self.sharing = Sharing(self.store, clock, lambda: self.services, self.breakers, self._key_of)
         self.fleet = Fleet(self.store, clock, self.sharing, self._guards, self._presence_of())
-        self.history, self.savings = self._past()
-        self.incidents = Recorder(self.store, clock, self.breakers.find)
-        self.gateway.served = self.incidents.served
+        self.history, self.savings, self.incidents = self._past()
         self.spending = SpendReports(self.store, clock, self.own_budgets)
         self.outbox = Outbox(
             options.alerts,
@@ -145,9 +143,11 @@ class Parts:
         label, configuration = self.options.version_label, json.dumps(digests_of(self.options))
         return lambda: presence_of(self.store.ledger.process, label, configuration)
 
-    def _past(self) -> tuple[History, Savings]:
+    def _past(self) -> tuple[History, Savings, Recorder]:
         history = History(self.store, self.clock, version=self._version)
-        return history, Savings(history)
+        incidents = Recorder(self.store, self.clock, self.breakers.find)
+        self.gateway.served = incidents.served
+        return history, Savings(history), incidents
 
     def _version(self) -> str:
         """What is deployed."""
