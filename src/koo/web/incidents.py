@@ -46,7 +46,7 @@ def add_incidents(router: APIRouter, platform: Platform) -> None:
     @router.get(
         "/incidents/{incident}.md",
         summary="One incident as Markdown",
-        response_class=Markdown,
+        response_class=Response,
         responses={200: {"content": {Markdown.media_type: {"example": _example()}}}, **problems(404)},
     )
     async def get_incident_markdown(incident: str) -> Response:
