@@ -28,24 +28,23 @@ SDKS = ("anthropic", "openai", "google-genai", "perplexityai")
 HEAD = """\
 # Compatibility
 
-What AI services, gateways and servers of one's own were seen to send beside what is documented, and what koo does with
-it. Strict decoding comes first, and costs good answers nothing; where it fails, a second, lenient reading follows. It
-needs a text and an end. Everything else is optional: what cannot be read is estimated, and marked as an estimate.
+What AI services, gateways and self-hosted servers have been seen to send that differs from their documentation, and
+what koo does with it. koo first decodes strictly, which costs good answers nothing; if that fails, a second, lenient
+reading follows. It needs a text and an end. Everything else is optional: what cannot be read is estimated, and marked
+as an estimate.
 
-Each row is a sample of a kind, sent to koo over a socket in every run of the tests (`tests/ai/test_oddities.py`). The
-answers among them are also read by the vendors' own SDKs (`tests/ai/test_sdks_beside_koo.py`), and koo reads at least
-what they read: {sdks}.
+Each row is one sample, sent to koo over a socket in every test run (`tests/ai/test_oddities.py`). The vendors' own
+SDKs read the answers among them too (`tests/ai/test_sdks_beside_koo.py`), and koo reads at least what they read:
+{sdks}.
 
-*Ends with* is what koo's caller gets: the answer, or an error of that kind ([errors.md](errors.md)). `3×`: koo asks the
-service so often before that.
-
-`make docs` writes this page from the same rows.
+*Ends with* is what koo's caller gets: the answer, or an error of that kind ([errors.md](errors.md)). `3×` means that
+koo asks the service that many times before that. `make docs` writes this page from the same rows.
 """
 LIBRARIES = """\
 ## Libraries, servers and loops of your own
 
-What the suite does not install is tried by `make prove-own`, each group in an environment of its own. When, and with
-what result, is in [own.md](proofs/own.md).
+`make prove-own` tries libraries that the test suite does not install, each group in its own environment.
+[own.md](proofs/own.md) says when, and with what result.
 
 | with | what was seen |
 | --- | --- |"""

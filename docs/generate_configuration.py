@@ -62,22 +62,22 @@ SECTIONS = [
     Section(
         "AI services: limits and money",
         ("AI_DEFAULT_",),
-        "A default holds for each service by itself, not for all together. `none` is no limit; `0` lets nothing "
-        "through. A service that costs nothing has no budget unless it is given one.",
+        "A default applies to each service separately. `none` means no limit; `0` lets nothing "
+        "through. A free service has no budget unless you set one.",
     ),
     Section("AI services: time and health", ("AI_",)),
     Section("AI services: keys", tuple(key for _, key in BUILT_IN.values() if key)),
     Section(
         "Proxies and certificates",
         ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_"),
-        "The names that other programs read too; of the proxies' also in small letters, which win. "
+        "The names that other programs read too; the proxies' also in lower case, which wins. "
         "[network.md](network.md) says more.",
     ),
     Section(
-        "Alerts: who is told",
+        "Alerts: notifications",
         ("KOO_ALERT_", "KOO_SMTP_", "KOO_PUBLIC_"),
-        "Without a channel (`KOO_ALERT_WEBHOOK`, `KOO_ALERT_SLACK`, `KOO_ALERT_EMAIL`) alerts are listed, and sent to "
-        "nobody. [notifications.md](notifications.md) says how they are.",
+        "Without a channel (`KOO_ALERT_WEBHOOK`, `KOO_ALERT_SLACK`, `KOO_ALERT_EMAIL`) alerts are listed "
+        "but not sent. [notifications.md](notifications.md) explains them.",
     ),
     Section(
         "State, server and command line",
@@ -114,13 +114,13 @@ def default(row: Row) -> str:
 # ── .env.example ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 HEAD_OF_EXAMPLE = [
-    "Every setting of koo, with its default. Copy this file to `.env` and take the # away from what you change. koo "
+    "Every setting of koo, with its default. Copy this file to `.env` and remove the # where you change one. koo "
     "finds the nearest `.env` from the working directory upwards, and that folder is KOO_HOME.",
     "",
-    "The environment wins over the file. An empty value is not set. Nothing is expanded: a $ is a $. The copy will "
-    "hold keys, so keep it to yourself: chmod 600 .env",
+    "The environment wins over the file. An empty value counts as not set. A $ is a $, never expanded. The copy will "
+    "hold keys, so protect it: chmod 600 .env",
     "",
-    "Written by docs/generate_configuration.py; the same as tables, with more words: docs/configuration.md",
+    "Written by docs/generate_configuration.py; docs/configuration.md has the same as tables, with explanations",
 ]
 
 *_FIRST, _LAST = BUILT_IN
@@ -136,7 +136,7 @@ EXAMPLE_SERVICES = [
     "What can be set for a service:",
 ]
 EXAMPLE_BUDGETS = [
-    "Budgets beside the daily one of each service: AI_BUDGETS__<NAME>__<SETTING>, under any name. Two of them:",
+    "Budgets besides each service's daily one: AI_BUDGETS__<NAME>__<SETTING>, under any name. Two examples:",
     "#AI_BUDGETS__MONTH__LIMIT=200",
     "#AI_BUDGETS__MONTH__PERIOD=month",
     "#AI_BUDGETS__EACH_TAG__LIMIT=5",
@@ -195,45 +195,42 @@ HEAD = f"""\
 
 <!-- Written by docs/generate_configuration.py from the settings themselves: change it there. -->
 
-koo works with nothing configured: SQLite files under `data/`, and the local model. Whatever you set, you set as
-an environment variable or as a line in a file named `.env`; [`.env.example`](../.env.example) has every one of
-them to copy from.
+koo works without any configuration: SQLite files under `data/`, and the local model. Every setting is an environment
+variable or a line in a file named `.env`; copy from [`.env.example`](../.env.example), which lists them all.
 
 ## Where values come from
 
-`KOO_HOME` is the folder where everything starts: its `.env` is read, and every relative path in a setting (a
-SQLite file, a model) begins there. You rarely set it. koo looks for a `.env` in the working directory, then in
-the folder above, and so on; the first folder that has one is `KOO_HOME`. If there is none, the working
-directory is. Set it where the working directory is somebody else's choice: in a systemd unit, a container, a
-cron job.
+`KOO_HOME` is the folder where koo starts: it reads the `.env` there, and relative paths in settings (a SQLite file, a
+model) begin there. You rarely need to set it. koo looks for a `.env` in the working directory, then in the folder
+above, and so on; the first folder that has one is `KOO_HOME`. If there is none, it is the working directory. Set it
+where you do not control the working directory: in a systemd unit, a container, a cron job.
 
-Of two values the nearer one wins:
+The first of these that has a value wins:
 
 1. an argument: `Settings(database_pool_size=20)`,
 2. the environment of the process,
 3. the `.env` in `KOO_HOME`,
 4. the default.
 
-An empty value is no value. So `OPENAI_API_KEY= koo serve` starts once without the key that stands in the
-`.env`.
+An empty value counts as not set. So `OPENAI_API_KEY= koo serve` starts once without the key in the `.env`.
 
-The `.env` holds `NAME=value` lines and comments that begin with `#`. Quote a value that has spaces or a ` #` in
-it, with `'…'` (as it is) or `"…"` (with `\\n` and the like). Nothing is expanded: a `$` in a password is a `$`.
-A line that cannot be read stops the start and is named by its number.
+The `.env` holds `NAME=value` lines and comments that begin with `#`. Quote a value that contains spaces or a ` #`,
+with `'…'` (as it is) or `"…"` (with `\\n` and the like). Nothing is expanded: a `$` in a password is a `$`. A line
+that cannot be read stops the start, and the message has its number.
 
-### Whose file it is
+### Who may write it
 
-A `.env` decides which address gets your keys. One that was found by searching is obeyed only if it is yours or
-root's, and nobody else can write it or put another one in its place: each folder on the way counts, and each
-link. In a folder with the sticky bit (`/tmp`, a mounted secret) entries can be replaced by their owners alone.
-Otherwise the start stops with a sentence that names the file or folder and its owner. `KOO_HOME=/the/folder`, set
-by hand, trusts the file and warns. Under `sudo` the files of the user who called it count as yours.
+A `.env` decides which address gets your keys. One that was found by searching is used only if it belongs to you or
+root, and no other user can change or replace it: each folder and each link on the way counts. In a folder with the
+sticky bit (`/tmp`, a mounted secret) only owners can replace entries. Otherwise the start stops with a message that
+names the file or folder and its owner. `KOO_HOME=/the/folder`, set by hand, trusts the file and warns. Under `sudo`
+the files of the calling user count as yours.
 
-A file that every user of the machine can read is warned of at each start: `chmod o-r .env`.
+If every user of the machine can read the file, each start warns: `chmod o-r .env`.
 
 ## What happens to a mistake
 
-A value that cannot be right stops the start with one sentence: the variable, what it holds, what is allowed.
+A value that cannot be right stops the start with one message: the variable, its value, what is allowed.
 
 ```text
 DATABASE_POOL_SIZE holds "-1"; allowed is a whole number, 1 to 10000
@@ -241,26 +238,26 @@ AI_SERVICES__CLAUDE__DALY_BUDGET holds "20", but a service has no such setting (
 KOO_HOST holds "0.0.0.0", which others can reach; allowed without KOO_TOKEN are 127.0.0.1, ::1 and localhost
 ```
 
-Values that cannot both be meant stop the start too: a token without the one it stands beside, a short token where
-others can reach the server, `KOO_ALERT_EMAIL` without `KOO_SMTP_URL`, an attempt that may last longer than its query,
-a first pause above the longest one, a wait for a connection that is longer than its scope, a price of one kind without
-the other, a budget that goes on with a service that is switched off.
+Values that contradict each other stop the start too: a token without its partner, a short token where others can
+reach the server, `KOO_ALERT_EMAIL` without `KOO_SMTP_URL`, an attempt that may last longer than its query, a first
+pause above the longest one, a wait for a connection that is longer than its scope, only one of two prices, a budget
+that falls back to a service that is switched off.
 
-A value that another one makes pointless is told as a warning, at each start and by `koo doctor`, because it may be
-meant as "never": a first-token or stall timeout, a held or slow warning that comes after the end of what it watches;
-a limit of a minute above that of an hour; checks that may last longer than the time between them; alerts that are set
-up without a channel; a budget that goes on with a service that has no key. What you did not set contradicts nothing.
+A value that another one makes pointless is a warning, at each start and from `koo doctor`, because it may be meant as
+"never": a first-token or stall timeout, or a held or slow warning, that comes after the end of what it watches; a
+minute's limit above the hour's; checks that may last longer than their interval; alerts without a channel; a budget
+that falls back to a service without a key. Defaults contradict nothing.
 
-Quotes around a value (`docker run --env-file` and systemd keep them) and names that were to be replaced
-(`${{NAME}}`, `$NAME`, `{{{{ name }}}}`) stop the start too: taken as they stand, they would be part of a model's name.
+Quotes around a value (`docker run --env-file` and systemd keep them) and unreplaced names (`${{NAME}}`, `$NAME`,
+`{{{{ name }}}}`) stop the start too: otherwise they would become part of a model's name, for example.
 
-What Kubernetes writes for a Service that is called `koo`, `db`, `ai` or `database` (`KOO_PORT=tcp://10.0.0.7:8000`,
-`DB_SERVICE_HOST`, …) is no setting of koo's and is passed over. A port that your own manifest sets wins over it.
+What Kubernetes writes for a Service called `koo`, `db`, `ai` or `database` (`KOO_PORT=tcp://10.0.0.7:8000`,
+`DB_SERVICE_HOST`, …) is ignored. A port that your own manifest sets wins over it.
 
-A name that begins like one of ours ({", ".join(f"`{prefix}`" for prefix in PREFIXES)}) and is none of them is
-told as a warning, with the name that was probably meant, and goes on: it may belong to other software. In the
-`.env` that holds for every name that is one slip away from one of ours. Names are written in
-capitals; only what follows `AI_SERVICES__` and `AI_BUDGETS__` may be written as you like.
+A name that begins like one of ours ({", ".join(f"`{prefix}`" for prefix in PREFIXES)}) but is not one of them is
+logged as a warning, with the name that was probably meant, and ignored: it may belong to other software. In the
+`.env` this holds for every name that is one typo away from one of ours. Names are written in capitals; only what
+follows `AI_SERVICES__` and `AI_BUDGETS__` may be written in any case.
 """
 
 SERVICES = """\
@@ -270,23 +267,24 @@ SERVICES = """\
 
 {table}
 
-A name that is not in this list makes a new service. Two lines in the `.env` are enough for a server that speaks
-OpenAI's chat completions (Ollama, vLLM, llama.cpp, LM Studio, most gateways):
+Any other name makes a new service. Two lines in the `.env` are enough for a server that speaks OpenAI's chat
+completions (Ollama, vLLM, llama.cpp, LM Studio, most gateways and vendors):
 
 ```text
 AI_SERVICES__OLLAMA__BASE_URL=http://127.0.0.1:11434/v1
 AI_SERVICES__OLLAMA__MODEL=llama3.2
 ```
 
-Then `query_ai("ollama", "…")` asks it. `KIND=anthropic` or `KIND=gemini` is for servers that speak those
-formats; and a name with an `API_KEY` and no `BASE_URL` is a second account at the vendor.
+Then `query_ai("ollama", "…")` asks it. A hosted vendor needs its `API_KEY` too. `KIND=anthropic` or `KIND=gemini` is
+for servers that speak those formats. A name with an `API_KEY` and without a `BASE_URL` is a second account at the
+vendor.
 
-What a service costs is known from the price table, by model. A service of your own without key and price costs
-0, as does `local`. With a key its price has to be known: where the table does not know the model, set `PRICE_AS` to
-one that costs as much, or `INPUT_PRICE` and `OUTPUT_PRICE`, both; these two win. A query whose price nobody knows is
-refused, because no budget could hold.
+Prices come from the price table, by model. A service of your own without key and price costs 0, as does `local`. With
+a key its price must be known: if the table does not have the model, set `PRICE_AS` to a model that costs as much, or
+both `INPUT_PRICE` and `OUTPUT_PRICE`, which win. A query without a known price is refused, because no budget could
+hold.
 
-A deployment of Azure's and a private name are known to nobody else, so they need `PRICE_AS`:
+No table has the names of Azure's deployments and private names, so they need `PRICE_AS`:
 
 ```text
 AI_SERVICES__AZURE__BASE_URL=https://acme.openai.azure.com/openai/v1
@@ -295,15 +293,15 @@ AI_SERVICES__AZURE__MODEL=our-deployment
 AI_SERVICES__AZURE__PRICE_AS=gpt-6.1-terra
 ```
 
-`PRICE_AS` counts for the service's own `MODEL`. Another model that a query names there has its price from the table,
-and that of `PRICE_AS` only where the table does not know it. How names are read is in
-[Error handling](ENHANCED_ERROR_HANDLING.md#which-price-a-model-has).
+`PRICE_AS` applies to the service's own `MODEL`. Another model that a query names has its price from the table, and
+that of `PRICE_AS` only if the table does not have it. [The guide](ENHANCED_ERROR_HANDLING.md#which-price-a-model-has)
+says how names are read.
 
-`local` runs on this machine: it takes no key, no address and no kind. `MODEL` is the path of a GGUF file,
-relative to `KOO_HOME`; without it the packaged model answers. `AI_LOCAL_ENABLED=false` switches the service
-off: it is then not configured, and no model is loaded.
+`local` runs on this machine and has no key, address or kind. `MODEL` is the path of a GGUF file, relative to
+`KOO_HOME`; without it the packaged model answers. `AI_LOCAL_ENABLED=false` switches the service off: it is then not
+configured, and no model is loaded.
 
-`PROXY`, `HEADERS` and `BODY` are on a page of their own: [network.md](network.md). `HEADERS` and `BODY` are followed by
+`PROXY`, `HEADERS` and `BODY` have a page of their own: [network.md](network.md). `HEADERS` and `BODY` are followed by
 a name: `AI_SERVICES__LAB__HEADERS__X_TITLE=my app`, `AI_SERVICES__LAB__BODY__TOP_P=0.9`.
 
 {settings}
@@ -312,8 +310,8 @@ a name: `AI_SERVICES__LAB__HEADERS__X_TITLE=my app`, `AI_SERVICES__LAB__BODY__TO
 BUDGETS = """\
 ## More budgets
 
-Each service has a budget of its own for each UTC day. `AI_BUDGETS__<NAME>__<SETTING>` makes more, under any name: for a
-day or a month; for one service, one model, one tag, or all together.
+Each service has its own budget for each UTC day. `AI_BUDGETS__<NAME>__<SETTING>` adds more, under any name: for a day
+or a month; for one service, one model, one tag, or all together.
 
 ```text
 AI_BUDGETS__MONTH__LIMIT=200
@@ -323,12 +321,12 @@ AI_BUDGETS__EACH_TAG__TAG=*
 AI_BUDGETS__EACH_TAG__ON_EXHAUSTED=local
 ```
 
-A call is held in all budgets that count it, or in none: here in its service's day, in `month`, and in the day of
-its tag. `TAG=*` gives each tag a budget of its own; a call without a tag is in none of them. `ON_EXHAUSTED` names
-the service that is asked next where this budget refuses, if the query does not ask it anyway. That service's own
-budgets and limits hold, and the answer's `service` says who answered.
+A call is held in all budgets that include it, or in none: here in its service's day, in `month`, and in its tag's
+day. `TAG=*` gives each tag its own budget; a call without a tag is in none of them. `ON_EXHAUSTED` names the service
+to ask next if this budget refuses, unless the query asks it anyway. That service's own budgets and limits apply, and
+the answer's `service` says which one answered.
 
-A budget that somebody set refuses while the state store is away and its purse is empty.
+A budget that you set refuses while the state store is away and its purse is empty.
 
 {settings}
 """
@@ -336,14 +334,13 @@ A budget that somebody set refuses while the state store is away and its purse i
 SECRETS = """\
 ## Secrets
 
-Keys, tokens, the URLs of databases, proxies' passwords and what was set for `HEADERS` and `BODY` appear in no
-message, log or `repr`. In Python they are `SecretStr`:
-`settings.database_url` shows as stars, and `settings.database_url.get_secret_value()` gives the text. In a URL,
-write the characters of a password that mean something there with their codes: `/` as `%2F`, `@` as `%40`, `:`
-as `%3A`, `?` as `%3F`, `#` as `%23`. An address of a server may hold no password; that is what `API_KEY` is
-for.
+Keys, tokens, database URLs, proxies' passwords and the values of `HEADERS` and `BODY` appear in no message, log or
+`repr`. In Python they are `SecretStr`: `settings.database_url` shows as stars, and
+`settings.database_url.get_secret_value()` returns the text. In a URL, encode the special characters of a password:
+`/` as `%2F`, `@` as `%40`, `:` as `%3A`, `?` as `%3F`, `#` as `%23`. A service's address must not contain a password;
+use `API_KEY`.
 
-Who can read the `.env` has the keys: `chmod 600 .env`, and keep it out of version control.
+Anyone who can read the `.env` has the keys: `chmod 600 .env`, and keep it out of version control.
 
 ## In Python
 

@@ -41,12 +41,12 @@ SERVICE_MEANING = {
     ServiceState.DEGRADED: "some errors or slow, reduced confidence; or recovery is being tested; or one of its models "
     "is refused",
     ServiceState.UNHEALTHY: "high error rate, watched closely",
-    ServiceState.CIRCUIT_OPEN: "refused because of failures, or because the key was refused (`reason` tells)",
+    ServiceState.CIRCUIT_OPEN: "refused because of failures, or because the key was refused (see `reason`)",
     ServiceState.RATE_LIMITED: "a quota or budget limit is reached, ours or the provider's",
 }
 OVERRIDE_MEANING = {
     NONE: "the breaker decides",
-    FORCED_OPEN: "refuse everything until somebody takes it back",
+    FORCED_OPEN: "refuse everything until the override is removed",
     DISABLED: "let everything through and learn nothing",
     METRICS_ONLY: "count and report, never refuse: how a team rolls a breaker out",
 }
@@ -176,10 +176,9 @@ def page() -> str:
 
 <!-- Written by docs/generate_states.py from the breaker itself: change it there. -->
 
-Three things that are easily confused. The **phase** of a circuit breaker is the only one that has transitions. The
-**override** is an operator's word and lies across the phases. The **reported state** is what users see: it is worked
-out, whenever somebody looks, from the phase and everything else that is known, so it cannot contradict what is
-admitted.
+Three things are easily confused. The **phase** of a circuit breaker is the only one that has transitions. The
+**override** is set by an operator and applies in every phase. The **reported state** is what users see: it is computed,
+whenever it is read, from the phase and everything else that is known, so it cannot contradict what is admitted.
 
 ## Phases
 
@@ -195,7 +194,7 @@ admitted.
         )
     }
 
-There are no other transitions. Each one voids what was let through before: a result that comes late changes nothing.
+There are no other transitions. Each one voids what was let through before it: a late result changes nothing.
 
 ## Overrides
 
@@ -226,17 +225,17 @@ A service shows `circuit_open` when its default model, or the service as a whole
         )
     }
 
-Where several hold, the one that says most about the next call wins: refused for failures or for its key, then limited,
+If several hold, the one that says most about the next call wins: refused for failures or for its key, then limited,
 then recovery being tested or one model refused, then the rest.
 
 ## Beside the breaker
 
-* **A pause that the provider asked for** (429, `Retry-After`) is no breaker: it never opens one. All callers wait for
-  it within their deadlines, or are refused with the time.
+* **A pause that the provider asked for** (429, `Retry-After`) does not open a breaker. All callers wait for it
+  within their deadlines, or are refused with the time.
 * **A refused key** is blocked: nothing is sent with it until an unbilled check (after 1 to 15 minutes), a reset, or a
   new key.
-* **After closing** the places for calls begin at a few, and the few double each second until the limit is reached.
-  Callers queue within their deadlines, so that recovery is no stampede.
+* **After closing** the places for calls start small and double each second until the limit is reached. Callers
+  queue within their deadlines, so that recovery is not a stampede.
 """
 
 
