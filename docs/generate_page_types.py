@@ -1,7 +1,7 @@
 """Write the types of the page's data from `koo.monitoring.shapes`: `python -m docs.generate_page_types`.
 
 They are comments for an editor that checks the page (`// @ts-check`); a browser never asks for the file. That the page
-reads no key that there is not, `tests/web/test_dashboard.py` checks, which also fails when the file is out of date.
+reads no key that there is not, `tests/web/test_page.py` checks, which also fails when the file is out of date.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from types import NoneType
 from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
 
 from koo.monitoring.alert_shapes import AlertHistory, Silences
+from koo.monitoring.fleet_shapes import FleetStatus
+from koo.monitoring.history_shapes import History
 from koo.monitoring.notice_shapes import AlertDeliveries
 from koo.monitoring.shapes import Dashboard, DatabaseMetrics
+from koo.monitoring.spend_shapes import BookedCalls, Spend
 
-FILE = Path(__file__).parents[1] / "src" / "koo" / "web" / "dashboard" / "data.js"
-READ = (Dashboard, DatabaseMetrics, AlertHistory, Silences, AlertDeliveries)
+FILE = Path(__file__).parents[1] / "src" / "koo" / "web" / "page" / "data" / "shapes.js"
+READ = (
+    Dashboard, DatabaseMetrics, AlertHistory, Silences, AlertDeliveries, FleetStatus, History, Spend, BookedCalls
+)  # fmt: skip
 """What the page asks for."""
 NAMES = {str: "string", int: "number", float: "number", bool: "boolean", NoneType: "null"}
 GLUE = "\0"
@@ -47,7 +52,8 @@ def name_of(hint: Any) -> str:
     if origin is dict:
         return f"Record<string, {name_of(inner[1])}>"
     if origin is list:
-        return f"{name_of(inner[0])}[]"
+        one = name_of(inner[0])
+        return f"({one})[]" if " | " in one else f"{one}[]"
     if inner:
         return " | ".join(map(name_of, inner))
     return str(hint.__name__) if is_shape(hint) else NAMES[hint]
@@ -70,7 +76,8 @@ def typedef(shape: Any) -> str:
         f"{key}{'' if key in required else '?'}: {name_of(hint)}," for key, hint in keys_of(shape).items()
     )
     glued = " ".join(key.replace(" ", GLUE) for key in keys)  # a line ends between two keys only
-    lines = textwrap.wrap(glued, 116, initial_indent=" *   ", subsequent_indent=" *   ")
+    wrapper = textwrap.TextWrapper(116, " *   ", " *   ", break_long_words=False, break_on_hyphens=False)
+    lines = wrapper.wrap(glued)
     return "\n".join([" * @typedef {{", *lines, f" * }}}} {shape.__name__}"]).replace(GLUE, " ")
 
 

@@ -15,7 +15,7 @@ NOW = 1795874711.0  # 2026-11-28T14:05:11Z
 
 @pytest.mark.parametrize("one", EXAMPLES, ids=lambda one: f"{one['rule']}{one['given']}")
 def test_a_number_reads_as_the_page_writes_it(one: dict[str, object]) -> None:
-    """`tests/web/test_dashboard_in_browser.py` runs the same examples through the page's own script."""
+    """`tests/web/test_page_modules.py` runs the same examples through the page's own script."""
     rule = getattr(words, str(one["rule"]))
     given = one["given"]
     assert isinstance(given, list)

@@ -176,14 +176,14 @@ class Window:
             await self.send("Browser.getVersion")  # whatever was said before is heard before its answer
 
     async def click(self, selector: str) -> None:
-        """Click what is there and can be seen."""
+        """Click what can be seen there, once it can."""
         script = f"""(() => {{
             const it = document.querySelector({json.dumps(selector)});
             if (!it || !it.checkVisibility({{visibilityProperty: true}})) return false;
             it.click();
             return true;
         }})()"""
-        assert await self.run(script), f"nothing to click at {selector}"
+        await self.until(script)
 
     async def type(self, selector: str, text: str) -> None:
         """Type into a field."""

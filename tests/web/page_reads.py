@@ -1,7 +1,8 @@
 """Which keys of the server's answers the page reads, and which of them there are not.
 
 A small reader of the page's scripts, in place of a type checker that Python's registries do not have: it follows a
-parameter with a type of `data.js` through `a.b.c`, `const x = a.b` and `const { x } = a.b`, to the end of its function.
+parameter with a type of `data/shapes.js` through `a.b.c`, `const x = a.b` and `const { x } = a.b`, to the end of its
+function.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from docs.generate_page_types import is_shape
-from koo.monitoring import alert_shapes, notice_shapes, shapes
+from koo.monitoring import alert_shapes, fleet_shapes, history_shapes, notice_shapes, shapes, spend_shapes
 
-SHAPES: dict[str, Any] = {**vars(alert_shapes), **vars(notice_shapes), **vars(shapes)}
+SHAPES: dict[str, Any] = {
+    name: shape
+    for module in (alert_shapes, fleet_shapes, history_shapes, notice_shapes, spend_shapes, shapes)
+    for name, shape in vars(module).items()
+}
 """What the page may read, by name."""
 
 PARAMETER = re.compile(r"@param \{([^}]+)\} (\w+)")
-ALIAS = re.compile(r"@typedef \{(import\(\"\./data\.js\"\)[^}]+)\} (\w+)")
-IMPORTED = re.compile(r"import\(\"\./data\.js\"\)\.(\w+)")
+SOURCE = r"import\(\"(?:\.\./data|\.)/shapes\.js\"\)"
+ALIAS = re.compile(rf"@typedef \{{({SOURCE}[^}}]+)\}} (\w+)")
+IMPORTED = re.compile(rf"{SOURCE}\.(\w+)")
 CHAIN = re.compile(r"(?<![\w.\"])(\w+)((?:\??\.\w+)+)")
 ASSIGNED = re.compile(r"(?:const|,) (\w+) = (\w+(?:\??\.\w+)+)(?=[;,])")
 UNPACKED = re.compile(r"const \{ ([\w, ]+) \} = (\w+(?:\??\.\w+)*);")

@@ -30,7 +30,7 @@ from koo.web import create_app, mount
 from koo.web.links import OF_DATABASES, OF_SERVICES, runbook_of
 from koo.web.problems import STATUS
 from tests.web.serving import claude, platform, served
-from tests.web.test_dashboard import below
+from tests.web.test_page import below
 
 JSON = {"Accept": "application/json"}
 

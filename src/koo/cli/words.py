@@ -1,4 +1,4 @@
-"""Numbers and times as people read them: the rules of the page (`web/dashboard/words.js`), in Python.
+"""Numbers and times as people read them: the rules of the page (`web/page/words/`), in Python.
 
 A number reads the same in the page and in the terminal. `tests/words.json` holds examples that tests run through both,
 so a rule that changes on one side fails until the other follows. Times differ on purpose: the page shows those of the

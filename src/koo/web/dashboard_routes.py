@@ -10,8 +10,10 @@ All addresses in the page are relative, so that it works below whatever path a p
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable, Iterator
 from html import escape
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -21,12 +23,8 @@ from koo.web.routing import add_file, file_router
 from koo.web.session_routes import login_path
 
 PATH = "/dashboard"
-MODULES = (
-    "alerts.js", "api.js", "budgets.js", "cards.js", "checks.js", "data.js", "dialog.js", "dom.js", "feed.js",
-    "folds.js", "hush.js", "main.js", "meters.js", "past.js", "places.js", "reset.js", "runbook.js", "shapes.js",
-    "view.js", "words.js",
-)  # fmt: skip
-ASSETS = ("style.css", *MODULES)
+FOLDER = files("koo.web").joinpath("page")
+TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "json": "application/json"}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; "
@@ -43,29 +41,44 @@ HEADERS = {
 }
 
 
+def page_files() -> dict[str, bytes]:
+    """The page's files by their path below its folder, as they stand; `index.html` is filled in when it is served."""
+    return dict(_files_below(FOLDER, ""))
+
+
+def _files_below(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
+    for one in sorted(folder.iterdir(), key=lambda one: one.name):
+        if one.is_dir():
+            yield from _files_below(one, f"{path}{one.name}/")
+        else:
+            yield path + one.name, one.read_bytes()
+
+
 def dashboard_router(
-    door: Door, prefix: str = "/api/v1", path: str = PATH, application: str = ""
+    door: Door, prefix: str = "/api/v1", path: str = PATH, application: str = "", environment: str = ""
 ) -> APIRouter:
-    """The page below `path` and its files. `prefix`: of the routes that it asks. `application`: whose page it is."""
-    router = file_router(door)
-    folder = files("koo.web").joinpath("dashboard")
-    page = folder.joinpath("index.html").read_text(encoding="utf-8")
+    """The page below `path` and its files.
+
+    `prefix`: of the routes that it asks. `application`, `environment`: whose page it is, as its head says.
+    """
+    router, content = file_router(door), page_files()
     login = _from(path, login_path(prefix, path))
-    has_login = "../koo-login" in page
+    page = content.pop("index.html").decode()
     page = page.replace("../koo-login", login).replace("../koo-logout", login.replace("-login", "-logout"))
     page = page.replace("../api/v1", _from(path, prefix)).replace("../docs", _from(path, "/docs"))
     page = page.replace('data-application=""', f'data-application="{escape(application)}"')
-    content = page.encode()
+    page = page.replace('data-environment=""', f'data-environment="{escape(environment)}"')
+    whole = page.replace("</head>", f"{_preloads(content)}</head>").encode()
 
     async def show(request: Request) -> Response:
-        if has_login and door.has_sessions and not door.look(request.scope)[0]:
+        if door.has_sessions and not door.look(request.scope)[0]:
             return Response(status_code=303, headers={"Location": login, **HEADERS})
-        return Response(content, media_type="text/html", headers=HEADERS)
+        return Response(whole, media_type="text/html", headers=HEADERS)
 
     router.add_api_route(f"{path}/", show, methods=["GET"])
-    for name in ASSETS:
-        media_type = "text/css" if name.endswith(".css") else "text/javascript"
-        add_file(router, f"{path}/{name}", folder.joinpath(name).read_bytes(), media_type, HEADERS)
+    for name, body in content.items():
+        media_type = TYPES.get(name.rpartition(".")[2], "text/plain")
+        add_file(router, f"{path}/{name}", body, media_type, HEADERS)
 
     async def lead() -> Response:
         # Relative: below a proxy's own path, an absolute one would lead out of it.
@@ -73,6 +86,12 @@ def dashboard_router(
 
     router.add_api_route(path, lead, methods=["GET"])
     return router
+
+
+def _preloads(names: Iterable[str]) -> str:
+    """All modules at once: found one through the other, each step of imports would cost a way to the server and back."""
+    modules = (name for name in names if name.endswith(".js") and name != "main.js")
+    return "".join(f'<link rel="modulepreload" href="{name}">\n' for name in modules)
 
 
 def _from(path: str, target: str) -> str:

@@ -1,0 +1,267 @@
+// @ts-check
+// Talks to the server that this page came from, and to no other. The token lives in this tab's session storage.
+
+const KEY = "koo.token";
+const TIMEOUT_MS = 20_000; // the server itself waits up to five seconds for its database
+/** An older server has neither a stream nor what it saved. */
+const LIVE = document.documentElement.dataset.live;
+const BASE = new URL(`${document.documentElement.dataset.api}/`, document.baseURI);
+
+/** What went wrong, as a sentence. `status` 0: nobody answered. */
+export class Failure extends Error {
+  /**
+   * @param {string} message
+   * @param {number} [status]
+   */
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/**
+ * Everything that the page shows, asked for at once: what the stream would send as `whole`.
+ * @returns {Promise<import("./store.js").Whole>}
+ */
+export async function look() {
+  const [dashboard, pool, fleet, saved] = await Promise.all([
+    ask("GET", "monitoring/dashboard"),
+    // Beside the rest: without them the page is still true.
+    ask("GET", "monitoring/database/pool-metrics").catch(() => null),
+    ask("GET", "monitoring/fleet").catch(() => null),
+    LIVE ? ask("GET", "monitoring/saved").catch(() => null) : null,
+  ]);
+  if (!dashboard?.summary) throw new Failure("the answer is not koo's; something else may be listening here");
+  return { dashboard, pool: pool?.pool_metrics ?? null, fleet, saved };
+}
+
+/** @typedef {{title: string, refuses: string, begins: string, ends: string, advice: string}} Advice */
+
+/**
+ * What to do about each kind of alert.
+ * @returns {Promise<Record<string, Advice>>}
+ */
+export function runbook() {
+  return ask("GET", "runbook");
+}
+
+// ── the past ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/**
+ * How everything was.
+ * @param {string} range "15m", "1h", "24h" or "30d"
+ * @param {string[]} [components] without any: all
+ * @returns {Promise<import("./shapes.js").History>}
+ */
+export function past(range, components = []) {
+  const asked = new URLSearchParams([["range", range], ...components.map((one) => ["component", one])]);
+  return ask("GET", `monitoring/history?${asked}`);
+}
+
+/**
+ * @param {URLSearchParams} asked service, model, tag, cursor
+ * @returns {Promise<import("./shapes.js").BookedCalls>}
+ */
+export function requests(asked) {
+  return ask("GET", `ai/requests?limit=50&${asked}`);
+}
+
+/**
+ * @param {number} days today included
+ * @param {string[]} by of day, service, model, tag
+ * @returns {Promise<import("./shapes.js").Spend>}
+ */
+export function spend(days, by) {
+  const asked = new URLSearchParams([["days", String(days)], ...by.map((one) => ["by", one])]);
+  return ask("GET", `ai/spend?${asked}`);
+}
+
+/** @returns {Promise<any>} */
+export function incidents() {
+  return ask("GET", "monitoring/incidents");
+}
+
+/**
+ * @param {string} id
+ * @returns {Promise<any>}
+ */
+export function incident(id) {
+  return ask("GET", `monitoring/incidents/${encodeURIComponent(id)}`);
+}
+
+/**
+ * The address of something of the API, for a link.
+ * @param {string} path
+ */
+export function addressOf(path) {
+  return new URL(path, BASE).href;
+}
+
+/**
+ * Who does something and why, as far as they said.
+ * @param {{by: string, reason: string}} given
+ */
+export function signed({ by, reason }) {
+  return { ...(by && { by }), ...(reason && { reason }) };
+}
+
+/**
+ * @param {{by: string, reason: string}} given
+ * @param {string} token empty: the one of this tab
+ */
+export function resetDatabase(given, token) {
+  return ask("POST", "monitoring/database/reset-circuit-breaker", signed(given), token);
+}
+
+/**
+ * @param {string} service
+ * @param {{by: string, reason: string}} given
+ * @param {string} token empty: the one of this tab
+ */
+export function resetService(service, given, token) {
+  return ask("POST", `ai/services/${encodeURIComponent(service)}/reset-errors`, signed(given), token);
+}
+
+/**
+ * What an unbilled check of one service finds now.
+ * @param {string} service
+ * @returns {Promise<{error: string | null, response_time_ms: number | null}>}
+ */
+export async function checkService(service) {
+  const found = await ask("POST", `ai/services/health-check?service=${encodeURIComponent(service)}`);
+  return found[service];
+}
+
+/**
+ * What a probe of the database finds now.
+ * @returns {Promise<{error: string | null, response_time_ms: number | null}>}
+ */
+export async function checkDatabase() {
+  const { health_check_result: found } = await ask("POST", "monitoring/database/health-check");
+  return found;
+}
+
+// ── alerts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const WEEK_MS = 7 * 86_400_000;
+/** @typedef {import("../parts/dialog.js").Given} Given */
+
+/**
+ * @param {string} id
+ * @param {Given} given `lasts`: seconds; empty: until it ends
+ * @param {string} token empty: the one of this tab
+ */
+export function acknowledge(id, { by, reason, lasts }, token) {
+  const body = { ...(by && { by }), ...(reason && { note: reason }), ...(lasts && { for_s: Number(lasts) }) };
+  return said(ask("POST", `monitoring/alerts/${encodeURIComponent(id)}/acknowledge`, body, token));
+}
+
+/**
+ * @param {string} id
+ * @param {Given} given
+ * @param {string} token
+ */
+export function unacknowledge(id, given, token) {
+  return said(ask("POST", `monitoring/alerts/${encodeURIComponent(id)}/unacknowledge`, signed(given), token));
+}
+
+/**
+ * @param {string} kind
+ * @param {string} component
+ * @param {Given} given `lasts`: seconds
+ * @param {string} token
+ */
+export function silence(kind, component, given, token) {
+  const body = { kind, component, for_s: Number(given.lasts), ...signed(given) };
+  return said(ask("POST", "monitoring/alerts/silences", body, token));
+}
+
+/**
+ * @param {string} id
+ * @param {Given} given
+ * @param {string} token
+ */
+export function endSilence(id, given, token) {
+  return said(ask("DELETE", `monitoring/alerts/silences/${encodeURIComponent(id)}`, signed(given), token));
+}
+
+/** @param {Promise<{message: string}>} answer */
+async function said(answer) {
+  return (await answer).message;
+}
+
+/**
+ * Who was told of the last day's alerts, by which channel.
+ * @returns {Promise<import("./shapes.js").AlertDeliveries>}
+ */
+export function deliveries() {
+  return ask("GET", "monitoring/alerts/deliveries");
+}
+
+/**
+ * The alerts of a week, and the silences that hold.
+ * @returns {Promise<{episodes: import("./shapes.js").Alert[], silences: import("./shapes.js").SilenceView[]}>}
+ */
+export async function history() {
+  const since = new Date(Date.now() - WEEK_MS).toISOString();
+  const [{ episodes }, { silences }] = await Promise.all([
+    ask("GET", `monitoring/alerts/history?limit=100&since=${encodeURIComponent(since)}`),
+    ask("GET", "monitoring/alerts/silences"),
+  ]);
+  return { episodes, silences };
+}
+
+// ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/**
+ * @param {string} method
+ * @param {string} path
+ * @param {object} [body]
+ * @param {string} [token]
+ * @returns {Promise<any>}
+ */
+async function ask(method, path, body, token = "") {
+  /** @type {Record<string, string>} */
+  const headers = { Accept: "application/json" };
+  const bearer = token || readToken();
+  if (/[^\x21-\x7e]/.test(bearer)) throw new Failure("a token has plain letters, digits and signs only", 401);
+  if (bearer) headers.Authorization = `Bearer ${bearer}`;
+  if (body) headers["Content-Type"] = "application/json";
+  const request = { method, headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT_MS) };
+  const answer = await fetch(new URL(path, BASE), { ...request, cache: "no-store" }).catch(explain);
+  const content = await answer.json().catch(() => null);
+  if (!answer.ok) throw new Failure(content?.detail ?? `the server answers ${answer.status}`, answer.status);
+  if (content === null) throw new Failure("the answer is not JSON, or was cut off", answer.status);
+  return content;
+}
+
+/**
+ * @param {unknown} error
+ * @returns {never}
+ */
+function explain(error) {
+  const late = error instanceof DOMException && error.name === "TimeoutError";
+  throw new Failure(late ? `no answer within ${TIMEOUT_MS / 1000} s` : "the server cannot be reached");
+}
+
+// A browser that blocks storage still shows the page; the token is then known until the page is left.
+let held = "";
+
+export function readToken() {
+  try {
+    return sessionStorage.getItem(KEY) ?? held;
+  } catch {
+    return held;
+  }
+}
+
+/** @param {string} token empty: forget it */
+export function keepToken(token) {
+  held = token;
+  try {
+    if (token) sessionStorage.setItem(KEY, token);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // see above
+  }
+}

@@ -1,0 +1,200 @@
+// @ts-check
+// What is to be said first, from what is known. All pure: the verdict and its sentence, the order from the worst, why it is
+// so, what koo does about it and what a person can do.
+
+import { CONNECTING, DISCONNECTED, LOCKED, severityLook, stateLook, trouble, UNREADABLE, verdictLook } from "../words/looks.js";
+import { counted } from "../words/numbers.js";
+import { capital, opening } from "../words/text.js";
+import { timeIn, timeOf } from "../words/times.js";
+
+/**
+ * @typedef {import("./shapes.js").ServiceHealth} Service
+ * @typedef {import("./shapes.js").DatabaseHealth} Database
+ * @typedef {import("./shapes.js").Alert} Alert
+ * @typedef {import("./store.js").Link} Link
+ * @typedef {import("./api.js").Advice} Advice
+ */
+
+/**
+ * What the icon, the title and the banner say. A page without a connection does not know how things are, and says so.
+ * The word says what works, the colour what is wrong: a yellow verdict over a red alert would contradict it.
+ * @param {Link} link
+ * @param {string | null} health
+ * @param {"critical" | "warning" | null} severity of the worst alert
+ * @returns {import("../words/looks.js").Look}
+ */
+export function verdictOf(link, health, severity) {
+  if (link.state === "lost") return link.failure?.status ? UNREADABLE : DISCONNECTED;
+  if (link.state === "locked") return LOCKED;
+  if (health === null) return CONNECTING;
+  const word = verdictLook(health);
+  const look = severity === null ? word : { ...severityLook(severity), word: word.word };
+  return link.state === "stale" ? { ...look, tone: "none", word: `${look.word} (stale)` } : look;
+}
+
+/**
+ * What works and what does not, in one sentence without numbers that change each second: it is read aloud when it changes.
+ * @param {Database} database
+ * @param {Service[]} services those that are configured
+ */
+export function stateSentence(database, services) {
+  const ill = services.filter((one) => one.state !== "healthy");
+  const works = database.state === "healthy" && database.healthy;
+  if (works && ill.length === 0) {
+    if (services.length === 0) return "The database works. No AI service has a key yet.";
+    return `The database and ${allOf(services.length, false)} work.`;
+  }
+  const wrong = works ? [] : [databaseWords(database)];
+  if (ill.length) wrong.push(ill.map((one) => `${one.service_name}: ${stateLook(one.state).word}`).join(", "));
+  return [...wrong, ...whatWorks(works, services.length - ill.length, ill.length > 0)].join(". ") + ".";
+}
+
+/** @param {Database} database */
+function databaseWords(database) {
+  if (database.state === "circuit_open") return "The database is refused: its circuit is open";
+  if (database.state === "degraded") return "The database's recovery is being tested";
+  return database.error ? "The database does not answer" : `The database is ${stateLook(database.state).word}`;
+}
+
+/**
+ * @param {boolean} database
+ * @param {number} services
+ * @param {boolean} others some services do not work
+ */
+function whatWorks(database, services, others) {
+  const names = database ? ["the database"] : [];
+  if (services) names.push(allOf(services, others));
+  const one = names.length === 1 && (database || services === 1);
+  return names.length ? [`${capital(names.join(" and "))} ${one ? "works" : "work"}`] : [];
+}
+
+/**
+ * @param {number} services
+ * @param {boolean} others
+ */
+function allOf(services, others) {
+  if (others) return counted(services, "other AI service");
+  if (services === 2) return "both AI services";
+  return services === 1 ? "the AI service" : `all ${services} AI services`;
+}
+
+// ── order ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const SEVERITIES = { critical: 8, warning: 4, info: 0 };
+
+/** What fires before what may, and what refuses calls before what only lasts. @param {Alert} alert */
+const gravity = (alert) => SEVERITIES[alert.type] + (alert.phase === "pending" ? 0 : 2) + (alert.data.refuses ? 1 : 0);
+
+/**
+ * Alerts that hold, the worst first; those that are equally bad stay as they came.
+ * @param {Alert[]} alerts
+ */
+export function worstAlerts(alerts) {
+  return [...alerts].sort((one, other) => gravity(other) - gravity(one));
+}
+
+/**
+ * Services, the worst first; those in equal trouble stay in the order in which they were declared.
+ * @param {Service[]} services
+ */
+export function worstFirst(services) {
+  return [...services].sort((one, other) => trouble(other.state) - trouble(one.state));
+}
+
+/**
+ * Whether a part's card stands open: it is not healthy, or an alert that fires is its own.
+ * @param {string} component
+ * @param {boolean} healthy
+ * @param {Alert[]} alerts
+ */
+export function isIll(component, healthy, alerts) {
+  const own = alerts.some((one) => one.type !== "info" && one.phase !== "pending" && isOf(one.component, component));
+  return !healthy || own;
+}
+
+/**
+ * Whether an alert of `component` is one of `whole`, as "ai:claude/claude-opus-5" of "ai:claude".
+ * @param {string} component
+ * @param {string} whole
+ */
+export function isOf(component, whole) {
+  return component === whole || component.startsWith(`${whole}/`);
+}
+
+// ── why, and what then ───────────────────────────────────────────────────────────────────────────────────────────
+
+/**
+ * When a service will be asked again; null while it is.
+ * @param {Service} service
+ * @returns {number | null}
+ */
+export function nextAttemptAt(service) {
+  if (service.state === "circuit_open") return timeOf(service.health.next_attempt);
+  if (service.state !== "rate_limited") return null;
+  const named = timeIn(service.reason);
+  if (named !== null) return named;
+  const { requests_per_minute, requests_per_hour, requests_per_day, daily_budget } = service.rate_limits;
+  const full = [requests_per_minute, requests_per_hour, requests_per_day].filter((one) => one.remaining === 0);
+  const ends = full.map((one) => timeOf(one.resets_at));
+  if (daily_budget.limit !== null && Number(daily_budget.remaining) <= 0) ends.push(timeOf(daily_budget.resets_at));
+  const known = ends.filter((end) => end !== null);
+  return known.length ? Math.max(...known) : null;
+}
+
+/**
+ * Why the database is not healthy; empty if it is.
+ * @param {Database} database
+ */
+export function databaseReason(database) {
+  return database.reason || database.error || "";
+}
+
+/**
+ * The beginning of what to do. Of a service that is down the runbook speaks of a refused key first, and then of all else.
+ * @param {Advice} book
+ * @param {Alert} alert
+ * @param {Service | undefined} service
+ */
+function adviceOf(book, alert, service) {
+  const keyRefused = Object.values(service?.models ?? {}).some((one) => one.key_refused !== "");
+  const [first, otherwise] = book.advice.split("\n\n")[0].split(/(?<=[.?!] )Otherwise /);
+  return capital(opening(alert.kind === "service_down" && !keyRefused && otherwise ? otherwise : first, ADVICE_LETTERS));
+}
+
+/** What to do has to fit beside the rest; all of it stands below the alert. */
+const ADVICE_LETTERS = 190;
+
+/**
+ * The three things that an operator wants to know of the worst alert: why, what koo does about it, what to do. `at`: a
+ * time that belongs to `does`. `canCheck`: an unbilled check can find out whether it is over.
+ * @typedef {{alert: Alert, cause: string, does: string, at: number | null, atWords: string, advice: string, canCheck: boolean}} Lead
+ */
+
+/**
+ * @param {Alert[]} lasting alerts that hold
+ * @param {Service[]} services
+ * @param {Database | null} database
+ * @param {Record<string, Advice>} runbook
+ * @returns {Lead | null} null: nothing is wrong
+ */
+export function leadOf(lasting, services, database, runbook) {
+  const alert = worstAlerts(lasting.filter((one) => one.type !== "info"))[0];
+  if (alert === undefined) return null;
+  const service = services.find((one) => isOf(alert.component, `ai:${one.service_name}`));
+  const book = Object.hasOwn(runbook, alert.kind) ? runbook[alert.kind] : null;
+  const error = alert.data.last_error ?? (isOf(alert.component, "database") ? database?.last_error : service?.last_error) ?? null;
+  const next = timeOf(alert.data.next_attempt) ?? (service ? nextAttemptAt(service) : null);
+  const resets = timeOf(alert.data.resets_at);
+  const refuses = alert.data.refuses ?? book?.refuses ?? "";
+  return {
+    alert,
+    // Most messages name the last error already.
+    cause: error === null || /the last:/.test(alert.message) || alert.message.includes(error.sentence)
+      ? alert.message : `${alert.message}. The last error: ${error.sentence}`,
+    does: refuses ? `Refuses ${refuses.replace(/\.$/, "")}` : "Lets every call pass, and watches",
+    at: next ?? resets,
+    atWords: next !== null ? "tests recovery" : "resets",
+    advice: book ? adviceOf(book, alert, service) : "",
+    canCheck: service ? service.state !== "rate_limited" : isOf(alert.component, "database"),
+  };
+}

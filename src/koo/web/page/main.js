@@ -1,0 +1,40 @@
+// @ts-check
+// Starts the page: the store's news, the address, one tree. Nothing else.
+
+import { runbook as read } from "./data/api.js";
+import { link, tick } from "./data/store.js";
+import { Stream } from "./data/stream.js";
+import { h, render } from "./vendor/preact.js";
+import { effect } from "./vendor/signals.js";
+import { asking } from "./views/acts.js";
+import { runbook } from "./views/alerts.js";
+import { verdict } from "./views/now.js";
+import { follow } from "./views/route.js";
+import { Shell } from "./views/shell.js";
+import { favicon, glyph } from "./words/looks.js";
+import { capital } from "./words/text.js";
+
+const { application = "", environment = "", docs = "", live = "" } = document.documentElement.dataset;
+const icon = /** @type {HTMLLinkElement} */ (document.querySelector("link[rel=icon]"));
+const stream = new Stream(live && new URL(live, document.baseURI).href);
+asking.now = () => stream.askNow();
+
+effect(() => {
+  const look = verdict.value;
+  document.title = [`${glyph(look)} ${capital(look.word)}`, application, "koo"].filter(Boolean).join(" · ");
+  icon.href = favicon(look);
+});
+
+// Numbers that may be old are grey, wherever they stand.
+effect(() => {
+  const { state } = link.value, old = state === "stale" || state === "lost" || state === "locked";
+  document.documentElement.className = old ? `old ${state}` : "";
+});
+
+follow();
+tick();
+const app = /** @type {HTMLElement} */ (document.getElementById("app"));
+app.replaceChildren(); // what was shown before the scripts came
+render(h(Shell, { application, environment, docs, stream }), app);
+stream.start();
+read().then((all) => (runbook.value = all), () => {}); // until it has come, and without it, the page is whole

@@ -1,0 +1,42 @@
+// @ts-check
+// What a view asks for by itself: the past, the ledger, incidents. It is asked for again while it is shown; what was seen
+// last is kept through a failure, which is said beside it.
+
+import { useEffect, useRef, useState } from "../vendor/hooks.js";
+
+/**
+ * @template T
+ * @typedef {{content: T | null, failure: string}} Loaded
+ */
+
+/**
+ * @template T
+ * @param {string} key what is asked for: with another one, what was seen before is forgotten
+ * @param {() => Promise<T>} load
+ * @param {number} everyMs 0: once
+ * @param {unknown} [news] with other news it is asked for at once
+ * @returns {Loaded<T> & {again: () => void}}
+ */
+export function useLoaded(key, load, everyMs, news = 0) {
+  const [one, set] = useState({ key: "", content: /** @type {T | null} */ (null), failure: "" });
+  const latest = useRef({ key, load });
+  latest.current = { key, load };
+  const ask = async () => {
+    const { key, load } = latest.current;
+    try {
+      const content = await load();
+      if (latest.current.key === key) set({ key, content, failure: "" });
+    } catch (error) {
+      const failure = error instanceof Error ? error.message : String(error);
+      if (latest.current.key === key) set((before) => ({ key, content: before.key === key ? before.content : null, failure }));
+    }
+  };
+  useEffect(() => {
+    void ask();
+    if (everyMs === 0) return undefined;
+    const timer = window.setInterval(() => document.hidden || void ask(), everyMs);
+    return () => window.clearInterval(timer);
+  }, [key, everyMs, news]);
+  const own = one.key === key ? one : { content: null, failure: "" };
+  return { content: own.content, failure: own.failure, again: () => void ask() };
+}

@@ -1,0 +1,136 @@
+// @ts-check
+// What stands around every view: whose page it is, where one can go, how old the numbers are, and the form for a token.
+
+import { keepToken, readToken } from "../data/api.js";
+import { known, lasting, link, serverNow } from "../data/store.js";
+import { useEffect, useRef, useState } from "../vendor/hooks.js";
+import { Component, h } from "../vendor/preact.js";
+import { computed } from "../vendor/signals.js";
+import { capital } from "../words/text.js";
+import { OpenAct } from "./acts.js";
+import { DatabaseView } from "./database.js";
+import { FleetView } from "./fleet.js";
+import { Clock, Since } from "./moments.js";
+import { Now } from "./now.js";
+import { RequestsView } from "./requests.js";
+import { route, to } from "./route.js";
+import { ServiceView } from "./service.js";
+import { SpendView } from "./spend.js";
+import { TimelineView } from "./timeline.js";
+
+/** @type {[string, string][]} */
+const PLACES = [["", "Now"], ["timeline", "Timeline"], ["spend", "Spend"], ["requests", "Requests"], ["fleet", "Fleet"]];
+
+/** @type {Record<string, (props: {name: string}) => import("../vendor/preact.js").ComponentChildren>} */
+const VIEWS = { now: Now, service: ServiceView, database: DatabaseView, spend: SpendView, requests: RequestsView, fleet: FleetView, timeline: TimelineView };
+
+const linkState = computed(() => link.value.state);
+
+/**
+ * `application`: in whose application koo is mounted; empty: in none, or it has no name.
+ * @param {{application: string, environment: string, docs: string, stream: import("../data/stream.js").Stream}} props
+ */
+export function Shell({ application, environment, docs, stream }) {
+  const { view, name } = route.value, state = linkState.value;
+  return [
+    h("a", { class: "skip", href: "#content", onClick: skip }, "Skip to the details"),
+    h("header", { class: "top" },
+      h("p", { class: "brand" }, h("b", { id: "application" }, application || "koo"),
+        environment ? h("span", { class: "environment" }, environment) : null,
+        h("span", { class: "soft" }, application ? `koo · ${location.host}` : location.host)),
+      h(Places, { view }), h(Age, null),
+      state !== "locked" && readToken() ? h("button", { type: "button", id: "forget", class: "quiet", onClick: () => (keepToken(""), stream.forget()) }, "Forget the token") : null),
+    state === "lost" ? h(Lost, { stream }) : null,
+    h("main", { id: "content", tabIndex: -1 },
+      state === "locked" ? h(SignIn, { stream }) : h(Whole, { key: `${view} ${name}` }, known.value ? h(VIEWS[view], { name }) : h(Now, null))),
+    h("footer", { class: "soft small" }, h("p", null, "Times are your browser's; days and budgets end at midnight UTC. ", h("a", { href: docs }, "The API"))),
+    h(OpenAct, null),
+  ];
+}
+
+/** A view that cannot be drawn is said to be so: numbers that are half new and half old would be believed. */
+class Whole extends Component {
+  /** @param {unknown} error */
+  static getDerivedStateFromError(error) {
+    return { error };
+  }
+
+  render() {
+    const { error } = /** @type {{error?: unknown}} */ (this.state);
+    if (error === undefined) return /** @type {any} */ (this.props.children);
+    return h("section", { class: "panel", role: "alert" }, h("h1", null, "Unknown"),
+      h("p", null, `This page cannot show the server's answer (${error}). Reload it; koo status shows the same.`));
+  }
+}
+
+/** The address is where one is, so the link cannot lead there by itself. @param {Event} event */
+function skip(event) {
+  event.preventDefault();
+  document.getElementById("content")?.focus();
+}
+
+/** @param {{view: string}} props */
+function Places({ view }) {
+  const alerts = lasting.value.filter((one) => one.type !== "info").length;
+  return h("nav", { "aria-label": "Views" }, h("ul", null, PLACES.map(([place, words]) => h("li", { key: place },
+    h("a", { href: to(place), "aria-current": (place || "now") === view ? "page" : undefined }, words,
+      place === "" && view !== "now" && alerts ? h("span", { class: "count" }, String(alerts)) : null)))));
+}
+
+/** How old what is shown is. */
+function Age() {
+  const { state, cameAt, way } = link.value;
+  const since = { at: cameAt };
+  const words = state === "live" ? [h("span", { class: "pulse", key: "pulse" }), "live · ", h(Young, since), " ago"]
+    : state === "stale" ? ["stale since ", h(Clock, since)]
+      : state === "lost" ? (known.value ? ["disconnected · numbers of ", h(Clock, since)] : "disconnected") : state;
+  return h("p", { id: "link", class: `link ${state}`, title: state === "live" ? `over ${way === "stream" ? "a stream" : way}` : undefined }, words);
+}
+
+/** By this machine's clock, which also stamped when it came. @param {{at: number}} props */
+const Young = ({ at }) => h(Since, { at: at + serverNow() - Date.now() });
+
+/** @param {{stream: import("../data/stream.js").Stream}} props */
+function Lost({ stream }) {
+  const { asking, dueAt } = link.value;
+  return h("p", { class: "lost row" }, h("span", null, asking ? "Trying now." : ["Trying again ", h(Due, { at: dueAt }), "."]),
+    h("button", { type: "button", "data-act": "again", onClick: () => stream.askNow() }, "Try now"));
+}
+
+/** While nothing comes, the server's clock stands still, so this one is this machine's. @param {{at: number}} props */
+function Due({ at }) {
+  const [, again] = useState(0);
+  useEffect(() => {
+    const timer = window.setInterval(() => again((times) => times + 1), 1000);
+    return () => window.clearInterval(timer);
+  }, []);
+  const s = Math.ceil((at - Date.now()) / 1000);
+  return s > 0 ? `in ${s} s` : "now";
+}
+
+/** @param {{stream: import("../data/stream.js").Stream}} props */
+function SignIn({ stream }) {
+  const field = useRef(/** @type {HTMLInputElement | null} */ (null));
+  const [why, setWhy] = useState("");
+  const { failure } = link.value;
+  useEffect(() => {
+    if (readToken()) setWhy(`${capital(failure?.message ?? "")}.`);
+    keepToken("");
+    field.current?.focus();
+    field.current?.select();
+  }, [failure]);
+  /** @param {Event} event */
+  const submit = (event) => {
+    event.preventDefault();
+    keepToken(field.current?.value.trim() ?? "");
+    stream.askNow();
+  };
+  return h("form", { id: "sign-in", class: "panel", autocomplete: "off", onSubmit: submit },
+    h("h1", null, "This server asks for a token"),
+    h("p", { id: "sign-in-why" }, why),
+    h("label", { for: "token" }, "Token ", h("span", { class: "soft" }, "KOO_TOKEN, or KOO_READ_TOKEN to look only")),
+    h("div", { class: "row" },
+      h("input", { id: "token", ref: field, type: "password", autocomplete: "off", spellcheck: false, required: true }),
+      h("button", { type: "submit" }, "Show the state")),
+    h("p", { class: "soft" }, "It is kept in this tab until the tab is closed, and sent to this server only."));
+}

@@ -1,0 +1,33 @@
+// All of a test framework that pure modules need.
+
+/** @type {{name: string, run: () => void}[]} */
+const cases = [];
+
+/**
+ * @param {string} name
+ * @param {() => void} run
+ */
+export function test(name, run) {
+  cases.push({ name, run });
+}
+
+/**
+ * @param {unknown} is
+ * @param {unknown} wanted
+ */
+export function equal(is, wanted) {
+  const [one, other] = [is, wanted].map((value) => JSON.stringify(value, (_, inner) => (inner === undefined ? "(undefined)" : inner)));
+  if (one !== other) throw new Error(`is ${one}, not ${other}`);
+}
+
+/** What each case came to: empty, or what was wrong. */
+export function outcomes() {
+  return cases.map(({ name, run }) => {
+    try {
+      run();
+      return [name, ""];
+    } catch (error) {
+      return [name, String(error)];
+    }
+  });
+}

@@ -1,0 +1,75 @@
+import { isIll, isOf, leadOf, nextAttemptAt, stateSentence, verdictOf, worstAlerts, worstFirst } from "../dashboard/data/verdict.js";
+import { Failure } from "../dashboard/data/api.js";
+import { opening } from "../dashboard/words/text.js";
+import { equal, test } from "./tiny.js";
+
+const LIVE = { state: "live", failure: null };
+const service = (name, state = "healthy", more = {}) => ({ service_name: name, state, reason: "", health: { next_attempt: null }, last_error: null, ...more });
+const database = (state = "healthy", more = {}) => ({ state, healthy: state === "healthy", error: null, last_error: null, ...more });
+const alert = (type, component, more = {}) => ({ type, component, kind: "k", message: "it fails", phase: "firing", data: {}, ...more });
+
+test("the colour is that of the worst alert, the word that of what works", () => {
+  const { tone, shape, word } = verdictOf(LIVE, "degraded", "critical");
+  equal([tone, shape, word], ["critical", "square", "degraded"]);
+  equal(verdictOf(LIVE, "healthy", null).tone, "ok");
+});
+
+test("a page without a connection does not say how things are", () => {
+  const word = (link) => verdictOf({ ...LIVE, ...link }, "healthy", null).word;
+  equal(word({ state: "lost", failure: new Failure("gone") }), "disconnected");
+  equal(word({ state: "lost", failure: new Failure("not koo", 200) }), "unknown");
+  equal(word({ state: "locked" }), "locked");
+  equal(word({ state: "stale" }), "healthy (stale)");
+  equal(verdictOf(LIVE, null, null).word, "connecting");
+});
+
+test("one sentence says what works and what does not", () => {
+  equal(stateSentence(database(), []), "The database works. No AI service has a key yet.");
+  equal(stateSentence(database(), [service("a"), service("b")]), "The database and both AI services work.");
+  equal(stateSentence(database(), [service("a", "circuit_open"), service("b")]), "a: circuit open. The database and 1 other AI service work.");
+  equal(stateSentence(database("circuit_open"), [service("a")]), "The database is refused: its circuit is open. The AI service works.");
+  equal(stateSentence(database("unhealthy", { error: "x" }), [service("a", "circuit_open")]), "The database does not answer. a: circuit open.");
+});
+
+test("the worst stand first, and equals as they were declared", () => {
+  const names = worstFirst([service("a"), service("b", "degraded"), service("c", "circuit_open"), service("d")]).map((one) => one.service_name);
+  equal(names, ["c", "b", "a", "d"]);
+});
+
+test("of alerts, what refuses calls stands before what only lasts", () => {
+  const list = [alert("warning", "a"), alert("critical", "b", { phase: "pending" }), alert("critical", "c"), alert("critical", "d", { data: { refuses: "all" } })];
+  equal(worstAlerts(list).map((one) => one.component), ["d", "c", "b", "a"]);
+});
+
+test("a card stands open while its part is ill or an alert of its own fires", () => {
+  const alerts = [alert("warning", "ai:a/model"), alert("warning", "ai:b", { phase: "pending" }), alert("info", "ai:c")];
+  equal(["ai:a", "ai:b", "ai:c"].map((one) => isIll(one, true, alerts)), [true, false, false]);
+  equal(isIll("ai:c", false, alerts), true);
+  equal([isOf("ai:a/model", "ai:a"), isOf("ai:ab", "ai:a")], [true, false]);
+});
+
+test("the lead says why, what koo does and what to do", () => {
+  const book = { k: { title: "", refuses: "every call.", begins: "", ends: "", advice: "look at the other side. Then wait.\n\nMore." } };
+  const error = { kind: "timeout", sentence: "no answer in time", at: "2026-11-29T12:00:00Z", status: null };
+  const lead = leadOf([alert("info", "koo"), alert("critical", "ai:a", { data: { next_attempt: "2026-11-29T12:00:30Z" } })],
+    [service("a", "circuit_open", { last_error: error })], database(), book);
+  equal([lead?.cause, lead?.does, lead?.advice, lead?.canCheck],
+    ["it fails. The last error: no answer in time", "Refuses every call", "Look at the other side. Then wait.", true]);
+  equal([lead?.at, lead?.atWords], [Date.parse("2026-11-29T12:00:30Z"), "tests recovery"]);
+  equal(leadOf([alert("info", "koo")], [], database(), book), null);
+});
+
+test("a service is asked again when its breaker or its limit says so", () => {
+  const limits = (more) => ({ requests_per_minute: { remaining: 1 }, requests_per_hour: { remaining: 1 }, requests_per_day: { remaining: 1 }, daily_budget: { limit: null }, ...more });
+  const at = Date.parse("2026-11-29T12:00:30Z"), iso = "2026-11-29T12:00:30Z";
+  equal(nextAttemptAt(service("a", "circuit_open", { health: { next_attempt: iso } })), at);
+  equal(nextAttemptAt(service("a", "rate_limited", { reason: `until ${iso}` })), at);
+  equal(nextAttemptAt(service("a", "rate_limited", { rate_limits: limits({ requests_per_minute: { remaining: 0, resets_at: iso } }) })), at);
+  equal(nextAttemptAt(service("a")), null);
+});
+
+test("advice is cut between two sentences", () => {
+  equal(opening("One. Two is longer. Three.", 18), "One.");
+  equal(opening("One. Two is longer. Three.", 20), "One. Two is longer.");
+  equal(opening("Only one without an end", 3), "Only one without an end");
+});

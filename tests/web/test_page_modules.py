@@ -1,0 +1,92 @@
+"""The page's pure modules, tested where they run: all cases of `tests/page/*.test.js`, opened in Chromium once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import Response
+
+from koo.web import create_app
+from tests.web.browser import chromium, needs_browser, window
+from tests.web.serving import platform, served
+
+pytestmark = [needs_browser, pytest.mark.slow]
+
+FOLDER = Path(__file__).parents[1] / "page"
+MODULES = {path.name: path.read_text() for path in sorted(FOLDER.glob("*.test.js"))}
+NAMES = [name for text in MODULES.values() for name in re.findall(r'^test\("([^"]+)"', text, re.MULTILINE)]
+
+EXAMPLES = json.loads((Path(__file__).parents[1] / "words.json").read_text())
+IN_MS = ("span", "until")
+"""What the page counts in milliseconds, as its clock does."""
+WORDS: list[tuple[str, str]] = [
+    ("plainly('no time', 0)", "no time"),
+    ("String(timeOf('2026-11-23T22:27:19.474790+00:00'))", "1795472839474"),
+    ("String(timeOf(null))", "null"),
+    ("String(timeIn('until 2026-11-23T22:27:19+00:00'))", "1795472839000"),
+    ("rate(0)", "0 /min"),
+    ("rate(12.34)", "12 /s"),
+    ("rate(1.25)", "1.3 /s"),
+    ("rate(0.2)", "12 /min"),
+    ("rate(0.0575)", "3.5 /min"),
+    ("rate(0.001)", "3.6 /h"),
+    ("rate(0.000001)", "0.1 /h"),
+]
+
+
+def call_of(one: dict[str, Any]) -> str:
+    """An example that the terminal shares, as the page's own call."""
+    given = one["given"]
+    numbers = [round(number * 1000) for number in given] if one["rule"] in IN_MS else given
+    return f"{one['rule']}({', '.join(map(json.dumps, numbers))})"
+
+
+WANTED = dict([*((call_of(one), one["reads"]) for one in EXAMPLES), *WORDS])
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str]]:
+    """What each case came to, and what each call of `WANTED` reads."""
+    app = create_app(platform(tmp_path_factory.mktemp("koo")))
+    for name in (*MODULES, "tiny.js"):
+        script = Response((FOLDER / name).read_bytes(), media_type="text/javascript")
+        app.add_api_route(f"/page-tests/{name}", lambda script=script: script)
+    imports = "".join(f"await import('/page-tests/{name}'); " for name in MODULES)
+    calls = ", ".join(f"[{json.dumps(call)}, {call}]" for call in WANTED)
+    names = sorted({call.removeprefix("String(").partition("(")[0] for call in WANTED})
+    words = "{...await import('/dashboard/words/numbers.js'), ...await import('/dashboard/words/times.js')}"
+
+    async def main() -> Any:
+        with chromium() as address:
+            async with served(app) as client, window(address) as page:
+                await page.go(client.url + "/dashboard/")
+                await page.until("document.querySelector('h1') !== null")
+                tests = f"{imports} return (await import('/page-tests/tiny.js')).outcomes();"
+                return (
+                    await page.run(f"(async () => {{ {tests} }})()"),
+                    await page.run(
+                        f"(async () => {{ const {{{', '.join(names)}}} = {words}; return [{calls}]; }})()"
+                    ),
+                )
+
+    outcomes, read = asyncio.run(main())
+    return dict(outcomes), dict(read)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module(ran: tuple[dict[str, str], dict[str, str]], name: str) -> None:
+    assert ran[0][name] == ""
+
+
+def test_each_case_was_run_once(ran: tuple[dict[str, str], dict[str, str]]) -> None:
+    assert sorted(ran[0]) == sorted(NAMES) and len(NAMES) > 20
+
+
+def test_numbers_are_written_as_people_read_them(ran: tuple[dict[str, str], dict[str, str]]) -> None:
+    """As the terminal writes them: `tests/cli/test_words.py` runs the same examples."""
+    assert ran[1] == WANTED
