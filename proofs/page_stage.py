@@ -35,7 +35,7 @@ class Stage:
 
     def __init__(self, world: World, seed: int = 4) -> None:
         self.world = world
-        self.chance = random.Random(seed)  # noqa: S311 - a picture is the same each time
+        self.chance = random.Random(seed)
 
     async def minutes(self, number: float, *, database: bool = True) -> None:
         """Let time pass with traffic: some calls in each five seconds."""

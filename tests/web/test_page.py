@@ -83,7 +83,7 @@ class Tags(HTMLParser):
             self.inside += data
 
     def addresses(self) -> list[str]:
-        names = ("src", "href", "action", "data-api")
+        names = ("src", "href", "action", "data-api", "data-live")
         given = [attributes[name] for _, attributes in self.tags for name in names if name in attributes]
         return [one for one in given if one is not None]
 

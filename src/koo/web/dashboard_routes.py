@@ -89,7 +89,7 @@ def dashboard_router(
 
 
 def _preloads(names: Iterable[str]) -> str:
-    """All modules at once: found one through the other, each step of imports would cost a way to the server and back."""
+    """All modules at once: found one through the other, each step would cost a way to the server and back."""
     modules = (name for name in names if name.endswith(".js") and name != "main.js")
     return "".join(f'<link rel="modulepreload" href="{name}">\n' for name in modules)
 

@@ -3,8 +3,6 @@
 
 const KEY = "koo.token";
 const TIMEOUT_MS = 20_000; // the server itself waits up to five seconds for its database
-/** An older server has neither a stream nor what it saved. */
-const LIVE = document.documentElement.dataset.live;
 const BASE = new URL(`${document.documentElement.dataset.api}/`, document.baseURI);
 
 /** What went wrong, as a sentence. `status` 0: nobody answered. */
@@ -29,7 +27,7 @@ export async function look() {
     // Beside the rest: without them the page is still true.
     ask("GET", "monitoring/database/pool-metrics").catch(() => null),
     ask("GET", "monitoring/fleet").catch(() => null),
-    LIVE ? ask("GET", "monitoring/saved").catch(() => null) : null,
+    null,
   ]);
   if (!dashboard?.summary) throw new Failure("the answer is not koo's; something else may be listening here");
   return { dashboard, pool: pool?.pool_metrics ?? null, fleet, saved };

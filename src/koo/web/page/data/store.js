@@ -105,7 +105,7 @@ export function apply(kind, data) {
     else if (kind === "part") takePart(data.key, data.value);
     else if (kind === "point") takePoint(data);
     else if (kind === "mark") marks.value += 1;
-    else if (kind === "request") requests.value += 1;
+    else if (kind === "request" || kind === "requests") requests.value += 1;
   });
 }
 

@@ -23,7 +23,7 @@ export const GRACE_MS = 6_000;
 export const SILENT_MS = 10_000;
 /** After two streams that failed, the next one is tried so much later. */
 export const STREAM_AGAIN_MS = 60_000;
-const KINDS = ["whole", "part", "mark", "point", "request"];
+const KINDS = ["whole", "part", "mark", "point", "request", "requests"];
 
 /**
  * How long to wait after an answer or after so many failures.
@@ -111,12 +111,15 @@ export class Stream {
         if (this.leads) this.tabs?.postMessage([kind, data]);
       });
     }
-    source.addEventListener("error", () => {
+    const broken = () => {
       this.hangUp();
       this.refused += 1;
       if (this.refused >= 2) this.streamAt = Date.now() + STREAM_AGAIN_MS;
+      this.say({ way: "polling" });
       this.askNow();
-    });
+    };
+    source.addEventListener("error", broken);
+    source.addEventListener("end", broken); // the server ends, or the session does not hold any longer
   }
 
   hangUp() {

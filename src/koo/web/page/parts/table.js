@@ -19,7 +19,7 @@ import { h } from "../vendor/preact.js";
 export function table(label, heads, rows) {
   const all = heads.map((head) => (typeof head === "string" ? { words: head } : head));
   const side = all.map((head) => ("number" in head && head.number ? "number" : undefined));
-  return h("div", { class: "wide-table", tabIndex: 0, role: "region", "aria-label": label },
+  return h("div", { class: "wide-table", tabIndex: 0, role: "region", "aria-label": `${label}: table` },
     h("table", null,
       h("thead", null, h("tr", null, all.map((head, place) => h("th", { scope: "col", class: side[place] }, head.words)))),
       h("tbody", null, rows.map((row) => h("tr", { key: row.key, class: row.tone },

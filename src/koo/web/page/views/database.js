@@ -49,7 +49,7 @@ function holders(pool) {
 function Phases() {
   const phases = pool.value?.response_times.phases;
   if (phases === undefined) return h("p", { class: "soft" }, "Nothing was measured yet.");
-  return table("Where the time of scopes goes", ["", number("P50"), number("P95"), number("Times")], Object.entries(phases).map(([name, one]) => ({
+  return table("Where the time of scopes goes", ["Part", number("p50"), number("p95"), number("Times")], Object.entries(phases).map(([name, one]) => ({
     key: name, cells: [spaced(name), one.count ? latency(one.p50) : "–", one.count ? latency(one.p95) : "–", count(one.count)] })));
 }
 

@@ -107,14 +107,14 @@ const standing = computed(() => {
   const alerts = lasting.value, one = database.value;
   const services = worstFirst(configured.value).map(({ service_name: name, state }) => ({ name, ill: isIll(`ai:${name}`, state === "healthy", alerts) }));
   const ill = one !== null && isIll("database", one.state === "healthy" && one.healthy, alerts);
-  return JSON.stringify({ database: ill, services });
+  return JSON.stringify({ known: one !== null, database: ill, services });
 });
 
 /** @param {{history: import("../data/shapes.js").History | null}} props */
 function Parts({ history }) {
-  /** @type {{database: boolean, services: {name: string, ill: boolean}[]}} */
-  const { database: ill, services } = JSON.parse(standing.value);
-  if (database.peek() === null) return null;
+  /** @type {{known: boolean, database: boolean, services: {name: string, ill: boolean}[]}} */
+  const { known, database: ill, services } = JSON.parse(standing.value);
+  if (!known) return null;
   const sick = services.filter((one) => one.ill), well = services.filter((one) => !one.ill);
   const open = (ill ? 1 : 0) + sick.length;
   return [
