@@ -13,11 +13,29 @@ from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from docs.generate_page_types import is_shape
-from koo.monitoring import alert_shapes, fleet_shapes, history_shapes, notice_shapes, shapes, spend_shapes
+from koo.monitoring import (
+    alert_shapes,
+    fleet_shapes,
+    history_shapes,
+    live_shapes,
+    notice_shapes,
+    shapes,
+    spend_shapes,
+)
+from koo.web import answers
 
 SHAPES: dict[str, Any] = {
     name: shape
-    for module in (alert_shapes, fleet_shapes, history_shapes, notice_shapes, spend_shapes, shapes)
+    for module in (
+        alert_shapes,
+        answers,
+        fleet_shapes,
+        history_shapes,
+        live_shapes,
+        notice_shapes,
+        spend_shapes,
+        shapes,
+    )
     for name, shape in vars(module).items()
 }
 """What the page may read, by name."""

@@ -581,48 +581,47 @@ def test_something_else_on_the_port_is_not_believed(browser: str, tmp_path: Path
 # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_token_opens_the_page_and_stays_in_the_tab(browser: str, tmp_path: Path) -> None:
-    """One that may only look checks and resets nothing, until one that may more is typed."""
+async def log_in(page: Window, token: str) -> None:
+    """By the form, as people do."""
+    await page.until("document.querySelector('#token') !== null")
+    await page.type("#token", token)
+    await page.press("Enter", 13)
+
+
+def test_a_session_opens_the_page_and_a_reading_one_offers_no_act(browser: str, tmp_path: Path) -> None:
+    """The token is typed into the form once, and is then nowhere in the browser where a script could read it."""
 
     async def main() -> None:
         koo = platform(tmp_path, token="write-4711", read_token="read-4711")
-        async with shown(browser, koo) as (page, _):
-            await page.until_text("#sign-in", "asks for a token")
-            assert await page.run("document.title") == "○ Locked · koo"
-            await page.type("#token", "nonsense")
-            await page.press("Enter", 13)
-            await page.until_text("#sign-in-why", "The token is not known")
-            await page.type("#token", "ключ")  # which no header can carry
-            await page.press("Enter", 13)
-            await page.until_text("#sign-in-why", "letters")
-            await page.type("#token", "read-4711")
-            await page.press("Enter", 13)
+        async with shown(browser, koo, "/dashboard/") as (page, client):
+            await log_in(page, "nonsense")
+            await page.until_text(".wrong", "This token is not known")
+            await log_in(page, "read-4711")
             await page.until_text("h1", "Healthy")
-
             await break_database(koo)
             await page.run("location.hash = '#/database'")
             await page.until_text("h1", "circuit open")
-            await page.click("[data-check=database]")
-            await page.until_text(".found", "Not checked: this token may only look")
+            assert await page.run("document.querySelector('[data-check]') === null")
             await page.click(".menu summary")
             await page.click("[data-reset=database]")
-            await page.click("#act-go")
-            assert "Nothing was reset" in await page.until_text("#act-result", "this token may only look")
-            assert koo.database.guard.breaker.phase is OPEN
-            await page.type("#act-token", "write-4711")
-            await page.press("Enter", 13)
-            await page.until_text("#act-result", "Done")
-            assert koo.database.guard.breaker.phase is CLOSED
-
-            places = "[{...localStorage}, document.cookie, location.href, document.documentElement.outerHTML]"
+            said = await page.until_text("#act", "may only look")
+            assert "Calls pass at once" in said and "act-go" not in await page.run("document.body.innerHTML")
+            await page.click("#act-cancel")
+            places = "[{...localStorage}, {...sessionStorage}, document.cookie, location.href, document.body.innerHTML]"
             assert "4711" not in await page.run(f"JSON.stringify({places})")
-            assert await page.run("sessionStorage.getItem('koo.token')") == "write-4711"
             assert [url for url in page.urls if "4711" in url] == []
-            await page.click("#act-go")
-            await page.click("#forget")
-            await page.until_text("#sign-in", "asks for a token")
-            assert await page.run("sessionStorage.length") == 0
-            assert "circuit" not in await page.text("main")
+            await page.click("#log-out")
+            await log_in(page, "write-4711")
+            await page.until_text("h1", "Unhealthy")
+            await page.click(".lead [data-check=database]")
+            await page.until_text(".lead .found", "It answers, in ")
+            # The session ends elsewhere: the page shows nothing more and leads to the form.
+            await page.send("Network.clearBrowserCookies")
+            await page.click(".lead [data-check=database]")
+            await page.until_text("h1", "Log in to see how it is")
+            assert await page.run("document.title") == "○ Locked · koo"
+            assert "Database" not in await page.text("main")
+            assert await page.run("document.querySelector('#locked a').href") == f"{client.url}/koo-login"
 
     asyncio.run(main())
 

@@ -1,7 +1,7 @@
 // @ts-check
-// Talks to the server that this page came from, and to no other. The token lives in this tab's session storage.
+// Talks to the server that this page came from, and to no other. Whose session it is, the browser's cookie says, which no
+// script can read; no token ever comes into the page.
 
-const KEY = "koo.token";
 const TIMEOUT_MS = 20_000; // the server itself waits up to five seconds for its database
 const BASE = new URL(`${document.documentElement.dataset.api}/`, document.baseURI);
 
@@ -22,15 +22,24 @@ export class Failure extends Error {
  * @returns {Promise<import("./store.js").Whole>}
  */
 export async function look() {
-  const [dashboard, pool, fleet, saved] = await Promise.all([
+  const [dashboard, pool, fleet, saved, session] = await Promise.all([
     ask("GET", "monitoring/dashboard"),
     // Beside the rest: without them the page is still true.
     ask("GET", "monitoring/database/pool-metrics").catch(() => null),
     ask("GET", "monitoring/fleet").catch(() => null),
-    null,
+    ask("GET", "monitoring/saved").catch(() => null),
+    ask("GET", "session").catch(() => null),
   ]);
   if (!dashboard?.summary) throw new Failure("the answer is not koo's; something else may be listening here");
-  return { dashboard, pool: pool?.pool_metrics ?? null, fleet, saved };
+  return { dashboard, pool: pool?.pool_metrics ?? null, fleet, saved, session };
+}
+
+/**
+ * End the session; the browser then has no cookie any more.
+ * @param {string} address
+ */
+export async function logOut(address) {
+  await fetch(new URL(address, document.baseURI), { method: "POST", redirect: "manual" }).catch(explain);
 }
 
 /** @typedef {{title: string, refuses: string, begins: string, ends: string, advice: string}} Advice */
@@ -105,19 +114,17 @@ export function signed({ by, reason }) {
 
 /**
  * @param {{by: string, reason: string}} given
- * @param {string} token empty: the one of this tab
  */
-export function resetDatabase(given, token) {
-  return ask("POST", "monitoring/database/reset-circuit-breaker", signed(given), token);
+export function resetDatabase(given) {
+  return ask("POST", "monitoring/database/reset-circuit-breaker", signed(given));
 }
 
 /**
  * @param {string} service
  * @param {{by: string, reason: string}} given
- * @param {string} token empty: the one of this tab
  */
-export function resetService(service, given, token) {
-  return ask("POST", `ai/services/${encodeURIComponent(service)}/reset-errors`, signed(given), token);
+export function resetService(service, given) {
+  return ask("POST", `ai/services/${encodeURIComponent(service)}/reset-errors`, signed(given));
 }
 
 /**
@@ -147,40 +154,36 @@ const WEEK_MS = 7 * 86_400_000;
 /**
  * @param {string} id
  * @param {Given} given `lasts`: seconds; empty: until it ends
- * @param {string} token empty: the one of this tab
  */
-export function acknowledge(id, { by, reason, lasts }, token) {
+export function acknowledge(id, { by, reason, lasts }) {
   const body = { ...(by && { by }), ...(reason && { note: reason }), ...(lasts && { for_s: Number(lasts) }) };
-  return said(ask("POST", `monitoring/alerts/${encodeURIComponent(id)}/acknowledge`, body, token));
+  return said(ask("POST", `monitoring/alerts/${encodeURIComponent(id)}/acknowledge`, body));
 }
 
 /**
  * @param {string} id
  * @param {Given} given
- * @param {string} token
  */
-export function unacknowledge(id, given, token) {
-  return said(ask("POST", `monitoring/alerts/${encodeURIComponent(id)}/unacknowledge`, signed(given), token));
+export function unacknowledge(id, given) {
+  return said(ask("POST", `monitoring/alerts/${encodeURIComponent(id)}/unacknowledge`, signed(given)));
 }
 
 /**
  * @param {string} kind
  * @param {string} component
  * @param {Given} given `lasts`: seconds
- * @param {string} token
  */
-export function silence(kind, component, given, token) {
+export function silence(kind, component, given) {
   const body = { kind, component, for_s: Number(given.lasts), ...signed(given) };
-  return said(ask("POST", "monitoring/alerts/silences", body, token));
+  return said(ask("POST", "monitoring/alerts/silences", body));
 }
 
 /**
  * @param {string} id
  * @param {Given} given
- * @param {string} token
  */
-export function endSilence(id, given, token) {
-  return said(ask("DELETE", `monitoring/alerts/silences/${encodeURIComponent(id)}`, signed(given), token));
+export function endSilence(id, given) {
+  return said(ask("DELETE", `monitoring/alerts/silences/${encodeURIComponent(id)}`, signed(given)));
 }
 
 /** @param {Promise<{message: string}>} answer */
@@ -215,15 +218,11 @@ export async function history() {
  * @param {string} method
  * @param {string} path
  * @param {object} [body]
- * @param {string} [token]
  * @returns {Promise<any>}
  */
-async function ask(method, path, body, token = "") {
+async function ask(method, path, body) {
   /** @type {Record<string, string>} */
   const headers = { Accept: "application/json" };
-  const bearer = token || readToken();
-  if (/[^\x21-\x7e]/.test(bearer)) throw new Failure("a token has plain letters, digits and signs only", 401);
-  if (bearer) headers.Authorization = `Bearer ${bearer}`;
   if (body) headers["Content-Type"] = "application/json";
   const request = { method, headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT_MS) };
   const answer = await fetch(new URL(path, BASE), { ...request, cache: "no-store" }).catch(explain);
@@ -240,26 +239,4 @@ async function ask(method, path, body, token = "") {
 function explain(error) {
   const late = error instanceof DOMException && error.name === "TimeoutError";
   throw new Failure(late ? `no answer within ${TIMEOUT_MS / 1000} s` : "the server cannot be reached");
-}
-
-// A browser that blocks storage still shows the page; the token is then known until the page is left.
-let held = "";
-
-export function readToken() {
-  try {
-    return sessionStorage.getItem(KEY) ?? held;
-  } catch {
-    return held;
-  }
-}
-
-/** @param {string} token empty: forget it */
-export function keepToken(token) {
-  held = token;
-  try {
-    if (token) sessionStorage.setItem(KEY, token);
-    else sessionStorage.removeItem(KEY);
-  } catch {
-    // see above
-  }
 }

@@ -312,6 +312,19 @@
  * @typedef {{
  *   requests: BookedCall[], amount: string, next_cursor: string | null, timestamp: string,
  * }} BookedCalls
+ *
+ * @typedef {{
+ *   refused: number, repeated: number, fallen_back: number, over_budget: number, not_spent: string,
+ * }} SavedOf
+ *
+ * @typedef {{
+ *   refused: number, repeated: number, fallen_back: number, over_budget: number, not_spent: string, since: string,
+ *   scope: "this process" | "all processes", components: Record<string, SavedOf>, timestamp: string,
+ * }} Saved
+ *
+ * @typedef {{
+ *   role: "write" | "read", who: string, expires_at: string | null, login: boolean, timestamp: string,
+ * }} SessionView
  */
 
 export {};

@@ -12,9 +12,10 @@ import { timeOf } from "../words/times.js";
  * @typedef {import("./shapes.js").Budget} Budget
  * @typedef {{
  *   dashboard: Dashboard, pool: import("./shapes.js").DatabaseMetrics | null,
- *   fleet: import("./shapes.js").FleetStatus | null, saved: Saved | null,
+ *   fleet: import("./shapes.js").FleetStatus | null, saved: Saved | null, session: SessionView | null,
  * }} Whole
- * @typedef {Record<string, any>} Saved
+ * @typedef {import("./shapes.js").Saved} Saved
+ * @typedef {import("./shapes.js").SessionView} SessionView
  * @typedef {{at: string, step_s: number, series: Record<string, Record<string, any>>}} Point
  *
  * connecting: nothing came yet; live; stale: the next news is late; lost: the last attempt failed; locked: a token is
@@ -34,6 +35,8 @@ export const alerts = signal(/** @type {Alert[]} */ ([]));
 export const budgets = signal(/** @type {Budget[]} */ ([]));
 export const fleet = signal(/** @type {import("./shapes.js").FleetStatus | null} */ (null));
 export const saved = signal(/** @type {Saved | null} */ (null));
+/** Who looks, and what they may do. */
+export const session = signal(/** @type {SessionView | null} */ (null));
 /** Names of all services, in the order in which they were declared. */
 export const names = signal(/** @type {string[]} */ ([]));
 /** Samples that the stream brought, the oldest first: what goes on where an asked-for history ends. */
@@ -73,6 +76,8 @@ export const severity = computed(() => {
   const kinds = lasting.value.filter((one) => one.phase !== "pending").map((one) => one.type);
   return kinds.includes("critical") ? "critical" : kinds.includes("warning") ? "warning" : null;
 });
+/** Acts are described but not offered: the server would refuse them. */
+export const mayOnlyLook = computed(() => session.value?.role === "read");
 /** Something to show has come. */
 export const known = computed(() => health.value !== null);
 
@@ -109,8 +114,9 @@ export function apply(kind, data) {
   });
 }
 
-/** @param {{at: string, parts: Record<string, any>}} whole */
-function takeWhole({ at, parts }) {
+/** @param {{at: string, session: SessionView | null, parts: Record<string, any>}} whole */
+function takeWhole({ at, session: who, parts }) {
+  put(session, who ?? null);
   for (const name of names.value) if (!(SERVICE + name in parts)) takePart(SERVICE + name, null);
   for (const [key, value] of Object.entries(parts)) takePart(key, value);
   syncClock(at);
@@ -158,10 +164,10 @@ export function syncClock(iso) {
  * What was asked for, as the stream would have sent it.
  * @param {Whole} whole
  */
-export function wholeOf({ dashboard, pool, fleet, saved }) {
+export function wholeOf({ dashboard, pool, fleet, saved, session }) {
   const { summary, database, ai_services: ai, alerts, timestamp } = dashboard;
   const services = Object.entries(ai.services).map(([name, one]) => [SERVICE + name, one]);
-  return { at: timestamp, parts: { status: summary, budgets: ai.budgets, database, pool, alerts, fleet, saved, ...Object.fromEntries(services) } };
+  return { at: timestamp, session, parts: { status: summary, budgets: ai.budgets, database, pool, alerts, fleet, saved, ...Object.fromEntries(services) } };
 }
 
 /** Everything that is known, to tell another tab. */
@@ -170,6 +176,7 @@ export function whole() {
   const services = names.value.map((name) => [SERVICE + name, service(name).value]);
   return {
     at: new Date(serverNow()).toISOString(),
+    session: session.value,
     parts: { status, budgets: budgets.value, database: database.value, pool: pool.value, alerts: alerts.value, fleet: fleet.value, saved: saved.value,
       ...Object.fromEntries(services) },
   };
@@ -186,11 +193,11 @@ export function tick() {
 /** Show nothing of what was seen. */
 export function forget() {
   batch(() => {
-    health.value = database.value = pool.value = fleet.value = saved.value = null;
+    health.value = database.value = pool.value = fleet.value = saved.value = session.value = null;
     alerts.value = [];
     budgets.value = [];
     names.value = [];
     points.value = [];
-    for (const to of [database, pool, fleet, saved, alerts, budgets, names, ...services.values()]) texts.delete(to);
+    for (const to of [database, pool, fleet, saved, session, alerts, budgets, names, ...services.values()]) texts.delete(to);
   });
 }

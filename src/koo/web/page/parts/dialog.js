@@ -14,7 +14,7 @@ import { shape } from "./badge.js";
  * @typedef {{
  *   title: string, go: string, going: string, fails: string, unsure: string,
  *   Effect: (props: {done: boolean}) => Children,
- *   send: (given: Given, token: string) => Promise<string>,
+ *   send: (given: Given) => Promise<string>,
  *   lasts?: [string, string][], needs?: ("by" | "reason")[], logged: string,
  * }} Act
  * @typedef {{by: string, reason: string, lasts: string}} Given
@@ -25,40 +25,30 @@ import { shape } from "./badge.js";
 let typedName = "";
 
 /**
- * `onEnd`: it is closed. `onDone`: something was tried. `wantsToken`: whether a failure may be mended by another token.
- * @param {{
- *   act: Act, onEnd: () => void, onDone: () => void,
- *   wantsToken: (error: unknown) => boolean, keepToken: (token: string) => void,
- * }} props
+ * `onEnd`: it is closed. `onDone`: something was tried. `whyNot`: why it is described and not offered; empty: it is.
+ * @param {{act: Act, onEnd: () => void, onDone: () => void, whyNot: string}} props
  */
-export function ActDialog({ act, onEnd, onDone, wantsToken, keepToken }) {
+export function ActDialog({ act, onEnd, onDone, whyNot }) {
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
   const go = useRef(/** @type {HTMLButtonElement | null} */ (null));
-  const token = useRef(/** @type {HTMLInputElement | null} */ (null));
   const [phase, setPhase] = useState(/** @type {"asked" | "busy" | "done"} */ ("asked"));
   const [said, setSaid] = useState(/** @type {Said | null} */ (null));
-  const [asksToken, setAsksToken] = useState(false);
   const given = useRef({ by: typedName, reason: "", lasts: act.lasts?.[0][0] ?? "" });
   const done = phase === "done";
   useLayoutEffect(() => dialog.current?.showModal(), []);
   useEffect(() => (done ? go.current?.focus() : undefined), [done]); // the field where it was is gone
-  useEffect(() => (asksToken ? token.current?.focus() : undefined), [asksToken]);
 
   const perform = async () => {
     if (phase === "busy") return;
     setPhase("busy");
     const one = { ...given.current, by: given.current.by.trim(), reason: given.current.reason.trim() };
-    const bearer = token.current?.value.trim() ?? "";
     typedName = one.by;
     try {
-      const words = await act.send(one, bearer);
-      if (bearer) keepToken(bearer);
+      const words = await act.send(one);
       setSaid({ look: verdictLook("healthy"), words: `Done: ${words}.` });
-      setAsksToken(false);
       setPhase("done");
     } catch (error) {
       setSaid(failed(act, error));
-      setAsksToken(wantsToken(error));
       setPhase("asked");
     }
     onDone();
@@ -73,16 +63,14 @@ export function ActDialog({ act, onEnd, onDone, wantsToken, keepToken }) {
     h("form", { id: "act-form", onSubmit: submit },
       h("h2", { id: "act-title" }, act.title),
       h("div", { id: "act-effect" }, h(act.Effect, { done })),
-      done ? null : fields(act, given.current),
-      asksToken ? h("div", null,
-        h("label", { for: "act-token" }, "Token that may change something ", h("span", { class: "soft" }, "KOO_TOKEN")),
-        h("input", { id: "act-token", ref: token, type: "password", autocomplete: "off", spellcheck: false })) : null,
+      done || whyNot ? null : fields(act, given.current),
+      whyNot ? h("p", { class: "why" }, whyNot) : null,
       h("div", { id: "act-result", role: "status", "aria-live": "polite" },
         said && h("p", { class: `result ${said.look.tone}` }, shape(said.look), h("span", null, said.words))),
       h("div", { class: "row end" },
-        done ? null : h("button", { type: "button", id: "act-cancel", class: "quiet", onClick: () => dialog.current?.close() }, "Cancel"),
+        done ? null : h("button", { type: "button", id: "act-cancel", class: "quiet", onClick: () => dialog.current?.close() }, whyNot ? "Close" : "Cancel"),
         // `disabled` would lose the focus.
-        h("button", { type: "submit", id: "act-go", ref: go, "aria-disabled": String(phase === "busy") },
+        whyNot ? null : h("button", { type: "submit", id: "act-go", ref: go, "aria-disabled": String(phase === "busy") },
           done ? "Close" : phase === "busy" ? act.going : act.go))));
 }
 

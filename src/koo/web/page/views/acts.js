@@ -4,8 +4,8 @@
 // A reset lets calls run into an outage again; a check finds out whether it is over. So the check stands first on a sick
 // card, and the reset is in the card's menu.
 
-import { checkDatabase, checkService, Failure, keepToken, readToken, resetDatabase, resetService } from "../data/api.js";
-import { database, service } from "../data/store.js";
+import { checkDatabase, checkService, resetDatabase, resetService } from "../data/api.js";
+import { database, mayOnlyLook, service } from "../data/store.js";
 import { databaseReason } from "../data/verdict.js";
 import { shape } from "../parts/badge.js";
 import { badge } from "../parts/badge.js";
@@ -27,14 +27,12 @@ export const open = signal(/** @type {Act | null} */ (null));
 /** Set at the start: asks the server for news at once. */
 export const asking = { now: () => {} };
 
+const ONLY_LOOK = "Your session may only look: log in with KOO_TOKEN to do this.";
+
 export function OpenAct() {
   const act = open.value;
-  return act && h(ActDialog, { act, key: act.title, onEnd: () => (open.value = null), onDone: asking.now, wantsToken, keepToken });
-}
-
-/** @param {unknown} error */
-function wantsToken(error) {
-  return error instanceof Failure && (error.status === 401 || (error.status === 403 && readToken() !== ""));
+  const whyNot = mayOnlyLook.value ? ONLY_LOOK : "";
+  return act && h(ActDialog, { act, key: act.title, onEnd: () => (open.value = null), onDone: asking.now, whyNot });
 }
 
 // ── checks ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -67,6 +65,7 @@ async function found(component) {
  * @param {{component: string, ill: boolean}} props
  */
 export function CheckNow({ component, ill }) {
+  if (mayOnlyLook.value) return null;
   const outcome = outcomes.value[component];
   const whose = component === "database" ? "the database" : component.replace(/^ai:/, "");
   return h("div", { class: "check" },
@@ -96,7 +95,7 @@ const RESET = { go: "Reset", going: "Resetting…", fails: "Nothing was reset", 
 /** @returns {Act} */
 function resetOfDatabase() {
   return { ...RESET, title: "Reset the database's circuit breaker?", Effect: DatabaseEffect,
-    send: (given, token) => resetDatabase(given, token).then(told) };
+    send: (given) => resetDatabase(given).then(told) };
 }
 
 /**
@@ -105,7 +104,7 @@ function resetOfDatabase() {
  */
 function resetOfService(name) {
   return { ...RESET, title: `Reset ${name}?`, Effect: ({ done }) => h(ServiceEffect, { name, done }),
-    send: (given, token) => resetService(name, given, token).then(told) };
+    send: (given) => resetService(name, given).then(told) };
 }
 
 /** @param {{message: string, new_state?: string}} answer */

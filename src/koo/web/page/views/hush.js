@@ -38,11 +38,11 @@ function hushOf(name, alert) {
   const common = { ...COMMON, Effect: effectOf(EFFECTS[name], alert) };
   switch (name) {
     case "acknowledge": return { ...common, title: `Acknowledge the alert of ${whose}?`, go: "Acknowledge", going: "Acknowledging…",
-      needs: ["by"], lasts: [["", "until it ends"], ...LASTS], send: (given, token) => acknowledge(alert.id, given, token) };
+      needs: ["by"], lasts: [["", "until it ends"], ...LASTS], send: (given) => acknowledge(alert.id, given) };
     case "silence": return { ...common, title: `Silence ${spaced(alert.kind)} of ${whose}?`, go: "Silence", going: "Silencing…",
-      needs: ["by", "reason"], lasts: LASTS, send: (given, token) => silence(alert.kind, alert.component, given, token) };
+      needs: ["by", "reason"], lasts: LASTS, send: (given) => silence(alert.kind, alert.component, given) };
     default: return { ...common, title: "Take the acknowledgement back?", go: "Take back", going: "Taking back…",
-      send: (given, token) => unacknowledge(alert.id, given, token) };
+      send: (given) => unacknowledge(alert.id, given) };
   }
 }
 
@@ -53,7 +53,7 @@ function hushOf(name, alert) {
  */
 function endOf(id) {
   return { ...COMMON, title: "End the silence?", go: "End it", going: "Ending…",
-    Effect: effectOf(["What fires now and was not notified, is."], null), send: (given, token) => endSilence(id, given, token) };
+    Effect: effectOf(["What fires now and was not notified, is."], null), send: (given) => endSilence(id, given) };
 }
 
 /**

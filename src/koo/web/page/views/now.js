@@ -68,13 +68,13 @@ const failure = () => capital(link.value.failure?.message ?? "no answer").replac
 function Saved() {
   const one = saved.value;
   if (one === null) return null;
-  const { refused = 0, repeated = 0, fallen_back: back = 0, not_spent: kept } = one;
+  const { refused, repeated, fallen_back: back, not_spent: kept } = one;
   return h("div", { class: "saved" }, h("h2", null, "Saved today"),
     h("dl", null,
-      figureOf("refused", count(refused), "calls that would have run into an outage or over a limit"),
-      figureOf("repeated", count(repeated), "calls that failed at first and were repeated"),
-      figureOf("fell back", count(back), "queries that another service answered"),
-      figureOf("not spent", kept === undefined || kept === null ? "–" : usd(String(kept)), "what the refused calls would have cost at most")));
+      figureOf("refused", count(refused), "calls that an open breaker refused at once: each would have met a side that was known to fail"),
+      figureOf("repeated", count(repeated), "calls that succeeded, but not with their first attempt"),
+      figureOf("fell back", count(back), "answers of another service than the one that was asked first"),
+      figureOf("not spent", usd(kept), "what calls that a budget refused would have cost at most")));
 }
 
 /**

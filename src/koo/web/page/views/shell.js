@@ -1,12 +1,11 @@
 // @ts-check
-// What stands around every view: whose page it is, where one can go, how old the numbers are, and the form for a token.
+// What stands around every view: whose page it is, where one can go, and how old the numbers are.
 
-import { keepToken, readToken } from "../data/api.js";
-import { known, lasting, link, serverNow } from "../data/store.js";
-import { useEffect, useRef, useState } from "../vendor/hooks.js";
+import { logOut } from "../data/api.js";
+import { known, lasting, link, mayOnlyLook, serverNow, session } from "../data/store.js";
+import { useEffect, useState } from "../vendor/hooks.js";
 import { Component, h } from "../vendor/preact.js";
 import { computed } from "../vendor/signals.js";
-import { capital } from "../words/text.js";
 import { OpenAct } from "./acts.js";
 import { DatabaseView } from "./database.js";
 import { FleetView } from "./fleet.js";
@@ -28,9 +27,12 @@ const linkState = computed(() => link.value.state);
 
 /**
  * `application`: in whose application koo is mounted; empty: in none, or it has no name.
- * @param {{application: string, environment: string, docs: string, stream: import("../data/stream.js").Stream}} props
+ * @param {{
+ *   application: string, environment: string, docs: string, login: string, logout: string,
+ *   stream: import("../data/stream.js").Stream,
+ * }} props
  */
-export function Shell({ application, environment, docs, stream }) {
+export function Shell({ application, environment, docs, login, logout, stream }) {
   const { view, name } = route.value, state = linkState.value;
   return [
     h("a", { class: "skip", href: "#content", onClick: skip }, "Skip to the details"),
@@ -39,10 +41,10 @@ export function Shell({ application, environment, docs, stream }) {
         environment ? h("span", { class: "environment" }, environment) : null,
         h("span", { class: "soft" }, application ? `koo · ${location.host}` : location.host)),
       h(Places, { view }), h(Age, null),
-      state !== "locked" && readToken() ? h("button", { type: "button", id: "forget", class: "quiet", onClick: () => (keepToken(""), stream.forget()) }, "Forget the token") : null),
+      h(LogOut, { login, logout })),
     state === "lost" ? h(Lost, { stream }) : null,
     h("main", { id: "content", tabIndex: -1 },
-      state === "locked" ? h(SignIn, { stream }) : h(Whole, { key: `${view} ${name}` }, known.value ? h(VIEWS[view], { name }) : h(Now, null))),
+      state === "locked" ? h(Locked, { login }) : h(Whole, { key: `${view} ${name}` }, known.value ? h(VIEWS[view], { name }) : h(Now, null))),
     h("footer", { class: "soft small" }, h("p", null, "Times are your browser's; days and budgets end at midnight UTC. ", h("a", { href: docs }, "The API"))),
     h(OpenAct, null),
   ];
@@ -108,29 +110,16 @@ function Due({ at }) {
   return s > 0 ? `in ${s} s` : "now";
 }
 
-/** @param {{stream: import("../data/stream.js").Stream}} props */
-function SignIn({ stream }) {
-  const field = useRef(/** @type {HTMLInputElement | null} */ (null));
-  const [why, setWhy] = useState("");
-  const { failure } = link.value;
-  useEffect(() => {
-    if (readToken()) setWhy(`${capital(failure?.message ?? "")}.`);
-    keepToken("");
-    field.current?.focus();
-    field.current?.select();
-  }, [failure]);
-  /** @param {Event} event */
-  const submit = (event) => {
-    event.preventDefault();
-    keepToken(field.current?.value.trim() ?? "");
-    stream.askNow();
-  };
-  return h("form", { id: "sign-in", class: "panel", autocomplete: "off", onSubmit: submit },
-    h("h1", null, "This server asks for a token"),
-    h("p", { id: "sign-in-why" }, why),
-    h("label", { for: "token" }, "Token ", h("span", { class: "soft" }, "KOO_TOKEN, or KOO_READ_TOKEN to look only")),
-    h("div", { class: "row" },
-      h("input", { id: "token", ref: field, type: "password", autocomplete: "off", spellcheck: false, required: true }),
-      h("button", { type: "submit" }, "Show the state")),
-    h("p", { class: "soft" }, "It is kept in this tab until the tab is closed, and sent to this server only."));
+/** The session has ended, or was never there: the form is a page of its own. @param {{login: string}} props */
+function Locked({ login }) {
+  return h("section", { id: "locked", class: "panel" }, h("h1", null, "Log in to see how it is"),
+    h("p", null, "The server shows its state to those who have a session. ", h("a", { class: "button", href: login }, "Log in")));
+}
+
+/** @param {{login: string, logout: string}} props */
+function LogOut({ login, logout }) {
+  if (!session.value?.expires_at) return null;
+  const end = () => logOut(logout).finally(() => location.assign(login));
+  return h("button", { type: "button", id: "log-out", class: "quiet", onClick: end,
+    title: mayOnlyLook.value ? "This session may only look" : undefined }, "Log out");
 }
