@@ -307,17 +307,21 @@ def test_the_policy_lets_the_page_do_what_it_needs_and_no_more() -> None:
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
 
 
-def test_the_page_opens_without_a_token_and_what_it_asks_for_does_not(tmp_path: Path) -> None:
+def test_its_files_need_no_token_and_what_they_ask_for_does(tmp_path: Path) -> None:
+    """The page itself leads to the form; with a token, as a script has it, it is answered."""
+
     async def main() -> None:
         app = create_app(platform(tmp_path, token="write-4711", read_token="read-4711"))
         async with served(app) as client:
-            for path in ("/dashboard", "/dashboard/", *(f"/dashboard/{name}" for name in ASSETS)):
+            assert (await client.get("/dashboard/")).headers["Location"] == "../koo-login"
+            for path in ("/dashboard", *(f"/dashboard/{name}" for name in ASSETS)):
                 assert (await client.get(path)).status in (200, 307), path
                 assert (await client.post(path)).status == 405, path
             assert (await client.get("/dashboard/x")).status == 404
             assert (await client.get("/api/v1/monitoring/dashboard")).status == 401
             token = {"Authorization": "Bearer read-4711"}
-            assert (await client.get("/api/v1/monitoring/dashboard", headers=token)).status == 200
+            for path in ("/dashboard/", "/api/v1/monitoring/dashboard"):
+                assert (await client.get(path, headers=token)).status == 200
 
     asyncio.run(main())
 
