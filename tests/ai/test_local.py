@@ -571,7 +571,7 @@ def test_a_prompt_that_fills_the_context_is_too_long_and_one_token_less_is_not()
         # " a" is one token: each further word is one more.
         error = await error_of(provider, ask("a" + " a" * (256 - one)))
         assert error.kind is Kind.CONTEXT_LENGTH
-        assert "has 256 tokens, and the model reads 256, its answer included" in str(error)
+        assert "has 256 tokens, but the model reads 256, its answer included" in str(error)
         completion = await provider.complete(ask("a" + " a" * (255 - one)))
         assert (completion.usage.output_tokens, completion.stop_reason) == (1, "length")
         server_of(provider).stop()

@@ -1,7 +1,8 @@
-"""What a database's error means when an operation of the user's own raised it, on an engine or connection of his own.
+"""What a database's error means when an application's own operation raised it, on its own engine or connection.
 
-By the same table as for koo's database: a duplicate key is the caller's, a lost connection a failure. SQLAlchemy is not
-imported for it: an error of SQLAlchemy can only come where it has been. A driver's own error is known by its code.
+By the same table as for koo's database: a duplicate key is the caller's mistake, a lost connection a failure.
+SQLAlchemy is not imported for it: its errors occur only where it is loaded already. A driver's own error is known by
+its code.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from koo.sqlstates import (
 
 
 def classify_database(error: Exception) -> Fault | None:
-    """What it means, or None for what no database raised. The error itself passes unchanged."""
+    """What it means, or None if no database raised it. The error itself passes unchanged."""
     meaning = _of_sqlalchemy(error) or _of_driver(error)
     # The operation may have done paid work elsewhere before its statement failed.
     return None if meaning is None else replace(meaning.fault(), billed=True)
@@ -50,12 +51,12 @@ def _of_sqlalchemy(error: Exception) -> Meaning | None:
 
 
 def _refused(original: BaseException) -> Meaning | None:
-    """A connect that a server refused, or a pooler, which has one code for all that it says."""
+    """A connect refused by a server, or by a pooler, which has one code for all of its refusals."""
     return of_pooler(original) or at_connect(original) or by_code(original)
 
 
 def _of_driver(error: Exception) -> Meaning | None:
-    """By its code, where the table has it: MySQL's drivers know but few of the standard's."""
+    """By its code, if the table has it: MySQL's drivers know only a few of the standard's."""
     if is_last_word(error):
         return _refused(error)
     state = sqlstate_of(error)

@@ -1,7 +1,7 @@
-"""Errors of agent and structured-output libraries that are about an answer, or about a limit of the application's own.
+"""Errors of agent and structured-output libraries about an answer, or about a limit of the application's own.
 
-Most of their errors are raised from an SDK's, and mean what that means. These are not, and without a word here five
-answers that cannot be parsed would open the circuit of a healthy service.
+Most of their errors are raised from an SDK's, and mean what that means. These are not, and without special treatment
+five answers that cannot be parsed would open the circuit of a healthy service.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def classify_framework(names: dict[str, set[str]], service: str) -> Found:
 
 
 def cut_short(service: str) -> ExternalServiceError:
-    """The answer was given and is paid, but a larger limit is the caller's to set."""
+    """The answer was given and is paid for, but a larger limit is the caller's to set."""
     return make_error(service, Kind.INVALID_REQUEST, CUT_SHORT, billable=True)
 
 
 def ends_early(error: Exception) -> bool:
-    """Whether a parser says that the text was over before its JSON was: json's, pydantic's, msgspec's.
+    """Whether a parser reports that the text ended before its JSON did: json's, pydantic's, msgspec's.
 
-    An empty one too: a model that thinks may have used all its tokens for that.
+    An empty text too: a model that thinks may have used all its tokens for that.
     """
     if type(error).__name__ == "JSONDecodeError":
         doc, pos = getattr(error, "doc", ""), getattr(error, "pos", 0)

@@ -1,6 +1,6 @@
 """What the exceptions of HTTP libraries mean: httpx, httpx2, aiohttp, requests, urllib3, urllib, http.client, botocore.
 
-They all tell the same three things apart: an answer with a status, nothing of the request left, and everything else,
+They all distinguish the same three cases: an answer with a status, nothing of the request left, and everything else,
 which may have been billed. Several are `OSError`s too, and would otherwise be taken for a lost connection.
 """
 
@@ -31,7 +31,7 @@ REQUESTS_MISTAKES = frozenset({
     "InvalidJSONError", "MissingSchema", "InvalidSchema", "InvalidURL", "InvalidHeader", "URLRequired",
     "UnrewindableBodyError", "StreamConsumedError",
 })  # fmt: skip
-"""The caller's, like the `ValueError`s that most of them are; an answer that is not JSON is among them, and paid."""
+"""The caller's mistakes, like the `ValueError`s that most of them are; an answer that is not JSON too, and paid."""
 BOTOCORE_MISTAKES = frozenset({
     "ParamValidationError", "ValidationError", "NoCredentialsError", "PartialCredentialsError", "NoRegionError",
     "UnknownServiceError", "ProfileNotFound", "ConfigNotFound", "DataNotFoundError",
@@ -75,7 +75,7 @@ def judge_requests(error: Exception, names: set[str], service: str) -> Found:
     if names & {"ChunkedEncodingError", "ContentDecodingError"}:
         return _unreadable(service, "the answer broke off")
     if "TooManyRedirects" in names:
-        return _unreadable(service, "it redirects without end")
+        return _unreadable(service, "too many redirects")
     if names & {"ConnectTimeout", "ProxyError"}:
         return _unsent(service)
     inner = _innermost(error)

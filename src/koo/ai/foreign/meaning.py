@@ -1,24 +1,24 @@
-"""What an error of an operation means: its own word first, then what it was raised from.
+"""What an operation's error means: its own words first, then its causes.
 
-Libraries put an SDK's error into one of their own (`raise AgentError() from error`), task groups put several into one.
-Asked in this order, the first that knows decides:
+Libraries wrap an SDK's error in their own (`raise AgentError() from error`), task groups put several into one. Asked in
+this order, the first that knows decides:
 
 1. koo's own errors; groups, see below; the tables of SDKs, HTTP libraries and databases
 2. the causes, where the other side speaks in them: what it was raised `from`, or holds in its arguments
 3. the HTTP status that it carries
 4. its class: `OSError`, `TimeoutError`, `ValueError` and their like
-5. the context, where it has no cause: `except RateLimitError: raise AgentError()`. Only the other side's word counts
-   there: a `KeyError` that was being handled was most likely a look into a cache
+5. the context, if it has no cause: `except RateLimitError: raise AgentError()`. Only the words of the other side count:
+   a `KeyError` that was being handled was most likely a look into a cache
 6. the class of a cause
 
 What the other side said becomes an `ExternalServiceError`, to be raised `from` the original. The caller's own classes
-keep the promise to leave unchanged, also where they were raised from such an error; what follows is then the cause's.
+keep the promise to propagate unchanged, even if they were raised from such an error; what follows is then the cause's.
 
-A group means the worst for us that is in it: a refused key before a pause, the longest pause first, a pause before a
-failure, a failure before a mistake. If all are of one kind, so is the group; else it leaves unchanged. What ran beside
-the failed parts is unknown, so a group has been paid for, and is not repeated unless a repeat does no harm.
+A group means the worst for us that it contains: a refused key before a pause, the longest pause first, a pause before a
+failure, a failure before a mistake. If all are of one kind, so is the group; otherwise it propagates unchanged. What
+ran beside the failed parts is unknown, so a group counts as paid for, and is not repeated unless a repeat does no harm.
 
-Nothing is looked at twice, and no more than sixteen errors are, so neither cycles nor depth can hold a call.
+No error is looked at twice, and no more than sixteen are, so neither cycles nor depth can hold up a call.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from koo.policies.verdict import FAILURE, THROTTLED, Fault
 from koo.shortages import shortage_in
 
 LOOKED_AT_MAX = 16
-"""Errors that are looked at for one call: the depth of causes and the width of groups that occur, and some more."""
+"""Errors examined for one call: the depth of causes and the width of groups that occur, and some more."""
 
 
 class Meaning(NamedTuple):
@@ -54,7 +54,7 @@ NOTHING = Meaning(ELSE, spoken=False)
 
 
 def meaning_of(error: Exception, service: str = "") -> Fault:
-    """What `error` means for the service of that name. Total: an odd error is a failure like any other unknown one."""
+    """What `error` means for the service of that name. Never raises: an odd error is a failure like any unknown one."""
     walk = _Walk(service)
     fault = walk.look(error).fault
     if walk.ends_early and fault.error is None and ENDS_EARLY not in getattr(error, "__notes__", ()):
@@ -73,7 +73,7 @@ class _Walk:
         self._seen: set[int] = set()
 
     def look(self, error: Exception) -> Meaning:
-        """Never raises: whatever an error's own code does, it is then unknown, and what wraps it is read on."""
+        """Never raises: if an error's own code fails, the error is unknown, and what wraps it is examined instead."""
         if id(error) in self._seen or len(self._seen) >= LOOKED_AT_MAX:
             return NOTHING
         self._seen.add(id(error))
@@ -99,7 +99,7 @@ class _Walk:
         return self._by_itself(error) or self._by_context(error) or _by_answer(error) or cause
 
     def _short(self, error: Exception, by_table: Fault) -> Fault | None:
-        """A library's word for a connection that could not be made, where it is this process that lacks something."""
+        """A library's error for a connection that could not be made, if this process is what lacks something."""
         short = shortage_in(error)
         if short is None:
             return None
@@ -136,7 +136,7 @@ class _Walk:
         return Meaning(_unchanged(found.fault), spoken=True) if _leaves_unchanged(error) else found
 
     def _with_what_was_before(self, error: Exception, fault: Fault) -> Fault:
-        """A refusal is free, but not what broke off before: LiteLLM makes a status of that, others try once more."""
+        """A refusal is free, but not what broke off before: LiteLLM turns that into a status, others try once more."""
         if fault.billed:
             return fault
         before = self._cause_of(error)
@@ -175,12 +175,12 @@ def _how_bad(fault: Fault) -> tuple[bool, bool, bool, float]:
 
 
 def _in_part(fault: Fault) -> Fault:
-    """Something else of the same call may have been done, and paid for."""
+    """Something else in the same call may have been done, and paid for."""
     return replace(fault, anew=False, billed=True, in_part=True)
 
 
 def _tried_before(error: Exception) -> bool:
-    """instructor's and tenacity's errors count their tries: an earlier one may have been answered, and thrown away."""
+    """instructor's and tenacity's errors count their attempts: an earlier one may have been answered, and discarded."""
     tries = peek(error, "n_attempts") or peek(error, "last_attempt", "attempt_number")
     return type(tries) is int and tries > 1
 

@@ -1,4 +1,4 @@
-"""Looking at an error or a client of unknown make: nothing that it does may make the look itself fail."""
+"""Looking at an error or a client of unknown origin: nothing that it does may make the look itself fail."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def peek(thing: object, *path: str) -> object:
-    """The attribute at the end of `path`, or None where there is none or reading it raises."""
+    """The attribute at the end of `path`, or None if it is missing or reading it raises."""
     for name in path:
         try:
             thing = getattr(thing, name, None)
@@ -18,7 +18,7 @@ def peek(thing: object, *path: str) -> object:
 
 
 def field_of(thing: object, name: str) -> object:
-    """The attribute of a library's object, or None. Of an application's own only what stands in it is read.
+    """The attribute of a library's object, or None. Of an application's own, only stored attributes are read.
 
     There a property may do anything: load a row from a database, say.
     """
@@ -29,7 +29,7 @@ def field_of(thing: object, name: str) -> object:
 
 
 def is_installed(module: str) -> bool:
-    """Is a module a library's, and not the application's own?"""
+    """Whether a module is a library's, not the application's own."""
     # A namespace package (`google`, `mistralai`) has no file of its own.
     places = (
         getattr(sys.modules.get(name), "__file__", None) or "" for name in (module, module.partition(".")[0])

@@ -1,9 +1,9 @@
-"""The HTTP status that an error carries under one of the usual names, and the headers and the wait beside it.
+"""The HTTP status that an error carries under one of the usual names, and the headers and the wait with it.
 
 Most libraries that speak HTTP raise an error with the status in `status_code`, `status`, `code` or `http_status`, or
-with the answer in `response` or `resp`. A name alone proves little: `code` may be a code of a database or of SMTP. So a
-status is only a plain whole number from 400 to 599, and the libraries whose codes lie there and mean something else are
-listed. What an application answers its own clients (a web framework's `HTTPException`) says nothing about the service.
+with the answer in `response` or `resp`. A name alone proves little: `code` may be a database's or SMTP's. So only a
+plain whole number from 400 to 599 is a status, and libraries whose codes lie there and mean something else are listed.
+What an application answers its own clients (a web framework's `HTTPException`) says nothing about the service.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from koo.errors import ExternalServiceError, Kind
 HTTP = FaultTable(
     "http",
     (
-        Row(Kind.NOT_FOUND, status=404, sentence="it does not know what was asked for"),
-        # By bare status, this may be a customer's card that was declined: no reason to keep the others waiting.
-        Row(Kind.INVALID_REQUEST, status=402, sentence="it asks for a payment first"),
+        Row(Kind.NOT_FOUND, status=404, sentence="what was asked for does not exist there"),
+        # A bare 402 may be about a customer's declined card: not a reason to keep other calls waiting.
+        Row(Kind.INVALID_REQUEST, status=402, sentence="it requires payment first"),
         # A bare 403 may be about one document of many; a block would stop every other call.
         Row(Kind.INVALID_REQUEST, status=403, sentence="it forbids this request"),
-        # Bedrock's and TGI's word for a model that failed.
-        Row(Kind.SERVER_ERROR, status=424, sentence="what it depends on failed"),
+        # Bedrock's and TGI's status for a model that failed.
+        Row(Kind.SERVER_ERROR, status=424, sentence="something it depends on failed"),
     ),
 )
-"""Not a vendor: only the status speaks."""
+"""Not a vendor: only the status counts."""
 
 PLACES: tuple[tuple[str, ...], ...] = (
     ("status_code",),
@@ -45,7 +45,7 @@ PLACES: tuple[tuple[str, ...], ...] = (
     ("status",),
     ("code",),
 )
-"""Where a status stands. `status` and `code` come last: beside a clearer one they may be a vendor's own number."""
+"""Where a status is stored. `status` and `code` come last: beside a clearer one they may be a vendor's own number."""
 HEADERS: tuple[tuple[str, ...], ...] = (
     ("response", "headers"),
     ("headers",),
@@ -75,7 +75,7 @@ GRPC: dict[str, int] = {
 
 
 def classify_status(error: Exception, service: str) -> ExternalServiceError | None:
-    """The error that a carried status stands for, or None where there is none."""
+    """The error for a carried status, or None without one."""
     if is_answer(error):
         return None
     names = names_of(type(error))
@@ -90,12 +90,12 @@ def classify_status(error: Exception, service: str) -> ExternalServiceError | No
 
 
 def status_of(error: Exception) -> int | None:
-    """The first status that stands in one of the usual places."""
+    """The first status in one of the usual places."""
     return next((found for place in PLACES if (found := _status(peek(error, *place)))), None)
 
 
 def is_answer(error: Exception) -> bool:
-    """Whether it is what an application answers its own client, in the way of its web framework."""
+    """Whether it is an application's answer to its own client, in its web framework's way."""
     return any(str(base.__module__).startswith(ANSWERS) for base in type(error).__mro__)
 
 
@@ -107,7 +107,7 @@ def by_status(
     billable: bool = False,
     headers: Mapping[str, str] | None = None,
 ) -> ExternalServiceError:
-    """The error of a status, with the wait that stands in the headers of `error` or in its `retry_after`."""
+    """The error for a status, with the wait from the headers of `error` or its `retry_after`."""
     parsed = ParsedError(
         status=status,
         # "access_denied" is about one document, like any other 403.
@@ -117,7 +117,7 @@ def by_status(
     )
     found = HTTP.error(service or HTTP.vendor, parsed, SYSTEM_CLOCK.wall(), billable=billable)
     if status == 403 and found.retry_after_s is not None:
-        # GitHub's and others' word for too many requests; a request that is merely forbidden has no time to come back.
+        # GitHub's and others' status for too many requests; a merely forbidden request has no time to come back.
         reason = "it limits our rate (status 403)"
         wait_s, detail = found.retry_after_s, found.detail
         return make_error(found.service, Kind.THROTTLED, reason, wait_s, detail=detail, billable=billable)
@@ -131,7 +131,7 @@ def headers_of(error: Exception) -> dict[str, str]:
 
 
 def plain_headers(given: object) -> dict[str, str]:
-    """Headers of any library's own mapping, as a dictionary with names in lower case; {} for what are none."""
+    """Headers of any library's own mapping, as a dictionary with names in lower case; {} if they are not headers."""
     headers: dict[str, str] = {}
     try:
         for name, value in islice(given.items(), HEADERS_MAX):  # type: ignore[attr-defined]
@@ -143,14 +143,14 @@ def plain_headers(given: object) -> dict[str, str]:
 
 
 def _status(value: object) -> int | None:
-    """A status is a plain number: neither a digit string nor a truth value nor another library's enumeration."""
+    """A status is a plain number: not a string of digits, a bool or a library's enumeration."""
     if (type(value) is int or isinstance(value, HTTPStatus)) and 400 <= value < 600:
         return int(value)
     return None
 
 
 def _code(error: Exception) -> str | None:
-    """The word beside a status, which tells a quota from a rate."""
+    """The word beside a status, which distinguishes a quota from a rate."""
     found = (peek(error, name) for name in CODES)
     return next((code for code in found if isinstance(code, str)), None)
 
@@ -164,7 +164,7 @@ def _stated(error: Exception) -> tuple[Stated, ...]:
 
 
 def aws_metadata(error: Exception) -> Mapping[str, object]:
-    """What botocore, and who imitates it, keep beside an answer: its status and headers; {} for other errors."""
+    """What botocore, and libraries like it, keep beside an answer: its status and headers; {} for other errors."""
     response = peek(error, "response")
     metadata = response.get("ResponseMetadata") if isinstance(response, dict) else None
     return metadata if isinstance(metadata, dict) else {}
@@ -186,7 +186,7 @@ def by_aws(error: Exception, service: str) -> ExternalServiceError:
 
 
 def _by_grpc(error: Exception, service: str) -> ExternalServiceError | None:
-    """An `RpcError` says its code by a method. What was not turned away by a 4xx may have been done, and billed."""
+    """An `RpcError` returns its code from a method. What a 4xx did not turn away may have been done, and billed."""
     code = peek(error, "code")
     if not callable(code):
         return None

@@ -1,9 +1,9 @@
-"""What the exceptions of the vendors' own SDKs mean, for those who run an SDK under koo's guard.
+"""What the exceptions of the vendors' own SDKs mean, for applications that run an SDK under koo's guard.
 
-No SDK is imported: an exception is known by the module of its class and read by its attributes. Three traps are in the
-code. An error inside a stream comes with status 200 (anthropic) or without any (openai), so codes and types are asked
-first. Three of the SDKs stand on `httpx2`, which is not `httpx`: both are known, by name. And an SDK's own timeout is a
-timeout, but where its cause is that no connection was made, nothing has been sent.
+No SDK is imported: an exception is known by its class's module and read by its attributes. There are three traps. An
+error inside a stream has status 200 (anthropic) or none (openai), so codes and types are checked first. Three of the
+SDKs are built on `httpx2`, which is not `httpx`: both are known, by name. And an SDK's own timeout is a timeout, but if
+its cause is that no connection was made, nothing has been sent.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ OF_CHAT = ("openai", "groq", "cerebras", "together")
 
 
 def classify_sdk(error: Exception, service: str = "") -> Fault | None:
-    """The fault that an error of a vendor's SDK, a framework or an HTTP library stands for, or None for any other.
+    """The fault for an error of a vendor's SDK, a framework or an HTTP library, or None for any other.
 
-    `fault.error`, where it has one, is to be raised in its place, `from` the original. `service` names it; without, its
+    `fault.error`, if it has one, is to be raised in its place, `from` the original. `service` names it; without it, its
     vendor does.
     """
     names = names_of(type(error))
@@ -72,7 +72,7 @@ def _judge_stainless(table: FaultTable) -> Callable[[Exception, set[str], str], 
             return make_error(service, Kind.CONTENT_POLICY, billable=True)
         if "APIError" in names:
             return table.error(service, _parse(error), SYSTEM_CLOCK.wall(), billable=_billable(error))
-        # What is left is a client set up or used wrongly, like a missing key: the caller's.
+        # What is left is a client set up or used wrongly, like a missing key: the caller's mistake.
         reason = "the SDK's client is not set up to make this call"
         return make_error(service, Kind.INVALID_REQUEST, reason, billable=len(names) > 1)
 
@@ -89,7 +89,7 @@ def _unreached(error: Exception, names: set[str], service: str) -> ExternalServi
 
 
 def _parse(error: Exception) -> ParsedError:
-    """What an SDK's error carries: the decoded body, the headers, and the status where there is one."""
+    """What an SDK's error carries: the decoded body, the headers, and the status if it has one."""
     code = getattr(error, "status_code", None)
     status = code if isinstance(code, int) else 200
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
@@ -126,7 +126,7 @@ def _judge_google(error: Exception, names: set[str], service: str) -> ExternalSe
 
 
 def _judge_litellm(_: Exception, names: set[str], service: str) -> ExternalServiceError | None:
-    """Its own budget, which is no error of a vendor's; all others of its exceptions are."""
+    """Its own budget, which is not a vendor's error; all its other exceptions are."""
     if "BudgetExceededError" in names:
         return make_error(service or "litellm", Kind.QUOTA, billable=False)
     return None
@@ -134,7 +134,7 @@ def _judge_litellm(_: Exception, names: set[str], service: str) -> ExternalServi
 
 JUDGES: dict[str, Callable[[Exception, set[str], str], Found]] = {
     "anthropic": _judge_stainless(ANTHROPIC),
-    # OpenAI's SDK is how most people ask its imitators, too.
+    # OpenAI's SDK is the usual client for compatible services too.
     **{name: _judge_stainless(FaultTable(name, COMPATIBLE.rows)) for name in OF_CHAT},
     "perplexity": _judge_stainless(PERPLEXITY),
     "google": _judge_google,

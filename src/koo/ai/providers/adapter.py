@@ -1,4 +1,4 @@
-"""What all adapters that talk over the network share; a vendor's file holds its wire format and nothing of this."""
+"""What all adapters that use the network share; a vendor's file holds its wire format and nothing of this."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ EVENT_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 class Vendor:
     """A vendor's own facts: what its errors mean, how their bodies are read, and its address.
 
-    `base_url` "" means that there is none: each service declares its own. `models` is the path of its list of models,
-    which is never billed, cut to one where that can be asked for.
+    `base_url` "" means that it has none: each service declares its own. `models` is the path of its list of models,
+    which is never billed, limited to one entry if possible.
     """
 
     faults: FaultTable
@@ -40,10 +40,10 @@ class Vendor:
 class Adapter:
     """One service of one vendor, behind a `Wire`.
 
-    `base_url` None is the vendor's own address; `api_key` None sends no key (a server of one's own). `headers` and
-    `body` are an operator's additions to every request, `form` what is known of the parameters that its server takes.
-    A subclass names its `vendor`, has an `encode` and a `_completion`, and overrides `address` and `headers` where its
-    vendor differs. `own_path` is where it is asked, `shape` what answers are decoded to, `reader` reads its streams.
+    `base_url` None is the vendor's own address; `api_key` None sends no key (a self-hosted server). `headers` and
+    `body` are an operator's additions to every request, `form` what is known of the parameters that its server accepts.
+    A subclass names its `vendor`, has an `encode` and a `_completion`, and overrides `address` and `headers` if its
+    vendor differs. `own_path` is the request's path, `shape` what answers are decoded to, `reader` reads its streams.
     """
 
     vendor: ClassVar[Vendor]
@@ -85,36 +85,38 @@ class Adapter:
 
     @staticmethod
     def address(base_url: str) -> str:
-        """The address that paths are appended to, of what an operator configured (without a slash at its end)."""
+        """The address that paths are appended to, from an operator's setting (without a slash at its end)."""
         return base_url
 
     @staticmethod
     def headers(api_key: str | None) -> dict[str, str]:
-        """The headers of every request: the key, and what else the vendor wants."""
+        """The headers of every request: the key, and what else the vendor requires."""
         return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
-        """The request's body, in the form that the model takes."""
+        """The request's body, in the form that the model accepts."""
         raise NotImplementedError
 
     def path(self, request: Request, *, stream: bool) -> str:
-        """Where it is asked, below the base URL."""
+        """The path below the base URL."""
         return self.own_path
 
     async def complete(self, request: Request) -> Completion:
-        """Ask once. Raises `ExternalServiceError`."""
+        """Send once. Raises `ExternalServiceError`."""
         body = Sent(self.encode(request, stream=False))
         response = await self._wire.request("POST", self.path(request, stream=False), body, request)
         try:
             answer = self.shape.decode(response.body)
         except UNREADABLE:
             answer = None
-        if answer is None:  # not above: that error may quote the answer, and would stay behind each of ours
+        if (
+            answer is None
+        ):  # outside the `except`: that error may quote the answer, and would stay attached to ours
             return await self._reread(request, response)
         return self._completion(request, response, answer)
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """Ask once; returns the pieces as they come. Raises `ExternalServiceError`."""
+        """Send once; returns the pieces as they arrive. Raises `ExternalServiceError`."""
         body = Sent(self.encode(request, stream=True))
         return read_stream(self._wire, self.path(request, stream=True), body, request, self.reader)
 
@@ -124,7 +126,7 @@ class Adapter:
         return bound_tokens(request) + (extra.bytes_max if extra is not None else 0)
 
     def _completion(self, request: Request, response: HttpResponse, answer: Any) -> Completion:
-        """What an answer comes to that was decoded to `shape`. Raises `ExternalServiceError`."""
+        """The completion of an answer that was decoded to `shape`. Raises `ExternalServiceError`."""
         raise NotImplementedError
 
     async def _reread(self, request: Request, response: HttpResponse) -> Completion:

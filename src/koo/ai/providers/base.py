@@ -1,10 +1,10 @@
-"""What the gateway asks of a vendor: one request, one completion, one stream, one unbilled check.
+"""What the gateway needs of a vendor: one request, one completion, one stream, one unbilled check.
 
 A vendor's file holds its wire format and its fault table, and nothing else: no retry, no limit, no money. It raises
 `ExternalServiceError`s whose `kind` says what happened (`koo.policies.treatment` says what follows).
 
-Nothing here is changed once it was made. It is not frozen because making a frozen one costs thrice as much, and these
-are made for each call and for each piece of a stream.
+Nothing here is changed after it was made. It is not frozen because making a frozen object costs three times as much,
+and these are made for each call and for each piece of a stream.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Pace:
 
 @dataclass(slots=True, kw_only=True)
 class Completion:
-    """A finished answer. `cost_usd` only where the provider itself reports a price."""
+    """A finished answer. `cost_usd` only if the provider itself reports a price."""
 
     text: str = field(repr=False)
     model: str
@@ -56,9 +56,9 @@ class Completion:
 class CompletionChunk:
     """A step of a stream. `text` is content; a piece without it (a ping, a usage report) does not renew any timer.
 
-    `usage` is what the provider has reported up to here, this piece included. `input_counted`: what it says of what was
-    read is final; `output_counted`: it counts what was written up to here. `final` marks the provider's own end of the
-    stream; `error` is raised after the piece has been taken in.
+    `usage` is what the provider has reported so far, this piece included. `input_counted`: its count of what was read
+    is final; `output_counted`: it counts what was written so far. `final` marks the provider's own end of the stream;
+    `error` is raised after the piece has been taken in.
     """
 
     text: str = field(default="", repr=False)
@@ -76,7 +76,7 @@ class CompletionChunk:
 
 
 class Provider(Protocol):
-    """One configured service of one vendor. `output_tokens_min`: the least that it takes as the longest answer."""
+    """One configured service of one vendor. `output_tokens_min`: the smallest bound of an answer that it accepts."""
 
     output_tokens_min: int
 
@@ -85,23 +85,23 @@ class Provider(Protocol):
         ...
 
     async def complete(self, request: Request) -> Completion:
-        """Ask once. Raises `ExternalServiceError`."""
+        """Send once. Raises `ExternalServiceError`."""
         ...
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """Ask once, and give the pieces as they come.
+        """Send once, and yield the pieces as they arrive.
 
-        Ends after a piece with `final`; raises `StreamTruncated` where the stream ends without one. Closing it early
+        Ends after a piece with `final`; raises `StreamTruncated` if the stream ends without one. Closing it early
         closes the connection (so that the provider stops).
         """
         ...
 
     def obstacle(self) -> str:
-        """What is missing on this machine before it can be asked, and what to do about it; empty if nothing is."""
+        """What is missing on this machine before it can be called, and what to do about it; empty if nothing is."""
         ...
 
     async def check(self) -> None:
-        """Is it there, and does it take the key? Never billed. Raises `ExternalServiceError`."""
+        """Check that it is there and accepts the key. Never billed. Raises `ExternalServiceError`."""
         ...
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What the word for an end means: that the answer is whole, cut on purpose, or a failure told as a success."""
+"""What the word for an end means: the answer is complete, cut on purpose, or a failure reported as a success."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FAILED = re.compile(
 
 
 def failure_of(reason: str | None) -> ParsedError | None:
-    """The error that an end's word stands for, where it names one."""
+    """The error that an end's word stands for, if it names one."""
     if reason is None:
         return None
     word = reason.lower()
@@ -41,5 +41,5 @@ def failure_of(reason: str | None) -> ParsedError | None:
 
 
 def is_silent(reason: str | None) -> bool:
-    """Does this end say nothing of why there would be no text?"""
+    """Whether this end does not explain why there is no text."""
     return (reason.lower() if reason else None) in SILENT

@@ -1,7 +1,7 @@
 """What an operator adds to the body of each request of a service: `AI_SERVICES__X__BODY__…`.
 
-koo's own fields win, inside an object too: a field of the query is the caller's word, and `max_tokens` is what a hold
-rests on. Names are compared without case and underscores, because Gemini takes `generation_config` for
+koo's own fields win, inside an object too: a field of the query is the caller's decision, and a hold rests on
+`max_tokens`. Names are compared without case and underscores, because Gemini accepts `generation_config` for
 `generationConfig`, and refuses both at once.
 """
 
@@ -17,7 +17,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ExtraFields:
-    """Fields for every body of one service. `bytes_max`: no more than so many tokens come with them."""
+    """Fields for every body of one service. `bytes_max`: they bring at most this many tokens."""
 
     __slots__ = ("_fields", "bytes_max")
 
@@ -26,8 +26,8 @@ class ExtraFields:
         self.bytes_max = len(_encode(dict(fields)))
 
     def into(self, body: bytes) -> bytes:
-        """The body with the fields that it has not."""
-        # The fields of the body stay bytes: a prompt of a megabyte is neither read nor written anew.
+        """The body with the fields that it lacks."""
+        # The fields of the body stay bytes: a prompt of a megabyte is neither decoded nor encoded again.
         merged: dict[str, Any] = dict(_own.decode(body))
         named = {_plain(name): name for name in merged}
         for name, value in self._fields.items():
@@ -41,7 +41,7 @@ class ExtraFields:
 
 
 def _merge(own: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """An object with what another one has beyond it."""
+    """An object plus the fields that only the other one has."""
     named = {_plain(name) for name in own}
     return own | {name: value for name, value in more.items() if _plain(name) not in named}
 

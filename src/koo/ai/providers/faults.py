@@ -2,7 +2,7 @@
 
 Each vendor's file has a table of `Row`s, read from the top; the first that fits says what happened. Rows with a code or
 type come first. Rows that look into a message also name the status and the type that they refine, so that words can
-never contradict the status: messages echo prompts, and a prompt about "429" must not look like one. Where nothing fits,
+never contradict the status: messages echo prompts, and a prompt about "429" must not look like one. If nothing fits,
 `BY_STATUS` decides.
 
 The provider's own sentence is never shown: it may repeat the prompt. What is shown is ours, with the status, the code
@@ -48,9 +48,9 @@ SENTENCES: dict[Kind, str] = {
     Kind.NOT_FOUND: "it does not know this model or path: see MODEL and BASE_URL",
     Kind.TOO_LARGE: "the request is larger than it accepts",
     Kind.UNKNOWN: "unexpected error: please report it",
-    Kind.OUT_OF_RESOURCES: "this machine has not what a call needs",
+    Kind.OUT_OF_RESOURCES: "this machine lacks what a call needs",
 }
-"""Our own words for each kind: no sentence of a provider is repeated."""
+"""Our own words for each kind: no provider's sentence is repeated."""
 
 BY_STATUS: dict[int, Kind] = {
     400: Kind.INVALID_REQUEST,
@@ -58,7 +58,7 @@ BY_STATUS: dict[int, Kind] = {
     402: Kind.BILLING,
     403: Kind.PERMISSION,
     404: Kind.NOT_FOUND,
-    407: Kind.CONNECTION,  # a proxy's word, where koo was given none: something on the way wants to know who is there
+    407: Kind.CONNECTION,  # a proxy's answer, though koo was given none: something on the way asks for a login
     408: Kind.TIMEOUT,
     409: Kind.CONFLICT,
     413: Kind.TOO_LARGE,
@@ -81,10 +81,10 @@ PARAMETERS = frozenset({
 class ParsedError:
     """What the other side said, as structured as it came.
 
-    `code` is more specific than `type`; `more` holds what some vendors name elsewhere. `message` is for the table's
-    eyes only, and so are the sentences that gateways put around it (`outer`). `counts` are numbers that an error's
-    detail repeats, `stated` the waits that the body names in a field of their own. `shaped`: the body had the form of
-    an error, so it was a vendor or gateway who spoke and not something on the way.
+    `code` is more specific than `type`; `more` holds what some vendors name elsewhere. `message` is only for the table,
+    and so are the sentences that gateways put around it (`outer`). `counts` are numbers that an error's detail repeats,
+    `stated` the waits that the body names in a field of their own. `shaped`: the body had the form of an error, so it
+    came from a vendor or gateway and not from something on the way.
     """
 
     status: int
@@ -113,9 +113,9 @@ Until = Callable[[ParsedError, float], float | None]
 class Row:
     """One line of a table: all conditions that are given must hold.
 
-    `name`: one of its codes and types. `begins` and `says`: the message begins with, or holds, one of these (lower
-    case). `until` works out the wait where the kind has one of its own; `sentence` replaces the kind's. `guessed`: by
-    words that are not the vendor's own.
+    `name`: one of its codes and types. `begins` and `says`: the message begins with, or contains, one of these (lower
+    case). `until` computes the wait if the kind has one of its own; `sentence` replaces the kind's. `guessed`: by words
+    that are not the vendor's own.
     """
 
     kind: Kind
@@ -138,7 +138,7 @@ class Row:
         )
 
     def _may_mean(self, status: int) -> bool:
-        """The status comes first: what contradicts it, or only says that something failed, is not believed."""
+        """The status comes first: a row that contradicts it, or only says that something failed, is not believed."""
         if self.kind in CATCH_ALL:
             return status <= 400
         may_mean = MAY_MEAN.get(status)
@@ -146,7 +146,7 @@ class Row:
 
 
 CATCH_ALL = frozenset({Kind.SERVER_ERROR, Kind.INVALID_REQUEST})
-"""Kinds that a status says as well, but for those that say nothing themselves: 200 inside a stream, and 400."""
+"""Kinds that a status shows as well, except for those that say nothing themselves: 200 inside a stream, and 400."""
 
 
 def _several(one_or_more: object) -> frozenset[object]:
@@ -154,9 +154,12 @@ def _several(one_or_more: object) -> frozenset[object]:
 
 
 FORBIDDEN_ON_THE_WAY = Row(
-    Kind.INVALID_REQUEST, status=403, shaped=False, sentence="something on the way forbids the request"
+    Kind.INVALID_REQUEST,
+    status=403,
+    shaped=False,
+    sentence="a proxy or firewall on the way forbids the request",
 )
-"""In every vendor's table: a page of a proxy or firewall that forbids is not the vendor's word about the key."""
+"""In every vendor's table: a proxy's or firewall's "forbidden" page says nothing about the key."""
 
 NEVER_PASSES = Row(
     Kind.TOO_LARGE,
@@ -167,13 +170,13 @@ NEVER_PASSES = Row(
 
 @dataclass(frozen=True, slots=True)
 class FaultTable:
-    """A vendor's rows. `vendor` is the name for errors where no service is known."""
+    """A vendor's rows. `vendor` is the name for errors if no service is known."""
 
     vendor: str
     rows: tuple[Row, ...]
 
     def find(self, parsed: ParsedError) -> Row:
-        """The vendor's first row that fits, else what others call so; a catch-all row after both, the status last."""
+        """The vendor's first row that fits, else other vendors' words; a catch-all row after both, the status last."""
         message = parsed.message[:MESSAGE_MAX].strip().lower()
         sentences = (parsed.message[:MESSAGE_MAX], *(said[:MESSAGE_MAX] for said in parsed.outer))
         if never_passes(sentences, parsed.status):
@@ -192,7 +195,7 @@ class FaultTable:
     def error(
         self, service: str, parsed: ParsedError, wall_s: float, *, billable: bool | None = False
     ) -> ExternalServiceError:
-        """The error that it is. `wall_s`: our clock, for dates."""
+        """The error for it. `wall_s`: our clock, for dates."""
         row = self.find(parsed)
         wait_s = _asked_s(row, parsed, wall_s)
         kind = row.kind
@@ -211,7 +214,7 @@ _ABOUT_THE_ANSWER = re.compile(
 
 
 def _about_the_answer(kind: Kind, parsed: ParsedError) -> str:
-    """Our words where it is the longest answer that does not fit: a prompt of a line is not too long."""
+    """Our words if the longest answer is what does not fit: a prompt of one line is not too long."""
     if kind not in (Kind.CONTEXT_LENGTH, Kind.INVALID_REQUEST):
         return ""
     if not _ABOUT_THE_ANSWER.search(parsed.message[:MESSAGE_MAX]):
@@ -222,13 +225,13 @@ def _about_the_answer(kind: Kind, parsed: ParsedError) -> str:
 
 
 QUOTA_S_MIN = 3600.0
-"""Some call a limit by the minute a quota: what is over in less than an hour is worth waiting for."""
+"""Some call a limit per minute a quota: what is over in less than an hour is worth waiting for."""
 PASSING = frozenset({Kind.THROTTLED, Kind.QUOTA, Kind.BILLING, Kind.OVERLOADED})
 """Kinds whose sentence may say when they pass."""
 
 
 def _asked_s(row: Row, parsed: ParsedError, wall_s: float) -> float | None:
-    """How long the other side asks us to stay away, by the most exact that it says."""
+    """How long the other side asks us to stay away, by the most exact statement."""
     wait_s = row.until(parsed, wall_s) if row.until else None
     waits = (wait_of(text, parsed.headers, wall_s, unit_s) for text, unit_s in parsed.stated)
     wait_s = wait_s or next((stated_s for stated_s in waits if stated_s), None)
@@ -268,7 +271,7 @@ def make_error(
 
 
 def transport_error(service: str, error: TransportError) -> ExternalServiceError:
-    """Nobody spoke at all, or what they said broke off."""
+    """There was no answer at all, or it broke off."""
     if isinstance(error, ClosedHere):
         return _closed_here(service, error)
     kind = Kind.BAD_ANSWER if error.stage == "answer" else Kind.CONNECTION
@@ -282,7 +285,7 @@ def transport_error(service: str, error: TransportError) -> ExternalServiceError
 
 
 def _closed_here(service: str, error: ClosedHere) -> ExternalServiceError:
-    """Nobody's failure; what was sent may be billed all the same."""
+    """Not a failure of either side; what was sent may be billed all the same."""
     closed = ServiceFailed(service, error.reason, kind=Kind.DRAINING, detail={"phase": error.stage})
     closed.billable = error.stage != "connect"
     return closed
@@ -317,8 +320,9 @@ def detail_of(parsed: ParsedError) -> dict[str, Any]:
 
 
 def word(text: str | None) -> str | None:
-    """A short identifier as it is, anything else as None: free text may hold a prompt or a key."""
-    # A server may put what it was sent into any field: what looks like a key is none of these either.
+    """A short identifier unchanged, anything else as None: free text may hold a prompt or a key."""
+    # A server may repeat anything that it was sent in any field: text that looks like a key is not an identifier
+    # either.
     return text if text is not None and _WORD.fullmatch(text) and safe(text) == text else None
 
 

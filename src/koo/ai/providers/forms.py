@@ -1,17 +1,17 @@
-"""How a server wants to be asked where it differs: what it refuses of a request, learned from its refusals.
+"""How a server's format differs: which parameters it refuses, learned from its refusals.
 
-Servers of one format differ in what they take. A reasoning model refuses `temperature`, a gateway in front of it wants
-`max_completion_tokens` for `max_tokens`, an old server knows no `stream_options`, a small model has no room for an
-answer of 4,096 tokens. Each says so when it refuses, and a refusal costs nothing. So the same is asked once more in the
-form that the server takes, as an attempt of its own (`Fault.anew`), and the form is remembered for the service and
-model. An operator can set what is known beforehand.
+Servers of one format differ in what they accept. A reasoning model refuses `temperature`, a gateway in front of it
+wants `max_completion_tokens` for `max_tokens`, an old server does not know `stream_options`, a small model has no room
+for an answer of 4,096 tokens. Each says so when it refuses, and a refusal costs nothing. So the same request is sent
+once more in the form that the server accepts, as an attempt of its own (`Fault.anew`), and the form is remembered for
+the service and model. An operator can set what is known beforehand.
 
-What a refusal says is believed only where it names one of the parameters that were sent, and refuses it or says what
-there is room for. A parameter that is complained about although it was left out was not the fault: it comes back.
+A refusal is believed only if it names one of the parameters that were sent, and refuses it or says what there is room
+for. If a parameter is complained about although it was left out, it was not the cause: it is sent again.
 
-The bound of the answer is never left out, since the budget rests on it; it is called otherwise, or lowered. Lowered it
-is to what fits: the context less the prompt as the server counted it. Other prompts are estimated from there, rather
-too short than too long: an estimate that is too short costs one more refusal, one that is too long cuts an answer.
+The bound of the answer is never left out, since the budget rests on it; it is sent under its other name, or lowered. It
+is lowered to what fits: the context less the prompt as the server counted it. Other prompts are estimated from there,
+rather too short than too long: too short costs one more refusal, too long cuts an answer.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from koo.ai.providers.faults import MESSAGE_MAX, ParsedError
 log = logging.getLogger("koo")
 
 MODELS_MAX = 256
-"""Names of models are the caller's word: more than an operator uses would fill the memory."""
+"""Model names come from callers: more than an operator uses would fill the memory."""
 REFUSALS = frozenset({400, 403, 413, 422})
 TOKEN_NAMES = ("max_tokens", "max_completion_tokens")
 OPTIONAL = ("temperature", "stream_options")
 PART_OF = {"include_usage": "stream_options", "stream_options.include_usage": "stream_options"}
-"""What else a server may name of a parameter."""
+"""Other parts of a parameter that a server may name."""
 BYTES_A_TOKEN = 4
 """Of English; other languages have fewer characters to a token, but more bytes to a character."""
 UNCOUNTED = 64
-"""Tokens around a prompt that its server has not counted; twice as many after each refusal that counts no better."""
+"""Tokens around a prompt that its server has not counted; doubled after each refusal without a better count."""
 HEAD_MAX = 400
-"""Characters: what stands later in a refusal may be the prompt."""
+"""Characters: later parts of a refusal may be the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What one model of a service takes.
+    """What one model of a service accepts.
 
-    `without`: parameters that are left out. `tokens_name`: what the longest answer is called, where the format has two
-    names for it. `output_max`: its bound by itself; `context`: the bound of prompt and answer together, in tokens.
-    `overhead`: what the server counts of a prompt beyond the estimate.
+    `without`: parameters that are left out. `tokens_name`: the name of the longest answer, if the format has two.
+    `output_max`: its bound alone; `context`: the bound of prompt and answer together, in tokens. `overhead`: what the
+    server counts of a prompt beyond the estimate.
     """
 
     without: frozenset[str] = frozenset()
@@ -56,7 +56,7 @@ class Form:
     overhead: int = 0
 
     def max_tokens(self, request: Request) -> int:
-        """The longest answer that there is room for, and never more than was asked for."""
+        """The longest answer that there is room for, and never more than was requested."""
         most = request.max_tokens
         if self.output_max is not None:
             most = min(most, self.output_max)
@@ -83,11 +83,11 @@ class Forms:
         self._by_model: dict[str, Form] = {}
 
     def of(self, model: str) -> Form:
-        """How this model is asked."""
+        """The form for this model."""
         return self._by_model.get(model, self.given)
 
     def fit(self, request: Request) -> Request:
-        """The request as the model takes it, but for names that are the format's own."""
+        """The request as the model accepts it, except for names that are the format's own."""
         form = self._by_model.get(request.model, self.given)
         if form is PLAIN:
             return request
@@ -98,7 +98,7 @@ class Forms:
         )
 
     def learn(self, request: Request, parsed: ParsedError, sent: bytes) -> bool:
-        """Take in how the server refused a request, whose body was `sent`; False: another form would be no better."""
+        """Learn from how the server refused a request, whose body was `sent`; False: another form would not help."""
         if parsed.status not in REFUSALS:
             return False
         known = self.of(request.model)
@@ -115,21 +115,23 @@ class Forms:
         if name is None:
             return None
         if name in TOKEN_NAMES:
-            # Both names refused: neither was the fault.
+            # Both names were refused: neither was the cause.
             if form.tokens_name is not None or not self.has_two_names:
                 return None
             other = TOKEN_NAMES[1 - TOKEN_NAMES.index(used)]
-            log.info("%s: %s is asked with %s from now on", self.service, request.model[:80], other)
+            log.info("%s: requests to %s use %s from now on", self.service, request.model[:80], other)
             return replace(form, tokens_name=other)
         if not _is_sent(name, sent):
             return replace(form, without=form.without - {name} | self.given.without)
         if name not in form.without:
-            log.warning("%s: %s refuses %s, left out from now on", self.service, request.model[:80], name)
+            log.warning(
+                "%s: %s refuses %s, which is left out from now on", self.service, request.model[:80], name
+            )
         return replace(form, without=form.without | {name})
 
 
 def _is_sent(name: str, sent: bytes) -> bool:
-    """Was it a field of the body? Inside a prompt its closing quote would have a backslash before it."""
+    """Whether it was a field of the body. Inside a prompt its closing quote would have a backslash before it."""
     return f'{name}":'.encode() in sent
 
 
@@ -149,7 +151,7 @@ _NAMES = re.compile(
 
 
 def _refused(parsed: ParsedError, used: str) -> str | None:
-    """The parameter that the server does not take at all; `used`: what the longest answer was called."""
+    """The parameter that the server does not accept at all; `used`: the name of the longest answer."""
     head = " ".join((parsed.message[:HEAD_MAX], *(said[:HEAD_MAX] for said in parsed.outer))).lower()
     named = [parsed.param] if parsed.param else []
     named += _NAMES.findall(head)
@@ -168,7 +170,7 @@ def _refused(parsed: ParsedError, used: str) -> str | None:
 
 
 def _with_room(form: Form, request: Request, parsed: ParsedError, sent: bytes) -> Form | None:
-    """The form with the room that a refusal names; None where it names none, or where not even the prompt fits."""
+    """The form with the room that a refusal names; None if it names none, or if not even the prompt fits."""
     found = _ASKED.search(sent)
     asked = int(found[1]) if found else request.max_tokens
     room = _room(parsed, asked)
@@ -194,7 +196,7 @@ def _estimate(request: Request) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """What a refusal says in numbers of tokens; `is_at_least`: the prompt is counted only in part."""
+    """A refusal's numbers of tokens; `is_at_least`: the prompt is counted only in part."""
 
     context: int | None = None
     prompt: int | None = None

@@ -1,12 +1,12 @@
 """Gemini: Google's `generateContent` and `streamGenerateContent?alt=sse`, and what its errors mean.
 
 The key goes in the header `x-goog-api-key`, never into the URL, where every log on the way would keep it; the model's
-name is a part of the path, and so is quoted.
+name is part of the path, and so is quoted.
 
-Usage: what was thought stands beside what was said and is billed with it, and `maxOutputTokens` bounds both together.
-What came from the cache is a part of the prompt's count. A stream says after each chunk what was used so far, and has
-no end of its own: it is whole if a chunk named a reason for stopping, and cut if none did. A blocked prompt or answer
-is a success whose stop reason says so.
+Usage: thoughts are counted beside the answer and billed with it, and `maxOutputTokens` bounds both together. Cached
+tokens are part of the prompt's count. A stream reports its usage so far with each chunk, and has no end of its own: it
+is complete if a chunk named a reason for stopping, and cut if none did. A blocked prompt or answer is a success whose
+stop reason says so.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class _Reader(Reader):
         )
 
     def _may_go_on(self) -> None:
-        """Some models say in each chunk why they stopped: one that did so in the first may not have."""
+        """Some models name a stop reason in each chunk: one that did so in the first may not have stopped."""
         if self.stop_reason is not None or not self._texts:
             self.usage_wait_s, self.waits_until = GOES_ON_WITHIN_S, None
 
@@ -192,7 +192,7 @@ class GeminiProvider(Adapter):
 
 
 def path_of(model: str, method: str) -> str:
-    """Where a model is asked. Its name is the caller's, and must not become another path or a query."""
+    """The path for a model. Its name is the caller's, and must not become another path or a query."""
     collection, slash, name = model.partition("/")
     if not slash or collection not in {"models", "tunedModels"}:
         collection, name = "models", model
@@ -200,7 +200,7 @@ def path_of(model: str, method: str) -> str:
 
 
 def encode(request: Request) -> bytes:
-    """The request's body; whether it streams is said by the path."""
+    """The request's body; the path says whether it streams."""
     system = request.system
     return _encode(
         _Body(
@@ -212,7 +212,7 @@ def encode(request: Request) -> bytes:
 
 
 def usage_of(usage: _Usage) -> Usage:
-    """Tokens by class, made disjoint. What the total has beyond its parts was written: some leave thoughts out."""
+    """Tokens by class, made disjoint. The total's surplus over its parts was written: some leave thoughts out."""
     read = count_of(usage.prompt_token_count) + count_of(usage.tool_use_prompt_token_count)
     cached = min(read, count_of(usage.cached_content_token_count))
     thoughts = count_of(usage.thoughts_token_count)

@@ -1,15 +1,15 @@
 """The `local` service: a model that koo runs itself, as a provider like any other. No key, no price, no network.
 
 It is a server that speaks chat completions (`OpenAICompatibleProvider`) on a Unix socket, which `koo.ai.local_server`
-starts with the first query. There is one way to ask, a stream, and `complete` collects it. So both return the same
-text, and both stop at once: llama.cpp looks after every token, and after every batch of a prompt, whether its client
+starts with the first query. There is one kind of request, a stream, and `complete` collects it. So both return the same
+text, and both stop at once: llama.cpp checks after every token, and after every batch of a prompt, whether its client
 is gone.
 
-Queries wait here for one of the slots, in the order in which they came; the server would take those that come at the
-same moment in any order. On two cores, four answers of 64 tokens took 2.9 s one after another, 2.2 s with two slots and
-1.9 s with four; but with four, all callers waited as long as the last one: the mean was 1.8 s either way. One slot is
-the default: it costs the least memory (each slot has a context of its own), and an answer at temperature 0 does not
-depend on who else is asking, because numbers are never added up in another order.
+Queries wait here for one of the slots, in order of arrival; the server would take simultaneous ones in any order. On
+two cores, four answers of 64 tokens took 2.9 s one after another, 2.2 s with two slots and 1.9 s with four; but with
+four, all callers waited as long as the last one: the mean was 1.8 s either way. One slot is the default: it costs the
+least memory (each slot has a context of its own), and an answer at temperature 0 does not depend on other callers,
+because numbers are never added up in another order.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ CONTEXT_TOKENS = 4096
 """Prompt and answer together; 94 MB of memory with the small model, whose own bound is 8192."""
 
 SYSTEM = "You are a helpful assistant."
-"""Where the caller has none: with its own default ("... named SmolLM, trained by Hugging Face") the small model tends
-to answer in French when it is asked for the capital of France."""
+"""If the caller sets none: with its own default ("... named SmolLM, trained by Hugging Face") the small model tends to
+answer in French when it is asked for the capital of France."""
 TEMPERATURE = 0.0
 """The same answer each time, and the likeliest. At the 0.2 that SmolLM2's makers recommend two of six answers about the
 capital of France were French nonsense, and two of twelve answers found no end, one at 0."""
@@ -90,9 +90,9 @@ class LocalProvider:
     """A GGUF model in a process of its own.
 
     `model_path` None means the installed package's file, looked for at each use: installing it needs no restart.
-    `context_tokens` is for prompt and answer together; `threads` None means as many as help;
-    `queue_max` bounds the queries that wait for a free slot; `slots` are the answers made at once. Providers with the
-    same file, context, threads and slots share one loaded model, in all event loops of the process, until it ends.
+    `context_tokens` is for prompt and answer together; `threads` None means as many as help; `queue_max` bounds the
+    queries that wait for a free slot; `slots` are the answers made at once. Providers with the same file, context,
+    threads and slots share one loaded model, in all event loops of the process, until it ends.
     """
 
     output_tokens_min = 1
@@ -129,7 +129,7 @@ class LocalProvider:
         return bound_tokens(request)
 
     def obstacle(self) -> str:
-        """What is missing, and the one command that mends it; empty if nothing is. Reads a few files, loads nothing."""
+        """What is missing, and the one command that fixes it; empty if nothing is. Reads a few files, loads nothing."""
         setup = self._setup()
         if setup is not None and SERVERS.find(setup) is not None:
             # What is loaded needs neither file any more.
@@ -146,7 +146,7 @@ class LocalProvider:
         await self._loaded(self._open(self._usable()))
 
     async def check(self) -> None:
-        """Is there a GGUF file, and something to run it? Loads nothing, asks nothing. Raises `ServiceFailed`."""
+        """Check for a GGUF file, and an engine to run it. Loads nothing, sends nothing. Raises `ServiceFailed`."""
         self._usable()
 
     async def complete(self, request: Request) -> Completion:
@@ -171,7 +171,7 @@ class LocalProvider:
     async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """The answer as it is made. Closing it, or cancelling its reader, stops the model at that token.
 
-        Raises as `complete` does, and `StreamTruncated` where it ends before its end.
+        Raises as `complete` does, and `StreamTruncated` if it ends early.
         """
         setup = self._usable()
         self._check(request, setup.path.stem)
@@ -196,7 +196,7 @@ class LocalProvider:
             await session.close()
 
     def body(self, request: Request) -> dict[str, Any]:
-        """What is asked for, in llama.cpp's words."""
+        """The request, in llama.cpp's words."""
         return {
             "messages": [
                 {"role": "system", "content": SYSTEM if request.system is None else request.system},
@@ -209,7 +209,7 @@ class LocalProvider:
             "cache_prompt": False,
             "stream": True,
             "stream_options": {"include_usage": True},
-            # Each chunk then says how much was used: for a reader who leaves before the end.
+            # Each chunk then reports its usage so far: for a reader that leaves before the end.
             "timings_per_token": True,
         }
 
@@ -222,7 +222,7 @@ class LocalProvider:
         )
 
     def _usable(self) -> Setup:
-        """Which model to ask. Raises `ServiceFailed` where something is missing."""
+        """The model to use. Raises `ServiceFailed` if something is missing."""
         obstacle, setup = self.obstacle(), self._setup()
         if obstacle or setup is None:
             raise self._not_configured(obstacle)
@@ -277,7 +277,7 @@ class LocalProvider:
 
     def _check(self, request: Request, model: str) -> None:
         if not _means(request.model, model, self.service):
-            reason = f"no model {request.model[:80]!r} here: the one that runs is {model!r}"
+            reason = f"model {request.model[:80]!r} is not loaded: the running one is {model!r}"
             raise InvalidRequest(self.service, reason, kind=Kind.NOT_FOUND)
         if len(request.prompt) + len(request.system or "") > self._context_tokens * BYTES_PER_TOKEN_MAX:
             raise self._too_long(f"more than {self._context_tokens}")
@@ -285,7 +285,7 @@ class LocalProvider:
     # ── what an error means ───────────────────────────────────────────────────────────────────────────────────────
 
     async def _explain(self, error: ExternalServiceError, session: Session) -> ExternalServiceError:
-        """The error of a server of ours: it knows more than the connection does."""
+        """The error of our own server: it knows more than the connection does."""
         if session.closed or session.server.stopped:
             return self._unloaded()
         if error.kind is Kind.CONTEXT_LENGTH:
@@ -304,7 +304,8 @@ class LocalProvider:
 
     def _too_long(self, tokens: str) -> InvalidRequest:
         reason = (
-            f"the prompt has {tokens} tokens, and the model reads {self._context_tokens}, its answer included"
+            f"the prompt has {tokens} tokens, but the model reads {self._context_tokens}, its answer included: "
+            "shorten it"
         )
         return InvalidRequest(self.service, reason, kind=Kind.CONTEXT_LENGTH)
 
@@ -379,6 +380,6 @@ async def _exit_code(server: ModelServer) -> int | None:
 
 
 def _means(name: str, model: str, service: str) -> bool:
-    """Does a query's `name` mean this model? The beginning of its file's name, in any case; or no name at all."""
+    """Whether a query's `name` means this model: the beginning of its file's name, in any case; or no name at all."""
     name = name.lower().removesuffix(".gguf")
     return name in ("", "local", service) or model.lower().startswith(name)

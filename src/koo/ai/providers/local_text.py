@@ -1,10 +1,10 @@
-"""What a local model is asked is text, also where it looks like the marks that a chat is built of.
+"""A local model's input is text, even where it looks like the marks that a chat is built of.
 
-llama.cpp writes a chat as one text (`<|im_start|>user\\n…<|im_end|>`) and then makes tokens of it. Marks of the model
-that stand in a prompt become the same tokens as its own: a prompt could end its own turn, and go on as the assistant or
-the system. So a prompt with a letter of such marks in it is cut up twice, with marks and without. Where both come to
-the same, it has none, and goes the usual way. Where not, koo puts the chat together: the template with its marks, each
-message without, as numbers of tokens, which nothing reads a second time.
+llama.cpp writes a chat as one text (`<|im_start|>user\\n…<|im_end|>`) and then makes tokens of it. A model's marks in a
+prompt become the same tokens as its own: a prompt could end its own turn, and continue as the assistant or the system.
+So a prompt with a letter of such marks is tokenised twice, with marks and without. If both results are the same, it has
+none, and takes the usual way. If not, koo puts the chat together: the template with its marks, each message without, as
+numbers of tokens, which nothing parses a second time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Messages = list[dict[str, str]]
 
 
 async def tokens_of(wire: Wire, messages: Messages) -> list[int] | None:
-    """The tokens of a chat; None where no message has a mark in it. Raises `ExternalServiceError`."""
+    """The tokens of a chat; None if no message contains a mark. Raises `ExternalServiceError`."""
     for one in messages:
         text = one["content"]
         if _LETTERS.search(text) and await _cut(wire, text) != await _cut(wire, text, marks=True):

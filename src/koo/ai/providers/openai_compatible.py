@@ -1,8 +1,8 @@
-"""Everybody who speaks chat completions (`POST /chat/completions`): vLLM, llama.cpp, Ollama, OpenRouter, Groq, ...
+"""Every service that speaks chat completions (`POST /chat/completions`): vLLM, llama.cpp, Ollama, OpenRouter, Groq, ...
 
-They agree on the request and on the answer, less on usage, and not at all on errors. So: usage is asked for and, where
-none comes, estimated and marked; the finish reason is an end where `[DONE]` is missing; an error is looked for in every
-answer and every chunk, because many send it with a 200. OpenRouter says what a call cost, and is believed.
+They agree on the request and on the answer, less on usage, and not at all on errors. So: usage is requested and, if
+none comes, estimated and marked; the finish reason is an end if `[DONE]` is missing; an error is looked for in every
+answer and every chunk, because many send it with a 200. OpenRouter reports what a call cost, and is believed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from koo.http.events import ServerSentEvent
 FAULTS = FaultTable(
     "openai_compatible",
     (
-        # OpenRouter: five things behind a 402 and a 403, told apart by its metadata.
+        # OpenRouter: five cases behind a 402 and a 403, distinguished by its metadata.
         Row(
             Kind.THROTTLED,
             ("in_flight_budget_exhausted", "openrouter_in_flight_budget"),
-            sentence="what is running fills the account's budget for now",
+            sentence="calls in progress use up the account's budget for now",
         ),
         Row(
             Kind.TOO_LARGE,
@@ -125,7 +125,7 @@ class _Reply(msgspec.Struct, frozen=True):
 
 
 class _Choice(msgspec.Struct, frozen=True):
-    """A whole answer's `message`, or a chunk's `delta`; `text` is of the time before chats."""
+    """A whole answer's `message`, or a chunk's `delta`; `text` dates from before chats."""
 
     message: _Reply | None = None
     delta: _Reply | None = None
@@ -262,7 +262,7 @@ class OpenAICompatibleProvider(Adapter):
 
         A server without such a list is there all the same.
         """
-        # OpenRouter lists its models to everybody; its `/key` looks at the key.
+        # OpenRouter lists its models without checking the key; its `/key` checks it.
         path = "/key" if self._wire.host.endswith("openrouter.ai") else "/models"
         try:
             await check_models(self._wire, path)
@@ -319,7 +319,7 @@ def usage_of(usage: _Usage | None) -> Usage:
 
 
 def usage_so_far(timings: _Timings) -> Usage:
-    """What it has counted up to a chunk, for a reader who leaves before the end."""
+    """What it has counted up to a chunk, for a reader that leaves before the end."""
     return Usage(
         input_tokens=timings.prompt_n,
         cache_read_tokens=timings.cache_n,
@@ -332,7 +332,7 @@ def _thought(reply: _Reply) -> str:
 
 
 def _counts_prompt(chunk: _Answer) -> bool:
-    """A server that says in the middle what the prompt was counted as has read it."""
+    """A server that reports the prompt's count midway has read it."""
     return chunk.usage is not None and bool(chunk.usage.prompt_tokens)
 
 

@@ -1,8 +1,8 @@
-"""What an error's body says, whoever wrote it.
+"""What an error's body says, whichever server wrote it.
 
-A service seldom speaks for itself alone: gateways wrap the error of the vendor behind them into a form of their own,
-and servers that imitate one vendor answer some errors in the words of their web framework. So there is one reader for
-all, which takes names (codes, types, reasons), the message, the waits and the wrapped error wherever they stand:
+A service seldom answers for itself alone: gateways wrap the error of the vendor behind them in a form of their own, and
+servers that imitate one vendor answer some errors in their web framework's words. So there is one reader for all, which
+takes names (codes, types, reasons), the message, the waits and the wrapped error wherever they appear:
 
     {"error": {"message", "type", "param", "code"}}               OpenAI, vLLM, llama.cpp (code: a string or a status)
     {"type": "error", "error": {"type", "details": {...}}}        Anthropic
@@ -33,7 +33,7 @@ from koo.ai.providers.transport import document_of
 from koo.ai.providers.waits import Headers, Stated
 
 DEPTH_MAX = 4
-"""A gateway in front of a gateway wraps an error twice; more levels are nobody's."""
+"""A gateway in front of a gateway wraps an error twice; deeper levels are not an error's."""
 LISTED_MAX = 8
 """Details of one error; lists that are longer hold something else."""
 FIELDS_MAX = 200
@@ -41,7 +41,7 @@ FIELDS_MAX = 200
 PLAIN_TEXT_MAX = 1000
 """Characters: a body of plain text that is longer is a page."""
 PERIODS = ("PerDay", "PerMinute")
-"""Of Google's quotas, whose names tell how long they are."""
+"""For Google's quotas, whose names say how long they are."""
 
 _WRAPPERS = (
     "error",
@@ -72,7 +72,7 @@ _WAITS: dict[str, float] = dict.fromkeys(
 _COUNTS = {"n_prompt_tokens": "prompt_tokens", "n_ctx": "context_tokens"}
 _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id")
 _PHRASES = frozenset(status.phrase for status in HTTPStatus)
-"""What any web server or client calls a status says no more than the status."""
+"""The usual words for a status add nothing to the status."""
 _PAGE = re.compile(r"\s*<[a-zA-Z!?]")
 _FIRST_NAME = re.compile(r"[`'\"]?([a-z_]+)[`'\":]")
 
@@ -198,7 +198,7 @@ class _Facts:
             self.stated.append(Stated(str(value), unit_s))
 
     def _take_message(self, said: str, depth: int) -> None:
-        """A sentence; or another error that is written into one, after the names of those that passed it on."""
+        """A sentence; or another error written into one, after the names of the servers that passed it on."""
         inner = _inside(said)
         if inner is not None and depth < DEPTH_MAX:
             self.gather(inner, depth + 1)
@@ -259,9 +259,9 @@ def _periods(violations: object) -> list[str]:
 
 
 def _inside(said: str) -> object:
-    """The JSON that a sentence consists of, but for the names of those that passed it on.
+    """The JSON that a sentence consists of, after the names of the servers that passed it on.
 
-    Only there: what stands later in a sentence may be a quoted prompt.
+    Only there: later parts of a sentence may be a quoted prompt.
     """
     head = head_of(said[:MESSAGE_MAX])
     if not head.startswith(("{", "b'{", 'b"{', "[{")):

@@ -1,12 +1,12 @@
-"""In other people's words: what gateways and other vendors call a refused key, an empty account, a limit, an overload.
+"""Other vendors' words: what gateways and vendors call a refused key, an empty account, a limit, an overload.
 
-A service may answer with the error of anything that stands before or behind it, so these are looked for in every
-vendor's errors, after the vendor's own rows and before the status alone.
+A service may answer with the error of anything before or behind it, so these are looked for in every vendor's errors,
+after the vendor's own rows and before the status alone.
 
-Names (codes, types, reasons) are compared by their letters, since each puts them together differently:
-`RateLimitExceeded`, `RATE_LIMIT_EXCEEDED` and `rate_limit_exceeded_error` are one. Sentences are believed only by how
-they begin, behind the names of those that passed them on and without what they quote: further on they may repeat the
-prompt, and a prompt about an empty account must not stop a service. A catch-all name says nothing here.
+Names (codes, types, reasons) are compared by their letters, since each server joins them differently:
+`RateLimitExceeded`, `RATE_LIMIT_EXCEEDED` and `rate_limit_exceeded_error` are one. Sentences are believed only by their
+beginning, after the names of servers that passed them on and without quotations: later parts may repeat the prompt, and
+a prompt about an empty account must not stop a service. A catch-all name says nothing here.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ PARTS_OF_NAMES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ),
     (Kind.OVERLOADED, re.compile("overload")),
 )
-"""For names that nobody has listed: what their letters hold."""
+"""For names that are not listed: what their letters contain."""
 
 CONTEXT_WORDS = (
     "exceed context limit",
@@ -244,7 +244,7 @@ _QUOTED = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"|`[^`]*`|“[^”]*”|«[^»]*�
 
 
 def head_of(sentence: str) -> str:
-    """How a sentence begins, in small letters, behind the names of those that passed it on."""
+    """The beginning of a sentence, in lower case, after the names of servers that passed it on."""
     text = sentence[: HEAD_MAX * 4].strip().lower()
     for _ in range(PASSED_ON_MAX):
         found = _LED_UP.match(text)
@@ -255,7 +255,7 @@ def head_of(sentence: str) -> str:
 
 
 def kind_of(names: Iterable[str | None], sentences: Iterable[str], status: int) -> Kind | None:
-    """What an error means by its names, else by how its sentences begin; None where the status says as much."""
+    """What an error means by its names, else by the beginning of its sentences; None if the status says as much."""
     may_mean = MAY_MEAN.get(status)
     for name in names:
         kind = _kind_of_name(letters_of(name)) if name else None
@@ -277,7 +277,7 @@ def _kind_of_name(letters: str) -> Kind | None:
 
 
 def never_passes(sentences: Iterable[str], status: int) -> bool:
-    """One request that needs more than a minute allows passes in no minute, though its code is that of a limit.
+    """A single request that needs more than a minute allows never passes, though its code is that of a limit.
 
     "Limit 6000, Requested 14137", or just "Request too large".
     """

@@ -1,13 +1,13 @@
 """Perplexity: its Agent API (`POST /responses`, OpenAI's Responses format), with one web search before each answer.
 
-Sonar's chat completions ended in September 2026 (docs/decisions tells what was found). An Agent request searches only
-if it is given the tool, and may leave it alone; Sonar always searched, and who asks Perplexity wants that, so the
-search is forced. `max_steps: 1` is one pass that searches and one that answers: the model reads the prompt twice, and
-what was found is read, and paid for, like a prompt. Both are in the bound, with some searches more than one, because a
-pass may send several at once.
+Sonar's chat completions ended in September 2026 (see docs/decisions). An Agent request searches only if it is given the
+tool, and may leave it unused; Sonar always searched, and callers of Perplexity expect that, so the search is forced.
+`max_steps: 1` is one pass that searches and one that answers: the model reads the prompt twice, and the search results
+are read, and paid for, like a prompt. Both are in the bound, with room for some more searches, because a pass may send
+several at once.
 
-Every answer says what it cost, searches included, and is believed. In a stream, data alone carries the events: there
-is no `event:` line and no `[DONE]`.
+Every answer reports its cost, searches included, and is believed. In a stream, data alone carries the events: there are
+no `event:` lines and no `[DONE]`.
 """
 
 from __future__ import annotations

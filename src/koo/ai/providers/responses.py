@@ -1,8 +1,8 @@
 """The Responses format (`POST /responses`): OpenAI's own, and Perplexity's for its agents.
 
-Both say how a run ended in `status`, also inside a 200, and count alike; what they call the cache's tokens differs, and
-Perplexity adds a price. A stream ends with exactly one of completed, incomplete, failed, cancelled, or an `error`.
-Text that came in no delta stands in the final answer.
+Both report how a run ended in `status`, also inside a 200, and count alike; they name the cache's tokens differently,
+and Perplexity adds a price. A stream ends with exactly one of completed, incomplete, failed, cancelled, or an `error`.
+Text that came in no delta is in the final answer.
 """
 
 from __future__ import annotations
@@ -318,7 +318,7 @@ def usage_of(usage: _Usage) -> Usage:
 
 
 def cost_of(usage: _Usage | None) -> Decimal | None:
-    """What the provider says that it bills, where it says so."""
+    """The cost that the provider reports, if it does."""
     cost = usage.cost if usage is not None else None
     if cost is None or cost.total_cost is None or cost.currency != "USD":
         return None
@@ -328,7 +328,7 @@ def cost_of(usage: _Usage | None) -> Decimal | None:
 def _failure_of(
     wire: Wire, headers: Mapping[str, str], answer: _Answer, name: str = "", *, billable: bool
 ) -> ExternalServiceError | None:
-    """The error of a run that ended otherwise than with an answer; without a reason it is the server's."""
+    """The error of a run that ended without an answer; without a reason it is the server's."""
     error = answer.error
     if answer.status in ANSWERED and (error is NOTHING or bytes(error) == b"null"):
         return None

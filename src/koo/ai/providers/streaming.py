@@ -1,9 +1,9 @@
 """The one loop over a stream of events that all adapters share, and what their readers keep while it runs.
 
-What an event means is the vendor's reader's. It is read strictly, which is fast; an event that cannot be is read once
-more leniently (`loose`), and from then on so is each of that stream. An event that says nothing is a keep-alive,
-however it is dressed. `[DONE]` is an end in every format, and so is a reason for stopping: after that the stream waits
-a moment for what it used, and is whole whatever the connection does.
+What an event means is up to the vendor's reader. It is read strictly, which is fast; an event that fails that is read
+once more leniently (`loose`), and from then on so is each event of that stream. An event without content is a
+keep-alive, whatever its form. `[DONE]` is an end in every format, and so is a stop reason: after that the stream waits
+a moment for its usage, and is complete whatever the connection does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from koo.http.connector import TransportError
 from koo.http.events import DOCUMENT, EVENTS_AT_ONCE, PORTION_BYTES, EventParser, ServerSentEvent
 
 USAGE_WAIT_S = 1.0
-"""What a stream used follows its reason for stopping at once, or not at all."""
+"""A stream's usage follows its stop reason at once, or not at all."""
 
 _PING = re.compile(
     rb"\s*(:.*|[\[(<]*(ping|pong|keep.?alive|heart.?beat|processing|waiting)[\])>.!]*)?\s*",
@@ -47,10 +47,10 @@ Decoder = msgspec.json.Decoder[Any]
 
 
 class Reader(ABC):
-    """Events of one stream → pieces. `_begun` is True once the provider has worked; `_texts` came so far.
+    """Events of one stream → pieces. `_begun` is True once the provider has worked; `_texts` has arrived so far.
 
-    `shapes`: what events are decoded to, by their names; "" is for those without one. `stop_reason`: why the model
-    stopped, once it has; `usage_wait_s`: how long what follows is then waited for.
+    `shapes`: what events are decoded to, by their names; "" is for events without one. `stop_reason`: why the model
+    stopped, once it has; `usage_wait_s`: how long its usage is then waited for.
     """
 
     shapes: ClassVar[Mapping[str, Decoder]]
@@ -69,14 +69,14 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """A piece, or None for what says nothing. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
+        """A piece, or None for an event without content. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
 
     @abstractmethod
     def take(self, name: str, told: Any, data: bytes) -> CompletionChunk | None:
         """The piece that an event of this name is, decoded to its shape. Raises `ExternalServiceError`."""
 
     def read_leniently(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """As `read`, of a stream in which something was odd. Raises `ExternalServiceError`."""
+        """As `read`, for a stream in which something was odd. Raises `ExternalServiceError`."""
         piece: CompletionChunk | None = AGAIN
         with suppress(*UNREADABLE):
             piece = self.read(event)
@@ -86,7 +86,7 @@ class Reader(ABC):
         return piece if piece is None else _joined(piece, halves)
 
     def finish(self) -> CompletionChunk | None:
-        """The stream has ended without an end of its own: the last piece, or None where it was cut."""
+        """The stream has ended without an end of its own: the last piece, or None if it was cut."""
         if self.stop_reason is None:
             return None
         return self._final() if self._halves is None else _joined(self._final(), self._halves)
@@ -122,18 +122,18 @@ class Reader(ABC):
     def _done(self) -> CompletionChunk:
         """`[DONE]`, which ends a stream in every format, and the last piece. Raises `ExternalServiceError`."""
         if not self._texts and self.stop_reason is None:
-            raise self.wire.unfinished("it ended with nothing said")
+            raise self.wire.unfinished("it ended without an answer")
         return self._final()
 
     def _final(self) -> CompletionChunk:
-        """The last piece. Raises `ExternalServiceError` where nothing was said, and nothing says why."""
+        """The last piece. Raises `ExternalServiceError` if there is no text, and nothing explains why."""
         if not self._texts and not self._written and is_silent(self.stop_reason):
-            raise self.wire.unfinished("it ended with nothing said")
+            raise self.wire.unfinished("it ended without an answer")
         usage = None if self._usage_told else estimate_usage(self.request, "".join(self._texts))
         return CompletionChunk(final=True, usage=usage, stop_reason=self.stop_reason)
 
     def _failed_end(self) -> ExternalServiceError | None:
-        """The error that the reason for stopping names."""
+        """The error that the stop reason names."""
         if self.stop_reason in OUTCOMES:
             return None
         parsed = failure_of(self.stop_reason)
@@ -152,19 +152,19 @@ class Reader(ABC):
         return text
 
     def _rest_of(self, text: str) -> str:
-        """What of a whole text did not come in pieces before."""
+        """The part of a whole text that did not arrive in pieces before."""
         seen = "".join(self._texts)
         return text[len(seen) :] if text.startswith(seen) else ""
 
     def _error(self, parsed: ParsedError) -> ExternalServiceError:
-        # As the very first thing it stands for a refusal, which nobody bills; later the prompt has been read.
+        # As the very first event it stands for a refusal, which is not billed; later the prompt has been read.
         return self.wire.error(parsed, billable=self._begun)
 
 
 async def read_stream(
     wire: Wire, path: str, body: bytes, request: Request, make_reader: type[Reader]
 ) -> AsyncGenerator[CompletionChunk, None]:
-    """Ask once; the pieces up to the final one. Leaving early closes the connection: so the provider knows, and stops.
+    """Send once; the pieces up to the final one. Leaving early closes the connection: so the provider knows, and stops.
 
     Raises `ExternalServiceError`.
     """
@@ -200,15 +200,15 @@ async def read_stream(
 
 
 def _cut(wire: Wire, headers: Mapping[str, str], last: ServerSentEvent) -> ExternalServiceError:
-    """A stream without an end; or a document without an answer, by its form or, where nothing came, by its label."""
+    """A stream without an end; or a document without an answer, by its form or, if nothing arrived, by its label."""
     labelled = any(kind in headers.get("content-type", "") for kind in ("json", "html"))
     if last.event == DOCUMENT or (last is NO_EVENT and labelled):
-        return wire.unreadable(f"no stream of events, but {kind_of_document(headers, last.data)}")
+        return wire.unreadable(f"not an event stream, but {kind_of_document(headers, last.data)}")
     return wire.unfinished()
 
 
 async def _rest(stream: HttpStream, reader: Reader) -> list[ServerSentEvent]:
-    """What follows the reason for stopping: nothing more where it does not come soon, or the connection breaks."""
+    """What follows the stop reason: nothing more if it does not come soon, or the connection breaks."""
     if reader.waits_until is None:
         reader.waits_until = asyncio.get_running_loop().time() + reader.usage_wait_s
     try:
@@ -219,7 +219,7 @@ async def _rest(stream: HttpStream, reader: Reader) -> list[ServerSentEvent]:
 
 
 async def read_events(reader: Reader, body: bytes) -> Completion:
-    """A whole stream that came in place of an answer. Raises `ExternalServiceError`."""
+    """A whole stream that came instead of an answer. Raises `ExternalServiceError`."""
     pieces: list[CompletionChunk] = []
     parser = EventParser(len(body))
     portions = [body[begin : begin + PORTION_BYTES] for begin in range(0, len(body), PORTION_BYTES)]

@@ -1,4 +1,4 @@
-"""What every vendor's adapter does alike: send, read, and turn whatever goes wrong into an error of koo.
+"""What every vendor's adapter does alike: send, read, and turn any failure into an error of koo.
 
 A vendor's file has its wire format and a `Vendor`: its address, its fault table, and what reads its error bodies.
 """
@@ -47,7 +47,7 @@ ReadError = Callable[[int, Mapping[str, str], bytes], ParsedError]
 
 USER_AGENT = "koo"
 FRAMING_TOKENS = 256
-"""What a vendor may add around a prompt: roles, separators, a hidden preamble. Some dozens are known of."""
+"""What a vendor may add around a prompt: roles, separators, a hidden preamble. Some dozens are known."""
 SLICE = 16_384
 """Characters that are measured at once."""
 UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
@@ -98,7 +98,7 @@ class Wire:
             }
         )
         self._table = table
-        # In plain HTTP a proxy answers in the service's place, and its page looks like the service's.
+        # Over plain HTTP a proxy answers in the service's place, and its page looks like the service's.
         by_proxy = http.proxy is not None and base_url.startswith("http:")
         self._way = f" (by way of the proxy {http.proxy}, which may be what answered)" if by_proxy else ""
         self._read_error = read_error
@@ -121,7 +121,7 @@ class Wire:
     async def request(
         self, method: str, path: str, body: bytes | None = None, request: Request | None = None
     ) -> HttpResponse:
-        """Ask once; an answer of status 200 to 299. `request`: what `body` says. Raises `ExternalServiceError`."""
+        """Send once; an answer of status 200 to 299. `request`: what `body` says. Raises `ExternalServiceError`."""
         sent = body
         if self.extra is not None and body is not None:
             body = Sent(self.extra.into(body))
@@ -136,7 +136,7 @@ class Wire:
         return response
 
     async def open(self, path: str, body: bytes, request: Request) -> HttpStream:
-        """Ask once for a stream of events; its owner closes it. Raises `ExternalServiceError`."""
+        """Send once for a stream of events; its owner closes it. Raises `ExternalServiceError`."""
         sent = body
         if self.extra is not None:
             body = Sent(self.extra.into(body))
@@ -145,7 +145,7 @@ class Wire:
         except TransportError as error:
             raise transport_error(self.service, error) from error
         if 200 <= stream.status < 300:
-            return stream  # whatever it says it is: events are known by their form
+            return stream  # whatever its label: events are recognised by their form
         try:
             raise self.refusal(
                 stream.status, stream.headers, await _body_of(stream), request, sent, stream=True
@@ -165,7 +165,7 @@ class Wire:
         *,
         stream: bool = False,
     ) -> ExternalServiceError:
-        """The error that an answer is; `request` was asked as `sent`, in a form that the server may not take."""
+        """The error for an answer; `request` was sent as `sent`, in a form that the server may not accept."""
         parsed = self._read_error(status, headers, body)
         # Not billed, a redirect included: work may have been done for it, but no vendor charges for that.
         error = self._table.error(self.service, parsed, self._clock.wall())
@@ -182,7 +182,7 @@ class Wire:
         return self._table.error(self.service, parsed, self._clock.wall(), billable=billable)
 
     def unreadable(self, what: str) -> ExternalServiceError:
-        """A success that is none: `what` it is instead."""
+        """A success without an answer: `what` it is instead."""
         return make_error(
             self.service, Kind.BAD_ANSWER, f"its answer cannot be read: {what}{self._way}", billable=True
         )
@@ -210,21 +210,21 @@ class Wire:
     def judge(
         self, response: HttpResponse, error: msgspec.Raw, text: str, reason: str | None, usage: Usage
     ) -> None:
-        """Raise the failure that an answer of status 200 tells: an error in it, an end that is one, nothing said."""
+        """Raise the failure reported by an answer of status 200: an error in it, a failed end, or no content."""
         if is_something(error):
             raise self.told(response.headers, error, billable=bool(text) or usage.total_tokens > 0)
         parsed = failure_of(reason)
         if parsed is not None:
             raise self.error(replace(parsed, headers=response.headers), billable=True)
         if not text and not usage.output_tokens and reason is None:
-            raise self.no_answer(response, "an answer that says nothing")
+            raise self.no_answer(response, "an answer without content")
 
     def told(self, headers: Mapping[str, str], error: msgspec.Raw, *, billable: bool) -> ExternalServiceError:
-        """The error that stands beside or in place of an answer, as a document's field."""
+        """The error beside or instead of an answer, as a document's field."""
         return self.error(self._read_error(200, headers, b'{"error":%b}' % bytes(error)), billable=billable)
 
     def no_answer(self, response: HttpResponse, what: str) -> ExternalServiceError:
-        """The error inside a 200 that holds no answer; `what` it is, where it is not an error either."""
+        """The error for a 200 without an answer; `what` it is, if it is not an error either."""
         parsed = self._read_error(response.status, response.headers, response.body)
         return self.error(parsed, billable=False) if parsed.shaped else self.unreadable(what)
 
@@ -235,7 +235,7 @@ _document: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def is_something(error: msgspec.Raw) -> bool:
-    """Is an `error` one? An empty one is none: null, false, "", {}, an object full of such."""
+    """Whether an `error` field holds one: null, false, "", {} and an object full of such do not."""
     return error is not NOTHING and _says_something(document_of(bytes(error)))
 
 
@@ -261,12 +261,12 @@ _head = msgspec.json.Decoder(_Head)
 
 
 def type_of(data: bytes) -> str:
-    """What an event says of itself. Raises one of `UNREADABLE`."""
+    """An event's own type. Raises one of `UNREADABLE`."""
     return _head.decode(data).type
 
 
 async def _body_of(stream: HttpStream) -> bytes:
-    """What a refusal says; its status says enough where that cannot be read."""
+    """A refusal's body; if it cannot be read, its status says enough."""
     try:
         return await stream.read()
     except ClosedHere:
@@ -276,7 +276,7 @@ async def _body_of(stream: HttpStream) -> bytes:
 
 
 def kind_of_document(headers: Mapping[str, str], body: bytes) -> str:
-    """A word for what came, without any of it."""
+    """A word for what arrived, without any of it."""
     if not body.strip():
         return "nothing"
     if "html" in headers.get("content-type", "").lower() or body.lstrip()[:1] == b"<":
@@ -316,12 +316,12 @@ def _folded(character: str) -> int:
 
 
 def estimate_usage(request: Request, text: str) -> Usage:
-    """For a provider that does not say what it used: the most that it can have read, and written of what came."""
+    """For a provider that does not report its usage: the most that it can have read, and written of what arrived."""
     return Usage(input_tokens=bound_tokens(request), output_tokens=bound_text(text), estimated=True)
 
 
 def complete_usage(usage: Usage, request: Request, text: str, cost_usd: Decimal | None = None) -> Usage:
-    """What was counted; the half of it that was not is estimated, and the whole marked, unless the cost is known."""
+    """The usage as counted; a missing half is estimated, and the whole marked, unless the cost is known."""
     read, written = usage.read_tokens > 0, usage.output_tokens > 0
     if (read and (written or not text)) or (cost_usd is not None and (read or written)):
         return usage

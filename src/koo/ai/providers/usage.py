@@ -1,8 +1,8 @@
-"""Tokens by class out of what vendors report, who agree on hardly a name.
+"""Tokens by class, from what vendors report; they agree on hardly any name.
 
-One rule for all: a bill must not be too small. Of several names for one thing the largest number counts. What comes
-from or goes to a cache is a part of the prompt's count, unless it is more than that: then it stands beside. What the
-total has beyond the prompt was written, and so was reasoning that is more than all that is said to be written.
+One rule for all: a bill must not be too small. Of several names for one thing the largest number counts. Tokens from or
+to a cache are part of the prompt's count, unless they exceed it: then they are counted beside it. The total's surplus
+over the prompt was written, and so was reasoning that exceeds everything reported as written.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def usage_from(
 
 
 def count_of(told: Count) -> int:
-    """What was told as a count of tokens: 0 for nothing and for less."""
+    """A reported count of tokens: 0 for nothing and for less."""
     if type(told) is int:
         return max(0, told)
     return max(0, math.ceil(told)) if told is not None and math.isfinite(told) else 0

@@ -8,9 +8,9 @@
     x-ratelimit-reset-requests: 6m0s | 120ms | 17               when a limit is free again: any header of that sense
     "Please try again in 6m59.9s", {"retry_after_seconds": 5}   the body
 
-A point in time is read against the server's own `Date`, so that a clock that is wrong on either side does not matter.
-A number above 30 days is a point in time, and so is one that lies near now. What cannot be right (zero, negative, NaN,
-a point that is past, words) was not said: the next place is read. Nothing is more than 31 days away.
+A point in time is read against the server's own `Date`, so that a wrong clock on either side does not matter. A number
+above 30 days is a point in time, and so is one that lies near now. An impossible value (zero, negative, NaN, a past
+point in time, words) is ignored, and the next place is read. Nothing is more than 31 days away.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class Stated(NamedTuple):
 
 
 def retry_after_s(headers: Headers, wall_s: float) -> float | None:
-    """Seconds until the provider wants to be asked again, by `Retry-After` and its kin; None where it does not say.
+    """Seconds until the provider wants the next request, by `Retry-After` and the like; None if it does not say.
 
-    `wall_s` is our clock (seconds since 1970), used for points in time where the server sends no `Date`.
+    `wall_s` is our clock (seconds since 1970), used for points in time if the server sends no `Date`.
     """
     for names, unit_s in ((IN_MS, 1e-3), (IN_S, 1.0)):
         for name in names:
@@ -84,7 +84,7 @@ def retry_after_s(headers: Headers, wall_s: float) -> float | None:
 
 
 def resets_in_s(headers: Headers, wall_s: float, *, exhausted_only: bool = False) -> float | None:
-    """When the limit that was hit is free again: the one with nothing remaining, the later where there are several.
+    """When the limit that was hit is free again: the one with nothing remaining, the later one of several.
 
     Only for an answer that says that a limit was hit: these headers are sent with every answer.
     """
@@ -98,7 +98,7 @@ def resets_in_s(headers: Headers, wall_s: float, *, exhausted_only: bool = False
 
 
 def _resets(headers: Headers, wall_s: float) -> Iterator[tuple[bool, float]]:
-    """Each header that says when a limit is free again; every gateway has a name of its own for it."""
+    """Each header that says when a limit is free again; every gateway has its own name for it."""
     known = {name.lower(): value for name, value in headers.items()}
     for name, value in known.items():
         if "ratelimit" not in name.replace("rate-limit", "ratelimit"):
@@ -132,7 +132,7 @@ def until_said_s(message: str, wall_s: float) -> float | None:
 
 
 def wait_of(text: str, headers: Headers, wall_s: float, unit_s: float = 1.0) -> float | None:
-    """Seconds from now, in whatever form they are written; None for what cannot be right."""
+    """Seconds from now, in whatever form they are written; None for an impossible value."""
     text = text.strip()
     now = server_s(headers, wall_s)
     number = number_of(text)
@@ -200,7 +200,7 @@ def number_of(text: str) -> float | None:
 
 
 def server_s(headers: Headers, wall_s: float) -> float:
-    """Now, by the server's clock, in seconds since 1970; by ours where it does not say."""
+    """Now, by the server's clock, in seconds since 1970; by ours if it does not say."""
     said = http_date(headers.get("date", ""))
     return wall_s if said is None else said
 
