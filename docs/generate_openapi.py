@@ -164,7 +164,7 @@ async def _tell(koo: Platform) -> None:
         kind="service_down",
         severity="critical",
         component="ai:openai",
-        message="openai cannot be asked: the provider refused the key",
+        message="openai cannot be called: the provider refused the key",
         started_at=time.time(),
     )
     await koo.parts.store.notices.put(notice)

@@ -40,7 +40,7 @@ def test_each_oddity_has_a_name_of_its_own() -> None:
         document(message("Par", error={"type": "api_error", "message": "failed"})),
         events(MESSAGE_START, message_end(usage=None), MESSAGE_STOP),
     ],
-    ids=["an end that names a failure", "an error beside content", "without an answer"],
+    ids=["an end that names a failure", "an error beside content", "nothing said"],
 )
 def test_a_failure_told_as_a_success_is_answered_by_the_next_service(body: bytes) -> None:
     async def main() -> None:

@@ -630,7 +630,7 @@ def test_what_outlives_its_cause_is_said_when_it_has_settled() -> None:
     watch.look(T0 + 1, FULL)
     assert watch.owed(T0 + 1) == []
     assert [v["notified"]["reason"] for v in watch.views(T0 + 1) if v["kind"] == FULL.kind] == [
-        "what it follows from ended a moment ago"
+        "its cause ended a moment ago"
     ]
     watch.look(T0 + SETTLES_S - 1, FULL)
     assert watch.owed(T0 + SETTLES_S - 1) == []

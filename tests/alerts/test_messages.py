@@ -25,7 +25,7 @@ def notice(**changes: Any) -> Notice:
         "kind": "service_down",
         "severity": "critical",
         "component": "ai:claude",
-        "message": "claude cannot be asked: the provider refused the key",
+        "message": "claude cannot be called: the provider refused the key",
         "started_at": AT_S,
         "data": {"refuses": "every call to claude", "next_attempt": None},
     }
@@ -39,12 +39,12 @@ def text_of(*notices: Notice, sender: Sender = LINKED) -> str:
 def test_a_firing_alert_is_told_whole() -> None:
     message = compose("a1:firing", [notice()], LINKED)
     assert message.subject == (
-        "[koo] critical: ai:claude: claude cannot be asked: the provider refused the key"
+        "[koo] critical: ai:claude: claude cannot be called: the provider refused the key"
     )
     lines = message.text.splitlines()
     assert lines[:5] == [
         "critical: Service down: ai:claude",
-        "claude cannot be asked: the provider refused the key",
+        "claude cannot be called: the provider refused the key",
         "",
         "Since:    2026-09-21 14:13:20 UTC",
         "Refuses:  every call to claude",

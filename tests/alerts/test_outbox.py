@@ -237,7 +237,7 @@ def test_a_test_is_sent_at_once_and_says_what_became_of_it(tmp_path: Path) -> No
         assert found.keys() == {"webhook", "email"}
         assert not found["webhook"]["sent"]
         assert found["webhook"]["error"] == (
-            "it answered with status 404: there is nothing at this address: check it (it says: no_service)"
+            "it answered with status 404: nothing exists at this address: check it (it says: no_service)"
         )
         assert found["email"]["sent"] and found["email"]["error"] is None
         assert "this is a test" in mails.mails[0]["Subject"]

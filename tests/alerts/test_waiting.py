@@ -152,7 +152,7 @@ def test_over_a_restart_alerts_and_health_say_one_thing(tmp_path: Path) -> None:
                 "service_down",
                 "warning",
             )
-            assert alert["message"].startswith("an earlier process found: courier cannot be asked: ")
+            assert alert["message"].startswith("an earlier process found: courier cannot be called: ")
             assert not alert["data"].keys() & {"next_attempt", "refuses"}
             assert alert["notified"]["state"] == "no_channel", "a notice that reaches no one notifies no one"
             told = await koo.alert_deliveries()

@@ -1,1 +1,1 @@
-"""Which states deserve a person's attention, since when, and who is told."""
+"""Which states deserve a person's attention, since when, and who is notified."""

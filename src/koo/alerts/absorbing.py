@@ -1,8 +1,8 @@
-"""One cause, one alert: what is only the lesser face of another finding of the same component becomes part of it.
+"""One cause, one alert: a finding that is only a lesser face of another one of its component becomes part of it.
 
-An open breaker is a service that cannot be asked, and that its calls failed is how it came to that: three findings
-that are all true, and one alert. Which kind is part of which stands in the table (`part_of`); here it is applied. The
-greater finding says in `also` what it stands for, and has the numbers of all.
+If a breaker is open, the service cannot be called, and its calls failed before: three findings that are all true, and
+one alert. Which kind is part of which is in the table (`part_of`); it is applied here. The greater finding lists in
+`also` what it stands for, and has the numbers of all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _absorb(findings: dict[str, Finding]) -> list[Finding]:
 
 def _whole(kind: str, findings: dict[str, Finding]) -> str:
     """The kind that stands for this one: the first of its `part_of` that holds, and so on from there."""
-    # What is not enough to begin an alert must not hide one that is.
+    # A finding that is not enough to begin an alert must not hide one that is.
     part_of = KINDS[kind].part_of if kind in KINDS else ()
     greater = next((name for name in part_of if name in findings and findings[name].begins), None)
     return kind if greater is None else _whole(greater, findings)

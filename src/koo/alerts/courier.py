@@ -1,14 +1,14 @@
-"""Carries one channel's messages: takes what is due from the store, hands it over, and writes down what became of it.
+"""Carries one channel's messages: takes what is due from the store, sends it, and records the result.
 
-A message that was not taken is tried again after 5 s, 10, 20 and so on, up to five minutes, or when its receiver asks
-for it. Where the channel failed, nothing else is tried before that. Where only this message was refused, the others go
-on. After a day (an hour, if it was refused for itself) a message is given up, and says so.
+A message that was not accepted is tried again after 5 s, 10, 20 and so on, up to five minutes, or when its receiver
+asks for it. If the channel failed, nothing else is tried before that. If only this message was refused, the others
+continue. After a day (an hour, if the message itself was refused) it is given up, and says so.
 
 Each attempt has a deadline and passes a guard of its own, with a breaker: a channel that is down costs one attempt now
-and then, and what it does is seen and logged like that of any other dependency.
+and then, and its failures are seen and logged like those of any other dependency.
 
-Sent twice is better than not at all. Whoever dies between the handing over and the writing down has sent: after its
-lease another process sends the same again, under the same key, by which a receiver knows it.
+Sending twice is better than not at all. A process that dies between sending and recording has sent: after its lease
+another process sends the same message again, under the same key, by which a receiver recognises it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from koo.storage.base import Store, StoreUnavailable
 log = logging.getLogger("koo")
 
 SEND_S = 15.0
-"""Deadline of one attempt. A receiver that takes longer to say yes may say it to the next one."""
+"""Deadline of one attempt. A receiver that takes longer to accept may accept the next one."""
 FIRST_PAUSE_S, PAUSE_S_MAX = 5.0, 300.0
 ASKED_S_MAX = 3600.0
-"""A receiver that asks not to be told for longer than an hour is asked again after one."""
+"""A receiver that asks for a pause of more than an hour is tried again after one."""
 GIVEN_UP_AFTER_S = DAY_S
 REFUSED_FOR_S = 3600.0
 ALONE_MAX = 200
@@ -52,7 +52,7 @@ GUARDED = GuardOptions(
     retry=RetryOptions(attempts_max=1),
     breaker=BreakerOptions(recovery_s=30.0, open_s_max=60.0, success_threshold=1),
 )
-"""Never repeated by the guard: when a message is tried again stands in the store, where a restart finds it."""
+"""Never repeated by the guard: the store says when a message is tried again, where a restart finds it."""
 
 
 class Courier:
@@ -85,19 +85,19 @@ class Courier:
         self._alone: deque[Delivery] = deque()
         self._told: deque[Delivery] = deque(maxlen=ALONE_MAX)
         self._together = 0
-        """How many of those that wait alone are in the message that is being sent."""
+        """How many of the notices without the store are in the message that is being sent."""
 
     async def step(self) -> None:
-        """Learn how the channel does, and send at most one message. Does not raise when the store is away."""
+        """Learn how the channel is, and send at most one message. Does not raise when the store is away."""
         if self._alone and not self._is_shut():
             await self._send_alone()
         if self._store.trouble is None:
-            # What was sent and could not be written down is sent again: that is the promise.
+            # What was sent but could not be recorded is sent again, as promised.
             with suppress(StoreUnavailable):
                 await self._send_next()
 
     async def try_out(self, message: Message) -> str | None:
-        """Send a message now, whatever the breaker says; returns why it was not taken. What waits is then due."""
+        """Send a message now, whatever the breaker says; returns why it was not accepted. What waits is then due."""
         try:
             async with asyncio.timeout(SEND_S):
                 await self.channel.send(message)
@@ -111,7 +111,7 @@ class Courier:
         return None
 
     def send_alone(self, notices: Sequence[Notice]) -> None:
-        """Send these without the store: it is away, and they must be said."""
+        """Send these without the store: it is away, and people must be notified."""
         now = self._clock.wall()
         for notice in notices:
             if notice.severity in self._severities and len(self._alone) < ALONE_MAX:
@@ -130,7 +130,7 @@ class Courier:
 
     @property
     def told_alone(self) -> list[Delivery]:
-        """What became of the notices that were to be said without the store, as far as this process remembers."""
+        """What became of the notices sent without the store, as far as this process remembers."""
         return [*self._told, *self._alone]
 
     # ── with the store ────────────────────────────────────────────────────────────────────────────────────────
@@ -179,7 +179,7 @@ class Courier:
             self._publish(DeliveryGivenUp(self.source, failure.reason, count))
 
     def _pause_s(self, tries: int, failure: NotTaken) -> float:
-        """Doubled each time, and a little by chance, so that many processes do not come back at once."""
+        """Doubled each time, and a little by chance, so that many processes do not return at once."""
         own_s = min(PAUSE_S_MAX, FIRST_PAUSE_S * 2.0 ** min(tries - 1, 10)) * (0.9 + 0.2 * self._draw())
         return max(own_s, min(failure.retry_after_s or 0.0, ASKED_S_MAX))
 
@@ -188,7 +188,7 @@ class Courier:
         return self.guard.breaker.refuses(self._clock.monotonic())
 
     async def _hand_over(self, message: Message) -> NotTaken | None:
-        """Send it under guard; returns why it was not taken."""
+        """Send it under guard; returns why it was not accepted."""
         try:
             note = await self.guard.call(self.channel.send, message)
         except NotTaken as error:
@@ -197,15 +197,15 @@ class Courier:
             return NotTaken(LATE)
         except Exception:  # a message that cannot be sent must not keep the others
             log.exception("an alert could not be sent by %s", self.channel.name)
-            return NotTaken("unexpected error, which the log has")
+            return NotTaken("unexpected error; koo's log has its traceback")
         if note:
-            log.warning("%s: a message was taken, but %s", self.source, note)
+            log.warning("%s: a message was accepted, but %s", self.source, note)
         return None
 
     # ── without the store ─────────────────────────────────────────────────────────────────────────────────────
 
     async def _send_alone(self) -> None:
-        """All of them in one message, which keeps its key and its notices until it is taken or given up."""
+        """Send all of them in one message, which keeps its key and its notices until it is accepted or given up."""
         now = self._clock.wall()
         if (self._alone[0].next_at or 0.0) > now:
             return
@@ -242,7 +242,7 @@ def _alone(batch: Sequence[Delivery], sender: Sender) -> Message:
 
 
 def _judge(error: Exception) -> Fault:
-    """A refusal of one message is an answer, and a request for patience is no failure."""
+    """A refusal of one message is an answer, and a request for patience is not a failure."""
     if not isinstance(error, NotTaken):
         return Fault(verdict=FAILURE)
     if error.is_messages:

@@ -1,4 +1,4 @@
-"""What is wrong with the database: it refuses, it does not answer, or something is true beside its state."""
+"""What is wrong with the database: it refuses, does not answer, or has a condition beside its state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATABASE = "database"
 
 
 def find_in_database(view: DatabaseHealth) -> Iterator[Finding]:
-    """Everything that holds of it."""
+    """Everything that holds for it."""
     breaker = view["circuit_breaker"]
     yield from find_in_breaker(DATABASE, "the database", breaker)
     if breaker["state"] in REFUSED:
@@ -26,14 +26,14 @@ def find_in_database(view: DatabaseHealth) -> Iterator[Finding]:
             data["refuses"] = ""
         yield Finding("database_unavailable", DATABASE, message, data)
     elif breaker["state"] != "half_open":
-        # While recovery is being tested, the engine keeps the alert that there is.
+        # While recovery is being tested, the engine keeps the existing alert.
         yield from _calls_pass(view)
     for condition in view["conditions"]:
         yield _condition(condition, view)
 
 
 def _calls_pass(view: DatabaseHealth) -> Iterator[Finding]:
-    """A database whose probe gets no answer is not there; one that fails now and then is, and is watched closely."""
+    """A database whose probe gets no answer is gone; one that fails now and then is not, and is watched closely."""
     if view["error"]:
         message = say("the database does not answer", view["error"])
         yield Finding("database_unavailable", DATABASE, message, _about(view))
@@ -48,13 +48,13 @@ def _condition(condition: str, view: DatabaseHealth) -> Finding:
         message = f"all {pool['max_connections']} connections are in use and {pool['waiting']} callers wait"
         return Finding(kind, DATABASE, _with_holders(message, view), _turned_away(view))
     if condition == "leaking":
-        message = f"{pool['overdue']} scopes keep their connection for too long"
+        message = f"{pool['overdue']} scopes have held their connection for too long"
         return Finding(kind, DATABASE, _with_holders(message, view))
     if condition == "commit_unknown":
-        message = "a connection was lost during COMMIT: look whether what it wrote is there"
+        message = "a connection was lost during COMMIT: check whether the transaction was written"
         return Finding(kind, DATABASE, message)
     if condition == "markers_unusable":
-        message = "DB_EXACTLY_ONCE=marker, and the table koo_markers cannot be used: `koo doctor` says why"
+        message = "DB_EXACTLY_ONCE=marker, but the table koo_markers cannot be used: `koo doctor` says why"
         return Finding(kind, DATABASE, message, {"refuses": "every scope but those with readonly=True"})
     data: AlertData = {"refuses": "new scopes"} if condition == "draining" else {}
     return Finding(kind, DATABASE, f"the database is {condition.replace('_', ' ')}", data)
@@ -73,7 +73,7 @@ def _with_holders(message: str, view: DatabaseHealth) -> str:
 
 
 def _about(view: DatabaseHealth) -> AlertData:
-    """Which database it is, and what broke."""
+    """Which database it is, and what failed."""
     return {
         "server": view["server"],
         "last_error": view["last_error"],

@@ -1,17 +1,19 @@
-"""When an alert begins, fires, recovers and ends, and of which ones people are notified. Pure: the time is an argument.
+"""When an alert begins, fires, recovers and ends, and which ones people are notified of. Pure: the time is an argument.
 
-The unit is an episode. It is pending until its condition has held for its kind's `pending_s`; what goes before that is
-forgotten. Then it fires. When the condition is gone it recovers for `recovering_s`, and is resolved after that; what
-comes back meanwhile fires on. A breaker that goes from open to half open and back is one episode too: what tests its
-recovery keeps it (`kept_by`), and is listed in its place. So does the greater kind of which it is a part (`also`).
+The unit is an episode. It is pending until its condition has held for its kind's `pending_s`; if it goes before that,
+it is forgotten. Then it fires. When the condition is gone it recovers for `recovering_s`, and then is resolved; if the
+condition returns meanwhile, the same episode fires on, or each swing would notify people again. A breaker that goes
+from open to half open and back is one episode too: the test of its recovery keeps it (`kept_by`), and is listed in its
+place. So does the greater kind of which it is a part (`also`).
 
 An episode of a process that is gone is *restored*. This process knows nothing of it yet: its breakers are closed and
-its probes have not looked. So it does not end because nothing is found, but because this process has looked where the
-kind's `evidence` says, and found nothing. Until then it *waits*, and what is found of its lesser kinds is part of it.
+its probes have not looked. If it ended as soon as nothing is found, each restart would report every outage as over. So
+it ends only when this process has looked where the kind's `evidence` says, and found nothing. Until then it *waits*,
+and lesser kinds that are found become part of it.
 
-People are notified of what fires, once, and hear of its end if they heard of its beginning. Three things keep it quiet
-meanwhile, and lose nothing: a silence, an acknowledgement, and an episode that explains it (`inhibited_by`) in the same
-component or in one that it hangs on.
+People are notified of what fires, once, and of its end if they were notified of its beginning. Three things keep it
+quiet meanwhile, and lose nothing: a silence, an acknowledgement, and an episode that explains it (`inhibited_by`) in
+the same component or in one that it depends on.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from koo.options import DAY_S
 
 LISTED_AFTER_END_S = 900.0
 UNSEEN_S_MAX = DAY_S
-"""What no evidence ever comes for ends after a day: nothing has been heard of it, also not that it goes on."""
+"""If no evidence ever comes, an episode ends after a day: nothing was heard of it, not even that it goes on."""
 SETTLES_S = 60.0
-"""What follows from a cause may outlast it by its own memory, such as that callers were turned away a moment ago."""
+"""What follows from a cause may outlast it by its own memory, such as callers turned away a moment ago."""
 
 
 class Moment(NamedTuple):
@@ -40,7 +42,7 @@ class Moment(NamedTuple):
 
 
 HasLooked = Callable[[str, str], bool]
-"""Has this process looked, by what a kind's evidence demands, whether it holds for a component?"""
+"""Whether this process has looked, as a kind's evidence requires, if it still holds for a component."""
 
 
 def outer_component(component: str) -> tuple[str, ...]:
@@ -51,17 +53,17 @@ def outer_component(component: str) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class Seen:
-    """An episode that lasts, and what this process knows of it beside what is kept.
+    """An open episode, and what this process knows of it beside what is stored.
 
     `since` is when its phase began. `stands_in` is the fingerprint of what is listed in its place, and `inhibited_by`
-    of what explains it.
+    that of what explains it.
     """
 
     episode: Episode
     since: Moment
     is_found: bool = True
-    restored_at: float | None = None  # Until this process has found it too, or looked.
-    lesser: tuple[Finding, ...] = ()  # What is found of its parts while it waits.
+    restored_at: float | None = None  # until this process has found it too, or looked
+    lesser: tuple[Finding, ...] = ()  # parts of it that are found while it waits
     stands_in: str = ""
     inhibited_by: str = ""
     inhibited_at: float | None = None
@@ -80,9 +82,9 @@ class Seen:
 
 @dataclass(slots=True)
 class Alerts:
-    """The episodes that last, and those that ended a short while ago.
+    """The open episodes, and those that ended a short while ago.
 
-    `outer` says what a component hangs on. `kinds` is the table of kinds.
+    `outer` returns what a component depends on. `kinds` is the table of kinds.
     """
 
     outer: Callable[[str], Collection[str]] = outer_component
@@ -108,7 +110,7 @@ class Alerts:
     # ── what was kept ─────────────────────────────────────────────────────────────────────────────────────────
 
     def restore(self, episodes: Iterable[Episode], now: Moment) -> None:
-        """Go on with what a process knew that is gone."""
+        """Continue episodes of a process that is gone."""
         for episode in episodes:
             if episode.phase == "resolved":
                 self._remember(episode)
@@ -120,16 +122,17 @@ class Alerts:
         self._relate(now)
 
     def _restored(self, episode: Episode, now: Moment) -> Seen:
-        # What was pending goes on with its time: a process that is started again and again must not hide it.
+        # A pending one keeps its time: a process that restarts again and again must not hide it forever.
         held_s = now.wall - episode.started_at if episode.phase == "pending" else 0.0
         held_s = min(max(0.0, held_s), self._row(episode.kind).pending_s)
         since = Moment(now.wall - held_s, now.monotonic - held_s)
         return Seen(episode, since, is_found=False, restored_at=now.monotonic)
 
     def adopt(self, known: Episode, now: Moment, new_id: Callable[[], str]) -> Episode | None:
-        """Take what the store knows: another process may have begun it, notified of it or acknowledged it.
+        """Accept what the store knows: another process may have begun it, notified of it or acknowledged it.
 
-        Or ended it, while this one was stopped: then what is found now is a new episode, which is returned to be kept.
+        Or ended it, while this one was stopped: a current finding is then a new episode, which is returned to be
+        stored.
         """
         seen = self._active.get(known.fingerprint)
         if seen is None:
@@ -137,7 +140,9 @@ class Alerts:
         if known.phase == "resolved":
             return self._begin_anew(seen, now, new_id()) if known.id == seen.episode.id else None
         if seen.episode.phase == "pending" and known.fired_at is not None:
-            self._enter(seen, "firing", now)  # Elsewhere: so it has to recover here too before it may end.
+            self._enter(
+                seen, "firing", now
+            )  # it fires elsewhere: so it has to recover here too before it may end
         seen.episode = replace(
             seen.episode,
             id=known.id,
@@ -165,13 +170,13 @@ class Alerts:
         return seen.episode
 
     def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> None:
-        """A person is at work on an episode, or no longer."""
+        """A person is working on an episode, or no longer."""
         for seen in self._active.values():
             if seen.episode.id == episode_id:
                 seen.episode = replace(seen.episode, acknowledged=acknowledged)
 
     def trust(self, component: str) -> None:
-        """An operator has reset a component: what was restored of it ends, unless it is found."""
+        """An operator has reset a component: its restored episodes end, unless they are found again."""
         for seen in self._active.values():
             if seen.episode.component.partition("/")[0] == component:
                 seen.restored_at = None
@@ -181,7 +186,7 @@ class Alerts:
     def step(
         self, findings: Iterable[Finding], now: Moment, has_looked: HasLooked, new_id: Callable[[], str]
     ) -> list[Episode]:
-        """Take in what holds now; returns the episodes that began, changed their phase or ended, to be kept.
+        """Take in what holds now; returns the episodes that began, changed phase or ended, to be stored.
 
         A pending one that is over is returned as resolved without `fired_at`.
         """
@@ -204,7 +209,7 @@ class Alerts:
         return changed
 
     def _parts_of_waiting(self, current: Mapping[str, Finding]) -> dict[str, str]:
-        """The lesser faces of episodes that wait, found or restored: what absorbs them is only kept, and not found."""
+        """Lesser faces of waiting episodes, found or restored: their whole is only restored, not found."""
         for seen in self._active.values():
             seen.lesser = ()
         parts = {}
@@ -220,7 +225,7 @@ class Alerts:
         return parts
 
     def _waiting_whole(self, one: Finding | Episode, current: Collection[str] = ()) -> str:
-        """The waiting episode of which this is a part; what tests its recovery stands in its place instead."""
+        """The waiting episode that this is part of; the test of its recovery stands in its place instead."""
         for kind in self._row(one.kind).part_of:
             key = f"{kind}:{one.component}"
             if key not in current and self._is_unseen(key) and one.kind not in self._row(kind).kept_by:
@@ -291,7 +296,7 @@ class Alerts:
             self._ended.append(ended)
 
     def _may_end(self, seen: Seen, now: Moment, has_looked: HasLooked) -> bool:
-        """Not where it was restored, and this process has not looked whether it still holds."""
+        """Not if it was restored, and this process has not looked whether it still holds."""
         if seen.restored_at is not None:
             is_old = now.monotonic - seen.restored_at >= UNSEEN_S_MAX
             if is_old or has_looked(seen.episode.kind, seen.episode.component):
@@ -301,7 +306,7 @@ class Alerts:
     # ── how they hang together ────────────────────────────────────────────────────────────────────────────────
 
     def _kept_by(self, seen: Seen, current: Collection[str]) -> str:
-        """What tests its recovery: found now, or restored with it and not looked at yet."""
+        """The test of its recovery: found now, or restored with it and not looked at yet."""
         keys = (f"{kind}:{seen.episode.component}" for kind in self._row(seen.episode.kind).kept_by)
         return next((key for key in keys if key in current or self._is_unseen(key)), "")
 
@@ -316,7 +321,7 @@ class Alerts:
                 seen.inhibited_at = now.monotonic
 
     def _inhibitor(self, episode: Episode) -> str:
-        """The episode that explains this one. A pending one does too, or people would hear of what follows first."""
+        """The episode that explains this one. A pending one does too, or people would hear of the consequence first."""
         places = (episode.component, *self.outer(episode.component))
         keys = (f"{kind}:{place}" for kind in self._row(episode.kind).inhibited_by for place in places)
         return next((key for key in keys if key in self._active and key != episode.fingerprint), "")
@@ -332,7 +337,7 @@ class Alerts:
         return next(covering, None)
 
     def owed(self, now: Moment) -> list[Episode]:
-        """Those that fire and of which people have not been notified, and are to be."""
+        """Firing episodes of which people have not been notified, but should be."""
         return [
             seen.episode
             for seen in self._active.values()
@@ -340,7 +345,7 @@ class Alerts:
         ]
 
     def reminders(self, now: Moment, every_s: float) -> list[tuple[Episode, int]]:
-        """Critical ones that still fire, each with the number of the reminder that is due, from 1."""
+        """Critical ones that still fire, each with the number of its next due reminder, from 1."""
         due: list[tuple[Episode, int]] = []
         for seen in self._active.values() if every_s > 0 else ():
             episode = seen.episode
@@ -356,7 +361,7 @@ class Alerts:
         self._active[fingerprint].reminders = number
 
     def notified(self, fingerprint: str, at: float) -> None:
-        """People were notified by this process alone, because the store is away."""
+        """This process alone notified people, because the store is away."""
         seen = self._active[fingerprint]
         seen.episode = replace(seen.episode, notified_at=at)
 
@@ -373,7 +378,7 @@ class Alerts:
 
 
 def _parts_of(findings: Iterable[Finding]) -> dict[str, str]:
-    """What findings say besides: the fingerprint of each lesser face, and that of the greater kind that names it."""
+    """The lesser faces within findings: the fingerprint of each, and the greater kind that names it."""
     return {
         f"{kind}:{finding.component}": finding.fingerprint
         for finding in findings

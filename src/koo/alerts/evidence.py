@@ -1,7 +1,7 @@
-"""Whether this process has looked: what it takes before an alert of an earlier process may end by not being found.
+"""Whether this process has looked: what must be known before an earlier process's alert may end by not being found.
 
-A process that has just begun finds nothing, because it knows nothing. So each kind says what it takes (`Evidence`), and
-here is whether that is there. It is asked only for alerts that were restored and have not been found since.
+A process that has just started finds nothing, because it knows nothing. So each kind says what must be known first
+(`Evidence`), and this module checks it. It is asked only for restored alerts that have not been found since.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from koo.alerts.kinds import KINDS, UNKNOWN
 from koo.monitoring.shapes import DatabaseHealth, ServiceHealth
 
 CALLS_MIN = 20
-"""As many calls as a rule about rates asks for."""
+"""As many calls as a rule about rates requires."""
 REMEMBERED_S = 300.0
 """As long as rates look back: after that this process knows as much as the earlier one did."""
 CHECKED_FOR_S = 60.0
-"""An unbilled check says that a service is there, not that it answers questions. Meanwhile somebody may ask one."""
+"""An unbilled check shows that a service is there, not that it answers: for this long a call may show that."""
 SUCCESSES_MIN = 2
-"""As many as close a breaker that is half open."""
+"""As many as close a half-open breaker."""
 SETTLED_S = 5.0
 """Some beats of the ledger: what a store knows of budgets arrives with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """What this process knows by now, for `up_s` seconds. None for a database that is not in use.
+    """What this process knows by now, after `up_s` seconds. None for a database that is not in use.
 
-    `checked` names the services whose last unbilled check passed. `store_up_s` is how long the state store has been
+    `checked` names the services whose last unbilled check passed. `store_up_s`: how long the state store has been
     there, None while it is away.
     """
 
@@ -39,7 +39,7 @@ class Looks:
     store_up_s: float | None
 
     def __call__(self, kind: str, component: str) -> bool:
-        """Has it looked, so that a kind that is not found of this component does not hold?"""
+        """Whether it has looked, so that a kind that is not found for this component does not hold."""
         evidence = KINDS.get(kind, UNKNOWN).evidence
         if evidence == "own":
             return True

@@ -1,4 +1,4 @@
-"""What a rule finds: something that holds now."""
+"""A rule's finding: something that holds now."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from koo.monitoring.shapes import AlertData
 class Finding:
     """Something that holds now. `kind` and `component` identify it; `message` may change while it lasts.
 
-    `begins` False: enough to go on, not enough to begin with. A rule whose numbers swing around a threshold finds with
-    True above it, and with False between it and a lower one, so that an alert does not begin and end with each swing.
+    `begins` False: enough to continue an alert, but not to begin one. A rule whose numbers swing around a threshold
+    sets True above it, and False between it and a lower one, so that an alert does not begin and end with each swing.
     """
 
     kind: str

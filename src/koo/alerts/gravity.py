@@ -1,7 +1,7 @@
-"""How bad it is altogether: what the overall health and the verdict's colour follow.
+"""How bad it is altogether: the source of the overall health and the verdict's colour.
 
-What holds now counts, and what is listed as an alert, because a person sees both beside the verdict. An alert that is
-pending does not count yet; one whose condition has gone a moment ago counts until it ends.
+Both current findings and listed alerts count, because a person sees both beside the verdict. A pending alert does not
+count yet; one whose condition has just gone counts until it ends.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The alerts of this process, kept in the state store together with other processes.
+"""The alerts of this process, kept in the state store together with those of other processes.
 
-Breakers and probes are each process's own, so each process finds its own alerts. What it finds it keeps in the store
-under a lease, and where another process has found the same thing, they share one episode: people are notified of it
-once, and it ends when no process sees it any more (`koo.storage.episodes`). What lasts is written again every few
-seconds, which renews the lease and tells what operators have said about it. A process that closes lets go of its
-episodes, and those of a process that died are free when the lease ends. The next process that observes the component
-takes them over: the same service started again, or another process beside it. What no process observes any more,
-because it is no longer configured, ends after a day.
+Breakers and probes are each process's own, so each process finds its own alerts. It stores what it finds under a lease,
+and if another process has found the same thing, they share one episode: people are notified of it once, and it ends
+when no process sees it any more (`koo.storage.episodes`). An open episode is written again every few seconds, which
+renews the lease and returns what operators did about it. A process that closes releases its episodes, and those of a
+process that died are free when the lease ends. The next process that observes the component takes them over: the same
+service started again, or another process. An episode that no process observes any more, because its component is no
+longer configured, ends after a day.
 
-While the store is away nothing is lost: what changed is written when it is back. But people have to be notified
-meanwhile, so a process that cannot ask the others notifies for itself: twice is better than never.
+While the store is away nothing is lost: changes are written when it is back. But people have to be notified meanwhile,
+so a process that cannot reach the others notifies on its own: twice is better than never.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ ENDED_KEPT_S = 90 * DAY_S
 UNWRITTEN_MAX = 1000
 NEWS_MAX = 200
 ALONE_AFTER_S = 10.0
-"""A store that is away for a moment is no reason for each process to notify: it is found again within five seconds."""
+"""If a store is away only for a moment, processes need not each notify: it is found again within five seconds."""
 
 Alone = Callable[[Sequence[Notice]], None]
 
 
 class SweptStore(Protocol):
-    """What is swept now and then, by the leader of the fleet."""
+    """What the leader of the fleet sweeps now and then."""
 
     @property
     def episodes(self) -> Episodes: ...
@@ -61,11 +61,11 @@ class AlertStore(SweptStore, Protocol):
 
 
 class AlertKeeper:
-    """Lets alerts begin and end, and keeps them. `observes`: can this process observe a component at all?
+    """Lets alerts begin and end, and stores them. `observes`: whether this process can observe a component at all.
 
-    `outer` says what a component hangs on. `alone` delivers notices from this process's memory, without the store.
-    `remind_every_s`: how often people are reminded of a critical alert that still fires; 0: never. `has_channel`: can
-    this process tell people anything?
+    `outer` returns what a component depends on. `alone` delivers notices from this process's memory, without the store.
+    `remind_every_s`: how often people are reminded of a critical alert that still fires; 0: never. `has_channel`:
+    whether this process can notify people at all.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class AlertKeeper:
         self.alerts = Alerts(outer)
         self._knows_news = False
         self._unwritten: dict[str, Episode] = {}
-        self._said: set[str] = set()  # Keys of notices that this process delivered itself.
+        self._said: set[str] = set()  # keys of notices that this process delivered itself
         self._away_since: float | None = None
         self._renew_at = 0.0
 
@@ -97,25 +97,25 @@ class AlertKeeper:
         return alert_views(self.alerts, self.now, has_channel=self.has_channel)
 
     def doubted(self) -> set[str]:
-        """The components of which an earlier process left alerts that this one has neither found nor looked for yet."""
+        """Components with alerts of an earlier process that this one has neither found nor looked for yet."""
         doubted = {one.episode.component for one in self.alerts.seen if one.waits}
         return {component.partition("/")[0] for component in doubted}
 
     @property
     def now(self) -> Moment:
         """For people and for durations."""
-        # As the store keeps it: one episode would else have two beginnings, here and in other processes.
+        # Rounded as the store rounds it: otherwise one episode would have two beginnings, here and in other processes.
         return Moment(in_ms(self._clock.wall()), self._clock.monotonic())
 
     # ── each second ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def begin(self) -> None:
-        """Go on where the last process stopped. Raises `StoreUnavailable`; then that is done when the store is back."""
+        """Continue where the last process stopped. Raises `StoreUnavailable`; then later, when the store is back."""
         self._renew_at = self._clock.monotonic() + RENEW_EVERY_S
         await self._refresh(self.now)
 
     def see(self, findings: Iterable[Finding], has_looked: HasLooked) -> Moment:
-        """Let alerts begin and end by what holds now. The next look writes it down and notifies people."""
+        """Let alerts begin and end by what holds now. The next look writes them and notifies people."""
         now = self.now
         for episode in self.alerts.step(findings, now, has_looked, new_id):
             self._unwritten[episode.id] = episode
@@ -134,7 +134,7 @@ class AlertKeeper:
             self._notify_alone(now)
 
     async def _write(self, now: Moment) -> bool:
-        """What is due; False while the store is away."""
+        """Write what is due; False while the store is away."""
         if self._store.trouble is not None:
             return False
         is_due = now.monotonic >= self._renew_at
@@ -149,7 +149,7 @@ class AlertKeeper:
         return False
 
     async def _refresh(self, now: Moment) -> None:
-        """Hear of silences, and take over orphaned episodes of what this process observes.
+        """Read silences, and take over orphaned episodes of components that this process observes.
 
         The first time, also of what ended recently.
         """
@@ -168,7 +168,7 @@ class AlertKeeper:
             self.alerts.restore(await episodes.take(*orphaned), now)
 
     async def _keep(self, lasting: Iterable[Episode]) -> None:
-        """Write what is not written yet, and renew what lasts; after a failure the next look tries again."""
+        """Write what is not written yet, and renew open episodes; after a failure the next look tries again."""
         unwritten, said = dict(self._unwritten), frozenset(self._said)
         left = [one for one in unwritten.values() if one.phase == "resolved"]
         if left:
@@ -190,7 +190,7 @@ class AlertKeeper:
         owed = self.alerts.owed(now)
         if not owed:
             return
-        # What an operator has silenced or acknowledged a moment ago, through another process, must stay quiet.
+        # An episode that an operator silenced or acknowledged a moment ago in another process must stay quiet.
         self.alerts.silences = tuple(await self._store.silences.lasting(now.wall))
         await self._adopt(owed)
         await self._adopt([replace(one, notified_at=now.wall) for one in self.alerts.owed(now)])
@@ -235,18 +235,18 @@ class AlertKeeper:
     # ── what operators do ─────────────────────────────────────────────────────────────────────────────────────
 
     async def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> Episode | None:
-        """Set or take back who is at work on an episode that lasts, in every process. Raises `StoreUnavailable`."""
+        """Set or clear an open episode's acknowledgement, in every process. Raises `StoreUnavailable`."""
         episode = await self._store.episodes.acknowledge(episode_id, acknowledged)
         self.alerts.acknowledge(episode_id, acknowledged)
         return episode
 
     async def silence(self, silence: Silence) -> None:
-        """Keep quiet what it matches, in every process. Raises `StoreUnavailable`."""
+        """Silence what it matches, in every process. Raises `StoreUnavailable`."""
         await self._store.silences.add(silence)
         self.alerts.silences = (*self.alerts.silences, silence)
 
     async def end_silence(self, silence_id: str) -> Silence | None:
-        """End a silence before its time; returns None where no such one lasts. Raises `StoreUnavailable`."""
+        """End a silence early; returns None if no such silence is in force. Raises `StoreUnavailable`."""
         ended = await self._store.silences.end(silence_id, self._clock.wall())
         self.alerts.silences = tuple(one for one in self.alerts.silences if one.id != silence_id)
         return ended

@@ -1,11 +1,11 @@
 """Every kind of alert, one row each.
 
-A rule (`koo.alerts.rules`) says what is wrong; how much it matters, how long it has to hold, which other alert says the
-same thing already and what its end is announced as stand here. What a person does about it stands in `docs/alerts.md`,
+A rule (`koo.alerts.rules`) says what is wrong; this table says how much it matters, how long it has to hold, which
+other alert already covers it and how its end is announced. What a person should do about it is in `docs/alerts.md`,
 under the kind's name (`koo.monitoring.runbook`).
 
 Severity is what happens to calls. critical: every call of the component is refused or fails now. warning: some are, or
-an edge is close. How soon a person hears of it is `pending_s`, which is another question.
+a threshold is close. How soon a person is notified is `pending_s`, which is a separate question.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 from koo.events import Severity
 
 Evidence = Literal["own", "answer", "recent", "store"]
-"""What a young process must have before it may end what an earlier one found, because it does not find it itself.
+"""What a new process must know before it may end an earlier process's alert because it does not find it itself.
 
 * "own": nothing. The condition is a process's own, and a new one does not have it.
 * "answer": the other side has answered: a probe, an unbilled check, calls that succeeded.
@@ -39,10 +39,10 @@ class AlertKind:
     """What holds for all alerts of a kind.
 
     `pending_s`: how long it has to hold before it fires. `recovering_s`: how long it has to be gone before it ends.
-    `part_of`: kinds of the same component of which this one is the lesser face; while one of them holds, it is not an
-    alert of its own but stands in that one's `also`. `inhibited_by`: kinds of whatever the component depends on; while
-    one of them fires, this one is listed but does not notify. `kept_by`: kinds of the same component that are neither
-    the end of this one nor a new beginning. `evidence`: see there.
+    `part_of`: kinds of the same component of which this one is a lesser face; while one of them holds, it is not an
+    alert of its own but listed in that one's `also`. `inhibited_by`: kinds of components that this one depends on;
+    while one of them fires, this one is listed but does not notify. `kept_by`: kinds of the same component that are
+    neither the end of this one nor a new beginning. `evidence`: see there.
     """
 
     severity: Severity
@@ -59,10 +59,10 @@ class AlertKind:
 DATABASE_GONE = ("database_unavailable",)
 STORE_GONE = ("store_unavailable",)
 SERVICE_GONE = ("service_down", "key_refused", "circuit_open", "circuit_recovering")
-"""Faces of a service whose calls do not get through; that its calls failed and were slow is how it came to that."""
+"""Faces of a service whose calls do not get through; failed and slow calls came before that."""
 _RECOVERY = ("circuit_recovering",)
 _CIRCUIT_CLOSED = Ending("circuit_closed", "the circuit breaker is closed again")
-_REQUESTS_FREE = Ending("limit_available", "our limit leaves requests again")
+_REQUESTS_FREE = Ending("limit_available", "our limit has room again")
 _BUDGET_FREE = Ending("budget_available", "the budget covers calls again")
 _BUDGET_STEPS = ("budget_used_up", "budget_too_small", "budget_at_95", "budget_at_90", "budget_approaching")
 """A budget's kinds, the worst first: each has the later ones as a part."""
@@ -72,7 +72,7 @@ KINDS: Mapping[str, AlertKind] = {
     "service_down": AlertKind(
         "critical",
         "Service down",
-        ending=Ending("service_recovered", "the service can be asked again"),
+        ending=Ending("service_recovered", "the service can be called again"),
         kept_by=_RECOVERY,
         evidence="answer",
     ),
@@ -106,7 +106,7 @@ KINDS: Mapping[str, AlertKind] = {
     "quota_used_up": AlertKind(
         "critical",
         "The provider's quota is used up",
-        ending=Ending("quota_available", "the provider's quota does not keep calls away any more"),
+        ending=Ending("quota_available", "the provider's quota no longer keeps calls away"),
         evidence="answer",
     ),
     "provider_limit_reached": AlertKind(
@@ -184,33 +184,39 @@ KINDS: Mapping[str, AlertKind] = {
     "database_draining": AlertKind("warning", "Database draining"),
     # ── limits ────────────────────────────────────────────────────────────────────────────────────────────────
     "limit_reached_requests_per_minute": AlertKind(
-        "warning", "Limit a minute is reached", pending_s=60.0, recovering_s=60.0
+        "warning", "Limit per minute reached", pending_s=60.0, recovering_s=60.0
     ),
     "limit_reached_requests_per_hour": AlertKind(
-        "critical", "Limit an hour is reached", recovering_s=60.0, ending=_REQUESTS_FREE
+        "critical", "Limit per hour reached", recovering_s=60.0, ending=_REQUESTS_FREE
     ),
     "limit_reached_requests_per_day": AlertKind(
-        "critical", "Limit a day is reached", ending=_REQUESTS_FREE, evidence="store"
+        "critical", "Limit per day reached", ending=_REQUESTS_FREE, evidence="store"
     ),
     "limit_reached_tokens_per_minute": AlertKind(
-        "warning", "Limit of tokens a minute is reached", pending_s=60.0, recovering_s=60.0
+        "warning", "Limit on tokens per minute reached", pending_s=60.0, recovering_s=60.0
     ),
     "limit_approaching_requests_per_minute": AlertKind(
         "warning",
-        "Limit a minute is close",
+        "Limit per minute nearly reached",
         pending_s=60.0,
         recovering_s=60.0,
         part_of=("limit_reached_requests_per_minute",),
     ),
     "limit_approaching_requests_per_hour": AlertKind(
-        "warning", "Limit an hour is close", recovering_s=60.0, part_of=("limit_reached_requests_per_hour",)
+        "warning",
+        "Limit per hour nearly reached",
+        recovering_s=60.0,
+        part_of=("limit_reached_requests_per_hour",),
     ),
     "limit_approaching_requests_per_day": AlertKind(
-        "warning", "Limit a day is close", part_of=("limit_reached_requests_per_day",), evidence="store"
+        "warning",
+        "Limit per day nearly reached",
+        part_of=("limit_reached_requests_per_day",),
+        evidence="store",
     ),
     "limit_approaching_tokens_per_minute": AlertKind(
         "warning",
-        "Limit of tokens a minute is close",
+        "Limit on tokens per minute nearly reached",
         pending_s=60.0,
         recovering_s=60.0,
         part_of=("limit_reached_tokens_per_minute",),
@@ -235,7 +241,7 @@ KINDS: Mapping[str, AlertKind] = {
     ),
     "budget_forecast": AlertKind(
         "warning",
-        "Budget runs out before it resets",
+        "Budget will run out before it resets",
         pending_s=300.0,
         recovering_s=900.0,
         part_of=_BUDGET_STEPS,
@@ -274,7 +280,7 @@ KINDS: Mapping[str, AlertKind] = {
         "critical",
         "File descriptors used up",
         recovering_s=60.0,
-        ending=Ending("descriptors_available", "file descriptors are left again"),
+        ending=Ending("descriptors_available", "file descriptors are available again"),
     ),
     "descriptors_nearly_used_up": AlertKind(
         "warning", "File descriptors nearly used up", recovering_s=60.0, part_of=("descriptors_used_up",)
@@ -286,11 +292,11 @@ KINDS: Mapping[str, AlertKind] = {
         part_of=("descriptors_used_up",),
     ),
     "notification_failing": AlertKind("warning", "Notifications fail"),
-    "monitor_stale": AlertKind("warning", "What watches has not run"),
+    "monitor_stale": AlertKind("warning", "Background checks have not run"),
 }
 
 UNKNOWN = AlertKind("warning", "")
-"""A condition that is new to the table is worth a warning, and no failure in an outage."""
+"""A condition that is new to the table is worth a warning, but is not a failure in an outage."""
 ENDINGS: Mapping[str, Ending] = {kind: row.ending for kind, row in KINDS.items() if row.ending is not None}
 """The kinds whose end is news, and what it is announced as."""
 

@@ -33,8 +33,8 @@ def find_in_limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
 def _reached(view: ServiceHealth) -> set[LimitName]:
     """The limits that refuse calls.
 
-    A call may need more tokens than are left of a limit that is not full, so for tokens the refusals decide. Of a
-    minute a request comes back each second and is taken at once, so a look may find one free that no caller found.
+    A call may need more tokens than are left of a limit that is not full, so for tokens the refusals decide. Of a limit
+    per minute a request comes back each second and is taken at once, so a look may find one free that no caller found.
     """
     if view["rate_limits"][TOKENS]["refuses"]:
         return {TOKENS}

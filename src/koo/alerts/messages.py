@@ -1,9 +1,9 @@
 """What a message says: what is wrong, since when, what it refuses, what to do, and where to look.
 
-A message is read at 3 a.m., on a small screen, by somebody who was asleep. So the first line is the whole of it, and
+A message is read at 3 a.m., on a small screen, by a person who was asleep. So the first line says everything, and
 nothing needs a second page to be understood. Everything that came from a provider, a server or a caller is plain text.
 
-All of it is made from the notices alone, without a clock: a message that is sent again is the same to the letter.
+All of it is made from the notices alone, without a clock: a repeated message is identical to the letter.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from koo.plain_text import plain
 
 WIDTH = 100
 LISTED_MAX = 40
-"""Of a message about more alerts than that, the rest is counted."""
+"""A message about more alerts than this only counts the rest."""
 DATA_DEPTH_MAX = 6
 HEADS = {"firing": "", "resolved": "resolved: ", "reminder": "still: ", "test": "test: "}
 RANK: dict[Severity, int] = {"critical": 0, "warning": 1, "info": 2}
 ALONE = (
-    "The state store cannot be reached, so this process tells of it by itself; others may send the same, and what is "
+    "The state store cannot be reached, so this process sends this on its own; others may send the same, and what is "
     "acknowledged or silenced is not known."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sends: the name that stands in messages, and where people reach koo in a browser (None: that is not set)."""
+    """The sender: its name in messages, and where people reach koo in a browser (None: not set)."""
 
     name: str
     public_url: str | None = None
@@ -155,7 +155,7 @@ def _clock(wall_s: float) -> str:
 
 
 def _refuses(notice: Notice, book: Runbook | None) -> str:
-    """What it refuses now, if the rule has said it; else what alerts of its kind refuse."""
+    """What it refuses now, if the rule says; else what alerts of its kind refuse."""
     said = notice.data.get("refuses")
     if not isinstance(said, str):
         return book.refuses if book is not None else ""

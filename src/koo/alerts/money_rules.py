@@ -1,4 +1,4 @@
-"""Budgets: how much is gone, what does not fit any more, when it is used up, and what dead processes left behind."""
+"""Budgets: how much is gone, what no longer fits, when it is used up, and what dead processes left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUDGET_STEPS = (
 )
 """Shares of a budget that are alerts of their own, so that each is sent when it is reached; the highest is listed."""
 FORECAST_SHARE_MIN = Decimal("0.20")
-"""Less than a fifth says little about a whole day: the first expensive hour would foretell ruin."""
+"""Less than a fifth says little about a whole day: the first expensive hour would predict ruin."""
 STORE = "state_store"
 UNSETTLED = "money_unsettled"
 BUDGET = "budget:"
@@ -34,7 +34,7 @@ def find_in_day(view: ServiceHealth, component: str) -> Iterator[Finding]:
 
 
 def find_in_budgets(budgets: Sequence[Budget], services: Sequence[ServiceHealth]) -> Iterator[Finding]:
-    """The budgets that an operator set, and refusals for money, whichever budget was short."""
+    """The budgets that an operator set, and refusals for lack of money, whichever budget was short."""
     for budget in budgets:
         what = f"the {budget['period']}'s budget {budget['title']!r}"
         component = f"{BUDGET}{budget['title']}"
@@ -46,7 +46,7 @@ def find_in_budgets(budgets: Sequence[Budget], services: Sequence[ServiceHealth]
 def _shares(
     component: str, what: str, budget: BudgetMoney, on_exhausted: str, whom: str
 ) -> Iterator[Finding]:
-    """What calls have spent or hold counts. What lies idle in purses does not: it is there for whoever asks."""
+    """What calls have spent or hold counts. Idle money in purses does not: it is available to any process that asks."""
     total = Decimal(budget["limit"] or 0)
     if budget["limit"] is None:
         return
@@ -81,7 +81,7 @@ def _run_out(runs_out: RunOut) -> str:
 
 
 def _shortages(services: Sequence[ServiceHealth]) -> Iterator[Finding]:
-    """A rest that does not cover what is asked, seen from calls that were refused for it; one alert a budget."""
+    """A rest too small for the calls that are made, seen from their refusals; one alert per budget."""
     short: dict[str, list[ServiceHealth]] = {}
     for view in services:
         if view["shortage"] is not None:
@@ -90,7 +90,7 @@ def _shortages(services: Sequence[ServiceHealth]) -> Iterator[Finding]:
         lacks = [view["shortage"] for view in views if view["shortage"] is not None]
         worst, names = lacks[0], [view["service_name"] for view in views]
         message = (
-            f"{worst['budget']} does not cover calls that are asked: up to {worst['needed']} USD needed, "
+            f"{worst['budget']} does not cover calls that are made: up to {worst['needed']} USD needed, "
             f"{worst['left']} USD left; it concerns {', '.join(names)}"
         )
         data: AlertData = {

@@ -1,7 +1,7 @@
-"""What happened to the state store at one instant, kept as an alert for as long as a person needs to see it.
+"""Momentary events of the state store, kept as an alert for as long as a person needs to see it.
 
-A rule looks at numbers that hold now. That a store forgot, or that this process's name was another's, is over within
-seconds, and what it means for money is not.
+A rule looks at numbers that hold now. That a store forgot, or that this process's name belonged to another one, is over
+within seconds, but its consequence for money is not.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from koo.events import Event, ProcessRenamed, StoreForgot, StoreFound
 KEPT_S = 3600.0
 """An hour after the last time: long enough to be woken, and to look."""
 SETTLES_S = 20.0
-"""A store that was away has heard of no process meanwhile. Until each has told again, all others look dead."""
+"""A store that was away has heard from no process. Until each has reported again, all others look dead."""
 
 
 class StoreNews:
-    """Hears of the store's events; `findings` are what holds now of them."""
+    """Receives the store's events; `findings` are those that still matter."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -29,7 +29,7 @@ class StoreNews:
         self._forgot_until = self._renamed_until = self._settles_at = 0.0
 
     def on_event(self, event: Event) -> None:
-        """Take an event down."""
+        """Record an event."""
         now = self._clock.monotonic()
         if isinstance(event, StoreForgot):
             if now >= self._forgot_until:
@@ -42,7 +42,7 @@ class StoreNews:
             self._settles_at = now + SETTLES_S
 
     def add_to(self, found: Iterable[Finding]) -> list[Finding]:
-        """What holds now, beside what rules found in the numbers; money is unsettled only where the store is sure."""
+        """Current findings, beside what rules found in the numbers; money is unsettled only if the store is sure."""
         is_settling = self._clock.monotonic() < self._settles_at
         sure = [one for one in found if not (is_settling and one.kind == UNSETTLED)]
         return [*sure, *self.findings()]
@@ -52,14 +52,14 @@ class StoreNews:
         now = self._clock.monotonic()
         if now < self._forgot_until:
             message = (
-                f"the state store is older than what it was told: {self._forgotten_usd:f} USD that this process had "
-                "booked was not known there, and is booked again; what processes that are gone had spent since that "
-                "copy was made is lost to the budgets, which may be overspent by it"
+                f"the state store is older than what was reported to it: {self._forgotten_usd:f} USD that this process "
+                "had booked was not known there, and is booked again; what processes that are gone had spent since "
+                "that copy was made is lost to the budgets, which may be overspent by it"
             )
             yield Finding("store_forgot", STORE, message, {"amount": f"{self._forgotten_usd:f}"})
         if now < self._renamed_until:
             message = (
                 "another process spoke to the state store under this one's name: a machine was copied while it ran, or "
-                "this process was written off; it goes on under another name, and what it held is booked twice"
+                "this process was written off; it continues under another name, and what it held is booked twice"
             )
             yield Finding("process_renamed", STORE, message)

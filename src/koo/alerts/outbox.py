@@ -1,8 +1,8 @@
-"""The outbox: every channel that is configured, with the courier that carries its messages, and what became of them.
+"""The outbox: every configured channel, with the courier that carries its messages, and what became of them.
 
-"Why was I not told?" has an answer for each notice and each channel: it was sent, it waits for its next attempt, it was
-given up, or it is below the least severity. For an alert without a notice the engine knows why. And where no channel is
-configured, that is the answer.
+"Why was I not notified?" has an answer for each notice and each channel: it was sent, it waits for its next attempt, it
+was given up, or it is below the least severity. For an alert without a notice the engine knows why. And if no channel
+is configured, that is the answer.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ NOT_CONFIGURED = (
     "no channel is configured, so alerts are not sent: set KOO_ALERT_WEBHOOK, KOO_ALERT_SLACK, or KOO_ALERT_EMAIL "
     "and KOO_SMTP_URL"
 )
-TEST_MESSAGE = "this is a test that somebody asked for; nothing is wrong"
+TEST_MESSAGE = "this is a test, sent on request; nothing is wrong"
 
 
 class Outbox:
-    """What is said to people by one process."""
+    """What one process sends to people."""
 
     def __init__(
         self,
@@ -78,24 +78,24 @@ class Outbox:
         ]
 
     def begin(self) -> None:
-        """Log what a person should know of how channels are set up."""
+        """Log what a person should know about the setup of channels."""
         for courier in self.couriers:
             for warning in courier.channel.warnings:
                 _warn_once(warning)
 
     def alone(self, notices: Sequence[Notice]) -> None:
-        """Say these without the state store, which is away; see `Courier.send_alone`."""
+        """Send these without the state store, which is away; see `Courier.send_alone`."""
         for courier in self.couriers:
             courier.send_alone(notices)
 
     def statuses(self) -> list[ChannelStatus]:
-        """How each channel does, as last known. Without I/O."""
+        """How each channel is, as last known. Without I/O."""
         return [_status(courier, self._options.severity, self._clock) for courier in self.couriers]
 
     async def deliveries(self, alerts: Sequence[Alert]) -> AlertDeliveries:
-        """What became of the notices of the last day, and why nobody was told of others of `alerts`.
+        """What became of the notices of the last day, and why others of `alerts` were not sent.
 
-        Says so where the store is away, and does not raise.
+        Says so if the store is away, and does not raise.
         """
         trouble = self._store.trouble
         found = [one for courier in self.couriers for one in courier.told_alone]
@@ -150,12 +150,12 @@ class Outbox:
             case "below_severity":
                 return f"{one.notice.severity} is below the least severity that was sent when it was written"
             case _ if one.channel not in names:
-                return f"waits for a process that has the channel {one.channel} configured; this one has not"
+                return f"waits for a process that has the channel {one.channel} configured; this one does not"
             case _ if one.reason:
                 return f"waits for its next attempt after {tries}: {one.reason}"
         standing = next(c.standing for c in self.couriers if c.channel.name == one.channel)
         return (
-            f"waits for the channel, which fails: {standing.reason}"
+            f"waits for the channel, which is failing: {standing.reason}"
             if standing.failures
             else "waits to be sent"
         )
@@ -165,7 +165,7 @@ class Outbox:
         chosen = [one for one in self.couriers if channel is None or one.channel.name == channel]
         if not chosen:
             names = ", ".join(one.channel.name for one in self.couriers)
-            known = f"there is no channel {channel!r}; configured are {names}" if names else NOT_CONFIGURED
+            known = f"there is no channel {channel!r}; configured: {names}" if names else NOT_CONFIGURED
             raise CallerMistake("alerts", known, kind=Kind.NOT_FOUND)
         results = await asyncio.gather(*(self._try_out(one) for one in chosen))
         return {"results": list(results), "timestamp": iso(self._clock.wall())}
@@ -194,7 +194,7 @@ class Outbox:
         }
 
     async def finish(self) -> None:
-        """Let other processes go on, and close all connections. What waits stays in the store."""
+        """Let other processes continue, and close all connections. What waits stays in the store."""
         for courier in self.couriers:
             await courier.channel.close()
         if self.couriers:
@@ -204,19 +204,19 @@ class Outbox:
 
 @cache
 def _warn_once(sentence: str) -> None:
-    """A platform that is opened by each `asyncio.run` says it once."""
+    """A platform that is opened by each `asyncio.run` logs it once."""
     log.warning("%s", sentence)
 
 
 def make_channels(options: AlertOptions, network: NetworkOptions, wall: Callable[[], float]) -> list[Channel]:
-    """Those that are configured. Raises `ConfigurationError` for a proxy that koo cannot speak to."""
+    """The configured channels. Raises `ConfigurationError` for a proxy that koo cannot use."""
     found: list[Channel] = []
     if options.webhook is not None:
         found.append(Webhook(options.webhook, options.webhook_secret, network, wall))
     if options.slack is not None:
         found.append(Slack(options.slack, network, wall))
     if options.email and options.smtp_url is not None:
-        from koo.alerts.channels.mail import Mail  # smtplib and email load only where mail is sent
+        from koo.alerts.channels.mail import Mail  # smtplib and email are loaded only if mail is sent
 
         found.append(Mail(options.smtp_url, options.email, options.sender, network, wall))
     return found
@@ -253,7 +253,7 @@ def _status(courier: Courier, severity: Severity, clock: Clock) -> ChannelStatus
 
 def _untold(alert: Alert, names: Sequence[str]) -> UntoldAlert:
     notified = alert["notified"]
-    written = "it is written down, and goes out within a second or two"
+    written = "it is written, and goes out within a second or two"
     is_written = notified["state"] in ("notified", "no_channel")
     reason = NOT_CONFIGURED if is_written and not names else notified["reason"] or written
     return {

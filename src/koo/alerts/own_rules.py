@@ -1,4 +1,4 @@
-"""What is wrong with koo itself: its state store, its disks, its descriptors, what watches, and who is notified."""
+"""What is wrong with koo itself: its state store, its disks, its descriptors, its background checks, its channels."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MIB = 2**20
 
 
 def find_in_koo(view: KooHealth) -> Iterator[Finding]:
-    """Everything that holds of this process, its disks and its descriptors."""
+    """Everything that holds for this process, its disks and its descriptors."""
     for disk in view["disks"]:
         yield from _disk(disk)
     if view["descriptors"] is not None:
         yield from _descriptors(view["descriptors"])
     if view["short_of"]:
-        message = f"{view['short_of']}: calls that need it fail, which is held against no service"
+        message = f"{view['short_of']}: calls that need it fail, which does not count against any service"
         yield Finding("out_of_resources", PROCESS, message)
     yield from _monitors(view)
 
@@ -61,7 +61,7 @@ def find_in_store(store: StoreHealth | None, services: Sequence[ServiceHealth]) 
 
 
 def find_in_channels(channels: Sequence[ChannelStatus], now: float) -> Iterator[Finding]:
-    """Channels that have not taken messages for a while, or gave one up. `now` in wall seconds."""
+    """Channels that have not accepted messages for a while, or gave one up. `now` in wall seconds."""
     for channel in channels:
         since = channel["failing_since"]
         failing_s = 0.0 if since is None else now - datetime.fromisoformat(since).timestamp()
@@ -81,7 +81,7 @@ def find_in_channels(channels: Sequence[ChannelStatus], now: float) -> Iterator[
 
 def _disk(disk: DiskHealth) -> Iterator[Finding]:
     component = f"{DISK}{disk['name']}"
-    where = "where KOO_HOME lies" if disk["name"] == "home" else "where the state store lies"
+    where = "of KOO_HOME" if disk["name"] == "home" else "of the state store"
     if disk["state"] != "ok":
         message = f"{disk['free_bytes'] / MIB:.0f} MiB are free on the disk {where}"
         yield Finding("disk_nearly_full", component, message)
@@ -104,5 +104,5 @@ def _monitors(view: KooHealth) -> Iterator[Finding]:
         message = f"has not run for long: {', '.join(view['late'])}; what is shown of it may be old"
         yield Finding("monitor_stale", PROCESS, message)
     elif view["blocked_s"]:
-        message = f"the event loop stood still for {view['blocked_s']:.0f} s: nothing of koo ran, its deadlines neither"
+        message = f"the event loop stood still for {view['blocked_s']:.0f} s: nothing of koo ran, not even deadlines"
         yield Finding("monitor_stale", PROCESS, message)

@@ -1,4 +1,4 @@
-"""Whether koo itself is well: room and descriptors, and whether what watches everything else still runs."""
+"""Whether koo itself is well: disk space and descriptors, and whether its background checks still run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from koo.monitoring.own_shapes import KooHealth, StoreHealth
 from koo.shortages import SHORTAGES
 
 LOOKS_MAX = 60
-"""What watches may be a minute late, beside its interval, before it is said to have stopped."""
+"""A check may be a minute late, beside its interval, before it is reported as stopped."""
 SHORT_S = 60.0
-"""A shortage lasts longer than the one call that met it: others wait for their pauses meanwhile."""
+"""A shortage lasts longer than the one call that met it: other calls wait for their pauses meanwhile."""
 PROBE, CHECKS = "the probe of the database", "the checks of services"
 
 
@@ -66,7 +66,7 @@ class OwnWatch:
     def _late(self) -> list[str]:
         late = list(self._signs.late)
         if self.host.is_silent:
-            late.append("the look at the disks, which do not answer")
+            late.append("the check of the disks, which do not answer")
         if self.beats.is_late:
-            late.append("what koo does each second, alerts and notifications too")
+            late.append("koo's work of each second, alerts and notifications too")
         return late

@@ -2,8 +2,8 @@
 
 Each rule is a few lines over one part of the system's health (`service_rules`, `limit_rules`, `money_rules`,
 `database_rules`, `own_rules`). It says what is wrong, where, with which numbers and what is refused because of it. How
-much that matters stands in the table (`kinds`); which of several findings are one cause is decided in `absorbing`; when
-an alert begins and when it ends is the engine's.
+much that matters is in the table (`kinds`); which findings have one cause is decided in `absorbing`; when an alert
+begins and ends is the engine's.
 
 A component's name never changes while the process lives: a service's default model is `ai:claude`, the others are
 `ai:claude/model`. If the first were renamed when a second model appears, its alert would end and start again.

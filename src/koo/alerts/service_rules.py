@@ -1,7 +1,7 @@
 """What is wrong with a service: its key, its breakers, the provider's limits, its errors and latency.
 
-Each state that is not `healthy`, and each refusal of the last half minute, has its finding. A state without one would
-be a verdict without a reason, and a refusal without one an outage of which only the caller learns.
+Each state that is not `healthy`, and each refusal of the last half minute, has its finding. Otherwise a verdict could
+lack its reason, and only callers would notice an outage.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from koo.monitoring.shapes import AlertData, BreakerStatus, ModelStatus, Pause, 
 ERROR_RATE_MAX = 0.10
 CALLS_MIN = 20
 GOES_ON = 0.5
-"""An alert of a rate goes on down to this share of the threshold and of the calls with which it began. Otherwise a rate
-that stays about the threshold begins and ends an alert with each call."""
+"""An alert about a rate continues down to this share of the threshold and of the calls with which it began. Otherwise a
+rate that stays around the threshold would begin and end an alert with each call."""
 FAILURES_MIN = 3
 REFUSED = ("open", "forced_open")
 QUOTAS = ("quota", "billing")
-"""Pauses that do not pass by waiting a little: nothing is left of what the account may use."""
+"""Pauses that do not pass by waiting a little: the account has nothing left."""
 
 
 def find_in_service(view: ServiceHealth) -> Iterator[Finding]:
@@ -88,14 +88,14 @@ def _down(view: ServiceHealth, component: str) -> Iterator[Finding]:
         "last_error": view["last_error"],
         **(incident_of(models[0]) if models[0]["state"] in REFUSED else {}),
     }
-    yield Finding("service_down", component, say(f"{name} cannot be asked", view["reason"]), data)
+    yield Finding("service_down", component, say(f"{name} cannot be called", view["reason"]), data)
 
 
 def _is_down(view: ServiceHealth, models: list[ModelStatus]) -> bool:
-    """The default model is refused, and no other one can be asked, but for probes.
+    """The default model is refused, and no other one can be called, except by probes.
 
-    One that tests its recovery lets a probe through now and then: that is no service, and no recovery either. While the
-    default model itself does so, the engine keeps the alert that there is.
+    One that tests its recovery admits a probe now and then: that is not a service, and not a recovery either. While the
+    default model itself does so, the engine keeps the existing alert.
     """
     if _is_refused_to_all(view, models):
         return True
@@ -123,13 +123,13 @@ def _models(view: ServiceHealth, component: str) -> Iterator[Finding]:
                 "next_attempt": status["key_checked_at"],
                 "last_error": status["last_error"],
             }
-            yield Finding("key_refused", part, f"{whom} cannot be asked: {status['key_refused']}", data)
+            yield Finding("key_refused", part, f"{whom} cannot be called: {status['key_refused']}", data)
         if place and status["pause"] is not None:
             yield _paused(part, whom, status["pause"])
 
 
 def _clients(view: ServiceHealth, component: str) -> Iterator[Finding]:
-    """Clients of an own operation with keys of their own; which ones they are, no part of koo says."""
+    """Clients of an own operation with keys of their own; koo never says which ones they are."""
     clients, name = view["clients"], view["service_name"]
     if clients is not None and clients["refused"]:
         whom = f"{clients['refused']} of {clients['known']} clients"
@@ -138,12 +138,12 @@ def _clients(view: ServiceHealth, component: str) -> Iterator[Finding]:
             "clients": clients["refused"],
             "last_error": view["last_error"],
         }
-        message = f"the provider refuses the keys of {whom} of {name}; the others are asked as before"
+        message = f"the provider refuses the keys of {whom} of {name}; the others are called as before"
         yield Finding("client_key_refused", component, message, data)
 
 
 def _paused(component: str, whom: str, pause: Pause) -> Finding:
-    """The provider's own word keeps calls away, and says until when."""
+    """The provider itself keeps calls away, and says until when."""
     data: AlertData = {
         "since": pause["since"],
         "resets_at": pause["until"],
@@ -175,7 +175,7 @@ def _performance(view: ServiceHealth, component: str) -> Iterator[Finding]:
             )
             return
         if slow_s is not None and p95 > slow_s * share:
-            message = f"one call in twenty takes longer than {p95:.1f} s; slow is from {slow_s:g} s on"
+            message = f"one call in twenty takes longer than {p95:.1f} s; slow means {slow_s:g} s or more"
             yield Finding("degraded_performance", component, message, {"p95": p95}, begins)
             return
 
@@ -193,7 +193,7 @@ def _state(view: ServiceHealth, component: str) -> Iterator[Finding]:
 
 
 def _is_one_failure(view: ServiceHealth) -> bool:
-    """Unhealthy for one or two failures among few calls, which is a state and no reason to notify a person."""
+    """Unhealthy because of one or two failures among few calls: a state, but not a reason to notify a person."""
     default = next(iter(view["models"].values()))
     return (
         0 < default["window"]["failures"] < FAILURES_MIN

@@ -1,7 +1,7 @@
-"""Whether what watches still runs: its sign of life changes.
+"""Whether background checks still run: each one's sign of life changes.
 
-It is counted in looks of the one that watches the watchers, and not in seconds: a machine that slept, or a clock that
-was set, must accuse nobody, and both of them stand still together.
+It is counted in the watchers' own looks, not in seconds: a machine that slept, or a clock that was set, must not make a
+check look dead, and all of them stand still together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Alerts as people see them: what lasts, what has ended, and why nobody was notified of it."""
+"""Alerts as people see them: open ones, ended ones, and why people were not notified of them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NO_CHANNEL = "it is not sent: no channel is configured"
 ENDS: dict[Evidence, str] = {
     "own": "it ends at the next look",
     "answer": "it ends when that answers again",
-    "recent": "it ends when there were enough calls, or enough time",
+    "recent": "it ends after enough calls, or enough time",
     "store": "it ends when the state store has answered",
 }
-"""What the end of an alert waits for that an earlier process found, by its kind's evidence."""
+"""What the end of an earlier process's alert waits for, by its kind's evidence."""
 
 
 def alert_views(alerts: Alerts, now: Moment, *, has_channel: bool = True) -> list[Alert]:
@@ -39,7 +39,7 @@ def alert_views(alerts: Alerts, now: Moment, *, has_channel: bool = True) -> lis
 
 
 def stale_views(koo: KooHealth, now: Moment) -> list[Alert]:
-    """The alert that what begins and ends alerts does not run, made without it."""
+    """The alert that the alert engine itself does not run, made without it."""
     alerts = Alerts()
     alerts.step(find_in_koo(koo), now, lambda kind, component: True, lambda: "")
     return [view for view in alert_views(alerts, now) if view["kind"] == "monitor_stale"]
@@ -91,8 +91,8 @@ def _seen_view(seen: Seen, alerts: Alerts, now: Moment, has_channel: bool) -> Al
 
 
 def _say_that_it_waits(view: Alert, seen: Seen) -> None:
-    """What an earlier process found refuses nothing here, and is tried when a call comes: else a list of alerts says
-    "cannot be asked" beside a state that says "healthy"."""
+    """An earlier process's finding refuses nothing here, and is tested by the next call: otherwise a list of alerts
+    would say "cannot be called" beside a state that says "healthy"."""
     data = AlertData(unconfirmed=True)
     for finding in seen.lesser:
         data.update(finding.data)
@@ -131,16 +131,16 @@ def _why(seen: Seen, alerts: Alerts, now: Moment, has_channel: bool) -> Notified
     if episode.acknowledged is not None and episode.acknowledged.holds(now.wall):
         return _notified("acknowledged", f"{episode.acknowledged.by} has acknowledged it")
     if seen.inhibited_by:
-        return _notified("inhibited", f"it follows from {seen.inhibited_by}, which lasts")
+        return _notified("inhibited", f"it follows from {seen.inhibited_by}, which is still open")
     if alerts.settles(seen, now):
-        return _notified("inhibited", "what it follows from ended a moment ago")
+        return _notified("inhibited", "its cause ended a moment ago")
     if not seen.is_found:
         return _notified("kept_quiet", "it may be over: its condition was not found at the last look")
     return _notified("due", "it has just begun, or the state store is away")
 
 
 def _noticed(at: float, has_channel: bool) -> Notified:
-    """A notice is written. Where no channel is configured it lies in the store, and reaches no one."""
+    """A notice is written. Without a channel it stays in the store, and reaches no one."""
     return _notified("notified", "", at) if has_channel else _notified("no_channel", NO_CHANNEL)
 
 
@@ -179,7 +179,7 @@ def _view(episode: Episode, since: float, notified: Notified) -> Alert:
 
 
 def _news_view(ended: Episode, has_channel: bool) -> Alert:
-    """That an episode ended, as information: under a kind of its own, with the time of the end."""
+    """The end of an episode as information: under a kind of its own, with the time of the end."""
     assert ended.ended_at is not None
     view, ending = past_view(ended, has_channel=has_channel), ENDINGS[ended.kind]
     view["type"], view["kind"], view["message"] = "info", ending.kind, ending.message

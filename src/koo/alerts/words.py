@@ -1,8 +1,8 @@
-"""How a finding puts what it found."""
+"""How a finding phrases its message."""
 
 from __future__ import annotations
 
 
 def say(what: str, why: str) -> str:
-    """A sentence with its reason, where there is one."""
+    """A sentence with its reason, if it has one."""
     return f"{what}: {why}" if why else what

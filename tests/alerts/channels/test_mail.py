@@ -128,7 +128,7 @@ def test_another_machine_that_offers_no_starttls_gets_no_mail(monkeypatch: pytes
         async with MailServer() as server:
             error = await refusal(mail(f"smtp://{HOST}:{server.port}"))
             assert error.reason.startswith(
-                "it offers no STARTTLS, and mail is not handed over a line that others"
+                "it does not offer STARTTLS, and koo does not send mail over a line that others"
             )
             assert server.mails == []
             await mail(f"smtp://{HOST}:{server.port}?starttls=no").send(MESSAGE)
@@ -215,7 +215,7 @@ async def odd_server(serve: Callable[[StreamReader, StreamWriter], Awaitable[Non
 @pytest.mark.parametrize(
     ("greeting", "reason"),
     [
-        (b"", "it closed the connection before the mail was taken"),
+        (b"", "it closed the connection before the mail was accepted"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it does not speak SMTP as koo knows it"),
         (b"554 go away\r\n", "it answered with status 554: go away"),
         (b"x" * 100_000, "it answered with status 500: Line too long."),

@@ -1,1 +1,1 @@
-"""The ways by which a person is told of an alert, one file each."""
+"""The ways by which a person is notified of an alert, one file each."""

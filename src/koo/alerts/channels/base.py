@@ -1,4 +1,4 @@
-"""What a channel is: something that takes a message, or says in one sentence why it did not."""
+"""A channel: something that accepts a message, or says in one sentence why it did not."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What is sent. `key` is the same each time that the same message is sent again.
+    """A message. `key` stays the same when the same message is sent again.
 
     `subject` is one line, `text` several, both plain text. `document` is the same for programs. `thread` is common to
-    the messages of one alert. `epoch` is that of its sender's lease, and grows with each new sender; None: without the
-    state store there is none.
+    the messages of one alert. `epoch` is that of its sender's lease, and grows with each new sender; None without the
+    state store.
     """
 
     key: str
@@ -25,9 +25,9 @@ class Message:
 
 
 class NotTaken(Exception):
-    """A message was not taken; `reason` is half a sentence without secrets.
+    """A message was not accepted; `reason` is half a sentence without secrets.
 
-    `is_messages`: the receiver works, and refuses this message. `retry_after_s`: when it wants to be asked again.
+    `is_messages`: the receiver works, but refuses this message. `retry_after_s`: when it wants the next attempt.
     """
 
     def __init__(self, reason: str, *, is_messages: bool = False, retry_after_s: float | None = None) -> None:
@@ -38,9 +38,9 @@ class NotTaken(Exception):
 
 
 class Channel(Protocol):
-    """A way to tell a person. `name` is its own in the state store, `place` says where it leads, without secrets.
+    """A way to notify a person. `name` identifies it in the state store, `place` says where it leads, without secrets.
 
-    `warnings`: what a person should know of how it is set up.
+    `warnings`: what a person should know about its setup.
     """
 
     @property
@@ -53,7 +53,7 @@ class Channel(Protocol):
     def warnings(self) -> tuple[str, ...]: ...
 
     async def send(self, message: Message) -> str:
-        """Hand it over; returns what is to be said of it although it was taken, or "". Raises `NotTaken`."""
+        """Send it; returns a note to log although it was accepted, or "". Raises `NotTaken`."""
         ...
 
     async def close(self) -> None:

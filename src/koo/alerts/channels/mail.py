@@ -1,8 +1,8 @@
-"""E-mail, as plain text, handed to a server that takes it.
+"""E-mail, as plain text, passed to a mail server.
 
 Headers are built by `email`, which encodes what is not ASCII and refuses a line break; names come from `plain`, which
-leaves none. The text is `text/plain`: a mail program shows it as it stands. The messages of one alert refer to one id
-that none of them has, so a mail program shows them as one conversation, whichever of them it has.
+leaves none. The text is `text/plain`: a mail program shows it unchanged. The messages of one alert refer to one id that
+none of them has, so a mail program shows them as one conversation, whichever of them it has.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Mail:
     @property
     def warnings(self) -> tuple[str, ...]:
         if self._server.security == "none" and not is_loopback(self._server.host):
-            return ("KOO_SMTP_URL says starttls=no: whoever is on the way can read and change the mails",)
+            return ("KOO_SMTP_URL says starttls=no: anyone on the way can read and change the mails",)
         return ()
 
     async def send(self, message: Message) -> str:

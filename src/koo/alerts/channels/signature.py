@@ -1,6 +1,6 @@
-"""The signature of a webhook: that a message is from this koo, unchanged, and not an old one sent again.
+"""The signature of a webhook: proof that a message is from this koo, unchanged, and not an old one sent again.
 
-It is the one of https://www.standardwebhooks.com, so receivers find a library for it in most languages. Signed are the
+It follows https://www.standardwebhooks.com, so receivers find a library for it in most languages. It signs the
 message's id, the time of sending and the body, with a dot between them, by HMAC-SHA256.
 """
 

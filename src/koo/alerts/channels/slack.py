@@ -1,8 +1,9 @@
-"""Slack's incoming webhook, and servers that read the same form (Mattermost, Rocket.Chat, Discord's `/slack`).
+"""Slack's incoming webhook, and servers that accept the same form (Mattermost, Rocket.Chat, Discord's `/slack`).
 
-In Slack a text may call everybody (`<!channel>`), link anywhere under any name (`<https://…|bank>`) and hide an image.
-All of it begins with `<`, so `<`, `>` and `&` are written as Slack asks for it, and marks are switched off. Other
-servers read `@channel` and `[name](address)` too: an invisible letter after the first sign of each keeps them words.
+In Slack a text may mention everyone (`<!channel>`), link anywhere under any name (`<https://…|bank>`) and hide an
+image. All of that begins with `<`, so `<`, `>` and `&` are escaped as Slack specifies, and markup is switched off.
+Other servers interpret `@channel` and `[name](address)` too: an invisible character after the first sign of each keeps
+them plain.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Slack:
 
 
 def harmless(text: str) -> str:
-    """Text that a chat shows as it stands: it calls nobody and links under no other name."""
+    """Text that a chat shows unchanged: it mentions no one, and hides no link behind another name."""
     if len(text) > TEXT_MAX:
         text = f"{text[:TEXT_MAX]}…"
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

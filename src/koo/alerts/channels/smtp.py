@@ -1,9 +1,8 @@
 """One conversation with a mail server.
 
-Python's own `smtplib` speaks to it, in a thread, because it blocks. It knows a limit for each answer and none for all
-of them together: a server that sends a letter now and then would keep it for ever. So the task that waits for the
-thread cuts its connection when the time is up, and the thread ends by that. It is a daemon: a process that ends does
-not wait for it.
+Python's own `smtplib` runs it, in a thread, because it blocks. It has a limit for each answer but none for all of them
+together: a server that sends a byte now and then would keep it forever. So the task that waits for the thread cuts its
+connection when the time is up, which ends the thread. It is a daemon: a process that exits does not wait for it.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Talk:
         self._is_cut = False
 
     async def hand_over(self, sender: str, to: tuple[str, ...], letter: bytes) -> Refused:
-        """Hand a mail over; returns the addresses that were refused beside others. Raises `NotTaken`."""
+        """Send a mail; returns the addresses that were refused beside others. Raises `NotTaken`."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Refused] = loop.create_future()
         places = await self._places()
@@ -66,7 +65,7 @@ class Talk:
             self._cut()
 
     async def _places(self) -> list[str]:
-        """The server's addresses: a lookup that hangs has one thread, and not one for each attempt."""
+        """The server's addresses: a lookup that hangs has one thread, not one for each attempt."""
         try:
             async with asyncio.timeout(ANSWER_S):
                 found = await LOOKUPS.find(self._server.host, self._server.port)
@@ -108,8 +107,8 @@ class Talk:
         line.ehlo_or_helo_if_needed()
         if security == "starttls" and not line.has_extn("starttls"):
             raise NotTaken(
-                "it offers no STARTTLS, and mail is not handed over a line that others can read: use smtps://, or "
-                "?starttls=no for a relay of your own network"
+                "it does not offer STARTTLS, and koo does not send mail over a line that others can read: use "
+                "smtps://, or ?starttls=no for a relay of your own network"
             )
         if security == "starttls" or (security == "if offered" and line.has_extn("starttls")):
             line.starttls(context=self._context())
@@ -152,7 +151,7 @@ class Line(smtplib.SMTP):
 
 
 def _leave(line: Line) -> None:
-    """Take leave, as it should be done. The mail was taken: what happens now cannot change that."""
+    """Say goodbye in order. The mail was accepted: what happens now cannot change that."""
     with suppress(smtplib.SMTPException, OSError):
         if line.sock is not None:
             line.sock.settimeout(GOODBYE_S)
@@ -178,7 +177,7 @@ def _tell(
 
 
 def _reason(error: Exception) -> str:
-    """Why a mail was not taken, without user and password."""
+    """Why a mail was not accepted, without user and password."""
     match error:
         case smtplib.SMTPAuthenticationError():
             return f"it does not accept the user and password of KOO_SMTP_URL (status {error.smtp_code})"
@@ -188,11 +187,11 @@ def _reason(error: Exception) -> str:
         case smtplib.SMTPResponseException(smtp_code=code) if code > 0:
             return f"it answered with status {error.smtp_code}: {said(error.smtp_error)}"
         case smtplib.SMTPNotSupportedError():
-            return "it offers no login, and KOO_SMTP_URL has a user: it may ask for TLS first"
+            return "it offers no login, and KOO_SMTP_URL has a user: it may require TLS first"
         case smtplib.SMTPServerDisconnected() if isinstance(error.__context__, TimeoutError):
             return LATE
         case smtplib.SMTPServerDisconnected():
-            return "it closed the connection before the mail was taken"
+            return "it closed the connection before the mail was accepted"
         case smtplib.SMTPException():
             return "it does not speak SMTP as koo knows it"
     return _reason_of_line(error)

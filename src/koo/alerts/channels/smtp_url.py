@@ -1,9 +1,9 @@
-"""Where mail is handed in: `smtp://user:password@mail.example:587`, read once, shown without its password.
+"""Where mail is sent: `smtp://user:password@mail.example:587`, read once, shown without its password.
 
 A password never goes over a line that others can read. `smtps://` is TLS from the first byte. `smtp://` is STARTTLS,
 which the server must offer: a server that does not, or one in the middle that hides it, gets no mail. On this machine
-there is no line to read, so there STARTTLS is used only where it is offered. `?starttls=no` is for a relay of the own
-network that knows no TLS; it excludes a password.
+there is no line to read, so STARTTLS is used there only if it is offered. `?starttls=no` is for a relay of one's own
+network without TLS; it excludes a password.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Security = Literal["tls", "starttls", "if offered", "none"]
 
 @dataclass(frozen=True, slots=True)
 class MailServer:
-    """A server that takes mail. `user` is "" where it asks for no login."""
+    """A mail server. `user` is "" if it requires no login."""
 
     host: str
     port: int

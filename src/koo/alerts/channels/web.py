@@ -1,8 +1,9 @@
 """Channels over HTTP: a POST whose status says what became of it.
 
-A message is taken as soon as a status of success is there. What follows it is not read: a receiver that answers with
+A message counts as accepted as soon as a success status arrives. What follows is not read: a receiver that answers with
 megabytes, byte by byte, or breaks off in the middle, has said what matters. Of a refusal a few kilobytes are read, for
-its words. A redirect is not followed: it would carry an alert, and its signature, to a place that nobody named.
+its words. A redirect is not followed: it would carry an alert, and its signature, to an address that was not
+configured.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ ANSWER_BYTES_MAX = 64 * 1024
 WORDS_MAX = 160
 HEADERS = {"content-type": "application/json", "user-agent": "koo"}
 IS_MESSAGES = frozenset({400, 405, 406, 409, 411, 413, 414, 415, 422, 431})
-"""Statuses that are about this message: another one may be taken. All others are about the way to the receiver."""
+"""Statuses about this message: another one may be accepted. All others are about the way to the receiver."""
 MEANINGS = {
-    401: "it does not accept who is asking: check the address and the secret",
-    403: "it does not accept who is asking: check the address and the secret",
-    404: "there is nothing at this address: check it",
-    410: "there is nothing at this address any more: make a new one",
-    429: "it wants to be asked less often",
+    401: "it rejects koo's credentials: check the address and the secret",
+    403: "it rejects koo's credentials: check the address and the secret",
+    404: "nothing exists at this address: check it",
+    410: "nothing exists at this address any more: create a new one",
+    429: "it limits our rate",
 }
 
 
 class WebReceiver:
-    """An address that takes POSTs. `variable` is the one that names it, for messages; `wall` the time, in seconds."""
+    """An address that accepts POSTs. `variable` names it in messages; `wall` is the time, in seconds."""
 
     def __init__(self, url: str, variable: str, network: NetworkOptions, wall: Callable[[], float]) -> None:
         self._url = url
@@ -57,14 +58,14 @@ class WebReceiver:
     def warnings(self) -> tuple[str, ...]:
         if self._parts.scheme == "http" and not is_loopback(self.host):
             return (
-                f"{self._variable} is a plain http:// address of another machine: whoever is on the way can read and "
+                f"{self._variable} is a plain http:// address of another machine: anyone on the way can read and "
                 "change alerts; use https://",
             )
         return ()
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> None:
         """Raises `NotTaken`."""
-        # So that a kept connection that was closed meanwhile is told from a failure.
+        # So that a kept connection that was closed meanwhile is not mistaken for a failure.
         departure.set(Departure())
         try:
             stream = await self._http.stream("POST", self._url, headers={**HEADERS, **headers}, body=body)
@@ -85,7 +86,7 @@ class WebReceiver:
             where = urlsplit(stream.headers.get("location", "")).hostname
             to = f" to {plain(where, 100)}" if where else ""
             return NotTaken(
-                f"it redirects{to} (status {status}), which is not followed: set {self._variable} anew"
+                f"it redirects{to} (status {status}), which is not followed: set {self._variable} to the new address"
             )
         words = await self._words(stream)
         reason = f"it answered with status {status}"
@@ -95,7 +96,7 @@ class WebReceiver:
         return NotTaken(reason, is_messages=status in IS_MESSAGES, retry_after_s=wait_s)
 
     async def _words(self, stream: HttpStream) -> str:
-        """What it says beside its status: short, plain, and without the secret part of its own address."""
+        """Its words beside the status: short, plain, and without the secret part of its own address."""
         try:
             said = (await stream.read()).decode(errors="replace")
         except TransportError:
@@ -107,7 +108,7 @@ class WebReceiver:
 
 
 def retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
-    """Seconds until the receiver wants to be asked again, by `Retry-After`: a number or a date; None: it says none."""
+    """Seconds until the receiver wants the next request, by `Retry-After`: a number or a date; None without one."""
     text = headers.get("retry-after", "").strip()
     if text.isdecimal() and text.isascii():
         return float(text[:9])

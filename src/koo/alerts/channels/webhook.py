@@ -38,7 +38,7 @@ class Webhook:
         body = json.dumps(message.document, ensure_ascii=False, separators=(",", ":")).encode()
         headers = {"webhook-id": message.key}
         if message.epoch is not None:
-            # Not in the body, which is the same each time that the same message is sent.
+            # Not in the body, which stays the same when the same message is sent again.
             headers["koo-epoch"] = str(message.epoch)
         if self._key is not None:
             headers |= signed(self._key, message.key, int(self._wall()), body)
