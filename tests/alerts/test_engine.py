@@ -593,7 +593,7 @@ def test_a_cause_keeps_quiet_what_follows_from_it() -> None:
     assert watch.owed(T0) == ["database_unavailable"]
     (view,) = [view for view in watch.views(T0) if view["kind"] == FULL.kind]
     assert view["inhibited_by"] == "database_unavailable:database" and view["active"]
-    reason = "it follows from database_unavailable:database, which lasts"
+    reason = "it follows from database_unavailable:database, which is still open"
     assert view["notified"] == {"state": "inhibited", "at": None, "reason": reason}
 
 

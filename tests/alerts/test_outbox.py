@@ -225,7 +225,7 @@ def test_a_channel_that_only_another_process_has_says_so(tmp_path: Path) -> None
         await house.store.notices.owe("email", ["critical"])
         await house.step()
         (reason,) = [row["reason"] for row in await house.deliveries() if row["channel"] == "email"]
-        assert reason == "waits for a process that has the channel email configured; this one has not"
+        assert reason == "waits for a process that has the channel email configured; this one does not"
 
     in_house(tmp_path, main, "webhook")
 
@@ -246,7 +246,7 @@ def test_a_test_is_sent_at_once_and_says_what_became_of_it(tmp_path: Path) -> No
         assert again["sent"]
         assert hook.taken[-1].json["type"] == "koo.alert.test"
         assert hook.taken[-1].headers["webhook-signature"].startswith("v1,")
-        with pytest.raises(CallerMistake, match="there is no channel 'slack'; configured are webhook, email"):
+        with pytest.raises(CallerMistake, match="there is no channel 'slack'; configured: webhook, email"):
             await house.outbox.test("slack")
 
     in_house(tmp_path, main, "webhook", "email", webhook_secret=SECRET)
