@@ -84,7 +84,8 @@ def test_a_redirect_is_not_followed_and_names_where_it_leads_without_its_path(st
     async def main(hook: Hook) -> None:
         error = await refusal(hook, answer(status, "", location="https://else.example/s3cret"))
         assert error.reason == (
-            f"it redirects to else.example (status {status}), which is not followed: set KOO_ALERT_WEBHOOK to the new address"
+            f"it redirects to else.example (status {status}), which is not followed:"
+            " set KOO_ALERT_WEBHOOK to the new address"
         )
         assert not error.is_messages
         assert len(hook.taken) == 1
