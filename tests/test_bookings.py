@@ -7,8 +7,10 @@ from decimal import Decimal
 import pytest
 
 from koo.errors import InvalidRequest, Kind, ServiceRefused
+from koo.logs.lines import request_id
 from koo.storage.base import StoreUnavailable
 from koo.testing import World
+from koo.testing.providers import cut
 from tests.testing.test_world import run
 
 
@@ -22,12 +24,30 @@ def test_each_call_that_cost_something_is_listed_with_what_the_ledger_has() -> N
         (call,) = page["requests"]
         assert (call["service"], call["tag"]) == ("claude", "shop")
         assert (call["input_tokens"], call["output_tokens"]) == (1000, 50)
+        assert (call["outcome"], call["request_id"]) == ("answered", "") and call["latency"] is not None
         assert Decimal(call["cost"]) == world.claude.billed_usd / 3 == Decimal(page["amount"])
         rest = await history.requests(tag="shop", cursor=page["next_cursor"])
         assert len(rest["requests"]) == 1 and rest["next_cursor"] is None
         everything = await history.requests()
         assert Decimal(everything["amount"]) == world.spent_usd
         assert "Boots." not in str(everything)
+
+    run(test)
+
+
+def test_a_call_that_was_paid_without_an_answer_says_so_and_which_request_it_was_part_of() -> None:
+    """A stream that is left, and an attempt that may have been worked on; the repeat after it is answered."""
+
+    async def test(world: World) -> None:
+        request_id.set("r-17")
+        async with world.stream("claude") as pieces:
+            await anext(pieces)
+        world.claude.script(cut(200))
+        await world.ask("claude")
+        page = await world.platform.history.requests()
+        outcomes = [call["outcome"] for call in page["requests"]]
+        assert outcomes == ["answered", "unfinished", "unfinished"]
+        assert {call["request_id"] for call in page["requests"]} == {"r-17"}
 
     run(test)
 

@@ -61,6 +61,9 @@ def call_view(entry: Entry) -> BookedCall:
     return {
         "id": entry.id,
         "at": iso(entry.at),
+        "outcome": entry.outcome,
+        "latency": entry.took_s,
+        "request_id": entry.request_id,
         "service": entry.service,
         "model": entry.model,
         "tag": entry.tag,

@@ -43,6 +43,9 @@ def request(number: int, second: float) -> dict[str, Any]:
         "input_tokens": 14,
         "output_tokens": 5,
         "estimated": False,
+        "outcome": "answered",
+        "latency": 1.21,
+        "request_id": "q1",
         **tokens,
     }
 
@@ -107,7 +110,7 @@ def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
                 first = await look(follower, 16)
         assert first == [
             "circuit opened: 5 failures",
-            "request claude-x: 14 → 5 tokens, $0.000082, tag shop, id r2",
+            "request claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request q1, id r2",
             "calls 5 calls failed in 5 s",
         ]
         async with connect(url) as client:
@@ -125,7 +128,7 @@ def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
                     "critical fires now",
                     "circuit opened in another process, and told late",
                     "act closed by an operator",
-                    "request claude-x: 14 → 5 tokens, $0.000082, tag shop, id r3",
+                    "request claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request q1, id r3",
                 ]
                 # A minute before the last answer: another process's news may arrive late.
                 past = asked[0].partition("/history?since=")[2].partition("&")[0]

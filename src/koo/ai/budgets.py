@@ -21,7 +21,7 @@ from koo.policies.money import from_pico, in_words, limit_to_pico
 from koo.policies.purse import Budget, Hold, Refusal
 from koo.policies.treasury import Standing, starts_ms
 from koo.refusals import not_begun
-from koo.storage.base import Allowance, Bill, BudgetView, Ledger, OwnBudgetView, Short
+from koo.storage.base import UNTOLD, Allowance, Bill, BudgetView, How, Ledger, OwnBudgetView, Short
 
 AWAY_RETRY_S = 5.0
 """When to retry while the store is away: it is found within this time of being back."""
@@ -161,12 +161,12 @@ class Budgets:
             return True
         return any(one.tag is None and one.service in (None, service) for one in self.options)
 
-    def settle(self, hold: Hold, service: str, bill: Bill) -> None:
+    def settle(self, hold: Hold, service: str, bill: Bill, how: How = UNTOLD) -> None:
         """Book what a call cost. A bill above its hold is booked whole, and published."""
         if self._shortages:
             self._shortages.pop(service, None)
         bound = hold.amount
-        cost = self.ledger.settle(hold, service, bill)
+        cost = self.ledger.settle(hold, service, bill, how)
         if cost > bound:
             self._publish(BillExceededHold(service, str(from_pico(cost)), str(from_pico(bound))))
 

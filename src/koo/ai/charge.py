@@ -20,9 +20,10 @@ from koo.ai.service import Service
 from koo.ai.token_gate import Tokens
 from koo.ai.types import Usage
 from koo.errors import BudgetExceeded, Kind
+from koo.logs.lines import request_id
 from koo.policies.money import from_pico, to_pico
 from koo.policies.purse import Budget, Hold
-from koo.storage.base import NO_WORDS, Bill
+from koo.storage.base import NO_WORDS, Bill, How
 
 
 class ServiceCharge(ABC):
@@ -33,6 +34,7 @@ class ServiceCharge(ABC):
 
     __slots__ = (
         "_budgets",
+        "_held_at",
         "_hold",
         "_is_patient",
         "_metadata",
@@ -40,6 +42,7 @@ class ServiceCharge(ABC):
         "_tag",
         "_tokens",
         "bill",
+        "is_whole",
         "model",
     )
 
@@ -56,6 +59,8 @@ class ServiceCharge(ABC):
         self._service = service
         self._budgets = budgets
         self._hold: Hold | None = None
+        self._held_at = 0.0
+        self.is_whole = False  # the answer came to its end
         self.model = model
         self._tag = tag
         self._metadata = metadata
@@ -77,9 +82,10 @@ class ServiceCharge(ABC):
         Raises `RateLimited` for tokens, and `BudgetExceeded`, also if the store does not answer in time; then nothing
         is held.
         """
-        self.bill = None
+        self.bill, self.is_whole = None, False
         if self._tokens is None:
             await self._hold_money(deadline)
+            self._held_at = self._service.clock.monotonic()
             return
         # Before the money: a call that waits must not hold it.
         await self._tokens.take(self.bound_tokens(), deadline, waits=self._is_patient)
@@ -88,6 +94,13 @@ class ServiceCharge(ABC):
         except BaseException:
             self._tokens.settle(0)
             raise
+        self._held_at = self._service.clock.monotonic()
+
+    @property
+    def how(self) -> How:
+        """How it went, for its booking."""
+        took_s = self._service.clock.monotonic() - self._held_at
+        return How(took_s, "answered" if self.is_whole else "unfinished", request_id.get())
 
     async def _hold_money(self, deadline: float) -> None:
         service = self._service.name
@@ -125,7 +138,7 @@ class ServiceCharge(ABC):
         bill = self.bill or Bill(amount_usd=from_pico(hold.amount), source="estimate", model=self.model)
         if self._tag is not None or self._metadata:
             bill = bill._replace(tag=self._tag, metadata=self._metadata)
-        self._budgets.settle(hold, self._service.name, bill)
+        self._budgets.settle(hold, self._service.name, bill, self.how)
 
     def release(self) -> None:
         """Nothing can have been billed."""

@@ -54,6 +54,7 @@ class Begun(Generic[T]):
         `away_s`: how long the reader of a stream had the turn, which does not count as latency.
         """
         bill = self.charge.note(completion)
+        self.charge.is_whole = True
         self.scope.settle(slow=slow, took_s=took_s)
         answer = Answer(
             text=completion.text,

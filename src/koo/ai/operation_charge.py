@@ -71,7 +71,7 @@ class OperationCharge(ServiceCharge):
 
     def end(self) -> None:
         """The stream ended by itself: nothing more comes."""
-        self._ended = True
+        self._ended = self.is_whole = True
 
     def answered(self, result: object) -> None:
         """Read what a whole answer says about its bill."""
@@ -149,6 +149,7 @@ class FixedCharge(OperationCharge):
             super().take(piece)
 
     def answered(self, result: object) -> None:
+        self.is_whole = True
         if self._told is not None:
             self._note(self._told.of(result))
         elif self._prices is not None:
@@ -269,7 +270,7 @@ class AskCharge(OperationCharge):
         self._hold = None
         if self._tokens is not None:
             self._tokens.settle(tokens_of(bill))
-        self._budgets.ledger.settle(hold, self._service.name, bill)
+        self._budgets.ledger.settle(hold, self._service.name, bill, self.how)
 
 
 HOW_TO_COUNT = 'a name of their own (register_service) with max_cost_usd and cost_usd="usage" counts them'

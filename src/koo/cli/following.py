@@ -126,7 +126,10 @@ class Requests:
         for one in requests:
             at = seconds_of(one["at"]) or 0.0
             if at >= self._start and self._known.is_new(one["id"], at):
-                yield Line(at, "request", f"ai:{one['service']}", request_words(one), dict(one))
+                is_error = one.get("outcome") == "unfinished"
+                yield Line(
+                    at, "request", f"ai:{one['service']}", request_words(one), dict(one), is_error=is_error
+                )
 
     def forget(self, before: float) -> None:
         """See `Known.forget`."""
@@ -134,21 +137,20 @@ class Requests:
 
 
 def request_words(one: BookedCall) -> str:
-    """ "claude-x: 14 → 5 tokens, $0.000082, tag shop, id 01J…", and more where the server says it."""
-    more: Mapping[str, object] = dict(one)
+    """ "claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request 01J…, id 9f…"."""
     read = one["input_tokens"] + one["cache_read_tokens"] + one["cache_write_tokens"]
-    words = [f"{read:,} → {one['output_tokens']:,} tokens", usd(one["cost"])]
-    if isinstance(outcome := more.get("outcome"), str) and outcome:
-        words.insert(0, outcome)
-    if isinstance(took := more.get("latency"), int | float):
-        words.append(latency(took))
-    if one["estimated"]:
-        words.append("an upper bound")
-    if one["tag"]:
-        words.append(f"tag {one['tag']}")
-    if isinstance(request := more.get("request_id"), str) and request:
-        words.append(f"request {request}")
-    return f"{one['model']}: {', '.join(words)}, id {one['id']}"
+    took = one.get("latency")  # A server of an earlier version says neither this nor the outcome.
+    words = [
+        one.get("outcome", ""),
+        f"{read:,} → {one['output_tokens']:,} tokens",
+        usd(one["cost"]),
+        "" if took is None else latency(took),
+        "an upper bound" if one["estimated"] else "",
+        f"tag {one['tag']}" if one["tag"] else "",
+        f"request {one['request_id']}" if one.get("request_id") else "",
+        f"id {one['id']}",
+    ]
+    return f"{one['model']}: {', '.join(filter(None, words))}"
 
 
 @dataclass(slots=True)

@@ -27,6 +27,12 @@ class BookedCall(TypedDict):
 
     id: str
     at: Annotated[Time, Doc("when it ended")]
+    outcome: Annotated[
+        str,
+        Doc("answered; unfinished: it failed, broke off or was left, and had to be paid; empty: not known"),
+    ]
+    latency: Annotated[float | None, Doc("seconds of this attempt; null: not known")]
+    request_id: Annotated[str, Doc("of the request to this server in which it was made; empty: in none")]
     service: str
     model: str
     tag: Annotated[str | None, Doc("the caller's; null: none")]

@@ -56,6 +56,19 @@ class Bill(NamedTuple):
     metadata: Mapping[str, str] = NO_WORDS
 
 
+class How(NamedTuple):
+    """How a call that is booked went: seconds from its hold to its end, whether it was "answered" or is "unfinished",
+    and the id of the request in which it was made, or empty.
+    """
+
+    took_s: float | None = None
+    outcome: str = ""
+    request_id: str = ""
+
+
+UNTOLD = How()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Short:
     """A call was lately refused for lack of money, and `left_usd` of the budget would not cover the same call now.
@@ -129,7 +142,8 @@ class Entry:
     """One booking. `at` is wall seconds, `day` the UTC day whose budget paid; `held_usd` was the worst case.
 
     `estimated`: the provider sent no usage. `unit_prices` are USD per million tokens, by class, as texts. `tag`
-    and `metadata` are the caller's own. `process` is the one that booked it.
+    and `metadata` are the caller's own. `process` is the one that booked it. `took_s`, `outcome` and
+    `request_id` are as in `How`.
     """
 
     id: str
@@ -151,6 +165,9 @@ class Entry:
     tag: str | None
     metadata: dict[str, str]
     process: str
+    took_s: float | None = None
+    outcome: str = ""
+    request_id: str = ""
 
 
 class Place(NamedTuple):
@@ -253,7 +270,7 @@ class Ledger(Protocol):
         """A call's worst case has proved smaller."""
         ...
 
-    def settle(self, hold: Hold, service: str, bill: Bill) -> int:
+    def settle(self, hold: Hold, service: str, bill: Bill, how: How = UNTOLD) -> int:
         """Book what a call cost, once; returns it. Never waits and never raises."""
         ...
 

@@ -35,7 +35,7 @@ from koo.policies.treasury import (
     Totals,
     starts_ms,
 )
-from koo.storage.base import Bill, BudgetView, StoreUnavailable
+from koo.storage.base import UNTOLD, Bill, BudgetView, How, StoreUnavailable
 from koo.storage.exchanges import Exchange
 from koo.storage.executor import IN_USE
 from koo.storage.postings import Ids, Posting
@@ -56,9 +56,9 @@ POSTINGS_MAX = 100_000
 """Entries that wait for an absent store. More are dropped and counted; the money itself is never lost."""
 
 
-Settled = tuple[float, str, int, int, int, Bill]
-"""When (wall seconds), service, day, amount, bound and bill of a call whose entry waits. The beat makes the entry, with
-its id: at settlement it would cost each call as much as everything else about its money."""
+Settled = tuple[float, str, int, int, int, Bill, How]
+"""When (wall seconds), service, day, amount, bound, bill and course of a call whose entry waits. The beat makes the
+entry, with its id: at settlement it would cost each call as much as everything else about its money."""
 
 
 @dataclass(slots=True)
@@ -229,7 +229,7 @@ class Ledger:
         """A call's worst case has proved smaller."""
         self.purses.shrink(hold, amount)
 
-    def settle(self, hold: Hold, service: str, bill: Bill) -> int:
+    def settle(self, hold: Hold, service: str, bill: Bill, how: How = UNTOLD) -> int:
         """Book what a call cost; returns it in pico-dollars. An invalid cost is booked at the call's bound.
 
         A hold ends once: a second settlement, or a release, changes nothing.
@@ -249,7 +249,7 @@ class Ledger:
         day = first.key.period if first.budget.kind == "day" else self._day_of(hold)
         self.purses.settle(hold, amount)
         if len(self._settled) < POSTINGS_MAX:
-            self._settled.append((self.clock.wall(), service, day, amount, bound, bill))
+            self._settled.append((self.clock.wall(), service, day, amount, bound, bill, how))
         else:
             self._refuse()
         return amount
@@ -338,10 +338,9 @@ class Ledger:
     async def _beat(self, is_last: bool) -> None:
         if self.purses.flying is None:
             while self._settled and len(self._flying) < POSTINGS_PER_BEAT:
-                at_s, service, day, amount, bound, bill = self._settled.popleft()
-                self._flying.append(
-                    Posting(self._ids.new(), int(at_s * 1000), service, day, amount, bound, bill)
-                )
+                at_s, service, day, amount, bound, bill, how = self._settled.popleft()
+                at_ms = int(at_s * 1000)
+                self._flying.append(Posting(self._ids.new(), at_ms, service, day, amount, bound, bill, how))
         self.before_beats()
         now = self._now()
         is_asked = now - self._looked_at >= LOOK_S

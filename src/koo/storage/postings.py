@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from koo.storage.base import Bill
+from koo.storage.base import UNTOLD, Bill, How
 from koo.storage.transaction import Table, Transaction
 
 TEXT_MAX = 256
@@ -19,10 +19,11 @@ INTEGER_MAX = 2**63 - 1
 ENTRIES = Table(
     "koo_entries",
     "id",
-    ("id", "service", "model", "source", "unit_prices", "price_version", "tag", "process", "metadata"),
+    ("id", "service", "model", "source", "unit_prices", "price_version", "tag", "process", "metadata",
+     "outcome", "request"),
     (
         "at_ms", "day", "amount", "bound", "estimated", "input_tokens", "cache_read_tokens", "cache_write_tokens",
-        "output_tokens", "reasoning_tokens",
+        "output_tokens", "reasoning_tokens", "took_ms",
     ),
 )  # fmt: skip
 
@@ -37,6 +38,7 @@ class Posting(NamedTuple):
     amount: int
     bound: int
     bill: Bill
+    how: How = UNTOLD
 
 
 class Ids:
@@ -72,7 +74,7 @@ def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
 
 def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str | int | None]:
     """As in `ENTRIES`."""
-    id_, at_ms, service, day, amount, bound, bill = posting
+    id_, at_ms, service, day, amount, bound, bill, how = posting
     return (
         id_,
         service,
@@ -85,6 +87,8 @@ def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str |
         json.dumps({word: str(said)[:TEXT_MAX] for word, said in bill.metadata.items()})
         if bill.metadata
         else "{}",
+        how.outcome or None,
+        _cut(how.request_id) or None,
         at_ms,
         day,
         amount,
@@ -95,6 +99,7 @@ def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str |
         _fit(bill.cache_write_tokens),
         _fit(bill.output_tokens),
         _fit(bill.reasoning_tokens),
+        None if how.took_s is None else round(how.took_s * 1000),
     )
 
 

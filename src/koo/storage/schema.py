@@ -219,6 +219,13 @@ STEPS: tuple[tuple[str, ...], ...] = (
             "CREATE INDEX koo_incidents_outage ON koo_incidents (outage)",
         )
     ),
+    Growth(
+        (
+            "ALTER TABLE koo_entries ADD COLUMN took_ms BIGINT",
+            "ALTER TABLE koo_entries ADD COLUMN outcome TEXT",
+            "ALTER TABLE koo_entries ADD COLUMN request TEXT",
+        )
+    ),
 )
 
 _TABLES = {
