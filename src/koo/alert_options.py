@@ -10,12 +10,12 @@ from koo.checked import Checked, option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertOptions(Checked):
-    """Who is told of alerts, and how."""
+    """Who is notified of alerts, and how."""
 
     webhook: str | None = option(
         None,
         "URL that each alert is sent to, as JSON",
-        "koo knows nobody to tell before you name one",
+        "koo has no receiver until you set one",
         secret=True,
     )
     webhook_secret: str | None = option(
@@ -51,7 +51,7 @@ class AlertOptions(Checked):
     )
     reminder_every_s: float = option(
         14_400.0,
-        "time after which an alert that still fires and that nobody has acknowledged is sent again; 0: never",
+        "time after which an alert that still fires and is not acknowledged is sent again; 0: never",
         "four hours: twice a night, not once a coffee",
         unit="s",
         at_least=0,

@@ -14,7 +14,7 @@ class OnceOptions(Checked):
 
     exactly_once: Literal["off", "marker"] = option(
         "off",
-        "`marker` writes a row with each COMMIT on PostgreSQL, which tells after a connection was lost there whether "
+        "`marker` writes a row with each COMMIT on PostgreSQL, which shows after a lost connection whether "
         "it happened; `koo db init` makes the table. SQLite always knows, and writes none",
         "koo puts no table into your database unless told to",
     )

@@ -128,7 +128,7 @@ class RetryOptions(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOptions(Checked):
-    """Our own limits; None is no limit."""
+    """Our own limits; None means unlimited."""
 
     per_minute: int | None = option(
         None, "requests in any minute", "none unless asked for", at_least=0, none="no limit"
@@ -314,7 +314,7 @@ class ServiceOptions(Timed):
         30.0, "longest wait for a stream's first content", "long prompts take time", unit="s", above=0
     )
     stall_timeout_s: float = option(
-        30.0, "longest silence between two pieces of content", "pings are no content", unit="s", above=0
+        30.0, "longest silence between two pieces of content", "pings are not content", unit="s", above=0
     )
     slow_s: float = option(
         not_set(), "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
@@ -354,7 +354,7 @@ class ServiceOptions(Timed):
     )
     thinks_unseen: bool | None = option(
         None,
-        "its models may bill what they do not send: a stream that ends before its usage is told is booked at its hold",
+        "its models may bill what they do not send: a stream that ends before its usage is known is booked at its hold",
         "a bill must not be too small",
     )
     concurrency_max: int = option(

@@ -101,7 +101,7 @@ class ServiceSettings(Table):
         of_one(
             lambda service: service.proxy,
             form=SERVICE_PROXY,
-            shown_default="as `HTTPS_PROXY` and its kin say; none for a server on this machine",
+            shown_default="as `HTTPS_PROXY` and the like say; none for a server on this machine",
         )
     )
     headers = many_of_one(lambda service: service.headers, form=HEADER)
