@@ -19,7 +19,7 @@ import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from koo.ai.service import Service
@@ -159,7 +159,7 @@ class Sharing:
             return self.seen
         # Opened again, this process knows more than it did: what it has seen must not undo what it learned since.
         before, self.seen = self.seen, signals[-1].id if signals else 0
-        for signal in signals:
+        for signal in _without_undone(signals):
             if signal.id > (before or 0) and signal.process not in self._names:
                 self._apply(signal, new=before is not None)
         return self.seen
@@ -239,6 +239,16 @@ class Sharing:
         if signal.payload.get("credential") in (None, self._credential_of(name)["credential"]):
             return self._services().get(name)
         return None
+
+
+def _without_undone(signals: Sequence[Signal]) -> Iterable[Signal]:
+    """Earlier signals but those overrides that a later reset took back: no breaker is forced open for a moment."""
+    resets = {signal.target: signal.id for signal in signals if signal.kind == "reset"}
+    for signal in signals:
+        names = signal.target, signal.target.partition("/")[0]
+        is_undone = any(resets.get(name, 0) > signal.id for name in names)
+        if signal.kind != "override" or not is_undone:
+            yield signal
 
 
 def said(act: Act | None) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from koo.logs.event_lines import LINES
 from koo.logs.event_log import LEVELS, EventLog
 from koo.logs.lines import request_id
 from koo.monitoring.runbook import runbooks
+from koo.openings import Act
 from koo.testing.clock import WALL_S, StandingClock
 
 KINDS = [
@@ -92,9 +93,9 @@ EXACT: list[tuple[Event, str]] = [
         "WARNING claude: an operator set an override: forced open: every call is refused until it is lifted",
     ),
     (
-        OverrideSet("claude", "none"),
+        OverrideSet("claude", "none", Act("ada@desk", "seen enough")),
         "WARNING claude: an operator set an override: lifted: the breaker decides again; "
-        "it held for 10 s, since 2026-09-21T14:14:10Z",
+        "by ada@desk: seen enough; it held for 10 s, since 2026-09-21T14:14:10Z",
     ),
     (
         CooldownBegan("claude/fable", 45.0, "the provider limits our rate"),

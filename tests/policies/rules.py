@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from koo.events import CircuitClosed, CircuitHalfOpened, CircuitOpened, CircuitPrimed, OverrideSet
+from koo.openings import Act
 from koo.options import BreakerOptions
 from koo.policies.breaker import (
     CLOSED,
@@ -479,12 +480,33 @@ def metrics_only_counts_and_reports_and_never_refuses(module: Any) -> None:
     run_one(breaker, FAILURE, 0.0)
     assert breaker.phase is OPEN and not breaker.refuses(0.0)
     outside = admitted(breaker, 0.0)
+    assert breaker.passed == 1, "so many it would have refused"
     assert not breaker.settle(outside, SUCCESS, False, 0.0, no_jitter), (
         "one that it would have refused changes nothing"
     )
     assert breaker.phase is OPEN
     breaker.set_override(NONE)
     assert breaker.refuses(0.0)
+
+
+@rule
+def an_operators_word_ends_at_its_time_and_a_refusal_tells_no_time_where_it_has_none(module: Any) -> None:
+    breaker = make(module)
+    breaker.set_override(FORCED_OPEN)
+    assert breaker.refusal(5.0)[1] == float("inf")
+    breaker.set_override(FORCED_OPEN, Act("ada", "a drill", 1_000_000.0), 10.0)
+    breaker.tick(9.0, no_jitter)
+    assert breaker.refuses(9.0) and breaker.refusal(9.0) == (
+        "the circuit was forced open by ada: a drill; until 1970-01-12T13:46:40Z",
+        2.0,  # with the tick that ends it
+    )
+    breaker.tick(10.0, no_jitter)
+    assert (breaker.override, breaker.refuses(10.0)) == (NONE, False)
+    breaker.set_override(METRICS_ONLY, ends_at=20.0)
+    breaker.reset(15.0)
+    breaker.set_override(FORCED_OPEN)
+    breaker.tick(20.0, no_jitter)
+    assert breaker.refuses(20.0), "the end of an earlier word ends no later one"
 
 
 @rule

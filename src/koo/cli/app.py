@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from koo.cli.alert_commands import alerts_app
+from koo.cli.breaker_commands import breaker_app
 from koo.cli.export_commands import grafana_app, prometheus_app
 from koo.cli.parts import Commands, Json, Reason, Url
 from koo.cli.terminal import CommandFailed, Exit, code_of, put_error, say
@@ -40,6 +41,7 @@ db_app = Commands(
 app.add_typer(db_app, name="db")
 
 app.add_typer(alerts_app, name="alerts")
+app.add_typer(breaker_app, name="breaker")
 app.add_typer(prometheus_app, name="prometheus")
 app.add_typer(grafana_app, name="grafana")
 

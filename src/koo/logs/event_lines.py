@@ -15,6 +15,7 @@ from koo.errors import Failure, Kind, describe_s
 from koo.events import Event
 from koo.failures import safe
 from koo.logs.lines import at, until
+from koo.openings import Act
 
 BEGUN_MAX = 1000
 """So many beginnings are remembered: a model's name, and so a breaker's, is a caller's word."""
@@ -107,6 +108,7 @@ def _closed(event: events.CircuitClosed, since: Since) -> Told:
     lasted = since.lasted(began)
     said = [
         "an operator reset it" if event.by_operator else "calls pass again",
+        _who(event.act),
         f"it refused calls {lasted}" if lasted else "",
     ]
     return Told("circuit closed", said, since=began, until=None if began is None else since.now)
@@ -123,8 +125,15 @@ OVERRIDES = {
 def _override(event: events.OverrideSet, since: Since) -> Told:
     key = "override", event.source
     began = since.end(*key) if event.override == "none" else since.begin(*key)
-    said = [OVERRIDES.get(event.override, event.override), _from(since, began)]
+    ends_at = None if event.act is None else event.act.until
+    ends = "" if ends_at is None else f"until {until(since.now, ends_at - since.now)}"
+    said = [OVERRIDES.get(event.override, event.override), _who(event.act), ends, _from(since, began)]
     return Told("an operator set an override", said, since=began)
+
+
+def _who(act: Act | None) -> str:
+    """By whom and why."""
+    return "" if act is None or not act.words else f"by {act.words}" if act.by else act.reason
 
 
 def _from(since: Since, began: float | None) -> str:

@@ -1,0 +1,84 @@
+"""`koo breaker …`: the arguments of its commands and their words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from koo.cli.parts import Commands, Json, Url
+
+breaker_app = Commands(help="Every circuit breaker: why it opened, and an operator's word over it.")
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="database, a service, or SERVICE/MODEL, as `koo breaker list` has it."
+    ),
+]
+Why = Annotated[
+    str,
+    typer.Option(
+        "--reason", metavar="TEXT", help="Why; kept in the incident, and shown to callers that are refused."
+    ),
+]
+For = Annotated[
+    str | None,
+    typer.Option("--for", metavar="TIME", help="10m, 2h: it ends by itself. Without it, by a reset."),
+]
+
+
+@breaker_app.command("list")
+def list_breakers(url: Url = None, as_json: Json = False) -> None:
+    """Show each breaker: its state, since when, why, and when it is tried again."""
+    from koo.cli.breakers import list_all
+
+    raise typer.Exit(list_all(url, as_json=as_json))
+
+
+@breaker_app.command()
+def why(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As for `trip`, or the id of an incident.")],
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print all of it as Markdown, for a postmortem.")
+    ] = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show why a breaker opened last: the arithmetic, the calls, what it did, and how it ended."""
+    from koo.cli.breakers import why as show
+
+    raise typer.Exit(show(name, url, markdown=markdown, as_json=as_json))
+
+
+@breaker_app.command()
+def trip(name: Name, reason: Why, for_: For = None, url: Url = None, as_json: Json = False) -> None:
+    """Force a breaker open: every call is refused, in every process, until it is reset or its time is over."""
+    from koo.cli.breakers import act
+
+    raise typer.Exit(act("trip", name, reason, url, for_=for_, as_json=as_json))
+
+
+@breaker_app.command()
+def reset(name: Name, reason: Why, url: Url = None, as_json: Json = False) -> None:
+    """Close a breaker: an operator's word is taken back, its failures are forgotten."""
+    from koo.cli.breakers import act
+
+    raise typer.Exit(act("reset", name, reason, url, as_json=as_json))
+
+
+@breaker_app.command()
+def shadow(
+    name: Name,
+    reason: Why,
+    off: Annotated[
+        bool, typer.Option("--off", help="Take it out of the shadow: its decisions hold again.")
+    ] = False,
+    for_: For = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Let a breaker decide and count, and refuse nothing: how a threshold is tried out."""
+    from koo.cli.breakers import act
+
+    raise typer.Exit(act("shadow", name, reason, url, for_=for_, off=off, as_json=as_json))

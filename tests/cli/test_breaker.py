@@ -1,0 +1,101 @@
+"""`koo breaker`: why it opened, and an operator's word; also after the server was killed in the middle of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import urllib.error
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+from koo.monitoring.incident_shapes import OneIncident
+from koo.testing.providers import FakeAnthropic, error
+from tests.cli.running import Here, serving, settings_of
+from tests.cli.test_serve import question
+from tests.web.exact import check_exactly
+
+PATIENCE_S = 30.0
+
+
+def fails(url: str, times: int) -> None:
+    for _ in range(times):
+        refused(url)
+
+
+def refused(url: str) -> tuple[Message, str]:
+    """The headers of a refusal, and its sentence."""
+    with pytest.raises(urllib.error.HTTPError) as failed:
+        question(url)
+    with failed.value as answer:
+        return answer.headers, str(json.loads(answer.read())["detail"])
+
+
+def test_a_server_that_is_killed_in_the_middle_leaves_why_it_opened(here: Here, tmp_path: Path) -> None:
+    with FakeAnthropic() as fake:
+        with serving(tmp_path, **settings_of(fake)) as (url, process):
+            here.set({"KOO_URL": url})
+            fake.script(*[error(500, "api_error")] * 5)
+            fails(url, 8)
+            code, out, _ = here.run("breaker", "why", "claude", "--json")
+            assert code == 0
+            check_exactly(json.loads(out), OneIncident)
+            before = json.loads(out)["incident"]
+            assert (before["state"], before["refused"], len(before["calls"])) == ("open", 3, 5)
+            assert [call["status"] for call in before["calls"]] == [500] * 5
+            process.send_signal(signal.SIGKILL)
+            process.wait(PATIENCE_S)
+        with serving(tmp_path, **settings_of(fake)) as (url, _):
+            here.set({"KOO_URL": url})
+            code, out, _ = here.run("breaker", "why", before["id"], "--json")
+            after = json.loads(out)["incident"]
+            known = ("id", "opened_at", "trigger", "calls", "steps", "reason", "refused", "process")
+            assert code == 0 and {key: after[key] for key in known} == {key: before[key] for key in known}
+            assert after["closed_at"] is None
+            code, out, _ = here.run("breaker", "why", "claude", "--markdown")
+            assert (
+                code == 0
+                and "5 failures in a row, and 5 open it." in out
+                and out.count("| failed | server") == 5
+            )
+            assert "| circuit open |" not in here.run("breaker", "list")[1], "its own breaker is another one"
+
+
+def test_what_an_operator_says_of_a_breaker_is_said_to_callers(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, _):
+        here.set({"KOO_URL": url})
+        code, out, _ = here.run("breaker", "trip", "claude", "--reason", "it answers nonsense")
+        assert code == 0 and "is forced open until it is reset" in out
+        headers, sentence = refused(url)
+        assert "forced open by ada@" in sentence and "it answers nonsense" in sentence
+        assert "try again" not in sentence and "Retry-After" not in headers
+        assert "forced open" in here.run("breaker", "list")[1]
+        here.run("breaker", "trip", "claude", "--reason", "it answers nonsense", "--for", "10m")
+        assert 500 < int(refused(url)[0]["Retry-After"]) <= 602
+        code, out, _ = here.run("breaker", "reset", "claude", "--reason", "mended")
+        assert code == 0 and "is closed" in out and question(url)["response"]
+        code, out, _ = here.run("breaker", "why", "claude")
+        assert code == 0 and "an operator forced it open" in out and "refused: 2 calls" in out
+        assert "reset by ada@" in out and "mended" in out
+        assert here.run("breaker", "trip", "nobody", "--reason", "x")[0] == 2
+        assert here.run("breaker", "trip", "a/../b", "--reason", "x")[0] == 2
+        assert here.run("breaker", "trip", "claude", "--reason", "x", "--for", "soon")[0] == 2
+        assert here.run("breaker", "why", "database")[0] == 2
+
+
+def test_a_breaker_in_shadow_counts_and_refuses_nothing(here: Here, tmp_path: Path) -> None:
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, _):
+        here.set({"KOO_URL": url})
+        assert here.run("breaker", "shadow", "claude", "--reason", "a new threshold")[0] == 0
+        fake.script(*[error(500, "api_error")] * 7)
+        fails(url, 7)
+        assert len(fake.queries) == 7, "none was refused"
+        assert "circuit open (shadow)" in here.run("breaker", "list")[1]
+        _, out, _ = here.run("breaker", "why", "claude")
+        assert "in shadow: it refused nothing, and would have refused 2 calls" in out
+        here.run("breaker", "shadow", "claude", "--off", "--reason", "seen enough")
+        assert "circuit is open" in refused(url)[1] and len(fake.queries) == 7
