@@ -11,6 +11,7 @@ import pytest
 
 from koo import ExternalServiceError, Query
 from koo.events import Event
+from koo.platform import Platform
 from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, error
 from koo.web.problems import problem_answer
@@ -68,7 +69,23 @@ async def _seen(home: Path, status: int, words: Words) -> list[str]:
             await until(lambda: any(alert["active"] for alert in koo.active_alerts()))
             view = koo.service_health("claude")
             assert view["last_error"] is not None and view["last_error"]["status"] == status
-            return [json.dumps(view), json.dumps(koo.active_alerts()), *problems, *map(repr, events)]
+            incidents = await _incidents(koo)
+            assert status != 500 or "| failed |" in incidents[-1]
+            return [
+                json.dumps(view),
+                json.dumps(koo.active_alerts()),
+                *problems,
+                *map(repr, events),
+                *incidents,
+            ]
+
+
+async def _incidents(koo: Platform) -> list[str]:
+    """Each, whole and as Markdown."""
+    seen = []
+    for one in (await koo.incidents.list())["incidents"]:
+        seen += [json.dumps(await koo.incidents.find(one["id"])), await koo.incidents.markdown(one["id"])]
+    return seen
 
 
 async def _problem(query: Callable[[Query], object]) -> str:
