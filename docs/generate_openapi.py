@@ -191,7 +191,7 @@ def is_alike(one: Any, other: Any) -> bool:
     return bool(look_of(one) == look_of(other))
 
 
-RANDOM = {"id", "incident", "process", "next_cursor"}
+RANDOM = {"id", "incident", "process", "next_cursor", "request_id"}
 """Keys whose texts are made of random letters too."""
 
 
