@@ -59,13 +59,13 @@ def openai_error(message: str, type: str | None = None, code: Any = None, **more
 
 
 INVALID = "invalid_request_error"
-BLOCKS = "takes the key for refused: sends nothing with it until a check finds that it works, and asks the fallback"
-HOLDS_BACK = "takes the account for empty: keeps away from the service, and asks the fallback"
-QUOTA = "takes the quota for used up: keeps away until it is said to be free, and asks the fallback"
-PAUSES = "takes it for a limit of the rate: all callers wait as long as it says, or ask the fallback"
-CALLERS = "takes it for the caller's mistake: not repeated, and no other caller waits"
+BLOCKS = "treats the key as refused: sends nothing with it until a check finds that it works, and asks the fallback"
+HOLDS_BACK = "treats the account as empty: stays away from the service, and asks the fallback"
+QUOTA = "treats the quota as used up: stays away until the time it names, and asks the fallback"
+PAUSES = "treats it as a rate limit: all callers wait as long as it says, or ask the fallback"
+CALLERS = "treats it as the caller's mistake: not repeated, and no other caller waits"
 ANEW = "asks once more in the form that the server takes, and remembers that; here it refuses that too"
-REPEATS = "takes it for an overload: repeats it with pauses, then asks the fallback"
+REPEATS = "treats it as an overload: repeats it with pauses, then asks the fallback"
 
 GOOGLE_KEY = {
     "code": 400,
@@ -129,7 +129,7 @@ ROWS: tuple[Oddity, ...] = (
         403,
         openai_error("no", "server_error"),
         Kind.PERMISSION,
-        "keeps the key from this model until a check finds that it may, and asks the fallback",
+        "does not use the key for this model until a check finds that it may, and asks the fallback",
     ),
     refusal(
         "a limit named invalid_request_error",
@@ -341,7 +341,7 @@ ROWS: tuple[Oddity, ...] = (
             "401",
         ),
         Kind.PERMISSION,
-        "keeps the key from this model until a check finds that it may, and asks the fallback",
+        "does not use the key for this model until a check finds that it may, and asks the fallback",
     ),
     # ── an empty account ──
     refusal(
@@ -700,7 +700,7 @@ ROWS: tuple[Oddity, ...] = (
         503,
         {"error": "Model m is currently loading", "estimated_time": 3600.0},
         Kind.OVERLOADED,
-        "takes it for an overload that lasts as long as it says: asks the fallback",
+        "treats it as an overload that lasts as long as it says: asks the fallback",
     ),
     refusal(
         "a server that is busy",
@@ -919,7 +919,7 @@ ROWS: tuple[Oddity, ...] = (
         500,
         {"type": "error", "error": {"type": INVALID, "message": "failed"}},
         Kind.SERVER_ERROR,
-        "takes it for a failure of the server: repeats it with pauses, then asks the fallback",
+        "treats it as a server failure: repeats it with pauses, then asks the fallback",
         format="anthropic",
         requests=OVERLOADED_REQUESTS,
     ),
