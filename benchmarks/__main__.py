@@ -30,6 +30,7 @@ SUBJECTS = {
     "query": "benchmarks.query",
     "imports": "benchmarks.imports",
     "probes": "benchmarks.probes",
+    "live": "benchmarks.live",
 }
 
 

@@ -36,6 +36,7 @@ GOALS: dict[str, tuple[str, float]] = {
     "koo / aiohttp and msgspec, a streamed event, openai": (AT_MOST, 1.5),
     "koo / aiohttp and msgspec, a streamed event, openai_compatible": (AT_MOST, 1.5),
     "koo: /readyz / an empty route": (AT_MOST, 1.3),
+    "koo: ten pages' live streams, % of a core": (AT_MOST, 1.0),
     "koo: import, s": (AT_MOST, 0.15),
     "server: ready after, s": (AT_MOST, 1.5),
     "server: resident memory, MiB": (AT_MOST, 100.0),

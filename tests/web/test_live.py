@@ -23,7 +23,7 @@ from koo.web import create_app, live, live_routes, mount
 from koo.web.listener import bind
 from koo.web.live import Listener, Live, live_of
 from koo.web.live_parts import Parts, is_alike
-from koo.web.live_source import LINES_MAX, Seen
+from koo.web.live_source import LINES_MAX, PlatformSource, Seen
 from koo.web.readiness import Readiness
 from koo.web.server import make_server
 from tests.web.exact import check_exactly
@@ -312,6 +312,37 @@ def test_the_next_stream_over_the_bound_is_refused_with_a_time(
                 "30",
                 "saturated",
             )
+
+    asyncio.run(main())
+
+
+@sockets
+def test_who_does_not_read_costs_no_memory_and_hears_the_newest_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the sockets hold in between is lost time, and not lost news."""
+    looks, size, many = 0, 300_000, 100
+
+    async def parts(source: PlatformSource) -> dict[str, Any]:
+        nonlocal looks
+        looks = min(looks + 1, many)
+        return {"status": {"n": looks, "pad": "x" * size}}
+
+    monkeypatch.setattr(PlatformSource, "parts", parts)
+
+    async def main() -> None:
+        async with served(create_app(platform(tmp_path))) as client:
+            host, port = client.url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port), limit=2**12)
+            writer.write(f"GET {LIVE} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await until(lambda: looks == many)
+            heard, newest = 0, f'"n":{many},'.encode()
+            tail = b""
+            while newest not in tail:
+                piece = await reader.read(2**16)
+                heard, tail = heard + len(piece), tail[-100:] + piece
+            assert heard < size * many / 2
+            writer.close()
 
     asyncio.run(main())
 
