@@ -3,7 +3,7 @@
 A story is a file in `stories/`, one event a line: `{"at_s": seconds since its beginning, "event": …, "data": …}`. The
 services, their guards, the database's guard, the rules of the alerts, the history and what was saved are the real ones;
 no network, no store's file, no chance. So a story comes out the same on any machine, and the page's tests play it in a
-browser. `python -m tests.page.stage` writes them anew; `tests/page/test_stories.py` fails when one is stale.
+browser. `make docs` writes them anew; `tests/page/test_stories.py` fails when one is stale.
 """
 
 from __future__ import annotations
@@ -428,9 +428,3 @@ def tell(name: str) -> str:
             return teller.lines
 
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in run_virtual(main))
-
-
-if __name__ == "__main__":
-    STORIES.mkdir(exist_ok=True)
-    for told in TOLD:
-        (STORIES / f"{told}.jsonl").write_text(tell(told), encoding="utf-8")

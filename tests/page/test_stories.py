@@ -38,7 +38,7 @@ ENDS = {
 @pytest.mark.parametrize("name", TOLD)
 def test_each_story_is_what_the_server_tells_today(name: str) -> None:
     file = STORIES / f"{name}.jsonl"
-    assert file.read_text(encoding="utf-8") == tell(name), "stale: python -m tests.page.stage writes it anew"
+    assert file.read_text(encoding="utf-8") == tell(name), "stale: make docs writes it anew"
 
 
 @pytest.mark.parametrize("name", TOLD)
