@@ -73,10 +73,13 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     quota = f"the provider's quota is used up until {AT}"
     why = "5 failures in a row [/x], the last: status 500, api_error"
     said = error_of("status 500, api_error: boom")
+    refused = {"key_refused": "it refuses the key", "key_checked_at": AT}
     services = {
         NAME: service_of(state="circuit_open", reason=why, health=open_, last_error=said),
         "claude": service_of(state="rate_limited", reason=quota),
-        "openai": service_of(state="circuit_open", reason="the provider refused the key"),
+        "openai": service_of(
+            state="circuit_open", reason="the provider refused the key", models={"m": refused, "n": {}}
+        ),
         "lab": service_of(),
     }
     with canned(health_of("degraded", **services)) as url:
@@ -96,7 +99,11 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
         "claude: the provider's quota is used up until 2026-11-28T14:07:06Z (in 43 s)"
         f"; {next_attempt}" in lines
     )
-    assert [line for line in lines if line.startswith("openai:") and "unbilled check" in line]
+    check = f"an unbilled check that succeeds, the next one {next_attempt.removeprefix('next attempt ')}, or a reset"
+    assert f"openai: the provider refused the key; next attempt after {check}" in lines
+    assert next(line for line in lines if line.startswith("openai ")).split()[:4] == [
+        "openai", "circuit_open", "key", "refused",
+    ]  # fmt: skip
     row = next(line for line in lines if line.startswith(NAME) and "5 failures" not in line)
     assert row.split() == f"{NAME} circuit_open open 8 5 31 1.9 ms $0.000082 of $10.00".split()
     assert "what to do: koo alerts" in lines
@@ -110,6 +117,38 @@ def test_a_warning_about_what_works_leads_to_the_alerts_too(here: Here) -> None:
             here.set({"KOO_URL": url})
             code, out, _ = here.run("status")
         assert code == 0 and ("what to do: koo alerts" in out) is leads
+
+
+def test_status_says_what_is_wrong_with_koo_itself(here: Here) -> None:
+    """Its store, its disks, what it lacks and what stands still; nothing where nothing is."""
+    documents: Any = health_of("degraded", lab=service_of())
+    well = {
+        "state_store": {"reachable": True, "reason": "", "lost_at": None, "refuses": []},
+        "disks": [{"name": "home", "state": "ok", "free_bytes": 2**33, "total_bytes": 2**34}],
+        "short_of": "",
+        "late": [],
+        "blocked_s": 0.0,
+    }
+    ill = {
+        "state_store": {"reachable": False, "reason": "it is away", "lost_at": AT, "refuses": ["lab"]},
+        "disks": [{"name": "home", "state": "nearly_full", "free_bytes": 2**29, "total_bytes": 2**34}],
+        "short_of": "file descriptors",
+        "late": ["the checks of services"],
+        "blocked_s": 4.2,
+    }
+    said = []
+    for koo in (well, ill):
+        documents["/monitoring/health"]["koo"] = koo
+        with canned(documents) as url:
+            here.set({"KOO_URL": url})
+            said.append(here.run("status")[1].splitlines())
+    assert [line for line in said[1] if line not in said[0]][1:] == [
+        "state store: cannot be used since 2026-11-28T14:07:06Z: it is away; calls of lab are refused",
+        "disk of home: nearly full, 0.5 of 16.0 GiB free",
+        "koo: calls lacked file descriptors within the last minute",
+        "koo: not done for long: the checks of services; what is shown of it may be old",
+        "koo: its event loop stood still for 4 s within the last five minutes",
+    ]
 
 
 def test_the_database_is_named_and_says_how_long_it_answers_again(here: Here) -> None:

@@ -61,7 +61,7 @@ def why_service(view: ServiceHealth, now: float) -> str:
     at = next_attempt(view)
     again = _again(at, now)
     if at is None and view["state"] == "circuit_open":
-        again = "; next attempt after an unbilled check that succeeds, or a reset"
+        again = f"; next attempt after an unbilled check that succeeds{_next_check(view, now)}, or a reset"
     return plainly(view["reason"], now) + _last_error(view.get("last_error"), view["reason"], now) + again
 
 
@@ -87,8 +87,8 @@ def why_koo(koo: KooHealth | None) -> Iterator[str]:
             yield f"disk of {disk['name']}: {disk['state'].replace('_', ' ')}, {free}"
     if koo["short_of"]:
         yield f"koo: calls lacked {koo['short_of']} within the last minute"
-    for late in koo["late"]:
-        yield f"koo: {late} has not run for long"
+    if koo["late"]:
+        yield f"koo: not done for long: {', '.join(koo['late'])}; what is shown of it may be old"
     if koo["blocked_s"]:
         yield f"koo: its event loop stood still for {span(koo['blocked_s'])} within the last five minutes"
 
@@ -101,6 +101,13 @@ def next_attempt(view: ServiceHealth) -> float | None:
         return None
     named = time_in(view["reason"])
     return max(_ends_of_what_is_full(view), default=None) if named is None else named
+
+
+def _next_check(view: ServiceHealth, now: float) -> str:
+    """When a refused key is tried again."""
+    ends = [seconds_of(model.get("key_checked_at")) for model in view["models"].values()]
+    at = min((end for end in ends if end is not None), default=None)
+    return "" if at is None else f", the next one {moment(at, now)}"
 
 
 def is_local(view: ServiceHealth) -> bool:
