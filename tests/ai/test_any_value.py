@@ -231,7 +231,7 @@ JSON = st.recursive(
 EVERY_FIELD = [(name, path) for name in FORMATS for path in paths_in(WHOLE[name])]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.sampled_from(EVERY_FIELD), JSON)
 def test_nor_does_any_other_json_value(field: tuple[Format, Path], value: Any) -> None:
     name, path = field

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import uvicorn
+import uvicorn.server
 from starlette.applications import Starlette
 
 from koo.options import (
@@ -63,6 +64,25 @@ class Client:
     async def ask(self, method: str, path: str, **more: Any) -> Reply:
         async with self._session.request(method, self.url + path, allow_redirects=False, **more) as answer:
             return Reply(answer.status, answer.headers, await answer.read())
+
+    async def begin(self, method: str, path: str, **more: Any) -> Reply:
+        """What comes of an answer at once, and leave the rest."""
+        async with self._session.request(method, self.url + path, **more) as answer:
+            return Reply(answer.status, answer.headers, await answer.content.readany())
+
+
+class _Quick:
+    """asyncio as uvicorn's server sees it: its looks for an end, each tenth of a second, come at once."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(min(delay_s, 0.005))
+
+
+# Each test that serves ends its server, and would wait for two or three of them.
+setattr(uvicorn.server, "asyncio", _Quick())  # noqa: B010
 
 
 class _Server(uvicorn.Server):

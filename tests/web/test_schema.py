@@ -72,7 +72,7 @@ def test_whatever_is_asked_the_answer_is_a_described_one(tmp_path: Path) -> None
                 continue  # it does not end
 
             @hypothesis.settings(
-                max_examples=15,
+                max_examples=8,
                 deadline=None,
                 database=None,
                 phases=[Phase.explicit, Phase.generate],

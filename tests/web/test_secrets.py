@@ -29,7 +29,9 @@ async def go_everywhere(client: Client, fake: FakeAnthropic) -> list[str]:
         for path, ways in paths.items():
             for method in ways:
                 place = path.replace("{service}", "claude")
-                replies.append(await client.ask(method.upper(), place, headers=headers))
+                # The stream of all that changes does not end; its first event is the state of everything.
+                ask = client.begin if place.endswith("/live") else client.ask
+                replies.append(await ask(method.upper(), place, headers=headers))
     errors = [
         error(status, "api_error", message=f"{KEY} {PROMPT}")
         for status in (400, 401, 403, 404, 429, 500, 529)
