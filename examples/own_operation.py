@@ -11,7 +11,7 @@ from koo import CircuitOpen, RateLimited, ai_error_handler
 
 
 class Rates:
-    """Stands for a client of somebody else's service. `trouble`: how many of the next calls fail."""
+    """Stands for a client of another service. `trouble`: how many of the next calls fail."""
 
     def __init__(self, trouble: int) -> None:
         self.trouble = trouble
@@ -34,7 +34,7 @@ async def repeat() -> None:
 
 
 async def open_and_reset() -> None:
-    """A server that stays down is not asked again until the breaker's time is over, or somebody resets it."""
+    """A server that stays down is not asked again until the breaker's time is over, or an operator resets it."""
     ai_error_handler.register_service("rates", failure_threshold=3, recovery_timeout=30)
     rates = Rates(trouble=3)
     for _ in range(5):

@@ -22,7 +22,7 @@ async def read_to_the_end() -> None:
 
 
 async def leave_early() -> None:
-    """Whoever has enough leaves: the model stops, and what was used is booked."""
+    """Leave as soon as you have enough: the model stops, and what was used is booked."""
     words = 0
     async with stream_ai("local", "Tell me a long story.", max_tokens=200) as stream:
         async for _ in stream:
