@@ -177,7 +177,7 @@ def test_a_configuration_error_is_one_of_koos() -> None:
 @pytest.mark.parametrize(
     ("budgets", "sentence"),
     [
-        ([BudgetOptions(name="a"), BudgetOptions(name="a")], "a budget is called 'a'"),
+        ([BudgetOptions(name="a"), BudgetOptions(name="a")], "a budget has the name 'a'"),
         ([BudgetOptions(name="a/b")], "without a slash"),
         ([BudgetOptions(name="a", on_exhausted="none")], "allowed are refuse, claude"),
     ],

@@ -405,7 +405,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("DATABASE_URL", "koo.db", 'holds "…"; allowed is a URL'),
     ("DATABASE_URL", "postgresql+psycopg2://h/d", "postgresql+psycopg://"),
     ("DATABASE_URL", "sqlite://data/koo.db", "sqlite:/// and a path that starts at KOO_HOME"),
-    ("DATABASE_URL", "sqlite:///.", "that is a folder"),
+    ("DATABASE_URL", "sqlite:///.", "this is a folder"),
     ("DATABASE_URL", "postgresql://u:p@h:port/d", "with a port from 1 to 65535"),
     ("DATABASE_URL", "postgresql://u:p@h:0/d", "with a port from 1 to 65535"),
     ("DATABASE_URL", "postgresql://u:pass/word@h/d", "/ as %2F"),
@@ -454,7 +454,7 @@ WRONG: list[tuple[str, str, str]] = [
     (
         "AI_SERVICES__FOO__MODEL",
         "x",
-        "belongs to a service that is not known; allowed are claude, openai, gemini, perplexity, local, and new",
+        "belongs to an unknown service; allowed are claude, openai, gemini, perplexity, local, and new",
     ),
     ("AI_SERVICES__LOCAL__API_KEY", "k", "local runs on this machine"),
     ("AI_SERVICES__LOCAL__BASE_URL", "http://x", "local runs on this machine"),
@@ -785,14 +785,14 @@ def test_the_path_of_the_local_model_starts_at_the_home(tmp_path: Path) -> None:
 def test_the_name_of_a_service_may_be_written_in_any_case_but_only_once() -> None:
     assert service(read({"AI_SERVICES__claude__Model": "m"}), "claude").model == "m"
     sentence = refused({"AI_SERVICES__claude__MODEL": "m", "AI_SERVICES__CLAUDE__MODEL": "n"})
-    assert sentence == "AI_SERVICES__CLAUDE__MODEL is set twice, in capitals and not; set it once"
+    assert sentence == "AI_SERVICES__CLAUDE__MODEL is set twice, in upper and lower case; set it once"
 
 
 def test_services_can_be_given_as_arguments() -> None:
     settings = read({"AI_SERVICES__X__MODEL": "a"}, ai_services={"x": {"base_url": "http://h", "model": "b"}})
     assert (service(settings, "x").model, service(settings, "x").base_url) == ("b", "http://h")
     assert "is not a name for a service" in refused({}, ai_services={"No Name": {}})
-    assert "belongs to a service that is not known" in refused({}, ai_services={"empty": {}})
+    assert "belongs to an unknown service" in refused({}, ai_services={"empty": {}})
 
 
 @pytest.mark.parametrize("name", ["A/B", "A.B", "A B", "_A", "Ä", "X" * 65])
@@ -800,7 +800,7 @@ def test_a_service_has_a_name_that_fits_into_a_path_and_a_variable(name: str) ->
     variable = f"AI_SERVICES__{name}__BASE_URL"
     assert refused({variable: "http://h/v1"}).startswith(
         f"{variable.upper()} does not name a setting of a service; allowed is AI_SERVICES__<NAME>__<SETTING>, "
-        "and for a name 1 to 64 small letters, digits, - and _, with a letter or digit first"
+        "and for a name 1 to 64 lower-case letters, digits, - and _, beginning with a letter or digit"
     )
 
 

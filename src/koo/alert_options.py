@@ -1,4 +1,4 @@
-"""Options of alerts: who is told, by which channels, how often."""
+"""Options of alerts: who is notified, through which channels, how often."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class AlertOptions(Checked):
     )
     webhook_secret: str | None = option(
         None,
-        "secret that signs what is sent to `KOO_ALERT_WEBHOOK`, so that its receiver knows whom it is from",
+        "secret that signs what is sent to `KOO_ALERT_WEBHOOK`, so that its receiver knows the sender",
         "unsigned: a receiver that checks nothing needs none",
         secret=True,
     )
     slack: str | None = option(
         None,
-        "incoming webhook of Slack, or of a server that reads the same form",
+        "incoming webhook of Slack, or of a server that accepts the same form",
         "as for the webhook",
         secret=True,
     )
@@ -37,11 +37,11 @@ class AlertOptions(Checked):
         "most servers accept no other sender than the account that logs in",
     )
     smtp_url: str | None = option(
-        None, "server that takes the mails", "mail needs a server that lets koo in", secret=True
+        None, "server that accepts the mails", "mail needs a server that lets koo in", secret=True
     )
     severity: Literal["critical", "warning", "info"] = option(
         "warning",
-        "least severity that is sent; `critical` sends only what refuses calls or fails",
+        "least severity that is sent; `critical` sends only alerts of refused or failing calls",
         "a warning in the evening is a night's sleep",
     )
     public_url: str | None = option(

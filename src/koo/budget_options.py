@@ -1,4 +1,4 @@
-"""What a budget of an operator's own may say."""
+"""The options of a budget that an operator sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class BudgetOptions(Checked):
 
     name: str
     limit_usd: Decimal = option(
-        Decimal(0), "most money of a period", "it has to be set", unit="USD", at_least=0
+        Decimal(0), "most money per period", "it has to be set", unit="USD", at_least=0
     )
     period: Literal["day", "month"] = option(
         "day", "the UTC day or month that it counts", "as a service's own budget"
@@ -25,4 +25,4 @@ class BudgetOptions(Checked):
     tag: str | None = option(
         None, "the one tag that it counts; * gives each tag a budget of its own", "all together"
     )
-    on_exhausted: str = option("refuse", "`refuse`, or the service that is asked instead", "a cap that holds")
+    on_exhausted: str = option("refuse", "`refuse`, or the service to use instead", "a cap that holds")

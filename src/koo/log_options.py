@@ -18,7 +18,7 @@ class LogOptions(Checked):
 
     format: LogFormat = option(
         "auto",
-        "form of the server's log lines: `json` is an object a line, `plain` is for people, `auto` is plain on a "
+        "form of the server's log lines: `json` is one object per line, `plain` is for people, `auto` is plain on a "
         "terminal and JSON elsewhere",
         "people read terminals, programs read the rest",
     )
@@ -28,5 +28,5 @@ class LogOptions(Checked):
     requests: LogRequests = option(
         "failed",
         "which HTTP requests have a line: those that were answered with an error, or all but successful probes",
-        "a log that is quiet while all is well is read",
+        "people read a log that is quiet while all is well",
     )

@@ -1,4 +1,4 @@
-"""Options of the way to other machines."""
+"""Options of connections to other machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from koo.checked import Checked, option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkOptions(Checked):
-    """The way to other machines: proxies, and whose certificates are believed."""
+    """Connections to other machines: proxies, and trusted certificates."""
 
     https_proxy: str | None = option(
         None,
@@ -22,7 +22,7 @@ class NetworkOptions(Checked):
         None, "proxy on the way to addresses that begin with http://", "as for https", secret=True
     )
     all_proxy: str | None = option(
-        None, "proxy where neither of the two above is set", "as for https", secret=True
+        None, "proxy if neither of the two above is set", "as for https", secret=True
     )
     no_proxy: str = option(
         "",
@@ -31,7 +31,7 @@ class NetworkOptions(Checked):
     )
     cert_file: Path | None = option(
         None,
-        "file of certificate authorities (PEM) that are believed beside the system's",
+        "file of certificate authorities (PEM) that are trusted beside the system's",
         "the system's are enough, unless the network has one of its own",
     )
     cert_dir: str | None = option(
@@ -41,7 +41,7 @@ class NetworkOptions(Checked):
     )
     idle_connection_s: float = option(
         4.0,
-        "idle time after which a connection to an AI service is given up, and the next query makes a new one",
+        "idle time after which a connection to an AI service is closed, and the next query opens a new one",
         "uvicorn (and with it vLLM), Node.js and Apache close theirs after 5 s; larger where the servers wait longer",
         unit="s",
         above=0,

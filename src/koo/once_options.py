@@ -1,4 +1,4 @@
-"""What makes a transaction happen exactly once, also where its COMMIT is lost."""
+"""What makes a transaction happen exactly once, even if its COMMIT is lost."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from koo.checked import Checked, option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnceOptions(Checked):
-    """Markers: the rows that tell, after a connection was lost during COMMIT, whether the transaction happened."""
+    """Markers: the rows that show, after a connection was lost during COMMIT, whether the transaction happened."""
 
     exactly_once: Literal["off", "marker"] = option(
         "off",
         "`marker` writes a row with each COMMIT on PostgreSQL, which shows after a lost connection whether "
         "it happened; `koo db init` makes the table. SQLite always knows, and writes none",
-        "koo puts no table into your database unless told to",
+        "koo puts no table into your database unless asked to",
     )
     resolve_timeout_s: float = option(
         10.0,
         "how long beyond a scope's deadline the outcome of a lost COMMIT is asked for",
-        "a server that crashed has recovered by then, as a rule",
+        "a server that crashed has usually recovered by then",
         unit="s",
         at_least=0,
         at_most=3600,

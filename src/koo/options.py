@@ -1,8 +1,8 @@
 """Frozen options: the unit in the name, the range checked, each default with its reason.
 
-`koo.settings` makes them from the environment; a program may make them itself. What an option means, its unit, range
-and default stand here and nowhere else: a variable that sets an option takes them from it. A value that cannot be right
-raises `ConfigurationError` here, at once, and not at the first call that meets it.
+`koo.settings` makes them from the environment; a program may make them itself. An option's meaning, unit, range and
+default are here and nowhere else: a variable that sets an option takes them from it. An invalid value raises
+`ConfigurationError` here, at once, not at the first call that meets it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from koo.service_names import check_service_name
 DAY_S = 86_400.0
 LEDGER_DAYS_MAX = 36_500
 NEVER = math.inf
-"""The time of what has no end, in the seconds of any clock."""
+"""A time that never comes, in the seconds of any clock."""
 QUEUE_MAX = 1000
 LOCAL_QUEUE_MAX = 32
 """At about a second an answer, a later query would meet its attempt's timeout in the queue."""
@@ -47,18 +47,22 @@ class BreakerOptions(Checked):
         2, "successful probes that close it", "one may be luck", at_least=1, at_most=1000
     )
     probe_concurrency: int = option(
-        1, "probes that may run at once", "a backend that recovers needs no crowd", at_least=1, at_most=100
+        1,
+        "probes that may run at once",
+        "a recovering backend does not need a crowd",
+        at_least=1,
+        at_most=100,
     )
     recovery_s: float = option(
         60.0,
-        "shortest time that it stays open; a database that answers its probe again is tried before",
+        "shortest time that it stays open; a database that answers its probe again is tried earlier",
         "about one restart of a backend",
         unit="s",
         above=0,
         at_most=86_400,
     )
     open_s_max: float = option(
-        600.0, "longest time that our own backoff makes of it", "an operator's patience", unit="s", above=0
+        600.0, "longest opening that our own backoff makes", "an operator's patience", unit="s", above=0
     )
     window_s: float = option(
         30.0, "how far back rates look", "half a recovery", unit="s", above=0, at_most=3600
@@ -76,7 +80,7 @@ class BreakerOptions(Checked):
     slow_rate: float = option(
         0.8,
         "share of slow calls that opens it",
-        "slow answers still are answers",
+        "slow answers are still answers",
         unit="ratio",
         above=0,
         at_most=1,
@@ -131,18 +135,18 @@ class LimitOptions(Checked):
     """Our own limits; None means unlimited."""
 
     per_minute: int | None = option(
-        None, "requests in any minute", "none unless asked for", at_least=0, none="no limit"
+        None, "requests in any minute", "none unless set", at_least=0, none="no limit"
     )
     per_hour: int | None = option(
-        None, "requests in any hour", "none unless asked for", at_least=0, none="no limit"
+        None, "requests in any hour", "none unless set", at_least=0, none="no limit"
     )
     per_day: int | None = option(
-        None, "requests in a UTC day", "none unless asked for", at_least=0, none="no limit"
+        None, "requests in a UTC day", "none unless set", at_least=0, none="no limit"
     )
     tokens_per_minute: int | None = option(
         None,
         "tokens in any minute, read and written: a call takes the most that it can need, and gives back the rest",
-        "the provider's own limit is kept as its answers tell it",
+        "the provider's own limit is kept by its answers",
         at_least=0,
         none="no limit",
     )
@@ -156,7 +160,7 @@ class GuardOptions(Timed):
         120.0, "deadline of a whole call, pauses included", "a person's patience", unit="s", above=0
     )
     attempt_timeout_s: float = option(
-        not_set(), "longest time of one attempt", "half the call; of a shorter one too", unit="s", above=0
+        not_set(), "longest time of one attempt", "half the call, also of a shorter one", unit="s", above=0
     )
     slow_s: float = option(
         not_set(), "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
@@ -192,19 +196,19 @@ class DatabaseOptions(OnceOptions):
     pool_timeout_s: float = option(
         5.0,
         "longest wait for a connection, connecting included",
-        "a person waits no longer",
+        "a person does not wait longer",
         unit="s",
         above=0,
     )
     pool_recycle_s: float = option(
         3600.0,
         "age at which a connection is replaced",
-        "below the usual firewall's patience",
+        "below the idle limit of usual firewalls",
         unit="s",
         above=0,
     )
     scope_timeout_s: float = option(
-        60.0, "deadline of a scope", "a transaction should not last", unit="s", above=0
+        60.0, "deadline of a scope", "a transaction should not last long", unit="s", above=0
     )
     slow_call_s: float = option(
         1.0, "database time that counts as slow", "users notice a second", unit="s", above=0
@@ -233,13 +237,17 @@ class DatabaseOptions(OnceOptions):
         20.0, "age at which an open scope is logged", "a third of the longest", unit="s", above=0
     )
     connect_concurrency: int = option(
-        4, "connections opened at a time", "a restarted server takes few", at_least=1, at_most=10_000
+        4, "connections opened at a time", "a restarted server accepts few", at_least=1, at_most=10_000
     )
     keepalive_s: float = option(
-        30.0, "silence until TCP asks for the peer; 0: as the system", "it waits hours", unit="s", at_least=0
+        30.0,
+        "idle time before TCP checks the peer; 0: the system's",
+        "the system waits hours",
+        unit="s",
+        at_least=0,
     )
     tcp_user_timeout_s: float = option(
-        30.0, "longest time unacknowledged; 0: as the system", "half a scope", unit="s", at_least=0
+        30.0, "longest time unacknowledged; 0: the system's", "half a scope", unit="s", at_least=0
     )
     server_timeouts: bool = option(
         True,
@@ -255,7 +263,7 @@ class DatabaseOptions(OnceOptions):
 
 
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key", "cf-aig-authorization"})
-"""Headers that hold a key: a service that is sent one is somebody's who counts what it costs."""
+"""Headers that hold a key: a service that is sent one belongs to a party that counts what it costs."""
 NOTHING: Mapping[str, Any] = Nothing()
 ServiceKind = Literal["anthropic", "openai", "openai_compatible", "gemini", "perplexity", "local"]
 
@@ -277,7 +285,7 @@ class ServiceOptions(Timed):
     api_key: str | None = option(
         None,
         "key; wins over the vendor's own variable",
-        "a server of one's own often needs none",
+        "a self-hosted server often needs none",
         secret=True,
     )
     proxy: str | None = option(
@@ -295,12 +303,12 @@ class ServiceOptions(Timed):
     )
     body: Mapping[str, Any] = option(
         NOTHING,
-        "fields that are added to each request's body where koo sends none of that name, one each, JSON or text: "
+        "fields that are added to each request's body if koo sends none of that name, one each, JSON or text: "
         "`BODY__TOP_P` is `top_p`, `BODY__PROVIDER__ORDER` is `order` inside `provider`",
-        "what koo has no word for",
+        "for parameters that koo does not know",
         secret=True,
     )
-    declared: bool = option(False, "a server of one's own, which needs no key", "a vendor asks for a key")
+    declared: bool = option(False, "a self-hosted server, which needs no key", "a vendor asks for a key")
     disabled_by: str = option(
         "",
         "the setting that switched the service off, as `NAME=value`",
@@ -308,7 +316,7 @@ class ServiceOptions(Timed):
     )
     timeout_s: float = option(120.0, "deadline of a whole query", "a person's patience", unit="s", above=0)
     attempt_timeout_s: float = option(
-        not_set(), "longest time of one attempt", "half the query; of a shorter one too", unit="s", above=0
+        not_set(), "longest time of one attempt", "half the query, also of a shorter one", unit="s", above=0
     )
     first_token_timeout_s: float = option(
         30.0, "longest wait for a stream's first content", "long prompts take time", unit="s", above=0
@@ -320,11 +328,11 @@ class ServiceOptions(Timed):
         not_set(), "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
     )
     max_tokens: int = option(
-        4096, "longest answer, always sent", "so that a hold has a bound", unit="tokens", at_least=1
+        4096, "longest answer, always sent", "it gives a hold its bound", unit="tokens", at_least=1
     )
     daily_budget_usd: Decimal | None = option(
         Decimal("10.0"),
-        "most money of a UTC day",
+        "most money per UTC day",
         "a forgotten loop costs a lunch",
         unit="USD",
         at_least=0,
@@ -363,7 +371,7 @@ class ServiceOptions(Timed):
     queue_max: int | None = option(
         None,
         "queries that may wait for a place at once; a list of queries waits beside them, whatever its length",
-        "longer queues outlive their callers; 32 for `local`, which makes one answer after the other, else 1000",
+        "longer queues outlive their callers; 32 for `local`, which makes one answer at a time, else 1000",
         at_least=0,
     )
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
@@ -384,17 +392,17 @@ class ServiceOptions(Timed):
 
     @property
     def configured(self) -> bool:
-        """Whether it can be asked at all: it is not switched off, and a hosted vendor has a key."""
+        """Whether it can be called at all: it is not switched off, and a hosted vendor has a key."""
         return not self.disabled_by and (self.api_key is not None or self.kind == "local" or self.declared)
 
     @property
     def has_credentials(self) -> bool:
-        """Does a request say who asks, by a key or by a header that holds one?"""
+        """Whether a request identifies its sender, by a key or by a header that holds one."""
         return self.api_key is not None or any(name.lower() in KEY_HEADERS for name in self.headers)
 
     @property
     def free(self) -> bool:
-        """Does it cost nothing? The local model, and a server of one's own, declared without key and price."""
+        """Whether it costs nothing: the local model, or a self-hosted server declared without key and price."""
         unpriced = self.input_price is None and self.output_price is None and self.price_as is None
         return self.kind == "local" or (self.declared and not self.has_credentials and unpriced)
 
@@ -406,7 +414,7 @@ class PlatformOptions(Checked):
     home: Path = option(
         Path(),
         "folder where all relative paths start, and whose `.env` is read",
-        "a project keeps its data beside its settings, whatever folder it is started from",
+        "a project keeps its data beside its settings, from whatever folder it is started",
     )
     state_url: str = option(
         "sqlite:///data/koo-state.db",
@@ -416,8 +424,8 @@ class PlatformOptions(Checked):
     )
     ledger_days: int = option(
         400,
-        "how many days the ledger keeps what was booked",
-        "a year, and time to compare it with the one before",
+        "how many days the ledger keeps bookings",
+        "a year, and time to compare it with the previous one",
         unit="days",
         at_least=62,
         at_most=LEDGER_DAYS_MAX,
@@ -437,7 +445,7 @@ class PlatformOptions(Checked):
     local_model_path: Path | None = option(None, "GGUF file of `local`", "the packaged model")
     version_label: str = option(
         "",
-        "what people call this deployment, shown with each process of the fleet: a release, a colour, a commit",
+        "name of this deployment, shown with each process of the fleet: a release, a colour, a commit",
         "koo knows only its own version",
     )
     host: str = option(
@@ -455,7 +463,7 @@ class PlatformOptions(Checked):
         5.0,
         "how long after SIGTERM new connections are still answered, while `/readyz` says no; without a watcher of "
         "`/readyz` only as long as requests run",
-        "a balancer needs some seconds to hear of it",
+        "a balancer needs some seconds to notice",
         unit="s",
         at_least=0,
         at_most=600,
@@ -466,22 +474,22 @@ class PlatformOptions(Checked):
     token_2: str | None = option(
         None,
         "a second token of the same kind",
-        "both hold while callers change from one to the other",
+        "both are valid while callers change from one to the other",
         secret=True,
     )
     read_token: str | None = option(
-        None, "token of callers that may only look", "who has `KOO_TOKEN` may look too", secret=True
+        None, "token of callers that may only look", "callers with `KOO_TOKEN` may look too", secret=True
     )
     read_token_2: str | None = option(
         None,
         "a second token of the same kind",
-        "both hold while callers change from one to the other",
+        "both are valid while callers change from one to the other",
         secret=True,
     )
     trusted_proxies: tuple[str, ...] = option(
         (),
         "addresses and networks of proxies whose `X-Forwarded-For` is believed",
-        "anybody can send that header; without this, what came through a proxy is not from this machine",
+        "any client can send that header; without this, requests through a proxy do not count as this machine's",
     )
 
     def __post_init__(self) -> None:
@@ -491,8 +499,8 @@ class PlatformOptions(Checked):
         names = [budget.name for budget in self.budgets]
         for budget in self.budgets:
             if names.count(budget.name) > 1 or not budget.name or "/" in budget.name:
-                what = f"a budget is called {budget.name[:64]!r}"
-                raise ConfigurationError("", f"{what}; allowed is a name of its own, without a slash")
+                what = f"a budget has the name {budget.name[:64]!r}"
+                raise ConfigurationError("", f"{what}; allowed is a unique name without a slash")
             known = ["refuse", *(service.name for service in self.services)]
             if budget.on_exhausted not in known:
                 what = f"on_exhausted of budget {budget.name[:64]!r} is {budget.on_exhausted[:64]!r}"

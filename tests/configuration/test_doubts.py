@@ -21,44 +21,44 @@ def told(home: Path, **environ: str) -> tuple[str, ...]:
 TOLD = [
     (
         {"AI_FIRST_TOKEN_TIMEOUT": "90"},
-        'AI_FIRST_TOKEN_TIMEOUT holds "90", and an attempt ends after 60 s, so it never decides',
+        'AI_FIRST_TOKEN_TIMEOUT holds "90", but an attempt ends after 60 s, so it never decides',
     ),
     (
         {"AI_STALL_TIMEOUT": "30", "AI_QUERY_TIMEOUT": "20"},
-        'AI_STALL_TIMEOUT holds "30", and a query ends after 20 s, so it never decides',
+        'AI_STALL_TIMEOUT holds "30", but a query ends after 20 s, so it never decides',
     ),
     (
         {f"{CLAUDE}FIRST_TOKEN_TIMEOUT": "30", f"{CLAUDE}ATTEMPT_TIMEOUT": "10"},
-        f'{CLAUDE}FIRST_TOKEN_TIMEOUT holds "30", and an attempt ends after 10 s, so it never decides',
+        f'{CLAUDE}FIRST_TOKEN_TIMEOUT holds "30", but an attempt ends after 10 s, so it never decides',
     ),
     (
         {f"{CLAUDE}STALL_TIMEOUT": "30", f"{CLAUDE}TIMEOUT": "25"},
-        f'{CLAUDE}STALL_TIMEOUT holds "30", and a query ends after 25 s, so it never decides',
+        f'{CLAUDE}STALL_TIMEOUT holds "30", but a query ends after 25 s, so it never decides',
     ),
     (
         {"DATABASE_HELD_WARNING": "20", "DATABASE_SCOPE_TIMEOUT": "15"},
-        'DATABASE_HELD_WARNING holds "20", and a scope ends after 15 s, so it never decides',
+        'DATABASE_HELD_WARNING holds "20", but a scope ends after 15 s, so it never decides',
     ),
     (
         {"DB_SLOW_CALL_SECONDS": "60"},
-        'DB_SLOW_CALL_SECONDS holds "60", and a scope ends after 60 s, so it never decides',
+        'DB_SLOW_CALL_SECONDS holds "60", but a scope ends after 60 s, so it never decides',
     ),
     (
         {"DB_RETRY_BASE_DELAY": "60"},
-        'DB_RETRY_BASE_DELAY holds "60", and DB_RETRY_MAX_DELAY, which was not set, cuts it to 30',
+        'DB_RETRY_BASE_DELAY holds "60", but DB_RETRY_MAX_DELAY, which was not set, cuts it to 30',
     ),
     (
         {"DB_HEALTH_CHECK_INTERVAL": "2", "HEALTH_CHECK_TIMEOUT": "4"},
         'DB_HEALTH_CHECK_INTERVAL holds "2", but a check may take 4 s (HEALTH_CHECK_TIMEOUT): '
-        "one that hangs keeps the next from its time",
+        "one that hangs delays the next",
     ),
     (
         {"KOO_ALERT_EMAIL_FROM": "koo@example.com"},
-        "KOO_ALERT_EMAIL_FROM is set, and no mail is sent to anybody without KOO_ALERT_EMAIL",
+        "KOO_ALERT_EMAIL_FROM is set, but no mail is sent without KOO_ALERT_EMAIL",
     ),
     (
         {"KOO_ALERT_SEVERITY": "critical"},
-        "KOO_ALERT_SEVERITY is set, and nothing is sent to anybody without KOO_ALERT_WEBHOOK, _SLACK or _EMAIL",
+        "KOO_ALERT_SEVERITY is set, but nothing is sent without KOO_ALERT_WEBHOOK, _SLACK or _EMAIL",
     ),
     (
         {"AI_DEFAULT_REQUESTS_PER_MINUTE": "90", "AI_DEFAULT_REQUESTS_PER_HOUR": "80"},
@@ -126,8 +126,8 @@ def test_nothing_else_is(environ: dict[str, str], tmp_path: Path) -> None:
         ),
         (
             {f"{NIGHT}LIMIT": "5", f"{NIGHT}ON_EXHAUSTED": "local", "AI_LOCAL_ENABLED": "false"},
-            f'{NIGHT}ON_EXHAUSTED holds "local"; allowed is a service that may be asked, and AI_LOCAL_ENABLED=false '
-            "says no",
+            f'{NIGHT}ON_EXHAUSTED holds "local"; allowed is a service that is on, and AI_LOCAL_ENABLED=false '
+            "switches it off",
         ),
     ],
     ids=["pool in scope", "a fallback that is switched off"],

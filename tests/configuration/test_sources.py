@@ -216,7 +216,7 @@ def test_a_link_in_a_env_file_is_a_wrong_value(tmp_path: Path) -> None:
 def test_quotes_around_a_value_and_names_that_were_not_replaced_stop_the_start(
     variable: str, text: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match=f"{variable} holds .*(without quotes|koo replaces no)"):
+    with pytest.raises(ConfigurationError, match=f"{variable} holds .*(without quotes|koo does not expand)"):
         Settings(environ={variable: text}, working_directory=tmp_path)
 
 

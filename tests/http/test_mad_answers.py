@@ -96,7 +96,7 @@ def test_what_unpacks_to_nothing_for_ever_is_given_up() -> None:
 
     async def main() -> None:
         error = await failure_of(answered(whole(packed, b"content-encoding: deflate, deflate")))
-        assert "comes to nothing" in error.reason
+        assert "contains nothing" in error.reason
 
     asyncio.run(main())
 

@@ -1,1 +1,1 @@
-"""What can be set, where it is set, and what there is to say about it; `koo.settings` puts it together."""
+"""What can be set, where it is set, and what to say about it; `koo.settings` puts it together."""

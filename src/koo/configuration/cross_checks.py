@@ -1,4 +1,4 @@
-"""What can be right alone and not beside the other values."""
+"""Values that are valid alone but not together."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ OWN_HEADERS = frozenset({
     "accept-encoding", "connection", "content-length", "content-type", "expect", "host", "keep-alive",
     "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 })  # fmt: skip
-"""What the connection is made with, and what says how the body is to be read."""
+"""Headers that the connection is made with, and headers that say how the body is to be read."""
 OWN_FIELDS = frozenset({
     "model", "messages", "input", "contents", "prompt", "system", "instructions", "systeminstruction", "stream",
     "maxtokens", "maxcompletiontokens", "maxoutputtokens", "n", "bestof", "candidatecount",
 })  # fmt: skip
-"""Fields that the query sets, and those that would make several answers of one: a hold is for one answer."""
+"""Fields that the query sets, and fields that would return several answers: a hold is for one answer."""
 
 
 def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
-    """Each value that cannot be right beside the others, and what is said of it after the variable's name."""
+    """Each value that contradicts others, and what to say about it after the variable's name."""
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
         if {less, more} <= settings.given and low > high:
@@ -68,22 +68,22 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
             yield Name("ai_budgets", budget, name), sentence
         if its.on_exhausted == "local" and not settings.ai_local_enabled:
             sentence = (
-                'holds "local"; allowed is a service that may be asked, and AI_LOCAL_ENABLED=false says no'
+                'holds "local"; allowed is a service that is on, and AI_LOCAL_ENABLED=false switches it off'
             )
             yield Name("ai_budgets", budget, "on_exhausted"), sentence
 
 
 TOKEN_LENGTH_MIN = 16
-"""Of a token that can be tried from other machines: with 64 characters to choose from, nobody guesses 96 bits."""
+"""For a token that can be tried from other machines: with 64 possible characters, 96 bits cannot be guessed."""
 
 
 def _of_tokens(settings: Variables) -> Iterator[tuple[str, str]]:
-    """Tokens that would protect less than whoever set them believes."""
+    """Tokens that would protect less than their operator believes."""
     writes, reads = ("koo_token", "koo_token_2"), ("koo_read_token", "koo_read_token_2")
     for name in (*writes[1:], *reads):
         first = "koo_read_token" if name == "koo_read_token_2" else "koo_token"
         if getattr(settings, name) is not None and getattr(settings, first) is None:
-            why = "without it nothing is asked of anybody on this machine, this token neither"
+            why = "without it no token is required on this machine, so this one would never be checked"
             yield name, f'holds "…"; allowed is only together with {first.upper()}: {why}'
     for name in reads:
         token = getattr(settings, name)
@@ -99,7 +99,7 @@ def _of_tokens(settings: Variables) -> Iterator[tuple[str, str]]:
 
 
 def _of_alerts(settings: Variables) -> Iterator[tuple[str, str]]:
-    """What belongs together: otherwise somebody waits for mails that are never sent."""
+    """Settings that belong together: otherwise people would wait for mails that are never sent."""
     server = reveal(settings.koo_smtp_url)
     together = (
         ("koo_alert_email", bool(settings.koo_alert_email), "koo_smtp_url", server is not None),
@@ -141,7 +141,7 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
         meant = nearest(service, BUILT_IN)
         hint = f" (did you mean {_of(meant, setting)}?)" if meant else ""
         known = f"{', '.join(BUILT_IN)}, and new ones that have {_of(service, 'base_url')} or an API_KEY"
-        yield setting, f"belongs to a service that is not known{hint}; allowed are {known}"
+        yield setting, f"belongs to an unknown service{hint}; allowed are {known}"
 
 
 def _of_extras(own: ServiceSettings) -> Iterator[tuple[str, str]]:
@@ -158,17 +158,17 @@ def _of_extras(own: ServiceSettings) -> Iterator[tuple[str, str]]:
     except (TypeError, AttributeError):
         yield (
             "body",
-            'holds "…"; allowed inside of a field that is set too is nothing, unless it is an object',
+            'holds "…" inside a field that is set too; allowed is that only if the outer field holds an object',
         )
         return
     for path in own.body:
         if not all(path.split("__")):
             yield (
                 f"body__{path}",
-                "names no field; allowed is BODY__NAME, and BODY__OUTER__INNER for one in an object",
+                "names no field; allowed is BODY__NAME, and BODY__OUTER__INNER for one inside an object",
             )
     for path in own_fields(body):
-        yield f"body__{path}", "cannot be set, because koo sets it itself or the bound of a bill rests on it"
+        yield f"body__{path}", "cannot be set, because koo sets it itself, or a bill's bound depends on it"
 
 
 def own_fields(body: Mapping[str, object]) -> Iterator[str]:
@@ -182,7 +182,7 @@ def own_fields(body: Mapping[str, object]) -> Iterator[str]:
 
 
 def _of_times(settings: Variables, service: str, own: ServiceSettings) -> Iterator[tuple[str, str]]:
-    """An attempt in its query, and a slow call in its attempt."""
+    """An attempt must fit in its query, and a slow call in its attempt."""
     whole_s, attempt_s = own.timeout or settings.ai_query_timeout, attempt_timeout_s(settings, own)
     if attempt_s is not None and attempt_s > whole_s:
         if own.attempt_timeout is not None:

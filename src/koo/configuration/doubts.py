@@ -1,7 +1,7 @@
-"""Values that are allowed, and that another one makes pointless.
+"""Values that are allowed, but that another one makes pointless.
 
 A long time may be meant as "never", so these do not stop the start, as contradictions do. But a person who set one
-believes in it: each is told in a sentence.
+relies on it: so each is logged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NEVER = "so it never decides"
 
 
 def doubts(settings: Variables) -> Iterator[tuple[Name, str]]:
-    """Each such value, and what is said of it after the variable's name."""
+    """Each such value, and what to say about it after the variable's name."""
     for name, sentence in (*_of_times(settings), *_of_channels(settings)):
         yield Name("", "", name), sentence
     for_all = {window: getattr(settings, f"ai_default_{window}") for window in WINDOWS}
@@ -43,7 +43,7 @@ def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
         if less in given and more not in given and low > high:
-            yield less, f'holds "{low:g}", and {more.upper()}, which was not set, cuts it to {high:g}'
+            yield less, f'holds "{low:g}", but {more.upper()}, which was not set, cuts it to {high:g}'
     whole_s, scope_s = settings.ai_query_timeout, settings.database_scope_timeout
     attempt_s, _ = following_s(whole_s, attempt_timeout_s(settings, ServiceSettings({}, frozenset())), None)
     for name, end_s, what in (
@@ -54,7 +54,7 @@ def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
     ):
         value = getattr(settings, name)
         if name in given and value >= end_s:
-            yield name, f'holds "{value:g}", and {what} {end_s:g} s, {NEVER}'
+            yield name, f'holds "{value:g}", but {what} {end_s:g} s, {NEVER}'
     for interval in ("db_health_check_interval", "ai_health_check_interval"):
         each_s, longest_s = getattr(settings, interval), settings.health_check_timeout
         if {"health_check_timeout", interval} <= given and longest_s > each_s:
@@ -62,24 +62,24 @@ def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
                 interval,
                 (
                     f'holds "{each_s:g}", but a check may take {longest_s:g} s (HEALTH_CHECK_TIMEOUT): '
-                    "one that hangs keeps the next from its time"
+                    "one that hangs delays the next"
                 ),
             )
 
 
 def _of_channels(settings: Variables) -> Iterator[tuple[str, str]]:
     if settings.koo_alert_email_from is not None and not settings.koo_alert_email:
-        yield "koo_alert_email_from", "is set, and no mail is sent to anybody without KOO_ALERT_EMAIL"
+        yield "koo_alert_email_from", "is set, but no mail is sent without KOO_ALERT_EMAIL"
     channels = (settings.koo_alert_webhook, settings.koo_alert_slack, settings.koo_alert_email)
     if any(channels):
         return
     for name in ("koo_alert_severity", "koo_alert_reminder_interval"):
         if name in settings.given:
-            yield name, "is set, and nothing is sent to anybody without KOO_ALERT_WEBHOOK, _SLACK or _EMAIL"
+            yield name, "is set, but nothing is sent without KOO_ALERT_WEBHOOK, _SLACK or _EMAIL"
 
 
 def _of_limits(limits: dict[str, int | None], given: set[str]) -> Iterator[tuple[str, str]]:
-    """Of two that were set, the shorter window's above the longer one's."""
+    """Of two limits that were set, the shorter window's is above the longer one's."""
     for less, more in pairwise(WINDOWS):
         low, high = limits[less], limits[more]
         if low is not None and high is not None and low > high and {less, more} <= given:
@@ -97,7 +97,7 @@ def _of_service(
     ):
         value = getattr(own, name)
         if value is not None and value >= end_s:
-            yield name, f'holds "{value:g}", and {what} {end_s:g} s, {NEVER}'
+            yield name, f'holds "{value:g}", but {what} {end_s:g} s, {NEVER}'
     limits = {window: getattr(own, window) if window in own.given else for_all[window] for window in WINDOWS}
     yield from _of_limits(limits, {window for window in WINDOWS if window in own.given})
 

@@ -1,4 +1,4 @@
-"""Which variable a name means, and what to say of a name that means none.
+"""Which variable a name means, and what to say about a name that means none.
 
 A name that is close to one of ours is logged as a warning and ignored, because it may belong to other software. Under
 `AI_SERVICES__` and `AI_BUDGETS__` every name is ours, so a wrong one there is an error.
@@ -22,7 +22,7 @@ _MEANT = KNOWN | {
     Name("ai_services", service, name).variable for service in BUILT_IN for name in ServiceSettings.rows
 }
 _FAMILY_PREFIXES = tuple(f"{family}__".upper() for family in FAMILIES)
-_ALLOWED_NAME = "1 to 64 small letters, digits, - and _, with a letter or digit first"
+_ALLOWED_NAME = "1 to 64 lower-case letters, digits, - and _, beginning with a letter or digit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class UnknownVariable:
 
 
 def nearest(name: str, known: Iterable[str], likeness: float = 0.75) -> str | None:
-    """The known name that is most like this one, if one is like it at all; `likeness` is a ratio, 1 the same."""
-    from difflib import get_close_matches  # loaded for a mistake only
+    """The known name that is most similar to this one, if any is similar; `likeness` is a ratio, 1 is identical."""
+    from difflib import get_close_matches  # loaded only for a mistake
 
     return next(iter(get_close_matches(name, list(known), 1, likeness)), None)
 
@@ -54,7 +54,7 @@ def unknown(found: Iterable[Found]) -> tuple[UnknownVariable, ...]:
             continue
         name = one.variable.upper()
         ours = name.startswith(PREFIXES) or name in KNOWN
-        # The .env may be shared with other software: outside of the prefixes only a near miss is worth a word.
+        # Other software may share the .env: outside koo's prefixes only a near miss is worth a warning.
         meant = nearest(name, _MEANT, 0.75 if ours else 0.9) if ours or one.source == ".env" else None
         if ours or meant:
             seen.append(UnknownVariable(one.variable, one.source, meant))
@@ -76,7 +76,7 @@ def merge(found: Iterable[Found], arguments: Mapping[str, Any]) -> dict[Name, Fo
                 merged[name] = replace(one, variable=name.variable)
             elif merged[name].source != "argument":
                 raise ConfigurationError(
-                    "", f"{name.variable} is set twice, in capitals and not; set it once"
+                    "", f"{name.variable} is set twice, in upper and lower case; set it once"
                 )
     return merged
 
@@ -113,7 +113,7 @@ def _flat(own: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 def _split(variable: str) -> Name:
     """`AI_SERVICES__CLAUDE__DAILY_BUDGET` → ("ai_services", "claude", "daily_budget").
 
-    What follows a third `__` is the operator's own name: in capitals it is read as small letters, else as it stands.
+    What follows a third `__` is the operator's own name: in upper case it is read as lower case, else unchanged.
     """
     family = next(one for one in FAMILIES if variable.startswith(f"{one}__".upper()))
     prefix, what = f"{family}__".upper(), FAMILIES[family][1]

@@ -1,6 +1,6 @@
-"""Reading the rows of a table, and the one sentence that a wrong value gets: variable, what it holds, what is allowed.
+"""Reads the rows of a table, and phrases the error of a wrong value: variable, what it holds, what is allowed.
 
-Of a secret the sentence shows no more than "…", also where the secret stands in a wrong place.
+For a secret the sentence shows no more than "…", even if the secret is in a wrong place.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _UNREPLACED = re.compile(
 def read_rows(
     merged: Mapping[Name, Found], home: Path, family: str = "", whose: str = ""
 ) -> tuple[dict[str, Any], frozenset[str]]:
-    """The value of each row, what was found or else the default, and the names of those that were found.
+    """The value of each row, found or default, and the names of those that were found.
 
-    Without a family of the variables that are in none. Raises `ConfigurationError`, naming the variable.
+    Without a family: the variables that are in none. Raises `ConfigurationError`, naming the variable.
     """
     table, what = FAMILIES[family] if family else (Variables, "koo")
     found = {
@@ -54,7 +54,7 @@ def _read(row: Row, found: Found | None, home: Path) -> object:
         return row.read(value, home)
     except ValueError as error:
         said = str(error) or f"allowed is {row.allowed}"
-    # Raised out here: the error before, whose frames hold the value, would come along as the context of this one.
+    # Raised out here: the caught error, whose frames hold the value, would otherwise become this one's context.
     held = row.form.held(str(reveal(value)))
     value = HIDDEN
     variable = row.name.upper() if found is None else found.variable
@@ -62,27 +62,27 @@ def _read(row: Row, found: Found | None, home: Path) -> object:
 
 
 def _check_text(text: str, *, quotes_are_meant: bool) -> None:
-    """Raises ValueError for text that another program was to have worked on first, and did not.
+    """Raises ValueError for text that another program should have processed first, but did not.
 
-    `docker run --env-file` and systemd keep quotes that a shell takes away, and koo replaces no name by a value.
+    `docker run --env-file` and systemd keep quotes that a shell removes, and koo does not expand names.
     """
     if not quotes_are_meant and text[:1] in QUOTES and text[-1:] in QUOTES:
-        raise ValueError("allowed is a value without quotes around it: here they would be a part of it")
+        raise ValueError("allowed is a value without quotes around it: here they would be part of it")
     if _UNREPLACED.search(text):
         raise ValueError(
-            "koo replaces no ${NAME}, $NAME or {{ name }}: write the value itself, in a URL $ as %24"
+            "koo does not expand ${NAME}, $NAME or {{ name }}: write the value itself, in a URL $ as %24"
         )
 
 
 def where(found: Found | None, home: Path) -> str:
-    """Which file a refused value stands in."""
+    """Which file a refused value is in."""
     return f" (set in {home / ENV_FILE})" if found is not None and found.source == ENV_FILE else ""
 
 
 def _no_such_setting(
     table: type[Table], what: str, name: str, found: Found, home: Path
 ) -> ConfigurationError:
-    # Of a setting that does not exist only a number is shown: the rest may be a key.
+    # For a setting that does not exist only a number is shown: anything else may be a key.
     text = str(reveal(found.value))
     shown = f'"{text}"' if text.replace(".", "", 1).isdecimal() and len(text) < 20 else '"…"'
     known = [one.upper() for one in table.rows]

@@ -1,10 +1,11 @@
-"""Variables that Kubernetes and Docker write for services beside a container, some under names of koo's.
+"""Variables that Kubernetes and Docker write for services beside a container, some under koo's names.
 
 A Service named `koo` gives each pod of its namespace KOO_PORT=tcp://10.0.0.7:8000, KOO_SERVICE_HOST and more; one named
-`db`, `ai` or `database` does the same under their prefixes. They are not settings: nobody wrote them to set koo up.
+`db`, `ai` or `database` does the same under their prefixes. They are not settings: they were not written to configure
+koo.
 
-A variable whose name ends in _PORT is a link if its value is one: what a pod's own manifest sets wins over the link of
-the same name, and a wrong number is still wrong. The others are links where they stand beside a link of their service.
+A variable whose name ends in _PORT is a link if its value is one: a pod's own manifest overrides a link of the same
+name, and a wrong number is still an error. The others are links if they appear beside a link of their service.
 
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 """

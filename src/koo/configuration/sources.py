@@ -1,11 +1,11 @@
 """Where values come from: KOO_HOME, the `.env` in it, and the process's environment.
 
-Pure but for reading the one file: the environment and the working directory are handed in, so that `koo.settings`
-stays the one reader of the process's own.
+Pure except for reading the one file: the environment and the working directory are passed in, so that `koo.settings` is
+the only reader of the process's own.
 
-The `.env` has the grammar of python-dotenv, read strictly. Nothing in it is expanded, because a `$` in a password is a
-`$`; and a line that cannot be read stops the start, because the variable that it meant would otherwise keep its default
-in silence. No message repeats what a line holds: it may be a secret.
+The `.env` has python-dotenv's grammar, read strictly. Nothing in it is expanded, because a `$` in a password is a `$`;
+and a line that cannot be read stops the start, because the variable that it meant would otherwise silently keep its
+default. No message repeats the content of a line: it may be a secret.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Source = Literal["default", ".env", "environment", "argument"]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One variable that somebody set; an empty value means that it is not set."""
+    """One variable that was set; an empty value means that it is not set."""
 
     variable: str
     value: object = field(repr=False)
@@ -42,7 +42,7 @@ class Found:
 def find_home(given: str, working_directory: Path) -> Path:
     """The folder that KOO_HOME names, else the nearest one upwards that holds a `.env`, else the working directory.
 
-    Raises `ConfigurationError` where KOO_HOME names no folder: it would be made, empty, and the data not be found.
+    Raises `ConfigurationError` if KOO_HOME names no folder: it would be made, empty, and the data would not be found.
     """
     if given:
         home = (working_directory / Path(given).expanduser()).resolve()
@@ -54,17 +54,17 @@ def find_home(given: str, working_directory: Path) -> Path:
 
 
 def _holds_env_file(folder: Path) -> bool:
-    # A folder named .env is a virtual environment, and no settings. A link that leads nowhere is a mounted secret that
-    # is missing, and reading it says so.
+    # A folder named .env is a virtual environment, not settings. A link that leads nowhere is a mounted secret that is
+    # missing, and reading it reports that.
     file = folder / ENV_FILE
     try:
         return (file.exists() or file.is_symlink()) and not file.is_dir()
-    except PermissionError:  # A folder above that may not be looked into holds nothing for us.
+    except PermissionError:  # a parent folder that may not be read holds nothing for us
         return False
 
 
 def check_home(found: Found | None, home: Path) -> None:
-    """Raises `ConfigurationError` where the `.env` names another KOO_HOME than the folder it was found in."""
+    """Raises `ConfigurationError` if the `.env` names another KOO_HOME than the folder it was found in."""
     if found is None or found.source != ENV_FILE or not found.value:
         return
     if (home / Path(str(found.value)).expanduser()).resolve() != home.resolve():
@@ -76,7 +76,7 @@ def check_home(found: Found | None, home: Path) -> None:
 
 
 def check_env_file(path: Path, environ: Mapping[str, str], *, by_hand: bool) -> Iterator[str]:
-    """Sentences to warn with. `by_hand`: KOO_HOME names its folder, so whoever else can change it is trusted.
+    """Warnings to log. `by_hand`: KOO_HOME names its folder, so other users who can change it are trusted.
 
     Raises `ConfigurationError` for one that was found by searching and that others can change.
     """
@@ -85,7 +85,7 @@ def check_env_file(path: Path, environ: Mapping[str, str], *, by_hand: bool) -> 
     try:
         doubt, is_readable_by_all = look_at(path, environ)
     except OSError:
-        return  # the reading says it in words
+        return  # reading it reports this in words
     if doubt and not by_hand:
         raise ConfigurationError(
             "",
@@ -104,9 +104,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """The settings of a `.env`, in order; none where there is no such file.
+    """The settings of a `.env`, in order; none if the file does not exist.
 
-    Raises `ConfigurationError` naming the file, and the line where one is not `NAME=value`.
+    Raises `ConfigurationError` naming the file, and the line that is not `NAME=value`.
     """
     if not _holds_env_file(path.parent):
         return {}
@@ -120,7 +120,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _parse(text: str, path: Path) -> dict[str, str]:
-    # Only the parser: dotenv's readers log a line that they cannot read and go on, and expand ${NAME} by default.
+    # Only the parser: dotenv's readers log a line that they cannot read and continue, and expand ${NAME} by default.
     # Imported here, because it takes longer to load than all settings, and most processes in production have no file.
     from dotenv.parser import parse_stream
 
@@ -143,13 +143,13 @@ def _parse(text: str, path: Path) -> dict[str, str]:
 
 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-"""Variables that other software writes in small letters, often in both forms."""
+"""Variables that other software writes in lower case, often in both forms."""
 
 
 def gather(environ: Mapping[str, str], env_file: Path) -> dict[str, Found]:
-    """What is set, by name; the environment wins over the file.
+    """What is set, by name; the environment overrides the file.
 
-    An empty variable of the environment hides the file's, so `OPENAI_API_KEY= koo serve` is a start without the key.
+    An empty variable of the environment hides the file's, so `OPENAI_API_KEY= koo serve` starts without the key.
     """
     return _read(read_env_file(env_file), ".env") | _read(without_links(environ), "environment")
 
@@ -157,10 +157,10 @@ def gather(environ: Mapping[str, str], env_file: Path) -> dict[str, Found]:
 def _read(variables: Mapping[str, str], source: Source) -> dict[str, Found]:
     found = {name: Found(name, text.strip(), source) for name, text in variables.items()}
     if "REQUEST_METHOD" in found:
-        # In a CGI process a client's header `Proxy: …` arrives as HTTP_PROXY, and would choose the way of our requests.
+        # In a CGI process a client's header `Proxy: …` arrives as HTTP_PROXY, and would choose our requests' route.
         found.pop("HTTP_PROXY", None)
     for name in PROXIES:
-        # As everywhere, small letters win, an empty value too: so a shell goes without the machine's proxy.
+        # As in other programs, lower case wins, even if empty: so a shell can bypass the machine's proxy.
         small = found.pop(name.lower(), None)
         if small is not None:
             found[name] = Found(name, small.value, source)

@@ -1,9 +1,9 @@
-"""The table of variables: what a row is, and how it stands in a class.
+"""The table of variables: what a row is, and how it is declared in a class.
 
 A row names the option that a variable sets, by a function: `pool_size = variable(lambda koo: koo.database.pool_size)`.
-The option's meaning, unit, range, default and reason are the variable's, so a row says only what differs. The function
-is called once, with a recorder, to learn the option's place; mypy checks that the option exists and takes its type for
-the attribute. So a variable is declared once: its name by the attribute, everything else by the option.
+The option's meaning, unit, range, default and reason are the variable's, so a row states only the differences. The
+function is called once, with a recorder, to learn the option's place; mypy checks that the option exists and uses its
+type for the attribute. So a variable is declared once: its name by the attribute, everything else by the option.
 
 A class of rows is a `Table`. Its instances hold a value for each row, under the row's name, and do not change.
 """
@@ -54,13 +54,13 @@ class Row:
     why: str
     unit: str = ""
     shown_default: str = ""
-    """What documents say in place of the default."""
+    """What documents show in place of the default."""
     root: Checked | None = None
     places: tuple[Place, ...] = ()
     less: int = 0
     takes_none: bool = False
     none: str = ""
-    """What the word `none` means; empty where it is no value."""
+    """What the word `none` means; empty if it is not a value."""
     secret: bool = False
     many: bool = False
     """Holds a value for each name that follows it: `HEADERS__X_TITLE` is the one of "x_title"."""
@@ -75,7 +75,7 @@ class Row:
         return self.form.allowed + (f", or none for {self.none}" if self.none else "")
 
     def read(self, value: object, home: Path) -> object:
-        """The value of what somebody set, mostly text. Raises `ValueError`."""
+        """The value of what was set, mostly text. Raises `ValueError`."""
         if value is None and self.takes_none:
             return None
         value = reveal(value)
@@ -95,7 +95,7 @@ class Row:
             yield f"{type(_inside(self.root, parts)).__name__}.{name}"
 
     def explain(self, value: object) -> str:
-        """A value for people's eyes: a secret is masked."""
+        """A value for display: a secret is masked."""
         if value is None:
             return "none" if self.none else ""
         if isinstance(value, Mapping):
@@ -104,7 +104,7 @@ class Row:
 
 
 class Words(TypedDict, total=False):
-    """What a row says of itself, in place of its option."""
+    """A row's own words, in place of its option's."""
 
     form: Form
     meaning: str
@@ -126,22 +126,22 @@ def for_services(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) 
 
 
 def of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T | None:
-    """A setting of one service; None where it is not set."""
+    """A setting of one service; None if it is not set."""
     return cast("T", replace(_row(SERVICE, (option,), words), default=None, takes_none=True))
 
 
 def many_of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T:
-    """Settings of one service under names of the operator's own, whose values nothing shows; {} where none is set."""
+    """Settings of one service under the operator's own names, whose values are never shown; {} if none is set."""
     return cast("T", replace(_row(SERVICE, (option,), words), default={}, many=True, secret=True))
 
 
 def of_budget(option: Callable[[BudgetOptions], T], **words: Unpack[Words]) -> T | None:
-    """A setting of one budget; None where it is not set."""
+    """A setting of one budget; None if it is not set."""
     return cast("T", replace(_row(BUDGET, (option,), words), default=None, takes_none=True))
 
 
 def alone(default: T, meaning: str, why: str, form: Form) -> T:
-    """A variable that no one option stands for."""
+    """A variable that does not stand for a single option."""
     return cast("T", Row(form, default, meaning, why, takes_none=default is None))
 
 
@@ -150,7 +150,7 @@ def secret(row: str) -> SecretStr: ...
 @overload
 def secret(row: str | None) -> SecretStr | None: ...
 def secret(row: object) -> object:
-    """The same row, with a value that nothing shows."""
+    """The same row, with a value that is never shown."""
     return replace(cast("Row", row), secret=True)
 
 
@@ -219,7 +219,7 @@ def _form(types: tuple[object, ...], about: Mapping[str, Any]) -> Form:
 
 
 class Table:
-    """Base of the classes of rows. `given` names the attributes that somebody set; the others have their default."""
+    """Base of the classes of rows. `given` names the attributes that were set; the others have their default."""
 
     rows: ClassVar[dict[str, Row]] = {}
     given: frozenset[str]

@@ -1,7 +1,7 @@
-"""What becomes of the variables: the frozen options that the rest of koo sees.
+"""From variables to the frozen options that the rest of koo sees.
 
-Each row knows the places of its options, so most values go there by themselves. What stands here is what a service
-takes from more than one variable: its kind, key, model, slowness and money.
+Each row knows the places of its options, so most values go there by themselves. This module does the rest: what a
+service takes from more than one variable, which are its kind, key, model, slowness and money.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def platform_options(settings: Variables) -> PlatformOptions:
 
 
 def _values(table: Table, root: Checked) -> dict[Place, Any]:
-    """What a table's rows say of the options in `root`. None says nothing, unless it is the value `none`."""
+    """What a table's rows say about the options in `root`. None says nothing, unless it is the value `none`."""
     values = {}
     for name, row in table.rows.items():
         value = reveal(getattr(table, name))
@@ -82,7 +82,7 @@ def _service_options(settings: Variables, name: str) -> ServiceOptions:
     if free:
         derived |= {("input_price",): FREE, ("output_price",): FREE}
     if free and "daily_budget" not in own.given:
-        derived[("daily_budget_usd",)] = None  # What costs nothing need not wait for a ledger.
+        derived[("daily_budget_usd",)] = None  # a free service need not wait for a ledger
     return _with(SERVICE, _values(settings, SERVICE) | _values(own, SERVICE) | derived)
 
 
@@ -94,7 +94,7 @@ def headers_of(own: ServiceSettings) -> dict[str, str]:
 def body_of(own: ServiceSettings) -> dict[str, Any]:
     """{"provider__order": "[…]"} → {"provider": {"order": […]}}.
 
-    Raises `TypeError` where a field is to be inside another one that is not an object.
+    Raises `TypeError` if a field would be inside another one that is not an object.
     """
     body: dict[str, Any] = {}
     for path, text in sorted(own.body.items()):
@@ -107,7 +107,7 @@ def body_of(own: ServiceSettings) -> dict[str, Any]:
 
 
 def attempt_timeout_s(settings: Variables, own: ServiceSettings) -> float | None:
-    """The time of an attempt as it was set for the service, or for all of them; None: it follows from the query's."""
+    """The time of an attempt as set for the service, or for all of them; None: it follows from the query's."""
     for_all = settings.ai_attempt_timeout if "ai_attempt_timeout" in settings.given else None
     return own.attempt_timeout or for_all
 
@@ -118,7 +118,7 @@ def _kind_and_key(settings: Variables, name: str, own: ServiceSettings) -> tuple
         kind, variable = BUILT_IN[name]
         return kind, key or (reveal(getattr(settings, variable.lower())) if variable else None)
     if own.kind in {None, "openai"}:
-        # A server of one's own speaks chat completions; OpenAI's own has the newer Responses.
+        # A self-hosted server speaks chat completions; OpenAI's own has the newer Responses.
         return ("openai_compatible" if own.base_url else "openai"), key
     return ("anthropic" if own.kind == "anthropic" else "gemini"), key
 

@@ -1,12 +1,12 @@
-"""Who else has a say in a `.env`: those who can write it, put another one in its place, or read it.
+"""Who else controls a `.env`: those who can write it, replace it, or read it.
 
-A `.env` decides which address gets the keys of the environment. One that is found by searching upwards may lie in a
-folder that many use, where anybody could have put it; so it is obeyed only if nobody but its reader and root can change
-it, as git obeys a repository's configuration. Every folder on the way counts, links included: who can rename one of
-them can put another file in its place. In a folder with the sticky bit (/tmp, a mounted secret) entries can be replaced
-by their owners alone.
+A `.env` decides which address receives the keys of the environment. One that is found by searching upwards may be in a
+folder that many use, where any of them could have put it; so it is obeyed only if no one but its reader and root can
+change it, as git does with a repository's configuration. Every folder on the way counts, links included: a user who can
+rename one of them can replace the file. In a folder with the sticky bit (/tmp, a mounted secret) only their owners can
+replace entries.
 
-Where the operating system has no user ids, nothing is checked.
+If the operating system has no user ids, nothing is checked.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LINKS_MAX = 40
 
 
 class Seen(NamedTuple):
-    """What a look at the way to a file found. `doubt`: who else can change it, as a clause; empty for nobody else."""
+    """The result of a look at the way to a file. `doubt`: who else can change it, as a clause; empty if no one can."""
 
     doubt: str
     is_readable_by_all: bool
 
 
 def look_at(path: Path, environ: Mapping[str, str]) -> Seen:
-    """Walk from the root to `path`, following links. Raises OSError where a part of the way is missing."""
+    """Walk from the root to `path`, following links. Raises OSError if a part of the way is missing."""
     if not hasattr(os, "geteuid"):
         return Seen("", False)
     trusted = _trusted(environ)
@@ -56,7 +56,7 @@ def look_at(path: Path, environ: Mapping[str, str]) -> Seen:
 
 
 def _trusted(environ: Mapping[str, str]) -> set[int]:
-    """The user, root, and under sudo who called it: a command of theirs may read their files."""
+    """The user, root, and the user behind sudo: a command of theirs may read their files."""
     caller = environ.get("SUDO_UID", "") if os.geteuid() == 0 else ""
     return {0, os.geteuid()} | ({int(caller)} if caller.isdecimal() else set())
 
@@ -74,7 +74,7 @@ def _doubt_about(path: Path, found: os.stat_result, trusted: set[int]) -> str:
 
 
 def _is_private(gid: int) -> bool:
-    """Root's group, or the user's own one: many systems make one for each user, and files writable by it."""
+    """Root's group, or the user's own: many systems make one for each user, and make files writable by it."""
     import grp
     import pwd
 

@@ -31,9 +31,9 @@ _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}\.?)
 
 
 def effective_database_url(url: str, home: Path) -> str:
-    """The URL that is used: `postgres://` is `postgresql://`, and the relative path of a SQLite file starts at `home`.
+    """The URL in use: `postgres://` becomes `postgresql://`, and an SQLite file's relative path starts at `home`.
 
-    Raises `ValueError` for a scheme, a port or a path that cannot be right.
+    Raises `ValueError` for an invalid scheme, port or path.
     """
     scheme, rest = _split(url)
     scheme = "postgresql" if scheme == "postgres" else scheme
@@ -71,7 +71,7 @@ def _absolute(rest: str, home: Path) -> str:
         return rest
     place = (home / Path(unquote(path)).expanduser()).resolve()
     if place.is_dir():
-        raise ValueError("allowed is the path of a file, and that is a folder")
+        raise ValueError("allowed is the path of a file, but this is a folder")
     # Quoted, because SQLAlchemy takes %41 for A, and what follows a ? for options.
     return f"/{quote(place.as_posix(), safe='/:')}{question}{query}"
 
@@ -89,7 +89,7 @@ def check_web_url(url: str) -> str:
 
 
 def check_webhook_url(url: str) -> str:
-    """The URL of a webhook, as it is: its path and query may be what its receiver knows us by. Raises `ValueError`."""
+    """A webhook's URL, unchanged: its path and query may be how its receiver recognises us. Raises `ValueError`."""
     try:
         parts = urlsplit(url)
         right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -101,7 +101,7 @@ def check_webhook_url(url: str) -> str:
 
 
 def check_proxy_url(url: str) -> str:
-    """The URL of a proxy that koo can speak to. Raises `ValueError`."""
+    """The URL of a proxy that koo can use. Raises `ValueError`."""
     read_proxy(url)
     return url
 
@@ -114,20 +114,20 @@ def check_host(host: str) -> str:
 
 
 def url_of(host: str, port: int) -> str:
-    """Where a server that listens there is reached from this machine."""
+    """The address at which this machine reaches a server that listens there."""
     if is_address(host) and ip_address(host).is_unspecified:
         host = "127.0.0.1" if ip_address(host).version == 4 else "::1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def mask_url(url: str) -> str:
-    """The URL for people's eyes: without user, password, and the values of its options."""
+    """The URL for display: without user, password, and the values of its options."""
     parts = _PARTS.fullmatch(url)
     if parts is None:
         return "…"
     scheme, rest = parts[1], parts[2]
     if not scheme.startswith("sqlite") and "@" in rest:
-        # Up to the last @: a password with an unquoted @, / or ? would else show its tail.
+        # Up to the last @: a password with an unquoted @, / or ? would otherwise show its tail.
         rest = "…@" + rest.rpartition("@")[2]
     rest, question, query = rest.partition("?")
     names = (option.partition("=")[0] for option in query.split("&"))
@@ -135,6 +135,6 @@ def mask_url(url: str) -> str:
 
 
 def mask_to_scheme(url: str) -> str:
-    """No more of a URL than its scheme, for a URL that could not be read."""
+    """Only a URL's scheme, for a URL that could not be read."""
     parts = _PARTS.fullmatch(url)
     return f"{parts[1]}://…" if parts and len(parts[1]) <= 24 else "…"

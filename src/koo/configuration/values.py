@@ -1,7 +1,7 @@
-"""How one value is written: read from text, checked, shown, and what is allowed in words.
+"""How a value is written: read from text, checked, shown, and what is allowed in words.
 
-A value that cannot be right raises `ValueError`; its text, if it has one, is what is allowed and replaces the words of
-the form. No text ever repeats the value, because it may be a secret.
+An invalid value raises `ValueError`; its text, if it has one, says what is allowed and replaces the words of the form.
+No text ever repeats the value, because it may be a secret.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ SHOWN_MAX = 40
 TAG_MAX = 200
 ADDRESS_MAX = 254
 ADDRESSES_MAX = 20
-# ASCII without quotes, spaces and what separates addresses in a header; what is behind the @ has no @ of its own.
+# ASCII without quotes, spaces and address separators of headers; the part after the @ contains no other @.
 _ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 OPTIONAL_PARAMETERS = ("temperature", "stream_options")
 """What can be left out of a request; the bound of the answer cannot, since the budget rests on it."""
-# A variable is written in capitals and knows no dots, so the names in one have neither.
+# Variables are written in upper case without dots, so the names in them have neither.
 SERVICE_WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 SWITCH = {
     "true": True,
@@ -56,7 +56,7 @@ SWITCH = {
     "no": False,
     "0": False,
 }
-# A key in the wrong variable: it must not get into a log by way of the sentence that refuses it.
+# A key in the wrong variable: it must not reach a log through the sentence that refuses it.
 _LOOKS_SECRET = re.compile(r"://|@|^(?:sk|pk|key|AIza|pplx|xai|gsk|ghp|eyJ)[-_A-Za-z0-9]{6}")
 
 
@@ -77,7 +77,7 @@ class SecretStr:
 
 
 def reveal(value: Any) -> Any:
-    """The text of a secret, also of pydantic's; any other value as it is."""
+    """The text of a secret, also of pydantic's; any other value unchanged."""
     return value.get_secret_value() if hasattr(value, "get_secret_value") else value
 
 
@@ -96,7 +96,7 @@ def as_text(value: object) -> str:
 
 
 def quoted(text: str) -> str:
-    """What a variable holds, for a message: quoted, cut, and "…" where it looks like a key in the wrong place."""
+    """A variable's content, for a message: quoted, cut, and "…" if it looks like a key in the wrong place."""
     text = "".join(letter if letter.isprintable() else "�" for letter in text)
     if _LOOKS_SECRET.search(text):
         return '"…"'
@@ -109,8 +109,8 @@ def quoted(text: str) -> str:
 class Form(NamedTuple):
     """A way to write a value. `read(text, home)` raises `ValueError`.
 
-    `held` makes what a refusal shows of the text, `shown` what an explanation shows of a value that is in force;
-    `types` are those that an argument in Python may have.
+    `held` makes what a refusal shows of the text, `shown` what an explanation shows of a value in force; `types` are
+    those that an argument in Python may have.
     """
 
     allowed: str
@@ -121,7 +121,7 @@ class Form(NamedTuple):
 
 
 def number(kind: type[int] | type[float] | type[Decimal], about: Any) -> Form:
-    """A number in an option's range. Infinity is no number here: no limit is written as `none`."""
+    """A number in an option's range. Infinity is not a number here: no limit is written as `none`."""
 
     def read(text: str, _home: Path) -> object:
         try:
@@ -159,7 +159,7 @@ def _switch(text: str, _home: Path) -> bool:
 
 
 def _key(text: str, _home: Path) -> str:
-    # A line break or a quote that came along when a key was copied would make it another one, or break the header.
+    # A line break or a quote that was copied with a key would make it a different one, or break the header.
     if not re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", text):
         raise ValueError
     return text
@@ -198,7 +198,7 @@ def _scheme(text: str) -> str:
 
 
 def _proxy(text: str, _home: Path) -> str:
-    # Not more: another program may need one that koo cannot use, which is said where a service would need it.
+    # No stricter: another program may need one that koo cannot use; the error comes when a service would need it.
     if not text.isprintable() or " " in text:
         raise ValueError
     return text
@@ -214,7 +214,7 @@ def _certificates(text: str, home: Path) -> Path:
     path = (home / Path(text).expanduser()).resolve()
     if not path.is_file():
         raise ValueError("allowed is the path of a file that exists")
-    import ssl  # loaded only where such a file is named
+    import ssl  # loaded only if such a file is named
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
@@ -224,7 +224,7 @@ def _certificates(text: str, home: Path) -> Path:
 
 
 def _certificate_folders(text: str, home: Path) -> str:
-    # Several, as OpenSSL takes them; some systems name one that only some machines have.
+    # Several, as OpenSSL accepts them; some systems name one that only some machines have.
     folders = [(home / Path(one).expanduser()).resolve() for one in text.split(os.pathsep)]
     if not any(one.is_dir() for one in folders):
         raise ValueError
@@ -239,7 +239,7 @@ def _header(text: str, _home: Path) -> str:
 
 
 def _field(text: str, _home: Path) -> str:
-    """JSON as it stands; anything else is a text, and becomes JSON."""
+    """JSON as it is; anything else is a text, and becomes JSON."""
     try:
         json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -248,7 +248,7 @@ def _field(text: str, _home: Path) -> str:
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(name)  # NaN and Infinity are Python's own JSON, and no server's
+    raise ValueError(name)  # NaN and Infinity are Python's own JSON, which servers do not accept
 
 
 def _parameters(text: str, _home: Path) -> tuple[str, ...]:
@@ -262,7 +262,7 @@ def _networks(text: str, _home: Path) -> tuple[str, ...]:
     try:
         return tuple(str(ip_network(one.strip(), strict=False)) for one in text.split(",") if one.strip())
     except ValueError:
-        raise ValueError from None  # its own words repeat the value
+        raise ValueError from None  # its own message repeats the value
 
 
 def _webhook(text: str, _home: Path) -> str:

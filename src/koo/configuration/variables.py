@@ -1,7 +1,7 @@
 """Every variable, one row each; `koo.configuration.table` says what a row is.
 
 No behaviour: how the variables are read is in `koo.settings`, what is checked across them in `cross_checks`, and what
-becomes of them in `to_options`.
+follows from them in `to_options`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from koo.configuration.values import (
 )
 from koo.options import ServiceKind
 
-ONE_RULE = "one rule for all is easily kept in mind"
+ONE_RULE = "one rule for all is easy to remember"
 
 BUILT_IN: dict[str, tuple[ServiceKind, str]] = {
     "claude": ("anthropic", KEY_VARIABLES["claude"]),
@@ -61,13 +61,13 @@ BUILT_IN: dict[str, tuple[ServiceKind, str]] = {
     "perplexity": ("perplexity", KEY_VARIABLES["perplexity"]),
     "local": ("local", ""),
 }
-"""The services that need no declaration: what they speak, and the variable that holds their key."""
+"""The services that need no declaration: the format that they speak, and the variable that holds their key."""
 
 
 class Name(NamedTuple):
     """One variable: ("ai_services", "claude", "daily_budget") is `AI_SERVICES__CLAUDE__DAILY_BUDGET`.
 
-    One that is in no family has "" for `family` and `whose`: ("", "", "koo_port") is `KOO_PORT`.
+    One outside all families has "" for `family` and `whose`: ("", "", "koo_port") is `KOO_PORT`.
     """
 
     family: str
@@ -76,7 +76,7 @@ class Name(NamedTuple):
 
     @property
     def variable(self) -> str:
-        """As it stands in the environment."""
+        """As written in the environment."""
         return (f"{self.family}__{self.whose}__{self.attribute}" if self.family else self.attribute).upper()
 
 
@@ -120,7 +120,7 @@ class ServiceSettings(Table):
     thinks_unseen = of_one(
         lambda service: service.thinks_unseen,
         form=YES_OR_NO,
-        shown_default="by the model; true for one that is not known",
+        shown_default="by the model; true for an unknown one",
     )
     requests_per_minute = of_one(lambda service: service.limits.per_minute, why=ONE_RULE)
     requests_per_hour = of_one(lambda service: service.limits.per_hour, why=ONE_RULE)
@@ -160,7 +160,7 @@ class Variables(Table):
     """What can be set, one attribute a variable: `DATABASE_POOL_SIZE` is `database_pool_size`."""
 
     ai_services: dict[str, ServiceSettings]
-    """What differs for one service, and services of one's own, by name."""
+    """What differs for one service, and declared services, by name."""
     ai_budgets: dict[str, BudgetSettings]
     """Budgets beside the daily ones of services, by name."""
 
@@ -195,8 +195,8 @@ class Variables(Table):
     )
     db_retry_base_delay = variable(
         lambda koo: koo.database.retry.base_s,
-        why="pauses of at most 0.2, 0.4 and 0.8 s: together long enough for the restart of a small server, and hardly "
-        "noticed by a person who waits",
+        why="pauses of at most 0.2, 0.4 and 0.8 s: together long enough for a small server to restart, and hardly "
+        "noticed by a waiting person",
     )
     db_retry_max_delay = variable(lambda koo: koo.database.retry.cap_s)
     db_retry_backoff_multiplier = variable(lambda koo: koo.database.retry.multiplier)
@@ -275,7 +275,7 @@ class Variables(Table):
     koo_log_level = variable(lambda koo: koo.log.level)
     koo_log_requests = variable(lambda koo: koo.log.requests)
 
-    # ── who is told of alerts ──
+    # ── who is notified of alerts ──
     koo_alert_webhook = secret(variable(lambda koo: koo.alerts.webhook, form=WEBHOOK))
     koo_alert_webhook_secret = secret(variable(lambda koo: koo.alerts.webhook_secret, form=SIGNING_SECRET))
     koo_alert_slack = secret(variable(lambda koo: koo.alerts.slack, form=WEBHOOK))

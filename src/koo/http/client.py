@@ -1,15 +1,15 @@
 """One pooled HTTP client: timeouts by stage, server-sent events, nothing hidden.
 
-A resilience layer has to know what a convenient client hides, so this one does less than usual and says more:
+A resilience layer needs to know what a convenient client hides, so this one does less than usual and reports more:
 
-* It never follows a redirect, and writes a request a second time only if the other side gave up a kept connection just
+* It never follows a redirect, and writes a request a second time only if the other side closed a kept connection just
   then: no byte of an answer came, and that at once, so it was not received. That is a failure of neither side.
 * A failure says how far the request got. "connect": nothing of it reached the other side (no name, refused, TLS, too
-  late), so nothing can have been done or billed. "sent": it may have been received. "answer": an answer came and
-  cannot be read, because it broke off, is not HTTP or is larger than anybody meant it to be.
+  late), so nothing can have been done or billed. "sent": it may have been received. "answer": an answer came and cannot
+  be read, because it broke off, is not HTTP or is larger than any real answer.
 * It has one timeout of its own, for connecting. Everything later belongs to the caller's deadline: cancelling the task
   ends the request and closes its connection, which is how the other side learns that the caller has left.
-* What is read is bounded, whole answers and single events alike: a server gone mad must not fill the memory.
+* Reading is bounded, for whole answers and single events alike: a faulty server must not fill the memory.
 
 The session belongs to the loop that first uses the client. A later `asyncio.run` gets a new one; using it from two
 loops at once raises RuntimeError, because connections cannot be shared between them.
@@ -52,7 +52,7 @@ from koo.shortages import shortage_in
 
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 0
-"""No bound: the guards limit concurrency, each service's as it is set, and a queue in here would be invisible."""
+"""No bound: the guards limit concurrency, each service's by its own setting, and a queue in here would be invisible."""
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 """The longest answers of today's models have half a megabyte."""
 PREPARED_MAX = 256
@@ -63,7 +63,7 @@ DIRECT = NetworkOptions()
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
 BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
-"""What reading raises. RuntimeError: aiohttp's word for waiting on a connection that was closed here a moment ago."""
+"""What reading raises. RuntimeError: aiohttp's error for waiting on a connection that was closed here a moment ago."""
 
 
 class ClosedHere(TransportError):
@@ -113,7 +113,7 @@ class HttpClient:
         self._timeout = aiohttp.ClientTimeout(
             total=None,
             sock_connect=connect_timeout_s,
-            # A proxy that accepts and then is silent would else hold a request up for its whole attempt.
+            # Otherwise a proxy that accepts and then stays silent would hold a request up for its whole attempt.
             connect=None if proxy is None else connect_timeout_s * STEPS_TO_A_TUNNEL,
         )
         self._session: aiohttp.ClientSession | None = None
@@ -127,7 +127,7 @@ class HttpClient:
         return f"<HttpClient {'closed' if self._session is None else 'open'}>"
 
     def by_way_of(self, proxy: Proxy | None) -> HttpClient:
-        """The client that goes through this proxy (None: through none): itself, or one that is closed with it."""
+        """The client that goes through this proxy (None: without one): itself, or one that is closed with it."""
         if proxy is None or proxy == self.proxy:
             return self
         if proxy not in self._others:
@@ -144,10 +144,10 @@ class HttpClient:
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> HttpResponse:
-        """Ask once and read the whole answer, whatever its status.
+        """Send once and read the whole answer, whatever its status.
 
-        Raises `TransportError`. A refusal (400 and above) whose body cannot be read whole is still an answer: its
-        status says what matters.
+        Raises `TransportError`. A refusal (400 and above) whose body cannot be read completely is still an answer: its
+        status says enough.
         """
         reply = await self._send(method, url, hidden(headers), body)
         try:
@@ -161,7 +161,7 @@ class HttpClient:
     async def stream(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> HttpStream:
-        """Ask once and return as soon as the headers are there; the caller ends it with `aclose()`.
+        """Send once and return as soon as the headers arrive; the caller ends it with `aclose()`.
 
         Raises `TransportError`.
         """
@@ -186,7 +186,7 @@ class HttpClient:
             refuse_dense(body)
             return Sent(body)
         except BaseException as error:
-            # Cancellation included: a connection with half an answer in it must not go back to the pool.
+            # Cancellation included: a connection with half an answer in it must not return to the pool.
             reply.close()
             if isinstance(error, BROKEN):
                 raise self.explain_body(reply, error) from None
@@ -195,7 +195,7 @@ class HttpClient:
             COMING.used -= kept
 
     def explain_body(self, reply: Reply, error: Exception) -> TransportError:
-        """What went wrong after there were headers."""
+        """What went wrong after the headers."""
         if reply in self._cut_off:
             return ClosedHere("answer")
         short = shortage_in(error)
@@ -204,7 +204,7 @@ class HttpClient:
         return TransportError("answer", f"the answer broke off ({name_of_class(error)})")
 
     async def shut(self) -> None:
-        """Close it. What wants to begin ends with `ClosedHere`, too: it would open connections that nothing closes."""
+        """Close it. New requests end with `ClosedHere` too: they would open connections that nothing closes."""
         self._set_shut(True)
         await self.close()
 
@@ -220,7 +220,7 @@ class HttpClient:
     async def close(self) -> None:
         """Close all connections. The client may be used again, also on another loop.
 
-        What is under way ends with `ClosedHere`.
+        Running requests end with `ClosedHere`.
         """
         session, self._session, self._loop = self._session, None, None
         if session is not None:
@@ -232,7 +232,7 @@ class HttpClient:
             await other.close()
 
     def forget_parent(self) -> None:
-        """In a forked child, where the connections are the parent's, and its loop's: they are left alone."""
+        """In a forked child, where the connections belong to the parent and its loop: they are left alone."""
         leave_behind(self._session, self._replies, self._prepared)
         self._session, self._loop, self._prepared = None, None, {}
         self._replies = WeakSet()
@@ -274,7 +274,7 @@ class HttpClient:
         return reply
 
     def _prepare(self, url: str, headers: Headers) -> Prepared:
-        """How to ask there again and again."""
+        """A prepared request for this address."""
         key = (url, headers)
         found = self._prepared.get(key)
         if found is None:
@@ -291,12 +291,12 @@ class HttpClient:
             raise RuntimeError(
                 "koo's connections are in use on another event loop: write `await platform.close()` where that ends"
             )
-        # Nothing is awaited before both are set, so that two first callers cannot both make a session.
+        # No `await` before both are set, so that two first callers cannot both make a session.
         left, self._loop, self._session = self._session, loop, self._make_session()
         forget_in_child(self)
         self._prepared = {}
         if left is not None:
-            # Its loop ended before anybody closed it. Its sockets are closed when they are collected.
+            # Its loop ended without closing it. Its sockets are closed when they are collected.
             await left.close()
         return self._session
 
@@ -310,7 +310,7 @@ class HttpClient:
             # It would fail on the header of an encoding that it cannot read, and the status would be lost.
             auto_decompress=False,
         )
-        # What instruments each session would write whole URLs into spans, and that of a webhook is its secret.
+        # A tool that instruments sessions would write whole URLs into spans, and a webhook's URL is its secret.
         session.trace_configs.clear()
         return session
 
@@ -328,7 +328,7 @@ class HttpClient:
 
 
 def hidden(headers: Mapping[str, str] | None) -> Headers:
-    """Headers that no frame shows."""
+    """Headers hidden from tracebacks."""
     return headers if isinstance(headers, Headers) else Headers(headers or {})
 
 
@@ -371,7 +371,7 @@ class HttpStream:
         return self._first_of(events)
 
     def _first_of(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
-        """As many as are read at once: where no empty line stands between them, one portion may end very many."""
+        """As many as are read at once: without empty lines between them, one portion may contain very many."""
         self._later = events[EVENTS_AT_ONCE:]
         return events[:EVENTS_AT_ONCE]
 
@@ -388,8 +388,8 @@ class HttpStream:
     async def aclose(self, *, read_out: bool = False) -> None:
         """End it, here and on the wire.
 
-        `read_out`: everything of interest has come; what still follows is waited for a moment and dropped, because a
-        connection whose answer was read to its end is used again.
+        `read_out`: everything of interest has arrived; the rest is awaited for a moment and dropped, because a
+        connection whose answer was read to its end is reused.
         """
         content = self._reply.content
         if read_out and not content.at_eof():

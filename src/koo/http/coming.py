@@ -1,7 +1,7 @@
-"""The memory of large answers that are coming in: bounded over all of them, in this process.
+"""The memory of large answers that are still arriving: bounded over all of them, in this process.
 
-Each is bounded by itself, and small ones are not counted. What has come whole is decoded at once, one after the other,
-so what counts is what is still incomplete: two hundred answers of some MiB each, from a server gone mad.
+Each answer has a bound of its own, and small ones are not counted. A complete answer is decoded at once, one after
+another, so what counts is what is incomplete: two hundred answers of some MiB each, from a faulty server.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Coming:
         if self.used + size - kept > self.most:
             mib = self.most // 2**20
             raise ShortHere(
-                "answer", f"the large answers that are coming in fill the {mib} MiB there are for them"
+                "answer", f"large answers in progress already fill the {mib} MiB reserved for them"
             )
         self.used += size - kept
         return size

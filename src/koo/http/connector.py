@@ -1,4 +1,4 @@
-"""What stands between a request and its connection: aiohttp's pool, with notes of how far each request got.
+"""Between a request and its connection: aiohttp's pool, with notes of how far each request got.
 
 A failure here is put into words without a secret: neither a URL nor a header is repeated.
 """
@@ -23,13 +23,13 @@ from koo.shortages import shortage_in
 Stage = Literal["connect", "sent", "answer"]
 
 STALE_S_MAX = 5.0
-"""A kept connection that is closed already answers within a round trip; later, a server may have died at its work."""
+"""A kept connection that is already closed answers within a round trip; later, a server may have died while working."""
 
 
 class TransportError(Exception):
     """The exchange failed below HTTP; `stage` says how far it got, `reason` is half a sentence without secrets.
 
-    `lasting`: asking again cannot help before somebody changes something here or on the way.
+    `lasting`: trying again cannot help before something is changed here or on the way.
     """
 
     def __init__(self, stage: Stage, reason: str, *, lasting: bool = False) -> None:
@@ -44,7 +44,7 @@ class ShortHere(TransportError):
 
 
 class AnswerTooLarge(TransportError):
-    """More bytes than anybody meant to send: reading was given up and the connection closed."""
+    """More bytes than any real answer has: reading was given up and the connection closed."""
 
     def __init__(self, what: str, bytes_max: int) -> None:
         super().__init__("answer", f"{what} is larger than {bytes_max // 1024} KiB")
@@ -59,22 +59,22 @@ class AnswerTooDense(TransportError):
 
 DENSE_FROM = 64 * 1024
 PARTS_MAX = 50_000
-"""Objects, lists and values: to decode as many takes some hundredths of a second, in which the loop stands still."""
+"""Objects, lists and values: decoding this many takes some hundredths of a second, in which the loop stands still."""
 
 
 def refuse_dense(document: bytes) -> None:
-    """Raises `AnswerTooDense` for a document of more parts than any answer has; what is small is not looked at."""
+    """Raises `AnswerTooDense` for a document with more parts than any answer; a small one is not checked."""
     if len(document) > DENSE_FROM and is_dense(document, PARTS_MAX):
         raise AnswerTooDense(PARTS_MAX)
 
 
 def is_dense(document: bytes, parts_max: int) -> bool:
-    """Has it more objects and lists than this, or five times as many values? Commas in texts count too."""
+    """Whether it has more objects and lists than this, or five times as many values. Commas in texts count too."""
     return document.count(b"{") + document.count(b"[") > parts_max or document.count(b",") > 5 * parts_max
 
 
 class Departure:
-    """How far one request got: a note for an owner who may be cancelled, and so never sees an error that says it.
+    """How far one request got: a note for an owner that may be cancelled, and so never sees an error that says it.
 
     `waits`: no connection was there yet, so nothing was sent. `reused_at`: when it got a connection that others had
     used before it, in the loop's time; None: it got a new one. `anew`: it wants a new one.
@@ -88,7 +88,7 @@ class Departure:
 
 
 departure: ContextVar[Departure | None] = ContextVar("departure", default=None)
-"""Where the requests of this task are noted, until it is set anew."""
+"""Where this task's requests are noted, until it is set to another one."""
 
 
 class Connector(aiohttp.TCPConnector):
@@ -101,7 +101,7 @@ class Connector(aiohttp.TCPConnector):
 
     def close(self, **options: Any) -> Any:
         """Close it; connections that are being opened are given up at once."""
-        # aiohttp waits for each of them as long as for any other, and what waits for one holds its money meanwhile.
+        # aiohttp waits for each of them as long as for any other, and a call waiting for one holds its money meanwhile.
         for bound in self._opening:
             bound.reschedule(get_running_loop().time())
         return super().close(**options)
@@ -131,7 +131,7 @@ class Connector(aiohttp.TCPConnector):
         traces: list[Any],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's own parameter
     ) -> Any:
-        """What the pool calls where it has no connection: so this one is new."""
+        """What the pool calls when it has no connection: so this one is new."""
         note = departure.get()
         if note is not None:
             note.is_reused = False
@@ -141,7 +141,7 @@ class Connector(aiohttp.TCPConnector):
                 self._opening.add(bound)
                 return await super()._create_connection(req, traces, timeout)
         except (TimeoutError, asyncio.CancelledError):
-            # aiohttp cancels its own lookup, and all who wait for that see a cancellation that nobody asked for.
+            # aiohttp cancels its own lookup, and all that wait for that get a cancellation that was not theirs.
             if bound.expired() or (self.closed and not _is_cancelled()):
                 raise aiohttp.ClientConnectionError("the connector was closed") from None
             raise
@@ -171,7 +171,7 @@ def _is_cancelled() -> bool:
 
 
 def trusted(network: NetworkOptions) -> ssl.SSLContext | bool:
-    """Whose certificates are believed: the system's, and those of the files that an operator named."""
+    """Whose certificates are trusted: the system's, and those in the files that an operator named."""
     if network.cert_file is None and network.cert_dir is None:
         return True
     context = ssl.create_default_context()
@@ -180,7 +180,7 @@ def trusted(network: NetworkOptions) -> ssl.SSLContext | bool:
 
 
 class Names:
-    """As much of an event loop as aiohttp's resolver asks: lookups in koo's threads, not in the application's."""
+    """The part of an event loop that aiohttp's resolver uses: lookups in koo's threads, not in the application's."""
 
     async def getaddrinfo(
         self, host: str, port: int, *, family: int, flags: int, **_: object
@@ -188,7 +188,7 @@ class Names:
         return await LOOKUPS.find(host, port, family=family, flags=flags)
 
     async def getnameinfo(self, place: tuple[Any, ...], flags: int) -> tuple[str, str]:
-        return getnameinfo(place, flags)  # of numbers, in numbers: no name server is asked
+        return getnameinfo(place, flags)  # from numbers, to numbers: no name server is asked
 
 
 class Resolver(aiohttp.ThreadedResolver):
@@ -210,7 +210,7 @@ class Resolver(aiohttp.ThreadedResolver):
 
 
 def was_stale(error: aiohttp.ClientError | OSError, note: Departure | None) -> bool:
-    """Did a kept connection turn out to be closed? Then not a byte of an answer came, and that at once."""
+    """Whether a kept connection turned out to be closed: then not a byte of an answer came, and that at once."""
     if note is None or note.reused_at is None or get_running_loop().time() > note.reused_at + STALE_S_MAX:
         return False
     if isinstance(error, aiohttp.ServerDisconnectedError):
@@ -219,7 +219,7 @@ def was_stale(error: aiohttp.ClientError | OSError, note: Departure | None) -> b
 
 
 def explain(error: aiohttp.ClientError | OSError) -> TransportError:
-    """What went wrong before there were headers. Only our own words and the system's: no URL, no header."""
+    """What went wrong before the headers. Only our own words and the system's: no URL, no header."""
     short = shortage_in(error)
     if short is not None:
         return ShortHere("connect" if isinstance(error, aiohttp.ClientConnectorError) else "sent", short)
@@ -247,7 +247,7 @@ def explain(error: aiohttp.ClientError | OSError) -> TransportError:
 
 
 def on_the_way(proxy: Proxy, host: str, error: aiohttp.ClientError | OSError) -> TransportError:
-    """What went wrong between here and the other side's own door, of which a proxy is part: nothing was sent."""
+    """What went wrong on the way to the other side, of which a proxy is part: nothing was sent."""
     short = shortage_in(error)
     if short is not None:
         return ShortHere("connect", short)
@@ -268,7 +268,7 @@ def on_the_way(proxy: Proxy, host: str, error: aiohttp.ClientError | OSError) ->
         case aiohttp.ClientConnectorError():
             return TransportError("connect", f"cannot connect to the proxy {proxy}: {_cause(error)}")
         case aiohttp.ClientResponseError():
-            return TransportError("connect", f"the proxy {proxy} answers, and not as an HTTP proxy does")
+            return TransportError("connect", f"the proxy {proxy} answers, but not as an HTTP proxy does")
         case TimeoutError():
             return TransportError("connect", f"the proxy {proxy} did not open the way to {host} in time")
         case _:
@@ -277,7 +277,7 @@ def on_the_way(proxy: Proxy, host: str, error: aiohttp.ClientError | OSError) ->
 
 
 def credentials_refused(proxy: Proxy) -> TransportError:
-    """407: it is the proxy that asks who is there. A password tried again and again may lock the account."""
+    """407: the proxy itself requires a login. A password tried again and again may lock the account."""
     why = (
         "refuses the user and password that it was given"
         if proxy.credentials

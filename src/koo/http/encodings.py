@@ -1,9 +1,9 @@
-"""Bodies that come compressed although nobody asked for it.
+"""Bodies that arrive compressed although koo did not ask for it.
 
-koo asks for `identity`, and most servers keep to it. Where a gateway compresses all the same, gzip and deflate are read
-under all their names, once or several times around each other, whole or bit by bit. What koo cannot read (br, zstd, …)
-costs the body and never the status: aiohttp would fail on the header, and a 429 with its `Retry-After` would be an
-answer that is not HTTP. A label that is wrong decides nothing: what stands there in plain text is read as it stands.
+koo asks for `identity`, and most servers comply. If a gateway compresses all the same, gzip and deflate are read under
+all their names, once or several times around each other, whole or bit by bit. An encoding that koo cannot read (br,
+zstd, …) costs the body but never the status: aiohttp would fail on the header, and a 429 with its `Retry-After` would
+become an answer that is not HTTP. A wrong label decides nothing: plain text under it is read as plain text.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ UNREAD = frozenset(
         MANY_LAYERS,
     }
 )
-"""Other labels (`identity`, `utf-8`, …) are no compression."""
+"""Other labels (`identity`, `utf-8`, …) are not compression."""
 PORTION_MAX = 256 * 1024
 """Bytes that are unpacked at once: a small body may unpack to more than the memory."""
 LAYERS_MAX = 4
 EMPTY_BYTES_MAX = 1024 * 1024
-"""Compressed bytes that may come to nothing: empty blocks, a thousand of them in each byte of another layer."""
+"""Compressed bytes that may yield nothing: empty blocks, a thousand of them in each byte of another layer."""
 PLAIN_FROM = 16
-"""Bytes at the beginning that tell plain text from what is compressed."""
+"""Bytes at the beginning that distinguish plain text from compressed data."""
 
 
 class Content(Protocol):
@@ -99,7 +99,7 @@ class Unpacked:
                 return bytes_
             self._empty += len(packed) - len(self._tail)
             if self._empty > EMPTY_BYTES_MAX:
-                raise TransportError("answer", "the answer is compressed and comes to nothing")
+                raise TransportError("answer", "the answer is compressed, but contains nothing")
 
     def at_eof(self) -> bool:
         """True once everything has been returned."""
@@ -126,7 +126,7 @@ class Unpacked:
             raise TransportError("answer", f"the answer cannot be unpacked as {self._name}") from None
         self._tail = inflate.unconsumed_tail
         if inflate.eof and inflate.unused_data:
-            # Several compressed parts, one after the other, are one body.
+            # Several compressed parts, one after another, are one body.
             self._tail, self._inflate = inflate.unused_data, zlib.decompressobj(zlib.MAX_WBITS | 32)
         return found
 

@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes in any portions, and what stands between them without being one."""
+"""Server-sent events out of bytes in any portions, and documents between them that are not events."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from koo.http.strays import Strays, is_whole
 
 EVENT_BYTES_MAX = 1024 * 1024
 PORTION_BYTES = 8 * 1024
-"""So much of a stream is read at once, and then the loop does something else."""
+"""How much of a stream is read at once before the loop does something else."""
 EVENTS_AT_ONCE = 1000
-"""The same of events: reading one that is odd takes up to fifty microseconds."""
+"""The same for events: reading an odd one takes up to fifty microseconds."""
 LINES_MAX = 10_000
-"""Of one event's data; where no empty line stands between events, so many of them."""
+"""For one event's data; without empty lines between events, the number of events."""
 DOCUMENT = "document"
-"""The name of what stands in a stream without being an event."""
+"""The name of a document in a stream that is not an event."""
 _EVENT = re.compile(rb"\{.*\}|\[DONE\]", re.DOTALL)
 """A line of data that is an event by itself."""
 
@@ -86,7 +86,7 @@ class EventParser:
         events: list[ServerSentEvent] = []
         *lines, last = b"".join(self._tail).split(
             b"\n"
-        )  # of an event that has begun; the last may not be whole
+        )  # of an event that has begun; the last may be incomplete
         self._tail = []
         for line in lines:
             self._take(line, events)

@@ -22,8 +22,8 @@ async def ask(
     headers: Headers,
     body: bytes | None,
 ) -> Reply:
-    """One request that is made anew. Raises as aiohttp does, and `TransportError` for the proxy's own refusal."""
-    # In one piece while it is small; a large one is written bit by bit, so that the loop goes on.
+    """A request that is made anew. Raises as aiohttp does, and `TransportError` for the proxy's own refusal."""
+    # In one piece while it is small; a large one is written bit by bit, so that the loop keeps running.
     data = body if body is None or len(body) < WRITTEN_AT_ONCE_MAX else io.BytesIO(body)
     if proxy is None:
         response = await session.request(method, url, headers=headers, data=data, allow_redirects=False)

@@ -1,4 +1,4 @@
-"""A warning for each secret that would go to another machine in the clear: once for each of them in a process."""
+"""A warning for each secret that would go to another machine unencrypted: once for each of them in a process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ log = logging.getLogger("koo")
 
 
 def warn_of_plain_http(what: str, url: str, proxy: Proxy | None = None) -> None:
-    """Warn where `what`, such as "the key of claude", goes over plain http:// to `url`, or a password to its proxy."""
+    """Warn if `what`, such as "the key of claude", goes over plain http:// to `url`, or a password to its proxy."""
     if _is_open(url):
         _say(f"{what} goes to {urlsplit(url).hostname} over plain http://")
     warn_of_proxy(proxy)
 
 
 def warn_of_proxy(proxy: Proxy | None) -> None:
-    """Warn where a proxy's password goes to it in the clear."""
+    """Warn if a proxy's password goes to it unencrypted."""
     if proxy is not None and proxy.credentials and _is_open(proxy.url):
         _say(f"the password of the proxy {proxy} goes to it over plain http://")
 

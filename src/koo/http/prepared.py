@@ -1,9 +1,9 @@
-"""A request whose address and headers are known, and which is sent again and again with another body.
+"""A request with a fixed address and headers, which is sent repeatedly with another body.
 
 For each request aiohttp's session merges and checks the headers, and makes a URL, a payload, a writer, a response and,
-before Python 3.12, a task that writes: two thirds of what a short call costs, koo's own part included. All but the body
-is the same for every call to one address. So it is worked out once, and a request is one write and one read on a
-connection of aiohttp's pool. Names, TLS, the pool, the parser and their errors stay aiohttp's.
+before Python 3.12, a task that writes: two thirds of the cost of a short call, koo's own part included. Everything
+except the body is the same for every call to one address. So it is computed once, and a request is one write and one
+read on a connection of aiohttp's pool. Names, TLS, the pool, the parser and their errors stay aiohttp's.
 
 Only the plain case goes this way: a POST whose body fits into one write, to a server that is reached directly. Anything
 else is the session's: see `HttpClient`.
@@ -31,7 +31,8 @@ OF_THE_BODY = frozenset({"content-length", "transfer-encoding"})
 
 
 class Reply:
-    """An answer whose headers are there: `content` is its body, of which more may come. Leave it read out, or closed.
+    """An answer whose headers have arrived: `content` is its body, which may still be arriving. Leave it read or
+    closed.
 
     `held` is what has the connection.
     """
@@ -51,10 +52,10 @@ class Reply:
         self._held = held
 
     def close(self) -> None:
-        """Close the connection, unless the answer was read to its end: then it is another request's already."""
+        """Close the connection, unless the answer was read to its end: another request may have it already."""
         content = self.content
         if not content.is_eof() and content.exception() is None:
-            # aiohttp closes the socket only, and does not wake whoever waits for the next bytes.
+            # aiohttp closes only the socket, and does not wake a task that waits for the next bytes.
             content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
         self._held.close()
 
@@ -101,7 +102,7 @@ class Prepared:
             connection.close()
             raise TransportError("answer", "the answer is not HTTP") from None
         except BaseException:
-            # Cancellation included: a connection whose answer is still to come must not go back to the pool.
+            # Cancellation included: a connection whose answer is still to come must not return to the pool.
             connection.close()
             raise
         content.on_eof(connection.release)

@@ -1,10 +1,13 @@
-"""Which proxy a request takes: HTTP_PROXY and its kin, read as every other client reads them.
+"""Which proxy a request takes: HTTP_PROXY and the like, read as other clients read them.
 
-* `HTTPS_PROXY` is for addresses that begin with https, `HTTP_PROXY` for http, `ALL_PROXY` for both where it is not set.
-* `NO_PROXY` lists what is reached directly, between commas or spaces: a domain with everything below it (a dot or `*.`
-  in front makes no difference), an address, a network (`10.0.0.0/8`), any of them with a port, or `*` for everything.
-* What runs on this machine is reached directly, whatever those say: a proxy elsewhere cannot reach it. For it only a
+* `HTTPS_PROXY` is for addresses that begin with https, `HTTP_PROXY` for http, `ALL_PROXY` for both if theirs is not
+  set.
+* `NO_PROXY` lists what is reached directly, separated by commas or spaces: a domain with everything below it (a dot or
+  `*.` in front makes no difference), an address, a network (`10.0.0.0/8`), any of them with a port, or `*` for
+  everything.
+* Servers on this machine are reached directly, whatever those say: a proxy elsewhere cannot reach them. For them only a
   proxy is used that was set for the service.
+* The password goes to the proxy and is never shown: `Proxy` prints only its address.
 * The password goes to the proxy and is shown nowhere: `Proxy` prints its address only.
 
 Pure: the variables come as options, the caller decides which client to use.
@@ -29,7 +32,7 @@ ALLOWED_PROXY = (
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy: its address, and the value of `Proxy-Authorization` where it asks who is there ("" if not)."""
+    """An HTTP proxy: its address, and the value of `Proxy-Authorization` if it requires a login ("" if not)."""
 
     url: str
     credentials: str = field(default="", repr=False)
@@ -41,7 +44,7 @@ class Proxy:
 def read_proxy(text: str) -> Proxy:
     """A proxy's URL; a host and port without a scheme are http. Raises `ValueError`, without the text."""
     parts = _split(text)
-    # What a / ? or # in a password cuts off would be taken for a path, and the rest for a host.
+    # A password's unquoted / ? or # would make its rest look like a path, and its beginning like a host.
     if parts is None or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ValueError(f"allowed is {ALLOWED_PROXY}")
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
@@ -64,10 +67,10 @@ def _split(text: str) -> SplitResult | None:
 
 
 def proxy_of(url: str, network: NetworkOptions, own: str | None = "") -> Proxy | None:
-    """The proxy on the way to a URL; None: there is none.
+    """The proxy on the way to a URL; None without one.
 
-    `own` is what the service at the URL was given: a proxy, None for none, "" for what the environment says. Raises
-    `ConfigurationError` for a proxy that koo cannot speak to.
+    `own` is the service's own setting: a proxy, None for none, "" for what the environment says. Raises
+    `ConfigurationError` for a proxy that koo cannot use.
     """
     if own is None:
         return None
@@ -80,12 +83,12 @@ def proxy_of(url: str, network: NetworkOptions, own: str | None = "") -> Proxy |
         scheme = text.partition("://")[0] if "://" in text else ""
         held = f'"{scheme}://…"' if scheme.isalnum() and len(scheme) <= 24 else '"…"'
         said = f"{name} holds {held}; {error}"
-    # Raised out here: the error before, whose frames hold the password, would come along as the context of this one.
-    raise ConfigurationError("", f"{said}; PROXY=none of a service lets it do without")
+    # Raised out here: the caught error, whose frames hold the password, would otherwise become this one's context.
+    raise ConfigurationError("", f"{said}; PROXY=none of a service bypasses it")
 
 
 def _named_for(url: str, network: NetworkOptions) -> tuple[str, str]:
-    """The variable that speaks for a URL, and what it holds; "" where the URL is reached directly."""
+    """The variable that applies to a URL, and its value; "" if the URL is reached directly."""
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
     if is_loopback(host) or _is_excepted(
@@ -101,12 +104,12 @@ def _named_for(url: str, network: NetworkOptions) -> tuple[str, str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Can only this machine reach it?"""
+    """Whether only this machine can reach it."""
     return host.lower() == "localhost" or (is_address(host) and ip_address(host).is_loopback)
 
 
 def is_address(host: str) -> bool:
-    """Is it an IP address, and not a name?"""
+    """Whether it is an IP address, not a name."""
     try:
         ip_address(host)
     except ValueError:
@@ -119,11 +122,11 @@ def _is_excepted(host: str, port: int, no_proxy: str) -> bool:
 
 
 def _excepts(entry: str, host: str, port: int) -> bool:
-    """Does one entry of NO_PROXY stand for the host?"""
+    """Whether one entry of NO_PROXY matches the host."""
     entry = entry.partition("://")[2] or entry  # some clients let an entry be a URL
     if entry == "*":
         return True
-    if not is_address(entry):  # the colons of an IPv6 address are no port
+    if not is_address(entry):  # the colons of an IPv6 address are not a port
         name, colon, number = entry.rpartition(":")
         if colon and number.isdecimal():
             if int(number) != port:

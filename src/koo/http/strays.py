@@ -1,8 +1,8 @@
-"""Documents that stand in a stream of events without being events.
+"""Documents in a stream of events that are not events.
 
-A whole answer in place of a stream, an error as bare JSON, one document a line, a list of chunks, a web page: whatever
-the label of the stream says. A line that begins like a document begins one. It ends with the line that closes it, or
-with the stream.
+A whole answer instead of a stream, an error as bare JSON, one document per line, a list of chunks, a web page: whatever
+the stream's label says. A line that looks like the beginning of a document starts one. It ends with the line that
+closes it, or with the stream.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from koo.http.connector import is_dense, refuse_dense
 
 OPENING = (b"{", b"[", b"<")
 TRIES_MAX = 16
-"""A document that never ends, and then a thousand lines that could end it, would be read a thousand times."""
+"""A document that never ends, followed by a thousand lines that could end it, would be parsed a thousand times."""
 TRIED_BYTES_MAX = 1024 * 1024
-"""The same of a large one, which the loop waits for each time."""
+"""The same for a large one, which the loop waits for each time."""
 STRAY_PARTS_MAX = 10_000
-"""Objects and lists of one that is read, cut and written again, all at once. One with more is left as it is."""
+"""Objects and lists in a document that is parsed, split and written again at once. A larger one is left unsplit."""
 
 
 class Strays:
@@ -35,13 +35,13 @@ class Strays:
         return sum(map(len, self._lines))
 
     def wants(self, line: bytes) -> bool:
-        """Is this line a part of a document?"""
+        """Whether this line is part of a document."""
         return bool(self._lines) or line.lstrip().startswith(OPENING)
 
     def take(self, line: bytes) -> list[bytes]:
         """The documents that this line completes."""
         self._lines.append(line)
-        # Only these lines can be a document's last: to try each one would read a long document again and again.
+        # Only these lines can be a document's last: trying each one would parse a long document again and again.
         if len(self._lines) > 1 and line[:1] not in (b"}", b"]"):
             return []
         if self._tries >= TRIES_MAX or self._tried_bytes > TRIED_BYTES_MAX:
@@ -54,7 +54,7 @@ class Strays:
         return _parts(document)
 
     def finish(self) -> list[bytes]:
-        """At the end of the stream: what has no end of its own."""
+        """At the end of the stream: documents without an end of their own."""
         document, self._lines = b"\n".join(self._lines), []
         if not document:
             return []
@@ -63,7 +63,7 @@ class Strays:
 
 
 def is_whole(document: bytes) -> bool:
-    """Is it JSON to its end? Raises `TransportError` for one of more parts than any answer has."""
+    """Whether it is complete JSON. Raises `TransportError` for one with more parts than any answer has."""
     refuse_dense(document)
     try:
         json.loads(document.decode("utf-8", "surrogateescape"), strict=False)
@@ -73,7 +73,7 @@ def is_whole(document: bytes) -> bool:
 
 
 def _parts(document: bytes) -> list[bytes]:
-    """A list of chunks is as many documents."""
+    """A list of chunks becomes one document per chunk."""
     if not document.lstrip().startswith(b"["):
         return [document]
     items = json.loads(document.decode("utf-8", "surrogateescape"), strict=False)
