@@ -47,11 +47,7 @@ class BreakerOptions(Checked):
         2, "successful probes that close it", "one may be luck", at_least=1, at_most=1000
     )
     probe_concurrency: int = option(
-        1,
-        "probes that may run at once",
-        "a recovering backend does not need a crowd",
-        at_least=1,
-        at_most=100,
+        1, "probes that may run at once", "a recovering backend needs no crowd", at_least=1, at_most=100
     )
     recovery_s: float = option(
         60.0,
@@ -240,11 +236,7 @@ class DatabaseOptions(OnceOptions):
         4, "connections opened at a time", "a restarted server accepts few", at_least=1, at_most=10_000
     )
     keepalive_s: float = option(
-        30.0,
-        "idle time before TCP checks the peer; 0: the system's",
-        "the system waits hours",
-        unit="s",
-        at_least=0,
+        30.0, "idle time until TCP checks the peer; 0: the system's", "it waits hours", unit="s", at_least=0
     )
     tcp_user_timeout_s: float = option(
         30.0, "longest time unacknowledged; 0: the system's", "half a scope", unit="s", at_least=0
