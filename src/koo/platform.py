@@ -244,7 +244,7 @@ class Platform:
         `async def` is awaited as before, an asynchronous generator becomes an `OperationStream`, and a `def` waits for
         one of koo's threads; `in_thread=True` makes it one to await. Nothing is read or opened here. The options are
         those of `register_service`; functions that share a name share its guard, and one of them gives the options.
-        Raises `ConfigurationError`, and TypeError for what is no function.
+        Raises `ConfigurationError`, and TypeError for what is not a function.
         """
         return Guarding(self, name, self._declare, **options)
 
@@ -309,7 +309,7 @@ class Platform:
     ) -> OperationStream[Any]:
         """Read what `operation(*args, **kwargs)` streams under the guard of `name`, to its end; see `OperationStream`.
 
-        The operation gives an asynchronous iterator or context manager, or an awaitable of one. Nothing is sent before
+        It returns an asynchronous iterator or context manager, or an awaitable of one. Nothing is sent before
         `async for`, `async with` or `await`; there `UnknownService` is raised, too. TypeError for what cannot be called
         again.
         """
@@ -356,7 +356,7 @@ class Platform:
         return self.parts.listed_alerts()
 
     async def alert_deliveries(self) -> AlertDeliveries:
-        """Why a person was told of alerts, or not: what became of the last day's notices on each channel.
+        """Whether people were notified of alerts, and why not: what became of the last day's notices on each channel.
 
         Does not raise while the state store is away: `store` says why it cannot be read.
         """

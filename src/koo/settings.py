@@ -59,7 +59,7 @@ class Settings(Variables):
 
     Read from the keyword arguments, else the environment, else the `.env` in KOO_HOME, else the default. Keys, tokens
     and the URLs of databases are `SecretStr`, so that nothing shows them; `get_secret_value()` returns them. Durations
-    are seconds, money is `Decimal` USD, None is no limit. `environ` and `working_directory` replace the process's own.
+    are seconds, money is `Decimal` USD, None: no limit. `environ` and `working_directory` replace the process's own.
     Raises `ConfigurationError`.
     """
 

@@ -1,4 +1,4 @@
-"""koo in somebody's tests: fake services, a clock that skips, faults of the network and of the database.
+"""koo in your tests: fake services, a clock that skips, faults of the network and of the database.
 
     async def test_the_shop_survives_an_outage(koo):          # a fixture that pytest finds by itself
         koo.claude.fails(529)

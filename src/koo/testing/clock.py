@@ -149,7 +149,7 @@ class VirtualClock:
         return self._loop.time() + self._ahead_s
 
     def set_wall(self, wall_s: float) -> None:
-        """Somebody sets the computer's clock; monotonic time does not care."""
+        """Set the computer's clock; monotonic time does not change."""
         self._ahead_s = wall_s - self._loop.time()
 
     async def sleep(self, delay_s: float) -> None:

@@ -175,7 +175,7 @@ class FaultProxy:
             pipe.forgotten = True
 
     def black_hole(self, toward: Toward = "both") -> None:
-        """Nothing passes any more that way, and nobody is told; new connections are accepted, and silent."""
+        """Nothing passes in that direction, without any sign; new connections are accepted, and silent."""
         self._act(lambda: self._let_pass(False, toward))
 
     def heal(self) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP interface: an application of its own (`create_app`), or a guest in somebody else's (`mount`).
+"""The HTTP interface: an application of its own (`create_app`), or mounted into another one (`mount`).
 
 from koo.web import mount
 

@@ -12,7 +12,7 @@ SHOWN_MAX = 5
 
 
 class FakeMisused(AssertionError):
-    """A test that ended well although its fake was used in another way than it was told; see `strict`."""
+    """A test that ended well although its fake was used in a way that was not set up; see `strict`."""
 
 
 class Diary:

@@ -35,7 +35,7 @@ class Verbs(ABC):
 
     @abstractmethod
     def do(self, step: Step, times: int | None = None) -> Self:
-        """Do `step` for the next `times` requests, or until told otherwise. The verbs below are written with it.
+        """Do `step` for the next `times` requests, or until the next verb. The verbs below are written with it.
 
         Raises TypeError for what is not a step, and ValueError for `times` below 1.
         """
