@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, g
 from koo.monitoring.alert_shapes import AlertHistory, Silences
 from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.history_shapes import History
+from koo.monitoring.incident_shapes import Incidents, OneIncident
 from koo.monitoring.live_shapes import Saved
 from koo.monitoring.notice_shapes import AlertDeliveries
 from koo.monitoring.shapes import Dashboard, DatabaseMetrics
@@ -24,7 +25,7 @@ from koo.web.answers import SessionView
 FILE = Path(__file__).parents[1] / "src" / "koo" / "web" / "page" / "data" / "shapes.js"
 READ = (
     Dashboard, DatabaseMetrics, AlertHistory, Silences, AlertDeliveries, FleetStatus, History, Spend, BookedCalls,
-    Saved, SessionView,
+    Saved, SessionView, Incidents, OneIncident,
 )  # fmt: skip
 """What the page asks for."""
 NAMES = {str: "string", int: "number", float: "number", bool: "boolean", NoneType: "null"}

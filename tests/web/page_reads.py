@@ -17,6 +17,7 @@ from koo.monitoring import (
     alert_shapes,
     fleet_shapes,
     history_shapes,
+    incident_shapes,
     live_shapes,
     notice_shapes,
     shapes,

@@ -83,14 +83,18 @@ export function spend(days, by) {
   return ask("GET", `ai/spend?${asked}`);
 }
 
-/** @returns {Promise<any>} */
-export function incidents() {
-  return ask("GET", "monitoring/incidents");
+/**
+ * Why breakers opened, the newest first.
+ * @param {string} component empty: all
+ * @returns {Promise<import("./shapes.js").Incidents>}
+ */
+export function incidents(component) {
+  return ask("GET", `monitoring/incidents${component ? `?component=${encodeURIComponent(component)}` : ""}`);
 }
 
 /**
  * @param {string} id
- * @returns {Promise<any>}
+ * @returns {Promise<import("./shapes.js").OneIncident>}
  */
 export function incident(id) {
   return ask("GET", `monitoring/incidents/${encodeURIComponent(id)}`);

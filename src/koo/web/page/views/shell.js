@@ -9,6 +9,8 @@ import { computed } from "../vendor/signals.js";
 import { OpenAct } from "./acts.js";
 import { DatabaseView } from "./database.js";
 import { FleetView } from "./fleet.js";
+import { IncidentView } from "./incident.js";
+import { IncidentsView } from "./incidents.js";
 import { Clock, Since } from "./moments.js";
 import { Now } from "./now.js";
 import { RequestsView } from "./requests.js";
@@ -18,10 +20,11 @@ import { SpendView } from "./spend.js";
 import { TimelineView } from "./timeline.js";
 
 /** @type {[string, string][]} */
-const PLACES = [["", "Now"], ["timeline", "Timeline"], ["spend", "Spend"], ["requests", "Requests"], ["fleet", "Fleet"]];
+const PLACES = [["", "Now"], ["incidents", "Incidents"], ["timeline", "Timeline"], ["spend", "Spend"], ["requests", "Requests"], ["fleet", "Fleet"]];
 
 /** @type {Record<string, (props: {name: string}) => import("../vendor/preact.js").ComponentChildren>} */
-const VIEWS = { now: Now, service: ServiceView, database: DatabaseView, spend: SpendView, requests: RequestsView, fleet: FleetView, timeline: TimelineView };
+const VIEWS = { now: Now, service: ServiceView, database: DatabaseView, spend: SpendView, requests: RequestsView, fleet: FleetView, timeline: TimelineView,
+  incidents: IncidentsView, incident: IncidentView };
 
 const linkState = computed(() => link.value.state);
 

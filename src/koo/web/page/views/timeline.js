@@ -46,7 +46,7 @@ export function Timeline({ history, most }) {
 }
 
 /** @param {{all: HistoryMark[]}} props */
-function Marks({ all }) {
+export function Marks({ all }) {
   const nowMs = Date.now();
   return h("ol", { class: "marks" }, all.map((one, place) => {
     const ended = one.kind === "alert" && /^ended/.test(one.text) || one.kind === "circuit" && /^closed/.test(one.text);

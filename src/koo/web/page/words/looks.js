@@ -50,6 +50,14 @@ const SEVERITIES = {
   info: { shape: "diamond", tone: "info", word: "info" },
 };
 
+/** @type {Record<string, Look>} */
+const INCIDENTS = {
+  open: { shape: "square", tone: "critical", word: "open" },
+  recovering: { shape: "half", tone: "warning", word: "recovering" },
+  closed: { shape: "circle", tone: "ok", word: "closed" },
+  lost: { shape: "ring", tone: "none", word: "lost" },
+};
+
 /** @type {Look} */
 export const DISCONNECTED = { shape: "ring", tone: "none", word: "disconnected" };
 /** @type {Look} */
@@ -81,6 +89,8 @@ export const stateLook = (state) => find(STATES, state);
 export const verdictLook = (health) => find(VERDICTS, health);
 /** @param {unknown} phase */
 export const breakerLook = (phase) => find(BREAKERS, phase);
+/** @param {unknown} state */
+export const incidentLook = (state) => find(INCIDENTS, state);
 /** @param {unknown} severity */
 export const severityLook = (severity) => find(SEVERITIES, severity);
 
