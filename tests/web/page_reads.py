@@ -32,6 +32,7 @@ SHAPES: dict[str, Any] = {
         answers,
         fleet_shapes,
         history_shapes,
+        incident_shapes,
         live_shapes,
         notice_shapes,
         spend_shapes,

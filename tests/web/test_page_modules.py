@@ -49,6 +49,33 @@ def call_of(one: dict[str, Any]) -> str:
 WANTED = dict([*((call_of(one), one["reads"]) for one in EXAMPLES), *WORDS])
 
 
+TOLD = {
+    "healthy": ["● healthy", "The database and all 3 AI services work.", None],
+    "service-down": ["■ degraded", "ai:claude"],
+    "two-outages": ["■ unhealthy", "database"],
+    "over-budget": ["", ""],
+    "server-gone": ["● healthy", ""],
+}
+"""What the first screen says when a story was heard as far as it is told here."""
+HEAR = """(async () => {
+    const store = await import('/dashboard/data/store.js'), verdict = await import('/dashboard/data/verdict.js');
+    const said = {};
+    for (const [name, events] of Object.entries(STORIES)) {
+        store.forget();
+        said[name] = [];
+        for (const {event, data} of events) {
+            store.apply(event, data);
+            const look = verdict.verdictOf({state: 'live', failure: null}, store.health.value, store.severity.value);
+            const lead = verdict.leadOf(store.lasting.value, store.configured.value, store.database.value, {});
+            const words = `${look.tone} ${look.word}, ${lead?.alert.component ?? 'no alert'}, ${
+                verdict.stateSentence(store.database.value, store.configured.value)}`;
+            if (said[name].at(-1) !== words) said[name].push(words);
+        }
+    }
+    return said;
+})()"""
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str]]:
     """What each case came to, and what each call of `WANTED` reads."""

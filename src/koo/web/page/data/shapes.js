@@ -326,6 +326,53 @@
  * @typedef {{
  *   role: "write" | "read", who: string, expires_at: string | null, login: boolean, timestamp: string,
  * }} SessionView
+ *
+ * @typedef {{
+ *   id: string, component: string, guard: string, state: "open" | "recovering" | "closed" | "lost",
+ *   shadow: boolean, opened_at: string, closed_at: string | null, lasted_s: number, rule: string, reason: string,
+ *   ended: string, refused: number, processes: number, process: string,
+ * }} IncidentSummary
+ *
+ * @typedef {{
+ *   incidents: IncidentSummary[], trouble: string, timestamp: string,
+ * }} Incidents
+ *
+ * @typedef {{
+ *   sentence: string, failures_in_a_row: number, failures_in_a_row_max: number, calls: number, failures: number,
+ *   slow: number, running_slow: number, calls_min: number, failure_rate: number, failure_rate_max: number,
+ *   slow_rate: number, slow_rate_max: number, window_s: number, slow_s: number | null, primed: string,
+ * }} Trigger
+ *
+ * @typedef {{
+ *   at: string, duration_s: number, outcome: string, kind: string, status: number | null, sentence: string,
+ *   in_row: number,
+ * }} IncidentCall
+ *
+ * @typedef {{
+ *   at: string, what: string, text: string,
+ * }} IncidentStep
+ *
+ * @typedef {{
+ *   at: string, what: string, by: string, reason: string, until: string | null,
+ * }} IncidentAct
+ *
+ * @typedef {{
+ *   id: string, process: string, state: "open" | "recovering" | "closed" | "lost", opened_at: string,
+ *   closed_at: string | null, reason: string, refused: number,
+ * }} IncidentElsewhere
+ *
+ * @typedef {{
+ *   id: string, component: string, guard: string, state: "open" | "recovering" | "closed" | "lost",
+ *   shadow: boolean, opened_at: string, closed_at: string | null, lasted_s: number, rule: string, reason: string,
+ *   ended: string, refused: number, processes: number, process: string, trigger: Trigger | null,
+ *   calls: IncidentCall[], calls_left_out: number, before: HistoryMark[], refused_for_s: number, passed: number,
+ *   fallback: Record<string, number>, probes: IncidentCall[], steps: IncidentStep[], acts: IncidentAct[],
+ *   left_out: number, elsewhere: IncidentElsewhere[], last_heard: string,
+ * }} Incident
+ *
+ * @typedef {{
+ *   incident: Incident, trouble: string, timestamp: string,
+ * }} OneIncident
  */
 
 export {};
