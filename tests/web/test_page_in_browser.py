@@ -51,7 +51,7 @@ AXE = Path(__file__).parents[1] / "page" / "axe.min.js.gz"
 AXE_SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
 FOUND = """axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations.flatMap(
     ({id, nodes}) => nodes.map(({target, failureSummary}) => `${id}: ${target} ${failureSummary}`)))"""
-VIEWS = ("", "/service/claude", "/database", "/timeline", "/spend", "/requests", "/fleet")
+VIEWS = ("", "/service/claude", "/database", "/incidents", "/timeline", "/spend", "/requests", "/fleet")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str,
                 await trip(client, fake, "claude")
                 await page.until_text("h1", "Degraded")
                 lead = await page.until_text(".lead", "Check now")
-                for words in ("Cause claude: Cannot be asked", "Refuses every call", "tests recovery in"):
+                for words in ("Cause claude: Cannot be called", "Refuses every call", "tests recovery in"):
                     assert words in lead
                 assert await page.run("document.title") == "■ Degraded · koo"
                 assert await page.run("document.querySelector('#verdict').classList.contains('critical')")
@@ -194,6 +194,14 @@ def test_each_view_fits_and_axe_finds_nothing(browser: str, tmp_path: Path) -> N
                     assert await page.run(FOUND) == [], (view, scheme)
                     heights = "[...document.querySelectorAll('main button')].map(it => it.offsetHeight)"
                     assert await page.run(f"Math.min(99, ...{heights})") >= 24
+                await page.run("location.hash = '#/incidents?component=ai:claude'")
+                await page.click("tbody a")
+                incident = await page.until_text("main", "Why it opened")
+                assert "claude/claude-sonnet-5-5 open" in incident and "Refused 0 calls in all" in incident
+                assert await page.run(FOUND) == []
+                wanted = await page.run("document.querySelector('a[download]').href")
+                report = await client.get(wanted.removeprefix(client.url))
+                assert report.status == 200 and "claude" in report.text
                 assert await page.run("document.querySelectorAll('.chart').length") == 0
                 await page.run("location.hash = '#ai:claude/some-model'")
                 await page.until_text("h1", "claude")
@@ -428,7 +436,7 @@ def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_pat
         async with FakeAnthropic() as fake:
             async with shown(browser, platform(tmp_path, claude(fake))) as (page, client):
                 await trip(client, fake, "claude")
-                await page.until_text(".alert", "Cannot be asked")
+                await page.until_text(".alert", "Cannot be called")
                 await page.click(".alert .toggle")
                 await page.click("[data-hush=acknowledge]")
                 assert "Acknowledge the alert of claude?" in await page.text("#act-title")
@@ -453,7 +461,7 @@ def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_pat
                 await page.run("location.hash = '#/timeline'")
                 await page.until_text(".told", "Silenced: service down of ai:claude, by ada <b>")
                 row = await page.until_text("[aria-labelledby=week] tbody", "ai:claude")
-                assert "lasts" in row and "critical" in row and "Cannot be asked" in row
+                assert "lasts" in row and "critical" in row and "Cannot be called" in row
                 await page.click("[data-hush=unsilence]")
                 await page.click("#act-go")
                 await page.until_text("#act-result", "has ended")
@@ -498,6 +506,43 @@ def test_a_reset_tells_its_effect_asks_and_reports(
             await page.until_text("#act-effect", "Now: healthy")
             await page.press("Enter", 13)  # Close has the focus
             await page.until("!document.querySelector('#act')")
+        assert page.told == []
+
+    asyncio.run(main())
+
+
+# ── one stream a browser ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_tabs_share_one_stream_and_the_second_takes_it_over(browser: str, tmp_path: Path) -> None:
+    """Over HTTP/1.1 a browser has six connections to a server: seven tabs with a stream each would block."""
+
+    async def main() -> None:
+        koo = platform(tmp_path)
+        app = create_app(koo)
+        streams: list[str] = []
+        taken_over = asyncio.Event()
+
+        @app.middleware("http")
+        async def count(request: Request, call_next: Any) -> Any:
+            if request.url.path.endswith("/live"):
+                streams.append(request.url.path)
+                if len(streams) == 2:
+                    taken_over.set()
+            return await call_next(request)
+
+        async with served(app) as client, window(browser) as page:
+            await page.go(client.url + "/dashboard/")
+            await page.until("document.querySelector('#link')?.title === 'over a stream'")
+            await page.run("void (window.other = window.open(location.href))")
+            link = "other.document.querySelector('#link')"
+            await page.until(f"{link}?.title === 'over another tab'")
+            await break_database(koo)
+            await page.until("other.document.querySelector('h1').innerText === 'Unhealthy'")
+            assert len(streams) == 1
+            await page.go("about:blank")
+            async with asyncio.timeout(WAIT_S):
+                await taken_over.wait()
         assert page.told == []
 
     asyncio.run(main())

@@ -49,21 +49,16 @@ def call_of(one: dict[str, Any]) -> str:
 WANTED = dict([*((call_of(one), one["reads"]) for one in EXAMPLES), *WORDS])
 
 
-TOLD = {
-    "healthy": ["● healthy", "The database and all 3 AI services work.", None],
-    "service-down": ["■ degraded", "ai:claude"],
-    "two-outages": ["■ unhealthy", "database"],
-    "over-budget": ["", ""],
-    "server-gone": ["● healthy", ""],
-}
-"""What the first screen says when a story was heard as far as it is told here."""
+Ran = tuple[dict[str, str], dict[str, str], dict[str, list[str]]]
+STORIES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("stories/*.jsonl"))}
 HEAR = """(async () => {
     const store = await import('/dashboard/data/store.js'), verdict = await import('/dashboard/data/verdict.js');
     const said = {};
-    for (const [name, events] of Object.entries(STORIES)) {
+    for (const [name, text] of Object.entries(await (await fetch('/page-tests/stories.json')).json())) {
         store.forget();
         said[name] = [];
-        for (const {event, data} of events) {
+        for (const line of text.split('\\n').filter(Boolean)) {
+            const {event, data} = JSON.parse(line);
             store.apply(event, data);
             const look = verdict.verdictOf({state: 'live', failure: null}, store.health.value, store.severity.value);
             const lead = verdict.leadOf(store.lasting.value, store.configured.value, store.database.value, {});
@@ -77,12 +72,14 @@ HEAR = """(async () => {
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str]]:
-    """What each case came to, and what each call of `WANTED` reads."""
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """What each case came to, what each call of `WANTED` reads, and what each story told."""
     app = create_app(platform(tmp_path_factory.mktemp("koo")))
     for name in (*MODULES, "tiny.js"):
         script = Response((FOLDER / name).read_bytes(), media_type="text/javascript")
         app.add_api_route(f"/page-tests/{name}", lambda script=script: script)
+    stories = Response(json.dumps(STORIES), media_type="application/json")
+    app.add_api_route("/page-tests/stories.json", lambda: stories)
     imports = "".join(f"await import('/page-tests/{name}'); " for name in MODULES)
     calls = ", ".join(f"[{json.dumps(call)}, {call}]" for call in WANTED)
     names = sorted({call.removeprefix("String(").partition("(")[0] for call in WANTED})
@@ -99,21 +96,43 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[
                     await page.run(
                         f"(async () => {{ const {{{', '.join(names)}}} = {words}; return [{calls}]; }})()"
                     ),
+                    await page.run(HEAR),
                 )
 
-    outcomes, read = asyncio.run(main())
-    return dict(outcomes), dict(read)
+    outcomes, read, told = asyncio.run(main())
+    return dict(outcomes), dict(read), told
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module(ran: tuple[dict[str, str], dict[str, str]], name: str) -> None:
+def test_a_module(ran: Ran, name: str) -> None:
     assert ran[0][name] == ""
 
 
-def test_each_case_was_run_once(ran: tuple[dict[str, str], dict[str, str]]) -> None:
+def test_each_case_was_run_once(ran: Ran) -> None:
     assert sorted(ran[0]) == sorted(NAMES) and len(NAMES) > 20
 
 
-def test_numbers_are_written_as_people_read_them(ran: tuple[dict[str, str], dict[str, str]]) -> None:
+def test_numbers_are_written_as_people_read_them(ran: Ran) -> None:
     """As the terminal writes them: `tests/cli/test_words.py` runs the same examples."""
     assert ran[1] == WANTED
+
+
+def test_the_first_screen_follows_a_story(ran: Ran) -> None:
+    """Events of the real producer, one by one: what is said after each, as often as it changes."""
+    well = "ok healthy, no alert, The database and all 3 AI services work."
+    assert {name: (said[0], said[-1]) for name, said in ran[2].items()} == {
+        "healthy": (well, well),
+        "server-gone": (well, well),
+        "service-down": (well, well),
+        "over-budget": (
+            well,
+            "critical degraded, ai:claude, claude: rate limited. The database and 2 other AI services work.",
+        ),
+        "two-outages": (
+            well,
+            "critical unhealthy, database, The database is refused: its circuit is open. openai: circuit open. "
+            "2 other AI services work.",
+        ),
+    }
+    worst = "critical degraded, ai:claude, claude: circuit open. The database and 2 other AI services work."
+    assert worst in ran[2]["service-down"]

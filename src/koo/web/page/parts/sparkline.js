@@ -28,7 +28,10 @@ export function pathOf(values, most) {
 export function sparkline(label, values, bad = []) {
   // Both of one scale: a failure more looks as large as a call more.
   const most = Math.max(0, ...values.map((one) => one ?? 0));
-  const some = bad.some((one) => (one ?? 0) > 0);
+  const fails = (/** @type {number} */ at) => (bad[at] ?? 0) > 0;
+  const some = bad.some((_, at) => fails(at));
+  // Where nothing failed there is no second line, or all of it would have a red foot.
+  const risen = bad.map((one, at) => (fails(at - 1) || fails(at) || fails(at + 1) ? one : null));
   return h("svg", { class: "sparkline", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label },
-    h("path", { class: "line", d: pathOf(values, most) }), some ? h("path", { class: "line bad", d: pathOf(bad, most) }) : null);
+    h("path", { class: "line", d: pathOf(values, most) }), some ? h("path", { class: "line bad", d: pathOf(risen, most) }) : null);
 }

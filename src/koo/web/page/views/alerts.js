@@ -24,6 +24,8 @@ import { to, toComponent } from "./route.js";
 
 /** What to do about each kind of alert, read once: it never changes while the server runs. */
 export const runbook = signal(/** @type {Record<string, Advice>} */ ({}));
+/** Kinds that a breaker's opening begins: the incident says why it did. */
+const OPENINGS = new Set(["service_down", "circuit_open", "circuit_recovering", "database_unavailable"]);
 /** More news than these are folded: after a storm they would push the first card out of sight. */
 const NEWS_MAX = 3;
 
@@ -57,7 +59,8 @@ export function AlertRow({ alert }) {
       badge(look),
       h("p", { class: "said" }, href === null ? h("b", null, whose) : h("a", { href }, h("b", null, whose)), " ",
         h(Said, { alert }), ended ? null : h(ComesBack, { alert })),
-      h("p", { class: "soft when" }, times(alert)),
+      h("p", { class: "soft when" }, times(alert), OPENINGS.has(alert.kind)
+        ? [" · ", h("a", { href: to("incidents", "", { component: alert.component.split("/")[0] }) }, "incident")] : null),
       ended ? null : h("button", { type: "button", class: "quiet toggle", "aria-expanded": String(open), "aria-controls": `more-${more}`,
         "aria-label": `${open ? "Less" : "What to do"} about ${spaced(alert.kind)} of ${whose}`, onClick: () => setOpen(!open) }, open ? "Less" : "What to do")),
     hushed(alert).some(Boolean) ? h("div", { class: "hushed" }, hushed(alert)) : null,
@@ -89,8 +92,7 @@ function More({ alert }) {
       book.advice.split("\n\n").map((paragraph) => h("p", { key: paragraph }, capital(paragraph))),
       book.refuses ? h("p", { class: "soft" }, `Refused: ${book.refuses}`) : null,
       h("p", { class: "soft" }, `Ends ${book.ends} `, h("a", { href: alert.runbook }, "On a page of its own"))),
-    h("p", { class: "row" }, hushButtons(alert),
-      h("a", { class: "button quiet", href: to("incidents", "", { component: alert.component }) }, "Incidents")),
+    h("p", { class: "row" }, hushButtons(alert)),
     h(Told, { alert })];
 }
 

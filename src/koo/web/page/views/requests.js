@@ -7,8 +7,8 @@ import { useLoaded } from "../parts/loaded.js";
 import { number, table } from "../parts/table.js";
 import { useState } from "../vendor/hooks.js";
 import { h } from "../vendor/preact.js";
-import { count, usd } from "../words/numbers.js";
-import { capital } from "../words/text.js";
+import { count, latency, usd } from "../words/numbers.js";
+import { capital, spaced } from "../words/text.js";
 import { clock, timeOf } from "../words/times.js";
 import { ask, route, to } from "./route.js";
 
@@ -66,10 +66,11 @@ function Pages({ filter }) {
 /** @param {BookedCall[]} rows */
 function tableOf(rows) {
   const nowMs = Date.now();
-  return table("Requests, the newest first", ["Ended", "Service", "Model", "Tag", number("In"), number("Cached"), number("Out"), number("Cost"), "Price from"],
+  return table("Requests, the newest first", ["Ended", "Service", "Model", "Outcome", number("Took"), "Tag", number("In"), number("Cached"), number("Out"), number("Cost"), "Request"],
     rows.map((one) => ({ key: one.id, cells: [
-      h("span", { class: "when" }, clock(timeOf(one.at) ?? 0, nowMs)), h("a", { href: to("service", one.service) }, one.service), one.model,
-      one.tag === null ? "" : h("a", { href: to("requests", "", { tag: one.tag }) }, one.tag),
+      h("span", { class: "when" }, clock(timeOf(one.at) ?? 0, nowMs)), h("a", { href: to("service", one.service) }, one.service), one.model, spaced(one.outcome),
+      one.latency === null ? "–" : latency(one.latency), one.tag === null ? "" : h("a", { href: to("requests", "", { tag: one.tag }) }, one.tag),
       count(one.input_tokens + one.cache_read_tokens + one.cache_write_tokens), one.cache_read_tokens ? count(one.cache_read_tokens) : "–", count(one.output_tokens),
-      h("span", { title: one.cost }, usd(one.cost), one.estimated ? h("span", { class: "soft" }, " at most") : null), one.cost_source.replaceAll("_", " ")] })));
+      h("span", { title: `${one.cost} USD, price from: ${spaced(one.cost_source)}` }, usd(one.cost), one.estimated ? h("span", { class: "soft" }, " at most") : null),
+      h("span", { class: "soft id", title: one.request_id }, one.request_id.slice(0, 12))] })));
 }

@@ -2,7 +2,7 @@
 // What stands around every view: whose page it is, where one can go, and how old the numbers are.
 
 import { logOut } from "../data/api.js";
-import { known, lasting, link, mayOnlyLook, serverNow, session } from "../data/store.js";
+import { fleet, known, lasting, link, mayOnlyLook, serverNow, session } from "../data/store.js";
 import { useEffect, useState } from "../vendor/hooks.js";
 import { Component, h } from "../vendor/preact.js";
 import { computed } from "../vendor/signals.js";
@@ -31,17 +31,17 @@ const linkState = computed(() => link.value.state);
 /**
  * `application`: in whose application koo is mounted; empty: in none, or it has no name.
  * @param {{
- *   application: string, environment: string, docs: string, login: string, logout: string,
+ *   application: string, docs: string, login: string, logout: string,
  *   stream: import("../data/stream.js").Stream,
  * }} props
  */
-export function Shell({ application, environment, docs, login, logout, stream }) {
+export function Shell({ application, docs, login, logout, stream }) {
   const { view, name } = route.value, state = linkState.value;
   return [
     h("a", { class: "skip", href: "#content", onClick: skip }, "Skip to the details"),
     h("header", { class: "top" },
       h("p", { class: "brand" }, h("b", { id: "application" }, application || "koo"),
-        environment ? h("span", { class: "environment" }, environment) : null,
+        h(Label, null),
         h("span", { class: "soft" }, application ? `koo · ${location.host}` : location.host)),
       h(Places, { view }), h(Age, null),
       h(LogOut, { login, logout })),
@@ -80,6 +80,12 @@ function Places({ view }) {
   return h("nav", { "aria-label": "Views" }, h("ul", null, PLACES.map(([place, words]) => h("li", { key: place },
     h("a", { href: to(place), "aria-current": (place || "now") === view ? "page" : undefined }, words,
       place === "" && view !== "now" && alerts ? h("span", { class: "count" }, String(alerts)) : null)))));
+}
+
+/** What people call this deployment, of the process that answers. */
+function Label() {
+  const label = fleet.value?.processes.find((one) => one.answers)?.label;
+  return label ? h("span", { class: "environment" }, label) : null;
 }
 
 /** How old what is shown is. */
