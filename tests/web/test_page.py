@@ -22,6 +22,7 @@ from urllib.parse import urljoin
 
 import pytest
 from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from docs.generate_page_types import FILE, is_shape, keys_of, page_types
 from koo.policies.breaker import Override, Phase
@@ -365,6 +366,26 @@ def test_in_somebody_elses_application_it_finds_its_data(
             assert found == client.url + api
             assert (await client.get(api)).status == 200
             assert {key: reply.headers[key] for key in HEADERS} == HEADERS
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("app", "name", "said"),
+    [
+        pytest.param(FastAPI(title="<b>Shop</b>"), "", "<b>Shop</b>", id="its title"),
+        pytest.param(FastAPI(), "", "", id="none"),
+        pytest.param(Starlette(), 'The "shop"', 'The "shop"', id="as it was told"),
+    ],
+)
+def test_in_somebody_elses_application_it_names_it(
+    tmp_path: Path, app: Starlette, name: str, said: str
+) -> None:
+    async def main() -> None:
+        mount(app, platform(tmp_path), name=name)
+        async with served(app) as client:
+            reply = await client.get("/dashboard/")
+            assert dict(Tags(reply.text).tags)["html"]["data-application"] == said
 
     asyncio.run(main())
 
