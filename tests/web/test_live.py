@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from koo import run
 from koo.errors import ServiceRefused
 from koo.monitoring import fleet_shapes, history_shapes, live_shapes, shapes, spend_shapes
 from koo.platform import Platform
 from koo.testing.clock import VirtualClock, run_virtual
 from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic
-from koo.web import create_app, live, live_routes, mount
+from koo.web import create_app, live, live_routes, monitoring_router, mount
 from koo.web.listener import bind
 from koo.web.live import Listener, Live, live_of
 from koo.web.live_parts import Parts, is_alike
@@ -321,7 +322,7 @@ def test_who_does_not_read_costs_no_memory_and_hears_the_newest_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the sockets hold in between is lost time, and not lost news."""
-    looks, size, many = 0, 300_000, 100
+    looks, size, many = 0, 300_000, 50
 
     async def parts(source: PlatformSource) -> dict[str, Any]:
         nonlocal looks
@@ -373,6 +374,26 @@ def test_a_mounted_application_has_the_stream_with_its_own_links(tmp_path: Path)
                 assert whole["parts"]["alerts"][0]["runbook"] == "/ops/koo/runbook/database_paused"
 
     asyncio.run(main())
+
+
+@sockets
+def test_a_platform_that_lives_on_another_loop_is_looked_at_there(tmp_path: Path) -> None:
+    """As beside an application without a loop, which is served elsewhere too."""
+    koo = platform(tmp_path)
+    run(koo.open())
+
+    async def main() -> None:
+        app = FastAPI()
+        app.include_router(monitoring_router(koo), prefix="/api/v1")
+        async with served(app) as client, listening(client) as stream:
+            whole = await stream.until("whole")
+            assert whole["parts"]["status"]["overall_health"] == "healthy"
+            assert whole["parts"]["fleet"]["processes"][0]["answers"]
+
+    try:
+        asyncio.run(main())
+    finally:
+        run(koo.close())
 
 
 @sockets

@@ -42,7 +42,6 @@ def add_live(router: APIRouter, platform: Platform, door: Door) -> None:
         live = live_of(platform)
         if HEAD in request.scope:
             return Response(headers=HEADERS, media_type=TYPE)
-        await platform.open()
         listener = Listener()
         head = {
             "application": getattr(request.app.state, "koo_application", ""),
