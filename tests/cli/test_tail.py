@@ -45,7 +45,7 @@ def request(number: int, second: float) -> dict[str, Any]:
         "estimated": False,
         "outcome": "answered",
         "latency": 1.21,
-        "request_id": "q1",
+        "request_id": f"q{number}",
         **tokens,
     }
 
@@ -110,7 +110,7 @@ def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
                 first = await look(follower, 16)
         assert first == [
             "circuit opened: 5 failures",
-            "request claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request q1, id r2",
+            "request claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request q2",
             "calls 5 calls failed in 5 s",
         ]
         async with connect(url) as client:
@@ -128,7 +128,7 @@ def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
                     "critical fires now",
                     "circuit opened in another process, and told late",
                     "act closed by an operator",
-                    "request claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request q1, id r3",
+                    "request claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request q3",
                 ]
                 # A minute before the last answer: another process's news may arrive late.
                 past = asked[0].partition("/history?since=")[2].partition("&")[0]
@@ -170,7 +170,7 @@ def test_it_follows_until_ctrl_c_and_shows_what_is_wanted(tmp_path: Path) -> Non
     server.marks = [mark(12, "circuit", "opened: 5 failures"), mark(13, "act", "closed by an operator")]
     server.requests = [request(1, 14)]
     for arguments, last, unwanted in (
-        (["--json"], "id r1", "nothing"),
+        (["--json"], "request q1", "nothing"),
         (["--errors", "--service", "claude"], "opened", "operator"),
     ):
         with canned(server.documents()) as url:

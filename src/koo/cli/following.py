@@ -137,7 +137,7 @@ class Requests:
 
 
 def request_words(one: BookedCall) -> str:
-    """ "claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request 01J…, id 9f…"."""
+    """ "claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request 01J…"."""
     read = one["input_tokens"] + one["cache_read_tokens"] + one["cache_write_tokens"]
     took = one.get("latency")  # A server of an earlier version says neither this nor the outcome.
     words = [
@@ -147,8 +147,8 @@ def request_words(one: BookedCall) -> str:
         "" if took is None else latency(took),
         "an upper bound" if one["estimated"] else "",
         f"tag {one['tag']}" if one["tag"] else "",
-        f"request {one['request_id']}" if one.get("request_id") else "",
-        f"id {one['id']}",
+        # One name to look for it by: that of the log's lines, or else the booking's own.
+        f"request {one['request_id']}" if one.get("request_id") else f"id {one['id']}",
     ]
     return f"{one['model']}: {', '.join(filter(None, words))}"
 
