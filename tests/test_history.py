@@ -237,3 +237,25 @@ def test_openings_and_operators_acts_are_marked_and_a_deploy_when_the_version_ch
         ]
 
     with_past(tmp_path, test)
+
+
+def test_a_process_that_begins_with_other_settings_says_which(tmp_path: Path) -> None:
+    async def test(past: Past) -> None:
+        async def begin(**settings: str) -> None:
+            past.clock.advance(1)
+            began = History(past.store, past.clock, version=lambda: "1.0", settings=lambda: settings)
+            await began.write()
+
+        await begin(a="1", b="2")
+        await begin(a="1", b="2")
+        await begin(a="3", c="4")
+        marks = (await past.history.report(60, None, None, (), False))["marks"]
+        assert [(mark["kind"], mark["text"]) for mark in marks] == [
+            ("deploy", "1.0"),
+            ("settings", "changed: a, b, c"),
+        ]
+        await begin(**{f"option{number}": "" for number in range(9)})
+        marks = (await past.history.report(60, None, None, (), False))["marks"]
+        assert marks[-1]["text"].endswith("option5 and 3 more"), marks[-1]
+
+    with_past(tmp_path, test)

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from koo.ai.assembly import assemble, describe
@@ -39,7 +40,7 @@ from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.fleet.beats import Fleet
-from koo.fleet.digests import digests_of
+from koo.fleet.digests import digests_of, settings_of
 from koo.fleet.look import look_at_fleet
 from koo.fleet.places import place_of, place_of_database, presence_of
 from koo.guard import Guard
@@ -144,7 +145,8 @@ class Parts:
         return lambda: presence_of(self.store.ledger.process, label, configuration)
 
     def _past(self) -> tuple[History, Savings, Recorder]:
-        history = History(self.store, self.clock, version=self._version)
+        settings = partial(settings_of, self.options)
+        history = History(self.store, self.clock, version=self._version, settings=settings)
         incidents = Recorder(self.store, self.clock, self.breakers.find)
         self.gateway.served = incidents.served
         return history, Savings(history), incidents

@@ -80,12 +80,23 @@ class Unwritten(NamedTuple):
 
 
 class History:
-    """The past of one process's components, and of all processes on its store. `version` says what is deployed."""
+    """The past of one process's components, and of all processes on its store.
 
-    def __init__(self, store: Store, clock: Clock, *, version: Callable[[], str]) -> None:
+    `version` says what is deployed, `settings` how all settings are, by their digests.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        version: Callable[[], str],
+        settings: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self.store = store
         self.clock = clock
         self._version = version
+        self._settings = settings
         self._recent: deque[tuple[int, Span]] = deque(maxlen=HOUR_S // SAMPLE_S)
         self._counted: Span = {}
         self._open: dict[int, tuple[int, Span]] = {}  # the span of each step that is being filled
@@ -157,6 +168,8 @@ class History:
         """Write what waits. Raises `StoreUnavailable`; then it waits on."""
         if not self._is_announced:
             await self.store.history.mark_change(Mark(self.clock.wall(), DEPLOY, KOO, self._version()))
+            if settings := self._settings():
+                await self.store.history.mark_settings(self.clock.wall(), KOO, settings)
             self._is_announced = True
         if self._unwritten:
             await _hand_over(self._unwritten, self.store.history.write)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,10 @@ class PastSpans(Protocol):
 
     async def mark_change(self, mark: Mark) -> None:
         """Write it down unless the last mark of this kind and component says the same."""
+        ...
+
+    async def mark_settings(self, at: float, component: str, digests: Mapping[str, str]) -> None:
+        """Write down which settings differ, by their digests, from those of the process that began last."""
         ...
 
     async def marks(self, since: float, until: float, *, limit: int) -> list[Mark]:

@@ -70,7 +70,7 @@ def _row(one: BreakerStatus, now: float) -> list[str]:
         one["name"],
         _state(one),
         "" if is_closed or one["opened_at"] is None else when(one["opened_at"]),
-        one["reason"],
+        one["reason"] or one["operator"],
         "" if attempt is None else moment(attempt, now),
         one["incident"] or "",
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from koo.cli.client import ask
 from koo.cli.reasons import (
     breaker_word,
@@ -15,7 +17,14 @@ from koo.cli.reasons import (
 from koo.cli.tables import COLOURS, Column, coloured, put_table, put_words
 from koo.cli.terminal import HEALTH_EXITS, Exit, put, put_json, run_async
 from koo.cli.words import latency, seconds_of, usd, when
-from koo.monitoring.shapes import Budget, DatabaseHealth, RunOut, ServiceHealth, SystemHealth
+from koo.monitoring.shapes import (
+    BreakerStatus,
+    Budget,
+    DatabaseHealth,
+    RunOut,
+    ServiceHealth,
+    SystemHealth,
+)
 
 SERVICES = (
     Column("service"),
@@ -23,6 +32,11 @@ SERVICES = (
     Column("breaker"),
     *(Column(head, right=True) for head in ("requests", "failed", "refused", "p95", "spent today")),
 )
+OVERRIDES = {
+    "forced_open": "forced open by an operator, every call is refused",
+    "disabled": "disabled by an operator, every call passes and nothing counts",
+    "metrics_only": "in shadow, it counts and refuses nothing",
+}
 BUDGETS = (
     Column("budget"),
     Column("period"),
@@ -59,10 +73,24 @@ def _show(url: str, health: SystemHealth) -> None:
         if words := why_service(view, now):
             # What is not configured is not wrong.
             put_words(coloured(f"{name}: {words}", "yellow" if view["configured"] else "dim"))
+    for sentence in _overrides(health):
+        put_words(coloured(sentence, "yellow"))
     for sentence in why_koo(health.get("koo")):
         put_words(coloured(sentence, "yellow"))
     if severity or health["overall_health"] != "healthy":
         put("what to do: koo alerts")
+
+
+def _overrides(health: SystemHealth) -> Iterator[str]:
+    """What operators have set: no breaker that is forced open, or refuses nothing, looks like one that decides."""
+    breakers: list[BreakerStatus] = [health["database"]["circuit_breaker"]]
+    for view in health["ai_services"]["services"].values():
+        breakers += view["models"].values()
+    for one in breakers:
+        words = OVERRIDES.get(one["override"])
+        if words is not None:
+            said = one.get("operator", "")  # a server of an earlier version has no such key
+            yield f"{one['name']}: {words}" + (f" ({said})" if said else "")
 
 
 def _put_database(view: DatabaseHealth, now: float) -> None:

@@ -39,6 +39,12 @@ def digests_of(options: PlatformOptions) -> dict[str, dict[str, str]]:
     return found
 
 
+def settings_of(options: PlatformOptions) -> dict[str, str]:
+    """The same in one, by names such as "ai_services.claude.model"."""
+    found = digests_of(options)
+    return {f"{section}.{name}": digest for section, part in found.items() for name, digest in part.items()}
+
+
 def _digests(part: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     for one in fields(part):
         value = getattr(part, one.name)

@@ -62,6 +62,7 @@ class BreakerStatus(TypedDict):
     name: str
     state: Annotated[BreakerWord, Doc("what it does with calls now")]
     override: Annotated[OverrideWord, Doc("what an operator set")]
+    operator: Annotated[str, Doc("who set the override, why, and until when; empty: none is set")]
     reason: Annotated[str, Doc("why it is not closed; empty if it is")]
     primed: Annotated[
         str,

@@ -14,7 +14,7 @@ from koo.monitoring.shapes import BreakerStatus, BreakerWord, LastError, Outcome
 from koo.options import NEVER
 from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
 from koo.policies.money import EXACT
-from koo.policies.overrides import why_forced
+from koo.policies.overrides import said_of, why_forced
 from koo.policies.tally import Bucket, Tally
 from koo.policies.verdict import FAILURE, SUCCESS, THROTTLED
 
@@ -88,6 +88,7 @@ def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
         "name": breaker.name,
         "state": breaker_word(breaker),
         "override": breaker.override.value,
+        "operator": "" if breaker.override is Override.NONE else said_of(breaker.act),
         "reason": _why(breaker),
         "primed": breaker.primed,
         "last_error": last_error_view(breaker.last_error),

@@ -34,7 +34,9 @@ class HistoryMark(TypedDict):
     at: Time
     kind: Annotated[
         str,
-        Doc("alert, circuit, act (an operator's), deploy; others may be added, so show what you do not know"),
+        Doc(
+            "alert, circuit, act (an operator's), deploy, settings; others may be added, so show what you do not know"
+        ),
     ]
     component: str
     text: str

@@ -21,10 +21,15 @@ def failed_probes(count: int, hung: bool) -> str:
 
 def why_forced(act: Act | None) -> str:
     """ "forced open by ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"."""
+    return f"forced open by {said_of(act)}"
+
+
+def said_of(act: Act | None) -> str:
+    """ "ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"; "an operator" where nothing is known."""
     act = act or Act()
     ends = "until it is reset" if act.until is None else f"until {_at(act.until)}"
     by, reason = act.by or "an operator", f": {act.reason}" if act.reason else ""
-    return f"forced open by {by}{reason}" + (f"; {ends}" if act.words or act.until is not None else "")
+    return f"{by}{reason}" + (f"; {ends}" if act.words or act.until is not None else "")
 
 
 def _at(wall_s: float) -> str:

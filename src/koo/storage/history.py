@@ -4,7 +4,8 @@ A process writes its own rows, so no two write the same one. Minutes are kept fo
 an hour after its end, the rows of several processes for one span become one. Otherwise a month of a hundred processes
 would fill the disk. Spending is not written here: the ledger's entries have it, exactly.
 
-Marks are what happened at a moment: a breaker opened, an operator acted, another version was deployed.
+Marks are what happened at a moment: a breaker opened, an operator acted, another version was deployed, or a process
+began with other settings.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ MERGED_AT_ONCE = 200
 MARKS_MAX = 5000
 TOGETHER_S = 5.0
 """The processes of a fleet that open a breaker or follow a deploy within this time report one event."""
+DIGESTS = "digests"
+"""The kind of marks that say how all settings were, by their digests; nobody reads them but the next process."""
+NAMED_MAX = 8
 ALL = ""
 """In place of a process: all of them together."""
 
@@ -49,7 +53,7 @@ SPENT = """SELECT service, at_ms / 1000 / :step_s AS span,
     WHERE day >= :first_day AND day <= :last_day AND at_ms >= :since_ms AND at_ms < :until_ms
     GROUP BY service, span"""
 MARKED = """SELECT at_ms, kind, component, text FROM koo_marks
-    WHERE at_ms >= :since_ms AND at_ms < :until_ms ORDER BY at_ms DESC LIMIT :limit"""
+    WHERE at_ms >= :since_ms AND at_ms < :until_ms AND kind <> 'digests' ORDER BY at_ms DESC LIMIT :limit"""
 MARK = """INSERT INTO koo_marks (at_ms, process, kind, component, text)
     VALUES (:at_ms, :process, :kind, :component, :text)"""
 LAST_MARK = """SELECT text FROM koo_marks WHERE kind = :kind AND component = :component
@@ -122,6 +126,22 @@ class SqlHistory:
 
         await self._transactions.run(work)
 
+    async def mark_settings(self, at: float, component: str, digests: Mapping[str, str]) -> None:
+        """Write down which settings differ from those of the process that began last, if any do."""
+        told = json.dumps(digests, separators=(",", ":"), sort_keys=True)
+
+        def work(tx: Transaction) -> None:
+            tx.rows("{latecomers_wait}")
+            before = tx.rows(LAST_MARK, {"kind": DIGESTS, "component": component})
+            if before == [(told,)]:
+                return
+            marks = [Mark(at, DIGESTS, component, told)]
+            if before:
+                marks.append(Mark(at, "settings", component, _changed(json.loads(before[0][0]), digests)))
+            tx.run(MARK, [_mark_row(mark, self._transactions.process) for mark in marks])
+
+        await self._transactions.run(work)
+
     async def marks(self, since: float, until: float, *, limit: int) -> list[Mark]:
         """What happened from one wall time to another, oldest first; if more than `limit`, the newest of them."""
         values = {"since_ms": int(since * 1000), "until_ms": int(until * 1000), "limit": limit}
@@ -186,6 +206,13 @@ def _unpacked(data: str) -> Span:
         except (ValueError, TypeError, IndexError):
             log.debug("a sample of %s in the state store could not be read", name)
     return span
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """ "changed: ai_services.claude.model, koo.token"; never a value."""
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+    return f"changed: {', '.join(names[:NAMED_MAX])}{more}"
 
 
 def _mark_row(mark: Mark, process: str) -> dict[str, str | int]:
