@@ -21,8 +21,8 @@
  *
  * @typedef {{
  *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
- *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, primed: string,
- *   last_error: LastError | null, consecutive_failures: number, failure_threshold: number,
+ *   override: "none" | "forced_open" | "disabled" | "metrics_only", operator: string, reason: string,
+ *   primed: string, last_error: LastError | null, consecutive_failures: number, failure_threshold: number,
  *   success_threshold: number, recovery_timeout: number, window: WindowCounts, opened_at: string | null,
  *   next_attempt: string | null, times_opened: number, stale_results: number, running: number,
  *   incident: string | null, failure_count: number, success_count: number, last_failure: string | null,
@@ -96,8 +96,8 @@
  *
  * @typedef {{
  *   name: string, state: "closed" | "open" | "half_open" | "forced_open" | "disabled",
- *   override: "none" | "forced_open" | "disabled" | "metrics_only", reason: string, primed: string,
- *   last_error: LastError | null, consecutive_failures: number, failure_threshold: number,
+ *   override: "none" | "forced_open" | "disabled" | "metrics_only", operator: string, reason: string,
+ *   primed: string, last_error: LastError | null, consecutive_failures: number, failure_threshold: number,
  *   success_threshold: number, recovery_timeout: number, window: WindowCounts, opened_at: string | null,
  *   next_attempt: string | null, times_opened: number, stale_results: number, running: number,
  *   incident: string | null, key_refused: string, key_checked_at: string | null, pause: Pause | null,
