@@ -73,6 +73,8 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 def serving(home: Path, *arguments: str, **more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`koo serve` as a process: its address and the process, which is killed at the end if it still lives."""
     log = (home / "serve.log").open("w")
+    # No balancer waits here for its readiness to be read before the door is shut.
+    more.setdefault("KOO_SHUTDOWN_DELAY", "0.2")
     process = subprocess.Popen(
         command("serve", "--port", "0", *arguments),
         env=environment(home, **more),
