@@ -5,11 +5,15 @@ Looked for when a platform opens, and each second after that, so an SDK may be s
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from koo.ai.watching import UNWATCHED
 from koo.composition import Parts
-from koo.telemetry.pools import Pools
-from koo.telemetry.queries import Queries
 from koo.telemetry.sdk import NO_SDK, Sdk, find_sdk
+
+if TYPE_CHECKING:
+    from koo.telemetry.pools import Pools
+    from koo.telemetry.queries import Queries
 
 
 class Lookout:
@@ -30,6 +34,10 @@ class Lookout:
             self._pools.look(parts.database_in_use)
 
     def _take(self, sdk: Sdk) -> None:
+        # Only now: a process without an SDK, which most are, has no use for their memory.
+        from koo.telemetry.pools import Pools
+        from koo.telemetry.queries import Queries
+
         meter = sdk.meter
         self._sdk = sdk
         self._queries = None if sdk == NO_SDK else Queries(sdk)
