@@ -309,7 +309,7 @@ class Platform:
     ) -> OperationStream[Any]:
         """Read what `operation(*args, **kwargs)` streams under the guard of `name`, to its end; see `OperationStream`.
 
-        It returns an asynchronous iterator or context manager, or an awaitable of one. Nothing is sent before
+        `operation` returns an asynchronous iterator or context manager, or an awaitable of one. Nothing is sent before
         `async for`, `async with` or `await`; there `UnknownService` is raised, too. TypeError for what cannot be called
         again.
         """
