@@ -143,7 +143,7 @@ class Model:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A package of somebody else's, as `pip` installs one."""
+    """A third-party package, as `pip` installs one."""
     made = ModuleType("halfway")
     made.__file__ = "/python/site-packages/halfway/__init__.py"
     exec(LIBRARY, made.__dict__)

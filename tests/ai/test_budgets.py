@@ -162,7 +162,7 @@ def test_where_a_budget_refuses_the_service_that_it_names_is_asked_next(streamed
     in_world(test, own(limit="0.001", service="first", on_exhausted="second"))
 
 
-def test_the_other_services_own_budgets_hold_and_each_reason_is_told() -> None:
+def test_the_other_services_own_budgets_hold_and_each_reason_is_given() -> None:
     async def test(world: VirtualWorld) -> None:
         with pytest.raises(AllServicesFailed) as failure:
             await world.ask()
@@ -264,7 +264,7 @@ def test_a_run_out_is_foretold_as_a_range_of_the_last_hours_pace_and_the_periods
     in_world(test, daily_budget_usd=Decimal("0.03"))
 
 
-def test_a_call_that_two_budgets_do_not_cover_is_told_when_the_later_one_begins_anew() -> None:
+def test_a_call_that_two_budgets_do_not_cover_learns_when_the_later_one_starts_anew() -> None:
     """At midnight the day's budget has room again, and the month's refuses still."""
 
     async def test(world: VirtualWorld) -> None:

@@ -94,7 +94,7 @@ def test_a_ledger_that_does_not_answer_outlives_no_deadline(
         assert caught.value.kind == Kind.DEADLINE and "before the deadline" in str(caught.value)
         assert ran == [] and held_pico(ledger) == 0
         await asyncio.sleep(5.0)
-        assert held_pico(ledger) == 0, "what the late answer granted is held by nobody"
+        assert held_pico(ledger) == 0, "no call holds what the late answer granted"
 
     run_virtual(main)
 

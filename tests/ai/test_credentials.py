@@ -221,7 +221,7 @@ def test_limits_places_and_money_are_shared_by_all_keys() -> None:
     run(test, requests_per_minute=3, max_cost_usd=5, daily_budget=100)
 
 
-def test_a_newcomer_with_another_key_does_not_pass_those_who_wait_for_a_limit() -> None:
+def test_a_newcomer_with_another_key_does_not_overtake_callers_waiting_for_a_limit() -> None:
     async def test(own: Own) -> None:
         first, second = Client("first"), Client("second")
         await own.execute(first.ask)

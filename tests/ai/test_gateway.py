@@ -255,7 +255,7 @@ def test_calls_keep_to_the_providers_scarcest_limit(
     run(test)
 
 
-def test_a_deadline_ends_the_whole_query_and_is_nobodys_failure() -> None:
+def test_a_deadline_ends_the_whole_query_and_is_not_the_services_failure() -> None:
     async def test(world: World) -> None:
         world.claude.script(hang())
         late = await failure_of(world.ask(timeout_s=0.1))
@@ -317,7 +317,7 @@ def test_when_all_fail_the_error_is_a_group_with_the_reason_of_each() -> None:
     run(test)
 
 
-def test_queries_at_once_keep_their_order_and_one_failure_harms_nobody() -> None:
+def test_queries_at_once_keep_their_order_and_one_failure_harms_no_other() -> None:
     async def test(world: World) -> None:
         from koo.ai.types import Query
 
@@ -397,7 +397,7 @@ def test_an_answer_lost_on_the_way_back_is_booked_at_its_bound() -> None:
     run(test, retry=RetryOptions(attempts_max=1))
 
 
-def test_a_caller_who_leaves_gives_everything_back_and_pays_for_what_was_sent() -> None:
+def test_a_caller_that_leaves_gives_everything_back_and_pays_for_what_was_sent() -> None:
     async def test(world: World) -> None:
         gate = Gate()
         world.claude.script(gate)
@@ -452,7 +452,7 @@ def test_a_caller_who_leaves_gives_everything_back_and_pays_for_what_was_sent() 
         {"metadata": 5},
     ],
 )
-def test_bad_input_is_told_before_anything_is_sent(options: dict[str, Any]) -> None:
+def test_bad_input_raises_before_anything_is_sent(options: dict[str, Any]) -> None:
     async def test(world: World) -> None:
         refused = await failure_of(world.ask(**options))
         assert isinstance(refused, InvalidRequest) and len(str(refused)) < 200
@@ -462,7 +462,7 @@ def test_bad_input_is_told_before_anything_is_sent(options: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("name", ["cloude", "", "x" * 10_000, None, 7, b"claude", ["claude"], {}, "\ud800"])
-def test_an_unknown_service_is_told_with_the_known_ones(name: Any) -> None:
+def test_an_unknown_service_raises_with_the_known_ones(name: Any) -> None:
     """In letters that can be written: a log or a terminal takes no lone surrogate."""
 
     async def test(world: World) -> None:

@@ -161,7 +161,7 @@ def test_clamp_makes_room_beside_what_other_calls_hold() -> None:
     run_virtual(main)
 
 
-def test_a_call_that_others_leave_no_room_is_told_to_come_again_soon() -> None:
+def test_a_call_without_room_is_refused_with_a_short_wait() -> None:
     """What they hold is their worst case, and most of it comes back when they end."""
 
     async def main() -> None:

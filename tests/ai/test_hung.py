@@ -102,7 +102,7 @@ def test_a_hung_service_is_seen_and_its_fallback_answers_in_time(
 
 
 @pytest.mark.parametrize("caller", ["timeout_s", "koo.deadline"])
-def test_a_callers_deadline_is_no_failure_of_a_service_that_is_well(caller: str) -> None:
+def test_a_callers_deadline_is_not_a_failure_of_a_healthy_service(caller: str) -> None:
     """Callers in a hurry, before whom a slow answer never comes: the circuit stays closed for the others."""
 
     async def main() -> None:

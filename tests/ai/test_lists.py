@@ -284,7 +284,7 @@ def test_an_empty_list_has_no_outcomes() -> None:
     run_virtual(main)
 
 
-def test_unknown_services_are_told_beside_the_answers() -> None:
+def test_unknown_services_are_reported_beside_the_answers() -> None:
     async def main() -> None:
         world = ListWorld()
         strange: list[Query] = [Query(service=name, prompt="x") for name in ("nobody", 7, None, ["first"])]  # type: ignore[arg-type]

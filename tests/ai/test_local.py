@@ -555,7 +555,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_the_caller_s_mistake_is_told_and_his_prompt_is_not(case: str) -> None:
+def test_the_callers_mistake_is_raised_without_its_prompt(case: str) -> None:
     request, kind, word = WRONG[case]
     error = asyncio.run(error_of(LocalProvider("local"), request))
     assert isinstance(error, InvalidRequest) and error.kind is kind
@@ -617,7 +617,7 @@ def test_without_the_engine_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     asyncio.run(main())
 
 
-def test_a_file_that_is_no_gguf_file_is_not_given_to_the_engine(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_gguf_file_does_not_reach_the_engine(tmp_path: Path) -> None:
     path = tmp_path / "notes.gguf"
     path.write_text("these are my notes, " * 10)
     error = asyncio.run(error_of(LocalProvider("local", model_path=path), ask()))

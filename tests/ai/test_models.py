@@ -1,4 +1,4 @@
-"""Which models may bill what nobody sees."""
+"""Which models may bill hidden output."""
 
 from __future__ import annotations
 

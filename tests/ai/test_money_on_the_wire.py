@@ -84,7 +84,7 @@ async def spent(
 
 
 @pytest.mark.parametrize("gently", [False, True], ids=["reset", "closed"])
-def test_a_kept_connection_that_is_closed_already_is_nobodys_failure(tmp_path: Path, gently: bool) -> None:
+def test_a_kept_connection_that_is_closed_already_is_not_a_failure(tmp_path: Path, gently: bool) -> None:
     """The server closes before a byte of an answer: nothing was received there, and the query is written once more.
 
     It costs the caller no retry and the breaker no failure, and is billed once.

@@ -42,7 +42,7 @@ def test_each_oddity_has_a_name_of_its_own() -> None:
     ],
     ids=["an end that names a failure", "an error beside content", "nothing said"],
 )
-def test_a_failure_told_as_a_success_is_answered_by_the_next_service(body: bytes) -> None:
+def test_a_failure_disguised_as_a_success_is_answered_by_the_next_service(body: bytes) -> None:
     async def main() -> None:
         async with world() as here:
             here.claude.do(raw(body, content_type=EVENTS))

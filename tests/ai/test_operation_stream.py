@@ -612,7 +612,9 @@ def test_where_no_piece_tells_the_hold_is_booked(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize(("last", "booked"), [({"usd": 1}, 1), ("more than was told", 5)])
-def test_what_is_left_is_booked_at_the_hold_unless_the_last_piece_told(last: Any, booked: int) -> None:
+def test_a_stream_that_is_left_is_booked_at_the_hold_unless_its_last_piece_had_the_cost(
+    last: Any, booked: int
+) -> None:
     async def test(own: Own) -> None:
         stream = own.stream(Library({"usd": 1}, last, "never read").generator)
         await anext(stream)

@@ -258,7 +258,7 @@ def test_an_answer_without_usage_says_nothing(told: object) -> None:
 class Raises:
     @property
     def usage(self) -> object:
-        raise RuntimeError("a property of somebody's own")
+        raise RuntimeError("a property of the application's own")
 
 
 def test_a_property_that_raises_is_not_there() -> None:

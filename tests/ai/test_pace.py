@@ -211,12 +211,12 @@ def test_so_it_is_however_long_answers_take(latency_s: float) -> None:
     assert metered.refused <= 2 and 0.95 * meter.allowed(metered.taken_at[-1]) <= CALLERS
 
 
-def test_a_limit_above_the_places_is_not_broken_by_those_who_wait_for_one() -> None:
+def test_a_limit_above_the_places_is_not_broken_by_callers_waiting_for_one() -> None:
     """With 200 places and a limit of 300, calls that need no cell and calls that book one are counted together."""
     assert ask_all({"requests": Window(300)}, callers=600).refused <= 2
 
 
-def test_a_caller_who_waits_for_nothing_is_refused_and_told_when() -> None:
+def test_a_caller_that_does_not_wait_is_refused_with_the_time_to_return() -> None:
     async def main() -> None:
         world = VirtualWorld(pilots=PILOTS)
         world.provide(Metered(world.clock.monotonic, {"requests": Window(2)}, 0.0, whole=False))

@@ -86,7 +86,7 @@ def test_pieces_that_are_here_cost_no_look_at_the_clock() -> None:
     run_virtual(main)
 
 
-def test_the_readers_time_over_pieces_that_came_together_is_nobodys_latency() -> None:
+def test_the_readers_time_over_pieces_that_came_together_is_not_latency() -> None:
     async def main() -> None:
         world = PortionWorld(
             ["a"] * 5, ["b"] * 5, stall_timeout_s=2.0, timeout_s=20.0, attempt_timeout_s=10.0

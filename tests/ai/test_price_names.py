@@ -130,7 +130,7 @@ def test_a_date_that_the_table_does_not_know_costs_as_much_as_the_dearest_that_i
         ("openai/gpt-5-mini:online", "openai_compatible", OPENROUTER),
         ("openai/gpt-5-mini:extended", "openai_compatible", OPENROUTER),
         ("openrouter/auto", "openai_compatible", OPENROUTER),
-        # Another vendor's model has the price that this vendor asks, which nobody knows.
+        # Another vendor's model has the price that this vendor asks, which is unknown.
         ("anthropic/claude-sonnet-5-5", "openai", None),
         # A tag of a server of one's own, and not OpenRouter's promise.
         ("llama3:free", "openai_compatible", NOWHERE),
@@ -179,12 +179,12 @@ def test_another_model_of_the_service_costs_what_the_table_says() -> None:
     asked: dict[str, Any] = {"model": "prod", "price_as": "gpt-5-mini"}
     assert usd("gpt-5-pro", "openai", **asked) == ("15", "120")
     assert usd("staging", "openai", **asked) == ("0.25", "2")
-    # At an address of which nobody knows the prices, the dearer of the two that it may be.
+    # At an address with unknown prices, the dearer of the two that it may be.
     assert usd("gpt-5-pro", base_url=NOWHERE, **asked) == ("15", "120")
     assert usd("gpt-5-nano", base_url=NOWHERE, **asked) == ("0.25", "2")
 
 
-def test_a_model_that_nobody_knows_stands_for_none() -> None:
+def test_an_unknown_model_stands_for_none() -> None:
     assert find("prod", base_url=NOWHERE, model="prod", price_as="nonsense") is None
 
 

@@ -235,7 +235,7 @@ def test_names_that_callers_make_up_do_not_fill_the_memory(looked_up: list[str])
     assert looked_up.count("made-up-0") == 2
 
 
-def test_the_table_is_not_imported_before_somebody_needs_it() -> None:
+def test_the_table_is_not_imported_before_it_is_needed() -> None:
     code = "import sys, koo.ai.pricing, koo.ai.providers.openai; sys.exit('genai_prices' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

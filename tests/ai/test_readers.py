@@ -1,4 +1,4 @@
-"""Streams and readers: a reader's time is nobody's latency, thinking is no silence, and any task may close a stream."""
+"""Streams and readers: a reader's time is not latency, thinking is not silence, and any task may close a stream."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_model_that_streams_its_thinking_is_not_silent(seconds: int) -> None:
     run_virtual(main)
 
 
-def test_twenty_models_that_think_for_long_are_no_slow_calls() -> None:
+def test_twenty_models_that_think_for_long_are_not_slow_calls() -> None:
     async def main() -> None:
         world = VirtualWorld(daily_budget_usd=None)
         world.first.chunks = [*thoughts(50, 1.0), *words("42", pause_s=1.0)]
@@ -256,7 +256,7 @@ def test_a_stream_may_be_closed_from_another_task_while_its_reader_waits(first_s
     run_virtual(main)
 
 
-def test_a_reader_who_is_cancelled_while_another_task_closes_is_cancelled() -> None:
+def test_a_reader_that_is_cancelled_while_another_task_closes_is_cancelled() -> None:
     async def main() -> None:
         world = VirtualWorld()
         world.first.chunks = [*words("one", pause_s=0.0)[:1], *words("two", pause_s=100.0)]

@@ -158,7 +158,7 @@ def test_only_the_attempt_that_was_answered_is_paid_for() -> None:
     assert [spent_usd] == costs and spent_usd > 0
 
 
-def test_it_is_no_repeat_and_needs_none_to_be_left() -> None:
+def test_it_is_not_a_repeat_and_needs_none_to_be_left() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         server.script(error(500, "server_error"))
         assert (await here.query(Query(service="svc", prompt=PROMPT, max_tokens=100))).text == "Paris."

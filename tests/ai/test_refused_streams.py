@@ -181,7 +181,7 @@ def test_an_answer_passes_whatever_else_can_be_done_with_it(answer: Any) -> None
     run(test)
 
 
-def test_a_shared_client_that_a_function_gives_is_not_closed() -> None:
+def test_a_shared_client_that_a_function_returns_is_not_closed() -> None:
     """A mistake of its caller's, which must not close what others use."""
 
     class Client:

@@ -119,7 +119,7 @@ def test_the_callers_deadline_ends_a_stream_without_blame() -> None:
 
 
 @pytest.mark.parametrize("way", ["aclose", "break", "cancel", "async with"])
-def test_whoever_walks_away_stops_the_provider_and_pays_for_what_was_used(way: str) -> None:
+def test_a_reader_that_walks_away_stops_the_provider_and_pays_for_what_was_used(way: str) -> None:
     async def test(world: World) -> None:
         world.claude.script(stream(["one ", "two "], stall_after=2, ping_only=True))
         chunks: AnswerStream | None = ask(world)
@@ -147,7 +147,7 @@ def test_whoever_walks_away_stops_the_provider_and_pays_for_what_was_used(way: s
     run(test)
 
 
-def test_after_its_end_a_stream_gives_nothing_more() -> None:
+def test_after_its_end_a_stream_yields_nothing_more() -> None:
     async def test(world: World) -> None:
         world.claude.script(stream(["one"]))
         chunks = ask(world)

@@ -110,7 +110,7 @@ def test_silence_is_cut_at_the_bound_of_the_first_content_and_booked_at_the_wors
     run_virtual(main)
 
 
-def test_pings_are_no_first_content() -> None:
+def test_pings_are_not_first_content() -> None:
     async def main() -> None:
         world = VirtualWorld(first_token_timeout_s=7.0, retry=ONCE)
         world.first.chunks = [(1.0, CompletionChunk(model="m"))] * 20
@@ -207,7 +207,7 @@ def test_no_service_is_asked_after_the_deadline() -> None:
 
 @pytest.mark.parametrize("fallback", [(), ("second",), ("second", "first")])
 def test_a_deadline_that_has_passed_already_is_the_deadlines_error(fallback: tuple[str, ...]) -> None:
-    """With a fallback too, of which nobody was asked; and in a batch it is each query's own."""
+    """With a fallback too, which was not called; and in a batch it is each query's own."""
 
     async def main() -> None:
         world = VirtualWorld()

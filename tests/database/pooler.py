@@ -1,4 +1,4 @@
-"""A pooler as small as can be: PostgreSQL's wire protocol, one server's connection lent to whoever has a transaction.
+"""A pooler as small as can be: PostgreSQL's wire protocol, one server connection lent to the client in a transaction.
 
 With `shared=False` each client has a server's connection of its own, as in session mode. Like PgBouncer it makes up the
 process id that it tells its clients.

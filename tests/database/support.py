@@ -41,7 +41,7 @@ def options(url: str, **changes: Any) -> DatabaseOptions:
 
 @asynccontextmanager
 async def opened(url: str, **changes: Any) -> AsyncIterator[Database]:
-    """A `Database` that is closed at the end, and has then nothing checked out and nobody in its queue."""
+    """A `Database` that is closed at the end, and then has nothing checked out and an empty queue."""
     clock: Clock = changes.pop("clock", SYSTEM_CLOCK)
     database = Database(options(url, **changes), clock=clock)
     try:

@@ -190,7 +190,7 @@ def test_its_own_methods_are_guarded_too(any_pg: Place) -> None:
     run(main)
 
 
-def test_a_class_that_is_no_session_is_refused(sqlite_url: str) -> None:
+def test_a_class_that_is_not_a_session_is_refused(sqlite_url: str) -> None:
     not_async: Any = SyncModelSession
     with pytest.raises(
         ConfigurationError, match=r"SyncModelSession.*subclass of sqlalchemy\.ext\.asyncio\.AsyncSession"

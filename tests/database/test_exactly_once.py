@@ -450,7 +450,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("how", SPOILED)
-def test_a_table_that_cannot_be_used_is_told_and_nothing_is_written_without_it(pg: Place, how: str) -> None:
+def test_a_table_that_cannot_be_used_raises_and_nothing_is_written_without_it(pg: Place, how: str) -> None:
     spoil, says = SPOILED[how]
 
     async def main() -> None:
@@ -477,7 +477,7 @@ def test_a_table_that_cannot_be_used_is_told_and_nothing_is_written_without_it(p
     run(main)
 
 
-def test_a_user_without_privileges_is_told_which(pg: Place) -> None:
+def test_a_user_without_privileges_learns_which_are_missing(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg):
             pg.server.sql(

@@ -81,7 +81,7 @@ def test_what_follows_from_each_kind_is_what_users_were_promised() -> None:
             assert not meaning.repeatable and meaning.verdict is FAILURE
 
 
-def test_an_unknown_code_is_the_statements_mistake_and_a_strange_error_nobodys() -> None:
+def test_an_unknown_code_is_the_statements_mistake_and_a_strange_error_counts_against_neither() -> None:
     assert explain(Told(sqlstate="ZZ123")).kind is Kind.INVALID_REQUEST
     assert explain(ValueError("mine")).verdict is NEUTRAL
     assert explain(KeyboardInterrupt()).kind is Kind.CANCELLED
@@ -325,7 +325,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_a_refused_connection_is_tried_again_and_then_told(driver: str) -> None:
+def test_a_refused_connection_is_tried_again_and_then_raised(driver: str) -> None:
     async def main() -> None:
         error = await refused_entry(f"postgresql+{driver}://u:koo-test@127.0.0.1:{free_port()}/d")
         assert error.kind is Kind.CONNECTION and error.attempts == 4
@@ -399,7 +399,7 @@ def test_wrong_passwords_unknown_users_and_a_full_server(driver: str) -> None:
 def test_an_option_of_the_url_that_cannot_be_right(
     pg: Place, driver: str, options_psycopg: str, options_asyncpg: str, kind: Kind, said: str
 ) -> None:
-    """asyncpg is told of TLS by `ssl`, libpq by `sslmode`: whoever takes the one for the other must be told."""
+    """asyncpg's option for TLS is `ssl`, libpq's is `sslmode`: mixing them up must raise."""
 
     async def main() -> None:
         url = pg.server.url("psycopg" if driver == "psycopg" else "asyncpg", pg.database)
@@ -410,7 +410,7 @@ def test_an_option_of_the_url_that_cannot_be_right(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_another_server_behind_the_port_is_no_refused_password(driver: str) -> None:
+def test_another_server_behind_the_port_is_not_a_refused_password(driver: str) -> None:
     async def speak_http(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
@@ -450,7 +450,7 @@ async def fill(url: str) -> None:
             assert isinstance(error, DatabaseUnavailable) and error.kind is Kind.OVERLOADED
 
 
-def test_a_file_that_is_no_database_and_a_folder_that_cannot_be_made(tmp_path: object) -> None:
+def test_a_file_that_is_not_a_database_and_a_folder_that_cannot_be_made(tmp_path: object) -> None:
     async def main() -> None:
         nonsense = f"{tmp_path}/nonsense.db"
         with open(nonsense, "w") as file:  # noqa: ASYNC230, PTH123

@@ -110,7 +110,7 @@ def test_drained_new_scopes_are_refused_and_those_inside_are_waited_for(url: str
     run(main)
 
 
-def test_a_drain_whose_time_is_over_says_who_is_left_and_cuts_nobody_off(url: str) -> None:
+def test_a_drain_whose_time_is_over_names_the_scopes_that_are_left_and_cuts_none_off(url: str) -> None:
     async def main() -> None:
         async with opened(url) as database:
             inside, go = held(database)

@@ -93,7 +93,7 @@ def test_the_promised_shapes(url: str) -> None:
     run(main)
 
 
-def test_nothing_that_is_told_holds_the_password(pg: Place) -> None:
+def test_no_answer_contains_the_password(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             async with database.session_scope() as session:

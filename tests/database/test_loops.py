@@ -137,8 +137,8 @@ def test_closing_does_not_wait_for_ever(pg: Place) -> None:
     asyncio.run(main())
 
 
-def test_closing_refuses_who_waits_at_once_and_opens_nothing_for_those_it_cuts_off(pg: Place) -> None:
-    """A waiter that took a place which closing had freed would open a connection that nobody closes; so would the
+def test_closing_refuses_waiting_callers_at_once_and_opens_nothing_for_those_it_cuts_off(pg: Place) -> None:
+    """A waiter that took a place which closing had freed would open a connection that stays open; so would the
     first statement of a scope, begun again because its connection was cut off."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Lost connections: what nobody sees, what is run again, what is told, and what is never repeated."""
+"""Lost connections: what stays unseen, what is run again, what is raised, and what is never repeated."""
 
 # ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
 
@@ -59,7 +59,7 @@ async def warm(database: Database, count: int, statement: TextClause = ONE) -> N
     await asyncio.gather(*(one(n) for n in range(count)))
 
 
-# ── before the first statement: nobody sees it ────────────────────────────────────────────────────────────────────
+# ── before the first statement: it stays unseen ────────────────────────────────────────────────────────────────────
 
 
 def test_backends_terminated_between_scopes_are_not_seen(any_pg: Place) -> None:
@@ -265,7 +265,7 @@ def test_nothing_is_replayed_with_pending_objects(pg: Place) -> None:
     run(main)
 
 
-def test_nothing_is_replayed_when_somebody_holds_the_connection(pg: Place) -> None:
+def test_nothing_is_replayed_while_the_block_holds_the_connection(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
             with pytest.raises(DBAPIError):
@@ -377,7 +377,7 @@ def test_a_fetch_ends_at_the_deadline_on_the_server_too(pg: Place) -> None:
     run(main)
 
 
-def test_a_deadline_between_two_fetches_is_told_as_one(pg: Place) -> None:
+def test_a_deadline_between_two_fetches_is_raised_as_one(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             expired = asyncio.Event()
@@ -424,7 +424,7 @@ def test_two_tasks_that_fetch_from_one_session_at_once_are_a_clear_error(pg: Pla
 
 
 @pytest.mark.parametrize(("when", "rows"), [("before", []), ("after", [1])])
-def test_a_cut_commit_is_told_once_and_never_run_again(
+def test_a_cut_commit_is_raised_once_and_never_run_again(
     any_pg: Place, when: Literal["before", "after"], rows: list[int]
 ) -> None:
     runs = 0
@@ -478,7 +478,7 @@ def test_a_commit_inside_the_block_that_is_lost_is_raised_where_it_was_sent(pg: 
                         await session.commit()
                     await session.rollback()
                 assert database.get_pool_metrics()["errors"]["unknown_commits"] == 1
-                assert "commit_unknown" in database.get_health()["conditions"], "until somebody has looked"
+                assert "commit_unknown" in database.get_health()["conditions"], "until an operator has looked"
                 assert await notes(database) == [1]
 
     run(main)
@@ -508,7 +508,7 @@ def test_a_cancellation_during_a_commit_that_is_lost_goes_up_and_carries_the_dou
     run(main)
 
 
-def test_a_lost_commit_of_a_read_only_scope_is_no_riddle(pg: Place) -> None:
+def test_a_lost_commit_of_a_read_only_scope_is_not_in_doubt(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             url = through(proxy, pg.server, pg.driver, pg.database)
@@ -671,7 +671,7 @@ def test_an_idle_transaction_loses_its_locks_at_the_deadline(pg: Place) -> None:
                 async with database.make_scope(deadline=loop.time() + 0.5) as session:
                     await session.execute(text("LOCK TABLE notes"))
                     locked.set()
-                    await remembered.wait()  # nobody cancels this
+                    await remembered.wait()  # this is not cancelled
                     return "it went on"
 
             forgetting = asyncio.create_task(forgetful())

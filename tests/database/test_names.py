@@ -57,7 +57,7 @@ def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
     ],
     ids=repr,
 )
-def test_libpq_is_told_each_address_as_one_to_try(
+def test_libpq_gets_each_address_as_one_to_try(
     parameters: dict[str, Any], told: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)

@@ -24,7 +24,7 @@ def _all_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "koo")
 
 
-def test_a_full_pool_is_logged_with_who_holds_it_and_then_counted(
+def test_a_full_pool_is_logged_with_its_holders_and_then_counted(
     sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:

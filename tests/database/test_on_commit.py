@@ -132,7 +132,9 @@ def test_a_hook_runs_once_though_the_block_commits_twice(url: str) -> None:
     run(main)
 
 
-def test_a_hook_that_fails_is_told_and_fails_nothing(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hook_that_fails_is_logged_and_fails_nothing_else(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             handled: list[object] = []
@@ -233,7 +235,7 @@ def test_a_caller_that_is_cancelled_has_the_rest_run_without_it(url: str) -> Non
     run(main)
 
 
-def test_any_other_session_and_what_is_no_function_are_refused(sqlite_url: str) -> None:
+def test_any_other_session_and_anything_but_a_function_are_refused(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             async with database.session_scope() as session:

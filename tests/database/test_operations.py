@@ -117,7 +117,7 @@ def test_of_two_at_once_the_second_waits_and_gets_the_firsts_result(url: str) ->
     run(main)
 
 
-def test_one_that_does_not_wait_is_told_that_the_key_is_in_use(pg: Place) -> None:
+def test_one_that_does_not_wait_learns_that_the_key_is_in_use(pg: Place) -> None:
     async def main() -> None:
         async with keyed(pg.url) as database:
             async with database.session_scope() as session, database.session_scope() as other:

@@ -158,7 +158,7 @@ def test_a_rollback_clears_what_a_failed_statement_has_spoiled(pg: Place) -> Non
     run(main)
 
 
-def test_after_a_rollback_an_earlier_conflict_is_no_reason_to_repeat(pg: Place) -> None:
+def test_after_a_rollback_an_earlier_conflict_is_not_a_reason_to_repeat(pg: Place) -> None:
     runs = 0
 
     async def main() -> None:

@@ -51,7 +51,7 @@ def test_callers_are_served_in_the_order_in_which_they_came(url: str) -> None:
             for n in range(6):
                 waiting.append(asyncio.create_task(stand(n)))
                 await until(lambda n=n: database.pool_queue.waiting == n + 1)  # type: ignore[misc]
-            # Whoever leaves the line passes nothing on, and holds nobody up.
+            # A waiter that leaves the queue passes nothing on, and holds no other up.
             waiting[1].cancel()
             go.set()
             await asyncio.gather(*holders, *waiting, return_exceptions=True)
@@ -79,7 +79,7 @@ def test_a_waiter_that_is_cancelled_in_its_very_turn_passes_it_on(url: str) -> N
     run(main)
 
 
-def test_a_full_pool_is_told_with_who_holds_it_and_is_no_failure(url: str) -> None:
+def test_a_full_pool_is_refused_naming_its_holders_and_is_not_a_failure(url: str) -> None:
     async def main() -> None:
         async with opened(url, **SMALL, pool_timeout_s=1.0) as database:
             go = asyncio.Event()
@@ -118,7 +118,7 @@ def test_a_caller_with_less_time_waits_no_longer_than_that(url: str) -> None:
     run(main)
 
 
-def test_a_task_that_waits_for_itself_is_told(url: str) -> None:
+def test_a_task_that_waits_for_itself_is_told_so_in_the_refusal(url: str) -> None:
     async def main() -> None:
         async with (
             opened(url, pool_size=1, max_overflow=0, pool_timeout_s=1.0) as database,
@@ -131,7 +131,7 @@ def test_a_task_that_waits_for_itself_is_told(url: str) -> None:
     run(main)
 
 
-def test_nobody_waits_in_the_pool_when_a_connect_fails(pg: Place) -> None:
+def test_no_caller_waits_in_the_pool_when_a_connect_fails(pg: Place) -> None:
     """SQLAlchemy's own waiters would sit out their whole time beside the free place."""
 
     async def main() -> None:
@@ -158,7 +158,7 @@ def test_nobody_waits_in_the_pool_when_a_connect_fails(pg: Place) -> None:
 
 
 def test_a_full_pool_names_the_line_the_age_and_the_first_words_of_each_holder(url: str) -> None:
-    """Not the task, which nobody named, and no value of a statement."""
+    """Not the task, which has no name, and no value of a statement."""
 
     async def leak(database: Database, until_set: asyncio.Event) -> None:
         async with database.session_scope() as session:  # this line is named

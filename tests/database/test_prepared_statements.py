@@ -115,7 +115,7 @@ def test_prepared_at_once_where_the_url_says_so(pg: Place) -> None:
 
 
 @pytest.mark.parametrize("said", ["prepare_threshold=often", "statement_cache_size=large"])
-def test_a_number_in_the_url_that_is_none_is_told_as_what_it_is(pg: Place, said: str) -> None:
+def test_an_invalid_number_in_the_url_is_reported_as_such(pg: Place, said: str) -> None:
     if ("threshold" in said) != (pg.driver == "psycopg"):
         pytest.skip("an option of the other driver")
 

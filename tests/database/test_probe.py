@@ -255,7 +255,7 @@ async def behind(proxy: FaultProxy, place: Place) -> AsyncIterator[tuple[Databas
 
 
 async def refuse(database: Database, proxy: FaultProxy) -> None:
-    """Nobody comes through any more, until the breaker is open."""
+    """No call gets through any more, until the breaker is open."""
     await proxy.refuse()
     proxy.reset_all()
     while database.guard.breaker.phase is not OPEN:
@@ -313,7 +313,7 @@ def test_a_restart_of_four_seconds_is_an_outage_of_six(pg: Place) -> None:
 
 @pytest.mark.parametrize(("state", "each_second"), [("53300", True), ("28P01", False)])
 def test_only_a_refused_user_is_not_asked_each_second(state: str, each_second: bool) -> None:
-    """Directories lock an account after a few wrong passwords, and poolers refuse whoever tries too often."""
+    """Directories lock an account after a few wrong passwords, and poolers refuse clients that try too often."""
 
     async def main() -> None:
         met = 0

@@ -207,7 +207,7 @@ def test_a_block_that_commits_in_its_own_words_has_no_marker_there_and_is_well(p
     run(main)
 
 
-def test_a_privilege_that_is_taken_away_rolls_back_and_is_told_and_given_again_it_goes_on(pg: Place) -> None:
+def test_a_revoked_privilege_rolls_back_and_raises_and_granted_again_it_works(pg: Place) -> None:
     """It was there when koo looked; the next look, and the table's alert, say what is missing."""
 
     async def main() -> None:

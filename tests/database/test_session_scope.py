@@ -260,7 +260,7 @@ def test_begin_is_said_on_entry_and_costs_no_round_trip(pg: Place) -> None:
         ("not a url hunter2", "DATABASE_URL"),
     ],
 )
-def test_a_url_that_cannot_be_right_is_told_without_its_password(bad: str, tells: str) -> None:
+def test_an_invalid_url_is_refused_without_its_password(bad: str, tells: str) -> None:
     with pytest.raises(ConfigurationError, match=tells) as caught:
         Database(DatabaseOptions(url=bad))
     assert "hunter2" not in str(caught.value)

@@ -131,7 +131,7 @@ def test_a_reader_may_set_a_savepoint(sqlite_url: str) -> None:
     run(main)
 
 
-def test_a_write_after_a_savepoint_is_no_conflict(sqlite_url: str) -> None:
+def test_a_write_after_a_savepoint_is_not_a_conflict(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             async with database.session_scope() as session, session.begin_nested():
@@ -281,7 +281,7 @@ def test_fifty_writers_at_once_each_have_their_turn(url: str) -> None:
     run(main)
 
 
-def test_reading_then_writing_beside_other_writers_is_no_conflict(sqlite_url: str) -> None:
+def test_reading_then_writing_beside_other_writers_is_not_a_conflict(sqlite_url: str) -> None:
     """BUSY_SNAPSHOT: a deferred transaction that read before a foreign write could never write."""
 
     async def main() -> None:
@@ -290,7 +290,7 @@ def test_reading_then_writing_beside_other_writers_is_no_conflict(sqlite_url: st
                 assert list((await session.scalars(SELECT)).all()) == []
                 await insert(database, 1)
                 await session.execute(INSERT, {"n": 2})
-                # From its first write on nobody else writes.
+                # From its first write on no other connection writes.
                 assert list((await session.scalars(SELECT)).all()) == [1, 2]
             assert await notes(database) == [1, 2]
             assert database.get_pool_metrics()["errors"]["total"] == 0
@@ -317,7 +317,7 @@ def test_a_select_for_update_is_the_writer_from_then_on(url: str) -> None:
     run(main)
 
 
-def test_a_transaction_keeps_its_snapshot_and_shows_nobody_a_conflict(sqlite_url: str) -> None:
+def test_a_transaction_keeps_its_snapshot_and_its_caller_sees_no_conflict(sqlite_url: str) -> None:
     runs = 0
 
     async def main() -> None:
@@ -359,7 +359,7 @@ def test_after_a_conflict_the_repeat_is_the_writer_from_its_start(sqlite_url: st
     run(main)
 
 
-def test_a_reader_keeps_one_snapshot_and_waits_for_nobody(sqlite_url: str) -> None:
+def test_a_reader_keeps_one_snapshot_and_never_waits(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             async with database.session_scope() as writer:
@@ -420,7 +420,7 @@ def test_writers_are_served_in_the_order_in_which_they_came(sqlite_url: str) -> 
     run(main)
 
 
-def test_a_writer_in_a_writer_is_told_at_once_and_not_after_a_timeout(sqlite_url: str) -> None:
+def test_a_writer_in_a_writer_is_refused_at_once_not_after_a_timeout(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             async with database.session_scope() as outer:
@@ -462,7 +462,7 @@ def test_another_process_that_writes_is_waited_for(sqlite_url: str, tmp_path: Pa
     run(main)
 
 
-def test_another_process_that_never_ends_is_told_in_time(sqlite_url: str, tmp_path: Path) -> None:
+def test_another_process_that_never_ends_raises_in_time(sqlite_url: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url, pool_timeout_s=1.0) as database:
             other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)

@@ -155,7 +155,7 @@ def test_what_a_cancelled_caller_has_not_begun_is_not_begun(tmp_path: Path, when
 
 
 def test_a_statement_that_fails_in_its_rows_keeps_no_lock(tmp_path: Path) -> None:
-    """The error's traceback lives as long as somebody keeps it, and would keep the statement open."""
+    """The error's traceback lives as long as it is kept, and would keep the statement open."""
 
     async def main() -> None:
         async with on_file(tmp_path / "test.db") as one:
@@ -183,7 +183,7 @@ def test_streamed_rows_of_a_first_write_belong_to_the_transaction(sqlite_url: st
     run(main)
 
 
-def test_a_lock_of_the_scopes_own_is_told_at_once(sqlite_url: str) -> None:
+def test_a_lock_of_the_scopes_own_raises_at_once(sqlite_url: str) -> None:
     """Only until its transaction has begun is a statement tried again: the pauses are for other processes."""
     pauses = []
 

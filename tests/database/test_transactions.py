@@ -588,7 +588,7 @@ def test_only_coroutine_functions_can_be_run_again(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "3"])
-def test_a_number_of_repeats_that_is_none_is_told_at_decoration(wrong: Any) -> None:
+def test_an_invalid_number_of_repeats_raises_at_decoration(wrong: Any) -> None:
     with pytest.raises(ValueError, match="max_retries"):
         make_transactional(lambda: pytest.fail("not asked"))(max_retries=wrong)
 

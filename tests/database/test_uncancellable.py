@@ -72,7 +72,7 @@ def test_a_cancellation_waits_for_the_end(way: Way, turns: int) -> None:
 
 
 @ways
-def test_a_timeout_around_it_is_told_afterwards(way: Way) -> None:
+def test_a_timeout_around_it_is_raised_afterwards(way: Way) -> None:
     async def main() -> None:
         done = False
 

@@ -39,7 +39,9 @@ def test_a_user_id_without_a_name_and_a_url_without_a_user(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("wrong", ["eighty", "8e3", ""])
-def test_a_variable_of_the_environment_that_is_no_port(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_of_the_environment_that_is_not_a_port(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PGPORT", wrong or "5432,x")
     error = refusal("postgresql+asyncpg://u@127.0.0.1/d")
     assert (error.reason, error.kind) == (UNREADABLE, Kind.NOT_CONFIGURED)

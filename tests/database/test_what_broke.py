@@ -54,7 +54,7 @@ async def fail(database: Database) -> DatabaseUnavailable:
         ("sqlite+aiosqlite://", None, None, ":memory:"),
     ],
 )
-def test_which_database_it_is_never_says_who_asks(
+def test_the_name_of_a_database_never_contains_its_user(
     url: str, host: str | None, port: int | None, name: str | None
 ) -> None:
     assert server_of(make_url(url)) == {"host": host, "port": port, "name": name}
@@ -152,7 +152,7 @@ def test_what_answers_again_is_said_with_the_time_that_is_left(pg: Place) -> Non
             assert refused.retry_after_s is not None and 2.0 < refused.retry_after_s < 8.0
             body = json.loads(problem_answer(refused).body)
             assert body["answers_since"] == since and body["last_error"]["kind"] == "connection"
-            # Whoever comes when it was told to is let in, if the looks of these seconds are answered as well.
+            # A caller that returns on time is admitted, if the probes of these seconds succeed as well.
             for _ in range(int(refused.retry_after_s)):
                 clock.now += 1.0
                 await database.health_check()
@@ -167,7 +167,7 @@ def test_what_answers_again_is_said_with_the_time_that_is_left(pg: Place) -> Non
     run(main)
 
 
-def test_a_full_pool_says_who_waits_only_where_somebody_does(pg: Place) -> None:
+def test_a_full_pool_mentions_waiting_callers_only_if_there_are_any(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url, pool_size=1, max_overflow=0, pool_timeout_s=1.0) as database:
             async with database.session_scope():

@@ -1,4 +1,4 @@
-"""Where a scope stands: found in its task when somebody asks, and no value of a statement is ever shown."""
+"""Where a scope is open: found in its task on demand, and no value of a statement is ever shown."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Said(Exception):
 
 
 @pytest.mark.parametrize("code", sorted(REPORTED))
-def test_a_report_is_no_loss_and_no_failure_and_the_same_code_as_last_word_may_be(code: str) -> None:
+def test_a_report_is_neither_loss_nor_failure_but_the_same_code_as_last_word_may_be(code: str) -> None:
     state = code if len(code) == 5 else f"{code}0ZZ"
     report = explain(Said(state, "ERROR"))
     assert report is REPORTED[code]

@@ -275,7 +275,7 @@ class Explorer:
             world,
             "look",
             refused or permit is not None or ran_out,
-            "it does not refuse, and lets nobody through",
+            "it does not refuse, but admits no call",
         )
         self.must(
             world,
@@ -460,9 +460,7 @@ class Explorer:
             self.must(world, "reported", not (fine and refuses), f"{state} and refuses")
             over = breaker.phase is OPEN and world.now >= breaker.opens_until()
             passes = breaker.override in (DISABLED, METRICS_ONLY) or over
-            self.must(
-                world, "reported", not is_open or refuses or passes, f"{state} and lets everybody through"
-            )
+            self.must(world, "reported", not is_open or refuses or passes, f"{state} and admits every call")
             if (
                 breaker.override is not DISABLED
                 and breaker.phase is HALF_OPEN
@@ -471,7 +469,7 @@ class Explorer:
                 self.must(world, "reported", state is names.DEGRADED, f"{state} while it is being tested")
 
     def check_recovery(self, world: World) -> None:
-        """Nobody who is out ever comes back; whoever is let through from now on succeeds at once."""
+        """No running call ever returns; every call admitted from now on succeeds at once."""
         world = world.clone()
         breaker = world.breaker
         if breaker.override in (FORCED_OPEN, DISABLED):

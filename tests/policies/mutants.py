@@ -19,7 +19,7 @@ from types import ModuleType
 from koo.policies import breaker as real
 
 SHARED = ("Phase", "Override", "Trigger", "Permit")
-"""Classes that a mutant keeps: another `Phase` would be unequal to everybody else's."""
+"""Classes that a mutant keeps: another `Phase` would be unequal to all others."""
 FIXED = {"self", *vars(real), *vars(builtins)}
 """Names that mean themselves in a pattern; any other is a local variable."""
 
@@ -45,7 +45,7 @@ class Mutant:
         tree.body = [
             node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name in SHARED)
         ]
-        # The table is another file's: what a mutant does to it must not be done to everybody's.
+        # The table is another file's: a mutant must change only its own copy.
         tree.body += ast.parse("TRANSITIONS = dict(TRANSITIONS)").body
         if self.method:
             replace(self.method_in(tree), self.old, self.new)

@@ -26,7 +26,7 @@ BEAT_MS = 1000
 TICK_MS = 250
 BEATS = 130
 LIMITS = {"tag": 400, "service": 900}
-"""`tag` was set by somebody, `service` is a default."""
+"""`tag` was set, `service` is a default."""
 BOUND = 20
 PURSES = Purses
 """What a world's processes are made of; a test that takes a rule out puts its own here."""

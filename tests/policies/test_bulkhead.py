@@ -1,4 +1,4 @@
-"""Bulkhead: first come, first served; nobody is lost; and a ramp after an outage."""
+"""Bulkhead: first come, first served; no waiter is lost; and a ramp after an outage."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Caller:
         self.woken = True
 
 
-def test_who_leaves_hands_the_slot_to_who_has_waited_longest() -> None:
+def test_a_call_that_leaves_hands_its_slot_to_the_longest_waiter() -> None:
     slots, callers = Bulkhead(1), [Caller(n) for n in range(3)]
     assert slots.take()
     slots.line.extend(callers)
     for caller in callers:
-        assert not slots.take(), "nobody barges in"
+        assert not slots.take(), "a newcomer does not barge in"
         slots.give_back()
         assert caller.woken and slots.used == 1
     slots.give_back()
     assert slots.used == 0 and slots.take()
 
 
-def test_who_gave_up_is_passed_over() -> None:
+def test_a_waiter_that_gave_up_is_passed_over() -> None:
     slots, first, second = Bulkhead(1), Caller(1), Caller(2)
     slots.take()
     slots.line.extend([first, second])
@@ -46,7 +46,7 @@ def test_who_gave_up_is_passed_over() -> None:
     assert slots.used == 1
 
 
-def test_who_gives_up_when_just_handed_a_slot_hands_it_on() -> None:
+def test_a_waiter_that_gives_up_when_just_handed_a_slot_hands_it_on() -> None:
     slots, first, second = Bulkhead(1), Caller(1), Caller(2)
     slots.take()
     slots.line.extend([first, second])
@@ -68,7 +68,7 @@ def test_who_gives_up_when_just_handed_a_slot_hands_it_on() -> None:
     ),
 )
 @settings(deadline=None, max_examples=300)
-def test_nobody_is_lost_and_nobody_overtakes(limit: int, acts: list[tuple[str, int]]) -> None:
+def test_no_waiter_is_lost_and_none_overtakes(limit: int, acts: list[tuple[str, int]]) -> None:
     """Callers come, leave, give up in line, or just after they were handed a slot; and a ramp begins and widens."""
     slots, inside, line, served, numbers = Bulkhead(limit), list[int](), list[Caller](), list[int](), 0
     for act, pick in acts:
@@ -104,7 +104,7 @@ def test_nobody_is_lost_and_nobody_overtakes(limit: int, acts: list[tuple[str, i
                 inside.append(caller.number)
                 served.append(caller.number)
         assert slots.used == len(inside) <= limit
-        assert not line or slots.used >= slots.cap, "a free slot, and somebody waits"
+        assert not line or slots.used >= slots.cap, "a free slot, and a call waits"
         assert served == sorted(served), "overtaken"
 
 
@@ -144,7 +144,7 @@ def test_what_runs_elsewhere_runs_on() -> None:
     assert sum(slots.take() for _ in range(100)) == 4
 
 
-def test_a_ramp_that_widens_wakes_who_waits_in_order() -> None:
+def test_a_ramp_that_widens_wakes_waiters_in_order() -> None:
     slots, callers = Bulkhead(100), [Caller(n) for n in range(10)]
     slots.narrow(2, 0.0)
     assert slots.take() and slots.take() and not slots.take()
@@ -155,7 +155,7 @@ def test_a_ramp_that_widens_wakes_who_waits_in_order() -> None:
     assert all(caller.woken for caller in callers) and slots.used == 12 <= slots.cap
 
 
-def test_during_a_ramp_who_leaves_hands_his_slot_on() -> None:
+def test_during_a_ramp_a_call_that_leaves_hands_its_slot_on() -> None:
     slots, caller = Bulkhead(3), Caller(1)
     slots.narrow(1, 0.0)
     assert slots.take() and not slots.take()

@@ -192,7 +192,7 @@ ACTS = st.sampled_from(
 def test_units_granted_ahead_are_the_same_units(
     steps: list[tuple[float, str, int]], sizes: tuple[int, int, int], start: float
 ) -> None:
-    """Whoever looks whenever sees what he would see if each call had looked at each count."""
+    """At any moment the counts read as if each call had checked each of them."""
 
     def three() -> tuple[Count, ...]:
         short, long = minute(sizes[0], start), minute(sizes[1], start, 3600.0)

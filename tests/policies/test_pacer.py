@@ -55,13 +55,13 @@ def test_a_caller_behind_others_hears_how_long_it_waits_at_least() -> None:
     assert pacer.wait_s(0.0, 10) == pytest.approx(51.0), "there is nothing before the limit is full"
 
 
-def test_time_that_nobody_used_is_not_saved_up() -> None:
+def test_unused_time_is_not_saved_up() -> None:
     pacer = told(LimitLeft(200, 10, 50.0))
     pacer.take(0.0)
     assert times(pacer, 2, now=30.0) == [30.0, pytest.approx(30.0 + 20.0 / 9)]
 
 
-def test_a_cell_that_nobody_used_goes_back() -> None:
+def test_an_unused_cell_goes_back() -> None:
     pacer = told(LimitLeft(200, 10, 50.0))
     pacer.take(0.0)
     assert pacer.wait_s(0.0) == 5.0
@@ -82,7 +82,7 @@ def test_calls_that_left_after_the_one_that_was_answered_are_taken_off() -> None
     assert burst(pacer, 2.0) < 10 + 1
 
 
-def test_calls_on_the_short_way_are_counted_when_somebody_asks() -> None:
+def test_calls_on_the_short_way_are_counted_on_demand() -> None:
     pacer = told(LimitLeft(50, 20, 60.0))
     pacer.count(21)
     assert pacer.wait_s(0.0) == 61.0, "twenty have left since, and none of them booked a cell"
@@ -165,7 +165,7 @@ def test_when_a_limit_that_was_used_up_should_be_full_one_call_asks_and_the_othe
     assert not pacer.must_follow(33.0, ended=2) and burst(pacer, 33.0) > 40
 
 
-def test_after_a_quiet_time_a_limit_is_full_and_nobody_asks() -> None:
+def test_after_a_quiet_time_a_limit_is_full_without_a_pilot() -> None:
     pacer = told(LimitLeft(50, 0, 30.0))
     assert not pacer.wait_s(100.0) and not pacer.must_follow(100.0, ended=1)
     assert burst(pacer, 100.0) > 40
@@ -261,7 +261,7 @@ def test_after_a_429_one_call_asks_and_answers_to_earlier_calls_say_nothing() ->
     assert not pacer.asks
 
 
-def test_without_answers_that_say_something_a_429_is_no_doubt() -> None:
+def test_without_informative_answers_a_429_raises_no_doubt() -> None:
     """An operation of one's own is never heard, so nothing would end it."""
     pacer = Pacer()
     pacer.doubt(30)

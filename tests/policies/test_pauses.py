@@ -111,7 +111,7 @@ def test_a_block_without_an_end_stays_and_one_with_an_end_goes() -> None:
     assert blocks.expire(99.0) == [] and blocks.expire(100.0) == ["a"] and bool(blocks)
 
 
-def test_a_block_whose_time_is_over_refuses_nobody_though_it_was_not_swept_yet() -> None:
+def test_a_block_whose_time_is_over_refuses_no_call_although_it_was_not_swept_yet() -> None:
     blocks = KeyBlocks()
     blocks.set("a", "spent", 0.0, until=100.0)
     assert blocks.find("a", 99.9) is not None and blocks.find("a", 100.0) is None and bool(blocks)

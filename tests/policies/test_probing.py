@@ -183,7 +183,7 @@ def test_a_unit_of_a_process_that_was_killed_is_anothers_after_five_beats() -> N
     assert other.closed
 
 
-def test_who_does_not_use_its_unit_gives_it_back_and_lets_the_others_ask_first() -> None:
+def test_a_process_that_does_not_use_its_unit_gives_it_back_and_lets_the_others_ask_first() -> None:
     unit, terms = Unit(), Terms(KEY, 1, RECOVERY_S, 1.0)
     idle = Sight(is_closed=False, is_open=False, is_due=True, is_probing=False, is_wanted=True, given=7)
     assert unit.ask(terms, idle, 0.0) == ProbeAsk(KEY, 1, HELD_BEATS, 1, False)
@@ -194,7 +194,7 @@ def test_who_does_not_use_its_unit_gives_it_back_and_lets_the_others_ask_first()
     assert unit.ask(terms, idle, UNUSED_BEATS + 3.0) == ProbeAsk(KEY, 1, HELD_BEATS, 1, False)
 
 
-def test_nobody_asks_for_a_guard_that_nobody_calls() -> None:
+def test_no_process_asks_for_a_guard_without_calls() -> None:
     sight = Sight(is_closed=False, is_open=False, is_due=True, is_probing=False, is_wanted=False, given=0)
     assert Unit().ask(Terms(KEY, 1, RECOVERY_S, 1.0), sight, 0.0) is None
 

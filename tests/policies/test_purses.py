@@ -139,7 +139,7 @@ def test_the_further_away_the_store_the_more_a_purse_keeps(trip_ms: int, calls: 
     assert held_at_once == calls
 
 
-def test_a_call_that_runs_for_long_is_told_once() -> None:
+def test_a_call_that_runs_for_long_is_reported_once() -> None:
     """Else a process with one long stream would write ten times a second for nothing."""
     party = Party(day=100)
     purses = party.process()
@@ -413,7 +413,7 @@ def test_a_process_that_was_written_off_goes_on_under_another_name() -> None:
     assert party.row("day").booked == 30  # It still holds what it may spend.
 
 
-def test_a_store_that_is_an_older_copy_of_itself_grants_nothing_until_all_have_told() -> None:
+def test_a_store_that_is_an_older_copy_of_itself_grants_nothing_until_all_have_reported() -> None:
     party = Party(day=100)
     one, new = party.process(), party.process()
     party.ask(one, 30)
@@ -508,7 +508,7 @@ def test_a_fork_begins_empty_and_under_a_name_of_its_own() -> None:
 # ---- limits --------------------------------------------------------------------------------------------------------
 
 
-def test_a_lower_limit_counts_at_once_and_a_higher_one_when_no_process_told_the_lower() -> None:
+def test_a_lower_limit_counts_at_once_and_a_higher_one_when_no_process_reports_the_lower() -> None:
     party = Party(day=100)
     low, high = party.process(day=50), party.process()
     party.turn(high)
@@ -554,7 +554,9 @@ def test_without_the_store_a_default_budget_goes_on_to_its_limit_and_a_set_one_d
     assert (party.row("default").booked, party.row("default").spent) == (10, 10)
 
 
-def test_what_is_held_without_the_store_is_booked_as_soon_as_it_is_told_and_a_kill_leaves_it_there() -> None:
+def test_what_is_held_without_the_store_is_booked_as_soon_as_it_is_reported_and_a_kill_leaves_it_there() -> (
+    None
+):
     """A call may run for an hour after the store is back, and its process may be killed in that hour."""
     party = Party(day=100)
     purses, other = party.process(), party.process()

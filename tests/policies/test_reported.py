@@ -144,7 +144,7 @@ def test_an_operators_word_is_seen() -> None:
 
 
 @pytest.mark.parametrize("story", ["o", "h"])
-def test_a_disabled_breaker_refuses_nobody_and_reports_no_refusal(story: str) -> None:
+def test_a_disabled_breaker_refuses_no_call_and_reports_no_refusal(story: str) -> None:
     breaker = after(story)
     breaker.set_override(DISABLED)
     state, why = database_state(Evidence(breaker))

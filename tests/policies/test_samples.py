@@ -40,7 +40,7 @@ def test_an_idle_minute_takes_no_room() -> None:
         ["healthy", *[0] * 10, [], ["1"]],
     ],
 )
-def test_what_is_no_sample_is_an_error_and_no_sample(values: list[object]) -> None:
+def test_what_is_not_a_sample_raises(values: list[object]) -> None:
     with pytest.raises((ValueError, TypeError)):
         Sample.unpacked(values)
 

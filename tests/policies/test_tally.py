@@ -45,7 +45,7 @@ def test_many_at_once_are_as_one_after_another(latencies: list[float], step_s: f
     assert many.last_success_at == single.last_success_at
 
 
-def test_without_any_success_there_is_no_latency_and_the_rate_is_one() -> None:
+def test_without_any_success_the_latency_is_zero_and_the_rate_is_one() -> None:
     empty = Bucket()
     assert (empty.percentile_s(0.5), empty.mean_s(), empty.success_rate()) == (0.0, 0.0, 1.0)
 
@@ -112,7 +112,7 @@ def test_refusals_are_counted_apart_and_first_successes_feed_the_retry_budget() 
     assert tally.first_successes == 1
 
 
-def test_a_bucket_ends_after_its_seconds_whoever_looks() -> None:
+def test_a_bucket_ends_after_its_seconds_without_being_read() -> None:
     tally = Tally(0.0)
     tally.record_success(1.0, False, True, 1.0)
     tally.roll(BUCKET_S)

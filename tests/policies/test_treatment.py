@@ -59,7 +59,7 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     (KeyError("x"), NEUTRAL, False),
     (IndexError("x"), NEUTRAL, False),
     (AttributeError("x"), NEUTRAL, False),
-    # What this machine lacks is nobody's failure, and may be there a moment later.
+    # What this machine lacks is not a failure of the other side, and may be there a moment later.
     (OSError(errno.EMFILE, "Too many open files"), NEUTRAL, True),
     (OSError(errno.ENFILE, "Too many open files in system"), NEUTRAL, True),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), NEUTRAL, True),
@@ -152,7 +152,7 @@ def test_a_fault_carries_the_servers_hint_and_what_was_billed() -> None:
     assert not fault_of(cut).billed, "unless the provider says so"
 
 
-def test_only_a_refused_key_is_blocked_and_an_unreachable_host_is_everybodys() -> None:
+def test_only_a_refused_key_is_blocked_and_an_unreachable_host_concerns_all_models() -> None:
     blocked = {kind: treatment.block for kind, treatment in TREATMENTS.items() if treatment.block}
     assert blocked == {Kind.AUTH: "service", Kind.PERMISSION: "model"}
     assert {kind for kind, treatment in TREATMENTS.items() if treatment.reach == "service"} == {

@@ -119,7 +119,7 @@ def test_what_is_not_used_goes_home_when_there_is_no_traffic() -> None:
     assert one[1].due_at > party.now + 1, "then nothing is told for a while"
 
 
-def test_units_that_were_never_told_count_from_the_end_of_their_lease() -> None:
+def test_units_that_were_never_reported_count_from_the_end_of_their_lease() -> None:
     party = Party()
     one, other = party.process(), party.process()
     party.speak(one, 60)
@@ -161,7 +161,7 @@ def test_a_message_that_comes_twice_changes_nothing() -> None:
     assert party.store.receive("twice", [told], NOW_MS) == first
 
 
-def test_a_unit_of_a_call_that_was_never_made_comes_back_before_and_after_it_was_told() -> None:
+def test_a_unit_of_a_call_that_was_never_made_comes_back_before_and_after_it_was_reported() -> None:
     party = Party()
     one = party.process()
     party.speak(one, 10)
@@ -189,7 +189,7 @@ def test_a_unit_that_may_have_left_the_window_gives_no_other_one_back() -> None:
     assert party.window.used == used + 1, "the last one is told now, and none was taken back"
 
 
-def test_of_two_limits_the_lower_counts_at_once_and_the_higher_when_the_lower_is_not_told_any_more() -> None:
+def test_of_two_limits_the_lower_counts_at_once_and_the_higher_when_the_lower_is_no_longer_reported() -> None:
     store = MemoryWindows()
     for at_ms, limit, stands in ((0, 60, 60), (10, 50, 50), (20, 60, 50), (4000, 60, 50), (9100, 60, 60)):
         (grant,) = store.receive("p", [Told("x", 60_000, limit, at_ms)], NOW_MS + at_ms)
@@ -246,7 +246,7 @@ def test_what_is_left_is_divided_among_those_that_use_it() -> None:
     assert second[1].left == 122, "half of the 490 that the first left, divided by two"
 
 
-def test_a_store_that_is_an_older_copy_of_itself_is_told_what_it_forgot_and_waits_for_the_others() -> None:
+def test_a_store_that_is_an_older_copy_of_itself_learns_what_it_forgot_and_waits_for_the_others() -> None:
     party = Party()
     one, other = party.process(), party.process()
     party.speak(one, 20)
@@ -302,7 +302,7 @@ def test_at_first_a_process_uses_no_more_than_before_and_its_part_of_what_was_fr
     assert party.take(one, 20) == 12, "what others used has left the window"
 
 
-def test_what_was_used_meanwhile_is_told_and_nothing_is_granted_until_all_have_told() -> None:
+def test_what_was_used_meanwhile_is_reported_and_nothing_is_granted_until_all_have_reported() -> None:
     party = Party()
     party.store.processes = 2
     one, other = party.process(), party.process()
@@ -349,7 +349,7 @@ def test_500_a_second_over_50_processes() -> None:
 def test_a_fleet_whose_store_is_away_goes_on_and_is_never_above_its_limit(seed: int) -> None:
     world = World(60, 4, 1.5, seconds=300, seed=seed, faults=False, away=(80, 170), lag_s=(0.001, 0.2)).run()
     assert world.worst <= 60
-    assert 20 <= within(world.uses, 105, 165) <= 48, "four fifths, as long as nobody can be asked"
+    assert 20 <= within(world.uses, 105, 165) <= 48, "four fifths, as long as the store cannot be asked"
     assert within(world.uses, 235, 295) >= 50
 
 

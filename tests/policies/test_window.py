@@ -43,9 +43,7 @@ def test_it_counts_what_is_young_and_forgets_what_is_old(
 
 @given(steps=STEPS, at=st.lists(st.sampled_from([0.0, 1.0, 3.0, 17.0, 100.0]), max_size=10))
 @settings(deadline=None, max_examples=100)
-def test_when_somebody_looks_makes_no_difference(
-    steps: list[tuple[float, bool, bool]], at: list[float]
-) -> None:
+def test_when_it_is_read_makes_no_difference(steps: list[tuple[float, bool, bool]], at: list[float]) -> None:
     """Rolling in between (a tick) counts the same as not rolling."""
     now, one, other = 0.0, Window(30.0, 10, 0.0), Window(30.0, 10, 0.0)
     for index, (step_s, failed, slow) in enumerate(steps):

@@ -34,7 +34,7 @@ CLAUDE = "service/claude"
 
 
 class SetClock(StandingClock):
-    """Stands still until somebody moves it, at noon of a day. Sleeps are real, and short."""
+    """Stands still until it is moved, at noon of a day. Sleeps are real, and short."""
 
     def __init__(self, wall_s: float = NOON_S) -> None:
         super().__init__(wall_s)

@@ -73,7 +73,7 @@ def with_store(place: Place, test: Any) -> None:
 
 
 def test_a_grant_whose_answer_was_lost_is_granted_once_and_goes_home(shared: Place, doubt: Doubt) -> None:
-    """Its caller was refused meanwhile: nobody holds it."""
+    """Its caller was refused meanwhile: no call holds it."""
 
     async def test(store: SqlStore) -> None:
         kept = await hold(store, "0.05")
@@ -154,7 +154,7 @@ def test_a_connection_lost_with_the_answer_is_made_anew_unseen_and_nothing_is_do
     with_store(shared, test)
 
 
-def test_two_who_ask_at_the_same_moment_send_one_beat_after_the_other_and_lose_no_entry(
+def test_two_simultaneous_callers_send_one_beat_after_the_other_and_lose_no_entry(
     shared: Place,
 ) -> None:
     async def test(store: SqlStore) -> None:

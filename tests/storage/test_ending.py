@@ -123,7 +123,7 @@ def test_a_call_that_waits_for_money_is_refused_when_its_ledger_ends(sqlite: Pla
     asyncio.run(main())
 
 
-def test_a_call_that_outlives_its_ledger_is_told_when_that_is_opened_again(sqlite: Place) -> None:
+def test_a_call_that_outlives_its_ledger_is_reported_when_that_is_opened_again(sqlite: Place) -> None:
     async def main() -> None:
         store = sqlite.sql_store()
         await store.open()

@@ -141,7 +141,7 @@ def test_of_several_that_begin_it_at_the_same_moment_one_says_so(shared: StorePl
     with_processes(shared, main, count=4)
 
 
-def test_what_is_pending_is_said_to_nobody_and_forgotten_when_it_is_over(place: StorePlace) -> None:
+def test_a_pending_episode_notifies_no_one_and_is_forgotten_when_it_is_over(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
         pending = house.episode(phase="pending", fired_at=None, notified_at=None)
@@ -210,7 +210,7 @@ def test_what_was_let_go_is_free_at_once_but_not_what_ended(place: StorePlace) -
     with_processes(place, main)
 
 
-def test_of_several_who_want_an_orphan_one_gets_it(shared: StorePlace) -> None:
+def test_of_several_processes_that_want_an_orphan_one_gets_it(shared: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         dead, *heirs = processes
         (seen,) = await dead.episodes.keep(house.episode())
@@ -346,7 +346,7 @@ def test_an_episode_never_ends_before_it_begins(place: StorePlace) -> None:
 # ── what operators say ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_process_knows_who_has_acknowledged_an_episode_and_it_ends_with_it(place: StorePlace) -> None:
+def test_every_process_knows_an_episodes_acknowledgement_and_it_ends_with_it(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
         (seen,) = await one.episodes.keep(house.episode())

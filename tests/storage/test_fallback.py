@@ -89,7 +89,7 @@ def with_outage(place: Place, test: Callable[[Outage], Coroutine[Any, Any, None]
     asyncio.run(main())
 
 
-def test_a_budget_that_somebody_set_refuses_at_once(sqlite: Place) -> None:
+def test_a_budget_that_was_set_refuses_at_once(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         await outage.begin()
         with pytest.raises(Refused) as refused:
@@ -114,7 +114,7 @@ def test_what_costs_nothing_and_what_has_no_limit_goes_on(sqlite: Place) -> None
     with_outage(sqlite, test, is_default=False)
 
 
-def test_a_purse_goes_on_until_it_is_used_up_also_for_a_budget_that_somebody_set(sqlite: Place) -> None:
+def test_a_purse_lasts_until_it_is_used_up_even_for_a_budget_that_was_set(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         first = await hold(outage.store, "0.50")
         await outage.begin()
@@ -157,7 +157,7 @@ def test_a_default_budget_goes_on_from_the_last_known_numbers_in_this_process(sq
     with_outage(sqlite, test)
 
 
-def test_who_waits_when_the_store_is_lost_is_decided_at_once(sqlite: Place) -> None:
+def test_callers_waiting_when_the_store_is_lost_are_decided_at_once(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         know(outage.store, "1.00", "budget/set")
         first = await hold(outage.store, "0.80")
@@ -178,7 +178,7 @@ def test_who_waits_when_the_store_is_lost_is_decided_at_once(sqlite: Place) -> N
     with_outage(sqlite, test)
 
 
-def test_what_was_spent_meanwhile_is_told_when_the_store_is_back_with_its_entries(sqlite: Place) -> None:
+def test_what_was_spent_meanwhile_is_reported_with_its_entries_when_the_store_is_back(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         store = outage.store
         before = await hold(store, "0.10")
@@ -272,7 +272,7 @@ def test_losing_and_finding_the_store_is_said_once_each(sqlite: Place) -> None:
     with_outage(sqlite, test)
 
 
-def test_a_grant_that_the_database_does_not_take_is_refused_and_is_no_outage(shared: Place) -> None:
+def test_a_grant_that_the_database_rejects_is_refused_and_is_not_an_outage(shared: Place) -> None:
     async def main() -> None:
         store = shared.sql_store()
         await store.open()
@@ -286,7 +286,7 @@ def test_a_grant_that_the_database_does_not_take_is_refused_and_is_no_outage(sha
     asyncio.run(main())
 
 
-def test_a_store_that_was_never_there_is_no_reason_not_to_work(sqlite: Place) -> None:
+def test_a_store_that_was_never_there_does_not_stop_calls(sqlite: Place) -> None:
     async def main() -> None:
         sqlite.file.parent.write_text("not a folder")
         outage = Outage(sqlite)

@@ -150,7 +150,7 @@ def test_without_a_limit_nothing_is_refused_and_everything_is_booked(place: Plac
 
 
 @pytest.mark.parametrize("amount", ["-0.01", "NaN", "Infinity", "1e20"])
-def test_a_cost_that_is_no_money_is_booked_at_the_holds_bound(place: Place, amount: str) -> None:
+def test_a_cost_that_is_not_money_is_booked_at_the_holds_bound(place: Place, amount: str) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         settle(store, await hold(store, "0.05"), amount)
         assert await numbers(store) == usd("0.05")
@@ -309,7 +309,7 @@ def test_requests_are_counted_by_the_day_in_which_they_were_made(place: Place) -
 # ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_who_comes_later_does_not_take_the_room_of_those_who_wait(place: Place) -> None:
+def test_a_newcomer_does_not_take_the_room_of_waiting_callers(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         first = await hold(store, "0.60")
         waiting = asyncio.create_task(hold(store, "0.60"))
@@ -344,7 +344,7 @@ def test_a_caller_waits_no_longer_than_its_deadline_and_then_holds_nothing(share
 
 
 @pytest.mark.parametrize("cancel_after", range(6))
-def test_a_caller_who_leaves_while_it_waits_leaves_no_hold_behind(place: Place, cancel_after: int) -> None:
+def test_a_caller_that_leaves_while_it_waits_leaves_no_hold_behind(place: Place, cancel_after: int) -> None:
     """Whether it leaves before its need was told, while the store answers, or in the moment it was given."""
 
     async def test(store: Store, clock: SetClock) -> None:
@@ -367,7 +367,7 @@ def test_a_caller_who_leaves_while_it_waits_leaves_no_hold_behind(place: Place, 
     with_store(place, test)
 
 
-def test_a_caller_who_is_cancelled_in_the_turn_in_which_its_hold_is_given_leaves_none_behind(
+def test_a_caller_that_is_cancelled_in_the_turn_in_which_it_gets_its_hold_leaves_none_behind(
     place: Place,
 ) -> None:
     async def test(store: Store, clock: SetClock) -> None:
@@ -416,7 +416,7 @@ def test_the_background_task_tells_what_was_spent_without_being_asked(place: Pla
 # ── several processes ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_lies_idle_in_another_process_is_recalled_for_one_who_waits_and_not_for_one_who_does_not(
+def test_idle_money_of_another_process_is_recalled_for_a_caller_that_waits_and_not_for_one_that_does_not(
     shared: Place,
 ) -> None:
     async def main() -> None:

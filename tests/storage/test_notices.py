@@ -115,7 +115,7 @@ def test_a_notice_comes_back_as_it_was_written(place: Place) -> None:
     with_stores(place, main)
 
 
-def test_a_notice_is_written_once_whoever_writes_it(place: Place) -> None:
+def test_a_notice_is_written_once_by_whichever_process(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         new = await asyncio.gather(one.notices.put(notice()), other.notices.put(notice()))
@@ -321,7 +321,7 @@ def test_a_new_channel_owes_nothing_of_before_it_was_known(place: Place) -> None
     with_stores(place, main)
 
 
-def test_what_nobody_could_send_for_a_day_is_no_news_any_more(place: Place) -> None:
+def test_what_could_not_be_sent_for_a_day_is_no_longer_news(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())

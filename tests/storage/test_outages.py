@@ -128,7 +128,7 @@ def test_a_store_that_was_not_used_opened_nothing(sqlite: Place) -> None:
 
 
 @pytest.mark.parametrize("folder_too", [False, True])
-def test_a_read_only_file_is_told_and_used_when_it_is_writable_again(
+def test_a_read_only_file_is_reported_and_used_when_it_is_writable_again(
     reachable: Path, folder_too: bool
 ) -> None:
     folder = reachable / "state"
@@ -155,7 +155,7 @@ def test_a_read_only_file_is_told_and_used_when_it_is_writable_again(
     asyncio.run(main())
 
 
-def test_a_full_disk_is_told_loses_nothing_and_ends_when_there_is_room(sqlite: Place) -> None:
+def test_a_full_disk_is_reported_loses_nothing_and_ends_when_there_is_room(sqlite: Place) -> None:
     async def main() -> None:
         store = at(sqlite.url)
         held = [await hold(store, "0.001") for _ in range(20)]
@@ -205,7 +205,7 @@ def test_a_disk_with_room_for_less_than_a_booking_is_not_called_well(
 @pytest.mark.parametrize(
     "content", [b"this is no database, but it is long enough to be read as one " * 30, b"\0" * 5000]
 )
-def test_a_damaged_file_is_told_and_left_alone(sqlite: Place, content: bytes) -> None:
+def test_a_damaged_file_is_reported_and_left_alone(sqlite: Place, content: bytes) -> None:
     async def main() -> None:
         sqlite.file.parent.mkdir()
         sqlite.file.write_bytes(content)
@@ -223,7 +223,7 @@ def test_a_damaged_file_is_told_and_left_alone(sqlite: Place, content: bytes) ->
     asyncio.run(main())
 
 
-def test_a_file_damaged_in_the_middle_is_told(sqlite: Place) -> None:
+def test_a_file_damaged_in_the_middle_is_reported(sqlite: Place) -> None:
     async def main() -> None:
         store = at(sqlite.url)
         await asyncio.gather(*(spend(store, "0.001") for _ in range(15)))
@@ -238,7 +238,7 @@ def test_a_file_damaged_in_the_middle_is_told(sqlite: Place) -> None:
     asyncio.run(main())
 
 
-def test_a_folder_in_the_place_of_the_file_is_told(sqlite: Place) -> None:
+def test_a_folder_in_place_of_the_file_is_reported(sqlite: Place) -> None:
     async def main() -> None:
         sqlite.file.mkdir(parents=True)
         store = at(sqlite.url)
@@ -249,7 +249,7 @@ def test_a_folder_in_the_place_of_the_file_is_told(sqlite: Place) -> None:
     asyncio.run(main())
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(sqlite: Place) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(sqlite: Place) -> None:
     async def main() -> None:
         sqlite.file.parent.write_text("a file")
         store = at(sqlite.url)
@@ -260,7 +260,7 @@ def test_a_file_in_the_place_of_the_folder_is_told(sqlite: Place) -> None:
     asyncio.run(main())
 
 
-def test_a_lock_that_another_process_keeps_is_told_in_time_and_the_loop_goes_on(sqlite: Place) -> None:
+def test_a_lock_that_another_process_keeps_is_reported_in_time_and_the_loop_runs_on(sqlite: Place) -> None:
     async def main() -> None:
         store = impatient(sqlite.url, 0.5)
         await store.open()
@@ -283,7 +283,7 @@ def test_a_lock_that_another_process_keeps_is_told_in_time_and_the_loop_goes_on(
     asyncio.run(main())
 
 
-def test_one_who_only_reads_waits_for_no_lock(sqlite: Place) -> None:
+def test_a_reader_waits_for_no_lock(sqlite: Place) -> None:
     async def main() -> None:
         store = impatient(sqlite.url, 0.5)
         await hold(store)
@@ -315,7 +315,7 @@ def test_two_processes_that_make_the_file_at_the_same_moment_use_one_file(
     asyncio.run(main())
 
 
-def test_nobody_waits_longer_than_the_stores_timeout_whatever_the_database_does(sqlite: Place) -> None:
+def test_no_caller_waits_longer_than_the_stores_timeout_whatever_the_database_does(sqlite: Place) -> None:
     async def main() -> None:
         store = at(sqlite.url)
         await store.open()
@@ -339,14 +339,14 @@ def test_nobody_waits_longer_than_the_stores_timeout_whatever_the_database_does(
     asyncio.run(main())
 
 
-def test_a_loop_that_was_held_up_longer_than_the_timeout_blames_nobody(sqlite: Place) -> None:
+def test_a_loop_that_was_held_up_longer_than_the_timeout_does_not_blame_the_store(sqlite: Place) -> None:
     async def main() -> None:
         store = at(sqlite.url)
         await store.open()
         store.executor.timeout_s = 0.05
         holding = asyncio.create_task(hold(store))
         await asyncio.sleep(0)
-        time.sleep(1.0)  # Somebody's synchronous code: the answer lies there when the loop goes on.
+        time.sleep(1.0)  # Synchronous code of the application: the answer is there when the loop runs on.
         await holding
         assert store.trouble is None
         await store.close()
@@ -409,7 +409,7 @@ def test_a_file_that_is_removed_is_made_anew_with_what_this_process_knows(sqlite
     asyncio.run(main())
 
 
-def test_a_file_that_is_replaced_by_an_older_copy_is_healed_by_those_who_live(
+def test_a_file_that_is_replaced_by_an_older_copy_is_healed_by_living_processes(
     sqlite: Place, tmp_path: Path
 ) -> None:
     async def main() -> None:
@@ -610,7 +610,7 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
     asyncio.run(main())
 
 
-def test_a_frozen_server_keeps_nobody_from_closing(server: PostgresServer) -> None:
+def test_a_frozen_server_does_not_prevent_closing(server: PostgresServer) -> None:
     async def main() -> None:
         store = impatient(server.url("psycopg", server.create_database()), 2.0)
         await spend(store)
@@ -625,7 +625,7 @@ def test_a_frozen_server_keeps_nobody_from_closing(server: PostgresServer) -> No
     asyncio.run(main())
 
 
-def test_a_server_that_becomes_read_only_is_told_also_to_one_who_waits_for_his_bookings(
+def test_a_server_that_becomes_read_only_is_reported_even_to_a_caller_waiting_for_its_bookings(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses = note_pauses(monkeypatch)
@@ -652,7 +652,7 @@ def test_a_server_that_becomes_read_only_is_told_also_to_one_who_waits_for_his_b
     asyncio.run(main())
 
 
-def test_a_row_that_another_session_keeps_locked_is_told(server: PostgresServer) -> None:
+def test_a_row_that_another_session_keeps_locked_is_reported(server: PostgresServer) -> None:
     async def main() -> None:
         database = server.create_database()
         store = impatient(server.url("psycopg", database), 2.0)
@@ -690,9 +690,7 @@ def test_a_row_that_another_session_keeps_locked_is_told(server: PostgresServer)
         ({"host": "no-such-host.invalid"}, "the host name cannot be resolved"),
     ],
 )
-def test_what_is_wrong_with_the_url_is_told_without_its_password(
-    change: dict[str, str], sentence: str
-) -> None:
+def test_an_error_about_the_url_does_not_contain_its_password(change: dict[str, str], sentence: str) -> None:
     from sqlalchemy import make_url
 
     with PostgresServer(18, auth="scram-sha-256") as server:
@@ -708,7 +706,7 @@ def test_what_is_wrong_with_the_url_is_told_without_its_password(
         asyncio.run(main())
 
 
-def test_a_user_who_may_not_make_tables_is_told(server: PostgresServer) -> None:
+def test_a_user_without_the_right_to_make_tables_gets_an_error(server: PostgresServer) -> None:
     async def main() -> None:
         database = server.create_database()
         server.sql("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN", database)

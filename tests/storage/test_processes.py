@@ -227,7 +227,9 @@ def test_a_real_fork_does_not_spend_its_parents_money(sqlite: Place) -> None:
     assert store.ledger.hold((store.ledger.purses.budgets[CLAUDE],), pico("0.50")) is not None
 
 
-def test_a_name_that_was_written_off_is_left_and_what_it_held_is_told_under_another(shared: Place) -> None:
+def test_a_name_that_was_written_off_is_left_and_what_it_held_is_reported_under_another(
+    shared: Place,
+) -> None:
     async def main() -> None:
         store = shared.sql_store()
         given = await hold(store, "0.40")
@@ -296,7 +298,7 @@ def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
     asyncio.run(look())
 
 
-def test_what_waited_when_its_loop_ended_is_told_on_the_next_without_being_asked_for(sqlite: Place) -> None:
+def test_what_waited_when_its_loop_ended_is_reported_on_the_next_without_a_request(sqlite: Place) -> None:
     store = sqlite.sql_store()
 
     async def go_on() -> None:

@@ -128,7 +128,7 @@ def test_each_process_is_on_the_roll_with_what_it_says_of_itself(place: Place) -
     on(place, work)
 
 
-def test_who_is_not_heard_for_five_beats_is_silent_and_counts_no_longer(place: Place) -> None:
+def test_a_process_that_is_not_heard_for_five_beats_is_silent_and_no_longer_counts(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
         await one.beat(line(is_down=True))
@@ -142,7 +142,7 @@ def test_who_is_not_heard_for_five_beats_is_silent_and_counts_no_longer(place: P
     on(place, work)
 
 
-def test_who_closes_is_gone_at_once_and_who_was_killed_after_a_day(place: Place) -> None:
+def test_a_process_that_closes_is_gone_at_once_and_a_killed_one_after_a_day(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two, three = (fleet.process(number) for number in (1, 2, 3))
         for process in (one, two, three):
@@ -265,7 +265,7 @@ def test_two_guards_that_share_only_their_name_are_two(place: Place) -> None:
     on(place, work)
 
 
-def test_a_probe_that_succeeded_is_told_with_its_age(place: Place) -> None:
+def test_a_probe_that_succeeded_is_reported_with_its_age(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
         await one.beat(line(is_down=True))
@@ -342,7 +342,7 @@ def test_a_beat_brings_what_others_did_since_a_number(place: Place) -> None:
     on(place, work)
 
 
-def test_what_the_leader_has_checked_is_told_to_all_and_what_another_says_is_not(place: Place) -> None:
+def test_the_leaders_checks_reach_all_processes_and_those_of_another_do_not(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two, three = (fleet.process(number) for number in (1, 2, 3))
         for process in (one, two, three):

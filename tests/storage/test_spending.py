@@ -103,7 +103,7 @@ def test_sums_that_no_integer_of_a_database_holds_are_exact(shared: Place) -> No
 # ── what dead processes left behind ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_a_dead_process_left_is_found_written_off_once_and_kept_with_who_did_it(shared: Place) -> None:
+def test_what_a_dead_process_left_is_found_written_off_once_and_kept_with_its_operator(shared: Place) -> None:
     async def main() -> None:
         clock = shared.clock()
         dead, alive = shared.sql_store(clock), shared.sql_store(clock)

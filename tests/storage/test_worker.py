@@ -143,7 +143,7 @@ def test_a_store_in_trouble_is_knocked_at_on_time_however_much_waits_in_its_queu
     asyncio.run(main())
 
 
-def test_a_store_that_is_there_is_not_asked_when_nobody_wants_anything(fake: Fake) -> None:
+def test_a_store_that_is_there_is_not_asked_without_a_job(fake: Fake) -> None:
     async def main() -> None:
         one = store()
         one.executor.start()
@@ -153,7 +153,7 @@ def test_a_store_that_is_there_is_not_asked_when_nobody_wants_anything(fake: Fak
     asyncio.run(main())
 
 
-def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(
+def test_a_hanging_statement_is_cut_by_the_caller_that_waited_in_vain(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the thread took it after its caller began to wait, and so has run for less than the timeout."""
@@ -175,7 +175,9 @@ def test_what_hangs_is_cut_by_whoever_waited_for_it_in_vain(
     asyncio.run(main())
 
 
-def test_who_waited_for_his_turn_only_cuts_nobody(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caller_that_only_waited_for_its_turn_cuts_nothing(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         one = store()
         fake.hangs = True

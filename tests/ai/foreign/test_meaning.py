@@ -289,7 +289,7 @@ def test_an_answer_cut_at_its_token_limit_names_the_limit_and_is_paid(module: st
         ("pydantic_ai.exceptions", "UsageLimitExceeded"),
     ],
 )
-def test_an_answer_that_nobody_can_parse_is_no_outage(module: str, name: str) -> None:
+def test_an_unparsable_answer_is_not_an_outage(module: str, name: str) -> None:
     fault = meaning_of(carrying(name, module), "svc")
     assert (fault.verdict, fault.billed, fault.error) == (NEUTRAL, True, None)
     assert judged(carrying(name, "elsewhere")) == (Kind.UNKNOWN, FAILURE, None)
@@ -463,7 +463,7 @@ class Other(int):
     ],
     ids=lambda error: f"{type(error).__name__} {vars(error)!r}",
 )
-def test_a_number_that_is_no_status_is_none(error: Exception) -> None:
+def test_a_number_that_is_not_a_status_is_ignored(error: Exception) -> None:
     assert judged(error) == (Kind.UNKNOWN, FAILURE, None) and becomes(error) is None
 
 
@@ -472,7 +472,7 @@ def test_an_sdks_own_error_beneath_says_more_than_a_status() -> None:
     assert judged(error)[0] is Kind.QUOTA
 
 
-def test_what_an_application_answers_its_own_client_is_no_word_of_the_service() -> None:
+def test_an_applications_answer_to_its_own_client_says_nothing_about_the_service() -> None:
     assert judged(HTTPException(401)) == (Kind.INVALID_REQUEST, NEUTRAL, None)
     assert meaning_of(HTTPException(401)).block is None and becomes(HTTPException(404)) is None
     assert judged(HTTPException(503)) == (Kind.UNKNOWN, FAILURE, None)
@@ -574,7 +574,7 @@ TRANSPORT: list[tuple[Exception, Kind, bool]] = [
 
 
 @pytest.mark.parametrize(("error", "kind", "billed"), TRANSPORT, ids=[repr(row[0]) for row in TRANSPORT])
-def test_what_did_not_leave_is_told_from_what_may_have_been_billed(
+def test_what_did_not_leave_is_distinguished_from_what_may_have_been_billed(
     error: Exception, kind: Kind, billed: bool
 ) -> None:
     fault = meaning_of(error, "svc")

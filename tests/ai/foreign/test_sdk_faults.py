@@ -357,7 +357,7 @@ def test_an_sdks_own_retries_are_seen_through_what_is_wrapped_around_them() -> N
     assert own_retries(wrapped) == 5
 
 
-def test_googles_retries_are_known_and_so_is_the_one_that_nobody_asked_for() -> None:
+def test_googles_retries_are_known_and_so_is_the_uninvited_one() -> None:
     """Its asynchronous client repeats once over aiohttp where a connection broke, unless options say how often."""
     from google import genai
 

@@ -197,7 +197,7 @@ def test_an_sdks_own_timeout_may_have_been_billed(by: Any, timeout: object) -> N
     assert fault.kind is Kind.TIMEOUT and fault.billed
 
 
-def test_over_aiohttp_googles_timeout_is_nobodys_and_means_the_same() -> None:
+def test_over_aiohttp_googles_timeout_has_no_class_of_its_own_and_means_the_same() -> None:
     exception = by_google_over_aiohttp(hang(), timeout=100)
     assert type(exception) is TimeoutError and classify_sdk(exception) is None
     fault = classify_error(exception)
@@ -265,7 +265,7 @@ def test_perplexitys_own_retries_are_seen() -> None:
 def test_google_repeats_a_broken_connection_by_itself_unless_it_is_told_how_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The server counts two requests where nobody asked for a second."""
+    """The server counts two requests although no second one was asked for."""
     monkeypatch.setattr("google.genai._api_client.random.randint", lambda *_: -1)  # Its pause: 1 to 10 s.
 
     async def asked(attempts: int | None) -> int:

@@ -246,7 +246,7 @@ def test_classes_of_tokens_are_disjoint_whatever_the_vendor_counts_into_what(ven
 
 
 @every_vendor
-def test_usage_that_is_not_told_is_estimated_and_marked(vendor: str) -> None:
+def test_usage_that_is_not_reported_is_estimated_and_marked(vendor: str) -> None:
     usage = complete(vendor, answer("x" * 300, usage=False)).usage
     assert usage.estimated and usage.input_tokens >= 4 and usage.output_tokens >= 75
 
@@ -413,7 +413,7 @@ def test_an_answer_that_is_cut_is_a_bad_answer_and_may_have_been_billed(vendor: 
 
 
 @every_vendor
-def test_a_caller_who_leaves_takes_the_request_along(vendor: str) -> None:
+def test_a_caller_that_leaves_ends_its_request(vendor: str) -> None:
     async def main() -> None:
         async with talking(vendor) as (provider, server):
             server.script(hang())
@@ -435,7 +435,7 @@ def text_of(pieces: list[CompletionChunk]) -> str:
 
 
 @every_vendor
-def test_a_stream_gives_content_usage_and_its_end(vendor: str) -> None:
+def test_a_stream_yields_content_usage_and_its_end(vendor: str) -> None:
     pieces, fault = pieces_of(vendor, stream(["Par", "is ", "€😀"], input_tokens=7))
     assert fault is None and text_of(pieces) == "Paris €😀"
     assert [piece.text for piece in pieces if piece.text] == ["Par", "is ", "€😀"]
@@ -450,7 +450,7 @@ def test_a_stream_gives_content_usage_and_its_end(vendor: str) -> None:
 
 
 @every_vendor
-def test_reasoning_is_told_apart_from_content(vendor: str) -> None:
+def test_reasoning_is_kept_apart_from_content(vendor: str) -> None:
     pieces, fault = pieces_of(vendor, stream(["Paris"], reasoning=["hm", "well"]))
     assert fault is None and text_of(pieces) == "Paris"
     assert [piece.text for piece in pieces if piece.reasoning] == ["hm", "well"]
@@ -561,7 +561,7 @@ def test_anthropics_events_are_known_by_their_type_where_something_dropped_their
 
 
 @every_vendor
-def test_pings_are_no_content_and_leaving_closes_the_stream(vendor: str) -> None:
+def test_pings_are_not_content_and_leaving_closes_the_stream(vendor: str) -> None:
     async def main() -> None:
         async with talking(vendor) as (provider, server):
             server.script(stream(["Par", "is"], stall_after=1, ping_only=True))

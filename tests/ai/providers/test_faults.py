@@ -190,7 +190,7 @@ ROWS: list[tuple[str, Any, Kind]] = [
     ("openai", error(503, "service_unavailable_error", code="server_is_overloaded"), Kind.OVERLOADED),
     ("openai", error(503, "service_unavailable_error", code="server_overloaded"), Kind.OVERLOADED),
     ("openai", error(429, "flex_unavailable"), Kind.THROTTLED),
-    # 5f. Everybody who imitates it.
+    # 5f. Every server that imitates it.
     ("vllm", error(400, message="This model's maximum context length is 9 tokens."), Kind.CONTEXT_LENGTH),
     ("vllm", error(400, message="The prompt is longer than the model's context length"), Kind.CONTEXT_LENGTH),
     ("vllm", error(400, message="Unknown field"), Kind.INVALID_REQUEST),

@@ -198,7 +198,7 @@ def test_counts_that_do_not_add_up(counts: dict[str, Any], usage: Usage) -> None
     assert TALK.complete(raw(with_usage(**counts))).usage == usage
 
 
-def test_usage_that_is_not_told_is_estimated_and_marked() -> None:
+def test_usage_that_is_not_reported_is_estimated_and_marked() -> None:
     usage = TALK.complete(answer("x" * 300, usage=False)).usage
     assert usage.estimated and usage.input_tokens >= 4 and usage.output_tokens >= 75
     pieces, fault = TALK.pieces(stream(["x" * 300], usage=False))
@@ -495,7 +495,7 @@ def test_an_answer_that_is_cut_is_a_bad_answer_and_may_have_been_billed() -> Non
     assert (fault.kind, fault.billed) == (Kind.BAD_ANSWER, True)
 
 
-def test_a_caller_who_leaves_takes_the_request_along() -> None:
+def test_a_caller_that_leaves_ends_its_request() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             server.script(hang())
@@ -512,7 +512,7 @@ def test_a_caller_who_leaves_takes_the_request_along() -> None:
 # ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stream_gives_content_usage_and_its_end() -> None:
+def test_a_stream_yields_content_usage_and_its_end() -> None:
     pieces, fault = TALK.pieces(stream(["Par", "is ", "€😀"], input_tokens=7))
     assert fault is None and [piece.text for piece in pieces if piece.text] == ["Par", "is ", "€😀"]
     assert [piece.final for piece in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -526,7 +526,7 @@ def test_what_was_read_is_known_before_the_first_content() -> None:
     assert pieces[0].usage == Usage(input_tokens=7)
 
 
-def test_thoughts_are_told_apart_from_content() -> None:
+def test_thoughts_are_kept_apart_from_content() -> None:
     pieces, fault = TALK.pieces(stream(["Paris"], reasoning=["hm", "well"]))
     assert fault is None and text_of(pieces) == "Paris"
     assert [piece.text for piece in pieces if piece.reasoning] == ["hm", "well"]
@@ -585,7 +585,7 @@ def test_streams_that_go_wrong(body: bytes, kind: Kind) -> None:
     assert text_of(pieces) == "" and fault is not None and fault.kind is kind
 
 
-def test_pings_are_no_content_and_leaving_closes_the_stream() -> None:
+def test_pings_are_not_content_and_leaving_closes_the_stream() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             server.script(stream(["Par", "is"], stall_after=1, ping_only=True))

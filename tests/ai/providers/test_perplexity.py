@@ -114,7 +114,7 @@ def test_classes_of_tokens_are_disjoint() -> None:
     )
 
 
-def test_usage_that_is_not_told_is_estimated_and_its_price_is_not_reported() -> None:
+def test_usage_that_is_not_reported_is_estimated_and_its_price_is_not_reported() -> None:
     completion = TALK.complete(answer("x" * 300, usage=False))
     assert completion.usage.estimated and completion.usage.output_tokens >= 75
     assert completion.cost_usd is None
@@ -354,7 +354,7 @@ def test_an_answer_that_is_cut_is_a_bad_answer_and_may_have_been_billed() -> Non
     assert (fault.kind, fault.billed) == (Kind.BAD_ANSWER, True)
 
 
-def test_a_caller_who_leaves_takes_the_request_along() -> None:
+def test_a_caller_that_leaves_ends_its_request() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             server.script(hang())
@@ -371,7 +371,7 @@ def test_a_caller_who_leaves_takes_the_request_along() -> None:
 # ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stream_gives_content_usage_cost_and_its_end() -> None:
+def test_a_stream_yields_content_usage_cost_and_its_end() -> None:
     pieces, fault = TALK.pieces(stream(["Par", "is ", "€😀"], input_tokens=7))
     assert fault is None
     assert [piece.text for piece in pieces if piece.text and not piece.reasoning] == ["Par", "is ", "€😀"]
@@ -382,7 +382,7 @@ def test_a_stream_gives_content_usage_cost_and_its_end() -> None:
     assert pieces[0].model == SONAR and pieces[0].request_id
 
 
-def test_what_it_thinks_and_searches_is_told_apart_from_content() -> None:
+def test_thoughts_and_searches_are_kept_apart_from_content() -> None:
     pieces, fault = TALK.pieces(stream(["Paris"], reasoning=["hm", "well"]))
     assert fault is None and text_of(pieces) == "Paris"
     thoughts = [piece.text for piece in pieces if piece.reasoning and piece.text]
@@ -475,7 +475,7 @@ def test_text_that_came_in_no_delta_is_taken_from_the_end(told: list[bytes], sta
     assert pieces[-1].final and pieces[-1].usage == Usage(input_tokens=3, output_tokens=2)
 
 
-def test_text_that_came_with_the_end_reaches_whoever_reads_the_stream() -> None:
+def test_text_that_came_with_the_end_reaches_the_reader_of_the_stream() -> None:
     async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(events(b'{"type":"response.completed","response":%b}' % (WHOLE % b"completed")))
         answers = here.stream(Query(service="svc", prompt="Capital?"))
@@ -492,7 +492,7 @@ def test_an_end_without_the_answer_is_an_end() -> None:
     assert fault is None and text_of(pieces) == "a" and pieces[-1].final and pieces[-1].usage is None
 
 
-def test_pings_are_no_content_and_leaving_closes_the_stream() -> None:
+def test_pings_are_not_content_and_leaving_closes_the_stream() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             server.script(stream(["Par", "is"], stall_after=1, ping_only=True))

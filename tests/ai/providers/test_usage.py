@@ -37,7 +37,7 @@ def classes(usage: Usage) -> tuple[int, int, int, int, int]:
     ],
     ids=["openai", "deepseek", "moonshot", "mistral", "anthropic's name", "two names"],
 )
-def test_what_came_from_the_cache_is_told_under_many_names(names: dict[str, Any]) -> None:
+def test_cached_tokens_are_read_under_many_names(names: dict[str, Any]) -> None:
     assert classes(chat(prompt_tokens=1000, completion_tokens=3, **names)) == (100, 900, 0, 3, 0)
 
 

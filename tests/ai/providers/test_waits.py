@@ -144,7 +144,7 @@ def test_the_wait_that_a_provider_asks_for(headers: dict[str, str], seconds: flo
     assert wait_s == (None if seconds is None else pytest.approx(seconds))
 
 
-def test_a_reset_is_no_retry_after() -> None:
+def test_a_reset_is_not_a_retry_after() -> None:
     """Limits are told with every answer, also with one that was refused for something else."""
     headers = {"x-ratelimit-reset-requests": "12ms", "anthropic-ratelimit-tokens-reset": rfc3339(40)}
     assert retry_after_s(headers, WALL_S) is None
