@@ -17,6 +17,7 @@ from typing import Protocol
 DOUBLES_AFTER_S = 1.0
 """From four calls to a thousand in eight seconds: each step lasts long enough to see slow answers before the next."""
 DOUBLINGS_MAX = 30
+"""A billion times the first few: above any limit, and small enough to compute."""
 
 
 class Waiter(Protocol):

@@ -13,7 +13,9 @@ from koo.policies.backoff import HINT_SLACK
 from koo.policies.opening_times import HINT_S_MAX
 
 GUESS_S_MIN = 1.0
+"""A floor: after less than a second the next call would meet the same full limit."""
 RATE_BASE_S, RATE_CAP_S = 1.0, 60.0
+"""Most rate limits are per second or per minute: a longer guess would keep calls away for nothing."""
 QUOTA_BASE_S, QUOTA_CAP_S = 60.0, 900.0
 """A spent quota without a known end is tried again after 1, 2, 4, ... 15 minutes: a refused call is not billed."""
 

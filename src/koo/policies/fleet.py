@@ -18,11 +18,13 @@ from typing import Literal, NamedTuple
 PhaseWord = Literal["closed", "open", "half_open"]
 
 BEAT_S = 1.0
+"""A reset, or an outage that others found, reaches every process within two beats: quick enough for people."""
 BEATS_PER_SECOND_MAX = 100
 """Requests that all processes together make of the store; a thousand of them beat every ten seconds."""
 LEASE_BEATS = 4
 """A leader that misses three beats is replaced at the fourth: seconds after a kill, but not for one slow beat."""
 SILENT_BEATS = 5
+"""One more than a lease: a process that could still lead is never counted as silent."""
 DRIFT = 0.02
 """How much two clocks may differ in speed."""
 LATELY_S = 60.0

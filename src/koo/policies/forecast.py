@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 HOUR_S = 3600.0
 SAMPLE_S = 60.0
+"""Sixty notes cover the hour; more would not move its pace visibly."""
 SPAN_S_MIN = 300.0
 """A pace over less than five minutes is noise: one expensive call would predict ruin."""
 

@@ -25,11 +25,13 @@ from koo.policies.units import LEASE_MS, LEASES_A_PERIOD, Grant, Told
 LEASE_PART = 0.98
 """Clocks are right to a hundredth of a percent; a virtual machine's may be off by one percent for a while."""
 RENEW_PART = 0.7
+"""The rest of a lease is left for the answer to arrive, even a slow one."""
 FLOAT_MAX = 10
 """A lone process keeps this many units beyond its use in two leases, so that a few calls cost one trip."""
 FLOAT_PART = 20
 """But at most a twentieth of the limit: what a killed process had in hand counts as used."""
 AWAY_PART = 0.8
+"""The fifth that is left is for processes that started since they were last counted."""
 LATE = 61 / 60
 """A unit comes back at most a sixtieth of the period late."""
 TRIPS_A_LEASE = 4
@@ -37,6 +39,7 @@ TRIPS_A_LEASE = 4
 LOST_S = 5.0
 """A store that was lost is back within this time (its file was locked, a server restarts), or not soon."""
 LOOK_AGAIN_S = 0.1
+"""How often a call looks whether a store that was just lost is back."""
 LOOK_S = 5.0
 """How often an idle process asks how many processes there are, and how much of its limits they use."""
 LOOKS_A_LOOK = 100

@@ -21,6 +21,8 @@ from koo.options import NEVER
 
 CHECK_S_MIN = 60.0
 CHECK_S_MAX = 900.0
+"""A key is mended by a person: checking before a minute has passed rarely helps, and later than after a quarter of an
+hour would leave a mended key unused."""
 BLOCKS_MAX = 1024
 """Model names come from callers: beyond this many blocks, the oldest is dropped."""
 

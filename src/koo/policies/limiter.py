@@ -23,6 +23,7 @@ from koo.options import DAY_S, NEVER
 from koo.policies.hand import Hand
 
 SUB_BUCKETS = 60
+"""A unit comes back at most a sixtieth of its period late: a second of a minute, a minute of an hour."""
 GRANT_MAX = 250
 """Python makes a new object for each larger number, so counting down from more would be slower."""
 

@@ -19,6 +19,7 @@ from decimal import (
 )
 
 DIGITS = 12
+"""A pico-dollar is the twelfth decimal place."""
 AMOUNT_PICO_MAX = 10**18
 """A million dollars for one call: more is a mistake in a price."""
 TOTAL_PICO_MAX = 2**63 - 1

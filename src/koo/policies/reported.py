@@ -16,6 +16,7 @@ from koo.policies.overrides import in_a_row, why_forced
 
 CHECKS_FAILED_MAX = 3
 CUTS_MAX = 3
+"""In a row: one may be chance, and two a restart."""
 
 
 class DatabaseState(Enum):

@@ -23,10 +23,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 LEASE_MS = 1_000
+"""Units idle in one process come home within a second or two, and a killed one blocks its units no longer."""
 LEASES_A_PERIOD = 60
 """A lease is at most this part of the period, because a unit may come back that late."""
 LEASE_MS_MAX = 10_000
+"""For a distant store, or a thousand processes: longer, and units would lie idle while other processes refuse calls."""
 BUCKETS = 60
+"""As finely as a single process counts (`limiter.py`)."""
 SPREAD_MS = 10
 """A hundred processes that find no unit ask a hundred times a second together, and so do a thousand."""
 FREEZE_MS = 6_000
