@@ -1,7 +1,7 @@
 """What can go wrong, by whose fault: refused by us, failed by them, or the caller's own mistake.
 
 Every error is a small fresh object with the same few facts to program against: `service`, `kind`, `retry_after_s`,
-`attempts`. Its sentence is written when somebody reads it, because most refusals are counted and thrown away. A
+`attempts`. Its sentence is only built when it is read, because most refusals are counted and thrown away. A
 sentence never holds a prompt, a key, a password or a DSN; what the other side said is kept, cleaned, in `detail`.
 """
 
