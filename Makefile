@@ -45,7 +45,7 @@ endef
 # Two pips at a time in one environment break it, so `make -j` changes nothing here.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup run test check lint bench docs pins clean prove-bare prove-chaos prove-database prove-fleet prove-money prove-monitoring prove-once prove-oldest prove-own prove-python
+.PHONY: help setup run test check lint bench docs pins clean prove-bare prove-chaos prove-database prove-fleet prove-money prove-monitoring prove-once prove-oldest prove-own prove-page prove-python
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -102,6 +102,9 @@ prove-oldest: ## all tests with the lower bounds of pyproject.toml
 
 prove-own: ## libraries that the suite does not install, in environments of their own; ARGS: one of them
 	@$(PYTHON) -m proofs.own $(ARGS)
+
+prove-page: $(STAMPS)/test ## types of the page (needs npm), its pictures (needs Debian's chromium)
+	@$(BIN)/python -m proofs.page
 
 prove-python: ## all tests in a fresh environment of PYTHON=…
 	@$(PYTHON) -m proofs.fresh $(ARGS)

@@ -213,9 +213,9 @@ class Window:
         for name, value in wanted.items():
             await self.until(f"matchMedia('({name}: {value})').matches")
 
-    async def picture(self) -> bytes:
-        """The whole page as PNG, to look at."""
-        shot = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    async def picture(self, whole: bool = True) -> bytes:
+        """The whole page as PNG, to look at; or what the window shows of it."""
+        shot = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         return base64.b64decode(shot["data"])
 
 
