@@ -128,7 +128,7 @@ function optionsOf(latest, box) {
   const font = "11px system-ui, sans-serif";
   const axis = { stroke: colour("muted"), font, grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
   return {
-    width: Math.max(box.clientWidth, 100), height: HEIGHT, padding: [10, 8, 0, 0], legend: { show: false },
+    width: Math.max(box.clientWidth, 100), height: HEIGHT, padding: [10, 18, 0, 0], legend: { show: false },
     cursor: { sync: { key: "koo" }, drag: { x: false, y: false }, points: { size: 6 } },
     scales: { x: { time: true, range: () => latest.current.span }, y: { range: (/** @type {any} */ _, /** @type {number} */ __, /** @type {number} */ most) => /** @type {[number, number]} */ ([0, topOf(latest.current, most)]) } },
     axes: [{ ...axis, values: timesOf, size: 26, gap: 4 },

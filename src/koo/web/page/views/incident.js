@@ -32,7 +32,7 @@ export function IncidentView({ name }) {
   return [
     h("header", { class: "view-head", key: "head" }, h("div", null,
       h("h1", null, one.guard, badge(incidentLook(one.state))),
-      h("p", { class: "soft" }, "opened ", h(Clock, { at }), " · lasted ", h(Lasted, { one }), ` · in ${one.process}`)),
+      h("p", { class: "soft" }, "opened ", h(Clock, { at }), one.closed_at === null && one.state !== "lost" ? " · lasts for " : " · lasted ", h(Lasted, { one }), ` · in ${one.process}`)),
     h("div", { class: "row" },
       h("a", { href: toComponent(one.component) ?? to("") }, one.component.replace(/^ai:/, "")), h("a", { href: to("incidents", "", { component: one.component }) }, "All of its incidents"),
       h("a", { class: "button quiet", href: addressOf(`monitoring/incidents/${encodeURIComponent(name)}.md`), download: `${name}.md` }, "Download as Markdown"))),
