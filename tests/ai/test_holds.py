@@ -91,7 +91,7 @@ def test_a_dearer_attempt_than_the_query_allows_is_refused_and_nothing_is_sent()
         with pytest.raises(BudgetExceeded) as caught:
             await world.ask(max_tokens=1000, max_cost_usd=0.01)
         assert caught.value.kind is Kind.BUDGET_EXCEEDED and "max_cost_usd" in str(caught.value)
-        assert "$0.0153" in str(caught.value) and "$0.01 " in str(caught.value)
+        assert "$0.0153" in str(caught.value) and "($0.01)" in str(caught.value)
         assert world.first.asked == 0 and held(world) == 0
         assert str(await world.ask(max_tokens=1000, max_cost_usd=world.bound_usd(1000))) == "ok"
 

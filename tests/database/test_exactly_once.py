@@ -440,7 +440,7 @@ def test_what_a_commit_is_refused_for_stays_the_callers_error(pg: Place) -> None
 
 SPOILED = {
     "missing": ("DROP TABLE koo_markers", "is missing: run `koo db init`"),
-    "older": ("ALTER TABLE koo_markers DROP COLUMN burned", "has no burned: run `koo db init`"),
+    "older": ("ALTER TABLE koo_markers DROP COLUMN burned", "lacks burned; run `koo db init`"),
     "elsewhere": (
         "CREATE SCHEMA aside; ALTER TABLE koo_markers SET SCHEMA aside",
         "is in the schema aside, which is not in this user's search_path",
