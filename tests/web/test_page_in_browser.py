@@ -528,7 +528,8 @@ def test_two_tabs_share_one_stream_and_the_second_takes_it_over(browser: str, tm
             link = "other.document.querySelector('#link')"
             await page.until(f"{link}?.title === 'over another tab'")
             await break_database(koo)
-            await page.until("other.document.querySelector('h1').innerText === 'Unhealthy'")
+            heard = f"{link}.title === 'over another tab'"
+            await page.until(f"{heard} && other.document.querySelector('h1').innerText === 'Unhealthy'")
             assert len(streams) == 1
             await page.go("about:blank")
             async with asyncio.timeout(WAIT_S):
