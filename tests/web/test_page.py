@@ -13,6 +13,7 @@ import posixpath
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -25,6 +26,7 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 
 from docs.generate_page_types import FILE, is_shape, keys_of, page_types
+from koo.platform import Platform
 from koo.policies.breaker import Override, Phase
 from koo.policies.reported import DatabaseState, ServiceState
 from koo.web import create_app, mount
@@ -366,6 +368,16 @@ def test_in_somebody_elses_application_it_finds_its_data(
             assert found == client.url + api
             assert (await client.get(api)).status == 200
             assert {key: reply.headers[key] for key in HEADERS} == HEADERS
+
+    asyncio.run(main())
+
+
+def test_it_names_its_environment(tmp_path: Path) -> None:
+    async def main() -> None:
+        options = replace(platform(tmp_path).options, environment="staging <1>")
+        async with served(create_app(Platform(options))) as client:
+            tags = dict(Tags((await client.get("/dashboard/")).text).tags)
+            assert tags["html"]["data-environment"] == "staging <1>"
 
     asyncio.run(main())
 

@@ -262,6 +262,7 @@ class Variables(Table):
     koo_state_url = secret(variable(lambda koo: koo.state_url, form=STATE_URL))
     koo_ledger_days = variable(lambda koo: koo.ledger_days)
     koo_version_label = variable(lambda koo: koo.version_label, form=LABEL)
+    koo_environment = variable(lambda koo: koo.environment, form=LABEL)
     koo_host = variable(lambda koo: koo.host, form=HOST)
     koo_port = variable(lambda koo: koo.port)
     koo_url = variable(lambda koo: koo.url, form=WEB_URL)

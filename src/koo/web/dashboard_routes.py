@@ -55,15 +55,19 @@ def _files_below(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
 
 
 def dashboard_router(
-    door: Door, prefix: str = "/api/v1", path: str = PATH, application: str = ""
+    door: Door, prefix: str = "/api/v1", path: str = PATH, application: str = "", environment: str = ""
 ) -> APIRouter:
-    """The page below `path` and its files. `prefix`: of the routes that it asks. `application`: whose page it is."""
+    """The page below `path` and its files. `prefix`: of the routes that it asks.
+
+    `application` and `environment`: whose page it is.
+    """
     router, content = file_router(door), page_files()
     login = _from(path, login_path(prefix, path))
     page = content.pop("index.html").decode()
     page = page.replace("../koo-login", login).replace("../koo-logout", login.replace("-login", "-logout"))
     page = page.replace("../api/v1", _from(path, prefix)).replace("../docs", _from(path, "/docs"))
     page = page.replace('data-application=""', f'data-application="{escape(application)}"')
+    page = page.replace('data-environment=""', f'data-environment="{escape(environment)}"')
     whole = page.replace("</head>", f"{_preloads(content)}</head>").encode()
 
     async def show(request: Request) -> Response:

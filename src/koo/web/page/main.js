@@ -14,14 +14,14 @@ import { Shell } from "./views/shell.js";
 import { favicon, glyph } from "./words/looks.js";
 import { capital } from "./words/text.js";
 
-const { application = "", docs = "", live = "", login = "", logout = "" } = document.documentElement.dataset;
+const { application = "", environment = "", docs = "", live = "", login = "", logout = "" } = document.documentElement.dataset;
 const icon = /** @type {HTMLLinkElement} */ (document.querySelector("link[rel=icon]"));
 const stream = new Stream(live && new URL(live, document.baseURI).href);
 asking.now = () => stream.askNow();
 
 effect(() => {
   const look = verdict.value;
-  document.title = [`${glyph(look)} ${capital(look.word)}`, application, "koo"].filter(Boolean).join(" · ");
+  document.title = [`${glyph(look)} ${capital(look.word)}`, application, environment, "koo"].filter(Boolean).join(" · ");
   icon.href = favicon(look);
 });
 
@@ -35,6 +35,6 @@ follow();
 tick();
 const app = /** @type {HTMLElement} */ (document.getElementById("app"));
 app.replaceChildren(); // what was shown before the scripts came
-render(h(Shell, { application, docs, login, logout, stream }), app);
+render(h(Shell, { application, environment, docs, login, logout, stream }), app);
 stream.start();
 read().then((all) => (runbook.value = all), () => {}); // until it has come, and without it, the page is whole

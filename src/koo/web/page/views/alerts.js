@@ -26,6 +26,9 @@ import { to, toComponent } from "./route.js";
 export const runbook = signal(/** @type {Record<string, Advice>} */ ({}));
 /** Kinds that a breaker's opening begins: the incident says why it did. */
 const OPENINGS = new Set(["service_down", "circuit_open", "circuit_recovering", "database_unavailable"]);
+/** The one that the opening began; without its id all of the component's. @param {Alert} alert */
+const incidentOf = (alert) => alert.data.incident ? to("incident", alert.data.incident)
+  : to("incidents", "", { component: alert.component.split("/")[0] });
 /** More news than these are folded: after a storm they would push the first card out of sight. */
 const NEWS_MAX = 3;
 
@@ -60,7 +63,7 @@ export function AlertRow({ alert }) {
       h("p", { class: "said" }, href === null ? h("b", null, whose) : h("a", { href }, h("b", null, whose)), " ",
         h(Said, { alert }), ended ? null : h(ComesBack, { alert })),
       h("p", { class: "soft when" }, times(alert), OPENINGS.has(alert.kind)
-        ? [" · ", h("a", { href: to("incidents", "", { component: alert.component.split("/")[0] }) }, "incident")] : null),
+        ? [" · ", h("a", { href: incidentOf(alert) }, "incident")] : null),
       ended ? null : h("button", { type: "button", class: "quiet toggle", "aria-expanded": String(open), "aria-controls": `more-${more}`,
         "aria-label": `${open ? "Less" : "What to do"} about ${spaced(alert.kind)} of ${whose}`, onClick: () => setOpen(!open) }, open ? "Less" : "What to do")),
     hushed(alert).some(Boolean) ? h("div", { class: "hushed" }, hushed(alert)) : null,

@@ -31,17 +31,17 @@ const linkState = computed(() => link.value.state);
 /**
  * `application`: in whose application koo is mounted; empty: in none, or it has no name.
  * @param {{
- *   application: string, docs: string, login: string, logout: string,
+ *   application: string, environment: string, docs: string, login: string, logout: string,
  *   stream: import("../data/stream.js").Stream,
  * }} props
  */
-export function Shell({ application, docs, login, logout, stream }) {
+export function Shell({ application, environment, docs, login, logout, stream }) {
   const { view, name } = route.value, state = linkState.value;
   return [
     h("a", { class: "skip", href: "#content", onClick: skip }, "Skip to the details"),
     h("header", { class: "top" },
       h("p", { class: "brand" }, h("b", { id: "application" }, application || "koo"),
-        h(Label, null),
+        environment ? h("span", { class: "environment" }, environment) : null, h(Label, null),
         h("span", { class: "soft" }, application ? `koo · ${location.host}` : location.host)),
       h(Places, { view }), h(Age, null),
       h(LogOut, { login, logout })),
@@ -85,7 +85,7 @@ function Places({ view }) {
 /** What people call this deployment, of the process that answers. */
 function Label() {
   const label = fleet.value?.processes.find((one) => one.answers)?.label;
-  return label ? h("span", { class: "environment" }, label) : null;
+  return label ? h("span", { class: "label" }, label) : null;
 }
 
 /** How old what is shown is. */
