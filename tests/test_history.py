@@ -185,7 +185,7 @@ def test_while_the_store_is_away_minutes_wait_and_the_oldest_are_given_up(
 @pytest.mark.parametrize(
     ("range_s", "since", "until", "sentence"),
     [
-        (60, NOON_S, None, "choose a range, or since and until"),
+        (60, NOON_S, None, "set either a range, or since and until"),
         (None, NOON_S, NOON_S, "since must be before until"),
         (None, NOON_S - 31 * DAY_S, NOON_S, "the longest range is 30 days"),
     ],

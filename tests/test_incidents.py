@@ -334,7 +334,7 @@ def test_while_the_store_is_away_a_process_tells_of_its_own(
             assert [found["state"] for found in listed["incidents"]] == ["recovering"]
             assert (await one.reports.find(before))["trouble"] == listed["trouble"]
         assert (await one.find(before))["state"] == "recovering", "what waited is written"
-        with pytest.raises(CallerMistake, match="no incident of that id"):
+        with pytest.raises(CallerMistake, match="no incident with that id"):
             await one.reports.find("nothing")
 
     with_processes(tmp_path, test)

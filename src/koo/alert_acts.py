@@ -1,4 +1,4 @@
-"""What operators do about alerts: acknowledge one, silence some, read what there was.
+"""What operators do about alerts: acknowledge one, silence some, read past ones.
 
 All of it is kept in the state store and holds for every process on it, so it is refused while the store is away.
 """
@@ -27,7 +27,7 @@ log = logging.getLogger("koo")
 T = TypeVar("T")
 
 HOLDS_S_MAX = 30 * DAY_S
-"""A silence that nobody remembers hides the next outage."""
+"""A forgotten silence hides the next outage."""
 HISTORY_S = 7 * DAY_S
 PAGE_MAX = 500
 NAME_MAX = 100
@@ -66,9 +66,9 @@ class AlertActs:
         until: datetime | None = None,
         note: str = "",
     ) -> Alert:
-        """Say who is at work on an alert, for a time or to its end: no reminders of it meanwhile.
+        """Say who is working on an alert, for a time or until it ends: until then no reminders are sent.
 
-        Raises `CallerMistake` where no alert of that `id` lasts.
+        Raises `CallerMistake` if no alert with that `id` is active.
         """
         now = in_ms(self._clock.wall())
         ends_at = None if for_s is None and until is None else _end(now, for_s, until)
@@ -79,7 +79,7 @@ class AlertActs:
         return alert
 
     async def unacknowledge(self, alert_id: str, *, by: str = "", reason: str = "") -> Alert:
-        """Take an acknowledgement back. Raises `CallerMistake` where no alert of that `id` lasts."""
+        """Take an acknowledgement back. Raises `CallerMistake` if no alert with that `id` is active."""
         alert = await self._set(alert_id, None)
         words = plain(by), alert["kind"], alert["component"], plain(reason)
         log.warning("%r took back the acknowledgement of the alert %s of %s; reason: %r", *words)
@@ -88,7 +88,7 @@ class AlertActs:
     async def _set(self, alert_id: str, said: Acknowledgement | None) -> Alert:
         episode = await self._ask(lambda: self._keeper.acknowledge(alert_id, said))
         if episode is None:
-            raise CallerMistake("alerts", "no alert of that id lasts", kind=Kind.NOT_FOUND)
+            raise CallerMistake("alerts", "no alert with that id is active", kind=Kind.NOT_FOUND)
         own = (view for view in self._keeper.views() if view["id"] == alert_id and view["active"])
         return next(own, past_view(episode, has_channel=self._keeper.has_channel))
 
@@ -102,7 +102,7 @@ class AlertActs:
         by: str,
         reason: str,
     ) -> SilenceView:
-        """Notify no one of what matches, until it ends: `kind` and `component` may be patterns such as `ai:*`."""
+        """Do not send matching alerts until it ends: `kind` and `component` may be patterns such as `ai:*`."""
         now = in_ms(self._clock.wall())
         silence = Silence(
             id=new_id(),
@@ -119,16 +119,16 @@ class AlertActs:
         return silence_view(silence)
 
     async def end_silence(self, silence_id: str, *, by: str = "", reason: str = "") -> SilenceView:
-        """End a silence before its time. Raises `CallerMistake` where no silence of that `id` lasts."""
+        """End a silence early. Raises `CallerMistake` if no silence with that `id` is in force."""
         ended = await self._ask(lambda: self._keeper.end_silence(silence_id))
         if ended is None:
-            raise CallerMistake("alerts", "no silence of that id lasts", kind=Kind.NOT_FOUND)
+            raise CallerMistake("alerts", "no silence with that id is in force", kind=Kind.NOT_FOUND)
         words = plain(by), ended.by, ended.kind, ended.component, plain(reason)
         log.warning("%r ended the silence of %r: kind %r, component %r; reason: %r", *words)
         return silence_view(ended)
 
     async def silences(self) -> list[SilenceView]:
-        """Those that last, the next to end first."""
+        """The silences in force, the next to end first."""
         now = in_ms(self._clock.wall())
         return [silence_view(one) for one in await self._ask(lambda: self._store.silences.lasting(now))]
 
@@ -142,7 +142,7 @@ class AlertActs:
     ) -> AlertHistory:
         """Episodes of all processes that fired and lasted at some time between two times, by default in seven days.
 
-        The newest beginning comes first; `cursor` is the `next_cursor` of the page before.
+        The newest beginning comes first; `cursor` is the `next_cursor` of the previous page.
         """
         now = in_ms(self._clock.wall())
         last = now if until is None else _wall(until, "until")
@@ -173,7 +173,7 @@ class AlertActs:
 
 def _end(now: float, for_s: float | None, until: datetime | None) -> float:
     if (for_s is None) is (until is None):
-        raise _mistake("say when it ends: either for how many seconds, or at which time")
+        raise _mistake("set when it ends: either a number of seconds, or a time")
     ends_at = in_ms(now + for_s if for_s is not None else _wall(until, "the end"))
     if not now < ends_at <= now + HOLDS_S_MAX:
         raise _mistake("it must end after now, and within 30 days")
@@ -189,7 +189,7 @@ def _wall(at: datetime | None, what: str) -> float:
 def _name(by: str) -> str:
     name = plain(by, most=NAME_MAX).strip()
     if not name:
-        raise _mistake("by must name who does this")
+        raise _mistake("by must say who does this")
     return name
 
 
@@ -213,7 +213,7 @@ def _cursor(started_at: float, episode_id: str) -> str:
 def _place(cursor: str) -> Place:
     started_ms, _, episode_id = cursor.partition("-")
     if not (started_ms.isdecimal() and len(started_ms) < 16 and episode_id):
-        raise _mistake("cursor must be the next_cursor of the page before")
+        raise _mistake("cursor must be the next_cursor of the previous page")
     return Place(int(started_ms) / 1000, episode_id)
 
 

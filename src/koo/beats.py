@@ -1,11 +1,11 @@
-"""The beat of what koo does each second, in the event loop's own time: does it still come, and was it late?"""
+"""The beat of koo's work each second, in the event loop's own time: does it still come, and was it late?"""
 
 from __future__ import annotations
 
 import asyncio
 
 LATE_S = 30.0
-"""No alert begins or ends meanwhile, and nobody is notified. Shorter than that a slow machine may be."""
+"""While no beat comes, no alert begins, ends or is sent. Shorter gaps are normal on a slow machine."""
 KEPT_S = 300.0
 
 
@@ -27,7 +27,7 @@ class Beats:
         self._loop, self._at = loop, at
 
     def stop(self) -> None:
-        """It ends, and is not meant to come."""
+        """It ends, and is no longer expected."""
         self._loop = None
 
     @property

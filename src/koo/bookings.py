@@ -30,7 +30,7 @@ async def page_of(
     cursor: str | None,
     is_booked: bool = False,
 ) -> BookedCalls:
-    """The newest first; see `HistoryReports.requests`. `is_booked`: what is in the store already will do."""
+    """The newest first; see `HistoryReports.requests`. `is_booked`: only what is in the store already."""
     if not 1 <= limit <= PAGE_MAX:
         raise _mistake(f"limit must be 1 to {PAGE_MAX}")
     before = NEWEST if cursor is None else _place(cursor)
@@ -88,7 +88,7 @@ def _ms(entry: Entry) -> int:
 def _place(cursor: str) -> Place:
     at_ms, _, entry_id = cursor.partition("-")
     if not (at_ms.isascii() and at_ms.isdecimal() and entry_id and len(at_ms) < 19):
-        raise _mistake("cursor must be the next_cursor of the page before")
+        raise _mistake("cursor must be the next_cursor of the previous page")
     return Place(int(at_ms), entry_id)
 
 

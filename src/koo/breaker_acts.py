@@ -20,7 +20,7 @@ from koo.policies.breaker import Override
 from koo.sharing import said
 
 FOR_S_MAX = 30 * DAY_S
-"""A breaker that somebody forced open and forgot is an outage."""
+"""A breaker that was forced open and forgotten is an outage."""
 BY_MAX, REASON_MAX = 100, 500
 
 
@@ -28,7 +28,7 @@ class BreakerActs:
     """The breakers of one platform. `act` runs steps of the policies on koo's loop.
 
     A name is "database", a service ("claude": all of its models), or one model ("claude/opus"). Each method raises
-    `CallerMistake` for a name that there is not.
+    `CallerMistake` for an unknown name.
     """
 
     def __init__(self, parts: Parts, act: Callable[..., None]) -> None:
@@ -50,7 +50,7 @@ class BreakerActs:
     def shadow(
         self, name: str, *, on: bool = True, by: str = "", reason: str = "", for_s: float | None = None
     ) -> Act:
-        """Let it decide and count, and refuse nothing; `on` False: its decisions hold again."""
+        """Let it decide and count but refuse nothing; `on` False: its decisions hold again."""
         override = Override.METRICS_ONLY if on else Override.NONE
         return self._override(name, override, by, reason, for_s if on else None)
 
@@ -101,5 +101,5 @@ class BreakerActs:
 
 
 def _act_of(by: str, reason: str, until: float | None = None) -> Act:
-    """One plain line each: it is shown to everybody whose calls are refused."""
+    """One plain line each: they are shown to every caller that is refused."""
     return Act(plain(by, BY_MAX).strip(), plain(reason, REASON_MAX).strip(), until)

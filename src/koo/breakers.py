@@ -1,9 +1,9 @@
-"""Every breaker of a platform by its name, and an operator's word over it.
+"""Every breaker of a platform by its name, and operators' overrides.
 
 A name is "database", a service ("claude", all of its models), or one model ("claude/opus"). What is set here holds in
 this process; `sharing.py` carries it to the others.
 
-The database is made when it is first used. What was said of it before holds from then on.
+The database is made when it is first used. An override that was set before holds from then on.
 """
 
 from __future__ import annotations
@@ -73,6 +73,6 @@ class Breakers:
             guard.reset(act)
 
     def meet_database(self, guard: Guard, now: float) -> None:
-        """It has been made: what was said of it before holds."""
+        """It has been made: an override that was set before holds now."""
         if self._of_database is not None and now < self._of_database[2]:
             guard.set_override(*self._of_database)

@@ -1,4 +1,4 @@
-"""The bridge for code without an event loop of its own: `koo.run(query_ai("claude", "Hello"))`, from any thread.
+"""The bridge for code without an event loop: `koo.run(query_ai("claude", "Hello"))`, from any thread.
 
 Flask, Celery, Django and plain threads have no loop, or one for each call that ends at once. koo's connections,
 breakers and budgets belong to one loop that lasts. So the process has one in a thread in the background, started by the
@@ -189,7 +189,7 @@ class Bridge:
         # Not `asyncio.run`: it starts a thread to end its executor, and Python 3.12 starts none once it ends itself.
         try:
             loop = asyncio.new_event_loop()
-        except BaseException as error:  # noqa: BLE001 - no descriptor: who waits for the loop has to hear of it
+        except BaseException as error:  # noqa: BLE001 - no descriptor: the callers that wait for the loop must get the error
             ready.set_exception(error)
             return
         try:
@@ -260,7 +260,7 @@ class Bridge:
 
 
 async def _end_all_tasks() -> None:
-    """Those too that begin meanwhile: a daemon thread's call that came a moment ago may open koo once more."""
+    """Cancel also those that begin in the meantime: a daemon thread's late call may open koo once more."""
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
         for task in others:
             if not task.cancelling():  # a second cancellation would cut into its closing
@@ -293,14 +293,14 @@ def _refuse_inside_a_loop() -> None:
         raise RuntimeError(NO_LOOP)
     if asyncio._get_running_loop() is not None:
         raise RuntimeError(
-            "koo.run waits, and an event loop is running in this thread: await the coroutine there"
+            "koo.run would block the event loop that is running in this thread: await the coroutine instead"
         )
 
 
 def _wait(loop: Loop, call: Call[Any]) -> None:
     try:
         while not call.done.wait(LOOK_S):
-            # A loop of somebody's own may stop and never go on; nothing would wake this thread.
+            # An application's own loop may stop for good without waking this thread.
             if not loop.is_running() and not call.done.is_set():
                 call.drop_unbegun()
                 raise RuntimeError(OVER)

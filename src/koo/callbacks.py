@@ -1,7 +1,7 @@
-"""What callbacks of the application raise: listeners of events, handlers of logs. Who called them goes on.
+"""Errors of the application's callbacks (event listeners, log handlers), which must not stop koo.
 
-koo logs while it holds permits, money and connections, from some forty places. So its loggers themselves see to it that
-nothing which a handler or filter raises reaches the line that logs.
+koo logs from some forty places while it holds permits, money and connections. So its loggers themselves make sure that
+nothing raised by a handler or filter reaches the line that logs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _OF_HANDLER = "koo_of_handler"
 
 
 class CarefulLogger(logging.Logger):
-    """A logger whose handlers fail on their own account."""
+    """A logger whose failing handlers do not reach the code that logs."""
 
     def handle(self, record: logging.LogRecord) -> None:
         try:
             super().handle(record)
-        except BaseException as error:  # noqa: BLE001 - who logs has a permit or money to give back
+        except BaseException as error:  # noqa: BLE001 - the code that logs has a permit or money to return
             if not hasattr(record, _OF_HANDLER):
                 outlive(error, "a log handler failed", of_handler=True)
             elif isinstance(error, EXITS):
@@ -29,16 +29,16 @@ class CarefulLogger(logging.Logger):
 
 
 def _take_care() -> None:
-    """The application may have got a logger of koo's before koo: so the class of what there is changes."""
+    """The application may have created a logger of koo's first, so the class of the existing object is changed."""
     for name in LOGGERS:
         logging.getLogger(name).__class__ = CarefulLogger
 
 
 def outlive(error: BaseException, sentence: str, *, of_handler: bool = False) -> None:
-    """Log what a callback of the application raised; who called it goes on, and gives back what it holds.
+    """Log what a callback of the application raised, so that its caller continues and returns what it holds.
 
     `SystemExit` and `KeyboardInterrupt` end the program all the same: the running event loop raises them next, as for a
-    callback of its own. Raises them here where no loop runs. `of_handler`: if it cannot be logged either, so be it.
+    callback of its own. Raises them here where no loop runs. `of_handler`: a failure to log this one too is ignored.
     """
     if isinstance(error, EXITS):
         _raise_next(error)

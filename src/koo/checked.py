@@ -11,7 +11,7 @@ from koo.hidden import hide
 
 T = TypeVar("T")
 ATTEMPT_S_MAX = 60.0
-"""Longest time of an attempt that nobody set: with the default of a query it leaves time for a second one."""
+"""Longest default time of an attempt: with a query's default time it leaves room for a second one."""
 BOUNDS = ("at_least", "at_most", "above")
 """The ends of a range, as an option's metadata names them."""
 
@@ -22,7 +22,7 @@ class Nothing(dict[str, Any]):
     __slots__ = ()
 
     def __setitem__(self, name: str, value: object) -> None:
-        raise TypeError("it stays empty")
+        raise TypeError("this mapping must stay empty")
 
     def __hash__(self) -> int:  # type: ignore[override]
         return 0
@@ -99,7 +99,7 @@ class Checked:
                 object.__setattr__(self, one.name, hide(value))
             if not _is_bounded(one.metadata) or (value is None and "None" in str(one.type)):
                 continue
-            # What is no number would pass here and fail in the first comparison, in the middle of a call.
+            # Anything but a number would pass here and fail in the first comparison, in the middle of a call.
             if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
                 what = f"{type(self).__name__}.{one.name}"
                 raise ConfigurationError("", f"{what} must be a number, not {type(value).__name__}")
@@ -152,7 +152,7 @@ class Timed(Checked):
 
 
 def following_s(timeout_s: Any, attempt_s: Any, slow_s: Any) -> tuple[Any, Any]:
-    """The times of an attempt and of a slow call; None is one that was not set. What is no number is not looked at."""
+    """The times of an attempt and of a slow call; None is one that was not set. Anything but a number is ignored."""
     if attempt_s is None:
         attempt_s = min(ATTEMPT_S_MAX, _half(timeout_s))
     return attempt_s, _half(attempt_s) if slow_s is None else slow_s

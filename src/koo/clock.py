@@ -1,6 +1,6 @@
 """Time, handed in: monotonic seconds for durations, wall time for people and calendars.
 
-Nothing below `Platform` reads a clock of its own, so that tests run on virtual time (`koo.testing.clock`).
+Nothing below `Platform` reads a clock directly, so that tests run on virtual time (`koo.testing.clock`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SystemClock:
 
 SYSTEM_CLOCK = SystemClock()
 BASE_SLACK_S = 5.0
-"""A clock of another base is off by more, and a busy machine between two looks by less."""
+"""A clock with another base is off by more than this; a busy machine delays two readings by less."""
 
 
 def check_base(clock: Clock) -> None:

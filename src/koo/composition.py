@@ -140,7 +140,7 @@ class Parts:
         self._priced: bool | None = None  # False: no service needs prices
 
     def _presence_of(self) -> Callable[[], Presence]:
-        """Says what this process tells the others of itself."""
+        """What this process reports about itself to the others."""
         label, configuration = self.options.version_label, json.dumps(digests_of(self.options))
         return lambda: presence_of(self.store.ledger.process, label, configuration)
 
@@ -223,7 +223,7 @@ class Parts:
         return "" if ai_service is None else place_of(ai_service.options)
 
     def _introduce(self, service: Service, place: str) -> None:
-        """Its guards that are made later hear at once what the fleet says of them."""
+        """From now on new guards learn at once what the fleet reports about them."""
         service.on_new_guard = lambda guard: self.fleet.meet(GuardKey(guard.breaker.name, place), guard)
 
     def find_service(self, name: str) -> Service:
@@ -332,7 +332,7 @@ class Parts:
         """Let the alerts follow at once, and not with the next beat: an operator has changed something."""
         if (
             self.deadlines.loop is not None
-        ):  # Before it opens, it does not know what an earlier process found.
+        ):  # Before it opens, it does not know which alerts an earlier process raised.
             self.alerts.see(*self.what_holds())
 
     def services_health(self) -> ServicesHealth:
@@ -349,7 +349,7 @@ class Parts:
     def listed_alerts(self) -> list[Alert]:
         """Alerts that hold, the worst first, then what ended within fifteen minutes."""
         views = self.alerts.views()
-        # Alerts begin and end with koo's beat: that it does not come is the one thing which it cannot find.
+        # Alerts begin and end with koo's beat, so a missing beat is the one thing that they cannot find.
         is_late = self.own_watch.beats.is_late
         return [*stale_views(self.koo_health(), self.alerts.now), *views] if is_late else views
 
@@ -394,7 +394,7 @@ class Parts:
             self.events.publish(StoreForgot(STORE_SOURCE, str(from_pico(forgotten))))
 
     def reset_service(self, service: Service, act: Act | None = None) -> None:
-        """An operator says that a service is well: also what an earlier process found need not be looked at."""
+        """An operator says that a service is well: alerts of an earlier process need no check either."""
         service.reset(act)
         self.alerts.alerts.trust(f"ai:{service.name}")
 
@@ -428,7 +428,7 @@ class Parts:
             await self.store.leasing.begin()
             await self.alerts.begin()
         except StoreUnavailable:
-            log.warning("koo begins without its state store, which is tried again by itself")
+            log.warning("koo starts without its state store, and keeps trying to reach it")
 
     def forget_parent(self) -> None:
         """In a forked child: calls that run are the parent's; what is known goes on."""

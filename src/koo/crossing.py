@@ -6,8 +6,8 @@ of the user's own crosses back: its client belongs to the loop that asks, so onl
 * The context goes along, each way: a deadline, a tracing span. What is set on the other side stays there, as in a task.
 * A cancellation crosses too, and its end is awaited: what was spent must be booked, and a client must not be used by
   two tasks at once. A second cancellation waits for nothing.
-* What is raised crosses as a value. A SystemExit that left a task would end the loop, and with it everybody's work.
-* A loop that stops for good wakes no caller of another thread, so a caller that waits looks after it now and then.
+* What is raised crosses as a value. A SystemExit that left a task would end the loop, and all other work on it.
+* A loop that stops for good wakes no caller in another thread, so a waiting caller checks on it now and then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Loop = asyncio.AbstractEventLoop
 LOOK_S = 1.0
 """How often a waiting caller looks whether the loop still runs; a call that ends wakes its caller at once."""
 SETTLE_S_MAX = 5.0
-"""An interrupted call has no reason to take longer; a second interrupt ends the waiting at once."""
+"""An interrupted call needs no longer than this; a second interrupt ends the wait at once."""
 OVER = "koo's event loop ended before the call did, because the process or the loop that koo was open on is ending"
 NO_LOOP = (
     "koo runs on asyncio, and no asyncio event loop runs here: under trio call it in a thread, "

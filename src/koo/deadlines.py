@@ -1,7 +1,7 @@
 """Deadlines: points in time, carried in a ContextVar, kept in one registry with few timers.
 
-`asyncio.timeout` puts a timer of its own into the loop for each call and takes it out again, which costs as much as the
-rest of a guard. Almost no call lives until its deadline, so all deadlines within the same quarter of a second share a
+`asyncio.timeout` puts a timer into the loop for each call and takes it out again, which costs as much as the rest of a
+guard. Almost no call lives until its deadline, so all deadlines within the same quarter of a second share a
 timer here. Calls still running when that quarter begins get a real timer for the rest: expiry is as exact as asyncio's.
 
 To its caller an `Alarm` is an `asyncio.timeout`: at its time it cancels the task; on leaving the block it turns *its
@@ -128,7 +128,7 @@ class Deadlines:
 
 
 def begin_grain(loop: asyncio.AbstractEventLoop, grains: dict[float, set[Alarm]], grain: float) -> None:
-    """A grain's time has come: each alarm still running gets a timer of its own."""
+    """A grain's time has come: each alarm still running gets its own timer."""
     now = loop.time()
     for alarm in grains.pop(grain):
         if alarm.when <= now:

@@ -3,8 +3,8 @@
 An episode begins pending. It fires when its condition has held long enough, recovers while the condition is gone but
 may come back, and is resolved at the end. It never goes back to pending; what comes back after the end is a new one.
 
-Each process has breakers and probes of its own, so each sees for itself what is wrong. But people are told once: of one
-fingerprint at most one episode lasts in a store, and the processes that see it share it.
+Each process has its own breakers and probes, so each sees separately what is wrong. But people are notified once: a
+store has at most one active episode of a fingerprint, and the processes that see it share it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Phase = Literal["pending", "firing", "recovering", "resolved"]
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """A person is at work on an episode: `by`, since wall time `at`, until `until` (None: to its end)."""
+    """A person is working on an episode: `by`, since wall time `at`, until `until` (None: to its end)."""
 
     by: str
     at: float
@@ -131,7 +131,7 @@ class Episodes(Protocol):
     async def keep(self, *episodes: Episode, said: Collection[str] = ()) -> list[Episode]:
         """Write what this process sees, under a new lease; returns them as the store knows them, in the same order.
 
-        One that others have ended meanwhile is returned as resolved, and is not written.
+        One that others have ended in the meantime is returned as resolved, and is not written.
         Where the fingerprint has an episode that lasts already, that one goes on, with its id, its beginning and what
         was said about it. The first process that keeps one with `notified_at` writes the notice that it fires, unless
         its key is in `said`: this process has delivered it itself.
@@ -155,11 +155,11 @@ class Episodes(Protocol):
         ...
 
     async def release(self) -> None:
-        """Let other processes take over at once what this one sees."""
+        """Let other processes take over at once the episodes that this one sees."""
         ...
 
     async def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> Episode | None:
-        """Set or take back who is at work on an episode that lasts; returns None where no such episode lasts."""
+        """Set or clear who is working on an active episode; returns None if there is no such episode."""
         ...
 
     async def history(
@@ -188,7 +188,7 @@ class Silences(Protocol):
         ...
 
     async def end(self, silence_id: str, at: float) -> Silence | None:
-        """End one at wall time `at`, before its time; returns None where no such silence lasts."""
+        """End one early, at wall time `at`; returns None if no such silence is in force."""
         ...
 
     async def lasting(self, now: float) -> list[Silence]:

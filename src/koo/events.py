@@ -49,7 +49,7 @@ class CircuitOpened(Event):
 
 @dataclass(frozen=True, slots=True)
 class CircuitPrimed(Event):
-    """So many other processes have it open that one failure of its own opens this breaker, which is closed.
+    """So many other processes have it open that one failure here opens this breaker, which is closed.
 
     `told`: how many of how many, in words.
     """
@@ -148,10 +148,10 @@ class BillExceededHold(Event):
 
 @dataclass(frozen=True, slots=True)
 class StoreForgot(Event):
-    """The state store is older than what this process told it: it was restored, or lost acknowledged writes.
+    """The state store is older than what this process reported to it: it was restored, or lost acknowledged writes.
 
-    So much, in USD as a string, was booked here and was not known there. Nothing is granted for six seconds, in which
-    every living process tells its own; what dead ones had drawn since the copy was made is lost to the books.
+    The amount, in USD as a string, was booked here and was not known there. Nothing is granted for six seconds, while
+    every live process reports its own; what dead ones had drawn since the copy was made is missing from the ledger.
     """
 
     forgotten_usd: str
@@ -163,7 +163,7 @@ class StoreForgot(Event):
 class ProcessRenamed(Event):
     """Another process spoke to the state store under this one's name: a machine was copied, or it was written off.
 
-    This process goes on as `name`, and what it holds and has not told is booked a second time.
+    This process goes on as `name`, and what it holds and has not reported is booked a second time.
     """
 
     name: str = ""
@@ -187,7 +187,7 @@ class StoreFound(Event):
 
 @dataclass(frozen=True, slots=True)
 class DeliveryFailed(Event):
-    """Alerts do not get out by a channel: the first failure of a run, why, and in how many seconds it tries again."""
+    """A channel fails to send alerts: the first failure of a run, why, and in how many seconds it tries again."""
 
     reason: str
     next_in_s: float
@@ -323,5 +323,5 @@ class EventBus:
         for listener in tuple(self._listeners):
             try:
                 listener(event)
-            except BaseException as error:  # noqa: BLE001 - the publisher has a permit or money to give back
+            except BaseException as error:  # noqa: BLE001 - the publisher has a permit or money to return
                 outlive(error, f"a listener failed on {type(event).__name__}")

@@ -1,11 +1,11 @@
-"""After a fork the child forgets what belongs to a loop, a thread or a connection of its parent: by itself.
+"""After a fork the child forgets, without being asked, what belongs to its parent's loop, threads and connections.
 
 An object that comes to hold such a thing says so with `forget_in_child(self)`; in the child its `forget_parent` is
-called before any other code runs. A parent's loop would else seem to run there for ever, and its callers to hold their
-places.
+called before any other code runs. Otherwise the parent's loop would seem to run there for ever, and its callers would
+seem to hold their places.
 
-What is forgotten must not be collected either (`leave_behind`): a connection that is closed says goodbye to its server,
-over a socket that is the parent's.
+What is forgotten must not be collected either (`leave_behind`): closing a connection says goodbye to its server, over
+a socket that the parent still uses.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class Gates:
         self.limits.refund(taken_at)
 
     def refuse_full(self, guard: Guarded, now: float, deadline: float, on_limit: str | None) -> None:
-        """The short way out: refuse a call that `take` found no unit for, if nothing else has to be checked."""
+        """The short way out: refuse a call that `take` found no unit for, if no other gate has to be checked."""
         refusal = self.limits.refusal(now)
         if refusal is None or not self.quiet or on_limit == "wait":
             return
@@ -171,7 +171,7 @@ class Gates:
         while True:
             taken_at = self.clock.monotonic()
             # The usual reason to wait is a place alone. With a pool as small as a database's nearly every call waits
-            # for one, and asking each gate again, each in a coroutine of its own, costs twice the wait itself.
+            # for one, and asking each gate again, each in its own coroutine, costs twice the wait itself.
             for_place = (
                 self.quiet and not self._is_shut(guard, taken_at) and self.limits.take(taken_at) is None
             )
@@ -449,7 +449,7 @@ class Gates:
         others_at = self._others_open_at(guard, now)
         if wait_s < others_at - now < NEVER:
             wait_s = others_at - now
-        # Forced open, and nobody said until when: a time would be made up.
+        # Forced open without an end: any time would be invented.
         until_s = None if wait_s == NEVER else wait_s
         self.refuse(guard, self.family.circuit_open, reason, until_s, Kind.CIRCUIT_OPEN)
 

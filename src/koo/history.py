@@ -1,8 +1,8 @@
-"""How it was: samples of every component, for the charts and for the question what changed before it broke.
+"""The history: samples of every component, for the charts and to see what changed before something broke.
 
-Each five seconds one sample of each component is taken from counters that guards keep anyway, so a call pays nothing
-for its past. The last hour stays in memory. Each minute the process writes that minute, and the five minutes so far,
-into the state store, where the rows of all processes are read together: minutes for two days, five minutes for thirty.
+Every five seconds one sample of each component is taken from counters that guards keep anyway, so it costs a call
+nothing. The last hour stays in memory. Every minute the process writes that minute, and the five minutes so far, into
+the state store, where the rows of all processes are read together: minutes for two days, five minutes for thirty.
 While the store is away an hour of minutes waits. A process that is killed loses the minute that it had not written.
 """
 
@@ -53,7 +53,7 @@ MINUTES_S_MAX = int(2 * DAY_S)
 RANGE_S_MAX = int(30 * DAY_S)
 MARKS_MAX = 200
 COMPONENTS_MAX = 200
-"""Of a platform with more guards the first by name have a past in memory."""
+"""If a platform has more guards, only the first by name keep their samples in memory."""
 UNWRITTEN_MAX = 2 * 60
 DEPLOY = "deploy"
 KOO = "koo"
@@ -61,7 +61,7 @@ KOO = "koo"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What is asked for: from one wall time to another, in steps; of these components, or of all (None)."""
+    """A range: from one wall time to another, in steps; of these components, or of all (None)."""
 
     since_s: int
     until_s: int
@@ -80,7 +80,7 @@ class Unwritten(NamedTuple):
 
 
 class History:
-    """The past of one process's components, and of all processes on its store.
+    """The samples of one process's components, and of all processes on its store.
 
     `version` says what is deployed, `settings` how all settings are, by their digests.
     """
@@ -106,7 +106,7 @@ class History:
         self._due_at = clock.monotonic()
         self.began_at = clock.wall()
         self.writes = 0
-        """How often spans were written: what is read in between is the same."""
+        """How often spans were written; reads between two writes return the same."""
 
     # ── taking ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -123,7 +123,7 @@ class History:
         span: Span = {}
         for component in sorted(counted)[:COMPONENTS_MAX]:
             one = counted[component]
-            # Of a component that is new the whole life is its first sample: it began since the last one.
+            # The first sample of a new component covers its whole life, which began after the last sample.
             span[component] = one.since(self._counted.get(component, Sample()))
         self._counted = dict(counted)
         self._recent.append((now_s, span))
@@ -136,7 +136,7 @@ class History:
         if at != begin:
             self._unwritten.append(Unwritten(step_s, at, filled))
             if step_s == MINUTE_S and FIVE_MINUTES_S in self._open:
-                # Written each minute, and so each time over its like: a kill costs a minute and not five.
+                # Rewritten each minute, so that a kill costs one minute and not five.
                 five_at, five = self._open[FIVE_MINUTES_S]
                 # A copy: written late, it would have samples of the next minute too, which count as unwritten.
                 so_far: Span = {}
@@ -152,7 +152,7 @@ class History:
         return self._recent[-1] if self._recent else None
 
     def on_event(self, event: Event) -> None:
-        """Remember what people will look for in a chart."""
+        """Keep a mark for the charts."""
         mark = _mark_of(event, self.clock.wall())
         if mark is not None:
             self._marks.append(mark)
@@ -165,7 +165,7 @@ class History:
         return bool(self._unwritten or self._marks)
 
     async def write(self) -> None:
-        """Write what waits. Raises `StoreUnavailable`; then it waits on."""
+        """Write what waits. Raises `StoreUnavailable`; what could not be written keeps waiting."""
         if not self._is_announced:
             await self.store.history.mark_change(Mark(self.clock.wall(), DEPLOY, KOO, self._version()))
             if settings := self._settings():
@@ -202,7 +202,7 @@ class History:
         components: Sequence[str],
         all_processes: bool,
     ) -> shapes.History:
-        """How it was, see `Platform.history`."""
+        """The history of a range, see `Platform.history`."""
         ask = self._ask(seconds, since, until, all_processes)
         if components:
             ask = replace(ask, components=frozenset(components))
@@ -220,7 +220,7 @@ class History:
     def _ask(self, seconds: int | None, since: float | None, until: float | None, all_processes: bool) -> Ask:
         now = self.clock.wall()
         if seconds is not None and (since is not None or until is not None):
-            raise _mistake("choose a range, or since and until")
+            raise _mistake("set either a range, or since and until")
         until = now + 1 if until is None else until  # with what happens now
         first = until - (seconds or HOUR_S) if since is None else since
         if not first < until:
@@ -301,7 +301,7 @@ def _mark_view(mark: Mark) -> shapes.HistoryMark:
 
 
 async def _hand_over(waiting: deque[T], write: Callable[[Sequence[T]], Awaitable[None]]) -> None:
-    """Write what waits. It leaves the queue only when it is written, unless it was pushed out meanwhile."""
+    """Write what waits. It leaves the queue only when it is written, or when newer rows push it out."""
     while waiting:
         several = tuple(waiting)
         await write(several)
@@ -311,7 +311,7 @@ async def _hand_over(waiting: deque[T], write: Callable[[Sequence[T]], Awaitable
 
 
 class HistoryReports:
-    """The past of one platform, from any event loop."""
+    """The history of one platform, from any event loop."""
 
     def __init__(
         self, history: History, at_home: AtHome, saved: Callable[[], Coroutine[Any, Any, Saved]]
@@ -329,7 +329,7 @@ class HistoryReports:
         components: Sequence[str] = (),
         all_processes: bool = False,
     ) -> shapes.History:
-        """How it was in the last `range_s` seconds (an hour without any), or from `since` to `until`.
+        """The history of the last `range_s` seconds (default: an hour), or from `since` to `until`.
 
         At most 720 spans of at most 30 days, of `components` or all of them. The last hour is this process's own unless
         `all_processes` is set. While the state store is away, `trouble` says so and its part is missing. Raises
@@ -351,7 +351,7 @@ class HistoryReports:
     ) -> BookedCalls:
         """The last calls that cost something, in all processes, the newest first: never a prompt or an answer.
 
-        `limit` is at most 500, `cursor` the `next_cursor` of the page before. Raises `InvalidRequest`, and
+        `limit` is at most 500, `cursor` the `next_cursor` of the previous page. Raises `InvalidRequest`, and
         `ServiceRefused` while the state store is away.
         """
         store, clock = self._history.store, self._history.clock
@@ -360,7 +360,7 @@ class HistoryReports:
         )
 
     async def saved(self) -> Saved:
-        """What koo saved today (UTC), in all processes; while the state store is away, with what it said last."""
+        """What koo saved today (UTC), in all processes; while the state store is away, as it was last read."""
         return await self._at_home(self._saved)
 
     async def marks(self, since: datetime) -> list[shapes.HistoryMark]:

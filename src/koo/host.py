@@ -1,7 +1,7 @@
-"""What this process stands on: room on its disks, and file descriptors.
+"""What this process depends on: room on its disks, and file descriptors.
 
-Asking a disk for its room takes a microsecond, or for ever where it is a network share whose server is away. So a
-thread asks, one at a time, and what it does not come back from is told as a disk that does not answer. The thread is a
+Asking a disk for its room takes a microsecond, or for ever if it is a network share whose server is away. So a
+thread asks, one at a time, and if it does not come back the disk is reported as not answering. The thread is a
 daemon: it holds nothing, and the end of the process need not wait for it.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from koo.shortages import NoThread, shortage_in, start
 
 EVERY_S = 30.0
-"""A disk that a runaway log fills is seen within half a minute, however long what is done each second may take."""
+"""A disk that a runaway log fills is noticed within half a minute, even if the work of each second takes long."""
 SILENT_STEPS = 60
 """Counted in steps: the time in which the whole process stood still says nothing about a disk."""
 DESCRIPTOR_FOLDERS = ("/proc/self/fd", "/dev/fd")
@@ -44,7 +44,7 @@ class Descriptors:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What was found at one look; `descriptors` None: the system does not tell."""
+    """What was found at one look; `descriptors` None: the system does not say."""
 
     disks: tuple[Disk, ...] = ()
     descriptors: Descriptors | None = None
@@ -99,7 +99,7 @@ def look_at_host(folders: Mapping[str, Path]) -> Host:
             place = _existing(folder)
             usage = shutil.disk_usage(place)
             disks.setdefault(place.stat().st_dev, Disk(name, usage.free, usage.total))
-        except OSError:  # No right to look there, or gone in this moment: what cannot be known is not told.
+        except OSError:  # No right to look there, or just removed: what cannot be known is left out.
             continue
     return Host(tuple(disks.values()), count_descriptors())
 
@@ -110,7 +110,7 @@ def _existing(folder: Path) -> Path:
 
 
 def count_descriptors() -> Descriptors | None:
-    """How many are open; None where the system has no limit or does not tell."""
+    """How many are open; None if the system has no limit or does not say."""
     try:
         import resource  # not on Windows
     except ImportError:

@@ -29,7 +29,7 @@ from koo.storage.base import Store, StoreUnavailable
 
 TOLD_EVERY_S = 5.0
 BEFORE_S = 3600.0
-"""What changed an hour before may be why; what changed a day before most likely is not."""
+"""A change an hour earlier may be the cause; one a day earlier is most likely not."""
 BEFORE_MAX = 50
 LIST_MAX = 200
 
@@ -55,7 +55,7 @@ class Recorder:
         self._tell_at = clock.monotonic()
 
     def on_event(self, event: Event) -> None:
-        """Take an event in. What guards no service and no database, such as a way to notify people, has none."""
+        """Take an event in. A guard of neither a service nor a database, such as a notification channel's, has none."""
         if isinstance(event, (CircuitOpened, OverrideSet)) and self._find(event.source) is None:
             return
         steps = {name: len(one.steps) for name, one in self.book.lasting.items()}
@@ -103,7 +103,7 @@ class Recorder:
         return bool(self._changed or (self.book.lasting and self.clock.monotonic() >= self._tell_at))
 
     async def write(self) -> None:
-        """Write what waits. Raises `StoreUnavailable`; then it waits on."""
+        """Write what waits. Raises `StoreUnavailable`; what could not be written keeps waiting."""
         self.look()
         kept = {one.id for one in self.book.kept}
         changed = {key: one for key, one in self._changed.items() if key in kept}
@@ -127,7 +127,7 @@ class Recorder:
         self._tell_at = self.clock.monotonic()
 
     def own(self) -> list[list[Kept]]:
-        """Those of this process, the newest first, as if no other had any."""
+        """Those of this process alone, the newest first."""
         now, process = self.clock.wall(), self.store.process
         return [[Kept(one, process, one.id, now)] for one in reversed(self.book.kept)]
 
@@ -150,11 +150,11 @@ class IncidentReports:
         return await self._at_home(lambda: self._list(component, limit))
 
     async def find(self, incident_id: str) -> shapes.OneIncident:
-        """One whole, by its id. Raises `CallerMistake` where there is none of that id."""
+        """One incident, whole. Raises `CallerMistake` if there is none with that id."""
         return await self._at_home(lambda: self._find(incident_id))
 
     async def markdown(self, incident_id: str) -> str:
-        """The same, to be pasted into a report. Raises `CallerMistake` where there is none of that id."""
+        """The same as Markdown, to paste into a report. Raises `CallerMistake` if there is none with that id."""
         return markdown_of(await self.find(incident_id))
 
     async def _list(self, component: str | None, limit: int) -> shapes.Incidents:
@@ -185,7 +185,7 @@ class IncidentReports:
             trouble = f"the state store is away: {error}"
             parts = next((one for one in recorder.own() if one[0].incident.id == incident_id), [])
         if not parts:
-            raise CallerMistake("incidents", "there is no incident of that id", kind=Kind.NOT_FOUND)
+            raise CallerMistake("incidents", "there is no incident with that id", kind=Kind.NOT_FOUND)
         now = recorder.clock.wall()
         return {
             "incident": incident_view(parts, before, now),
@@ -194,7 +194,7 @@ class IncidentReports:
         }
 
     async def _what_was_before(self, incident: Incident) -> Sequence[Mark]:
-        """What happened in the hour before; the opening itself is no news."""
+        """What happened in the hour before, without the opening itself."""
         since, until = incident.opened_at - BEFORE_S, incident.opened_at + 0.001
         marks = await self._history.marks(since, until)
         own = ("circuit", component_of(incident.guard))

@@ -1,9 +1,9 @@
-"""Name lookups in threads of koo's own, at most one for each name; later callers join the one that runs.
+"""Name lookups in koo's own threads, at most one for each name; later callers join the one that runs.
 
-The system's lookup blocks and knows no timeout, so it needs a thread. `loop.getaddrinfo` takes one of the event loop's
-default executor, of which there are a few for the whole application: three names that hang, asked some times, and
-nothing else that needs a thread goes on, `asyncio.to_thread` of the application and lookups of other services included.
-Here a name that hangs has one thread. All callers who want it wait for that one, each until its own deadline.
+The system's lookup blocks and has no timeout, so it needs a thread. `loop.getaddrinfo` takes one of the event loop's
+default executor, which has a few for the whole application: a handful of lookups that hang would stop everything else
+that needs a thread, the application's `asyncio.to_thread` and lookups of other services included. Here a name that
+hangs has one thread. All callers that need it wait for that one, each until its own deadline.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from koo.forks import forget_in_child
 from koo.shortages import no_descriptor, start
 
 NAMES_MAX = 256
-"""Threads at once: as many names as that hang at a time are a loop gone wild."""
+"""Threads at once: only a runaway loop looks up more hanging names than this."""
 
 Address = tuple[
     socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]
@@ -27,7 +27,7 @@ Address = tuple[
 
 
 class Name(NamedTuple):
-    """What is looked up; the port is of no interest to that."""
+    """What is looked up; the port plays no part."""
 
     host: str
     family: int
@@ -63,8 +63,8 @@ class Lookups:
                 waiting.append(waiter)
                 return
             if len(self._running) >= NAMES_MAX:
-                raise OSError(None, f"{NAMES_MAX} names are being looked up, and none is answered")
-            # Before the thread may end; and out again where none could be started, or all who come later would wait.
+                raise OSError(None, f"{NAMES_MAX} host names are being looked up, and none has been answered")
+            # Entered before the thread can end, and removed if none could be started, or all later callers would wait.
             self._running[name] = [waiter]
             try:
                 start(threading.Thread(target=self._look_up, args=(name,), name="koo lookup", daemon=True))

@@ -1,7 +1,7 @@
 """Notices: what is to be said to a person, and what became of saying it.
 
 A notice is a fact that does not change: this alert began, that one ended. It is written into the state store once,
-under a key that a second process, or the same one after a restart, would give it too. From then on each *channel* owes
+under a key that a second process, or the same one after a restart, would also use. From then on each *channel* owes
 its delivery, until it is sent or given up. A channel belongs to the store, not to a process: all processes on one store
 are one fleet, and any of them that is configured to reach the channel may deliver what another one wrote.
 
@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 from koo.events import Severity
 
 What = Literal["firing", "resolved", "reminder", "test"]
-"""What a notice says: an alert began, ended, or still lasts; or nothing, because somebody tries a channel."""
+"""What a notice says: an alert began, ended, or still lasts; or nothing: it is a test of a channel."""
 DeliveryState = Literal["waiting", "sent", "given_up", "below_severity"]
 
 
@@ -81,7 +81,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """How a channel does, by all processes' experience; times are wall seconds.
+    """The state of a channel, as seen by all processes; times are wall seconds.
 
     `failures` in a row, `failing_since` the first of them, `reason` the last. `next_at` is when it is tried next, 0: at
     once. `given_up` counts the messages that were given up within the last hour, `waiting` the notices that are still
@@ -120,7 +120,7 @@ class Notices(Protocol):
         ...
 
     async def standings(self, channels: Sequence[str]) -> list[Standing]:
-        """How these channels do."""
+        """The state of these channels."""
         ...
 
     async def owe(self, channel: str, severities: Sequence[Severity]) -> None:

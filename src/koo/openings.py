@@ -26,10 +26,10 @@ Rule = Literal[
 
 @dataclass(frozen=True, slots=True)
 class SeenCall:
-    """A call that a breaker judged: it ended `ago_s` seconds before the event that tells of it, after `took_s`.
+    """A call that a breaker judged: it ended `ago_s` seconds before the event that reports it, after `took_s`.
 
-    `failure`: what it met; None: it did not fail, or only another model did. `in_row`: the how manyth failure in a row
-    it was; 0: it is in none.
+    `failure`: what it met; None: it did not fail, or only another model did. `in_row`: its position in a run of
+    failures; 0: it is not in one.
     """
 
     ago_s: float

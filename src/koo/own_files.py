@@ -1,8 +1,8 @@
-"""Files that koo makes: for its user alone, and none through what another user put in the way.
+"""Files that koo makes: only its user can read them, and none is made through what another user put in the way.
 
 What koo writes holds prompts' costs, audit entries and the rows of its user's database, so no other user is to read it,
-whatever the umask says. In a folder that every user can write, /tmp say, another one may have put a link, a file or a
-folder under the name first: then koo would write where they want, or read what they wrote.
+whatever the umask says. In a folder that every user can write, such as /tmp, another user may have put a link, a file
+or a folder under the name first: then koo would write where they want, or read what they wrote.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PutThere(PermissionError):
     """Another user put something in the way."""
 
     def __init__(self, path: Path) -> None:
-        reason = "another user put it, or a link in its place, into a folder that all may write"
+        reason = "another user put it, or a link in its place, into a folder that all users can write"
         super().__init__(errno.EACCES, reason, str(path))
 
 

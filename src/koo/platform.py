@@ -2,7 +2,7 @@
 
 Nothing has to be started. The first call that needs the running loop opens the platform on it, and it closes when that
 loop ends. A second `asyncio.run` opens it anew; what is known in memory (breakers, counts, limits) goes on. `async with
-platform` or `await platform.close()` do the same at a time of one's own choosing. How, and what a second loop may do:
+platform` or `await platform.close()` do the same at a time that you choose. How, and what a second loop may do:
 `residence.py`.
 
 A call on another loop than koo's crosses to it, or starts one in the background (`crossing.py`, `bridge.py`). An
@@ -66,7 +66,7 @@ else:
     S = TypeVar("S")
 T = TypeVar("T")
 LOOK_AGE_MAX_S = 2.0
-"""As often as an open page asks: however many pages there are, they are one probe to the database."""
+"""As often as an open page asks: however many pages are open, they cause one probe of the database."""
 
 
 class Platform:
@@ -243,7 +243,7 @@ class Platform:
 
         `async def` is awaited as before, an asynchronous generator becomes an `OperationStream`, and a `def` waits for
         one of koo's threads; `in_thread=True` makes it one to await. Nothing is read or opened here. The options are
-        those of `register_service`; functions that share a name share its guard, and one of them gives the options.
+        those of `register_service`; functions that share a name share its guard, and one of them sets the options.
         Raises `ConfigurationError`, and TypeError for what is not a function.
         """
         return Guarding(self, name, self._declare, **options)
@@ -364,11 +364,11 @@ class Platform:
         return await self._at_home(lambda: self.parts.outbox.deliveries(alerts))
 
     async def fleet(self) -> FleetStatus:
-        """The processes on the state store: who is there and leads, what is open where, and whose settings differ."""
+        """The processes on the state store: which live, which leads, what is open where, and whose settings differ."""
         return await self._at_home(self.parts.fleet_status)
 
     async def test_alerts(self, channel: str | None = None) -> AlertTests:
-        """Send a test by one channel ("webhook", "slack" or "email"), or by all, and say what became of it.
+        """Send a test on one channel ("webhook", "slack" or "email"), or on all, and return what became of it.
 
         Takes 15 s at most. Raises `CallerMistake` where that channel, or none at all, is configured.
         """
@@ -381,7 +381,7 @@ class Platform:
 
     @property
     def history(self) -> HistoryReports:
-        """How everything was in the last 30 days: `await platform.history.report(range_s=3600)`."""
+        """The history of the last 30 days: `await platform.history.report(range_s=3600)`."""
         return HistoryReports(self.parts.history, self._at_home, self.parts.savings.report)
 
     @property
@@ -394,7 +394,7 @@ class Platform:
         return await (work() if home is None else carry(home, work()))
 
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
-        """Ask services whether they are there and take the key: never billed. None asks all that are configured."""
+        """Check that services answer and accept the key: never billed. None checks all that are configured."""
         return await self._at_home(lambda: check_services(self.parts, name))
 
     async def spend(
@@ -447,7 +447,7 @@ class Platform:
     async def write_off(self, process: str | None, *, by: str, reason: str = "") -> WriteOffs:
         """Free what a process that no longer reports had left of the budgets; None: every such process.
 
-        That may raise the possible bill by the amount: the process may have spent it. `by` and `reason` are kept with
+        If the process spent it, the bill may exceed the budget by that amount. `by` and `reason` are kept with
         it. Raises `CallerMistake` for a process that left nothing or still reports, and `ServiceRefused` while the
         state store is away.
         """
@@ -483,7 +483,7 @@ class Platform:
         return await self.database.rotate(url, within_s=within_s)
 
     def _act(self, *steps: Callable[[], object]) -> None:
-        """Steps of the policies; the alerts and the verdict follow at once: who has acted looks at them next."""
+        """Steps of the policies; alerts and verdict follow at once, because an operator looks at them next."""
 
         def act() -> None:
             for step in (*steps, self.parts.see):

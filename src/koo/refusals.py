@@ -39,5 +39,5 @@ DATABASES = Family(DatabaseUnavailable, PoolSaturated, PoolSaturated, DatabaseTi
 
 def not_begun(service: str) -> ServiceRefused:
     """The refusal of a call that would only begin while koo is closing."""
-    reason = "it is not begun any more, because koo is being closed"
+    reason = "it was not started, because koo is closing"
     return ServiceRefused(service, reason, kind=Kind.DRAINING)

@@ -7,8 +7,8 @@ and its `finally` closes everything, whatever ended it: `close`, an opening that
 cancels all tasks at its end. So what was begun has one place that ends it, and nothing is left behind.
 
 Connections belong to the loop that opened them. While the first loop runs, in another thread, calls of a second one
-cross to it (`elsewhere`). While it stands still (a fixture's loop during a test, two loops that run by turns) nobody
-can close what it has; so koo is not opened a second time, and the error says what to write.
+cross to it (`elsewhere`). While it stands still (a fixture's loop during a test, two loops that run by turns) no other
+loop can close what it has; so koo is not opened a second time, and the error says what to write.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ STANDS_STILL = (
     'share one loop (pytest-asyncio: loop_scope="session" at fixtures and tests)'
 )
 RUNS_ELSEWHERE = (
-    "koo is open on another event loop that is still running, and calls cross to it by themselves: open it here first, "
+    "koo is open on another event loop that is still running, and calls cross to it automatically: open it here first, "
     "before anything else uses it, or close it there: koo.run(platform.close())"
 )
 SECOND = (
-    "a second koo platform opens in this process on the same settings: each has a pool, breakers and counts of its "
-    "own, and the monitoring of one shows nothing of the other; one is enough, and `from koo import platform` is it"
+    "a second koo platform opens in this process on the same settings: each has its own pool, breakers and counts, "
+    "and the monitoring of one shows nothing of the other; use the one of the process, `from koo import platform`"
 )
 FORKED = (
-    "koo was open in the process that forked this one, and opens anew here: this process has connections, purses and a "
-    "name of its own; what runs on a loop of the other one stays there, so open koo in each worker rather than before "
+    "koo was open in the process that forked this one, and opens anew here, with its own connections, purses and name; "
+    "what runs on a loop of the other process stays there, so open koo in each worker rather than before "
     "the fork (gunicorn --preload, multiprocessing)"
 )
 log = logging.getLogger("koo")

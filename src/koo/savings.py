@@ -38,7 +38,7 @@ class Savings:
         self._stored: Stored | None = None
 
     async def report(self) -> Saved:
-        """What was saved since midnight (UTC). While the state store is away, with what it said last."""
+        """What was saved since midnight (UTC); while the state store is away, as it was last read."""
         clock = self._history.clock
         day = utc_day(clock.wall())
         stored = await self._read(day)
@@ -63,7 +63,7 @@ class Savings:
                 spans = await history.store.history.read(FIVE_MINUTES_S, begin_s, begin_s + every_s, every_s)
             except StoreUnavailable:
                 break
-            # What was written while this was read would be counted twice, or not at all: then it is read once more.
+            # Rows written during this read would be counted twice or not at all, so it is repeated.
             self._stored = Stored(day, writes, _counts(spans.get(begin_s, {})))
         return self._stored if self._stored is not None and self._stored.day == day else None
 

@@ -1,7 +1,7 @@
 """What servers, poolers and libpq say in words, when there is no SQLSTATE, or the wrong one.
 
 libpq passes no SQLSTATE on when a connection is refused, only the server's sentence, in the server's language
-(`lc_messages`). A pooler uses one code for everything of its own: PgBouncer 08P01, Supavisor XX000. So words are the
+(`lc_messages`). A pooler uses one code for all of its own errors: PgBouncer 08P01, Supavisor XX000. So words are the
 only way to tell a wrong password from a full server. They are read only if the other side refuses or ends the
 connection: a statement's error may quote anything.
 
@@ -174,7 +174,7 @@ CERTIFICATES: Rules = _rules(
         MISCONFIGURED.saying("the server requires a client certificate that it trusts, and received none"),
     ),
 )
-"""What a TLS library says about certificates. None of it passes by itself."""
+"""What a TLS library says about certificates. None of it passes without action."""
 CLIENT: Rules = CERTIFICATES + _rules(
     (r"no password supplied", REFUSED.saying("the server asks for a password")),
     (

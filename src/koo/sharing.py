@@ -183,7 +183,7 @@ class Sharing:
 
     def _reset(self, target: str, act: Act, new: bool) -> None:
         if target == DATABASE:
-            # One from before our start finds nothing to reset but an operator's word that is older.
+            # One from before our start can only reset an older operator's override.
             if new:
                 self._breakers.reset_database(act)
             else:
@@ -242,7 +242,7 @@ class Sharing:
 
 
 def _without_undone(signals: Sequence[Signal]) -> Iterable[Signal]:
-    """Earlier signals but those overrides that a later reset took back: no breaker is forced open for a moment."""
+    """Earlier signals without overrides that a later reset removed: no breaker is forced open for a moment."""
     resets = {signal.target: signal.id for signal in signals if signal.kind == "reset"}
     for signal in signals:
         names = signal.target, signal.target.partition("/")[0]

@@ -1,4 +1,4 @@
-"""The past, as protocols: samples of spans of time, marks of what happened at a moment, and incidents."""
+"""The history, as protocols: samples of spans of time, marks of what happened at a moment, and incidents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Spans = dict[int, Span]
 
 
 class PastSpans(Protocol):
-    """How things were, for all processes on one store. Each method raises `StoreUnavailable`."""
+    """The history of all processes on one store. Each method raises `StoreUnavailable`."""
 
     async def write(self, spans: Iterable[tuple[int, int, Span]]) -> None:
         """Write spans of this process: seconds, beginning in wall seconds, samples. A later one replaces its like."""
@@ -62,7 +62,7 @@ class PastSpans(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An incident as the store has it: of which process, and when that last told of it (wall seconds).
+    """An incident as the store has it: of which process, and when that last reported it (wall seconds).
 
     `outage`: the id of the incident that another process had open when this one began, or its own. `has_left`: its
     process was closed while it lasted.

@@ -1,7 +1,7 @@
 """What was spent, over days and by kind, and what an operator writes off.
 
-The ledger's entries are the only source. What this process has booked and not told yet is told first; other processes
-tell within a beat.
+The ledger's entries are the only source. What this process has booked and not reported yet is reported first; other
+processes report within a beat.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ class SpendReports:
         except StoreUnavailable as error:
             raise _away(error) from error
         if not done and process is not None:
-            why = "no process of that name has left money in a budget that runs, or it still reports"
+            why = "no process of that name has left money in a current budget, or it still reports"
             raise CallerMistake("write-off", why, kind=Kind.NOT_FOUND)
         views = [_written_off(one) for one in done]
         for one in views:
             log.warning(
-                "%s wrote off what process %s had left (%s), which may raise the possible bill by as much; reason: %s",
+                "%s wrote off what process %s had left (%s); the bill may exceed the budgets by as much; reason: %s",
                 by,
                 one["process"],
                 _in_words(one["amounts"]),
@@ -137,7 +137,7 @@ def _month(month: str | None, today: date) -> tuple[date, date]:
 
 
 def groups_of(by: Sequence[str]) -> list[SpendGroup]:
-    """What to add up by, in the order of the columns. Raises `InvalidRequest`."""
+    """What to group by, in the order of the columns. Raises `InvalidRequest`."""
     wanted = {word.strip() for one in by for word in one.split(",") if word.strip()}
     if not wanted or not wanted <= set(GROUPS):
         raise _mistake(f"by must be some of {', '.join(GROUPS)}")
@@ -192,7 +192,7 @@ def _written_off(one: WriteOff) -> WrittenOff:
 
 
 def _amounts(amounts: Mapping[Key, int], wall_s: float) -> list[PeriodAmount]:
-    """`wall_s`: when the periods ran, which tells a month from a day."""
+    """`wall_s`: when the periods ran, which distinguishes a month from a day."""
     month = period_at("month", int(wall_s * 1000))
     found: list[PeriodAmount] = []
     for key, amount in sorted(amounts.items()):

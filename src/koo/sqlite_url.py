@@ -1,7 +1,7 @@
 """Which options the URL of an SQLite file may have: none that would be ignored.
 
-With `?mode=ro` on a plain path SQLAlchemy warns, and opens the file for writing; a misspelt option SQLite itself does
-not even mention. Python's `sqlite3` has options of its own, of which koo sets two.
+With `?mode=ro` on a plain path SQLAlchemy warns, and opens the file for writing; SQLite itself ignores a misspelt
+option silently. Python's `sqlite3` has its own options, two of which koo sets.
 """
 
 from __future__ import annotations

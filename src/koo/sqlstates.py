@@ -246,7 +246,7 @@ def original_of(error: BaseException) -> BaseException:
     original = getattr(error, "orig", None)
     if not isinstance(original, BaseException):
         original = error
-    # For asyncpg SQLAlchemy 2.0 makes an error of its own, whose text begins with a class and which has no severity.
+    # For asyncpg SQLAlchemy 2.0 makes its own error, whose text begins with a class and which has no severity.
     is_its_own = type(original).__module__.startswith("sqlalchemy.dialects.")
     return original.__cause__ or original if is_its_own else original
 

@@ -53,7 +53,7 @@ class BackgroundTask(ABC):
                 await self.step()
             except Exception:
                 if not self._failing:
-                    log.exception("%s failed, and goes on", type(self).__name__)
+                    log.exception("%s failed; it is tried again", type(self).__name__)
                 self._failing = True
             else:
                 self._failing = False
@@ -103,7 +103,7 @@ class KeepTime(BackgroundTask):
             parts.database_in_use.tick()
 
     def _watch_itself(self) -> None:
-        """Does what watches still run? Counted in these seconds, so no clock that was set accuses it."""
+        """Do the watchers still run? Counted in steps, so that setting the clock raises no alarm."""
         database = self.parts.database_in_use
         is_open = database is not None and database.connections is not None
         options = self.parts.options.database if database is None else database.options
@@ -167,15 +167,17 @@ class SendNotices(BackgroundTask):
 class CheckServices(BackgroundTask):
     """One unbilled check of each configured service at its interval; a blocked key at its own, growing one.
 
-    In a fleet the leader asks, and the others take its word. A process whose key or address the leader does not have
-    hears nothing of them, and asks itself, half as often; so does each where none leads.
+    In a fleet the leader asks, and the others use its results. A process whose key or address the leader does not have
+    gets no results for them, and asks itself, half as often; so does every process while none leads.
     """
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self._began_at = parts.clock.monotonic()
         self._due_at = self._next_round()
-        self._looked_at: set[str] = set()  # What an earlier process left alerts of: looked at once, at once.
+        self._looked_at: set[str] = (
+            set()
+        )  # Services with alerts of an earlier process: checked once, immediately.
 
     def _next_round(self) -> float:
         return self.parts.clock.monotonic() + self.parts.options.health_check_interval_s
@@ -199,7 +201,7 @@ class CheckServices(BackgroundTask):
         await self._check_database(DATABASE in doubted)
 
     def _leaves_it(self, name: str, now: float) -> bool:
-        """Does another process ask this service, or may it still?"""
+        """Does another process ask this service, or may it still start to?"""
         fleet, ai_service = self.parts.fleet, self.parts.ai_services[name]
         if fleet.leads or ai_service.options.kind == "local":
             return False
@@ -257,7 +259,7 @@ async def check_services(parts: Parts, name: str | None) -> dict[str, ServiceChe
 
 
 async def check_service(parts: Parts, name: str) -> ServiceCheck:
-    """Ask a built-in service whether it is there and takes the key: never billed.
+    """Check that a built-in service answers and accepts the key: never billed.
 
     Returns `healthy`, `error`, `response_time_ms`, and the state that follows.
     """

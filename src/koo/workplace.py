@@ -1,4 +1,4 @@
-"""Which of a server's processes this one is: told by `koo serve --workers`, or seen in how it was started."""
+"""Which of a server's processes this one is: set by `koo serve --workers`, or seen in how it was started."""
 
 from __future__ import annotations
 

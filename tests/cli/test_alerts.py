@@ -150,7 +150,7 @@ def test_what_cannot_be_right_is_one_sentence(here: Here) -> None:
             (("silence", "database", "--reason", "x", "--for", "soon"), "--for is 'soon'; write how long"),
             (("silence", "database"), "--reason"),
             (("silence", "database", "--reason", "x", "--for", "900d"), "for_s"),
-            (("ack", "nobody"), "no alert of that id"),
+            (("ack", "nobody"), "no alert with that id"),
             (("ack", "../silences"), "is not an id"),
             (("unsilence", "nobody"), "no silence"),
             (("why", "nobody"), "no alert has the id nobody"),

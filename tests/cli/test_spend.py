@@ -77,7 +77,7 @@ def test_what_cannot_be_right_is_one_sentence(here: Here) -> None:
             code, out, err = here.run("spend", *arguments)
             assert code == 2 and sentence in err, (arguments, err)
         code, _, err = here.run("spend", "write-off")
-        assert code == 2 and "name a process, or say --all" in err
+        assert code == 2 and "name a process, or use --all" in err
         code, _, err = here.run("spend", "write-off", "x", "--all")
         assert code == 2
         code, _, err = here.run("spend", "write-off", "nobody")

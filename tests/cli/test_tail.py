@@ -139,7 +139,7 @@ def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
                 assert await look(follower, 51) == ["calls 1 call failed, 31 calls refused by koo in 10 s"]
                 server.episodes[1] |= {"ended_at": at(40), "acknowledged": {"by": "ada", "at": at(39)}}
                 assert await look(follower, 52) == [
-                    "act ada is at work on it: fires now",
+                    "act ada is working on it: fires now",
                     "ended over after 38 s: fires now",
                 ]
                 assert texts(list(follower.calls.rest())) == []

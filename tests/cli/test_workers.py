@@ -196,7 +196,7 @@ def test_a_worker_whose_loop_stands_still_is_killed_and_replaced(
         assert Workers(1, start, listener, 0.0).run() == 0
     assert begun == [1, 1]
     said = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
-    assert "has not turned its event loop" in said[0] and "was stuck and has been killed" in said[1]
+    assert "has blocked its event loop" in said[0] and "was stuck and has been killed" in said[1]
     assert "most recent call first" in capfd.readouterr().err
 
 

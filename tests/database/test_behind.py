@@ -109,7 +109,7 @@ def test_doctor_sends_people_to_the_right_place(pg: Place) -> None:
         pg.server.sql("CREATE ROLE shut_out NOLOGIN")
         for url, word in (
             (pg.url, ""),
-            (pg.url.replace(pg.database, "nowhere"), "mend its name"),
+            (pg.url.replace(pg.database, "nowhere"), "correct its name"),
             (pg.url.replace("postgres:koo-test@", "shut_out:koo-test@"), "pg_hba.conf"),
             (f"{pg.url}?no_such=1", "what follows the ?"),
             (pg.url.replace(str(pg.server.port), "1"), "is it running"),

@@ -85,7 +85,7 @@ def test_who_is_at_work_on_an_alert_is_listed_until_the_end_or_taken_back(tmp_pa
         koo.override_service("claude", Override.NONE)
         await look(koo)
         problem = await act(client, path, {"by": "ada"}, status=404)
-        assert problem["detail"] == "alerts: no alert of that id lasts"
+        assert problem["detail"] == "alerts: no alert with that id lasts"
 
     with_server(tmp_path, work)
 
@@ -155,11 +155,11 @@ def test_a_silence_is_listed_keeps_quiet_and_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "detail"),
     [
-        ("silences", {"by": "ada", "reason": "x"}, "say when it ends"),
+        ("silences", {"by": "ada", "reason": "x"}, "set when it ends"),
         (
             "silences",
             {"by": "ada", "reason": "x", "for_s": 60, "ends_at": "2020-01-01T00:00:00Z"},
-            "say when",
+            "set when",
         ),
         (
             "silences",
@@ -170,7 +170,7 @@ def test_a_silence_is_listed_keeps_quiet_and_ends(tmp_path: Path) -> None:
         ("silences", {"by": "ada", "reason": "x", "for_s": 2_592_001}, "for_s"),
         ("silences", {"by": "ada", "for_s": 60}, "reason: is missing"),
         ("silences", {"by": "ada", "for_s": 60, "reason": " \n"}, "reason must say why"),
-        ("silences", {"by": "\u200b", "for_s": 60, "reason": "x"}, "by must name who"),
+        ("silences", {"by": "\u200b", "for_s": 60, "reason": "x"}, "by must say who"),
         ("silences", {"by": "ada", "for_s": 60, "reason": "x", "kindd": "*"}, "did you mean kind?"),
         ("1/acknowledge", {}, "by: is missing"),
         ("1/acknowledge", {"by": "ada", "for_s": 0}, "for_s"),
@@ -265,9 +265,9 @@ def test_in_python_it_is_the_same_from_any_loop(tmp_path: Path) -> None:
             await koo.alerts.end_silence(silence["id"])
             assert (await koo.alerts.unacknowledge(alert["id"]))["acknowledged"] is None
             assert alert["id"] in [one["id"] for one in (await koo.alerts.history())["episodes"]]
-            with pytest.raises(CallerMistake, match="no alert of that id"):
+            with pytest.raises(CallerMistake, match="no alert with that id"):
                 await koo.alerts.unacknowledge("nothing")
-            with pytest.raises(InvalidRequest, match="say when it ends"):
+            with pytest.raises(InvalidRequest, match="set when it ends"):
                 await koo.alerts.silence(by="ada", reason="known")
 
         await asyncio.to_thread(asyncio.run, elsewhere())

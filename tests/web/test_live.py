@@ -190,7 +190,7 @@ def test_a_look_that_fails_is_logged_once_and_the_next_one_goes_on(caplog: pytes
         assert b'"n":1' in await listener.take(1)
 
     on_virtual_time(work)
-    assert len([one for one in caplog.records if "failed to look" in one.message]) == 1
+    assert len([one for one in caplog.records if "could not read the state" in one.message]) == 1
 
 
 # ── over sockets ──────────────────────────────────────────────────────────────────────────────────────────────────

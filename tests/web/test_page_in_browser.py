@@ -631,7 +631,7 @@ def test_a_session_opens_the_page_and_a_reading_one_offers_no_act(browser: str, 
         koo = platform(tmp_path, token="write-4711", read_token="read-4711")
         async with shown(browser, koo, "/dashboard/") as (page, client):
             await log_in(page, "nonsense")
-            await page.until_text(".wrong", "This token is not known")
+            await page.until_text(".wrong", "This token is not valid")
             await log_in(page, "read-4711")
             await page.until_text("h1", "Healthy")
             await break_database(koo)
@@ -737,7 +737,7 @@ def test_a_name_that_suddenly_points_here_is_not_served(browser: str, tmp_path: 
         async with served(create_app(koo)) as client, window(browser) as page:
             await break_database(koo)
             await page.go(f"http://evil.example:{urlsplit(client.url).port}/dashboard/")
-            await page.until_text("body", "not known by the name")
+            await page.until_text("body", "does not answer to the name")
             reset = "fetch('/api/v1/monitoring/database/reset-circuit-breaker', {method: 'POST'})"
             # The refusal's own policy allows the page nothing, so the request is not even sent.
             assert await page.run(f"{reset}.then(a => a.status, () => 'blocked')") == "blocked"

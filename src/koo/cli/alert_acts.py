@@ -1,4 +1,4 @@
-"""What an operator says of alerts: acknowledged, silenced, and the end of both."""
+"""An operator's acts on alerts: acknowledge, silence, and end either."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ SILENCES = (
 
 
 class Done(TypedDict):
-    """What each of the acts answers, beside what it changed."""
+    """What each act returns, beside what it changed."""
 
     message: str
 
 
 def acknowledge(alert: str, long: str | None, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """Somebody is at work on it: nobody is reminded, for `long` or until it ends."""
+    """Acknowledge it: no reminders for `long`, or until it ends."""
     body = {"by": who(), "note": reason} | ({} if long is None else {"for_s": _seconds(long)})
     return _act(url, f"/monitoring/alerts/{_id(alert)}/acknowledge", body, as_json)
 
 
 def unacknowledge(alert: str, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """Nobody is at work on it any more."""
+    """Take the acknowledgement back: reminders resume."""
     body = {"by": who(), "reason": reason}
     return _act(url, f"/monitoring/alerts/{_id(alert)}/unacknowledge", body, as_json)
 
@@ -43,7 +43,7 @@ def unacknowledge(alert: str, reason: str, url: str | None, *, as_json: bool) ->
 def silence(
     component: str | None, kind: str | None, long: str, reason: str, url: str | None, *, as_json: bool
 ) -> Exit:
-    """Nobody is notified of what matches both patterns."""
+    """Alerts that match both patterns are not sent."""
     if component is None and kind is None:
         raise CommandFailed("name a component or a --kind; '*' silences everything", Exit.USAGE, "usage")
     body = {
@@ -57,13 +57,13 @@ def silence(
 
 
 def end_silence(silence: str, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """What fires then is notified."""
+    """Alerts that still fire are sent."""
     done = run_async(_delete(f"/monitoring/alerts/silences/{_id(silence)}", reason, url))
     return _put(done, as_json)
 
 
 def silences(url: str | None, *, as_json: bool) -> Exit:
-    """Those that hold."""
+    """The silences in force."""
     _, answer = run_async(ask(url, "/monitoring/alerts/silences", Silences))
     if as_json:
         put_json(answer)

@@ -8,12 +8,10 @@ import typer
 
 from koo.cli.parts import Commands, Json, Reason, Url
 
-alerts_app = Commands(help="What is wrong, what was, and who is told of it.")
+alerts_app = Commands(help="What is wrong now, what was wrong before, and who is notified.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Of an alert, as `koo alerts` lists it.")]
-Why = Annotated[
-    str, typer.Option("--reason", metavar="TEXT", help="Why; everybody sees it beside the alert.")
-]
+Id = Annotated[str, typer.Argument(metavar="ID", help="Of an alert, as listed by `koo alerts`.")]
+Why = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; shown beside the alert.")]
 
 
 @alerts_app.callback(invoke_without_command=True)
@@ -51,7 +49,7 @@ def ack(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Acknowledge an alert: you are at work on it, and nobody is reminded of it."""
+    """Acknowledge an alert: you are working on it, and its reminders stop."""
     from koo.cli.alert_acts import acknowledge
 
     raise typer.Exit(acknowledge(alert, for_, reason, url, as_json=as_json))
@@ -78,7 +76,7 @@ def silence(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Notify nobody of what matches for a while. It is still listed."""
+    """Silence matching alerts for a while: they are still listed, but not sent."""
     from koo.cli.alert_acts import silence as act
 
     raise typer.Exit(act(component, kind, for_, reason, url, as_json=as_json))
@@ -86,12 +84,12 @@ def silence(
 
 @alerts_app.command()
 def unsilence(
-    silence: Annotated[str, typer.Argument(metavar="ID", help="As `koo alerts silences` lists it.")],
+    silence: Annotated[str, typer.Argument(metavar="ID", help="As listed by `koo alerts silences`.")],
     reason: Reason = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """End a silence now. What fires then is notified."""
+    """End a silence now. Alerts that still fire are sent."""
     from koo.cli.alert_acts import end_silence
 
     raise typer.Exit(end_silence(silence, reason, url, as_json=as_json))
@@ -99,7 +97,7 @@ def unsilence(
 
 @alerts_app.command()
 def silences(url: Url = None, as_json: Json = False) -> None:
-    """Show the silences, until when, of whom, and why."""
+    """Show the silences: until when, set by whom, and why."""
     from koo.cli.alert_acts import silences as show
 
     raise typer.Exit(show(url, as_json=as_json))
@@ -108,12 +106,12 @@ def silences(url: Url = None, as_json: Json = False) -> None:
 @alerts_app.command()
 def why(
     alert: Annotated[
-        str | None, typer.Argument(metavar="ID", help="Of an alert; without it, all of the last day.")
+        str | None, typer.Argument(metavar="ID", help="Of an alert; without it, all alerts of the last day.")
     ] = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show why people were told of an alert, or not, channel by channel."""
+    """Show whether an alert was sent on each channel, and if not, why."""
     from koo.cli.alert_why import why as show
 
     raise typer.Exit(show(alert, url, as_json=as_json))
@@ -127,7 +125,7 @@ def send_test(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Send a test message by each channel. Exit code: 1 if one was not taken."""
+    """Send a test message on each channel. Exit code: 1 if one could not be delivered."""
     from koo.cli.alert_why import send_test as act
 
     raise typer.Exit(act(channel, url, as_json=as_json))

@@ -1,4 +1,4 @@
-"""`koo alerts why` and `koo alerts test`: whether people are told, by which channel, and why not."""
+"""`koo alerts why` and `koo alerts test`: whether alerts are sent, on which channel, and why not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DELIVERIES = (
     Column("why"),
 )
 UNTOLD = (
-    Column("not told of", whole=True),
+    Column("not sent", whole=True),
     Column("severity", coloured=True),
     Column("component"),
     Column("kind"),
@@ -64,7 +64,7 @@ class Explained(TypedDict):
 
 
 def why(alert: str | None, url: str | None, *, as_json: bool) -> Exit:
-    """Of one alert or of all of the last day: what became of each notice on each channel, and why there is none."""
+    """For one alert or all of the last day: what became of each notice on each channel, or why there is none."""
     answer = run_async(_explain(alert, url))
     if as_json:
         put_json(answer)
@@ -145,7 +145,7 @@ def _next(reason: str, at: str | None) -> str:
 
 
 def send_test(channel: str | None, url: str | None, *, as_json: bool) -> Exit:
-    """Sends a test now. Exit code 1 where a channel did not take it."""
+    """Send a test now. Exit code 1 if a channel did not take it."""
     answer = run_async(_test(channel, url))
     if as_json:
         put_json(answer)

@@ -50,12 +50,12 @@ _UsageError: type[BaseException] = typer.BadParameter.__bases__[0]
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command; gives its exit code. A mistake or a refusal is one sentence, never a traceback."""
+    """Run a command and return its exit code. A mistake or a refusal is one sentence, never a traceback."""
     _prepare_streams()
     try:
         return _run(arguments)
     except BrokenPipeError:
-        # Whoever read us has what he wanted (`koo query … | head -1`); Python would complain once more at its end.
+        # The reader has what it wanted (`koo query … | head -1`). Python would complain once more at exit.
         _forget_output()
         return Exit.OK
     except OSError as error:  # Standard output on a full disk, a file that may not be read.
@@ -66,11 +66,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _prepare_streams() -> None:
-    """A letter that the terminal lacks is still an answer; and whoever has closed a stream wants nothing on it."""
+    """A character that the terminal lacks must not end the command; output to a closed stream is dropped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            # Without a descriptor of its own to close, nobody is warned that it was not.
+            # closefd=False: a file object that does not own its descriptor warns of nothing when it is collected.
             setattr(sys, name, open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -141,7 +141,7 @@ def options(
 
 
 def _commands(incomplete: str) -> list[str]:
-    """For the completion of a shell: what there is."""
+    """Shell completion: the commands."""
     single = [one.name or getattr(one.callback, "__name__", "") for one in app.registered_commands]
     names = [*single, *(str(group.name) for group in app.registered_groups)]
     return [name for name in names if name.startswith(incomplete)]
@@ -153,17 +153,17 @@ def help(  # noqa: A001 - a command is called as its function
         list[str] | None, typer.Argument(help="A command, as: db pause.", autocompletion=_commands)
     ] = None,
 ) -> None:
-    """Show what there is, or what a command takes."""
+    """Show the commands, or the arguments of one."""
     app([*(command or ()), "--help"], prog_name=PROGRAM, standalone_mode=False)
 
 
 def _services(incomplete: str) -> list[str]:
-    """For the completion of a shell: the services that the settings name."""
+    """Shell completion: the services that the settings name."""
     from koo.settings import Settings
 
     try:
         names = [service.name for service in Settings().platform_options().services]
-    except KooError:  # There is nobody to tell it to here; the command itself will.
+    except KooError:  # Completion cannot show an error; the command itself will.
         return []
     return [name for name in names if name.startswith(incomplete)]
 
@@ -283,12 +283,14 @@ def watch(url: Url = None, as_json: Json = False) -> None:
 def tail(
     service: Annotated[
         str | None,
-        typer.Option(help='Of one service, or "database", alone.', autocompletion=_services),
+        typer.Option(help='Only of this service, or of "database".', autocompletion=_services),
     ] = None,
     errors: Annotated[
-        bool, typer.Option("--errors", help="Alerts, openings, failed and refused calls alone.")
+        bool, typer.Option("--errors", help="Only alerts, openings, failed and refused calls.")
     ] = False,
-    since: Annotated[str, typer.Option(metavar="AGO", help="Begin so long ago: 10m, at most 24h.")] = "1m",
+    since: Annotated[
+        str, typer.Option(metavar="AGO", help="How far back to begin: 10m, at most 24h.")
+    ] = "1m",
     url: Url = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
 ) -> None:
@@ -300,11 +302,11 @@ def tail(
 
 @app.command()
 def audit(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="The last so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to show, newest first.")] = 50,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show who did what at the running server, and who was refused."""
+    """Show what was done at the running server, by whom, and what was refused."""
     from koo.cli.audit import audit as show
 
     raise typer.Exit(show(limit, url, as_json=as_json))
@@ -317,7 +319,7 @@ def reset(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Let a service or the database start afresh: its breaker closes. Money and limits stay as they are."""
+    """Reset a service or the database: its breaker closes. Money and limits stay as they are."""
     from koo.cli.reset import reset as act
 
     raise typer.Exit(act(target, reason, url, as_json=as_json))
@@ -334,12 +336,10 @@ def fleet(url: Url = None, as_json: Json = False) -> None:
 @spend_app.callback(invoke_without_command=True)
 def spend(
     context: typer.Context,
-    days: Annotated[int | None, typer.Option(min=1, help="The last days, today (UTC) included.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="The last N days, including today (UTC).")] = None,
     first: Annotated[str | None, typer.Option("--from", help="First UTC day: 2026-11-01.")] = None,
-    last: Annotated[str | None, typer.Option("--to", help="Last UTC day, included.")] = None,
-    month: Annotated[
-        str | None, typer.Option(help="A month: 2026-11. Without any period the one that runs.")
-    ] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last UTC day, inclusive.")] = None,
+    month: Annotated[str | None, typer.Option(help="A month: 2026-11. Default: the current month.")] = None,
     by: Annotated[
         list[str] | None,
         typer.Option(help="day, service, model or tag; may be repeated, or joined by commas."),
@@ -348,7 +348,7 @@ def spend(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show what all processes spent, by service unless told otherwise; ask the running server."""
+    """Show what all processes spent, by service by default. Asks the running server."""
     if context.invoked_subcommand is not None:
         return
     from koo.cli.spend import spend as show
@@ -367,7 +367,7 @@ def write_off(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Free money that a dead process left. It may have spent it: this may raise the possible bill by the amount."""
+    """Free money that a dead process left booked. If it was spent, the bill may exceed the budget by that amount."""
     from koo.cli.spend import write_off as act
 
     raise typer.Exit(act(process, everything=everything, reason=reason, url=url, as_json=as_json))
@@ -378,7 +378,7 @@ Within = Annotated[float, typer.Option(min=0, max=600, help="Seconds to wait for
 
 @db_app.command()
 def pause(reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
-    """Let new scopes wait, each until its own deadline; those that are open go on."""
+    """Make new scopes wait, each until its own deadline; open ones continue."""
     _act_on_database("pause", None, reason, url, as_json)
 
 
@@ -390,19 +390,19 @@ def resume(reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
 
 @db_app.command()
 def drain(within: Within = 10.0, reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
-    """Refuse new scopes, wait for those that are open, and name those that are left. Exit code: 1 if there are any."""
+    """Refuse new scopes, wait for the open ones, and name those still open. Exit code: 1 if there are any."""
     _act_on_database("drain", within, reason, url, as_json)
 
 
 @db_app.command()
 def rotate(within: Within = 0.0, reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
-    """Read DATABASE_URL again and replace each connection; those in use, when their scopes end."""
+    """Read DATABASE_URL again and replace every connection; those in use are replaced when their scopes end."""
     _act_on_database("rotate", within, reason, url, as_json)
 
 
 @db_app.command()
 def init(as_json: Json = False) -> None:
-    """Make the table that exactly-once needs in the database of DATABASE_URL; may be done again."""
+    """Create the table that exactly-once needs in the database of DATABASE_URL; safe to repeat."""
     from koo.cli.database import init as make
 
     raise typer.Exit(make(as_json=as_json))
@@ -423,14 +423,14 @@ def doctor(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Look at configuration, connections, permissions, prices, clock and disk, and say what to do."""
+    """Check configuration, connections, permissions, prices, clock and disk, and say what to do."""
     from koo.cli.doctor import doctor as examine
 
     raise typer.Exit(examine(url, as_json=as_json, workers=workers))
 
 
 def _kinds(incomplete: str) -> list[str]:
-    """For the completion of a shell: the kinds of alerts."""
+    """Shell completion: the kinds of alerts."""
     from koo.monitoring.runbook import runbooks
 
     return [kind for kind in runbooks() if kind.startswith(incomplete)]
@@ -444,7 +444,7 @@ def runbook(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what to do about a kind of alert; needs no server."""
+    """Say what to do about a kind of alert. Needs no server."""
     from koo.cli.runbook import runbook as show
 
     raise typer.Exit(show(kind, as_json=as_json))
@@ -452,7 +452,7 @@ def runbook(
 
 @app.command()
 def config(
-    only_set: Annotated[bool, typer.Option("--only-set", help="Leave out what is as by default.")] = False,
+    only_set: Annotated[bool, typer.Option("--only-set", help="Leave out what has its default.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what is in force and where it came from; secrets are masked."""
@@ -463,7 +463,7 @@ def config(
 
 @model_app.command()
 def install(as_json: Json = False) -> None:
-    """Install the model of the local service (93 MB), and print where it is."""
+    """Install the model of the local service (93 MB) and print its path."""
     from koo.cli.model import install as fetch
 
     raise typer.Exit(fetch(as_json=as_json))

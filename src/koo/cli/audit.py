@@ -1,4 +1,4 @@
-"""`koo audit`: who did what at the running server, and who was refused, the newest first."""
+"""`koo audit`: what was done at the running server, by whom, and what was refused, the newest first."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import typer
 
 from koo.cli.parts import Commands, Json, Url
 
-breaker_app = Commands(help="Every circuit breaker: why it opened, and an operator's word over it.")
+breaker_app = Commands(help="Circuit breakers: why each opened, and an operator's overrides.")
 
 Name = Annotated[
     str,
@@ -18,13 +18,11 @@ Name = Annotated[
 ]
 Why = Annotated[
     str,
-    typer.Option(
-        "--reason", metavar="TEXT", help="Why; kept in the incident, and shown to callers that are refused."
-    ),
+    typer.Option("--reason", metavar="TEXT", help="Why; kept in the incident and shown to refused callers."),
 ]
 For = Annotated[
     str | None,
-    typer.Option("--for", metavar="TIME", help="10m, 2h: it ends by itself. Without it, by a reset."),
+    typer.Option("--for", metavar="TIME", help="10m, 2h: when it ends. Without it, a reset ends it."),
 ]
 
 
@@ -45,7 +43,7 @@ def why(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show why a breaker opened last: the arithmetic, the calls, what it did, and how it ended."""
+    """Show why a breaker last opened: the arithmetic, the calls, what it did, and how it ended."""
     from koo.cli.breakers import why as show
 
     raise typer.Exit(show(name, url, markdown=markdown, as_json=as_json))
@@ -53,7 +51,7 @@ def why(
 
 @breaker_app.command()
 def trip(name: Name, reason: Why, for_: For = None, url: Url = None, as_json: Json = False) -> None:
-    """Force a breaker open: every call is refused, in every process, until it is reset or its time is over."""
+    """Force a breaker open: every process refuses every call until it is reset or the time is over."""
     from koo.cli.breakers import act
 
     raise typer.Exit(act("trip", name, reason, url, for_=for_, as_json=as_json))
@@ -61,7 +59,7 @@ def trip(name: Name, reason: Why, for_: For = None, url: Url = None, as_json: Js
 
 @breaker_app.command()
 def reset(name: Name, reason: Why, url: Url = None, as_json: Json = False) -> None:
-    """Close a breaker: an operator's word is taken back, its failures are forgotten."""
+    """Close a breaker: any override is removed, and its failures are forgotten."""
     from koo.cli.breakers import act
 
     raise typer.Exit(act("reset", name, reason, url, as_json=as_json))
@@ -72,13 +70,13 @@ def shadow(
     name: Name,
     reason: Why,
     off: Annotated[
-        bool, typer.Option("--off", help="Take it out of the shadow: its decisions hold again.")
+        bool, typer.Option("--off", help="Take it out of shadow: its decisions hold again.")
     ] = False,
     for_: For = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Let a breaker decide and count, and refuse nothing: how a threshold is tried out."""
+    """Make a breaker decide and count but refuse nothing, to try out a threshold."""
     from koo.cli.breakers import act
 
     raise typer.Exit(act("shadow", name, reason, url, for_=for_, off=off, as_json=as_json))

@@ -1,4 +1,4 @@
-"""`koo breaker`: every circuit breaker of the running server, why it opened, and an operator's word over it."""
+"""`koo breaker`: the circuit breakers of the running server, why each opened, and an operator's overrides."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ STATES = {"open": "circuit open", "half_open": "tests recovery", "forced_open": 
 
 
 class Breakers(TypedDict):
-    """What the server answers."""
+    """What the server returns."""
 
     breakers: list[BreakerStatus]
     timestamp: Time
 
 
 class Done(TypedDict):
-    """What each act answers."""
+    """What each act returns."""
 
     message: str
     breakers: list[BreakerStatus]
@@ -146,7 +146,7 @@ def _show(one: Incident, now: float) -> None:
     if one["trigger"] is not None:
         put(f"why: {one['trigger']['sentence']}")
     if one["state"] == "lost":
-        put(f"lost: its process is gone, and last told of it {when(one['last_heard'])}")
+        put(f"lost: its process is gone, and last reported it {when(one['last_heard'])}")
     elif ended:
         put(f"closed {ended}, after {span(one['lasted_s'])}: {one['ended']}")
     else:

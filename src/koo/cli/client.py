@@ -50,7 +50,7 @@ class ServerClient:
         return await self._ask("POST", path, shape, sent, patience_s)
 
     async def delete(self, path: str, shape: type[T], body: object) -> T:
-        """As `post`, for something that is to be no longer."""
+        """As `post`, with DELETE."""
         return await self._ask("DELETE", path, shape, json.dumps(body).encode())
 
     async def events(self, path: str, *, silence_s: float) -> AsyncIterator[tuple[str, Any]]:
@@ -119,11 +119,9 @@ class ServerClient:
 
     def _refusal(self, status: int, document: dict[str, Any] | None) -> str:
         if document is None or "detail" not in document:
-            return f"{self.url} answered {status}, and not as a koo server does; is KOO_URL right?"
+            return f"{self.url} answered {status}, but not as a koo server does; check KOO_URL"
         if status == 401:
-            return (
-                f"the server at {self.url} wants a token: set KOO_TOKEN to the one that it was started with"
-            )
+            return f"the server at {self.url} requires a token: set KOO_TOKEN to the one it was started with"
         return str(document["detail"])
 
 
@@ -162,7 +160,7 @@ async def _within(seconds: float, work: Awaitable[T]) -> T:
 
 
 def who() -> str:
-    """Who sits here, for the record: a name and a machine."""
+    """The user and the machine, for the audit log."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # A container may run under a number that has no name.
@@ -171,7 +169,7 @@ def who() -> str:
 
 
 def _looks_like(document: dict[str, Any], shape: type) -> bool:
-    """Most keys are there: a server of an earlier version lacks those that were added since, and any other has none."""
+    """Whether most keys are there: an older server lacks the newest ones, anything else has none of them."""
     keys = shape.__annotations__.keys()
     return 2 * len(keys & document.keys()) > len(keys)
 

@@ -9,7 +9,7 @@ from koo.settings import Settings
 def config(*, as_json: bool, only_set: bool) -> Exit:
     """Every variable, its value (secrets masked), and its source."""
     settings = Settings()
-    settings.platform_options()  # says what no single variable can: whether they make sense together
+    settings.platform_options()  # raises where variables contradict each other, which no single one shows
     rows = [row for row in settings.explain() if not only_set or row.source != "default"]
     if as_json:
         put_json(

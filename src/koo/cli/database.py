@@ -1,4 +1,4 @@
-"""`koo db`: pause, resume, drain or rotate the database of the running server; make the table of exactly-once."""
+"""`koo db`: pause, resume, drain or rotate the running server's database; create the table for exactly-once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from koo.platform import Platform
 
 
 class Act(TypedDict):
-    """What each of the four answers."""
+    """What each of the four returns."""
 
     message: str
     database: DatabaseGate
@@ -41,7 +41,7 @@ async def _act(name: str, within_s: float | None, reason: str, url: str | None) 
 
 
 def init(*, as_json: bool) -> Exit:
-    """Make the table of exactly-once, in this process and not in the server: its user may have no right to."""
+    """Create the table for exactly-once here rather than in the server, whose database user may lack the right."""
     where = run_async(_init())
     if as_json:
         put_json({"table": TABLE, "database": where})
@@ -53,6 +53,6 @@ def init(*, as_json: bool) -> Exit:
 async def _init() -> str:
     platform = Platform(settings_for(None).platform_options())
     async with platform:
-        with progress("making the table"):
+        with progress("creating the table"):
             await platform.database.init_exactly_once()
         return shown(platform.database.get_health()["server"])

@@ -1,4 +1,4 @@
-"""`koo doctor`: looks at everything that koo needs, and says what to do about what is missing. Changes nothing."""
+"""`koo doctor`: checks everything koo needs, and says what to do about what is missing. Changes nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def doctor(url: str | None, *, as_json: bool, workers: int = 1) -> Exit:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the log would say in between, the checks say better, and once."""
+    """Silence the log: the checks say the same, better and once."""
     log = logging.getLogger("koo")
     before, log.disabled = log.disabled, True
     try:
@@ -64,10 +64,15 @@ async def _examine(workers: int, url: str | None) -> list[Check]:
     try:
         settings = settings_for(url)
         platform = Platform(settings.platform_options())
-        _ = platform.options  # Making the parts may find more that is wrong.
+        _ = platform.options  # Building the parts can reveal more mistakes.
     except ConfigurationError as error:
         return [
-            Check("configuration", "problem", str(error), "mend this variable; nothing else can be looked at")
+            Check(
+                "configuration",
+                "problem",
+                str(error),
+                "fix this variable; nothing else can be checked until then",
+            )
         ]
     checks = [*_configuration(settings), *_files(settings), *_clock()]
     with progress("looking") as shown:
@@ -84,16 +89,16 @@ async def _examine(workers: int, url: str | None) -> list[Check]:
 def _configuration(settings: Settings) -> Iterator[Check]:
     yield Check("configuration", "ok", f"read; KOO_HOME is {settings.koo_home}")
     for unknown in settings.unknown_variables:
-        yield Check("configuration", "warning", str(unknown), "correct its name, or take it out")
+        yield Check("configuration", "warning", str(unknown), "correct its name, or remove it")
     for doubt in settings.doubts:
-        yield Check("configuration", "warning", doubt, "change one of both, or take it out")
+        yield Check("configuration", "warning", doubt, "change or remove one of the two")
 
 
 def _files(settings: Settings) -> Iterator[Check]:
     env = settings.koo_home / ".env"
     if env.is_file() and env.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         yield Check(
-            "permissions", "warning", f"{env} may be read by others, and holds keys", f"chmod 600 {env}"
+            "permissions", "warning", f"other users can read {env}, and it holds keys", f"chmod 600 {env}"
         )
     data = settings.koo_home / "data"
     folder = data if data.is_dir() else settings.koo_home
@@ -104,7 +109,7 @@ def _files(settings: Settings) -> Iterator[Check]:
         yield Check("permissions", "ok", f"{folder} can be written")
     free = shutil.disk_usage(folder).free
     result: Result = "ok" if free >= FREE_BYTES_MIN else "problem"
-    advice = "" if result == "ok" else "make room: without it no money can be booked"
+    advice = "" if result == "ok" else "free some space: without it no money can be booked"
     yield Check("disk", result, f"{free / 2**30:.1f} GiB free", advice)
 
 
@@ -124,7 +129,10 @@ def _clock() -> Iterator[Check]:
     if now < written_at - 86_400:
         shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
         yield Check(
-            "clock", "problem", f"it shows {shown}, which is past", "set it: budgets are of a UTC day"
+            "clock",
+            "problem",
+            f"it shows {shown}, which is in the past",
+            "set it: budgets are counted by UTC day",
         )
     else:
         yield Check("clock", "ok", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)))
@@ -164,8 +172,8 @@ async def _reached(ai_service: AIService) -> Check:
     options = ai_service.options
     if options.kind == "local":
         return await _ask_local(ai_service)
-    found = "is there" if options.api_key is None else "is there and takes the key"
-    return Check(options.name, "ok", f"{found}; {options.model} was not asked, which would be billed")
+    found = "is there" if options.api_key is None else "answers and accepts the key"
+    return Check(options.name, "ok", f"{found}; {options.model} was not asked, because that would be billed")
 
 
 async def _ask_local(ai_service: AIService) -> Check:
@@ -208,7 +216,7 @@ async def _server(platform: Platform) -> Check:
     word, home = health["overall_health"], health.get("home")
     found = f"{client.url} says {word}"
     if home is not None and home != digest_of_home(platform.options.home):
-        found += ", and is of another folder: that says nothing of what is configured here"
+        found += ", but it runs from another folder: that says nothing about the configuration here"
         return Check("server", "note", found, "start koo here, or set KOO_URL to this folder's server")
     if word == "healthy":
         return Check("server", "ok", found)
@@ -217,7 +225,7 @@ async def _server(platform: Platform) -> Check:
 
 
 def _reasons(health: SystemHealth) -> Iterator[str]:
-    """What of a server is not well, each with what broke last."""
+    """What is unhealthy at a server, each with its last error."""
     parts = {"database": health.get("database"), **health.get("ai_services", {}).get("services", {})}
     for name, view in parts.items():
         if view is not None and view.get("configured", True) and (view["reason"] or view.get("error")):
@@ -225,5 +233,5 @@ def _reasons(health: SystemHealth) -> Iterator[str]:
 
 
 def _without(name: str, error: str) -> str:
-    """The finding stands behind the name already."""
+    """Drop the name where the finding begins with it: it is printed already."""
     return error.removeprefix(f"{name}: ")

@@ -17,12 +17,12 @@ PAGE = "docs/postgresql.md"
 
 
 ADVICE = {
-    Kind.AUTH: "mend user and password in DATABASE_URL, or let them in: pg_hba.conf, GRANT CONNECT, the pooler's users",
-    Kind.NOT_FOUND: "make it, or mend its name in DATABASE_URL",
-    Kind.NOT_CONFIGURED: f"mend what follows the ? in DATABASE_URL: see {PAGE}",
-    Kind.OVERLOADED: "close what holds connections, lower the pools of all processes, or raise max_connections",
+    Kind.AUTH: "correct user or password in DATABASE_URL, or allow it: pg_hba.conf, GRANT CONNECT, the pooler's users",
+    Kind.NOT_FOUND: "create it, or correct its name in DATABASE_URL",
+    Kind.NOT_CONFIGURED: f"correct what follows the ? in DATABASE_URL: see {PAGE}",
+    Kind.OVERLOADED: "close other clients' connections, lower the pool size of all processes, or raise max_connections",
 }
-"""What to do about a look that failed; for what passes by itself `WHERE`."""
+"""What to do about a failed check, by kind; `WHERE` for kinds that pass without action."""
 WHERE = "is it running, and is DATABASE_URL right?"
 
 
@@ -75,8 +75,8 @@ async def _markers(database: Database) -> Check:
     try:
         await database.check_exactly_once()
     except KooError as error:
-        return Check("exactly once", "problem", error.reason, "until then scopes that may write are refused")
-    return Check("exactly once", "ok", "the table koo_markers is there, with all that it needs")
+        return Check("exactly once", "problem", error.reason, "until then, scopes that may write are refused")
+    return Check("exactly once", "ok", "the table koo_markers is there and complete")
 
 
 def _room(facts: ServerFacts, database: Database, workers: int) -> Check:
@@ -99,8 +99,8 @@ def _room(facts: ServerFacts, database: Database, workers: int) -> Check:
 
 def _pooler(facts: ServerFacts, database: Database) -> Check:
     if facts.pooling == "session":
-        return Check("pooler", "ok", "a pooler in session mode stands in between")
-    found = "a pooler in transaction mode stands in between"
+        return Check("pooler", "ok", "koo connects through a pooler in session mode")
+    found = "koo connects through a pooler in transaction mode"
     kept = f"SET, LISTEN, advisory locks and temporary tables end with the transaction: see {PAGE}"
     if database.options.prepared_statements:
         advice = (

@@ -14,8 +14,8 @@ from koo.storage.store import SqlStore
 SUBJECT = "state store"
 MOUNTS = Path("/proc/mounts")
 KEPT = {
-    True: "can be read; what was committed outlives kill -9, and after a power cut the last moment may be gone",
-    False: "can be read, and keeps what it has acknowledged",
+    True: "can be read; commits survive kill -9, but a power cut may lose the last moment",
+    False: "can be read, and keeps every acknowledged commit",
 }
 
 
@@ -26,7 +26,7 @@ async def state_store(platform: Platform) -> AsyncIterator[Check]:
         await store.signals.latest()
         risks = await _risks_of(store) if isinstance(store, SqlStore) else []
     except StoreUnavailable as error:
-        advice = "explicit budgets refuse while it is away; see KOO_STATE_URL"
+        advice = "explicit budgets refuse calls until it is back; see KOO_STATE_URL"
         yield Check(SUBJECT, "problem", str(error), advice)
         return
     is_file = isinstance(store, SqlStore) and store.file is not None

@@ -71,10 +71,10 @@ def _show(status: FleetStatus) -> None:
     for difference in status["differences"]:
         say(_difference(difference, names))
     if status["leader"] is None:
-        say("no process leads: each asks the services itself")
+        say("no process leads: each one checks the services itself")
     if not status["state_store"]["reachable"]:
         why = f"the state store cannot be used: {status['state_store']['reason']}"
-        put_words(coloured(f"{why}; other processes are not seen", "yellow"))
+        put_words(coloured(f"{why}; other processes cannot be seen", "yellow"))
 
 
 def name_of(one: FleetProcess) -> str:

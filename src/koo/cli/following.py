@@ -81,7 +81,7 @@ class Marks:
 
 
 class Alerts:
-    """Alerts that fire, are taken on by somebody, and end. What holds already at the start is known."""
+    """Alerts that fire, are acknowledged, and end. Those that fire already at the start are known."""
 
     def __init__(self, start: float) -> None:
         self._start = start
@@ -104,7 +104,7 @@ class Alerts:
             yield Line(began, alert["type"], alert["component"], alert["message"], facts, is_error)
         taken = alert.get("acknowledged")
         if taken and self._is_new(alert, f"acknowledged {taken['at']}", at := seconds_of(taken["at"]) or 0.0):
-            text = f"{taken['by']} is at work on it: {alert['message']}"
+            text = f"{taken['by']} is working on it: {alert['message']}"
             yield Line(at, "act", alert["component"], text, facts)
         if ended is not None and self._is_new(alert, "ended", ended):
             text = f"over after {span(ended - began)}: {alert['message']}"

@@ -127,7 +127,7 @@ def _alerts(alerts: Sequence[Alert], now: float) -> Iterator[Text]:
 
 
 def _what_next(alert: Alert, now: float) -> str:
-    """When it is tried again by itself, what an operator said of it, and what to do."""
+    """When it is tried again, what an operator has done about it, and what to do."""
     data = alert["data"]
     words = []
     error = data.get("last_error")
@@ -138,7 +138,7 @@ def _what_next(alert: Alert, now: float) -> str:
         if isinstance(at, str) and (seconds := seconds_of(at)) is not None:
             words.append(f"{what} {moment(seconds, now)}")
     if acknowledged := alert.get("acknowledged"):
-        words.append(f"{acknowledged['by']} is at work on it")
+        words.append(f"{acknowledged['by']} is working on it")
     if silence := alert.get("silenced"):
         words.append(f"silenced by {silence['by']}")
     if runbook(alert["kind"]) is not None:

@@ -43,7 +43,7 @@ def query(service: str, prompt: str | None, *, as_json: bool, stream: bool, **op
 
 @contextmanager
 def _said_by_the_command() -> Iterator[None]:
-    """What became of the query is the command's own answer; in the log it would be said a second time."""
+    """Silence the log: the command itself prints how the query ended."""
     log = logging.getLogger("koo")
     log.addFilter(_is_other)
     try:
@@ -114,16 +114,18 @@ def summary(answer: Answer) -> str:
 
 
 def _read_prompt(given: str | None) -> str:
-    """What was given, or all of standard input. Raises `CommandFailed` for what is no text."""
+    """The given prompt, or all of standard input. Raises `CommandFailed` if that is not text."""
     if given not in (None, "-"):
         return given
     if sys.stdin is None:
-        raise CommandFailed("there is no prompt: give one, or pipe it in", Exit.USAGE, "invalid_request")
+        raise CommandFailed(
+            "no prompt: pass one as an argument, or pipe it in", Exit.USAGE, "invalid_request"
+        )
     if sys.stdin.isatty():
         say("type the prompt; Ctrl-D on an empty line ends it")
     content = sys.stdin.buffer.read(4 * PROMPT_BYTES_MAX + 1)
     try:
         return content.decode()
     except UnicodeDecodeError:
-        sentence = "the prompt on standard input is no text (not UTF-8)"
+        sentence = "the prompt on standard input is not UTF-8 text"
         raise CommandFailed(sentence, Exit.USAGE, "invalid_request") from None

@@ -88,9 +88,9 @@ def why_koo(koo: KooHealth | None) -> Iterator[str]:
     if koo["short_of"]:
         yield f"koo: calls lacked {koo['short_of']} within the last minute"
     if koo["late"]:
-        yield f"koo: not done for long: {', '.join(koo['late'])}; what is shown of it may be old"
+        yield f"koo: overdue: {', '.join(koo['late'])}; what is shown of it may be old"
     if koo["blocked_s"]:
-        yield f"koo: its event loop stood still for {span(koo['blocked_s'])} within the last five minutes"
+        yield f"koo: its event loop was blocked for {span(koo['blocked_s'])} within the last five minutes"
 
 
 def next_attempt(view: ServiceHealth) -> float | None:
@@ -111,7 +111,7 @@ def _next_check(view: ServiceHealth, now: float) -> str:
 
 
 def is_local(view: ServiceHealth) -> bool:
-    """It needs no key: what it lacks is in its reason."""
+    """It needs no key; its reason says what it lacks."""
     return view["configuration"].get("kind") == "local"
 
 

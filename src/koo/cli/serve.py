@@ -27,7 +27,7 @@ def serve(
     """Serve until SIGINT or SIGTERM. What is given here wins over the settings."""
     if workers > 1 and not hasattr(os, "fork"):
         raise CommandFailed(
-            "several workers share one socket, which this system does not do between processes; use --workers 1",
+            "several workers need a socket that processes can share, which this system does not offer; use --workers 1",
             Exit.USAGE,
         )
     given = Given(host=host, port=port, log_format=log_format, log_level=log_level)
@@ -85,7 +85,7 @@ def work(place: Membership) -> Exit:
 
 
 def _say_last(sentence: str) -> None:
-    """Say it where somebody reads: a log that is full would hold up the end."""
+    """Log it only if standard error can be written: a full pipe would hold up the end."""
     with suppress(OSError, ValueError):
         if select.select([], [sys.stderr], [], LAST_WORD_S)[1]:
             say(sentence)

@@ -36,7 +36,7 @@ def spend(
 def write_off(process: str | None, *, everything: bool, reason: str, url: str | None, as_json: bool) -> Exit:
     """Free what one process left, or all that no longer report."""
     if (process is None) is not everything:
-        raise CommandFailed("name a process, or say --all; `koo spend` lists them", Exit.USAGE, "usage")
+        raise CommandFailed("name a process, or use --all; `koo spend` lists them", Exit.USAGE, "usage")
     body = {"process": process, "all": everything, "by": who(), "reason": reason}
     done = run_async(act(url, "/ai/spend/write-off", WriteOffs, body))
     if as_json:
@@ -56,7 +56,7 @@ def _csv(report: Spend) -> str:
 
 
 def _safe(cell: str) -> str:
-    """A spreadsheet runs what begins like a formula, and tags are anybody's words."""
+    """Disarm cells that begin like a formula: a spreadsheet would run them, and tags come from strangers."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
@@ -79,8 +79,8 @@ def _show(report: Spend) -> None:
     put(f"together {usd(report['amount'])} in {counted(report['calls'], 'call')}")
     for one in report["unsettled"]:
         say(
-            f"unsettled: process {one['process']} no longer reports and was granted {_words(one['amounts'])}; "
-            "it stays booked, because it may have spent it"
+            f"unsettled: process {one['process']} no longer reports, and was granted {_words(one['amounts'])}; "
+            "this stays booked, because it may have been spent"
         )
     for done in report["written_off"]:
         what = f"process {done['process']}: {_words(done['amounts'])}"

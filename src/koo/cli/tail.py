@@ -1,7 +1,7 @@
 """`koo tail`: what happens at the running server, line by line: alerts, openings, operators' acts, calls, requests.
 
 The server is asked each second for what is new (`following.py`). While it does not answer, it is asked on; then what
-happened meanwhile follows, so no line is lost and none comes twice.
+happened in between follows, so no line is lost and none comes twice.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ async def _look_over_and_over(follower: Follower, url: str) -> AsyncIterator[lis
                 raise
             if away_since is None:
                 away_since = loop.time()
-                say(f"koo: {url} does not answer; it is asked again until it does ({failed.kind})")
+                say(f"koo: {url} does not answer; retrying until it does ({failed.kind})")
         else:
             if away_since is not None:
                 say(f"koo: {url} answers again, after {span(loop.time() - away_since)}")

@@ -1,4 +1,4 @@
-"""How commands end and speak: exit codes, one sentence for an error, progress for whoever waits.
+"""How commands end and speak: exit codes, one sentence for an error, progress while waiting.
 
 What a command is asked for goes to standard output, everything else to standard error, so that the one can be piped.
 """
@@ -84,7 +84,7 @@ def put_error(kind: str, detail: str, **more: Any) -> None:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run it on a loop of its own; Ctrl-C or SIGTERM cancels it, and what was begun is settled first."""
+    """Run it on a new loop. Ctrl-C or SIGTERM cancels it, and what was begun is settled first."""
     try:
         return asyncio.run(_until_sigterm(work))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -92,7 +92,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _until_sigterm(work: Coroutine[Any, Any, T]) -> T:
-    """`timeout 30 koo query …` sends SIGTERM, which by itself would end the process with its money held.
+    """`timeout 30 koo query …` sends SIGTERM, whose default would end the process with its money held.
 
     It does not go through SIGINT, which is ignored in a script's background job.
     """
@@ -141,7 +141,7 @@ class Progress:
         self._status.start()
 
     def __rich__(self) -> Any:
-        """As text, each time it is drawn: a string would be read as markup, and names are of anybody's making."""
+        """As text, each time it is drawn: a string would be read as markup, and names come from strangers."""
         from rich.text import Text
 
         lasts_s = time.monotonic() - self._began_at

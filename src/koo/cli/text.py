@@ -19,7 +19,7 @@ _UNSEEN = re.compile(
     rf"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028\u2029{_TURNING}\u2060-\u2064\ufeff\ufff9-\ufffb"
     r"\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""All that has no shape of its own; the joiners are not here, because scripts and emoji need them."""
+"""Characters that cannot be seen. The joiners are not among them, because scripts and emoji need them."""
 
 
 def one_line(text: str) -> str:

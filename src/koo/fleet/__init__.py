@@ -1,1 +1,1 @@
-"""What a process tells the others on its state store, about once a second, and what follows from what they tell."""
+"""What processes report to one another through the state store, about once a second, and what follows from it."""

@@ -1,10 +1,10 @@
-"""The fleet's beat: tells the store how this process is, and applies what comes back.
+"""The fleet's beat: reports this process's state to the store, and applies what comes back.
 
 One transaction about once a second: this process's row and what is new of its guards go up; what operators and
 providers did elsewhere (`sharing.py`), which guards are down in other processes, and who leads come down. No call waits
 for it. A breaker that changes its phase has it sent at once.
 
-While the store is away nothing is heard and nobody leads; every part does what a process alone would do.
+While the store is away nothing is heard and no process leads; every part does what it would do in a single process.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from koo.storage.signals import SINCE_MAX
 log = logging.getLogger("koo")
 
 RUNG_S = 0.1
-"""News do not wait for the next beat, but a storm of them is one beat."""
+"""News does not wait for the next beat, but a storm of news is one beat."""
 Guards = Callable[[], Iterable[tuple[GuardKey, Guard]]]
 
 
 class Checks:
-    """Unbilled checks that were made here and are not told yet, and what was told of those made elsewhere.
+    """Unbilled checks that were made here and are not reported yet, and what was heard of those made elsewhere.
 
     `told_at`: when something was last heard of a service's place, in this process's monotonic seconds.
     """
@@ -100,12 +100,12 @@ class Fleet:
 
     @property
     def leads(self) -> bool:
-        """Does this process lead? Then it sweeps, and asks services on behalf of all."""
+        """Does this process lead? Then it sweeps, and checks the services on behalf of all."""
         return self.leadership.leads(self._clock.monotonic())
 
     @property
     def is_led(self) -> bool:
-        """Does another process lead? Where none does, each does its own, only slower."""
+        """Does another process lead? Without a leader each process does the work itself, only slower."""
         return self.leadership.is_led(self._clock.monotonic())
 
     # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,7 +144,7 @@ class Fleet:
             self._is_failing = False
 
     async def beat(self) -> None:
-        """Tell, hear, and apply what was heard. Raises `StoreUnavailable`."""
+        """Report, listen, and apply what was heard. Raises `StoreUnavailable`."""
         self._beat_at = now = self._clock.monotonic()
         if self._sharing.seen is None:
             await self._sharing.catch_up()
@@ -191,11 +191,11 @@ class Fleet:
         return 1 if self.heard is None else self.heard.processes
 
     def _shares_probes(self, key: GuardKey) -> bool:
-        """A database's probes are each process's own: they cost it nothing, and an outage of it ends the sooner."""
+        """Each process probes a database itself: probes cost it nothing, and an outage is over sooner."""
         return self._processes > 1 and key.name != DATABASE
 
     def _note_told(self, told: Told, heard: Heard, guards: dict[GuardKey, Guard], now: float) -> None:
-        """What was told need not be told again; a store that did not know this process knew none of it before."""
+        """Note what the store has. If the store did not know this process, everything must be reported again."""
         if heard.is_new:
             for watched in self._watched.values():
                 watched.told = None
@@ -218,7 +218,7 @@ class Fleet:
             watched.let_probe(guard, is_governed=self._shares_probes(key))
 
     def note_check(self, check: Check) -> None:
-        """An unbilled check was made here: as the leader, tell the others."""
+        """An unbilled check was made here: the leader reports it to the others."""
         if self.leads:
             self.checks.note(check)
             self.ring()
@@ -244,7 +244,7 @@ class Fleet:
         self._wake.clear()
 
     def ring(self) -> None:
-        """There are news: beat now."""
+        """There is news: beat now."""
         if self._loop is not None and not self._loop.is_closed():
             self._wake.set()
 
@@ -261,7 +261,7 @@ class Fleet:
         try:
             await self._store.roll_call.leave()
         except StoreUnavailable:
-            pass  # Its row is silent soon, and forgotten after a day.
+            pass  # Its row will count as silent soon, and be forgotten after a day.
 
     def forget_parent(self) -> None:
         """In a forked child, which is another process under another name."""

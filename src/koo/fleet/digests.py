@@ -1,10 +1,10 @@
 """What a process's configuration looks like from outside: a digest of each option, so that a difference has a name.
 
-No value leaves the process. A digest of an option that is no secret is long enough to tell any two values apart. One of
-a secret has four hexadecimal digits: two keys rarely share them, and a password that is tried against them is one of
-thousands that fit.
+No value leaves the process. The digest of an option that is not secret is long enough to distinguish any two values.
+That of a secret has four hexadecimal digits: two keys rarely share them, and a guessed password that matches them is
+one of thousands that would.
 
-What is a process's own is left out: where it listens, its folder, its label.
+Options that differ between processes by nature are left out: where it listens, its folder, its label.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ async def look_at_fleet(
     up_s: float,
     now: float,
 ) -> FleetStatus:
-    """All processes; while the store is away this one alone, which has been open for `up_s`. `now` is wall seconds."""
+    """All processes; while the store is away only this one, which has been open for `up_s`. `now` is wall seconds."""
     try:
         roll = await store.roll_call.read()
     except StoreUnavailable:

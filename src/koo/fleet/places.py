@@ -1,6 +1,6 @@
-"""What a guard stands before, so that only guards before the same thing speak of one another.
+"""What a guard protects, so that processes only compare guards in front of the same server.
 
-Two processes may give one name to two servers: another address, or one that each machine has for itself.
+Two processes may use one name for two servers: different addresses, or an address that is local to each machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from koo.workplace import worker_name
 
 
 def place_of(options: ServiceOptions) -> str:
-    """Of a service's server; whose key asks it is not part of that."""
+    """Of a service's server, whatever the key."""
     if options.kind == "local":
         return _digest("local", socket.gethostname())
     address = options.base_url or ADDRESSES.get(options.kind, "")
@@ -28,7 +28,7 @@ def place_of(options: ServiceOptions) -> str:
 
 
 def place_of_key(options: ServiceOptions) -> str:
-    """The same, with the key: whether it is taken is the key's alone."""
+    """The same, with the key: whether a key is accepted depends on that key alone."""
     return _digest(place_of(options), options.api_key or "")
 
 
@@ -39,7 +39,7 @@ def place_of_database(options: DatabaseOptions) -> str:
 
 
 def _machine(address: str) -> str:
-    """This one, where only it can reach the address."""
+    """This machine, if only it can reach the address."""
     host = urlsplit(address).hostname or ""
     return socket.gethostname() if not host or is_loopback(host) else ""
 

@@ -1,4 +1,4 @@
-"""One guard as the fleet sees it: what is told of it, and what others' word does to it."""
+"""One guard as the fleet sees it: what is reported of it, and what other processes' reports change in it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from koo.policies.priming import why_primed
 from koo.policies.probing import Sight, Terms, Unit
 
 CALLS_TOLD_S = 10.0
-"""How often only the number of calls is told anew; that a guard is called at all, or no longer, is told at once."""
+"""How often a new number of calls alone is reported; that a guard is called again, or no longer, goes out at once."""
 
 
 def asked(guard: Guard) -> int:
-    """How often callers wanted it, let through or not."""
+    """How often it was called, admitted or not."""
     return guard.breaker.given + sum(guard.tally.refused.values())
 
 
 class Watched:
-    """One guard, what the store was told of it last, and its units of probes."""
+    """One guard, what was last reported of it, and its units of probes."""
 
     __slots__ = (
         "_calls",
@@ -39,7 +39,7 @@ class Watched:
         self.unit = Unit()
         self.has_heard = False
         """It tests recovery because a probe of another process succeeded."""
-        # Of one that is older than the fleet's first beat nobody knows when it was called.
+        # A guard made before the fleet's first beat: when it was last called is unknown.
         self._lately = Lately(0 if is_new else asked(guard), now)
         self._calls = 0
         self._generation, self._ok = guard.breaker.generation, guard.breaker.ok
@@ -63,7 +63,7 @@ class Watched:
         )
 
     def is_news(self, line: GuardLine, now: float) -> bool:
-        """Must the store hear of it?"""
+        """Must it be reported to the store?"""
         told = self.told
         if told is None:
             return line.is_called or line.phase != "closed"
@@ -74,7 +74,7 @@ class Watched:
         return told.calls != line.calls and now - self.told_at >= CALLS_TOLD_S
 
     def note_told(self, line: GuardLine, now: float) -> None:
-        """The store has heard it."""
+        """The store has it."""
         self.told, self.told_at = line, now
         self._is_proved = False
 
@@ -108,7 +108,7 @@ class Watched:
             guard.tick()  # it publishes, and opens a breaker that is primed and whose last call has failed
 
     def let_probe(self, guard: Guard, *, is_governed: bool) -> None:
-        """As many probes as it has units for; all of its own where no other process is there to share them with."""
+        """As many probes as it has units for; its own maximum if no other process shares them."""
         if is_governed:
             guard.breaker.probes_max = self.unit.count
         else:

@@ -26,7 +26,7 @@ class AlertAct(TypedDict):
 
 
 class Silences(TypedDict):
-    """What people are not notified of, the next to end first."""
+    """The silences in force, the next to end first."""
 
     silences: list[SilenceView]
     timestamp: Time

@@ -66,9 +66,9 @@ class BreakerStatus(TypedDict):
     reason: Annotated[str, Doc("why it is not closed; empty if it is")]
     primed: Annotated[
         str,
-        Doc("so many other processes have it open that one failure opens it here; empty: it is not primed"),
+        Doc("why one failure opens it here: how many other processes have it open; empty: it is not primed"),
     ]
-    last_error: Annotated[LastError | None, Doc("kept when it is well again; null: none yet")]
+    last_error: Annotated[LastError | None, Doc("kept after it recovers; null: none yet")]
     consecutive_failures: int
     failure_threshold: Annotated[int, Doc("failures in a row that open it")]
     success_threshold: Annotated[int, Doc("successes in a row that close it again")]
@@ -77,7 +77,9 @@ class BreakerStatus(TypedDict):
     opened_at: Annotated[Time | None, Doc("when it last opened; null: never")]
     next_attempt: Annotated[Time | None, Doc("when an open one is tried again; null: it is not open")]
     times_opened: int
-    stale_results: Annotated[int, Doc("answers that came after the breaker had moved on, and were ignored")]
+    stale_results: Annotated[
+        int, Doc("answers that arrived after the breaker had moved on, and were ignored")
+    ]
     running: Annotated[int, Doc("calls that it admitted and that have not ended")]
     incident: Annotated[str | None, Doc("the id of its last opening's incident; null: it never opened")]
 

@@ -28,8 +28,10 @@ class PoolStatus(TypedDict):
     waiting: Annotated[int, Doc("callers in line for a connection")]
     max_connections: int
     utilization: Annotated[float, Doc("share of `max_connections` in use, 0 to 1")]
-    turned_away: Annotated[int, Doc("callers that got no connection since the pool is full; 0: none lately")]
-    overdue: Annotated[int, Doc("scopes that are open for longer than DATABASE_HELD_WARNING")]
+    turned_away: Annotated[
+        int, Doc("callers that got no connection since the pool became full; 0: none lately")
+    ]
+    overdue: Annotated[int, Doc("scopes that have been open for longer than DATABASE_HELD_WARNING")]
     held_by: Annotated[
         list[str], Doc("the oldest scopes in words, while the pool is full or a scope is overdue")
     ]
@@ -42,7 +44,7 @@ class ConnectionCounts(TypedDict):
     closed: int
     broken: Annotated[int, Doc("lost while in use")]
     stale_replaced: Annotated[int, Doc("found dead before use, and replaced unseen")]
-    aborted: Annotated[int, Doc("cut off by koo, because they were too late")]
+    aborted: Annotated[int, Doc("cut off by koo because they took too long")]
 
 
 class Spread(TypedDict):
@@ -61,7 +63,7 @@ class PhaseTimes(Spread):
 
 
 class Phases(TypedDict):
-    """Each phase of a scope by itself, because they blame different parties."""
+    """The phases of a scope, separately, because each blames a different party."""
 
     gate_wait: Annotated[PhaseTimes, Doc("waiting for a place in the pool")]
     connect: PhaseTimes
@@ -71,7 +73,7 @@ class Phases(TypedDict):
 
 
 class ResponseTimes(Spread):
-    """Seconds of scopes, and of each phase of them by itself."""
+    """Seconds of scopes, and of each of their phases."""
 
     success_rate: Annotated[float, Doc("0 to 1; 1 where nothing was asked")]
     phases: Phases
@@ -82,7 +84,7 @@ class DatabaseErrors(TypedDict):
 
     by_kind: dict[str, int]
     total: int
-    contention: Annotated[int, Doc("transactions that others were in the way of")]
+    contention: Annotated[int, Doc("transactions that conflicted with others")]
     unknown_commits: Annotated[int, Doc("COMMITs whose outcome is unknown")]
     resolved_commits: Annotated[int, Doc("lost COMMITs whose outcome was learned by their markers")]
     pool_timeouts: Annotated[int, Doc("callers that got no connection in time")]
@@ -124,10 +126,11 @@ class DatabaseHealth(TypedDict):
     state: DatabaseWord
     reason: Annotated[str, Doc("why it is not healthy; empty if it is")]
     conditions: Annotated[list[str], Doc("what is true beside the state: saturated, slow, read_only, …")]
-    last_error: Annotated[LastError | None, Doc("kept when it is well again; null: none yet")]
+    last_error: Annotated[LastError | None, Doc("kept after it recovers; null: none yet")]
     server: DatabaseServer
     answers_since: Annotated[
-        Time | None, Doc("since when its probe is answered again while calls are refused; null: it is not so")
+        Time | None,
+        Doc("since when its probe succeeds again while calls are still refused; null: not the case"),
     ]
     response_time_ms: Annotated[
         float | None, Doc("of the last probe, answered or (see `error`) not; null: none yet")

@@ -26,21 +26,23 @@ class FleetProcess(TypedDict):
     ]
     in_flight: Annotated[int, Doc("calls behind its guards")]
     leads: Annotated[bool, Doc("it sweeps the store, and asks services for all")]
-    answers: Annotated[bool, Doc("it is the one that answers this request")]
+    answers: Annotated[bool, Doc("it answers this request")]
 
 
 class FleetGuard(TypedDict):
-    """One guard over all live processes; of those it has those that called it lately, or have it not closed."""
+    """One guard over the live processes that called it lately, or whose breaker is not closed."""
 
     name: Annotated[str, Doc("database, SERVICE or SERVICE/MODEL")]
     place: Annotated[str, Doc("a digest of the address: one name may stand for two servers")]
     open: Annotated[int, Doc("in how many processes it is open")]
     half_open: Annotated[int, Doc("in how many recovery is being tested")]
-    processes: Annotated[int, Doc("of how many: that called it in the last minute, or have it not closed")]
+    processes: Annotated[
+        int, Doc("of how many: those that called it in the last minute, or whose breaker is not closed")
+    ]
     open_in: Annotated[list[str], Doc("ids of the processes where it is open")]
     open_since: Annotated[Time | None, Doc("the earliest; null: it is open nowhere")]
     primed: Annotated[str, Doc("why one failure opens it where it is closed; empty: it takes more")]
-    calls: Annotated[int, Doc("of the last minute, as last told, refused ones included")]
+    calls: Annotated[int, Doc("of the last minute, as last reported, refused ones included")]
 
 
 class FleetPurse(TypedDict):
@@ -61,15 +63,15 @@ class FleetUnits(TypedDict):
 
     limit: Annotated[str, Doc("the service, and what is counted in which time")]
     units: Annotated[int, Doc("the limit itself")]
-    leased: Annotated[int, Doc("units out with processes, of which nothing is known yet")]
-    processes: Annotated[int, Doc("how many have some")]
+    leased: Annotated[int, Doc("units leased to processes that have not reported their use yet")]
+    processes: Annotated[int, Doc("how many processes hold some")]
 
 
 class FleetLeader(TypedDict):
     """The process that acts for all."""
 
     process: str
-    epoch: Annotated[int, Doc("grows with each new leader; what an older one still does is refused")]
+    epoch: Annotated[int, Doc("grows with each new leader; acts of an older one are refused")]
 
 
 class FleetDifference(TypedDict):
@@ -89,7 +91,7 @@ class FleetStatus(TypedDict):
     guards: list[FleetGuard]
     purses: list[FleetPurse]
     leases: list[FleetUnits]
-    leader: Annotated[FleetLeader | None, Doc("null: none; each process then asks services itself")]
+    leader: Annotated[FleetLeader | None, Doc("null: none; each process then checks the services itself")]
     differences: list[FleetDifference]
     state_store: StoreHealth
     timestamp: Time

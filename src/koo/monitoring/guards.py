@@ -74,7 +74,7 @@ def _why(breaker: Breaker) -> str:
 
 
 def next_attempt(breaker: Breaker) -> float | None:
-    """When one that refuses is tried again, in monotonic seconds; None: it is not open, or not by itself."""
+    """When one that refuses is tried again, in monotonic seconds; None: it is not open, or waits for an operator."""
     if breaker.override is Override.FORCED_OPEN:
         return None if breaker.act_ends_at == NEVER else breaker.act_ends_at
     return breaker.opens_until() if breaker.phase is OPEN else None

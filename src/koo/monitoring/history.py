@@ -18,7 +18,7 @@ SERVICE = "ai:"
 
 
 def counted(tallies: Sequence[Tally], state: str, fallen_back: int = 0, not_spent: int = 0) -> Sample:
-    """What guards have counted in the process's life, and how the component is now.
+    """What guards have counted in the process's life, and the component's state now.
 
     `fallen_back`: answers of other services in its stead. `not_spent`: pico-dollars of calls that budgets refused.
     """

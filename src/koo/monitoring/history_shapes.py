@@ -43,7 +43,7 @@ class HistoryMark(TypedDict):
 
 
 class History(TypedDict):
-    """How everything was, in spans of `step_s` seconds from `since` on."""
+    """The history, in spans of `step_s` seconds from `since` on."""
 
     since: Annotated[Time, Doc("the beginning of the first span")]
     until: Annotated[Time, Doc("the end of the last one")]

@@ -20,7 +20,7 @@ class IncidentSummary(TypedDict):
         IncidentWord,
         Doc("recovering: probes test it; lost: its process is gone, and did not say how it ended"),
     ]
-    shadow: Annotated[bool, Doc("it only counted: nothing was refused")]
+    shadow: Annotated[bool, Doc("it only counted, and refused nothing")]
     opened_at: Time
     closed_at: Annotated[Time | None, Doc("null: it lasts, or is lost")]
     lasted_s: Annotated[float, Doc("to its end, to the last word of its process, or until now")]
@@ -35,7 +35,7 @@ class IncidentSummary(TypedDict):
     ended: Annotated[str, Doc("how it ended, in words; empty: it has not")]
     refused: Annotated[int, Doc("calls that were refused, in all processes")]
     processes: Annotated[int, Doc("in how many it was open at the same time")]
-    process: Annotated[str, Doc("the one that opened first, which this tells of")]
+    process: Annotated[str, Doc("the one that opened first, which this incident describes")]
 
 
 class Trigger(TypedDict):
@@ -43,18 +43,18 @@ class Trigger(TypedDict):
 
     sentence: Annotated[str, Doc("the rule with its numbers")]
     failures_in_a_row: int
-    failures_in_a_row_max: Annotated[int, Doc("so many open it")]
+    failures_in_a_row_max: Annotated[int, Doc("this many open it")]
     calls: Annotated[int, Doc("in the window, with those that ran and were slow already")]
     failures: int
     slow: int
     running_slow: Annotated[int, Doc("of the slow ones, those that had not ended")]
-    calls_min: Annotated[int, Doc("from so many calls on the shares count")]
+    calls_min: Annotated[int, Doc("the shares count from this many calls on")]
     failure_rate: Annotated[float, Doc("0 to 1; 0 without calls")]
     failure_rate_max: Annotated[float, Doc("this share opens it")]
     slow_rate: Annotated[float, Doc("0 to 1; 0 without calls")]
     slow_rate_max: Annotated[float, Doc("this share opens it")]
     window_s: float
-    slow_s: Annotated[float | None, Doc("from so many seconds on a call is slow; null: none is")]
+    slow_s: Annotated[float | None, Doc("a call that takes this long is slow, in seconds; null: none is")]
     primed: Annotated[str, Doc("why one failure was enough; empty: it was not")]
 
 
@@ -73,7 +73,7 @@ class IncidentCall(TypedDict):
     kind: Annotated[str, Doc("what it met, in one word, as in errors; empty: it did not fail")]
     status: Annotated[int | None, Doc("of the HTTP answer; null: no answer with one came")]
     sentence: str
-    in_row: Annotated[int, Doc("the how manyth failure in a row it was; 0: in none")]
+    in_row: Annotated[int, Doc("its position in a run of failures; 0: not in one")]
 
 
 class IncidentStep(TypedDict):
@@ -91,11 +91,11 @@ class IncidentAct(TypedDict):
     what: str
     by: Annotated[str, Doc("empty: it was not said")]
     reason: Annotated[str, Doc("empty: none was given")]
-    until: Annotated[Time | None, Doc("when it ends by itself; null: not by itself")]
+    until: Annotated[Time | None, Doc("when it ends; null: only by a reset")]
 
 
 class IncidentElsewhere(TypedDict):
-    """The same in another process: an incident with an id of its own."""
+    """The same in another process: an incident with its own id."""
 
     id: str
     process: str
@@ -107,7 +107,7 @@ class IncidentElsewhere(TypedDict):
 
 
 class Incident(IncidentSummary):
-    """One opening of a breaker: why, what went before, what it did, who did what, and how it ended."""
+    """One opening of a breaker: why, what came before, what it did, who did what, and how it ended."""
 
     trigger: Annotated[Trigger | None, Doc("null: an operator forced it open")]
     calls: Annotated[
@@ -128,7 +128,7 @@ class Incident(IncidentSummary):
     acts: Annotated[list[IncidentAct], Doc("of operators, the oldest first")]
     left_out: Annotated[int, Doc("probes, steps and acts beyond 200 of each, which are not kept")]
     elsewhere: list[IncidentElsewhere]
-    last_heard: Annotated[Time, Doc("when its process last told of it")]
+    last_heard: Annotated[Time, Doc("when its process last reported it")]
 
 
 class Incidents(TypedDict):

@@ -15,7 +15,7 @@ from koo.policies.overrides import in_a_row
 from koo.spans import Kept, Mark
 
 LOST_S = 60.0
-"""A process that lives says so of each incident that lasts every few seconds."""
+"""A live process reports each incident that lasts every few seconds."""
 
 
 def component_of(guard: str) -> str:
@@ -35,7 +35,7 @@ def state_of(kept: Kept, now: float) -> shapes.IncidentWord:
 
 
 def summary_of(parts: Sequence[Kept], now: float) -> shapes.IncidentSummary:
-    """Of an outage that one process saw or several; the first part is the one that is told of."""
+    """Of an outage that one process or several saw; the first part is the one described."""
     first = parts[0]
     incident, state = first.incident, state_of(first, now)
     ends_at = incident.closed_at or (first.seen_at if state == "lost" else now)
@@ -114,7 +114,7 @@ def _call(call: Call) -> shapes.IncidentCall:
 
 
 def trigger_of(incident: Incident) -> shapes.Trigger | None:
-    """The arithmetic, with its sentence; None where an operator's word was all."""
+    """The arithmetic, with its sentence; None if an operator forced the breaker open."""
     of = incident.arithmetic
     if not of:
         return None

@@ -46,7 +46,7 @@ class SavedOf(TypedDict):
 
     refused: Annotated[int, Doc("calls that an open breaker refused at once")]
     repeated: Annotated[int, Doc("calls that succeeded, but not with their first attempt")]
-    fallen_back: Annotated[int, Doc("answers of another service in the place of this one")]
+    fallen_back: Annotated[int, Doc("answers of another service in place of this one")]
     over_budget: Annotated[int, Doc("calls that a budget refused")]
     not_spent: Annotated[Usd, Doc("the worst case of these: an upper bound")]
 
@@ -57,7 +57,7 @@ class Saved(SavedOf):
     since: Time
     scope: Annotated[
         Literal["this process", "all processes"],
-        Doc("this process: the state store could not be asked yet today"),
+        Doc("this process: the state store has not answered yet today"),
     ]
     components: Annotated[
         dict[str, SavedOf], Doc("by component: database, ai:SERVICE; those that have something")

@@ -11,7 +11,7 @@ ChannelWord = Literal["ok", "failing", "untried"]
 
 
 class ChannelStatus(TypedDict):
-    """How one channel does, by the experience of all processes on the state store."""
+    """The state of one channel, as seen by all processes on the state store."""
 
     channel: Annotated[str, Doc("webhook, slack or email")]
     place: Annotated[str, Doc("where it leads, without its secrets")]
@@ -48,7 +48,7 @@ class AlertDelivery(TypedDict):
 
 
 class UntoldAlert(TypedDict):
-    """An alert that lasts and of which no notice was sent or waits."""
+    """An alert that has not ended, and has no notice sent or waiting."""
 
     id: Annotated[str, Doc("the alert's")]
     kind: str
@@ -56,11 +56,11 @@ class UntoldAlert(TypedDict):
     severity: Severity
     since: Annotated[Time, Doc("when it began")]
     state: Annotated[NotificationWord, Doc("as `notified` of the alert has it")]
-    reason: Annotated[str, Doc("one sentence: why nobody was told of it")]
+    reason: Annotated[str, Doc("one sentence: why it was not sent")]
 
 
 class AlertDeliveries(TypedDict):
-    """Why a person was told, or not: the notices of the last day, the newest first."""
+    """The notices of the last day, the newest first, and why alerts have none."""
 
     configured: Annotated[bool, Doc("is there a channel at all?")]
     note: Annotated[str, Doc("what is missing where none is configured; else empty")]
@@ -72,7 +72,7 @@ class AlertDeliveries(TypedDict):
 
 
 class AlertTest(TypedDict):
-    """What became of a test by one channel."""
+    """What became of a test on one channel."""
 
     channel: str
     place: Annotated[str, Doc("where it leads, without its secrets")]

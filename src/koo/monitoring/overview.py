@@ -56,7 +56,7 @@ def services_health(configured: Sequence[ServiceHealth]) -> OverallHealth:
 
 @lru_cache(maxsize=16)
 def digest_of_home(home: Path) -> str:
-    """By which a command knows whether a server is of its own folder; the folder itself is nobody else's business."""
+    """Lets a command see whether a server runs from the same folder, without the server revealing the folder."""
     return blake2b(os.fsencode(home.resolve()), digest_size=8, person=b"koo home").hexdigest()
 
 

@@ -15,7 +15,7 @@ class StoreHealth(TypedDict):
     reachable: bool
     reason: Annotated[str, Doc("why it cannot be used; empty if it can")]
     lost_at: Annotated[Time | None, Doc("null: it can be used")]
-    refuses: Annotated[list[str], Doc("the services of which calls are refused while it is away")]
+    refuses: Annotated[list[str], Doc("the services whose calls are refused while it is away")]
 
 
 class DiskHealth(TypedDict):
@@ -39,12 +39,12 @@ class KooHealth(TypedDict):
 
     state_store: StoreHealth
     disks: list[DiskHealth]
-    descriptors: Annotated[DescriptorHealth | None, Doc("null: not looked yet, or the system does not tell")]
+    descriptors: Annotated[DescriptorHealth | None, Doc("null: not looked yet, or the system does not say")]
     short_of: Annotated[
         str,
         Doc("file descriptors, memory or threads that calls lacked within the last minute; empty: nothing"),
     ]
-    late: Annotated[list[str], Doc("what watches and has not run for long; empty: everything has")]
+    late: Annotated[list[str], Doc("watchers that have not run for too long; empty: none")]
     blocked_s: Annotated[
-        float, Doc("how long the event loop stood still within the last five minutes; 0: not")
+        float, Doc("how long the event loop was blocked within the last five minutes; 0: it was not")
     ]

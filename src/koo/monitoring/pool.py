@@ -15,8 +15,8 @@ from koo.policies.tally import Bucket, Tally
 SAMPLES_MAX = 20_000
 FAILURES_MAX = 1000
 DISK_FULL_S = 60.0
-"""For so long after a write found no room the database is said to take none: a look reads, so it cannot tell, and an
-alert that began with each write and ended with each look would say nothing."""
+"""How long after a write found no room the database counts as full. A look only reads, so it cannot see this: without
+the delay an alert would begin with each write and end with each look."""
 
 
 class Latencies:
@@ -37,7 +37,7 @@ class Latencies:
         return self._tally.first_successes + len(self._samples)
 
     def fold(self, now: float) -> None:
-        """Sort what was noted; the tick does it each second, so that each ends in the right quarter of a minute."""
+        """Sort what was noted; the tick does it each second, so that each value falls into the right 15 s."""
         if self._samples:
             self._tally.record_successes(self._samples, now)
             if self.listener is not None:
@@ -75,7 +75,7 @@ class PoolMetrics:
         self.unknown_commit_at = float("-inf")  # the last one
         self.errors: dict[str, int] = {}
         self.last_error: str | None = None
-        # What failed lately, by kind and seconds, for whoever listens; nobody need take it.
+        # What failed lately, by kind and seconds, for a listener; bounded, because there may be none.
         self.failures: deque[tuple[str, float]] = deque(maxlen=FAILURES_MAX)
 
     def count_error(self, kind: str, name: str) -> None:

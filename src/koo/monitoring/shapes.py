@@ -112,7 +112,7 @@ class Pause(TypedDict):
     """The other side asked calls to stay away."""
 
     kind: Annotated[
-        str, Doc("throttled: a limit of its own; quota, billing: nothing is left of the account's")
+        str, Doc("throttled: one of its rate limits; quota, billing: the account has nothing left")
     ]
     reason: str
     since: Time
@@ -163,7 +163,7 @@ class BudgetMoney(TypedDict):
     remaining: Annotated[Usd | None, Doc("limit - spent - reserved - unsettled; null: there is no limit")]
     used_up: Annotated[bool, Doc("nothing is left: calls that cost money are refused until it resets")]
     idle: Annotated[
-        Usd, Doc("granted to processes in advance and not in use; it is recalled when somebody needs it")
+        Usd, Doc("granted to processes in advance and not in use; recalled when another process needs it")
     ]
     unsettled: Annotated[
         Usd, Doc("granted to processes that no longer report; it stays booked until the period is over")
@@ -173,7 +173,7 @@ class BudgetMoney(TypedDict):
     currency: Literal["USD"]
     scope: Annotated[str, Doc("whose spending this is: shared, or this process")]
     as_of: Annotated[Time | None, Doc("when the numbers were read; null: not yet")]
-    runs_out: Annotated[RunOut | None, Doc("null: not before the period ends, as far as the paces tell")]
+    runs_out: Annotated[RunOut | None, Doc("null: not before the period ends, at either pace")]
 
 
 class DailyBudget(BudgetMoney):
@@ -184,7 +184,7 @@ class Budget(BudgetMoney):
     """A budget that an operator set, beside the daily ones of services."""
 
     name: str
-    title: Annotated[str, Doc("its name, and the tag where each tag has a budget of its own: NAME/TAG")]
+    title: Annotated[str, Doc("its name, and the tag where each tag has its own budget: NAME/TAG")]
     period: Literal["day", "month"]
     service: Annotated[str | None, Doc("the one that it counts; null: all together")]
     model: Annotated[str | None, Doc("the one that it counts; null: all together")]
@@ -211,7 +211,7 @@ class ModelStatus(BreakerStatus):
 
     key_refused: Annotated[str, Doc("why the key is refused for it; empty if it is not")]
     key_checked_at: Annotated[Time | None, Doc("when a refused key is tried again; null: it is not refused")]
-    pause: Annotated[Pause | None, Doc("null: it may be asked, as far as the provider's limits go")]
+    pause: Annotated[Pause | None, Doc("null: the provider's limits allow calls")]
 
 
 class ServiceConfiguration(TypedDict):
@@ -231,7 +231,7 @@ class ServiceConfiguration(TypedDict):
     proxy: NotRequired[
         Annotated[str | None, Doc("what requests go through, without its password; null: nothing")]
     ]
-    headers: NotRequired[Annotated[list[str], Doc("names of headers that an operator added")]]
+    headers: NotRequired[Annotated[list[str], Doc("names of the headers that an operator added")]]
     body: NotRequired[Annotated[list[str], Doc("names of fields that an operator added")]]
     has_key: NotRequired[bool]
     max_tokens: NotRequired[int]
@@ -245,7 +245,7 @@ class ServiceConfiguration(TypedDict):
 
 
 class Clients(TypedDict):
-    """Clients that bring keys of their own."""
+    """Clients that bring their own keys."""
 
     known: Annotated[int, Doc("whose calls came lately, at most 1024")]
     refused: Annotated[int, Doc("whose key the provider refuses, for some model or for all of them")]
@@ -258,13 +258,13 @@ class ServiceHealth(TypedDict):
     state: ServiceWord
     configured: Annotated[bool, Doc("false: outside all counts, alerts and the overall health")]
     reason: Annotated[str, Doc("why it is not healthy; empty if it is")]
-    last_error: Annotated[LastError | None, Doc("kept when it is well again; null: none yet")]
+    last_error: Annotated[LastError | None, Doc("kept after it recovers; null: none yet")]
     health: ServiceBreaker
     metrics: ServiceMetrics
     rate_limits: RateLimits
     pause: Annotated[Pause | None, Doc("of the whole service, or of its default model; null: none")]
     shortage: Annotated[Shortage | None, Doc("null: no call was refused for money lately")]
-    clients: Annotated[Clients | None, Doc("null: no client has brought a key of its own")]
+    clients: Annotated[Clients | None, Doc("null: no client has brought its own key")]
     models: Annotated[dict[str, ModelStatus], Doc("by name; the default one first")]
     configuration: ServiceConfiguration
     last_updated: Time
@@ -289,7 +289,7 @@ class ServiceCheck(TypedDict):
     service_name: str
     healthy: bool
     state: ServiceWord
-    error: Annotated[str | None, Doc("null: it answered, and took the key")]
+    error: Annotated[str | None, Doc("null: it answered, and accepted the key")]
     response_time_ms: float
     last_updated: Time
 
@@ -310,7 +310,9 @@ class SystemHealth(TypedDict):
     database: DatabaseHealth
     ai_services: ServicesHealth
     koo: KooHealth
-    home: NotRequired[Annotated[str, Doc("a digest of KOO_HOME, by which a command knows its own server")]]
+    home: NotRequired[
+        Annotated[str, Doc("a digest of KOO_HOME, by which a command recognizes its own server")]
+    ]
     timestamp: Time
 
 
@@ -319,14 +321,14 @@ class AlertData(TypedDict, total=False):
 
     refuses: Annotated[str, Doc("which calls are refused because of it; absent or empty: none")]
     since: Annotated[Time | None, Doc("since when what it found is so, which may be before it was found")]
-    also: Annotated[
-        list[str], Doc("other kinds that hold for the same cause and are not listed by themselves")
-    ]
+    also: Annotated[list[str], Doc("other kinds with the same cause, which are not listed separately")]
     unconfirmed: Annotated[
         bool, Doc("an earlier process found it; this one has neither met it nor seen enough to end it")
     ]
-    turned_away: Annotated[int, Doc("callers that got no place since it began")]
-    next_attempt: Annotated[Time | None, Doc("when an open breaker is tried again; null: not by itself")]
+    turned_away: Annotated[int, Doc("callers that got no connection since it began")]
+    next_attempt: Annotated[
+        Time | None, Doc("when an open breaker is tried again; null: only after an operator's act")
+    ]
     resets_at: Annotated[Time | None, Doc("when a limit or a budget is free again")]
     error_rate: Annotated[float, Doc("share of recent calls that failed, 0 to 1")]
     p95: Annotated[float, Doc("seconds")]
@@ -338,7 +340,7 @@ class AlertData(TypedDict, total=False):
     amount: Annotated[Usd, Doc("the money that it is about")]
     last_error: Annotated[LastError | None, Doc("what the last call or check that failed met")]
     server: Annotated[DatabaseServer, Doc("which database it is")]
-    answers_since: Annotated[Time | None, Doc("since when its probe is answered again; null: it is not")]
+    answers_since: Annotated[Time | None, Doc("since when its probe succeeds again; null: it does not")]
     incident: Annotated[str, Doc("the id of the incident that it is about; absent: it is about none")]
 
 
@@ -357,16 +359,16 @@ NotificationWord = Literal[
 
 
 class Acknowledged(TypedDict):
-    """A person is at work on an alert."""
+    """A person is working on an alert."""
 
     by: str
     at: Time
-    until: Annotated[Time | None, Doc("when the reminders go on; null: not before it ends")]
+    until: Annotated[Time | None, Doc("when reminders resume; null: not before it ends")]
     note: str
 
 
 class SilenceView(TypedDict):
-    """No notifications of what matches, until it ends."""
+    """No notifications of matching alerts until it ends."""
 
     id: str
     kind: Annotated[str, Doc("a kind of alert, or a pattern such as `budget_*`")]
@@ -380,7 +382,7 @@ class SilenceView(TypedDict):
 class Notified(TypedDict):
     """Whether people are notified of an alert."""
 
-    state: Annotated[NotificationWord, Doc("notified: a notice is written; the others say why there is none")]
+    state: Annotated[NotificationWord, Doc("notified: a notice was written; any other says why not")]
     at: Annotated[Time | None, Doc("when the notice was written")]
     reason: Annotated[str, Doc("why there is none; empty if there is")]
 
@@ -395,13 +397,15 @@ class Alert(TypedDict):
     message: str
     timestamp: Annotated[Time, Doc("when it began")]
     kind: Annotated[str, Doc("the rule that found it")]
-    active: Annotated[bool, Doc("it lasts; `phase` says whether it fires")]
+    active: Annotated[bool, Doc("it has not ended; `phase` says whether it fires")]
     ended_at: Annotated[Time | None, Doc("null: it lasts")]
     data: AlertData
     id: Annotated[str, Doc("of the episode: the same in each process, and after a restart")]
     phase: Annotated[
         PhaseWord,
-        Doc("pending: not held for long enough yet; recovering: gone, but it may come back; resolved: ended"),
+        Doc(
+            "pending: it has not lasted long enough yet; recovering: gone, but it may come back; resolved: ended"
+        ),
     ]
     since: Annotated[Time, Doc("when this phase began")]
     acknowledged: Acknowledged | None
@@ -449,7 +453,7 @@ class AuditEntry(TypedDict):
     who: Annotated[str, Doc("token, read token, session, read session, this machine, or unknown")]
     what: Annotated[str, Doc("the method and the route, without a caller's words")]
     peer: Annotated[str, Doc("the address that it came from")]
-    status: Annotated[int, Doc("200: it was let through; its own answer may be another")]
+    status: Annotated[int, Doc("200: it was let through; its own answer may have another status")]
     reason: Annotated[str, Doc("why it was refused; empty: it was not")]
     more: Annotated[int, Doc("refusals of this address and status in the minute before, which have no entry")]
 

@@ -1,6 +1,6 @@
 """The numbers of a service: one aggregation for Python, HTTP, the page, the command line and metrics.
 
-Two views that count for themselves would one day disagree, and at 3 a.m. it is unknown which of them is right. So each
+Two views that counted separately would disagree one day, and at 3 a.m. it is unknown which one is right. So each
 number is made once: here for services, in `vitals` for the database, in `overview` for everything together. Nothing in
 these files does I/O, waits, or changes a state: they read what the policies know now. The shapes are those of `shapes`.
 """
@@ -56,7 +56,7 @@ from koo.storage.base import Allowance, BudgetView, OwnBudgetView, Short
 
 WINDOW_S = BUCKET_S * BUCKETS
 REFUSING_S = 30.0
-"""For so long after the last refusal of a kind calls are said to be refused for it."""
+"""How long after the last refusal of a kind the state still says that calls are refused for it."""
 
 
 class CredentialsLike(Protocol):
@@ -174,7 +174,7 @@ def _gives_back_at(count: Count, now: float) -> float | None:
         return count.rolls_at
     if not count.used:
         return count.hand.shut_until if count.hand is not None and count.hand.shut_until > now else None
-    # A count with units left says "now". Asked as if it were full it tells when the oldest unit leaves it.
+    # A count with units left answers "now". Asked as if it were full, it says when the oldest unit leaves it.
     full = copy(count)
     full.limit = count.used
     return full.resets_at(now)
@@ -262,7 +262,7 @@ def pause_of(service: ServiceLike, wall: Wall) -> Cooldown | None:
         if wall.now < cooldown.until:
             return cooldown
     if service.own_credential:
-        # koo's own key is what a built-in service stands on.
+        # A built-in service depends on koo's own key.
         return None
     return service.credentials.paused(wall.now, service.default_guard.tally.last_success_at)
 
@@ -341,7 +341,7 @@ def _refused_keys(service: ServiceLike, wall: Wall) -> tuple[str, bool]:
 
 
 def _last_error(service: ServiceLike) -> Failure | None:
-    """What its reason is about: the default model's while that is refused or tested, else the last one of any model."""
+    """The error behind its reason: the default model's while it is refused or tested, else the last of any model."""
     default = service.default_guard.breaker
     if default.phase is not CLOSED and not service.gates.key_blocks:
         return default.last_error

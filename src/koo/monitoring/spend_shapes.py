@@ -67,7 +67,7 @@ class PeriodAmount(TypedDict):
 
 
 class UnsettledProcess(TypedDict):
-    """What a process that no longer reports was granted and has not spent, as far as it told."""
+    """What a process that no longer reports was granted and had not spent by its last report."""
 
     process: str
     last_seen: Annotated[Time | None, Doc("null: never, it is from an older version")]

@@ -34,7 +34,7 @@ from koo.policies.verdict import NEUTRAL
 SLOW_CALLS_MIN = 20
 AWAY = (Kind.CONNECTION, Kind.TIMEOUT)
 UNKNOWN_COMMIT_KEPT_S = 12 * 3600.0
-"""Until the next morning: nothing but a person's look ends what it may mean."""
+"""Until the next morning: only an operator can rule out what it may mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def pool_view(vitals: Vitals) -> PoolStatus:
     """How full the pool is."""
     size, active = vitals.options.pool_size, min(vitals.active, vitals.most)
     idle = max(0, vitals.open - active)
-    # Of a server that does not answer, what lies in the pool is as good as closed, and nothing to rely on.
+    # While the server does not answer, idle connections in the pool are as good as closed.
     is_away = vitals.look is not None and vitals.look.error is not None and vitals.look.error.kind in AWAY
     return {
         "size": size,
@@ -195,7 +195,7 @@ def database_health(vitals: Vitals) -> DatabaseHealth:
     """The state, and what the last probe saw."""
     state, reason = database_state(vitals.guard.evidence())
     look = vitals.look
-    # Without its name and a time: the name stands in front of it already, and when to come back is the breaker's word.
+    # Without its name and a time: the name is printed in front of it, and the breaker knows when to come back.
     error = None if look is None or look.error is None else look.error.reason
     since = answers_since(vitals)
     return {

@@ -1,6 +1,6 @@
 """koo in your tests: fake services, a clock that skips, faults of the network and of the database.
 
-    async def test_the_shop_survives_an_outage(koo):          # a fixture that pytest finds by itself
+    async def test_the_shop_survives_an_outage(koo):          # a fixture that comes with koo
         koo.claude.fails(529)
         assert (await suggest("shoes")).service == "local"
         koo.claude.answers("Boots.")

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own: servers run there beside a test that has no loop, or that blocks its own."""
+"""An event loop in a separate thread: servers run there beside a test that has no loop, or that blocks its own."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class _Jumps(selectors.BaseSelector):
         self._keys: dict[int, selectors.SelectorKey] = {}
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        # The loop registers its own wake-up pipe here, at least; nobody writes to it but a thread or a signal.
+        # The loop registers its own wake-up pipe here, at least; only a thread or a signal writes to it.
         number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         self._keys[number] = key = selectors.SelectorKey(fileobj, number, events, data)
         return key
@@ -157,7 +157,7 @@ class VirtualClock:
 
 
 class StandingClock:
-    """A clock that stands still until a test moves it, for code that asks the time and sets no timer by it.
+    """A clock that stands still until a test moves it, for code that reads the time and sets no timer by it.
 
     Its monotonic time is so far ahead of any loop's that no deadline passes which is set by it; sleeps are real. A
     `Platform` refuses it: there time is skipped with a `SkippingClock`. Wall time begins at `wall_s`, by default now.
@@ -194,7 +194,7 @@ def run_virtual(
     begin_s: float = BEGIN_S,
     run_s_max: float = DAYS_S_MAX,
 ) -> T:
-    """As `asyncio.run(main)`, on virtual time; `main` is a coroutine, or a function that gives one.
+    """As `asyncio.run(main)`, on virtual time; `main` is a coroutine, or a function that returns one.
 
     Raises what `main` raises, or `Deadlock`.
     """

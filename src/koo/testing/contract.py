@@ -76,7 +76,7 @@ class Rule:
         return self.name
 
     def check(self, case: AdapterCase) -> None:
-        """Try it on an event loop of its own. Raises AssertionError where the adapter breaks it."""
+        """Try it on a new event loop. Raises AssertionError if the adapter breaks it."""
         asyncio.run(self.check_here(case))
 
     async def check_here(self, case: AdapterCase) -> None:
@@ -141,7 +141,7 @@ async def _the_longest_answer_is_always_sent(case: AdapterCase) -> None:
         assert fake.max_tokens_of(fake.queries[-1]) == 33
 
 
-@_rule("what is held before a call must be no less than the bill")
+@_rule("the amount held before a call must not be less than the bill")
 async def _the_prompt_is_bounded_from_above(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         for prompt in (PROMPT, "é" * 300, "x"):
@@ -288,7 +288,7 @@ async def _a_broken_connection_is_a_failure(case: AdapterCase) -> None:
         assert fault_of(error).verdict is FAILURE, (step, error)
 
 
-@_rule("a web page of something on the way, and a body that is cut or empty, are no answers")
+@_rule("a web page from something on the way, and a body that is cut or empty, are not answers")
 async def _what_is_no_answer_is_not_taken_for_one(case: AdapterCase) -> None:
     for step in (html(502), html(200), Raw(body=b""), Raw(body=b"{"), Raw(body=b"[1, 2]")):
         await _error_of(case, step)

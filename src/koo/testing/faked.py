@@ -1,4 +1,4 @@
-"""One service of a world: its fake, told in verbs, and what koo makes of it."""
+"""One service of a world: its fake, set up in verbs, and what koo makes of it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class FakedService(Verbs):
 
     @property
     def billed_usd(self) -> Decimal:
-        """What the provider would send a bill for, at the prices of koo's table."""
+        """What the provider would bill, at the prices of koo's table."""
         return self.fake.billed_usd
 
     # ── what koo makes of it ──────────────────────────────────────────────────────────────────────────────────

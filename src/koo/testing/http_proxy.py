@@ -2,7 +2,7 @@
 
 It opens tunnels (CONNECT) and passes plain requests on, asks for a user and password where `user` is set, and goes
 wrong on request (`trouble`): it refuses, resets, is silent or speaks something else than HTTP. `reaches` says where a
-name leads that no resolver knows, so that a test sees what only the proxy can reach. It runs in a thread of its own, so
+name leads that no resolver knows, so that a test sees what only the proxy can reach. It runs in a separate thread, so
 it serves tests with and without an event loop, and other processes.
 """
 
@@ -40,7 +40,7 @@ class FakeHttpProxy:
 
     Args:
         reaches: where `host:port` leads; what is not named is connected to as it stands.
-        user, password: what it asks for, with 407; None lets everybody through.
+        user, password: what it asks for, with 407; None lets every client through.
 
     `trouble`: None, a status (403, 502) that it answers every request with, "reset" (at the first byte), "silent", or
     bytes that it answers instead. `requests`: what came, in order.

@@ -40,7 +40,7 @@ class Watcher:
     """Watches over `folder` for as long as this process runs."""
 
     def __init__(self, folder: Path) -> None:
-        # Under its name only when it is locked: a run that begins meanwhile would take it for one that was left.
+        # Named only once it is locked: a run that begins in between would take it for a leftover.
         made = folder / f"{LOCK}.new"
         self._lock = os.open(made, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)

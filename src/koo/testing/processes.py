@@ -1,7 +1,7 @@
 """A real server as a child process, to be hurt: started, stopped, killed, frozen and started again.
 
 `koo.testing.postgres` says which program runs and when it is ready; what holds for any server is here. Every server has
-a directory of its own and one port on 127.0.0.1 for its whole life, so that a client's URL stays true over a kill and a
+its own directory and one port on 127.0.0.1 for its whole life, so that a client's URL stays valid over a kill and a
 restart. Calls block for some milliseconds (a start for some tenths of a second): from a coroutine use
 `asyncio.to_thread(server.kill)`. What is still alive when the interpreter ends is ended and its directory removed, also
 where a signal ends the interpreter (`koo.testing.orphans`).
@@ -11,11 +11,11 @@ Four lessons are in the code:
 * The port lies below the range from which the kernel takes the ports of outgoing connections. A client that keeps
   reconnecting to a dead server's port inside that range sooner or later gets the same number as its own local port,
   and TCP connects it to itself: the "server" answers although it is dead.
-* A UDP socket of the same number is held as the lease: TCP and UDP do not collide, and the kernel gives the lease back
+* A UDP socket of the same number is held as the lease: TCP and UDP do not collide, and the kernel frees the lease
   even if the process is killed. Without it another test process takes the port while the server is down.
 * PostgreSQL's backends leave their parent's process group, so signals go to the tree, parent first: a parent
   that still runs would start new children in the meantime.
-* The child is in a session of its own: Ctrl-C in the terminal would otherwise stop the server before the tests.
+* The child has its own session: Ctrl-C in the terminal would otherwise stop the server before the tests.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def unprivileged() -> Account:
 
 @functools.cache
 def scratch() -> Path:
-    """This process's own directory for servers, passable for everybody, removed at exit."""
+    """This process's own directory for servers, which every user may enter; removed at exit."""
     # Under a private TMPDIR of root the server's account could not open its own data directory.
     shared = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
     parent = next((path for path in shared if path.is_dir() and unprivileged().reaches(path)), shared[0])
@@ -165,7 +165,7 @@ class RealServer(ABC):
         """Fill the fresh directory, once, before the first start."""
 
     def _clean_up(self) -> None:
-        """Give back what a killed server could not, at close."""
+        """Free what a killed server could not, at close."""
 
     # What a test asks.
 
@@ -270,8 +270,8 @@ class RealServer(ABC):
             self._paused = False
 
     def close(self) -> None:
-        """End it if it runs, remove its directory, give its port back. A closed server starts again as a new one."""
-        # Not by a kill: orphans stay zombies for ever in a container whose first process reaps nobody.
+        """End it if it runs, remove its directory, free its port. A closed server starts again as a new one."""
+        # Not by a kill: orphans stay zombies for ever in a container whose first process reaps no children.
         if self.running:
             self.stop(self._close_signal)
         self._process = None
@@ -349,7 +349,7 @@ def _is_alive(process: psutil.Process) -> bool:
     import psutil
 
     try:
-        # In a container whose first process reaps nobody, the dead stay zombies.
+        # In a container whose first process reaps no children, the dead stay zombies.
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

@@ -1,18 +1,18 @@
 """A TCP proxy that breaks connections: `async with FaultProxy(host, port) as proxy: ... proxy.reset_all()`.
 
 It stands between a client and any server, on the test's own event loop; without `async` (`with FaultProxy(host, port)
-as proxy:`) in a thread of its own, for tests that have no loop or block it. It can
+as proxy:`) in a separate thread, for tests that have no loop or block it. It can
 
 * refuse new connections (`refuses`), and accept them again (`accepts`);
 * reset all connections (`reset_all`), so that both ends see RST;
-* be a black hole (`black_hole`): everything stays connected, nothing passes, nobody is told; until `heal`;
+* be a black hole (`black_hole`): everything stays connected, nothing passes, neither side notices; until `heal`;
 * forget what is connected (`forget`), so that only those connections are black holes;
 * reset each new connection as soon as it is made (`reset_new`);
 * be far away (`delay_s`: each piece of data arrives so much later, and by up to `jitter_s` more);
 * be narrow (`bytes_per_s`), and cut each connection after so many bytes (`cut_after_bytes`);
 * do that in one direction only (`toward`: "client" or "server");
 * for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, at the moment in which it is sent
-  on (done or not, nobody knows), after the server has done it but before the client hears of it, or hold it until the
+  on (done or not: unknown), after the server has done it but before the client hears of it, or hold it until the
   connection ends. It reads the messages of both sides for that, with any driver, and needs connections without TLS.
 
 Nothing in it waits for time but the two delays and the narrow way, and it opens nothing but its own port.
@@ -202,7 +202,7 @@ class FaultProxy:
     def _listen(self) -> None:
         if self._listener is not None:
             return
-        # Bound at once: whoever connects after `accepts()` waits in the kernel's queue, and is not refused.
+        # Bound at once: a client that connects after `accepts()` waits in the kernel's queue, and is not refused.
         self._listener = socket.create_server((self.host, self.port), backlog=128)
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Fixtures that pytest finds by itself, in any project that has koo.
+"""Fixtures that pytest finds in any project that has koo installed.
 
 * `koo` is a `koo.testing.World` for a test with an event loop, whatever plugin runs it (pytest-asyncio in either mode,
   AnyIO, or `asyncio.run` in the test itself). It is not asynchronous itself, so it needs none of them: its platform
@@ -9,7 +9,7 @@
   again for the next one. `koo_postgres_major = 16` in pytest's settings chooses another version. A world of a test that
   asks for `koo_postgres_url` has that database, behind its `proxy`.
 
-`@pytest.mark.koo(...)` gives the world its arguments: `strict=False`, `options=…`, `instead_of=shop.platform`.
+`@pytest.mark.koo(...)` sets the world's arguments: `strict=False`, `options=…`, `instead_of=shop.platform`.
 
 Steps that were not used and requests that a fake refused fail the test itself, not its teardown. Nothing but this file
 is loaded before a test asks for a fixture, so a project that uses none of them pays a few milliseconds for a whole run.

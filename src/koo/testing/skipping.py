@@ -11,7 +11,7 @@ is real time plus the same. Whatever waits there goes on, koo's or not: a sleep,
 deadline. Sockets and threads do not notice, so the background work of koo that waits for one (a beat to the state
 store) keeps the time that it had.
 
-`release()` gives the loops their own time back. What is then left of a timer is left of it afterwards.
+`release()` returns the loops to their own time. What is then left of a timer is left of it afterwards.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CARRIED = "koo call"
 """The name of a task that runs a caller's work on koo's loop: its deadline is the caller's."""
 BACKGROUND = {"CheckServices._check"}
 """Tasks of koo's own without a name."""
-TWO_CLOCKS = "another SkippingClock moves this event loop already: give both platforms the same clock"
+TWO_CLOCKS = "another SkippingClock moves this event loop already: pass the same clock to both platforms"
 
 
 class SkippingClock:
@@ -106,7 +106,7 @@ class SkippingClock:
         self.skipped_s += skip_s
 
     def release(self) -> None:
-        """Give the loops their own time back; what is then left of their timers stays left."""
+        """Return the loops to their own time; what is then left of their timers stays left."""
         for loop in tuple(self._moved):
             if not loop.is_closed():
                 on_loop(loop, lambda loop=loop: _move_back(loop, self.skipped_s))  # type: ignore[misc]
@@ -131,7 +131,7 @@ class SkippingClock:
 
 
 def _keep_and(loop: asyncio.AbstractEventLoop, skip_s: float, skip: Callable[[], None]) -> None:
-    """Skip, but keep what koo's own background work waits for: a thread or a socket is no faster for it.
+    """Skip, but keep what koo's own background work waits for: skipping makes no thread or socket faster.
 
     A beat to the state store that is under way would count as one that was not answered in time.
     """

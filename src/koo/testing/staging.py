@@ -1,7 +1,7 @@
 """From your settings to the options of a platform that meets nothing but fakes.
 
 Nothing of a real account is left: each service has the key and the address of its fake, `local` is a fake too, no proxy
-is used, and the state store and the database are files in a temporary folder (or the database that the test gives).
+is used, and the state store and the database are files in a temporary folder (or the database that the test names).
 What the platform does with them stays yours: limits, budgets, deadlines, fallbacks, breakers. Only the pauses between
 repeats are taken out.
 """
@@ -34,7 +34,7 @@ FAKES: dict[str, tuple[type[FakeProvider], tuple[str, ...]]] = {
     "openai_compatible": (FakeCompatible, ("",)),
     "local": (FakeCompatible, ("",)),
 }
-"""The fake of each kind of service, and how the names of the models begin that it knows without being told."""
+"""The fake of each kind of service, and the prefixes of the model names that it knows by default."""
 
 
 def your_options(settings: Mapping[str, str]) -> PlatformOptions:

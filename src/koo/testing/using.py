@@ -59,7 +59,7 @@ class _Replaced(Platform):
 
     @property
     def database(self) -> Database:
-        """An object of its own, which outlives the block and the other platform."""
+        """A separate object, which outlives the block and the other platform."""
         known = _handed_out.get(self)
         if known is None:
             from koo.testing.late_database import late_database

@@ -6,7 +6,7 @@
         assert answer.service == "local" and koo.claude.attempts == 4
 
 Inside the block the process's one platform is the world's (`use`), so code under test calls `query_ai` or `db_manager`
-as it always does. The fakes run in a thread of their own, so they serve a test that blocks its loop, one without a
+as it always does. The fakes run in a separate thread, so they serve a test that blocks its loop, one without a
 loop, and the vendors' own SDKs (`base_url=koo.claude.fake.base_url`).
 
 The platform opens itself at its first use, on whatever loop that is. So a world may be made by a fixture that knows no
@@ -137,7 +137,7 @@ class World:
         self.check(error)
 
     async def open(self) -> None:
-        """Open the platform here and now; it does so by itself at its first use."""
+        """Open the platform now; otherwise it opens at its first use."""
         await self.platform.open()
 
     async def __aenter__(self) -> Self:

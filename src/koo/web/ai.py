@@ -52,7 +52,7 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
 
     @router.post("/batch-query", summary="Ask several at once", **described(answers.BatchAnswer, 413, 422))
     async def query_batch(body: bodies.BatchBody, request: Request) -> Response:
-        """Each as a place comes free, the results in the same order. Always 200: each says whether it succeeded."""
+        """Each runs as soon as a place is free; results keep the order. Always 200: each says whether it succeeded."""
         queries = await in_slices(views.query_of, body.queries)
         outcomes = await while_connected(request, platform.query_many(queries))
         return await pieces_of(dict(await views.batch_view(queries, outcomes)), "results")
@@ -61,7 +61,7 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
 def _add_health(router: APIRouter, platform: Platform) -> None:
     @router.get("/services/health", summary="State of all AI services", **described(shapes.ServicesHealth))
     async def get_services_health() -> Response:
-        """What is known already: asks no service."""
+        """What is known already; no service is asked."""
         return JsonView(platform.services_health())
 
     @router.get(
@@ -70,7 +70,7 @@ def _add_health(router: APIRouter, platform: Platform) -> None:
         **described(shapes.ServiceHealth, 404),
     )
     async def get_service_health(service: str) -> Response:
-        """What is known already: does not ask the service."""
+        """What is known already; the service is not asked."""
         return JsonView(platform.service_health(service))
 
     @router.post(
@@ -79,7 +79,7 @@ def _add_health(router: APIRouter, platform: Platform) -> None:
         **described(answers.ServiceChecks, 404, name="ServiceChecks"),
     )
     async def check_services(service: str | None = None) -> Response:
-        """Asks whether they are there and take the key; never billed. Without `service` all that are configured."""
+        """Checks that they answer and accept the key; never billed. Without `service`: all configured ones."""
         return JsonView(await platform.check_services(service))
 
 
@@ -87,22 +87,22 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
     @router.get("/spend", summary="What was spent", **described(spend_shapes.Spend, 422, 503))
     async def get_spend(
         days: Annotated[
-            int | None, Query(ge=1, le=LEDGER_DAYS_MAX, description="the last days, today included")
+            int | None, Query(ge=1, le=LEDGER_DAYS_MAX, description="the last N days, including today")
         ] = None,
         first_day: Annotated[
             date | None, Query(alias="from", description="first UTC day: 2026-11-01")
         ] = None,
-        last_day: Annotated[date | None, Query(alias="to", description="last UTC day, included")] = None,
+        last_day: Annotated[date | None, Query(alias="to", description="last UTC day, inclusive")] = None,
         month: Annotated[
             str | None,
             Query(
                 json_schema_extra={"pattern": r"^\d{4}-(0[1-9]|1[0-2])$"},
-                description="2026-11; without any period the one that runs",
+                description="2026-11; default: the current month",
             ),
         ] = None,
         by: Annotated[
             list[Literal["day", "service", "model", "tag"]] | None,
-            Query(description="what to add up by; may be repeated"),
+            Query(description="what to group by; may be repeated"),
         ] = None,
     ) -> Response:
         """What all processes booked, added up; estimated amounts are marked. And what dead processes left unsettled."""
@@ -119,7 +119,7 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
     async def write_off(body: bodies.WriteOffBody) -> Response:
         """Frees money that stays booked because a process that no longer reports may have spent it.
 
-        That may raise the possible bill by the amount. It is logged, and kept with who did it.
+        If it was spent, the bill may exceed the budget by that amount. The act is logged with its author.
         """
         return JsonView(await platform.write_off(body.process, by=body.by, reason=body.reason))
 
@@ -134,17 +134,17 @@ def _add_requests(router: APIRouter, platform: Platform) -> None:
         service: Annotated[str | None, Query(max_length=100, description="only of this service")] = None,
         model: Annotated[str | None, Query(max_length=200, description="only of this model")] = None,
         tag: Annotated[str | None, Query(max_length=200, description="only with this tag")] = None,
-        limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="requests of a page")] = 50,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="requests on a page")] = 50,
         cursor: Annotated[
             str | None,
             Query(
                 max_length=100,
                 json_schema_extra={"pattern": "^[0-9]{1,18}-.+$"},
-                description="`next_cursor` of the page before",
+                description="`next_cursor` of the previous page",
             ),
         ] = None,
     ) -> Response:
-        """What the ledger has of each, of all processes, the newest first; never a prompt or an answer."""
+        """The ledger's entries of all processes, the newest first; never a prompt or an answer."""
         page = await platform.history.requests(
             service=service, model=model, tag=tag, limit=limit, cursor=cursor
         )
@@ -173,7 +173,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         **described(answers.ServicesReset, 413, 422),
     )
     async def reset_services(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
-        """As the reset of one, for each."""
+        """Resets each of them as above."""
         await platform.open()
         said = body or bodies.ActBody()
         results = platform.reset_services(by=said.by or "", reason=said.reason or "")

@@ -33,12 +33,12 @@ def add_alerts(router: APIRouter, platform: Platform) -> None:
     async def get_alert_history(
         request: Request,
         since: Annotated[
-            datetime | None, Query(description=f"{A_TIME}; without it seven days before `until`")
+            datetime | None, Query(description=f"{A_TIME}; default: seven days before `until`")
         ] = None,
-        until: Annotated[datetime | None, Query(description=f"{A_TIME}; without it now")] = None,
-        limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="episodes of a page")] = 50,
+        until: Annotated[datetime | None, Query(description=f"{A_TIME}; default: now")] = None,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="episodes on a page")] = 50,
         cursor: Annotated[
-            str | None, Query(max_length=100, description="`next_cursor` of the page before")
+            str | None, Query(max_length=100, description="`next_cursor` of the previous page")
         ] = None,
     ) -> Response:
         """Episodes of all processes that fired and lasted at some time within a range, the newest beginning first."""
@@ -53,11 +53,11 @@ def add_alerts(router: APIRouter, platform: Platform) -> None:
 def _add_acknowledging(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/alerts/{alert}/acknowledge",
-        summary="Say who is at work on an alert",
+        summary="Acknowledge an alert",
         **described(alert_shapes.AlertAct, 404, 413, 422, 503),
     )
     async def acknowledge(request: Request, alert: str, body: bodies.AcknowledgeBody) -> Response:
-        """For a time or to its end: no reminders of it meanwhile, in any process on the same state store."""
+        """For a time or until it ends: until then no process on the same state store sends reminders of it."""
         view = await platform.alerts.acknowledge(
             alert, by=body.by, for_s=body.for_s, until=body.until, note=body.note
         )
@@ -71,7 +71,7 @@ def _add_acknowledging(router: APIRouter, platform: Platform) -> None:
     async def unacknowledge(
         request: Request, alert: str, body: Annotated[bodies.ActBody | None, Body()] = None
     ) -> Response:
-        """The reminders go on."""
+        """Reminders resume."""
         said = body or bodies.ActBody()
         view = await platform.alerts.unacknowledge(alert, by=said.by or "", reason=said.reason or "")
         return _acted("no longer acknowledged", linked(request, [view])[0])
@@ -85,17 +85,17 @@ def _acted(how: str, alert: shapes.Alert) -> Response:
 def _add_silences(router: APIRouter, platform: Platform) -> None:
     @router.get("/alerts/silences", summary="Silences", **described(alert_shapes.Silences, 503))
     async def get_silences() -> Response:
-        """What people are not notified of now, the next to end first."""
+        """The silences in force, the next to end first."""
         silences = await platform.alerts.silences()
         return JsonView(alert_shapes.Silences(silences=silences, timestamp=now_iso()))
 
     @router.post(
         "/alerts/silences",
-        summary="Notify no one of some alerts for a time",
+        summary="Silence some alerts for a time",
         **described(alert_shapes.SilenceAct, 413, 422, 503),
     )
     async def add_silence(body: bodies.SilenceBody) -> Response:
-        """What matches kind and component is listed and kept, and no one is notified of it until the silence ends."""
+        """Alerts that match kind and component are still listed and kept, but not sent until the silence ends."""
         silence = await platform.alerts.silence(
             kind=body.kind,
             component=body.component,
@@ -108,11 +108,11 @@ def _add_silences(router: APIRouter, platform: Platform) -> None:
 
     @router.delete(
         "/alerts/silences/{silence}",
-        summary="End a silence before its time",
+        summary="End a silence early",
         **described(alert_shapes.SilenceAct, 404, 413, 422, 503),
     )
     async def end_silence(silence: str, body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
-        """What still fires, and no one was notified of, is sent now."""
+        """Alerts that still fire and were not sent are sent now."""
         said = body or bodies.ActBody()
         ended = await platform.alerts.end_silence(silence, by=said.by or "", reason=said.reason or "")
         return _silenced("the silence has ended", ended)

@@ -32,7 +32,7 @@ class TokenUsage(TypedDict):
     output_tokens: int
     reasoning_tokens: int
     total_tokens: int
-    estimated: Annotated[bool, Doc("the provider reported none, and koo counted")]
+    estimated: Annotated[bool, Doc("the provider reported none, so koo counted")]
 
 
 class QueryAnswer(TypedDict):
@@ -64,9 +64,9 @@ class BatchFailure(TypedDict):
     success: Literal[False]
     service: str
     error: str
-    kind: Annotated[str, Doc("what happened, in one word, to program against")]
+    kind: Annotated[str, Doc("what happened, in one word; stable, so programs can rely on it")]
     status: Annotated[int, Doc("the status that the question alone would have had")]
-    retry_after_s: Annotated[float | None, Doc("seconds until it is worth asking again; null: not known")]
+    retry_after_s: Annotated[float | None, Doc("seconds to wait before asking again; null: not known")]
     attempts: int
 
 
@@ -181,7 +181,7 @@ class SessionView(TypedDict):
     who: Annotated[
         str, Doc("token, read token, session, read session, this machine; empty: your application decides")
     ]
-    expires_at: Annotated[Time | None, Doc("when the session ends; null: it is none")]
+    expires_at: Annotated[Time | None, Doc("when the session ends; null: the request has no session")]
     login: Annotated[bool, Doc("a session can be begun here; false: no token is set")]
     timestamp: Time
 

@@ -1,7 +1,7 @@
 """`/docs`: the description of the API as a page of our own, from `openapi.json`.
 
 The usual pages load scripts from a content delivery network: a server on loopback, or one without a way out, would show
-nothing, and each reader would be told to a third party. This one is three small files with a strict policy.
+nothing, and a third party would see each reader. This one is three small files with a strict policy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The HTTP interface as an application of its own, and as a guest in another one.
+"""The HTTP interface as a standalone application, and as a guest in another one.
 
 `create_app(platform)` is what `koo serve` and `backend/main.py` run. `mount(app, platform)` puts the same routes into
 an application that exists: its other routes, its errors and its middleware stay as they are.
@@ -95,7 +95,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
 
 
 def _name_the_path(app: FastAPI, platform: Platform) -> None:
-    """A proxy that takes a part of the path away is seen in KOO_URL alone: clients made from the document need it."""
+    """Only KOO_URL shows that a proxy strips a part of the path: clients generated from the document need it."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:

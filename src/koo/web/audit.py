@@ -1,7 +1,7 @@
-"""Who did what, and who was refused: a line in the log for each, and a list of the last ones.
+"""The audit: who did what, and what was refused, each as a log line, and a list of the last ones.
 
-An act is what changes something for others: a reset, a pause, a silence. A query is none: a server that is asked a
-hundred times a second would write nothing else, and what queries cost stands in the books. Each act has who (which
+An act changes something for others: a reset, a pause, a silence. A query is not an act: a server that is asked a
+hundred times a second would log nothing else, and the ledger has what queries cost. Each act has who (which
 token, or this machine), what (the method and the route, without a caller's words), where from, and how it was answered
 at the door. Refusals of one address with one status, queries too, are logged when they begin, and then once a minute
 with their number: a stranger must not be able to fill a disk. The list counts them in the same way.

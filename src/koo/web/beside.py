@@ -1,8 +1,8 @@
-"""koo's page and API beside an application without an event loop (Flask, Django without async): a server of their own.
+"""koo's page and API beside an application without an event loop (Flask, Django without async), on a separate server.
 
-It runs on the loop that koo lives on, in a thread in the background, and shows that very platform: the breakers, the
-pool and the counts of this process. It is no part of the application's server, and so it answers while every thread of
-that one waits, which is when it is needed. Its rules of access are those of `koo serve`.
+It runs on koo's loop in a background thread, and shows that platform: the breakers, the pool and the counts of this
+process. It is separate from the application's server, so it still answers when every thread of that server is
+waiting, which is when it is needed. Its access rules are those of `koo serve`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Beside:
         self._listener.close()
 
     def begin(self) -> None:
-        """Serve, and wait until it answers. Raises what kept it from that."""
+        """Serve, and wait until it answers. Raises whatever prevented it."""
         running = self._running = asyncio.run_coroutine_threadsafe(self._run(), BRIDGE.loop())
         running.add_done_callback(lambda _: self._ready.set())
         self._ready.wait(STARTS_S_MAX)
@@ -85,8 +85,8 @@ def serve_beside(platform: Platform | None = None, *, port: int | None = None) -
     """Serve koo's page and API in the background, for an application without an event loop; returns when it answers.
 
     `platform` None: the process's own, `koo.platform`. `port` None: `KOO_PORT`; 0: any that is free, which `url` and a
-    line in the log say. The address is `KOO_HOST`, and another one than loopback needs `KOO_TOKEN`. Each process has a
-    server of its own, because each has breakers and a pool of its own. A forked child has none.
+    line in the log say. The address is `KOO_HOST`; one that is not loopback needs `KOO_TOKEN`. Each process has its
+    own server, because each has its own breakers and pool. A forked child has none.
 
     Raises `ConfigurationError` for settings that cannot be right and for a port that is taken, and RuntimeError inside
     a running event loop.

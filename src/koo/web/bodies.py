@@ -114,7 +114,7 @@ class WriteOffBody(Body):
         default=None, min_length=1, max_length=300, description="as `/ai/spend` lists it"
     )
     all: bool = Field(default=False, description="every process that no longer reports, instead of one")
-    by: str = Field(min_length=1, max_length=100, description="who does this; kept with it")
+    by: str = Field(min_length=1, max_length=100, description="who does this; recorded with it")
     reason: str = Field(default="", max_length=500, description="why; kept with it")
 
     @model_validator(mode="after")
@@ -183,7 +183,7 @@ class AcknowledgeBody(Body):
         json_schema_extra={"example": {"by": "ada", "for_s": 7200.0, "note": "restarting the pooler"}},
     )
 
-    by: str = Field(min_length=1, max_length=100, description="who is at work on it")
+    by: str = Field(min_length=1, max_length=100, description="who is working on it")
     for_s: float | None = Field(default=None, gt=0, le=HOLDS_S_MAX, description="seconds from now")
     until: Annotated[datetime | None, Field(strict=False)] = Field(
         default=None, description="a time with a zone, instead of `for_s`"

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
-"""More than the largest prompt, whose own limit gives the better sentence."""
+"""More than the largest prompt, whose own limit raises the clearer error."""
 PARAMETERS_MAX = 100
 """Of an address; thousands take longer to read than an answer to make."""
 MARK = "koo.careful"
@@ -26,7 +26,7 @@ CAREFUL = {
 class BodyTooLarge(HTTPException):
     """More bytes came than any request needs.
 
-    FastAPI's own, because it takes any other error while a body is read for a body that is no JSON.
+    FastAPI's own, because FastAPI reports any other error while a body is read as invalid JSON.
     """
 
     def __init__(self, bytes_max: int) -> None:

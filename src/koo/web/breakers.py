@@ -31,14 +31,14 @@ def add_breakers(router: APIRouter, platform: Platform) -> None:
         **described(answers.BreakerAct, 404, 413, 422),
     )
     async def trip(name: str, body: bodies.TripBody) -> Response:
-        """Every call is refused, in every process on the same state store, until it is reset or for `for_s`."""
+        """Every process on the same state store refuses every call, for `for_s` or until a reset."""
         await platform.open()
         act = platform.breakers.trip(name, by=body.by, reason=body.reason, for_s=body.for_s)
         return _done(platform, name, f"is forced open {_until(act)}", body)
 
     @router.post(
         "/breakers/{name:path}/shadow",
-        summary="Let a breaker count and refuse nothing",
+        summary="Make a breaker count but refuse nothing",
         **described(answers.BreakerAct, 404, 413, 422),
     )
     async def shadow(name: str, body: bodies.ShadowBody) -> Response:

@@ -1,8 +1,8 @@
 """One connection of the server: uvicorn's, with a bound on heads, an end of waiting, and errors that are problems.
 
-The parser underneath gathers a head, however long it grows and however long it takes, before anybody can look at it: a
-caller without a token, or a broken one, could fill the memory with a single header that never ends, or the descriptors
-with heads that never end. So what koo waits for has a time:
+The parser underneath gathers a whole head, however long it grows and however long it takes, before any code sees it. A
+caller without a token, or a broken one, could fill the memory with one endless header, or the descriptors with heads
+that never end. So everything that koo waits for has a time limit:
 
 * `head`: the head of a request, from the connection's beginning or the head's first byte.
 * `request`: the next one, on an idle connection.
@@ -36,7 +36,7 @@ READER_BYTES_PER_S = 1024
 REST_S = 5.0
 """Long enough to take an answer that came before the body had been sent."""
 CLOSING_S = 5.0
-FULL = "as many connections are open as there may be; ask again in a moment"
+FULL = "the server has reached its limit of open connections; try again in a moment"
 Waits = Literal["", "head", "request", "body", "reader", "rest", "closing"]
 AT_MOST_S: dict[Waits, float] = {
     "head": HEAD_S,
@@ -118,7 +118,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.pipeline:
-            # Who asks ahead gets no further ahead than one reading, or his questions would fill the memory.
+            # A caller that pipelines may be one read ahead at most, or its requests would fill the memory.
             self.flow.pause_reading()
         self._turn()
 
@@ -196,7 +196,9 @@ class Connection(HttpToolsProtocol):
         if self._waits_for == "head" and self._in_head:
             self._answer(408, f"the head of the request did not end within {HEAD_S:.0f} s")
         elif self._waits_for == "body" and not self.cycle.response_started:
-            self._answer(408, f"the body of the request came slower than {BODY_BYTES_PER_S // 1024} KiB/s")
+            self._answer(
+                408, f"the body of the request arrived at less than {BODY_BYTES_PER_S // 1024} KiB/s"
+            )
         elif self._waits_for in ("closing", "reader"):
             self.transport.abort()
         else:
@@ -206,7 +208,7 @@ class Connection(HttpToolsProtocol):
         self._turn()
 
     def _tell_left(self) -> None:
-        """To who works on an answer, whatever was asked ahead: uvicorn tells it of the last question alone."""
+        """Tell the request being answered that its caller left: uvicorn tells only the last one pipelined."""
         if self._answered is not None and not self._answered.response_complete:
             self._answered.disconnected = True
             self._answered.message_event.set()
@@ -217,14 +219,14 @@ class Connection(HttpToolsProtocol):
     # ── what cannot be answered by the application ────────────────────────────────────────────────────────────
 
     def send_400_response(self, msg: str) -> None:
-        """Say what is wrong, and end the connection: nobody knows where the next request would begin."""
+        """Say what is wrong and close the connection: where the next request would begin is unknown."""
         if (
             self.cycle is None or self.cycle.response_complete
-        ):  # Else it would stand in the midst of an answer.
+        ):  # Otherwise it would land in the middle of another answer.
             reason = (
                 f"its head is larger than {HEAD_BYTES_MAX // 1024} KiB"
                 if self._too_large
-                else "it is no HTTP"
+                else "it is not HTTP"
             )
             self._answer(431 if self._too_large else 400, f"the request cannot be read: {reason}")
         self.transport.close()

@@ -146,8 +146,8 @@ class Crowd:
     def _tell_full(self) -> None:
         if self._full_at is None:
             log.warning(
-                "%d connections are open, which is the bound (half of the file descriptors): those that have waited "
-                "longest without asking end for new ones; raise the limit of open files, or see who connects",
+                "%d connections are open, which is the limit (half of the file descriptors): those idle for longest "
+                "are closed for new ones; raise the limit of open files, or find out who connects",
                 self.bound,
                 extra={"what": "connections_full", "count": self.bound},
             )

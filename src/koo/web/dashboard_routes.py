@@ -1,8 +1,8 @@
 """`/dashboard/`: the state of everything as a page that refreshes itself.
 
-Plain files, without a build step, served under a policy that lets the page talk to this server and to nobody else, run
-no script but its own and never make markup out of text (`trusted-types`). The files say nothing about this
-installation, so they are open to all; what they ask for is guarded like every other request.
+Plain files, without a build step, served under a policy that lets the page talk only to this server, run only its own
+scripts, and never turn text into markup (`trusted-types`). The files say nothing about this installation, so they are
+open to all; what they ask for is guarded like every other request.
 
 All addresses in the page are relative, so that it works below whatever path a proxy or another application puts it.
 """

@@ -22,7 +22,7 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
 
     @router.post("/database/pause", summary="New scopes wait", **described(answers.DatabaseAct, 413, 422))
     async def pause(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
-        """In this process new scopes wait, each until its own deadline. Those that are open go on."""
+        """In this process new scopes wait, each until its own deadline. Open ones continue."""
         await platform.open()
         return _done("paused", "new scopes wait until it is resumed", platform.pause_database(), body)
 
@@ -34,7 +34,7 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
 
     @router.post("/database/drain", summary="No new scopes", **described(answers.DatabaseAct, 413, 422))
     async def drain(body: Annotated[bodies.WaitBody | None, Body()] = None) -> Response:
-        """In this process new scopes are refused; it waits for those that are open, and names those that are left."""
+        """In this process new scopes are refused; it waits for the open ones, and names those still open at the end."""
         body = body or bodies.WaitBody()
         gate = await platform.drain_database(body.within_s)
         left = f"{gate['running']} scopes are still open" if gate["running"] else "no scope is open"
@@ -52,7 +52,7 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
         """
         body = body or bodies.WaitBody()
         gate = await platform.rotate_database(body.within_s)
-        return _done("rotated", "each new connection is opened as DATABASE_URL says now", gate, body)
+        return _done("rotated", "new connections use the current DATABASE_URL", gate, body)
 
 
 def _done(done: str, so: str, gate: DatabaseGate, body: bodies.ActBody | None) -> Response:

@@ -1,8 +1,8 @@
-"""The door of koo's routes: it stands in each route, so that no way of mounting them leaves it away.
+"""The door of koo's routes: it is part of each route, so that no way of mounting them can leave it out.
 
 A prefix with a parameter, a sub-application, a router that was included by hand: the route is the same, and so is its
-door. It refuses what `security.py` denies, bounds the body, gives each answer the headers of one that is nobody else's
-business, slows those down who try tokens, and has a line in the audit for each refusal and each act.
+door. It refuses what `security.py` denies, bounds the body, gives each answer the headers of a private one, slows
+down callers that try tokens, and writes each refusal and each act into the audit.
 
 `protect=False` where routes are made takes the rules away: their application decides who may ask. Headers and bounds
 stay. Under `koo serve` the edge has done both already.
@@ -35,11 +35,11 @@ from koo.web.security import SAFE_METHODS, Access, Asked, Denial, Kind, Who, ask
 from koo.web.session import Session
 
 QUERIES = ("/ai/query", "/ai/batch-query")
-"""Routes whose calls are what the server is there for: they change nothing for other callers, and are no acts."""
+"""Routes whose calls are the server's purpose: they change nothing for other callers, and are not acts."""
 
 
 class Door:
-    """Of one platform's routes. `access` makes the rules when the first request comes; None: everybody may pass."""
+    """Of one platform's routes. `access` makes the rules at the first request; None: every caller may pass."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Door:
 
     @property
     def again_in_s(self) -> int:
-        """When who guessed too often may try again."""
+        """Seconds until a caller that guessed too often may try again."""
         return self._guesses.again_in_s
 
     @property
@@ -126,7 +126,7 @@ class Door:
     def _slowed(self, denial: Denial, where: str) -> Denial:
         if not self._guesses.are_too_many(where):
             return denial
-        return Denial(429, "too many tokens that are not known came from this address; try again later")
+        return Denial(429, "too many unknown tokens came from this address; try again later")
 
     def still_lets(self, scope: Scope) -> bool:
         """Would a guarded request that was let in a while ago be let in now?"""

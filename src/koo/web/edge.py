@@ -1,7 +1,7 @@
 """The outermost layer of the server: an id and a log line for each request, no caching, no endless body, no traceback.
 
-Plain ASGI, because Starlette's `BaseHTTPMiddleware` runs the rest in a task of its own, behind which nobody learns that
-the caller has left.
+Plain ASGI, because Starlette's `BaseHTTPMiddleware` runs the rest in a separate task, and nothing in there learns
+that the caller has left.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ GRACE_S = 10
 TICKS_A_LOOK = 10
 """Of uvicorn's ticks, ten a second."""
 NEWCOMER_S = 1.0
-"""So long a new connection may take to ask for the first time; an older one that has not asked is only held open."""
+"""How long a new connection may take to send its first request; an older one without any is only held open."""
 HURRY_S = 2
 """After a second signal, for the requests to settle what they held, and again for the platform to close."""
 
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
         self.parent: int | None = None
         """The process id of a worker's parent."""
         self.beat: Callable[[], None] = lambda: None
-        """What tells a worker's parent that the event loop turns; called once a second from the first answer on."""
+        """Shows a worker's parent that the event loop turns; called once a second from the first answer on."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._listeners = [one for one in sockets or () if isinstance(one, Listener)]
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.parent is not None and self._readiness.closing and sig != signal.SIGINT:
-            return  # systemd sends it to parent and workers alike: the parent's is no second one
+            return  # systemd sends it to parent and workers alike: the one from the parent is not a second signal
         if self.should_exit or self._readiness.closing:
             self.should_exit = self.force_exit = True
         elif sig == signal.SIGINT or not self.started:
@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
             and not self._readiness.is_door_open(self.running)
         ):
             self.should_exit = True
-            # Of one grace: whoever sent the signal kills what has not ended in time, ten seconds for Docker.
+            # From the same grace period: the sender of the signal kills what has not ended in time (Docker: 10 s).
             self.config.timeout_graceful_shutdown = round(
                 max(GRACE_S - self._readiness.ending_s, GRACE_S / 2)
             )

@@ -1,7 +1,7 @@
-"""Tokens that are not known, counted by address: who tries many is answered 429 for a while.
+"""Unknown tokens, counted by address: a caller that tries many is answered 429 for a while.
 
-A right token passes at any time, since others may share the address with whoever guesses. The count does not stop a
-guesser from guessing; a token of 16 characters does. It keeps logs readable, and tells who is at it.
+A right token always passes, since others may share the guesser's address. The count does not stop guessing; a token
+of 16 characters does. It keeps logs readable, and shows where the guesses come from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ADDRESSES_MAX = 1024
 
 
 class Guesses:
-    """Of each address: how many in the running window, and when that began."""
+    """By address: how many in the current window, and when that began."""
 
     again_in_s = round(WINDOW_S)
 

@@ -1,4 +1,4 @@
-"""The route of the past: how everything was."""
+"""The route of the history."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ RANGES_S = {"15m": 900, "1h": 3600, "24h": 86_400, "7d": 7 * 86_400, "30d": 30 *
 def add_history(router: APIRouter, platform: Platform) -> None:
     """Add `/monitoring/history`."""
 
-    @router.get("/history", summary="How everything was", **described(history_shapes.History, 422))
+    @router.get(
+        "/history", summary="History of calls, states and money", **described(history_shapes.History, 422)
+    )
     async def get_history(
         range: Annotated[  # noqa: A002 - as it is called in the address
             Literal["15m", "1h", "24h", "7d", "30d"] | None,
-            Query(description="until now; without it an hour"),
+            Query(description="up to now; default: one hour"),
         ] = None,
         since: Annotated[datetime | None, Query(description=A_TIME)] = None,
-        until: Annotated[datetime | None, Query(description=f"{A_TIME}; without it now")] = None,
+        until: Annotated[datetime | None, Query(description=f"{A_TIME}; default: now")] = None,
         component: Annotated[
             list[str],
-            Query(max_length=50, description="database, ai:SERVICE; may be repeated; without it all"),
+            Query(max_length=50, description="database, ai:SERVICE; may be repeated; default: all"),
         ] = [],  # noqa: B006 - FastAPI copies it
         all_processes: Annotated[
             bool, Query(description="of the last hour too: minutes of all processes")
         ] = False,
     ) -> Response:
-        """Calls, failures, latency, state, money and pool, in at most 720 spans, and what happened meanwhile.
+        """Calls, failures, latency, state, money and pool in at most 720 spans, and the events in them.
 
-        The last hour is this process's own, in spans of five seconds. What lies further back is that of all processes
+        The last hour is this process's own, in spans of five seconds. Further back it covers all processes
         on the state store: minutes for two days, five minutes for thirty.
         """
         return JsonView(
@@ -54,6 +56,6 @@ def add_history(router: APIRouter, platform: Platform) -> None:
     async def get_saved() -> Response:
         """Calls refused at once, repeats that succeeded, answers of a fallback, money not spent, since midnight UTC.
 
-        Of all processes on the state store; while it is away, with what it said last.
+        Of all processes on the state store; while it is away, as it was last read.
         """
         return JsonView(await platform.history.saved())

@@ -160,7 +160,7 @@ def _everyone() -> None:
 
 
 def _name_of(who: object) -> str:
-    """An object's text may differ from one request to the next: a repeat would be another caller's, and done again."""
+    """An object's text may differ between requests: a repeat would count as another caller's, and run again."""
     if not isinstance(who, str | int | UUID) or who == "":
         raise TypeError(
             "the caller of koo.idempotent returns what stays the same for a user, a str (not empty), an int or a UUID,"
@@ -215,7 +215,7 @@ def _unless_stored(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     def call_in_thread(*args: Any, **kwargs: Any) -> Any:
         return stored_answer() or endpoint(*args, **kwargs)
 
-    # FastAPI awaits the one and runs the other in a thread. An object is either by its `__call__`.
+    # FastAPI awaits a coroutine function and runs any other in a thread; for an object its `__call__` decides.
     is_async = inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(
         getattr(endpoint, "__call__", None)  # noqa: B004 - not whether it can be called, but how
     )
@@ -250,7 +250,7 @@ def _replay(record: dict[str, Any]) -> Response:
 
 
 def _ask_again(request: Request, error: KooError) -> Response:
-    """Not the 500 of other lost COMMITs: with the key a repeat is safe, and it alone tells the client."""
+    """Not the 500 of other lost COMMITs: with the key a repeat is safe, and only a repeat shows the outcome."""
     problem = error_problem(request, error)
     return respond(
         problem.model_copy(
@@ -258,7 +258,7 @@ def _ask_again(request: Request, error: KooError) -> Response:
                 "status": 503,
                 "title": "Service Unavailable",
                 "retry_after_s": 1.0,
-                "detail": f"whether it happened is not known yet: send it again with the same {HEADER}",
+                "detail": f"its outcome is not known yet: send it again with the same {HEADER}",
             }
         )
     )

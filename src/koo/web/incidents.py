@@ -32,7 +32,7 @@ def add_incidents(router: APIRouter, platform: Platform) -> None:
     @router.get("/incidents", summary="Why breakers opened", **described(incident_shapes.Incidents, 422))
     async def get_incidents(
         component: Annotated[
-            str | None, Query(max_length=200, description="database, ai:SERVICE; without it all")
+            str | None, Query(max_length=200, description="database, ai:SERVICE; default: all")
         ] = None,
         limit: Annotated[int, Query(ge=1, le=LIST_MAX)] = 50,
     ) -> Response:
@@ -42,7 +42,7 @@ def add_incidents(router: APIRouter, platform: Platform) -> None:
         """
         return JsonView(await platform.incidents.list(component=component, limit=limit))
 
-    # Before the route of the whole one, whose parameter would take the ending along.
+    # Declared before the route of the whole incident, whose parameter would swallow the ".md".
     @router.get(
         "/incidents/{incident}.md",
         summary="One incident as Markdown",

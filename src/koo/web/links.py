@@ -55,7 +55,7 @@ _WINDOWS = ("minute", "hour", "day")
 
 
 def runbook_of(error: KooError, base: str) -> str | None:
-    """Where to read what to do about an error; None where it is nothing that an alert is about."""
+    """Where to read what to do about an error; None if no alert covers it."""
     table = OF_DATABASES if isinstance(error, DatabaseError) else OF_SERVICES
     kind = table.get(error.kind, "")
     if error.kind is Kind.RATE_LIMITED:

@@ -1,12 +1,12 @@
 """The listening socket of a server, and what it does where this process has no file descriptor for a new connection.
 
-asyncio asks a listening socket for as many connections as its backlog is long, and goes on where the first fails for
-want of a descriptor: two thousand tracebacks, seconds in which nothing else is done, and that again each second. So
-this one has some descriptors in reserve. A caller who comes while there is no other gets one of them, and a connection
-on which koo waits ends, as it does at the bound of `crowd.py`: a probe is answered, whatever took the descriptors.
-Without a reserve asyncio hears of the want once, and asks again a second later.
+asyncio accepts as many connections at a time as the backlog is long, and does not stop when the first one fails for
+want of a descriptor: two thousand tracebacks, seconds in which nothing else runs, and all of that again each second.
+So this socket keeps some descriptors in reserve. When there are no others, a new connection takes one of them, and a
+connection on which koo waits is closed, as at the bound of `crowd.py`: a probe is answered, whatever took the
+descriptors. When the reserve is used up too, asyncio sees one error, and tries again a second later.
 
-uvloop accepts by itself: it closes at once what it has no descriptor for.
+uvloop has its own accept: it closes at once any connection that it has no descriptor for.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def bind(host: str, port: int) -> Listener:
         )[0]
     except OSError as error:
         raise ConfigurationError(
-            "", f"KOO_HOST {host!r} is no address of this machine: {error.strerror}"
+            "", f"KOO_HOST {host!r} is not an address of this machine: {error.strerror}"
         ) from None
     listener = Listener(family, kind, protocol)
     try:
@@ -89,13 +89,13 @@ def bind(host: str, port: int) -> Listener:
         listener.close()
         raise ConfigurationError(
             "",
-            f"cannot listen on {host} port {port}: {error.strerror}; another server may be running there, "
-            f"KOO_PORT chooses another port",
+            f"cannot listen on {host} port {port}: {error.strerror}; another server may be running there; "
+            f"set KOO_PORT to use another port",
         ) from None
     return listener
 
 
 def quiet_about_accepts(loop: AbstractEventLoop, context: dict[str, Any]) -> None:
-    """A loop's handler of exceptions: that there is no descriptor has an alert, and needs no traceback each second."""
+    """A loop's exception handler: a missing descriptor raises an alert, and needs no traceback each second."""
     if context.get("message") != ASYNCIO_SAYS:
         loop.default_exception_handler(context)

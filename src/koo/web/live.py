@@ -1,11 +1,11 @@
-"""The live stream: one look a second for all who listen, and nothing at all while nobody does.
+"""The live stream: one look a second for all listeners, and no work at all without one.
 
 Each second the producer looks once, encodes each part that has changed once, and offers it to all listeners. A listener
 is a dictionary from a key to the newest event of that key, and a wake-up; it is never a queue. So a reader that is
 slower than the news gets the newest and skips what was in between, and its memory is bounded by the number of keys.
 Events that do not replace one another (marks, requests) take turns in a few keys each: of those the last ones stay.
 
-What is read in the state store has a task of its own: a store that hangs stops neither the looks nor the other.
+The state store is read in a separate task, so that a store that hangs does not stop the looks.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Listener:
 
 
 class Live:
-    """The stream of one process. `make`: makes the source anew for each time that somebody listens."""
+    """The stream of one process. `make`: makes a new source when the first listener comes."""
 
     def __init__(self, make: Callable[[], Source], clock: Callable[[], Clock], readiness: Readiness) -> None:
         self._make, self._clock_of, self._readiness = make, clock, readiness
@@ -104,7 +104,7 @@ class Live:
         if self._readiness.closing:
             raise ServiceRefused("koo", "this process is ending", kind=Kind.DRAINING)
         if len(self._listeners) >= LISTENERS_MAX:
-            reason = f"{LISTENERS_MAX} live streams are open, which is the most; ask the API instead"
+            reason = f"{LISTENERS_MAX} live streams are open, which is the limit; ask the API instead"
             raise ServiceRefused("koo", reason, AGAIN_S, kind=Kind.SATURATED)
         self._listeners[listener] = False
         try:
@@ -112,7 +112,7 @@ class Live:
             async with asyncio.timeout(FIRST_S):
                 await self._looked.wait()
         except TimeoutError as error:
-            reason = f"no look at the state of things ended within {FIRST_S:.0f} s"
+            reason = f"the state could not be read within {FIRST_S:.0f} s"
             raise ServiceRefused("koo", reason, AGAIN_S, kind=Kind.SATURATED) from error
         finally:
             if not self._looked.is_set():
@@ -166,7 +166,7 @@ class Live:
                 await step()
             except Exception:
                 if not is_failing:
-                    log.exception("the live stream failed to look, and goes on")
+                    log.exception("the live stream could not read the state, and continues")
                 is_failing = True
             else:
                 is_failing = False
@@ -230,8 +230,8 @@ async def _wait(event: asyncio.Event, within_s: float) -> None:
 def is_server_ending() -> bool:
     """Is the server that we are mounted in about to end?
 
-    uvicorn tells an application so when all its requests are answered, and a stream would keep it waiting, without any
-    bound unless one is set. But it puts a method of its own where signals go, and that says which server it is.
+    uvicorn ends the lifespan only when all requests are answered, so a stream would keep it waiting, without a bound
+    unless one is set. But its signal handler is a method of the server, which leads to the server.
     """
     handler = signal.getsignal(signal.SIGTERM)
     return getattr(getattr(handler, "__self__", None), "should_exit", False) is True

@@ -13,7 +13,7 @@ from typing import Any
 from koo.web.as_json import as_json
 
 NEVER_NEWS = frozenset({"timestamp", "last_updated", "seen_at", "beat_age"})
-"""Keys that say only when somebody looked: they change each second and mean nothing by themselves."""
+"""Keys that say only when the look was taken: they change each second, and a change of one is not news."""
 ERRORS_AT = "last_error.at"
 """When the last error was: while a side is down it is met again and again."""
 SELDOM_NEWS = frozenset(

@@ -20,7 +20,7 @@ from koo.web.session_routes import session_view
 
 COMMENT_S = 15.0
 CHECK_S = 60.0
-"""How often it is asked whether who listens may still do so."""
+"""How often the listener's access is checked again."""
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 TYPE = "text/event-stream"
 MARK = '{"at":"2026-11-29T03:00:00+00:00","kind":"act","component":"database","text":"paused"}'
@@ -82,7 +82,7 @@ class Stream(Response):
                 check_at = loop.time() + CHECK_S
                 if not self._door.still_lets(scope):
                     listener.end("session")
-                    news = b""  # what came meanwhile is not for them any more
+                    news = b""  # no longer authorized: drop what arrived since the check
             if listener.reason:
                 news += event_of("end", as_json({"reason": listener.reason}))
             # Nothing of an earlier event waits here: `send` returns when the reader has taken enough of them.

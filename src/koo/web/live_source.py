@@ -44,7 +44,7 @@ class Source(Protocol):
     """What the stream's producer asks."""
 
     async def parts(self) -> dict[str, Any]:
-        """Parts by key that this process knows by itself."""
+        """Parts by key that this process knows without asking."""
         ...
 
     def point(self) -> Point | None:
@@ -137,7 +137,7 @@ class PlatformSource:
         return new[-LINES_MAX:], len(new[:-LINES_MAX])
 
     def forget(self) -> None:
-        """Nobody listens: what a look still waits for is not needed."""
+        """The last listener has left: cancel what a look still waits for."""
         if self._asking is not None:
             self._asking.cancel()
 

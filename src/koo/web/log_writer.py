@@ -1,8 +1,8 @@
-"""Log lines are written by a thread of their own, so that a reader who has stopped holds nothing else up.
+"""Log lines are written by a separate thread, so that a reader that has stopped holds nothing else up.
 
-A log goes to a pipe or a terminal, and whoever reads it may stop: a log driver that hangs, Ctrl-S. A write then waits,
-and on the event loop everything would wait with it. So whoever logs only puts its line into a queue. While nothing
-flows, the queue fills, and lines that find no room are counted; when it flows again, a line says how many are missing.
+A log goes to a pipe or a terminal, whose reader may stop: a log driver that hangs, Ctrl-S. A write then blocks, and
+would block the event loop with it. So logging only puts the line into a queue. While nothing flows, the queue fills,
+and lines that find no room are counted; when it flows again, a line says how many are missing.
 At the end what is queued has a moment to be written; a log that is not read does not keep the process alive.
 """
 
@@ -92,7 +92,7 @@ class LineWriter:
             for chunk in _chunks(lines, self._chunk_bytes):
                 try:
                     self._write(chunk)
-                except (OSError, ValueError):  # its reader has gone, and there is no other place to say so
+                except (OSError, ValueError):  # the reader has gone, and there is nowhere else to report it
                     break
 
     def _take(self) -> list[bytes]:

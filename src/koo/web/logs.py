@@ -31,7 +31,7 @@ OF_REQUESTS = ("method", "path", "took_ms")
 OF_ACTS = ("who", "route", "peer", "reason")
 """What a line of the audit carries beside them."""
 QUIET = {"uvicorn": logging.WARNING, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING}
-"""Others' chatter: who starts and stops is said by ourselves."""
+"""Other libraries' chatter: koo logs its own start and stop."""
 MESSAGE_MAX = 8000
 TRACEBACK_MAX = 32_000
 
@@ -49,7 +49,7 @@ def chosen_logs(
 
 @contextmanager
 def logs_set_up(options: LogOptions, worker: int | None = None) -> Iterator[None]:
-    """All log lines go to standard error, from a thread of its own; but not where the root logger has a handler.
+    """Send all log lines to standard error, from a separate thread, unless the root logger has a handler.
 
     `worker`: the number of this process among those that share the log, which each line names.
     """

@@ -1,4 +1,4 @@
-"""What a worker of `koo serve --workers` is told of its place: by its parent, on its command line."""
+"""A worker's place among those of `koo serve --workers`, as its parent passes it on the command line."""
 
 from __future__ import annotations
 

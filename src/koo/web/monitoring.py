@@ -53,7 +53,7 @@ def monitoring_router(platform: Platform, *, protect: bool = True, hosts: Iterab
 
 
 def _add_audit(router: APIRouter, platform: Platform) -> None:
-    @router.get("/audit", summary="Who did what, and who was refused", **described(shapes.AuditLog, 422))
+    @router.get("/audit", summary="Acts and refusals", **described(shapes.AuditLog, 422))
     async def get_audit(limit: Annotated[int, Query(ge=1, le=KEPT)] = 100) -> Response:
         """The last acts and refusals of this process, the newest first; the log has them all."""
         entries = audit_of(platform).entries(limit)
@@ -79,7 +79,7 @@ def _add_overview(router: APIRouter, platform: Platform) -> None:
 def _add_fleet(router: APIRouter, platform: Platform) -> None:
     @router.get("/fleet", summary="All processes on the state store", **described(fleet_shapes.FleetStatus))
     async def get_fleet() -> Response:
-        """Which there are and which one leads, in how many of them each guard is open, and whose settings differ.
+        """All processes, the leader, in how many each guard is open, and whose settings differ.
 
         Always 200: while the state store is away it shows the process that answers.
         """
@@ -103,7 +103,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
         "/database/health-check", summary="Check the database now", **described(answers.DatabaseCheck)
     )
     async def check_database() -> Response:
-        """One probe on a connection of its own. Always 200: what it found is in the answer."""
+        """One probe on a separate connection. Always 200: the result is in the answer."""
         await platform.open()
         result = await platform.database.health_check()
         status = await platform.database.get_detailed_status(max_age_s=LOOK_AGE_MAX_S)
@@ -117,7 +117,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
         **described(answers.DatabaseReset, 413, 422),
     )
     async def reset_database(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
-        """Closes it here and in every process on the same state store. Pool and counts stay as they are."""
+        """Closes the breaker here and in every process on the same state store. Pool and counts stay as they are."""
         await platform.open()
         said = body or bodies.ActBody()
         platform.reset_database(by=said.by or "", reason=said.reason or "")

@@ -23,7 +23,7 @@ def _weight(parameter: str) -> float:
     try:
         return float(value)
     except ValueError:
-        return 0.0  # what cannot be read is safest left alone: everybody takes an answer as it is
+        return 0.0  # unreadable: leave the answer unencoded, which every client accepts
 
 
 class Gzip(GZipMiddleware):

@@ -1,4 +1,4 @@
-"""Routes about what is said of alerts: what became of each notice, and a test of the channels."""
+"""Routes about notices of alerts: what became of each, and a test of the channels."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ def add_notices(router: APIRouter, platform: Platform) -> None:
     """Add the routes below `/monitoring/alerts`."""
 
     @router.get(
-        "/alerts/deliveries", summary="Why a person was told", **described(notice_shapes.AlertDeliveries)
+        "/alerts/deliveries",
+        summary="Why alerts were sent, or not",
+        **described(notice_shapes.AlertDeliveries),
     )
     async def get_deliveries() -> Response:
-        """What became of each notice of the last day on each channel, and how the channels do.
+        """What became of each notice of the last day on each channel, and the state of the channels.
 
-        Always 200: where the state store is away, `store` says so, and what this process sends by itself is listed.
+        Always 200: while the state store is away, `store` says so, and only this process's own notices are listed.
         """
         return JsonView(await platform.alert_deliveries())
 
     @router.post("/alerts/test", summary="Send a test", **described(notice_shapes.AlertTests, 404, 413, 422))
     async def test_channels(body: Annotated[bodies.ChannelBody | None, Body()] = None) -> Response:
-        """Sends a test now, by one channel or by all, and waits for what becomes of it, 15 seconds at most.
+        """Sends a test now, on one channel or on all, and waits up to 15 seconds for the result.
 
         Always 200 where there is a channel: what it said is in the answer. A channel that takes the test is well again,
         so what waits for it is sent at once.

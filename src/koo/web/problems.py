@@ -2,9 +2,9 @@
 
 A status says whose turn it is. 429: slow down, a limit or budget is reached. 503: not now, nothing you did. 504: too
 late. 502: the provider answered, but badly. 404 and 422: change the request. A provider that refuses *our* key is a
-503, never a 401: a caller who sees 401 goes looking for a fault in his own credentials.
+503, never a 401: a caller that sees 401 looks for a fault in its own credentials.
 
-A problem never repeats what the caller sent: a prompt in an error is a prompt in somebody's log.
+A problem never repeats what the caller sent: a prompt in an error is a prompt in a log.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ STATUS: dict[Kind, int] = {
     Kind.CONTENTION: 503,
     Kind.INTEGRITY: 500,
     Kind.READ_ONLY: 503,
-    # Not 503: whoever repeats a 503 by himself would run a transaction twice that may have happened.
+    # Not 503: clients repeat a 503 automatically, and would run a transaction twice that may have committed.
     Kind.OUTCOME_UNKNOWN: 500,
     Kind.CANCELLED: 503,
 }
@@ -104,10 +104,10 @@ WORDS: dict[str, str] = {
     "missing": "is missing",
     "extra_forbidden": "is not known",
 }
-"""Our words where pydantic's own would puzzle somebody who has never heard of it."""
+"""Our words where pydantic's own would puzzle a reader who does not know it."""
 PATH_MAX = 200
 ERRORS_MAX = 20
-"""A body may have half a million wrong fields; nobody reads more than some, and telling all would take a minute."""
+"""A body may have half a million wrong fields. A few are enough for a reader, and listing all takes a minute."""
 _JSON_TYPE = re.compile(r"application/([\w.!#$&^+-]+\+)?json\s*(;|$)", re.IGNORECASE)
 _PLACES = frozenset({"body", "query", "path", "header"})
 
@@ -173,28 +173,28 @@ class Problem(BaseModel):
     status: int
     detail: str = Field(description="one sentence for a person, without prompts, keys and passwords")
     instance: str = Field(description="the path that was asked for")
-    kind: str = Field(description="what happened, in one word, to program against")
-    service: str | None = Field(default=None, description="whom it is about")
+    kind: str = Field(description="what happened, in one word; stable, so programs can rely on it")
+    service: str | None = Field(default=None, description="which part it is about")
     retry_after_s: float | None = Field(
-        default=None, description="seconds until it is worth coming back; also as Retry-After, rounded up"
+        default=None, description="seconds to wait before trying again; also as Retry-After, rounded up"
     )
     attempts: int | None = Field(default=None, description="calls that reached the other side")
     last_error: LastError | None = Field(
         default=None, description="of a refusal that follows from what calls met: what the last of them met"
     )
-    server: DatabaseServer | None = Field(
-        default=None, description="of an error of the database: which one it is"
-    )
+    server: DatabaseServer | None = Field(default=None, description="of a database error: which database")
     answers_since: str | None = Field(
-        default=None, description="where a database still refuses: since when its probe is answered again"
+        default=None,
+        description="while calls to the database are still refused: since when its probe succeeds again",
     )
     request_id: str | None = Field(default=None, description="as in X-Request-ID")
     errors: list[FieldProblem] | None = Field(default=None, description="what is wrong with the request")
     runbook: str | None = Field(
-        default=None, description="path on this server to what to do about it, where an operator can"
+        default=None,
+        description="path on this server to the runbook, where an operator can do something about it",
     )
     services: list[ServiceProblem] | None = Field(
-        default=None, description="why each of several services did not answer"
+        default=None, description="why each of several services failed"
     )
 
 

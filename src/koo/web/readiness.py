@@ -1,4 +1,4 @@
-"""Whether traffic is welcome, and how a server ends: first it says so, then it shuts the door.
+"""Whether traffic is welcome, and how a server ends: `/readyz` says so first, then the door is shut.
 
 A balancer hears that a process ends by asking `/readyz`, every few seconds. If new connections were refused at once, it
 would send callers to a closed door until then. So after SIGTERM `/readyz` is 503, and everything else is answered as
@@ -22,7 +22,7 @@ from koo.policies.reported import DatabaseState
 
 log = logging.getLogger("koo.web")
 WATCHED_S = 60.0
-"""Who asks less often than that would hear of the end too late in any case."""
+"""A balancer that asks less often than this would learn of the end too late in any case."""
 
 
 class Readiness:
@@ -39,7 +39,7 @@ class Readiness:
     # ── asked ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def asked(self) -> None:
-        """Somebody watches `/readyz`. Raises what stands against traffic; reads what is known, and asks nobody."""
+        """Note that `/readyz` is watched. Raises the reason against traffic, from memory; asks no dependency."""
         self._asked_at = self._monotonic()
         self.warn_of_no_start()
         self.check()
@@ -57,7 +57,7 @@ class Readiness:
             )
 
     def check(self) -> None:
-        """Raises what stands against traffic."""
+        """Raises the reason against traffic."""
         if self.closing:
             raise ServiceRefused("koo", "this process is ending", kind=Kind.DRAINING)
         database = self._platform.database

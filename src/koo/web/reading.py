@@ -2,7 +2,7 @@
 
 Sixteen MiB of text are read in milliseconds. Sixteen MiB of `[],[],[]` are five million lists: seconds in which the
 loop does nothing else, and a hundred times the memory. So names and values are counted first, piece by piece as they
-come, and what has more of them than any request needs is refused unparsed.
+arrive, and a body with more of them than any request needs is refused unparsed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ U = TypeVar("U")
 BODIES_BYTES_MAX = 64 * 1024 * 1024
 """Of all large bodies together, from their first byte to their answer."""
 SMALL_BYTES = 64 * 1024
-"""A body up to this is not counted: those who ask little are not refused for those who ask much."""
+"""A body up to this size is not counted: small requests are not refused because of large ones."""
 MARKS_MAX = 100_000
 """Brackets, commas and colons outside of texts; parsing so many takes some milliseconds."""
 BATCH_MARKS_MAX = 1_000_000
@@ -40,7 +40,9 @@ class BodiesFull(HTTPException):
     kind = "too_many_bodies"
 
     def __init__(self) -> None:
-        detail = "the large bodies that are being answered fill the memory there is for them; ask again in a moment"
+        detail = (
+            "the requests in progress use all the memory set aside for large bodies; try again in a moment"
+        )
         super().__init__(503, detail, {"Retry-After": str(AGAIN_S)})
 
 
@@ -81,7 +83,7 @@ class Marks:
 
 
 class Reading(Request):
-    """A request whose body is read with care; `close` gives back what it took of the budget."""
+    """A request whose body is read within the budget; `close` returns what it took."""
 
     def __init__(self, request: Request, is_batch: bool, budget: Budget = BUDGET) -> None:
         super().__init__(request.scope, request.receive)
@@ -134,7 +136,7 @@ async def _pieces(chunk: bytes) -> AsyncIterator[bytes]:
 
 
 async def _batch(body: bytes) -> dict[str, Any]:
-    """A long list of queries, each made here, slice by slice. The first wrong one is the last: pydantic tells of it."""
+    """A long list of queries, built slice by slice. It stops at the first wrong one, which pydantic reports."""
     try:
         given = msgspec.json.decode(body, type=dict[str, list[msgspec.Raw]])
     except (msgspec.DecodeError, RecursionError):

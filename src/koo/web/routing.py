@@ -1,7 +1,7 @@
 """What all our routes have in common: their errors become problems, and a caller who leaves ends the work.
 
-Both are in the routes and not in the application, so that they hold as well where the routers are mounted into
-somebody else's, whose own errors stay his.
+Both are in the routes and not in the application, so that they also hold where the routers are mounted into another
+application, whose own errors stay as they are.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ PROBLEM_WORDS: dict[int, str] = {
     403: "the Host, the origin or the token does not allow it",
     404: "no such service, alert or silence, or the provider knows no such model; `detail` says which",
     413: "the body is larger than 16 MiB",
-    422: "the request cannot be right",
+    422: "the request is invalid",
     429: "a limit or a budget is reached, ours or the provider's",
-    500: "a mistake of the server",
-    502: "the provider answered badly, or failed",
+    500: "an error in the server itself",
+    502: "the provider failed, or its answer was invalid",
     503: "refused by an open breaker, unavailable, or too busy",
     504: "the deadline passed, or the provider did not answer in time",
 }
@@ -60,7 +60,7 @@ HEAD = "koo.head"
 
 
 class CallerLeft(Exception):
-    """Nobody waits for the answer any longer."""
+    """The caller has closed the connection, and no longer waits for the answer."""
 
 
 class ProblemRoute(APIRoute):
@@ -88,7 +88,7 @@ class ProblemRoute(APIRoute):
                 await _tell_allowed(Request(scope), methods)(scope, receive, send)
                 return
         if self.kind == "probe":
-            # It takes nothing of the request, and FastAPI's way to a function that does costs twice the answer.
+            # The function takes nothing from the request: FastAPI's machinery for parameters would double the cost.
             await (await self._probe(scope))(scope, receive, send)
         else:
             await super().handle(scope, receive, send)
@@ -127,7 +127,7 @@ class ProblemRoute(APIRoute):
 
 
 def _tell_allowed(request: Request, methods: set[str]) -> Response:
-    """Who asks what may be done here is told; who does something else is told so."""
+    """Answer OPTIONS with the allowed methods, and any other method with 405."""
     more = {"OPTIONS", "HEAD"} if "GET" in methods else {"OPTIONS"}
     allow = {"Allow": ", ".join(sorted(methods | more))}
     if request.method == "OPTIONS":
@@ -221,7 +221,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe_problems(app: FastAPI) -> None:
-    """Let the application's OpenAPI say what FastAPI cannot by itself: our problems are `application/problem+json`.
+    """Let the application's OpenAPI say what FastAPI does not: our problems are `application/problem+json`.
 
     And our routes have no `HTTPValidationError`, which FastAPI adds to each that has a parameter.
     """
@@ -241,7 +241,7 @@ def describe_problems(app: FastAPI) -> None:
 
 
 def describe_access(app: FastAPI, is_guarded: Callable[[str], bool]) -> None:
-    """Let the application's OpenAPI say which paths want a token, so that who reads it sends one."""
+    """Let the application's OpenAPI say which paths need a token, so that generated clients send one."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -273,7 +273,7 @@ def _names(content: dict[str, Any], model: str) -> bool:
 
 
 class JsonView(Response):
-    """A view as it is: what the numbers are called and which there are, `monitoring.snapshot` alone decides."""
+    """A view unchanged: `monitoring.snapshot` alone decides which numbers there are and what they are called."""
 
     media_type = "application/json"
 
@@ -282,7 +282,7 @@ class JsonView(Response):
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, and cancel it when the caller leaves: somebody would pay for an answer that nobody reads."""
+    """Await `work`, and cancel it when the caller leaves: an answer that is never read would still be paid for."""
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_until_left(request))
     try:

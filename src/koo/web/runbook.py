@@ -1,7 +1,7 @@
-"""`/runbook`: what to do about each kind of alert, as a page, or as JSON for who asks for that.
+"""`/runbook`: what to do about each kind of alert, as a page, or as JSON for clients that ask for it.
 
-It says nothing about this installation, so it needs no token: the link in an alert must work on the phone of somebody
-who was just woken. One file without scripts, under a policy that lets nothing in.
+It says nothing about this installation, so it needs no token: the link in an alert must work on the phone of an
+operator who was just woken. One file without scripts, under a policy that lets nothing in.
 """
 
 from __future__ import annotations

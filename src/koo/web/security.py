@@ -1,19 +1,19 @@
 """Who may ask: pure rules over one request's headers. `door.py` applies them, in the routes themselves.
 
-On loopback, without a token, the plain `curl` lines work. Two things would still let a stranger in: a web page in
-somebody's browser, and a name of its own that suddenly points to 127.0.0.1 (DNS rebinding). So:
+On loopback, without a token, the plain `curl` lines work. Two things would still let a stranger in: a web page in the
+user's browser, and a stranger's host name that suddenly points to 127.0.0.1 (DNS rebinding). So:
 
 * `Host` must be a name that is meant for us. A page that rebinds its own name sends that name.
 * An unsafe method must not come from another site. Browsers say where it comes from (`Sec-Fetch-Site`, `Origin`);
-  whoever says nothing is no browser, and a page cannot make a browser say nothing. "same-site" is another site here:
-  every port of localhost is.
-* Without a token only this machine may ask, whatever address somebody made the server listen on. A peer without a
+  a request with neither is not from a browser, and a page cannot make a browser leave them out. "same-site" counts as
+  another site here: every port of localhost is "same-site".
+* Without a token only this machine may ask, whatever address the server listens on. A peer without a
   readable address is not this machine, and neither is a request that came through a proxy, unless the proxy is trusted
   and names this machine as the caller.
 * With KOO_TOKEN each request needs it, or KOO_READ_TOKEN for what changes nothing. A browser never sends a bearer token
-  by itself, so who has one may come from anywhere and call us by any name.
-* A session's cookie (`session.py`) stands for the token it was begun with. A browser does send it by itself, so with it
-  the two rules above hold as they do without a token. Beside an Authorization header it does not count.
+  on its own, so a request with one may come from anywhere and use any name for us.
+* A session's cookie (`session.py`) stands for the token it was begun with. A browser does send it on its own, so the
+  two rules above hold for it as they do without a token. Beside an Authorization header it does not count.
 
 Probes answer under any name: they say nothing that a stranger could use, and a kubelet asks by the pod's address.
 """
@@ -36,7 +36,7 @@ from koo.web.session import Session, Sessions
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 TEST_NAMES = frozenset({"testserver", "testserver.local"})
-"""What the test clients of Starlette and Django, and that of Litestar, send unless told otherwise."""
+"""What the test clients of Starlette and Django, and that of Litestar, send by default."""
 TEST_PEER = "testclient"
 """The peer of Starlette's test client, which no server on a socket ever has."""
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
@@ -121,7 +121,7 @@ class Access:
         return self._refuse_without_token(asked) if self.tokens else self._judge_stranger(asked)
 
     def who(self, asked: Asked) -> Who:
-        """Whose request it is, by its token, its session, or where it comes from; empty: nobody's that is known."""
+        """Whose request it is, by its token, its session, or where it comes from; empty: unknown."""
         given = _token_of(asked)
         if not self.tokens:
             return "this machine" if self.is_local(asked) else ""
@@ -151,7 +151,7 @@ class Access:
 
     def _refuse_without_token(self, asked: Asked) -> Denial:
         if "authorization" in asked.repeated:
-            return Denial(401, "Authorization was sent twice, and which one counts is open to doubt")
+            return Denial(401, "Authorization was sent twice; send it once")
         if not _token_of(asked) and self.sessions.has_cookie(asked.headers.get("cookie", "")):
             return Denial(401, "the session has ended, or its token was changed: log in again")
         if not _token_of(asked):
@@ -172,7 +172,7 @@ class Access:
         foreign = origin is not None and ("origin" in asked.repeated or not self._is_own(origin, asked))
         if own and not foreign:
             return None
-        return Denial(403, "a web page of another origin may change nothing here")
+        return Denial(403, "a web page from another origin may not change anything here")
 
     def is_local(self, asked: Asked) -> bool:
         """Does it come from this machine, and not through a proxy on it, whose callers may be anywhere?"""
@@ -185,7 +185,7 @@ class Access:
             return asked.peer
         if not self._is_trusted(asked.peer) or "x-forwarded-for" in asked.repeated:
             return None
-        # The nearest proxy wrote the last one; what stands before the first that is not ours anybody may have written.
+        # The nearest proxy wrote the last one. Anything before the first untrusted address may be forged.
         named = [one.strip() for one in asked.headers.get("x-forwarded-for", "").split(",")]
         return next((one for one in reversed(named) if not self._is_trusted(one)), None)
 
@@ -205,10 +205,10 @@ class Access:
 
 
 def host_name(header: str) -> str | None:
-    """The name in a Host header, without its port; None for what is none."""
+    """The name in a Host header, without its port; None if it is not valid."""
     try:
         parts = urlsplit(f"//{header.strip()}")
-        parts.port  # noqa: B018 - raises for what is no port
+        parts.port  # noqa: B018 - raises if it is not a port
     except ValueError:
         return None
     if not parts.hostname or parts.path or parts.query or parts.fragment or parts.username is not None:
@@ -224,7 +224,7 @@ def _explain_host(header: str) -> str:
             f"this server is not known by the name {name} in the Host header, which a test's client sends; let it send"
             f' localhost (TestClient(app, base_url="http://localhost")), or allow the name (hosts=["{name}"])'
         )
-    return "this server is not known by the name in the Host header; set KOO_URL to its address"
+    return "this server does not answer to the name in the Host header; set KOO_URL to its address"
 
 
 def _explain_peer(asked: Asked) -> str:
@@ -243,7 +243,7 @@ def _explain_peer(asked: Asked) -> str:
 
 
 def is_local_peer(peer: str | None) -> bool:
-    """This machine: a loopback address. What is no readable address is not: behind a socket file anybody may be."""
+    """Is it a loopback address? Anything unreadable is not: any caller may be behind a socket file."""
     try:
         address = ip_address(peer or "")
     except ValueError:
@@ -263,7 +263,7 @@ def _token_of(asked: Asked) -> str:
 
 
 def _fits(given: str, tokens: tuple[str, ...]) -> bool:
-    # All are compared, so that the time tells nothing of which one it was like.
+    # All are compared, so that the time taken does not reveal which one was close.
     return sum(hmac.compare_digest(given.encode(), one.encode()) for one in tokens) > 0
 
 

@@ -1,8 +1,8 @@
 """A browser's session: a token, exchanged for a cookie that says a role and until when.
 
-Nothing is stored. The cookie is signed with a key that is made of the very token which it was begun with, so it ends
-with its token: changing a token ends the sessions that it began, and no others. The holder of a read token cannot make
-a cookie for more, because that is signed with a key made of another token.
+Nothing is stored. The cookie is signed with a key made of the token that began it, so it ends with that token: changing
+a token ends the sessions that it began, and no others. The holder of a read token cannot make a cookie that allows
+more, because that one is signed with a key made of the other token.
 
 It also says where it is valid: below which prefix the routes lie that may take it. Its name is made of the key as well,
 because a browser keeps one jar for all ports of a host: two servers there do not log one another's users out.
@@ -26,7 +26,7 @@ Role = Literal["write", "read"]
 
 
 class Session(NamedTuple):
-    """Who has it may do what the tokens of this role may, until then (wall seconds)."""
+    """A session allows what the tokens of its role allow, until `ends_at` (wall seconds)."""
 
     role: Role
     ends_at: int

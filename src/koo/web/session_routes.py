@@ -29,7 +29,7 @@ from koo.web.session import LASTS_S
 
 FORM_BYTES_MAX = 4096
 LOGIN, LOGOUT = "koo-login", "koo-logout"
-WRONG = "This token is not known."
+WRONG = "This token is not valid."
 TOO_MANY = "Too many wrong tokens came from this address. Try again in a minute."
 
 
@@ -105,7 +105,7 @@ class Form:
             f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; base-uri 'none'; "
             "frame-ancestors 'none'"
         )
-        # With "no-referrer" a browser sends `Origin: null` with a form, and nobody could log in.
+        # With "no-referrer" a browser sends `Origin: null` with a form, and every login would be refused.
         self._headers = {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
 
     def answer(self, status: int = 200, words: str = "", more: dict[str, str] | None = None) -> Response:

@@ -5,7 +5,7 @@ others when it is asked. The folder is their parent's: `data/workers/` in KOO_HO
 
 What a worker counted outlives it. One that finds the file of a worker that has ended adds its counts to `gone.json`,
 under a lock, and removes it; the ids in there say whose were added, for a process that is killed between the two. A
-reader reads the files first and `gone.json` after them: the other way round a worker that is buried meanwhile would be
+reader reads the files first and `gone.json` after them: the other way round, a worker buried in between would be
 missing, and a counter would fall.
 
 The files hold names and numbers. They are the user's alone, and a folder or a file of another user is not used.
@@ -35,7 +35,7 @@ log = logging.getLogger("koo.web")
 Snapshot = dict[str, Any]
 """`samples` and `durations`, as `exposition.py` makes them; `id`, `worker`, `pid`, `born` are added here."""
 GONE = "gone.json"
-ANOTHERS = "it is another user's"
+ANOTHERS = "it belongs to another user"
 IDS_KEPT = 100
 """Whose counts were added lately: an older file is not there any more."""
 
@@ -132,7 +132,7 @@ class Siblings:
         found = []
         for file in self._folder.glob("*.json"):
             if file.name != GONE:
-                with suppress(FileNotFoundError):  # buried meanwhile: then it is in `gone.json`
+                with suppress(FileNotFoundError):  # another worker has just added it to `gone.json`
                     found.append(_read(file))
         return sorted(found, key=lambda one: (len(one["worker"]), one["worker"]))
 

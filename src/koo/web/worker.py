@@ -20,7 +20,7 @@ from koo.workplace import be_worker
 
 
 def serve_as(place: Membership, platform: Platform, out: TextIO) -> None:
-    """Serve until told to end. Raises `ConfigurationError` for settings that cannot be right."""
+    """Serve until a signal ends it. Raises `ConfigurationError` for invalid settings."""
     be_worker(str(place.number))
     listener = Listener(-1, -1, -1, place.listener)
     for one in (place.listener, place.ready):
@@ -43,7 +43,7 @@ def serve_as(place: Membership, platform: Platform, out: TextIO) -> None:
 
 
 def beating(descriptor: int) -> Callable[[], None]:
-    """What tells the parent that the event loop turns."""
+    """Shows the parent that the event loop turns."""
     os.set_blocking(descriptor, False)
 
     def beat() -> None:

@@ -1,7 +1,7 @@
 """The parent of `koo serve --workers`: it binds the socket, starts workers and replaces those that end.
 
 It has no event loop, opens neither database nor state store, and imports little. All workers listen on its one socket,
-so a connection that waits there is lost by no worker's end. Each is a fresh interpreter: nothing is forked.
+so no waiting connection is lost when a worker ends. Each is a fresh interpreter: nothing is forked.
 
     starting → serving → ending
 
@@ -10,10 +10,10 @@ answers, the others start. One that ends unasked is replaced, at once, or after 
 again soon after its start. One whose event loop stands still is killed and replaced: each worker writes a byte a
 second into the pipe by which it said that it answers, and the parent counts the silence. SIGTERM, SIGHUP and SIGINT
 are passed on, and so is a second one, which does not wait. SIGUSR2 replaces all, one after the other: the new one
-answers before the old one is told to end.
+answers before the old one is ended.
 
-Workers are in process groups of their own, so that Ctrl-C on a terminal reaches the parent alone: with the one that
-the parent passes on it would be the second. A worker whose parent is gone ends by itself (`ending.py`).
+Each worker has its own process group, so that Ctrl-C on a terminal reaches only the parent. Otherwise the signal that
+the parent passes on would be a worker's second one. A worker whose parent is gone ends (`ending.py`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ENDS_WITHIN_S = 20.0
 """After KOO_SHUTDOWN_DELAY: for the requests that run, for those that are cancelled then, and to close."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 OBEYED = {0, 130, *(-one for one in ENDING)}
-"""How a worker ends that was told to: in order, or by the signal itself while it still starts."""
+"""How a worker ends on request: in order, or by the signal itself while it still starts."""
 STACKS_S = 0.2
 """For a worker to print where it stands before it is killed."""
 Start = Callable[[int, int, bool], Sequence[str]]
@@ -157,7 +157,7 @@ class Workers:
             if number in ENDING:
                 self._end(number)
             elif number == signal.SIGUSR2 and self._code is None and self._all_answered:
-                log.info("the workers are replaced, one after the other", extra={"what": "workers_replaced"})
+                log.info("replacing the workers, one after the other", extra={"what": "workers_replaced"})
                 self._to_renew.extend(slot for slot in self.slots if slot not in self._to_renew)
 
     def _end(self, number: int) -> None:
@@ -179,7 +179,7 @@ class Workers:
         self._ends_at, self._code = None, 1
         for worker in self._living():
             log.error(
-                "worker %d (process %d) did not end in time and is killed", worker.number, worker.pid,
+                "worker %d (process %d) did not end in time; killing it", worker.number, worker.pid,
                 extra={"what": "worker_killed"},
             )  # fmt: skip
             self._tell(worker, signal.SIGKILL)
@@ -190,7 +190,7 @@ class Workers:
                 continue
             worker.stuck = True
             log.error(
-                "worker %d (process %d) has not turned its event loop for %.0f s and is killed; where it stood is on "
+                "worker %d (process %d) has blocked its event loop for %.0f s; killing it; its stacks are on "
                 "standard error", worker.number, worker.pid, HUNG_AFTER_S, extra={"what": "worker_killed"},
             )  # fmt: skip
             self._tell(worker, signal.SIGQUIT)  # it prints the stacks of its threads (`worker.py`)
@@ -235,7 +235,7 @@ class Workers:
             return None
         finally:
             os.close(said)
-        # Its end is waited for by `waitpid` alone (see `_bury`); Popen would warn that it was not by its own.
+        # `_bury` reaps it with `waitpid`. Without a return code Popen would warn that it still runs.
         process.returncode = 0
         return Worker(slot.number, process.pid, beats, self.monotonic())
 
@@ -256,7 +256,9 @@ class Workers:
             self._tell(slot.worker, signal.SIGINT)  # its door is shut at once: the others have the same one
         if not self._all_answered and all(one.worker and one.worker.answers for one in self.slots):
             self._all_answered = True
-            log.info("%d workers answer", self.count, extra={"what": "workers_answer", "count": self.count})
+            log.info(
+                "%d workers are ready", self.count, extra={"what": "workers_answer", "count": self.count}
+            )
 
     # ── workers end ───────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,8 +6,8 @@
         assert len(server.requests) == 2
         assert server.billed_usd == ...
 
-Without `async` (`with FakeAnthropic() as server:`) it runs in a thread of its own, for synchronous code. For benchmarks
-`InstantServer("anthropic")` is a process of its own that answers at once with prepared bytes; by hand:
+Without `async` (`with FakeAnthropic() as server:`) it runs in a separate thread, for synchronous code. For benchmarks
+`InstantServer("anthropic")` is a separate process that answers at once with prepared bytes; by hand:
 `python -m koo.testing.providers --vendor anthropic --port 8901 --instant`.
 
 What a fake does is said in verbs, `server.fails(529, times=3).answers("Paris.")`, or step by step as above, with

@@ -102,7 +102,7 @@ async def serve(vendor: Vendor, port: int, announce: Callable[[int], None]) -> N
 
 
 class InstantServer:
-    """`with InstantServer("anthropic") as server:` runs one in a process of its own; clients take `server.base_url`.
+    """`with InstantServer("anthropic") as server:` runs one in a separate process; clients use `server.base_url`.
 
     `core`: the one processor core that it may run on, where the system can bind a process; None lets it run on any.
     """

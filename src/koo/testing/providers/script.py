@@ -89,7 +89,7 @@ class Stream:
 
     `cut_after`: the connection is cut. `stall_after`: silence, with pings if `ping_only`. `error_after`: `error` as an
     event. `end=False`: the body ends cleanly but without the vendor's own end. `interval_s` lies between two pieces.
-    `reasoning` comes before the pieces and is written and billed; so are `hidden_tokens`, which nobody sees.
+    `reasoning` comes before the pieces and is written and billed; so are `hidden_tokens`, which no answer shows.
     """
 
     pieces: Sequence[str]

@@ -135,7 +135,7 @@ class FakeProvider(Vendor, Verbs):
             self._checks_fail = is_outage(step)
             return self
         if times < 1:
-            raise ValueError(f"times is {times}; allowed is 1 and more, or None for until told otherwise")
+            raise ValueError(f"times is {times}; allowed is 1 and more, or None for no limit")
         return self.script(*[step] * times)
 
     @property
@@ -171,7 +171,7 @@ class FakeProvider(Vendor, Verbs):
 
     @property
     def billed_usd(self) -> Decimal:
-        """What it would send a bill for."""
+        """What it would bill."""
         return sum((bill.usd for bill in self.bills), Decimal(0))
 
     def forget(self) -> None:

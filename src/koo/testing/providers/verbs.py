@@ -1,10 +1,10 @@
-"""What a test tells a fake provider, in verbs: `fake.fails(529, times=3)`, `fake.answers("Boots.")`.
+"""How a test sets up a fake provider, in verbs: `fake.fails(529, times=3)`, `fake.answers("Boots.")`.
 
 Without `times` a verb holds until the next such verb. With `times=n` it holds for the next n requests, in the order in
-which the verbs were called, before what holds until told otherwise. `headers` are added to the response, and
+which the verbs were called, before a verb without `times`. `headers` are added to the response, and
 `retry_after_s` is its `Retry-After`. `hangs` and `drops` send nothing, so they take neither.
 
-A fault that holds until told otherwise is an outage: it also meets the unbilled checks by which koo asks for the
+A fault without `times` is an outage: it also meets the unbilled checks by which koo asks for the
 list of models, if it is one that a real server would not keep to the queries (no answer, a refused key, a 5xx).
 """
 
