@@ -85,7 +85,7 @@ def test_who_is_at_work_on_an_alert_is_listed_until_the_end_or_taken_back(tmp_pa
         koo.override_service("claude", Override.NONE)
         await look(koo)
         problem = await act(client, path, {"by": "ada"}, status=404)
-        assert problem["detail"] == "alerts: no alert with that id lasts"
+        assert problem["detail"] == "alerts: no alert with that id is active"
 
     with_server(tmp_path, work)
 
@@ -147,7 +147,7 @@ def test_a_silence_is_listed_keeps_quiet_and_ends(tmp_path: Path) -> None:
         assert (await client.get(f"{ALERTS}/silences")).body["silences"] == []
         assert (await down(client, koo))["notified"]["state"] == "no_channel"
         gone = await client.ask("DELETE", f"{ALERTS}/silences/{silence['id']}")
-        assert gone.status == 404 and gone.body["detail"] == "alerts: no silence of that id lasts"
+        assert gone.status == 404 and gone.body["detail"] == "alerts: no silence with that id is in force"
 
     with_server(tmp_path, work)
 
