@@ -110,7 +110,7 @@ def health_of(overall: str, **services: dict[str, Any]) -> dict[str, object]:
         "conditions": [],
         "response_time_ms": 1.94,
         "pool_status": pool,
-        "circuit_breaker": {"next_attempt": AT},
+        "circuit_breaker": {"next_attempt": AT, "override": "none"},
     }
     budget = {
         "title": f"team/{EVIL}",

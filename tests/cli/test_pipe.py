@@ -73,12 +73,13 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     quota = f"the provider's quota is used up until {AT}"
     why = "5 failures in a row [/x], the last: status 500, api_error"
     said = error_of("status 500, api_error: boom")
-    refused = {"key_refused": "it refuses the key", "key_checked_at": AT}
+    free: dict[str, Any] = {"override": "none"}
+    refused = {**free, "key_refused": "it refuses the key", "key_checked_at": AT}
     services = {
         NAME: service_of(state="circuit_open", reason=why, health=open_, last_error=said),
         "claude": service_of(state="rate_limited", reason=quota),
         "openai": service_of(
-            state="circuit_open", reason="the provider refused the key", models={"m": refused, "n": {}}
+            state="circuit_open", reason="the provider refused the key", models={"m": refused, "n": free}
         ),
         "lab": service_of(),
     }

@@ -31,7 +31,7 @@ from koo.storage.store import SqlStore
 from koo.testing.providers import FakeOpenAI, Gate, answer
 
 CALLS_MAX = 36
-MONEY_CALLS_MAX = 40
+MONEY_CALLS_MAX = 42
 BYTES_MAX = 2048
 OF_MONEY = tuple(f"koo.{name}" for name in (
     "ai.charge", "ai.budgets", "ai.model_price", "ai.pricing", "policies.money",
@@ -234,7 +234,7 @@ def test_a_refusal_by_an_open_breaker_is_cheap() -> None:
         return least(refused)
 
     seen = asyncio.run(main())
-    assert seen["turns"] == 0 and seen["call"] + seen["c_call"] <= 20, seen
+    assert seen["turns"] == 0 and seen["call"] + seen["c_call"] <= 21, seen  # one asks who has forced it open
 
 
 def test_a_call_costs_the_same_however_many_are_running() -> None:
