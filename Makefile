@@ -8,7 +8,8 @@
 # files are the whole list, and `make pins` writes them.
 
 PYTHON ?= python3
-WORKERS ?= 2
+# Of pytest: one more than two cores, because a third of the time of most tests is waiting.
+WORKERS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
