@@ -54,7 +54,7 @@ class AlertActs:
         self._clock = clock
 
     def current(self) -> list[Alert]:
-        """Alerts that last, the worst first, then what ended within fifteen minutes. Without I/O."""
+        """Active alerts, the worst first, then those that ended within fifteen minutes. Without I/O."""
         return self._keeper.views()
 
     async def acknowledge(

@@ -44,7 +44,7 @@ class BreakerActs:
         return [breaker_view(guard, wall) for guard in guards]
 
     def trip(self, name: str, *, by: str = "", reason: str = "", for_s: float | None = None) -> Act:
-        """Force it open: every call is refused, until it is reset, or for so many seconds."""
+        """Force it open: every call is refused, for a number of seconds or until a reset."""
         return self._override(name, Override.FORCED_OPEN, by, reason, for_s)
 
     def shadow(

@@ -238,7 +238,7 @@ class Parts:
         return self.operations.get(name) or (self.find_service(name), self.shared_money[name])
 
     def add_operation(self, service: Service, money: Money) -> None:
-        """Guard an own operation from now on; one of the same name is replaced."""
+        """Guard a user's own operation from now on; one of the same name is replaced."""
         service.calls = self.calls
         if service.name in self.operations:
             service.take_over(self.operations[service.name][0])

@@ -49,7 +49,7 @@ class CircuitOpened(Event):
 
 @dataclass(frozen=True, slots=True)
 class CircuitPrimed(Event):
-    """So many other processes have it open that one failure here opens this breaker, which is closed.
+    """Enough other processes have it open that one failure here opens this breaker, which is closed.
 
     `told`: how many of how many, in words.
     """
@@ -96,7 +96,7 @@ class OverrideSet(Event):
 
 @dataclass(frozen=True, slots=True)
 class CooldownBegan(Event):
-    """The other side asked for a pause of so many seconds: for one model, or for the `whole_service`.
+    """The other side asked for a pause, in seconds: for one model, or for the `whole_service`.
 
     `credential`: the digest of the one that it asked, where that is not the service's own. `last_error`: its answer.
     """
@@ -197,7 +197,7 @@ class DeliveryFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class DeliveryGivenUp(Event):
-    """A message of so many alerts was tried for long enough, and is not tried again."""
+    """A message with a number of alerts was given up: its attempts failed for too long."""
 
     reason: str
     notices: int

@@ -48,7 +48,7 @@ SAMPLE_S = 5
 MINUTE_S, FIVE_MINUTES_S, HOUR_S = 60, 300, 3600
 STEPS_S = (MINUTE_S, FIVE_MINUTES_S)
 POINTS_MAX = 720
-"""More than a chart has pixels for; an hour of samples is just so many."""
+"""More than a chart has pixels for; an hour of samples is exactly this many."""
 MINUTES_S_MAX = int(2 * DAY_S)
 RANGE_S_MAX = int(30 * DAY_S)
 MARKS_MAX = 200

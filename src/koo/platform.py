@@ -408,7 +408,7 @@ class Platform:
     ) -> Spend:
         """What all processes booked in a period: the last `days`, two UTC days included, or a `month` ("2026-11").
 
-        Without one it is the month that runs. `by`: any of "day", "service", "model" and "tag". Raises
+        The default is the current month. `by`: any of "day", "service", "model" and "tag". Raises
         `InvalidRequest`, and `ServiceRefused` while the state store is away.
         """
         spending = self.parts.spending

@@ -23,7 +23,7 @@ Counts = Mapping[str, int]
 
 
 class Stored(NamedTuple):
-    """What the store had of a day, after so many writes."""
+    """What the store had of a day, and after how many writes."""
 
     day: int
     writes: int

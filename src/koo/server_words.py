@@ -238,7 +238,7 @@ def by_words(original: BaseException) -> Meaning:
     if spoken is None:
         short = shortage_in_words(text)
         meaning = None if short is not None else _first(CLIENT, text)
-        # libpq may lack a resource for so much that it has no words left.
+        # libpq may be too short of a resource to say anything.
         short = short or (shortage_now() if meaning is None else None)
         return SHORT_HERE.saying(short) if short is not None else meaning or LOST
     words = spoken[2]

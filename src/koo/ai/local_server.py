@@ -5,7 +5,7 @@ process with it when memory runs out. In a child process none of this is koo's: 
 loaded, unloading is a kill that gives all memory back at once, and a child that was killed is an error with a sentence.
 
 The child serves any event loop of this process. It ends with the process: an `atexit` callback ends it at an ordinary
-end, and at any other its stdin closes. Its socket lies in a folder that only this user may enter, and wants a random
+end, and at any other its stdin closes. Its socket lies in a folder that only this user may enter, and requires a random
 key. The child of a fork has no models and loads its own.
 """
 

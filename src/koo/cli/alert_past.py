@@ -23,7 +23,7 @@ PAST = (
     Column("id", whole=True),
 )
 PAGE = 200
-"""Episodes that are asked for at once."""
+"""Episodes per request."""
 
 
 def history(since: str, limit: int, url: str | None, *, as_json: bool) -> Exit:
@@ -39,7 +39,7 @@ def history(since: str, limit: int, url: str | None, *, as_json: bool) -> Exit:
 
 
 def _begin(since: str) -> str:
-    """A time as ISO 8601, of one that was given, or of so long ago."""
+    """A time as ISO 8601, from a given time or from how long ago."""
     if seconds_of(since) is not None:
         return since
     long = duration(since)

@@ -17,9 +17,9 @@ from koo.monitoring.shapes import Alert
 from koo.monitoring.spend_shapes import BookedCall
 
 LATE_S = 60.0
-"""So late may the news of another process arrive."""
+"""How late the news of another process may arrive."""
 SUMMED_S = 30.0
-"""Failed and refused calls of a component: the first span with some at once, then the sum of so long."""
+"""Failed and refused calls of a component: the first span that has some at once, then a sum each time this long."""
 COUNTS = ("failed", "refused", "throttled")
 
 
@@ -178,7 +178,7 @@ class Calls:
     def take(self, history: History, settles_s: float = 0.0) -> Iterator[Line]:
         """Count the spans that are over and were not counted; what is due is said.
 
-        `settles_s`: for so long after its end a span may still grow.
+        `settles_s`: how long after its end a span may still grow.
         """
         step_s, begin = history["step_s"], seconds_of(history["since"]) or 0.0
         settled = (seconds_of(history["timestamp"]) or 0.0) - settles_s

@@ -31,7 +31,7 @@ PAST_S_MAX = 86_400.0
 """What lies further back, `koo alerts history` and `koo spend` have."""
 PAGE, PAGES_MAX = 500, 10
 TAKEN_S = 10.0
-"""A sample that is taken after the start may stand in a span that began so long before."""
+"""A sample taken after the start may belong to a span that began this much earlier."""
 WRITTEN_S = 20.0
 """By then every process has written a minute that is over."""
 AWAY = ("no_server", "store_unavailable", "draining")

@@ -19,8 +19,8 @@ from koo.database.fetching import FetchingCursor
 from koo.database.records import ConnectionRecords, Stale
 
 IDLE_BEGIN_SHARE = 0.4
-"""Of the time to get a connection: how long BEGIN may take on an idle one. The rest is left for a new connection: with
-all of it spent here, a pool of dead connections could never be replaced in time."""
+"""The share of the time to get a connection that BEGIN may take on an idle one. The rest is left for a new connection:
+with all of it spent here, a pool of dead connections could never be replaced in time."""
 
 # Used by every statement, where a class attribute of an enum costs a dictionary lookup.
 BODY, COMMIT = ScopeStage.BODY, ScopeStage.COMMIT

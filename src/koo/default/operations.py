@@ -1,4 +1,4 @@
-"""The guard around anybody's own operation, on the platform of this process."""
+"""The guard around a user's own operation, on the platform of this process."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from koo.failures import failure_of
 from koo.logs.lines import Line, at, request_id, until
 
 What = Literal["query", "stream", "operation", "scope", "transaction"]
-"""What failed: a query of an AI service, a stream that had begun, an own operation, a database's scope or function."""
+"""What failed: a query of an AI service, a begun stream, a user's own operation, a database's scope or function."""
 MANY: dict[What, str] = {
     "query": "queries",
     "stream": "streams",

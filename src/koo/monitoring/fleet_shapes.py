@@ -46,7 +46,7 @@ class FleetGuard(TypedDict):
 
 
 class FleetPurse(TypedDict):
-    """One budget in the period that runs: the treasury, and what of it lies in purses."""
+    """One budget in its current period: the treasury, and what of it lies in purses."""
 
     budget: Annotated[str, Doc("ai:SERVICE, budget:NAME or budget:NAME/TAG")]
     limit: Annotated[Usd | None, Doc("null: there is none")]

@@ -15,7 +15,7 @@ from koo.policies.overrides import in_a_row
 from koo.spans import Kept, Mark
 
 LOST_S = 60.0
-"""A live process reports each incident that lasts every few seconds."""
+"""Every few seconds a live process reports each of its open incidents."""
 
 
 def component_of(guard: str) -> str:

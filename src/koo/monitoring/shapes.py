@@ -155,7 +155,7 @@ class RunOut(TypedDict):
 
 
 class BudgetMoney(TypedDict):
-    """A budget's money in the period that runs."""
+    """A budget's money in its current period."""
 
     spent: Usd
     reserved: Annotated[Usd, Doc("held for requests that are running")]

@@ -95,8 +95,8 @@ class Spend(TypedDict):
     amount: Usd
     estimated: Annotated[Usd, Doc("the part of which the provider did not say what it used: an upper bound")]
     currency: Literal["USD"]
-    budgets: Annotated[list[Budget], Doc("those that an operator set, in the period that runs")]
-    unsettled: Annotated[list[UnsettledProcess], Doc("of the day and the month that run")]
+    budgets: Annotated[list[Budget], Doc("those that an operator set, in their current periods")]
+    unsettled: Annotated[list[UnsettledProcess], Doc("of the current day and month")]
     written_off: Annotated[list[WrittenOff], Doc("in these days, by operators")]
     timestamp: Time
 

@@ -1,7 +1,7 @@
 """The last calls that a breaker judged and that did not simply succeed, so that an opening can be explained.
 
 A call that succeeds in time never comes here: it is counted in the window, and a diary of successes would cost each of
-them. Kept is a bounded number, in time's order, and nothing at all for a breaker whose calls succeed.
+them. The number kept is bounded, in time order; a breaker whose calls all succeed keeps nothing.
 """
 
 from __future__ import annotations

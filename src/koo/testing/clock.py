@@ -176,7 +176,7 @@ class StandingClock:
     def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0
     ) -> None:
-        """Let so much time pass."""
+        """Let this much time pass."""
         self.now += seconds + 60.0 * minutes + 3600.0 * hours + 86_400.0 * days
 
     def set_wall(self, wall_s: float) -> None:

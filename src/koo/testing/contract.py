@@ -32,7 +32,7 @@ WORDS = ("Par", "is", " it", " is", ".")
 TEXT = "".join(WORDS)
 TOKENS_MAX = 64
 PATIENCE_S = 30.0
-"""Only an adapter that breaks a rule is waited for so long."""
+"""Only an adapter that breaks a rule takes this long."""
 
 
 @dataclass(frozen=True)

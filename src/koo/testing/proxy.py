@@ -8,8 +8,8 @@ as proxy:`) in a separate thread, for tests that have no loop or block it. It ca
 * be a black hole (`black_hole`): everything stays connected, nothing passes, neither side notices; until `heal`;
 * forget what is connected (`forget`), so that only those connections are black holes;
 * reset each new connection as soon as it is made (`reset_new`);
-* be far away (`delay_s`: each piece of data arrives so much later, and by up to `jitter_s` more);
-* be narrow (`bytes_per_s`), and cut each connection after so many bytes (`cut_after_bytes`);
+* be far away (`delay_s`: each piece of data arrives that much later, plus up to `jitter_s`);
+* be narrow (`bytes_per_s`), and cut each connection after a number of bytes (`cut_after_bytes`);
 * do that in one direction only (`toward`: "client" or "server");
 * for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, at the moment in which it is sent
   on (done or not: unknown), after the server has done it but before the client hears of it, or hold it until the
@@ -39,13 +39,13 @@ Toward = Literal["client", "server", "both"]
 
 _CHUNK = 65_536
 _PIECES_A_SECOND = 50
-"""A narrow way passes on so many pieces a second, so that a client sees a trickle."""
+"""A narrow way passes on this many pieces a second, so that a client sees a trickle."""
 _ENCRYPTION = {80877103, 80877104}
 """SSLRequest and GSSENCRequest, which are answered by a single byte."""
 _UNTYPED = {*_ENCRYPTION, 80877102}
 """... and CancelRequest: a client's packets without a type byte, but for the start itself."""
 _LOGIN_BYTES_MAX = 65_536
-"""What answers so much without a ReadyForQuery is not PostgreSQL."""
+"""A server that answers this much without a ReadyForQuery is not PostgreSQL."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _PORTS = {"postgresql": 5432, "http": 80, "https": 443}
 

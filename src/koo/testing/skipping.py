@@ -79,7 +79,7 @@ class SkippingClock:
     def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0
     ) -> None:
-        """Skip so much time, at once and from any thread.
+        """Skip this much time, at once and from any thread.
 
         Raises ValueError for a negative time, and RuntimeError on an event loop whose time cannot be skipped.
         """
@@ -169,7 +169,7 @@ def _move_back(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
 
 
 def _shift_timers(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
-    """The loop's time was moved by so much: what is left of its timers stays left."""
+    """The loop's time was moved by this much: what is left of its timers stays left."""
     # All by the same: their order in the heap stays.
     timers: tuple[asyncio.TimerHandle, ...] = tuple(loop._scheduled)  # type: ignore[attr-defined]
     for timer in timers:
@@ -186,7 +186,7 @@ def _shift_timers(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
 
 
 def _time_by_itself(loop: asyncio.AbstractEventLoop, alarm: Alarm, by_s: float) -> None:
-    """Take it out of its grain: from now on it rings so much later."""
+    """Take it out of its grain: from now on it rings this much later."""
     alarm.members.discard(alarm)
     alarm.when += by_s
     alarm.timer = loop.call_at(alarm.when, alarm.expire)

@@ -89,7 +89,7 @@ _EMPTY: list[bytes] = []
 
 
 def _key(service: ServiceOptions) -> str | None:
-    """A vendor asks for a key, and a server of one's own where the settings have one."""
+    """A vendor always requires a key; a self-hosted server only if the settings have one."""
     asks = service.kind not in ("local", "openai_compatible") or service.api_key is not None
     return KEY if asks else None
 

@@ -115,7 +115,7 @@ class WriteOffBody(Body):
     )
     all: bool = Field(default=False, description="every process that no longer reports, instead of one")
     by: str = Field(min_length=1, max_length=100, description="who does this; recorded with it")
-    reason: str = Field(default="", max_length=500, description="why; kept with it")
+    reason: str = Field(default="", max_length=500, description="why; recorded with it")
 
     @model_validator(mode="after")
     def _names_one_or_all(self) -> WriteOffBody:
@@ -209,8 +209,8 @@ class SilenceBody(Body):
     ends_at: Annotated[datetime | None, Field(strict=False)] = Field(
         default=None, description="a time with a zone, instead of `for_s`"
     )
-    by: str = Field(min_length=1, max_length=100, description="who wants it; kept with it")
-    reason: str = Field(min_length=1, max_length=500, description="why; kept with it")
+    by: str = Field(min_length=1, max_length=100, description="who wants it; recorded with it")
+    reason: str = Field(min_length=1, max_length=500, description="why; recorded with it")
 
 
 class ReasonBody(Body):

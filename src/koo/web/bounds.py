@@ -35,7 +35,7 @@ class BodyTooLarge(HTTPException):
 
 
 def bounded(receive: Receive, bytes_max: int) -> Receive:
-    """The same, which raises `BodyTooLarge` when more than so many bytes have come."""
+    """The same `receive`, which raises `BodyTooLarge` when more bytes than the limit have come."""
     left = bytes_max
 
     async def receiving() -> Message:

@@ -33,9 +33,9 @@ LOOK_S = 1.0
 READ_S = 3.0
 """Between two looks into the state store."""
 FIRST_S = 10.0
-"""The first look is awaited for so long."""
+"""How long the first look is awaited."""
 FIRST_READ_S = 1.0
-"""The first look into the state store is awaited for so long; what it finds later comes as parts."""
+"""How long the first look into the state store is awaited; what it finds later comes as parts."""
 TURNS = 20
 """Of events that do not replace one another, how many wait for a slow reader."""
 AGAIN_S = 30.0

@@ -30,7 +30,7 @@ Write = Callable[[bytes], object]
 
 
 class LineWriter:
-    """Lines on their way to `write`, which may block. `missing(count)` is the line that says that so many were lost."""
+    """Lines on their way to `write`, which may block. `missing(count)` is the line that says how many were lost."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class LineWriter:
         self._thread = thread
 
     def close(self, within_s: float = LAST_LINES_S) -> None:
-        """Let what is queued be written, for so long at most."""
+        """Let what is queued be written, but wait no longer than the given time."""
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -27,7 +27,7 @@ BODIES_BYTES_MAX = 64 * 1024 * 1024
 SMALL_BYTES = 64 * 1024
 """A body up to this size is not counted: small requests are not refused because of large ones."""
 MARKS_MAX = 100_000
-"""Brackets, commas and colons outside of texts; parsing so many takes some milliseconds."""
+"""Brackets, commas and colons outside of texts; parsing this many takes some milliseconds."""
 BATCH_MARKS_MAX = 1_000_000
 PIECE_BYTES = 64 * 1024
 SLICE = 200
@@ -161,7 +161,7 @@ async def _batch(body: bytes) -> dict[str, Any]:
 
 
 def _slices(rows: Sequence[msgspec.Raw]) -> Iterator[list[bytes]]:
-    """Of at most so many rows, and of about so many bytes."""
+    """Of at most this many rows, and of about this many bytes."""
     taken: list[bytes] = []
     size = 0
     for row in rows:

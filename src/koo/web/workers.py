@@ -39,8 +39,8 @@ SHORT_LIFE_S = 10.0
 PAUSE_S_MAX = 30.0
 TICK_S = 0.5
 HUNG_AFTER_S = 60.0
-"""A worker that is silent for so long is stuck: longer than any answer of koo's keeps the loop, and than a machine that
-is short of memory needs to wake a process."""
+"""A worker that is silent for this long is stuck: no answer of koo's keeps the loop busy that long, and even a machine
+short of memory wakes a process sooner."""
 ENDS_WITHIN_S = 20.0
 """After KOO_SHUTDOWN_DELAY: for the requests that run, for those that are cancelled then, and to close."""
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))

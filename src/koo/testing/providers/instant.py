@@ -29,7 +29,7 @@ TEXT = "The capital of France is Paris. " * 12
 def prepare(
     server: FakeProvider, path: str, body: dict[str, Any], *, pieces: int = 200
 ) -> tuple[bytes, bytes]:
-    """A whole answer, plain and streamed in so many pieces, as bytes on the wire."""
+    """A whole answer, plain and streamed in a number of pieces, as bytes on the wire."""
     request = ReceivedRequest(method="POST", path=path, headers={}, raw=b"", body=body)
     tokens = Tokens(input=12, output=96)
     step = Answer(text=TEXT)

@@ -62,7 +62,7 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A good answer whose connection is cut after so many of its bytes, headers included."""
+    """A good answer whose connection is cut after a number of its bytes, headers included."""
 
     after_bytes: int
     then: Answer = Answer()
@@ -77,7 +77,7 @@ class Hang:
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """`then`, after so many seconds."""
+    """`then`, after a number of seconds."""
 
     seconds: float
     then: Step = Answer()
@@ -85,7 +85,7 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream of these pieces, and the ways in which it may go wrong, each after so many pieces.
+    """A stream of these pieces, and the ways in which it may go wrong, each after a number of pieces.
 
     `cut_after`: the connection is cut. `stall_after`: silence, with pings if `ping_only`. `error_after`: `error` as an
     event. `end=False`: the body ends cleanly but without the vendor's own end. `interval_s` lies between two pieces.

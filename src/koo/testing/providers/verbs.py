@@ -99,7 +99,7 @@ class Verbs(ABC):
         headers: Mapping[str, str] = NO_HEADERS,
         retry_after_s: float | None = None,
     ) -> Self:
-        """A good answer that ends after so many of its bytes, headers included, together with the connection."""
+        """A good answer that ends after a number of its bytes, headers included, together with the connection."""
         return self.do(Cut(after, Answer(headers=_headers(headers, retry_after_s))), times)
 
     def streams(
@@ -128,7 +128,7 @@ class Verbs(ABC):
         headers: Mapping[str, str] = NO_HEADERS,
         retry_after_s: float | None = None,
     ) -> Self:
-        """A good answer after so many seconds."""
+        """A good answer after a number of seconds."""
         return self.do(Delay(seconds, Answer(text, headers=_headers(headers, retry_after_s))), times)
 
     def waits_for(
