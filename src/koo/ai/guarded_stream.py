@@ -161,7 +161,7 @@ class GuardedStream(ABC, Generic[V]):
             self._waits = silence
             with silence:
                 value = await resumed(reading, waits_for)
-        except BaseException as error:  # noqa: BLE001 - it is raised again, or what its reader is told in its place
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or its replacement for the reader
             reading.close()  # otherwise its generator would still be running, and could not be closed below
             if self._waits is not None:
                 silent_s = held.guard.now() - silence.since
