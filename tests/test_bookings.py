@@ -47,6 +47,7 @@ def test_a_call_that_was_paid_without_an_answer_says_so_and_which_request_it_was
         page = await world.platform.history.requests()
         outcomes = [call["outcome"] for call in page["requests"]]
         assert outcomes == ["answered", "unfinished", "unfinished"]
+        assert [call["attempt"] for call in page["requests"]] == [2, 1, 1]
         assert {call["request_id"] for call in page["requests"]} == {"r-17"}
 
     run(test)

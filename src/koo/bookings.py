@@ -62,6 +62,7 @@ def call_view(entry: Entry) -> BookedCall:
         "id": entry.id,
         "at": iso(entry.at),
         "outcome": entry.outcome,
+        "attempt": entry.attempt or None,
         "latency": entry.took_s,
         "request_id": entry.request_id,
         "service": entry.service,

@@ -33,6 +33,7 @@ class ServiceCharge(ABC):
     """
 
     __slots__ = (
+        "_attempt",
         "_budgets",
         "_held_at",
         "_hold",
@@ -59,7 +60,7 @@ class ServiceCharge(ABC):
         self._service = service
         self._budgets = budgets
         self._hold: Hold | None = None
-        self._held_at = 0.0
+        self._held_at, self._attempt = 0.0, 0
         self.is_whole = False  # the answer came to its end
         self.model = model
         self._tag = tag
@@ -83,6 +84,7 @@ class ServiceCharge(ABC):
         is held.
         """
         self.bill, self.is_whole = None, False
+        self._attempt += 1
         if self._tokens is None:
             await self._hold_money(deadline)
             self._held_at = self._service.clock.monotonic()
@@ -100,7 +102,7 @@ class ServiceCharge(ABC):
     def how(self) -> How:
         """How it went, for its booking."""
         took_s = self._service.clock.monotonic() - self._held_at
-        return How(took_s, "answered" if self.is_whole else "unfinished", request_id.get())
+        return How(took_s, "answered" if self.is_whole else "unfinished", request_id.get(), self._attempt)
 
     async def _hold_money(self, deadline: float) -> None:
         service = self._service.name

@@ -139,9 +139,11 @@ class Requests:
 def request_words(one: BookedCall) -> str:
     """ "claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request 01J…"."""
     read = one["input_tokens"] + one["cache_read_tokens"] + one["cache_write_tokens"]
+    tried = one.get("attempt") or 1
     took = one.get("latency")  # A server of an earlier version says neither this nor the outcome.
     words = [
         one.get("outcome", ""),
+        f"attempt {tried}" if tried > 1 else "",
         f"{read:,} → {one['output_tokens']:,} tokens",
         usd(one["cost"]),
         "" if took is None else latency(took),

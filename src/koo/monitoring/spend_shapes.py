@@ -31,6 +31,9 @@ class BookedCall(TypedDict):
         str,
         Doc("answered; unfinished: it failed, broke off or was left, and had to be paid; empty: not known"),
     ]
+    attempt: Annotated[
+        int | None, Doc("which attempt of its query at this service it was, from 1; null: not known")
+    ]
     latency: Annotated[float | None, Doc("seconds of this attempt; null: not known")]
     request_id: Annotated[str, Doc("of the request to this server in which it was made; empty: in none")]
     service: str

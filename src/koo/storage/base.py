@@ -58,12 +58,13 @@ class Bill(NamedTuple):
 
 class How(NamedTuple):
     """How a call that is booked went: seconds from its hold to its end, whether it was "answered" or is "unfinished",
-    and the id of the request in which it was made, or empty.
+    the id of the request in which it was made, or empty, and which attempt of its call it was; 0: not known.
     """
 
     took_s: float | None = None
     outcome: str = ""
     request_id: str = ""
+    attempt: int = 0
 
 
 UNTOLD = How()
@@ -142,8 +143,8 @@ class Entry:
     """One booking. `at` is wall seconds, `day` the UTC day whose budget paid; `held_usd` was the worst case.
 
     `estimated`: the provider sent no usage. `unit_prices` are USD per million tokens, by class, as texts. `tag`
-    and `metadata` are the caller's own. `process` is the one that booked it. `took_s`, `outcome` and
-    `request_id` are as in `How`.
+    and `metadata` are the caller's own. `process` is the one that booked it. `took_s`, `outcome`,
+    `request_id` and `attempt` are as in `How`.
     """
 
     id: str
@@ -168,6 +169,7 @@ class Entry:
     took_s: float | None = None
     outcome: str = ""
     request_id: str = ""
+    attempt: int = 0
 
 
 class Place(NamedTuple):

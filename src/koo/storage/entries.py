@@ -15,8 +15,9 @@ AS_THEY_ARE = (
     "id", "service", "day", "model", "source", "input_tokens", "cache_read_tokens", "cache_write_tokens",
     "output_tokens", "reasoning_tokens", "price_version", "tag", "process",
 )  # fmt: skip
-COLUMNS = "at_ms, amount, bound, estimated, unit_prices, metadata, took_ms, outcome, request, " + ", ".join(
-    AS_THEY_ARE
+COLUMNS = (
+    "at_ms, amount, bound, estimated, unit_prices, metadata, took_ms, outcome, request, attempt, "
+    + ", ".join(AS_THEY_ARE)
 )
 OF_DAY = f"SELECT {COLUMNS} FROM koo_entries WHERE day = :day ORDER BY at_ms, id LIMIT :limit OFFSET :offset"
 LATEST = f"""SELECT {COLUMNS} FROM koo_entries
@@ -87,7 +88,7 @@ def _spent(row: Row, groups: int) -> Spent:
 
 
 def _entry(row: Row) -> Entry:
-    at_ms, amount, bound, estimated, prices, metadata, took_ms, outcome, request, *rest = row
+    at_ms, amount, bound, estimated, prices, metadata, took_ms, outcome, request, attempt, *rest = row
     return Entry(
         at=at_ms / 1000,
         amount_usd=from_pico(amount),
@@ -98,5 +99,6 @@ def _entry(row: Row) -> Entry:
         took_s=None if took_ms is None else took_ms / 1000,
         outcome=outcome or "",
         request_id=request or "",
+        attempt=attempt or 0,
         **dict(zip(AS_THEY_ARE, rest, strict=True)),
     )

@@ -23,7 +23,7 @@ ENTRIES = Table(
      "outcome", "request"),
     (
         "at_ms", "day", "amount", "bound", "estimated", "input_tokens", "cache_read_tokens", "cache_write_tokens",
-        "output_tokens", "reasoning_tokens", "took_ms",
+        "output_tokens", "reasoning_tokens", "took_ms", "attempt",
     ),
 )  # fmt: skip
 
@@ -100,6 +100,7 @@ def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str |
         _fit(bill.output_tokens),
         _fit(bill.reasoning_tokens),
         None if how.took_s is None else round(how.took_s * 1000),
+        how.attempt or None,
     )
 
 

@@ -224,6 +224,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             "ALTER TABLE koo_entries ADD COLUMN took_ms BIGINT",
             "ALTER TABLE koo_entries ADD COLUMN outcome TEXT",
             "ALTER TABLE koo_entries ADD COLUMN request TEXT",
+            "ALTER TABLE koo_entries ADD COLUMN attempt BIGINT",
         )
     ),
 )

@@ -304,10 +304,10 @@
  * }} Spend
  *
  * @typedef {{
- *   id: string, at: string, outcome: string, latency: number | null, request_id: string, service: string,
- *   model: string, tag: string | null, cost: string, cost_source: string, estimated: boolean, held: string,
- *   input_tokens: number, cache_read_tokens: number, cache_write_tokens: number, output_tokens: number,
- *   reasoning_tokens: number, metadata: Record<string, string>, process: string,
+ *   id: string, at: string, outcome: string, attempt: number | null, latency: number | null, request_id: string,
+ *   service: string, model: string, tag: string | null, cost: string, cost_source: string, estimated: boolean,
+ *   held: string, input_tokens: number, cache_read_tokens: number, cache_write_tokens: number,
+ *   output_tokens: number, reasoning_tokens: number, metadata: Record<string, string>, process: string,
  * }} BookedCall
  *
  * @typedef {{

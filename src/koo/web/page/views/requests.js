@@ -66,9 +66,9 @@ function Pages({ filter }) {
 /** @param {BookedCall[]} rows */
 function tableOf(rows) {
   const nowMs = Date.now();
-  return table("Requests, the newest first", ["Ended", "Service", "Model", "Outcome", number("Took"), "Tag", number("In"), number("Cached"), number("Out"), number("Cost"), "Request"],
+  return table("Requests, the newest first", ["Ended", "Service", "Model", "Outcome", number("Attempt"), number("Took"), "Tag", number("In"), number("Cached"), number("Out"), number("Cost"), "Request"],
     rows.map((one) => ({ key: one.id, cells: [
-      h("span", { class: "when" }, clock(timeOf(one.at) ?? 0, nowMs)), h("a", { href: to("service", one.service) }, one.service), one.model, spaced(one.outcome),
+      h("span", { class: "when" }, clock(timeOf(one.at) ?? 0, nowMs)), h("a", { href: to("service", one.service) }, one.service), one.model, spaced(one.outcome), one.attempt === null ? "–" : count(one.attempt),
       one.latency === null ? "–" : latency(one.latency), one.tag === null ? "" : h("a", { href: to("requests", "", { tag: one.tag }) }, one.tag),
       count(one.input_tokens + one.cache_read_tokens + one.cache_write_tokens), one.cache_read_tokens ? count(one.cache_read_tokens) : "–", count(one.output_tokens),
       h("span", { title: `${one.cost} USD, price from: ${spaced(one.cost_source)}` }, usd(one.cost), one.estimated ? h("span", { class: "soft" }, " at most") : null),
