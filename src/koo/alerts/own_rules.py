@@ -101,8 +101,8 @@ def _descriptors(view: DescriptorHealth) -> Iterator[Finding]:
 
 def _monitors(view: KooHealth) -> Iterator[Finding]:
     if view["late"]:
-        message = f"has not run for long: {', '.join(view['late'])}; what is shown of it may be old"
+        message = f"overdue: {', '.join(view['late'])}; what is shown of it may be old"
         yield Finding("monitor_stale", PROCESS, message)
     elif view["blocked_s"]:
-        message = f"the event loop stood still for {view['blocked_s']:.0f} s: nothing of koo ran, not even deadlines"
+        message = f"the event loop was blocked for {view['blocked_s']:.0f} s: nothing in koo ran, not even deadlines"
         yield Finding("monitor_stale", PROCESS, message)

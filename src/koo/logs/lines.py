@@ -41,7 +41,7 @@ class Line:
 
     def write(self, asked_by: str | None = None) -> None:
         """Log it. `asked_by`: the request that it belongs to; None is the one that is being answered now."""
-        # Every part goes through one gate, whatever it was made of: a name or a reason may be anybody's word.
+        # Every part goes through one gate, whatever it was made of: a name or a reason may be a stranger's word.
         source, said = safe(self.source, SOURCE_MAX), "; ".join(safe(part) for part in self.said if part)
         request = request_id.get() if asked_by is None else asked_by
         if request:

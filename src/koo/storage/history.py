@@ -32,7 +32,7 @@ MARKS_MAX = 5000
 TOGETHER_S = 5.0
 """The processes of a fleet that open a breaker or follow a deploy within this time report one event."""
 DIGESTS = "digests"
-"""The kind of marks that say how all settings were, by their digests; nobody reads them but the next process."""
+"""The kind of marks that say how all settings were, by their digests; only the next process reads them."""
 NAMED_MAX = 8
 ALL = ""
 """In place of a process: all of them together."""

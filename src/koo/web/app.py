@@ -87,7 +87,7 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
     )
     door = _include(app, platform, readiness, PREFIX, True, hosts)
     app.include_router(docs_router(door))
-    app.include_router(dashboard_router(door, environment=platform.options.environment))
+    app.include_router(dashboard_router(door, environment=lambda: platform.options.environment))
     app.include_router(login_router(door, PREFIX, PATH))
     describe_problems(app)
     _name_the_path(app, platform)
@@ -132,7 +132,7 @@ def mount(
     door = _include(host, platform, readiness, prefix, protect, hosts)
     host.state.koo_application = name or _title_of(app)
     if dashboard is not None:
-        named = (host.state.koo_application, platform.options.environment)
+        named = (host.state.koo_application, lambda: platform.options.environment)
         host.include_router(dashboard_router(door, prefix, dashboard, *named))
         host.include_router(login_router(door, prefix, dashboard, host.state.koo_application))
     if host is not app:

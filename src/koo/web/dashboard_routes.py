@@ -10,7 +10,7 @@ All addresses in the page are relative, so that it works below whatever path a p
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -55,11 +55,15 @@ def _files_below(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
 
 
 def dashboard_router(
-    door: Door, prefix: str = "/api/v1", path: str = PATH, application: str = "", environment: str = ""
+    door: Door,
+    prefix: str = "/api/v1",
+    path: str = PATH,
+    application: str = "",
+    environment: Callable[[], str] = str,
 ) -> APIRouter:
     """The page below `path` and its files. `prefix`: of the routes that it asks.
 
-    `application` and `environment`: whose page it is.
+    `application` and `environment`: whose page it is; the settings are read when it is asked for, not at import.
     """
     router, content = file_router(door), page_files()
     login = _from(path, login_path(prefix, path))
@@ -67,12 +71,12 @@ def dashboard_router(
     page = page.replace("../koo-login", login).replace("../koo-logout", login.replace("-login", "-logout"))
     page = page.replace("../api/v1", _from(path, prefix)).replace("../docs", _from(path, "/docs"))
     page = page.replace('data-application=""', f'data-application="{escape(application)}"')
-    page = page.replace('data-environment=""', f'data-environment="{escape(environment)}"')
-    whole = page.replace("</head>", f"{_preloads(content)}</head>").encode()
+    page = page.replace("</head>", f"{_preloads(content)}</head>")
 
     async def show(request: Request) -> Response:
         if door.has_sessions and not door.look(request.scope)[0]:
             return Response(status_code=303, headers={"Location": login, **HEADERS})
+        whole = page.replace('data-environment=""', f'data-environment="{escape(environment())}"')
         return Response(whole, media_type="text/html", headers=HEADERS)
 
     router.add_api_route(f"{path}/", show, methods=["GET"])

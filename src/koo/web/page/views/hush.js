@@ -22,7 +22,7 @@ const COMMON = { fails: "Nothing was changed", unsure: "whether it was done", lo
 
 /** @type {Record<Name, string[]>} */
 const EFFECTS = {
-  acknowledge: ["Others see that you are at work on it.", "No reminders are sent; its end still is."],
+  acknowledge: ["Others see that you are working on it.", "No reminders are sent; its end still is."],
   silence: ["No notice is sent of this kind of alert of this part while the silence lasts.",
     "The alert is still listed. What fires when the silence ends is notified then."],
   unacknowledge: ["Reminders are sent again."],
