@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from koo.openings import Act
 
@@ -19,6 +20,7 @@ def failed_probes(count: int, hung: bool) -> str:
     return f"{count} failed probes" if count > 1 else f"a {'hung' if hung else 'failed'} probe"
 
 
+@lru_cache(maxsize=64)  # made for each refused call, it would cost as much as the rest of the refusal
 def why_forced(act: Act | None) -> str:
     """ "forced open by ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"."""
     return f"forced open by {said_of(act)}"
