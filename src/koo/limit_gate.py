@@ -115,7 +115,8 @@ def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
         gate.refuse(guard, gate.family.limited, reason, LOOK_AGAIN_S, Kind.RATE_LIMITED)
     ahead = len(gate.limit_queue.line) + gate.limit_queue.used
     limit = " and ".join(f"{count.limit} {count.name}" for count in limits.counts)
-    reason = f"other callers are waiting for our limit of {limit} already: {ahead}"
+    others = {0: "other callers are", 1: "another caller is"}.get(ahead, f"{ahead} callers are")
+    reason = f"{others} waiting for our limit of {limit} already"
     free_at = max(now + LOOK_AGAIN_S, limits.usable_at(now, ahead + 1))
     gate.refuse(guard, gate.family.limited, reason, _known_s(free_at - now), Kind.RATE_LIMITED)
 
