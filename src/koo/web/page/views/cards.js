@@ -171,7 +171,7 @@ function breakerWords(breaker, said) {
     return [why, "tests recovery ", next === null ? "later" : h(Until, { at: next })];
   }
   if (breaker.state === "half_open") return `${breaker.success_threshold} good calls in a row close it`;
-  if (breaker.state === "forced_open") return "by an operator, until a reset";
+  if (breaker.state === "forced_open") return next === null ? "by an operator, until a reset" : ["by an operator, ends ", h(Until, { at: next })];
   if (breaker.state === "disabled") return "by an operator: failures are not counted";
   if (breaker.consecutive_failures === 0) return "no failures in a row";
   return `${count(breaker.consecutive_failures)} of ${count(breaker.failure_threshold)} failures in a row`;
