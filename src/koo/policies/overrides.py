@@ -29,10 +29,12 @@ def why_forced(act: Act | None) -> str:
 def said_of(act: Act | None) -> str:
     """ "ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"; "an operator" where nothing is known."""
     act = act or Act()
-    ends = "until it is reset" if act.until is None else f"until {_at(act.until)}"
     by, reason = act.by or "an operator", f": {act.reason}" if act.reason else ""
-    return f"{by}{reason}" + (f"; {ends}" if act.words or act.until is not None else "")
+    return f"{by}{reason}" + (f"; {ends_of(act)}" if act.words or act.until is not None else "")
 
 
-def _at(wall_s: float) -> str:
-    return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def ends_of(act: Act) -> str:
+    """ "until it is reset", "until 2026-11-29T20:10:00Z"."""
+    if act.until is None:
+        return "until it is reset"
+    return f"until {datetime.fromtimestamp(act.until, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -7,10 +7,9 @@ import logging
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from koo.clock import iso
 from koo.monitoring.guards import now_iso
-from koo.openings import Act
 from koo.platform import Platform
+from koo.policies.overrides import ends_of
 from koo.web import answers, bodies
 from koo.web.routing import JsonView, described
 
@@ -34,7 +33,7 @@ def add_breakers(router: APIRouter, platform: Platform) -> None:
         """Every process on the same state store refuses every call, for `for_s` or until a reset."""
         await platform.open()
         act = platform.breakers.trip(name, by=body.by, reason=body.reason, for_s=body.for_s)
-        return _done(platform, name, f"is forced open {_until(act)}", body)
+        return _done(platform, name, f"is forced open {ends_of(act)}", body)
 
     @router.post(
         "/breakers/{name:path}/shadow",
@@ -47,7 +46,7 @@ def add_breakers(router: APIRouter, platform: Platform) -> None:
         act = platform.breakers.shadow(
             name, on=not body.off, by=body.by, reason=body.reason, for_s=body.for_s
         )
-        done = "decides again" if body.off else f"is in shadow {_until(act)}: it counts, and refuses nothing"
+        done = "decides again" if body.off else f"is in shadow {ends_of(act)}: it counts, and refuses nothing"
         return _done(platform, name, done, body)
 
     @router.post(
@@ -60,10 +59,6 @@ def add_breakers(router: APIRouter, platform: Platform) -> None:
         await platform.open()
         platform.breakers.reset(name, by=body.by, reason=body.reason)
         return _done(platform, name, "is closed", body)
-
-
-def _until(act: Act) -> str:
-    return "until it is reset" if act.until is None else f"until {iso(act.until)}"
 
 
 def _done(platform: Platform, name: str, done: str, body: bodies.ReasonBody) -> Response:
