@@ -318,16 +318,20 @@ def _reads_of_the_environment(path: Path) -> Iterator[int]:
                 yield node.lineno
 
 
+def _length(lines: list[str]) -> int:
+    """Lines without those that are only a comment: a limit on comments would be met by deleting them."""
+    return sum(not line.lstrip().startswith("#") for line in lines)
+
+
 def test_no_function_and_no_file_is_longer_than_a_reader_can_hold() -> None:
-    too_long = [
-        f"{path.relative_to(KOO)}: {lines} lines"
-        for path in koo_files()
-        if (lines := len(path.read_text().splitlines())) > FILE_LINES_MAX
-    ]
+    too_long = []
     for path in koo_files():
+        text = path.read_text().splitlines()
+        if (lines := _length(text)) > FILE_LINES_MAX:
+            too_long.append(f"{path.relative_to(KOO)}: {lines} lines")
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                lines = _length(text[node.lineno - 1 : node.end_lineno])
                 if lines > FUNCTION_LINES_MAX:
                     too_long.append(f"{path.relative_to(KOO)}:{node.lineno}: {node.name} has {lines} lines")
     assert too_long == []
