@@ -1,9 +1,9 @@
-"""One attempt of a guarded call: until when it may run, whose deadline ended it, and what its error says.
+"""One attempt of a guarded call: how long it may run, whose deadline ended it, and what its error means.
 
-An attempt ends at the earliest of three times: its own limit, a probe's lease, and the deadline of the whole call.
-Whose deadline it is decides what its end means. Our own, from an option, is a timeout like an attempt's: a FAILURE,
-because otherwise a dependency that hangs behind a short one would stay healthy forever. The caller's is NEUTRAL: a
-caller in a hurry must not open the circuit for the others.
+An attempt ends at the earliest of three times: its own timeout, a probe's lease, and the deadline of the whole call.
+The owner of the deadline decides how its end is judged. Our own deadline, from an option, counts as a timeout: a
+FAILURE, because a dependency that hangs behind a short deadline would otherwise look healthy forever. The caller's is
+NEUTRAL: one impatient caller must not open the circuit for the others.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Classify
 OVERDUE = Fault(
     verdict=NEUTRAL,
     kind=Kind.DEADLINE,
-    failure=Failure(Kind.DEADLINE, "the deadline passed before an answer came"),
+    failure=Failure(Kind.DEADLINE, "the deadline passed before a response arrived"),
 )
-"""The caller's deadline cut the attempt short: not the other side's fault, but it may have been slow."""
+"""The caller's deadline cut the attempt short. That is not the other side's fault, although it may have been slow."""
 TIMED_OUT = Fault(
-    verdict=FAILURE, kind=Kind.TIMEOUT, failure=Failure(Kind.TIMEOUT, "no answer within the time of a call")
+    verdict=FAILURE, kind=Kind.TIMEOUT, failure=Failure(Kind.TIMEOUT, "no response within the call timeout")
 )
-"""Our own time was over when the caller's cancellation came: a failure, and the cancellation is raised on."""
+"""Our own timeout had passed when the caller's cancellation arrived: a failure, and the cancellation is still
+raised."""
 
 
 class AlarmOfProbe(Lasting):
-    """A probe ends with its lease: content or reasoning renews that, and an operator's reset lifts it."""
+    """Ends a probe with its lease, which content or reasoning renews, and an operator's reset lifts."""
 
     __slots__ = ("_permit", "_until")
 
@@ -48,28 +49,35 @@ class AlarmOfProbe(Lasting):
 def fault_of_time(
     name: str, timeout: type[KooError], error: BaseException, alarm: Alarm, passage: Passage, now: float
 ) -> Fault | None:
-    """The fault of an attempt whose time was over; None if its error has another cause.
+    """The fault of an attempt that ran out of time; None if its error has another cause.
 
     `timeout` is the class of the error that its caller receives.
     """
-    whole = alarm.when >= passage.deadline  # the call's time, not only an attempt's or a lease's
+    whole = (
+        alarm.when >= passage.deadline
+    )  # the deadline of the whole call, not only an attempt's or a lease's
     if not alarm.expired:
-        # If the caller's own timeout ends at the same moment, its cancellation wins; the call was just as late.
+        # A caller's own `asyncio.timeout` often ends at the same moment as ours, and its timer may run first. Then the
+        # task sees the caller's cancellation and our alarm never rings, but the call was just as late. Judged by the
+        # cancellation alone, a backend that hangs behind such callers would never count as failed or slow.
         if isinstance(error, CancelledError) and now >= alarm.when:
             return OVERDUE if whole and not passage.is_ours else TIMED_OUT
         return None
+    # Only an attempt's own timeout is repeatable: after the deadline of the whole call there is no time for a repeat.
     if not whole:
-        late = timeout(name, "no answer within the time of an attempt", kind=Kind.TIMEOUT)
+        late = timeout(name, "no response within the attempt timeout", kind=Kind.TIMEOUT)
         return Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True, error=late)
     if passage.is_ours:
-        late = timeout(name, "no answer within the time of the whole call", kind=Kind.TIMEOUT)
+        late = timeout(name, "no response within the timeout of the whole call", kind=Kind.TIMEOUT)
         return Fault(verdict=FAILURE, kind=Kind.TIMEOUT, error=late)
-    late = timeout(name, "the deadline passed before an answer came", kind=Kind.DEADLINE)
+    late = timeout(name, "the deadline passed before a response arrived", kind=Kind.DEADLINE)
     return Fault(verdict=NEUTRAL, kind=Kind.DEADLINE, error=late)
 
 
 def judge(classify: Classify, error: BaseException) -> Fault:
-    """What an error means. Never raises: a non-Exception is NEUTRAL, and so is a classifier's own failure."""
+    """Classify an error. Never raises: a non-Exception is NEUTRAL, and so is a failure of the classifier itself."""
+    # This runs while the permit, the place and the money are still to be returned. An exception from a user's
+    # `classify` would skip all three, so it is logged or dropped, and the call ends as if nothing were known.
     if not isinstance(error, Exception):
         return CANCELLED
     if isinstance(error, WrongLoop):
@@ -78,7 +86,7 @@ def judge(classify: Classify, error: BaseException) -> Fault:
         fault = classify(error)
     except Exception:  # noqa: BLE001 - a failing classifier must not keep the permit
         return UNJUDGED
-    except BaseException as worse:  # noqa: BLE001 - nor one that ends the program, which still ends it
+    except BaseException as worse:  # noqa: BLE001 - an exit is handed to the event loop, and the permit is still returned
         outlive(worse, "a classifier failed")
         return UNJUDGED
     if not isinstance(fault, Fault):
@@ -90,7 +98,7 @@ def judge(classify: Classify, error: BaseException) -> Fault:
 
 
 def met_by(fault: Fault) -> Failure | None:
-    """What an attempt met that is followed by another one."""
+    """The failure of an attempt that will be repeated."""
     if fault.failure is None and isinstance(fault.error, KooError):
         return Failure(fault.kind, fault.error.reason)
     return fault.failure
@@ -99,10 +107,10 @@ def met_by(fault: Fault) -> Failure | None:
 def explain(
     name: str, real: BaseException, attempt: int, why_not: str = "", met: Failure | None = None
 ) -> None:
-    """Write on the error how many attempts were made, and why no more; `met`: what the previous attempt met.
+    """Record on the error how many attempts were made, and why no more; `met`: the failure of the previous attempt.
 
-    If only the time ran out, that is what a person needs to know: a pooler that had no connection left three times, and
-    did not answer the fourth.
+    If the last attempt only ran out of time, the failure before it is what helps: for example a pooler that had no
+    connection left three times, and did not respond the fourth time.
     """
     if isinstance(real, KooError):
         real.attempts, real.not_repeated = attempt, why_not
@@ -116,5 +124,5 @@ def explain(
 
 
 def before_that(error: KooError) -> str:
-    """What its `last_error` adds to a reason."""
+    """The text that its `last_error` adds to a reason."""
     return f"; before that: {error.last_error.brief}" if error.last_error is not None else ""

@@ -1,7 +1,7 @@
-"""What an operator does about breakers: looks at them, trips one, puts it into shadow, resets it.
+"""An operator's acts on breakers: list them, trip one, put one into shadow, reset one.
 
-Each act holds in every process on the same state store, with the next beat, and is kept with who did it and why: in the
-incident that it begins, changes or ends, and in the refusals that follow from it.
+Each act reaches every process on the same state store with that process's next beat. Who did it and why is recorded in
+the incident that it starts, changes or ends, and quoted in the refusals that it causes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from koo.policies.breaker import Override
 from koo.sharing import said
 
 FOR_S_MAX = 30 * DAY_S
-"""A breaker that was forced open and forgotten is an outage."""
+"""A breaker that was forced open and then forgotten is an outage, so the time is limited."""
 BY_MAX, REASON_MAX = 100, 500
 
 
 class BreakerActs:
-    """The breakers of one platform. `act` runs steps of the policies on koo's loop.
+    """Acts on the breakers of one platform. `act` runs a change to the policies on koo's loop.
 
     A name is "database", a service ("claude": all of its models), or one model ("claude/opus"). Each method raises
     `CallerMistake` for an unknown name.
@@ -36,7 +36,7 @@ class BreakerActs:
         self._act = act
 
     def statuses(self, name: str | None = None) -> list[BreakerStatus]:
-        """All of them, or those that a name means. Without I/O."""
+        """The status of all breakers, or of those that a name stands for. Without I/O."""
         wall = Wall(self._parts.clock)
         if name is not None:
             self._check(name)
@@ -44,18 +44,18 @@ class BreakerActs:
         return [breaker_view(guard, wall) for guard in guards]
 
     def trip(self, name: str, *, by: str = "", reason: str = "", for_s: float | None = None) -> Act:
-        """Force it open: every call is refused, for a number of seconds or until a reset."""
+        """Force a breaker open: every call is refused for `for_s` seconds, or until a reset."""
         return self._override(name, Override.FORCED_OPEN, by, reason, for_s)
 
     def shadow(
         self, name: str, *, on: bool = True, by: str = "", reason: str = "", for_s: float | None = None
     ) -> Act:
-        """Let it decide and count but refuse nothing; `on` False: its decisions hold again."""
+        """Let a breaker count and decide but refuse nothing; with `on` False its decisions are enforced again."""
         override = Override.METRICS_ONLY if on else Override.NONE
         return self._override(name, override, by, reason, for_s if on else None)
 
     def override(self, name: str, override: Override, act: Act | None = None) -> None:
-        """Set an operator's override, until the act's own end."""
+        """Set an operator's override until `act.until`."""
         self._check(name)
         clock = self._parts.clock
         until = None if act is None else act.until
@@ -66,7 +66,7 @@ class BreakerActs:
         )
 
     def reset(self, name: str, *, by: str = "", reason: str = "") -> None:
-        """Close it, take an operator's override back, and forget its failures; never counts, limits or money."""
+        """Close a breaker, remove its override and forget its failures; never counts, limits or money."""
         self._check(name)
         act = _act_of(by, reason)
         if name == DATABASE:
@@ -83,7 +83,7 @@ class BreakerActs:
     def _override(self, name: str, override: Override, by: str, reason: str, for_s: float | None) -> Act:
         if for_s is not None and not 0 < for_s <= FOR_S_MAX:
             raise InvalidRequest(
-                "breakers", "it must end after now, and within 30 days", kind=Kind.INVALID_REQUEST
+                "breakers", "it must end in the future and within 30 days", kind=Kind.INVALID_REQUEST
             )
         until = None if for_s is None else self._parts.clock.wall() + for_s
         act = _act_of(by, reason, until)
@@ -96,10 +96,12 @@ class BreakerActs:
         elif not self._parts.breakers.named(name):
             known = ", ".join(guard.breaker.name for guard in self._parts.breakers.guards())
             raise CallerMistake(
-                "breakers", f"there is no breaker of that name; known are: {known}", kind=Kind.NOT_FOUND
+                "breakers",
+                f"there is no breaker of that name; the known ones are: {known}",
+                kind=Kind.NOT_FOUND,
             )
 
 
 def _act_of(by: str, reason: str, until: float | None = None) -> Act:
-    """One plain line each: they are shown to every caller that is refused."""
+    """Reduce both texts to one plain line each: every refused caller sees them."""
     return Act(plain(by, BY_MAX).strip(), plain(reason, REASON_MAX).strip(), until)

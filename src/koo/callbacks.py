@@ -1,7 +1,7 @@
 """Errors of the application's callbacks (event listeners, log handlers), which must not stop koo.
 
-koo logs from some forty places while it holds permits, money and connections. So its loggers themselves make sure that
-nothing raised by a handler or filter reaches the line that logs.
+koo logs in about forty places while it holds permits, money and connections. Its loggers therefore make sure that
+an exception from a handler or filter never reaches the line that logs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ _OF_HANDLER = "koo_of_handler"
 
 
 class CarefulLogger(logging.Logger):
-    """A logger whose failing handlers do not reach the code that logs."""
+    """A logger whose failing handlers do not raise in the code that logs."""
 
     def handle(self, record: logging.LogRecord) -> None:
+        # The standard library's handlers catch errors of their own `emit`. An error from a filter, or from a handler
+        # that catches nothing, arrives here. In the middle of a settlement it would skip the rest: the place is
+        # returned, but the money stays held.
         try:
             super().handle(record)
         except BaseException as error:  # noqa: BLE001 - the code that logs has a permit or money to return
+            # The failure is logged through the same handlers, so the handler that failed will usually fail again. That
+            # second record carries a mark, and its failure is dropped: otherwise this would recurse until the stack
+            # ends. An exit is passed on even then.
             if not hasattr(record, _OF_HANDLER):
                 outlive(error, "a log handler failed", of_handler=True)
             elif isinstance(error, EXITS):
@@ -29,17 +35,21 @@ class CarefulLogger(logging.Logger):
 
 
 def _take_care() -> None:
-    """The application may have created a logger of koo's first, so the class of the existing object is changed."""
+    """Make koo's loggers careful. The application may have created one before this import, so the existing object's
+    class is changed."""
     for name in LOGGERS:
         logging.getLogger(name).__class__ = CarefulLogger
 
 
 def outlive(error: BaseException, sentence: str, *, of_handler: bool = False) -> None:
-    """Log what a callback of the application raised, so that its caller continues and returns what it holds.
+    """Log an exception from the application's callback, so that the calling code continues and returns what it holds.
 
-    `SystemExit` and `KeyboardInterrupt` end the program all the same: the running event loop raises them next, as for a
-    callback of its own. Raises them here where no loop runs. `of_handler`: a failure to log this one too is ignored.
+    `SystemExit` and `KeyboardInterrupt` still end the program: the running event loop raises them next, as for a
+    callback of its own. They are raised here if no loop runs. `of_handler`: a failure to log this one is ignored.
     """
+    # An exit must not be swallowed (Ctrl-C would do nothing), and must not be raised here either: the caller has a
+    # permit or money to return first. A callback scheduled on the loop runs after that, and its exit leaves
+    # `run_forever`.
     if isinstance(error, EXITS):
         _raise_next(error)
     else:

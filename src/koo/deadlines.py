@@ -1,13 +1,13 @@
 """Deadlines: points in time, carried in a ContextVar, kept in one registry with few timers.
 
-`asyncio.timeout` puts a timer into the loop for each call and takes it out again, which costs as much as the rest of a
-guard. Almost no call lives until its deadline, so all deadlines within the same quarter of a second share a
-timer here. Calls still running when that quarter begins get a real timer for the rest: expiry is as exact as asyncio's.
+`asyncio.timeout` adds a timer to the loop for each call and removes it again, which costs as much as the rest of a
+guard. Almost no call runs until its deadline, so here all deadlines within the same quarter of a second share a timer.
+Calls still running when that quarter begins get a real timer for the rest: expiry is as exact as asyncio's.
 
-To its caller an `Alarm` is an `asyncio.timeout`: at its time it cancels the task; on leaving the block it turns *its
-own* cancellation into a TimeoutError and lets any other pass. The number of cancellations pending on entry is what
-separates the two when both happen in one turn of the loop; read later it would count the caller's cancellation as ours
-and swallow it.
+To its caller an `Alarm` behaves like `asyncio.timeout`. At its time it cancels the task; on leaving the block it turns
+*its own* cancellation into a TimeoutError and lets any other pass. If both happen in one turn of the loop, they are
+told apart by the number of cancellations that were pending on entry. Read any later, that number would include the
+caller's cancellation, which would then be taken for ours and swallowed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from koo.options import NEVER
 
 T = TypeVar("T")
 GRAIN_S = 0.25
+"""Long enough that a thousand calls a second share a few timers; a call that outlives it costs one timer more."""
 
 OVER = float("-inf")
 
 
 class Block:
-    """A deadline for a block. `until`: its time while the block runs, `OVER` afterwards. `outer`: the one around it.
+    """A deadline for a block. `until`: its time while the block runs, `OVER` afterwards. `outer`: the enclosing block.
 
-    A task started inside gets a copy of the context, and may run for hours after the block has ended. What it finds
-    there must not be a number, which would still end its calls, but an object that knows that it is over.
+    A task started inside gets a copy of the context, and may run for hours after the block has ended. A plain number in
+    that context would still cut off the task's calls, so the context holds this object, which is marked when the block
+    ends.
     """
 
     __slots__ = ("outer", "until")
@@ -50,12 +52,13 @@ block: ContextVar[Block] = ContextVar("koo_deadline", default=Block(NEVER))  # n
 
 
 class EndsAt:
-    """The deadline of the current work."""
+    """The deadline that applies to the current task."""
 
     __slots__ = ()
 
     def get(self) -> float:
-        """In monotonic seconds of the event loop; `NEVER` without one."""
+        """The deadline in monotonic seconds of the event loop; `NEVER` if there is none."""
+        # The innermost block that still runs. It is the nearest one too: a nested deadline never exceeds its outer one.
         found = block.get()
         while found.until == OVER:
             found = found.outer
@@ -66,19 +69,19 @@ ends_at = EndsAt()
 
 
 class WrongLoop(RuntimeError):
-    """It is in use on an event loop that runs in another thread."""
+    """Raised for something that is in use on an event loop in another thread."""
 
 
 TWO_LOOPS = (
-    "koo is open on another event loop that is still running, and what was opened there cannot be used here: hand "
-    "the whole coroutine over, `await asyncio.to_thread(koo.run, coroutine)` (without an event loop koo.run(coroutine) "
-    "alone), or open koo on this loop before anything else uses it: `await platform.open()`"
+    "koo is open on another event loop that is still running, and what was opened there cannot be used here: pass "
+    "the whole coroutine to it with `await asyncio.to_thread(koo.run, coroutine)` (without an event loop: "
+    "koo.run(coroutine)), or open koo on this loop before anything else uses it: `await platform.open()`"
 )
-"""The error's text for what cannot cross to a second loop."""
+"""The error text for things that cannot cross to a second loop."""
 
 
 class Deadlines:
-    """The registry of one event loop; a later `asyncio.run` in the same process takes it over."""
+    """The registry of one event loop. A later `asyncio.run` in the same process takes it over."""
 
     __slots__ = ("__weakref__", "grains", "loop")
 
@@ -87,18 +90,20 @@ class Deadlines:
         self.grains: dict[float, set[Alarm]] = {}
 
     def open(self, loop: asyncio.AbstractEventLoop, alarm: Alarm) -> set[Alarm]:
-        """A set for the alarm and all others that end in the same grain, with a timer.
+        """Return the set of all alarms that end in the same grain as this one, and start its timer.
 
-        Raises `WrongLoop` while the registry is in use in another loop.
+        Raises `WrongLoop` while the registry is in use on another loop.
         """
         if loop is not self.loop:
             self.bind(loop)
         grain = alarm.when // GRAIN_S
         members: set[Alarm] = set()
-        if grain == NEVER or grain != grain:
+        if grain == NEVER or grain != grain:  # infinity // x is NaN, and NaN is not equal to itself
             return members  # without a deadline there is no timer
         grains = self.grains
         grains[grain] = members
+        # A grain that has already begun is due now. `call_soon` and not a direct call: the alarm has not counted the
+        # pending cancellations yet, and would later take its own for the caller's.
         begins_at = grain * GRAIN_S
         if begins_at <= loop.time():
             loop.call_soon(begin_grain, loop, grains, grain)
@@ -107,17 +112,17 @@ class Deadlines:
         return members
 
     def unbind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Its work on this loop has ended, although the loop may still run."""
+        """Release the loop: koo's work on it has ended, although the loop itself may still run."""
         if self.loop is loop:
             self.loop, self.grains = None, {}  # pending timers keep their own sets
 
     def forget_parent(self) -> None:
-        """In a forked child, where the parent's loop appears to run and never does."""
+        """In a forked child: the parent's loop looks as if it were running there, but never does."""
         leave_behind(self.loop, self.grains)
         self.loop, self.grains = None, {}
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Bind it to this loop. Raises `WrongLoop` while it is in use on another one."""
+        """Bind the registry to this loop. Raises `WrongLoop` while it is in use on another one."""
         if self.loop is loop:
             return
         if self.loop is not None and self.loop.is_running():
@@ -128,7 +133,9 @@ class Deadlines:
 
 
 def begin_grain(loop: asyncio.AbstractEventLoop, grains: dict[float, set[Alarm]], grain: float) -> None:
-    """A grain's time has come: each alarm still running gets its own timer."""
+    """Give each alarm of this grain that is still running its own timer."""
+    # `grains` is passed in, not read from the registry: after `unbind` or `bind` the registry has another dictionary,
+    # and this timer must still find the alarms of the old loop.
     now = loop.time()
     for alarm in grains.pop(grain):
         if alarm.when <= now:
@@ -138,7 +145,7 @@ def begin_grain(loop: asyncio.AbstractEventLoop, grains: dict[float, set[Alarm]]
 
 
 class OwnTimer(Deadlines):
-    """For a single deadline: its timer is set and cancelled, so that none is left behind."""
+    """A registry for a single deadline, whose timer is cancelled on exit, so that none stays in the loop."""
 
     __slots__ = ()
 
@@ -154,7 +161,7 @@ class Alarm(Block):
     """`with Alarm(registry, when) as alarm:` ends the block with TimeoutError at `when`.
 
     `when` is in monotonic seconds of the loop. Inside the block `ends_at` is the alarm's time, if that is earlier than
-    what held before. Afterwards `alarm.expired` says whether the TimeoutError was this alarm's.
+    the deadline outside. Afterwards `alarm.expired` says whether the TimeoutError was this alarm's.
     """
 
     __slots__ = ("_cancelling", "_registry", "_token", "expired", "members", "task", "timer", "when")
@@ -170,8 +177,8 @@ class Alarm(Block):
         self._token: Token[Block] | None = None
 
     def __enter__(self) -> Alarm:
-        # The running loop, not the registry's: from another thread the latter would name whatever task that loop is
-        # running, and the deadline would cancel it.
+        # The running loop, not the registry's: called from another thread, `current_task` of the registry's loop would
+        # be whatever task runs there at the moment, and this deadline would cancel an unrelated task.
         try:
             loop = get_running_loop()
         except RuntimeError:
@@ -186,6 +193,7 @@ class Alarm(Block):
             members = registry.open(loop, self)
         members.add(self)
         self.members = members
+        # How many cancellations are pending now, before ours can be among them; see `_leave_expired`.
         self._cancelling = task.cancelling()
         outer, when = block.get(), self.when
         if when < outer.until or (outer.until == OVER and when < ends_at.get()):
@@ -205,31 +213,37 @@ class Alarm(Block):
         if self.expired:
             self._leave_expired(kind, error)
         else:
-            # The error's traceback keeps the frame that holds this alarm, and the task may keep the error. A task
-            # started inside keeps the alarm for as long as it runs.
+            # Breaks a cycle: the task may hold the error, whose traceback holds the frame with this alarm, which holds
+            # the task. And a task started inside keeps this alarm, through its context, for as long as it runs.
             del self.task
 
     def expire(self) -> None:
-        """Its time has come."""
+        """Called by the timer at `when`."""
         self.cut()
 
     def cut(self) -> None:
-        """End the block now."""
+        """End the block now, by cancelling its task."""
         self.expired = True
         self.task.cancel()
 
     def _leave_expired(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        # Take our own request back. If no more than on entry are left, nobody else has cancelled the task meanwhile,
+        # and the CancelledError was ours: it becomes a TimeoutError. If one more is left, the caller cancelled in the
+        # same turn of the loop. Then the CancelledError must pass, or the caller (a TaskGroup, a closing server) would
+        # wait for a task that goes on as if nothing had happened.
         ours = self.task.uncancel() <= self._cancelling
         del self.task
         if ours and kind is not None and issubclass(kind, CancelledError):
             raise TimeoutError from error
-        self.expired = False  # the caller's cancellation, or a result that won the race: not our timeout
+        self.expired = (
+            False  # the caller's cancellation, or the block finished in time after all: not our timeout
+        )
 
 
 class Lasting(Alarm):
-    """An alarm whose time may move while its block runs: `ends` is asked at the start, and again when it rings.
+    """An alarm whose time may move while its block runs: `ends` is read on entry, and again when the timer fires.
 
-    So a sign of life, or an operator's reset, costs no timer. Once the block has ended it may be entered again.
+    So renewing a lease, or an operator's reset, costs no timer. After the block has ended, it may be entered again.
     """
 
     __slots__ = ()
@@ -239,7 +253,7 @@ class Lasting(Alarm):
 
     @abstractmethod
     def ends(self) -> float:
-        """When the block ends, as things are now, in monotonic seconds of the loop."""
+        """When the block should end, as of now, in monotonic seconds of the loop."""
 
     def __enter__(self) -> Lasting:
         self.when, self.timer, self.expired = self.ends(), None, False
@@ -247,6 +261,7 @@ class Lasting(Alarm):
         return self
 
     def expire(self) -> None:
+        # The end has moved to a later time since the timer was set (a lease was renewed or lifted): wait for the rest.
         when = self.ends()
         if when <= self.when:
             self.cut()
@@ -258,11 +273,15 @@ class Lasting(Alarm):
 
 @coroutine
 def resumed(reading: Coroutine[object, object, T], waits_for: object) -> Generator[object, None, T]:
-    """`await` the rest of a coroutine that was started by hand with `send(None)`, and that now waits for this."""
+    """`await` the rest of a coroutine that was started by hand with `send(None)` and is now waiting for `waits_for`."""
+    # A read that finds its data in the buffer never suspends, so its caller drives it by hand and creates no task or
+    # timer. If it does suspend, this continues it: it passes each future to the event loop, and each result or
+    # exception back in, exactly as `await` would. Both happen outside the other's `except`, or one exception would
+    # become the context of another.
     while True:
         try:
             yield waits_for
-        except BaseException as error:  # noqa: BLE001 - a cancellation above all: it belongs to what waits
+        except BaseException as error:  # noqa: BLE001 - above all a cancellation, which the inner coroutine must receive
             thrown: BaseException | None = error
         else:
             thrown = None
@@ -276,17 +295,17 @@ def resumed(reading: Coroutine[object, object, T], waits_for: object) -> Generat
 
 
 class Deadline:
-    """`async with koo.deadline(2.5):` bounds everything inside, nested or guarded, in seconds from now.
+    """`async with koo.deadline(2.5):` limits everything inside, nested or guarded, to this many seconds from now.
 
-    A nested deadline can only shorten it. Raises TimeoutError when its time is over; as after a cancellation, it is
-    then unknown whether a COMMIT that was under way has happened. A task started inside is under it while the block
-    runs, and free of it afterwards. Without an event loop `with koo.deadline(2.5):` bounds each `koo.run` inside.
+    A nested deadline can only shorten it. Raises TimeoutError when the time is over. As after a cancellation, it is
+    then unknown whether a COMMIT in progress took effect. The deadline applies to a task started inside while the block
+    runs, and no longer. Without an event loop, `with koo.deadline(2.5):` limits each `koo.run` inside.
     """
 
     __slots__ = ("_alarm", "_block", "_in_s", "_token")
 
     loops_time: ClassVar[Callable[[], float]] = staticmethod(time.monotonic)
-    """The time of the loop that a call from this thread would run on: the bridge sets it."""
+    """Returns the time of the loop that a call from this thread would run on; set by the bridge."""
 
     def __init__(self, in_s: float) -> None:
         self._in_s = in_s
@@ -296,7 +315,7 @@ class Deadline:
 
     def __enter__(self) -> Deadline:
         if asyncio._get_running_loop() is not None:
-            raise RuntimeError("inside an event loop enter a deadline with `async with`")
+            raise RuntimeError("inside an event loop, enter a deadline with `async with`")
         self._block = Block(min(Deadline.loops_time() + self._in_s, ends_at.get()))
         self._block.outer = block.get()
         self._token = block.set(self._block)
@@ -311,7 +330,7 @@ class Deadline:
 
     async def __aenter__(self) -> Deadline:
         when = min(running_loop().time() + self._in_s, ends_at.get())
-        # Not `Deadlines()`: each new one would leave its grain's timer in the loop until that time comes.
+        # Not `Deadlines()`: each new registry would leave its grain's timer in the loop until it fires.
         self._alarm = Alarm(OwnTimer(), when).__enter__()
         return self
 

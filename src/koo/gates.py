@@ -2,20 +2,21 @@
 
     look at the breaker → key block → cooldown → limits → pace → bulkhead → hold money → admit
 
-A service has one key, one limit and one set of places, whatever model is called, so its gates are shared by the guards
-of all its models. Breaker, cooldown and counts are each model's own: the gates ask for them through `Guarded`.
+A service has one key, one limit and one set of places for all its models, so the guards of those models share these
+gates. Each model has its own breaker, cooldown and counts, which the gates reach through `Guarded`.
 
-A gate that refuses gives back what the gates before it took, in the same step. Gates that may wait come before the
-money, because a queue must not hold money hostage. The breaker is looked at first and asked last: first, so that a call
-that it will refuse takes no unit and joins no queue; last, because a probe's lease taken before a gate that then
-refuses would be a leak. While a call waits at one gate, an earlier one may shut; so after any wait the clock is read
-again, and a call that has passed the last queue starts again if an earlier gate would now refuse it.
+A gate that refuses returns what the gates before it took, in the same step. Gates that may wait come before the money,
+because a queued call must not tie up budget that another call could spend. The breaker is checked first and its permit
+taken last. The check comes first so that a call that it will refuse takes no unit and joins no queue. The permit comes
+last because a probe's lease would leak if a later gate refused. An earlier gate may shut while a call waits at a later
+one. So after any wait the clock is read again, and a call that has passed the last queue starts over if an earlier gate
+would now refuse it.
 
-`take` is the short way: everything at once, without waiting, or nothing. `take_in_turn` is the long one, gate by gate.
+`take` is the fast path: it takes everything without waiting, or nothing. `take_in_turn` is the slow path, gate by gate.
 
 Four of the gates are rarely shut (the service's quota, a blocked key, pacing, the queue for a limit). `quiet` is True
-while all four are open and have no state to clear, so the short way checks one flag. Each of them is shut through
-a method here, which clears the flag; the first call that finds them all open sets it again.
+while all four are open and have no state to clear, so the fast path checks a single flag. A method here shuts each of
+them and clears the flag; the first call that finds all four open sets it again.
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ from koo.policies.verdict import Fault
 from koo.refusals import OURS, SERVICES, Family
 
 KEY_CHECK_S = 2.0
-"""An unbilled check of a refused key starts within a second of its time, and usually has its answer in another."""
+"""An unbilled check of a refused key starts within a second of its due time, and usually ends within another."""
 NEWS_S = 1.0
-"""A pause extended by less is not published again; each call of a burst moves its end a little."""
+"""A pause extended by less than this is not published again: each call of a burst moves the end a little."""
 
 is_fed: ContextVar[bool] = ContextVar("koo_is_fed", default=False)
-"""True for the queries of a list, of which no more are started than there are places: for them no queue is too long.
-Otherwise they would be refused because of their own list."""
+"""True for the queries of a list, which starts no more of them than there are places. The limit on the queue's length
+does not apply to them: a list would otherwise have its own queries refused."""
 
 
 class Guarded(Protocol):
-    """What the gates ask of the guard behind a call: what one model does not share with the others."""
+    """The part of a guard that the gates use: what each model has for itself."""
 
     breaker: Breaker
     cooldown: Cooldown
@@ -68,9 +69,9 @@ class Guarded(Protocol):
 class Gates:
     """The gates that all guards of one dependency share.
 
-    `name` appears in errors. `limits` and `bulkhead` are unlimited and `options.concurrency_max` unless given. `draw`:
-    numbers in [0, 1). `publish` receives events. `place_settings`: an operator's names for `concurrency_max` and
-    `queue_max`, for errors. Nothing here belongs to an event loop until the first call.
+    `name` appears in errors. Without `limits` there are none; without `bulkhead` there are `options.concurrency_max`
+    places. `draw` returns numbers in [0, 1). `publish` receives events. `place_settings`: the settings' names for
+    `concurrency_max` and `queue_max`, quoted in errors. Nothing here is bound to an event loop before the first call.
     """
 
     __slots__ = (
@@ -104,18 +105,19 @@ class Gates:
         self.place_settings = place_settings
         self.quota = Cooldown()
         self.retry_budget = RetryBudget(options.retry, clock.monotonic())
-        self.pacing: set[Pacer] = set()  # those that may have to hold a call back
+        self.pacing: set[Pacer] = set()  # the pacers that may have to delay a call
         self.key_blocks = KeyBlocks()
-        # One call at a time asks a full limit again, the others in order behind it.
+        # Only the head of the queue retries a full limit; the others wait behind it, in order.
         self.limit_queue = Bulkhead(1)
         self.quiet = False
-        # A digest, if it is not the service's own; `kin`: the gates of all credentials, which share limits and places.
+        # `credential`: a digest of the key, empty for the service's own key. `kin`: the gates of all the service's
+        # keys, which share its limits and places.
         self.credential, self.kin = "", {self}
 
-    # ── the short way ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── the fast path ─────────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, now: float, paused_until: float) -> bool:
-        """Take a unit of each limit and a place, if no gate refuses or waits; else take nothing.
+        """Take a unit of each limit and a place if no gate refuses or has to wait; else take nothing.
 
         `paused_until` is the end of the model's own cooldown.
         """
@@ -133,25 +135,28 @@ class Gates:
         quota = self.quota
         if now < quota.until or self.key_blocks or self.limit_queue.used or self._is_paced(now):
             return False
-        # A level that is left must see the next success: otherwise the next guess of a pause starts too long.
+        # `level` counts guessed pauses in a row, and only a success clears it, through `ease`, which a quiet guard
+        # skips. With `quiet` set too early the level would stay, and the first pause of the next incident would be
+        # minutes long.
         self.quiet = not quota.level
         return True
 
     def _is_paced(self, now: float) -> bool:
-        """True while a burst that fills all free places could break one of the provider's limits."""
-        # Calls on the short way are not counted against the limits, so it is open only where counting is idle: each
-        # answer is checked again, and until the next one no more calls leave than there are places.
+        """True while a burst that fills all places could exceed one of the provider's limits."""
+        # The fast path does not count calls against the provider's limits. It is therefore open only while counting is
+        # not needed: even if every place is filled before the next response arrives, the limits have room for all those
+        # calls. Each response's headers are checked again, and shut the fast path once the room is smaller than that.
         places = self.bulkhead.limit
         self.pacing = {pacer for pacer in self.pacing if not pacer.allows(places, now)}
         return bool(self.pacing)
 
     def give_back(self, taken_at: float) -> None:
-        """The call that took its units at `taken_at` is not made after all."""
+        """Return the place and the units, taken at `taken_at`, of a call that is not made after all."""
         self.bulkhead.give_back()
         self.limits.refund(taken_at)
 
     def refuse_full(self, guard: Guarded, now: float, deadline: float, on_limit: str | None) -> None:
-        """The short way out: refuse a call that `take` found no unit for, if no other gate has to be checked."""
+        """Refuse a call that `take` found no unit for, without the slow path, if no other gate has to be checked."""
         refusal = self.limits.refusal(now)
         if refusal is None or not self.quiet or on_limit == "wait":
             return
@@ -161,17 +166,17 @@ class Gates:
         wait_s = None if refusal[1] == NEVER else refusal[1] - now
         raise self.family.limited(self.name, refusal[0], wait_s, kind=Kind.RATE_LIMITED)
 
-    # ── the long way ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── the slow path ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def take_in_turn(self, guard: Guarded, passage: Passage) -> float:
-        """Pass the gates one by one; returns when the limits' units were taken, for their refund.
+        """Pass the gates one by one; returns the time at which the limits' units were taken, needed to refund them.
 
-        Raises an error of `family`; then nothing stays taken.
+        Raises an error of `family`, and then nothing stays taken.
         """
         while True:
             taken_at = self.clock.monotonic()
-            # The usual reason to wait is a place alone. With a pool as small as a database's nearly every call waits
-            # for one, and asking each gate again, each in its own coroutine, costs twice the wait itself.
+            # A call usually waits for a place only. With a pool as small as a database's, nearly every call does, and
+            # passing every gate again, each in its own coroutine, would cost twice as much as the wait itself.
             for_place = (
                 self.quiet and not self._is_shut(guard, taken_at) and self.limits.take(taken_at) is None
             )
@@ -183,13 +188,15 @@ class Gates:
                 if not for_place:
                     passage.paced = await self._pace(guard, passage)
                 await self._take_place(guard, passage)
+            # A cancellation in the queue too: a unit that is not refunded is missing for the rest of its minute or day.
             except BaseException:
                 self.limits.refund(taken_at)
                 self.give_back_cell(guard, passage)
                 raise
             now = self.clock.monotonic()
-            # The unit moves to the time of the call: counted from the start of the wait, it would come back too early,
-            # and let 61 calls out within a minute.
+            # The unit is moved to the time of the call. Counted from the start of the wait it would become free too
+            # early: of 60 calls a minute, one that waited 30 s would be forgotten 30 s after it left, and let a 61st
+            # out within the same minute. Refund and take are one step, so no other caller can get the unit in between.
             self.limits.refund(taken_at)
             if (
                 (self.quiet or not for_place)
@@ -199,13 +206,13 @@ class Gates:
                 if self.key_blocks:
                     self.key_blocks.let_out(guard.model, now)
                 return now
-            # While this call waited for a place, a gate before it has shut (the provider asked for a pause, say). With
-            # a hundred calls queued for places, all hundred would run into it.
+            # An earlier gate has shut while this call waited for a place (the provider asked for a pause, say). Without
+            # starting over, a hundred calls queued for places would all be sent into that pause.
             self.bulkhead.give_back()
             self.give_back_cell(guard, passage)
 
     def give_back_cell(self, guard: Guarded, passage: Passage) -> None:
-        """An attempt that may have booked a cell of the pacer is not made."""
+        """Return the pacer's cell, if this attempt booked one: the attempt is not made."""
         if passage.paced:
             guard.pacer.give_back()
             passage.paced = False
@@ -220,7 +227,7 @@ class Gates:
         )
 
     def look(self, guard: Guarded) -> None:
-        """Refuse early, before anything is taken or waited for."""
+        """Refuse early, before anything is taken and before any wait."""
         now = self.clock.monotonic()
         if guard.breaker.refuses(now):
             self.refuse_open(guard, now)
@@ -239,11 +246,11 @@ class Gates:
             passes = cooldown.kind is Kind.THROTTLED or passage.on_limit == "wait"
             if passage.on_limit == "refuse" or not passes or cooldown.until >= passage.deadline:
                 self.refuse(guard, self.family.limited, cooldown.reason, wait_s, cooldown.kind)
-            # An operator's reset ends the pause earlier, but wakes no sleeper.
+            # In steps: an operator's reset ends the pause early, but wakes no sleeper.
             await self.clock.sleep(min(wait_s, LOOK_AGAIN_S))
 
     async def _pace(self, guard: Guarded, passage: Passage) -> bool:
-        """Wait until the provider's own limits have room; returns True, since a cell was booked."""
+        """Wait until the provider's own limits have room, and book a cell. Always returns True: a cell was booked."""
         pacer, line, now = guard.pacer, guard.pacer.line, self.clock.monotonic()
         wait_s = self._pace_s(guard, passage, now, len(line.line) + line.used)
         if line.used or wait_s:
@@ -253,7 +260,7 @@ class Gates:
             try:
                 while wait_s := self._pace_s(guard, passage, now := self.clock.monotonic(), 0):
                     self._check_pace(guard, passage, now, wait_s)
-                    # The next answer may bring the time forward, but wakes no sleeper.
+                    # In steps: the next response may show that there is room sooner, but wakes no sleeper.
                     await self.clock.sleep(min(wait_s, LOOK_AGAIN_S))
             finally:
                 line.give_back()
@@ -261,11 +268,12 @@ class Gates:
         return True
 
     def _pace_s(self, guard: Guarded, passage: Passage, now: float, ahead: int) -> float:
-        """How long a call behind `ahead` others waits at least, for the provider's limits or for a pilot."""
+        """The least time that a call behind `ahead` others waits, for the provider's limits or for a pilot call."""
         pacer, breaker = guard.pacer, guard.breaker
         pacer.count(breaker.given)
         wait_s = pacer.wait_s(now, ahead)
-        # A call that does not wait must not be refused only because the service has never been called before.
+        # Before the first response the limits are unknown, and a few pilot calls go ahead to learn them. A call that
+        # does not wait must not be refused only because the service has never been called before.
         asks = pacer.knows or passage.on_limit != "refuse"
         if asks and pacer.must_follow(now, breaker.given - breaker.running):
             wait_s = max(wait_s, PILOT_LOOK_S)
@@ -277,7 +285,7 @@ class Gates:
 
     def _refuse_pace(self, guard: Guarded, wait_s: float) -> NoReturn:
         reason = "the provider's limit is nearly used up"
-        if guard.pacer.asks:  # the answer that all wait for comes no sooner than answers usually do
+        if guard.pacer.asks:  # the pilot's response, which all wait for, takes as long as responses usually do
             wait_s = max(wait_s, guard.tally.recent(self.clock.monotonic()).percentile_s(0.5), LOOK_AGAIN_S)
         self.refuse(guard, self.family.limited, reason, wait_s, Kind.COOLING_DOWN)
 
@@ -296,20 +304,21 @@ class Gates:
             self._refuse_place(guard, f"no place became free before the deadline: {running(bulkhead)}")
 
     def _widen(self) -> None:
-        """Time alone widens a ramp: without this timer nothing would wake the calls that wait for it."""
+        """Widen the ramp, and set the next timer. Without it nothing would wake the calls that wait for a wider
+        ramp."""
         bulkhead = self.bulkhead
         bulkhead.widen(self.clock.monotonic())
         if bulkhead.line and bulkhead.cap < bulkhead.limit:
             get_running_loop().call_at(bulkhead.widens_at, self._widen)
 
     def stand_in_line(self, bulkhead: Bulkhead, guard: Guarded, deadline: float) -> Awaitable[bool]:
-        """As `stand_in`, where the queue is not full."""
+        """As `stand_in`, but refuses if the queue is full."""
         if (
             len(bulkhead.line) >= self.options.queue_max
             and bulkhead.used >= bulkhead.cap
             and not is_fed.get()
         ):
-            self._refuse_place(guard, f"the queue is full: {len(bulkhead.line)} callers are waiting already")
+            self._refuse_place(guard, f"the queue is full: {len(bulkhead.line)} callers are already waiting")
         return self.stand_in(bulkhead, deadline)
 
     async def stand_in(self, bulkhead: Bulkhead, deadline: float) -> bool:
@@ -322,8 +331,10 @@ class Gates:
             with Alarm(self.deadlines, deadline):
                 await waiter
         except BaseException as error:
-            # If it was cancelled in the very step in which it got its place, the next in the queue gets that. Otherwise
-            # the place would belong to a call that is gone, and after `limit` such calls none would be left.
+            # `give_back` counts the place as this waiter's when it sets the future's result, one turn of the loop
+            # before the waiter runs. If the cancellation arrives in that turn, the place must go to the next in the
+            # queue. Otherwise it would belong to a call that no longer exists, and after `limit` such calls none would
+            # be left.
             bulkhead.leave(waiter, granted=waiter.done() and not waiter.cancelled())
             if isinstance(error, TimeoutError):
                 return False
@@ -333,10 +344,12 @@ class Gates:
     # ── what shuts a gate ─────────────────────────────────────────────────────────────────────────────────────
 
     def apply_fault(self, guard: Guarded, fault: Fault, now: float) -> None:
-        """What an answer asks of all later calls: to pause, or not to use the key."""
+        """Apply what a response demands of all later calls: a pause, or not to use the key."""
         if fault.block is not None:
             self._heed_refused_key(guard, fault, now)
             return
+        # Most rate limits are per model, so a 429 pauses this model only; a quota or unpaid bill pauses the whole
+        # service.
         cooldown = self.cooldown_of(guard, fault)
         whole, until = cooldown is self.quota, cooldown.until
         limited = fault.kind is Kind.THROTTLED
@@ -361,39 +374,39 @@ class Gates:
             self.emit(KeyBlocked(self.name, reason, model, self.credential, last, again_in_s))
 
     def cooldown_of(self, guard: Guarded, fault: Fault) -> Cooldown:
-        """The pause that a fault belongs to: the whole service's, or the model's own."""
+        """The cooldown that a fault extends: the whole service's, or the model's own."""
         return self.quota if fault.reach == "service" else guard.cooldown
 
     def _asked_s(self, fault: Fault) -> float | None:
-        """How long the other side asked us to stay away: in seconds, or as a time of day."""
+        """The pause that the provider asked for, in seconds; it may have named a duration or a time of day."""
         if fault.until_wall_s is None:
             return fault.retry_after_s
         return max(fault.until_wall_s - self.clock.wall(), fault.retry_after_s or 0.0)
 
     def pause(self, now: float, asked_s: float | None, draw: Draw, kind: Kind, reason: str) -> float:
-        """The whole service asked us to stay away (see `Cooldown.extend`); returns for how many seconds."""
+        """Pause all calls of the service (see `Cooldown.extend`); returns for how many seconds."""
         self.quiet = False
         return self.quota.extend(now, asked_s, draw, kind, reason)
 
     def block_key(self, model: str | None, reason: str, since: float, until: float = NEVER) -> bool:
-        """Send nothing with the key (or, for a `model`, nothing to that); returns False if it is blocked already."""
+        """Stop using the key (with a `model`: only for that model); returns False if it is already blocked."""
         self.quiet = False
         return self.key_blocks.set(model, reason, since, until)
 
     def ease(self, model: str | None, now: float) -> None:
-        """A call succeeded: guesses of pauses start small again, and a key that was being tried works."""
+        """After a successful call, guessed pauses start small again, and a blocked key that was being tested works."""
         self.quota.ease()
         if self.key_blocks:
             for one in self.key_blocks.end_by_success(model, now):
                 self.emit(KeyUnblocked(self.name, one, self.credential))
 
     def watch_pace(self, pacer: Pacer) -> None:
-        """A pacer may have to hold calls back from now on."""
+        """From now on this pacer may have to delay calls."""
         self.pacing.add(pacer)
         self.quiet = False
 
     def tick(self, now: float) -> None:
-        """What time alone brings about."""
+        """Apply the changes that time alone causes."""
         self.limits.roll(now)
         if self.bulkhead.cap < self.bulkhead.limit:
             self.bulkhead.widen(now)
@@ -405,7 +418,7 @@ class Gates:
     ) -> NoReturn:
         """Count a refusal and raise it; `wait_s`: when to come back, None if unknown."""
         guard.tally.record_refusal(kind, self.clock.monotonic())
-        # A new exception each time: a shared one's traceback would grow without end.
+        # A new exception each time: every raise of a shared one would add to its traceback, without end.
         refusal = error(self.name, reason, wait_s, kind=kind)
         if wait_s is not None and kind is not Kind.CIRCUIT_OPEN:
             self.tell_wait(guard, refusal)
@@ -414,12 +427,12 @@ class Gates:
         try:
             raise refusal
         finally:
-            del refusal  # its traceback keeps this frame, and the frame would keep it
+            del refusal  # its traceback refers to this frame, which would refer back to it: a cycle
 
     def tell_wait(self, guard: Guarded, error: KooError) -> None:
-        """Give an error no earlier time than koo itself admits the same call, as far as that is known."""
-        # The gate that refused need not be the one that stays shut longest; and a failed attempt may have shut another.
-        # A caller that came back exactly on time would be refused once more.
+        """Raise the error's `retry_after_s` to the time at which koo itself admits the same call, if that is known."""
+        # The gate that refused may not be the one that stays shut longest, and a failed attempt may have shut another.
+        # A caller that returned exactly at the earlier time would be refused again.
         now = self.clock.monotonic()
         opens_at = self._others_open_at(guard, now)
         if guard.breaker.refuses(now):
@@ -428,7 +441,7 @@ class Gates:
             error.retry_after_s = max(error.retry_after_s or 0.0, opens_at - now)
 
     def _others_open_at(self, guard: Guarded, now: float) -> float:
-        """When the last of the gates behind the breaker that know their time opens, in monotonic seconds."""
+        """When the last gate behind the breaker opens, in monotonic seconds; ignores gates whose time is unknown."""
         at = max(guard.cooldown.until, self.quota.until, self.limits.full_until)
         if self.pacing:
             at = max(at, now + guard.pacer.wait_s(now))
@@ -437,19 +450,19 @@ class Gates:
         return at
 
     def _ends_at(self, block: KeyBlock) -> float:
-        """When a key that works again is used: at its known end, after the check that finds it so, or by a call."""
-        if block.until != NEVER:  # such a block is not checked
+        """When a repaired key is used again: at the block's known end, after a successful check, or by a call."""
+        if block.until != NEVER:  # a block with a known end is not checked
             return block.until
         return block.check_at + (0.0 if self.key_blocks.by_calls else KEY_CHECK_S)
 
     def refuse_open(self, guard: Guarded, now: float) -> NoReturn:
-        """The breaker refuses: why, and when to come back."""
+        """Refuse because of the breaker, with the reason and the time to retry."""
         reason, wait_s = guard.breaker.refusal(now)
         guard.breaker.refused += 1
         others_at = self._others_open_at(guard, now)
         if wait_s < others_at - now < NEVER:
             wait_s = others_at - now
-        # Forced open without an end: any time would be invented.
+        # Forced open without an end: there is no true time to give.
         until_s = None if wait_s == NEVER else wait_s
         self.refuse(guard, self.family.circuit_open, reason, until_s, Kind.CIRCUIT_OPEN)
 
@@ -460,7 +473,7 @@ class Gates:
         self.refuse(guard, self.family.saturated, reason, self._place_in_s(guard), Kind.SATURATED)
 
     def _place_in_s(self, guard: Guarded) -> float | None:
-        """When a place is likely to be free: calls end at the pace of an average one. None before the first success."""
+        """When a place is likely to be free, if calls take as long as the average. None before the first success."""
         bulkhead, total = self.bulkhead, guard.tally.totals()
         if not bulkhead.limit or not total.successes:
             return None
@@ -469,7 +482,8 @@ class Gates:
     # ── events ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def emit(self, event: Event) -> None:
-        """Publish one event; a failing listener is only logged, or it would keep a permit, a place or a hold."""
+        """Publish one event. A failing listener is only logged: its error would skip the return of a place or of
+        money."""
         try:
             if self.publish is not None:
                 self.publish(event)
@@ -478,7 +492,7 @@ class Gates:
 
 
 def running(bulkhead: Bulkhead) -> str:
-    """How full it is, in words."""
+    """How full the bulkhead is, as part of a sentence."""
     calls = "1 call is" if bulkhead.used == 1 else f"{bulkhead.used} calls are"
     waiting = len(bulkhead.line)
     return f"{calls} running and {waiting} {'is' if waiting == 1 else 'are'} waiting"

@@ -1,16 +1,16 @@
 """Guard: the one place where policies meet I/O.
 
-A guard stands before one dependency: a database host, or one model of an AI service. It *has* a breaker, a cooldown and
-counts of its own, and asks the gates that it shares with the other models of its service (`koo.gates`).
+A guard protects one dependency: a database host, or one model of an AI service. It has its own breaker, cooldown and
+counts, and shares its gates with the other models of the same service (`koo.gates`).
 
-Each attempt enters through the gates, runs, and settles exactly once, whatever happens: by its result, by an error,
-by a cancellation (NEUTRAL), or by the end of its time. Between two attempts the policies are asked and answer; they
-never call back. What a failed attempt took is given back before the next one enters: a pause keeps no place, no money.
+Each attempt passes the gates, runs, and settles exactly once: by its result, an error, a cancellation (NEUTRAL) or a
+timeout. Between two attempts the guard consults the policies; they never call back. A failed attempt returns everything
+it took before the next one enters, so a call that is pausing before a repeat occupies no place and holds no money.
 
-There are two faces over one permit. `call` runs a function, and runs it again if that is safe and worthwhile. `begin`
-and `permit()` return a `Scope` for a block or a stream, whose owner ends it.
+The guard has two interfaces over one permit. `call` runs a function, and repeats it if that is safe and worthwhile.
+`begin` and `permit()` return a `Scope` for a block or a stream, which its owner ends.
 
-Nothing here awaits between two looks at a policy unless it says so, so on one event loop each step is atomic.
+Code here does not await between two decisions unless it says so. On one event loop each step is therefore atomic.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ __all__ = ["Guard", "Scope"]
 
 T = TypeVar("T")
 RAMP_FACTOR = 2
-"""After closing, this many times the probes that closed it may run at first (rule R16): more are not known to work."""
+"""After closing, this many times the number of probes that closed it may run at first (rule R16). Nothing has shown yet
+that the backend can take more."""
 CUT_S_MIN, USUAL_CUT = 0.5, 2.0
-"""A call cut short by its caller is evidence only if it had lasted this long, and twice as long as calls usually take:
-callers in a hurry must not make a healthy service look ill."""
+"""A call cut short by its caller counts as evidence only if it had run for at least half a second and for twice the
+median call. Callers with short deadlines must not make a healthy service look unhealthy."""
 
 
 class Guard:
     """One guarded dependency: `gates` with a breaker, a cooldown and counts for one `model` (None: there is only one).
 
-    `classify` says what an error means. `on_outage(guard, in_row)` is called for each counted failure of the host that
-    all models of the service share; see `count_outage`.
+    `classify` maps an error to its meaning. `on_outage(guard, in_row)` is called for each counted connection failure to
+    the host that all models of the service share; see `count_outage`.
     """
 
     __slots__ = (
@@ -87,7 +88,7 @@ class Guard:
         self.check_error: Failure | None = None
         self._classify = classify
         self._on_outage = on_outage
-        self._deadlines = gates.deadlines  # these two are kept here, because each call reads them
+        self._deadlines = gates.deadlines  # these two are cached because each call reads them
         self._monotonic: Callable[[], float] = gates.clock.monotonic
 
     def __repr__(self) -> str:
@@ -100,7 +101,7 @@ class Guard:
         """Monotonic seconds of this guard's clock."""
         return self._monotonic()
 
-    # ── the two faces ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── the two interfaces ────────────────────────────────────────────────────────────────────────────────────
 
     async def call(
         self,
@@ -113,22 +114,28 @@ class Guard:
         has_next: bool = False,
         scope: Scope[T] | None = None,
     ) -> T:
-        """Run `operation(*args)` under guard, again if that is safe and worthwhile.
+        """Run `operation(*args)` through the guard, and repeat it if that is safe and worthwhile.
 
-        Raises what the operation raised (or what the classifier makes of it, `from` the original), or a refusal of
-        the guard's family. `on_limit`: None waits for a pause that the other side asked for, and is refused by our own
-        limits; "wait" queues for both within the deadline, and for an open breaker unless `has_next`; "refuse" waits
-        for neither. `timeout_s` is the caller's, unless `is_ours`; without it the option holds, which is ours. With a
-        `scope` a success is not settled: the scope keeps the permit.
+        Raises what the operation raised (or the classifier's replacement, `from` the original), or a refusal of the
+        guard's family. `on_limit`: None waits for a pause that the provider requested, but our own limits refuse it;
+        "wait" queues for both within the deadline, and for an open breaker unless `has_next`; "refuse" waits for
+        neither. `timeout_s` is the caller's timeout, unless `is_ours`; without it the option applies, which is ours.
+        With a `scope` a success is not settled: the scope keeps the permit.
         """
         now, options = self._monotonic(), self.options
         # `if` instead of `min()`, here and below: two calls of `min` would be a tenth of the guard's overhead.
         deadline, outer = now + (options.timeout_s if timeout_s is None else timeout_s), block.get().until
         is_ours = is_ours or timeout_s is None
-        if outer <= deadline:  # or its block is over: then the one around it counts
+        # `outer` is the innermost `koo.deadline` around this call. It is -inf (`OVER`) if that block has ended while
+        # this task, started inside it, goes on: `ends_at` then finds the next enclosing block that still runs. A tie
+        # belongs to the caller, so `<` and not `<=`: ours would count the cut as a failure of the service.
+        if outer <= deadline:
             is_ours, deadline = deadline < (outer := ends_at.get()) and is_ours, min(deadline, outer)
+        # An open breaker refuses before anything is taken: during an outage this is the path of almost every call.
         if self.breaker.refuses(now):
             self.gates.refuse_open(self, now)
+        # The fast path: no gate is shut, so there is nothing to wait for and no `Passage` to allocate. `take` has no
+        # await and takes everything or nothing, so no other task can come between the check and the unit.
         passage = None
         if now < deadline and self.gates.take(now, self.cooldown.until):
             if charge is None:
@@ -140,9 +147,15 @@ class Guard:
             passage = Passage(charge, deadline, on_limit, is_ours, has_next)
             permit = await self.enter(passage)
         while True:
-            # An attempt ends at the earliest of three times. After the deadline its caller is gone. Without the limit
-            # of an attempt, one that hangs would use up the time of all its repeats. And a probe whose lease is over
-            # has made room for the next one: if it ran on, two probes would hit a backend meant for one.
+            # An attempt ends at the earliest of three times, and each prevents another failure:
+            # * The deadline of the whole call. After it nobody waits for the result, but the attempt would still occupy
+            #   a place, and its money would stay held.
+            # * The attempt timeout. Without it one hanging attempt would use up the time of all its repeats.
+            # * A probe's lease. The breaker frees the lease's slot at its end, and admits the next probe. If this one
+            #   ran on, two probes would load a recovering backend that was to receive one.
+            # The first two are fixed, so a plain alarm on a shared timer is enough. A lease may be renewed or lifted
+            # while the attempt runs, so only an attempt that a lease (or a stream) can end gets the alarm that checks
+            # again when it rings.
             until = permit.given_at + options.attempt_timeout_s
             if deadline < until:
                 until = deadline
@@ -151,11 +164,19 @@ class Guard:
             try:
                 with alarm:
                     result = await operation(*args)
-            except BaseException as error:  # noqa: BLE001 - a cancellation too must end its permit; it is raised again
+            # From `_admit` on this call owns a permit, a place, and perhaps held money. Every way out of the `try` (the
+            # alarm's TimeoutError too, which `with` raises inside it) must settle them exactly once: `_fail`,
+            # `_settle_success` or `scope.keep`. `except Exception` would miss a cancellation. Its probe would then keep
+            # the breaker half open until the lease ends, its place would be gone for the life of the process, and its
+            # money would stay held.
+            except BaseException as error:  # noqa: BLE001 - a cancellation must settle its permit too; it is raised again
+                # A cancellation is NEUTRAL. If it counted as a failure, users who close a page would open the circuit;
+                # if it counted as a success, a cancelled probe would close the circuit of a dead backend.
                 passage = passage or Passage(charge, deadline, on_limit, is_ours, has_next)
                 pause = self._fail(passage, permit, error, alarm)
                 permit = await self._enter_again(passage, pause)
             else:
+                # No await between the result and its settlement: a cancellation delivered there would lose the permit.
                 if scope is None:
                     self._settle_success(permit, charge, passage is None or passage.attempt == 1)
                     return result
@@ -176,7 +197,7 @@ class Guard:
     ) -> Scope[T]:
         """As `call`, but a success keeps its permit: the scope's `value` is the result, and its owner settles it.
 
-        `scope`: one that the operation knows already (see `Scope.streams`).
+        `scope`: a scope that the operation already has a reference to (see `Scope.streams`).
         """
         if scope is None:
             scope = Scope(self)
@@ -187,29 +208,34 @@ class Guard:
         return scope
 
     def _watch(self, permit: Permit, until: float, deadline: float, scope: Scope[T] | None) -> Alarm:
-        """The alarm of an attempt whose end may move: a probe's, or that of a stream, which may think for longer."""
+        """The alarm of an attempt whose end may move: a probe, or a stream, which may be silent for longer."""
+        # A stream bounds its own silences, so the attempt timeout does not apply: a long answer would be cut off in the
+        # middle of its content. The scope gets the permit now, because it renews the lease while the operation runs.
         if scope is not None and scope.streams:
             scope.permit, until = permit, deadline
         return AlarmOfProbe(self._deadlines, permit, until)
 
     def permit(self, charge: Charge | None = None, on_limit: OnLimit | None = None) -> Scope[None]:
-        """`async with guard.permit() as scope:` for a block: never repeated, judged by what leaves it."""
+        """`async with guard.permit() as scope:` for a block. It is never repeated, and judged by the exception that
+        leaves it."""
         return Scope(self, Passage(charge, NEVER, on_limit))
 
     # ── the way in ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def enter(self, passage: Passage) -> Permit:
-        """Pass all gates, waiting where that is allowed. Raises a refusal; then nothing stays taken."""
+        """Pass all gates, waiting if that is allowed. Raises a refusal, and then nothing stays taken."""
         gates, charge = self.gates, passage.charge
         now = self._monotonic()
         if now >= passage.deadline:
             self._refuse_late()
-        # Before the queues: a call that the breaker will refuse anyway must not stand in them, nor take a unit.
+        # Checked before the queues: a call that the breaker will refuse anyway must not wait in them or take a unit.
         if self.breaker.refuses(now):
             gates.refuse_open(self, now)
-        passage.paced = False  # the cell of an earlier attempt was used
+        passage.paced = False  # an earlier attempt has used its cell
         if not gates.take(now, self.cooldown.until):
             now = await gates.take_in_turn(self, passage)
+            # A place may be granted in the same turn of the loop in which the deadline passes. Without this check the
+            # operation would start with no time left, and perhaps send a request that is billed and never read.
             if now >= passage.deadline:
                 gates.give_back(now)
                 gates.give_back_cell(self, passage)
@@ -232,6 +258,9 @@ class Guard:
 
     async def _pay(self, charge: Charge, deadline: float, taken_at: float) -> Permit:
         """Hold the money, then pass the last gate."""
+        # `hold` may wait for the store. A refusal, an error or a cancellation there leaves no money held (see
+        # `Charge`), but the place and the units taken before it are this call's to return: the place would never come
+        # free.
         try:
             await charge.hold(deadline)
         except BaseException as error:
@@ -249,7 +278,9 @@ class Guard:
         return self._admit(taken_at, charge, now)
 
     def _admit(self, taken_at: float, charge: Charge | None, now: float) -> Permit:
-        """The last gate. Whatever waited before it, the breaker is asked about now."""
+        """The last gate: the breaker's permit, decided as of now and not as of the start of the wait."""
+        # The breaker may have opened while this call waited for a place or for its money. Taken earlier, the permit
+        # would be worse: a probe's lease held by a call that a later gate refuses blocks recovery until it runs out.
         breaker, gates = self.breaker, self.gates
         permit = breaker.admit(now, gates.draw)
         if breaker.happened:
@@ -262,7 +293,7 @@ class Guard:
         return permit
 
     async def _enter_again(self, passage: Passage, pause_s: float | None) -> Permit:
-        """Pause, and pass all gates once more. A repeat that is never made costs no token."""
+        """Pause, and pass all gates again. A repeat that is never made costs no token of the retry budget."""
         try:
             if pause_s is not None:
                 await self._pause(pause_s)
@@ -278,7 +309,9 @@ class Guard:
         return permit
 
     async def _pause(self, pause_s: float) -> None:
-        """Sleep until the pause is over, or an operator resets: then its reason is gone too."""
+        """Sleep until the pause is over, or until an operator resets the guard: then there is no reason left to
+        wait."""
+        # In steps, because a reset wakes no sleeper: after one, callers in a pause of minutes follow within a second.
         resets, over_at = self.resets, self.now() + pause_s
         while True:
             await self.gates.clock.sleep(min(pause_s, LOOK_AGAIN_S))
@@ -296,7 +329,13 @@ class Guard:
         slow: bool | None = None,
         took_s: float | None = None,
     ) -> None:
-        """`first`: it was the first attempt. The rest as for `leave`."""
+        """`first`: it was the first attempt. For `slow` and `took_s` see `leave`."""
+        # The order matters. The place comes first: if this success closes the breaker, the ramp starts from the number
+        # of calls still running, and this one is not. `give_back` also assigns the place to the longest waiter, which
+        # only wakes on a later turn of the loop; left free until then, a newcomer would take it. Publishing comes after
+        # the breaker's state is set, because listeners read it. Money comes last: if its settlement fails, everything
+        # else is already returned. A result of an older generation changes nothing here: `breaker.settle` drops it,
+        # because it is from before the last trip or recovery. The call is still counted in the tally.
         now, breaker, gates, cooldown = self._monotonic(), self.breaker, self.gates, self.cooldown
         if took_s is None:
             took_s = now - permit.given_at
@@ -325,10 +364,11 @@ class Guard:
         is_cut = fault.kind is Kind.DEADLINE and took_s >= self._cut_s()
         if is_cut:
             self.tally.note_cut(now)
-        # A call that its caller cut short must not hide what opened the breaker.
+        # Set before the breaker settles, because a trip quotes `last_error` as its reason. While it is not closed, a
+        # call that its caller cut short must not replace the error that opened it.
         if verdict is not NEUTRAL or fault.block is not None or (is_cut and breaker.phase is CLOSED):
             self._note_error(fault.met)
-        # Of the neutral ends only a deadline's says anything about the other side: that it was slow.
+        # Among neutral results only a passed deadline says something about the other side: that it was slow.
         slow = slow and (verdict is FAILURE or fault.kind is Kind.DEADLINE)
         self.gates.bulkhead.give_back()
         marks = breaker.marks
@@ -338,8 +378,12 @@ class Guard:
             self._publish_steps()
         if verdict is THROTTLED or fault.block is not None:
             self.gates.apply_fault(self, fault, now)
-        # A late result, or one from before a trip, says nothing about the host as it is now. If it spread all the same,
-        # the stragglers of one outage would open the other models' breakers after the host has come back.
+        # Which failures spread to the other models: only those of the shared host (`reach` is "service": no connection
+        # could be made or kept). An HTTP 500 from one model says nothing about the next one. And only those that
+        # counted here: a late result, or one of an older generation, describes the host as it was. If it spread, the
+        # stragglers of an outage would open the other models' breakers after the host has recovered. `marks` grows only
+        # if this was a step in the row here: one reset that hits fifty running calls is one step for each model, not
+        # fifty.
         elif verdict is FAILURE and fault.reach == "service" and counted and self._on_outage is not None:
             self._on_outage(self, breaker.marks > marks)
 
@@ -353,13 +397,13 @@ class Guard:
     ) -> None:
         """Settle everything that `enter` took, exactly once: with a success (None) or a fault.
 
-        `took_s` and `slow`: see `Scope.settle`. Money comes last: if its settlement fails, the rest is done.
+        `took_s` and `slow`: see `Scope.settle`. Money comes last: if its settlement fails, the rest is already settled.
         """
         charge, first = passage.charge, passage.attempt == 1
         if fault is None:
             self._settle_success(permit, charge, first, slow, took_s)
             return
-        if fault.verdict is SUCCESS:  # a classifier's word: this error is an answer
+        if fault.verdict is SUCCESS:  # the classifier counts this error as a success
             self._settle_success(permit, None, first, slow, took_s)
         else:
             self._settle_fault(permit, fault, slow, took_s)
@@ -370,20 +414,22 @@ class Guard:
                 charge.release()
 
     def _cut_s(self) -> float:
-        """How long a call must have run, when its caller cuts it short, to say anything about the other side."""
+        """How long a call that its caller cuts short must have run before it is evidence against the other side."""
         return max(CUT_S_MIN, USUAL_CUT * self.tally.totals().percentile_s(0.5))
 
     def abandon(self, passage: Passage, permit: Permit) -> None:
-        """Settle a dropped scope: neutral, and paid for. From any thread, at any moment."""
+        """Settle a dropped scope as neutral and billed. It may be called from any thread, at any moment."""
         loop = self._deadlines.loop
         if loop is not None and loop.is_running():
-            # Not at once: the garbage collector runs in the middle of anything, and in any thread.
+            # Not immediately: the garbage collector calls this in any thread, and between any two bytecodes. In the
+            # middle of `breaker.settle` it would change the very state that the interrupted step relies on.
             loop.call_soon_threadsafe(self.leave, passage, permit, CANCELLED)
         else:
             self.leave(passage, permit, CANCELLED)
 
     def count_outage(self, in_row: bool, failure: Failure | None) -> None:
-        """The host that all models share could not be reached, which counts here too; `in_row`: it was a step there."""
+        """Another model could not reach the shared host, which counts here too. `in_row`: it was a step in the row
+        there."""
         self.breaker.last_error = failure
         self.breaker.count_outage(in_row, self._monotonic(), self.gates.draw)
         if self.breaker.happened:
@@ -392,16 +438,19 @@ class Guard:
     # ── between attempts ──────────────────────────────────────────────────────────────────────────────────────
 
     def judge(self, error: BaseException) -> Fault:
-        """What an error means. Never raises: a non-Exception is NEUTRAL, and so is a classifier's own failure."""
+        """Classify an error. Never raises: a non-Exception is NEUTRAL, and so is a failure of the classifier itself."""
         return judge(self._classify, error)
 
     def _fail(self, passage: Passage, permit: Permit, error: BaseException, alarm: Alarm) -> float | None:
         """Settle a failed attempt; returns the pause before the next one, or raises the real error now.
 
-        None: it is not a repeat of a failure, but the same call in another form, at once and without a token.
+        None: the next attempt is not a repeat but the same call in another form, made immediately and without a token.
         """
         timeout, now = self.gates.family.timeout, self._monotonic()
         fault = fault_of_time(self.name, timeout, error, alarm, passage, now) or self.judge(error)
+        # Before any pause: this attempt's place serves another call meanwhile, and its probe slot another probe.
+        # Whether to repeat is decided afterwards, because this very failure may have opened the breaker or begun a
+        # cooldown.
         self.leave(passage, permit, fault)
         if fault.anew and passage.anew < ANEW_MAX:
             passage.anew += 1
@@ -426,14 +475,15 @@ class Guard:
                 raise error
             raise real from error
         finally:
-            # The error's traceback keeps this frame, and the frame would keep the error: everything in the callers'
-            # frames would stay until the cycle collector runs.
+            # The error's traceback refers to this frame, and the frame's variables refer to the error. Without this
+            # `del` the cycle would keep everything in the callers' frames (prompts, sessions) until the cycle collector
+            # runs.
             del error, real, fault
 
     # ── the monitor and the operator ──────────────────────────────────────────────────────────────────────────
 
     def tick(self) -> None:
-        """What time alone brings about; the monitor calls it about once a second."""
+        """Apply the changes that time alone causes; the monitor calls this about once a second."""
         now = self._monotonic()
         self.breaker.tick(now, self.gates.draw)
         self.tally.roll(now)
@@ -442,7 +492,7 @@ class Guard:
             self._publish_steps()
 
     def note_check(self, error: KooError | None) -> None:
-        """A health check ended; None is success, which closes a breaker only after a long time without calls."""
+        """Record a health check. None is success, which closes a breaker only after a long time without calls."""
         now = self._monotonic()
         if error is None:
             self.checks_failed = 0
@@ -455,12 +505,12 @@ class Guard:
             self.check_error = self._note_error(failure_of(error, error.kind))
 
     def _note_error(self, failure: Failure) -> Failure:
-        """Keep what was met, with its time; before the call is settled, so that what follows from it can name it."""
+        """Keep the error with its time. Call it before settling, so that a trip can name the error as its cause."""
         self.breaker.last_error = noted = replace(failure, at=self.gates.clock.wall())
         return noted
 
     def evidence(self) -> Evidence:
-        """What is known about its state; checks that failed before the last success do not count."""
+        """The evidence for the reported state. Checks that failed before the last successful call do not count."""
         last_success_at = self.tally.last_success_at
         cuts = self.tally.cuts_in_row(self._monotonic())
         if last_success_at is not None and last_success_at >= self.check_failed_at:
@@ -468,7 +518,7 @@ class Guard:
         return Evidence(self.breaker, self.checks_failed, cuts, self.check_error)
 
     def set_override(self, override: Override, act: Act | None = None, ends_at: float = NEVER) -> None:
-        """Let an operator decide, until monotonic `ends_at`."""
+        """Apply an operator's override until `ends_at` (monotonic seconds)."""
         self.breaker.set_override(override, act, ends_at)
         self._publish_steps()
 
@@ -481,12 +531,15 @@ class Guard:
         self._publish_steps()
 
     def _publish_steps(self) -> None:
-        """Publish what the breaker did, after its state is set; and apply what follows from it to probes and places."""
+        """Publish the breaker's events after its state is set, and adjust the probes' lease and the places to them."""
+        # The list is taken away first: a listener may call the guard again (a reset, say), whose own events would
+        # otherwise be published twice.
         breaker = self.breaker
         happened, breaker.happened = breaker.happened, []
         for event in happened:
             if isinstance(event, CircuitOpened):
-                # Long enough for a slow model's honest answer, as it was when it was last healthy.
+                # Twice the p99 of when it was last healthy: a shorter lease would fail the probes of a model that is
+                # always slow, and its breaker would never close. Calls of the outage itself must not lengthen it.
                 usual_s = max(self.options.breaker.lease_s, 2 * self.tally.healthy().percentile_s(0.99))
                 breaker.lease_s = min(self.options.attempt_timeout_s, usual_s)
             elif isinstance(event, CircuitClosed) and breaker.override is NONE and breaker.closed_by:
@@ -494,7 +547,7 @@ class Guard:
             self.gates.emit(event)
 
     def _narrow(self, closed_by: Trigger) -> None:
-        """Begin the ramp of rule R16; with one call if no probe has tried it."""
+        """Begin the ramp of rule R16, with a single call if no probe has tested the backend."""
         untried = closed_by is Trigger.STAYED_IDLE
         few = 1 if untried else RAMP_FACTOR * self.options.breaker.success_threshold
         self.gates.bulkhead.narrow(few, self._monotonic())

@@ -1,11 +1,10 @@
-"""The gate of our own limits: a unit of each, at once, after the store's answer, or in a queue; or why there is none.
+"""The gate of our own limits: take a unit of each, immediately, after the store's reply or from a queue; or refuse.
 
-For a fleet-wide limit, this process may have no unit in hand although there is one. Then every caller waits for the
-store's answer, whatever it says about waiting: a process that does not know cannot say "full". If the answer is that
-the remaining units are in other processes' hands, the caller waits until they may have come home, for at most five
-seconds. In the first five seconds after the store was lost, a caller beyond this process's share waits for the store:
-its file may just have been locked, and a limit with room refuses no call. Only `on_limit="wait"` waits for units that
-are used up.
+With a fleet-wide limit, this process may have no unit left although the fleet has one. Then every caller waits for the
+store's reply, even with `on_limit="refuse"`: only the store can tell whether the limit is full. If it replies that the
+remaining units are held by other processes, the caller waits up to five seconds for their return. In the first five
+seconds after the store was lost, a caller beyond this process's share waits for the store: its file may only be locked
+for a moment, and a limit with room must not refuse a call. Only `on_limit="wait"` waits for units that are used up.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from koo.policies.limiter import Limits
 from koo.refusals import Family
 
 PATIENCE_S = 5.0
-"""A process notices within three leases, or beats, that its calls have ended; then its units go home and come here."""
+"""A process notices within three leases, or beats, that its calls have ended; then it returns its units to the
+store."""
 
 
 class Gate(Protocol):
-    """The part of the gates that concerns limits."""
+    """The part of the gates that this module uses."""
 
     limits: Limits
     limit_queue: Bulkhead
@@ -49,7 +49,7 @@ class Gate(Protocol):
 
 
 async def take_limits(gate: Gate, guard: Any, passage: Passage) -> float:
-    """One unit of each limit; returns when it was taken, for the refund. Raises a refusal."""
+    """Take one unit of each limit; returns the time at which it was taken, needed to refund it. Raises a refusal."""
     limits, queue, deadline = gate.limits, gate.limit_queue, passage.deadline
     now = gate.clock.monotonic()
     # A newcomer must not take a unit ahead of callers already in the queue, even if it would not queue itself.
@@ -65,6 +65,7 @@ async def take_limits(gate: Gate, guard: Any, passage: Passage) -> float:
         refuse_limit(gate, guard)
     if not await gate.stand_in_line(queue, guard, deadline):
         refuse_limit(gate, guard)
+    # Calls with any key of the service must now queue: on its fast path each would take a unit past this queue.
     for one in gate.kin:
         one.quiet = False
     try:
@@ -75,7 +76,8 @@ async def take_limits(gate: Gate, guard: Any, passage: Passage) -> float:
             usable_at = limits.usable_at(now := gate.clock.monotonic())
             if usable_at >= deadline:
                 refuse_limit(gate, guard)
-            # A refund may free a unit earlier, but wakes no sleeper.
+            # In steps: a refund may free a unit earlier, but wakes no sleeper. Only the head of the queue wakes, so a
+            # freed unit costs one check and not one for each caller in the queue.
             await gate.clock.sleep(min(usable_at - now, LOOK_AGAIN_S))
         return now
     finally:
@@ -83,10 +85,12 @@ async def take_limits(gate: Gate, guard: Any, passage: Passage) -> float:
 
 
 async def _answered(gate: Gate, deadline: float, callers: int = 1) -> float | None:
-    """Wait until the store has said whether there is a unit, and take it; returns when it was taken."""
+    """Wait for the store's reply and take a unit; returns the time at which it was taken, None if there is none."""
     limits, now = gate.limits, gate.clock.monotonic()
     patient_until = min(deadline, now + PATIENCE_S)
     while limits.ask is not None and now < deadline:
+        # `waiting` tells the lease how many units to ask for: for the whole queue at once, as `callers` counts it. The
+        # `finally` keeps a cancelled caller from asking for a unit forever.
         if limits.lacks(now):
             limits.waiting += callers
             try:
@@ -104,7 +108,7 @@ async def _answered(gate: Gate, deadline: float, callers: int = 1) -> float | No
 
 
 def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
-    """Refuse: which limit, and when it is usable again; if only the queue is ahead of this call: soon."""
+    """Refuse with the limit's name and the time at which it is usable; if only the queue is in the way, soon."""
     limits, now = gate.limits, gate.clock.monotonic()
     full = limits.full(now)
     if full is not None and not (limits.ask is not None and limits.lacks(now)):
@@ -116,11 +120,11 @@ def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
     ahead = len(gate.limit_queue.line) + gate.limit_queue.used
     limit = " and ".join(f"{count.limit} {count.name}" for count in limits.counts)
     others = {0: "other callers are", 1: "another caller is"}.get(ahead, f"{ahead} callers are")
-    reason = f"{others} waiting for our limit of {limit} already"
+    reason = f"{others} already waiting for our limit of {limit}"
     free_at = max(now + LOOK_AGAIN_S, limits.usable_at(now, ahead + 1))
     gate.refuse(guard, gate.family.limited, reason, _known_s(free_at - now), Kind.RATE_LIMITED)
 
 
 def _known_s(wait_s: float) -> float | None:
-    """A time that comes; None for never."""
+    """The same; None if the time never comes."""
     return None if wait_s == NEVER else wait_s

@@ -1,7 +1,7 @@
-"""Why a breaker opened, as facts: the arithmetic of the trigger, the calls behind it, and what an operator did.
+"""Why a breaker opened, as data: the counts that triggered it, the calls behind them, and what an operator did.
 
-Events carry them (`events.py`), incidents are made of them (`incidents.py`). A call is known by what it met: there is
-no prompt, key or address in it.
+Events carry this data (`events.py`), and incidents are built from it (`incidents.py`). A call is described by its
+outcome only: it contains no prompt, key or address.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from koo.errors import Failure
 CallWord = Literal[
     "failed", "failed_elsewhere", "slow", "cut", "running", "succeeded", "hung", "inconclusive"
 ]
-"""What became of a call. "failed_elsewhere": another model could not reach the host that this one shares; "cut": its
-caller's deadline ended it when it was slow already; "running": it has not ended, and is slow already; "hung": a probe
-whose time was over."""
+"""The outcome of a call. "failed_elsewhere": another model could not reach the host that this one shares; "cut": its
+caller's deadline ended it when it was already slow; "running": it has not ended and is already slow; "hung": a probe
+whose lease ran out."""
 
 Rule = Literal[
     "failures_in_a_row", "failure_rate", "slow_rate", "probe_failed", "probe_hung", "probes_inconclusive"
 ]
-"""What moved a breaker to open."""
+"""The rule that opened a breaker."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeenCall:
     """A call that a breaker judged: it ended `ago_s` seconds before the event that reports it, after `took_s`.
 
-    `failure`: what it met; None: it did not fail, or only another model did. `in_row`: its position in a run of
-    failures; 0: it is not in one.
+    `failure` is None if the call did not fail, or if only another model's call did. `in_row`: its position in a run of
+    failures; 0 if it is not part of one.
     """
 
     ago_s: float
@@ -41,12 +41,13 @@ class SeenCall:
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """The arithmetic of one opening: the counts as they were, and the thresholds that they met.
+    """The arithmetic of one opening: the counts at that moment, and the thresholds that they reached.
 
-    `in_row` failures in a row open at `in_row_max` (fewer where it is `primed`: by others, in words). Of `calls` in the
-    last `window_s` seconds `failures` failed and `slow` took `slow_s` or longer; `running_slow` are those of them that
-    have not ended. From `calls_min` calls on, the shares `failure_rate_max` and `slow_rate_max` open. `seen`: the calls
-    that failed or were slow, the oldest first; `left_out` of them are not kept.
+    The breaker opens at `in_row_max` failures in a row (`in_row` is the count). The threshold is lower while `primed`
+    is not empty: it says which other processes have the circuit open. Of `calls` in the last `window_s` seconds,
+    `failures` failed and `slow` took `slow_s` or longer; `running_slow` of the slow ones have not ended. From
+    `calls_min` calls on, a failure share of `failure_rate_max` or a slow share of `slow_rate_max` opens the breaker.
+    `seen`: the calls that failed or were slow, oldest first; `left_out` of them were dropped from the list.
     """
 
     rule: Rule
@@ -68,7 +69,7 @@ class Trip:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """An operator's act: by whom, why, and until when (wall seconds; None: until it is taken back)."""
+    """An operator's act: by whom, why, and until when (wall seconds; None: until it is revoked)."""
 
     by: str = ""
     reason: str = ""
@@ -76,5 +77,5 @@ class Act:
 
     @property
     def words(self) -> str:
-        """ "ada@desk: the provider repairs it"; empty where neither is known."""
+        """For example "ada@desk: the provider repairs it"; empty if neither part is known."""
         return ": ".join(part for part in (self.by, self.reason) if part)

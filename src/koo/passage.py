@@ -1,4 +1,4 @@
-"""What a call brings to the gates: how long it may wait, and the money for it."""
+"""What a call passes to the gates: how long it may wait, and the charge that pays for it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Literal, Protocol
 from koo.errors import Failure
 
 LOOK_AGAIN_S = 1.0
-"""A call that waits for a time which may come earlier (a limit's unit, the end of a pause) looks at least so often."""
+"""A call waiting for something that may happen early (a unit of a limit, the end of a pause) checks at least this
+often."""
 
 OnLimit = Literal["refuse", "wait"]
-"""None, the default: wait for a pause that the other side asked for, be refused by our own limits."""
+"""None, the default: wait for a pause that the provider requested, but be refused by our own limits."""
 
 
 class Charge(Protocol):
     """Money for the attempts of one call: each hold ends in exactly one `settle` or `release`.
 
-    `hold` raises `BudgetExceeded`; where it has to wait, it waits until `deadline` at most (monotonic seconds). If it
-    raises anything, a cancellation included, nothing is held.
+    `hold` raises `BudgetExceeded`. If it has to wait, it waits no longer than `deadline` (monotonic seconds). If it
+    raises anything, including a cancellation, nothing is held.
     """
 
     async def hold(self, deadline: float) -> None: ...
@@ -32,11 +33,11 @@ class Charge(Protocol):
 class Passage:
     """One call on its way through the gates, from its first attempt to its last.
 
-    `deadline` is in monotonic seconds; `is_ours`: it comes from koo's own options, not from the caller. `has_next`:
-    another service is asked if this one fails. `attempt` counts from 1, `anew` those that asked the same in another
-    form; `paced`: this attempt has a cell of the pacer; `met`: what the attempt before this one failed with.
-    Made only for calls that something sets apart: a wait, a repeat, or an end that its owner settles. Most calls go the
-    short way and need none.
+    `deadline` is in monotonic seconds; `is_ours`: it comes from koo's own options, not from the caller. `has_next`: a
+    fallback service is called if this one fails. `attempt` counts from 1; `anew` counts the attempts that sent the same
+    call in another form. `paced`: this attempt has booked a cell of the pacer. `met`: the failure of the previous
+    attempt. A passage is created only for a call that waits, repeats, or is settled by its owner. Most calls take the
+    fast path and need none.
     """
 
     charge: Charge | None

@@ -1,4 +1,4 @@
-"""The errors with which each kind of dependency refuses, and which refusals follow from what the other side did."""
+"""The error classes of refusals for each kind of dependency, and which refusals are caused by our own limits."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from koo.errors import (
 )
 
 OURS = frozenset({Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED, Kind.SATURATED, Kind.DEADLINE})
-"""Refusals by our own limits: the other side's last error has nothing to do with them."""
+"""Refusals by our own limits: the dependency's last error is unrelated to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The errors with which one kind of dependency refuses."""
+    """The error classes of one kind of dependency's refusals."""
 
     circuit_open: type[KooError]
     limited: type[KooError]
@@ -38,6 +38,6 @@ DATABASES = Family(DatabaseUnavailable, PoolSaturated, PoolSaturated, DatabaseTi
 
 
 def not_begun(service: str) -> ServiceRefused:
-    """The refusal of a call that would only begin while koo is closing."""
+    """The refusal of a call that had not started when koo began to close."""
     reason = "it was not started, because koo is closing"
     return ServiceRefused(service, reason, kind=Kind.DRAINING)

@@ -1,4 +1,4 @@
-"""Scope: one permit of a guard for the length of a block or a stream, which its owner ends."""
+"""Scope: one permit of a guard for the length of a block or a stream. Its owner ends it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ScopeGuard(Protocol):
-    """What a scope needs of its guard."""
+    """The part of a guard that a scope uses."""
 
     breaker: Breaker
     options: GuardOptions
@@ -45,9 +45,9 @@ class ScopeGuard(Protocol):
 class Scope(Generic[T]):
     """One permit for the length of a block or a stream; `value` is the result of `begin`'s operation.
 
-    End it with `settle`, or use it as `async with`. `deadline` is in monotonic seconds: no timer spans the block, so
-    each wait inside must be bounded by it. `streams`: its operation opens a stream, which bounds its own silences from
-    the first moment; then `permit` is known before the operation runs, and the guard bounds only the whole call.
+    End it with `settle`, or use it as `async with`. `deadline` is in monotonic seconds: no timer covers the block, so
+    each wait inside must be bounded by it. `streams`: the operation opens a stream, which limits its own silences from
+    the start. Then `permit` is set before the operation runs, and the guard limits only the whole call.
     """
 
     __slots__ = ("_ended", "_guard", "passage", "permit", "streams", "value")
@@ -65,7 +65,7 @@ class Scope(Generic[T]):
 
     @property
     def deadline(self) -> float:
-        """When the whole call has to end."""
+        """When the whole call must end, in monotonic seconds."""
         return self.passage.deadline
 
     @property
@@ -76,6 +76,8 @@ class Scope(Generic[T]):
     async def __aenter__(self) -> Scope[T]:
         if not self._ended:
             raise RuntimeError("this scope is already in use: call permit() once for each block")
+        # Set here and not in `permit()`: the object may be created long before its block is entered. As in
+        # `Guard.call`, a tie belongs to the caller.
         deadline, outer = self._guard.now() + self._guard.options.timeout_s, ends_at.get()
         self.passage.deadline, self.passage.is_ours = min(deadline, outer), deadline < outer
         self.keep(await self._guard.enter(self.passage), self.passage)
@@ -85,26 +87,34 @@ class Scope(Generic[T]):
         self.settle(None if error is None else self._guard.judge(error))
 
     def keep(self, permit: Permit, passage: Passage) -> None:
-        """From here on the permit, and what was taken with it, are this scope's to end."""
+        """Take over the permit, and everything that was taken with it: from now on this scope must settle them."""
         self.permit, self.passage = permit, passage
         self._ended = False
 
     def renew(self) -> None:
-        """A chunk of content or reasoning came, or the reader asks for the next one: a streaming probe is alive."""
-        self.permit.kept = True  # it has begun to answer: its length no longer counts as a hanging call
+        """Renew a streaming probe's lease: a chunk of content or reasoning arrived, or the reader wants the next
+        one."""
+        # A long answer is not a hanging call. Without `kept` every stream that runs longer than the slow-call time
+        # would count as slow while it runs, and a few of them would open the breaker.
+        self.permit.kept = True
         if self._guard.breaker.phase is HALF_OPEN:
             self._guard.breaker.renew(self.permit, self._guard.now())
 
     def rest(self) -> None:
-        """It is the reader's turn: a probe's lease stands still."""
+        """Suspend a probe's lease while the reader processes a chunk: that time is not the provider's silence."""
         if self._guard.breaker.phase is HALF_OPEN:
             self._guard.breaker.rest(self.permit, self._guard.now())
 
     def answered(self) -> None:
-        """The other side has answered: a probe is over, and its block, whose length is the caller's, keeps no lease.
+        """The other side has responded, so settle the probe now: how long the block still runs is up to the caller.
 
-        What the block meets later counts as for any call once the breaker is closed, but not while others still test.
+        Later failures of the block count as for any call once the breaker is closed, but not while others still probe.
         """
+        # A session's first statement succeeded: that is what the probe was to find out. If the lease lasted for the
+        # whole block, a caller that computes between two statements would fail the probe, or at best keep the breaker
+        # half open. Once the breaker is closed, a second permit takes over the rest of the block. It is `kept`, so a
+        # long block is not counted as a slow call. While the breaker is still half open there is none: the old permit
+        # is settled, and what the block meets later moves nothing.
         guard, breaker = self._guard, self._guard.breaker
         now, draw = guard.now(), guard.gates.draw
         breaker.settle(self.permit, SUCCESS, False, now, draw)
@@ -117,16 +127,18 @@ class Scope(Generic[T]):
     def settle(
         self, fault: Fault | None = None, *, slow: bool | None = None, took_s: float | None = None
     ) -> None:
-        """End it, once: None is success.
+        """Settle the scope; None is success. Only the first call has an effect.
 
-        The scope's own length may be its caller's time: `took_s` is the other side's part of it, and `slow` whether
-        that was slow, if it is not simply `took_s` against the option.
+        Part of the scope's length may be its caller's own time: `took_s` is the other side's part. `slow` says whether
+        that was slow, if comparing `took_s` with the option is not enough.
         """
+        # Marked first: `leave` publishes events, and a listener may reach this scope and settle it again.
         if not self._ended:
             self._ended = True
             self._guard.leave(self.passage, self.permit, fault, slow, took_s)
 
     def __del__(self) -> None:
-        # Dropped unsettled: without this its permit, its place and its money would stay taken forever.
+        # The owner dropped it without settling, for example a generator that was never closed. Without this the permit,
+        # the place and the money would stay taken forever.
         if not self._ended:
             self._guard.abandon(self.passage, self.permit)

@@ -324,7 +324,7 @@ def test_a_queue_that_is_full_refuses() -> None:
         error = await error_of(guard.call(answer, on_limit="wait"))
         assert (
             isinstance(error, ServiceSaturated)
-            and error.reason == "the queue is full: 2 callers are waiting already"
+            and error.reason == "the queue is full: 2 callers are already waiting"
         )
         for task in tasks:
             task.cancel()

@@ -126,7 +126,7 @@ def test_where_only_the_time_runs_out_the_error_says_what_was_met_before() -> No
         error = await error_of(guard.call(script, timeout_s=10))
         assert isinstance(error, ServiceTimeout) and error.kind is Kind.DEADLINE
         assert str(error) == (
-            "claude: the deadline passed before an answer came; before that: it is down (after 3 attempts)"
+            "claude: the deadline passed before a response arrived; before that: it is down (after 3 attempts)"
         )
         assert error.last_error is not None and error.last_error.kind is Kind.SERVER_ERROR
 
@@ -138,7 +138,7 @@ def test_a_first_attempt_that_runs_out_of_time_has_nothing_before_it() -> None:
         guard = make_guard(attempts=9, breaker=STURDY)
         error = await error_of(guard.call(hang, timeout_s=10))
         assert isinstance(error, ServiceTimeout)
-        assert (error.reason, error.last_error) == ("the deadline passed before an answer came", None)
+        assert (error.reason, error.last_error) == ("the deadline passed before a response arrived", None)
 
     run_virtual(main)
 

@@ -132,7 +132,7 @@ def test_our_own_timeout_of_an_attempt_is_a_failure() -> None:
             and isinstance(error, TimeoutError)
             and error.kind is Kind.TIMEOUT
         )
-        assert str(error) == "claude: no answer within the time of an attempt"
+        assert str(error) == "claude: no response within the attempt timeout"
         assert isinstance(error.__cause__, TimeoutError)
         assert guard.tally.totals().verdicts[FAILURE] == 1 and guard.breaker.consecutive == 1
         assert wallet.settled == 1, "the work may have been done: it may be billed"

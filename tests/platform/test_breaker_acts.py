@@ -88,7 +88,7 @@ def test_an_alert_leads_to_its_incident(tmp_path: Path) -> None:
 
 def test_what_there_is_not_cannot_be_acted_on(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
-    with pytest.raises(CallerMistake, match=f"known are: .*{NAME}"):
+    with pytest.raises(CallerMistake, match=f"the known ones are: .*{NAME}"):
         platform.breakers.trip("nobody")
     with pytest.raises(InvalidRequest, match="within 30 days"):
         platform.breakers.trip("claude", for_s=31 * 86_400)
