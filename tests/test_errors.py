@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -33,6 +34,7 @@ from koo.errors import (
     StreamTruncated,
     UnknownService,
     describe_s,
+    describe_wait_s,
 )
 
 CLASSES = [
@@ -85,6 +87,17 @@ def test_a_kind_of_its_own_stays_with_the_one_error() -> None:
 )  # fmt: skip
 def test_seconds_as_a_person_says_them(seconds: float, words: str) -> None:
     assert describe_s(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.11, "0.2 s"), (12.1, "13 s"), (121.0, "121 s"), (299.2, "300 s"), (301.0, "6 min"),
+        (math.inf, "an unknown time"),
+    ],
+)  # fmt: skip
+def test_a_wait_is_rounded_up_but_not_by_half_of_itself(seconds: float, words: str) -> None:
+    assert describe_wait_s(seconds) == words
 
 
 def test_whose_fault_it_was_is_the_base_class() -> None:

@@ -168,12 +168,13 @@ def describe_s(seconds: float) -> str:
 
 def describe_wait_s(seconds: float) -> str:
     """As `describe_s`, rounded up: a caller that believes it must not come back too early."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
+    # Whole minutes would make "3 min" of 121 s: a caller that believes it would wait half as long again.
+    if 120 <= seconds <= 300:
+        return f"{math.ceil(seconds - 1e-6)} s"
     unit_s = 0.1 if seconds < 10 else 1 if seconds < 120 else 60 if seconds < 172_800 else 86_400
-    return (
-        describe_s(math.ceil(seconds / unit_s - 1e-6) * unit_s)
-        if math.isfinite(seconds)
-        else "an unknown time"
-    )
+    return describe_s(math.ceil(seconds / unit_s - 1e-6) * unit_s)
 
 
 class ConfigurationError(KooError):

@@ -84,7 +84,10 @@ def test_what_an_operator_says_of_a_breaker_is_said_to_callers(
         assert here.run("breaker", "trip", "nobody", "--reason", "x")[0] == 2
         assert here.run("breaker", "trip", "a/../b", "--reason", "x")[0] == 2
         assert here.run("breaker", "trip", "claude", "--reason", "x", "--for", "soon")[0] == 2
-        assert here.run("breaker", "why", "database")[0] == 2
+        code, _, err = here.run("breaker", "why", "database")
+        assert code == 2 and "has not opened" in err
+        code, _, err = here.run("breaker", "why", "clade")
+        assert code == 2 and "there is no breaker of that name; known are: database, claude" in err
 
 
 def test_a_breaker_in_shadow_counts_and_refuses_nothing(here: Here, tmp_path: Path) -> None:

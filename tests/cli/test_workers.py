@@ -19,7 +19,7 @@ import pytest
 from koo.testing.polling import wait_until
 from koo.testing.providers import FakeAnthropic
 from koo.web.workers import Worker, Workers
-from tests.cli.running import command, environment, serving, settings_of
+from tests.cli.running import Here, command, environment, serving, settings_of
 from tests.cli.test_serve import ask, question
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are read from /proc")
@@ -41,9 +41,11 @@ def said(home: Path, what: str, times: int = 1) -> Callable[[], bool]:
     return lambda: sum(line.get("what") == what for line in lines_of(home)) >= times
 
 
-def test_all_workers_answer_on_one_port_and_the_banner_is_said_once(tmp_path: Path) -> None:
+def test_all_workers_answer_on_one_port_and_the_banner_is_said_once(here: Here, tmp_path: Path) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, "--workers", "2", **settings_of(fake)) as (url, process):
         wait_until(said(tmp_path, "workers_answer"))
+        here.set({"KOO_URL": url})
+        wait_until(lambda: "of the process that answered, one of 2; money: of all" in here.run("status")[1])
         assert len(children_of(process)) == 2
         assert ask(f"{url}/livez") == {"status": "alive"}
         assert question(url)["response"] == "Paris."

@@ -1,4 +1,4 @@
-import { isIll, isOf, leadOf, nextAttemptAt, stateSentence, verdictOf, worstAlerts, worstFirst } from "../dashboard/data/verdict.js";
+import { isForced, isIll, isOf, leadOf, nextAttemptAt, stateSentence, verdictOf, worstAlerts, worstFirst } from "../dashboard/data/verdict.js";
 import { Failure } from "../dashboard/data/api.js";
 import { opening } from "../dashboard/words/text.js";
 import { equal, test } from "./tiny.js";
@@ -57,6 +57,17 @@ test("the lead says why, what koo does and what to do", () => {
     ["it fails. The last error: no answer in time", "Refuses every call", "Look at the other side. Then wait.", true]);
   equal([lead?.at, lead?.atWords], [Date.parse("2026-11-29T12:00:30Z"), "tests recovery"]);
   equal(leadOf([alert("info", "koo")], [], database(), book), null);
+});
+
+test("of a breaker that an operator forced open the lead says when that ends, and offers no check", () => {
+  const models = { m: { state: "forced_open", key_refused: "" }, n: { state: "closed", key_refused: "" } };
+  const forced = service("a", "circuit_open", { models });
+  const lead = leadOf([alert("critical", "ai:a", { data: { next_attempt: "2026-11-29T12:00:30Z" } })], [forced], database(), {});
+  equal([lead?.atWords, lead?.advice, lead?.canCheck], ["that ends", "Reset the breaker when calls may pass again.", false]);
+  const idle = database("healthy", { circuit_breaker: { state: "closed" } });
+  const stopped = database("circuit_open", { circuit_breaker: { state: "forced_open" } });
+  equal([isForced("ai:a/m", forced, idle), isForced("ai:a/n", forced, idle), isForced("ai:a", null, idle)], [true, false, false]);
+  equal([isForced("database", null, idle), isForced("database", null, stopped)], [false, true]);
 });
 
 test("a service is asked again when its breaker or its limit says so", () => {

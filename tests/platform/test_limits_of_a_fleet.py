@@ -97,21 +97,26 @@ def test_units_in_another_hand_are_waited_for_and_not_called_used_up(
 
 
 @pytest.mark.parametrize("waits_s", [60.0, 0.0])
-def test_a_store_that_was_just_lost_is_waited_for_by_a_call_beyond_its_own_share(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits_s: float
+@pytest.mark.parametrize(
+    ("limits", "asked_tokens"),
+    [(LimitOptions(per_minute=1), 100), (LimitOptions(tokens_per_minute=2000), 1700)],
+    ids=["requests", "tokens"],
+)
+def test_a_call_beyond_its_share_waits_for_a_store_that_was_just_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: LimitOptions, asked_tokens: int, waits_s: float
 ) -> None:
     """Its file was locked for a moment; a call that comes when it has been away for longer is refused at once."""
     monkeypatch.setattr("koo.policies.hand.LOST_S", waits_s)
     monkeypatch.setattr("koo.storage.sql.BUSY_S_MAX", 0.05)
 
     async def test(server: FakeAnthropic) -> None:
-        async with Platform(options(tmp_path, server, LimitOptions(per_minute=1))) as platform:
+        async with Platform(options(tmp_path, server, limits)) as platform:
             with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 with pytest.raises(StoreUnavailable):
                     await platform.parts.store.ledger.refresh()
                 await until(lambda: platform.parts.store.trouble)
-                asked = asyncio.create_task(answers(platform, query()))
+                asked = asyncio.create_task(answers(platform, query(asked_tokens)))
                 if waits_s:
                     await asyncio.wait([asked], timeout=0.3)
                     assert not asked.done()

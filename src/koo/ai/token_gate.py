@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from koo.ai.service import Service
 from koo.errors import Kind, RateLimited
+from koo.limit_gate import PATIENCE_S
 from koo.options import NEVER
 from koo.passage import LOOK_AGAIN_S
 
@@ -26,6 +27,7 @@ class Tokens:
         limit, clock = self._service.tokens, self._service.clock
         if limit is None:
             return
+        patient_until = min(deadline, clock.monotonic() + PATIENCE_S)
         while not limit.take(tokens, now := clock.monotonic()):
             if limit.ask is not None and now < deadline and limit.lacks(tokens, now):
                 limit.waiting.append(tokens)
@@ -33,6 +35,11 @@ class Tokens:
                     await limit.ask(deadline)
                 finally:
                     limit.waiting.remove(tokens)
+                continue
+            # A limit that has room refuses no call because its tokens are elsewhere, or its store was just lost.
+            home_at = limit.comes_home_at(tokens, now)
+            if home_at < patient_until:
+                await clock.sleep(home_at - now)
                 continue
             usable_at = limit.usable_at(tokens, now)
             if not waits or usable_at >= deadline:

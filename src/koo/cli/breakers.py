@@ -131,9 +131,18 @@ async def _find(name: str, url: str | None) -> OneIncident:
                 if name in (one["guard"], one["guard"].partition("/")[0])
             ]
             if not ids and not _is_id(name):
-                sentence = f"{name_of(name)} has not opened in the last 30 days"
-                raise CommandFailed(sentence, Exit.USAGE, "not_found")
+                known = (await client.get("/monitoring/breakers", Breakers))["breakers"]
+                raise CommandFailed(
+                    _nothing_of(name, [one["name"] for one in known]), Exit.USAGE, "not_found"
+                )
             return await client.get(f"/monitoring/incidents/{ids[0] if ids else name}", OneIncident)
+
+
+def _nothing_of(name: str, known: list[str]) -> str:
+    """A mistyped name must not look like a breaker that never opened."""
+    if any(name in (one, one.partition("/")[0]) for one in known):
+        return f"{name_of(name)} has not opened in the last 30 days"
+    return f"there is no breaker of that name; known are: {', '.join(map(name_of, known))}"
 
 
 def _is_id(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from koo.cli.client import ask
+from koo.cli.client import connect
 from koo.cli.reasons import (
     breaker_word,
     database_figures,
@@ -15,8 +15,9 @@ from koo.cli.reasons import (
     why_service,
 )
 from koo.cli.tables import COLOURS, Column, coloured, put_table, put_words
-from koo.cli.terminal import HEALTH_EXITS, Exit, put, put_json, run_async
+from koo.cli.terminal import HEALTH_EXITS, CommandFailed, Exit, progress, put, put_json, run_async
 from koo.cli.words import latency, seconds_of, usd, when
+from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.shapes import (
     BreakerStatus,
     Budget,
@@ -37,6 +38,9 @@ OVERRIDES = {
     "disabled": "disabled by an operator, every call passes and nothing counts",
     "metrics_only": "in shadow, it counts and refuses nothing",
 }
+COUNTS_OF_ONE = (
+    "requests, failed, refused and p95: of the process that answered, one of {}; money: of all (koo fleet)"
+)
 BUDGETS = (
     Column("budget"),
     Column("period"),
@@ -47,15 +51,27 @@ BUDGETS = (
 
 def status(url: str | None, *, as_json: bool) -> Exit:
     """Everything at a glance; the exit code says it too."""
-    asked, health = run_async(ask(url, "/monitoring/health", SystemHealth))
+    asked, health, processes = run_async(_ask(url))
     if as_json:
         put_json(health)
     else:
-        _show(asked, health)
+        _show(asked, health, processes)
     return HEALTH_EXITS.get(health["overall_health"], Exit.FAILED)
 
 
-def _show(url: str, health: SystemHealth) -> None:
+async def _ask(url: str | None) -> tuple[str, SystemHealth, int]:
+    """The server's address, its health, and how many processes share its state store; 0: it does not say."""
+    async with connect(url) as client:
+        with progress(f"asking {client.url}"):
+            health = await client.get("/monitoring/health", SystemHealth)
+            try:
+                fleet = await client.get("/monitoring/fleet", FleetStatus)
+            except CommandFailed:  # The health that is known matters more than this count.
+                return client.url, health, 0
+    return client.url, health, sum(one["state"] == "live" for one in fleet["processes"])
+
+
+def _show(url: str, health: SystemHealth, processes: int) -> None:
     now = seconds_of(health["timestamp"]) or 0.0
     # The word says what works, the colour what is wrong: the worst alert's.
     severity = health.get("severity")
@@ -66,6 +82,9 @@ def _show(url: str, health: SystemHealth) -> None:
     services = health["ai_services"]["services"]
     put("")
     put_table(SERVICES, [[name, *_service_cells(view)] for name, view in services.items()])
+    if processes > 1:
+        # Otherwise the counts seem to fall whenever another worker answers.
+        put_words(coloured(COUNTS_OF_ONE.format(processes), "dim"))
     if health["ai_services"]["budgets"]:
         put("")
         put_table(BUDGETS, [_budget_cells(budget, now) for budget in health["ai_services"]["budgets"]])

@@ -77,6 +77,14 @@ class TokenLimit:
             return max(at, count.usable_below(now, hand.share - tokens + 1))
         return max(at, now, hand.shut_until)
 
+    def comes_home_at(self, tokens: int, now: float) -> float:
+        """When what other processes hold, or a store just lost could grant, may be here; never if nothing may come."""
+        count, hand = self.count, self._hand
+        count.roll(now)
+        if hand is None or count.used + tokens > count.limit or hand.has(tokens, now, count.used):
+            return NEVER
+        return NEVER if hand.may_ask(now) else hand.comes_home_at(now)
+
     def clear(self, now: float, *, is_told: bool = False) -> None:
         """An operator resets the limit. `is_told`: another process reports it to the store."""
         if self.count.hand is not None:

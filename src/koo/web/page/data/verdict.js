@@ -142,6 +142,19 @@ export function nextAttemptAt(service) {
 }
 
 /**
+ * Whether an operator forced the breaker of `component` open. Only the end of that or a reset closes it: no check does.
+ * @param {string} component
+ * @param {Service | null | undefined} service
+ * @param {Database | null} database
+ */
+export function isForced(component, service, database) {
+  if (isOf(component, "database")) return database?.circuit_breaker.state === "forced_open";
+  const models = service?.models ?? {}, model = component.slice(component.indexOf("/") + 1);
+  const one = Object.hasOwn(models, model) ? models[model] : Object.values(models)[0];
+  return one?.state === "forced_open";
+}
+
+/**
  * Why the database is not healthy; empty if it is.
  * @param {Database} database
  */
@@ -186,6 +199,7 @@ export function leadOf(lasting, services, database, runbook) {
   const next = timeOf(alert.data.next_attempt) ?? (service ? nextAttemptAt(service) : null);
   const resets = timeOf(alert.data.resets_at);
   const refuses = alert.data.refuses ?? book?.refuses ?? "";
+  const forced = isForced(alert.component, service, database);
   return {
     alert,
     // Most messages name the last error already.
@@ -193,8 +207,8 @@ export function leadOf(lasting, services, database, runbook) {
       ? alert.message : `${alert.message}. The last error: ${error.sentence}`,
     does: refuses ? `Refuses ${refuses.replace(/\.$/, "")}` : "Lets every call pass, and watches",
     at: next ?? resets,
-    atWords: next !== null ? "tests recovery" : "resets",
-    advice: book ? adviceOf(book, alert, service) : "",
-    canCheck: service ? service.state !== "rate_limited" : isOf(alert.component, "database"),
+    atWords: forced ? "that ends" : next !== null ? "tests recovery" : "resets",
+    advice: forced ? "Reset the breaker when calls may pass again." : book ? adviceOf(book, alert, service) : "",
+    canCheck: !forced && (service ? service.state !== "rate_limited" : isOf(alert.component, "database")),
   };
 }
