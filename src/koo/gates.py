@@ -285,7 +285,8 @@ class Gates:
 
     def _refuse_pace(self, guard: Guarded, wait_s: float) -> NoReturn:
         reason = "the provider's limit is nearly used up"
-        if guard.pacer.asks:  # the pilot's response, which all wait for, takes as long as responses usually do
+        # Everyone waits for the pilot's response, which takes as long as responses usually do.
+        if guard.pacer.asks:
             wait_s = max(wait_s, guard.tally.recent(self.clock.monotonic()).percentile_s(0.5), LOOK_AGAIN_S)
         self.refuse(guard, self.family.limited, reason, wait_s, Kind.COOLING_DOWN)
 
