@@ -72,7 +72,7 @@ def test_each_service_of_a_chain_has_its_line_and_says_which_is_asked_next(
                 await here.ask(fallback=["openai"])
         claude, openai, counted = calls(caplog)
         assert claude.startswith("claude: query failed (overloaded)")
-        assert claude.endswith("; openai is asked next")
+        assert claude.endswith("; openai is called next")
         assert openai.startswith("openai: query failed (server_error)") and "asked next" not in openai
         assert counted.startswith("claude: queries failed (overloaded): 1 more in the last ")
 

@@ -272,7 +272,7 @@ def test_a_stream_that_has_failed_says_so_when_it_is_read_on(pause_s: float) -> 
             with pytest.raises(ServiceFailed) as again:
                 await anext(chunks)
             assert again.value.kind == first.value.kind and again.value.partial_text == partial
-            reason = "the stream fell silent" if partial else "no content came in time"
+            reason = "the stream fell silent" if partial else "no content arrived in time"
             assert str(again.value) == f"first: this stream has already failed ({reason}); start a new one"
         assert world.first.asked == 1
 

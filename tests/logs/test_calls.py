@@ -51,10 +51,10 @@ def test_the_first_is_logged_at_once_with_all_that_is_known(
 def test_a_refusal_says_when_the_next_attempt_may_be_made(
     calls: CallLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls.failed("claude", "query", refused(), Kind.CIRCUIT_OPEN, 0, "openai is asked next")
+    calls.failed("claude", "query", refused(), Kind.CIRCUIT_OPEN, 0, "openai is called next")
     assert caplog.messages == [
         "claude: query refused (circuit_open): the circuit is open after 5 failures in a row; "
-        "next attempt from 2026-09-21T14:14:02Z (in 42 s); openai is asked next"
+        "next attempt from 2026-09-21T14:14:02Z (in 42 s); openai is called next"
     ]
 
 

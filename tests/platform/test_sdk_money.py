@@ -461,7 +461,7 @@ def test_an_own_function_is_refused_where_a_budget_was_set_because_it_could_not_
     async def work(world: World) -> None:
         with pytest.raises(PriceUnknown, match="register_service") as caught:
             await world.ask(lambda: world.call(**world.vendor.ask))
-        assert "cannot be seen" in str(caught.value)
+        assert "can cost is unknown" in str(caught.value)
         assert not world.server.queries
         assert Decimal(world.budget["reserved"]) == 0
 

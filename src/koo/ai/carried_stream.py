@@ -1,4 +1,4 @@
-"""A stream that is read on one event loop and lives on another."""
+"""A stream that is read on one event loop while its guard and its connection belong to another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class CarriedStream(AnswerStream):
-    """`stream` on its own loop `home`, which runs in another thread: each piece is fetched from there."""
+    """Reads `stream`, which belongs to the loop `home` in another thread. Each piece is fetched from there."""
 
     def __init__(self, stream: AnswerStream, home: asyncio.AbstractEventLoop) -> None:
         self._stream: AnswerStream = stream
@@ -32,27 +32,29 @@ class CarriedStream(AnswerStream):
             raise
 
     async def aclose(self) -> None:
-        """Leave: as `AnswerStream.aclose`."""
+        """Leave the stream; see `AnswerStream.aclose`."""
         await carry(self._home, self._stream.aclose())
 
     def __del__(self) -> None:
-        # The last reference must be dropped on its own loop: it settles there what was used, atomically.
+        # Dropping the last reference runs the inner stream's `__del__`, which settles the permit and the money. In this
+        # thread that would race with the home loop's own changes of the same breaker and ledger, which have no locks.
+        # So the reference is handed to the home loop, and is dropped there.
         if self._home.is_running():
             self._home.call_soon_threadsafe(_let_go, self._stream)
 
 
 class CarriedOperation(OperationStream[T]):
-    """A stream of an own operation whose guard is on the loop `home`: each wait is carried there.
+    """A stream of an own operation whose guard belongs to the loop `home`. Each wait is carried there.
 
-    The operation itself, whose client belongs to the reader's loop, runs there.
+    The operation itself still runs on the reader's loop, to which its client belongs.
     """
 
     def __init__(self, stream: OperationStream[T], home: asyncio.AbstractEventLoop) -> None:
         self._stream: OperationStream[T] = stream
         self._home = home
-        self._closed = (
-            True  # a dropped one has nothing to end: `stream` settles on its own loop, from any thread
-        )
+        # This object has no permit of its own, so its inherited `__del__` must not settle one. The inner stream's
+        # `__del__` may run in any thread: it schedules its end on its own loop.
+        self._closed = True
 
     async def __anext__(self) -> T:
         return await carry(self._home, self._stream.__anext__())
@@ -79,4 +81,4 @@ class CarriedOperation(OperationStream[T]):
 
 
 def _let_go(_stream: AnswerStream) -> None:
-    """Hold the stream until here; nothing else to do."""
+    """Drop the last reference to the stream, on the loop that this runs on."""

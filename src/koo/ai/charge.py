@@ -1,11 +1,11 @@
-"""The money of one call, which its guard asks for before each attempt.
+"""The money of one call, held and settled for each attempt.
 
-`hold → run → settle`, for each attempt, always: an attempt that failed on the way back may have been billed. What is
-held is the worst case. What is booked is the attempt's `bill`; if its cost is unknown and it may have been billed, the
-whole hold is booked, marked as an estimate.
+Every attempt goes through `hold → run → settle`, also a failed one: its request may have reached the provider and been
+billed before the response was lost. The worst case is held. The attempt's `bill` is booked. If its cost is unknown and
+it may have been billed, the whole hold is booked, marked as an estimate.
 
-All charges hold and end alike. They differ in their worst case, and in where the bill comes from: for a query from the
-provider's usage and a price, for an own operation from its caller or its answer (`operation_charge.py`).
+All charges hold and settle in the same way. They differ in the worst case and in the source of the bill: for a query
+that is the provider's usage and a price, for an own operation its caller or its result (`operation_charge.py`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from koo.storage.base import NO_WORDS, Bill, How
 
 
 class ServiceCharge(ABC):
-    """Money for one call at a service: a guard's `Charge`. `bill` None: its cost is unknown.
+    """The money of one call at a service, as the guard's `Charge`. `bill` is None while its cost is unknown.
 
-    `is_patient`: wait for money that other processes have been asked to send home.
+    `is_patient`: wait for unused money that other processes have been asked to return to the store.
     """
 
     __slots__ = (
@@ -61,7 +61,7 @@ class ServiceCharge(ABC):
         self._budgets = budgets
         self._hold: Hold | None = None
         self._held_at, self._attempt = 0.0, 0
-        self.is_whole = False  # the answer came to its end
+        self.is_whole = False  # whether the answer reached its end
         self.model = model
         self._tag = tag
         self._metadata = metadata
@@ -78,10 +78,10 @@ class ServiceCharge(ABC):
         return 0
 
     async def hold(self, deadline: float) -> None:
-        """Hold the worst case: at once if there is room, else by `deadline` (monotonic seconds) at the latest.
+        """Hold the worst case, waiting for the store until `deadline` (monotonic seconds) if necessary.
 
-        Raises `RateLimited` for tokens, and `BudgetExceeded`, also if the store does not answer in time; then nothing
-        is held.
+        Raises `RateLimited` if the limit on tokens has no room. Raises `BudgetExceeded` if a budget has no room, or if
+        the store does not answer in time. After an error nothing is held.
         """
         self.bill, self.is_whole = None, False
         self._attempt += 1
@@ -89,7 +89,9 @@ class ServiceCharge(ABC):
             await self._hold_money(deadline)
             self._held_at = self._service.clock.monotonic()
             return
-        # Before the money: a call that waits must not hold it.
+        # Tokens first, then money. Waiting for tokens may take a minute, and money held meanwhile would make other
+        # calls' budgets look exhausted. If the money is refused or the wait for it is cancelled, the tokens go back;
+        # otherwise a service without budget would also use up its limit on tokens.
         await self._tokens.take(self.bound_tokens(), deadline, waits=self._is_patient)
         try:
             await self._hold_money(deadline)
@@ -100,7 +102,7 @@ class ServiceCharge(ABC):
 
     @property
     def how(self) -> How:
-        """How it went, for its booking."""
+        """How the attempt went: recorded with its booking."""
         took_s = self._service.clock.monotonic() - self._held_at
         return How(took_s, "answered" if self.is_whole else "unfinished", request_id.get(), self._attempt)
 
@@ -109,7 +111,7 @@ class ServiceCharge(ABC):
         try:
             amount = to_pico(self.bound_usd())
         except ValueError as error:
-            reason = "the worst case of this call costs more than koo can book: check the price of its model"
+            reason = "the worst case of this call costs more than koo can book; check the price of its model"
             raise BudgetExceeded(service, reason) from error
         budgets = self._budgets.of(service, self.model, self._tag)
         self._hold = self._budgets.ledger.hold(budgets, amount)
@@ -131,7 +133,7 @@ class ServiceCharge(ABC):
         raise self._budgets.refusal(service.name, budgets, amount, why, name, service.clock.wall())
 
     def settle(self) -> None:
-        """Book the cost; without a bill, the worst case."""
+        """Book the cost, or the worst case if there is no bill."""
         if self._tokens is not None:
             self._tokens.settle(tokens_of(self.bill))
         hold, self._hold = self._hold, None
@@ -143,7 +145,7 @@ class ServiceCharge(ABC):
         self._budgets.settle(hold, self._service.name, bill, self.how)
 
     def release(self) -> None:
-        """Nothing can have been billed."""
+        """Give everything back, because nothing can have been billed."""
         if self._tokens is not None:
             self._tokens.settle(0)
         hold, self._hold = self._hold, None
@@ -152,9 +154,9 @@ class ServiceCharge(ABC):
 
 
 def tokens_of(bill: Bill | None) -> int | None:
-    """How much an attempt took of a limit on tokens, as providers count it; None if it is an estimate.
+    """How many tokens an attempt took of the limit on tokens; None if its bill is an estimate.
 
-    Tokens from the provider's cache do not count.
+    Like providers' own limits, this does not count tokens read from the cache.
     """
     if bill is None or bill.source == "estimate":
         return None

@@ -1,17 +1,23 @@
-"""The gateway: a query goes in; an answer comes out, or the reason why each service did not answer.
+"""The gateway takes a query and returns an answer, or raises the reason why each service did not answer.
 
-It owns the order of the services, and what each is asked: model, bound, price. Retries, deadlines, limits and breakers
-are the guard's; what an error means is the provider's; money is the charge's, which the guard asks for before each
-attempt.
+It decides the order of the services and what is sent to each of them: model, length limit, price. The guard handles
+retries, deadlines, limits and breakers. The provider decides what an error means. The charge handles money; the guard
+has it hold the worst case before each attempt.
 
-Each service has a share of the query's time: what is left, divided by the number of services that may still be called.
-Its attempts, pauses and waits all end with its share, so one that hangs leaves the next one its time. The last one has
-everything that is left.
+Each service gets a share of the query's time: what is left, divided by the number of services that may still be called.
+Its attempts, pauses and waits all end with its share, so a service that hangs leaves the next one enough time. The last
+service gets everything that is left.
 
-The rules of the order. A caller's mistake ends the query: the next service could only repeat it. But a prompt that is
-too long for one service goes to those that can read more (`abilities.py`). A refusal (open breaker, limit, budget,
-unknown price) moves on at once; a budget may name the service that comes next. A failure moves on after its retries. A
-cancellation settles what was spent and is raised on. Whole and streamed answers begin alike; a whole one ends at once.
+Rules for moving to the next service:
+
+- A caller's mistake ends the query, because the next service would only repeat the error. The exception is a prompt
+  that is too long for one service: it goes to services that can read more (`abilities.py`).
+- A refusal (open breaker, limit, budget, unknown price) moves on immediately. A budget may name the service to use
+  instead.
+- A failure moves on after its retries.
+- A cancellation settles what was spent and propagates.
+
+Whole and streamed answers begin in the same way. A whole answer is complete as soon as it has begun.
 """
 
 from __future__ import annotations
@@ -58,24 +64,24 @@ from koo.options import ServiceOptions
 from koo.scope import Scope
 
 MOVES_ON = {Kind.PRICE_UNKNOWN, Kind.NOT_CONFIGURED, *TOO_LONG}
-"""Mistakes of the operator, or of the query for this service only: another one may well answer it."""
+"""Mistakes of the operator, or mistakes that matter only at this service: another service may well answer."""
 
 COST_USD_MAX = Decimal(1_000_000)
-"""The most that any ledger holds for one call."""
+"""The most that a ledger can hold for one call."""
 
 T = TypeVar("T", Completion, StreamedCompletion)
 Ask = Callable[[AIService, QueryCharge, Scope[T]], Awaitable[T]]
-"""One attempt at a service: until the whole answer has arrived, or the first content of a streamed one."""
+"""One attempt at a service. It returns the whole answer, or the first content of a streamed one."""
 
 
 def ask_whole(one: AIService, charge: QueryCharge, _: Scope[Completion]) -> Awaitable[Completion]:
-    """Ask, and wait for the whole answer."""
+    """Send the request and wait for the whole answer."""
     departure.set(charge.departure)
     return one.provider.complete(charge.request)
 
 
 class Gateway:
-    """Calls configured services. `services` by name; `budgets` hold their cost; `calls` logs failures."""
+    """Calls the configured services. `services` is keyed by name, `budgets` hold the cost, `calls` logs failures."""
 
     def __init__(
         self,
@@ -97,18 +103,18 @@ class Gateway:
         self._lists = Lists(services, self.query)
         self._streams: WeakSet[AnswerStream] = WeakSet()
         self.fell_back: Counter[str] = Counter()
-        """Answers of another service, by the one that was asked first."""
+        """How many answers came from a fallback, counted by the service that was called first."""
         self.watch: Watch = UNWATCHED
         self.served: Callable[[Sequence[str], str], object] = lambda guards, service: None
-        """Called where a service answers, with the guards of those that refused or failed before it."""
+        """Called when a fallback answers, with the guards of the services that refused or failed before it."""
 
-    # ── the faces ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── public methods ────────────────────────────────────────────────────────────────────────────────────────
 
     async def query(self, query: Query) -> Answer:
-        """Ask `query.service`, then each of `query.fallback`.
+        """Call `query.service`, then each service of `query.fallback` until one answers.
 
-        Raises `UnknownService` or `InvalidRequest` before anything is sent, the `ExternalServiceError` of the only
-        service, or `AllServicesFailed` if there was a choice.
+        Raises `UnknownService` or `InvalidRequest` before anything is sent. If all services fail, raises
+        `AllServicesFailed`, or the `ExternalServiceError` itself if there was only one service.
         """
         begun = await self._begin(query, ask_whole)
         completion = begun.scope.value
@@ -117,9 +123,9 @@ class Gateway:
         return answer
 
     def stream(self, query: Query, before: Callable[[], Awaitable[object]] | None = None) -> AnswerStream:
-        """As `query`, streamed; nothing is sent before the first `anext`, which awaits `before` first.
+        """Like `query`, but streamed. Nothing is sent before the first `anext`, which awaits `before` first.
 
-        Falls back until the first content.
+        A fallback is possible only until the first content arrives.
         """
 
         async def start() -> Begun[StreamedCompletion]:
@@ -132,21 +138,28 @@ class Gateway:
         return stream
 
     async def cut_streams(self) -> None:
-        """koo is closing, and with it the connections of open streams: book now what was used of each."""
+        """Book what each open stream has used, because koo is about to close their connections."""
+        # A copy, because each `cut` awaits. A stream that is opened during that time would change the set while it is
+        # iterated; that raises RuntimeError, and the remaining streams would not be booked.
         for stream in tuple(self._streams):
             await stream.cut(transport_error(stream.service, ClosedHere("answer")))
 
     async def query_many(self, queries: Sequence[Query]) -> list[Answer | ExternalServiceError]:
-        """Each starts as a place comes free; an answer or an error for each, in order. See `koo.ai.lists`."""
+        """Run many queries, each as soon as its service has a free place. See `koo.ai.lists`.
+
+        Returns an answer or an error for each query, in order.
+        """
         if ends_at.get() <= self._clock.monotonic():
-            # With tasks to wait for, the deadline would cancel all of them together.
+            # The deadline has already passed. While this task waited for a task group, the deadline would cancel it and
+            # all queries with it, and the caller would get one TimeoutError instead of a list. Called in turn, each
+            # query is refused without suspending, and every entry of the list is its own error.
             return [await outcome_of(self.query, query) for query in queries]
         return await self._lists.ask_all(queries)
 
-    # ── one service after the other ───────────────────────────────────────────────────────────────────────────
+    # ── trying the services in order ──────────────────────────────────────────────────────────────────────────
 
     async def _begin(self, query: Query, ask: Ask[T]) -> Begun[T]:
-        """Call each service in order, until one begins to answer within the query's deadline."""
+        """Call the services in order until one of them begins to answer within the query's deadline."""
         try:
             services = self._choose(query)
         except CallerMistake as error:
@@ -154,24 +167,37 @@ class Gateway:
             raise
         began_at = self._clock.monotonic()
         deadline, outer = began_at + (query.timeout_s or services[0].options.timeout_s), ends_at.get()
+        # Whose deadline it is decides what running into it means. Ours comes from an option, so a service that exceeds
+        # it has failed. The caller's says nothing about the service: if it counted as a failure, callers with short
+        # timeouts would open the breaker for everyone else.
         is_ours = query.timeout_s is None and deadline < outer
         deadline = min(deadline, outer)
         failures: list[ExternalServiceError] = []
-        guards: list[str] = []  # behind which they failed, or that refused
+        guards: list[str] = []  # the guards of the services that failed or refused
         too_long_for = 0
         try:
             for place, one in enumerate(services, start=1):
                 left_s = deadline - self._clock.monotonic()
+                # The first service is called even without time left: its guard refuses and counts the call, and that
+                # refusal is what the caller gets. Ending the loop before it would leave no error to raise.
                 if failures and left_s <= 0:
                     break
+                # `model` names a model of the first service. At a fallback it would be an unknown model or, worse, a
+                # different one with the same name, so each fallback uses its own default.
                 asked = replace(query, model=None) if failures else query
+                # Without shares, a first service that hangs would use up the whole deadline, and its fallback, which
+                # exists for exactly that case, would never be called. Unconfigured services get no share: they refuse
+                # immediately. A service that ends early leaves the rest of its share to those after it.
                 later = _askable(services, place)
                 share_s, ours = _share(query, one, left_s / (1 + later), is_ours)
                 try:
                     charge = self._prepare(one, asked)
                     if too_long_for or len(query.prompt) >= LONG_CHARACTERS:
                         check_room(one, charge.model, len(query.prompt), too_long_for)
+                    # A free call has nothing to hold, so it keeps working while the state store is away.
                     guard, paid = one.service.guard(charge.model), None if charge.price.free else charge
+                    # The scope is made here and passed in, not returned by `begin`: a streaming attempt needs its
+                    # permit while it runs, to renew a probe's lease whenever the model reasons.
                     scope: Scope[T] = Scope(guard, streams=ask is open_stream)
                     with self.watch(one.options, charge.request, ask is open_stream) as watched:
                         await guard.begin(
@@ -179,6 +205,8 @@ class Gateway:
                             timeout_s=share_s, is_ours=ours, has_next=later > 0,
                         )  # fmt: skip
                 except ExternalServiceError as error:
+                    # Inserting into the list that this loop iterates is safe here: `place` is the index of the next
+                    # service, so the inserted one comes next and none is skipped or repeated.
                     services[place:place] = self._instead(error, services)
                     self._note(error, services[place:])
                     if len(services) == 1 or (left_s <= 0 and not failures):
@@ -199,23 +227,25 @@ class Gateway:
                 raise failures[0]
             raise AllServicesFailed("no service could answer", failures)
         finally:
-            # Each error's traceback keeps this frame, and through this list itself and the other errors.
+            # Each error's traceback refers to this frame, and the frame refers to this list, which contains the error.
+            # Without the clear this cycle would keep every prompt in these frames alive until the garbage collector
+            # happens to run. The raised group has its own copy of the list.
             failures.clear()
 
     def _note_fallback(self, first: AIService, guards: Sequence[str], one: AIService) -> None:
-        """Another service answers than the one that was asked first."""
+        """Record that another service answers than the one that was called first."""
         self.fell_back[first.options.name] += 1
         self.served(guards, one.options.name)
 
     def _note(self, error: ExternalServiceError, later: Sequence[AIService]) -> None:
-        """Log that a service did not answer, and which one comes next."""
-        then = f"{later[0].options.name} is asked next" if later and not _ends_the_query(error) else ""
+        """Log that a service did not answer, and which service is next."""
+        then = f"{later[0].options.name} is called next" if later and not _ends_the_query(error) else ""
         self._calls.failed(error.service, "query", error, error.kind, error.attempts, then)
 
     # ── before anything is sent ───────────────────────────────────────────────────────────────────────────────
 
     def _choose(self, query: Query) -> list[AIService]:
-        """The services to call, in order. Raises `UnknownService` and `InvalidRequest`."""
+        """The services to call, in order. Raises `UnknownService` or `InvalidRequest`."""
         first = self.find(query.service)
         check(query)
         if not query.fallback:
@@ -223,13 +253,13 @@ class Gateway:
         return [first, *(self.find(name) for name in dict.fromkeys(query.fallback) if name != query.service)]
 
     def _instead(self, error: ExternalServiceError, services: Sequence[AIService]) -> list[AIService]:
-        """The service that a refusing budget names as the next one, unless the query tries it anyway."""
+        """The service that a refusing budget names as its replacement, unless the query already includes it."""
         name = error.instead if isinstance(error, ServiceRefused) else None
         one = self.services.get(name) if name is not None else None
         return [one] if one is not None and one not in services else []
 
     def find(self, name: str) -> AIService:
-        """The service of that name. Raises `UnknownService`, which lists the known ones."""
+        """The service with this name. Raises `UnknownService`, which lists the known names."""
         service = self.services.get(name) if isinstance(name, str) else None
         if service is None:
             known = ", ".join(sorted(self.services))
@@ -237,9 +267,9 @@ class Gateway:
         return service
 
     def _prepare(self, one: AIService, query: Query) -> QueryCharge:
-        """What the service is asked, and what that may cost. Raises `CallerMistake` and `PriceUnknown`."""
+        """Build the request for a service and its charge. Raises `CallerMistake` or `PriceUnknown`."""
         options = one.options
-        # What was missing may have been installed since.
+        # Check again before refusing: a missing package or model file may have been installed since koo started.
         if one.service.obstacle and one.look():
             raise CallerMistake(options.name, one.service.obstacle, kind=Kind.NOT_CONFIGURED)
         model = _model(one, query)
@@ -257,7 +287,8 @@ class Gateway:
             request,
             self._price(options, model),
             _terms(query),
-            # Perplexity counts the prompt and its search results, which differ from one time to the next.
+            # Perplexity's count includes its search results, which differ each time. A count learned from one answer
+            # would be no bound for the next prompt.
             conversations=None if options.kind == "perplexity" else self._conversations,
             thinks_unseen=may_think_unseen(options, model),
         )
@@ -285,12 +316,15 @@ def _terms(query: Query) -> Terms:
 
 
 def _askable(services: Sequence[AIService], place: int) -> int:
-    """How many of the services after the one at `place` can be called at all: they have a share of the time."""
+    """How many of the services from index `place` on are configured, and so get a share of the time."""
     return sum(one.service.configured for one in services[place:]) if len(services) > place else 0
 
 
 def _share(query: Query, one: AIService, share_s: float, is_ours: bool) -> tuple[float, bool]:
-    """The service's time, and whether its end is ours: no more than its own option, unless the query says a time."""
+    """The service's time in seconds, and whether that limit is ours.
+
+    A service's own timeout option applies unless the query sets a timeout.
+    """
     if query.timeout_s is None and one.options.timeout_s < share_s:
         return one.options.timeout_s, True
     return share_s, is_ours
@@ -305,6 +339,6 @@ def _ends_the_query(error: ExternalServiceError) -> bool:
 
 
 def _add_reasons(error: ExternalServiceError, others: Sequence[ExternalServiceError]) -> None:
-    """Keep on a caller's mistake why each other service did not answer either."""
+    """Add to a caller's mistake the reasons why the other services did not answer either."""
     for other in others:
         error.add_note(str(other))

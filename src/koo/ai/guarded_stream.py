@@ -1,17 +1,24 @@
-"""A stream that is read piece by piece under one permit: its reader's turns, and its one end.
+"""A stream that is read piece by piece under one permit.
 
-A generator that held a timeout across its `yield` would cancel its consumer's own awaits. So a stream is an object with
-an end: each wait for the next piece has its own bound, and no timer runs during the consumer's turn.
+A stream could be an asynchronous generator with `asyncio.timeout` around its `yield`. But between two pieces the
+reader's own code runs inside that timeout, so it would cancel whatever the reader awaits there, a database write for
+example. So a stream is an object instead. Each wait for the next piece is bounded separately, and no timer runs while
+the reader has the turn.
 
-The bound is on silence. Each piece renews the timer and a probe's lease. The consumer's own time between two pieces
-does not count as latency: our own deadline moves by it, a probe's lease stands still, and no percentile includes it.
-Only a deadline that the caller set stays where it is.
+What is bounded is silence, not length. Each piece renews the timer and a probe's lease. The reader's own time between
+two pieces is not the provider's latency: a deadline that comes from koo's options moves by it, a probe's lease is
+suspended for it, and no percentile includes it. A deadline that the caller set does not move.
 
-Another task than the consumer's may close it. The consumer's wait is then ended as a deadline ends it, in the
-consumer's own task: a running generator cannot be closed from outside.
+A stream may be closed by another task than its reader's. A running generator cannot be closed from outside ("aclose():
+asynchronous generator is already running"), so the reader's wait is ended in the way a deadline ends it: its task is
+cancelled, and the stream turns that cancellation into the end of the iteration. The reader's task does the closing.
 
-Both koo's own streamed answers (`stream.py`) and streams of other operations (`operation_stream.py`) are built on this.
-They differ in what they read, and in what it costs.
+A stream ends once, and settles once. `_end` is called for every end except the stream's own: an error, a deadline,
+silence, cancellation, `aclose`. It settles first and closes afterwards, so a connection that cannot be closed still
+gives back its permit and its money.
+
+koo's own streamed answers (`stream.py`) and streams of other operations (`operation_stream.py`) are built on this. They
+differ in what they read and in how the cost is determined.
 """
 
 from __future__ import annotations
@@ -39,7 +46,7 @@ V = TypeVar("V")
 
 
 class Leased(Protocol):
-    """What a silence needs of its scope."""
+    """The part of a scope that `Silence` uses."""
 
     permit: Permit
 
@@ -47,9 +54,9 @@ class Leased(Protocol):
 
 
 class Silence(Lasting):
-    """Rings when a stream has been silent for `longest_s`, or when a probe's lease or the call's own time is over.
+    """The alarm of a wait: for silence longer than `longest_s`, the end of a probe's lease, or the end of the call.
 
-    `since`: its last sign of life, in monotonic seconds; `whole_until`: the end of the call in any case.
+    `since` is the last sign of life, `whole_until` the end of the call, both in monotonic seconds.
     """
 
     __slots__ = ("_clock", "_scope", "longest_s", "since", "whole_until")
@@ -65,14 +72,14 @@ class Silence(Lasting):
         return min(self.since + self.longest_s, self.whole_until, self._scope.permit.lease_ends_at)
 
     def renew(self) -> None:
-        """A sign of life, or the reader is back."""
+        """Restart the silence, after a sign of life or when the reader asks for the next piece."""
         self.since = self._clock.monotonic()
         self._scope.renew()
 
 
 @dataclass(slots=True)
 class Held(Generic[V]):
-    """What an open stream holds: its guard's permit, and the bound of its silences; `calls` logs its failure."""
+    """What an open stream has taken: its guard's permit, and the alarm of its waits. `calls` logs its failure."""
 
     guard: Guard
     scope: Scope[V]
@@ -81,10 +88,10 @@ class Held(Generic[V]):
 
 
 class GuardedStream(ABC, Generic[V]):
-    """One reader's turns on a stream that `_open` begins; `V` is what the guard's scope keeps of it.
+    """A stream with one reader, opened by `_open`. `V` is the type of the scope's value.
 
-    Leaving early (`break`, `aclose()`, cancellation) closes what is open and settles what was used; `aclose()` may come
-    from another task. Reading on after a failure raises a `ServiceFailed` that says so.
+    Leaving early (`break`, `aclose()`, cancellation) closes what is open and settles what was used. `aclose()` may be
+    called from another task. Reading on after a failure raises a `ServiceFailed` that names the failure.
     """
 
     def __init__(self, service: str, deadlines: Deadlines) -> None:
@@ -92,46 +99,52 @@ class GuardedStream(ABC, Generic[V]):
         self._deadlines = deadlines
         self._held: Held[V] | None = None
         self._closed = False
-        self._failed: tuple[str, Kind] | None = (
-            None  # not the error itself, whose traceback leads back to here
-        )
-        self._waits: Alarm | None = None  # the reader's, while it waits for a piece
-        self._left: asyncio.Event | None = None  # set when another task has finished closing it
+        # Not the error itself: its traceback refers to frames that refer to this stream, a cycle that would keep the
+        # whole answer alive until the garbage collector runs.
+        self._failed: tuple[str, Kind] | None = None
+        self._waits: Alarm | None = None  # the alarm of the reader's wait; None while the reader has the turn
+        # Made by another task that calls `aclose`, and set by the reader when the stream is closed: until then the
+        # other task must not return, because the connection is still open.
+        self._left: asyncio.Event | None = None
+        # When the reader's turn began; the time that the provider took; the time that the reader took.
         self._turn_at = self._provider_s = self._away_s = 0.0
 
     @abstractmethod
     async def _open(self) -> Held[V]:
-        """Pass the guard and send; returns with the first piece. Bounds itself."""
+        """Enter the guard, send the request and wait for the first piece. Applies its own time limits."""
 
     @abstractmethod
     def _settle(self, fault: Fault, silent_s: float = 0.0) -> None:
-        """Book what was used and end the permit, before the stream's own end and after `silent_s` of silence."""
+        """Book what was used and end the permit of an unfinished stream, after `silent_s` of silence."""
 
     @abstractmethod
     async def _close(self) -> None:
         """Close what is being read."""
 
     def _partial_text(self) -> str:
-        """The text that has arrived."""
+        """The text that has arrived so far."""
         return ""
 
     # ── the reader's turns ────────────────────────────────────────────────────────────────────────────────────
 
     def _take_turn(self) -> None:
-        """The reader asks for a piece. Raises if the stream is over, or another task is reading already."""
+        """Begin a wait of the reader. Raises if the stream is over or another task is already reading."""
         if self._closed:
             self._refuse()
         if self._waits is not None:
             raise RuntimeError("another task is already reading this stream: a stream has one reader")
 
     def _end_turn(self) -> None:
-        """The reader has its piece, or an error."""
+        """End the reader's wait, with a piece or an error, and release a task that waits in `aclose`."""
         self._waits = None
         if self._left is not None:
             self._left.set()
 
     async def _begin(self) -> Held[V]:
-        """Open it; from here on each wait is bounded by itself."""
+        """Open the stream and wait for its first piece."""
+        # `_open` has its own time limits, so this alarm has no time of its own. It exists so that `aclose` from another
+        # task has something to cut: that cancels `_open`, which settles what it has taken, and arrives here as a
+        # TimeoutError.
         self._waits = opening = Alarm(self._deadlines, NEVER)
         try:
             with opening:
@@ -141,31 +154,43 @@ class GuardedStream(ABC, Generic[V]):
                 raise StopAsyncIteration from None
             raise
         await self._leave_if_asked()
+        # Until here the limits of an attempt applied. From here on only silence and the call's deadline end the stream.
         held.silence.whole_until = held.scope.deadline
         self._hand_over(held, held.scope.permit.given_at)
         return held
 
     async def _wait(self, held: Held[V], reading: Coroutine[object, object, T]) -> T:
-        """One wait of the reader: for a piece, or for another call on the open stream."""
+        """Await one piece, or the result of another call on the open stream, within the limit on silence."""
         silence, silent_s = held.silence, 0.0
         try:
+            # A network read often brings several events. The second one is already in the parser's buffer, so its
+            # coroutine returns at the first step without suspending. There is nothing to bound then: the shortcut skips
+            # the alarm, the clock and the lease, half the cost of a piece.
             try:
                 waits_for = reading.send(None)
             except StopIteration as come:
-                # It was here already, so there is nothing to bound. For events that arrive together this saves half.
                 value: T = come.value
                 return value
+            # The silence begins now. If it ran from the last piece, a reader that spends a minute on each piece would
+            # make a healthy provider look stalled.
             silence.renew()
             asked_at = silence.since
             self._take_over(held, asked_at)
             self._waits = silence
             with silence:
                 value = await resumed(reading, waits_for)
-        except BaseException as error:  # noqa: BLE001 - it is raised again, or its replacement for the reader
-            reading.close()  # otherwise its generator would still be running, and could not be closed below
+        except BaseException as error:  # noqa: BLE001 - raised again below, or replaced for the reader
+            # If the error came from this method and not from the coroutine (entering the alarm may raise), the
+            # coroutine is still suspended inside the generator. Python then considers the generator to be running, and
+            # `_end` could not close it: "aclose(): asynchronous generator is already running".
+            reading.close()
             if self._waits is not None:
                 silent_s = held.guard.now() - silence.since
-            self._waits = None  # the wait from here on is the closing, which no other task may end
+            # From here on the reader awaits the closing of the stream. If `aclose` from another task still found an
+            # alarm here, it would cancel that, and the connection would stay open.
+            self._waits = None
+            # The alarm also expires when another task calls `aclose`. That is not a timeout: judged as one, it would
+            # count against the provider.
             is_left = silence.expired and self._left is not None
             fault, seen = (CANCELLED, None) if is_left else self._judge(held, error)
             if seen is not None or fault.verdict is FAILURE:
@@ -180,7 +205,9 @@ class GuardedStream(ABC, Generic[V]):
                     raise seen from error
                 raise
             finally:
-                del seen  # its traceback keeps this frame, and the frame would keep it
+                # The error's traceback refers to this frame. If the frame referred to the error too, the cycle would
+                # keep both, and the partial answer with them, until the garbage collector runs.
+                del seen
         await self._leave_if_asked()
         self._hand_over(held, asked_at)
         return value
@@ -192,18 +219,21 @@ class GuardedStream(ABC, Generic[V]):
         held.scope.rest()
 
     def _take_over(self, held: Held[V], now: float) -> None:
-        """The reader is back: its own time is not the provider's, so our deadline moves by it."""
+        """End the reader's turn: its time is not the provider's, so a deadline of ours moves by it."""
         away_s = now - self._turn_at
         self._away_s += away_s
         passage = held.scope.passage
+        # The timeout option limits how long the provider may take. Without this shift, a reader that pauses for two
+        # minutes would run into it and the provider would be charged with a timeout. A deadline of the caller's is a
+        # point in time that the caller chose, whoever uses up the time.
         if passage.is_ours:
             passage.deadline += away_s
             held.silence.whole_until = passage.deadline
 
-    # ── its end ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the end of a stream ───────────────────────────────────────────────────────────────────────────────────
 
     def _judge(self, held: Held[V], error: BaseException) -> tuple[Fault, Exception | None]:
-        """What ended a stream, and what its consumer gets instead of `error`, if anything."""
+        """The fault that ended a stream, and the error that its reader gets instead of `error`, if any."""
         guard, scope, silence, name = held.guard, held.scope, held.silence, held.guard.name
         seen: ExternalServiceError
         if silence.expired and silence.when >= scope.deadline:
@@ -218,7 +248,10 @@ class GuardedStream(ABC, Generic[V]):
             seen = StreamTruncated(name, "the stream fell silent", kind=Kind.STALLED)
             fault = Fault(verdict=FAILURE, kind=Kind.STALLED, failure=failure_of(seen, Kind.STALLED))
         elif isinstance(error, CancelledError) and guard.now() >= silence.when:
-            # The caller's own timeout ends at the same moment, and its cancellation wins; the stream was as silent.
+            # A caller often sets the same timeout as koo does. Then both end in the same turn of the loop and the
+            # caller's cancellation may arrive first. The stream was silent for just as long, so it is judged as if our
+            # alarm had rung. As an ordinary cancellation it would be neutral, and a provider that always hangs behind
+            # such callers would never open its breaker.
             is_callers = silence.when >= scope.deadline and not scope.passage.is_ours
             return OVERDUE if is_callers else TIMED_OUT, None
         else:
@@ -232,18 +265,21 @@ class GuardedStream(ABC, Generic[V]):
         return fault, seen
 
     async def _end(self, fault: Fault, silent_s: float = 0.0) -> None:
-        """An end before the stream's own, after `silent_s` of silence."""
+        """End an unfinished stream, after `silent_s` of silence."""
+        # Settle before the await: closing may hang or be cancelled, and the permit and the money would stay taken.
         self._settle(fault, silent_s)
         await self._close()
 
     async def _leave_if_asked(self) -> None:
-        """Another task closed the stream in the step in which a piece arrived."""
+        """End the stream if another task closed it in the same step in which a piece arrived."""
+        # In that race the wait returns the piece and raises nothing. Without this check the reader would read on, and
+        # the other task would wait in `aclose` until the stream's own end.
         if self._left is not None:
             await self._end(CANCELLED)
             raise StopAsyncIteration
 
     def _note_failure(self, error: BaseException) -> None:
-        """From here on it is over, and this is why."""
+        """Mark the stream as over, and remember why."""
         self._closed = True
         if isinstance(error, StopAsyncIteration):
             return
@@ -255,7 +291,7 @@ class GuardedStream(ABC, Generic[V]):
             self._failed = "its reader was cancelled", Kind.CANCELLED
 
     def _refuse(self) -> NoReturn:
-        """It is over: raise the end, or that it had failed."""
+        """Raise StopAsyncIteration for a stream that has ended, `ServiceFailed` for one that has failed."""
         if self._failed is None:
             raise StopAsyncIteration
         reason, kind = self._failed
@@ -268,12 +304,15 @@ class GuardedStream(ABC, Generic[V]):
             del error
 
     async def aclose(self) -> None:
-        """Leave: the other side stops, what was used is settled, and the breaker learns nothing from it.
+        """Leave the stream: the provider stops, what was used is settled, and the breaker counts nothing.
 
-        From another task than the reader's: the reader's wait ends as at the end of the stream.
+        If another task than the reader's calls it, the reader's iteration ends as if the stream had ended.
         """
         waits = self._waits
         if waits is not None and waits.task is not asyncio.current_task():
+            # The reader is suspended in the generator, so only its own task can close that. Cut its wait, then wait
+            # until it has closed the stream. A second task that leaves at the same moment must not cut again: an alarm
+            # withdraws one cancellation, and the second would reach the reader's code as a real one.
             if self._left is None:
                 self._left = asyncio.Event()
                 waits.cut()
@@ -284,10 +323,12 @@ class GuardedStream(ABC, Generic[V]):
             await self._end(CANCELLED)
 
     async def cut(self, why: ExternalServiceError) -> None:
-        """End it for a reader that may ask for the next piece long after; a reader that waits now gets it itself.
+        """End an open stream because of `why`, while its reader has the turn.
 
-        Reading on raises that it has failed, and why.
+        The reader may return for the next piece much later; reading on then raises `ServiceFailed` with the reason.
         """
+        # A reader that is waiting now needs nothing from here: its connection is about to be closed, so its own wait
+        # raises the error and settles the stream.
         if self._held is None or self._waits is not None or self._closed:
             return
         self._note_failure(why)

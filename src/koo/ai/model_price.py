@@ -1,8 +1,8 @@
-"""What one model costs: exact decimals, and an upper bound for what is held before a call.
+"""The price of one model, in exact decimals, and the upper bound that is held before a call.
 
-Two traps. Tiers are cliffs: a prompt one token above the threshold pays the higher price for every token, so the bound
-takes the dearest tier that it can reach. And what comes out of a cache is cheaper than a fresh token, but what goes
-into one is dearer, so the bound takes the dearest of the three.
+Two rules make the bound higher than a simple multiplication. A prompt one token above a tier's threshold pays that
+tier's price for every token, so the bound uses the dearest tier that the prompt can reach. Tokens read from a cache are
+cheaper than fresh ones, but tokens written to a cache are dearer, so the bound uses the dearest of the three prices.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from koo.policies.money import EXACT
 NOTHING = Decimal(0)
 MILLION = Decimal(1_000_000)
 TOKENS_MAX = 10**12
-"""More than any answer has: what an answer may be long where it costs nothing."""
+"""The longest answer that is allowed if output costs nothing: more than any answer has."""
 CLASSES = ("input_usd", "cache_read_usd", "cache_write_usd", "output_usd", "reasoning_usd")
-"""The prices of `UnitPrices`, by their names."""
+"""The names of the prices in `UnitPrices`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitPrices:
-    """USD per token of each class, from prompts longer than `above_tokens`."""
+    """USD per token of each class, for prompts longer than `above_tokens`."""
 
     above_tokens: int = 0
     input_usd: Decimal
@@ -36,7 +36,7 @@ class UnitPrices:
     dearest_output_usd: Decimal = field(init=False)
 
     def __post_init__(self) -> None:
-        # Each call's bound asks for these.
+        # Computed here because the bound of every call uses them.
         object.__setattr__(
             self, "dearest_input_usd", max(self.input_usd, self.cache_read_usd, self.cache_write_usd)
         )
@@ -45,12 +45,13 @@ class UnitPrices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPrice:
-    """What one model costs now.
+    """The current price of one model.
 
-    `tiers` by rising prompt length, the first from 0. `request_usd` is a fee for each request, `extra_usd` what may
-    come on top of it. `more_usd` is what one unit costs beyond its class, by the table's words ("cache_write_1h",
-    "output_audio", ...), or at all ("web_searches"). `source` is "table", "configured" or "free"; `version` names the
-    table; `unit_prices` is for the ledger: USD per million tokens as text.
+    `tiers` are ordered by prompt length; the first begins at 0. `request_usd` is a fee for each request, `extra_usd`
+    the most that may be added to it. `more_usd` is keyed by the table's names: the extra cost of one unit beyond its
+    class ("cache_write_1h", "output_audio", ...), or the whole cost of one that has no class ("web_searches"). `source`
+    is "table", "configured" or "free". `version` identifies the table. `unit_prices` is for the ledger: USD per million
+    tokens, as text.
     """
 
     tiers: tuple[UnitPrices, ...]
@@ -63,9 +64,12 @@ class ModelPrice:
     unit_prices: dict[str, str] = field(default_factory=dict)
 
     def cost_usd(self, usage: Usage) -> Decimal:
-        """The exact cost of what was used."""
+        """The exact cost of a usage."""
         if self.free:
             return NOTHING
+        # Each `fma` replaces a multiplication and an addition, which makes half as many Decimals on every call. `EXACT`
+        # has 60 digits, so nothing is rounded. Reasoning tokens are already part of `output_tokens`, so only the
+        # difference of the two prices is added for them.
         tier, fma = self._tier(usage), EXACT.fma
         cost = fma(
             usage.input_tokens, tier.input_usd, fma(usage.output_tokens, tier.output_usd, self.request_usd)
@@ -78,7 +82,7 @@ class ModelPrice:
         return cost
 
     def units_usd(self, units: Mapping[str, int]) -> Decimal:
-        """What units cost that have a price of their own; one that has none costs what its class does."""
+        """The extra cost of units with a separate price. A unit without one costs nothing beyond its class."""
         return add_up(
             EXACT.multiply(count, self.more_usd.get(name, NOTHING)) for name, count in units.items()
         )
@@ -94,7 +98,7 @@ class ModelPrice:
         return tier
 
     def bound_usd(self, input_tokens_max: int, output_tokens_max: int) -> Decimal:
-        """Never less than the bill of a call that reads and writes at most so many tokens."""
+        """The most that a call can cost if it reads and writes at most so many tokens."""
         if self.free:
             return NOTHING
         fma, fees = EXACT.fma, EXACT.add(self.request_usd, self.extra_usd)
@@ -110,18 +114,18 @@ class ModelPrice:
         )
 
     def _reached(self, input_tokens_max: int) -> Sequence[UnitPrices]:
-        """Each tier that so long a prompt can reach."""
+        """The tiers that a prompt of up to this length can fall into."""
         tiers = self.tiers
         if len(tiers) == 1:
             return tiers
         return [tier for tier in tiers if not tier.above_tokens or input_tokens_max > tier.above_tokens]
 
     def tier_from(self, length: int) -> UnitPrices:
-        """What tokens cost in a prompt longer than `length`."""
+        """The prices for a prompt longer than `length`."""
         return next(tier for tier in reversed(self.tiers) if tier.above_tokens <= length)
 
     def rest_usd(self, read: Usage, output_tokens_max: int) -> Decimal:
-        """As `bound_usd` for a call of which is known what it has `read`, by class."""
+        """Like `bound_usd`, for a call whose input is already counted: `read` has its tokens by class."""
         if self.free:
             return NOTHING
         written = max(output_tokens_max, read.output_tokens)
@@ -129,7 +133,7 @@ class ModelPrice:
         return EXACT.fma(written, self._tier(read).dearest_output_usd, EXACT.add(cost, self.extra_usd))
 
     def tokens_within(self, amount_usd: Decimal, input_tokens_max: int) -> int:
-        """How long an answer may be at most, so that `bound_usd` is not above an amount; below 1 where nothing fits."""
+        """The longest answer for which `bound_usd` does not exceed an amount; less than 1 if none fits."""
         left = EXACT.subtract(amount_usd, EXACT.add(self.request_usd, self.extra_usd))
         most = TOKENS_MAX
         for tier in self._reached(input_tokens_max):
@@ -153,12 +157,12 @@ FREE = ModelPrice(tiers=(), source="free", version="free", free=True)
 
 
 def of_one(mtok: Decimal) -> Decimal:
-    """The price of one token, of that of a million."""
+    """The price of one token, computed from the price of a million."""
     return EXACT.divide(mtok, MILLION)
 
 
 def as_text(tier: UnitPrices) -> dict[str, str]:
-    """For the ledger: USD per million tokens."""
+    """The prices in USD per million tokens, as text for the ledger."""
     return {
         name.removesuffix("_usd"): f"{EXACT.normalize(EXACT.multiply(getattr(tier, name), MILLION)):f}"
         for name in CLASSES
@@ -166,7 +170,7 @@ def as_text(tier: UnitPrices) -> dict[str, str]:
 
 
 def dearest(prices: Sequence[ModelPrice]) -> ModelPrice:
-    """A price that is in no class and for no length of prompt below any of these, which come from one table."""
+    """The highest of several prices from one table, for each class and each prompt length separately."""
     starts = sorted({tier.above_tokens for price in prices for tier in price.tiers})
     tiers = tuple(
         UnitPrices(
@@ -189,7 +193,7 @@ def dearest(prices: Sequence[ModelPrice]) -> ModelPrice:
 
 
 def raised(price: ModelPrice, factor: Decimal) -> ModelPrice:
-    """The same with a surcharge on all that is counted in tokens."""
+    """The same price with everything that is counted in tokens multiplied by `factor`."""
     tiers = tuple(
         UnitPrices(
             above_tokens=tier.above_tokens,

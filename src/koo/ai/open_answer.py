@@ -1,4 +1,4 @@
-"""A service that has begun to answer, whole or streamed: what is open until the answer ends."""
+"""A service that has begun to answer, and what must be settled when the answer ends."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Begun(Generic[T]):
-    """The permit and the money of an answer, and how the `Answer` is made of the provider's result.
+    """The permit and the money of an answer. `end` settles both and builds the `Answer`.
 
-    `scope.value` is the provider's result: a whole completion, or a streamed one that has its first content.
+    `scope.value` is the provider's result: a whole completion, or a streamed one whose first content has arrived.
     `began_at` is when the query began, in monotonic seconds.
     """
 
@@ -37,7 +37,7 @@ class Begun(Generic[T]):
         return self.service.service
 
     def learn_pace(self, paces: tuple[Pace, ...], usage: Usage | None) -> None:
-        """Take in what the answer's headers say about the provider's limits."""
+        """Record what the response headers say about the provider's limits."""
         if paces or self.guard.pacer.asks:
             learn_pace(self.guarded, self.guard, self.scope.permit, self.charge, paces, usage)
 
@@ -51,7 +51,7 @@ class Begun(Generic[T]):
     ) -> Answer:
         """Book the cost and settle the permit as a success. `slow` and `took_s`: see `Scope.settle`.
 
-        `away_s`: how long the reader of a stream had the turn, which does not count as latency.
+        `away_s` is how long a stream's reader had the turn; it does not count as latency.
         """
         bill = self.charge.note(completion)
         self.charge.is_whole = True
@@ -82,9 +82,11 @@ def learn_pace(
     paces: tuple[Pace, ...],
     usage: Usage | None,
 ) -> None:
-    """Take in what the headers of a call's answer say; `usage` is None while it is not known."""
+    """Record what the headers of a call's response say. `usage` is None if it is not known yet."""
     most = None
     if usage is None and not guard.pacer.sizes:
-        # No answer has said yet how many tokens a call takes: assume the most that this one can take.
+        # The headers say how many tokens are left, and the pacer needs to know how many calls that is. Before the first
+        # usage report no size is known; a guess that is too small would send a burst into the provider's limit. So
+        # assume the most that this call can use. The first real usage replaces it.
         most = Usage(input_tokens=charge.input_tokens_max, output_tokens=charge.request.max_tokens)
     service.learn_pace(guard, paces, permit, usage or most, is_most=most is not None)

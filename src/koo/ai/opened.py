@@ -1,8 +1,8 @@
-"""An open stream in its block: the operation's own object, whose waits are guarded.
+"""The object that a stream's block receives: the operation's own object, with guarded waits.
 
-`stream.text_stream`, `await stream.get_final_message()`, `response.iter_lines()` work as their library documents them.
-Reading with `async for`, and awaiting a method's call, goes through the stream's guard; everything else is the object's
-own.
+`stream.text_stream`, `await stream.get_final_message()` and `response.iter_lines()` work as their library documents
+them. Iteration with `async for` and awaited method calls go through the stream's guard. Everything else is passed to
+the object unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class StreamOwner(ABC):
-    """What guards the waits of an opened stream."""
+    """Guards the waits of an opened stream."""
 
     @abstractmethod
     async def read(self, pieces: AsyncIterator[R]) -> R:
@@ -26,17 +26,17 @@ class StreamOwner(ABC):
 
     @abstractmethod
     async def call(self, awaitable: Awaitable[R]) -> R:
-        """The result of a call."""
+        """The result of a method call."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Leave it."""
+        """Leave the stream."""
 
 
 class Opened(Generic[T]):
-    """The object that an operation returned, or a readable part of it: `async for`, and everything that it offers.
+    """Wraps the object that an operation returned, or a readable part of it, and passes on all its attributes.
 
-    `pieces`: what `async for` reads, or None if its class cannot be iterated.
+    `pieces` is the iterator that `async for` reads, or None if the object cannot be iterated.
     """
 
     __slots__ = ("_owner", "_pieces", "_target")
@@ -47,7 +47,7 @@ class Opened(Generic[T]):
         self._pieces = pieces
 
     def owned_by(self, owner: StreamOwner) -> Opened[T]:
-        """The same for another owner, which carries each wait to this one's loop."""
+        """A copy with another owner, which carries each wait to this owner's loop."""
         pieces: Any = owner if isinstance(self._pieces, StreamOwner) else self._pieces
         return Opened(owner, self._target, pieces)
 
@@ -57,7 +57,7 @@ class Opened(Generic[T]):
     def __aiter__(self) -> Opened[T]:
         if self._pieces is None:
             raise TypeError(
-                f"'async for' cannot read {type(self._target).__name__}: use the methods that it offers for reading"
+                f"'async for' cannot read {type(self._target).__name__}: use its own methods for reading"
             )
         return self
 
@@ -66,7 +66,9 @@ class Opened(Generic[T]):
         if pieces is None:
             raise TypeError(f"{type(self._target).__name__} cannot be iterated")
         if isinstance(pieces, StreamOwner):
-            return await pieces.__anext__()  # the stream itself, which asks its guard
+            # The stream's own `__anext__` goes through the guard. Through `read` as well, two waits would be nested in
+            # one alarm.
+            return await pieces.__anext__()
         return await self._owner.read(pieces)
 
     async def __aenter__(self) -> Opened[T]:
@@ -76,11 +78,11 @@ class Opened(Generic[T]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Leave the whole stream: what was used is settled."""
+        """Leave the whole stream and settle what was used."""
         await self._owner.aclose()
 
     async def close(self) -> None:
-        """As `aclose`: the SDKs' name for it."""
+        """Same as `aclose`, under the name that the SDKs use."""
         await self._owner.aclose()
 
     def __getattr__(self, name: str) -> Any:
@@ -99,7 +101,7 @@ class Opened(Generic[T]):
         return guarded
 
     def _watched(self, value: Any) -> Any:
-        """Awaitables go through the guard; everything else is returned as it is."""
+        """Guard an awaitable or an iterable; return everything else unchanged."""
         if hasattr(type(value), "__aiter__"):
             return Opened(self._owner, value, aiter(value))
         return self._answer(value) if inspect.isawaitable(value) else value

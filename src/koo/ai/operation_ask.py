@@ -1,10 +1,12 @@
-"""The worst case of an SDK's call, read from its arguments before anything is sent.
+"""The most that an SDK's call can cost, read from its arguments before anything is sent.
 
-A call that names its model and its prompt by the SDKs' usual names is believed. Everything that is passed to it counts
-as prompt (`operation_prompt.py`): no tokenizer makes more tokens of a text than it has bytes, in the form that the
-tokenizer sees. What is stored at the vendor (an earlier answer, a file, a cache), what its own tools may find, and
-anything that is not text counts as all that the model can read at once. An answer without a bound counts as the longest
-that the model writes.
+A call that passes its model and its prompt under the SDKs' usual names is taken at its word. Everything that is passed
+counts as prompt (`operation_prompt.py`), at one token per byte: no tokenizer produces more tokens than a text has
+bytes.
+
+Some input has a length that the arguments do not show: what is stored at the vendor (an earlier answer, a file, a
+cache), the results of the vendor's own tools, and anything that is not text. A call with such input counts as reading
+the model's whole context window. A call that does not limit its answer counts as writing the model's longest answer.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from koo.policies.money import EXACT
 
 SDKS = ("openai", "anthropic", "google", "perplexity", "groq", "cerebras", "together", "mistralai")
 WRAPPERS = ("langchain", "llama_index")
-"""Libraries whose model objects know model and longest answer themselves."""
+"""Libraries whose objects contain the model's name and the limit on the answer's length."""
 PLAIN_STEPS = ("langchain_core.prompts", "langchain_core.output_parsers")
-"""Steps of a chain whose texts are all that they add."""
+"""Steps of a chain that add nothing to the prompt except their own texts."""
 FREE_ACTS = frozenset({
     "cancel", "compute_tokens", "content", "count_tokens", "delete", "get", "input_items", "list", "retrieve", "update",
     "upload",
 })  # fmt: skip
-"""Acts of an SDK's client that no vendor bills."""
+"""Methods of an SDK's client that no vendor bills."""
 FREE_OWNERS = ("Moderations", "Files")
 
 PROMPTS = ("messages", "input", "contents", "prompt", "content", "file")
@@ -43,22 +45,23 @@ TOKENS = (
 )  # fmt: skip
 ANSWERS = ("n", "candidate_count", "candidateCount", "best_of", "number_of_images")
 SETTINGS = ("config", "generation_config", "generationConfig", "extra_body")
-"""Arguments that contain further ones; the last wins, as it does on the wire."""
+"""Arguments that contain further arguments. If one is given twice, the last wins, as it does on the wire."""
 ELSEWHERE = (
     "previous_response_id", "conversation", "cached_content", "cachedContent", "container", "mcp_servers",
     "web_search_options", "plugins", "context_management",
 )  # fmt: skip
-"""Arguments that bring what is stored at the vendor, or what its tools find, into the prompt."""
+"""Arguments that add to the prompt what is stored at the vendor, or what the vendor's tools find."""
 OWN_TOOLS = re.compile(
     r"function|custom|(bash|text_editor|computer|memory)_\d+|computer_use_preview|local_shell|apply_patch"
 )
-"""Tools that the caller runs; the results of all others enter the prompt unseen."""
+"""Tools that the caller runs. The vendor runs all others, and their results enter the prompt without being shown."""
 SEARCHES_ITSELF = re.compile(r"sonar|.*-(search|online|deep-research)(-|$)")
-"""Models that search without being given the tool."""
+"""Models that search the web even if the call does not offer them the tool."""
 GOOGLES_OWN = ("function_declarations", "functionDeclarations")
 
 WINDOW_UNKNOWN = 1_050_000
-"""The largest context of these vendors' models in November 2026, for a model that the table has no context of."""
+"""The largest context window of these vendors' models in November 2026. It stands in for a model whose window is not in
+the price table."""
 
 LONGEST: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     (re.compile(pattern), tokens)
@@ -80,12 +83,13 @@ LONGEST: tuple[tuple[re.Pattern[str], int], ...] = tuple(
         (r"claude-", 128_000),
     )
 )
-"""The longest answer of a model if the call sets no bound (the vendors' model pages, November 2026)."""
+"""The longest answer of each model, for calls without a limit (the vendors' model pages, November 2026)."""
 LONGEST_UNKNOWN = 272_000
+"""The largest of these, for a model whose name matches none of them."""
 
 
 class Ask(NamedTuple):
-    """A call's worst case by its arguments. `said`: everything passed to it; `answers`: how many it requests."""
+    """What a call's arguments request. `said` is everything passed to it, `answers` how many answers it requests."""
 
     model: str
     said: tuple[object, ...]
@@ -95,7 +99,7 @@ class Ask(NamedTuple):
 
 
 def is_free(operation: object) -> bool:
-    """Whether it is an act of an SDK's client that no vendor bills."""
+    """Whether it is a method of an SDK's client that no vendor bills."""
     owner = getattr(operation, "__self__", None)
     if owner is None or module_of(owner) not in SDKS:
         return False
@@ -104,7 +108,7 @@ def is_free(operation: object) -> bool:
 
 
 def read_ask(operation: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Ask | None:
-    """What a call says of its worst case; None if it does not name its model and its prompt. Never raises."""
+    """Read what a call requests; None if its arguments name no model or no prompt. Never raises."""
     with suppress(Exception):
         return _read(operation, args, kwargs)
     return None
@@ -140,7 +144,7 @@ def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, obje
 
 
 def _settings(kwargs: Mapping[str, object]) -> dict[str, object]:
-    """The arguments and those inside them, without what is not given."""
+    """The arguments and those nested in them, without the ones that are not given."""
     found = {name: value for name, value in kwargs.items() if is_given(value)}
     for name in SETTINGS:
         inner = found.get(name)
@@ -155,11 +159,11 @@ def _numbers(settings: Mapping[str, object], names: tuple[str, ...]) -> list[int
 
 
 Known = tuple[list[object], dict[str, object]]
-"""What an object that knows its model says beside a call's arguments, and its settings."""
+"""What an object that stores its model adds to a call: the texts of its prompt, and its settings."""
 
 
 def _of_owner(owner: object, kwargs: Mapping[str, object]) -> Known | None:
-    """The settings of an object that knows its model itself; None for any other."""
+    """The texts and settings of an object that stores its model; None for any other object."""
     package = module_of(owner)
     if package.startswith(WRAPPERS):
         return _of_wrapper(owner)
@@ -167,9 +171,9 @@ def _of_owner(owner: object, kwargs: Mapping[str, object]) -> Known | None:
 
 
 def _of_wrapper(owner: object) -> Known:
-    """A model object of LangChain or LlamaIndex, and what is bound to it; or a chain (`prompt | model | parser`).
+    """Read a model object of LangChain or LlamaIndex with what is bound to it, or a chain (`prompt | model | parser`).
 
-    A chain's step of another kind may bring anything into the prompt: then no model is assumed.
+    A step of any other kind may add anything to the prompt. A chain that has one is treated as a call without a model.
     """
     steps = items(get(owner, "steps"))
     said = [one for one in steps if type(one).__module__.startswith(PLAIN_STEPS)]
@@ -187,7 +191,7 @@ def _of_wrapper(owner: object) -> Known:
 
 
 def _of_google(owner: object, kwargs: Mapping[str, object]) -> Known | None:
-    """A chat of google-genai, or a model or a chat of the library before it."""
+    """Read a chat of google-genai, or a model or chat of google-generativeai, the library that preceded it."""
     inner = get(owner, "model")
     names = [get(one, name) for one in (owner, inner) for name in ("_model", "model_name", "_model_name")]
     model = next((name for name in names if isinstance(name, str)), None)
@@ -203,7 +207,10 @@ def _of_google(owner: object, kwargs: Mapping[str, object]) -> Known | None:
 
 
 def _runs_functions(settings: Mapping[str, object]) -> bool:
-    """Whether google-genai calls the caller's functions itself, and so asks several times, and reports the last."""
+    """Whether google-genai will call the caller's functions itself.
+
+    It then sends several requests for one call and reports only the last one's usage, so no worst case is known.
+    """
     afc = settings.get("automatic_function_calling")
     if get(afc, "disable"):
         return False
@@ -213,7 +220,7 @@ def _runs_functions(settings: Mapping[str, object]) -> bool:
 
 @lru_cache(1024)
 def longest_answer(model: str) -> int:
-    """The most tokens that a model writes without a bound."""
+    """The most tokens that a model writes if a call sets no limit."""
     name = model.rpartition("/")[2].lower()
     return next((tokens for pattern, tokens in LONGEST if pattern.match(name)), LONGEST_UNKNOWN)
 
@@ -230,14 +237,17 @@ class Bound(NamedTuple):
 
 
 def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[], int | None]) -> Bound:
-    """Never less than the bill of a call; `window` says how many tokens its model reads at once, if that is known."""
+    """The worst case of a call: its bill is never higher. `window` returns the model's context window, if known."""
     has_tools = _has_open_tools(ask.settings) or SEARCHES_ITSELF.match(ask.model) is not None
     read = FRAMING_TOKENS + reading.tokens + sum(map(bound_text, reading.texts))
     if reading.is_open or has_tools:
         read = max(read, window() or WINDOW_UNKNOWN)
     written = ask.output_tokens_max * ask.answers
+    # OpenAI bills rejected tokens of a predicted output as if the model had written them, in addition to its answer.
     if is_given(prediction := ask.settings.get("prediction")):
         written += sum(map(bound_text, read_prompt(prediction, ask.model).texts))
+    # Audio, images, one-hour caching and searches cost more than their token class. It is not known how many of the
+    # tokens will be of such a kind, so all of them are charged at the dearest kind that this call can use.
     more, cost = price.more_usd, price.bound_usd(read, written)
     if more:
         dearer = [more[name] for name in more if name.startswith("output_")]
@@ -254,7 +264,7 @@ def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[],
 
 
 def _has_open_tools(settings: Mapping[str, object]) -> bool:
-    """Whether the vendor runs a tool itself, or adds what is stored there."""
+    """Whether the vendor runs a tool itself, or adds stored content to the prompt."""
     if any(name in settings for name in ELSEWHERE) or isinstance(settings.get("prompt"), Mapping):
         return True
     return any(not _is_own(tool) for tool in items(settings.get("tools")))

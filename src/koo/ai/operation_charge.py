@@ -1,17 +1,19 @@
-"""The money of one own operation: held before it is awaited, and paid from then on, whatever it raises.
+"""The money of one own operation. It is held before the operation is awaited, and from then on counts as spent.
 
-There are two charges. `FixedCharge` is for a registered name: its caller says what a call can cost at most, and its
-bill is what a function of the caller makes of the result, or the cost of the answer's usage. `AskCharge` is for a
-vendor's SDK under a built-in name: the worst case is read from the call's arguments, and the bill from the answer's
-usage.
+There are two charges:
 
-An operation under a built-in name may be anything. If its worst case cannot be seen, a budget that was set refuses it,
-because the budget could not hold. Under a default budget it runs: nothing is held, and the cost in its answer is
-booked, whether above the limit or not.
+- `FixedCharge` is for a registered name. Its caller sets the most that a call can cost. The bill comes from the
+  caller's `cost_usd` function, or from the usage in the result.
+- `AskCharge` is for a vendor's SDK under a built-in name. The worst case is read from the call's arguments, the bill
+  from the usage in the result.
 
-A stream's owner passes each piece to `take`, and calls `end` if the stream ended by itself. A stream that was cut or
-left before its vendor's last word is booked at its hold, or at what arrived if the model has no hidden thinking; and
-never below what was reported.
+An operation under a built-in name may be anything, so its worst case may be unknown. A budget that was set then refuses
+the call, because it could not be kept. Under a default budget the call runs: nothing is held, and the cost reported in
+its result is booked, even if that exceeds the limit.
+
+The owner of a stream passes each piece to `take`, and calls `end` if the stream reached its own end. A stream that
+ended before the vendor's last usage report is booked at its hold, or at what arrived if the model has no hidden
+thinking. It is never booked below what was reported.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ from koo.storage.base import Bill
 log = logging.getLogger("koo")
 
 LONG_TEXT = 32 * 1024
-"""Characters beyond ASCII: more are measured in a thread, which takes up to a hundred milliseconds a megabyte."""
+"""Non-ASCII characters. More are measured in a thread, because that takes up to 100 ms for each megabyte."""
 _warned: set[tuple[str, str]] = set()
 
 
 class OperationCharge(ServiceCharge):
-    """What both charges share. `begun`: the operation was awaited in this attempt."""
+    """The common part of both charges. `begun`: the operation was awaited in this attempt."""
 
     __slots__ = ("_ended", "_meter", "begun")
 
@@ -66,19 +68,21 @@ class OperationCharge(ServiceCharge):
         await super().hold(deadline)
 
     def take(self, piece: object) -> None:
-        """Read what a piece of a streamed answer says about its bill."""
+        """Read the usage and cost in a piece of a streamed answer."""
         self._meter.take(piece)
 
     def end(self) -> None:
-        """The stream ended by itself: nothing more comes."""
+        """Note that the stream reached its own end, so that no more usage will be reported."""
         self._ended = self.is_whole = True
 
     def answered(self, result: object) -> None:
-        """Read what a whole answer says about its bill."""
+        """Read the usage and cost in a whole result."""
         self._meter.take(result)
         self.end()
 
     def settle(self) -> None:
+        # The guard asks to settle whenever something may have been billed, after a cancellation for example. Only this
+        # charge knows that the operation was never awaited, so that nothing can have been sent.
         if not self.begun:
             self.release()
             return
@@ -89,33 +93,39 @@ class OperationCharge(ServiceCharge):
 
     @abstractmethod
     def _price(self, report: Report) -> ModelPrice | None:
-        """The price of what was answered; None: unknown."""
+        """The price of the model that answered; None if unknown."""
 
     def _bill_of(self, report: Report) -> Bill | None:
-        """The cost of a report; if it is not complete, the hold, and at least that. None if nothing is known."""
+        """The bill for a report; None if neither a cost nor a price is known.
+
+        An incomplete report is billed at the estimate, but never below its own cost.
+        """
         price, model = self._price(report), self.model or report.model or ""
         if report.cost_usd is None and price is None:
             return None
         price = price or ModelPrice(tiers=())
         cost = cost_usd(price, report)
+        # Vendors report intermediate counts while a stream runs. Before the last report, or the stream's own end, the
+        # count is only what had been written by then, and booking it would understate the bill.
         if report.is_whole and (report.is_last or self._ended):
             source = price.source if report.cost_usd is None else "reported"
             return priced_bill(price, cost, source, model, report.usage)
         return priced_bill(price, max(self._estimate_usd(), cost), "estimate", model, report.usage)
 
     def _estimate_usd(self) -> Decimal:
-        """What is booked if not everything was reported."""
+        """The amount to book if the report is incomplete."""
         return NOTHING if self._hold is None else from_pico(self._hold.amount)
 
     def _guess(self) -> Bill | None:
-        """The bill if nothing was reported; None: the hold."""
+        """The bill if nothing was reported; None books the hold."""
         return None
 
 
 class FixedCharge(OperationCharge):
-    """Money for a registered operation, whose caller names its worst case.
+    """Money for a registered operation, whose caller sets its worst case.
 
-    `cost_of` computes the cost of its result; `prices`: from its answer's usage. Without both the worst case is booked.
+    `cost_of` computes the cost from the result; with `prices` it is computed from the usage in the result. With neither
+    of them the worst case is booked.
     """
 
     __slots__ = ("_bound_usd", "_cost_of", "_prices", "_told")
@@ -167,13 +177,13 @@ class FixedCharge(OperationCharge):
         model = report.model or self.model
         price = self._prices.find_anywhere(model) if self._prices is not None and model else None
         if price is None and report.cost_usd is None:
-            why = f"the price of model {model[:80]!r} is unknown" if model else "its answer names no model"
+            why = f"the price of model {model[:80]!r} is unknown" if model else "its result names no model"
             warn_once(self._service.name, model, f"{why}, so each call is booked at its max_cost_usd")
         return price
 
 
 class AskCharge(OperationCharge):
-    """Money for a vendor's SDK under a built-in name; `ask` None: the worst case cannot be seen."""
+    """Money for a vendor's SDK under a built-in name. `ask` is None if the worst case is unknown."""
 
     __slots__ = ("_ask", "_bound", "_counts", "_found", "_options", "_prices", "_written")
 
@@ -198,10 +208,13 @@ class AskCharge(OperationCharge):
         await super().hold(deadline)
 
     async def _look(self) -> None:
-        """Find the worst case. Raises `PriceUnknown` if a budget that was set could not hold."""
+        """Find the worst case. If it is unknown and the operator has set a budget, raises `PriceUnknown`."""
         ask = self._ask
         self._found = price = None if ask is None else self._prices.find(self._options, ask.model)
         if ask is None or price is None:
+            # A budget that someone set is a promise, and a call with an unknown worst case can break it. The default
+            # budget is only a precaution: refusing every unknown SDK call there would break programs that never asked
+            # for a budget.
             if self._budgets.is_capped(self._service.name):
                 raise PriceUnknown(self._service.name, self._why_unseen())
             self._bound = Bound(NOTHING, 0)
@@ -216,8 +229,9 @@ class AskCharge(OperationCharge):
     def _why_unseen(self) -> str:
         if self._ask is None:
             return (
-                "the worst case of this operation cannot be seen, so its budget could not hold; call an SDK's own "
-                "method with model and prompt as its arguments, or register_service a name of its own with max_cost_usd"
+                "the most that this operation can cost is unknown, so its budget could not be kept; call an SDK's own "
+                "method with model and prompt as its arguments, or give it a name of its own: "
+                "register_service(..., max_cost_usd=...)"
             )
         return (
             f"the price of model {self._ask.model[:80]!r} is unknown, so its cost cannot be limited; set AI_SERVICES__"
@@ -232,6 +246,8 @@ class AskCharge(OperationCharge):
 
     def take(self, piece: object) -> None:
         super().take(piece)
+        # Counting what arrived bounds the output only if all of it arrives in a known form. One unknown piece may be of
+        # any length, so from then on the hold is the only safe estimate.
         if self._counts:
             came = tokens_in(piece)
             self._counts = came is not None
@@ -249,7 +265,7 @@ class AskCharge(OperationCharge):
         return priced_bill(self._found, self._estimate_usd(), "estimate", self.model, Usage())
 
     def _price(self, report: Report) -> ModelPrice | None:
-        """As a query's: of the model that was requested. Of another one only if that is unknown."""
+        """The price of the requested model, as for a query; if that is unknown, of the model that answered."""
         if self._found is None and report.model is not None:
             return self._prices.find(self._options, report.model)
         return self._found
@@ -263,17 +279,20 @@ class AskCharge(OperationCharge):
         if bill is None or hold is None:
             self.release()
             if self._ended:
-                why = "what its operations cost cannot be seen, and so is not booked"
+                why = "the cost of its operations is unknown, so it is not booked"
                 warn_once(self._service.name, "", f"{why}; {HOW_TO_COUNT}")
             return
-        # Not by `Budgets.settle`: there was no worst case that this bill could exceed.
+        # Not through `Budgets.settle`: this hold is zero because the worst case was unknown, and every bill above zero
+        # would be published as a bill above its hold.
         self._hold = None
         if self._tokens is not None:
             self._tokens.settle(tokens_of(bill))
         self._budgets.ledger.settle(hold, self._service.name, bill, self.how)
 
 
-HOW_TO_COUNT = 'a name of their own (register_service) with max_cost_usd and cost_usd="usage" counts them'
+HOW_TO_COUNT = (
+    'to count it, give them a name of their own: register_service(..., max_cost_usd=..., cost_usd="usage")'
+)
 
 
 def _is_long(reading: Reading) -> bool:
@@ -281,7 +300,7 @@ def _is_long(reading: Reading) -> bool:
 
 
 def warn_once(service: str, about: str, sentence: str) -> None:
-    """Log a warning, once for each subject."""
+    """Log a warning once for each service and subject, for at most 1,000 of them."""
     if (service, about) not in _warned and len(_warned) < 1000:
         _warned.add((service, about))
         log.warning("%s: %s", service, sentence)

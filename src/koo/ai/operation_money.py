@@ -1,4 +1,4 @@
-"""Whose money an own operation spends: that of its registration, or a built-in service's budgets."""
+"""Which budgets an own operation spends from: those of its registration, or those of a built-in service."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from koo.storage.base import Allowance
 
 MONEY = ("daily_budget", "max_cost_usd", "cost_usd")
 USAGE = "usage"
-"""The value of `cost_usd` that makes the answer's usage the cost of a call."""
+"""The value of `cost_usd` that computes a call's cost from the usage in its result."""
 BOUND_USD_MAX = Decimal(1_000_000)
-"""More than any ledger holds for one call: each would be refused."""
+"""The most that a ledger can hold for one call. With a higher bound every call would be refused."""
 
 
 class OperationMoney(Protocol):
-    """What an operation's calls are charged. `needs_prices`: the price table has to be loaded first."""
+    """Makes the charges of an operation's calls. `needs_prices`: the price table must be loaded first."""
 
     needs_prices: bool
 
@@ -41,7 +41,7 @@ class OperationMoney(Protocol):
 
 
 class Money:
-    """What a registration says about money."""
+    """The money options of a registration."""
 
     __slots__ = ("_cost_of", "_prices", "allowance", "bound_usd", "needs_prices")
 
@@ -53,7 +53,7 @@ class Money:
                 "register_service", "daily_budget needs max_cost_usd: the most that one call can cost"
             )
         if bound is None and options.get("cost_usd") is not None:
-            # Without a hold nothing would ever be booked.
+            # Without a bound nothing is held, and what was not held cannot be booked: the option would do nothing.
             raise ConfigurationError(
                 "register_service", "cost_usd needs max_cost_usd: the most that one call can cost"
             )
@@ -84,7 +84,7 @@ class Money:
 
 
 class SharedMoney:
-    """The money of a built-in service, whose budgets an SDK's calls under its name share."""
+    """The money of a built-in service. An SDK's calls under its name share its budgets."""
 
     __slots__ = ("_options", "_prices", "needs_prices")
 

@@ -1,7 +1,8 @@
-"""Everything passed to a call, as texts that can be counted, whatever objects contain them.
+"""Finds all texts in a call's arguments, whatever objects contain them, so that they can be counted.
 
-Two things are not text. A picture counts as the most that any vendor makes of one. Anything else that is not text (a
-document, sound), and anything that cannot be read without using it up (an iterator), leaves the length open.
+Two kinds of content are not text. A picture counts as the most tokens that any vendor makes of one. For everything else
+that is not text (a document, audio), and for what cannot be read without consuming it (an iterator), the length stays
+unknown.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ MEDIA = (
     "item_reference", "compaction",
 )  # fmt: skip
 PICTURE_TOKENS = 16_384
-"""OpenAI's largest: 10,000 patches at `detail: original`, times what its smaller models multiply them by (its page on
-images, November 2026). Anthropic and Google make some thousands at most."""
+"""The largest picture is OpenAI's: 10,000 patches at `detail: original`, multiplied by the factor of its smaller models
+(its page on images, November 2026). Anthropic and Google count a few thousand tokens at most."""
 DEAR_PICTURES, DEAR_PICTURE_TOKENS = "4o-mini", 49_152
-"""The one family that counts a picture as 33 of another's, to price them alike."""
+"""This family counts a picture as 33 times the tokens of other models, so that a picture costs the same on all."""
 TOOL_TOKENS = 2048
-"""What a vendor may put before a prompt that has tools: some 800 are known, and as many for a tool of its own."""
+"""What a vendor may add to a prompt that has tools: about 800 tokens are known, and as many for a tool of its own."""
 NODE_TOKENS = 4
-"""What may stand around one value in a prompt: quotes, separators, the marks of a role."""
+"""What may surround one value in a prompt: quotes, separators, the marks of a role."""
 DIGITS_MAX = 20
-"""Of a whole number among many: some tokenizers make a token of each digit."""
+"""Tokens for each number in a list of numbers: some tokenizers make a token of each digit."""
 NODES_MAX = 100_000
-"""Values that are visited, which takes a tenth of a second: a structure may have more, or contain itself."""
+"""The most values that are visited, which takes 0.1 s. A structure may be larger, or contain itself."""
 REST_TOKENS = 10_000_000
-"""For a structure that has more: no model reads that much."""
+"""Added for a structure with more values than that: more than any model reads."""
 FIELDS = ("__struct_fields__", "__dataclass_fields__", "__dict__")
-"""Where an object's class, or the object itself, lists its fields."""
+"""Attributes in which an object or its class lists its fields."""
 NOT_GIVEN = ("NotGiven", "Omit", "NOT_GIVEN", "Unset")
 
 
 class Reading(NamedTuple):
-    """What was found in a prompt: `tokens` beside its `texts`; `is_open`: some length is unknown."""
+    """The content of a prompt: its `texts`, and the `tokens` of everything else. `is_open`: some length is unknown."""
 
     texts: list[str]
     tokens: int
@@ -49,7 +50,7 @@ class Reading(NamedTuple):
 
 
 def read_prompt(said: object, model: str) -> Reading:
-    """All texts in what is passed to a call, and what else may be counted in it."""
+    """Collect all texts in a call's arguments, and count everything else that becomes tokens."""
     picture = DEAR_PICTURE_TOKENS if DEAR_PICTURES in model else PICTURE_TOKENS
     texts: list[str] = []
     tokens, is_open, has_media, keeps_1h, nodes = 0, False, False, False, 0
@@ -68,7 +69,7 @@ def read_prompt(said: object, model: str) -> Reading:
         elif isinstance(value, (int, float, Decimal)):
             tokens += len(str(value))
         elif isinstance(value, (list, tuple, set, frozenset)):
-            if set(map(type, value)) == {int}:  # tokens, as embeddings take them
+            if set(map(type, value)) == {int}:  # a list of token numbers, which embeddings accept
                 tokens += DIGITS_MAX * len(value)
             else:
                 rest.extend(value)
@@ -88,7 +89,7 @@ def read_prompt(said: object, model: str) -> Reading:
 
 
 def _medium(part: object) -> str | None:
-    """The kind of a prompt's part that is not text: a "picture", or "more"; None for everything else."""
+    """The kind of a part that is not text: "picture", or "more" for other media. None if it is text."""
     if isinstance(part, (bytes, bytearray, memoryview)) or callable(get(part, "read")):
         return "more"
     if module_of(part) == "PIL":
@@ -108,7 +109,7 @@ def _medium(part: object) -> str | None:
 
 
 def _opened(value: object) -> object:
-    """The readable content of an object; None if unknown: an iterator, say, can be read only once."""
+    """The readable content of an object; None if it has none that can be read. An iterator can be read only once."""
     if isinstance(value, type):
         schema = getattr(value, "model_json_schema", None)
         if callable(schema):
@@ -124,7 +125,7 @@ def _opened(value: object) -> object:
 
 
 def fields_of(thing: object) -> Iterator[tuple[str, Any]]:
-    """A mapping's items or an object's fields, those beyond its class too."""
+    """A mapping's items, or an object's fields including those that its class does not declare."""
     if isinstance(thing, Mapping):
         yield from ((key, value) for key, value in thing.items() if isinstance(key, str))
         return
@@ -137,5 +138,5 @@ def fields_of(thing: object) -> Iterator[tuple[str, Any]]:
 
 
 def is_given(value: object) -> bool:
-    """Whether it is a real argument, not an SDK's marker for one that is not given."""
+    """Whether it is a real argument, not an SDK's marker for an argument that is not given."""
     return value is not None and type(value).__name__ not in NOT_GIVEN

@@ -1,18 +1,20 @@
-"""A stream of an application's own operation under koo's guard: one permit, one place and one hold until its end.
+"""A stream of an application's own operation. It keeps one permit, one place and one hold until its end.
 
-The operation is called as by `execute`, and its result is opened and asked for its first piece within the attempt. So a
-lazy generator is judged by what it sends, and a failure until then is repeated if that is safe. From the first piece on
-nothing is repeated. Each later wait is bounded by the time of an attempt, as in `guarded_stream.py`.
+The operation is called in the same way as by `execute`. Within the attempt its result is also opened and its first
+piece read. That is necessary because many streams send nothing before they are read: a lazy generator would be judged a
+success without having sent its request. A failure up to the first piece is retried if that is safe. After the first
+piece nothing is repeated. Each later wait is limited to the attempt timeout (see `guarded_stream.py`).
 
-    async for piece in stream: ...          the pieces alone
-    async with stream as opened: ...        the operation's own object, whose waits are guarded
+    async for piece in stream: ...          only the pieces
+    async with stream as opened: ...        the operation's own object, with guarded waits
 
-In a block, a context manager that the operation returned is only entered: its user decides what to read from it. Then
-the attempt ends with entering, and the stream with the block. It was a success if the last request on it came to its
-end; left in the middle, or never used, it is neutral; and a failure that the block caught is still a failure.
+In a block, a context manager that the operation returned is only entered, because its user decides what to read from
+it. Then the attempt ends when it has been entered, and the stream ends with the block. The result is a success if the
+last request in the block reached its end. It is neutral if that was left in the middle, or if there was none. A failure
+that the block caught is still a failure.
 
-What pieces say about money is recorded as they come. A stream that ends early is booked at its hold, unless the last
-piece that arrived included the cost so far: the other side may have written more than was read.
+Each piece is checked for usage and cost. A stream that ends early is booked at its hold, unless the last piece that
+arrived included the cost so far: the other side may have written more than was read.
 """
 
 from __future__ import annotations
@@ -40,13 +42,15 @@ from koo.policies.verdict import CANCELLED, NEUTRAL, SUCCESS, Fault
 T = TypeVar("T")
 R = TypeVar("R")
 SNAPSHOTS = ("current_message_snapshot", "current_completion_snapshot")
-"""Where the SDKs' own stream objects keep what arrived, with its usage: their text alone says nothing about money."""
+"""Attributes in which the SDKs' stream objects collect the answer and its usage. A reader of `text_stream` receives
+text only, so this is where its usage is found."""
 DONE = Fault(verdict=SUCCESS)
-_closing: set[asyncio.Task[None]] = set()  # the loop itself holds a task only weakly
+# The event loop keeps only weak references to tasks: without this set a closing task could be collected before its end.
+_closing: set[asyncio.Task[None]] = set()
 
 
 class Terms(NamedTuple):
-    """What an operation runs under."""
+    """What an operation runs under: its service, its money and the budgets."""
 
     service: Service
     money: OperationMoney | None
@@ -54,12 +58,14 @@ class Terms(NamedTuple):
 
 
 class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
-    """`async for piece in stream:` or `async with stream as opened:`; nothing is sent before.
+    """`async for piece in stream:` or `async with stream as opened:`. Nothing is sent before.
 
-    `await stream` opens it first, up to the first piece: so a refusal is raised before its caller has begun to answer.
+    `await stream` opens it up to the first piece. A web handler can so receive a refusal before it has sent its own
+    response headers.
+
     Leaving early (`break`, `aclose()`, the end of the block, cancellation) closes what the operation returned and
-    settles what was used; `aclose()` may come from another task. Raises as `execute` until the first piece; later SDK
-    and transport errors become `StreamTruncated`, and everything else passes unchanged.
+    settles what was used. `aclose()` may be called from another task. Up to the first piece the stream raises the same
+    errors as `execute`. After that SDK and transport errors become `StreamTruncated`, and other errors pass unchanged.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         deadlines: Deadlines,
         own: Loop | None = None,
     ) -> None:
-        """`own`: the loop of the operation's caller, if the stream is read from another one."""
+        """`own` is the loop of the operation's caller, if the guard runs on another one."""
         super().__init__(name, deadlines)
         check_operation(operation)
         self._own = own
@@ -81,9 +87,11 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         self._args = args
         self._kwargs = kwargs
         self._source: Source | None = None
-        self._ahead: list[T | End] = []  # the first piece, until it is asked for
+        self._ahead: list[T | End] = []  # the first piece, read by the attempt, until the reader takes it
         self._in_block = False
-        self._came_to: Fault | None = None  # the result of the block's last request; None: it is unfinished
+        self._came_to: Fault | None = (
+            None  # the result of the block's last request; None while it is unfinished
+        )
         self._silent_s = 0.0
         self._charge: OperationCharge | None = None
         self._slow = False
@@ -93,7 +101,9 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     async def __anext__(self) -> T:
         self._take_turn()
-        self._in_block = False  # a stream read without the block's object ends here, not with the block
+        # `await stream` may have opened it as if for a block, and then no block followed. In a block a failure is only
+        # recorded, and the block's end closes; here nothing else would close the connection.
+        self._in_block = False
         try:
             held = self._held or await self._begin()
             source = self._source
@@ -113,7 +123,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             self._charge.take(piece)
         return piece
 
-    # ── as a block ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── in a block ────────────────────────────────────────────────────────────────────────────────────────────
 
     def __await__(self) -> Generator[Any, None, OperationStream[T]]:
         yield from self._opened().__await__()
@@ -126,7 +136,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return Opened(self, source.target, source.pieces if source.is_managed else self)
 
     async def _opened(self) -> None:
-        """Open it, up to the first piece; a manager that yields another object is entered."""
+        """Open the stream up to its first piece, or only enter a context manager that yields another object."""
         if self._closed and self._failed is None:
             raise RuntimeError("this stream is over: start a new one")
         self._take_turn()
@@ -151,21 +161,26 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if not self._in_block or self._closed or held is None or source is None:
             await self.aclose()
             return None
+        # Taken out first: if closing fails, `_wait` calls `_end`, which would close the manager a second time.
         self._source = None
         try:
+            # Closing goes through the guard like any other wait: it may need the network, and a provider that hangs
+            # there must not hang the reader.
             suppresses = await self._wait(held, self._there(source.close(kind, error, trace)))
         except StopAsyncIteration:
-            return None  # closed by another task too
+            return None  # another task closed it at the same time
         except BaseException as raised:
             self._note_failure(raised)
             raise
         finally:
+            # In `finally`, because the permit must be given back even if closing is cancelled. CANCELLED stands for
+            # "the block was left"; `_settle` replaces it with the result of the block's last request, if there is one.
             self._end_turn()
             self._settle(CANCELLED, self._silent_s)
         return suppresses
 
     async def read(self, pieces: AsyncIterator[R]) -> R:
-        """The next piece of a part of the open stream; the block's counterpart of `__anext__`."""
+        """The next piece of a readable part of the open stream; in a block this takes the place of `__anext__`."""
         piece = await self._ask(self._there(next_of(pieces)))
         if piece is END:
             self._note_end(DONE)
@@ -176,7 +191,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return piece
 
     async def call(self, awaitable: Awaitable[R]) -> R:
-        """The result of a call on the open stream's own object."""
+        """The result of a method call on the open stream's own object."""
         try:
             result = await self._ask(self._there(_awaited(awaitable)))
         except StopAsyncIteration:
@@ -190,11 +205,13 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     async def _ask(self, reading: Coroutine[object, object, R]) -> R:
         held = self._held
         if held is None or (self._closed and self._failed is None):
-            return await reading  # it is over, and what its object still returns costs nothing
+            # The stream has ended, and a library's object still answers from what it has collected, such as
+            # `get_final_message()`. That sends nothing, so there is nothing to guard, and the permit is gone.
+            return await reading
         try:
             self._take_turn()
         except BaseException:
-            reading.close()
+            reading.close()  # or Python warns that it was never awaited
             raise
         try:
             return await self._wait(held, reading)
@@ -202,14 +219,18 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             self._end_turn()
 
     def _note_end(self, came_to: Fault | None) -> None:
-        """The last request: a failure stays one, whatever is requested after it."""
+        """Record the result of the block's last request, unless an earlier one has failed.
+
+        After a connection has broken, a call that only returns what had arrived often succeeds. It must not turn the
+        failure into a success.
+        """
         if self._came_to is None or self._came_to.verdict in (SUCCESS, NEUTRAL):
             self._came_to = came_to
 
     def _closed_by_another(self) -> ServiceFailed:
         return ServiceFailed(self.service, "the stream was closed by another task", kind=Kind.CANCELLED)
 
-    # ── its life ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── from opening to settling ──────────────────────────────────────────────────────────────────────────────
 
     async def _open(self) -> Held[Source]:
         service, money, budgets = await self._find()
@@ -232,8 +253,9 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return await self._there(self._begun())
 
     async def _begun(self) -> Source:
-        """Call the operation, and open its result; up to the first piece if pieces are what is read."""
+        """Call the operation and open its result. Reads the first piece, except of a context manager in a block."""
         given = self._operation(*self._args, **self._kwargs)
+        # From here on a request may have been sent, so whatever happens next may have to be paid for.
         if self._charge is not None:
             self._charge.begun = True
         source = await open_source(given)
@@ -241,16 +263,18 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             if not (self._in_block and source.is_managed):
                 self._ahead = [await source.next()]
         except BaseException as error:
+            # The guard may call the operation again after this, so no one else knows this source: unclosed, its
+            # connection would stay open, and the provider would go on writing to it.
             await close_quietly(self.service, source.close(type(error), error))
             raise
         return source
 
     def _there(self, work: Coroutine[object, object, R]) -> Coroutine[object, object, R]:
-        """Work of the operation itself runs on its caller's loop: its client belongs there."""
+        """Run work of the operation itself on its caller's loop, to which its client belongs."""
         return work if self._own is None else bring_back(self._own, work)
 
     async def _finish(self, held: Held[Source]) -> None:
-        """The stream's own end."""
+        """Close and settle a stream that has reached its own end."""
         source, self._source = self._source, None
         if source is not None:
             await self._wait(held, self._there(source.close()))
@@ -258,8 +282,11 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
 
     async def _end(self, fault: Fault, silent_s: float = 0.0) -> None:
         if self._in_block and self._left is None and not self._closed:
-            # The block's end closes and settles: until then its user may make further requests.
+            # In a block an error does not end the stream: its user may catch it and make further requests on the same
+            # object. The end of the block closes and settles; here the fault is only recorded.
             if self._held is not None:
+                # The same alarm serves the next wait. Left set, an error of the next request that comes without
+                # suspending would be judged by this old expiry, as a stalled stream.
                 self._held.silence.expired = False
             self._note_end(fault)
             self._silent_s = silent_s
@@ -283,7 +310,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     def _take_snapshot(charge: OperationCharge, held: Held[Source], name: str) -> None:
         try:
             snapshot = getattr(held.scope.value.target, name, None)
-        except Exception:  # noqa: BLE001 - an SDK's own check that something came
+        except Exception:  # noqa: BLE001 - SDKs assert in this property that something has arrived
             return
         if snapshot is not None:
             charge.take(snapshot)
@@ -294,19 +321,22 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if held is None:
             return
         if fault is CANCELLED and self._came_to is not None:
-            fault = self._came_to  # it is left, and its block's last request decides
+            fault = self._came_to  # the stream was left, so the block's last request decides
         if fault.verdict is SUCCESS:
             self._settle_success(held)
             return
+        # `billed=True`: an error usually means that nothing was billed, but this stream has delivered something.
         held.scope.settle(replace(fault, billed=True), took_s=silent_s)
 
     def __del__(self) -> None:
-        # `break` in an `async for` closes nothing: without this the permit and the hold would stay until their end.
+        # `break` in an `async for` does not close the iterator. Without this the operation's connection would stay open
+        # and the provider would go on writing, because an SDK's stream closes nothing when it is dropped.
         if self._closed or self._held is None:
             return
         loop = self._deadlines.loop
         if loop is not None and loop.is_running():
-            # Not at once: the garbage collector runs in the middle of anything, and closing has to be awaited.
+            # Not here: the garbage collector may run this in any thread and in the middle of any other settlement, and
+            # closing has to be awaited. The callback's reference keeps the stream alive until then.
             with suppress(RuntimeError):  # the loop was closed a moment ago
                 loop.call_soon_threadsafe(_close_later, self)
         else:

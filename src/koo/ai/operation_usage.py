@@ -1,12 +1,12 @@
-"""What an own operation's answer says about its bill, from any SDK: `read_report`, and `Meter` for streams.
+"""Reads usage and cost from the result of any SDK: `read_report`, and `Meter` for streams.
 
-No SDK is imported: an answer is read by the names that vendors and wrappers use (`usage_names.py`), whether it is a
-mapping, a pydantic object, or any other. Nothing here raises: an answer that was paid for must not be lost because its
-usage is odd.
+No SDK is imported. A result is read by the names that vendors and wrappers use (`usage_names.py`), whether it is a
+mapping, a pydantic object or anything else. Nothing here raises: a result that was paid for must not be lost because
+its usage has an unexpected form.
 
-`Meter` receives each piece of a streamed answer. Vendors repeat what they have counted so far, so counts grow and never
-shrink; LangChain's pieces report only what is new, and are added. A report is the last one when the vendor has
-finished: a stream that is left before that has reported too little of its bill.
+`Meter` receives each piece of a streamed answer. Vendors send running totals, so counts grow and never shrink.
+LangChain's pieces report only what is new, so their counts are added up. Only the report that the vendor sends when it
+has finished is complete: a stream that is left earlier has reported less than its bill.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ from koo.policies.money import EXACT
 
 NO_UNITS: Mapping[str, int] = {}
 PLACES = ("usage", "usage_metadata", "usageMetadata")
-"""Under which of an answer's names its usage stands."""
+"""The attributes of a result that may contain its usage."""
 INSIDE = (
     "message", "response", "_raw_response", "raw", "snapshot", "chunk", "context_wrapper", "http_response"
 )  # fmt: skip
-"""Where the answer itself stands in what a stream or a wrapper hands out: Anthropic's `message_start`, the ends of
-Responses, instructor, LlamaIndex, the stream helpers of openai's SDK, openai-agents, raw responses."""
+"""Attributes in which streams and wrappers store the vendor's own answer: Anthropic's `message_start`, the last events
+of Responses, instructor, LlamaIndex, the stream helpers of openai's SDK, openai-agents, raw responses."""
 MODELS: tuple[Path, ...] = (
     ("model",), ("model_version",), ("modelVersion",), ("model_name",), ("response_metadata", "model_name"),
     ("response", "model_name"),
 )  # fmt: skip
 ORDINARY = ("standard", "default", "auto")
 EVENTS = ("message_", "content_block_", "ping", "response.", "error")
-"""How the events of Anthropic and of Responses begin."""
+"""The first part of the event types of Anthropic and Responses."""
 DEPTH_MAX = 3
 MEMBERS_MAX = 10_000
-"""For a list of answers; a longer one is not a batch of paid calls."""
+"""The most members of a list that are read; a longer list is not a batch of paid calls."""
 
 
 class Report(NamedTuple):
-    """What an answer, or a piece of a streamed one, says about its bill.
+    """The usage and cost in a result, or in a piece of a streamed one.
 
-    `usage` is by disjoint classes. `units` are counts that have a price of their own beyond their class, by the price
-    table's words ("cache_write_1h", "output_audio", "web_searches", ...). `cost_usd` is the cost that the provider
-    reports, `tier` the service tier or speed of the answer. `is_whole`: nothing that is paid for is missing. `is_last`:
-    the vendor reports no more. `adds`: it reports only what is new since the previous piece.
+    `usage` is by disjoint classes. `units` are counts with a separate price, keyed by the price table's names
+    ("cache_write_1h", "output_audio", "web_searches", ...). `cost_usd` is the cost that the provider reports, `tier`
+    the service tier or speed of the answer. `is_whole`: nothing that is billed is missing. `is_last`: the vendor will
+    send no further report. `adds`: the counts are only those since the previous piece.
     """
 
     usage: Usage
@@ -75,7 +75,7 @@ class Report(NamedTuple):
 
 
 class Meter:
-    """Keeps what the pieces of one answer have reported about its bill; a whole answer is one piece."""
+    """Combines what the pieces of one answer report about its bill. A whole answer is one piece."""
 
     __slots__ = ("report",)
 
@@ -83,16 +83,16 @@ class Meter:
         self.report: Report | None = None
 
     def take(self, piece: object) -> None:
-        """Read one piece; most report nothing."""
+        """Read one piece. Most pieces report nothing."""
         found = read_report(piece)
         if found is not None:
             self.report = found if self.report is None else _joined(self.report, found)
 
 
 def read_report(told: object) -> Report | None:
-    """What an answer, a piece of one, or a usage alone says about a bill; None if it says nothing. Never raises.
+    """Read the usage and cost in a result, a piece of one, or a usage object; None if it has neither. Never raises.
 
-    A list or a tuple is a batch: its members' counts are added.
+    A list or a tuple is a batch: its members' counts are added up.
     """
     with suppress(Exception):
         if isinstance(told, (list, tuple)) and not hasattr(told, "_fields"):
@@ -105,11 +105,11 @@ def read_report(told: object) -> Report | None:
     return None
 
 
-# ── finding ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── finding the usage ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _find(told: object, depth: int) -> tuple[object, object] | None:
-    """The usage, and the answer that it stands in."""
+    """The usage, and the answer that contains it."""
     if told is None or isinstance(told, (str, int, float, type)):
         return None
     for name in PLACES:
@@ -131,17 +131,17 @@ def _find(told: object, depth: int) -> tuple[object, object] | None:
 
 
 def _called(method: Callable[[], object]) -> object:
-    """Some versions of pydantic-ai have a method where others have a property."""
+    """Call pydantic-ai's `usage`, which is a method in some of its versions and a property in others."""
     with suppress(Exception):
         return method()
     return None
 
 
-# ── what was said ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the content of a piece ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def tokens_in(piece: object) -> int | None:
-    """The most tokens that a piece of a stream brings, reasoning and calls included; None if its form is unknown."""
+    """The most tokens in a piece of a stream, including reasoning and tool calls; None if its form is unknown."""
     said = _said_in(piece)
     return None if said is None else 1 + sum(map(bound_text, _texts(said, DEPTH_MAX * 2)))
 
@@ -188,7 +188,7 @@ def _report(told: object, answer: object) -> Report:
 
 
 def _times_asked(answer: object) -> int:
-    """How many requests google-genai made for an answer; its usage is that of the last one, with most to read."""
+    """How many requests google-genai made for an answer. Its usage is that of the last request, the longest one."""
     turns = items(get(answer, "automatic_function_calling_history"))
     return 1 + sum(get(turn, "role") == "model" for turn in turns)
 
@@ -196,7 +196,7 @@ def _times_asked(answer: object) -> int:
 def _is_whole(usage: Usage, told: object) -> bool:
     if usage.output_tokens or not usage.read_tokens:
         return usage.read_tokens > 0 and not usage.estimated
-    # Embeddings write nothing, and say so by a total without a count of what was written.
+    # Embeddings have no output: their usage has a total and no output count.
     names = names_of(told)
     return get(told, names.written) is None and bool(count(told, (names.total,)))
 
@@ -210,7 +210,7 @@ def _model_of(answer: object) -> str | None:
 
 
 def _cost_of(told: object) -> Decimal | None:
-    """The cost that OpenRouter and Perplexity report."""
+    """The cost, which OpenRouter and Perplexity report."""
     cost = get(told, "cost")
     if not isinstance(cost, (int, float, str, Decimal)):
         cost = get(cost, "total_cost") if get(cost, "currency") in (None, "USD") else None
@@ -231,9 +231,9 @@ def _tier_of(told: object, answer: object) -> str | None:
 
 
 def _is_last(answer: object) -> bool:
-    """Whether the vendor has finished. A whole answer always has."""
+    """Whether the vendor has finished. For a whole answer this is always true."""
     if get(answer, "type") == "message" and get(answer, "role") == "assistant":
-        return get(answer, "stop_reason") is not None  # without it: the beginning of Anthropic's stream
+        return get(answer, "stop_reason") is not None  # a message without it begins Anthropic's stream
     if get(answer, "object") == "chat.completion.chunk":
         choices = get(answer, "choices")
         return not isinstance(choices, list) or not choices or _ends(choices)
@@ -247,11 +247,11 @@ def _ends(choices: list[object]) -> bool:
     return any(get(one, name) is not None for one in choices for name in ("finish_reason", "finishReason"))
 
 
-# ── several ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── combining reports ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _joined(before: Report, later: Report) -> Report:
-    """Two pieces of one answer."""
+    """Combine the reports of two pieces of one answer."""
     adds = later.adds
     usage = _plus(before.usage, later.usage) if adds else before.usage.grown(later.usage)
     units = {name: _of_both(before, later, name) for name in {*before.units, *later.units}}
@@ -285,7 +285,9 @@ def _plus(one: Usage, other: Usage) -> Usage:
 
 
 def _added_up(members: list[object] | tuple[object, ...]) -> Report | None:
-    """A batch. What appears in it twice (an object, and the completion that it was read from) counts once."""
+    """Add up the reports of a batch. A usage that appears in it twice counts once."""
+    # instructor returns a pair: the parsed object and the completion that it was parsed from. Both lead to the same
+    # usage object, so counting both would book the call twice.
     found = [one for member in members[:MEMBERS_MAX] if (one := _find(member, DEPTH_MAX)) is not None]
     reports = [_report(*one) for one in {id(one[0]): one for one in found}.values()]
     if not reports:
@@ -294,7 +296,8 @@ def _added_up(members: list[object] | tuple[object, ...]) -> Report | None:
     for report in reports[1:]:
         one_usd, other_usd = total.cost_usd, report.cost_usd
         total = _joined(total, report._replace(adds=True))._replace(
-            # One price would be taken for all of them.
+            # One report has one model, so all usage would be priced as that model's. If the models differ, the result
+            # is marked as incomplete, and the hold is booked instead.
             is_whole=total.is_whole and report.is_whole and total.model == report.model,
             cost_usd=None if one_usd is None or other_usd is None else EXACT.add(one_usd, other_usd),
         )

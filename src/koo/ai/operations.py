@@ -1,8 +1,18 @@
-"""The same guard for an application's own operations: a vendor's SDK, a payment service, a search index.
+"""The guard for an application's own operations: a vendor's SDK, a payment service, a search index.
 
-An operation is registered by a name and its options, and then run by that name. It has no limits and no budget unless
-they are given. A built-in service's name works too: then the operation shares that service's breaker, limits, key and
-budgets.
+An operation is registered with a name and options, and then run by that name. It has no limits and no budget unless
+they are set. The name of a built-in service works too: the operation then shares that service's breaker, limits, key
+and budgets.
+
+koo calls code here that it does not know, so `execute` checks what it can before the guard counts anything, and the
+rest when the operation has returned:
+
+- Before: a coroutine instead of a function, and a function that is known to block the event loop, raise TypeError.
+- After: a result that cannot be awaited proves that the operation has blocked. A stream is closed and refused, because
+  the guard would end its permit before the first piece is read.
+
+Money follows from one moment: once the operation has been awaited (`charge.begun`), the other side may have billed it,
+whatever it raises.
 """
 
 from __future__ import annotations
@@ -39,16 +49,20 @@ async def execute(
     kwargs: Mapping[str, Any],
     own: Loop | None = None,
 ) -> T:
-    """Run `operation(*args, **kwargs)` under the guard of `service`; `own` is the caller's loop, if it is another one.
+    """Run `operation(*args, **kwargs)` under the guard of `service`. `own` is the caller's loop, if it is another one.
 
-    Raises SDK and transport errors as `ExternalServiceError`, refusals of ours, everything else unchanged. TypeError if
-    `operation` cannot be awaited, or returns a stream, which is then closed.
+    Raises SDK and transport errors as `ExternalServiceError`, koo's own refusals, and everything else unchanged. Raises
+    TypeError if `operation` cannot be awaited, or if it returns a stream, which is closed first.
     """
     try:
         check_operation(operation)
+        # `in_thread=True` is an option of the name, not of the function. An `async def` under that name stays on the
+        # loop: in a thread, its coroutine would be made there and awaited here, with nothing gained.
         threads = service.threads
         if threads is not None and is_async(operation):
             threads = None
+        # The guard and the charge both inspect the original function. `threads.over` returns a lambda, in which neither
+        # a key nor a model could be found.
         guard = guard_of(service, operation, args, kwargs, threads is not None)
         charge = money.charge(service, budgets, operation, args, kwargs) if money is not None else None
         if threads is not None:
@@ -59,20 +73,27 @@ async def execute(
         async def run() -> T:
             awaitable = operation(*args, **kwargs)
             if not inspect.isawaitable(awaitable):
-                # It may have sent a request for what it returned without waiting.
+                # A blocking function has done its work by now, so a request has been sent and may be billed: releasing
+                # the hold would lose that money. An unstarted generator or context manager has sent nothing yet.
                 if charge is not None and not is_unstarted(awaitable):
                     charge.begun = True
                 raise await _refusal(service.name, awaitable)
+            # Before the await, not after it: an operation that fails or is cancelled may have been billed all the same.
             if charge is not None:
                 charge.begun = True
             result: T = await awaitable
+            # Returned as it is, a stream would be read outside the guard: its permit is settled on return, so a stream
+            # that hangs or breaks off would count as a success, and its usage would never be booked. An HTTP response
+            # is refused only if `stream=True` requested it open; otherwise an open one is the library's normal result.
             if is_stream(result) or (is_streamed and is_left_open(result)):
                 raise await _refusal(service.name, result)
             if charge is not None:
                 charge.answered(result)
             return result
 
-        # An operation in a thread does not need its caller's loop, and counts itself on koo's.
+        # koo's guard runs on its home loop, but an SDK's client belongs to the loop that made it: its connections and
+        # locks fail on any other. So each attempt goes back to the caller's loop. A thread needs neither loop, and
+        # `Threads` counts what is running on koo's loop only.
         attempt = run if own is None or threads is not None else come_back(run, own)
         try:
             return await guard.call(attempt, charge=charge)
@@ -80,13 +101,14 @@ async def execute(
             note_failure(service, guard, error)
             raise
     except BaseException:
-        # Here and wherever else a caller's arguments are held: error reporters record the variables of frames.
+        # Error reporters record the local variables of every frame in a traceback, and these contain prompts and keys.
+        # Every function that receives a caller's arguments does the same.
         operation = args = kwargs = UNSHOWN
         raise
 
 
 def note_failure(service: Service, guard: Guard, error: Exception) -> None:
-    """Log an operation that failed or was refused; one that raised its caller's own mistake is neither."""
+    """Log an operation that failed or was refused. An error that is the caller's own mistake is not logged."""
     if isinstance(error, KooError):
         service.calls.failed(service.name, "operation", error, error.kind, error.attempts)
         return
@@ -96,9 +118,9 @@ def note_failure(service: Service, guard: Guard, error: Exception) -> None:
 
 
 def check_operation(operation: object) -> None:
-    """Raises TypeError for anything that cannot be called repeatedly."""
+    """Raise TypeError for anything that cannot be called repeatedly."""
     if inspect.iscoroutine(operation):
-        operation.close()
+        operation.close()  # or Python warns that it was never awaited, after an error that already says what is wrong
         raise TypeError(
             "pass the function and its arguments, not a coroutine: a coroutine cannot be run again"
         )
@@ -109,18 +131,18 @@ def check_operation(operation: object) -> None:
 
 
 async def _refusal(name: str, given: object) -> TypeError:
-    """Close a stream that was returned instead of an answer; returns the error that says what to do."""
+    """Close a stream that was returned instead of a whole result; returns the error that says what to do."""
     if not (is_unstarted(given) or is_stream(given) or is_left_open(given)):
         return TypeError(
-            f"{name}: the operation blocked the event loop until it returned, and what it returned cannot be awaited: "
-            f"use an asynchronous client (AsyncOpenAI beside OpenAI, say), or {IN_THREAD}"
+            f"{name}: the operation blocked the event loop until it returned, and its result cannot be awaited: "
+            f"use an asynchronous client (for example AsyncOpenAI instead of OpenAI), or {IN_THREAD}"
         )
     try:
         await discard(given)
-    except Exception as error:  # noqa: BLE001 - what its caller has to know is the refusal
+    except Exception as error:  # noqa: BLE001 - the refusal is what the caller needs to see
         log.debug("%s: a refused stream could not be closed: %r", name, error)
     return TypeError(
-        f"{name}: the operation returned a stream ({describe(given)}), of which execute would see only the beginning; "
+        f"{name}: the operation returned a stream ({describe(given)}), and execute can guard only its beginning; "
         f"read it with stream_with_error_handling({name!r}, operation, ...), or Platform.execute_stream"
     )
 
@@ -132,9 +154,9 @@ def guard_of(
     kwargs: Mapping[str, Any],
     in_thread: bool = False,
 ) -> Guard:
-    """The guard of an operation's model and credential. Sends nothing.
+    """The guard for an operation's model and credential. Sends nothing.
 
-    Raises TypeError if the operation is known to block the event loop, and what `credential=` raises.
+    Raises TypeError if the operation is known to block the event loop, and whatever the `credential` function raises.
     """
     credential = ""
     if not says_nothing(operation):
@@ -153,7 +175,8 @@ def guard_of(
         credential = credential if told is None else digest_of(str(told))
     model = service.default_model
     if model is not None:
-        # An SDK's call names its model; an application's own operation has none that koo could know.
+        # Under a built-in name the keyword is an SDK's, and names the model whose breaker must count this call. Under a
+        # registered name (`default_model` None) it may be anything, a car's for example.
         named = kwargs.get("model")
         model = named if isinstance(named, str) else model
     return service.guard_for(credential, model) if credential else service.guard(model)

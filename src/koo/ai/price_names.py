@@ -1,17 +1,17 @@
-"""The ways in which one model is written, and which of them mean a name of the price table.
+"""Maps the different spellings of a model's name to names in the price table.
 
-    models/gemini-3.8-flash                       the path of a resource: its last part
+    models/gemini-3.8-flash                       a resource path: its last part is the name
     openai/gpt-6.1-terra                          the vendor before its own model
-    openai/gpt-6.1-terra:nitro                    a way of routing: any host of the model may answer
-    gpt-6.1-terra-2026-10-26, …@20261026, …-001   a dated name: any other dated one may be meant
-    eu.anthropic.claude-sonnet-5-5-v1:0           Amazon Bedrock's name, in Bedrock's own table
-    meta-llama/llama-3.3-70b-instruct:free        OpenRouter's free entries
-    https://eu.api.openai.com/v1                  a host for one region, which may cost more
+    openai/gpt-6.1-terra:nitro                    a routing suffix: any host of the model may answer
+    gpt-6.1-terra-2026-10-26, …@20261026, …-001   a dated name: it may mean any of the dated entries
+    eu.anthropic.claude-sonnet-5-5-v1:0           Amazon Bedrock's name, listed in Bedrock's own table
+    meta-llama/llama-3.3-70b-instruct:free        one of OpenRouter's free entries
+    https://eu.api.openai.com/v1                  a regional host, which may cost more
 
-The name as written always comes first. A rule removes only what the price does not depend on; if it may depend on it,
-the highest price of all possible meanings is charged. A name that no rule knows stays unknown, because a guess could be
-too cheap: `:online` adds search results to the prompt, `:extended` and `:thinking` have prices of their own where they
-exist, and a fine-tuned model (`ft:…`) costs more than its base model.
+The name as written is always tried first. A rule removes only what the price does not depend on. If the price may
+depend on it, the highest price of all possible meanings is charged. A name that no rule covers stays unknown, because a
+guess could be too low: `:online` adds search results to the prompt, `:extended` and `:thinking` have separate prices
+where they exist, and a fine-tuned model (`ft:…`) costs more than its base model.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from urllib.parse import urlsplit
 
 AWS = "aws"
 ROUTING = frozenset({"nitro", "floor", "exacto"})
-"""Suffixes that OpenRouter accepts on any model, and that only choose among its hosts (its documentation, model
-variants, November 2026). Its catalogue variants are models of their own."""
+"""Suffixes that OpenRouter accepts on any model and that only choose among its hosts (its documentation on model
+variants, November 2026). OpenRouter lists its other variants as separate models."""
 NAME_MAX = 256
-"""A longer name is looked up as written: callers choose names, and no model's name is this long."""
+"""A longer name is looked up only as written: callers choose names, and no model's name is this long."""
 AZURE_FACTOR = Decimal("1.2")
-"""The table has Azure's prices of global deployments. Those of a data zone cost 10 to 20 % more, and neither the
-address nor the deployment's name says which one it is (Azure's retail prices, November 2026)."""
+"""The table has Azure's prices for global deployments. Data zone deployments cost 10 to 20 % more, and neither the
+address nor the deployment's name shows which kind it is (Azure's retail prices, November 2026)."""
 REGION_FACTOR = Decimal("1.1")
-"""What OpenAI and Vertex AI add for hosts that keep to one region (their price pages, November 2026)."""
+"""The surcharge of OpenAI and Vertex AI for hosts that stay in one region (their price pages, November 2026)."""
 
 _PATH = re.compile(r"(?:.*/)?models/(?=.)")
 _DATE = re.compile(r"(?:[-@]20\d\d-?(?:0[1-9]|1[0-2])-?(?:0[1-9]|[12]\d|3[01])|@default|-latest|-00\d)$")
@@ -51,8 +51,8 @@ _REGION = re.compile(
 class Spelling:
     """One name to look up.
 
-    `dated`: a date was removed, so each dated sibling may be meant. `anywhere`: any host of the model may answer.
-    `free`: the name says that it costs nothing.
+    `dated`: a date was removed, so any entry of the same name with a date may be meant. `anywhere`: any host of the
+    model may answer. `free`: the name has the suffix of a free entry.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Spelling:
 
 
 def spellings(model: str) -> Iterator[Spelling]:
-    """The names that a model may have in a vendor's table, the most exact first."""
+    """The names under which a vendor's table may list a model, the most exact one first."""
     yield Spelling(model)
     name = model.strip().lower()
     if len(name) > NAME_MAX:
@@ -76,7 +76,7 @@ def spellings(model: str) -> Iterator[Spelling]:
 
 
 def _plain(name: str) -> Spelling:
-    """Without a resource's path, and without a suffix that chooses a host."""
+    """The name without a resource path and without a routing suffix."""
     name = _PATH.sub("", name)
     stem, _, suffix = name.rpartition(":")
     if stem and suffix in ROUTING:
@@ -85,7 +85,7 @@ def _plain(name: str) -> Spelling:
 
 
 def bedrock_spellings(model: str) -> Iterator[Spelling]:
-    """As `spellings`, in Bedrock's table: a name in Bedrock's form shows its maker at any address."""
+    """Like `spellings`, for Bedrock's table. A name in Bedrock's form is recognized at any address."""
     name = model.strip().lower().rpartition("/")[2]
     if len(name) <= NAME_MAX and _BEDROCK.fullmatch(name):
         bare = _VERSION.sub("", name)
@@ -93,22 +93,22 @@ def bedrock_spellings(model: str) -> Iterator[Spelling]:
 
 
 def undated(name: str) -> str:
-    """A name without the date or the alias at its end."""
+    """A name without a date or an alias such as `-latest` at its end."""
     return _DATE.sub("", name)
 
 
 def global_address(base_url: str) -> str:
-    """The address with its host in lower case, over TLS, and without the labels that name a region."""
+    """The address with a lower-case host, with https, and without the host's labels that name a region."""
     labels = _labels(base_url)
     kept = [label for label in labels[:-2] if not _REGION.fullmatch(label)]
     return f"https://{'.'.join(kept + labels[-2:])}{urlsplit(base_url).path}"
 
 
 def factor_at(base_url: str | None, vendor: str) -> Decimal:
-    """How much more a vendor may charge at an address than its table says."""
+    """The factor by which a vendor may charge more at an address than the table says."""
     if vendor == "azure":
         return AZURE_FACTOR
-    # The table has Bedrock's own prices for each region.
+    # No factor for Bedrock: the table has its prices for each region.
     if vendor == AWS or base_url is None:
         return Decimal(1)
     return REGION_FACTOR if any(map(_REGION.fullmatch, _labels(base_url)[:-2])) else Decimal(1)

@@ -1,9 +1,9 @@
-"""Where prices come from: the operator's settings or a table; without either they are unknown, never zero.
+"""Finds the price of a model in the operator's settings or in a price table. A price in neither is unknown, not zero.
 
-The table is `genai-prices`: history by date, tiers by prompt length. A price is looked up once per model and day and
-kept as ready numbers (`koo.ai.model_price`), so that a call only multiplies. The names that a model may have in the
-table are in `koo.ai.price_names`. Only a self-hosted server declared without key and price, the local model and
-OpenRouter's free entries cost nothing.
+The table is `genai-prices`, with a history by date and tiers by prompt length. A price is looked up once per model and
+day and kept as computed numbers (`koo.ai.model_price`), so that a call only multiplies. `koo.ai.price_names` maps a
+model's spellings to names in the table. Only three things cost nothing: the local model, a self-hosted server declared
+without key and price, and OpenRouter's free entries.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 THOUSAND = Decimal(1000)
 
 TABLE_NAMES = {"anthropic": "anthropic", "openai": "openai", "gemini": "google", "perplexity": "perplexity"}
-"""The vendor of the table that a kind of service pays, unless its address says more."""
+"""The vendor in the table that a kind of service pays, unless the service's address shows a different one."""
 OPENROUTER = "openrouter"
 SEARCHES_MAX = 3
-"""Web searches that a bound assumes, for models that always search: a model may send several at once."""
+"""The number of web searches that a bound assumes for models that search: one answer may trigger several."""
 SEARCH_USD = Decimal("0.0025")
-"""One search of Perplexity, whatever model reads it, if the table does not say (checked in October 2026)."""
+"""The price of one Perplexity search with any model, if the table has none (checked in October 2026)."""
 EMBEDS = "embed"
-"""Parts of the names of models that write nothing, and so have no price for output."""
+"""Part of the names of embedding models, which write nothing and so have no output price."""
 BASES = {
     "cache_write_1h": "cache_write_mtok",
     "input_audio": "input_mtok",
@@ -49,16 +49,16 @@ BASES = {
     "output_image": "output_mtok",
     "output_video": "output_mtok",
 }
-"""Tokens with a price of their own in the table, and the class that they are counted in."""
+"""Kinds of tokens with a separate price in the table, and the price of the class in which they are counted."""
 SEARCHES = ("web_searches", "storage_searches")
 KNOWN_MAX = 10_000
-"""Models remembered: callers choose their names, and memory must not grow with them."""
+"""The most prices kept: callers choose the models' names, so without a limit they could fill the memory."""
 MAKER = ServiceOptions(name="", kind="openai_compatible")
-"""Stands for a model's maker, if no service says who is paid."""
+"""Stands for the maker of a model, for prices that are not looked up for a service."""
 
 
 class Prices:
-    """Finds prices. `load()` brings the table into memory, which takes some tenths of a second once."""
+    """Finds prices. `load()` loads the table into memory once, which takes a few tenths of a second."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
@@ -66,7 +66,7 @@ class Prices:
         self._day = -1
 
     async def load(self) -> None:
-        """Import the table in a thread, off the event loop. Raises `ServiceRefused` without thread or memory."""
+        """Import the table in a thread, off the event loop. Raises `ServiceRefused` if no thread or memory is free."""
         try:
             await asyncio.to_thread(_table)
         except (RuntimeError, OSError) as error:
@@ -75,7 +75,7 @@ class Prices:
             raise out_of_resources("koo", error) from None
 
     def find(self, service: ServiceOptions, model: str) -> ModelPrice | None:
-        """The price of a model at a service, or None if unknown."""
+        """The price of a model at a service; None if it is unknown."""
         if service.free:
             return FREE
         if service.input_price is not None and service.output_price is not None:
@@ -84,14 +84,14 @@ class Prices:
         return self._look_up(service, model)
 
     def find_anywhere(self, model: str) -> ModelPrice | None:
-        """The price of a model at its maker, or at the vendor named before it (`azure/gpt-4o`); None: unknown."""
+        """The price of a model at its maker, or at the vendor in its name (`azure/gpt-4o`); None if it is unknown."""
         return self._look_up(MAKER, model)
 
     def _look_up(self, service: ServiceOptions, model: str) -> ModelPrice | None:
         wall_s = self._clock.wall()
         day = utc_day(wall_s)
+        # The table's history is by date, so prices change at midnight UTC. A price kept from yesterday may be too low.
         if day != self._day or len(self._known) >= KNOWN_MAX:
-            # Prices change at midnight, UTC.
             self._known.clear()
             self._day = day
         key = (service.name, model)
@@ -106,7 +106,7 @@ class Prices:
 
 
 def _table() -> DataSnapshot:
-    """`genai_prices` with its data, imported when it is first needed: 160 ms."""
+    """The data of `genai_prices`, imported when first needed because that takes 160 ms."""
     from genai_prices.data_snapshot import get_snapshot
 
     return get_snapshot()
@@ -115,7 +115,7 @@ def _table() -> DataSnapshot:
 def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPrice | None:
     """The price under the model's own name, or under `price_as`.
 
-    `price_as` stands for the service's own model, and for others that the paid vendor's table does not list.
+    `price_as` replaces the name of the service's own model, and of other models that the vendor's table does not list.
     """
     now, stand_in = datetime.fromtimestamp(wall_s, UTC), service.price_as
     if service is MAKER:
@@ -126,7 +126,8 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
     price = _price_at(service, own, model, now) if model != service.model else None
     if price is None:
         price = _price_at(service, (*own, *_makers(stand_in)), stand_in, now)
-        # A caller may name another model there, and that may be a dearer one.
+        # `price_as` was chosen for the service's own model, but a caller may name another one. If that is known
+        # elsewhere at a higher price, charge the higher of the two.
         other = _price_at(service, _makers(model), model, now) if model != service.model else None
         if price is not None and other is not None:
             price = dearest((price, other))
@@ -134,7 +135,7 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
 
 
 def context_tokens(service: ServiceOptions, model: str) -> int | None:
-    """What a model reads at once, by the table; the largest if its name may mean several; None: unknown."""
+    """A model's context window in tokens; the largest one if its name is ambiguous, None if it is not in the table."""
     entries = (
         _entry(vendor, spelling.name) for vendor in _own_vendors(service) for spelling in spellings(model)
     )
@@ -144,7 +145,10 @@ def context_tokens(service: ServiceOptions, model: str) -> int | None:
 
 
 def _price_of_any(model: str, now: datetime) -> ModelPrice | None:
-    """The price of a model whose name shows no maker: at the vendors that koo calls, else the highest of all hosts."""
+    """The price of a model whose maker is not in its name.
+
+    It is looked up at the vendors that koo has adapters for; otherwise the highest price of all hosts is used.
+    """
     vendors = [vendor for name in TABLE_NAMES.values() for vendor in _called(name)]
     price = _price_at(MAKER, vendors, model, now)
     if price is not None:
@@ -155,7 +159,7 @@ def _price_of_any(model: str, now: datetime) -> ModelPrice | None:
 
 
 def _own_vendors(service: ServiceOptions) -> Iterator[Provider]:
-    """The vendors that a service pays: by its address, else by its kind."""
+    """The vendors that a service may pay: the one at its address first, then the one of its kind."""
     if service.base_url is not None:
         for address in (service.base_url, global_address(service.base_url)):
             at = [one for one in _table().providers if re.match(one.api_pattern, address)]
@@ -167,7 +171,7 @@ def _own_vendors(service: ServiceOptions) -> Iterator[Provider]:
 
 
 def _makers(model: str) -> Iterator[Provider]:
-    """The makers of a model that is named without a host: by the vendor before its name, or by the name itself."""
+    """The possible makers of a model, found by the vendor in front of its name or by the name itself."""
     yield from _called(model.partition("/")[0].lower())
     for one in _table().providers:
         if one.model_match is not None and one.model_match.is_match(model.lower()):
@@ -175,7 +179,8 @@ def _makers(model: str) -> Iterator[Provider]:
 
 
 def _called(name: str) -> Iterator[Provider]:
-    """The vendor of that name. By hand, because the table's own search remembers every name it was ever given."""
+    """The vendor with this name; none if the table has no such vendor."""
+    # Not with the table's own search: that caches every name it is given, and callers choose names.
     providers = _table().providers
     exact = [one for one in providers if one.id == name]
     like = [one for one in providers if one.provider_match is not None and one.provider_match.is_match(name)]
@@ -185,7 +190,7 @@ def _called(name: str) -> Iterator[Provider]:
 def _price_at(
     service: ServiceOptions, vendors: Iterable[Provider], model: str, now: datetime
 ) -> ModelPrice | None:
-    """The price at the first vendor that has one for one of the model's spellings."""
+    """The price at the first vendor whose table lists one of the model's spellings."""
     for vendor in vendors:
         for spelling in spellings(model):
             if (price := _price_as_spelt(service, vendor, spelling, now)) is not None:
@@ -200,8 +205,9 @@ def _price_at(
 def _price_as_spelt(
     service: ServiceOptions, vendor: Provider, spelling: Spelling, now: datetime
 ) -> ModelPrice | None:
-    """The price of one spelling; if it may mean several entries, the highest of them."""
-    # A free entry is a model of its own there: one that does not exist is refused by the provider, and not billed.
+    """The price of one spelling; if it may mean several entries, the highest one."""
+    # OpenRouter's free entries are separate models. If this one does not exist, OpenRouter refuses the call and bills
+    # nothing, so a price of zero is safe without looking it up.
     if spelling.free and vendor.id == OPENROUTER:
         return replace(_NOTHING_TO_PAY, version=_version())
     first = _entry(vendor, spelling.name)
@@ -222,13 +228,13 @@ def _price_as_spelt(
 
 @lru_cache(256)
 def _anywhere(name: str) -> list[ModelInfo]:
-    """A model at every host that has it, under its whole name or without its maker's; some ten milliseconds."""
+    """The entries of a model at every host, with or without its maker in the name. Takes about ten milliseconds."""
     names = dict.fromkeys((name, name.rpartition("/")[2]))
     return [found for host in _table().providers for one in names if (found := host.find_model(one))]
 
 
 def _entry(vendor: Provider, name: str) -> ModelInfo | None:
-    """The vendor's entry of that name; with its own name before it, too."""
+    """The vendor's entry for a name, which may have the vendor's own name in front."""
     found = vendor.find_model(name, all_providers=_table().providers)
     prefix, _, rest = name.partition("/")
     if found is None and rest and vendor in _called(prefix):
@@ -256,7 +262,7 @@ def _price_of(service: ServiceOptions, found: ModelInfo, now: datetime) -> Model
 
 
 def _more_usd(prices: dict[str, Any]) -> Iterator[tuple[str, Decimal]]:
-    """What a unit costs beyond its class, in the dearest tier."""
+    """The extra cost of each kind of unit beyond its class, in the tier where that is highest."""
     for name, base in BASES.items():
         key = f"{name}_mtok"
         if key in prices:
@@ -277,14 +283,14 @@ def _more_usd(prices: dict[str, Any]) -> Iterator[tuple[str, Decimal]]:
 
 
 def _search_usd(prices: dict[str, Any]) -> Decimal:
-    """The price of one search; older models, which always searched, include it in a fee for each request."""
+    """The price of one search. Older models, which always search, include it in a fee for each request."""
     if "web_searches_kcount" in prices:
         return EXACT.divide(_at(prices["web_searches_kcount"], 0), THOUSAND)
     return NOTHING if "requests_kcount" in prices else SEARCH_USD
 
 
 def _starts(prices: dict[str, Any]) -> Iterator[int]:
-    """0, and every prompt length from which some price changes."""
+    """0, and every prompt length at which some price changes."""
     starts = {tier.start for price in prices.values() for tier in getattr(price, "tiers", ())}
     return iter(sorted({0} | starts))
 
@@ -344,4 +350,4 @@ _NO_USD = UnitPrices(
     reasoning_usd=NOTHING,
 )
 _NOTHING_TO_PAY = ModelPrice(tiers=(_NO_USD,), unit_prices=as_text(_NO_USD))
-"""A price of zero is still a price: if the provider reports a cost all the same, it is booked."""
+"""A price of zero, not a free service: if the provider reports a cost nevertheless, that is booked."""

@@ -1,8 +1,9 @@
-"""The money of a query: its worst case by the length of its prompt, its bill by what the provider reports.
+"""The money of a query. Its worst case follows from the length of its prompt, its bill from the provider's usage.
 
-The hold shrinks as soon as the worst case proves smaller. The booked cost is the reported one. If not everything was
-reported, it is an estimate: what arrived, or the whole hold if the model may have thought unseen or nothing arrived. An
-estimate is never above the hold, and never below what was reported.
+The hold shrinks as soon as a usage report shows that less can be billed. The booked cost is the one that the provider
+reports, or that its complete usage costs. If the report is incomplete, the cost is an estimate: the price of what
+arrived, or the whole hold if the model may have hidden thinking or nothing arrived. An estimate is never above the
+hold, and never below what was reported.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from koo.storage.base import NO_WORDS, Bill
 
 LONG_ASCII = 512 * 1024
 LONG_TEXT = 32 * 1024
-"""Characters; longer prompts are measured in a thread, which takes some milliseconds a megabyte, or a hundred."""
+"""Characters. Longer prompts are measured in a thread, because that takes a few milliseconds per megabyte of ASCII and
+about a hundred per megabyte of other text."""
 
 
 class Terms(NamedTuple):
-    """What a query's caller says about its money."""
+    """The options of a query that concern money."""
 
     tag: str | None = None
     metadata: Mapping[str, str] = NO_WORDS
@@ -46,10 +48,10 @@ NO_TERMS = Terms()
 
 
 class QueryCharge(ServiceCharge):
-    """Money for a query: its worst case by the length of its prompt, its bill by the provider's usage.
+    """The money of one query.
 
-    `request` is the next attempt's; `departure` notes how far it got. `reported` is what the provider has counted of
-    the attempt so far: never less is booked.
+    `request` is the next attempt's request; `departure` records how far it got. `reported` is the usage that the
+    provider has reported of this attempt so far: never less than that is booked.
     """
 
     __slots__ = (
@@ -90,13 +92,13 @@ class QueryCharge(ServiceCharge):
 
     @property
     def clamped(self) -> bool:
-        """Whether the longest answer was lowered to what fits."""
+        """Whether `max_tokens` was lowered to what the money allows."""
         return self.request.max_tokens < self._asked.max_tokens
 
     @property
     def input_tokens_max(self) -> int:
         """An upper bound of the prompt's tokens."""
-        # Computed when first needed: a query that a gate refuses must not pay for counting a long prompt.
+        # Computed when first needed: a query that a gate refuses must not spend time on measuring a long prompt.
         if self._measure is None:
             self._measure = self._take_measure()
         return self._measure.tokens_max
@@ -125,19 +127,22 @@ class QueryCharge(ServiceCharge):
             try:
                 return await super().hold(deadline)
             except BudgetExceeded as error:
-                # A refusal updates what others hold. Each round lowers the answer, so the loop ends.
+                # The first `_clamp` used what this process knew of the budget. The refusal came from the store, and has
+                # updated that: less may be left, because other processes hold money too. So clamp again and retry. The
+                # loop ends because `_clamp` returns False unless it has lowered `max_tokens`.
                 if not self.is_clamped or error.kind is Kind.DEADLINE or not self._clamp():
                     raise
 
     def _clamp(self) -> bool:
-        """Lower the longest answer to what there is room for; False if that changes nothing."""
+        """Lower `max_tokens` to what the budgets have room for; False if that changes nothing."""
         room = self._budgets.room(self._budgets.of(self._service.name, self.model, self._tag))
         amounts = [] if room is None else [from_pico(max(0, room))]
         if self._max_cost_usd is not None:
             amounts.append(self._max_cost_usd)
         if not amounts:
             return False
-        # For a smaller bound the vendor would refuse what the budget allows. If even the least is too dear, refuse.
+        # Not below the vendor's own minimum: with a smaller `max_tokens` it would refuse a request that the budget
+        # allows. If even the minimum costs too much, the hold or `_look_at_cost` refuses it.
         fitting = max(
             self._provider.output_tokens_min, self.price.tokens_within(min(amounts), self.input_tokens_max)
         )
@@ -153,26 +158,28 @@ class QueryCharge(ServiceCharge):
         if bound_usd > self._max_cost_usd:
             reason = (
                 f"one attempt may cost up to {in_words(bound_usd)}, more than max_cost_usd allows "
-                f"({in_words(self._max_cost_usd)}); lower max_tokens, or raise max_cost_usd"
+                f"({in_words(self._max_cost_usd)}); lower max_tokens or raise max_cost_usd"
             )
             raise BudgetExceeded(self._service.name, reason)
 
-    # ── what is reported ──────────────────────────────────────────────────────────────────────────────────────
+    # ── reported usage ────────────────────────────────────────────────────────────────────────────────────────
 
     def report(self, usage: Usage, *, input_counted: bool) -> None:
-        """The provider reports its counts so far: the hold shrinks to what can still be billed."""
+        """Record a usage report of a running stream, and shrink the hold to what can still be billed."""
         self.reported = usage
         hold = self._hold
+        # The hold assumes a token per byte of the prompt, about four times what it turns out to be. A long stream would
+        # keep that money from other calls for minutes. Only a final input count may shrink it: a vendor that reports an
+        # intermediate one could still bill more than would be left in the hold.
         if hold is not None and input_counted and usage.read_tokens:
             rest_usd = self.price.rest_usd(usage, self.request.max_tokens)
-            with suppress(ValueError):  # counts that are not a possible amount of money
+            with suppress(ValueError):  # counts so large that they are not a possible amount of money
                 self._budgets.ledger.shrink(hold, to_pico(rest_usd))
 
     def note(self, completion: Completion) -> Bill:
         """Record what the attempt cost: the provider's own price if it reports one, else the table's.
 
-        If not everything was reported, it is an estimate, never above the hold: what arrived, or the hold if the model
-        may have thought unseen. It is never below what was reported.
+        If the usage is incomplete, the cost is an estimate, never above the hold and never below what was reported.
         """
         usage, price = self._completed(completion), self.price
         if completion.cost_usd is not None and not usage.estimated:
@@ -182,12 +189,13 @@ class QueryCharge(ServiceCharge):
             self.bill = self._bill(max(least_usd, self._estimate_usd(usage)), "estimate", usage)
         else:
             self.bill = self._bill(price.cost_usd(usage), price.source, usage)
+            # Only complete usage is learned from: an estimate would make the bound of the next prompt a guess.
             if self._conversations is not None and self._measure is not None:
                 self._conversations.learn(self._measure.mark, usage, completion.text)
         return self.bill
 
     def _completed(self, completion: Completion) -> Usage:
-        """Its usage; if the provider left out one half of it, the most that it can be."""
+        """The usage of a completion; a half that the provider left out is replaced with the most that it can be."""
         usage = completion.usage
         if completion.cost_usd is not None or self.price.free:
             return usage
@@ -200,6 +208,8 @@ class QueryCharge(ServiceCharge):
     def _estimate_usd(self, usage: Usage) -> Decimal:
         if self.price.free:
             return NOTHING
+        # A reasoning model may have written thousands of billed tokens before the first visible one. The price of what
+        # arrived would understate that bill by any factor, so the whole hold is booked.
         held_usd = self.bound_usd() if self._hold is None else from_pico(self._hold.amount)
         return held_usd if self._thinks_unseen else min(held_usd, self.price.cost_usd(usage))
 
@@ -209,8 +219,10 @@ class QueryCharge(ServiceCharge):
     def settle(self) -> None:
         hold = self._hold
         if self.bill is None and hold is not None:
+            # A cancellation usually means that the request may have been billed, so the hold is booked. But if the call
+            # was still waiting for a connection, nothing was sent. Booked all the same, a burst of cancelled calls on a
+            # host that is down would use up the day's budget.
             if self.departure.waits:
-                # Cancelled before there was a connection: nothing was sent.
                 self.release()
                 return
             amount_usd = max(from_pico(hold.amount), self._reported_usd())
@@ -222,7 +234,7 @@ class QueryCharge(ServiceCharge):
 
 
 def _is_long(request: Request) -> bool:
-    """Whether measuring it would block the event loop: text beyond ASCII is checked character by character."""
+    """Whether measuring the prompt would block the event loop. Non-ASCII text is checked character by character."""
     prompt, system = request.prompt, request.system or ""
     if len(prompt) <= LONG_TEXT and len(system) <= LONG_TEXT:
         return False

@@ -1,11 +1,13 @@
-"""A streamed answer to a query, piece by piece.
+"""A streamed answer to a query.
 
-Its turns, its silences and its one end are those of `guarded_stream.py`. Each piece of content or reasoning renews all
-timers and a probe's lease; a ping renews none.
+The reader's turns, the limit on silence and the end of a stream are implemented in `guarded_stream.py`. Each piece of
+content or reasoning renews all timers and a probe's lease. A ping renews none of them: a provider can keep sending
+pings while its model is stuck.
 
-Until the first content the guard may repeat; after it nothing is repeated. One permit lasts for the whole stream. It
-ends in exactly one way: at the provider's own end (success), with an error (its kind decides), or because the consumer
-left (neutral). In each case what was used is booked: leaving does not make the provider's bill smaller.
+Until the first content arrives the guard may retry. After that nothing is repeated, because the reader has already seen
+part of an answer. One permit lasts for the whole stream, which ends in exactly one of three ways: the provider finishes
+(success), an error occurs (its kind decides), or the reader leaves (neutral). In each case what was used is booked:
+leaving early does not reduce the provider's bill.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from koo.policies.verdict import CANCELLED, Fault
 
 
 class StreamedCompletion:
-    """The chunks of one attempt, and the completion that they have become so far. `first` is its first content.
+    """The chunks of one attempt, and the completion assembled from them so far. `first` is its first content.
 
-    `silence` is renewed by the model's reasoning. Each usage report is passed to the `charge`. What arrived since the
-    last one, reasoning included, is counted in bytes: no tokenizer makes more tokens of a text than that.
+    Reasoning renews `silence`. Each usage report is passed to `charge`. Text that arrived since the last report,
+    reasoning included, is counted in bytes: no tokenizer produces more tokens than a text has bytes.
     """
 
     __slots__ = ("_charge", "_cost_usd", "_hear", "_model", "_request_id", "_stop_reason", "_texts", "_unreported",
@@ -60,7 +62,7 @@ class StreamedCompletion:
         self._request_id: str | None = None
 
     async def next_text(self) -> str | None:
-        """The next content, or None at the provider's own end; pings and reports are taken in on the way."""
+        """The next content, or None when the provider has finished. Processes pings and reports on the way."""
         async for chunk in self.chunks:
             self._take_in(chunk)
             if chunk.text:
@@ -69,9 +71,10 @@ class StreamedCompletion:
                     return chunk.text
                 self.silence.renew()
                 if not self._texts:
-                    self.silence.whole_until = (
-                        NEVER  # it has begun to answer: an attempt's time is for those that have not
-                    )
+                    # The limit on an attempt is there to end one that does not answer. A model that sends reasoning is
+                    # answering, and may think for longer than any attempt should take. From here on only silence ends
+                    # the wait for its first content, and the guard's own alarm at the call's deadline.
+                    self.silence.whole_until = NEVER
             if chunk.final:
                 break
         return None
@@ -98,7 +101,7 @@ class StreamedCompletion:
         self._charge.report(self._usage, input_counted=chunk.input_counted)
 
     def completion(self) -> Completion:
-        """The result; if not everything was reported, its usage is an upper bound, marked as an estimate."""
+        """The result so far. If the reported usage is incomplete, an upper bound is returned, marked as an estimate."""
         return Completion(
             text=self.text,
             model=self._model or self._charge.model,
@@ -113,7 +116,9 @@ class StreamedCompletion:
         if not usage.read_tokens:
             usage = replace(usage, input_tokens=self._charge.input_tokens_max, estimated=True)
         if self._unreported:
-            # A token may be each byte; but there are no more of them than were requested.
+            # Each byte may be a token, so counting bytes overestimates English text about fourfold. The cap keeps that
+            # within the hold: the provider cannot bill more than `max_tokens`. The `max` below covers a provider that
+            # reported more than was requested: a reported count is never lowered.
             written = min(usage.output_tokens + self._unreported, self._charge.request.max_tokens)
             usage = replace(usage, output_tokens=max(written, usage.output_tokens), estimated=True)
         return usage
@@ -122,9 +127,11 @@ class StreamedCompletion:
 class AnswerStream(GuardedStream[StreamedCompletion]):
     """`async for chunk in stream:` yields `Chunk`s; afterwards `stream.answer` is the whole `Answer`.
 
-    Leaving early (`break`, `aclose()`, cancellation) closes the connection and settles what was used; `aclose()` may
-    come from another task. Raises `ExternalServiceError`: before the first content as a query does, later
-    `StreamTruncated` with `partial_text`; reading on after that raises a `ServiceFailed` that says so.
+    Leaving early (`break`, `aclose()`, cancellation) closes the connection and settles what was used. `aclose()` may be
+    called from another task.
+
+    Before the first content it raises the same errors as a query. Later it raises `StreamTruncated` with
+    `partial_text`. Reading on after an error raises a `ServiceFailed` that names the first error.
     """
 
     def __init__(
@@ -170,12 +177,14 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
         return Held(begun.guard, begun.scope, silence, begun.guarded.calls)
 
     async def _finish(self) -> None:
-        """The provider's own end."""
+        """Settle a stream that the provider has finished."""
         begun = self._begun
         assert begun is not None
         streamed = begun.scope.value
         self._closed = True
-        # A long answer is not a slow one: what counts as slow is the time to the first content, which `begin` saw.
+        # `slow=False`, because a long answer is not a slow one: by its length alone every long stream would count as a
+        # slow call, and enough of them would open the breaker. `took_s` leaves out the reader's own time between two
+        # pieces; otherwise a slow reader would raise the service's latency percentiles.
         self.answer = begun.end(
             streamed.completion(), slow=False, took_s=self._provider_s, away_s=self._away_s
         )
@@ -192,7 +201,8 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
         if begun is None:
             return
         begun.charge.note(begun.scope.value.completion())
-        # A stream that was answered has been billed, whatever its end.
+        # `billed=True` whatever the error: most errors mean that nothing was billed, and the hold would be released.
+        # This stream has already delivered content, so the provider bills for it.
         begun.scope.settle(
             Fault(
                 verdict=fault.verdict,
@@ -209,7 +219,8 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
         return "" if self._begun is None else self._begun.scope.value.text
 
     def __del__(self) -> None:
-        # `break` in an `async for` closes nothing: without this the permit and the hold would stay until their end.
+        # `break` in an `async for` does not close the iterator, so a stream can be dropped while it is open. The
+        # scope's own `__del__` would end the permit but book the whole hold: only the stream knows what arrived.
         if not self._closed and self._begun is not None:
             self._settle(CANCELLED)
 
@@ -217,10 +228,10 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
 async def open_stream(
     one: AIService, charge: QueryCharge, scope: Scope[StreamedCompletion]
 ) -> StreamedCompletion:
-    """Send, and wait for the first content; on any error the connection is closed.
+    """Send the request and wait for the first content. Closes the connection on any error.
 
-    The model's reasoning is a sign of life: the first one has to come within an attempt's time, and each later one, and
-    the first content, within that of a first token.
+    Reasoning counts as a sign of life. Each piece, reasoning or content, must arrive within the first-token timeout
+    after the one before it. The first piece must also arrive within the attempt timeout.
     """
     departure.set(charge.departure)
     options = one.options
@@ -237,8 +248,10 @@ async def open_stream(
         with silence:
             streamed.first = await streamed.next_text() or ""
     except BaseException as error:
+        # The generator holds the HTTP connection. Left to the garbage collector it would stay open, and the provider
+        # would go on generating an answer that is billed and that no one reads.
         await streamed.chunks.aclose()
         if silence.expired:
-            raise ServiceTimeout(options.name, "no content came in time", kind=Kind.TIMEOUT) from error
+            raise ServiceTimeout(options.name, "no content arrived in time", kind=Kind.TIMEOUT) from error
         raise
     return streamed

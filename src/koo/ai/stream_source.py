@@ -1,18 +1,19 @@
-"""Results of operations that are read over time: how they are distinguished from answers, opened, read and closed.
+"""Streamed results of operations: how to recognize, open, read and close them.
 
-Libraries start a stream in five ways, and any of them may be behind an `await`:
+Libraries start a stream in five ways, and each of them may be behind an `await`:
 
 - an asynchronous generator or iterator, which sends nothing before it is read (LangChain's `astream`);
-- an iterator whose request has been answered when it is returned (`create(stream=True)`);
+- an iterator whose request has already been answered when it is returned (`create(stream=True)`);
 - a context manager, which sends when it is entered and yields another object (`messages.stream`,
   `with_streaming_response`);
-- one that is entered and yields itself, or may be awaited as well (aiohttp's `session.get`);
-- an answer that was left open, and has `aclose` (httpx's `send(stream=True)`), or keeps one that has
+- a context manager that yields itself, or may also be awaited (aiohttp's `session.get`);
+- a response that was left open and has `aclose` (httpx's `send(stream=True)`), or that wraps such a response
   (`with_raw_response`).
 
-`execute` must tell them from answers. An object with `__anext__` can only be read on, so it is a stream; but a cursor,
-a connection and a file have it too, and are used in other ways: they pass. A context manager that offers nothing else
-has to be entered, so it is a stream; a response or a client is a context manager only in addition, and passes.
+`execute` must distinguish them from whole results. An object with `__anext__` is a stream, because it can only be
+iterated. Cursors, connections and files have `__anext__` too, but are used in other ways, so they are whole results. A
+context manager without any other public method is a stream, because all that can be done with it is to enter it. A
+response or a client has other methods too, so it is a whole result.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ log = logging.getLogger("koo")
 USED_OTHERWISE = ("fetchone", "send", "send_bytes", "write", "read")
 """Methods of iterable objects that are not streams: cursors, websockets, files and pipes."""
 UNWRAPS_MAX = 4
-"""An awaitable of an awaitable happens; an endless chain must not hang."""
+"""An awaitable may return another awaitable; the bound keeps an endless chain from hanging."""
 CLOSING_S_MAX = 10.0
-"""Closing a connection has no reason to take longer, and must not keep a place forever."""
+"""No connection needs longer to close, and one that never closes must not keep its place."""
 CLASSES_MAX = 1024
-_known: dict[type, bool] = {}  # each call asks, and looking for a name that a class lacks takes a microsecond
+# Each call checks its result's class, and a failed attribute lookup takes a microsecond for each name.
+_known: dict[type, bool] = {}
 
 
 class End(Enum):
-    """The end of a stream: any other value may be a piece."""
+    """The end of a stream. None would not do: any other value may be a piece."""
 
     END = 0
 
@@ -50,13 +52,13 @@ END: Final = End.END
 
 
 def is_unstarted(given: object) -> bool:
-    """Whether what a call returned, and cannot be awaited, is a stream."""
+    """Whether the result of a call that cannot be awaited is a stream."""
     cls = type(given)
     return hasattr(cls, "__aiter__") or hasattr(cls, "__anext__") or hasattr(cls, "__aenter__")
 
 
 def is_stream(result: object) -> bool:
-    """Whether an awaited result is a stream, not an answer."""
+    """Whether an awaited result is a stream."""
     cls = type(result)
     found = _known.get(cls)
     if found is None:
@@ -73,24 +75,24 @@ def _is_read_on(cls: type) -> bool:
 
 
 def is_left_open(result: object) -> bool:
-    """Whether an answer requested with `stream=True` has a body that is still to be read."""
+    """Whether a response requested with `stream=True` still has a body to read."""
     return getattr(_answer_in(result), "is_closed", None) is False
 
 
 def _answer_in(given: object) -> object:
-    """The HTTP answer inside an SDK's raw response, or the object itself."""
+    """The HTTP response inside an SDK's raw response, or the object itself."""
     return given if hasattr(given, "aclose") else getattr(given, "http_response", given)
 
 
 def _is_only_entered(cls: type) -> bool:
-    """A context manager that can only be entered."""
+    """Whether the class is a context manager that can only be entered."""
     if issubclass(cls, AsyncContextDecorator):
-        return True  # of `contextlib.asynccontextmanager`
+        return True  # made by `contextlib.asynccontextmanager`
     return not any(callable(getattr(cls, name, None)) for name in dir(cls) if not name.startswith("_"))
 
 
 async def close(given: object) -> None:
-    """Close what is open, by whichever method it has."""
+    """Close an object by whichever method it has."""
     for name in ("aclose", "close", "cancel"):
         way = getattr(given, name, None)
         if callable(way):
@@ -101,20 +103,21 @@ async def close(given: object) -> None:
 
 
 async def discard(given: object) -> None:
-    """Close a stream that will not be read; a manager that was never entered is not closed, but leaves no warning."""
+    """Close a stream that will not be read. A context manager that was not entered has nothing open to close."""
     if hasattr(type(given), "__aiter__") or hasattr(type(given), "__anext__") or is_left_open(given):
         await close(_answer_in(given))
     for value in list(getattr(given, "__dict__", {}).values()):
-        # A manager keeps the coroutine that it would await when entered. Python warns of one that is never awaited.
+        # A context manager stores the coroutine that it awaits when it is entered. Dropped as it is, that would make
+        # Python warn that a coroutine was never awaited, at some place that has nothing to do with it.
         if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
             value.close()
 
 
 class Source:
-    """An operation's opened result: `target` is what is read; `pieces` is its iterator, if it has one.
+    """The opened result of an operation. `target` is the object to read, `pieces` its iterator if it has one.
 
-    `is_managed`: entering yielded another object than the one that was entered, or one without pieces, so its user
-    decides what is read of it.
+    `is_managed` is true if entering yielded a different object, or one that cannot be iterated. Then its user decides
+    what to read from it.
     """
 
     __slots__ = ("_manager", "is_managed", "pieces", "target")
@@ -129,18 +132,18 @@ class Source:
         self.is_managed = self.pieces is None or (manager is not None and manager is not target)
 
     async def next(self) -> Any | End:
-        """The next piece, or END. Raises TypeError if its object offers something else to be read."""
+        """The next piece, or END. Raises TypeError if the object cannot be iterated."""
         if self.pieces is None:
             raise TypeError(
                 f"{describe(self.target)} cannot be read with async for alone; open it in a block, "
-                "async with stream_with_error_handling(...) as opened, and read what it offers there"
+                "async with stream_with_error_handling(...) as opened, and use its own methods there"
             )
         return await next_of(self.pieces)
 
     async def close(
         self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: Any = None
     ) -> bool:
-        """Close it, as at the end of a `with` block that `error` left; returns whether that swallows the error."""
+        """Close it like the end of a `with` block that was left with `error`; returns whether that suppresses it."""
         try:
             if self.pieces is not None and self.pieces is not self.target:
                 await close(self.pieces)
@@ -158,16 +161,18 @@ class Source:
             return bool(await self._manager.__aexit__(kind, error, trace))
         except BaseException as raised:
             if raised is error:
-                return False  # it is the block's own, which propagates by itself
+                # The manager raised the block's own error again. Python propagates that anyway when `__aexit__` returns
+                # False. Raised from here, it would be judged a second time, as if closing had failed.
+                return False
             raise
 
 
 async def open_source(given: object) -> Source:
-    """Open an operation's result. Raises what opening raises, and TypeError if it is not a stream."""
+    """Open an operation's result. Raises what opening it raises, and TypeError if it is not a stream."""
     for _ in range(UNWRAPS_MAX):
         cls = type(given)
         if hasattr(cls, "__aenter__"):
-            # As `async with` does: the way out is looked up before the way in is taken.
+            # Like `async with`, look up `__aexit__` before entering: what cannot be left must not be entered.
             if not hasattr(cls, "__aexit__"):
                 break
             return Source(await given.__aenter__(), given)  # type: ignore[attr-defined]
@@ -190,7 +195,7 @@ async def open_source(given: object) -> Source:
 
 
 def describe(given: object) -> str:
-    """Its class, without its content."""
+    """The name of an object's class. The object's own repr may contain a prompt or a key."""
     cls = type(given)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -204,7 +209,7 @@ async def next_of(pieces: AsyncIterator[R]) -> R | End:
 
 
 async def close_quietly(name: str, closing: Coroutine[object, object, bool]) -> None:
-    """Close it within a bound; its reader need not know what fails there."""
+    """Close a stream within ten seconds. A failure is logged, because its reader can do nothing about it."""
     when = asyncio.get_running_loop().time() + CLOSING_S_MAX
     try:
         with Alarm(OwnTimer(), when):

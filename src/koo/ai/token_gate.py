@@ -1,4 +1,4 @@
-"""The tokens of one attempt: taken before its money is held, and settled with what it used."""
+"""The limit on tokens per minute: each attempt takes its tokens before its money is held, and settles what it used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from koo.passage import LOOK_AGAIN_S
 
 
 class Tokens:
-    """What one attempt has taken of its service's limit on tokens per minute."""
+    """The tokens that one attempt has taken of its service's limit per minute."""
 
     __slots__ = ("_at", "_service", "taken")
 
@@ -20,15 +20,18 @@ class Tokens:
         self.taken = 0
 
     async def take(self, tokens: int, deadline: float, *, waits: bool) -> None:
-        """Take the most that the attempt can need. Raises `RateLimited`; then nothing is taken.
+        """Take the most tokens that the attempt can need. Raises `RateLimited`; then nothing is taken.
 
-        `waits`: until that many are free, as long as `deadline` (monotonic seconds) allows.
+        With `waits` it waits until enough tokens are free, at most until `deadline` (monotonic seconds).
         """
         limit, clock = self._service.tokens, self._service.clock
         if limit is None:
             return
         patient_until = min(deadline, clock.monotonic() + PATIENCE_S)
         while not limit.take(tokens, now := clock.monotonic()):
+            # This process's share of the fleet's limit is too small, but other processes may have unused tokens. The
+            # store is queried even for a call that must not wait for the limit. Without that, a call would be refused
+            # while another process has tokens to spare, and the limit would be lower than the operator set it.
             if limit.ask is not None and now < deadline and limit.lacks(tokens, now):
                 limit.waiting.append(tokens)
                 try:
@@ -51,17 +54,19 @@ class Tokens:
     def _refusal(self, tokens: int, wait_s: float) -> RateLimited:
         assert self._service.tokens is not None
         count = self._service.tokens.count
-        reason = f"our limit of {count.limit} tokens a minute leaves no room for the {tokens} that this call may take"
+        reason = (
+            f"our limit of {count.limit} tokens a minute has no room for the {tokens} that this call may take"
+        )
         if count.hand is not None and count.hand.is_alone:
             reason += f": {count.hand.sentence}"
         if wait_s == NEVER:
-            reason += "; a lower max_tokens takes fewer"
+            reason += "; lower max_tokens to take fewer"
         return RateLimited(
             self._service.name, reason, None if wait_s == NEVER else wait_s, kind=Kind.RATE_LIMITED
         )
 
     def settle(self, used: int | None) -> None:
-        """`used` were used; None: unknown, so all of them."""
+        """Give back what was not used. `used` None: the number is unknown, so all of them count as used."""
         limit, taken, self.taken = self._service.tokens, self.taken, 0
         if limit is not None and used is not None:
             limit.settle(taken, used, self._at)

@@ -1,4 +1,4 @@
-"""What a report costs, and the public price function."""
+"""The cost of a usage report, and the public function `price_usd`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from koo.errors import InvalidRequest, Kind, PriceUnknown
 from koo.policies.money import EXACT
 
 TIERS = {"priority": Decimal("2.5"), "fast": Decimal(6)}
-"""How many times the table's price a faster answer costs at most: OpenAI's priority tier, and Anthropic's fast mode
-(their price pages, November 2026). Slower tiers cost half, and are charged in full."""
+"""The most by which a faster answer multiplies the table's price: OpenAI's priority tier and Anthropic's fast mode
+(their price pages, November 2026). Slower tiers cost half, but are charged at the full price."""
 
 
 def cost_usd(price: ModelPrice, report: Report) -> Decimal:
-    """The exact cost: as the provider reports it, else by the table."""
+    """The exact cost: the one that the provider reports, or else the one computed from the price table."""
     if report.cost_usd is not None:
         return report.cost_usd
     cost = EXACT.add(price.cost_usd(report.usage), price.units_usd(report.units))
@@ -25,19 +25,19 @@ def cost_usd(price: ModelPrice, report: Report) -> Decimal:
 
 
 def price_usd(model: str, usage: object) -> Decimal:
-    """The exact cost of an answer in USD, by today's price table and the prices of the model's maker.
+    """The exact cost of an answer in USD, at the prices of the model's maker in today's price table.
 
-    `usage` is koo's `Usage`, the usage object of a vendor's SDK (openai, anthropic, google-genai, perplexity and
-    compatible ones) or its whole answer, or a mapping with the same names. Tokens from and into a cache, reasoning,
-    audio, images and searches cost what the table says. A cost that the provider reports wins. `vendor/model` asks for
-    the vendor's price.
+    `usage` is koo's `Usage`, the usage object or the whole result of a vendor's SDK (openai, anthropic, google-genai,
+    perplexity and compatible ones), or a mapping with the same names. Cache reads and writes, reasoning, audio, images
+    and searches are priced separately. A cost that the provider reports takes precedence. A model given as
+    `vendor/model` is priced at that vendor.
 
     Raises `PriceUnknown` for a model that is not in the table, and `InvalidRequest` for a usage without counts. The
-    first call loads the table, which takes some tenths of a second.
+    first call loads the table, which takes a few tenths of a second.
     """
     report = read_report(usage)
     if report is None:
-        reason = "usage has no token counts: pass an SDK's usage, its whole answer, or koo's Usage"
+        reason = "usage has no token counts: pass an SDK's usage, its whole result, or koo's Usage"
         raise InvalidRequest("price_usd", reason, kind=Kind.INVALID_REQUEST)
     if report.cost_usd is not None:
         return report.cost_usd
