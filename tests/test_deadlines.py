@@ -655,7 +655,7 @@ def test_outside_a_task_is_a_clear_error() -> None:
 
     run_virtual(main)
     assert said == ["a deadline needs a running task"] * 2
-    with pytest.raises(RuntimeError, match="no asyncio event loop runs here"), Alarm(registry, 1.0):
+    with pytest.raises(RuntimeError, match="no asyncio event loop is running here"), Alarm(registry, 1.0):
         pass
 
 

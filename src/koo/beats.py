@@ -1,16 +1,18 @@
-"""The beat of koo's work each second, in the event loop's own time: does it still come, and was it late?"""
+"""Whether koo's once-a-second work still runs on time, measured by the event loop's clock."""
 
 from __future__ import annotations
 
 import asyncio
 
 LATE_S = 30.0
-"""While no beat comes, no alert begins, ends or is sent. Shorter gaps are normal on a slow machine."""
+"""Without beats no alert starts, ends or is sent. Shorter gaps are normal on a slow machine."""
 KEPT_S = 300.0
+"""How long a gap is reported after it has ended."""
 
 
 class Beats:
-    """`beat` is called each second. All others ask, from any thread; nothing is late before the first beat."""
+    """`beat` is called each second. The other methods may be called from any thread; nothing is late before the first
+    beat."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -19,7 +21,7 @@ class Beats:
         self._blocked_until = float("-inf")
 
     def beat(self, now: float) -> None:
-        """It runs, on the running loop; `now` in the clock's monotonic seconds."""
+        """Record a beat on the running loop; `now` is in the clock's monotonic seconds."""
         loop = asyncio.get_running_loop()
         at = loop.time()
         if loop is self._loop and at - self._at > LATE_S:
@@ -27,15 +29,15 @@ class Beats:
         self._loop, self._at = loop, at
 
     def stop(self) -> None:
-        """It ends, and is no longer expected."""
+        """No further beat is expected."""
         self._loop = None
 
     @property
     def is_late(self) -> bool:
-        """Whether the next beat should have come long ago."""
+        """Whether the next beat is long overdue."""
         loop = self._loop
         return loop is not None and loop.is_running() and loop.time() - self._at > LATE_S
 
     def blocked_s(self, now: float) -> float:
-        """For how long no beat came, within the last minutes; 0: they come."""
+        """The length of a gap that ended within the last `KEPT_S` seconds; 0 if there was none."""
         return self._blocked_s if now < self._blocked_until else 0.0

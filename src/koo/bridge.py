@@ -1,18 +1,21 @@
 """The bridge for code without an event loop: `koo.run(query_ai("claude", "Hello"))`, from any thread.
 
-Flask, Celery, Django and plain threads have no loop, or one for each call that ends at once. koo's connections,
-breakers and budgets belong to one loop that lasts. So the process has one in a thread in the background, started by the
-first call; `run` hands it a coroutine, or anything that is read with `async for`, and waits.
+Flask, Celery, Django and plain threads have no loop, or a new one for each call, which ends with the call. koo's
+connections, breakers and budgets belong to one lasting loop. So the first call starts a background thread with a loop;
+`run` passes it a coroutine, or anything that is read with `async for`, and waits.
 
-* Where koo is open on a running loop already, that loop does the work: there is one koo in a process. Where it is open
-  nowhere yet, and this thread works for a server's loop, it opens there.
-* The caller's context goes along: a deadline, a tracing span. What the coroutine sets stays with it, as in a task.
-* Waiting can be interrupted. On KeyboardInterrupt, or what else a signal's handler raises, the coroutine is cancelled
-  and waited for until it has settled, because what it spent must be booked; then the exception goes on up.
-* The loop ends with the process: when the main thread has ended, and the calls of threads that Python still waits for,
-  all tasks are cancelled, so that koo closes as at the end of `asyncio.run`. An `atexit` callback would be too late: it
-  runs after Python has waited for every thread, and a driver's threads end only when its connections are closed.
-* A fork begins without a loop. The parent's thread does not exist there.
+* If koo is already open on a running loop, that loop does the work: a process has only one koo. If it is open nowhere
+  yet, and this thread works for a server's loop, koo opens on that loop.
+* The caller's context (a deadline, a tracing span) is passed along. Variables that the coroutine sets stay in its own
+  context, as in a task.
+* The wait can be interrupted. On KeyboardInterrupt, or any other exception from a signal handler, the coroutine is
+  cancelled and the caller waits until it has settled, because what it spent must be booked. Then the exception
+  propagates.
+* The loop ends with the process. When the main thread has ended, and with it all calls from threads that Python still
+  waits for, all tasks are cancelled, so that koo closes as at the end of `asyncio.run`. An `atexit` callback would be
+  too late: it runs after Python has waited for every thread, and a driver's threads end only when its connections are
+  closed.
+* A forked child starts without a loop, because the parent's thread does not exist there.
 """
 
 from __future__ import annotations
@@ -36,11 +39,14 @@ from koo.shortages import start
 T = TypeVar("T")
 
 CLOSING_S_MAX = 10.0
-"""The end of a process must not hang on a server that does not answer."""
+"""A server that does not respond must not keep the process from ending."""
 
 
 class Until:
-    """A point in time that is `timeout_s` after the first look at it, and no later than the context's deadline."""
+    """A deadline `timeout_s` after it is first read, and no later than the context's deadline.
+
+    For an iterator the time starts with the first item, not when the iterator is created.
+    """
 
     __slots__ = ("_timeout_s", "_when")
 
@@ -49,7 +55,7 @@ class Until:
         self._when: float | None = None
 
     def when(self) -> float:
-        """In the running loop's time."""
+        """The deadline in the running loop's time."""
         if self._when is None:
             own = NEVER if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s
             self._when = min(own, ends_at.get())
@@ -57,7 +63,7 @@ class Until:
 
 
 class Call(Visit[T]):
-    """One coroutine on the bridge's loop. `done` is set in the end, whatever happens."""
+    """One coroutine on the bridge's loop. `done` is always set at the end."""
 
     __slots__ = ("_until", "done")
 
@@ -67,12 +73,12 @@ class Call(Visit[T]):
         super().__init__(work, self.done.set)
 
     async def work(self) -> T:
-        """In its time."""
+        """Run it within its deadline."""
         with Alarm(OwnTimer(), self._until.when()):
             return await super().work()
 
     def result(self) -> T:
-        """What it returned. Raises what it raised, and RuntimeError where its loop ended first."""
+        """Its result. Raises what it raised, and RuntimeError if its loop ended first."""
         try:
             return super().result()
         except asyncio.CancelledError as error:
@@ -80,7 +86,7 @@ class Call(Visit[T]):
 
 
 class Bridge:
-    """The loop in the background, where there is one, and the way to it."""
+    """The background loop, if it has been started, and the choice of the loop that runs a call."""
 
     def __init__(self) -> None:
         self._begin()
@@ -89,13 +95,13 @@ class Bridge:
     def forget_parent(self) -> None:
         """In a forked child: its loop, its thread and its lock are the parent's."""
         self._begin()
-        self._forked_in = threading.get_ident()  # what is local to this thread is the parent's too
+        self._forked_in = threading.get_ident()  # this thread's thread-locals are still the parent's
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._none_runs = threading.Condition(threading.Lock())
-        self._awaited = 0  # calls of threads that Python waits for at its end
-        self._was_idle = False  # since the main thread ended
+        self._awaited = 0  # running calls from threads that Python waits for at exit
+        self._was_idle = False  # whether no call ran at some moment since the main thread ended
         self._loop: Loop | None = None
         self._homes: WeakKeyDictionary[object, Loop] = WeakKeyDictionary()
         self._over = False
@@ -104,19 +110,21 @@ class Bridge:
     # ── which loop ────────────────────────────────────────────────────────────────────────────────────────────
 
     def settle(self, owner: object, loop: Loop, *, lasts: bool = False) -> None:
-        """`owner`, a platform or a database, is open on this loop. `lasts`: it was opened there on purpose."""
+        """Record that `owner`, a platform or a database, is open on this loop. `lasts`: it was opened there on
+        purpose."""
         if lasts or self._lasts(loop):
             self._homes[owner] = loop
 
     def leave(self, owner: object) -> None:
-        """It is closed."""
+        """Record that `owner` is closed."""
         self._homes.pop(owner, None)
 
     def elsewhere(self, own: Loop | None) -> Loop | None:
-        """The loop that a call has to cross to from the running one; None: to none. `own`: where its owner is open.
+        """The loop that a call must cross to from the running one; None if it stays. `own`: where its owner is open.
 
-        In a thread beside the main one a loop mostly lives for one call (`asyncio.run` in a worker of Flask or Celery),
-        and several at once. So koo does not open itself there, but where koo is open already, else in the background.
+        In threads other than the main one a loop usually lives for one call (`asyncio.run` in a worker of Flask or
+        Celery), and several run at the same time. koo does not open itself on such a loop: it uses the loop where it is
+        already open, else the background loop.
         """
         loop = running_loop()
         if loop is own:
@@ -132,14 +140,14 @@ class Bridge:
         return threading.current_thread() is threading.main_thread() or loop is self._loop
 
     def is_own(self, loop: Loop | None) -> bool:
-        """Is it the one in the background?"""
+        """Whether it is the background loop."""
         return loop is not None and loop is self._loop
 
     def loop(self) -> Loop:
-        """The loop that does the work: where koo is open, else the server's whose thread this is, else the one in the
-        background, started if need be.
+        """The loop that does the work: where koo is open, else the server's loop that this thread works for, else the
+        background loop, which is started if necessary.
 
-        Raises RuntimeError at the end of the process.
+        Raises RuntimeError once the process is ending.
         """
         foreign = self._foreign()
         if foreign is not None:
@@ -152,19 +160,23 @@ class Bridge:
             return self._loop
 
     def _foreign(self) -> Loop | None:
-        """A loop that is running already and does the work, other than the one in the background."""
+        """A running loop that does the work and is not the background loop."""
+        # In the forked thread itself the thread-locals of AnyIO and asgiref are copies that name the parent's loop,
+        # which never runs here: a call handed to it would never return.
         for home in reversed(list(self._homes.values())):
             if home.is_running():
                 return home
         return None if threading.get_ident() == self._forked_in else _servers_loop()
 
     def time(self) -> float:
-        """The time of the loop that would do the work; none is started for it.
+        """The time of the loop that would do the work; no loop is started to read it.
 
-        Loops count the same seconds, but for one of asyncio's that a clock of `koo.testing` moves, while it does.
+        All loops count the same seconds, except an asyncio loop whose clock `koo.testing` is moving.
         """
         loop = self._foreign() or self._loop
-        # uvloop's time stands still while the loop waits.
+        # uvloop caches its time, which does not advance while the loop waits, so read from this thread it may be
+        # seconds old. A deadline computed from it may already be over. It counts the monotonic clock's seconds: read
+        # that.
         return loop.time() if isinstance(loop, asyncio.BaseEventLoop) else time.monotonic()
 
     def _start(self) -> Loop:
@@ -172,24 +184,26 @@ class Bridge:
         thread = threading.Thread(target=self._run, args=(ready,), name="koo loop", daemon=True)
         start(thread)
         loop, end = ready.result()
-        # Not a daemon: Python waits for it before it ends, and so for what it does.
+        # The loop's thread is a daemon, or Python would wait for it forever at exit, with nobody left to end it. This
+        # second thread is not: Python waits for it, and so for the orderly end that it brings about.
         ending = threading.Thread(
             target=self._end_with_process, args=(thread, loop, end), name="koo end", daemon=False
         )
         try:
             start(ending)
         except BaseException:
-            # A loop that nothing would end in order: the next call begins another one.
+            # Without the second thread nothing would close this loop in order. End it; the next call starts another.
             loop.call_soon_threadsafe(end.set)
             thread.join(CLOSING_S_MAX)
             raise
         return loop
 
     def _run(self, ready: Future[tuple[Loop, asyncio.Event]]) -> None:
-        # Not `asyncio.run`: it starts a thread to end its executor, and Python 3.12 starts none once it ends itself.
+        # Not `asyncio.run`: it starts a thread to shut down the executor, and Python 3.12 refuses to start threads
+        # while the interpreter is exiting, which is exactly when this loop ends.
         try:
             loop = asyncio.new_event_loop()
-        except BaseException as error:  # noqa: BLE001 - no descriptor: the callers that wait for the loop must get the error
+        except BaseException as error:  # noqa: BLE001 - out of file descriptors: the waiting callers must get the error
             ready.set_exception(error)
             return
         try:
@@ -198,10 +212,11 @@ class Bridge:
             loop.close()
 
     async def _stay(self, ready: Future[tuple[Loop, asyncio.Event]]) -> None:
-        """Keep the loop until the process ends; then cancel all tasks and wait for them."""
+        """Keep the loop running until the process ends; then cancel all tasks and wait for them."""
         loop, end = asyncio.get_running_loop(), asyncio.Event()
         ready.set_result((loop, end))
         await end.wait()
+        # Twice, because closing an async generator runs its `finally`, which may start tasks.
         await _end_all_tasks()
         await loop.shutdown_asyncgens()
         await _end_all_tasks()
@@ -210,7 +225,9 @@ class Bridge:
         threading.main_thread().join()
         with self._none_runs:
             self._was_idle = not self._awaited
-            # One moment without a call is enough: a thread that makes one after another may never be met between two.
+            # `_was_idle` remembers that once no call was running; that is enough. Waiting for `_awaited == 0` itself
+            # could last forever: a worker thread that makes one call after another is never idle when this thread
+            # wakes.
             self._none_runs.wait_for(lambda: self._was_idle)
         with self._lock:
             self._over = True
@@ -222,6 +239,8 @@ class Bridge:
     def call(self, work: Awaitable[T], until: Until) -> T:
         """Run it on the loop and wait. Raises what it raises, and RuntimeError inside a running event loop."""
         call = Call(work, until)
+        # Until the loop has the call, a failure here must close the coroutine, or Python warns that it was never
+        # awaited.
         try:
             _refuse_inside_a_loop()
             loop = self.loop()
@@ -235,9 +254,13 @@ class Bridge:
             return call.result()
         finally:
             self._count(-1)
-            del call
+            del (
+                call
+            )  # an error's traceback holds this frame, and the frame would hold the call with its result
 
     def _count(self, change: int) -> None:
+        # Python does not wait for daemon threads at exit, so neither does the loop: one that makes calls forever would
+        # otherwise keep the process alive.
         if not threading.current_thread().daemon:
             with self._none_runs:
                 self._awaited += change
@@ -245,7 +268,7 @@ class Bridge:
                 self._none_runs.notify_all()
 
     def iterate(self, items: AsyncIterable[T], until: Until) -> Iterator[T]:
-        """Each item as it comes; leaving early closes what they come from."""
+        """Yield each item as it arrives. Leaving the loop early closes the source."""
         iterator = aiter(items)
         try:
             while True:
@@ -260,10 +283,10 @@ class Bridge:
 
 
 async def _end_all_tasks() -> None:
-    """Cancel also those that begin in the meantime: a daemon thread's late call may open koo once more."""
+    """Cancel all tasks, also those that start meanwhile: a daemon thread's late call may open koo again."""
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
         for task in others:
-            if not task.cancelling():  # a second cancellation would cut into its closing
+            if not task.cancelling():  # a second cancellation would interrupt its cleanup
                 task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
@@ -273,16 +296,17 @@ async def _next(iterator: AsyncIterator[T]) -> T:
 
 
 def _servers_loop() -> Loop | None:
-    """The loop that waits for this thread: of AnyIO (a `def` endpoint of FastAPI), of asgiref (a view of Django).
+    """The loop that waits for this thread: AnyIO's (a `def` endpoint of FastAPI) or asgiref's (a Django view).
 
-    If koo opened itself in the background there, `async def` endpoints could not use a session for ever after.
+    If the first call came from such a thread and opened koo on the background loop, sessions would belong to that loop,
+    and `async def` endpoints could never use one.
     """
     asgiref, anyio = sys.modules.get("asgiref.sync"), sys.modules.get("anyio.from_thread")
     loop: Loop | None = None
     if asgiref is not None:
         loop = getattr(asgiref.SyncToAsync.threadlocal, "main_event_loop", None)
     if loop is None and anyio is not None:
-        with suppress(RuntimeError):  # it is another thread
+        with suppress(RuntimeError):  # not a worker thread of AnyIO
             loop = anyio.run_sync(asyncio.get_running_loop)
     return loop if loop is not None and loop.is_running() else None
 
@@ -300,10 +324,12 @@ def _refuse_inside_a_loop() -> None:
 def _wait(loop: Loop, call: Call[Any]) -> None:
     try:
         while not call.done.wait(LOOK_S):
-            # An application's own loop may stop for good without waking this thread.
+            # The loop may be the application's, which can stop for good without waking this thread.
             if not loop.is_running() and not call.done.is_set():
                 call.drop_unbegun()
                 raise RuntimeError(OVER)
+    # Ctrl-C, most often. Without waiting for the cancelled call to settle, its money would be neither booked nor
+    # returned, and its connection would close in the middle of a statement.
     except BaseException:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(call.cancel)
@@ -312,7 +338,7 @@ def _wait(loop: Loop, call: Call[Any]) -> None:
 
 
 BRIDGE = Bridge()
-"""The one of this process: a second loop in the background would be a second koo."""
+"""This process's bridge: a second background loop would mean a second koo."""
 Deadline.loops_time = BRIDGE.time
 
 
@@ -323,11 +349,11 @@ def run(work: Awaitable[T], *, timeout_s: float | None = None) -> T: ...
 def run(work: Awaitable[T] | AsyncIterable[T], *, timeout_s: float | None = None) -> T | Iterator[T]:
     """Run a coroutine of koo from code without an event loop, in any thread, and return what it returns.
 
-    `koo.run(query_ai("claude", "Hello"))`; what is read with `async for` becomes a plain iterator:
-    `for chunk in koo.run(stream_ai(...))`. It runs on the loop that koo is open on, else on koo's own in the
-    background, with the caller's context. `timeout_s`: a deadline, in seconds from now; the nearer one of it and a
-    surrounding `with koo.deadline(...)` holds. Raises what the coroutine raises, TimeoutError at the deadline, and
-    RuntimeError inside a running event loop (await it there) or when the process ends first.
+    `koo.run(query_ai("claude", "Hello"))`. Anything that is read with `async for` becomes a plain iterator:
+    `for chunk in koo.run(stream_ai(...))`. The coroutine runs on the loop that koo is open on, else on koo's own
+    background loop, with the caller's context. `timeout_s`: a deadline in seconds from now; if there is also a
+    surrounding `with koo.deadline(...)`, the nearer one applies. Raises what the coroutine raises, TimeoutError at the
+    deadline, and RuntimeError inside a running event loop (await the coroutine there) or if the process ends first.
     """
     if isinstance(work, AsyncIterable):
         return BRIDGE.iterate(work, Until(timeout_s))

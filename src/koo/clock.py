@@ -1,4 +1,4 @@
-"""Time, handed in: monotonic seconds for durations, wall time for people and calendars.
+"""Injected time: monotonic seconds for durations, wall time for people and calendars.
 
 Nothing below `Platform` reads a clock directly, so that tests run on virtual time (`koo.testing.clock`).
 """
@@ -37,14 +37,15 @@ class SystemClock:
 
 SYSTEM_CLOCK = SystemClock()
 BASE_SLACK_S = 5.0
-"""A clock with another base is off by more than this; a busy machine delays two readings by less."""
+"""Two readings on a busy machine differ by less than this; a clock with another base differs by more."""
 
 
 def check_base(clock: Clock) -> None:
     """Raise ValueError for a clock that does not count the event loop's seconds.
 
-    Timers are set in the loop's time. With another base each deadline would have passed when it is set, or never pass.
-    `follows_loop`, where a clock has it, says that it counts its own loop's seconds, which does not run yet.
+    Timers are set in the loop's time. With another base, each deadline would already have passed when it is set, or
+    would never pass. A clock may have an attribute `follows_loop`, which says that it counts the seconds of its own
+    loop, which is not running yet.
     """
     loop = asyncio._get_running_loop()
     if loop is None and getattr(clock, "follows_loop", False):
@@ -53,7 +54,7 @@ def check_base(clock: Clock) -> None:
     if abs(clock.monotonic() - base) > BASE_SLACK_S:
         raise ValueError(
             f"the monotonic time of {type(clock).__name__} is {clock.monotonic():.0f} s and the event loop's is "
-            f"{base:.0f} s; a clock for a Platform counts the loop's seconds, as koo.testing.SkippingClock does"
+            f"{base:.0f} s; a clock for a Platform must count the loop's seconds, as koo.testing.SkippingClock does"
         )
 
 

@@ -1,8 +1,8 @@
-"""Composition: what one process of koo is made of, and what each part is given.
+"""Composition: the parts of koo in one process, and how they are connected.
 
-Only here do the parts meet: services, database, ledger, alerts, events. `Parts` makes them without I/O, opens what
-must know its past before the first call (the state store), and closes everything in the reverse order of use. When
-that happens, and on which loop, is decided in `platform.py`.
+This is the only place where services, database, ledger, alerts and events are connected. `Parts` creates them without
+I/O, opens what must be restored before the first call (the state store), and closes everything in the reverse order of
+use. `platform.py` decides when that happens, and on which loop.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ AWAY = "budgets that were set refuse until it is back, the default ones count in
 
 
 class Parts:
-    """Every part of koo in one process, connected. Raises `ConfigurationError` for options that cannot be right."""
+    """Every part of koo in one process, connected. Raises `ConfigurationError` for invalid options."""
 
     def __init__(
         self, options: PlatformOptions, *, clock: Clock, deadlines: Deadlines, events: EventBus
@@ -131,7 +131,7 @@ class Parts:
             has_channel=bool(self.outbox.couriers),
         )
         self.own_watch = OwnWatch(folders_of(options.home, store.file))
-        self.checked: set[str] = set()  # Services whose last unbilled check passed.
+        self.checked: set[str] = set()  # services whose last unbilled check passed
         self.store_news = StoreNews(clock)
         for part in (self.sharing, self.fleet, self.history, self.incidents, self.store_news):
             events.listen(part.on_event)
@@ -152,7 +152,7 @@ class Parts:
         return history, Savings(history), incidents
 
     def _version(self) -> str:
-        """What is deployed."""
+        """The deployed version, as the history shows it."""
         return self.options.version_label or f"koo {self._presence_of()().version}"
 
     def _assemble(self) -> dict[str, AIService]:
@@ -171,7 +171,7 @@ class Parts:
         return services
 
     def _share(self, service: Service) -> None:
-        """A service's money and its limits are those of all processes on the store."""
+        """Share a service's budget and limits with all processes on the store."""
         requests = self.budgets.add_service(service.name, service.allowance, service.options.limits.per_day)
         self.store.leasing.share(service.gates.limits, service.name, requests, service.tokens)
 
@@ -179,15 +179,17 @@ class Parts:
 
     @property
     def database(self) -> Database:
-        """The guarded database; made when first asked for, opened at its first use."""
+        """The guarded database. It is created on first access and opened on first use."""
         if self.database_in_use is None:
             self.make_database()
         assert self.database_in_use is not None
         return self.database_in_use
 
     def make_database(self, **changes: Any) -> None:
-        """Make it, with the further arguments of `Database`."""
-        from koo.database.database import Database  # importing SQLAlchemy takes longer than all of koo
+        """Create the database. `changes`: further arguments of `Database`."""
+        from koo.database.database import (
+            Database,
+        )  # SQLAlchemy takes longer to import than koo
 
         self.database_in_use = Database(
             self.options.database,
@@ -208,7 +210,7 @@ class Parts:
         return services
 
     def _guards(self) -> Iterator[tuple[GuardKey, Guard]]:
-        """Every guard, by what it is among processes."""
+        """Every guard, with the key that identifies it across processes."""
         for service in self.services.values():
             if service.configured:
                 place = self._place_of(service)
@@ -223,7 +225,7 @@ class Parts:
         return "" if ai_service is None else place_of(ai_service.options)
 
     def _introduce(self, service: Service, place: str) -> None:
-        """From now on new guards learn at once what the fleet reports about them."""
+        """From now on, apply the fleet's reports to each new guard of the service when it is created."""
         service.on_new_guard = lambda guard: self.fleet.meet(GuardKey(guard.breaker.name, place), guard)
 
     def find_service(self, name: str) -> Service:
@@ -234,11 +236,12 @@ class Parts:
         return service
 
     def find_operation(self, name: str) -> tuple[Service, OperationMoney]:
-        """What guards an operation: its own registration, or a built-in service. Raises `UnknownService`."""
+        """The service and the money for an operation: a registered one, or a built-in service. Raises
+        `UnknownService`."""
         return self.operations.get(name) or (self.find_service(name), self.shared_money[name])
 
     def add_operation(self, service: Service, money: Money) -> None:
-        """Guard a user's own operation from now on; one of the same name is replaced."""
+        """Guard a user's own operation from now on, replacing one of the same name."""
         service.calls = self.calls
         if service.name in self.operations:
             service.take_over(self.operations[service.name][0])
@@ -247,7 +250,7 @@ class Parts:
         self._share(service)
 
     def budget(self, service: Service) -> BudgetView:
-        """The last view of a service's money of today."""
+        """The last view of today's budget of a service."""
         return self.budgets.view(service.name, service.default_model, self.clock.wall())
 
     def own_budgets(self) -> list[Budget]:
@@ -266,7 +269,7 @@ class Parts:
         return {name: self.service_health(name) for name in self.services}
 
     def observes(self, component: str) -> bool:
-        """Can this process observe an alert's component? Not, for example, a database that it does not use."""
+        """Whether this process can observe an alert's component. It cannot observe a database that it does not use."""
         if component == DATABASE:
             return self.database_in_use is not None
         if component in (STORE, PROCESS) or component.startswith((BUDGET, DISK, CHANNEL)):
@@ -276,7 +279,7 @@ class Parts:
         return service is not None and service.configured
 
     async def fleet_status(self) -> FleetStatus:
-        """The processes on the state store, as people see them."""
+        """The processes on the state store, as shown to people."""
         now = self.clock.wall()
         named = [(f"ai:{one.name}", self.budget(one)) for one in self.services.values() if one.configured]
         for own in self.budgets.views(now):
@@ -288,11 +291,11 @@ class Parts:
         )
 
     def koo_health(self) -> KooHealth:
-        """Koo itself: its state store, its disks, and what watches."""
+        """koo's own health: its state store, its disks and its watchers."""
         return self.own_watch.view(self.store_health(), self.clock.monotonic())
 
     def store_health(self) -> StoreHealth:
-        """The state store, as this process finds it."""
+        """The state store's health, as this process sees it."""
         trouble, now = self.store.trouble, self.clock.monotonic()
         lost_at = None if trouble is None else self.clock.wall() - (now - self._store_back_at)
         capped = [
@@ -314,14 +317,14 @@ class Parts:
         return self.store_news.add_to([*found, *channels])
 
     def counted(self, looks: Looks) -> Span:
-        """What the guards of each component have counted, for the history."""
+        """The counts of each component's guards, for the history."""
         span = count_services(self.services, looks.services, self.gateway.fell_back, self.budgets.not_spent)
         if looks.database is not None and self.database_in_use is not None:
             span[DATABASE] = counted_database(self.database_in_use.guard.tally, looks.database)
         return span
 
     def what_holds(self) -> tuple[list[Finding], Looks]:
-        """What is wrong now, and what this process knows by now; without I/O."""
+        """The current findings, and the evidence that this process has by now. Without I/O."""
         # Do not import SQLAlchemy just to watch a database that is not used.
         database = self.database_in_use
         health = database.get_health() if database is not None else None
@@ -329,10 +332,10 @@ class Parts:
         return self.findings(health, services, self.koo_health()), self.looks(health, services)
 
     def see(self) -> None:
-        """Let the alerts follow at once, and not with the next beat: an operator has changed something."""
-        if (
-            self.deadlines.loop is not None
-        ):  # Before it opens, it does not know which alerts an earlier process raised.
+        """Update the alerts now instead of with the next beat, because an operator has changed something."""
+        # Before koo is open it does not know which alerts an earlier process raised, and would begin them a second
+        # time.
+        if self.deadlines.loop is not None:
             self.alerts.see(*self.what_holds())
 
     def services_health(self) -> ServicesHealth:
@@ -340,32 +343,33 @@ class Parts:
         return services_view(self.services_status(), self.clock, self.own_budgets())
 
     def system_health(self, database: DatabaseHealth) -> SystemHealth:
-        """Everything with its overall health, and how bad that is."""
+        """The whole system with its overall health and the gravity of what is wrong."""
         services, koo = self.services_health(), self.koo_health()
         gravity = weigh(self.findings(database, services["services"], koo), self.listed_alerts())
         view = system_view(database, services, koo, gravity, self.clock)
         return {**view, "home": digest_of_home(self.options.home)}
 
     def listed_alerts(self) -> list[Alert]:
-        """Alerts that hold, the worst first, then what ended within fifteen minutes."""
+        """Active alerts, worst first, then those that ended within the last fifteen minutes."""
         views = self.alerts.views()
-        # Alerts begin and end with koo's beat, so a missing beat is the one thing that they cannot find.
+        # Alerts start and end with koo's once-a-second beat, so a missing beat is the one fault that no alert can
+        # report.
         is_late = self.own_watch.beats.is_late
         return [*stale_views(self.koo_health(), self.alerts.now), *views] if is_late else views
 
     def hangs_on(self, component: str) -> tuple[str, ...]:
-        """The components that an alert's component is a part of, or cannot work without."""
+        """The components that an alert's component is part of or depends on."""
         if component == STORE:
             return ("disk:state_store", DATABASE) if self.store_is_databases else ("disk:state_store",)
         return outer_component(component)
 
     @property
     def store_is_databases(self) -> bool:
-        """The state store is on the database's own server, so one outage takes both."""
+        """Whether the state store is on the database's own server, so that one outage affects both."""
         return is_same_server(self.options.state_url, self.options.database.url)
 
     def looks(self, database: DatabaseHealth | None, services: Mapping[str, ServiceHealth]) -> Looks:
-        """What this process knows by now, for the alerts of an earlier one."""
+        """The evidence that this process has by now, against which alerts of an earlier process are checked."""
         now = self.clock.monotonic()
         return Looks(
             database,
@@ -376,15 +380,15 @@ class Parts:
         )
 
     def _store_changed(self, trouble: str | None) -> None:
-        """The state store was lost (with the reason), or found again."""
+        """The state store was lost (`trouble` is the reason) or is reachable again."""
         self._store_back_at = self.clock.monotonic()
-        self.own_watch.host.hurry()  # a disk may have filled up, or have room again
+        self.own_watch.host.hurry()  # check the disks now: a full disk is a common reason
         self.events.publish(
             StoreFound(STORE_SOURCE) if trouble is None else StoreLost(STORE_SOURCE, f"{trouble}; {AWAY}")
         )
 
     def _heard(self, answer: Reply) -> None:
-        """The ledger's store has forgotten something, or has another process under this one's name."""
+        """The ledger's store has lost data, or has another process under this one's name."""
         if not answer.is_you:
             self.events.publish(ProcessRenamed(STORE_SOURCE, self.store.ledger.process))
         forgotten = sum(
@@ -394,7 +398,7 @@ class Parts:
             self.events.publish(StoreForgot(STORE_SOURCE, str(from_pico(forgotten))))
 
     def reset_service(self, service: Service, act: Act | None = None) -> None:
-        """An operator says that a service is well: alerts of an earlier process need no check either."""
+        """Reset a service for an operator. Alerts that an earlier process left end without a further check."""
         service.reset(act)
         self.alerts.alerts.trust(f"ai:{service.name}")
 
@@ -413,9 +417,9 @@ class Parts:
     # ── opening and closing ───────────────────────────────────────────────────────────────────────────────────
 
     async def open(self) -> None:
-        """Go on where the last process stopped: today's money and requests, and alerts that last.
+        """Continue where the last process stopped: today's spending and requests, and active alerts.
 
-        A store that cannot be reached does not stop the process: the ledger decides what that means for budgets.
+        An unreachable store does not stop the process: the ledger decides what that means for budgets.
         """
         self._opened_at = self._store_back_at = self.clock.monotonic()
         self.outbox.begin()
@@ -428,10 +432,10 @@ class Parts:
             await self.store.leasing.begin()
             await self.alerts.begin()
         except StoreUnavailable:
-            log.warning("koo starts without its state store, and keeps trying to reach it")
+            log.warning("koo is starting without its state store, and keeps trying to reach it")
 
     def forget_parent(self) -> None:
-        """In a forked child: calls that run are the parent's; what is known goes on."""
+        """In a forked child: forget running calls, which are the parent's, and keep everything else that is known."""
         for service in self.services.values():
             service.forget_parent()
         self.sharing.forget_parent()
@@ -444,7 +448,7 @@ class Parts:
 
     async def load_prices(self, *, surely: bool = False) -> None:
         """Load the price table, once, if a service may need it, or `surely`."""
-        # It takes some tenths of a second and some MiB, which a process with only a local model should not pay.
+        # Loading takes some tenths of a second and some MiB, which a process with only a local model should not spend.
         if self._priced is None or (surely and not self._priced):
             needed = surely or any(
                 b.options.configured and b.options.kind != "local" for b in self.ai_services.values()
@@ -454,7 +458,10 @@ class Parts:
             self._priced = needed
 
     async def close(self) -> None:
-        """Close in the reverse order of use; a part that fails to close does not keep the others open."""
+        """Close in the reverse order of use. A part that fails to close does not keep the others open."""
+        # The order: callers first, then what they use, the store last. Streams are cut before the database and the
+        # store close, so that their last charges are still booked; counts and history are written while the store is
+        # open.
         self.own_watch.beats.stop()
         closers: list[Callable[[], Awaitable[None]]] = [self._close_threads]
         closers.extend(ai_service.provider.close for ai_service in self.ai_services.values())

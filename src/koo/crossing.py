@@ -1,13 +1,14 @@
-"""Crossing: work of one event loop, done on another one that runs in another thread.
+"""Crossing: running a coroutine of one event loop on another loop, in another thread.
 
-koo lives on one loop, its home. What is asked on a second loop, or in a thread without one, crosses to it. An operation
-of the user's own crosses back: its client belongs to the loop that asks, so only its guard is at home.
+koo lives on one loop, its home. Calls from a second loop, or from a thread without one, cross to it. An operation of
+the user's own crosses back: its client belongs to the caller's loop, so only its guard runs at home.
 
-* The context goes along, each way: a deadline, a tracing span. What is set on the other side stays there, as in a task.
-* A cancellation crosses too, and its end is awaited: what was spent must be booked, and a client must not be used by
-  two tasks at once. A second cancellation waits for nothing.
-* What is raised crosses as a value. A SystemExit that left a task would end the loop, and all other work on it.
-* A loop that stops for good wakes no caller in another thread, so a waiting caller checks on it now and then.
+* The context (a deadline, a tracing span) is passed along in both directions. Variables set on the other side stay
+  there, as in a task.
+* A cancellation crosses too, and the caller waits for it to take effect: what was spent must be booked, and two tasks
+  must not use one client at the same time. A second cancellation does not wait.
+* An exception crosses as a value. A SystemExit that left a task would end the loop, and all other work on it.
+* A loop that stops for good wakes no caller in another thread, so a waiting caller checks once a second that it runs.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ T = TypeVar("T")
 Loop = asyncio.AbstractEventLoop
 
 LOOK_S = 1.0
-"""How often a waiting caller looks whether the loop still runs; a call that ends wakes its caller at once."""
+"""How often a waiting caller checks that the loop still runs. A call that ends wakes its caller immediately."""
 SETTLE_S_MAX = 5.0
-"""An interrupted call needs no longer than this; a second interrupt ends the wait at once."""
+"""How long an interrupted call may take to settle. A second interrupt ends the wait immediately."""
 OVER = "koo's event loop ended before the call did, because the process or the loop that koo was open on is ending"
 NO_LOOP = (
-    "koo runs on asyncio, and no asyncio event loop runs here: under trio call it in a thread, "
+    "koo runs on asyncio, and no asyncio event loop is running here: under trio, call it in a thread with "
     "`await trio.to_thread.run_sync(koo.run, coroutine)`"
 )
 
 
 def running_loop() -> Loop:
-    """The running loop. Raises RuntimeError, with the line to write, under trio and other kinds of loops."""
+    """The running loop. Raises RuntimeError, with the code to write instead, under trio and other kinds of loops."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -42,10 +43,10 @@ def running_loop() -> Loop:
 
 
 def begin(loop: Loop, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-    """Background work on that loop, outside of the caller's context: its deadline would hold for the work, and its
-    tracing span never end.
+    """Start background work on that loop, outside the caller's context.
 
-    Raises what the loop refuses it with (it is closed; its owner's task factory fails), and leaves no coroutine behind.
+    In that context the caller's deadline would cut off the work, and the caller's tracing span would never end. Raises
+    what the loop raises (it is closed, or its owner's task factory fails), and then closes the coroutine.
     """
     try:
         # Not `create_task(context=…)`: a task factory written for Python 3.10 does not take it.
@@ -56,7 +57,7 @@ def begin(loop: Loop, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T
 
 
 class Visit(Generic[T]):
-    """One coroutine on a loop that is not its caller's, and what became of it. `ended` is called there, in the end."""
+    """One coroutine on a loop that is not its caller's, and its outcome. `ended` is called on that loop at the end."""
 
     __slots__ = ("_ended", "_error", "_task", "_value", "_work", "was_cut")
 
@@ -67,25 +68,25 @@ class Visit(Generic[T]):
         self._value: T | None = None
         self._error: BaseException | None = None
         self.was_cut = False
-        """Whether it was cancelled, and did not cancel itself."""
+        """Whether its task was cancelled from outside; False if the coroutine itself raised CancelledError."""
 
     def start(self) -> None:
-        """Begin, on that loop, in the caller's context."""
+        """Start the task; called on that loop, in a copy of the caller's context."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="koo call")
         self._task.add_done_callback(self._end)
 
     async def _run(self) -> None:
         try:
             self._value = await self.work()
-        except BaseException as error:  # noqa: BLE001 - SystemExit too is the caller's: here it would end the loop
+        except BaseException as error:  # noqa: BLE001 - even SystemExit is passed to the caller: here it would end the loop
             self._error = error
 
     async def work(self) -> T:
-        """What is done there."""
+        """The work itself; subclasses wrap it."""
         return await self._work
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():  # before it began
+        if task.cancelled():  # before its first step: `_run` catches every later cancellation
             self.drop()
             self._error = asyncio.CancelledError()
         self.was_cut = isinstance(self._error, asyncio.CancelledError) and (
@@ -94,33 +95,35 @@ class Visit(Generic[T]):
         self._ended()
 
     def cancel(self) -> None:
-        """End it early, on that loop."""
+        """Cancel it; called on that loop."""
         if self._task is not None:
             self._task.cancel()
 
     def drop(self) -> None:
-        """Say that it is never begun, so that Python does not warn of it."""
+        """Close the coroutine unstarted, so that Python does not warn that it was never awaited."""
         if isinstance(self._work, Coroutine):
             self._work.close()
 
     def drop_unbegun(self) -> None:
-        """Its loop ended before it came to it."""
+        """Close it if its loop ended before starting it."""
         if self._task is None:
             self.drop()
 
     def result(self) -> T:
-        """What it returned. Raises what it raised."""
+        """Its result. Raises what it raised."""
         error, self._error = self._error, None
         try:
             if error is not None:
                 raise error
         finally:
-            del error  # Its traceback holds this frame: a cycle that would keep everything in it alive.
+            del (
+                error
+            )  # its traceback holds this frame: a cycle that would keep every caller's variables alive
         return cast("T", self._value)
 
 
 def start_on(loop: Loop, visit: Visit[Any]) -> None:
-    """Begin it on that loop, in a copy of this context. Raises RuntimeError where the loop has ended."""
+    """Start it on that loop, in a copy of this context. Raises RuntimeError if the loop has ended."""
     try:
         loop.call_soon_threadsafe(visit.start)
     except RuntimeError:  # closed a moment ago
@@ -131,13 +134,13 @@ def start_on(loop: Loop, visit: Visit[Any]) -> None:
 async def carry(home: Loop, work: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine on another running loop, from a coroutine on this one. Cancelling it cancels it there.
 
-    Raises what it raises, and RuntimeError where that loop ends first.
+    Raises what it raises, and RuntimeError if that loop ends first.
     """
     return await _cross(home, work, lambda: RuntimeError(OVER))
 
 
 def come_back(operation: Callable[P, Awaitable[T]], own: Loop) -> Callable[P, Awaitable[T]]:
-    """`operation`, to be called on koo's loop: each call of it runs on `own`, the loop of the caller that waits there.
+    """Wrap `operation` so that koo's loop can call it: each call runs on `own`, the loop of the waiting caller.
 
     See `bring_back`.
     """
@@ -152,9 +155,9 @@ def come_back(operation: Callable[P, Awaitable[T]], own: Loop) -> Callable[P, Aw
 
 
 async def bring_back(own: Loop, work: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine on the loop of the caller that waits for koo's. Cancelling it cancels it there.
+    """From koo's loop, await a coroutine on the caller's loop. Cancelling it cancels it there.
 
-    A loop of the caller's that ends first is a cancellation: it says nothing of the other side.
+    If the caller's loop ends first, that counts as a cancellation: it says nothing about the dependency.
     """
     return await _cross(own, work, asyncio.CancelledError)
 
@@ -164,7 +167,7 @@ async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], Ba
     arrived = own.create_future()
 
     def ended() -> None:
-        with suppress(RuntimeError):  # The caller's loop is closed, and the caller with it.
+        with suppress(RuntimeError):  # the caller's loop is closed, so nobody waits any more
             own.call_soon_threadsafe(_arrive, arrived)
 
     visit = Visit(work, ended)
@@ -178,6 +181,8 @@ async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], Ba
             if not arrived.done() and not loop.is_running():
                 visit.drop_unbegun()
                 raise over()
+    # A cancellation waits here for the work on the other loop to settle. If it were raised immediately, the caller
+    # could close its client, or start a second call with it, while the first one is still using it in the other thread.
     except BaseException as error:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(visit.cancel)

@@ -1,8 +1,8 @@
-"""From an error to a `Failure`: what is shown beside a state, on pages and in alerts, and logged.
+"""Turns an error into a `Failure`, which is shown next to a state, on pages and in alerts, and is logged.
 
-Those reach more people than the error itself does, so the sentence is made safe here: one line, cut, without control
-characters or anything that looks like a key or a password. An error that koo knows has a sentence of koo's own. Of any
-other error only the class is named: its text comes from elsewhere, and may quote a prompt.
+More people see a `Failure` than the error itself, so its sentence is made safe here: one line of limited length,
+without control characters or anything that looks like a key or a password. An error that koo recognizes has a sentence
+of koo's own. For any other error only the class is named, because its text comes from elsewhere and may quote a prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SECRET = re.compile(
 
 
 def failure_of(error: BaseException, kind: Kind) -> Failure:
-    """What `error` says about what broke. Never raises, whatever the error's class."""
+    """The `Failure` of an error of any class. Never raises."""
     if not isinstance(error, KooError):
         return Failure(kind, safe(f"it raised {type(error).__name__}"))
     detail = error.detail or {}
@@ -31,7 +31,7 @@ def failure_of(error: BaseException, kind: Kind) -> Failure:
     return Failure(
         error.kind,
         safe(error.reason),
-        # A failure inside an answer that began well: its status says nothing.
+        # A failure inside a response that began with status 200: that status says nothing about it.
         status if isinstance(status, int) and status != 200 else None,
         safe(code, CODE_MAX) if isinstance(code, str) else None,
     )
@@ -39,7 +39,7 @@ def failure_of(error: BaseException, kind: Kind) -> Failure:
 
 def safe(text: str, most: int = SENTENCE_MAX) -> str:
     """One plain line of at most `most` characters, with "…" for anything that looks like a secret."""
-    # Cut last: the first half of a key that was cut in two would look like a word.
+    # Shortened last: half a key no longer looks like a key, and would not be masked.
     return plain(masked(plain(text, 2 * most)), most)
 
 

@@ -1,11 +1,11 @@
-"""After a fork the child forgets, without being asked, what belongs to its parent's loop, threads and connections.
+"""After a fork, the child automatically forgets what belongs to its parent's loop, threads and connections.
 
-An object that comes to hold such a thing says so with `forget_in_child(self)`; in the child its `forget_parent` is
-called before any other code runs. Otherwise the parent's loop would seem to run there for ever, and its callers would
-seem to hold their places.
+An object that holds such a thing registers with `forget_in_child(self)`; in the child its `forget_parent` is called
+before any other code runs. Otherwise the parent's loop would seem to run there forever, and its callers would seem to
+occupy their places.
 
-What is forgotten must not be collected either (`leave_behind`): closing a connection says goodbye to its server, over
-a socket that the parent still uses.
+What is forgotten must not be garbage-collected either (`leave_behind`): closing a connection sends its server a
+goodbye, over a socket that the parent still uses.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from weakref import WeakSet
 
 
 class Holder(Protocol):
-    """What has something of its process's own."""
+    """An object that holds something that belongs to its process."""
 
     def forget_parent(self) -> None:
-        """In a forked child: begin anew. What the parent had open stays its own."""
+        """In a forked child: start afresh, and leave alone what the parent had open."""
         ...
 
 
@@ -28,12 +28,12 @@ _left_behind: list[object] = []
 
 
 def forget_in_child(holder: Holder) -> None:
-    """Call its `forget_parent` in each child that is forked while it lives."""
+    """Call its `forget_parent` in each child that is forked while the object exists."""
     _holders.add(holder)
 
 
 def leave_behind(*things: object) -> None:
-    """Keep what is the parent's until the child ends, untouched."""
+    """Keep the parent's objects alive and untouched until the child ends."""
     _left_behind.append(things)
 
 

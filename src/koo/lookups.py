@@ -1,9 +1,9 @@
-"""Name lookups in koo's own threads, at most one for each name; later callers join the one that runs.
+"""Name lookups in koo's own threads, at most one per name; later callers join the running lookup.
 
-The system's lookup blocks and has no timeout, so it needs a thread. `loop.getaddrinfo` takes one of the event loop's
-default executor, which has a few for the whole application: a handful of lookups that hang would stop everything else
-that needs a thread, the application's `asyncio.to_thread` and lookups of other services included. Here a name that
-hangs has one thread. All callers that need it wait for that one, each until its own deadline.
+The system's lookup blocks and has no timeout, so it needs a thread. `loop.getaddrinfo` uses a thread of the event
+loop's default executor, which has only a few for the whole application. A handful of hanging lookups would block
+everything else that needs a thread, including the application's `asyncio.to_thread` and lookups of other services.
+Here a hanging name occupies one thread. All its callers wait for that thread, each until its own deadline.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from koo.forks import forget_in_child
 from koo.shortages import no_descriptor, start
 
 NAMES_MAX = 256
-"""Threads at once: only a runaway loop looks up more hanging names than this."""
+"""Most threads at the same time: only a runaway loop looks up more hanging names than this."""
 
 Address = tuple[
     socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]
@@ -27,7 +27,7 @@ Address = tuple[
 
 
 class Name(NamedTuple):
-    """What is looked up; the port plays no part."""
+    """What is looked up. The port is left out because it does not affect the result."""
 
     host: str
     family: int
@@ -38,19 +38,19 @@ Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[list[Address]]"]
 
 
 class Lookups:
-    """The lookups of a process that run now, from any thread and loop."""
+    """The running lookups of a process, from any thread and loop."""
 
     def __init__(self) -> None:
         self.forget_parent()
         forget_in_child(self)
 
     def forget_parent(self) -> None:
-        """In a forked child, where the parent's threads are not."""
+        """In a forked child, where the parent's threads do not exist."""
         self._lock = threading.Lock()
         self._running: dict[Name, list[Waiter]] = {}
 
     async def find(self, host: str, port: int, *, family: int = 0, flags: int = 0) -> list[Address]:
-        """The addresses of a name, for TCP. Raises OSError: `socket.gaierror`, or what this process lacks for it."""
+        """The TCP addresses of a name. Raises OSError: `socket.gaierror`, or a shortage of this process."""
         loop = asyncio.get_running_loop()
         found: asyncio.Future[list[Address]] = loop.create_future()
         self._join(Name(host, family, flags), (loop, found))
@@ -63,8 +63,10 @@ class Lookups:
                 waiting.append(waiter)
                 return
             if len(self._running) >= NAMES_MAX:
-                raise OSError(None, f"{NAMES_MAX} host names are being looked up, and none has been answered")
-            # Entered before the thread can end, and removed if none could be started, or all later callers would wait.
+                raise OSError(None, f"{NAMES_MAX} name lookups are already running without a result")
+            # Registered before the thread starts: a lookup that ends first would find no waiter, and its caller would
+            # wait forever. Removed again if no thread could be started, or all later callers would join a lookup that
+            # never runs.
             self._running[name] = [waiter]
             try:
                 start(threading.Thread(target=self._look_up, args=(name,), name="koo lookup", daemon=True))
@@ -73,9 +75,9 @@ class Lookups:
                 raise
 
     def _look_up(self, name: Name) -> None:
-        """In the thread."""
+        """Look the name up; runs in the thread."""
         found: list[Address] | OSError
-        running, lock = self._running, self._lock  # in a forked child these are others
+        running, lock = self._running, self._lock  # a fork replaces both; this thread must use the old pair
         try:
             found = socket.getaddrinfo(
                 name.host, None, name.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, name.flags
@@ -85,7 +87,7 @@ class Lookups:
         with lock:
             waiting = running.pop(name, [])
         for loop, future in waiting:
-            with suppress(RuntimeError):  # its loop is closed
+            with suppress(RuntimeError):  # the waiter's loop is closed
                 loop.call_soon_threadsafe(_tell, future, found)
 
 
@@ -93,14 +95,15 @@ def _tell(future: asyncio.Future[list[Address]], found: list[Address] | OSError)
     if future.done():
         return
     if isinstance(found, OSError):
-        # A fresh one for each: raised in two tasks, one error would gather the frames of both.
+        # A copy for each waiter: one error raised in two tasks would collect the frames of both in its traceback.
         future.set_exception(type(found)(*found.args))
     else:
         future.set_result(found)
 
 
 def _reason(error: OSError | UnicodeError) -> OSError:
-    """Without a descriptor the resolver reads no file and asks no server, and says that the name is not known."""
+    """The true error. Without a free descriptor the resolver cannot read files or ask servers, and reports that the
+    name is unknown."""
     if isinstance(error, UnicodeError):  # a label that is empty or too long
         return socket.gaierror(socket.EAI_NONAME, "not a host name")
     return no_descriptor() or error
@@ -112,4 +115,4 @@ def _with_port(address: Address, port: int) -> Address:
 
 
 LOOKUPS = Lookups()
-"""Of this process: two services of one host share a lookup."""
+"""One for the process: two services on the same host share a lookup."""

@@ -1,16 +1,17 @@
 """What the processes on one state store share: resets, overrides, pauses and refused keys.
 
-A reset that reaches one worker of four leaves three that refuse. So an operator's act goes to the store too, and every
-process follows with its next beat (`fleet/beats.py`). So do pauses that a provider asked for and keys that it refused,
-since both concern all processes with the same key. Breakers are not shared: each opens on its own process's evidence.
+A reset that reaches only one of four workers leaves three that still refuse. So an operator's act is also written to
+the store, and every process applies it with its next beat (`fleet/beats.py`). The same holds for pauses that a provider
+requested and keys that it refused, because both concern every process with the same key. Breakers are not shared: each
+opens on its own process's evidence.
 
-A pause or a refused key belongs to a credential: its signal names the credential (by a short digest, never the key),
-and a process with another key does not follow. A starting process replays earlier signals in order, so that a reset
-undoes what came before it. An old key refusal is skipped: a script that runs for a second never lives to see a key
-check, and would otherwise be refused for ever after one wrong key.
+A pause or a refused key belongs to a credential. Its signal contains a short digest of the credential, never the key,
+and a process with another key ignores it. A starting process replays earlier signals in order, so that a reset undoes
+what came before it. It skips old key refusals: a script that runs for a second ends before the next key check, and
+would otherwise be refused forever after one wrong key.
 
-What comes from another process is applied to the policies directly and publishes no event. Otherwise two processes
-would echo one another for ever.
+Signals from another process are applied to the policies directly and publish no event. Otherwise two processes would
+send the same signal back and forth forever.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ EVERY_MODEL = ""
 
 
 class Sharing:
-    """Publishes to the store what happened here, and applies here what other processes published."""
+    """Publishes this process's signals to the store, and applies those of other processes."""
 
     def __init__(
         self,
@@ -56,8 +57,8 @@ class Sharing:
         self._breakers = breakers
         self._key_of = key_of
         self.seen: int | None = None
-        """The number of the last signal that is applied here."""
-        self._names: set[str] = set()  # under which this process has published, one for each opening
+        """The number of the last signal that was applied here."""
+        self._names: set[str] = set()  # names this process has published under; each opening has a new one
         self._unpublished: deque[tuple[SignalKind, str, dict[str, Any] | None]] = deque(maxlen=1000)
         self._publishing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -65,7 +66,7 @@ class Sharing:
     # ── publishing ──────────────────────────────────────────────────────────────────────────────────────────
 
     def on_event(self, event: Event) -> None:
-        """Publish those events of this process that concern the others."""
+        """Publish an event of this process if it concerns the others."""
         if isinstance(event, CooldownBegan):
             until = self._clock.wall() + event.for_s
             payload = {"until": until, "for_s": event.for_s, "reason": event.reason, "kind": event.kind.value}
@@ -80,10 +81,10 @@ class Sharing:
             self.publish("latch", event.source, payload | self._credential_of(event.source, event.credential))
 
     def _credential_of(self, name: str, foreign: str = "") -> dict[str, str]:
-        """The credential that a service has here: enough to tell two keys apart, and too little to find one.
+        """A digest of the service's credential in this process: it distinguishes two keys, but reveals neither.
 
-        `foreign`: the digest of a client's own. It stands under both names, so that a koo which knows no others takes
-        it for a key that it does not have.
+        `foreign`: the digest of a client's own key. It is written under both names: an older version of koo, which only
+        reads `credential`, then takes it for a key that it does not have, and ignores the signal.
         """
         if foreign:
             return {"credential": foreign, "foreign": foreign}
@@ -91,13 +92,13 @@ class Sharing:
         return {"credential": hashlib.sha256(key.encode()).hexdigest()[:8]}
 
     def publish(self, kind: SignalKind, target: str, payload: dict[str, Any] | None = None) -> None:
-        """Publish to all other processes, in the background; it does not wait for a store that is away."""
+        """Publish to all other processes in the background, without waiting for an unavailable store."""
         self._unpublished.append((kind, target, payload))
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             if self._loop is not None and self._loop.is_running():
-                # From another thread: the store belongs to the loop that follows it.
+                # Called from another thread: the store's connection belongs to koo's loop.
                 self._loop.call_soon_threadsafe(self._begin_to_publish, self._loop)
             else:
                 asyncio.run(self._publish_alone())
@@ -109,12 +110,12 @@ class Sharing:
             self._publishing = loop.create_task(self.flush(), name="koo Sharing")
 
     async def _publish_alone(self) -> None:
-        """From a script without a loop: open the store for this one signal."""
+        """Open the store for this signal only, in a script without a loop."""
         await self.flush()
         await self._store.close()
 
     async def flush(self) -> None:
-        """Publish what is not published yet."""
+        """Publish all queued signals."""
         while self._unpublished:
             signal = self._unpublished[0]
             kind, target, payload = signal
@@ -122,14 +123,15 @@ class Sharing:
                 await self._store.signals.publish(kind, target, payload)
                 self._names.add(self._store.process)
             except StoreUnavailable as error:
-                log.warning("a %s of %s did not reach other processes: %s", kind, target, error)
-            # It leaves the queue only now, so that a flush which is cancelled loses none. The flush at closing may run
-            # beside one in the background, which has then removed it already.
+                log.warning("the %s of %s did not reach other processes: %s", kind, target, error)
+            # The signal is removed from the queue only now: a flush that is cancelled while it publishes loses none.
+            # The flush at closing may run at the same time as one in the background. Both may then publish the same
+            # signal, and the second to finish must not remove the next one, which has not been published.
             if self._unpublished and self._unpublished[0] is signal:
                 self._unpublished.popleft()
 
     def forget_parent(self) -> None:
-        """In a forked child: what is not published yet, the parent publishes."""
+        """In a forked child: drop the queue, because the parent publishes it."""
         leave_behind(self._loop, self._publishing)
         self._loop = self._publishing = None
         self._unpublished.clear()
@@ -137,27 +139,28 @@ class Sharing:
     # ── following ───────────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self) -> None:
-        """Acts from other threads are published on the running loop from now on."""
+        """From now on, publish other threads' acts on the running loop."""
         self._loop = asyncio.get_running_loop()
 
     def end(self) -> None:
-        """That loop publishes no longer."""
+        """Stop publishing on that loop."""
         self._loop = None
 
     def take(self, signals: Iterable[Signal]) -> None:
-        """Apply what other processes did since `seen`, in order."""
+        """Apply the signals of other processes since `seen`, in order."""
         for signal in signals:
             self.seen = signal.id
             if signal.process not in self._names:
                 self._apply(signal, new=True)
 
     async def catch_up(self) -> int | None:
-        """Apply earlier signals, in their order; returns the number of the last one."""
+        """Apply earlier signals in order; returns the number of the last one."""
         try:
             signals = await self._store.signals.latest()
         except StoreUnavailable:
             return self.seen
-        # Opened again, this process knows more than it did: what it has seen must not undo what it learned since.
+        # If this process has been open before, it has state of its own. Replaying a signal it has already applied would
+        # undo what came later: an old override would return after the reset that ended it here.
         before, self.seen = self.seen, signals[-1].id if signals else 0
         for signal in _without_undone(signals):
             if signal.id > (before or 0) and signal.process not in self._names:
@@ -177,13 +180,16 @@ class Sharing:
             elif signal.kind == "latch":
                 self._block_key(signal, new)
         except (KeyError, ValueError, TypeError):
-            log.warning("a %s of %s from another process could not be read", signal.kind, signal.target)
-        except Exception:  # whatever one signal meets here must not keep the later ones from being followed
-            log.exception("a %s of %s from another process could not be applied", signal.kind, signal.target)
+            log.warning("the %s of %s from another process could not be read", signal.kind, signal.target)
+        except Exception:  # one signal that fails must not block the later ones
+            log.exception(
+                "the %s of %s from another process could not be applied", signal.kind, signal.target
+            )
 
     def _reset(self, target: str, act: Act, new: bool) -> None:
         if target == DATABASE:
-            # One from before our start can only reset an older operator's override.
+            # A reset older than this process concerns failures that its breaker never saw; it can only end an override
+            # that was replayed just before it.
             if new:
                 self._breakers.reset_database(act)
             else:
@@ -197,7 +203,8 @@ class Sharing:
 
     def _forget_used(self, target: str, new: bool) -> None:
         service = self._services().get(target)
-        # A process that starts later has used nothing yet; what it restored of the day was counted after the reset.
+        # Skipped in the replay at start: this process has used nothing yet, and the counts of the day that it restored
+        # from the store were written after that reset.
         if service is not None and new:
             service.forget_used(stored=True)
 
@@ -210,7 +217,8 @@ class Sharing:
 
     def _cool_down(self, signal: Signal) -> None:
         left_s = float(signal.payload["until"]) - self._clock.wall()
-        # A clock that is behind the other process's must not make the pause longer than it was.
+        # If this machine's clock is behind the other's, `until` seems further away than it is: never pause for longer
+        # than the pause was long.
         left_s = min(left_s, float(signal.payload.get("for_s", left_s)))
         name, _, model = signal.target.partition("/")
         service = self._service_of(name, signal)
@@ -227,13 +235,15 @@ class Sharing:
         if not signal.payload["latched"]:
             gates.key_blocks.remove(model, self._clock.monotonic())
             return
+        # At start only a recent refusal counts, one that is younger than the first key check; see the module docstring.
         ago_s = max(self._clock.wall() - signal.at, 0.0)
         if new or ago_s < CHECK_S_MIN:
             since = self._clock.monotonic() - ago_s
             gates.block_key(model, str(signal.payload["reason"]), since)
 
     def _service_of(self, name: str, signal: Signal) -> Service | None:
-        """The service that a signal is about, if it has the same credential here, or one that is a client's own."""
+        """The service that a signal is about, if it has the same credential here or the credential is a client's
+        own."""
         if "foreign" in signal.payload:
             return self._services().get(name)
         if signal.payload.get("credential") in (None, self._credential_of(name)["credential"]):
@@ -242,7 +252,10 @@ class Sharing:
 
 
 def _without_undone(signals: Sequence[Signal]) -> Iterable[Signal]:
-    """Earlier signals without overrides that a later reset removed: no breaker is forced open for a moment."""
+    """Earlier signals without overrides that a later reset removed.
+
+    Replayed in order, such an override would force a breaker open for a moment, with its event and alert.
+    """
     resets = {signal.target: signal.id for signal in signals if signal.kind == "reset"}
     for signal in signals:
         names = signal.target, signal.target.partition("/")[0]
@@ -252,12 +265,12 @@ def _without_undone(signals: Sequence[Signal]) -> Iterable[Signal]:
 
 
 def said(act: Act | None) -> dict[str, Any]:
-    """Who did it and why, as a signal carries it."""
+    """An act as a signal's payload."""
     return {} if act is None else {"by": act.by, "reason": act.reason, "until": act.until}
 
 
 def act_of(payload: Mapping[str, Any]) -> Act:
-    """The same, out of a signal; an older koo sends none."""
+    """The act in a signal's payload; empty if an older version of koo sent it."""
     until = payload.get("until")
     return Act(
         str(payload.get("by") or ""),

@@ -1,9 +1,9 @@
-"""What this process, or its machine, has run out of: file descriptors, memory, threads.
+"""What this process or its machine has run out of: file descriptors, memory, threads.
 
-That is our own shortage: neither a provider nor a database has failed, so it moves no breaker, and the error says what
-is missing. The system reports it by a number, Python by `MemoryError` and by one RuntimeError's words. Name lookups and
-SQLite report "unknown name" and "cannot open the file" when they lack a descriptor: after such an error `shortage_now`
-looks.
+Such a shortage is our own: neither a provider nor a database has failed, so it does not count for any breaker, and the
+error names what is missing. The system reports it as an errno, Python as `MemoryError` or as the text of a
+RuntimeError. Without a free descriptor a name lookup reports "unknown name", and SQLite "cannot open the file". After
+such an error, `shortage_now` checks for the real cause.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ SENTENCES: Mapping[int, str] = {
     errno.ENOMEM: NO_MEMORY,
 }
 _WORDS: Mapping[str, str] = {os.strerror(number): sentence for number, sentence in SENTENCES.items()}
-"""A C library's words for it, in errors that have lost the number."""
+"""The C library's texts, for errors that no longer carry the number."""
 _OF_THREADS = "can't start new thread"
 CAUSES_MAX = 8
 
 
 class Shortages:
-    """How often something was missing in this process, and what it was last."""
+    """How many shortages this process has had, and the last one."""
 
     def __init__(self) -> None:
         self.count = 0
         self.last = ""
 
     def note(self, sentence: str) -> str:
-        """Something is missing; returns the sentence."""
+        """Record a shortage; returns the sentence."""
         self.count += 1
         self.last = sentence
         return sentence
 
 
 SHORTAGES = Shortages()
-"""For the whole process: what is missing is missing everywhere in it."""
+"""One for the whole process, because a shortage affects all of it."""
 
 
 def shortage_in(error: BaseException) -> str | None:
-    """What was missing, as a sentence, by this error or one of its causes; None: nothing of ours. Recorded."""
+    """The shortage behind this error or one of its causes, as a sentence; None if there is none. Records it."""
     for one in _chain(error):
         sentence = _said_by(one)
         if sentence is not None:
@@ -56,13 +56,13 @@ def shortage_in(error: BaseException) -> str | None:
 
 
 def shortage_in_words(text: str) -> str | None:
-    """The same from an error's text, if a library of this process wrote it, not the other side. Recorded."""
+    """The same from an error's text. Only for text from a library in this process, not from a server. Records it."""
     sentence = next((sentence for words, sentence in _WORDS.items() if words in text), None)
     return None if sentence is None else SHORTAGES.note(sentence)
 
 
 def shortage_now() -> str | None:
-    """What is missing now, for an error that may hide it: tries to open a descriptor. Recorded."""
+    """The shortage right now, for errors that may hide one: tries to open a descriptor. Records it."""
     missing = no_descriptor()
     return None if missing is None else shortage_in(missing)
 
@@ -77,7 +77,7 @@ def no_descriptor() -> OSError | None:
 
 
 def start(thread: threading.Thread) -> None:
-    """Start it. Raises `OSError` (EAGAIN, with words that say so) if the system cannot start a thread."""
+    """Start the thread. Raises `OSError` (EAGAIN, with a clear text) if the system cannot start one."""
     try:
         thread.start()
     except RuntimeError as error:

@@ -1,7 +1,7 @@
-"""Upkeep: what time brings about, with or without traffic.
+"""Upkeep: the work that is done on time, with or without traffic.
 
-Without it a dashboard of a quiet service would show an open circuit for ever, a blocked key would stay blocked, and a
-dead process's holds would stay held. Each task survives its own errors: the first of a run of errors is logged.
+Without it the dashboard of a quiet service would show an open circuit forever, a blocked key would stay blocked, and a
+dead process's money would stay held. Each task survives its own errors, and logs the first one in a row.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ TICK_S = 1.0
 SWEEP_EVERY_TICKS = 30
 PRUNE_EVERY_S = 3600.0
 STORE_AWAY_LOOK_S = 5.0
+"""While the state store on the database's server is unreachable, the database is checked this often."""
 NOTICES_KEPT_S = 90 * DAY_S
-"""As long as the episodes that they are about."""
+"""As long as the alert episodes that they report."""
 
 _KINDS = {kind.value for kind in Kind}
 
@@ -39,21 +40,21 @@ log = logging.getLogger("koo")
 
 
 class BackgroundTask(ABC):
-    """Something done each second until it is cancelled."""
+    """Work that is done each second until it is cancelled."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._failing = False
 
     async def run(self) -> None:
-        """For ever: wait, and step."""
+        """Wait and step, until cancelled."""
         while True:
             await self.parts.clock.sleep(TICK_S)
             try:
                 await self.step()
             except Exception:
                 if not self._failing:
-                    log.exception("%s failed; it is tried again", type(self).__name__)
+                    log.exception("%s failed and will be tried again", type(self).__name__)
                 self._failing = True
             else:
                 self._failing = False
@@ -63,7 +64,7 @@ class BackgroundTask(ABC):
 
 
 class KeepTime(BackgroundTask):
-    """Breakers whose time is over, key blocks that end, days that roll, alerts; now and then dead processes' holds."""
+    """Each second: breakers and key blocks whose time is over, new days, alerts. Sometimes: dead processes' holds."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -86,13 +87,13 @@ class KeepTime(BackgroundTask):
             await self._sweep()
 
     def tick(self) -> None:
-        """What a second brings about in every guard; reads no network."""
+        """Apply the passage of time to every guard, without network I/O."""
         parts = self.parts
         look(parts)
         parts.calls.tick()
         for ai_service in parts.ai_services.values():
             if ai_service.service.obstacle:
-                # What was missing may have been installed.
+                # A missing package or file may have been installed since.
                 ai_service.look()
         if parts.fleet.heard is not None:
             parts.store.leasing.know_processes(parts.fleet.heard.processes)
@@ -103,7 +104,7 @@ class KeepTime(BackgroundTask):
             parts.database_in_use.tick()
 
     def _watch_itself(self) -> None:
-        """Do the watchers still run? Counted in steps, so that setting the clock raises no alarm."""
+        """Check that the watchers still run. It counts steps, so that setting the clock raises no alarm."""
         database = self.parts.database_in_use
         is_open = database is not None and database.connections is not None
         options = self.parts.options.database if database is None else database.options
@@ -115,7 +116,7 @@ class KeepTime(BackgroundTask):
         )
 
     async def _watch(self) -> None:
-        """Look at everything once, and let alerts begin and end."""
+        """Evaluate everything once, and start and end alerts."""
         findings, looks = self.parts.what_holds()
         history, incidents = self.parts.history, self.parts.incidents
         if history.is_due:
@@ -128,13 +129,15 @@ class KeepTime(BackgroundTask):
                     await one.write()
 
     async def _sweep(self) -> None:
-        """Note what forecasts are made of; and as the leader forget what is old, for all processes."""
+        """Record the data for forecasts; the leader also deletes old data, on behalf of all processes."""
         self.parts.budgets.forget_unused_tags()
         self.parts.budgets.note_paces(self.parts.clock.wall())
         if self.parts.fleet.leads:
             with suppress(StoreUnavailable, NotLeading):
                 await self._forget(self.parts.store.as_leader(self.parts.fleet.leadership.epoch))
 
+    # `store` carries the leader's epoch, and refuses a process that is no longer the leader. A machine that was
+    # suspended while it led would otherwise go on sweeping beside its successor, by an outdated view.
     async def _forget(self, store: LeadersStore) -> None:
         wall = self.parts.clock.wall()
         await self.parts.alerts.sweep(store)
@@ -143,7 +146,7 @@ class KeepTime(BackgroundTask):
         await self._prune(store)
 
     async def _prune(self, store: LeadersStore) -> None:
-        """Once an hour, and on with the next sweep where there was more than a little."""
+        """Prune once an hour, or again with the next sweep if there was more than one batch."""
         now = self.parts.clock.monotonic()
         if now >= self._prune_at:
             wall = self.parts.clock.wall()
@@ -154,7 +157,7 @@ class KeepTime(BackgroundTask):
 
 
 class SendNotices(BackgroundTask):
-    """What one channel owes, one message at a time; a channel that is slow keeps no other waiting."""
+    """Sends one channel's messages, one at a time. Each channel has its own task: a slow one does not delay others."""
 
     def __init__(self, parts: Parts, courier: Courier) -> None:
         super().__init__(parts)
@@ -165,19 +168,18 @@ class SendNotices(BackgroundTask):
 
 
 class CheckServices(BackgroundTask):
-    """One unbilled check of each configured service at its interval; a blocked key at its own, growing one.
+    """An unbilled check of each configured service at its interval; a blocked key has its own, growing interval.
 
-    In a fleet the leader asks, and the others use its results. A process whose key or address the leader does not have
-    gets no results for them, and asks itself, half as often; so does every process while none leads.
+    In a fleet the leader checks, and the others use its results. A process with a key or address that the leader does
+    not have receives no results for it, and checks for itself, half as often. So does every process while none leads.
     """
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self._began_at = parts.clock.monotonic()
         self._due_at = self._next_round()
-        self._looked_at: set[str] = (
-            set()
-        )  # Services with alerts of an earlier process: checked once, immediately.
+        # Services with alerts that an earlier process left: they are checked once, immediately.
+        self._looked_at: set[str] = set()
 
     def _next_round(self) -> float:
         return self.parts.clock.monotonic() + self.parts.options.health_check_interval_s
@@ -201,7 +203,9 @@ class CheckServices(BackgroundTask):
         await self._check_database(DATABASE in doubted)
 
     def _leaves_it(self, name: str, now: float) -> bool:
-        """Does another process ask this service, or may it still start to?"""
+        """Whether another process checks this service, or may still begin to."""
+        # Two intervals without a result: the leader does not have this key, or there is no leader. A new process counts
+        # from its start, or each restart of a fleet would send one check per process at once.
         fleet, ai_service = self.parts.fleet, self.parts.ai_services[name]
         if fleet.leads or ai_service.options.kind == "local":
             return False
@@ -209,7 +213,7 @@ class CheckServices(BackgroundTask):
         return now - told_at < 2 * self.parts.options.health_check_interval_s
 
     def _take_word(self, now: float) -> None:
-        """Of the leader, about what this process would ask with the same key."""
+        """Apply the leader's results for services that this process calls with the same key."""
         for check in self.parts.fleet.checks.take():
             ai_service = self.parts.ai_services.get(check.service)
             if ai_service is None or place_of_key(ai_service.options) != check.place:
@@ -222,9 +226,9 @@ class CheckServices(BackgroundTask):
                     ai_service.service.gates.key_blocks.postpone(now)
 
     async def _check_database(self, is_doubted: bool) -> None:
-        """At once where an earlier process left alerts of it, or where its server's other database does not answer.
+        """Check the database now if an earlier process left alerts of it, or if the state store on its server is down.
 
-        Its own probe might come half a minute later, and people would hear of two outages that are one.
+        Its own probe may be half a minute away, and until then one outage of the server would be reported as two.
         """
         parts = self.parts
         if parts.database_in_use is None:
@@ -243,13 +247,13 @@ def _wants_check(service: Service, due: bool, now: float) -> bool:
     if not service.configured or not service.checkable:
         return False
     blocks = service.gates.key_blocks
-    # While the key itself is refused, each check is one more refused request. A block for one model must not keep the
-    # others from hearing that the service is there.
+    # While the key itself is refused, each check is another refused request, so only its own growing interval counts. A
+    # block for one model must not stop the regular checks, which show the other models that the service is up.
     return blocks.due(now) or (due and None not in blocks.by_model)
 
 
 async def check_services(parts: Parts, name: str | None) -> dict[str, ServiceCheck]:
-    """Ask one built-in service, or with None all that are configured. Raises `UnknownService`."""
+    """Check one built-in service, or all configured ones with None. Raises `UnknownService`."""
     known = parts.ai_services
     if name is not None and name not in known:
         raise unknown_service(name, list(known))
@@ -259,14 +263,14 @@ async def check_services(parts: Parts, name: str | None) -> dict[str, ServiceChe
 
 
 async def check_service(parts: Parts, name: str) -> ServiceCheck:
-    """Check that a built-in service answers and accepts the key: never billed.
+    """Check that a built-in service responds and accepts the key. Never billed.
 
-    Returns `healthy`, `error`, `response_time_ms`, and the state that follows.
+    Returns `healthy`, `error`, `response_time_ms`, and the resulting state.
     """
     ai_service, clock = parts.ai_services[name], parts.clock
     began = clock.monotonic()
     error = await _ask(ai_service, parts.options.health_check_timeout_s)
-    # What this machine lacks says nothing about the service.
+    # A shortage on this machine (descriptors, memory, threads) says nothing about the service.
     if ai_service.service.configured and (error is None or error.kind is not Kind.OUT_OF_RESOURCES):
         note_check(parts, ai_service, error)
         kind, reason = ("", "") if error is None else (error.kind.value, error.reason)
@@ -283,7 +287,7 @@ async def check_service(parts: Parts, name: str) -> ServiceCheck:
 
 
 def note_check(parts: Parts, ai_service: AIService, error: ExternalServiceError | None) -> None:
-    """An unbilled check ended, here or in the process that leads."""
+    """Record an unbilled check that was made here or by the leader."""
     name, failed_before = ai_service.options.name, ai_service.service.default_guard.checks_failed
     ai_service.service.note_check(error)
     (parts.checked.discard if error else parts.checked.add)(name)
@@ -291,7 +295,7 @@ def note_check(parts: Parts, ai_service: AIService, error: ExternalServiceError 
 
 
 def _publish_check(parts: Parts, name: str, error: ExternalServiceError | None, failed_before: int) -> None:
-    """The first check of a run that failed, and the one that ends it."""
+    """Publish the first failed check in a row, and the success that ends the row."""
     if error is not None and not failed_before:
         parts.events.publish(HealthCheckFailed(name, error.reason, error.kind))
     elif error is None and failed_before:
@@ -307,7 +311,7 @@ async def _ask(ai_service: AIService, timeout_s: float) -> ExternalServiceError 
         async with asyncio.timeout(timeout_s):
             await ai_service.provider.check()
     except TimeoutError:
-        return ExternalServiceError(name, "the check got no answer in time", kind=Kind.TIMEOUT)
+        return ExternalServiceError(name, "the check got no response in time", kind=Kind.TIMEOUT)
     except ExternalServiceError as error:
         return error
     return None

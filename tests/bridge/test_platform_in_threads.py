@@ -214,7 +214,7 @@ def test_two_kept_loops_by_turns_are_told_the_line_to_write_and_the_first_goes_o
         first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
         try:
             assert first.run_until_complete(platform.query(QUESTION)).text
-            with pytest.raises(RuntimeError, match=r"not closed.* write `await platform\.close\(\)`"):
+            with pytest.raises(RuntimeError, match=r"not closed: call `await platform\.close\(\)`"):
                 second.run_until_complete(platform.query(QUESTION))
             assert first.run_until_complete(platform.query(QUESTION)).text
             first.run_until_complete(platform.close())

@@ -240,7 +240,7 @@ def test_a_loop_that_stands_still_is_named_with_the_line_to_write_by_every_door(
                 with pytest.raises(RuntimeError) as caught:
                     test.run(_await(door))
                 said = str(caught.value)
-                assert "write `await platform.close()`" in said and 'loop_scope="session"' in said
+                assert "call `await platform.close()`" in said and 'loop_scope="session"' in said
                 assert "\n" not in said and "SqlStore" not in said
             fixture.run(platform.close())  # the line
             assert test.run(_await(lambda: platform.query(QUESTION)))

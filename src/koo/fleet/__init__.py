@@ -1,1 +1,1 @@
-"""What processes report to one another through the state store, about once a second, and what follows from it."""
+"""What the processes on one state store report to each other, about once a second, and how each applies it."""

@@ -1,10 +1,10 @@
-"""The fleet's beat: reports this process's state to the store, and applies what comes back.
+"""The fleet's beat: reports this process's state to the store, and applies the reply.
 
-One transaction about once a second: this process's row and what is new of its guards go up; what operators and
-providers did elsewhere (`sharing.py`), which guards are down in other processes, and who leads come down. No call waits
-for it. A breaker that changes its phase has it sent at once.
+A beat is one transaction about once a second. It writes this process's row and the changes of its guards. It reads what
+operators and providers did in other processes (`sharing.py`), which guards are down there, and which process leads. No
+call waits for a beat. A breaker that changes its phase causes a beat immediately.
 
-While the store is away nothing is heard and no process leads; every part does what it would do in a single process.
+While the store is unreachable there are no reports and no leader, and every part behaves as in a single process.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from koo.storage.signals import SINCE_MAX
 log = logging.getLogger("koo")
 
 RUNG_S = 0.1
-"""News does not wait for the next beat, but a storm of news is one beat."""
+"""The least time between two beats: a change does not wait for the next regular one, but many changes share a beat."""
 Guards = Callable[[], Iterable[tuple[GuardKey, Guard]]]
 
 
 class Checks:
-    """Unbilled checks that were made here and are not reported yet, and what was heard of those made elsewhere.
+    """Unbilled checks made here that are not reported yet, and the results received from other processes.
 
-    `told_at`: when something was last heard of a service's place, in this process's monotonic seconds.
+    `told_at`: when a result for a service's place was last received, in this process's monotonic seconds.
     """
 
     def __init__(self) -> None:
@@ -53,12 +53,14 @@ class Checks:
         self._news: list[Check] = []
 
     def note(self, check: Check) -> None:
-        """One was made here."""
+        """Add a check that was made here; it replaces an unreported one of the same service and place."""
         before = (one for one in self.untold if one[:2] != check[:2])
         self.untold = (*before, check)
 
     def hear(self, told: Told, heard: Heard, now: float) -> None:
-        """A beat was answered."""
+        """Take in a beat's reply."""
+        # The reply contains this process's own checks too, and they must not come back as another process's results.
+        # What was noted while the beat was under way is not in `told`, and stays to be reported.
         own = {one[:2] for one in told.checks}
         self.untold = tuple(one for one in self.untold if one not in told.checks)
         for one in heard.checks:
@@ -69,20 +71,20 @@ class Checks:
             self.seen = heard.checks_seen
 
     def take(self) -> list[Check]:
-        """What was heard since the last time."""
+        """The results received since the last call."""
         news, self._news = self._news, []
         return news
 
 
 class Fleet:
-    """This process among those on its store. `guards`: all of them; `presence`: what is said of this process."""
+    """This process as a member of the fleet on its store. `guards` yields all its guards; `presence` describes it."""
 
     def __init__(
         self, store: Store, clock: Clock, sharing: Sharing, guards: Guards, presence: Callable[[], Presence]
     ) -> None:
         self.leadership = Leadership()
         self.heard: Heard | None = None
-        """What the last beat brought; None while the store is away."""
+        """The last beat's reply; None while the store is unreachable."""
         self._store = store
         self._clock = clock
         self._sharing = sharing
@@ -100,20 +102,20 @@ class Fleet:
 
     @property
     def leads(self) -> bool:
-        """Does this process lead? Then it sweeps, and checks the services on behalf of all."""
+        """Whether this process leads: then it sweeps, and checks the services on behalf of all."""
         return self.leadership.leads(self._clock.monotonic())
 
     @property
     def is_led(self) -> bool:
-        """Does another process lead? Without a leader each process does the work itself, only slower."""
+        """Whether another process leads. Without a leader each process does the work itself, only less often."""
         return self.leadership.is_led(self._clock.monotonic())
 
     # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def begin(self) -> None:
-        """The first beat, before the first call: a new process knows what the others know.
+        """The first beat, before the first call, so that a new process knows what the others know.
 
-        Raises `StoreUnavailable`; then the next beats try.
+        Raises `StoreUnavailable`; the following beats then try again.
         """
         await self.beat()
 
@@ -134,17 +136,19 @@ class Fleet:
         try:
             await self.beat()
         except StoreUnavailable:
-            self._lose()  # The store itself says so once, and again when it is back.
+            self._lose()  # the store logs this itself, once, and once more when it is back
         except Exception:
             self._lose()
             if not self._is_failing:
-                log.exception("the fleet's beat failed, and is tried again")
+                log.exception("the fleet's beat failed and will be tried again")
             self._is_failing = True
         else:
             self._is_failing = False
 
     async def beat(self) -> None:
-        """Report, listen, and apply what was heard. Raises `StoreUnavailable`."""
+        """Report, and apply the reply. Raises `StoreUnavailable`."""
+        # A leader counts its time from `now`, the moment before it asked, and the store from the moment it replied. So
+        # the leader always stops before the store admits another one, however long the transaction took.
         self._beat_at = now = self._clock.monotonic()
         if self._sharing.seen is None:
             await self._sharing.catch_up()
@@ -155,6 +159,7 @@ class Fleet:
         self._note_told(told, heard, watched, now)
         self.checks.hear(told, heard, now)
         self._sharing.take(signals)
+        # A full page of signals: there may be more, so read on now and not in a second.
         if len(signals) == SINCE_MAX:
             self.ring()
 
@@ -165,6 +170,8 @@ class Fleet:
         for key, guard in guards.items():
             in_flight += guard.breaker.running
             watched = self._watched.get(key)
+            # `is_new` only if an earlier beat has been heard: otherwise the guard is older than this process's first
+            # beat, and the calls it has made so far say nothing about the last minute.
             if watched is None:
                 watched = self._watched[key] = Watched(guard, now, is_new=self.heard is not None)
             line = watched.line(key, guard, now)
@@ -191,11 +198,14 @@ class Fleet:
         return 1 if self.heard is None else self.heard.processes
 
     def _shares_probes(self, key: GuardKey) -> bool:
-        """Each process probes a database itself: probes cost it nothing, and an outage is over sooner."""
+        """Whether the guard's probes are limited over the whole fleet. Each process probes a database for itself: the
+        probes cost the database almost nothing, and the outage ends sooner."""
         return self._processes > 1 and key.name != DATABASE
 
     def _note_told(self, told: Told, heard: Heard, guards: dict[GuardKey, Guard], now: float) -> None:
-        """Note what the store has. If the store did not know this process, everything must be reported again."""
+        """Record what the store now has, and apply its reply to the guards."""
+        # The store had no row of this process: it was silent for a day, or the store was restored from a backup. What
+        # was reported earlier is gone there, so the next beat must report every guard, not only the changed ones.
         if heard.is_new:
             for watched in self._watched.values():
                 watched.told = None
@@ -211,26 +221,30 @@ class Fleet:
             watched.let_probe(guard, is_governed=self._shares_probes(key))
 
     def meet(self, key: GuardKey, guard: Guard) -> None:
-        """A guard was made: what others say of it holds from its first call on."""
+        """Apply the other processes' reports to a new guard, before its first call."""
         if self.heard is not None:
             watched = self._watched[key] = Watched(guard, self._clock.monotonic(), is_new=True)
             watched.heed(guard, self.heard.opinions.get(key), self._clock.monotonic())
             watched.let_probe(guard, is_governed=self._shares_probes(key))
 
     def note_check(self, check: Check) -> None:
-        """An unbilled check was made here: the leader reports it to the others."""
+        """Report an unbilled check to the other processes, if this process leads."""
         if self.leads:
             self.checks.note(check)
             self.ring()
 
     def _lose(self) -> None:
-        """The store is away: what others said is no longer known to hold."""
+        """The store is unreachable: forget the other processes' reports, because they may no longer be true."""
+        # Kept, they would do harm: a guard that stays primed opens at its first failure, and one whose units ended with
+        # the fleet would never probe again, so its breaker would stay open until the store is back.
         self.heard = None
         for _, guard in self._guards():
             release(guard)
         for watched in self._watched.values():
             watched.unit.give_up()
 
+    # The wake event is cleared last: what rings during the short sleep is part of the beat that follows. Cleared
+    # earlier, a storm of changes would cause a beat for each of them, every `RUNG_S`.
     async def _until_due(self) -> None:
         due_s = self._beat_at + beat_s(self._processes) - self._clock.monotonic()
         timer = asyncio.get_running_loop().call_later(max(0.0, due_s), self._wake.set)
@@ -244,27 +258,27 @@ class Fleet:
         self._wake.clear()
 
     def ring(self) -> None:
-        """There is news: beat now."""
+        """Beat now, because something has changed."""
         if self._loop is not None and not self._loop.is_closed():
             self._wake.set()
 
     def on_event(self, event: Event) -> None:
-        """A breaker's step is news."""
+        """A breaker's change of phase causes a beat."""
         if isinstance(event, (CircuitOpened, CircuitHalfOpened, CircuitClosed, OverrideSet)):
             self.ring()
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def leave(self) -> None:
-        """This process closes: it is no longer on the roll, and leads nothing."""
+        """This process is closing: it gives up the lead and removes its row."""
         self._forget()
         try:
             await self._store.roll_call.leave()
         except StoreUnavailable:
-            pass  # Its row will count as silent soon, and be forgotten after a day.
+            pass  # its row soon counts as silent, and is deleted after a day
 
     def forget_parent(self) -> None:
-        """In a forked child, which is another process under another name."""
+        """In a forked child, which is a process of its own, under another name."""
         self._loop, self._wake = None, asyncio.Event()
         self._forget()
 

@@ -1,10 +1,10 @@
-"""What a process's configuration looks like from outside: a digest of each option, so that a difference has a name.
+"""A process's configuration as seen by others: a digest of each option, which shows which options differ.
 
 No value leaves the process. The digest of an option that is not secret is long enough to distinguish any two values.
-That of a secret has four hexadecimal digits: two keys rarely share them, and a guessed password that matches them is
-one of thousands that would.
+The digest of a secret has four hexadecimal digits. Two keys rarely share them, but they are useless for guessing: one
+password in 65536 matches.
 
-Options that differ between processes by nature are left out: where it listens, its folder, its label.
+Options that differ between processes by nature are left out: the address it listens on, its folder, its label.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def digests_of(options: PlatformOptions) -> dict[str, dict[str, str]]:
 
 
 def settings_of(options: PlatformOptions) -> dict[str, str]:
-    """The same in one, by names such as "ai_services.claude.model"."""
+    """The same as one flat dict, by names such as "ai_services.claude.model"."""
     found = digests_of(options)
     return {f"{section}.{name}": digest for section, part in found.items() for name, digest in part.items()}
 
@@ -61,7 +61,7 @@ def _digest(about: Field[Any], value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON knows it; what hides itself in a `repr` counts as what it is."""
+    """A value as JSON can represent it; a secret, whose `repr` hides it, is represented by its real text."""
     if isinstance(value, Mapping):
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,4 +1,4 @@
-"""A look at the whole fleet, for people: the store is asked once, and nothing changes."""
+"""A view of the whole fleet for people: one query of the store, which changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def look_at_fleet(
     up_s: float,
     now: float,
 ) -> FleetStatus:
-    """All processes; while the store is away only this one, which has been open for `up_s`. `now` is wall seconds."""
+    """All processes, or while the store is unreachable only this one, open for `up_s`. `now` is in wall seconds."""
     try:
         roll = await store.roll_call.read()
     except StoreUnavailable:

@@ -1,6 +1,6 @@
-"""What a guard protects, so that processes only compare guards in front of the same server.
+"""The place that a guard protects, as a digest, so that processes compare only guards of the same server.
 
-Two processes may use one name for two servers: different addresses, or an address that is local to each machine.
+Two processes may use the same name for different servers: another address, or an address local to each machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from koo.workplace import worker_name
 
 
 def place_of(options: ServiceOptions) -> str:
-    """Of a service's server, whatever the key."""
+    """The place of a service's server, whatever the key."""
     if options.kind == "local":
         return _digest("local", socket.gethostname())
     address = options.base_url or ADDRESSES.get(options.kind, "")
@@ -28,23 +28,25 @@ def place_of(options: ServiceOptions) -> str:
 
 
 def place_of_key(options: ServiceOptions) -> str:
-    """The same, with the key: whether a key is accepted depends on that key alone."""
+    """The place including the key, for results that are about one key, such as whether it is accepted."""
     return _digest(place_of(options), options.api_key or "")
 
 
 def place_of_database(options: DatabaseOptions) -> str:
-    """Of a database's server, without user and password."""
+    """The place of a database, without user and password."""
+    # Whether a server can be reached does not depend on the user, and processes often have a user each.
     parts = urlsplit(options.url or "")
     return _digest(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, _machine(options.url or ""))
 
 
 def _machine(address: str) -> str:
-    """This machine, if only it can reach the address."""
+    """This machine's name if the address is local to it, else empty."""
     host = urlsplit(address).hostname or ""
     return socket.gethostname() if not host or is_loopback(host) else ""
 
 
 def _digest(*parts: str) -> str:
+    # `Secret`, because a key is among the parts: a traceback that shows local variables must not show it.
     text = Secret("\n".join(parts))
     return hashlib.blake2b(
         text.encode("utf-8", "surrogatepass"), digest_size=6, person=b"koo place"
@@ -52,7 +54,7 @@ def _digest(*parts: str) -> str:
 
 
 def presence_of(ledger: str, label: str, configuration: str) -> Presence:
-    """What this process says of itself. In Kubernetes the host's name is the pod's."""
+    """This process's description of itself. In Kubernetes the host name is the pod's name."""
     return Presence(
         ledger=ledger,
         host=socket.gethostname(),
@@ -66,9 +68,9 @@ def presence_of(ledger: str, label: str, configuration: str) -> Presence:
 
 @cache
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # it takes some milliseconds
+    from importlib.metadata import PackageNotFoundError, version  # the import takes some milliseconds
 
     try:
         return version("koo")
-    except PackageNotFoundError:  # a folder of sources that was never installed
+    except PackageNotFoundError:  # run from a source folder that was never installed
         return ""

@@ -1,4 +1,4 @@
-"""One guard as the fleet sees it: what is reported of it, and what other processes' reports change in it."""
+"""One guard as the fleet sees it: what is reported about it, and how other processes' reports affect it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from koo.policies.priming import why_primed
 from koo.policies.probing import Sight, Terms, Unit
 
 CALLS_TOLD_S = 10.0
-"""How often a new number of calls alone is reported; that a guard is called again, or no longer, goes out at once."""
+"""A changed number of calls alone is reported this often. That calls began or stopped is reported with the next
+beat."""
 
 
 def asked(guard: Guard) -> int:
-    """How often it was called, admitted or not."""
+    """How many calls it has received, refused ones included."""
     return guard.breaker.given + sum(guard.tally.refused.values())
 
 
 class Watched:
-    """One guard, what was last reported of it, and its units of probes."""
+    """One guard, what was last reported about it, and its units of probes."""
 
     __slots__ = (
         "_calls",
@@ -38,8 +39,9 @@ class Watched:
         self.told_at = self._phase_at = now
         self.unit = Unit()
         self.has_heard = False
-        """It tests recovery because a probe of another process succeeded."""
-        # A guard made before the fleet's first beat: when it was last called is unknown.
+        """Whether it is testing recovery because a probe of another process succeeded."""
+        # For a guard older than the fleet's first beat it is unknown when its calls were made, so they do not count as
+        # calls of the last minute.
         self._lately = Lately(0 if is_new else asked(guard), now)
         self._calls = 0
         self._generation, self._ok = guard.breaker.generation, guard.breaker.ok
@@ -48,7 +50,10 @@ class Watched:
     # ── up ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def line(self, key: GuardKey, guard: Guard, now: float) -> GuardLine:
-        """How it is now."""
+        """The guard's current state, as it is reported."""
+        # A new generation means a new phase since the last line, whose beginning is therefore now, at most a beat late.
+        # A success is reported once: as the step from half open to closed, or as a probe that succeeded while the
+        # breaker still tests. Other processes then test recovery too, without waiting for the end of their own pause.
         breaker = guard.breaker
         if breaker.generation != self._generation:
             self._generation, self._phase_at = breaker.generation, now
@@ -63,7 +68,7 @@ class Watched:
         )
 
     def is_news(self, line: GuardLine, now: float) -> bool:
-        """Must it be reported to the store?"""
+        """Whether the line must be reported to the store."""
         told = self.told
         if told is None:
             return line.is_called or line.phase != "closed"
@@ -74,12 +79,12 @@ class Watched:
         return told.calls != line.calls and now - self.told_at >= CALLS_TOLD_S
 
     def note_told(self, line: GuardLine, now: float) -> None:
-        """The store has it."""
+        """The store has this line."""
         self.told, self.told_at = line, now
         self._is_proved = False
 
     def ask(self, key: GuardKey, guard: Guard, beat_s: float, now: float) -> ProbeAsk | None:
-        """What the next beat says about units of probes."""
+        """The next beat's request about units of probes, if any."""
         breaker, options = guard.breaker, guard.options.breaker
         if breaker.phase is CLOSED and not self.unit.count:
             return None
@@ -98,17 +103,19 @@ class Watched:
     # ── down ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def heed(self, guard: Guard, opinion: Opinion | None, now: float) -> None:
-        """What others say of it: it is primed, or a probe of theirs has succeeded since it opened here."""
+        """Apply the other processes' reports: prime the breaker, or test recovery after a probe of theirs succeeded."""
+        # Only a success later than the opening here counts. An older one is about the time before this outage, and
+        # would end the pause of a breaker that has just opened.
         breaker = guard.breaker
         if breaker.primed != (why := why_primed(opinion)):
             breaker.prime(why)
         if opinion is not None and breaker.phase is OPEN and now - opinion.proved_ago_s > breaker.opened_at:
             self.has_heard = breaker.hear_of_success(now)
         if breaker.happened:
-            guard.tick()  # it publishes, and opens a breaker that is primed and whose last call has failed
+            guard.tick()  # publishes the events, and opens a primed breaker whose last call failed
 
     def let_probe(self, guard: Guard, *, is_governed: bool) -> None:
-        """As many probes as it has units for; its own maximum if no other process shares them."""
+        """Limit its probes to its units; to its own maximum if no other process shares them."""
         if is_governed:
             guard.breaker.probes_max = self.unit.count
         else:
@@ -117,6 +124,6 @@ class Watched:
 
 
 def release(guard: Guard) -> None:
-    """What others said is no longer known to hold: it decides as if it were alone."""
+    """Forget the other processes' reports: the guard decides as in a single process."""
     guard.breaker.prime("")
     guard.breaker.probes_max = guard.options.breaker.probe_concurrency
