@@ -90,7 +90,7 @@ def test_a_mistake_that_ends_the_query_keeps_why_the_services_before_it_did_not_
         world.openai.script(error(400, "invalid_request_error", "no such thing"))
         failed = await failure(world, fallback=("openai",))
         assert (failed.kind, failed.service) == (Kind.INVALID_REQUEST, "openai")
-        assert [note.startswith("claude: it refuses the API key") for note in failed.__notes__] == [True]
+        assert [note.startswith("claude: it rejects the API key") for note in failed.__notes__] == [True]
 
     run(test)
 

@@ -493,7 +493,9 @@ def test_a_full_queue_refuses_and_a_place_that_gets_free_is_given_again() -> Non
         running = await begin(provider)
         waiting = asyncio.create_task(provider.complete(ask()))
         await asyncio.sleep(0)
-        with pytest.raises(ServiceSaturated, match="the model is busy and 1 queries are waiting") as refusal:
+        with pytest.raises(
+            ServiceSaturated, match="the model is busy and 1 queries are already waiting"
+        ) as refusal:
             await provider.complete(ask())
         assert refusal.value.kind is Kind.SATURATED
         assert refusal.value.retry_after_s is not None and refusal.value.retry_after_s > 0
@@ -549,8 +551,8 @@ async def error_of(provider: LocalProvider, request: Request) -> ExternalService
 
 WRONG = {
     "another model": (ask(MARK, model="gpt-9"), Kind.NOT_FOUND, "SmolLM2-135M-Instruct.Q4_1"),
-    "too long": (ask(f"{MARK} " * 1000), Kind.CONTEXT_LENGTH, "reads 4096"),
-    "far too long": (ask(f"{MARK} " * 100_000), Kind.CONTEXT_LENGTH, "reads 4096"),
+    "too long": (ask(f"{MARK} " * 1000), Kind.CONTEXT_LENGTH, "context is 4096"),
+    "far too long": (ask(f"{MARK} " * 100_000), Kind.CONTEXT_LENGTH, "context is 4096"),
 }
 
 
@@ -571,7 +573,7 @@ def test_a_prompt_that_fills_the_context_is_too_long_and_one_token_less_is_not()
         # " a" is one token: each further word is one more.
         error = await error_of(provider, ask("a" + " a" * (256 - one)))
         assert error.kind is Kind.CONTEXT_LENGTH
-        assert "has 256 tokens, but the model reads 256, its answer included" in str(error)
+        assert "has 256 tokens, but the model's context is 256, including the answer" in str(error)
         completion = await provider.complete(ask("a" + " a" * (255 - one)))
         assert (completion.usage.output_tokens, completion.stop_reason) == (1, "length")
         server_of(provider).stop()
@@ -663,7 +665,7 @@ def test_a_model_whose_process_is_killed_is_named_and_the_next_query_loads_it_ag
         provider = Endless("local")
         running = await begin(provider)
         os.kill(server_of(provider).pid, signal.SIGKILL)
-        with pytest.raises(ServiceFailed, match="too little memory") as error:
+        with pytest.raises(ServiceFailed, match="memory ran out") as error:
             await running
         assert error.value.kind is Kind.SERVER_ERROR
         assert "Paris" in (await LocalProvider("local").complete(ask(max_tokens=PARIS_TOKENS))).text
@@ -683,6 +685,6 @@ def test_too_little_memory_to_load_is_called_that() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
         assert isinstance(error, ServiceFailed)
-        assert "too little memory" in str(error) and "damaged" not in str(error)
+        assert "not enough memory" in str(error) and "damaged" not in str(error)
 
     asyncio.run(main())

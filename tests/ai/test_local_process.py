@@ -227,7 +227,7 @@ def test_without_any_folder_for_the_socket_it_says_what_to_set() -> None:
             print(type(error).__name__, error.kind.value, error)
     """)
     assert out.startswith(
-        "ServiceFailed not_configured local: no folder can be made for the model's socket: set TMPDIR"
+        "ServiceFailed not_configured local: cannot create a folder for the model's socket: set TMPDIR"
     )
 
 

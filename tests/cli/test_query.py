@@ -225,4 +225,4 @@ def test_what_became_of_a_query_is_said_once_and_not_by_the_log_too(tmp_path: Pa
             check=False,
         )
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1 and "refuses the API key" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "rejects the API key" in done.stderr

@@ -185,7 +185,7 @@ def test_a_caller_who_comes_when_it_was_told_to_is_let_through(first: Setup, sec
 
 
 async def refuse_key() -> str:
-    raise AuthenticationFailed("claude", "it refuses the API key: set a valid one", kind=Kind.AUTH)
+    raise AuthenticationFailed("claude", "it rejects the API key: set a valid one", kind=Kind.AUTH)
 
 
 @pytest.mark.parametrize(

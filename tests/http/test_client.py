@@ -233,7 +233,7 @@ def test_connecting_has_a_time_limit_and_sent_nothing(body: bytes | None) -> Non
             finally:
                 for one in waiting:
                     one.close()
-        assert (error.stage, error.reason) == ("connect", "cannot connect in time")
+        assert (error.stage, error.reason) == ("connect", "the connection attempt timed out")
 
     asyncio.run(main())
 

@@ -78,8 +78,8 @@ def test_a_refusal_keeps_its_status_and_headers_whatever_its_body_is(label: str)
 @pytest.mark.parametrize(
     ("label", "reason"),
     [
-        ("br", "the answer is compressed as br, which koo did not ask for"),
-        ("gzip", "the answer cannot be unpacked as gzip"),
+        ("br", "the response is compressed as br, which koo did not ask for"),
+        ("gzip", "the response cannot be decompressed as gzip"),
     ],
 )
 def test_a_success_that_cannot_be_read_says_why(label: str, reason: str) -> None:

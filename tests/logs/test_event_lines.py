@@ -54,7 +54,7 @@ KINDS = [
 FAILED = Failure(Kind.SERVER_ERROR, "it failed (status 500, api_error)", 500, "api_error")
 REFUSED = Failure(
     Kind.AUTH,
-    "it refuses the API key: set a valid one (status 401, authentication_error)",
+    "it rejects the API key: set a valid one (status 401, authentication_error)",
     401,
     "authentication_error",
 )
@@ -111,7 +111,7 @@ EXACT: list[tuple[Event, str]] = [
     (
         KeyBlocked("claude", "the provider refused the key", last_error=REFUSED, again_in_s=60.0),
         "CRITICAL claude: key refused: the provider refused the key; "
-        "what broke: it refuses the API key: set a valid one (status 401, authentication_error); "
+        "what broke: it rejects the API key: set a valid one (status 401, authentication_error); "
         "nothing is sent with it until it works; it is tried again from 2026-09-21T14:15:50Z (in 60 s); "
         f"set a valid key, or see the account at the provider: {GUIDE} service_down",
     ),

@@ -151,10 +151,10 @@ def _text_of_the_sdk(vendor: str, base_url: str) -> str:
 @pytest.mark.parametrize(
     ("trouble", "words", "asked"),
     [
-        (403, "does not connect to", 1),
-        (502, "does not connect to", 2),
+        (403, "refuses to connect to", 1),
+        (502, "refuses to connect to", 2),
         ("reset", "closed the connection before", 2),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "not as an HTTP proxy does", 2),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not respond like an HTTP proxy", 2),
         (b"", "closed the connection before", 2),
     ],
 )
@@ -181,7 +181,7 @@ def check(found: ExternalServiceError, words: str, proxy: FakeHttpProxy) -> None
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize(
     ("password", "words"),
-    [("wrong", "refuses the user and password"), (None, "asks for a user and password")],
+    [("wrong", "rejects the user and password"), (None, "requires a user and password")],
 )
 def test_407_is_the_proxys_word_asked_once_and_never_the_services_about_its_key(
     scheme: str, password: str | None, words: str, tmp_path: Path
@@ -205,7 +205,7 @@ def test_a_proxy_that_is_away_is_named(tmp_path: Path) -> None:
     found = failure(koo)
     assert f"cannot connect to the proxy http://127.0.0.1:{port}" in str(found) and found.billable is False
     koo = platform(tmp_path, service(URL), NetworkOptions(http_proxy="http://proxy.invalid:3128"))
-    assert "the name of the proxy http://proxy.invalid:3128 cannot be looked up" in str(failure(koo))
+    assert "the host name of the proxy http://proxy.invalid:3128 cannot be resolved" in str(failure(koo))
 
 
 def test_a_proxy_that_is_silent_is_given_up_after_three_times_the_time_to_connect() -> None:
@@ -220,7 +220,7 @@ def test_a_proxy_that_is_silent_is_given_up_after_three_times_the_time_to_connec
             return caught.value
 
         found = asyncio.run(main())
-        assert found.stage == "connect" and "did not open the way to ai.example in time" in found.reason
+        assert found.stage == "connect" and "did not connect to ai.example in time" in found.reason
 
 
 def test_a_certificate_that_nobody_vouches_for_names_the_proxy_and_the_setting(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_certificate_that_nobody_vouches_for_names_the_proxy_and_the_setting(t
     with FakeAnthropic() as server, tunnelled(server, authority) as proxy:
         koo = platform(tmp_path, service(f"https://{NAME}"), NetworkOptions(https_proxy=proxy.url))
         found = str(failure(koo))
-        assert "by way of the proxy" in found and "SSL_CERT_FILE" in found
+        assert "through the proxy" in found and "SSL_CERT_FILE" in found
         assert server.queries == []
 
 
@@ -253,8 +253,9 @@ def test_a_page_in_place_of_an_answer_names_the_proxy_that_may_have_sent_it(
             tmp_path, service(URL, retry=RetryOptions(attempts_max=1)), NetworkOptions(http_proxy=proxy.url)
         )
         found = failure(koo)
-        assert found.kind is kind and f"by way of the proxy {proxy.url}, which may be what answered" in str(
-            found
+        assert (
+            found.kind is kind
+            and f"through the proxy {proxy.url}, which may have sent this response" in str(found)
         )
 
 

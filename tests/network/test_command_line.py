@@ -47,4 +47,4 @@ def test_neither_doctor_nor_config_nor_query_shows_a_password_a_header_or_a_fiel
             _, out, err = here.run(*command)
             assert SECRET not in out + err, command
             if command != ["config"]:
-                assert f"the proxy http://127.0.0.1:{proxy.port} refuses the user and password" in out + err
+                assert f"the proxy http://127.0.0.1:{proxy.port} rejects the user and password" in out + err

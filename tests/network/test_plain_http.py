@@ -43,8 +43,8 @@ def test_a_key_in_the_clear_is_warned_of_once(
     more: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert warned(caplog, **service(AWAY, **more)) == [
-        "the key of own goes to models.example over plain http://: it can be read on the way; use https://, or "
-        "a tunnel to it"
+        "the key of own goes to models.example over plain http://, where others can read it; "
+        "use https:// or a tunnel"
     ]
 
 

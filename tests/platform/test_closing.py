@@ -193,7 +193,7 @@ def test_a_stream_whose_reader_is_busy_is_booked_and_says_why_it_ended(tmp_path:
             await koo.close()
             assert held(koo) == 0 == unsettled(tmp_path)
             assert koo.parts.budget(koo.services["claude"]).spent_usd >= server.billed_usd > 0
-            with pytest.raises(ServiceFailed, match="koo is being closed") as failed:
+            with pytest.raises(ServiceFailed, match="koo was closed during the call") as failed:
                 await anext(chunks)
             assert failed.value.kind is Kind.DRAINING and failed.value.partial_text == "Pa"
 

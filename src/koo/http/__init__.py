@@ -1,4 +1,4 @@
-"""One HTTP client over aiohttp: what a request may do, what its failure means, what a body holds."""
+"""An HTTP client on top of aiohttp that reports how far a failed request got and limits what it reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["HttpClient"]
 
 
 def __getattr__(name: str) -> Any:
-    """`HttpClient`; aiohttp is loaded with it, and not for what needs only the words beside it."""
+    """Import `HttpClient` on first use, because it loads aiohttp, which the other modules here do not need."""
     if name == "HttpClient":
         from koo.http.client import HttpClient
 

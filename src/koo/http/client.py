@@ -2,17 +2,18 @@
 
 A resilience layer needs to know what a convenient client hides, so this one does less than usual and reports more:
 
-* It never follows a redirect, and writes a request a second time only if the other side closed a kept connection just
-  then: no byte of an answer came, and that at once, so it was not received. That is a failure of neither side.
-* A failure says how far the request got. "connect": nothing of it reached the other side (no name, refused, TLS, too
-  late), so nothing can have been done or billed. "sent": it may have been received. "answer": an answer came and cannot
-  be read, because it broke off, is not HTTP or is larger than any real answer.
-* It has one timeout of its own, for connecting. Everything later belongs to the caller's deadline: cancelling the task
-  ends the request and closes its connection, which is how the other side learns that the caller has left.
-* Reading is bounded, for whole answers and single events alike: a faulty server must not fill the memory.
+* It never follows a redirect. It sends a request a second time only if the server closed a kept connection at the
+  moment the request was written: the connection failed within seconds and no byte of a response arrived, so the request
+  was not received. Neither side counts that as a failure.
+* Every failure has a stage. "connect": nothing of the request reached the server (unknown name, connection refused, TLS
+  failure, connect timeout), so nothing can have been done or billed. "sent": the server may have received it.
+  "answer": a response arrived but cannot be read, because it broke off, is not HTTP or is larger than any real one.
+* Its only timeout is for connecting. Everything later is limited by the caller's deadline: cancelling the task ends the
+  request and closes its connection, which is how the server finds out that the caller has left.
+* Whole responses and single events have a size limit, so that a faulty server cannot fill the memory.
 
-The session belongs to the loop that first uses the client. A later `asyncio.run` gets a new one; using it from two
-loops at once raises RuntimeError, because connections cannot be shared between them.
+The session belongs to the event loop that first uses the client. A later `asyncio.run` gets a new session. Using the
+client from two loops at the same time raises RuntimeError, because connections cannot be shared between loops.
 """
 
 from __future__ import annotations
@@ -52,29 +53,31 @@ from koo.shortages import shortage_in
 
 CONNECT_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 0
-"""No bound: the guards limit concurrency, each service's by its own setting, and a queue in here would be invisible."""
+"""Unlimited. Guards limit each service's concurrency by its own setting; a queue in here would be invisible to them."""
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
-"""The longest answers of today's models have half a megabyte."""
+"""Eight times the longest responses of today's models, which have half a megabyte."""
 PREPARED_MAX = 256
-"""Addresses and headers that are remembered: Gemini's addresses contain the model, which callers choose."""
+"""Pairs of URL and headers to cache. Gemini's URLs contain the model, which callers choose, so there is no other
+limit.
+"""
 STEPS_TO_A_TUNNEL = 3
-"""To the proxy, from there to the other side, and the secure connection: each may take as long as connecting may."""
+"""Connect to the proxy, wait for its connection to the server, TLS handshake: each may take the connect timeout."""
 DIRECT = NetworkOptions()
 READ_OUT_S_MAX = 0.2
-"""A well-behaved server ends its answer together with the last event; a new connection would cost about this."""
+"""A well-behaved server ends its response with the last event. Opening a new connection costs about as much."""
 BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
-"""What reading raises. RuntimeError: aiohttp's error for waiting on a connection that was closed here a moment ago."""
+"""What reading raises. aiohttp raises RuntimeError for a read on a connection that this side has just closed."""
 
 
 class ClosedHere(TransportError):
-    """The client was closed while the exchange was under way: the other side did not fail."""
+    """The client was closed during the exchange: the server did not fail."""
 
     def __init__(self, stage: Stage) -> None:
-        super().__init__(stage, "it was cut off here, because koo is being closed")
+        super().__init__(stage, "koo was closed during the call")
 
 
 class HttpResponse(NamedTuple):
-    """A whole answer; `headers` is case-insensitive."""
+    """A complete response; `headers` is case-insensitive."""
 
     status: int
     headers: Mapping[str, str]
@@ -85,12 +88,12 @@ class HttpClient:
     """A pool of connections for the running loop.
 
     Args:
-        connect_timeout_s: longest time for a name, a TCP and a TLS connection together with each of its parts.
-        answer_bytes_max: largest body of `request`, and of a stream that is read whole.
+        connect_timeout_s: limit for the name lookup, and for the TCP connection with its TLS handshake.
+        answer_bytes_max: largest body of `request`, and of a stream that is read as a whole.
         event_bytes_max: largest single event of a stream.
-        unix_socket: connect to this path, whatever the URL's host. Each request has a connection of its own.
-        network: certificate authorities that are believed beside the system's. Its proxies are not read here.
-        proxy: what every request goes through.
+        unix_socket: connect to this path, whatever the URL's host. Each request opens its own connection.
+        network: certificate authorities to trust in addition to the system's. Its proxies are not read here.
+        proxy: the proxy for every request.
     """
 
     def __init__(
@@ -113,13 +116,17 @@ class HttpClient:
         self._timeout = aiohttp.ClientTimeout(
             total=None,
             sock_connect=connect_timeout_s,
-            # Otherwise a proxy that accepts and then stays silent would hold a request up for its whole attempt.
+            # `sock_connect` covers only the socket to the proxy. Without a limit for the whole way, a proxy that
+            # accepts
+            # the connection and never replies to CONNECT would block the request until the attempt's own timeout.
             connect=None if proxy is None else connect_timeout_s * STEPS_TO_A_TUNNEL,
         )
         self._session: aiohttp.ClientSession | None = None
         self._loop: AbstractEventLoop | None = None
         self._prepared: dict[tuple[str, Headers], Prepared] = {}
-        self._replies: WeakSet[Reply] = WeakSet()  # whose bodies are still to come
+        self._replies: WeakSet[Reply] = WeakSet()  # those whose bodies are still arriving
+        # Replies that `close()` cut off. Their readers see an ordinary connection error, and only this set tells it
+        # apart from a server that hung up: that would count against the server's breaker.
         self._cut_off: WeakSet[Reply] = WeakSet()
         self._is_shut = False
 
@@ -127,7 +134,7 @@ class HttpClient:
         return f"<HttpClient {'closed' if self._session is None else 'open'}>"
 
     def by_way_of(self, proxy: Proxy | None) -> HttpClient:
-        """The client that goes through this proxy (None: without one): itself, or one that is closed with it."""
+        """The client for this proxy (None: for direct connections): this one, or another that is closed with it."""
         if proxy is None or proxy == self.proxy:
             return self
         if proxy not in self._others:
@@ -144,10 +151,10 @@ class HttpClient:
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> HttpResponse:
-        """Send once and read the whole answer, whatever its status.
+        """Send once and read the whole response, whatever its status.
 
-        Raises `TransportError`. A refusal (400 and above) whose body cannot be read completely is still an answer: its
-        status says enough.
+        Raises `TransportError`. An error response (400 and above) whose body cannot be read completely is returned with
+        an empty body: its status says enough.
         """
         reply = await self._send(method, url, hidden(headers), body)
         try:
@@ -161,16 +168,17 @@ class HttpClient:
     async def stream(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> HttpStream:
-        """Send once and return as soon as the headers arrive; the caller ends it with `aclose()`.
+        """Send once and return as soon as the headers arrive; the caller must call `aclose()`.
 
         Raises `TransportError`.
         """
         return HttpStream(await self._send(method, url, hidden(headers), body), self)
 
     async def read(self, reply: Reply) -> bytes:
-        """The whole body, decompressed. Raises `TransportError`."""
+        """Return the whole body, decompressed. Raises `TransportError`."""
         content, bytes_max, kept = unpacked(reply.headers, reply.content), self.answer_bytes_max, 0
         try:
+            # Most responses arrive in one piece: that piece is the body, and is neither copied nor counted in `COMING`.
             body = await content.readany()
             if not content.at_eof():
                 parts, size = [body], len(body)
@@ -178,38 +186,44 @@ class HttpClient:
                     parts.append(chunk)
                     size += len(chunk)
                     if size > bytes_max:
-                        raise AnswerTooLarge("the answer", bytes_max)
+                        raise AnswerTooLarge("the response", bytes_max)
                     kept = COMING.keep(kept, size)
                 body = b"".join(parts)
             if len(body) > bytes_max:
-                raise AnswerTooLarge("the answer", bytes_max)
+                raise AnswerTooLarge("the response", bytes_max)
             refuse_dense(body)
             return Sent(body)
         except BaseException as error:
-            # Cancellation included: a connection with half an answer in it must not return to the pool.
+            # Also on cancellation. A connection returns to aiohttp's pool when its body has arrived completely, whether
+            # or not it is still being read. Left open here, the rest of a large or endless body would go on filling the
+            # memory and occupying a socket after its reader has left, and the provider would go on working for nobody.
             reply.close()
             if isinstance(error, BROKEN):
                 raise self.explain_body(reply, error) from None
             raise
         finally:
+            # In `finally`, so that a failed or cancelled read gives its share back too. If it did not, the process-wide
+            # limit would fill up with bytes that no longer exist, and in the end refuse every large response.
             COMING.used -= kept
 
     def explain_body(self, reply: Reply, error: Exception) -> TransportError:
-        """What went wrong after the headers."""
+        """The error for a failure after the headers."""
         if reply in self._cut_off:
             return ClosedHere("answer")
         short = shortage_in(error)
         if short is not None:
             return ShortHere("answer", short)
-        return TransportError("answer", f"the answer broke off ({name_of_class(error)})")
+        return TransportError("answer", f"the response broke off ({name_of_class(error)})")
 
     async def shut(self) -> None:
-        """Close it. New requests end with `ClosedHere` too: they would open connections that nothing closes."""
+        """Close the client and refuse new requests with `ClosedHere`: they would open connections that nothing
+        closes.
+        """
         self._set_shut(True)
         await self.close()
 
     def reopen(self) -> None:
-        """It was shut, and is used again."""
+        """Accept requests again after `shut()`."""
         self._set_shut(False)
 
     def _set_shut(self, is_shut: bool) -> None:
@@ -222,6 +236,8 @@ class HttpClient:
 
         Running requests end with `ClosedHere`.
         """
+        # Forget the session before the first `await`. A request that starts while the old session is closing must open
+        # a new one; with the old one it would fail with aiohttp's "Session is closed".
         session, self._session, self._loop = self._session, None, None
         if session is not None:
             self._cut_off, self._replies = self._replies, WeakSet()
@@ -232,7 +248,7 @@ class HttpClient:
             await other.close()
 
     def forget_parent(self) -> None:
-        """In a forked child, where the connections belong to the parent and its loop: they are left alone."""
+        """In a forked child, drop the connections without closing them: they belong to the parent and its loop."""
         leave_behind(self._session, self._replies, self._prepared)
         self._session, self._loop, self._prepared = None, None, {}
         self._replies = WeakSet()
@@ -242,14 +258,14 @@ class HttpClient:
         if session is None or get_running_loop() is not self._loop:
             try:
                 session = await self._open()
-            except (
-                OSError
-            ) as error:  # the files of certificates, where there is no descriptor to read them with
+            except OSError as error:
+                # Opening a session reads the certificate files, which fails if the process has no file descriptor left.
                 raise explain(error) from None
         again = False
         while True:
             try:
                 reply = None
+                # The cheap way first. It returns None, with nothing sent, for a request that it does not support.
                 if (
                     self.proxy is None
                     and method == "POST"
@@ -263,18 +279,26 @@ class HttpClient:
                 if session.closed:
                     raise ClosedHere("sent") from None
                 note = departure.get()
+                # The one retry in this file. A POST may cost money, so it is repeated only with evidence that the
+                # server
+                # never read it: a kept connection that failed immediately (`was_stale`). Without the retry, every
+                # server
+                # that closes idle connections would cause failures that count against its breaker. The retry insists on
+                # a new connection (`anew`), because after a restart of the server all kept ones are dead.
                 if again or note is None or not was_stale(error, note):
-                    # Without the cause: aiohttp's errors carry the request's headers, and with them the key.
+                    # `from None`: aiohttp's errors contain the request's headers, and so the API key.
                     raise explain(error) from None
                 again = note.anew = True
             else:
                 break
+        # `close()` has to wake the readers of bodies that are still arriving. A complete body needs no entry, and its
+        # connection may already serve another request.
         if not reply.content.is_eof():
             self._replies.add(reply)
         return reply
 
     def _prepare(self, url: str, headers: Headers) -> Prepared:
-        """A prepared request for this address."""
+        """The prepared request for this URL and these headers."""
         key = (url, headers)
         found = self._prepared.get(key)
         if found is None:
@@ -289,14 +313,17 @@ class HttpClient:
             raise ClosedHere("connect")
         if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError(
-                "koo's connections are in use on another event loop: write `await platform.close()` where that ends"
+                "koo's connections are in use on another event loop: call `await platform.close()` before it ends"
             )
-        # No `await` before both are set, so that two first callers cannot both make a session.
+        # There must be no `await` before both are set. Otherwise two requests that arrive together would each make a
+        # session; the second assignment would win, and the first session's connections would never be closed.
         left, self._loop, self._session = self._session, loop, self._make_session()
         forget_in_child(self)
+        # Prepared requests hold the loop that made them.
         self._prepared = {}
         if left is not None:
-            # Its loop ended without closing it. Its sockets are closed when they are collected.
+            # The earlier loop ended without closing its session. Closing it here prevents aiohttp's "Unclosed client
+            # session" warning; the sockets themselves are closed when they are garbage-collected.
             await left.close()
         return self._session
 
@@ -307,16 +334,20 @@ class HttpClient:
             timeout=self._timeout,
             max_line_size=LINE_BYTES_MAX,
             max_field_size=LINE_BYTES_MAX,
-            # It would fail on the header of an encoding that it cannot read, and the status would be lost.
+            # aiohttp fails while it reads the headers if it does not support the content encoding, and the status is
+            # lost with them. A 429 with `Retry-After` would look like a broken server. See `encodings`.
             auto_decompress=False,
         )
-        # A tool that instruments sessions would write whole URLs into spans, and a webhook's URL is its secret.
+        # Instrumentation (OpenTelemetry's, say) patches `ClientSession` to add a trace config that records whole URLs.
+        # A webhook's URL is its secret, and would end up in the operator's traces.
         session.trace_configs.clear()
         return session
 
     def _make_connector(self) -> aiohttp.BaseConnector:
         if self.unix_socket is not None:
-            # llama.cpp closes a connection that was idle for some seconds, and a POST is sent once or not at all.
+            # llama.cpp closes connections after a few idle seconds. This connector is not `Connector`, which records
+            # whether a connection was reused, so a POST on a closed one could not be repeated safely. A new connection
+            # for each request avoids that, and costs little on a Unix socket.
             return aiohttp.UnixConnector(self.unix_socket, force_close=True, limit=CONNECTIONS_MAX)
         return Connector(
             self.proxy,
@@ -333,7 +364,7 @@ def hidden(headers: Mapping[str, str] | None) -> Headers:
 
 
 class HttpStream:
-    """An answer whose body comes bit by bit. Leave it with `aclose()`."""
+    """A response whose body arrives in portions. Always call `aclose()` at the end."""
 
     __slots__ = ("_client", "_content", "_events", "_later", "_left", "_reply", "headers", "status")
 
@@ -348,7 +379,13 @@ class HttpStream:
         self._later: list[ServerSentEvent] = []
 
     async def next_events(self) -> list[ServerSentEvent]:
-        """The next events, one or more; none: the stream has ended. Raises `TransportError`."""
+        """Return the next events, one or more; an empty list means that the stream has ended. Raises
+        `TransportError`.
+        """
+        # A fast server can fill aiohttp's buffer faster than events are read. `readany` then returns without ever
+        # giving
+        # control to the loop, and one stream would starve every other call in the process, deadlines included. Hence
+        # the limits on bytes and events for each turn of the loop, and the `sleep(0)` between them.
         if self._later:
             await asyncio.sleep(0)
             return self._first_of(self._later)
@@ -360,7 +397,8 @@ class HttpStream:
                 events = self._events.feed(chunk)
                 chunk = b""
                 if events:
-                    # Only the first can have begun before this portion, and be large.
+                    # Only the first event can have started in an earlier portion. The others fit into this portion, and
+                    # a document of 8 KiB is decoded in no time, however dense it is.
                     refuse_dense(events[0].data)
                     return events if len(events) <= EVENTS_AT_ONCE else self._first_of(events)
         except BROKEN as error:
@@ -371,25 +409,25 @@ class HttpStream:
         return self._first_of(events)
 
     def _first_of(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
-        """As many as are read at once: without empty lines between them, one portion may contain very many."""
+        """Return the first `EVENTS_AT_ONCE` and keep the rest: one portion may contain thousands of tiny events."""
         self._later = events[EVENTS_AT_ONCE:]
         return events[:EVENTS_AT_ONCE]
 
     async def _rest(self) -> bytes:
-        """What came together with the last portion; the loop's other work goes first."""
+        """Return what arrived with the last portion, after the loop has run its other work."""
         await asyncio.sleep(0)
         rest, self._left = self._left, b""
         return rest
 
     async def read(self) -> bytes:
-        """The rest of the body as a whole, for an answer that is not a stream. Raises `TransportError`."""
+        """Return the rest of the body as a whole, for a response that is not a stream. Raises `TransportError`."""
         return await self._client.read(self._reply)
 
     async def aclose(self, *, read_out: bool = False) -> None:
-        """End it, here and on the wire.
+        """End the stream and close its connection, unless the connection can be reused.
 
-        `read_out`: everything of interest has arrived; the rest is awaited for a moment and dropped, because a
-        connection whose answer was read to its end is reused.
+        `read_out`: everything of interest has arrived. The rest is read for at most `READ_OUT_S_MAX` and dropped,
+        because a connection is reused only if its response was read to the end.
         """
         content = self._reply.content
         if read_out and not content.at_eof():

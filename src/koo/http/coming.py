@@ -1,7 +1,8 @@
-"""The memory of large answers that are still arriving: bounded over all of them, in this process.
+"""A limit on the memory for all large responses that are still arriving in this process.
 
-Each answer has a bound of its own, and small ones are not counted. A complete answer is decoded at once, one after
-another, so what counts is what is incomplete: two hundred answers of some MiB each, from a faulty server.
+Each response has its own limit as well, and small ones are not counted. A complete response is decoded immediately, one
+after another, so only incomplete ones add up: a faulty server could send two hundred of several MiB each at the same
+time.
 """
 
 from __future__ import annotations
@@ -9,29 +10,33 @@ from __future__ import annotations
 from koo.http.connector import ShortHere
 
 ANSWERS_BYTES_MAX = 256 * 1024 * 1024
-"""Five hundred of the longest answers that today's models write, at the same moment."""
+"""Five hundred of the longest responses of today's models (half a megabyte) at the same time."""
 SMALL_BYTES = 64 * 1024
+"""Responses up to this size are not counted: ordinary ones are smaller, and even a thousand of them fit into 64 MiB."""
 
 
 class Coming:
-    """Bytes of the large answers that are coming in."""
+    """Counts the bytes of the large responses that are still arriving."""
 
     def __init__(self, most: int = ANSWERS_BYTES_MAX) -> None:
         self.most = most
         self.used = 0
 
     def keep(self, kept: int, size: int) -> int:
-        """Of an answer `size` bytes have come, and `kept` are counted; returns how many are now. Raises `ShortHere`."""
+        """Count a response of which `size` bytes have arrived and `kept` are counted; return the new `kept`.
+
+        Raises `ShortHere` if all large responses together pass the limit.
+        """
         if size <= SMALL_BYTES:
             return kept
         if self.used + size - kept > self.most:
             mib = self.most // 2**20
             raise ShortHere(
-                "answer", f"large answers in progress already fill the {mib} MiB reserved for them"
+                "answer", f"large responses in progress already use the {mib} MiB reserved for them"
             )
         self.used += size - kept
         return size
 
 
 COMING = Coming()
-"""Of this process, over all its clients."""
+"""Shared by all clients in this process."""

@@ -1,9 +1,14 @@
-"""Bodies that arrive compressed although koo did not ask for it.
+"""Decompress bodies that arrive compressed although koo asked for `identity`.
 
-koo asks for `identity`, and most servers comply. If a gateway compresses all the same, gzip and deflate are read under
-all their names, once or several times around each other, whole or bit by bit. An encoding that koo cannot read (br,
-zstd, …) costs the body but never the status: aiohttp would fail on the header, and a 429 with its `Retry-After` would
-become an answer that is not HTTP. A wrong label decides nothing: plain text under it is read as plain text.
+Most servers comply with `identity`, but some gateways compress anyway. gzip and deflate are supported under all their
+names, in several layers, and in portions. With an encoding that koo does not support (br, zstd, …) only the body is
+lost, never the status: aiohttp itself would fail at the header, and a 429 with its `Retry-After` would look like a
+response that is not HTTP. The header alone decides nothing: plain text under a wrong label is read as plain text.
+
+A compressed body is also an attack: 1 KiB of it can unpack to a gigabyte, or to nothing after minutes of work. So no
+step unpacks more than `PORTION_MAX` bytes, `HttpClient.read` counts the unpacked size, and `EMPTY_BYTES_MAX` limits
+work
+without a result.
 """
 
 from __future__ import annotations
@@ -33,37 +38,40 @@ UNREAD = frozenset(
         MANY_LAYERS,
     }
 )
-"""Other labels (`identity`, `utf-8`, …) are not compression."""
+"""Encodings that koo does not support. Any other label (`identity`, `utf-8`, …) is not compression and is ignored."""
 PORTION_MAX = 256 * 1024
-"""Bytes that are unpacked at once: a small body may unpack to more than the memory."""
+"""Most bytes to unpack in one step: a small body can unpack to more than the memory."""
 LAYERS_MAX = 4
+"""One layer is usual, and two occur if two gateways each compress. More are an attack."""
 EMPTY_BYTES_MAX = 1024 * 1024
-"""Compressed bytes that may yield nothing: empty blocks, a thousand of them in each byte of another layer."""
+"""Compressed bytes in a row that may unpack to nothing. Empty deflate blocks do, and a second layer compresses a
+thousand bytes of them into one."""
 PLAIN_FROM = 16
-"""Bytes at the beginning that distinguish plain text from compressed data."""
+"""Bytes at the beginning that tell plain text from compressed data."""
 
 
 class Content(Protocol):
-    """A body that comes bit by bit."""
+    """A body that arrives in portions."""
 
     async def readany(self) -> bytes:
-        """The next bytes; none at the end."""
+        """Return the next bytes; b"" at the end."""
         ...
 
     def at_eof(self) -> bool:
-        """True once everything has been returned."""
+        """Whether everything has been returned."""
         ...
 
 
 def unpacked(headers: Mapping[str, str], content: Content) -> Content:
-    """The body as it was before it was compressed."""
+    """The decompressed body."""
     label = headers.get("content-encoding")
     if label is None:
         return content
     names = [name.strip().lower() for name in label.split(",")]
     if len(names) > LAYERS_MAX:
         return Unpacked(content, MANY_LAYERS)
-    # The last one was put around the others.
+    # The header lists the encodings in the order in which they were applied (RFC 9110, 8.4), so the last one is removed
+    # first.
     for name in reversed(names):
         if name in GZIP or name in DEFLATE or name in UNREAD:
             content = Unpacked(content, name)
@@ -71,7 +79,7 @@ def unpacked(headers: Mapping[str, str], content: Content) -> Content:
 
 
 class Unpacked:
-    """A compressed body. Raises `TransportError` for what cannot be unpacked."""
+    """A compressed body. Reading raises `TransportError` if it cannot be decompressed."""
 
     __slots__ = ("_content", "_empty", "_inflate", "_name", "_plain", "_tail")
 
@@ -84,11 +92,15 @@ class Unpacked:
         self._inflate: zlib._Decompress | None = None
 
     async def readany(self) -> bytes:
-        """The next bytes; none at the end."""
+        """Return the next bytes; b"" at the end."""
+        # The loop is needed because compressed bytes often unpack to nothing yet (a header, half a block). An empty
+        # result from here means the end of the body, so returning b"" for such a portion would cut off the rest.
         while True:
+            # What the last step left packed comes first: nothing more may be read from the socket before it is used up.
             packed = self._tail or await self._content.readany()
             self._tail = b""
             if not packed:
+                # A body that was cut off is returned as far as it goes. Decoding it reports the damage.
                 return self._inflate.flush() if self._inflate is not None and not self._inflate.eof else b""
             if self._inflate is None and not self._plain:
                 self._begin(packed)
@@ -99,10 +111,10 @@ class Unpacked:
                 return bytes_
             self._empty += len(packed) - len(self._tail)
             if self._empty > EMPTY_BYTES_MAX:
-                raise TransportError("answer", "the answer is compressed, but contains nothing")
+                raise TransportError("answer", "the response is compressed but empty")
 
     def at_eof(self) -> bool:
-        """True once everything has been returned."""
+        """Whether everything has been returned."""
         return not self._tail and self._content.at_eof()
 
     def _begin(self, packed: bytes) -> None:
@@ -111,9 +123,11 @@ class Unpacked:
             return
         if self._name in UNREAD:
             raise TransportError(
-                "answer", f"the answer is compressed as {self._name}, which koo did not ask for"
+                "answer", f"the response is compressed as {self._name}, which koo did not ask for"
             )
-        # 32: gzip and zlib, whichever it is; some send what is meant to be in zlib without its header.
+        # The header's name is not reliable. "deflate" means zlib data by the standard, but some servers send bare
+        # deflate, and others mix up gzip and deflate. So the first bytes decide: 1f 8b is gzip, and the low half of
+        # zlib's first byte is 8. For both, +32 lets zlib detect which; negative window bits mean bare deflate.
         is_wrapped = packed[:2] == b"\x1f\x8b" or packed[0] & 0xF == zlib.DEFLATED
         self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32 if is_wrapped else -zlib.MAX_WBITS)
 
@@ -123,16 +137,19 @@ class Unpacked:
         try:
             found = inflate.decompress(packed, PORTION_MAX)
         except zlib.error:
-            raise TransportError("answer", f"the answer cannot be unpacked as {self._name}") from None
+            raise TransportError("answer", f"the response cannot be decompressed as {self._name}") from None
         self._tail = inflate.unconsumed_tail
         if inflate.eof and inflate.unused_data:
-            # Several compressed parts, one after another, are one body.
+            # A gzip body may consist of several members, one after another (RFC 1952, 2.2). A server that compresses
+            # each event by itself sends that; stopping at the first member would lose all later events.
             self._tail, self._inflate = inflate.unused_data, zlib.decompressobj(zlib.MAX_WBITS | 32)
         return found
 
 
 def _is_text(beginning: bytes) -> bool:
-    """JSON, a page or events, and not what a compressor makes of them."""
+    """Whether it is the beginning of JSON, HTML or events, and not compressed data."""
+    # The first character alone is not enough: bare deflate may begin with any byte. Sixteen printable ones in a row are
+    # not produced by a compressor in practice.
     return beginning.lstrip()[:1] in (b"{", b"[", b"<", b":", b"d", b"e") and all(
         32 <= byte < 127 or byte in b"\t\r\n" for byte in beginning
     )

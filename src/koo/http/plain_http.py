@@ -1,4 +1,4 @@
-"""A warning for each secret that would go to another machine unencrypted: once for each of them in a process."""
+"""Warn of secrets that would be sent to another machine unencrypted, once per secret and process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ log = logging.getLogger("koo")
 
 
 def warn_of_plain_http(what: str, url: str, proxy: Proxy | None = None) -> None:
-    """Warn if `what`, such as "the key of claude", goes over plain http:// to `url`, or a password to its proxy."""
+    """Warn if `what`, such as "the key of claude", or the proxy's password would be sent over plain http://."""
     if _is_open(url):
         _say(f"{what} goes to {urlsplit(url).hostname} over plain http://")
     warn_of_proxy(proxy)
 
 
 def warn_of_proxy(proxy: Proxy | None) -> None:
-    """Warn if a proxy's password goes to it unencrypted."""
+    """Warn if a proxy's password would be sent unencrypted."""
     if proxy is not None and proxy.credentials and _is_open(proxy.url):
         _say(f"the password of the proxy {proxy} goes to it over plain http://")
 
@@ -31,4 +31,4 @@ def _is_open(url: str) -> bool:
 
 @cache
 def _say(what: str) -> None:
-    log.warning("%s: it can be read on the way; use https://, or a tunnel to it", what)
+    log.warning("%s, where others can read it; use https:// or a tunnel", what)

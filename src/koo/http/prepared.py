@@ -1,12 +1,13 @@
-"""A request with a fixed address and headers, which is sent repeatedly with another body.
+"""Requests with a fixed URL and fixed headers that are sent many times with different bodies.
 
-For each request aiohttp's session merges and checks the headers, and makes a URL, a payload, a writer, a response and,
-before Python 3.12, a task that writes: two thirds of the cost of a short call, koo's own part included. Everything
-except the body is the same for every call to one address. So it is computed once, and a request is one write and one
-read on a connection of aiohttp's pool. Names, TLS, the pool, the parser and their errors stay aiohttp's.
+For each request aiohttp's session merges and checks the headers and creates a URL, a payload, a writer, a response and,
+before Python 3.12, a task that writes. That is two thirds of the cost of a short call, koo's own part included.
+Everything except the body is the same for every call to one URL. So it is computed once, and each request is one write
+and one read on a connection from aiohttp's pool. aiohttp still does name lookups, TLS, pooling and parsing, and raises
+its usual errors.
 
-Only the plain case goes this way: a POST whose body fits into one write, to a server that is reached directly. Anything
-else is the session's: see `HttpClient`.
+This path handles only the plain case: a POST to a server without a proxy, with a body that fits into one write.
+Everything else goes through aiohttp's session; see `HttpClient`.
 """
 
 from __future__ import annotations
@@ -25,16 +26,15 @@ from koo.http.connector import TransportError
 
 LINE_BYTES_MAX = 64 * 1024
 INTERIM_MAX = 16
-"""A "102 Processing" every twenty seconds is the most that is written anywhere, and longer than a call lasts."""
+"""Interim responses (1xx) to skip. WebDAV suggests a "102 Processing" every 20 s, so 16 cover more than 5 minutes."""
 OF_THE_BODY = frozenset({"content-length", "transfer-encoding"})
-"""Headers that differ from one request to the next."""
+"""Headers that depend on the body, and so differ between requests."""
 
 
 class Reply:
-    """An answer whose headers have arrived: `content` is its body, which may still be arriving. Leave it read or
-    closed.
+    """A response whose headers have arrived. `content` is its body, which may still be arriving.
 
-    `held` is what has the connection.
+    Read the body to its end or call `close()`. `held` is the object that owns the connection.
     """
 
     __slots__ = ("__weakref__", "_held", "content", "headers", "status")
@@ -52,16 +52,17 @@ class Reply:
         self._held = held
 
     def close(self) -> None:
-        """Close the connection, unless the answer was read to its end: another request may have it already."""
+        """Close the connection, unless the body has arrived completely: another request may already use it."""
         content = self.content
         if not content.is_eof() and content.exception() is None:
-            # aiohttp closes only the socket, and does not wake a task that waits for the next bytes.
+            # aiohttp closes only the socket and does not wake a task that is waiting for the next bytes. Without the
+            # exception, that task would wait until its deadline, or forever if it has none.
             content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
         self._held.close()
 
 
 class Prepared:
-    """POST to one address with the same headers, as often as wanted."""
+    """A repeatable POST to one URL with the same headers."""
 
     __slots__ = ("_head", "_request", "_timeout")
 
@@ -80,14 +81,16 @@ class Prepared:
         request.headers.setdefault("Content-Type", "application/octet-stream")
         lines = [f"POST {address.raw_path_qs} HTTP/1.1"]
         lines += [f"{name}: {of}" for name, of in request.headers.items() if name.lower() not in OF_THE_BODY]
-        if all(line.isprintable() for line in lines):  # A line break would begin a header of its own.
+        # aiohttp's own writer, which refuses line breaks, is not used here. A key with a line break in it would start
+        # another header, so it could smuggle one into the request. `_request` stays None, and the session refuses it.
+        if all(line.isprintable() for line in lines):
             self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
             self._request = request
 
     async def send(self, session: aiohttp.ClientSession, body: bytes) -> Reply | None:
-        """Send it once; returns when the headers of the answer are there. Raises as aiohttp does.
+        """Send once and return when the response's headers have arrived. Raises what aiohttp raises.
 
-        None: this is not plain, and nothing was sent (credentials in the URL, say).
+        Returns None, with nothing sent, for a request that is not plain (one with credentials in its URL, say).
         """
         request, connector = self._request, session.connector
         if request is None or connector is None:
@@ -100,11 +103,15 @@ class Prepared:
             message, content = await self._exchange(connection, body)
         except HttpProcessingError:
             connection.close()
-            raise TransportError("answer", "the answer is not HTTP") from None
+            raise TransportError("answer", "the response is not HTTP") from None
         except BaseException:
-            # Cancellation included: a connection whose answer is still to come must not return to the pool.
+            # Also on cancellation. The response to this request is still on its way; the next request on the same
+            # connection would read it as its own, and one caller would receive another caller's text.
             connection.close()
             raise
+        # The connection returns to the pool when the last byte of the body arrives, not when the reader asks for it: an
+        # error response whose body nobody reads must not occupy a connection. If the body is already complete, aiohttp
+        # calls this immediately.
         content.on_eof(connection.release)
         return Reply(message.code, message.headers, content, connection)
 
@@ -122,8 +129,10 @@ class Prepared:
             max_field_size=LINE_BYTES_MAX,
         )
         transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+        # Interim responses (100 Continue, 102, 103) precede the real one, and the parser returns each as a complete
+        # message. A faulty server could send them forever, and the call would wait until its deadline.
         for _ in range(INTERIM_MAX + 1):
             message, content = await protocol.read()
-            if message.code >= 200 or message.code == 101:  # "100 Continue" and its kin: the answer follows.
+            if message.code >= 200 or message.code == 101:
                 return message, content
-        raise TransportError("answer", f"more than {INTERIM_MAX} interim answers came, and none that counts")
+        raise TransportError("answer", f"the server sent more than {INTERIM_MAX} interim responses")

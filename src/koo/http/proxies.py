@@ -1,16 +1,16 @@
-"""Which proxy a request takes: HTTP_PROXY and the like, read as other clients read them.
+"""Choose the proxy for a URL from HTTP_PROXY and the related variables, by the rules of other HTTP clients.
 
-* `HTTPS_PROXY` is for addresses that begin with https, `HTTP_PROXY` for http, `ALL_PROXY` for both if theirs is not
+* `HTTPS_PROXY` applies to https URLs, `HTTP_PROXY` to http URLs, and `ALL_PROXY` to both if the specific one is not
   set.
-* `NO_PROXY` lists what is reached directly, separated by commas or spaces: a domain with everything below it (a dot or
-  `*.` in front makes no difference), an address, a network (`10.0.0.0/8`), any of them with a port, or `*` for
-  everything.
-* Servers on this machine are reached directly, whatever those say: a proxy elsewhere cannot reach them. For them only a
-  proxy is used that was set for the service.
-* The password goes to the proxy and is never shown: `Proxy` prints only its address.
-* The password goes to the proxy and is shown nowhere: `Proxy` prints its address only.
+* `NO_PROXY` lists the hosts to reach directly, separated by commas or spaces. An entry is a domain with its subdomains
+  (a leading dot or `*.` makes no difference), an IP address, a network (`10.0.0.0/8`), any of these with a port, or `*`
+  for all hosts.
+* Servers on this machine are always reached directly, because a proxy elsewhere cannot reach them. The only exception
+  is
+  a proxy that is set for the service itself.
+* The password is sent to the proxy and never shown: `Proxy` prints only its URL.
 
-Pure: the variables come as options, the caller decides which client to use.
+The functions here are pure: they read the variables from the options, and their caller chooses the client.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ALLOWED_PROXY = (
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """An HTTP proxy: its address, and the value of `Proxy-Authorization` if it requires a login ("" if not)."""
+    """An HTTP proxy: its URL, and the value of `Proxy-Authorization` ("" if it needs no login)."""
 
     url: str
     credentials: str = field(default="", repr=False)
@@ -42,9 +42,11 @@ class Proxy:
 
 
 def read_proxy(text: str) -> Proxy:
-    """A proxy's URL; a host and port without a scheme are http. Raises `ValueError`, without the text."""
+    """Parse a proxy's URL; without a scheme it is http. Raises `ValueError`, which does not quote the text."""
     parts = _split(text)
-    # A password's unquoted / ? or # would make its rest look like a path, and its beginning like a host.
+    # A password with an unquoted `/`, `?` or `#` shifts the parts: in http://user:pa/ss@proxy the host is `user` and
+    # the
+    # rest is a path. A name lookup would then send half a password to the name server, and the error would print it.
     if parts is None or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ValueError(f"allowed is {ALLOWED_PROXY}")
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
@@ -53,7 +55,8 @@ def read_proxy(text: str) -> Proxy:
         return Proxy(url)
     user, password = unquote(parts.username), unquote(parts.password or "")
     if ":" in user:
-        raise ValueError("allowed is a user without a colon: a proxy could not tell it from the password")
+        # Basic authentication joins both with a colon (RFC 7617), so a proxy splits at the first one it finds.
+        raise ValueError("allowed is a user name without a colon, which separates it from the password")
     return Proxy(url, Secret("Basic " + b64encode(f"{user}:{password}".encode()).decode()))
 
 
@@ -67,9 +70,9 @@ def _split(text: str) -> SplitResult | None:
 
 
 def proxy_of(url: str, network: NetworkOptions, own: str | None = "") -> Proxy | None:
-    """The proxy on the way to a URL; None without one.
+    """The proxy for a URL, or None for a direct connection.
 
-    `own` is the service's own setting: a proxy, None for none, "" for what the environment says. Raises
+    `own` is the service's own setting: a proxy, None for no proxy, "" to use the environment. Raises
     `ConfigurationError` for a proxy that koo cannot use.
     """
     if own is None:
@@ -80,15 +83,17 @@ def proxy_of(url: str, network: NetworkOptions, own: str | None = "") -> Proxy |
     try:
         return read_proxy(text)
     except ValueError as error:
+        # Only a scheme is quoted. A longer or odd text before "://" may be part of a password.
         scheme = text.partition("://")[0] if "://" in text else ""
         held = f'"{scheme}://…"' if scheme.isalnum() and len(scheme) <= 24 else '"…"'
-        said = f"{name} holds {held}; {error}"
-    # Raised out here: the caught error, whose frames hold the password, would otherwise become this one's context.
-    raise ConfigurationError("", f"{said}; PROXY=none of a service bypasses it")
+        said = f"{name} is {held}; {error}"
+    # Raised outside of the `except` block. Inside it, the caught error would become this one's `__context__`, and error
+    # reporters print the local variables of its frames: the password.
+    raise ConfigurationError("", f"{said}; PROXY=none for a service bypasses it")
 
 
 def _named_for(url: str, network: NetworkOptions) -> tuple[str, str]:
-    """The variable that applies to a URL, and its value; "" if the URL is reached directly."""
+    """The variable that applies to a URL, and its value; both are "" for a direct connection."""
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
     if is_loopback(host) or _is_excepted(
@@ -104,12 +109,12 @@ def _named_for(url: str, network: NetworkOptions) -> tuple[str, str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Whether the host is this machine."""
     return host.lower() == "localhost" or (is_address(host) and ip_address(host).is_loopback)
 
 
 def is_address(host: str) -> bool:
-    """Whether it is an IP address, not a name."""
+    """Whether the host is an IP address."""
     try:
         ip_address(host)
     except ValueError:
@@ -123,16 +128,18 @@ def _is_excepted(host: str, port: int, no_proxy: str) -> bool:
 
 def _excepts(entry: str, host: str, port: int) -> bool:
     """Whether one entry of NO_PROXY matches the host."""
-    entry = entry.partition("://")[2] or entry  # some clients let an entry be a URL
+    entry = entry.partition("://")[2] or entry  # some clients accept URLs as entries
     if entry == "*":
         return True
-    if not is_address(entry):  # the colons of an IPv6 address are not a port
+    # An IPv6 address contains colons of its own. Split at the last one, `fe80::1` would become `fe80:` with port 1.
+    if not is_address(entry):
         name, colon, number = entry.rpartition(":")
         if colon and number.isdecimal():
             if int(number) != port:
                 return False
             entry = name
     entry = entry.strip("[]").removeprefix("*").strip(".")
+    # An IP address has no subdomains. Compared as text, the entry `0.0.1` would match the host 10.0.0.1.
     if is_address(host):
         return _holds(entry, host)
     return host == entry or host.endswith(f".{entry}")

@@ -1,8 +1,8 @@
-"""Documents in a stream of events that are not events.
+"""Documents in an event stream that are not events.
 
-A whole answer instead of a stream, an error as bare JSON, one document per line, a list of chunks, a web page: whatever
-the stream's label says. A line that looks like the beginning of a document starts one. It ends with the line that
-closes it, or with the stream.
+Servers send complete responses instead of a stream, errors as bare JSON, one document per line, a list of chunks, or a
+web page, often labelled as an event stream. A line that looks like the beginning of a document starts one. The document
+ends with the line that completes it, or with the stream.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from koo.http.connector import is_dense, refuse_dense
 
 OPENING = (b"{", b"[", b"<")
 TRIES_MAX = 16
-"""A document that never ends, followed by a thousand lines that could end it, would be parsed a thousand times."""
+"""Attempts to parse a document. One that never ends, followed by a thousand lines that could end it, would otherwise be
+parsed a thousand times."""
 TRIED_BYTES_MAX = 1024 * 1024
-"""The same for a large one, which the loop waits for each time."""
+"""Total bytes to parse in those attempts, because the event loop waits during each of them."""
 STRAY_PARTS_MAX = 10_000
-"""Objects and lists in a document that is parsed, split and written again at once. A larger one is left unsplit."""
+"""Objects and lists in a document that is parsed, split and encoded again in one step. A larger one is not split."""
 
 
 class Strays:
-    """Lines outside of events → documents."""
+    """Collects lines outside of events into documents."""
 
     __slots__ = ("_lines", "_tried_bytes", "_tries")
 
@@ -31,7 +32,7 @@ class Strays:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept."""
+        """Bytes in the buffer."""
         return sum(map(len, self._lines))
 
     def wants(self, line: bytes) -> bool:
@@ -39,9 +40,10 @@ class Strays:
         return bool(self._lines) or line.lstrip().startswith(OPENING)
 
     def take(self, line: bytes) -> list[bytes]:
-        """The documents that this line completes."""
+        """Return the documents that this line completes."""
         self._lines.append(line)
-        # Only these lines can be a document's last: trying each one would parse a long document again and again.
+        # Only the first line and lines that begin with a closing bracket can complete a document as servers print them.
+        # Trying every line would parse a long document once per line.
         if len(self._lines) > 1 and line[:1] not in (b"}", b"]"):
             return []
         if self._tries >= TRIES_MAX or self._tried_bytes > TRIED_BYTES_MAX:
@@ -54,7 +56,7 @@ class Strays:
         return _parts(document)
 
     def finish(self) -> list[bytes]:
-        """At the end of the stream: documents without an end of their own."""
+        """Return the unfinished document at the end of the stream, split if it is a list."""
         document, self._lines = b"\n".join(self._lines), []
         if not document:
             return []
@@ -63,7 +65,7 @@ class Strays:
 
 
 def is_whole(document: bytes) -> bool:
-    """Whether it is complete JSON. Raises `TransportError` for one with more parts than any answer has."""
+    """Whether it is complete JSON. Raises `TransportError` for a document that is too dense to be decoded."""
     refuse_dense(document)
     try:
         json.loads(document.decode("utf-8", "surrogateescape"), strict=False)
@@ -73,7 +75,7 @@ def is_whole(document: bytes) -> bool:
 
 
 def _parts(document: bytes) -> list[bytes]:
-    """A list of chunks becomes one document per chunk."""
+    """Split a list of chunks into one document per chunk."""
     if not document.lstrip().startswith(b"["):
         return [document]
     items = json.loads(document.decode("utf-8", "surrogateescape"), strict=False)

@@ -360,7 +360,7 @@ def test_the_fact_sheet_of_an_error() -> None:
         "status": 400, "type": INVALID, "code": "API_KEY_INVALID", "request_id": None,
     }  # fmt: skip
     assert str(refused) == (
-        "svc: it refuses the API key: set a valid one (status 400, API_KEY_INVALID, INVALID_ARGUMENT)"
+        "svc: it rejects the API key: set a valid one (status 400, API_KEY_INVALID, INVALID_ARGUMENT)"
     )
 
 

@@ -176,10 +176,10 @@ def test_an_endless_refusal_is_left_and_counts_by_its_status() -> None:
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        (b" ", "the answer is not HTTP"),
-        (b"HTTP/1.1 20", "the connection was closed before an answer came"),
-        (b"SSH-2.0-OpenSSH\r\n\r\n", "the answer is not HTTP"),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz", "the answer is not HTTP"),
+        (b" ", "the response is not HTTP"),
+        (b"HTTP/1.1 20", "the connection was closed before a response arrived"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "the response is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz", "the response is not HTTP"),
     ],
     ids=["closed", "cut", "no http", "broken"],
 )

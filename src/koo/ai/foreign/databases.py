@@ -1,8 +1,8 @@
-"""What a database's error means when an application's own operation raised it, on its own engine or connection.
+"""Classify database errors from an application's own operation, on its own engine or connection.
 
-By the same table as for koo's database: a duplicate key is the caller's mistake, a lost connection a failure.
-SQLAlchemy is not imported for it: its errors occur only where it is loaded already. A driver's own error is known by
-its code.
+The table is the same as for koo's database: a duplicate key is the caller's mistake, a lost connection a failure.
+SQLAlchemy is not imported here, because its errors can occur only if it is loaded already. A driver's own error is
+recognised by its code.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from koo.sqlstates import (
 
 
 def classify_database(error: Exception) -> Fault | None:
-    """What it means, or None if no database raised it. The error itself passes unchanged."""
+    """The fault for a database's error; None for any other. The error itself is not replaced."""
     meaning = _of_sqlalchemy(error) or _of_driver(error)
-    # The operation may have done paid work elsewhere before its statement failed.
+    # The operation may have called a paid service before its statement failed.
     return None if meaning is None else replace(meaning.fault(), billed=True)
 
 
@@ -39,24 +39,24 @@ def _of_sqlalchemy(error: Exception) -> Meaning | None:
     if exc is None or not isinstance(error, exc.SQLAlchemyError):
         return None
     original = original_of(error)
-    if isinstance(error, exc.TimeoutError):  # of its pool
+    if isinstance(error, exc.TimeoutError):  # raised by its pool
         return SATURATED
     if getattr(error, "connection_invalidated", False):
         return by_code(original) or LOST
     if is_last_word(original):
         return _refused(original)
-    if isinstance(error, exc.OperationalError):  # psycopg's failed connects have words and no code
+    if isinstance(error, exc.OperationalError):  # psycopg's failed connects have a message but no code
         return by_code(original) or by_class(original) or by_words(original)
     return by_code(original) or by_class(original) or MISTAKEN
 
 
 def _refused(original: BaseException) -> Meaning | None:
-    """A connect refused by a server, or by a pooler, which has one code for all of its refusals."""
+    """The meaning of a refused connection. A pooler uses the same code for all its refusals, so it is checked first."""
     return of_pooler(original) or at_connect(original) or by_code(original)
 
 
 def _of_driver(error: Exception) -> Meaning | None:
-    """By its code, if the table has it: MySQL's drivers know only a few of the standard's."""
+    """The meaning of a driver's error by its code, if the table has it: MySQL's drivers use few standard codes."""
     if is_last_word(error):
         return _refused(error)
     state = sqlstate_of(error)

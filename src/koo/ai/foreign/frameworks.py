@@ -1,7 +1,7 @@
-"""Errors of agent and structured-output libraries about an answer, or about a limit of the application's own.
+"""Classify errors of agent and structured-output libraries about an answer or about the application's own limits.
 
-Most of their errors are raised from an SDK's, and mean what that means. These are not, and without special treatment
-five answers that cannot be parsed would open the circuit of a healthy service.
+Most of their errors are raised from an SDK's error and mean the same. The ones listed here are not, and without special
+treatment five answers that cannot be parsed would open the breaker of a healthy service.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MISTAKES: dict[str, frozenset[str]] = {
     "langgraph": frozenset({"GraphRecursionError"}),
     "pydantic_ai": frozenset({"ConcurrencyLimitExceeded", "UsageLimitExceeded", "UserError"}),
 }  # fmt: skip
-"""Neutral and unchanged, like a `ValueError`: an answer that cannot be read, or a limit of the application's own."""
+"""Errors about an unusable answer or the application's own limits: neutral and not replaced, like a `ValueError`."""
 CUT: dict[str, frozenset[str]] = {
     "instructor": frozenset({"IncompleteOutputException"}),
     "pydantic_ai": frozenset({"IncompleteToolCall", "OutputTokenLimitExceeded"}),
@@ -31,11 +31,11 @@ NOTHING: frozenset[str] = frozenset()
 CUT_SHORT = (
     "the answer was cut at its token limit, so it cannot be parsed: raise max_tokens (max_completion_tokens)"
 )
-ENDS_EARLY = "The JSON ends too early: if the answer was cut at its token limit, raise max_tokens."
+ENDS_EARLY = "The JSON is incomplete: if the answer was cut at its token limit, raise max_tokens."
 
 
 def classify_framework(names: dict[str, set[str]], service: str) -> Found:
-    """What an error of one of these libraries means, by the names of its classes; None for any other."""
+    """Classify an error by the names of its classes; None for errors of other libraries."""
     for module, own in names.items():
         if own & CUT.get(module, NOTHING):
             return cut_short(service or module)
@@ -47,14 +47,14 @@ def classify_framework(names: dict[str, set[str]], service: str) -> Found:
 
 
 def cut_short(service: str) -> ExternalServiceError:
-    """The answer was given and is paid for, but a larger limit is the caller's to set."""
+    """The error for an answer that was cut: it is billed, and only the caller can raise the limit."""
     return make_error(service, Kind.INVALID_REQUEST, CUT_SHORT, billable=True)
 
 
 def ends_early(error: Exception) -> bool:
-    """Whether a parser reports that the text ended before its JSON did: json's, pydantic's, msgspec's.
+    """Whether an error of json, pydantic or msgspec means that the JSON is incomplete.
 
-    An empty text too: a model that thinks may have used all its tokens for that.
+    An empty text counts too: a reasoning model may have used all its tokens for reasoning.
     """
     if type(error).__name__ == "JSONDecodeError":
         doc, pos = getattr(error, "doc", ""), getattr(error, "pos", 0)

@@ -1,7 +1,7 @@
-"""What the exceptions of HTTP libraries mean: httpx, httpx2, aiohttp, requests, urllib3, urllib, http.client, botocore.
+"""Classify exceptions of HTTP libraries: httpx, httpx2, aiohttp, requests, urllib3, urllib, http.client, botocore.
 
-They all distinguish the same three cases: an answer with a status, nothing of the request left, and everything else,
-which may have been billed. Several are `OSError`s too, and would otherwise be taken for a lost connection.
+They all distinguish the same three cases: a response with a status, a request that was never sent, and everything else,
+which may have been billed. Several are also `OSError`s, and would otherwise count as lost connections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from koo.policies.verdict import Fault
 UNSENT = frozenset({
     "ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol",
 })  # fmt: skip
-"""httpx and httpx2: nothing of the request left."""
+"""Errors of httpx and httpx2 for a request that was never sent."""
 AIOHTTP_UNSENT = frozenset({
     "ClientConnectorError", "ConnectionTimeoutError", "ClientConnectorDNSError", "ClientSSLError",
 })  # fmt: skip
@@ -31,13 +31,15 @@ REQUESTS_MISTAKES = frozenset({
     "InvalidJSONError", "MissingSchema", "InvalidSchema", "InvalidURL", "InvalidHeader", "URLRequired",
     "UnrewindableBodyError", "StreamConsumedError",
 })  # fmt: skip
-"""The caller's mistakes, like the `ValueError`s that most of them are; an answer that is not JSON too, and paid."""
+"""The caller's mistakes; most are `ValueError`s. `InvalidJSONError` is included: the response was received and paid
+for.
+"""
 BOTOCORE_MISTAKES = frozenset({
     "ParamValidationError", "ValidationError", "NoCredentialsError", "PartialCredentialsError", "NoRegionError",
     "UnknownServiceError", "ProfileNotFound", "ConfigNotFound", "DataNotFoundError",
 })  # fmt: skip
 NESTED_MAX = 5
-"""requests wraps urllib3's error, which wraps its reason."""
+"""Levels to unwrap: requests wraps urllib3's error, which wraps its reason."""
 _TOO_MANY = re.compile(r"too many (\d{3}) error responses")
 
 Found = ExternalServiceError | Fault | None
@@ -63,7 +65,7 @@ def judge_aiohttp(error: Exception, names: set[str], service: str) -> Found:
     if "ServerTimeoutError" in names:
         return _late(service)
     if "ClientPayloadError" in names:
-        return _unreadable(service, "the answer broke off")
+        return _unreadable(service, "the response broke off")
     return _broke(service) if "ClientConnectionError" in names else None
 
 
@@ -73,7 +75,7 @@ def judge_requests(error: Exception, names: set[str], service: str) -> Found:
     if names & REQUESTS_MISTAKES:
         return MISTAKEN
     if names & {"ChunkedEncodingError", "ContentDecodingError"}:
-        return _unreadable(service, "the answer broke off")
+        return _unreadable(service, "the response broke off")
     if "TooManyRedirects" in names:
         return _unreadable(service, "too many redirects")
     if names & {"ConnectTimeout", "ProxyError"}:
@@ -97,16 +99,16 @@ def judge_urllib3(error: Exception, names: set[str], service: str) -> Found:
     if "TimeoutError" in names:
         return _late(service)
     if names & {"DecodeError", "IncompleteRead", "InvalidChunkLength", "ResponseNotChunked"}:
-        return _unreadable(service, "the answer broke off")
+        return _unreadable(service, "the response broke off")
     return _broke(service) if names & {"ProtocolError", "SSLError"} else None
 
 
 def judge_urllib(error: Exception, names: set[str], service: str) -> Found:
-    """A `URLError` wraps what went wrong before an answer, so while connecting or sending."""
+    """Classify urllib's errors. A `URLError` wraps a failure before the response: while connecting or sending."""
     if "HTTPError" in names:
         return _answered(error, peek(error, "code"), service)
     if "ContentTooShortError" in names:
-        return _unreadable(service, "the answer broke off")
+        return _unreadable(service, "the response broke off")
     if "URLError" not in names:
         return None
     reason = peek(error, "reason")
@@ -126,7 +128,7 @@ def judge_http_client(error: Exception, names: set[str], service: str) -> Found:
         return MISTAKEN
     if "RemoteDisconnected" in names:
         return _broke(service)
-    return _unreadable(service, "the answer broke off")
+    return _unreadable(service, "the response broke off")
 
 
 def judge_botocore(error: Exception, names: set[str], service: str) -> Found:
@@ -144,7 +146,7 @@ def judge_botocore(error: Exception, names: set[str], service: str) -> Found:
 
 
 def _innermost(error: Exception) -> Exception:
-    """What requests and urllib3 wrapped: the reason, or the first argument."""
+    """The error that requests or urllib3 wrapped, as its reason or first argument."""
     for _ in range(NESTED_MAX):
         inner = peek(error, "reason")
         if not isinstance(inner, Exception):
@@ -159,7 +161,7 @@ def _untrusted(reason: object) -> bool:
     return isinstance(reason, SSLCertVerificationError)
 
 
-# ── what they all tell apart ──────────────────────────────────────────────────────────────────────────────────────────
+# ── the cases that all libraries distinguish ──────────────────────────────────────────────────────────────────────────
 
 
 def _answered(error: Exception, status: object, service: str) -> ExternalServiceError:
@@ -173,7 +175,7 @@ def _unsent(service: str) -> ExternalServiceError:
 
 
 def _late(service: str) -> ExternalServiceError:
-    return make_error(service or HTTP.vendor, Kind.TIMEOUT, "no answer in time", billable=True)
+    return make_error(service or HTTP.vendor, Kind.TIMEOUT, "no response in time", billable=True)
 
 
 def _broke(service: str) -> ExternalServiceError:

@@ -1,24 +1,28 @@
-"""What an operation's error means: its own words first, then its causes.
+"""Classify an error that an operation raised, by the error itself and by its causes.
 
-Libraries wrap an SDK's error in their own (`raise AgentError() from error`), task groups put several into one. Asked in
-this order, the first that knows decides:
+Libraries wrap an SDK's error in their own (`raise AgentError() from error`), and task groups combine several errors.
+The
+first of these sources with a result decides:
 
 1. koo's own errors; groups, see below; the tables of SDKs, HTTP libraries and databases
-2. the causes, where the other side speaks in them: what it was raised `from`, or holds in its arguments
+2. the causes that are a service's response: those it was raised `from`, or that are in its arguments
 3. the HTTP status that it carries
-4. its class: `OSError`, `TimeoutError`, `ValueError` and their like
-5. the context, if it has no cause: `except RateLimitError: raise AgentError()`. Only the words of the other side count:
-   a `KeyError` that was being handled was most likely a look into a cache
+4. its class: `OSError`, `TimeoutError`, `ValueError` and similar ones
+5. the context, if it has no cause: `except RateLimitError: raise AgentError()`. Only a service's response counts here:
+a
+   `KeyError` that was being handled was most likely a cache miss
 6. the class of a cause
 
-What the other side said becomes an `ExternalServiceError`, to be raised `from` the original. The caller's own classes
-keep the promise to propagate unchanged, even if they were raised from such an error; what follows is then the cause's.
+A service's response becomes an `ExternalServiceError`, to be raised `from` the original. Errors of the caller's own
+classes propagate unchanged, as promised, even if they were raised from such a response; only the consequences are those
+of the cause.
 
-A group means the worst for us that it contains: a refused key before a pause, the longest pause first, a pause before a
-failure, a failure before a mistake. If all are of one kind, so is the group; otherwise it propagates unchanged. What
-ran beside the failed parts is unknown, so a group counts as paid for, and is not repeated unless a repeat does no harm.
+A group has the meaning of its worst error: a rejected key is worse than a required wait, a longer wait is worse than a
+shorter one, a wait is worse than a failure, and a failure is worse than a mistake. If all errors are of one kind, so is
+the group; otherwise it propagates unchanged. It is unknown what the other tasks of the group did. So a group counts as
+billed, and is repeated only if every error in it allows a repeat.
 
-No error is looked at twice, and no more than sixteen are, so neither cycles nor depth can hold up a call.
+No error is examined twice, and at most sixteen are, so neither cycles nor deep chains can delay a call.
 """
 
 from __future__ import annotations
@@ -40,11 +44,11 @@ from koo.policies.verdict import FAILURE, THROTTLED, Fault
 from koo.shortages import shortage_in
 
 LOOKED_AT_MAX = 16
-"""Errors examined for one call: the depth of causes and the width of groups that occur, and some more."""
+"""Errors to examine for one call. Chains and groups in practice are smaller."""
 
 
 class Meaning(NamedTuple):
-    """`spoken`: the other side said it; else only a class says so."""
+    """A fault. `spoken`: it comes from a service's response and not only from an exception's class."""
 
     fault: Fault
     spoken: bool
@@ -54,7 +58,7 @@ NOTHING = Meaning(ELSE, spoken=False)
 
 
 def meaning_of(error: Exception, service: str = "") -> Fault:
-    """What `error` means for the service of that name. Never raises: an odd error is a failure like any unknown one."""
+    """Classify `error` for the service of that name. Never raises: an error that cannot be examined is a failure."""
     walk = _Walk(service)
     fault = walk.look(error).fault
     if walk.ends_early and fault.error is None and ENDS_EARLY not in getattr(error, "__notes__", ()):
@@ -63,7 +67,7 @@ def meaning_of(error: Exception, service: str = "") -> Fault:
 
 
 class _Walk:
-    """One walk through an error and all that hangs on it."""
+    """One walk through an error, its causes, its context and its groups."""
 
     __slots__ = ("_seen", "_service", "ends_early")
 
@@ -73,7 +77,10 @@ class _Walk:
         self._seen: set[int] = set()
 
     def look(self, error: Exception) -> Meaning:
-        """Never raises: if an error's own code fails, the error is unknown, and what wraps it is examined instead."""
+        """Examine one error. Never raises."""
+        # Errors are arbitrary objects: a property or `__eq__` may raise. Then this error counts as unknown, and the
+        # walk
+        # goes on with the others. An exception from here would replace the operation's own error.
         if id(error) in self._seen or len(self._seen) >= LOOKED_AT_MAX:
             return NOTHING
         self._seen.add(id(error))
@@ -99,12 +106,12 @@ class _Walk:
         return self._by_itself(error) or self._by_context(error) or _by_answer(error) or cause
 
     def _short(self, error: Exception, by_table: Fault) -> Fault | None:
-        """A library's error for a connection that could not be made, if this process is what lacks something."""
+        """The fault for a failed connection, if this process has run out of descriptors, memory or threads."""
         short = shortage_in(error)
         if short is None:
             return None
         lacking = make_error(self._service, Kind.OUT_OF_RESOURCES, short, billable=by_table.billed)
-        if by_table.error is None:  # a database's own, which leaves unchanged
+        if by_table.error is None:  # a database's error, which propagates unchanged
             return replace(fault_of(lacking), failure=Failure(lacking.kind, short))
         return replace(fault_of(lacking), error=lacking)
 
@@ -120,7 +127,7 @@ class _Walk:
         )
 
     def _by_itself(self, error: Exception) -> Meaning | None:
-        """By the status that it carries, or by its class."""
+        """Classify by the status that the error carries, or by its class."""
         carried = classify_status(error, self._service)
         if carried is not None:
             fault = replace(fault_of(carried), error=carried)
@@ -136,7 +143,10 @@ class _Walk:
         return Meaning(_unchanged(found.fault), spoken=True) if _leaves_unchanged(error) else found
 
     def _with_what_was_before(self, error: Exception, fault: Fault) -> Fault:
-        """A refusal is free, but not what broke off before: LiteLLM turns that into a status, others try once more."""
+        """Mark a refusal as billed if it was raised while handling an earlier, billed failure."""
+        # LiteLLM turns a stream that broke off into an error with a status, and other libraries retry by themselves.
+        # The
+        # refusal costs nothing, but the attempt before it may have.
         if fault.billed:
             return fault
         before = self._cause_of(error)
@@ -165,7 +175,7 @@ class _Walk:
 
 
 def _how_bad(fault: Fault) -> tuple[bool, bool, bool, float]:
-    """For `max`: what keeps the most calls away for the longest time."""
+    """A key for `max`: the worst fault holds back the most calls for the longest time."""
     return (
         fault.block is not None,
         fault.verdict is THROTTLED,
@@ -175,18 +185,18 @@ def _how_bad(fault: Fault) -> tuple[bool, bool, bool, float]:
 
 
 def _in_part(fault: Fault) -> Fault:
-    """Something else in the same call may have been done, and paid for."""
+    """Mark the fault as partial: other work of the same call may have been done and billed."""
     return replace(fault, anew=False, billed=True, in_part=True)
 
 
 def _tried_before(error: Exception) -> bool:
-    """instructor's and tenacity's errors count their attempts: an earlier one may have been answered, and discarded."""
+    """Whether instructor or tenacity made several attempts: an earlier one may have been billed and then discarded."""
     tries = peek(error, "n_attempts") or peek(error, "last_attempt", "attempt_number")
     return type(tries) is int and tries > 1
 
 
 def _causes(error: Exception) -> Iterator[Exception]:
-    """What it was raised from; else the exceptions that it holds in its arguments, or in tenacity's last attempt."""
+    """The error it was raised from; otherwise the exceptions in tenacity's last attempt and in its arguments."""
     if error.__cause__ is not None:
         if isinstance(error.__cause__, Exception):
             yield error.__cause__
@@ -206,7 +216,7 @@ def _leaves_unchanged(error: Exception) -> bool:
 
 
 def _by_answer(error: Exception) -> Meaning | None:
-    """A web framework's `HTTPException(404)`: the application found a mistake, not a failure."""
+    """The meaning of a web framework's `HTTPException` below 500: the application found a mistake, not a failure."""
     if is_answer(error) and (status := status_of(error)) is not None and status < 500:
         return Meaning(MISTAKEN, spoken=False)
     return None

@@ -1,4 +1,4 @@
-"""Looking at an error or a client of unknown origin: nothing that it does may make the look itself fail."""
+"""Read attributes of errors and clients of unknown origin without ever raising."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def peek(thing: object, *path: str) -> object:
 
 
 def field_of(thing: object, name: str) -> object:
-    """The attribute of a library's object, or None. Of an application's own, only stored attributes are read.
+    """An attribute of an object, or None. Properties are read only on objects of installed libraries.
 
-    There a property may do anything: load a row from a database, say.
+    A property of an application's own class may do anything, such as load a row from a database.
     """
     fields = getattr(thing, "__dict__", None)
     if isinstance(fields, dict) and name in fields:
@@ -29,8 +29,8 @@ def field_of(thing: object, name: str) -> object:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module is a library's, not the application's own."""
-    # A namespace package (`google`, `mistralai`) has no file of its own.
+    """Whether a module belongs to an installed library and not to the application."""
+    # A namespace package (`google`, `mistralai`) has no file, so the submodule is checked too.
     places = (
         getattr(sys.modules.get(name), "__file__", None) or "" for name in (module, module.partition(".")[0])
     )
@@ -38,7 +38,7 @@ def is_installed(module: str) -> bool:
 
 
 def names_of(cls: type) -> dict[str, set[str]]:
-    """Top module → names of the classes that an exception is, so that a user's subclass is known too."""
+    """Top-level module → names of an exception's base classes, so that a user's subclass is recognised too."""
     names: dict[str, set[str]] = {}
     for base in cls.__mro__:
         names.setdefault(str(base.__module__).partition(".")[0], set()).add(base.__name__)

@@ -1,9 +1,10 @@
-"""The HTTP status that an error carries under one of the usual names, and the headers and the wait with it.
+"""Find the HTTP status, the headers and the wait in an error of any library.
 
-Most libraries that speak HTTP raise an error with the status in `status_code`, `status`, `code` or `http_status`, or
-with the answer in `response` or `resp`. A name alone proves little: `code` may be a database's or SMTP's. So only a
-plain whole number from 400 to 599 is a status, and libraries whose codes lie there and mean something else are listed.
-What an application answers its own clients (a web framework's `HTTPException`) says nothing about the service.
+Most HTTP libraries raise an error with the status in `status_code`, `status`, `code` or `http_status`, or with the
+response in `response` or `resp`. A name alone proves little: `code` may be a database's or SMTP's. So only a plain
+integer from 400 to 599 counts as a status, and libraries whose own codes fall into that range are listed and skipped.
+A response that an application sends to its own clients (a web framework's `HTTPException`) says nothing about the
+service.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from koo.errors import ExternalServiceError, Kind
 HTTP = FaultTable(
     "http",
     (
-        Row(Kind.NOT_FOUND, status=404, sentence="what was asked for does not exist there"),
-        # A bare 402 may be about a customer's declined card: not a reason to keep other calls waiting.
+        Row(Kind.NOT_FOUND, status=404, sentence="the requested resource does not exist"),
+        # A bare 402 may be about a customer's declined card, which is not a reason to hold back other calls.
         Row(Kind.INVALID_REQUEST, status=402, sentence="it requires payment first"),
-        # A bare 403 may be about one document of many; a block would stop every other call.
+        # A bare 403 may be about a single document, and blocking the key would stop every other call.
         Row(Kind.INVALID_REQUEST, status=403, sentence="it forbids this request"),
         # Bedrock's and TGI's status for a model that failed.
-        Row(Kind.SERVER_ERROR, status=424, sentence="something it depends on failed"),
+        Row(Kind.SERVER_ERROR, status=424, sentence="a service that it depends on failed"),
     ),
 )
-"""Not a vendor: only the status counts."""
+"""The table for services without a vendor of their own: only the status counts."""
 
 PLACES: tuple[tuple[str, ...], ...] = (
     ("status_code",),
@@ -45,7 +46,7 @@ PLACES: tuple[tuple[str, ...], ...] = (
     ("status",),
     ("code",),
 )
-"""Where a status is stored. `status` and `code` come last: beside a clearer one they may be a vendor's own number."""
+"""Where libraries store a status. `status` and `code` come last: next to a clearer name they may be a vendor's code."""
 HEADERS: tuple[tuple[str, ...], ...] = (
     ("response", "headers"),
     ("headers",),
@@ -56,14 +57,14 @@ HEADERS: tuple[tuple[str, ...], ...] = (
 )
 CODES = ("provider_error_code", "provider_code", "error_code", "code")
 HEADERS_MAX = 64
-"""More belong to no error."""
+"""More headers than a response has."""
 OTHER_CODES = frozenset({"aiosmtplib", "asynch", "clickhouse_driver", "pymongo", "smtplib"})
-"""Modules whose `code` is a number of their own."""
+"""Modules whose `code` is not an HTTP status."""
 ANSWERS = (
     "aiohttp.web", "bottle", "django", "falcon", "fastapi", "flask", "litestar", "ninja", "quart", "rest_framework",
     "sanic", "starlette", "tornado.web", "werkzeug",
 )  # fmt: skip
-"""Modules of web frameworks: an error of theirs is what the application answers."""
+"""Modules of web frameworks: their errors are the application's responses to its own clients."""
 
 GRPC: dict[str, int] = {
     "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400, "ALREADY_EXISTS": 400,
@@ -71,11 +72,11 @@ GRPC: dict[str, int] = {
     "RESOURCE_EXHAUSTED": 429, "CANCELLED": 499, "INTERNAL": 500, "UNKNOWN": 500, "DATA_LOSS": 500,
     "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504,
 }  # fmt: skip
-"""gRPC's codes by the HTTP status of the same sense."""
+"""gRPC's codes and the HTTP statuses with the same meaning."""
 
 
 def classify_status(error: Exception, service: str) -> ExternalServiceError | None:
-    """The error for a carried status, or None without one."""
+    """The error for the status that an exception carries, or None if it carries none."""
     if is_answer(error):
         return None
     names = names_of(type(error))
@@ -95,7 +96,7 @@ def status_of(error: Exception) -> int | None:
 
 
 def is_answer(error: Exception) -> bool:
-    """Whether it is an application's answer to its own client, in its web framework's way."""
+    """Whether it is a web framework's error, which is the application's response to its own client."""
     return any(str(base.__module__).startswith(ANSWERS) for base in type(error).__mro__)
 
 
@@ -117,21 +118,21 @@ def by_status(
     )
     found = HTTP.error(service or HTTP.vendor, parsed, SYSTEM_CLOCK.wall(), billable=billable)
     if status == 403 and found.retry_after_s is not None:
-        # GitHub's and others' status for too many requests; a merely forbidden request has no time to come back.
-        reason = "it limits our rate (status 403)"
+        # GitHub and others send 403 for too many requests. A request that is really forbidden has no `Retry-After`.
+        reason = "its rate limit was reached (status 403)"
         wait_s, detail = found.retry_after_s, found.detail
         return make_error(found.service, Kind.THROTTLED, reason, wait_s, detail=detail, billable=billable)
     return found
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    """The headers of the answer, their names in lower case, from where the libraries keep them."""
+    """The response's headers with names in lower case, from the places where libraries store them."""
     found = (plain_headers(peek(error, *place)) for place in HEADERS)
     return next((headers for headers in found if headers), {})
 
 
 def plain_headers(given: object) -> dict[str, str]:
-    """Headers of any library's own mapping, as a dictionary with names in lower case; {} if they are not headers."""
+    """The headers in any library's own mapping as a dict with names in lower case; {} if they are not headers."""
     headers: dict[str, str] = {}
     try:
         for name, value in islice(given.items(), HEADERS_MAX):  # type: ignore[attr-defined]
@@ -143,20 +144,20 @@ def plain_headers(given: object) -> dict[str, str]:
 
 
 def _status(value: object) -> int | None:
-    """A status is a plain number: not a string of digits, a bool or a library's enumeration."""
+    """The value if it is a status: a plain integer, and not a string, a bool or a library's own enumeration."""
     if (type(value) is int or isinstance(value, HTTPStatus)) and 400 <= value < 600:
         return int(value)
     return None
 
 
 def _code(error: Exception) -> str | None:
-    """The word beside a status, which distinguishes a quota from a rate."""
+    """The code next to a status, which distinguishes a quota from a rate limit."""
     found = (peek(error, name) for name in CODES)
     return next((code for code in found if isinstance(code, str)), None)
 
 
 def _stated(error: Exception) -> tuple[Stated, ...]:
-    """What some libraries have read from the headers themselves: seconds, or a span."""
+    """The wait that some libraries have parsed already: seconds or a timedelta."""
     wait = peek(error, "retry_after")
     if isinstance(wait, timedelta):
         wait = wait.total_seconds()
@@ -164,14 +165,17 @@ def _stated(error: Exception) -> tuple[Stated, ...]:
 
 
 def aws_metadata(error: Exception) -> Mapping[str, object]:
-    """What botocore, and libraries like it, keep beside an answer: its status and headers; {} for other errors."""
+    """The status and headers that botocore and similar libraries store with a response; {} for other errors."""
     response = peek(error, "response")
     metadata = response.get("ResponseMetadata") if isinstance(response, dict) else None
     return metadata if isinstance(metadata, dict) else {}
 
 
 def by_aws(error: Exception, service: str) -> ExternalServiceError:
-    """AWS throttles with 400 too, so its codes are read; an error in a stream has no status."""
+    """The error for an AWS response by its code, because AWS also throttles with status 400.
+
+    An error in a stream has no status.
+    """
     metadata, response = aws_metadata(error), peek(error, "response")
     found = metadata.get("HTTPStatusCode")
     status = found if type(found) is int else 200
@@ -179,14 +183,17 @@ def by_aws(error: Exception, service: str) -> ExternalServiceError:
     if isinstance(response, dict):
         said = response.get("Error")
     if isinstance(said, dict) and str(said.get("Code", "")).startswith("AccessDenied"):
-        # About one object of many, like any other bare 403: its name would block the key for all.
+        # Like any bare 403, it may be about a single object. Its code would block the key for all calls.
         said = headers["x-amzn-errortype"] = ""
     parsed = parse_error(status, headers, said)
     return HTTP.error(service or "aws", parsed, SYSTEM_CLOCK.wall(), billable=status < 400)
 
 
 def _by_grpc(error: Exception, service: str) -> ExternalServiceError | None:
-    """An `RpcError` returns its code from a method. What a 4xx did not turn away may have been done, and billed."""
+    """The error for a gRPC code, which an `RpcError` returns from a method.
+
+    A call that was not refused (a status from 499) may have been executed and billed.
+    """
     code = peek(error, "code")
     if not callable(code):
         return None

@@ -1,9 +1,9 @@
-"""What the exceptions of the vendors' own SDKs mean, for applications that run an SDK under koo's guard.
+"""Classify the exceptions of the vendors' own SDKs, for applications that call an SDK under a koo guard.
 
-No SDK is imported: an exception is known by its class's module and read by its attributes. There are three traps. An
-error inside a stream has status 200 (anthropic) or none (openai), so codes and types are checked first. Three of the
-SDKs are built on `httpx2`, which is not `httpx`: both are known, by name. And an SDK's own timeout is a timeout, but if
-its cause is that no connection was made, nothing has been sent.
+No SDK is imported: an exception is recognised by the module of its class and read by its attributes. There are three
+traps. An error inside a stream has status 200 (anthropic) or none (openai), so codes and types are checked first. Three
+SDKs use `httpx2`, which is a different package than `httpx`; both are supported by name. And an SDK's timeout counts as
+a timeout, except if its cause is that no connection could be opened: then nothing was sent.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ from koo.policies.treatment import fault_of
 from koo.policies.verdict import Fault
 
 OF_CHAT = ("openai", "groq", "cerebras", "together")
-"""SDKs of services that speak chat completions. LiteLLM's exceptions are also openai's."""
+"""SDKs of services with chat completions. LiteLLM's exceptions are subclasses of openai's."""
 
 
 def classify_sdk(error: Exception, service: str = "") -> Fault | None:
-    """The fault for an error of a vendor's SDK, a framework or an HTTP library, or None for any other.
+    """The fault for an error of a vendor's SDK, a framework or an HTTP library; None for any other error.
 
-    `fault.error`, if it has one, is to be raised in its place, `from` the original. `service` names it; without it, its
-    vendor does.
+    If `fault.error` is set, raise it in place of the original and `from` it. `service` is the name for messages;
+    without
+    it, the vendor's name is used.
     """
     names = names_of(type(error))
     for module, judge in JUDGES.items():
@@ -58,7 +59,9 @@ def _fault(found: ExternalServiceError | Fault) -> Fault:
 
 
 def _judge_stainless(table: FaultTable) -> Callable[[Exception, set[str], str], ExternalServiceError | None]:
-    """Most SDKs are made by one generator, and name their classes alike."""
+    """Classify errors of SDKs that the generator Stainless made; most SDKs are, and their classes have the same
+    names.
+    """
 
     def judge(error: Exception, names: set[str], service: str) -> ExternalServiceError | None:
         service = service or table.vendor
@@ -72,8 +75,8 @@ def _judge_stainless(table: FaultTable) -> Callable[[Exception, set[str], str], 
             return make_error(service, Kind.CONTENT_POLICY, billable=True)
         if "APIError" in names:
             return table.error(service, _parse(error), SYSTEM_CLOCK.wall(), billable=_billable(error))
-        # What is left is a client set up or used wrongly, like a missing key: the caller's mistake.
-        reason = "the SDK's client is not set up to make this call"
+        # The remaining errors mean that the client is configured or used wrongly (a missing key, say).
+        reason = "the SDK's client is not configured for this call"
         return make_error(service, Kind.INVALID_REQUEST, reason, billable=len(names) > 1)
 
     return judge
@@ -83,22 +86,21 @@ def _unreached(error: Exception, names: set[str], service: str) -> ExternalServi
     cause = error.__cause__
     unsent = cause is not None and any(base.__name__ in UNSENT for base in type(cause).__mro__)
     if "APITimeoutError" in names and not unsent:
-        return make_error(service, Kind.TIMEOUT, "no answer within the SDK's own timeout", billable=True)
-    reason = "cannot connect" if unsent else "the connection broke before an answer came"
+        return make_error(service, Kind.TIMEOUT, "no response within the SDK's own timeout", billable=True)
+    reason = "cannot connect" if unsent else "the connection broke before a response arrived"
     return make_error(service, Kind.CONNECTION, reason, billable=not unsent)
 
 
 def _parse(error: Exception) -> ParsedError:
-    """What an SDK's error carries: the decoded body, the headers, and the status if it has one."""
+    """Parse an SDK's error from its decoded body, its headers and its status, if it has one."""
     code = getattr(error, "status_code", None)
     status = code if isinstance(code, int) else 200
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     request_id = getattr(error, "request_id", None)
     body = getattr(error, "body", None)
     if body is None:
-        body = getattr(error, "message", None)  # LiteLLM's have the error in their sentence
-    # openai's SDK hands over the inner object of the error, anthropic's the whole body; a page of something on the way
-    # is text.
+        body = getattr(error, "message", None)  # LiteLLM puts the error's JSON into its message
+    # openai's SDK stores the inner error object, anthropic's the whole body. A proxy's error page is stored as text.
     if isinstance(body, Mapping) and body.get("type") != "error" and not {"error", "object"} & set(body):
         body = {"error": dict(body)}
     parsed = parse_error(status, headers, body)
@@ -106,7 +108,7 @@ def _parse(error: Exception) -> ParsedError:
 
 
 def _billable(error: Exception) -> bool | None:
-    """A refusal is not billed; an error in the middle of a stream may come after paid work."""
+    """Whether the call may be billed. A refusal is not; an error inside a stream may follow billed work."""
     status = getattr(error, "status_code", None)
     return not (isinstance(status, int) and status >= 400)
 
@@ -120,13 +122,14 @@ def _judge_google(error: Exception, names: set[str], service: str) -> ExternalSe
     code, response = getattr(error, "code", None), getattr(error, "response", None)
     status = code if isinstance(code, int) else 200
     parsed = parse_error(status, getattr(response, "headers", None) or {}, getattr(error, "details", None))
-    # A refusal is not billed. An error inside a stream has a code like one, but carries the SDK's own answer.
+    # A refusal is not billed. An error inside a stream has the same kind of code, but carries the SDK's own response
+    # object, which has a `response_stream`.
     billable = hasattr(response, "response_stream")
     return GEMINI.error(service, parsed, SYSTEM_CLOCK.wall(), billable=billable)
 
 
 def _judge_litellm(_: Exception, names: set[str], service: str) -> ExternalServiceError | None:
-    """Its own budget, which is not a vendor's error; all its other exceptions are."""
+    """Classify LiteLLM's own budget error; its other exceptions are classified like openai's."""
     if "BudgetExceededError" in names:
         return make_error(service or "litellm", Kind.QUOTA, billable=False)
     return None
@@ -134,7 +137,7 @@ def _judge_litellm(_: Exception, names: set[str], service: str) -> ExternalServi
 
 JUDGES: dict[str, Callable[[Exception, set[str], str], Found]] = {
     "anthropic": _judge_stainless(ANTHROPIC),
-    # OpenAI's SDK is the usual client for compatible services too.
+    # OpenAI's SDK is also the usual client for compatible services.
     **{name: _judge_stainless(FaultTable(name, COMPATIBLE.rows)) for name in OF_CHAT},
     "perplexity": _judge_stainless(PERPLEXITY),
     "google": _judge_google,
@@ -148,4 +151,4 @@ JUDGES: dict[str, Callable[[Exception, set[str], str], Found]] = {
     "urllib": judge_urllib,
     "http": judge_http_client,
 }
-"""By the top module of a class. botocore's and requests' errors are urllib3's too, so theirs are asked first."""
+"""By the top-level module of a class. botocore and requests derive errors from urllib3's, so they come before it."""

@@ -1,1 +1,1 @@
-"""One file per vendor: wire format, fault table, usage. Nothing here retries, counts or decides."""
+"""One file per vendor: wire format, fault table, usage. Retries, limits and money are handled elsewhere."""

@@ -1,4 +1,4 @@
-"""What all adapters that use the network share; a vendor's file holds its wire format and nothing of this."""
+"""The base class of all adapters that use the network. A vendor's file adds only its wire format."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from koo.http.client import HttpClient, HttpResponse
 from koo.options import NOTHING
 
 EVENT_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
-"""What a stream of events begins with."""
+"""The possible beginnings of an event stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vendor:
-    """A vendor's own facts: what its errors mean, how their bodies are read, and its address.
+    """The facts about a vendor: what its errors mean, how to read their bodies, and its base URL.
 
-    `base_url` "" means that it has none: each service declares its own. `models` is the path of its list of models,
-    which is never billed, limited to one entry if possible.
+    `base_url` "" means that each service declares its own. `models` is the path of the list of models, which is never
+    billed, limited to one entry if possible.
     """
 
     faults: FaultTable
@@ -38,12 +38,12 @@ class Vendor:
 
 
 class Adapter:
-    """One service of one vendor, behind a `Wire`.
+    """One service of one vendor; it sends through a `Wire`.
 
-    `base_url` None is the vendor's own address; `api_key` None sends no key (a self-hosted server). `headers` and
-    `body` are an operator's additions to every request, `form` what is known of the parameters that its server accepts.
-    A subclass names its `vendor`, has an `encode` and a `_completion`, and overrides `address` and `headers` if its
-    vendor differs. `own_path` is the request's path, `shape` what answers are decoded to, `reader` reads its streams.
+    `base_url` None means the vendor's own URL; `api_key` None sends no key (for a self-hosted server). `headers` and
+    `body` are the operator's additions to every request; `form` is what is known about the parameters that the server
+    accepts. A subclass sets `vendor`, implements `encode` and `_completion`, and overrides `address` and `headers` if
+    its vendor differs. `own_path` is the request's path, `shape` the decoder for responses, `reader` reads streams.
     """
 
     vendor: ClassVar[Vendor]
@@ -52,7 +52,7 @@ class Adapter:
     reader: ClassVar[type[Reader]]
     output_tokens_min = 1
     has_two_names: ClassVar[bool] = False
-    """Whether the format has two names for the longest answer."""
+    """Whether the format has two names for `max_tokens`."""
 
     def __init__(
         self,
@@ -85,12 +85,12 @@ class Adapter:
 
     @staticmethod
     def address(base_url: str) -> str:
-        """The address that paths are appended to, from an operator's setting (without a slash at its end)."""
+        """The URL to append paths to, from the operator's setting (without a trailing slash)."""
         return base_url
 
     @staticmethod
     def headers(api_key: str | None) -> dict[str, str]:
-        """The headers of every request: the key, and what else the vendor requires."""
+        """The headers of every request: the key, and any others that the vendor requires."""
         return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
@@ -102,46 +102,46 @@ class Adapter:
         return self.own_path
 
     async def complete(self, request: Request) -> Completion:
-        """Send once. Raises `ExternalServiceError`."""
+        """Send once and return the answer. Raises `ExternalServiceError`."""
         body = Sent(self.encode(request, stream=False))
         response = await self._wire.request("POST", self.path(request, stream=False), body, request)
         try:
             answer = self.shape.decode(response.body)
         except UNREADABLE:
             answer = None
-        if (
-            answer is None
-        ):  # outside the `except`: that error may quote the answer, and would stay attached to ours
+        # Outside of the `except`: the decoder's error quotes the response, and would become the `__context__` of errors
+        # raised there.
+        if answer is None:
             return await self._reread(request, response)
         return self._completion(request, response, answer)
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """Send once; returns the pieces as they arrive. Raises `ExternalServiceError`."""
+        """Send once and yield the pieces as they arrive. Raises `ExternalServiceError`."""
         body = Sent(self.encode(request, stream=True))
         return read_stream(self._wire, self.path(request, stream=True), body, request, self.reader)
 
     def bound_input_tokens(self, request: Request) -> int:
-        """UTF-8 bytes of prompt, system and an operator's own fields, and an allowance for what is put around them."""
+        """UTF-8 bytes of prompt, system and the operator's fields, plus an allowance for what the vendor adds."""
         extra = self._wire.extra
         return bound_tokens(request) + (extra.bytes_max if extra is not None else 0)
 
     def _completion(self, request: Request, response: HttpResponse, answer: Any) -> Completion:
-        """The completion of an answer that was decoded to `shape`. Raises `ExternalServiceError`."""
+        """The completion from a response that was decoded by `shape`. Raises `ExternalServiceError`."""
         raise NotImplementedError
 
     async def _reread(self, request: Request, response: HttpResponse) -> Completion:
-        """An answer that cannot be read strictly: leniently, or as the stream that it is. Raises as `complete` does."""
+        """Read a response that strict decoding failed on: leniently, or as a stream. Raises what `complete` raises."""
         if response.body.lstrip(b"\xef\xbb\xbf\r\n").startswith(EVENT_FIELDS):
             return await read_events(self.reader(self._wire, response.headers, request), response.body)
         return self._completion(request, response, self._wire.reread(response, self.shape))
 
     def obstacle(self) -> str:
-        """Nothing on this machine: the options say whether there is a key."""
+        """Always "": a service over the network needs nothing on this machine, and the options check for a key."""
         return ""
 
     async def check(self) -> None:
-        """Ask for the list of models. Raises `ExternalServiceError`."""
+        """Request the list of models. Raises `ExternalServiceError`."""
         await self._wire.request("GET", self.vendor.models)
 
     async def close(self) -> None:
-        """Nothing is held: the connections are the client's."""
+        """Do nothing: the connections belong to the HTTP client."""

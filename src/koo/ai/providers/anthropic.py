@@ -1,9 +1,10 @@
-"""Anthropic: the Messages API (`POST /v1/messages`), its answers, its stream, and what its errors mean.
+"""Anthropic's Messages API (`POST /v1/messages`): its responses, its stream, and the meaning of its errors.
 
-Usage: `input_tokens` counts only what was read fresh; what came from or went to the cache is counted beside it.
-Thinking is a part of `output_tokens`. In a stream `message_start` tells what was read and `message_delta` the final
-counts; `message_stop` is the end, and without it the stream was cut. An error after the headers is an `error` event,
-whose status is 200 and whose `type` therefore decides.
+Usage: `input_tokens` excludes tokens read from or written to the cache, which have counts of their own. Thinking is
+part
+of `output_tokens`. In a stream, `message_start` reports the input and `message_delta` the final counts. `message_stop`
+is the end; without it the stream was cut. An error after the headers arrives as an `error` event with status 200, so
+its `type` decides.
 """
 
 from __future__ import annotations
@@ -42,25 +43,25 @@ from koo.http.events import ServerSentEvent
 BASE_URL = "https://api.anthropic.com"
 PATH = "/v1/messages"
 VERSION = "2023-06-01"
-"""2026-10-21 is newer and takes away what older models can: a temperature. Newer models accept none in any version."""
+"""The newer version 2026-10-21 rejects `temperature` for all models; with this one, older models still accept it."""
 
 INVALID = "invalid_request_error"
 
 FAULTS = FaultTable(
     "anthropic",
     (
-        # An exact code first.
+        # Exact codes first.
         Row(Kind.BILLING, "organization_on_hold"),
         Row(
             Kind.BILLING,
             ("linked_organization_spend_limit_reached", "linked_organization_billing_unavailable"),
         ),
-        Row(Kind.TIMEOUT, "request_body_timeout", sentence="our request took too long to arrive there"),
-        Row(Kind.THROTTLED, "ramp_limit_exceeded", sentence="our rate grows faster than it allows"),
+        Row(Kind.TIMEOUT, "request_body_timeout", sentence="it did not receive our request in time"),
+        Row(Kind.THROTTLED, "ramp_limit_exceeded", sentence="our request rate grew faster than it allows"),
         Row(Kind.QUOTA, "enforced_spend_limit_reached", until=until_next_month),
         Row(Kind.QUOTA, "contract_spend_limit_reached"),
-        # Four things that share one type and differ by their words alone. Words that stop the whole service have to
-        # be how the message begins: elsewhere it may quote the prompt.
+        # Four errors that share one type and differ only by their message. For those that stop the whole service, the
+        # message has to begin with the words: later parts may quote the prompt.
         Row(Kind.BILLING, INVALID, 400, begins=("your credit balance is too low",)),
         Row(
             Kind.QUOTA,
@@ -73,7 +74,7 @@ FAULTS = FaultTable(
             until=until_stated,
         ),
         Row(Kind.CONTEXT_LENGTH, INVALID, 400, says=("prompt is too long", "exceed context limit")),
-        # Then the type, which is all there is inside a stream.
+        # Then the type, which is all that an error inside a stream has.
         Row(Kind.INVALID_REQUEST, INVALID),
         Row(Kind.AUTH, "authentication_error"),
         Row(Kind.BILLING, "billing_error"),
@@ -159,7 +160,7 @@ class _MessageDelta(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    """One without a name, or whose name says it all."""
+    """An event without a name, or one without fields of interest."""
 
     error: msgspec.Raw = NOTHING
 
@@ -193,12 +194,14 @@ class _Reader(Reader):
         if name == "content_block_delta":
             said = _content_delta.decode(event.data).delta
             text = said.text
-            if text and not self._start_text:  # `_piece` without its call: most events end here
+            if text and not self._start_text:  # the body of `_piece`, inlined because most events end here
                 self._texts.append(text)
                 return CompletionChunk(text=text)
             return self._piece(said)
         decoder = self.shapes.get(name)
-        if decoder is None:  # A ping, what Anthropic may add, or another name for all events.
+        # A ping, a new kind of event, or a gateway that gives all events the same name. Then the document's own type
+        # decides.
+        if decoder is None:
             name = type_of(event.data)
             decoder = self.shapes.get(name, _event)
         return self.take(name, decoder.decode(event.data), event.data)
@@ -243,7 +246,8 @@ class _Reader(Reader):
         self._start_text = _text(message.content)
         usage = usage_of(message.usage) if message.usage else None
         request_id = self.headers.get("request-id") or message.id
-        # Its count of what was written is a first token's: it says nothing of what comes.
+        # `output_counted=False`: the start counts one output token, which says nothing about the answer. If the caller
+        # stops in the middle, the text so far has to be estimated and not billed as one token.
         return CompletionChunk(
             model=message.model,
             usage=usage,
@@ -269,7 +273,7 @@ class _Reader(Reader):
         )
 
     def _whole(self, message: _Answer) -> CompletionChunk:
-        """A whole answer in place of the events, which is a stream of one piece."""
+        """Return a complete response that arrived in place of events as a single final piece."""
         text = self._rest_of(_text(message.content))
         if is_something(message.error):
             raise self.wire.told(self.headers, message.error, billable=bool(text))
@@ -284,7 +288,7 @@ class _Reader(Reader):
 
 
 class AnthropicProvider(Adapter):
-    """A service that speaks Anthropic's Messages API. `base_url` is the address without `/v1`."""
+    """A service with Anthropic's Messages API. `base_url` is the URL without `/v1`."""
 
     own_path = PATH
     shape = _answer
@@ -337,7 +341,9 @@ def encode(request: Request, *, stream: bool = False) -> bytes:
 
 
 def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
-    """Tokens by class; what a later report leaves out, or sets back, stays as it was `before`."""
+    """Tokens by class. A later report may leave out a count or set it back to 0; then the earlier one (`before`)
+    stays.
+    """
     old = before or _Usage()
     details = usage.output_tokens_details
     return Usage(

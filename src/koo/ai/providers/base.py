@@ -1,10 +1,10 @@
-"""What the gateway needs of a vendor: one request, one completion, one stream, one unbilled check.
+"""The interface between the gateway and a vendor: a request, a completion, a stream, and a check that costs nothing.
 
-A vendor's file holds its wire format and its fault table, and nothing else: no retry, no limit, no money. It raises
-`ExternalServiceError`s whose `kind` says what happened (`koo.policies.treatment` says what follows).
+A vendor's file contains its wire format and its fault table. Retries, limits and money are handled elsewhere. It raises
+`ExternalServiceError`s; their `kind` says what happened, and `koo.policies.treatment` what to do about it.
 
-Nothing here is changed after it was made. It is not frozen because making a frozen object costs three times as much,
-and these are made for each call and for each piece of a stream.
+Treat these objects as immutable. They are not frozen because creating a frozen object takes three times as long, and
+one is created for each call and for each piece of a stream.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from koo.errors import ExternalServiceError
 
 @dataclass(slots=True, kw_only=True)
 class Request:
-    """One attempt's worth of work, all defaults filled in."""
+    """One attempt, with all defaults filled in."""
 
     prompt: str = field(repr=False)
     model: str
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(slots=True)
 class Pace:
-    """What a provider's headers say about one of its limits: `remaining` of `limit`, full again in `resets_in_s`."""
+    """One of a provider's limits as its headers report it: `remaining` of `limit`, reset in `resets_in_s` seconds."""
 
     resource: str
     limit: int | None
@@ -41,7 +41,7 @@ class Pace:
 
 @dataclass(slots=True, kw_only=True)
 class Completion:
-    """A finished answer. `cost_usd` only if the provider itself reports a price."""
+    """A complete answer. `cost_usd` is set only if the provider itself reports the cost."""
 
     text: str = field(repr=False)
     model: str
@@ -54,11 +54,11 @@ class Completion:
 
 @dataclass(slots=True, kw_only=True)
 class CompletionChunk:
-    """A step of a stream. `text` is content; a piece without it (a ping, a usage report) does not renew any timer.
+    """A piece of a stream. A piece without `text` (a ping, a usage report) does not reset any timer.
 
-    `usage` is what the provider has reported so far, this piece included. `input_counted`: its count of what was read
-    is final; `output_counted`: it counts what was written so far. `final` marks the provider's own end of the stream;
-    `error` is raised after the piece has been taken in.
+    `usage` is what the provider has reported up to this piece. `input_counted`: its number of input tokens is final;
+    `output_counted`: its number of output tokens covers the text so far. `final` marks the provider's own end of the
+    stream. `error` is raised after the piece has been processed.
     """
 
     text: str = field(default="", repr=False)
@@ -76,12 +76,12 @@ class CompletionChunk:
 
 
 class Provider(Protocol):
-    """One configured service of one vendor. `output_tokens_min`: the smallest bound of an answer that it accepts."""
+    """One configured service of one vendor. `output_tokens_min` is the smallest `max_tokens` that it accepts."""
 
     output_tokens_min: int
 
     def bound_input_tokens(self, request: Request) -> int:
-        """An upper bound of the tokens that the prompt can be counted as: never less than the bill."""
+        """An upper bound of the prompt's tokens, which is never below what the provider bills."""
         ...
 
     async def complete(self, request: Request) -> Completion:
@@ -89,21 +89,21 @@ class Provider(Protocol):
         ...
 
     def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """Send once, and yield the pieces as they arrive.
+        """Send once and yield the pieces as they arrive.
 
-        Ends after a piece with `final`; raises `StreamTruncated` if the stream ends without one. Closing it early
-        closes the connection (so that the provider stops).
+        Ends after a piece with `final`; raises `StreamTruncated` if the stream ends without one. Closing the generator
+        early closes the connection, which makes the provider stop.
         """
         ...
 
     def obstacle(self) -> str:
-        """What is missing on this machine before it can be called, and what to do about it; empty if nothing is."""
+        """What this machine lacks to call the service, and what to do about it; "" if nothing is missing."""
         ...
 
     async def check(self) -> None:
-        """Check that it is there and accepts the key. Never billed. Raises `ExternalServiceError`."""
+        """Check that the service responds and accepts the key. Never billed. Raises `ExternalServiceError`."""
         ...
 
     async def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
         ...

@@ -1,4 +1,4 @@
-"""What the word for an end means: the answer is complete, cut on purpose, or a failure reported as a success."""
+"""Classify stop reasons: the answer is complete, was cut on purpose, or failed although the status is 200."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ OUTCOMES = frozenset({
     "completed", "incomplete", "max_output_tokens",
     "STOP", "MAX_TOKENS", "SAFETY", "RECITATION", "LANGUAGE", "OTHER", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII",
 })  # fmt: skip
-"""The vendors' own words for an answer that ended as answers do: no need to look into them."""
+"""Stop reasons of the vendors for an answer that did not fail. They need no further check."""
 
 SILENT = frozenset({None, "stop", "end_turn", "stop_sequence", "completed", "eos", "eos_token", "unknown"})
-"""In lower case: ends after which something was said. The others explain why nothing was."""
+"""Stop reasons, in lower case, that promise a text. All others explain why there is none."""
 
 _LATE = re.compile(r"time.?out|timed.?out|deadline")
 _FULL = re.compile(r"overload|unavailable|insufficient_system_resource|capacity")
@@ -25,7 +25,7 @@ _FAILED = re.compile(
 
 
 def failure_of(reason: str | None) -> ParsedError | None:
-    """The error that an end's word stands for, if it names one."""
+    """The error that a stop reason stands for, if any."""
     if reason is None:
         return None
     word = reason.lower()
@@ -34,12 +34,12 @@ def failure_of(reason: str | None) -> ParsedError | None:
     elif _FULL.search(word):
         status = 503
     elif _FAILED.search(word):
-        status = 200  # nothing more is known
+        status = 200  # no status fits better
     else:
         return None
     return ParsedError(status=status, code=reason, shaped=True)
 
 
 def is_silent(reason: str | None) -> bool:
-    """Whether this end does not explain why there is no text."""
+    """Whether this stop reason leaves it open why there is no text."""
     return (reason.lower() if reason else None) in SILENT

@@ -1,8 +1,8 @@
-"""What an operator adds to the body of each request of a service: `AI_SERVICES__X__BODY__…`.
+"""Fields that an operator adds to the body of each request of a service: `AI_SERVICES__X__BODY__…`.
 
-koo's own fields win, inside an object too: a field of the query is the caller's decision, and a hold rests on
-`max_tokens`. Names are compared without case and underscores, because Gemini accepts `generation_config` for
-`generationConfig`, and refuses both at once.
+koo's own fields take precedence, inside objects too: a field of the query is the caller's decision, and the hold on the
+budget is computed from `max_tokens`. Names are compared without case and underscores, because Gemini accepts
+`generation_config` for `generationConfig`, but rejects a request that contains both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ExtraFields:
-    """Fields for every body of one service. `bytes_max`: they bring at most this many tokens."""
+    """The extra fields of one service. They add at most `bytes_max` tokens to a prompt."""
 
     __slots__ = ("_fields", "bytes_max")
 
@@ -26,8 +26,8 @@ class ExtraFields:
         self.bytes_max = len(_encode(dict(fields)))
 
     def into(self, body: bytes) -> bytes:
-        """The body with the fields that it lacks."""
-        # The fields of the body stay bytes: a prompt of a megabyte is neither decoded nor encoded again.
+        """The body plus the extra fields that it does not have."""
+        # The body's own fields stay encoded (`Raw`), so that a prompt of a megabyte is not decoded and encoded again.
         merged: dict[str, Any] = dict(_own.decode(body))
         named = {_plain(name): name for name in merged}
         for name, value in self._fields.items():
@@ -41,7 +41,7 @@ class ExtraFields:
 
 
 def _merge(own: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """An object plus the fields that only the other one has."""
+    """An object plus the fields that only the other object has."""
     named = {_plain(name) for name in own}
     return own | {name: value for name, value in more.items() if _plain(name) not in named}
 

@@ -1,12 +1,12 @@
-"""From what the other side said to an error of koo: the part that all vendors share.
+"""Turn a provider's error response into one of koo's errors: the part that all vendors share.
 
-Each vendor's file has a table of `Row`s, read from the top; the first that fits says what happened. Rows with a code or
-type come first. Rows that look into a message also name the status and the type that they refine, so that words can
-never contradict the status: messages echo prompts, and a prompt about "429" must not look like one. If nothing fits,
-`BY_STATUS` decides.
+Each vendor's file has a table of `Row`s. It is read from the top, and the first row that fits decides. Rows with a code
+or type come first. Rows that search a message also state the status and type that they refine, so that a message can
+never contradict the status: messages quote prompts, and a prompt about "429" must not look like a rate limit. If no row
+fits, `BY_STATUS` decides.
 
-The provider's own sentence is never shown: it may repeat the prompt. What is shown is ours, with the status, the code
-and the request's id, which are short words that this file has checked.
+The provider's own message is never shown, because it may quote the prompt. koo shows its own sentence, followed by the
+status, the code and the request's id, which this file has checked to be short identifiers.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from koo.policies.treatment import TREATMENTS
 
 SENTENCE_MAX = 300
 MESSAGE_MAX = 2000
-"""A message of a megabyte is not a message."""
+"""Characters of a message that are searched; the rest is ignored."""
 
 SENTENCES: dict[Kind, str] = {
     Kind.CONNECTION: "the connection failed",
-    Kind.TIMEOUT: "it gave up after its own time limit",
+    Kind.TIMEOUT: "it timed out",
     Kind.OVERLOADED: "it is overloaded",
     Kind.SERVER_ERROR: "it failed",
-    Kind.BAD_ANSWER: "its answer cannot be read",
-    Kind.TRUNCATED_STREAM: "the stream ended before its end",
-    Kind.THROTTLED: "it limits our rate",
+    Kind.BAD_ANSWER: "its response cannot be read",
+    Kind.TRUNCATED_STREAM: "the stream ended early",
+    Kind.THROTTLED: "its rate limit was reached",
     Kind.QUOTA: "its quota for this account is used up",
-    Kind.BILLING: "its account cannot pay: see the provider's billing page",
-    Kind.AUTH: "it refuses the API key: set a valid one",
-    Kind.PERMISSION: "the API key may not do this: see the key's permissions at the provider",
+    Kind.BILLING: "the account has a billing problem: see the provider's billing page",
+    Kind.AUTH: "it rejects the API key: set a valid one",
+    Kind.PERMISSION: "the API key lacks a permission: check the key's permissions at the provider",
     Kind.CONFLICT: "the request conflicts with another one",
     Kind.INVALID_REQUEST: "it does not accept the request",
-    Kind.CONTEXT_LENGTH: "the prompt is longer than the model can read: shorten it, or choose a larger model",
-    Kind.CONTENT_POLICY: "it refuses the content by its policy",
-    Kind.NOT_FOUND: "it does not know this model or path: see MODEL and BASE_URL",
+    Kind.CONTEXT_LENGTH: "the prompt is longer than the model's context: shorten it, or choose a larger model",
+    Kind.CONTENT_POLICY: "its content policy blocked the request",
+    Kind.NOT_FOUND: "it has no such model or path: check MODEL and BASE_URL",
     Kind.TOO_LARGE: "the request is larger than it accepts",
     Kind.UNKNOWN: "unexpected error: please report it",
-    Kind.OUT_OF_RESOURCES: "this machine lacks what a call needs",
+    Kind.OUT_OF_RESOURCES: "this machine has run out of a resource that the call needs",
 }
-"""Our own words for each kind: no provider's sentence is repeated."""
+"""koo's own sentence for each kind of error."""
 
 BY_STATUS: dict[int, Kind] = {
     400: Kind.INVALID_REQUEST,
@@ -58,7 +58,7 @@ BY_STATUS: dict[int, Kind] = {
     402: Kind.BILLING,
     403: Kind.PERMISSION,
     404: Kind.NOT_FOUND,
-    407: Kind.CONNECTION,  # a proxy's answer, though koo was given none: something on the way asks for a login
+    407: Kind.CONNECTION,  # sent by a transparent proxy that requires a login, since koo knows of no proxy
     408: Kind.TIMEOUT,
     409: Kind.CONFLICT,
     413: Kind.TOO_LARGE,
@@ -67,24 +67,25 @@ BY_STATUS: dict[int, Kind] = {
     504: Kind.TIMEOUT,
     529: Kind.OVERLOADED,
 }
-"""Other 5xx are the server's errors; other 3xx and 4xx (405, 415, 422, ...) are mistakes of the request or its URL."""
+"""Any other 5xx is a server error; any other 3xx or 4xx (405, 415, 422, ...) is a mistake in the request or its URL."""
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,79}")
 PARAMETERS = frozenset({
     "model", "max_tokens", "max_completion_tokens", "max_output_tokens", "temperature", "messages", "system", "input",
     "instructions", "stream", "stream_options", "store",
 })  # fmt: skip
-"""Names that we send ourselves, and so may repeat."""
+"""Names of parameters that may be shown, because koo sends them itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedError:
-    """What the other side said, as structured as it came.
+    """A provider's error response, with the structure that it arrived in.
 
-    `code` is more specific than `type`; `more` holds what some vendors name elsewhere. `message` is only for the table,
-    and so are the sentences that gateways put around it (`outer`). `counts` are numbers that an error's detail repeats,
-    `stated` the waits that the body names in a field of their own. `shaped`: the body had the form of an error, so it
-    came from a vendor or gateway and not from something on the way.
+    `code` is more specific than `type`; `more` contains codes and types from other fields. `message` is only for
+    searches by the table, and so are the sentences that gateways put around it (`outer`). `counts` are numbers to
+    repeat
+    in the error's detail; `stated` are the waits from the body's own fields. `shaped`: the body has the form of an
+    error, so it came from a vendor or a gateway and not from a proxy or firewall.
     """
 
     status: int
@@ -102,7 +103,7 @@ class ParsedError:
 
     @property
     def names(self) -> tuple[str | None, ...]:
-        """All its codes and types."""
+        """All codes and types."""
         return (self.code, self.type, *self.more)
 
 
@@ -111,11 +112,11 @@ Until = Callable[[ParsedError, float], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table: all conditions that are given must hold.
+    """A row of a table. It fits if all given conditions hold.
 
-    `name`: one of its codes and types. `begins` and `says`: the message begins with, or contains, one of these (lower
-    case). `until` computes the wait if the kind has one of its own; `sentence` replaces the kind's. `guessed`: by words
-    that are not the vendor's own.
+    `name` must be one of the error's codes and types. The message must begin with one of `begins` and contain one of
+    `says` (lower case). `until` computes the wait, if this error has a special one; `sentence` replaces the kind's.
+    `guessed`: the kind was derived from words that are not the vendor's own.
     """
 
     kind: Kind
@@ -138,7 +139,7 @@ class Row:
         )
 
     def _may_mean(self, status: int) -> bool:
-        """The status comes first: a row that contradicts it, or only says that something failed, is not believed."""
+        """Whether the row agrees with the status. A row that contradicts it, or adds nothing to it, is skipped."""
         if self.kind in CATCH_ALL:
             return status <= 400
         may_mean = MAY_MEAN.get(status)
@@ -146,7 +147,7 @@ class Row:
 
 
 CATCH_ALL = frozenset({Kind.SERVER_ERROR, Kind.INVALID_REQUEST})
-"""Kinds that a status shows as well, except for those that say nothing themselves: 200 inside a stream, and 400."""
+"""Kinds that add nothing to a status. They decide only if the status is 200 (inside a stream) or 400."""
 
 
 def _several(one_or_more: object) -> frozenset[object]:
@@ -157,15 +158,17 @@ FORBIDDEN_ON_THE_WAY = Row(
     Kind.INVALID_REQUEST,
     status=403,
     shaped=False,
-    sentence="a proxy or firewall on the way forbids the request",
+    sentence="a proxy or firewall in between forbids the request",
 )
-"""In every vendor's table: a proxy's or firewall's "forbidden" page says nothing about the key."""
+"""In every vendor's table: a "forbidden" page from a proxy or firewall says nothing about the key."""
 
 NEVER_PASSES = Row(
     Kind.TOO_LARGE,
-    sentence="the request needs more tokens than it allows at once: shorten the prompt, or lower max_tokens",
+    sentence="the request needs more tokens than the limit allows: shorten the prompt, or lower max_tokens",
 )
-"""Before every table: it carries the code of a limit, and would make all callers wait for what never passes."""
+"""Checked before every table. Such an error has the code of a rate limit, so all callers would wait although this
+request
+can never succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,9 @@ class FaultTable:
     rows: tuple[Row, ...]
 
     def find(self, parsed: ParsedError) -> Row:
-        """The vendor's first row that fits, else other vendors' words; a catch-all row after both, the status last."""
+        """The row that decides: the vendor's first specific one, then other vendors' words, catch-all rows, the
+        status.
+        """
         message = parsed.message[:MESSAGE_MAX].strip().lower()
         sentences = (parsed.message[:MESSAGE_MAX], *(said[:MESSAGE_MAX] for said in parsed.outer))
         if never_passes(sentences, parsed.status):
@@ -195,10 +200,12 @@ class FaultTable:
     def error(
         self, service: str, parsed: ParsedError, wall_s: float, *, billable: bool | None = False
     ) -> ExternalServiceError:
-        """The error for it. `wall_s`: our clock, for dates."""
+        """The error for a parsed response. `wall_s` is our clock, used for dates."""
         row = self.find(parsed)
         wait_s = _asked_s(row, parsed, wall_s)
         kind = row.kind
+        # Some vendors call a limit per minute a quota. Treated as one, it would keep the service away for an hour or
+        # more, although it is over in a minute. A row from the vendor's own table is exact and stays as it is.
         if kind is Kind.QUOTA and row.guessed and wait_s is not None and wait_s <= QUOTA_S_MIN:
             kind = Kind.THROTTLED
         detail = detail_of(parsed)
@@ -214,24 +221,24 @@ _ABOUT_THE_ANSWER = re.compile(
 
 
 def _about_the_answer(kind: Kind, parsed: ParsedError) -> str:
-    """Our words if the longest answer is what does not fit: a prompt of one line is not too long."""
+    """A better sentence if `max_tokens` is what does not fit: "shorten the prompt" does not help a one-line prompt."""
     if kind not in (Kind.CONTEXT_LENGTH, Kind.INVALID_REQUEST):
         return ""
     if not _ABOUT_THE_ANSWER.search(parsed.message[:MESSAGE_MAX]):
         return ""
     if kind is Kind.CONTEXT_LENGTH:
         return NO_ROOM
-    return "it does not accept this max_tokens: choose another"
+    return "it does not accept this value of max_tokens: choose another"
 
 
 QUOTA_S_MIN = 3600.0
-"""Some call a limit per minute a quota: what is over in less than an hour is worth waiting for."""
+"""A quota that resets within an hour is treated as a rate limit."""
 PASSING = frozenset({Kind.THROTTLED, Kind.QUOTA, Kind.BILLING, Kind.OVERLOADED})
-"""Kinds whose sentence may say when they pass."""
+"""Kinds whose message may say when they end."""
 
 
 def _asked_s(row: Row, parsed: ParsedError, wall_s: float) -> float | None:
-    """How long the other side asks us to stay away, by the most exact statement."""
+    """How long the provider asks us to wait, by the most exact source: row, body, `Retry-After`, message, limits."""
     wait_s = row.until(parsed, wall_s) if row.until else None
     waits = (wait_of(text, parsed.headers, wall_s, unit_s) for text, unit_s in parsed.stated)
     wait_s = wait_s or next((stated_s for stated_s in waits if stated_s), None)
@@ -245,7 +252,7 @@ def _asked_s(row: Row, parsed: ParsedError, wall_s: float) -> float | None:
 
 
 def kind_of_status(status: int) -> Kind:
-    """What a status alone says. An error inside a success (200) is the server's."""
+    """The kind of error that a status alone stands for. An error inside a success (200) is a server error."""
     kind = BY_STATUS.get(status)
     if kind is not None:
         return kind
@@ -263,7 +270,7 @@ def make_error(
     detail: dict[str, Any] | None = None,
     billable: bool | None = None,
 ) -> ExternalServiceError:
-    """An error of the class that belongs to its kind."""
+    """Make an error of the class that belongs to its kind."""
     reason = (reason or SENTENCES[kind])[:SENTENCE_MAX]
     error = TREATMENTS[kind].error(service, reason, wait_s, kind=kind, detail=detail)
     error.billable = billable
@@ -271,13 +278,13 @@ def make_error(
 
 
 def transport_error(service: str, error: TransportError) -> ExternalServiceError:
-    """There was no answer at all, or it broke off."""
+    """The error for a response that did not arrive, or broke off."""
     if isinstance(error, ClosedHere):
         return _closed_here(service, error)
     kind = Kind.BAD_ANSWER if error.stage == "answer" else Kind.CONNECTION
     if isinstance(error, ShortHere):
         kind = Kind.OUT_OF_RESOURCES
-    # What never left cannot be billed; anything else may have been.
+    # A request that was never sent cannot be billed; any other may have been.
     detail: dict[str, Any] = {"phase": error.stage}
     if error.lasting:
         detail["should_retry"] = False
@@ -285,14 +292,14 @@ def transport_error(service: str, error: TransportError) -> ExternalServiceError
 
 
 def _closed_here(service: str, error: ClosedHere) -> ExternalServiceError:
-    """Not a failure of either side; what was sent may be billed all the same."""
+    """The error for a call that closing koo cut off. It is not a failure of either side, but it may be billed."""
     closed = ServiceFailed(service, error.reason, kind=Kind.DRAINING, detail={"phase": error.stage})
     closed.billable = error.stage != "connect"
     return closed
 
 
 def sentence_of(words: str, detail: Mapping[str, Any]) -> str:
-    """Our words, and in brackets what a support team asks for."""
+    """koo's sentence, with the facts in brackets that a support team needs."""
     facts = [f"status {detail['status']}"] if detail["status"] != 200 else []
     facts += [str(detail[key]) for key in ("code", "type") if detail[key] is not None]
     if detail.get("param"):
@@ -303,7 +310,7 @@ def sentence_of(words: str, detail: Mapping[str, Any]) -> str:
 
 
 def detail_of(parsed: ParsedError) -> dict[str, Any]:
-    """What the other side said, as checked short words."""
+    """The facts of an error response, reduced to checked identifiers."""
     detail: dict[str, Any] = {
         "status": parsed.status,
         "type": word(parsed.type),
@@ -320,22 +327,22 @@ def detail_of(parsed: ParsedError) -> dict[str, Any]:
 
 
 def word(text: str | None) -> str | None:
-    """A short identifier unchanged, anything else as None: free text may hold a prompt or a key."""
-    # A server may repeat anything that it was sent in any field: text that looks like a key is not an identifier
-    # either.
+    """Return a short identifier unchanged and None for anything else: free text may contain a prompt or a key."""
+    # A server may echo in any field what it was sent. `safe` recognises text that looks like a key, which has the form
+    # of an identifier too.
     return text if text is not None and _WORD.fullmatch(text) and safe(text) == text else None
 
 
-# ── waits that a row works out itself ─────────────────────────────────────────────────────────────────────────────────
+# ── waits that a row computes itself ──────────────────────────────────────────────────────────────────────────────────
 
 
 def until_next_month(parsed: ParsedError, wall_s: float) -> float | None:
-    """Monthly limits end at 00:00 UTC on the first day of the next month."""
+    """Seconds until a monthly limit ends: 00:00 UTC on the first day of the next month."""
     now = datetime.fromtimestamp(wall_s, UTC)
     first = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
     return sensible(first.timestamp() - wall_s)
 
 
 def until_stated(parsed: ParsedError, wall_s: float) -> float | None:
-    """The point in time that the message names: "You will regain access on 2026-12-01 at 00:00 UTC"."""
+    """Seconds until the time in the message: "You will regain access on 2026-12-01 at 00:00 UTC"."""
     return until_said_s(parsed.message[:MESSAGE_MAX], wall_s)

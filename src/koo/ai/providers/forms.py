@@ -1,17 +1,18 @@
-"""How a server's format differs: which parameters it refuses, learned from its refusals.
+"""Learn from a server's refusals which form of a request it accepts.
 
-Servers of one format differ in what they accept. A reasoning model refuses `temperature`, a gateway in front of it
-wants `max_completion_tokens` for `max_tokens`, an old server does not know `stream_options`, a small model has no room
-for an answer of 4,096 tokens. Each says so when it refuses, and a refusal costs nothing. So the same request is sent
-once more in the form that the server accepts, as an attempt of its own (`Fault.anew`), and the form is remembered for
-the service and model. An operator can set what is known beforehand.
+Servers of the same format accept different parameters. A reasoning model rejects `temperature`, a gateway requires
+`max_completion_tokens` in place of `max_tokens`, an old server does not support `stream_options`, and a small model has
+no room for an answer of 4,096 tokens. Each server says so when it refuses, and a refusal costs nothing. So the same
+request is sent once more in the form that the server accepts, as a separate attempt (`Fault.anew`), and the form is
+remembered for the service and model. An operator can configure it beforehand.
 
-A refusal is believed only if it names one of the parameters that were sent, and refuses it or says what there is room
-for. If a parameter is complained about although it was left out, it was not the cause: it is sent again.
+A refusal teaches something only if it names a parameter that was sent, and either rejects it or states a limit. If a
+server complains about a parameter that was left out, the parameter was not the cause, and is sent again.
 
-The bound of the answer is never left out, since the budget rests on it; it is sent under its other name, or lowered. It
-is lowered to what fits: the context less the prompt as the server counted it. Other prompts are estimated from there,
-rather too short than too long: too short costs one more refusal, too long cuts an answer.
+`max_tokens` is never left out, because the hold on the budget is computed from it. It is sent under its other name, or
+lowered to what fits: the context minus the prompt as the server counted it. For other prompts the count is estimated
+from there, and the estimate is rather too low than too high. Too low costs one more refusal; too high would cut off an
+answer.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ from koo.ai.providers.faults import MESSAGE_MAX, ParsedError
 log = logging.getLogger("koo")
 
 MODELS_MAX = 256
-"""Model names come from callers: more than an operator uses would fill the memory."""
+"""Models to remember per service. Callers choose model names, so without a limit they could fill the memory."""
 REFUSALS = frozenset({400, 403, 413, 422})
 TOKEN_NAMES = ("max_tokens", "max_completion_tokens")
 OPTIONAL = ("temperature", "stream_options")
 PART_OF = {"include_usage": "stream_options", "stream_options.include_usage": "stream_options"}
-"""Other parts of a parameter that a server may name."""
+"""Fields inside a parameter that a server may name in its place."""
 BYTES_A_TOKEN = 4
-"""Of English; other languages have fewer characters to a token, but more bytes to a character."""
+"""The average of English. Other languages have fewer characters per token, but more bytes per character."""
 UNCOUNTED = 64
-"""Tokens around a prompt that its server has not counted; doubled after each refusal without a better count."""
+"""Tokens to assume around a prompt if the server has not counted it; doubled after each further refusal."""
 HEAD_MAX = 400
-"""Characters: later parts of a refusal may be the prompt."""
+"""Characters of a message to search for parameters; later parts may quote the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What one model of a service accepts.
+    """The form of a request that one model of a service accepts.
 
-    `without`: parameters that are left out. `tokens_name`: the name of the longest answer, if the format has two.
-    `output_max`: its bound alone; `context`: the bound of prompt and answer together, in tokens. `overhead`: what the
-    server counts of a prompt beyond the estimate.
+    `without`: parameters to leave out. `tokens_name`: the name to send `max_tokens` under, if the format has two.
+    `output_max`: the limit of the answer alone; `context`: the limit of prompt and answer together, both in tokens.
+    `overhead`: the tokens that the server counts for a prompt beyond the estimate.
     """
 
     without: frozenset[str] = frozenset()
@@ -56,7 +57,7 @@ class Form:
     overhead: int = 0
 
     def max_tokens(self, request: Request) -> int:
-        """The longest answer that there is room for, and never more than was requested."""
+        """The `max_tokens` that fits, and never more than the request's."""
         most = request.max_tokens
         if self.output_max is not None:
             most = min(most, self.output_max)
@@ -71,23 +72,25 @@ PLAIN = Form()
 class Forms:
     """The forms of one service's models.
 
-    `given` is the operator's, and stays. `has_two_names`: the format has two names for the longest answer.
+    `given` is set by the operator and never changes. `has_two_names`: the format has two names for `max_tokens`.
     """
 
     __slots__ = ("_by_model", "given", "has_two_names", "service")
 
     def __init__(self, service: str, given: Form = PLAIN, *, has_two_names: bool = False) -> None:
         self.service = service
-        self.given = PLAIN if given == PLAIN else given  # so that a request is passed on by one comparison
+        self.given = (
+            PLAIN if given == PLAIN else given
+        )  # `fit` compares by identity, which costs next to nothing
         self.has_two_names = has_two_names
         self._by_model: dict[str, Form] = {}
 
     def of(self, model: str) -> Form:
-        """The form for this model."""
+        """The current form for this model."""
         return self._by_model.get(model, self.given)
 
     def fit(self, request: Request) -> Request:
-        """The request as the model accepts it, except for names that are the format's own."""
+        """The request in the form that the model accepts, except for the names of parameters."""
         form = self._by_model.get(request.model, self.given)
         if form is PLAIN:
             return request
@@ -98,7 +101,7 @@ class Forms:
         )
 
     def learn(self, request: Request, parsed: ParsedError, sent: bytes) -> bool:
-        """Learn from how the server refused a request, whose body was `sent`; False: another form would not help."""
+        """Learn from the refusal of a request with the body `sent`; return False if another form would not help."""
         if parsed.status not in REFUSALS:
             return False
         known = self.of(request.model)
@@ -107,6 +110,8 @@ class Forms:
             if len(self._by_model) >= MODELS_MAX:
                 self._by_model.clear()
             self._by_model[request.model] = form
+        # A form that leaves out less than before takes back an earlier guess, and was refused in that form already.
+        # Repeating the request would only go back and forth between the two.
         return form is None or form.without >= known.without
 
     def _without(self, form: Form, request: Request, parsed: ParsedError, sent: bytes) -> Form | None:
@@ -115,27 +120,26 @@ class Forms:
         if name is None:
             return None
         if name in TOKEN_NAMES:
-            # Both names were refused: neither was the cause.
+            # The other name is in use already, so the server has refused both: the name is not the cause.
             if form.tokens_name is not None or not self.has_two_names:
                 return None
             other = TOKEN_NAMES[1 - TOKEN_NAMES.index(used)]
-            log.info("%s: requests to %s use %s from now on", self.service, request.model[:80], other)
+            log.info("%s: requests to %s will use %s", self.service, request.model[:80], other)
             return replace(form, tokens_name=other)
         if not _is_sent(name, sent):
             return replace(form, without=form.without - {name} | self.given.without)
         if name not in form.without:
-            log.warning(
-                "%s: %s refuses %s, which is left out from now on", self.service, request.model[:80], name
-            )
+            log.warning("%s: %s rejects %s; it will be left out", self.service, request.model[:80], name)
         return replace(form, without=form.without | {name})
 
 
 def _is_sent(name: str, sent: bytes) -> bool:
-    """Whether it was a field of the body. Inside a prompt its closing quote would have a backslash before it."""
+    """Whether it was a field of the body."""
+    # A prompt that contains `temperature":` does not match: in JSON its quote has a backslash in front.
     return f'{name}":'.encode() in sent
 
 
-# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── refused parameters ────────────────────────────────────────────────────────────────────────────────────────────────
 
 _REFUSES = re.compile(
     r"unsupported|not support|n't support|unknown|unrecogni[sz]ed|unexpected|forbidden|extra (?:inputs|fields)"
@@ -151,7 +155,7 @@ _NAMES = re.compile(
 
 
 def _refused(parsed: ParsedError, used: str) -> str | None:
-    """The parameter that the server does not accept at all; `used`: the name of the longest answer."""
+    """The parameter that the server does not accept; `used` is the name under which `max_tokens` was sent."""
     head = " ".join((parsed.message[:HEAD_MAX], *(said[:HEAD_MAX] for said in parsed.outer))).lower()
     named = [parsed.param] if parsed.param else []
     named += _NAMES.findall(head)
@@ -162,23 +166,29 @@ def _refused(parsed: ParsedError, used: str) -> str | None:
         return None
     if found[0] in OPTIONAL:
         return found[0]
-    # "Use 'max_completion_tokens' instead of 'max_tokens'": the one that was sent is the one that is refused.
+    # "Use 'max_completion_tokens' instead of 'max_tokens'" names both. The one that was sent is the refused one.
     return used if used in found else None
 
 
-# ── what there is room for ────────────────────────────────────────────────────────────────────────────────────────────
+# ── stated limits ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _with_room(form: Form, request: Request, parsed: ParsedError, sent: bytes) -> Form | None:
-    """The form with the room that a refusal names; None if it names none, or if not even the prompt fits."""
+    """The form with the limit that a refusal states; None if it states none, or if not even the prompt fits."""
+    # What was sent counts, not what the caller requested: an earlier refusal may already have lowered it.
     found = _ASKED.search(sent)
     asked = int(found[1]) if found else request.max_tokens
     room = _room(parsed, asked)
     if room.context is not None:
         estimate = _estimate(request)
         prompt = estimate if room.prompt is None else room.prompt
+        # Without an exact count the overhead is guessed, and doubles with each refusal. So a few attempts are enough
+        # for
+        # any prompt, and each of them makes progress.
         if room.prompt is None or room.is_at_least:
             prompt = max(prompt, estimate + max(UNCOUNTED, 2 * form.overhead))
+        # The first: not even a prompt alone fits. The second: by these numbers the request fits, so they are not the
+        # reason for the refusal, and the same request would be refused again.
         if room.context <= prompt or room.context - prompt >= asked:
             return None
         return replace(form, context=room.context, overhead=prompt - estimate)
@@ -196,7 +206,7 @@ def _estimate(request: Request) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """A refusal's numbers of tokens; `is_at_least`: the prompt is counted only in part."""
+    """The numbers of tokens in a refusal. `is_at_least`: the prompt's count is only a lower bound."""
 
     context: int | None = None
     prompt: int | None = None
@@ -205,7 +215,7 @@ class _Room:
 
 
 def _any(*phrases: str) -> re.Pattern[str]:
-    """Any of these, where # is the number that counts."""
+    """A pattern for any of the phrases; # stands for the number to extract."""
     return re.compile("|".join(phrases).replace("#", r"(\d+)"))
 
 

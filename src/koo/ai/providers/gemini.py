@@ -1,12 +1,13 @@
-"""Gemini: Google's `generateContent` and `streamGenerateContent?alt=sse`, and what its errors mean.
+"""Google's Gemini API: `generateContent` and `streamGenerateContent?alt=sse`.
 
-The key goes in the header `x-goog-api-key`, never into the URL, where every log on the way would keep it; the model's
-name is part of the path, and so is quoted.
+The key is sent in the header `x-goog-api-key` and never in the URL, which proxies write to their logs. The model's name
+is part of the path, and is quoted.
 
-Usage: thoughts are counted beside the answer and billed with it, and `maxOutputTokens` bounds both together. Cached
-tokens are part of the prompt's count. A stream reports its usage so far with each chunk, and has no end of its own: it
-is complete if a chunk named a reason for stopping, and cut if none did. A blocked prompt or answer is a success whose
-stop reason says so.
+Usage: thoughts are counted separately from the answer but billed with it, and `maxOutputTokens` limits both together.
+Cached tokens are part of the prompt's count. A stream reports the usage so far with each chunk and has no end event: it
+is complete if a chunk contained a stop reason, and cut if none did. A blocked prompt or answer has status 200 and a
+stop
+reason that says so.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from koo.http.events import ServerSentEvent
 
 BASE_URL = "https://generativelanguage.googleapis.com/v1"
 GOES_ON_WITHIN_S = 5.0
-"""The longest pause between two chunks of a model that says in each why it stopped."""
+"""How long to wait for the next chunk of a model that sends a stop reason with every chunk."""
 
 
 # ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -77,7 +78,7 @@ class _Usage(msgspec.Struct, rename="camel"):
 
 
 class _Answer(msgspec.Struct, rename="camel"):
-    """A whole answer, or a chunk of a streamed one."""
+    """A complete response, or a chunk of a stream."""
 
     candidates: list[_Candidate] | None = None
     prompt_feedback: _Feedback | None = None
@@ -92,7 +93,7 @@ class _Answer(msgspec.Struct, rename="camel"):
 
     @property
     def stop_reason(self) -> str | None:
-        """Why the model stopped, or why the prompt was not answered at all."""
+        """Why the model stopped, or why the prompt was blocked."""
         candidate, feedback = self.candidate, self.prompt_feedback
         reason = candidate.finish_reason if candidate is not None else None
         return reason or (feedback.block_reason if feedback is not None else None)
@@ -113,6 +114,7 @@ class _Reader(Reader):
         usage = usage_of(told.usage_metadata) if told.usage_metadata else None
         if told.error is not NOTHING and is_something(told.error):
             error = self._error(read_error(200, self.headers, data))
+            # An error with a usage is passed on as a piece, because the tokens up to it are billed.
             if usage is None:
                 raise error
             return CompletionChunk(usage=usage, error=error)
@@ -140,15 +142,17 @@ class _Reader(Reader):
         )
 
     def _may_go_on(self) -> None:
-        """Some models name a stop reason in each chunk: one that did so in the first may not have stopped."""
+        """Extend the wait after a stop reason that arrived together with text."""
+        # Some models send a stop reason with every chunk. The usual second would then cut off an answer whose chunks
+        # arrive more slowly. If the first chunk already has one, or text follows after one, the model is of that kind.
         if self.stop_reason is not None or not self._texts:
             self.usage_wait_s, self.waits_until = GOES_ON_WITHIN_S, None
 
 
 class GeminiProvider(Adapter):
-    """A service that speaks Google's Gemini API.
+    """A service with Google's Gemini API.
 
-    `base_url` is the address with its `/v1` (or `/v1beta`, which knows more models); one without a version gets `/v1`.
+    `base_url` is the URL including `/v1` (or `/v1beta`, which has more models); `/v1` is added if there is no version.
     """
 
     shape = _answer
@@ -169,7 +173,7 @@ class GeminiProvider(Adapter):
         if not text or reason not in OUTCOMES or answer.error is not NOTHING:
             self._wire.judge(response, answer.error, text, reason, usage)
             if answer.candidate is None and reason is None:
-                raise self._wire.no_answer(response, "an answer without candidates")
+                raise self._wire.no_answer(response, "a response without candidates")
         if not (usage.input_tokens and usage.output_tokens):
             usage = complete_usage(usage, request, text)
         return Completion(
@@ -181,7 +185,7 @@ class GeminiProvider(Adapter):
         )
 
     def path(self, request: Request, *, stream: bool) -> str:
-        """The model stands in it."""
+        """The path, which contains the model."""
         if stream:
             return path_of(request.model, "streamGenerateContent") + "?alt=sse"
         return path_of(request.model, "generateContent")
@@ -192,7 +196,8 @@ class GeminiProvider(Adapter):
 
 
 def path_of(model: str, method: str) -> str:
-    """The path for a model. Its name is the caller's, and must not become another path or a query."""
+    """The path for a model and a method."""
+    # Callers choose the model's name. Unquoted, `x/../../other?y=` would turn it into another path or a query.
     collection, slash, name = model.partition("/")
     if not slash or collection not in {"models", "tunedModels"}:
         collection, name = "models", model
@@ -200,7 +205,7 @@ def path_of(model: str, method: str) -> str:
 
 
 def encode(request: Request) -> bytes:
-    """The request's body; the path says whether it streams."""
+    """The request's body; the path decides whether the response is a stream."""
     system = request.system
     return _encode(
         _Body(
@@ -212,7 +217,7 @@ def encode(request: Request) -> bytes:
 
 
 def usage_of(usage: _Usage) -> Usage:
-    """Tokens by class, made disjoint. The total's surplus over its parts was written: some leave thoughts out."""
+    """Disjoint token counts. What the total has beyond its parts is output: some models leave out the thoughts."""
     read = count_of(usage.prompt_token_count) + count_of(usage.tool_use_prompt_token_count)
     cached = min(read, count_of(usage.cached_content_token_count))
     thoughts = count_of(usage.thoughts_token_count)

@@ -1,12 +1,13 @@
-"""What Gemini's errors mean, over HTTP and inside a stream, from its adapter and from Google's own SDK.
+"""The meaning of Gemini's errors: over HTTP, inside a stream, and from Google's own SDK.
 
     {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message", "details": [
         {"@type": ".../google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"},
         {"@type": ".../google.rpc.QuotaFailure", "violations": [{"quotaId": "GenerateRequestsPerDayPer..."}]},
         {"@type": ".../google.rpc.RetryInfo", "retryDelay": "45.8s"}]}}
 
-A wrong key is a 400, and only its reason tells it from a wrong request. A 429 names the quotas that were hit. A day's
-quota may come with a wait of seconds, after which it is still used up: it ends at midnight in California.
+A wrong key is a 400, and only its reason distinguishes it from a wrong request. A 429 names the exceeded quotas. An
+exceeded daily quota may state a wait of seconds, but it is still exceeded after that: it resets at midnight in
+California.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from koo.errors import Kind
 
 PACIFIC = "America/Los_Angeles"
 PACIFIC_STANDARD = timezone(timedelta(hours=-8))
-"""Where the machine knows no time zones: in summer an hour off."""
+"""Used on a machine without a time zone database; in summer it is off by an hour."""
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 INVALID = "INVALID_ARGUMENT"
 
 
 def until_midnight_pacific(parsed: ParsedError, wall_s: float) -> float | None:
-    """Daily quotas end at midnight in California, whose days have 23 or 25 hours twice a year."""
+    """Seconds until a daily quota resets: midnight in California, where two days a year have 23 or 25 hours."""
     zone = _pacific()
     today = datetime.fromtimestamp(wall_s, zone).date()
     midnight = datetime.combine(today + timedelta(days=1), time(), zone)
@@ -44,13 +45,15 @@ def _pacific() -> tzinfo:
 FAULTS = FaultTable(
     "gemini",
     (
-        # A reason first.
+        # Reasons first.
         Row(Kind.AUTH, ("API_KEY_INVALID", "API_KEY_EXPIRED")),
         Row(Kind.BILLING, "BILLING_DISABLED"),
-        # Then the quotas that were hit: one of the day outlasts one of the minute beside it.
+        # Then the exceeded quotas. A daily one comes first, because it lasts longer than one per minute in the same
+        # error.
         Row(Kind.QUOTA, "PerDay", sentence="its quota for today is used up", until=until_midnight_pacific),
         Row(Kind.THROTTLED, "PerMinute"),
-        # One status, several meanings. Words that stop the whole service have to be how the message begins.
+        # One status has several meanings here. For those that stop the whole service, the message has to begin with the
+        # words: later parts may quote the prompt.
         Row(Kind.BILLING, EXHAUSTED, (402, 429), begins=("your prepayment credits are depleted",)),
         Row(Kind.BILLING, (EXHAUSTED, "payment_required"), 402),
         Row(Kind.AUTH, INVALID, 400, begins=("api key not valid", "api key expired", "api key not found")),
@@ -66,15 +69,15 @@ FAULTS = FaultTable(
             Kind.PERMISSION,
             "FAILED_PRECONDITION",
             (200, 400),
-            sentence="it does not serve this account or country",
+            sentence="it is not available for this account or country",
         ),
-        # Then the status, which is all there is inside a stream.
+        # Then the status, which is all that an error inside a stream has.
         Row(Kind.THROTTLED, EXHAUSTED),
         Row(Kind.INVALID_REQUEST, (INVALID, "OUT_OF_RANGE", "UNIMPLEMENTED")),
         Row(Kind.AUTH, "UNAUTHENTICATED"),
         Row(Kind.PERMISSION, "PERMISSION_DENIED"),
         Row(Kind.NOT_FOUND, "NOT_FOUND"),
-        Row(Kind.CONFLICT, ("CANCELLED", "ABORTED"), sentence="the request was cancelled there"),
+        Row(Kind.CONFLICT, ("CANCELLED", "ABORTED"), sentence="it cancelled the request"),
         Row(Kind.OVERLOADED, "UNAVAILABLE"),
         Row(Kind.TIMEOUT, "DEADLINE_EXCEEDED"),
         FORBIDDEN_ON_THE_WAY,

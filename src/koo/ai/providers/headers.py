@@ -1,4 +1,4 @@
-"""How much is left: what an answer's headers say about the provider's own limits, in every vendor's dialect.
+"""Read the remaining rate limits from a response's headers, in every vendor's dialect.
 
     anthropic-ratelimit-input-tokens-limit, -remaining, -reset: 2026-08-21T12:40:59Z    Anthropic
     x-ratelimit-limit-requests, -remaining-, -reset-: 6m0s | 120ms | 17                 OpenAI, Azure, Groq, xAI, vLLM
@@ -6,9 +6,11 @@
     x-ratelimit-limit, -remaining, -reset: 1786000000000                                OpenRouter, Together, GitHub
     ratelimit-limit, -remaining, -reset: 30                                             gateways
 
-A header that names what remains of a rate limit is one, whatever its vendor: the words in its name say of what, and the
-names of its two companions are made of its own. Which of them a server sends is learned from its answers, so that an
-answer costs as many look-ups as it has limits. When to come back after a refusal is in `waits`.
+A header counts as a limit if its name says that it is what remains of a rate limit. The other words in the name say
+what
+is limited, and the names of the two related headers are derived from it. The headers that a server sends are learned
+from its responses, so that reading a response costs as many lookups as it has limits. How long to wait after a refusal
+is in `waits`.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from koo.ai.providers.base import Pace
 from koo.ai.providers.waits import Headers, iso_date, sensible, server_s, span_s, wait_of
 
 LOOKED_AT_EVERY, NOTHING_YET = 64, 8
-"""Answers until all names are looked at again: a server may begin to say more, or its first answer may be a proxy's."""
+"""Responses until all header names are scanned again, with and without known limits. A server may start to send more of
+them, and its first response may have come from a proxy."""
 LIMITS_MAX = 16
-"""More limits than any vendor has: a server gone mad must not cost each answer more."""
+"""More limits than any vendor has. It keeps the cost per response low if a faulty server sends hundreds."""
 WINDOWS = ("day", "hour", "minute", "month", "second")
 
 
 class Named(NamedTuple):
-    """The three headers of one limit, and what it counts."""
+    """The names of the three headers of one limit, and the resource that it counts."""
 
     resource: str
     remaining: str
@@ -36,7 +39,7 @@ class Named(NamedTuple):
 
 
 class LimitHeaders:
-    """What one server says of its limits."""
+    """Reads the limits that one server reports."""
 
     __slots__ = ("_named", "_until_look")
 
@@ -45,18 +48,19 @@ class LimitHeaders:
         self._until_look = 0
 
     def read(self, headers: Headers, wall: Callable[[], float]) -> tuple[Pace, ...]:
-        """The limits that an answer names; `wall` is our clock, for dates where the server sends no `Date`."""
+        """The limits in a response's headers; `wall` is our clock, used for dates if the server sends no `Date`."""
         if not self._until_look:
             self._named = tuple(_names(headers))[:LIMITS_MAX]
             self._until_look = LOOKED_AT_EVERY if self._named else NOTHING_YET
         self._until_look -= 1
         found: tuple[Pace, ...] = ()
-        now_s = 0.0  # by the server's clock: looked at once, and only for a date
+        now_s = 0.0  # the server's clock, read at most once, and only if a header contains a date
         for resource, of_remaining, of_limit, of_reset in self._named:
             remaining = _count(headers.get(of_remaining))
             if remaining is not None:
                 limit = _count(headers.get(of_limit))
-                # Azure sends -1 and 0 as limits that mean nothing; a "remaining" beside them means nothing either.
+                # Azure sends -1 and 0 as limits without a meaning. Their "remaining" has none either, and a 0 there
+                # would look like an exhausted limit.
                 if limit != 0:
                     reset = headers.get(of_reset)
                     if reset is None:
@@ -71,10 +75,10 @@ class LimitHeaders:
 
 
 def _names(headers: Headers) -> list[Named]:
-    """The headers that name what remains of a limit."""
+    """The names of the headers for each limit."""
     named = []
     for name in map(str.lower, headers):
-        # Anthropic's "unified" ones are shares of a subscription, which count neither requests nor tokens.
+        # Anthropic's "unified" limits are shares of a subscription and count neither requests nor tokens.
         if "remaining" in name and ("ratelimit" in name or "rate-limit" in name) and "unified" not in name:
             limit, reset = (name.replace("remaining", word) for word in ("limit", "reset"))
             named.append(Named(_resource(name), name, limit, reset))
@@ -82,7 +86,7 @@ def _names(headers: Headers) -> list[Named]:
 
 
 def _resource(name: str) -> str:
-    """What a limit counts ("requests", "input-tokens"), and by which window, if its name says so ("tokens-day")."""
+    """What a limit counts ("requests", "input-tokens"), with its window if the name contains one ("tokens-day")."""
     what = "requests"
     if "token" in name:
         what = "tokens"
@@ -95,7 +99,7 @@ def _resource(name: str) -> str:
 
 
 def _resets_in_s(text: str, headers: Headers, wall: Callable[[], float]) -> float | None:
-    if text[-1:] in {"s", "m", "h"}:  # a span, which needs no clock
+    if text[-1:] in {"s", "m", "h"}:  # a duration, which needs no clock
         return sensible(span_s(text))
     return wait_of(text, headers, wall())
 

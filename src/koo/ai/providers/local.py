@@ -1,15 +1,15 @@
-"""The `local` service: a model that koo runs itself, as a provider like any other. No key, no price, no network.
+"""The `local` service: a model that koo runs itself. It is a provider like any other, without a key, price or network.
 
-It is a server that speaks chat completions (`OpenAICompatibleProvider`) on a Unix socket, which `koo.ai.local_server`
-starts with the first query. There is one kind of request, a stream, and `complete` collects it. So both return the same
-text, and both stop at once: llama.cpp checks after every token, and after every batch of a prompt, whether its client
-is gone.
+`koo.ai.local_server` starts a llama.cpp server on a Unix socket with the first query, and this adapter sends it chat
+completions (`OpenAICompatibleProvider`). Every request is a stream; `complete` collects its pieces. So both return the
+same text, and both can be stopped quickly: llama.cpp checks after every token, and after every batch of a prompt,
+whether its client is still connected.
 
-Queries wait here for one of the slots, in order of arrival; the server would take simultaneous ones in any order. On
-two cores, four answers of 64 tokens took 2.9 s one after another, 2.2 s with two slots and 1.9 s with four; but with
-four, all callers waited as long as the last one: the mean was 1.8 s either way. One slot is the default: it costs the
-least memory (each slot has a context of its own), and an answer at temperature 0 does not depend on other callers,
-because numbers are never added up in another order.
+Queries wait here for one of the slots, in order of arrival; the server itself would take waiting ones in any order. On
+two cores, four answers of 64 tokens took 2.9 s one after another, 2.2 s with two slots and 1.9 s with four. But with
+four slots every caller waits as long as the last one, and the mean was 1.8 s either way. One slot is the default. It
+needs the least memory, since each slot has its own context. And an answer at temperature 0 does not depend on other
+callers, because floating-point sums are always computed in the same order.
 """
 
 from __future__ import annotations
@@ -54,45 +54,48 @@ from koo.policies.treatment import out_of_resources
 from koo.shortages import shortage_in
 
 CONTEXT_TOKENS = 4096
-"""Prompt and answer together; 94 MB of memory with the small model, whose own bound is 8192."""
+"""For prompt and answer together. It takes 94 MB of memory with the small model, whose own limit is 8192."""
 
 SYSTEM = "You are a helpful assistant."
-"""If the caller sets none: with its own default ("... named SmolLM, trained by Hugging Face") the small model tends to
-answer in French when it is asked for the capital of France."""
+"""Used if the caller sets none. With its own default ("... named SmolLM, trained by Hugging Face") the small model
+tends to answer in French when it is asked for the capital of France."""
 TEMPERATURE = 0.0
-"""The same answer each time, and the likeliest. At the 0.2 that SmolLM2's makers recommend two of six answers about the
-capital of France were French nonsense, and two of twelve answers found no end, one at 0."""
+"""Returns the most likely answer, and the same one each time. At the 0.2 that SmolLM2's authors recommend, two of six
+answers about the capital of France were French nonsense, and two of twelve did not end (at 0, one of twelve)."""
 REPEAT_PENALTY = 1.1
-"""Without it three of five answers at temperature 0 went round in circles to the end of the context; with it all of
-them ended by themselves."""
+"""Without it, three of five answers at temperature 0 repeated themselves to the end of the context. With it, none
+did.
+"""
 
 BYTES_PER_TOKEN_MAX = 128
-"""Longest token of the usual vocabularies (a run of spaces): a prompt longer than this many times the context cannot
-fit, and is refused before the server spends seconds on cutting it up, which nothing can stop."""
+"""Bytes of the longest token in the usual vocabularies (a run of spaces). A prompt longer than this times the context
+cannot fit. It is refused before the server spends seconds on tokenizing it, which cannot be stopped."""
 ENDED_WITHIN_S = 1.0
-"""A process that ends closes its connections some milliseconds before its exit code is known."""
+"""How long to wait for an exit code after a connection broke: a process that ends closes its connections some
+milliseconds before its exit code is known."""
 MEAN_WEIGHT = 0.2
-"""Of the newest answer in the mean time of an answer."""
+"""Weight of the newest answer in the moving average of an answer's duration."""
 
 LOAD_FAILED = (
-    "the model could not be loaded: the file is damaged or of an unknown kind; "
-    f"run `koo model install` to get one that works, or {SET_PATH}"
+    "the model could not be loaded: the file is damaged or has an unknown format; "
+    f"run `koo model install` to get a working one, or {SET_PATH}"
 )
-NO_MEMORY = f"there is too little memory to run the model: free some, or {SET_PATH} of a smaller one"
+NO_MEMORY = f"there is not enough memory to run the model: free some, or {SET_PATH} of a smaller one"
 WAS_KILLED = (
-    "the model's process was killed, which the system does when there is too little memory: free some, or "
+    "the model's process was killed, probably by the system because memory ran out: free some, or "
     f"{SET_PATH} of a smaller one"
 )
-NO_FOLDER = "no folder can be made for the model's socket: set TMPDIR to a writable folder with a short path"
+NO_FOLDER = "cannot create a folder for the model's socket: set TMPDIR to a writable folder with a short path"
 
 
 class LocalProvider:
-    """A GGUF model in a process of its own.
+    """A GGUF model in a separate process.
 
-    `model_path` None means the installed package's file, looked for at each use: installing it needs no restart.
-    `context_tokens` is for prompt and answer together; `threads` None means as many as help; `queue_max` bounds the
-    queries that wait for a free slot; `slots` are the answers made at once. Providers with the same file, context,
-    threads and slots share one loaded model, in all event loops of the process, until it ends.
+    `model_path` None means the file of the installed package, which is searched for at each use, so installing it needs
+    no restart. `context_tokens` is for prompt and answer together; `threads` None means as many as are useful;
+    `queue_max` limits the queries that wait for a free slot; `slots` is the number of answers generated at the same
+    time. Providers with the same file, context, threads and slots share one loaded model, in all event loops, until the
+    process ends.
     """
 
     output_tokens_min = 1
@@ -125,32 +128,32 @@ class LocalProvider:
         )
 
     def bound_input_tokens(self, request: Request) -> int:
-        """UTF-8 bytes of prompt and system, and more than a chat template puts around them."""
+        """UTF-8 bytes of prompt and system, plus an allowance for the chat template."""
         return bound_tokens(request)
 
     def obstacle(self) -> str:
-        """What is missing, and the one command that fixes it; empty if nothing is. Reads a few files, loads nothing."""
+        """What is missing and the command that fixes it, or "". Reads a few files and loads nothing."""
         setup = self._setup()
         if setup is not None and SERVERS.find(setup) is not None:
-            # What is loaded needs neither file any more.
+            # A loaded model no longer needs its files.
             return ""
         return engine_obstacle(doubted=self._engine_failed) or model_obstacle(self._model_path)
 
     def server(self) -> ModelServer | None:
-        """The process that has the model, if it is loaded or being loaded."""
+        """The process with the model, if the model is loaded or being loaded."""
         setup = self._setup()
         return None if setup is None else SERVERS.find(setup)
 
     async def load(self) -> None:
-        """Load the model now, rather than with the first query. Raises `ServiceFailed`."""
+        """Load the model now and not with the first query. Raises `ServiceFailed`."""
         await self._loaded(self._open(self._usable()))
 
     async def check(self) -> None:
-        """Check for a GGUF file, and an engine to run it. Loads nothing, sends nothing. Raises `ServiceFailed`."""
+        """Check that a GGUF file and an engine to run it exist. Loads and sends nothing. Raises `ServiceFailed`."""
         self._usable()
 
     async def complete(self, request: Request) -> Completion:
-        """The whole answer. Raises `InvalidRequest`, `ServiceSaturated` and `ServiceFailed`."""
+        """Return the complete answer. Raises `InvalidRequest`, `ServiceSaturated` and `ServiceFailed`."""
         texts: list[str] = []
         model, request_id, usage = "", None, Usage()
         last = CompletionChunk()
@@ -169,17 +172,20 @@ class LocalProvider:
         )
 
     async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """The answer as it is made. Closing it, or cancelling its reader, stops the model at that token.
+        """Yield the answer as it is generated. Closing the generator or cancelling its task stops the model
+        immediately.
 
-        Raises as `complete` does, and `StreamTruncated` if it ends early.
+        Raises what `complete` raises, and `StreamTruncated` if the stream ends early.
         """
         setup = self._usable()
         self._check(request, setup.path.stem)
         session = self._open(setup)
         if session.under_way >= self._slots + self._queue_max and not is_fed.get():
             waiting = session.under_way - self._slots
-            reason = f"the model is busy and {waiting} queries are waiting for it already"
+            reason = f"the model is busy and {waiting} queries are already waiting for it"
             raise ServiceSaturated(self.service, reason, self._mean_s)
+        # Counted from here, before the first `await`: queries that arrive while the model is loading have to count, or
+        # any number of them would pass the check above.
         session.under_way += 1
         try:
             await self._loaded(session)
@@ -190,13 +196,13 @@ class LocalProvider:
             session.under_way -= 1
 
     async def close(self) -> None:
-        """End this provider's answers. The model stays loaded, for other providers and the next event loop."""
+        """Stop this provider's answers. The model stays loaded for other providers and the next event loop."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The request, in llama.cpp's words."""
+        """The request with llama.cpp's parameters."""
         return {
             "messages": [
                 {"role": "system", "content": SYSTEM if request.system is None else request.system},
@@ -205,15 +211,16 @@ class LocalProvider:
             "max_tokens": min(request.max_tokens, self._context_tokens),
             "temperature": TEMPERATURE if request.temperature is None else request.temperature,
             "repeat_penalty": REPEAT_PENALTY,
-            # A prompt that was partly in the cache is computed in other batches: other roundings, another answer.
+            # A prompt that is partly in the cache is computed in other batches. The rounding differs, and with it the
+            # answer at temperature 0: the same prompt would have two answers, depending on the query before.
             "cache_prompt": False,
             "stream": True,
             "stream_options": {"include_usage": True},
-            # Each chunk then reports its usage so far: for a reader that leaves before the end.
+            # With this each chunk reports the usage so far, which is needed if the caller stops before the end.
             "timings_per_token": True,
         }
 
-    # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── querying ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _setup(self) -> Setup | None:
         path = self._model_path or find_model()
@@ -229,7 +236,7 @@ class LocalProvider:
         return setup
 
     def _open(self, setup: Setup) -> Session:
-        """The way to the model in this event loop; begins to load it unless it is loaded."""
+        """The session with the model in this event loop; starts to load the model unless it is loaded."""
         try:
             server = SERVERS.get(setup)
         except Stopped:
@@ -239,7 +246,7 @@ class LocalProvider:
         except OSError as error:
             if shortage_in(error) is not None:
                 raise out_of_resources(self.service, error) from None
-            reason = f"no process can be started for the model ({error.strerror})"
+            reason = f"cannot start a process for the model ({error.strerror})"
             raise ServiceFailed(self.service, reason) from None
         session, loop = self._session, asyncio.get_running_loop()
         if session is None or session.server is not server or session.loop is not loop:
@@ -282,19 +289,21 @@ class LocalProvider:
         if len(request.prompt) + len(request.system or "") > self._context_tokens * BYTES_PER_TOKEN_MAX:
             raise self._too_long(f"more than {self._context_tokens}")
 
-    # ── what an error means ───────────────────────────────────────────────────────────────────────────────────────
+    # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _explain(self, error: ExternalServiceError, session: Session) -> ExternalServiceError:
-        """The error of our own server: it knows more than the connection does."""
+        """A better error than the connection's, from the state of our own server process."""
         if session.closed or session.server.stopped:
             return self._unloaded()
         if error.kind is Kind.CONTEXT_LENGTH:
             counted = (error.detail or {}).get("prompt_tokens", f"more than {self._context_tokens}")
             return self._too_long(str(counted))
+        # A process that is killed or crashes looks like a broken connection at first. Its exit code tells whether more
+        # memory would help.
         if error.kind in (Kind.CONNECTION, Kind.BAD_ANSWER, Kind.TRUNCATED_STREAM):
             code = await _exit_code(session.server)
             if code is not None:
-                ended = f"the model's process ended in the middle of an answer (exit code {code})"
+                ended = f"the model's process ended during an answer (exit code {code})"
                 return ServiceFailed(self.service, WAS_KILLED if code == KILLED else ended)
         return error
 
@@ -304,7 +313,7 @@ class LocalProvider:
 
     def _too_long(self, tokens: str) -> InvalidRequest:
         reason = (
-            f"the prompt has {tokens} tokens, but the model reads {self._context_tokens}, its answer included: "
+            f"the prompt has {tokens} tokens, but the model's context is {self._context_tokens}, including the answer: "
             "shorten it"
         )
         return InvalidRequest(self.service, reason, kind=Kind.CONTEXT_LENGTH)
@@ -314,7 +323,7 @@ class LocalProvider:
 
 
 class Session:
-    """One provider's way to one loaded model in one event loop: whose turn it is, and the connections."""
+    """One provider's use of one loaded model in one event loop: the queue for its slots, and the connections."""
 
     def __init__(self, server: ModelServer, loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
@@ -326,7 +335,7 @@ class Session:
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[HttpClient, None]:
-        """A client for one answer: nothing stays open that would have to be closed before the loop ends."""
+        """A client for one answer. Nothing stays open after it, so nothing has to be closed before the loop ends."""
         http = HttpClient(unix_socket=self.server.socket_path)
         self._clients.add(http)
         try:
@@ -336,14 +345,14 @@ class Session:
             await http.close()
 
     async def close(self) -> None:
-        """End what is under way, and what waits for its turn."""
+        """Stop running answers, and those that wait for a slot."""
         self.closed = True
         for http in tuple(self._clients):
             await http.close()
 
 
 class Chat(OpenAICompatibleProvider):
-    """Chat completions with the words that only llama.cpp knows."""
+    """Chat completions with llama.cpp's own parameters."""
 
     def __init__(self, provider: LocalProvider, http: HttpClient, key: str) -> None:
         super().__init__(provider.service, http, base_url="http://local", api_key=key)
@@ -355,7 +364,7 @@ class Chat(OpenAICompatibleProvider):
         return base_url
 
     async def without_marks(self, request: Request) -> Chat:
-        """Itself, with the request's messages as text alone. Raises `ExternalServiceError`."""
+        """Tokenize messages that contain special tokens (see `local_text`). Raises `ExternalServiceError`."""
         self._tokens = await tokens_of(self._wire, self._provider.body(request)["messages"])
         return self
 
@@ -371,7 +380,7 @@ class Chat(OpenAICompatibleProvider):
 
 
 async def _exit_code(server: ModelServer) -> int | None:
-    """The exit code of a process that has ended, or ends at this moment."""
+    """The exit code of a process that has ended or is ending; None if it is still running."""
     try:
         async with asyncio.timeout(ENDED_WITHIN_S):
             return await asyncio.wrap_future(server.ended)
@@ -380,6 +389,6 @@ async def _exit_code(server: ModelServer) -> int | None:
 
 
 def _means(name: str, model: str, service: str) -> bool:
-    """Whether a query's `name` means this model: the beginning of its file's name, in any case; or no name at all."""
+    """Whether `name` means this model: it is empty, or the beginning of the file's name in upper or lower case."""
     name = name.lower().removesuffix(".gguf")
     return name in ("", "local", service) or model.lower().startswith(name)

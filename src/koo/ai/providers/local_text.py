@@ -1,10 +1,14 @@
-"""A local model's input is text, even where it looks like the marks that a chat is built of.
+"""Protect a local model's chat template against prompts that contain its special tokens.
 
-llama.cpp writes a chat as one text (`<|im_start|>user\\n…<|im_end|>`) and then makes tokens of it. A model's marks in a
-prompt become the same tokens as its own: a prompt could end its own turn, and continue as the assistant or the system.
-So a prompt with a letter of such marks is tokenised twice, with marks and without. If both results are the same, it has
-none, and takes the usual way. If not, koo puts the chat together: the template with its marks, each message without, as
-numbers of tokens, which nothing parses a second time.
+llama.cpp writes a chat as one text (`<|im_start|>user\\n…<|im_end|>`) and then tokenizes it. A special token that is
+written in a prompt becomes the same token as the template's own. So a prompt could end its own turn and continue as the
+assistant or the system.
+
+If a message contains a character that special tokens are written with, it is tokenized twice, with and without special
+tokens. If both results are equal, the message contains none and is sent as usual. If not, koo assembles the chat
+itself:
+the template is tokenized with special tokens, each message without, and the request consists of token numbers, which
+nothing parses again.
 """
 
 from __future__ import annotations
@@ -18,12 +22,12 @@ from koo.ai.providers.transport import Wire
 from koo.hidden import Sent
 
 _LETTERS = re.compile(r"[<>\[\]|｜]")
-"""No mark of the usual vocabularies is without one of these."""
+"""Every special token of the usual vocabularies contains one of these characters."""
 Messages = list[dict[str, str]]
 
 
 async def tokens_of(wire: Wire, messages: Messages) -> list[int] | None:
-    """The tokens of a chat; None if no message contains a mark. Raises `ExternalServiceError`."""
+    """The tokens of a chat; None if no message contains a special token. Raises `ExternalServiceError`."""
     for one in messages:
         text = one["content"]
         if _LETTERS.search(text) and await _cut(wire, text) != await _cut(wire, text, marks=True):
@@ -32,7 +36,8 @@ async def tokens_of(wire: Wire, messages: Messages) -> list[int] | None:
 
 
 async def _put_together(wire: Wire, messages: Messages) -> list[int]:
-    # Random, so that no message can have one in it.
+    # The template is filled with placeholders and split at them afterwards. They are random, so that a message cannot
+    # contain one and end up in another place of the chat.
     stands_for = {secrets.token_hex(16): one["content"] for one in messages}
     asked = [one | {"content": place} for one, place in zip(messages, stands_for, strict=True)]
     written = (await _ask(wire, "/apply-template", {"messages": asked}))["prompt"]

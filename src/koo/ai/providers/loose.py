@@ -1,15 +1,17 @@
-"""The second, lenient reading of an answer that the strict one cannot read: one mechanism for all formats.
+"""Lenient decoding of responses that strict decoding failed on: one mechanism for all formats.
 
-The strict reading is a `msgspec` decoder over a vendor's shapes, and fast. Where it fails, the document is read once
-more, whatever is odd about its bytes (a UTF-8 mark, NaN, half a character, control characters in a text), and fitted
-into the same shape field by field: a value of the wrong type becomes the nearest thing of the right one, or the field
-stays as if it had not come. So a shape must give a default to everything that an answer can do without.
+Strict decoding is fast: a `msgspec` decoder for the vendor's shapes. If it fails, the document is decoded again. Odd
+bytes are tolerated (a byte order mark, NaN, half a character, control characters in a text), and the document is fitted
+into the same shape field by field. A value of the wrong type is converted to the nearest value of the right type, or
+the
+field is treated as missing. So a shape needs a default for every field that an answer can do without.
 
-Half a character is kept as half a surrogate pair, or as the escape of a byte, because its other half may come with the
-next chunk: `Halves` joins them. `whole_text` is for texts that nothing follows.
+Half a character is kept as half a surrogate pair or as an escaped byte, because the other half may arrive with the next
+chunk; `Halves` joins them. `whole_text` is for texts that nothing follows.
 
-What the lenient reading costs is bounded, because it is Python's and some twenty times slower than the strict one: the
-loop stands still meanwhile. A document beyond the bounds counts as unreadable.
+Lenient decoding runs in Python, takes about twenty times as long as strict decoding, and blocks the event loop. So it
+is
+limited: a larger document counts as unreadable.
 """
 
 from __future__ import annotations
@@ -30,36 +32,37 @@ from koo.http.connector import is_dense
 T = TypeVar("T", bound=msgspec.Struct)
 
 PLAIN_FIELDS = ("text", "content", "parts", "message", "delta")
-"""Where a bare text belongs that stands in place of an object: the first of these that the object's shape has."""
+"""If a text arrives in place of an object, it becomes the first of these fields that the object's shape has."""
 WORD_FIELDS = ("text", "value", "content", "type", "reason", "name", "message")
-"""Where the text is in an object that stands in place of a bare one."""
+"""If an object arrives in place of a text, the first of these fields that it has is the text."""
 LOST = "\ufffd"
 
 LOOSE_BYTES_MAX = 1024 * 1024
-"""Twice the longest answers of today's models."""
+"""Twice the size of the longest responses of today's models."""
 LOOSE_PARTS_MAX = 10_000
-"""Objects and lists of a document, and a fifth of its values."""
+"""Most objects and lists in a document. Five times as many values are allowed."""
 
 NOT_JSON = object()
 _ABSENT = object()
 _loads = json.JSONDecoder(strict=False).decode
-_described = cache(inspect.type_info)  # which takes longer than everything else here
+_described = cache(inspect.type_info)  # cached because it takes longer than everything else here
 
 
 def loads(data: bytes) -> object:
-    """A document however oddly it is written, or `NOT_JSON`, which one beyond the bounds is too."""
+    """Decode a document leniently; `NOT_JSON` if that is impossible or the document is too large."""
     if len(data) > LOOSE_BYTES_MAX or is_dense(data, LOOSE_PARTS_MAX):
         return NOT_JSON
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").strip("\ufeff\0 \t\r\n")
-    # Not raised: the decoder's error quotes the document, and would stay behind each error that is raised for it.
+    # Suppressed and not chained: the decoder's error quotes the document, and would become the `__context__` of every
+    # error that is raised for it.
     with suppress(ValueError, RecursionError):
-        # A proxy that reads an event's line as its data sends the prefix twice.
+        # Some proxies take a whole `data: …` line for the data, and add the prefix a second time.
         return _loads(text.removeprefix("data:").lstrip())
     return NOT_JSON
 
 
 def fit(document: object, shape: type[T]) -> T | None:
-    """What of a document fits a shape; None where something is missing that has no default."""
+    """Fit a document into a shape; None if a field without a default is missing."""
     fitted = _fit(document, _described(shape))
     return fitted if isinstance(fitted, shape) else None
 
@@ -68,7 +71,7 @@ def fit(document: object, shape: type[T]) -> T | None:
 
 
 def _fit(value: object, node: inspect.Type) -> object:
-    """The value as the type that `node` describes, or `_ABSENT`."""
+    """Convert a value to the type that `node` describes; `_ABSENT` if that is impossible."""
     match node:
         case inspect.UnionType():
             return _fit_one_of(value, node)
@@ -91,7 +94,11 @@ def _fit(value: object, node: inspect.Type) -> object:
 
 
 def _fit_one_of(value: object, union: inspect.UnionType) -> object:
-    """As the member that it is already, else as the first one that it can become, else as None where that may be."""
+    """Convert a value to the member type that it already has, else to the first possible one, else to None if
+    allowed.
+    """
+    # The order matters for `str | list[Part]`: a list must be read as parts first, although its texts could also be
+    # joined to a string. And a list that loses all its items in the conversion is no success, but an empty list is.
     if value is not None:
         members = [member for member in union.types if not isinstance(member, inspect.NoneType)]
         for member in sorted(members, key=lambda member: not _is_one(value, member)):
@@ -147,7 +154,7 @@ def _number(value: object, node: inspect.Type) -> object:
         number = Decimal(str(value).strip())
     except InvalidOperation:
         return _ABSENT
-    # A number beyond every count would be a gigabyte of digits as an int.
+    # "1e999999999" is ten bytes as text, and a gigabyte of digits as an int. No count has more than 30 digits.
     if not number.is_finite() or number.adjusted() > 30:
         return _ABSENT
     if isinstance(node, inspect.DecimalType):
@@ -156,7 +163,7 @@ def _number(value: object, node: inspect.Type) -> object:
 
 
 def _items(value: object) -> list[object]:
-    """A list, or what stands in place of one: a single item, or an object whose names are the places (PHP's)."""
+    """The items of a list, of an object with indexes as names (PHP encodes lists that way), or of a single value."""
     match value:
         case list():
             return value
@@ -193,11 +200,16 @@ _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _BYTE = re.compile("[\udc80-\udcff]")
 _OPEN_PAIR = re.compile(r"[\ud800-\udbff]\Z")
 _OPEN_BYTES = re.compile(r"[\udcc2-\udcf4][\udc80-\udcbf]{0,2}\Z")
-"""At the end of a text: the first bytes of a character."""
+"""The first bytes of a UTF-8 character at the end of a text, as escaped bytes."""
 
 
 class Halves:
-    """Joins characters whose halves came in two texts; what finds no other half becomes U+FFFD."""
+    """Joins characters that were split over two texts; a half without its other half becomes U+FFFD.
+
+    Two kinds of halves occur. A server that cuts a text after UTF-16 units sends half a surrogate pair as a JSON
+    escape.
+    One that cuts after bytes sends incomplete UTF-8, which is decoded to escaped bytes (U+DC80 to U+DCFF).
+    """
 
     __slots__ = ("_kept",)
 
@@ -205,19 +217,22 @@ class Halves:
         self._kept = ""
 
     def join(self, text: str) -> str:
-        """The text with its halves joined; a half at its end is kept for the next one."""
+        """Return the text with its halves joined; a half at its end is kept for the next call."""
         if not self._kept and _is_whole(text):
             return text
         text = _PAIR.sub(_one_of_two, self._kept + text)
         text, self._kept = _cut_at(_OPEN_PAIR, text)
-        # All at once and in C: of a megabyte of bytes that are no text, one call for each would take half a second.
+        # One round trip in C joins all escaped bytes that form characters. Called for each character, it would take
+        # half
+        # a second for a megabyte of invalid bytes. The order matters: a lone surrogate that is not an escaped byte must
+        # be replaced first, because it cannot be encoded.
         text = _HALF.sub(LOST, text).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
         if not self._kept:
             text, self._kept = _cut_at(_OPEN_BYTES, text)
         return _BYTE.sub(LOST, text)
 
     def finish(self) -> str:
-        """What is left of a half that was kept."""
+        """Return U+FFFD if a half is left over."""
         kept, self._kept = self._kept, ""
         return LOST if kept else ""
 
@@ -227,13 +242,13 @@ def _one_of_two(pair: re.Match[str]) -> str:
 
 
 def _cut_at(end: re.Pattern[str], text: str) -> tuple[str, str]:
-    """The text without its end of this kind, and that."""
+    """Split off the end of the text that matches."""
     found = end.search(text, max(0, len(text) - 4))
     return (text, "") if found is None else (text[: found.start()], found[0])
 
 
 def _is_whole(text: str) -> bool:
-    """Has it no half of a character?"""
+    """Whether the text contains no halves of characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -242,7 +257,7 @@ def _is_whole(text: str) -> bool:
 
 
 def whole_text(text: str) -> str:
-    """A text with what stands for no character replaced."""
+    """The text with halves of characters replaced by U+FFFD."""
     if _is_whole(text):
         return text
     halves = Halves()
@@ -250,7 +265,7 @@ def whole_text(text: str) -> str:
 
 
 def repaired(document: object) -> object:
-    """A document whose texts are whole."""
+    """The document with halves of characters replaced in all its texts."""
     match document:
         case str():
             return whole_text(document)

@@ -1,10 +1,12 @@
-"""OpenAI: the Responses API (`POST /responses`), its answers, its stream, and what its errors mean.
+"""OpenAI's Responses API (`POST /responses`): its responses, its stream, and the meaning of its errors.
 
-OpenAI recommends Responses for everything new, its reasoning models answer better there, and `max_output_tokens`
-bounds reasoning and text together, which is what a budget needs. `store: false`, because by default OpenAI keeps every
-answer for 30 days. Servers that imitate OpenAI mostly know chat completions only: they are `openai_compatible`.
+OpenAI recommends this API for new applications, its reasoning models give better answers there, and
+`max_output_tokens` limits reasoning and text together, which a budget needs. Requests set `store: false`, because
+OpenAI
+otherwise keeps every response for 30 days. Servers that imitate OpenAI mostly support only chat completions; they use
+`openai_compatible`.
 
-Usage: `input_tokens` includes what came from and went to the cache; reasoning is a part of `output_tokens`.
+Usage: `input_tokens` includes tokens read from and written to the cache; reasoning is part of `output_tokens`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ INVALID = "invalid_request_error"
 FAULTS = FaultTable(
     "openai",
     (
-        # An exact code first. A type alone may be shared: `insufficient_quota` covers five different ends of money.
+        # Exact codes first. A type may be shared: `insufficient_quota` stands for five different limits of money.
         Row(Kind.CONTEXT_LENGTH, "context_length_exceeded"),
         Row(
             Kind.CONTENT_POLICY,
@@ -38,18 +40,18 @@ FAULTS = FaultTable(
             Kind.QUOTA,
             ("organization_spend_limit_exceeded", "project_spend_limit_exceeded", "organization_usage_limit_exceeded"),
         ),
-        Row(Kind.QUOTA, "insufficient_quota", sentence="its quota for this account is used up, or its credit is"),
-        Row(Kind.THROTTLED, "slow_down", sentence="our rate grows faster than it allows"),
-        Row(Kind.THROTTLED, "flex_unavailable", sentence="its flex tier has no room now"),
+        Row(Kind.QUOTA, "insufficient_quota", sentence="the account's quota or credit is used up"),
+        Row(Kind.THROTTLED, "slow_down", sentence="our request rate grew faster than it allows"),
+        Row(Kind.THROTTLED, "flex_unavailable", sentence="its flex tier has no capacity right now"),
         Row(Kind.THROTTLED, ("rate_limit_exceeded", "rate_limit_error")),
         Row(Kind.OVERLOADED, ("server_is_overloaded", "server_overloaded", "service_unavailable_error")),
         Row(Kind.AUTH, ("invalid_api_key", "authentication_error", "account_deactivated")),
-        Row(Kind.PERMISSION, "unsupported_country_region_territory", sentence="it does not serve this country"),
+        Row(Kind.PERMISSION, "unsupported_country_region_territory", sentence="it is not available in this country"),
         Row(Kind.NOT_FOUND, "model_not_found"),
         Row(Kind.TIMEOUT, "request_timeout"),
-        # Words refine a refused request, and nothing else.
+        # A message can only refine the refusal of a request, never another kind of error.
         Row(Kind.CONTEXT_LENGTH, INVALID, (200, 400), says=CONTEXT_WORDS),
-        # The type alone decides only where no status says more: a 401 and a 404 have it too.
+        # The type alone decides only for these statuses: a 401 and a 404 have the same type.
         Row(Kind.INVALID_REQUEST, INVALID, (200, 400)),
         FORBIDDEN_ON_THE_WAY,
     ),
@@ -57,18 +59,21 @@ FAULTS = FaultTable(
 
 
 class OpenAIProvider(ResponsesAdapter):
-    """A service that speaks OpenAI's Responses API. `base_url` is the address with its `/v1`."""
+    """A service with OpenAI's Responses API. `base_url` is the URL including `/v1`."""
 
     vendor = Vendor(FAULTS, read_error, BASE_URL)
     output_tokens_min = 16
 
     async def check(self) -> None:
-        """Ask for the list of models, which is never billed. Raises `ExternalServiceError`."""
+        """Request the list of models, which is never billed. Raises `ExternalServiceError`."""
         await check_models(self._wire)
 
 
 async def check_models(wire: Wire, path: str = "/models") -> None:
-    """GET it. A key that may ask but not list is a working key: restricted keys are common."""
+    """GET `path`, and accept a refusal for lack of permission.
+
+    Restricted keys are common: a key that may not list models can still be valid for queries.
+    """
     try:
         await wire.request("GET", path)
     except ExternalServiceError as error:

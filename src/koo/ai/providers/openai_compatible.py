@@ -1,8 +1,10 @@
-"""Every service that speaks chat completions (`POST /chat/completions`): vLLM, llama.cpp, Ollama, OpenRouter, Groq, ...
+"""All services with chat completions (`POST /chat/completions`): vLLM, llama.cpp, Ollama, OpenRouter, Groq, ...
 
-They agree on the request and on the answer, less on usage, and not at all on errors. So: usage is requested and, if
-none comes, estimated and marked; the finish reason is an end if `[DONE]` is missing; an error is looked for in every
-answer and every chunk, because many send it with a 200. OpenRouter reports what a call cost, and is believed.
+They agree on requests and responses, less on usage, and not at all on errors. So the usage is requested; if it is
+missing, it is estimated and marked as such. A finish reason counts as the end if `[DONE]` is missing. Every response
+and
+every chunk is checked for an error, because many servers send errors with status 200. OpenRouter reports the cost of a
+call, which is used instead of koo's own computation.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ from koo.http.events import ServerSentEvent
 FAULTS = FaultTable(
     "openai_compatible",
     (
-        # OpenRouter: five cases behind a 402 and a 403, distinguished by its metadata.
+        # OpenRouter uses 402 and 403 for five cases, which only its metadata distinguishes.
         Row(
             Kind.THROTTLED,
             ("in_flight_budget_exhausted", "openrouter_in_flight_budget"),
-            sentence="calls in progress use up the account's budget for now",
+            sentence="the calls in progress use up the account's budget",
         ),
         Row(
             Kind.TOO_LARGE,
@@ -52,6 +54,7 @@ FAULTS = FaultTable(
         # llama.cpp.
         Row(Kind.CONTEXT_LENGTH, "exceed_context_size_error"),
         Row(Kind.OVERLOADED, "unavailable_error", sentence="it is still loading the model"),
+        # Most servers imitate OpenAI's codes too.
         *OPENAI_FAULTS.rows,
     ),
 )
@@ -105,7 +108,7 @@ class _Usage(msgspec.Struct):
     cached_tokens: Count = None  # Moonshot
     num_cached_tokens: Count = None  # Mistral
     prompt_cache_hit_tokens: Count = None  # DeepSeek
-    cache_read_input_tokens: Count = None  # gateways before Anthropic
+    cache_read_input_tokens: Count = None  # gateways in front of Anthropic
     cache_creation_input_tokens: Count = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
@@ -125,7 +128,7 @@ class _Reply(msgspec.Struct, frozen=True):
 
 
 class _Choice(msgspec.Struct, frozen=True):
-    """A whole answer's `message`, or a chunk's `delta`; `text` dates from before chats."""
+    """A response's `message`, or a chunk's `delta`; `text` is from the older completions format."""
 
     message: _Reply | None = None
     delta: _Reply | None = None
@@ -135,7 +138,7 @@ class _Choice(msgspec.Struct, frozen=True):
 
 
 class _Timings(msgspec.Struct):
-    """What llama.cpp reports with each chunk if asked to: tokens read, taken from its cache, and written so far."""
+    """llama.cpp's report with each chunk, on request: tokens read, taken from its cache, and written so far."""
 
     prompt_n: int = 0
     cache_n: int = 0
@@ -143,7 +146,7 @@ class _Timings(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    """A whole answer, or a chunk of a streamed one."""
+    """A complete response, or a chunk of a stream."""
 
     choices: list[_Choice] | None = None
     model: str | None = None
@@ -173,7 +176,7 @@ class _Reader(Reader):
         choice = told.choices[0] if told.choices else NO_CHOICE
         if choice is NO_CHOICE and told.usage is None and told.id is None and not is_something(told.error):
             if told.error is NOTHING and (parsed := read_error(200, self.headers, data)).shaped:
-                raise self._error(parsed)  # one of the flat forms
+                raise self._error(parsed)  # an error in one of the flat formats
             return None
         reply = choice.delta or NO_REPLY
         text, thought = _text(reply), _thought(reply)
@@ -184,6 +187,7 @@ class _Reader(Reader):
         self.stop_reason = choice.finish_reason or self.stop_reason
         usage = self._usage(told)
         failure = self._failure(told, choice)
+        # A failure with text or a usage is passed on as a piece, because that part is billed.
         if failure is not None and not (text or thought or usage):
             raise failure
         first, self._begun = not self._begun, True
@@ -202,7 +206,7 @@ class _Reader(Reader):
         )
 
     def _failure(self, told: _Answer, choice: _Choice) -> ExternalServiceError | None:
-        """The error beside a chunk's choices, or in one, or that the reason for stopping names."""
+        """The error in the chunk, in its choice, or in its finish reason, if any."""
         for error in (told.error, choice.error):
             if error is not NOTHING and is_something(error):
                 return self.wire.told(self.headers, error, billable=self._begun)
@@ -218,13 +222,13 @@ class _Reader(Reader):
 
     def _fault(self, data: bytes) -> ExternalServiceError:
         parsed = read_error(200, self.headers, data)
-        return self._error(parsed) if parsed.shaped else self.wire.unreadable("an error of another form")
+        return self._error(parsed) if parsed.shaped else self.wire.unreadable("an error in an unknown format")
 
 
 class OpenAICompatibleProvider(Adapter):
-    """A server that speaks OpenAI's chat completions.
+    """A server with OpenAI's chat completions.
 
-    `base_url` is the address with its `/v1`; one without any path gets it.
+    `base_url` is the URL including `/v1`, which is added if there is no path.
     """
 
     own_path = PATH
@@ -258,11 +262,11 @@ class OpenAICompatibleProvider(Adapter):
         )
 
     async def check(self) -> None:
-        """Ask for the list of models, which is never billed. Raises `ExternalServiceError`.
+        """Request the list of models, which is never billed. Raises `ExternalServiceError`.
 
-        A server without such a list is there all the same.
+        A server without such a list passes the check too.
         """
-        # OpenRouter lists its models without checking the key; its `/key` checks it.
+        # OpenRouter lists its models to anyone; only `/key` checks the key.
         path = "/key" if self._wire.host.endswith("openrouter.ai") else "/models"
         try:
             await check_models(self._wire, path)
@@ -271,12 +275,13 @@ class OpenAICompatibleProvider(Adapter):
                 raise
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
-        """The request's body, in the form that the model takes."""
+        """The request's body, in the form that the model accepts."""
         request, form = self._forms.fit(request), self._forms.of(request.model)
         messages = [_Message("user", request.prompt)]
         if request.system is not None:
             messages.insert(0, _Message("system", request.system))
-        # OpenAI's own models refuse the old name of the bound, most other servers do not know the new one.
+        # OpenAI's newer models reject `max_tokens`, and most other servers ignore or reject `max_completion_tokens`. An
+        # ignored limit would be the worst case: the answer could cost more than its hold.
         is_openai = self._wire.host.endswith(("api.openai.com", ".openai.azure.com"))
         by_new_name = is_openai if form.tokens_name is None else form.tokens_name == NEW_NAME
         return _encode(
@@ -319,7 +324,7 @@ def usage_of(usage: _Usage | None) -> Usage:
 
 
 def usage_so_far(timings: _Timings) -> Usage:
-    """What it has counted up to a chunk, for a reader that leaves before the end."""
+    """The counts up to a chunk, used if the caller stops before the end."""
     return Usage(
         input_tokens=timings.prompt_n,
         cache_read_tokens=timings.cache_n,
@@ -332,12 +337,12 @@ def _thought(reply: _Reply) -> str:
 
 
 def _counts_prompt(chunk: _Answer) -> bool:
-    """A server that reports the prompt's count midway has read it."""
+    """Whether the chunk reports the prompt's tokens; if it does in mid-stream, that count is final."""
     return chunk.usage is not None and bool(chunk.usage.prompt_tokens)
 
 
 def _told(usage: _Usage | None) -> bool:
-    """Some servers send an object full of nulls, or zeros."""
+    """Whether the usage contains any number: some servers send an object of nulls or zeros."""
     return usage is not None and bool(usage.prompt_tokens or usage.completion_tokens or usage.total_tokens)
 
 

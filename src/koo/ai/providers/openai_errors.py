@@ -1,8 +1,8 @@
-"""What an error's body says, whichever server wrote it.
+"""Read the body of an error response from any vendor or gateway.
 
-A service seldom answers for itself alone: gateways wrap the error of the vendor behind them in a form of their own, and
-servers that imitate one vendor answer some errors in their web framework's words. So there is one reader for all, which
-takes names (codes, types, reasons), the message, the waits and the wrapped error wherever they appear:
+An error often has more than one author. Gateways wrap the error of the vendor behind them in a format of their own, and
+servers that imitate a vendor send some errors in the format of their web framework. So there is one reader for all of
+them. It collects names (codes, types, reasons), the message, the waits and the wrapped error wherever they appear:
 
     {"error": {"message", "type", "param", "code"}}               OpenAI, vLLM, llama.cpp (code: a string or a status)
     {"type": "error", "error": {"type", "details": {...}}}        Anthropic
@@ -33,15 +33,15 @@ from koo.ai.providers.transport import document_of
 from koo.ai.providers.waits import Headers, Stated
 
 DEPTH_MAX = 4
-"""A gateway in front of a gateway wraps an error twice; deeper levels are not an error's."""
+"""Levels of wrapping to follow. Two gateways in a row wrap an error twice; deeper levels are not part of an error."""
 LISTED_MAX = 8
-"""Details of one error; lists that are longer hold something else."""
+"""Items of a list to read. A longer list does not contain the details of one error."""
 FIELDS_MAX = 200
-"""Of one error; of the hundred thousand that fit into an answer each would be read as the name of a wait."""
+"""Fields of one error to search for waits. A hostile body could contain a hundred thousand of them."""
 PLAIN_TEXT_MAX = 1000
-"""Characters: a body of plain text that is longer is a page."""
+"""Characters of a plain-text error; a longer body is a web page."""
 PERIODS = ("PerDay", "PerMinute")
-"""For Google's quotas, whose names say how long they are."""
+"""Parts of the names of Google's quotas that state their period."""
 
 _WRAPPERS = (
     "error",
@@ -72,13 +72,13 @@ _WAITS: dict[str, float] = dict.fromkeys(
 _COUNTS = {"n_prompt_tokens": "prompt_tokens", "n_ctx": "context_tokens"}
 _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id")
 _PHRASES = frozenset(status.phrase for status in HTTPStatus)
-"""The usual words for a status add nothing to the status."""
+"""The standard phrases for statuses, which add nothing to the status."""
 _PAGE = re.compile(r"\s*<[a-zA-Z!?]")
 _FIRST_NAME = re.compile(r"[`'\"]?([a-z_]+)[`'\":]")
 
 
 def read_error(status: int, headers: Headers, body: bytes) -> ParsedError:
-    """What an error's body says; a page of something on the way says nothing (`shaped` is False)."""
+    """Parse an error's body. For a web page from a proxy or firewall the result is empty and not `shaped`."""
     document = document_of(body)
     if document is None and len(body) <= PLAIN_TEXT_MAX and body.lstrip()[:1] not in (b"{", b"["):
         text = body.decode("utf-8", "replace")
@@ -87,7 +87,7 @@ def read_error(status: int, headers: Headers, body: bytes) -> ParsedError:
 
 
 def parse_error(status: int, headers: Headers, document: object) -> ParsedError:
-    """As `read_error`, of a decoded body."""
+    """Like `read_error`, for a decoded body."""
     if isinstance(document, list):
         document = document[0] if document else None
     facts = _Facts(is_success=status < 300)
@@ -98,7 +98,8 @@ def parse_error(status: int, headers: Headers, document: object) -> ParsedError:
     if facts.headers:
         headers = {**{name.lower(): value for name, value in headers.items()}, **facts.headers}
     return ParsedError(
-        # Inside a success the code is the status that it would have had; outside, the real one stands.
+        # Inside a response with status 200, a numeric code is the status that the error would have had. Otherwise the
+        # real status counts.
         status=facts.status if status < 300 and facts.status is not None else status,
         code=facts.code or facts.reason or amazons or None,
         type=facts.type,
@@ -116,7 +117,7 @@ def parse_error(status: int, headers: Headers, document: object) -> ParsedError:
 
 @dataclass(slots=True)
 class _Facts:
-    """What was found of an error on the way through its document, outer forms first."""
+    """The facts collected while walking through an error's document, from the outer wrapper inwards."""
 
     is_success: bool
     is_shaped: bool = False
@@ -134,7 +135,7 @@ class _Facts:
     counts: dict[str, int] = field(default_factory=dict)
 
     def gather(self, document: object, depth: int) -> None:
-        """Take in an error, or what wraps one."""
+        """Collect the facts of an error or of its wrapper."""
         if isinstance(document, str):
             self._take_message(document, depth)
         elif isinstance(document, list):
@@ -144,7 +145,9 @@ class _Facts:
             self._take(document, depth)
 
     def _is_error(self, document: Mapping[str, Any], depth: int) -> bool:
-        """Outside of errors, and in answers that call themselves a success, a message may be an answer's."""
+        """Whether the outermost document is an error."""
+        # In a response with status 200, a `message` may be the model's answer. Read as an error's message, it could
+        # contain "rate limit exceeded" and stop the service. So there has to be a field that only errors have.
         if depth or not self.is_success or document.get("error"):
             return True
         failed = document.get("base_resp")
@@ -154,7 +157,7 @@ class _Facts:
         return flat and "message" in document
 
     def _take(self, error: Mapping[str, Any], depth: int) -> None:
-        # In some flat forms `type: "error"` is the envelope's, not the error's.
+        # In some flat formats `type: "error"` describes the envelope and not the error.
         names = [_name(error.get(key)) for key in (*_CODES, *_TYPES)]
         named = [name for name in names if name and name != "error"]
         self.is_shaped |= bool(named) or any(isinstance(error.get(key), int) for key in _CODES)
@@ -198,10 +201,12 @@ class _Facts:
             self.stated.append(Stated(str(value), unit_s))
 
     def _take_message(self, said: str, depth: int) -> None:
-        """A sentence; or another error written into one, after the names of the servers that passed it on."""
+        """Collect a message, and the error that is written into it as JSON, if any."""
         inner = _inside(said)
         if inner is not None and depth < DEPTH_MAX:
             self.gather(inner, depth + 1)
+        # The innermost message comes first: it is the vendor's own, and the tables are written for those. The wrappers'
+        # messages follow.
         if depth > self.depth:
             self.sentences.insert(0, said)
             self.depth = depth
@@ -209,7 +214,7 @@ class _Facts:
             self.sentences.append(said)
 
     def _take_metadata(self, error: Mapping[str, Any], depth: int) -> None:
-        """OpenRouter's: the vendor's own error as text, the vendor's headers, why a prompt was flagged."""
+        """Collect OpenRouter's metadata: the vendor's own error as text, its headers, and why a prompt was flagged."""
         if isinstance(told := error.get("headers"), Mapping):
             few = islice(told.items(), FIELDS_MAX)
             self.headers |= {str(name).lower(): str(value) for name, value in few}
@@ -220,7 +225,9 @@ class _Facts:
 
 
 def _name(value: object) -> str | None:
-    """A code or type in letters; numbers are a vendor's own secret, and AWS puts a namespace before its own."""
+    """A code or type in letters, without AWS's namespace. Purely numeric codes have no common meaning and are
+    dropped.
+    """
     if not isinstance(value, str) or value.isdigit() or value in ("", "None") or value in _PHRASES:
         return None
     return value.rpartition("#")[2]
@@ -238,18 +245,18 @@ def _text(value: object) -> str | None:
 
 
 def _last_place(loc: object) -> str | None:
-    """FastAPI: ["body", "stream_options"]."""
+    """The last part of a FastAPI location, such as ["body", "stream_options"]."""
     return _text(loc[-1]) if isinstance(loc, list) and loc else None
 
 
 def _first_name(message: str) -> str | None:
-    """What a message names first: "max_tokens: must be ...", "`temperature` is deprecated ..."."""
+    """The parameter that a message begins with: "max_tokens: must be ...", "`temperature` is deprecated ..."."""
     found = _FIRST_NAME.match(message)
     return found[1] if found else None
 
 
 def _periods(violations: object) -> list[str]:
-    """The periods of the quotas of Google that were hit."""
+    """The periods of Google's quotas that were exceeded."""
     ids = (
         [one.get("quotaId") for one in violations[:FIELDS_MAX] if isinstance(one, Mapping)]
         if isinstance(violations, list)
@@ -259,9 +266,9 @@ def _periods(violations: object) -> list[str]:
 
 
 def _inside(said: str) -> object:
-    """The JSON that a sentence consists of, after the names of the servers that passed it on.
+    """The JSON document that a sentence contains after the names of the servers that forwarded it.
 
-    Only there: later parts of a sentence may be a quoted prompt.
+    JSON later in a sentence is ignored, because it may be a quoted prompt.
     """
     head = head_of(said[:MESSAGE_MAX])
     if not head.startswith(("{", "b'{", 'b"{', "[{")):

@@ -1,12 +1,13 @@
-"""Other vendors' words: what gateways and vendors call a refused key, an empty account, a limit, an overload.
+"""Names and phrases that any gateway or vendor uses for a rejected key, an empty account, a limit or an overload.
 
-A service may answer with the error of anything before or behind it, so these are looked for in every vendor's errors,
-after the vendor's own rows and before the status alone.
+A service may forward the error of a server in front of it or behind it. So these are searched for in every vendor's
+errors, after the vendor's own rows and before the status alone decides.
 
-Names (codes, types, reasons) are compared by their letters, since each server joins them differently:
-`RateLimitExceeded`, `RATE_LIMIT_EXCEEDED` and `rate_limit_exceeded_error` are one. Sentences are believed only by their
-beginning, after the names of servers that passed them on and without quotations: later parts may repeat the prompt, and
-a prompt about an empty account must not stop a service. A catch-all name says nothing here.
+Names (codes, types, reasons) are compared by their letters, because every server writes them differently:
+`RateLimitExceeded`, `RATE_LIMIT_EXCEEDED` and `rate_limit_exceeded_error` are the same. Of a sentence only the
+beginning
+is searched, after the names of servers that forwarded it, and without quotations: later parts may quote the prompt, and
+a prompt about an empty account must not stop a service. Names that fit any error are not listed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from collections.abc import Iterable
 from koo.errors import Kind
 
 HEAD_MAX = 160
-"""Characters of a sentence that are believed, once what led up to it is cut off."""
+"""Characters of a sentence to search, after the prefixes that gateways add."""
 PASSED_ON_MAX = 8
-"""Gateways before gateways; each puts some words before the sentence."""
+"""Prefixes to remove. Each gateway in a chain adds one."""
 
 NAMES: dict[Kind, str] = {
     Kind.AUTH: """
@@ -74,7 +75,7 @@ NAMES: dict[Kind, str] = {
     """,
     Kind.TIMEOUT: "timeout model_timeout gateway_timeout request_timeout deadline_exceeded",
 }  # fmt: skip
-"""Codes, types and reasons of errors, by what they mean."""
+"""Codes, types and reasons of errors by their meaning."""
 
 PARTS_OF_NAMES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     (
@@ -98,7 +99,7 @@ PARTS_OF_NAMES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ),
     (Kind.OVERLOADED, re.compile("overload")),
 )
-"""For names that are not listed: what their letters contain."""
+"""Patterns to search for in the letters of a name that is not listed."""
 
 CONTEXT_WORDS = (
     "exceed context limit",
@@ -119,9 +120,10 @@ CONTEXT_WORDS = (
     "too large for model with",
     "too many input tokens",
 )
-"""A prompt is too long. Servers differ, and each by its version; looked for in refusals of a request only."""
+"""Phrases for a prompt that is too long. They differ between servers and versions, and count only in refusals of a
+request."""
 REFUSED = frozenset({400, 403, 413, 422})
-"""A prompt and an answer that do not fit together are one of these; Together says 403."""
+"""Statuses for a prompt and an answer that do not fit together. The vendor Together uses 403."""
 
 MAY_MEAN: dict[int, frozenset[Kind]] = {
     401: frozenset({Kind.AUTH, Kind.PERMISSION, Kind.BILLING, Kind.QUOTA}),
@@ -140,10 +142,10 @@ MAY_MEAN: dict[int, frozenset[Kind]] = {
     504: frozenset({Kind.TIMEOUT, Kind.OVERLOADED}),
     529: frozenset({Kind.OVERLOADED, Kind.THROTTLED}),
 }  # fmt: skip
-"""The status comes first: under these a name or a sentence can only say more exactly what the status says."""
+"""The kinds that each status allows. A name or sentence can refine the status, but not contradict it."""
 
 _LED_BY = r"(?:[\w',.@/-]+ ){0,8}?"
-"""A sentence may have some words before the phrase; no colon and no quote, behind which the prompt may stand."""
+"""A few words that may precede the phrase. Colons and quotes are excluded, because a quoted prompt may follow them."""
 _KEY = (
     r"(?:(?:api|access|auth\w*|subscription|security|virtual|bearer|secret|proxy server)[ _-]?"
     r"(?:keys?|tokens?|credentials?)|credentials)\b"
@@ -167,7 +169,8 @@ def _sentences(kind: Kind, *phrases: str) -> tuple[Kind, re.Pattern[str]]:
 
 
 SENTENCES = (
-    # A limit of the rate comes before all that names money: "add 10 credits to unlock more requests a day".
+    # Rate limits come before money, because their messages mention money: "add 10 credits to unlock more requests a
+    # day".
     _sentences(
         Kind.THROTTLED,
         r"rate[ -]?limit(?:ing)? (?:(?:is|has been|was|quota) )?(?:exceeded|reached|hit|violation)",
@@ -227,7 +230,7 @@ SENTENCES = (
         r".{0,8}(?:服务器繁忙|负载已饱和)",
     ),
 )
-"""From the most exact to the least; what no sentence says is the status'."""
+"""From the most specific to the least. If none matches, the status decides."""
 
 _LED_UP = re.compile(
     r"(?:(?:[\w.]*\.)?\w*(?:error|exception|failed|failure)s?(?: code| type| message)?(?: occurred)?(?: \(\w+\))?"
@@ -244,7 +247,7 @@ _QUOTED = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"|`[^`]*`|“[^”]*”|«[^»]*�
 
 
 def head_of(sentence: str) -> str:
-    """The beginning of a sentence, in lower case, after the names of servers that passed it on."""
+    """The beginning of a sentence, in lower case, without the prefixes of the servers that forwarded it."""
     text = sentence[: HEAD_MAX * 4].strip().lower()
     for _ in range(PASSED_ON_MAX):
         found = _LED_UP.match(text)
@@ -255,7 +258,7 @@ def head_of(sentence: str) -> str:
 
 
 def kind_of(names: Iterable[str | None], sentences: Iterable[str], status: int) -> Kind | None:
-    """What an error means by its names, else by the beginning of its sentences; None if the status says as much."""
+    """The kind of an error by its names, else by the beginning of its sentences; None if neither is known."""
     may_mean = MAY_MEAN.get(status)
     for name in names:
         kind = _kind_of_name(letters_of(name)) if name else None
@@ -277,9 +280,9 @@ def _kind_of_name(letters: str) -> Kind | None:
 
 
 def never_passes(sentences: Iterable[str], status: int) -> bool:
-    """A single request that needs more than a minute allows never passes, though its code is that of a limit.
+    """Whether a single request exceeds the limit by itself ("Limit 6000, Requested 14137", "Request too large").
 
-    "Limit 6000, Requested 14137", or just "Request too large".
+    Its code is that of a rate limit, but waiting does not help.
     """
     return status in (413, 429) and any(map(_never_fits, sentences))
 
@@ -296,7 +299,7 @@ def _number(digits: str) -> int:
 
 
 def letters_of(name: str) -> str:
-    """A name without what each writes differently: case, underscores, and "error" or "exception" at its end."""
+    """A name reduced to its letters and digits in lower case, without "error" or "exception" at its end."""
     letters = re.sub("[^a-z0-9]", "", name.lower())
     return letters.removesuffix("exception").removesuffix("error") or letters
 

@@ -1,13 +1,14 @@
-"""Perplexity: its Agent API (`POST /responses`, OpenAI's Responses format), with one web search before each answer.
+"""Perplexity's Agent API (`POST /responses`, OpenAI's Responses format), with one web search before each answer.
 
-Sonar's chat completions ended in September 2026 (see docs/decisions). An Agent request searches only if it is given the
-tool, and may leave it unused; Sonar always searched, and callers of Perplexity expect that, so the search is forced.
-`max_steps: 1` is one pass that searches and one that answers: the model reads the prompt twice, and the search results
-are read, and paid for, like a prompt. Both are in the bound, with room for some more searches, because a pass may send
-several at once.
+Perplexity shut down Sonar's chat completions in September 2026 (see docs/decisions). An Agent request searches only if
+it includes the search tool, and even then the model may not use it. Sonar always searched, and callers of Perplexity
+expect that, so the search is forced. `max_steps: 1` means one pass that searches and one that answers. The model reads
+the prompt twice, and the search results are read and billed like a prompt. The bound on input tokens includes both,
+with
+room for a few more searches, because one pass may run several at the same time.
 
-Every answer reports its cost, searches included, and is believed. In a stream, data alone carries the events: there are
-no `event:` lines and no `[DONE]`.
+Every response reports its cost, searches included, and that cost is used. In a stream, events consist only of `data:`
+lines: there are no `event:` lines and no `[DONE]`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from koo.errors import Kind
 BASE_URL = "https://api.perplexity.ai/v1"
 
 PASSES = 2
-"""One that searches, one that answers."""
+"""One pass searches, one answers."""
 SEARCH_TOKENS = 4096
-"""What one search may bring into the prompt, as we ask for it."""
+"""The most tokens that one search may add to the prompt; sent as a limit with each request."""
 SEARCH_TOKENS_BOUND = SEARCH_TOKENS * 3 // 2
-"""What it may be counted as: titles and addresses stand beside the text, and tokenizers differ."""
+"""The most tokens that one search may be billed as: titles and URLs come on top of the text, and tokenizers differ."""
 PASS_TOKENS = 2048
-"""The instructions and the tool's description that Perplexity puts before a pass, and the call itself."""
+"""Perplexity's own instructions in front of each pass, the tool's description, and the call itself."""
 
 INVALID = "invalid_request"
 
@@ -45,14 +46,14 @@ FAULTS = FaultTable(
         Row(
             Kind.BILLING,
             ("insufficient_quota", "insufficient_credits", "payment_required"),
-            sentence="its account has no credits left: see the provider's billing page",
+            sentence="the account has no credits left: see the provider's billing page",
         ),
         Row(Kind.AUTH, "invalid_api_key"),
-        # A refused key and an empty account are one status there, and often no more than a page of the web server.
+        # Perplexity sends the same status for a rejected key and an empty account, often with only an HTML page.
         Row(
             Kind.AUTH,
             status=401,
-            sentence="it refuses the API key, or the account has no credits left: see both at the provider",
+            sentence="it rejects the API key, or the account has no credits left: check both at the provider",
         ),
         Row(Kind.NOT_FOUND, "chat_completions_not_available"),
         FORBIDDEN_ON_THE_WAY,
@@ -61,17 +62,17 @@ FAULTS = FaultTable(
         Row(Kind.TOO_LARGE, "payload_too_large"),
         Row(Kind.THROTTLED, "request_rate_limit_exceeded"),
         Row(Kind.TIMEOUT, "gateway_timeout"),
-        # Words refine a refused request, and nothing else.
+        # A message can only refine the refusal of a request, never another kind of error.
         Row(Kind.CONTEXT_LENGTH, INVALID, (200, 400, 413, 422), says=CONTEXT_WORDS),
         Row(Kind.INVALID_REQUEST, INVALID, (200, 400, 422)),
-        # Other vendors' models answer through it, and their codes come through too.
+        # Perplexity also offers other vendors' models, and forwards their codes.
         *OPENAI_FAULTS.rows,
     ),
 )  # fmt: skip
 
 
 class _Search(msgspec.Struct):
-    """The web search, with all its limits sent. Unknown fields are refused there, so none is sent in vain."""
+    """The web search with all its limits. Perplexity rejects unknown fields, so it never ignores a limit silently."""
 
     type: str = "web_search"
     max_tokens: int = SEARCH_TOKENS
@@ -92,9 +93,9 @@ class _Body(Body, kw_only=True):
 
 
 class PerplexityProvider(ResponsesAdapter):
-    """A service that speaks Perplexity's Agent API.
+    """A service with Perplexity's Agent API.
 
-    `base_url` is the address with its `/v1`; one without any path gets it.
+    `base_url` is the URL including `/v1`, which is added if there is no path.
     """
 
     vendor = Vendor(FAULTS, read_error, BASE_URL)
@@ -104,7 +105,7 @@ class PerplexityProvider(ResponsesAdapter):
         return base_url if urlsplit(base_url).path else base_url + "/v1"
 
     def bound_input_tokens(self, request: Request) -> int:
-        """UTF-8 bytes of prompt and system in each pass, and what searches may bring."""
+        """UTF-8 bytes of prompt and system in each pass, plus the most that searches can add."""
         return (
             PASSES * (super().bound_input_tokens(request) + PASS_TOKENS) + SEARCHES_MAX * SEARCH_TOKENS_BOUND
         )

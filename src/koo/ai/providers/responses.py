@@ -1,8 +1,9 @@
-"""The Responses format (`POST /responses`): OpenAI's own, and Perplexity's for its agents.
+"""The Responses format (`POST /responses`), used by OpenAI and by Perplexity's Agent API.
 
-Both report how a run ended in `status`, also inside a 200, and count alike; they name the cache's tokens differently,
-and Perplexity adds a price. A stream ends with exactly one of completed, incomplete, failed, cancelled, or an `error`.
-Text that came in no delta is in the final answer.
+Both report in `status` how a run ended, even if the HTTP status is 200, and count tokens in the same way. They use
+different names for cache tokens, and Perplexity adds the cost. A stream ends with exactly one of completed, incomplete,
+failed, cancelled, or an `error`. The final event contains the complete text, so text that was missing in the deltas is
+not lost.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FAILED = ("failed", "cancelled", "queued", "in_progress")
 
 
 class Body(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """A request. What has no default is always sent, false included."""
+    """A request. Fields without a default are always sent, even if false."""
 
     model: str
     input: str
@@ -52,9 +53,9 @@ class Body(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class _InputDetails(msgspec.Struct):
-    cached_tokens: Count = None  # these two are OpenAI's names
+    cached_tokens: Count = None  # OpenAI's names
     cache_write_tokens: Count = None
-    cache_read_input_tokens: Count = None  # and these Perplexity's
+    cache_read_input_tokens: Count = None  # Perplexity's names
     cache_creation_input_tokens: Count = None
 
 
@@ -88,14 +89,14 @@ class _Item(msgspec.Struct):
 
     @property
     def words(self) -> str:
-        """What it says: a message's parts, or its content as one text."""
+        """Its text: the parts of a message, or its content as one text."""
         if isinstance(self.content, list):
             return "".join(part.text or part.refusal or "" for part in self.content)
         return self.content or self.text or ""
 
 
 _WORK = re.compile(r"reasoning|.*_(call|output|results)$")
-"""Items beside the answer: what was thought, called and found."""
+"""Types of items that are not part of the answer: reasoning, calls and their results."""
 
 
 class _Incomplete(msgspec.Struct):
@@ -116,7 +117,7 @@ class _Answer(msgspec.Struct):
     def text(self) -> str:
         output = self.output or ()
         messages = [item for item in output if item.type == "message"]
-        if not messages:  # of another type, or of none
+        if not messages:  # some servers use another type, or none
             messages = [item for item in output if not _WORK.match(item.type)]
         return "".join(item.words for item in messages) or self.output_text or ""
 
@@ -135,7 +136,7 @@ class _Thought(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    """One that brings a run, or a whole text that may have come in deltas before."""
+    """An event with a run, or with a complete text that may repeat earlier deltas."""
 
     response: _Answer | None = None
     error: msgspec.Raw = NOTHING
@@ -188,14 +189,16 @@ class _Reader(Reader):
             self._begun = True
             self._texts.append(text)
             return CompletionChunk(text=text)
-        if name in WHOLE_TEXTS and self._texts:  # they repeat what deltas brought
+        if name in WHOLE_TEXTS and self._texts:  # a repetition of the deltas
             return None
         if name.startswith("response.reasoning."):
-            # Searches are among them, and are paid for.
+            # These events include searches, which are billed.
             self._begun = True
             return CompletionChunk(text=_thought.decode(event.data).thought or "", reasoning=True)
         decoder = self.shapes.get(name)
-        if decoder is None:  # Items that begin, what may be added, or another name for all events.
+        # The start of an item, a new kind of event, or a gateway that gives all events the same name. Then the
+        # document's own type decides.
+        if decoder is None:
             name = type_of(event.data)
             decoder = self.shapes.get(name)
         return None if decoder is None else self.take(name, decoder.decode(event.data), event.data)
@@ -219,7 +222,7 @@ class _Reader(Reader):
                 return self._end(name, told.response or NO_RUN, told.error)
             case "" if told.output is not None or told.output_text:
                 return self._end(ENDS[0], told, told.error)
-            case _:  # An `error` event, or one without a name that may hold one.
+            case _:  # an `error` event, or an event without a name that may contain an error
                 parsed = read_error(200, self.headers, data)
                 if parsed.shaped and (
                     name == "error" or is_something(told.error) or "message" in parsed.names
@@ -239,7 +242,7 @@ class _Reader(Reader):
         return CompletionChunk(model=response.model, request_id=request_id, pace=self.wire.pace(self.headers))
 
     def _end(self, name: str, answer: _Answer, error: msgspec.Raw) -> CompletionChunk:
-        """One of the four ends: the rest of the text, what was used, and the failure that it may be."""
+        """The piece for one of the four ends: the rest of the text, the usage, and the failure if there is one."""
         usage = usage_of(answer.usage) if answer.usage else None
         text = self._take_start() + self._rest_of(answer.text)
         told = answer if answer.error is not NOTHING else msgspec.structs.replace(answer, error=error)
@@ -247,7 +250,8 @@ class _Reader(Reader):
         failure = _failure_of(self.wire, self.headers, told, name, billable=self._begun or usage is not None)
         if failure is None and not text:
             self._written = usage is not None and usage.output_tokens > 0
-            self._final()  # raises where nothing was said
+            self._final()  # raises if there was no text at all
+        # A failure with a usage is passed on as a piece, because the tokens up to it are billed.
         if failure is not None and usage is None:
             raise failure
         return CompletionChunk(
@@ -262,7 +266,7 @@ class _Reader(Reader):
 
 
 class ResponsesAdapter(Adapter):
-    """A service that speaks the Responses format; a vendor may send more in a request."""
+    """A service with the Responses format. Vendors may add fields to the request."""
 
     own_path = PATH
     shape = _answer
@@ -288,7 +292,7 @@ class ResponsesAdapter(Adapter):
         if failure is not None:
             raise failure
         if answer.output is None and not text:
-            raise wire.no_answer(response, "an answer without output")
+            raise wire.no_answer(response, "a response without output")
         usage, cost_usd = usage_of(answer.usage) if answer.usage else NO_USAGE, cost_of(answer.usage)
         if not (usage.input_tokens and usage.output_tokens):
             usage = complete_usage(usage, request, text, cost_usd)
@@ -304,7 +308,7 @@ class ResponsesAdapter(Adapter):
 
 
 def usage_of(usage: _Usage) -> Usage:
-    """Tokens by class, made disjoint: what came from or went to the cache is a part of what was read."""
+    """Disjoint token counts: tokens read from or written to the cache are part of `input_tokens`."""
     details = usage.input_tokens_details or _InputDetails()
     output = usage.output_tokens_details or _OutputDetails()
     return usage_from(
@@ -328,7 +332,7 @@ def cost_of(usage: _Usage | None) -> Decimal | None:
 def _failure_of(
     wire: Wire, headers: Mapping[str, str], answer: _Answer, name: str = "", *, billable: bool
 ) -> ExternalServiceError | None:
-    """The error of a run that ended without an answer; without a reason it is the server's."""
+    """The error of a run that failed; without a reason it counts as a server error."""
     error = answer.error
     if answer.status in ANSWERED and (error is NOTHING or bytes(error) == b"null"):
         return None

@@ -1,9 +1,13 @@
-"""The one loop over a stream of events that all adapters share, and what their readers keep while it runs.
+"""The loop over an event stream that all adapters share, and the base class of their readers.
 
-What an event means is up to the vendor's reader. It is read strictly, which is fast; an event that fails that is read
-once more leniently (`loose`), and from then on so is each event of that stream. An event without content is a
-keep-alive, whatever its form. `[DONE]` is an end in every format, and so is a stop reason: after that the stream waits
-a moment for its usage, and is complete whatever the connection does.
+A vendor's reader decides what an event means. Events are decoded strictly, which is fast. If that fails, the event is
+decoded again leniently (`loose`), and so are all later events of that stream. An event without content counts as a
+keep-alive, whatever its form. `[DONE]` ends a stream in every format, and so does a stop reason: after it the reader
+waits a moment for the usage, and the stream is complete even if the connection breaks.
+
+Two mistakes have to be avoided here, and pull in opposite directions. A stream that was cut must not look complete,
+because the caller would use half an answer as a whole one. A complete stream must not look cut, because the guard would
+repeat the call, and pay for it twice.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from koo.http.connector import TransportError
 from koo.http.events import DOCUMENT, EVENTS_AT_ONCE, PORTION_BYTES, EventParser, ServerSentEvent
 
 USAGE_WAIT_S = 1.0
-"""A stream's usage follows its stop reason at once, or not at all."""
+"""How long to wait for the usage after a stop reason. Servers send it immediately or not at all."""
 
 _PING = re.compile(
     rb"\s*(:.*|[\[(<]*(ping|pong|keep.?alive|heart.?beat|processing|waiting)[\])>.!]*)?\s*",
@@ -41,16 +45,17 @@ _DONE = re.compile(r"\W*(done|end)\W*", re.IGNORECASE)
 
 NO_EVENT = ServerSentEvent("", b"")
 AGAIN = CompletionChunk()
-"""In place of the piece that an event is which has to be read leniently."""
+"""Returned in place of a piece if its event has to be read again, leniently."""
 
 Decoder = msgspec.json.Decoder[Any]
 
 
 class Reader(ABC):
-    """Events of one stream → pieces. `_begun` is True once the provider has worked; `_texts` has arrived so far.
+    """Turns the events of one stream into pieces.
 
-    `shapes`: what events are decoded to, by their names; "" is for events without one. `stop_reason`: why the model
-    stopped, once it has; `usage_wait_s`: how long its usage is then waited for.
+    `_begun` is True once the provider has done billable work; `_texts` is the text so far. `shapes` maps the names of
+    events to their decoders; "" is for events without a name. `stop_reason` is set once the model has stopped, and
+    `usage_wait_s` limits the wait for the usage after that.
     """
 
     shapes: ClassVar[Mapping[str, Decoder]]
@@ -63,30 +68,37 @@ class Reader(ABC):
         self._texts: list[str] = []
         self._begun = self._usage_told = self._written = False
         self._halves: Halves | None = None
-        self._start_text = ""  # what stood in the start of a block or message
+        self._start_text = ""  # text that the start of a block or message contained
         self.stop_reason: str | None = None
         self.waits_until: float | None = None
 
     @abstractmethod
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """A piece, or None for an event without content. Raises `ExternalServiceError`, or one of `UNREADABLE`."""
+        """Return a piece, or None for an event without content. Raises `ExternalServiceError` or one of
+        `UNREADABLE`.
+        """
 
     @abstractmethod
     def take(self, name: str, told: Any, data: bytes) -> CompletionChunk | None:
-        """The piece that an event of this name is, decoded to its shape. Raises `ExternalServiceError`."""
+        """Return the piece for a decoded event of this name. Raises `ExternalServiceError`."""
 
     def read_leniently(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """As `read`, for a stream in which something was odd. Raises `ExternalServiceError`."""
+        """Like `read`, for a stream with an event that could not be decoded. Raises `ExternalServiceError`."""
         piece: CompletionChunk | None = AGAIN
         with suppress(*UNREADABLE):
             piece = self.read(event)
+        # Outside of `suppress`, so that errors raised here do not carry the decoder's error, which quotes the response.
         if piece is AGAIN:
             piece = self._reread(event)
+        # From the first odd event on, every piece passes through `Halves`: a server that cuts JSON into invalid pieces
+        # also cuts characters in half, and both halves arrive as separate pieces.
         halves = self._halves = self._halves or Halves()
         return piece if piece is None else _joined(piece, halves)
 
     def finish(self) -> CompletionChunk | None:
-        """The stream has ended without an end of its own: the last piece, or None if it was cut."""
+        """Called when the connection ends without an end event: return the last piece, or None if the stream was
+        cut.
+        """
         if self.stop_reason is None:
             return None
         return self._final() if self._halves is None else _joined(self._final(), self._halves)
@@ -99,8 +111,10 @@ class Reader(ABC):
             return self._done()
         if not isinstance(document, dict) or not document:
             return None
+        # Proxies drop or rename `event:` lines, so the document's own type is the second source. An event without a
+        # name is called "message" by the standard.
         name = event.event
-        if name == "message" or name not in self.shapes:  # the first is what all are called that have no name
+        if name == "message" or name not in self.shapes:
             name = document.get("type", "")
         if not isinstance(name, str) or name not in self.shapes:
             name = ""
@@ -111,7 +125,7 @@ class Reader(ABC):
         return None if told is None else self.take(name, told, event.data)
 
     def _read_word(self, data: bytes) -> CompletionChunk | None:
-        """An event that is not JSON."""
+        """Read an event that is not JSON: a keep-alive, an end, or an error."""
         data = Sent(data.strip().removeprefix(b"data:"))
         if _PING.fullmatch(data):
             return None
@@ -120,53 +134,58 @@ class Reader(ABC):
         raise self.wire.unreadable(kind_of_document({}, data))
 
     def _done(self) -> CompletionChunk:
-        """`[DONE]`, which ends a stream in every format, and the last piece. Raises `ExternalServiceError`."""
+        """Return the last piece after `[DONE]`. Raises `ExternalServiceError`."""
+        # Gateways send `[DONE]` even if the server behind them died before its first word. Reported as complete, that
+        # would be an empty answer without any error.
         if not self._texts and self.stop_reason is None:
             raise self.wire.unfinished("it ended without an answer")
         return self._final()
 
     def _final(self) -> CompletionChunk:
-        """The last piece. Raises `ExternalServiceError` if there is no text, and nothing explains why."""
+        """Return the last piece. Raises `ExternalServiceError` if there is no text and no reason for that."""
         if not self._texts and not self._written and is_silent(self.stop_reason):
             raise self.wire.unfinished("it ended without an answer")
         usage = None if self._usage_told else estimate_usage(self.request, "".join(self._texts))
         return CompletionChunk(final=True, usage=usage, stop_reason=self.stop_reason)
 
     def _failed_end(self) -> ExternalServiceError | None:
-        """The error that the stop reason names."""
+        """The error that the stop reason stands for, if any."""
         if self.stop_reason in OUTCOMES:
             return None
         parsed = failure_of(self.stop_reason)
         return None if parsed is None else self.wire.error(parsed, billable=True)
 
     def _after_start(self, text: str) -> str:
-        """The first delta after a start with a text, which may be the first words, or all of them beforehand."""
+        """The first delta's text after a start that contained text itself."""
+        # Some servers put the first words into the start and continue in the deltas; others send the complete text in
+        # the start and again in the deltas. If the start begins with this delta's text, it is a repetition.
         start, self._start_text = self._start_text, ""
         return text if start.startswith(text) else start + text
 
     def _take_start(self) -> str:
-        """The text of a start, where no delta has brought it."""
+        """The text of a start that no delta has repeated."""
         text, self._start_text = self._start_text, ""
         if text:
             self._texts.append(text)
         return text
 
     def _rest_of(self, text: str) -> str:
-        """The part of a whole text that did not arrive in pieces before."""
+        """The part of a complete text that has not arrived in pieces; "" if the text contradicts the pieces."""
         seen = "".join(self._texts)
         return text[len(seen) :] if text.startswith(seen) else ""
 
     def _error(self, parsed: ParsedError) -> ExternalServiceError:
-        # As the very first event it stands for a refusal, which is not billed; later the prompt has been read.
+        # An error as the first event is a refused request, which is not billed. After that the provider has read the
+        # prompt, and charges for it.
         return self.wire.error(parsed, billable=self._begun)
 
 
 async def read_stream(
     wire: Wire, path: str, body: bytes, request: Request, make_reader: type[Reader]
 ) -> AsyncGenerator[CompletionChunk, None]:
-    """Send once; the pieces up to the final one. Leaving early closes the connection: so the provider knows, and stops.
+    """Send once and yield the pieces up to the final one.
 
-    Raises `ExternalServiceError`.
+    Closing the generator early closes the connection, which makes the provider stop. Raises `ExternalServiceError`.
     """
     stream = await wire.open(path, body, request)
     reader = make_reader(wire, stream.headers, request)
@@ -178,13 +197,16 @@ async def read_stream(
                     piece = read(event)
                 except UNREADABLE:
                     read, piece = reader.read_leniently, AGAIN
-                if (
-                    piece is AGAIN
-                ):  # not above: that error may quote the answer, and would stay behind each of ours
+                # Not inside the `except`: the decoder's error quotes the response. It would become the `__context__` of
+                # every error raised there, and a traceback in a log would print what the model wrote.
+                if piece is AGAIN:
                     piece = read(event)
                 if piece is not None:
+                    # Set before `yield`: a caller that stops after the final piece closes the generator there, and
+                    # `finally` may then read the rest and keep the connection.
                     ended = piece.final
                     yield piece
+                    # The piece comes first: it carries the usage, which has to be settled although the call failed.
                     if piece.error is not None:
                         raise piece.error
                     if ended:
@@ -200,7 +222,9 @@ async def read_stream(
 
 
 def _cut(wire: Wire, headers: Mapping[str, str], last: ServerSentEvent) -> ExternalServiceError:
-    """A stream without an end; or a document without an answer, by its form or, if nothing arrived, by its label."""
+    """The error for a stream without an end: it was cut off, or the response was not a stream at all."""
+    # The form of what arrived decides. The content type counts only if nothing arrived, because many servers label
+    # streams as JSON. The difference matters: a cut stream is worth a retry, a web page is not.
     labelled = any(kind in headers.get("content-type", "") for kind in ("json", "html"))
     if last.event == DOCUMENT or (last is NO_EVENT and labelled):
         return wire.unreadable(f"not an event stream, but {kind_of_document(headers, last.data)}")
@@ -208,7 +232,9 @@ def _cut(wire: Wire, headers: Mapping[str, str], last: ServerSentEvent) -> Exter
 
 
 async def _rest(stream: HttpStream, reader: Reader) -> list[ServerSentEvent]:
-    """What follows the stop reason: nothing more if it does not come soon, or the connection breaks."""
+    """The events after the stop reason; none if they do not arrive soon, or if the connection breaks."""
+    # The answer is complete here. So a broken connection is not an error any more, and one deadline covers all events:
+    # with a new timeout for each of them, a server that sends keep-alives would hold the call open for good.
     if reader.waits_until is None:
         reader.waits_until = asyncio.get_running_loop().time() + reader.usage_wait_s
     try:
@@ -219,7 +245,7 @@ async def _rest(stream: HttpStream, reader: Reader) -> list[ServerSentEvent]:
 
 
 async def read_events(reader: Reader, body: bytes) -> Completion:
-    """A whole stream that came instead of an answer. Raises `ExternalServiceError`."""
+    """Read a complete stream that arrived although none was requested. Raises `ExternalServiceError`."""
     pieces: list[CompletionChunk] = []
     parser = EventParser(len(body))
     portions = [body[begin : begin + PORTION_BYTES] for begin in range(0, len(body), PORTION_BYTES)]
@@ -260,7 +286,7 @@ def _gathered(reader: Reader, pieces: list[CompletionChunk]) -> Completion:
 
 
 def _joined(piece: CompletionChunk, halves: Halves) -> CompletionChunk:
-    """The piece with no half characters in it."""
+    """The piece with the halves of split characters joined."""
     text = whole_text(piece.text) if piece.reasoning else halves.join(piece.text)
     if piece.final or piece.error is not None:
         text += halves.finish()

@@ -1,6 +1,6 @@
-"""What every vendor's adapter does alike: send, read, and turn any failure into an error of koo.
+"""The part that all adapters share: send a request, read the response, and turn every failure into one of koo's errors.
 
-A vendor's file has its wire format and a `Vendor`: its address, its fault table, and what reads its error bodies.
+A vendor's file has only its wire format and a `Vendor`: its URL, its fault table, and the reader of its error bodies.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from koo.http.connector import AnswerTooDense, TransportError
 
 T = TypeVar("T", bound=msgspec.Struct)
 OF_THE_FORM = frozenset({Kind.INVALID_REQUEST, Kind.CONTEXT_LENGTH, Kind.TOO_LARGE})
-"""Kinds that may pass in another form of the request."""
+"""Kinds of refusal for which the same request may be accepted in another form."""
 
 
 class Encode(Protocol):
-    """The body of a request, in the form that the model takes."""
+    """Encodes the body of a request in the form that the model accepts."""
 
     def __call__(self, request: Request, *, stream: bool) -> bytes: ...
 
@@ -47,11 +47,13 @@ ReadError = Callable[[int, Mapping[str, str], bytes], ParsedError]
 
 USER_AGENT = "koo"
 FRAMING_TOKENS = 256
-"""What a vendor may add around a prompt: roles, separators, a hidden preamble. Some dozens are known."""
+"""Tokens that a vendor may add around a prompt: roles, separators, a hidden preamble. A few dozen are known."""
 SLICE = 16_384
-"""Characters that are measured at once."""
+"""Characters to measure in one step."""
 UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
-"""Not JSON, JSON of other types (a `ValidationError` is a `DecodeError`), JSON nested without end."""
+"""Raised for data that is not JSON, for JSON of other types (a `ValidationError` is a `DecodeError`), and for JSON
+that is
+nested too deeply."""
 
 
 _GROWS = re.compile(
@@ -61,11 +63,11 @@ _GROWS = re.compile(
     "\ufb13-\ufb4f\ufbdd-\ufdfc\ufe71-\ufe7f\ufef5-\ufefc\U0001d15e-\U0001d164\U0001d1bb-\U0001d1c0\U0001f12a"
     "\U0001f200\U0001f201\U0001f240-\U0001f248]+"
 )
-"""Every character whose folded form has more bytes than itself; a test holds this against Python's own table."""
+"""Every character whose NFKC form has more bytes than the character. A test compares this with Python's own table."""
 
 
 class Wire:
-    """One service's way out: its address, prebuilt headers, and errors in koo's words."""
+    """Sends the requests of one service: its URL, prebuilt headers, and errors in koo's words."""
 
     def __init__(
         self,
@@ -84,10 +86,10 @@ class Wire:
         self.service = service
         self.extra = extra
         self._http = http
-        # With a user and password in it, which is a key like any other.
+        # A URL may contain a user and password, which are as secret as an API key.
         self._base_url = Secret(base_url) if "@" in base_url else base_url
         self.host = urlsplit(base_url).hostname or ""
-        # All headers that aiohttp would otherwise work out anew for each request.
+        # All headers that aiohttp would otherwise compute for each request.
         self._headers = Headers(
             {
                 "accept": "application/json",
@@ -98,9 +100,11 @@ class Wire:
             }
         )
         self._table = table
-        # Over plain HTTP a proxy answers in the service's place, and its page looks like the service's.
+        # Over plain HTTP a proxy can respond in the service's place, and its error page looks like the service's.
         by_proxy = http.proxy is not None and base_url.startswith("http:")
-        self._way = f" (by way of the proxy {http.proxy}, which may be what answered)" if by_proxy else ""
+        self._way = (
+            f" (through the proxy {http.proxy}, which may have sent this response)" if by_proxy else ""
+        )
         self._read_error = read_error
         self._encode = encode
         self.forms = forms
@@ -111,17 +115,20 @@ class Wire:
         return f"{self.service!r} at {self._base_url.rpartition('@')[2]}"
 
     def pace(self, headers: Mapping[str, str]) -> tuple[Pace, ...]:
-        """What an answer's headers say about the provider's limits."""
+        """The provider's limits as reported in a response's headers."""
         return self._limits.read(headers, self._clock.wall)
 
     def wall(self) -> float:
-        """Wall seconds, for dates in headers."""
+        """Seconds since 1970, for dates in headers."""
         return self._clock.wall()
 
     async def request(
         self, method: str, path: str, body: bytes | None = None, request: Request | None = None
     ) -> HttpResponse:
-        """Send once; an answer of status 200 to 299. `request`: what `body` says. Raises `ExternalServiceError`."""
+        """Send once and return a response with status 200 to 299. Raises `ExternalServiceError`.
+
+        `request` is what `body` encodes; without it, a refusal cannot be retried in another form.
+        """
         sent = body
         if self.extra is not None and body is not None:
             body = Sent(self.extra.into(body))
@@ -136,7 +143,7 @@ class Wire:
         return response
 
     async def open(self, path: str, body: bytes, request: Request) -> HttpStream:
-        """Send once for a stream of events; its owner closes it. Raises `ExternalServiceError`."""
+        """Send once and return the event stream; the caller must close it. Raises `ExternalServiceError`."""
         sent = body
         if self.extra is not None:
             body = Sent(self.extra.into(body))
@@ -145,7 +152,7 @@ class Wire:
         except TransportError as error:
             raise transport_error(self.service, error) from error
         if 200 <= stream.status < 300:
-            return stream  # whatever its label: events are recognised by their form
+            return stream  # whatever its content type: events are recognised by their form
         try:
             raise self.refusal(
                 stream.status, stream.headers, await _body_of(stream), request, sent, stream=True
@@ -165,30 +172,32 @@ class Wire:
         *,
         stream: bool = False,
     ) -> ExternalServiceError:
-        """The error for an answer; `request` was sent as `sent`, in a form that the server may not accept."""
+        """The error for a response outside 200 to 299; `request` was sent as `sent`."""
         parsed = self._read_error(status, headers, body)
-        # Not billed, a redirect included: work may have been done for it, but no vendor charges for that.
+        # Not billed, redirects included: the server may have done some work, but no vendor charges for an error status.
         error = self._table.error(self.service, parsed, self._clock.wall())
         if self._way and not parsed.shaped:
             error.reason += self._way
         if request is not None and sent is not None and error.kind in OF_THE_FORM:
             may_pass = self.forms.learn(request, parsed, sent)
-            # Another call may have learned it in the meantime: what counts is what would be sent now.
+            # Compare with the bytes that would be sent now. If two calls are refused for the same parameter, only the
+            # first one learns something, but both can be repeated. And without a difference a retry would only be
+            # refused again.
             error.anew = may_pass and self._encode(request, stream=stream) != sent
         return error
 
     def error(self, parsed: ParsedError, *, billable: bool | None) -> ExternalServiceError:
-        """The error inside an answer or a stream whose status promised success."""
+        """The error inside a response or stream with a success status."""
         return self._table.error(self.service, parsed, self._clock.wall(), billable=billable)
 
     def unreadable(self, what: str) -> ExternalServiceError:
-        """A success without an answer: `what` it is instead."""
+        """The error for a success status with something else (`what`) in place of an answer."""
         return make_error(
-            self.service, Kind.BAD_ANSWER, f"its answer cannot be read: {what}{self._way}", billable=True
+            self.service, Kind.BAD_ANSWER, f"its response cannot be read: {what}{self._way}", billable=True
         )
 
     def broken(self, error: TransportError) -> ExternalServiceError:
-        """A stream that broke off after its headers."""
+        """The error for a stream that broke off after its headers."""
         if isinstance(error, ClosedHere):
             return transport_error(self.service, error)
         if isinstance(error, AnswerTooDense):
@@ -196,11 +205,11 @@ class Wire:
         return make_error(self.service, Kind.TRUNCATED_STREAM, error.reason, billable=True)
 
     def unfinished(self, reason: str = "") -> ExternalServiceError:
-        """A stream that ended without the provider's own end."""
+        """The error for a stream that ended without an end event."""
         return make_error(self.service, Kind.TRUNCATED_STREAM, reason, billable=True)
 
     def reread(self, response: HttpResponse, decoder: msgspec.json.Decoder[T]) -> T:
-        """An answer that its strict decoder cannot read, leniently. Raises `ExternalServiceError`."""
+        """Decode leniently what the strict decoder could not read. Raises `ExternalServiceError`."""
         document = repaired(loads(response.body))
         told = fit(document, decoder.type) if isinstance(document, (dict, list)) else None
         if told is None:
@@ -210,32 +219,32 @@ class Wire:
     def judge(
         self, response: HttpResponse, error: msgspec.Raw, text: str, reason: str | None, usage: Usage
     ) -> None:
-        """Raise the failure reported by an answer of status 200: an error in it, a failed end, or no content."""
+        """Raise the failure that a response with status 200 reports: an error field, a failed end, or no content."""
         if is_something(error):
             raise self.told(response.headers, error, billable=bool(text) or usage.total_tokens > 0)
         parsed = failure_of(reason)
         if parsed is not None:
             raise self.error(replace(parsed, headers=response.headers), billable=True)
         if not text and not usage.output_tokens and reason is None:
-            raise self.no_answer(response, "an answer without content")
+            raise self.no_answer(response, "a response without content")
 
     def told(self, headers: Mapping[str, str], error: msgspec.Raw, *, billable: bool) -> ExternalServiceError:
-        """The error beside or instead of an answer, as a document's field."""
+        """The error from a response's `error` field, with or without an answer next to it."""
         return self.error(self._read_error(200, headers, b'{"error":%b}' % bytes(error)), billable=billable)
 
     def no_answer(self, response: HttpResponse, what: str) -> ExternalServiceError:
-        """The error for a 200 without an answer; `what` it is, if it is not an error either."""
+        """The error for a 200 without an answer: the reported error, else that the response is `what`."""
         parsed = self._read_error(response.status, response.headers, response.body)
         return self.error(parsed, billable=False) if parsed.shaped else self.unreadable(what)
 
 
 NOTHING = msgspec.Raw(b"")
-"""A field that did not come."""
+"""The default of a field that is missing in the response."""
 _document: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 
 
 def is_something(error: msgspec.Raw) -> bool:
-    """Whether an `error` field holds one: null, false, "", {} and an object full of such do not."""
+    """Whether an `error` field contains an error: null, false, "", {} and objects of such values do not."""
     return error is not NOTHING and _says_something(document_of(bytes(error)))
 
 
@@ -246,7 +255,7 @@ def _says_something(value: object) -> bool:
 
 
 def document_of(body: bytes) -> Any:
-    """A body as JSON, or None for anything else: a page of something on the way, or nothing."""
+    """Decode a body as JSON; None for anything else, such as a proxy's error page or an empty body."""
     with suppress(*UNREADABLE):
         return _document.decode(body)
     document = loads(body)
@@ -261,12 +270,12 @@ _head = msgspec.json.Decoder(_Head)
 
 
 def type_of(data: bytes) -> str:
-    """An event's own type. Raises one of `UNREADABLE`."""
+    """The event's `type` field. Raises one of `UNREADABLE`."""
     return _head.decode(data).type
 
 
 async def _body_of(stream: HttpStream) -> bytes:
-    """A refusal's body; if it cannot be read, its status says enough."""
+    """The body of an error response; b"" if it cannot be read, because the status says enough."""
     try:
         return await stream.read()
     except ClosedHere:
@@ -276,27 +285,30 @@ async def _body_of(stream: HttpStream) -> bytes:
 
 
 def kind_of_document(headers: Mapping[str, str], body: bytes) -> str:
-    """A word for what arrived, without any of it."""
+    """Describe what arrived without quoting it."""
     if not body.strip():
         return "nothing"
     if "html" in headers.get("content-type", "").lower() or body.lstrip()[:1] == b"<":
         return "a web page"
-    return "something of another form"
+    return "an unknown format"
 
 
 def bound_tokens(request: Request) -> int:
-    """No tokenizer makes more tokens of a text than it has bytes, in the form that the tokenizer sees.
+    """An upper bound of the prompt's tokens: its bytes, since no tokenizer makes more tokens than there are bytes.
 
-    Some fold compatibility characters first (NFKC), which can make eighteen characters of one.
+    The bytes are counted in the form that the tokenizer sees. Some normalize to NFKC first, which can turn one
+    character
+    into eighteen.
     """
     return bound_text(request.prompt) + (bound_text(request.system) if request.system else 0) + FRAMING_TOKENS
 
 
 def bound_text(text: str) -> int:
-    """The most tokens that a text can be, without what is put around it; linear in its length."""
-    if text.isascii():  # O(1): the common case costs nothing, also with a megabyte.
+    """An upper bound of the tokens of a text, without what a vendor puts around it; linear in its length."""
+    if text.isascii():  # O(1), so the common case costs nothing even for a megabyte
         return len(text)
-    # In slices: of a long text they are measured in a thread, and the loop gets its turn between two of them.
+    # Long texts are measured in a thread, and each step is one call that keeps the interpreter lock. In one step, the
+    # event loop would wait until the whole text is measured; between slices it can run.
     return sum(_bytes(text[at : at + SLICE]) for at in range(0, len(text), SLICE))
 
 
@@ -305,23 +317,26 @@ def _bytes(text: str) -> int:
     if is_normalized("NFKC", text):
         return size
     growing = "".join(_GROWS.findall(text))
-    # Each character by itself, and counted: to fold a megabyte of them would take seconds.
+    # Each distinct character is normalized once and multiplied by its count. Normalizing a megabyte of such characters
+    # would take seconds.
     return size + sum(times * _folded(one) for one, times in Counter(growing).items()) if growing else size
 
 
 @cache
 def _folded(character: str) -> int:
-    """Bytes of a character of `_GROWS` in its folded form."""
+    """Bytes of the NFKC form of a character."""
     return len(normalize("NFKC", character).encode())
 
 
 def estimate_usage(request: Request, text: str) -> Usage:
-    """For a provider that does not report its usage: the most that it can have read, and written of what arrived."""
+    """Upper bounds of the tokens read and written, for a provider that does not report its usage."""
     return Usage(input_tokens=bound_tokens(request), output_tokens=bound_text(text), estimated=True)
 
 
 def complete_usage(usage: Usage, request: Request, text: str, cost_usd: Decimal | None = None) -> Usage:
-    """The usage as counted; a missing half is estimated, and the whole marked, unless the cost is known."""
+    """The usage as reported. A missing half is estimated and the whole marked as estimated, unless the cost is
+    known.
+    """
     read, written = usage.read_tokens > 0, usage.output_tokens > 0
     if (read and (written or not text)) or (cost_usd is not None and (read or written)):
         return usage

@@ -1,8 +1,9 @@
-"""Tokens by class, from what vendors report; they agree on hardly any name.
+"""Tokens by class from what vendors report under many different names.
 
-One rule for all: a bill must not be too small. Of several names for one thing the largest number counts. Tokens from or
-to a cache are part of the prompt's count, unless they exceed it: then they are counted beside it. The total's surplus
-over the prompt was written, and so was reasoning that exceeds everything reported as written.
+One rule decides in all cases of doubt: the computed cost must not be below the bill. If several fields name the same
+thing, the largest number counts. Cache tokens are part of the prompt's count, unless they exceed it: then the vendor
+counts them separately. What the total has beyond the prompt is output, and so is reasoning that exceeds the reported
+output.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from koo.ai.types import Usage
 
 Count = int | float | None
-"""Some write 12.0, and not every one that is promised is there."""
+"""Some vendors write 12.0, and promised fields may be missing."""
 
 
 def usage_from(
@@ -25,14 +26,18 @@ def usage_from(
     into_cache: Iterable[Count] = (),
     reasoning: Iterable[Count] = (),
 ) -> Usage:
-    """Tokens by class, made disjoint. Of `cached`, `into_cache` and `reasoning` each is one name's number."""
+    """Disjoint token counts. `cached`, `into_cache` and `reasoning` are the values of all fields with that meaning."""
     prompt, answer, sum_of_all = count_of(read), count_of(written), count_of(total)
     from_cache, to_cache, thought = _most(cached), _most(into_cache), _most(reasoning)
     if not prompt:
         prompt = max(0, sum_of_all - answer)
+    # Vendors of the OpenAI format include cached tokens in the prompt's count, gateways in front of Anthropic do not.
+    # Nothing in the response says which. But a part cannot be larger than its whole, so a negative rest means that
+    # they are counted separately.
     fresh = prompt - from_cache - to_cache
     if fresh < 0:
         prompt, fresh = prompt + from_cache + to_cache, prompt
+    # Some gateways leave reasoning out of `completion_tokens`, but include it in the total.
     answer = max(answer, sum_of_all - prompt)
     if thought > answer:
         answer += thought
@@ -46,7 +51,7 @@ def usage_from(
 
 
 def count_of(told: Count) -> int:
-    """A reported count of tokens: 0 for nothing and for less."""
+    """A reported token count as an int; 0 if it is missing, negative or not finite."""
     if type(told) is int:
         return max(0, told)
     return max(0, math.ceil(told)) if told is not None and math.isfinite(told) else 0
@@ -55,6 +60,6 @@ def count_of(told: Count) -> int:
 def _most(counts: Iterable[Count]) -> int:
     most = 0
     for told in counts:
-        if told:  # Most names are not there.
+        if told:  # most fields are missing
             most = max(most, count_of(told))
     return most

@@ -1,16 +1,17 @@
-"""When to come back: what services say about it, in headers, in bodies and in sentences.
+"""How long to wait: what services say about it in headers, in bodies and in sentences.
 
-    retry-after: 3 | 0.5 | 7s | 1m2s | 2 minutes | 00:01:30     a span of time
-    retry-after: Wed, 21 Oct 2026 07:28:00 GMT                  a date of HTTP
+    retry-after: 3 | 0.5 | 7s | 1m2s | 2 minutes | 00:01:30     a duration
+    retry-after: Wed, 21 Oct 2026 07:28:00 GMT                  an HTTP date
     retry-after: 2026-08-21T12:40:59Z                           an ISO date
-    retry-after: 1786000000 | 1786000000000                     a point in time, in s or ms since 1970
+    retry-after: 1786000000 | 1786000000000                     a timestamp, in s or ms since 1970
     retry-after-ms, x-ms-retry-after-ms, x-retry-after-ms       the same, with plain numbers in milliseconds
-    x-ratelimit-reset-requests: 6m0s | 120ms | 17               when a limit is free again: any header of that sense
+    x-ratelimit-reset-requests: 6m0s | 120ms | 17               the reset of a limit, under any vendor's name
     "Please try again in 6m59.9s", {"retry_after_seconds": 5}   the body
 
-A point in time is read against the server's own `Date`, so that a wrong clock on either side does not matter. A number
-above 30 days is a point in time, and so is one that lies near now. An impossible value (zero, negative, NaN, a past
-point in time, words) is ignored, and the next place is read. Nothing is more than 31 days away.
+A point in time is compared with the server's own `Date`, so that a wrong clock on either side does not matter. A number
+close to the current time, in any usual unit, is a timestamp; any other number above 30 days is ignored. Impossible
+values (zero, negative, NaN, a time in the past, words) are ignored too, and the next source is tried. A wait is at most
+31 days.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from typing import NamedTuple
 Headers = Mapping[str, str]
 
 LONGEST_S = 31 * 86_400.0
-"""A month is the longest period that any provider bills or limits by."""
+"""The longest wait. No provider bills or limits by a period longer than a month."""
 SPAN_S_MAX = 30 * 86_400.0
-"""A number above this is a point in time; below it, seconds from now."""
+"""The longest duration; a larger number would have to be a timestamp."""
 EPOCHS = (1.0, 1e3, 1e6, 1e9)
-"""Points in time are counted in seconds since 1970, or in thousandths, millionths, billionths of them."""
+"""Timestamps count seconds, milliseconds, microseconds or nanoseconds since 1970."""
 IN_MS = ("retry-after-ms", "x-ms-retry-after-ms", "x-retry-after-ms")
 IN_S = ("retry-after", "x-retry-after", "x-ratelimit-retry-after")
 DATES_KEPT = 256
-"""Each answer has some dates and spans, which change once a second at most: what was read last is remembered."""
+"""Parsed dates and durations to cache. Every response contains a few, and they change at most once a second."""
 
 _UNITS_S = {
     "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0,
@@ -60,17 +61,17 @@ _STRUCTURED = re.compile(r"(?:^|[;,\s])(?:reset|t)=\"?(\d+(?:\.\d+)?)")
 
 
 class Stated(NamedTuple):
-    """A wait that a body states in a field of its own; `unit_s` of a plain number."""
+    """A wait from a field of an error's body; `unit_s` is the unit of a plain number."""
 
     text: str
     unit_s: float = 1.0
 
 
-# ── where it may stand ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sources of a wait ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def retry_after_s(headers: Headers, wall_s: float) -> float | None:
-    """Seconds until the provider wants the next request, by `Retry-After` and the like; None if it does not say.
+    """Seconds to wait by `Retry-After` and similar headers; None if there are none.
 
     `wall_s` is our clock (seconds since 1970), used for points in time if the server sends no `Date`.
     """
@@ -84,10 +85,13 @@ def retry_after_s(headers: Headers, wall_s: float) -> float | None:
 
 
 def resets_in_s(headers: Headers, wall_s: float, *, exhausted_only: bool = False) -> float | None:
-    """When the limit that was hit is free again: the one with nothing remaining, the later one of several.
+    """Seconds until the limit that was hit resets: the one with nothing remaining, and of several the latest.
 
-    Only for an answer that says that a limit was hit: these headers are sent with every answer.
+    Call it only for a response that reports a rate limit, because these headers are sent with every response.
     """
+    # All exhausted limits have to reset before a request passes, so the latest decides. If none is marked as exhausted,
+    # it is unknown which one was hit, and the earliest is the best guess: waiting for a day because a daily limit is
+    # listed too would be worse than one more refusal.
     exhausted: list[float] = []
     others: list[float] = []
     for is_exhausted, wait_s in _resets(headers, wall_s):
@@ -98,7 +102,7 @@ def resets_in_s(headers: Headers, wall_s: float, *, exhausted_only: bool = False
 
 
 def _resets(headers: Headers, wall_s: float) -> Iterator[tuple[bool, float]]:
-    """Each header that says when a limit is free again; every gateway has its own name for it."""
+    """For each header with the reset of a limit: whether the limit is exhausted, and the seconds until the reset."""
     known = {name.lower(): value for name, value in headers.items()}
     for name, value in known.items():
         if "ratelimit" not in name.replace("rate-limit", "ratelimit"):
@@ -115,14 +119,14 @@ def _resets(headers: Headers, wall_s: float) -> Iterator[tuple[bool, float]]:
 
 
 def said_s(message: str, wall_s: float) -> float | None:
-    """The wait that a sentence names: "Please try again in 94ms", "resets at 2026-12-01 00:00 UTC"."""
+    """The wait that a sentence states: "Please try again in 94ms", "resets at 2026-12-01 00:00 UTC"."""
     found = _IN_WORDS.search(message)
     wait_s = sensible(span_s(found[1])) if found else None
     return until_said_s(message, wall_s) if wait_s is None else wait_s
 
 
 def until_said_s(message: str, wall_s: float) -> float | None:
-    """Seconds to the point in time that a message names: "You will regain access on 2026-12-01 at 00:00 UTC"."""
+    """Seconds until the time that a message states: "You will regain access on 2026-12-01 at 00:00 UTC"."""
     found = _ON_DATE.search(message)
     point_s = None if found is None else iso_date(f"{found[1]}T{found[2] or '00:00'}")
     return None if point_s is None else sensible(point_s - wall_s)
@@ -132,7 +136,7 @@ def until_said_s(message: str, wall_s: float) -> float | None:
 
 
 def wait_of(text: str, headers: Headers, wall_s: float, unit_s: float = 1.0) -> float | None:
-    """Seconds from now, in whatever form they are written; None for an impossible value."""
+    """Seconds from now, from any of the supported forms; None for an impossible value."""
     text = text.strip()
     now = server_s(headers, wall_s)
     number = number_of(text)
@@ -147,18 +151,20 @@ def wait_of(text: str, headers: Headers, wall_s: float, unit_s: float = 1.0) -> 
 
 
 def _span_or_point(number: float, unit_s: float, now: float) -> float | None:
-    """A number near now is a point in time, whatever its header is called: as a span it would be a month or more."""
+    """Seconds from now for a number that may be a timestamp or a duration, whatever its header is called."""
+    # Vendors put timestamps into headers that are defined as a number of seconds. A number that is close to the current
+    # time can only be a timestamp: as a duration in seconds it would be more than 50 years.
     for scale in EPOCHS:
         if abs(number / scale - now) <= LONGEST_S:
             return number / scale - now
     seconds = number * unit_s
-    # A point in time that lies years away says nothing.
+    # A timestamp years away means nothing.
     return seconds if seconds <= SPAN_S_MAX else None
 
 
 @lru_cache(DATES_KEPT)
 def span_s(text: str) -> float | None:
-    """A span of time: "1h2m3.5s", "12ms", "2 minutes", "00:01:30", "PT30S", or a bare number of seconds."""
+    """Seconds of a duration: "1h2m3.5s", "12ms", "2 minutes", "00:01:30", "PT30S", or a bare number of seconds."""
     text = text.strip().lower()
     parts = _PART.findall(text)
     if parts and not _BETWEEN_PARTS.sub("", _PART.sub("", text)):
@@ -178,7 +184,7 @@ def _one(unit: str) -> str:
 
 
 def sensible(seconds: float | None) -> float | None:
-    """A wait that can be right: above zero, at most 31 days; else None."""
+    """A plausible wait: None unless it is above zero, and never more than 31 days."""
     if seconds is None or not seconds > 0:
         return None
     return min(seconds, LONGEST_S)
@@ -188,7 +194,7 @@ def sensible(seconds: float | None) -> float | None:
 
 
 def number_of(text: str) -> float | None:
-    """A finite number. `float` alone would take "nan", "infinity" and "1_000" too."""
+    """A finite number, or None. `float` alone would also accept "nan", "infinity" and "1_000"."""
     text = text.strip()
     if not text or not text.isascii() or "_" in text:
         return None
@@ -200,14 +206,14 @@ def number_of(text: str) -> float | None:
 
 
 def server_s(headers: Headers, wall_s: float) -> float:
-    """Now, by the server's clock, in seconds since 1970; by ours if it does not say."""
+    """The server's current time in seconds since 1970; our own if it sends no `Date`."""
     said = http_date(headers.get("date", ""))
     return wall_s if said is None else said
 
 
 @lru_cache(DATES_KEPT)
 def http_date(text: str) -> float | None:
-    """A date as HTTP writes it, in seconds since 1970."""
+    """An HTTP date in seconds since 1970."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):
@@ -217,7 +223,7 @@ def http_date(text: str) -> float | None:
 
 @lru_cache(DATES_KEPT)
 def iso_date(text: str) -> float | None:
-    """A date of RFC 3339 or ISO 8601, in seconds since 1970; one without a zone is UTC."""
+    """An RFC 3339 or ISO 8601 date in seconds since 1970; without a time zone it is UTC."""
     try:
         date = datetime.fromisoformat(text.strip())
     except ValueError:
