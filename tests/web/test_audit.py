@@ -19,7 +19,7 @@ from koo.web.security import Denial
 from tests.web.serving import claude, platform, served
 
 WRITE, READ = "w" * 32, "r" * 32
-REFUSED = Denial(401, "the token is not known", is_guess=True)
+REFUSED = Denial(401, "the token is unknown", is_guess=True)
 
 
 class Time:
@@ -51,7 +51,7 @@ def test_a_refusal_is_a_warning_with_its_reason(caplog: pytest.LogCaptureFixture
     line = as_json(caplog.records[0])
     assert line["level"] == "warning"
     assert [line[name] for name in ("what", "who", "route", "peer", "status", "reason")] == [
-        "refused_at_the_door", "unknown", "GET /monitoring/health", "203.0.113.9", 401, "the token is not known",
+        "refused_at_the_door", "unknown", "GET /monitoring/health", "203.0.113.9", 401, "the token is unknown",
     ]  # fmt: skip
 
 

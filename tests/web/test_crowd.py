@@ -161,7 +161,7 @@ def test_a_flood_has_one_line_and_its_end_another(caplog: pytest.LogCaptureFixtu
     time.now += 1
     crowd.sweep()
     assert caplog.records[-1].message == (
-        "there has been room for connections for 60 s; 141 were ended for new ones, 0 refused"
+        "there has been room for connections for 60 s; 141 were closed for new ones, 0 refused"
     )
     time.now += CALM_S
     crowd.sweep()

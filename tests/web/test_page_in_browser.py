@@ -640,7 +640,7 @@ def test_a_session_opens_the_page_and_a_reading_one_offers_no_act(browser: str, 
             assert await page.run("document.querySelector('[data-check]') === null")
             await page.click(".menu summary")
             await page.click("[data-reset=database]")
-            said = await page.until_text("#act", "may only look")
+            said = await page.until_text("#act", "read-only")
             assert "Calls pass at once" in said and "act-go" not in await page.run("document.body.innerHTML")
             await page.click("#act-cancel")
             places = "[{...localStorage}, {...sessionStorage}, document.cookie, location.href, document.body.innerHTML]"
@@ -737,7 +737,7 @@ def test_a_name_that_suddenly_points_here_is_not_served(browser: str, tmp_path: 
         async with served(create_app(koo)) as client, window(browser) as page:
             await break_database(koo)
             await page.go(f"http://evil.example:{urlsplit(client.url).port}/dashboard/")
-            await page.until_text("body", "does not answer to the name")
+            await page.until_text("body", "is not a name of this server")
             reset = "fetch('/api/v1/monitoring/database/reset-circuit-breaker', {method: 'POST'})"
             # The refusal's own policy allows the page nothing, so the request is not even sent.
             assert await page.run(f"{reset}.then(a => a.status, () => 'blocked')") == "blocked"

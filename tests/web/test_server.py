@@ -73,7 +73,7 @@ def test_what_is_cut_at_the_end_learns_why_and_fills_no_log(
                 await running
             with refused.value as reply:
                 assert reply.code == 503 and reply.headers["Content-Type"] == "application/problem+json"
-                assert "ends now" in json.load(reply)["detail"]
+                assert "is shutting down" in json.load(reply)["detail"]
         assert not [record for record in caplog.records if record.exc_info]
 
     asyncio.run(main())

@@ -181,7 +181,7 @@ def test_who_may_only_look_is_refused_each_act(tmp_path: Path) -> None:
             mine = cookies_of(await log_in(client, READ))
             assert (await client.get("/api/v1/session", headers=mine)).body["role"] == "read"
             refused = await client.post(RESET, headers={**mine, "Origin": client.url})
-            assert refused.status == 403 and "may only look" in refused.body["detail"]
+            assert refused.status == 403 and "read-only" in refused.body["detail"]
 
     asyncio.run(main())
 

@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_used_is_told_once_and_the_worker_answers_alone(
         for _ in range(2):
             found = lines(text_of_all(*sibling(tmp_path, "1").exchange(numbers(3))))
     assert found[REQUESTS] == 3
-    assert "answers for this worker alone" in caplog.text
+    assert "covers this worker only" in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

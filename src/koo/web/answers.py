@@ -1,6 +1,6 @@
-"""The shapes of answers that only HTTP has; what is seen of services and the database is `koo.monitoring.shapes`."""
+"""Response shapes that only HTTP has. Those for services and the database are in `koo.monitoring.shapes`."""
 
-# Without `from __future__ import annotations`: the types are read at run time, where the API is described.
+# No `from __future__ import annotations` here: the types are evaluated at run time to generate the API description.
 
 from typing import Annotated, Literal
 
@@ -20,11 +20,11 @@ from koo.monitoring.shapes import (
     Usd,
 )
 
-# ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── queries ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class TokenUsage(TypedDict):
-    """Tokens; the first four classes are disjoint, reasoning is a part of the output."""
+    """Token counts. The first four are disjoint; reasoning tokens are part of the output."""
 
     input_tokens: int
     cache_read_tokens: int
@@ -32,46 +32,46 @@ class TokenUsage(TypedDict):
     output_tokens: int
     reasoning_tokens: int
     total_tokens: int
-    estimated: Annotated[bool, Doc("the provider reported none, so koo counted")]
+    estimated: Annotated[bool, Doc("the provider reported no usage, so koo counted")]
 
 
 class QueryAnswer(TypedDict):
-    """An answer, and what it cost."""
+    """A response, and what it cost."""
 
     response: str
-    service: Annotated[str, Doc("the one that answered, which may be a fallback")]
+    service: Annotated[str, Doc("the service that answered, possibly a fallback")]
     model: str
     usage: TokenUsage
     cost: Usd
-    cost_source: Annotated[str, Doc("where the cost comes from: reported, table, configured or estimate")]
+    cost_source: Annotated[str, Doc("the source of the cost: reported, table, configured or estimate")]
     attempts: int
     latency_s: float
     stop_reason: str | None
-    max_tokens: Annotated[int | None, Doc("the longest answer that was asked for")]
-    clamped: Annotated[bool, Doc("`max_tokens` was lowered to what fitted, as `clamp` allows")]
+    max_tokens: Annotated[int | None, Doc("the requested limit on the response's length")]
+    clamped: Annotated[bool, Doc("`max_tokens` was lowered to fit, as `clamp` allows")]
     timestamp: Time
 
 
 class BatchSuccess(QueryAnswer):
-    """The answer to one of several questions."""
+    """The response to one of several queries."""
 
     success: Literal[True]
 
 
 class BatchFailure(TypedDict):
-    """Why one of several questions has no answer."""
+    """Why one of several queries failed."""
 
     success: Literal[False]
     service: str
     error: str
-    kind: Annotated[str, Doc("what happened, in one word; stable, so programs can rely on it")]
-    status: Annotated[int, Doc("the status that the question alone would have had")]
-    retry_after_s: Annotated[float | None, Doc("seconds to wait before asking again; null: not known")]
+    kind: Annotated[str, Doc("the kind of failure, a stable identifier")]
+    status: Annotated[int, Doc("the status that this query would have had as a single request")]
+    retry_after_s: Annotated[float | None, Doc("seconds to wait before trying again; null: unknown")]
     attempts: int
 
 
 class BatchAnswer(TypedDict):
-    """A result for each question, in the same order."""
+    """One result for each query, in the same order."""
 
     results: list[BatchSuccess | BatchFailure]
     total_queries: int
@@ -82,11 +82,11 @@ class BatchAnswer(TypedDict):
 
 
 ServiceChecks = dict[str, ServiceCheck]
-"""What unbilled checks found, by service."""
+"""The results of unbilled checks, by service."""
 
 
 class ServiceReset(TypedDict):
-    """A service starts afresh."""
+    """A service's errors were reset."""
 
     message: str
     service: str
@@ -94,7 +94,7 @@ class ServiceReset(TypedDict):
 
 
 class ServicesReset(TypedDict):
-    """All services start afresh."""
+    """The errors of all services were reset."""
 
     message: str
     results: dict[str, bool]
@@ -119,7 +119,7 @@ class PoolMetrics(TypedDict):
 
 
 class DatabaseCheck(TypedDict):
-    """What a check made now found."""
+    """The result of a check made now."""
 
     health_check_result: DatabaseHealth
     detailed_status: DatabaseStatus
@@ -127,7 +127,7 @@ class DatabaseCheck(TypedDict):
 
 
 class DatabaseReset(TypedDict):
-    """The database's breaker is closed."""
+    """The database's breaker was closed."""
 
     message: str
     new_state: DatabaseWord
@@ -135,7 +135,7 @@ class DatabaseReset(TypedDict):
 
 
 class DatabaseAct(TypedDict):
-    """What an operator's act on the database's scopes or connections came to, in this process."""
+    """The result of an operator's act on the database's scopes or connections, in this process."""
 
     message: str
     database: DatabaseGate
@@ -160,13 +160,13 @@ class ServiceMonitoring(TypedDict):
 
 
 class Alive(TypedDict):
-    """The process lives."""
+    """The process is alive."""
 
     status: Literal["alive"]
 
 
 class Ready(TypedDict):
-    """Traffic is welcome."""
+    """The process wants traffic."""
 
     status: Literal["ready"]
 
@@ -175,14 +175,14 @@ class Ready(TypedDict):
 
 
 class SessionView(TypedDict):
-    """Who asks, and what they may do."""
+    """Who sent the request, and what they may do."""
 
-    role: Annotated[Literal["write", "read"], Doc("read: what changes something is refused")]
+    role: Annotated[Literal["write", "read"], Doc("read: requests that change something are refused")]
     who: Annotated[
-        str, Doc("token, read token, session, read session, this machine; empty: your application decides")
+        str, Doc("token, read token, session, read session, this machine; empty: the application decides")
     ]
     expires_at: Annotated[Time | None, Doc("when the session ends; null: the request has no session")]
-    login: Annotated[bool, Doc("a session can be begun here; false: no token is set")]
+    login: Annotated[bool, Doc("a session can be started here; false: no token is set")]
     timestamp: Time
 
 
@@ -197,7 +197,7 @@ class Breakers(TypedDict):
 
 
 class BreakerAct(TypedDict):
-    """Breakers that an operator did something to, as they are now."""
+    """The current state of the breakers that an operator acted on."""
 
     message: str
     breakers: list[BreakerStatus]

@@ -1,8 +1,8 @@
-"""koo's page and API beside an application without an event loop (Flask, Django without async), on a separate server.
+"""koo's page and API for an application without an event loop (Flask, Django without async), on a separate server.
 
-It runs on koo's loop in a background thread, and shows that platform: the breakers, the pool and the counts of this
-process. It is separate from the application's server, so it still answers when every thread of that server is
-waiting, which is when it is needed. Its access rules are those of `koo serve`.
+The server runs on koo's event loop in a background thread and shows that platform: the breakers, pool and counts of
+this process. Because it is separate from the application's server, it still responds when all threads of that server
+are blocked, which is when it is needed. Its access rules are those of `koo serve`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STARTS_S_MAX = 60.0
 
 
 class Beside:
-    """The server that `serve_beside` has begun. It ends with the process, or by `close`."""
+    """The server started by `serve_beside`. It ends with the process, or with `close`."""
 
     def __init__(self, platform: Platform, listener: socket) -> None:
         self.url = url_of(platform.options.host, listener.getsockname()[1])
@@ -40,8 +40,11 @@ class Beside:
         self._ready = threading.Event()
         self._app = create_app(platform)
         self._server = make_server(platform, self._app, self._ready.set)
-        # The lifespan is run here, around the server: cancelled at the process's end, both end in order.
+        # uvicorn's lifespan runs in a separate task, which would outlive a cancelled server. Run it here, around the
+        # server: when koo's loop is cancelled at the end of the process, the server stops first and the platform
+        # closes after it.
         self._server.config.lifespan = "off"
+        # Signals belong to the main thread and its server; Python cannot even install a handler in this one.
         self._server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
         self._running: Future[None] | None = None
         forget_in_child(self)
@@ -56,13 +59,16 @@ class Beside:
         self.close()
 
     def forget_parent(self) -> None:
-        """In a forked child: the parent serves, and this copy of its socket would keep callers waiting after it."""
+        """In a forked child, close the copy of the socket. The parent serves; this copy would keep clients waiting
+        after its end.
+        """
         self._running = None
         self._listener.close()
 
     def begin(self) -> None:
-        """Serve, and wait until it answers. Raises whatever prevented it."""
+        """Start serving and wait until it responds. Raises whatever prevented it."""
         running = self._running = asyncio.run_coroutine_threadsafe(self._run(), BRIDGE.loop())
+        # A failed start must end the wait as well, so `_ready` is set when the task ends for any reason.
         running.add_done_callback(lambda _: self._ready.set())
         self._ready.wait(STARTS_S_MAX)
         if running.done():
@@ -74,7 +80,7 @@ class Beside:
                 await self._server.serve(sockets=[self._listener])
 
     def close(self) -> None:
-        """End it, from any thread but its loop's. The platform closes too, and opens itself at its next use."""
+        """Stop it, from any thread except its loop's. The platform closes too and reopens when it is next used."""
         running, self._running = self._running, None
         if running is not None:
             self._server.should_exit = True
@@ -82,14 +88,14 @@ class Beside:
 
 
 def serve_beside(platform: Platform | None = None, *, port: int | None = None) -> Beside:
-    """Serve koo's page and API in the background, for an application without an event loop; returns when it answers.
+    """Serve koo's page and API in the background, for an application without an event loop. Returns when it responds.
 
-    `platform` None: the process's own, `koo.platform`. `port` None: `KOO_PORT`; 0: any that is free, which `url` and a
-    line in the log say. The address is `KOO_HOST`; one that is not loopback needs `KOO_TOKEN`. Each process has its
-    own server, because each has its own breakers and pool. A forked child has none.
+    `platform` defaults to the process's own, `koo.platform`; `port` to `KOO_PORT`. Port 0 chooses a free one, which
+    `url` and a log line report. The address is `KOO_HOST`; one that is not loopback needs `KOO_TOKEN`. Each process
+    has its own server, because each has its own breakers and pool. A forked child has none.
 
-    Raises `ConfigurationError` for settings that cannot be right and for a port that is taken, and RuntimeError inside
-    a running event loop.
+    Raises `ConfigurationError` if a setting is invalid or the port is in use, and RuntimeError inside a running event
+    loop.
     """
     if asyncio._get_running_loop() is not None:
         raise RuntimeError(INSIDE_A_LOOP)

@@ -1,4 +1,4 @@
-"""How large a body may be, and the headers of an answer that is its caller's business alone."""
+"""The limit on a body's size, and the headers of a response that is private to its caller."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
-"""More than the largest prompt, whose own limit raises the clearer error."""
+"""More than the largest prompt, whose own limit raises a clearer error."""
 PARAMETERS_MAX = 100
-"""Of an address; thousands take longer to read than an answer to make."""
+"""The limit on query parameters. Parsing thousands of them takes longer than producing the response."""
 MARK = "koo.careful"
-"""In the scope of a request that the edge, or a door before another one, takes care of."""
+"""Set in the scope of a request whose headers and body are already handled by the edge or by an outer `Door`."""
 CLOSE = {"Connection": "close"}
 CAREFUL = {
     "Cache-Control": "no-store",
@@ -24,9 +24,10 @@ CAREFUL = {
 
 
 class BodyTooLarge(HTTPException):
-    """More bytes came than any request needs.
+    """The body has more bytes than any request needs.
 
-    FastAPI's own, because FastAPI reports any other error while a body is read as invalid JSON.
+    A subclass of FastAPI's exception, because FastAPI reports any other error raised while a body is read as invalid
+    JSON.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -35,7 +36,7 @@ class BodyTooLarge(HTTPException):
 
 
 def bounded(receive: Receive, bytes_max: int) -> Receive:
-    """The same `receive`, which raises `BodyTooLarge` when more bytes than the limit have come."""
+    """Wrap `receive`: the result raises `BodyTooLarge` as soon as more bytes than the limit have arrived."""
     left = bytes_max
 
     async def receiving() -> Message:
@@ -51,6 +52,6 @@ def bounded(receive: Receive, bytes_max: int) -> Receive:
 
 
 def announced_bytes(request: Request) -> int:
-    """What the head says of the body's size; 0 where it says nothing that can be read."""
+    """Return the body's size according to its head, or 0 if the head does not contain a valid length."""
     length = request.headers.get("content-length", "")
     return int(length) if length.isdecimal() and length.isascii() else 0

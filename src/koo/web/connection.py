@@ -1,14 +1,15 @@
-"""One connection of the server: uvicorn's, with a bound on heads, an end of waiting, and errors that are problems.
+"""One connection of the server: uvicorn's, with a limit on the head's size, deadlines, and errors sent as problems.
 
-The parser underneath gathers a whole head, however long it grows and however long it takes, before any code sees it. A
-caller without a token, or a broken one, could fill the memory with one endless header, or the descriptors with heads
-that never end. So everything that koo waits for has a time limit:
+uvicorn's parser collects a whole head before any code of ours runs, however large it grows and however long it takes.
+A client without a token, or a broken one, could fill the memory with one endless header, or use up the descriptors
+with heads that never end. Therefore everything that koo waits for has a time limit:
 
-* `head`: the head of a request, from the connection's beginning or the head's first byte.
-* `request`: the next one, on an idle connection.
-* `body`, `reader`: what is sent to us, or taken from us, may take as long as it likes, but has to go on: a patience,
-  used up by time and refilled by bytes.
-* `rest`: the rest of a body whose request is answered already.
+* `head`: the head of a request, counted from the connection's start or the head's first byte.
+* `request`: the next request on an idle connection.
+* `body`, `reader`: a body that the client sends, a response that it reads. Both may take any time, but must make
+  progress: time uses up a patience, and bytes refill it.
+* `rest`: the remainder of a body whose request is already answered.
+* `closing`: a closed connection whose last bytes the client has not read yet.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ from koo.web.door import careful
 from koo.web.edge import is_probe
 from koo.web.problems import MEDIA_TYPE, http_problem, raw_problem, respond
 
+# nginx allows 32 KiB by default (four buffers of 8 KiB), and Node.js 16 KiB. 64 KiB leaves room for long cookies.
 HEAD_BYTES_MAX = 64 * 1024
+# nginx waits for 60 s by default. 20 s is still many round trips of a slow mobile network, and until the head is
+# complete nothing shows whether the client is authorized at all.
 HEAD_S = 20.0
 KEEP_ALIVE_S = 75
-"""Longer than the usual proxy keeps a connection: the side that closes first may lose a request on its way."""
+"""Longer than a proxy usually keeps an idle connection. The side that closes first may lose a request on its way."""
+# Patience is like a token bucket of seconds. A body may pause for 20 s once, and afterwards must arrive at 8 KiB/s on
+# average; a response must be read at 1 KiB/s, because events of the live stream are small and read by slow devices.
 PATIENCE_S = 20.0
 BODY_BYTES_PER_S = 8 * 1024
 READER_BYTES_PER_S = 1024
 REST_S = 5.0
-"""Long enough to take an answer that came before the body had been sent."""
+"""Long enough for the client to read a response that was sent before its body had arrived."""
 CLOSING_S = 5.0
 FULL = "the server has reached its limit of open connections; try again in a moment"
 Waits = Literal["", "head", "request", "body", "reader", "rest", "closing"]
@@ -47,11 +53,13 @@ AT_MOST_S: dict[Waits, float] = {
 
 
 class HeadTooLarge(Exception):
-    """Raised inside the parser, which stops then."""
+    """Raised in a callback of the parser, to make the parser stop."""
 
 
 class Connection(HttpToolsProtocol):
-    """Of all bytes that came, those count that brought neither a whole head nor a piece of a body."""
+    """A connection with deadlines. `_head_bytes` counts received bytes that have completed neither a head nor a part
+    of a body.
+    """
 
     crowd: ClassVar[Crowd]
 
@@ -68,7 +76,7 @@ class Connection(HttpToolsProtocol):
         self._unread_bytes = 0
         self._answered: Any = None
 
-    # ── what happens on it ────────────────────────────────────────────────────────────────────────────────────
+    # ── events ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -86,7 +94,10 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
-            return  # it came with what we have closed for
+            return  # the client sent it before it learned that we have closed the connection
+        # Counted before parsing, because the parser keeps the bytes of an unfinished head. The callbacks below set the
+        # count back to 0 when a head is complete or a part of a body arrives, so only an endless head reaches the
+        # limit.
         self._count_head(self._head_bytes + len(data))
         super().data_received(data)
         if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
@@ -99,6 +110,9 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        # The count above sees only whole reads: a head that arrives complete in one large read is over before the
+        # count is compared. An exception in a callback becomes `HttpParserError` in httptools, which uvicorn answers
+        # by calling `send_400_response`.
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
             self._too_large = True
             raise HeadTooLarge
@@ -118,7 +132,9 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.pipeline:
-            # A caller that pipelines may be one read ahead at most, or its requests would fill the memory.
+            # uvicorn has just resumed reading and started the next request of the queue. If more are queued, a client
+            # that pipelines without reading would get one more read (up to 256 KiB of requests) for each response, and
+            # the queue would grow without limit. Pausing again keeps it at most one read ahead.
             self.flow.pause_reading()
         self._turn()
 
@@ -132,6 +148,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         answer: Any = app if is_probe(cycle.scope) or not self.crowd.refuses(self) else _refuse
+        # uvicorn sets `self.cycle` when it parses a head, so with pipelining it is the newest request and not the one
+        # being answered. `_tell_left` needs the latter.
         self._answered = cycle
         super()._start_asgi_task(cycle, answer)
 
@@ -140,9 +158,11 @@ class Connection(HttpToolsProtocol):
         if change:
             self.crowd.gather(change)
 
-    # ── whose turn it is, and for how long ────────────────────────────────────────────────────────────────────
+    # ── deadlines ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _turn(self) -> None:
+        # Called after each event that can change who has to act next. The clock is restarted only if the state
+        # changes: otherwise a client could extend the deadline for a head by sending one byte now and then.
         waits_for = self._what()
         if waits_for == self._waits_for:
             return
@@ -155,8 +175,11 @@ class Connection(HttpToolsProtocol):
             self.crowd.works(self)
 
     def _what(self) -> Waits:
-        """What koo waits for; empty where koo itself works."""
+        """Return what koo waits for, or an empty string while koo itself works."""
         is_answered = self.cycle is None or self.cycle.response_complete
+        # The order of these checks matters. A closing connection may still be in the middle of a body. A body comes
+        # before `reader` and before "busy": as long as it is not complete, the application waits for the client, so it
+        # must not count as busy, or slow uploads could hold every place of a full server.
         if self.transport.is_closing():
             return "closing"
         if self._in_body:
@@ -168,11 +191,12 @@ class Connection(HttpToolsProtocol):
         return "head" if self._in_head or self.cycle is None else "request"
 
     def is_newcomer(self, since: float) -> bool:
-        """Was it opened after `since`, and has not asked yet?"""
+        """Return whether it was opened after `since` and has not sent a request yet."""
         return self.cycle is None and self._since > since and not self.transport.is_closing()
 
     def look(self, now: float) -> None:
         self._turn()  # the application may have closed it
+        # These two have no fixed deadline: a large body over a slow line may take an hour.
         if self._waits_for in ("body", "reader"):
             if self._lost_patience(now):
                 self._give_up()
@@ -183,9 +207,11 @@ class Connection(HttpToolsProtocol):
         past_s, self._patience_at = now - self._patience_at, now
         if self._waits_for == "body":
             if self.flow.read_paused:
-                return False  # it is we who do not read
+                return False  # koo has paused reading, so the client is not late
             gained_s, self._body_bytes = self._body_bytes / BODY_BYTES_PER_S, 0
         else:
+            # The write buffer shrinks only if the client reads: while it is over the high-water mark, `send` waits and
+            # the application adds nothing.
             unread = self.transport.get_write_buffer_size()
             gained_s = max(0, self._unread_bytes - unread) / READER_BYTES_PER_S
             self._unread_bytes = unread
@@ -194,21 +220,26 @@ class Connection(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         if self._waits_for == "head" and self._in_head:
-            self._answer(408, f"the head of the request did not end within {HEAD_S:.0f} s")
+            self._answer(408, f"the head of the request was not complete within {HEAD_S:.0f} s")
         elif self._waits_for == "body" and not self.cycle.response_started:
             self._answer(
-                408, f"the body of the request arrived at less than {BODY_BYTES_PER_S // 1024} KiB/s"
+                408, f"the body of the request arrived more slowly than {BODY_BYTES_PER_S // 1024} KiB/s"
             )
         elif self._waits_for in ("closing", "reader"):
+            # `close` flushes the write buffer first, which would wait for the very client that does not read. `abort`
+            # drops it. A response that has begun cannot be replaced by a 408, so a late body ends with a closed
+            # connection then.
             self.transport.abort()
         else:
             self.transport.close()
         self._tell_left()
+        # The application may be blocked in `send`, waiting for the buffer to drain. uvicorn wakes it only in
+        # `connection_lost`, which may be seconds away. Woken now, it sees `disconnected` and drops what it sends.
         self.flow.resume_writing()
         self._turn()
 
     def _tell_left(self) -> None:
-        """Tell the request being answered that its caller left: uvicorn tells only the last one pipelined."""
+        """Notify the request being answered that its client left: uvicorn only notifies the newest request."""
         if self._answered is not None and not self._answered.response_complete:
             self._answered.disconnected = True
             self._answered.message_event.set()
@@ -216,13 +247,13 @@ class Connection(HttpToolsProtocol):
     def end(self) -> None:
         self.transport.abort()
 
-    # ── what cannot be answered by the application ────────────────────────────────────────────────────────────
+    # ── responses without the application ─────────────────────────────────────────────────────────────────────
 
     def send_400_response(self, msg: str) -> None:
-        """Say what is wrong and close the connection: where the next request would begin is unknown."""
-        if (
-            self.cycle is None or self.cycle.response_complete
-        ):  # Otherwise it would land in the middle of another answer.
+        """Send what is wrong and close the connection: nothing shows where the next request would begin."""
+        # With a response in progress, the error would land in the middle of it and the client would read it as part of
+        # the body. Closing the connection is all that is left.
+        if self.cycle is None or self.cycle.response_complete:
             reason = (
                 f"its head is larger than {HEAD_BYTES_MAX // 1024} KiB"
                 if self._too_large
@@ -232,6 +263,8 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def _answer(self, code: int, detail: str) -> None:
+        # Written to the transport directly: an unreadable head has no ASGI cycle that could respond, and with a late
+        # body the application is still waiting for that body.
         status, body = HTTPStatus(code), raw_problem(code, detail)
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\n"
         head += f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -240,7 +273,7 @@ class Connection(HttpToolsProtocol):
 
 
 def in_crowd(crowd: Crowd) -> type[Connection]:
-    """The class of connections that belong to it."""
+    """Return a connection class bound to this `Crowd`: uvicorn creates the instances itself."""
     return type("Connection", (Connection,), {"crowd": crowd})
 
 

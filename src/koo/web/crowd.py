@@ -1,16 +1,16 @@
-"""How many connections a server holds, and which of them ends when one more comes.
+"""The limit on open connections, and which connection is closed when one more arrives.
 
-A connection on which koo waits for its caller (nothing has come, half a head, an idle one, a body, an answer that is
-not read) may end for a new one. A connection on which koo works may not. So callers who only keep connections open
-never keep others out:
+A connection is *waiting* while koo waits for its client: for a first byte, the rest of a head, the next request, a
+body, or for the client to read a response. It is *busy* while koo works on a request. Only a waiting connection may be
+closed to make room, so clients that merely hold connections open never lock others out:
 
-* First those end that never asked anything, then the others on which koo waits.
-* Of these, one of the address that has most; of that address, the one that has waited longest. A caller who asks at
-  once is the newest, even where another caller of the same address opens connections without end.
-* Where koo works on all of them, a few more are let in, so that probes are answered; other requests on these are
-  refused at once. Beyond the few a new connection is closed.
+* Connections that have never sent a request are closed first, then the other waiting ones.
+* Among these, the address with the most connections loses the one that has waited longest. A client that sends its
+  request right away is always the newest, even if others on its address open connections without end.
+* If every connection is busy, a few more are let in so that probes are answered. Other requests on them are refused
+  immediately. Beyond these few, new connections are closed.
 
-The bound follows from the limit of file descriptors: each request may need a second one, for a provider or a database,
+The limit follows from the limit on file descriptors: each request may need a second one, for a provider or a database,
 and a process without any can neither log nor open its own files.
 """
 
@@ -26,32 +26,34 @@ from typing import Protocol
 from koo.host import Descriptors
 
 CONNECTIONS_MAX = 10_000
-"""Above what one process can answer, whatever its limit of descriptors allows."""
+"""More than one process can serve, whatever its limit on descriptors allows."""
 CONNECTIONS_MIN = 8
 FOR_PROBES = 8
-"""Let in above the bound, where koo works on all others."""
+"""How many connections are let in above the limit while all others are busy."""
 HEADS_BYTES_MAX = 32 * 1024 * 1024
-"""Of all heads together that have begun and not ended."""
+"""All unfinished heads together. Each is limited to 64 KiB, but 10,000 of them would take over 600 MB."""
 SWEEP_S = 1.0
+# How often deadlines are checked. They are 5 s and more, so a second's delay does not matter; checking 10,000
+# connections more often would cost time that requests need.
 CALM_S = 60.0
-"""The bound counts as left when there was room for that long: one line for a flood, not one for each of its waves."""
+"""The flood counts as over after this long with room: one log line for a flood, not one for each of its waves."""
 log = logging.getLogger("koo.web")
 
 
 class Member(Protocol):
-    """A connection, as the crowd sees it."""
+    """A connection, as `Crowd` sees it."""
 
     address: str
 
     def look(self, now: float) -> None:
-        """End what has lasted too long."""
+        """Close the connection if its deadline has passed."""
 
     def end(self) -> None:
-        """Close at once, without an answer, and give the descriptor back."""
+        """Close immediately, without a response, and release the descriptor."""
 
 
 class Crowd:
-    """The connections of one server."""
+    """The open connections of one server."""
 
     def __init__(self, bound: int = CONNECTIONS_MAX, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.bound = bound
@@ -59,6 +61,9 @@ class Crowd:
         self.heads_bytes = 0
         self._all: dict[Member, None] = {}
         self._extra: set[Member] = set()
+        # Three queues of waiting connections: those that have never sent a request, those that have, and those let in
+        # above the limit for probes. A busy connection is in none of them, which is what protects it from being
+        # closed.
         self._strange, self._known, self._late = _Waiting(), _Waiting(), _Waiting()
         self._swept_at = monotonic()
         self._full_at: float | None = None
@@ -67,17 +72,22 @@ class Crowd:
     def __len__(self) -> int:
         return len(self._all)
 
-    # ── coming and going ──────────────────────────────────────────────────────────────────────────────────────
+    # ── joining and leaving ───────────────────────────────────────────────────────────────────────────────────
 
     def enter(self, one: Member) -> bool:
-        """Is there room for one more, or could it be made?"""
+        """Return whether there is room for one more connection, closing a waiting one if necessary."""
         if len(self._all) >= self.bound:
             self._tell_full()
+            # Usually one connection is closed. More are if busy ones above the limit have become idle since.
             while len(self._all) >= self.bound and self._end_one():
                 pass
+            # Every connection below the limit is busy. The extra places are for probes, so an extra connection that is
+            # waiting makes room for the newcomer. Otherwise eight silent connections would block the probes, and an
+            # orchestrator would restart a server that is merely busy.
             if len(self._all) >= self.bound + FOR_PROBES and not self._end(self._late.oldest_of_most()):
                 self._refused += 1
                 return False
+        # Decided after closing: a newcomer whose place was freed above is an ordinary connection, not an extra one.
         if len(self._all) >= self.bound:
             self._extra.add(one)
         self._all[one] = None
@@ -85,7 +95,7 @@ class Crowd:
         return True
 
     def make_room(self) -> None:
-        """A descriptor is missing: one on which koo waits ends, if there is one."""
+        """Close a waiting connection, if there is one, because a file descriptor is missing."""
         self._end_one()
 
     def leave(self, one: Member) -> None:
@@ -94,25 +104,30 @@ class Crowd:
         self.works(one)
 
     def waits(self, one: Member, is_known: bool) -> None:
-        """From now on koo waits for its caller. `is_known`: who has asked something before."""
+        """Note that koo now waits for this client. `is_known`: it has sent a request before."""
+        # `leave` may have come first: a connection that is being closed still reports its last change of state. Adding
+        # it again would leave an entry that no event removes, and `_end_one` would choose it over a live connection.
         if one in self._all:
             self.works(one)
             row = self._late if one in self._extra else self._known if is_known else self._strange
             row.add(one)
 
     def works(self, one: Member) -> None:
-        """From now on it is koo's turn."""
+        """Note that koo now works on a request of this connection."""
         for row in (self._strange, self._known, self._late):
             row.discard(one)
 
     def refuses(self, one: Member) -> bool:
-        """Is what it asks refused, because it was let in above the bound? Its probes are answered."""
+        """Return whether to refuse its request because it was let in above the limit. Probes are always answered."""
+        # The second condition is needed because others may have left since: then it counts as a regular connection.
         is_refused = one in self._extra and len(self._all) > self.bound
         self._refused += is_refused
         return is_refused
 
     def gather(self, byte_count: int) -> None:
-        """More (or, below zero, fewer) bytes are in heads that have not ended."""
+        """Add to the bytes held in unfinished heads; a negative number subtracts."""
+        # Each head is limited, but many slow clients could each send almost that much and stop. The bytes are counted
+        # while they lie in the parser, which has no limit of its own.
         self.heads_bytes += byte_count
         while self.heads_bytes > HEADS_BYTES_MAX and self._end_one():
             pass
@@ -120,23 +135,28 @@ class Crowd:
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def sweep(self) -> None:
-        """Let each connection look at its time, once a second; call it more often than that."""
+        """Check every connection's deadline, at most once a second. Call it more often than that."""
         now = self.monotonic()
         if now - self._swept_at < SWEEP_S:
             return
         self._swept_at = now
-        for one in list(self._all):
+        for one in list(self._all):  # a copy: a connection that is closed here leaves the dictionary
             one.look(now)
         if len(self._all) >= self.bound:
+            # Still full: the minute of calm starts again. A wave of a flood leaves room for a second or two, and
+            # without the minute each wave would log a warning and an "is over".
             self._full_at = now if self._full_at is not None else None
         elif self._full_at is not None and now - self._full_at >= CALM_S:
             self._tell_calm()
 
     def _end_one(self) -> bool:
+        # `or`: connections that have sent a request are closed only when there are no others left.
         return self._end(self._strange.oldest_of_most() or self._known.oldest_of_most())
 
     def _end(self, one: Member | None) -> bool:
         if one is None:
+            # Removed now and not by `connection_lost`: that runs in the loop's next turn, and `enter` counts
+            # immediately.
             return False
         self._ended += 1
         self.leave(one)
@@ -146,8 +166,8 @@ class Crowd:
     def _tell_full(self) -> None:
         if self._full_at is None:
             log.warning(
-                "%d connections are open, which is the limit (half of the file descriptors): those idle for longest "
-                "are closed for new ones; raise the limit of open files, or find out who connects",
+                "%d connections are open, which is the limit (half of the file descriptors): the longest idle ones "
+                "are closed to make room; raise the limit on open files, or find out which clients connect",
                 self.bound,
                 extra={"what": "connections_full", "count": self.bound},
             )
@@ -155,7 +175,7 @@ class Crowd:
 
     def _tell_calm(self) -> None:
         log.info(
-            "there has been room for connections for %.0f s; %d were ended for new ones, %d refused",
+            "there has been room for connections for %.0f s; %d were closed for new ones, %d refused",
             CALM_S,
             self._ended,
             self._refused,
@@ -166,7 +186,7 @@ class Crowd:
 
 
 class _Waiting:
-    """Connections by address, of each address the oldest first."""
+    """Waiting connections by address, longest waiting first (a dictionary keeps its insertion order)."""
 
     def __init__(self) -> None:
         self._of: dict[str, dict[Member, None]] = {}
@@ -181,22 +201,25 @@ class _Waiting:
             if not of_address:
                 del self._of[one.address]
 
+    # The scan over all addresses is linear, but runs only at the limit, and at most 10,000 addresses fit under it.
     def oldest_of_most(self) -> Member | None:
         most = max(self._of.values(), key=len, default=None)
         return next(iter(most)) if most else None
 
 
 def bound_of(descriptors: Descriptors | None) -> int:
-    """How many connections there may be: half of the descriptors that are free, None being as many as one likes."""
+    """Return the limit on connections: half of the free descriptors. None means that descriptors are unlimited."""
     if descriptors is None:
         return CONNECTIONS_MAX
+    # Half, because a request may need a second descriptor for its provider or database; those of the extra connections
+    # come off as well. Never below the minimum: a server that accepted nothing could not even report the problem.
     free = descriptors.limit - descriptors.used
     return max(CONNECTIONS_MIN, min(CONNECTIONS_MAX, free // 2 - FOR_PROBES))
 
 
 @lru_cache(1024)
 def address_of(host: str) -> str:
-    """What counts as one address: of IPv6 the network of 64 bits, which one subscriber has whole."""
+    """Return what counts as one client: an IPv4 address or an IPv6 /64, the network that one subscriber gets."""
     if ":" not in host:
         return host
     try:

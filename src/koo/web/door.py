@@ -1,11 +1,11 @@
-"""The door of koo's routes: it is part of each route, so that no way of mounting them can leave it out.
+"""The access check of koo's routes. It is part of each route, so no way of mounting the routes can leave it out.
 
-A prefix with a parameter, a sub-application, a router that was included by hand: the route is the same, and so is its
-door. It refuses what `security.py` denies, bounds the body, gives each answer the headers of a private one, slows
-down callers that try tokens, and writes each refusal and each act into the audit.
+A prefix with a parameter, a sub-application, a router included by hand: the route is the same, and so is its check. It
+refuses what `security.py` denies, limits the body's size, adds the headers of a private response, slows down callers
+that guess tokens, and records each refusal and each operator's act in the audit.
 
-`protect=False` where routes are made takes the rules away: their application decides who may ask. Headers and bounds
-stay. Under `koo serve` the edge has done both already.
+With `protect=False` the routes have no access rules: the application that mounts them decides who may call them. The
+headers and the size limit stay. Under `koo serve`, the edge (`edge.py`) has already applied these two.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ from koo.web.security import SAFE_METHODS, Access, Asked, Denial, Kind, Who, ask
 from koo.web.session import Session
 
 QUERIES = ("/ai/query", "/ai/batch-query")
-"""Routes whose calls are the server's purpose: they change nothing for other callers, and are not acts."""
+"""Calls of these routes are not recorded as acts: they are the server's purpose and change nothing for other callers.
+"""
 
 
 class Door:
-    """Of one platform's routes. `access` makes the rules at the first request; None: every caller may pass."""
+    """The access check of one platform's routes. `access` creates the rules at the first request; None lets every
+    caller pass.
+    """
 
     def __init__(
         self,
@@ -58,13 +61,18 @@ class Door:
 
     @property
     def protects(self) -> bool:
-        """Are there rules?"""
+        """Return whether access rules apply."""
         return self._make is not None
 
     async def pass_through(
         self, kind: Kind, path: str, scope: Scope, receive: Receive, send: Send
     ) -> tuple[Receive, Send] | None:
-        """What the route goes on with; None: it was answered here. `path`: the route's own, with no caller's words."""
+        """Return what the route continues with, or None if it was answered here.
+
+        `path` is the route's template, which contains nothing that a caller wrote.
+        """
+        # The mark is set if the edge or an outer door has already wrapped `receive` and `send`; doing it again would
+        # only repeat the work on every chunk.
         if MARK not in scope:
             scope[MARK] = True
             send = careful(send)
@@ -72,6 +80,8 @@ class Door:
                 await _answer(413, BodyTooLarge(BODY_BYTES_MAX).detail, scope, receive, send, CLOSE)
                 return None
             receive = bounded(receive, BODY_BYTES_MAX)
+        # Counted before anything parses the query string: parsing thousands of parameters takes longer than most
+        # responses.
         if scope["query_string"].count(b"&") > PARAMETERS_MAX:
             detail = f"the address has more than {PARAMETERS_MAX} parameters"
             await _answer(422, detail, scope, receive, send)
@@ -89,21 +99,23 @@ class Door:
 
     @property
     def has_sessions(self) -> bool:
-        """Can a session be begun: is there a token?"""
+        """Return whether a session can be started, which needs a configured token."""
         return self._make is not None and bool(self._rules().tokens)
 
     @property
     def session_names(self) -> list[str]:
-        """What the cookies of sessions may be called."""
+        """The names that session cookies may have."""
         return self._rules().sessions.names
 
     def begin_session(self, token: str, what: str, scope: Scope) -> tuple[str, str] | Denial:
-        """The name and the value of a cookie for who has this token. `what`: the act, for the audit."""
+        """Return the name and value of a session cookie for the caller that has this token. `what`: the act, for the
+        audit.
+        """
         access, asked = self._rules(), asked_of(scope, "page")
         where = access.caller(asked) or "unknown"
         begun = access.sessions.begin(token, asked.audience, asked.at)
         if begun is None:
-            denial = self._slowed(Denial(401, "the token is not known", is_guess=True), where)
+            denial = self._slowed(Denial(401, "the token is unknown", is_guess=True), where)
             self._audit.note("", what, where, denial)
             return denial
         name, value, role = begun
@@ -111,7 +123,7 @@ class Door:
         return name, value
 
     def look(self, scope: Scope) -> tuple[Who, Session | None]:
-        """Whose request this is, and the session it comes with."""
+        """Return who sent this request, and the session that came with it."""
         if self._make is None:
             return "", None
         asked = asked_of(scope)
@@ -129,7 +141,7 @@ class Door:
         return Denial(429, "too many unknown tokens came from this address; try again later")
 
     def still_lets(self, scope: Scope) -> bool:
-        """Would a guarded request that was let in a while ago be let in now?"""
+        """Return whether a guarded request that was let in a while ago would still be let in."""
         return self._access is None or self._access.judge(asked_of(scope)) is None
 
     def _judge(self, asked: Asked, path: str) -> Denial | None:
@@ -146,13 +158,15 @@ class Door:
 
 
 def door_of(platform: Platform, protect: bool = True, hosts: Iterable[str] = ()) -> Door:
-    """The door of a platform's routes; `hosts` are further names by which the server is known."""
+    """Return the access check of a platform's routes. `hosts`: further names by which the server is known."""
     names = tuple(hosts)
     return Door((lambda: Access.of(platform.options, names)) if protect else None, audit_of(platform))
 
 
 def careful(send: Send) -> Send:
-    """Headers of an answer that no cache keeps, no browser guesses the type of, and no other page frames."""
+    """Add the headers of a private response: no cache may keep it, no browser may guess its type, no page may frame
+    it.
+    """
 
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":

@@ -1,7 +1,7 @@
-"""The outermost layer of the server: an id and a log line for each request, no caching, no endless body, no traceback.
+"""The outermost layer of the server: request ids, log lines, no caching, a limit on bodies, no tracebacks for callers.
 
-Plain ASGI, because Starlette's `BaseHTTPMiddleware` runs the rest in a separate task, and nothing in there learns
-that the caller has left.
+Plain ASGI, because Starlette's `BaseHTTPMiddleware` runs the application in a separate task, which is not notified
+when the client disconnects.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from koo.web.request_ids import HEADER, ID, make_id
 from koo.web.spans import put_back
 
 LEFT = 499
-"""The status, in the log, of a request whose caller left before it was answered."""
+"""The status that is logged for a request whose client disconnected before the response."""
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 log = logging.getLogger("koo.web")
 
 
 class Edge:
-    """Around the whole application."""
+    """Wraps the whole application."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Edge:
         body_bytes_max: int = BODY_BYTES_MAX,
         log_requests: Callable[[], LogRequests] = lambda: "failed",
     ) -> None:
-        """`log_requests`: which requests have a line, beside those that are answered with an error."""
+        """`log_requests`: which requests are logged, in addition to those that fail."""
         self.app = app
         self._body_bytes_max = body_bytes_max
         self._log_requests = log_requests
@@ -50,7 +50,9 @@ class Edge:
         put_back(scope)
         request = Request(scope)
         scope[ID], scope[MARK] = make_id(request), True
-        scope[PROBLEMS] = []  # shared with copies of the scope
+        scope[
+            PROBLEMS
+        ] = []  # a list, because Starlette copies the scope for mounted applications, and copies share it
         exchange = _Exchange(scope, receive, send, self._body_bytes_max)
         asked_by = request_id.set(scope[ID])
         try:
@@ -61,14 +63,14 @@ class Edge:
             await exchange.refuse(413, error.detail)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"], extra=exchange.facts(500))
-            await exchange.refuse(500, "something went wrong here; the server's log says more")
+            await exchange.refuse(500, "internal error; see the server's log")
         finally:
             request_id.reset(asked_by)
             exchange.tell(self._log_requests())
 
 
 class _Exchange:
-    """One request and its answer, on their way through the edge."""
+    """One request and its response, on their way through the edge."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, bytes_max: int) -> None:
         self._scope = scope
@@ -96,14 +98,16 @@ class _Exchange:
         await self._send(message)
 
     async def refuse(self, status: int, detail: str) -> None:
-        """Answer with a problem, unless an answer has begun: then all that is left is to break it off."""
+        """Respond with a problem. If a response has already begun, it can only be broken off: raise instead."""
         if self.status is not None:
-            raise ConnectionAbortedError("an answer that had begun failed")
+            raise ConnectionAbortedError("the request failed after its response had begun")
         answer = respond(http_problem(Request(self._scope), status, detail), CLOSE)
         await answer(self._scope, self._receive, self.send)
 
     def tell(self, which: LogRequests) -> None:
-        """One line in the log, if `which` says so or it failed. Never the query string: there may be a token in it."""
+        """Log one line, if `which` asks for it or the request failed. Never log the query string: it may contain a
+        token.
+        """
         status, path = self.status or LEFT, shown_path(self._scope)
         if status < 400 and (which == "failed" or is_probe(self._scope)):
             return
@@ -123,7 +127,7 @@ class _Exchange:
         )
 
     def facts(self, status: int) -> dict[str, Any]:
-        """What a program reads of this request; of one that was answered with a problem its kind and cause, too."""
+        """Return the log line's machine-readable fields. A problem response adds its kind and cause."""
         scope, facts = self._scope, dict[str, Any]()
         if scope[PROBLEMS]:
             problem = scope[PROBLEMS][-1]
@@ -139,6 +143,6 @@ class _Exchange:
 
 
 def is_probe(scope: Scope) -> bool:
-    """Also below a path that a proxy or another application put in front."""
+    """Return whether it is a probe, also below a path prefix of a proxy or an outer application."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path in PROBES or path.removeprefix(root) in PROBES

@@ -1,4 +1,4 @@
-"""The header `Idempotency-Key`: a route whose work happens once for it, and whose answer is stored with that work.
+"""The header `Idempotency-Key`: a route's work is done once for each key, and its response is stored with that work.
 
     payments = APIRouter(route_class=IdempotentRoute)
     Once = Annotated[AsyncSession, idempotent(caller=user_id)]
@@ -6,13 +6,13 @@
     @payments.post("/payments", status_code=201)
     async def pay(payment: Payment, session: Once) -> Paid: ...
 
-The dependency begins the transaction and takes the key; the route's class stores the answer as the transaction's last
-statement, commits, and only then lets the answer go. So no client sees an answer whose work is not committed, and a
-client that saw none sends the same request again.
+The dependency begins the transaction and claims the key. The route class stores the response in the transaction's last
+statement, commits, and only then sends the response. So no client sees a response whose work is not committed, and a
+client that received no response sends the same request again.
 
-What commits is stored, whatever its status; what raises is rolled back, and its key is free again. Dependencies run
-before a stored answer is returned, so a check of who asks is made for repeats too. A key belongs to the caller that
-sent it: two users with the same key have two answers.
+A response that commits is stored, whatever its status. An exception rolls the transaction back, and the key is free
+again. Dependencies run before a stored response is returned, so access checks apply to repeats too. A key belongs to
+the caller that sent it: two users with the same key get two responses.
 """
 
 from __future__ import annotations
@@ -43,25 +43,28 @@ from koo.web.problems import error_problem, http_problem, respond
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 KEY_MAX = 200
-"""Of what a client sends; beside it the row's key has the route and the caller."""
+"""The limit for a client's key. The row's key also contains the route and the caller."""
 _NOT_STORED = frozenset({b"content-length", b"set-cookie"})
-"""The first is counted anew. The second is a secret of one session, which a table must not keep."""
+"""The first is computed again. The second is a secret of one session, which must not be kept in a table."""
 _Described = Annotated[
     str | None,
     Header(
         alias=HEADER,
-        description=f"one for each operation, the same for its repeats; 1 to {KEY_MAX} characters",
+        description=f"a key for each operation, the same for its repeats; 1 to {KEY_MAX} characters",
     ),
 ]
 
 
 class _Refused(Exception):
-    """The header cannot be used; the text is for the client."""
+    """The header is not valid; the text is for the client."""
 
 
 class _Exchange:
-    """One request: the transaction that its route works in, and the answer that was stored before, if any."""
+    """One request: the transaction in which its route works, and the stored response, if any."""
 
+    # The route class enters this stack and the dependency fills it. A dependency with `yield` could not end the
+    # transaction: it never sees the response that has to be stored, and by default FastAPI leaves it only after the
+    # response has been sent, when a failed COMMIT can no longer be reported.
     def __init__(self) -> None:
         self.transaction = AsyncExitStack()
         self.stored: Stored | None = None
@@ -70,7 +73,7 @@ class _Exchange:
 
     async def begin(self, database: Database, operation: Operation | None) -> AsyncSession:
         if self._session is not None:
-            raise RuntimeError("a route has one session of koo.idempotent, and this one has two")
+            raise RuntimeError("a route can have only one session of koo.idempotent; this one has two")
         self._session = await self.transaction.enter_async_context(database.session_scope())
         if operation is not None:
             self.stored = await operation.begin(self._session)
@@ -78,35 +81,39 @@ class _Exchange:
         return self._session
 
     async def keep(self, response: Response) -> None:
-        """Store the answer in the transaction, unless it came from there."""
+        """Store the response in the transaction, unless it came from there."""
         if self._session is not None and self._operation is not None and self.stored is None:
             await self._operation.finish(self._session, _record(response))
 
 
+# The route class and the dependency have no common argument except the request, and FastAPI gives the dependency a
+# request of its own. A context variable connects them; it also reaches endpoints that FastAPI runs in a thread.
 _current: ContextVar[_Exchange | None] = ContextVar("koo_idempotent_exchange", default=None)
 
 
 class IdempotentRoute(APIRoute):
-    """A route that stores answers: `APIRouter(route_class=IdempotentRoute)`.
+    """A route class that stores responses: `APIRouter(route_class=IdempotentRoute)`.
 
-    Needed by a route with a session of `idempotent`; routes without one are as they were.
+    Needed by routes with a session of `idempotent`; other routes behave as before.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, _unless_stored(endpoint), **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's own, within the transaction of its request."""
+        """FastAPI's handler, inside the transaction of its request."""
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
             exchange = _Exchange()
             token = _current.set(exchange)
             try:
+                # Starlette caches the body, but a form parser consumes the stream without doing so. Read it first: the
+                # fingerprint needs it, and is computed in a dependency, after FastAPI has parsed the form.
                 if HEADER in request.headers:
-                    await (
-                        request.body()
-                    )  # A form's body is gone once it is parsed, and the fingerprint needs it.
+                    await request.body()
+                # The response is stored inside the `async with`, so leaving the block commits both. If COMMIT fails,
+                # `return` is never reached: nothing was sent, and the client may safely repeat the request.
                 async with exchange.transaction:
                     response = await handler(request)
                     await exchange.keep(response)
@@ -116,7 +123,7 @@ class IdempotentRoute(APIRoute):
             except (IdempotencyKeyInUse, IdempotencyKeyReused) as error:
                 return respond(error_problem(request, error))
             except CommitOutcomeUnknown as error:
-                return _ask_again(request, error)
+                return _ask_again(request, error)  # 503 instead of the usual 500
             finally:
                 _current.reset(token)
 
@@ -130,12 +137,12 @@ def idempotent(
     wait_s: float = 0.0,
     database: Callable[[], Database] | None = None,
 ) -> Any:
-    """A dependency: one transaction, whose key is the request's `Idempotency-Key`. For `IdempotentRoute`.
+    """Return a dependency: one transaction, whose key is the request's `Idempotency-Key`. Requires `IdempotentRoute`.
 
-    `caller`: a dependency of FastAPI's that returns who asks, as what stays the same for a user (a str, int or UUID;
-    anything else is a TypeError, at the request); or None, for a route without users: all callers share its keys and
-    answers. `required`: whether a request without the header is refused (400), or works without a key. `wait_s`: how
-    long to wait for another request with the key, before 409. `database`: another platform's.
+    `caller`: a FastAPI dependency that returns a user's permanent identity (a str, int or UUID; anything else raises
+    TypeError when a request arrives), or None for a route without users, where all callers share keys and responses.
+    `required`: whether a request without the header is refused (400) or works without a key. `wait_s`: how long to
+    wait for another request with the same key before 409. `database`: that of another platform.
     """
     find = database or _own_database
 
@@ -145,7 +152,7 @@ def idempotent(
         exchange = _current.get()
         if exchange is None:
             raise RuntimeError(
-                "a session of koo.idempotent needs its route's class: APIRouter(route_class=koo.IdempotentRoute)"
+                "a session of koo.idempotent needs the route class APIRouter(route_class=koo.IdempotentRoute)"
             )
         sent = _key_of(request, required)
         name = "" if caller is None else _name_of(who)
@@ -160,10 +167,12 @@ def _everyone() -> None:
 
 
 def _name_of(who: object) -> str:
-    """An object's text may differ between requests: a repeat would count as another caller's, and run again."""
+    """Refuse any other object: its text may differ between requests, so a repeat would count as another caller's and
+    run again.
+    """
     if not isinstance(who, str | int | UUID) or who == "":
         raise TypeError(
-            "the caller of koo.idempotent returns what stays the same for a user, a str (not empty), an int or a UUID,"
+            "the caller of koo.idempotent must return a user's permanent identity, a str (not empty), int or UUID,"
             f" and not {'an empty str' if who == '' else type(who).__name__}"
         )
     return str(who)
@@ -178,18 +187,21 @@ def _key_of(request: Request, required: bool) -> str | None:
     if not sent:
         if required:
             raise _Refused(
-                f"send the header {HEADER}, with a key of your own for each operation, a UUID for example"
+                f"send the header {HEADER} with your own key for each operation, for example a UUID"
             )
         return None
     key = sent[0].strip()
-    if len(key) >= 2 and key[0] == key[-1] == '"':  # The header's draft writes it as a string in quotes.
+    if len(key) >= 2 and key[0] == key[-1] == '"':  # the header's draft specifies a quoted string
         key = key[1:-1]
     if len(sent) > 1 or not 1 <= len(key) <= KEY_MAX or not (key.isascii() and key.isprintable()):
-        raise _Refused(f"{HEADER} is one key of 1 to {KEY_MAX} printable ASCII characters")
+        raise _Refused(f"{HEADER} must be one key of 1 to {KEY_MAX} printable ASCII characters")
     return key
 
 
 async def _operation(request: Request, key: str, caller: str, wait_s: float) -> Operation:
+    # Two different hashes. The row's key contains method, route template and caller: the same key of another user, or
+    # on another route, is another operation. The fingerprint contains the concrete path, query and body: the same key
+    # with a different request is the client's mistake (422), and must not return a response to something else.
     route = request.scope["route"]
     of_whom = json.dumps([request.method, getattr(route, "path_format", request.url.path), caller])
     whole = json.dumps([request.method, request.scope["path"], request.url.query])
@@ -199,8 +211,10 @@ async def _operation(request: Request, key: str, caller: str, wait_s: float) -> 
 
 
 def _unless_stored(endpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """The same endpoint, which is not called where its answer is stored already."""
-    if hasattr(endpoint, "koo_idempotent"):
+    """Wrap the endpoint, so that it is not called if its response is already stored."""
+    if hasattr(
+        endpoint, "koo_idempotent"
+    ):  # a router that is included in another one wraps its endpoints again
         return endpoint
 
     def stored_answer() -> Response | None:
@@ -215,7 +229,9 @@ def _unless_stored(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     def call_in_thread(*args: Any, **kwargs: Any) -> Any:
         return stored_answer() or endpoint(*args, **kwargs)
 
-    # FastAPI awaits a coroutine function and runs any other in a thread; for an object its `__call__` decides.
+    # FastAPI awaits a coroutine function and runs any other callable in a thread. The wrapper must be of the same
+    # kind: an `async def` around a blocking endpoint would run it on the event loop. For an object, its `__call__`
+    # decides.
     is_async = inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(
         getattr(endpoint, "__call__", None)  # noqa: B004 - not whether it can be called, but how
     )
@@ -228,7 +244,7 @@ def _record(response: Response) -> dict[str, Any]:
     body = getattr(response, "body", None)
     if body is None:
         raise RuntimeError(
-            "an answer that is streamed cannot be stored: return it whole from a route with a key"
+            "a streamed response cannot be stored; a route with an idempotency key must return it whole"
         )
     headers = [
         [name.decode("latin-1"), value.decode("latin-1")]
@@ -250,7 +266,9 @@ def _replay(record: dict[str, Any]) -> Response:
 
 
 def _ask_again(request: Request, error: KooError) -> Response:
-    """Not the 500 of other lost COMMITs: with the key a repeat is safe, and only a repeat shows the outcome."""
+    """Answer with 503 instead of the 500 of other lost COMMITs: with the key a repeat is safe, and only it shows the
+    outcome.
+    """
     problem = error_problem(request, error)
     return respond(
         problem.model_copy(
@@ -258,7 +276,7 @@ def _ask_again(request: Request, error: KooError) -> Response:
                 "status": 503,
                 "title": "Service Unavailable",
                 "retry_after_s": 1.0,
-                "detail": f"its outcome is not known yet: send it again with the same {HEADER}",
+                "detail": f"the outcome is not known yet; send the request again with the same {HEADER}",
             }
         )
     )

@@ -1,12 +1,12 @@
-"""The listening socket of a server, and what it does where this process has no file descriptor for a new connection.
+"""The server's listening socket, and what it does when the process has no file descriptor for a new connection.
 
-asyncio accepts as many connections at a time as the backlog is long, and does not stop when the first one fails for
-want of a descriptor: two thousand tracebacks, seconds in which nothing else runs, and all of that again each second.
-So this socket keeps some descriptors in reserve. When there are no others, a new connection takes one of them, and a
-connection on which koo waits is closed, as at the bound of `crowd.py`: a probe is answered, whatever took the
-descriptors. When the reserve is used up too, asyncio sees one error, and tries again a second later.
+When the listening socket is readable, asyncio calls `accept` up to `backlog` times. It does not stop at the first
+EMFILE: with a backlog of 2048 it logs about two thousand tracebacks, which blocks the loop for seconds, and does so
+again each second. Therefore this socket keeps a few descriptors in reserve. When all others are used, a new connection
+gets one of the reserve, and a connection that is only waiting is closed, as at the limit in `crowd.py`. So probes are
+answered even then. When the reserve is used up too, asyncio sees a single error and tries again a second later.
 
-uvloop has its own accept: it closes at once any connection that it has no descriptor for.
+uvloop has its own accept. It immediately closes any connection for which it has no descriptor.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from typing import Any
 from koo.errors import ConfigurationError
 from koo.shortages import SENTENCES, shortage_in
 
+# The length of the kernel's queue of connections that are not yet accepted, and the number that asyncio accepts in one
+# go. 2048 is uvicorn's default.
 BACKLOG = 2048
+# One descriptor for each connection that may arrive before `make_room` has taken effect, which is the next turn of the
+# loop. `refill` runs once a second, so more than eight such connections in a second are made to wait.
 RESERVE = 8
+# asyncio's message to the loop's exception handler. Nothing else in the context identifies this error.
 ASYNCIO_SAYS = "socket.accept() out of system resource"
 
 
 class Listener(socket.socket):
-    """A listening socket with a reserve of descriptors; `make_room` is called when there are no others."""
+    """A listening socket with a reserve of descriptors. It calls `make_room` when no others are left."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -44,11 +49,19 @@ class Listener(socket.socket):
             return self._accept_with_reserve(error)
 
     def _accept_with_reserve(self, error: OSError) -> tuple[socket.socket, Any]:
+        # asyncio goes on calling `accept` after an error and schedules one retry for each. Of the errors that it
+        # expects, only BlockingIOError ends its loop. So the first call raises the real error, which makes asyncio
+        # pause this socket for a second, and the next call raises BlockingIOError, which ends the loop with exactly
+        # one retry scheduled.
         if self._was_told:
             self._was_told = False
-            raise BlockingIOError(errno.EAGAIN, "asked again at once") from None
+            raise BlockingIOError(errno.EAGAIN, "called again immediately after an error") from None
         shortage_in(error)
-        self.make_room()  # which has its descriptor back in the loop's next turn
+        # `make_room` closes an idle connection, but its descriptor is released only in the loop's next turn: asyncio
+        # and uvloop close a socket in a callback. For this connection, close a descriptor of the reserve and accept
+        # with that number. No other code of this thread runs in between, but a thread can take it; then accept raises
+        # as before.
+        self.make_room()
         if self._reserve:
             os.close(self._reserve.pop())
             return super().accept()
@@ -56,7 +69,7 @@ class Listener(socket.socket):
         raise error
 
     def refill(self) -> None:
-        """Reserve descriptors again, as far as there are some."""
+        """Fill the reserve, as far as descriptors are available."""
         try:
             while len(self._reserve) < RESERVE:
                 self._reserve.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
@@ -70,7 +83,7 @@ class Listener(socket.socket):
 
 
 def bind(host: str, port: int) -> Listener:
-    """A listening socket. Raises `ConfigurationError`, which says what to do."""
+    """Return a listening socket. Raises `ConfigurationError` with a sentence that tells the operator what to do."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -96,6 +109,6 @@ def bind(host: str, port: int) -> Listener:
 
 
 def quiet_about_accepts(loop: AbstractEventLoop, context: dict[str, Any]) -> None:
-    """A loop's exception handler: a missing descriptor raises an alert, and needs no traceback each second."""
+    """An exception handler for the loop: a missing descriptor raises an alert and needs no traceback each second."""
     if context.get("message") != ASYNCIO_SAYS:
         loop.default_exception_handler(context)

@@ -1,6 +1,6 @@
-"""What the live stream says, as bytes: parts by key, of which each is encoded once, and only when it has changed.
+"""The events of the live stream as bytes. Each part has a key and is encoded once, and only when it has changed.
 
-Pure: without a loop, a clock or a socket.
+Pure: no loop, no clock, no socket.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from typing import Any
 from koo.web.as_json import as_json
 
 NEVER_NEWS = frozenset({"timestamp", "last_updated", "seen_at", "beat_age"})
-"""Keys that say only when the look was taken: they change each second, and a change of one is not news."""
+"""Keys that only say when the state was read. They change each second, so a change in them is not sent."""
 ERRORS_AT = "last_error.at"
-"""When the last error was: while a side is down it is met again and again."""
+"""When the last error happened. While a side is down the same error happens again and again."""
 SELDOM_NEWS = frozenset(
     {ERRORS_AT, "last_health_check", "response_time_ms", "as_of", "runs_out", "free_bytes"}
 )
-"""Keys that change with each look although nothing has happened."""
+"""Keys that change with each read although nothing has happened; such a change is sent every `SELDOM_S` at most."""
 SELDOM_S = 15.0
 JITTER_S = 0.01
-"""Two looks at one moment differ by this at most: its wall time is worked out of monotonic time, in milliseconds."""
+"""Two reads of one moment differ by this at most: wall time is computed from monotonic time and rounded to
+milliseconds.
+"""
 TIME_LENGTHS = (25, 32)
-"""Of ISO 8601 in UTC with offset, without and with microseconds."""
+"""The lengths of ISO 8601 in UTC with offset, without and with microseconds."""
 
 
 @dataclass(slots=True)
 class Part:
-    """One part as it was sent last: its value, that as JSON, and when (monotonic seconds)."""
+    """One part as it was last sent: its value, the value as JSON, and the time (monotonic seconds)."""
 
     value: Any
     text: bytes
@@ -37,15 +39,19 @@ class Part:
 
 
 class Parts:
-    """The parts of the stream as they are now."""
+    """The current parts of the stream."""
 
     def __init__(self) -> None:
         self._parts: dict[str, Part] = {}
 
     def take(self, found: Mapping[str, Any], at: str, now: float) -> dict[str, bytes]:
-        """Take all parts as they were found; returns events for those that changed. `at`: the time for people."""
+        """Replace all parts by those in `found` and return events for those that changed. `at`: the wall time shown to
+        people.
+        """
         events = {}
         for key, value in found.items():
+            # The text of an unchanged part is not replaced, although its timestamps differ: a listener that joins now
+            # gets the text that all others have.
             known = self._parts.get(key)
             if known is not None and not _is_news(known, value, now):
                 continue
@@ -58,7 +64,7 @@ class Parts:
         return events
 
     def whole(self, head: Mapping[str, Any]) -> bytes:
-        """The event with everything; `head` stands beside `parts`."""
+        """Return the event with the whole state; `head` is merged into it, next to `parts`."""
         parts = b",".join(as_json(key) + b":" + part.text for key, part in self._parts.items())
         return event_of("whole", as_json(head)[:-1] + b',"parts":{' + parts + b"}}")
 
@@ -69,7 +75,7 @@ def _is_news(known: Part, value: Any, now: float) -> bool:
 
 
 def is_alike(one: Any, other: Any, aside: frozenset[str]) -> bool:
-    """Are two values the same, what stands under the keys `aside` left out?"""
+    """Return whether two values are equal, ignoring what is stored under the keys in `aside`."""
     if isinstance(one, dict) and isinstance(other, dict):
         if one.keys() != other.keys():
             return False
@@ -97,10 +103,10 @@ def _is_same_moment(one: Any, other: Any) -> bool:
 
 
 def event_of(name: str, data: bytes) -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
 
 
 def part_event(key: str, text: bytes, at: str) -> bytes:
-    """The event of one part whose value is this JSON."""
+    """Return the event of one part whose value is this JSON."""
     return event_of("part", as_json({"key": key, "at": at})[:-1] + b',"value":' + text + b"}")

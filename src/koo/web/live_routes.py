@@ -18,9 +18,12 @@ from koo.web.live_source import BASE
 from koo.web.routing import HEAD, problems
 from koo.web.session_routes import session_view
 
+# Proxies close connections that are silent for 30 to 60 s. A comment is sent before that.
 COMMENT_S = 15.0
 CHECK_S = 60.0
-"""How often the listener's access is checked again."""
+"""Seconds between two checks that the listener may still read."""
+# nginx and others buffer responses by default: without X-Accel-Buffering no event would arrive before some kilobytes
+# had collected.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 TYPE = "text/event-stream"
 MARK = '{"at":"2026-11-29T03:00:00+00:00","kind":"act","component":"database","text":"paused"}'
@@ -28,16 +31,16 @@ EXAMPLE = f"event: mark\ndata: {MARK}\n\n"
 
 
 def add_live(router: APIRouter, platform: Platform, door: Door) -> None:
-    """Add `/monitoring/live`."""
+    """Add the route `/monitoring/live`."""
     answers = {200: {"content": {TYPE: {"schema": {"type": "string"}, "example": EXAMPLE}}}, **problems(503)}
 
     @router.get(
         "/live", summary="The state of everything, as it changes", response_class=Response, responses=answers
     )
     async def get_live(request: Request) -> Response:
-        """Server-sent events: everything at first, then each part that has changed, once a second.
+        """Server-sent events: the whole state first, then each part that has changed, once a second.
 
-        503 where 100 streams are open, and when the server ends. The events are described in docs/live.md.
+        503 if 100 streams are open or the server is shutting down. docs/live.md describes the events.
         """
         live = live_of(platform)
         if HEAD in request.scope:
@@ -52,7 +55,7 @@ def add_live(router: APIRouter, platform: Platform, door: Door) -> None:
 
 
 class Stream(Response):
-    """One stream, until its reader or the server leaves. `base`: what stands before koo's routes, for links."""
+    """One stream, until its reader disconnects or the server ends. `base`: the path prefix of koo's routes."""
 
     media_type = TYPE
 
@@ -63,6 +66,8 @@ class Stream(Response):
         self._base = as_json(base)[1:-1]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A disconnect is only visible through `receive`. Without this task, a stream with nothing to send would notice
+        # at its next comment that its reader is gone, and a closed page would hold one of the places until then.
         left = asyncio.create_task(_until_left(receive))
         left.add_done_callback(lambda _: self._listener.wake())
         try:
@@ -82,10 +87,12 @@ class Stream(Response):
                 check_at = loop.time() + CHECK_S
                 if not self._door.still_lets(scope):
                     listener.end("session")
-                    news = b""  # no longer authorized: drop what arrived since the check
+                    news = b""  # no longer authorized: drop the events collected since the last check
             if listener.reason:
                 news += event_of("end", as_json({"reason": listener.reason}))
-            # Nothing of an earlier event waits here: `send` returns when the reader has taken enough of them.
+            # This `send` is the only buffer behind the listener. It returns only when the transport has room, so while
+            # a reader is slow its events wait in the listener, where a newer event replaces an older one of the same
+            # key.
             body = news.replace(BASE.encode(), self._base) or COMMENT
             await send({"type": "http.response.body", "body": body, "more_body": not listener.reason})
             if listener.reason:

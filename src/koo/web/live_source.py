@@ -1,7 +1,7 @@
-"""Where the live stream takes its parts from: one platform.
+"""The source of the live stream's parts: one platform.
 
-What a process knows is looked at each second. What lies in the state store (the fleet, marks, requests) is read every
-few seconds at most, however many pages are open, and never keeps the rest waiting.
+What is in memory is read each second. What is in the state store (the fleet, marks, requests) is read every few
+seconds, however many pages are open, and never delays the rest.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ from koo.policies.samples import Sample, Span
 T = TypeVar("T")
 
 PROBE_WAIT_S = 0.5
-"""A database that answers does so by then; of one that does not, what is known is shown."""
+"""A healthy database answers within this time. If it does not, the last known state is shown."""
 MARKS_S = 60.0
-"""So far back marks are looked for: a process may write one down a little later than it happened."""
+"""How far back to look for marks: a process may record one a little later than it happened."""
 LINES_MAX = 20
-"""Requests that are sent one by one, of those that one look finds."""
+"""How many requests of one read are sent one by one; the rest is sent as a count."""
 REQUESTS_LOOKED_AT = 200
 SEEN_MAX = 1000
 BASE = "koo-base:8d1f0c6e"
-"""What stands for the way to this server's routes in links: each stream may have another."""
+"""A placeholder for the path prefix of links: it may differ from stream to stream."""
 
 
 class Source(Protocol):
-    """What the stream's producer asks."""
+    """What the stream's producer needs."""
 
     async def parts(self) -> dict[str, Any]:
-        """Parts by key that this process knows without asking."""
+        """Parts by key that are in this process's memory."""
         ...
 
     def point(self) -> Point | None:
-        """The newest sample; None: there is none that was not given before."""
+        """The newest sample, or None if it was already returned."""
         ...
 
     async def stored_parts(self) -> dict[str, Any]:
-        """Parts by key that are read in the state store."""
+        """Parts by key that are read from the state store."""
         ...
 
     async def marks(self) -> list[HistoryMark]:
-        """Those that were not given before, the oldest first."""
+        """Marks not returned before, oldest first."""
         ...
 
     async def requests(self) -> tuple[list[BookedCall], int]:
-        """Those that were not given before, the oldest first; and how many more there were."""
+        """Requests not returned before, oldest first, and the number of further ones."""
         ...
 
 
 class PlatformSource:
-    """One platform. It begins with what is new from now on: what was before, the API has."""
+    """The source for one platform. It starts with what is new from now on; older data is in the API."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
@@ -74,7 +74,7 @@ class PlatformSource:
         self._marks, self._requests = Seen(), Seen()
 
     async def parts(self) -> dict[str, Any]:
-        """The state of everything, by the keys of docs/live.md."""
+        """The whole state, by the keys in docs/live.md."""
         health, platform = await self._health(), self._platform
         alerts = platform.active_alerts()
         for alert in alerts:
@@ -91,7 +91,12 @@ class PlatformSource:
         return found
 
     async def _health(self) -> SystemHealth:
-        """With a fresh look at the database, if it answers; a database that hangs must not hide all others."""
+        """Return the system's health with a fresh database check if that answers quickly.
+
+        A database that hangs must not hide everything else.
+        """
+        # One check at a time, and it is not cancelled when the wait below ends: `asyncio.wait` leaves its tasks alone.
+        # A database that hangs for a minute thus costs one task, not one for each second.
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._platform.system_health(), name="koo live look")
         await asyncio.wait({self._asking}, timeout=PROBE_WAIT_S)
@@ -110,11 +115,11 @@ class PlatformSource:
         }
 
     async def stored_parts(self) -> dict[str, Any]:
-        """The fleet, and what was saved."""
+        """The fleet, and what koo saved today."""
         return {"fleet": await self._platform.fleet(), "saved": await self._platform.history.saved()}
 
     def point(self) -> Point | None:
-        """One value for each list of the history."""
+        """One value for each series of the history."""
         newest = self._platform.parts.history.newest
         if newest is None or newest[0] == self._point_at:
             return None
@@ -122,34 +127,34 @@ class PlatformSource:
         return point_of(*newest)
 
     async def marks(self) -> list[HistoryMark]:
-        """Those of the last minute that were not given before."""
+        """Marks of the last minute that were not returned before."""
         since = datetime.fromtimestamp(self._platform.parts.clock.wall() - MARKS_S, UTC)
         found = await self._platform.history.marks(since)
         return self._marks.new_of(found, mark_key)
 
     async def requests(self) -> tuple[list[BookedCall], int]:
-        """Those that were booked since the last look."""
+        """Requests recorded since the last read."""
         try:
             found = await self._platform.history.newest_requests(REQUESTS_LOOKED_AT)
         except KooError:
-            return [], 0  # the state store is away, which `status` and alerts say
+            return [], 0  # the state store is unavailable, which `status` and the alerts report
         new = self._requests.new_of(reversed(found), lambda one: one["id"])
         return new[-LINES_MAX:], len(new[:-LINES_MAX])
 
     def forget(self) -> None:
-        """The last listener has left: cancel what a look still waits for."""
+        """The last listener has left: cancel a check that is still running."""
         if self._asking is not None:
             self._asking.cancel()
 
 
 class Seen:
-    """What was given before. All that the first look finds counts as given."""
+    """Remembers what was returned before. Everything that the first read finds counts as returned."""
 
     def __init__(self) -> None:
         self._keys: dict[Hashable, None] | None = None
 
     def new_of(self, found: Iterable[T], key_of: Callable[[T], Hashable]) -> list[T]:
-        """Those of `found` that are new."""
+        """Return those items of `found` that are new."""
         is_first, keys = self._keys is None, self._keys or {}
         new = []
         for one in found:
@@ -157,6 +162,7 @@ class Seen:
             if key not in keys:
                 new.append(one)
             keys[key] = None
+        # Drop the keys seen first. They are long outside what a read returns: the marks of a minute, 200 requests.
         while len(keys) > SEEN_MAX:
             del keys[next(iter(keys))]
         self._keys = keys
@@ -164,18 +170,20 @@ class Seen:
 
 
 def mark_key(mark: HistoryMark) -> Hashable:
-    """What makes two marks one: the numbers in an alert's sentence change while it lasts."""
+    """Return a key under which two marks count as the same: the numbers in an alert's message change while it is
+    active.
+    """
     return mark["kind"], mark["component"], re.sub(r"\d+", "#", mark["text"]), mark["at"][:19]
 
 
 def point_of(at_s: int, span: Span) -> Point:
-    """One sample of everything."""
+    """One sample of every series."""
     series = {component: values_of(component, sample) for component, sample in span.items()}
     return {"at": iso(at_s), "step_s": SAMPLE_S, "series": series}
 
 
 def values_of(component: str, sample: Sample) -> PointValues:
-    """One sample as the history shows it; money is missing, because only the ledger knows it."""
+    """One sample as the history shows it. Money is left out, because only the ledger has it."""
     series = series_of(component, [sample], None, [0])
     values: Any = {name: several[0] for name, several in series.items() if name != "spent"}  # type: ignore[index]
     return values  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""A worker's place among those of `koo serve --workers`, as its parent passes it on the command line."""
+"""A worker's place among the workers of `koo serve --workers`, as its parent passes it on the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from koo.log_options import LogFormat, LogLevel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What the command line says; None is what the settings say."""
+    """Values from the command line; None means that the setting applies."""
 
     host: str | None = None
     port: int | None = None
@@ -21,10 +21,10 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """One worker: its number from 1, of how many, its parent's process id, and descriptors that it inherits.
+    """One worker: its number (from 1), the total count, its parent's process id, and the descriptors that it inherits.
 
-    `listener`: the socket that all share. `ready`: where a byte says that it answers, and one each second from then on.
-    `announces`: it prints what to try.
+    `listener`: the shared socket. `ready`: the pipe for a byte when it serves, and one each second from then on.
+    `announces`: whether it prints the example commands.
     """
 
     number: int
@@ -36,11 +36,11 @@ class Membership:
     given: Given
 
     def text(self) -> str:
-        """For the command line."""
+        """Return it as text for the command line."""
         return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, text: str) -> Membership:
-        """What `text` wrote."""
+        """Parse the result of `text`."""
         values = json.loads(text)
         return cls(**{**values, "given": Given(**values["given"])})

@@ -1,11 +1,11 @@
-"""Whether traffic is welcome, and how a server ends: `/readyz` says so first, then the door is shut.
+"""Whether this process wants traffic. On shutdown `/readyz` turns to 503 before new connections are refused.
 
-A balancer hears that a process ends by asking `/readyz`, every few seconds. If new connections were refused at once, it
-would send callers to a closed door until then. So after SIGTERM `/readyz` is 503, and everything else is answered as
-before, for a moment (`shutdown_delay_s`). Where `/readyz` was not asked lately no balancer waits for it, and the moment
-lasts only as long as requests run.
+A load balancer learns that a process is ending only from its next `/readyz` check, which may be seconds away. If new
+connections were refused immediately, it would send requests to a closed port until then. So after SIGTERM `/readyz` is
+503 and everything else is served as before, for up to `shutdown_delay_s`. If `/readyz` has not been requested lately,
+no load balancer is watching, and the delay lasts only as long as requests are running.
 
-Ctrl-C and a second signal do not wait: a person sits there.
+Ctrl-C and a second signal skip the delay: a person is waiting.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from koo.policies.reported import DatabaseState
 
 log = logging.getLogger("koo.web")
 WATCHED_S = 60.0
-"""A balancer that asks less often than this would learn of the end too late in any case."""
+"""A load balancer that checks less often than this would notice the shutdown too late in any case."""
 
 
 class Readiness:
-    """Of one platform's process. `begun`: its start is over; `closing`: its end has begun."""
+    """The readiness of one platform's process. `begun`: startup is complete. `closing`: shutdown has begun."""
 
     def __init__(self, platform: Platform, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._platform = platform
@@ -36,28 +36,27 @@ class Readiness:
         self.begun = self.closing = False
         self.expects_start = False
 
-    # ── asked ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def asked(self) -> None:
-        """Note that `/readyz` is watched. Raises the reason against traffic, from memory; asks no dependency."""
+        """Note that `/readyz` is watched. Raises if this process wants no traffic; uses only what is in memory."""
         self._asked_at = self._monotonic()
         self.warn_of_no_start()
         self.check()
 
     def warn_of_no_start(self) -> None:
-        """Say once that requests are answered although the application's lifespan never ran."""
+        """Warn once that requests are served although the application's lifespan never ran."""
         if self.expects_start and not self.begun:
             self.expects_start = False
             log.warning(
-                "the application's lifespan never ran: koo opens itself with the first call that needs it, /readyz "
-                "says no until then, and nothing closes it in order; let the server run it (uvicorn: not "
-                "--lifespan off), "
-                "and let a host pass it on to a sub-application",
+                "the application's lifespan never ran: koo opens with the first call that needs it, /readyz "
+                "returns 503 until then, and nothing closes koo in order; let the server run the lifespan (uvicorn: "
+                "not --lifespan off), and let an outer application pass it on to a mounted one",
                 extra={"what": "lifespan_never_ran"},
             )
 
     def check(self) -> None:
-        """Raises the reason against traffic."""
+        """Raises if this process wants no traffic."""
         if self.closing:
             raise ServiceRefused("koo", "this process is ending", kind=Kind.DRAINING)
         database = self._platform.database
@@ -66,25 +65,26 @@ class Readiness:
             raise DatabaseUnavailable("database", "its circuit breaker is open")
         if database.last_look is None:
             raise DatabaseUnavailable("database", "it has not been looked at yet", kind=Kind.CONNECTION)
-        # A server that is full refuses the probe's connection, and goes on answering those who have one.
+        # A database server that has reached its connection limit refuses the probe's connection, but still serves the
+        # connections in the pool. So judge by failed checks only, not by the last error.
         if database.guard.evidence().checks_failed:
             raise DatabaseUnavailable("database", "it does not answer", kind=Kind.CONNECTION)
 
-    # ── ending ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── shutting down ─────────────────────────────────────────────────────────────────────────────────────────
 
     def begin_to_end(self, delay_s: float) -> None:
-        """From now on `/readyz` says no; the door is shut in `delay_s` at the latest."""
+        """From now on `/readyz` returns 503; new connections are refused after `delay_s` at the latest."""
         self.closing = True
         self._ends_since = self._monotonic()
         self._shuts_at = self._ends_since + delay_s
 
     @property
     def ending_s(self) -> float:
-        """How long ago its end began."""
+        """Seconds since shutdown began."""
         return max(0.0, self._monotonic() - self._ends_since)
 
     def is_door_open(self, running: int) -> bool:
-        """Are new connections still answered? `running`: requests that are being answered."""
+        """Return whether new connections are still served. `running`: the number of requests being answered."""
         now = self._monotonic()
         is_watched = now - self._asked_at < WATCHED_S
         return now < self._shuts_at and (is_watched or running > 0)
@@ -94,5 +94,5 @@ _of: WeakKeyDictionary[Platform, Readiness] = WeakKeyDictionary()
 
 
 def readiness_of(platform: Platform) -> Readiness:
-    """The one of this platform: its routes, its lifespan and its server speak of the same."""
+    """Return the platform's only instance: its routes, its lifespan and its server must agree."""
     return _of.setdefault(platform, Readiness(platform))

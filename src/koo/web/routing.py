@@ -42,7 +42,7 @@ from koo.web.security import Kind
 T = TypeVar("T")
 
 PROBLEM_WORDS: dict[int, str] = {
-    401: "a token is needed, or the token is not known",
+    401: "no token was sent, or it is unknown",
     403: "the Host, the origin or the token does not allow it",
     404: "no such service, alert or silence, or the provider knows no such model; `detail` says which",
     413: "the body is larger than 16 MiB",

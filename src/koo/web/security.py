@@ -1,21 +1,21 @@
-"""Who may ask: pure rules over one request's headers. `door.py` applies them, in the routes themselves.
+"""Access rules: pure functions of one request's headers. `door.py` applies them inside the routes.
 
-On loopback, without a token, the plain `curl` lines work. Two things would still let a stranger in: a web page in the
-user's browser, and a stranger's host name that suddenly points to 127.0.0.1 (DNS rebinding). So:
+On loopback, plain `curl` commands work without a token. That alone would let in two kinds of attacker: a web page in
+the user's browser, and a foreign host name that suddenly resolves to 127.0.0.1 (DNS rebinding). Therefore:
 
-* `Host` must be a name that is meant for us. A page that rebinds its own name sends that name.
-* An unsafe method must not come from another site. Browsers say where it comes from (`Sec-Fetch-Site`, `Origin`);
-  a request with neither is not from a browser, and a page cannot make a browser leave them out. "same-site" counts as
-  another site here: every port of localhost is "same-site".
-* Without a token only this machine may ask, whatever address the server listens on. A peer without a
-  readable address is not this machine, and neither is a request that came through a proxy, unless the proxy is trusted
-  and names this machine as the caller.
-* With KOO_TOKEN each request needs it, or KOO_READ_TOKEN for what changes nothing. A browser never sends a bearer token
-  on its own, so a request with one may come from anywhere and use any name for us.
-* A session's cookie (`session.py`) stands for the token it was begun with. A browser does send it on its own, so the
-  two rules above hold for it as they do without a token. Beside an Authorization header it does not count.
+* `Host` must be one of our names. A page that rebinds its own name sends that name.
+* An unsafe method must not come from another site. Browsers send the origin (`Sec-Fetch-Site`, `Origin`). A request
+  with neither does not come from a browser, and a page cannot make a browser omit them. "same-site" counts as another
+  site here, because all ports of localhost are "same-site".
+* Without a token, only this machine is allowed, whatever address the server listens on. A peer without a readable
+  address is not this machine. Neither is a request that came through a proxy, unless the proxy is trusted and names
+  this machine as the client.
+* With KOO_TOKEN, each request needs that token, or KOO_READ_TOKEN if it changes nothing. A browser never sends a
+  bearer token by itself, so a request with one may come from anywhere and use any host name.
+* A session cookie (`session.py`) stands for the token that started it. A browser does send it by itself, so the first
+  two rules apply as they do without a token. It is ignored if there is an Authorization header.
 
-Probes answer under any name: they say nothing that a stranger could use, and a kubelet asks by the pod's address.
+Probes are answered under any host name: they reveal nothing useful, and a kubelet uses the pod's address.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from koo.web.session import Session, Sessions
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 TEST_NAMES = frozenset({"testserver", "testserver.local"})
-"""What the test clients of Starlette and Django, and that of Litestar, send by default."""
+"""Sent by default by the test clients of Starlette and Django, and by Litestar's."""
 TEST_PEER = "testclient"
-"""The peer of Starlette's test client, which no server on a socket ever has."""
+"""The peer of Starlette's test client. No server on a socket ever has it."""
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
 PROXY_HEADERS = ("forwarded", "x-forwarded-for", "via")
 NO_SESSIONS = Sessions()
 Kind = Literal["guarded", "page", "probe"]
-"""Of a route: what says something about this installation, a page's files, what an orchestrator asks."""
+"""The kind of a route: it reveals something about this installation, serves a page's files, or is a probe."""
 Who = Literal["token", "read token", "session", "read session", "this machine", ""]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the rules look at. `headers` are lower case; a header that came twice is in `repeated`."""
+    """What the rules use. Header names are lower case; a header that occurred more than once is in `repeated`."""
 
     method: str
     path: str
@@ -58,14 +58,14 @@ class Asked:
     repeated: frozenset[str] = frozenset()
     kind: Kind = "guarded"
     audience: str = ""
-    """Below which prefix the route lies, which a session has to be made for."""
+    """The path prefix below which the route is mounted. A session is valid for one prefix only."""
     at: float = 0.0
-    """When, in wall seconds."""
+    """The time of the request, in wall-clock seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Why not, as a status and a sentence. `is_guess`: with a token that is not known."""
+    """Why a request is refused: a status and a sentence. `is_guess`: it came with an unknown token."""
 
     status: int
     detail: str
@@ -74,7 +74,9 @@ class Denial:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The rules of one installation. `hosts` None: any name (the server listens on all addresses, with a token)."""
+    """The rules of one installation. `hosts` is None if any name is allowed (listening on all addresses, with a
+    token).
+    """
 
     tokens: tuple[str, ...] = ()
     read_tokens: tuple[str, ...] = ()
@@ -85,8 +87,10 @@ class Access:
 
     @classmethod
     def of(cls, options: PlatformOptions, more_hosts: Iterable[str] = ()) -> Access:
-        """The rules that follow from the options; `more_hosts` are further names of this server."""
+        """Return the rules that follow from the options. `more_hosts`: further names of this server."""
         url = urlsplit(options.url)
+        # On 0.0.0.0 the server cannot know its own names. The token then protects against rebinding, because a browser
+        # never sends it by itself; without a token the names are still checked.
         everywhere = options.host in ANY_ADDRESS and options.token is not None
         public = urlsplit(options.alerts.public_url or "").hostname
         hosts = {options.host, url.hostname or "", public or "", *more_hosts}
@@ -100,28 +104,32 @@ class Access:
             None if everywhere else frozenset(host.lower() for host in hosts) - ANY_ADDRESS,
             frozenset({f"{url.scheme}://{url.netloc}".lower()}),
             tuple(ip_network(one, strict=False) for one in options.trusted_proxies),
-            # Without a token this machine may ask, and a read token alone is refused at the start.
+            # Without any token only this machine is allowed, and there is nothing to log in with. A read token alone
+            # is refused at startup.
             Sessions(tokens, read_tokens) if tokens else NO_SESSIONS,
         )
 
     def judge(self, asked: Asked) -> Denial | None:
-        """None: go on."""
+        """Return why the request is refused, or None if it is allowed."""
         who = self.who(asked)
+        # The order of the checks matters. A bearer token comes first, because it may be used with any host name and
+        # from any origin. Everything below can be sent by a browser without its user's intent, so the host name is
+        # checked before a session, a page or a local caller is accepted.
         if asked.kind == "probe" or (asked.kind == "guarded" and who == "token"):
             return None
         looks = asked.method in SAFE_METHODS
         if asked.kind == "guarded" and who == "read token":
-            return None if looks else Denial(403, "this token may only look; send KOO_TOKEN")
+            return None if looks else Denial(403, "this token is read-only; send KOO_TOKEN")
         if not self._knows_host(asked):
             return Denial(403, _explain_host(asked.headers.get("host", "")))
         if asked.kind == "page" or who == "session":
             return self._judge_origin(asked)
         if who == "read session":
-            return None if looks else Denial(403, "this session may only look; log in with KOO_TOKEN")
+            return None if looks else Denial(403, "this session is read-only; log in with KOO_TOKEN")
         return self._refuse_without_token(asked) if self.tokens else self._judge_stranger(asked)
 
     def who(self, asked: Asked) -> Who:
-        """Whose request it is, by its token, its session, or where it comes from; empty: unknown."""
+        """Return who sent the request, by its token, its session or its address; empty if unknown."""
         given = _token_of(asked)
         if not self.tokens:
             return "this machine" if self.is_local(asked) else ""
@@ -132,31 +140,33 @@ class Access:
         return "token" if writes else "read token" if reads else ""
 
     def session(self, asked: Asked) -> Session | None:
-        """The session that a request comes with; None: none, or a token."""
+        """Return the request's session, or None if it has none or uses a token."""
+        # Two Cookie headers, or a token next to a cookie, are ambiguous: a proxy and the server might each read
+        # another one.
         if "authorization" in asked.headers or "cookie" in asked.repeated:
             return None
         return self.sessions.find(asked.headers.get("cookie", ""), asked.audience, asked.at)
 
-    # ── whom it is meant for ──────────────────────────────────────────────────────────────────────────────────
+    # ── the host name ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _knows_host(self, asked: Asked) -> bool:
-        if "host" in asked.repeated:
+        if "host" in asked.repeated:  # ambiguous: the one that a proxy checked may be the other one
             return False
         if self.hosts is None:
             return True
         name = host_name(asked.headers.get("host", ""))
         return name is not None and (name in self.hosts or is_loopback(name))
 
-    # ── who asks ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the caller ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _refuse_without_token(self, asked: Asked) -> Denial:
         if "authorization" in asked.repeated:
             return Denial(401, "Authorization was sent twice; send it once")
         if not _token_of(asked) and self.sessions.has_cookie(asked.headers.get("cookie", "")):
-            return Denial(401, "the session has ended, or its token was changed: log in again")
+            return Denial(401, "the session has expired, or its token was changed; log in again")
         if not _token_of(asked):
-            return Denial(401, "a token is needed: send Authorization: Bearer, with KOO_TOKEN")
-        return Denial(401, "the token is not known", is_guess=True)
+            return Denial(401, "a token is required; send the header Authorization: Bearer with KOO_TOKEN")
+        return Denial(401, "the token is unknown", is_guess=True)
 
     def _judge_stranger(self, asked: Asked) -> Denial | None:
         if not self.is_local(asked):
@@ -168,24 +178,29 @@ class Access:
             return None
         site, origin = asked.headers.get("sec-fetch-site"), asked.headers.get("origin")
         own = site in (None, "same-origin", "none") and "sec-fetch-site" not in asked.repeated
-        # A page cannot take its origin away: whatever the other header says, a foreign one counts.
+        # A page cannot remove or change its Origin header. So a foreign one counts, whatever Sec-Fetch-Site contains.
         foreign = origin is not None and ("origin" in asked.repeated or not self._is_own(origin, asked))
         if own and not foreign:
             return None
-        return Denial(403, "a web page from another origin may not change anything here")
+        return Denial(403, "a web page from another origin is not allowed to change anything here")
 
     def is_local(self, asked: Asked) -> bool:
-        """Does it come from this machine, and not through a proxy on it, whose callers may be anywhere?"""
+        """Return whether it comes from this machine, and not through a proxy on it, whose clients may be anywhere."""
+        # A test client has no address. It counts as local only if the application has allowed the test client's host
+        # name: no deployed server does.
         is_test = asked.peer == TEST_PEER and self.hosts is not None and not TEST_NAMES.isdisjoint(self.hosts)
         return is_test or is_local_peer(self.caller(asked))
 
     def caller(self, asked: Asked) -> str | None:
-        """Where it comes from: the peer, or before trusted proxies the caller that they name. None: unknown."""
+        """Return the client's address: the peer, or the client that trusted proxies name. None if unknown."""
+        # Any sign of a proxy makes the peer's address worthless: the proxy may run on this machine while its clients
+        # are anywhere. Taking 127.0.0.1 at face value would give the whole internet the rights of a local caller.
         if not any(name in asked.headers for name in PROXY_HEADERS):
             return asked.peer
         if not self._is_trusted(asked.peer) or "x-forwarded-for" in asked.repeated:
             return None
-        # The nearest proxy wrote the last one. Anything before the first untrusted address may be forged.
+        # The nearest proxy wrote the last entry. Entries before the first untrusted address may be forged by the
+        # client.
         named = [one.strip() for one in asked.headers.get("x-forwarded-for", "").split(",")]
         return next((one for one in reversed(named) if not self._is_trusted(one)), None)
 
@@ -205,7 +220,7 @@ class Access:
 
 
 def host_name(header: str) -> str | None:
-    """The name in a Host header, without its port; None if it is not valid."""
+    """Return the name in a Host header, without its port; None if it is invalid."""
     try:
         parts = urlsplit(f"//{header.strip()}")
         parts.port  # noqa: B018 - raises if it is not a port
@@ -217,38 +232,43 @@ def host_name(header: str) -> str | None:
 
 
 def _explain_host(header: str) -> str:
-    """What to do about a name that is not known. A name of a test's client is repeated, any other may be anything."""
+    """Explain what to do about an unknown host name.
+
+    The name is repeated only if it is a test client's; any other one may contain anything.
+    """
     name = host_name(header)
     if name in TEST_NAMES:
         return (
-            f"this server is not known by the name {name} in the Host header, which a test's client sends; let it send"
-            f' localhost (TestClient(app, base_url="http://localhost")), or allow the name (hosts=["{name}"])'
+            f"the Host header contains {name}, the default of a test client, which is not a name of this server; send"
+            f' localhost (TestClient(app, base_url="http://localhost")) or allow the name (hosts=["{name}"])'
         )
-    return "this server does not answer to the name in the Host header; set KOO_URL to its address"
+    return "the name in the Host header is not a name of this server; set KOO_URL to its address"
 
 
 def _explain_peer(asked: Asked) -> str:
     proxied = next((name for name in PROXY_HEADERS if name in asked.headers), None)
     if proxied is not None:
         return (
-            f"without KOO_TOKEN only this machine may ask, and this came through a proxy ({proxied}): set KOO_TOKEN, "
-            "or KOO_TRUSTED_PROXIES to the proxy's address"
+            f"without KOO_TOKEN only this machine is allowed, and this came through a proxy ({proxied}); set "
+            "KOO_TOKEN, or KOO_TRUSTED_PROXIES to the proxy's address"
         )
     if asked.peer == TEST_PEER:
         return (
-            "without KOO_TOKEN only this machine may ask, and a test's client names no address; let it name one, "
+            "without KOO_TOKEN only this machine is allowed, and a test client has no address; give it one, "
             'TestClient(app, client=("127.0.0.1", 50000)), or allow its name (hosts=["testserver"])'
         )
-    return "without KOO_TOKEN only this machine may ask"
+    return "without KOO_TOKEN only this machine is allowed"
 
 
 def is_local_peer(peer: str | None) -> bool:
-    """Is it a loopback address? Anything unreadable is not: any caller may be behind a socket file."""
+    """Return whether it is a loopback address. Anything unreadable is not: any client may be behind a Unix socket."""
     try:
         address = ip_address(peer or "")
     except ValueError:
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
+    mapped = getattr(
+        address, "ipv4_mapped", None
+    )  # ::ffff:127.0.0.1, as a dual-stack socket reports an IPv4 client
     return (mapped or address).is_loopback
 
 
@@ -268,13 +288,13 @@ def _fits(given: str, tokens: tuple[str, ...]) -> bool:
 
 
 def audience_of(scope: Scope) -> str:
-    """Below which prefix koo's routes lie, as the application that has them says."""
+    """Return the path prefix below which koo's routes are mounted, according to the application that has them."""
     app = scope.get("app")
     return f"{scope.get('root_path', '')}{getattr(app.state, 'koo_prefix', '') if app is not None else ''}"
 
 
 def asked_of(scope: Scope, kind: Kind = "guarded") -> Asked:
-    """What the rules look at, of an ASGI scope."""
+    """Return what the rules use of an ASGI scope."""
     headers: dict[str, str] = {}
     repeated = set()
     for raw_name, raw_value in scope["headers"]:

@@ -1,5 +1,6 @@
-"""The server process: one socket, one event loop, one platform; it prints what to try, and ends in order.
-How it ends is in `ending.py`.
+"""The server process: one socket, one event loop, one platform.
+
+It prints example commands when it is ready. `ending.py` describes how it shuts down.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def serve(
 ) -> None:
     """Serve `app`, an application of this platform (`create_app`, `mount`), until SIGINT or SIGTERM.
 
-    `log_format` and `log_level`: None is what the settings say; "console" is an older word for "plain". An application
-    that has given its root logger a handler keeps its own logging. `out` gets what to try, once the server is ready;
-    None is standard output. Raises `ConfigurationError` for settings that cannot be right and for an address that
-    cannot be listened on.
+    `log_format` and `log_level` default to the settings; "console" is the former name of "plain". An application whose
+    root logger already has a handler keeps its own logging. Once the server is ready, example commands are printed to
+    `out` (default: standard output). Raises `ConfigurationError` if a setting is invalid or the address cannot be
+    listened on.
     """
     options = platform.options
     with bind(options.host, options.port) as listener:
@@ -57,9 +58,9 @@ def serve(
 
 
 def run(server: uvicorn.Server, listener: socket, chosen: LogOptions, worker: int | None = None) -> None:
-    """Serve on this socket until a signal ends it. `worker`: the number that stands in the log lines.
+    """Serve on this socket until a signal ends the server. `worker`: the number shown in its log lines.
 
-    Raises `ConfigurationError` where the server did not start.
+    Raises `ConfigurationError` if the server did not start.
     """
     with listener, logs_set_up(chosen, worker), _hanging_up(server):
         server.run(sockets=[listener])
@@ -73,9 +74,9 @@ def make_server(
     on_ready: Callable[[], None] = lambda: None,
     crowd: Crowd | None = None,
 ) -> uvicorn.Server:
-    """A uvicorn server, which is run with its sockets. Opens nothing. `crowd`: the bound on connections.
+    """Return a uvicorn server, to be run with its sockets. Opens nothing. `crowd`: the limit on open connections.
 
-    Raises `ConfigurationError` for settings that cannot be right.
+    Raises `ConfigurationError` if a setting is invalid.
     """
     import uvicorn
 
@@ -83,7 +84,9 @@ def make_server(
     from koo.web.crowd import Crowd, bound_of
     from koo.web.ending import GRACE_S, Server
 
-    # Report wrong settings now, in one sentence, and not as a traceback out of the application's start.
+    # uvicorn runs the application's startup inside its lifespan task, where a wrong setting would surface as a
+    # traceback followed by "Application startup failed". Validate the settings here, where the caller can still print
+    # one sentence.
     platform.assemble()
 
     if crowd is None:
@@ -92,12 +95,16 @@ def make_server(
         uvicorn.Config(
             answering_what_is_cut(app),
             http=in_crowd(crowd),
-            ws="none",  # "auto" would load a websocket library that is installed by chance, in its deprecated half
+            # "auto" would import whichever websocket library happens to be installed, through uvicorn's deprecated
+            # code path. koo has no websocket routes.
+            ws="none",
             lifespan="on",
             log_config=None,
-            access_log=False,  # ours has an id, a time, and no query strings
+            access_log=False,  # koo's own log lines have a request id and a duration, and no query strings
             server_header=False,
-            proxy_headers=False,  # a request without a token must come from this machine, not claim so in a header
+            # Without a token only loopback callers are allowed. If uvicorn trusted X-Forwarded-For, any caller could
+            # claim to be on loopback by sending a header.
+            proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=KEEP_ALIVE_S,
             backlog=BACKLOG,
@@ -109,10 +116,7 @@ def make_server(
 
 
 def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
-    """uvicorn cancels what outlives its grace, and would answer that with a bare 500 and log a traceback for each.
-
-    The cancellation ends here: the task is uvicorn's own, made for this one request, and nothing awaits it.
-    """
+    """Answer a request cancelled at shutdown with a 503 problem, instead of uvicorn's bare 500 and traceback."""
     from starlette.requests import Request
 
     from koo.web.bounds import CLOSE
@@ -121,13 +125,20 @@ def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
 
+        # uvicorn cancels every request that outlives the grace period. It treats the cancellation like any exception
+        # of the application: it logs a traceback for each request and sends a plain-text 500. Swallowing
+        # CancelledError is safe here, and only here: uvicorn made this task for this one request and nothing awaits
+        # its result. A response that has already begun cannot be replaced, so its cancellation is passed on and
+        # uvicorn closes the connection.
         async def note(message: Message) -> None:
             nonlocal begun
             begun = begun or message["type"] == "http.response.start"
             try:
                 await send(message)
             except RuntimeError as error:
-                # The caller has left a moment ago; uvloop raises as if we had closed the connection ourselves.
+                # The caller disconnected a moment ago. uvloop then raises the same error as for a transport that we
+                # closed ourselves; asyncio only drops the bytes. It is not a failure of the request and must not be
+                # logged as one.
                 if "handler is closed" not in str(error):
                     raise
 
@@ -136,14 +147,16 @@ def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
         except asyncio.CancelledError:
             if begun or scope["type"] != "http":
                 raise
-            problem = http_problem(Request(scope), 503, "the server ends now; ask again when it is back")
+            problem = http_problem(
+                Request(scope), 503, "the server is shutting down; try again when it is back"
+            )
             await respond(problem, CLOSE)(scope, receive, send)
 
     return answer
 
 
 def announce(platform: Platform, port: int, out: TextIO, workers: int = 1) -> None:
-    """What to try, in words that can be copied: a query only of a service that can answer it."""
+    """Print commands that can be copied. A query is shown only if a service can answer it."""
     options = platform.options
     url, koo = _shown_url(options, port), _command()
     token = " -H 'Authorization: Bearer $KOO_TOKEN'".replace("'", '"') if options.token else ""
@@ -161,7 +174,7 @@ def announce(platform: Platform, port: int, out: TextIO, workers: int = 1) -> No
         *(query if service else []),
         "",
         *([f"The service local is {obstacle}.", ""] if obstacle else []),
-        f"In a browser: {url}/dashboard/ shows the state, {url}/docs describes the API. Ctrl-C ends it.",
+        f"In a browser: {url}/dashboard/ shows the state, {url}/docs describes the API. Press Ctrl-C to stop.",
     ]
     try:
         print(*lines, sep="\n", file=out, flush=True)
@@ -170,7 +183,9 @@ def announce(platform: Platform, port: int, out: TextIO, workers: int = 1) -> No
 
 
 def _offered(platform: Platform) -> tuple[str, str]:
-    """The service to try, empty without any, and why it is not the local model, where its operator wants that one."""
+    """Return the service to suggest (empty if none is configured) and, if the local model is wanted but unavailable,
+    why.
+    """
     services = platform.parts.ai_services
     local = services["local"]
     if local.service.configured:
@@ -180,12 +195,12 @@ def _offered(platform: Platform) -> tuple[str, str]:
 
 
 def _shown_url(options: PlatformOptions, port: int) -> str:
-    """Where people reach it: KOO_URL; with the port that was given to us, where we asked for any."""
+    """Return the URL to show: KOO_URL, or the port that the system assigned if KOO_PORT is 0."""
     return url_of(options.host, port) if options.port == 0 else options.url.rstrip("/")
 
 
 def _command() -> str:
-    """How the command `koo` is called from here: by its path, where it is not on the PATH (a `.venv` beside us)."""
+    """Return how to call `koo` from here: by its path if it is not on the PATH (for example in a local `.venv`)."""
     script = Path(sys.argv[0])
     found = shutil.which("koo")
     if script.name != "koo" or (found is not None and Path(found).samefile(script)):
@@ -196,7 +211,7 @@ def _command() -> str:
 
 @contextmanager
 def _hanging_up(server: uvicorn.Server) -> Iterator[None]:
-    """SIGHUP, which a closed terminal sends, ends the server as SIGTERM does; uvicorn leaves it alone."""
+    """Make SIGHUP, which a closed terminal sends, end the server as SIGTERM does; uvicorn does not handle it."""
     name = getattr(signal, "SIGHUP", None)
     before = name and signal.signal(name, server.handle_exit)
     try:

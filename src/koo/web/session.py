@@ -1,13 +1,14 @@
-"""A browser's session: a token, exchanged for a cookie that says a role and until when.
+"""A browser's session: a token is exchanged for a signed cookie that contains a role and an expiry time.
 
-Nothing is stored. The cookie is signed with a key made of the token that began it, so it ends with that token: changing
-a token ends the sessions that it began, and no others. The holder of a read token cannot make a cookie that allows
-more, because that one is signed with a key made of the other token.
+Nothing is stored. The cookie is signed with a key derived from the token that started it, so it ends with that token:
+changing a token ends its sessions and no others. The holder of a read token cannot forge a cookie that allows more,
+because that cookie needs a signature by a key derived from the other token.
 
-It also says where it is valid: below which prefix the routes lie that may take it. Its name is made of the key as well,
-because a browser keeps one jar for all ports of a host: two servers there do not log one another's users out.
+The signature also covers the path prefix of the routes that may accept the cookie. Its name is derived from the key
+too, because a browser has one cookie jar for all ports of a host: two servers there must not log each other's users
+out.
 
-Pure: the time is an argument. What comes of a session is for `security.py` to say.
+Pure: the time is an argument. `security.py` decides what a session allows.
 """
 
 from __future__ import annotations
@@ -19,21 +20,25 @@ from hashlib import sha256
 from typing import Literal, NamedTuple
 
 LASTS_S = 12 * 3600
-"""A long working day. A copied cookie is good for as long, since nothing is stored that could be taken back."""
+"""A long working day. A copied cookie stays valid that long too: nothing is stored, so nothing can be revoked."""
+# Separates this key from any other use of the token. A change of the cookie's format changes the number, which
+# invalidates all older cookies.
 PURPOSE = b"koo session 1"
+# Strict on purpose: whatever does not match is ignored before anything is computed, and the role and the time cannot
+# contain the newline that separates the signed fields.
 _VALUE = re.compile(r"(write|read)\.([0-9]{1,12})\.([0-9a-f]{64})")
 Role = Literal["write", "read"]
 
 
 class Session(NamedTuple):
-    """A session allows what the tokens of its role allow, until `ends_at` (wall seconds)."""
+    """A session allows what the tokens of its role allow, until `ends_at` (wall-clock seconds)."""
 
     role: Role
     ends_at: int
 
 
 class Sessions:
-    """The sessions of one installation: those that its tokens began."""
+    """The sessions of one installation, started with one of its tokens."""
 
     def __init__(self, tokens: tuple[str, ...] = (), read_tokens: tuple[str, ...] = ()) -> None:
         self._tokens: tuple[tuple[str, Role], ...] = (
@@ -44,11 +49,13 @@ class Sessions:
 
     @property
     def names(self) -> list[str]:
-        """What their cookies may be called."""
+        """The names that their cookies may have."""
         return [_name(key) for key, _ in self._keys]
 
     def begin(self, token: str, audience: str, now: float) -> tuple[str, str, Role] | None:
-        """The name and the value of a new cookie, and what it is good for; None: the token is not known."""
+        """Return the name and value of a new cookie, and its role; None if the token is unknown."""
+        # All tokens are compared, each in constant time. Stopping at the first match would reveal by its duration
+        # which of the configured tokens was sent.
         fits = [hmac.compare_digest(token.encode(), known.encode()) for known, _ in self._tokens]
         if not any(fits):
             return None
@@ -57,7 +64,9 @@ class Sessions:
         return _name(key), f"{role}.{ends_at}.{_signature(key, role, str(ends_at), audience)}", role
 
     def find(self, header: str, audience: str, now: float) -> Session | None:
-        """The session in a Cookie header; None: there is none that holds."""
+        """Return the session in a Cookie header, or None if no cookie is valid."""
+        # A browser may send several cookies of the same name (set for different paths), and also those of other
+        # servers on this host. Trying each of them costs little, and one stale cookie does not hide a valid one.
         given = list(_cookies(header))
         for key, role in self._keys:
             for name, value in given:
@@ -66,11 +75,13 @@ class Sessions:
         return None
 
     def has_cookie(self, header: str) -> bool:
-        """Is there one of ours, whether it holds or not?"""
+        """Return whether one of our cookies is present, valid or not."""
         return any(name.startswith("koo_") for name, _ in _cookies(header))
 
 
 def _read(value: str, key: bytes, role: Role, audience: str, now: float) -> Session | None:
+    # The signature is checked before the time: an expired cookie and a forged one are both refused, but only a genuine
+    # one may reach the comparison with `now`.
     parts = _VALUE.fullmatch(value)
     if parts is None or parts[1] != role:
         return None
@@ -88,6 +99,8 @@ def _name(key: bytes) -> str:
 
 
 def _signature(key: bytes, role: str, ends_at: str, audience: str) -> str:
+    # The audience is signed so that a cookie for one application, mounted below /team-a, is not accepted below /team-b
+    # on the same host with the same token.
     return hmac.digest(key, f"{role}\n{ends_at}\n{audience}".encode(), sha256).hex()
 
 

@@ -1,8 +1,8 @@
-"""The form that exchanges a token for a session, and the routes that end one and say who asks.
+"""The form that exchanges a token for a session, and the routes that end a session and show whose it is.
 
-The form works without JavaScript. Its cookie has no `Path`: a browser then takes the folder of the address that set it,
-as the browser sees it. So the form lies where the page and the API have their common beginning, and the cookie is valid
-for exactly these, also below a path that a proxy has put in front and taken away again.
+The form works without JavaScript. Its cookie has no `Path`, so a browser uses the folder of the URL that set it, as
+the browser sees that URL. Therefore the form is placed in the folder that the page and the API have in common, and the
+cookie is sent to exactly these, even behind a proxy that adds or strips a path prefix.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ TOO_MANY = "Too many wrong tokens came from this address. Try again in a minute.
 
 
 def session_router(door: Door) -> APIRouter:
-    """`/session`: who asks."""
+    """`/session`: who sent the request."""
     router = make_router("", "monitoring", door)
 
-    @router.get("/session", summary="Who asks, and what they may do", **described(SessionView))
+    @router.get("/session", summary="Who sent the request, and what they may do", **described(SessionView))
     async def get_session(request: Request) -> Response:
-        """What the page may offer: with the role `read`, what changes something is refused."""
+        """What the page may offer. With the role `read`, requests that change something are refused."""
         return JsonView(session_view(door, request.scope))
 
     return router
 
 
 def session_view(door: Door, scope: Scope) -> SessionView:
-    """Who a guarded request is from, which the door has let in."""
+    """Describe the sender of a guarded request that was let in."""
     who, session = door.look(scope)
     return {
         "role": "read" if who in ("read token", "read session") else "write",
@@ -58,16 +58,16 @@ def session_view(door: Door, scope: Scope) -> SessionView:
 
 
 def login_path(prefix: str, page: str) -> str:
-    """Where the form lies: in the folder that the routes below `prefix` and those below `page` have in common."""
+    """Return the form's path: in the common folder of the routes below `prefix` and those below `page`."""
     common = posixpath.commonpath([prefix or "/", page])
     return posixpath.join(common, LOGIN)
 
 
 def login_router(door: Door, prefix: str, page: str, application: str = "") -> APIRouter:
-    """The form, and the end of a session. `page`: the path of the dashboard; the others as there."""
+    """The login form and logout. `page`: the dashboard's path; the other parameters are those of the dashboard."""
     router, path = file_router(door), login_path(prefix, page)
     form = Form(application)
-    # Relative, as all addresses: below a proxy's own path, an absolute one would lead out of it.
+    # Relative, like all links: behind a proxy with its own path prefix, an absolute path would lead out of it.
     home = f"{posixpath.relpath(page, posixpath.dirname(path))}/"
 
     async def show(request: Request) -> Response:
@@ -80,10 +80,14 @@ def login_router(door: Door, prefix: str, page: str, application: str = "") -> A
         if isinstance(begun, Denial):
             return form.refuse(begun, door.again_in_s)
         name, value = begun
+        # No Path attribute: see the module docstring. With one, a proxy that strips a prefix would make the browser
+        # store the cookie for a path that it never requests.
         return _lead(home, [f"{name}={value}; Max-Age={LASTS_S}{_attributes(request)}"])
 
     async def log_out(request: Request) -> Response:
         names = door.session_names if door.has_sessions else []
+        # Every name is expired, not only the current session's: after a token change an old cookie may still be in the
+        # jar.
         return _lead(LOGIN, [f"{name}=; Max-Age=0{_attributes(request)}" for name in names])
 
     router.add_api_route(path, show, methods=["GET"])
@@ -98,6 +102,7 @@ class Form:
     def __init__(self, application: str) -> None:
         page = files("koo.web").joinpath("pages", "login.html").read_text(encoding="utf-8")
         self._page = page.replace("{application}", escape(application or "koo"))
+        # The style element is allowed by its hash instead of 'unsafe-inline': an injected one would not be applied.
         style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
         assert style is not None
         digest = base64.b64encode(sha256(style[1].encode()).digest()).decode()
@@ -105,16 +110,16 @@ class Form:
             f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'; base-uri 'none'; "
             "frame-ancestors 'none'"
         )
-        # With "no-referrer" a browser sends `Origin: null` with a form, and every login would be refused.
+        # With "no-referrer" a browser sends `Origin: null` with a form. The origin check would refuse every login.
         self._headers = {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
 
     def answer(self, status: int = 200, words: str = "", more: dict[str, str] | None = None) -> Response:
-        """The form, with what was wrong with the last one."""
+        """Return the form, with a message about the last attempt."""
         page = self._page.replace("{words}", escape(words)).replace("{hidden}", "" if words else "hidden")
         return Response(page, status, {**self._headers, **(more or {})}, media_type="text/html")
 
     def refuse(self, denial: Denial, again_in_s: int) -> Response:
-        """The form once more."""
+        """Return the form again, after a failed attempt."""
         if denial.status == 429:
             return self.answer(429, TOO_MANY, {"Retry-After": str(again_in_s)})
         return self.answer(denial.status, WRONG)
@@ -124,14 +129,16 @@ async def _token_in(request: Request) -> str:
     body = b""
     async for piece in request.stream():
         body += piece
-        if len(body) > FORM_BYTES_MAX:
+        if len(body) > FORM_BYTES_MAX:  # the limit on all bodies is 16 MiB; a token needs a few bytes
             return ""
+    # at most 10 fields: parsing thousands takes long
     given = parse_qs(body.decode("utf-8", "replace"), max_num_fields=10).get("token", [""])
     return given[0].strip() if len(given) == 1 else ""
 
 
 def _attributes(request: Request) -> str:
-    # Behind a proxy that has the certificate only the browser knows: it says so in Origin.
+    # A proxy that terminates TLS sends us plain HTTP, so `request.url` says "http". The browser's Origin header has
+    # the scheme that it used itself. Without `Secure`, the cookie could later be sent over an unencrypted connection.
     origin = request.headers.get("origin", "")
     is_https = request.url.scheme == "https" or origin.lower().startswith("https://")
     return "; HttpOnly; SameSite=Strict" + ("; Secure" if is_https else "")

@@ -1,14 +1,15 @@
-"""What the workers of one server leave for one another, so that `/metrics` of any answers for all of its host.
+"""What the workers of one server share on disk, so that `/metrics` of any worker covers all workers of this host.
 
-Each writes a snapshot of its numbers into a file of its own, once a second and with each scrape, and reads those of the
-others when it is asked. The folder is their parent's: `data/workers/` in KOO_HOME, by host, process id and start.
+Each worker writes a snapshot of its numbers into its own file, once a second and at each scrape, and reads the other
+workers' files when it is scraped. The folder belongs to their parent: `data/workers/` in KOO_HOME, named by host,
+process id and start time.
 
-What a worker counted outlives it. One that finds the file of a worker that has ended adds its counts to `gone.json`,
-under a lock, and removes it; the ids in there say whose were added, for a process that is killed between the two. A
-reader reads the files first and `gone.json` after them: the other way round, a worker buried in between would be
-missing, and a counter would fall.
+A worker's counts outlive it. A worker that finds the file of one that has ended adds its counts to `gone.json`, under
+a lock, and deletes the file. `gone.json` lists the ids that were added, in case a process is killed between the two
+steps. A reader reads the snapshots first and `gone.json` after them. In the other order, a worker added to `gone.json`
+in between would be missing, and a counter would decrease.
 
-The files hold names and numbers. They are the user's alone, and a folder or a file of another user is not used.
+The files contain names and numbers. Only their user can read them, and a folder or file of another user is not used.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from koo.own_files import FILE_MODE, FOLDER_MODE
 log = logging.getLogger("koo.web")
 
 Snapshot = dict[str, Any]
-"""`samples` and `durations`, as `exposition.py` makes them; `id`, `worker`, `pid`, `born` are added here."""
+"""`samples` and `durations`, as produced by `exposition.py`; `id`, `worker`, `pid` and `born` are added here."""
 GONE = "gone.json"
 ANOTHERS = "it belongs to another user"
 IDS_KEPT = 100
-"""Whose counts were added lately: an older file is not there any more."""
+"""How many ids of added workers are kept. The file of an earlier one has long been deleted."""
 
 
 class Siblings:
-    """This worker, among those of `parent`. `add(total, snapshot)` adds the counts of one that has ended."""
+    """This worker among the workers of `parent`. `add(total, snapshot)` adds the counts of one that has ended."""
 
     def __init__(
         self,
@@ -62,26 +63,30 @@ class Siblings:
         self._was_told = False
 
     def exchange(self, mine: Snapshot) -> tuple[list[Snapshot], Snapshot]:
-        """Leave mine; the snapshots of all that live, mine first, and what those that have ended had counted.
+        """Write our snapshot. Returns the snapshots of all running workers, ours first, and the counts of those that
+        have ended.
 
-        Where the folder cannot be used, mine alone, and a warning once.
+        If the folder cannot be used, returns ours alone and warns once.
         """
         mine = self._signed(mine)
         try:
             self._write(mine)
             others = [one for one in self._read_all() if one["id"] != self._id]
+            # After the snapshots, never before them: see the module docstring.
             gone = self._gone()
         except (OSError, ValueError) as error:
             self._tell(error)
             return [mine], {}
         living = [mine, *(one for one in others if lives(one))]
+        # A worker that has ended but is not in `gone.json` yet. Its counts are added for this response only; `_bury`
+        # writes them down. Its file may also be left over after they were written: then its id is listed.
         for one in others:
             if not lives(one) and one["id"] not in gone.get("ids", ()):
                 self._add(gone, one)
         return living, gone
 
     def leave(self, mine: Snapshot) -> None:
-        """Write mine, and bury what has ended."""
+        """Write our snapshot, and add the counts of workers that have ended to `gone.json`."""
         try:
             self._write(self._signed(mine))
             self._bury()
@@ -101,14 +106,14 @@ class Siblings:
         if not self._was_told:
             self._was_told = True
             log.warning(
-                "the folder %s cannot be used (%s): /metrics answers for this worker alone", self._folder, error,
+                "the folder %s cannot be used (%s): /metrics covers this worker only", self._folder, error,
                 extra={"what": "metrics_alone"},
             )  # fmt: skip
 
     # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _write(self, mine: Snapshot) -> None:
-        with self._writing:  # Two threads may write at once, and the later numbers must stay.
+        with self._writing:  # two threads may write at the same time, and the later numbers must win
             if mine["at"] < self._written_at:
                 return
             if not self._folder.is_dir():
@@ -125,8 +130,10 @@ class Siblings:
         mine = f"{socket.gethostname()}-"
         for other in self._all.iterdir():
             host_pid, _, start = other.name.rpartition("-")
+            # Folders of servers that have ended on this host. The start time tells them from a running server with the
+            # same process id; folders of other hosts on a shared disk are not ours to judge.
             if other.name.startswith(mine) and born(int(host_pid.removeprefix(mine))) != start:
-                shutil.rmtree(other, ignore_errors=True)  # its server has ended
+                shutil.rmtree(other, ignore_errors=True)
 
     def _read_all(self) -> list[Snapshot]:
         found = []
@@ -143,10 +150,13 @@ class Siblings:
             return {}
 
     def _bury(self) -> None:
+        # Checked without the lock first, because almost always nothing has ended. Checked again with the lock: another
+        # worker may have done it in the meantime.
         if all(map(lives, self._read_all())):
             return
         with _locked(self._folder / "lock") as is_mine:
             if not is_mine:
+                # Another worker holds the lock and is doing the same. Waiting would only block this thread.
                 return
             gone = self._gone()
             for one in self._read_all():
@@ -154,20 +164,25 @@ class Siblings:
                     if one["id"] not in gone.setdefault("ids", []):
                         self._add(gone, one)
                         gone["ids"] = [*gone["ids"], one["id"]][-IDS_KEPT:]
+                        # written before the file is deleted: a crash in between leaves both, and the id prevents a
+                        # second addition
                         _replace(self._folder / GONE, gone)
                     (self._folder / f"{one['id']}.json").unlink(missing_ok=True)
 
 
 def born(pid: int) -> str:
-    """When a process began, in the kernel's ticks: its number may be another's later. Empty if it is gone."""
+    """Return when a process started, in the kernel's ticks, because process ids are reused. Empty if it has ended."""
+    # The line contains the program's name in parentheses, which may itself contain spaces and parentheses: split after
+    # the last one. The start time is field 22 of proc(5), here the 20th after the name.
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
+        # Without /proc (macOS) the start time is unknown: "0" means that some process with this id exists.
         return "" if Path("/proc/self").exists() or not _is_there(pid) else "0"
 
 
 def lives(one: Snapshot) -> bool:
-    """Does the process of this snapshot still run?"""
+    """Return whether the process of this snapshot is still running."""
     return bool(one["born"]) and born(one["pid"]) == one["born"]
 
 
@@ -194,7 +209,7 @@ def _read(path: Path) -> Snapshot:
 
 
 def _replace(path: Path, snapshot: Snapshot) -> None:
-    """At once: a reader sees the old one or the new one."""
+    """Replace atomically: a reader sees the old file or the new one."""
     new = path.with_name(f".{secrets.token_hex(8)}")
     try:
         made = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE)
@@ -208,8 +223,8 @@ def _replace(path: Path, snapshot: Snapshot) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Whether the lock is ours now; it ends with the block, or with the process."""
-    import fcntl  # Windows has none, and no workers
+    """Yield whether we hold the lock. It is released at the end of the block, or when the process ends."""
+    import fcntl  # Windows does not have it, and has no workers
 
     lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, FILE_MODE)
     try:

@@ -1,4 +1,4 @@
-"""One worker of `koo serve --workers`: the server of `server.py`, on a socket and with a log that others share."""
+"""One worker of `koo serve --workers`: the server of `server.py`, with a socket and a log shared with other workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def serve_as(place: Membership, platform: Platform, out: TextIO) -> None:
     be_worker(str(place.number))
     listener = Listener(-1, -1, -1, place.listener)
     for one in (place.listener, place.ready):
-        os.set_inheritable(one, False)  # the local model's process would keep the port after our end
+        # the local model's process would inherit them and keep the port in use after this worker ends
+        os.set_inheritable(one, False)
 
     def on_ready() -> None:
         if place.announces:
@@ -32,8 +33,8 @@ def serve_as(place: Membership, platform: Platform, out: TextIO) -> None:
         beat()
 
     beat = beating(place.ready)
-    # `kill -QUIT` prints where it stands, as its parent does before it kills a stuck one. Stacks name files and lines,
-    # and no values.
+    # `kill -QUIT` makes a worker print the stacks of its threads. The parent sends it before it kills a stuck worker.
+    # Stacks contain files and line numbers, but no values.
     faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
     server = make_server(platform, create_app(platform), on_ready)
     assert isinstance(server, Server)
@@ -43,12 +44,13 @@ def serve_as(place: Membership, platform: Platform, out: TextIO) -> None:
 
 
 def beating(descriptor: int) -> Callable[[], None]:
-    """Shows the parent that the event loop turns."""
+    """Return a function that shows the parent that the event loop runs."""
     os.set_blocking(descriptor, False)
 
     def beat() -> None:
-        # A parent that was killed (`Server.parent` ends this worker), or that is stopped and reads nothing: neither
-        # may hold up the loop.
+        # Neither a parent that was killed (`Server.parent` then ends this worker) nor one that is stopped and reads
+        # nothing may block the loop. A full pipe loses a beat, which does no harm: the parent only needs to read
+        # something.
         with suppress(BrokenPipeError, BlockingIOError):
             os.write(descriptor, b"+")
 

@@ -27,7 +27,7 @@ export const open = signal(/** @type {Act | null} */ (null));
 /** Set at the start: asks the server for news at once. */
 export const asking = { now: () => {} };
 
-const ONLY_LOOK = "Your session may only look: log in with KOO_TOKEN to do this.";
+const ONLY_LOOK = "This session is read-only; log in with KOO_TOKEN to do this.";
 
 export function OpenAct() {
   const act = open.value;

@@ -130,5 +130,5 @@ function LogOut({ login, logout }) {
   if (!session.value?.expires_at) return null;
   const end = () => logOut(logout).finally(() => location.assign(login));
   return h("button", { type: "button", id: "log-out", class: "quiet", onClick: end,
-    title: mayOnlyLook.value ? "This session may only look" : undefined }, "Log out");
+    title: mayOnlyLook.value ? "This session is read-only" : undefined }, "Log out");
 }
