@@ -46,9 +46,9 @@ def test_a_file_on_a_disk_of_this_machine_is_nothing_to_tell(path: str) -> None:
         ({"commit": "off"}, "does not wait for the disk"),
         ({"names": "*", "followers": 1}, None),
         ({"names": "*", "followers": 1, "commit": "local"}, "does not wait for it"),
-        ({"followers": 1}, "1 standby follows, which is not synchronous"),
-        ({"followers": 3}, "3 standbys follow, none of them synchronous"),
-        ({"is_standby": True}, "takes no writes"),
+        ({"followers": 1}, "1 standby is connected but not synchronous"),
+        ({"followers": 3}, "3 standbys are connected but not synchronous"),
+        ({"is_standby": True}, "accepts no writes"),
     ],
 )
 def test_what_a_server_may_lose_is_in_its_settings(changed: dict[str, object], words: str | None) -> None:

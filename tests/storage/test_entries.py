@@ -110,7 +110,7 @@ def test_an_entry_that_the_store_does_not_take_keeps_no_money_and_no_other_entry
         entries = await booked(store, one, one, other)
         assert sorted(entry.model for entry in entries) == ["one", "other"]
         assert store.ledger.dropped == 1 and store.trouble is None
-        assert "lost to the ledger, but its money is counted" in caplog.text
+        assert "the ledger lost an entry of claude, but its money is counted" in caplog.text
         assert await numbers(store) == usd("0.08")
         assert shared.booked() == (pico("0.08"), pico("0.08"))
 
@@ -142,7 +142,7 @@ def test_entries_that_do_not_fit_into_the_queue_are_dropped_and_counted_and_thei
         for given in holds:
             store.ledger.settle(given, "claude", bill("0.01"))
         assert store.ledger.dropped == 2
-        assert "3 entries of the ledger wait; 1 were dropped" in caplog.text
+        assert "3 ledger entries are waiting and 1 were dropped" in caplog.text
         assert await numbers(store) == usd("0.05")
         assert sqlite.sql("SELECT count(*) FROM koo_entries") == [(3,)]
 

@@ -1,6 +1,6 @@
-"""What must outlive the process or be shared, as protocols: money, operators' acts, alert episodes.
+"""Protocols for everything that must outlive the process or be shared: money, operators' acts, alert episodes.
 
-Money is held in memory against what the store has granted in advance (`policies/purses.py`), so at every instant
+Money is held in memory against amounts that the store has granted in advance (`policies/purses.py`). So at every moment
 settled + held ≤ limit, whatever happens to this process or the store. Everything else may be written a moment later.
 """
 
@@ -26,7 +26,7 @@ from koo.spans import PastIncidents, PastSpans
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """A service's daily budget: `limit_usd` a UTC day; None is no limit. `explicit`: it was set, not a default."""
+    """A service's daily budget: `limit_usd` per UTC day, or None for no limit. `explicit` is False for a default."""
 
     limit_usd: Decimal | None
     explicit: bool = False
@@ -36,10 +36,10 @@ NO_WORDS: Mapping[str, str] = MappingProxyType({})
 
 
 class Bill(NamedTuple):
-    """What an attempt cost in the end.
+    """The final cost of an attempt.
 
-    `source`: "reported" by the provider, price "table", "configured" price, or "estimate". Unit prices are USD per
-    million tokens, by class, as JSON-ready strings; `price_version` names the table.
+    `source`: "reported" by the provider, from the price "table", from a "configured" price, or an "estimate". Unit
+    prices are in USD per million tokens, by class, as JSON-ready strings; `price_version` names the table.
     """
 
     amount_usd: Decimal
@@ -57,8 +57,10 @@ class Bill(NamedTuple):
 
 
 class How(NamedTuple):
-    """How a call that is booked went: seconds from its hold to its end, whether it was "answered" or is "unfinished",
-    the id of the request in which it was made, or empty, and which attempt of its call it was; 0: not known.
+    """The course of a booked attempt.
+
+    `took_s` is the time from its hold to its end. `outcome` is "answered" or "unfinished". `request_id` is the id of
+    the request in which it was made, if any. `attempt` is its number within its call; 0 if unknown.
     """
 
     took_s: float | None = None
@@ -72,10 +74,10 @@ UNTOLD = How()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Short:
-    """A call was lately refused for lack of money, and `left_usd` of the budget would not cover the same call now.
+    """A call was recently refused for lack of money, and the budget's `left_usd` would not cover the same call now.
 
-    `budget`: the name of one that an operator set, with its tag (NAME/TAG); empty: the service's own of the day.
-    `title`: the same in a sentence. `resets_at` is wall seconds.
+    `budget` is the name of a budget that an operator set, with its tag (NAME/TAG). It is empty for the service's own
+    daily budget. `title` is its name in a sentence. `resets_at` is in wall seconds.
     """
 
     budget: str
@@ -87,13 +89,13 @@ class Short:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetView:
-    """One budget in its current period, as last known, in USD; times are wall seconds.
+    """One budget in its current period, as last known, in USD. Times are wall seconds.
 
-    `held_usd` is held by calls that run now. `idle_usd` lies in the purses of processes and can be recalled,
+    `held_usd` is held by running calls. `idle_usd` is unused in the purses of processes and can be recalled.
     `unsettled_usd` was granted to processes that no longer report. `scope` is "shared", or "this process" while the
-    store is away. `above_hold_usd`: how much this process's bills exceeded what was held for them. `runs_out`: when it
-    is used up at the current pace. `shortage`: why the last call that it should cover was refused, for as long as the
-    same call would be refused again; `short`: the same in numbers, and for some minutes longer.
+    store is away. `above_hold_usd` is how much this process's bills exceeded the amounts held for them. `runs_out` is
+    when the budget is used up at the current pace. `shortage` is why the last call on this budget was refused, for as
+    long as the same call would be refused again. `short` is the same in numbers, for some minutes longer.
     """
 
     limit_usd: Decimal | None
@@ -112,7 +114,7 @@ class BudgetView:
 
 @dataclass(frozen=True, slots=True)
 class OwnBudgetView:
-    """A budget that an operator set; `tag` if it is one of those for each tag."""
+    """A budget that an operator set. `tag` is set if the budget applies to each tag separately."""
 
     options: BudgetOptions
     tag: str | None
@@ -124,9 +126,9 @@ SpendGroup = Literal["day", "service", "model", "tag"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """What was booked in one group, its values in the order of `SpendGroup`; a day is a UTC day.
+    """The bookings of one group. The group's values are in the order of `SpendGroup`; a day is a UTC day.
 
-    `estimated_usd`: the part without usage from the provider; `input_tokens`: read in any way, caches included.
+    `estimated_usd` is the part for which the provider reported no usage. `input_tokens` includes cached tokens.
     """
 
     group: tuple[str | int | None, ...]
@@ -140,10 +142,10 @@ class Spent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One booking. `at` is wall seconds, `day` the UTC day whose budget paid; `held_usd` was the worst case.
+    """One booking. `at` is in wall seconds, `day` is the UTC day whose budget paid, `held_usd` was the worst case.
 
-    `estimated`: the provider sent no usage. `unit_prices` are USD per million tokens, by class, as texts. `tag`
-    and `metadata` are the caller's own. `process` is the one that booked it. `took_s`, `outcome`,
+    `estimated` means that the provider reported no usage. `unit_prices` are in USD per million tokens, by class, as
+    texts. `tag` and `metadata` are the caller's. `process` is the process that booked it. `took_s`, `outcome`,
     `request_id` and `attempt` are as in `How`.
     """
 
@@ -173,17 +175,17 @@ class Entry:
 
 
 class Place(NamedTuple):
-    """Where a page of bookings ends."""
+    """The end of a page of bookings."""
 
     at_ms: int
     id: str
 
 
 class Spending(Protocol):
-    """What all processes on one store have booked. Each method raises `StoreUnavailable`."""
+    """The bookings of all processes on one store. Each method raises `StoreUnavailable`."""
 
     async def latest(self, before: Place, wanted: Mapping[str, str], *, limit: int) -> list[Entry]:
-        """Bookings before a place, newest first; `wanted`: only those of a service, a model, a tag."""
+        """Bookings before a place, newest first. `wanted` selects a service, a model or a tag."""
         ...
 
     async def spent(
@@ -195,7 +197,7 @@ class Spending(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """What one process that no longer reports was granted and has not reported as spent; amounts in pico-dollars."""
+    """Money that a process was granted and has not reported as spent; it no longer reports. In pico-dollars."""
 
     process: str
     seen_at: float
@@ -204,7 +206,7 @@ class Unsettled:
 
 @dataclass(frozen=True, slots=True)
 class WriteOff:
-    """An operator freed what a process had left, at wall time `at`. `by` and `reason` are the operator's words."""
+    """An operator freed a process's unsettled money at wall time `at`. `by` and `reason` are the operator's text."""
 
     process: str
     at: float
@@ -214,26 +216,26 @@ class WriteOff:
 
 
 class UnsettledMoney(Protocol):
-    """What dead processes left behind in all budgets of one store. Each method raises `StoreUnavailable`."""
+    """Money that dead processes left in all budgets of one store. Each method raises `StoreUnavailable`."""
 
     async def find(self) -> list[Unsettled]:
-        """Of the current day and month, by process."""
+        """The unsettled money of the current day and month, by process."""
         ...
 
     async def write_off(self, process: str | None, by: str, reason: str) -> list[WriteOff]:
-        """Free it for one process, or for all (None); returns what was freed. A living process is left alone."""
+        """Free the money of one process, or of all (None); returns what was freed. A live process is left alone."""
         ...
 
     async def written_off(self, since: float, until: float) -> list[WriteOff]:
-        """What operators wrote off between two wall times, oldest first."""
+        """Write-offs between two wall times, oldest first."""
         ...
 
 
 class Upkeep(Protocol):
-    """What the store forgets. Any process may do it, at any time."""
+    """Deletes the store's old rows. Any process may do it at any time."""
 
     async def prune(self, before_day: int) -> bool:
-        """Forget a little of what ended before that UTC day; True if there may be more.
+        """Delete one batch of what ended before that UTC day; returns True if there may be more.
 
         Raises `StoreUnavailable`.
         """
@@ -241,77 +243,75 @@ class Upkeep(Protocol):
 
 
 class Ledger(Protocol):
-    """Money, held before a call and settled after it; amounts are whole pico-dollars (`policies/money.py`)."""
+    """Money, held before a call and settled after it. Amounts are whole pico-dollars (`policies/money.py`)."""
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None: no trouble is known."""
+        """Why the store cannot be used now, as a sentence; None if no trouble is known."""
         ...
 
     def budget(
         self, name: str, limit: int | None, kind: PeriodKind = "day", *, is_default: bool = False
     ) -> Budget:
-        """Know a budget from now on; a limit of None only counts."""
+        """Register a budget; a limit of None only counts."""
         ...
 
     def forget(self, name: str) -> bool:
-        """Forget a budget, if it was not used in this period."""
+        """Forget a budget that was not used in this period; returns whether it did."""
         ...
 
     def hold(self, budgets: tuple[Budget, ...], amount: int) -> Hold | None:
-        """Hold a call's worst case in all its budgets, in memory; None if it has to wait."""
+        """Hold a call's worst case in all its budgets, in memory; returns None if the call has to wait."""
         ...
 
     async def wait(
         self, budgets: tuple[Budget, ...], amount: int, deadline: float, *, is_patient: bool
     ) -> Hold | tuple[Refusal, Key | None]:
-        """Wait for the store's answer, and if `is_patient` for what is recalled. Raises TimeoutError."""
+        """Wait for the store's reply, and if `is_patient` also for recalled money. Raises TimeoutError."""
         ...
 
     def shrink(self, hold: Hold, amount: int) -> None:
-        """A call's worst case has proved smaller."""
+        """Lower a hold when the call's worst case turns out smaller."""
         ...
 
     def settle(self, hold: Hold, service: str, bill: Bill, how: How = UNTOLD) -> int:
-        """Book what a call cost, once; returns it. Never waits and never raises."""
+        """Book what a call cost, once; returns the amount. Never waits and never raises."""
         ...
 
     def release(self, hold: Hold) -> None:
-        """Nothing was billed. Never waits and never raises."""
+        """End a hold for which nothing was billed. Never waits and never raises."""
         ...
 
     def count(self, budget: Budget, day: int, amount: int) -> None:
-        """Count requests of a UTC day; a negative amount takes back."""
+        """Count requests of a UTC day; a negative amount takes them back."""
         ...
 
     def counted_elsewhere(self, budget: Budget, day: int) -> int:
-        """What other processes, and earlier ones, have counted on that day, as last known."""
+        """How many requests other and earlier processes counted on that day, as last known."""
         ...
 
     def standing(self, name: str) -> Standing:
-        """How a budget stands, without I/O."""
+        """A budget's standing, without I/O."""
         ...
 
     def knows(self, name: str) -> bool:
-        """Whether the store has said how this budget stands in this period."""
+        """Whether the store has reported this budget's standing in this period."""
         ...
 
     def view(self, name: str) -> BudgetView:
-        """As `standing`, for people. Without I/O."""
+        """The same for display, without I/O."""
         ...
 
 
 class LedgerKeeper(Ledger, Protocol):
-    """The ledger as its owner sees it.
-
-    `heard` is called with an answer that gives this process another name, or says that the store has forgotten.
-    """
+    """The ledger as its owner sees it. `heard` is called with a reply that forces this process to take another name, or
+    that reports data loss in the store."""
 
     heard: Callable[[Reply], None]
 
     @property
     def process(self) -> str:
-        """The name under which this process is known to the store."""
+        """This process's name in the store."""
         ...
 
     async def run(self) -> None:
@@ -319,45 +319,45 @@ class LedgerKeeper(Ledger, Protocol):
         ...
 
     async def refresh(self) -> None:
-        """Report what is new, and learn how all budgets stand. Raises `StoreUnavailable`."""
+        """Report what is new and read the standings of all budgets. Raises `StoreUnavailable`."""
         ...
 
     async def finish(self) -> None:
-        """This process ends: report everything, and send home what no call holds. Raises `StoreUnavailable`."""
+        """Report everything and send home what no call holds, because this process ends. Raises `StoreUnavailable`."""
         ...
 
 
 class LimitKeeper(Protocol):
-    """Limits that hold for all processes on one store."""
+    """Limits shared by all processes on one store."""
 
     def share(
         self, limits: Limits, name: str, requests: Budget | None = None, tokens: TokenLimit | None = None
     ) -> None:
-        """Make a service's limits fleet-wide; `requests`: the ledger's budget of its requests per day."""
+        """Make a service's limits fleet-wide. `requests` is the ledger's budget of its requests per day."""
         ...
 
     def know_processes(self, processes: int) -> None:
-        """`processes` are on the store."""
+        """Set the number of processes on the store."""
         ...
 
     async def begin(self) -> None:
-        """Learn how the limits stand, before the first call. Raises `StoreUnavailable`."""
+        """Read the state of the limits before the first call. Raises `StoreUnavailable`."""
         ...
 
     async def run(self) -> None:
-        """Report what was used and ask for more, until cancelled."""
+        """Report use and request units, until cancelled."""
         ...
 
 
 SignalKind = Literal["reset", "limits", "override", "cooldown", "latch", "write_off"]
-"""As stored, so that processes of other versions on the same store understand it: a blocked key is a "latch"."""
+"""As stored and as read by other versions of koo on the same store, so the words stay. A "latch" is a blocked key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One act: what was done (`kind`) to what (`target`), by which `process`, when (`at` in wall seconds).
+    """One act: its `kind`, its `target`, the `process` it came from, and its wall time `at`.
 
-    `id` grows; `payload` is what the kind needs to know, as it was given.
+    `id` ascends. `payload` contains the details, which depend on the kind.
     """
 
     id: int
@@ -381,27 +381,27 @@ class Signals(Protocol):
 
 
 class RollCall(Protocol):
-    """Which processes are on the store, and which one leads. Each method raises `StoreUnavailable`."""
+    """The processes on the store, and which one leads. Each method raises `StoreUnavailable`."""
 
     async def beat(self, told: Told, cursor: int | None = None) -> tuple[Heard, list[Signal]]:
-        """Report how this process is, and hear of the others; with the signals after number `cursor`."""
+        """Report this process's state; returns the other processes' state and the signals after number `cursor`."""
         ...
 
     async def leave(self) -> None:
-        """This process ends."""
+        """Remove this process from the roll, because it ends."""
         ...
 
     async def read(self) -> Roll:
-        """Everything, for people."""
+        """Read the whole roll, for display."""
         ...
 
     async def forget_old(self) -> None:
-        """Forget processes that have been silent for a day."""
+        """Delete processes that have been silent for a day."""
         ...
 
 
 class LeadersStore(Protocol):
-    """What the leader of the fleet does for all. Each act raises `NotLeading` if another process leads by now."""
+    """The store as the fleet's leader uses it. Each act raises `NotLeading` if another process leads by now."""
 
     @property
     def past(self) -> Upkeep: ...
@@ -426,16 +426,16 @@ class LeadersStore(Protocol):
 
 
 class Store(Protocol):
-    """One process's access to what it shares. It belongs to one event loop at a time."""
+    """One process's access to the shared state. It belongs to one event loop at a time."""
 
     @property
     def process(self) -> str:
-        """The name of this process among those on the store; a new one each time it is opened."""
+        """This process's name in the store; a new one each time the store is opened."""
         ...
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None: no trouble is known."""
+        """Why the store cannot be used now, as a sentence; None if no trouble is known."""
         ...
 
     @property
@@ -475,7 +475,7 @@ class Store(Protocol):
     def roll_call(self) -> RollCall: ...
 
     def as_leader(self, epoch: int) -> LeadersStore:
-        """What only the leader does, in the epoch in which this process leads."""
+        """The store with the leader's rights, for the epoch in which this process leads."""
         ...
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
@@ -487,13 +487,13 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None:
-        """Write what is still waiting, as far as the store allows. It may be opened again."""
+        """Write what is pending, as far as the store allows. It may be opened again."""
         ...
 
 
 class StoreUnavailable(Exception):
-    """The state store cannot be read or written now; says why, without a DSN."""
+    """The state store cannot be read or written now. The message says why, without a DSN."""
 
 
 class NotLeading(Exception):
-    """The act was the leader's, and another process leads by now: it is that one's to do."""
+    """The act belongs to the leader, and another process leads by now."""

@@ -1,4 +1,4 @@
-"""What was booked, one entry per call that cost something: for reports, and to check a provider's bill against."""
+"""The bookings, one entry per call that cost something: for reports, and to compare with a provider's invoice."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ LATEST = f"""SELECT {COLUMNS} FROM koo_entries
     WHERE (at_ms < :at_ms OR (at_ms = :at_ms AND id < :id)) {{wanted}} ORDER BY at_ms DESC, id DESC LIMIT :limit"""
 FILTERS = ("service", "model", "tag")
 GROUPS: tuple[SpendGroup, ...] = get_args(SpendGroup)
-# Amounts are added up in two parts: a sum of pico-dollars overflows a database's integer above nine million dollars,
-# and SQLite raises then. Tokens are added up as floats, because a provider may report any number.
+# Amounts are added up in two parts, micro-dollars and the rest. A sum of pico-dollars would overflow a 64-bit integer
+# above nine million dollars, and SQLite raises an error then. Tokens are added up as floats, because a provider may
+# report any number.
 SPENT = """SELECT {columns}, count(*), sum(estimated), sum(amount / 1000000), sum(amount - amount / 1000000 * 1000000),
       sum(CASE WHEN estimated = 1 THEN amount / 1000000 ELSE 0 END),
       sum(CASE WHEN estimated = 1 THEN amount - amount / 1000000 * 1000000 ELSE 0 END),
@@ -42,13 +43,13 @@ class Entries:
         self._executor = executor
 
     async def of_day(self, day: int, *, limit: int = 1000, offset: int = 0) -> list[Entry]:
-        """Entries that a UTC day's budget paid, oldest first. Raises `StoreUnavailable`."""
+        """Entries paid by a UTC day's budget, oldest first. Raises `StoreUnavailable`."""
         values = {"day": day, "limit": limit, "offset": offset}
         rows = await self._executor.run(lambda tx: tx.rows(OF_DAY, values), exclusive=False)
         return [_entry(row) for row in rows]
 
     async def latest(self, before: Place, wanted: Mapping[str, str], *, limit: int) -> list[Entry]:
-        """Entries before a place, newest first; `wanted`: only those with these values of `FILTERS`."""
+        """Entries before a place, newest first. `wanted` selects values for the columns in `FILTERS`."""
         conditions = "".join(f" AND {name} = :{name}" for name in FILTERS if name in wanted)
         sql = LATEST.replace("{wanted}", conditions)
         values = {**wanted, "at_ms": before.at_ms, "id": before.id, "limit": limit}
@@ -60,7 +61,7 @@ class Entries:
     ) -> list[Spent]:
         """Totals from one UTC day to another, both included, grouped by at least one of `GROUPS`.
 
-        By day the oldest first, then by cost, highest first. Raises `StoreUnavailable`.
+        Ordered by day, oldest first, then by cost, highest first. Raises `StoreUnavailable`.
         """
         columns = ", ".join(name for name in GROUPS if name in by)
         sql = SPENT.replace("{columns}", columns).replace(

@@ -1,12 +1,12 @@
-"""Alerts as the store keeps them: one row per episode, and one for each process that sees it.
+"""Alert episodes in the store: one row per episode, and one *sighting* for each process that sees it.
 
-A process renews the lease of its *sightings* for as long as it sees an episode. When it no longer does, it deletes its
-own, and the last process to do so ends the episode. A sighting with an expired lease belongs to a process that closed
-or died: it does not keep the episode going. An episode without any other is *orphaned*, and the next process that
-observes its component takes it over.
+A process renews the lease of its sighting for as long as it sees the episode. When it no longer sees it, it deletes the
+sighting, and the last process to do so ends the episode. A sighting with an expired lease belongs to a process that
+closed or died, and does not keep the episode open. An episode that has only such sightings is *orphaned*. The next
+process that observes its component takes it over.
 
-Notices are written in the transaction that decides on them: that an episode has notified is a claim in its row, so of
-several processes one writes the notice, and if a process dies either both are there or neither.
+Notices are written in the transaction that decides on them. Notifying is a claim in the episode's row, so of several
+processes one writes the notice. If a process dies, either both the claim and the notice are committed or neither is.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from koo.storage.notices import put_in
 from koo.storage.transaction import Row, Transaction, Transactions
 
 LEASE_S = 30.0
-"""Longer than two clocks may differ, plus some renewals that came late."""
+"""Longer than the difference between two clocks, plus some late renewals."""
 
 ROW = "id, fingerprint, type, component, message, data, started_ms, fired_ms, notified_ms, ended_ms, acknowledged"
 SEEN = "EXISTS (SELECT 1 FROM koo_sightings s WHERE s.episode = e.id AND {})"
 PHASE = f"""CASE WHEN ended_ms IS NOT NULL THEN 'resolved' WHEN fired_ms IS NULL THEN 'pending'
     WHEN {SEEN.format("s.phase = 'firing'")} THEN 'firing' ELSE 'recovering' END"""
+# The conflict may be on the id, or on the partial unique index that allows one open episode per fingerprint. The index
+# makes the processes share: of two that begin the same alert at the same moment, the second one's INSERT waits for the
+# first one's COMMIT and then does nothing.
 ADD = f"""INSERT INTO koo_episodes ({ROW})
     VALUES (:id, :fingerprint, :type, :component, :message, :data, :started_ms, :fired_ms, :notified_ms, :ended_ms, '')
     ON CONFLICT DO NOTHING"""
@@ -37,6 +40,8 @@ GO_ON = """UPDATE koo_episodes SET type = :type, message = :message, data = :dat
 SEE = """INSERT INTO koo_sightings (episode, process, phase, lease_ends_ms)
     VALUES (:id, :process, :phase, :lease_ends_ms) ON CONFLICT (episode, process)
     DO UPDATE SET phase = excluded.phase, lease_ends_ms = excluded.lease_ends_ms"""
+# The claim. Of several processes that run this, the first one gets a row back; the others wait for its COMMIT, find
+# `notified_ms` set, and get none. Read-then-write would let two of them notify people of the same alert.
 NOTIFY = """UPDATE koo_episodes SET notified_ms = :notified_ms WHERE id = :id AND notified_ms IS NULL
     RETURNING notified_ms"""
 NOTIFIED = "SELECT notified_ms FROM koo_episodes WHERE id = :id"
@@ -72,18 +77,19 @@ class SqlEpisodes:
         self._transactions = transactions
 
     async def keep(self, *episodes: Episode, said: Collection[str] = ()) -> list[Episode]:
-        """Write what this process sees, under a new lease; returns them as the store knows them, in the same order."""
+        """Write what this process sees, under a new lease; returns the episodes as stored, in the same order."""
         values = self._values(lease_ends_ms=self._now_ms(LEASE_S))
 
         def write(tx: Transaction) -> list[Episode]:
-            # Every process takes the rows in one order: otherwise two could deadlock, each waiting for the other's.
+            # Every process locks the rows in the same order. In different orders two processes could each wait for a
+            # row that the other has locked, and the database would abort one of them.
             kept = {one.id: _keep(tx, one, values, said) for one in sorted(episodes, key=_order)}
             return [kept[one.id] for one in episodes]
 
         return await self._transactions.run(write)
 
     async def leave(self, *episodes: Episode, said: Collection[str] = ()) -> None:
-        """This process no longer sees them. Those that no other living process sees have ended."""
+        """Record that this process no longer sees these episodes, and end those that no other live process sees."""
         values = self._values()
 
         def write(tx: Transaction) -> None:
@@ -93,13 +99,13 @@ class SqlEpisodes:
         await self._transactions.run(write)
 
     async def orphaned(self) -> list[Episode]:
-        """Open episodes that no living process sees, oldest first."""
+        """Open episodes that no live process sees, oldest first."""
         values = self._values()
         rows = await self._transactions.run(lambda tx: tx.rows(ORPHANED, values), exclusive=False)
         return [_episode(row) for row in rows]
 
     async def take(self, *episodes: Episode) -> list[Episode]:
-        """See orphaned ones from now on; returns those that no other process took first."""
+        """Take over orphaned episodes; returns those that no other process took first."""
         values = self._values(lease_ends_ms=self._now_ms(LEASE_S))
 
         def write(tx: Transaction) -> list[Episode]:
@@ -108,7 +114,7 @@ class SqlEpisodes:
         return await self._transactions.run(write)
 
     async def release(self) -> None:
-        """Let other processes take over at once what this one sees."""
+        """Let other processes take over immediately what this one sees."""
         values = self._values()
         await self._transactions.run(lambda tx: tx.run(RELEASE, values))
 
@@ -126,7 +132,7 @@ class SqlEpisodes:
     async def history(
         self, since: float, until: float, *, limit: int, after: Place | None = None
     ) -> list[Episode]:
-        """Those that fired and lasted at some time from `since` to `until`, the newest start first."""
+        """Episodes that fired and were open at some time from `since` to `until`, the newest start first."""
         values = {"since_ms": _ms(since), "until_ms": _ms(until), "most": limit}
         values |= {"after_ms": ALWAYS_MS if after is None else _ms(after.started_at)}
         place = {**values, "after_id": "" if after is None else after.id}
@@ -134,7 +140,7 @@ class SqlEpisodes:
         return [_episode(row) for row in rows]
 
     async def expire(self, before: float) -> None:
-        """End those that no process has seen since wall time `before`: their component is no longer observed."""
+        """End episodes that no process has seen since wall time `before`, because nothing observes their component."""
         values = self._values(before_ms=_ms(before))
         now = self._transactions.clock.wall()
 
@@ -145,7 +151,7 @@ class SqlEpisodes:
         await self._transactions.run(write)
 
     async def prune(self, before: float) -> None:
-        """Forget those that ended before wall time `before`."""
+        """Delete episodes that ended before wall time `before`."""
         values = {"before_ms": _ms(before)}
         await self._transactions.run(lambda tx: tx.run(PRUNE, values))
 
@@ -163,8 +169,12 @@ def _keep(tx: Transaction, seen: Episode, values: dict[str, Any], said: Collecti
     is_said = notice_of("firing", seen).key in said
     lasting = _lasting(tx, seen)
     if lasting is None:
-        # Other processes ended it while this one was stopped, or cut off from the store.
+        # The id exists, but no episode with this fingerprint is open: other processes ended this one while this
+        # process was stopped or cut off from the store. It is returned as resolved. Adding it again would open a
+        # second episode, and people would be notified of an alert that is over.
         return _episode(tx.rows(LOCK, {"id": seen.id})[0])
+    # The stored episode wins over what this process saw: the first one's id, start and acknowledgement are the shared
+    # ones, whichever process began it. Otherwise one outage would have as many alerts as there are processes.
     known = replace(seen, id=lasting[0], started_at=lasting[1] / 1000, acknowledged=_acknowledged(lasting[3]))
     fired_at = known.fired_at if lasting[2] is None else lasting[2] / 1000
     known = replace(known, fired_at=_not_before(fired_at, known.started_at))
@@ -174,17 +184,20 @@ def _keep(tx: Transaction, seen: Episode, values: dict[str, Any], said: Collecti
 
 
 def _lasting(tx: Transaction, seen: Episode) -> Row | None:
-    """The open episode with this fingerprint; this one, if there is none and its id is new."""
+    """Return the open episode with this fingerprint. If there is none and `seen` has a new id, `seen` becomes it."""
     tx.run(ADD, _row(replace(seen, notified_at=None)))
     rows = tx.rows(LASTING, {"fingerprint": seen.fingerprint})
     return rows[0] if rows else None
 
 
 def _notify(tx: Transaction, known: Episode, is_said: bool) -> Episode:
-    """Claim that people are notified of it, once for all processes; returns it with the time of the first claim."""
+    """Claim the notification, once for all processes; returns the episode with the time of the first claim."""
     if known.notified_at is not None:
         claimed = tx.rows(NOTIFY, {"id": known.id, "notified_ms": _ms(known.notified_at)})
         if claimed:
+            # The claim and the notice are in one transaction. In two, a process that is killed between them would
+            # leave an alert that counts as notified and that no person ever receives. A notice that this process
+            # delivered itself while the store was away is not written again.
             if not is_said:
                 put_in(tx, [notice_of("firing", known)], _ms(known.notified_at))
             return known
@@ -194,6 +207,8 @@ def _notify(tx: Transaction, known: Episode, is_said: bool) -> Episode:
 
 def _leave(tx: Transaction, left: Episode, values: dict[str, Any], said: Collection[str]) -> None:
     ended_at = left.ended_at if left.ended_at is not None else values["now_ms"] / 1000
+    # The episode's row is locked before the sightings are counted. Without the lock, the last two processes could
+    # leave at the same moment, each still find the other's sighting, and neither would end the episode.
     rows = tx.rows(LOCK, {"id": left.id})
     if not rows:
         _write_down(tx, left, ended_at, said)
@@ -202,7 +217,8 @@ def _leave(tx: Transaction, left: Episode, values: dict[str, Any], said: Collect
     tx.run(FORGET_MINE, place)
     if known.ended_at is not None:
         return
-    # What was not written yet because the store was away: that it fired, and that people are notified of it.
+    # If the store was away, it does not know yet that the episode fired, or that people must be notified. Both are
+    # written now, because a resolved notice without its firing notice would make no sense to its reader.
     known = replace(
         known, message=left.message, fired_at=_not_before(known.fired_at or left.fired_at, known.started_at)
     )
@@ -218,6 +234,7 @@ def _leave(tx: Transaction, left: Episode, values: dict[str, Any], said: Collect
 
 def _end(tx: Transaction, episode: Episode, now: float, *, is_said: bool = False) -> None:
     tx.run(FORGET_ALL, {"id": episode.id})
+    # An episode that never fired was no alert, so it leaves nothing in the history.
     if episode.fired_at is None:
         tx.run(FORGET, {"id": episode.id})
         return
@@ -228,7 +245,7 @@ def _end(tx: Transaction, episode: Episode, now: float, *, is_said: bool = False
 
 
 def _write_down(tx: Transaction, left: Episode, ended_at: float, said: Collection[str]) -> None:
-    """It began and ended while the store was away."""
+    """Record an episode that began and ended while the store was away."""
     if left.fired_at is None:
         return
     ended = replace(left, ended_at=left.end_at(ended_at), phase="resolved")
@@ -242,6 +259,7 @@ def _write_down(tx: Transaction, left: Episode, ended_at: float, said: Collectio
 
 def _take(tx: Transaction, orphan: Episode, values: dict[str, Any]) -> bool:
     place = {**values, "id": orphan.id, "phase": orphan.phase}
+    # Under the lock: of two processes that found the same orphan, the second one sees the first one's new sighting.
     rows = tx.rows(LOCK, place)
     if not rows or _episode(rows[0]).ended_at is not None or tx.rows(SEEN_BY_OTHERS, place):
         return False
@@ -254,7 +272,7 @@ def _take(tx: Transaction, orphan: Episode, values: dict[str, Any]) -> bool:
 
 
 def _not_before(fired_at: float | None, started_at: float) -> float | None:
-    """A process that was cut off may have seen it fire before the start of the one that is kept."""
+    # A process that was cut off may have seen its own episode fire before the stored one started.
     return None if fired_at is None else max(fired_at, started_at)
 
 
@@ -325,7 +343,7 @@ def _phase(word: Phase) -> Phase:
 
 
 def _said(acknowledged: Acknowledgement | None) -> str:
-    """As stored in the row: one act's words, which no query looks up."""
+    """An acknowledgement as JSON. It is one column, because no query searches in it."""
     if acknowledged is None:
         return ""
     words = {"by": acknowledged.by, "at": acknowledged.at, "until": acknowledged.until}

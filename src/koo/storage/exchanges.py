@@ -1,4 +1,4 @@
-"""Where a ledger's beats go: to treasuries that end with the process, or to a database, through the store's thread."""
+"""Where a ledger sends its beats: to treasuries in memory, or to a database through the store's thread."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ log = logging.getLogger("koo")
 
 
 class Exchange(Protocol):
-    """Where beats go. `beat_s` is the time between two of them."""
+    """Where beats are sent. `beat_s` is the time between two of them."""
 
     beat_s: float
 
     @property
     def dropped(self) -> int:
-        """Entries that the store rejected."""
+        """How many entries the store rejected."""
         ...
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now; None: no trouble is known."""
+        """Why the store cannot be used now; None if no trouble is known."""
         ...
 
     async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Reply:
-        """Have a beat taken in, with its entries, in one transaction. Raises `StoreUnavailable`."""
+        """Deliver a beat and its entries in one transaction. Raises `StoreUnavailable`."""
         ...
 
 
 class MemoryExchange:
-    """Treasuries that end with the process."""
+    """Treasuries in memory; they end with the process."""
 
     beat_s = 0.1
     trouble = None
@@ -49,14 +49,14 @@ class MemoryExchange:
         self._clock = clock
 
     async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Reply:
-        """Answer at once."""
+        """Reply immediately."""
         self.postings |= {posting.id: posting for posting in postings}
         now_ms, beat_ms = int(self._clock.wall() * 1000), int(self.beat_s * 1000)
         return self.treasuries.receive(beat, now_ms, beat_ms, is_asked=is_asked)
 
 
 class SqlExchange:
-    """Treasuries in a database, reached through the store's thread. `dropped` counts entries that it rejected."""
+    """Treasuries in a database, reached through the store's thread. `dropped` counts the entries it rejected."""
 
     def __init__(self, executor: Executor, beat_s: float) -> None:
         self.beat_s = beat_s
@@ -74,8 +74,12 @@ class SqlExchange:
         try:
             return await self._send(beat, postings, is_asked)
         except StatementRejected:
-            # An entry that the store rejects must not keep the money or other entries from being written.
+            # One bad entry aborts the whole transaction. Sent again unchanged, as after an outage, it would be
+            # rejected again with each beat, and no money of this process would be reported any more. So the beat goes
+            # first, without entries.
             answer = await self._send(beat, (), is_asked)
+        # Then each entry in a transaction of its own, so that only the bad one is lost. An entry that an earlier,
+        # unacknowledged transaction has already written changes nothing, because its id is unique.
         for posting in postings:
             await self._book_alone(posting, beat.process)
         return answer
@@ -85,6 +89,8 @@ class SqlExchange:
 
         def write(tx: Transaction) -> Reply:
             answer = receive_in(tx, beat, wall_ms, beat_ms, is_asked=is_asked, opened=self._opened)
+            # Also for a repeated beat, whose totals change nothing: only its entries' ids show whether the first
+            # transaction was committed. Under a name that belongs to another process nothing is written.
             if answer.is_you:
                 book(tx, postings, beat.process)
             return answer
@@ -96,6 +102,4 @@ class SqlExchange:
             await self._executor.run(lambda tx: book(tx, [posting], process))
         except StatementRejected as error:
             self.dropped += 1
-            log.error(
-                "%s; an entry of %s is lost to the ledger, but its money is counted", error, posting.service
-            )
+            log.error("%s; the ledger lost an entry of %s, but its money is counted", error, posting.service)

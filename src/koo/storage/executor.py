@@ -1,8 +1,8 @@
-"""Runs transactions in the store's thread, and lets callers wait for them with a bound.
+"""Runs transactions in the store's thread, and bounds the time that a caller waits for them.
 
-The ledger, signals and episodes each describe their work as a plain function of a `Transaction`; this is the only way
-by which it reaches the database. It belongs to the event loop on which it was first used, until `stop()`; after that,
-or when that loop has ended, a new thread is started for the next loop.
+The ledger, signals and episodes each express their work as a plain function of a `Transaction`, and only the executor
+brings it to the database. The executor belongs to the event loop on which it was first used, until `stop()`. After
+that, or when that loop has ended, it starts a new thread for the next loop.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ T = TypeVar("T")
 
 IN_USE = "koo's state store is in use on another event loop: write `await platform.close()` where its work there ends"
 _left_behind: list[Worker] = []
-"""Workers of a parent process: closing their connections here would close the parent's."""
+"""Workers of a parent process, kept alive in its forked child. A garbage-collected connection sends a goodbye over the
+socket that it shares with the parent, and the server would close the parent's session."""
 
 
 class Executor:
-    """One thread at a time over the database that `connect` makes.
+    """One thread at a time, working on the database that `connect` returns.
 
     `timeout_s` is the longest time that a caller waits.
     """
@@ -48,7 +49,7 @@ class Executor:
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None: no trouble is known."""
+        """Why the store cannot be used now, as a sentence; None if no trouble is known."""
         return self.worker.trouble if self.worker is not None else None
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
@@ -56,9 +57,9 @@ class Executor:
         self._watchers.append(changed)
 
     async def run(self, work: Callable[[Transaction], T], *, exclusive: bool = True) -> T:
-        """Run `work` in a transaction, in the store's thread. `exclusive`: it writes.
+        """Run `work` in a transaction in the store's thread. Set `exclusive` if it writes.
 
-        Raises `StoreUnavailable`, after `timeout_s` at the latest: `work` may still be done then, or not.
+        Raises `StoreUnavailable`, after `timeout_s` at the latest. `work` may or may not be committed then.
         """
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         call = Call(work, exclusive, result)
@@ -67,19 +68,22 @@ class Executor:
             async with asyncio.timeout(self.timeout_s):
                 return await result
         except TimeoutError:
+            # A loop that was blocked for longer than the timeout finds the timer and the result in the same turn. The
+            # store was not slow then: declaring it lost would send every caller into its fallback, and a transaction
+            # that was committed would be reported as failed.
             if result.done() and not result.cancelled():
-                return result.result()  # the loop was held up, not the store
+                return result.result()
             reason = f"the state store (KOO_STATE_URL) did not answer within {self.timeout_s:g} s"
             if self.worker is not None:
                 self.worker.cut_if_stuck(call, self.timeout_s, reason)
             raise StoreUnavailable(reason) from None
 
     def submit(self, job: Job) -> None:
-        """Do `job` in its turn; starts the thread at first use. Call it on the store's loop."""
+        """Queue `job`; starts the thread at first use. Call it on the store's loop."""
         self.start().submit(job)
 
     def start(self) -> Worker:
-        """The thread that works for the running loop; a new one if there is none. Does not connect yet.
+        """Return the thread that works for the running loop, starting one if necessary. Does not connect yet.
 
         Raises RuntimeError while the store is in use on another loop, `StoreUnavailable` if no thread can be started.
         """
@@ -89,6 +93,8 @@ class Executor:
             if worker.loop is loop:
                 return worker
             raise RuntimeError(IN_USE)
+        # Either the worker's loop has ended, and its thread stops here, or this is a forked child, which has a copy of
+        # the object but no thread.
         if worker is not None:
             self.worker = None
             worker.stop()
@@ -101,13 +107,14 @@ class Executor:
         try:
             worker.start()
         except OSError as error:
-            # Not kept: its thread never started, and the next call tries again.
+            # `self.worker` stays None, so the next call tries again. A worker without a thread would queue jobs that
+            # never run, and every caller would wait for its full timeout.
             raise StoreUnavailable(f"the state store cannot be used: {shortage_in(error) or error}") from None
         self.worker = worker
         return worker
 
     async def stop(self) -> None:
-        """End the thread, and wait for that at most `timeout_s`."""
+        """End the thread, waiting at most `timeout_s` for jobs that are queued, and as long again for a hung one."""
         worker, self.worker = self.worker, None
         if worker is not None and worker.alive:
             worker.stop()
@@ -119,7 +126,7 @@ class Executor:
 
 
 class Call(Generic[T]):
-    """A function's turn, and its result for the caller that waits."""
+    """A function to run in a transaction, and the future that its caller waits for."""
 
     def __init__(self, work: Callable[[Transaction], T], exclusive: bool, result: asyncio.Future[T]) -> None:
         self.exclusive = exclusive
@@ -128,12 +135,15 @@ class Call(Generic[T]):
         self._value: T
 
     def wanted(self) -> bool:
+        # A timeout or cancellation cancels the future. Its job may still be in the queue of a slow store, and must not
+        # run seconds later: the caller was told that it failed, and may have done the same thing again.
         return not self.result.cancelled()
 
     def write(self, tx: Transaction) -> None:
         self._value = self._work(tx)
 
     def finished(self, error: Exception | None) -> None:
+        # The caller may have given up while the job ran; setting a cancelled future raises InvalidStateError.
         if self.result.done():
             return
         if error is None:

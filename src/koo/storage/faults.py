@@ -1,4 +1,4 @@
-"""Why a state store cannot be used, as one actionable sentence: never a DSN, never a statement's values."""
+"""Why a state store cannot be used, as one actionable sentence without a DSN or a statement's values."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def _reason(original: BaseException) -> str:
 
 
 def transient(error: BaseException) -> bool:
-    """Whether the server itself undid the transaction, so that the same one may succeed at once."""
+    """Whether the server itself rolled the transaction back, so that repeating it may succeed immediately."""
     state = sqlstate_of(error)
     return state is not None and SQLSTATES.get(state) is CONTENDED
 
 
 def lost(error: BaseException) -> bool:
-    """Whether the server says that it has ended this connection.
+    """Whether the server reports that it has ended this connection.
 
-    This may arrive before the connection's end does: the driver then still takes the connection for a good one.
+    The report may arrive before the connection is closed, and the driver still considers the connection usable then.
     """
     meaning = by_code(original_of(error))
     return meaning is not None and meaning.unsure

@@ -1,11 +1,12 @@
-"""The past in the store: a row for each minute and each five minutes of a process, with all its components.
+"""History in the store: for each process, one row per minute and one per five minutes, with all its components.
 
-A process writes its own rows, so no two write the same one. Minutes are kept for two days and five minutes for thirty;
-an hour after its end, the rows of several processes for one span become one. Otherwise a month of a hundred processes
-would fill the disk. Spending is not written here: the ledger's entries have it, exactly.
+A process writes only its own rows, so two processes never write the same one. Rows of a minute are kept for two days
+and rows of five minutes for thirty. An hour after a span has ended, its rows from several processes are merged into
+one; otherwise a month of a hundred processes would fill the disk. Spending is not stored here, because the ledger's
+entries have it exactly.
 
-Marks are what happened at a moment: a breaker opened, an operator acted, another version was deployed, or a process
-began with other settings.
+Marks are events at one moment: a breaker opened, an operator acted, another version was deployed, or a process started
+with other settings.
 """
 
 from __future__ import annotations
@@ -30,24 +31,27 @@ MERGED_AFTER_S = 3600
 MERGED_AT_ONCE = 200
 MARKS_MAX = 5000
 TOGETHER_S = 5.0
-"""The processes of a fleet that open a breaker or follow a deploy within this time report one event."""
+"""When several processes open a breaker or start a new version within this time, it is shown as one event."""
 DIGESTS = "digests"
-"""The kind of marks that say how all settings were, by their digests; only the next process reads them."""
+"""Marks of this kind contain digests of all settings; only the next process to start reads them."""
 NAMED_MAX = 8
 ALL = ""
-"""In place of a process: all of them together."""
+"""Stands in the process column for a row that was merged from several processes."""
 
 WRITE = """INSERT INTO koo_history (step_s, at_s, process, data) VALUES (:step_s, :at_s, :process, :data)
     ON CONFLICT (step_s, at_s, process) DO UPDATE SET data = excluded.data"""
 READ = """SELECT at_s, data FROM koo_history
     WHERE step_s = :step_s AND at_s >= :since_s AND at_s < :until_s ORDER BY at_s, process"""
 READ_AT_ONCE = 300
-"""Spans read at once: some hundredths of a second of the store's thread, in which money waits."""
+"""Spans per transaction: reading them takes some hundredths of a second, in which the ledger waits for the thread."""
 SEVERAL = """SELECT step_s, at_s FROM koo_history WHERE at_s < :before_s
     GROUP BY step_s, at_s HAVING count(*) > 1 LIMIT :limit"""
+# Reads and deletes in one statement. The database locks each row that it deletes, so of two processes that merge the
+# same span at the same time, one gets the rows and the other none. With a SELECT first, a row that its process writes
+# between the two statements would be deleted without having been merged.
 TAKE = "DELETE FROM koo_history WHERE step_s = :step_s AND at_s = :at_s RETURNING data"
 PRUNE = "DELETE FROM koo_history WHERE step_s = :step_s AND at_s < :before_s"
-# Added up in two parts, for the reason given in `entries.py`.
+# Added up in two parts for the reason given in `entries.py`.
 SPENT = """SELECT service, at_ms / 1000 / :step_s AS span,
       sum(amount / 1000000), sum(amount - amount / 1000000 * 1000000) FROM koo_entries
     WHERE day >= :first_day AND day <= :last_day AND at_ms >= :since_ms AND at_ms < :until_ms
@@ -63,25 +67,27 @@ PRUNE_MARKS = """DELETE FROM koo_marks WHERE at_ms < :before_ms
 
 
 class SqlHistory:
-    """The past of all processes on one store. Each method raises `StoreUnavailable`."""
+    """The history of all processes on one store. Each method raises `StoreUnavailable`."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
     async def write(self, spans: Iterable[tuple[int, int, Span]]) -> None:
-        """Write spans of this process: seconds, start in wall seconds, samples. A later one replaces the same span."""
+        """Write this process's spans: length in seconds, start in wall seconds, samples. A later write replaces one."""
         packed = [{"step_s": step_s, "at_s": at_s, "data": _packed(span)} for step_s, at_s, span in spans]
 
         def work(tx: Transaction) -> None:
-            # Read here: a process has its name only when its store is open.
+            # The name is read inside the transaction, because a process gets it when its store is opened.
             tx.run(WRITE, [{**row, "process": self._transactions.process} for row in packed])
 
         if packed:
             await self._transactions.run(work)
 
     async def read(self, step_s: int, since_s: int, until_s: int, every_s: int) -> Spans:
-        """Spans of `every_s` seconds of all processes together, by their start; `every_s` is a multiple."""
+        """All processes' spans, combined into `every_s` seconds (a multiple of `step_s`) and keyed by their start."""
         spans: Spans = {}
+        # A slice is rounded up to whole result spans. A span that was cut by two slices would be returned by both,
+        # and the second half would replace the first.
         slice_s = -(-READ_AT_ONCE * step_s // every_s) * every_s
         for begin_s in range(since_s - since_s % every_s, until_s, slice_s):
             values = {
@@ -93,12 +99,12 @@ class SqlHistory:
         return spans
 
     async def spent(self, since_s: int, until_s: int, every_s: int) -> dict[tuple[str, int], int]:
-        """What was booked, in pico-dollars by service and start of its span."""
+        """The booked amounts in pico-dollars, by service and start of the span."""
         values = {
             "step_s": every_s,
             "since_ms": since_s * 1000,
             "until_ms": until_s * 1000,
-            # An entry's day is the one whose budget paid, which may be the previous one.
+            # `day` is the day whose budget paid. A call that ran over midnight was paid by the previous day's.
             "first_day": int(since_s // DAY_S) - 1,
             "last_day": int(until_s // DAY_S),
         }
@@ -109,7 +115,7 @@ class SqlHistory:
         }
 
     async def mark(self, marks: Sequence[Mark]) -> None:
-        """Record what happened."""
+        """Record events."""
 
         def work(tx: Transaction) -> None:
             tx.run(MARK, [_mark_row(mark, self._transactions.process) for mark in marks])
@@ -117,9 +123,11 @@ class SqlHistory:
         await self._transactions.run(work)
 
     async def mark_change(self, mark: Mark) -> None:
-        """Record it unless the last mark of this kind and component says the same."""
+        """Record an event unless the last mark of its kind and component has the same text."""
 
         def work(tx: Transaction) -> None:
+            # One process at a time: fifty workers that start with a new version would otherwise all find the old mark,
+            # and record the same change fifty times.
             tx.rows("{latecomers_wait}")
             if [(mark.text,)] != tx.rows(LAST_MARK, {"kind": mark.kind, "component": mark.component}):
                 tx.run(MARK, _mark_row(mark, self._transactions.process))
@@ -127,7 +135,7 @@ class SqlHistory:
         await self._transactions.run(work)
 
     async def mark_settings(self, at: float, component: str, digests: Mapping[str, str]) -> None:
-        """Write down which settings differ from those of the process that began last, if any do."""
+        """Record which settings differ from those of the process that started last, if any differ."""
         told = json.dumps(digests, separators=(",", ":"), sort_keys=True)
 
         def work(tx: Transaction) -> None:
@@ -143,7 +151,7 @@ class SqlHistory:
         await self._transactions.run(work)
 
     async def marks(self, since: float, until: float, *, limit: int) -> list[Mark]:
-        """What happened from one wall time to another, oldest first; if more than `limit`, the newest of them."""
+        """The events from one wall time to another, oldest first; if there are more than `limit`, the newest ones."""
         values = {"since_ms": int(since * 1000), "until_ms": int(until * 1000), "limit": limit}
         rows = await self._transactions.run(lambda tx: tx.rows(MARKED, values), exclusive=False)
         return _together(
@@ -151,7 +159,7 @@ class SqlHistory:
         )
 
     async def prune(self, now_s: float) -> bool:
-        """Forget what is too old, and merge spans of several processes. True if there may be more."""
+        """Delete what is too old and merge spans of several processes. Returns True if there may be more to merge."""
 
         def work(tx: Transaction) -> bool:
             for step_s, kept_s in KEPT_S.items():
@@ -167,7 +175,6 @@ class SqlHistory:
 
 
 def _merge(tx: Transaction, step_s: int, at_s: int) -> None:
-    # Deleted before it is read: of two processes that merge the same span, one finds nothing.
     taken = tx.rows(TAKE, {"step_s": step_s, "at_s": at_s})
     span: Span = {}
     for (data,) in taken:
@@ -177,7 +184,7 @@ def _merge(tx: Transaction, step_s: int, at_s: int) -> None:
 
 
 def _read(values: Mapping[str, int], every_s: int, tx: Transaction) -> Spans:
-    """One slice of time; read in the store's thread, because it would block the loop for too long."""
+    """Read one slice of time. Unpacking it takes too long for the event loop, so it runs in the store's thread."""
     at_once: Spans = {}
     for at_s, data in tx.rows(READ, values):
         if at_s in at_once:
@@ -209,7 +216,7 @@ def _unpacked(data: str) -> Span:
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """ "changed: ai_services.claude.model, koo.token"; never a value."""
+    """A text such as "changed: ai_services.claude.model, koo.token", which contains no values."""
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
     return f"changed: {', '.join(names[:NAMED_MAX])}{more}"
@@ -226,7 +233,7 @@ def _mark_row(mark: Mark, process: str) -> dict[str, str | int]:
 
 
 def _together(marks: Iterable[Mark]) -> list[Mark]:
-    """Without marks that repeat what another process reported at the same time."""
+    """Drop marks that repeat what another process reported at the same time."""
     kept: list[Mark] = []
     last: dict[tuple[str, str, str], float] = {}
     for mark in marks:

@@ -1,10 +1,10 @@
-"""Incidents in the store: a row for each opening that a process saw, as JSON, with its counts beside it.
+"""Incidents in the store: one row per breaker opening that a process saw, as JSON, with its counts in a column.
 
-A process writes its own rows: whole when something happened, and every few seconds only the counts of those that last.
-So a process that is killed leaves what was known some seconds before, and a reader sees since when it is silent.
+A process writes only its own rows. It writes the whole row when something happens, and every few seconds the counts of
+the open ones. So a process that is killed leaves a row that is a few seconds old, which shows when it fell silent.
 
-Several processes open their breakers in one outage. The first row of such an outage gives it its name; a process that
-begins while another one's row of the same guard lasts is a part of that outage.
+In one outage several processes open their breakers. The first row's id becomes the outage's name. A row that another
+process adds while an earlier row for the same guard is open belongs to the same outage.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ log = logging.getLogger("koo")
 
 KEPT_S = 30 * DAY_S
 ROWS_MAX = 2000
-"""Some tens of kilobytes each at most, and most of them one."""
+"""A row has some tens of kilobytes at most, and usually one."""
 SILENT_MS = 60_000
-"""A row of another process that was not told of for so long lasts no more."""
+"""Another process's row that was not updated for this long counts as closed."""
 
 COLUMNS = "id, outage, process, seen_ms, has_left, counts, data"
 BEGUN = "SELECT id FROM koo_incidents WHERE id = :id"
@@ -50,11 +50,12 @@ class SqlIncidents:
         self._transactions = transactions
 
     async def write(self, incidents: Sequence[Incident], now: float) -> None:
-        """Write incidents of this process, as they are now."""
+        """Write this process's incidents in their current state."""
         packed = [_values(one, now) for one in incidents]
 
         def work(tx: Transaction) -> None:
-            # Two processes that begin at the same time see one another.
+            # One process at a time. Two breakers that open in the same moment would otherwise each find no open row,
+            # because neither sees the other's uncommitted one, and one outage would have two names.
             tx.rows("{latecomers_wait}")
             for values in packed:
                 _write(tx, {**values, "process": self._transactions.process}, now)
@@ -62,7 +63,7 @@ class SqlIncidents:
         await self._transactions.run(work)
 
     async def tell(self, incidents: Sequence[Incident], now: float, *, has_left: bool = False) -> None:
-        """They last, and only their counts have changed. `has_left`: this process ends."""
+        """Update the counts of open incidents. `has_left` means that this process ends."""
         told = [
             {"id": one.id, "seen_ms": int(now * 1000), "has_left": int(has_left), "counts": _counts(one)}
             for one in incidents
@@ -71,7 +72,7 @@ class SqlIncidents:
             await self._transactions.run(lambda tx: tx.run(TELL, told))
 
     async def latest(self, component: str | None, *, limit: int) -> list[list[Kept]]:
-        """Each outage with its parts, the newest first."""
+        """The outages with their parts, newest first."""
         chosen = LATEST.replace("{filter}", "" if component is None else "AND component = :component")
         values: dict[str, Any] = {"limit": limit}
         if component is not None:
@@ -85,7 +86,7 @@ class SqlIncidents:
         return await self._transactions.run(work, exclusive=False)
 
     async def read(self, incident_id: str) -> list[Kept]:
-        """The parts of the outage that an incident belongs to; empty: it is not known."""
+        """The parts of the outage to which an incident belongs; empty if the incident is unknown."""
 
         def work(tx: Transaction) -> list[Kept]:
             found = tx.rows("SELECT outage FROM koo_incidents WHERE id = :id", {"id": incident_id})
@@ -94,7 +95,7 @@ class SqlIncidents:
         return await self._transactions.run(work, exclusive=False)
 
     async def prune(self, now_s: float) -> None:
-        """Forget what is too old."""
+        """Delete incidents that are too old."""
         values = {"before_ms": int((now_s - KEPT_S) * 1000), "most": ROWS_MAX}
         await self._transactions.run(lambda tx: tx.run(PRUNE, values))
 

@@ -1,8 +1,8 @@
-"""Units of limits, fetched from the store behind the calls: what `policies/hand.py` decides, on one event loop.
+"""Fetches units of limits from the store in the background: it carries out the decisions of `policies/hand.py`.
 
-A call with a unit in hand never comes here. A call without one waits for the answer to the next message, which goes out
-at once and speaks for all waiting callers. One message at a time is under way; it reports every limit that is due. A
-message that is not answered is given up: the next one reports the same totals, or larger ones.
+A call that finds a unit in hand never comes here. A call that does not waits for the reply to the next message, which
+is sent immediately and asks on behalf of all waiting callers. One message at a time is in flight, and it reports every
+limit that is due. A message without a reply is dropped, and the next one reports the same totals or larger ones.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from koo.storage.windows import MemoryWindows, Windows, receive_in
 log = logging.getLogger("koo")
 
 AWAY_S = 1.0
-"""How often an absent store is asked, in case its return went unnoticed."""
+"""How often an absent store is tried, in case its return went unnoticed."""
 TOGETHER_S = 0.2
-"""What is due this soon travels with what is due now."""
+"""Limits that are due within this time are reported in the same message."""
 
 
 class Lessee(Protocol):
-    """What has units in hand: a service's limits."""
+    """Something that leases units: a service's limits."""
 
     def hands(self) -> list[Hand]:
-        """What is leased, without booking what was taken."""
+        """Its hands, without booking the units that calls have taken."""
         ...
 
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
-        """Its fleet-wide counts, as they are now; what was taken is booked."""
+        """Its fleet-wide counts and hands, after booking the units that calls have taken."""
         ...
 
     def wanted(self) -> tuple[int, int]:
-        """How many units the first waiting caller lacks, and all of them together."""
+        """How many units the first waiting caller lacks, and how many all waiting callers lack together."""
         ...
 
 
 class LimitExchange(Protocol):
-    """Where messages go."""
+    """Where messages are sent."""
 
     async def send(self, process: str, told: Sequence[Told]) -> list[Grant]:
         """One transaction. Raises `StoreUnavailable`."""
@@ -60,14 +60,14 @@ class LimitExchange(Protocol):
 
 
 class MemoryLimitExchange:
-    """Limits that end with the process."""
+    """Limits in memory; they end with the process."""
 
     def __init__(self, clock: Clock, windows: Windows | None = None) -> None:
         self.windows = windows if windows is not None else MemoryWindows()
         self._clock = clock
 
     async def send(self, process: str, told: Sequence[Told]) -> list[Grant]:
-        """Answer at once."""
+        """Reply immediately."""
         return self.windows.receive(process, told, int(self._clock.wall() * 1000))
 
 
@@ -86,7 +86,7 @@ class SqlLimitExchange:
 class Leasing:
     """The units of all limits of one process. `run` is its background task.
 
-    Use it on one event loop at a time. Without `run`, a temporary task asks for what callers wait for.
+    Use it on one event loop at a time. Without `run`, a temporary task serves waiting callers.
     """
 
     def __init__(self, exchange: LimitExchange, ledger: Ledger, clock: Clock) -> None:
@@ -112,9 +112,9 @@ class Leasing:
     def share(
         self, limits: Limits, name: str, requests: Budget | None = None, tokens: TokenLimit | None = None
     ) -> None:
-        """Make limits hold for all processes on the store; earlier ones of the same name are forgotten.
+        """Share limits among all processes on the store; they replace earlier ones of the same name.
 
-        `requests`: the ledger's budget of a day's requests.
+        `requests` is the ledger's budget of the day's requests.
         """
         for count in limits.counts:
             if isinstance(count, SlidingCount):
@@ -148,14 +148,14 @@ class Leasing:
         return hand
 
     def know_processes(self, processes: int) -> None:
-        """`processes` are on the store: a limit is divided among them while the store is away."""
+        """Set the number of processes among which a limit is divided while the store is away."""
         for hand in self._hands():
             hand.processes = max(1, processes)
 
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _ask(self, name: str, limits: Limits, deadline: float) -> None:
-        """Wait for one answer about each limit without units in hand. Raises `ServiceRefused` once closed."""
+        """Wait for one reply about each limit that has no units in hand. Raises `ServiceRefused` once closed."""
         self._refuse_closed(name)
         self._come_to_this_loop()
         self.ring()
@@ -171,6 +171,8 @@ class Leasing:
             answer = await self._ledger.wait((hand.budget,), 1, deadline, is_patient=False)
         except TimeoutError:
             return
+        # The hold only makes the ledger fetch units. It is released, which leaves them in the purse, and the caller
+        # takes one from there like every other call. Kept, the same call would be counted twice.
         if isinstance(answer, Hold):
             self._ledger.release(answer)
         elif answer[0] is not Refusal.CLOSED:
@@ -181,12 +183,12 @@ class Leasing:
         await self.answer(deadline)
 
     def _refuse_closed(self, name: str) -> None:
-        """A straggler would open the store again, and it would never be closed."""
+        # A call that arrives after `finish` would open the store's thread again, and nothing would close that one.
         if self._is_closed:
             raise not_begun(name)
 
     async def answer(self, deadline: float) -> None:
-        """Wait for the store's next answer, or until `deadline`."""
+        """Wait for the store's next reply, or until `deadline`."""
         self._come_to_this_loop()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
@@ -203,7 +205,7 @@ class Leasing:
     # ── the messages ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
-        """Report and ask, until cancelled."""
+        """Report use and request units, until cancelled."""
         await self._run(lambda: True)
 
     async def _run(self, goes_on: Callable[[], bool]) -> None:
@@ -215,6 +217,7 @@ class Leasing:
                 await self._until_due()
                 await self._try_to_exchange()
         finally:
+            # A task of an ended loop may be finalised after `_runs` started again at zero on another loop.
             if self._loop is loop:
                 self._runs -= 1
 
@@ -224,14 +227,20 @@ class Leasing:
         except StoreUnavailable:
             pass  # the store itself logs this once, and again when it is back
         except Exception:
-            log.exception("units of limits could not be fetched; koo tries again")
+            log.exception("units of limits could not be fetched; koo will try again")
 
     async def exchange(self, *, is_last: bool = False) -> None:
-        """One message about what is due, and its answer. Raises `StoreUnavailable`."""
+        """Send one message about the limits that are due, and take in the reply. Raises `StoreUnavailable`."""
         self._come_to_this_loop()
+        # With two messages in flight, a hand would take the reply to the second for the reply to the first, and the
+        # lease would count from the wrong moment.
         async with self._one_at_a_time:
             self._look_at_name()
+            # Read before the message leaves: a lease counts from here. Counted from the reply, it would outlast the
+            # store's own count by the time that the reply took, and a unit could be spent twice.
             now = self._now()
+            # Only callers that wait now are woken by this reply. One that starts to wait during the exchange is not
+            # in this message, so it must wait for the next one.
             waiting, self._waiting = self._waiting, []
             hands = self._due(now, is_last)
             try:
@@ -245,27 +254,37 @@ class Leasing:
     async def _tell(self, hands: list[tuple[Lessee, SlidingCount, Hand]], now: float, is_last: bool) -> None:
         told = []
         for lessee, count, hand in hands:
+            # The store has said when a unit can be free again. Before that moment a need is not repeated, so a
+            # thousand refused calls cost the store nothing.
             need, waiting = lessee.wanted() if now >= hand.shut_until else (0, 0)
             told.append(hand.ask(now, count, need, waiting, is_last=is_last))
         self.messages += 1
         try:
             grants = await self._exchange.send(self._name, told)
         except BaseException:
+            # The store may have committed the message or not. The hand keeps its totals, which only grow, so the next
+            # message repairs either case: a total that arrives twice changes nothing, and units that were granted
+            # without this process learning of them count as used when their lease ends.
             for _, _, hand in hands:
                 hand.give_up()
                 hand.lose(now)
                 hand.is_away = self._ledger.trouble is not None
-                # If the answer is an error, each waiting caller would otherwise ask again at once.
+                # Otherwise each waiting caller would trigger the next attempt immediately, and a store that replies
+                # with an error would be asked in a tight loop.
                 hand.shut_until = hand.due_at = now + AWAY_S
             raise
         for (lessee, _, hand), grant in zip(hands, grants, strict=True):
-            lessee.leased(self._now())  # books what was taken of the units that were here before
+            # Calls took units during the exchange. They are booked on the lease they came from, before `hear` may
+            # begin another one; booked later, they would be reported as used from the new lease.
+            lessee.leased(self._now())
             hand.is_away = False
             hand.hear(grant, now, self._now())
 
     def _due(self, now: float, is_last: bool) -> list[tuple[Lessee, SlidingCount, Hand]]:
-        """What must be reported and requested."""
+        """The limits to report or to request units for."""
         is_waited_for = any(lessee.wanted()[1] for lessee in self._lessees.values())
+        # A cheap check first. `leased` below books what was taken and drops the units granted ahead, after which the
+        # next call has to check all of its limits again.
         if not is_last and not is_waited_for and all(hand.due_at > now for hand in self._hands()):
             return []
         found = []
@@ -287,14 +306,16 @@ class Leasing:
         return [hand for lessee in self._lessees.values() for hand in lessee.hands()]
 
     def _settle(self) -> None:
-        """Book what was taken of the units granted ahead, if a beat is about to take from a purse."""
-        # Not with each beat: the next call would have to check all its limits again.
+        """Book the units that calls have taken, if a beat is about to send units home from a purse."""
+        # Not before every beat: booking drops the units granted ahead, and the next call would have to check all of
+        # its limits again. But a beat that sends home units which a call has taken would let the store grant them to
+        # another process, so the daily limit would be exceeded by that many.
         if any(self._ledger.purses.may_send_home(day.budget.purse) for day in self._days):
             for lessee in self._lessees.values():
                 lessee.leased(self._now())
 
     def _look_at_name(self) -> None:
-        """Under another name, what was granted to the old one no longer belongs to this process."""
+        """Drop all units if the ledger has taken another name: they were granted to the old one."""
         name = self._ledger.process
         if name != self._name:
             self._name = name
@@ -313,17 +334,21 @@ class Leasing:
             await self._wake.wait()
         finally:
             timer.cancel()
+        # Cleared before the exchange, so a caller that starts to wait during it triggers the next one immediately.
         self._wake.clear()
 
     def ring(self) -> None:
-        """Report and ask now."""
+        """Send a message now."""
+        # Waking a task of a closed loop raises RuntimeError.
         if self._loop is None or not self._loop.is_closed():
             self._wake.set()
 
     def store_changed(self, trouble: str | None) -> None:
-        """The store was lost, or found again."""
+        """React to the loss or the return of the store."""
         for hand in self._hands():
             hand.is_away = trouble is not None
+            # What was used meanwhile must be reported at once: the store grants nothing of a limit until every process
+            # has had time to report, and each late report would be counted after other processes were granted units.
             if trouble is None:
                 hand.due_at = self._now()
             else:
@@ -332,24 +357,24 @@ class Leasing:
         self.ring()
 
     def _answer_all(self) -> None:
-        """Let all waiting callers look again."""
+        """Wake all waiting callers, so they check their limits again."""
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
     def reopen(self) -> None:
-        """It was finished, and is used again."""
+        """Accept calls again after `finish`."""
         self._is_closed = False
 
     async def begin(self) -> None:
-        """Learn how the limits stand, before the first call. Raises `StoreUnavailable`."""
+        """Read the state of the limits before the first call. Raises `StoreUnavailable`."""
         await self.exchange()
 
     async def finish(self) -> None:
-        """This process ends: report what was used, and give back the rest. Raises `StoreUnavailable`.
+        """Report what was used and return the rest, because this process ends. Raises `StoreUnavailable`.
 
-        Calls that wait for an answer are refused, and later ones too, until `reopen`.
+        Calls that wait for a reply are refused, and so are later ones until `reopen`.
         """
         self._is_closed = True
         self._answer_all()
@@ -359,10 +384,12 @@ class Leasing:
             await self.exchange(is_last=True)
 
     def _come_to_this_loop(self) -> None:
-        """Leave a loop that has ended: an event and a lock belong to one loop. Raises RuntimeError while it runs."""
+        """Move to the running loop. Raises RuntimeError while the other loop is running."""
         loop = asyncio.get_running_loop()
         if loop is self._loop:
             return
+        # An event or a lock that was waited for on one loop raises on any other, so both are replaced. Futures of the
+        # old loop are dropped: completing them would schedule a callback on a closed loop, which raises.
         if self._loop is not None and self._loop.is_running() and self._runs:
             raise RuntimeError(IN_USE)
         self._loop, self._runs, self._helper = loop, 0, None
@@ -371,7 +398,7 @@ class Leasing:
         self._waiting.clear()
 
     def forget_parent(self) -> None:
-        """In a forked child: units in hand and waiting callers are the parent's."""
+        """In a forked child, drop the units in hand and the waiting callers: they are the parent's."""
         self._loop, self._runs, self._helper = None, 0, None
         self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
         self._waiting.clear()

@@ -1,12 +1,13 @@
-"""The ledger: calls hold and settle in this process's purses, and a beat behind them keeps the store up to date.
+"""The ledger: calls hold and settle money in this process's purses, and a background beat keeps the store up to date.
 
-A call with room in its purses never waits. A call without waits for the answer to the next beat, which goes out at
-once. While the store is away, purses last until they are used up; then a budget that was set refuses, and a default one
-goes on in memory ("budget scope: this process"). What was spent meanwhile is reported when the store is back.
+A call that finds room in its purses never waits. A call that does not waits for the reply to the next beat, which is
+sent immediately. While the store is away, calls spend what the purses still contain. After that, a budget that was set
+refuses calls, and a default budget continues in memory ("budget scope: this process"). The spending is reported when
+the store is back.
 
-Beats carry the ledger's entries. One beat at a time is in flight, and is sent again, unchanged, until it is answered;
-bookings made meanwhile wait for the next one. A killed process loses the entries of its last beat, but never money:
-what it was granted stays booked.
+Beats carry the ledger's entries. One beat at a time is in flight. It is sent again, unchanged, until a reply arrives,
+and later bookings wait for the next beat. A process that is killed loses the entries of its last beat but no money,
+because everything it was granted stays booked.
 """
 
 from __future__ import annotations
@@ -43,57 +44,59 @@ from koo.storage.postings import Ids, Posting
 log = logging.getLogger("koo")
 
 IDLE_S = 2.0
-"""A process that spends nothing still reports its limits this often, so that a lower one stands (LIMIT_STANDS_MS)."""
+"""An idle process still reports its limits this often, so that a lower limit stays in force (LIMIT_STANDS_MS)."""
 AWAY_S = 1.0
-"""How often a beat is tried while the store is away. The store's return rings too; this covers a missed ring."""
+"""How often a beat is tried while the store is away. The store's return also triggers one; this covers a missed
+trigger."""
 LOOK_S = 2.0
-"""How often a beat also asks how all budgets stand, for display."""
+"""How often a beat also requests the standings of all budgets, for display."""
 BEATS_TO_FINISH = 3
-"""One that may be in flight, one that reports the rest, and one for a new name if the old one was another's."""
+"""One that may be in flight, one that reports the rest, and one under a new name if the old name was taken."""
 POSTINGS_PER_BEAT = 500
-"""So that what gathers in an outage does not become one transaction that always exceeds the store's timeout."""
+"""A limit, because the entries that pile up in an outage would otherwise form one transaction that always exceeds the
+store's timeout."""
 POSTINGS_MAX = 100_000
-"""Entries that wait for an absent store. More are dropped and counted; the money itself is never lost."""
+"""How many entries may wait for an absent store. Further ones are dropped and counted; their money is never lost."""
 
 
 Settled = tuple[float, str, int, int, int, Bill, How]
-"""When (wall seconds), service, day, amount, bound, bill and course of a call whose entry waits. The beat makes the
-entry, with its id: at settlement it would cost each call as much as everything else about its money."""
+"""A settled call whose entry waits: wall time in seconds, service, day, amount, bound, bill and course. The beat builds
+the entry and its id. Building them at settlement would double what accounting costs each call."""
 
 
 @dataclass(slots=True)
 class Known:
-    """How a budget stood when the store was last asked, without what this process had reported, and when that was."""
+    """A budget's standing as last read from the store, minus this process's own share, and the time of that reading."""
 
     others: Standing
     wall_s: float
 
 
 def _word() -> str:
-    """A random name, for people to see where an absent process has money, and for its chain of tokens."""
+    """A random word for a process's name or a beat's token. It shows people which process left money behind."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
 
 
 class Ledger:
-    """This process's money over one store. `heard` is called with an answer that gives this process another name, or
-    says that the store has forgotten something.
+    """This process's money in one store. `heard` is called with a reply that forces this process to take another name,
+    or that reports data loss in the store.
 
     Use it on one event loop at a time. `run` is its background task. Without it nothing is reported, and a temporary
-    task asks for what callers wait for, while any of them waits.
+    task serves waiting callers for as long as any of them waits.
     """
 
     def __init__(self, exchange: Exchange, clock: Clock) -> None:
         self.heard: Callable[[Reply], None] = lambda answer: None
         self.before_beats: Callable[[], None] = lambda: None
-        """Books what was taken of purses and is not booked yet: otherwise a beat would send it home, and it would be
-        granted once more elsewhere."""
+        """Books units that calls have already taken from a purse. Otherwise a beat would send them home, and the store
+        would grant them again to another process."""
         self._exchange = exchange
         self.clock = clock
         self._now = clock.monotonic
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
-        self._has_left = False  # its loop, which may still run
+        self._has_left = False  # the store was closed, although the loop may still run
         self._is_closed = False
         self._runs = 0
         self._helper: asyncio.Task[None] | None = None
@@ -117,17 +120,17 @@ class Ledger:
     def budget(
         self, name: str, limit: int | None, kind: PeriodKind = "day", *, is_default: bool = False
     ) -> Budget:
-        """Know a budget from now on; `limit` in pico-dollars per period, None only counts."""
+        """Register a budget. `limit` is in pico-dollars per period; None only counts."""
         return self.purses.add(Budget(name, limit, kind, is_default), self._now())
 
     def forget(self, name: str) -> bool:
-        """Forget a budget, if it was not used in this period."""
+        """Forget a budget that was not used in this period; returns whether it did."""
         budget = self.purses.budgets[name]
         self.purses.roll((budget,), self._now())
         return self.purses.forget(name)
 
     def standing(self, name: str) -> Standing:
-        """How a budget stands in this period: the store's last answer, with this process's own current numbers."""
+        """A budget's standing in this period: the store's last reply plus this process's current numbers."""
         budget = self.purses.budgets[name]
         self.purses.roll((budget,), self._now())
         purse, known = budget.purse, self._known.get(budget.purse.key)
@@ -143,11 +146,11 @@ class Ledger:
         )
 
     def knows(self, name: str) -> bool:
-        """Whether the store has said how this budget stands in this period."""
+        """Whether the store has reported this budget's standing in this period."""
         return self.purses.budgets[name].purse.key in self._known
 
     def view(self, name: str) -> BudgetView:
-        """How a budget stands, for people."""
+        """A budget's standing, for display."""
         standing, budget = self.standing(name), self.purses.budgets[name]
         purse, known = budget.purse, self._known.get(budget.purse.key)
         return BudgetView(
@@ -164,21 +167,20 @@ class Ledger:
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now; None: no trouble is known."""
+        """Why the store cannot be used now; None if no trouble is known."""
         return self._exchange.trouble
 
     @property
     def dropped(self) -> int:
-        """Entries that are lost: too many waited, or the store rejected them."""
+        """How many entries are lost, because too many waited or the store rejected them."""
         return self._refused + self._exchange.dropped
 
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hold(self, budgets: tuple[Budget, ...], amount: int) -> Hold | None:
-        """Hold a call's worst case now; None if it has to wait.
-
-        A newcomer must not take room ahead of callers that already wait for one of its budgets.
-        """
+        """Hold a call's worst case now; returns None if the call has to wait."""
+        # A newcomer must not take room ahead of callers that already wait for one of its budgets. Otherwise small
+        # calls would take each bit of room as it is returned, and a large waiting call would never find enough.
         waiting = self.purses.waiting
         if amount and waiting and not {b for waiter in waiting for b in waiter.budgets}.isdisjoint(budgets):
             return None
@@ -187,14 +189,16 @@ class Ledger:
     async def wait(
         self, budgets: tuple[Budget, ...], amount: int, deadline: float, *, is_patient: bool
     ) -> Hold | tuple[Refusal, Key | None]:
-        """Wait for the store's answer; a patient caller also waits for what is recalled from other processes.
+        """Wait for the store's reply; a patient caller also waits for money recalled from other processes.
 
-        Returns a hold, or why there is none and which budget is short. Raises TimeoutError at `deadline`.
+        Returns a hold, or the reason why there is none and the budget that is short. Raises TimeoutError at `deadline`.
         """
         if self._is_closed:
-            # A straggler would open the store again, and what it was granted would never be reported.
+            # A straggler's beat would open the store again after the last beat of this process. No later beat would
+            # report what it was granted, so that money would stay booked for the rest of the period.
             return Refusal.CLOSED, None
         if self._exchange.trouble is not None:
+            # No beat can be answered now. The caller would only wait for its deadline and then be refused anyway.
             return self.purses.hold_without(budgets, amount, self._now()) or (Refusal.AWAY, None)
         future: asyncio.Future[Hold | Refusal] = asyncio.get_running_loop().create_future()
         waiter = Waiter(
@@ -209,13 +213,17 @@ class Ledger:
                 verdict = await future
         except BaseException:
             self.purses.leave(waiter)
-            # Cancelled at the very moment when the answer had already arrived: without this its hold would stay held.
+            # The reply may have set the future's result, and a cancellation or the timeout may then have reached this
+            # task before it ran again. The task never sees that hold, so it must be released here: otherwise it would
+            # stay held until the process ends.
             if future.done() and not future.cancelled() and isinstance(future.result(), Hold):
                 self._give_up(future.result())
             raise
         return verdict if isinstance(verdict, Hold) else (verdict, waiter.short)
 
     def _tell(self, future: asyncio.Future[Hold | Refusal], verdict: Hold | Refusal) -> None:
+        # A timeout cancels the future at once, but its task leaves the queue of waiters only when it runs again. A
+        # reply that arrives in between still decides this waiter, and its hold belongs to no caller.
         if not future.done():
             future.set_result(verdict)
         else:
@@ -226,14 +234,16 @@ class Ledger:
             self.purses.release(verdict)
 
     def shrink(self, hold: Hold, amount: int) -> None:
-        """A call's worst case has proved smaller."""
+        """Lower a hold when the call's worst case turns out smaller."""
         self.purses.shrink(hold, amount)
 
     def settle(self, hold: Hold, service: str, bill: Bill, how: How = UNTOLD) -> int:
         """Book what a call cost; returns it in pico-dollars. An invalid cost is booked at the call's bound.
 
-        A hold ends once: a second settlement, or a release, changes nothing.
+        A hold ends once: settling or releasing it again changes nothing.
         """
+        # A hold that has ended has no purses. A call can end on several paths (its result, an error, the close of its
+        # stream), and without this check a second one would book the cost and write an entry again.
         if not hold.purses:
             return 0
         try:
@@ -245,6 +255,8 @@ class Ledger:
                 bill.amount_usd,
             )
             amount = hold.amount
+        # Read before settling, which empties `hold.purses`. The day is the one in which the hold was made, not today:
+        # a call that runs over midnight is paid by the budget that held it.
         bound, first = hold.amount, hold.purses[0]
         day = first.key.period if first.budget.kind == "day" else self._day_of(hold)
         self.purses.settle(hold, amount)
@@ -262,15 +274,15 @@ class Ledger:
         return self.purses.wall_ms(self._now()) // DAY_MS
 
     def release(self, hold: Hold) -> None:
-        """Nothing was billed."""
+        """End a hold for which nothing was billed."""
         self.purses.release(hold)
 
     def count(self, budget: Budget, day: int, amount: int) -> None:
-        """Count requests of a UTC day; a negative amount takes back."""
+        """Count requests of a UTC day; a negative amount takes them back."""
         self.purses.count(budget, day, amount)
 
     def counted_elsewhere(self, budget: Budget, day: int) -> int:
-        """What other processes, and earlier ones, have counted on that day, as last known."""
+        """How many requests other and earlier processes counted on that day, as last known."""
         known = self._known.get(Key(budget.name, day))
         return 0 if known is None else max(0, known.others.booked)
 
@@ -278,7 +290,7 @@ class Ledger:
         self._refused += 1
         if self._refused % 1000 == 1:
             log.error(
-                "the state store is away and %d entries of the ledger wait; %d were dropped (their money is counted)",
+                "the state store is away: %d ledger entries are waiting and %d were dropped (their money is counted)",
                 len(self._settled),
                 self._refused,
             )
@@ -301,22 +313,26 @@ class Ledger:
                 await self._until_due()
                 await self._try_to_beat()
         finally:
+            # The task of a loop that has ended may be finalised after the ledger moved to a new loop, where `_runs`
+            # started again at zero. Subtracting there would make the new loop's count negative.
             if self._loop is loop:
                 self._runs -= 1
 
     def _come_to_this_loop(self) -> None:
-        """Leave a loop that has ended, with what waited there: an event and a lock belong to one loop.
+        """Move to the running loop and drop the callers that waited on the old one.
 
-        Raises RuntimeError while the other loop runs.
+        Raises RuntimeError while the other loop is running.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
+            # An asyncio event or lock that has been waited for belongs to that loop, and raises on any other. After
+            # `asyncio.run()` has returned, its loop can no longer wake anything, so all of it is replaced.
             if self._loop is not None and self._loop.is_running() and not self._has_left:
                 raise RuntimeError(IN_USE)
             self._loop, self._runs, self._helper = loop, 0, None
             self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
             self._wake.set()
-            self.purses.waiting.clear()  # a caller on a loop that has ended cannot be answered
+            self.purses.waiting.clear()  # a caller on a loop that has ended cannot be woken
         self._has_left = False
 
     async def _try_to_beat(self) -> None:
@@ -325,17 +341,23 @@ class Ledger:
         except StoreUnavailable:
             self.purses.decide_without(self._now())
         except Exception:
-            log.exception("the ledger's beat failed, and is tried again")
+            log.exception("the ledger's beat failed; it will be tried again")
             self.purses.decide_without(self._now())
 
     async def beat(self, *, is_last: bool = False) -> None:
         """One exchange with the store. Raises `StoreUnavailable`; the same beat is then sent the next time."""
         self._come_to_this_loop()
-        # Two at once would send one beat twice, and take the second answer for that of the next beat.
+        # Two exchanges at the same time would send one beat twice, and the second reply would be taken for the reply
+        # to the next beat.
         async with self._one_at_a_time:
             await self._beat(is_last)
 
     async def _beat(self, is_last: bool) -> None:
+        # A beat that is being repeated keeps the entries it had. Calls that settled later are not in its totals, so
+        # adding their entries would commit an entry before its money.
+        #
+        # An entry gets its id here, once, and not each time it is sent. If the connection is lost during COMMIT, the
+        # same ids are sent again, and the unique key makes a second insert change nothing.
         if self.purses.flying is None:
             while self._settled and len(self._flying) < POSTINGS_PER_BEAT:
                 at_s, service, day, amount, bound, bill, how = self._settled.popleft()
@@ -344,8 +366,15 @@ class Ledger:
         self.before_beats()
         now = self._now()
         is_asked = now - self._looked_at >= LOOK_S
+        # A last beat ends this process's name. While entries are left over, it is not the last: they would need
+        # another name, and one more beat to end that one.
         beat = self.purses.beat(now, is_last=is_last and not self._settled)
+        # If this raises, COMMIT may or may not have happened. Nothing has changed here yet: beat and entries stay in
+        # flight, and the next attempt sends both unchanged. A store that did commit recognises the beat's token and
+        # returns the totals again without granting twice.
         answer = await self._exchange.send(beat, self._flying, is_asked=is_asked)
+        # Once more, because calls took units during the exchange. `hear` hands the remaining room to waiters, and
+        # under a new name it drops that room.
         self.before_beats()
         if answer.is_you:
             self._flying = []
@@ -354,8 +383,10 @@ class Ledger:
                 for key, told in beat.totals.items():
                     self._disown(key, told)
         else:
+            # Another copy of this process reports under the same name, or an operator wrote it off. The store took
+            # nothing from this beat, so its entries stay in `_flying` and are sent under the new name.
             for key, purse in self.purses.purses.items():
-                spent, back, over, _ = purse.told  # what is held is reported again, under the new name
+                spent, back, over, _ = purse.told  # held amounts are reported again under the new name
                 self._disown(key, Totals(purse.granted, back, spent, over))
         self.purses.hear(answer, self._now(), asyncio.get_running_loop().time())
         if len(self._settled) >= POSTINGS_PER_BEAT:
@@ -363,6 +394,8 @@ class Ledger:
         self._report(answer)
 
     def _learn(self, answer: Reply, beat: Beat, is_asked: bool) -> None:
+        # The store's numbers include what this beat reported. It is subtracted, because `standing` adds this
+        # process's numbers as they are when it is called: with both, each of its calls would be shown twice.
         if is_asked:
             self._looked_at = self._now()
             self._known = {}
@@ -372,7 +405,8 @@ class Ledger:
             if told is not None:
                 others = replace(
                     standing,
-                    # When a last beat is repeated, the store no longer has its purses.
+                    # The store booked its own `granted`, which may be newer than the one in the beat, less `back` and
+                    # plus `over`. The default applies when a last beat is repeated: its purses are merged by then.
                     booked=standing.booked - answer.granted.get(key, told.granted) + told.granted - told.net,
                     spent=standing.spent - told.spent,
                     held=standing.held - told.held,
@@ -383,7 +417,7 @@ class Ledger:
                 purse.elsewhere = others.spent
 
     def _disown(self, key: Key, told: Totals) -> None:
-        """What was reported under an abandoned name belongs to another process from now on."""
+        """From now on, count what was reported under an abandoned name as another process's."""
         known = self._known.setdefault(key, Known(Standing(), self.clock.wall()))
         others = known.others
         known.others = replace(
@@ -399,25 +433,26 @@ class Ledger:
 
     @property
     def process(self) -> str:
-        """The name under which this process is known to the store."""
+        """This process's name in the store."""
         return self.purses.name
 
     async def refresh(self) -> None:
-        """Report what is new, and learn how all budgets stand. Raises `StoreUnavailable`.
+        """Report what is new and read the standings of all budgets. Raises `StoreUnavailable`.
 
-        A ledger that was finished is in use again after this.
+        This reopens a ledger that was finished.
         """
         self._is_closed = False
         self._looked_at = float("-inf")
         await self.beat()
 
     async def finish(self) -> None:
-        """This process ends: report everything, and send home what no call holds. Raises `StoreUnavailable`.
+        """Report everything and send home what no call holds, because this process ends. Raises `StoreUnavailable`.
 
-        Callers that wait for money are refused, and later ones too.
+        Callers that wait for money are refused, and so are later ones.
         """
         self._is_closed = True
         self.purses.refuse_all(Refusal.CLOSED)
+        # A bounded number of beats: calls that still run keep settling, so "until nothing is left" might never come.
         for _ in range(BEATS_TO_FINISH + len(self._settled) // POSTINGS_PER_BEAT):
             self.purses.send_home()
             has_more = self._settled or self._flying or self.purses.flying or self.purses.has_news()
@@ -426,11 +461,11 @@ class Ledger:
             await self.beat(is_last=True)
 
     def leave(self) -> None:
-        """The store is closed: another loop may have it, although this one still runs."""
+        """Let another loop use the ledger although this one still runs, because the store is closed."""
         self._has_left = True
 
     def store_changed(self, trouble: str | None) -> None:
-        """The store was lost, or found again."""
+        """React to the loss or the return of the store."""
         if trouble is None:
             self.ring()
         else:
@@ -446,17 +481,19 @@ class Ledger:
             await self._wake.wait()
         finally:
             timer.cancel()
+        # Cleared before the beat, not after it: a caller that starts to wait while the beat is in flight must trigger
+        # the next one immediately, not after the usual pause.
         self._wake.clear()
 
     def ring(self) -> None:
-        """Beat now."""
-        if (
-            self._loop is None or not self._loop.is_closed()
-        ):  # ringing would wake a task of a loop that has ended
+        """Send a beat now."""
+        # Setting the event wakes the task that waits for it, and a closed loop raises RuntimeError for that. A call may
+        # settle that late, for example when its stream is garbage-collected after the loop has ended.
+        if self._loop is None or not self._loop.is_closed():
             self._wake.set()
 
     def forget_parent(self) -> None:
-        """In a forked child, where the parent's spending is another process's."""
+        """In a forked child, drop the parent's entries and purses: the parent reports them itself."""
         self._loop = None
         self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
         self._settled.clear()

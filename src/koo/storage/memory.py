@@ -1,4 +1,4 @@
-"""A store that ends with the process: for tests, and for scripts that want no file."""
+"""A store in memory that ends with the process, for tests and for scripts without a state file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from koo.storage.worker import Backend
 
 
 class MemoryLedger(Ledger):
-    """A ledger whose treasuries are its own, so that it answers itself at once."""
+    """A ledger with its own treasuries in memory, so each beat is answered immediately."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self.exchange = MemoryExchange(clock)
@@ -21,16 +21,16 @@ class MemoryLedger(Ledger):
 
 
 def make_tables() -> Backend:
-    """All tables of a store, in memory, for as many `MemoryTransactions` as there are processes to simulate."""
+    """Create a store's tables in memory. Several `MemoryTransactions` on them simulate several processes."""
     from koo.storage import sql  # importing SQLAlchemy takes longer than all of koo
 
     return sql.MemoryBackend()
 
 
 class MemoryTransactions:
-    """One process's transactions on tables in memory: without a thread, so each is done at once.
+    """One process's transactions on tables in memory. There is no thread, so each runs immediately.
 
-    `trouble`: while it is set, the store is away for this process.
+    While `trouble` is set, the store is away for this process.
     """
 
     def __init__(self, tables: Backend, process: str, clock: Clock = SYSTEM_CLOCK) -> None:

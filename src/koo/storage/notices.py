@@ -1,12 +1,12 @@
-"""Notices and their deliveries in the store: written once, owed to each channel, sent by one process.
+"""Notices and their deliveries in the store. A notice is written once, and one process per channel delivers it.
 
-A channel has one row, and with it one lease: only one process sends through it at a time, so messages leave in the
-order in which their notices were written, and no two processes send the same one. The lease is longer than any sending
-may take. If its holder dies, another process sends the same message again, under the same key. The row also holds what
-all processes need to know about the channel: since when it fails and when it is tried next.
+A channel has one row with one lease, so only one process at a time sends through it. Messages leave in the order in
+which their notices were written, and two processes never send the same one. The lease is longer than any send may take.
+If its holder dies, another process sends the same message again, under the same key. The row also contains the
+channel's state for all processes: since when it has been failing, and when the next attempt is.
 
-What a channel owes is found when a process looks for work: each notice younger than a day without a delivery there. So
-the writer of a notice need not know the channels, and a process without any may write what another one sends.
+A process that looks for work finds what a channel owes: every notice younger than a day that has no delivery there. So
+the process that writes a notice need not know the channels, and may have none itself.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from koo.options import DAY_S
 from koo.storage.transaction import Row, Transaction, Transactions
 
 LEASE_S = 30.0
-"""Longer than a sending may take, plus the difference between two clocks."""
+"""Longer than a send may take, plus the difference between two clocks."""
 OWED_S = DAY_S
-"""A day-old notice is not news: a channel that is configured again after a week must not send the whole week."""
+"""A day-old notice is no longer news. A channel that is configured again after a week must not send the whole week."""
 JOIN_SLACK_S = 60.0
-"""The clock of the process that wrote a notice may be behind that of the process that has the channel."""
+"""A notice may have been written by a process whose clock is behind that of the process with the channel."""
 MINUTE_MS = 60_000
 MESSAGES_PER_MINUTE = 10
-"""A person reads no more per minute. The rest is sent together in one message when the minute is over."""
+"""A person cannot read more per minute. The rest is sent as one message when the minute is over."""
 TOGETHER_FROM = 6
-"""This many waiting notices become one message: the receiver was away, or everything is out."""
+"""From this many waiting notices on, they are sent as one message: the receiver was away, or everything is down."""
 TOGETHER_MAX = 200
 
 NOTICE = "key, what, fingerprint, kind, severity, component, message, started_ms, ended_ms, data"
 PUT = f"""INSERT INTO koo_notices ({NOTICE}, at_ms)
     VALUES (:key, :what, :fingerprint, :kind, :severity, :component, :message, :started_ms, :ended_ms, :data, :at_ms)
     ON CONFLICT (key) DO NOTHING RETURNING key"""
+# `since_ms` is set when the channel is first seen and never changed. Without it, a new channel would owe all notices of
+# the last day. If each start renewed it, notices that other processes wrote during a restart would never be sent.
 JOIN = """INSERT INTO koo_channels (name, since_ms, process, lease_ends_ms, next_ms, failures, reason)
     VALUES (:channel, :since_ms, '', 0, 0, 0, '') ON CONFLICT (name) DO NOTHING"""
 NEW = """n.at_ms >= c.since_ms AND n.at_ms > :owed_ms AND NOT EXISTS
@@ -51,6 +53,9 @@ STANDINGS = f"""SELECT name, failures, failing_since_ms, reason, next_ms, sent_m
       CASE WHEN {FREE} THEN 1 ELSE 0 END,
       CASE WHEN EXISTS (SELECT 1 FROM koo_deliveries d WHERE {DUE}) THEN 1 ELSE 0 END
     FROM koo_channels c WHERE name IN ({{ids}}) ORDER BY name"""
+# Takes the lease only if it is free, or renews the own one. It is one statement, so the row's lock decides between two
+# processes: the second one's WHERE clause is evaluated again after the first one's COMMIT, and finds the lease taken.
+# The epoch tells a parcel's outcome from that of an earlier holder (`alerts/outbox.py`).
 LEASE = f"""UPDATE koo_channels SET epoch = CASE WHEN process = :process THEN epoch ELSE epoch + 1 END,
       process = :process, lease_ends_ms = :lease_ends_ms
     WHERE name = :channel AND {FREE} RETURNING failures, epoch"""
@@ -78,7 +83,8 @@ FAILED = """UPDATE koo_deliveries SET reason = :reason, next_ms = :next_ms,
       state = CASE WHEN :gives_up = 1 THEN 'given_up' ELSE state END,
       done_ms = CASE WHEN :gives_up = 1 THEN :now_ms ELSE done_ms END
     WHERE channel = :channel AND message = :message AND state = 'waiting'"""
-# Only while the lease is held: the next holder has newer facts about the channel.
+# Only the holder of the lease may record a failure of the channel. A sender that was stopped beyond its lease would
+# otherwise end the lease of the next holder, which is sending at that moment, and count an outage that is over.
 FAILS = """UPDATE koo_channels SET failures = failures + 1, reason = :reason, next_ms = :next_ms, lease_ends_ms = 0,
       failing_since_ms = coalesce(failing_since_ms, :now_ms)
     WHERE name = :channel AND process = :process"""
@@ -104,60 +110,60 @@ class SqlNotices:
         self._executor = executor
 
     async def put(self, *notices: Notice) -> list[Notice]:
-        """Write them; returns those whose key was new."""
+        """Write notices; returns those whose key was new."""
         at_ms = self._now_ms()
         return await self._executor.run(lambda tx: put_in(tx, notices, at_ms)) if notices else []
 
     async def join(self, channels: Sequence[str]) -> None:
-        """Let these channels owe what is written from now on; known ones carry on."""
+        """Register channels, which owe every notice from now on. Known channels keep their state."""
         since_ms = self._now_ms(-JOIN_SLACK_S)
         rows = [{"channel": channel, "since_ms": since_ms} for channel in channels]
         await self._executor.run(lambda tx: tx.run(JOIN, rows))
 
     async def standings(self, channels: Sequence[str]) -> list[Standing]:
-        """How these channels stand."""
+        """The states of these channels."""
         values = self._values("", ids=json.dumps(list(channels)), hour_ago_ms=self._now_ms(-3600.0))
         rows = await self._executor.run(lambda tx: tx.rows(STANDINGS, values), exclusive=False)
         return [_standing(row) for row in rows]
 
     async def owe(self, channel: str, severities: Sequence[Severity]) -> None:
-        """Let a channel owe what is new, if it is of one of these severities."""
+        """Create a channel's deliveries for new notices: waiting for these severities, skipped for others."""
         await self._run((OWE,), self._values(channel, ids=json.dumps(list(severities))))
 
     async def take(self, channel: str) -> Parcel | None:
-        """A channel's next message, under a lease; None: nothing is due, or another process is sending."""
+        """Take a channel's next message under a lease; None if nothing is due or another process is sending."""
         values = self._values(channel, lease_ends_ms=self._now_ms(LEASE_S), most=TOGETHER_MAX)
         return await self._executor.run(lambda tx: _take(tx, values))
 
     async def mark_sent(self, parcel: Parcel) -> None:
-        """It arrived, and the channel works."""
+        """Record that a message arrived, so the channel works."""
         await self._run((SENT, WORKS), self._values(parcel.channel, message=parcel.key))
 
     async def mark_failed(
         self, parcel: Parcel, reason: str, next_at: float, *, is_channels: bool, gives_up: bool
     ) -> None:
-        """It did not arrive. `is_channels`: the channel itself failed, so nothing is sent before `next_at`."""
+        """Record that a message did not arrive. `is_channels`: the channel failed and sends nothing until `next_at`."""
         values = self._values(
             parcel.channel, message=parcel.key, reason=reason, next_ms=_ms(next_at), gives_up=int(gives_up)
         )
         await self._run((FAILED, FAILS if is_channels else REFUSES), values)
 
     async def revive(self, channel: str) -> None:
-        """The channel works again: what waits is due at once."""
+        """Record that the channel works again, so its waiting messages are due immediately."""
         await self._run((REVIVE, REVIVE_WAITING), self._values(channel))
 
     async def release(self) -> None:
-        """Let other processes send at once what this one has taken."""
+        """Let other processes send immediately what this one has taken."""
         await self._run((RELEASE,), self._values(""))
 
     async def deliveries(self, since: float) -> list[Delivery]:
-        """What became of the notices written at or after wall time `since`, newest first."""
+        """The deliveries of notices written at or after wall time `since`, newest first."""
         values = {"since_ms": _ms(since)}
         rows = await self._executor.run(lambda tx: tx.rows(DELIVERIES, values), exclusive=False)
         return [_delivery(row) for row in rows]
 
     async def prune(self, before: float) -> None:
-        """Forget notices written before wall time `before`."""
+        """Delete notices written before wall time `before`."""
         await self._run(PRUNE, {"before_ms": _ms(before)})
 
     async def _run(self, statements: Sequence[str], values: dict[str, Any]) -> None:
@@ -182,7 +188,7 @@ class SqlNotices:
 
 
 def put_in(tx: Transaction, notices: Sequence[Notice], at_ms: int) -> list[Notice]:
-    """Write them, in a transaction; returns those whose key was new."""
+    """Write notices, in a transaction; returns those whose key was new."""
     return [notice for notice in notices if tx.rows(PUT, {**_columns(notice), "at_ms": at_ms})]
 
 
@@ -195,6 +201,8 @@ def _take(tx: Transaction, values: dict[str, Any]) -> Parcel | None:
         tx.run(UNLEASE, values)
         return None
     key = {**values, "message": message}
+    # The attempt is counted before the message is sent, and committed with the lease. A message that kills its sender
+    # each time would otherwise stay at attempt 0 and be tried forever.
     tx.run(BEGIN, key)
     carried = tx.rows(CARRIED, key)
     return Parcel(
@@ -209,8 +217,10 @@ def _take(tx: Transaction, values: dict[str, Any]) -> Parcel | None:
 
 
 def _next_message(tx: Transaction, values: dict[str, Any]) -> str | None:
-    """One that failed and is due again, else a new one; None: nothing is due, or enough was sent this minute."""
+    """A failed message that is due again, else a new one; None if nothing is due or the minute's limit is reached."""
     due = tx.rows(WAITING, values)
+    # A message that was begun is sent again with the same key and the same notices, even if more are waiting now. The
+    # first attempt may have reached the receiver, which recognises a repetition by its key alone.
     begun = next((message for _, message in due if message), None)
     if begun is not None or not due:
         return begun

@@ -1,4 +1,4 @@
-"""What a call finally cost, as it travels to the store with the next beat."""
+"""A call's final cost, as the next beat carries it to the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from koo.storage.transaction import Table, Transaction
 TEXT_MAX = 256
 INTEGER_MAX = 2**63 - 1
 
-# Sent twice it is written once: its id is unique.
+# The id is unique, and inserting an existing one does nothing. So an entry that is sent again, because the connection
+# was lost during COMMIT and the first transaction may or may not have happened, is still booked exactly once.
 ENTRIES = Table(
     "koo_entries",
     "id",
@@ -29,7 +30,7 @@ ENTRIES = Table(
 
 
 class Posting(NamedTuple):
-    """One entry of the ledger. Amounts are pico-dollars; `bound` is what was held at last."""
+    """One entry of the ledger. Amounts are in pico-dollars; `bound` is the amount last held for the call."""
 
     id: str
     at_ms: int
@@ -42,7 +43,7 @@ class Posting(NamedTuple):
 
 
 class Ids:
-    """Ids for entries: unique across processes and machines, and in order within one process."""
+    """Ids for entries: unique across processes and machines, ascending within one process."""
 
     __slots__ = ("_next", "_pid", "_prefix")
 
@@ -52,8 +53,10 @@ class Ids:
         self._next = itertools.count(1)
 
     def new(self) -> str:
-        """The next one."""
-        if self._pid != os.getpid():  # a fork would continue with its parent's numbers
+        """The next id."""
+        # A forked child has a copy of this object and would draw the ids that its parent draws next. Both processes'
+        # entries would then have the same id, and the second one would be dropped as already written.
+        if self._pid != os.getpid():
             self._pid = os.getpid()
             self._prefix = secrets.token_hex(8)
         return f"{self._prefix}{next(self._next):012x}"
@@ -63,7 +66,8 @@ def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
     """Write entries, in a transaction."""
     if not postings:
         return
-    # All calls for one model share their prices: serialising them for each would take half of the time.
+    # All calls to one model share one mapping of prices. Serialising it once per call would take half of this
+    # function's time. The objects are alive in `postings` for as long as their `id()` is used as a key.
     prices = {
         id(unit_prices): unit_prices for unit_prices in (posting.bill.unit_prices for posting in postings)
     }
@@ -105,11 +109,14 @@ def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str |
 
 
 def _cut(said: str) -> str:
-    """What a text column accepts: no NUL on PostgreSQL, and no lone surrogate on either database."""
+    """Make a text fit its column: PostgreSQL rejects NUL, and both databases reject a lone surrogate."""
+    # A model name, tag or request id may come from a provider or a caller. One character that the database rejects
+    # would cost the entry.
     if said.isascii() and len(said) <= TEXT_MAX and "\0" not in said:
         return said
     return said[:TEXT_MAX].replace("\0", "").encode(errors="replace").decode()
 
 
 def _fit(tokens: int) -> int:
+    # A provider may report any number, and one outside a 64-bit integer would make the database reject the entry.
     return tokens if 0 <= tokens <= INTEGER_MAX else max(0, min(int(tokens), INTEGER_MAX))

@@ -1,4 +1,4 @@
-"""Units of probes, as the store grants them: within one transaction of a beat, to one process after another."""
+"""Grants units of probes within the transaction of a beat, to one process after another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from koo.policies.fleet import LATELY_S, GuardKey, ProbeAsk, Told
 from koo.policies.probing import granted, units_of_fleet
 from koo.storage.transaction import Transaction
 
-# The fleet's one lock: without it, two beats at the same moment would both find the same unit free.
+# The fleet's one lock. Without it, two beats at the same moment would both find the same unit free, and a service that
+# has just recovered would receive twice as many probes as it should.
 LOCK = "SELECT 1 FROM koo_leader WHERE role = 'fleet' {for_update}"
 OTHERS = """SELECT coalesce(sum(units), 0) FROM koo_fleet_probes
     WHERE guard = :guard AND place = :place AND process <> :process AND until_ms > {clock_ms}"""
@@ -23,7 +24,7 @@ FORGET_OLD = "DELETE FROM koo_fleet_probes WHERE until_ms < {clock_ms}"
 
 
 def hand_out(tx: Transaction, told: Told, values: dict[str, Any]) -> dict[GuardKey, int]:
-    """Grant what a beat asks for, in its transaction; returns the units that are newly its own."""
+    """Grant what a beat requests, in its transaction; returns the newly granted units."""
     if not told.probes:
         return {}
     tx.rows(LOCK)

@@ -1,11 +1,11 @@
-"""The roll call: one row per process, which its beat keeps fresh, and the row of the process that leads.
+"""The roll call: one row per process, which its beat keeps fresh, and one row for the leader.
 
-A beat is one transaction and, on a server, two round trips. It reports what is new here, takes or renews the
-leadership, and returns what others did (`signals.py`) and how their guards are. The database adds up which guards are
-down, so that a hundred processes do not each read the rows of a hundred.
+A beat is one transaction and, on a server, two round trips. It reports this process's changes, takes or renews the
+leadership, and returns other processes' acts (`signals.py`) and the states of their guards. The database counts the
+guards that are down, so a hundred processes do not each read the rows of a hundred.
 
-All times are the store's clock. A clock that was set back leaves rows of the future: those count as old, because their
-owners write them anew within a beat.
+All times are the store's clock. If that clock is set back, some rows lie in its future. They count as old, because
+their owners rewrite them within a beat.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from koo.storage.signals import since_in
 from koo.storage.transaction import Row, T, Transaction, Transactions, as_rows, picked
 
 FUTURE_MS = 60_000
-"""A time further ahead was written by a clock that has been set back since."""
+"""A time further in the future than this was written before the clock was set back."""
 FORGOTTEN_AFTER_MS = 86_400_000
-"""How long a killed process's row stays, for people to see that it existed."""
+"""How long a killed process's row is kept, so that people can see that it existed."""
 
+# Without the upper bounds, a clock that is set back by an hour would leave the last leader in office for that hour, and
+# a process that died before would count as live for as long.
 LIVES = f"f.seen_ms > {{clock_ms}} - {SILENT_BEATS} * f.beat_ms AND f.seen_ms < {{clock_ms}} + {FUTURE_MS}"
 LEADS = f"until_ms > {{clock_ms}} AND until_ms < {{clock_ms}} + {FUTURE_MS} + :lease_ms"
 SAY = """INSERT INTO koo_fleet (process, ledger, host, worker, pid, version, label, started_ms, seen_ms, beat_ms,
@@ -45,7 +47,7 @@ SAY = """INSERT INTO koo_fleet (process, ledger, host, worker, pid, version, lab
     VALUES (:process, :ledger, :host, :worker, :pid, :version, :label, {clock_ms}, {clock_ms}, :beat_ms, 1, :in_flight)
     ON CONFLICT (process) DO UPDATE SET seen_ms = excluded.seen_ms, beat_ms = excluded.beat_ms,
       beats = koo_fleet.beats + 1, in_flight = excluded.in_flight, ledger = excluded.ledger RETURNING beats"""
-# In a table of its own: in the process's row it would be written again with each beat.
+# The configuration has a separate table. In the process's row it would be rewritten with each beat.
 CONFIGURE = """INSERT INTO koo_fleet_configurations (process, digests) VALUES (:process, :configuration)
     ON CONFLICT (process) DO NOTHING"""
 LINE = picked(("guard", "place", "phase"), ("is_down", "ago_ms", "calls", "is_proved"))
@@ -57,6 +59,10 @@ SAY_GUARDS = f"""INSERT INTO koo_fleet_guards (process, guard, place, phase, is_
       since_ms = excluded.since_ms, calls = excluded.calls,
       proved_ms = CASE WHEN excluded.proved_ms > 0 THEN excluded.proved_ms ELSE koo_fleet_guards.proved_ms END"""
 DROP_GUARD = "DELETE FROM koo_fleet_guards WHERE process = :process AND guard = :guard AND place = :place"
+# The election is this one statement. The row's lock makes processes that find the lease expired take it one after the
+# other, and for the second one the WHERE clause is evaluated again on the row that the first has written, where the
+# lease is fresh. The epoch grows only with a new holder: a renewal keeps the epoch that the leader's transactions
+# compare (`FENCE`).
 LEAD = f"""UPDATE koo_leader SET epoch = CASE WHEN process = :process THEN epoch ELSE epoch + 1 END,
       process = :process, until_ms = {{clock_ms}} + :lease_ms
     WHERE role = 'fleet' AND (process = :process OR NOT ({LEADS}))"""
@@ -67,7 +73,8 @@ OPINIONS = f"""SELECT g.guard, g.place, sum(g.is_down), count(*), {{clock_ms}} -
     WHERE (g.calls > 0 OR g.phase <> 'closed') AND {LIVES}
     GROUP BY g.guard, g.place HAVING sum(g.is_down) > 0"""
 CHECK = picked(("service", "place", "kind", "reason"), ())
-# Only from the process that leads in this very transaction: what an earlier leader found is outdated.
+# Written only if this process is the leader in this transaction. A former leader that was stopped may still send its
+# results, and they would overwrite newer ones.
 SAY_CHECKS = f"""INSERT INTO koo_fleet_checks (service, place, kind, reason, at_ms, number)
     SELECT {", ".join(CHECK.values())}, {{clock_ms}}, (SELECT coalesce(max(number), 0) + 1 FROM koo_fleet_checks)
     FROM ({{rows}}) r WHERE EXISTS (SELECT 1 FROM koo_leader WHERE process = :process AND {LEADS})
@@ -89,7 +96,7 @@ FORGET = (
     f"DELETE FROM koo_fleet_configurations WHERE process IN ({OLD})",
     f"DELETE FROM koo_fleet_guards WHERE process IN ({OLD})",
     f"DELETE FROM koo_fleet WHERE seen_ms < {{clock_ms}} - {FORGOTTEN_AFTER_MS}",
-    # Units of a process that never came back: they have left each window long ago.
+    # Units of a process that never returned; they left every window long ago.
     f"DELETE FROM koo_leases WHERE until_ms < {{clock_ms}} - {FORGOTTEN_AFTER_MS}",
 )
 FENCE = "SELECT 1 FROM koo_leader WHERE role = 'fleet' AND process = :process AND epoch = :epoch {for_update}"
@@ -109,19 +116,22 @@ UNITS = f"""SELECT l.name, l.limit_amount,
 
 
 class SqlRollCall:
-    """The roll of one store, for one process on it."""
+    """The roll call of one store, as one of its processes uses it."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
     async def beat(self, told: Told, cursor: int | None = None) -> tuple[Heard, list[Signal]]:
-        """Report, and hear, in one transaction; with the signals after number `cursor`. Raises `StoreUnavailable`."""
+        """Report and receive, in one transaction, with the signals after number `cursor`. Raises `StoreUnavailable`."""
         return await self._transactions.run(lambda tx: self._beat(tx, told, cursor))
 
     def _beat(self, tx: Transaction, told: Told, cursor: int | None) -> tuple[Heard, list[Signal]]:
-        # Read in here, because a reopened store has another name from its first transaction on.
+        # The name is read inside the transaction. A reopened store has a new one from its first transaction on, and a
+        # name that was read before it would put a process on the roll that no longer exists.
         process = self._transactions.process
         values = self._values(told, process)
+        # Everything up to the first call of a result below travels in one round trip. The order counts: this process
+        # is on the roll before it may lead, and it leads before its checks are accepted.
         beats = tx.later(SAY, values)
         _say_guards(tx, told, values)
         tx.run(LEAD, values)
@@ -136,7 +146,7 @@ class SqlRollCall:
         return replace(heard, units=hand_out(tx, told, values)), signals()
 
     async def leave(self) -> None:
-        """This process ends: it leaves the roll, and another may lead at once."""
+        """Remove this process from the roll, because it ends. Another process may lead immediately."""
         values = {"process": self._transactions.process}
 
         def write(tx: Transaction) -> None:
@@ -146,7 +156,7 @@ class SqlRollCall:
         await self._transactions.run(write)
 
     async def read(self) -> Roll:
-        """Everything, for people."""
+        """Read the whole roll, for display."""
         values = {"wall_ms": self._wall_ms(), "lease_ms": FUTURE_MS}
 
         def find(tx: Transaction) -> Roll:
@@ -163,7 +173,7 @@ class SqlRollCall:
         return await self._transactions.run(find, exclusive=False)
 
     async def forget_old(self) -> None:
-        """Forget processes that have been silent for a day."""
+        """Delete processes that have been silent for a day."""
         values = {"wall_ms": self._wall_ms()}
 
         def write(tx: Transaction) -> None:
@@ -194,10 +204,7 @@ class SqlRollCall:
 
 
 class Fenced:
-    """A leader's transactions: each is refused if another process has led since `epoch`.
-
-    The row stays locked until the transaction ends, so that no other process becomes leader in the middle of it.
-    """
+    """A leader's transactions. Each is refused if another process has become leader since `epoch`."""
 
     def __init__(self, transactions: Transactions, epoch: int) -> None:
         self.process = transactions.process
@@ -209,9 +216,13 @@ class Fenced:
         """Run `work` in a transaction. Raises `NotLeading`, or `StoreUnavailable`."""
         values = {"process": self.process, "epoch": self._epoch}
 
+        # A process that believes it leads may have been stopped for a minute between that check and this transaction,
+        # and another one leads by now. So the store checks too, by the epoch. FENCE locks the leader's row until the
+        # transaction ends: otherwise another process could become leader between the check and the COMMIT, and both
+        # would, for example, end the same alert. Because of that lock even reading work runs as a writing transaction.
         def fenced(tx: Transaction) -> T:
             if not tx.rows(FENCE, values):
-                raise NotLeading("another process leads the fleet since")
+                raise NotLeading("another process has become the fleet's leader")
             return work(tx)
 
         return await self._transactions.run(fenced)

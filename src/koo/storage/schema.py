@@ -1,37 +1,39 @@
-"""The tables of the state store, and how an older store becomes a newer one.
+"""The tables of the state store, and the steps that upgrade an older store.
 
-A process takes the steps of `STEPS` that the store lacks in one transaction, while others wait. A published step never
-changes. There are two kinds, because in a rolling upgrade processes of two versions use one store:
+A process executes the missing steps of `STEPS` in one transaction while other processes wait. A published step never
+changes. There are two kinds of steps, because during a rolling upgrade processes of two versions use one store:
 
-* `Growth` only adds: tables, columns with a default, indexes. A koo that does not know it works beside it, and a
-  restarted one still accepts the store. `koo_growth` has a row for each that was taken.
-* Any other step changes what an older koo uses. `koo_schema` holds one row: how many of them were taken. A process
-  refuses a store that has more of them than it knows. So an unused table or column is dropped one release later than
-  the code that used it.
+* A `Growth` only adds: tables, columns with a default, indexes. An older koo keeps working on the upgraded store, and
+  still accepts it after a restart. `koo_growth` has a row for each growth that was executed.
+* Any other step changes something that an older koo uses. `koo_schema` has one row with the number of such steps. A
+  process refuses a store with more of them than it has itself. So an unused table or column is dropped one release
+  after the code that used it.
 
-* `koo_treasuries`: one row for each budget and period (`policies/treasury.py`). `limit_amount` -1 is no limit.
-* `koo_purses`: what one process was granted, sent back, spent, and spent without a grant, by budget and period; those
-  of all processes that have ended are one row, `ended`.
-* `koo_processes`: the last beat of each process, when it came, and what the store had forgotten by then (JSON).
-* `koo_limits`: per limit a minute or an hour, what is in the window (JSON: sub-bucket and count), `koo_leases`: what
-  each process has of it (`policies/units.py`). `lapsed`: what counted as used when a lease ended unreported.
-* `koo_probe`: written to find out whether a store that failed accepts writes again.
-* `koo_entries`: what was booked, one row for each call that ended with a cost.
-* `koo_signals`: what operators did, for all processes.
-* `koo_episodes`: alerts, from start to end; at most one open per fingerprint. `koo_sightings`: which process sees each
-  of them, for as long as the lease lasts. `koo_silences`: what people are not notified of.
-* `koo_notices`: what people are to be notified of; `koo_channels`: the ways to do so, one row each, whose `process` may
-  send as long as the lease lasts, in an `epoch` that grows with each new one; `koo_deliveries`: what became of each
-  notice on each channel. Those with the same `message` are sent together.
-* `koo_fleet`: each process's last report about itself; `koo_fleet_guards`: about its guards;
-  `koo_fleet_configurations`: digests of its options (JSON). `koo_fleet_checks`: what the leader's last unbilled check
-  of each service found; `koo_fleet_probes`: units of probes (`policies/probing.py`). `koo_leader`: which process leads,
-  in which epoch, and until when (`policies/fleet.py`).
-* `koo_history`: how a process's components were in a minute or five (JSON, `storage/history.py`). `koo_marks`: what
-  happened at a moment. `koo_incidents`: openings of breakers, one row for each process that saw one (JSON), of which
-  those of one `outage` belong together (`storage/incidents.py`).
+The tables:
 
-Money is in pico-dollars, times are milliseconds since 1970, days are days since then.
+* `koo_treasuries`: one row per budget and period (`policies/treasury.py`). A `limit_amount` of -1 means no limit.
+* `koo_purses`: what one process was granted, sent back, spent, and spent without a grant, by budget and period. The
+  purses of all processes that have ended are merged into one row, `ended`.
+* `koo_processes`: each process's last beat, its time, and the data loss that it revealed (JSON).
+* `koo_limits`: for each limit per minute or hour, the units in the window (JSON: sub-bucket and count). `koo_leases`:
+  each process's leased units (`policies/units.py`); `lapsed` units counted as used when a lease ended unreported.
+* `koo_probe`: written to test whether a store that failed accepts writes again.
+* `koo_entries`: the bookings, one row for each call that ended with a cost.
+* `koo_signals`: operators' acts that concern all processes.
+* `koo_episodes`: alerts from start to end, at most one open per fingerprint. `koo_sightings`: the processes that see
+  each of them, each under a lease. `koo_silences`: alerts that send no notices.
+* `koo_notices`: messages for people. `koo_channels`: one row per channel; its `process` may send while its lease lasts,
+  in an `epoch` that grows with each new holder. `koo_deliveries`: the state of each notice on each channel. Deliveries
+  with the same `message` are sent together.
+* `koo_fleet`: each process's last report about itself. `koo_fleet_guards`: its guards. `koo_fleet_configurations`:
+  digests of its options (JSON). `koo_fleet_checks`: the result of the leader's last unbilled check of each service.
+  `koo_fleet_probes`: units of probes (`policies/probing.py`). `koo_leader`: the process that leads, its epoch, and the
+  end of its lease (`policies/fleet.py`).
+* `koo_history`: the state of a process's components in one minute or five (JSON, `storage/history.py`). `koo_marks`:
+  events at one moment. `koo_incidents`: openings of breakers (JSON), one row for each process that saw one; rows with
+  the same `outage` belong together (`storage/incidents.py`).
+
+Money is in pico-dollars, times are milliseconds since 1970, days are days since 1970.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
              closed INTEGER NOT NULL, seen_ms BIGINT NOT NULL)""",
         "CREATE TABLE koo_probe (filler TEXT NOT NULL)",
         "ALTER TABLE koo_schema ADD COLUMN frozen_until_ms BIGINT NOT NULL DEFAULT 0",
-        # What was settled stays spent. What was held may have been billed, so it stays booked until its day is over.
+        # Settled amounts stay spent. A held amount may have been billed, so it stays booked until its day is over.
         """INSERT INTO koo_treasuries
              SELECT 'service/' || service, day, -1, 0, settled + held, settled, 0 FROM koo_days""",
         """INSERT INTO koo_purses
@@ -147,7 +149,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE koo_silences (
              id TEXT NOT NULL PRIMARY KEY, kind TEXT NOT NULL, component TEXT NOT NULL, made_ms BIGINT NOT NULL,
              ends_ms BIGINT NOT NULL, made_by TEXT NOT NULL, reason TEXT NOT NULL)""",
-        # Ended ones had a row each, and every process its own row of an open one: the oldest of those stays.
+        # Every process had its own row for an open episode, and the unique index allows one: the oldest is kept.
+        # Ended episodes are all kept.
         """INSERT INTO koo_episodes
              SELECT 'before' || row_number() OVER (ORDER BY started_ms, fingerprint, process), fingerprint, type,
                component, message, data, started_ms, started_ms, NULL,
@@ -231,19 +234,22 @@ STEPS: tuple[tuple[str, ...], ...] = (
 
 _TABLES = {
     "sqlite": "SELECT name FROM sqlite_master WHERE name IN ('koo_schema', 'koo_growth')",
-    # Not to_regclass(): it caches that a table is missing, even after waiting for the process that makes it.
+    # Not to_regclass(), which caches that a table is missing. After waiting for the process that creates the table, it
+    # would still report it as missing, and this process would try to create it again.
     "postgresql": """SELECT relname FROM pg_class
         WHERE relname IN ('koo_schema', 'koo_growth') AND pg_table_is_visible(oid)""",
 }
 
 
 def is_current(tx: Transaction) -> bool:
-    """Whether the store has all steps. Raises `StoreUnavailable` if a newer koo wrote it."""
+    """Whether all steps were executed on the store. Raises `StoreUnavailable` if a newer koo wrote it."""
     return next(_missing(tx), None) is None
 
 
 def prepare(tx: Transaction) -> None:
-    """Take the missing steps. Raises `StoreUnavailable` if a newer koo wrote the store."""
+    """Execute the missing steps. Raises `StoreUnavailable` if a newer koo wrote the store."""
+    # Of several processes that start at the same time, one upgrades and the others wait for its COMMIT here. They read
+    # the tables only after that: what `is_current` found earlier is outdated by now.
     tx.rows("{latecomers_wait}")
     for table, first in _FIRST.items():
         if table not in _tables(tx):
@@ -272,7 +278,7 @@ def _tables(tx: Transaction) -> set[str]:
 
 
 def _missing(tx: Transaction) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """The steps that the store lacks, each with its number. Raises `StoreUnavailable` if a newer koo wrote it."""
+    """The missing steps with their numbers. Raises `StoreUnavailable` if a newer koo wrote the store."""
     tables = _tables(tx)
     taken = int(tx.rows("SELECT steps FROM koo_schema")[0][0]) if "koo_schema" in tables else 0
     grown = (
@@ -283,9 +289,10 @@ def _missing(tx: Transaction) -> Iterator[tuple[int, tuple[str, ...]]]:
     known = sum(not isinstance(step, Growth) for step in STEPS)
     if taken > known:
         raise StoreUnavailable(
-            f"the state store was written by a newer koo (schema {taken}, this one knows {known}): upgrade koo, "
+            f"the state store was written by a newer koo (schema {taken}; this one supports {known}): upgrade koo, "
             "or set KOO_STATE_URL to another store"
         )
+    # Growths of a newer koo are no reason to refuse the store: their numbers are simply not in this koo's `STEPS`.
     for number, step in enumerate(STEPS):
         if isinstance(step, Growth):
             if number not in grown:

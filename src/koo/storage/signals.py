@@ -1,8 +1,7 @@
 """Acts that concern all processes on the same store: resets, overrides, cooldowns, blocked keys.
 
-Each process receives new ones with its beat (`roll_call.py`), so up to a hundred processes follow a reset within a
-second and a half. A new signal's number is drawn under a lock that is kept until its commit. Otherwise a smaller number
-could become visible after a larger one, and a process that had read the larger one would never see it.
+Each process receives new ones with its beat (`roll_call.py`), so up to a hundred processes follow a reset within 1.5
+seconds.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class SqlSignals:
         )
 
     async def latest(self) -> list[Signal]:
-        """The last act of each kind on each target, oldest first: what a starting process must know."""
+        """The last act of each kind on each target, oldest first, for a process that starts."""
         sql = f"SELECT {COLUMNS} FROM koo_signals WHERE id IN ({NEWEST}) ORDER BY id"
         rows = await self._executor.run(lambda tx: tx.rows(sql), exclusive=False)
         return [_signal(row) for row in rows]
@@ -57,7 +56,7 @@ class SqlSignals:
 
 
 def since_in(tx: Transaction, cursor: int) -> Callable[[], list[Signal]]:
-    """Ask, in a transaction, for what came after number `cursor`; calling the result waits for it."""
+    """Request the signals after number `cursor`, in a transaction; calling the result waits for them."""
     found = tx.later(SINCE, {"cursor": cursor})
     return lambda: [_signal(row) for row in found()]
 
@@ -73,6 +72,8 @@ def publish_in(
         "target": target,
         "payload": json.dumps(payload),
     }
+    # The lock is held until COMMIT, so signals become visible in the order of their numbers. Without it, a transaction
+    # with number 7 could commit after one with number 8. A process that had read up to 8 by then would never see 7.
     tx.rows("{latecomers_wait}")
     tx.run(PRUNE, {"before_ms": at_ms - int(SIGNAL_KEPT_S * 1000)})
     sql = """INSERT INTO koo_signals (at_ms, process, kind, target, payload)

@@ -1,4 +1,4 @@
-"""Silences in the store. An ended one is kept as long as episodes are."""
+"""Silences in the store. An ended silence is kept as long as an ended episode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SqlSilences:
         self._transactions = transactions
 
     async def add(self, silence: Silence) -> None:
-        """Keep a new one."""
+        """Add a silence."""
         values = {
             "id": silence.id,
             "kind": silence.kind,
@@ -33,18 +33,18 @@ class SqlSilences:
         await self._transactions.run(lambda tx: tx.run(ADD, values))
 
     async def end(self, silence_id: str, at: float) -> Silence | None:
-        """End one early, at wall time `at`; returns None if no such silence is in force."""
+        """End a silence early, at wall time `at`; returns None if no such silence is in force."""
         rows = await self._transactions.run(lambda tx: tx.rows(END, {"id": silence_id, "at_ms": _ms(at)}))
         return _silence(rows[0]) if rows else None
 
     async def lasting(self, now: float) -> list[Silence]:
-        """Those that have not ended at wall time `now`, the next to end first."""
+        """The silences in force at wall time `now`, the next to end first."""
         values = {"now_ms": _ms(now)}
         rows = await self._transactions.run(lambda tx: tx.rows(LASTING, values), exclusive=False)
         return [_silence(row) for row in rows]
 
     async def prune(self, before: float) -> None:
-        """Forget those that ended before wall time `before`."""
+        """Delete the silences that ended before wall time `before`."""
         await self._transactions.run(lambda tx: tx.run(PRUNE, {"before_ms": _ms(before)}))
 
 

@@ -1,13 +1,13 @@
-"""The state store in SQLite (a file of its own) or PostgreSQL: money, day counts, operators' acts, alerts.
+"""The state store in SQLite (a separate file) or PostgreSQL: money, daily counts, operators' acts, alerts.
 
-SQLite is in WAL mode with `synchronous=NORMAL`. What was committed survives the death of the process, `kill -9`
-included, because the kernel has it. When the machine itself loses power, the file stays intact, but the last commits
-(since the last checkpoint, some thousand pages) may be lost: money spent in them is then missing from the books, and
-that day's cap can be exceeded by that much. `FULL` would close this gap with a flush to disk for each commit: one to
-ten milliseconds of every call's latency. PostgreSQL follows its server's own setting (`synchronous_commit`).
+SQLite runs in WAL mode with `synchronous=NORMAL`. A committed transaction survives the death of the process, including
+`kill -9`, because the kernel has the data. If the machine loses power, the file stays intact, but the last commits
+(those since the last checkpoint, about a thousand pages) may be lost. Money spent in them is then missing from the
+books, and that day's cap can be exceeded by that amount. `FULL` would prevent this by flushing to disk with each
+commit, which takes one to ten milliseconds. PostgreSQL follows its server's own setting (`synchronous_commit`).
 
-Waits are bounded: no caller waits longer than `timeout_s`. A statement that waits for a lock ends by itself a little
-earlier (`busy_timeout`, `statement_timeout`), so that its error says why; anything that hangs silently is cut off.
+No caller waits longer than `timeout_s`. A statement that waits for a lock fails a little earlier (`_patiently`,
+`statement_timeout`), so that its error gives the reason. A statement that hangs without an error is cut off.
 """
 
 from __future__ import annotations
@@ -66,21 +66,22 @@ class SqlTransaction:
         self.dialect: Dialect = dialect
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
-        """Run a statement, and return its rows."""
+        """Run a statement and return its rows."""
         return [tuple(row) for row in self._connection.execute(_statement(sql, self.dialect), values)]
 
     def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
-        """Run a statement, whose rows are fetched later."""
+        """Run a statement whose rows are fetched later."""
         found = self.rows(sql, values)
         return lambda: found
 
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Run a statement that returns nothing; once for each of several mappings of values."""
+        """Run a statement that returns nothing, once for each of several mappings of values."""
         self._connection.execute(_statement(sql, self.dialect), values)
 
     def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
-        """Write rows; one whose key is there already changes nothing."""
-        # Bound by the driver, one row after another: picking each value out of a JSON text takes twice as long.
+        """Insert rows. A row whose key exists already is skipped."""
+        # The driver binds one row after another. Extracting each value from a JSON text, as the server's variant does
+        # to save round trips, takes twice as long here.
         self._connection.exec_driver_sql(_insert_of_values(table), [tuple(row) for row in rows])
 
 
@@ -92,8 +93,9 @@ def _insert_of_values(table: Table) -> str:
 
 
 class PipelinedTransaction:
-    """A `Transaction` in psycopg's pipeline: a statement that returns nothing travels with the next one that does, or
-    with COMMIT. So a beat of ten statements is two round trips, and a distant server does not look like a hung one."""
+    """A `Transaction` in psycopg's pipeline: a statement without rows travels with the next one that returns rows, or
+    with COMMIT. So a beat of ten statements takes two round trips, and a distant server is not mistaken for a hung one.
+    """
 
     __slots__ = ("_connection", "_driver", "dialect")
 
@@ -103,14 +105,16 @@ class PipelinedTransaction:
         self.dialect: Dialect = "postgresql"
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
-        """Run a statement, and return its rows."""
+        """Run a statement and return its rows."""
         return self.later(sql, values)()
 
     def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
-        """Send a statement; its rows are awaited when they are asked for."""
+        """Send a statement; calling the result waits for its rows."""
         with self.translated(sql):
             cursor = self._driver.execute(_for_driver(sql), values or {})
 
+        # In a pipeline nothing has been executed yet, so an error of this statement, or of one before it that returns
+        # nothing, is raised here and not above.
         def found() -> list[Row]:
             with self.translated(sql):
                 rows: list[Row] = cursor.fetchall()
@@ -119,7 +123,7 @@ class PipelinedTransaction:
         return found
 
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Run a statement that returns nothing; once for each of several mappings of values."""
+        """Run a statement that returns nothing, once for each of several mappings of values."""
         with self.translated(sql):
             if isinstance(values, Sequence):
                 self._driver.cursor().executemany(_for_driver(sql), values)
@@ -127,12 +131,12 @@ class PipelinedTransaction:
                 self._driver.execute(_for_driver(sql), values or {})
 
     def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
-        """Write rows, in one statement; one whose key is there already changes nothing."""
+        """Insert rows with one statement. A row whose key exists already is skipped."""
         self.run(_insert_of_rows(table), as_rows(rows))
 
     @contextmanager
     def translated(self, sql: str) -> Iterator[None]:
-        """Raise the driver's errors as SQLAlchemy's, which also say whether the connection is lost."""
+        """Raise the driver's errors as SQLAlchemy errors, which also tell whether the connection is lost."""
         dialect = self._connection.dialect
         try:
             yield
@@ -159,9 +163,10 @@ def _for_driver(sql: str) -> str:
 
 
 class SqlBackend:
-    """One database, used by one thread through one connection, which is made when needed and dropped when in doubt.
+    """One database, used by one thread through one connection. The connection is opened when needed and closed after
+    any error.
 
-    `place` says where it is, without a password.
+    `place` names the database without a password.
     """
 
     dialect: Dialect
@@ -183,7 +188,16 @@ class SqlBackend:
             try:
                 self._attempt(write, exclusive)
             except DBAPIError as error:
-                # The server was restarted since the last use, or its idle connection was cut.
+                # A reused connection that is lost is usually a stale one: the server was restarted since the last use,
+                # or a firewall dropped the idle connection. One attempt on a new connection hides that from callers.
+                #
+                # The connection may also have been lost during COMMIT, and the first run may be committed. It runs
+                # again all the same, because all work is written for that: entries have unique ids, a beat has a
+                # token that the store recognises, totals only grow. Not running it again would leave the caller with
+                # an unknown outcome, which it could only resolve by sending the same thing.
+                #
+                # A connection that koo itself has cut is not stale: the server hangs, and a second attempt would hang
+                # as long again, with a caller whose timeout is over.
                 is_lost = error.connection_invalidated or lost(error)
                 stale = reused and is_lost and not self._was_cut
                 if not stale and not transient(error):
@@ -200,7 +214,9 @@ class SqlBackend:
             self._exclusive = exclusive
             self._run(connection, write)
         except BaseException:
-            self.close()  # its state is unknown, and a new one costs a millisecond
+            # After any error the connection's state is unknown (a transaction may still be open, a pipeline may have
+            # unread results), and a new connection costs a millisecond.
+            self.close()
             raise
 
     def _run(self, connection: Connection, write: Callable[[Transaction], None]) -> None:
@@ -211,6 +227,8 @@ class SqlBackend:
         if self._connection is None:
             self._prepare()
             self._connection = self._engine.connect()
+            # Checked in a reading transaction. A writing one takes the lock of the whole SQLite file, and fifty
+            # processes that start together would queue for it only to find that there is nothing to do.
             self._exclusive = False
             with self._connection.begin():
                 current = schema.is_current(SqlTransaction(self._connection, self.dialect))
@@ -221,36 +239,38 @@ class SqlBackend:
         return self._connection
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            # `invalidate` first, because `close` alone would send ROLLBACK and wait for its reply. On a connection
+            # that hangs, that reply never comes.
             try:
                 connection.invalidate()
                 connection.close()
             except SQLAlchemyError:
-                pass  # it is being dropped because it failed
+                pass  # it is being closed because it failed
 
     def cut(self) -> None:
-        """From another thread: make the statement that hangs fail."""
+        """Make a hung statement fail; called from another thread."""
         raise NotImplementedError
 
     def _usable(self) -> bool:
-        """Whether there is a connection already."""
+        """Whether a connection is open."""
         return self._connection is not None
 
     def _prepare(self) -> None:
-        """Before a connection is made."""
+        """Called before a connection is opened."""
 
     def _made(self, connection: Any, record: object) -> None:
-        """After a connection was made; `connection` is the driver's own."""
+        """Called after a connection was opened; `connection` is the driver's own."""
         raise NotImplementedError
 
     def _begin(self, connection: Connection) -> None:
-        """At the beginning of each transaction."""
+        """Called at the beginning of each transaction."""
 
 
 class SqliteBackend(SqlBackend):
-    """A file of its own, made with its folder, readable for its owner only."""
+    """A separate file, created with its folder, readable only by its owner."""
 
     dialect = "sqlite"
 
@@ -259,22 +279,24 @@ class SqliteBackend(SqlBackend):
         self._busy_s = min(BUSY_S_MAX, timeout_s * 0.9)
         self._file: tuple[int, int] | None = None
         self._driver: sqlite3.Connection | None = None
-        # The timeout is zero because SQLite's own wait sleeps up to 0.1 s between two attempts: see `_begin`.
+        # A timeout of zero disables SQLite's own wait for a lock, which sleeps up to 0.1 s between two attempts.
+        # Several processes that write every 0.1 s would spend most of their time asleep; `_patiently` waits instead.
         arguments = {"check_same_thread": False, "timeout": 0.0}
         url = URL.create("sqlite", database=str(path))
         super().__init__(create_engine(url, poolclass=NullPool, connect_args=arguments), str(path))
 
     def cut(self) -> None:
-        """Interrupt the statement; a write that waits for the disk cannot be interrupted at all."""
+        """Interrupt the statement. A write that waits for the disk cannot be interrupted."""
         driver = self._driver
         try:
             if driver is not None:
                 driver.interrupt()
         except sqlite3.ProgrammingError:
-            pass  # it was closed meanwhile
+            pass  # the thread has closed it in the meantime
 
     def _usable(self) -> bool:
-        # If the file was removed or replaced, writes to the old one would be invisible to every other process.
+        # An open descriptor keeps a removed or replaced file alive. Writes through it would succeed and be invisible
+        # to every other process, and each would spend the whole budget from its own file.
         if self._connection is not None and self._identity() != self._file:
             self.close()
         return super()._usable()
@@ -291,11 +313,11 @@ class SqliteBackend(SqlBackend):
 
     def _made(self, connection: Any, record: object) -> None:
         driver: sqlite3.Connection = connection
-        driver.isolation_level = (
-            None  # otherwise the module would begin transactions itself, and not IMMEDIATE ones
-        )
+        # Otherwise the module begins transactions itself, and deferred ones (see `_begin_to_write`).
+        driver.isolation_level = None
         self._driver = driver
         self._file = self._identity()
+        # Switching a new file to WAL needs an exclusive lock, which another starting process may hold.
         self._patiently(lambda: driver.execute("PRAGMA journal_mode = WAL").fetchall())
         driver.execute("PRAGMA synchronous = NORMAL")
 
@@ -304,16 +326,22 @@ class SqliteBackend(SqlBackend):
         self._patiently(lambda: begin(connection))
 
     def _begin_to_write(self, connection: Connection) -> None:
+        # IMMEDIATE takes the write lock now. A deferred transaction takes it at its first write, after it has read: if
+        # another process committed between the two, that write fails at once with SQLITE_BUSY, however long the
+        # timeout, because the rows it read are outdated.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def _begin_to_read(self, connection: Connection) -> None:
-        """A deferred transaction locks at its first read, which fails while another process turns the file to WAL."""
-        # SQLAlchemy rolls back if the second statement fails.
+        # BEGIN alone locks nothing; the first read does, and fails while another process switches the file to WAL. A
+        # trivial read here moves that failure into `_patiently`, which tries again. In the caller's work it would make
+        # the whole transaction fail. SQLAlchemy rolls back if the second statement fails.
         connection.exec_driver_sql("BEGIN")
         connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
 
     def _patiently(self, act: Callable[[], object]) -> None:
-        """Do `act` as soon as the lock is free: tries again after a millisecond or two, at random."""
+        """Run `act` as soon as the lock is free, trying again every 0.5 to 2.5 ms."""
+        # The pause is random, so two processes that found the lock taken at the same moment do not meet again and
+        # again.
         until = time.monotonic() + self._busy_s
         while True:
             try:
@@ -326,7 +354,7 @@ class SqliteBackend(SqlBackend):
 
 
 class MemoryBackend(SqlBackend):
-    """Tables that end with this object."""
+    """Tables in memory that end with this object."""
 
     dialect = "sqlite"
 
@@ -334,10 +362,10 @@ class MemoryBackend(SqlBackend):
         super().__init__(create_engine("sqlite://", poolclass=StaticPool), "memory")
 
     def close(self) -> None:
-        """Keep the connection: the tables exist only in it."""
+        """Do nothing: the tables exist only as long as the connection."""
 
     def _made(self, connection: Any, record: object) -> None:
-        connection.isolation_level = None  # otherwise the module would begin transactions itself
+        connection.isolation_level = None  # otherwise the module begins transactions itself
 
     def _begin(self, connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")
@@ -349,10 +377,12 @@ class PostgresBackend(SqlBackend):
     dialect = "postgresql"
 
     def __init__(self, url: URL, timeout_s: float) -> None:
+        # Nine tenths, so that the server's error, which gives a reason, arrives before the caller's own timeout.
         timeout_ms = int(timeout_s * 900)
         self._settings = (
             f"SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms}; "
-            # A process that is stopped in the middle of a transaction would keep every other one from the day's row.
+            # A process that is stopped (SIGSTOP, a suspended machine) in the middle of a transaction keeps its row
+            # locks, and without this no other process could book anything until it continues.
             f"SET idle_in_transaction_session_timeout = {timeout_ms * 2}"
         )
         self._plug: socket.socket | None = None
@@ -361,7 +391,7 @@ class PostgresBackend(SqlBackend):
             "connect_timeout": max(2, math.ceil(timeout_s)),
             "application_name": "koo",
             "tcp_user_timeout": timeout_ms,
-            "prepare_threshold": None,  # preparing takes a round trip, and does not work behind every pooler
+            "prepare_threshold": None,  # preparing takes a round trip and does not work with every pooler
         }
         engine = create_engine(
             url, poolclass=NullPool, connect_args=arguments, isolation_level="READ COMMITTED"
@@ -369,30 +399,36 @@ class PostgresBackend(SqlBackend):
         super().__init__(engine, f"PostgreSQL at {url.host or 'localhost'}:{url.port or 5432}/{url.database}")
 
     def cut(self) -> None:
-        """End the connection under the statement."""
-        self._was_cut = True  # a server that hangs would keep the next attempt waiting too
+        """Shut the socket down, so that the statement fails."""
+        self._was_cut = True  # set first: the store's thread reads it as soon as its statement fails
+        # Only `shutdown` wakes a thread that is blocked in recv(); closing the descriptor would leave it blocked. The
+        # lock keeps the store's thread from closing the descriptor during the call, when its number could already
+        # belong to another socket of this process.
         with self._plug_lock:
             if self._plug is not None:
                 try:
                     self._plug.shutdown(socket.SHUT_RDWR)
                 except OSError:
-                    pass  # the other side was faster
+                    pass  # the server has closed it already
 
     def _run(self, connection: Connection, write: Callable[[Transaction], None]) -> None:
         driver: Any = connection.connection.driver_connection
-        # BEGIN and COMMIT are sent as statements: the driver's own would each be an extra round trip.
+        # BEGIN and COMMIT are sent as ordinary statements. The driver's own would each be an extra round trip.
         driver.autocommit = True
         tx, pipeline = PipelinedTransaction(connection), driver.pipeline()
-        # Not as a block: after an error the connection is closed, and leaving the pipeline would only warn about that.
+        # Not a `with` block: after an error the connection is closed, and leaving the pipeline would only log a
+        # warning about that.
         pipeline.__enter__()
         tx.run("BEGIN")
         write(tx)
         tx.run("COMMIT")
+        # COMMIT is only queued above. Leaving the pipeline sends it and waits for all replies, so errors of the last
+        # statements and of COMMIT itself are raised here; until then nothing is committed.
         with tx.translated("COMMIT"):
             pipeline.__exit__(None, None, None)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         with self._plug_lock:
             if self._plug is not None:
                 self._plug.close()
@@ -400,8 +436,10 @@ class PostgresBackend(SqlBackend):
         super().close()
 
     def _made(self, connection: Any, record: object) -> None:
-        # A duplicate: the driver closes its descriptor at any time, and the number may then belong to another socket.
+        # A duplicate descriptor of the same connection. The driver may close its own at any time, and `cut` would
+        # then shut down whatever socket has been given that number since.
         self._plug = socket.socket(fileno=os.dup(connection.fileno()))
+        # In autocommit, because a SET inside a transaction that is rolled back is undone with it.
         connection.autocommit = True
         connection.execute(self._settings)
         connection.autocommit = False
@@ -415,7 +453,7 @@ def read_url(url: str, home: Path) -> Path | URL:
     except ValueError as error:
         raise ConfigurationError("KOO_STATE_URL", f"it cannot be right: {error}") from None
     parsed = None
-    with suppress(ArgumentError, ValueError):  # their messages repeat the URL, with the password
+    with suppress(ArgumentError, ValueError):  # their messages contain the URL with its password
         parsed = with_hidden_password(make_url(url))
     if parsed is None:
         raise ConfigurationError("KOO_STATE_URL", "not a URL; an example is sqlite:///data/koo-state.db")
@@ -434,7 +472,7 @@ def read_url(url: str, home: Path) -> Path | URL:
 
 
 def _for_psycopg(url: URL) -> URL:
-    """asyncpg's own options are not libpq's: `ssl` is `sslmode` there, and the caches mean nothing to one thread."""
+    """Translate a URL that was written for asyncpg: `ssl` is called `sslmode`, and statement caches do not exist."""
     query = {name: value for name, value in url.query.items() if "statement" not in name}
     if "ssl" in query:
         query["sslmode"] = query.pop("ssl")
@@ -442,7 +480,7 @@ def _for_psycopg(url: URL) -> URL:
 
 
 def make_backend(target: Path | URL, timeout_s: float) -> SqlBackend:
-    """The backend for the result of `read_url`; opens nothing."""
+    """Create the backend for a result of `read_url`; opens no connection."""
     if isinstance(target, Path):
         return SqliteBackend(target, timeout_s)
     return PostgresBackend(target, timeout_s)

@@ -1,8 +1,8 @@
 """The state store of one process: its ledger, signals and alert episodes over one thread and one connection.
 
-It belongs to the event loop on which it was first used, until `close()`. After that it may be opened again on any loop;
-if its loop has just ended, it may be used on another one as it is. A store that cannot be reached is open nevertheless:
-it keeps trying, `trouble` says why, and each use raises `StoreUnavailable` until it is reachable.
+It belongs to the event loop on which it was first used, until `close()`. After that it may be opened again on any loop.
+If its loop has ended without a `close()`, it may be used on another loop directly. A store that cannot be reached still
+counts as open: it keeps trying, `trouble` gives the reason, and each use raises `StoreUnavailable` until it succeeds.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from koo.storage.unsettled import SqlUnsettled
 log = logging.getLogger("koo")
 
 FILE_BEAT_S = 0.1
-"""A commit to a file takes a millisecond, so purses can be small and a dead process leaves little behind."""
+"""A commit to a file takes a millisecond. Frequent beats keep purses small, so a dead process leaves little behind."""
 SERVER_BEAT_S = 1.0
-"""A hundred processes then make a hundred transactions a second."""
+"""At this interval a hundred processes make a hundred transactions a second."""
 
 
 class SqlStore:
     """The state store at `url`: `sqlite:///file` (relative to `home`) or `postgresql://…`; a `koo.storage.base.Store`.
 
-    `timeout_s` is the longest time that a caller waits for it; `beat_s` the time between two beats of its ledger, by
+    `timeout_s` is the longest time that a caller waits for it. `beat_s` is the time between two beats of its ledger, by
     default a tenth of a second for a file and a second for a server. Nothing is opened before the first use. Raises
-    `ConfigurationError` for another URL.
+    `ConfigurationError` for any other URL.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SqlStore:
         target = sql.read_url(url, home)
         self.file = target if isinstance(target, Path) else None
         self.clock = clock
-        # Looked up when the thread starts, so that a test can put its own database there.
+        # `make_backend` is looked up when the thread starts, so that a test can replace it.
         self.executor = Executor(lambda timeout_s: sql.make_backend(target, timeout_s), clock, timeout_s)
         is_file = isinstance(target, Path)
         exchange = SqlExchange(self.executor, beat_s or (FILE_BEAT_S if is_file else SERVER_BEAT_S))
@@ -88,16 +88,16 @@ class SqlStore:
 
     @property
     def process(self) -> str:
-        """The name of this process among those on the store; a new one each time it is opened."""
+        """This process's name in the store; a new one each time the store is opened."""
         return self.executor.process
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None: no trouble is known."""
+        """Why the store cannot be used now, as a sentence; None if no trouble is known."""
         return self.executor.trouble
 
     def as_leader(self, epoch: int) -> LedStore:
-        """What only the leader does, in the epoch in which this process leads."""
+        """The store with the leader's rights, for the epoch in which this process leads."""
         return LedStore(Fenced(self.executor, epoch))
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
@@ -105,7 +105,7 @@ class SqlStore:
         self.executor.watch(changed)
 
     async def open(self) -> None:
-        """Connect, make or upgrade the tables, read today's numbers. Raises `StoreUnavailable`, and keeps trying.
+        """Connect, create or upgrade the tables, read today's numbers. Raises `StoreUnavailable`, and keeps trying.
 
         Raises RuntimeError while it is open on another event loop that still runs.
         """
@@ -113,13 +113,15 @@ class SqlStore:
         await self.ledger.refresh()
 
     async def close(self) -> None:
-        """Write what is still waiting, as far as the store allows, and end the thread. It may be opened again."""
+        """Write what is pending, as far as the store allows, and end the thread. It may be opened again."""
         try:
+            # Leases first: finishing them books the day's units that calls have taken, and those are in the ledger's
+            # purses, which its last beat sends home.
             await self.leasing.finish()
             await self.ledger.finish()
         except StoreUnavailable as error:
             log.error(
-                "what was spent last is not in the state store (%s): it stays booked at its bound", error
+                "the state store did not receive the last spending (%s): it stays booked at its bound", error
             )
         finally:
             await self.executor.stop()
@@ -134,7 +136,7 @@ class SqlStore:
 
 
 class LedStore:
-    """The store as the fleet's leader writes it: each transaction first checks that it still leads."""
+    """The store with the leader's rights: each transaction first checks that this process still leads."""
 
     def __init__(self, transactions: Fenced) -> None:
         self.past = Past(transactions)

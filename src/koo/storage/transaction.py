@@ -1,7 +1,7 @@
-"""How a store's work sees its database: one transaction on one connection, in plain SQL that both databases know.
+"""The database as the store's work sees it: one transaction on one connection, in SQL that both databases accept.
 
-Work is a plain function: it runs in the store's own thread, so it must not touch anything of the event loop. Where
-SQLite and PostgreSQL differ, a statement has a word in braces: see `WORDS`.
+Work is a plain function. It runs in the store's own thread, so it must not touch anything that belongs to the event
+loop. Where SQLite and PostgreSQL differ, a statement contains a placeholder in braces, which `WORDS` replaces.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ T = TypeVar("T")
 
 WORDS: dict[Dialect, dict[str, str]] = {
     "sqlite": {
-        # The list arrives as one JSON text, so that the statement is the same for one id and for five hundred.
+        # A list is passed as one JSON text, so the statement is the same for one id and for five hundred. `IN (?, ?,
+        # …)` would be another statement for each length, and each would have to be parsed again.
         "ids": "SELECT value FROM json_each(:ids)",
-        # The clock of the machine, which all processes on one file share.
+        # The caller's clock is good enough here: all processes on one file run on the same machine.
         "clock_ms": ":wall_ms",
         "now_ms": ":now_ms",
         "keys": "SELECT value ->> 0 AS budget, value ->> 1 AS period FROM json_each(:keys)",
         "rows": "SELECT value FROM json_each(:rows)",
         "for_update_of_t": "",
-        "for_update": "",  # since BEGIN IMMEDIATE the whole file is ours
+        "for_update": "",  # BEGIN IMMEDIATE has already locked the whole file
         "serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
         "latecomers_wait": "SELECT 1",
     },
     "postgresql": {
         "ids": "SELECT json_array_elements_text(CAST(:ids AS json))",
+        # The server's clock, because the processes' machines may disagree by seconds. Not now(), which is the time at
+        # which the transaction began: it may have waited for a lock since, and leases would start in the past.
         "clock_ms": "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
         "now_ms": "CAST(:now_ms AS bigint)",
         "keys": """SELECT value ->> 0 AS budget, CAST(value ->> 1 AS bigint) AS period
@@ -41,14 +44,15 @@ WORDS: dict[Dialect, dict[str, str]] = {
         "for_update_of_t": "FOR UPDATE OF t",
         "for_update": "FOR UPDATE",
         "serial": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
-        # Held until the end of the transaction; the number only has to differ from other applications'.
+        # An exclusive lock until the transaction ends, for work that reads before it inserts, and for numbers that must
+        # become visible in order. Its own number only has to differ from those of other applications.
         "latecomers_wait": "SELECT pg_advisory_xact_lock(7072003120211)",
     },
 }
 
 
 class Table(NamedTuple):
-    """A table that rows are added to: its key, and its columns, text columns first."""
+    """A table to which rows are added: its key and its columns, text columns first."""
 
     name: str
     key: str
@@ -57,51 +61,51 @@ class Table(NamedTuple):
 
 
 class Transaction(Protocol):
-    """One transaction. Work may be run again after a lost connection, when the first run may have been committed."""
+    """One transaction. After a lost connection its work may run again, although the first run may be committed."""
 
     dialect: Dialect
 
     def rows(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
-        """Run a statement, and return its rows."""
+        """Run a statement and return its rows."""
         ...
 
     def later(self, sql: str, values: Mapping[str, Any] | None = None) -> Callable[[], list[Row]]:
-        """Run a statement whose rows are fetched later: on a server, several of these are one round trip."""
+        """Run a statement whose rows are fetched later: on a server, several of these share one round trip."""
         ...
 
     def run(self, sql: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Run a statement that returns nothing; once for each of several mappings of values."""
+        """Run a statement that returns nothing, once for each of several mappings of values."""
         ...
 
     def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
-        """Write rows, in the order of the table's columns; one whose key is there already changes nothing."""
+        """Insert rows, in the order of the table's columns. A row whose key exists already is skipped."""
         ...
 
 
 class Transactions(Protocol):
-    """Where work runs, one transaction after another, for one of the processes on a store."""
+    """Runs one process's work on a store, one transaction after another."""
 
     process: str
     clock: Clock
 
     async def run(self, work: Callable[[Transaction], T], *, exclusive: bool = True) -> T:
-        """Run `work` in a transaction. `exclusive`: it writes. Raises `StoreUnavailable`."""
+        """Run `work` in a transaction. Set `exclusive` if it writes. Raises `StoreUnavailable`."""
         ...
 
 
 def as_rows(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
-    """Values for a statement with `{rows}`: all rows in one statement, so in one round trip."""
+    """The values for a statement with `{rows}`: all rows in one statement, and so in one round trip."""
     return {"rows": json.dumps(list(rows), separators=(",", ":"))}
 
 
 def picked(texts: Sequence[str], numbers: Sequence[str]) -> dict[str, str]:
-    """How a statement picks columns out of `{rows}`, each of them texts first and then numbers."""
+    """The SQL that extracts columns from `{rows}`, where each row has its texts first and then its numbers."""
     found = {name: f"value ->> {place}" for place, name in enumerate(texts)}
-    # PostgreSQL extracts numbers as text.
+    # In PostgreSQL `->>` always returns text, and a bigint column does not accept that.
     return found | {
         name: f"CAST(value ->> {place} AS bigint)" for place, name in enumerate(numbers, len(texts))
     }
 
 
 class StatementRejected(StoreUnavailable):
-    """The store works, but rejects this: running it again unchanged cannot help."""
+    """The store works but rejects this statement, so running it again unchanged cannot help."""

@@ -1,8 +1,8 @@
-"""Where treasuries live: in memory, or in rows of a database. What they decide is in `policies/treasury.py`.
+"""Stores treasuries, in memory or in rows of a database. `policies/treasury.py` makes the decisions.
 
-A beat is one transaction: the rows that it touches are loaded and locked in one order, `receive` decides over them, and
-the changes are written back. Locking first and deciding second keeps the sum right: a decision over rows that were read
-without a lock would be applied to newer ones, and grant the same money twice.
+A beat is one transaction. The rows it touches are locked in a fixed order and loaded, `receive` decides, and the
+changes are written back. The lock must come before the decision: a decision made from rows that were read without a
+lock would be applied to newer rows, and could grant the same money twice.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from koo.storage.transaction import Row, Transaction, as_rows, picked
 Values = tuple[str | int, ...]
 
 UNBOUNDED = -1
-"""How a database stores that a budget has no limit: NULL would need special cases in each comparison."""
+"""Stored in a database for a budget without a limit. NULL would need a special case in every comparison."""
 
 
 class Treasuries(Protocol):
     """All treasuries of one store."""
 
     def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Reply:
-        """Take a beat in, all of it or nothing. `is_asked`: the answer says how all budgets of the beat stand."""
+        """Take in a beat, completely or not at all. With `is_asked`, the reply has the standings of its budgets."""
         ...
 
     def write_off(self, process: str) -> dict[Key, int]:
-        """Free what a process was granted and has not spent; its name is no longer answered. Returns what came free."""
+        """Free what a process was granted and has not spent, and reject its later beats. Returns what was freed."""
         ...
 
 
 class MemoryTreasuries:
-    """Treasuries that end with the process."""
+    """Treasuries in memory; they end with the process."""
 
     def __init__(self) -> None:
         self.treasuries: dict[Key, Treasury] = {}
@@ -60,7 +60,7 @@ class MemoryTreasuries:
         self.frozen_until_ms = 0
 
     def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Reply:
-        """Take a beat in."""
+        """Take in a beat."""
         keys = keys_of(beat, now_ms)
         rows = Rows(
             process=self.processes.setdefault(beat.process, ProcessRow()),
@@ -85,7 +85,7 @@ class MemoryTreasuries:
                 self.purses.setdefault((key, ENDED), Totals()).take_in(purse)
 
     def standings(self, keys: Iterable[Key], now_ms: int) -> dict[Key, Standing]:
-        """How these budgets stand."""
+        """The standings of these budgets."""
         found: dict[Key, Standing] = {}
         for key in keys:
             rows = [
@@ -117,20 +117,24 @@ class MemoryTreasuries:
 
 
 def _added(column: str) -> str:
-    """How two rows become one; a sum beyond the column's range becomes its maximum."""
+    """The SQL that adds one row's column to another's; a sum beyond the column's range becomes its maximum."""
     return f"""{column} = CASE WHEN koo_purses.{column} > {TOTAL_PICO_MAX} - excluded.{column} THEN {TOTAL_PICO_MAX}
         ELSE koo_purses.{column} + excluded.{column} END"""
 
 
 OPEN_PROCESS = """INSERT INTO koo_processes (name, number, token, closed, seen_ms)
     VALUES (:process, 0, '', 0, 0) ON CONFLICT (name) DO NOTHING"""
-# Everything known before the treasuries are: one statement, because each is a round trip.
+# Returns all values that are needed before the treasuries are locked, in one statement, since each is a round trip.
 LOCK_PROCESS = """SELECT number, token, closed, forgotten, (SELECT frozen_until_ms FROM koo_schema),
         coalesce({now_ms}, {clock_ms})
     FROM koo_processes WHERE name = :process {for_update}"""
 SAVE_PROCESS = """UPDATE koo_processes SET number = :number, token = :token, closed = :closed,
     forgotten = :forgotten, seen_ms = :now_ms WHERE name = :process"""
-# A new period begins with the limit of the last one before it.
+# A new period begins with the limit of the period before it. If it began with the limit of the first process to report,
+# one that runs with an older, higher limit could be granted money at midnight that the current limit forbids.
+#
+# ORDER BY makes all processes insert in one order. Two that open the same periods in different orders would each wait
+# for a row that the other has inserted, and the database would abort one of them.
 OPEN_TREASURIES = """INSERT INTO koo_treasuries
         (budget, period, limit_amount, limit_at_ms, booked, spent, recall_at_ms)
     SELECT k.budget, k.period, coalesce(b.limit_amount, -1), coalesce(b.limit_at_ms, 0), 0, 0, 0
@@ -152,7 +156,7 @@ SAVE_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)}) SELECT {", ".join(
     FROM ({{rows}}) r WHERE true
     ON CONFLICT (budget, period, process) DO UPDATE SET
     {", ".join(f"{one} = excluded.{one}" for one in list(PURSE)[3:])}"""
-# The same as `Totals.take_in`. The treasuries are locked, so no other process adds to the same row meanwhile.
+# Does the same as `Totals.take_in`. The treasuries are locked, so no other process changes the same row at this time.
 END_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)})
     SELECT p.budget, '{ENDED}', p.period, p.granted - p.back + p.over_granted, 0, p.spent, 0, 0
     FROM koo_purses p JOIN ({{keys}}) k ON k.budget = p.budget AND k.period = p.period WHERE p.process = :process
@@ -177,7 +181,7 @@ OTHERS = """SELECT p.budget, p.period, q.seen_ms, q.closed, p.granted, p.back, p
 
 
 def _asked(answer: Reply, keys: Iterable[Key], is_asked: bool) -> set[Key]:
-    """The budgets for which the answer says how they stand."""
+    """The budgets whose standings the reply contains."""
     return set(keys) if is_asked else {key for key in answer.short if key is not None}
 
 
@@ -191,15 +195,17 @@ def receive_in(
     opened: set[Key] | None = None,
     now_ms: int | None = None,
 ) -> Reply:
-    """Take a beat in, in a transaction. The time is the store's clock; for a file that is `wall_ms`, or `now_ms`.
+    """Take in a beat, in a transaction. The time is the store's clock; for a file that is `wall_ms`, or `now_ms`.
 
-    `opened` remembers which treasuries existed at the last beat, so that they need not be opened again.
+    `opened` remembers the treasuries that existed at the last beat, so they need not be opened again.
     """
     process, frozen_until_ms, now_ms, rows, others = _load(tx, beat, wall_ms, now_ms, opened, is_asked)
     rows.process, rows.frozen_until_ms = process, frozen_until_ms
     treasuries = {key: _values(key, row) for key, row in rows.treasuries.items()}
     purses = {key: _purse_values(key, row, beat.process) for key, row in rows.purses.items()}
     answer = receive(rows, beat, now_ms, beat_ms)
+    # The name is another process's, or an operator has closed it. Saving the process's row would only renew its
+    # `seen_ms`, and a written-off process must not appear to report.
     if not answer.is_you:
         return answer
     if rows.frozen_until_ms != frozen_until_ms:
@@ -224,20 +230,27 @@ def receive_in(
 def _load(
     tx: Transaction, beat: Beat, wall_ms: int, now_ms: int | None, opened: set[Key] | None, is_asked: bool
 ) -> tuple[ProcessRow, int, int, Rows, Callable[[], list[Row]]]:
-    """Lock this process, and then what its beat touches: its row, until when the store is frozen, the time, all rows,
-    and the purses of other processes if the store was asked how its budgets stand.
+    """Lock this process's row, then the rows that its beat touches.
+
+    Returns its row, the end of the store's freeze, the time, the rows, and the purses of other processes if `is_asked`.
     """
     opened = set() if opened is None else opened
+    # The process's own row is locked first, so two copies of one process under one name, or a beat and its repetition
+    # on a second connection, are decided one after the other. Both would otherwise read the same last token, and the
+    # money of one beat would be granted twice.
     locked = tx.later(LOCK_PROCESS, {"process": beat.process, "wall_ms": wall_ms, "now_ms": now_ms})
-    # In the same round trip the treasuries of the last beat, which are nearly always those of this one.
+    # Which treasuries a beat touches depends on the store's clock, which the first statement returns. To save a round
+    # trip, the treasuries of the last beat are locked with it: nearly always this beat touches the same ones.
     likely = _Locked(tx, beat.process, opened, is_asked) if opened else None
     process, frozen_until_ms, now_ms, is_new = _process(tx, beat.process, locked(), wall_ms, now_ms)
     keys = keys_of(beat, now_ms)
     rows = None if likely is None else likely.rows()
-    # A new process had no row to lock, so what was read with it may belong to another one of the same name.
+    # A new process had no row to lock. A copy of it under the same name may have reported between the two statements,
+    # so the purses that were read with the missing row do not count.
     if rows is None or likely is None or is_new or keys != opened:
-        # Before any is locked: if one were made while another is locked, two processes could deadlock. If the likely
-        # ones are locked already, at midnight, the database ends one of the two transactions, and it is run again.
+        # Missing treasuries are inserted before any is locked. A process that inserts one while it has locked another
+        # could deadlock with a process that does the opposite. At midnight the likely ones are locked already; if two
+        # processes deadlock then, the database aborts one transaction, and the backend runs it again.
         tx.run(OPEN_TREASURIES, _values_of(beat.process, keys))
         likely = _Locked(tx, beat.process, keys, is_asked)
         rows = likely.rows()
@@ -281,17 +294,17 @@ def _read(forgotten: str) -> dict[Key, int] | None:
 
 
 class _Locked:
-    """Some treasuries, locked in one order, with this process's purses, and the others' if `is_asked`."""
+    """Some treasuries, locked in a fixed order, with this process's purses, and the others' if `is_asked`."""
 
     def __init__(self, tx: Transaction, process: str, keys: set[Key], is_asked: bool) -> None:
         values = _values_of(process, keys)
         self._keys = keys
         self._found = tx.later(LOCK_TREASURIES, values)
-        # After the lock, so that no other beat changes them; at once, because a round trip may take long.
+        # Read after the lock, so that no other beat can change them in between, but in the same round trip.
         self.others = tx.later(OTHERS, values) if is_asked else list
 
     def rows(self) -> Rows | None:
-        """Wait for them; None if some are missing, because this store is another one than before."""
+        """Wait for the rows; None if some are missing, because the store was replaced since the last beat."""
         found = self._found()
         if len(found) < len(self._keys):
             return None
@@ -330,7 +343,7 @@ def _purse_values(key: Key, row: Totals, process: str) -> Values:
 
 
 def _fit(amount: int) -> int:
-    """At most what a column holds: a beat that the database rejects would be sent again forever."""
+    # Capped at the column's maximum. A beat that the database rejects would be sent again, unchanged, forever.
     return min(amount, TOTAL_PICO_MAX)
 
 
@@ -343,6 +356,9 @@ def _save(tx: Transaction, sql: str, now: Mapping[Key, Values], before: Mapping[
 def write_off_in(tx: Transaction, process: str) -> dict[Key, int]:
     """Free what a process was granted and has not spent, in a transaction."""
     values = {"process": process}
+    # Locking the row first orders the write-off against a late beat of that process. If the beat comes first, its
+    # spending is no longer free. If it comes second, it finds the name closed and is answered "not you". Unordered,
+    # the same money could be freed here and reported as spent there.
     _process(tx, process, tx.rows(LOCK_PROCESS, {**values, "wall_ms": 0, "now_ms": None}), 0, None)
     freed = {Key(budget, period): amount for budget, period, amount in tx.rows(FREED, values)}
     for key, amount in freed.items():

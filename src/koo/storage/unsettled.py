@@ -1,8 +1,9 @@
-"""Money that dead processes left behind, and what operators wrote off of it.
+"""Money that dead processes left behind, and what operators wrote off.
 
-What a process was granted stays booked until it reports again, because it may have spent it. An operator may know that
-it did not, or accept the risk: then what it had not reported as spent comes free, and its name is no longer answered.
-Each write-off is kept as a signal, in the same transaction, so that it can be found for as long as the store exists.
+Money that a process was granted stays booked until the process reports again, because it may have spent it. An operator
+may know that it did not, or accept the risk. A write-off frees what the process had not reported as spent, and the
+store rejects later beats under that name. The same transaction records the write-off as a signal, so it can be found
+for as long as the store exists.
 """
 
 from __future__ import annotations
@@ -27,24 +28,26 @@ WRITTEN_OFF = """SELECT target, at_ms, payload FROM koo_signals
 
 
 class SqlUnsettled:
-    """What dead processes left behind in the treasuries of one store."""
+    """Money that dead processes left behind in the treasuries of one store."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
     async def find(self) -> list[Unsettled]:
-        """Of the current day and month, by process. Raises `StoreUnavailable`."""
+        """The unsettled money of the current day and month, by process. Raises `StoreUnavailable`."""
         wall_ms = self._wall_ms()
         return await self._executor.run(lambda tx: _left(tx, wall_ms), exclusive=False)
 
     async def write_off(self, process: str | None, by: str, reason: str) -> list[WriteOff]:
-        """Free it for one process, or for all (None); returns what was freed. Raises `StoreUnavailable`.
+        """Free the money of one process, or of all (None); returns what was freed. Raises `StoreUnavailable`.
 
-        A process that has reported within ten seconds is left alone.
+        A process that reported within the last ten seconds is left alone.
         """
         wall_ms = self._wall_ms()
 
         def write(tx: Transaction) -> list[WriteOff]:
+            # Read again in the writing transaction: a process that looked dead in the operator's list may have
+            # reported since, and its money must not be granted to another one while it spends it.
             left = [one for one in _left(tx, wall_ms) if process in (None, one.process)]
             return [self._free(tx, one, by, reason, wall_ms) for one in left]
 
@@ -58,7 +61,7 @@ class SqlUnsettled:
         return WriteOff(left.process, wall_ms / 1000, by, reason, amounts)
 
     async def written_off(self, since: float, until: float) -> list[WriteOff]:
-        """What operators wrote off between two wall times, oldest first. Raises `StoreUnavailable`."""
+        """Write-offs between two wall times, oldest first. Raises `StoreUnavailable`."""
         values = {"since_ms": int(since * 1000), "until_ms": int(until * 1000)}
         rows = await self._executor.run(lambda tx: tx.rows(WRITTEN_OFF, values), exclusive=False)
         return [_written_off(process, at_ms, json.loads(payload)) for process, at_ms, payload in rows]

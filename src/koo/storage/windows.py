@@ -1,9 +1,9 @@
-"""Where a fleet's limits live: in memory, or in rows of a database. What they decide is in `policies/units.py`.
+"""Stores a fleet's limits, in memory or in rows of a database. `policies/units.py` makes the decisions.
 
-One message covers several limits of one process, and is one transaction. A first statement locks the limits' rows in
-one order, a second one reads the leases, and everything is decided over what it found. So two processes never get the
-same unit. A message that is run twice, after a lost connection, changes nothing the second time except its own
-requests, and what those are granted ends with its lease.
+One message covers several limits of one process and is one transaction. The first statement locks the limits' rows in a
+fixed order, the second reads the leases, and every decision is based on that reading. So two processes never get the
+same unit. A message that is executed twice after a lost connection only repeats its requests the second time, and units
+granted to a repeated request end with its lease.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Windows(Protocol):
     """All limits of one store."""
 
     def receive(self, process: str, told: Sequence[Told], now_ms: int) -> list[Grant]:
-        """Take in what a process reports, and answer about each limit in the same order."""
+        """Take in a process's report; returns one grant per limit, in the same order."""
         ...
 
 
 class MemoryWindows:
-    """Limits that end with the process. `processes`: how many there are to share them."""
+    """Limits in memory; they end with the process. `processes` is how many share them."""
 
     def __init__(self) -> None:
         self.windows: dict[str, Window] = {}
@@ -36,7 +36,7 @@ class MemoryWindows:
         self.processes = 0
 
     def receive(self, process: str, told: Sequence[Told], now_ms: int) -> list[Grant]:
-        """Take in what a process reports."""
+        """Take in a process's report."""
         return [self._receive(process, one, now_ms) for one in told]
 
     def _receive(self, process: str, told: Told, now_ms: int) -> Grant:
@@ -69,8 +69,9 @@ OPEN_LIMITS = f"""INSERT INTO koo_limits ({", ".join(LIMIT)}) SELECT {", ".join(
 LOCK_LIMITS = (
     f"""SELECT {", ".join(LIMIT)} FROM koo_limits WHERE name IN ({{ids}}) ORDER BY name {{for_update}}"""
 )
-# The time, how many processes there are, this process's leases and those that are over, and what all others have. One
-# statement has one time: between two statements a lease could end, and be counted by neither.
+# Returns the time, the number of processes, this process's leases, the leases that have ended, and the sum of all other
+# leases. It is one statement because one statement sees one time. Between two statements a lease could end: the first
+# would not count it as ended yet, the second no longer as running, and its units would be granted a second time.
 LEASES = f"""WITH c AS (SELECT coalesce({{now_ms}}, {{clock_ms}}) AS clock)
     SELECT '' AS name, '' AS process, clock, 0, 0, 0, 0, 0, 0, 0 FROM c
     UNION ALL SELECT '', 'processes', count(*), 0, 0, 0, 0, 0, 0, 0 FROM koo_fleet f WHERE {LIVES}
@@ -90,7 +91,7 @@ DROP_LEASES = f"""DELETE FROM koo_leases WHERE EXISTS (SELECT 1 FROM ({{rows}}) 
 def receive_in(
     tx: Transaction, process: str, told: Sequence[Told], wall_ms: int, now_ms: int | None = None
 ) -> list[Grant]:
-    """Take in what a process reports, in a transaction. The time is the store's clock; for a file it is `wall_ms`."""
+    """Take in a process's report, in a transaction. The time is the store's clock; for a file it is `wall_ms`."""
     found, now_ms = _load(tx, process, told, wall_ms, now_ms)
     before = {name: _limit_values(name, rows.window) for name, (rows, _) in found.items()}
     grants = [receive(found[one.name][0], one, now_ms) for one in told]
@@ -104,7 +105,7 @@ def receive_in(
             gone.append((name, process))
         for owner, lease in ended.items():
             if owner != process:
-                # Kept as long as its process may come back and report what it did not use.
+                # Kept while its process may still return and report the units that it did not use.
                 (leases if lease.lapsed else gone).append(_lease_values(name, owner, lease))
     for sql, values in ((SAVE_LIMITS, changed), (SAVE_LEASES, leases), (DROP_LEASES, gone)):
         if values:
@@ -113,7 +114,7 @@ def receive_in(
 
 
 Found = dict[str, tuple[Rows, dict[str, Lease]]]
-"""By limit: its rows, and the leases that were read: this process's, and those that have just ended."""
+"""By limit: its rows, and the leases that were read, which are this process's and those that have just ended."""
 
 
 def _load(
@@ -122,9 +123,12 @@ def _load(
     """Lock the limits, then read the leases. The time is that of the second statement."""
     names = sorted(one.name for one in told)
     values = {"process": process, "ids": json.dumps(names), "wall_ms": wall_ms, "now_ms": now_ms}
+    # Both statements travel in one round trip, and the server still runs them in this order. The leases must be read
+    # under the lock: read before it, they could miss units that another process was granted a moment earlier.
     limits, leases = tx.later(LOCK_LIMITS, values), tx.later(LEASES, values)
     windows = limits()
     if len(windows) < len(names):
+        # A limit that is used for the first time has no row to lock, so what was read with it does not count.
         tx.run(OPEN_LIMITS, as_rows([_limit_values(name, Window()) for name in names]))
         limits, leases = tx.later(LOCK_LIMITS, values), tx.later(LEASES, values)
         windows = limits()

@@ -1,15 +1,15 @@
-"""The store's own thread: everything that touches the state store happens in it, one transaction after another.
+"""The store's own thread. Everything that touches the state store happens in it, one transaction after another.
 
-Why a thread, and not a driver for asyncio: a transaction is some six statements, and an asynchronous driver needs at
-least one turn of the loop for each step of each. With a loop that is busy for half a millisecond a turn, such a
-transaction was measured at 23 ms, and in a thread of its own at 1.4 ms (idle: 0.9 and 0.3). The loop hands a job over,
-and its end costs the loop one turn. Both databases work the same way.
+A thread is used instead of an asyncio driver because a transaction is some six statements, and an asynchronous driver
+needs at least one turn of the loop for each step of each statement. On a loop that is busy for half a millisecond per
+turn, such a transaction took 23 ms, and 1.4 ms in a thread (on an idle loop: 0.9 and 0.3 ms). With a thread, the end of
+a job costs the loop one turn. Both databases work the same way.
 
-No call waits for it, except one that finds its purse empty (`ledger.py`).
+Only a call that finds its purse empty waits for the thread (`ledger.py`).
 
-Callers do not each try a failing store: `trouble` says why it failed last. While it is not None, all jobs fail with
-that at once, and the thread itself tries the store again, with growing pauses. A call that does not return is cut off
-by the caller that has waited longest for it (`cut_if_stuck`): the thread cannot do that, because it is what hangs.
+Callers do not each try a failing store. `trouble` gives the reason of the last failure. While it is set, all jobs fail
+with it immediately, and the thread itself tries the store again after growing pauses. A transaction that hangs is cut
+off by the caller that has waited longest for it (`cut_if_stuck`). The thread cannot do that, because it is blocked.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ log = logging.getLogger("koo")
 
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 2.0
-"""So that a store is found again within five seconds of being back, a slow attempt included."""
+"""With this pause koo notices within five seconds that a store is back, including one slow attempt."""
 KNOCK_BYTES = 262_144
-"""As large as the largest beat: a smaller write could succeed on a disk that is nearly full, and prove nothing."""
+"""The size of the largest beat. A smaller write could succeed on a nearly full disk, and the next beat would fail."""
 
 
 class Job(Protocol):
-    """One transaction's work. `exclusive`: it writes."""
+    """One transaction's work. `exclusive` is set if it writes."""
 
     exclusive: bool
 
     def wanted(self) -> bool:
-        """In the thread, before it starts: False when no caller waits any more. Then only `finished` follows."""
+        """Called in the thread before the job starts. If no caller waits any more, only `finished` follows."""
         ...
 
     def write(self, tx: Transaction) -> None:
-        """In the thread, in a transaction. May be run a second time, after a lost connection."""
+        """Called in the thread, in a transaction. After a lost connection it may be called a second time."""
         ...
 
     def finished(self, error: Exception | None) -> None:
-        """On the loop, a moment later."""
+        """Called on the loop when the job has ended."""
         ...
 
 
@@ -62,16 +62,16 @@ class Backend(Protocol):
         ...
 
     def cut(self) -> None:
-        """From another thread: make the statement that hangs fail."""
+        """Make a hung statement fail; called from another thread."""
         ...
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         ...
 
 
 class Worker:
-    """The thread of one open store. `changed(trouble)` is called on the loop when the store is lost or found again."""
+    """The thread of one open store. It calls `changed(trouble)` on the loop when the store is lost or back."""
 
     def __init__(
         self, backend: Backend, loop: asyncio.AbstractEventLoop, changed: Callable[[str | None], None]
@@ -85,27 +85,29 @@ class Worker:
         self._pause_s = PAUSE_S_MIN
         self._knock_at = 0.0
         self._ended = asyncio.Event()
+        # A daemon, because the interpreter joins all other threads at exit: one that hangs in a dead connection would
+        # keep the process from ending.
         self._thread = threading.Thread(target=self._serve, name="koo state store", daemon=True)
 
     def start(self) -> None:
-        """Start. Raises OSError if the system cannot start a thread."""
+        """Start the thread. Raises OSError if the system cannot start one."""
         start(self._thread)
 
     @property
     def alive(self) -> bool:
-        """True while it works for an open loop. After a fork it is False in the child, which has no threads."""
+        """True while it works for an open loop. In a forked child it is False, because threads are not copied."""
         return self._thread.is_alive() and not self.loop.is_closed()
 
     def submit(self, job: Job) -> None:
-        """Do `job` after those before it. From any thread."""
+        """Queue `job`. May be called from any thread."""
         self._jobs.put(job)
 
     def stop(self) -> None:
-        """End after the jobs before this."""
+        """End the thread after the jobs that are queued."""
         self._jobs.put(None)
 
     async def stopped(self, timeout_s: float) -> None:
-        """Wait until it has ended; a thread that hangs for longer is cut off, and left to itself."""
+        """Wait until the thread has ended. If it hangs, its statement is cut off; if that fails, it is abandoned."""
         for step in (self._backend.cut, lambda: None):
             try:
                 async with asyncio.timeout(timeout_s):
@@ -116,14 +118,14 @@ class Worker:
         log.error("the state store's thread does not end: %s", self.trouble)
 
     def cut_if_stuck(self, waited_for: Job, after_s: float, reason: str) -> None:
-        """On the loop, after waiting `after_s` in vain: declare the store lost, and end what hangs.
-
-        Another caller's job is left alone until it has had as long; the thread may have started it just now.
-        """
+        """Declare the store lost and cut off the hung job; called on the loop by a caller that waited `after_s`."""
         self._lost(reason)
+        # Read once: the thread sets it to None when its job ends, possibly between two reads here.
         under_way = self._under_way
         if under_way is None:
             return
+        # The caller's own job may still be queued behind another one, which the thread may have started only just now.
+        # Cutting that one would fail a healthy transaction, and with it a caller that has hardly waited.
         job, since = under_way
         if job is waited_for or time.monotonic() - since >= after_s:
             self._backend.cut()
@@ -144,7 +146,8 @@ class Worker:
     def _next(self) -> Job | None:
         if self.trouble is None:
             return self._jobs.get()
-        # By the clock, not when the queue is empty: a steady queue would postpone the knock forever.
+        # The knock is due by the clock, not when the queue is empty. Callers that keep trying, each failing at once,
+        # would keep the queue filled and postpone the knock forever.
         wait_s = self._knock_at - time.monotonic()
         try:
             if wait_s > 0:
@@ -159,18 +162,20 @@ class Worker:
             self._on_loop(job.finished, None)
             return
         error = self._transact(job)
-        self._note(job, error)  # first, so that a caller that receives the failure finds the store in trouble
+        # Noted before the caller is woken. In the other order a caller that receives the failure could still find
+        # `trouble` unset, and would wait for a beat instead of deciding without the store.
+        self._note(job, error)
         self._on_loop(job.finished, error)
 
     def _transact(self, job: Job) -> Exception | None:
+        # Jobs that are already queued fail immediately too. Against a store that hangs, each would otherwise wait for
+        # its own timeout, one after another, and the last of ten callers would learn of it after ten timeouts.
         if self.trouble is not None and not isinstance(job, Knock):
-            return StoreUnavailable(
-                self.trouble
-            )  # otherwise each would wait for its own timeout, one after another
+            return StoreUnavailable(self.trouble)
         self._under_way = job, time.monotonic()
         try:
             self._backend.transact(job.write, job.exclusive)
-        except Exception as failed:  # noqa: BLE001 (it is the job that raises it, where it is waited for)
+        except Exception as failed:  # noqa: BLE001 (the job raises it in its caller)
             return failed
         finally:
             self._under_way = None
@@ -182,9 +187,10 @@ class Worker:
         elif isinstance(job, Knock):
             self._found()
         elif error is None and job.exclusive:
-            self._pause_s = (
-                PAUSE_S_MIN  # not when it was found: a flapping store is tried less and less often
-            )
+            # Only a real write resets the pause, not the knock that found the store again. A store that accepts the
+            # knock and fails at the next beat would otherwise be tried every 50 ms, and all waiting callers would be
+            # sent to it each time.
+            self._pause_s = PAUSE_S_MIN
         if isinstance(job, Knock):
             self._knock_at = time.monotonic() + self._pause_s
 
@@ -203,12 +209,12 @@ class Worker:
     def _on_loop(self, call: Callable[..., None], *values: object) -> None:
         try:
             self.loop.call_soon_threadsafe(call, *values)
-        except RuntimeError:  # the loop is closed, and its callers with it
-            pass
+        except RuntimeError:
+            pass  # the loop is closed, so no caller is left
 
 
 class Knock:
-    """Checks whether the store can be written again."""
+    """A probe that checks whether the store accepts writes again."""
 
     exclusive = True
 
@@ -216,7 +222,7 @@ class Knock:
         return True
 
     def write(self, tx: Transaction) -> None:
-        # A read alone would pass on a full disk, and so would a small write into what is left of it.
+        # A read would succeed on a full disk, and so would a small write into the space that is left.
         tx.run("DELETE FROM koo_probe")
         tx.run(
             "INSERT INTO koo_probe (filler) VALUES (:filler)", {"filler": secrets.token_hex(KNOCK_BYTES // 2)}
