@@ -81,7 +81,7 @@ def test_a_budget_without_room_refuses_and_says_which_one_and_why() -> None:
         with pytest.raises(BudgetExceeded) as refusal:
             await world.ask()
         assert refusal.value.reason == (
-            "the budget 'team' of $0.001 does not cover this call: $0.00 spent, $0.00 held for calls that are running, "
+            "the budget 'team' of $0.001 does not cover this call: $0.00 spent, $0.00 held for running calls, "
             "up to $0.0018 needed"
         )
         assert world.first.asked == 0 and world.spent_usd == 0, "nothing is held in the other budgets"
@@ -220,7 +220,7 @@ def test_a_budget_too_small_for_the_call_that_is_asked_is_a_shortage_at_whatever
         with pytest.raises(BudgetExceeded):
             await world.ask()
         assert world.budgets.view("first").shortage == (
-            "the day's budget of $0.001 does not cover the last call that was made: up to $0.0018 needed, $0.001 left"
+            "the day's budget of $0.001 does not cover the last call: up to $0.0018 needed, $0.001 left"
         )
         assert world.budgets.view("second").shortage == ""
         await world.ask(max_tokens=10)

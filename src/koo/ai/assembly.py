@@ -1,4 +1,4 @@
-"""From options to services that can be called: which vendor's adapter, which address, whose classifier."""
+"""Builds the services from the options: each with its vendor's adapter, its address and its classifier."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ HOSTED: dict[str, Callable[..., Provider]] = {
     "gemini": GeminiProvider,
     "perplexity": PerplexityProvider,
 }
-"""The adapters that talk over the network, by the kind of service."""
+"""The adapters for services on the network, by kind of service."""
 ADDRESSES = {
     "anthropic": AnthropicProvider.vendor.base_url,
     "openai": OpenAIProvider.vendor.base_url,
     "gemini": GeminiProvider.vendor.base_url,
     "perplexity": PerplexityProvider.vendor.base_url,
 }
-"""The vendors' own addresses; for a self-hosted server the address is always set."""
+"""The vendors' default addresses. A self-hosted server always has its address set."""
 
 
 def assemble(
@@ -55,7 +55,7 @@ def assemble(
     publish: Callable[[Event], None],
     calls: CallLog | None = None,
 ) -> dict[str, AIService]:
-    """Every service of the options, by name. Makes no connection. Raises `ConfigurationError`."""
+    """Build every service in the options, keyed by name. Makes no connection. Raises `ConfigurationError`."""
     ai_services = {}
     for one in options.services:
         service = Service(
@@ -86,12 +86,12 @@ def assemble(
 
 
 def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClient, clock: Clock) -> Provider:
-    """The adapter of one service. Raises `ConfigurationError` for a kind without an adapter."""
+    """Make the adapter of one service. Raises `ConfigurationError` for an unknown kind."""
     if one.kind == "local":
         return LocalProvider(one.name, model_path=options.local_model_path, queue_max=one.queue_length)
     adapter = HOSTED.get(one.kind)
     if adapter is None:
-        raise ConfigurationError(one.name, f"there is no adapter for services of the kind {one.kind!r}")
+        raise ConfigurationError(one.name, f"no adapter exists for services of kind {one.kind!r}")
     return adapter(
         one.name,
         http,
@@ -105,7 +105,7 @@ def make_provider(one: ServiceOptions, options: PlatformOptions, http: HttpClien
 
 
 def _proxy(one: ServiceOptions, network: NetworkOptions) -> Proxy | None:
-    """The proxy on the way to a service. Raises `ConfigurationError` if koo cannot use it."""
+    """The proxy between koo and a service, if any. Raises `ConfigurationError` if koo cannot use it."""
     address = one.base_url or ADDRESSES.get(one.kind)
     if address is None or not one.configured:
         return None
@@ -123,7 +123,7 @@ def _warn_of_secrets_in_the_clear(one: ServiceOptions, proxy: Proxy | None) -> N
 
 
 def describe(one: AIService) -> ServiceConfiguration:
-    """The settings in force for a service, for people: never a key, a password or the content of a header."""
+    """The settings in force for a service, for display: never a key, a password or a header's content."""
     options = one.options
     return {
         "kind": options.kind,

@@ -1,7 +1,7 @@
-"""Which budgets a call is held in, and the sentence of a refusal.
+"""Decides which budgets a call is held in, and writes the message of a refusal.
 
-Every service has a budget of its own for each UTC day. An operator may set more, per day or month: for one service, one
-model, one tag, or all together. A call is held in all that apply, or in none.
+Every service has its own budget for each UTC day. An operator may set more budgets, per day or per month: for one
+service, one model, one tag, or for everything together. A call is held in all budgets that apply to it, or in none.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from koo.refusals import not_begun
 from koo.storage.base import UNTOLD, Allowance, Bill, BudgetView, How, Ledger, OwnBudgetView, Short
 
 AWAY_RETRY_S = 5.0
-"""When to retry while the store is away: it is found within this time of being back."""
+"""When to retry while the store is unavailable: koo notices its return within this time."""
 RECALL_RETRY_S = 2.0
-"""Two beats: in the first other processes hear that they should send money home, in the second it arrives."""
+"""Two beats: with the first, other processes learn that they should return money; with the second, it arrives."""
 SETS_MAX = 1000
-"""Sets of budgets remembered, by service, model and tag: callers choose models and tags."""
+"""The most sets of budgets remembered, by service, model and tag: callers choose models and tags."""
 TAGS_MAX = 1000
-"""Tags with a budget each, for one `TAG=*`; later tags share one more. Each beat covers all of them."""
+"""The most tags with a separate budget, for one `TAG=*`. Later tags share one more. Each beat covers all of them."""
 TAG_LENGTH_MAX = 200
 EACH = "*"
-"""The tag of a budget that stands for one budget per tag."""
+"""The tag of a budget that applies to each tag separately."""
 TAGS_SHOWN = 20
 OTHER_TAGS = EACH
-"""The tag of the budget that tags above `TAGS_MAX` share."""
+"""The tag of the budget that all tags beyond `TAGS_MAX` share."""
 
 
 def day_budget(service: str) -> str:
-    """The name of a service's own budget in the ledger."""
+    """The name of a service's daily budget in the ledger."""
     return f"service/{service}"
 
 
@@ -50,11 +50,11 @@ def requests_count(service: str) -> str:
 
 
 SHORT_KEPT_S = 300.0
-"""How long a refusal for money is worth an alert although smaller calls to the service pass."""
+"""How long a refusal for money keeps its alert while smaller calls to the service succeed."""
 
 
 class Shortage(NamedTuple):
-    """A refusal for money: which budget had no room, in which period, what the call needed, and when."""
+    """A refusal for money: the budget without room, its period, what the call needed, and the time."""
 
     name: str
     period: int
@@ -78,11 +78,11 @@ class Budgets:
         self._names: dict[str, Budget] = {}
         self._options: dict[str, BudgetOptions] = {}
         self._of_tags: dict[str, set[str]] = {one.name: set() for one in options if one.tag == EACH}
-        self._shortages: dict[str, Shortage] = {}  # until a call succeeds
+        self._shortages: dict[str, Shortage] = {}  # by service, until a call succeeds
         self._last_shortages: dict[str, Shortage] = {}
         self._paces: dict[str, SpendingPace] = {}
         self.not_spent: Counter[str] = Counter()
-        """The worst cases, in pico-dollars, of calls that were refused, by service."""
+        """The worst cases of refused calls, added up in pico-dollars, by service."""
         self._models = {one.model for one in options if one.model is not None}
         self._tags = {one.tag for one in options if one.tag is not None}
         for one in options:
@@ -90,12 +90,13 @@ class Budgets:
                 self._add(f"budget/{one.name}", one)
 
     def add_service(self, name: str, allowance: Allowance, requests_a_day: int | None = None) -> Budget:
-        """Know a service's daily budget, and count its requests; returns the budget of those requests."""
+        """Add a service's daily budget and its count of requests; returns the budget that counts the requests."""
         limit = None if allowance.limit_usd is None else limit_to_pico(allowance.limit_usd)
         self._names[day_budget(name)] = self.ledger.budget(
             day_budget(name), limit, "day", is_default=not allowance.explicit
         )
-        # As a default budget: while the store is away, the limit continues in memory. It protects no money.
+        # A default budget: while the store is unavailable, the limit is counted in memory. A budget that was set would
+        # refuse every call then, and a limit on requests protects no money that would justify that.
         requests = self.ledger.budget(requests_count(name), requests_a_day, is_default=True)
         self._names[requests_count(name)] = requests
         self._sets.clear()
@@ -108,7 +109,8 @@ class Budgets:
 
     def of(self, service: str, model: str = "", tag: str | None = None) -> tuple[Budget, ...]:
         """The budgets in which a call is held."""
-        # Models and tags without a budget make no difference, and must not fill the memory.
+        # Models and tags without a budget are left out of the key. They do not change the result, and callers choose
+        # them, so each new one would push a useful entry out of the cache.
         key = (
             service,
             model if model in self._models else "",
@@ -134,7 +136,8 @@ class Budgets:
 
     def _of_tag(self, one: BudgetOptions, tag: str) -> Budget:
         tags = self._of_tags[one.name]
-        # The ledger stores names as text: PostgreSQL allows no NUL there, and neither database a lone surrogate.
+        # The ledger stores names as text. PostgreSQL rejects NUL in text, and neither database can encode a lone
+        # surrogate: one such tag would make the whole beat fail, and with it everyone's bookings.
         clean = tag[:TAG_LENGTH_MAX].replace("\0", "").encode(errors="replace").decode()
         if clean not in tags and len(tags) >= TAGS_MAX:
             clean = OTHER_TAGS
@@ -143,7 +146,7 @@ class Budgets:
         return self._names.get(name) or self._add(name, one)
 
     def forget_unused_tags(self) -> None:
-        """Make room for other tags: those without use in this period lose their budget."""
+        """Make room for other tags by dropping the budgets of those that were not used in this period."""
         for one, tags in self._of_tags.items():
             for tag in list(tags):
                 name = f"budget/{one}/{tag}"
@@ -155,14 +158,14 @@ class Budgets:
             self._sets.clear()
 
     def is_capped(self, service: str) -> bool:
-        """Whether a limit was set that calls without a tag to the service count against, whatever their model."""
+        """Whether an operator has set a limit that applies to the service's calls without a tag."""
         own = self._names[day_budget(service)]
         if own.limit is not None and not own.is_default:
             return True
         return any(one.tag is None and one.service in (None, service) for one in self.options)
 
     def settle(self, hold: Hold, service: str, bill: Bill, how: How = UNTOLD) -> None:
-        """Book what a call cost. A bill above its hold is booked whole, and published."""
+        """Book what a call cost. A bill above its hold is booked in full, and published as an event."""
         if self._shortages:
             self._shortages.pop(service, None)
         bound = hold.amount
@@ -171,15 +174,15 @@ class Budgets:
             self._publish(BillExceededHold(service, str(from_pico(cost)), str(from_pico(bound))))
 
     def room(self, budgets: tuple[Budget, ...]) -> int | None:
-        """What all of them leave, as last known: not spent, not held by calls, not left unsettled by dead processes.
+        """How much more a call can hold in all of these budgets, in pico-dollars; None if none has a limit.
 
-        In pico-dollars; None if none of them has a limit.
+        Money that is spent, held by calls, or left unsettled by dead processes is subtracted, as last known.
         """
         lefts = [_left(self.ledger.standing(budget.name)) for budget in budgets]
         return min((left for left in lefts if left is not None), default=None)
 
     def keep_count(self, service: Service) -> None:
-        """Count the service's requests per day in the store, and learn what other processes have counted."""
+        """Exchange the service's requests per day with the store: store this process's, read the other processes'."""
         budget = self._names[requests_count(service.name)]
         if budget.limit is not None:
             service.note_day(budget.purse.key.period, self._requests_of(budget))
@@ -191,37 +194,39 @@ class Budgets:
             service.note_elsewhere(day, self.ledger.counted_elsewhere(budget, day))
 
     def _requests_of(self, budget: Budget) -> int:
-        """How many requests all processes made today."""
+        """How many requests all processes have made today."""
         standing = self.ledger.standing(budget.name)
-        # `spent` only grows; what an operator has taken back is subtracted in `back`.
+        # `spent` only grows. What an operator's reset has taken back is missing only from `booked`, so the smaller of
+        # the two is the number that counts.
         return (
             min(standing.spent, max(0, standing.booked))
             if self.ledger.knows(budget.name)
             else budget.purse.spent
         )
 
-    # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── for display ───────────────────────────────────────────────────────────────────────────────────────────
 
     def note_paces(self, now_s: float) -> None:
-        """Record what is spent of each budget that has a limit, for forecasts; `now_s` in wall seconds."""
+        """Record the spending of each budget with a limit, for forecasts. `now_s` is in wall seconds."""
         for name, budget in self._names.items():
             standing = self.ledger.standing(name)
-            # Before the store was asked once, other processes' spending is unknown, and would look like a sudden jump.
+            # Other processes' spending is unknown until the store has been read once. Recorded as zero before, it would
+            # then look like a sudden jump, and the forecast would be that the budget runs out within minutes.
             if budget.limit is not None and self.ledger.knows(name):
                 pace = self._paces.setdefault(name, SpendingPace())
                 pace.note(now_s, budget.purse.key.period, standing.spent)
 
     def view(self, service: str, model: str | None = None, now_s: float | None = None) -> BudgetView:
-        """A service's own budget of today; its `shortage` also covers other budgets of the service.
+        """A service's daily budget; its `shortage` also covers the other budgets that apply to the service.
 
-        `model`: the default model. Without the time (wall seconds) there is no forecast.
+        `model` is the default model. Without `now_s` (wall seconds) the view has no forecast.
         """
         view = self._view(day_budget(service), now_s)
         short = None if now_s is None else self._short(service, now_s)
         return replace(view, shortage=self._shortage(service, model or ""), short=short)
 
     def views(self, now_s: float) -> list[OwnBudgetView]:
-        """The budgets that an operator set. Of one per tag, those of the tags that spent most."""
+        """The budgets that an operator has set. Of a budget per tag, the 20 tags that have spent most."""
         found = []
         for one in self.options:
             if one.tag != EACH:
@@ -248,12 +253,12 @@ class Budgets:
         return replace(view, runs_out=run_out(left, paces, now_s, view.resets_at))
 
     def _shortage(self, service: str, model: str) -> str:
-        """Why calls to the service are refused for money now, whatever share of a budget that is; empty if not."""
+        """Why calls to the service are refused for money now; empty if they are not."""
         noted = self._shortages.get(service)
         left = None if noted is None else self._lack(noted)
         if noted is not None and left is not None:
             return (
-                f"{_titled(noted.name, self.ledger.standing(noted.name))} does not cover the last call that was made: "
+                f"{_titled(noted.name, self.ledger.standing(noted.name))} does not cover the last call: "
                 f"up to {_usd(noted.amount)} needed, {_usd(left)} left"
             )
         for budget in self.of(service, model)[1:]:
@@ -263,14 +268,16 @@ class Budgets:
         return ""
 
     def _lack(self, noted: Shortage) -> int | None:
-        """What is left of the budget, if the refused call would be refused again; None if it would not."""
+        """What is left of the budget if the refused call would be refused again; None if it would succeed now."""
         if noted.period != self._names[noted.name].purse.key.period:
             return None
         left = _left(self.ledger.standing(noted.name))
         return max(0, left) if left is not None and left < noted.amount else None
 
     def _short(self, service: str, now_s: float) -> Short | None:
-        """The refusal for money that is still worth an alert: calls that fit still pass between those that do not."""
+        """The refusal for money that is still worth an alert; None if there is none."""
+        # `_shortages` ends with the first call that succeeds. If small calls succeed while large ones are refused, an
+        # alert that follows it would start and end every few seconds. So a refusal also counts for `SHORT_KEPT_S`.
         noted = self._last_shortages.get(service)
         if noted is None or (now_s - noted.at_wall_s >= SHORT_KEPT_S and service not in self._shortages):
             return None
@@ -285,7 +292,7 @@ class Budgets:
             resets_at=self.ledger.view(noted.name).resets_at,
         )
 
-    # ── refusing ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def refusal(
         self,
@@ -296,7 +303,7 @@ class Budgets:
         short: str | None,
         now_s: float,
     ) -> ServiceRefused:
-        """The error of a call that got no hold. `short` names the budget without room, if known."""
+        """The error for a call that got no hold. `short` names the budget without room, if it is known."""
         error = self._refusal(service, budgets, amount, why, short, now_s)
         names = [short] if short else [budget.name for budget in budgets]
         wanted = [self._options[name].on_exhausted for name in names if name in self._options]
@@ -316,27 +323,33 @@ class Budgets:
             return not_begun(service)
         if why is Refusal.AWAY:
             reason = (
-                f"it cannot be checked whether the budget covers this call: {self.ledger.trouble}; "
-                "calls under a budget that was set are refused until the state store is back"
+                f"koo cannot check whether the budget covers this call: {self.ledger.trouble}; "
+                "calls under a budget that was set are refused until the state store is available again"
             )
             return ServiceRefused(service, reason, AWAY_RETRY_S, kind=Kind.STORE_UNAVAILABLE)
         name = short or next(b.name for b in budgets if b.limit is not None)
         standing = self.ledger.standing(name)
-        # Recalled money arrives within two beats; and running calls seldom cost as much as they hold.
+        # A retry soon makes sense in two cases. Other processes have idle money, which arrives within two beats of the
+        # recall. Or running calls hold what is missing, and they seldom cost as much as they hold. Otherwise only a new
+        # period helps.
         fits_soon = standing.limit is None or amount <= standing.limit - standing.spent - standing.unsettled
         is_soon = why is Refusal.NOT_MET and (standing.idle > 0 or fits_soon)
         retry_after_s = (
             RECALL_RETRY_S if is_soon else max(0.0, self._resets_at(name, budgets, amount) - now_s)
         )
         if name not in self._options or self._options[name].tag is None:
-            # A tag that has used up its own budget says nothing about the service, which other callers can still use.
+            # A tag's budget is not recorded as the service's shortage: callers with other tags can still use the
+            # service, and one tenant at its limit must not raise an alert for all.
             noted = Shortage(name, self._names[name].purse.key.period, amount, now_s)
             self._shortages[service] = self._last_shortages[service] = noted
         self.not_spent[service] += amount
         return BudgetExceeded(service, _sentence(_titled(name, standing), standing, amount), retry_after_s)
 
     def _resets_at(self, name: str, budgets: tuple[Budget, ...], amount: int) -> float:
-        """When the last of the budgets without room starts anew: the day's end frees no month's budget."""
+        """When the last of the budgets without room resets, in wall seconds.
+
+        Not the first: if a month's budget is full too, the new day does not help.
+        """
         full = {name}
         for one in budgets:
             standing = self.ledger.standing(one.name)
@@ -346,7 +359,7 @@ class Budgets:
 
 
 def _left(standing: Standing) -> int | None:
-    """What calls may still hold, idle money of other processes included; None: without a limit."""
+    """What calls can still hold, including idle money of other processes; None if there is no limit."""
     if standing.limit is None:
         return None
     return standing.limit - standing.spent - max(0, standing.held) - standing.unsettled
@@ -363,10 +376,10 @@ def _title(name: str) -> str:
 
 
 def _sentence(title: str, standing: Standing, amount: int) -> str:
-    """The arithmetic behind a refusal."""
+    """The message of a refusal, with the amounts that led to it."""
     parts = [
         f"{_usd(standing.spent)} spent",
-        f"{_usd(max(0, standing.held))} held for calls that are running",
+        f"{_usd(max(0, standing.held))} held for running calls",
     ]
     if standing.unsettled:
         parts.append(f"{_usd(standing.unsettled)} unsettled by processes that no longer report")

@@ -1,8 +1,8 @@
-"""What koo knows of the object or function that an operation calls: looked up once, remembered while it lives.
+"""Inspects the object or function that an operation calls, once, and remembers the result while it lives.
 
 An SDK's method is bound to a resource of its client. From there koo can see whether it blocks, whether the client
-repeats by itself, and which key it uses. The walk takes some microseconds, and a guarded call should cost one or two:
-so it is made when an object is first seen. Nothing here keeps an object alive, nor a key.
+retries by itself, and which key it uses. Looking that up takes several microseconds and a guarded call should cost one
+or two, so it is done once, when an object is first seen. Nothing here keeps an object or a key alive.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from koo.ai.sdk_retries import own_retries
 CO_COROUTINE = 0x80
 PLAIN = frozenset({str, int, float, bool, bytes, dict, list, tuple, set, NoneType, FunctionType})
 KINDS_MAX = 1024
-"""Classes remembered; an application that makes a class per call must not fill the memory."""
+"""The most classes remembered: an application that makes a class per call must not fill the memory."""
 
 
 class Callee:
-    """What is known of one object, with all its methods, or of one function."""
+    """What is known about one function, or about one object with all its methods."""
 
     __slots__ = ("_credential", "_instead", "_key", "_seen", "library", "ref", "retries")
 
@@ -35,7 +35,7 @@ class Callee:
         self.library = type(getattr(inner, "__self__", inner)).__module__.partition(".")[0]
         self._instead: dict[str, str] = {}
         self._key = find_key(getattr(inner, "__self__", inner))
-        self._seen = 0  # the hash of the key that `_credential` is the digest of
+        self._seen = 0  # the hash of the key from which `_credential` was computed
         self._credential = ""
 
     def instead(self, method: object) -> str:
@@ -47,11 +47,14 @@ class Callee:
         return found
 
     def credential(self, inner: object) -> str:
-        """The digest of the key that its client has now; empty if koo sees none."""
+        """The digest of the key that its client has now; empty if koo finds none."""
         if self._key is None:
             return ""
+        # The key is read on every call, because applications rotate keys on a live client; under the old digest a new
+        # key would stay blocked. Its hash is compared instead of the key itself, so that no copy of the key stays here.
+        # Python stores a string's hash in the string, so this takes no time.
         key = self._key(getattr(inner, "__self__", inner))
-        seen = hash(key)  # a string keeps its hash, so this costs nothing
+        seen = hash(key)
         if seen != self._seen:
             self._seen, self._credential = seen, digest_of(key) if key else ""
         return self._credential
@@ -62,14 +65,14 @@ _clients: dict[type, bool] = {}
 
 
 def says_nothing(operation: object) -> bool:
-    """An application's own `async def`, a lambda, a nested function: there is nothing to look up."""
+    """Whether there is nothing to look up: an application's own `async def`, or a nested function."""
     if type(operation) is not FunctionType or operation.__dict__:
         return False
     return bool(operation.__code__.co_flags & CO_COROUTINE) or operation.__closure__ is not None
 
 
 def look(operation: object) -> tuple[Callee, object, str]:
-    """What an operation finally calls, the method or function itself, and what to do instead if that blocks."""
+    """The callee of an operation, its innermost function, and what to do instead if that blocks (else empty)."""
     if type(operation) is MethodType:
         callee = _callee_of(operation.__self__, operation)
         return callee, operation, callee.instead(operation)
@@ -80,9 +83,9 @@ def look(operation: object) -> tuple[Callee, object, str]:
 
 
 def credential_of_call(operation: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """The digest of a key or of a client's key among the arguments, or in a nested function's closure.
+    """The digest of a key found in the arguments, in a client among them, or in a nested function's closure.
 
-    Empty if koo sees neither.
+    Empty if there is none.
     """
     things = args
     if kwargs:
@@ -132,7 +135,9 @@ def _look_at(owner: object, inner: object) -> Callee:
     key = id(owner)
     try:
         ref = weakref.ref(owner, lambda _: _known.pop(key, None))
-    except TypeError:  # its end would go unnoticed, and another object could get its id
+    except TypeError:
+        # An object that cannot be referenced weakly is not remembered. Its end would go unnoticed, and the next object
+        # with the same id would get its entry: one tenant's calls would be blocked because of another tenant's key.
         return Callee(None, inner)
     callee = _known[key] = Callee(ref, inner)
     return callee

@@ -1,4 +1,4 @@
-"""Queries that no service could answer, refused before anything is counted, held or sent. No prompt is quoted."""
+"""Refuses queries that no service could answer, before anything is counted, held or sent. Never quotes a prompt."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from koo.ai.types import Query
 from koo.errors import InvalidRequest, Kind, name_of
 
 PROMPT_BYTES_MAX = 8 * 1024 * 1024
-"""Larger than any model's context; refused here, before it is copied, counted and sent."""
+"""Larger than any model's context window. A longer prompt is refused before it is copied, counted and sent."""
 MAX_TOKENS_MAX = 10_000_000
-"""Longer than any model's answer; its worst case would no longer be a sensible amount of money."""
+"""Longer than any model's answer. With a higher limit the worst case would not be a sensible amount of money."""
 FALLBACKS_MAX = 20
 METADATA_MAX = 50
-"""The ledger stores them in one row; a request's headers, copied by mistake, would fill it."""
+"""The ledger stores all entries in one row. Many more are a mistake, such as a copy of a request's headers."""
 
 
 def check(query: Query) -> None:
-    """Raises `InvalidRequest`."""
+    """Raise `InvalidRequest` if anything in the query is invalid."""
     wrong = _wrong_in_names(query) or _wrong_in_texts(query) or _wrong_in_options(query)
     if wrong:
         raise InvalidRequest(name_of(query.service), wrong, kind=Kind.INVALID_REQUEST)
@@ -34,7 +34,7 @@ def _wrong_in_names(query: Query) -> str:
         return f"fallback names more than {FALLBACKS_MAX} services"
     model = query.model
     if model is not None and not (isinstance(model, str) and 0 < len(model) <= 200 and model.isprintable()):
-        return "model must be a string, the name of a model"
+        return "model must be the name of a model, as a string"
     return ""
 
 
@@ -56,7 +56,7 @@ def _wrong_in_texts(query: Query) -> str:
 
 
 def _is_text(text: str) -> bool:
-    if text.isascii():  # O(1), and most are.
+    if text.isascii():  # O(1), and true for most prompts
         return True
     try:
         text.encode()
@@ -81,7 +81,7 @@ def _wrong_in_options(query: Query) -> str:
     if not isinstance(query.metadata, Mapping):
         return "metadata must be a dict of strings"
     if len(query.metadata) > METADATA_MAX:
-        return f"metadata holds more than {METADATA_MAX} entries"
+        return f"metadata has more than {METADATA_MAX} entries"
     return ""
 
 

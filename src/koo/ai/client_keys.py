@@ -1,9 +1,10 @@
-"""Where a client keeps its key: found once, then read at each call, so that a changed key is a new credential.
+"""Finds where a client stores its key. The place is found once, and the key is read from it on each call.
 
-No SDK is imported. An SDK's resource (`client.chat.completions`), a client, a framework's model (LangChain's
-`ChatOpenAI`, LlamaIndex's `OpenAI`) or an HTTP session is walked along the attributes in which such objects keep what
-they send with. Only the path is remembered, not the key or the object. Of an application's own objects only stored
-attributes are read: a property may do anything, load a row from a database say.
+So a key that was changed on a live client is a new credential. No SDK is imported: an SDK's resource
+(`client.chat.completions`), a client, a framework's model (LangChain's `ChatOpenAI`, LlamaIndex's `OpenAI`) or an HTTP
+session is searched along the attributes in which such objects keep their client. Only the path is remembered, not the
+key or the object. Of an application's own objects only stored attributes are read: a property may run any code, for
+example load a row from a database.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ WAYS: tuple[tuple[str, ...], ...] = (
     ("model", "client"),
     ("model", "_client"),
 )
-"""From an object to what may keep its key: itself, the client behind a resource, the SDK's behind a framework's."""
+"""Paths from an object to the ones that may store its key: itself, a resource's client, a framework's SDK client."""
 
 
 ReadKey = Callable[[object], str]
-"""From the object to its current key; empty if there is none any more."""
+"""Reads an object's current key; returns "" if it has none any more."""
 
 
 def find_key(owner: object) -> ReadKey | None:
-    """How to read the key of the object that an operation is bound to; None if koo sees none. Never raises."""
+    """A function that reads the key of the object that an operation is bound to; None if it has none. Never raises."""
     for way in WAYS:
         holder = _follow(owner, way)
         if holder is None:
@@ -83,7 +84,7 @@ def _header_at(way: tuple[str, ...], name: str) -> ReadKey:
 
 
 def is_client(kind: type) -> bool:
-    """Whether it is an SDK's class, so that an instance among an operation's arguments may be what it sends with."""
+    """Whether it is a class of an SDK: an operation may send its requests with an argument of such a class."""
     return any(f"{base.__module__}.".startswith(SDKS) for base in kind.__mro__)
 
 
@@ -94,7 +95,7 @@ def _follow(owner: object, way: tuple[str, ...]) -> object:
 
 
 def _named_so(holder: object) -> list[str]:
-    """A framework's model keeps its key under the vendor's name: `anthropic_api_key`."""
+    """The attributes in which a framework's model stores its key under the vendor's name (`anthropic_api_key`)."""
     fields = peek(holder, "__dict__")
     return (
         sorted(name for name in fields if str(name).endswith("_api_key")) if isinstance(fields, dict) else []
@@ -102,7 +103,7 @@ def _named_so(holder: object) -> list[str]:
 
 
 def _text(value: object) -> str:
-    """A key, also one that pydantic hides from logs."""
+    """The text of a key, which may be wrapped in pydantic's `SecretStr`; "" for anything else."""
     if isinstance(value, str):
         return value
     reveal = getattr(value, "get_secret_value", None)

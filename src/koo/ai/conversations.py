@@ -1,17 +1,18 @@
-"""How prompts were counted: the last answer of a conversation bounds its next prompt, without a tokenizer.
+"""Bounds the tokens of a conversation's next prompt by the counts of its previous answer, without a tokenizer.
 
-A conversation sends its whole past with each question. The provider has counted that past before, and no tokenizer
-makes more tokens of new text than it has bytes. So if a prompt begins with one that was counted:
+A conversation sends its whole history with each question. The provider has already counted that history, and no
+tokenizer produces more tokens from new text than it has bytes. So if a prompt begins with one that was counted:
 
     tokens ≤ counted prompt + counted answer (if that follows) + bytes of the new text + a margin
 
-The margin is for the seams: where two texts meet, a tokenizer may split them differently than each alone. The bound by
-the whole prompt's bytes is kept beside it, and the smaller of the two is used.
+Without this the whole history would be held at one token per byte, about four times its real size, and the hold would
+grow with each turn. The margin is for the seams: where two texts meet, a tokenizer may split them differently than each
+text alone. The bound by the whole prompt's bytes is computed too, and the smaller of the two is used.
 
-No text is kept. A prompt is known by its length and a fingerprint, keyed with random bytes of this process, and so are
-the first characters of an answer and the whole of it. Prompts with the same beginning are kept together: a prompt with
-an unknown beginning costs one fingerprint of that, and any other is read once, whatever the number of prompts that it
-may continue.
+No text is kept. A prompt is identified by its length and a fingerprint, keyed with random bytes of this process. The
+same goes for an answer, by its first characters and as a whole. Prompts with the same beginning are kept together. So a
+prompt with an unknown beginning costs one fingerprint of that beginning, and any other prompt is read once, regardless
+of how many known prompts it might continue.
 """
 
 from __future__ import annotations
@@ -28,25 +29,26 @@ from koo.ai.providers.transport import SLICE
 from koo.ai.types import Usage
 
 HEAD = 1024
-"""Characters. Shorter prompts are held by their bytes: there is little to gain."""
+"""Characters of a prompt's beginning. Shorter prompts are held by their bytes, because little can be saved there."""
 ANSWER_HEAD = 32
+"""Characters of an answer's beginning, to find it quickly in the next prompt."""
 GAP_MAX = 64
-"""How far behind the old prompt the old answer is looked for: a role's name or a separator may stand between."""
+"""How many characters after the old prompt the old answer may begin: a role's name or a separator may be between."""
 HEADS_MAX = 256
-"""Beginnings remembered, the latest; some 4 MB with everything that begins with them."""
+"""The most beginnings remembered: about 4 MB with all prompts that start with them. The oldest are dropped."""
 PROMPTS_MAX = 64
-"""Prompts remembered for each beginning: conversations of one program begin with the same instructions."""
+"""The most prompts remembered for each beginning: a program's conversations all start with the same instructions."""
 KNOWN_S_MAX = 3600.0
-"""A model's name may stand for another tokenizer tomorrow."""
+"""How long a count is used: a vendor may change the tokenizer behind a model's name."""
 MARGIN_PART = 32
-"""A thirty-second of what was counted, beside the provider's own framing."""
+"""The margin is 1/32 of what was counted, in addition to the provider's own framing."""
 BYTES_PER_TOKEN_MAX = 12
-"""A lower count leaves something out (text from a cache, or cut off): nothing is learnt from it."""
+"""With more bytes per token than this, a count has left something out (cached or truncated text) and is not used."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """One prompt as it was counted, and its answer: `answer` is its length and fingerprints, of its head and whole."""
+    """A prompt's count and its answer's. `answer` is the answer's length and the fingerprints of its head and whole."""
 
     tokens: int
     at: float
@@ -55,14 +57,14 @@ class _Counted:
 
 
 class Measure(NamedTuple):
-    """A prompt's bound, and what it is remembered by; `mark` None: it is too short to be remembered."""
+    """A prompt's bound, and the mark it is remembered by; None if the prompt is too short to be remembered."""
 
     tokens_max: int
     mark: tuple[bytes, int, bytes] | None = None
 
 
 class Conversations:
-    """This process's counted prompts, bounded in number. `bound`: by bytes, of any text that is sent."""
+    """The counted prompts of this process. `now` returns monotonic seconds."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -70,12 +72,14 @@ class Conversations:
         self._heads: OrderedDict[bytes, dict[tuple[int, bytes], _Counted]] = OrderedDict()
 
     def measure(self, service: str, request: Request, bound: Callable[[Request], int]) -> Measure:
-        """An upper bound of a prompt's tokens."""
+        """An upper bound of a prompt's tokens. `bound` returns the bound by bytes of any request."""
         by_bytes = bound(request)
         if len(request.prompt) < HEAD:
             return Measure(by_bytes)
         head = self._head(service, request)
-        known = dict(self._heads.get(head, {}))  # a copy: long prompts are measured in threads
+        # A copy, because long prompts are measured in a thread: `learn` on the loop would change the dict while it is
+        # iterated there.
+        known = dict(self._heads.get(head, {}))
         mark, last = self._read(request.prompt, known)
         if last is None:
             return Measure(by_bytes, (head, *mark))
@@ -85,7 +89,7 @@ class Conversations:
         return Measure(min(by_bytes, tokens + tokens // MARGIN_PART + rest), (head, *mark))
 
     def learn(self, mark: tuple[bytes, int, bytes] | None, usage: Usage, answer: str) -> None:
-        """Remember how a prompt was counted."""
+        """Remember how many tokens the provider counted for a prompt and its answer."""
         if mark is None or usage.estimated:
             return
         head, length, digest = mark
@@ -93,7 +97,7 @@ class Conversations:
             return
         known = self._heads.setdefault(head, {})
         self._heads.move_to_end(head)
-        known.pop((length, digest), None)  # so that it is the latest
+        known.pop((length, digest), None)  # so that the entry below becomes the latest
         known[length, digest] = _Counted(
             usage.read_tokens, self._now(), usage.output_tokens, self._mark_of(answer)
         )
@@ -112,7 +116,9 @@ class Conversations:
     def _read(
         self, prompt: str, known: dict[tuple[int, bytes], _Counted]
     ) -> tuple[tuple[int, bytes], tuple[int, _Counted] | None]:
-        """The prompt's length and fingerprint, and the longest known prompt with which it begins."""
+        """The prompt's length and fingerprint, and the longest known prompt that it begins with."""
+        # One running digest over the prompt, read off at each known length in rising order. So each character is hashed
+        # once, not once for each known prompt.
         digest, at, last = blake2b(key=self._key, digest_size=16), 0, None
         oldest = self._now() - KNOWN_S_MAX
         for length in sorted({length for length, _ in known if length <= len(prompt)}):
@@ -130,7 +136,9 @@ class Conversations:
         return len(answer), self._short(answer[:ANSWER_HEAD]), self._short(answer)
 
     def _new(self, prompt: str, length: int, counted: _Counted) -> tuple[str, int]:
-        """What a prompt has beyond the part that was counted, and that part's tokens."""
+        """The text of a prompt beyond its counted part, and the tokens of that part."""
+        # The answer may follow after a separator of unknown length, so every start up to `GAP_MAX` is tried. The
+        # fingerprint of 32 characters is cheap and rejects almost all of them; only a match pays for the whole answer.
         if counted.answer is not None:
             size, head, whole = counted.answer
             for start in range(length, min(length + GAP_MAX, len(prompt) - size) + 1):
@@ -149,6 +157,7 @@ def _encode(text: str) -> bytes:
 
 
 def _update(digest: blake2b, text: str, start: int, end: int) -> None:
-    # In slices: this runs in a thread, and the loop gets its turn between two of them.
+    # In slices: encoding holds the GIL, so one long text would stop the event loop even from a thread. Between two
+    # slices the loop gets its turn.
     for at in range(start, end, SLICE):
         digest.update(_encode(text[at : min(end, at + SLICE)]))

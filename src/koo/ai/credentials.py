@@ -1,17 +1,19 @@
-"""Whose key: which state of a service belongs to a credential, and which to its name.
+"""Separates the state that belongs to a credential from the state that belongs to a service's name.
 
-Under one name may run the clients of many tenants, each with its own key. Refused keys, spent quotas and the pauses
-after a 429 belong to the key: they come from the other side's account. Limits, places, budget, breaker and counts
-belong to the name. So each credential except the service's own has gates of its own, with a key block, a quota and
-pauses, which share everything else with the service's; its guards differ from the service's only in these gates.
-Choosing the guard is all that it costs a call.
+Clients of many tenants, each with its own key, may run under one name. A refused key, a used-up quota and the pause
+after a 429 belong to the key, because they come from the provider's account. Limits, places, budget, breaker and counts
+belong to the name. If one tenant's refused key blocked the name, all other tenants would be refused with it.
 
-A credential is known by a digest: a truncated hash, salted with a name of koo's own, so that no existing list of hashed
-keys applies. It distinguishes two keys, also across processes, and is too short to find one by. No log, answer or
-metric contains it.
+So each credential except the service's own has separate gates, with their own key block, quota and pauses; everything
+else in them is shared with the service's gates. Its guards differ from the service's guards only in these gates. A call
+with a credential costs no more than the lookup of its guard.
 
-Of more than a thousand credentials, the least recently used are forgotten, and so is a refused one that has not been
-used for an hour: at worst one refused call is made again.
+A credential is identified by a digest: a truncated hash, personalized with a constant of koo's, so that no existing
+table of hashed keys applies. It distinguishes two keys, also across processes, and is too short to recover a key from.
+It does not appear in any log, response or metric.
+
+At most 1,024 credentials are kept; then the least recently used one is forgotten. A refused credential is also
+forgotten if it has not been used for an hour. At worst a refused call is made once more.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ from koo.policies.tally import Tally
 CREDENTIALS_MAX = 1024
 UNUSED_S_MAX = 3600.0
 DIGEST_BYTES = 8
-"""Among ten thousand credentials two have the same digest once in 370 billion times."""
+"""With 64 bits, two of ten thousand credentials have the same digest with a probability of 1 in 370 billion."""
 
 
 def digest_of(key: str) -> str:
-    """The digest by which a key, or a credential's name, is known."""
+    """The digest that identifies a key or a credential's name."""
     hashed = hashlib.blake2b(
         key.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES, person=b"koo credential"
     )
@@ -53,14 +55,14 @@ class Holder:
         self.guards: dict[str | None, Guard] = {}
 
     def paused(self, now: float) -> Cooldown | None:
-        """The pause that keeps its calls away longest; None without one."""
+        """The longest pause that applies to its calls; None if there is none."""
         pauses = [self.gates.quota, *(guard.cooldown for guard in self.guards.values())]
         longest = max(pauses, key=lambda pause: pause.until)
         return longest if now < longest.until else None
 
 
 class Credentials:
-    """The credentials of one service, without its own."""
+    """The credentials of one service, except the service's own."""
 
     def __init__(self, gates: Gates, guard_of: Callable[[str | None], Guard]) -> None:
         self._gates = gates
@@ -68,7 +70,7 @@ class Credentials:
         self._holders: OrderedDict[str, Holder] = OrderedDict()  # the most recently used last
 
     def guard(self, credential: str, model: str | None) -> Guard:
-        """The guard of one model for a credential; made when first asked for."""
+        """The guard of one model for a credential, made on first use."""
         holder = self._holders.get(credential)
         if holder is None:
             holder = self._make(credential)
@@ -76,17 +78,21 @@ class Credentials:
             self._holders.move_to_end(credential)
         guard = holder.guards.get(model)
         if guard is None:
+            # A shallow copy: it shares the model's breaker and tally, so failures of all tenants count together. What a
+            # 429 changes is replaced, because that limit belongs to one key.
             guard = holder.guards[model] = copy(self._guard_of(model))
             guard.gates, guard.cooldown, guard.pacer = holder.gates, Cooldown(), Pacer()
         return guard
 
     def gates(self, credential: str) -> Gates:
-        """The gates of a credential; made when first asked for."""
+        """The gates of a credential, made on first use."""
         return (self._holders.get(credential) or self._make(credential)).gates
 
     def _make(self, credential: str) -> Holder:
         if len(self._holders) >= CREDENTIALS_MAX:
             self._drop(next(iter(self._holders)))
+        # Shallow here too: limits, bulkhead and queues are shared with the service. With its own, each tenant could use
+        # the whole limit.
         gates = copy(self._gates)
         gates.credential, gates.quiet = credential, False
         gates.quota, gates.key_blocks, gates.pacing = Cooldown(), KeyBlocks(by_calls=True), set()
@@ -98,10 +104,10 @@ class Credentials:
         gates = self._holders.pop(credential).gates
         gates.kin.discard(gates)
 
-    # ── what is shown ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── for display ───────────────────────────────────────────────────────────────────────────────────────────
 
     def refused(self, now: float, last_success_at: float | None) -> tuple[str, bool]:
-        """How many keys are refused, in words (empty: none is), and whether these are all that are in use."""
+        """How many keys are refused, as a sentence (empty if none is), and whether these are all that are in use."""
         blocks = [
             block
             for holder in self._holders.values()
@@ -110,19 +116,20 @@ class Credentials:
         if not blocks:
             return "", False
         known, since = len(self._holders), max(block.since for block in blocks)
-        # Calls without a visible credential run under the same name, and may succeed.
+        # Calls whose credential koo does not see run under the same name. If one of them has succeeded since, the
+        # service is not down, although every known key is refused.
         are_all = len(blocks) == known and (last_success_at is None or last_success_at < since)
         if known == 1 and are_all:
             return blocks[0].reason, True
         return f"the provider refused the keys of {len(blocks)} of {known} credentials", are_all
 
     def count(self, now: float) -> tuple[int, int]:
-        """How many keys are refused, for some model or for all of them, and how many there are."""
+        """How many keys are refused for at least one model, and how many keys there are."""
         refused = sum(holder.gates.key_blocks.hold_any(now) for holder in self._holders.values())
         return refused, len(self._holders)
 
     def paused(self, now: float, last_success_at: float | None) -> Cooldown | None:
-        """The first pause to end, if all credentials have to pause; None if one does not."""
+        """The pause that ends first, if all credentials are pausing; None if one of them is not."""
         pauses = [holder.paused(now) for holder in self._holders.values()]
         lasting = [pause for pause in pauses if pause is not None]
         if not lasting or len(lasting) < len(pauses):
@@ -130,21 +137,21 @@ class Credentials:
         first = min(lasting, key=lambda pause: pause.until)
         return first if last_success_at is None or last_success_at < first.since else None
 
-    # ── what happens to all of them ───────────────────────────────────────────────────────────────────────────
+    # ── changes to all credentials ────────────────────────────────────────────────────────────────────────────
 
     def clear(self) -> Iterator[KeyUnblocked]:
-        """An operator resets: forget everything; yields what is no longer blocked."""
+        """Clear all pauses and blocks, on an operator's reset. Yields an event for each key that was blocked."""
         for credential, holder in self._holders.items():
             holder.gates.quota.clear()
             for guard in holder.guards.values():
-                # A pausing caller looks here whether it still has to.
+                # A caller that is pausing compares `resets` about once a second, and ends its pause if it has changed.
                 guard.cooldown.clear()
                 guard.resets += 1
             for model in holder.gates.key_blocks.clear():
                 yield KeyUnblocked(self._gates.name, model, credential)
 
     def tick(self, now: float) -> Iterator[KeyUnblocked]:
-        """What a second brings: blocks that end by their own time, and unused credentials."""
+        """Do what is due every second: end expired blocks, and forget refused credentials that are not used."""
         for credential, holder in list(self._holders.items()):
             blocks = holder.gates.key_blocks
             if not blocks:
@@ -155,7 +162,7 @@ class Credentials:
                 self._drop(credential)
 
     def skip(self, by_s: float) -> None:
-        """The clock missed `by_s` seconds (suspend)."""
+        """Shorten all pauses by `by_s` seconds, which the monotonic clock has missed (suspend)."""
         for holder in self._holders.values():
             holder.gates.quota.skip(by_s)
             holder.gates.key_blocks.skip(by_s)
@@ -164,7 +171,7 @@ class Credentials:
                 guard.pacer.skip(by_s)
 
     def forget(self, model: str | None, tally: Tally) -> None:
-        """A model makes room for others; running calls still count, in `tally`."""
+        """Drop the guards of a model that makes room for another. Calls still running are counted in `tally`."""
         for holder in self._holders.values():
             guard = holder.guards.pop(model, None)
             if guard is not None:

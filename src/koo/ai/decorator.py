@@ -1,12 +1,12 @@
-"""`@guarded("parcels", idempotent=True)`: an own operation whose guard is named where the function is defined.
+"""`@guarded("parcels", idempotent=True)`: guards a function under a name that is given at its definition.
 
-A function keeps its kind. `async def` is awaited as before, an asynchronous generator becomes a stream under the guard,
-and a `def` stays a `def`: it runs in one of koo's threads while its caller waits, for code without an event loop.
+A function keeps its kind. An `async def` is awaited as before. An asynchronous generator becomes a stream under the
+guard. A `def` stays a `def`: it runs in one of koo's threads while its caller waits, for code without an event loop.
 `in_thread=True` turns a `def` into an awaitable function, for code that has a loop.
 
-Functions are decorated during import, when no setting may be read. So a declaration is only recorded, and registered
-when koo's parts are made: before the first call, so that states and metrics know the service from the start. Functions
-that share a name share its guard, and one of them sets the options.
+Functions are decorated during import, when settings must not be read yet. So a declaration is only recorded, and the
+service is registered when koo's parts are made. That is before the first call, so states and metrics include the
+service from the start. Functions with the same name share its guard, and one of them sets the options.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 IN_LOOP = (
     "{} blocks, and an event loop is running in this thread: decorate it with in_thread=True and await it, or call it "
-    "from a thread"
+    "from another thread"
 )
 
 
 class Runner(Protocol):
-    """Runs operations by the name of their guard: the platform."""
+    """Runs operations under the guard of a name; implemented by the platform."""
 
     def execute(
         self, name: str, operation: Callable[..., Any], /, *args: Any, **kwargs: Any
@@ -47,7 +47,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What one decorator declares. `blocks`: the function needs a thread. `by`: its module and name."""
+    """What one decorator declares. `blocks`: the function needs a thread. `by`: the function's module and name."""
 
     options: Mapping[str, Any]
     blocks: bool
@@ -55,15 +55,15 @@ class Declaration:
 
 
 class Declarations:
-    """The declarations of one platform's decorators, by the name of the guard."""
+    """The declarations of one platform's decorators, keyed by the guard's name."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, list[Declaration]] = {}
 
     def add(self, name: str, new: Declaration) -> None:
-        """Record one; the same function may declare it again.
+        """Record a declaration. It replaces an earlier one of the same function, as when a module is reloaded.
 
-        Raises `ConfigurationError` if two functions give one name different options.
+        Raises `ConfigurationError` if two functions set different options for one name.
         """
         others = [one for one in self._by_name.get(name, ()) if one.by != new.by]
         for other in others:
@@ -75,7 +75,7 @@ class Declarations:
         self._by_name[name] = [*others, new]
 
     def options(self, name: str) -> dict[str, Any]:
-        """The options to register `name` with; empty: those that it is registered with already, or the defaults."""
+        """The options to register `name` with. If empty, its existing registration or the defaults apply."""
         said = self._by_name[name]
         merged = next((dict(one.options) for one in said if one.options), {})
         return merged | {"in_thread": True} if any(one.blocks for one in said) else merged
@@ -85,7 +85,7 @@ class Declarations:
 
 
 class Guarding:
-    """The decorator for one name. It changes how a function is called, not what it is."""
+    """The decorator for one name. The decorated function is of the same kind as the original."""
 
     def __init__(
         self, runner: Runner, name: str, declare: Callable[[str, Declaration], None], **options: Any
@@ -110,7 +110,7 @@ class Guarding:
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         make = self._kind_of(function)
         by = f"{function.__module__}.{function.__qualname__}"
-        # Last: a function that is refused must not leave a service behind.
+        # Only after `_kind_of` has accepted it: a refused function must not leave a declared service behind.
         self._declare(self._name, Declaration(self._options, make == self._blocking, by))
         return make(function)
 

@@ -1,19 +1,20 @@
-"""A list of queries, of any length, fed through as places come free.
+"""Runs a list of queries of any length, starting each one when its service has a free place.
 
-Sent all at once, the first thousand of a list would fill koo's own queue, and the queue would refuse the rest. So a
-list starts its next query when the service has a place for it. Each service is fed separately, so that a slow one
-delays only its own queries.
+If a long list were sent all at once, its first thousand queries would fill koo's own queue, and the queue would refuse
+the rest. So a list starts its next query only when the service has a place for it. Each service is fed separately, so a
+slow one delays only its own queries.
 
-Each service has as many places for queries of lists as queries may run there at once; all lists share them and take
-turns. So there are never more tasks than places, however long the list; and a query's own deadline begins when its turn
-has come, not while it waits behind its list. If other calls have taken the places meanwhile, a query of a list waits in
-the guard's queue, however long that is (`gates.is_fed`).
+Each service has as many places for listed queries as queries may run there at the same time. All lists share these
+places and take turns. So there are never more tasks than places, however long the list is. A query's deadline begins
+when its turn comes, not while it waits behind others of its list. If other calls have taken the guard's places by then,
+the query waits in the guard's queue, even if that is full (`gates.is_fed`).
 
-Limits and budgets still decide about each query. But if queries may wait for our limit, or the provider's is paced, one
-of them waits at a time, and the list behind it: otherwise a hundred would spend their deadlines in that queue.
+Limits and budgets still apply to each query. If queries may wait for koo's limit, or if koo paces calls because of the
+provider's limit, only one query of a list waits at a time, and the rest of the list behind it. Otherwise a hundred
+queries would spend their deadlines in that queue.
 
-The outcome of one query does not affect another's. A cancelled list ends its queries and waits until they have given
-back what they held.
+The outcome of one query does not affect the others. If a list is cancelled, its running queries are cancelled, and it
+waits until they have given back what they held.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from koo.passage import LOOK_AGAIN_S
 from koo.policies.bulkhead import Bulkhead
 
 LOCAL_PLACES = 2
-"""The local model makes one answer at a time: one runs, and the next is ready when it ends."""
+"""The local model writes one answer at a time. The second place keeps the next query ready when the first one ends."""
 
 Outcome = Answer | ExternalServiceError
 Ask = Callable[[Query], Awaitable[Answer]]
@@ -40,7 +41,7 @@ log = logging.getLogger("koo")
 
 
 class Lists:
-    """Feeds lists to `services`; `ask` asks one query."""
+    """Feeds lists of queries to `services`. `ask` runs one query."""
 
     def __init__(self, services: Mapping[str, AIService], ask: Ask) -> None:
         self._services = services
@@ -56,7 +57,7 @@ class Lists:
         async with TaskGroup() as group:
             for name, numbers in lanes.items():
                 group.create_task(self._feed(self._services.get(name), queries, numbers, outcomes, group))
-        # A query that was cancelled on its own, from outside, left no outcome.
+        # A task that was cancelled from outside, without its list, has left no outcome.
         return [outcomes.get(number) or _cancelled(query) for number, query in enumerate(queries)]
 
     async def _feed(
@@ -67,21 +68,24 @@ class Lists:
         outcomes: dict[int, Outcome],
         group: TaskGroup,
     ) -> None:
-        """Ask the `numbers` of `queries`, which begin at the same service; None: the service is unknown."""
+        """Run those of `queries` with the given `numbers`, all for the same service (None if it is unknown)."""
         is_fed.set(True)
         places = None if one is None else self._places_of(one)
         for number in numbers:
             query = queries[number]
             if one is None or places is None or not await self._wait_for_turn(one, query, places):
-                # It ends at once: its service is unknown, or the caller's deadline is over. The gateway raises that. In
-                # a task of its own: this frame, which holds the outcomes, would otherwise stay in the error's
-                # traceback.
+                # The service is unknown, or the caller's deadline has passed. Either way the query ends immediately
+                # with the gateway's own error. It runs in a separate task, because the error's traceback would
+                # otherwise include this frame: the frame refers to `outcomes` and that to the error, a cycle that would
+                # keep every answer of the list in memory.
                 outcomes[number] = await group.create_task(outcome_of(self._ask, query))
                 continue
             task = group.create_task(outcome_of(self._ask, query))
-            # A callback, because a task cancelled before its first step runs no `finally`.
+            # A done callback gives the place back, not a `finally` in the task: a task that is cancelled before its
+            # first step never enters its `try`, and its place would be lost.
             task.add_done_callback(_Landing(number, places, outcomes))
-            # Of places that come free together the first list to wake would otherwise take all but one.
+            # Let the other lists run after each start. When several places become free in one step, this list would
+            # otherwise find them all free and take them, and no list would get a turn before it ends.
             await sleep(0)
 
     def _places_of(self, one: AIService) -> Bulkhead:
@@ -94,8 +98,10 @@ class Lists:
         return places
 
     async def _wait_for_turn(self, one: AIService, query: Query, places: Bulkhead) -> bool:
-        """Wait until it has a place and could proceed; False if the caller's deadline passed first."""
+        """Wait until the query has a place and can proceed; False if the caller's deadline passed first."""
         gates, ends = one.service.gates, ends_at.get()
+        # Wait for koo's limit and for the provider's pace before taking a place. The place is needed only to run; taken
+        # first, it would be idle during these waits, while other lists' queries could use it.
         if query.on_limit == "wait":
             if not await gates.stand_in(gates.limit_queue, ends):
                 return False
@@ -108,7 +114,9 @@ class Lists:
 
 
 async def outcome_of(ask: Ask, query: Query) -> Outcome:
-    """Ask one query. Nothing reachable from its error's traceback holds the error: it is freed with its list."""
+    """Run one query and return its answer or its error."""
+    # The error is returned, not stored from within the `except` block of a frame that its traceback includes. So there
+    # is no reference cycle, and it is freed together with the list.
     try:
         return await ask(query)
     except ExternalServiceError as error:
@@ -119,7 +127,7 @@ async def outcome_of(ask: Ask, query: Query) -> Outcome:
 
 
 class _Landing:
-    """What happens when a query's task ends: record its outcome, and free its place."""
+    """Records the outcome of a query's task when that ends, and frees its place."""
 
     __slots__ = ("_number", "_outcomes", "_places")
 

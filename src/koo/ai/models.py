@@ -1,8 +1,8 @@
 """The default model of each vendor: its current mid-priced general model.
 
-Chosen on 2026-11-23 among the models that the vendor's own SDK names and the price table prices: the middle of the
-vendor's current family, between the small fast one and the largest. Prices in comments: USD per million tokens, input /
-output.
+Chosen on 2026-11-23 from the models that both the vendor's SDK and the price table list: the middle of the vendor's
+current family, between the small fast model and the largest one. The comments give prices in USD per million tokens,
+input / output.
 """
 
 from __future__ import annotations
@@ -25,27 +25,29 @@ KEY_VARIABLES: dict[str, str] = {
     "gemini": "GEMINI_API_KEY",
     "perplexity": "PERPLEXITY_API_KEY",
 }
-"""The variable that makes a hosted service configured, for the sentence of an error; what reads it is `Settings`."""
+"""The variable with the key of each hosted service, for error messages. `Settings` reads the variable itself."""
 
 
 SAYS_ALL = re.compile(
-    r"claude-(2|3|instant|v1)|claude-(opus|sonnet|haiku)-4"  # these think only if asked to, and koo does not ask
+    r"claude-(2|3|instant|v1)|claude-(opus|sonnet|haiku)-4"  # these think only on request, and koo does not request it
     r"|gpt-(3\.5|4)|chatgpt-4o|gemini-(1|2\.0)|gemini-(pro|flash)-1|gemma-[123]"
     r"|(codestral|ministral|mistral-(7b|nemo|tiny|small-2|large-2))|(open-)?mi[sx]tral-8x|llama-?[23](?!.*nemotron)"
 )
-"""Models that show everything that is paid for (looked up on 2026-11-23). Others may think before they answer, or
-between two words, and show nothing or a summary of it: the visible part of their streams says little about the bill."""
+"""Models whose streams contain everything that is billed (checked on 2026-11-23). Other models may think before or
+during an answer and show nothing of it, or a summary. For them the visible part of a stream says little about the
+bill."""
 
 MODELS_KEPT = 1024
-"""Models remembered: each call asks, and callers choose their names."""
+"""The most models remembered. Every call checks its model, and callers choose the names."""
 
 
 def may_think_unseen(service: ServiceOptions, model: str) -> bool:
-    """Whether it may bill hidden output. By the service's setting, else by the model; an unknown one may."""
+    """Whether a model may bill hidden output: by the service's setting, or by its name. An unknown model may."""
     if service.thinks_unseen is not None:
         return service.thinks_unseen
+    # A body parameter such as `reasoning_effort` requests thinking, whatever the model does by default.
     if service.body and any("think" in name or "reason" in name for name in map(str.lower, service.body)):
-        return True  # the operator requests thinking, whatever the model does by default
+        return True
     return not _says_all(model)
 
 

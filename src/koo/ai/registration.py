@@ -1,4 +1,4 @@
-"""The options of an own operation's registration, and how its errors are judged."""
+"""Reads the options of an own operation's registration, and composes the classifier of its errors."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ NAMES: dict[str, tuple[str, str]] = {
     "requests_per_hour": ("limits", "per_hour"),
     "requests_per_day": ("limits", "per_day"),
 }
-"""The options of `register_service`, and the options of koo that they set."""
+"""The options of `register_service` that set one of koo's options, and which one."""
 BESIDE = ("classify", "credential", "in_thread", "max_retries", *MONEY)
-"""Further options: each is read in its own way."""
+"""The other options of `register_service`, each of which needs its own handling."""
 
 
 def read_options(options: Mapping[str, Any]) -> GuardOptions:
-    """The guard's options of a registration. Raises `ConfigurationError` for an invalid name or value."""
+    """The guard options that a registration sets. Raises `ConfigurationError` for an invalid name or value."""
     parts: dict[str, dict[str, Any]] = {"guard": {}, "breaker": {}, "retry": {}, "limits": {}}
     for name, value in options.items():
         if name == "max_retries":
@@ -70,10 +70,10 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
 
 
 def read_credential(option: object) -> Callable[..., object] | None:
-    """From a call's arguments to its credential; None if the registration does not say.
+    """The function from a call's arguments to its credential; None if the registration sets none.
 
-    The option is a name, or a function of the operation's arguments that returns one, or None for the client's own key.
-    Raises `ConfigurationError`.
+    The option is a name, or a function of the operation's arguments. The function returns a name, or None to use the
+    client's own key. Raises `ConfigurationError` for anything else.
     """
     if option is None:
         return None
@@ -87,7 +87,8 @@ def read_credential(option: object) -> Callable[..., object] | None:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """Checks the type; the bounds are the options' to check. Otherwise any truthy value would allow repeats."""
+    """Check an option's type. The options themselves check the bounds."""
+    # Strictly a bool: with any truthy value, `idempotent="no"` would allow koo to repeat a payment.
     if name == "idempotent":
         if not isinstance(value, bool):
             raise ConfigurationError("register_service", "idempotent must be True or False")
@@ -99,7 +100,7 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def compose(classify: Classify | None, name: str) -> Classify:
-    """The user's classifier if it decides; otherwise `koo.ai.foreign`."""
+    """A classifier that uses the caller's own if that returns a fault, and `koo.ai.foreign` otherwise."""
 
     def judge(error: Exception) -> Fault:
         if not isinstance(error, KooError):

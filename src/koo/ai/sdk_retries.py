@@ -1,4 +1,4 @@
-"""How often a vendor's SDK repeats a call by itself, beside the repeats of the guard.
+"""How often a vendor's SDK retries a call by itself, in addition to the guard's retries.
 
 No SDK is imported: its clients are read by their attributes.
 """
@@ -9,9 +9,9 @@ from koo.ai.foreign.peek import field_of
 
 
 def own_retries(operation: object) -> int:
-    """How often an SDK repeats this operation by itself: its client's `max_retries`, or 0.
+    """How often an SDK retries this operation: its client's `max_retries`, or 0 if none is found.
 
-    Knows bound methods (`client.messages.create`), what `functools.wraps` or `partial` put around them, and
+    Works for bound methods (`client.messages.create`), also inside `functools.wraps` or `partial`, and reads
     google-genai's `HttpRetryOptions`.
     """
     for _ in range(5):
@@ -26,7 +26,7 @@ def own_retries(operation: object) -> int:
 
 def _retries_of(owner: object) -> int:
     client = field_of(owner, "_client")
-    # Perplexity's has an adapter between a resource and its client.
+    # Perplexity's SDK has an adapter between a resource and its client.
     for thing in (owner, client, field_of(client, "_client"), field_of(owner, "client")):
         retries = field_of(thing, "max_retries")
         if isinstance(retries, int) and not isinstance(retries, bool):
@@ -36,11 +36,11 @@ def _retries_of(owner: object) -> int:
     if retry is None:
         return 1 if _repeats_quietly(owner, google) else 0
     attempts = getattr(retry, "attempts", None)
-    # google-genai: options without a number mean five attempts.
+    # In google-genai, retry options without a number mean five attempts.
     return max(0, (attempts if isinstance(attempts, int) else 5) - 1)
 
 
 def _repeats_quietly(owner: object, client: object) -> bool:
-    """google-genai without options: over aiohttp, its asynchronous half repeats once what a connection broke off."""
+    """Whether google-genai retries without retry options: over aiohttp it retries once after a lost connection."""
     uses_aiohttp = getattr(client, "_use_aiohttp", None)
     return type(owner).__name__.startswith("Async") and callable(uses_aiohttp) and bool(uses_aiohttp())

@@ -1,7 +1,15 @@
-"""One AI service as the platform sees it: its options, its provider, and its guards.
+"""One AI service: its options, its provider and its guards.
 
-A service has one key, one limit and one budget, and so one set of gates; but one breaker per model, because an
-overloaded model says nothing about the others.
+A service has one key, one set of limits and one budget, so it has one set of gates. But it has one breaker for each
+model, because an overloaded model says nothing about the other models. Only an outage of the host that they share
+spreads from one breaker to the others (`_spread_outage`).
+
+Callers choose model names, so the number of guards is limited. A model that makes room for another leaves its counts
+and its pause behind: counters in metrics must not fall, and a pause that the provider asked for must be kept.
+
+The limit on requests per day is the only one that outlives the process. The service keeps the count and the caller
+(`Budgets.keep_count`) exchanges it with the state store: this process's own requests go out, those of other processes
+come in.
 """
 
 from __future__ import annotations
@@ -37,15 +45,15 @@ from koo.storage.base import Allowance
 NO_OVERRIDE = (Override.NONE, None, NEVER)
 PAUSES_MAX = 1024
 MODELS_MAX = 64
-"""Model names come from callers: without a bound, wrong names would fill the memory."""
+"""The most guards kept. Callers choose model names, so without a limit misspelled names would fill the memory."""
 UNSEEN_S_MIN = 2.0
-"""A clock that is being corrected moves by less than this from one second to the next."""
+"""A smaller jump of the wall clock is ignored: NTP corrects a clock by less than this from one second to the next."""
 SIZES_FADE = 32
-"""Smaller answers over which a large one is forgotten: the next may be as large."""
+"""A large answer's size fades over about this many smaller ones, because the next answer may be large again."""
 
 
 def make_limits(options: ServiceOptions | GuardOptions, clock: Clock) -> Limits:
-    """The counts of the limits that are set."""
+    """Make the counts for the limits that are set."""
     now, wall = clock.monotonic(), clock.wall()
     limits = options.limits
     counts: list[Count] = []
@@ -60,13 +68,13 @@ def make_limits(options: ServiceOptions | GuardOptions, clock: Clock) -> Limits:
 
 
 def make_token_limit(options: ServiceOptions | GuardOptions, clock: Clock) -> TokenLimit | None:
-    """The limit on tokens; None if it is not set."""
+    """Make the limit on tokens; None if it is not set."""
     limit = options.limits.tokens_per_minute
     return None if limit is None else TokenLimit(limit, clock.monotonic())
 
 
 def guard_options(options: ServiceOptions) -> GuardOptions:
-    """The guard options that follow from a service's options. A query may be repeated: it changes only the bill."""
+    """The guard options for a service. Queries are idempotent: repeating one changes nothing except the bill."""
     return GuardOptions(
         timeout_s=options.timeout_s,
         attempt_timeout_s=options.attempt_timeout_s,
@@ -82,7 +90,7 @@ def guard_options(options: ServiceOptions) -> GuardOptions:
 
 @dataclass(frozen=True, slots=True)
 class AIService:
-    """A callable service: its guards, its wire, its options, and the proxy on the way to it."""
+    """A service that can be called: its guards, its provider, its options, and the proxy in front of the provider."""
 
     service: Service
     provider: Provider
@@ -90,19 +98,19 @@ class AIService:
     proxy: Proxy | None = None
 
     def look(self) -> str:
-        """Check anew whether it can be called at all, and return `Service.obstacle`."""
+        """Check again whether the service can be called at all, and return `Service.obstacle`."""
         missing = not_configured(self.options) if not self.options.configured else self.provider.obstacle()
         self.service.obstacle = missing
         return missing
 
 
 class Service:
-    """The guards and gates of one service, by model; `default_model` is for queries that name none."""
+    """The gates of one service and its guards by model. `default_model` is used for queries that name no model."""
 
     _opened_before = 0
-    """How often breakers opened of models that made room for others."""
+    """How often the breakers of forgotten models opened."""
     on_new_guard: Callable[[Guard], None] | None = None
-    """Called with each guard that is made later than the service."""
+    """Called with each guard that is made after the service itself."""
 
     def __init__(
         self,
@@ -129,16 +137,17 @@ class Service:
         self.options = options
         self.default_model = default_model
         self.obstacle = obstacle
-        """What is missing before it can be called at all, and what to do about it; empty if nothing is."""
+        """What is missing before the service can be called, and how to fix it; empty if nothing is missing."""
         self.checkable = checkable
         self.free = free
         self.pilots = pilots
-        """How many calls of each model first find out what the provider allows; 0: all at once."""
+        """How many calls of each model go first, to read the provider's limits from the responses; 0: all at once."""
         self.allowance = allowance or Allowance(None)
         self.clock, self.deadlines = clock, deadlines
-        self.calls = calls or CallLog(clock)  # for own operations, and for streams that break off
+        self.calls = calls or CallLog(clock)  # for own operations and for streams that broke off
         self._seen_at = clock.monotonic(), clock.wall()
-        self._stored = self._elsewhere = (0, 0)  # a UTC day, and its requests: stored, made elsewhere
+        # A UTC day, and how many of this process's requests on it are stored; the same for other processes' requests.
+        self._stored = self._elsewhere = (0, 0)
         self._classify = classify
         self._publish = publish
         self.gates = Gates(
@@ -152,33 +161,33 @@ class Service:
         )
         self.tokens = make_token_limit(options, clock)
         self.threads = Threads(name, self.gates.bulkhead, deadlines) if in_thread else None
-        """The threads of its blocking operations; None: there are none."""
+        """The threads for blocking operations; None if the service runs none."""
         self.gates.key_blocks.by_calls = not checkable
         self.own_credential = credential
         """The digest of the key that koo itself uses; empty for an application's own operation."""
         self.credential_of = credential_of
-        """From a call's arguments to its credential, if a registration says so."""
+        """The registration's function from a call's arguments to its credential, if there is one."""
         self.credentials = Credentials(self.gates, self.guard)
         self._guards: dict[str | None, Guard] = {}
-        self._forgotten = Tally(clock.monotonic())  # the counts of models that made room for others
-        self._pauses: dict[str | None, Cooldown] = {}  # of models that have no guard now
+        self._forgotten = Tally(clock.monotonic())  # the counts of forgotten models
+        self._pauses: dict[str | None, Cooldown] = {}  # the pauses of models that have no guard now
         self._override: tuple[Override, Act | None, float] = NO_OVERRIDE
         self.guard(default_model)
 
     def guard(self, model: str | None = None) -> Guard:
-        """The guard of one model; made on first use."""
+        """The guard of one model, made on first use."""
         guard = self._guards.get(model)
         return guard if guard is not None else self._make_guard(model)
 
     def guard_for(self, credential: str, model: str | None = None) -> Guard:
-        """The guard of one model for a credential's calls; "": koo does not see whose they are."""
+        """The guard of one model for the calls of a credential; "" if the credential is unknown."""
         if not credential or credential == self.own_credential:
             return self.guard(model)
         return self.credentials.guard(credential, model)
 
     @property
     def configured(self) -> bool:
-        """Whether it can be called at all. If not it is outside all counts, alerts and the overall health."""
+        """Whether it can be called at all. If not, it is left out of counts, alerts and the overall health."""
         return not self.obstacle
 
     @property
@@ -196,17 +205,19 @@ class Service:
 
     @property
     def times_opened(self) -> int:
-        """How often a breaker of any model opened, including forgotten ones."""
+        """How often the breakers of all models opened, including forgotten ones."""
         return self._opened_before + sum(guard.breaker.trips for guard in self._guards.values())
 
     def take_over(self, before: Service) -> None:
-        """Continue the counts of a registration that this one replaces; a counter never falls."""
+        """Continue the counts of a registration that this one replaces, because a counter must never fall."""
         now = self.clock.monotonic()
         for tally in before.tallies:
             self._forgotten.take_over(tally, now)
         self._opened_before += before.times_opened
         before._forgotten = self._forgotten
-        for guard in before.guards:  # a call that is under way counts here when it ends
+        # Calls of the old registration may still be running, and record their result in their guard's tally. Those
+        # tallies have just been added up here; a result recorded there later would be lost.
+        for guard in before.guards:
             guard.tally = self._forgotten
             before.credentials.forget(guard.model, self._forgotten)
 
@@ -226,21 +237,26 @@ class Service:
         return guard
 
     def _spread_outage(self, met_by: Guard, in_row: bool) -> None:
-        """All models share the host: if one of them could not reach it, none can.
-
-        Only failures of the connection spread (`reach` "service"), not errors of one model's answers. Without this each
-        model's callers would have to learn of the outage by failures of their own.
-        """
+        """Count a failure to reach the host on all other models; `in_row`: it was a new step on its own breaker."""
+        # All models share the host. Only failures of the connection spread (`reach` "service"): an error response
+        # proves that the host was reached, so it counts for its own model only. Without the spread, each of ten models
+        # would have to fail five times before an outage is known to all: fifty callers would wait for a timeout
+        # instead of five.
+        #
+        # One connection reset can end fifty running calls. They are one event, and count as one in the row of each
+        # model; otherwise a single reset would open every breaker.
+        #
+        # Compared by breaker, not by guard: the guards of other credentials share the model's breaker, which has
+        # already counted this failure.
         for guard in self.guards:
             if guard.breaker is not met_by.breaker:
                 guard.count_outage(in_row, met_by.breaker.last_error)
 
     def _forget_one(self) -> None:
-        """Make room: drop the model that was idle longest, closed ones first.
-
-        Its counts are kept, and so is the pause that it was asked to make. If all are in use there is no room to make,
-        and none is needed: there are no more of them than calls may run.
-        """
+        """Drop the model that has been idle longest, if possible one whose breaker is closed, but keep its counts."""
+        # A model with running calls must stay: they hold permits of its breaker, and a new breaker under the same name
+        # would allow as many calls again. If all models are in use none is dropped; the number of calls that may run
+        # then limits their number. An open breaker goes last, because forgetting it also forgets the outage.
         idle = [
             guard
             for guard in self._guards.values()
@@ -255,25 +271,26 @@ class Service:
         self.gates.retry_budget.leave(guard.tally)
         self._forgotten.take_over(guard.tally, now)
         self._opened_before += guard.breaker.trips
-        # A caller that waits before its gates still has the guard, and will count.
+        # A caller that is still queuing at the gates has this guard, and will record its result there.
         guard.tally = self._forgotten
         self.credentials.forget(guard.model, self._forgotten)
         if now < guard.cooldown.until:
             self._keep_pause(guard.model, guard.cooldown, now)
 
     def _keep_pause(self, model: str | None, cooldown: Cooldown, now: float) -> None:
-        """Keep the pause of a model without a guard. Of too many, those that last longest are kept."""
+        """Keep the pause of a model without a guard. If there are too many, the longest ones are kept."""
         pauses = self._pauses
         pauses[model] = cooldown
         if len(pauses) > PAUSES_MAX:
             lasting = [(one, pause) for one, pause in pauses.items() if now < pause.until]
             lasting.sort(key=lambda pair: pair[1].until)
+            # Half of them, so that sorting is not repeated for each further pause.
             self._pauses = dict(lasting[-PAUSES_MAX // 2 :])
 
     def reset(self, act: Act | None = None, *, publish: bool = True) -> None:
-        """Clear phases, streaks, cooldowns and key blocks of all models; never money, limits used or counts.
+        """Clear phases, streaks, cooldowns and key blocks of all models; never money, used limits or counts.
 
-        `publish` False: another process did it, and publishing again would send the reset back to it.
+        `publish` is False if another process made the reset: publishing it here would send it back to that process.
         """
         self._override = NO_OVERRIDE
         for guard in self.guards:
@@ -289,16 +306,17 @@ class Service:
             self.gates.key_blocks.clear()
 
     def set_override(self, override: Override, act: Act | None = None, ends_at: float = NEVER) -> None:
-        """Let an operator decide about all models, including those first used later."""
+        """Apply an operator's override to all models, including those first used later."""
         self._override = NO_OVERRIDE if override is Override.NONE else (override, act, ends_at)
         for guard in self.guards:
             guard.set_override(override, act, ends_at)
 
     def pause(self, model: str, for_s: float, kind: Kind, reason: str, credential: str = "") -> None:
-        """Another process met the provider's limit: stay away too. `model` "" is the whole service.
+        """Pause because another process met the provider's limit. `model` "" means the whole service.
 
-        `credential`: whose limit it met, if that is not the service's own.
+        `credential` is the one whose limit was met, if it is not the service's own.
         """
+        # The jitter is zero: the process that met the limit has already added it to `for_s`.
         now = self.clock.monotonic()
         if credential and model:
             self.credentials.guard(credential, model).cooldown.extend(now, for_s, lambda: 0.0, kind, reason)
@@ -317,11 +335,11 @@ class Service:
             self._keep_pause(model, cooldown, now)
 
     def unblock_key(self) -> None:
-        """An operator says that the key works again, for all models."""
+        """Lift the key blocks of all models, because an operator says that the key works again."""
         self._publish_unblocked(self.gates.key_blocks.clear())
 
     def note_check(self, error: KooError | None) -> None:
-        """An unbilled check ended: the guards of all models learn of it, and a working key is used again."""
+        """Pass the result of an unbilled check to the guards of all models. A key that passed is unblocked."""
         for guard in self.guards:
             guard.note_check(error)
         if error is None and self.gates.key_blocks:
@@ -333,7 +351,7 @@ class Service:
                 self._publish(KeyUnblocked(self.name, model))
 
     def tick(self) -> None:
-        """What a second brings: breakers, key blocks that end by their own time, and the day."""
+        """Do what is due every second: breakers, override, expired key blocks, and the end of the day's count."""
         self._catch_up()
         for guard in self.guards:
             guard.tick()
@@ -346,11 +364,10 @@ class Service:
         self._anchor_day()
 
     def _catch_up(self) -> None:
-        """Bring a server's waits forward by the time that only the wall clock saw.
-
-        Otherwise a machine that was suspended for an hour would stay away for an hour longer than it was asked to. A
-        wall clock that is set back changes nothing; one that is set forward lets one call out too early.
-        """
+        """Shorten the pauses that a provider asked for by the time that only the wall clock has counted."""
+        # The monotonic clock stops while a machine is suspended. After an hour's suspension koo would otherwise stay
+        # away for an hour longer than it was asked to. A wall clock that is set back changes nothing. One that is set
+        # forward lets one call through too early, which the provider refuses again.
         now, wall = self.clock.monotonic(), self.clock.wall()
         unseen_s = (wall - self._seen_at[1]) - (now - self._seen_at[0])
         self._seen_at = (now, wall)
@@ -373,11 +390,12 @@ class Service:
         *,
         is_most: bool = False,
     ) -> None:
-        """Take in what the headers of an answer say about the provider's limits.
+        """Record what the headers of a response say about the provider's limits.
 
-        `permit` and `usage`: of the call that was answered; None while its usage is unknown, and `is_most` if only its
-        upper bound is known.
+        `permit` and `usage` are those of the call. `usage` is None while it is unknown; with `is_most` it is only an
+        upper bound.
         """
+        # Providers count tokens, the pacer counts calls. So each limit and remainder is divided by the size of a call.
         told = []
         for pace in paces:
             size, limit = _size(guard.pacer, pace.resource, usage, is_most), pace.limit
@@ -390,17 +408,17 @@ class Service:
             self.gates.watch_pace(guard.pacer)
 
     def pace_s(self, model: str | None, now: float) -> float:
-        """How long a call of a model (None: the default one) waits at least for the provider's own limits."""
+        """How long a call of a model (None: the default one) has to wait for the provider's own limits, at least."""
         guard = self._guards.get(model or self.default_model)
         return 0.0 if guard is None else guard.pacer.wait_s(now)
 
     def measure(self, guard: Guard, usage: Usage) -> None:
-        """A streamed answer has ended: record how many tokens a call takes."""
+        """Record how many tokens a streamed answer took, once it has ended."""
         for resource in guard.pacer.resources:
             _size(guard.pacer, resource, usage, is_most=False)
 
     def forget_parent(self) -> None:
-        """In a forked child: the calls that run or wait are the parent's, and never end here."""
+        """In a forked child, drop the running and waiting calls: they are the parent's and will never end here."""
         self.gates.bulkhead.forget()
         self.gates.limit_queue.forget()
         for guard in self.guards:
@@ -408,20 +426,22 @@ class Service:
             guard.pacer.line.forget()
 
     def forget_used(self, *, stored: bool = False) -> None:
-        """An operator resets the limits: nothing was used. Money is never forgotten.
+        """Reset the used limits to zero, on an operator's request. Money is never reset.
 
-        `stored`: another process did it, and subtracts all processes' requests of the day in the state store.
+        `stored`: another process made the reset, and subtracts the day's requests of all processes in the state store.
         """
         for count in self.gates.limits.counts:
             if stored and isinstance(count, DayCount):
-                # What was subtracted there includes this process's own: the store will say "elsewhere: minus these".
+                # The amount subtracted in the store includes this process's own requests. On the next exchange they
+                # will arrive as a negative number of other processes' requests. Expect that number here, or it would be
+                # subtracted a second time and the limit would let as many requests through again.
                 self._elsewhere = (count.day, self._of(self._elsewhere, count.day) - count.used)
         self.gates.limits.clear(self.clock.monotonic(), is_told=stored)
         if self.tokens is not None:
             self.tokens.clear(self.clock.monotonic(), is_told=stored)
 
     def _anchor_day(self) -> None:
-        """Set the end of the day's count by the wall clock: clocks drift apart, and can be set."""
+        """Set the end of the day's count by the wall clock, from which the monotonic clock drifts apart."""
         now, wall = self.clock.monotonic(), self.clock.wall()
         day = utc_day(wall)
         for count in self.gates.limits.counts:
@@ -432,23 +452,28 @@ class Service:
     # ── the day's requests, which outlive the process ─────────────────────────────────────────────────────────
 
     def take_unstored(self) -> tuple[int, int]:
-        """The UTC day, and how many of its requests the state store does not know; a refund makes it negative.
+        """The UTC day, and how many of its requests are not in the state store yet; negative after a refund.
 
-        The caller stores them: the next call returns only later ones. (0, 0) if requests per day are not limited.
+        The caller must store them, because the next call returns only later ones. Returns (0, 0) if requests per day
+        are not limited.
         """
-        # A count made before midnight, and not used since, would name a day that is over.
+        # A count that was last used before midnight still belongs to the previous day: anchor it first, or requests
+        # would be stored under a day that is over.
         self._anchor_day()
         count = self.day_count
         if count is None:
             return 0, 0
+        # `count.used` includes what other processes reported. Stored as well, those requests would be counted once by
+        # their own process and once by each of the others, and the total would grow with every beat.
         own = count.used - self._of(self._elsewhere, count.day)
         unstored = own - self._of(self._stored, count.day)
         self._stored = (count.day, own)
         return count.day, unstored
 
     def note_elsewhere(self, day: int, used: int) -> None:
-        """Other processes, and earlier ones, made `used` requests on that UTC day."""
-        # The counts may have been made before midnight: added to a day that is over they would go with it.
+        """Count `used` requests of other processes, and of earlier ones, on that UTC day."""
+        # If the count still belongs to the previous day, anchor it first: what is added to that day would be dropped
+        # when it ends.
         self._anchor_day()
         count = self.day_count
         if count is not None and count.day == day:
@@ -456,7 +481,7 @@ class Service:
             self._elsewhere = (day, used)
 
     def note_day(self, day: int, used: int) -> None:
-        """All processes made `used` requests on that UTC day, by the purse that holds the day's limit."""
+        """Set the count to the `used` requests of all processes on that UTC day, as the limit's purse reports them."""
         self._anchor_day()
         count = self.day_count
         if count is not None and count.day == day:
@@ -468,26 +493,30 @@ class Service:
 
     @property
     def day_count(self) -> DayCount | None:
-        """The count of today's requests, if they are limited."""
+        """The count of today's requests; None if they are not limited."""
         return next((count for count in self.gates.limits.counts if isinstance(count, DayCount)), None)
 
 
 def _size(pacer: Pacer, resource: str, usage: Usage | None, is_most: bool) -> float:
-    """How much of a limit a call takes: the last answer's, or the earlier answers' if that was more."""
+    """How much of a limit a call takes: as much as the last answer, or as the earlier ones if those took more."""
     if "token" not in resource:
         return 1.0
     known = pacer.sizes.get(resource, 0.0)
     if usage is None:
         return known
     tokens = _tokens(resource, usage)
+    # An upper bound serves until the first answer, and is not remembered: it is many times too large, and would slow
+    # calls down for the next thirty answers.
     if is_most:
         return tokens
+    # The size rises immediately and falls slowly. An average would be too small for every second call, and with a size
+    # that is too small the pacer sends more calls than the provider's remaining tokens allow.
     pacer.sizes[resource] = size = max(tokens, known + (tokens - known) / SIZES_FADE)
     return size
 
 
 def _tokens(resource: str, usage: Usage) -> int:
-    """What an answer takes of a limit; tokens from the provider's cache do not count as input."""
+    """How many tokens an answer takes of a limit. Tokens from the provider's cache do not count as input."""
     if resource.startswith("input"):
         return usage.input_tokens + usage.cache_write_tokens
     if resource.startswith("output"):

@@ -1,14 +1,16 @@
 """Threads for operations that block: `register_service("reports", in_thread=True)`.
 
-A thread cannot be stopped. At its deadline the caller is released and the call is settled, as a failure and with its
-money booked; the function in the thread continues to its own end. Until then it keeps its place among the service's
+Python cannot stop a thread. At its deadline the caller is released and the call is settled, as a failure and with its
+money booked, but the function goes on running to its own end. Until then it keeps its place among the service's
 `concurrency_max`. So a host that hangs occupies that many threads and no more, and later callers are refused.
 
-The threads are koo's own. Those of `asyncio.to_thread` are few and shared by the whole process, so one host that hangs
-would stop file reads and name look-ups too; and Python waits for them at exit. These are daemons, started when none is
-idle, and they end after some seconds without work.
+koo uses its own threads. Those of `asyncio.to_thread` are few and shared by the whole process, so one host that hangs
+would also stop file reads and DNS lookups, and Python waits for them at exit. koo's threads are daemons. They are
+started when none is idle, and end after some seconds without work.
 
-A call changes `running` and its place on the loop only. The lock is just for the list of idle threads.
+Two threads touch one `Call`, but never at the same time. The worker writes the result and then hands the call over with
+`call_soon_threadsafe`; from then on only the loop uses it. `running` and the bulkhead's places change on the loop only.
+The list of idle threads is the one thing that both change, so the lock protects that list and nothing else.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ T = TypeVar("T")
 log = logging.getLogger("koo")
 
 CONCURRENCY = 40
-"""How many run at once unless `concurrency_max` says so: as many as AnyIO's threads, which serve FastAPI's `def`s."""
+"""The default `concurrency_max` for threads: the size of AnyIO's thread pool, which runs FastAPI's `def` handlers."""
 IDLE_S = 10.0
-"""A thread that is kept for the next call also keeps what belongs to it: a Django database connection, say."""
+"""How long an idle thread is kept. With it stay its thread-local resources, such as a Django database connection."""
 CLOSING_S_MAX = 5.0
-"""The exit of a process must not hang on a thread that does."""
+"""How long the end of the process waits for threads: it must not hang because one of them does."""
 
 
 class Call(Generic[T]):
-    """One run of a function in a thread, and what became of it."""
+    """One run of a function in a thread, and its result."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self.loop = asyncio.get_running_loop()
@@ -54,25 +56,27 @@ class Call(Generic[T]):
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """In the thread."""
+        """Run the function, in the thread."""
         try:
             self._value = self._context.run(self._work)
-        except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is: here it would end the thread
+        except BaseException as error:  # noqa: BLE001 - it is raised in the caller; here even SystemExit ends only a thread
             self._error = error
 
     def result(self) -> T:
-        """What it returned. Raises what it raised."""
+        """What the function returned. Raises what it raised."""
         error, self._error = self._error, None
         try:
             if error is not None:
                 raise error
         finally:
-            del error  # its traceback keeps this frame: a cycle that would keep everything in it alive
+            # The error's traceback refers to this frame. With a reference back, the cycle would keep the caller's
+            # arguments alive until the garbage collector runs.
+            del error
         return cast("T", self._value)
 
 
 class Threads:
-    """The threads of one service; `places` bounds them."""
+    """The threads of one service. `places` limits their number."""
 
     def __init__(self, name: str, places: Bulkhead, deadlines: Deadlines) -> None:
         self._name = name
@@ -83,26 +87,33 @@ class Threads:
         self.forget_parent()
 
     def forget_parent(self) -> None:
-        """In a forked child, which does not have the parent's threads."""
+        """Start without threads, in a forked child: fork copies the lists but not the threads."""
+        # A new lock, because another thread of the parent may have held the old one at the moment of the fork. No
+        # thread of the child would ever release it.
         self._lock = threading.Lock()
         self._idle: list[SimpleQueue[Call[Any] | None]] = []
+        # The parent's running calls never end here, so their places would stay taken.
         self._places.used = max(self._places.used - self.running, 0)
         self.running = 0
 
     def over(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
-        """`function` as an awaitable one: called with the same arguments it runs in a thread."""
+        """Make `function` awaitable: a call with the same arguments runs it in a thread."""
         return lambda *args, **kwargs: self.run(partial(function, *args, **kwargs))
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work()` in a thread, in this context. Raises what it raises, and TypeError for a stream."""
+        """Run `work()` in a thread, in this context. Raises what it raises, and TypeError if it returns a stream."""
+        # The call has the function and its arguments; this frame must not, as error reporters record frames.
         call, work = Call(work), UNSHOWN
         self._hand_over(call)
         self.running += 1
         try:
             await call.ended
         except BaseException:
+            # Cancelled or past its deadline. The guard is about to give the place back, but the thread is still busy:
+            # the next caller would start another one, and a host that hangs would collect threads without limit. `keep`
+            # cancels out that give-back; `_end` gives the place back when the function returns. If the future was not
+            # cancelled, the function had already ended, and there is nothing to keep.
             if call.ended.cancelled():
-                # The caller leaves but the thread does not: the place that is given back now stays taken.
                 self._places.keep()
             raise
         result = call.result()
@@ -110,6 +121,7 @@ class Threads:
         return cast("T", await result) if isawaitable(result) else result
 
     def _hand_over(self, call: Call[Any]) -> None:
+        # The last one in the list is the one that became idle last. So the others age, and a burst's threads end.
         with self._lock:
             calls = self._idle.pop() if self._idle else None
         if calls is None:
@@ -125,15 +137,18 @@ class Threads:
     # ── in the thread ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _work(self, calls: SimpleQueue[Call[Any] | None]) -> None:
-        """One call after another, until none comes for a while."""
-        lock, idle = self._lock, self._idle  # in a forked child these are others
+        """Run one call after another, until none arrives for ten seconds."""
+        # Read once: if the function itself forks, this thread goes on in the child too. There `forget_parent` has
+        # replaced both, and a thread that is about to end its process must not join the child's new list.
+        lock, idle = self._lock, self._idle
         while (call := self._next(calls)) is not None:
             call.run()
-            # Idle first: the next call may come from what the end of this one wakes.
+            # Idle first, then report. The report wakes the caller, which often calls again immediately; it would find
+            # no idle thread and start a new one, on every call.
             with lock:
                 idle.append(calls)
             self._tell(call)
-            del call
+            del call  # or an idle thread would keep the result of its last call for ten seconds
 
     def _next(self, calls: SimpleQueue[Call[Any] | None]) -> Call[Any] | None:
         try:
@@ -143,21 +158,26 @@ class Threads:
                 if calls in self._idle:
                     self._idle.remove(calls)
                     return None
-        return calls.get()  # it was taken from the list a moment ago: a call is on its way
+        # The wait timed out, but in that moment `_hand_over` took this queue from the list, and is about to put a call
+        # into it. Ending now would lose that call, and its caller would wait until its deadline.
+        return calls.get()
 
     def _tell(self, call: Call[Any]) -> None:
-        """The call has ended: report it on the loop that waits for it, else on the one that koo lives on now."""
+        """Report the end of a call on its caller's loop, or on koo's current loop if that one has ended."""
+        # `_end` changes `running` and the bulkhead, which only the loop may touch. The caller's `asyncio.run` may have
+        # ended during a long call, and koo be in use on a later loop: its counts are the same ones.
         for loop in (call.loop, self._deadlines.loop):
             if loop is not None and loop.is_running():
-                with suppress(RuntimeError):  # closed a moment ago
+                with suppress(RuntimeError):  # the loop was closed a moment ago
                     loop.call_soon_threadsafe(self._end, call)
                     return
-        self._end(call)
+        self._end(call)  # no loop is running, so nothing else can be changing the counts
 
     # ── on the loop ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _end(self, call: Call[Any]) -> None:
         self.running -= 1
+        # The caller has left, and `run` kept the place for this thread. Otherwise the caller's guard gives it back.
         if call.ended.cancelled():
             self._places.give_back()
         elif not call.loop.is_closed():
@@ -166,7 +186,7 @@ class Threads:
             self._emptied.set_result(None)
 
     async def close(self) -> None:
-        """Wait for what still runs, at most five seconds. How many threads are left then is logged."""
+        """Wait at most five seconds for running calls, and log how many threads have not ended by then."""
         with self._lock:
             while self._idle:
                 self._idle.pop().put(None)
@@ -178,14 +198,14 @@ class Threads:
             self._emptied = None
         if self.running:
             log.warning(
-                "%s: %d threads still run an operation that did not end, and cannot be stopped",
+                "%s: %d threads still run an operation and cannot be stopped",
                 self._name,
                 self.running,
             )
 
 
 async def aside(service: str, work: Callable[[], T]) -> T:
-    """Run something short that blocks, off the loop. Raises what it raises, and `ServiceRefused` without a thread."""
+    """Run a short blocking function off the loop. Raises what it raises, and `ServiceRefused` if no thread is free."""
     try:
         return await asyncio.to_thread(work)
     except RuntimeError as error:
@@ -195,9 +215,10 @@ async def aside(service: str, work: Callable[[], T]) -> T:
 
 
 def _refuse_stream(result: object) -> None:
-    """Raises TypeError for a result that is read later, on the loop: it would block there, outside the guard."""
+    """Raise TypeError for a result that is read later: on the loop it would block, and outside the guard."""
     is_stream = isgenerator(result) or (
-        # An SDK's stream holds its connection; a cursor or a file does not come from a server piece by piece.
+        # An SDK's stream is an iterator with a connection to close. So is a file, but reading that does not wait for
+        # another host, and a file is an ordinary result of a blocking function.
         isinstance(result, Iterator)
         and hasattr(result, "__exit__")
         and callable(getattr(result, "close", None))
@@ -206,6 +227,6 @@ def _refuse_stream(result: object) -> None:
     if is_stream:
         cast("Any", result).close()
         raise TypeError(
-            "the operation returned a stream, which a thread cannot guard to its end: read it inside the "
-            "function, or use the asynchronous client with stream_with_error_handling"
+            "the operation returned a stream, whose reading a thread cannot guard: read it inside the function, "
+            "or use the asynchronous client with stream_with_error_handling"
         )

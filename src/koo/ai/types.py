@@ -1,4 +1,4 @@
-"""The gateway's input and output; nothing here knows a vendor."""
+"""The gateway's input and output, independent of any vendor."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from koo.passage import OnLimit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """One question to one service.
+    """One query to one service.
 
-    `max_tokens` bounds the answer and is always sent (None: the service's default). `timeout_s` is the deadline of the
-    whole query. `fallback` names services that are called in order when `service` refuses or fails. `on_limit="wait"`
-    queues within the deadline for our limits too, "refuse" never waits. `max_cost_usd` is the most that one attempt may
-    cost in the worst case: a dearer one is refused. `clamp` lowers `max_tokens` to what that and the budgets leave room
-    for, never below the provider's minimum (1, OpenAI 16); `Answer.clamped` says so. `tag` and `metadata` are the
-    caller's own, for the ledger; they are never sent to the provider.
+    `max_tokens` limits the answer and is always sent (None: the service's default). `timeout_s` is the deadline of the
+    whole query. `fallback` names the services that are called in order if `service` refuses or fails. With
+    `on_limit="wait"` the query also queues for koo's own limits within the deadline; with "refuse" it never waits.
+
+    `max_cost_usd` is the most that one attempt may cost in the worst case; a more expensive attempt is refused. `clamp`
+    lowers `max_tokens` to what `max_cost_usd` and the budgets have room for, never below the provider's minimum (1; 16
+    at OpenAI), and sets `Answer.clamped`. `tag` and `metadata` are recorded in the ledger and are never sent to the
+    provider.
     """
 
     service: str
@@ -38,10 +40,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens by class. The four paid classes are disjoint, however the vendor counts.
+    """Token counts by class. The four billed classes are disjoint, whatever the vendor's own way of counting.
 
-    `input_tokens` were read fresh; `reasoning_tokens` are a part of `output_tokens`. `estimated` marks numbers that
-    the provider did not send (a stream that broke off).
+    `input_tokens` are input tokens outside the cache. `reasoning_tokens` are a part of `output_tokens`. `estimated`
+    marks counts that the provider did not report, for example of a stream that broke off.
     """
 
     input_tokens: int = 0
@@ -53,16 +55,18 @@ class Usage:
 
     @property
     def read_tokens(self) -> int:
-        """All tokens read: fresh, from the cache, and into it."""
+        """All input tokens: outside the cache, read from it, and written to it."""
         return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
 
     @property
     def total_tokens(self) -> int:
-        """All tokens read and written."""
+        """All input and output tokens."""
         return self.read_tokens + self.output_tokens
 
     def grown(self, later: Usage) -> Usage:
-        """This report and a later one of the same answer: counts never shrink, though a class may become another."""
+        """Combine this report with a later one of the same answer. Totals never shrink; classes may change."""
+        # The input classes are taken together from one report: a later report may count the same tokens as cached that
+        # an earlier one counted as fresh, and the maximum of each class would bill them twice.
         read = later if later.read_tokens >= self.read_tokens else self
         return Usage(
             input_tokens=read.input_tokens,
@@ -78,11 +82,11 @@ class Usage:
 class Answer:
     """A service's answer; `str(answer)` is its text.
 
-    `cost_usd` is exact (a Decimal); `cost_source` says whether the provider reported it, a price table or an operator's
-    setting priced it, or it is an estimate. `attempts` are calls that left for the service, `latency_s` the whole
-    query, without the time of a stream's reader. `stop_reason` is the provider's own word ("end_turn", "stop",
-    "max_tokens", "refusal", ...). `max_tokens` is the longest answer that was requested; `clamped`: lower than the
-    query's, so that it fitted (`Query.clamp`).
+    `cost_usd` is exact (a Decimal). `cost_source` says where it comes from: the provider's report, the price table, an
+    operator's setting, or an estimate. `attempts` is the number of calls to the service. `latency_s` is the time of the
+    whole query, without that of a stream's reader. `stop_reason` is the provider's own word ("end_turn", "stop",
+    "max_tokens", "refusal", ...). `max_tokens` is the limit that was sent. `clamped` is true if that is lower than the
+    query's own (see `Query.clamp`).
     """
 
     text: str

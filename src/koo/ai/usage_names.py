@@ -1,8 +1,8 @@
-"""The names that vendors and wrappers give their token counts, read into koo's disjoint classes.
+"""Reads the token counts of vendors and wrappers, under all their names, into koo's disjoint classes.
 
-Three families differ. Chat completions and Responses include cached tokens in what was read; Anthropic and Bedrock
-count them separately; Google counts thoughts separately from what was written. Ambiguous names are read as the dearer
-meaning. A count that is not a number is ignored, and a property that raises counts as missing.
+The vendors count in three different ways. Chat completions and Responses include cached tokens in the input count.
+Anthropic and Bedrock count them separately. Google counts thoughts separately from the output. An ambiguous name is
+read in the way that costs more. A count that is not a number is ignored, and a property that raises counts as missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ Path = tuple[str, ...]
 
 
 class Names(NamedTuple):
-    """A family's names for its counts; `cached` and `into_cache` are part of what was read, those `beside` are not."""
+    """A family's names for its counts.
+
+    `cached` and `into_cache` are included in `read`; the counts in `beside_…` are separate from it. `also_read` and
+    `also_written` are added to `read` and `written`.
+    """
 
     read: str
     written: str
@@ -80,7 +84,7 @@ BEDROCK = Names(
 FAMILIES = (CHAT, INPUT, GOOGLE, GOOGLE_JSON, BEDROCK)
 FIRST_NAMES = tuple(name for one in FAMILIES for name in (one.read, one.written))
 COUNTED_IN = ("pydantic_ai", "genai_prices")
-"""Packages whose usage has the same names as koo's, but includes cached tokens in what was read."""
+"""Packages whose usage has the same names as koo's, but includes cached tokens in the input count."""
 
 UNITS: dict[str, tuple[Path, ...]] = {
     "cache_write_1h": (
@@ -99,26 +103,26 @@ UNITS: dict[str, tuple[Path, ...]] = {
     "output_image": (("output_tokens_details", "image_tokens"),),
     "web_searches": (("server_tool_use", "web_search_requests"), ("num_search_queries",)),
 }  # fmt: skip
-"""What has a price of its own beyond its class, by the price table's words."""
+"""Counts with a separate price beyond their class, keyed by the price table's names."""
 MODALITIES: dict[str, tuple[str, ...]] = {
     "input": ("prompt_tokens_details", "promptTokensDetails", "tool_use_prompt_tokens_details"),
     "output": ("candidates_tokens_details", "candidatesTokensDetails"),
 }
-"""Where Google says how many tokens were of which kind."""
+"""The attributes in which Google lists its tokens by modality."""
 SEARCHES = {"web_search_call": "web_searches", "file_search_call": "storage_searches"}
-"""Searches that a Responses answer lists in its output."""
+"""The searches that an answer of the Responses API lists in its output."""
 
 
 # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def says_something(usage: object) -> bool:
-    """Whether it has a count by any of the names."""
+    """Whether it has a count under any of the known names."""
     return isinstance(usage, Usage) or any(get(usage, name) is not None for name in FIRST_NAMES)
 
 
 def names_of(told: object) -> Names:
-    """The family that a usage belongs to."""
+    """The family of names that a usage belongs to."""
     for one in FAMILIES:
         if get(told, one.read) is not None:
             return one
@@ -126,7 +130,7 @@ def names_of(told: object) -> Names:
 
 
 def usage_of(told: object) -> Usage:
-    """Tokens by disjoint class, out of any vendor's usage. What cannot be read is 0."""
+    """The tokens in any vendor's usage, by disjoint class. A count that cannot be read is 0."""
     if isinstance(told, Usage):
         return told
     names = names_of(told)
@@ -135,12 +139,16 @@ def usage_of(told: object) -> Usage:
     written = _sum(written, count(told, (names.also_written,)))
     cached, into_cache = _counts(told, names.cached), _counts(told, names.into_cache)
     beside = (_most(told, names.beside_cached), _most(told, names.beside_into_cache))
+    # The same name, `cache_read_tokens`, means two things. In most usages it is separate from the input; in these
+    # packages it is part of it. Read in the wrong way, cached tokens would be billed twice or not at all.
     if module_of(told) in COUNTED_IN:
         cached, into_cache, beside = (*cached, beside[0]), (*into_cache, beside[1]), (0, 0)
     elif names is INPUT:
         beside = (beside[0], max(beside[1], _into_cache_by_age(told)))
+    # `usage_from` treats the part of the total that exceeds the input as output that was not reported. A total that
+    # includes separate cache tokens exceeds it by those, and they would be billed as output.
     if any(beside):
-        total = None  # it includes them, and its surplus over what was read would be taken for the answer
+        total = None
     usage = usage_from(
         read=read, written=written, total=total, cached=cached, into_cache=into_cache,
         reasoning=_counts(told, names.reasoning),
@@ -159,18 +167,18 @@ def _with_cache(usage: Usage, cached: int, into_cache: int) -> Usage:
 
 
 def _into_cache_by_age(told: object) -> int:
-    """Anthropic's count of what went into its cache, by how long that is kept."""
+    """The tokens written to Anthropic's cache, added up from its counts by lifetime (5 minutes, 1 hour)."""
     return sum(
         count_of(count(told, ("cache_creation", name)))
         for name in ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
     )
 
 
-# ── what has a price of its own ───────────────────────────────────────────────────────────────────────────────────────
+# ── counts with a separate price ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def units_of(usage: object, answer: object = None) -> dict[str, int]:
-    """Counts that have a price of their own, by the price table's words."""
+    """Counts with a separate price, keyed by the price table's names."""
     found = {name: most for name, paths in UNITS.items() if (most := _most(usage, paths))}
     for side, places in MODALITIES.items():
         for place in places:
@@ -192,15 +200,16 @@ def _modalities(details: object) -> Iterator[tuple[str, int]]:
             yield word, max(count_of(count(one, ("token_count",))), count_of(count(one, ("tokenCount",))))
 
 
-# ── looking into anything ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── reading any object ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def get(thing: object, name: str) -> object:
-    """A mapping's value or an object's attribute; None if it is missing, or reading it raises."""
+    """A mapping's value or an object's attribute; None if it is missing or reading it raises."""
     kind: Any = type(thing)  # mypy does not treat a class as hashable
     try:
+        # A missing name on a pydantic model raises an AttributeError with a long message. Most names that are tried
+        # here are missing, and building those messages would take longer than everything else.
         if _is_plain_model(kind, name):
-            # pydantic's error for a missing name takes longer than all the rest of reading an answer.
             if name in thing.__dict__:
                 return thing.__dict__[name]
             more = getattr(thing, "__pydantic_extra__", None)
@@ -214,7 +223,7 @@ def get(thing: object, name: str) -> object:
 
 @lru_cache(4096)
 def _is_plain_model(kind: Any, name: str) -> bool:
-    """Whether it is a pydantic class in which such a name could only be a field."""
+    """Whether it is a pydantic class in which this name can only be a field, not a property or a class attribute."""
     return "__pydantic_fields__" in kind.__dict__ and not any(name in vars(base) for base in kind.__mro__)
 
 
@@ -228,12 +237,12 @@ def at(thing: object, path: Path) -> object:
 
 
 def module_of(thing: object) -> str:
-    """The top package that its class comes from."""
+    """The top-level package of an object's class."""
     return type(thing).__module__.partition(".")[0]
 
 
 def count(told: object, path: Path) -> Count:
-    """The number at that path, also if written as text; None for anything else."""
+    """The number at that path, which may be written as text; None for anything else."""
     value = at(told, path) if path[0] else None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
@@ -256,5 +265,5 @@ def _sum(one: Count, more: Count) -> Count:
 
 
 def items(value: object) -> list[object]:
-    """The items of a list or a tuple; none of anything else."""
+    """The items of a list or a tuple; an empty list for anything else."""
     return list(value) if isinstance(value, (list, tuple)) else []

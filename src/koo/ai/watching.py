@@ -1,6 +1,6 @@
-"""What may look on while services are asked: one object for each service that a query asks.
+"""The interface through which telemetry follows queries: one object for each service that a query calls.
 
-Telemetry is made of it; the gateway knows no more than this.
+The gateway depends only on these protocols, not on telemetry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from koo.options import ServiceOptions
 
 
 class Watched(Protocol):
-    """One service that is asked. In its block it is asked; an error that leaves the block is the end."""
+    """Follows one call of a service. Its block is the call; an error that leaves the block ends it."""
 
     def __enter__(self) -> Watched: ...
 
@@ -24,22 +24,22 @@ class Watched(Protocol):
     ) -> None: ...
 
     def answered(self, answer: Answer, away_s: float) -> None:
-        """The answer is whole. `away_s`: for so long a stream's reader had the turn."""
+        """The whole answer has arrived. `away_s` is how long a stream's reader had the turn."""
         ...
 
     def broke(self, kind: Kind | None) -> None:
-        """A stream ended early; None: its reader left."""
+        """A stream ended early. `kind` is None if its reader left."""
         ...
 
 
 class Watch(Protocol):
-    """Looks on at all services."""
+    """Makes the object that follows a call of a service."""
 
     def __call__(self, options: ServiceOptions, request: Request, streams: bool) -> Watched: ...
 
 
 class Unwatched:
-    """Nothing looks on."""
+    """Follows nothing; used when there is no telemetry."""
 
     __slots__ = ()
 
