@@ -168,7 +168,7 @@ def test_while_the_store_is_away_minutes_wait_and_the_oldest_are_given_up(
             with pytest.raises(StoreUnavailable):
                 await past.history.write()
             view = await past.history.report(900, None, None, (), False)
-            assert view["trouble"] == "the state store is away: it is away"
+            assert view["trouble"] == "the state store is unavailable: it is away"
             assert sum(n or 0 for n in view["series"]["ai:claude"]["calls"]) == 120
             assert set(view["series"]["ai:claude"]["spent"]) == {None}
             past.pass_time(2 * 3600)

@@ -113,11 +113,11 @@ def test_what_another_user_put_into_a_shared_folder_is_not_used(
 
     async def main() -> None:
         database = Database(f"sqlite:///{path}")
-        with pytest.raises(DatabaseUnavailable, match="another user put it"):
+        with pytest.raises(DatabaseUnavailable, match="another user created it"):
             async with database.session_scope():
                 pass
         await database.close()
-        with pytest.raises(StoreUnavailable, match="another user put it"):
+        with pytest.raises(StoreUnavailable, match="another user created it"):
             await SqlStore(f"sqlite:///{path}").open()
 
     asyncio.run(main())

@@ -360,7 +360,7 @@ def test_a_working_directory_that_is_gone_is_told(tmp_path: Path, monkeypatch: p
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert "working directory is gone" in refused({})
+    assert "working directory no longer exists" in refused({})
 
 
 # ── values that cannot be right ───────────────────────────────────────────────────────────────────────────────────

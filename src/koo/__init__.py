@@ -1,7 +1,7 @@
-"""The resilience layer of a service that stands on a database and on AI providers: the public names.
+"""The resilience layer for a service that depends on a database and on AI providers: the public names.
 
-Each is loaded when it is first used. `import koo` opens nothing, starts nothing and imports nothing heavy. The
-functions (`query_ai`, `transactional_with_retry`, …) act on the one platform of the process, `koo.platform`.
+Each name is loaded on first use. `import koo` opens nothing, starts nothing and imports nothing heavy. The functions
+(`query_ai`, `transactional_with_retry`, …) act on the process's own platform, `koo.platform`.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ _PLACES = {
     "stream_ai_operation": "koo.default.operations",
     "transactional_with_retry": "koo.default.database",
 }
-"""Where each name is; `deadline` is called `Deadline` there."""
+"""The module of each name; `deadline` is called `Deadline` there."""
 
 __all__ = [
     "AllServicesFailed",
@@ -249,11 +249,12 @@ def __dir__() -> list[str]:
 
 
 class _Names(ModuleType):
-    """This module, in which `koo.platform` and `koo.settings` are objects, although files have these names too."""
+    """The class of this module: `koo.platform` and `koo.settings` are objects, although submodules have the same
+    names."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        # Python puts a module of the package here when it is first imported: `from koo import settings` would return
-        # the file `koo/settings.py` after any import of it, and the settings before.
+        # Python sets a submodule as an attribute of its package when it is first imported. After any import of
+        # `koo.settings`, `from koo import settings` would return that module and no longer the settings object.
         if not (isinstance(value, ModuleType) and name in _PLACES):
             super().__setattr__(name, value)
 
@@ -262,9 +263,9 @@ sys.modules[__name__].__class__ = _Names
 
 
 def _read_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # slower than all the rest of this module
+    from importlib.metadata import PackageNotFoundError, version  # slower than the rest of this module
 
     try:
         return version("koo")
-    except PackageNotFoundError:  # a source tree on the path, never installed
+    except PackageNotFoundError:  # run from a source tree that was never installed
         return "0+unknown"

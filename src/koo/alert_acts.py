@@ -1,6 +1,7 @@
-"""What operators do about alerts: acknowledge one, silence some, read past ones.
+"""Operators' acts on alerts: acknowledge one, silence some, list past ones.
 
-All of it is kept in the state store and holds for every process on it, so it is refused while the store is away.
+All of them are stored in the state store and apply to every process on it, so they are refused while the store is
+unavailable.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ log = logging.getLogger("koo")
 T = TypeVar("T")
 
 HOLDS_S_MAX = 30 * DAY_S
-"""A forgotten silence hides the next outage."""
+"""A silence that was forgotten hides the next outage, so its time is limited."""
 HISTORY_S = 7 * DAY_S
 PAGE_MAX = 500
 NAME_MAX = 100
@@ -36,15 +37,16 @@ AWAY_RETRY_S = 5.0
 
 
 class AtHome(Protocol):
-    """Runs a coroutine on koo's loop, from any other."""
+    """Runs a coroutine on koo's loop, from any other loop."""
 
     async def __call__(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T: ...
 
 
 class AlertActs:
-    """Alerts of one platform, and what may be done about them. Times are datetimes with a zone, or seconds from now.
+    """Acts on the alerts of one platform. Times are datetimes with a time zone, or seconds from now.
 
-    Each method raises `ServiceRefused` while the state store is away, and `InvalidRequest` for what cannot be right.
+    Each method raises `ServiceRefused` while the state store is unavailable, and `InvalidRequest` for invalid
+    arguments.
     """
 
     def __init__(self, keeper: AlertKeeper, store: Store, clock: Clock, at_home: AtHome) -> None:
@@ -54,7 +56,7 @@ class AlertActs:
         self._clock = clock
 
     def current(self) -> list[Alert]:
-        """Active alerts, the worst first, then those that ended within fifteen minutes. Without I/O."""
+        """Active alerts, worst first, then those that ended within the last fifteen minutes. Without I/O."""
         return self._keeper.views()
 
     async def acknowledge(
@@ -66,7 +68,7 @@ class AlertActs:
         until: datetime | None = None,
         note: str = "",
     ) -> Alert:
-        """Say who is working on an alert, for a time or until it ends: until then no reminders are sent.
+        """Record who is working on an alert, for a time or until it ends. Until then no reminders are sent.
 
         Raises `CallerMistake` if no alert with that `id` is active.
         """
@@ -79,10 +81,10 @@ class AlertActs:
         return alert
 
     async def unacknowledge(self, alert_id: str, *, by: str = "", reason: str = "") -> Alert:
-        """Take an acknowledgement back. Raises `CallerMistake` if no alert with that `id` is active."""
+        """Remove an acknowledgement. Raises `CallerMistake` if no alert with that `id` is active."""
         alert = await self._set(alert_id, None)
         words = plain(by), alert["kind"], alert["component"], plain(reason)
-        log.warning("%r took back the acknowledgement of the alert %s of %s; reason: %r", *words)
+        log.warning("%r removed the acknowledgement of the alert %s of %s; reason: %r", *words)
         return alert
 
     async def _set(self, alert_id: str, said: Acknowledgement | None) -> Alert:
@@ -102,7 +104,8 @@ class AlertActs:
         by: str,
         reason: str,
     ) -> SilenceView:
-        """Do not send matching alerts until it ends: `kind` and `component` may be patterns such as `ai:*`."""
+        """Stop notices of matching alerts until the silence ends. `kind` and `component` may be patterns such as
+        `ai:*`."""
         now = in_ms(self._clock.wall())
         silence = Silence(
             id=new_id(),
@@ -140,15 +143,15 @@ class AlertActs:
         limit: int = 50,
         cursor: str | None = None,
     ) -> AlertHistory:
-        """Episodes of all processes that fired and lasted at some time between two times, by default in seven days.
+        """Episodes of all processes that fired and were active between two times, by default in the last seven days.
 
-        The newest beginning comes first; `cursor` is the `next_cursor` of the previous page.
+        The newest beginning is first; `cursor` is the `next_cursor` of the previous page.
         """
         now = in_ms(self._clock.wall())
         last = now if until is None else _wall(until, "until")
         first = last - HISTORY_S if since is None else _wall(since, "since")
         if first > last or not 1 <= limit <= PAGE_MAX:
-            raise _mistake(f"since must not be after until, and limit 1 to {PAGE_MAX}")
+            raise _mistake(f"since must not be after until, and limit must be 1 to {PAGE_MAX}")
         after = None if cursor is None else _place(cursor)
         episodes = self._store.episodes
         found = await self._ask(lambda: episodes.history(first, last, limit=limit + 1, after=after))
@@ -168,21 +171,21 @@ class AlertActs:
             raise _away(error) from error
 
 
-# ── what is asked for ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── checking arguments ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _end(now: float, for_s: float | None, until: datetime | None) -> float:
     if (for_s is None) is (until is None):
-        raise _mistake("set when it ends: either a number of seconds, or a time")
+        raise _mistake("set the end: either a number of seconds or a time")
     ends_at = in_ms(now + for_s if for_s is not None else _wall(until, "the end"))
     if not now < ends_at <= now + HOLDS_S_MAX:
-        raise _mistake("it must end after now, and within 30 days")
+        raise _mistake("it must end in the future and within 30 days")
     return ends_at
 
 
 def _wall(at: datetime | None, what: str) -> float:
     if at is None or at.tzinfo is None:
-        raise _mistake(f"{what} must be a time with a zone, such as 2026-11-29T03:00:00+00:00")
+        raise _mistake(f"{what} must be a time with a time zone, such as 2026-11-29T03:00:00+00:00")
     return at.astimezone(UTC).timestamp()
 
 
@@ -196,7 +199,7 @@ def _name(by: str) -> str:
 def _reason(reason: str) -> str:
     words = plain(reason, most=WORDS_MAX).strip()
     if not words:
-        raise _mistake("reason must say why: the next one on call will ask")
+        raise _mistake("reason must not be empty: the next person on call will need it")
     return words
 
 

@@ -1,7 +1,7 @@
-"""The last calls that cost something, one by one: which model, how many tokens, for how much, under which tag.
+"""The last calls with a cost, one by one: model, tokens, cost, tag.
 
-They are the ledger's entries of all processes, so their sum is what `spending` reports. A prompt or an answer is not in
-them, because the ledger never has one.
+They are the ledger's entries of all processes, so their sum is what `spending` reports. They contain no prompt and no
+answer, because the ledger never receives one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def page_of(
     cursor: str | None,
     is_booked: bool = False,
 ) -> BookedCalls:
-    """The newest first; see `HistoryReports.requests`. `is_booked`: only what is in the store already."""
+    """A page, newest first; see `HistoryReports.requests`. `is_booked`: only what is in the store already."""
     if not 1 <= limit <= PAGE_MAX:
         raise _mistake(f"limit must be 1 to {PAGE_MAX}")
     before = NEWEST if cursor is None else _place(cursor)
@@ -43,7 +43,7 @@ async def page_of(
     except StoreUnavailable as error:
         raise ServiceRefused(
             "spend",
-            f"the state store is away: {error}",
+            f"the state store is unavailable: {error}",
             kind=Kind.STORE_UNAVAILABLE,
             retry_after_s=AWAY_RETRY_S,
         ) from error
@@ -57,7 +57,7 @@ async def page_of(
 
 
 def call_view(entry: Entry) -> BookedCall:
-    """One entry of the ledger, as it is shown."""
+    """One entry of the ledger, in its public shape."""
     return {
         "id": entry.id,
         "at": iso(entry.at),

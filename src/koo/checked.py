@@ -1,4 +1,4 @@
-"""How an option is declared, with its meaning, range and reason, and how its value is checked when it is made."""
+"""How an option is declared, with its meaning, range and reason, and how its value is checked on creation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from koo.hidden import hide
 
 T = TypeVar("T")
 ATTEMPT_S_MAX = 60.0
-"""Longest default time of an attempt: with a query's default time it leaves room for a second one."""
+"""Longest default timeout of an attempt: half of a query's default timeout, which leaves room for a second attempt."""
 BOUNDS = ("at_least", "at_most", "above")
 """The ends of a range, as an option's metadata names them."""
 
 
 class Nothing(dict[str, Any]):
-    """An empty mapping that may be the default of a frozen option: one that can be hashed, because nothing fills it."""
+    """An empty mapping for the default of a frozen option. It is hashable, because it can never be filled."""
 
     __slots__ = ()
 
@@ -40,10 +40,10 @@ def option(
     none: str = "",
     secret: bool = False,
 ) -> T:
-    """A dataclass field with its meaning, its unit, its range (None: no bound) and the reason for its default.
+    """A dataclass field with its meaning, unit, range (None: no bound) and the reason for its default.
 
-    `none` says what None means where it is a value to choose ("no limit"); a secret is left out of every `repr`, and
-    its value is one that nothing shows (`koo.hidden`).
+    `none` says what None means if it is a value that a user may set ("no limit"). A secret is left out of every `repr`,
+    and its value is hidden from tracebacks (`koo.hidden`).
     """
     about = {
         "meaning": meaning,
@@ -60,13 +60,13 @@ def option(
 
 
 def is_inside(about: Any, value: float | Decimal) -> bool:
-    """Whether a number is in an option's range; NaN is in none."""
+    """Whether a number is in an option's range. NaN is in no range."""
     try:
         number = float(value)
-    except (ValueError, OverflowError):  # a signalling NaN; an integer larger than any float
+    except (ValueError, OverflowError):  # a signalling NaN, or an integer too large for a float
         return False
     low, high, above = about.get("at_least"), about.get("at_most"), about.get("above")
-    # NaN fails every comparison: the last line refuses it where there is no bound to compare with.
+    # NaN fails every comparison. The last line refuses it even if there is no bound to compare with.
     return (
         (low is None or number >= low)
         and (high is None or number <= high)
@@ -76,7 +76,7 @@ def is_inside(about: Any, value: float | Decimal) -> bool:
 
 
 def allowed(about: Any) -> str:
-    """An option's range as words: "0.05 to 1", "at least 1", "above 0"."""
+    """An option's range as text: "0.05 to 1", "at least 1", "above 0"."""
     low, high, above = about.get("at_least"), about.get("at_most"), about.get("above")
     if low is not None and high is not None:
         return f"{low:g} to {high:g}"
@@ -88,7 +88,7 @@ def allowed(about: Any) -> str:
 
 
 class Checked:
-    """Base of all options: checks each number against its range when it is made."""
+    """Base of all options: checks each number against its range on creation."""
 
     __slots__ = ()
 
@@ -99,7 +99,7 @@ class Checked:
                 object.__setattr__(self, one.name, hide(value))
             if not _is_bounded(one.metadata) or (value is None and "None" in str(one.type)):
                 continue
-            # Anything but a number would pass here and fail in the first comparison, in the middle of a call.
+            # A string, say, would otherwise fail in the first comparison that uses the option, in the middle of a call.
             if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
                 what = f"{type(self).__name__}.{one.name}"
                 raise ConfigurationError("", f"{what} must be a number, not {type(value).__name__}")
@@ -111,20 +111,20 @@ class Checked:
         return self
 
     def __deepcopy__(self, memo: object) -> Self:
-        """Itself: it never changes, and a copy would have masks in place of its secrets."""
+        """Itself: it never changes, and a deep copy would contain masks in place of the secrets."""
         return self
 
 
 def not_set() -> float:
-    """The default of a time that follows from another one: see `Timed`."""
+    """The default of a time that is derived from another one; see `Timed`."""
     return cast("float", None)
 
 
 class Timed(Checked):
-    """Base of options with three times: of a whole call, of one attempt, and from when on a call is slow.
+    """Base of options with three times: the timeout of a whole call, that of an attempt, and the slow-call time.
 
-    What is not set follows from what is: an attempt has at most half of the call's time, and is slow after half of its
-    own. Raises `ConfigurationError` for an attempt that is longer than its call.
+    A time that is not set is derived: an attempt has half of the call's timeout, at most 60 s, and is slow after half
+    of its own. Raises `ConfigurationError` if an attempt's timeout exceeds the call's.
     """
 
     __slots__ = ()
@@ -140,19 +140,20 @@ class Timed(Checked):
         super().__post_init__()
         if self.attempt_timeout_s > self.timeout_s:
             what = f"{type(self).__name__}.attempt_timeout_s is {self.attempt_timeout_s:g}"
-            limit = f"at most {self.timeout_s:g}, the time of the whole call (timeout_s)"
+            limit = f"at most {self.timeout_s:g}, the timeout of the whole call (timeout_s)"
             raise ConfigurationError("", f"{what}; allowed is {limit}")
 
     def check_slow(self) -> None:
-        """Raises `ConfigurationError` where no call could ever be slow, because its attempt ends before."""
+        """Raise `ConfigurationError` if no call could ever be slow, because its attempt ends before that."""
         if self.slow_s > self.attempt_timeout_s:
-            limit = f"at most {self.attempt_timeout_s:g}, the time of an attempt (attempt_timeout_s)"
+            limit = f"at most {self.attempt_timeout_s:g}, the timeout of an attempt (attempt_timeout_s)"
             what = f"{type(self).__name__}.slow_s is {self.slow_s:g}"
             raise ConfigurationError("", f"{what}; allowed is {limit}")
 
 
 def following_s(timeout_s: Any, attempt_s: Any, slow_s: Any) -> tuple[Any, Any]:
-    """The times of an attempt and of a slow call; None is one that was not set. Anything but a number is ignored."""
+    """The attempt timeout and the slow-call time, derived if None. Invalid values pass: their own check refuses
+    them."""
     if attempt_s is None:
         attempt_s = min(ATTEMPT_S_MAX, _half(timeout_s))
     return attempt_s, _half(attempt_s) if slow_s is None else slow_s
@@ -162,7 +163,7 @@ def _half(value: Any) -> float:
     try:
         return float(value) / 2
     except (TypeError, ValueError, OverflowError):
-        return ATTEMPT_S_MAX / 2  # the value is refused by its own check
+        return ATTEMPT_S_MAX / 2  # the value's own check refuses it
 
 
 def _is_bounded(about: Any) -> bool:

@@ -1,8 +1,8 @@
-"""What the URL of a database server may look like, checked before anything reads it.
+"""The allowed form of a database server's URL, checked before anything else parses it.
 
-SQLAlchemy reads `user:my@pass:word@host` without complaint, or complains with the end of the password in its error, and
-the driver then cannot resolve the host `pass:word@host`. So the form is checked first, wherever such a URL comes in,
-and the error never contains any part of it.
+SQLAlchemy accepts `user:my@pass:word@host`, or raises an error that shows the end of the password, and the driver then
+cannot resolve the host `pass:word@host`. So the form is checked first, wherever koo receives a URL, and the error never
+contains any part of it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ ALLOWED_PLACE = (
     " several hosts as /database?host=a:5432&host=b:5432)"
 )
 
-NAMES_NO_USER = (
-    "its URL names no user, and the system has no user name for the account of this process: add a user"
-)
-UNREADABLE = "an option in its URL, or in a variable PG… of the environment, is unknown or has a wrong value"
+NAMES_NO_USER = "its URL names no user, and this process's system account has no user name either: add a user"
+UNREADABLE = "an option in its URL, or a PG… environment variable, is unknown or has a wrong value"
 
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]@\s]*)(?::(\d{1,5}))?")
 
@@ -32,24 +30,25 @@ class UnusableArguments(Exception):
 
 
 def with_hidden_password(url: Any) -> Any:
-    """The same SQLAlchemy URL with its password hidden from tracebacks: it is a tuple, which error reporters unpack."""
+    """The same SQLAlchemy URL with a hidden password. The URL is a tuple, which error reporters unpack in
+    tracebacks."""
     return url.set(password=Secret(url.password)) if url.password else url
 
 
 def check_place(rest: str) -> None:
-    """Check what follows `://`. Raises `ValueError` with what is allowed, and no part of the URL."""
+    """Check the part after `://`. Raises `ValueError` with the allowed form, and no part of the URL."""
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
     user, _, host = authority.rpartition("@")
     place = _HOST_AND_PORT.fullmatch(host)
-    # A second @ before the host belongs to the password, and one further on to a password with a / or ? in it: taken
-    # for a host or a path, it would be shown.
+    # Only one @ is expected, in front of the host. A second one before it is part of the password. One after the first
+    # / or ? means that the password contains that / or ?, and its rest would be read as a host or path, and shown.
     cut = "@" in user or "@" in rest[len(authority) :]
     if cut or place is None or not _is_port(place[1]):
         raise ValueError(ALLOWED_PLACE)
 
 
 def check_host(host: str | None, port: int | None) -> None:
-    """The same for parts that were already parsed: what was taken for the host may be the end of a password."""
+    """Check parts that were already parsed: the supposed host may be the end of a password."""
     if "@" in (host or "") or not (port is None or 0 < port < 65_536):
         raise ValueError(ALLOWED_PLACE)
 
@@ -59,9 +58,9 @@ def _is_port(text: str | None) -> bool:
 
 
 def is_same_server(one: str, other: str) -> bool:
-    """Whether two URLs lead to the same PostgreSQL server, as far as they say: the same host and port.
+    """Whether two URLs name the same PostgreSQL server: the same host and port.
 
-    Several hosts in a URL are one place only if both URLs list the same ones. False for a URL that cannot be read.
+    With several hosts, both URLs must list the same ones. False for an unreadable URL.
     """
     first = _places(one)
     return first is not None and first == _places(other)

@@ -1,10 +1,11 @@
-"""An alert from its beginning to its end, what operators say about it, and where both are kept.
+"""Episodes: an alert from its beginning to its end, operators' acts on it, and the protocols that store both.
 
-An episode begins pending. It fires when its condition has held long enough, recovers while the condition is gone but
-may come back, and is resolved at the end. It never goes back to pending; what comes back after the end is a new one.
+An episode begins as pending. It fires when its condition has lasted long enough, is recovering while the condition is
+gone but may return, and ends as resolved. It never goes back to pending: a condition that returns after the end starts
+a new episode.
 
-Each process has its own breakers and probes, so each sees separately what is wrong. But people are notified once: a
-store has at most one active episode of a fingerprint, and the processes that see it share it.
+Each process has its own breakers and probes, so each detects a problem separately. But people are notified once: a
+store has at most one active episode per fingerprint, which all processes that see the problem share.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Phase = Literal["pending", "firing", "recovering", "resolved"]
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """A person is working on an episode: `by`, since wall time `at`, until `until` (None: to its end)."""
+    """A person is working on an episode: `by` whom, since wall time `at`, until `until` (None: until it ends)."""
 
     by: str
     at: float
@@ -31,7 +32,7 @@ class Acknowledgement:
     note: str = ""
 
     def holds(self, now: float) -> bool:
-        """It is not over yet at wall time `now`."""
+        """Whether it is still in force at wall time `now`."""
         return self.until is None or now < self.until
 
 
@@ -39,8 +40,8 @@ class Acknowledgement:
 class Episode:
     """One alert from its beginning to its end; times are wall seconds, None: not yet.
 
-    `fingerprint` is its kind and its component, `type` its severity. `fired_at` is when it had held long enough,
-    `notified_at` when people were first owed a notice of it.
+    `fingerprint` is its kind and component, `type` its severity. `fired_at` is when it had lasted long enough,
+    `notified_at` when a notice to people was first due.
     """
 
     id: str
@@ -58,19 +59,19 @@ class Episode:
 
     @property
     def kind(self) -> str:
-        """The rule that found it."""
+        """The rule that detected it."""
         return self.fingerprint.partition(":")[0]
 
     def end_at(self, now: float) -> float:
-        """When it ends if it does now: never before it began, whatever became of the clock."""
+        """Its end if it ends now: never before its beginning, even if the clock was set back."""
         return max(now, self.started_at, self.fired_at or self.started_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
-    """No notices of what matches `kind` and `component`, patterns such as `ai:*`, until wall time `ends_at`.
+    """No notices of alerts that match `kind` and `component`, patterns such as `ai:*`, until wall time `ends_at`.
 
-    `by` and `reason` are the words of the operator who made it at `made_at`.
+    `by` and `reason` are from the operator who created it at `made_at`.
     """
 
     id: str
@@ -82,7 +83,7 @@ class Silence:
     reason: str
 
     def covers(self, kind: str, component: str, now: float) -> bool:
-        """It matches, and has not ended at wall time `now`."""
+        """Whether it matches and is in force at wall time `now`."""
         return now < self.ends_at and fnmatchcase(kind, self.kind) and fnmatchcase(component, self.component)
 
 
@@ -92,14 +93,14 @@ def in_ms(wall_s: float) -> float:
 
 
 def new_id() -> str:
-    """An id that no other episode or silence has, and that may stand in a path."""
+    """A unique id for an episode or a silence, safe in a URL path."""
     return secrets.token_hex(8)
 
 
 def notice_of(what: What, episode: Episode, number: int | None = None) -> Notice:
-    """What is to be said of an episode; `number` counts reminders.
+    """The notice of an episode; `number` counts reminders.
 
-    The key begins with the episode's id, and is the same in every process and after a restart.
+    The key starts with the episode's id, and is the same in every process and after a restart.
     """
     return Notice(
         key=f"{episode.id}:{what}" if number is None else f"{episode.id}:{what}:{number}",
@@ -116,7 +117,7 @@ def notice_of(what: What, episode: Episode, number: int | None = None) -> Notice
 
 
 class Place(NamedTuple):
-    """Where a page of the history ends."""
+    """The position at which a page of the history ends."""
 
     started_at: float
     id: str
@@ -125,37 +126,37 @@ class Place(NamedTuple):
 class Episodes(Protocol):
     """The episodes of all processes on one store. Each method raises `StoreUnavailable`.
 
-    A process keeps its sight of an episode under a lease, and the episode ends when the last one has left it.
+    A process that sees an episode holds a lease on it. The episode ends when the last process has left it.
     """
 
     async def keep(self, *episodes: Episode, said: Collection[str] = ()) -> list[Episode]:
-        """Write what this process sees, under a new lease; returns them as the store knows them, in the same order.
+        """Write the episodes that this process sees, under a new lease; returns them as stored, in the same order.
 
-        One that others have ended in the meantime is returned as resolved, and is not written.
-        Where the fingerprint has an episode that lasts already, that one goes on, with its id, its beginning and what
-        was said about it. The first process that keeps one with `notified_at` writes the notice that it fires, unless
-        its key is in `said`: this process has delivered it itself.
+        An episode that others have ended meanwhile is returned as resolved and is not written. If the fingerprint
+        already has an active episode, that one continues, with its id, its beginning and its acknowledgement. The first
+        process that keeps one with `notified_at` writes the notice that it fires, unless the notice's key is in `said`
+        (this process has delivered it itself).
         """
         ...
 
     async def leave(self, *episodes: Episode, said: Collection[str] = ()) -> None:
-        """This process sees them no longer. Those that no other living process sees have ended.
+        """This process no longer sees these episodes. Those that no other living process sees end.
 
-        If people were owed a notice that it fires, the notice that it is resolved is written, unless its
-        key is in `said`. What never fired is forgotten; what the store has never heard of is written down as ended.
+        If a notice of the alert was due, the notice of its end is written, unless that notice's key is in `said`. An
+        episode that never fired is deleted; one that the store does not have yet is written as ended.
         """
         ...
 
     async def orphaned(self) -> list[Episode]:
-        """Those that last and that no living process sees, oldest first."""
+        """Active episodes that no living process sees, oldest first."""
         ...
 
     async def take(self, *episodes: Episode) -> list[Episode]:
-        """See orphaned ones from now on; returns those that no other process took first."""
+        """Take over orphaned episodes; returns those that no other process took first."""
         ...
 
     async def release(self) -> None:
-        """Let other processes take over at once the episodes that this one sees."""
+        """Let other processes take over the episodes of this one immediately."""
         ...
 
     async def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> Episode | None:
@@ -165,18 +166,18 @@ class Episodes(Protocol):
     async def history(
         self, since: float, until: float, *, limit: int, after: Place | None = None
     ) -> list[Episode]:
-        """Those that fired and lasted at some time from `since` to `until`, the newest beginning first.
+        """Episodes that fired and were active at some time from `since` to `until`, newest beginning first.
 
-        `after`: only those that come after this place.
+        `after`: only those after this position.
         """
         ...
 
     async def expire(self, before: float) -> None:
-        """End those that no process has seen since wall time `before`."""
+        """End the episodes that no process has seen since wall time `before`."""
         ...
 
     async def prune(self, before: float) -> None:
-        """Forget those that ended before wall time `before`."""
+        """Delete the episodes that ended before wall time `before`."""
         ...
 
 
@@ -184,17 +185,17 @@ class Silences(Protocol):
     """The silences of all processes on one store. Each method raises `StoreUnavailable`."""
 
     async def add(self, silence: Silence) -> None:
-        """Keep a new one."""
+        """Store a new silence."""
         ...
 
     async def end(self, silence_id: str, at: float) -> Silence | None:
-        """End one early, at wall time `at`; returns None if no such silence is in force."""
+        """End a silence early, at wall time `at`; returns None if no such silence is in force."""
         ...
 
     async def lasting(self, now: float) -> list[Silence]:
-        """Those that have not ended at wall time `now`, the next to end first."""
+        """The silences in force at wall time `now`, the next to end first."""
         ...
 
     async def prune(self, before: float) -> None:
-        """Forget those that ended before wall time `before`."""
+        """Delete the silences that ended before wall time `before`."""
         ...

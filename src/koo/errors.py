@@ -1,8 +1,8 @@
-"""What can go wrong, by whose fault: refused by us, failed by them, or the caller's own mistake.
+"""Errors, grouped by fault: refused by us, failed by them, or the caller's own mistake.
 
-Every error is a small fresh object with the same few facts to program against: `service`, `kind`, `retry_after_s`,
-`attempts`. Its sentence is only built when it is read, because most refusals are counted and thrown away. A
-sentence never holds a prompt, a key, a password or a DSN; what the other side said is kept, cleaned, in `detail`.
+Every error is a small new object with the same few attributes to program against: `service`, `kind`, `retry_after_s`,
+`attempts`. Its sentence is built only when it is read, because most refusals are counted and discarded. A sentence
+never contains a prompt, a key, a password or a DSN. What the other side reported is kept, cleaned, in `detail`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Self
 
 
 class Kind(StrEnum):
-    """What happened, in one word; `koo.policies.treatment` says what follows from it."""
+    """What happened, in one word. `koo.policies.treatment` defines how each kind is treated."""
 
     # refused by us
     CIRCUIT_OPEN = "circuit_open"
@@ -51,7 +51,7 @@ class Kind(StrEnum):
     NOT_CONFIGURED = "not_configured"
     UNKNOWN_SERVICE = "unknown_service"
     PRICE_UNKNOWN = "price_unknown"
-    # no party's fault: the caller's own deadline, several services failed
+    # nobody's fault: the caller's own deadline, or several services failed
     DEADLINE = "deadline"
     ALL_FAILED = "all_failed"
     # databases
@@ -67,10 +67,11 @@ NAME_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a call or check met: `kind`, the HTTP `status` (None: no answer with one came), one sentence, and when.
+    """The failure of a call or check: `kind`, the HTTP `status` (None: no response with one arrived), a sentence, a
+    time.
 
-    `sentence` is one line without addresses, keys or prompts; `code` is the other side's own word for it (an SQLSTATE,
-    "api_error"), or None; `at` is in wall seconds.
+    `sentence` is one line without addresses, keys or prompts; `code` is the other side's own code (an SQLSTATE,
+    "api_error") or None; `at` is in wall seconds.
     """
 
     kind: Kind
@@ -81,7 +82,7 @@ class Failure:
 
     @property
     def brief(self) -> str:
-        """A few words: "status 500, api_error"; where no status came, the sentence."""
+        """A short form: "status 500, api_error"; without a status, the sentence."""
         if self.status is None:
             return self.sentence
         return f"status {self.status}, {self.code}" if self.code else f"status {self.status}"
@@ -90,10 +91,10 @@ class Failure:
 class KooError(Exception):
     """Base of everything koo raises on purpose.
 
-    `service`: what it is about; `reason`: a sentence without secrets; `retry_after_s`: when to come back, in seconds,
-    or None if unknown; `attempts`: calls that reached the other side; `detail`: what the other side said.
+    `service`: what it is about; `reason`: a sentence without secrets; `retry_after_s`: when to try again, in seconds,
+    or None if unknown; `attempts`: calls that reached the other side; `detail`: what the other side reported.
     `not_repeated`: why a call that might have been repeated was not; empty if no repeat was to be expected.
-    `last_error`: for a refusal that follows from earlier calls, what the last of them met.
+    `last_error`: for a refusal that is caused by earlier calls, the failure of the last of them.
     """
 
     kind: Kind = Kind.UNKNOWN
@@ -132,7 +133,8 @@ class KooError(Exception):
         return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions travel between processes; the default would call __init__ with `args` and lose the rest.
+        # Exceptions are pickled between processes. The default would call __init__ with `args` and lose everything
+        # else.
         return (_revive, (type(self), self.args, dict(self.__dict__)))
 
 
@@ -143,7 +145,7 @@ def _revive(cls: type[KooError], args: tuple[Any, ...], state: dict[str, Any]) -
 
 
 def name_of(given: object) -> str:
-    """A caller's word for a service, made safe for an error: letters that every terminal can write, never a prompt.
+    """The service name that a caller passed, made safe for an error: printable on every terminal, never a prompt.
 
     A caller that swaps the service and the prompt would otherwise find the prompt in its log.
     """
@@ -154,7 +156,7 @@ def name_of(given: object) -> str:
 
 
 def describe_s(seconds: float) -> str:
-    """Seconds as a person says them: "0.4 s", "12 s", "5 min", "3 h 20 min", "2 days"."""
+    """A duration for people: "0.4 s", "12 s", "5 min", "3 h 20 min", "2 days"."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
@@ -167,10 +169,10 @@ def describe_s(seconds: float) -> str:
 
 
 def describe_wait_s(seconds: float) -> str:
-    """As `describe_s`, rounded up: a caller that believes it must not come back too early."""
+    """As `describe_s`, rounded up: a caller that waits for this long must not return too early."""
     if not math.isfinite(seconds):
         return "an unknown time"
-    # Whole minutes would make "3 min" of 121 s: a caller that believes it would wait half as long again.
+    # In whole minutes 121 s would become "3 min", and the caller would wait half as long again.
     if 120 <= seconds <= 300:
         return f"{math.ceil(seconds - 1e-6)} s"
     unit_s = 0.1 if seconds < 10 else 1 if seconds < 120 else 60 if seconds < 172_800 else 86_400
@@ -178,7 +180,7 @@ def describe_wait_s(seconds: float) -> str:
 
 
 class ConfigurationError(KooError):
-    """An invalid setting: the sentence names the variable, what it holds and what is allowed."""
+    """An invalid setting. The sentence names the variable, its value and the allowed values."""
 
     kind = Kind.NOT_CONFIGURED
 
@@ -192,9 +194,9 @@ class ConfigurationError(KooError):
 class ExternalServiceError(KooError):
     """Base of everything `query_ai` raises on purpose.
 
-    `billable`: the other side may have done paid work although it failed; None: as is usual for its kind. `anew`: the
-    refusal has shown which form the other side accepts: the same call may pass at once. `partial_text`: what a stream
-    had delivered before it broke off.
+    `billable`: whether the other side may have done paid work although it failed; None: as is usual for the kind.
+    `anew`: the refusal has shown which form the other side accepts, so the same call may succeed immediately.
+    `partial_text`: the text that a stream delivered before it broke off.
     """
 
     billable: bool | None = None
@@ -203,7 +205,8 @@ class ExternalServiceError(KooError):
 
 
 class ServiceRefused(ExternalServiceError):
-    """Refused by us: the service was not called. `instead`: the service that an operator wants in its place."""
+    """Refused by us: the service was not called. `instead`: the service that an operator's budget names in its
+    place."""
 
     instead: str | None = None
 
@@ -227,31 +230,32 @@ class BudgetExceeded(ServiceRefused):
 
 
 class ServiceSaturated(ServiceRefused):
-    """As many calls as allowed are running already, and the queue is full or the deadline too near."""
+    """All places are taken, and the queue is full or the deadline is too near."""
 
     kind = Kind.SATURATED
 
 
 class ServiceFailed(ExternalServiceError):
-    """Failed by them: unreachable, overloaded, a server error, or an answer that cannot be read."""
+    """Failed by them: unreachable, overloaded, a server error, or an unreadable response."""
 
     kind = Kind.SERVER_ERROR
 
 
 class ServiceTimeout(ServiceFailed, TimeoutError):
-    """No answer in time: an attempt's (`kind` timeout), or the whole call's deadline (`kind` deadline)."""
+    """No response in time: within an attempt (`kind` timeout), or before the whole call's deadline (`kind`
+    deadline)."""
 
     kind = Kind.TIMEOUT
 
 
 class StreamTruncated(ServiceFailed):
-    """A stream that broke off or stalled after content was delivered; `partial_text` is what came."""
+    """A stream that broke off or stalled after content was delivered. `partial_text` is that content."""
 
     kind = Kind.TRUNCATED_STREAM
 
 
 class AuthenticationFailed(ServiceFailed):
-    """The provider refused the key (or the account cannot pay): no query goes out until it works again."""
+    """The provider refused the key (or the account cannot pay): no query is sent until it works again."""
 
     kind = Kind.AUTH
 
@@ -273,13 +277,14 @@ class UnknownService(CallerMistake, LookupError):
 
 
 class PriceUnknown(CallerMistake):
-    """The model has no known price, so no budget could hold: set PRICE_AS, or both prices, for the service."""
+    """The price of the model is unknown, so no budget can be enforced: set PRICE_AS, or both prices, for the
+    service."""
 
     kind = Kind.PRICE_UNKNOWN
 
 
 class AllServicesFailed(ExternalServiceError, ExceptionGroup[ExternalServiceError]):
-    """Every service that was tried refused or failed; `exceptions` holds the reason of each, in order."""
+    """Every service that was tried refused or failed. `exceptions` has each reason, in order."""
 
     kind = Kind.ALL_FAILED
 
@@ -305,9 +310,9 @@ class AllServicesFailed(ExternalServiceError, ExceptionGroup[ExternalServiceErro
 class DatabaseError(KooError):
     """Base of what koo itself raises about a database; errors of statements stay SQLAlchemy's own.
 
-    `server`: its `host`, `port` and `name`, never a user or a password. `answers_since`: if koo's own probe succeeds
-    again while callers are still refused, since when (ISO 8601). `logged`: the scope in which it occurred has logged
-    it, so an outer scope that it passes does not.
+    `server`: its `host`, `port` and `name`, never a user or a password. `answers_since`: since when (ISO 8601) koo's
+    own probe succeeds again, if callers are still refused. `logged`: the scope in which it occurred has logged it, so
+    an outer scope does not log it again.
     """
 
     server: Mapping[str, object] | None = None
@@ -316,13 +321,13 @@ class DatabaseError(KooError):
 
 
 class DatabaseUnavailable(DatabaseError):
-    """The database cannot be used now: refused by an open breaker, unreachable, or too late for the deadline."""
+    """The database cannot be used now: an open breaker refuses, it is unreachable, or the deadline is too near."""
 
     kind = Kind.CIRCUIT_OPEN
 
 
 class PoolSaturated(DatabaseError):
-    """All connections are in use and the wait would not fit: the database itself may be well."""
+    """All connections are in use and none became free in time. The database itself may be healthy."""
 
     kind = Kind.SATURATED
 
@@ -334,9 +339,9 @@ class DatabaseTimeout(DatabaseUnavailable, TimeoutError):
 
 
 class CommitOutcomeUnknown(DatabaseError):
-    """The connection was lost during COMMIT: the transaction may have happened or not, so it was not run again.
+    """The connection was lost during COMMIT: the transaction may or may not have committed, so it was not run again.
 
-    `key`: its marker's, if it had one: the row in `koo_markers` that shows the outcome once the database can be asked.
+    `key`: the key of its marker, if it had one: the row in `koo_markers` shows the outcome once the database is back.
     """
 
     kind = Kind.OUTCOME_UNKNOWN
@@ -344,7 +349,7 @@ class CommitOutcomeUnknown(DatabaseError):
 
 
 class NotCommitted(DatabaseError):
-    """The connection was lost during COMMIT, and the transaction did not happen: nothing of it was written."""
+    """The connection was lost during COMMIT, and the transaction did not commit: nothing was written."""
 
     kind = Kind.CONNECTION
 

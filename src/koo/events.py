@@ -1,6 +1,6 @@
-"""What happened, in the past tense: frozen facts with a severity, published in order after the state is set.
+"""Events: frozen facts with a severity, named in the past tense, published in order after the state is set.
 
-Events are for logs, alerts and metrics. They carry no prompt, key or DSN, and no state depends on them.
+Events are for logs, alerts and metrics. They contain no prompt, key or DSN, and no state depends on them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class CircuitOpened(Event):
-    """A breaker tripped: why, for how many seconds at least, and what the last failure met (None: calls were slow).
+    """A breaker tripped: why, for how many seconds at least, and the last failure (None: calls were slow).
 
-    `trip`: the arithmetic, and the calls behind it. `is_shadow`: it only counts, so nothing is refused.
+    `trip`: the counts and the calls that opened it. `is_shadow`: the breaker only counts, so nothing is refused.
     """
 
     reason: str
@@ -49,9 +49,9 @@ class CircuitOpened(Event):
 
 @dataclass(frozen=True, slots=True)
 class CircuitPrimed(Event):
-    """Enough other processes have it open that one failure here opens this breaker, which is closed.
+    """So many other processes have it open that one failure here will open this breaker, which is closed.
 
-    `told`: how many of how many, in words.
+    `told`: how many processes of how many, as text.
     """
 
     told: str
@@ -61,7 +61,7 @@ class CircuitPrimed(Event):
 
 @dataclass(frozen=True, slots=True)
 class CircuitHalfOpened(Event):
-    """An open breaker's time is over; probes decide. `why`: what brought it about, in words."""
+    """An open breaker's time is over, and probes decide. `why`: what caused it, as text."""
 
     why: str = field(default="", compare=False)
 
@@ -72,7 +72,7 @@ class CircuitHalfOpened(Event):
 class CircuitClosed(Event):
     """Enough probes succeeded, or an operator reset it (`by_operator`).
 
-    `why`: what closed it, in words; `probes`: those that tried it; `act`: the operator's.
+    `why`: what closed it, as text; `probes`: the probe calls; `act`: the operator's act.
     """
 
     by_operator: bool = False
@@ -96,9 +96,10 @@ class OverrideSet(Event):
 
 @dataclass(frozen=True, slots=True)
 class CooldownBegan(Event):
-    """The other side asked for a pause, in seconds: for one model, or for the `whole_service`.
+    """The provider requested a pause, in seconds: for one model, or for the `whole_service`.
 
-    `credential`: the digest of the one that it asked, where that is not the service's own. `last_error`: its answer.
+    `credential`: the digest of the key that the pause is for, if it is not the service's own. `last_error`: the
+    provider's response.
     """
 
     for_s: float
@@ -113,10 +114,10 @@ class CooldownBegan(Event):
 
 @dataclass(frozen=True, slots=True)
 class KeyBlocked(Event):
-    """The other side refused the key, or its account: nothing is sent until it works again.
+    """The provider refused the key or its account: nothing is sent until it works again.
 
-    `credential`: the digest of the key, where that is not the service's own. `last_error`: the refusal. `again_in_s`:
-    when the key is tried again, by an unbilled check or by one call.
+    `credential`: the digest of the key, if it is not the service's own. `last_error`: the refusal. `again_in_s`: when
+    the key is tested again, by an unbilled check or by one call.
     """
 
     reason: str
@@ -130,7 +131,7 @@ class KeyBlocked(Event):
 
 @dataclass(frozen=True, slots=True)
 class KeyUnblocked(Event):
-    """The key works again, or an operator said so."""
+    """The key works again, or an operator unblocked it."""
 
     model: str | None = None
     credential: str = field(default="", repr=False)
@@ -138,7 +139,7 @@ class KeyUnblocked(Event):
 
 @dataclass(frozen=True, slots=True)
 class BillExceededHold(Event):
-    """A bill was above its worst case: booked whole. Amounts in USD as strings."""
+    """A bill exceeded the call's worst case, and was booked in full. Amounts in USD as strings."""
 
     billed_usd: str
     held_usd: str
@@ -150,8 +151,9 @@ class BillExceededHold(Event):
 class StoreForgot(Event):
     """The state store is older than what this process reported to it: it was restored, or lost acknowledged writes.
 
-    The amount, in USD as a string, was booked here and was not known there. Nothing is granted for six seconds, while
-    every live process reports its own; what dead ones had drawn since the copy was made is missing from the ledger.
+    The amount, in USD as a string, was booked here and is missing there. No money is granted for six seconds, while
+    every live process reports its own bookings. What ended processes had drawn since the copy was made is missing from
+    the ledger.
     """
 
     forgotten_usd: str
@@ -161,9 +163,9 @@ class StoreForgot(Event):
 
 @dataclass(frozen=True, slots=True)
 class ProcessRenamed(Event):
-    """Another process spoke to the state store under this one's name: a machine was copied, or it was written off.
+    """Another process used this one's name in the state store (a machine was copied), or this one was written off.
 
-    This process goes on as `name`, and what it holds and has not reported is booked a second time.
+    This process continues as `name`. What it holds and has not reported is booked a second time.
     """
 
     name: str = ""
@@ -173,7 +175,7 @@ class ProcessRenamed(Event):
 
 @dataclass(frozen=True, slots=True)
 class StoreLost(Event):
-    """The state store cannot be reached: what that means for budgets."""
+    """The state store cannot be reached. `reason` also says what that means for budgets."""
 
     reason: str
 
@@ -182,12 +184,13 @@ class StoreLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class StoreFound(Event):
-    """The state store is back."""
+    """The state store is reachable again."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryFailed(Event):
-    """A channel fails to send alerts: the first failure of a run, why, and in how many seconds it tries again."""
+    """A channel failed to send alerts: the first failure in a row, its reason, and the seconds until the next
+    attempt."""
 
     reason: str
     next_in_s: float
@@ -197,7 +200,7 @@ class DeliveryFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class DeliveryGivenUp(Event):
-    """A message with a number of alerts was given up: its attempts failed for too long."""
+    """A message with this number of alerts was given up, because its attempts failed for too long."""
 
     reason: str
     notices: int
@@ -207,7 +210,7 @@ class DeliveryGivenUp(Event):
 
 @dataclass(frozen=True, slots=True)
 class HealthCheckFailed(Event):
-    """A health check failed, the first of a run: a service's unbilled check, or the database's probe."""
+    """A health check failed, the first in a row: a service's unbilled check, or the database's probe."""
 
     reason: str
     kind: Kind
@@ -217,16 +220,17 @@ class HealthCheckFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class HealthCheckPassed(Event):
-    """A health check succeeded again, after `failed` that had not."""
+    """A health check succeeded again, after `failed` failures."""
 
     failed: int
 
 
 @dataclass(frozen=True, slots=True)
 class CommitUnknown(Event):
-    """A connection was lost during COMMIT: the transaction may have happened or not, and was not run again.
+    """A connection was lost during COMMIT: the transaction may or may not have committed, and was not run again.
 
-    `where` the scope stands in the program, and the first words of its last statement. `key`: of its marker, or empty.
+    `where`: the scope's place in the program. `statement`: the first words of its last statement. `key`: the key of its
+    marker, or empty.
     """
 
     where: str
@@ -238,19 +242,19 @@ class CommitUnknown(Event):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseReadOnly(Event):
-    """The database takes no writes: a standby, or a full disk."""
+    """The database accepts no writes: it is a standby, or its disk is full."""
 
     severity = "warning"
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseWritable(Event):
-    """The database takes writes again."""
+    """The database accepts writes again."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatabasePaused(Event):
-    """An operator lets new scopes wait, each until its own deadline; `running` are inside."""
+    """An operator paused new scopes, which wait until their own deadlines; `running` are open."""
 
     running: int
 
@@ -259,7 +263,7 @@ class DatabasePaused(Event):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseDraining(Event):
-    """An operator has new scopes refused; `running` are inside."""
+    """An operator had new scopes refused; `running` are open."""
 
     running: int
 
@@ -268,12 +272,12 @@ class DatabaseDraining(Event):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseResumed(Event):
-    """An operator lets new scopes begin again."""
+    """An operator let new scopes start again."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseRotated(Event):
-    """Every connection of the pool is replaced by a new one; `running` scopes still have an old one."""
+    """Every connection of the pool is being replaced; `running` scopes still have an old one."""
 
     running: int
 
@@ -282,10 +286,10 @@ Listener = Callable[[Event], None]
 
 
 class EventBus:
-    """Keeps the last events, and calls listeners with them in order.
+    """Keeps the last events, and calls listeners with each, in order.
 
-    An event that a listener publishes waits until all have heard the current one. What a listener raises is logged,
-    and the others hear the event (see `callbacks.py`).
+    An event that a listener publishes waits until all listeners have received the current one. An exception from a
+    listener is logged, and the other listeners still receive the event (see `callbacks.py`).
     """
 
     __slots__ = ("_delivering", "_listeners", "_queue", "recent")
@@ -297,12 +301,14 @@ class EventBus:
         self._delivering = False
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with each later event; returns a function that ends that, and may be called again."""
-        entry = partial(listener)  # Its own object: the same function may listen twice, and stop once.
+        """Call `listener` with each later event. Returns a function that stops this; calling it twice does no harm."""
+        entry = partial(
+            listener
+        )  # an object of its own, so that a function registered twice can be removed once
         self._listeners.append(entry)
 
         def stop() -> None:
-            with suppress(ValueError):  # it has stopped already
+            with suppress(ValueError):  # already removed
                 self._listeners.remove(entry)
 
         return stop
@@ -310,6 +316,8 @@ class EventBus:
     def publish(self, event: Event) -> None:
         self.recent.append(event)
         self._queue.append(event)
+        # A listener published this. It is delivered after the current event: delivered now, the listeners that come
+        # later in the list would receive the consequence before its cause (closed before opened).
         if self._delivering:
             return
         self._delivering = True

@@ -1,8 +1,9 @@
-"""Text that no frame shows: what reporters of errors record of local variables is their `repr`.
+"""Values whose `repr` hides them, because error reporters record the `repr` of local variables.
 
-A key goes through a dozen functions before it is sent, and each frame that an error passes has it in a local variable.
-So what hides it is the value itself, wherever it is. Each of these is what it hides, and is used as that: `str()`, an
-f-string and comparisons see the text. A part of it is hidden too, since reporters cut long values and then show them.
+A key passes through a dozen functions before it is sent, and each of their frames in a traceback has it in a local
+variable. So the value hides itself, wherever it is. Each class is a subclass of what it hides and works like it:
+`str()`, f-strings and comparisons see the real text. A slice is hidden too, because reporters cut long values before
+they show them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ MASK = "**********"
 
 
 class Secret(str):
-    """A key, a password, an address with one in it. A deep copy, as `dataclasses.asdict` makes one, is the mask."""
+    """A key, a password, or an address that contains one. A deep copy, as made by `dataclasses.asdict`, is the mask."""
 
     __slots__ = ()
 
@@ -32,13 +33,13 @@ class Secret(str):
 
 
 HIDDEN = Secret()
-"""In place of a text whose name has done its work: a door's own variable with the prompt."""
+"""Assigned to a variable that held a prompt, once it is no longer needed, so that tracebacks do not show it."""
 UNSHOWN: Any = HIDDEN
-"""In place of what a caller's own operation is called with, in the frames that its error passes: see `execute`."""
+"""Assigned to the arguments of a caller's operation in the frames of its traceback; see `Platform.execute`."""
 
 
 class Sent(bytes):
-    """The body of a request, which holds a prompt, or of its answer, which may repeat one."""
+    """The body of a request, which contains a prompt, or of a response, which may repeat it."""
 
     __slots__ = ()
 
@@ -51,7 +52,7 @@ class Sent(bytes):
 
 
 class Headers(dict[str, str]):
-    """Headers of requests, whose values are secrets; never changed, so they can be a key."""
+    """Request headers, whose values are secrets. They never change, so they can be a dict key."""
 
     __slots__ = ("_hash",)
 
@@ -67,7 +68,8 @@ class Headers(dict[str, str]):
 
 
 class Fields(Mapping[str, Any]):
-    """Headers or fields of a body as an option has them: shown by their number. A deep copy has masks for values."""
+    """Headers or body fields from an option. The `repr` shows only their number, and a deep copy has masks as
+    values."""
 
     __slots__ = ("_fields",)
 
@@ -91,7 +93,7 @@ class Fields(Mapping[str, Any]):
 
 
 def hide(value: Any) -> Any:
-    """A text, or a mapping, as one that nothing shows; anything else as it is."""
+    """A hidden version of a text or a mapping; anything else unchanged."""
     if isinstance(value, str):
         return value if isinstance(value, Secret) else Secret(value)
     return Fields(value) if isinstance(value, Mapping) else value

@@ -1,9 +1,10 @@
 """The history: samples of every component, for the charts and to see what changed before something broke.
 
-Every five seconds one sample of each component is taken from counters that guards keep anyway, so it costs a call
-nothing. The last hour stays in memory. Every minute the process writes that minute, and the five minutes so far, into
-the state store, where the rows of all processes are read together: minutes for two days, five minutes for thirty.
-While the store is away an hour of minutes waits. A process that is killed loses the minute that it had not written.
+Every five seconds a sample of each component is taken from counters that the guards keep anyway, so calls pay nothing
+for it. The last hour stays in memory. Every minute the process writes that minute, and the current five minutes so far,
+to the state store, where the rows of all processes are read together: minutes for two days, five minutes for thirty.
+While the store is unavailable, up to an hour of minutes waits in memory. A process that is killed loses at most the
+minute that it had not written.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ SAMPLE_S = 5
 MINUTE_S, FIVE_MINUTES_S, HOUR_S = 60, 300, 3600
 STEPS_S = (MINUTE_S, FIVE_MINUTES_S)
 POINTS_MAX = 720
-"""More than a chart has pixels for; an hour of samples is exactly this many."""
+"""An hour of samples is exactly this many, and no chart has more pixels."""
 MINUTES_S_MAX = int(2 * DAY_S)
 RANGE_S_MAX = int(30 * DAY_S)
 MARKS_MAX = 200
 COMPONENTS_MAX = 200
-"""If a platform has more guards, only the first by name keep their samples in memory."""
+"""If a platform has more components, only the first ones by name are sampled."""
 UNWRITTEN_MAX = 2 * 60
 DEPLOY = "deploy"
 KOO = "koo"
@@ -61,18 +62,18 @@ KOO = "koo"
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A range: from one wall time to another, in steps; of these components, or of all (None)."""
+    """A requested range: two wall times, the step, and the components (None: all)."""
 
     since_s: int
     until_s: int
     every_s: int
     stored_s: int
-    """The step of the rows in the store; 0: from memory."""
+    """The step of the rows to read from the store; 0: read from memory."""
     components: frozenset[str] | None = None
 
 
 class Unwritten(NamedTuple):
-    """A span that the store has not taken yet."""
+    """A span that is not in the store yet."""
 
     step_s: int
     at_s: int
@@ -82,7 +83,7 @@ class Unwritten(NamedTuple):
 class History:
     """The samples of one process's components, and of all processes on its store.
 
-    `version` says what is deployed, `settings` how all settings are, by their digests.
+    `version` returns the deployed version, `settings` the digests of all settings.
     """
 
     def __init__(
@@ -99,31 +100,31 @@ class History:
         self._settings = settings
         self._recent: deque[tuple[int, Span]] = deque(maxlen=HOUR_S // SAMPLE_S)
         self._counted: Span = {}
-        self._open: dict[int, tuple[int, Span]] = {}  # the span of each step that is being filled
+        self._open: dict[int, tuple[int, Span]] = {}  # by step: the span that is being filled
         self._unwritten: deque[Unwritten] = deque(maxlen=UNWRITTEN_MAX)
         self._marks: deque[Mark] = deque(maxlen=MARKS_MAX)
         self._is_announced = False
         self._due_at = clock.monotonic()
         self.began_at = clock.wall()
         self.writes = 0
-        """How often spans were written; reads between two writes return the same."""
+        """The number of writes; reads between two writes return the same."""
 
     # ── taking ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def is_due(self) -> bool:
-        """Whether the next sample's time has come."""
+        """Whether the next sample is due."""
         return self.clock.monotonic() >= self._due_at
 
     def take(self, counted: Mapping[str, Sample]) -> None:
-        """Take a sample of everything: what was counted since the last one."""
+        """Take a sample of every component: the difference to the last one."""
         self._due_at = self.clock.monotonic() + SAMPLE_S
-        # The span that ends now; so a minute has what happened in it.
+        # The five seconds that end now: with the current ones, a minute would contain events of the minute before.
         now_s = (int(self.clock.wall()) // SAMPLE_S - 1) * SAMPLE_S
         span: Span = {}
         for component in sorted(counted)[:COMPONENTS_MAX]:
             one = counted[component]
-            # The first sample of a new component covers its whole life, which began after the last sample.
+            # The first sample of a new component covers its whole life: it was created after the last sample.
             span[component] = one.since(self._counted.get(component, Sample()))
         self._counted = dict(counted)
         self._recent.append((now_s, span))
@@ -136,9 +137,11 @@ class History:
         if at != begin:
             self._unwritten.append(Unwritten(step_s, at, filled))
             if step_s == MINUTE_S and FIVE_MINUTES_S in self._open:
-                # Rewritten each minute, so that a kill costs one minute and not five.
+                # The five minutes so far are rewritten each minute, so that a kill costs one minute and not five.
                 five_at, five = self._open[FIVE_MINUTES_S]
-                # A copy: written late, it would have samples of the next minute too, which count as unwritten.
+                # A copy, because `five` goes on growing. If the store takes it late, it would contain samples of the
+                # next minute as well. `unwritten_since` still counts those as unwritten, so they would be counted
+                # twice.
                 so_far: Span = {}
                 extend(so_far, five)
                 self._unwritten.append(Unwritten(FIVE_MINUTES_S, five_at, so_far))
@@ -148,11 +151,11 @@ class History:
 
     @property
     def newest(self) -> tuple[int, Span] | None:
-        """The last sample, and when its span began (wall seconds)."""
+        """The last sample, with the start of its span in wall seconds."""
         return self._recent[-1] if self._recent else None
 
     def on_event(self, event: Event) -> None:
-        """Keep a mark for the charts."""
+        """Keep a mark of the event for the charts."""
         mark = _mark_of(event, self.clock.wall())
         if mark is not None:
             self._marks.append(mark)
@@ -161,11 +164,11 @@ class History:
 
     @property
     def has_news(self) -> bool:
-        """Whether something waits to be written."""
+        """Whether anything is waiting to be written."""
         return bool(self._unwritten or self._marks)
 
     async def write(self) -> None:
-        """Write what waits. Raises `StoreUnavailable`; what could not be written keeps waiting."""
+        """Write everything that is waiting. If it raises `StoreUnavailable`, the rest goes on waiting."""
         if not self._is_announced:
             await self.store.history.mark_change(Mark(self.clock.wall(), DEPLOY, KOO, self._version()))
             if settings := self._settings():
@@ -177,7 +180,7 @@ class History:
         await _hand_over(self._marks, self.store.history.mark)
 
     def unwritten_since(self, since_s: int) -> Span:
-        """What this process knows since then, and has not written down."""
+        """The samples of this process since then that are not written yet."""
         span: Span = {}
         minutes = [(one.at_s, one.span) for one in self._unwritten if one.step_s == MINUTE_S]
         for at_s, minute in [*minutes, self._open.get(MINUTE_S, (0, {}))]:
@@ -186,13 +189,13 @@ class History:
         return span
 
     async def finish(self) -> None:
-        """This process ends: write what it has of the spans that run. Raises `StoreUnavailable`."""
+        """Write the unfinished spans, because this process is ending. Raises `StoreUnavailable`."""
         for step_s, (at_s, span) in self._open.items():
             self._unwritten.append(Unwritten(step_s, at_s, span))
         self._open = {}
         await self.write()
 
-    # ── telling ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── reporting ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def report(
         self,
@@ -202,7 +205,7 @@ class History:
         components: Sequence[str],
         all_processes: bool,
     ) -> shapes.History:
-        """The history of a range, see `Platform.history`."""
+        """The history of a range; see `Platform.history`."""
         ask = self._ask(seconds, since, until, all_processes)
         if components:
             ask = replace(ask, components=frozenset(components))
@@ -214,14 +217,14 @@ class History:
             spent = await self.store.history.spent(ask.since_s, ask.until_s, ask.every_s)
             marks = await self.marks(ask.since_s, ask.until_s)
         except StoreUnavailable as error:
-            trouble = f"the state store is away: {error}"
+            trouble = f"the state store is unavailable: {error}"
         return await self._view(ask, spans, spent, marks, trouble)
 
     def _ask(self, seconds: int | None, since: float | None, until: float | None, all_processes: bool) -> Ask:
         now = self.clock.wall()
         if seconds is not None and (since is not None or until is not None):
-            raise _mistake("set either a range, or since and until")
-        until = now + 1 if until is None else until  # with what happens now
+            raise _mistake("set either a range, or since and until, but not both")
+        until = now + 1 if until is None else until  # includes the current second
         first = until - (seconds or HOUR_S) if since is None else since
         if not first < until:
             raise _mistake("since must be before until")
@@ -244,10 +247,7 @@ class History:
         return [mark for mark in self._marks if ask.since_s <= mark.at < ask.until_s]
 
     async def marks(self, since: float, until: float) -> list[Mark]:
-        """What happened from one wall time to another, the oldest first, alerts included.
-
-        Raises `StoreUnavailable`.
-        """
+        """The marks between two wall times, oldest first, including alerts. Raises `StoreUnavailable`."""
         await self.write()
         stored = await self.store.history.marks(since, until, limit=MARKS_MAX)
         episodes = await self.store.episodes.history(since, until, limit=MARKS_MAX)
@@ -256,7 +256,7 @@ class History:
         return sorted(inside, key=lambda mark: mark.at)[-MARKS_MAX:]
 
     async def marks_since(self, since: float) -> list[shapes.HistoryMark]:
-        """What happened since a wall time, in all processes; while the state store is away, in this one."""
+        """The marks since a wall time, of all processes, or of this one while the state store is unavailable."""
         ask = Ask(int(since), int(self.clock.wall()) + 1, SAMPLE_S, 0)
         try:
             return list(map(_mark_view, await self.marks(ask.since_s, ask.until_s)))
@@ -279,7 +279,7 @@ class History:
         for name in sorted(names):
             samples = [spans[at].get(name) if at in spans else None for at in begins]
             series[name] = series_of(name, samples, _spent_by(name, spent), begins)
-            await asyncio.sleep(0)  # Many components, one after the other, would keep the loop for too long.
+            await asyncio.sleep(0)  # many components in a row would block the event loop for too long
         return {
             "since": iso(ask.since_s),
             "until": iso(ask.until_s),
@@ -301,7 +301,7 @@ def _mark_view(mark: Mark) -> shapes.HistoryMark:
 
 
 async def _hand_over(waiting: deque[T], write: Callable[[Sequence[T]], Awaitable[None]]) -> None:
-    """Write what waits. It leaves the queue only when it is written, or when newer rows push it out."""
+    """Write everything in the queue. A row leaves it only when it is written, or when newer rows push it out."""
     while waiting:
         several = tuple(waiting)
         await write(several)
@@ -331,9 +331,9 @@ class HistoryReports:
     ) -> shapes.History:
         """The history of the last `range_s` seconds (default: an hour), or from `since` to `until`.
 
-        At most 720 spans of at most 30 days, of `components` or all of them. The last hour is this process's own unless
-        `all_processes` is set. While the state store is away, `trouble` says so and its part is missing. Raises
-        `InvalidRequest`.
+        At most 720 spans, at most 30 days, of `components` or of all. The last hour covers this process only, unless
+        `all_processes` is set. While the state store is unavailable, `trouble` has the reason and the stored part is
+        missing. Raises `InvalidRequest`.
         """
         first, last = _seconds(since), _seconds(until)
         return await self._at_home(
@@ -349,10 +349,10 @@ class HistoryReports:
         limit: int = 50,
         cursor: str | None = None,
     ) -> BookedCalls:
-        """The last calls that cost something, in all processes, the newest first: never a prompt or an answer.
+        """The last calls with a cost, of all processes, newest first. They contain no prompt and no answer.
 
-        `limit` is at most 500, `cursor` the `next_cursor` of the previous page. Raises `InvalidRequest`, and
-        `ServiceRefused` while the state store is away.
+        `limit` is at most 500; `cursor` is the `next_cursor` of the previous page. Raises `InvalidRequest`, and
+        `ServiceRefused` while the state store is unavailable.
         """
         store, clock = self._history.store, self._history.clock
         return await self._at_home(
@@ -360,15 +360,15 @@ class HistoryReports:
         )
 
     async def saved(self) -> Saved:
-        """What koo saved today (UTC), in all processes; while the state store is away, as it was last read."""
+        """What koo saved today (UTC), in all processes. While the state store is unavailable, as it was last read."""
         return await self._at_home(self._saved)
 
     async def marks(self, since: datetime) -> list[shapes.HistoryMark]:
-        """What happened since then, in all processes, the oldest first; while the state store is away, in this one."""
+        """The marks since then, oldest first, of all processes, or of this one while the state store is unavailable."""
         return await self._at_home(lambda: self._history.marks_since(since.timestamp()))
 
     async def newest_requests(self, limit: int) -> list[BookedCall]:
-        """As `requests`, of what the state store has already: asks no process to book first."""
+        """As `requests`, but only what is in the state store already, without booking pending entries first."""
         store, clock = self._history.store, self._history.clock
         page = await self._at_home(
             lambda: page_of(
@@ -382,7 +382,7 @@ def _seconds(at: datetime | None) -> float | None:
     if at is None:
         return None
     if at.tzinfo is None:
-        raise _mistake("a time needs a zone: 2026-11-29T03:00:00Z")
+        raise _mistake("a time needs a time zone, as in 2026-11-29T03:00:00Z")
     return at.timestamp()
 
 
@@ -391,7 +391,7 @@ def _mistake(sentence: str) -> InvalidRequest:
 
 
 def _stored_step(since: float, until: float, now: float, all_processes: bool) -> int:
-    """Which rows a range is made of: those in memory, minutes, or five minutes."""
+    """The step of the stored rows that cover a range: minutes or five minutes; 0: the samples in memory."""
     if since >= now - HOUR_S - SAMPLE_S and not all_processes:
         return 0
     return MINUTE_S if since >= now - MINUTES_S_MAX and until - since <= MINUTES_S_MAX else FIVE_MINUTES_S

@@ -1,8 +1,8 @@
-"""What this process depends on: room on its disks, and file descriptors.
+"""The resources of this process's host: free disk space and file descriptors.
 
-Asking a disk for its room takes a microsecond, or for ever if it is a network share whose server is away. So a
-thread asks, one at a time, and if it does not come back the disk is reported as not answering. The thread is a
-daemon: it holds nothing, and the end of the process need not wait for it.
+Reading a disk's free space takes a microsecond, or forever on a network share whose server is down. So a thread reads
+it, one at a time, and if it does not return, the disk is reported as not responding. The thread is a daemon: it holds
+nothing, so the process can end without waiting for it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 from koo.shortages import NoThread, shortage_in, start
 
 EVERY_S = 30.0
-"""A disk that a runaway log fills is noticed within half a minute, even if the work of each second takes long."""
+"""A runaway log that fills a disk is noticed within half a minute."""
 SILENT_STEPS = 60
-"""Counted in steps: the time in which the whole process stood still says nothing about a disk."""
+"""Counted in steps, not seconds: time in which the whole process was suspended says nothing about a disk."""
 DESCRIPTOR_FOLDERS = ("/proc/self/fd", "/dev/fd")
-"""One entry for each open descriptor: Linux, and the other Unixes."""
+"""Folders with an entry for each open descriptor: Linux, and other Unixes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Room for an ordinary user where a folder lies. `name` says whose folder it is."""
+    """The space on a folder's disk, for an ordinary user. `name` says what the folder is for."""
 
     name: str
     free_bytes: int
@@ -36,7 +36,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """Open file descriptors, and how many there may be."""
+    """Open file descriptors and their limit."""
 
     used: int
     limit: int
@@ -44,14 +44,15 @@ class Descriptors:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What was found at one look; `descriptors` None: the system does not say."""
+    """The result of one reading. `descriptors` is None if the system does not report them."""
 
     disks: tuple[Disk, ...] = ()
     descriptors: Descriptors | None = None
 
 
 class HostWatch:
-    """Looks now and then, in a thread. `folders` by name: where koo writes; one disk is named once."""
+    """Reads the host's resources regularly, in a thread. `folders`: where koo writes, by name; each disk is listed
+    once."""
 
     def __init__(
         self, folders: Mapping[str, Path], look: Callable[[Mapping[str, Path]], Host] | None = None
@@ -64,11 +65,12 @@ class HostWatch:
         self.last: Host | None = None
 
     def hurry(self) -> None:
-        """The next step looks: something speaks of a disk that is full, or has room again."""
+        """Read at the next step, because an event suggests that a disk is full or has space again."""
         self._due_at = -math.inf
 
     def step(self, now: float) -> None:
-        """About once a second: begin a look that is due. Does not wait for it. `now` in monotonic seconds."""
+        """Call it about once a second: it starts a reading that is due, and does not wait. `now` in monotonic
+        seconds."""
         if now >= self._due_at and (self._thread is None or not self._thread.is_alive()):
             thread = threading.Thread(target=self._run, name="koo host", daemon=True)
             try:
@@ -76,14 +78,14 @@ class HostWatch:
             except NoThread as error:
                 shortage_in(
                     error
-                )  # It is noted, and tried again in a second: this must not end what comes after it.
+                )  # recorded and tried again in a second; it must not stop the work that follows
                 return
             self._steps, self._thread, self._due_at = 0, thread, now + EVERY_S
         self._steps += 1
 
     @property
     def is_silent(self) -> bool:
-        """A look that began a minute ago has not come back."""
+        """Whether a reading that started a minute ago has not returned."""
         thread = self._thread
         return self._steps > SILENT_STEPS and thread is not None and thread.is_alive()
 
@@ -92,25 +94,25 @@ class HostWatch:
 
 
 def look_at_host(folders: Mapping[str, Path]) -> Host:
-    """Ask the system. May block for as long as a disk does."""
+    """Read the resources. It may block as long as a disk does."""
     disks: dict[int, Disk] = {}
     for name, folder in folders.items():
         try:
             place = _existing(folder)
             usage = shutil.disk_usage(place)
             disks.setdefault(place.stat().st_dev, Disk(name, usage.free, usage.total))
-        except OSError:  # No right to look there, or just removed: what cannot be known is left out.
+        except OSError:  # no permission, or just removed: leave it out
             continue
     return Host(tuple(disks.values()), count_descriptors())
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there: koo makes its own when it first writes."""
+    """The folder, or its nearest existing parent: koo creates its folders when it first writes."""
     return next((one for one in (folder, *folder.parents) if one.exists()), Path())
 
 
 def count_descriptors() -> Descriptors | None:
-    """How many are open; None if the system has no limit or does not say."""
+    """The open descriptors; None if the system has no limit or does not report them."""
     try:
         import resource  # not on Windows
     except ImportError:
@@ -120,7 +122,7 @@ def count_descriptors() -> Descriptors | None:
         return None
     for folder in DESCRIPTOR_FOLDERS:
         try:
-            return Descriptors(sum(1 for _ in Path(folder).iterdir()) - 1, limit)  # the listing needs one
+            return Descriptors(sum(1 for _ in Path(folder).iterdir()) - 1, limit)  # minus the listing's own
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 return Descriptors(limit, limit)

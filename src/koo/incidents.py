@@ -1,11 +1,11 @@
-"""Incidents: why each breaker opened, from its events, kept in memory and in the state store.
+"""Incidents: why each breaker opened, built from its events, kept in memory and in the state store.
 
-Events bring everything about an opening with them (`policies/incidents.py`); only the counts of calls that are refused
-or answered by another service go on growing, and are read from the breaker once a second. Within a second of an event
-the store has it, and every few seconds the counts, so a process that is killed leaves what was known. While the store
-is away they wait, at most as many as are kept in memory.
+Events contain everything about an opening (`policies/incidents.py`). Only the counts of calls that were refused, or
+answered by another service, keep growing; they are read from the breaker once a second. The store has an event within a
+second, and new counts every few seconds, so a process that is killed leaves a nearly complete incident. While the store
+is unavailable, incidents wait in memory, up to the number kept there.
 
-A call that succeeds never comes here.
+Successful calls do not pass through here.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from koo.storage.base import Store, StoreUnavailable
 
 TOLD_EVERY_S = 5.0
 BEFORE_S = 3600.0
-"""A change an hour earlier may be the cause; one a day earlier is most likely not."""
+"""A change up to an hour earlier may be the cause; a day earlier it most likely is not."""
 BEFORE_MAX = 50
 LIST_MAX = 200
 
 
 class Breaker(Protocol):
-    """What is read of a breaker while it is open."""
+    """The part of a breaker that is read while it is open."""
 
     refused: int
     passed: int
@@ -43,19 +43,19 @@ class Breaker(Protocol):
 
 
 class Recorder:
-    """Writes the incidents of one process. `find` is the breaker of a guard, by its name; None: there is none now."""
+    """Writes the incidents of one process. `find` returns the breaker of a guard by its name, or None."""
 
     def __init__(self, store: Store, clock: Clock, find: Callable[[str], Breaker | None]) -> None:
         self.store = store
         self.clock = clock
         self.book = Book(new_id)
         self._find = find
-        self._before: dict[str, tuple[int, int]] = {}  # by guard: what it had refused when it opened
+        self._before: dict[str, tuple[int, int]] = {}  # by guard: its counts of refused calls at the opening
         self._changed: dict[str, Incident] = {}
         self._tell_at = clock.monotonic()
 
     def on_event(self, event: Event) -> None:
-        """Take an event in. A guard of neither a service nor a database, such as a notification channel's, has none."""
+        """Process an event. Guards of neither a service nor a database (notification channels) have no incidents."""
         if isinstance(event, (CircuitOpened, OverrideSet)) and self._find(event.source) is None:
             return
         steps = {name: len(one.steps) for name, one in self.book.lasting.items()}
@@ -80,13 +80,13 @@ class Recorder:
             self._before.pop(incident.guard, None)
 
     def served(self, guards: Sequence[str], service: str) -> None:
-        """A service answered a call that these guards refused, or that failed behind them."""
+        """Count a call that `service` answered after these guards had refused it or it had failed behind them."""
         for guard in guards:
             if (incident := self.book.lasting.get(guard)) is not None:
                 incident.fallback[service] = incident.fallback.get(service, 0) + 1
 
     def look(self) -> None:
-        """Read the counts of what lasts; about once a second."""
+        """Update the counts of open incidents; called about once a second."""
         for guard, incident in list(self.book.lasting.items()):
             breaker = self._find(guard)
             if breaker is None or breaker.incident != incident.id:
@@ -99,14 +99,16 @@ class Recorder:
 
     @property
     def has_news(self) -> bool:
-        """Whether something waits to be written."""
+        """Whether anything is waiting to be written."""
         return bool(self._changed or (self.book.lasting and self.clock.monotonic() >= self._tell_at))
 
     async def write(self) -> None:
-        """Write what waits. Raises `StoreUnavailable`; what could not be written keeps waiting."""
+        """Write everything that is waiting. If it raises `StoreUnavailable`, the rest goes on waiting."""
         self.look()
         kept = {one.id for one in self.book.kept}
         changed = {key: one for key, one in self._changed.items() if key in kept}
+        # Taken before the write: an event that arrives during it is noted in the new dict and is not lost. If the write
+        # fails, the old ones are put back, but a later version of the same incident wins.
         self._changed = {}
         try:
             if changed:
@@ -119,7 +121,7 @@ class Recorder:
             raise
 
     async def finish(self) -> None:
-        """This process ends: write what there is. Raises `StoreUnavailable`."""
+        """Write everything, because this process is ending. Raises `StoreUnavailable`."""
         self._tell_at = float("inf")
         await self.write()
         lasting = tuple(self.book.lasting.values())
@@ -127,7 +129,7 @@ class Recorder:
         self._tell_at = self.clock.monotonic()
 
     def own(self) -> list[list[Kept]]:
-        """Those of this process alone, the newest first."""
+        """The incidents of this process alone, newest first."""
         now, process = self.clock.wall(), self.store.process
         return [[Kept(one, process, one.id, now)] for one in reversed(self.book.kept)]
 
@@ -141,16 +143,16 @@ class IncidentReports:
         self._at_home = at_home
 
     async def list(self, *, component: str | None = None, limit: int = 50) -> shapes.Incidents:
-        """The last ones of all processes, the newest first: at most `limit` (200), of a `component` ("ai:claude").
+        """The last incidents of all processes, newest first: at most `limit` (200), of a `component` ("ai:claude").
 
-        While the state store is away, those of this process, and `trouble` says so. Raises `InvalidRequest`.
+        While the state store is unavailable, those of this process; `trouble` has the reason. Raises `InvalidRequest`.
         """
         if not 1 <= limit <= LIST_MAX:
             raise InvalidRequest("incidents", f"limit must be 1 to {LIST_MAX}", kind=Kind.INVALID_REQUEST)
         return await self._at_home(lambda: self._list(component, limit))
 
     async def find(self, incident_id: str) -> shapes.OneIncident:
-        """One incident, whole. Raises `CallerMistake` if there is none with that id."""
+        """One incident with all details. Raises `CallerMistake` if there is none with that id."""
         return await self._at_home(lambda: self._find(incident_id))
 
     async def markdown(self, incident_id: str) -> str:
@@ -163,7 +165,7 @@ class IncidentReports:
             await recorder.write()
             found = await recorder.store.incidents.latest(component, limit=limit)
         except StoreUnavailable as error:
-            trouble = f"the state store is away: {error}"
+            trouble = f"the state store is unavailable: {error}"
             own = recorder.own()
             found = [parts for parts in own if component in (None, component_of(parts[0].incident.guard))]
         now = recorder.clock.wall()
@@ -182,7 +184,7 @@ class IncidentReports:
             if parts:
                 before = await self._what_was_before(parts[0].incident)
         except StoreUnavailable as error:
-            trouble = f"the state store is away: {error}"
+            trouble = f"the state store is unavailable: {error}"
             parts = next((one for one in recorder.own() if one[0].incident.id == incident_id), [])
         if not parts:
             raise CallerMistake("incidents", "there is no incident with that id", kind=Kind.NOT_FOUND)
@@ -194,7 +196,7 @@ class IncidentReports:
         }
 
     async def _what_was_before(self, incident: Incident) -> Sequence[Mark]:
-        """What happened in the hour before, without the opening itself."""
+        """The marks of the hour before the incident, without the opening itself."""
         since, until = incident.opened_at - BEFORE_S, incident.opened_at + 0.001
         marks = await self._history.marks(since, until)
         own = ("circuit", component_of(incident.guard))

@@ -1,12 +1,12 @@
-"""Notices: what is to be said to a person, and what became of saying it.
+"""Notices: messages to people about alerts, and the state of their delivery.
 
-A notice is a fact that does not change: this alert began, that one ended. It is written into the state store once,
-under a key that a second process, or the same one after a restart, would also use. From then on each *channel* owes
-its delivery, until it is sent or given up. A channel belongs to the store, not to a process: all processes on one store
-are one fleet, and any of them that is configured to reach the channel may deliver what another one wrote.
+A notice is a fact that does not change: this alert began, that one ended. It is written to the state store once, under
+a key that a second process, or the same one after a restart, would use too. From then on each *channel* has to deliver
+it, until it is sent or given up. A channel belongs to the store, not to a process: all processes on one store form a
+fleet, and any of them that is configured for the channel may deliver what another one wrote.
 
-A message carries one notice, or several where many wait at once. Which ones it carries is decided once and kept, so
-that a message that is sent a second time, because its sender died before it could say so, has the same key and text.
+A message contains one notice, or several if many are waiting. Its content is decided once and stored. If a sender dies
+before it can record the delivery, the message is sent a second time with the same key and text.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Literal, Protocol
 from koo.events import Severity
 
 What = Literal["firing", "resolved", "reminder", "test"]
-"""What a notice says: an alert began, ended, or still lasts; or nothing: it is a test of a channel."""
+"""What a notice reports: that an alert began, ended or is still active; "test" is a test of a channel."""
 DeliveryState = Literal["waiting", "sent", "given_up", "below_severity"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """One thing to say. `key` is its idempotency key; times are wall seconds, `ended_at` None: the alert lasts.
+    """One notice. `key` is its idempotency key; times are wall seconds, `ended_at` None: the alert is active.
 
-    `fingerprint` is the alert's kind and component. `severity` is the alert's own, also where it has ended.
+    `fingerprint` is the alert's kind and component. `severity` is the alert's own, even after its end.
     """
 
     key: str
@@ -45,11 +45,11 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
-    """The notices of one message, taken to be sent through a channel. `key` is the message's own.
+    """The notices of one message that is being sent through a channel. `key` is the message's own.
 
-    `attempt` counts this message's attempts from 1; `failures` the channel's in a row, without this one. `first_at` is
-    when the oldest of the notices was written, in wall seconds. `epoch` grows each time that another process sends
-    through the channel.
+    `attempt` counts this message's attempts from 1; `failures` counts the channel's failures in a row before it.
+    `first_at` is when the oldest of the notices was written, in wall seconds. `epoch` grows each time the channel's
+    sender changes to another process.
     """
 
     key: str
@@ -63,10 +63,10 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What became of one notice on one channel; times are wall seconds.
+    """The delivery of one notice on one channel; times are wall seconds.
 
-    `noticed_at`: when it was written. `done_at`: when it was sent or given up. `next_at`: when it is tried next.
-    `reason`: why the last attempt failed.
+    `noticed_at`: when the notice was written. `done_at`: when it was sent or given up. `next_at`: the time of the next
+    attempt. `reason`: why the last attempt failed.
     """
 
     notice: Notice
@@ -83,10 +83,10 @@ class Delivery:
 class Standing:
     """The state of a channel, as seen by all processes; times are wall seconds.
 
-    `failures` in a row, `failing_since` the first of them, `reason` the last. `next_at` is when it is tried next, 0: at
-    once. `given_up` counts the messages that were given up within the last hour, `waiting` the notices that are still
-    to be sent, `new` those for which it is not decided yet whether this channel owes them. `is_due`: there is something
-    to send, and no other process is sending.
+    `failures` in a row: the first was at `failing_since`, the last had `reason`. `next_at` is the time of the next
+    attempt; 0: immediately. `given_up` counts the messages that were given up within the last hour, `waiting` the
+    notices still to be sent, `new` the notices for which it is not decided yet whether this channel sends them.
+    `is_due`: there is something to send, and no other process is sending it.
     """
 
     channel: str
@@ -102,21 +102,22 @@ class Standing:
 
 
 def key_of(keys: Sequence[str]) -> str:
-    """The key of a message that carries these notices: of one its own."""
+    """The key of a message with these notices; a single notice's key is used as it is."""
     if len(keys) == 1:
         return keys[0]
     return f"together-{hashlib.sha256(json.dumps(list(keys)).encode()).hexdigest()[:32]}"
 
 
 class Notices(Protocol):
-    """The notices of all processes on one store, and what each channel owes. Each raises `StoreUnavailable`."""
+    """The notices of all processes on one store, and each channel's deliveries. Each method raises
+    `StoreUnavailable`."""
 
     async def put(self, *notices: Notice) -> list[Notice]:
-        """Write them; returns those whose key was not there yet."""
+        """Write notices; returns those whose key is new."""
         ...
 
     async def join(self, channels: Sequence[str]) -> None:
-        """Let these channels owe what is written from now on; one that is known already goes on."""
+        """Add these channels, which have to deliver what is written from now on. An existing channel is unchanged."""
         ...
 
     async def standings(self, channels: Sequence[str]) -> list[Standing]:
@@ -124,35 +125,35 @@ class Notices(Protocol):
         ...
 
     async def owe(self, channel: str, severities: Sequence[Severity]) -> None:
-        """Let a channel owe what is new, if it is of one of these severities."""
+        """Decide on the new notices: the channel has to deliver those of these severities."""
         ...
 
     async def take(self, channel: str) -> Parcel | None:
-        """The next message of a channel, under a lease; None: nothing is due, or another process is sending."""
+        """Lease the next message of a channel; None if nothing is due or another process is sending."""
         ...
 
     async def mark_sent(self, parcel: Parcel) -> None:
-        """It arrived, and the channel works."""
+        """Record that the message was delivered and the channel works."""
         ...
 
     async def mark_failed(
         self, parcel: Parcel, reason: str, next_at: float, *, is_channels: bool, gives_up: bool
     ) -> None:
-        """It did not arrive. `is_channels`: the channel failed, so nothing else is tried before `next_at` either."""
+        """Record a failed attempt. `is_channels`: the channel itself failed, so nothing is sent before `next_at`."""
         ...
 
     async def revive(self, channel: str) -> None:
-        """The channel works again: what waits is due at once."""
+        """The channel works again: everything that is waiting is due now."""
         ...
 
     async def release(self) -> None:
-        """Let other processes send at once what this one has taken."""
+        """Let other processes send immediately what this one has leased."""
         ...
 
     async def deliveries(self, since: float) -> list[Delivery]:
-        """What became of the notices written at or after wall time `since`, newest first."""
+        """The deliveries of notices written at or after wall time `since`, newest first."""
         ...
 
     async def prune(self, before: float) -> None:
-        """Forget notices written before wall time `before`."""
+        """Delete notices written before wall time `before`."""
         ...

@@ -1,8 +1,8 @@
-"""Files that koo makes: only its user can read them, and none is made through what another user put in the way.
+"""Files that koo creates: readable only by its user, and never created through anything another user put there.
 
-What koo writes holds prompts' costs, audit entries and the rows of its user's database, so no other user is to read it,
-whatever the umask says. In a folder that every user can write, such as /tmp, another user may have put a link, a file
-or a folder under the name first: then koo would write where they want, or read what they wrote.
+koo's files contain costs of prompts, audit entries and rows of the user's database, so no other user may read them,
+whatever the umask. In a folder that every user can write to, such as /tmp, another user may have created a link, a file
+or a folder of the same name first. Then koo would write where that user wants, or read what that user wrote.
 """
 
 from __future__ import annotations
@@ -15,45 +15,46 @@ from pathlib import Path
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 BESIDE = ("", "-wal", "-shm", "-journal")
-"""What SQLite makes beside a database, and replays from, with the mode of the database."""
+"""Files that SQLite creates next to a database, with the database's mode. It replays some of them when it opens."""
 
 
 class PutThere(PermissionError):
-    """Another user put something in the way."""
+    """Another user created the file, or a link in its place."""
 
     def __init__(self, path: Path) -> None:
-        reason = "another user put it, or a link in its place, into a folder that all users can write"
+        reason = "another user created it, or a link in its place, in a folder that all users can write to"
         super().__init__(errno.EACCES, reason, str(path))
 
 
 def why_not_made(error: OSError) -> str:
-    """What `make_database` raised, as half a sentence."""
-    what = (
-        "its file cannot be used" if isinstance(error, PutThere) else "the folder of the file cannot be made"
-    )
+    """The error of `make_database`, as a clause."""
+    what = "its file cannot be used" if isinstance(error, PutThere) else "the file's folder cannot be created"
     return f"{what}: {error.strerror}"
 
 
 def make_database(path: Path) -> None:
-    """Make an SQLite file that is not there, and the folders on the way to it.
+    """Create an SQLite file, and its folders, if it does not exist.
 
-    Raises OSError where that is not possible, and `PutThere` where another user was first.
+    Raises OSError if that is not possible, and `PutThere` if another user was first.
     """
+    # Checked before and after links are resolved. Before: a link of another user must not be followed. After: the
+    # target of the user's own link may be in a folder that everyone can write to. `realpath` also resolves a link whose
+    # target does not exist yet. `O_EXCL` and `O_NOFOLLOW` close the gap between the check and the creation.
     path = path.absolute()
     _check(path)
-    path = Path(os.path.realpath(path))  # a link of the user's own is followed, to what is not there yet too
+    path = Path(os.path.realpath(path))
     _check(path)
     _make_folder(path.parent)
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
     with suppress(FileExistsError):
         file = os.open(path, flags, FILE_MODE)
-        with suppress(AttributeError):  # Windows
+        with suppress(AttributeError):  # not on Windows
             os.fchmod(file, FILE_MODE)
         os.close(file)
 
 
 def _check(database: Path) -> None:
-    """Raises `PutThere` for what others put on the way, or beside it."""
+    """Raise `PutThere` if another user owns a part of the path, or a file next to the database, in a shared folder."""
     if not hasattr(os, "geteuid"):
         return
     trusted = {0, os.geteuid()}
@@ -70,4 +71,4 @@ def _make_folder(path: Path) -> None:
     _make_folder(path.parent)
     with suppress(FileExistsError):
         path.mkdir(FOLDER_MODE)
-        path.chmod(FOLDER_MODE)  # whatever the umask left of it
+        path.chmod(FOLDER_MODE)  # `mkdir` applies the umask

@@ -1,7 +1,7 @@
-"""Text of strangers, made harmless to look at: what a provider, a server or a caller put into a name or an error.
+"""Makes foreign text safe to display: text that a provider, a server or a caller put into a name or an error.
 
-It may hold line breaks that forge a header or a log line, escape sequences that act on a terminal, and characters that
-are not seen: those that turn the direction of writing make an address look like another one.
+It may contain line breaks that forge a header or a log line, escape sequences that control a terminal, and invisible
+characters. Those that change the writing direction can make one address look like another.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import unicodedata
 
 MOST = 500
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Control, format (bidirectional and zero-width ones too), surrogate, private, unassigned; line and paragraph ends."""
+"""Control, format (including bidirectional and zero-width), surrogate, private, unassigned; line and paragraph ends."""
 
 
 def plain(text: object, most: int = MOST) -> str:
-    """One line of at most `most` characters, without any that is not seen; white space becomes single spaces."""
-    seen = str(text)[: most * 4]  # what is cut anyway need not be looked at
+    """One line of at most `most` characters, without invisible ones. White space becomes single spaces."""
+    seen = str(text)[: most * 4]  # no need to check what will be cut off
     if not (seen.isascii() and seen.isprintable()):
         seen = "".join(_visible(letter) for letter in seen)
     seen = " ".join(seen.split())

@@ -1,15 +1,15 @@
-"""Platform: koo in one process, and its face.
+"""Platform: koo in one process, and its public interface.
 
-Nothing has to be started. The first call that needs the running loop opens the platform on it, and it closes when that
-loop ends. A second `asyncio.run` opens it anew; what is known in memory (breakers, counts, limits) goes on. `async with
-platform` or `await platform.close()` do the same at a time that you choose. How, and what a second loop may do:
-`residence.py`.
+Nothing has to be started. The first call that needs the running loop opens the platform on it, and the platform closes
+when that loop ends. A second `asyncio.run` opens it again, with the state that is kept in memory (breakers, counts,
+limits). `async with platform` or `await platform.close()` do the same at a time of your choice. See `residence.py` for
+details, and for what a second loop may do.
 
-A call on another loop than koo's crosses to it, or starts one in the background (`crossing.py`, `bridge.py`). An
-operation of the user's own then runs on the caller's loop, since its client belongs there; only its guard crosses. What
-cannot cross (a session of the database) is refused with a sentence that says what to write.
+A call on a loop other than koo's crosses to it, or starts one in the background (`crossing.py`, `bridge.py`). An
+operation of the user's own then runs on the caller's loop, because its client belongs there; only its guard crosses.
+What cannot cross (a database session) is refused with a sentence that says what to write instead.
 
-What a platform is made of stands in `composition.py`, what it does each second in `upkeep.py`.
+`composition.py` connects a platform's parts, and `upkeep.py` has what it does each second.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ else:
     S = TypeVar("S")
 T = TypeVar("T")
 LOOK_AGE_MAX_S = 2.0
-"""As often as an open page asks: however many pages are open, they cause one probe of the database."""
+"""As often as an open page refreshes: any number of open pages share one probe of the database."""
 
 
 class Platform:
-    """One process of koo. `options` None: read from the environment when first needed.
+    """koo in one process. `options` None: they are read from the environment when first needed.
 
     `clock` is for tests. Raises ValueError for one that does not count the event loop's seconds.
     """
@@ -83,7 +83,7 @@ class Platform:
         self._parts: Parts | None = None
         self._declarations = Declarations()
         self._registered: dict[str, Mapping[str, Any]] = {}
-        self._making = threading.Lock()  # Two threads may ask first at once, and there is one set of budgets.
+        self._making = threading.Lock()  # two threads may come first, but must share one set of budgets
         self._residence = Residence(lambda: self.parts)
         self.events = EventBus()
         self.deadlines = Deadlines()
@@ -91,7 +91,7 @@ class Platform:
 
     @property
     def parts(self) -> Parts:
-        """What it is made of; made when first asked for, without any I/O. Raises `ConfigurationError`."""
+        """The platform's parts, created on first access, without I/O. Raises `ConfigurationError`."""
         if self._parts is None:
             with self._making:
                 self._make_parts()
@@ -107,33 +107,34 @@ class Platform:
             self._parts = parts
 
     def assemble(self) -> None:
-        """Make every part now, the database too. Raises `ConfigurationError` for settings that cannot be right."""
+        """Create every part now, including the database. Raises `ConfigurationError` for invalid settings."""
         _ = self.parts.database
 
     @property
     def ledger(self) -> LedgerKeeper:
-        """This process's money; `await platform.ledger.refresh()` asks the store at once how all budgets stand."""
+        """This process's money. `await platform.ledger.refresh()` reads the current state of all budgets from the
+        store."""
         return self.parts.store.ledger
 
     @property
     def options(self) -> PlatformOptions:
-        """What is in force. Raises `ConfigurationError` for settings that cannot be right."""
+        """The options in force. Raises `ConfigurationError` for invalid settings."""
         return self.parts.options
 
     @property
     def database(self) -> Database:
-        """The guarded database; made when first asked for, opened at its first use."""
+        """The guarded database. It is created on first access and opened on first use."""
         return self.parts.database
 
     def set_up_database(
         self, *, session_class: type[S] | None = None, engine_args: Mapping[str, Any] | None = None
     ) -> Database[S]:
-        """Make the guarded database with a session class or engine arguments of your own; see `Database`.
+        """Create the guarded database with your own session class or engine arguments; see `Database`.
 
-        Once, before its first use: raises RuntimeError for a database that has been made.
+        Call it once, before the first use: raises RuntimeError if the database already exists.
         """
         if self.parts.database_in_use is not None:
-            raise RuntimeError("the platform's database is in use already: set it up before its first use")
+            raise RuntimeError("the platform's database is already in use: set it up before its first use")
         self.parts.make_database(session_class=session_class, engine_args=engine_args)
         return cast("Database[S]", self.parts.database)
 
@@ -145,17 +146,17 @@ class Platform:
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self) -> Platform:
-        """Open on the running loop; opening what is open does nothing.
+        """Open on the running loop; does nothing if it is already open there.
 
-        Raises RuntimeError while it is open on another loop, which runs or was not closed.
+        Raises RuntimeError while it is open on another loop that is running or was not closed.
         """
         await self._residence.open()
         return self
 
     async def close(self) -> None:
-        """Close what is open: pending bookings are written, connections given back. It may be opened again.
+        """Close the platform: write pending bookings and close connections. It may be opened again.
 
-        Raises RuntimeError where it is open on another loop that does not run now.
+        Raises RuntimeError if it is open on another loop that is not running now.
         """
         await self._residence.close()
 
@@ -166,29 +167,30 @@ class Platform:
         await self.close()
 
     def forget_parent(self) -> None:
-        """In a forked child: open anew at the next use. What the parent had open stays its own."""
+        """In a forked child: open again on the next use, and leave alone what the parent had open."""
         self._making = threading.Lock()
         self._residence.forget_parent()
         if self._parts is not None:
             self._parts.forget_parent()
 
-    # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── querying ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def query(self, query: Query) -> Answer:
-        """Ask an AI service; see `Gateway.query`."""
+        """Query an AI service; see `Gateway.query`."""
         if not self._residence.is_here() and (home := await self._residence.enter()) is not None:
             return await carry(home, self.query(query))
         await self.parts.load_prices()
         return await self.parts.gateway.query(query)
 
     def stream(self, query: Query) -> AnswerStream:
-        """Ask an AI service and stream its answer; nothing is sent before the first `anext`."""
+        """Query an AI service and stream its response. Nothing is sent before the first `anext`."""
         stream = self.parts.gateway.stream(query, before=self._ready)
         home = self._residence.elsewhere() if asyncio._get_running_loop() is not None else None
         return stream if home is None else CarriedStream(stream, home)
 
     async def query_many(self, queries: list[Query]) -> list[Answer | ExternalServiceError]:
-        """Ask each as a place comes free at its service; an answer or an error for each, in the same order."""
+        """Send each query when its service has a free place. Returns an answer or an error for each, in the same
+        order."""
         if (home := await self._residence.enter()) is not None:
             return await carry(home, self.query_many(queries))
         await self.parts.load_prices()
@@ -201,12 +203,12 @@ class Platform:
     # ── operations of the user's own ──────────────────────────────────────────────────────────────────────────
 
     def register_service(self, name: str, **options: Any) -> None:
-        """Guard an operation of your own under `name`; registering it again with other options replaces it.
+        """Guard your own operation under `name`. Registering the name again replaces the earlier options.
 
         Options: see `koo.ai.registration.NAMES`, and `classify` (an exception → a `Fault`), `max_retries`,
-        `credential` (whose call it is: a name, or a function of the operation's arguments), `in_thread` (True:
-        operations that block run in threads), `daily_budget` with `max_cost_usd` and `cost_usd` (a function of the
-        result, or "usage": what the answer's usage costs). Raises `ConfigurationError`.
+        `credential` (the owner of the call: a name, or a function of the operation's arguments), `in_thread` (True:
+        blocking operations run in threads), `daily_budget` with `max_cost_usd` and `cost_usd` (a function of the
+        result, or "usage": the cost of the response's usage). Raises `ConfigurationError`.
         """
         self._register(self.parts, name, options)
         self._registered[name] = options
@@ -234,17 +236,17 @@ class Platform:
 
     @property
     def own_operations(self) -> dict[str, Mapping[str, Any]]:
-        """What was registered and declared here so far, by name: its options. Makes no part."""
+        """The options of what was registered and declared so far, by name. Creates no part."""
         declared = {name: self._declarations.options(name) for name in self._declarations}
         return {**declared, **self._registered}
 
     def guarded(self, name: str, **options: Any) -> Guarding:
-        """A decorator: the function runs under the guard of `name`, registered with these options where there are any.
+        """A decorator: the function runs under the guard of `name`, which is registered with these options, if any.
 
-        `async def` is awaited as before, an asynchronous generator becomes an `OperationStream`, and a `def` waits for
-        one of koo's threads; `in_thread=True` makes it one to await. Nothing is read or opened here. The options are
-        those of `register_service`; functions that share a name share its guard, and one of them sets the options.
-        Raises `ConfigurationError`, and TypeError for what is not a function.
+        An `async def` is awaited as before, an asynchronous generator becomes an `OperationStream`, and a `def` blocks
+        until one of koo's threads has run it; with `in_thread=True` it is awaited instead. Nothing is read or opened
+        here. The options are those of `register_service`. Functions with the same name share a guard, and one of them
+        sets the options. Raises `ConfigurationError`, and TypeError if it decorates something other than a function.
         """
         return Guarding(self, name, self._declare, **options)
 
@@ -267,7 +269,7 @@ class Platform:
     async def execute(self, name: str, operation: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run `operation(*args, **kwargs)` under the guard of `name`: a registered one, or a built-in service's.
 
-        An operation that blocks runs only where the registration says `in_thread=True`; TypeError elsewhere.
+        A blocking operation needs a registration with `in_thread=True`; without it, TypeError is raised.
         """
         try:
             if not self._residence.is_here() and (home := await self._residence.enter()) is not None:
@@ -307,11 +309,11 @@ class Platform:
     def execute_stream(
         self, name: str, operation: Callable[..., object], /, *args: Any, **kwargs: Any
     ) -> OperationStream[Any]:
-        """Read what `operation(*args, **kwargs)` streams under the guard of `name`, to its end; see `OperationStream`.
+        """Stream `operation(*args, **kwargs)` under the guard of `name`, until its end; see `OperationStream`.
 
         `operation` returns an asynchronous iterator or context manager, or an awaitable of one. Nothing is sent before
-        `async for`, `async with` or `await`; there `UnknownService` is raised, too. TypeError for what cannot be called
-        again.
+        `async for`, `async with` or `await`, which also raise `UnknownService`. Raises TypeError if `operation` cannot
+        be called a second time.
         """
 
         async def find() -> Terms:
@@ -331,7 +333,7 @@ class Platform:
             await self.parts.load_prices(surely=True)
         return service, money
 
-    # ── looking: synchronous, no I/O, changes nothing ─────────────────────────────────────────────────────────
+    # ── status: synchronous, no I/O, changes nothing ──────────────────────────────────────────────────────────
 
     def service_health(self, name: str) -> ServiceHealth:
         """One service, in the promised shape. Raises `UnknownService`, which lists the known ones."""
@@ -346,37 +348,38 @@ class Platform:
         return self.parts.services_health()
 
     async def system_health(self) -> SystemHealth:
-        """Database and services; the database is probed, unless it was within the last two seconds."""
+        """Database and services. The database is probed, unless it was probed within the last two seconds."""
         if (home := await self._residence.enter()) is not None:
             return await carry(home, self.system_health())
         return self.parts.system_health(await self.database.health_check(max_age_s=LOOK_AGE_MAX_S))
 
     def active_alerts(self) -> list[Alert]:
-        """Alerts that hold, the worst first, then what ended within fifteen minutes."""
+        """Active alerts, worst first, then those that ended within the last fifteen minutes."""
         return self.parts.listed_alerts()
 
     async def alert_deliveries(self) -> AlertDeliveries:
-        """Whether people were notified of alerts, and why not: what became of the last day's notices on each channel.
+        """Whether people were notified of alerts, and why not: the last day's notices on each channel.
 
-        Does not raise while the state store is away: `store` says why it cannot be read.
+        Does not raise while the state store is unavailable: `store` then has the reason.
         """
         alerts = self.active_alerts()
         return await self._at_home(lambda: self.parts.outbox.deliveries(alerts))
 
     async def fleet(self) -> FleetStatus:
-        """The processes on the state store: which live, which leads, what is open where, and whose settings differ."""
+        """The processes on the state store: which are alive, which leads, which circuits are open, whose settings
+        differ."""
         return await self._at_home(self.parts.fleet_status)
 
     async def test_alerts(self, channel: str | None = None) -> AlertTests:
-        """Send a test on one channel ("webhook", "slack" or "email"), or on all, and return what became of it.
+        """Send a test on one channel ("webhook", "slack" or "email"), or on all of them, and return the results.
 
-        Takes 15 s at most. Raises `CallerMistake` where that channel, or none at all, is configured.
+        Takes 15 s at most. Raises `CallerMistake` if that channel is not configured, or if none is.
         """
         return await self._at_home(lambda: self.parts.outbox.test(channel))
 
     @property
     def alerts(self) -> AlertActs:
-        """What may be done about alerts: acknowledge, silence, and read those that were."""
+        """Acts on alerts: acknowledge, silence, and list past ones."""
         return AlertActs(self.parts.alerts, self.parts.store, self._clock, self._at_home)
 
     @property
@@ -394,7 +397,7 @@ class Platform:
         return await (work() if home is None else carry(home, work()))
 
     async def check_services(self, name: str | None = None) -> dict[str, ServiceCheck]:
-        """Check that services answer and accept the key: never billed. None checks all that are configured."""
+        """Check that services respond and accept the key. Never billed. None checks all configured services."""
         return await self._at_home(lambda: check_services(self.parts, name))
 
     async def spend(
@@ -406,10 +409,11 @@ class Platform:
         month: str | None = None,
         by: Sequence[str] = ("service",),
     ) -> Spend:
-        """What all processes booked in a period: the last `days`, two UTC days included, or a `month` ("2026-11").
+        """What all processes spent in a period: the last `days`, from `first_day` to `last_day` (UTC days, inclusive),
+        or a `month` ("2026-11").
 
         The default is the current month. `by`: any of "day", "service", "model" and "tag". Raises
-        `InvalidRequest`, and `ServiceRefused` while the state store is away.
+        `InvalidRequest`, and `ServiceRefused` while the state store is unavailable.
         """
         spending = self.parts.spending
         return await self._at_home(lambda: spending.report(days, first_day, last_day, month, by))
@@ -418,7 +422,7 @@ class Platform:
 
     @property
     def breakers(self) -> BreakerActs:
-        """Every breaker by its name: look at them, trip one, put it into shadow, reset it."""
+        """Acts on breakers, by name: list them, trip one, put one into shadow, reset one."""
         return BreakerActs(self.parts, self._act)
 
     def reset_service(self, name: str, *, by: str = "", reason: str = "") -> bool:
@@ -433,7 +437,8 @@ class Platform:
         return {name: self.reset_service(name, by=by, reason=reason) for name in self.services}
 
     def reset_limits(self, name: str) -> bool:
-        """Forget what was used of a service's limits, never its money, in every process; False for an unknown one."""
+        """Clear the used units of a service's limits in every process, never its money; False for an unknown
+        service."""
         service = self.services.get(name) if isinstance(name, str) else None
         if service is None:
             return False
@@ -445,11 +450,11 @@ class Platform:
         self.breakers.override(self.parts.find_service(name).name, override)
 
     async def write_off(self, process: str | None, *, by: str, reason: str = "") -> WriteOffs:
-        """Free what a process that no longer reports had left of the budgets; None: every such process.
+        """Free the budget money that a process which no longer reports still holds; None: every such process.
 
-        If the process spent it, the bill may exceed the budget by that amount. `by` and `reason` are kept with
-        it. Raises `CallerMistake` for a process that left nothing or still reports, and `ServiceRefused` while the
-        state store is away.
+        If the process did spend it, the bill may exceed the budget by that amount. `by` and `reason` are recorded with
+        it. Raises `CallerMistake` for a process that holds nothing or still reports, and `ServiceRefused` while the
+        state store is unavailable.
         """
         return await self._at_home(lambda: self.parts.spending.write_off(process, by, reason))
 
@@ -459,23 +464,23 @@ class Platform:
         return True
 
     def pause_database(self) -> DatabaseGate:
-        """Let new scopes of this process's database wait, each until its own deadline; see `Database.pause`."""
+        """Make new scopes of this process's database wait, each until its own deadline; see `Database.pause`."""
         self._act(self.database.pause)
         return self.database.get_gate()
 
     def resume_database(self) -> DatabaseGate:
-        """Let new scopes of this process's database begin again."""
+        """Let new scopes of this process's database start again."""
         self._act(self.database.resume)
         return self.database.get_gate()
 
     async def drain_database(self, within_s: float | None = None) -> DatabaseGate:
-        """Refuse new scopes in this process, and wait for those inside; see `Database.drain`."""
+        """Refuse new scopes in this process, and wait for the open ones; see `Database.drain`."""
         return await self._at_home(lambda: self.database.drain(within_s))
 
     async def rotate_database(self, within_s: float = 0.0) -> DatabaseGate:
-        """Replace this process's connections by ones to what `DATABASE_URL` says now; see `Database.rotate`.
+        """Replace this process's connections with new ones to the current `DATABASE_URL`; see `Database.rotate`.
 
-        The environment, and `.env`, are read again, unless the platform was given its options.
+        The environment and `.env` are read again, unless the platform was created with options.
         """
         if (home := await self._residence.enter()) is not None:
             return await carry(home, self.rotate_database(within_s))
@@ -483,7 +488,7 @@ class Platform:
         return await self.database.rotate(url, within_s=within_s)
 
     def _act(self, *steps: Callable[[], object]) -> None:
-        """Steps of the policies; alerts and verdict follow at once, because an operator looks at them next."""
+        """Run changes of the policies, then update the alerts immediately, because the operator looks at them next."""
 
         def act() -> None:
             for step in (*steps, self.parts.see):
@@ -493,6 +498,6 @@ class Platform:
 
 
 def _read_settings() -> PlatformOptions:
-    from koo.settings import Settings  # loaded only where the environment is read
+    from koo.settings import Settings  # imported only if the environment is read
 
     return Settings().platform_options()

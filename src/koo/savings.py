@@ -1,8 +1,8 @@
-"""What koo saved today, in all processes: calls refused at once, answers in spite of an outage, and money.
+"""What koo saved today, in all processes: calls refused immediately, answers despite an outage, and money.
 
-The counts are a part of the history's samples. What other processes counted, and this one before it was restarted, is
-in the state store in five minutes each; what this one has not written yet is in memory. The store is asked again when
-this process has written, which is once a minute.
+The counts are part of the history's samples. Those of other processes, and of this one before a restart, are in the
+state store in spans of five minutes; those that this process has not written yet are in memory. The store is read again
+after each write of this process, which is once a minute.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Counts = Mapping[str, int]
 
 
 class Stored(NamedTuple):
-    """What the store had of a day, and after how many writes."""
+    """The stored counts of a day, and the number of writes at the time of reading."""
 
     day: int
     writes: int
@@ -31,14 +31,14 @@ class Stored(NamedTuple):
 
 
 class Savings:
-    """Of the platform with this history."""
+    """The savings of the platform with this history."""
 
     def __init__(self, history: History) -> None:
         self._history = history
         self._stored: Stored | None = None
 
     async def report(self) -> Saved:
-        """What was saved since midnight (UTC); while the state store is away, as it was last read."""
+        """What was saved since midnight (UTC). While the state store is unavailable, as it was last read."""
         clock = self._history.clock
         day = utc_day(clock.wall())
         stored = await self._read(day)
@@ -63,7 +63,8 @@ class Savings:
                 spans = await history.store.history.read(FIVE_MINUTES_S, begin_s, begin_s + every_s, every_s)
             except StoreUnavailable:
                 break
-            # Rows written during this read would be counted twice or not at all, so it is repeated.
+            # If this process wrote during the read, the new rows may be missing from the result, although they no
+            # longer count as unwritten, or be in both. The loop then reads again.
             self._stored = Stored(day, writes, _counts(spans.get(begin_s, {})))
         return self._stored if self._stored is not None and self._stored.day == day else None
 

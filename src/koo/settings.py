@@ -1,12 +1,12 @@
-"""Settings: the one reader of the environment.
+"""Settings: the only reader of the environment.
 
-A value goes one way: the environment and the `.env` in KOO_HOME → `Settings`, where each is checked → the frozen
-options of `koo.options`, which is all that the rest of koo ever sees. What can be set is one row each in
+A value takes one path: the environment and the `.env` in KOO_HOME → `Settings`, which checks each value → the frozen
+options of `koo.options`, which is all that the rest of koo sees. Each variable is a row in
 `koo.configuration.variables`.
 
-A value that cannot be right stops the start with one sentence: the variable, what it holds (of a secret no more than
-"…"), what is allowed. A name that is close to one of ours is logged as a warning and ignored, because it may belong to
-other software; but `AI_SERVICES__…` and `AI_BUDGETS__…` belong to koo alone, so there a wrong name is an error.
+An invalid value stops the start with one sentence: the variable, its value ("…" for a secret), and the allowed values.
+A name that is close to one of ours is logged as a warning and ignored, because it may belong to other software. But
+`AI_SERVICES__…` and `AI_BUDGETS__…` belong to koo alone, so a wrong name there is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ log = logging.getLogger("koo.settings")
 
 
 class Explained(NamedTuple):
-    """One row of `koo config`: what is in force, and where it came from; a secret's value is masked."""
+    """One row of `koo config`: the value in force and its source. A secret's value is masked."""
 
     variable: str
     value: str
@@ -55,12 +55,13 @@ class Explained(NamedTuple):
 
 
 class Settings(Variables):
-    """What is in force, one attribute a variable: `DATABASE_POOL_SIZE` is `settings.database_pool_size`.
+    """The settings in force, with an attribute for each variable: `DATABASE_POOL_SIZE` is
+    `settings.database_pool_size`.
 
-    Read from the keyword arguments, else the environment, else the `.env` in KOO_HOME, else the default. Keys, tokens
-    and the URLs of databases are `SecretStr`, so that nothing shows them; `get_secret_value()` returns them. Durations
-    are seconds, money is `Decimal` USD, None: no limit. `environ` and `working_directory` replace the process's own.
-    Raises `ConfigurationError`.
+    A value comes from the keyword arguments, else the environment, else the `.env` in KOO_HOME, else the default. Keys,
+    tokens and database URLs are `SecretStr`, which hides them; `get_secret_value()` returns the value. Durations are
+    seconds, money is `Decimal` USD, and None means no limit. `environ` and `working_directory` replace the process's
+    own. Raises `ConfigurationError`.
     """
 
     def __init__(
@@ -98,29 +99,29 @@ class Settings(Variables):
         for told in (*map(str, self._unknown), *self._doubts):
             _warn_once(told)
 
-    # Of a class too: a reporter shows this object where reading the settings failed, half made.
+    # Set on the class, because error reporters call `repr` on this object when reading the settings fails halfway.
     _merged: Mapping[Name, Found] = MappingProxyType({})
     _unknown: tuple[UnknownVariable, ...] = ()
     _doubts: tuple[str, ...] = ()
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Values that are allowed and that another one makes pointless, each in a sentence for people."""
+        """Valid values that another value makes pointless, each as a sentence for people."""
         return self._doubts
 
     @property
     def unknown_variables(self) -> tuple[UnknownVariable, ...]:
-        """Variables that look like koo's and are not; as text each is a sentence for people."""
+        """Variables that look like koo's but are not. As text, each is a sentence for people."""
         return self._unknown
 
     def platform_options(self) -> PlatformOptions:
-        """The frozen options: everything that one process of koo needs to know."""
+        """The frozen options: everything that a process of koo needs to know."""
         return platform_options(self)
 
     def explain(self) -> list[Explained]:
-        """What is in force and where it came from, without secrets.
+        """The values in force and their sources, without secrets.
 
-        Each variable, and what each service and each budget was given.
+        One row for each variable, and for each value that was set for a service or a budget.
         """
         rows = [
             self._explain(Name("", "", name), row, getattr(self, name)) for name, row in self.rows.items()
@@ -155,7 +156,9 @@ def _working_directory() -> Path:
     try:
         return Path.cwd()
     except FileNotFoundError:
-        raise ConfigurationError("", "the working directory is gone; change to one that exists") from None
+        raise ConfigurationError(
+            "", "the working directory no longer exists; change to one that does"
+        ) from None
 
 
 @cache

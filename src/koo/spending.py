@@ -1,7 +1,7 @@
-"""What was spent, over days and by kind, and what an operator writes off.
+"""Reports of spending by period and group, and an operator's write-offs.
 
-The ledger's entries are the only source. What this process has booked and not reported yet is reported first; other
-processes report within a beat.
+The ledger's entries are the only source. This process first reports its own pending bookings; other processes report
+theirs within a beat.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EPOCH = date(1970, 1, 1)
 
 
 class SpendReports:
-    """Reports and write-offs of one process, over its store. `budgets`: how those that an operator set stand."""
+    """Reports and write-offs through one process. `budgets` returns the state of the budgets that an operator set."""
 
     def __init__(self, store: Store, clock: Clock, budgets: Callable[[], list[Budget]]) -> None:
         self._store = store
@@ -52,7 +52,7 @@ class SpendReports:
         month: str | None,
         by: Sequence[str],
     ) -> Spend:
-        """What was booked in a period, see `Platform.spend`."""
+        """The spending of a period; see `Platform.spend`."""
         today = datetime.fromtimestamp(self._clock.wall(), UTC).date()
         first, last = period_of(today, days, first, last, month)
         groups = groups_of(by)
@@ -65,7 +65,7 @@ class SpendReports:
         except StoreUnavailable as error:
             raise _away(error) from error
         if len(spent) > ROWS_MAX:
-            raise _mistake(f"more than {ROWS_MAX:,} rows; ask for fewer days, or by less")
+            raise _mistake(f"more than {ROWS_MAX:,} rows; ask for fewer days or fewer groups")
         return {
             "first_day": first.isoformat(),
             "last_day": last.isoformat(),
@@ -82,7 +82,7 @@ class SpendReports:
         }
 
     async def write_off(self, process: str | None, by: str, reason: str) -> WriteOffs:
-        """Free what a process had left, see `Platform.write_off`."""
+        """Free the money that a process still holds; see `Platform.write_off`."""
         try:
             done = await self._store.unsettled.write_off(process, by, reason)
             if done:
@@ -90,12 +90,12 @@ class SpendReports:
         except StoreUnavailable as error:
             raise _away(error) from error
         if not done and process is not None:
-            why = "no process of that name has left money in a current budget, or it still reports"
+            why = "no process of that name holds money of a current budget, or it still reports"
             raise CallerMistake("write-off", why, kind=Kind.NOT_FOUND)
         views = [_written_off(one) for one in done]
         for one in views:
             log.warning(
-                "%s wrote off what process %s had left (%s); the bill may exceed the budgets by as much; reason: %s",
+                "%s wrote off what process %s held (%s); the bill may exceed the budgets by that amount; reason: %s",
                 by,
                 one["process"],
                 _in_words(one["amounts"]),
@@ -104,13 +104,13 @@ class SpendReports:
         return {"message": _message(views), "written_off": views, "timestamp": now_iso(self._clock)}
 
 
-# ── what is asked for ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── checking arguments ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def period_of(
     today: date, days: int | None, first: date | None, last: date | None, month: str | None
 ) -> tuple[date, date]:
-    """The first and the last day, both included. Raises `InvalidRequest`."""
+    """The first and the last day, inclusive. Raises `InvalidRequest`."""
     if sum((days is not None, first is not None or last is not None, month is not None)) > 1:
         raise _mistake("choose one of days, from and to, or month")
     if days is not None:
@@ -121,7 +121,7 @@ def period_of(
         end = last or today
         begin = first or end.replace(day=1)
         if not EPOCH <= begin <= end:
-            raise _mistake("from must be a day that is not after to")
+            raise _mistake("from must not be after to, nor before 1970")
         return begin, end
     return _month(month, today)
 
@@ -132,15 +132,15 @@ def _month(month: str | None, today: date) -> tuple[date, date]:
     except ValueError:
         raise _mistake("month must be written as 2026-11") from None
     if begin < EPOCH or begin.year > 9998:
-        raise _mistake("month must be one since 1970")
+        raise _mistake("month must be 1970-01 or later")
     return begin, (begin + timedelta(days=31)).replace(day=1) - timedelta(days=1)
 
 
 def groups_of(by: Sequence[str]) -> list[SpendGroup]:
-    """What to group by, in the order of the columns. Raises `InvalidRequest`."""
+    """The groups, in the order of the columns. Raises `InvalidRequest`."""
     wanted = {word.strip() for one in by for word in one.split(",") if word.strip()}
     if not wanted or not wanted <= set(GROUPS):
-        raise _mistake(f"by must be some of {', '.join(GROUPS)}")
+        raise _mistake(f"by must be one or more of {', '.join(GROUPS)}")
     return [group for group in GROUPS if group in wanted]
 
 
@@ -152,7 +152,7 @@ def _away(error: StoreUnavailable) -> ServiceRefused:
     return ServiceRefused("state store", str(error), AWAY_RETRY_S, kind=Kind.CONNECTION)
 
 
-# ── what is shown ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── views ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _row(groups: Sequence[SpendGroup], spent: Spent) -> SpendRow:
@@ -192,7 +192,7 @@ def _written_off(one: WriteOff) -> WrittenOff:
 
 
 def _amounts(amounts: Mapping[Key, int], wall_s: float) -> list[PeriodAmount]:
-    """`wall_s`: when the periods ran, which distinguishes a month from a day."""
+    """`wall_s`: a time within the periods, which distinguishes a month's number from a day's."""
     month = period_at("month", int(wall_s * 1000))
     found: list[PeriodAmount] = []
     for key, amount in sorted(amounts.items()):
@@ -214,6 +214,6 @@ def _in_words(amounts: Sequence[PeriodAmount]) -> str:
 
 def _message(views: Sequence[WrittenOff]) -> str:
     if not views:
-        return "nothing to write off: every process that was granted money reports, or its period is over"
+        return "nothing to write off: every process that holds money reports, or the budget's period is over"
     words = "; ".join(f"{one['process']}: {_in_words(one['amounts'])}" for one in views)
     return f"written off, so each budget may be overspent by its amount: {words}"

@@ -1,7 +1,7 @@
-"""Which options the URL of an SQLite file may have: none that would be ignored.
+"""Checks the options in the URL of an SQLite file: an option that would be ignored is an error.
 
-With `?mode=ro` on a plain path SQLAlchemy warns, and opens the file for writing; SQLite itself ignores a misspelt
-option silently. Python's `sqlite3` has its own options, two of which koo sets.
+For `?mode=ro` on a plain path SQLAlchemy only warns, and opens the file for writing. SQLite itself silently ignores a
+misspelt option. Python's `sqlite3` has options of its own, two of which koo sets.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Mapping
 OF_DRIVER = frozenset({"cached_statements", "check_same_thread", "detect_types", "uri"})
 """Options of Python's `sqlite3`. Not `timeout` and `isolation_level`, which koo sets itself."""
 OF_FILE = frozenset({"cache", "immutable", "mode", "modeof", "nolock", "psow", "vfs"})
-"""Options that SQLite reads in the name of a `file:`, and nowhere else (https://sqlite.org/uri.html)."""
+"""Options that SQLite reads only in a `file:` name (https://sqlite.org/uri.html)."""
 TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
-"""What SQLAlchemy takes for true."""
+"""The values that SQLAlchemy reads as true."""
 
 
 def check_sqlite_url(database: str, options: Mapping[str, object]) -> None:
-    """Raises `ValueError`, with what is allowed, for an option that would be ignored."""
+    """Raise `ValueError`, with the allowed options, for an option that would be ignored."""
     for name in sorted(options):
         if name not in OF_DRIVER | OF_FILE:
             known = ", ".join(sorted(OF_DRIVER | OF_FILE))
-            raise ValueError(f"its option {name[:40]!r} would be ignored; known are {known}")
+            raise ValueError(f"its option {name[:40]!r} would be ignored; the known ones are {known}")
     is_file = database.startswith("file:")
     reads_name = str(options.get("uri", "")).lower() in TRUE
     if is_file != reads_name or (not is_file and not OF_FILE.isdisjoint(options)):

@@ -173,6 +173,6 @@ def test_a_folder_that_cannot_be_made_is_logged(tmp_path: Any, caplog: pytest.Lo
             async with database.session_scope():
                 pass
         (line,) = caplog.messages
-        assert line.startswith("database: scope refused (not_found): the folder of the file cannot be made: ")
+        assert line.startswith("database: scope refused (not_found): the file's folder cannot be created: ")
 
     asyncio.run(main())

@@ -208,7 +208,7 @@ def test_decorating_reads_no_settings_and_opens_nothing(
 def test_a_wrong_option_is_refused_where_the_function_is_defined(platform: Platform) -> None:
     with pytest.raises(ConfigurationError, match="unknown option 'idempotant'"):
         platform.guarded("parcels", idempotant=True)
-    with pytest.raises(ConfigurationError, match="the name of a service is"):
+    with pytest.raises(ConfigurationError, match="a service name is"):
         platform.guarded("a/b")
 
 

@@ -155,21 +155,25 @@ def test_a_silence_is_listed_keeps_quiet_and_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "detail"),
     [
-        ("silences", {"by": "ada", "reason": "x"}, "set when it ends"),
+        ("silences", {"by": "ada", "reason": "x"}, "set the end"),
         (
             "silences",
             {"by": "ada", "reason": "x", "for_s": 60, "ends_at": "2020-01-01T00:00:00Z"},
-            "set when",
+            "set the end",
         ),
         (
             "silences",
             {"by": "ada", "reason": "x", "ends_at": "2020-01-01T00:00:00Z"},
-            "after now, and within 30",
+            "in the future and within 30",
         ),
-        ("silences", {"by": "ada", "reason": "x", "ends_at": "2999-01-01T00:00:00"}, "a time with a zone"),
+        (
+            "silences",
+            {"by": "ada", "reason": "x", "ends_at": "2999-01-01T00:00:00"},
+            "a time with a time zone",
+        ),
         ("silences", {"by": "ada", "reason": "x", "for_s": 2_592_001}, "for_s"),
         ("silences", {"by": "ada", "for_s": 60}, "reason: is missing"),
-        ("silences", {"by": "ada", "for_s": 60, "reason": " \n"}, "reason must say why"),
+        ("silences", {"by": "ada", "for_s": 60, "reason": " \n"}, "reason must not be empty"),
         ("silences", {"by": "\u200b", "for_s": 60, "reason": "x"}, "by must say who"),
         ("silences", {"by": "ada", "for_s": 60, "reason": "x", "kindd": "*"}, "did you mean kind?"),
         ("1/acknowledge", {}, "by: is missing"),
@@ -193,7 +197,7 @@ def test_what_cannot_be_right_is_the_callers_mistake(
         ("limit=0", "limit"),
         ("limit=501", "limit"),
         ("cursor=page-2", "cursor must be the next_cursor"),
-        ("since=2026-01-02T00:00:00", "a time with a zone"),
+        ("since=2026-01-02T00:00:00", "a time with a time zone"),
         ("since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", "since must not be after until"),
         ("until=yesterday", "until"),
     ],
@@ -267,7 +271,7 @@ def test_in_python_it_is_the_same_from_any_loop(tmp_path: Path) -> None:
             assert alert["id"] in [one["id"] for one in (await koo.alerts.history())["episodes"]]
             with pytest.raises(CallerMistake, match="no alert with that id"):
                 await koo.alerts.unacknowledge("nothing")
-            with pytest.raises(InvalidRequest, match="set when it ends"):
+            with pytest.raises(InvalidRequest, match="set the end"):
                 await koo.alerts.silence(by="ada", reason="known")
 
         await asyncio.to_thread(asyncio.run, elsewhere())
