@@ -1,1 +1,1 @@
-"""The guarded AI services: gateway, money, fallback; what a vendor's wire format says is in `providers`."""
+"""The guarded AI services: gateway, fallback and money. The vendors' wire formats are in `providers`."""

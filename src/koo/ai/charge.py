@@ -114,6 +114,7 @@ class ServiceCharge(ABC):
             reason = "the worst case of this call costs more than koo can book; check the price of its model"
             raise BudgetExceeded(service, reason) from error
         budgets = self._budgets.of(service, self.model, self._tag)
+        # The common case takes no await: this process's purses have room. Only if they have not is the store queried.
         self._hold = self._budgets.ledger.hold(budgets, amount)
         if self._hold is None:
             await self._wait(budgets, amount, deadline)
@@ -136,6 +137,7 @@ class ServiceCharge(ABC):
         """Book the cost, or the worst case if there is no bill."""
         if self._tokens is not None:
             self._tokens.settle(tokens_of(self.bill))
+        # Taken out before it is booked, so that a hold is booked only once even if booking raises.
         hold, self._hold = self._hold, None
         if hold is None:
             return

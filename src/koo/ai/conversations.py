@@ -9,10 +9,10 @@ Without this the whole history would be held at one token per byte, about four t
 grow with each turn. The margin is for the seams: where two texts meet, a tokenizer may split them differently than each
 text alone. The bound by the whole prompt's bytes is computed too, and the smaller of the two is used.
 
-No text is kept. A prompt is identified by its length and a fingerprint, keyed with random bytes of this process. The
-same goes for an answer, by its first characters and as a whole. Prompts with the same beginning are kept together. So a
-prompt with an unknown beginning costs one fingerprint of that beginning, and any other prompt is read once, regardless
-of how many known prompts it might continue.
+No text is kept. A prompt is identified by its length and a fingerprint, keyed with random bytes of this process. An
+answer is identified by its length and two fingerprints, of its first characters and of the whole. Prompts with the same
+beginning are kept together. So a prompt with an unknown beginning costs one fingerprint of that beginning, and any
+other prompt is read once, regardless of how many known prompts it might continue.
 """
 
 from __future__ import annotations

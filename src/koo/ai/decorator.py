@@ -160,6 +160,8 @@ class Guarding:
 
         @wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
+            # `run` blocks this thread until the guarded call ends. Inside a running loop that would stop the loop, and
+            # if koo lives on it, the call could never end: a deadlock instead of an error.
             if asyncio._get_running_loop() is not None:
                 raise RuntimeError(IN_LOOP.format(function.__qualname__))
             try:

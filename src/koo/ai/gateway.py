@@ -167,9 +167,9 @@ class Gateway:
             raise
         began_at = self._clock.monotonic()
         deadline, outer = began_at + (query.timeout_s or services[0].options.timeout_s), ends_at.get()
-        # Whose deadline it is decides what running into it means. Ours comes from an option, so a service that exceeds
-        # it has failed. The caller's says nothing about the service: if it counted as a failure, callers with short
-        # timeouts would open the breaker for everyone else.
+        # Whoever set the deadline decides what it means to exceed it. Ours comes from an option, so a service that
+        # exceeds it has failed. The caller's says nothing about the service: if it counted as a failure, callers with
+        # short timeouts would open the breaker for everyone else.
         is_ours = query.timeout_s is None and deadline < outer
         deadline = min(deadline, outer)
         failures: list[ExternalServiceError] = []

@@ -224,8 +224,8 @@ class GuardedStream(ABC, Generic[V]):
         self._away_s += away_s
         passage = held.scope.passage
         # The timeout option limits how long the provider may take. Without this shift, a reader that pauses for two
-        # minutes would run into it and the provider would be charged with a timeout. A deadline of the caller's is a
-        # point in time that the caller chose, whoever uses up the time.
+        # minutes would exceed it, and the timeout would count against the provider. A caller's deadline is a point in
+        # time that the caller chose, whoever uses up the time.
         if passage.is_ours:
             passage.deadline += away_s
             held.silence.whole_until = passage.deadline

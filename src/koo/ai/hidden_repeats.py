@@ -1,4 +1,4 @@
-"""Finds retries that a library made within one attempt, in the error that it raised at last.
+"""Finds the retries that a library made within one attempt, by inspecting the error that it finally raised.
 
 An SDK with its own retries multiplies koo's attempts and hides them from the breaker, limits and budget. If koo can see
 the SDK's client, it reads the setting there (`sdk_retries.py`). Behind an application's own function there is only the
@@ -40,6 +40,8 @@ _warned: set[str] = set()
 
 def warn_of_repeats(name: str, repeats: Mapping[str, int]) -> None:
     """Log once per service which library retries, how often, and how to switch that off."""
+    # Once per service: the setting is wrong for as long as the process runs, and one warning for each failed call would
+    # bury everything else in the log during an outage.
     if not repeats or name in _warned:
         return
     _warned.add(name)
@@ -84,6 +86,8 @@ def repeats_in(error: BaseException) -> dict[str, int]:
 
 def _errors_of(error: BaseException) -> Iterator[BaseException]:
     """The error, its causes and contexts, the members of groups and errors among its arguments, at most 16 of them."""
+    # Chains of causes and contexts can be circular, so visited errors are remembered; and a group can have thousands of
+    # members, so their number is limited.
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < LOOKED_AT_MAX:
         one = waiting.pop(0)

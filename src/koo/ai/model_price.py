@@ -101,6 +101,8 @@ class ModelPrice:
         """The most that a call can cost if it reads and writes at most so many tokens."""
         if self.free:
             return NOTHING
+        # The maximum over all tiers in reach, not the price of the last one: a call may turn out shorter than its
+        # bound, and nothing guarantees that prices rise with the length.
         fma, fees = EXACT.fma, EXACT.add(self.request_usd, self.extra_usd)
         return max(
             [
@@ -128,12 +130,16 @@ class ModelPrice:
         """Like `bound_usd`, for a call whose input is already counted: `read` has its tokens by class."""
         if self.free:
             return NOTHING
+        # The input is known now, so its exact cost replaces its bound. The output is not: `max_tokens` of it may still
+        # come, or more if the provider has already reported more.
         written = max(output_tokens_max, read.output_tokens)
         cost = self.cost_usd(replace(read, output_tokens=0, reasoning_tokens=0))
         return EXACT.fma(written, self._tier(read).dearest_output_usd, EXACT.add(cost, self.extra_usd))
 
     def tokens_within(self, amount_usd: Decimal, input_tokens_max: int) -> int:
         """The longest answer for which `bound_usd` does not exceed an amount; less than 1 if none fits."""
+        # The inverse of `bound_usd`. The answer must fit in every tier that the prompt can reach, so the smallest
+        # result counts. Rounding down keeps the bound within the amount.
         left = EXACT.subtract(amount_usd, EXACT.add(self.request_usd, self.extra_usd))
         most = TOKENS_MAX
         for tier in self._reached(input_tokens_max):
@@ -171,6 +177,8 @@ def as_text(tier: UnitPrices) -> dict[str, str]:
 
 def dearest(prices: Sequence[ModelPrice]) -> ModelPrice:
     """The highest of several prices from one table, for each class and each prompt length separately."""
+    # The prices may have tiers at different lengths. Each length at which any of them changes becomes a tier of the
+    # result, so the maximum is taken over prices that are valid for the same prompts.
     starts = sorted({tier.above_tokens for price in prices for tier in price.tiers})
     tiers = tuple(
         UnitPrices(

@@ -86,6 +86,8 @@ class Opened(Generic[T]):
         await self._owner.aclose()
 
     def __getattr__(self, name: str) -> Any:
+        # `__getattr__` is called only for names that this class does not have. Private ones are refused: `copy` and
+        # `pickle` look them up on an instance whose `_target` is not set yet, and that would recurse without end.
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         value = getattr(self._target, name)

@@ -115,10 +115,13 @@ def read_ask(operation: object, args: tuple[object, ...], kwargs: Mapping[str, o
 
 
 def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Ask | None:
+    # A partial's arguments count as if they were passed: in the same order, and overridden by those of the call.
     for _ in range(5):
         if not isinstance(operation, partial):
             break
         args, kwargs, operation = (*operation.args, *args), {**operation.keywords, **kwargs}, operation.func
+    # SDKs' methods take keywords only. If the model is not among them, the arguments may be positional ones of a
+    # library's own function; its signature has their names.
     known = _of_owner(getattr(operation, "__self__", None), kwargs)
     if known is None and args and "model" not in kwargs:
         args, kwargs = (
@@ -127,6 +130,7 @@ def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, obje
             .bind_partial(*args, **kwargs)
             .arguments,
         )
+    # What the call passes overrides what the object stores, as in the libraries themselves.
     said, settings = known or ([], {})
     settings = {**settings, **_settings(kwargs)}
     model = settings.get("model")
@@ -136,8 +140,11 @@ def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, obje
         return None
     return Ask(
         model=model,
+        # Everything counts as prompt, also arguments without a known name. A list of names that reach the prompt would
+        # always miss the one that a vendor added last month, and the hold would be too small.
         said=(args, kwargs, said),
         settings=settings,
+        # If a call sets two of these names, the larger one counts: which of them the vendor obeys differs.
         output_tokens_max=max(_numbers(settings, TOKENS), default=longest_answer(model)),
         answers=max([1, *_numbers(settings, ANSWERS)]),
     )
@@ -240,6 +247,8 @@ def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[],
     """The worst case of a call: its bill is never higher. `window` returns the model's context window, if known."""
     has_tools = _has_open_tools(ask.settings) or SEARCHES_ITSELF.match(ask.model) is not None
     read = FRAMING_TOKENS + reading.tokens + sum(map(bound_text, reading.texts))
+    # Input of unknown length cannot exceed the context window. `max`, because the texts alone may: then the vendor
+    # refuses the call, but the hold was made before anyone knew that.
     if reading.is_open or has_tools:
         read = max(read, window() or WINDOW_UNKNOWN)
     written = ask.output_tokens_max * ask.answers

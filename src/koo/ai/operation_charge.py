@@ -203,6 +203,8 @@ class AskCharge(OperationCharge):
         self._counts = self._ask is not None and not may_think_unseen(self._options, self._ask.model)
 
     async def hold(self, deadline: float) -> None:
+        # Once per call, not per attempt: the arguments stay the same, and reading a long prompt takes milliseconds. Not
+        # in the constructor: a call that an open breaker refuses must not pay for it.
         if self._bound is None:
             await self._look()
         await super().hold(deadline)
@@ -219,6 +221,8 @@ class AskCharge(OperationCharge):
                 raise PriceUnknown(self._service.name, self._why_unseen())
             self._bound = Bound(NOTHING, 0)
             return
+        # The objects are read here, on the loop: they belong to the caller, which may change them while a thread reads
+        # them. Only counting the bytes of the texts, which cannot change, goes to a thread.
         reading = read_prompt(ask.said, ask.model)
         window = partial(context_tokens, self._options, ask.model)
         if _is_long(reading):
@@ -260,6 +264,7 @@ class AskCharge(OperationCharge):
         return min(held, self._found.bound_usd(self._bound.read, self._written))
 
     def _guess(self) -> Bill | None:
+        # Without a price the hold is zero, so there is nothing to estimate from.
         if self._found is None:
             return None
         return priced_bill(self._found, self._estimate_usd(), "estimate", self.model, Usage())
@@ -274,6 +279,8 @@ class AskCharge(OperationCharge):
         if not self.begun or self._found is not None:
             super().settle()
             return
+        # The worst case was unknown and nothing is held (a default budget). The cost of the result, if it names one or
+        # names a model with a price, is booked all the same: otherwise this money would never appear in any budget.
         report, hold = self._meter.report, self._hold
         bill = None if report is None else self._bill_of(report)
         if bill is None or hold is None:

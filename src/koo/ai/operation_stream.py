@@ -60,7 +60,7 @@ class Terms(NamedTuple):
 class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     """`async for piece in stream:` or `async with stream as opened:`. Nothing is sent before.
 
-    `await stream` opens it up to the first piece. A web handler can so receive a refusal before it has sent its own
+    `await stream` opens it up to the first piece. That way a web handler receives a refusal before it sends its own
     response headers.
 
     Leaving early (`break`, `aclose()`, the end of the block, cancellation) closes what the operation returned and
@@ -211,7 +211,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         try:
             self._take_turn()
         except BaseException:
-            reading.close()  # or Python warns that it was never awaited
+            reading.close()  # otherwise Python would warn that it was never awaited
             raise
         try:
             return await self._wait(held, reading)

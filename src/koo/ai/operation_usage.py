@@ -85,6 +85,8 @@ class Meter:
     def take(self, piece: object) -> None:
         """Read one piece. Most pieces report nothing."""
         found = read_report(piece)
+        # Reports are combined, because the last one alone may be incomplete: Anthropic counts the input in its first
+        # event and the output in its last one.
         if found is not None:
             self.report = found if self.report is None else _joined(self.report, found)
 
@@ -112,12 +114,15 @@ def _find(told: object, depth: int) -> tuple[object, object] | None:
     """The usage, and the answer that contains it."""
     if told is None or isinstance(told, (str, int, float, type)):
         return None
+    # The object's own usage comes before everything nested in it. The usage of a wrapper such as pydantic-ai's result
+    # covers all calls of a run; that of the answer inside covers only the last one.
     for name in PLACES:
         usage = get(told, name)
         if callable(usage) and module_of(told) == "pydantic_ai":
             usage = _called(usage)
         if usage is not None and says_something(usage):
             return usage, told
+    # A raw HTTP response has its usage only in the body. Depth 0, because a vendor's JSON document has no wrappers.
     body = told if isinstance(told, bytes) else get(told, "content")
     if isinstance(body, bytes):
         document = loads(body)
@@ -176,6 +181,8 @@ def _said_in(piece: object) -> list[object] | None:
 def _report(told: object, answer: object) -> Report:
     usage, times = usage_of(told), _times_asked(answer)
     return Report(
+        # google-genai may make several requests for one call, and reports the usage of the last one. That has read the
+        # most, so all of them together cost at most as many times its cost. The sum is marked as incomplete.
         usage=usage if times == 1 else reduce(_plus, [usage] * times),
         model=_model_of(answer),
         cost_usd=_cost_of(told),
@@ -194,6 +201,8 @@ def _times_asked(answer: object) -> int:
 
 
 def _is_whole(usage: Usage, told: object) -> bool:
+    # Input without output usually means that the report came too early: a call that read something wrote something.
+    # Booked as complete, it would leave out the more expensive half.
     if usage.output_tokens or not usage.read_tokens:
         return usage.read_tokens > 0 and not usage.estimated
     # Embeddings have no output: their usage has a total and no output count.
@@ -232,6 +241,8 @@ def _tier_of(told: object, answer: object) -> str | None:
 
 def _is_last(answer: object) -> bool:
     """Whether the vendor has finished. For a whole answer this is always true."""
+    # A piece of a stream and a whole answer can have the same class and the same names; only the reason for stopping
+    # tells them apart. In chat completions the last piece has the usage and no choices at all.
     if get(answer, "type") == "message" and get(answer, "role") == "assistant":
         return get(answer, "stop_reason") is not None  # a message without it begins Anthropic's stream
     if get(answer, "object") == "chat.completion.chunk":
@@ -263,6 +274,7 @@ def _joined(before: Report, later: Report) -> Report:
         tier=later.tier or before.tier,
         units=units,
         is_whole=usage.read_tokens > 0 and usage.output_tokens > 0 and not usage.estimated,
+        # Either one: a piece after the vendor's last report must not make it incomplete again.
         is_last=before.is_last or later.is_last,
         adds=adds,
     )

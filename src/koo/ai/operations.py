@@ -120,13 +120,13 @@ def note_failure(service: Service, guard: Guard, error: Exception) -> None:
 def check_operation(operation: object) -> None:
     """Raise TypeError for anything that cannot be called repeatedly."""
     if inspect.iscoroutine(operation):
-        operation.close()  # or Python warns that it was never awaited, after an error that already says what is wrong
+        operation.close()  # otherwise Python would also warn that it was never awaited
         raise TypeError(
             "pass the function and its arguments, not a coroutine: a coroutine cannot be run again"
         )
     if not callable(operation):
         raise TypeError(
-            f"the operation must be a function that can be awaited, not {type(operation).__name__}"
+            f"the operation must be a function that returns an awaitable, not {type(operation).__name__}"
         )
 
 

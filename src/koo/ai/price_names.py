@@ -78,6 +78,8 @@ def spellings(model: str) -> Iterator[Spelling]:
 def _plain(name: str) -> Spelling:
     """The name without a resource path and without a routing suffix."""
     name = _PATH.sub("", name)
+    # Only suffixes that cannot change the price are removed. Any other one stays part of the name, so an unknown suffix
+    # leads to an unknown price and not to that of the plain model.
     stem, _, suffix = name.rpartition(":")
     if stem and suffix in ROUTING:
         return Spelling(stem, anywhere=True)

@@ -160,6 +160,8 @@ def _price_of_any(model: str, now: datetime) -> ModelPrice | None:
 
 def _own_vendors(service: ServiceOptions) -> Iterator[Provider]:
     """The vendors that a service may pay: the one at its address first, then the one of its kind."""
+    # The address is the better evidence: an "openai" service may point at Azure or at a gateway. The vendor of the
+    # service's kind is tried second, for addresses that are not in the table.
     if service.base_url is not None:
         for address in (service.base_url, global_address(service.base_url)):
             at = [one for one in _table().providers if re.match(one.api_pattern, address)]
@@ -213,6 +215,8 @@ def _price_as_spelt(
     first = _entry(vendor, spelling.name)
     if first is None:
         return None
+    # An alias may be pointed at another dated version tomorrow, and a routed model may be answered by any host. All
+    # that may be meant are collected, and the highest price among them is held and booked.
     found = [first]
     if spelling.dated:
         found += [one for one in vendor.models if undated(one.id.lower()) == spelling.name]
@@ -244,6 +248,8 @@ def _entry(vendor: Provider, name: str) -> ModelInfo | None:
 
 def _price_of(service: ServiceOptions, found: ModelInfo, now: datetime) -> ModelPrice | None:
     prices = {key: value for key, value in found.get_prices(now).__dict__.items() if value is not None}
+    # An entry without an input or output price does not mean that tokens are free. Except for embeddings, the price is
+    # unknown then: a zero would make a budget useless.
     if "input_mtok" in prices and EMBEDS in found.id:
         prices.setdefault("output_mtok", NOTHING)
     if "input_mtok" not in prices or "output_mtok" not in prices:

@@ -69,6 +69,8 @@ def is_stream(result: object) -> bool:
 
 
 def _is_read_on(cls: type) -> bool:
+    # Classes are inspected, not instances: many SDK objects answer any attribute through `__getattr__`, and an instance
+    # would seem to have all of these methods.
     if hasattr(cls, "__anext__"):
         return not any(hasattr(cls, name) for name in USED_OTHERWISE)
     return hasattr(cls, "__aenter__") and _is_only_entered(cls)
@@ -144,6 +146,8 @@ class Source:
         self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: Any = None
     ) -> bool:
         """Close it like the end of a `with` block that was left with `error`; returns whether that suppresses it."""
+        # The iterator first. It is often a generator suspended inside the response, and closing the response first
+        # would make it raise at a moment when no one awaits it.
         try:
             if self.pieces is not None and self.pieces is not self.target:
                 await close(self.pieces)
@@ -210,6 +214,7 @@ async def next_of(pieces: AsyncIterator[R]) -> R | End:
 
 async def close_quietly(name: str, closing: Coroutine[object, object, bool]) -> None:
     """Close a stream within ten seconds. A failure is logged, because its reader can do nothing about it."""
+    # With its own timer, not the registry's: this may run on the caller's loop, and the registry belongs to koo's.
     when = asyncio.get_running_loop().time() + CLOSING_S_MAX
     try:
         with Alarm(OwnTimer(), when):

@@ -39,7 +39,7 @@ log = logging.getLogger("koo")
 CONCURRENCY = 40
 """The default `concurrency_max` for threads: the size of AnyIO's thread pool, which runs FastAPI's `def` handlers."""
 IDLE_S = 10.0
-"""How long an idle thread is kept. With it stay its thread-local resources, such as a Django database connection."""
+"""How long an idle thread is kept, and its thread-local resources with it, such as a Django database connection."""
 CLOSING_S_MAX = 5.0
 """How long the end of the process waits for threads: it must not hang because one of them does."""
 
@@ -165,7 +165,7 @@ class Threads:
     def _tell(self, call: Call[Any]) -> None:
         """Report the end of a call on its caller's loop, or on koo's current loop if that one has ended."""
         # `_end` changes `running` and the bulkhead, which only the loop may touch. The caller's `asyncio.run` may have
-        # ended during a long call, and koo be in use on a later loop: its counts are the same ones.
+        # ended during a long call, and koo may be in use on a later loop with the same counts.
         for loop in (call.loop, self._deadlines.loop):
             if loop is not None and loop.is_running():
                 with suppress(RuntimeError):  # the loop was closed a moment ago
@@ -227,6 +227,6 @@ def _refuse_stream(result: object) -> None:
     if is_stream:
         cast("Any", result).close()
         raise TypeError(
-            "the operation returned a stream, whose reading a thread cannot guard: read it inside the function, "
-            "or use the asynchronous client with stream_with_error_handling"
+            "the operation returned a stream, and a thread cannot guard the reading of it: read it inside the "
+            "function, or use the asynchronous client with stream_with_error_handling"
         )
