@@ -233,9 +233,9 @@ If every user of the machine can read the file, each start warns: `chmod o-r .en
 A value that cannot be right stops the start with one message: the variable, its value, what is allowed.
 
 ```text
-DATABASE_POOL_SIZE holds "-1"; allowed is a whole number, 1 to 10000
-AI_SERVICES__CLAUDE__DALY_BUDGET holds "20", but a service has no such setting (did you mean DAILY_BUDGET?); …
-KOO_HOST holds "0.0.0.0", which others can reach; allowed without KOO_TOKEN are 127.0.0.1, ::1 and localhost
+DATABASE_POOL_SIZE is "-1"; expected a whole number, 1 to 10000
+AI_SERVICES__CLAUDE__DALY_BUDGET is "20", but a service has no such setting (did you mean DAILY_BUDGET?); …
+KOO_HOST is "0.0.0.0", which other machines can reach; without KOO_TOKEN, expected 127.0.0.1, ::1 or localhost
 ```
 
 Values that contradict each other stop the start too: a token without its partner, a short token where others can

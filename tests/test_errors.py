@@ -161,7 +161,7 @@ def test_kinds_are_words_for_metrics() -> None:
 
 def test_a_setting_that_is_wrong_is_one_plain_sentence() -> None:
     assert (
-        str(ConfigurationError("", "KOO_PORT is -1; allowed is 0 to 65535"))
-        == "KOO_PORT is -1; allowed is 0 to 65535"
+        str(ConfigurationError("", "KOO_PORT is -1; expected 0 to 65535"))
+        == "KOO_PORT is -1; expected 0 to 65535"
     )
     assert str(ConfigurationError("claude", "it has no key")) == "claude: it has no key"

@@ -179,7 +179,7 @@ def test_a_configuration_error_is_one_of_koos() -> None:
     [
         ([BudgetOptions(name="a"), BudgetOptions(name="a")], "a budget has the name 'a'"),
         ([BudgetOptions(name="a/b")], "without a slash"),
-        ([BudgetOptions(name="a", on_exhausted="none")], "allowed are refuse, claude"),
+        ([BudgetOptions(name="a", on_exhausted="none")], "expected one of refuse, claude"),
     ],
 )
 def test_budgets_have_names_of_their_own_and_lead_to_a_service_that_is_there(

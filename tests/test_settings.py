@@ -345,12 +345,12 @@ def test_home_can_be_given_and_may_be_relative_to_the_working_directory(tmp_path
 
 
 def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    assert refused({"KOO_HOME": "/no/such"}) == 'KOO_HOME holds "/no/such"; allowed is a folder that exists'
+    assert refused({"KOO_HOME": "/no/such"}) == 'KOO_HOME is "/no/such"; expected an existing folder'
 
 
 def test_an_env_file_cannot_move_the_home_that_it_was_found_by(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("KOO_HOME=/somewhere\n")
-    assert refused({}).startswith('KOO_HOME holds "/somewhere" in ')
+    assert refused({}).startswith('KOO_HOME is "/somewhere" in ')
     (tmp_path / ".env").write_text(f"KOO_HOME={tmp_path}\nKOO_PORT=1\n")
     assert read().koo_port == 1
 
@@ -366,30 +366,30 @@ def test_a_working_directory_that_is_gone_is_told(tmp_path: Path, monkeypatch: p
 # ── values that cannot be right ───────────────────────────────────────────────────────────────────────────────────
 
 WRONG: list[tuple[str, str, str]] = [
-    ("DATABASE_POOL_SIZE", "-1", 'holds "-1"; allowed is a whole number, 1 to 10000'),
+    ("DATABASE_POOL_SIZE", "-1", 'is "-1"; expected a whole number, 1 to 10000'),
     ("DATABASE_POOL_SIZE", "0", "1 to 10000"),
     ("DATABASE_POOL_SIZE", "10001", "1 to 10000"),
-    ("DATABASE_POOL_SIZE", "ten", 'holds "ten"; allowed is a whole number'),
+    ("DATABASE_POOL_SIZE", "ten", 'is "ten"; expected a whole number'),
     ("DATABASE_POOL_SIZE", "5.5", "a whole number"),
     ("DATABASE_POOL_SIZE", "true", "a whole number"),
     ("DATABASE_POOL_SIZE", "none", "a whole number"),
     ("DATABASE_POOL_SIZE", "9" * 5000, "a whole number"),
     ("DATABASE_POOL_TIMEOUT", "0", "a number of seconds, above 0"),
-    ("DATABASE_POOL_TIMEOUT", "nan", 'holds "nan"; allowed is a number of seconds'),
+    ("DATABASE_POOL_TIMEOUT", "nan", 'is "nan"; expected a number of seconds'),
     ("DATABASE_POOL_TIMEOUT", "inf", "a number of seconds"),
     ("DATABASE_POOL_TIMEOUT", "1e999", "a number of seconds"),
     ("DATABASE_POOL_TIMEOUT", "5s", "a number of seconds"),
     ("DATABASE_POOL_TIMEOUT", "yes", "a number of seconds"),
     ("DB_MAX_RETRIES", "100", "0 to 99"),
     ("DB_RETRY_BACKOFF_MULTIPLIER", "0.5", "a number, 1 to 100"),
-    ("DB_EXACTLY_ONCE", "on", 'holds "on"; allowed is off or marker'),
+    ("DB_EXACTLY_ONCE", "on", 'is "on"; expected off or marker'),
     ("AI_DEFAULT_DAILY_BUDGET", "-0.01", "an amount of USD, at least 0, or none for no limit"),
     ("AI_DEFAULT_DAILY_BUDGET", "NaN", "an amount of USD"),
     ("AI_DEFAULT_DAILY_BUDGET", "Infinity", "an amount of USD"),
     ("AI_DEFAULT_DAILY_BUDGET", "$10", "an amount of USD"),
     ("AI_DEFAULT_DAILY_BUDGET", "1e999", "an amount of USD"),
-    ("AI_DEFAULT_MAX_TOKENS", "1" + "0" * 400, 'holds "1000'),
-    ("AI_DEFAULT_MAX_TOKENS", "٣", 'holds "٣"; allowed is a whole number, at least 1'),
+    ("AI_DEFAULT_MAX_TOKENS", "1" + "0" * 400, 'is "1000'),
+    ("AI_DEFAULT_MAX_TOKENS", "٣", 'is "٣"; expected a whole number, at least 1'),
     ("AI_DEFAULT_REQUESTS_PER_DAY", "1.5", "a whole number, at least 0, or none for no limit"),
     ("AI_DEFAULT_MAX_TOKENS", "0", "at least 1"),
     ("KOO_PORT", "65536", "0 to 65535"),
@@ -397,31 +397,31 @@ WRONG: list[tuple[str, str, str]] = [
     ("KOO_HOST", "http://127.0.0.1", "without scheme and port"),
     ("KOO_HOST", "127.0.0.1:80", "without scheme and port"),
     ("KOO_HOST", "*", "without scheme and port"),
-    ("KOO_HOST", "0.0.0.0", "allowed without KOO_TOKEN are 127.0.0.1, ::1 and localhost"),
-    ("KOO_HOST", "koo.example", "allowed without KOO_TOKEN"),
+    ("KOO_HOST", "0.0.0.0", "without KOO_TOKEN, expected 127.0.0.1, ::1 or localhost"),
+    ("KOO_HOST", "koo.example", "without KOO_TOKEN"),
     ("KOO_URL", "127.0.0.1:8000", "begins with http:// or https://"),
     ("KOO_URL", "ftp://x", "begins with http:// or https://"),
     ("KOO_URL", "http://", "begins with http:// or https://"),
     ("KOO_URL", "http://x:99999", "begins with http:// or https://"),
-    ("DATABASE_URL", "mysql://h/d", 'holds "mysql://…"; allowed is a URL that begins with one of sqlite://'),
-    ("DATABASE_URL", "koo.db", 'holds "…"; allowed is a URL'),
+    ("DATABASE_URL", "mysql://h/d", 'is "mysql://…"; expected a URL that begins with one of sqlite://'),
+    ("DATABASE_URL", "koo.db", 'is "…"; expected a URL'),
     ("DATABASE_URL", "postgresql+psycopg2://h/d", "postgresql+psycopg://"),
-    ("DATABASE_URL", "sqlite://data/koo.db", "sqlite:/// and a path that starts at KOO_HOME"),
+    ("DATABASE_URL", "sqlite://data/koo.db", "sqlite:/// and a path relative to KOO_HOME"),
     ("DATABASE_URL", "sqlite:///.", "this is a folder"),
     ("DATABASE_URL", "postgresql://u:p@h:port/d", "with a port from 1 to 65535"),
     ("DATABASE_URL", "postgresql://u:p@h:0/d", "with a port from 1 to 65535"),
     ("DATABASE_URL", "postgresql://u:pass/word@h/d", "/ as %2F"),
     ("KOO_STATE_URL", "mongodb://h", "begins with one of sqlite://"),
     ("KOO_ALERT_WEBHOOK", "hooks.example/x", "begins with http:// or https://, without user, password and #"),
-    ("KOO_ALERT_WEBHOOK", "https://u:p@hooks.example/x", 'holds "https://…"; allowed is a URL'),
+    ("KOO_ALERT_WEBHOOK", "https://u:p@hooks.example/x", 'is "https://…"; expected a URL'),
     ("KOO_ALERT_WEBHOOK", "https://hooks.example/x y", "begins with http:// or https://"),
     ("KOO_ALERT_SLACK", "ftp://hooks.example", "begins with http:// or https://"),
     (
         "KOO_ALERT_WEBHOOK_SECRET",
         "secret",
-        'holds "…"; allowed is whsec_ and the base64 of 24 random bytes or more',
+        'is "…"; expected whsec_ and the base64 of 24 random bytes or more',
     ),
-    ("KOO_ALERT_WEBHOOK_SECRET", "whsec_c2hvcnQ=", 'holds "…"; allowed is whsec_ and the base64'),
+    ("KOO_ALERT_WEBHOOK_SECRET", "whsec_c2hvcnQ=", 'is "…"; expected whsec_ and the base64'),
     ("KOO_ALERT_EMAIL", "ops", "e-mail addresses without names"),
     ("KOO_ALERT_EMAIL", "Ops <ops@example.com>", "e-mail addresses without names"),
     ("KOO_ALERT_EMAIL", "ops@example.com\nBcc: all@example.com", "e-mail addresses without names"),
@@ -434,38 +434,46 @@ WRONG: list[tuple[str, str, str]] = [
         "without user and password: others could read them",
     ),
     ("KOO_SMTP_URL", "smtps://mail.example?starttls=no", "TLS from the first byte"),
-    ("KOO_ALERT_SEVERITY", "loud", 'holds "loud"; allowed is critical, warning or info'),
+    ("KOO_ALERT_SEVERITY", "loud", 'is "loud"; expected critical, warning or info'),
     ("KOO_PUBLIC_URL", "koo.example", "begins with http:// or https://"),
-    ("AI_LOCAL_ENABLED", "maybe", 'holds "maybe"; allowed is true or false'),
-    ("ANTHROPIC_API_KEY", '"quoted"', 'holds "…"; allowed is a value without quotes around it'),
-    ("KOO_TOKEN", "two words", 'holds "…"; allowed is ASCII text without quotes and spaces'),
+    ("AI_LOCAL_ENABLED", "maybe", 'is "maybe"; expected true or false'),
+    ("ANTHROPIC_API_KEY", '"quoted"', 'is "…"; expected a value without quotes'),
+    ("KOO_TOKEN", "two words", 'is "…"; expected ASCII text without quotes and spaces'),
     ("AI_SERVICES__CLAUDE__DAILY_BUDGET", "-1", "an amount of USD, at least 0, or none for no limit"),
     ("AI_SERVICES__CLAUDE__REQUESTS_PER_MINUTE", "many", "a whole number, at least 0"),
     ("AI_SERVICES__CLAUDE__TIMEOUT", "none", "a number of seconds, above 0"),
     ("AI_SERVICES__CLAUDE__BASE_URL", "localhost:1", "begins with http:// or https://"),
-    ("AI_SERVICES__CLAUDE__API_KEY", "two words", 'holds "…"'),
+    ("AI_SERVICES__CLAUDE__API_KEY", "two words", 'is "…"'),
     (
         "AI_SERVICES__CLAUDE__KIND",
         "openai",
-        'holds "openai"; allowed is none, because claude speaks anthropic',
+        'is "openai", but claude always uses anthropic; remove it',
     ),
     ("AI_SERVICES__X__KIND", "mistral", "openai, anthropic or gemini"),
-    ("AI_SERVICES__CLAUDE__INPUT_PRICE", "3", "only together with AI_SERVICES__CLAUDE__OUTPUT_PRICE"),
-    ("AI_SERVICES__CLAUDE__OUTPUT_PRICE", "3", "only together with AI_SERVICES__CLAUDE__INPUT_PRICE"),
-    ("AI_SERVICES__LOCAL__KIND", "openai", "local runs on this machine"),
+    (
+        "AI_SERVICES__CLAUDE__INPUT_PRICE",
+        "3",
+        'is "3", but AI_SERVICES__CLAUDE__OUTPUT_PRICE, which it requires, is not set',
+    ),
+    (
+        "AI_SERVICES__CLAUDE__OUTPUT_PRICE",
+        "3",
+        'is "3", but AI_SERVICES__CLAUDE__INPUT_PRICE, which it requires, is not set',
+    ),
+    ("AI_SERVICES__LOCAL__KIND", "openai", "has no meaning for local"),
     (
         "AI_SERVICES__FOO__MODEL",
         "x",
-        "belongs to an unknown service; allowed are claude, openai, gemini, perplexity, local, and new",
+        "belongs to an unknown service; expected claude, openai, gemini, perplexity, local, or a new",
     ),
-    ("AI_SERVICES__LOCAL__API_KEY", "k", "local runs on this machine"),
-    ("AI_SERVICES__LOCAL__BASE_URL", "http://x", "local runs on this machine"),
+    ("AI_SERVICES__LOCAL__API_KEY", "k", "has no meaning for local"),
+    ("AI_SERVICES__LOCAL__BASE_URL", "http://x", "has no meaning for local"),
     (
         "AI_SERVICES__LOCAL__MODEL",
         "none.gguf",
-        'holds "none.gguf"; allowed is the path of a GGUF file that exists',
+        'is "none.gguf"; expected the path of an existing GGUF file',
     ),
-    ("AI_SERVICES__CLAUDE__MODEL", "a\x07b", "allowed is the name of a model"),
+    ("AI_SERVICES__CLAUDE__MODEL", "a\x07b", "expected the name of a model"),
 ]
 
 
@@ -477,7 +485,7 @@ def test_a_value_that_cannot_be_right_is_refused_in_one_sentence(variable: str, 
 
 
 def test_a_boolean_is_no_number() -> None:
-    assert refused({}, database_pool_size=True).startswith('DATABASE_POOL_SIZE holds "True"; allowed is')
+    assert refused({}, database_pool_size=True).startswith('DATABASE_POOL_SIZE is "True"; expected')
 
 
 @pytest.mark.parametrize(
@@ -485,7 +493,7 @@ def test_a_boolean_is_no_number() -> None:
 )
 def test_an_argument_of_another_type_is_refused(name: str, value: object) -> None:
     """Otherwise `False` would be sent to a vendor as a key of five letters."""
-    assert f"{name.upper()} holds " in refused({}, **{name: value})
+    assert f"{name.upper()} is " in refused({}, **{name: value})
 
 
 def test_an_argument_may_be_several_values_in_a_tuple() -> None:
@@ -510,27 +518,31 @@ def test_a_refusal_says_which_file_set_the_value(tmp_path: Path) -> None:
 
 def test_values_that_contradict_one_another_are_refused() -> None:
     sentence = refused({"DB_RETRY_BASE_DELAY": "9", "DB_RETRY_MAX_DELAY": "3"})
-    assert sentence == 'DB_RETRY_BASE_DELAY holds "9"; allowed is at most 3, which DB_RETRY_MAX_DELAY holds'
+    assert sentence == 'DB_RETRY_BASE_DELAY is "9"; expected at most 3, the value of DB_RETRY_MAX_DELAY'
     read({"DB_RETRY_MAX_DELAY": "0.1"})  # what nobody set contradicts nothing
-    whole = "the time of the whole query (AI_QUERY_TIMEOUT)"
+    whole = "the timeout of the whole query (AI_QUERY_TIMEOUT)"
     long = refused({"AI_QUERY_TIMEOUT": "10", "AI_ATTEMPT_TIMEOUT": "20"})
-    assert long == f'AI_ATTEMPT_TIMEOUT holds "20"; allowed is at most 10, {whole}'
+    assert long == f'AI_ATTEMPT_TIMEOUT is "20"; expected at most 10, {whole}'
     claude = "AI_SERVICES__CLAUDE__"
     assert refused({f"{claude}ATTEMPT_TIMEOUT": "130"}) == (
-        f'{claude}ATTEMPT_TIMEOUT holds "130"; allowed is at most 120, {whole}'
+        f'{claude}ATTEMPT_TIMEOUT is "130"; expected at most 120, {whole}'
     )
     assert refused({f"{claude}TIMEOUT": "10", "AI_ATTEMPT_TIMEOUT": "20"}) == (
-        f'{claude}TIMEOUT holds "10"; allowed is at least 20, the time of one attempt (AI_ATTEMPT_TIMEOUT)'
+        f'{claude}TIMEOUT is "10"; expected at least 20, the timeout of one attempt (AI_ATTEMPT_TIMEOUT)'
     )
     assert refused({f"{claude}TIMEOUT": "10", f"{claude}SLOW_CALL_SECONDS": "6"}) == (
-        f'{claude}SLOW_CALL_SECONDS holds "6"; allowed is at most 5, the time of one attempt'
+        f'{claude}SLOW_CALL_SECONDS is "6"; expected at most 5, the timeout of one attempt'
     )
     mail = {"KOO_ALERT_EMAIL": "ops@example.com"}
-    assert refused(mail) == "KOO_ALERT_EMAIL is set; allowed is only together with KOO_SMTP_URL"
-    assert refused({"KOO_SMTP_URL": SMTP}).startswith("KOO_SMTP_URL is set; allowed is only together with ")
-    assert refused({"KOO_ALERT_WEBHOOK_SECRET": SIGNING}).endswith("only together with KOO_ALERT_WEBHOOK")
+    assert refused(mail) == "KOO_ALERT_EMAIL is set without KOO_SMTP_URL, which it requires"
+    assert refused({"KOO_SMTP_URL": SMTP}).startswith("KOO_SMTP_URL is set without ")
+    assert refused({"KOO_ALERT_WEBHOOK_SECRET": SIGNING}).endswith(
+        "is set without KOO_ALERT_WEBHOOK, which it requires"
+    )
     nameless = mail | {"KOO_SMTP_URL": "smtp://koo:pw@mail.example"}
-    assert refused(nameless).startswith("KOO_ALERT_EMAIL_FROM is not set; it has to be, because the user of")
+    assert refused(nameless).startswith(
+        "KOO_ALERT_EMAIL_FROM is not set; it is required, because the user of"
+    )
     read(nameless | {"KOO_ALERT_EMAIL_FROM": "koo@example.com"})
     same = refused({"KOO_TOKEN": SECRET, "KOO_READ_TOKEN": SECRET})
     assert same.startswith("KOO_READ_TOKEN ") and SECRET not in same
@@ -572,7 +584,7 @@ def test_the_address_of_a_server_that_listens_everywhere_is_loopback() -> None:
 def test_an_argument_that_is_no_setting_is_refused() -> None:
     assert (
         refused({}, database_pol_size=1)
-        == "Settings has no database_pol_size; did you mean database_pool_size?"
+        == "Settings has no attribute database_pol_size; did you mean database_pool_size?"
     )
 
 
@@ -582,7 +594,7 @@ def test_an_argument_that_is_no_setting_is_refused() -> None:
 def test_a_misspelt_setting_of_a_service_is_refused_with_the_right_one() -> None:
     sentence = refused({"AI_SERVICES__CLAUDE__DALY_BUDGET": "20"})
     assert (
-        sentence.startswith('AI_SERVICES__CLAUDE__DALY_BUDGET holds "20"')
+        sentence.startswith('AI_SERVICES__CLAUDE__DALY_BUDGET is "20"')
         and "did you mean DAILY_BUDGET?" in sentence
         and "REQUESTS_PER_MINUTE" in sentence
     )
@@ -801,8 +813,8 @@ def test_services_can_be_given_as_arguments() -> None:
 def test_a_service_has_a_name_that_fits_into_a_path_and_a_variable(name: str) -> None:
     variable = f"AI_SERVICES__{name}__BASE_URL"
     assert refused({variable: "http://h/v1"}).startswith(
-        f"{variable.upper()} does not name a setting of a service; allowed is AI_SERVICES__<NAME>__<SETTING>, "
-        "and for a name 1 to 64 lower-case letters, digits, - and _, beginning with a letter or digit"
+        f"{variable.upper()} does not name a setting of a service; expected AI_SERVICES__<NAME>__<SETTING> "
+        "with a name of 1 to 64 lower-case letters, digits, - and _, starting with a letter or digit"
     )
 
 
@@ -810,9 +822,9 @@ def test_a_service_has_a_name_that_fits_into_a_path_and_a_variable(name: str) ->
 def test_a_service_cannot_be_called_what_a_reset_calls_something_else(name: str) -> None:
     variable = f"AI_SERVICES__{name.upper()}__BASE_URL"
     assert refused({variable: "http://h/v1"}) == (
-        f'{variable} names a service "{name}", which means something else to koo; choose another name'
+        f'{variable} names a service "{name}", which is a reserved name; choose another one'
     )
-    assert "means something else to koo" in refused({}, ai_services={name: {"base_url": "http://h/v1"}})
+    assert "is a reserved name" in refused({}, ai_services={name: {"base_url": "http://h/v1"}})
 
 
 # ── secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -977,14 +989,14 @@ def test_budgets_can_be_given_as_arguments() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("LIMIT", "-1", 'LIMIT holds "-1"; allowed is an amount of USD, at least 0'),
-        ("LIMIT", "none", 'LIMIT holds "none"; allowed is an amount of USD, at least 0'),
-        ("PERIOD", "week", 'PERIOD holds "week"; allowed is day or month'),
-        ("SERVICE", "clade", 'SERVICE holds "clade" (did you mean claude?); allowed are claude, gemini, local'),
-        ("ON_EXHAUSTED", "stop", 'ON_EXHAUSTED holds "stop"; allowed are refuse, claude, gemini, local, openai'),
-        ("TAG", "x" * 201, "allowed is a tag of at most 200 characters, or * for a budget for each tag"),
-        ("LIMT", "3", 'LIMT holds "3", but a budget has no such setting (did you mean LIMIT?)'),
-        ("ON_EXHAUSTED", "sk-s3cret9f8e7d", 'ON_EXHAUSTED holds "…"; allowed are refuse'),
+        ("LIMIT", "-1", 'LIMIT is "-1"; expected an amount of USD, at least 0'),
+        ("LIMIT", "none", 'LIMIT is "none"; expected an amount of USD, at least 0'),
+        ("PERIOD", "week", 'PERIOD is "week"; expected day or month'),
+        ("SERVICE", "clade", 'SERVICE is "clade" (did you mean claude?); expected one of claude, gemini, local'),
+        ("ON_EXHAUSTED", "stop", 'ON_EXHAUSTED is "stop"; expected one of refuse, claude, gemini, local, openai'),
+        ("TAG", "x" * 201, "expected a tag of at most 200 characters, or * for a separate budget for each tag"),
+        ("LIMT", "3", 'LIMT is "3", but a budget has no such setting (did you mean LIMIT?)'),
+        ("ON_EXHAUSTED", "sk-s3cret9f8e7d", 'ON_EXHAUSTED is "…"; expected one of refuse'),
     ],
 )  # fmt: skip
 def test_a_setting_of_a_budget_that_cannot_be_right(name: str, value: str, sentence: str) -> None:
@@ -994,11 +1006,10 @@ def test_a_setting_of_a_budget_that_cannot_be_right(name: str, value: str, sente
 
 def test_settings_of_a_budget_that_cannot_be_right_together() -> None:
     assert refused({"AI_BUDGETS__TEAM__TAG": "night"}) == (
-        "AI_BUDGETS__TEAM__TAG belongs to a budget without a limit; allowed is only together with "
-        "AI_BUDGETS__TEAM__LIMIT"
+        "AI_BUDGETS__TEAM__TAG belongs to a budget without a limit; set AI_BUDGETS__TEAM__LIMIT too"
     )
     own = {"LIMIT": "1", "SERVICE": "claude", "ON_EXHAUSTED": "claude"}
-    assert 'holds "claude", the service that it counts' in refused(
+    assert 'is "claude", the service that the budget is for' in refused(
         {f"AI_BUDGETS__TEAM__{name}": value for name, value in own.items()}
     )
     assert "does not name a setting of a budget" in refused({"AI_BUDGETS__LIMIT": "1"})
@@ -1073,7 +1084,7 @@ def test_tokens_that_protect_less_than_they_seem_to_stop_the_start(
 ) -> None:
     with pytest.raises(ConfigurationError) as refused:
         Settings(environ=environ, working_directory=tmp_path)
-    assert str(refused.value).startswith(f"{variable} holds ")
+    assert str(refused.value).startswith(f"{variable} is ")
     assert LONG not in str(refused.value) and OTHER not in str(refused.value)
 
 

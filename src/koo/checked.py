@@ -105,7 +105,7 @@ class Checked:
                 raise ConfigurationError("", f"{what} must be a number, not {type(value).__name__}")
             if not is_inside(one.metadata, value):
                 what = f"{type(self).__name__}.{one.name}"
-                raise ConfigurationError("", f"{what} is {value}; allowed is {allowed(one.metadata)}")
+                raise ConfigurationError("", f"{what} is {value}; expected {allowed(one.metadata)}")
 
     def __copy__(self) -> Self:
         return self
@@ -141,14 +141,14 @@ class Timed(Checked):
         if self.attempt_timeout_s > self.timeout_s:
             what = f"{type(self).__name__}.attempt_timeout_s is {self.attempt_timeout_s:g}"
             limit = f"at most {self.timeout_s:g}, the timeout of the whole call (timeout_s)"
-            raise ConfigurationError("", f"{what}; allowed is {limit}")
+            raise ConfigurationError("", f"{what}; expected {limit}")
 
     def check_slow(self) -> None:
         """Raise `ConfigurationError` if no call could ever be slow, because its attempt ends before that."""
         if self.slow_s > self.attempt_timeout_s:
             limit = f"at most {self.attempt_timeout_s:g}, the timeout of an attempt (attempt_timeout_s)"
             what = f"{type(self).__name__}.slow_s is {self.slow_s:g}"
-            raise ConfigurationError("", f"{what}; allowed is {limit}")
+            raise ConfigurationError("", f"{what}; expected {limit}")
 
 
 def following_s(timeout_s: Any, attempt_s: Any, slow_s: Any) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from koo.hidden import Secret
 
 ALLOWED_PLACE = (
-    "allowed is postgresql://user:password@host:port/database with a port from 1 to 65535"
+    "expected postgresql://user:password@host:port/database with a port from 1 to 65535"
     " (in a user or password write / as %2F, @ as %40, : as %3A, ? as %3F, # as %23;"
     " several hosts as /database?host=a:5432&host=b:5432)"
 )

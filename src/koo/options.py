@@ -493,8 +493,8 @@ class PlatformOptions(Checked):
         for budget in self.budgets:
             if names.count(budget.name) > 1 or not budget.name or "/" in budget.name:
                 what = f"a budget has the name {budget.name[:64]!r}"
-                raise ConfigurationError("", f"{what}; allowed is a unique name without a slash")
+                raise ConfigurationError("", f"{what}; expected a unique name without a slash")
             known = ["refuse", *(service.name for service in self.services)]
             if budget.on_exhausted not in known:
                 what = f"on_exhausted of budget {budget.name[:64]!r} is {budget.on_exhausted[:64]!r}"
-                raise ConfigurationError("", f"{what}; allowed are {', '.join(known)}")
+                raise ConfigurationError("", f"{what}; expected one of {', '.join(known)}")

@@ -16,8 +16,8 @@ def check_service_name(name: object) -> None:
     """Raise `ConfigurationError` for a name that cannot be used in a path, a variable or an alert."""
     if name in RESERVED_NAMES:
         raise ConfigurationError(
-            "", f"a service cannot be named {name!r}, which means something else to koo; choose another name"
+            "", f"a service cannot be named {name!r}, which is a reserved name; choose another one"
         )
     if not isinstance(name, str) or not SERVICE_NAME.fullmatch(name):
         shown = repr(name[:40]) if isinstance(name, str) else f"of type {type(name).__name__}"
-        raise ConfigurationError("", f"a service name is {shown}; allowed is {ALLOWED_SERVICE_NAME}")
+        raise ConfigurationError("", f"a service name is {shown}; expected {ALLOWED_SERVICE_NAME}")

@@ -117,9 +117,9 @@ def test_importing_does_nothing(fake: FakeAnthropic, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("DATABASE_POOL_SIZE", "0")
     for module in (*SURFACE, "main"):
         import_module(module)
-    with pytest.raises(koo.ConfigurationError, match='DATABASE_POOL_SIZE holds "0"'):
+    with pytest.raises(koo.ConfigurationError, match='DATABASE_POOL_SIZE is "0"'):
         getattr(import_module("core.config"), "settings")  # noqa: B009
-    with pytest.raises(koo.ConfigurationError, match='DATABASE_POOL_SIZE holds "0"'):
+    with pytest.raises(koo.ConfigurationError, match='DATABASE_POOL_SIZE is "0"'):
         getattr(import_module("core.database"), "db_manager")  # noqa: B009
     assert list(tmp_path.iterdir()) == []
 

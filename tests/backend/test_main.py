@@ -168,4 +168,4 @@ def test_a_wrong_setting_stops_it_with_one_sentence(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("koo: DATABASE_POOL_SIZE holds") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("koo: DATABASE_POOL_SIZE is") and done.stderr.count("\n") == 1

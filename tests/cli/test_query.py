@@ -145,7 +145,7 @@ def test_a_setting_that_cannot_be_right_is_told_before_anything_is_asked(here: H
     here.set({"AI_MAX_RETRIES": "-1"})
     code, _, err = here.run("query", "local", "Hello?")
     assert code == 2
-    assert 'AI_MAX_RETRIES holds "-1"' in err
+    assert 'AI_MAX_RETRIES is "-1"' in err
 
 
 # ── as a process ──────────────────────────────────────────────────────────────────────────────────────────────────

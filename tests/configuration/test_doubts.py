@@ -21,36 +21,36 @@ def told(home: Path, **environ: str) -> tuple[str, ...]:
 TOLD = [
     (
         {"AI_FIRST_TOKEN_TIMEOUT": "90"},
-        'AI_FIRST_TOKEN_TIMEOUT holds "90", but an attempt ends after 60 s, so it never decides',
+        'AI_FIRST_TOKEN_TIMEOUT is "90", but an attempt ends after 60 s, so it never takes effect',
     ),
     (
         {"AI_STALL_TIMEOUT": "30", "AI_QUERY_TIMEOUT": "20"},
-        'AI_STALL_TIMEOUT holds "30", but a query ends after 20 s, so it never decides',
+        'AI_STALL_TIMEOUT is "30", but a query ends after 20 s, so it never takes effect',
     ),
     (
         {f"{CLAUDE}FIRST_TOKEN_TIMEOUT": "30", f"{CLAUDE}ATTEMPT_TIMEOUT": "10"},
-        f'{CLAUDE}FIRST_TOKEN_TIMEOUT holds "30", but an attempt ends after 10 s, so it never decides',
+        f'{CLAUDE}FIRST_TOKEN_TIMEOUT is "30", but an attempt ends after 10 s, so it never takes effect',
     ),
     (
         {f"{CLAUDE}STALL_TIMEOUT": "30", f"{CLAUDE}TIMEOUT": "25"},
-        f'{CLAUDE}STALL_TIMEOUT holds "30", but a query ends after 25 s, so it never decides',
+        f'{CLAUDE}STALL_TIMEOUT is "30", but a query ends after 25 s, so it never takes effect',
     ),
     (
         {"DATABASE_HELD_WARNING": "20", "DATABASE_SCOPE_TIMEOUT": "15"},
-        'DATABASE_HELD_WARNING holds "20", but a scope ends after 15 s, so it never decides',
+        'DATABASE_HELD_WARNING is "20", but a scope ends after 15 s, so it never takes effect',
     ),
     (
         {"DB_SLOW_CALL_SECONDS": "60"},
-        'DB_SLOW_CALL_SECONDS holds "60", but a scope ends after 60 s, so it never decides',
+        'DB_SLOW_CALL_SECONDS is "60", but a scope ends after 60 s, so it never takes effect',
     ),
     (
         {"DB_RETRY_BASE_DELAY": "60"},
-        'DB_RETRY_BASE_DELAY holds "60", but DB_RETRY_MAX_DELAY, which was not set, cuts it to 30',
+        'DB_RETRY_BASE_DELAY is "60", but DB_RETRY_MAX_DELAY, which is not set, limits it to 30',
     ),
     (
         {"DB_HEALTH_CHECK_INTERVAL": "2", "HEALTH_CHECK_TIMEOUT": "4"},
-        'DB_HEALTH_CHECK_INTERVAL holds "2", but a check may take 4 s (HEALTH_CHECK_TIMEOUT): '
-        "one that hangs delays the next",
+        'DB_HEALTH_CHECK_INTERVAL is "2", but a check may take 4 s (HEALTH_CHECK_TIMEOUT): '
+        "a check that hangs delays the next one",
     ),
     (
         {"KOO_ALERT_EMAIL_FROM": "koo@example.com"},
@@ -62,15 +62,15 @@ TOLD = [
     ),
     (
         {"AI_DEFAULT_REQUESTS_PER_MINUTE": "90", "AI_DEFAULT_REQUESTS_PER_HOUR": "80"},
-        'AI_DEFAULT_REQUESTS_PER_MINUTE holds "90", above the 80 of REQUESTS_PER_HOUR, so it never decides',
+        'AI_DEFAULT_REQUESTS_PER_MINUTE is "90", above the 80 of REQUESTS_PER_HOUR, so it never takes effect',
     ),
     (
         {f"{CLAUDE}REQUESTS_PER_HOUR": "90", f"{CLAUDE}REQUESTS_PER_DAY": "80"},
-        f'{CLAUDE}REQUESTS_PER_HOUR holds "90", above the 80 of REQUESTS_PER_DAY, so it never decides',
+        f'{CLAUDE}REQUESTS_PER_HOUR is "90", above the 80 of REQUESTS_PER_DAY, so it never takes effect',
     ),
     (
         {f"{NIGHT}LIMIT": "5", f"{NIGHT}ON_EXHAUSTED": "claude"},
-        f'{NIGHT}ON_EXHAUSTED holds "claude", which has no key: where the budget refuses, it refuses too',
+        f'{NIGHT}ON_EXHAUSTED is "claude", which has no key, so it cannot take over when the budget is used up',
     ),
 ]
 
@@ -122,12 +122,12 @@ def test_nothing_else_is(environ: dict[str, str], tmp_path: Path) -> None:
     [
         (
             {"DATABASE_POOL_TIMEOUT": "9", "DATABASE_SCOPE_TIMEOUT": "3"},
-            'DATABASE_POOL_TIMEOUT holds "9"; allowed is at most 3, which DATABASE_SCOPE_TIMEOUT holds',
+            'DATABASE_POOL_TIMEOUT is "9"; expected at most 3, the value of DATABASE_SCOPE_TIMEOUT',
         ),
         (
             {f"{NIGHT}LIMIT": "5", f"{NIGHT}ON_EXHAUSTED": "local", "AI_LOCAL_ENABLED": "false"},
-            f'{NIGHT}ON_EXHAUSTED holds "local"; allowed is a service that is on, and AI_LOCAL_ENABLED=false '
-            "switches it off",
+            f'{NIGHT}ON_EXHAUSTED is "local", but AI_LOCAL_ENABLED=false disables that service; '
+            "expected an enabled one",
         ),
     ],
     ids=["pool in scope", "a fallback that is switched off"],

@@ -179,7 +179,7 @@ def test_what_the_pods_own_manifest_sets_wins_over_a_link(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("wrong", ["eighty", "8000/tcp", "http://10.96.12.34:8000", "tcp://10.96.12.34"])
 def test_a_wrong_port_beside_links_still_stops_the_start(wrong: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="KOO_PORT holds"):
+    with pytest.raises(ConfigurationError, match="KOO_PORT is"):
         Settings(environ=links("KOO") | {"KOO_PORT": wrong}, working_directory=tmp_path)
 
 
@@ -190,7 +190,7 @@ def test_a_misspelt_variable_is_seen_beside_the_links(tmp_path: Path) -> None:
 
 def test_a_link_in_a_env_file_is_a_wrong_value(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("KOO_PORT=tcp://10.96.12.34:8000\n")
-    with pytest.raises(ConfigurationError, match="KOO_PORT holds"):
+    with pytest.raises(ConfigurationError, match="KOO_PORT is"):
         Settings(environ={}, working_directory=tmp_path)
 
 
@@ -216,7 +216,7 @@ def test_a_link_in_a_env_file_is_a_wrong_value(tmp_path: Path) -> None:
 def test_quotes_around_a_value_and_names_that_were_not_replaced_stop_the_start(
     variable: str, text: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigurationError, match=f"{variable} holds .*(without quotes|koo does not expand)"):
+    with pytest.raises(ConfigurationError, match=f"{variable} is .*(without quotes|koo does not expand)"):
         Settings(environ={variable: text}, working_directory=tmp_path)
 
 

@@ -55,7 +55,7 @@ def test_a_file_that_every_user_can_write_is_refused_with_what_to_do(shared: Pat
     file = write(shared / ".env", mode)
     assert refusal(shared) == (
         f"{file} is not read, because every user of this machine can write {file}: change that, or set KOO_HOME="
-        f"{shared} to trust the file, or KOO_HOME to another folder"
+        f"{shared} to trust the file, or set KOO_HOME to another folder"
     )
 
 
@@ -145,7 +145,7 @@ def test_koo_home_trusts_its_file_with_a_warning(shared: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING, "koo"):
         assert Settings(environ={"KOO_HOME": str(shared)}, working_directory=Path("/")).koo_port == 8123
     assert caplog.messages == [
-        f"{file} is read because KOO_HOME says so, but every user of this machine can write {file}"
+        f"{file} is read because KOO_HOME names its folder, but every user of this machine can write {file}"
     ]
 
 

@@ -104,7 +104,7 @@ def test_no_password_shows_however_it_is_written(password: str) -> None:
     ],
 )  # fmt: skip
 def test_what_the_address_of_a_server_cannot_be(url: str) -> None:
-    with pytest.raises(ValueError, match="allowed is a URL that begins with http://"):
+    with pytest.raises(ValueError, match="expected a URL that begins with http://"):
         check_web_url(url)
 
 

@@ -566,7 +566,7 @@ def test_a_name_that_cannot_be_right_is_refused(tmp_path: Path, name: Any) -> No
     with pytest.raises(ConfigurationError) as caught:
         Platform(options(tmp_path)).register_service(name)
     assert "\n" not in str(caught.value) and (
-        "allowed is" in str(caught.value) or "choose another" in str(caught.value)
+        "expected " in str(caught.value) or "choose another" in str(caught.value)
     )
     if name != "claude":
         with pytest.raises(ConfigurationError):

@@ -1,1 +1,1 @@
-"""What can be set, where it is set, and what to say about it; `koo.settings` puts it together."""
+"""The variables: which exist, where they are set, and how they are checked. `koo.settings` puts it all together."""

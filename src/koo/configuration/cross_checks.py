@@ -1,4 +1,4 @@
-"""Values that are valid alone but not together."""
+"""Reject values that are valid alone but not together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ORDERED = [
     ("ai_retry_base_delay", "ai_retry_max_delay"),
     ("database_pool_timeout", "database_scope_timeout"),
 ]
-"""Where both are set, the first must not be larger than the second."""
+"""If both are set, the first must not be larger than the second."""
 
 
 HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^`|~-]+")
@@ -26,36 +26,34 @@ OWN_HEADERS = frozenset({
     "accept-encoding", "connection", "content-length", "content-type", "expect", "host", "keep-alive",
     "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
 })  # fmt: skip
-"""Headers that the connection is made with, and headers that say how the body is to be read."""
+"""Headers of the connection, and headers that describe the body's encoding."""
 OWN_FIELDS = frozenset({
     "model", "messages", "input", "contents", "prompt", "system", "instructions", "systeminstruction", "stream",
     "maxtokens", "maxcompletiontokens", "maxoutputtokens", "n", "bestof", "candidatecount",
 })  # fmt: skip
-"""Fields that the query sets, and fields that would return several answers: a hold is for one answer."""
+"""Fields that the query sets, and fields that request several answers, because a hold covers only one."""
 
 
 def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
-    """Each value that contradicts others, and what to say about it after the variable's name."""
+    """Each value that contradicts others, with the message to put after the variable's name."""
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
         if {less, more} <= settings.given and low > high:
             yield (
                 Name("", "", less),
-                f'holds "{low:g}"; allowed is at most {high:g}, which {more.upper()} holds',
+                f'is "{low:g}"; expected at most {high:g}, the value of {more.upper()}',
             )
     if not is_loopback(settings.koo_host) and settings.koo_token is None:
-        loopback = "127.0.0.1, ::1 and localhost"
-        sentence = (
-            f'holds "{settings.koo_host}", which others can reach; allowed without KOO_TOKEN are {loopback}'
-        )
+        loopback = "127.0.0.1, ::1 or localhost"
+        sentence = f'is "{settings.koo_host}", which other machines can reach; without KOO_TOKEN, expected {loopback}'
         yield Name("", "", "koo_host"), sentence
     for name, sentence in _of_tokens(settings):
         yield Name("", "", name), sentence
     if "ai_attempt_timeout" in settings.given and settings.ai_attempt_timeout > settings.ai_query_timeout:
-        limit = f"at most {settings.ai_query_timeout:g}, the time of the whole query (AI_QUERY_TIMEOUT)"
+        limit = f"at most {settings.ai_query_timeout:g}, the timeout of the whole query (AI_QUERY_TIMEOUT)"
         yield (
             Name("", "", "ai_attempt_timeout"),
-            f'holds "{settings.ai_attempt_timeout:g}"; allowed is {limit}',
+            f'is "{settings.ai_attempt_timeout:g}"; expected {limit}',
         )
     for name, sentence in _of_alerts(settings):
         yield Name("", "", name), sentence
@@ -67,39 +65,37 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
         for name, sentence in _of_budget(budget, its, services):
             yield Name("ai_budgets", budget, name), sentence
         if its.on_exhausted == "local" and not settings.ai_local_enabled:
-            sentence = (
-                'holds "local"; allowed is a service that is on, and AI_LOCAL_ENABLED=false switches it off'
-            )
+            sentence = 'is "local", but AI_LOCAL_ENABLED=false disables that service; expected an enabled one'
             yield Name("ai_budgets", budget, "on_exhausted"), sentence
 
 
 TOKEN_LENGTH_MIN = 16
-"""For a token that can be tried from other machines: with 64 possible characters, 96 bits cannot be guessed."""
+"""For a token that other machines can try: 16 characters out of 64 are 96 bits, which cannot be guessed."""
 
 
 def _of_tokens(settings: Variables) -> Iterator[tuple[str, str]]:
-    """Tokens that would protect less than their operator believes."""
+    """Tokens that protect less than the operator expects."""
     writes, reads = ("koo_token", "koo_token_2"), ("koo_read_token", "koo_read_token_2")
     for name in (*writes[1:], *reads):
         first = "koo_read_token" if name == "koo_read_token_2" else "koo_token"
         if getattr(settings, name) is not None and getattr(settings, first) is None:
             why = "without it no token is required on this machine, so this one would never be checked"
-            yield name, f'holds "…"; allowed is only together with {first.upper()}: {why}'
+            yield name, f"is set without {first.upper()}: {why}"
     for name in reads:
         token = getattr(settings, name)
         if token is not None and any(token == getattr(settings, one) for one in writes):
-            why = "because callers that may only look could do everything with it"
-            yield name, f'holds "…", the same as KOO_TOKEN; allowed is another one, {why}'
+            why = "otherwise read-only callers could do everything"
+            yield name, f'is "…", the same as KOO_TOKEN; expected a different token, {why}'
     if not is_loopback(settings.koo_host):
         for name in (*writes, *reads):
             token = reveal(getattr(settings, name))
             if token is not None and len(token) < TOKEN_LENGTH_MIN:
-                why = f"where others can reach the server at {settings.koo_host}"
-                yield name, f'holds "…"; allowed are at least {TOKEN_LENGTH_MIN} characters {why}'
+                why = f"because other machines can reach the server at {settings.koo_host}"
+                yield name, f'is "…"; expected at least {TOKEN_LENGTH_MIN} characters, {why}'
 
 
 def _of_alerts(settings: Variables) -> Iterator[tuple[str, str]]:
-    """Settings that belong together: otherwise people would wait for mails that are never sent."""
+    """Alert settings that require each other. Without this check people would wait for mails that are never sent."""
     server = reveal(settings.koo_smtp_url)
     together = (
         ("koo_alert_email", bool(settings.koo_alert_email), "koo_smtp_url", server is not None),
@@ -113,13 +109,13 @@ def _of_alerts(settings: Variables) -> Iterator[tuple[str, str]]:
     )
     for name, is_set, other, is_there in together:
         if is_set and not is_there:
-            yield name, f"is set; allowed is only together with {other.upper()}"
+            yield name, f"is set without {other.upper()}, which it requires"
     if settings.koo_alert_email and server is not None and settings.koo_alert_email_from is None:
         user = read_smtp_url(server).user
         if "@" not in user:
             yield (
                 "koo_alert_email_from",
-                ("is not set; it has to be, because the user of KOO_SMTP_URL is not an e-mail address"),
+                "is not set; it is required, because the user of KOO_SMTP_URL is not an e-mail address",
             )
 
 
@@ -128,51 +124,54 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
     prices = {"input_price": own.input_price, "output_price": own.output_price}
     for one, other in (("input_price", "output_price"), ("output_price", "input_price")):
         if prices[one] is not None and prices[other] is None:
-            yield one, f'holds "{prices[one]}"; allowed is only together with {_of(service, other)}'
+            yield one, f'is "{prices[one]}", but {_of(service, other)}, which it requires, is not set'
     yield from _of_extras(own)
     if service == "local":
         yield from _of_local(settings, own)
     elif service in BUILT_IN:
         kind = BUILT_IN[service][0]
         if own.kind not in {None, kind}:
-            yield "kind", f'holds "{own.kind}"; allowed is none, because {service} speaks {kind}'
+            yield "kind", f'is "{own.kind}", but {service} always uses {kind}; remove it'
     elif own.base_url is None and own.api_key is None:
         setting = next((name for name in own.rows if name in own.given), "base_url")
         meant = nearest(service, BUILT_IN)
         hint = f" (did you mean {_of(meant, setting)}?)" if meant else ""
-        known = f"{', '.join(BUILT_IN)}, and new ones that have {_of(service, 'base_url')} or an API_KEY"
-        yield setting, f"belongs to an unknown service{hint}; allowed are {known}"
+        known = f"{', '.join(BUILT_IN)}, or a new one with {_of(service, 'base_url')} or an API_KEY"
+        yield setting, f"belongs to an unknown service{hint}; expected {known}"
 
 
 def _of_extras(own: ServiceSettings) -> Iterator[tuple[str, str]]:
-    """Headers and fields that are koo's own, or that no request could carry."""
+    """Headers and fields that koo sets itself, or that a request cannot contain."""
     for name in own.headers:
         header = name.replace("_", "-").lower()
         if not HEADER_NAME.fullmatch(header) or header in OWN_HEADERS:
             yield (
                 f"headers__{name}",
-                f"cannot be set; allowed is every header but {', '.join(sorted(OWN_HEADERS))}",
+                f"cannot be set; expected any header except {', '.join(sorted(OWN_HEADERS))}",
             )
     try:
         body = body_of(own)
     except (TypeError, AttributeError):
         yield (
             "body",
-            'holds "…" inside a field that is set too; allowed is that only if the outer field holds an object',
+            "sets a field inside another one that is also set; that is possible only if the outer field is an object",
         )
         return
     for path in own.body:
         if not all(path.split("__")):
             yield (
                 f"body__{path}",
-                "names no field; allowed is BODY__NAME, and BODY__OUTER__INNER for one inside an object",
+                "names no field; expected BODY__NAME, or BODY__OUTER__INNER for a field inside an object",
             )
     for path in own_fields(body):
-        yield f"body__{path}", "cannot be set, because koo sets it itself, or a bill's bound depends on it"
+        yield (
+            f"body__{path}",
+            "cannot be set, because koo sets it itself or depends on it to limit the cost of a call",
+        )
 
 
 def own_fields(body: Mapping[str, object]) -> Iterator[str]:
-    """The fields that are koo's own."""
+    """The fields that koo sets itself."""
     for name, value in body.items():
         plain = name.replace("_", "").lower()
         if plain in OWN_FIELDS:
@@ -182,21 +181,21 @@ def own_fields(body: Mapping[str, object]) -> Iterator[str]:
 
 
 def _of_times(settings: Variables, service: str, own: ServiceSettings) -> Iterator[tuple[str, str]]:
-    """An attempt must fit in its query, and a slow call in its attempt."""
+    """An attempt must not take longer than its query, nor a slow call start after the end of its attempt."""
     whole_s, attempt_s = own.timeout or settings.ai_query_timeout, attempt_timeout_s(settings, own)
     if attempt_s is not None and attempt_s > whole_s:
         if own.attempt_timeout is not None:
             whole = "AI_QUERY_TIMEOUT" if own.timeout is None else _of(service, "timeout")
-            limit = f"at most {whole_s:g}, the time of the whole query ({whole})"
-            yield "attempt_timeout", f'holds "{attempt_s:g}"; allowed is {limit}'
+            limit = f"at most {whole_s:g}, the timeout of the whole query ({whole})"
+            yield "attempt_timeout", f'is "{attempt_s:g}"; expected {limit}'
         elif own.timeout is not None:
-            limit = f"at least {attempt_s:g}, the time of one attempt (AI_ATTEMPT_TIMEOUT)"
-            yield "timeout", f'holds "{whole_s:g}"; allowed is {limit}'
+            limit = f"at least {attempt_s:g}, the timeout of one attempt (AI_ATTEMPT_TIMEOUT)"
+            yield "timeout", f'is "{whole_s:g}"; expected {limit}'
         return
     in_force_s, _ = following_s(whole_s, attempt_s, None)
     if own.slow_call_seconds is not None and own.slow_call_seconds > in_force_s:
-        limit = f"at most {in_force_s:g}, the time of one attempt"
-        yield "slow_call_seconds", f'holds "{own.slow_call_seconds:g}"; allowed is {limit}'
+        limit = f"at most {in_force_s:g}, the timeout of one attempt"
+        yield "slow_call_seconds", f'is "{own.slow_call_seconds:g}"; expected {limit}'
 
 
 def _of(service: str, name: str) -> str:
@@ -207,24 +206,24 @@ def _of_budget(budget: str, own: BudgetSettings, services: list[str]) -> Iterato
     if own.limit is None:
         setting = next((name for name in own.rows if name in own.given), "limit")
         limit = Name("ai_budgets", budget, "limit").variable
-        yield setting, f"belongs to a budget without a limit; allowed is only together with {limit}"
+        yield setting, f"belongs to a budget without a limit; set {limit} too"
     for name, service in (("service", own.service), ("on_exhausted", own.on_exhausted)):
         if service not in {None, "refuse", *services} or (name, service) == ("service", "refuse"):
             meant = nearest(str(service), services)
             hint = f" (did you mean {meant}?)" if meant else ""
             others = "refuse, " if name == "on_exhausted" else ""
-            yield name, f"holds {quoted(str(service))}{hint}; allowed are {others}{', '.join(services)}"
+            yield name, f"is {quoted(str(service))}{hint}; expected one of {others}{', '.join(services)}"
     if own.service is not None and own.service == own.on_exhausted:
-        yield "on_exhausted", f'holds "{own.service}", the service that it counts; allowed is another one'
+        yield "on_exhausted", f'is "{own.service}", the service that the budget is for; expected another one'
 
 
 def _of_local(settings: Variables, own: ServiceSettings) -> Iterator[tuple[str, str]]:
     for name in ("kind", "base_url", "api_key", "proxy", "headers", "body"):
         if name in own.given:
-            yield name, "is set; allowed is none, because local runs on this machine"
+            yield name, "is set, but has no meaning for local, which runs on this machine; remove it"
     path = local_model_path(settings)
     if path is not None and not path.is_file():
         yield (
             "model",
-            f'holds "{own.model}"; allowed is the path of a GGUF file that exists, and {path} does not',
+            f'is "{own.model}"; expected the path of an existing GGUF file, and {path} does not exist',
         )

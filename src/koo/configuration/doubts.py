@@ -1,7 +1,7 @@
-"""Values that are allowed, but that another one makes pointless.
+"""Values that are valid, but have no effect because of another value.
 
-A long time may be meant as "never", so these do not stop the start, as contradictions do. But a person who set one
-relies on it: so each is logged.
+Unlike contradictions they do not stop the start, because a long time may be meant as "never". But the person who set
+such a value relies on it, so each one is logged.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from koo.configuration.to_options import attempt_timeout_s
 from koo.configuration.variables import BUILT_IN, Name, ServiceSettings, Variables
 
 WINDOWS = ("requests_per_minute", "requests_per_hour", "requests_per_day")
-NEVER = "so it never decides"
+NEVER = "so it never takes effect"
 
 
 def doubts(settings: Variables) -> Iterator[tuple[Name, str]]:
-    """Each such value, and what to say about it after the variable's name."""
+    """Each such value, with the message to put after the variable's name."""
     for name, sentence in (*_of_times(settings), *_of_channels(settings)):
         yield Name("", "", name), sentence
     for_all = {window: getattr(settings, f"ai_default_{window}") for window in WINDOWS}
@@ -34,7 +34,7 @@ def doubts(settings: Variables) -> Iterator[tuple[Name, str]]:
         if other in BUILT_IN and not _has_key(settings, other):
             yield (
                 Name("ai_budgets", budget, "on_exhausted"),
-                f'holds "{other}", which has no key: where the budget refuses, it refuses too',
+                f'is "{other}", which has no key, so it cannot take over when the budget is used up',
             )
 
 
@@ -43,7 +43,7 @@ def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
         if less in given and more not in given and low > high:
-            yield less, f'holds "{low:g}", but {more.upper()}, which was not set, cuts it to {high:g}'
+            yield less, f'is "{low:g}", but {more.upper()}, which is not set, limits it to {high:g}'
     whole_s, scope_s = settings.ai_query_timeout, settings.database_scope_timeout
     attempt_s, _ = following_s(whole_s, attempt_timeout_s(settings, ServiceSettings({}, frozenset())), None)
     for name, end_s, what in (
@@ -54,15 +54,15 @@ def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
     ):
         value = getattr(settings, name)
         if name in given and value >= end_s:
-            yield name, f'holds "{value:g}", but {what} {end_s:g} s, {NEVER}'
+            yield name, f'is "{value:g}", but {what} {end_s:g} s, {NEVER}'
     for interval in ("db_health_check_interval", "ai_health_check_interval"):
         each_s, longest_s = getattr(settings, interval), settings.health_check_timeout
         if {"health_check_timeout", interval} <= given and longest_s > each_s:
             yield (
                 interval,
                 (
-                    f'holds "{each_s:g}", but a check may take {longest_s:g} s (HEALTH_CHECK_TIMEOUT): '
-                    "one that hangs delays the next"
+                    f'is "{each_s:g}", but a check may take {longest_s:g} s (HEALTH_CHECK_TIMEOUT): '
+                    "a check that hangs delays the next one"
                 ),
             )
 
@@ -79,11 +79,11 @@ def _of_channels(settings: Variables) -> Iterator[tuple[str, str]]:
 
 
 def _of_limits(limits: dict[str, int | None], given: set[str]) -> Iterator[tuple[str, str]]:
-    """Of two limits that were set, the shorter window's is above the longer one's."""
+    """Limits for a short window that are above the limit for a longer one, if both are set."""
     for less, more in pairwise(WINDOWS):
         low, high = limits[less], limits[more]
         if low is not None and high is not None and low > high and {less, more} <= given:
-            yield less, f'holds "{low}", above the {high} of {more.upper()}, {NEVER}'
+            yield less, f'is "{low}", above the {high} of {more.upper()}, {NEVER}'
 
 
 def _of_service(
@@ -97,7 +97,7 @@ def _of_service(
     ):
         value = getattr(own, name)
         if value is not None and value >= end_s:
-            yield name, f'holds "{value:g}", but {what} {end_s:g} s, {NEVER}'
+            yield name, f'is "{value:g}", but {what} {end_s:g} s, {NEVER}'
     limits = {window: getattr(own, window) if window in own.given else for_all[window] for window in WINDOWS}
     yield from _of_limits(limits, {window for window in WINDOWS if window in own.given})
 

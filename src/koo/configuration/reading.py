@@ -1,6 +1,6 @@
-"""Reads the rows of a table, and phrases the error of a wrong value: variable, what it holds, what is allowed.
+"""Read the rows of a table, and report a wrong value with its variable, the value and what was expected.
 
-For a secret the sentence shows no more than "…", even if the secret is in a wrong place.
+A message shows a secret only as "…", even if the secret was put into the wrong variable.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _UNREPLACED = re.compile(
 def read_rows(
     merged: Mapping[Name, Found], home: Path, family: str = "", whose: str = ""
 ) -> tuple[dict[str, Any], frozenset[str]]:
-    """The value of each row, found or default, and the names of those that were found.
+    """The value of each row, set or default, and the names of the rows that were set.
 
-    Without a family: the variables that are in none. Raises `ConfigurationError`, naming the variable.
+    Without a family, the variables outside all families. Raises `ConfigurationError` with the variable's name.
     """
     table, what = FAMILIES[family] if family else (Variables, "koo")
     found = {
@@ -53,40 +53,43 @@ def _read(row: Row, found: Found | None, home: Path) -> object:
             _check_text(str(value), quotes_are_meant=row.many)
         return row.read(value, home)
     except ValueError as error:
-        said = str(error) or f"allowed is {row.allowed}"
-    # Raised out here: the caught error, whose frames hold the value, would otherwise become this one's context.
+        said = str(error) or f"expected {row.allowed}"
+    # Raised outside of the `except` block. Inside it, the caught error would become this one's `__context__`, and error
+    # reporters print the local variables of its frames, which contain the value. For the same reason the value is
+    # removed from this frame.
     held = row.form.held(str(reveal(value)))
     value = HIDDEN
     variable = row.name.upper() if found is None else found.variable
-    raise ConfigurationError("", f"{variable} holds {held}; {said}{where(found, home)}")
+    raise ConfigurationError("", f"{variable} is {held}; {said}{where(found, home)}")
 
 
 def _check_text(text: str, *, quotes_are_meant: bool) -> None:
-    """Raises ValueError for text that another program should have processed first, but did not.
-
-    `docker run --env-file` and systemd keep quotes that a shell removes, and koo does not expand names.
-    """
+    """Raises ValueError for quotes or placeholders that another program should have processed, but did not."""
+    # A shell removes quotes, but `docker run --env-file` and systemd keep them. A key in quotes would be rejected by
+    # the
+    # provider, and the quotes are hard to see in an error that hides the key.
     if not quotes_are_meant and text[:1] in QUOTES and text[-1:] in QUOTES:
-        raise ValueError("allowed is a value without quotes around it: here they would be part of it")
+        raise ValueError("expected a value without quotes, which would become part of it here")
+    # A template that was not filled in, or a reference that only a shell expands.
     if _UNREPLACED.search(text):
         raise ValueError(
-            "koo does not expand ${NAME}, $NAME or {{ name }}: write the value itself, in a URL $ as %24"
+            "koo does not expand ${NAME}, $NAME or {{ name }}: write the value itself, in a URL with %24 for $"
         )
 
 
 def where(found: Found | None, home: Path) -> str:
-    """Which file a refused value is in."""
+    """The file that contains a refused value, for a message."""
     return f" (set in {home / ENV_FILE})" if found is not None and found.source == ENV_FILE else ""
 
 
 def _no_such_setting(
     table: type[Table], what: str, name: str, found: Found, home: Path
 ) -> ConfigurationError:
-    # For a setting that does not exist only a number is shown: anything else may be a key.
+    # The value of an unknown setting is shown only if it is a number: anything else may be a key.
     text = str(reveal(found.value))
     shown = f'"{text}"' if text.replace(".", "", 1).isdecimal() and len(text) < 20 else '"…"'
     known = [one.upper() for one in table.rows]
     meant = nearest(name.upper(), known)
     hint = f" (did you mean {meant}?)" if meant else ""
-    sentence = f"{found.variable} holds {shown}, but a {what} has no such setting{hint}"
-    return ConfigurationError("", f"{sentence}; allowed are {', '.join(known)}{where(found, home)}")
+    sentence = f"{found.variable} is {shown}, but a {what} has no such setting{hint}"
+    return ConfigurationError("", f"{sentence}; expected one of {', '.join(known)}{where(found, home)}")

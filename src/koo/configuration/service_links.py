@@ -1,11 +1,15 @@
-"""Variables that Kubernetes and Docker write for services beside a container, some under koo's names.
+"""Ignore the variables that Kubernetes and Docker set for other services, some of which have koo's names.
 
-A Service named `koo` gives each pod of its namespace KOO_PORT=tcp://10.0.0.7:8000, KOO_SERVICE_HOST and more; one named
-`db`, `ai` or `database` does the same under their prefixes. They are not settings: they were not written to configure
-koo.
+With a Service named `koo`, Kubernetes sets KOO_PORT=tcp://10.0.0.7:8000, KOO_SERVICE_HOST and more in each pod of the
+namespace; a Service named `db`, `ai` or `database` has the same effect with its prefix. These variables are not
+settings
+of koo.
 
-A variable whose name ends in _PORT is a link if its value is one: a pod's own manifest overrides a link of the same
-name, and a wrong number is still an error. The others are links if they appear beside a link of their service.
+A variable whose name ends in _PORT is a link if its value looks like one. Otherwise it is a setting, because a pod's
+own
+manifest overrides a link of the same name, and a wrong number must still be an error. The other names are links if
+there
+is a link of the same service.
 
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 """
@@ -22,13 +26,13 @@ _BESIDE = re.compile(
 
 
 def without_links(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without service links."""
+    """Return the environment without service links."""
     services = set(_services(environ))
     return {name: text for name, text in environ.items() if not _is_link(name, text, services)}
 
 
 def _services(environ: Mapping[str, str]) -> Iterator[str]:
-    """What begins the names of each linked service: "KOO" for a Service named koo."""
+    """The prefixes of all linked services: "KOO" for a Service named koo."""
     for name, text in environ.items():
         if name.endswith("_PORT") and _LINK.fullmatch(text.strip()):
             yield name.removesuffix("_PORT")

@@ -1,11 +1,12 @@
-"""Where values come from: KOO_HOME, the `.env` in it, and the process's environment.
+"""The sources of values: KOO_HOME, the `.env` in it, and the process's environment.
 
-Pure except for reading the one file: the environment and the working directory are passed in, so that `koo.settings` is
-the only reader of the process's own.
+Apart from reading the one file, this module is pure: the environment and the working directory are arguments, and only
+`koo.settings` reads those of the process.
 
-The `.env` has python-dotenv's grammar, read strictly. Nothing in it is expanded, because a `$` in a password is a `$`;
-and a line that cannot be read stops the start, because the variable that it meant would otherwise silently keep its
-default. No message repeats the content of a line: it may be a secret.
+The `.env` has python-dotenv's grammar, parsed strictly. Nothing in it is expanded, because a `$` in a password is just
+a
+`$`. A line that cannot be parsed stops the start, because its variable would otherwise silently keep its default. No
+message quotes a line, because it may contain a secret.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Source = Literal["default", ".env", "environment", "argument"]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One variable that was set; an empty value means that it is not set."""
+    """A variable from one source; an empty value counts as not set."""
 
     variable: str
     value: object = field(repr=False)
@@ -40,60 +41,62 @@ class Found:
 
 
 def find_home(given: str, working_directory: Path) -> Path:
-    """The folder that KOO_HOME names, else the nearest one upwards that holds a `.env`, else the working directory.
+    """The folder in KOO_HOME; otherwise the nearest one upwards with a `.env`; otherwise the working directory.
 
-    Raises `ConfigurationError` if KOO_HOME names no folder: it would be made, empty, and the data would not be found.
+    Raises `ConfigurationError` if KOO_HOME is not a folder.
     """
+    # A missing folder is not created: with a typing error in KOO_HOME, koo would start with an empty state store, and
+    # the budgets and the history would seem to be lost.
     if given:
         home = (working_directory / Path(given).expanduser()).resolve()
         if not home.is_dir():
-            raise ConfigurationError("", f'KOO_HOME holds "{given}"; allowed is a folder that exists')
+            raise ConfigurationError("", f'KOO_HOME is "{given}"; expected an existing folder')
         return home
     upwards = (working_directory, *working_directory.parents)
     return next((folder for folder in upwards if _holds_env_file(folder)), working_directory)
 
 
 def _holds_env_file(folder: Path) -> bool:
-    # A folder named .env is a virtual environment, not settings. A link that leads nowhere is a mounted secret that is
-    # missing, and reading it reports that.
+    # A folder named .env is a virtual environment. A broken link counts as a file: it is usually a mounted secret that
+    # is missing, and reading it then reports that. If it were skipped, koo would start with defaults.
     file = folder / ENV_FILE
     try:
         return (file.exists() or file.is_symlink()) and not file.is_dir()
-    except PermissionError:  # a parent folder that may not be read holds nothing for us
+    except PermissionError:  # koo may not read this folder, so its `.env` is not meant for koo
         return False
 
 
 def check_home(found: Found | None, home: Path) -> None:
-    """Raises `ConfigurationError` if the `.env` names another KOO_HOME than the folder it was found in."""
+    """Raises `ConfigurationError` if the `.env` sets KOO_HOME to another folder than its own."""
     if found is None or found.source != ENV_FILE or not found.value:
         return
     if (home / Path(str(found.value)).expanduser()).resolve() != home.resolve():
         raise ConfigurationError(
             "",
-            f"KOO_HOME holds {quoted(str(found.value))} in {home / ENV_FILE}, which is found by KOO_HOME itself; "
-            "allowed is to set it in the environment",
+            f"KOO_HOME is {quoted(str(found.value))} in {home / ENV_FILE}, but that file is itself found by KOO_HOME; "
+            "set it in the environment",
         )
 
 
 def check_env_file(path: Path, environ: Mapping[str, str], *, by_hand: bool) -> Iterator[str]:
-    """Warnings to log. `by_hand`: KOO_HOME names its folder, so other users who can change it are trusted.
+    """Warnings to log about a `.env`. `by_hand`: its folder is set by KOO_HOME, so users who can change it are trusted.
 
-    Raises `ConfigurationError` for one that was found by searching and that others can change.
+    Raises `ConfigurationError` for a file that was found by searching and that other users can change.
     """
     if not _holds_env_file(path.parent):
         return
     try:
         doubt, is_readable_by_all = look_at(path, environ)
     except OSError:
-        return  # reading it reports this in words
+        return  # reading the file will report this error
     if doubt and not by_hand:
         raise ConfigurationError(
             "",
             f"{path} is not read, because {doubt}: change that, or set KOO_HOME={path.parent} to trust the file, or "
-            "KOO_HOME to another folder",
+            "set KOO_HOME to another folder",
         )
     if doubt:
-        yield f"{path} is read because KOO_HOME says so, but {doubt}"
+        yield f"{path} is read because KOO_HOME names its folder, but {doubt}"
     if is_readable_by_all:
         yield f"every user of this machine can read {path}: chmod o-r {path}"
 
@@ -104,9 +107,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """The settings of a `.env`, in order; none if the file does not exist.
+    """The settings in a `.env`, in order; {} if the file does not exist.
 
-    Raises `ConfigurationError` naming the file, and the line that is not `NAME=value`.
+    Raises `ConfigurationError` with the file and the number of a line that is not `NAME=value`.
     """
     if not _holds_env_file(path.parent):
         return {}
@@ -120,19 +123,20 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _parse(text: str, path: Path) -> dict[str, str]:
-    # Only the parser: dotenv's readers log a line that they cannot read and continue, and expand ${NAME} by default.
-    # Imported here, because it takes longer to load than all settings, and most processes in production have no file.
+    # Only dotenv's parser is used. Its readers log a line that they cannot parse and go on, and they expand ${NAME} by
+    # default. It is imported here because loading it takes longer than all settings, and most processes in production
+    # have no `.env`.
     from dotenv.parser import parse_stream
 
     found = {}
     for one in parse_stream(io.StringIO(text)):
         if one.error or (one.key is not None and (one.value is None or not _NAME.fullmatch(one.key))):
-            # A binding begins with the blank lines in front of it.
+            # The parser counts blank lines in front of a binding as part of it, so its line number is too low.
             blank = one.original.string[: -len(one.original.string.lstrip()) or None].count("\n")
             line = one.original.line + blank
             raise ConfigurationError(
                 "",
-                f"{path}, line {line}: this is not NAME=value, or its quote is not closed; a comment begins with #",
+                f"{path}, line {line}: this is not NAME=value, or its quote is not closed; comments start with #",
             )
         if one.key is not None and one.value is not None:
             found[one.key] = one.value
@@ -147,9 +151,9 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 def gather(environ: Mapping[str, str], env_file: Path) -> dict[str, Found]:
-    """What is set, by name; the environment overrides the file.
+    """All variables that are set, by name; the environment takes precedence over the file.
 
-    An empty variable of the environment hides the file's, so `OPENAI_API_KEY= koo serve` starts without the key.
+    An empty variable in the environment hides the file's, so `OPENAI_API_KEY= koo serve` starts without the key.
     """
     return _read(read_env_file(env_file), ".env") | _read(without_links(environ), "environment")
 
@@ -157,10 +161,14 @@ def gather(environ: Mapping[str, str], env_file: Path) -> dict[str, Found]:
 def _read(variables: Mapping[str, str], source: Source) -> dict[str, Found]:
     found = {name: Found(name, text.strip(), source) for name, text in variables.items()}
     if "REQUEST_METHOD" in found:
-        # In a CGI process a client's header `Proxy: …` arrives as HTTP_PROXY, and would choose our requests' route.
+        # "httpoxy" (CVE-2016-5385): in a CGI process a client's header `Proxy: …` arrives as HTTP_PROXY. Any client
+        # could
+        # send koo's requests, with their keys, through its own proxy.
         found.pop("HTTP_PROXY", None)
     for name in PROXIES:
-        # As in other programs, lower case wins, even if empty: so a shell can bypass the machine's proxy.
+        # Lower case takes precedence, as in curl and requests. That includes an empty value, so that a shell can turn
+        # off
+        # the machine's proxy.
         small = found.pop(name.lower(), None)
         if small is not None:
             found[name] = Found(name, small.value, source)

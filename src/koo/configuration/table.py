@@ -1,11 +1,11 @@
-"""The table of variables: what a row is, and how it is declared in a class.
+"""The table of variables: what a row is, and how a class declares it.
 
 A row names the option that a variable sets, by a function: `pool_size = variable(lambda koo: koo.database.pool_size)`.
-The option's meaning, unit, range, default and reason are the variable's, so a row states only the differences. The
-function is called once, with a recorder, to learn the option's place; mypy checks that the option exists and uses its
-type for the attribute. So a variable is declared once: its name by the attribute, everything else by the option.
+The variable takes its meaning, unit, range, default and reason from the option, so a row states only the differences.
+The function is called once, with a recorder, to find the option's place. mypy checks that the option exists, and uses
+its type for the attribute. So a variable is declared once: the attribute is its name, and the option defines the rest.
 
-A class of rows is a `Table`. Its instances hold a value for each row, under the row's name, and do not change.
+A class of rows is a `Table`. Its instances contain a value for each row, under the row's name, and are immutable.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from koo.options import PlatformOptions, ServiceOptions
 
 T = TypeVar("T")
 Place = tuple[str, ...]
-"""Where an option is: ("database", "pool_size") in `PlatformOptions`."""
+"""The path of an option: ("database", "pool_size") in `PlatformOptions`."""
 
 PLATFORM = PlatformOptions()
 SERVICE = ServiceOptions(name="", kind="openai")
@@ -46,7 +46,7 @@ BUDGET = BudgetOptions(name="")
 
 @dataclass(slots=True)
 class Row:
-    """One variable. `places` of the options that it sets, in `root`; `less`: by how much it is below the option."""
+    """One variable. It sets the options at `places` in `root`; `less` is subtracted from an option to get its value."""
 
     form: Form
     default: object
@@ -54,16 +54,16 @@ class Row:
     why: str
     unit: str = ""
     shown_default: str = ""
-    """What documents show in place of the default."""
+    """Shown in the documentation in place of the default."""
     root: Checked | None = None
     places: tuple[Place, ...] = ()
     less: int = 0
     takes_none: bool = False
     none: str = ""
-    """What the word `none` means; empty if it is not a value."""
+    """The meaning of the value `none`; "" if the variable does not accept it."""
     secret: bool = False
     many: bool = False
-    """Holds a value for each name that follows it: `HEADERS__X_TITLE` is the one of "x_title"."""
+    """The row has a value for each name that follows it: `HEADERS__X_TITLE` is the value for "x_title"."""
     name: str = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -71,11 +71,11 @@ class Row:
 
     @property
     def allowed(self) -> str:
-        """What the variable may hold, as words: "a whole number, 1 to 10000"."""
+        """The accepted values in words: "a whole number, 1 to 10000"."""
         return self.form.allowed + (f", or none for {self.none}" if self.none else "")
 
     def read(self, value: object, home: Path) -> object:
-        """The value of what was set, mostly text. Raises `ValueError`."""
+        """Parse what was set, usually text. Raises `ValueError`."""
         if value is None and self.takes_none:
             return None
         value = reveal(value)
@@ -90,12 +90,12 @@ class Row:
         return SecretStr(str(made)) if self.secret else made
 
     def options(self) -> Iterator[str]:
-        """The options that it sets, as `Class.field`."""
+        """The options that the variable sets, as `Class.field`."""
         for *parts, name in self.places:
             yield f"{type(_inside(self.root, parts)).__name__}.{name}"
 
     def explain(self, value: object) -> str:
-        """A value for display: a secret is masked."""
+        """A value for display; secrets are masked."""
         if value is None:
             return "none" if self.none else ""
         if isinstance(value, Mapping):
@@ -104,7 +104,7 @@ class Row:
 
 
 class Words(TypedDict, total=False):
-    """A row's own words, in place of its option's."""
+    """A row's own attributes, which replace those of its option."""
 
     form: Form
     meaning: str
@@ -116,7 +116,7 @@ class Words(TypedDict, total=False):
 def variable(
     option: Callable[[PlatformOptions], T], *more: Callable[[PlatformOptions], T], **words: Unpack[Words]
 ) -> T:
-    """A variable that sets this option, and `more` of them."""
+    """A variable that sets this option, and those in `more`."""
     return cast("T", _row(PLATFORM, (option, *more), words))
 
 
@@ -131,7 +131,9 @@ def of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T |
 
 
 def many_of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T:
-    """Settings of one service under the operator's own names, whose values are never shown; {} if none is set."""
+    """Settings of one service under names that the operator chooses; {} if none is set. Their values are never
+    shown.
+    """
     return cast("T", replace(_row(SERVICE, (option,), words), default={}, many=True, secret=True))
 
 
@@ -141,7 +143,7 @@ def of_budget(option: Callable[[BudgetOptions], T], **words: Unpack[Words]) -> T
 
 
 def alone(default: T, meaning: str, why: str, form: Form) -> T:
-    """A variable that does not stand for a single option."""
+    """A variable that does not correspond to a single option."""
     return cast("T", Row(form, default, meaning, why, takes_none=default is None))
 
 
@@ -150,12 +152,12 @@ def secret(row: str) -> SecretStr: ...
 @overload
 def secret(row: str | None) -> SecretStr | None: ...
 def secret(row: object) -> object:
-    """The same row, with a value that is never shown."""
+    """The same row, marked so that its value is never shown."""
     return replace(cast("Row", row), secret=True)
 
 
 class _Recorder:
-    """Stands for the options while a row's function says which one it means."""
+    """Passed to a row's function in place of the options; records which option the function returns."""
 
     def __init__(self) -> None:
         self.place: Place = ()
@@ -202,7 +204,7 @@ def _inside(options: Any, parts: Iterable[str]) -> Any:
 
 @cache
 def _types(owner: type[object]) -> dict[str, tuple[object, ...]]:
-    """Of each option of a class its types: `int | None` → (int, NoneType), `Literal["a"]` stays one."""
+    """The types of each option of a class: `int | None` → (int, NoneType); a `Literal["a"]` stays as it is."""
     hints = get_type_hints(owner)
     return {
         name: (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
@@ -211,7 +213,7 @@ def _types(owner: type[object]) -> dict[str, tuple[object, ...]]:
 
 
 def _form(types: tuple[object, ...], about: Mapping[str, Any]) -> Form:
-    """The form of a value that its type and range describe."""
+    """The form of a value by its type and range."""
     kind: Any = types[0]
     if get_origin(kind) is Literal:
         return choice(*get_args(kind))
@@ -219,7 +221,7 @@ def _form(types: tuple[object, ...], about: Mapping[str, Any]) -> Form:
 
 
 class Table:
-    """Base of the classes of rows. `given` names the attributes that were set; the others have their default."""
+    """Base class of classes of rows. `given` contains the attributes that were set; the others have their default."""
 
     rows: ClassVar[dict[str, Row]] = {}
     given: frozenset[str]
@@ -231,7 +233,7 @@ class Table:
         vars(self).update({name: row.default for name, row in self.rows.items()} | dict(values), given=given)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise ValueError(f"{type(self).__name__} is frozen; make another one to change {name}")
+        raise ValueError(f"{type(self).__name__} is frozen; create a new one to change {name}")
 
     def __repr__(self) -> str:
         shown = (

@@ -1,7 +1,8 @@
-"""From variables to the frozen options that the rest of koo sees.
+"""Convert variables to the frozen options that the rest of koo uses.
 
-Each row knows the places of its options, so most values go there by themselves. This module does the rest: what a
-service takes from more than one variable, which are its kind, key, model, slowness and money.
+Each row contains the places of its options, so most values are copied there generically. This module handles what
+depends
+on more than one variable: a service's kind, key, model, prices, budget and timeouts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ FREE = Decimal(0)
 
 
 def platform_options(settings: Variables) -> PlatformOptions:
-    """Everything that one process of koo needs to know."""
+    """All options of one koo process."""
     declared = sorted(settings.ai_services.keys() - BUILT_IN.keys())
     options = _with(PLATFORM, _values(settings, PLATFORM))
     return replace(
@@ -41,7 +42,9 @@ def platform_options(settings: Variables) -> PlatformOptions:
 
 
 def _values(table: Table, root: Checked) -> dict[Place, Any]:
-    """What a table's rows say about the options in `root`. None says nothing, unless it is the value `none`."""
+    """The values of a table's rows for the options in `root`."""
+    # None has two meanings. In a row that was not set it means "keep the option's default". In a row that accepts the
+    # word `none` and was set, it is the value itself ("no limit"), and must replace the default.
     values = {}
     for name, row in table.rows.items():
         value = reveal(getattr(table, name))
@@ -82,12 +85,12 @@ def _service_options(settings: Variables, name: str) -> ServiceOptions:
     if free:
         derived |= {("input_price",): FREE, ("output_price",): FREE}
     if free and "daily_budget" not in own.given:
-        derived[("daily_budget_usd",)] = None  # a free service need not wait for a ledger
+        derived[("daily_budget_usd",)] = None  # calls of a free service need not wait for the ledger
     return _with(SERVICE, _values(settings, SERVICE) | _values(own, SERVICE) | derived)
 
 
 def headers_of(own: ServiceSettings) -> dict[str, str]:
-    """{"x_title": …} → {"x-title": …}: a variable's name has no dashes, and headers have nothing else."""
+    """{"x_title": …} → {"x-title": …}: variable names cannot contain dashes, and header names use nothing else."""
     return {name.replace("_", "-").lower(): reveal(text) for name, text in own.headers.items()}
 
 
@@ -107,7 +110,7 @@ def body_of(own: ServiceSettings) -> dict[str, Any]:
 
 
 def attempt_timeout_s(settings: Variables, own: ServiceSettings) -> float | None:
-    """The time of an attempt as set for the service, or for all of them; None: it follows from the query's."""
+    """The attempt timeout that is set for the service or for all; None if it is derived from the query's timeout."""
     for_all = settings.ai_attempt_timeout if "ai_attempt_timeout" in settings.given else None
     return own.attempt_timeout or for_all
 
@@ -118,7 +121,7 @@ def _kind_and_key(settings: Variables, name: str, own: ServiceSettings) -> tuple
         kind, variable = BUILT_IN[name]
         return kind, key or (reveal(getattr(settings, variable.lower())) if variable else None)
     if own.kind in {None, "openai"}:
-        # A self-hosted server speaks chat completions; OpenAI's own has the newer Responses.
+        # Self-hosted servers have chat completions; OpenAI's own API has the newer Responses.
         return ("openai_compatible" if own.base_url else "openai"), key
     return ("anthropic" if own.kind == "anthropic" else "gemini"), key
 
@@ -132,6 +135,6 @@ def _model(settings: Variables, kind: ServiceKind, own: ServiceSettings) -> str:
 
 
 def local_model_path(settings: Variables) -> Path | None:
-    """The file that `AI_SERVICES__LOCAL__MODEL` names, or None: the packaged one."""
+    """The file in `AI_SERVICES__LOCAL__MODEL`; None for the packaged one."""
     own = settings.ai_services.get("local")
     return (settings.koo_home / Path(own.model).expanduser()).resolve() if own and own.model else None

@@ -1,12 +1,15 @@
-"""Who else controls a `.env`: those who can write it, replace it, or read it.
+"""Check which other users can write, replace or read a `.env`.
 
-A `.env` decides which address receives the keys of the environment. One that is found by searching upwards may be in a
-folder that many use, where any of them could have put it; so it is obeyed only if no one but its reader and root can
-change it, as git does with a repository's configuration. Every folder on the way counts, links included: a user who can
-rename one of them can replace the file. In a folder with the sticky bit (/tmp, a mounted secret) only their owners can
-replace entries.
+A `.env` decides which URL receives the API keys of the environment. koo finds it by searching upwards, so it may be in
+a
+shared folder where any user could have put it. So it is used only if no one except the current user and root can change
+it; git has the same rule for a repository's configuration. All folders of the path count, links included, because a
+user
+who can rename one of them can replace the file. In a folder with the sticky bit (/tmp, a mounted secret), only the
+owner
+of an entry can replace it.
 
-If the operating system has no user ids, nothing is checked.
+Nothing is checked if the operating system has no user ids.
 """
 
 from __future__ import annotations
@@ -19,24 +22,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 LINKS_MAX = 40
-"""As many as Linux follows before it gives up."""
+"""Symbolic links to follow; the same limit as Linux has."""
 
 
 class Seen(NamedTuple):
-    """The result of a look at the way to a file. `doubt`: who else can change it, as a clause; empty if no one can."""
+    """The result for a file. `doubt`: who else can change it, as a clause for a message; "" if no one can."""
 
     doubt: str
     is_readable_by_all: bool
 
 
 def look_at(path: Path, environ: Mapping[str, str]) -> Seen:
-    """Walk from the root to `path`, following links. Raises OSError if a part of the way is missing."""
+    """Check each part of `path` from the root, following links. Raises OSError if a part is missing."""
     if not hasattr(os, "geteuid"):
         return Seen("", False)
     trusted = _trusted(environ)
     left, here, links = list(path.absolute().parts[1:]), Path("/"), 0
     doubt, is_open = "", True
     while True:
+        # `lstat` and not `stat`: every link has to be resolved here, step by step. The folders that contain a link and
+        # its target both have to be trusted, and `stat` would show only the target.
         found = os.lstat(here)
         if stat.S_ISLNK(found.st_mode):
             links += 1
@@ -51,12 +56,14 @@ def look_at(path: Path, environ: Mapping[str, str]) -> Seen:
         is_open = is_open and bool(found.st_mode & stat.S_IXOTH)
         inside = left.pop(0)
         here = here.parent if inside == ".." else here / inside
+        # In a folder with the sticky bit everyone may create entries, but only an entry's owner may replace it. So the
+        # owner of the next part has to be trusted, also if that part is a link.
         if found.st_mode & stat.S_ISVTX and (owner := os.lstat(here).st_uid) not in trusted:
             doubt = doubt or f"{here} belongs to {_user(owner)}"
 
 
 def _trusted(environ: Mapping[str, str]) -> set[int]:
-    """The user, root, and the user behind sudo: a command of theirs may read their files."""
+    """The ids of the current user, of root, and of the user who called sudo, whose files the command may read."""
     caller = environ.get("SUDO_UID", "") if os.geteuid() == 0 else ""
     return {0, os.geteuid()} | ({int(caller)} if caller.isdecimal() else set())
 
@@ -74,7 +81,10 @@ def _doubt_about(path: Path, found: os.stat_result, trusted: set[int]) -> str:
 
 
 def _is_private(gid: int) -> bool:
-    """Root's group, or the user's own: many systems make one for each user, and make files writable by it."""
+    """Whether the group is root's, or contains only the current user.
+
+    Many systems create a group for each user, and make new files writable by it.
+    """
     import grp
     import pwd
 

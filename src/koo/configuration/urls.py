@@ -1,6 +1,6 @@
-"""What a URL may be, where a relative path in it starts, and how it is shown without its secrets.
+"""Check URLs, resolve relative paths in them, and mask their secrets for display.
 
-The checks read no more of a URL than they need. They raise `ValueError` with what is allowed, never with the URL.
+The checks parse no more of a URL than they need. They raise `ValueError` with what was expected, never with the URL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DATABASE_SCHEMES = (
     "postgresql+asyncpg",
 )
 ALLOWED_DATABASES = f"a URL that begins with one of {', '.join(f'{one}://' for one in DATABASE_SCHEMES)}"
-ALLOWED_HOSTS = "an address or a host name, without scheme and port"
+ALLOWED_HOSTS = "an IP address or a host name, without scheme and port"
 ALLOWED_WEB = "a URL that begins with http:// or https://, without user, password, ? and #"
 ALLOWED_WEBHOOK = "a URL that begins with http:// or https://, without user, password and #"
 
@@ -31,14 +31,14 @@ _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}\.?)
 
 
 def effective_database_url(url: str, home: Path) -> str:
-    """The URL in use: `postgres://` becomes `postgresql://`, and an SQLite file's relative path starts at `home`.
+    """The URL to use: `postgres://` becomes `postgresql://`, and an SQLite file's relative path starts at `home`.
 
     Raises `ValueError` for an invalid scheme, port or path.
     """
     scheme, rest = _split(url)
     scheme = "postgresql" if scheme == "postgres" else scheme
     if scheme not in DATABASE_SCHEMES:
-        raise ValueError(f"allowed is {ALLOWED_DATABASES}")
+        raise ValueError(f"expected {ALLOWED_DATABASES}")
     if scheme.startswith("sqlite"):
         return f"{scheme}://{_absolute(rest, home)}"
     check_place(rest)
@@ -46,10 +46,10 @@ def effective_database_url(url: str, home: Path) -> str:
 
 
 def effective_state_url(url: str, home: Path) -> str:
-    """The same for koo's own state, which must be in a file or a server. Raises `ValueError`."""
+    """Like `effective_database_url`, for koo's own state, which needs a file or a server. Raises `ValueError`."""
     scheme, rest = _split(url)
     if scheme.startswith("sqlite") and (rest in {"", "/", "/:memory:"} or "?" in rest):
-        raise ValueError("allowed is sqlite:/// and the path of a file, and nothing else")
+        raise ValueError("expected sqlite:/// followed by the path of a file, without options")
     return effective_database_url(url, home)
 
 
@@ -63,7 +63,7 @@ def _split(url: str) -> tuple[str, str]:
 def _absolute(rest: str, home: Path) -> str:
     if rest and not rest.startswith("/"):
         raise ValueError(
-            "allowed is sqlite:/// and a path that starts at KOO_HOME, or sqlite://// and an absolute one"
+            "expected sqlite:/// and a path relative to KOO_HOME, or sqlite://// and an absolute path"
         )
     path, question, query = rest[1:].partition("?")
     check_sqlite_url(path, dict(parse_qsl(query, keep_blank_values=True)))
@@ -71,32 +71,34 @@ def _absolute(rest: str, home: Path) -> str:
         return rest
     place = (home / Path(unquote(path)).expanduser()).resolve()
     if place.is_dir():
-        raise ValueError("allowed is the path of a file, but this is a folder")
-    # Quoted, because SQLAlchemy takes %41 for A, and what follows a ? for options.
+        raise ValueError("expected the path of a file, but this is a folder")
+    # Quoted, because SQLAlchemy reads %41 as A, and takes everything after a ? as options. A file with such a name
+    # would
+    # otherwise be created under another one.
     return f"/{quote(place.as_posix(), safe='/:')}{question}{query}"
 
 
 def check_web_url(url: str) -> str:
-    """The URL of a server, without a slash at its end. Raises `ValueError`, also for a password in it."""
+    """The URL of a server without a trailing slash. Raises `ValueError`, also if it contains a user or password."""
     try:
         parts = urlsplit(url)
         right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         right = False
     if not right or re.search(r"[\s?#@\\]|[^\x21-\x7e]", url):
-        raise ValueError(f"allowed is {ALLOWED_WEB}")
+        raise ValueError(f"expected {ALLOWED_WEB}")
     return url.rstrip("/")
 
 
 def check_webhook_url(url: str) -> str:
-    """A webhook's URL, unchanged: its path and query may be how its receiver recognises us. Raises `ValueError`."""
+    """A webhook's URL, unchanged, because the receiver may identify us by its path and query. Raises `ValueError`."""
     try:
         parts = urlsplit(url)
         right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         right = False
     if not right or "@" in url.partition("://")[2].partition("/")[0] or re.search(r"[^\x21-\x7e]|[#\\]", url):
-        raise ValueError(f"allowed is {ALLOWED_WEBHOOK}")
+        raise ValueError(f"expected {ALLOWED_WEBHOOK}")
     return url
 
 
@@ -107,27 +109,30 @@ def check_proxy_url(url: str) -> str:
 
 
 def check_host(host: str) -> str:
-    """An address or a name to listen on. Raises `ValueError`."""
+    """An IP address or host name to listen on. Raises `ValueError`."""
     if not is_address(host) and not _HOST_NAME.fullmatch(host):
-        raise ValueError(f"allowed is {ALLOWED_HOSTS}")
+        raise ValueError(f"expected {ALLOWED_HOSTS}")
     return host
 
 
 def url_of(host: str, port: int) -> str:
-    """The address at which this machine reaches a server that listens there."""
+    """The URL at which this machine reaches a server that listens on `host` and `port`."""
+    # A server that listens on 0.0.0.0 or :: is reached at the loopback address: connecting to the unspecified address
+    # works only on some systems.
     if is_address(host) and ip_address(host).is_unspecified:
         host = "127.0.0.1" if ip_address(host).version == 4 else "::1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def mask_url(url: str) -> str:
-    """The URL for display: without user, password, and the values of its options."""
+    """The URL for display, without user, password and the values of its options."""
     parts = _PARTS.fullmatch(url)
     if parts is None:
         return "…"
     scheme, rest = parts[1], parts[2]
     if not scheme.startswith("sqlite") and "@" in rest:
-        # Up to the last @: a password with an unquoted @, / or ? would otherwise show its tail.
+        # Everything up to the last @ is hidden. If a password contains an unquoted @, / or ?, the part after it would
+        # otherwise be shown.
         rest = "…@" + rest.rpartition("@")[2]
     rest, question, query = rest.partition("?")
     names = (option.partition("=")[0] for option in query.split("&"))
@@ -135,6 +140,6 @@ def mask_url(url: str) -> str:
 
 
 def mask_to_scheme(url: str) -> str:
-    """Only a URL's scheme, for a URL that could not be read."""
+    """The scheme of a URL that could not be parsed, and nothing else of it."""
     parts = _PARTS.fullmatch(url)
     return f"{parts[1]}://…" if parts and len(parts[1]) <= 24 else "…"

@@ -1,7 +1,7 @@
-"""How a value is written: read from text, checked, shown, and what is allowed in words.
+"""The forms of values: how each is parsed from text, checked, displayed and described.
 
-An invalid value raises `ValueError`; its text, if it has one, says what is allowed and replaces the words of the form.
-No text ever repeats the value, because it may be a secret.
+An invalid value raises `ValueError`. If the error has a text, it says what was expected and replaces the form's
+description. It never quotes the value, because that may be a secret.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ SHOWN_MAX = 40
 TAG_MAX = 200
 ADDRESS_MAX = 254
 ADDRESSES_MAX = 20
-# ASCII without quotes, spaces and address separators of headers; the part after the @ contains no other @.
+# ASCII without quotes, spaces and the characters that separate addresses in mail headers: an address must not be able
+# to
+# add another recipient or header.
 _ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 OPTIONAL_PARAMETERS = ("temperature", "stream_options")
-"""What can be left out of a request; the bound of the answer cannot, since the budget rests on it."""
-# Variables are written in upper case without dots, so the names in them have neither.
+"""Parameters that can be left out of a request. `max_tokens` cannot, because the budget depends on it."""
+# Names of variables are in upper case and have no dots, so these names have neither upper case nor dots.
 SERVICE_WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 SWITCH = {
     "true": True,
@@ -56,13 +58,14 @@ SWITCH = {
     "no": False,
     "0": False,
 }
-# A key in the wrong variable: it must not reach a log through the sentence that refuses it.
+# Recognises a key in the wrong variable. The message that refuses it goes to logs and terminals, and must not contain
+# it.
 _LOOKS_SECRET = re.compile(r"://|@|^(?:sk|pk|key|AIza|pplx|xai|gsk|ghp|eyJ)[-_A-Za-z0-9]{6}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SecretStr:
-    """Text that no `repr`, log or message shows; `get_secret_value()` returns it."""
+    """Text that is masked in every `repr`, log and message; `get_secret_value()` returns it."""
 
     _text: str
 
@@ -77,7 +80,7 @@ class SecretStr:
 
 
 def reveal(value: Any) -> Any:
-    """The text of a secret, also of pydantic's; any other value unchanged."""
+    """Return the text of a secret (also of pydantic's); return any other value unchanged."""
     return value.get_secret_value() if hasattr(value, "get_secret_value") else value
 
 
@@ -85,7 +88,7 @@ def reveal(value: Any) -> Any:
 
 
 def as_text(value: object) -> str:
-    """A value as it would be written in a `.env`; nothing for None."""
+    """A value as it would be written in a `.env`; "" for None."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -96,7 +99,7 @@ def as_text(value: object) -> str:
 
 
 def quoted(text: str) -> str:
-    """A variable's content, for a message: quoted, cut, and "…" if it looks like a key in the wrong place."""
+    """A variable's value for a message: quoted, shortened, and "…" if it looks like a key."""
     text = "".join(letter if letter.isprintable() else "�" for letter in text)
     if _LOOKS_SECRET.search(text):
         return '"…"'
@@ -107,10 +110,10 @@ def quoted(text: str) -> str:
 
 
 class Form(NamedTuple):
-    """A way to write a value. `read(text, home)` raises `ValueError`.
+    """The form of a value. `read(text, home)` parses it and raises `ValueError`.
 
-    `held` makes what a refusal shows of the text, `shown` what an explanation shows of a value in force; `types` are
-    those that an argument in Python may have.
+    `allowed` describes the form. `held` formats an invalid text for an error, and `shown` a valid value for display.
+    `types` are the types that a Python argument may have.
     """
 
     allowed: str
@@ -121,13 +124,16 @@ class Form(NamedTuple):
 
 
 def number(kind: type[int] | type[float] | type[Decimal], about: Any) -> Form:
-    """A number in an option's range. Infinity is not a number here: no limit is written as `none`."""
+    """A number in an option's range. Infinity is not allowed: write `none` for no limit."""
 
     def read(text: str, _home: Path) -> object:
         try:
-            value = kind(re.sub(r"\.0+$", "", text) if kind is int else text)  # 10.0 is a whole number too
+            value = kind(
+                re.sub(r"\.0+$", "", text) if kind is int else text
+            )  # accepts 10.0 as a whole number
         except (ValueError, ArithmeticError):
             raise ValueError from None
+        # `int` and `float` also accept digits of other scripts, such as Arabic ones.
         if not text.isascii() or not is_inside(about, value) or not math.isfinite(value):
             raise ValueError
         return value
@@ -142,7 +148,7 @@ def number(kind: type[int] | type[float] | type[Decimal], about: Any) -> Form:
 
 
 def choice(*words: str) -> Form:
-    """One of a few words, in any case."""
+    """One of a few words, in upper or lower case."""
 
     def read(text: str, _home: Path) -> str:
         if text.lower() not in words:
@@ -159,7 +165,7 @@ def _switch(text: str, _home: Path) -> bool:
 
 
 def _key(text: str, _home: Path) -> str:
-    # A line break or a quote that was copied with a key would make it a different one, or break the header.
+    # A quote that was copied along with a key makes it a wrong key, and a line break would start another header.
     if not re.fullmatch(r"[\x21\x23-\x26\x28-\x7e]+", text):
         raise ValueError
     return text
@@ -198,7 +204,8 @@ def _scheme(text: str) -> str:
 
 
 def _proxy(text: str, _home: Path) -> str:
-    # No stricter: another program may need one that koo cannot use; the error comes when a service would need it.
+    # The check is not stricter, because other programs may need a proxy that koo cannot use. An error is raised only if
+    # one of koo's services would use it.
     if not text.isprintable() or " " in text:
         raise ValueError
     return text
@@ -213,18 +220,19 @@ def _hosts(text: str, _home: Path) -> str:
 def _certificates(text: str, home: Path) -> Path:
     path = (home / Path(text).expanduser()).resolve()
     if not path.is_file():
-        raise ValueError("allowed is the path of a file that exists")
+        raise ValueError("expected the path of an existing file")
     import ssl  # loaded only if such a file is named
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except (ssl.SSLError, OSError):
-        raise ValueError("allowed is a file of certificates in PEM form that can be read") from None
+        raise ValueError("expected a readable file of certificates in PEM format") from None
     return path
 
 
 def _certificate_folders(text: str, home: Path) -> str:
-    # Several, as OpenSSL accepts them; some systems name one that only some machines have.
+    # OpenSSL accepts several folders, and some systems list one that does not exist on all machines. So one existing
+    # folder is enough.
     folders = [(home / Path(one).expanduser()).resolve() for one in text.split(os.pathsep)]
     if not any(one.is_dir() for one in folders):
         raise ValueError
@@ -232,14 +240,14 @@ def _certificate_folders(text: str, home: Path) -> str:
 
 
 def _header(text: str, _home: Path) -> str:
-    # A line break would begin a header of its own.
+    # A line break would start another header.
     if not re.fullmatch(r"[\x20-\x7e\t]+", text):
         raise ValueError
     return text
 
 
 def _field(text: str, _home: Path) -> str:
-    """JSON as it is; anything else is a text, and becomes JSON."""
+    """Return JSON unchanged, and any other text as a JSON string."""
     try:
         json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -248,7 +256,7 @@ def _field(text: str, _home: Path) -> str:
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(name)  # NaN and Infinity are Python's own JSON, which servers do not accept
+    raise ValueError(name)  # NaN and Infinity are extensions of Python's `json` that servers do not accept
 
 
 def _parameters(text: str, _home: Path) -> tuple[str, ...]:
@@ -262,7 +270,7 @@ def _networks(text: str, _home: Path) -> tuple[str, ...]:
     try:
         return tuple(str(ip_network(one.strip(), strict=False)) for one in text.split(",") if one.strip())
     except ValueError:
-        raise ValueError from None  # its own message repeats the value
+        raise ValueError from None  # the caught error's message quotes the value
 
 
 def _webhook(text: str, _home: Path) -> str:
@@ -295,12 +303,12 @@ def _addresses(text: str, home: Path) -> tuple[str, ...]:
 YES_OR_NO = Form("true or false", _switch, types=(str, bool))
 KEY = Form("ASCII text without quotes and spaces", _key, lambda _text: '"…"', lambda _text: "…")
 PARAMETERS = Form(
-    f"one or more of {', '.join(OPTIONAL_PARAMETERS)}, with commas between", _parameters, types=(str, tuple)
+    f"one or more of {', '.join(OPTIONAL_PARAMETERS)}, separated by commas", _parameters, types=(str, tuple)
 )
 TOKENS_PARAMETER = choice("max_tokens", "max_completion_tokens")
-MODEL = Form("the name of a model, for `local` the path of a file that exists", _model)
+MODEL = Form("the name of a model, for `local` the path of an existing file", _model)
 FOLDER = Form(
-    "a folder that exists; set in the environment, not in a `.env`",
+    "an existing folder; set it in the environment, not in a `.env`",
     lambda _text, home: home,
     types=(str, Path),
 )
@@ -316,10 +324,10 @@ FIELD = Form(
 )
 PROXY = Form("the URL of a proxy", _proxy, lambda _text: '"…"', mask_url)
 SERVICE_PROXY = Form(ALLOWED_PROXY, lambda text, _home: check_proxy_url(text), lambda _text: '"…"', mask_url)
-HOSTS = Form("hosts, with commas between them", _hosts)
-CERTIFICATE_FILE = Form("the path of a file of certificates in PEM form", _certificates, types=(str, Path))
+HOSTS = Form("hosts, separated by commas", _hosts)
+CERTIFICATE_FILE = Form("the path of a file of certificates in PEM format", _certificates, types=(str, Path))
 CERTIFICATE_FOLDERS = Form(
-    f"a folder that exists, or several with {os.pathsep} between them",
+    f"an existing folder, or several separated by {os.pathsep}",
     _certificate_folders,
     types=(str, Path),
 )
@@ -329,20 +337,20 @@ WEBHOOK = Form(ALLOWED_WEBHOOK, _webhook, _scheme, mask_to_scheme)
 SMTP_URL = Form(ALLOWED_SMTP, _smtp_url, _scheme, mask_url)
 SIGNING_SECRET = Form(ALLOWED_SECRET, _signing_secret, lambda _text: '"…"', lambda _text: "…")
 NETWORKS = Form(
-    "addresses or networks, such as 10.0.0.7 or 10.0.0.0/8, with commas between them",
+    "addresses or networks, such as 10.0.0.7 or 10.0.0.0/8, separated by commas",
     _networks,
     types=(str, tuple),
 )
 ADDRESS = Form("an e-mail address, such as koo@example.com, without a name", _address)
 ADDRESSES = Form(
-    f"e-mail addresses without names, with commas between them, no more than {ADDRESSES_MAX}",
+    f"e-mail addresses without names, separated by commas, no more than {ADDRESSES_MAX}",
     _addresses,
     types=(str, tuple),
 )
 SERVICE_NAME = Form("the name of a service", _service_name)
 SERVICE_OR_REFUSE = Form("refuse, or the name of another service", _service_name)
-TAG = Form(f"a tag of at most {TAG_MAX} characters, or * for a budget for each tag", _tag)
+TAG = Form(f"a tag of at most {TAG_MAX} characters, or * for a separate budget for each tag", _tag)
 LABEL_MAX = 64
 LABEL = Form(f"at most {LABEL_MAX} characters", _label)
 SERVICE_KIND = choice("openai", "anthropic", "gemini")
-SERVICE_KIND = SERVICE_KIND._replace(allowed=f"{SERVICE_KIND.allowed}, for a declared service only")
+SERVICE_KIND = SERVICE_KIND._replace(allowed=f"{SERVICE_KIND.allowed}; only for a declared service")

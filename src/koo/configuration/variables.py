@@ -1,7 +1,7 @@
-"""Every variable, one row each; `koo.configuration.table` says what a row is.
+"""All variables, one row each; `koo.configuration.table` defines what a row is.
 
-No behaviour: how the variables are read is in `koo.settings`, what is checked across them in `cross_checks`, and what
-follows from them in `to_options`.
+There is no behaviour here: `koo.settings` reads the variables, `cross_checks` checks them together, and `to_options`
+converts them.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ BUILT_IN: dict[str, tuple[ServiceKind, str]] = {
     "perplexity": ("perplexity", KEY_VARIABLES["perplexity"]),
     "local": ("local", ""),
 }
-"""The services that need no declaration: the format that they speak, and the variable that holds their key."""
+"""The services that need no declaration: their format, and the variable with their key."""
 
 
 class Name(NamedTuple):
     """One variable: ("ai_services", "claude", "daily_budget") is `AI_SERVICES__CLAUDE__DAILY_BUDGET`.
 
-    One outside all families has "" for `family` and `whose`: ("", "", "koo_port") is `KOO_PORT`.
+    Outside all families, `family` and `whose` are "": ("", "", "koo_port") is `KOO_PORT`.
     """
 
     family: str
@@ -76,7 +76,7 @@ class Name(NamedTuple):
 
     @property
     def variable(self) -> str:
-        """As written in the environment."""
+        """The name as written in the environment."""
         return (f"{self.family}__{self.whose}__{self.attribute}" if self.family else self.attribute).upper()
 
 
@@ -86,13 +86,13 @@ def _key_of(service: str) -> SecretStr | None:
 
 
 class ServiceSettings(Table):
-    """`AI_SERVICES__<NAME>__…`: what differs for one service, or makes a new one; None is as for all services."""
+    """`AI_SERVICES__<NAME>__…`: settings of one service, or the declaration of a new one; None means as for all."""
 
     kind = of_one(
         lambda service: service.kind,
         form=SERVICE_KIND,
-        meaning="format that a declared server speaks",
-        why="most servers speak OpenAI's",
+        meaning="API format of a declared server",
+        why="most servers have OpenAI's format",
         shown_default="openai",
     )
     base_url = of_one(lambda service: service.base_url, form=WEB_URL)
@@ -101,7 +101,7 @@ class ServiceSettings(Table):
         of_one(
             lambda service: service.proxy,
             form=SERVICE_PROXY,
-            shown_default="as `HTTPS_PROXY` and the like say; none for a server on this machine",
+            shown_default="by `HTTPS_PROXY` and the related variables; none for a server on this machine",
         )
     )
     headers = many_of_one(lambda service: service.headers, form=HEADER)
@@ -120,7 +120,7 @@ class ServiceSettings(Table):
     thinks_unseen = of_one(
         lambda service: service.thinks_unseen,
         form=YES_OR_NO,
-        shown_default="by the model; true for an unknown one",
+        shown_default="depends on the model; true for an unknown one",
     )
     requests_per_minute = of_one(lambda service: service.limits.per_minute, why=ONE_RULE)
     requests_per_hour = of_one(lambda service: service.limits.per_hour, why=ONE_RULE)
@@ -137,9 +137,9 @@ class ServiceSettings(Table):
 
 
 class BudgetSettings(Table):
-    """`AI_BUDGETS__<NAME>__…`: one more budget, beside the daily one that each service has."""
+    """`AI_BUDGETS__<NAME>__…`: an additional budget, apart from the daily one that each service has."""
 
-    limit = of_budget(lambda budget: budget.limit_usd, shown_default="it has to be set")
+    limit = of_budget(lambda budget: budget.limit_usd, shown_default="required")
     period = of_budget(lambda budget: budget.period, shown_default="day")
     service = of_budget(lambda budget: budget.service, form=SERVICE_NAME, shown_default="all together")
     model = of_budget(lambda budget: budget.model, form=MODEL, shown_default="all together")
@@ -153,16 +153,18 @@ FAMILIES: dict[str, tuple[type[Table], str]] = {
     "ai_services": (ServiceSettings, "service"),
     "ai_budgets": (BudgetSettings, "budget"),
 }
-"""Tables of which there may be many, each under a name of the operator's choice, and what one of them is called."""
+"""The tables that may exist several times, each under a name that the operator chooses, and the word for one of
+them.
+"""
 
 
 class Variables(Table):
-    """What can be set, one attribute a variable: `DATABASE_POOL_SIZE` is `database_pool_size`."""
+    """All variables, one attribute each: `DATABASE_POOL_SIZE` is `database_pool_size`."""
 
     ai_services: dict[str, ServiceSettings]
-    """What differs for one service, and declared services, by name."""
+    """Settings of single services, and declared services, by name."""
     ai_budgets: dict[str, BudgetSettings]
-    """Budgets beside the daily ones of services, by name."""
+    """Budgets in addition to the daily ones of services, by name."""
 
     koo_home = variable(
         lambda koo: koo.home,
@@ -190,13 +192,13 @@ class Variables(Table):
     db_max_retries = variable(
         lambda koo: koo.database.retry.attempts_max,
         less=1,
-        meaning="repeats after the first run; 0 repeats nothing",
-        why="most failures that pass have passed by then",
+        meaning="retries after the first run; 0 turns retries off",
+        why="most temporary failures are over by then",
     )
     db_retry_base_delay = variable(
         lambda koo: koo.database.retry.base_s,
-        why="pauses of at most 0.2, 0.4 and 0.8 s: together long enough for a small server to restart, and hardly "
-        "noticed by a waiting person",
+        why="pauses of at most 0.2, 0.4 and 0.8 s: together long enough for a small server to restart, and barely "
+        "noticeable to a waiting user",
     )
     db_retry_max_delay = variable(lambda koo: koo.database.retry.cap_s)
     db_retry_backoff_multiplier = variable(lambda koo: koo.database.retry.multiplier)
@@ -208,7 +210,7 @@ class Variables(Table):
     health_check_timeout = variable(
         lambda koo: koo.health_check_timeout_s,
         lambda koo: koo.database.probe_timeout_s,
-        meaning="longest time of a health check, of database and AI services",
+        meaning="timeout of a health check, for the database and AI services",
     )
 
     # ── AI services ──
@@ -218,8 +220,8 @@ class Variables(Table):
     ai_max_retries = for_services(
         lambda service: service.retry.attempts_max,
         less=1,
-        meaning="repeats after the first attempt; 0 repeats nothing",
-        why="more would only add to an overload",
+        meaning="retries after the first attempt; 0 turns retries off",
+        why="more would only make an overload worse",
     )
     ai_retry_base_delay = for_services(lambda service: service.retry.base_s)
     ai_retry_max_delay = for_services(lambda service: service.retry.cap_s)
@@ -229,19 +231,21 @@ class Variables(Table):
     ai_first_token_timeout = for_services(lambda service: service.first_token_timeout_s)
     ai_stall_timeout = for_services(lambda service: service.stall_timeout_s)
     ai_default_requests_per_minute = for_services(
-        lambda service: service.limits.per_minute, why="below most vendors' first tier"
+        lambda service: service.limits.per_minute, why="below the first tier of most vendors"
     )
     ai_default_requests_per_hour = for_services(
-        lambda service: service.limits.per_hour, why="a busy hour, not a runaway loop"
+        lambda service: service.limits.per_hour, why="enough for a busy hour, but not for a runaway loop"
     )
-    ai_default_requests_per_day = for_services(lambda service: service.limits.per_day, why="ten busy hours")
+    ai_default_requests_per_day = for_services(
+        lambda service: service.limits.per_day, why="enough for ten busy hours"
+    )
     ai_default_daily_budget = for_services(lambda service: service.daily_budget_usd)
     ai_default_max_tokens = for_services(lambda service: service.max_tokens)
     ai_health_check_interval = variable(lambda koo: koo.health_check_interval_s)
     ai_local_enabled = alone(
         True,
-        "whether the built-in service `local` is there; without it, it is not configured and no model is loaded",
-        "a machine without keys can answer too",
+        "whether the built-in service `local` exists; if false, it is not configured and no model is loaded",
+        "a machine without keys can answer queries too",
         YES_OR_NO,
     )
     anthropic_api_key = _key_of("claude")
@@ -249,7 +253,7 @@ class Variables(Table):
     gemini_api_key = _key_of("gemini")
     perplexity_api_key = _key_of("perplexity")
 
-    # ── the way to other machines ──
+    # ── network ──
     https_proxy = secret(variable(lambda koo: koo.network.https_proxy, form=PROXY))
     http_proxy = secret(variable(lambda koo: koo.network.http_proxy, form=PROXY))
     all_proxy = secret(variable(lambda koo: koo.network.all_proxy, form=PROXY))
@@ -276,7 +280,7 @@ class Variables(Table):
     koo_log_level = variable(lambda koo: koo.log.level)
     koo_log_requests = variable(lambda koo: koo.log.requests)
 
-    # ── who is notified of alerts ──
+    # ── alert notifications ──
     koo_alert_webhook = secret(variable(lambda koo: koo.alerts.webhook, form=WEBHOOK))
     koo_alert_webhook_secret = secret(variable(lambda koo: koo.alerts.webhook_secret, form=SIGNING_SECRET))
     koo_alert_slack = secret(variable(lambda koo: koo.alerts.slack, form=WEBHOOK))

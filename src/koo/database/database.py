@@ -167,7 +167,7 @@ class Database(Generic[S_co]):
         """As `session_scope`; `deadline` is in monotonic seconds, `mode` is SQLite's."""
         if isolation is not None and isolation not in ISOLATIONS:
             raise ConfigurationError(
-                SERVICE, f"isolation is {isolation!r}; allowed is one of {', '.join(ISOLATIONS)}"
+                SERVICE, f"isolation is {isolation!r}; expected one of {', '.join(ISOLATIONS)}"
             )
         return SessionScope(self._open, readonly=readonly, isolation=isolation, deadline=deadline, mode=mode)
 

@@ -195,7 +195,7 @@ def guarded(session_class: type[AsyncSession]) -> type[AsyncSession]:
     if not (isinstance(session_class, type) and issubclass(session_class, AsyncSession)):
         raise ConfigurationError(
             "",
-            f"session_class is {session_class!r}; allowed is a subclass of sqlalchemy.ext.asyncio.AsyncSession",
+            f"session_class is {session_class!r}; expected a subclass of sqlalchemy.ext.asyncio.AsyncSession",
         )
     own: type[Session] = session_class.sync_session_class
     name = f"Guarded{session_class.__name__}"

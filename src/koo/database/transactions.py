@@ -306,4 +306,4 @@ def _check_repeats(max_retries: object) -> None:
     if max_retries is not None and (
         not isinstance(max_retries, int) or isinstance(max_retries, bool) or max_retries < 0
     ):
-        raise ValueError(f"max_retries is {max_retries!r}; allowed is a whole number from 0, or None")
+        raise ValueError(f"max_retries is {max_retries!r}; expected a whole number from 0, or None")

@@ -48,7 +48,7 @@ def read_proxy(text: str) -> Proxy:
     # the
     # rest is a path. A name lookup would then send half a password to the name server, and the error would print it.
     if parts is None or parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ValueError(f"allowed is {ALLOWED_PROXY}")
+        raise ValueError(f"expected {ALLOWED_PROXY}")
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     url = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
     if parts.username is None:
@@ -56,7 +56,7 @@ def read_proxy(text: str) -> Proxy:
     user, password = unquote(parts.username), unquote(parts.password or "")
     if ":" in user:
         # Basic authentication joins both with a colon (RFC 7617), so a proxy splits at the first one it finds.
-        raise ValueError("allowed is a user name without a colon, which separates it from the password")
+        raise ValueError("expected a user name without a colon, which separates it from the password")
     return Proxy(url, Secret("Basic " + b64encode(f"{user}:{password}".encode()).decode()))
 
 

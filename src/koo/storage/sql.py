@@ -467,7 +467,7 @@ def read_url(url: str, home: Path) -> Path | URL:
     if backend in ("postgresql", "postgres"):
         return _for_psycopg(parsed)
     raise ConfigurationError(
-        "KOO_STATE_URL", f"{parsed.drivername} cannot be a state store; allowed are sqlite and postgresql"
+        "KOO_STATE_URL", f"{parsed.drivername} cannot be a state store; expected sqlite or postgresql"
     )
 
 

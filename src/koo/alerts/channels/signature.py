@@ -27,7 +27,7 @@ def read_secret(text: str) -> bytes:
                 return key
     except ValueError:
         pass
-    raise ValueError(f"allowed is {ALLOWED_SECRET}")
+    raise ValueError(f"expected {ALLOWED_SECRET}")
 
 
 def signed(key: bytes, message_id: str, at_s: int, body: bytes) -> dict[str, str]:

@@ -53,10 +53,10 @@ def read_smtp_url(text: str) -> MailServer:
         or not text.isprintable()
         or " " in text
     ):
-        raise ValueError(f"allowed is {ALLOWED_SMTP}")
+        raise ValueError(f"expected {ALLOWED_SMTP}")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if not (user + password).isprintable():
-        raise ValueError(f"allowed is {ALLOWED_SMTP}")
+        raise ValueError(f"expected {ALLOWED_SMTP}")
     security = _security(parts.scheme, parts.query, host)
     if security == "none" and user and not is_loopback(host):
         raise ValueError(

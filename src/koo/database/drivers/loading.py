@@ -79,7 +79,7 @@ def read_url(given: str | URL) -> URL:
     if backend not in ("postgresql", "sqlite") or driver not in DRIVERS:
         raise ConfigurationError(
             "",
-            f"DATABASE_URL begins with {url.drivername!r}; allowed are sqlite, postgresql (psycopg)"
+            f"DATABASE_URL begins with {url.drivername!r}; expected sqlite or postgresql (psycopg)"
             " and postgresql+asyncpg",
         )
     if backend == "sqlite":

@@ -135,7 +135,7 @@ class FakeProvider(Vendor, Verbs):
             self._checks_fail = is_outage(step)
             return self
         if times < 1:
-            raise ValueError(f"times is {times}; allowed is 1 and more, or None for no limit")
+            raise ValueError(f"times is {times}; expected at least 1, or None for no limit")
         return self.script(*[step] * times)
 
     @property
