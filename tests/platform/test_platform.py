@@ -244,7 +244,7 @@ def test_a_signal_that_cannot_be_applied_is_logged_and_the_next_ones_are_followe
             assert one.reset_limits("claude") and one.reset_service("claude")
             await until(lambda: two.service_health("claude")["state"] == "healthy")
         (record,) = [one for one in caplog.records if one.levelno == logging.ERROR]
-        assert "a limits of claude from another process could not be applied" in record.message
+        assert "the limits of claude from another process could not be applied" in record.message
 
     run(test)
 
