@@ -70,7 +70,7 @@ def test_it_ends_at_its_time_and_the_refusals_say_when(tmp_path: Path) -> None:
             await platform.query(QUESTION)
             await platform.query(replace(QUESTION, model="claude-haiku-5-5"))
         ends = [event.act.reason for event in told if isinstance(event, OverrideSet) and event.act]
-        assert ends == ["a drill", "its time was over"]
+        assert ends == ["a drill", "it expired"]
 
     run(test)
 

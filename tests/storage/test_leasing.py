@@ -197,8 +197,8 @@ async def test_without_the_store_units_end_with_their_lease_and_the_share_begins
         assert sum(taken) == 7, "a fifth of forty for each of four, of which one is used"
         full = one.limits.full(time.monotonic())
         assert full is not None and one.limits.why(full) == (
-            "our limit of 40 requests a minute is reached here: the state store is away, so each of 4 processes has "
-            "its share of four fifths, which is 8"
+            "our limit of 40 requests a minute is reached here: the state store is unreachable, so each of 4 "
+            "processes has its share of four fifths, which is 8"
         )
         monkeypatch.undo()
         one.store.leasing.store_changed(None)

@@ -1,1 +1,1 @@
-"""The decisions, pure: no `await`, no clock, no dice. Time is a number handed in, chance a function handed in."""
+"""The decisions, as pure code: no `await`, no clock, no random numbers. Time and chance are passed in."""

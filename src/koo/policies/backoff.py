@@ -7,16 +7,16 @@ from collections.abc import Callable
 from koo.options import RetryOptions
 
 EXPONENT_MAX = 30
-"""2.0 ** 2000 overflows, and in other libraries such an overflow has become a negative sleep."""
+"""2.0 ** 2000 raises OverflowError, and in other libraries such an overflow has turned into a negative sleep."""
 HINT_SLACK = 0.05
 """A server's hint is lengthened by up to this share, so that its clients do not all return at once.
 
-A twentieth: of the 20 s that a provider typically asks for, its clients then return spread over a second, and none
-waits noticeably longer than it was asked to."""
+A provider typically asks for 20 s. With a twentieth of that, its clients return spread over one second, and none waits
+noticeably longer than it was asked to."""
 
 
 def pause_s(options: RetryOptions, attempt: int, draw: Callable[[], float], hint_s: float = 0.0) -> float:
-    """Full jitter before the attempt after `attempt` (1, 2, ...), and at least a server's hint."""
+    """The pause after attempt number `attempt` (1, 2, ...): full jitter, but at least the server's hint."""
     exponent = min(attempt - 1, EXPONENT_MAX)
     jittered_s = draw() * min(options.cap_s, options.base_s * options.multiplier**exponent)
     return max(jittered_s, hint_s * (1.0 + HINT_SLACK * draw())) if hint_s > 0 else jittered_s

@@ -1,22 +1,23 @@
 """The circuit breaker: rules R1 to R13 of the semantics, without a clock, dice or `await`.
 
     CLOSED ── failures in a row, or too large a share ──▶ OPEN
-    OPEN ── its time is over, or a database answers again ──▶ HALF_OPEN
+    OPEN ── its open time is over, or a database answers again ──▶ HALF_OPEN
     HALF_OPEN ── enough probes succeed ──▶ CLOSED
     HALF_OPEN ── a probe fails, hangs, or too many are inconclusive ──▶ OPEN, for longer
 
-Each change of phase raises the generation, and a permit carries the generation in which it was granted. So a late
-result changes nothing: without this fence one old success would close a breaker that has just opened, and one old
-failure would open one that has just closed.
+Each change of phase raises the generation, and a permit carries the generation in which it was granted. A result from
+an older generation changes nothing. Without this fence, one old success would close a breaker that has just opened, and
+one old failure would open a breaker that has just closed.
 
-In HALF_OPEN a permit is a lease with an end. Without the end one hung probe would keep the breaker half open forever. A
-lease past its end is a failed probe, whether the clock finds it or the probe's own late result.
+In HALF_OPEN a permit is a lease with an end. Without the end, one hung probe would keep the breaker half open forever.
+A probe whose lease has ended has failed. It makes no difference whether the clock or the probe's own late result
+reveals it.
 
-`override` is the operator's, and independent of the phases: FORCED_OPEN refuses, DISABLED and METRICS_ONLY admit
-everything. A call that passes only because of an override gets a permit outside all generations: it is counted, and
-moves nothing.
+An operator sets `override`, which is independent of the phases: FORCED_OPEN refuses every call, DISABLED and
+METRICS_ONLY admit every call. A call that passes only because of an override gets a permit outside all generations. It
+is counted, but it cannot change the phase.
 
-Times are monotonic seconds, passed in. `draw` returns a number in [0, 1), and is called only when a trip needs one.
+Times are monotonic seconds, passed in. `draw` returns a number in [0, 1) and is called only when a trip needs one.
 """
 
 from __future__ import annotations
@@ -56,14 +57,15 @@ Draw = Callable[[], float]
 
 
 class Breaker:
-    """One breaker. `happened` collects events, for the caller to publish after the step, outside this section.
+    """One breaker. `happened` collects events, which the caller publishes after the step, outside the critical section.
 
-    `early_s`: how long an opening lasts before checks that ask what calls would ask may end it. Only a database has
-    such checks: an unbilled one of an AI service shows that it can be reached, not that it answers. `early_at`: when
-    that is expected, as the checks go. `cause`: what opened it; `reason`: the same, with the last error. `last_error`:
-    what the last failed call or check met, written by its guard before settling; a success does not clear it.
-    `act` set the override, until `act_ends_at`. `refused`: calls that it refused; `passed`: that it would have refused.
-    `incident`: the record of its last opening, which the recorder writes here.
+    `early_s`: how long the breaker stays open at least before successful checks may end the opening. Only a database
+    has checks that run what a call would run. An unbilled check of an AI service shows that the service can be reached,
+    not that it can answer a prompt. `early_at`: when the checks are expected to end the opening. `cause`: why it
+    opened; `reason`: the same, with the last error. `last_error`: the error of the last failed call or check, set by
+    the guard before it settles the call; a success does not clear it. `act`: the operator's act that set the override,
+    in force until `act_ends_at`. `refused`: how many calls were refused; `passed`: how many METRICS_ONLY admitted that
+    would have been refused. `incident`: the id of the record of its last opening, set by the recorder.
     """
 
     __slots__ = (
@@ -98,8 +100,10 @@ class Breaker:
         self._by_failures, self._probes = False, 0
         self.last_error: Failure | None = None
         self.opened_at = self.open_for_s = self._guess_s = 0.0
-        self._newest: Permit | None = None  # of the running ones; kept apart, because most calls run alone
-        self._older: dict[int, Permit] = {}  # by serial, so the oldest come first
+        # The running permits. The newest is not in the dictionary: most calls run alone, and then admitting and
+        # settling one never touch it. `_older` is in the order of the serials, which `_hung` relies on.
+        self._newest: Permit | None = None
+        self._older: dict[int, Permit] = {}
         self.happened: list[Event] = []
         self._serial = 0
         self.closed_by = None
@@ -109,7 +113,7 @@ class Breaker:
     # ── admission ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def refuses(self, now: float) -> bool:
-        """Whether `admit` would refuse. Takes and changes nothing."""
+        """Whether `admit` would refuse. Changes nothing."""
         if self.override is not NONE:
             return self.override is FORCED_OPEN
         if self.phase is CLOSED:
@@ -117,8 +121,11 @@ class Breaker:
         return (self.phase is OPEN and now < self.opens_until()) or not self._has_lease()
 
     def admit(self, now: float, draw: Draw) -> Permit | None:
-        """A permit, or None: then `refusal` says why and when to come back."""
+        """A permit, or None if the call is refused: `refusal` then returns why, and when to try again."""
         generation = self.generation
+        # A closed breaker without an override admits without a tick: this is the path of nearly every call. The
+        # breaker cannot miss a trip here, because a closed one trips when a call settles, and the monitor ticks it for
+        # calls that hang and never settle.
         if self.phase is not CLOSED or self.override is not NONE:
             gate = self._gate(now, draw)
             if gate is None:
@@ -126,10 +133,14 @@ class Breaker:
             generation = gate
         self._serial = serial = self._serial + 1
         permit = Permit(generation, serial, now)
+        # The former newest moves to `_older` now, before a younger one can, so that the dictionary stays sorted by
+        # serial, and therefore by age.
         newest = self._newest
         if newest is not None:
             self._older[newest.serial] = newest
         self._newest = permit
+        # Only a real probe takes a slot. A call that an override let through in HALF_OPEN must not: it would keep the
+        # probes away that METRICS_ONLY still needs to test recovery.
         if self.phase is HALF_OPEN and generation != OUTSIDE:
             self._lend(permit, now)
             self.leases.append(permit)
@@ -137,26 +148,31 @@ class Breaker:
         return permit
 
     def _gate(self, now: float, draw: Draw) -> int | None:
-        """The generation to admit under when it is not simply closed; None refuses."""
-        # The operator's word comes before the tick: a call that is refused or admitted whatever the phase must not be
-        # what trips or half opens the breaker. METRICS_ONLY comes last, because there the breaker carries on as if it
-        # decided, and only its refusal is not enforced: decided before the tick, it would never test recovery.
+        """The generation to admit a call under if the breaker is not simply closed; None if the call is refused."""
+        # FORCED_OPEN and DISABLED are decided before the tick, because the tick may change the phase. A call that the
+        # override refuses or admits in any phase must not be the one that trips or half opens the breaker.
+        # METRICS_ONLY is decided after the tick: there the breaker works as usual, and only its refusals are not
+        # enforced. If it returned before the tick, the breaker would stay open and never test recovery.
         if self.override is FORCED_OPEN:
             return None
         if self.override is DISABLED:
             return OUTSIDE
         self.tick(now, draw)
+        # `self.generation` is read after the tick: a tick that moves to HALF_OPEN begins a new one, and a probe
+        # granted under the old generation would be dropped as late, whatever its result.
         if self.phase is CLOSED or (self.phase is HALF_OPEN and self._has_lease()):
             return self.generation
         self.passed += self.override is METRICS_ONLY
         return OUTSIDE if self.override is METRICS_ONLY else None
 
     def refusal(self, now: float) -> tuple[str, float]:
-        """Why it refuses, and in how many seconds to come back."""
+        """Why calls are refused, and in how many seconds to try again (infinite if nothing is known)."""
         if self.override is FORCED_OPEN:
-            # Its end is noticed with a tick; without one, no time would be true.
+            # The override ends at the first tick after `act_ends_at`, so a caller that returned at that very moment
+            # could be refused again. An override without an end has no honest time: the result is infinite.
             return f"the circuit was {why_forced(self.act)}", max(self.act_ends_at - now, 0.0) + UNIT_S
-        # Without a unit of the fleet's, another process probes, and a unit may come with the next beats.
+        # Without one of the fleet's probe units, this process may not probe at all. A unit can arrive only with a
+        # beat, so a wait of 0 s would make every caller return at once and be refused again.
         least_s = 0.0 if self.probes_max else UNIT_S
         if self.phase is OPEN:
             wait_s = min(self.opens_until(), self.early_at) - now
@@ -166,7 +182,7 @@ class Breaker:
         return f"recovery is being tested after {self.reason}", max(least_s, ends_at - now)
 
     def opens_until(self) -> float:
-        """When an open breaker begins to test recovery, in monotonic seconds."""
+        """When an open breaker starts to test recovery, in monotonic seconds."""
         return self.opened_at + self.open_for_s
 
     # ── settlement ────────────────────────────────────────────────────────────────────────────────────────────
@@ -174,22 +190,30 @@ class Breaker:
     def settle(
         self, permit: Permit, verdict: Verdict, slow: bool, now: float, draw: Draw, hint_s: float = 0.0
     ) -> bool:
-        """End a permit; False if it had ended before, or came too late to count.
+        """End a permit; False if it had ended before, or if its result came too late to count.
 
-        A NEUTRAL call that is `slow` was cut short by its caller's deadline when it was already slow: it counts as a
-        slow call, not in the row. Otherwise a hung backend behind short deadlines would never be seen.
+        A NEUTRAL call that is `slow` was cut short by its caller's deadline after it had become slow. It counts as a
+        slow call, but not in the row of failures. Otherwise short deadlines would hide a backend that hangs.
         """
         if permit.settled:
             return False
+        # A permit ends before the fence below is checked. A permit of an old generation runs too: if the fence
+        # returned first, `running` would count it forever.
         permit.settled = True
         if permit is self._newest:
             self._newest = None
         else:
             del self._older[permit.serial]
+        # The fence. Example: fifty calls run when the breaker opens, and end while recovery is being tested. Taken for
+        # probes, the first that fails would double the open time for an outage that may be over, and one that began
+        # before the outage and succeeds would count towards closing.
         if permit.generation != self.generation:
             self.stale += permit.generation != OUTSIDE
             return False
+        # Permits of this generation exist only in CLOSED and HALF_OPEN, so here it is a probe.
         if self.phase is not CLOSED:
+            # A result after the end of the lease is a failed probe even if it is a success. The monitor's tick may
+            # find the expired lease first or the result may arrive first, and both orders must end in the same phase.
             if permit.is_over(now):
                 self._fail_probe(True, now, draw, hint_s)
             else:
@@ -214,10 +238,11 @@ class Breaker:
         return True
 
     def _count_failure(self, permit: Permit) -> int:
-        """One reset that hits fifty running calls is one step (the others: 0); five failures in succession are five.
-
-        By serial number, not by time: two events in one tick of the clock have an order too.
-        """
+        """The length of the row with this failure in it; 0 if the failure adds no step to the row."""
+        # One connection reset that hits fifty running calls is one step, but five failures in succession are five. So
+        # a failure counts only if its call began after the last counted failure: the first of the fifty marks every
+        # serial granted so far, and the other forty-nine are at or below the mark. Serial numbers, not times: on a
+        # coarse clock a failure and the next call's start can have the same time.
         if permit.serial > self._counted_serial:
             self.consecutive += 1
             self._counted_serial = self._serial
@@ -225,13 +250,15 @@ class Breaker:
         return 0
 
     def count_outage(self, in_row: bool, now: float, draw: Draw) -> None:
-        """A failure that another breaker saw on the same host: the rate counts all, the row only what was a step there.
+        """Count a failure that another breaker saw on the same host. `in_row`: it was a step in that breaker's row.
 
-        One reset that hits fifty calls of ten models is one step for each of them, not ten or fifty.
+        The failure rate counts all of them; the row of failures counts only the steps. One reset that hits fifty calls
+        of ten models is one step for each model, not ten or fifty.
         """
         if self.phase is CLOSED and (self.override is NONE or self.override is METRICS_ONLY):
             if in_row:
                 self.consecutive += 1
+                # This breaker's own running calls were hit by the same reset: they must not add a second step.
                 self._counted_serial = self._serial
             self.window.record(True, False, now)
             self.diary.note(now, 0.0, "failed_elsewhere", self.last_error, self.consecutive if in_row else 0)
@@ -239,10 +266,13 @@ class Breaker:
 
     @property
     def marks(self) -> int:
-        """Grows with each failure that is a step: one more in the row, or past a threshold."""
+        """A number that grows with each failure that makes the row longer or trips the breaker."""
         return self.consecutive + self.trips
 
     def _heal_streak(self, now: float) -> None:
+        # The streak (failed recoveries in succession, which lengthen the next opening) shrinks by one for each period
+        # that passed closed. If the first success set it to 0, a backend that fails again every minute would always be
+        # retried after the shortest open time.
         if now - self.closed_at >= self.options.streak_heals_after_s:
             self.streak -= 1
             self.closed_at = now
@@ -254,12 +284,16 @@ class Breaker:
             self._trip(Trigger.TRIPPED, rule, self._with_last(cause), now, draw, hint_s)
 
     def _why_trip(self, now: float) -> tuple[str, Rule | None]:
-        """Why it has to open, and by which rule; None if it need not."""
+        """Why the breaker must open, and by which rule; None if it stays closed."""
         options, window = self.options, self.window
-        # One old failure, with no calls after it, does not confirm what others see now.
+        # The row may be older than the window: with no calls since, nothing resets it. For a primed breaker, whose
+        # threshold is 1, a single failure an hour ago would then be enough to trip now. It does not confirm what the
+        # other processes see at this moment, so at least one failure must be inside the window.
         if self.consecutive >= self.threshold and window.failures:
             meanwhile = f" while {self.primed}" if self.primed else ""
             return in_a_row(self.consecutive) + meanwhile, "failures_in_a_row"
+        # Calls that hang count here while they still run. Against a backend that accepts connections and never replies
+        # no call would settle before its timeout, and until then the window would look idle.
         hung = len(self._hung(now))
         calls, slow = window.calls + hung, window.slow + hung
         if calls < options.calls_min:
@@ -276,7 +310,7 @@ class Breaker:
 
     @property
     def given(self) -> int:
-        """How many permits were ever granted; the last one has this serial number."""
+        """How many permits have been granted so far; the last one has this serial number."""
         return self._serial
 
     @property
@@ -285,17 +319,22 @@ class Breaker:
         return len(self._older) + (self._newest is not None)
 
     def _running(self) -> Iterator[Permit]:
-        """The permits that have not ended, the oldest first."""
+        """The permits that have not ended, oldest first."""
         yield from self._older.values()
         if self._newest is not None:
             yield self._newest
 
     def _hung(self, now: float) -> list[float]:
-        """How long calls have run that are already slow: they count before they end, since some never do."""
+        """For each running call that is already slow, how many seconds it has run."""
         lasted_s = []
         for permit in self._running():
+            # A kept permit belongs to a stream that has begun to arrive, or to an open transaction: its length is its
+            # caller's affair and no sign of trouble. It is skipped but does not end the loop, because younger calls
+            # that hang come after it.
             if permit.kept:
                 continue
+            # Oldest first: all later permits are younger than this one, so none of them can be slow. Without this
+            # `break`, each trip check would walk through every running call.
             if now - permit.given_at < self.slow_s:
                 break
             if permit.generation == self.generation:
@@ -325,23 +364,26 @@ class Breaker:
     # ── leases ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _has_lease(self) -> bool:
+        # The second bound: no more probes than successes are still needed. With two needed, one success and one probe
+        # running, a further probe could only add load to a backend that is just recovering.
         taken = len(self.leases)
         return taken < self.probes_max and self.ok + taken < self.options.success_threshold
 
     def renew(self, permit: Permit, now: float) -> None:
-        """A stream's chunk arrived, or its reader asks for the next one: the probe is alive."""
+        """Extend a stream's lease: a chunk arrived, or the reader requests the next one, so the probe is alive."""
         if self.phase is HALF_OPEN and permit.generation == self.generation:
             self._resting.pop(permit, None)
             self._lend(permit, now)
 
     def rest(self, permit: Permit, now: float) -> None:
-        """It is the stream's reader's turn: that time is not the other side's silence, so the lease stands still.
+        """Suspend a stream's lease while its reader is busy with a chunk: that time is not the provider's silence.
 
-        A reader that stays away for a whole lease gives the slot back without a verdict; otherwise a stream that is
-        never read to its end would keep the breaker half open forever. The stream itself goes on.
+        If the reader stays away for a whole lease, the slot is taken back without a verdict, and the stream goes on.
         """
         if self.phase is HALF_OPEN and permit.generation == self.generation:
             permit.lease_ends_at = permit.shadow_ends_at = NEVER
+            # Suspended for one lease only. A stream that is never read to its end would otherwise occupy its slot, and
+            # keep the breaker half open, forever.
             self._resting[permit] = now + self.lease_s
 
     def _take_back(self, permit: Permit) -> None:
@@ -349,20 +391,28 @@ class Breaker:
         self._resting.pop(permit, None)
 
     def _give_up_resting(self, now: float, draw: Draw) -> None:
-        """Take back the slots of absent readers; one by one, because the last of them may trip."""
+        """Take back the slots of readers that have stayed away for a whole lease."""
         for permit in [permit for permit, until in self._resting.items() if now >= until]:
+            # Checked again for each one: an inconclusive probe may be the one too many that trips the breaker, which
+            # empties `leases` and `_resting` in the middle of this loop.
             if permit in self._resting:
                 self._take_back(permit)
+                # The stream still runs and will settle. As a permit of this generation it would settle as a probe and
+                # look for its slot, which is gone.
                 permit.generation = OUTSIDE
                 self.diary.note(now, now - permit.given_at, "inconclusive")
                 self._count_inconclusive(now, draw)
 
     def _lift_leases(self) -> None:
-        """What runs now is no longer a probe: without this, the end of its lease would still cut it off."""
+        """Remove the time limit from running probes, which are about to become ordinary calls."""
+        # A guard stops its call when `lease_ends_at` passes. Without this, a call that an operator's reset has turned
+        # from a probe into an ordinary call would still be cut off at the end of its lease.
         for permit in self.leases:
             permit.lease_ends_at = NEVER
 
     def _lend(self, permit: Permit, now: float) -> None:
+        # Under METRICS_ONLY the breaker must not affect calls, so `lease_ends_at`, which stops the call, stays
+        # infinite. The breaker itself still judges the probe, by `shadow_ends_at`.
         ends_at = now + self.lease_s
         if self.override is NONE:
             permit.lease_ends_at = ends_at
@@ -372,7 +422,9 @@ class Breaker:
     # ── transitions ───────────────────────────────────────────────────────────────────────────────────────────
 
     def tick(self, now: float, draw: Draw) -> None:
-        """What time alone brings about; called by the monitor and by `admit`, never when the state is only read."""
+        """Make the changes that are due by time alone. Called by the monitor and by `admit`, never by a mere read."""
+        # First, because the phase may change in this same tick, under whatever override is in force then. If the
+        # override ended last, an opening right after METRICS_ONLY would be published as one that refuses nothing.
         if now >= self.act_ends_at:
             self.set_override(NONE, ITS_TIME_WAS_OVER)
         if self.phase is OPEN:
@@ -388,21 +440,23 @@ class Breaker:
             self._trip_if_due(now, draw, 0.0)
 
     def end_early(self, now: float) -> bool:
-        """After good checks that asked what calls would ask: test recovery now, if it has been open long enough."""
+        """After successful checks that ran what a call would run: test recovery now, if it was open for `early_s`."""
         if self.phase is not OPEN or now - self.opened_at < self.early_s:
             return False
         self._test_recovery(Trigger.ANSWERED, now)
         return True
 
     def hear_of_success(self, now: float) -> bool:
-        """A probe of another process succeeded: test recovery now, except while the server's own wait lasts."""
+        """A probe in another process succeeded: test recovery now, except while a server's own `Retry-After` lasts."""
+        # The open time exceeds our own guess only if the server asked for the longer wait. Another process's success
+        # says that our guess was too long, but it does not overrule what the server asked of this one.
         if self.phase is not OPEN or self.open_for_s > self._guess_s:
             return False
         self._test_recovery(Trigger.ANSWERED_ELSEWHERE, now)
         return True
 
     def prime(self, why: str) -> None:
-        """So many other processes have it open that one failure of its own opens it; empty: no longer."""
+        """Lower the threshold to one failure, because many other processes have it open; an empty `why` restores it."""
         if why and not self.primed and self.phase is CLOSED:
             self.happened.append(CircuitPrimed(self.name, why))
         self.primed, self.threshold = why, 1 if why else self.options.failure_threshold
@@ -414,7 +468,8 @@ class Breaker:
         self.happened.append(CircuitHalfOpened(self.name, trigger.value))
 
     def close_idle(self, now: float) -> bool:
-        """After a good check of a service without calls: close, if it has been idle long enough."""
+        """After a successful check of a service that gets no calls: close, if it has been idle long enough."""
+        # Without calls there are no probes, and a service used once a day would be reported as recovering all day.
         idle = now - self._idle_since >= IDLE_RECOVERIES * self.options.recovery_s
         if self.phase is not HALF_OPEN or self.leases or not idle:
             return False
@@ -429,30 +484,39 @@ class Breaker:
         self._probes += 1
         self._by_failures = self._by_failures or not hung
         probes = failed_probes(self._probes, hung)
-        # "A failed probe" alone would not show the cause.
+        # A hung probe has met no error of its own: the last error is an earlier one, and must not read as the probe's.
         joint = "; the last error: " if hung else ", the last: "
         reason = self._with_last(f"{self.cause}, then {probes}", joint)
         self._trip(Trigger.PROBE_FAILED, "probe_hung" if hung else "probe_failed", reason, now, draw, hint_s)
 
     def _trip(self, trigger: Trigger, rule: Rule, reason: str, now: float, draw: Draw, hint_s: float) -> None:
         options = self.options
-        # The exponent is bounded before the power: an overflow here would be an error in the middle of an outage.
+        # The exponent is bounded before the power is taken: 2.0 ** 1024 raises OverflowError, and with ten minutes per
+        # opening an outage gets there in a week. Thirty doublings of one second are 34 years.
         backoff_s = min(options.recovery_s * 2.0 ** min(self.streak, 30), options.open_s_max)
+        # `open_s_max` may be set below `recovery_s`, which is the promised minimum. The jitter only lengthens, for the
+        # same reason.
         self._guess_s = max(backoff_s, options.recovery_s) * (1.0 + OPEN_JITTER * draw())
         self.opened_at = now
         self.open_for_s = max(self._guess_s, min(hint_s, HINT_S_MAX))
         self.reason = reason
         self.trips += 1
+        # The explanation is taken before `_enter`: that begins a new generation, in which no running call counts as
+        # hung, so the numbers in the event would not add up to the threshold that was crossed.
         trip = self.diary.trip(rule, now, self, self._hung(now))
         self._enter(trigger)
         met, shadow = self.last_error if self._by_failures else None, self.override is METRICS_ONLY
         self.happened.append(CircuitOpened(self.name, reason, self.open_for_s, met, trip, shadow))
 
     def skip(self, by_s: float) -> None:
-        """The clock missed `by_s` seconds (suspend): they count towards the server's wait, not our own guess."""
+        """The machine was suspended for `by_s` seconds that the clock does not show."""
+        # The server meant real time, so the missed seconds shorten its wait. Our own guess counts only the time in
+        # which this process was awake.
         self.open_for_s = max(self._guess_s, self.open_for_s - by_s)
 
     def _close(self, trigger: Trigger, now: float, act: Act | None = None) -> None:
+        # The order matters: the diary is read before `_be_closed` clears it, and the leases are lifted before `_enter`
+        # forgets which permits have one.
         probes = self.diary.all(now) if self.phase is HALF_OPEN else ()
         self.closed_by = None if self.phase is CLOSED else trigger
         self._lift_leases()
@@ -468,11 +532,12 @@ class Breaker:
         self.diary.clear()
 
     def _enter(self, trigger: Trigger) -> None:
+        # A KeyError here is a bug: a trigger was raised in a phase that the table has no transition for.
         self.phase = TRANSITIONS[self.phase, trigger]
         self._begin(self._idle_since)
 
     def _begin(self, idle_since: float) -> None:
-        """A new generation: every permit granted before is void."""
+        """Begin a new generation: permits granted before no longer count."""
         self.generation += 1
         self.leases, self._resting = [], {}
         self.early_at = NEVER
@@ -480,20 +545,22 @@ class Breaker:
         self._idle_since = idle_since
 
     def forget_running(self) -> None:
-        """In a forked child: running calls are the parent's. They never end here, and would be counted as hung."""
+        """In a forked child: forget the parent's running calls. They never end here, and would be counted as hung."""
         self._newest, self._older, self.leases = None, {}, []
 
     # ── the operator ──────────────────────────────────────────────────────────────────────────────────────────
 
     def set_override(self, override: Override, act: Act | None = None, ends_at: float = NEVER) -> None:
-        """Let an operator decide, until `ends_at`; calls that are running now no longer count."""
+        """Set or remove an operator's override, which lasts until `ends_at`; calls running now no longer count."""
+        # A new generation, although the phase stays: a call admitted under METRICS_ONLY or DISABLED must not trip or
+        # close the breaker after the operator has handed control back to it.
         self.override, self.act, self.act_ends_at = override, act, ends_at
         self._lift_leases()
         self._begin(self._idle_since)
         self.happened.append(OverrideSet(self.name, override.value, act))
 
     def reset(self, now: float, act: Act | None = None) -> None:
-        """An operator declares it well: closed, no override, all failures forgotten."""
+        """An operator's reset: closed, no override, all failures forgotten."""
         self.override, self.streak = NONE, 0
         self.act, self.act_ends_at = None, NEVER
         self.prime("")

@@ -1,7 +1,7 @@
-"""The pause that the other side asked for (rule R14): fed by 429, `Retry-After` and quota headers.
+"""The pause that the other side asked for (rule R14) with a 429, a `Retry-After` or quota headers.
 
-It is not a breaker: a 429 never opens one, and is never left uncounted either. All callers with the same credential
-wait, not only the one that met the 429. The later time wins: a shorter hint never shortens a longer one.
+A cooldown is not a breaker: a 429 never opens one, but is counted. All callers with the same credential wait, not only
+the one that met the 429. The later end wins: a short hint never shortens a longer pause.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from koo.policies.backoff import HINT_SLACK
 from koo.policies.opening_times import HINT_S_MAX
 
 GUESS_S_MIN = 1.0
-"""A floor: after less than a second the next call would meet the same full limit."""
+"""The shortest pause: after less than a second, the next call would meet the same exhausted limit."""
 RATE_BASE_S, RATE_CAP_S = 1.0, 60.0
-"""Most rate limits are per second or per minute: a longer guess would keep calls away for nothing."""
+"""The pause doubles from one second to one minute. Most rate limits are per second or per minute, so a longer guess
+would keep calls away for nothing."""
 QUOTA_BASE_S, QUOTA_CAP_S = 60.0, 900.0
-"""A spent quota without a known end is tried again after 1, 2, 4, ... 15 minutes: a refused call is not billed."""
+"""A spent quota without a known end is tried again after 1, 2, 4, ... 15 minutes. A refused call is not billed."""
 
 
 class Cooldown:
-    """Since and until when to stay away, in monotonic seconds; `level` counts pauses without a success between."""
+    """Since when and until when to send no calls, in monotonic seconds.
+
+    `level`: how many pauses there were without a success between them.
+    """
 
     __slots__ = ("kind", "level", "reason", "since", "until")
 
@@ -34,8 +38,9 @@ class Cooldown:
     def extend(
         self, now: float, hint_s: float | None, draw: Callable[[], float], kind: Kind, reason: str
     ) -> float:
-        """Take in one throttled answer; returns for how many seconds calls now stay away."""
-        # Answers during the pause belong to calls that were sent before it: fifty of them are one step, not fifty.
+        """Take in one throttled response; returns for how many seconds no calls are sent."""
+        # Responses during the pause belong to calls that were sent before it. Fifty of them are one step: counted as
+        # fifty, a single full minute would be followed by the longest pause.
         if now >= self.until:
             self.since = now
             self.level += 1
@@ -56,9 +61,9 @@ class Cooldown:
         self.level = 0
 
     def skip(self, by_s: float) -> None:
-        """The clock missed `by_s` seconds (suspend): the other side meant real time."""
+        """The machine was suspended for `by_s` seconds that the clock does not show; the other side meant real time."""
         self.until -= by_s
 
     def clear(self) -> None:
-        """An operator declares it over."""
+        """An operator's reset."""
         self.until, self.level = 0.0, 0

@@ -1,8 +1,8 @@
-"""The day's units in hand: a limit per day is a purse of units (`treasury.py`), spent one by one as calls are admitted.
+"""The day's units in hand: a daily limit is a purse of units (`treasury.py`), spent one by one as calls are admitted.
 
-A unit is spent when it is taken. If its call is never made, the next call of the same day uses it, because the total
-that a process reports as spent never shrinks. A few units stay in the purse while calls come, so that not every call
-has to ask the store.
+A unit is spent when it is taken. If its call is never made, the next call of the same day uses the unit, because the
+total that a process reports as spent must never shrink. While calls arrive, a few units stay in the purse, so that not
+every call has to wait for the store.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from koo.options import NEVER
 from koo.policies.purse import Budget, Purse
 
 FLOAT_MAX = 10
+"""How many units stay in the purse while calls arrive. Ten turn ten trips to the store into one."""
 FLOAT_PART = 100
-"""At most a hundredth of the limit: what a killed process had in hand is lost for the day."""
+"""At most a hundredth of the limit stays: the units of a process that is killed are lost for the rest of the day."""
 AGAIN_S = 2.0
-"""Two beats: by then, what other processes were asked to send home has arrived."""
+"""How long after a refusal the store is asked again. Two beats: by then, recalled units have come home."""
 
 
 class DayHand:
-    """This process's units of a daily limit. `is_away` says whether the store cannot be asked; `ring` asks it.
+    """This process's units of a daily limit. `is_away()`: whether the store is unreachable; `ring()` has a beat sent.
 
-    `budget` is the ledger's, with its purse of today; `roll` moves on to tomorrow's.
+    `budget` is the ledger's, with today's purse; `roll` moves it on to the next day's.
     """
 
     __slots__ = ("_credit", "_is_away", "_of", "_ring", "_roll", "budget", "is_lent", "last_at", "shut_until")
@@ -41,27 +42,28 @@ class DayHand:
         self._roll = roll
         self._ring = ring
         self._is_away = is_away
+        # Units that were spent in the books but whose calls were never made, and the purse (the day) they belong to.
         self._credit = 0
-        self._of: Purse | None = None  # the purse that the credit belongs to
+        self._of: Purse | None = None
 
     def elsewhere(self, now: float) -> int:
-        """Zero: the day's count already covers all processes."""
+        """Always 0: the day's count already covers all processes."""
         return 0
 
     @property
     def share(self) -> int:
-        """How much of the limit this process may use while the store is away: as a default budget does, all of it."""
+        """How much of the limit this process may use while the store is unreachable: all that others had not used."""
         return max(0, (self.budget.limit or 0) - self.budget.purse.elsewhere)
 
     @property
     def is_alone(self) -> bool:
-        """Whether the store is away and the purse is used up."""
+        """Whether the store is unreachable and the purse is used up."""
         return self._is_away() and self._in_hand() <= 0
 
     @property
     def sentence(self) -> str:
         """The same in words, for people."""
-        return "the state store is away, so this process counts by itself"
+        return "the state store is unreachable, so this process counts on its own"
 
     def _in_hand(self) -> int:
         purse = self.budget.purse
@@ -69,6 +71,7 @@ class DayHand:
 
     def units(self, now: float, used: int) -> tuple[int, float]:
         """How many units may be taken, and until when."""
+        # First, because yesterday's purse may have room. Taken from it, a call of today would be booked yesterday.
         if now >= self.budget.ends_at:
             self._roll(now)
         self.last_at = now
@@ -81,8 +84,9 @@ class DayHand:
         return 0, now
 
     def book(self, units: int) -> None:
-        """`units` of those were taken."""
+        """Book `units` that were taken."""
         purse = self.budget.purse
+        # Units of calls that were never made come first. They are in `spent` already, and must not be added again.
         if purse is self._of:
             credit = min(units, self._credit)
             self._credit -= credit
@@ -90,6 +94,8 @@ class DayHand:
         if not units:
             return
         purse.spent += units
+        # More than there is room for: taken while the store was unreachable. Booked as `over`, as a call's cost above
+        # its bound is, so that the treasury counts it without a grant.
         if units > purse.room:
             purse.over += units - max(0, purse.room)
             purse.room = min(0, purse.room)
@@ -98,40 +104,42 @@ class DayHand:
         purse.bound = max(purse.bound, 1)
         purse.least = min(FLOAT_MAX, (self.budget.limit or 0) // FLOAT_PART)
         if purse.room < purse.low:
-            purse.low = 0  # ring once; the answer sets it again
+            purse.low = 0  # ring once per beat; the next reply sets it again
             self._ring()
 
     def refund(self, units: int, taken_at: float) -> None:
         """`units` were taken but never used: the next calls of this day use them."""
         purse = self.budget.purse
+        # Taken yesterday: a credit today would admit a call beyond today's limit.
         if taken_at < self.budget.ends_at - 86_400:
             return
         self._credit = units + (self._credit if purse is self._of else 0)
         self._of = purse
 
     def may_ask(self, now: float) -> bool:
-        """Whether a call that found nothing may wait for the store's answer."""
+        """Whether a call that found no unit may wait for the store's reply."""
         return not self._is_away() and now >= self.shut_until
 
     def comes_home_at(self, now: float) -> float:
-        """When units that other processes hold may be here; never where they hold none."""
+        """When units that other processes hold may arrive here; infinite if they hold none."""
         return self.shut_until if self.is_lent else NEVER
 
     def refused(self, now: float, *, is_used_up: bool) -> None:
-        """The store refused: other processes hold what is left, or nothing is left."""
+        """The store refused: nothing is left (`is_used_up`), or other processes hold what is left."""
         self.shut_until = self.budget.ends_at if is_used_up else now + AGAIN_S
         self.is_lent = not is_used_up
 
     def clear(self, used: int | None) -> None:
-        """An operator resets the `used` units that were counted; None: another process reports it."""
+        """An operator's reset of the `used` units that were counted; None if another process reports it."""
         self.shut_until = -NEVER
         if used:
-            # Booked for the whole fleet and taken back by one process: `spent` only grows.
+            # `spent` only grows, so the reset sends the units `back`. One process does it for all: if each did, the
+            # fleet would be given the units back once per process.
             self.budget.purse.back += used
             self._ring()
 
     def rest(self, now: float, idle_s: float) -> None:
-        """After `idle_s` without a call, the purse's units go home."""
+        """Send the purse's units home after `idle_s` without a call."""
         purse = self.budget.purse
         if purse.least and now - self.last_at >= idle_s:
             purse.least = 0

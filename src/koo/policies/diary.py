@@ -1,7 +1,7 @@
-"""The last calls that a breaker judged and that did not simply succeed, so that an opening can be explained.
+"""The last calls of a breaker that failed, were slow or were probes, so that an opening can be explained.
 
-A call that succeeds in time never comes here: it is counted in the window, and a diary of successes would cost each of
-them. The number kept is bounded, in time order; a breaker whose calls all succeed keeps nothing.
+Calls that succeed in time are not recorded: the window counts them, and recording each would cost every call. The rows
+are in the order of time, and their number is bounded. A breaker whose calls all succeed has none.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from koo.policies.verdict import FAILURE, SUCCESS, Verdict
 from koo.policies.window import Window
 
 CALLS_MAX = 200
-"""More than any threshold needs, and some kilobytes at most for one breaker in trouble."""
+"""More rows than an explanation needs, and only some kilobytes for one breaker in trouble."""
 
 SLACK_S = 1e-6
-"""A window's beginning is worked out of its end, and may be off by a rounding."""
+"""The beginning of a window is computed from its end, and may be off by a rounding error."""
 FAILED = ("failed", "failed_elsewhere")
 PROBES: dict[Verdict, CallWord] = {SUCCESS: "succeeded", FAILURE: "failed"}
-"""What a probe with a verdict is called; any other is inconclusive."""
+"""The word for a probe's verdict; a probe with any other verdict is inconclusive."""
 OF_PROBES = ("probe_failed", "probe_hung", "probes_inconclusive")
 
 
 class Counted(Protocol):
-    """What the arithmetic of an opening is made of: the breaker's own numbers."""
+    """The numbers of a breaker that explain an opening."""
 
     window: Window
     options: BreakerOptions
@@ -39,7 +39,7 @@ class Counted(Protocol):
 
 
 class Row(NamedTuple):
-    """A call that ended at monotonic `at`."""
+    """A call that ended at `at` (monotonic seconds)."""
 
     at: float
     took_s: float
@@ -48,12 +48,12 @@ class Row(NamedTuple):
     in_row: int
 
     def seen_from(self, now: float) -> SeenCall:
-        """The same, told at `now`."""
+        """The same call, reported at `now`."""
         return SeenCall(max(now - self.at, 0.0), self.took_s, self.outcome, self.failure, self.in_row)
 
 
 NONE: deque[Row] = deque(maxlen=0)
-"""In place of the rows of a breaker that has none: ten thousand of them would fill the memory with empty queues."""
+"""Shared by all breakers that have no rows. An empty deque takes 760 bytes, and there may be ten thousand guards."""
 
 
 class Diary:
@@ -67,13 +67,13 @@ class Diary:
     def note(
         self, at: float, took_s: float, outcome: CallWord, failure: Failure | None = None, in_row: int = 0
     ) -> None:
-        """A call has ended, or is given up."""
+        """Record a call that has ended or was given up."""
         if self.rows is NONE:
             self.rows = deque(maxlen=CALLS_MAX)
         self.rows.append(Row(at, took_s, outcome, failure, in_row))
 
     def clear(self) -> None:
-        """What was, explains nothing of what comes."""
+        """Drop all rows: a new phase begins, and they explain nothing that happens in it."""
         self.rows = NONE
 
     def all(self, now: float) -> tuple[SeenCall, ...]:
@@ -81,9 +81,11 @@ class Diary:
         return tuple(row.seen_from(now) for row in self.rows)
 
     def trip(self, rule: Rule, now: float, counted: Counted, hung_s: Sequence[float]) -> Trip:
-        """Why the breaker opens now. `hung_s`: how long each call has lasted that runs and is slow already."""
+        """The explanation of an opening at `now`. `hung_s`: for each running call that is already slow, its
+        duration."""
         window, options = counted.window, counted.options
-        if rule in OF_PROBES:  # what runs then are probes, with a time of their own
+        # In HALF_OPEN the running calls are probes. They are judged by their leases, not by the slow rate.
+        if rule in OF_PROBES:
             hung_s = ()
         rows, left_out = list(self.rows), 0
         if rule not in OF_PROBES:
@@ -111,7 +113,9 @@ class Diary:
         )
 
     def _judged(self, begun_at: float, by_row: bool) -> list[Row]:
-        """The rows of the window, and `by_row` those of a row of failures that began before it."""
+        """The rows in the window; with `by_row` also those of a row of failures that began before the window."""
+        # Backwards to the failure that was number 1 in its row. With rare calls, five failures in a row may reach back
+        # hours; cut off at the window, the explanation would show fewer failures than the threshold.
         kept: list[Row] = []
         for row in reversed(self.rows):
             if row.at < begun_at and not by_row:

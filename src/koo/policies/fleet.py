@@ -1,10 +1,11 @@
 """The fleet: what the processes on one state store report about themselves, about once a second.
 
-Each process has a row, and a beat keeps it fresh. A process whose row is stale is *silent*: killed, stopped, or cut
-off. One process *leads*: the leader's row has a holder, an epoch that grows with each new holder, and an end, and the
-beat renews it. A leader counts its time from when it asked, and stops a little before the store admits another one: so
-two clocks that differ by less than two in a hundred never let two lead at once. A process that was stopped while it led
-checks its clock first; and the store refuses what it does under its old epoch.
+Each process has a row, which its beat keeps fresh. A process with a stale row is *silent*: killed, stopped, or cut off.
+One process *leads*: the leader's row has a holder, an epoch that grows with each new holder, and an end, which the
+holder's beat renews. A leader counts its term from when it sent the beat, and stops a little before the store accepts
+another leader. So two processes never lead at the same time if their clocks run at speeds that differ by less than 2 %.
+A process that was stopped while it led checks its clock before it acts, and the store rejects what it does under its
+old epoch.
 
 Times ending in `_ms` are the store's clock, in milliseconds since 1970; `now` is this process's monotonic seconds.
 """
@@ -18,29 +19,33 @@ from typing import Literal, NamedTuple
 PhaseWord = Literal["closed", "open", "half_open"]
 
 BEAT_S = 1.0
-"""A reset, or an outage that others found, reaches every process within two beats: quick enough for people."""
+"""The time between two beats. An operator's reset, or an outage that others found, reaches every process within two
+beats, which is quick enough for people."""
 BEATS_PER_SECOND_MAX = 100
-"""Requests that all processes together make of the store; a thousand of them beat every ten seconds."""
+"""How many beats all processes together send to the store per second. So a thousand processes beat every ten
+seconds."""
 LEASE_BEATS = 4
-"""A leader that misses three beats is replaced at the fourth: seconds after a kill, but not for one slow beat."""
+"""The length of a leader's term, in beats. A leader that misses three beats is replaced at the fourth: within seconds
+after a kill, but not because of one slow beat."""
 SILENT_BEATS = 5
-"""One more than a lease: a process that could still lead is never counted as silent."""
+"""After this many beats a process counts as silent. One more than the term of a leader, so that a process that may
+still lead never counts as silent."""
 DRIFT = 0.02
-"""How much two clocks may differ in speed."""
+"""By how much the speeds of two clocks may differ (`hand.py` has the reason for 2 %)."""
 LATELY_S = 60.0
-"""A guard that was called within this time is in use."""
+"""A guard that was called within this time counts as in use."""
 
 
 def beat_s(processes: int) -> float:
-    """The time between two beats of one process, when this many share the store."""
+    """The time between two beats of one process if this many processes share the store."""
     return max(BEAT_S, processes / BEATS_PER_SECOND_MAX)
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What a process reports about itself. `ledger`: the name that its purses are under.
+    """What a process reports about itself. `ledger`: the name of its purses' owner in the ledger.
 
-    `worker`: its number on its host, if a server has several. `configuration`: digests of its options, as JSON.
+    `worker`: its number on its host, if a server has several workers. `configuration`: digests of its options, as JSON.
     """
 
     ledger: str
@@ -53,8 +58,8 @@ class Presence:
 
 
 class GuardKey(NamedTuple):
-    """A guard across processes: its name, and a digest of what it stands before, so that guards that share only a name
-    stay apart."""
+    """A guard across processes: its name, and a digest of what it guards. Two processes may use one name for guards of
+    different servers, and the digest keeps those apart."""
 
     name: str
     place: str
@@ -62,9 +67,9 @@ class GuardKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GuardLine:
-    """One guard in one process. `is_down`: it admits probes at most, and none has succeeded, here or elsewhere.
+    """One guard in one process. `is_down`: it admits at most probes, and none has succeeded here or elsewhere.
 
-    `calls`: of the last minute, refused ones included. `ago_s`: how long it has been in this phase.
+    `calls`: calls of the last minute, including refused ones. `ago_s`: how long the guard has been in this phase.
     `is_proved`: a probe has succeeded since the last beat.
     """
 
@@ -81,9 +86,9 @@ class GuardLine:
 
 
 class Check(NamedTuple):
-    """What an unbilled check found: the error's `kind` and reason, both empty if it is well.
+    """The result of an unbilled check: the error's `kind` and reason, both empty if the check passed.
 
-    `place`: what was asked, with which key. `ago_s`: how long ago the store received it.
+    `place`: which address was checked, with which key. `ago_s`: how long ago the store received the result.
     """
 
     service: str
@@ -94,10 +99,10 @@ class Check(NamedTuple):
 
 
 class Opinion(NamedTuple):
-    """What the live processes report of one guard: in how many it is down, of those that are concerned.
+    """What the live processes report about one guard: in how many it is down, of those that are concerned.
 
-    Concerned is a process that has called it in the last minute, or in which it is not closed. `proved_ago_s`: how long
-    ago a probe of one of them succeeded.
+    A process is concerned if it has called the guard in the last minute, or if the guard is not closed there.
+    `proved_ago_s`: how long ago a probe in one of them succeeded.
     """
 
     key: GuardKey
@@ -107,9 +112,9 @@ class Opinion(NamedTuple):
 
 
 class ProbeAsk(NamedTuple):
-    """Units of probes (`probing.py`): requested or kept, for this long; zero gives them back.
+    """A request for probe units (`probing.py`), or a report that they are kept, for `for_s` seconds; 0 gives them back.
 
-    `concurrency`: how many exist in the whole fleet.
+    `concurrency`: how many units exist in the whole fleet.
     """
 
     key: GuardKey
@@ -121,9 +126,10 @@ class ProbeAsk(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What a beat carries up. `anew`: guards whose line has changed; `gone`: guards that no longer exist.
+    """What a beat reports. `anew`: guards whose line has changed; `gone`: guards that no longer exist.
 
-    `checks`: this process's results, heeded if it leads. `checks_seen`: the number of the last ones it received.
+    `checks`: this process's results, which the store takes only from the leader. `checks_seen`: the number of the last
+    results that this process has received.
     """
 
     presence: Presence
@@ -146,10 +152,10 @@ class Leader(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """What a beat brings down. `process`: the name under which this process was known.
+    """What a beat returns. `process`: the name of this process in the store.
 
-    `is_new`: the store did not know it before, so it must report all its guards. `leader`: None if the last one's time
-    is over and no other has begun. `units`: how many probes were granted, of those requested.
+    `is_new`: the store had no row of this process, so the process must report all its guards. `leader`: None if the
+    last one's term is over and no new one has begun. `units`: how many of the requested probe units were granted.
     """
 
     process: str
@@ -164,7 +170,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A process on the roll, as shown. Times are wall seconds of the store's clock; `lives`: its beat is fresh."""
+    """A process of the fleet, for display. Times are wall seconds of the store's clock; `lives`: its beat is fresh."""
 
     process: str
     ledger: str
@@ -194,7 +200,7 @@ class MemberGuard:
 
 
 class LeasedUnits(NamedTuple):
-    """Of a limit per minute or hour: units leased to processes that have not reported their use."""
+    """Units of one limit per minute or hour that are leased to processes which have not reported their use."""
 
     name: str
     limit: int
@@ -204,7 +210,7 @@ class LeasedUnits(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roll:
-    """The whole roll, for people."""
+    """All processes of the fleet with their guards, for display."""
 
     members: list[Member]
     guards: list[MemberGuard]
@@ -213,7 +219,7 @@ class Roll:
 
 
 class Leadership:
-    """What one process knows of the leadership."""
+    """Who leads, as far as one process knows."""
 
     __slots__ = ("_known_until", "epoch", "leader", "until")
 
@@ -224,9 +230,11 @@ class Leadership:
         self.until = self._known_until = float("-inf")
 
     def hear(self, told: Told, heard: Heard, asked_at: float) -> None:
-        """A beat that was sent at `asked_at` was answered."""
+        """Take in the reply to a beat that was sent at `asked_at`."""
         self.leader = heard.leader
-        # From when it asked: the store starts counting later than that, however late the answer arrived.
+        # The term counts from the sending, not from the reply. The store began to count it somewhere in between, and a
+        # reply that was delayed for three seconds would otherwise let this process lead three seconds into the next
+        # leader's term.
         self._known_until = asked_at + told.lease_s * (1 - DRIFT)
         is_own = heard.leader is not None and heard.leader.process == heard.process
         self.epoch = heard.leader.epoch if is_own and heard.leader is not None else 0
@@ -241,13 +249,14 @@ class Leadership:
         return self.leader is not None and not self.epoch and now < self._known_until
 
     def resign(self) -> None:
-        """This process closes, or is a forked child: it does not lead, and does not know which process does."""
+        """This process closes, or is a forked child: it does not lead, and cannot tell which process does."""
         self.leader, self.epoch = None, 0
         self.until = self._known_until = float("-inf")
 
 
 class Lately:
-    """How often a guard was called in the last minute, from a count that only grows; to a quarter of a minute."""
+    """How often a guard was called in the last minute, from a count that only grows; precise to a quarter of a
+    minute."""
 
     __slots__ = ("_marks",)
 

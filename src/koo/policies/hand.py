@@ -1,16 +1,18 @@
 """Units in hand: a process's half of a fleet-wide limit per minute or hour (`units.py` is the store's half).
 
-A call takes a unit that is here, without asking. Behind the calls, what was used is reported, what is not needed goes
-home, and more is requested: when the hand runs low, and at 70 % of the lease at the latest. A call that finds nothing
-waits for one answer. An answer without units says when the next one is free, and until then the store is not asked.
+A call takes a unit that is in hand without waiting for the store. In the background, used units are reported, units
+that are not needed go home, and more are requested: when the hand runs low, and at the latest at 70 % of the lease. A
+call that finds no unit waits for one reply. A reply without units says when the next one is free, and until then the
+store is not asked again.
 
-A lease counts from when it was requested, and 2 % short: this process's clock may be slow and the answer late, and
-still the lease ends here before the store counts outstanding units as used. Any longer, and a unit could be spent
-twice.
+A lease counts from the moment it was requested, and 2 % short. So it ends here before the store counts its outstanding
+units as used, even if this process's clock is slow and the reply was late. If it lasted any longer, a unit could be
+spent here after the store has granted it elsewhere.
 
-While the store is away, units end with their lease. Then this process may use its share of four fifths of the limit,
-divided by the number of processes last known. For one whole period it uses at most what it had used itself by then plus
-its part of what was free: what others used may still be in the window. All of it is reported when the store is back.
+While the store is unreachable, units end with their lease. After that, this process may use its share: four fifths of
+the limit, divided by the last known number of processes. For one whole period it uses at most what it had already used,
+plus its part of what was free, because units used by other processes may still be in the window. All of this use is
+reported when the store is back.
 """
 
 from __future__ import annotations
@@ -23,31 +25,35 @@ from koo.options import NEVER
 from koo.policies.units import LEASE_MS, LEASES_A_PERIOD, Grant, Told
 
 LEASE_PART = 0.98
-"""Clocks are right to a hundredth of a percent; a virtual machine's may be off by one percent for a while."""
+"""The part of a lease that is used. Ordinary clocks are right to a hundredth of a percent, but that of a virtual
+machine may be off by one percent for a while. Two percent covers one clock that is fast and one that is slow."""
 RENEW_PART = 0.7
-"""The rest of a lease is left for the answer to arrive, even a slow one."""
+"""When a lease is renewed, as a part of its length. The rest is the time for a slow reply to arrive."""
 FLOAT_MAX = 10
-"""A lone process keeps this many units beyond its use in two leases, so that a few calls cost one trip."""
+"""A process that uses a limit alone keeps up to this many units although its pace is lower, so that a few calls cost
+one trip to the store and not one each."""
 FLOAT_PART = 20
-"""But at most a twentieth of the limit: what a killed process had in hand counts as used."""
+"""It keeps at most a twentieth of the limit that way: the units in hand of a killed process count as used."""
 AWAY_PART = 0.8
-"""The fifth that is left is for processes that started since they were last counted."""
+"""The part of the limit that processes share while the store is unreachable. The last fifth is for processes that have
+started since they were last counted."""
 LATE = 61 / 60
-"""A unit comes back at most a sixtieth of the period late."""
+"""A whole period, plus the sub-bucket by which a unit may leave the window late."""
 TRIPS_A_LEASE = 4
-"""If a trip to the store takes longer than this part of a lease, a longer lease is requested."""
+"""A lease should last for at least four trips to the store; if the trips are slower, a longer lease is requested."""
 LOST_S = 5.0
-"""A store that was lost is back within this time (its file was locked, a server restarts), or not soon."""
+"""How long callers wait for a lost store. A locked file or a restarting server is back by then; after that it is
+unlikely to return soon."""
 LOOK_AGAIN_S = 0.1
-"""How often a call looks whether a store that was just lost is back."""
+"""How often a waiting call checks whether a store that was just lost is back."""
 LOOK_S = 5.0
-"""How often an idle process asks how many processes there are, and how much of its limits they use."""
+"""How often an idle process sends a message, to learn how many processes there are and how much they use."""
 LOOKS_A_LOOK = 100
-"""With more processes than this, each asks less often."""
+"""With more processes than this, each asks less often, so that all together send at most 20 messages a second."""
 
 
 class Uses(Protocol):
-    """What this process itself has used in the last period."""
+    """This process's own use in the last period."""
 
     used: int
 
@@ -57,12 +63,12 @@ class Uses(Protocol):
 
 
 class Hand:
-    """This process's units of one limit; `ring` is called when the store should be asked at once.
+    """This process's units of one limit; `ring` is called when a message should be sent immediately.
 
-    `left` units until `until` (monotonic seconds, as all times here). `due_at`: when the store must hear from us at the
-    latest. `shut_until`: when a unit may be free again. `is_lent`: units exist, but other processes hold them.
-    `is_away`: the store cannot be asked; `lost_at`: when it stopped answering. `others`: units that other processes had
-    used of the limit, or held, at `heard_at`. `processes`: how many there are.
+    `left` units may be used until `until` (monotonic seconds, as all times here). `due_at`: when the next message must
+    be sent at the latest. `shut_until`: when a unit may be free again. `is_lent`: units exist, but other processes hold
+    them. `is_away`: the store is unreachable; `lost_at`: when it stopped replying. `others`: how many units other
+    processes had used or held at `heard_at`. `processes`: how many share the store.
     """
 
     __slots__ = (
@@ -106,9 +112,11 @@ class Hand:
         """How many may be taken, and until when. `used`: by this process in the last period."""
         if self.left > 0 and now < self.until:
             self._in_share = False
+            # The caller takes what is returned here without asking again. So the first two thirds are returned first:
+            # when they are used up it comes here once more, and a message goes out while a third is still left.
             if self.left > self._low:
                 return self.left - max(self._low, 0), self.until
-            self._low = -1  # ring once; the answer sets it again
+            self._low = -1  # ring once; the next reply sets it again
             self.due_at = now
             self._ring()
             return self.left, self.until
@@ -117,9 +125,13 @@ class Hand:
         return 0, now
 
     def _share(self, now: float, used: int) -> tuple[int, float]:
-        """What this process may use on its own while the store is away."""
+        """How many units this process may use on its own while the store is unreachable."""
+        # Two bounds. In the long run, the share. In the first period, in addition, what this process had used when its
+        # lease ended plus its part of the units that were free then. The share alone would not do: if others had used
+        # the whole limit just before, 0.8 of it would be used again while theirs is still in the window.
         if self._cut_at == NEVER:
-            # Once every lease has ended, the free units belong to no process: a lone process may use them all.
+            # All leases end soon after the store is lost, and then the free units belong to no process. A lone process
+            # may use all of them.
             room = self.limit if self.processes == 1 else self._room // self.processes
             self._cut_at, self._cut_most = now, used + room
         most, until = self.share, NEVER
@@ -129,34 +141,34 @@ class Hand:
         return max(0, most - used), until
 
     def elsewhere(self, now: float) -> int:
-        """How many units other processes have used of the limit, as last heard within the period."""
+        """How many units other processes have used, by the last reply; 0 if that is older than a period."""
         return self.others if now - self.heard_at < self.period_s else 0
 
     @property
     def share(self) -> int:
-        """How many units a period this process may use while the store is away."""
+        """How many units per period this process may use while the store is unreachable."""
         return int(self.limit * AWAY_PART / self.processes)
 
     @property
     def is_alone(self) -> bool:
-        """Whether this process now uses its own share, because the store is away."""
+        """Whether this process now uses its own share, because the store is unreachable."""
         return self._cut_at != NEVER
 
     @property
     def sentence(self) -> str:
         """The same in words, for people."""
         whose = "1 process" if self.processes == 1 else f"{self.processes} processes"
-        return (
-            f"the state store is away, so each of {whose} has its share of four fifths, which is {self.share}"
-        )
+        return f"the state store is unreachable, so each of {whose} has its share of four fifths, which is {self.share}"
 
     def has(self, units: int, now: float, used: int) -> bool:
-        """Whether this many units are here at once, for calls that take more than one."""
+        """Whether this many units can be taken together, by a call that needs more than one."""
+        # `units` holds back the third that is kept for the time of the next trip. A call that needs several units may
+        # use that part too: it cannot take some of them now and the rest later.
         allowed, _ = self.units(now, used)
         return allowed >= units or (not self._in_share and now < self.until and self.left >= units)
 
     def book(self, units: int) -> None:
-        """`units` of those that `units()` allowed were taken."""
+        """Book `units` that were taken of those that `units()` allowed."""
         self._spent += units
         if self._in_share:
             self._over += units
@@ -165,9 +177,12 @@ class Hand:
             self._used += units
 
     def refund(self, units: int, taken_at: float) -> None:
-        """`units` taken at `taken_at` were never used."""
+        """Give back `units` that were taken at `taken_at` but never used."""
+        # They may have been reported to the store as used already. Put back into the hand and used later, such a unit
+        # would count in the store's window from the first report, and would leave it too early after the real use. So
+        # the store is told to take them back instead.
         if taken_at < self._asked_at or self._flying is not None:
-            self._undoing.append((units, taken_at))  # they may have been reported to the store already
+            self._undoing.append((units, taken_at))
             self.due_at = min(self.due_at, self._asked_at + RENEW_PART * self._lease_s)
             return
         alone = min(units, self._over)
@@ -176,9 +191,10 @@ class Hand:
         self.left += units - alone
 
     def clear(self, used: int | None) -> None:
-        """An operator resets the limit; None: another process reports it."""
+        """An operator's reset of the limit; `used` is None if another process reports the reset to the store."""
         self._clears = used is not None
-        # Uses that were not reported yet must go too: the store would count them after everything else is forgotten.
+        # Uses that were not reported yet are forgotten too. Otherwise they would reach the store after it has emptied
+        # its window, and would count in spite of the reset.
         if self._flying is None:
             self._back += self._used - self._told
             self._used = self._told
@@ -194,30 +210,34 @@ class Hand:
     # ── the store ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def may_ask(self, now: float) -> bool:
-        """Whether a call that found nothing may wait for an answer. Not before a unit can be free."""
+        """Whether a call that found no unit may wait for a reply."""
+        # Not before a unit can be free: the last reply named that time, and a storm of refused calls would otherwise
+        # be a storm of messages. A reply that is on its way already costs nothing to wait for.
         return not self.is_away and (self._flying is not None or now >= self.shut_until)
 
     def comes_home_at(self, now: float) -> float:
-        """When units that other processes hold, or that a store just lost could grant, may be here; else never."""
+        """When units may arrive that other processes hold, or that a store just lost could grant; else infinite."""
         if self.lost_at <= now < self.lost_at + LOST_S:
             return max(self.shut_until, now + LOOK_AGAIN_S)
         return self.shut_until if self.is_lent else NEVER
 
     def lose(self, now: float) -> None:
-        """The store did not answer."""
+        """Note that the store did not reply to the message sent at `now`."""
         self.lost_at = min(self.lost_at, now)
 
     def ask(self, now: float, count: Uses, need: int = 0, waiting: int = 0, *, is_last: bool = False) -> Told:
-        """What to report to the store. `need`: of the first waiting caller; `waiting`: of all of them.
+        """The next message to the store. `need`: of the first waiting caller; `waiting`: of all waiting callers.
 
-        `is_last`: this process ends, and keeps nothing.
+        `is_last`: this process ends, and keeps no unit.
         """
         self._take_pace(now)
         keep = 0 if is_last else self._keep(waiting)
+        # The lease has ended. Its units can no longer be used here, so all go home, and the number that would have
+        # been kept is requested under a new lease.
         if now >= self.until:
             keep, waiting = 0, waiting + keep
-        # Units going home leave the hand before they are reported. Reported first, one could be used here and granted
-        # elsewhere as well.
+        # Units that go home leave the hand before they are reported. If they were reported first, one could be used
+        # here after the store has granted it to another process.
         if self.left > keep:
             self._back += self.left - keep
             self.left = keep
@@ -244,23 +264,25 @@ class Hand:
         return self._flying
 
     def _undone(self, now: float) -> int:
-        """Units that were reported as used but were not, if the store still counts them."""
+        """How many units to take back that were reported as used but were not."""
+        # Emptied before the message is sent: if the reply is lost, they are not taken back a second time. The units
+        # are then lost for one period at most, which is harmless.
         undoing, self._undoing = self._undoing, []
-        # The store forgets a unit one period after it was reported: taking back one it has forgotten would free
-        # another.
+        # Only units that the store still counts. It drops a unit one period after the report, and taking back one that
+        # it has dropped would free a different one, which was used.
         last_s = self.period_s - 2 * self._lease_s
         return sum(units for units, taken_at in undoing if now - taken_at < last_s)
 
     def _take_pace(self, now: float) -> None:
         for_s = now - self._marked_at
         if for_s < self._lease_s / 4:
-            return  # a moment's use says nothing about a whole lease
+            return  # the use of a moment says little about a whole lease
         pace = (self._spent - self._marked) / for_s if math.isfinite(for_s) else 0.0
         self._pace = (self._pace[1], pace)
         self._marked, self._marked_at = self._spent, now
 
     def _keep(self, waiting: int) -> int:
-        """How many units stay here: two leases of calls, and a few more when alone."""
+        """How many units stay here: enough calls for two leases, and at least a few if no other process shares them."""
         pace = max(self._pace)
         if not pace and not waiting:
             return 0
@@ -268,7 +290,9 @@ class Hand:
         return keep if self._sharing > 1 else max(keep, min(FLOAT_MAX, self.limit // FLOAT_PART))
 
     def hear(self, grant: Grant, sent_at: float, now: float) -> None:
-        """The store's answer to the request sent at `sent_at`."""
+        """Take in the store's reply to the message that was sent at `sent_at`."""
+        # Without a message under way, this is the reply to one that was given up. It is ignored: the reply to the next
+        # message carries the same totals.
         told, self._flying = self._flying, None
         if told is None:
             return
@@ -281,6 +305,8 @@ class Hand:
         self._room = max(0, grant.limit - grant.used - grant.out)
         self.others = max(0, grant.used - told.window) + max(0, grant.out - self.left)
         self.heard_at = now
+        # Times until something happens count from the arrival of the reply: late by the trip, but never too early.
+        # Times until something ends (`until`, the end of a lease) count from the request instead.
         is_short = bool(grant.free_in_ms) and self.left < told.need
         self.shut_until = now + grant.free_in_ms / 1000 if is_short else -NEVER
         self.is_lent = is_short and not grant.frozen_ms and grant.limit - grant.used >= told.need
@@ -292,7 +318,8 @@ class Hand:
 
     def _take_granted(self, grant: Grant, told: Told, sent_at: float) -> None:
         if grant.serial != self._serial:
-            # The store has ended the reported lease, and counts what was out as used: nothing of it remains here.
+            # The store has ended the lease that was reported, and has counted its outstanding units as used. Those
+            # that are still in hand here must not be used any more.
             self._begin_lease(grant.serial)
         else:
             self._told = told.used
@@ -302,7 +329,9 @@ class Hand:
         self.until = sent_at + self._lease_s * LEASE_PART
 
     def _end_share(self, grant: Grant, sent_at: float) -> None:
-        """Grants begin again when all have reported; a lease before that is the last moment to report."""
+        """End this process's own share, or time its end if the store is frozen."""
+        # The store is back, but grants nothing until every process has reported. Until then this process goes on with
+        # its share. It stops one lease earlier, so that its last uses are reported before the store grants again.
         if grant.frozen_ms:
             self._frozen_until = sent_at + grant.frozen_ms / 1000 * LEASE_PART - self._lease_s
         else:
@@ -310,16 +339,16 @@ class Hand:
             self._cut_at = NEVER
 
     def has_news(self) -> bool:
-        """Whether there is anything to report, or to send home."""
+        """Whether there is anything to report or to send home."""
         is_untold = self._used > self._told or self._over > 0 or bool(self._undoing)
         return self.left > 0 or is_untold or self._clears
 
     def give_up(self) -> None:
-        """The request was not answered: it is sent again, with totals that have grown."""
+        """Give up a message that was not answered. The next one reports the same totals, or larger ones."""
         self._flying = None
 
     def begin_again(self) -> None:
-        """In a forked child, or under another name: the units in hand belong to another process."""
+        """In a forked child, or under a new name: drop the units in hand, which belong to another process."""
         self._flying = None
         self._begin_lease(0)
         self._over = 0

@@ -1,10 +1,10 @@
-"""Incidents: one record for each opening of a breaker, from the first event to the last. Pure: the time is an argument.
+"""Incidents: one record for each opening of a breaker, from its first event to its last. Time is an argument.
 
-A record begins when a closed breaker opens, or when an operator forces it open, and ends when calls pass again. A
-failed probe in between does not begin another one. What is known at the beginning (the arithmetic, the calls of the
-window) is never changed later; what follows is added in order, up to a bound.
+A record begins when a closed breaker opens, or when an operator forces it open. It ends when calls pass again; a failed
+probe in between does not begin another record. What is known at the beginning (the arithmetic, the calls in the window)
+never changes later. Everything else is added in order, up to a bound.
 
-Times are wall seconds: a record outlives its process.
+Times are wall seconds, because a record outlives its process.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ from koo.options import NEVER
 from koo.policies.diary import CALLS_MAX, OF_PROBES
 
 KEPT = 100
+"""How many of the last incidents a process keeps in memory."""
 STEPS_MAX = PROBES_MAX = ACTS_MAX = 200
-FALLBACKS_MAX = 50
+"""Entries kept of each kind in one record. A day-long outage with a failed probe every ten minutes has 144 of them."""
 BY_OPERATOR = "operator"
 PhaseWord = Literal["open", "half_open", "closed"]
 
 
 @dataclass(slots=True)
 class Call:
-    """A call as it is kept: what became of it, and when it ended."""
+    """A call as it is kept: its outcome, and when it ended."""
 
     at: float
     took_s: float
@@ -55,7 +56,7 @@ class Call:
 
 @dataclass(slots=True)
 class Step:
-    """Something that happened while it lasted."""
+    """Something that happened during the incident."""
 
     at: float
     what: str
@@ -64,7 +65,7 @@ class Step:
 
 @dataclass(slots=True)
 class Deed:
-    """An operator's act, with its reason; `until` is its own end."""
+    """An operator's act, with its reason; `until`: when the act expires."""
 
     at: float
     what: str
@@ -75,10 +76,11 @@ class Deed:
 
 @dataclass(slots=True, kw_only=True)
 class Incident:
-    """One opening, to its end. `rule`: what moved it, an operator's word included; `arithmetic`: the numbers of it.
+    """One opening, from beginning to end. `rule`: the breaker's rule that opened it, or `BY_OPERATOR`.
 
-    `refused_for_s` is the time in which calls were refused, up to `phase_at`, when the phase last changed. `left_out`:
-    so many calls, steps, probes and acts are not kept. `ended`: how it ended, in words.
+    `arithmetic`: the numbers by which that rule decided. `refused_for_s`: for how long calls were refused, up to
+    `phase_at`, when the phase last changed. `left_out`: how many steps, probes and acts were not kept. `ended`: how it
+    ended, in words.
     """
 
     id: str
@@ -106,7 +108,7 @@ class Incident:
 
     @property
     def lasts(self) -> bool:
-        """It has not ended, as far as its process told."""
+        """Whether it has not ended, by the last report of its process."""
         return self.closed_at is None
 
     def packed(self) -> dict[str, Any]:
@@ -115,7 +117,8 @@ class Incident:
 
     @classmethod
     def unpacked(cls, values: Mapping[str, Any]) -> Incident:
-        """Of plain values; what a newer koo added is left out. Raises TypeError, KeyError, ValueError."""
+        """The incident of packed values. Raises TypeError, KeyError, ValueError."""
+        # Fields that a newer release has added are left out: in a rolling upgrade both releases read the same rows.
         known = {one.name for one in fields(cls)}
         incident = cls(**{name: value for name, value in values.items() if name in known})
         incident.calls = [Call(**one) for one in values["calls"]]
@@ -127,53 +130,56 @@ class Incident:
     # ── what happens to it ────────────────────────────────────────────────────────────────────────────────────
 
     def note(self, at: float, what: str, text: str) -> None:
-        """Something happened."""
+        """Add a step."""
         self._keep(self.steps, Step(at, what, text), STEPS_MAX)
 
     def note_act(self, at: float, what: str, act: Act | None) -> None:
-        """An operator did something."""
+        """Add an operator's act."""
         act = act or Act()
         self._keep(self.acts, Deed(at, what, act.by, act.reason, act.until), ACTS_MAX)
 
     def note_probes(self, at: float, seen: Iterable[SeenCall]) -> None:
-        """Probes that were told of at a time."""
+        """Add probes that were reported at the time `at`."""
         for one in seen:
             self._keep(self.probes, call_of(one, at), PROBES_MAX)
 
     def _keep(self, kept: list[Any], one: object, most: int) -> None:
-        """The first ones say how it went; of a thousand that follow a count is enough."""
+        """Keep an entry if there is room, else only count it."""
+        # The first entries are kept, not the last: they show how it began. For a thousand that follow, a count is
+        # enough.
         if len(kept) < most:
             kept.append(one)
         else:
             self.left_out += 1
 
     def enter(self, phase: PhaseWord, at: float, *, is_forced: bool) -> None:
-        """Its breaker is in this phase from now on, and an operator forces it open or not."""
+        """Record that the breaker has entered a phase, or that an operator has forced it open or released it."""
+        # The time refused so far is added up before the phase changes: it depends on the phase that ends now.
         self.refused_for_s = self.refusing_s(at)
         self.phase, self.is_forced, self.phase_at = phase, is_forced, at
 
     def refusing_s(self, now: float) -> float:
-        """For how long calls were refused, up to now."""
+        """For how many seconds calls have been refused, up to now."""
         if self.closed_at is not None or self.is_shadow:
             return self.refused_for_s
         refuses = self.is_forced or self.phase != "closed"
         return self.refused_for_s + (max(now - self.phase_at, 0.0) if refuses else 0.0)
 
     def end(self, at: float, how: str) -> None:
-        """Calls pass again, or nothing more will be heard of it."""
+        """End the record: calls pass again, or no more events will come."""
         self.refused_for_s = self.refusing_s(at)
         self.closed_at, self.ended = max(at, self.opened_at), how
 
 
 def call_of(seen: SeenCall, at: float) -> Call:
-    """A call that was told of at a time."""
+    """The record of a call that was reported at the time `at`."""
     failure = seen.failure
     said = ("", None, "") if failure is None else (failure.kind.value, failure.status, failure.sentence)
     return Call(at - seen.ago_s, seen.took_s, seen.outcome, *said, seen.in_row)
 
 
 class Book:
-    """The incidents of one process: those that last, by guard, and the last ones of all."""
+    """The incidents of one process: the lasting ones by guard, and the most recent ones of all guards."""
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
@@ -181,7 +187,7 @@ class Book:
         self.kept: deque[Incident] = deque(maxlen=KEPT)
 
     def follow(self, event: Event, at: float) -> Incident | None:
-        """Take an event in; returns the incident that it begins, goes on or ends. Others may have a step of it."""
+        """Take in an event; returns the incident that it begins, continues or ends. It may also be a step of others."""
         if isinstance(event, CircuitOpened):
             return self._opened(event, at)
         if isinstance(event, OverrideSet):
@@ -197,11 +203,11 @@ class Book:
         return None
 
     def find(self, incident_id: str) -> Incident | None:
-        """The one of that id, if it is kept here."""
+        """The incident with this id, if it is kept here."""
         return next((one for one in self.kept if one.id == incident_id), None)
 
     def abandon(self, guard: str, at: float, why: str) -> Incident | None:
-        """Nothing more is heard of a guard."""
+        """End a guard's incident, because the guard will send no more events."""
         incident = self.lasting.pop(guard, None)
         if incident is not None:
             incident.note(at, "ended", why)
@@ -212,7 +218,7 @@ class Book:
         incident.phase_at = incident.opened_at
         self.lasting[incident.guard] = incident
         self.kept.append(incident)
-        if len(self.lasting) > KEPT:  # the oldest is pushed out of what is kept as well
+        if len(self.lasting) > KEPT:  # `kept` has just dropped its oldest one too
             del self.lasting[next(iter(self.lasting))]
         return incident
 
@@ -280,7 +286,7 @@ class Book:
         del self.lasting[incident.guard]
 
     def _note(self, event: Event, at: float) -> None:
-        """What else happened to the same service while it lasted."""
+        """Add an event to all lasting incidents of the same service."""
         said = _said(event)
         if said is not None:
             service = event.source.partition("/")[0]
@@ -290,17 +296,17 @@ class Book:
 
 
 WORDS = {
-    "none": "override taken back: the breaker decides again",
+    "none": "override removed: the breaker decides again",
     "forced_open": "forced open",
-    "disabled": "disabled: every call passes, and nothing counts",
-    "metrics_only": "put into shadow: it decides and counts, and refuses nothing",
+    "disabled": "disabled: every call passes, and no call counts",
+    "metrics_only": "set to metrics only: it decides and counts, but refuses no call",
 }
 _WORDS_OF: Mapping[type[Event], str] = {
     KeyUnblocked: "the key works again",
     HealthCheckPassed: "a health check passed again",
-    DatabaseReadOnly: "the database takes no writes",
-    DatabaseWritable: "the database takes writes again",
-    DatabaseRotated: "every connection is replaced",
+    DatabaseReadOnly: "the database accepts no writes",
+    DatabaseWritable: "the database accepts writes again",
+    DatabaseRotated: "all connections are being replaced",
 }
 
 
@@ -316,7 +322,7 @@ def _said(event: Event) -> tuple[str, str] | None:
 
 
 def arithmetic_of(trip: Trip) -> dict[str, Any]:
-    """The numbers of a trip, without its calls."""
+    """The numbers of a trip, without its calls. An infinite `slow_s` becomes None, because JSON has no infinity."""
     names = (one.name for one in fields(trip) if one.name not in ("seen", "left_out"))
     numbers = {name: getattr(trip, name) for name in names}
     return {**numbers, "slow_s": None if trip.slow_s == NEVER else trip.slow_s}

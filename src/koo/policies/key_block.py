@@ -1,16 +1,16 @@
-"""Keys that the other side refused: nothing is sent with them until they work again.
+"""Keys that the provider refused: nothing is sent with them until they work again.
 
-A refused key, an empty account or a spent quota does not recover by trying: each try is one more refused request, and
-some providers lock accounts for that. So the first refusal blocks the key (or the key for one model). An unbilled check
-at a growing interval (1 to 15 minutes) lifts the block when the key works again; so does a reset, a new key, or the
-time that the provider named.
+A refused key, an empty account or a spent quota does not recover through retries. Each retry is one more refused
+request, and some providers lock accounts for that. So the first refusal blocks the key (or the key for one model). An
+unbilled check at a growing interval (1 to 15 minutes) removes the block when the key works again. A reset, a new key,
+or the time that the provider named also removes it.
 
-A check proves that the key works, not that it may use a model. So a block for a model is lifted only when its own check
-is due, and if it comes back soon after, its interval continues from where it had grown to. Otherwise a model that the
-key may not use would be called, and refused, once a minute forever.
+A check proves that the key works, not that it may use a model. So a block for a model is removed only when its own
+check is due. If the model is blocked again soon after, the interval continues from its last length. Otherwise a model
+that the key may not use would be called, and refused, once a minute forever.
 
-If koo cannot check, because the key is not its own, a call serves as the check: when one is due, one call is admitted,
-and its success ends the block (`by_calls`).
+If koo cannot check a key because the key belongs to a client, a call serves as the check: when a check is due, one call
+is admitted, and its success ends the block (`by_calls`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from koo.options import NEVER
 
 CHECK_S_MIN = 60.0
 CHECK_S_MAX = 900.0
-"""A key is mended by a person: checking before a minute has passed rarely helps, and later than after a quarter of an
-hour would leave a mended key unused."""
+"""The first and the longest interval between checks. A person has to repair a key: that rarely takes less than a
+minute, and with more than a quarter of an hour a repaired key would stay unused for long."""
 BLOCKS_MAX = 1024
-"""Model names come from callers: beyond this many blocks, the oldest is dropped."""
+"""Beyond this many blocks the oldest is dropped. Model names come from callers, and wrong ones must not fill memory."""
 
 
 @dataclass(slots=True)
 class KeyBlock:
-    """Why a key is not used, since and until when (infinite: until a check), in monotonic seconds.
+    """Why a key is not used, since when, and until when (infinite: until a check), in monotonic seconds.
 
-    `tried`: a call was admitted to see whether the key works again.
+    `tried`: a call was admitted to test whether the key works again.
     """
 
     reason: str
@@ -43,25 +43,29 @@ class KeyBlock:
 
 
 class KeyBlocks:
-    """The blocks of one credential: by model, or None for all of them. `by_calls`: calls are its checks."""
+    """The blocks of one credential by model; the key None blocks all models. `by_calls`: calls serve as the checks."""
 
     __slots__ = ("_lifted", "by_calls", "by_model")
 
     def __init__(self, *, by_calls: bool = False) -> None:
         self.by_calls = by_calls
         self.by_model: dict[str | None, KeyBlock] = {}
-        self._lifted: dict[str | None, tuple[float, float]] = {}  # when, and what the interval had grown to
+        # Blocks that were lifted lately: when, and how long their interval was.
+        self._lifted: dict[str | None, tuple[float, float]] = {}
 
     def __bool__(self) -> bool:
         return bool(self.by_model)
 
     def set(self, model: str | None, reason: str, now: float, until: float = NEVER) -> bool:
-        """Block the key; True if this is new."""
+        """Block the key; True if it was not blocked before."""
         known = self.by_model.get(model)
         if known is not None:
             known.until = max(known.until, until)
+            # The call that was admitted as a check was refused too. A success that arrives now belongs to a call from
+            # before the block, and must not end it.
             known.tried = False
             return False
+        # A block that returns within fifteen minutes was never really solved: its interval goes on growing.
         interval_s = CHECK_S_MIN
         lifted_at, grown_s = self._lifted.pop(model, (-CHECK_S_MAX, 0.0))
         if now - lifted_at <= CHECK_S_MAX:
@@ -90,17 +94,17 @@ class KeyBlocks:
         return self.find(model, now)
 
     def let_out(self, model: str | None, now: float) -> None:
-        """A call goes out. If it is a check, the next one follows later, at a longer interval."""
+        """A call is sent. If it serves as a check, the next one follows after a longer interval."""
+        # Postponed when the call is sent, not when it returns. Otherwise all callers that arrive in between would pass
+        # as checks too.
         for block in self._of(model, now):
             if self._is_due(block, now):
                 self._postpone(block, now)
                 block.tried = True
 
     def end_by_success(self, model: str | None, now: float) -> list[str | None]:
-        """A call succeeded: the block that it was checking ends; returns the models.
-
-        A call that was already running when the key was refused proves nothing.
-        """
+        """A call succeeded: end the blocks that it was testing; returns the models."""
+        # Only `tried` blocks. A call that was already running when the key was refused proves nothing.
         over = [one for one in {None, model} if one in self.by_model and self.by_model[one].tried]
         for one in over:
             self.remove(one, now)
@@ -115,7 +119,7 @@ class KeyBlocks:
         return block.check_at <= now and block.until == NEVER
 
     def expire(self, now: float) -> list[str | None]:
-        """Drop blocks whose own time is over; returns the models."""
+        """Drop the blocks whose known end has passed; returns the models."""
         self._lifted = {model: one for model, one in self._lifted.items() if now - one[0] <= CHECK_S_MAX}
         over = [model for model, block in self.by_model.items() if now >= block.until]
         for model in over:
@@ -127,7 +131,7 @@ class KeyBlocks:
         return any(self._is_due(block, now) for block in self.by_model.values())
 
     def postpone(self, now: float) -> None:
-        """A check that was due failed: try again later, at a longer interval."""
+        """A check that was due has failed: check again after a longer interval."""
         for block in self.by_model.values():
             if block.check_at <= now:
                 self._postpone(block, now)
@@ -138,7 +142,7 @@ class KeyBlocks:
         block.check_at = now + block.interval_s
 
     def lift(self, now: float) -> list[str | None]:
-        """A check succeeded: the key works, and models whose check was due may be tried; returns what is lifted."""
+        """A check succeeded: lift the block of the key, and those of models whose check was due; returns the models."""
         models = [
             model
             for model, block in self.by_model.items()
@@ -149,7 +153,7 @@ class KeyBlocks:
         return models
 
     def skip(self, by_s: float) -> None:
-        """The clock missed `by_s` seconds (suspend)."""
+        """The machine was suspended for `by_s` seconds that the clock does not show."""
         for block in self.by_model.values():
             block.until -= by_s
 
@@ -160,7 +164,7 @@ class KeyBlocks:
             self._lifted[model] = now, block.interval_s
 
     def clear(self) -> list[str | None]:
-        """An operator declares all well; returns the models that were blocked."""
+        """An operator's reset: remove all blocks; returns the models that were blocked."""
         models = list(self.by_model)
         self.by_model.clear()
         self._lifted.clear()

@@ -1,15 +1,15 @@
-"""Our own limits: calls per minute, hour and day. Decided together, all or nothing, and refundable.
+"""Our own limits: calls per minute, hour and day, taken together (all or nothing) and refundable.
 
 "60 a minute" is never 61 in any minute, wherever the minute begins; a token bucket of 60 would let 119 through. So the
 minute and the hour are sliding counts in sixty sub-buckets, and a sub-bucket leaves the count only when its *end* is a
-whole period ago: the promise holds at every instant, and the price is that a unit comes back up to one sub-bucket late.
-The day is a calendar day in UTC; its end is passed in as monotonic time, so that no call reads a wall clock.
+whole period ago. The promise holds at every instant, and the price is that a unit comes back up to one sub-bucket late.
+The day is a calendar day in UTC. Its end is passed in as monotonic time, so that no call reads a wall clock.
 
-A call does not check each count. Until the first of them rolls, time brings no unit back and takes none away, so one
-check finds how many may be taken until then, and each call takes one of these.
+A call does not check every count. Until the first count rolls, time alone neither returns a unit nor takes one away. So
+one check finds how many units may be taken until then, and each call takes one of these *granted ahead*.
 
 A fleet-wide limit has its units *in hand*: leased (`hand.py`), or for the day in a purse. They are one more bound on
-what may be taken until the next check, so a call pays nothing for them.
+what is granted ahead, so they cost a call nothing.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from koo.policies.hand import Hand
 SUB_BUCKETS = 60
 """A unit comes back at most a sixtieth of its period late: a second of a minute, a minute of an hour."""
 GRANT_MAX = 250
-"""Python makes a new object for each larger number, so counting down from more would be slower."""
+"""How many units are granted ahead at most. CPython caches the integers up to 256; counting down from a larger number
+would create an object for each call."""
 
 
 class InHand(Protocol):
-    """What a process may use of a shared limit. `shut_until`: when it may get more."""
+    """A process's part of a shared limit. `shut_until`: when it may get more units."""
 
     shut_until: float
 
     def elsewhere(self, now: float) -> int:
-        """Units that other processes have used, beyond those counted here, as last heard."""
+        """How many units other processes have used, as last reported, beyond those counted here."""
         ...
 
     @property
@@ -44,7 +45,7 @@ class InHand(Protocol):
 
     @property
     def is_alone(self) -> bool:
-        """Whether the store is away, so that this process decides by itself."""
+        """Whether this process decides on its own, because the store is unreachable."""
         ...
 
     @property
@@ -57,7 +58,7 @@ class InHand(Protocol):
         ...
 
     def book(self, units: int) -> None:
-        """`units` of those were taken."""
+        """Book `units` that were taken."""
         ...
 
     def refund(self, units: int, taken_at: float) -> None:
@@ -65,22 +66,22 @@ class InHand(Protocol):
         ...
 
     def comes_home_at(self, now: float) -> float:
-        """When units that are not here may come later; never where none may."""
+        """When units that other processes hold may arrive here; infinite if none can."""
         ...
 
     def may_ask(self, now: float) -> bool:
-        """Whether a call that found nothing may wait for the store's answer."""
+        """Whether a call that found no unit may wait for the store's reply."""
         ...
 
     def clear(self, used: int | None) -> None:
-        """An operator resets the `used` units that were counted; None: another process reports it."""
+        """An operator's reset of the `used` units that were counted; None if another process reports it."""
         ...
 
 
 class SlidingCount:
-    """At most `limit` in any `period_s`. `rolls_at` is when the counts next change by time alone.
+    """At most `limit` in any `period_s`. `rolls_at`: when the count next changes by time alone.
 
-    `hand`: this process's units, if the limit is fleet-wide; `used` is this process's own.
+    `hand`: this process's units, if the limit is fleet-wide; `used`: the uses of this process only.
     """
 
     __slots__ = (
@@ -112,9 +113,11 @@ class SlidingCount:
         self._begin(now)
 
     def roll(self, now: float) -> None:
-        """Start the bucket of `now`; drop those that ended a whole period ago."""
+        """Start the bucket of `now`, and drop the buckets that ended a whole period ago."""
         if now < self.rolls_at:
             return
+        # `_older` is the use before the current bucket began, so the current bucket's own count is a difference, and a
+        # call increments a single number.
         current = self.used - self._older
         if current:
             self._past.append([self._bucket, current])
@@ -127,7 +130,9 @@ class SlidingCount:
         """Give back what was taken at `taken_at`, if it still counts."""
         bucket = int(taken_at // self._bucket_s)
         if bucket == self._bucket:
-            self.used -= min(units, self.used - self._older)  # less if it was cleared in between
+            # Fewer if an operator has cleared the count in between: the use is forgotten already, and subtracted again
+            # it would make the count negative and admit too many.
+            self.used -= min(units, self.used - self._older)
             return
         for place, past in enumerate(self._past):
             if past[0] == bucket:
@@ -135,12 +140,13 @@ class SlidingCount:
                 past[1] -= gone
                 self.used -= gone
                 self._older -= gone
-                if not past[1]:  # an empty bucket at the head would promise a unit that never comes
+                # `resets_at` promises a unit when the oldest bucket leaves. An empty one would bring none.
+                if not past[1]:
                     del self._past[place]
                 return
 
     def clear(self, now: float) -> None:
-        """Nothing was used."""
+        """Forget all use."""
         self.used = 0
         self._past.clear()
         self._begin(now)
@@ -153,22 +159,23 @@ class SlidingCount:
         return one
 
     def resets_at(self, now: float) -> float:
-        """When at least one more unit is usable; now, if one is."""
+        """When at least one unit is free; `now` if one is free already."""
         if self.used < self.limit:
             return now
         oldest = self._past[0][0] if self._past else self._bucket
         return (oldest + SUB_BUCKETS + 1) * self._bucket_s
 
     def usable_at(self, now: float, units: int) -> float:
-        """When this many units have become free, one after another; never (infinite) for a limit of zero."""
+        """When this many units will have become free, one after another; infinite for a limit of zero."""
         if not self.limit:
             return NEVER
-        # Each unit that is used as it becomes free returns after a whole period and its sub-bucket.
+        # For callers in a queue: the first `limit` of them use units that become free from now on. Each of those units
+        # returns a whole period and a sub-bucket after its use, and serves the caller `limit` places further back.
         later_s = (units - 1) // self.limit * (SUB_BUCKETS + 1) * self._bucket_s
         return later_s + self._one_usable_at(now, (units - 1) % self.limit + 1)
 
     def usable_below(self, now: float, limit: int) -> float:
-        """When less than `limit` is used; never if that is impossible."""
+        """When less than `limit` will be in use; infinite if that is impossible."""
         return self._one_usable_at(now, self.limit - limit + 1) if limit > 0 else NEVER
 
     def _one_usable_at(self, now: float, units: int) -> float:
@@ -183,6 +190,8 @@ class SlidingCount:
 
     def ages(self, now: float, units: int) -> list[tuple[float, int]]:
         """When the last `units` were used: at least how many seconds ago, and how many, newest first."""
+        # By the end of a bucket: the true use was earlier. Reported too recent, a unit stays in the fleet's window too
+        # long, which is safe; reported too old, it would leave early.
         found, left = list[tuple[float, int]](), units
         current = (self._bucket, self.used - self._older)
         for bucket, used in (current, *map(tuple, reversed(self._past))):
@@ -199,7 +208,7 @@ class SlidingCount:
 
 
 class DayCount:
-    """At most `limit` in a calendar day that ends at `ends_at` (monotonic seconds); `day` is its UTC number."""
+    """At most `limit` in a calendar day that ends at `ends_at` (monotonic seconds); `day`: its number in UTC."""
 
     __slots__ = ("day", "hand", "limit", "name", "rolls_at", "used")
 
@@ -228,7 +237,9 @@ class DayCount:
         return one
 
     def anchor(self, ends_at: float, day: int) -> None:
-        """Set the end of the day anew: monotonic and wall time drift apart over weeks, and clocks are set."""
+        """Correct the end of the day: over weeks, monotonic and wall time drift apart, and clocks are set."""
+        # A wall clock that was set back by a day changes nothing: with a smaller `day` the count would be emptied
+        # twice for the same date.
         if day > self.day:
             self.used = 0
             self.day = day
@@ -240,21 +251,21 @@ class DayCount:
             self.used -= 1
 
     def clear(self, now: float) -> None:
-        """Nothing was used."""
+        """Forget all use."""
         self.used = 0
 
     def resets_at(self, now: float) -> float:
         return now if self.used < self.limit else self.rolls_at
 
     def usable_at(self, now: float, units: int) -> float:
-        """When this many units have become free, one after another; never (infinite) for a limit of zero."""
+        """When this many units will have become free, one after another; infinite for a limit of zero."""
         if not self.limit:
             return NEVER
         days = max(0, math.ceil((self.used + units) / self.limit) - 1)
         return now if not days else self.rolls_at + (days - 1) * DAY_S
 
     def usable_below(self, now: float, limit: int) -> float:
-        """When less than `limit` is used; never if that is impossible."""
+        """When less than `limit` will be in use; infinite if that is impossible."""
         return (now if self.used < limit else self.rolls_at) if limit > 0 else NEVER
 
 
@@ -262,14 +273,15 @@ Count = SlidingCount | DayCount
 
 
 class Limits:
-    """Several counts taken as one.
+    """Several counts that are taken as one.
 
-    Between two checks of the counts only the rest is counted: `_left` of the `_granted` units that fit into all of them
-    until the first of them rolls. What was taken is booked when `counts` is read.
+    A check of the counts grants units ahead: `_granted` units fit into all of them until the first of them rolls, and
+    `_left` of these remain. What was taken is booked in the counts when `counts` is read.
 
-    `full_until`: when the last of the counts that were full at the last check has a unit again (monotonic seconds);
-    checking the counts themselves would cost a refusal by an open breaker more than everything else. `waiting`: callers
-    that found nothing in hand, and wait for the store. `ask(deadline)` waits for its answer; None: nothing is shared.
+    `full_until`: when the last of the counts that were full at the last check has a unit again (monotonic seconds). It
+    is kept for refusals by an open breaker, for which checking the counts would cost more than all the rest. `waiting`:
+    how many callers found no unit in hand and wait for the store. `ask(deadline)` waits for the store's reply; None if
+    no count is shared.
     """
 
     __slots__ = (
@@ -286,7 +298,10 @@ class Limits:
 
     @property
     def counts(self) -> tuple[Count, ...]:
-        """The counts as they are now. Read it anew after each `take`; they may be changed until the next one."""
+        """The counts as they are now. Read it again after each `take`; they may be changed until the next one."""
+        # Reading ends the grant: what was taken of it is booked, and the rest is given up. So whoever changes a count
+        # (a refund, a reset) sees the true numbers, and the next `take` checks the changed ones. A grant that outlived
+        # the change would go on from the old numbers.
         self._shut_until = 0.0
         taken = self._granted - self._left
         self._granted = self._left = 0
@@ -298,7 +313,7 @@ class Limits:
         return self._counts
 
     def take(self, now: float) -> Count | None:
-        """Take one unit of each; or return the count that is full, and take nothing."""
+        """Take one unit of each count. If one is full, take nothing and return that count."""
         if not self._left or now >= self._until:
             if now < self._shut_until:
                 return self._shut_by
@@ -309,11 +324,11 @@ class Limits:
         return None
 
     def _grant(self, now: float) -> Count | None:
-        """Check the counts: how many units may be taken until when, or which count is full."""
-        # The grant is exact, not an estimate: until the first count rolls, time brings no unit back, and everything
-        # that takes or gives back units passes here, where `counts` books what was granted and not used. A grant valid
-        # beyond that moment would refuse units that are free again; one larger than what the fullest count has left
-        # would admit a 61st call into the minute.
+        """Check the counts and grant units ahead; returns the count that is full, if one is."""
+        # The grant is exact, not an estimate. Until the first count rolls, time returns no unit, and every other
+        # change reads `counts`, which ends the grant. If it lasted beyond that moment, units that are free again would
+        # be refused. If it were larger than what the fullest count has left, it would admit a 61st call into the
+        # minute.
         units, until = GRANT_MAX, NEVER
         for count in self.counts:
             count.roll(now)
@@ -326,6 +341,7 @@ class Limits:
             until = min(until, count.rolls_at)
             if count.hand is not None:
                 in_hand, ends_at = count.hand.units(now, count.used)
+                # No `_shut_until` here: units can arrive from the store at any moment, not only when a count rolls.
                 if in_hand <= 0:
                     self.full_until = _in_hand_at(count, now)
                     return count
@@ -335,13 +351,12 @@ class Limits:
         return None
 
     def refusal(self, now: float) -> tuple[str, float] | None:
-        """Why `take` found no unit just now, and when there is one; None if it may find one, or was not asked.
-
-        Nothing can change before the first count rolls, so in a storm of calls only the first refusal is computed.
-        """
+        """Why `take` has just found no unit, and when one will be free; None if it may find one, or was not called."""
+        # Nothing can change before the first count rolls, so in a storm of calls only the first refusal is computed.
         if now >= self._shut_until:
             return None
         if self._refusal is None:
+            # `full` reads `counts`, which resets `_shut_until`; nothing was changed, so it is put back.
             until = self._shut_until
             full = self.full(now)
             self._refusal = None if full is None else (self.why(full), self.usable_at(now))
@@ -349,7 +364,7 @@ class Limits:
         return self._refusal
 
     def lacks(self, now: float) -> bool:
-        """Whether nothing is full, but the store has yet to say if there is a unit. Takes nothing."""
+        """Whether no count is full, but the store must be asked for a unit. Takes nothing."""
         is_lacking = False
         for count in self.counts:
             count.roll(now)
@@ -363,7 +378,7 @@ class Limits:
         return is_lacking
 
     def comes_home_at(self, now: float) -> float:
-        """When units that other processes hold, or a store just lost could grant, may be here; else never."""
+        """When units may arrive that other processes hold, or that a store just lost could grant; else infinite."""
         at = NEVER
         for count in self.counts:
             count.roll(now)
@@ -379,14 +394,14 @@ class Limits:
         return at
 
     def why(self, full: Count) -> str:
-        """The sentence of a refusal."""
+        """The sentence for a refusal by `full`."""
         reason = f"our limit of {full.limit} {full.name} is reached"
         if full.hand is not None and full.hand.is_alone:
             reason += f" here: {full.hand.sentence}"
         return reason
 
     def hands(self) -> list[Hand]:
-        """The leased parts, without checking what was taken: the grant that the next calls use stays valid."""
+        """The leased parts. Does not read `counts`, so the units granted ahead to the next calls stay valid."""
         return [count.hand for count in self._counts if isinstance(count.hand, Hand)]
 
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
@@ -412,27 +427,27 @@ class Limits:
                 count.hand.refund(1, taken_at)
 
     def clear(self, now: float, *, is_told: bool = False) -> None:
-        """An operator resets the counts. `is_told`: another process reports it to the store."""
+        """An operator's reset of the counts. `is_told`: another process reports it to the store."""
         for count in self.counts:
             if count.hand is not None:
                 count.hand.clear(None if is_told else count.used)
             count.clear(now)
 
     def roll(self, now: float) -> None:
-        """Forget what has left the counts by time alone: without calls nothing else does."""
+        """Drop what has left the counts by time alone, and update `full_until`: without calls, nothing else does."""
         for count in self.counts:
             count.roll(now)
         self.full_until = max((at for c in self._counts if (at := _one_at(c, now)) > now), default=0.0)
 
     def usable_at(self, now: float, units: int = 1) -> float:
-        """When all counts have had this many units again; never (infinite) if a limit is zero."""
+        """When this many units will have become free in all counts; infinite if a limit is zero."""
         self.roll(now)
         return max(
             (max(count.usable_at(now, units), _in_hand_at(count, now)) for count in self._counts), default=now
         )
 
     def full(self, now: float) -> Count | None:
-        """Of the counts that are used up, the one that stays full longest; None if all have a unit. Takes nothing."""
+        """Of the full counts, the one that stays full longest; None if every count has a unit. Takes nothing."""
         self.roll(now)
         full = [count for count in self._counts if _one_at(count, now) > now]
         return max(full, key=lambda count: _one_at(count, now), default=None)
@@ -444,7 +459,7 @@ def _one_at(count: Count, now: float) -> float:
 
 
 def _in_hand_at(count: Count, now: float) -> float:
-    """When a unit of it may be in hand."""
+    """When a unit of a count may be in hand."""
     hand = count.hand
     if hand is None:
         return now
@@ -452,7 +467,8 @@ def _in_hand_at(count: Count, now: float) -> float:
     if units > 0:
         return now
     if hand.is_alone:
-        # Below its share, it waits until what others may have used has left the window.
+        # Two bounds may stop it (`Hand._share`). While its own use is below the share, only the bound of the first
+        # period does, which ends at `until`. Otherwise one of its own units has to leave the window.
         at = count.usable_below(now, hand.share)
         return min(until, at) if at > now else until
     return max(now, hand.shut_until)

@@ -1,4 +1,4 @@
-"""What an operator's word over a breaker sounds like, and other words that breakers and states share."""
+"""Phrases for people that breakers and states share: an operator's override, rows of failures, failed probes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from koo.openings import Act
 
-ITS_TIME_WAS_OVER = Act(reason="its time was over")
+ITS_TIME_WAS_OVER = Act(reason="it expired")
 
 
 def in_a_row(failures: int) -> str:
@@ -20,14 +20,14 @@ def failed_probes(count: int, hung: bool) -> str:
     return f"{count} failed probes" if count > 1 else f"a {'hung' if hung else 'failed'} probe"
 
 
-@lru_cache(maxsize=64)  # made for each refused call, it would cost as much as the rest of the refusal
+@lru_cache(maxsize=64)  # formatted for each refused call, it would cost as much as the rest of the refusal
 def why_forced(act: Act | None) -> str:
     """ "forced open by ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"."""
     return f"forced open by {said_of(act)}"
 
 
 def said_of(act: Act | None) -> str:
-    """ "ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"; "an operator" where nothing is known."""
+    """ "ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"; "an operator" if the act has no name."""
     act = act or Act()
     by, reason = act.by or "an operator", f": {act.reason}" if act.reason else ""
     return f"{by}{reason}" + (f"; {ends_of(act)}" if act.words or act.until is not None else "")

@@ -9,11 +9,11 @@ OUTSIDE = -1
 
 
 class Permit:
-    """Permission to make one call: of which generation, when, and in HALF_OPEN until when.
+    """Permission to make one call: its generation, when it was granted, and in HALF_OPEN when its lease ends.
 
-    `lease_ends_at` is when a probe is given up, and its caller must stop: METRICS_ONLY cuts no call short, so there it
-    stays infinite and only `shadow_ends_at` counts. `kept`: the other side has answered, and how much longer the permit
-    lasts is up to its caller.
+    At `lease_ends_at` a probe is given up and its call is stopped. METRICS_ONLY never stops a call, so there
+    `lease_ends_at` stays infinite and the breaker judges the probe by `shadow_ends_at`. `kept`: the other side has
+    responded, and the caller decides how much longer the permit lasts (a stream, an open transaction).
     """
 
     __slots__ = ("generation", "given_at", "kept", "lease_ends_at", "serial", "settled", "shadow_ends_at")
@@ -28,5 +28,7 @@ class Permit:
         self.settled = self.kept = False
 
     def is_over(self, now: float) -> bool:
-        """Whether this probe's lease has run out."""
+        """Whether this probe's lease has ended."""
+        # `shadow_ends_at` is set only with a lease: read for any other permit it raises AttributeError, so a call that
+        # is not a probe can never be taken for one whose time is over.
         return now >= (self.shadow_ends_at if self.lease_ends_at is NEVER else self.lease_ends_at)

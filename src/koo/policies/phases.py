@@ -1,4 +1,4 @@
-"""The phases of a circuit breaker, what an operator may do to it, and every transition there is."""
+"""The phases of a circuit breaker, an operator's overrides, and the table of all transitions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Phase(Enum):
-    """The only source of transitions."""
+    """The state of a breaker; `TRANSITIONS` lists every allowed change."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -14,7 +14,7 @@ class Phase(Enum):
 
 
 class Override(Enum):
-    """What an operator allows the breaker to do."""
+    """What an operator has ordered, independent of the phase."""
 
     NONE = "none"
     FORCED_OPEN = "forced_open"
@@ -23,7 +23,7 @@ class Override(Enum):
 
 
 class Trigger(Enum):
-    """What moves a breaker from phase to phase."""
+    """What moves a breaker from one phase to another; the values are the reasons that people read."""
 
     TRIPPED = "too many failures in a row, or too large a share of failed or slow calls"
     TIME_WAS_OVER = "the time to stay open is over"
@@ -52,4 +52,4 @@ TRANSITIONS: dict[tuple[Phase, Trigger], Phase] = {
     (OPEN, Trigger.RESET): CLOSED,
     (HALF_OPEN, Trigger.RESET): CLOSED,
 }
-"""Every transition; `docs/states.md` is generated from it. An event in a state that is missing here is a bug."""
+"""Every transition; `docs/states.md` is generated from this table. A trigger in a phase that is not listed is a bug."""

@@ -1,11 +1,11 @@
-"""One of the provider's limits, as its headers report it: how many calls may leave, and when more may.
+"""One of the provider's limits, as its headers report it: how many calls may be sent now, and when more may be.
 
-What is left may leave at once, except the last twentieth: that is spread over the time until the limit is full, so that
-a late caller, or another process, gets a turn too.
+What is left may be sent immediately, except the last twentieth. That is spread over the time until the limit is full,
+so that a late caller, or another process, gets a turn too.
 
-A limit refills gradually (a bucket), all at once (a window), or call by call. The headers do not say which, but in a
-bucket what is missing and the time until it is full keep the same ratio. Such a limit is refilled at that speed. The
-others are taken as full when the headers say they will be; if much of it was used, that is a guess.
+A limit refills gradually (a bucket), all at once (a window), or call by call. The headers do not say which. But in a
+bucket, the missing part and the time until it is full always have the same ratio. Such a limit is refilled here at that
+speed. Any other is taken as full when its headers say it will be; if much of it was used, that is a guess.
 """
 
 from __future__ import annotations
@@ -15,26 +15,30 @@ from typing import NamedTuple
 from koo.options import NEVER
 
 RESERVE = 0.05
-"""The share of a limit that is spread. More would leave much of a gradually refilled limit unused."""
+"""The share of a limit that is spread over time. A larger share would leave much of a gradually refilled limit
+unused."""
 INTERVAL_S_MAX = 60.0
-"""A limit of a whole day is spread too, yet a caller with a usual deadline gets a turn."""
+"""The longest pause between two calls of the spread part. The rest of a daily limit could be spread over hours, but
+then no caller with a usual deadline would get a turn."""
 LOOK_S_MAX = 600.0
-"""If a limit is to be full only after hours or days, one call every ten minutes checks whether that still holds."""
+"""If a limit will be full only in hours or days, one call every ten minutes tests whether that is still true."""
 PERIOD_S = 60.0
-"""If headers say what is left but not until when: most limits are per minute."""
+"""The assumed reset time if the headers say what is left but not until when. Most limits are per minute."""
 SLACK, SLACK_S_MAX = 0.05, 1.0
-"""Dates in headers are whole seconds, so a limit may be full up to a second later than they say."""
+"""A limit is taken as full this much later than its headers say, as a share of its period and in seconds at most: dates
+in headers are whole seconds, so they may be a second early."""
 GUESS_BELOW = 0.5
-"""If less than this share was left of a limit that should be full now, a burst might break it: one call asks first."""
+"""If less than this share was left of a limit that should be full now, one call tests it before the others follow."""
 APART, ALIKE, ALIKE_MIN = 0.2, 0.1, 2
-"""Only answers a fifth of the limit apart are compared: a window's times to fill then differ by more than a tenth. A
-bucket's differ by less, although its counts are whole calls and its times whole seconds."""
+"""How a bucket is recognized. Responses are compared only if their counts are at least a fifth of the limit apart
+(`APART`): the times in which a window would fill then differ by more than a tenth (`ALIKE`). Those of a bucket differ
+by less, although its counts are whole calls and its times whole seconds. Two matches (`ALIKE_MIN`) exclude chance."""
 
 
 class LimitLeft(NamedTuple):
     """One of the provider's limits, counted in calls: `remaining` of `limit`, full again in `resets_in_s`.
 
-    None: the provider does not say. Fractions are allowed: they come from limits that count tokens.
+    None if the provider does not say. The numbers may be fractions, because a limit in tokens is converted to calls.
     """
 
     limit: float | None
@@ -44,11 +48,12 @@ class LimitLeft(NamedTuple):
 
 
 Told = tuple[float | None, float | None, float | None, str]
-"""The same as a plain tuple: made for each answer, where a class would cost as much as its use."""
+"""The same as a plain tuple. One is made for every response, and creating an object of a class would cost as much as
+everything that is done with it."""
 
 
 class Limit:
-    """What is known of one limit: `left` calls of `size` may leave until it is full, at `full_at`."""
+    """What is known about one limit: `left` calls of `size` may be sent until it is full, at `full_at`."""
 
     __slots__ = (
         "_alike", "_compared", "_fills_in_s", "_look_at", "_next_at", "_period_s", "_seen_at", "_step_s", "full_at",
@@ -69,30 +74,33 @@ class Limit:
         took_s: float,
         now: float,
     ) -> float:
-        """Take in what an answer that took `took_s` says of it; returns how many calls may leave at once."""
+        """Take in the headers of a response that took `took_s`; returns how many calls may be sent immediately."""
         if resets_in_s is None:
             resets_in_s = PERIOD_S
         size = size or max(self.size, remaining, 1.0)
         if size < 1.0:
-            # After one huge prompt a limit on tokens would have no room for any call, however long it waited.
+            # A limit on tokens can be smaller than one huge prompt, which makes it less than one call. Scaled up to
+            # one call, because otherwise no call would ever fit, however long it waited.
             remaining, size = remaining / size, 1.0
         self.size = size
         self.left = left = remaining - sent_since
         full_at = now + resets_in_s
-        # Some servers count the seconds from the call's arrival, others from its answer: counted from the answer each
-        # time, a window of a minute would end later with each slow answer.
+        # Some servers count the seconds from the call's arrival, others from their response. The difference is up to
+        # `took_s`. So an end that is later by no more than that is the same end, seen through a slow response, and is
+        # not moved: otherwise each slow response would push the end of a window further away.
         if not now < self.full_at < full_at <= self.full_at + took_s:
             self.full_at = full_at
         if self._period_s < resets_in_s:  # noqa: PLR1730 - this runs with each answer
             self._period_s = resets_in_s
         self._look_at, self._seen_at = now + LOOK_S_MAX, now
-        # Only answers well apart show whether it refills steadily; close together, a window's look alike too.
+        # Only responses that are well apart show whether the limit refills steadily. Close together, those of a window
+        # look alike too.
         if remaining < (1 - APART) * size and abs(remaining - self._compared) >= APART * size:
             self._compare(remaining, resets_in_s)
         return left - RESERVE * size
 
     def _compare(self, remaining: float, resets_in_s: float) -> None:
-        """Compare whether it would fill in the same time as at the last answer."""
+        """Compare the time in which the whole limit would fill with that of the last compared response."""
         missing = self.size - remaining
         fills_in_s = resets_in_s * self.size / missing
         is_alike = abs(fills_in_s - self._fills_in_s) < ALIKE * fills_in_s
@@ -104,7 +112,7 @@ class Limit:
         return self._alike >= ALIKE_MIN
 
     def fill_up(self, now: float) -> None:
-        """Add what has come back by now, if the refill speed is known."""
+        """Add what has been refilled by now, if the refill speed is known."""
         if self._is_bucket:
             come_back = (now - self._seen_at) * self.size / self._fills_in_s
             self.left, self._seen_at = min(self.left + come_back, self.size), now
@@ -114,16 +122,16 @@ class Limit:
         return now >= self.full_at + self._slack_s and not self._is_bucket
 
     def fill(self, now: float) -> bool:
-        """It should be full again; True if that is a guess, until an answer confirms it."""
-        # After a quiet time it is certainly full. If much of it was used, it may not be: a server that gives each call
-        # back a whole period after it was made reports when the first of them comes back.
+        """Take the limit as full; True if that is a guess, which a response must confirm."""
+        # After a quiet period it is certainly full. If much of it was used a moment ago, it may not be. A server that
+        # returns each call one period after it was made reports the time when the *first* of them is returned.
         is_guess = self.left < GUESS_BELOW * self.size and now < self.full_at + self._period_s
         self.left, self.full_at, self._next_at = self.size, now + self._period_s, now
         return is_guess
 
     @property
     def spare(self) -> float:
-        """How many calls may leave at once."""
+        """How many calls may be sent immediately."""
         return self.left - RESERVE * self.size
 
     @property
@@ -131,7 +139,9 @@ class Limit:
         return min(SLACK * self._period_s, SLACK_S_MAX)
 
     def wait_s(self, now: float, ahead: int) -> float:
-        """How long a call behind `ahead` others waits at least; takes nothing."""
+        """How long a call behind `ahead` others has to wait at least; takes nothing."""
+        # Three cases after the free part: a bucket's next call waits for the refill. A window that has nothing left
+        # waits for its end, or for the next test of a very distant end. Else the last twentieth is sent one at a time.
         if ahead + 1 <= self.spare:
             return 0.0
         if self._is_bucket:
@@ -141,7 +151,7 @@ class Limit:
         return max(0.0, self._next_at - now) + (ahead - int(max(self.spare, 0.0))) * self._interval_s(now)
 
     def take(self, now: float) -> None:
-        """One call leaves."""
+        """Count one call that is sent."""
         self._step_s = 0.0
         if self.spare < 1.0:
             self._step_s = self._interval_s(now)
@@ -151,13 +161,14 @@ class Limit:
         self.left -= 1.0
 
     def give_back(self) -> None:
-        """The call that was to leave does not."""
+        """Return the cell of a call that is not sent."""
         self.left += 1.0
+        # The spread moves back by the step of the last call that was taken; only that one can be returned exactly.
         self._next_at -= self._step_s
         self._step_s = 0.0
 
     def skip(self, by_s: float) -> None:
-        """The clock missed `by_s` seconds (suspend)."""
+        """The machine was suspended for `by_s` seconds that the clock does not show."""
         self.full_at -= by_s
         self._next_at -= by_s
         self._seen_at -= by_s

@@ -1,16 +1,16 @@
-"""Purses: a process's half of a budget. A call's worst case is held and settled here, in memory, without waiting.
+"""Purses: a process's half of a budget. A call's worst case is held and settled here in memory, without waiting.
 
     room     granted − back + over − spent − held
     hold     room ≥ bound in every budget that applies, else nothing is held
-    settle   held − bound, spent + cost; a cost above its bound is `over`: booked, whether above the limit or not
+    settle   held − bound, spent + cost; the part of a cost above its bound is added to `over`, even past the limit
     release  held − bound
 
-What is held without a grant is `over` from then on, and what it did not cost goes back: a process killed in the middle
-of such a call leaves its worst case booked, as with any other call.
+An amount that is held without a grant counts as `over` from that moment, and the part that the call did not cost goes
+back. So a process killed in the middle of such a call leaves its worst case booked, as with any other call.
 
-A purse keeps what it holds and two beats of spending; if that is less than one call's bound, it keeps nothing, and goes
-home with the last settlement. So a budget that covers only a few calls is decided call by call, exactly, and a script
-of one call leaves nothing behind.
+A purse keeps what it holds and two beats of spending. If two beats of spending are less than one call's bound, it keeps
+no room at all and returns the rest with the last settlement. So a budget that covers only a few calls is decided call
+by call, exactly, and a script that makes one call leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class Purse:
 
     `pace`: spent in each of the last two beats; `marked`: `spent` when the pace was last taken. `bound` and
     `bound_before`: the largest hold since then, and in the beat before. `told`: spent, back, over and held as the store
-    has confirmed them. `low`: with less room it asks for more. `elsewhere`: what other processes had spent when last
-    read. `above`: how much bills here exceeded what was held for them. `least`: what stays here in any case.
+    has confirmed them. `low`: if there is less room, the purse asks for more. `elsewhere`: what other processes had
+    spent when that was last read. `above`: by how much the bills here exceeded their holds. `least`: the room that
+    always stays here.
     """
 
     __slots__ = (
@@ -48,23 +49,27 @@ class Purse:
 
     def keep(self) -> int:
         """How much room stays here when the rest is sent home."""
+        # The larger of the last two beats: after a single quiet beat the whole room would go home, and the next call
+        # would wait for the store. Room for less than one call's bound serves no call. Kept here, it would be missing
+        # in the process whose call it would cover.
         two_beats = max(int(2 * max(self.pace)), self.least)
         return two_beats if two_beats >= max(self.bound, self.bound_before) else 0
 
     def take_pace(self, beats: float) -> None:
-        """Note what was spent since the last time, `beats` beats ago."""
+        """Record the pace since it was last taken, `beats` beats ago."""
         self.pace = (self.pace[1], (self.spent - self.marked) / beats)
         self.marked = self.spent
         self.bound_before, self.bound = self.bound, 0
 
     def send_back(self, keep: int) -> None:
-        """Take what is not kept out of the purse."""
+        """Move everything above `keep` out of the purse, to be reported as `back`."""
         if self.room > keep:
             self.back += self.room - keep
             self.room = keep
 
     def take_granted(self, granted: int) -> None:
-        """Accept the store's total, which only grows."""
+        """Accept the store's total of grants, which only grows."""
+        # The total is compared, not added. A reply that arrives twice, or after a younger one, adds no room.
         if granted > self.granted:
             self.room += granted - self.granted
             self.granted = granted
@@ -74,24 +79,36 @@ class Purse:
         return Totals(self.granted, self.back, self.spent, self.over, self.held)
 
     def has_news(self) -> bool:
-        """Whether anything is unknown to the store, or should go home."""
-        # A call that runs for an hour is reported once: a beat without news would be a write for nothing.
+        """Whether there is anything to report to the store, or to send home."""
+        # `held` is compared with what was reported, not with zero. Otherwise a call that runs for an hour would cause
+        # an hour of beats, each of them a write that changes nothing.
         return self.room > self.least or self.told != (self.spent, self.back, self.over, self.held)
 
     def is_settled(self) -> bool:
-        """Whether the store knows everything about it, and nothing is held or idle."""
+        """Whether everything is reported, and nothing is held or idle."""
         return not self.held and not self.room and not self.has_news()
 
     def confirm(self, told: Totals) -> None:
         """A beat that reported these totals was answered."""
+        # `told` is a copy from when the beat was made. Calls have settled since, and confirming the present totals
+        # would mark their cost as reported although the store has never received it. `held` is not a maximum: it is
+        # the only one of the four that also falls.
         spent, back, over, _ = self.told
         self.told = (max(spent, told.spent), max(back, told.back), max(over, told.over), told.held)
 
     def begin_again(self) -> None:
-        """Under a new name, report what is held and what was spent since the last answered beat: as granted, no more.
-
-        The old name's grant stays booked as well, so this may book above the limit. It never spends above it.
-        """
+        """Start over under a new name, with a grant of what is held plus what the store may not have recorded yet."""
+        # This process has just learned that another copy of it (a cloned virtual machine) uses its name, or that the
+        # name was written off. Both copies have the same numbers in memory, so their room exists twice and could be
+        # spent twice. It is given up, and only what has already happened here is reported.
+        #
+        #   held     its calls are running and will be billed.
+        #   unsure   spent since the last answered beat. The store may or may not have recorded it under the old name.
+        #            Left out, it could be missing from the books; reported again, it is at worst booked twice.
+        #
+        # Both are reported as granted, and nothing beyond them, so that no room is left over to spend. What a held
+        # call does not cost can then be sent `back` as usual. The old name's grant stays booked too, so more than the
+        # limit may be booked this way, but never spent.
         unsure = self.spent - self.told[0]
         self.elsewhere += self.told[0]
         self.granted, self.over = self.held + unsure, 0
@@ -103,7 +120,7 @@ class Purse:
 class Budget:
     """A limit for each period. `limit` None: spending is counted and never refused.
 
-    `is_default`: it was not set, so it may continue in memory while the store is away.
+    `is_default`: no user set the limit, so calls may continue in memory while the store is unreachable.
     """
 
     name: str
@@ -116,10 +133,10 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """A call's worst case, held in all of its purses; in none once it is settled or released.
+    """A call's worst case, held in all of its purses. `purses` is empty once it is settled or released.
 
-    `without`: purses that hold it without a grant, because they are only counted, or because their budget is a default
-    one and the store is away.
+    `without`: the purses that hold it without a grant, because their budget has no limit, or because it is a default
+    budget and the store is unreachable.
     """
 
     purses: tuple[Purse, ...]
@@ -130,18 +147,19 @@ class Hold:
 class Refusal(Enum):
     """Why a waiter was refused."""
 
-    NEVER = "what is spent leaves no room for it"
-    NOT_MET = "others hold what is left"
-    AWAY = "the store that knows is away"
-    CLOSED = "the ledger of this process is closed"
+    NEVER = "too little of the limit is left in this period"
+    NOT_MET = "other calls hold what is left"
+    AWAY = "the state store is unreachable"
+    CLOSED = "this process's ledger is closed"
 
 
 @dataclass(slots=True, eq=False)
 class Waiter:
     """A call that found no room. `decided` is called once, with a hold or a refusal.
 
-    `patience`: unmet beats after which it is refused; 1 waits for one answer, and for no recall. `unmet_at`: when the
-    last of them was counted. `short`: the budget that had no room, once an answer has named it.
+    `patience`: how many unmet beats it waits for before it is refused; with 1 it waits for one reply, which leaves no
+    time for a recall. `unmet_at`: when the last unmet beat was counted. `short`: the budget that had no room, once a
+    reply has named it.
     """
 
     budgets: tuple[Budget, ...]

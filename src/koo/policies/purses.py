@@ -1,12 +1,12 @@
-"""All purses of one process: calls hold and settle, and behind them a beat talks to the treasury.
+"""All purses of one process: calls hold and settle in memory, and a beat in the background updates the treasury.
 
 A beat reports what was spent, sends home what is not needed, and asks for more (`treasury.py` explains the chain of
-beats). A call that finds no room waits for an answer. Waiters of one set of budgets ask together: all or none of what
-the first one *needs*, and up to what all of them *want*. Asking for the whole sum would starve all of them if it does
-not fit.
+beats). A call that finds no room waits for the next reply. All waiters of one set of budgets make one request: all or
+nothing of what the first one *needs*, and up to what all of them *want*. If the request were for the whole sum or
+nothing, a sum that does not fit would starve every one of them.
 
-Nothing here waits, reads a clock, or knows of a store: `now` is monotonic seconds. The owner of the purses sends
-`beat()` to the store when something rings or a beat is due, and passes the answer to `hear()`.
+Nothing here awaits, reads a clock, or uses a store; `now` is monotonic seconds. The owner of the purses sends `beat()`
+to the store when `ring` is called or a beat is due, and passes the reply to `hear()`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from koo.policies.purse import Budget, Hold, Purse, Refusal, Waiter
 from koo.policies.treasury import Ask, Beat, Key, Limit, Met, Reply, period_at, starts_ms
 
 TRIP_S_MAX = 2.0
-"""A store that takes longer to answer is away."""
+"""A store that takes longer than this to reply counts as unreachable, so no longer trip needs to be planned for."""
 PATIENCE = 3
-"""How many beats a patient caller's need may go unmet: a recall takes two, and one may have been on its way."""
+"""How many beats the need of a patient caller may go unmet. A recall takes two, and one beat may have been on its way
+to the store when the caller arrived."""
 
 
 class Purses:
     """All purses of one process, under one name.
 
-    `draw` returns a random word from the operating system, for names and tokens: a fork would copy the state of a
-    generator of this process's own. `ring` is called when a beat should go out at once. `wall_ms` (at `now`) is this
-    machine's clock, which decides what day it is until the store has answered once.
+    `draw` returns a random word for names and tokens. It must come from the operating system: a fork copies the state
+    of a generator in memory, and parent and child would draw the same names. `ring` is called when a beat should be
+    sent immediately. `wall_ms` (at `now`) is this machine's clock, which decides what day it is until the first reply
+    brings the store's clock.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Purses:
         self._groups_asked: list[tuple[Key, ...]] = []
         self._recalled: frozenset[Key] = frozenset()
         self._store_ms, self._heard_at = wall_ms, now
-        # A beat's time includes its wait and its answer.
+        # How much time really passes between two replies: the pause between beats plus the trip to the store.
         self._span_s = beat_s
         self._sent_at = now
         self._paced_at = -math.inf
@@ -55,13 +57,16 @@ class Purses:
     # ── budgets and their periods ─────────────────────────────────────────────────────────────────────────────
 
     def add(self, budget: Budget, now: float) -> Budget:
-        """Know a budget from now on. It replaces one of the same name, and what was spent of that stays spent."""
+        """Add a budget. It replaces one of the same name, and what was spent of that one stays spent."""
         self.budgets[budget.name] = budget
         self._open(budget, now)
         return budget
 
     def forget(self, name: str) -> bool:
-        """Forget a budget, if it was not used in this period; a purse that was granted something stays."""
+        """Remove a budget if it was not used in this period; returns whether it was removed."""
+        # A purse that was granted anything, or that a beat under way has reported, stays: its totals live on in the
+        # store's row under this process's name. Dropped here and created again, they would start at zero, and the
+        # store, which takes the larger number, would ignore all spending up to the old total.
         budget = self.budgets[name]
         purse = budget.purse
         is_told = self.flying is not None and purse.key in self.flying.totals
@@ -73,11 +78,11 @@ class Purses:
         return True
 
     def wall_ms(self, now: float) -> int:
-        """The store's clock as last heard, plus this process's own steady time since."""
+        """The store's clock as last received, plus the monotonic time that has passed since."""
         return self._store_ms + int((now - self._heard_at) * 1000)
 
     def roll(self, budgets: Iterable[Budget], now: float) -> None:
-        """Move on to the purses of the period that has begun."""
+        """Move each budget whose period is over on to the purse of the current period."""
         for budget in budgets:
             if now >= budget.ends_at:
                 self._open(budget, now)
@@ -94,6 +99,8 @@ class Purses:
 
     def hold(self, budgets: tuple[Budget, ...], amount: int, now: float) -> Hold | None:
         """Hold `amount` in every budget; None if one has no room, and then nothing is held."""
+        # All are checked before the first is booked, and nothing is awaited in between, so no other call can take the
+        # room and no partial hold ever has to be undone.
         for budget in budgets:
             if now >= budget.ends_at:
                 self._open(budget, now)
@@ -102,7 +109,7 @@ class Purses:
         return self._held(budgets, amount, ())
 
     def hold_without(self, budgets: tuple[Budget, ...], amount: int, now: float) -> Hold | None:
-        """As `hold` while the store is away: a default budget continues in memory, one that was set does not."""
+        """As `hold` while the store is unreachable: a default budget continues in memory, one that was set does not."""
         self.roll(budgets, now)
         short = tuple([b.purse for b in budgets if b.limit is not None and b.purse.room < amount])
         if not all(self._may_go_on(purse, amount) for purse in short):
@@ -125,15 +132,18 @@ class Purses:
                 purse.over += amount
             else:
                 purse.room -= amount
-                if amount > purse.bound:  # noqa: PLR1730 - `max` would be one more call on every call's way
+                if amount > purse.bound:  # noqa: PLR1730 - every guarded call passes here; `max` would be a call more
                     purse.bound = amount
+                # Ask for more while there is still room, so that no call has to wait for the store. Zero makes this
+                # ring once per beat; the next reply sets `low` again.
                 if purse.room < purse.low:
-                    purse.low = 0  # ring once; the answer sets it again
+                    purse.low = 0
                     self._ring()
         return Hold(tuple([budget.purse for budget in budgets]), amount, without)
 
     def shrink(self, hold: Hold, amount: int) -> None:
-        """The bound has proved smaller: the difference is room again. A larger amount changes nothing."""
+        """Reduce a hold to `amount`, the call's new bound; the difference is free again. A larger one changes
+        nothing."""
         less = hold.amount - amount
         if less <= 0:
             return
@@ -146,12 +156,15 @@ class Purses:
         hold.amount = amount
 
     def settle(self, hold: Hold, cost: int) -> None:
-        """Book what a call cost, in the periods in which it was held. A second time changes nothing."""
+        """Book what a call cost, in the periods in which it was held. Settling a hold again changes nothing."""
         bound, purses, without = hold.amount, hold.purses, hold.without
+        # Emptied first: a cancellation and a late result may both settle the same hold.
         hold.purses = ()
         for purse in purses:
             purse.held -= bound
             purse.spent += cost
+            # A cost above the bound is booked as `over`, which the treasury adds to what is granted. Taken from the
+            # room, it could make the room negative, and the room of other calls would pay for a wrong price.
             if cost > bound:
                 purse.above += cost - bound
                 purse.over += cost - bound
@@ -159,19 +172,21 @@ class Purses:
                 purse.back += bound - cost
             else:
                 purse.room += bound - cost
-            # The last call has ended. What the purse would not keep goes home now, not with the next beat: a process
-            # killed within that second would leave it behind, booked for the whole period.
+            # The last call has ended. What the purse would not keep goes home now, not with the next beat: if the
+            # process were killed within that second, the amount would stay booked for the whole period.
             if not purse.held and purse.room > 0 and not purse.keep():
                 self._ring()
 
     def release(self, hold: Hold) -> None:
-        """Nothing was billed."""
+        """End a hold of a call that was not billed."""
         self.settle(hold, 0)
 
     def count(self, budget: Budget, period: int, amount: int) -> None:
-        """Count without a limit, in a period of the caller's choice; a negative amount takes back."""
+        """Count spending without a limit, in a period that the caller chooses; a negative amount takes some back."""
         key = Key(budget.name, period)
         purse = self.purses.setdefault(key, Purse(budget, key))
+        # `spent` and `over` only grow, because the store keeps the larger number it has seen. What is taken back is
+        # therefore added to `back`.
         if amount < 0:
             purse.back -= amount
         else:
@@ -181,12 +196,12 @@ class Purses:
     # ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def wait(self, waiter: Waiter) -> None:
-        """Queue a call that found no room, and ask."""
+        """Queue a call that found no room, and have a beat sent."""
         self.waiting.append(waiter)
         self._ring()
 
     def leave(self, waiter: Waiter) -> None:
-        """The call no longer waits: it was cancelled, or its deadline has passed."""
+        """Remove a call that no longer waits: it was cancelled, or its deadline has passed."""
         if waiter in self.waiting:
             self.waiting.remove(waiter)
 
@@ -197,7 +212,7 @@ class Purses:
             waiter.decided(why)
 
     def decide_without(self, now: float) -> None:
-        """The store is away: waiters continue in memory where their budgets allow it, else they are refused."""
+        """The store is unreachable: waiters continue in memory if their budgets allow it; the others are refused."""
         waiting, self.waiting = self.waiting, []
         for waiter in waiting:
             waiter.decided(self.hold_without(waiter.budgets, waiter.amount, now) or Refusal.AWAY)
@@ -205,38 +220,42 @@ class Purses:
     # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def has_news(self) -> bool:
-        """Whether anything is unknown to the store, or should go home."""
+        """Whether there is anything to report to the store, or to request or send home."""
         return bool(self.waiting) or any(purse.has_news() for purse in self.purses.values())
 
     def may_send_home(self, purse: Purse) -> bool:
-        """Whether the next beat may take something out of it. How much it keeps of its pace is known only then."""
+        """Whether the next beat may send some of it home. Only the beat itself decides how much stays for the pace."""
         stays = purse.budget.purse is purse and purse.key not in self._recalled
         return purse.room > (purse.least if stays else 0)
 
     def send_home(self) -> None:
-        """This process ends: with the next beat it keeps only what calls hold."""
+        """Prepare to end the process: from the next beat on, it keeps only what calls hold."""
         self._recalled = frozenset(self.purses)
         for purse in self.purses.values():
             purse.least = 0
 
     def may_end(self) -> bool:
-        """Whether anything was reported under this name, and no call holds or waits for more."""
+        """Whether a last beat makes sense: the store knows this name, and no call holds money or waits for it."""
         is_known = self._number > 0 or self.flying is not None
         return is_known and not self.waiting and not any(purse.held for purse in self.purses.values())
 
     def beat(self, now: float, *, is_last: bool = False) -> Beat:
-        """The next beat, or the same one again until it is answered. `is_last`: of this process, if it may end."""
+        """The next beat, or the same one again until it is answered. `is_last`: the process ends with it if it can."""
+        # A beat is repeated unchanged, although the totals have grown since. If its reply was lost, the store has it
+        # already and recognizes it by the token alone. It would then answer for newer totals that it never read, and
+        # `confirm` would mark them as reported.
         if self.flying is not None:
             return self.flying
         self._take_paces(now)
         self.roll(self.budgets.values(), now)
         for purse in self.purses.values():
-            # What goes back leaves the purse before it is reported. Reported first, it could be spent here and granted
-            # elsewhere as well.
+            # What goes back leaves the purse before it is reported. If it were reported first, a call could spend it
+            # here while the reply is on its way, after the store has granted it to another process.
             purse.send_back(self._keep_of(purse))
         self._groups_asked, asks = self._asks()
         asked = {key for ask in asks for key in ask.need}
-        # All of this period each time: a store that has forgotten is told everything in one beat.
+        # All purses of the current period, not only the changed ones. If the store was replaced by an older copy of
+        # itself, this one beat restores everything that it has lost of this process.
         totals = {
             key: purse.totals()
             for key, purse in self.purses.items()
@@ -253,7 +272,7 @@ class Purses:
     def _take_paces(self, now: float) -> None:
         beats = (now - self._paced_at) / self._span_s
         if beats < 1:
-            return  # this beat goes out early: what was spent since the last one says nothing about a whole beat
+            return  # an early beat: what was spent since the last one says little about the spending of a whole beat
         self._paced_at = now
         for purse in self.purses.values():
             purse.take_pace(beats if math.isfinite(beats) else 1.0)
@@ -263,7 +282,11 @@ class Purses:
         return 0 if is_over or purse.key in self._recalled else purse.keep()
 
     def _asks(self) -> tuple[list[tuple[Key, ...]], list[Ask]]:
-        """One ask per set of budgets with waiters (its keys first), then one per purse that runs low."""
+        """One ask for each set of budgets with waiters (with the keys of the sets), then one for each purse that is
+        low.
+
+        A purse that occurs in several sets gets its extra room for the pace only once, with the first of them.
+        """
         groups, asks, asked = self._groups(), [], set[Key]()
         for group in groups.values():
             purses = [budget.purse for budget in group[0].budgets if budget.limit is not None]
@@ -284,21 +307,20 @@ class Purses:
         for waiter in self.waiting:
             keys = _keys_of(waiter)
             if keys != waiter.keys:
-                waiter.keys, waiter.unmet, waiter.unmet_at = (
-                    keys,
-                    0,
-                    -math.inf,
-                )  # a new period has money of its own
+                # A new period has begun, with a limit of its own: beats that went unmet in the old one do not count.
+                waiter.keys, waiter.unmet, waiter.unmet_at = keys, 0, -math.inf
             groups.setdefault(keys, []).append(waiter)
         return groups
 
     # ── the answer ────────────────────────────────────────────────────────────────────────────────────────────
 
     def hear(self, answer: Reply, now: float, waited_at: float | None = None) -> bool:
-        """Take in the store's answer, and decide waiters by it. False: this beat was answered before.
+        """Take in the store's reply, and decide waiters by it. False: this beat has been answered before.
 
-        `waited_at`: seconds of the event loop, in which callers wait; `now` if it is omitted.
+        `waited_at`: the event loop's time, by which callers wait; `now` if it is omitted.
         """
+        # A beat that timed out was sent again, and now both replies arrive. The second must not be taken: the next
+        # beat may be under way by then, and this would end it unread.
         beat = self.flying
         if beat is None or answer.beat.token != beat.token:
             return False
@@ -306,16 +328,20 @@ class Purses:
             self.begin_again()
             return True
         self.flying = None
-        # Two beats of spending must last until the next answer arrives, however far away the store is.
+        # The room for two beats must last until the next reply arrives, so a beat's length includes the trip to a
+        # distant store.
         self._span_s = self._beat_s + min(now - self._sent_at, TRIP_S_MAX)
         self._number, self._last_token = beat.number, beat.token
         self._recalled = answer.recalled
+        # Grants first, then decisions: the waiters are decided by the room that this very reply has brought.
         self._take_answer(answer, beat, now)
         self._decide(answer, now, now if waited_at is None else waited_at)
         if any(self.purses[key].room > 0 for key in answer.recalled if key in self.purses):
-            self._ring()  # what is recalled goes home now
+            self._ring()  # send home immediately what was recalled: a caller elsewhere is waiting for it
         if beat.is_last:
-            self.begin_again()  # if it does continue, its totals must not be added to those that have ended
+            # The store has merged this name's totals into the purse of all ended processes. If this process goes on
+            # after all, it needs another name: its totals would otherwise be counted a second time.
+            self.begin_again()
         return True
 
     def _take_answer(self, answer: Reply, beat: Beat, now: float) -> None:
@@ -323,31 +349,42 @@ class Purses:
             purse = self.purses[key]
             purse.take_granted(answer.granted.get(key, 0))
             purse.confirm(told)
-        # By our own clock on arrival: late by one trip, and never early.
+        # The store read its clock before the reply travelled here, so this clock is late by the trip and never early.
+        # A process never asks for a period that has not begun by the store's clock.
         self._store_ms, self._heard_at = answer.now_ms, now
         for budget in self.budgets.values():
             self._open(budget, now)
         for key, purse in list(self.purses.items()):
-            purse.low = self._keep_of(purse) // 3  # after a beat of steady spending half of it is left
+            # Steady spending leaves half of what is kept after one beat, so a third is reached only if spending is
+            # faster than planned. Then the next beat is sent early.
+            purse.low = self._keep_of(purse) // 3
+            # A purse of an old period is dropped only when the store has everything: it may still hold a call that
+            # began before midnight.
             if purse.budget.purse is not purse and purse.is_settled():
                 del self.purses[key]
 
     def _decide(self, answer: Reply, now: float, waited_at: float) -> None:
         unmet = self._unmet(answer)
+        # In order of arrival: each waiter in turn tries to hold, so the oldest gets what the reply has brought. The
+        # list is replaced first, because `decided` wakes callers, which may queue again.
         before, self.waiting = self.waiting, []
         for waiter in before:
-            # A period that ended while the beat was on its way has no money left, and says nothing about the next one.
+            # If the period ended while the beat was on its way, "unmet" is true of the old period only. The waiter is
+            # decided by the new one.
             told = unmet.get(waiter.keys) if waiter.keys == _keys_of(waiter) else None
             verdict = self._verdict(waiter, told, now, waited_at)
             if verdict is None:
                 self.waiting.append(waiter)
             else:
                 waiter.decided(verdict)
+        # Every need was met, so there is more to be had: ask for the remaining waiters now. After an unmet need the
+        # next due beat is early enough, and asking again immediately would only repeat the refusal.
         if self.waiting and not unmet and not answer.frozen:
             self._ring()
 
     def _unmet(self, answer: Reply) -> dict[tuple[Key, ...], tuple[Met, int, Key | None]]:
-        """What each set of budgets was answered, for its first waiter's amount. A freeze says nothing about that."""
+        """The unmet asks by set of budgets, each with the first waiter's amount. Empty while the store is frozen."""
+        # A frozen store grants nothing to any process, which does not mean that nothing is left: nobody is refused.
         if answer.frozen:
             return {}
         asked = zip(self._groups_asked, answer.beat.asks, answer.met, answer.short, strict=False)
@@ -361,25 +398,27 @@ class Purses:
             return hold
         met, amount, waiter.short = unmet
         if waiter.amount < amount:
-            return None  # an unmet need also decides for callers that need as much or more
+            return None  # the reply is about a larger amount; a smaller one may still fit
         if met is Met.NEVER:
             return Refusal.NEVER
         if waited_at - waiter.unmet_at >= self._beat_s:
-            # Other calls make beats go out early. Three of them within a moment leave recalled money no time to arrive.
+            # Counted at most once per beat's length. Other calls make beats go out early, and three replies within a
+            # few milliseconds would use up the patience before recalled money can arrive.
             waiter.unmet, waiter.unmet_at = waiter.unmet + 1, waited_at
         return Refusal.NOT_MET if waiter.unmet >= waiter.patience else None
 
     # ── another name ──────────────────────────────────────────────────────────────────────────────────────────
 
     def begin_again(self) -> None:
-        """Continue under another name: this one is another copy's, or was written off."""
+        """Continue under a new name, because another copy uses the old one or an operator wrote it off."""
         self._rename()
         for purse in self.purses.values():
             purse.begin_again()
         self._ring()
 
     def empty(self) -> None:
-        """In a forked child: what was granted is the parent's, and so are the waiting callers."""
+        """In a forked child: start with empty purses. The grants, the running calls and the waiters are the
+        parent's."""
         self._rename()
         self.waiting, self.purses = [], {}
         for budget in self.budgets.values():
@@ -393,5 +432,5 @@ class Purses:
 
 
 def _keys_of(waiter: Waiter) -> tuple[Key, ...]:
-    """The purses that it waits for, in the current periods."""
+    """The keys of the purses that a caller is waiting for, in the current periods."""
     return tuple([budget.purse.key for budget in waiter.budgets])

@@ -1,11 +1,11 @@
-"""May a failed call be made again, and after what pause?
+"""Whether a failed call may be repeated, and after what pause.
 
-The checks, in this order: is a repeat safe, are attempts left, does the breaker admit it, what pause, does the deadline
-leave room for that pause and a usual answer, and last: is there a token of the retry budget. The token is last, because
-one taken in vain is missing for calls that could have been repeated.
+The checks, in this order: Is a repeat safe? Are attempts left? Does the breaker admit it? How long is the pause? Does
+the deadline leave time for that pause and a usual response? Is there a token in the retry budget? The token comes last,
+because a token that is taken and not used is missing for a call that could have been repeated.
 
-A call whose own failure opens the breaker ends there, as the next caller's does: only one that asked to wait, and has
-no other service to go to, waits until the breaker tests recovery.
+If a call's own failure opens the breaker, the call ends, as the next caller's does. It waits for the next test of
+recovery only if its caller chose to wait and there is no other service to fall back to.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from koo.policies.tally import Tally
 from koo.policies.verdict import THROTTLED, Fault
 
 LATENCY_S_MIN = 1.0
-"""A repeat is not started when less than this (or the usual latency, if longer) is left of the deadline."""
+"""A repeat is not started if less time than this, or than the usual latency if that is longer, is left."""
 BAD_ANSWERS_MAX = 2
-"""Each unreadable answer is paid for, and the one after the second would be no better."""
+"""Attempts in all if the response is unreadable. Each is billed, and a third is unlikely to be better than the
+second."""
 ANEW_MAX = 4
-"""Forms of one call that may be tried beyond its repeats: a server may refuse a few parameters, one after another."""
+"""How many other forms of one call may be tried in addition to its repeats. A server may reject several parameters, one
+after another."""
 
 
 class Repeats:
-    """One guard's repeats; `budget`, which all guards of a dependency share, bounds the load that they add."""
+    """One guard's repeats. All guards of a dependency share the `budget`, which bounds the load added by repeats."""
 
     __slots__ = ("_breaker", "_budget", "_options", "_tally")
 
@@ -49,20 +51,22 @@ class Repeats:
         *,
         waits_for_breaker: bool,
     ) -> tuple[float | None, str]:
-        """The pause before the next attempt, with a token taken for it; or None and why there is none.
+        """The pause before the next attempt, with a token taken for it; or None and the reason why there is none.
 
-        The reason is empty if no repeat was to be expected. `paused_until`: the end of the cooldown that the fault
-        belongs to. Times in monotonic seconds.
+        The reason is empty if no repeat was to be expected. `paused_until`: when the cooldown that the fault has caused
+        ends. Times in monotonic seconds.
         """
         retry, breaker = self._options.retry, self._breaker
         throttled = fault.verdict is THROTTLED
-        # A call that was turned away was not carried out, so repeating it is safe.
+        # A throttled call was not carried out, so a repeat is safe even if the call is not idempotent.
         safe = self._options.idempotent or (throttled and not fault.in_part)
         attempts_max = retry.attempts_max
         if fault.kind is Kind.BAD_ANSWER:
             attempts_max = min(attempts_max, BAD_ANSWERS_MAX)
         if not fault.repeatable or not safe or attempt >= attempts_max:
             return None, ""
+        # A wait beyond the cap ends the call: a shorter pause would only be refused again. After a 429 the hint counts
+        # in full, because the whole cooldown waits for it anyway, and the deadline decides whether that is too long.
         hint_s = fault.retry_after_s or 0.0
         if hint_s > retry.cap_s and not throttled:
             return None, f"it asks for a pause of {describe_s(hint_s)}"
@@ -82,7 +86,7 @@ class Repeats:
 
 
 def why_shut(breaker: Breaker) -> str:
-    """Why the breaker admits nothing now; the error that this is written on says what it opened after."""
+    """Why the breaker admits no call now, as a note for an error that names the last failure itself."""
     if breaker.override is FORCED_OPEN:
         return f"the circuit was {why_forced(breaker.act)}"
     return (

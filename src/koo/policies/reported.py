@@ -1,7 +1,7 @@
-"""What users see: a state that is a pure function of what the policies know now.
+"""The states that users see. Each is computed from the present values of the policies, and nothing else.
 
-It has no transitions of its own, so it cannot contradict what is admitted. The first rule that holds wins; the tables
-are in `docs/states.md`.
+They have no transitions of their own, so they cannot contradict what the guards really admit. The first rule that
+applies decides; the tables are in `docs/states.md`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from koo.policies.overrides import in_a_row, why_forced
 
 CHECKS_FAILED_MAX = 3
 CUTS_MAX = 3
-"""In a row: one may be chance, and two a restart."""
+"""In a row, before the service counts as unhealthy. One may be chance, and two may be a restart."""
 
 
 class DatabaseState(Enum):
-    """What a database reports."""
+    """The states of a database."""
 
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
@@ -29,7 +29,7 @@ class DatabaseState(Enum):
 
 
 class ServiceState(Enum):
-    """What an AI service reports."""
+    """The states of an AI service."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -40,12 +40,13 @@ class ServiceState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known about one breaker: `checks_failed` health checks in a row without a success since.
+    """What is known about one breaker. `checks_failed`: how many health checks have failed in a row.
 
-    `check_error`: what the last of them met.
+    `check_error`: the error of the last of them.
 
-    `cuts`: this many calls in a row ended at their callers' deadlines, after longer than calls usually take. That moves
-    no breaker, but a service that hangs must not look healthy because its callers leave before we would give up.
+    `cuts`: how many calls in a row ended at their callers' deadlines after they had taken longer than usual. These do
+    not move the breaker. But a service that hangs must not look healthy only because its callers give up before koo
+    would.
     """
 
     breaker: Breaker
@@ -55,7 +56,7 @@ class Evidence:
 
 
 def is_open(breaker: Breaker) -> bool:
-    """Open because of its failures, or by an operator. A disabled one refuses no call, whatever its phase."""
+    """Whether it is open because of failures, or forced open. A disabled breaker refuses no call in any phase."""
     return breaker.override is FORCED_OPEN or (breaker.phase is OPEN and breaker.override is not DISABLED)
 
 
@@ -65,8 +66,10 @@ def is_testing(breaker: Breaker) -> bool:
 
 
 def is_unhealthy(evidence: Evidence) -> bool:
-    """Calls pass, but it is close to opening; or it would be open, if it were not disabled."""
+    """Whether calls pass although the breaker is close to opening, or would be open if it were not disabled."""
     breaker = evidence.breaker
+    # "Close" is half of the failures in a row that open it, or a failure rate that would open it with more calls. The
+    # lower bound of 0 keeps an empty window (0 of 0 calls) from counting as a failure rate.
     options, window = breaker.options, breaker.window
     if breaker.phase is not CLOSED and breaker.override is not DISABLED:
         return False
@@ -78,7 +81,7 @@ def is_unhealthy(evidence: Evidence) -> bool:
 
 
 def is_troubled(breaker: Breaker) -> bool:
-    """Closed, with enough calls and half the share of failures that would open it."""
+    """Whether it is closed, but with half of the failure rate or slow rate that would open it."""
     options, window = breaker.options, breaker.window
     if breaker.phase is not CLOSED or window.calls < options.calls_min:
         return False
@@ -89,7 +92,7 @@ def is_troubled(breaker: Breaker) -> bool:
 
 
 def database_state(evidence: Evidence) -> tuple[DatabaseState, str]:
-    """The state of a database, and why."""
+    """The state of a database, and the reason."""
     breaker = evidence.breaker
     if is_open(breaker):
         return DatabaseState.CIRCUIT_OPEN, _why_open(breaker)
@@ -109,12 +112,14 @@ def service_state(
     model_blocked: str = "",
     some_refused: str = "",
 ) -> tuple[ServiceState, str]:
-    """The state of an AI service, and why.
+    """The state of an AI service, and the reason.
 
-    `default` is its default model's, `others` the other models'. `key_blocked`: why the key is refused; `limited`:
-    which limit, budget or cooldown is used up; `model_blocked`: why the key is refused for some model. Empty: it is
-    not. `some_refused`: how many clients' keys are refused, which is their owners' trouble, not the service's.
+    `default`: the evidence about its default model; `others`: about its other models. The other arguments are reasons,
+    empty if they do not apply. `key_blocked`: why the key is refused. `limited`: which limit, budget or cooldown stops
+    calls. `model_blocked`: why the key is refused for some model. `some_refused`: how many clients' own keys are
+    refused; that does not change the service's state.
     """
+    # From the worst to the mildest, as a caller would notice it: no call passes, calls must wait, some calls pass.
     breaker = default.breaker
     if is_open(breaker):
         return ServiceState.CIRCUIT_OPEN, _why_open(breaker)
@@ -156,5 +161,5 @@ def _why_unhealthy(evidence: Evidence) -> str:
 
 
 def with_last(what: str, failure: Failure | None) -> str:
-    """What is wrong, and what the last failure met."""
+    """A description of what is wrong, with the last failure."""
     return what if failure is None else f"{what}, the last: {failure.brief}"

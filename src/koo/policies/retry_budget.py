@@ -1,10 +1,10 @@
-"""A token bucket that bounds the load that retries add: a share of the successes, plus a floor each second.
+"""A token bucket that bounds the load added by retries: a share of the successes, plus a floor per second.
 
-Without it, every client repeating three times turns an overload into four times the load, and the overload stays when
-its cause is gone. An empty bucket never fails a first attempt.
+Without it, clients that all repeat three times turn an overload into four times the load, and the overload persists
+after its cause is gone. An empty bucket never fails a first attempt.
 
-Deposits are not made call by call: they are computed from the count of successes when a call is to be repeated. Between
-two withdrawals there are only deposits, so capping once is the same as capping each time.
+Deposits are not made call by call. They are computed from the count of successes when a call is about to be repeated.
+Between two withdrawals there are only deposits, so capping once gives the same result as capping after each deposit.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from koo.options import RetryOptions
 
 
 class Earner(Protocol):
-    """One guard's count of the first attempts that ever succeeded."""
+    """One guard's count of first attempts that succeeded."""
 
     @property
     def first_successes(self) -> int: ...
 
 
 class RetryBudget:
-    """The bucket of one dependency, whatever the number of its guards; starts full."""
+    """The bucket of one dependency, shared by all of its guards; it starts full."""
 
     __slots__ = ("_earned_by_others", "_earners", "_options", "_seen_at", "_successes_seen", "tokens")
 
@@ -34,16 +34,20 @@ class RetryBudget:
         self._seen_at = now
 
     def join(self, earner: Earner) -> None:
-        """Count its successes from now on."""
+        """Count this guard's successes too."""
         self._earners.append(earner)
 
     def leave(self, earner: Earner) -> None:
-        """Forget it, but keep what it earned."""
+        """Stop counting a guard, but keep what it has earned."""
+        # Its successes are added to a constant. If they vanished from the sum, the sum could fall below the value seen
+        # last, and the next `take` would compute negative earnings.
         self._earners.remove(earner)
         self._earned_by_others += earner.first_successes
 
     def take(self, now: float) -> bool:
-        """Take one token for one repeat."""
+        """Take one token for one repeat; False if there is none."""
+        # Both incomes are measured since the last call of `take`: successes and seconds. The cap comes before the
+        # withdrawal, so a quiet hour saves no more than one full bucket for the next outage.
         options = self._options
         successes = self._earned_by_others + sum(earner.first_successes for earner in self._earners)
         earned = options.budget_per_success * (successes - self._successes_seen)
@@ -57,5 +61,5 @@ class RetryBudget:
         return True
 
     def give_back(self) -> None:
-        """The repeat was never made."""
+        """Return the token of a repeat that was never made."""
         self.tokens = min(self._options.budget_tokens, self.tokens + 1.0)

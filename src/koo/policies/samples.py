@@ -1,8 +1,8 @@
-"""Samples: what became of the calls to one component in a span of time, and how it was at its worst.
+"""Samples: the calls to one component in a span of time, by outcome, and the component's worst state in it.
 
-A span is some seconds, a minute, five minutes. Samples add up in two directions. `follow` makes one span of two
-successive ones: counts add, and of a level (connections in use) the highest stays. `join` makes one fleet of two
-processes in the same span: levels add too. Both keep the worst state, so a bad minute is still visible in a month.
+A span is some seconds, a minute, or five minutes. Samples add up in two directions. `follow` joins two successive
+spans: counts are added, and of a level (such as connections in use) the maximum is kept. `join` adds two processes in
+the same span: levels are added too. Both keep the worst state, so a bad minute is still visible in a month.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ GRAVITY: Mapping[str, int] = {
     "unhealthy": 4,
     "circuit_open": 5,
 }
-"""The states that services and databases report, from the best to the worst."""
+"""The states that services and databases report, from best to worst. The numbers are not stored."""
 COUNTS = ("successes", "failures", "throttled", "neutral", "refused", "retries", "slow")
 LEVELS = ("used", "waiting", "places")
 NUMBERS = COUNTS + LEVELS
 SAVINGS = ("refused", "repeated", "fallen_back", "over_budget", "not_spent")
-"""What koo saved, as `Sample.saved` has it."""
+"""What koo saved: the keys of `Sample.saved`."""
 
 
 @dataclass(slots=True)
 class Sample:
     """One component in one span. `state`: the worst one, empty if unknown.
 
-    `latency`: successes by cell of `BOUNDS_S`. `used`, `waiting`, `places`: a pool's connections in use, its queue and
-    its size, at most. `saved`: by name of `SAVINGS`, without zeros; money in pico-dollars.
+    `latency`: successes by cell of `BOUNDS_S`. `used`, `waiting`, `places`: the maxima of a pool's connections in use,
+    of its queue and of its size. `saved`: by name of `SAVINGS`, without zeros; money in pico-dollars.
     """
 
     state: str = ""
@@ -53,7 +53,7 @@ class Sample:
 
     @property
     def calls(self) -> int:
-        """Calls that the other side has answered, or failed to answer."""
+        """How many calls have a verdict about the other side."""
         return self.successes + self.failures + self.throttled
 
     def follow(self, later: Sample) -> None:
@@ -64,14 +64,14 @@ class Sample:
         self.places = max(self.places, later.places)
 
     def join(self, other: Sample) -> None:
-        """Add what another process saw in the same span."""
+        """Add another process's sample of the same span."""
         self._add(other)
         self.used += other.used
         self.waiting += other.waiting
         self.places += other.places
 
     def _add(self, other: Sample) -> None:
-        # Written out for speed: a month of twenty components is 170,000 of these.
+        # Written out instead of looping over `COUNTS`, for speed: a month of twenty components is 170,000 samples.
         if GRAVITY.get(other.state, 0) > GRAVITY.get(self.state, 0):
             self.state = other.state
         self.successes += other.successes
@@ -89,10 +89,8 @@ class Sample:
                 self.saved[name] = self.saved.get(name, 0) + count
 
     def since(self, before: Sample) -> Sample:
-        """What was counted since `before`, if both count from the same start. Never negative.
-
-        A count falls when a guard is dropped with what it counted.
-        """
+        """The counts since `before`, if both began to count at the same time."""
+        # Never negative, although a count can fall: a guard that is dropped takes its counts with it.
         new = Sample(self.state, used=self.used, waiting=self.waiting, places=self.places)
         for name in COUNTS:
             setattr(new, name, max(0, getattr(self, name) - getattr(before, name)))
@@ -106,7 +104,7 @@ class Sample:
         return new
 
     def percentile_s(self, share: float) -> float | None:
-        """The latency below which `share` of the successes lie; None without any."""
+        """The latency that `share` of the successes did not exceed; None without any."""
         rank, below = share * sum(self.latency.values()), 0
         for cell in sorted(self.latency):
             count = self.latency[cell]
@@ -118,9 +116,10 @@ class Sample:
     # ── as stored ───────────────────────────────────────────────────────────────────────────────────────────
 
     def packed(self) -> list[Any]:
-        """As JSON-ready values, without the zeros at its end."""
+        """As a list of JSON-ready values, without the zeros at its end."""
         cells = [part for cell in sorted(self.latency) for part in (cell, self.latency[cell])]
-        # Behind the rest, where a process of the release before does not look.
+        # Last, because in a rolling upgrade processes of the previous release read these rows too, and they ignore
+        # what follows the cells.
         saved = [self.saved.get(name, 0) for name in SAVINGS] if self.saved else []
         values = [self.state, *(getattr(self, name) for name in NUMBERS), cells, saved]
         while len(values) > 1 and not values[-1]:
@@ -129,19 +128,19 @@ class Sample:
 
     @classmethod
     def unpacked(cls, values: Sequence[Any]) -> Sample:
-        """The sample that was packed. Raises `ValueError` or `TypeError` if it is not one."""
+        """The sample that was packed. Raises `ValueError` or `TypeError` if `values` is not a packed sample."""
         if not values or not all(type(value) is int for value in values[1 : 1 + len(NUMBERS)]):
-            raise ValueError("a count is a whole number")
+            raise ValueError("a count must be a whole number")
         new = cls(str(values[0]), *values[1 : 1 + len(NUMBERS)])
         if len(values) > 1 + len(NUMBERS):
             cells = values[1 + len(NUMBERS)]
             new.latency = dict(zip(cells[::2], cells[1::2], strict=True))
             if not all(type(cell) is int and 0 <= cell <= len(BOUNDS_S) for cell in new.latency):
-                raise ValueError("a cell is one of the histogram's")
+                raise ValueError("a latency cell is outside the histogram")
         if len(values) > 2 + len(NUMBERS):
             saved = values[2 + len(NUMBERS)]
             if not all(type(count) is int for count in saved):
-                raise ValueError("what was saved is counted in whole numbers")
+                raise ValueError("a saved amount must be a whole number")
             new.saved = {name: count for name, count in zip(SAVINGS, saved, strict=False) if count}
         return new
 
@@ -159,6 +158,6 @@ def extend(span: Span, later: Mapping[str, Sample]) -> None:
 
 
 def unite(span: Span, other: Mapping[str, Sample]) -> None:
-    """Add what another process saw in the same span."""
+    """Add another process's samples of the same span."""
     for component, sample in other.items():
         span.setdefault(component, Sample()).join(sample)

@@ -1,8 +1,8 @@
-"""What a guard counts, in plain integers that are read on demand.
+"""The counts of a guard, in plain integers that are read on demand.
 
-Two views of the same calls: counts for the process's life, and rates and percentiles of the last five minutes. Calls
-are recorded only into the bucket being filled; a bucket that ends is added to the life's totals. Our own refusals are
-not requests to the other side: they are counted separately.
+There are two views of the same calls: counts for the process's life, and rates and percentiles of the last five
+minutes. A call is recorded only in the current bucket; when a bucket ends, it is added to the life's totals. Our own
+refusals never reach the other side, so they are counted separately.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ BOUNDS_S = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
     1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
-"""Upper bounds of the latency histogram, in seconds: neighbours differ by at most half."""
+"""Upper bounds of the latency histogram, in seconds. From 2 ms to 30 s each is at most two thirds larger than the one
+before, which bounds the error of a percentile."""
 BUCKET_S = 15.0
 BUCKETS = 20
-"""Twenty buckets of fifteen seconds: five minutes, the time that dashboards usually look back, and long enough for a
-percentile of a service with a call every few seconds. A bucket that leaves moves a rate by a twentieth."""
+"""Twenty buckets of fifteen seconds are five minutes: the usual range of a dashboard, and long enough for percentiles
+of a service with a call every few seconds. A bucket that leaves changes a rate by about a twentieth."""
 
 
 def value_in(cell: int, share: float) -> float:
-    """The latency at a share of a cell of the histogram, in seconds."""
+    """The latency, in seconds, at a share (0 to 1) of the width of a cell of the histogram."""
     low = BOUNDS_S[cell - 1] if cell else 0.0
     high = BOUNDS_S[cell] if cell < len(BOUNDS_S) else BOUNDS_S[-1] * 2
     return low + (high - low) * share
 
 
 class Bucket:
-    """Counts of some seconds: by verdict, by latency of successes, and how many were slow."""
+    """The counts of some span of time: calls by verdict, successes by latency, and slow calls."""
 
     __slots__ = ("_others", "latency", "latency_sum_s", "slow")
 
@@ -51,7 +52,7 @@ class Bucket:
         self.slow += other.slow
 
     def add_other(self, verdict: Verdict, count: int = 1) -> None:
-        """Calls that did not succeed."""
+        """Count calls that did not succeed."""
         self._others[verdict] = self._others.get(verdict, 0) + count
 
     @property
@@ -65,11 +66,11 @@ class Bucket:
 
     @property
     def answered(self) -> int:
-        """Calls with a verdict about the other side: neutral ones say nothing."""
+        """Calls with a verdict about the other side. Neutral calls say nothing about it."""
         return self.successes + self._others.get(FAILURE, 0) + self._others.get(THROTTLED, 0)
 
     def success_rate(self) -> float:
-        """Share of successes; 1.0 if nothing was asked."""
+        """The share of successes; 1.0 without any call."""
         return self.successes / self.answered if self.answered else 1.0
 
     def mean_s(self) -> float:
@@ -88,7 +89,7 @@ class Bucket:
 
 
 class Tally:
-    """The counts of one guard."""
+    """The counts of one guard, for its life and for the last five minutes."""
 
     __slots__ = (
         "_cut_at", "_cuts", "_healthy", "_past", "_rolls_at", "bucket", "errors", "last_failure_at", "last_other_at",
@@ -96,12 +97,14 @@ class Tally:
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
-        self.life = Bucket()  # without the bucket being filled
+        self.life = Bucket()  # excluding the current bucket
         self.bucket = Bucket()
         self._past: deque[Bucket] = deque(maxlen=BUCKETS - 1)
-        self._healthy: deque[Bucket] = deque(maxlen=BUCKETS - 1)  # those in which something succeeded
+        # The last buckets in which a call succeeded. An outage empties `_past` of successes, and then the usual
+        # latency, by which a probe's lease is set, would be unknown exactly when recovery is tested.
+        self._healthy: deque[Bucket] = deque(maxlen=BUCKETS - 1)
         self._rolls_at = now + BUCKET_S
-        self.late_successes = 0  # of repeats
+        self.late_successes = 0  # successes of repeats
         self.retries = 0
         self.refused: dict[str, int] = {}
         self.refused_at: dict[str, float] = {}  # the last refusal of each kind
@@ -125,7 +128,8 @@ class Tally:
             self.late_successes += 1
 
     def record_successes(self, latencies_s: Collection[float], now: float) -> None:
-        """Many at once, none of them slow and each a first attempt: a busy pool records thousands per second."""
+        """Record many calls at once, none of them slow and each a first attempt."""
+        # A busy connection pool has thousands of them per second: one roll and one sum serve them all.
         self.roll(now)
         bucket = self.bucket
         latency = bucket.latency
@@ -136,11 +140,11 @@ class Tally:
 
     @property
     def first_successes(self) -> int:
-        """First attempts that ever succeeded: the retry budget's income."""
+        """How many first attempts have succeeded in the process's life: the income of the retry budget."""
         return self.life.successes + self.bucket.successes - self.late_successes
 
     def record_other(self, verdict: Verdict, kind: str, slow: bool, now: float) -> None:
-        """A call that did not succeed; `kind` names the error."""
+        """Count a call that did not succeed; `kind` names the error."""
         self.roll(now)
         self.bucket.add_other(verdict)
         self.bucket.slow += slow
@@ -150,12 +154,14 @@ class Tally:
             self.last_failure_at = now
 
     def note_cut(self, now: float) -> None:
-        """A caller's deadline cut a call short that had lasted longer than calls usually do."""
+        """Count a call that its caller's deadline cut short after it had lasted longer than usual."""
         self._cuts = self.cuts_in_row(now) + 1
         self._cut_at = now
 
     def cuts_in_row(self, now: float) -> int:
-        """How many calls were cut short since the last success, none more than five minutes before the next."""
+        """How many calls were cut short since the last success, with less than five minutes from each to the next."""
+        # Any success ends the row, and so does a long quiet time: three impatient callers spread over a day say
+        # nothing about the service.
         success_at = self.last_success_at
         is_over = now - self._cut_at > BUCKET_S * BUCKETS or (
             success_at is not None and success_at > self._cut_at
@@ -163,7 +169,7 @@ class Tally:
         return 0 if is_over else self._cuts
 
     def forget_cuts(self) -> None:
-        """An operator declares it well."""
+        """Forget the cut calls, on an operator's reset."""
         self._cuts = 0
 
     def record_refusal(self, kind: str, now: float) -> None:
@@ -171,9 +177,11 @@ class Tally:
         self.refused_at[kind] = now
 
     def roll(self, now: float) -> None:
-        """End the bucket if its time is over."""
+        """End the current bucket if its time is over."""
         if now < self._rolls_at:
             return
+        # Several buckets may have ended since the last call. The empty ones count too: without them, the calls of an
+        # hour ago would still be "the last five minutes" of a guard that was idle since.
         ended = int((now - self._rolls_at) // BUCKET_S) + 1
         self.life.add(self.bucket)
         self._past.append(self.bucket)
@@ -186,14 +194,13 @@ class Tally:
 
     @property
     def idle_since(self) -> float:
-        """When the last call ended, or the count began."""
+        """When the last call ended; before the first call, when counting began."""
         return max(self.last_other_at, self.last_success_at or self.last_other_at)
 
     def take_over(self, other: Tally, now: float) -> None:
-        """Add what `other` has counted, which is no longer used: neither the life's counts nor the last minutes shrink.
-
-        The five minutes of two tallies start at different moments, so a call may move by less than a bucket.
-        """
+        """Add the counts of `other`, which is no longer used, so that no total shrinks when its guard is dropped."""
+        # Bucket by bucket, from the newest. The buckets of two tallies start at different moments, so a call may move
+        # by less than one bucket's length.
         self.roll(now)
         other.roll(now)
         self.life.add(other.life)
@@ -213,21 +220,23 @@ class Tally:
         self.last_success_at = _later(self.last_success_at, other.last_success_at)
 
     def totals(self) -> Bucket:
-        """Counts of the process's life."""
+        """The counts of the process's life."""
         total = Bucket()
         total.add(self.life)
         total.add(self.bucket)
         return total
 
     def healthy(self) -> Bucket:
-        """Counts of the last five minutes in which something succeeded, however long ago."""
+        """The counts of the last buckets in which a call succeeded, five minutes in all, however long ago."""
         total = Bucket()
         for bucket in (*self._healthy, self.bucket):
             total.add(bucket)
         return total
 
     def recent(self, now: float) -> Bucket:
-        """Counts of the last five minutes. Changes nothing: buckets that have expired by now are left out."""
+        """The counts of the last five minutes. Changes nothing."""
+        # A status read must not roll the buckets. Those that have expired since the last call are left out instead: as
+        # many of the oldest as buckets should have ended by now.
         idle = max(0, int((now - self._rolls_at) // BUCKET_S) + 1)
         total = Bucket()
         buckets = [*self._past, self.bucket]

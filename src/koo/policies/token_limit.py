@@ -1,6 +1,6 @@
-"""A limit on tokens per minute: a call takes the most that it can need, and gives back what it did not use.
+"""A limit on tokens per minute: a call takes the most that it can need, and returns what it did not use.
 
-A call's tokens count from when it takes them, as its provider counts them. A call that may need more than the whole
+A call's tokens count from the moment it takes them, as providers count them. A call that may need more than the whole
 limit can never be made.
 """
 
@@ -14,10 +14,10 @@ from koo.policies.limiter import SlidingCount
 
 
 class TokenLimit:
-    """At most `limit` tokens in any minute. `waiting`: what callers waiting for the store need, the first one first.
+    """At most `limit` tokens in any minute. `waiting`: the needs of the callers that wait for the store, in order.
 
-    `ask(deadline)` waits for the store's answer; None: the limit is this process's own. `refused_at`: when a call was
-    last refused, for want of tokens; a call may be when others, which need fewer, are not.
+    `ask(deadline)` waits for the store's reply; None if the limit is not shared. `refused_at`: when a call was last
+    refused because too few tokens were left. Calls that need fewer tokens may have passed at the same time.
     """
 
     __slots__ = ("ask", "count", "refused_at", "waiting")
@@ -34,7 +34,9 @@ class TokenLimit:
         return hand if isinstance(hand, Hand) else None
 
     def take(self, tokens: int, now: float) -> bool:
-        """Take this many, or nothing."""
+        """Take this many tokens, or none if there are too few."""
+        # Both bounds are checked before anything is booked: the limit's own window, and the units that the store has
+        # leased to this process. Booked in one and refused by the other, the tokens would be lost for a minute.
         count, hand = self.count, self._hand
         count.roll(now)
         if count.used + tokens > count.limit or (hand is not None and not hand.has(tokens, now, count.used)):
@@ -45,7 +47,10 @@ class TokenLimit:
         return True
 
     def settle(self, taken: int, used: int, taken_at: float) -> None:
-        """Of what was taken at `taken_at`, `used` was used."""
+        """End a call that took `taken` tokens at `taken_at` and used `used` of them."""
+        # The bound was an estimate, and a provider may count more. The excess is booked although it may pass the
+        # limit: it has been used, and the next calls must wait for it. What was not used is returned to the sub-bucket
+        # that it was taken from. In the current one it would free tokens that other calls have used just now.
         count, hand = self.count, self._hand
         if used > taken:
             count.used += used - taken
@@ -57,7 +62,8 @@ class TokenLimit:
                 hand.refund(taken - used, taken_at)
 
     def lacks(self, tokens: int, now: float) -> bool:
-        """Whether the store has yet to say if there are this many."""
+        """Whether the store must be asked for this many tokens."""
+        # Not if this process's own use alone fills the limit: then only time can help, and a trip would be wasted.
         count, hand = self.count, self._hand
         count.roll(now)
         if hand is None or count.used + tokens > count.limit:
@@ -65,12 +71,14 @@ class TokenLimit:
         return not hand.has(tokens, now, count.used) and hand.may_ask(now)
 
     def usable_at(self, tokens: int, now: float) -> float:
-        """When this many may be available; never if that exceeds the limit."""
+        """When this many tokens may be available; infinite if that exceeds the limit."""
         count, hand = self.count, self._hand
         if tokens > count.limit:
             return NEVER
         count.roll(now)
         at = count.usable_at(now, tokens)
+        # Enough in hand: only this process's own window decides. Otherwise the other processes count too. While the
+        # store is unreachable, own use must fall far enough below the share; else the store's last reply says when.
         if hand is None or hand.has(tokens, now, count.used):
             return at
         if hand.is_alone:
@@ -86,22 +94,22 @@ class TokenLimit:
         return NEVER if hand.may_ask(now) else hand.comes_home_at(now)
 
     def clear(self, now: float, *, is_told: bool = False) -> None:
-        """An operator resets the limit. `is_told`: another process reports it to the store."""
+        """An operator's reset of the limit. `is_told`: another process reports it to the store."""
         if self.count.hand is not None:
             self.count.hand.clear(None if is_told else self.count.used)
         self.count.clear(now)
 
     def hands(self) -> list[Hand]:
-        """The leased part."""
+        """This process's units, if the limit is fleet-wide."""
         hand = self._hand
         return [] if hand is None else [hand]
 
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
-        """The count, if it is fleet-wide."""
+        """The count with its units, if the limit is fleet-wide."""
         self.count.roll(now)
         hand = self._hand
         return [] if hand is None else [(self.count, hand)]
 
     def wanted(self) -> tuple[int, int]:
-        """What the first caller waiting for the store needs, and all of them together."""
+        """What the first caller that waits for the store needs, and what all of them need together."""
         return (self.waiting[0], sum(self.waiting)) if self.waiting else (0, 0)

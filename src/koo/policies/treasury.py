@@ -1,26 +1,30 @@
-"""What a treasury grants: the store's half of a budget, decided over its rows, without I/O.
+"""The treasury: the store's half of a budget. It decides what a process is granted, over the store's rows, without I/O.
 
 A budget has one row for each period (a day, a month): the treasury. A process holds and settles against a purse that
-the treasury granted it. For each purse a process reports four totals that only grow: `granted` (moved by the store
-only), `back`, `spent` and `over` (moved by the process only). The larger number is the truth, so a total that arrives
-twice, late or not at all changes nothing. A treasury has one sum:
+the treasury granted it. For each purse, a process reports four totals that only grow: `granted` (changed only by the
+store), `back`, `spent` and `over` (changed only by the process). The larger number wins, so a total that arrives twice,
+late or not at all does no harm. A treasury keeps one sum:
 
     booked = Σ (granted − back + over) over all purses,     and at every grant     booked + need ≤ limit
 
-Nothing comes back by time. What a dead process was granted stays booked until it reports again, its period is over, or
-an operator writes it off, so no clock, hang or partition breaks the cap.
+No grant expires. What a dead process was granted stays booked until the process reports again, its period is over, or
+an operator writes it off. So no wrong clock, hung process or network partition can break the cap.
 
-The totals travel in beats. A beat has a number, a random token, and the previous token, and is sent again unchanged
-until it is answered. The chain separates three cases that look the same by number alone: a beat that arrives twice (the
-answer was lost), two copies of one process under one name (the second is answered *not you*), and a store that was
-replaced by an older copy of itself (it is behind the process). A store that has forgotten takes the larger totals and
-grants nothing for `FREEZE_MS`, because other processes know of grants too, and have not reported them yet.
+The totals travel in beats. A beat has a number, a random token and the previous beat's token, and is sent again
+unchanged until it is answered. The chain of tokens separates three cases that look the same by number alone:
 
-A process that ends says so with its last beat, if nothing is held or idle in its purses. They have nothing more to
-report, and are merged into one purse per budget, `ENDED`: many short scripts leave one row, not one each.
+    a beat that arrives twice                  its reply was lost: the store replies again
+    two copies of a process under one name     the store replies *not you* to the second
+    a store replaced by an older copy          it is behind the process: it takes over the larger totals
 
-`receive` is the only way in. The store loads the rows that a beat touches, locked in one order, calls it, and writes
-them back: the same decisions over memory, SQLite and PostgreSQL.
+A store that was behind grants nothing for `FREEZE_MS`: the copy has also lost grants of other processes, which have not
+reported them again yet.
+
+The last beat of a process that ends says so, if nothing is held or idle in its purses. They will never report again, so
+they are merged into one purse per budget, `ENDED`: a thousand short scripts leave one row, not a thousand.
+
+`receive` is the only entry point. The store loads the rows that a beat touches and locks them in one order, calls
+`receive`, and writes them back. So memory, SQLite and PostgreSQL make the same decisions.
 """
 
 from __future__ import annotations
@@ -33,16 +37,18 @@ from typing import Literal, NamedTuple
 
 DAY_MS = 86_400_000
 FREEZE_MS = 6_000
-"""A store is found again within five seconds of being back; then each living process reports its totals in a beat."""
+"""Processes find a returned store within five seconds; a second later each living one has reported its totals."""
 LIMIT_STANDS_MS = 5_000
-"""How long a reported limit keeps a higher one out: three beats of a second, or two of an idle process."""
+"""How long after the last report of a limit a higher one is accepted. In a rolling deployment, processes with the old
+and the new setting report in turn, and the lower limit must hold until the last of them has stopped. Five seconds are
+more than three beats of a second, or two beats of an idle process."""
 LIVES_MS = 10_000
-"""A process that has been silent for this long is presumed dead: only for display, never for the cap."""
+"""A process that has not reported for this long is displayed as dead. Its grants stay booked all the same."""
 RECALL_BEATS = 2
-"""A recall reaches a purse with its next beat, and what it sends home travels with the one after that."""
+"""How many beats a recall stays in force: a purse learns of it with one beat, and sends money home with the next."""
 
 ENDED = "ended"
-"""The name of the purse that stands for those of all processes that have ended."""
+"""The name of the one purse into which the purses of all ended processes are merged."""
 
 PeriodKind = Literal["day", "month"]
 
@@ -71,7 +77,7 @@ def starts_ms(kind: PeriodKind, period: int) -> int:
 
 @dataclass(slots=True)
 class Totals:
-    """One purse as reported. Each number only grows; `held` alone moves both ways and is for display."""
+    """One purse as reported. All numbers only grow, except `held`, which is for display."""
 
     granted: int = 0
     back: int = 0
@@ -85,7 +91,9 @@ class Totals:
         return self.granted - self.back + self.over
 
     def take_larger(self, told: Totals) -> None:
-        """Merge what a process reports, however late or often."""
+        """Merge what a process reports. Late and repeated reports do no harm."""
+        # `granted` too, although only the store changes it: after the store was replaced by an older copy, the process
+        # is the only one that knows the newer grant.
         self.granted = max(self.granted, told.granted)
         self.back = max(self.back, told.back)
         self.spent = max(self.spent, told.spent)
@@ -93,7 +101,7 @@ class Totals:
         self.held = told.held
 
     def take_in(self, ended: Totals) -> None:
-        """Add a purse that reports no more: what is booked of it, as granted."""
+        """Add the purse of an ended process. All that it has booked is added as granted."""
         self.granted += ended.net
         self.spent += ended.spent
 
@@ -106,7 +114,7 @@ class Totals:
 class Treasury:
     """A budget's row for one period. `limit` None: spending is counted, and nothing is granted or refused.
 
-    `limit_at_ms`: when a process last reported this limit. `recall_at_ms`: when a need was last not met.
+    `limit_at_ms`: when a process last reported this limit. `recall_at_ms`: when a caller's need last went unmet.
     """
 
     limit: int | None = None
@@ -118,10 +126,10 @@ class Treasury:
 
 @dataclass(slots=True)
 class ProcessRow:
-    """A process's last beat. `closed`: an operator wrote it off, and its name is no longer answered.
+    """A process's last beat. `closed`: an operator wrote the process off, and beats under its name get *not you*.
 
-    `forgotten`: what the store had lost when that beat arrived, if it was behind. That answer may be lost too, and the
-    repeated beat then finds the store up to date.
+    `forgotten`: if the store was behind when that beat arrived, what it had lost, by key. It is kept because the reply
+    may be lost: when the beat is repeated, the store is up to date and could no longer tell.
     """
 
     number: int = 0
@@ -131,7 +139,7 @@ class ProcessRow:
 
 
 class Limit(NamedTuple):
-    """What a process believes a budget's limit to be."""
+    """A budget's limit and kind of period, by the settings of one process."""
 
     amount: int | None
     kind: PeriodKind
@@ -139,9 +147,9 @@ class Limit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One set of budgets that wants more: all of `need` or nothing, and up to `want`.
+    """A request for one set of budgets: all of `need` or nothing, and up to `want`.
 
-    `amount`: the first waiter's bound, of which `need` is what its own purses lack; 0 without a waiter.
+    `amount`: the first waiter's bound; `need` is the part of it that its own purses lack. 0 without a waiter.
     """
 
     need: Mapping[Key, int]
@@ -151,7 +159,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a process reports and asks; sent unchanged until it is answered. `is_last`: its name has ended."""
+    """A process's report and its requests, repeated unchanged until answered. `is_last`: the process ends with it."""
 
     process: str
     number: int
@@ -167,9 +175,9 @@ class Beat:
 class Standing:
     """One budget in one period, over all processes.
 
-    `spent` was billed, `held` is held by calls that run now, `idle` lies in living processes' purses and can be
+    `spent` was billed. `held` is held by running calls. `idle` is room in the purses of living processes, which can be
     recalled. `unsettled` was granted to processes that no longer report, beyond what they reported as spent.
-    `processes`: in how many living ones money lies idle.
+    `processes`: how many living processes have idle room.
     """
 
     limit: int | None = None
@@ -190,7 +198,7 @@ def standing_of(treasury: Treasury, living: Sequence[Totals], dead: Sequence[Tot
         booked=treasury.booked,
         spent=treasury.spent,
         held=held,
-        # A call held without a grant, or under a lower limit, is held above what was granted.
+        # Never negative: a call that is held without a grant makes `held` exceed what was granted.
         idle=max(0, granted - held),
         unsettled=sum(max(0, row.net - row.spent) for row in dead),
         processes=sum(row.net - row.spent > row.held for row in living),
@@ -198,7 +206,7 @@ def standing_of(treasury: Treasury, living: Sequence[Totals], dead: Sequence[Tot
 
 
 class Met(Enum):
-    """What became of an ask. NEVER: what is spent alone leaves no room for it in this period."""
+    """How an ask was decided. NEVER: in this period it cannot fit even if all idle money came home."""
 
     YES = "yes"
     NO = "no"
@@ -207,12 +215,12 @@ class Met(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The store's answer. `met` is empty for a beat that was answered before. `now_ms` is the store's clock.
+    """The store's reply. `met` is empty for a beat that was answered before. `now_ms` is the store's clock.
 
     `has_forgotten`: the store was behind this process; `forgotten` is what it had lost, by key.
 
-    `short`: for each unmet ask, the key with too little room. `standings`: if the store was asked how its budgets
-    stand, and for those in `short`.
+    `short`: for each unmet ask, the key with too little room. `standings`: of the budgets in `short`, and of all if the
+    process requested them.
     """
 
     beat: Beat
@@ -239,12 +247,14 @@ class Rows:
 
 
 def opened(last: Treasury | None) -> Treasury:
-    """A new period's row. It starts with the last one's limit, not with that of the first process to report one."""
+    """A new period's row, which starts with the last period's limit."""
+    # Not with the limit of the first process to report: in a rolling deployment that may be the higher one, and for
+    # the first moments of each day it would be in force.
     return Treasury() if last is None else Treasury(limit=last.limit, limit_at_ms=last.limit_at_ms)
 
 
 def keys_of(beat: Beat, now_ms: int) -> set[Key]:
-    """The treasuries that a beat touches."""
+    """The keys of the treasuries that a beat touches."""
     keys = set(beat.totals)
     for ask in beat.asks:
         keys |= ask.need.keys()
@@ -253,22 +263,29 @@ def keys_of(beat: Beat, now_ms: int) -> set[Key]:
 
 
 def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
-    """Take a beat in and decide its asks; changes `rows`. `beat_ms`: the time between two beats."""
+    """Take in a beat and decide its asks; changes `rows`. `beat_ms`: the time between two beats."""
     process = rows.process
     if process.closed:
         return Reply(beat, is_you=False)
+    # This very beat has been taken in, and its reply was lost. Its totals and grants are in the rows; deciding its
+    # asks again would grant them twice.
     if process.token == beat.token:
         return _answer(rows, beat, now_ms, beat_ms)
     is_behind = process.token != beat.before
     if is_behind and process.number >= beat.number:
-        # Another process spoke under this name. Only the copy that reads this changes its name: freezing the treasury
-        # here would freeze an honest process whose beat was repeated late.
+        # The row has beats that this sender has not sent: another copy of the process uses the name. Only the copy
+        # that receives this reply takes a new name. The treasury is not frozen: a beat of an honest process that was
+        # delayed in the network and arrives after its successor looks the same, and must not stop the whole fleet.
         return Reply(beat, is_you=False)
+    # The chain is broken, but the sender is ahead of the row: it has replies to beats that this store has no record
+    # of. So the store is an older copy (or the row is gone), and the process's totals are newer than its own.
     forgotten = _take_totals(rows, beat)
     _take_limits(rows, beat, now_ms)
     process.number, process.token = beat.number, beat.token
     process.forgotten = forgotten if is_behind else None
     if is_behind:
+        # This process has now reported what it was granted, but the others have not. Their lost grants are missing
+        # from `booked`, and room granted on that sum could be spent a second time.
         rows.frozen_until_ms = now_ms + FREEZE_MS
         return _answer(rows, beat, now_ms, beat_ms)
     decided = [_decide(rows, beat, ask, now_ms) for ask in beat.asks]
@@ -276,9 +293,11 @@ def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
 
 
 def _take_totals(rows: Rows, beat: Beat) -> dict[Key, int]:
-    """Merge the reported totals; returns what the store had lost, by key."""
+    """Merge the reported totals; returns by how much each key's booked amount has grown."""
     unknown: dict[Key, int] = {}
     for key, told in beat.totals.items():
+        # The treasury's sums are moved by each purse's change, never recalculated: the purses of the other processes
+        # are not loaded. So a purse must be merged exactly here, and nowhere else, or the sums drift from the rows.
         row, treasury = rows.purses.setdefault(key, Totals()), rows.treasuries.setdefault(key, Treasury())
         net, spent = row.net, row.spent
         row.take_larger(told)
@@ -290,7 +309,7 @@ def _take_totals(rows: Rows, beat: Beat) -> dict[Key, int]:
 
 
 def _take_limits(rows: Rows, beat: Beat, now_ms: int) -> None:
-    """A lower limit counts at once; a higher one when the lower was not reported for `LIMIT_STANDS_MS`."""
+    """Accept a lower limit immediately, and a higher one if the lower was not reported for `LIMIT_STANDS_MS`."""
     for key, treasury in rows.treasuries.items():
         told = beat.limits.get(key.budget)
         if told is None:
@@ -309,6 +328,8 @@ def _decide(rows: Rows, beat: Beat, ask: Ask, now_ms: int) -> tuple[Met, Key | N
     """Grant one ask in all of its budgets, or in none."""
     if now_ms < rows.frozen_until_ms:
         return Met.NO, None
+    # All rooms are read before anything is granted. A need of 0 is met even by an overbooked budget: the process has
+    # room enough in that purse, and must not be refused for what it does not ask for.
     room = {key: _room(rows, beat, key, now_ms) for key in sorted(ask.need)}
     short = [key for key, amount in room.items() if amount < ask.need[key] and ask.need[key] > 0]
     if not short:
@@ -318,8 +339,10 @@ def _decide(rows: Rows, beat: Beat, ask: Ask, now_ms: int) -> tuple[Met, Key | N
     for key in short:
         treasury = rows.treasuries[key]
         if treasury.limit is not None and ask.amount > treasury.limit - treasury.spent:
-            # Recalling every purse for a call that cannot fit would cost each process a trip, for nothing.
+            # It would not fit even if every purse came home. A recall would cost each process a trip for nothing.
             return Met.NEVER, key
+    # Only a waiting call recalls money. If a purse that wants to top up did so too, two busy processes near the limit
+    # would recall each other's purses with every beat.
     if ask.amount:
         for key in short:
             rows.treasuries[key].recall_at_ms = now_ms
@@ -327,7 +350,9 @@ def _decide(rows: Rows, beat: Beat, ask: Ask, now_ms: int) -> tuple[Met, Key | N
 
 
 def _room(rows: Rows, beat: Beat, key: Key, now_ms: int) -> int:
-    """What a treasury may still grant: nothing if its period is over, or has not begun by the store's clock."""
+    """How much a treasury may still grant."""
+    # Nothing for a period that is over, or that has not begun by the store's clock. A process whose clock is a day
+    # fast must not spend tomorrow's budget today.
     treasury, limit = rows.treasuries.setdefault(key, Treasury()), beat.limits.get(key.budget)
     if limit is None or treasury.limit is None or key.period != period_at(limit.kind, now_ms):
         return 0
@@ -366,5 +391,6 @@ def _answer(
 
 
 def _is_recalled(treasury: Treasury, since_ms: int) -> bool:
+    # After the limit was lowered, more may be booked than it allows: idle room comes home without a caller's need.
     is_overbooked = treasury.limit is not None and treasury.booked > treasury.limit
     return is_overbooked or treasury.recall_at_ms >= since_ms

@@ -1,7 +1,7 @@
-"""What follows from each kind of error: one table for all services, as promised to users.
+"""How each kind of error is treated: one table for all services, as promised to users.
 
-A provider's file only says which of its errors is of which kind. What follows from a kind (repeat it? count it for the
-breaker? stop using the key?) is decided here, once. An exception that koo did not raise is judged by its type.
+A provider's module only maps its errors to kinds. The treatment of a kind (whether to repeat the call, count it for the
+breaker, or stop using the key) is decided here, once. An exception that koo did not raise is judged by its type.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from koo.shortages import shortage_in
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """`error`: the class raised; `billed`: work may have been paid for, so the hold is booked rather than released."""
+    """`error`: the class to raise; `billed`: the call may be billed, so its hold is booked instead of released."""
 
     error: type[ExternalServiceError]
     verdict: Verdict
@@ -57,21 +57,21 @@ TREATMENTS: dict[Kind, Treatment] = {
     Kind.CONTENT_POLICY: Treatment(InvalidRequest, NEUTRAL),
     Kind.NOT_FOUND: Treatment(InvalidRequest, NEUTRAL),
     Kind.TOO_LARGE: Treatment(InvalidRequest, NEUTRAL),
-    # A moment later another call may have given back what was missing.
+    # A moment later, another call may have released what was missing.
     Kind.OUT_OF_RESOURCES: Treatment(ServiceRefused, NEUTRAL, repeatable=True),
 }
-"""Kinds that a provider's answer, or the lack of one, can have.
+"""The kinds of error that a provider's response, or its absence, can have.
 
-Kinds that only koo raises (circuit_open, deadline, ...) are not in it.
+Kinds that only koo itself raises (circuit_open, deadline, ...) are not in the table.
 """
 
 
 NOT_REPEATED = frozenset({Kind.AUTH, Kind.QUOTA, Kind.BILLING})
-"""Whatever a server's `x-should-retry` says: these do not pass by asking again."""
+"""Never repeated, even if the server's `x-should-retry` says so: a repeat cannot succeed."""
 
 
 def fault_of(error: ExternalServiceError) -> Fault:
-    """The fault for an error of one of these kinds; other kinds are NEUTRAL (our own refusals)."""
+    """The fault for an error of a kind in the table; any other kind is one of our own refusals, and NEUTRAL."""
     treatment = TREATMENTS.get(error.kind)
     if treatment is None:
         return Fault(verdict=NEUTRAL, kind=error.kind, billed=error.billable is not False)
@@ -88,14 +88,14 @@ def fault_of(error: ExternalServiceError) -> Fault:
 
 
 def _repeatable(error: ExternalServiceError, treatment: Treatment) -> bool:
-    """The server's own word on whether to repeat wins over the table."""
+    """Whether a repeat may succeed. What the server says about that takes precedence over the table."""
     said = None if error.detail is None else error.detail.get("should_retry")
     return treatment.repeatable if said is None or error.kind in NOT_REPEATED else bool(said)
 
 
 def out_of_resources(service: str, error: BaseException) -> ServiceRefused:
-    """The error for what this process lacks, as `error` says."""
-    sentence = shortage_in(error) or "this machine lacks what the call needs"
+    """The error for a resource that this process lacks, as `error` names it."""
+    sentence = shortage_in(error) or "this machine lacks a resource that the call needs"
     refusal = ServiceRefused(service, sentence, kind=Kind.OUT_OF_RESOURCES)
     refusal.billable = False
     return refusal
@@ -105,7 +105,7 @@ CALLERS = (TypeError, ValueError, LookupError, AttributeError)
 """Mistakes of the calling code: neutral, never repeated, unchanged."""
 
 LOCAL = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""Errors of this machine's files: the caller's mistakes too. A socket may raise some of them as well."""
+"""Errors about files of this machine, which are the caller's mistakes too. Sockets may raise some of them as well."""
 
 UNREACHABLE = Fault(verdict=FAILURE, kind=Kind.CONNECTION, repeatable=True)
 LATE = Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True)
@@ -115,7 +115,8 @@ ELSE = Fault(verdict=FAILURE)
 
 
 def classify_error(error: Exception) -> Fault:
-    """The table: koo's errors by kind; `TimeoutError` and a network's `OSError` are failures; the rest as promised."""
+    """The fault for any exception: koo's errors by kind, `TimeoutError` and network errors as failures, and the
+    caller's mistakes (`CALLERS`, `LOCAL`) as neutral."""
     if isinstance(error, ExternalServiceError):
         return fault_of(error)
     if isinstance(error, KooError):
@@ -136,5 +137,5 @@ def classify_error(error: Exception) -> Fault:
 
 
 def _of_socket(error: OSError) -> bool:
-    """A file's error names the file; a socket's has only a number: a firewall's EACCES, a missing Unix socket."""
+    """Whether an `OSError` comes from a socket: an error about a file names the file, one about a socket does not."""
     return error.errno is not None and error.filename is None

@@ -1,21 +1,22 @@
-"""What a limit per minute or hour grants to a fleet: the store's half, decided over its rows, without I/O.
+"""Limits per minute or hour for a fleet: the store's half. It decides what is leased, over its rows, without I/O.
 
 "60 a minute" is never 61 for all processes together. A process leases a block of units and hands them out itself, so
-most calls ask the store nothing. A unit is in one of three places:
+most calls need no trip to the store. A unit is in one of three places:
 
     room        limit − occupied − out
-    out         leased to a process that has not reported what became of it
-    occupied    used: leaves the window a whole period after it was reported; unreported, after the end of its lease
+    out         leased to a process that has not reported yet whether it was used
+    occupied    used; it leaves the window a whole period after its use was reported, or, if it never was, a whole
+                period after its lease ended
 
-A process reports totals that only grow within a lease: `used`, and `back` (sent home unused). The larger number is the
-truth, so a lost answer or a repeated message changes nothing. The store does not wait for a lease that has ended: what
-is out counts as used at its last moment. A process that returns within the period reports what it did not use, and
-starts a new lease. It counts a lease from when it asked, and 2 % short (`hand.py`), so two clocks need to agree on the
-length of a second, and never on the time of day.
+A process reports totals that only grow within a lease: `used`, and `back` (sent home unused). The larger number wins,
+so a lost reply or a repeated message does no harm. The store does not wait for a lease that has ended: its outstanding
+units count as used at its last moment. A process that returns within the period reports what it did not use, and starts
+a new lease. It counts a lease from its own request, and 2 % short (`hand.py`). So the two clocks must agree on the
+length of a second, but not on the time of day.
 
-Units that were used while the store was away are reported as `over`. Other processes may have used some too, and not be
-back yet: so the first report stops all grants of that limit for as long as a store takes to be found again, plus a
-beat.
+Units that were used while the store was unreachable are reported as `over`. Other processes may have used some too and
+not have reported them. So the first report stops all grants of that limit for as long as processes take to find the
+store again, plus a beat.
 """
 
 from __future__ import annotations
@@ -23,26 +24,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 LEASE_MS = 1_000
-"""Units idle in one process come home within a second or two, and a killed one blocks its units no longer."""
+"""The usual length of a lease. Units that are idle in one process come home within a second or two, and a killed
+process blocks its units no longer than that."""
 LEASES_A_PERIOD = 60
-"""A lease is at most this part of the period, because a unit may come back that late."""
+"""A lease is at most a sixtieth of the period: an unreported unit counts as used at the end of its lease, so it may
+leave the window late by a whole lease."""
 LEASE_MS_MAX = 10_000
-"""For a distant store, or a thousand processes: longer, and units would lie idle while other processes refuse calls."""
+"""The longest lease, for a distant store or a thousand processes. With a longer one, units would be idle in one process
+while others refuse calls."""
 BUCKETS = 60
-"""As finely as a single process counts (`limiter.py`)."""
+"""Sub-buckets of a period: the same resolution as in a single process (`limiter.py`)."""
 SPREAD_MS = 10
-"""A hundred processes that find no unit ask a hundred times a second together, and so do a thousand."""
+"""How much later each further process asks again. So all processes that wait for a unit send a hundred messages a
+second together, whether they are a hundred or a thousand."""
 FREEZE_MS = 6_000
-"""A store is found again within five seconds of being back; then each process reports what it used meanwhile."""
+"""Processes find a returned store within five seconds; a second later each has reported what it used without it."""
 LIMIT_STANDS_MS = 5_000
-"""How long a reported limit keeps a higher one out."""
+"""How long after the last report of a limit a higher one is accepted (the reason is in `treasury.py`)."""
 
 
 @dataclass(slots=True)
 class Window:
-    """One limit's row. `occupied`: how many units were reported in which sub-bucket of the period, oldest first.
+    """One limit's row. `occupied`: pairs of a sub-bucket's number and the units used in it, oldest first.
 
-    `serial` numbers leases; `limit_at_ms`: when a process last reported this limit.
+    `serial`: the number of the last lease; `limit_at_ms`: when a process last reported this limit.
     """
 
     limit: int = 0
@@ -52,10 +57,12 @@ class Window:
     occupied: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, at_ms: int, units: int, bucket_ms: int) -> None:
-        """`units` were used, at `at_ms` at the latest."""
+        """Count `units` that were used at `at_ms` or earlier."""
         if units <= 0:
             return
         bucket = at_ms // bucket_ms
+        # Searched from the end, where nearly every report belongs. A lapsed lease, or use without the store, belongs
+        # further back; appended at the end, it would stay in the window up to a period too long.
         for place in range(len(self.occupied), -1, -1):
             if place and self.occupied[place - 1][0] == bucket:
                 self.occupied[place - 1] = (bucket, self.occupied[place - 1][1] + units)
@@ -65,14 +72,16 @@ class Window:
                 return
 
     def take_out(self, units: int) -> None:
-        """`units` of those reported were never used."""
-        # The oldest are removed: a later unit that was not used covers what was really used then. The other way round a
-        # unit would come back while the use that it stood for is still in the window.
+        """Remove `units` that were reported as used, but were not."""
+        # When they were reported is not known any more, so the oldest units are removed. The unused one then stays in
+        # the window in place of an older one that was used, and leaves no earlier than that one should. If the
+        # youngest were removed, the unused one would stand for a younger use, and leave before a period has passed
+        # since it.
         while units > 0 and self.occupied:
             units -= self._take_from(0, units)
 
     def take_out_of(self, at_ms: int, units: int, bucket_ms: int) -> None:
-        """`units` of those added for `at_ms` were never used."""
+        """Remove `units` that were counted at `at_ms`, but were never used."""
         for place, (bucket, _) in enumerate(self.occupied):
             if bucket == at_ms // bucket_ms:
                 self._take_from(place, units)
@@ -87,7 +96,9 @@ class Window:
         return count
 
     def roll(self, now_ms: int, bucket_ms: int) -> None:
-        """Forget what has left the window."""
+        """Drop the sub-buckets that have left the window."""
+        # `BUCKETS` full sub-buckets and the current one stay: a unit used at the end of a sub-bucket must not leave
+        # before a whole period has passed for it too.
         first = now_ms // bucket_ms - BUCKETS
         while self.occupied and self.occupied[0][0] < first:
             del self.occupied[0]
@@ -100,9 +111,10 @@ class Window:
 
 @dataclass(slots=True)
 class Lease:
-    """What one process has of one limit. Totals of this lease only; `serial` separates it from the ones before.
+    """One process's lease of one limit. The totals are of this lease only; `serial` tells it from earlier ones.
 
-    `number`: of the message that changed it last. `lapsed`: units that counted as used when it ended unreported.
+    `number`: that of the last message that changed it. `lapsed`: the units that were counted as used when the lease
+    ended without a report.
     """
 
     serial: int
@@ -116,20 +128,20 @@ class Lease:
 
     @property
     def out(self) -> int:
-        """Units whose fate is not known yet."""
+        """Outstanding units: not yet reported as used, and not sent home."""
         return 0 if self.lapsed else self.granted - self.used - self.back
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a process reports about one limit, and what it asks for.
+    """One process's report about one limit, and its request.
 
-    `number` grows with each message. `granted`: of its lease, as far as it knows. `over`: what was used without a lease
-    since the last answer, as pairs of how long ago (ms) and how many. `undone`: reported as used, but not used after
-    all; reported once, so that a lost answer takes nothing back twice. `need`: what the first waiting caller lacks;
-    `want`: what all of them and the next moments lack. `window`: what it used in the last period, for a store that has
-    forgotten. `lease_ms`: the shortest lease that its way to the store allows. `clears`: an operator has reset the
-    limit.
+    `number` grows with each message. `granted`: the total of its lease, as far as the process has received it. `over`:
+    units used without a lease since the last reply, as pairs of how long ago (ms) and how many. `undone`: units that
+    were reported as used, but were not; reported only once, so that a lost reply cannot take them back twice. `need`:
+    how many units the first waiting caller lacks; `want`: how many all callers and the next moments lack. `window`: how
+    many this process used in the last period, for a store that has lost its rows. `lease_ms`: the shortest lease that
+    suits the trip to the store. `clears`: an operator has reset the limit.
     """
 
     name: str
@@ -151,11 +163,11 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The store's answer about one limit. `granted` is the total of the lease `serial`, which lasts for `lease_ms`.
+    """The store's reply about one limit. `granted` is the total of the lease `serial`, which lasts for `lease_ms`.
 
-    `used` units of `limit` are in the window and `out` ones on lease, for all processes. `free_in_ms`: when to ask
-    again for an unmet need. `frozen_ms`: how long nothing is granted, because the store was away. `processes` are in
-    the fleet, and `sharing` of them use this limit now.
+    Over all processes, `used` units of `limit` are in the window and `out` are on lease. `free_in_ms`: in how long to
+    ask again for an unmet need. `frozen_ms`: for how long nothing is granted, because the store was unreachable or has
+    lost rows. `processes`: how many are in the fleet; `sharing`: how many of them use this limit now.
     """
 
     name: str
@@ -173,9 +185,10 @@ class Grant:
 
 @dataclass(slots=True)
 class Rows:
-    """What one message about one limit touches. `own`: this process's lease. `lapsed`: others that have just ended.
+    """The rows that one message about one limit touches.
 
-    `others`: how many other processes have a lease; `others_out`: how many units. `processes`: how many report at all.
+    `own`: this process's lease. `lapsed`: leases of other processes that have just ended. `others`: how many other
+    processes have a lease; `others_out`: their outstanding units. `processes`: how many processes are in the fleet.
     """
 
     window: Window
@@ -187,14 +200,18 @@ class Rows:
 
 
 def bucket_ms_of(period_ms: int) -> int:
-    """How precisely the window knows when a unit was used."""
+    """The length of a sub-bucket: how precisely the window records when a unit was used."""
     return max(1, period_ms // BUCKETS)
 
 
 def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
-    """Take in what a process reports about a limit, and decide what it gets; changes `rows`."""
+    """Take in a process's report about a limit, and decide what it is granted; changes `rows`."""
     window, bucket_ms = rows.window, bucket_ms_of(told.period_ms)
+    # The network may deliver a message twice, or after a younger one. Such a message is answered, but grants nothing:
+    # its reply may never be read, and the units would be out for a lease.
     is_repeated = rows.own is not None and told.number <= rows.own.number
+    # The order matters. Ended leases first, so that this process's report can correct what was assumed about its own.
+    # Then the report, which frees what comes home, and only then the decision over the room that is left.
     _lapse(rows, now_ms, bucket_ms)
     _take_told(rows, told, now_ms, bucket_ms, is_repeated=is_repeated)
     _take_limit(window, told, now_ms)
@@ -205,14 +222,17 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
     units = 0 if is_repeated or now_ms < window.frozen_until_ms else _fitting(rows, told)
     lease_ms = _lease_ms(rows, told)
     free_in_ms = _free_in_ms(rows, told, now_ms, bucket_ms) if units < told.need else 0
-    is_known = bool(told.want or told.undone)  # if this message is repeated, its number is known
+    # The lease's row also remembers the message's number. A message that asks or takes back needs the row even if it
+    # was granted nothing: if it arrives a second time, it must be recognized, or it would be granted or undone twice.
+    is_known = bool(told.want or told.undone)
     if own is None and (units or is_known):
         window.serial += 1
         own = rows.own = Lease(window.serial, told.number, now_ms)
     if own is not None:
         own.granted += units
-        # Never shorter than before: if this answer is lost, the process still has the lease that it knows. A process
-        # that was granted nothing still counts among those that share, until it is to ask again.
+        # Never shorter than before: if this reply is lost, the process goes on with the lease that it has, and the
+        # store must not count its units as used before that one ends. A process that was granted nothing still counts
+        # as one that shares the limit until it asks again.
         lasts_ms = lease_ms if own.out else max(lease_ms, free_in_ms)
         own.until_ms = max(own.until_ms, now_ms + lasts_ms)
         own.undone += 0 if is_repeated else told.undone
@@ -234,7 +254,9 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
 
 
 def _lapse(rows: Rows, now_ms: int, bucket_ms: int) -> None:
-    """Leases that have ended unreported: all of their units count as used at the last moment."""
+    """Count the outstanding units of leases that have ended as used, at the last moment of their lease."""
+    # The process may have used them then, and may never report it. Counted earlier, they would leave the window before
+    # a whole period has passed since that use.
     leases = [*rows.lapsed]
     if rows.own is not None and rows.own.until_ms <= now_ms:
         leases.append(rows.own)
@@ -247,7 +269,9 @@ def _lapse(rows: Rows, now_ms: int, bucket_ms: int) -> None:
 def _take_told(rows: Rows, told: Told, now_ms: int, bucket_ms: int, *, is_repeated: bool) -> None:
     window, own = rows.window, rows.own
     if told.serial > window.serial:
-        # The store is an older copy of itself. Each process knows its own part of what was lost, and reports it.
+        # The process has a younger lease than the store ever granted, so the store is an older copy of itself. What
+        # the window has lost is known only to the processes, each of which reports its own use of the last period.
+        # Nothing is granted until all of them have had the time to do so.
         window.add(now_ms, told.window, bucket_ms)
         window.serial = told.serial
         window.frozen_until_ms = now_ms + FREEZE_MS
@@ -255,19 +279,23 @@ def _take_told(rows: Rows, told: Told, now_ms: int, bucket_ms: int, *, is_repeat
         rows.own = _take_totals(window, own, told, now_ms, bucket_ms)
     if not is_repeated:
         window.take_out(told.undone)
+    # `over` is counted even if the message is repeated, and is reported again after a lost reply. It may so be counted
+    # twice, which refuses some calls for one period; left out, it could exceed the limit.
     for ago_ms, units in told.over:
         window.add(now_ms - ago_ms, units, bucket_ms)
-    # Once per outage: otherwise each late report would stop the other processes again.
+    # One freeze per outage. If each report began one, the processes that return one after another would stop the
+    # grants again and again.
     if told.over and now_ms >= window.frozen_until_ms + FREEZE_MS:
         window.frozen_until_ms = now_ms + FREEZE_MS
 
 
 def _take_totals(window: Window, own: Lease, told: Told, now_ms: int, bucket_ms: int) -> Lease | None:
-    """Take in what became of a lease; returns what is left of it."""
+    """Take in the totals of a lease; returns the lease, or None if it is over."""
     own.number = told.number
     if own.until_ms <= now_ms or own.serial != told.serial:
-        # It ended unreported, or the process never heard of it. What it sent home, and what it does not know was
-        # granted, was not used.
+        # It ended without a report, or the reply that granted it was lost. All of its units were counted as used. Two
+        # kinds of them certainly were not: those that the process sent home, and those of a grant that it never
+        # received. They are taken out of the sub-bucket that they were counted in.
         never_heard = own.granted - (told.granted if own.serial == told.serial else 0)
         unused = max(0, never_heard) + (max(0, told.back - own.back) if own.serial == told.serial else 0)
         window.take_out_of(own.until_ms, min(own.lapsed, unused), bucket_ms)
@@ -279,7 +307,7 @@ def _take_totals(window: Window, own: Lease, told: Told, now_ms: int, bucket_ms:
 
 
 def _take_limit(window: Window, told: Told, now_ms: int) -> None:
-    """A lower limit counts at once; a higher one when the lower was not reported for `LIMIT_STANDS_MS`."""
+    """Accept a lower limit immediately, and a higher one if the lower was not reported for `LIMIT_STANDS_MS`."""
     is_first = not window.limit_at_ms
     if is_first or told.limit < window.limit or window.limit_at_ms < now_ms - LIMIT_STANDS_MS:
         window.limit, window.limit_at_ms = told.limit, now_ms
@@ -288,15 +316,16 @@ def _take_limit(window: Window, told: Told, now_ms: int) -> None:
 
 
 def _fitting(rows: Rows, told: Told) -> int:
-    """How many units a process gets: all it needs or nothing, and its share of what it wants."""
+    """How many units to grant: all that the first caller needs or nothing, and a share of what the process wants."""
     room = rows.window.limit - rows.window.used - rows.others_out - (rows.own.out if rows.own else 0)
     if room < told.need or room <= 0:
         return 0
     share = room
     if rows.others:
-        # While much is left, half of it, divided: granting all to the first process that asks would leave the others
-        # waiting for a whole lease. When little is left, a lease's own part: smaller blocks would cost more trips,
-        # larger ones would lie idle in one hand while another process refuses calls.
+        # While much is left, an equal part of one half: if the first process that asks got everything, the others
+        # would wait for a whole lease. When little is left, the part of the limit that belongs to one lease of one
+        # process: smaller blocks would cost more trips, and larger ones would be idle here while another process
+        # refuses calls.
         processes = rows.others + 1
         block = rows.window.limit * LEASE_MS // told.period_ms // processes
         share = max(block, room // (2 * processes))
@@ -304,16 +333,18 @@ def _fitting(rows: Rows, told: Told) -> int:
 
 
 def _lease_ms(rows: Rows, told: Told) -> int:
-    """Long enough for the way to the store, and for the number of processes."""
+    """The length of a lease, which grows with the trip to the store and with the number of processes."""
     usual = min(LEASE_MS, max(1, told.period_ms // LEASES_A_PERIOD))
     return max(usual, min(max(told.lease_ms, SPREAD_MS * (rows.others + 1)), LEASE_MS_MAX))
 
 
 def _free_in_ms(rows: Rows, told: Told, now_ms: int, bucket_ms: int) -> int:
-    """When to ask again: not before this many units have left the window, or may come home from other processes."""
+    """In how long to ask again: when enough units will have left the window, or may have come home."""
     window = rows.window
     if now_ms < window.frozen_until_ms:
         return window.frozen_until_ms - now_ms
+    # What leaves the window is known exactly, so asking earlier is useless. Units on lease elsewhere may come home at
+    # any time: half a lease is a compromise between their idling and too many messages.
     spread_ms = SPREAD_MS * (rows.others + 1)
     missing = told.need - (window.limit - window.used - rows.others_out)
     at_ms = now_ms + told.period_ms

@@ -1,7 +1,8 @@
-"""What a call came to: three verdicts, not two, and a fourth for "too fast".
+"""The outcome of a call: three verdicts, not two, and a fourth for "too fast".
 
-NEUTRAL is a necessity. A cancelled call counted as a failure opens circuits when users navigate away; counted as a
-success it closes one on a dead backend; not recorded at all it leaks the probe's slot forever.
+NEUTRAL is needed for calls that say nothing about the other side, such as cancelled ones. Counted as failures, they
+would open circuits when users navigate away. Counted as successes, they would close the circuit of a dead backend. Not
+recorded at all, each would leak its probe's slot forever.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from koo.failures import failure_of
 
 
 class Verdict(IntEnum):
-    """How a settled call moves the breaker."""
+    """How a settled call counts for the breaker."""
 
     SUCCESS = 0
     FAILURE = 1
@@ -24,7 +25,8 @@ class Verdict(IntEnum):
     THROTTLED = 3
 
 
-# Module names, because a class attribute of an enum costs a dictionary lookup on each use.
+# As module globals, because each access to a member through its enum class costs an extra lookup, on every call's
+# path.
 SUCCESS, FAILURE, NEUTRAL, THROTTLED = Verdict
 
 Reach = Literal["model", "service"]
@@ -32,14 +34,14 @@ Reach = Literal["model", "service"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What an error means: a classifier's answer.
+    """What an error means: the result of a classifier.
 
-    `repeatable`: a repeat may succeed; whether it is safe is the guard's decision. `reach`: how far the failure
-    extends, so that an unreachable host counts for all models. `block`: refuse from now on until the key (or the key
-    for this model) works again. `billed`: the other side may have done paid work. `in_part`: something beyond what was
-    turned away may have been done. `anew`: the same may pass at once, in another form. `error`: raise this instead,
-    `from` the original. `until_wall_s`: a key block's or quota's known end. `failure`: what it was, for people, if
-    `error` does not say so; a guard adds the time.
+    `repeatable`: a repeat may succeed; the guard decides whether it is safe. `reach`: how far the failure extends (an
+    unreachable host counts for all models). `block`: refuse calls until the key, or the key for this model, works
+    again. `billed`: the other side may have done paid work. `in_part`: the refused call may have been carried out in
+    part. `anew`: the same call may pass immediately in another form. `error`: raise this instead, `from` the original.
+    `until_wall_s`: when a key block or quota ends, if known. `failure`: a description for people, if `error` has none;
+    a guard adds the time.
     """
 
     verdict: Verdict
@@ -57,7 +59,7 @@ class Fault:
 
     @property
     def met(self) -> Failure:
-        """What to report of it: its own words, its error's, or at least its kind."""
+        """What to report: the fault's own description, else its error's, else at least its kind."""
         if self.failure is not None:
             return self.failure
         if self.error is not None:
@@ -68,6 +70,6 @@ class Fault:
 Classify = Callable[[Exception], Fault]
 
 CANCELLED = Fault(verdict=NEUTRAL, kind=Kind.CANCELLED)
-"""Any `BaseException` that is not an `Exception`: the caller left."""
+"""For any `BaseException` that is not an `Exception`: the caller is gone."""
 UNJUDGED = Fault(verdict=NEUTRAL)
-"""A classifier that itself raised must not keep the permit."""
+"""For an error whose classifier raised itself. NEUTRAL, so that the permit ends without a wrong verdict."""

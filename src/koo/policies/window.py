@@ -1,7 +1,7 @@
-"""What happened in the last seconds, in a ring of buckets.
+"""Counts of the last seconds, in a ring of buckets.
 
-The totals of the whole window are three plain integers, and `rolls_at` is the only time that recording checks: one
-comparison and one to three additions. Dividing and summing happen when a bucket ends.
+The totals of the whole window are three plain integers. Recording a call compares the time with `rolls_at` and makes
+one to three additions; all other arithmetic is done when a bucket ends.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Window:
         """Forget everything; a new bucket starts now."""
         self.calls = self.failures = self.slow = 0
         self._begun = (0, 0, 0)  # the totals when the current bucket began
-        self._past: list[tuple[int, int, int]] = []  # what each older bucket holds, oldest first
+        self._past: list[tuple[int, int, int]] = []  # the counts of each older bucket, oldest first
         self.rolls_at = now + self._bucket_s
 
     @property
     def begun_at(self) -> float:
-        """When the oldest bucket that counts began."""
+        """When the oldest bucket in the window began."""
         return self.rolls_at - self._bucket_s * (len(self._past) + 1)
 
     def record(self, failed: bool, slow: bool, now: float) -> None:
@@ -40,7 +40,7 @@ class Window:
             self.slow += 1
 
     def roll(self, now: float) -> None:
-        """End the bucket if its time is over, and forget those that have left the window."""
+        """End the current bucket if its time is over, and drop those that have left the window."""
         if now < self.rolls_at:
             return
         ended = int((now - self.rolls_at) // self._bucket_s) + 1
