@@ -60,7 +60,7 @@ def test_a_pause_lasts_no_longer_than_a_scopes_own_deadline(url: str) -> None:
         async with opened(url, scope_timeout_s=0.1) as database:
             database.pause()
             with pytest.raises(
-                DatabaseUnavailable, match="an operator paused it, and did not resume"
+                DatabaseUnavailable, match="an operator paused it and did not resume"
             ) as caught:
                 await ask(database)
             assert caught.value.kind is Kind.DRAINING

@@ -1,1 +1,1 @@
-"""The guarded database: sessions, transactions that are run again as a whole, pool, errors, health."""
+"""The guarded database: sessions, transactions that are repeated as a whole, pool, errors, health."""

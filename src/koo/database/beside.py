@@ -1,7 +1,7 @@
-"""Connections beside the pool, for what koo asks on its own account: one each time, closed after use.
+"""Connections outside the pool, for koo's own queries: one per query, closed after use.
 
-The pool may be exhausted, or all of its connections lost, at the very moment when they are needed. Few are open at a
-time, because after a server restart every scope that was in COMMIT asks at once.
+The pool may be exhausted, or all of its connections lost, at the very moment when such a query is needed. Only a few
+are open at a time, because after a server restart every scope that was in COMMIT has a query at the same moment.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from koo.monitoring.pool import PoolMetrics
 from koo.options import DatabaseOptions
 
 AT_A_TIME = 4
+"""Side connections open at the same time; further queries wait."""
 
 
 class Beside:
-    """Side connections of one event loop. Opens nothing before it is asked to; `connect_args` are the application's."""
+    """Side connections of one event loop. Opens nothing before the first query; `connect_args`: the application's."""
 
     def __init__(
         self,
@@ -58,9 +59,10 @@ class Beside:
 
     @asynccontextmanager
     async def begin(self, within_s: float) -> AsyncIterator[AsyncConnection]:
-        """A connection in one transaction that can write, committed at the end; the whole block must take `within_s`.
+        """A connection in a transaction that can write, committed at the end. `within_s` limits the whole block.
 
-        Raises what the driver raises, and `TimeoutError`. Run it in its own task, because it ends waits by cancelling.
+        Raises what the driver raises, and `TimeoutError`. Run it in a separate task, not inside `Unbroken`: its
+        timeouts work by cancelling the task.
         """
         until = self._monotonic() + within_s
         async with asyncio.timeout(within_s):
@@ -74,11 +76,12 @@ class Beside:
             timer = record.abort_in(max(until - now, 0.0))
             try:
                 async with connection.begin():
-                    if self.is_sqlite:  # the queue of writers does not cover this connection
+                    # This connection does not wait in the writers' queue, so SQLite itself must wait for the lock.
+                    if self.is_sqlite:
                         await connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(within_s * 1000)}")
                     yield connection
             except BaseException:
-                record.abort()  # closing in order takes seconds if the server does not answer
+                record.abort()  # an orderly close takes seconds if the server does not respond
                 raise
             finally:
                 timer.cancel()
@@ -88,14 +91,15 @@ class Beside:
 
     def _open_engine(self) -> AsyncEngine:
         if self._engine is None:
-            # Behind a pooler each transaction may run on another server connection, which does not know the statements
-            # that were prepared on the last one.
+            # Behind a pooler each transaction may run on a different server connection, where the statements that were
+            # prepared on the previous one do not exist.
             plain = replace(self._options, prepared_statements=False)
             args = {**self._connect_args, **self._driver.connect_args(plain, self._keep)}
             others: dict[str, Any] = {}
             if not self.is_sqlite:
                 args["async_creator_fn"] = partial(self._dial.call, dict(args), args["async_creator_fn"])
-                # Overrides the role's default: in a snapshot, the row that decides would be invisible.
+                # Overrides the role's default. In REPEATABLE READ the query would fail with a conflict if the lost
+                # transaction commits after the query's snapshot was taken.
                 others = {"isolation_level": "READ COMMITTED"}
             self._engine = create_async_engine(
                 self._url, poolclass=NullPool, hide_parameters=True, connect_args=args, **others

@@ -1,7 +1,7 @@
 """Connections: the engine of one event loop, with everything that belongs to that loop.
 
-A connection cannot leave the event loop that opened it. So a `Database` has one `Connections` at a time, and makes a
-new one for each `asyncio.run`; what is known about the server (breaker, counts) stays with the `Database`.
+A connection cannot leave the event loop that opened it. So a `Database` has one `Connections` at a time and makes a new
+one for each `asyncio.run`. What koo has found out about the server (breaker, counts) stays with the `Database`.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from koo.monitoring.pool import PoolMetrics
 from koo.options import NEVER, DatabaseOptions
 
 RETIRE_S = 0.05
-"""How often a replaced pool is checked for connections that were returned."""
+"""How often returned connections of a replaced pool are closed."""
 
 
 class Connections:
-    """One engine on one loop. Made without I/O; `close` ends what it began.
+    """One engine on one loop. The constructor does no I/O; `close` ends everything.
 
-    `writers` is SQLite's queue of writers, or None. `has_keeper` is True once the task runs that will close this.
+    `writers`: SQLite's queue of writers, or None. `has_keeper`: the task that will close this has started.
     `is_abandoned`: the database has since been used on another loop. `is_parents`: this process is a forked child.
-    `marks`: each COMMIT that may have written has a marker.
+    `marks`: each COMMIT that may have written carries a marker.
     """
 
     def __init__(
@@ -112,9 +112,10 @@ class Connections:
             url,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
-            # No caller waits in the pool: the queue in front of it admits no more callers than there are connections.
+            # Never reached: the queue in front of the pool admits no more callers than the pool can have connections.
             pool_timeout=options.pool_timeout_s,
-            # The connection that was used last is the least likely to be dead, and the others may age and be closed.
+            # The most recently used connection is the least likely to be dead. The others stay idle, age, and are
+            # replaced when they are next taken.
             pool_use_lifo=True,
             connect_args=self._connect_args(),
             **{"hide_parameters": True, **engine_args.others},
@@ -137,9 +138,11 @@ class Connections:
         return Hooks(self.records)
 
     def engine_for(self, readonly: bool, isolation: str | None) -> AsyncEngine:
-        """The engine, for transactions of this kind; on SQLite they are koo's own."""
+        """The engine for transactions of this kind. On SQLite koo itself implements them, on the one engine."""
         if self.writers is not None or not (readonly or isolation):
             return self.engine
+        # Kept, because SQLAlchemy registers event listeners on each engine with options, which is too slow for every
+        # scope. They all share one pool.
         key = (readonly, isolation)
         engine = self._engines.get(key)
         if engine is None:
@@ -151,13 +154,16 @@ class Connections:
         return engine
 
     def usual_hold_s(self) -> float:
-        """How long scopes keep their connection: the median of the last five minutes."""
+        """The median time for which scopes held their connection in the last five minutes."""
         return self.metrics.hold.recent(self.monotonic()).percentile_s(0.5)
 
     # ── deadlines of scopes ───────────────────────────────────────────────────────────────────────────────────
 
     def wake_at(self, when: float) -> None:
-        """One timer serves all scopes, because almost every scope ends long before its deadline."""
+        """Set the one timer that serves the deadlines of all scopes."""
+        # A timer per scope would be created and cancelled for every transaction, although almost every scope ends long
+        # before its deadline. This timer is not moved when a scope ends: it may fire for nothing, and is then set for
+        # the earliest deadline that is left.
         if self._timer is not None:
             self._timer.cancel()
         self.wakes_at = when
@@ -174,28 +180,28 @@ class Connections:
     # ── background work ───────────────────────────────────────────────────────────────────────────────────────
 
     def tick(self, now: float) -> None:
-        """What each second brings, at the monotonic time `now`."""
-        with suppress(RuntimeError):  # a tick without a loop, or from another one, has nothing to tend
+        """Called about once a second, at the monotonic time `now`."""
+        with suppress(RuntimeError):  # called without a running loop: the markers cannot be tended
             if not self.draining and asyncio.get_running_loop() is self.loop:
                 self.markers.tend(now, must_be_there=self.marks)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something small in the background."""
+        """Run a short piece of work in the background."""
         self.keep(begin(self.loop, work, "koo small work"))
 
     def keep(self, future: asyncio.Future[Any] | None) -> None:
-        """`close` waits for it: it must end before the loop does."""
+        """Make `close` wait for this future: it must end before the loop does."""
         if future is not None:
             self._tasks.add(future)
             future.add_done_callback(self._tasks.discard)
 
-    # ── other parameters ──────────────────────────────────────────────────────────────────────────────────────
+    # ── rotating ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def rotate(self, url: URL, dial: Dial, within_s: float) -> int:
-        """Open every new connection as `dial` says, and close the others; returns how many are still in use.
+        """Open new connections as `dial` says and close the old ones; returns how many old ones are still in use.
 
-        Opens one first: if that fails, raises `DatabaseUnavailable` and changes nothing. Connections in use are closed
-        when their scopes end; waits for them for `within_s` seconds.
+        Opens one connection first: if that fails, raises `DatabaseUnavailable` and changes nothing. Old connections in
+        use are closed when their scopes end. Waits up to `within_s` seconds for that.
         """
         dial.parameters = dict(self.engine.dialect.create_connect_args(url)[1])
         own = {name: value for name, value in self._own_args.items() if name not in OF_SQLALCHEMY}
@@ -205,6 +211,9 @@ class Connections:
         except Exception as error:
             raise unavailable(error, explain(error, ScopeStage.CONNECT)) from error
         await first.close()
+        # The order matters. First `dial`, so that a connection opened from here on uses the new parameters. Then the
+        # pool is replaced, so that a returned connection no longer reaches new scopes. The generation rises last: it
+        # catches the connections that were already checked out of the old pool but not yet begun.
         self.dial.take(dial)
         before = set(self.records.by_connection)
         pool = self.engine.sync_engine.pool
@@ -222,7 +231,9 @@ class Connections:
             await asyncio.sleep(RETIRE_S)
 
     async def _retire(self, pool: Pool) -> None:
-        """Close connections that return to a replaced pool, until no scope can still hold one."""
+        """Close connections as they return to a replaced pool, until no scope can still have one."""
+        # SQLAlchemy forgets a disposed pool, but scopes return their connections to it, and there they would stay open.
+        # Disposing of it once is not enough, so it is repeated for as long as the longest scope can run.
         options = self.options
         last_s = options.pool_timeout_s + options.scope_timeout_s + options.cleanup_timeout_s
         until = self.monotonic() + last_s
@@ -241,23 +252,30 @@ class Connections:
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def refuse_if_draining(self) -> None:
-        """Raises `DatabaseUnavailable` once closing has begun: a connection opened after that would stay open."""
+        """Raise `DatabaseUnavailable` once closing has begun: a connection opened after that would stay open."""
         if self.draining:
-            raise DatabaseUnavailable(SERVICE, "it is being closed: no new scope begins", kind=Kind.DRAINING)
+            raise DatabaseUnavailable(
+                SERVICE, "it is being closed, so no new scope can begin", kind=Kind.DRAINING
+            )
 
     def leave_to_parent(self) -> None:
-        """In a forked child: nothing done here affects the parent's connections and transactions."""
+        """In a forked child: make sure that nothing done here affects the parent's connections and transactions."""
         self.is_parents = True
         self.records.leave_to_parent()
 
     async def close(self) -> None:
         """Refuse waiting callers, let running scopes end within the cleanup time, cut off the rest, and close."""
         self.draining = True
-        if not self.is_abandoned:  # otherwise the waiting callers belong to the loop that came after this one
+        # The queue belongs to the `Database` and outlives this loop. After the database moved to another loop, the
+        # callers in it are that loop's: waking their futures from here would be a cross-loop call.
+        if not self.is_abandoned:
             self.pool_queue.wake_all()
             await self.pool_queue.drain(self.options.cleanup_timeout_s)
+        # Outcomes are closed before the side connections: koo looks up lost COMMITs over those.
         self.records.abort_all(occupied_only=True)
         await self.outcomes.close(self.options.cleanup_timeout_s)
+        # An orderly close sends a message to the server and waits. If the server does not respond, `hasten` cuts off
+        # what is left, and also each connection whose close begins only after that.
         timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.hasten)
         try:
             await self._end_retired()

@@ -1,11 +1,11 @@
-"""Connects: opens few connections at a time, and after a loss at other moments than other processes do.
+"""Connects: opens only a few connections at a time, and spreads them out after a loss.
 
-Opening a connection is the most expensive request a client makes of a PostgreSQL server: a process, a login, caches to
-fill. After a restart every caller finds its connection dead at the same moment, and if each opened its own at once,
-the server would fall over again. So at most `most` are being opened at any moment; other callers wait, first come first
-served, within the time that they have for a connection. For a while after a loss or a failed connect, each opening also
-starts after a short random pause. Without it the processes of a fleet, which lost their connections together, would
-come back together.
+Opening a connection is the most expensive request that a client can make of a PostgreSQL server: a process, a login,
+caches to fill. After a restart every caller finds its connection dead at the same moment, and if all of them
+reconnected immediately, the server could fail again. So at most `most` connections are being opened at any moment.
+Other callers wait, first come first served, within the time that they have for a connection. For a while after a loss
+or a failed connect, each opening also waits for a short random pause: the processes of a fleet lost their connections
+at the same moment, and would otherwise reconnect at the same moment.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ T = TypeVar("T")
 UNSETTLED_S = 10.0
 """For this long after a loss, connects are spread out: a restarted server needs some seconds to fill its caches."""
 SPREAD_S = 0.1
-"""The longest pause: with four at a time, a process opens at most about eighty connections a second."""
+"""The longest pause. With four connections at a time, a process then opens about eighty a second."""
 QUEUE_MAX = 10_000
+"""How many callers may wait for a connection: more than any pool can serve in time, so it only bounds memory."""
 ATTEMPT_SHARE = 0.98
 
 
 class Connects:
-    """At most `most` at a time. `opening`: how many are being opened now, `waiting`: how many callers wait for it."""
+    """`opening`: how many connections are being opened; `waiting`: how many callers wait until they may open one."""
 
     def __init__(self, most: int, monotonic: Callable[[], float], draw: Callable[[], float]) -> None:
         self.opening = 0
@@ -39,11 +40,11 @@ class Connects:
         self._unsettled_until = float("-inf")
 
     def unsettle(self) -> None:
-        """A connection was lost, or could not be opened."""
+        """Spread out the next connects: a connection was lost or could not be opened."""
         self._unsettled_until = self._monotonic() + UNSETTLED_S
 
     async def open(self, connect: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object) -> T:
-        """`await connect(*args, **kwargs)`, once a place is free."""
+        """Run `await connect(*args, **kwargs)` once a place is free."""
         kwargs = unshown(kwargs)
         self.waiting += 1
         try:
@@ -52,6 +53,8 @@ class Connects:
             self.waiting -= 1
         self.opening += 1
         try:
+            # The pause is taken while holding the place: taken before, the callers of one process would spread out but
+            # then still connect at the full rate.
             if self._monotonic() < self._unsettled_until:
                 await asyncio.sleep(self._draw() * SPREAD_S)
             return await connect(*args, **kwargs)
@@ -67,8 +70,9 @@ def connect_options(options: DatabaseOptions) -> GuardOptions:
     """The guard's options for connecting and BEGIN, which are always safe to repeat."""
     return GuardOptions(
         timeout_s=options.pool_timeout_s,
-        # A little less than the whole: an attempt that times out counts as the server's failure, a passed deadline does
-        # not count against it.
+        # Slightly shorter than the caller's time: an attempt that times out counts as a failure of the server, while a
+        # caller's deadline counts as nothing. With equal times the deadline could come first, and a server that never
+        # responds would not open the breaker.
         attempt_timeout_s=options.pool_timeout_s * ATTEMPT_SHARE,
         slow_s=options.slow_call_s,
         concurrency_max=options.pool_size + options.max_overflow,

@@ -4,11 +4,11 @@
     await database.transaction(move_money, "a", "b", 100)    one transaction, run again on a transient failure
     database.get_pool_metrics(); await database.health_check()
 
-    Database(engine.url, session_class=AsyncSession)         beside an existing engine, with SQLModel's session
+    Database(engine.url, session_class=AsyncSession)         next to an existing engine, with SQLModel's session
 
-Nothing is opened before the first use. That first use makes the connections of the running loop, and one keeper task,
-which probes, and closes everything when the loop ends (`asyncio.run` cancels all tasks at its end). A later
-`asyncio.run` opens new connections; breaker and counts carry on.
+Nothing is opened before the first use. The first use creates the connections of the running loop and one keeper task.
+The keeper probes the database, and closes everything when the loop ends (`asyncio.run` cancels all tasks at its end). A
+later `asyncio.run` opens new connections; breaker and counts continue.
 """
 
 from __future__ import annotations
@@ -62,21 +62,21 @@ from koo.refusals import DATABASES
 T = TypeVar("T")
 
 HELD_BY_MAX = 20
-"""How many scopes `drain` describes: the oldest are enough to find what is stuck."""
+"""How many scopes `get_gate` and `drain` describe: the oldest are enough to find what is stuck."""
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 DRAW = random.SystemRandom().random
-"""Not the module's random numbers: background work would disturb an application's own seeded sequence."""
+"""Not `random.random`: background work must not disturb the seeded sequence of an application."""
 
 
 class Database(Generic[S_co]):
     """One guarded database. Constructing it opens nothing.
 
-    `options`: koo's, or just the URL, which may be an engine's own (`engine.url`); `engine_args`: what an application
-    passes to `create_async_engine` with it; `session_class`: what scopes return, a subclass of SQLAlchemy's
-    `AsyncSession`. `deadlines`: the loop's registry, shared with other guards; `draw`: numbers in [0, 1); `publish`
-    receives events; `on_reset` is called after an operator's reset. Raises `ConfigurationError` for a URL with an
-    unknown driver, and for arguments that koo cannot honour.
+    `options`: koo's options, or just the URL, which may be that of an engine (`engine.url`); `engine_args`: what an
+    application passes to `create_async_engine` with it; `session_class`: the class of the sessions in scopes, a
+    subclass of SQLAlchemy's `AsyncSession`. `deadlines`: the loop's registry, shared with other guards; `draw` returns
+    random numbers in [0, 1); `publish` receives events; `on_reset` is called after an operator's reset. Raises
+    `ConfigurationError` for a URL with an unknown driver, and for arguments that koo cannot honour.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Database(Generic[S_co]):
         self.transactions = Transactions(self.make_scope, self.guard, self.metrics, options, clock, draw)
         self.connections: Connections | None = None
         self.last_look: Look | None = None
-        self._role: bool | None = None  # whether the server was a standby when last known
+        self._role: bool | None = None  # whether the server refused writes at the last probe that could tell
         self._looked_at = -NEVER
         self._probe: ProbeDatabase | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -137,7 +137,7 @@ class Database(Generic[S_co]):
 
     @property
     def url(self) -> URL:
-        """The URL with its asynchronous driver named, for an engine beside koo's: in alembic's `env.py`, say."""
+        """The URL with its asynchronous driver named, for another engine, such as the one in alembic's `env.py`."""
         return self._url
 
     @property
@@ -148,11 +148,12 @@ class Database(Generic[S_co]):
     # ── transactions ──────────────────────────────────────────────────────────────────────────────────────────
 
     def session_scope(self, *, readonly: bool = False, isolation: str | None = None) -> SessionScope[S_co]:
-        """`async with` it: an `AsyncSession` in one transaction; see `SessionScope`.
+        """Use with `async with`: an `AsyncSession` in one transaction; see `SessionScope`.
 
-        `readonly`: takes no writes (SQLite: runs beside a writer). `isolation`: "READ COMMITTED", "REPEATABLE READ" or
-        "SERIALIZABLE"; None is the server's default (SQLite: as READ COMMITTED; SERIALIZABLE is the writer from the
-        start). A scope inside another one is a separate transaction, on a connection of its own.
+        `readonly`: refuses writes (SQLite: never waits for a writer). `isolation`: "READ COMMITTED", "REPEATABLE READ"
+        or "SERIALIZABLE"; None is the server's default. SQLite treats None as READ COMMITTED, and a SERIALIZABLE scope
+        takes the writers' lock at its start. A scope inside another one is a separate transaction, on its own
+        connection.
         """
         return self.make_scope(readonly=readonly, isolation=isolation)
 
@@ -181,9 +182,9 @@ class Database(Generic[S_co]):
         idempotency_key: str | None = None,
         **kwargs: Any,
     ) -> T:
-        """`await fn(session, *args, **kwargs)` as one transaction; repeated in a fresh session if that may help.
+        """Run `await fn(session, *args, **kwargs)` as one transaction, repeated in a fresh session if that may help.
 
-        `max_retries` counts the repeats; None takes the options' number. One deadline covers all attempts. With an
+        `max_retries` counts the repeats; None uses the number in the options. One deadline covers all attempts. With an
         `idempotency_key` it happens once for that key, and later calls return the stored result, which is JSON.
 
         Raises what `fn` raised last, `CommitOutcomeUnknown` without a repeat, `IdempotencyKeyReused` for a key that
@@ -199,11 +200,11 @@ class Database(Generic[S_co]):
         )
 
     async def init_exactly_once(self) -> None:
-        """As `koo db init`: make the table of markers, or add what an older one lacks. Raises `DatabaseError`."""
+        """As `koo db init`: create the markers table, or add what an older one lacks. Raises `DatabaseError`."""
         await self._open().markers.make()
 
     async def check_exactly_once(self) -> None:
-        """Look at the table of markers now. Raises `DatabaseError` with what is wrong and what to do about it."""
+        """Check the markers table now. Raises `DatabaseError` with what is wrong with it and how to fix that."""
         await self._open().markers.look()
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,14 +217,17 @@ class Database(Generic[S_co]):
             if here.draining:
                 here.refuse_if_draining()
             return here
-        # The platform that owns this database may be open on another loop before the database is open anywhere.
+        # Two loops cannot share a pool, and replacing the connections would cut off the scopes of a loop that is still
+        # running. The second loop checked is the platform's: it may be open on another loop before this database is.
         for other in (here.loop if here is not None else None, self._deadlines.loop):
             if other is not None and other is not loop and other.is_running():
                 raise WrongLoop(TWO_LOOPS)
         return self._open_on(loop)
 
     def forget_parent(self) -> None:
-        """In a forked child, where the connections are the parent's: closing them here would close them there too."""
+        """In a forked child: leave the connections, which are the parent's; closing them would end them there too."""
+        # Dropping the last reference to a connection would close it as well, so everything that owns a socket is put
+        # into `leave_behind`, which keeps it alive for the rest of the child's life.
         if self.connections is not None:
             self.connections.leave_to_parent()
         if self._probe is not None:
@@ -278,19 +282,20 @@ class Database(Generic[S_co]):
             tick=self.tick,
         )
         self._keeper = begin(loop, self._keep(connections, probe), "koo ProbeDatabase")
-        self.connections, self._probe = connections, probe  # only now that a keeper exists to close them
+        # Only now: if `begin` had failed, nothing would ever close connections opened through these attributes.
+        self.connections, self._probe = connections, probe
         forget_in_child(self)
         BRIDGE.settle(self, loop)
         return connections
 
     def _abandon(self) -> None:
-        """Another loop starts while the previous one stands still or is closed: its scopes lose their connections."""
+        """Give up the connections of the previous loop, which is closed or not running, and their scopes with them."""
         before, keeper = self.connections, self._keeper
         if before is not None:
             before.records.abort_all()
             before.is_abandoned = True
             if keeper is not None and not before.loop.is_closed():
-                before.loop.call_soon_threadsafe(keeper.cancel)  # in case it ever runs again
+                before.loop.call_soon_threadsafe(keeper.cancel)  # in case that loop runs again
         self.pool_queue.forget()
         self.gate.forget()
 
@@ -314,9 +319,9 @@ class Database(Generic[S_co]):
                 self._deadlines.unbind(connections.loop)
 
     async def close(self) -> None:
-        """Let running scopes end (within the cleanup time), then close all connections. It may be used again.
+        """Let running scopes end (within the cleanup time), then close all connections. The database may be used again.
 
-        Also works from another loop; if the one it is open on stands still, it closes when that loop runs again.
+        Also works from another loop. If the database's own loop is not running, it closes when that loop runs again.
         """
         keeper = self._keeper
         if keeper is None or keeper.done():
@@ -329,14 +334,16 @@ class Database(Generic[S_co]):
                 home.call_soon_threadsafe(keeper.cancel)
             return
         self._keeper = None
-        # The end of `asyncio.run` may have cancelled it already: a second cancellation would interrupt its closing.
+        # `asyncio.run` may already have cancelled it, at its end. The keeper is then closing connections in its
+        # `finally`, and a second cancellation would interrupt that.
         if not keeper.cancelling():
-            await asyncio.sleep(0)  # a task that has not started would be cancelled before its `finally`
+            # Lets the keeper start: a task cancelled before its first step never reaches its `finally`.
+            await asyncio.sleep(0)
             keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
 
     def tick(self) -> None:
-        """What happens by time alone; the keeper calls it too."""
+        """Do what depends on time alone; the keeper also calls it."""
         now = self.clock.monotonic()
         self.guard.tick()
         self.news.tick()
@@ -345,7 +352,7 @@ class Database(Generic[S_co]):
             self.connections.tick(now)
         self.news.note_overdue(self.pool_queue.take_overdue(now, self.options.held_warning_s), now)
 
-    # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── health and metrics ────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def circuit_breaker_state(self) -> DatabaseState:
@@ -353,7 +360,7 @@ class Database(Generic[S_co]):
         return database_state(self.guard.evidence())[0]
 
     def vitals(self) -> Vitals:
-        """The source of every answer about this database (`koo.monitoring.vitals`). No I/O."""
+        """The data behind every report on this database (`koo.monitoring.vitals`). No I/O."""
         connections, now = self.connections, self.clock.monotonic()
         is_saturated = self.pool_queue.is_saturated(now)
         overdue = self.pool_queue.count_overdue(now, self.options.held_warning_s)
@@ -381,13 +388,13 @@ class Database(Generic[S_co]):
         return database_metrics(self.vitals())
 
     def get_health(self) -> DatabaseHealth:
-        """As `health_check`, from what is already known: no I/O."""
+        """As `health_check`, from the last probe: no I/O."""
         return database_health(self.vitals())
 
     async def health_check(self, *, max_age_s: float = 0.0) -> DatabaseHealth:
-        """Probe now, within the probe's timeout. Never raises because the database is unwell.
+        """Probe now, within the probe's timeout. An unhealthy database is a result, not an exception.
 
-        Calls made while a probe runs share its result; a result younger than `max_age_s` is returned as it is.
+        Calls made while a probe runs share its result; a result younger than `max_age_s` is returned without a probe.
         """
         home = BRIDGE.elsewhere(self._deadlines.loop if self.connections is None else self.connections.loop)
         if home is not None:
@@ -407,9 +414,9 @@ class Database(Generic[S_co]):
         return database_status(self.vitals(), checked)
 
     async def examine_server(self) -> ServerFacts | None:
-        """How many connections the server allows this user, and whether a pooler is in between; None for SQLite.
+        """How many connections the server allows this user, and whether there is a pooler; None for SQLite.
 
-        Uses two connections of its own, within the probe's timeout. Raises `DatabaseUnavailable`.
+        Uses two separate connections, within the probe's timeout. Raises `DatabaseUnavailable`.
         """
         if self._file is not None:
             return None
@@ -425,12 +432,13 @@ class Database(Generic[S_co]):
         if look.read_only is None:
             return
         if look.read_only is not self._role and self._role is not None and self.connections is not None:
-            # The address now leads to a server in another role: pooled connections may still go to the old one.
+            # The address now leads to a server with another role, after a failover. Pooled connections may still lead
+            # to the old one, and their statements would fail one by one.
             self.connections.records.distrust_all()
         self._role = look.read_only
         self.metrics.note_role(look.read_only, self._looked_at)
 
-    # ── acting ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── operators' acts ───────────────────────────────────────────────────────────────────────────────────────
 
     def get_gate(self) -> DatabaseGate:
         """Whether new scopes may begin, and where the oldest running ones are open. No I/O."""
@@ -449,7 +457,7 @@ class Database(Generic[S_co]):
         self.gate.set(state)
 
     def pause(self) -> DatabaseGate:
-        """Make new scopes wait, each until its own deadline, until `resume`. Running and queued scopes carry on."""
+        """Make new scopes wait for `resume`, each until its own deadline. Running and queued scopes continue."""
         self._set_gate(GateState.PAUSED)
         return self.get_gate()
 
@@ -459,10 +467,10 @@ class Database(Generic[S_co]):
         return self.get_gate()
 
     async def drain(self, within_s: float | None = None) -> DatabaseGate:
-        """Refuse new scopes until `resume`, and wait for the running ones; `held_by` names those that are left.
+        """Refuse new scopes until `resume`, and wait for the running ones; `held_by` lists those that still run.
 
-        Waits for `within_s` seconds, by default until the longest scope's deadline. Nothing is cut off before its own
-        deadline.
+        Waits up to `within_s` seconds, by default as long as the longest scope may take. No scope is cut off before its
+        own deadline.
         """
         self._set_gate(GateState.DRAINING)
         self.pool_queue.wake_all()
@@ -473,12 +481,12 @@ class Database(Generic[S_co]):
     async def rotate(
         self, url: URL | str | None = None, *, password: Password | None = None, within_s: float = 0.0
     ) -> DatabaseGate:
-        """Replace every connection: with connections to `url` (another server, other credentials), or to the same one.
+        """Replace every connection by one to `url` (another server, other credentials), or to the same URL.
 
-        Opens one first; if that fails, raises `DatabaseUnavailable` and changes nothing. New scopes get new connections
-        from then on, and those in use are closed when their scopes end: waits `within_s` seconds for that. `password`
-        is called for each connection that is opened from now on, and may be awaitable. Raises `DatabaseError` for
-        SQLite and for a URL with another driver, `ConfigurationError` for a URL that cannot be read.
+        Opens one first; if that fails, raises `DatabaseUnavailable` and changes nothing. After that new scopes get new
+        connections, and connections in use are closed when their scopes end: waits up to `within_s` seconds for that.
+        `password` is called for each connection that is opened from now on, and may return an awaitable. Raises
+        `DatabaseError` for SQLite and for a URL with another driver, and `ConfigurationError` for an invalid URL.
         """
         new = self._url if (url := hide(url)) is None else read_url(url)
         if self._file is not None or new.drivername != self._url.drivername:
@@ -491,7 +499,7 @@ class Database(Generic[S_co]):
         return self.get_gate()
 
     def reset_circuit_breaker(self, act: Act | None = None) -> bool:
-        """Close the breaker and forget its failures, in every process if the platform made this database."""
+        """Close the breaker and forget its failures; in every process, if the database belongs to a platform."""
         self.guard.reset(act)
         if self._on_reset is not None:
             self._on_reset(act)

@@ -1,9 +1,9 @@
-"""Dial: which server a database's connections are opened to, and with which password, when that changes during use.
+"""Dial: the server and the password for new connections, which may change while the database is in use.
 
-An engine keeps the parameters of the URL that it was made with, and engines, with their hooks and sessions, live as
-long as their loop. So after `rotate` the new URL's parameters replace the old ones on the way to the driver, for each
-connection opened from then on. A password may be a function: it is called for each connection, because cloud providers'
-tokens are valid for a quarter of an hour.
+An engine keeps the parameters of the URL that it was created with, and it lives, with its hooks and sessions, as long
+as its loop. So after `rotate` the new URL's parameters replace the old ones on their way to the driver, for each
+connection that is opened from then on. A password may be a function, which is called for each connection: tokens of
+cloud providers expire after a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 Password = Callable[[], str | Awaitable[str]]
 OF_SQLALCHEMY = ("prepared_statement_cache_size", "prepared_statement_name_func")
-"""Parameters of a URL that SQLAlchemy takes out before it asks the driver."""
+"""Parameters in a URL that SQLAlchemy uses itself and does not pass to the driver."""
 
 
 def unshown(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def unshown(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 class Dial:
-    """`parameters` replace the first URL's; None: the first URL holds."""
+    """`parameters` replace those of the first URL; None: the first URL is used."""
 
     __slots__ = ("parameters", "password")
 
@@ -42,7 +42,9 @@ class Dial:
     async def call(
         self, own: Collection[str], connect: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any
     ) -> T:
-        """`connect(*args, **kwargs)` with the current parameters. `own`: those that did not come from the URL."""
+        """Call `connect(*args, **kwargs)` with the current parameters. `own`: those that do not come from the URL."""
+        # The old URL's parameters are dropped, not merged: an option that only the old URL has must not survive a
+        # rotation.
         if self.parameters is not None:
             kept = {name: value for name, value in kwargs.items() if name in own}
             kwargs = {name: value for name, value in self.parameters.items() if name not in OF_SQLALCHEMY}
@@ -50,5 +52,5 @@ class Dial:
         if self.password is not None:
             password = self.password()
             kwargs["password"] = hide(await password if inspect.isawaitable(password) else password)
-            password = HIDDEN
+            password = HIDDEN  # a traceback with local variables (Sentry) would show it
         return await connect(*args, **kwargs)

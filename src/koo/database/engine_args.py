@@ -1,13 +1,14 @@
-"""The arguments of an application's own `create_async_engine`, for the engine that koo makes.
+"""The arguments of an application's own `create_async_engine`, for the engine that koo creates.
 
-koo cannot guard an existing engine: its pool's queue, its deadlines and its judgement of statements sit in the pool,
-the dialect and the connections. So it makes one from the same arguments. Of these,
+koo cannot guard an existing engine: its queue, its deadlines and its judgement of statements are part of the pool, the
+dialect and the connections. So it creates its own engine from the same arguments:
 
-* the pool's size, overflow, timeout and recycling become koo's own options, because the queue in front of the pool has
-  to know them;
-* what koo does in its own way (a ping before use, the order in the pool, the reset on return) is ignored;
-* what would take the pool or the connections out of koo's hands is refused;
-* everything else goes to SQLAlchemy as it is. Of `connect_args`, those that koo needs itself are koo's.
+* The pool's size, overflow, timeout and recycling become koo's own options, because the queue in front of the pool
+  needs them.
+* Arguments for what koo does in its own way (a ping before use, the order in the pool, the reset on return) are
+  ignored.
+* Arguments that would replace the pool, or the way its connections are opened, are refused.
+* Everything else is passed to SQLAlchemy unchanged. In `connect_args`, koo overrides those that it needs itself.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ OPTION_OF = {
 REPLACED = frozenset({"pool_pre_ping", "pool_use_lifo", "pool_reset_on_return"})
 REFUSED = frozenset({"pool", "poolclass", "creator", "async_creator", "_initialize"})
 NEVER_S = 10 * 365 * 86_400.0
-"""SQLAlchemy's -1, a connection that is never replaced, in seconds that a timer can count."""
+"""Stands for SQLAlchemy's -1 (connections are never replaced), as a number of seconds that koo can calculate with."""
 
 
 class EngineArgs(NamedTuple):
-    """What SQLAlchemy receives beside koo's own arguments."""
+    """The application's arguments that are passed to SQLAlchemy along with koo's own."""
 
     connect_args: dict[str, Any]
     others: dict[str, Any]
@@ -45,9 +46,9 @@ class EngineArgs(NamedTuple):
 def read_engine_args(
     url: URL, options: DatabaseOptions, given: Mapping[str, Any]
 ) -> tuple[DatabaseOptions, EngineArgs]:
-    """The options with what the arguments say of the pool, and the rest.
+    """The options, with the pool's settings from the arguments, and the remaining arguments.
 
-    Raises `ConfigurationError` for an argument that koo cannot honour, or that SQLAlchemy does not know.
+    Raises `ConfigurationError` for an argument that koo cannot honour or that SQLAlchemy does not accept.
     """
     _refuse(given)
     sizes = {OPTION_OF[name]: value for name, value in given.items() if name in OPTION_OF}
@@ -65,7 +66,7 @@ def _refuse(given: Mapping[str, Any]) -> None:
     connect_args = given.get("connect_args") or {}
     for name in [*sorted(REFUSED & given.keys()), *({"async_creator_fn"} & connect_args.keys())]:
         raise ConfigurationError(
-            "", f"engine_args contains {name}, but koo makes the pool and its connections itself: remove it"
+            "", f"engine_args contains {name}, but koo creates the pool and its connections itself: remove it"
         )
     levels = (given.get("isolation_level"), (given.get("execution_options") or {}).get("isolation_level"))
     if "AUTOCOMMIT" in levels:
@@ -73,7 +74,7 @@ def _refuse(given: Mapping[str, Any]) -> None:
 
 
 def _try(url: URL, args: EngineArgs) -> None:
-    """Make an engine that is never used, without I/O: a wrong name should stop the start, not the first request."""
+    """Create an engine without using it: a wrong argument should fail at startup, not at the first request. No I/O."""
     try:
         create_async_engine(url, connect_args=args.connect_args, **args.others)
     except (TypeError, ArgumentError) as error:

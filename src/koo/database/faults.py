@@ -1,4 +1,4 @@
-"""What an error means to a scope: what the driver said (`koo.sqlstates`), and where the scope stood."""
+"""What an error means for a scope: depends on the driver's error (`koo.sqlstates`) and on the scope's stage."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from koo.sqlstates import (
 SERVICE = "database"
 """The name of the database in errors and states."""
 AGAIN_IN_S = 1.0
-"""When to come back after a failed connect that may pass: about the time a server needs to start."""
+"""When to come back after a temporary connect failure: about the time that a server needs to start."""
 
 
 class ScopeStage(Enum):
-    """Where a scope stood when the error came."""
+    """How far a scope had come when the error occurred."""
 
     CONNECT = "connect"
     BODY = "body"
@@ -42,15 +42,16 @@ class ScopeStage(Enum):
 
 
 def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: bool = False) -> Meaning:
-    """What an error met in `stage` means. `lost`: the connection turned out to be gone. Never raises."""
+    """What an error in `stage` means. `lost`: the connection turned out to be gone. Never raises."""
     if isinstance(error, KooError):
         return Meaning(error.kind, NEUTRAL)
     if not isinstance(error, Exception):
         return Meaning(Kind.CANCELLED, NEUTRAL)
     original = original_of(error)
     lost = lost or getattr(error, "connection_invalidated", False)
-    # Only if the other side refuses us or ends the connection: a statement's error may quote any words. And not in
-    # COMMIT, where a lost connection leaves the outcome open, whatever a pooler says.
+    # A pooler is recognised by the text of its errors, so this is only for a refused or a lost connection: the error of
+    # a statement may quote any text, the user's data included. Never in COMMIT: a lost connection leaves the outcome
+    # unknown, and a pooler's "no more connections" must not make it look as if nothing had been sent.
     if lost or stage is ScopeStage.CONNECT:
         meaning = of_pooler(original) if stage is not ScopeStage.COMMIT else None
         # During connect, SQLAlchemy 2.0 passes asyncpg's errors through unchanged.
@@ -59,12 +60,13 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
             return meaning
     meaning = _by_code(original, stage)
     if meaning is not None:
-        # A server that is going down may first report something harmless; the connection is gone all the same.
+        # A server that is shutting down may report a harmless error first. Without LOST the connection would be kept
+        # and the failure not counted, although the connection is gone.
         harmless = sqlstate_of(original) is not None and meaning.drop is Drop.KEEP
         return LOST if lost and harmless else meaning
     meaning = _by_class(error, original, stage)
     is_short = meaning is not None and meaning.kind is Kind.OUT_OF_RESOURCES
-    # Even if a socket lacked a resource while COMMIT was under way, the server may have received it.
+    # Even if this process ran out of a resource during COMMIT, the server may have received the COMMIT.
     if (lost and (meaning is None or is_short)) or (is_short and stage is ScopeStage.COMMIT):
         return LOST
     if meaning is None and isinstance(error, exc.DBAPIError) and stage is ScopeStage.CONNECT:
@@ -80,12 +82,12 @@ def _by_code(original: BaseException, stage: ScopeStage) -> Meaning | None:
 def _by_class(error: Exception, original: BaseException, stage: ScopeStage) -> Meaning | None:
     if isinstance(
         error, exc.TimeoutError
-    ):  # SQLAlchemy's pool: the queue in front of it should make this impossible
+    ):  # of SQLAlchemy's pool; koo's queue in front of it should prevent this
         return SATURATED
     if isinstance(error, UnusableArguments):
         return MISCONFIGURED.saying(str(error))
     meaning = by_certificate(original) or by_class(original)
-    # asyncpg.connect takes the URL's options as arguments, and raises TypeError for one that it does not have.
+    # asyncpg.connect receives the URL's options as arguments, and raises TypeError for an unknown one.
     mistaken = meaning is None and stage is ScopeStage.CONNECT and isinstance(error, TypeError)
     return MISCONFIGURED if mistaken else meaning
 
@@ -94,7 +96,7 @@ def _by_class(error: Exception, original: BaseException, stage: ScopeStage) -> M
 
 
 def classify_connect(error: Exception) -> Fault:
-    """For the database's guard: connecting and BEGIN, the only steps that the guard itself runs."""
+    """The classifier of the database's guard, which itself runs only connecting and BEGIN."""
     meaning = explain(error, ScopeStage.CONNECT)
     if isinstance(error, KooError) or meaning is UNEXPLAINED:
         return meaning.fault()
@@ -102,7 +104,7 @@ def classify_connect(error: Exception) -> Fault:
 
 
 def unavailable(error: Exception, meaning: Meaning) -> DatabaseUnavailable:
-    """The error for a connection that could not be opened. Its sentence holds no address, user or password."""
+    """The error for a connection that could not be opened. Its text contains no address, user or password."""
     original = original_of(error)
     return DatabaseUnavailable(
         SERVICE,
@@ -114,5 +116,5 @@ def unavailable(error: Exception, meaning: Meaning) -> DatabaseUnavailable:
 
 
 def too_late(seconds: float) -> Meaning:
-    """No connection could be opened within the pool's time, and no time is left for a repeat."""
+    """The meaning of a connect that took the whole timeout, so that no time is left for a repeat."""
     return replace(LATE, repeatable=False, says=f"no connection could be opened within {seconds:g} s")

@@ -1,8 +1,8 @@
-"""Streamed rows: each piece is fetched when the block asks for it, so each fetch counts as a database answer.
+"""Streamed rows: rows are fetched in batches when the block asks for them, and each fetch is guarded like a statement.
 
-SQLAlchemy fetches through the driver's cursor, past every hook. `FetchingCursor` stands before that cursor: a fetch
-counts as the database's time and ends at the scope's deadline like a statement, and what asyncpg raises in it becomes
-what SQLAlchemy would raise (SQLAlchemy translates asyncpg's errors everywhere but here).
+SQLAlchemy fetches directly from the driver's cursor, where no hook sees it. `FetchingCursor` wraps that cursor: a fetch
+is charged to the database, the scope's deadline ends it, and asyncpg's errors are translated to SQLAlchemy's
+(SQLAlchemy translates them everywhere except in a fetch).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BODY = ScopeStage.BODY
 
 
 class FetchingCursor:
-    """A server-side cursor as SQLAlchemy's results use it; everything else is the cursor's own."""
+    """A server-side cursor whose fetches are guarded. All other attributes are those of the wrapped cursor."""
 
     def __init__(self, cursor: Any, record: ConnectionRecord, occupant: Occupant) -> None:
         self._cursor = cursor
@@ -36,16 +36,20 @@ class FetchingCursor:
         return self._fetch(self._cursor.fetchmany, size)
 
     def fetchall(self) -> Any:
-        """The rows that are left."""
+        """The remaining rows."""
         return self._fetch(self._cursor.fetchall)
 
     def _fetch(self, fetch: Callable[..., Any], *args: Any) -> Any:
+        # The result may be read after its scope has ended, or after the scope lost this connection. `enter` then
+        # raises: the connection may already be running another scope's transaction.
         record, occupant = self._record, self._occupant
         began = occupant.enter(record, BODY)
         try:
             rows = fetch(*args)
         except BaseException as error:
             occupant.leave(record, began, False)
+            # Untranslated, asyncpg's error would not be a `DBAPIError`: SQLAlchemy would not recognise a lost
+            # connection in it, and would return the dead connection to the pool.
             translated = record.driver.error_of(record.adapted, error)
             if translated is None or translated is error:
                 raise

@@ -1,8 +1,8 @@
-"""ScopeGate: whether new scopes may begin. An operator shuts and opens it; running scopes are not touched.
+"""ScopeGate: whether new scopes may begin. An operator shuts and opens it; running scopes are not affected.
 
-*Paused*, new scopes wait, each until its own deadline: for the half minute of a failover or a migration that callers
-need not notice. *Draining*, new and queued scopes are refused: for the last minute of a process or a database.
-`resume` ends both. The gate belongs to the `Database`: it stays shut while that is closed and opened again.
+While *paused*, new scopes wait, each until its own deadline: for half a minute of failover or migration that callers
+should not notice. While *draining*, new and queued scopes are refused: before a process or a database is shut down.
+`resume` ends both. The gate belongs to the `Database`, so it stays shut when the database is closed and used again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from koo.errors import DatabaseUnavailable, Kind
 
 
 class GateState(Enum):
-    """`.value` is what users see."""
+    """The state of the gate; `.value` is the text shown to users."""
 
     OPEN = "open"
     PAUSED = "paused"
@@ -23,13 +23,13 @@ class GateState(Enum):
 
 
 class ScopeGate:
-    """`state`; `is_shut`: not open, checked by each scope; `waiting`: how many scopes wait for `resume`."""
+    """`state`; `is_shut`: the state is not OPEN; `waiting`: how many scopes wait for `resume`."""
 
     __slots__ = ("_waiters", "is_shut", "state")
 
     def __init__(self) -> None:
         self.state = GateState.OPEN
-        self.is_shut = False
+        self.is_shut = False  # kept apart from `state` because every scope checks it
         self._waiters: set[asyncio.Future[None]] = set()
 
     @property
@@ -37,7 +37,7 @@ class ScopeGate:
         return len(self._waiters)
 
     def set(self, state: GateState) -> None:
-        """Set the state, and let waiting scopes look again."""
+        """Set the state. Unless it is PAUSED, wake the waiting scopes, which then check it."""
         self.state, self.is_shut = state, state is not GateState.OPEN
         if state is not GateState.PAUSED:
             for waiter in self._waiters:
@@ -45,16 +45,18 @@ class ScopeGate:
                     waiter.set_result(None)
 
     def refuse_if_draining(self) -> None:
-        """Raises `DatabaseUnavailable` while it is being drained."""
+        """Raise `DatabaseUnavailable` while the gate is draining."""
         if self.state is GateState.DRAINING:
             raise DatabaseUnavailable(
                 SERVICE,
-                "an operator is draining it: no new scope begins until it is resumed",
+                "an operator is draining it: no new scope can begin until it is resumed",
                 kind=Kind.DRAINING,
             )
 
     async def enter(self, within_s: float) -> None:
-        """Wait while it is paused. Raises `DatabaseUnavailable` if it is drained or the time runs out."""
+        """Wait while the gate is paused. Raises `DatabaseUnavailable` if it is draining or `within_s` passes."""
+        # A future for each scope, not an `asyncio.Event`: the gate outlives its event loop, and `forget` only has to
+        # drop futures. After the wait the state is read again, because it may have changed twice before this task runs.
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:
@@ -66,11 +68,11 @@ class ScopeGate:
         if self.state is GateState.PAUSED:
             raise DatabaseUnavailable(
                 SERVICE,
-                "an operator paused it, and did not resume it before the scope's deadline",
+                "an operator paused it and did not resume it before the scope's deadline",
                 AGAIN_IN_S,
                 kind=Kind.DRAINING,
             )
 
     def forget(self) -> None:
-        """Another event loop begins: the waiters belong to one that has ended."""
+        """Forget the waiters: they belong to an event loop that has ended."""
         self._waiters.clear()

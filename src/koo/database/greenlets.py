@@ -1,11 +1,11 @@
-"""Greenlets that are kept for the next call.
+"""Greenlets that are reused for the next call.
 
-SQLAlchemy runs its synchronous code in a greenlet, a stack that can be left in the middle and resumed when what it
-waits for is ready. It makes one for each call, and maps and unmaps that stack's memory each time: some 8 µs, three or
-four times in each transaction. Here a greenlet that has finished its work waits for the next call.
+SQLAlchemy runs its synchronous code in a greenlet: a stack that can be suspended in the middle of a function and
+resumed later. It creates one for each call, which maps and unmaps that stack's memory: about 8 µs, three or four times
+in each transaction. Here a greenlet that has finished its work waits for the next call instead.
 
-Nothing of a call may stay in an idle greenlet: not its arguments, its result, or its context, in which an
-application keeps its request. So a greenlet works on attributes, which are cleared, and not on locals.
+An idle greenlet must not keep anything of its last call alive: arguments, result, or context, where applications store
+their current request. So a greenlet works on attributes, which are cleared, and not on local variables.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from greenlet import GreenletExit, getcurrent, greenlet
 T = TypeVar("T")
 
 IDLE_MAX = 64
-"""How many are kept in each thread; each holds some 16 KiB of stack."""
+"""Idle greenlets kept per thread; each has a stack of about 16 KiB."""
 
 
 class Kept(greenlet):  # type: ignore[misc]
-    """A greenlet that waits for its next call. SQLAlchemy's `await_only` works in it as in SQLAlchemy's own."""
+    """A greenlet that waits for its next call. SQLAlchemy's `await_only` works in it as in its own greenlets."""
 
     __sqlalchemy_greenlet_provider__ = True
 
@@ -37,27 +37,28 @@ class Kept(greenlet):  # type: ignore[misc]
         super().__init__(_serve)
 
     def work(self) -> None:
-        """Run the one call that was set."""
+        """Run the call in `call`."""
         assert self.call is not None
         try:
             self.result = self.call()
         except GreenletExit:
-            raise  # this greenlet was dropped
-        except BaseException as error:  # noqa: BLE001 - it is raised again, where the call was made
+            raise  # the last reference to this greenlet is gone
+        except BaseException as error:  # noqa: BLE001 - `in_greenlet` raises it again
             self.error = error
         self.call = None
 
 
 def _serve() -> None:
-    """One call after another, forever: the greenlet library ends an idle greenlet that is dropped."""
+    """Serve one call after another. The greenlet library ends an idle greenlet when its last reference is gone."""
     while True:
-        # Never in a variable: it would refer to itself, and not be freed with the last other reference.
+        # Not in a local variable: the greenlet's own stack would then refer to the greenlet, so there would always be
+        # one reference left, and its stack would never be freed.
         getcurrent().work()
         getcurrent().parent.switch()
 
 
 class Idle(threading.local):
-    """The idle greenlets of this thread: a greenlet cannot be resumed in another one."""
+    """The idle greenlets of this thread: a greenlet cannot be resumed in another thread."""
 
     def __init__(self) -> None:
         self.greenlets: list[Kept] = []
@@ -67,22 +68,27 @@ _idle = Idle()
 
 
 async def in_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """As SQLAlchemy's `greenlet_spawn`: `function(*args, **kwargs)`, which may wait by `await_only`."""
+    """As SQLAlchemy's `greenlet_spawn`: run `function(*args, **kwargs)`, which may wait with `await_only`."""
     idle, here = _idle.greenlets, getcurrent()
     kept = idle.pop() if idle else Kept()
+    # The parent is where a switch returns to. Nested inside another greenlet (`run_sync`), this call must return there
+    # and not to the greenlet that used this one last. It also must run in this task's context, not in the last
+    # caller's.
     if kept.parent is not here:
         kept.parent = here
     kept.gr_context = here.gr_context
     kept.call = partial(function, *args, **kwargs) if args or kwargs else function
-    # Each switch returns what it waits for; it is done when it no longer has a call.
+    # Each switch returns the awaitable that the function waits for. The function has ended once `call` is cleared.
     waits_for = kept.switch()
     while kept.call is not None:
         try:
             value = await waits_for
-        except BaseException:  # noqa: BLE001 - the function's to see, a cancellation too
+        except BaseException:  # noqa: BLE001 - raised inside the function, a cancellation too
             waits_for = kept.throw(*sys.exc_info())
         else:
             waits_for = kept.switch(value)
+    # A greenlet becomes idle only here, after its function has ended. One with a suspended function on its stack would
+    # resume that function for the next caller.
     result, error = kept.result, kept.error
     kept.result = kept.error = kept.gr_context = None
     if len(idle) < IDLE_MAX:
@@ -92,4 +98,4 @@ async def in_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any) -> 
     try:
         raise error
     finally:
-        del error  # its traceback keeps this frame, and the frame would keep the error: a cycle
+        del error  # its traceback refers to this frame, and the frame would refer to the error: a cycle

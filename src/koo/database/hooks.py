@@ -1,7 +1,7 @@
-"""Where koo sits inside SQLAlchemy: on each connection's life, each statement, each COMMIT and each error.
+"""koo's hooks in SQLAlchemy: on opening and closing a connection, on each statement, each COMMIT and each error.
 
-All of it runs in SQLAlchemy's greenlet, inside the caller's task. A hook must raise only what the caller should see,
-and does little: the success path of every statement goes through here.
+Hooks run in SQLAlchemy's greenlet, inside the caller's task. A hook must raise only what the caller should see, and
+must do little: every statement passes through here, including those that succeed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from koo.database.fetching import FetchingCursor
 from koo.database.records import ConnectionRecords, Stale
 
 IDLE_BEGIN_SHARE = 0.4
-"""The share of the time to get a connection that BEGIN may take on an idle one. The rest is left for a new connection:
-with all of it spent here, a pool of dead connections could never be replaced in time."""
+"""BEGIN on an idle connection may use this share of the time allowed for getting a connection. The rest is left for
+opening a new one: if BEGIN used all of it, a pool of dead connections could never be replaced in time."""
 
-# Used by every statement, where a class attribute of an enum costs a dictionary lookup.
+# Module constants, because every statement reads them and an attribute of an enum class costs a dictionary lookup.
 BODY, COMMIT = ScopeStage.BODY, ScopeStage.COMMIT
 
 
@@ -33,8 +33,9 @@ class LivingConnection(Connection):
         try:
             super().__init__(*args, **kwargs)
         except BaseException as error:
-            # Cancelled between checkout and first use, while the driver is switched to read-only: without this its
-            # place in the pool would stay taken until the garbage collector runs.
+            # The task was cancelled between checkout and first use, while SQLAlchemy was switching the driver
+            # connection to read-only or to another isolation level. The caller never receives this object and so cannot
+            # close it: without this its place in the pool would stay taken until the garbage collector runs.
             taken = vars(self).get("_dbapi_connection")
             if taken is not None:
                 taken.invalidate(error)
@@ -47,7 +48,9 @@ class LivingConnection(Connection):
                 return super().begin()
             except Stale:
                 self.close()
-                # A whole new Connection, not only another pool connection: making it also sets its isolation level.
+                # A new Connection and not just another pool connection: the constructor also applies the isolation
+                # level and read-only mode, without which the block would run with weaker guarantees than it asked for.
+                # The session keeps this object, so the new one's state is moved into it.
                 vars(self).update(vars(LivingConnection(self.engine)))
 
 
@@ -106,31 +109,35 @@ class Hooks:
         """Send BEGIN now: it proves what a ping would prove, without the extra round trip."""
         record = self._by_connection[fairy.dbapi_connection]
         now = self._monotonic()
+        # A fresh connection is never stale, whatever its age or generation: `LivingConnection.begin` loops on `Stale`,
+        # and this is what ends that loop.
         if not record.fresh:
             self._records.check(record, now)
         start = self._driver.begin(record.adapted)
         if start is None:
             return
-        # Only an idle connection gets this timer: on one that a firewall has silently dropped, BEGIN would otherwise
-        # wait for the whole deadline, and the caller would fail although the server is well. A fresh connection has
-        # just been answered.
+        # This timer is for idle connections that a firewall has silently dropped. The server never sees BEGIN and sends
+        # no error, so BEGIN would wait until the caller's deadline and the caller would fail although the server is
+        # healthy. A fresh connection needs no timer: the server has just completed its login.
         idle = now - record.idle_since > self._validate_after_idle_s
         timer = record.abort_in(self._idle_begin_s) if idle and not record.fresh else None
         try:
             await_(start)
         except asyncio.CancelledError:
-            # The caller gave up first. The pool's other connections are as old: without `distrust_all` each of them
-            # would cost one more caller the same wait. And closing this one in order, with a server that does not
-            # answer, would use up the rest of this caller's time.
+            # The caller gave up before the timer fired. The pool's other idle connections are probably dead as well,
+            # and without `distrust_all` each of them would cost another caller the same wait. This one is aborted
+            # because an orderly close waits for the server, and would use up the rest of the caller's time.
             if self._monotonic() - now > self._idle_begin_s:
                 record.abort()
                 self._records.distrust_all()
             raise
         except Exception as error:
-            # A fresh connection that fails is the server's answer, and so is an error on a connection that stays open:
-            # replacing it would hide an outage in an endless loop of new connections.
+            # An error on a fresh connection, or on one that stays open, is the server's own response and must reach the
+            # caller. Replacing the connection would turn an outage into an endless loop of new connections.
             if record.fresh or not record.is_closed:
                 raise
+            # Only a connection that the timer cut off says something about the others. One that the server closed
+            # itself (its own idle timeout, say) is replaced alone.
             if record.aborted:
                 self._records.distrust_all()
             raise Stale from error
@@ -141,7 +148,7 @@ class Hooks:
     def _commit(self, fairy: Any) -> None:
         record = self._by_connection[fairy.dbapi_connection]
         occupant = record.occupant
-        if occupant is None:
+        if occupant is None:  # no scope is using this connection
             self._do_commit(fairy)
             return
         began = occupant.enter(record, COMMIT)
@@ -150,16 +157,20 @@ class Hooks:
         except BaseException:
             occupant.leave(record, began, False)
             raise
+        # The server responds to COMMIT with ROLLBACK if a statement failed and the block caught the error. No driver
+        # raises for that: without this check the scope would end as a success and nothing would have been written.
         if not done:
             occupant.leave(record, began, False)
             raise occupant.rolled_back()
         record.is_open = False
+        # The block's own `session.commit()`: part of its work is now permanent, and repeating the whole function would
+        # do that part twice. The scope's final COMMIT does not count, because nothing is repeated after it.
         if not occupant.leaving:
             occupant.committed = True
         self._note_commit(occupant.leave(record, began, True))
 
     def _rollback(self, fairy: Any) -> None:
-        """Nothing to do if nothing is open: the pool rolls back every returned connection, after a COMMIT too."""
+        """Skip the ROLLBACK if no transaction is open: the pool rolls back on every return, even after a COMMIT."""
         record = self._by_connection.get(fairy.dbapi_connection)
         if record is not None and record.is_open:
             record.is_open = False
@@ -180,11 +191,13 @@ class Hooks:
         return self._run(cursor.execute, context, statement)
 
     def _run(self, execute: Callable[..., Any], context: Any, statement: str, *parameters: Any) -> bool:
-        """Run a scope's statement; False lets SQLAlchemy run it: its own questions on a new connection."""
+        """Run a scope's statement. False leaves it to SQLAlchemy: one of its own queries on a new connection."""
         record = self._by_connection.get(context.root_connection.connection.dbapi_connection)
         occupant = None if record is None else record.occupant
         if record is None or occupant is None:
             return False
+        # `enter` raises if the scope's deadline has passed. The deadline fires only once, so a statement sent after it
+        # would run with nothing left to stop it.
         began = occupant.enter(record, BODY)
         occupant.statement = statement
         try:
@@ -193,6 +206,8 @@ class Hooks:
             occupant.leave(record, began, False)
             raise
         occupant.statements += 1
+        # The rows of a streamed result are fetched after this hook has returned, so the cursor itself is wrapped:
+        # otherwise the fetches would have no deadline and their time would not be measured.
         if context._is_server_side:
             context.cursor = FetchingCursor(context.cursor, record, occupant)
         self._note_statement(occupant.leave(record, began, True))
@@ -201,14 +216,16 @@ class Hooks:
     # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def on_error(self, context: ExceptionContext) -> BaseException | None:
-        """Record what the engine reports; replace the error of a deadline or a lost COMMIT with koo's own."""
+        """Record an error of the engine; replace one caused by a deadline or a lost COMMIT with koo's own."""
         error = context.original_exception
-        # SQLAlchemy would drop the whole pool by wall time; koo's generations do that, by monotonic time.
+        # SQLAlchemy would invalidate the whole pool by comparing wall-clock times, and after a clock step it would
+        # reconnect on every checkout. `ConnectionRecords.generation` does the same in monotonic time.
         context.invalidate_pool_on_disconnect = False
         if isinstance(error, Stale):
             self._metrics.stale += 1
             context.is_disconnect = True
             return None
+        # Without a connection the error comes from connecting, which the guard judges itself.
         connection = context.connection
         if connection is None or connection.closed or connection.invalidated:
             return None

@@ -1,7 +1,7 @@
-"""The hooks of an engine on PostgreSQL whose COMMITs have markers.
+"""The hooks of a PostgreSQL engine whose COMMITs carry markers.
 
-A lost COMMIT is decided right here, before SQLAlchemy hears of it: to the session it either succeeded or failed. So its
-objects, its events and the block's own code see one of the two, never an open question.
+The outcome of a lost COMMIT is found here, before SQLAlchemy receives the error. For the session the COMMIT then either
+succeeded or failed, so its objects, its events and the block's own code never see an unknown state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UNIQUE_VIOLATION = "23505"
 
 
 class Committing(Protocol):
-    """A scope, as far as a lost COMMIT concerns it."""
+    """What is needed of a scope whose COMMIT was lost."""
 
     deadline: float
 
@@ -34,12 +34,12 @@ class Committing(Protocol):
     def transcript(self) -> Occupant: ...
 
     def give_back(self, error: Exception) -> None:
-        """Give the permit back, and settle it."""
+        """Settle and return the permit."""
         ...
 
 
 class MarkedHooks(Hooks):
-    """As `Hooks`; `wall` is the time at the start of keys."""
+    """As `Hooks`, with a marker in each COMMIT. `wall` is the clock for the timestamps in the keys."""
 
     def __init__(
         self,
@@ -63,6 +63,8 @@ class MarkedHooks(Hooks):
 
     def _begin(self, fairy: Any) -> None:
         super()._begin(fairy)
+        # A connection outlives its transactions: without this a transaction that only reads would leave a row because
+        # an earlier one on the same connection wrote.
         self._by_connection[fairy.dbapi_connection].wrote = False
 
     def _run(self, execute: Callable[..., Any], context: Any, statement: str, *parameters: Any) -> bool:
@@ -77,13 +79,15 @@ class MarkedHooks(Hooks):
         if occupant is None or not occupant.may_have_written():
             super()._commit(fairy)
             return
-        if place is None:  # since this scope began, another one found that the table can no longer be used
+        # The table was usable when this scope began, and another scope has since found that it is not. Committing
+        # without a marker would silently drop the protection, so this COMMIT is refused.
+        if place is None:
             raise refused(self._metrics.marker_problem or f"the table {TABLE} cannot be used")
         key = commit_key(self._wall())
         began = occupant.enter(record, COMMIT)
         try:
             done = self._send_marked(self._do_commit, fairy, place.insertion(key, record.wrote))
-        except BaseException as error:  # noqa: BLE001 - raised again, unless it is known to have happened
+        except BaseException as error:  # noqa: BLE001 - raised again, unless the COMMIT is known to have happened
             occupant.leave(record, began, False)
             self._learn(record, occupant, fairy, key, error)
         else:
@@ -100,17 +104,20 @@ class MarkedHooks(Hooks):
     def _learn(
         self, record: ConnectionRecord, occupant: Occupant, fairy: Any, key: str, error: BaseException
     ) -> None:
-        """Return if the COMMIT happened although it ended in `error`; else raise the error for the caller."""
+        """Return if the COMMIT happened although it ended in `error`; otherwise raise the error for the caller."""
         scope = next((one for one in self._scopes if one.transcript is occupant), None)
         deadline = scope.deadline if scope is not None else 0.0
         if not isinstance(error, Exception):
-            self._outcomes.record(key, deadline)  # a COMMIT inside the block: only the log can have it
+            # A `session.commit()` inside the block was cancelled (the last COMMIT runs where cancellations are
+            # deferred). The caller must get its cancellation now, so the outcome can only be logged.
+            self._outcomes.record(key, deadline)
             raise error
         meaning = occupant.lost_in_commit(record, error, self._is_lost(record, fairy, error))
         if meaning is None:
             raise self._refusal(occupant, error)
-        # Connection and permit go back first. If every scope kept its own while it asks, a pool full of lost COMMITs
-        # would wait for connections that only its own members could free.
+        # The connection and the permit are returned first. After a server restart every scope may be here at once: if
+        # each kept its connection while it waits for the outcome, new scopes would be refused for up to
+        # `resolve_timeout_s` although every one of these connections is dead.
         self._give_back(record, scope if occupant.leaving else None, fairy, error)
         was_committed = await_(self._outcomes.learn(key, deadline))
         if was_committed is None:
@@ -131,7 +138,9 @@ class MarkedHooks(Hooks):
     def _give_back(
         self, record: ConnectionRecord, scope: Committing | None, fairy: Any, error: Exception
     ) -> None:
-        """Release the connection, and the permit of a scope that ends: the question must not wait for either."""
+        """Release the connection, and the permit too if the scope is ending."""
+        # Cut off rather than closed: an orderly close would wait for a server that may not respond. Without an occupant
+        # the connection is no longer the scope's, so the scope's deadline and its rollback leave it alone.
         record.abort()
         record.occupant, record.is_open = None, False
         fairy.invalidate(error)
@@ -139,14 +148,15 @@ class MarkedHooks(Hooks):
             scope.give_back(error)
 
     def _refusal(self, occupant: Occupant, error: Exception) -> Exception:
-        """The error for a COMMIT that did not happen: the caller's own, unless the marker was refused."""
+        """The error for a COMMIT that did not happen: the original one, unless the marker was refused."""
         code = sqlstate_of(error)
         if code == IN_FAILED_TRANSACTION:
             return occupant.rolled_back()
         if code is None or TABLE not in str(error):
             return error
         if code == UNIQUE_VIOLATION:
-            # The key was burned while this message was on its way: the answer "not committed" was given, and holds.
+            # The key was burned while this message was on its way, so "not committed" has already been reported for
+            # this key. The burned row made the message fail, which keeps that report true.
             return occupant.not_committed(LOST)
         problem = refused(f"the marker was refused (SQLSTATE {code}), so the transaction was rolled back")
         self._markers.distrust(problem.reason)

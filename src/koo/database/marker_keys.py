@@ -8,17 +8,19 @@ from dataclasses import dataclass
 
 TABLE = "koo_markers"
 OF_COMMIT, OF_OPERATION = "tx:", "op:"
-"""What a key begins with."""
+"""The prefixes of keys."""
 _CERTAIN = re.compile(r"\s*(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 
 
 def writes_for_certain(statement: str) -> bool:
-    """Whether its first word proves that it writes; for any other statement the server is asked."""
+    """Whether the statement's first word proves that it writes. For other statements the server decides at COMMIT."""
     return _CERTAIN.match(statement) is not None
 
 
 def commit_key(wall_s: float) -> str:
-    """A unique key for one COMMIT (a UUID of version 7). It begins with the time, so old rows are found by it."""
+    """A unique key for one COMMIT: a UUID of version 7, which begins with the time."""
+    # The time comes first so that old rows are a range of the primary key, which can be deleted without another index.
+    # New keys are also inserted next to each other: random ones would touch a different index page each time.
     number = (int(wall_s * 1000) & (1 << 48) - 1) << 80 | secrets.randbits(80)
     number = number & ~(0xF << 76) | 0x7 << 76
     number = number & ~(0x3 << 62) | 0x2 << 62
@@ -28,17 +30,19 @@ def commit_key(wall_s: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the table is: its name with the schema, as SQL writes it."""
+    """The location of the markers table: its name with the schema, as written in SQL."""
 
     table: str
     is_sqlite: bool = False
 
     def insertion(self, key: str, certain: bool) -> str:
-        """What goes before COMMIT. `certain`: the transaction has written; otherwise the server checks that."""
+        """The statement to send before COMMIT. `certain`: the transaction has written; otherwise the server checks."""
         insert = f"INSERT INTO {self.table} (key) VALUES ('{key}')"
         if certain:
             return insert
-        # By DO, not by INSERT ... WHERE: a read-only transaction refuses that even where it would insert nothing.
+        # A SELECT may call a function that writes, and only the server knows whether it did. INSERT ... SELECT ...
+        # WHERE would not do: a read-only transaction refuses the statement even if it would insert no row. A DO block
+        # decides while it runs. The condition must come first: INSERT itself would assign a transaction id.
         return (
             "DO $koo$BEGIN IF pg_current_xact_id_if_assigned() IS NOT NULL"
             f" AND NOT current_setting('transaction_read_only')::bool THEN {insert}; END IF; END$koo$"
@@ -46,5 +50,5 @@ class Place:
 
 
 def quoted(name: str) -> str:
-    """A quoted SQL identifier, whatever characters it holds."""
+    """A quoted SQL identifier, safe for any characters."""
     return '"' + name.replace('"', '""') + '"'

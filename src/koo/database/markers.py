@@ -1,21 +1,21 @@
-"""Markers: rows that say whether a transaction was committed, when its connection was lost during COMMIT.
+"""Markers: rows that show whether a transaction was committed when its connection was lost during COMMIT.
 
     COMMIT      INSERT INTO koo_markers (key) VALUES ('tx:…'); COMMIT      one message: no extra round trip
-    lost        the same key is inserted as *burned*                       on a connection beside the pool
+    lost        the same key is inserted as *burned*                       on a connection outside the pool
 
-Both INSERTs meet in the unique index. While the lost transaction is open, the second one waits. If it committed, its
-row is there. If not, the new row burns the key, and anything of the lost transaction that still arrives late fails on
-it. So one statement both asks and makes the answer final (`koo.database.outcomes`).
+Both INSERTs meet in the unique index. While the lost transaction is still open, the second INSERT waits for it. If the
+transaction committed, its row exists. If not, the new row burns the key, and anything of the lost transaction that
+arrives later fails on it. So one statement both finds the outcome and makes it final (`koo.database.outcomes`).
 
-A row is also kept for each *idempotency key* (`koo.database.operations`), with the result of the operation.
+The table also has a row for each *idempotency key* (`koo.database.operations`), with the result of the operation.
 
-On PostgreSQL every COMMIT of a scope that wrote has a marker. Where only the server can say whether anything was
-written (a SELECT may call a function that writes), it is asked in the same message, and writes a row only if something
-was. SQLite commits in this process and always knows whether it did, so it needs no markers.
+On PostgreSQL every COMMIT of a scope that wrote has a marker. A SELECT may call a function that writes, and only the
+server knows whether it did. For such a transaction the same message makes the server check, and insert a row only if
+something was written. SQLite commits in this process, which always knows the outcome, so it needs no markers.
 
-The table is made by an explicit act: `koo db init`, or an application's own migration with the same text. If a database
-has no table, or one that cannot be used, scopes that may write are refused: otherwise they would silently lose the
-protection that they were promised.
+The table is created explicitly: with `koo db init`, or by the application's own migration with the same SQL. If the
+table is missing or cannot be used, scopes that may write are refused: otherwise they would silently lose the protection
+that they were promised.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from koo.sqlstates import original_of, sqlstate_of
 GUIDE = "docs/exactly-once.md"
 COLUMNS = ("key", "created_at", "burned", "fingerprint", "result")
 BATCH = 1000
-"""Rows that one DELETE takes: small enough that its locks and WAL do not disturb the application."""
+"""Rows per DELETE: few enough that its locks and its WAL do not disturb the application."""
 BATCHES_MAX = 20
 CLEAN_S = 60.0
-"""Between two deletions: with both numbers above, a process keeps up with 300 COMMITs a second."""
+"""Time between two clean-ups. With the two numbers above, one process keeps up with 300 COMMITs a second."""
 REFUSED = "42"
-"""The class of SQLSTATEs for statements that cannot be right, such as a missing privilege."""
+"""The class of SQLSTATEs for statements that can never succeed as they are: a missing table, a missing privilege."""
 INIT_LOCK = 0x6B6F6F
-"""An advisory lock: of two processes that make the table at once, one waits."""
+"""The advisory lock of `koo db init`. CREATE TABLE IF NOT EXISTS can fail if two processes run it at the same time."""
 
 POSTGRESQL_TABLE = """
 CREATE TABLE IF NOT EXISTS koo_markers (
@@ -75,8 +75,9 @@ CREATE TABLE IF NOT EXISTS koo_markers (
 CREATE INDEX IF NOT EXISTS koo_markers_operations ON koo_markers (created_at) WHERE fingerprint IS NOT NULL
 """
 
-# One row: the schema, the columns, whether the key is unique, and the missing privileges. If the search path does not
-# lead to the table, any schema that has one.
+# One row: the schema, whether it is in the search path, the columns, whether the key is unique, the missing privileges.
+# A table in the search path comes first. Otherwise any schema that has the table is named, so that the error can say
+# where it is instead of "missing".
 _LOOK = text("""
 SELECT n.nspname, pg_table_is_visible(c.oid),
     ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
@@ -104,7 +105,7 @@ log = logging.getLogger("koo")
 
 
 class Markers:
-    """The table of one database. `metrics.marker_problem`: why it cannot be used, or None.
+    """The markers table of one database. `metrics.marker_problem` says why it cannot be used, or is None.
 
     `tend_at`: when old rows are next deleted, in monotonic seconds; `tending`: the task that deletes them.
     """
@@ -122,16 +123,18 @@ class Markers:
         self.tend_at = 0.0
 
     async def ready(self) -> Place:
-        """Where the table is, looked up at the first use.
+        """The location of the table, checked at the first use.
 
-        If it cannot be used, raises `DatabaseError` (not_configured) with what to do, and looks again next time.
+        If the table cannot be used, raises `DatabaseError` (not_configured) with the remedy, and the next call checks
+        again.
         """
         if self.place is not None:
             return self.place
         return await self.look()
 
     async def look(self) -> Place:
-        """As `ready`, but look now; callers that ask at the same time share one look."""
+        """As `ready`, but check now. Concurrent callers share one check."""
+        # Shielded: one caller that is cancelled, by its scope's deadline say, must not cancel the check for the others.
         if self._looking is None or self._looking.done():
             self._looking = begin(asyncio.get_running_loop(), self._look(), "koo looks for its markers")
         return await asyncio.shield(self._looking)
@@ -161,11 +164,11 @@ class Markers:
         if not is_visible:
             raise refused(
                 f"the table {TABLE} is in the schema {schema}, which is not in this user's search_path: set that in"
-                " DATABASE_URL (options=-csearch_path=…), or run `koo db init` to make one here"
+                " DATABASE_URL (options=-csearch_path=…), or run `koo db init` to create one here"
             )
         self._check_columns(columns)
         if not is_unique:
-            raise refused(f"the column key of {TABLE} is not unique: it is not koo's table, rename it")
+            raise refused(f"the column key of {TABLE} is not unique: this is not koo's table, so rename it")
         return Place(f"{quoted(schema)}.{TABLE}")
 
     async def _find_sqlite(self, connection: AsyncConnection) -> Place:
@@ -179,11 +182,11 @@ class Markers:
         lacks = [name for name in COLUMNS if name not in columns]
         if lacks:
             raise refused(
-                f"the table {TABLE} is of another version: it lacks {', '.join(lacks)}; run `koo db init`"
+                f"the table {TABLE} is from another version of koo: it lacks {', '.join(lacks)}; run `koo db init`"
             )
 
     def tend(self, now: float, *, must_be_there: bool) -> None:
-        """Each second: look again while it `must_be_there` but cannot be used; delete old rows every `CLEAN_S`."""
+        """Called every second: delete old rows every `CLEAN_S`; if it `must_be_there`, recheck an unusable table."""
         is_busy = self.tending is not None and not self.tending.done()
         if (
             is_busy
@@ -209,11 +212,11 @@ class Markers:
         await asyncio.gather(*running, return_exceptions=True)
 
     def distrust(self, problem: str) -> None:
-        """A marker could not be written: look again before the next scope that may write."""
+        """A marker could not be written: check the table again before the next scope that may write."""
         self.place, self._metrics.marker_problem = None, problem
 
     async def make(self) -> None:
-        """Make the table, or add what an older one lacks. Safe to repeat. Raises `DatabaseError`."""
+        """Create the table, or add the columns that an older one lacks. Safe to repeat. Raises `DatabaseError`."""
 
         async def create(connection: AsyncConnection) -> None:
             statements = SQLITE_TABLE if self._beside.is_sqlite else POSTGRESQL_TABLE
@@ -248,7 +251,9 @@ class Markers:
         deletion = text(_DELETE_OPERATIONS.format(table=place.table, now=now, lock=lock))
         count: int = (await connection.execute(deletion, {"batch": BATCH})).rowcount
         if not place.is_sqlite:
-            # Clocks may differ: a row is deleted only if it is old by this process's clock and by the server's.
+            # The time in a key comes from the clock of the process that committed, which may be wrong, as may this
+            # one's. With a clock that runs ahead, rows of the last minutes would look a day old, and deleting them
+            # would make lost COMMITs look as if they had not happened. So the earlier of two clocks decides.
             server_s = float(
                 (await connection.execute(text("SELECT extract(epoch FROM now())"))).scalar_one()
             )
@@ -275,5 +280,5 @@ class Markers:
 
 
 def refused(reason: str) -> DatabaseError:
-    """The error for a table that cannot be used."""
+    """The error for a markers table that cannot be used."""
     return DatabaseError(SERVICE, reason, AGAIN_IN_S, kind=Kind.NOT_CONFIGURED)

@@ -1,6 +1,6 @@
-"""Which database an error or a status is about: host, port and name, never a user or a password.
+"""Names the database that an error or a status is about: host, port and name, never a user or a password.
 
-"The server refuses connections" alone does not help a person who runs three of them.
+"The server refuses connections" does not help a person who runs three servers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ POSTGRES_PORT = 5432
 
 
 class Nameplate:
-    """`server`: which database it is; `answered_since`: since when (wall time) its probe succeeds, or None."""
+    """`server`: which database it is; `answered_since`: since when (wall time) its probes have succeeded, or None."""
 
     __slots__ = ("_breaker", "answered_since", "server")
 
@@ -31,11 +31,11 @@ class Nameplate:
 
     @property
     def answers_since(self) -> float | None:
-        """Since when (wall seconds) it answers while callers are still refused; None otherwise."""
+        """Since when (wall seconds) the database responds again while callers are still refused; None otherwise."""
         return None if self._breaker.phase is CLOSED else self.answered_since
 
     def sign(self, error: DatabaseError) -> None:
-        """Write on an error which database it is about, and since when that one answers again."""
+        """Add to an error which database it is about and, if it has recovered, since when it responds again."""
         error.server = self.server
         since = self.answers_since
         if since is not None and error.answers_since is None:
@@ -44,7 +44,7 @@ class Nameplate:
 
 
 def server_of(url: URL) -> DatabaseServer:
-    """Host, port and name of the database behind a URL; with several hosts all of them, and no port."""
+    """Host, port and name of a URL's database. If there are several hosts: all of them, and no port."""
     if url.get_backend_name() == "sqlite":
         return {"host": None, "port": None, "name": Path(url.database or ":memory:").name}
     hosts = [url.host] if url.host else [*_listed(url.query.get("host"))]

@@ -1,7 +1,7 @@
-"""What a database publishes and logs beside its breaker's events: scopes that failed, and changes of its own.
+"""Events and log lines of a database, apart from those of its breaker: failed scopes, and changes of its state.
 
-A scope that the program itself broke (a constraint, an invalid statement, an exception of its own) is the program's
-business, and is not logged: many programs use a constraint to find out whether a row exists.
+A scope that failed because of the program itself (a constraint, an invalid statement, the program's own exception) is
+not logged: many programs use a constraint to find out whether a row exists.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from koo.server_words import sentence_of
 from koo.sqlstates import original_of, sqlstate_of
 
 THE_PROGRAMS = frozenset({Kind.INTEGRITY, Kind.INVALID_REQUEST})
-"""Kinds where the server refused a statement, not the database as a whole."""
+"""Kinds of errors that concern one statement, not the health of the database."""
 
 
 class EndedScope(Protocol):
-    """What is read of a scope that has ended; one that never began has neither."""
+    """A scope that has ended. One that never began has neither attribute."""
 
     transcript: Transcript
 
@@ -52,7 +52,7 @@ class EndedScope(Protocol):
 
 
 class DatabaseNews:
-    """The news of one database. `publish` receives events; they are logged even without it or `calls`."""
+    """Publishes the events of one database to `publish` and its failed calls to `calls`; by default both are logged."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class DatabaseNews:
     # ── scopes ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def failed(self, error: BaseException, scope: EndedScope, what: What, attempts: int) -> None:
-        """A scope ended with an error, or the function whose last attempt it was."""
+        """A scope failed, or a function whose last attempt it was."""
         known = next((one for one in leaves_of(error) if isinstance(one, DatabaseError)), None)
         if known is not None:
             self._failed(known, scope, what, attempts)
@@ -87,7 +87,7 @@ class DatabaseNews:
 
     def _failed(self, error: DatabaseError, scope: EndedScope, what: What, attempts: int) -> None:
         if error.logged:
-            return  # it passed through an inner scope before, and was logged there
+            return  # an inner scope, which it passed through first, has logged it
         error.logged = True
         if isinstance(error, CommitOutcomeUnknown):
             where = str(find(asyncio.current_task(), scope.session))
@@ -97,9 +97,9 @@ class DatabaseNews:
             self.calls.failed(SERVICE, what, error, error.kind, attempts)
 
     def note_outcome(self, key: str, was_committed: bool | None, *, was_told: bool) -> None:
-        """What became of the lost COMMIT of a cancelled caller; None: unknown.
+        """The outcome of a lost COMMIT whose caller was cancelled; None: unknown.
 
-        `was_told`: that caller has already received "unknown", which was published and counted.
+        `was_told`: the caller has already received `CommitOutcomeUnknown`, which was published and counted.
         """
         metrics = self._metrics
         if was_committed is None:
@@ -113,13 +113,13 @@ class DatabaseNews:
         Line(logging.WARNING, SERVICE, words, [said, f"marker {key}"], {"what": "commit_resolved"}).write("")
 
     def note_refused(self, error: DatabaseError) -> None:
-        """No scope can begin, because what must be opened before the first one cannot be."""
+        """No scope can begin, because the database's file cannot be created."""
         self.calls.failed(SERVICE, "scope", error, error.kind, 0)
 
     # ── what changed ──────────────────────────────────────────────────────────────────────────────────────────
 
     def tick(self) -> None:
-        """Log what a second brings."""
+        """Called every second: publish changes since the last call."""
         if self._is_alone:
             self.calls.tick()
         is_read_only = self._metrics.is_read_only
@@ -147,24 +147,24 @@ class DatabaseNews:
             self.publish(act(SERVICE, running))
 
     def note_rotation(self, running: int) -> None:
-        """An operator had the connections replaced."""
+        """An operator has replaced the connections."""
         self.publish(DatabaseRotated(SERVICE, running))
 
     def note_overdue(self, scopes: list[tuple[Holder, float]], now: float) -> None:
-        """These scopes have been open for too long, each since the time beside it."""
+        """Log scopes that have been open for too long, each paired with the time since when."""
         for scope, since in scopes:
             left_s = max(scope.deadline - now, 0.0)
-            said = [describe(scope, since, now), f"its deadline comes in {describe_s(left_s)}"]
+            said = [describe(scope, since, now), f"its deadline is in {describe_s(left_s)}"]
             Line(logging.WARNING, SERVICE, "a scope is still open", said, {"what": "scope_overdue"}).write("")
 
     def close(self) -> None:
-        """The database is closed: log what was counted."""
+        """The database is closed: write the log lines that are still pending."""
         if self._is_alone:
             self.calls.close()
 
 
 def shown(server: DatabaseServer) -> str:
-    """Which database it is: "db.example:5432/shop"."""
+    """A database's name for display: "db.example:5432/shop"."""
     host = server["host"] or ""
     place = host if server["port"] is None else f"{host}:{server['port']}"
     return f"{place}/{server['name']}" if place else f"{server['name']}"

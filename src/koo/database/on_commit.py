@@ -2,13 +2,13 @@
 
     on_commit(session, lambda: send_receipt(order))
 
-They run after the COMMIT (also one that was lost, if its marker proves it), when connection and permit are back: in the
-order of registration, each once. They do not run after a rollback, or if the outcome is unknown. Hooks registered
-inside a savepoint that is rolled back, or by a run of a function that is repeated, are forgotten. Hooks of a function
-that joined an outer one run with the outermost.
+Each hook runs once, in the order of registration, after the COMMIT and after the connection and the permit have been
+returned. A lost COMMIT counts if its marker proves that it happened. Hooks do not run after a rollback or if the
+outcome is unknown. A hook registered inside a savepoint that is rolled back, or during an attempt that is repeated, is
+dropped. Hooks of a function that joined an outer one run when the outermost function has committed.
 
-The transaction is done by then. So a hook that fails is logged and passed to the event loop's exception handler, but
-the scope does not fail, and the other hooks run. If the caller is cancelled, its hooks run without it.
+A hook cannot undo the transaction. So a hook that fails is logged and passed to the event loop's exception handler, the
+other hooks run, and the scope does not fail. If the caller is cancelled, its hooks run in the background.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Hook = Callable[[], object]
 
 
 class CommitHooks:
-    """The hooks of one scope. `is_deaf`: the rollback is koo's own, and nothing is forgotten."""
+    """The hooks of one scope. `is_deaf`: the rollback is koo's own, so no hook is dropped."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -42,32 +42,38 @@ class CommitHooks:
         event.listen(session, "after_soft_rollback", self._on_rollback)
 
     def add(self, hook: Hook) -> None:
-        """Run it after the next COMMIT."""
+        """Run the hook after the next COMMIT."""
+        # The savepoint is remembered with the hook: rolling back to it undoes the work that the hook was about.
         self._waiting.append((hook, self._session.get_nested_transaction()))
 
     def _on_commit(self, session: Session) -> None:
-        if not session.in_nested_transaction():  # releasing a savepoint commits nothing yet
+        # SQLAlchemy fires this event for RELEASE SAVEPOINT too, when nothing is committed yet.
+        if not session.in_nested_transaction():
             self._due += [hook for hook, _ in self._waiting]
             self._waiting = []
 
     def _on_rollback(self, session: Session, ended: SessionTransaction) -> None:
+        # Rolling back a savepoint drops the hooks registered in it or in savepoints inside it. Rolling back the whole
+        # transaction drops all that wait, but not those due from an earlier commit of the same block.
         if not self.is_deaf:
             self._waiting = [one for one in self._waiting if ended.nested and not _is_within(one[1], ended)]
 
     async def run(self) -> None:
-        """Run the hooks that are due, each once. Those left when it is cancelled stay due."""
+        """Run the hooks that are due, each once. On a cancellation the remaining ones stay due."""
+        # Removed before it runs: after a cancellation in the middle of a hook, the rest runs in the background, and a
+        # hook that has begun must not run twice.
         while self._due:
             hook = self._due.pop(0)
             try:
                 result = hook()
                 if inspect.isawaitable(result):
                     await result
-            except Exception as error:  # noqa: BLE001 - whatever it is, the transaction is committed
+            except Exception as error:  # noqa: BLE001 - any error: the transaction is committed
                 _report(hook, error)
 
     @property
     def is_due(self) -> bool:
-        """Whether there is something to run."""
+        """Whether any hook is due."""
         return bool(self._due)
 
 
@@ -76,11 +82,10 @@ class _Hooked(Protocol):
 
 
 def on_commit(session: AsyncSession, hook: Hook) -> None:
-    """Call `hook()` once the transaction of `session` is known to be committed; an awaitable that it returns is
-    awaited.
+    """Call `hook()` once the transaction of `session` is known to be committed. If it returns an awaitable, await it.
 
-    `session` belongs to an open scope, or to a function under `transactional_with_retry`. A hook that fails is logged
-    and changes nothing about the transaction. Raises `DatabaseError` for any other session, TypeError for anything that
+    `session` must belong to an open scope or to a function under `transactional_with_retry`. A hook that fails is
+    logged and does not affect the transaction. Raises `DatabaseError` for any other session, and TypeError if `hook`
     cannot be called.
     """
     if not callable(hook):
@@ -105,7 +110,7 @@ def _is_within(one: SessionTransaction | None, ended: SessionTransaction) -> boo
 
 def _report(hook: Hook, error: Exception) -> None:
     name = getattr(hook, "__qualname__", type(hook).__name__)
-    said = [f"{name} raised {type(error).__name__}", "the transaction is committed all the same"]
+    said = [f"{name} raised {type(error).__name__}", "the transaction stays committed"]
     Line(logging.ERROR, SERVICE, "a hook after a COMMIT failed", said, {"what": "on_commit"}).write()
     asyncio.get_running_loop().call_exception_handler(
         {"message": f"koo: a hook of on_commit failed: {name}", "exception": error}

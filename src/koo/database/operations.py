@@ -1,15 +1,15 @@
-"""Operations that happen once for their idempotency key, however often and by however many processes they are sent.
+"""Operations that happen once per idempotency key, even if several processes send them repeatedly.
 
     INSERT INTO koo_markers (key, fingerprint) … ON CONFLICT DO NOTHING      the transaction's first statement
         a row      the key is new: run the operation, write its result into the row; one COMMIT covers all of it
         no row     it was done before: return the stored result, and write nothing
 
-Two at once meet in the unique index. The second waits until the first has ended: then it finds the result, or may run
-if the first was rolled back. So the row also fences a lost COMMIT, with markers or without: running the operation again
-finds out whether it was committed.
+Two concurrent operations with one key meet in the unique index. The second waits until the first has ended. It then
+finds the result, or runs itself if the first was rolled back. So the row also fences a lost COMMIT, with or without
+markers: running the operation again shows whether it was committed.
 
-The fingerprint says which operation it was: using the same key for another one is the client's mistake, and is refused.
-Results are JSON, because they outlive the process; each caller gets the stored form, the first one too.
+The fingerprint identifies the operation: reusing a key for a different operation is a mistake of the client, and is
+refused. Results are JSON because they outlive the process. Every caller gets the stored form, including the first.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from koo.errors import DatabaseError, IdempotencyKeyInUse, IdempotencyKeyReused,
 from koo.sqlstates import sqlstate_of
 
 KEY_MAX = 255
-"""The header `Idempotency-Key` usually holds a UUID; much longer keys would slow the index down."""
+"""The header `Idempotency-Key` usually contains a UUID; much longer keys would slow the index down."""
 TRIES_MAX = 3
+"""Attempts to take a key whose row keeps disappearing between INSERT and SELECT: once is already rare."""
 LOCK_NOT_AVAILABLE = "55P03"
 
 
@@ -54,11 +55,11 @@ class Stored:
 
 
 class Operation:
-    """One operation. `begin` comes first in its transaction and `finish` last; `run` is both around a function.
+    """One operation. `begin` comes first in its transaction and `finish` last; `run` does both around a function.
 
-    `key`: the client's, 1 to 255 printable characters; `fingerprint`: whatever tells this operation apart from another
-    one (it is hashed). `wait_s`: how long to wait for another transaction with the same key; None: until the scope's
-    deadline. On SQLite the wait is in the writers' queue. Raises ValueError for an invalid key.
+    `key`: the client's, 1 to 255 printable characters; `fingerprint`: text that differs between operations (it is
+    hashed). `wait_s`: how long to wait for another transaction with the same key; None: until the scope's deadline. On
+    SQLite the operation waits in the writers' queue. Raises ValueError for an invalid key.
     """
 
     def __init__(self, key: str, fingerprint: str = "", *, wait_s: float | None = None) -> None:
@@ -70,23 +71,25 @@ class Operation:
         self._values = {"key": OF_OPERATION + key, "fingerprint": self._fingerprint}
 
     async def begin(self, session: AsyncSession) -> Stored | None:
-        """Take the key for this transaction; or, if the operation has been done, return what it returned then.
+        """Take the key for this transaction; or, if the operation was done before, return its stored result.
 
-        Raises `IdempotencyKeyReused`, `IdempotencyKeyInUse` after `wait_s`, and `DatabaseError` if the table of markers
-        cannot be used, or the session does not belong to a scope.
+        Raises `IdempotencyKeyReused`, `IdempotencyKeyInUse` after `wait_s`, and `DatabaseError` if the markers table
+        cannot be used or the session does not belong to a scope.
         """
         scope = cast("_Begun | None", getattr(session.sync_session, "scope", None))
         if scope is None:
             reason = "an idempotency key needs the session of an open scope"
             raise DatabaseError(SERVICE, reason, kind=Kind.INVALID_REQUEST)
         place = await scope.find_markers()
+        # The clean-up may delete an old row between the INSERT that meets it and the SELECT that reads it. The key is
+        # then free again, and the loop inserts it.
         for _ in range(TRIES_MAX):
             if await self._insert(session, place):
                 _forbid_commits(session.sync_session, scope)
                 return None
             select = f"SELECT fingerprint, result, created_at FROM {place.table} WHERE key = :key"
             row = (await session.execute(text(select), self._values)).one_or_none()
-            if row is not None:  # otherwise the retention deleted it meanwhile
+            if row is not None:
                 return self._read(*row)
         raise self._in_use()
 
@@ -119,7 +122,9 @@ class Operation:
             raise
 
     async def _bounded(self, session: AsyncSession, insert: TextClause, place: Place) -> Any:
-        """The INSERT, with a limit on its own wait."""
+        """Run the INSERT with a limit on its own wait."""
+        # `lock_timeout` is put back afterwards: left in place, it would make the operation's own statements fail on
+        # locks that they could wait for. If the INSERT fails, the transaction rolls back, and the setting with it.
         if self._wait_s is None or place.is_sqlite:
             return await session.execute(insert, self._values)
         before = (await session.execute(text("SELECT current_setting('lock_timeout')"))).scalar_one()
@@ -134,10 +139,10 @@ class Operation:
         )
 
     async def finish(self, session: AsyncSession, result: Any) -> Any:
-        """Store the result, in the same transaction; returns it as it was stored.
+        """Store the result in the same transaction; returns it in its stored form.
 
-        Raises TypeError or ValueError for what JSON cannot hold, `DatabaseError` if the block rolled back, because the
-        key went with it.
+        Raises TypeError or ValueError for a result that JSON cannot represent, and `DatabaseError` if the block rolled
+        back, because that also removed the key.
         """
         stored = json.dumps(result, allow_nan=False)
         scope = cast("_Begun", cast("Any", session.sync_session).scope)
@@ -158,7 +163,8 @@ class Operation:
     ) -> Any:
         """The result of `call(session)`, or the stored one. `joined`: the transaction belongs to an outer function."""
         if joined:
-            # If the outer function catches an error, the key must not stay behind without a result.
+            # The outer function may catch this one's error and commit. Without a savepoint the key would then be
+            # committed without a result, and every later call with it would fail.
             async with session.begin_nested():
                 return await self.run(call, session)
         stored = await self.begin(session)
@@ -186,21 +192,23 @@ def _forbid_commits(session: Session, scope: _Begun) -> None:
 def operation_of(
     key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Operation | None:
-    """The operation of this call, or None without a key."""
+    """The operation for this call, or None without a key."""
     return None if key is None else Operation(key, fingerprint_of(fn, args, kwargs))
 
 
 def fingerprint_of(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Which call it is: the function's name and its arguments, as far as JSON can express them."""
+    """Text that identifies a call: the function's name and its arguments, as far as JSON can represent them."""
     name = f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"
     try:
         return json.dumps([name, list(args), kwargs], sort_keys=True, default=_words)
-    except (TypeError, ValueError):  # dict keys that JSON cannot sort or hold
+    except (TypeError, ValueError):  # dictionary keys that JSON cannot sort or represent
         return repr((name, args, sorted(kwargs.items())))
 
 
 def _words(value: object) -> object:
-    """For values that JSON does not know: their `str`, unless it would differ in the next process."""
+    """For values that JSON cannot represent: class name and `repr`, unless the `repr` would differ in each process."""
+    # The default `repr` contains the object's address, and the order of a set depends on the process's hash seed. With
+    # either, a repeat from another process would be refused as a different operation.
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
     of_class = type(value)

@@ -1,21 +1,21 @@
-"""Was it committed? Asked on a connection beside the pool, after a COMMIT was lost.
+"""Finds out whether a lost COMMIT happened, over a connection outside the pool.
 
     INSERT INTO koo_markers (key, burned) VALUES (…, true) ON CONFLICT (key) DO UPDATE … RETURNING burned
 
-* It **waits** in the unique index for a transaction that is still open. If that takes longer than `LOCK_WAIT_S`
-  (because its COMMIT waits for a standby that is gone, say), the session that sent the key is ended, and the question
-  repeated.
-* `burned` false: the row is the transaction's own, so it **was committed**. True: the row is the asker's, so it **was
-  not**, and never will be: anything of it that arrives late fails on the row.
-* The row itself records whether it was burned, because the asker's own COMMIT may be lost too. It then asks again, and
-  must not mistake the row that it left behind for the transaction's.
-* It always writes, even if it finds the row: so its COMMIT waits for a synchronous standby as every other does.
-  Otherwise a transaction could be reported as committed that a failover loses a second later.
-* A standby cannot answer: it refuses the INSERT. It is asked again until it is promoted or the time runs out.
+* The INSERT **waits** in the unique index if the lost transaction is still open. If it waits longer than `LOCK_WAIT_S`
+  (the COMMIT may be waiting for a standby that is gone, for example), koo terminates the session that sent the key and
+  repeats the query.
+* `burned` is false: the row is the transaction's own, so it **was committed**. True: the row is this query's, so the
+  transaction **was not** committed and never will be: anything of it that arrives later fails on the row.
+* The row records that it was burned because the COMMIT of this query may be lost too. The repeated query must not
+  mistake a row that the first one left behind for the transaction's own.
+* The query always writes, even if it finds the row, so its COMMIT waits for a synchronous standby like any other.
+  Otherwise koo could report a transaction as committed that a failover loses a second later.
+* A standby refuses the INSERT, so it cannot decide. The query is repeated until it is promoted or the time runs out.
 
-The connection and the permit of the scope are back by then, so it cannot wait for itself. It ends `resolve_timeout_s`
-after the scope's deadline. A cancelled caller waits for the answer no longer than for any other clean-up; the question
-goes on without it, and the answer is logged.
+By then the scope has returned its connection and its permit, so it cannot wait for itself. The search ends
+`resolve_timeout_s` after the scope's deadline. A cancelled caller waits for it no longer than for any other clean-up;
+the search continues without the caller, and the outcome is logged.
 """
 
 from __future__ import annotations
@@ -35,18 +35,20 @@ from koo.options import DatabaseOptions
 from koo.sqlstates import sqlstate_of
 
 LOCK_WAIT_S = 1.0
-"""How long the old session may take for its COMMIT: a living one is usually done within milliseconds."""
+"""How long the old session may take to finish its COMMIT. A session that still works needs milliseconds."""
 PAUSES_S = (0.05, 1.0)
-"""Between two unanswered questions: the first pause, and the longest."""
+"""The first and the longest pause between two queries that failed."""
 GLANCE_S = 0.1
-"""How often a waiting caller checks whether it was cancelled: during COMMIT a cancellation is deferred."""
+"""How often a waiting caller checks whether it was cancelled: during COMMIT, cancellations are deferred."""
 LOCK_NOT_AVAILABLE = "55P03"
 
 _ASK = """
 INSERT INTO {table} AS m (key, burned) VALUES (:key, true)
 ON CONFLICT (key) DO UPDATE SET burned = m.burned RETURNING burned
 """
-# Found by its last query, which holds the key: behind a pooler its process id would be another session's.
+# Finds the session by its last query, which contains the key. The process id that the driver knows would be wrong
+# behind a pooler: it could belong to another client's session. `state <> 'idle'` spares a session that has finished
+# meanwhile.
 _END = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE pid <> pg_backend_pid() AND state <> 'idle' AND position(cast(:key AS text) IN query) > 0"
@@ -56,7 +58,7 @@ log = logging.getLogger("koo")
 
 
 class Outcomes:
-    """The questions of one database on one loop."""
+    """The searches for lost COMMITs of one database on one loop."""
 
     def __init__(
         self,
@@ -74,14 +76,14 @@ class Outcomes:
         self._asking: set[asyncio.Task[bool | None]] = set()
 
     async def learn(self, key: str, deadline: float) -> bool | None:
-        """Whether the transaction of this key was committed; None: no answer in time.
+        """Whether the transaction with this key was committed; None if that could not be found in time.
 
-        `deadline`: the scope's. Await it where COMMIT was awaited, even where cancellations are deferred.
+        `deadline`: the scope's. Safe to await where cancellations are deferred (`Unbroken`).
         """
         task = self._begin(key, deadline)
         try:
             is_heard = await self._wait(task)
-        except asyncio.CancelledError:  # a COMMIT inside the block: the caller leaves without an answer
+        except asyncio.CancelledError:  # a COMMIT inside the block: the caller leaves without the outcome
             task.add_done_callback(partial(self._tell, key, False))
             raise
         if is_heard:
@@ -90,7 +92,7 @@ class Outcomes:
         return None
 
     def record(self, key: str, deadline: float) -> None:
-        """As `learn`, without a waiting caller: the answer is logged."""
+        """As `learn`, without a waiting caller: the outcome is logged."""
         self._begin(key, deadline).add_done_callback(partial(self._tell, key, False))
 
     def _begin(self, key: str, deadline: float) -> asyncio.Task[bool | None]:
@@ -101,7 +103,10 @@ class Outcomes:
         return task
 
     async def _wait(self, task: asyncio.Task[bool | None]) -> bool:
-        """Wait for the answer; False: the caller was cancelled, and the cleanup time has passed since."""
+        """Wait for the outcome. False: the caller was cancelled, and the cleanup time has passed since."""
+        # The final COMMIT runs inside `Unbroken`, where a cancellation interrupts no wait: without these checks a
+        # cancelled caller would be kept for the whole search. The wait uses `asyncio.wait`, which ends on a timer; a
+        # timeout that cancels its task would never end here.
         caller, cancelled_at = asyncio.current_task(), float("inf")
         while not task.done():
             await asyncio.wait({task}, timeout=GLANCE_S)
@@ -113,7 +118,7 @@ class Outcomes:
         return True
 
     def _tell(self, key: str, was_told: bool, task: asyncio.Task[bool | None]) -> None:
-        """Log the answer to a question whose caller has gone."""
+        """Log an outcome whose caller has left."""
         self._news.note_outcome(key, answer_of(task), was_told=was_told)
 
     async def _ask_until(self, key: str, until: float) -> bool | None:
@@ -123,9 +128,9 @@ class Outcomes:
             try:
                 return await self._ask(key, min(max(left_s, GLANCE_S), self._options.pool_timeout_s))
             except Exception as error:
-                log.debug("database: the outcome of a COMMIT could not be asked for", exc_info=True)
-                # The old session still waits in COMMIT. While it lives, any answer could change: "not committed" now,
-                # committed a moment later. So it is ended before the question is repeated.
+                log.debug("database: the outcome of a COMMIT could not be queried", exc_info=True)
+                # The old session is still in COMMIT. While it lives, the outcome is open: the transaction may commit a
+                # moment after it was reported as not committed. So koo terminates the session, then repeats the query.
                 if sqlstate_of(error) == LOCK_NOT_AVAILABLE:
                     await self._end_session(key)
             if self._monotonic() + pause_s >= until:
@@ -140,17 +145,19 @@ class Outcomes:
             burned: bool = (
                 await connection.execute(text(_ASK.format(table=place.table)), {"key": key})
             ).scalar_one()
-        return not burned  # only after the block: the row that burns the key must itself be committed
+        # Only now, after the block: until the burned row is committed, it fences nothing, and "not committed" could
+        # turn out to be wrong.
+        return not burned
 
     async def _end_session(self, key: str) -> None:
         try:
             async with self._beside.begin(self._options.pool_timeout_s) as connection:
                 await connection.execute(_END, {"key": key})
         except Exception:
-            log.debug("database: the session of a lost COMMIT could not be ended", exc_info=True)
+            log.debug("database: the session of a lost COMMIT could not be terminated", exc_info=True)
 
     async def close(self, within_s: float) -> None:
-        """Give open questions this long to be answered, then cancel them."""
+        """Let running searches continue for `within_s` seconds, then cancel them."""
         if self._asking:
             await asyncio.wait(self._asking, timeout=within_s)
         for task in tuple(self._asking):
@@ -159,5 +166,5 @@ class Outcomes:
 
 
 def answer_of(task: asyncio.Task[bool | None]) -> bool | None:
-    """None also if the database was closed meanwhile."""
+    """The outcome that the search found; None also if the database was closed before it ended."""
     return None if task.cancelled() else task.result()

@@ -1,9 +1,9 @@
 """The fair queue in front of the pool: it admits as many callers as the pool can have connections.
 
-SQLAlchemy's own pool can make callers wait, but does not wake them when a connect fails: they wait for their whole time
-beside a free place. So no caller waits in the pool; all wait here, first come first served, each until its own
-deadline. The guard waits and hands over (`koo.gates`, `Bulkhead`); this queue knows which scopes are inside, and since
-when, because "all in use" is useless without naming what uses them.
+SQLAlchemy's own pool can make callers wait, but it does not wake one when a connect fails: they sit out their whole
+timeout next to a free place. So no caller waits in the pool. All wait here, first come first served, each until its own
+deadline. The guard does the waiting and the handing over (`koo.gates`, `Bulkhead`). This queue adds which scopes are
+inside and since when, because "all connections are in use" does not help unless it says what uses them.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from koo.errors import PoolSaturated, describe_s
 from koo.policies.bulkhead import Bulkhead
 
 RECENT_S = 30.0
-"""For this long after a caller was turned away, a pool that is still full is reported as saturated."""
+"""A full pool is reported as saturated for this long after it last turned a caller away."""
 JUST_NOW_S = 2.0
-"""And one with a free place for this long: longer than a tick, so that each tick sees that callers are turned away."""
+"""The same for a pool that has a free place again. Longer than a tick, so that every tick sees callers turned away."""
 RETRY_S_MIN = 0.1
 NAMED_MAX = 3
-"""How many of the scopes inside a refusal describes, the oldest first."""
+"""How many of the running scopes a refusal describes, the oldest first."""
 DESCRIBED_FOR_S = 1.0
-"""A description is reused for this long: each one walks through tasks, and a full pool refuses hundreds of callers."""
+"""A description is reused for this long: making one walks through tasks, and a full pool may refuse hundreds."""
 
 
 class Holder(Protocol):
-    """A scope: the task that opened it, its session, its last statement, and its deadline in monotonic seconds."""
+    """A scope: the task that opened it, its session, its last statement, its deadline in monotonic seconds."""
 
     owner: asyncio.Task[Any] | None
     deadline: float
@@ -47,14 +47,14 @@ class Holder(Protocol):
 
 
 def describe(holder: Holder, since: float, now: float) -> str:
-    """Where a scope is open, for how long, and what it ran last: "app.orders:41 for 12.3 s (UPDATE accounts SET)"."""
+    """Where a scope was opened, how long ago, its last statement: "app.orders:41 for 12.3 s (UPDATE accounts SET)"."""
     words = first_words(holder.statement)
     said = f" ({words})" if words else ""
     return f"{find(holder.owner, holder.session)} for {describe_s(now - since)}{said}"
 
 
 class PoolQueue(Bulkhead):
-    """Permits for `limit` scopes. `holders` maps each scope inside to when it asked."""
+    """Permits for `limit` scopes. `holders` maps each running scope to the time at which it asked to enter."""
 
     __slots__ = (
         "_described",
@@ -72,7 +72,7 @@ class PoolQueue(Bulkhead):
         self.holders: dict[Holder, float] = {}
         self.refused = 0
         self.refused_at = float("-inf")
-        self._refused_before = 0  # how many were refused when the pool was last not saturated
+        self._refused_before = 0  # the value of `refused` when the pool was last not saturated
         self._empty: asyncio.Future[None] | None = None
         self._described = ""
         self._described_at = float("-inf")
@@ -84,7 +84,7 @@ class PoolQueue(Bulkhead):
         return sum(not waiter.done() for waiter in self.line)
 
     def leave_hold(self, holder: Holder) -> float:
-        """A scope has left; returns when it asked. The permit itself comes back when the guard settles it."""
+        """Remove a scope that has ended; returns when it asked to enter. The guard returns its permit separately."""
         since = self.holders.pop(holder)
         if not self.holders and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
@@ -92,6 +92,9 @@ class PoolQueue(Bulkhead):
 
     def wake_all(self) -> None:
         """Wake all callers in the queue, whatever the limit: on closing, each is refused as soon as it is inside."""
+        # Each woken caller counts as inside, because it does not know that it was let in past the limit and will give
+        # its place back like any other. Without the increment `used` would end up below zero, and the pool would admit
+        # more scopes than it has connections.
         while self.line:
             waiter = self.line.popleft()
             if not waiter.done():
@@ -99,25 +102,27 @@ class PoolQueue(Bulkhead):
                 waiter.set_result(None)
 
     async def drain(self, within_s: float) -> None:
-        """Wait until the last scope has left, at most `within_s` seconds."""
+        """Wait until the last scope has ended, at most `within_s` seconds."""
+        # One future for all that wait: `drain` of an operator and `close` may run at the same time. `asyncio.wait` does
+        # not cancel it on a timeout, so the other one keeps waiting.
         if self.holders:
             if self._empty is None or self._empty.done():
                 self._empty = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._empty], timeout=within_s)
 
     def forget(self) -> None:
-        """Another event loop starts: waiters and holders belong to one that has ended."""
+        """Forget waiters and running scopes: they belong to an event loop that has ended."""
         super().forget()
         self.holders.clear()
         self._logged.clear()
         self._empty = None
 
     def is_saturated(self, now: float) -> bool:
-        """Whether callers wait or are turned away. It ends with the pressure, not half a minute later."""
+        """Whether callers are waiting or being turned away. Ends when the pressure ends, not half a minute later."""
         return self.waiting > 0 or self._turns_away(now)
 
     def turned_away(self, now: float) -> int:
-        """Callers turned away since the pool became saturated; 0 if none was lately."""
+        """Callers turned away since the pool became saturated; 0 if it is not saturated."""
         return self.refused - self._refused_before if self._turns_away(now) else 0
 
     def _turns_away(self, now: float) -> bool:
@@ -125,21 +130,21 @@ class PoolQueue(Bulkhead):
 
     def count_overdue(self, now: float, after_s: float) -> int:
         """How many scopes have been open for `after_s`."""
+        # A dictionary keeps its order of insertion, so the oldest scopes come first. Iterates over a copy, because
+        # another thread may ask for metrics while a scope ends in the loop's thread.
         count = 0
-        for since in list(
-            self.holders.values()
-        ):  # oldest first; a copy, because a scope may leave in another thread
+        for since in list(self.holders.values()):
             if now - since < after_s:
                 break
             count += 1
         return count
 
     def describe_oldest(self, now: float, most: int) -> list[str]:
-        """Describe the scopes that have been open longest."""
+        """Descriptions of the scopes that have been open longest, at most `most`."""
         return [describe(holder, since, now) for holder, since in list(self.holders.items())[:most]]
 
     def take_overdue(self, now: float, after_s: float) -> list[tuple[Holder, float]]:
-        """Scopes that have been open for `after_s`, each reported once, with when they asked."""
+        """Scopes that have been open for `after_s`, with the time each asked to enter. Returns each scope once."""
         self._logged.intersection_update(self.holders)
         overdue = [
             (holder, since)
@@ -150,7 +155,8 @@ class PoolQueue(Bulkhead):
         return overdue
 
     def explain(self, refusal: PoolSaturated, now: float, usual_hold_s: float) -> PoolSaturated:
-        """Add to the refusal what a person needs: which scopes are inside, for how long, and when to come back."""
+        """Add to the refusal which scopes are running, for how long, and when to come back; returns it."""
+        # Before `refused` rises: the first refusal after a quiet time starts a new count of callers turned away.
         if not self.turned_away(now):
             self._refused_before = self.refused
         self.refused += 1
@@ -170,8 +176,10 @@ class PoolQueue(Bulkhead):
         if any(holder.owner is here for holder in self.holders):
             reason += "; this task holds one itself: nested scopes need a connection each"
         refusal.reason = reason
-        # Scopes inside have held their connections longer than usual, or this caller would not be refused: the time
-        # that they have held them is the best guess of how much longer they will.
+        # The median of past scopes is too short a guess when the running ones are stuck: a caller that came back after
+        # 20 ms would be refused again. Half of them have been running for at least `ages[len // 2]`, and the best
+        # estimate of how much longer they take is how long they have taken so far. `waiting + 1` callers share `most`
+        # connections.
         ages = sorted(now - since for since in self.holders.values())
         hold_s = max(usual_hold_s, ages[len(ages) // 2] if ages else 0.0)
         refusal.retry_after_s = max(RETRY_S_MIN, hold_s * (waiting + 1) / most)

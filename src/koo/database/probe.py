@@ -1,17 +1,19 @@
 """ProbeDatabase: checks the database over a connection of its own.
 
-It is outside the pool and its queue, because a full pool must not look like a dead database. It asks what the next
-caller would ask. A connection opened yesterday still works after the password was changed, the server became full or
-its address moved, so the probe opens a new one whenever that matters: while recovery is awaited or tested, after the
-pool was distrusted, and when its own is older than half an interval. The old one is closed only afterwards: otherwise a
-full server would appear to have room, because the probe had just made it.
+The connection is outside the pool and its queue, because a full pool must not look like a dead database. The probe must
+find out what the next caller would find out. A connection opened yesterday still works after the password was changed,
+after the server ran out of connections, or after its address moved. So the probe opens a new connection whenever that
+matters: while the breaker is not closed, after the pool was distrusted, and when its own connection is older than half
+an interval. It closes the old one only afterwards: otherwise a full server would appear to have room, because the probe
+itself had just made room.
 
-It probes once per interval, and about once a second while something is wrong. Two answers in a row while the breaker is
-open start the recovery test at once, so a restart of four seconds is an outage of six. Each such test that fails in the
-same outage doubles the number. Only a refused user is not retried each second: directories lock accounts for that.
+The probe runs once per interval, and about once a second while something is wrong. Two successful probes in a row while
+the breaker is open start the recovery test immediately, so a restart of four seconds is an outage of six. Each recovery
+test that fails in the same outage doubles the number of successes needed. Only refused credentials are not retried
+every second, because directories lock accounts for that.
 
-Three failed probes make a database unhealthy; in HALF_OPEN a probe takes a lease like a scope, so that an unused
-database recovers too.
+Three failed probes make a database unhealthy. In HALF_OPEN a probe takes a lease as a scope does, so a database that no
+caller uses recovers too.
 """
 
 from __future__ import annotations
@@ -46,19 +48,20 @@ from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 
 TICK_S = 1.0
 TICK_JITTER = 0.1
-"""A tick may be longer by this share: processes hit by one outage must not all connect at the same moment."""
+"""A tick may be longer by this share: processes hit by the same outage must not all connect at the same moment."""
 AGE_SHARE = 0.5
-"""A connection is used for half an interval, so each of the interval's own probes is over a new one."""
+"""A connection is used for half an interval, so each regular probe opens a new one."""
 ANSWERS = 2
-"""Answers in a row before the recovery test starts early: a single one may be the last of a server going down."""
+"""Successes in a row before the recovery test starts early: a single one may come from a server that is going down."""
 DOUBLINGS_MAX = 5
+"""At most 64 successes, about a minute: as long as a breaker stays open by default."""
 
 log = logging.getLogger("koo")
 
 
 @dataclass(slots=True)
 class Own:
-    """The probe's own connection: when it was opened, and in which generation of the pool's."""
+    """The probe's own connection, when it was opened, and the pool's generation at that time."""
 
     connection: AsyncConnection
     record: ConnectionRecord
@@ -67,9 +70,9 @@ class Own:
 
 
 class ProbeDatabase:
-    """Probes at an interval, and when asked; `on_look` receives each result.
+    """Probes at an interval and on request; `on_look` receives each result.
 
-    `generation`: that of the pool's connections, which rises when they are distrusted.
+    `generation` returns the generation of the pool's connections, which rises when they are distrusted.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class ProbeDatabase:
         self._ending: set[asyncio.Future[Any]] = set()
 
     async def run(self) -> None:
-        """Forever: once per interval, and about once a second while something is wrong."""
+        """Probe forever: once per interval, and about once a second while something is wrong."""
         due_at = self._clock.monotonic() + self._options.probe_interval_s
         while True:
             tick_s = TICK_S * (1.0 + TICK_JITTER * self._draw())
@@ -125,13 +128,20 @@ class ProbeDatabase:
                 due_at = self._clock.monotonic() + self._options.probe_interval_s
 
     def _is_urgent(self) -> bool:
+        # In HALF_OPEN even after refused credentials: the breaker has decided to test, and without traffic only the
+        # probe can. Otherwise one login a second with a wrong password would get the account locked.
         phase, error = self._guard.breaker.phase, self._last_error
         if phase is HALF_OPEN:
             return True
         return (phase is OPEN or error is not None) and (error is None or error.kind is not Kind.AUTH)
 
     async def look(self) -> Look:
-        """One probe, shared by all that ask while it runs. Never raises; bounded by the probe's timeout and cleanup."""
+        """One probe, shared by all callers that ask while it runs.
+
+        Never raises. It takes at most the probe's timeout and the cleanup time.
+        """
+        # The task belongs to the probe and is shielded: a health check whose client disconnects must not cancel the
+        # result that other callers wait for. A task of a loop that has ended never completes, so it is not joined.
         running = self._running
         if running is None or running.done() or running.get_loop() is not asyncio.get_running_loop():
             running = self._running = asyncio.get_running_loop().create_task(self._look(), name="koo probe")
@@ -145,7 +155,7 @@ class ProbeDatabase:
         read_only: bool | None = None
         try:
             read_only = await self._ask_anew(began + self._options.probe_timeout_s)
-        except Exception as failure:  # noqa: BLE001 - whatever it is, the look tells it
+        except Exception as failure:  # noqa: BLE001 - the result contains the error
             error = self._name_it(failure)
             await self._drop()
         except BaseException:
@@ -153,7 +163,8 @@ class ProbeDatabase:
             raise
         took_s = clock.monotonic() - began
         if error is not None and error.kind is Kind.OUT_OF_RESOURCES:
-            # The failure was our own, and says nothing about the database: the last result still holds.
+            # This process ran out of file descriptors or memory. That says nothing about the database, so the previous
+            # result stays valid: a busy process must not declare a healthy database unhealthy.
             self._feed(permit, NEUTRAL, took_s)
             return Look(clock.wall(), took_s, error, read_only, self._answered_since)
         self._last_error = error
@@ -169,8 +180,9 @@ class ProbeDatabase:
         return look
 
     def _count_answer(self, phase: Phase, answered: bool, took_s: float) -> None:
-        """Start the recovery test early, once the database has answered often enough in a row."""
+        """Start the recovery test early, once enough probes in a row have succeeded."""
         breaker, now = self._guard.breaker, self._clock.monotonic()
+        # `_early` counts the early tests of one outage. A breaker that has closed since then ended that outage.
         if breaker.closed_at != self._closed_at:
             self._closed_at, self._early = breaker.closed_at, 0
         self._answers = self._answers + 1 if answered and phase is OPEN else 0
@@ -178,12 +190,15 @@ class ProbeDatabase:
         if self._answers >= needed and breaker.end_early(now):
             self._answers, self._early = 0, self._early + 1
         elif breaker.phase is OPEN:
-            # Callers are told when the test begins if the next probes succeed too; otherwise the breaker's own time.
+            # Refused callers are told when to come back. While probes succeed, that is when the early test would begin
+            # if the next ones succeed too; otherwise it is the end of the breaker's own open time.
             looks_s = max(needed - self._answers, 1) * (TICK_S * (1.0 + TICK_JITTER) + took_s)
             early_at = max(breaker.opened_at + breaker.early_s, now) + looks_s
             breaker.early_at = early_at if self._answers else NEVER
 
     def _feed(self, permit: Permit | None, verdict: Verdict, took_s: float) -> None:
+        # Only in HALF_OPEN does a probe have a permit. In other phases its result reaches the guard by `note_check`
+        # alone.
         if permit is not None:
             slow = took_s >= self._options.slow_call_s
             self._guard.breaker.settle(permit, verdict, slow, self._clock.monotonic(), self._draw)
@@ -197,19 +212,21 @@ class ProbeDatabase:
         return unavailable(failure, explain(failure, ScopeStage.CONNECT))
 
     async def _ask_anew(self, until: float) -> bool | None:
-        """Whether it refuses writes, if it answers. Over a new connection where a kept one would prove nothing."""
+        """Whether the server refuses writes; None if unknown. Uses a new connection if the kept one proves nothing."""
         own = self._own
         if own is not None and self._is_telling(own):
             try:
                 return await self._ask(own, until)
             except Exception:
+                # Aborted means that the server did not respond within the probe's timeout: that is the result, and no
+                # time is left. Any other error may only mean that the kept connection is dead, so a new one is tried.
                 if own.record.aborted:
                     raise
-                await self._drop()  # a dead kept connection says nothing about the server
+                await self._drop()
         return await self._ask(await self._renew(until), until)
 
     def _is_telling(self, own: Own) -> bool:
-        """Whether its answer also holds for the next caller."""
+        """Whether a result over this connection says what the next caller would find."""
         age_s = self._clock.monotonic() - own.opened_at
         return (
             self._guard.breaker.phase is CLOSED
@@ -228,6 +245,8 @@ class ProbeDatabase:
             timer.cancel()
 
     async def _renew(self, until: float) -> Own:
+        # The generation is read before connecting. If the pool is distrusted while this connection is being opened, it
+        # may still lead to the old server, and the next probe must not reuse it.
         old, generation = self._own, self._generation()
         with Alarm(self._deadlines, until):
             connection = await self._connect()
@@ -249,8 +268,8 @@ class ProbeDatabase:
         return await self._engine.connect()
 
     def _all_connect_args(self) -> dict[str, Any]:
-        # Behind a pooler each transaction may run on another server connection, which does not know a statement
-        # prepared on the last one: the probe would report that as a failure of the database.
+        # Behind a pooler each transaction may run on a different server connection, where a statement prepared on the
+        # previous one does not exist: the probe would report that as a failure of the database.
         plain = replace(self._options, prepared_statements=False)
         args = {**self._connect_args, **self._driver.connect_args(plain, self._keep)}
         if self._url.get_backend_name() != "sqlite":
@@ -292,12 +311,12 @@ class ProbeDatabase:
             timer.cancel()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: the connection is the parent's."""
+        """In a forked child: leave the probe's connection to the parent."""
         if self._record is not None:
             self._record.leave_to_parent()
 
     async def close(self) -> None:
-        """Stop what runs, and close the connection in order."""
+        """Cancel a running probe, and close the connection in order."""
         running, self._running = self._running, None
         if running is not None and not running.done():
             running.cancel()

@@ -1,7 +1,7 @@
-"""The connections of one pool: how old each is, its generation, and which scope occupies it.
+"""The connections of one pool: the age of each, its generation, and the scope that occupies it.
 
 SQLAlchemy measures the age of connections in wall time and drops a whole pool by it: after one lost connection and a
-clock step, each checkout reconnects. A record counts in monotonic time, and belongs to a *generation*: when all
+clock step, every checkout reconnects. A record counts in monotonic time and belongs to a *generation*: when all
 connections are known to be useless (a black hole, a failover), the number rises, and each older connection is replaced
 when it is next taken.
 """
@@ -25,53 +25,53 @@ from koo.options import DatabaseOptions
 from koo.sqlstates import Meaning
 
 AGE_JITTER = 0.1
-"""A connection's life is shorter by up to this share: those opened together must not be replaced together."""
+"""A connection's life is shortened by up to this share: those opened together must not all be replaced together."""
 
 
 class Stale(Exception):
-    """A pooled connection turned out to be dead before the block began: silently take another."""
+    """A pooled connection is dead, and the block has not begun: take another one silently."""
 
 
 class Occupant(Protocol):
-    """A scope, as far as the hooks inside SQLAlchemy know it."""
+    """A scope as the hooks inside SQLAlchemy see it."""
 
     statements: int
-    """How many have succeeded."""
+    """How many statements have succeeded."""
     leaving: bool
-    """The block has ended: what follows is the scope's own."""
+    """The block has ended: what follows is sent by the scope itself."""
     committed: bool
     """The block has committed part of its work."""
     statement: str | None
-    """The last one that was sent; only its first words are ever shown."""
+    """The last statement that was sent; only its first words are ever shown."""
 
     def enter(self, record: ConnectionRecord, stage: ScopeStage) -> float:
-        """Before a statement or COMMIT is sent; returns the time. Raises `DatabaseError` if it must not be sent."""
+        """Called before a statement or COMMIT is sent; returns the time. Raises `DatabaseError` to prevent it."""
         ...
 
     def leave(self, record: ConnectionRecord, began: float, succeeded: bool) -> float:
-        """After it; returns how many seconds it took."""
+        """Called after the statement or COMMIT; returns how many seconds it took."""
         ...
 
     def report(
         self, context: ExceptionContext, record: ConnectionRecord, error: BaseException
     ) -> Exception | None:
-        """An error of the engine; returns what to raise instead, or None."""
+        """Record an error of the engine; returns the error to raise instead, or None."""
         ...
 
     def rolled_back(self) -> Exception:
-        """The error for a COMMIT that the server answers with a rollback."""
+        """The error for a COMMIT that the server turned into a rollback."""
         ...
 
     def mended(self) -> None:
-        """ROLLBACK: a failed statement no longer spoils the transaction."""
+        """After a ROLLBACK: an earlier failed statement no longer prevents a COMMIT."""
         ...
 
     def may_have_written(self) -> bool:
-        """Whether the next COMMIT may change something."""
+        """Whether the next COMMIT could change anything."""
         ...
 
     def lost_in_commit(self, record: ConnectionRecord, error: Exception, lost: bool) -> Meaning | None:
-        """An error of COMMIT: its meaning if the transaction may have happened, else None."""
+        """Count an error of COMMIT; returns its meaning if the transaction may have happened, otherwise None."""
         ...
 
     def not_committed(self, meaning: Meaning) -> Exception:
@@ -81,13 +81,13 @@ class Occupant(Protocol):
     def count_unknown(self) -> None: ...
 
     def unknown_outcome(self, key: str | None = None) -> CommitOutcomeUnknown:
-        """The error for a COMMIT whose outcome stays unknown."""
+        """The error for a COMMIT whose outcome is unknown."""
         ...
 
 
 class ConnectionRecord:
-    """One connection. `busy`: a statement was sent and not yet answered; `occupant`: the scope that has it; `is_open`:
-    its transaction has begun, and no COMMIT or ROLLBACK has been seen. `wrote`: it certainly wrote.
+    """One connection. `busy`: a statement is running; `occupant`: the scope that uses it; `is_open`: a transaction has
+    begun, and the hooks have seen no COMMIT or ROLLBACK; `wrote`: the transaction has certainly written.
     """
 
     __slots__ = (
@@ -109,7 +109,7 @@ class ConnectionRecord:
         self.busy = False
         self.is_open = self.wrote = False
         self.occupant: Occupant | None = None
-        self.transaction: SqliteTransaction | None = None  # servers keep track of theirs themselves
+        self.transaction: SqliteTransaction | None = None  # always None on PostgreSQL
 
     @property
     def connection(self) -> Any:
@@ -121,48 +121,48 @@ class ConnectionRecord:
         return self.aborted or self.driver.is_closed(self.connection)
 
     def has_ended(self) -> bool:
-        """Whether the transaction has ended by a way that the hooks do not see."""
+        """Whether the transaction has ended without the hooks seeing it."""
         if not self.is_open:
             return False
         transaction = self.transaction
         return transaction.has_ended if transaction is not None else self.driver.has_ended(self.connection)
 
     def end_transaction(self) -> None:
-        """The transaction or its connection has ended: on SQLite the next writer may go."""
+        """The transaction or its connection has ended: on SQLite, let the next writer in."""
         if self.transaction is not None:
             self.transaction.end()
             self.transaction = None
 
     def abort(self) -> None:
-        """Cut it off: a task waiting for it gets an error now. The other side is not asked."""
+        """Cut the connection off, without a message to the server: a task that is waiting for it gets an error now."""
         if self.aborted:
             return
         self.aborted = True
-        with suppress(RuntimeError):  # its event loop has ended, and the socket with it
+        with suppress(RuntimeError):  # its event loop is closed, and its socket too
             self.driver.cut_off(self.connection)
 
     def leave_to_parent(self) -> None:
-        """In a forked child: the connection is the parent's, and lost here."""
+        """In a forked child: treat the connection as lost, and leave it to the parent."""
         self.aborted = True
-        with suppress(Exception):  # a driver that cannot name its socket: leave it untouched
+        with suppress(Exception):  # the driver does not reveal its socket: leave it untouched
             self.driver.sever(self.connection)
 
     def abort_in(self, seconds: float) -> asyncio.TimerHandle:
-        """Cut it off after `seconds`, unless the timer is cancelled before."""
+        """Cut the connection off after `seconds`, unless the timer is cancelled before."""
         return self._loop.call_later(seconds, self.abort)
 
     async def cancel(self, within_s: float) -> None:
-        """Ask the other side to stop the running statement. Best effort: to be sure, call `abort_in` as well."""
+        """Request that the server stop the running statement. Best effort: to be sure, call `abort_in` as well."""
         try:
             await self.driver.cancel(self.connection, within_s)
-        except Exception:  # noqa: BLE001 - any driver's error; the cutting off follows
+        except Exception:  # noqa: BLE001 - any driver's error; the timer of `abort_in` remains
             return
 
 
 class ConnectionRecords:
-    """The records of all open connections of one pool, and what its hooks and transcripts count.
+    """The records of all open connections of one pool, with the metrics that its hooks and transcripts count.
 
-    `by_connection`: keyed by SQLAlchemy's adapted connections. `connects`: how new ones are opened.
+    `by_connection` is keyed by SQLAlchemy's adapted connections. `connects` limits how new ones are opened.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class ConnectionRecords:
         return len(self.by_connection)
 
     def add(self, adapted: Any) -> None:
-        """A connection was opened."""
+        """Add a connection that was just opened."""
         now = self.monotonic()
         age_s = self.options.pool_recycle_s * (1.0 - AGE_JITTER * self._draw())
         self.by_connection[adapted] = ConnectionRecord(
@@ -199,36 +199,39 @@ class ConnectionRecords:
         return self.by_connection[connection.connection.dbapi_connection]
 
     def check(self, record: ConnectionRecord, now: float) -> None:
-        """Raises `Stale` for a connection that is too old, or known to be useless."""
+        """Raise `Stale` for a connection that is too old or known to be useless."""
+        # Something left a transaction open, such as a block that sent BEGIN on the driver's connection. The driver
+        # would now begin nothing, or only a savepoint: the scope's work would join that transaction and end with it.
         if self.driver.is_in_transaction(record.connection):
-            # Drivers then begin nothing, or only a savepoint: the scope would become part of that transaction.
             record.abort()
             raise Stale
+        # Cut off, because an orderly close waits for a server that is known not to respond. An expired connection
+        # (below) is healthy, and SQLAlchemy closes it in order.
         if record.generation != self.generation:
-            record.abort()  # closing in order takes seconds on a black hole
+            record.abort()
             raise Stale
         if now >= record.expires_at:
             raise Stale
 
     def distrust_all(self) -> None:
-        """Replace each connection opened before now when it is next taken."""
+        """Mark every open connection to be replaced when it is next taken."""
         self.generation += 1
         self.connects.unsettle()
 
     def drop(self, adapted: Any) -> ConnectionRecord | None:
-        """A connection is about to be closed; returns its record."""
+        """Remove a connection that is about to be closed; returns its record."""
         record = self.by_connection.pop(adapted, None)
         if record is not None and self.in_haste:
             record.abort()
         return record
 
     def hasten(self) -> None:
-        """Cut off every connection, including those that are only now being closed in order."""
+        """Cut off every connection, and from now on also each one whose orderly close begins."""
         self.in_haste = True
         self.abort_all()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: see `ConnectionRecord.leave_to_parent`."""
+        """In a forked child: do `ConnectionRecord.leave_to_parent` for every connection."""
         for record in self.by_connection.values():
             record.leave_to_parent()
 

@@ -1,17 +1,17 @@
 """SessionScope: one session, one transaction, one permit.
 
-    enter    breaker → queue → connection → BEGIN            run and repeated by the guard
-    body     the user's                                     nothing of koo's runs around it: no timer, no ContextVar
-    leave    COMMIT or ROLLBACK → connection back → settle  in a task of its own, which a cancellation does not stop
+    enter    breaker → queue → connection → BEGIN            run and retried by the guard
+    body     the user's code                                koo adds no timer and no ContextVar around it
+    leave    COMMIT or ROLLBACK → connection back → settle  finishes even if the caller is cancelled
 
-**Deadline.** A timeout around the block would cancel the user's own awaits. So the *connection* has the deadline: when
-it comes, the running statement is cancelled on the server, and a connection that does not answer is cut off
-`cleanup_timeout_s` later. An idle transaction is cut off at once, because others wait for its locks. COMMIT is never
-cancelled, only cut off.
+**Deadline.** A timeout around the block would cancel the user's own awaits. So the deadline applies to the
+*connection*: when it passes, the running statement is cancelled on the server, and a connection that still does not
+respond is cut off `cleanup_timeout_s` later. An idle transaction is cut off immediately, because its locks block other
+transactions. COMMIT is never cancelled, only cut off.
 
-**Judgement.** Everything that happens on the connection is written into a `Transcript`, and the permit is settled by
-it. A lost COMMIT is decided last (`_decide`), when the connection and the permit are back: only then can the scope take
-another of either without waiting for itself.
+**Judgement.** A `Transcript` records everything that happens on the connection, and the permit is settled by that
+record. The outcome of a lost COMMIT is decided last (`_decide`), after the connection and the permit have been
+returned. A scope that still held them could wait for a second connection that only it could free.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from koo.policies.verdict import UNJUDGED, Fault
 from koo.sqlstates import Meaning, original_of
 
 if TYPE_CHECKING:
-    # Only type checkers need the default; Python has it at run time from 3.13 on.
+    # Only type checkers need the default, and `typing.TypeVar` accepts one from Python 3.13 on.
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     S_co = TypeVarWithDefault("S_co", bound=AsyncSession, default=AsyncSession, covariant=True)
@@ -66,10 +66,10 @@ log = logging.getLogger("koo")
 
 
 class SessionScope(Generic[S_co]):
-    """`async with` it: an `AsyncSession` in one transaction, committed at the end, rolled back on any exception.
+    """Use with `async with`: an `AsyncSession` in one transaction, committed at the end, rolled back on any exception.
 
-    Raises `DatabaseUnavailable` and `PoolSaturated` on entry, `DatabaseTimeout` when its time runs out,
-    `CommitOutcomeUnknown` when the connection was lost in COMMIT. The block's own exceptions pass through unchanged.
+    Raises `DatabaseUnavailable` and `PoolSaturated` on entry, `DatabaseTimeout` when its deadline passes, and
+    `CommitOutcomeUnknown` if the connection was lost during COMMIT. The block's own exceptions pass through unchanged.
     """
 
     session: S_co
@@ -80,7 +80,7 @@ class SessionScope(Generic[S_co]):
 
     owner: asyncio.Task[Any] | None = None
     hooks: CommitHooks | None = None
-    is_part = False  # part of a function that may be run again: the function's end is logged, not the scope's
+    is_part = False  # one attempt of a function that may run again: the function's failure is logged, not the scope's
     _record: ConnectionRecord | None = None
     _held: Scope[None] | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -105,7 +105,7 @@ class SessionScope(Generic[S_co]):
 
     async def __aenter__(self) -> S_co:
         if self.owner is not None:
-            raise RuntimeError("a session scope is used once: call session_scope() again")
+            raise RuntimeError("a session scope can be used only once: call session_scope() again")
         connections = self._connections = self._open()
         options = connections.options
         monotonic = self._monotonic = connections.monotonic
@@ -118,9 +118,9 @@ class SessionScope(Generic[S_co]):
                 connections, now = self._open(), monotonic()
                 self._connections = connections
             self.transcript = Transcript(connections.records, self._readonly)
-            # expire_on_commit=False: otherwise reading an attribute after the scope would need a connection that is
-            # gone. close_resets_only=False: a session used after the scope would take a connection past the pool's
-            # queue.
+            # expire_on_commit=False: otherwise reading an attribute after the scope would reload it, over a connection
+            # that was already returned. close_resets_only=False: otherwise a session used after its scope would
+            # silently check out a new connection, bypassing the pool's queue.
             session: Any = connections.session_class(
                 connections.engine_for(self._readonly, self._isolation),
                 expire_on_commit=False,
@@ -137,7 +137,7 @@ class SessionScope(Generic[S_co]):
         return self.session
 
     async def _begin(self, now: float) -> None:
-        """Pass the breaker and the pool's queue, and get a connection with an open transaction."""
+        """Pass the breaker and the pool's queue, and take a connection with an open transaction."""
         connections, transcript = self._connections, self.transcript
         self._asked_at = now
         transcript.stage = ScopeStage.CONNECT
@@ -160,13 +160,18 @@ class SessionScope(Generic[S_co]):
         if self.deadline < connections.wakes_at:
             connections.wake_at(self.deadline)
         transcript.stage = ScopeStage.BODY
+        # In HALF_OPEN this scope is a probe, and BEGIN was its proof. Without this the breaker would have to wait for
+        # the end of the block, and a probe whose user code takes longer than the lease would count as failed.
         if connections.guard.breaker.phase is HALF_OPEN:
             held.answered()
 
     async def _connect(self) -> None:
-        """One attempt of the guard: a connection that answered BEGIN."""
+        """One attempt of the guard: check out a connection and run BEGIN on it."""
         connections = self._connections
-        if not connections.has_keeper:  # a keeper cancelled before its first step would close nothing
+        # The keeper task closes the pool in its `finally`. A task that is cancelled before its first step never reaches
+        # that `finally`: if `asyncio.run` ended now, the connection opened below would leak. One turn of the loop lets
+        # the keeper start.
+        if not connections.has_keeper:
             await asyncio.sleep(0)
         connections.refuse_if_draining()
         if connections.gate.is_shut:  # drained while this scope was queued
@@ -182,14 +187,18 @@ class SessionScope(Generic[S_co]):
                 await self._ask()
             if connections.marks and not self._readonly:
                 await connections.markers.ready()
+            # Checked again: `close` may have run while this task waited for its connection. `close` disposes of the
+            # pool and does not know about a connection that was still being opened.
             connections.refuse_if_draining()
         except BaseException:
-            # A closed pool would keep a returned connection open forever, so it is invalidated instead.
+            # A connection returned to a disposed pool would stay open forever, so it is invalidated instead. `to_end`
+            # is needed because the usual error here is a cancellation (the guard's attempt timeout): a second one in
+            # the middle of the rollback would lose the connection's place in the pool.
             end = self._sync.invalidate if connections.draining else self._sync.rollback
             try:
                 await to_end(in_greenlet(end))
             finally:
-                if (left := self._occupied()) is not None:  # no `_end` follows that would free it
+                if (left := self._occupied()) is not None:  # an attempt that failed has no `_end` to free it
                     left.occupant = None
                     left.end_transaction()
             raise
@@ -202,21 +211,23 @@ class SessionScope(Generic[S_co]):
             record.fresh = False
 
     async def _ask(self) -> None:
-        """SQLite does not answer BEGIN, so in HALF_OPEN run the probe's own query."""
+        """Run the probe's own query: on SQLite, BEGIN is deferred and proves nothing in HALF_OPEN."""
         assert self._record is not None
         await self._record.connection.execute_fetchall(self._connections.driver.health_query)
 
     def take(self, connection: Any) -> None:
-        """A connection of this scope has begun its transaction."""
+        """Record that this scope has begun a transaction on `connection`."""
         connections = self._connections
         record = self._record = connections.records.of(connection)
         record.occupant = self.transcript
         record.is_open = True
-        if connections.writers is not None and record.transaction is None:  # a savepoint begins nothing new
+        if connections.writers is not None and record.transaction is None:  # a savepoint comes here too
             record.transaction = SqliteTransaction(record.connection, connections.writers, self._mode, self)
 
     def _occupied(self) -> ConnectionRecord | None:
-        """The connection that this scope has now."""
+        """The record of this scope's connection, unless the connection has been returned."""
+        # The pool may already have lent the connection to another scope. Aborting it by a stale reference would kill
+        # that scope's transaction.
         record = self._record
         return record if record is not None and record.occupant is self.transcript else None
 
@@ -232,25 +243,31 @@ class SessionScope(Generic[S_co]):
         return self.transcript.statement
 
     def expire(self) -> None:
-        """The deadline has come: cancel what runs, or cut the connection off."""
+        """Enforce the deadline: cancel the running statement, or cut the connection off."""
         transcript, record = self.transcript, self._occupied()
         transcript.expired = True
         if record is None:
             return
+        # Nothing is running, so there is nothing to cancel, but the open transaction still holds its locks while the
+        # user's code does something else. The stage is still COMMIT, with nothing
+        # running, after a COMMIT that failed (a deferred constraint, say): its rollback gets the cleanup time instead.
         if not record.busy and transcript.stage is not ScopeStage.COMMIT:
             record.abort()
             record.end_transaction()
             return
         within_s = self._connections.options.cleanup_timeout_s
         transcript.stopped = True
+        # The timer starts before the cancel request is sent: the request needs a connection of its own, which a server
+        # that has become unreachable never accepts. A COMMIT gets no request, only the timer: cancelling it would
+        # replace a COMMIT that is probably about to succeed by one with an unknown outcome.
         self._timer = record.abort_in(within_s)
         if transcript.stage is ScopeStage.BODY:
             self._connections.spawn(record.cancel(within_s))
 
-    # ── the first statement once more ─────────────────────────────────────────────────────────────────────────
+    # ── repeating the first statement ─────────────────────────────────────────────────────────────────────────
 
     def may_replay(self) -> bool:
-        """Whether nothing has happened in this transaction, so that it may be started anew."""
+        """Whether nothing has happened in this transaction, so that it can be restarted unnoticed."""
         transcript = self.transcript
         return (
             transcript.statements == 0
@@ -264,8 +281,10 @@ class SessionScope(Generic[S_co]):
         )
 
     async def begin_again(self, error: Exception) -> None:
-        """Start again on another connection with another permit: the loss was a failure of the first one."""
+        """Restart on another connection with a new permit; the loss is settled as a failure of the first permit."""
         now = self._monotonic()
+        # The rollback below is koo's own. The user's hooks were registered for the transaction that is about to be
+        # restarted, so they must survive it; `CommitHooks` would otherwise drop them as after any rollback.
         if self.hooks is not None:
             self.hooks.is_deaf = True
         await in_greenlet(self._sync.rollback)
@@ -278,9 +297,9 @@ class SessionScope(Generic[S_co]):
             await self._begin(now)
         except KooError as refusal:
             raise refusal from error
-        if (
-            self.transcript.leaving
-        ):  # another task left the scope meanwhile, before this permit existed to be given back
+        # Another task may have left the scope while this one waited for its new connection. `__aexit__` then found no
+        # permit to settle and no connection to return, and it does not run again: both are returned here.
+        if self.transcript.leaving:
             await to_end(self._leave_failed(error, late=False))
             raise error
 
@@ -290,11 +309,11 @@ class SessionScope(Generic[S_co]):
         return self.transcript.leaving
 
     async def find_markers(self) -> Place:
-        """Where the table of markers is. Raises `DatabaseError` if it cannot be used."""
+        """The location of the markers table. Raises `DatabaseError` if it cannot be used."""
         return await self._connections.markers.ready()
 
     def why_repeat(self, error: Exception) -> Meaning | None:
-        """Why the whole transaction may be run again after `error` left it, or None."""
+        """Why the whole transaction may run again after it raised `error`; None if it may not."""
         return self.transcript.why_repeat(error) if self.owner is not None else None
 
     # ── leaving ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -302,13 +321,19 @@ class SessionScope(Generic[S_co]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A scope that ends after its *caller's* deadline gets a neutral verdict. Read first, because the time spent on
+        # leaving must not turn a scope that ended in time into a late one.
         late = ends_at.get() <= self._monotonic()
         self.transcript.leaving = True
+        # Errors take the slow path because a rollback must be bounded, and SQLite because its COMMIT may first flush
+        # objects, which waits in the writers' queue. That wait ends by cancelling its own task (`Alarm`), and within
+        # `Unbroken` a task cannot be cancelled: the wait would never end.
         if error is not None or self.transcript.expired or self._connections.writers is not None:
+            # In a forked child every scope of the parent counts as expired (`leave_to_parent`), so it arrives here.
             if self._connections.is_parents:
                 if error is None:
                     raise RuntimeError(
-                        "this scope was opened before the fork: its transaction is the parent's"
+                        "this scope was opened before the fork: its transaction belongs to the parent process"
                     )
                 return
             try:
@@ -326,7 +351,8 @@ class SessionScope(Generic[S_co]):
         try:
             await Unbroken(in_greenlet(_commit_and_close, self._sync))
         except BaseException as failure:
-            # A deferred cancellation arrives here too, after the COMMIT; nothing is left to roll back.
+            # A cancellation deferred during a COMMIT that succeeded arrives here too. The rollback then finds nothing
+            # to do, and only the connection and the permit are returned.
             await to_end(self._leave_failed(failure, late))
             self._run_hooks_behind()
             if self.transcript.in_doubt:
@@ -346,13 +372,14 @@ class SessionScope(Generic[S_co]):
             raise
 
     def _run_hooks_behind(self) -> None:
-        """The caller leaves with an error; what was committed still happened, so its hooks run in the background."""
+        """Run the hooks in the background: the caller leaves with an error, but what was committed did happen."""
         if self.hooks is not None and self.hooks.is_due:
             self._connections.spawn(self.hooks.run())
 
     async def _leave(self, error: BaseException | None, late: bool) -> None:
         """The slow path: errors, expired scopes, SQLite."""
-        # Of these only SQLite commits, and it always knows whether it did: there is nothing to decide.
+        # Only SQLite commits on this path. Its COMMIT runs in this process, so its outcome is always known and
+        # `_decide` is not needed.
         record = self._occupied()
         if isinstance(error, Exception) and record is not None:
             self.transcript.report_raw(error, record)
@@ -382,42 +409,51 @@ class SessionScope(Generic[S_co]):
             self._connections.news.failed(error, self, "scope", 1)
 
     def note_last(self, error: Exception, attempts: int) -> None:
-        """Log the failure of the function whose last attempt this scope was."""
-        if self.owner is not None:  # otherwise the database is being closed
+        """Log the failure of a function; this scope was its last attempt."""
+        if self.owner is not None:  # None if the database was being closed, so the scope never began
             self._connections.news.failed(error, self, "transaction", attempts)
 
     def _decide(self, failure: BaseException) -> None:
-        """The last COMMIT was lost, and may have happened: raise the error that says so instead of `failure`.
+        """The last COMMIT was lost and may have happened: raise `CommitOutcomeUnknown` instead of `failure`.
 
-        Connection and permit are back. With markers this is never reached: `MarkedHooks` asks for the outcome.
+        The connection and the permit have been returned. Not reached with markers: `MarkedHooks` finds the outcome.
         """
         unknown = self.transcript.unknown_outcome()
         self._note_unknown(unknown)
         if isinstance(failure, Exception):
             raise unknown from original_of(failure)
-        unknown.__cause__ = failure.__cause__  # a cancellation deferred during COMMIT is raised first
+        # `failure` is a cancellation that was deferred during COMMIT. It must stay the exception that is raised: an
+        # `asyncio.timeout` or `TaskGroup` around the block recognises its own cancellation only as a CancelledError. So
+        # the unknown outcome becomes its cause, and the loss becomes the cause of the unknown outcome.
+        unknown.__cause__ = failure.__cause__
         failure.__cause__ = unknown
 
     def _note_unknown(self, unknown: CommitOutcomeUnknown) -> None:
-        """The outcome of this scope's COMMIT stays unknown: publish it."""
+        """Publish that the outcome of this scope's COMMIT is unknown."""
         self._connections.nameplate.sign(unknown)
         self._connections.news.failed(unknown, self, "scope", 1)
 
     def give_back(self, error: Exception) -> None:
-        """The last COMMIT was lost with its connection: the permit goes back before the outcome is asked for."""
+        """Settle the permit of a scope whose last COMMIT was lost, before koo queries for the outcome."""
+        # Finding the outcome may take `resolve_timeout_s`. `_end` runs afterwards and finds no permit left to settle.
         late = ends_at.get() <= self._monotonic()
         self._settle(self.transcript.verdict(error, late), self._monotonic())
 
     async def _roll_back(self) -> None:
-        """Return the connection, clean or not at all, within the cleanup time. The first error is the one to report."""
+        """Return the connection clean, or discard it, within the cleanup time. Raises no error of the rollback."""
         record = self._occupied()
         if record is None:
             await in_greenlet(self._sync.close)
             return
+        # A rollback has no timeout in SQLAlchemy or in the drivers: on a server that does not respond it would wait
+        # forever, and with it the caller that wants to leave.
         timer = record.abort_in(self._connections.options.cleanup_timeout_s)
+        # Another task is running a statement on this session. ROLLBACK would have to wait for that statement; cutting
+        # the connection off ends it with an error.
         if record.busy:
-            record.abort()  # another task still uses it: its statement ends here, with an error
+            record.abort()
         try:
+            # On a dead connection ROLLBACK fails, and SQLAlchemy would raise that error instead of the block's own.
             if record.is_closed:
                 await in_greenlet(self._sync.invalidate)
             await in_greenlet(_roll_back_and_close, self._sync)
@@ -428,7 +464,8 @@ class SessionScope(Generic[S_co]):
             timer.cancel()
 
     def _end(self, error: BaseException | None, late: bool) -> None:
-        """The connection is back: settle the permit, and admit the next caller."""
+        """Free the connection's record, settle the permit, and so admit the next caller."""
+        # The connection is back in the pool: a deadline timer left running would cut off its next user.
         if self._timer is not None:
             self._timer.cancel()
         now = self._monotonic()
@@ -437,13 +474,13 @@ class SessionScope(Generic[S_co]):
             record.occupant = None
             record.idle_since = now
             record.end_transaction()
-        # Session, scope and record refer to one another. Left as a cycle, each scope would live until the garbage
-        # collector runs, and its passes over thousands of scopes would cost more than everything else here.
+        # Session, scope and record refer to each other. If the cycle stayed, every scope would live until the garbage
+        # collector runs, and its passes over thousands of dead scopes would cost more than everything else here.
         self._sync.scope = self._record = None
         self._settle(self.transcript.verdict(error, late), now)
 
     def leave_to_parent(self) -> object:
-        """In a forked child: the permit is the parent's to settle; returns what must not be freed here."""
+        """In a forked child: leave the permit for the parent to settle. Returns what must not be freed here."""
         held, self._held = self._held, None
         self.transcript.has_permit = False
         self.transcript.expired = True
@@ -457,7 +494,7 @@ class SessionScope(Generic[S_co]):
             return
         connections = self._connections
         connections.metrics.hold.note(now - connections.pool_queue.leave_hold(self))
-        # Only the database's time: the rest of the scope was the user's.
+        # Only the database's time counts. A block that spends a minute on the user's own code is not a slow database.
         slow = transcript.slowest_s >= connections.options.slow_call_s
         held.settle(fault, slow=slow, took_s=transcript.spent_s)
 

@@ -1,9 +1,9 @@
-"""What is behind a database's URL: how many connections it takes, and whether a pooler is in between.
+"""What is behind a database's URL: how many connections are allowed, and whether there is a pooler in between.
 
-A pooler makes up the process id that a client cancels by; the server's own id comes from a query. If the two differ,
-something is in between. If two open connections report the same server id, or one connection reports two, the pooler
-lends a server connection per transaction, not per client: what a session keeps there (SET, prepared statements, LISTEN,
-advisory locks, temporary tables) belongs to another client a moment later.
+At connect a client receives a process id for cancelling. A pooler makes that id up, while a query returns the server's
+own: if the two differ, there is a pooler. If two open connections report the same server id, or one connection reports
+two, the pooler assigns server connections per transaction, not per client. Session state (SET, prepared statements,
+LISTEN, advisory locks, temporary tables) then passes to another client after each transaction.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Pooling = Literal["", "session", "transaction"]
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """`room`: connections for all of this user's clients together; `limit` names what bounds them.
+    """`room`: how many connections all clients of this user may have together; `limit`: the setting that limits them.
 
-    `pooling`: how a pooler in between lends the server's connections; "" without a pooler.
+    `pooling`: how a pooler assigns the server's connections; "" without a pooler.
     """
 
     room: int
@@ -43,11 +43,11 @@ class ServerFacts:
 
 
 async def examine(url: URL, options: DatabaseOptions, connect_args: dict[str, Any]) -> ServerFacts:
-    """Ask over two connections of its own. Raises what the driver raises, `TimeoutError` after the probe's time."""
+    """Examine the server over two new connections. Raises the driver's errors, and `TimeoutError`."""
     driver = load_driver(url.get_driver_name())
     ending: set[asyncio.Future[Any]] = set()
-    # Without prepared statements: behind a pooler one may be gone in the next transaction, and that is what we look
-    # for.
+    # Without prepared statements: behind a pooler in transaction mode a statement prepared in one transaction may not
+    # exist in the next, and then this very check would fail in the case that it exists to detect.
     plain = replace(options, prepared_statements=False)
     args = {**connect_args, **driver.connect_args(plain, lambda one: ending.add(one) if one else None)}
     engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=args)
@@ -78,6 +78,8 @@ async def _room(connection: AsyncConnection) -> tuple[int, str]:
 
 
 async def _pooling(first: AsyncConnection, second: AsyncConnection) -> Pooling:
+    # Both connections stay open and are queried in turn: a pooler with a free server connection may give a client the
+    # same one again, so a single query of each would not show the mode.
     told = [await _told_pid(first), await _told_pid(second)]
     asked = [await _pid(first), await _pid(second), await _pid(first), await _pid(second)]
     if asked[0] == asked[1] or asked[0] != asked[2] or asked[1] != asked[3]:
@@ -86,14 +88,14 @@ async def _pooling(first: AsyncConnection, second: AsyncConnection) -> Pooling:
 
 
 async def _pid(connection: AsyncConnection) -> int:
-    """The server's own process id, in a transaction that ends at once."""
+    """The server's own process id, queried in a transaction that ends immediately."""
     pid: int = (await connection.execute(PID)).scalar_one()
     await connection.rollback()
     return pid
 
 
 async def _told_pid(connection: AsyncConnection) -> int:
-    """The process id reported when the connection began."""
+    """The process id that was reported at connect."""
     raw: Any = (await connection.get_raw_connection()).driver_connection
     pid: int = raw.get_server_pid() if hasattr(raw, "get_server_pid") else raw.info.backend_pid
     return pid

@@ -1,9 +1,9 @@
-"""The session that a scope returns: SQLAlchemy's own, which repeats its very first statement if need be.
+"""The session that a scope returns: SQLAlchemy's own, which can repeat its first statement.
 
-Between BEGIN and the first statement the user's block may take any length of time, and the server may be restarted
-meanwhile. Nothing has happened in the transaction yet, so it can be started anew on another connection and the
-statement sent once more, without the caller noticing. After the first success, or with objects in the session, that
-would be wrong: then the user gets the error.
+The user's block may take any amount of time between BEGIN and its first statement, and the server may restart during
+that time. Nothing has happened in the transaction yet, so koo can restart it on another connection and send the
+statement again without the caller noticing. Once a statement has succeeded, or with objects in the session, a repeat
+would lose work, and the user gets the error.
 """
 
 from __future__ import annotations
@@ -26,50 +26,52 @@ from koo.database.transcript import Transcript
 from koo.errors import ConfigurationError, DatabaseError, Kind
 
 BUFFERED = immutabledict({"prebuffer_rows": True})
-"""What an `AsyncSession` asks of each result that is not streamed."""
+"""The execution options that an `AsyncSession` adds for each result that is not streamed."""
 
 
 class Renewable(Protocol):
-    """The scope of a session: it may start its transaction anew."""
+    """The scope of a session, which may be able to restart its transaction."""
 
     transcript: Transcript
 
     def take(self, connection: Any) -> None:
-        """A connection has begun a transaction for this scope."""
+        """Record that this scope has begun a transaction on `connection`."""
         ...
 
     def may_replay(self) -> bool:
-        """Whether nothing has happened in this transaction, so that it may be started anew."""
+        """Whether nothing has happened in this transaction, so that it can be restarted unnoticed."""
         ...
 
     async def begin_again(self, error: Exception) -> None:
-        """Start it on another connection; `error` is how the last one was lost."""
+        """Restart the transaction on another connection; `error` is how the last one was lost."""
         ...
 
 
 class SyncSession(Session):
-    """The part of a session that SQLAlchemy runs in its greenlet. `scope` is its owner, until the scope ends."""
+    """The synchronous part of the session, run in SQLAlchemy's greenlet. `scope` is None after the scope's end."""
 
     scope: Renewable | None = None
 
     def open_connection(self) -> Any:
-        """The scope's own way to its connection, which begins the transaction."""
+        """Check out a connection and begin the transaction. Only for the scope itself: it does not set `handed_out`."""
         return super().connection()
 
     def connection(self, *args: Any, **kwargs: Any) -> Any:
-        """As SQLAlchemy's. The block now holds the connection and may do anything on it: it must not be replaced."""
+        """As SQLAlchemy's. The block can now do anything on the connection, so it is never replaced from here on."""
         if self.scope is not None:
             self.scope.transcript.handed_out = True
         return super().connection(*args, **kwargs)
 
     def begin(self, nested: bool = False) -> Any:
-        """As SQLAlchemy's. If a SAVEPOINT comes first it is sent now, while it can still be repeated."""
+        """As SQLAlchemy's. A SAVEPOINT that comes first is sent now, while it can still be repeated."""
         scope = self.scope
         if scope is None or not nested or scope.transcript.statements:
             return super().begin(nested)
         return self._run_first(scope, self._begin_nested_now, (), {})
 
     def _begin_nested_now(self) -> Any:
+        # SQLAlchemy sends SAVEPOINT only with the next statement. By then the session is in a nested transaction and no
+        # longer blank, so a lost connection could not be replaced. Asking for the connection sends it now.
         nested = super().begin(nested=True)
         super().connection()
         return nested
@@ -98,13 +100,16 @@ class SyncSession(Session):
         run: Callable[..., Any] = super()._bulk_save_mappings
         if scope is None or scope.transcript.statements:
             return run(mapper, mappings, **options)
-        # A generator would be empty the second time, and its rows silently lost.
+        # The first run exhausts a generator. A repeat would then insert nothing and report success.
         return self._run_first(scope, run, (mapper, list(mappings)), options)
 
     def _run_first(
         self, scope: Renewable, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        blank = self._is_blank()  # checked before: a flush that fails leaves nothing behind to check
+        # Checked before the statement runs: it may flush pending objects, and a flush that fails rolls the session back
+        # and expunges them. Checked afterwards, a session that has just lost its objects would look blank, and the
+        # repeat would succeed without them.
+        blank = self._is_blank()
         try:
             return run(*args, **kwargs)
         except DBAPIError as error:
@@ -115,12 +120,13 @@ class SyncSession(Session):
         return run(*args, **kwargs)
 
     def _is_blank(self) -> bool:
-        """Whether a rollback would change nothing in it: it has no pending and no loaded objects."""
-        # The attributes behind `new`, `deleted` and `in_nested_transaction()`: every scope passes here.
+        """Whether a rollback would change nothing in the session: it has no pending and no loaded objects."""
+        # The attributes behind `new`, `deleted` and `in_nested_transaction()`, which are faster: every scope passes
+        # here.
         return not (self._new or self._deleted or self._nested_transaction or len(self.identity_map))
 
     def expunge_all(self) -> None:
-        """As SQLAlchemy's. At the end of a scope that loaded no objects there is nothing to do."""
+        """As SQLAlchemy's, but skipped at the end of a scope that loaded no objects."""
         if self._new or self._deleted or len(self.identity_map):
             super().expunge_all()
 
@@ -140,7 +146,7 @@ class GuardedSession(AsyncSession):
         bind_arguments: Any = None,
         **others: Any,
     ) -> Any:
-        """As SQLAlchemy's, in a greenlet that is kept."""
+        """As SQLAlchemy's, in a reused greenlet."""
         options = immutabledict(execution_options).union(BUFFERED) if execution_options else BUFFERED
         result = await in_greenlet(
             self.sync_session.execute, statement, params=params, execution_options=options,
@@ -157,7 +163,7 @@ class GuardedSession(AsyncSession):
         bind_arguments: Any = None,
         **others: Any,
     ) -> Any:
-        """As SQLAlchemy's, in a greenlet that is kept."""
+        """As SQLAlchemy's, in a reused greenlet."""
         options = immutabledict(execution_options).union(BUFFERED) if execution_options else BUFFERED
         return await in_greenlet(
             self.sync_session.scalar, statement, params=params, execution_options=options,
@@ -165,7 +171,10 @@ class GuardedSession(AsyncSession):
         )  # fmt: skip
 
     async def connection(self, *args: Any, **kwargs: Any) -> AsyncConnection:
-        """The connection of this transaction, which has already begun. Raises for options that come too late."""
+        """The connection of this transaction.
+
+        Raises `DatabaseError` for an isolation level: the transaction has already begun.
+        """
         options = kwargs.get("execution_options") or {}
         if "isolation_level" in options:
             raise DatabaseError(
@@ -179,17 +188,21 @@ class GuardedSession(AsyncSession):
 
 @event.listens_for(SyncSession, "after_begin")
 def _take_connection(session: SyncSession, transaction: object, connection: Any) -> None:
-    """From its BEGIN on a connection belongs to the scope, and so does the next one after a commit in the block."""
+    """Tell the scope about its connection: at BEGIN, and after each commit inside the block."""
+    # After `session.commit()` the block's next statement checks out a connection, and it need not be the same one. An
+    # event is the only place that sees every BEGIN; without it that connection would have no deadline.
     if session.scope is not None:
         session.scope.take(connection)
 
 
-@cache  # SQLAlchemy keeps data for each class forever, so a class is made per session class, not per scope
+@cache  # SQLAlchemy keeps registries per class forever, so there must be one class per session class, not per scope
 def guarded(session_class: type[AsyncSession]) -> type[AsyncSession]:
     """`session_class` as the session of a scope: its own methods come first, and the methods they call are koo's.
 
-    Raises `ConfigurationError` for anything but a subclass of SQLAlchemy's `AsyncSession`.
+    Raises `ConfigurationError` unless it is a subclass of SQLAlchemy's `AsyncSession`.
     """
+    # SQLModel's `exec` calls `super().execute`. With the user's class first and koo's behind it in the MRO, that call
+    # reaches koo's `execute`, and `exec` itself keeps working. The synchronous half is combined in the same order.
     if session_class is AsyncSession:
         return GuardedSession
     if not (isinstance(session_class, type) and issubclass(session_class, AsyncSession)):

@@ -1,4 +1,4 @@
-"""The hooks of an engine on SQLite: they keep the promises of `koo.database.sqlite`."""
+"""The hooks of a SQLite engine, which implement the rules in `koo.database.sqlite`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from koo.database.records import ConnectionRecord, ConnectionRecords
 
 
 class SqliteHooks(Hooks):
-    """`temporary`: nothing in the database needs to survive the process."""
+    """As `Hooks`, for SQLite. `temporary`: nothing in the database needs to survive the process."""
 
     def __init__(self, records: ConnectionRecords, temporary: bool) -> None:
         super().__init__(records)
@@ -36,7 +36,7 @@ class SqliteHooks(Hooks):
     def on_do_connect(
         self, dialect: Any, record: Any, args: Any, options: dict[str, Any]
     ) -> AdaptedConnection:
-        """As the dialect connects, with koo's own cursors."""
+        """Connect as the dialect does, with koo's own cursors."""
         create = options.pop("async_creator_fn")
         return AdaptedConnection(dialect.dbapi, await_(create(*args, **options)))
 
@@ -45,21 +45,22 @@ class SqliteHooks(Hooks):
         await_(sqlite.prepare(adapted.driver_connection, self._temporary, self._metrics))
 
     def on_close(self, adapted: Any, record: Any) -> None:
+        # Queued before the close itself: a connection that is closed with a statement open keeps its locks.
         give_up(adapted.driver_connection)
         super().on_close(adapted, record)
 
     def on_checkin(self, adapted: Any, record: Any) -> None:
-        """A rollback or commit inside the block ends the writer's turn before the scope does."""
+        """Let the next writer in: the block's own commit or rollback returns the connection before the scope ends."""
         returned = self._by_connection.get(adapted)
         if returned is not None:
             returned.end_transaction()
 
     def _terminate(self, adapted: Any) -> None:
-        """Close in its thread, without waiting: whatever still runs there goes first."""
+        """Close the connection in its own thread, after what is still running there, without waiting for it."""
         adapted.driver_connection.stop()
 
     def _commit_what_is_left(self, send: Callable[[Any], None], fairy: Any) -> bool:
-        """As `Driver.commit`."""
+        """As `Driver.commit`: False if SQLite has already rolled the transaction back."""
         transaction = self._by_connection[fairy.dbapi_connection].transaction
         if transaction is not None and transaction.rolled_back:
             return False
@@ -72,6 +73,8 @@ class SqliteHooks(Hooks):
         try:
             if transaction is None or record.is_closed:
                 commit(fairy)
+            # A scope without statements has nothing to commit, and sending COMMIT would wake the thread for nothing.
+            # The second condition covers a BEGIN that the block sent on the driver's own connection.
             elif not transaction.is_untouched or record.connection.in_transaction:
                 transaction.commit(partial(commit, fairy))
         finally:
@@ -80,7 +83,8 @@ class SqliteHooks(Hooks):
     def _roll_back_what_is_open(self, roll_back: Callable[[Any], None], fairy: Any) -> None:
         """Skip the rollback of a scope that has committed: each command to SQLite wakes a thread.
 
-        While koo has a transaction on it, its thread may still be working, and may yet open one.
+        While koo has a transaction on the connection, the thread may still be working and about to open one, so
+        `in_transaction` is only trusted without it.
         """
         record = self._by_connection.get(fairy.dbapi_connection)
         settled = record is not None and record.transaction is None and not record.is_closed
@@ -96,7 +100,7 @@ class SqliteHooks(Hooks):
     def _ask(
         self, record: ConnectionRecord, context: Any, statement: str, parameters: tuple[Any, ...]
     ) -> sqlite.Need:
-        """What a statement needs if its first word does not say: SQLite is asked once."""
+        """What a statement needs if its first word does not say. SQLite examines each statement once."""
         need = self._asked.get(statement)
         if need is None:
             values = parameters[0] if parameters else ()
@@ -124,14 +128,15 @@ class SqliteHooks(Hooks):
                 run()
                 return
             await_(transaction.prepare(need))
+            # SQLAlchemy's own cursor streams rows and takes a turn of the thread for each step, so it cannot send BEGIN
+            # in the same turn: it is sent separately before.
             if context._is_server_side:
                 transaction.begin()
             transaction.run(run)
         except BaseException as error:
+            # A cancelled statement goes on in its thread: without the interrupt, closing the connection waits for it.
             if not isinstance(error, Exception):
-                stop_running(
-                    record.connection
-                )  # otherwise it goes on in its thread, and closing waits for it
+                stop_running(record.connection)
             elif record.transaction is not None:
                 record.transaction.note_failure()
             raise

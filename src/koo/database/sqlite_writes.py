@@ -1,7 +1,7 @@
-"""SQLite has one writer. This process's writers stand in a queue; only other processes are polled for.
+"""SQLite allows one writer. The writers of this process wait in a queue; koo polls only for those of other processes.
 
-A `SqliteTransaction` begins as late as its statements allow (`koo.database.sqlite` explains why): a read opens a
-snapshot if the scope keeps one, a write first waits for its turn in the queue, then for SQLite's own lock.
+A `SqliteTransaction` begins as late as its statements allow (`koo.database.sqlite` explains why). A read opens a
+snapshot if the scope keeps one. A write first waits for its turn in the queue, then for SQLite's own lock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from koo.policies.bulkhead import Bulkhead
 from koo.sqlstates import is_locked
 
 BUSY_PAUSE_S = (0.002, 0.03)
-"""Between two attempts to begin a write while another process holds the lock."""
+"""The shortest and longest pause between two attempts to begin a write while another process holds the lock. Random, so
+that two processes do not keep trying at the same moments."""
 
 
 class WriterLine(Bulkhead):
@@ -50,8 +51,10 @@ class WriterLine(Bulkhead):
         self._since = 0.0
 
     async def enter(self, writer: Holder, until: float) -> None:
-        """Become the writer, or raise `PoolSaturated` at `until`."""
+        """Become the writer. Raises `PoolSaturated` at `until`."""
         if not self.take():
+            # A scope opened inside another one, both writing, in one task: the inner one would wait for the outer one
+            # to end, which waits for the inner one. The timeout would break that deadlock, but not say what is wrong.
             if self._owner is not None and self._owner is writer.owner:
                 raise DatabaseError(
                     SERVICE,
@@ -69,6 +72,8 @@ class WriterLine(Bulkhead):
             with Alarm(self._deadlines, until):
                 await waiter
         except BaseException as error:
+            # The previous writer may have handed its turn to this waiter in the same turn of the loop in which the
+            # alarm or a cancellation arrived. If it were not passed on, this process could never write again.
             self.leave(waiter, granted=waiter.done() and not waiter.cancelled())
             if not isinstance(error, TimeoutError):
                 raise
@@ -79,9 +84,9 @@ class WriterLine(Bulkhead):
 
 
 class SqliteTransaction:
-    """One transaction on aiosqlite's `connection`, of a scope in `mode`.
+    """One transaction on aiosqlite's `connection`, for a scope in `mode`.
 
-    It begins in the same turn of the connection's thread that runs its first statement: `prepare`, then `run`.
+    BEGIN and the first statement run in the same turn of the connection's thread: call `prepare`, then `run`.
     """
 
     __slots__ = (
@@ -107,24 +112,23 @@ class SqliteTransaction:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nothing has begun, and nothing is about to."""
+        """Whether no transaction has begun or is prepared."""
         return self._opening is None
 
     @property
     def has_ended(self) -> bool:
-        """Whether SQLite's transaction has ended although nothing here ended it."""
+        """Whether SQLite has ended the transaction, without koo's doing."""
         is_open = self._opening is not None and self._opening.is_done
         return is_open and not self._connection.in_transaction
 
     def note_failure(self) -> None:
-        """A statement has failed: for some errors SQLite ends the whole transaction (a full disk, INSERT OR ROLLBACK).
-
-        Later statements would then be committed one by one, and COMMIT would have nothing left to do.
-        """
+        """A statement has failed: after some errors SQLite ends the transaction (a full disk, INSERT OR ROLLBACK)."""
+        # SQLite is then in autocommit mode. If the block catches the error and goes on, each later statement would be
+        # committed separately, and COMMIT would find nothing to do and succeed: half a transaction, without an error.
         self.rolled_back = self.rolled_back or self.has_ended
 
     async def prepare(self, need: Need) -> None:
-        """Before a statement: prepare what it needs; a write first waits for its turn in the queue.
+        """Called before a statement: prepare the BEGIN that it needs. A write first waits for its turn in the queue.
 
         Raises `DatabaseError` for a write in a read-only scope, and after SQLite has ended the transaction.
         """
@@ -136,7 +140,9 @@ class SqliteTransaction:
                 kind=Kind.INVALID_REQUEST,
             )
         if need is Need.SAVEPOINT:
-            # Outside a transaction it would open one, with a snapshot that may be too old for the next write.
+            # Outside a transaction SAVEPOINT would open a deferred one. Its first read would take a snapshot, and after
+            # another connection's write the scope's own write would fail with BUSY_SNAPSHOT. In COMMITTED mode the
+            # scope must never see that, so it becomes the writer now.
             need = Need.WRITE if self._mode is Mode.COMMITTED else Need.READ
         if need is Need.WRITE:
             if self._mode is Mode.READER:
@@ -149,7 +155,7 @@ class SqliteTransaction:
             self._opening = Opening("BEGIN")
 
     async def begin_writing(self) -> None:
-        """Wait for the turn, then take SQLite's own lock at once. A snapshot that is open stays as it is."""
+        """Wait for the turn, then take SQLite's own lock immediately. A snapshot that is already open is kept."""
         await self._become_writer()
         await in_greenlet(self.begin)
 
@@ -157,6 +163,8 @@ class SqliteTransaction:
         until = self._begin_by = self._until()
         await self._line.enter(self._writer, until)
         self._is_writing = True
+        # In SNAPSHOT mode BEGIN has already run for an earlier read. SQLite then upgrades that transaction at the write
+        # itself, or refuses it with BUSY_SNAPSHOT if its snapshot is too old; a second BEGIN would be an error.
         if self._opening is None:
             self._opening = Opening("BEGIN IMMEDIATE")
 
@@ -164,15 +172,17 @@ class SqliteTransaction:
         return min(self._writer.deadline, self._line.monotonic() + self._line.wait_s)
 
     def begin(self) -> None:
-        """Begin what was prepared, in a turn of its own; call it in SQLAlchemy's greenlet."""
+        """Run the prepared BEGIN in a separate turn of the thread. Call it in SQLAlchemy's greenlet."""
         if self._opening is not None and not self._opening.is_done:
             self.run(lambda: await_(self._connection.take_turn()))
 
     def run(self, statement: Callable[[], object]) -> None:
-        """Run `statement` in SQLAlchemy's greenlet, and in the same turn begin what was prepared for it.
+        """Run `statement` in SQLAlchemy's greenlet, with the prepared BEGIN in the same turn of the thread before it.
 
-        While another process holds SQLite's lock nothing has begun, and both are tried again.
+        While another process holds SQLite's lock, nothing has begun, and both are repeated.
         """
+        # One turn instead of two saves waking the thread and the event loop, which costs more than a small statement.
+        # Between two turns SQLite's lock would also be held while nothing is running.
         opening = self._opening
         if opening is None or opening.is_done:
             statement()
@@ -181,27 +191,33 @@ class SqliteTransaction:
         try:
             self._insist(statement, self._begin_by, opening)
         except Exception:
+            # BEGIN never succeeded, so no COMMIT or ROLLBACK will follow for it: the turn in the queue is given up
+            # here.
             if not opening.is_done:
                 self.end()
             raise
         finally:
             self._connection.opening = None
+            # SQLite has accepted BEGIN IMMEDIATE, so the file is writable again. If the statement finds the disk full,
+            # its error is reported after this and sets the flag again.
             if opening.is_done and self._is_writing:
                 self._line.metrics.is_read_only = False
 
     def _insist(self, step: Callable[[], object], until: float, opening: Opening | None = None) -> None:
-        """Run `step`, repeated while another process's lock prevents it; a statement repeats from its opening."""
+        """Run `step`, and repeat it while another process's lock prevents it."""
         while True:
             try:
                 step()
                 return
             except sqlite3.OperationalError as error:
+                # BEGIN has succeeded, so the statement itself met a lock. A transaction whose snapshot is too old would
+                # fail again however long it waits: only starting again helps, and that is not for this method to do.
                 if opening is not None and opening.is_done:
                     raise
                 await_(self._wait_for(error, until))
 
     async def _wait_for(self, error: sqlite3.OperationalError, until: float) -> None:
-        """Pause for another process's lock; raises `error` if it is not a lock, or the time is over."""
+        """Pause while another process holds the lock. Raises `error` if that is not its reason, or after `until`."""
         line = self._line
         if not is_locked(error) or line.monotonic() >= until:
             raise error
@@ -209,11 +225,13 @@ class SqliteTransaction:
         await asyncio.sleep(low + (high - low) * line.draw())
 
     def commit(self, commit: Callable[[], None]) -> None:
-        """Run `commit` in SQLAlchemy's greenlet; repeated while another process's reader prevents the write."""
+        """Run `commit` in SQLAlchemy's greenlet, and repeat it while another process's reader prevents the write."""
+        # Without WAL, a reader's shared lock makes COMMIT fail with BUSY. The transaction stays open then and its
+        # changes stay in memory, so the same COMMIT can be sent again.
         self._insist(commit, self._until())
 
     def end(self) -> None:
-        """Committed, rolled back, or its connection is gone: the next writer's turn."""
+        """The transaction was committed or rolled back, or its connection is gone: let the next writer in."""
         self._opening = None
         if self._is_writing:
             self._is_writing = False

@@ -1,14 +1,13 @@
 """Functions that are one transaction each, run again as a whole if that may help.
 
-As PostgreSQL's manual asks, the complete transaction is repeated, with all its logic, in a fresh session. A loss in
-COMMIT is not repeated: the transaction may have happened, and a repeat would make it happen twice.
-
-Nor is a function that has committed a part itself: that part would happen twice.
+The complete transaction is repeated in a fresh session, with all its logic, as PostgreSQL's manual requires. There are
+two cases in which it is not repeated, because work could happen twice: the connection was lost in COMMIT, so the
+transaction may have happened; or the function itself has committed part of its work.
 
 A function called inside another one (same database, same task) joins the outer transaction: its work is committed or
-rolled back with it, and only the outermost is run again. Functions of other databases may lie in between. A function
-that asks for more than the transaction it would join is refused. In a task of its own, or inside an open
-`session_scope`, it is a transaction of its own.
+rolled back with it, and only the outermost function runs again. Functions of other databases may be called in between.
+A function that requires a stricter transaction than the one it would join is refused. In a separate task, or inside an
+open `session_scope`, a function has its own transaction.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CONTENTION = RetryOptions(base_s=0.02, cap_s=1.0)
-"""Conflicts pass in milliseconds: the first pause is at most a fiftieth of a second."""
+"""Conflicts pass within milliseconds, so the first pause is at most 20 ms."""
 
 ONCE = (UNPREPARED, STANDBY)
-"""If a repeat on another connection meets the same again, it will stay so: a pooler, or a standby."""
+"""Repeated once, on another connection. The same error again is permanent: a pooler in transaction mode, a standby."""
 STRICTNESS = {None: 0, "READ COMMITTED": 0, "REPEATABLE READ": 1, "SERIALIZABLE": 2}
-"""Ranks of isolation levels. None is the server's default: PostgreSQL's is READ COMMITTED, and more is not promised."""
+"""Ranks of isolation levels. None is the server's default: koo promises no more than PostgreSQL's READ COMMITTED."""
 
 
 class MakeScope(Protocol):
@@ -79,9 +78,9 @@ class Transactions:
         isolation: str | None = None,
         operation: Operation | None = None,
     ) -> T:
-        """`call(session)` in a transaction, repeated if that may help; its result, once that is committed.
+        """Run `call(session)` in a transaction, repeated if that may help; returns its result after the COMMIT.
 
-        With an `operation` once for its key: the result is then what JSON makes of it, or the stored one.
+        With an `operation` it happens once for that key. The result is then what JSON makes of it, or the stored one.
         """
         outer = self._to_join()
         if operation is not None:
@@ -94,9 +93,10 @@ class Transactions:
         return await transaction.run(call)
 
     def _to_join(self) -> RepeatedTransaction | None:
-        """The transaction of this database that runs in this task, even through those of other databases."""
+        """The innermost transaction of this database in this task, or None. Skips those of other databases."""
         outer = _current.get()
-        # A task started inside inherits the ContextVar, but a session is for one task at a time.
+        # A task started inside the function inherits the ContextVar, but a session may be used by one task at a time:
+        # two tasks would send statements on one connection. So the owner is compared, and the new task gets its own.
         while outer is not None and not (
             outer.transactions is self and outer.scope.owner is asyncio.current_task()
         ):
@@ -105,10 +105,10 @@ class Transactions:
 
 
 class RepeatedTransaction:
-    """One call: `run` makes as many attempts as are worthwhile. One deadline covers them.
+    """One call: `run` makes as many attempts as are worthwhile. One deadline covers all of them.
 
-    `outer` is the transaction, of any database, inside which it was called. `is_fenced`: it begins with a row that
-    shows whether an earlier attempt was committed, so that a lost COMMIT may be repeated.
+    `outer`: the transaction, of any database, inside which it was called. `is_fenced`: its first statement inserts a
+    row that shows whether an earlier attempt was committed, so it may be repeated after a lost COMMIT.
     """
 
     is_fenced = False
@@ -128,7 +128,7 @@ class RepeatedTransaction:
         self._met: list[Meaning] = []
 
     def refuse_stricter(self, readonly: bool, isolation: str | None) -> None:
-        """Raises `DatabaseError` if a function would join this transaction but asks for more than it has."""
+        """Raise `DatabaseError` if a function that would join this transaction requires more than it provides."""
         asked, has = STRICTNESS[isolation], STRICTNESS[self._isolation]
         if asked > has:
             what, remedy = f"isolation {isolation}", f"isolation={isolation!r}"
@@ -138,8 +138,8 @@ class RepeatedTransaction:
             return
         raise DatabaseError(
             SERVICE,
-            f"this function asks for {what}, but it is called inside a transaction without it, which it would join:"
-            f" set {remedy} on the outermost function, or call this one outside",
+            f"this function requires {what}, but it would join an outer transaction that does not provide it:"
+            f" set {remedy} on the outermost function, or call this one outside it",
             kind=Kind.INVALID_REQUEST,
         )
 
@@ -161,7 +161,8 @@ class RepeatedTransaction:
                         explain(SERVICE, error, attempt, why_not)
                     self.scope.note_last(error, attempt)
                     raise
-            # Outside the scope: a pause must not hold a permit or a connection.
+            # The pause comes after the scope has ended: during it the attempt must not occupy a connection that others
+            # wait for, nor keep the locks of the very conflict that it is waiting out.
             await self.transactions.clock.sleep(pause)
             attempt += 1
 
@@ -175,14 +176,17 @@ class RepeatedTransaction:
 
     def _mode(self) -> Mode | None:
         """SQLite: a snapshot for the whole function; after a conflict the writers' lock from the start."""
+        # A snapshot is older than every write since, so a second attempt with a snapshot could meet the same conflict
+        # again, and under steady writes it never gets through. Holding the writers' lock from BEGIN on it cannot.
         if self._readonly:
             return None
         mode = Mode.WRITER if self._must_write else Mode.SNAPSHOT
         return mode if self._isolation is None else MODES.get(self._isolation)
 
     def _plan(self, error: Exception, attempt: int) -> tuple[float | None, str]:
-        """The pause before the next attempt; or None, and why there is none (empty: none was to be expected)."""
+        """The pause before the next attempt; or None and the reason (empty if a repeat was not to be expected)."""
         meaning = self.scope.why_repeat(error)
+        # Unknown becomes "lost": if the transaction did happen, its row makes the repeat return the stored result.
         if self.is_fenced and isinstance(error, CommitOutcomeUnknown):
             meaning = LOST
         if meaning is None or attempt > self._repeats_max:
@@ -200,7 +204,9 @@ class RepeatedTransaction:
             return None, why_shut(guard.breaker)
         if now + pause >= self._deadline:
             return None, "the deadline is too near"
-        # A conflict does not mean ill health: its repeats are limited by their number, not by the shared budget.
+        # The retry budget protects a database in trouble from a flood of repeats. A conflict is not a sign of trouble,
+        # and with many writers would use up the budget for real failures: its repeats are limited by their number
+        # alone.
         if not contended and not guard.gates.retry_budget.take(now):
             return None, "the retry budget is empty"
         guard.tally.retries += 1
@@ -227,13 +233,13 @@ def make_transactional(
     """The decorator `transactional_with_retry(max_retries=..., readonly=..., isolation=...)` of a database.
 
     `get_database` is called at each call. The decorated `async def f(session, ...)` is called without the session.
-    Raises TypeError at decoration for anything but a coroutine function: a generator cannot be run again.
+    Raises TypeError at decoration unless it is a coroutine function: a generator cannot be run again.
     """
 
     def transactional_with_retry(
         max_retries: int | None = None, *, readonly: bool = False, isolation: str | None = None
     ) -> Callable[[Callable[Concatenate[AsyncSession, P], Awaitable[T]]], Callable[P, Awaitable[T]]]:
-        """Make an `async def f(session, ...)` one transaction that may run again from its start.
+        """Make an `async def f(session, ...)` one transaction that koo may run again from the start.
 
             @transactional_with_retry(max_retries=5)
             async def move(session, a, b): ...
@@ -241,20 +247,20 @@ def make_transactional(
             await move(a, b)                                       called without the session
 
         It commits when the function returns, and returns its result. After a connection loss, a deadlock or a
-        conflict of serializable transactions it runs again, in a fresh session, after a pause with jitter: so besides
-        SQL the function must do nothing that may not happen twice. `max_retries` counts the repeats after the first
-        run; None is `DB_MAX_RETRIES`. `readonly` and `isolation`: as for `session_scope`. One deadline,
+        conflict of serializable transactions it runs again, in a fresh session, after a pause with jitter. So anything
+        else that the function does, apart from SQL, must be safe to do twice. `max_retries` counts the repeats after
+        the first run; None means `DB_MAX_RETRIES`. `readonly` and `isolation`: as for `session_scope`. One deadline,
         `DATABASE_SCOPE_TIMEOUT`, covers all runs.
 
         `await move(a, b, idempotency_key="…")` happens once for that key, even if clients and processes repeat it:
         later calls return the stored result, which is JSON.
 
         Raises the function's last error; `CommitOutcomeUnknown` without a repeat, because it may have happened;
-        `IdempotencyKeyReused` for a key of another call; `DatabaseUnavailable` or `PoolSaturated` if no run could
-        begin. At decoration: TypeError for anything but an `async def`, ValueError for a `max_retries` that is not a
+        `IdempotencyKeyReused` for a key that another call has used; `DatabaseUnavailable` or `PoolSaturated` if no run
+        could begin. At decoration: TypeError unless it is an `async def`, ValueError for a `max_retries` that is not a
         whole number from 0.
         """
-        if callable(max_retries):  # @transactional_with_retry without its parentheses
+        if callable(max_retries):  # used as @transactional_with_retry, without parentheses
             bare: Any = _decorate(get_database, max_retries, None, False, None)
             return bare
         _check_repeats(max_retries)
@@ -292,7 +298,7 @@ def _decorate(
 
 
 def check_function(fn: Callable[..., Any]) -> None:
-    """Raises TypeError unless calling `fn`, any number of times, returns a coroutine."""
+    """Raise TypeError unless calling `fn` returns a coroutine, each time it is called."""
     if not inspect.iscoroutinefunction(inspect.unwrap(fn)) and not inspect.iscoroutinefunction(
         getattr(fn, "func", None)
     ):

@@ -1,15 +1,16 @@
 """Transcript: what a scope did on its connection, what the engine reported about it, and the verdict.
 
-The breaker gets one verdict per scope, by what the engine reported in it, not by what leaves the block: a lost
-connection counts even if the block caught it, and a user's own exception does not. Fifty statements on a dead
-connection are one failure. Time in the block is the user's: the permit is charged with the database's time only.
+The breaker gets one verdict per scope. It depends on what the engine reported during the scope, not on the exception
+that leaves the block: a lost connection counts even if the block caught the error, and the user's own exceptions do not
+count. Fifty statements on a dead connection are one failure. The permit is charged only with the time that the database
+took, not with the time that the user's code took.
 
-A COMMIT that was lost may have happened. If the block itself sent it, `report` says so at once. The last COMMIT is the
-scope's own: it is only noted here (`in_doubt`), and the scope decides when its connection and permit are back.
+A lost COMMIT may have happened. If the block itself sent it, `report` raises that immediately. If it was the scope's
+final COMMIT, `report` only sets `in_doubt`, and the scope decides after it has returned its connection and its permit.
 
-What a block does on the driver's own connection (COPY, a psycopg cursor) bypasses the engine and is not counted. So
-once a block holds that connection (`handed_out`), it may have done anything: a lost COMMIT is in doubt, and a driver's
-error that leaves the block is treated as if the engine had reported it (`report_raw`).
+What a block does on the driver's own connection (COPY, a psycopg cursor) bypasses the engine and is not counted. Once
+the block has that connection (`handed_out`), it may have done anything on it: a lost COMMIT is then always in doubt,
+and a driver's error that leaves the block is treated as if the engine had reported it (`report_raw`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Fault
 from koo.sqlstates import LATE, STANDBY, Drop, Meaning, sqlstate_of
 
 REPORTS_MAX = 8
+"""Errors kept per scope. The first ones explain the rest, and a block that catches errors in a loop has no limit."""
 CAUSES_MAX = 16
+"""How far a chain of causes is followed: an application can set causes in a cycle."""
 IN_FAILED_TRANSACTION = "25P02"
 """This error says only that an earlier statement failed: the reason is that statement's error."""
 
@@ -59,19 +62,19 @@ class Transcript:
         self._answered = self._unanswered = False
         self.stage = ScopeStage.CONNECT
         self.has_permit = False
-        self.expired = False  # the deadline came
-        self.stopped = False  # ... while a statement ran
+        self.expired = False  # the deadline has passed
+        self.stopped = False  # ... while a statement was running
         self.leaving = False  # the block has ended
         self.in_doubt = False
-        self.handed_out = False  # the block holds a driver connection: what it does there is not seen
-        self.committed = (
-            False  # the block has committed part of its work, or may have: no part may be repeated
-        )
+        # The block has the driver's connection, and the hooks do not see what it does there.
+        self.handed_out = False
+        # The block has committed part of its work, or may have: nothing may be repeated.
+        self.committed = False
         self.failure: Meaning | None = None
         self.statement: str | None = None
         self.statements = 0
         self.spent_s = self.slowest_s = 0.0
-        self._failed_s: float | None = None  # how long what failed took, until the engine reports why
+        self._failed_s: float | None = None  # how long the failed step took, until `report` brings the reason
 
     # ── a statement, or COMMIT ────────────────────────────────────────────────────────────────────────────────
 
@@ -84,7 +87,10 @@ class Transcript:
             self._metrics.connect.note(took_s)
 
     def enter(self, record: ConnectionRecord, stage: ScopeStage) -> float:
-        """Before anything is sent. Returns the time. Raises if it is too late, or another task uses the session."""
+        """Called before anything is sent; returns the time.
+
+        Raises `DatabaseError` after the deadline, while another task uses the session, and without a permit.
+        """
         if record.busy or self.expired or not self.has_permit:
             raise self._why_not(record)
         record.busy = True
@@ -93,7 +99,7 @@ class Transcript:
 
     def _why_not(self, record: ConnectionRecord) -> DatabaseError:
         if record.busy:
-            reason = "two tasks use one session at once: open a scope in each of them"
+            reason = "two tasks are using one session at the same time: open a scope in each of them"
         elif self.expired:
             return self.too_late()
         else:
@@ -101,18 +107,18 @@ class Transcript:
         return DatabaseError(SERVICE, reason, kind=Kind.INVALID_REQUEST)
 
     def leave(self, record: ConnectionRecord, began: float, succeeded: bool) -> float:
-        """After it. Returns how long it took. `report` receives the details of a failure."""
+        """Called after the statement or COMMIT; returns how long it took. `report` brings the details of a failure."""
         record.busy = False
         took_s = self._monotonic() - began
         self.spent_s += took_s
-        if took_s > self.slowest_s:  # noqa: PLR1730 - on the way of every statement
+        if took_s > self.slowest_s:  # noqa: PLR1730 - every statement passes here, and `max()` is slower
             self.slowest_s = took_s
         if succeeded:
             self.stage = ScopeStage.BODY
             self._answered = True
-            self._spoiler = (
-                None  # after a failed statement only a rollback can succeed, and it repairs the transaction
-            )
+            # PostgreSQL refuses every statement after a failed one, except a rollback to a savepoint. So a statement
+            # that succeeds proves that the transaction was repaired, and a COMMIT will write again.
+            self._spoiler = None
         else:
             self._failed_s = took_s
         return took_s
@@ -122,13 +128,16 @@ class Transcript:
     def report(
         self, context: ExceptionContext, record: ConnectionRecord, error: BaseException
     ) -> Exception | None:
-        """An error of the engine in this scope; returns what to raise instead, or None."""
-        if isinstance(error, KooError):
+        """Record an error of the engine; returns the error to raise instead, or None."""
+        if isinstance(error, KooError):  # raised by one of koo's own hooks, inside the engine
             return None
         meaning = explain(error, self.stage, lost=context.is_disconnect and isinstance(error, Exception))
         if meaning.drop is not Drop.KEEP:
             context.is_disconnect = True
         ours = self._note(error, meaning, record)
+        # While the block is running, its `session.commit()` must raise the unknown outcome here, because the block goes
+        # on and may act on it. The final COMMIT is only noted: raising here, inside SQLAlchemy's hook, the scope would
+        # still have its connection and its permit.
         if self._is_doubtful(meaning):
             self.count_unknown()
             self.in_doubt = self.leaving
@@ -138,7 +147,7 @@ class Transcript:
         return self.too_late() if ours else None
 
     def report_raw(self, error: Exception, record: ConnectionRecord) -> None:
-        """An error leaves the block: check whether it came from the driver's own connection, past the engine."""
+        """An error leaves the block: check whether it came from the driver's own connection, bypassing the engine."""
         self.look_for_commit(record)
         for leaf in leaves_of(error) if self.handed_out else ():
             if self.meaning_of(leaf) is None:
@@ -149,19 +158,22 @@ class Transcript:
             original = record.driver.error_of(record.adapted, one)
             if original is not None:
                 meaning = explain(original, lost=record.is_closed)
-                # If this connection is not lost, the error came from another one that the block opened itself.
+                # If this connection is still open, a loss happened on a connection that the block opened itself. It
+                # says nothing about this database, which may not even be the same server.
                 if record.is_closed or not meaning.is_loss:
                     self._note(one, meaning, record)
                 return
 
     def look_for_commit(self, record: ConnectionRecord) -> None:
-        """Check whether the block ended the transaction in its own words, such as `text("COMMIT")`."""
+        """Check whether the block ended the transaction with a statement of its own, such as `text("COMMIT")`."""
         if self.stage is ScopeStage.BODY and record.has_ended():
             self.committed = True
 
     def _note(self, error: BaseException, meaning: Meaning, record: ConnectionRecord) -> bool:
-        """Keep and count it. Returns whether our own deadline caused it."""
+        """Keep and count an error. Returns whether the scope's own deadline caused it."""
         self.look_for_commit(record)
+        # After a deadlock that the block caught, every later statement fails with 25P02, and so does the scope. Judged
+        # by its own code that would be the program's mistake; by the first error it is a conflict that may be repeated.
         spoiler = self._spoiler
         if spoiler is not None and sqlstate_of(error) == IN_FAILED_TRANSACTION:
             reason = next((known for one, known in self._reports if one is spoiler), meaning)
@@ -171,17 +183,22 @@ class Transcript:
                 self._spoiler = error
         if len(self._reports) < REPORTS_MAX:
             self._reports = (*self._reports, (error, reason))
+        # After the deadline, koo itself cancels the statement and cuts the connection off: an error of these kinds is
+        # the result of that, and says nothing about the server's health.
         ours = self.expired and meaning.kind in (Kind.CONNECTION, Kind.TIMEOUT)
         self._count(error, meaning, ours)
+        # One exception: the server had `cleanup_timeout_s` to react to the cancel request and did not. A server that
+        # does not even cancel is unreachable, and that is a failure.
         if ours:
             self._unanswered = self.stopped and record.aborted
         return ours
 
     def _is_doubtful(self, meaning: Meaning) -> bool:
-        """Whether a COMMIT that would have changed something may have happened."""
+        """Whether this is the loss of a COMMIT that may have changed something."""
         if self.stage is not ScopeStage.COMMIT or not meaning.unsure or self._readonly:
             return False
-        # A spoiled transaction commits nothing; but the block may have repaired it on its own connection.
+        # After a failed statement the server can only roll back, so nothing is in doubt. With the driver's connection
+        # in its hands, though, the block may have repaired the transaction without the hooks seeing it.
         return self.handed_out or (self.statements > 0 and self._spoiler is None)
 
     def _count(self, error: BaseException, meaning: Meaning, ours: bool) -> None:
@@ -197,7 +214,7 @@ class Transcript:
             self._records.distrust_all()
         if meaning.kind is Kind.READ_ONLY and not self._readonly:
             metrics.is_read_only = True
-            if meaning.drop is Drop.KEEP:  # a full disk: reconnecting cannot show when it passes
+            if meaning.drop is Drop.KEEP:  # a full disk: no new connection can show when that has passed
                 metrics.disk_full_at = self._monotonic()
         if meaning.verdict is FAILURE and not ours and self.failure is None:
             self.failure = meaning
@@ -207,31 +224,30 @@ class Transcript:
         return DatabaseTimeout(SERVICE, f"the scope's deadline passed (at most {describe_s(total_s)})")
 
     def rolled_back(self) -> DatabaseError:
-        """The error for a COMMIT that becomes a rollback; its cause is what the engine reported."""
-        self.stage = (
-            ScopeStage.BODY
-        )  # otherwise a loss in the ROLLBACK that follows would be taken for a lost COMMIT
+        """The error for a COMMIT that the server turned into a rollback; its cause is what the engine reported."""
+        # Otherwise a connection lost in the ROLLBACK that follows would be taken for a lost COMMIT.
+        self.stage = ScopeStage.BODY
         error = DatabaseError(
             SERVICE,
-            "a statement of this transaction failed and the error was caught, so the server answers COMMIT"
-            " with a rollback: put what may fail into session.begin_nested()",
+            "a statement of this transaction failed and the error was caught, so the server rolls back instead of"
+            " committing: put what may fail into session.begin_nested()",
             kind=Kind.INVALID_REQUEST,
         )
         error.__cause__ = self._spoiler
         return error
 
     def mended(self) -> None:
-        """ROLLBACK: a failed statement no longer spoils the transaction."""
+        """After a ROLLBACK: an earlier failed statement no longer prevents a COMMIT."""
         self._spoiler = None
 
     # ── a COMMIT that was lost ────────────────────────────────────────────────────────────────────────────────
 
     def may_have_written(self) -> bool:
-        """Whether the next COMMIT may change something."""
+        """Whether the next COMMIT could change anything."""
         return not self._readonly and (self.statements > 0 or self.handed_out)
 
     def lost_in_commit(self, record: ConnectionRecord, error: Exception, lost: bool) -> Meaning | None:
-        """Count an error of a COMMIT that has a marker; returns its meaning, or None if it did not happen."""
+        """Count an error of a COMMIT with a marker. Returns its meaning, or None if the COMMIT did not happen."""
         meaning = explain(error, self.stage, lost=lost)
         if not self._is_doubtful(meaning):
             return None
@@ -240,16 +256,16 @@ class Transcript:
         return meaning
 
     def count_unknown(self) -> None:
-        """The outcome of a COMMIT stays unknown: from here on no part may be repeated."""
+        """Count a COMMIT whose outcome is unknown. From now on nothing of this scope may be repeated."""
         self._metrics.note_unknown_commit(self._monotonic())
         self.committed = True
 
     def unknown_outcome(self, key: str | None = None) -> CommitOutcomeUnknown:
-        """The error for a COMMIT whose outcome stays unknown; `key` is its marker's."""
-        reason = "the connection was lost during COMMIT: the transaction may have happened or not"
+        """The error for a COMMIT whose outcome is unknown; `key` is that of its marker."""
+        reason = "the connection was lost during COMMIT: the transaction may or may not have happened"
         if key is None:
-            return CommitOutcomeUnknown(SERVICE, f"{reason}; check before you repeat it")
-        reason += ", and the database could not say in time:"
+            return CommitOutcomeUnknown(SERVICE, f"{reason}; check before repeating it")
+        reason += ", and the outcome could not be found in time:"
         reason += f" it happened if {TABLE} has the key {key} with burned = false"
         unknown = CommitOutcomeUnknown(SERVICE, reason)
         unknown.key = key
@@ -266,12 +282,13 @@ class Transcript:
         self._reports = (*self._reports, (error, meaning))
         return error
 
-    # ── what it comes to ──────────────────────────────────────────────────────────────────────────────────────
+    # ── the verdict ───────────────────────────────────────────────────────────────────────────────────────────
 
     def meaning_of(self, error: BaseException) -> Meaning | None:
         """What the engine reported about an error that left the scope, or about one of its causes.
 
-        For a group (`asyncio.TaskGroup`, anyio) it is the first member's, if each of them may be repeated.
+        For a group (`asyncio.TaskGroup`, anyio) it is the meaning of a member that forbids a repeat, or else of the
+        first member.
         """
         reported = {id(original): meaning for original, meaning in self._reports}
         for one in chain_of(error):
@@ -291,13 +308,14 @@ class Transcript:
         """As `meaning_of`, also for errors that follow from an earlier loss."""
         meaning = self.meaning_of(error)
         if meaning is None and isinstance(error, StatementError | InvalidRequestError | ResourceClosedError):
-            # SQLAlchemy's error for a session whose connection was lost before, if the loss was caught.
+            # The block caught the loss and went on. SQLAlchemy's next error then names only the session's state ("can't
+            # reconnect until invalid transaction is rolled back"); the reason is the loss that was reported before.
             meaning = next((one for _, one in self._reports if one.is_loss), None)
         return meaning
 
     def why_repeat(self, error: Exception) -> Meaning | None:
-        """Why the whole transaction may be run again after `error` left the scope, or None."""
-        # On entry the guard has already repeated what was worth repeating.
+        """Why the whole transaction may run again after it raised `error`; None if it may not."""
+        # A failure on entry has already been retried by the guard.
         if self.committed or self.stage is ScopeStage.CONNECT:
             return None
         if any(isinstance(one, CommitOutcomeUnknown | DatabaseTimeout) for one in leaves_of(error)):
@@ -305,11 +323,12 @@ class Transcript:
         meaning = self._meaning_of_end(error)
         if meaning is None or meaning.repeatable:
             return meaning
-        # Nothing was written; after a failover the next connection leads to another server.
+        # A standby refused the write, so nothing was written. After a failover the next connection reaches the new
+        # primary; a read-only scope does not need one.
         return meaning if meaning is STANDBY and not self._readonly else None
 
     def verdict(self, error: BaseException | None, late: bool) -> Fault | None:
-        """The worst of what the engine reported; None is a success."""
+        """The fault that settles the permit: the worst of what the engine reported; None is a success."""
         if self.failure is not None:
             return self.failure.fault()
         if self.expired and self._unanswered:
@@ -318,11 +337,13 @@ class Transcript:
             return Fault(verdict=NEUTRAL, kind=Kind.DEADLINE)
         if error is not None and not isinstance(error, Exception):
             return CANCELLED
+        # A scope that ran no statement over a driver that sends BEGIN late has exchanged nothing with the server: it
+        # proves neither health nor failure.
         return None if self._answered else UNJUDGED
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An error, its cause, and so on."""
+    """An error, its cause, that one's cause, and so on."""
     one: BaseException | None = error
     for _ in range(CAUSES_MAX):
         if one is None:
@@ -332,7 +353,7 @@ def chain_of(error: BaseException) -> Iterator[BaseException]:
 
 
 def leaves_of(error: BaseException) -> Iterator[BaseException]:
-    """The members of a group, also of groups within it; an error that is not a group is its only member."""
+    """The members of a group, including those of nested groups; or the error itself if it is not a group."""
     if isinstance(error, BaseExceptionGroup):
         for one in error.exceptions:
             yield from leaves_of(one)

@@ -1,13 +1,13 @@
-"""Where a scope is open in the program, found only when it is asked for: a scope records nothing along its way.
+"""Finds where in the program a scope was opened. Computed only on request: an open scope records nothing.
 
-A scope knows its task and its session. A waiting task is a chain of coroutines, each awaiting the next, and one of
-their frames has the session in a local variable. The outermost such frame outside koo is the function that opened the
-scope, or received its session; the line is that of its `async with`, if it has one. If no frame has the session
-(because an object holds it), the outermost frame of the application is the closest answer. FastAPI also leaves the
-route of a request in the chain.
+A scope has its task and its session. A waiting task is a chain of coroutines, each awaiting the next, and one of their
+frames has the session in a local variable. The outermost such frame outside koo is the function that opened the scope
+or received its session; the line is that of its `async with`, if it has one. If no frame has the session (because it is
+an attribute of an object), the outermost frame of the application is the best guess. In FastAPI the chain also contains
+the route of the request.
 
-Of a statement only its first words are ever shown. They end before anything that could be a value: a literal, a
-parameter, a number, a comment. Values belong to the application's users, and these words reach logs.
+Of a statement only the first words are ever shown. They end before anything that could be a value: a literal, a
+parameter, a number, a comment. Values are the data of the application's users, and these words reach logs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 WORDS_MAX = 6
 SETTING_WORDS_MAX = 2
-"""In `SET role TO alice` and the like the third word may be a value."""
+"""For statements such as `SET role TO alice`, where a later word may be a value."""
 FRAMES_MAX = 200
 MANY = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "COPY", "CREATE", "ALTER", "DROP"})
 
@@ -49,14 +49,14 @@ class Whereabouts(NamedTuple):
 
 
 def find(task: asyncio.Task[Any] | None, session: object) -> Whereabouts:
-    """Where the scope with this session is open in its task, as far as can be seen. Never raises."""
+    """Where in its task the scope with this session was opened, as far as that can be found. Never raises."""
     if task is None:
         return Whereabouts("", "", "none")
     frames = list(_frames(task))[:FRAMES_MAX]
     own = [frame for frame in frames if not frame.f_code.co_filename.startswith(_KOO)]
     name = task.get_name() + (", which has ended" if task.done() else "")
     for frame in own:
-        # A copy: from another thread, it may change while it is read.
+        # A copy, because this may run in another thread while the task changes its local variables.
         names = [name for name, value in dict(frame.f_locals).items() if value is session]
         if names:
             line = _opened_at(frame.f_code, frame.f_lasti, names[0]) or frame.f_lineno
@@ -68,10 +68,11 @@ def find(task: asyncio.Task[Any] | None, session: object) -> Whereabouts:
 
 def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
     """The frames of a task, outermost first."""
-    # In a thread without a loop (a WSGI application asking for metrics) there is no current task.
+    # `current_task` raises in a thread without a loop (a WSGI application that reads metrics).
     if asyncio._get_running_loop() is not None and task is asyncio.current_task():
-        # A running coroutine does not say what it awaits; the interpreter's own stack does. It starts at `find`'s
-        # caller: a frame listed among its own locals would be left to the garbage collector.
+        # A running coroutine has no `cr_await`, so the chain is read from the interpreter's stack instead. It starts at
+        # `find`'s caller: a frame stored in one of its own local variables would be a cycle, which keeps all its values
+        # alive until the garbage collector runs.
         outermost = getattr(task.get_coro(), "cr_frame", None)
         yield from reversed(list(_callers(sys._getframe(2), outermost)))
         return
@@ -84,7 +85,7 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
 
 
 def _callers(frame: FrameType | None, outermost: FrameType | None) -> Iterator[FrameType]:
-    """From a frame outward to the task's own; further out are the event loop and whatever started it."""
+    """From a frame outward to the task's outermost one; beyond that are the event loop and what started it."""
     while frame is not None:
         yield frame
         frame = None if frame is outermost else frame.f_back
@@ -97,7 +98,9 @@ def _place(frame: FrameType, line: int) -> str:
 
 @lru_cache(maxsize=256)
 def _opened_at(code: CodeType, at: int, name: str) -> int | None:
-    """The line of the `async with … as name` that is in force at an instruction of a function."""
+    """The line of the `async with … as name` whose block contains an instruction of a function."""
+    # A waiting frame's own line is the statement that waits, which changes. The `async with` is found in the bytecode:
+    # the last one before the instruction whose result is stored under this name.
     line = entering = None
     for instruction in dis.get_instructions(code):
         if instruction.offset > at:
@@ -110,7 +113,7 @@ def _opened_at(code: CodeType, at: int, name: str) -> int | None:
 
 
 def _route(frames: list[FrameType]) -> str:
-    """The route of the request that a task serves: its pattern, never the path with its values."""
+    """The route of the request that a task serves: its pattern, never the actual path, which contains values."""
     for frame in reversed(frames):
         scope = frame.f_locals.get("scope")
         if isinstance(scope, dict) and scope.get("type") == "http":
@@ -121,7 +124,7 @@ def _route(frames: list[FrameType]) -> str:
 
 
 def first_words(statement: str | None) -> str:
-    """The first words of a statement, none of them a value: "UPDATE accounts SET balance"."""
+    """The first words of a statement, up to the first that may be a value: "UPDATE accounts SET balance"."""
     text = statement or ""
     while (comment := _COMMENT.match(text)) is not None:
         text = text[comment.end() :]

@@ -1,1 +1,1 @@
-"""One file per driver: how it begins, cancels, cuts off and closes. Nothing here counts, retries or decides."""
+"""One file per driver: how to begin, cancel, cut off and close. Nothing here counts, retries or decides."""

@@ -1,9 +1,9 @@
-"""aiosqlite, beneath `sqlite://`: a thread for each connection.
+"""aiosqlite, the driver for `sqlite://`: one thread per connection.
 
-The thread serves its connection until it is stopped. Stopped twice, aiosqlite waits for a second answer that never
-comes: a task cancelled while SQLAlchemy closes (at the end of `asyncio.run`, say) would wait forever. And a cancelled
-connect stops its thread without waiting, so the thread may report to a loop that has ended meanwhile. `SingleEnd` stops
-once, and waits for its end.
+The thread serves its connection until it is stopped. If it is stopped twice, aiosqlite waits for a second reply that
+never comes: a task that is cancelled while SQLAlchemy closes (at the end of `asyncio.run`, for example) would wait
+forever. A cancelled connect stops its thread without waiting, so the thread may report to a loop that has since been
+closed. `SingleEnd` stops only once, and makes `Connections.close` wait for the thread's end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from koo.options import DatabaseOptions
 
 CHUNK_ROWS = 64
 STOP_AFTER_S = 0.002
-"""How long a cancelled statement may go on before its thread counts as busy."""
+"""A thread that does not respond for this long after a cancellation is running a statement, which is interrupted."""
 
 
 class Aiosqlite:
@@ -35,7 +35,7 @@ class Aiosqlite:
     health_query = "SELECT NULL FROM sqlite_master"  # reads the file
 
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
-        # pysqlite must not open transactions itself: koo sends BEGIN. The busy timeout is set by a PRAGMA.
+        # The sqlite3 module must not open transactions itself, because koo sends BEGIN. A PRAGMA sets the busy timeout.
         return {"isolation_level": None, "timeout": 0.0, "async_creator_fn": partial(connect, keep)}
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
@@ -49,7 +49,7 @@ class Aiosqlite:
         return False  # the pool's rollback on return ends whatever is open
 
     def has_ended(self, connection: Any) -> bool:
-        return False  # transactions here are koo's own: `SqliteTransaction` knows
+        return False  # `SqliteTransaction` keeps track of this instead
 
     def error_of(self, adapted: Any, error: BaseException) -> Exception | None:
         return error if isinstance(error, sqlite3.Error) else None
@@ -67,24 +67,23 @@ class Aiosqlite:
         connection._running = False  # its thread is the parent's: closing it here would wait forever
 
     def cut_off(self, connection: Any) -> None:
-        # Not `connection.stop()`: SQLAlchemy closes it later, and that would wait for a thread that has ended.
+        # Not `connection.stop()`: SQLAlchemy closes the connection later, and would wait for a thread that has ended.
         interrupt(connection)
         give_up(connection)
 
 
 def interrupt(connection: Any) -> None:
-    """End SQLite's running statement at once; it raises SQLITE_INTERRUPT in its thread."""
+    """End the running statement immediately: it raises SQLITE_INTERRUPT in the connection's thread."""
     inner = connection._connection
     if inner is not None:
         inner.interrupt()
 
 
 def stop_running(connection: Any) -> None:
-    """As `interrupt`, but only if its thread is working.
-
-    Between two pieces of streamed rows it is not. The interrupt would then hit the ROLLBACK that comes next, because
-    SQLite forgets it only when no statement is open.
-    """
+    """As `interrupt`, but only if the connection's thread is running a statement."""
+    # Between two batches of streamed rows the thread is idle but the statement is open. SQLite remembers an interrupt
+    # as long as a statement is open, so it would hit the ROLLBACK that comes next, and the transaction would keep its
+    # locks. Whether the thread is idle shows in whether it takes this no-op from its queue.
     if connection._connection is None:
         return
     idle: list[bool] = []
@@ -98,11 +97,9 @@ def stop_running(connection: Any) -> None:
 
 
 def give_up(connection: Any) -> None:
-    """End SQLite's transaction in its thread, before anything that is queued there later.
-
-    A connection closed with a statement still open lives on as a zombie, and keeps its locks, until the garbage
-    collector finds the statement.
-    """
+    """End the transaction in the connection's thread, before anything that is queued there later."""
+    # A connection that is closed with a statement still open stays alive in SQLite as a "zombie", and keeps its locks
+    # until the garbage collector finalizes the statement.
     inner = connection._connection
     if inner is not None:
         connection._tx.put_nowait((None, partial(_roll_back, inner)))
@@ -114,10 +111,11 @@ def _roll_back(inner: OwnCursors) -> None:
 
 
 class OwnCursors(sqlite3.Connection):
-    """Knows its cursors, so that they can be closed without their owner.
+    """A connection that keeps track of its cursors, so that koo can close them in place of their owners.
 
-    While a statement is open SQLite remembers an interrupt, and applies it to the ROLLBACK that comes next: then the
-    transaction and its locks would live on. A cancelled caller's traceback can keep a cursor, and so a statement, open.
+    While a statement is open, SQLite remembers an interrupt and applies it to the ROLLBACK that comes next: the
+    transaction and its locks would stay. The traceback of a cancelled caller can keep a cursor, and so a statement,
+    open.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -130,17 +128,17 @@ class OwnCursors(sqlite3.Connection):
         return cursor
 
     def execute(self, *args: Any) -> Any:
-        return self.cursor().execute(*args)  # the C code would make a cursor that bypasses `cursor`
+        return self.cursor().execute(*args)  # the C code would create a cursor without calling `cursor`
 
     def give_up(self) -> None:
-        """Close every statement, and end the transaction. In the connection's thread."""
+        """Close every statement, and end the transaction. Runs in the connection's thread."""
         for cursor in tuple(self._cursors):
             cursor.close()
         self.rollback()
 
 
 class SingleEnd(aiosqlite.Connection):
-    """Stops once, however often it is asked to; `keep` receives the future of its thread's end.
+    """Stops only once, however often `stop` is called; `keep` receives the future that its thread completes at its end.
 
     `opening` is sent before the next statement, in the same turn of the thread.
     """
@@ -155,38 +153,40 @@ class SingleEnd(aiosqlite.Connection):
         self.opening: Opening | None = None
 
     def take_turn(self, method: Callable[..., Any] | None = None, *arguments: Any) -> asyncio.Future[Answer]:
-        """Run a method of `sqlite3.Cursor` to its end in the thread; without one, only send `opening`.
+        """Run a method of `sqlite3.Cursor` to its end in the thread; without a method, only send `opening`.
 
-        Raises `sqlite3.OperationalError` at once if the connection is closed.
+        Raises `sqlite3.OperationalError` immediately if the connection is closed.
         """
         inner = self._connection
         if inner is None or not self._running:
-            raise sqlite3.OperationalError("no active connection")  # SQLAlchemy treats these words as a loss
+            # SQLAlchemy recognises a disconnect by this text.
+            raise sqlite3.OperationalError("no active connection")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._tx.put_nowait((future, Turn(future, inner, self.opening, method, *arguments)))
         return future
 
     def stop(self) -> asyncio.Future[Any] | None:
         if self._running:
-            # aiosqlite closes only what it received. It never receives the handle of a cancelled connect, and forgets
-            # it in a cancelled close: SQLite's handle would stay open until the garbage collector finds it.
+            # aiosqlite closes only a handle that it has received. It never receives that of a cancelled connect, and
+            # drops it in a cancelled close. The handle would then stay open until the garbage collector finds it.
             self._tx.put_nowait((None, partial(_close, self._opened)))
             self._stopped = super().stop()
-            keep, self._keep = self._keep, None  # the ending thread must not keep a whole database alive
+            # The thread keeps this object until it ends, and `keep` would keep a whole database alive with it.
+            keep, self._keep = self._keep, None
             if keep is not None:
                 keep(self._stopped)
         return self._stopped
 
 
 def _open(connector: Callable[[], OwnCursors], opened: list[OwnCursors]) -> OwnCursors:
-    """In the thread."""
+    """Open the handle. Runs in the thread."""
     inner = connector()
     opened.append(inner)
     return inner
 
 
 def _close(opened: list[OwnCursors]) -> None:
-    """In the thread, after everything that was queued before."""
+    """Close every handle. Runs in the thread, after everything that was queued before."""
     for inner in opened:
         _roll_back(inner)
         inner.close()

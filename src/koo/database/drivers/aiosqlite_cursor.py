@@ -1,8 +1,8 @@
 """SQLAlchemy's cursor on aiosqlite, with one turn of the connection's thread for each statement.
 
-SQLAlchemy's own cursor takes one turn of the thread to be made, one to run the statement, one to fetch and one to
-close, and BEGIN is another. Each wakes the thread and then the event loop, which costs more than a small statement; and
-between two turns a statement is open, which holds locks and keeps an interrupt for whatever comes next.
+SQLAlchemy's own cursor takes one turn of the thread to be created, one to run the statement, one to fetch and one to
+close, and BEGIN takes another. Each turn wakes the thread and then the event loop, which costs more than a small
+statement. Between two turns the statement is also open: it holds locks, and keeps an interrupt for the next statement.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from koo.database.sqlite import Opening
 
 
 class Answer(NamedTuple):
-    """The result of a statement: `sqlite3`'s values of these names, and all of its rows."""
+    """The result of a statement: the cursor's attributes of these names, and all rows."""
 
     description: Any = None
     rowcount: int = -1
@@ -29,10 +29,10 @@ class Answer(NamedTuple):
 
 
 class Turn:
-    """One turn of the thread: the opening, if there is one, then one statement from its beginning to its end.
+    """One turn of the thread: the opening, if there is one, then one complete statement.
 
-    It does not run for a caller that was cancelled: an interrupt reaches only what already runs, so a statement that
-    starts afterwards could run without end.
+    Skipped if its caller was cancelled: an interrupt ends only a statement that is already running, so nothing would
+    end one that starts later.
     """
 
     __slots__ = ("_arguments", "_future", "_inner", "_method", "_opening")
@@ -62,11 +62,11 @@ class Turn:
             rows = () if cursor.description is None else cursor.fetchall()
             return Answer(cursor.description, cursor.rowcount, cursor.lastrowid, rows)
         finally:
-            cursor.close()  # otherwise an error's traceback would keep the statement open, and its locks
+            cursor.close()  # otherwise an error's traceback would keep the statement open, with its locks
 
 
 class OneTurnCursor:
-    """As SQLAlchemy's cursor; it has all rows when `execute` returns, and holds nothing open."""
+    """As SQLAlchemy's cursor, but it has all rows when `execute` returns, and keeps no statement open."""
 
     __slots__ = ("_adapted", "_rows", "arraysize", "description", "lastrowid", "rowcount")
 
@@ -109,17 +109,17 @@ class OneTurnCursor:
             yield self._rows.popleft()
 
     def setinputsizes(self, *sizes: Any) -> None:
-        """Nothing to do, as in SQLAlchemy's."""
+        """Does nothing, as in SQLAlchemy's cursor."""
 
     def close(self) -> None:
         self._rows.clear()
 
     async def _async_soft_close(self) -> None:
-        """SQLAlchemy closes what is open behind a buffered result: here nothing is."""
+        """Does nothing: SQLAlchemy calls it to close the statement behind a buffered result."""
 
 
 class AdaptedConnection(AsyncAdapt_aiosqlite_connection):
-    """As SQLAlchemy's, with cursors of one turn, except for rows that are streamed."""
+    """As SQLAlchemy's, with one-turn cursors except for streamed rows."""
 
     __slots__ = ()
 

@@ -1,8 +1,8 @@
-"""asyncpg, beneath `postgresql+asyncpg://`.
+"""asyncpg, the driver for `postgresql+asyncpg://`.
 
-asyncpg's close waits until the server has hung up, forever if nothing bounds it. SQLAlchemy bounds it where it drops a
-connection, but not where a pool closes a surplus one, or all of them at its end. koo's own class of connections waits
-no longer than the cleanup time, whatever closes it.
+asyncpg's `close` waits until the server closes the connection, without a limit. SQLAlchemy limits that wait when it
+drops a connection, but not when a pool closes a surplus connection, or all of them at its end. koo's connection class
+never waits longer than the cleanup time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from koo.hidden import Secret
 from koo.options import DatabaseOptions
 
 UNPREPARED = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-"""asyncpg's own setting and SQLAlchemy's. With both off statements have no name, and each lasts until the next one."""
+"""asyncpg's own setting and SQLAlchemy's. With both off, statements are unnamed and last until the next statement."""
 NUMBERS = {
     "statement_cache_size": int,
     "max_cached_statement_lifetime": int,
     "max_cacheable_statement_size": int,
     "command_timeout": float,
 }
-"""Options that a URL can only hold as text."""
+"""Numeric options, which a URL can only contain as text."""
 NOWHERE = os.devnull
-"""Where a forked child's cancel request goes: sent to the real server, it would stop the parent's statement."""
+"""Where a forked child's cancel requests go: at the real server they would stop the parent's statements."""
 OWN_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
@@ -52,13 +52,12 @@ class Asyncpg:
     async def _connect(
         self, options: DatabaseOptions, timeouts: ServerTimeouts, /, *args: Any, **kwargs: Any
     ) -> asyncpg.Connection:
-        """As `asyncpg.connect`. Raises TypeError for a number that cannot be read."""
+        """As `asyncpg.connect`. Raises TypeError for an option that is not a number but should be."""
         read_numbers(kwargs, NUMBERS)
         kwargs.setdefault("loop", LookupLoop(asyncio.get_running_loop()))
         if isinstance(kwargs.get("password"), Secret):
-            kwargs["password"] = partial(
-                str, kwargs["password"]
-            )  # its C code does not accept a subclass of str
+            # asyncpg's C code does not accept a subclass of str, so it gets a function that returns a plain string.
+            kwargs["password"] = partial(str, kwargs["password"])
         given: dict[str, str] = kwargs.pop("server_settings", None) or {}
         base = kwargs.pop("connection_class", asyncpg.Connection)
         ours_class = TaggedConnection if options.exactly_once == "off" else MarkedConnection
@@ -72,9 +71,10 @@ class Asyncpg:
                 raise
             connection = await connect(server_settings=given)
         except (asyncpg.InterfaceError, ssl.SSLError):
-            raise  # also where it is a ValueError
+            raise  # both may also be ValueErrors, which the next clause would report as wrong arguments
         except (LookupError, ValueError) as error:
-            # Raised bare before anything is sent: by `getpass` for a user id without a name, by `int` for PGPORT.
+            # Raised without context before anything is sent: by `getpass` for a user id that has no name, and by `int`
+            # for a PGPORT that is not a number.
             says = NAMES_NO_USER if isinstance(error, LookupError) else UNREADABLE
             raise UnusableArguments(says) from error
         if timeouts.must_ask(user):
@@ -90,6 +90,8 @@ class Asyncpg:
         return None if start is None else start()
 
     def commit(self, send: Callable[[Any], None], fairy: Any) -> bool:
+        # SQLAlchemy commits through asyncpg's transaction object, which ignores the server's response.
+        # `TaggedConnection` keeps it: "ROLLBACK" means that the server did not commit.
         connection = fairy.dbapi_connection.driver_connection
         connection.tag = ""
         send(fairy)
@@ -97,13 +99,17 @@ class Asyncpg:
 
     def commit_marked(self, send: Callable[[Any], None], fairy: Any, marker: str) -> bool:
         connection = fairy.dbapi_connection.driver_connection
+        # The block ended the transaction with a statement of its own, so there is nothing to mark. A marker sent now
+        # would be a transaction of its own, and would claim that something was committed.
         if connection.is_closed() or not connection.is_in_transaction():
             return self.commit(send, fairy)
         connection.tag, connection.marker = "", f"{marker}; "
         try:
             send(fairy)
         except Exception:
-            # A failed COMMIT ends the transaction, and asyncpg assumes that; a failed marker does not end it.
+            # asyncpg assumes that a failed COMMIT has ended the transaction, and marks its transaction object as
+            # failed. If it was the marker that failed, the server's transaction is still open, and nothing else would
+            # end it before the connection returns to the pool.
             if not connection.is_closed() and connection.is_in_transaction():
                 await_(connection.execute("ROLLBACK"))
             raise
@@ -121,7 +127,7 @@ class Asyncpg:
         if isinstance(error, OWN_ERRORS):
             try:
                 adapted._handle_exception(error)
-            except Exception as translated:  # noqa: BLE001 - what it raises is its answer
+            except Exception as translated:  # noqa: BLE001 - it returns the translated error by raising it
                 return translated
         return error if isinstance(error, OSError | adapted.dbapi.Error) else None
 
@@ -151,7 +157,7 @@ class Asyncpg:
 async def _keep_shorter(
     connection: asyncpg.Connection, timeouts: ServerTimeouts, user: object, given: Collection[str]
 ) -> None:
-    """Ask for the role's own timeouts, on its first connection. A server that cannot answer has none."""
+    """Query the role's own timeouts, on its first connection. If the query fails, koo's own timeouts stay."""
     try:
         rows = await connection.fetch(ROLE_TIMEOUTS)
         for name, value in timeouts.learn(user, [(row[0], row[1]) for row in rows]).items():
@@ -165,7 +171,7 @@ async def _keep_shorter(
 
 
 class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
-    """Keeps the server's last answer to a plain command, which asyncpg's own COMMIT throws away.
+    """Keeps the command tag of the last plain command, which asyncpg's own COMMIT discards.
 
     Closes within `cleanup_s` seconds.
     """
@@ -178,19 +184,20 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
         if args or self._query_loggers:
             tag = await super().execute(query, *args, timeout=timeout)
         else:
-            # As asyncpg's own, without its coroutine: every scope's BEGIN and COMMIT pass here.
+            # Does what asyncpg's method does without one more coroutine: every scope's BEGIN and COMMIT come here.
             self._check_open()
             tag = await self._protocol.query(query, timeout)
         self.tag = tag
         return tag
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own
-        """As asyncpg's; without a `timeout` it is cut off after the cleanup time."""
+        """As asyncpg's. Without a `timeout` the connection is cut off after the cleanup time."""
         transport = getattr(self, "_transport", None)
         if timeout is not None or transport is None or self.is_closed():
             await super().close(timeout=timeout)
             return
-        # Not by a timeout: that works by cancelling, and a scope that commits cannot be cancelled.
+        # Not with `asyncio.timeout`, which works by cancelling the task: inside `Unbroken`, where a scope commits, a
+        # task cannot be cancelled, and the close would wait forever. Aborting the transport ends the wait itself.
         timer = asyncio.get_running_loop().call_later(self.cleanup_s, transport.abort)
         try:
             await super().close()
@@ -199,7 +206,10 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class MarkedConnection(TaggedConnection):
-    """Sends `marker` before the next plain command, in one message: asyncpg's own COMMIT, with all its bookkeeping."""
+    """Sends `marker` in front of the next plain command, in the same message.
+
+    That command is asyncpg's own COMMIT, so asyncpg's transaction object stays consistent.
+    """
 
     __slots__ = ("marker",)
 
@@ -208,14 +218,15 @@ class MarkedConnection(TaggedConnection):
         self.marker = ""
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's own
-        """As asyncpg's."""
+        """As asyncpg's, with the marker in front of the command."""
+        # Taken before anything is awaited: a command that fails must not leave the marker for the next one.
         marker, self.marker = self.marker, ""
         return await super().execute(marker + query, *args, timeout=timeout)
 
 
 @cache
 def tagged(connection_class: Any, ours: Any = TaggedConnection) -> Any:
-    """The application's own connection class, made to keep its commands' tags; `ours` is koo's."""
+    """The application's connection class combined with `ours`, koo's. Cached, so that each class is made only once."""
     if connection_class is asyncpg.Connection:
         return ours
     name = f"{ours.__name__.removesuffix('Connection')}{connection_class.__name__}"

@@ -1,4 +1,4 @@
-"""Which drivers exist, and which one a URL names. It is loaded then: importing all takes longer than koo itself."""
+"""The supported drivers. Only the one in the URL is imported: importing all of them takes longer than koo itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIALECTS = {
 
 
 LEAVES_QUOTED = make_url("sqlite:///%20").database == "%20"
-"""SQLAlchemy 2.0 takes the database name as written; 2.1 reads `%20` in it as a space."""
+"""SQLAlchemy 2.0 uses the database name as written; 2.1 decodes `%20` in it to a space."""
 
 
 def load_driver(name: str) -> Driver:
@@ -45,7 +45,7 @@ def load_driver(name: str) -> Driver:
 
 
 def _parsed(given: str | URL) -> URL | None:
-    """None if it is not a URL. SQLAlchemy's own errors repeat it, with the password, so none of them is passed on."""
+    """The parsed URL, or None. SQLAlchemy's errors contain the URL with its password, so they are not passed on."""
     with suppress(ArgumentError, ValueError):
         url: URL = with_hidden_password(make_url(given))
         return url
@@ -53,7 +53,7 @@ def _parsed(given: str | URL) -> URL | None:
 
 
 def read_url(given: str | URL) -> URL:
-    """The URL with its driver named. Raises `ConfigurationError`, without repeating a password."""
+    """The URL with its driver named. Raises `ConfigurationError`, whose text never contains the password."""
     try:
         if isinstance(given, str) and not given.startswith("sqlite"):
             check_place(given.partition("://")[2])
@@ -61,7 +61,7 @@ def read_url(given: str | URL) -> URL:
         if url is not None:
             check_host(url.host, url.port)
     except ValueError as error:
-        raise ConfigurationError("", f"DATABASE_URL cannot be right: {error}") from None
+        raise ConfigurationError("", f"DATABASE_URL is not valid: {error}") from None
     if url is None:
         raise ConfigurationError(
             "", "DATABASE_URL is not a URL; it has the form driver://user:password@host/name"
@@ -86,5 +86,5 @@ def read_url(given: str | URL) -> URL:
         try:
             check_sqlite_url(url.database or "", url.query)
         except ValueError as error:
-            raise ConfigurationError("", f"DATABASE_URL cannot be right: {error}") from None
+            raise ConfigurationError("", f"DATABASE_URL is not valid: {error}") from None
     return url

@@ -1,7 +1,8 @@
-"""The event loop as asyncpg sees it: names are looked up in koo's own threads, everything else is the loop's.
+"""An event loop for asyncpg that resolves names in koo's own threads. Everything else is done by the real loop.
 
-asyncpg connects to a name through its loop, which would look it up in one of the application's threads. It accepts a
-loop as an argument, and takes the name for TLS from the original host: so TLS sees the name, and the loop an address.
+asyncpg connects to a name through its loop, which would resolve it in one of the application's threads. It accepts a
+loop as an argument, and takes the name for TLS from the original host. So TLS checks the name, and the real loop
+connects to an address.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 from koo.database.drivers.names import addresses_of
 
 OFTEN = ("call_at", "call_later", "call_soon", "create_future", "create_task", "is_closed", "time")
-"""Methods that each statement needs: through `__getattr__` each would be found only after a failed lookup."""
+"""Methods that every statement uses. Found through `__getattr__`, each call would first pay for a failed lookup."""
 
 
 class LookupLoop:
-    """A loop whose `create_connection` looks names up in `LOOKUPS`."""
+    """A loop whose `create_connection` resolves names with `LOOKUPS`."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
@@ -30,7 +31,7 @@ class LookupLoop:
     async def create_connection(
         self, factory: Callable[[], Any], host: str, port: int, **more: Any
     ) -> tuple[Any, Any]:
-        """As the loop's. Raises OSError: with several addresses, the error of the first."""
+        """As the loop's. Raises OSError; if there are several addresses, the error of the first one."""
         if more.get("ssl"):
             more.setdefault("server_hostname", host)
         failed: OSError | None = None

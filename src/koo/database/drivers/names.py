@@ -1,8 +1,9 @@
-"""The names of a database's servers, looked up in koo's own threads before a driver is asked to connect.
+"""Resolves the names of a database's servers in koo's own threads, before a driver connects.
 
-Both drivers look names up through the event loop, in the application's threads, and a name that hangs would block them
-one after another. psycopg is passed the addresses, and then looks nothing up. asyncpg takes no address beside the name,
-which TLS needs: it gets a loop that looks names up as koo does (`lookup_loop.py`).
+Both drivers resolve names through the event loop, in the threads of the application's default executor. A lookup that
+hangs would block those threads one after another. psycopg accepts addresses in addition to the names, and then resolves
+nothing. asyncpg accepts only the name, because TLS needs it, so it gets an event loop that resolves names as koo does
+(`lookup_loop.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from koo.lookups import LOOKUPS
 
 
 class Server(NamedTuple):
-    """One server of a URL: its host as named, its port as written, its addresses."""
+    """One server of a URL: its host name, its port as written in the URL, and its addresses."""
 
     host: str
     port: str
@@ -24,11 +25,12 @@ class Server(NamedTuple):
 
 
 async def find_servers(parameters: Mapping[str, Any]) -> list[Server]:
-    """The servers whose names resolve. Raises OSError if none does; empty: there is no name to look up."""
+    """The servers whose names can be resolved; empty if there is no name to resolve. Raises OSError if none can be."""
     hosts = _listed(parameters.get("host"))
     ports = _listed(parameters.get("port"))
     if all(map(_needs_no_lookup, hosts)):
         return []
+    # As libpq does: a single port is for all hosts. With any other number the driver itself must raise the error.
     if len(ports) != len(hosts):
         ports = (ports or [""]) * len(hosts) if len(ports) < 2 else [""] * len(hosts)
     found = await asyncio.gather(*map(addresses_of, hosts), return_exceptions=True)
@@ -43,7 +45,7 @@ async def find_servers(parameters: Mapping[str, Any]) -> list[Server]:
 
 
 def as_libpq(servers: list[Server], parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Each address of each server as one to try, as libpq lists them; empty if libpq has to find them itself."""
+    """libpq's parameters to try every address of every server; empty if libpq has to resolve the names itself."""
     tries = [(one.host, address, one.port) for one in servers for address in one.addresses]
     if parameters.get("hostaddr") or not tries:
         return {}
@@ -52,21 +54,21 @@ def as_libpq(servers: list[Server], parameters: Mapping[str, Any]) -> dict[str, 
 
 
 async def addresses_of(host: str) -> tuple[str, ...]:
-    """The addresses of a name; an address itself; for libpq an empty one for a socket path. Raises OSError."""
+    """The addresses of a name. An address is returned as it is, a socket path as "" (for libpq). Raises OSError."""
     if _needs_no_lookup(host):
         return ("" if host.startswith(("/", "@")) else host,)
     return tuple(dict.fromkeys(address[4][0] for address in await LOOKUPS.find(host, 0)))
 
 
 def _listed(given: object) -> list[str]:
-    """As libpq and asyncpg read it: a single one, several separated by commas, or a list."""
+    """A list of values, read as libpq and asyncpg do: one value, several separated by commas, or a list."""
     if isinstance(given, list | tuple):
         return [str(one) for one in given]
     return str(given).split(",") if given else []
 
 
 def _needs_no_lookup(host: str) -> bool:
-    """An address, or a socket's path."""
+    """Whether it is an address or a socket's path."""
     if not host or host.startswith(("/", "@")):
         return True
     try:

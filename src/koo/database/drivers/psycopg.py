@@ -1,8 +1,9 @@
-"""psycopg 3, the driver of `postgresql://`.
+"""psycopg 3, the driver for `postgresql://`.
 
-When a task is cancelled, psycopg asks the server to stop the statement and waits until it has: up to ten seconds with a
-black hole, and nothing from outside can shorten that. SQLAlchemy drops a connection whose statement was cancelled, so
-there is nothing to wait for: `PromptConnection` asks once, within the cleanup time, and closes.
+When a task is cancelled, psycopg requests that the server stop the statement, and waits until it has. With a server
+that does not respond this takes up to ten seconds, and nothing outside psycopg can shorten that. SQLAlchemy drops a
+connection whose statement was cancelled, so there is no reason to wait: `PromptConnection` sends one request, within
+the cleanup time, and closes.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from koo.database.drivers.names import as_libpq, find_servers
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, libpq_parameters, sever
 from koo.options import DatabaseOptions
 
-# Used by every scope, where a class attribute of an enum costs a dictionary lookup.
+# Module constants, because every scope reads them and an attribute of an enum class costs a dictionary lookup.
 IDLE, INERROR, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.INERROR, TransactionStatus.UNKNOWN
 
 NUMBERS = {"prepare_threshold": lambda text: None if text.lower() == "none" else int(text)}
-"""Options that a URL can only hold as text."""
+"""Numeric options, which a URL can only contain as text."""
 
 
 class Psycopg:
@@ -51,7 +52,7 @@ class Psycopg:
         connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s, *args)
         kwargs = {**libpq_parameters(options), **kwargs, **await _addresses(kwargs)}
         user, given = kwargs.get("user"), kwargs.get("options") or ""
-        # The last value of a setting wins: the URL's come after koo's.
+        # The last value of a setting wins, so the URL's settings come after koo's.
         ours = timeouts.of(user)
         words = [*(f"-c {name}={value}" for name, value in ours.items()), given]
         try:
@@ -71,6 +72,7 @@ class Psycopg:
         return None if start is None else _start(connection, start)
 
     def commit(self, send: Callable[[Any], None], fairy: Any) -> bool:
+        # libpq keeps the transaction's state, so a failed transaction is known before COMMIT is sent.
         if fairy.dbapi_connection.driver_connection.pgconn.transaction_status == INERROR:
             return False
         send(fairy)
@@ -79,7 +81,9 @@ class Psycopg:
     def commit_marked(self, send: Callable[[Any], None], fairy: Any, marker: str) -> bool:
         connection = fairy.dbapi_connection.driver_connection
         status = connection.pgconn.transaction_status
-        if status == IDLE:  # the block ended the transaction in its own words: there is nothing to mark
+        # The block ended the transaction with a statement of its own. A marker sent now would be a transaction of its
+        # own, and would claim that something was committed.
+        if status == IDLE:
             send(fairy)
             return True
         if status == INERROR:
@@ -116,10 +120,11 @@ class Psycopg:
 
 
 def _shut(connection: Any) -> None:
-    """End the connection on the wire; whatever runs on it gets an error."""
+    """Shut the connection's socket down: a statement that is running on it gets an error."""
     if connection.closed:
         return
-    # On a copy: closing the original would pull it from under the selector and from libpq.
+    # `socket.socket(fileno=…)` closes its descriptor at the end of the block, so it gets a copy. Closing the original
+    # would pull it from under the selector and libpq, and the number could be reused for another file in between.
     with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as wire:
         wire.shutdown(socket.SHUT_RDWR)
 
@@ -127,7 +132,7 @@ def _shut(connection: Any) -> None:
 async def _addresses(parameters: Mapping[str, Any]) -> dict[str, str]:
     if parameters.get("service"):
         return {}
-    # Variables that libpq reads itself: PGHOST and the like.
+    # The defaults that libpq takes from environment variables: PGHOST and so on.
     of_libpq = {one.keyword.decode(): one.val.decode() for one in Conninfo.get_defaults() if one.val}
     asked = of_libpq | {name: value for name, value in parameters.items() if value}
     try:
@@ -139,9 +144,10 @@ async def _addresses(parameters: Mapping[str, Any]) -> dict[str, str]:
 async def _keep_shorter(
     connection: PromptConnection, timeouts: ServerTimeouts, user: object, given: str
 ) -> None:
-    """Ask for the role's own timeouts, on its first connection. A server that cannot answer has none."""
+    """Query the role's own timeouts, on its first connection. If the query fails, koo's own timeouts stay."""
     try:
-        # Without a transaction: its COMMIT would be the first that passes, where a test cuts the application's.
+        # Without a transaction: its COMMIT would be the first one on the wire, and a proxy in a test that cuts the
+        # application's first COMMIT would cut this one.
         await connection.set_autocommit(True)
         try:
             rows = await (await connection.execute(ROLE_TIMEOUTS)).fetchall()
@@ -162,7 +168,7 @@ async def _start(connection: Any, start: Callable[[], Any]) -> None:
 
 
 class ServerCursor(psycopg.AsyncServerCursor[Any]):
-    """A streamed result. When its connection is lost it cannot be closed, and psycopg's warning would not help."""
+    """A streamed result. Without psycopg's warning if it was not closed because its connection is lost."""
 
     def __del__(self, *warn: Any) -> None:
         if not self.connection.closed:
@@ -170,30 +176,31 @@ class ServerCursor(psycopg.AsyncServerCursor[Any]):
 
 
 attempts: ContextVar[list[Generator[Any, Any, Any]]] = ContextVar("attempts")
-"""This task's attempts to connect."""
+"""The generators of this task's attempts to connect."""
 
 
 class PromptConnection(psycopg.AsyncConnection[Any]):
-    """Abandons a cancelled statement within `cleanup_s` seconds. `begun`: transactions since koo's last BEGIN."""
+    """Gives a cancelled statement up within `cleanup_s` seconds. `begun`: transactions since koo's last BEGIN."""
 
     cleanup_s = 2.0
     begun = 0
     is_parents = False
-    """This process is a forked child."""
+    """Whether this process is a forked child, and the connection belongs to its parent."""
     _steps = 0
-    """Protocol steps under way: one, unless a caller uses the connection from two tasks."""
+    """Protocol steps in progress: at most one, unless a caller uses the connection from two tasks."""
     _must_close = False
 
     @classmethod
     async def connect_within(cls, cleanup_s: float, *args: Any, **kwargs: Any) -> PromptConnection:
-        """As `connect`. Raises TypeError for a number that cannot be read."""
+        """As `connect`. Raises TypeError for an option that is not a number but should be."""
         read_numbers(kwargs, NUMBERS)
         begun: list[Generator[Any, Any, Any]] = []
         attempts.set(begun)
         try:
             connection = await cls.connect(*args, **kwargs)
         finally:
-            # An abandoned attempt keeps its socket as long as a traceback keeps its frame: until the next collection.
+            # psycopg tries several addresses in turn, each in a generator that owns a socket. The traceback of a failed
+            # attempt keeps its generator alive, and so the socket open, until the next garbage collection.
             for one in begun:
                 one.close()
         connection.cleanup_s = cleanup_s
@@ -209,28 +216,33 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no transaction is open, by the server's last answer."""
+        """Whether no transaction is open, according to the server's last response."""
         return self.pgconn.transaction_status == TransactionStatus.IDLE
 
     def _get_tx_start_command(self) -> bytes:
-        # psycopg sends BEGIN itself: also after a COMMIT sent as a statement, which only psycopg sees.
+        # psycopg calls this for each BEGIN it sends, and so also after a COMMIT that the block sent as a statement,
+        # which koo's hooks do not see. A second BEGIN means that koo's transaction has ended.
         self.begun += 1
         return super()._get_tx_start_command()
 
     async def commit_after(self, statement: str) -> None:
-        """`statement` and COMMIT in one message, and without a cursor, which would cost as much as the statement."""
+        """Send `statement` and COMMIT in one message. Without a cursor, which would cost as much as the statement."""
         async with self.lock:
             await self.wait(self._commit_after(f"{statement}; COMMIT".encode(self.pgconn._encoding)))
 
     def _commit_after(self, query: bytes) -> Generator[Any, Any, None]:
         self._check_connection_ok()
-        self.pgconn.send_query(query)  # a simple query: several statements in one message
+        # The simple query protocol takes several statements in one message. The server stops at the first that fails:
+        # if the marker is refused, COMMIT is not executed.
+        self.pgconn.send_query(query)
         for result in (yield from execute(self.pgconn)):
             if result.status == ExecStatus.FATAL_ERROR:
                 raise error_from_result(result, encoding=self.pgconn._encoding)
 
     async def wait(self, gen: Any, interval: float = 0.1, **more: Any) -> Any:  # type: ignore[override]
-        """Run a protocol step to its end; a cancellation in the middle of a statement closes the connection."""
+        """Run a protocol step to its end. A cancellation in the middle of a statement closes the connection."""
+        # After a cancellation the statement's response may still arrive, and the next statement would take it for its
+        # own. psycopg avoids that by waiting for it; here the connection is closed instead.
         self._steps += 1
         try:
             return await wait_async(gen, self.pgconn.socket, interval=interval, **more)
@@ -242,7 +254,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
             self._end_step()
 
     async def wait_for_begin(self, gen: Any) -> Any:
-        """As `wait`, for BEGIN: the server has no statement to stop, and the caller may be short of time."""
+        """As `wait`, for BEGIN: there is no statement to stop, and a cancelled caller should not wait for a request."""
         self._steps += 1
         try:
             return await wait_async(gen, self.pgconn.socket, interval=0.1)
@@ -253,13 +265,15 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
             self._end_step()
 
     def _end_step(self) -> None:
+        # Only the last step closes: see `close` about freeing libpq's memory under a step that is still running.
         self._steps -= 1
         if self._must_close and not self._steps:
             self.pgconn.finish()
 
     async def close(self) -> None:
-        """As psycopg's. A statement that another task is running ends at once, with an error."""
-        # psycopg would free libpq's memory now, which its compiled half still reads when that task wakes: a crash.
+        """As psycopg's. A statement that another task is running ends immediately, with an error."""
+        # psycopg would free libpq's memory now. Its compiled part still reads that memory when the other task wakes up,
+        # and the process would crash. So the socket is shut down, and the other task's step closes the connection.
         if self._steps:
             self._must_close = True
             _shut(self)
@@ -267,10 +281,11 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
             await super().close()
 
     async def _stop_statement(self) -> None:
-        # A cancel request uses a connection of its own, so a forked child would stop the parent's statement.
+        # A cancel request uses a separate connection and names the server process. In a forked child that is the
+        # parent's, and the request would stop the parent's statement.
         if self.pgconn.transaction_status != TransactionStatus.ACTIVE or self.is_parents:
             return
         try:
             await self.cancel_safe(timeout=self.cleanup_s)
         except (psycopg.Error, OSError):
-            return  # unreachable: the server will notice the closed connection, or is gone itself
+            return  # the server cannot be reached: it will notice the closed connection, or is gone itself
