@@ -131,7 +131,7 @@ EXACT: list[tuple[Event, str]] = [
     (
         CommitUnknown("database", "GET /orders (app.orders:41)", "UPDATE orders SET"),
         "CRITICAL database: outcome of a commit unknown: the connection was lost during COMMIT: "
-        "the transaction may have happened or not, and was not run again; in GET /orders (app.orders:41); "
+        "the transaction may or may not have happened, and was not run again; in GET /orders (app.orders:41); "
         "last statement UPDATE orders SET; look whether it happened before it is repeated",
     ),
     (

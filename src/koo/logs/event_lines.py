@@ -214,7 +214,7 @@ def _commit_unknown(event: events.CommitUnknown, since: Since) -> Told:
     where, statement = safe(event.where, 200), safe(event.statement, 100)
     cause = "the connection was lost during COMMIT"
     said = [
-        f"{cause}: the transaction may have happened or not, and was not run again",
+        f"{cause}: the transaction may or may not have happened, and was not run again",
         f"in {where}" if where else "",
         f"last statement {statement}" if statement else "",
         f"its marker is {event.key}" if event.key else "",
