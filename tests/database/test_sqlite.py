@@ -587,7 +587,7 @@ def test_a_transaction_that_sqlite_rolled_back_is_not_taken_for_a_commit(
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             with pytest.raises(
-                DatabaseError, match="rolled this transaction back" if goes_on else "rollback"
+                DatabaseError, match="rolled this transaction back" if goes_on else "rolls back"
             ):
                 async with database.session_scope() as session:
                     await session.execute(text("INSERT INTO notes (n) VALUES (1)"))
