@@ -1,4 +1,4 @@
-"""One database for each test, on the driver it asks for."""
+"""One fresh database per test, on the driver that the test requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pooler as small as can be: PostgreSQL's wire protocol, one server connection lent to the client in a transaction.
+"""A minimal pooler: PostgreSQL's wire protocol, one server connection lent to the client in a transaction.
 
 With `shared=False` each client has a server's connection of its own, as in session mode. Like PgBouncer it makes up the
 process id that it tells its clients.
@@ -50,7 +50,7 @@ class Upstream:
                 return upstream
 
     async def pump(self) -> None:
-        """Hand the server's answers to the client that has it, until its transaction is over."""
+        """Forward the server's responses to its current client, until that client's transaction ends."""
         with suppress(asyncio.IncompleteReadError, OSError):
             while True:
                 kind, body = await read(self.reader)
@@ -64,7 +64,7 @@ class Upstream:
 
 @asynccontextmanager
 async def pooling(server: PostgresServer, database: str, *, shared: bool) -> AsyncIterator[int]:
-    """The port of a pooler."""
+    """Run a pooler; yields its port."""
     tasks: set[asyncio.Task[None]] = set()
     upstreams: list[Upstream] = []
     made_up = itertools.count(4711)

@@ -1,4 +1,4 @@
-"""What the tests of the database share: databases on three drivers, and a `Database` that must end clean."""
+"""Shared by the database tests: databases on three drivers, and a `Database` that must leave nothing behind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def options(url: str, **changes: Any) -> DatabaseOptions:
 
 @asynccontextmanager
 async def opened(url: str, **changes: Any) -> AsyncIterator[Database]:
-    """A `Database` that is closed at the end, and then has nothing checked out and an empty queue."""
+    """A `Database` that is closed at the end, and must then have no connection in use and an empty queue."""
     clock: Clock = changes.pop("clock", SYSTEM_CLOCK)
     database = Database(options(url, **changes), clock=clock)
     try:
@@ -62,7 +62,7 @@ async def with_notes(url: str, **changes: Any) -> AsyncIterator[Database]:
 
 
 def assert_free(database: Database) -> None:
-    """No place of the pool, no permit, no writer's turn and no transaction is left behind."""
+    """Assert that no place in the pool, permit, writer's turn or transaction is left behind."""
     assert taken_of_database(database) == []
 
 
@@ -73,7 +73,7 @@ def checked_out(database: Database) -> int:
 
 
 async def leave_markers_alone(database: Database) -> None:
-    """From now on old rows are not deleted: that has a COMMIT too, and a proxy would cut it instead of the test's."""
+    """Stop the deletion of old rows: it commits too, and a proxy would cut that COMMIT instead of the test's."""
     assert database.connections is not None
     markers = database.connections.markers
     await markers.ready()
@@ -94,7 +94,7 @@ async def proxied(server: PostgresServer) -> AsyncIterator[FaultProxy]:
 
 
 def through(proxy: FaultProxy, server: PostgresServer, driver: Driver, database: str) -> str:
-    """The URL of `database` by way of the proxy."""
+    """The URL of `database` through the proxy."""
     return server.url(driver, database).replace(f":{server.port}/", f":{proxy.port}/")
 
 

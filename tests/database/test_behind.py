@@ -1,4 +1,4 @@
-"""What stands behind a database's URL: its room for connections, and a pooler in between."""
+"""What is behind a database's URL: the limit on connections, and a pooler in between."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def address(place: Place, port: int) -> str:
 
 
 @pytest.mark.parametrize(("shared", "mode"), [(True, "transaction"), (False, "session")])
-def test_a_pooler_and_its_mode_are_found(pg: Place, shared: bool, mode: str) -> None:
-    """It makes up process ids; where a transaction has a server's connection, two clients are told the same one."""
+def test_a_pooler_and_its_mode_are_detected(pg: Place, shared: bool, mode: str) -> None:
+    """A pooler makes up process ids. In transaction mode, two clients report the same server process."""
 
     async def main() -> None:
         async with (
@@ -33,7 +33,7 @@ def test_a_pooler_and_its_mode_are_found(pg: Place, shared: bool, mode: str) -> 
     run(main)
 
 
-def test_a_server_without_a_pooler_is_none_and_tells_its_room(pg: Place) -> None:
+def test_a_server_without_a_pooler_reports_none_and_its_connection_limit(pg: Place) -> None:
     async def main() -> None:
         pg.server.sql("CREATE ROLE few LOGIN PASSWORD 'koo-test' CONNECTION LIMIT 7")
         try:
@@ -54,7 +54,7 @@ def test_a_server_without_a_pooler_is_none_and_tells_its_room(pg: Place) -> None
     run(main)
 
 
-def test_a_file_has_no_server(tmp_path: Path) -> None:
+def test_sqlite_has_no_server_to_examine(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(f"sqlite:///{tmp_path / 'a.db'}") as database:
             assert await database.examine_server() is None
@@ -62,7 +62,7 @@ def test_a_file_has_no_server(tmp_path: Path) -> None:
     run(main)
 
 
-# ── what doctor says ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── koo doctor ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def said(database: Database, workers: int) -> dict[str, tuple[str, str, str]]:
@@ -72,7 +72,7 @@ async def said(database: Database, workers: int) -> dict[str, tuple[str, str, st
     }
 
 
-def test_doctor_compares_processes_times_pool_with_what_the_server_takes(pg: Place) -> None:
+def test_doctor_compares_processes_times_pool_size_with_the_servers_limit(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url, pool_size=10, max_overflow=20) as database:
             room = int(pg.server.sql("SHOW max_connections"))
@@ -88,7 +88,7 @@ def test_doctor_compares_processes_times_pool_with_what_the_server_takes(pg: Pla
     run(main)
 
 
-def test_doctor_says_what_to_write_behind_a_pooler(pg: Place) -> None:
+def test_doctor_names_the_settings_for_a_pooler(pg: Place) -> None:
     async def main() -> None:
         async with pooling(pg.server, pg.database, shared=True) as port:
             url = address(pg, port)
@@ -103,7 +103,7 @@ def test_doctor_says_what_to_write_behind_a_pooler(pg: Place) -> None:
     run(main)
 
 
-def test_doctor_sends_people_to_the_right_place(pg: Place) -> None:
+def test_doctors_advice_fits_the_connection_error(pg: Place) -> None:
     async def main() -> None:
         pg.server.sql("DROP ROLE IF EXISTS shut_out")
         pg.server.sql("CREATE ROLE shut_out NOLOGIN")
@@ -123,10 +123,10 @@ def test_doctor_sends_people_to_the_right_place(pg: Place) -> None:
     run(main)
 
 
-def test_neither_probe_nor_doctor_ask_for_what_another_process_has_prepared(
+def test_probe_and_doctor_do_not_use_statements_prepared_by_another_process(
     pg: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """asyncpg numbers its statements in each process anew, and a server's connection remembers those of all."""
+    """Each process numbers asyncpg's statements from 1, and a shared server connection keeps those of all processes."""
 
     async def main() -> None:
         async with (

@@ -1,4 +1,4 @@
-"""Cancellation at every point: it goes up, and nothing is left behind.
+"""Cancellation at every point: it is raised to the caller, and nothing is left behind.
 
 A scope is run again and again, and cancelled at its first, second, third ... wait: once while it waits, and once in the
 very turn of the event loop in which what it waits for is done. There is a last run that is not cancelled any more.
@@ -35,12 +35,12 @@ from tests.database.support import (
 )
 from tests.database.test_faults import until_asleep
 
-# With their tracebacks they hold on to cursors: nothing may depend on the garbage collector.
+# The errors' tracebacks keep cursors alive: nothing may depend on the garbage collector.
 KEPT: list[BaseException] = []
 
 
 class CancelAt:
-    """Awaits `work`, and cancels the task at its `step`-th wait; `late`: when what it waits for is done.
+    """Awaits `work`, and cancels the task at its `step`-th wait; `late`: in the turn in which that wait completes.
 
     Waits are counted while `counts()` says so.
     """
@@ -84,7 +84,7 @@ class CancelAt:
 async def cancelled_at(
     work: Awaitable[Any], step: int, late: bool, counts: Callable[[], bool] = lambda: True
 ) -> bool:
-    """Did `work` last until its `step`-th wait, and was it cancelled there?"""
+    """Whether `work` reached its `step`-th wait and was cancelled there."""
     at = CancelAt(work, step, late, counts)
     task = asyncio.ensure_future(_await(at))
     try:
@@ -92,7 +92,7 @@ async def cancelled_at(
     except asyncio.CancelledError as error:
         KEPT.append(error)
         return True
-    # A cancellation in the very last turn may come too late to be seen.
+    # A cancellation in the very last turn may come too late to take effect.
     return at.waits >= step
 
 
@@ -107,7 +107,7 @@ async def write_one(database: Database) -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_at_every_wait_of_a_scope_on_a_warm_pool(url: str, late: bool) -> None:
+def test_a_scope_on_a_warm_pool_can_be_cancelled_at_every_wait(url: str, late: bool) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             step = 1
@@ -128,7 +128,7 @@ def test_at_every_wait_of_a_scope_on_a_warm_pool(url: str, late: bool) -> None:
 @pytest.mark.parametrize(
     "kind", [{"readonly": True}, {"isolation": "SERIALIZABLE"}], ids=["reads", "isolated"]
 )
-def test_at_every_wait_of_a_scope_whose_connection_is_told_what_it_is_for(
+def test_a_read_only_or_isolated_scope_can_be_cancelled_at_every_wait(
     url: str, late: bool, kind: dict[str, Any]
 ) -> None:
     async def read(database: Database) -> None:
@@ -147,10 +147,10 @@ def test_at_every_wait_of_a_scope_whose_connection_is_told_what_it_is_for(
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_at_every_wait_of_a_scope_that_has_to_connect(url: str, late: bool) -> None:
+def test_a_scope_that_has_to_connect_can_be_cancelled_at_every_wait(url: str, late: bool) -> None:
     async def main() -> None:
         if url == "sqlite://":
-            pytest.skip("a database in memory lives as long as its `Database`")
+            pytest.skip("an in-memory database exists as long as its `Database`")
         async with with_notes(url):
             pass
         step = 1
@@ -170,10 +170,10 @@ def test_at_every_wait_of_a_scope_that_has_to_connect(url: str, late: bool) -> N
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_each_sqlite_connection_is_closed_wherever_its_connecting_was_cancelled(
+def test_a_sqlite_connection_is_closed_at_whatever_step_its_connect_is_cancelled(
     sqlite_url: str, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not left to the garbage collector, which 3.13 reports and older Pythons hide."""
+    """It is not left to the garbage collector. Python 3.13 warns about that; older versions do not."""
     still_open: set[int] = set()
 
     class Counted(OwnCursors):
@@ -207,7 +207,7 @@ def test_each_sqlite_connection_is_closed_wherever_its_connecting_was_cancelled(
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_at_every_wait_of_a_rollback(url: str, late: bool) -> None:
+def test_a_rollback_can_be_cancelled_at_every_wait(url: str, late: bool) -> None:
     async def failing(database: Database) -> None:
         try:
             async with database.session_scope() as session:
@@ -228,8 +228,8 @@ def test_at_every_wait_of_a_rollback(url: str, late: bool) -> None:
     run(main)
 
 
-def test_a_cancelled_commit_is_finished_first(pg: Place) -> None:
-    """COMMIT is not cut short by its caller: what was cancelled in it is committed, and the cancellation goes up."""
+def test_a_cancelled_commit_is_completed_first(pg: Place) -> None:
+    """A caller cannot interrupt COMMIT: the transaction is committed, and the cancellation is raised afterwards."""
 
     async def main() -> None:
         async with with_notes(pg.url) as database:
@@ -256,7 +256,7 @@ async def lock_notes(database: Database) -> None:
 
 
 async def write_deferred(database: Database) -> None:
-    """A transaction whose COMMIT itself has to wait: a deferred trigger takes a lock."""
+    """A transaction whose COMMIT has to wait, because a deferred trigger takes a lock."""
     async with database.session_scope() as session:
         await session.execute(
             text(
@@ -304,7 +304,7 @@ def test_a_cancelled_statement_stops_on_the_server(pg: Place) -> None:
     run(main)
 
 
-def test_a_deadline_around_the_scope_goes_up_as_a_timeout(url: str) -> None:
+def test_a_timeout_around_the_scope_is_raised_as_a_timeout(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             with pytest.raises(TimeoutError):
@@ -317,7 +317,7 @@ def test_a_deadline_around_the_scope_goes_up_as_a_timeout(url: str) -> None:
     run(main)
 
 
-def test_a_storm_of_cancellations_leaves_the_pool_whole(url: str) -> None:
+def test_many_cancellations_leave_the_pool_intact(url: str) -> None:
     async def main() -> None:
         draw = random.Random(7)
         async with with_notes(url, pool_size=3, max_overflow=2) as database:

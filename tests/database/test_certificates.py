@@ -1,4 +1,4 @@
-"""A TLS certificate that is not trusted is the configuration's fault: said in words, and not tried again."""
+"""An untrusted TLS certificate is a configuration error: the message says so, and koo does not retry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE, THERE = "127.0.0.1", "db.example"
 
 @asynccontextmanager
 async def server(made: Path) -> AsyncIterator[int]:
-    """What a PostgreSQL with this certificate says until the client trusts it, or not; its port."""
+    """Stands in for PostgreSQL with this certificate, up to the TLS handshake. Yields its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(made, made.with_name("key.pem"))
 
@@ -48,7 +48,7 @@ async def refusal(driver: str, port: int) -> DatabaseUnavailable:
 
 @pytest.fixture
 def authorities(tmp_path: Path) -> dict[str, Path]:
-    """Of two servers, neither of which is at 127.0.0.1."""
+    """The authorities of two servers, neither of which is valid for 127.0.0.1."""
     made = {name: tmp_path / name for name in ("ours", "another")}
     for folder in made.values():
         folder.mkdir()
@@ -64,7 +64,7 @@ def authorities(tmp_path: Path) -> dict[str, Path]:
         ("none", "the file of the authorities whose TLS certificates are trusted cannot be read"),
     ],
 )
-def test_a_certificate_that_is_not_trusted_is_said_in_words_and_not_tried_again(
+def test_an_untrusted_certificate_is_named_in_the_error_and_not_retried(
     driver: str, trusted: str, words: str, authorities: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -74,7 +74,7 @@ def test_a_certificate_that_is_not_trusted_is_said_in_words_and_not_tried_again(
         assert (error.kind, error.attempts, error.retry_after_s) == (Kind.NOT_CONFIGURED, 1, None)
 
     if trusted == "none":
-        monkeypatch.setenv("HOME", str(authorities["ours"].parent))  # where both look by themselves
+        monkeypatch.setenv("HOME", str(authorities["ours"].parent))  # where both drivers look by default
     else:
         monkeypatch.setenv("PGSSLROOTCERT", str(authorities[trusted]))
     run(main)
@@ -89,12 +89,12 @@ def test_a_certificate_that_is_not_trusted_is_said_in_words_and_not_tried_again(
         ("SSL error: tlsv1 alert unknown ca", "requires a client certificate"),
     ],
 )
-def test_what_else_a_tls_library_says_about_certificates(said: str, words: str) -> None:
+def test_other_certificate_errors_of_the_tls_library_are_recognised(said: str, words: str) -> None:
     meaning = by_words(Exception(f'connection to server at "h", port 5432 failed: {said}'))
     assert words in meaning.says
     assert meaning.kind is Kind.NOT_CONFIGURED and not meaning.repeatable
 
 
-def test_a_tls_handshake_that_fails_otherwise_may_pass() -> None:
+def test_another_tls_handshake_failure_may_be_temporary() -> None:
     meaning = explain(ssl.SSLError(1, "[SSL] internal error"), ScopeStage.CONNECT)
     assert meaning.kind is Kind.CONNECTION and meaning.repeatable

@@ -1,4 +1,4 @@
-"""Connections are opened few at a time, and after a loss not in step."""
+"""Connections are opened a few at a time, and are spread out after a loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.database.support import ONE, opened, proxied, run, through
 
 
 class Server:
-    """Accepts connections when it is told to, and counts how many are asked for at once."""
+    """Accepts connections on demand, and counts how many are being requested at the same time."""
 
     def __init__(self) -> None:
         self.now = self.most = self.asked = 0
@@ -34,7 +34,7 @@ class Server:
             self.now -= 1
 
 
-def test_no_more_than_so_many_are_opened_at_a_time_and_all_are() -> None:
+def test_connects_are_limited_and_all_of_them_complete() -> None:
     async def main() -> None:
         server, connects = Server(), Connects(3, lambda: 0.0, lambda: 0.0)
         callers = [asyncio.create_task(connects.open(server.connect)) for _ in range(200)]
@@ -48,7 +48,7 @@ def test_no_more_than_so_many_are_opened_at_a_time_and_all_are() -> None:
     run(main)
 
 
-def test_a_failed_or_cancelled_connect_lets_the_next_one_in() -> None:
+def test_a_failed_or_cancelled_connect_frees_its_place() -> None:
     async def main() -> None:
         server, connects = Server(), Connects(1, lambda: 0.0, lambda: 0.0)
         failing = asyncio.create_task(connects.open(server.connect, refuses=True))
@@ -66,7 +66,7 @@ def test_a_failed_or_cancelled_connect_lets_the_next_one_in() -> None:
     run(main)
 
 
-def test_after_a_loss_each_opening_waits_a_drawn_while_until_things_have_settled(
+def test_after_a_loss_each_connect_waits_a_random_pause_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def main() -> None:
@@ -95,8 +95,8 @@ def test_after_a_loss_each_opening_waits_a_drawn_while_until_things_have_settled
     run(main)
 
 
-def test_after_a_restart_two_hundred_waiting_tasks_reconnect_few_at_a_time(pg: Place) -> None:
-    """Counted at the wire: connections that were accepted and are not yet logged in."""
+def test_after_a_restart_two_hundred_waiting_tasks_reconnect_a_few_at_a_time(pg: Place) -> None:
+    """Counted on the wire: connections that were accepted but have not logged in yet."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy:

@@ -1,4 +1,4 @@
-"""What a guarded scope costs beside SQLAlchemy's own, counted and not timed: round trips, calls, turns, garbage."""
+"""The cost of a guarded scope compared with plain SQLAlchemy, counted and not timed: trips, calls, turns, garbage."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.database.support import ONE, opened, proxied, run, through
 
 Run = Callable[[], Awaitable[None]]
 CALLS_MAX = 0.97
-"""Beside SQLAlchemy's own; counted 0.92 with psycopg and 0.89 with asyncpg."""
+"""Compared with plain SQLAlchemy. Measured: 0.92 with psycopg and 0.89 with asyncpg."""
 
 
 async def both(url: str, measure: Callable[[Run], Awaitable[int]]) -> tuple[int, int]:
-    """The same measure of a guarded scope and of an unguarded session, both warm."""
+    """The same measurement for a guarded scope and for an unguarded session, both warm."""
     engine = create_async_engine(url)
     maker = async_sessionmaker(engine)
     async with opened(url) as database:
@@ -37,7 +37,7 @@ async def both(url: str, measure: Callable[[Run], Awaitable[int]]) -> tuple[int,
         for one in (guarded, unguarded):
             for _ in range(20):
                 await one()
-        # The least of some: the second's tick, or the garbage collector, may run in one of them.
+        # The minimum of several runs: the one-second tick or the garbage collector may run during one of them.
         measured = await least(measure, guarded), await least(measure, unguarded)
     await engine.dispose()
     return measured
@@ -47,8 +47,8 @@ async def least(measure: Callable[[Run], Awaitable[int]], one: Run) -> int:
     return min([await measure(one) for _ in range(5)])
 
 
-def test_no_round_trip_more(pg: Place) -> None:
-    """BEGIN, the statement, COMMIT: a warm connection is not asked whether it is there."""
+def test_a_scope_needs_no_extra_round_trip(pg: Place) -> None:
+    """BEGIN, the statement, COMMIT: a warm connection is not pinged first."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy:
@@ -64,7 +64,7 @@ def test_no_round_trip_more(pg: Place) -> None:
     run(main)
 
 
-def test_no_more_calls_and_fewer_turns_of_the_event_loop(pg: Place) -> None:
+def test_a_scope_needs_no_extra_calls_and_fewer_turns_of_the_event_loop(pg: Place) -> None:
     async def calls(one: Run) -> int:
         count = 0
 
@@ -91,19 +91,19 @@ def test_no_more_calls_and_fewer_turns_of_the_event_loop(pg: Place) -> None:
     run(main)
 
 
-def test_a_psycopg_connection_comes_home_after_commit_without_a_rollback(postgres18: PostgresServer) -> None:
+def test_a_psycopg_connection_is_returned_after_commit_without_a_rollback(postgres18: PostgresServer) -> None:
     async def rollbacks(one: Run) -> int:
         return await calls_of("_rollback_gen", one)
 
     async def main() -> None:
         guarded, unguarded = await both(postgres18.url(), rollbacks)
-        assert guarded == 0 < unguarded, "else the pool's reset may have another name now"
+        assert guarded == 0 < unguarded, "otherwise SQLAlchemy may have renamed the pool's reset"
 
     run(main)
 
 
-def test_an_sqlite_connection_comes_home_after_commit_without_a_rollback(tmp_path: Path) -> None:
-    """Each word to SQLite wakes its connection's thread."""
+def test_a_sqlite_connection_is_returned_after_commit_without_a_rollback(tmp_path: Path) -> None:
+    """Each command to SQLite wakes its connection's thread."""
 
     async def words(one: Run) -> int:
         return await calls_of("_execute", one)
@@ -116,7 +116,7 @@ def test_an_sqlite_connection_comes_home_after_commit_without_a_rollback(tmp_pat
 
 
 async def calls_of(name: str, one: Run) -> int:
-    """How often Python functions of this name are called while it runs."""
+    """How often Python functions with this name are called while it runs."""
     count = 0
 
     def note(frame: FrameType, event: str, what: Any) -> None:
@@ -131,8 +131,8 @@ async def calls_of(name: str, one: Run) -> int:
     return count
 
 
-def test_a_scope_leaves_nothing_to_the_garbage_collector(url: str) -> None:
-    """A ring of references in each scope costs more than the guard itself."""
+def test_a_scope_leaves_no_reference_cycle(url: str) -> None:
+    """A reference cycle in each scope would cost more than the guard itself."""
 
     async def main() -> None:
         async with opened(url) as database:

@@ -1,4 +1,4 @@
-"""A `Database` beside an engine that exists: its URL, its creation arguments, and a session class like SQLModel's."""
+"""A `Database` next to an existing engine: its URL, its arguments, and a session class like SQLModel's."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.database.support import INSERT, ONE, Base, Note, assert_free, options
 
 
 class SyncModelSession(Session):
-    """As SQLModel has it: one method more, which goes on to `execute`."""
+    """Like SQLModel's: one additional method, which calls `execute`."""
 
     def exec(self, statement: Executable) -> Any:
         return super().execute(statement).scalars()
 
 
 class ModelSession(AsyncSession):
-    """As SQLModel has it: `exec` runs the synchronous session's own."""
+    """Like SQLModel's: `exec` runs the one of the synchronous session."""
 
     sync_session_class = SyncModelSession
     sync_session: SyncModelSession
@@ -41,7 +41,7 @@ class ModelSession(AsyncSession):
 # ── the URL ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_engines_url_is_enough(any_pg: Place) -> None:
+def test_a_database_can_be_created_from_an_engines_url(any_pg: Place) -> None:
     async def main() -> None:
         engine = create_async_engine(any_pg.url)
         database = Database(engine.url)
@@ -53,7 +53,7 @@ def test_an_engines_url_is_enough(any_pg: Place) -> None:
     run(main)
 
 
-def test_a_url_as_text_is_enough(url: str) -> None:
+def test_a_database_can_be_created_from_a_url_as_text(url: str) -> None:
     async def main() -> None:
         database = Database(url)
         async with database.session_scope() as session:
@@ -63,7 +63,7 @@ def test_a_url_as_text_is_enough(url: str) -> None:
     run(main)
 
 
-def test_a_hidden_password_is_noticed_before_it_is_refused_by_the_server() -> None:
+def test_a_url_with_a_hidden_password_is_refused_before_connecting() -> None:
     engine = create_async_engine("postgresql+psycopg://ada:secret@db/shop")
     with pytest.raises(ConfigurationError, match=r"password hidden: use engine\.url itself") as refusal:
         Database(str(engine.url))
@@ -75,7 +75,7 @@ def test_a_hidden_password_is_noticed_before_it_is_refused_by_the_server() -> No
 # ── the creation arguments ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_pools_arguments_become_options(sqlite_url: str) -> None:
+def test_arguments_for_the_pool_become_options(sqlite_url: str) -> None:
     args = {
         "pool_size": 3,
         "max_overflow": 2,
@@ -94,7 +94,7 @@ def test_a_pool_without_recycling_keeps_its_connections(sqlite_url: str) -> None
 
 
 def test_arguments_of_the_driver_and_the_engine_reach_both(any_pg: Place) -> None:
-    """`application_name` is told to the server by each driver in its own way; the probe's connection tells it too."""
+    """Each driver sends `application_name` to the server in its own way, and so does the probe's connection."""
     name = {"application_name": "shop"}
     connect_args = {"server_settings": name} if any_pg.driver == "asyncpg" else name
 
@@ -115,8 +115,8 @@ def test_arguments_of_the_driver_and_the_engine_reach_both(any_pg: Place) -> Non
     run(main)
 
 
-def test_what_koo_needs_of_the_driver_stays_koos(sqlite_url: str) -> None:
-    """A `timeout` of sqlite3 would block its thread: koo waits for the writer's turn in front of it."""
+def test_koo_overrides_driver_arguments_that_it_needs_itself(sqlite_url: str) -> None:
+    """A `timeout` of sqlite3 would block the connection's thread; in koo a writer waits for its turn before that."""
 
     async def main() -> None:
         args = {"connect_args": {"timeout": 30, "isolation_level": "IMMEDIATE", "cached_statements": 7}}
@@ -140,7 +140,7 @@ def test_what_koo_needs_of_the_driver_stays_koos(sqlite_url: str) -> None:
         ({"pool_size": 0}, "pool_size is 0"),
     ],
 )
-def test_an_argument_that_cannot_be_honoured_is_refused_at_once(
+def test_an_argument_that_cannot_be_honoured_is_refused_at_construction(
     args: Mapping[str, Any], sentence: str, sqlite_url: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
@@ -150,7 +150,7 @@ def test_an_argument_that_cannot_be_honoured_is_refused_at_once(
 # ── the session class ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_scope_hands_out_the_applications_own_session(url: str) -> None:
+def test_a_scope_returns_the_applications_own_session_class(url: str) -> None:
     async def main() -> None:
         database = Database(options(url), session_class=ModelSession)
         async with database.session_scope() as session:
@@ -173,8 +173,8 @@ def test_a_scope_hands_out_the_applications_own_session(url: str) -> None:
     run(main)
 
 
-def test_its_own_methods_are_guarded_too(any_pg: Place) -> None:
-    """`exec` as the first statement on a connection that died in the pool is run again, unseen."""
+def test_methods_of_the_session_class_are_guarded_too(any_pg: Place) -> None:
+    """`exec` as the first statement on a connection that died in the pool is repeated unnoticed."""
 
     async def main() -> None:
         database = Database(options(any_pg.url, pool_size=1, max_overflow=0), session_class=ModelSession)
@@ -190,7 +190,7 @@ def test_its_own_methods_are_guarded_too(any_pg: Place) -> None:
     run(main)
 
 
-def test_a_class_that_is_not_a_session_is_refused(sqlite_url: str) -> None:
+def test_a_session_class_must_be_an_async_session(sqlite_url: str) -> None:
     not_async: Any = SyncModelSession
     with pytest.raises(
         ConfigurationError, match=r"SyncModelSession.*subclass of sqlalchemy\.ext\.asyncio\.AsyncSession"
@@ -198,10 +198,10 @@ def test_a_class_that_is_not_a_session_is_refused(sqlite_url: str) -> None:
         Database(sqlite_url, session_class=not_async)
 
 
-# ── of a platform ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a platform's database ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_platforms_database_is_set_up_once(tmp_path: Path) -> None:
+def test_a_platforms_database_can_be_set_up_only_before_its_first_use(tmp_path: Path) -> None:
     async def main() -> None:
         chosen = DatabaseOptions(url=f"sqlite:///{tmp_path}/app.db")
         platform = Platform(PlatformOptions(state_url=f"sqlite:///{tmp_path}/state.db", database=chosen))

@@ -1,4 +1,4 @@
-"""DB_EXACTLY_ONCE=marker: after a lost COMMIT the caller learns whether it happened, and a function happens once."""
+"""DB_EXACTLY_ONCE=marker: after a lost COMMIT koo finds out whether it happened, and a function happens once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BURNED = "SELECT count(*) FROM koo_markers WHERE burned"
 
 @asynccontextmanager
 async def marked(pg: Place, **changes: Any) -> AsyncIterator[tuple[Database, FaultProxy]]:
-    """A database with markers and an empty table `notes`, by way of a proxy."""
+    """A database with markers and an empty table `notes`, behind a proxy."""
     async with proxied(pg.server) as proxy:
         url = through(proxy, pg.server, pg.driver, pg.database)
         async with opened(url, exactly_once="marker", **changes) as database:
@@ -53,7 +53,7 @@ async def marked(pg: Place, **changes: Any) -> AsyncIterator[tuple[Database, Fau
 
 
 async def in_thread(pg: Place, statement: str) -> None:
-    """What waits for a lock on the table must not stop the loop, which may be deleting old rows just then."""
+    """Run in a thread: waiting for a lock on the table must not block the loop, which may be deleting old rows."""
     await asyncio.to_thread(pg.server.sql, statement, pg.database)
 
 
@@ -70,7 +70,7 @@ async def insert(session: AsyncSession, n: int = 1) -> int:
 
 
 @pytest.mark.parametrize("when", ["before", "after", "at"])
-def test_a_function_whose_commit_is_cut_happens_once(
+def test_a_function_whose_commit_is_lost_happens_once(
     any_pg: Place, when: Literal["before", "at", "after"]
 ) -> None:
     runs = 0
@@ -95,7 +95,7 @@ def test_a_function_whose_commit_is_cut_happens_once(
     run(main)
 
 
-def test_a_scope_whose_commit_is_cut_leaves_as_a_success_when_it_happened(pg: Place) -> None:
+def test_a_scope_whose_lost_commit_happened_ends_as_a_success(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, proxy):
             proxy.cut_commit("after")
@@ -105,14 +105,14 @@ def test_a_scope_whose_commit_is_cut_leaves_as_a_success_when_it_happened(pg: Pl
                 event.listen(session.sync_session, "after_commit", lambda _: heard.append("commit"))
                 event.listen(session.sync_session, "after_rollback", lambda _: heard.append("rollback"))
                 session.add(note)
-            assert (proxy.cuts, heard) == (1, ["commit"]), "SQLAlchemy's own session sees a success too"
-            assert note.words == "kept", "and the objects are as after any other commit"
+            assert (proxy.cuts, heard) == (1, ["commit"]), "for SQLAlchemy's own session it is a success too"
+            assert note.words == "kept", "and the objects are in the state of any other commit"
             assert await notes(database) == [1]
 
     run(main)
 
 
-def test_a_scope_whose_commit_is_cut_says_that_nothing_was_written_when_it_did_not_happen(pg: Place) -> None:
+def test_a_scope_whose_lost_commit_did_not_happen_raises_not_committed(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, proxy):
             proxy.cut_commit("before")
@@ -126,7 +126,7 @@ def test_a_scope_whose_commit_is_cut_says_that_nothing_was_written_when_it_did_n
     run(main)
 
 
-def test_a_commit_inside_the_block_has_a_marker_of_its_own_and_the_block_goes_on(pg: Place) -> None:
+def test_a_commit_inside_the_block_has_its_own_marker_and_the_block_continues(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, proxy):
             async with database.session_scope() as session:
@@ -145,7 +145,7 @@ def test_a_commit_inside_the_block_has_a_marker_of_its_own_and_the_block_goes_on
     run(main)
 
 
-def test_a_function_that_committed_a_part_is_not_run_again(pg: Place) -> None:
+def test_a_function_that_committed_part_of_its_work_is_not_repeated(pg: Place) -> None:
     async def two_parts(session: AsyncSession, proxy: FaultProxy) -> None:
         await insert(session, 1)
         await session.commit()
@@ -161,7 +161,7 @@ def test_a_function_that_committed_a_part_is_not_run_again(pg: Place) -> None:
     run(main)
 
 
-def test_work_on_the_drivers_own_connection_is_marked_too(pg: Place) -> None:
+def test_a_commit_after_work_on_the_drivers_own_connection_has_a_marker(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, proxy):
             proxy.cut_commit("after")
@@ -177,7 +177,7 @@ def test_work_on_the_drivers_own_connection_is_marked_too(pg: Place) -> None:
     run(main)
 
 
-def test_a_late_original_meets_the_burned_key_and_is_judged_as_not_committed(
+def test_a_commit_that_arrives_after_its_key_was_burned_is_not_committed(
     pg: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = "tx:00000000-0000-7000-8000-000000000000"
@@ -195,8 +195,8 @@ def test_a_late_original_meets_the_burned_key_and_is_judged_as_not_committed(
     run(main)
 
 
-def test_an_asker_that_finds_its_own_row_does_not_take_it_for_the_transactions(pg: Place) -> None:
-    """Its COMMIT may be lost too: then it asks again, and the row that it left behind is there."""
+def test_a_repeated_query_does_not_mistake_its_own_row_for_the_transactions(pg: Place) -> None:
+    """The query's own COMMIT may be lost too. The repeated query then meets the row that the first one left behind."""
 
     async def main() -> None:
         async with marked(pg) as (database, _):
@@ -207,8 +207,8 @@ def test_an_asker_that_finds_its_own_row_does_not_take_it_for_the_transactions(p
     run(main)
 
 
-def test_a_session_that_does_not_end_its_commit_is_ended_and_asked_about_again(pg: Place) -> None:
-    """A deferred trigger keeps it in COMMIT for as long as the server lets it."""
+def test_a_session_that_hangs_in_commit_is_terminated_and_the_query_repeated(pg: Place) -> None:
+    """A deferred trigger keeps the session in COMMIT for as long as the server allows."""
     pg.server.sql(
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN"
         " PERFORM pg_sleep(CASE WHEN NEW.n = 1 THEN 600 ELSE 0 END); RETURN NEW; END$$",
@@ -234,7 +234,7 @@ def test_a_session_that_does_not_end_its_commit_is_ended_and_asked_about_again(p
 
 
 async def fall_silent(database: Database, proxy: FaultProxy, deadline: float) -> None:
-    """A transaction whose COMMIT is lost, with a server that cannot be asked."""
+    """A transaction whose COMMIT is lost while no new connection can be opened."""
     async with database.make_scope(deadline=deadline) as session:
         await insert(session)
         proxy.cut_commit("after")
@@ -248,10 +248,10 @@ async def catch_an_error(database: Database) -> None:
             await session.execute(text("SELECT 1 / 0"))
 
 
-# ── where it stays unknown ────────────────────────────────────────────────────────────────────────────────────────
+# ── unknown outcomes ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_cannot_be_learned_is_unknown_and_says_the_key(pg: Place) -> None:
+def test_an_outcome_that_cannot_be_found_is_unknown_and_the_error_has_the_key(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg, resolve_timeout_s=0.2) as (database, proxy):
             assert database.connections is not None
@@ -269,7 +269,7 @@ def test_what_cannot_be_learned_is_unknown_and_says_the_key(pg: Place) -> None:
     run(main)
 
 
-def test_a_cancelled_caller_leaves_and_the_log_keeps_the_answer(
+def test_a_cancelled_caller_leaves_and_the_outcome_is_logged(
     pg: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -279,7 +279,7 @@ def test_a_cancelled_caller_leaves_and_the_log_keeps_the_answer(
                 async with database.session_scope() as session:
                     await insert(session)
                     proxy.cut_commit("after")
-                    proxy.refuses()  # nothing can be asked for now
+                    proxy.refuses()  # no query is possible for now
 
             writing = asyncio.create_task(write())
             await until(lambda: proxy.cuts == 1)
@@ -290,16 +290,18 @@ def test_a_cancelled_caller_leaves_and_the_log_keeps_the_answer(
             assert_free(database)
             proxy.accepts()
             await until(lambda: "caller was lost: it happened" in caplog.text)
-            assert f"in {__name__}" in caplog.text.replace("/", "."), "where it stood was told at once"
+            assert f"in {__name__}" in caplog.text.replace("/", "."), (
+                "the unknown outcome was published immediately"
+            )
             errors = database.get_pool_metrics()["errors"]
             assert (errors["unknown_commits"], errors["resolved_commits"]) == (0, 1)
-            assert "commit_unknown" not in database.get_health()["conditions"], "it was settled after all"
+            assert "commit_unknown" not in database.get_health()["conditions"], "the outcome was found later"
             assert await notes(database) == [1]
 
     run(main)
 
 
-def test_a_caller_that_is_cancelled_in_a_commit_of_its_own_leaves_and_the_log_keeps_the_answer(
+def test_a_caller_cancelled_in_its_own_commit_leaves_and_the_outcome_is_logged(
     pg: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -322,7 +324,7 @@ def test_a_caller_that_is_cancelled_in_a_commit_of_its_own_leaves_and_the_log_ke
     run(main)
 
 
-def test_a_server_that_is_killed_while_it_commits_has_done_it_once(pg: Place) -> None:
+def test_a_commit_on_a_server_that_is_killed_meanwhile_happens_once(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg, resolve_timeout_s=60.0) as (database, proxy):
             for when in ("before", "after"):
@@ -340,7 +342,7 @@ def test_a_server_that_is_killed_while_it_commits_has_done_it_once(pg: Place) ->
     run(main)
 
 
-def test_a_cancellation_that_comes_while_it_is_asked_is_put_aside_when_the_answer_comes_in_time(
+def test_a_cancellation_during_the_search_waits_for_an_outcome_found_in_time(
     pg: Place,
 ) -> None:
     async def main() -> None:
@@ -378,7 +380,7 @@ def test_a_marker_costs_no_round_trip(pg: Place) -> None:
     run(main)
 
 
-def test_what_only_reads_leaves_no_marker_and_a_function_that_writes_does(pg: Place) -> None:
+def test_a_transaction_that_only_reads_has_no_marker_unless_a_function_writes(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, _):
             pg.server.sql(
@@ -402,7 +404,7 @@ def test_what_only_reads_leaves_no_marker_and_a_function_that_writes_does(pg: Pl
     run(main)
 
 
-def test_a_flush_at_commit_and_savepoints_come_before_the_marker(pg: Place) -> None:
+def test_a_flush_at_commit_and_savepoints_precede_the_marker(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, proxy):
             proxy.cut_commit("after")
@@ -416,10 +418,10 @@ def test_a_flush_at_commit_and_savepoints_come_before_the_marker(pg: Place) -> N
     run(main)
 
 
-# ── errors that COMMIT always had ─────────────────────────────────────────────────────────────────────────────────
+# ── other errors of COMMIT ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_a_commit_is_refused_for_stays_the_callers_error(pg: Place) -> None:
+def test_a_commit_that_the_server_refuses_raises_the_original_error(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, _):
             pg.server.sql("ALTER TABLE notes ADD UNIQUE (words) DEFERRABLE INITIALLY DEFERRED", pg.database)
@@ -450,14 +452,14 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("how", SPOILED)
-def test_a_table_that_cannot_be_used_raises_and_nothing_is_written_without_it(pg: Place, how: str) -> None:
+def test_without_a_usable_table_scopes_raise_and_nothing_is_written(pg: Place, how: str) -> None:
     spoil, says = SPOILED[how]
 
     async def main() -> None:
         async with marked(pg) as (database, _):
             await in_thread(pg, spoil)
             with pytest.raises(DatabaseError) if how in {"missing", "elsewhere"} else nullcontext():
-                async with database.session_scope() as session:  # it was well when it was looked at
+                async with database.session_scope() as session:  # it was usable at the last check
                     await insert(session)
             await database.close()
             with pytest.raises(DatabaseError, match=re.escape(says)) as caught:
@@ -477,7 +479,7 @@ def test_a_table_that_cannot_be_used_raises_and_nothing_is_written_without_it(pg
     run(main)
 
 
-def test_a_user_without_privileges_learns_which_are_missing(pg: Place) -> None:
+def test_the_error_names_the_missing_privileges(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg):
             pg.server.sql(
@@ -495,7 +497,7 @@ def test_a_user_without_privileges_learns_which_are_missing(pg: Place) -> None:
     run(main)
 
 
-def test_a_search_path_of_the_transaction_does_not_lead_the_marker_astray(pg: Place) -> None:
+def test_a_search_path_of_the_transaction_does_not_redirect_the_marker(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, _):
             async with database.session_scope() as session:
@@ -506,7 +508,7 @@ def test_a_search_path_of_the_transaction_does_not_lead_the_marker_astray(pg: Pl
     run(main)
 
 
-def test_old_markers_are_deleted_and_younger_ones_kept(pg: Place) -> None:
+def test_old_markers_are_deleted_and_newer_ones_are_kept(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, _):
             old, now = commit_key(time.time() - 2 * 86_400), commit_key(time.time())
@@ -524,7 +526,7 @@ def test_old_markers_are_deleted_and_younger_ones_kept(pg: Place) -> None:
     run(main)
 
 
-def test_sqlite_always_knows_so_it_needs_neither_table_nor_markers(sqlite_url: str) -> None:
+def test_sqlite_needs_neither_the_table_nor_markers(sqlite_url: str) -> None:
     async def main() -> None:
         async with opened(sqlite_url, exactly_once="marker") as database:
             async with database.session_scope() as session:
@@ -538,12 +540,12 @@ def test_sqlite_always_knows_so_it_needs_neither_table_nor_markers(sqlite_url: s
     run(main)
 
 
-def test_a_table_that_is_missing_is_noticed_without_a_scope_and_its_old_rows_are_deleted_by_themselves(
+def test_a_missing_table_is_detected_without_a_scope_and_old_rows_are_deleted_automatically(
     pg: Place,
 ) -> None:
     async def main() -> None:
         async with opened(pg.url, exactly_once="marker") as database:
-            await database.health_check()  # it is open now, and nothing more
+            await database.health_check()  # only opened, without a scope
             await until(lambda: "markers_unusable" in database.get_health()["conditions"])
             async with opened(pg.url) as other:
                 await other.init_exactly_once()

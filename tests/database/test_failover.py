@@ -1,4 +1,4 @@
-"""After a failover the pool's connections lead to a standby: what a write there comes to."""
+"""After a failover the pool's connections lead to a standby: what happens to writes on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.database.support import INSERT, ONE, notes, opened, run
 
 @asynccontextmanager
 async def after_a_failover(pg: Place, *, only_the_old: bool) -> AsyncIterator[Database]:
-    """A pool whose connection takes no writes; `only_the_old`: one that is opened from now on does."""
+    """A pool whose connection refuses writes. `only_the_old`: connections opened from now on accept them."""
     role, server = f"role_{os.urandom(4).hex()}", pg.server
     server.sql(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
     server.sql(
@@ -39,7 +39,7 @@ async def write(session: AsyncSession, n: int) -> int:
     return n
 
 
-def test_the_first_write_is_run_again_on_a_connection_to_the_new_server(pg: Place) -> None:
+def test_the_first_write_is_repeated_on_a_connection_to_the_new_server(pg: Place) -> None:
     async def main() -> None:
         async with after_a_failover(pg, only_the_old=True) as database:
             assert await database.transaction(write, 1) == 1
@@ -49,7 +49,7 @@ def test_the_first_write_is_run_again_on_a_connection_to_the_new_server(pg: Plac
     run(main)
 
 
-def test_where_the_new_connection_takes_none_either_the_error_is_koos(pg: Place) -> None:
+def test_if_the_new_connection_refuses_writes_too_koo_raises_its_own_error(pg: Place) -> None:
     async def main() -> None:
         async with after_a_failover(pg, only_the_old=False) as database:
             with pytest.raises(DatabaseError, match="the server takes no writes: it is a standby") as caught:
@@ -61,7 +61,7 @@ def test_where_the_new_connection_takes_none_either_the_error_is_koos(pg: Place)
     run(main)
 
 
-def test_a_scope_which_cannot_be_run_again_gets_koos_error_and_the_next_one_writes(pg: Place) -> None:
+def test_a_scope_that_cannot_be_repeated_raises_koos_error_and_the_next_one_writes(pg: Place) -> None:
     async def main() -> None:
         async with after_a_failover(pg, only_the_old=True) as database:
             with pytest.raises(DatabaseError) as caught:
@@ -75,7 +75,7 @@ def test_a_scope_which_cannot_be_run_again_gets_koos_error_and_the_next_one_writ
     run(main)
 
 
-def test_a_write_in_a_read_only_scope_is_the_callers_mistake(pg: Place) -> None:
+def test_a_write_in_a_read_only_scope_is_the_callers_error(pg: Place) -> None:
     async def main() -> None:
         async with after_a_failover(pg, only_the_old=True) as database:
             with pytest.raises(DBAPIError) as caught:

@@ -1,6 +1,6 @@
-"""What each error means: the table, and the measured matrix on real servers with both drivers.
+"""What each error means: the table, and a matrix of real errors from real servers with both drivers.
 
-Each row is provoked for real, through a scope, and judged as the scope judges it.
+Each row is provoked through a real scope, and judged as the scope judges it.
 """
 
 # ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
@@ -52,13 +52,13 @@ class Told(Exception):
 
 
 @pytest.mark.parametrize("code", sorted(SQLSTATES))
-def test_each_sqlstate_of_the_table_is_found(code: str) -> None:
+def test_each_sqlstate_in_the_table_is_recognised(code: str) -> None:
     state = code if len(code) == 5 else f"{code}0ZZ"
     assert explain(Told(sqlstate=state)) is SQLSTATES[code]
 
 
 @pytest.mark.parametrize("code", sorted(SQLITE_CODES))
-def test_each_sqlite_code_of_the_table_is_found_also_in_its_extended_form(code: int) -> None:
+def test_each_sqlite_code_in_the_table_is_recognised_in_its_extended_form_too(code: int) -> None:
     assert explain(Told(sqlite_errorcode=code)) is SQLITE_CODES[code]
     if code < 256:
         assert explain(Told(sqlite_errorcode=code | 90 << 8)) is SQLITE_CODES[code]
@@ -68,8 +68,8 @@ def test_busy_snapshot_is_contention() -> None:
     assert explain(Told(sqlite_errorcode=517)).kind is Kind.CONTENTION
 
 
-def test_what_follows_from_each_kind_is_what_users_were_promised() -> None:
-    """Integrity errors are never repeated and never count; lost connections are and do; conflicts are and do not."""
+def test_each_kind_is_counted_and_repeated_as_documented() -> None:
+    """Integrity errors: not repeated, not counted. Lost connections: both. Conflicts: repeated, not counted."""
     for meaning in {*SQLSTATES.values(), *SQLITE_CODES.values()}:
         if meaning.kind is Kind.INTEGRITY or meaning.kind is Kind.INVALID_REQUEST:
             assert not meaning.repeatable and meaning.verdict is NEUTRAL
@@ -81,7 +81,7 @@ def test_what_follows_from_each_kind_is_what_users_were_promised() -> None:
             assert not meaning.repeatable and meaning.verdict is FAILURE
 
 
-def test_an_unknown_code_is_the_statements_mistake_and_a_strange_error_counts_against_neither() -> None:
+def test_an_unknown_code_blames_the_statement_and_an_unknown_error_is_neutral() -> None:
     assert explain(Told(sqlstate="ZZ123")).kind is Kind.INVALID_REQUEST
     assert explain(ValueError("mine")).verdict is NEUTRAL
     assert explain(KeyboardInterrupt()).kind is Kind.CANCELLED
@@ -103,7 +103,7 @@ async def serialization(database: Database, session: AsyncSession, place: Place)
 async def deadlock(database: Database, session: AsyncSession, place: Place) -> None:
     update = text("UPDATE notes SET words = 'x' WHERE n = :n")
     async with database.session_scope() as other:
-        # Only one of the two looks for a deadlock, and so it is the one that is told.
+        # Only `session` checks for a deadlock in time, so it is the one that gets the error.
         await other.execute(text("SET LOCAL deadlock_timeout = '60s'"))
         await session.execute(text("SET LOCAL deadlock_timeout = '10ms'"))
         await session.execute(update, {"n": 1})
@@ -160,7 +160,7 @@ async def terminated_idle(database: Database, session: AsyncSession, place: Plac
 
 
 async def terminated_busy(database: Database, session: AsyncSession, place: Place) -> None:
-    await session.execute(ONE)  # a lost first statement would be run again, unseen
+    await session.execute(ONE)  # a lost first statement would be repeated unnoticed
     asleep = asyncio.create_task(session.execute(text("SELECT pg_sleep(30)")))
     await until_asleep(place)
     kill_all(place)
@@ -209,7 +209,9 @@ MATRIX: list[tuple[Provoke, Kind, object, bool]] = [
 @pytest.mark.parametrize(
     ("provoke", "kind", "verdict", "repeatable"), MATRIX, ids=lambda one: getattr(one, "__name__", "")
 )
-def test_the_matrix(any_pg: Place, provoke: Provoke, kind: Kind, verdict: object, repeatable: bool) -> None:
+def test_each_error_is_judged_as_the_matrix_says(
+    any_pg: Place, provoke: Provoke, kind: Kind, verdict: object, repeatable: bool
+) -> None:
     async def main() -> None:
         async with with_notes(any_pg.url) as database:
             async with database.session_scope() as session:
@@ -217,7 +219,7 @@ def test_the_matrix(any_pg: Place, provoke: Provoke, kind: Kind, verdict: object
             before = database.guard.tally.totals().verdicts[FAILURE]
             error, meaning = await judged(database, provoke, any_pg)
             if provoke is read_only:
-                # koo's own error, which says when to come back; the driver's is its cause.
+                # koo's own error, which says when to come back. Its cause is the driver's error.
                 assert isinstance(error, DatabaseError)
                 assert getattr(error.__cause__, "sqlstate", None) == "25006"
                 assert (error.kind, error.retry_after_s) == (Kind.READ_ONLY, 1.0)
@@ -242,7 +244,7 @@ async def judged(database: Database, provoke: Provoke, place: Place) -> tuple[Ba
 
 
 async def works(database: Database) -> None:
-    """The pool is of use again, at once and for all of its places."""
+    """Assert that every place of the pool is immediately usable again."""
 
     async def one() -> None:
         async with database.session_scope() as session:
@@ -252,8 +254,8 @@ async def works(database: Database) -> None:
     assert_free(database)
 
 
-def test_an_idle_transaction_that_the_server_ended_is_not_run_again(any_pg: Place) -> None:
-    """asyncpg cannot tell it from a lost connection; psycopg can. With neither is it a success."""
+def test_an_idle_transaction_that_the_server_ended_is_not_repeated(any_pg: Place) -> None:
+    """asyncpg cannot distinguish it from a lost connection; psycopg can. With neither driver is it a success."""
 
     async def main() -> None:
         async with with_notes(any_pg.url) as database:
@@ -267,7 +269,7 @@ def test_an_idle_transaction_that_the_server_ended_is_not_run_again(any_pg: Plac
     run(main)
 
 
-def test_a_reset_in_the_middle_of_a_statement(any_pg: Place) -> None:
+def test_a_reset_in_the_middle_of_a_statement_is_a_lost_connection(any_pg: Place) -> None:
     async def main() -> None:
         async with proxied(any_pg.server) as proxy:
             url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
@@ -287,7 +289,7 @@ def test_a_reset_in_the_middle_of_a_statement(any_pg: Place) -> None:
     run(main)
 
 
-def test_a_reset_at_commit_leaves_the_outcome_open(any_pg: Place) -> None:
+def test_a_reset_at_commit_leaves_the_outcome_unknown(any_pg: Place) -> None:
     async def main() -> None:
         async with proxied(any_pg.server) as proxy:
             url = through(proxy, any_pg.server, any_pg.driver, any_pg.database)
@@ -306,7 +308,7 @@ def test_a_reset_at_commit_leaves_the_outcome_open(any_pg: Place) -> None:
 
 
 async def refused_entry(url: str, **changes: object) -> DatabaseUnavailable:
-    """The error with which a scope is refused, and the original behind it."""
+    """The error with which a scope is refused, and its original cause."""
     async with opened(url, **changes) as database:
         with pytest.raises(DatabaseUnavailable) as caught:
             async with database.session_scope():
@@ -325,7 +327,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_a_refused_connection_is_tried_again_and_then_raised(driver: str) -> None:
+def test_a_refused_connection_is_retried_and_then_raised(driver: str) -> None:
     async def main() -> None:
         error = await refused_entry(f"postgresql+{driver}://u:koo-test@127.0.0.1:{free_port()}/d")
         assert error.kind is Kind.CONNECTION and error.attempts == 4
@@ -335,7 +337,7 @@ def test_a_refused_connection_is_tried_again_and_then_raised(driver: str) -> Non
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_a_host_that_does_not_exist(driver: str) -> None:
+def test_a_host_that_does_not_exist_is_reported(driver: str) -> None:
     async def main() -> None:
         error = await refused_entry(f"postgresql+{driver}://u:koo-test@no-such-host.invalid/d")
         assert error.kind is Kind.CONNECTION and "host name" in error.reason
@@ -343,7 +345,7 @@ def test_a_host_that_does_not_exist(driver: str) -> None:
     run(main)
 
 
-def test_a_server_that_never_answers_ends_within_the_pools_time(pg: Place) -> None:
+def test_a_connect_to_a_silent_server_ends_within_the_pool_timeout(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             proxy.black_hole()
@@ -358,7 +360,7 @@ def test_a_server_that_never_answers_ends_within_the_pools_time(pg: Place) -> No
     run(main)
 
 
-def test_a_database_that_does_not_exist(any_pg: Place) -> None:
+def test_a_database_that_does_not_exist_is_reported(any_pg: Place) -> None:
     async def main() -> None:
         error = await refused_entry(any_pg.server.url(any_pg.driver, "nowhere"))
         assert error.kind is Kind.NOT_FOUND and error.attempts == 1 and error.retry_after_s is None
@@ -367,7 +369,7 @@ def test_a_database_that_does_not_exist(any_pg: Place) -> None:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_wrong_passwords_unknown_users_and_a_full_server(driver: str) -> None:
+def test_wrong_passwords_unknown_users_and_a_full_server_are_told_apart(driver: str) -> None:
     settings = {"max_connections": 5, "superuser_reserved_connections": 1}
     with PostgresServer(18, auth="scram-sha-256", settings=settings) as server:
 
@@ -396,10 +398,10 @@ def test_wrong_passwords_unknown_users_and_a_full_server(driver: str) -> None:
         ("sslmode=require", "ssl=require", Kind.CONNECTION, "does not support TLS"),
     ],
 )
-def test_an_option_of_the_url_that_cannot_be_right(
+def test_an_invalid_option_in_the_url_raises(
     pg: Place, driver: str, options_psycopg: str, options_asyncpg: str, kind: Kind, said: str
 ) -> None:
-    """asyncpg's option for TLS is `ssl`, libpq's is `sslmode`: mixing them up must raise."""
+    """The option for TLS is `ssl` in asyncpg and `sslmode` in libpq: using the wrong one must raise."""
 
     async def main() -> None:
         url = pg.server.url("psycopg" if driver == "psycopg" else "asyncpg", pg.database)
@@ -410,7 +412,7 @@ def test_an_option_of_the_url_that_cannot_be_right(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_another_server_behind_the_port_is_not_a_refused_password(driver: str) -> None:
+def test_a_foreign_server_on_the_port_is_not_a_refused_password(driver: str) -> None:
     async def speak_http(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
@@ -425,7 +427,7 @@ def test_another_server_behind_the_port_is_not_a_refused_password(driver: str) -
 
 
 async def fill(url: str) -> None:
-    """More connections than the server has."""
+    """Open connections until the server refuses more."""
     async with opened(url, pool_size=10, retry=RetryOptions(attempts_max=1)) as database:
 
         async def hold(go: asyncio.Event) -> Exception | None:
@@ -450,7 +452,9 @@ async def fill(url: str) -> None:
             assert isinstance(error, DatabaseUnavailable) and error.kind is Kind.OVERLOADED
 
 
-def test_a_file_that_is_not_a_database_and_a_folder_that_cannot_be_made(tmp_path: object) -> None:
+def test_a_file_that_is_not_a_database_and_a_folder_that_cannot_be_created_are_reported(
+    tmp_path: object,
+) -> None:
     async def main() -> None:
         nonsense = f"{tmp_path}/nonsense.db"
         with open(nonsense, "w") as file:  # noqa: ASYNC230, PTH123

@@ -1,4 +1,4 @@
-"""A forked child that ends by itself: the parent's connections, transactions and statements go on."""
+"""A forked child that exits: the parent's connections, transactions and statements continue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.database.conftest import Place
 
-# In a process of its own: the child unwinds everything that it inherited, and a test runner must not be among it.
+# Runs in a separate process: the child unwinds everything that it inherited, which must not include the test runner.
 SCRIPT = """
 import asyncio, os, sys
 from sqlalchemy import text
@@ -99,9 +99,9 @@ print("parent")
 
 
 @pytest.mark.parametrize("when", ["between", "within"])
-def test_a_child_that_ends_by_itself_touches_nothing_of_its_parents(pg: Place, when: str) -> None:
-    """Between two loops of the parent's, and in the midst of a scope while another one's statement runs."""
-    # The interpreter's word against forks beside threads is not what is tried here.
+def test_a_forked_child_that_exits_does_not_affect_its_parents_connections(pg: Place, when: str) -> None:
+    """Forks between two event loops of the parent, and inside a scope while another scope's statement is running."""
+    # The interpreter's warning about forking with threads is not the subject here.
     python = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", SCRIPT]
     ended = subprocess.run(
         [*python, pg.url, when],

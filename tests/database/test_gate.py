@@ -1,4 +1,4 @@
-"""Pause, resume, drain and rotate: what becomes of new scopes, of those inside, and of their connections."""
+"""Pause, resume, drain and rotate: their effect on new scopes, running scopes, and connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def ask(database: Database) -> None:
 
 
 def held(database: Database) -> tuple[asyncio.Task[None], asyncio.Event]:
-    """A scope that is open until the event is set."""
+    """Keep a scope open until the event is set."""
     go = asyncio.Event()
 
     async def hold() -> None:
@@ -35,7 +35,7 @@ def held(database: Database) -> tuple[asyncio.Task[None], asyncio.Event]:
     return asyncio.create_task(hold()), go
 
 
-def test_paused_new_scopes_wait_and_those_inside_go_on(url: str) -> None:
+def test_while_paused_new_scopes_wait_and_running_ones_continue(url: str) -> None:
     async def main() -> None:
         async with opened(url) as database:
             inside, go = held(database)
@@ -85,7 +85,7 @@ def test_a_waiting_scope_can_be_cancelled(url: str) -> None:
     run(main)
 
 
-def test_drained_new_scopes_are_refused_and_those_inside_are_waited_for(url: str) -> None:
+def test_a_drain_refuses_new_scopes_and_waits_for_running_ones(url: str) -> None:
     async def main() -> None:
         async with opened(url, pool_size=1, max_overflow=0) as database:
             inside, go = held(database)
@@ -110,7 +110,7 @@ def test_drained_new_scopes_are_refused_and_those_inside_are_waited_for(url: str
     run(main)
 
 
-def test_a_drain_whose_time_is_over_names_the_scopes_that_are_left_and_cuts_none_off(url: str) -> None:
+def test_a_drain_that_times_out_names_the_remaining_scopes_and_cuts_none_off(url: str) -> None:
     async def main() -> None:
         async with opened(url) as database:
             inside, go = held(database)
@@ -153,7 +153,7 @@ async def who(session: Any) -> tuple[str, int]:
 
 
 def sessions(server: PostgresServer, database: str) -> list[str]:
-    """The users of the sessions that are open, koo's probe left out."""
+    """The users of the open sessions, without koo's probe."""
     rows = server.sql(
         f"SELECT usename FROM pg_stat_activity WHERE datname = '{database}' ORDER BY 1", "postgres"
     )
@@ -168,7 +168,7 @@ def other_user(pg: Place) -> str:
     return pg.url.replace("postgres:koo-test@", f"{user}:other@")
 
 
-def test_rotated_new_scopes_get_new_connections_and_old_ones_finish_and_close(
+def test_after_a_rotation_new_scopes_get_new_connections_and_old_ones_finish(
     pg: Place, other_user: str
 ) -> None:
     async def main() -> None:
@@ -181,7 +181,7 @@ def test_rotated_new_scopes_get_new_connections_and_old_ones_finish_and_close(
                 assert gate["running"] == 1 and database.url.username == f"u{pg.database}"
                 async with database.session_scope() as new:
                     assert (await who(new))[0] == f"u{pg.database}"
-                assert await who(old) == before, "a scope that is open keeps its connection"
+                assert await who(old) == before, "an open scope keeps its connection"
             await until(lambda: sessions(pg.server, pg.database) == [f"u{pg.database}"])
             look = await database.health_check()
             assert look["healthy"] is True
@@ -190,7 +190,7 @@ def test_rotated_new_scopes_get_new_connections_and_old_ones_finish_and_close(
     run(main)
 
 
-def test_rotate_waits_for_the_scopes_that_hold_old_connections(pg: Place) -> None:
+def test_rotate_waits_for_scopes_on_old_connections(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             inside, go = held(database)
@@ -206,7 +206,7 @@ def test_rotate_waits_for_the_scopes_that_hold_old_connections(pg: Place) -> Non
     run(main)
 
 
-def test_a_rotation_to_what_cannot_be_reached_changes_nothing(pg: Place) -> None:
+def test_a_rotation_to_an_unreachable_server_changes_nothing(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             async with database.session_scope() as session:
@@ -222,7 +222,7 @@ def test_a_rotation_to_what_cannot_be_reached_changes_nothing(pg: Place) -> None
     run(main)
 
 
-def test_a_password_may_be_a_function_which_is_called_for_each_connection(pg: Place) -> None:
+def test_a_password_function_is_called_for_each_connection(pg: Place) -> None:
     async def main() -> None:
         calls = 0
 
@@ -239,12 +239,12 @@ def test_a_password_may_be_a_function_which_is_called_for_each_connection(pg: Pl
                 await two.execute(ONE)
             assert calls == 3
             await database.rotate()
-            assert calls == 4, "it holds until another one takes its place"
+            assert calls == 4, "it is used until another one replaces it"
 
     run(main)
 
 
-def test_a_failover_by_rotation_leaves_what_has_become_a_black_hole(pg: Place) -> None:
+def test_a_rotation_away_from_a_silent_server_completes(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             url = through(proxy, pg.server, pg.driver, pg.database)
@@ -261,7 +261,7 @@ def test_a_failover_by_rotation_leaves_what_has_become_a_black_hole(pg: Place) -
     run(main)
 
 
-def test_what_cannot_be_rotated_is_refused(pg: Place, sqlite_url: str) -> None:
+def test_sqlite_and_another_driver_cannot_be_rotated(pg: Place, sqlite_url: str) -> None:
     async def main() -> None:
         other: Driver = "asyncpg" if pg.driver == "psycopg" else "psycopg"
         with pytest.raises(DatabaseError, match="rotate cannot change the driver"):
