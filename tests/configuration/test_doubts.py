@@ -1,4 +1,4 @@
-"""Settings that make one another pointless are told, and only where somebody set them."""
+"""Settings that have no effect because of another one are reported, but only if they were set."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ TOLD = [
 @pytest.mark.parametrize(
     ("environ", "sentence"), TOLD, ids=lambda it: "+".join(it) if isinstance(it, dict) else ""
 )
-def test_a_value_that_another_makes_pointless_is_told(
+def test_a_value_without_effect_is_reported(
     environ: dict[str, str], sentence: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "koo.settings"):
         assert told(tmp_path, **environ) == (sentence,)
 
 
-def test_it_is_logged_with_the_file_that_set_it_once_a_process(
+def test_a_value_without_effect_is_logged_once_per_process_with_its_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / ".env").write_text("AI_STALL_TIMEOUT=500\n")
@@ -99,10 +99,10 @@ def test_it_is_logged_with_the_file_that_set_it_once_a_process(
     "environ",
     [
         {},
-        # What nobody set contradicts nothing.
+        # Defaults contradict nothing.
         {"AI_QUERY_TIMEOUT": "20"}, {"DATABASE_SCOPE_TIMEOUT": "10"}, {"DB_HEALTH_CHECK_INTERVAL": "2"},
         {"AI_DEFAULT_REQUESTS_PER_HOUR": "30"}, {"DB_RETRY_MAX_DELAY": "0.1"},
-        # What is right beside the others.
+        # Values that fit together.
         {"AI_FIRST_TOKEN_TIMEOUT": "59"}, {"DATABASE_HELD_WARNING": "59"},
         {"DB_HEALTH_CHECK_INTERVAL": "4", "HEALTH_CHECK_TIMEOUT": "4"},
         {"AI_DEFAULT_REQUESTS_PER_MINUTE": "80", "AI_DEFAULT_REQUESTS_PER_HOUR": "80"},
@@ -113,7 +113,7 @@ def test_it_is_logged_with_the_file_that_set_it_once_a_process(
     ],
     ids=str,
 )  # fmt: skip
-def test_nothing_else_is(environ: dict[str, str], tmp_path: Path) -> None:
+def test_no_other_value_is_reported(environ: dict[str, str], tmp_path: Path) -> None:
     assert told(tmp_path, **environ) == ()
 
 
@@ -132,7 +132,7 @@ def test_nothing_else_is(environ: dict[str, str], tmp_path: Path) -> None:
     ],
     ids=["pool in scope", "a fallback that is switched off"],
 )
-def test_what_cannot_be_meant_stops_the_start(environ: dict[str, str], sentence: str, tmp_path: Path) -> None:
+def test_a_contradiction_stops_the_start(environ: dict[str, str], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         told(tmp_path, **environ)
     assert str(refused.value) == sentence

@@ -1,4 +1,4 @@
-"""The `.env` is read as everybody's tools read it, but nothing in it is ever skipped or expanded."""
+"""A `.env` is read like python-dotenv reads it, but nothing in it is ever skipped or expanded."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def env_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("text", "value"), CASES.items())
-def test_what_a_line_means(text: str, value: str, env_file: Path) -> None:
+def test_lines_are_parsed_as_documented(text: str, value: str, env_file: Path) -> None:
     env_file.write_bytes(text.encode())
     assert read_env_file(env_file)["A"] == value
 
 
 @pytest.mark.parametrize(("text", "line"), BROKEN.items())
-def test_a_line_that_cannot_be_read_is_named_by_its_number(text: str, line: int, env_file: Path) -> None:
+def test_a_line_that_cannot_be_parsed_is_reported_by_its_number(text: str, line: int, env_file: Path) -> None:
     env_file.write_text(text)
     with pytest.raises(ConfigurationError, match=f"line {line}: this is not NAME=value"):
         read_env_file(env_file)
@@ -84,8 +84,8 @@ LINES = st.lists(
 @example(['A="\\\\n"'])
 @example(["export =1"])
 @example(["A= 'x'", "B=\t#"])
-def test_whatever_is_read_is_read_as_python_dotenv_reads_it(lines: list[str]) -> None:
-    """The oracle: what we refuse may be anything, but what we accept means what it means to others."""
+def test_every_accepted_line_has_the_meaning_that_python_dotenv_gives_it(lines: list[str]) -> None:
+    """python-dotenv is the oracle. koo may refuse any line, but a line that it accepts must have the same meaning."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ".env"
         path.write_text("\n".join(lines))
@@ -96,7 +96,7 @@ def test_whatever_is_read_is_read_as_python_dotenv_reads_it(lines: list[str]) ->
         assert ours == dotenv_values(path, interpolate=False)
 
 
-def test_a_quote_that_is_not_closed_is_named_by_the_line_it_opens_in(env_file: Path) -> None:
+def test_an_unclosed_quote_is_reported_by_its_first_line(env_file: Path) -> None:
     env_file.write_text("A=1\n\nB='open\nC=3\n")
     with pytest.raises(
         ConfigurationError, match="line 3: this is not NAME=value, or its quote is not closed"
@@ -104,28 +104,28 @@ def test_a_quote_that_is_not_closed_is_named_by_the_line_it_opens_in(env_file: P
         read_env_file(env_file)
 
 
-def test_a_file_that_is_not_text_is_told(env_file: Path) -> None:
+def test_a_file_that_is_not_text_stops_the_start(env_file: Path) -> None:
     env_file.write_bytes(b"A=\xff\xfe")
     with pytest.raises(ConfigurationError, match="is not UTF-8 text"):
         read_env_file(env_file)
 
 
-def test_a_file_that_may_not_be_read_is_told(env_file: Path) -> None:
+def test_a_file_without_read_permission_stops_the_start(env_file: Path) -> None:
     env_file.write_text("A=1")
     env_file.chmod(0)
     if os.access(env_file, os.R_OK):
-        pytest.skip("this user may read everything")
+        pytest.skip("this user can read all files")
     with pytest.raises(ConfigurationError, match="cannot be read: Permission denied"):
         read_env_file(env_file)
 
 
-def test_no_file_is_no_setting(env_file: Path) -> None:
+def test_a_missing_file_sets_nothing(env_file: Path) -> None:
     assert read_env_file(env_file) == {}
     env_file.mkdir()
     assert read_env_file(env_file) == {}
 
 
-def test_the_environment_wins_and_hides(env_file: Path) -> None:
+def test_the_environment_overrides_and_hides_the_file(env_file: Path) -> None:
     env_file.write_text("A=file\nB=file\nC=file")
     found = gather({"A": "process", "B": "  "}, env_file)
     assert {name: (one.value, one.source) for name, one in found.items()} == {
@@ -136,20 +136,20 @@ def test_the_environment_wins_and_hides(env_file: Path) -> None:
     assert "process" not in repr(found)
 
 
-def test_without_any_file_the_home_is_the_working_directory(tmp_path: Path) -> None:
+def test_without_a_file_the_home_is_the_working_directory(tmp_path: Path) -> None:
     assert find_home("", tmp_path) == tmp_path
 
 
-def test_a_name_like_no_other_has_no_nearest() -> None:
+def test_an_unusual_name_has_no_nearest_name() -> None:
     assert nearest("KOO_PROT", {"KOO_PORT", "KOO_HOST"}) == "KOO_PORT"
     assert nearest("XYZ", {"KOO_PORT"}) is None
 
 
-# ── links that an orchestrator writes ─────────────────────────────────────────────────────────────────────────────────
+# ── service links ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def links(service: str, port: int = 8000) -> dict[str, str]:
-    """What the kubelet sets for a Service with one port."""
+    """The variables that the kubelet sets for a Service with one port."""
     one = f"{service}_PORT_{port}_TCP"
     return {
         f"{service}_SERVICE_HOST": "10.96.12.34",
@@ -166,35 +166,35 @@ def links(service: str, port: int = 8000) -> dict[str, str]:
 @pytest.mark.parametrize(
     "service", ["KOO", "DATABASE", "AI", "DB", "AI_SERVICES", "KOO_STATE", "DATABASE_URL"]
 )
-def test_a_service_beside_the_pod_is_no_setting_and_no_misspelt_one(service: str, tmp_path: Path) -> None:
+def test_service_links_are_neither_settings_nor_unknown_variables(service: str, tmp_path: Path) -> None:
     settings = Settings(environ=links(service), working_directory=tmp_path)
     assert settings.unknown_variables == ()
     assert settings.koo_port == Settings(environ={}, working_directory=tmp_path).koo_port
 
 
-def test_what_the_pods_own_manifest_sets_wins_over_a_link(tmp_path: Path) -> None:
+def test_a_value_from_the_pods_manifest_overrides_a_link(tmp_path: Path) -> None:
     settings = Settings(environ=links("KOO") | {"KOO_PORT": "8123"}, working_directory=tmp_path)
     assert settings.koo_port == 8123
 
 
 @pytest.mark.parametrize("wrong", ["eighty", "8000/tcp", "http://10.96.12.34:8000", "tcp://10.96.12.34"])
-def test_a_wrong_port_beside_links_still_stops_the_start(wrong: str, tmp_path: Path) -> None:
+def test_a_wrong_port_stops_the_start_even_with_links(wrong: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="KOO_PORT is"):
         Settings(environ=links("KOO") | {"KOO_PORT": wrong}, working_directory=tmp_path)
 
 
-def test_a_misspelt_variable_is_seen_beside_the_links(tmp_path: Path) -> None:
+def test_a_misspelt_variable_is_found_among_links(tmp_path: Path) -> None:
     settings = Settings(environ=links("DATABASE") | {"DATABASE_POOL_SIZ": "3"}, working_directory=tmp_path)
     assert [one.meant for one in settings.unknown_variables] == ["DATABASE_POOL_SIZE"]
 
 
-def test_a_link_in_a_env_file_is_a_wrong_value(tmp_path: Path) -> None:
+def test_a_link_in_an_env_file_is_a_wrong_value(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("KOO_PORT=tcp://10.96.12.34:8000\n")
     with pytest.raises(ConfigurationError, match="KOO_PORT is"):
         Settings(environ={}, working_directory=tmp_path)
 
 
-# ── text that another program was to have worked on ───────────────────────────────────────────────────────────────────
+# ── text that another program should have processed ───────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("variable", ["AI_SERVICES__CLAUDE__MODEL", "KOO_TOKEN", "DATABASE_URL", "KOO_HOST"])
@@ -213,25 +213,23 @@ def test_a_link_in_a_env_file_is_a_wrong_value(tmp_path: Path) -> None:
         "{{ model }}",
     ],
 )
-def test_quotes_around_a_value_and_names_that_were_not_replaced_stop_the_start(
-    variable: str, text: str, tmp_path: Path
-) -> None:
+def test_quotes_and_unreplaced_names_stop_the_start(variable: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"{variable} is .*(without quotes|koo does not expand)"):
         Settings(environ={variable: text}, working_directory=tmp_path)
 
 
-def test_names_in_a_env_file_are_not_replaced_either(tmp_path: Path) -> None:
+def test_names_in_an_env_file_are_not_replaced_either(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("AI_SERVICES__CLAUDE__MODEL=${MODEL}\n")
     with pytest.raises(ConfigurationError, match=r"write the value itself, .* \(set in "):
         Settings(environ={"MODEL": "claude-x"}, working_directory=tmp_path)
 
 
 @pytest.mark.parametrize("text", ["vendor/model:free@2025", "p$word", "o'brien", "a$", "100%"])
-def test_what_may_be_meant_is_taken(text: str, tmp_path: Path) -> None:
+def test_quotes_and_dollars_that_may_be_meant_are_kept(text: str, tmp_path: Path) -> None:
     settings = Settings(environ={"AI_SERVICES__CLAUDE__MODEL": text}, working_directory=tmp_path)
     assert settings.ai_services["claude"].model == text
 
 
-def test_a_field_of_a_request_is_json_where_quotes_are_meant(tmp_path: Path) -> None:
+def test_a_body_field_may_have_quotes_because_it_is_json(tmp_path: Path) -> None:
     settings = Settings(environ={"AI_SERVICES__CLAUDE__BODY__user": '"ada"'}, working_directory=tmp_path)
     assert settings.ai_services["claude"].body["user"].get_secret_value() == '"ada"'

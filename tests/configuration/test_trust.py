@@ -1,4 +1,6 @@
-"""A `.env` that others can change is refused unless KOO_HOME names its folder; one that all can read is warned of."""
+"""A `.env` that other users can change is refused unless KOO_HOME names its folder; koo warns if all users can read
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ from koo.errors import ConfigurationError
 from koo.settings import Settings
 
 STRANGER = 65534
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change a file's owner")
 
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A folder that all users reach; pytest's own are closed to others."""
+    """A folder that all users can enter; pytest's own folders are closed to others."""
     folder = Path(tempfile.mkdtemp(prefix="koo-shared-"))
     folder.chmod(0o755)
     yield folder
@@ -34,7 +36,7 @@ def write(path: Path, mode: int = 0o600) -> Path:
 
 
 def port(working_directory: Path, **environ: str) -> int:
-    """8123 where the file was read."""
+    """8123 if the file was read."""
     (working_directory / "project").mkdir(exist_ok=True)
     return Settings(environ=environ, working_directory=working_directory / "project").koo_port
 
@@ -45,13 +47,13 @@ def refusal(folder: Path, **environ: str) -> str:
     return str(caught.value)
 
 
-def test_a_file_of_ones_own_is_read(shared: Path) -> None:
+def test_the_users_own_file_is_read(shared: Path) -> None:
     write(shared / ".env")
     assert port(shared) == 8123
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o602])
-def test_a_file_that_every_user_can_write_is_refused_with_what_to_do(shared: Path, mode: int) -> None:
+def test_a_file_that_every_user_can_write_is_refused(shared: Path, mode: int) -> None:
     file = write(shared / ".env", mode)
     assert refusal(shared) == (
         f"{file} is not read, because every user of this machine can write {file}: change that, or set KOO_HOME="
@@ -59,13 +61,13 @@ def test_a_file_that_every_user_can_write_is_refused_with_what_to_do(shared: Pat
     )
 
 
-def test_a_file_in_a_folder_where_every_user_can_replace_it_is_refused(shared: Path) -> None:
+def test_a_file_that_every_user_can_replace_is_refused(shared: Path) -> None:
     write(shared / ".env")
     shared.chmod(0o777)
     assert f"every user of this machine can write {shared}:" in refusal(shared)
 
 
-def test_a_folder_above_that_every_user_can_rename_things_in_is_as_bad(shared: Path) -> None:
+def test_a_parent_folder_that_every_user_can_write_is_refused(shared: Path) -> None:
     inner = shared / "a" / "b"
     inner.mkdir(parents=True)
     write(inner / ".env")
@@ -73,14 +75,14 @@ def test_a_folder_above_that_every_user_can_rename_things_in_is_as_bad(shared: P
     assert f"can write {shared / 'a'}:" in refusal(inner)
 
 
-def test_in_a_folder_with_the_sticky_bit_a_file_of_ones_own_cannot_be_replaced(shared: Path) -> None:
+def test_the_users_own_file_in_a_folder_with_the_sticky_bit_is_read(shared: Path) -> None:
     write(shared / ".env")
     shared.chmod(0o1777)
     assert port(shared) == 8123
 
 
 def test_a_mounted_secret_is_read(shared: Path) -> None:
-    """The folder has mode 1777, the name is a link to a link, and root owns all of it."""
+    """The folder has mode 1777, the file is a link to a link, and root owns all of it."""
     version = shared / "..2026_11_29"
     version.mkdir(mode=0o755)
     write(version / ".env", 0o600 if os.geteuid() else 0o644)
@@ -92,7 +94,7 @@ def test_a_mounted_secret_is_read(shared: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("whose", ["file", "link", "folder"])
-def test_what_belongs_to_another_user_is_refused(shared: Path, whose: str) -> None:
+def test_a_file_or_folder_of_another_user_is_refused(shared: Path, whose: str) -> None:
     inner = shared / "inner"
     inner.mkdir()
     inner.chmod(0o1777)
@@ -109,7 +111,7 @@ def test_what_belongs_to_another_user_is_refused(shared: Path, whose: str) -> No
 
 
 @as_root
-def test_a_link_leads_to_the_file_that_counts(shared: Path) -> None:
+def test_a_links_target_is_checked(shared: Path) -> None:
     target = write(shared / "target")
     os.chown(target, STRANGER, STRANGER)
     (shared / ".env").symlink_to("target")
@@ -117,7 +119,7 @@ def test_a_link_leads_to_the_file_that_counts(shared: Path) -> None:
 
 
 @as_root
-def test_a_group_of_several_users_is_refused_and_roots_own_is_not(shared: Path) -> None:
+def test_a_group_with_several_users_is_refused_but_roots_group_is_not(shared: Path) -> None:
     file = write(shared / ".env", 0o660)
     os.chown(file, 0, 0)
     assert port(shared) == 8123
@@ -126,15 +128,15 @@ def test_a_group_of_several_users_is_refused_and_roots_own_is_not(shared: Path) 
 
 
 @as_root
-def test_under_sudo_the_files_of_the_user_who_called_it_are_read(shared: Path) -> None:
+def test_under_sudo_files_of_the_calling_user_are_read(shared: Path) -> None:
     os.chown(write(shared / ".env"), STRANGER, STRANGER)
     assert port(shared, SUDO_UID=str(STRANGER)) == 8123
     assert "belongs to" in refusal(shared, SUDO_UID="12345")
 
 
 @pytest.mark.parametrize(("target", "why"), [(".env", "symbolic links"), ("missing", "No such file")])
-def test_a_link_that_leads_nowhere_stops_the_start(shared: Path, target: str, why: str) -> None:
-    """A mounted secret that is missing: its settings would all be lost in silence."""
+def test_a_broken_link_stops_the_start(shared: Path, target: str, why: str) -> None:
+    """It is usually a mounted secret that is missing, and its settings would be lost silently."""
     (shared / ".env").symlink_to(target)
     assert why in refusal(shared)
     assert str(shared / ".env") in refusal(shared)
@@ -156,7 +158,7 @@ def test_a_file_that_every_user_can_read_is_warned_of(shared: Path, caplog: pyte
     assert caplog.messages == [f"every user of this machine can read {file}: chmod o-r {file}"]
 
 
-def test_one_in_a_folder_that_is_closed_to_others_is_not(
+def test_a_readable_file_in_a_private_folder_causes_no_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tmp_path.chmod(0o700)

@@ -1,4 +1,4 @@
-"""Where a database is, from whatever was written; and what of a URL may be shown."""
+"""The database and server URLs that are used, and how URLs are masked for display."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_the_url_that_is_used(written: str, used: str) -> None:
 @pytest.mark.parametrize(
     "url", ["u:p@w/x@h/d", "u:p@w@h/d", "u:p@w:x@h:1/d", "u:p@w?x@h/d", "u:p/w@h/d", "u:1?w@h/d", "u:1/w@h/d"]
 )
-def test_a_password_that_is_cut_in_two_is_no_host_and_no_database(url: str) -> None:
-    """Else its second half is told to everybody as the name of a database that does not exist."""
+def test_part_of_a_password_is_not_taken_for_a_host_or_database(url: str) -> None:
+    """Otherwise the second half of a password would be shown as the name of a database that does not exist."""
     with pytest.raises(ValueError, match="in a user or password write /"):
         effective_database_url(f"postgresql://{url}", HOME)
 
@@ -58,14 +58,14 @@ def test_a_password_that_is_cut_in_two_is_no_host_and_no_database(url: str) -> N
     "url",
     ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:x?uri=true", "sqlite:///x.db?a=1"],
 )
-def test_the_state_is_kept_in_a_file(url: str) -> None:
+def test_the_state_store_needs_a_file_or_a_server(url: str) -> None:
     with pytest.raises(ValueError, match="the path of a file"):
         effective_state_url(url, HOME)
 
 
 @pytest.mark.parametrize("name", ["a b", "50%41", "what?", "é", "x#y", "a&b"])
 def test_sqlalchemy_finds_the_file_below_a_home_with_any_name(name: str) -> None:
-    """An unquoted `?` in the name of a folder would make another file, silently."""
+    """An unquoted `?` in a folder's name would silently create another file."""
     url = effective_database_url("sqlite:///data/koo.db", Path("/srv") / name)
     assert read_url(url).database == f"/srv/{name}/data/koo.db" and not read_url(url).query
 
@@ -86,12 +86,12 @@ def test_a_tilde_is_the_users_home() -> None:
         ("no url", "…"),
     ],
 )
-def test_what_of_a_url_is_shown(url: str, shown: str) -> None:
+def test_urls_are_masked_for_display(url: str, shown: str) -> None:
     assert mask_url(url) == shown
 
 
 @given(st.text(min_size=1, max_size=20).map(lambda text: f"S3CRET{text}S3CRET"))
-def test_no_password_shows_however_it_is_written(password: str) -> None:
+def test_no_form_of_a_password_is_shown(password: str) -> None:
     for url in (f"postgresql://u:{password}@h/d", f"postgresql://{password}@h:1/d?x={quote(password)}"):
         assert "S3CRET" not in mask_url(url) + mask_to_scheme(url)
 
@@ -103,22 +103,22 @@ def test_no_password_shows_however_it_is_written(password: str) -> None:
         "http://h:0", "http://höst",
     ],
 )  # fmt: skip
-def test_what_the_address_of_a_server_cannot_be(url: str) -> None:
+def test_an_invalid_server_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="expected a URL that begins with http://"):
         check_web_url(url)
 
 
-def test_the_address_of_a_server_has_no_slash_at_its_end() -> None:
+def test_a_server_url_loses_its_trailing_slash() -> None:
     assert check_web_url("https://h:1/v1//") == "https://h:1/v1"
 
 
-def test_which_hosts_only_this_machine_can_reach() -> None:
+def test_loopback_hosts_are_recognised() -> None:
     assert [
         host for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST") if not is_loopback(host)
     ] == []
     assert [host for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example") if is_loopback(host)] == []
 
 
-def test_where_a_server_is_reached_from_its_own_machine() -> None:
+def test_the_local_url_of_a_listening_server() -> None:
     assert url_of("0.0.0.0", 1) == "http://127.0.0.1:1"
     assert url_of("::", 1) == url_of("::1", 1) == "http://[::1]:1"

@@ -1,13 +1,13 @@
-"""Reading Markdown as far as the tests of the documents need it: fenced blocks, headings, links.
+"""Parse Markdown as far as the tests of the documents need it: fenced blocks, headings, links.
 
-What stands after the language of a block says what the tests do with it:
+The word after a block's language says what the tests do with the block:
 
     ```python              run as a program
-    ```python fragment     a part of a program, which no test can run
-    ```text output         what the program before it prints; … stands for anything
+    ```python fragment     part of a program; not run
+    ```text output         the output of the program before it; … stands for anything
     ```sh                  the lines with `curl` and `koo` are run against a server
-    ```sh fails            the same, and the server answers with an error
-    ```sh fragment         nothing of it is run
+    ```sh fails            the same, but the server responds with an error
+    ```sh fragment         not run
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LINK_TEXT = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block: where it begins (line 1 is the first), its language, the words after it, its text."""
+    """A fenced block: its first line (counted from 1), its language, the words after the language, and its text."""
 
     path: Path
     line: int
@@ -39,17 +39,17 @@ class Block:
 
     @property
     def name(self) -> str:
-        """For the name of a test, and for finding it."""
+        """The block's name, for test ids."""
         return f"{self.path.relative_to(ROOT)}:{self.line}"
 
 
 def documents() -> list[Path]:
-    """Every document of the repository."""
+    """All documents of the repository."""
     return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
 
 def blocks(path: Path) -> list[Block]:
-    """The fenced blocks of a document, in order. Raises ValueError where one has no end."""
+    """The fenced blocks of a document, in order. Raises ValueError if one is not closed."""
     return list(_blocks(path))
 
 
@@ -86,7 +86,7 @@ def prose(path: Path) -> list[tuple[int, str]]:
 
 
 def anchors(path: Path) -> set[str]:
-    """What a link to a heading of this document may name after its #, as GitHub makes it."""
+    """The anchors of a document's headings, as GitHub makes them."""
     found: dict[str, int] = {}
     result = set()
     for _, line in prose(path):

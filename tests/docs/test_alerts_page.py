@@ -1,4 +1,4 @@
-"""`docs/alerts.md` tells of each kind of alert there is, and of no other."""
+"""`docs/alerts.md` describes every kind of alert, and no other."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PAGE = (ROOT / "docs" / "alerts.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 
-def test_each_kind_has_a_section_and_each_section_is_of_a_kind() -> None:
+def test_kinds_and_sections_correspond() -> None:
     assert SECTIONS.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_section_says_how_bad_it_is_when_it_begins_and_ends_and_what_to_do(kind: str) -> None:
+def test_each_section_states_severity_start_end_and_action(kind: str) -> None:
     section = SECTIONS[kind]
     assert section.strip().startswith(f"**Severity**: {KINDS[kind].severity}.")
     places = [section.find(f"**{part}**") for part in ("Begins", "Ends", "At 3 a.m.")]
@@ -34,22 +34,22 @@ def test_a_section_says_how_bad_it_is_when_it_begins_and_ends_and_what_to_do(kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_section_names_the_news_of_its_end_if_there_is_one(kind: str) -> None:
+def test_a_section_names_the_event_of_its_end_if_there_is_one(kind: str) -> None:
     news = {ending.kind for ending in ENDINGS.values()}
     named = {name for name in re.findall(r"`(\w+)`", SECTIONS[kind]) if name in news}
     assert named == ({ENDINGS[kind].kind} if kind in ENDINGS else set())
 
 
-def test_the_news_are_listed_with_what_ended() -> None:
+def test_end_events_are_listed_with_their_alerts() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|$", PAGE.split("## Info")[1], re.MULTILINE)
     assert {was: news for news, was in rows} == {kind: ending.kind for kind, ending in ENDINGS.items()}
 
 
-def test_the_severities_are_listed_from_the_worst() -> None:
+def test_severities_are_listed_from_the_worst_down() -> None:
     assert re.findall(r"^\| `(\w+)` \|", PAGE.split("## Critical")[0], re.MULTILINE) == list(RANK)
 
 
-def test_the_numbers_are_those_of_the_code() -> None:
+def test_the_pages_numbers_match_the_code() -> None:
     assert (ERROR_RATE_MAX, CALLS_MIN, APPROACHING) == (0.1, 20, 0.8)
     assert (LISTED_AFTER_END_S, SETTLES_S, ALONE_AFTER_S) == (900, 60, 10)
     assert (UNSEEN_S_MAX, ENDED_KEPT_S) == (DAY_S, 90 * DAY_S)

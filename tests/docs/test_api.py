@@ -1,4 +1,4 @@
-"""`docs/api.md` is as new as the docstrings it is made of, and has every public name."""
+"""`docs/api.md` is up to date with the docstrings and contains every public name."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.docs.markdown import ROOT, blocks
 HEADINGS = set(re.findall(r"^#{2,5} `([\w.]+)`$", page(), re.MULTILINE))
 
 
-def test_the_page_is_as_new_as_its_source() -> None:
+def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: make docs"
 
 
-def test_every_public_name_has_its_place() -> None:
+def test_every_public_name_has_a_place() -> None:
     placed = [name for group in GROUPS for name in group.names]
     bound = {name for module in BACKEND for name in import_module(module).__all__} - {*placed, "router"}
     assert sorted([*placed, *bound, *UNDER_NO_HEADING]) == sorted(koo.__all__)
@@ -42,39 +42,39 @@ def test_every_public_name_has_its_place() -> None:
 
 
 @pytest.mark.parametrize("module", BACKEND)
-def test_every_name_of_the_backend_is_there(module: str) -> None:
+def test_every_name_of_the_backend_is_listed(module: str) -> None:
     assert {module, *import_module(module).__all__} <= HEADINGS
 
 
-def test_what_is_made_when_it_is_asked_for_is_public() -> None:
+def test_lazily_created_names_are_public() -> None:
     for full in MADE_WHEN_ASKED_FOR:
         module, _, name = full.rpartition(".")
         assert name in import_module(module).__all__
 
 
-def test_what_is_left_out_is_there() -> None:
-    """A name that is gone from the code is gone from this list too."""
+def test_every_omitted_name_exists() -> None:
+    """A name that is removed from the code has to be removed from this list too."""
     for owner, names in INNER.items():
         one = getattr(koo if owner in koo.__all__ else testing, owner)
         assert [name for name in names if not hasattr(one, name)] == []
 
 
-def test_a_public_name_without_a_docstring_stops_the_making_of_the_page() -> None:
+def test_a_public_name_without_a_docstring_stops_the_generator() -> None:
     def silent() -> None: ...
 
     with pytest.raises(ValueError, match="no docstring"):
         doc_of(silent)
 
 
-def test_the_page_says_nothing_of_this_run() -> None:
-    """An address, a folder or a default out of the environment would be another one tomorrow."""
+def test_the_page_does_not_depend_on_this_run() -> None:
+    """A memory address, a folder or a default from the environment would differ in the next run."""
     text = page()
     assert re.search(r"0x[0-9a-f]{6}|PosixPath|/home/|object at", text) is None
     assert len(blocks(PAGE)) > 50
 
 
-def test_making_the_page_reads_no_setting(tmp_path: Path) -> None:
-    """Else a developer's own `.env` could stop `make docs`, or end up in it."""
+def test_generating_the_page_reads_no_setting(tmp_path: Path) -> None:
+    """Otherwise a developer's own `.env` could stop `make docs` or get into the page."""
     script = "from docs.generate_api import page; print(page(), end='')"
     env = {
         "PATH": os.environ["PATH"],

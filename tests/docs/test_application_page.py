@@ -1,4 +1,6 @@
-"""The shops of docs/application.md, each put together from its page alone, serve, survive an outage, and are seen."""
+"""Each shop of docs/application.md, assembled from the page alone, serves requests, survives an outage and is
+monitored.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ CLIENTS = {
 
 
 @pytest.mark.parametrize("kind", ["FastAPI", "Flask"])
-def test_the_shop_of_the_page_serves_survives_an_outage_and_is_seen(kind: str, tmp_path: Path) -> None:
+def test_the_pages_shop_serves_survives_an_outage_and_is_monitored(kind: str, tmp_path: Path) -> None:
     shop: Block = PROGRAMS[kind]
     end = "\nclient.__exit__(None, None, None)\n" if kind == "FastAPI" else ""
     (tmp_path / "shop.py").write_text(shop.text.replace('fallback=["local"]', 'fallback=["lab"]'))

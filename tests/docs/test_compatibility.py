@@ -1,4 +1,4 @@
-"""The page of odd answers: what the tests send, and nothing else."""
+"""The page of odd responses contains exactly what the tests send."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from docs.generate_compatibility import FORMATS, PAGE, page
 from tests.ai.test_oddities import ALL
 
 
-def test_the_page_is_as_new_as_the_rows() -> None:
+def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "`make docs` writes it again"
 
 

@@ -1,4 +1,4 @@
-"""What is not documented is broken: each error, kind, option and event is told about; each link leads somewhere."""
+"""Every error, kind, option and event is documented, and every link has a target."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def text_of_docs() -> str:
 
 
 def named_in(text: str) -> set[str]:
-    """What stands in `code` in a text."""
+    """All text in `code` quotes."""
     return set(re.findall(r"`([^`\n]+)`", text))
 
 
@@ -44,12 +44,14 @@ def classes_of(module: object, base: type) -> list[str]:
     ]
 
 
-# ── nothing is left out ───────────────────────────────────────────────────────────────────────────────────────────
+# ── completeness ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_each_built_in_service_is_named_where_services_are_listed(name: str) -> None:
-    """On the page of errors, in the help of `koo query`; and its key where the README says what to put into `.env`."""
+    """The page of errors and the help of `koo query` name the service, and the README's list for the `.env` names its
+    key.
+    """
     service = inspect.signature(query, eval_str=True).parameters["service"].annotation.__metadata__[0]
     assert name in re.split(r"\W+", service.help)
     known = re.search(r"no such service; known services: ([^\"]+)", (DOCS / "errors.md").read_text())
@@ -82,7 +84,7 @@ def test_each_option_is_explained(name: str) -> None:
 
 
 def _named_under(text: str, owner: str) -> set[str]:
-    """What the section whose heading is that class tells about."""
+    """All names in the section with this class as its heading."""
     section = re.search(rf"^#+ `?{owner}`?$.*?(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
     return named_in(section[0]) if section else set()
 
@@ -109,7 +111,7 @@ def test_each_kind_has_the_status_that_is_documented() -> None:
 
 
 def test_each_endpoint_is_listed() -> None:
-    """Those of the description of the API, and the few that are not in it."""
+    """This includes the endpoints of the OpenAPI description and the few that are not in it."""
     table = GUIDE.read_text().split("## Endpoints")[1].split("## Metrics")[0]
     listed = set(re.findall(r"^\| (GET|POST|DELETE) `(/[^`]*)` \|", table, re.MULTILINE))
     paths = create_app(Platform(PlatformOptions())).openapi()["paths"]
@@ -144,7 +146,7 @@ def test_each_exit_code_is_explained() -> None:
 
 
 def test_each_metric_is_explained() -> None:
-    """Under the name that Prometheus shows, with its labels."""
+    """The documentation uses the name that Prometheus shows, and lists the labels."""
     table = GUIDE.read_text().split("For Prometheus")[1].split("## Events")[0]
     said = {
         name: named_in(labels)
@@ -158,11 +160,11 @@ def test_each_metric_is_explained() -> None:
     assert said == real
 
 
-# ── every link leads somewhere ────────────────────────────────────────────────────────────────────────────────────
+# ── links ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_each_link_leads_to_something(path: Path) -> None:
+def test_each_link_has_a_target(path: Path) -> None:
     assert [f"{path.name}:{line}: {target}" for line, target in links(path) if _is_broken(path, target)] == []
 
 
@@ -171,14 +173,14 @@ def _is_broken(path: Path, target: str) -> bool:
         return not target.startswith(("https://", "mailto:"))
     place, _, anchor = target.partition("#")
     file = (path.parent / place).resolve() if place else path
-    # A link out of the repository works on one machine only.
+    # A link to a path outside of the repository works on only one machine.
     if not file.exists() or ROOT not in (file, *file.parents):
         return True
     return bool(anchor) and (file.suffix != ".md" or anchor not in anchors(file))
 
 
 def test_each_document_can_be_reached_from_the_readme() -> None:
-    """A page that nothing links to is read by nobody."""
+    """Readers do not find a page without a link to it."""
     seen: set[Path] = set()
     left = [ROOT / "README.md"]
     while left:
@@ -197,7 +199,7 @@ def test_each_decision_is_listed_and_has_its_three_parts() -> None:
     folder = DOCS / "decisions"
     records = sorted(folder.glob("0*.md"))
     numbers = [record.name[:4] for record in records]
-    # A record that a later one replaces may be deleted: its number is not given again.
+    # A record that a later one replaces may be deleted; its number is not used again.
     assert len(set(numbers)) == len(numbers) and all(re.fullmatch(r"\d{4}", number) for number in numbers)
     listed = {target for _, target in links(folder / "README.md")}
     for record in records:
@@ -209,8 +211,8 @@ def test_each_decision_is_listed_and_has_its_three_parts() -> None:
         )
 
 
-def test_the_architecture_names_the_files_that_there_are() -> None:
-    """Each file of its tables is there, and each part of the package is in its tree."""
+def test_the_architecture_lists_existing_files() -> None:
+    """Each file in its tables exists, and each part of the package is in its tree."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     files = {f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[bst]*/**/*.py")}
     named = {name for name in named_in(text) if re.fullmatch(r"[\w/]+\.py", name)}
@@ -226,8 +228,8 @@ BARE = re.compile(r"pip3? install(?:\s+-{1,2}[\w-]+)*\s+['\"]?koo(?![\w./-])")
 """Koo by its name alone; `/path/to/koo` and `koo.db` are others."""
 
 
-def test_no_command_installs_koo_by_its_name_from_an_index() -> None:
-    """There it belongs to another project, whose code a reader would run."""
+def test_no_command_installs_koo_by_name_from_an_index() -> None:
+    """On the public index the name belongs to another project, whose code a reader would run."""
     assert all(BARE.search(line) for line in ("pip install koo", "`pip install -U 'koo[testing]'`"))
     assert not any(
         BARE.search(line) for line in ("pip install /path/to/koo", "pip install '/src/koo[local]'")

@@ -1,8 +1,9 @@
-"""What the documents tell people to type works: each program and each command line in them is run, as it stands there.
+"""All programs and command lines in the documents are run as they are, and must work.
 
-A program runs as a script of its own, in an empty KOO_HOME, with the real local model and with fake servers for the
-hosted providers. A command line runs against a real server. `tests/docs/markdown.py` says how a block is marked that
-cannot be run.
+A program runs as a separate script, in an empty KOO_HOME, with the real local model and with fake servers for the
+hosted
+providers. A command line runs against a real server. `tests/docs/markdown.py` lists the labels of blocks that cannot be
+run.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ KOO = Path(sys.executable).with_name("koo")
 TIMEOUT_S = 120.0
 ANYTHING = "…"
 RUN_BY_HAND = {"serve"}
-"""Subcommands of koo that do not end by themselves."""
+"""Subcommands of koo that run until they are stopped."""
 
 
 def snippets(language: str) -> list[Block]:
-    """The blocks of a language that are whole."""
+    """The blocks of a language that can be run."""
     return [
         block
         for path in DOCUMENTS
@@ -55,7 +56,7 @@ def snippets(language: str) -> list[Block]:
 
 
 def output_after(program: Block) -> str | None:
-    """What the document says that a program prints: the block after it, if that one is output."""
+    """The documented output of a program: the block after it, if that is labelled as output."""
     following = [block for block in blocks(program.path) if block.line > program.line]
     return following[0].text if following and "output" in following[0].words else None
 
@@ -65,7 +66,7 @@ def as_pattern(output: str) -> str:
 
 
 def commands(block: Block) -> list[str]:
-    """The command lines of a block that ask koo or a server something."""
+    """The command lines in a block that query koo or a server."""
     found = []
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -75,12 +76,12 @@ def commands(block: Block) -> list[str]:
     return found
 
 
-# ── the surroundings ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── fixtures ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
 def providers() -> Iterator[dict[str, str]]:
-    """The hosted providers and a server of one's own, played by fakes: the environment that leads there."""
+    """Fakes for the hosted providers and a self-hosted server; yields the environment that points to them."""
     with (
         FakeAnthropic(key="test-key") as claude,
         FakeOpenAI(key="test-key") as openai,
@@ -101,7 +102,7 @@ def providers() -> Iterator[dict[str, str]]:
 def server(
     providers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """A running `koo serve`: its address, and the environment for those who talk to it."""
+    """A running `koo serve`; yields its URL and the environment for its clients."""
     home = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -122,7 +123,7 @@ def server(
 
 
 def environment(home: Path, providers: dict[str, str]) -> dict[str, str]:
-    """Nothing of the developer's own settings and keys; PYTHONPATH only where koo is not installed."""
+    """An environment without the developer's own settings and keys; PYTHONPATH is set only if koo is not installed."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
     return kept | providers | {"HOME": str(home), "KOO_HOME": str(home), "PYTHONWARNINGS": "error"}
 
@@ -136,22 +137,22 @@ def _wait_until_it_lives(url: str, process: subprocess.Popen[bytes], log: Path) 
                 return
         except OSError:
             time.sleep(0.05)
-    pytest.fail(f"the server does not answer: {log.read_text()}")
+    pytest.fail(f"the server does not respond: {log.read_text()}")
 
 
-# ── the tests ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── tests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("path", DOCUMENTS[:3], ids=lambda path: path.name)
 def test_each_guide_has_programs_and_command_lines(path: Path) -> None:
-    """Else the tests below would pass for documents that they cannot read."""
+    """Otherwise the tests below would pass for documents that they cannot parse."""
     assert sum(block.path == path for block in snippets("python")) >= 3
     assert sum(block.path == path and bool(commands(block)) for block in snippets("sh")) >= 1
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_each_block_says_what_it_is(path: Path) -> None:
-    """A block without a language, or with a misspelt word, would be passed over in silence."""
+def test_each_block_is_labelled(path: Path) -> None:
+    """A block without a language, or with a misspelt label, would be skipped silently."""
     assert [b.name for b in blocks(path) if b.language not in LANGUAGES] == []
     assert [b.name for b in blocks(path) if not set(b.words) <= WORDS] == []
 
@@ -194,8 +195,8 @@ HOSTED = re.compile(r"anthropic|openai|claude|gemini|perplexity", re.IGNORECASE)
     [program for program in snippets("python") if HOSTED.search(program.text)],
     ids=lambda block: block.name,
 )
-def test_a_program_that_asks_a_hosted_provider_runs_without_a_key(program: Block, tmp_path: Path) -> None:
-    """It says what is missing, or asks the model of this machine; a reader's first try is no traceback."""
+def test_a_program_for_a_hosted_provider_runs_without_a_key(program: Block, tmp_path: Path) -> None:
+    """It says what is missing, or queries the local model. A reader's first try must not end with a traceback."""
     (tmp_path / "snippet.py").write_text(program.text)
     with FakeAnthropic(key="test-key", strict=False) as claude:
         done = subprocess.run(
@@ -237,20 +238,20 @@ def test_the_command_lines_work(block: Block, server: tuple[str, dict[str, str]]
         timeout=TIMEOUT_S,
         check=False,
     )
-    # 22: the server answered with an error.
+    # 22: the server responded with an error
     wanted = 22 if "fails" in block.words else 0
     assert done.returncode == wanted, f"{script}\n{done.stdout[-1000:]}\n{done.stderr}"
     assert "Traceback" not in done.stderr
 
 
 def settings_blocks() -> list[Block]:
-    """Lines of a `.env`, and not of a unit file."""
+    """Blocks with lines of a `.env`, as opposed to those of a unit file."""
     return [block for block in snippets("ini") if "[Unit]" not in block.text]
 
 
 @pytest.mark.parametrize("block", settings_blocks(), ids=lambda block: block.name)
-def test_the_settings_are_accepted_and_known(block: Block, tmp_path: Path) -> None:
-    """A variable that a document names exists, and takes the value that it gives as an example."""
+def test_the_documented_settings_exist_and_are_accepted(block: Block, tmp_path: Path) -> None:
+    """Every variable in a document exists and accepts the value of the example."""
     lines = [line for line in block.text.splitlines() if line and not line.startswith("#")]
     environ = dict(line.split("=", 1) for line in lines)
     settings = Settings(environ=environ, working_directory=tmp_path)

@@ -1,4 +1,4 @@
-"""The HTTP client: what it says when things go wrong, what it never does, and how it reads a stream of events."""
+"""The HTTP client: the stages of its failures, what it never does, and how it parses event streams."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from koo.network_options import NetworkOptions
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 Talk = Callable[[StreamReader, StreamWriter], Awaitable[None]]
 BODIES = pytest.mark.parametrize("body", [b"x", None], ids=["by hand", "by aiohttp's session"])
-"""A request with a body is written by hand, one without by aiohttp: what they say of a failure is the same."""
+"""The prepared path sends requests with a body, aiohttp's session those without. Both report the same failures."""
 
 
 @asynccontextmanager
 async def serving(talk: Talk) -> AsyncIterator[str]:
-    """A server whose every connection is `talk`; gives its URL."""
+    """Run a server that handles every connection with `talk`; yields its URL."""
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         try:
@@ -84,7 +84,7 @@ async def failure_of(call: Awaitable[object]) -> TransportError:
 # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_answer_has_status_headers_without_case_and_body() -> None:
+def test_a_response_has_a_status_case_insensitive_headers_and_a_body() -> None:
     async def main() -> None:
         reply = b"HTTP/1.1 418 Teapot\r\nX-Id: 7\r\ncontent-length: 5\r\n\r\nshort"
         async with serving(talking(reply)) as url, client() as http:
@@ -94,7 +94,7 @@ def test_an_answer_has_status_headers_without_case_and_body() -> None:
     asyncio.run(main())
 
 
-def test_redirects_are_answers_and_not_followed() -> None:
+def test_redirects_are_returned_and_not_followed() -> None:
     async def main() -> None:
         seen: list[bytes] = []
 
@@ -121,7 +121,7 @@ def test_cookies_are_neither_kept_nor_sent() -> None:
                 await writer.drain()
 
         async with serving(talk) as url, client() as http:
-            by_name = url.replace("127.0.0.1", "localhost")  # Cookie jars leave plain addresses out.
+            by_name = url.replace("127.0.0.1", "localhost")  # cookie jars ignore IP addresses
             await http.request("GET", by_name)
             await http.request("GET", by_name)
         assert len(seen) == 2 and b"cookie" not in seen[1].lower()
@@ -129,14 +129,14 @@ def test_cookies_are_neither_kept_nor_sent() -> None:
     asyncio.run(main())
 
 
-# ── how far a failed request got ──────────────────────────────────────────────────────────────────────────────────────
+# ── stages of failures ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @BODIES
-def test_a_refused_connection_sent_nothing(body: bytes | None) -> None:
+def test_a_refused_connection_has_stage_connect(body: bytes | None) -> None:
     async def main() -> None:
         with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))  # Bound, but nobody listens.
+            taken.bind(("127.0.0.1", 0))  # bound, but not listening
             port = taken.getsockname()[1]
             async with client() as http:
                 error = await failure_of(http.request("POST", f"http://127.0.0.1:{port}/", body=body))
@@ -146,7 +146,7 @@ def test_a_refused_connection_sent_nothing(body: bytes | None) -> None:
 
 
 @BODIES
-def test_an_unknown_name_sent_nothing(body: bytes | None) -> None:
+def test_an_unknown_host_name_has_stage_connect(body: bytes | None) -> None:
     async def main() -> None:
         async with client() as http:
             error = await failure_of(http.request("POST", "http://no-such-host.invalid/", body=body))
@@ -156,7 +156,7 @@ def test_an_unknown_name_sent_nothing(body: bytes | None) -> None:
 
 
 @BODIES
-def test_a_failed_tls_handshake_sent_nothing(body: bytes | None) -> None:
+def test_a_failed_tls_handshake_has_stage_connect(body: bytes | None) -> None:
     async def main() -> None:
         async def talk(_: StreamReader, writer: StreamWriter) -> None:
             writer.write(b"220 this is no TLS\r\n")
@@ -169,16 +169,16 @@ def test_a_failed_tls_handshake_sent_nothing(body: bytes | None) -> None:
     asyncio.run(main())
 
 
-def test_a_certificate_that_nobody_vouches_for_sent_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_untrusted_certificate_has_stage_connect(tmp_path_factory: pytest.TempPathFactory) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if not _self_signed(context, tmp_path_factory):
-        pytest.skip("no openssl here to make a certificate with")
+        pytest.skip("openssl is not installed")
 
     async def main() -> None:
         server = await asyncio.start_server(talking(OK), "127.0.0.1", 0, ssl=context)
         asyncio.get_running_loop().set_exception_handler(
             lambda *_: None
-        )  # The server's side of the failed handshake.
+        )  # the server's side of the failed handshake
         async with server, client() as http:
             port = server.sockets[0].getsockname()[1]
             error = await failure_of(http.request("POST", f"https://127.0.0.1:{port}/", body=b"x"))
@@ -213,8 +213,8 @@ def _self_signed(context: ssl.SSLContext, folders: pytest.TempPathFactory) -> bo
 
 
 @BODIES
-def test_connecting_has_a_time_limit_and_sent_nothing(body: bytes | None) -> None:
-    """A listener with a full queue answers no SYN: exactly what a black hole does."""
+def test_a_connect_timeout_has_stage_connect(body: bytes | None) -> None:
+    """A listener with a full queue does not answer a SYN, just like a host that drops all packets."""
 
     async def main() -> None:
         with socket.socket() as full:
@@ -238,7 +238,7 @@ def test_connecting_has_a_time_limit_and_sent_nothing(body: bytes | None) -> Non
     asyncio.run(main())
 
 
-def test_a_name_server_that_never_answers_falls_under_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connect_timeout_also_limits_name_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     def stuck(*_: object, **__: object) -> object:
@@ -260,7 +260,7 @@ def test_a_name_server_that_never_answers_falls_under_the_same_limit(monkeypatch
 
 @BODIES
 @pytest.mark.parametrize("url", ["ftp://example.com/", "nonsense", "http://"])
-def test_an_address_that_cannot_be_right_sent_nothing(url: str, body: bytes | None) -> None:
+def test_an_invalid_url_has_stage_connect(url: str, body: bytes | None) -> None:
     async def main() -> None:
         async with client() as http:
             error = await failure_of(http.request("POST", url, body=body))
@@ -270,7 +270,7 @@ def test_an_address_that_cannot_be_right_sent_nothing(url: str, body: bytes | No
 
 
 @BODIES
-def test_a_connection_closed_without_an_answer_may_have_been_received(body: bytes | None) -> None:
+def test_a_connection_closed_without_a_response_has_stage_sent(body: bytes | None) -> None:
     async def main() -> None:
         async with serving(talking()) as url, client() as http:
             assert (await failure_of(http.request("POST", url, body=body))).stage == "sent"
@@ -279,7 +279,7 @@ def test_a_connection_closed_without_an_answer_may_have_been_received(body: byte
 
 
 @BODIES
-def test_an_answer_that_breaks_off_is_told_as_such(body: bytes | None) -> None:
+def test_a_response_that_breaks_off_has_stage_answer(body: bytes | None) -> None:
     async def main() -> None:
         async with (
             serving(talking(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")) as url,
@@ -291,7 +291,7 @@ def test_an_answer_that_breaks_off_is_told_as_such(body: bytes | None) -> None:
 
 
 @BODIES
-def test_a_refusal_that_breaks_off_still_is_a_refusal(body: bytes | None) -> None:
+def test_an_error_response_that_breaks_off_keeps_its_status(body: bytes | None) -> None:
     async def main() -> None:
         reply = b"HTTP/1.1 429 Slow\r\nretry-after: 3\r\ncontent-length: 100\r\n\r\nhalf"
         async with serving(talking(reply)) as url, client() as http:
@@ -302,7 +302,7 @@ def test_a_refusal_that_breaks_off_still_is_a_refusal(body: bytes | None) -> Non
 
 
 @BODIES
-def test_an_answer_that_is_not_http_is_told_as_such(body: bytes | None) -> None:
+def test_a_response_that_is_not_http_has_stage_answer(body: bytes | None) -> None:
     async def main() -> None:
         async with serving(talking(b"220 mail.example ESMTP\r\n\r\n")) as url, client() as http:
             assert (await failure_of(http.request("POST", url, body=body))).stage == "answer"
@@ -310,7 +310,7 @@ def test_an_answer_that_is_not_http_is_told_as_such(body: bytes | None) -> None:
     asyncio.run(main())
 
 
-def test_a_refusal_before_the_upload_is_complete_is_read_or_the_upload_is_told_as_sent() -> None:
+def test_an_error_response_during_the_upload_is_read_or_has_stage_sent() -> None:
     async def main() -> None:
         async def talk(reader: StreamReader, writer: StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
@@ -328,7 +328,7 @@ def test_a_refusal_before_the_upload_is_complete_is_read_or_the_upload_is_told_a
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_an_answer_larger_than_anybody_meant_is_given_up(chunked: bool) -> None:
+def test_reading_stops_at_the_size_limit(chunked: bool) -> None:
     head = b"HTTP/1.1 200 OK\r\n" + (
         b"transfer-encoding: chunked\r\n\r\n" if chunked else b"content-length: 9000\r\n\r\n"
     )
@@ -343,11 +343,11 @@ def test_an_answer_larger_than_anybody_meant_is_given_up(chunked: bool) -> None:
     asyncio.run(main())
 
 
-# ── never twice ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── reuse and repetition ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_post_on_a_connection_that_the_server_closed_is_never_sent_twice() -> None:
-    """The server answers once, then ends each kept connection when the next request has arrived on it."""
+def test_a_post_that_the_server_may_have_read_is_never_sent_twice() -> None:
+    """The server answers once, then closes each kept connection after the next request has arrived on it."""
 
     async def main() -> None:
         posts: list[bytes] = []
@@ -367,7 +367,7 @@ def test_a_post_on_a_connection_that_the_server_closed_is_never_sent_twice() -> 
 
 
 @BODIES
-def test_connections_are_used_again(body: bytes | None) -> None:
+def test_connections_are_reused(body: bytes | None) -> None:
     async def main() -> None:
         connections: list[StreamWriter] = []
 
@@ -384,8 +384,8 @@ def test_connections_are_used_again(body: bytes | None) -> None:
     asyncio.run(main())
 
 
-def test_a_connection_that_was_idle_for_longer_than_it_may_is_not_used_again() -> None:
-    """Before the server closes it: what is written to a connection that is being closed may be lost."""
+def test_a_connection_that_was_idle_for_too_long_is_not_reused() -> None:
+    """It is closed before the server closes it, because a request on a connection that is being closed may be lost."""
 
     async def main() -> None:
         connections: list[StreamWriter] = []
@@ -397,19 +397,19 @@ def test_a_connection_that_was_idle_for_longer_than_it_may_is_not_used_again() -
 
         async with serving(talk) as url, client(network=NetworkOptions(idle_connection_s=0.05)) as http:
             await http.request("POST", url, body=b"x")
-            await asyncio.sleep(0.15)  # a real connection's own time
+            await asyncio.sleep(0.15)  # the idle time of a real connection
             await http.request("POST", url, body=b"x")
         assert len(connections) == 2
 
     asyncio.run(main())
 
 
-def test_connections_are_given_up_before_the_usual_servers_do() -> None:
-    """uvicorn, Node.js and Apache close idle ones after five seconds."""
+def test_idle_connections_are_closed_before_the_usual_servers_close_them() -> None:
+    """uvicorn, Node.js and Apache close idle connections after five seconds."""
     assert NetworkOptions().idle_connection_s < 5
 
 
-# ── leaving ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── cancelling and closing ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @BODIES
@@ -457,7 +457,7 @@ def test_closing_a_stream_early_closes_the_connection(body: bytes | None) -> Non
 
 
 @BODIES
-def test_a_stream_whose_end_is_known_gives_its_connection_back(body: bytes | None) -> None:
+def test_a_finished_stream_returns_its_connection_to_the_pool(body: bytes | None) -> None:
     async def main() -> None:
         connections: list[StreamWriter] = []
         may_end = asyncio.Event()
@@ -473,7 +473,7 @@ def test_a_stream_whose_end_is_known_gives_its_connection_back(body: bytes | Non
             for _ in range(3):
                 stream = await http.stream("POST", url, body=body)
                 await stream.next_events()
-                may_end.set()  # What is left comes after the last event, as a segment of its own.
+                may_end.set()  # the rest arrives after the last event in a separate segment
                 await stream.aclose(read_out=True)
         assert len(connections) == 1
 
@@ -483,7 +483,7 @@ def test_a_stream_whose_end_is_known_gives_its_connection_back(body: bytes | Non
 # ── loops ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_later_run_gets_a_session_of_its_own() -> None:
+def test_a_later_run_gets_a_new_session() -> None:
     http = HttpClient()
 
     async def main() -> None:
@@ -495,7 +495,7 @@ def test_a_later_run_gets_a_session_of_its_own() -> None:
     asyncio.run(main())
 
 
-def test_a_later_run_also_works_where_nobody_closed_the_earlier_one() -> None:
+def test_a_later_run_works_if_the_earlier_session_was_not_closed() -> None:
     http = HttpClient()
 
     async def main(close: bool) -> None:
@@ -510,7 +510,7 @@ def test_a_later_run_also_works_where_nobody_closed_the_earlier_one() -> None:
     asyncio.run(main(close=True))
 
 
-def test_two_loops_at_once_are_told_as_a_mistake() -> None:
+def test_two_loops_at_the_same_time_raise() -> None:
     http = HttpClient()
     said: list[str] = []
 
@@ -530,8 +530,8 @@ def test_two_loops_at_once_are_told_as_a_mistake() -> None:
     assert said and "event loop" in said[0]
 
 
-def test_making_a_client_opens_nothing() -> None:
-    assert "closed" in repr(HttpClient())  # And needs no running loop.
+def test_creating_a_client_opens_nothing() -> None:
+    assert "closed" in repr(HttpClient())  # and it needs no running loop
 
 
 # ── server-sent events ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -572,7 +572,7 @@ def parse(*portions: bytes) -> list[ServerSentEvent]:
         (b"", []),
     ],
 )
-def test_events_are_read_by_the_standard(text: bytes, events: list[tuple[str, bytes]]) -> None:
+def test_events_are_parsed_by_the_standard(text: bytes, events: list[tuple[str, bytes]]) -> None:
     assert parse(text) == events
 
 
@@ -593,10 +593,8 @@ def test_events_are_read_by_the_standard(text: bytes, events: list[tuple[str, by
         (b"data: [DONE]", [("message", b"[DONE]")]),
     ],
 )  # fmt: skip
-def test_what_stands_in_a_stream_without_being_an_event_is_found(
-    text: bytes, events: list[tuple[str, bytes]]
-) -> None:
-    """The standard drops it all. However the bytes are cut, it is the same."""
+def test_documents_between_events_are_found(text: bytes, events: list[tuple[str, bytes]]) -> None:
+    """The standard drops all of them. The result does not depend on how the bytes are split."""
     assert parse(text) == events
     assert parse(*(text[at : at + 1] for at in range(len(text)))) == events
 
@@ -619,7 +617,7 @@ ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
 
 
 @given(st.lists(st.tuples(LINES, ENDS), max_size=20), st.booleans(), st.data())
-def test_however_the_bytes_are_cut_the_events_are_the_same(
+def test_events_do_not_depend_on_how_the_bytes_are_split(
     lines: list[tuple[bytes, bytes]], whole: bool, data: st.DataObject
 ) -> None:
     text = b"".join(line + end for line, end in lines)
@@ -631,7 +629,7 @@ def test_however_the_bytes_are_cut_the_events_are_the_same(
     assert parse(*(text[i : i + 1] for i in range(len(text)))) == parse(text)
 
 
-def test_wherever_events_of_a_usual_stream_are_cut_they_are_the_same() -> None:
+def test_the_fast_path_does_not_depend_on_how_the_bytes_are_split() -> None:
     text = b'event: one\ndata: {"a":1}\n\ndata: [2]\n\n: ping\n\nevent: three\n\ndata: 4\ndata: 5\n\n\n\ndata:6\n\n'
     text += b"data: 7\n\n"
     events = [
@@ -647,7 +645,7 @@ def test_wherever_events_of_a_usual_stream_are_cut_they_are_the_same() -> None:
             assert parse(text[:first], text[first:second], text[second:]) == events
 
 
-def test_an_event_of_any_size_below_the_bound_passes_and_one_above_is_given_up() -> None:
+def test_an_event_passes_up_to_the_size_limit() -> None:
     parser = EventParser(1000)
     assert len(parser.feed(b"data: " + b"x" * 900 + b"\n\n" + b"data: 1\n\n" * 500)) == 501
     portions = [b"data: " + b"y" * 100 + b"\n"] * 100
@@ -672,7 +670,7 @@ def test_a_stream_of_events_over_a_socket() -> None:
     asyncio.run(main())
 
 
-def test_a_stream_that_is_cut_says_so() -> None:
+def test_a_stream_that_is_cut_raises() -> None:
     async def main() -> None:
         async with (
             serving(talking(STREAM_HEAD, chunk(b"data: 1\n\n"), b"ff\r\ndata")) as url,
@@ -686,7 +684,7 @@ def test_a_stream_that_is_cut_says_so() -> None:
     asyncio.run(main())
 
 
-def test_an_event_without_end_is_given_up_on_the_wire_too() -> None:
+def test_an_endless_event_is_given_up_over_a_socket_too() -> None:
     async def main() -> None:
         endless = [chunk(b"data: " + b"x" * 1000 + b"\n")] * 20
         async with serving(talking(STREAM_HEAD, *endless)) as url, client(event_bytes_max=5000) as http:
@@ -698,7 +696,7 @@ def test_an_event_without_end_is_given_up_on_the_wire_too() -> None:
     asyncio.run(main())
 
 
-def test_the_body_of_a_stream_can_be_read_whole() -> None:
+def test_the_body_of_a_stream_can_be_read_as_a_whole() -> None:
     async def main() -> None:
         async with serving(talking(OK)) as url, client() as http:
             stream = await http.stream("GET", url)
@@ -714,10 +712,10 @@ SENT_UNTIL = {"nothing": (), "headers": (STREAM_HEAD,), "a part": (STREAM_HEAD, 
 @BODIES
 @pytest.mark.parametrize("sent", SENT_UNTIL.values(), ids=SENT_UNTIL.keys())
 @pytest.mark.parametrize("way", ["request", "stream"])
-def test_closing_the_client_wakes_whoever_waits_for_an_answer(
+def test_closing_the_client_wakes_tasks_that_wait_for_a_body(
     way: str, sent: tuple[bytes, ...], body: bytes | None
 ) -> None:
-    """aiohttp closes the socket of a body that somebody reads, and lets him wait."""
+    """aiohttp closes the socket of a body, but does not wake the task that waits for it."""
 
     async def main() -> None:
         arrived = asyncio.Event()
@@ -736,7 +734,7 @@ def test_closing_the_client_wakes_whoever_waits_for_an_answer(
             work = http.request("POST", url, body=body) if way == "request" else stream(http, url)
             task = asyncio.ensure_future(work)
             await arrived.wait()
-            for _ in range(20):  # until it waits where it would wait for ever
+            for _ in range(20):  # until it waits at the place where it would wait forever
                 await asyncio.sleep(0)
             await http.close()
             async with asyncio.timeout(5):
@@ -746,8 +744,10 @@ def test_closing_the_client_wakes_whoever_waits_for_an_answer(
     asyncio.run(main())
 
 
-def test_closing_the_client_at_any_turn_of_the_loop_is_told_in_the_same_words() -> None:
-    """The end of a chunk wakes a reader without data; closed in that moment, aiohttp raises a bare RuntimeError."""
+def test_closing_the_client_raises_the_same_error_at_any_turn_of_the_loop() -> None:
+    """The end of a chunk wakes a reader without data; if the client is closed at that moment, aiohttp raises a bare
+    RuntimeError.
+    """
 
     async def main(turns: int) -> None:
         go_on = asyncio.Event()

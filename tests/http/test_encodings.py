@@ -1,4 +1,6 @@
-"""Bodies that come compressed although nobody asked: what is read, and what costs the body and not the status."""
+"""Bodies that arrive compressed although koo did not ask for it: which are read, and which cost the body but not the
+status.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ GIBBERISH = b"\x0b\x02\x80hello\x03"
 
 
 def bare_deflate(body: bytes) -> bytes:
-    """Deflate without the header of zlib, as some servers misread the standard."""
+    """Deflate without zlib's header, which some servers send because they misread the standard."""
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return packer.compress(body) + packer.flush()
 
@@ -57,7 +59,7 @@ def asked(answer: bytes, **options: int) -> HttpResponse:
         ("gzip, deflate", lambda body: zlib.compress(gzip.compress(body))),
         ("gzip", in_two_parts),
         ("gzip", in_zlib),
-        # A label that is wrong decides nothing.
+        # A wrong label does not matter.
         ("gzip", bytes),
         ("br", bytes),
         ("identity", bytes),
@@ -65,12 +67,14 @@ def asked(answer: bytes, **options: int) -> HttpResponse:
         ("", bytes),
     ],
 )
-def test_gzip_and_deflate_are_read_under_all_their_names(label: str, pack: Callable[[bytes], bytes]) -> None:
+def test_gzip_and_deflate_are_decompressed_under_all_their_names(
+    label: str, pack: Callable[[bytes], bytes]
+) -> None:
     assert asked(reply(label, pack(BODY))).body == BODY
 
 
 @pytest.mark.parametrize("label", ["br", "zstd", "compress", "gzip, br", "gzip", "deflate"])
-def test_a_refusal_keeps_its_status_and_headers_whatever_its_body_is(label: str) -> None:
+def test_an_error_response_keeps_its_status_and_headers_if_its_body_is_unreadable(label: str) -> None:
     answer = asked(reply(label, GIBBERISH, "429 Too Many Requests"))
     assert (answer.status, answer.headers["retry-after"], answer.body) == (429, "7", b"")
 
@@ -82,21 +86,21 @@ def test_a_refusal_keeps_its_status_and_headers_whatever_its_body_is(label: str)
         ("gzip", "the response cannot be decompressed as gzip"),
     ],
 )
-def test_a_success_that_cannot_be_read_says_why(label: str, reason: str) -> None:
+def test_an_unreadable_success_says_why(label: str, reason: str) -> None:
     with pytest.raises(TransportError) as caught:
         asked(reply(label, GIBBERISH))
     assert (caught.value.stage, caught.value.reason) == ("answer", reason)
 
 
-def test_what_unpacks_to_more_than_an_answer_may_be_is_given_up() -> None:
+def test_the_size_limit_applies_to_the_decompressed_body() -> None:
     packed = gzip.compress(b"[" + b"0," * 5_000_000 + b"0]")
     assert len(packed) < 20_000
     with pytest.raises(AnswerTooLarge):
         asked(reply("gzip", packed), answer_bytes_max=1_000_000)
 
 
-def test_a_compressed_stream_of_events_is_read_bit_by_bit() -> None:
-    """The first event is there before the second one is sent."""
+def test_a_compressed_event_stream_is_read_as_it_arrives() -> None:
+    """The first event is returned before the second one is sent."""
     packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
     first = packer.compress(b"data: 1\n\n") + packer.flush(zlib.Z_SYNC_FLUSH)
     second = packer.compress(b"data: 2\n\n") + packer.flush()

@@ -1,4 +1,4 @@
-"""What a provider may send, however mad: bounded in bytes, in parts, in layers and in patience."""
+"""Limits on what a faulty provider may send: bytes, objects, layers of encodings, and work."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def whole(body: bytes, *headers: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("body", [DENSE, COMMAS], ids=["objects", "values"])
-def test_a_document_of_more_parts_than_an_answer_has_is_not_decoded(body: bytes) -> None:
+def test_a_document_with_too_many_parts_is_not_decoded(body: bytes) -> None:
     async def main() -> None:
         error = await failure_of(answered(whole(body)))
         assert error.stage == "answer" and "objects and lists" in error.reason
@@ -42,7 +42,7 @@ def test_a_document_of_more_parts_than_an_answer_has_is_not_decoded(body: bytes)
     asyncio.run(main())
 
 
-def test_a_document_is_bounded_by_a_few_megabytes() -> None:
+def test_a_body_is_limited_to_a_few_megabytes() -> None:
     async def main() -> None:
         text = whole(b'{"text":"' + b"a" * (ANSWER_BYTES_MAX - 100) + b'"}')
         assert len((await answered(text)).body) > ANSWER_BYTES_MAX - 100
@@ -52,7 +52,7 @@ def test_a_document_is_bounded_by_a_few_megabytes() -> None:
     asyncio.run(main())
 
 
-def test_an_event_of_more_parts_than_an_answer_has_is_not_decoded() -> None:
+def test_an_event_with_too_many_parts_is_not_decoded() -> None:
     async def main() -> None:
         for event in (b"data: " + DENSE + b"\n\n", DENSE + b"\n"):
             head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -65,7 +65,7 @@ def test_an_event_of_more_parts_than_an_answer_has_is_not_decoded() -> None:
     asyncio.run(main())
 
 
-def test_interim_answers_are_passed_over_and_counted() -> None:
+def test_interim_responses_are_skipped_up_to_a_limit() -> None:
     interim = b"HTTP/1.1 102 Processing\r\n\r\n"
 
     async def main() -> None:
@@ -76,7 +76,7 @@ def test_interim_answers_are_passed_over_and_counted() -> None:
     asyncio.run(main())
 
 
-def test_layers_of_encodings_are_bounded_and_cost_the_body_alone() -> None:
+def test_too_many_layers_of_encodings_cost_only_the_body() -> None:
     async def main() -> None:
         body = b"x"
         for _ in range(LAYERS_MAX):
@@ -89,8 +89,8 @@ def test_layers_of_encodings_are_bounded_and_cost_the_body_alone() -> None:
     asyncio.run(main())
 
 
-def test_what_unpacks_to_nothing_for_ever_is_given_up() -> None:
-    """Empty blocks of deflate, packed once more: a few kilobytes that keep a processor busy for minutes."""
+def test_a_body_that_decompresses_to_nothing_is_given_up() -> None:
+    """A few kilobytes of empty deflate blocks, compressed again, would keep a processor busy for minutes."""
     empty = b"\x00\x00\x00\xff\xff" * 2_000_000
     packed = zlib.compress(b"\x78\x9c" + empty)
 
@@ -101,7 +101,7 @@ def test_what_unpacks_to_nothing_for_ever_is_given_up() -> None:
     asyncio.run(main())
 
 
-def test_a_document_that_never_ends_is_not_read_for_each_line_that_could_end_it(
+def test_an_endless_document_is_not_parsed_for_each_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[bytes] = []
@@ -112,7 +112,7 @@ def test_a_document_that_never_ends_is_not_read_for_each_line_that_could_end_it(
     assert len(read) == TRIES_MAX
 
 
-def test_a_large_document_that_never_ends_is_read_a_few_times_at_most(
+def test_a_large_endless_document_is_parsed_at_most_a_few_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[bytes] = []
@@ -123,20 +123,20 @@ def test_a_large_document_that_never_ends_is_read_a_few_times_at_most(
     assert len(read) == 3
 
 
-def test_a_list_of_very_many_chunks_is_left_in_one_piece() -> None:
+def test_a_list_of_very_many_chunks_is_not_split() -> None:
     few, many = (b"[" + b"{}," * number + b"{}]" for number in (STRAY_PARTS_MAX - 2, STRAY_PARTS_MAX))
     assert len(Strays().take(few)) == STRAY_PARTS_MAX - 1
     strays = Strays()
     assert strays.take(many) == [] and strays.finish() == [many]
 
 
-def test_an_event_has_fewer_lines_than_would_keep_the_loop() -> None:
+def test_the_lines_of_an_event_are_limited() -> None:
     with pytest.raises(TransportError, match="lines"):
         EventParser().feed(b"data: {}\n" * (LINES_MAX + 1) + b"\n")
 
 
 class AtOnce:
-    """A reply whose whole body has come already, and its content."""
+    """A reply whose whole body has arrived already, and its content."""
 
     status = 200
     headers: ClassVar[dict[str, str]] = {}
@@ -154,8 +154,8 @@ class AtOnce:
     [b"data: 1\n\n" * 20_000, (b"data: {}\n" * 5_000 + b"\n") * 3, b"\n" * 200_000 + b"data: 1\n\n"],
     ids=["many events", "events without empty lines", "empty lines"],
 )
-def test_what_comes_at_once_in_a_stream_is_read_portion_by_portion(body: bytes) -> None:
-    """Counted: turns of the loop, and events of one of them."""
+def test_a_stream_that_arrives_in_one_piece_is_read_in_portions(body: bytes) -> None:
+    """The test counts the turns of the loop and the events in each of them."""
 
     turns, most, count = 0, 0, 0
 
@@ -178,10 +178,10 @@ def test_what_comes_at_once_in_a_stream_is_read_portion_by_portion(body: bytes) 
     assert turns >= max(len(body) // PORTION_BYTES, count // EVENTS_AT_ONCE)
 
 
-def test_large_answers_that_come_at_once_are_bounded_together_and_small_ones_pass(
+def test_large_responses_share_a_memory_limit_and_small_ones_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is over the bound is ours, and what was counted is given back, however an answer ends."""
+    """Exceeding the limit counts as koo's own shortage, and the counted bytes are released however a response ends."""
     half = 4 * SMALL_BYTES
     monkeypatch.setattr(COMING, "most", half + SMALL_BYTES)
 

@@ -1,4 +1,4 @@
-"""Requests that are written by hand: they are what aiohttp's session sends, and what is not plain it sends itself."""
+"""Prepared requests equal those of aiohttp's session, and requests that are not plain go through the session."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADERS = {
 
 
 def read(request: bytes) -> tuple[bytes, set[bytes], bytes]:
-    """First line, headers in any order and case of their names, body."""
+    """The first line, the headers in any order and case, and the body."""
     head, _, body = request.partition(b"\r\n\r\n")
     first, *lines = head.split(b"\r\n")
     split = [line.partition(b":") for line in lines]
@@ -30,7 +30,7 @@ def read(request: bytes) -> tuple[bytes, set[bytes], bytes]:
 
 @pytest.mark.parametrize("headers", [HEADERS, {}, {"Content-Type": "text/plain"}], ids=str)
 @pytest.mark.parametrize("path", ["", "/v1/messages", "/a b/ü?x=1&y=%20#part"])
-def test_the_request_is_the_one_that_aiohttps_session_sends(path: str, headers: dict[str, str]) -> None:
+def test_the_request_equals_the_one_that_aiohttps_session_sends(path: str, headers: dict[str, str]) -> None:
     async def main() -> None:
         seen: list[bytes] = []
 
@@ -51,7 +51,7 @@ def test_the_request_is_the_one_that_aiohttps_session_sends(path: str, headers: 
     asyncio.run(main())
 
 
-def test_two_services_at_one_address_keep_their_own_keys_and_a_changed_header_counts() -> None:
+def test_services_at_the_same_url_keep_separate_headers() -> None:
     async def main() -> None:
         seen: list[bytes] = []
 
@@ -82,7 +82,7 @@ def test_two_services_at_one_address_keep_their_own_keys_and_a_changed_header_co
     asyncio.run(main())
 
 
-def test_a_connection_that_is_closed_before_the_request_is_written_sent_nothing(
+def test_a_connection_closed_before_the_request_is_written_has_stage_connect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = aiohttp.TCPConnector._create_connection
@@ -103,7 +103,7 @@ def test_a_connection_that_is_closed_before_the_request_is_written_sent_nothing(
     asyncio.run(main())
 
 
-def test_what_comes_before_the_answer_is_passed_over() -> None:
+def test_interim_responses_are_skipped() -> None:
     async def main() -> None:
         early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
         async with serving(talking(early, OK)) as url, client() as http:
@@ -113,7 +113,7 @@ def test_what_comes_before_the_answer_is_passed_over() -> None:
     asyncio.run(main())
 
 
-def test_an_answer_without_a_body_frees_its_connection_at_once() -> None:
+def test_a_response_without_a_body_frees_its_connection_immediately() -> None:
     async def main() -> None:
         connections: list[StreamWriter] = []
 
@@ -131,7 +131,7 @@ def test_an_answer_without_a_body_frees_its_connection_at_once() -> None:
     asyncio.run(main())
 
 
-def test_credentials_in_the_address_are_sent_as_the_session_sends_them() -> None:
+def test_credentials_in_the_url_are_sent_as_the_session_sends_them() -> None:
     async def main() -> None:
         seen: list[bytes] = []
 

@@ -1,4 +1,6 @@
-"""A machine whose only way out is a proxy: names that no resolver knows, servers behind them, their certificates."""
+"""A machine whose only way out is a proxy: host names that no resolver has, servers behind the proxy, their
+certificates.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ from koo.testing.http_proxy import FakeHttpProxy, pump
 from koo.testing.providers import FakeProvider
 
 NAME = "ai.example"
-"""A name that no resolver knows: RFC 2606 keeps it free."""
+"""A name that no resolver has, because RFC 2606 reserves it."""
 PASSWORD = "p@ss/w:örd"
-"""In a URL each of these has to be written otherwise."""
+"""Each of these characters has to be quoted in a URL."""
 QUESTION = Query(service="claude", prompt="Capital of France?", max_tokens=50)
 
 
@@ -55,7 +57,7 @@ def platform(home: Path, one: ServiceOptions, network: NetworkOptions) -> Platfo
 
 
 def ask(koo: Platform, **changes: Any) -> Answer:
-    """One question, in a loop of its own. Raises what it raises."""
+    """Send one query in a new event loop. Raises whatever the query raises."""
 
     async def main() -> Answer:
         async with koo:
@@ -71,9 +73,9 @@ def failure(koo: Platform, **changes: Any) -> ExternalServiceError:
 
 
 def certificate(folder: Path, *names: str) -> Path:
-    """A self-signed certificate for these names, with its key behind it in one file."""
+    """Make a self-signed certificate for these names; its key is in the same file."""
     if shutil.which("openssl") is None:
-        pytest.skip("no openssl here to make a certificate with")
+        pytest.skip("openssl is not installed")
     key, made = folder / "key.pem", folder / "authority.pem"
     names_too = ",".join(f"DNS:{name}" for name in names)
     subprocess.run(
@@ -86,7 +88,7 @@ def certificate(folder: Path, *names: str) -> Path:
 
 @contextmanager
 def tls(server: FakeProvider, made: Path) -> Iterator[tuple[str, int]]:
-    """A front for a fake provider that speaks TLS with this certificate: where it listens."""
+    """Put a TLS server with this certificate in front of a fake provider; yields its address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(made, made.with_name("key.pem"))
     ready, place = threading.Event(), list[int]()
@@ -99,18 +101,20 @@ def tls(server: FakeProvider, made: Path) -> Iterator[tuple[str, int]]:
             there = await asyncio.open_connection("127.0.0.1", server.port)
             await pump((reader, writer), there)
         finally:
-            writer.transport.abort()  # Closed, it would wait for the other side's goodbye, and outlive this loop.
+            # `close` would wait for the client's TLS shutdown, and the transport would outlive this loop.
+            writer.transport.abort()
 
     async def run() -> None:
         loop, end = asyncio.get_running_loop(), asyncio.Event()
         ends.append((loop, end))
-        loop.set_exception_handler(lambda *_: None)  # the server's side of a handshake that a client gives up
+        # If the client gives up a handshake, the server's side reports an error, which is expected.
+        loop.set_exception_handler(lambda *_: None)
         front = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
         place.append(front.sockets[0].getsockname()[1])
         ready.set()
         await end.wait()
         front.close()
-        await asyncio.sleep(0)  # What was accepted in this turn has a task in the next.
+        await asyncio.sleep(0)  # a connection accepted in this turn of the loop gets its task in the next
         for task in tuple(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -128,13 +132,13 @@ def tls(server: FakeProvider, made: Path) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def proxied(server: FakeProvider, **options: Any) -> Iterator[FakeHttpProxy]:
-    """A proxy that alone knows the way to `http://ai.example`."""
+    """A proxy that is the only way to `http://ai.example`."""
     with FakeHttpProxy(reaches={f"{NAME}:80": ("127.0.0.1", server.port)}, **options) as proxy:
         yield proxy
 
 
 @contextmanager
 def tunnelled(server: FakeProvider, authority: Path, **options: Any) -> Iterator[FakeHttpProxy]:
-    """A proxy that alone knows the way to `https://ai.example`, whose certificate is this one."""
+    """A proxy that is the only way to `https://ai.example`, which has this certificate."""
     with tls(server, authority) as front, FakeHttpProxy(reaches={f"{NAME}:443": front}, **options) as proxy:
         yield proxy

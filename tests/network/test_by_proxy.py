@@ -1,4 +1,4 @@
-"""The way through a proxy, on real sockets: what is asked, what is said when it goes wrong, what is paid for it."""
+"""Queries through a proxy on real sockets: what is sent, how failures are reported, and what is billed."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def refused_port() -> int:
         return port
 
 
-# ── it works ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── success ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_name_that_only_the_proxy_knows_is_asked_through_it(tmp_path: Path) -> None:
-    """As in a container whose only way out is the proxy: no name is looked up here."""
+def test_a_host_that_only_the_proxy_can_resolve_is_reached(tmp_path: Path) -> None:
+    """As in a container whose only way out is the proxy: no name is looked up on this machine."""
     with FakeAnthropic() as server, proxied(server) as proxy:
         koo = platform(tmp_path, service(URL), NetworkOptions(http_proxy=proxy.url))
         assert ask(koo).text
@@ -68,8 +68,8 @@ def test_the_password_goes_to_the_proxy_and_not_to_the_service(tmp_path: Path) -
         assert shown == f"http://127.0.0.1:{proxy.port}"
 
 
-def test_https_goes_through_a_tunnel_that_alone_hears_the_password(tmp_path: Path) -> None:
-    """The network's own certificate authority is named by SSL_CERT_FILE."""
+def test_https_uses_a_tunnel_and_only_its_opening_contains_the_password(tmp_path: Path) -> None:
+    """SSL_CERT_FILE names the network's own certificate authority."""
     authority = certificate(tmp_path, NAME)
     with FakeAnthropic() as server, tunnelled(server, authority, user="user", password=PASSWORD) as proxy:
         network = NetworkOptions(https_proxy=with_password(proxy), cert_file=authority)
@@ -79,7 +79,7 @@ def test_https_goes_through_a_tunnel_that_alone_hears_the_password(tmp_path: Pat
         assert "proxy-authorization" not in server.queries[0].headers
 
 
-def test_a_tunnel_is_used_again_for_the_next_query(tmp_path: Path) -> None:
+def test_a_tunnel_is_reused_for_the_next_query(tmp_path: Path) -> None:
     authority = certificate(tmp_path, NAME)
     with FakeAnthropic(strict=False) as server, tunnelled(server, authority) as proxy:
         http = HttpClient(network=NetworkOptions(cert_file=authority), proxy=read_proxy(proxy.url))
@@ -93,7 +93,7 @@ def test_a_tunnel_is_used_again_for_the_next_query(tmp_path: Path) -> None:
         assert len(proxy.requests) == 1
 
 
-def test_a_service_on_this_machine_is_not_asked_through_the_proxy_of_the_environment(tmp_path: Path) -> None:
+def test_a_service_on_this_machine_bypasses_the_environments_proxy(tmp_path: Path) -> None:
     with FakeAnthropic() as server, FakeHttpProxy() as proxy:
         assert ask(platform(tmp_path, service(server.base_url), NetworkOptions(all_proxy=proxy.url))).text
         assert proxy.requests == []
@@ -103,10 +103,10 @@ def test_a_service_on_this_machine_is_not_asked_through_the_proxy_of_the_environ
 
 
 @pytest.mark.parametrize("vendor", ["anthropic", "openai"])
-def test_the_vendors_sdks_go_the_same_way_in_the_same_environment(
+def test_the_vendors_sdks_use_the_same_proxy_in_the_same_environment(
     vendor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HTTPS_PROXY with a user and password, and SSL_CERT_FILE: what they can reach, koo can."""
+    """HTTPS_PROXY with a user and password, and SSL_CERT_FILE: koo reaches what the SDKs reach."""
     from koo.settings import Settings
 
     authority = certificate(tmp_path, NAME)
@@ -145,7 +145,7 @@ def _text_of_the_sdk(vendor: str, base_url: str) -> str:
         return made.choices[0].message.content or ""
 
 
-# ── it goes wrong: in the proxy's name, unpaid, and never the vendor's fault ──────────────────────────────────────────
+# ── failures: they name the proxy, cost nothing, and do not blame the vendor ──────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def _text_of_the_sdk(vendor: str, base_url: str) -> str:
         (b"", "closed the connection before", 2),
     ],
 )
-def test_a_tunnel_that_is_not_opened_is_the_proxys_fault_and_was_not_sent(
+def test_a_refused_tunnel_is_blamed_on_the_proxy_and_has_stage_connect(
     trouble: int | str | bytes, words: str, asked: int, tmp_path: Path
 ) -> None:
     with FakeHttpProxy(user="user", password=PASSWORD) as proxy:
@@ -183,10 +183,10 @@ def check(found: ExternalServiceError, words: str, proxy: FakeHttpProxy) -> None
     ("password", "words"),
     [("wrong", "rejects the user and password"), (None, "requires a user and password")],
 )
-def test_407_is_the_proxys_word_asked_once_and_never_the_services_about_its_key(
+def test_a_407_is_not_retried_and_not_taken_for_a_refused_key(
     scheme: str, password: str | None, words: str, tmp_path: Path
 ) -> None:
-    """A password that is tried again and again locks the account in many a company."""
+    """Many companies lock an account after several attempts with a wrong password."""
     with FakeHttpProxy(user="user", password=PASSWORD) as proxy:
         url = proxy.url if password is None else with_password(proxy, password)
         koo = platform(tmp_path, service(f"{scheme}://{NAME}"), NetworkOptions(all_proxy=url))
@@ -199,7 +199,7 @@ def test_407_is_the_proxys_word_asked_once_and_never_the_services_about_its_key(
         )
 
 
-def test_a_proxy_that_is_away_is_named(tmp_path: Path) -> None:
+def test_an_unreachable_proxy_is_named(tmp_path: Path) -> None:
     port = refused_port()
     koo = platform(tmp_path, service(URL), NetworkOptions(http_proxy=f"http://u:secret@127.0.0.1:{port}"))
     found = failure(koo)
@@ -208,7 +208,7 @@ def test_a_proxy_that_is_away_is_named(tmp_path: Path) -> None:
     assert "the host name of the proxy http://proxy.invalid:3128 cannot be resolved" in str(failure(koo))
 
 
-def test_a_proxy_that_is_silent_is_given_up_after_three_times_the_time_to_connect() -> None:
+def test_a_silent_proxy_is_given_up_after_three_times_the_connect_timeout() -> None:
     with FakeHttpProxy() as proxy:
         proxy.trouble = "silent"
         http = HttpClient(connect_timeout_s=0.05, proxy=read_proxy(proxy.url))
@@ -223,7 +223,7 @@ def test_a_proxy_that_is_silent_is_given_up_after_three_times_the_time_to_connec
         assert found.stage == "connect" and "did not connect to ai.example in time" in found.reason
 
 
-def test_a_certificate_that_nobody_vouches_for_names_the_proxy_and_the_setting(tmp_path: Path) -> None:
+def test_an_untrusted_certificate_names_the_proxy_and_the_setting(tmp_path: Path) -> None:
     authority = certificate(tmp_path, NAME)
     with FakeAnthropic() as server, tunnelled(server, authority) as proxy:
         koo = platform(tmp_path, service(f"https://{NAME}"), NetworkOptions(https_proxy=proxy.url))
@@ -244,10 +244,10 @@ def test_a_certificate_that_nobody_vouches_for_names_the_proxy_and_the_setting(t
         (raw(body=b"<html>please log in</html>", content_type="text/html"), Kind.BAD_ANSWER),
     ],
 )
-def test_a_page_in_place_of_an_answer_names_the_proxy_that_may_have_sent_it(
-    answered: Raw, kind: Kind, tmp_path: Path
-) -> None:
-    """In plain HTTP nothing else tells them apart; the vendor's own error is told without it."""
+def test_a_web_page_in_place_of_a_response_names_the_proxy(answered: Raw, kind: Kind, tmp_path: Path) -> None:
+    """Over plain HTTP nothing else tells a proxy's page from the service's. The vendor's own errors do not name the
+    proxy.
+    """
     with FakeAnthropic(default=answered) as server, proxied(server) as proxy:
         koo = platform(
             tmp_path, service(URL, retry=RetryOptions(attempts_max=1)), NetworkOptions(http_proxy=proxy.url)
@@ -259,7 +259,7 @@ def test_a_page_in_place_of_an_answer_names_the_proxy_that_may_have_sent_it(
         )
 
 
-def test_a_proxy_that_koo_was_not_told_of_and_that_asks_who_is_there_moves_on_to_the_fallback(
+def test_a_407_from_an_unknown_proxy_falls_back_to_the_next_service(
     tmp_path: Path,
 ) -> None:
     with FakeAnthropic(default=raw(status=407, body=b"<html>who?</html>")) as server:
@@ -267,7 +267,7 @@ def test_a_proxy_that_koo_was_not_told_of_and_that_asks_who_is_there_moves_on_to
         assert (found.kind, found.billable) == (Kind.CONNECTION, False) and "status 407" in str(found)
 
 
-def test_the_services_own_refusal_through_a_proxy_is_the_services(tmp_path: Path) -> None:
+def test_a_refusal_through_a_proxy_is_the_services_own(tmp_path: Path) -> None:
     with FakeAnthropic() as server, proxied(server) as proxy:
         server.fails(401)
         koo = platform(tmp_path, service(URL), NetworkOptions(http_proxy=proxy.url))

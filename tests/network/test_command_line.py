@@ -1,4 +1,4 @@
-"""The command line goes to its server by the same proxies, and no command shows what is secret of the way."""
+"""The command line uses the same proxies for its server, and no command shows a secret of the network settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return Here(tmp_path, monkeypatch, capsys)
 
 
-def test_a_server_elsewhere_is_asked_through_the_proxy_and_its_trouble_is_said(here: Here) -> None:
+def test_the_command_line_uses_the_proxy_and_reports_its_failure(here: Here) -> None:
     with FakeHttpProxy() as proxy:
         here.set({"KOO_URL": "http://koo.example", "HTTP_PROXY": proxy.url})
         _, _, said = here.run("status")
@@ -31,7 +31,7 @@ def test_a_server_elsewhere_is_asked_through_the_proxy_and_its_trouble_is_said(h
     assert f"cannot connect to the proxy {proxy.url}" in said
 
 
-def test_neither_doctor_nor_config_nor_query_shows_a_password_a_header_or_a_field(here: Here) -> None:
+def test_no_command_shows_a_password_a_header_or_a_field(here: Here) -> None:
     with FakeAnthropic() as fake, FakeHttpProxy(user="user", password="other") as proxy:
         here.set(
             settings_of(

@@ -1,4 +1,6 @@
-"""Headers and fields that an operator adds to a service's requests: they arrive, koo's own win, no value is shown."""
+"""Headers and fields that an operator adds to a service's requests: they are sent, koo's own win, and no value is
+shown.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def lab(home: Path, server: FakeProvider, kind: str = "openai", **own: str) -> P
         ),
     ],
 )
-def test_headers_and_fields_arrive_with_each_request_of_the_service(
+def test_headers_and_fields_are_sent_with_each_request_of_the_service(
     kind: str, fields: dict[str, str], path: str, value: object, tmp_path: Path
 ) -> None:
     with FAKES[kind][0]() as server:
@@ -62,7 +64,7 @@ def test_headers_and_fields_arrive_with_each_request_of_the_service(
         assert (seen.headers["x-title"], seen.body[path]) == ("my app", value)
 
 
-def test_a_stream_has_them_too(tmp_path: Path) -> None:
+def test_headers_and_fields_are_sent_with_a_stream_too(tmp_path: Path) -> None:
     with FakeCompatible() as server:
         koo = lab(tmp_path, server, HEADERS__X_TITLE="my app", BODY__SEED="7")
 
@@ -92,7 +94,7 @@ def test_a_header_of_the_vendor_can_be_replaced(tmp_path: Path) -> None:
     [("0.5", 0.5), ("true", True), ("null", None), ('["a", "b"]', ["a", "b"]), ("plain words", "plain words"),
      ('"42"', "42"), ("NaN", "NaN"), ("{broken", "{broken"), ('{"a": {"b": 1}}', {"a": {"b": 1}})],
 )  # fmt: skip
-def test_a_field_is_json_where_it_can_be_read_so_and_text_otherwise(
+def test_a_field_is_json_if_it_can_be_parsed_and_text_otherwise(
     text: str, value: Any, tmp_path: Path
 ) -> None:
     with FakeCompatible() as server:
@@ -100,7 +102,7 @@ def test_a_field_is_json_where_it_can_be_read_so_and_text_otherwise(
         assert body == {"field": value} and type(body["field"]) is type(value)
 
 
-def test_a_name_in_capitals_is_small_and_any_other_stands_as_it_is(tmp_path: Path) -> None:
+def test_a_name_in_upper_case_is_lowered_and_any_other_is_kept(tmp_path: Path) -> None:
     with FakeCompatible() as server:
         own = options(
             tmp_path, server, BODY__TOP_P="1", BODY__safetySettings="[]", BODY__PROVIDER__ALLOW="true"
@@ -108,7 +110,7 @@ def test_a_name_in_capitals_is_small_and_any_other_stands_as_it_is(tmp_path: Pat
         assert own.services[-1].body == {"top_p": 1, "safetySettings": [], "provider": {"allow": True}}
 
 
-def test_what_the_query_says_wins_over_a_field_of_the_operator(tmp_path: Path) -> None:
+def test_a_querys_own_value_overrides_the_operators_field(tmp_path: Path) -> None:
     with FakeCompatible() as server:
         koo = lab(tmp_path, server, BODY__TEMPERATURE="0.1")
         ask(koo, service="lab")
@@ -116,7 +118,7 @@ def test_what_the_query_says_wins_over_a_field_of_the_operator(tmp_path: Path) -
         assert [one.body["temperature"] for one in server.queries] == [0.1, 0.9]
 
 
-def test_inside_an_object_too_and_under_either_spelling_of_a_name() -> None:
+def test_a_querys_value_wins_inside_objects_and_under_either_spelling() -> None:
     fields = ExtraFields({"generation_config": {"top_k": 4, "max_output_tokens": 9}, "tools": [1]})
     merged = fields.into(b'{"generationConfig":{"maxOutputTokens":5},"contents":[{"parts":[]}],"tools":[2]}')
     assert (
@@ -126,7 +128,7 @@ def test_inside_an_object_too_and_under_either_spelling_of_a_name() -> None:
 
 
 @pytest.mark.parametrize("kind", ["anthropic", "openai_compatible", "gemini", "perplexity"])
-def test_the_bound_of_a_bill_counts_what_the_operator_adds(kind: str) -> None:
+def test_the_token_bound_includes_the_operators_fields(kind: str) -> None:
     request = Request(prompt="Capital of France?", model="m", max_tokens=10)
     plain = HOSTED[kind]("lab", HttpClient(), base_url="http://h").bound_input_tokens(request)
     more = HOSTED[kind]("lab", HttpClient(), base_url="http://h", body={"tools": "x" * 1000})
@@ -138,7 +140,7 @@ def test_the_bound_of_a_bill_counts_what_the_operator_adds(kind: str) -> None:
     ["MODEL", "MESSAGES", "SYSTEM", "STREAM", "MAX_TOKENS", "max_completion_tokens", "N", "best_of", "CANDIDATE_COUNT",
      "generationConfig__maxOutputTokens", "GENERATION_CONFIG__CANDIDATE_COUNT"],
 )  # fmt: skip
-def test_a_field_on_which_the_bound_of_a_bill_rests_stops_the_start(name: str, tmp_path: Path) -> None:
+def test_a_field_that_the_token_bound_depends_on_stops_the_start(name: str, tmp_path: Path) -> None:
     with (
         FakeCompatible() as server,
         pytest.raises(ConfigurationError, match=r"^AI_SERVICES__LAB__BODY__.* cannot be"),
@@ -149,12 +151,14 @@ def test_a_field_on_which_the_bound_of_a_bill_rests_stops_the_start(name: str, t
 @pytest.mark.parametrize(
     "name", ["HOST", "CONTENT_LENGTH", "TRANSFER_ENCODING", "ACCEPT_ENCODING", "a header", ""]
 )
-def test_a_header_that_says_how_the_request_is_read_stops_the_start(name: str, tmp_path: Path) -> None:
+def test_a_header_that_describes_the_connection_or_the_body_stops_the_start(
+    name: str, tmp_path: Path
+) -> None:
     with FakeCompatible() as server, pytest.raises(ConfigurationError, match="AI_SERVICES__LAB__HEADERS"):
         options(tmp_path, server, **{f"HEADERS__{name}": SECRET})
 
 
-def test_a_field_inside_one_that_is_no_object_stops_the_start(tmp_path: Path) -> None:
+def test_a_field_inside_a_field_that_is_not_an_object_stops_the_start(tmp_path: Path) -> None:
     with (
         FakeCompatible() as server,
         pytest.raises(ConfigurationError, match="AI_SERVICES__LAB__BODY") as caught,
@@ -163,20 +167,20 @@ def test_a_field_inside_one_that_is_no_object_stops_the_start(tmp_path: Path) ->
     assert SECRET not in str(caught.value)
 
 
-def test_a_server_of_ones_own_with_a_key_in_a_header_is_not_taken_for_free(tmp_path: Path) -> None:
+def test_a_self_hosted_server_with_a_key_in_a_header_is_not_free(tmp_path: Path) -> None:
     variables = {"AI_SERVICES__LAB__BASE_URL": "http://h/v1", "AI_SERVICES__LAB__HEADERS__API_KEY": SECRET}
     for more, free in ((variables, False), ({"AI_SERVICES__LAB__BASE_URL": "http://h/v1"}, True)):
         one = Settings(environ=more, working_directory=tmp_path).platform_options().services[-1]
         assert (one.input_price is not None) is free and one.has_credentials is not free
 
 
-def test_so_in_options_made_by_hand() -> None:
+def test_options_created_in_code_with_a_key_in_a_header_are_not_free() -> None:
     plain = ServiceOptions(name="lab", kind="openai_compatible", declared=True)
     keyed = ServiceOptions(name="lab", kind="openai_compatible", declared=True, headers={"API-Key": SECRET})
     assert (plain.free, keyed.free) == (True, False)
 
 
-def test_what_makes_a_model_think_makes_it_think_unseen() -> None:
+def test_a_field_that_turns_on_reasoning_implies_hidden_reasoning() -> None:
     from koo.ai.models import may_think_unseen
 
     plain = ServiceOptions(name="lab", kind="anthropic", model="claude-haiku-4-5")
@@ -187,9 +191,7 @@ def test_what_makes_a_model_think_makes_it_think_unseen() -> None:
     )
 
 
-def test_the_values_are_shown_nowhere_and_the_names_are(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_values_are_never_shown_but_names_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with FakeCompatible() as server:
         server.fails(500)
         own = options(tmp_path, server, HEADERS__X_GATEWAY_KEY=SECRET, BODY__USER=SECRET)

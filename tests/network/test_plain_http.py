@@ -1,4 +1,4 @@
-"""A key, token or password that would go to another machine over plain http:// is warned of, once."""
+"""koo warns once of each key, token or password that would be sent to another machine over plain http://."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _unsaid() -> None:
 
 
 def warned(caplog: pytest.LogCaptureFixture, **options: object) -> list[str]:
-    """What a platform with these options warns of when its parts are made; twice, as a second platform is."""
+    """The warnings when a platform with these options is created twice."""
     caplog.set_level(logging.WARNING, "koo")
     for _ in range(2):
         _ = Platform(PlatformOptions(**options)).parts  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def service(url: str, **more: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("more", [{"api_key": "canary"}, {"headers": {"x-api-key": "canary"}}], ids=str)
-def test_a_key_in_the_clear_is_warned_of_once(
+def test_a_key_over_plain_http_is_warned_of_once(
     more: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert warned(caplog, **service(AWAY, **more)) == [
@@ -64,13 +64,13 @@ def test_a_key_in_the_clear_is_warned_of_once(
     ],
     ids=range(10),
 )
-def test_nothing_is_said_where_nothing_secret_leaves_in_the_clear(
+def test_there_is_no_warning_if_no_secret_is_sent_unencrypted(
     options: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert warned(caplog, **options) == []
 
 
-def test_a_proxys_password_in_the_clear_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_proxy_password_over_plain_http_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     options = {
         **service("https://models.example/v1", proxy=PROXY),
         "alerts": AlertOptions(webhook="https://hooks.example/x"),
@@ -82,7 +82,7 @@ def test_a_proxys_password_in_the_clear_is_warned_of_once(caplog: pytest.LogCapt
     )
 
 
-def test_the_command_line_warns_of_its_token(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_command_line_warns_of_its_token_over_plain_http(caplog: pytest.LogCaptureFixture) -> None:
     for url in ("http://koo.example", "http://127.0.0.1:8000"):
         asyncio.run(ServerClient(PlatformOptions(url=url, token="canary")).close())
     assert [record.getMessage()[:48] for record in caplog.records] == [

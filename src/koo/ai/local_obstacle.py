@@ -22,7 +22,7 @@ ENGINE = "xllamacpp"
 INSTALL_ENGINE = (
     "from where you installed koo, run pip install -U '/path/to/koo[local]', then koo model install"
 )
-"""Not `pip install koo[local]`: on the public index the name koo belongs to another project."""
+"""A path and not the bare name: on the public index, the name koo belongs to another project."""
 PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}
 """The Debian packages of the libraries that the engine needs and its wheel does not contain."""
 LIBRARY = "libgomp.so.1"

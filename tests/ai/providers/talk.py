@@ -1,4 +1,4 @@
-"""Talking to one fake provider: through its adapter, or through the whole gateway with the ledger in memory."""
+"""Helpers to talk to a fake provider: through its adapter, or through the whole gateway with an in-memory ledger."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOON_S = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
 
 @dataclass(frozen=True)
 class Talk:
-    """A vendor's adapter, and how to make the fake that it talks to."""
+    """A vendor's adapter, with a function that creates its fake."""
 
     kind: ServiceKind
     fake: type[FakeProvider]
@@ -52,7 +52,7 @@ class Talk:
                 await http.close()
 
     def complete(self, step: Any, **options: Any) -> Completion:
-        """The answer that one step of the server becomes."""
+        """The completion for one step of the server."""
 
         async def main() -> Completion:
             async with self.open() as (provider, server):
@@ -64,7 +64,7 @@ class Talk:
         return asyncio.run(main())
 
     def failure(self, step: Any, **options: Any) -> ExternalServiceError:
-        """The error that one step of the server becomes."""
+        """The error for one step of the server."""
         try:
             completion = self.complete(step, **options)
         except ExternalServiceError as error:
@@ -72,7 +72,7 @@ class Talk:
         raise AssertionError(f"no error, but {completion}")
 
     def pieces(self, step: Any, **options: Any) -> tuple[list[CompletionChunk], ExternalServiceError | None]:
-        """The pieces of a stream, and the error in which it ended."""
+        """The pieces of a stream, and the error with which it ended."""
 
         async def main() -> tuple[list[CompletionChunk], ExternalServiceError | None]:
             async with self.open() as (provider, server):
@@ -88,7 +88,7 @@ class Talk:
         return asyncio.run(main())
 
     def sent(self, *, streamed: bool = False, **options: Any) -> tuple[str, Any, Any]:
-        """(path, body, headers) of a request as the server saw it."""
+        """(path, body, headers) of a request as the server received it."""
 
         async def main() -> tuple[str, Any, Any]:
             async with self.open() as (provider, server):
@@ -116,7 +116,7 @@ def in_gateway(
     strict: bool = True,
     **options: Any,
 ) -> None:
-    """Run a test in a gateway whose one service, `svc`, is this fake."""
+    """Run a test in a gateway whose only service, `svc`, is this fake."""
     service = ServiceOptions(name="svc", kind=kind, model=model, **options)
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""The adapters against the fakes: what they send, what they make of good answers, bad answers and streams."""
+"""The adapters against the fakes: their requests, valid responses, broken responses and streams."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ADAPTERS: dict[str, Any] = {
 
 
 class Recording(HttpClient):
-    """Answers for hosts that no test may ask, and keeps (URL, body) of what was to be sent to them."""
+    """Responds for hosts that no test may contact, and records the (URL, body) of each request."""
 
     __slots__ = ("body", "seen")
 
@@ -102,7 +102,7 @@ def complete(vendor: str, step: Any, **options: Any) -> Completion:
 def pieces_of(
     vendor: str, step: Any, **options: Any
 ) -> tuple[list[CompletionChunk], ExternalServiceError | None]:
-    """The pieces of a stream, and the error in which it ended."""
+    """The pieces of a stream, and the error with which it ended."""
 
     async def main() -> tuple[list[CompletionChunk], ExternalServiceError | None]:
         async with talking(vendor) as (provider, server):
@@ -124,11 +124,11 @@ def failure(vendor: str, step: Any) -> ExternalServiceError:
     return caught.value
 
 
-# ── what is sent ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def sent(vendor: str, *, streamed: bool = False, **options: Any) -> tuple[str, Any, Any]:
-    """(path, body, headers) of a request as the server saw it."""
+    """(path, body, headers) of a request as the server received it."""
 
     async def main() -> tuple[str, Any, Any]:
         async with talking(vendor) as (provider, server):
@@ -143,7 +143,7 @@ def sent(vendor: str, *, streamed: bool = False, **options: Any) -> tuple[str, A
     return asyncio.run(main())
 
 
-def test_what_anthropic_is_sent() -> None:
+def test_a_request_has_anthropics_format() -> None:
     path, body, headers = sent("anthropic", system="Be brief.", temperature=0.5)
     assert path == "/v1/messages"
     assert body == {
@@ -155,8 +155,8 @@ def test_what_anthropic_is_sent() -> None:
     assert sent("anthropic", streamed=True)[1]["stream"] is True
 
 
-def test_what_openai_is_sent() -> None:
-    """Nothing is kept there: without `store: false` OpenAI keeps each answer for 30 days."""
+def test_a_request_has_openais_format() -> None:
+    """Without `store: false`, OpenAI keeps each response for 30 days."""
     path, body, headers = sent("openai", system="Be brief.", temperature=0.5)
     assert path == "/v1/responses"
     assert body == {
@@ -167,7 +167,7 @@ def test_what_openai_is_sent() -> None:
     assert sent("openai", streamed=True)[1]["stream"] is True
 
 
-def test_what_imitators_are_sent() -> None:
+def test_a_request_to_a_compatible_server_has_the_chat_format() -> None:
     path, body, _ = sent("compatible", system="Be brief.", temperature=0)
     assert path == "/v1/chat/completions"
     assert body == {
@@ -177,7 +177,7 @@ def test_what_imitators_are_sent() -> None:
     assert sent("compatible", streamed=True)[1]["stream_options"] == {"include_usage": True}
 
 
-def test_openai_itself_gets_the_bound_by_its_new_name() -> None:
+def test_openai_itself_receives_max_completion_tokens() -> None:
     http = Recording(b'{"choices":[{"message":{"content":"ok"}}]}')
     provider = OpenAICompatibleProvider("svc", http, base_url="https://api.openai.com/v1", api_key="k")
     asyncio.run(provider.complete(asking("compatible")))
@@ -194,20 +194,20 @@ def test_openai_itself_gets_the_bound_by_its_new_name() -> None:
         ("http://h:1/api/v1", "/api/v1"),
     ],
 )
-def test_an_address_without_a_path_gets_the_customary_one(address: str, path: str) -> None:
+def test_a_url_without_a_path_gets_the_usual_one(address: str, path: str) -> None:
     assert repr(OpenAICompatibleProvider("svc", HttpClient(), base_url=address)).endswith(
         f"http://h:1{path}>"
     )
 
 
-def test_anthropics_address_is_right_with_and_without_its_version() -> None:
+def test_anthropics_url_works_with_and_without_its_version() -> None:
     for address in ("https://api.anthropic.com", "https://api.anthropic.com/v1/"):
         assert repr(AnthropicProvider("svc", HttpClient(), base_url=address)) == (
             "<AnthropicProvider 'svc' at https://api.anthropic.com>"
         )
 
 
-def test_a_server_of_ones_own_needs_no_key() -> None:
+def test_a_self_hosted_server_needs_no_key() -> None:
     async def main() -> None:
         http = HttpClient()
         async with FakeCompatible() as server:
@@ -219,7 +219,7 @@ def test_a_server_of_ones_own_needs_no_key() -> None:
     asyncio.run(main())
 
 
-# ── good answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── valid responses ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @every_vendor
@@ -236,7 +236,7 @@ def test_a_plain_answer(vendor: str) -> None:
 
 
 @every_vendor
-def test_classes_of_tokens_are_disjoint_whatever_the_vendor_counts_into_what(vendor: str) -> None:
+def test_token_classes_are_disjoint_for_every_vendor(vendor: str) -> None:
     step = answer(
         input_tokens=60, cache_read_tokens=30, cache_write_tokens=10, output_tokens=9, reasoning_tokens=4
     )
@@ -246,12 +246,12 @@ def test_classes_of_tokens_are_disjoint_whatever_the_vendor_counts_into_what(ven
 
 
 @every_vendor
-def test_usage_that_is_not_reported_is_estimated_and_marked(vendor: str) -> None:
+def test_missing_usage_is_estimated_and_marked(vendor: str) -> None:
     usage = complete(vendor, answer("x" * 300, usage=False)).usage
     assert usage.estimated and usage.input_tokens >= 4 and usage.output_tokens >= 75
 
 
-def test_the_pace_is_read_from_a_good_answer() -> None:
+def test_the_remaining_limits_are_read_from_a_response() -> None:
     assert complete("openai", answer()).pace == (
         Pace("requests", 5000, 4999, 0.012),
         Pace("tokens", 400_000, 399_000, 360.0),
@@ -270,18 +270,18 @@ def test_the_pace_is_read_from_a_good_answer() -> None:
         ("openai", "max_output_tokens"), ("openai", "content_filter"), ("compatible", "length"),
     ],
 )  # fmt: skip
-def test_how_an_answer_stopped_is_an_outcome_and_no_error(vendor: str, stop_reason: str) -> None:
+def test_a_stop_reason_is_an_outcome_and_not_an_error(vendor: str, stop_reason: str) -> None:
     assert complete(vendor, answer("As", stop_reason=stop_reason)).stop_reason == stop_reason
     pieces, fault = pieces_of(vendor, stream(["A", "s"], stop_reason=stop_reason))
     assert fault is None and pieces[-1].stop_reason == stop_reason
 
 
-def test_openrouter_says_what_it_cost_and_is_believed() -> None:
+def test_openrouters_reported_cost_is_used() -> None:
     assert complete("compatible", answer(cost_usd=0.00123)).cost_usd == Decimal("0.00123")
     assert complete("compatible", answer(cost_usd=-1)).cost_usd is None
 
 
-def test_a_cost_is_believed_also_in_a_stream_of_one_chunk() -> None:
+def test_a_reported_cost_is_used_in_a_stream_of_one_chunk_too() -> None:
     chunk = (
         b'data: {"id":"1","choices":[{"delta":{"content":"As"},"finish_reason":"stop"}],'
         b'"usage":{"prompt_tokens":3,"completion_tokens":1,"cost":0.5}}\n\n'
@@ -315,12 +315,12 @@ CHAT_BODY = b'{"choices":[{"message":{"content":%b},"finish_reason":"stop"}]}'
         ("openai", b'{"model":7,"status":[],"output":[{"type":"message","content":"a"}],"usage":"x"}', "a"),
     ],
 )  # fmt: skip
-def test_shapes_of_good_answers(vendor: str, body: bytes, text: str) -> None:
+def test_valid_responses_of_many_shapes_are_read(vendor: str, body: bytes, text: str) -> None:
     completion = complete(vendor, raw(body))
     assert completion.text == text and completion.usage.estimated
 
 
-# ── answers that are none ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── responses without an answer ───────────────────────────────────────────────────────────────────────────────────────
 
 BAD_BODIES = [
     b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
@@ -330,8 +330,8 @@ BAD_BODIES = [
 
 @every_vendor
 @pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
-def test_a_success_that_cannot_be_read_is_a_bad_answer(vendor: str, body: bytes) -> None:
-    """It may have been billed, so its bound is booked."""
+def test_an_unreadable_success_is_a_bad_answer(vendor: str, body: bytes) -> None:
+    """It may have been billed, so its hold is booked."""
     fault = failure(vendor, raw(body))
     assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
 
@@ -361,16 +361,14 @@ INSIDE = [
 
 
 @pytest.mark.parametrize(("vendor", "body", "kind"), INSIDE)
-def test_an_error_inside_a_success_is_the_error_that_it_says(vendor: str, body: bytes, kind: Kind) -> None:
+def test_an_error_inside_a_success_is_raised(vendor: str, body: bytes, kind: Kind) -> None:
     assert failure(vendor, raw(body)).kind is kind
 
 
 @pytest.mark.parametrize(
     ("vendor", "body", "kind"), [row for row in INSIDE if b"error" in row[1] and b"status" not in row[1]]
 )
-def test_a_document_in_place_of_a_stream_is_the_error_that_it_says(
-    vendor: str, body: bytes, kind: Kind
-) -> None:
+def test_an_error_document_in_place_of_a_stream_is_raised(vendor: str, body: bytes, kind: Kind) -> None:
     if b"choices" not in body:
         pieces, fault = pieces_of(vendor, raw(body))
         assert pieces == [] and fault is not None and fault.kind is kind
@@ -380,7 +378,7 @@ def test_a_document_in_place_of_a_stream_is_the_error_that_it_says(
 
 
 @every_vendor
-def test_a_connection_closed_without_a_word_may_have_been_billed(vendor: str) -> None:
+def test_a_connection_closed_without_a_response_may_be_billed(vendor: str) -> None:
     fault = failure(vendor, nothing())
     assert (
         fault.kind is Kind.CONNECTION
@@ -390,7 +388,7 @@ def test_a_connection_closed_without_a_word_may_have_been_billed(vendor: str) ->
 
 
 @every_vendor
-def test_an_unreachable_server_has_not_billed(vendor: str) -> None:
+def test_an_unreachable_server_does_not_bill(vendor: str) -> None:
     async def main() -> ExternalServiceError:
         http = HttpClient()
         async with FAKES[vendor]() as server:
@@ -407,13 +405,13 @@ def test_an_unreachable_server_has_not_billed(vendor: str) -> None:
 
 
 @every_vendor
-def test_an_answer_that_is_cut_is_a_bad_answer_and_may_have_been_billed(vendor: str) -> None:
+def test_a_response_that_is_cut_is_a_bad_answer_and_may_be_billed(vendor: str) -> None:
     fault = failure(vendor, cut({"anthropic": 700, "openai": 700, "compatible": 200}[vendor]))
     assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
 
 
 @every_vendor
-def test_a_caller_that_leaves_ends_its_request(vendor: str) -> None:
+def test_cancelling_a_call_ends_its_request(vendor: str) -> None:
     async def main() -> None:
         async with talking(vendor) as (provider, server):
             server.script(hang())
@@ -435,7 +433,7 @@ def text_of(pieces: list[CompletionChunk]) -> str:
 
 
 @every_vendor
-def test_a_stream_yields_content_usage_and_its_end(vendor: str) -> None:
+def test_a_stream_yields_content_usage_and_an_end(vendor: str) -> None:
     pieces, fault = pieces_of(vendor, stream(["Par", "is ", "€😀"], input_tokens=7))
     assert fault is None and text_of(pieces) == "Paris €😀"
     assert [piece.text for piece in pieces if piece.text] == ["Par", "is ", "€😀"]
@@ -450,15 +448,15 @@ def test_a_stream_yields_content_usage_and_its_end(vendor: str) -> None:
 
 
 @every_vendor
-def test_reasoning_is_kept_apart_from_content(vendor: str) -> None:
+def test_reasoning_is_separate_from_content(vendor: str) -> None:
     pieces, fault = pieces_of(vendor, stream(["Paris"], reasoning=["hm", "well"]))
     assert fault is None and text_of(pieces) == "Paris"
     assert [piece.text for piece in pieces if piece.reasoning] == ["hm", "well"]
 
 
 @pytest.mark.parametrize("vendor", ["anthropic", "openai"])
-def test_what_was_read_is_known_before_the_first_content(vendor: str) -> None:
-    """A stream that its reader leaves is settled by it (Anthropic tells; for the others the bound stands)."""
+def test_the_input_tokens_are_known_before_the_first_content(vendor: str) -> None:
+    """They settle a stream whose reader stops early. Anthropic reports them; for the others the bound is used."""
     pieces, _ = pieces_of(vendor, stream(["Par", "is"], input_tokens=7, cut_after=1))
     first = next(piece.usage for piece in pieces) if pieces else None
     assert (first.input_tokens if first else None) == {"anthropic": 7, "openai": None}[vendor]
@@ -475,12 +473,12 @@ def test_a_stream_that_is_cut_is_truncated(vendor: str) -> None:
 
 @every_vendor
 def test_a_stream_that_ends_cleanly_without_its_end_is_truncated(vendor: str) -> None:
-    """The most dangerous of all cuts: to HTTP it looks complete."""
+    """This is the most dangerous cut, because it looks complete to HTTP."""
     pieces, fault = pieces_of(vendor, stream(["Par", "is"], end=False))
     assert text_of(pieces) == "Paris" and isinstance(fault, StreamTruncated)
 
 
-def test_a_finish_reason_is_an_end_where_done_is_missing() -> None:
+def test_a_finish_reason_ends_a_stream_without_done() -> None:
     body = b'data: {"id":"c","choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
     pieces, fault = pieces_of("compatible", raw(body, content_type="text/event-stream"))
     assert fault is None and pieces[-1].final and pieces[-1].stop_reason == "stop"
@@ -500,8 +498,8 @@ def test_a_finish_reason_is_an_end_where_done_is_missing() -> None:
         ("compatible", error(500), Kind.SERVER_ERROR),
     ],
 )
-def test_an_error_inside_a_stream_is_known_by_its_type(vendor: str, step: Any, kind: Kind) -> None:
-    """As the first event nothing was done; after content something was, and may be billed."""
+def test_an_error_inside_a_stream_is_classified_by_its_type(vendor: str, step: Any, kind: Kind) -> None:
+    """As the first event, nothing was done; after content, something was done and may be billed."""
     pieces, fault = pieces_of(vendor, stream(["Par", "is"], error_after=0, error=step))
     assert pieces == [] and fault is not None and fault.kind is kind and fault_of(fault).billed is False
     pieces, fault = pieces_of(vendor, stream(["Par", "is"], error_after=1, error=step))
@@ -513,7 +511,7 @@ def test_an_error_inside_a_stream_is_known_by_its_type(vendor: str, step: Any, k
     )
 
 
-def test_openais_own_form_of_an_error_event() -> None:
+def test_openais_own_error_event_is_read() -> None:
     flat = (
         b'event: error\ndata: {"type":"error","code":"server_is_overloaded","message":"x","param":null}\n\n'
     )
@@ -541,12 +539,12 @@ def test_openais_own_form_of_an_error_event() -> None:
         (b": nothing but pings\n\n", Kind.TRUNCATED_STREAM),
     ],
 )  # fmt: skip
-def test_streams_of_imitators_that_go_wrong(body: bytes, kind: Kind) -> None:
+def test_broken_streams_of_compatible_servers_raise(body: bytes, kind: Kind) -> None:
     pieces, fault = pieces_of("compatible", raw(body, content_type="text/event-stream"))
     assert pieces == [] and fault is not None and fault.kind is kind
 
 
-def test_anthropics_events_are_known_by_their_type_where_something_dropped_their_names() -> None:
+def test_anthropics_events_without_names_are_recognised_by_their_type() -> None:
     body = (
         b'data: {"type":"message_start","message":{"model":"m","usage":{"input_tokens":3,"output_tokens":1}}}\n\n'
         b'data: {"type":"ping"}\n\n'
@@ -561,7 +559,7 @@ def test_anthropics_events_are_known_by_their_type_where_something_dropped_their
 
 
 @every_vendor
-def test_pings_are_not_content_and_leaving_closes_the_stream(vendor: str) -> None:
+def test_pings_are_not_content_and_closing_early_closes_the_connection(vendor: str) -> None:
     async def main() -> None:
         async with talking(vendor) as (provider, server):
             server.script(stream(["Par", "is"], stall_after=1, ping_only=True))
@@ -569,7 +567,7 @@ def test_pings_are_not_content_and_leaving_closes_the_stream(vendor: str) -> Non
             seen = ""
             while not seen:
                 seen = (await anext(pieces)).text
-            # Ten pings later there still is no piece to renew any timer with.
+            # Ten pings yield no piece, so they reset no timer.
             waiting = asyncio.ensure_future(anext(pieces))
             done, _ = await asyncio.wait((waiting,), timeout=0.1)
             assert not done and seen == "Par"
@@ -583,7 +581,7 @@ def test_pings_are_not_content_and_leaving_closes_the_stream(vendor: str) -> Non
 
 
 @every_vendor
-def test_connections_are_used_again_after_whole_answers_and_whole_streams(vendor: str) -> None:
+def test_connections_are_reused_after_complete_responses_and_streams(vendor: str) -> None:
     async def main() -> None:
         async with talking(vendor) as (provider, server):
             for _ in range(3):
@@ -610,7 +608,7 @@ def test_a_check_is_never_billed(vendor: str) -> None:
 
 
 @every_vendor
-def test_a_check_finds_a_wrong_key(vendor: str) -> None:
+def test_a_check_detects_a_wrong_key(vendor: str) -> None:
     async def main() -> None:
         async with talking(vendor, key="another", strict=False) as (provider, _):
             with pytest.raises(AuthenticationFailed) as caught:
@@ -620,8 +618,8 @@ def test_a_check_finds_a_wrong_key(vendor: str) -> None:
     asyncio.run(main())
 
 
-def test_openrouters_check_looks_at_the_key() -> None:
-    """Its list of models is public, and says nothing about the key."""
+def test_openrouters_check_verifies_the_key() -> None:
+    """Its list of models is public and says nothing about the key."""
     http = Recording(b"{}")
     provider = OpenAICompatibleProvider("svc", http, base_url="https://openrouter.ai/api/v1", api_key="k")
     asyncio.run(provider.check())
@@ -632,16 +630,18 @@ def test_openrouters_check_looks_at_the_key() -> None:
 
 
 @given(st.text(max_size=200), st.text(max_size=50))
-def test_no_tokenizer_counts_more_than_the_bound(prompt: str, system: str) -> None:
-    """At most one token a byte, of the text as it is and as it may be folded, and of what is put around it."""
+def test_the_bound_is_not_below_any_tokenizers_count(prompt: str, system: str) -> None:
+    """At most one token per byte, of the text as it is and of its NFKC form, plus an allowance for the vendor's
+    framing.
+    """
     bound = bound_tokens(Request(prompt=prompt, system=system, model="m", max_tokens=1))
     text = prompt + system
     assert bound >= len(text.encode("utf-8", "surrogatepass")) + FRAMING_TOKENS
     assert bound >= len(unicodedata.normalize("NFKC", text).encode("utf-8", "surrogatepass"))
 
 
-def test_no_character_grows_beyond_the_bound_when_it_is_folded() -> None:
-    """All of Unicode, each character alone and a thousand times, so that the allowance does not hide it."""
+def test_the_bound_covers_every_characters_nfkc_form() -> None:
+    """All of Unicode, each character once and a thousand times, so that the allowance does not hide an error."""
     for code in range(0x80, 0x110000):
         folded = len(unicodedata.normalize("NFKC", chr(code)).encode("utf-8", "surrogatepass"))
         if folded > len(chr(code).encode("utf-8", "surrogatepass")):
@@ -650,7 +650,7 @@ def test_no_character_grows_beyond_the_bound_when_it_is_folded() -> None:
 
 
 @every_vendor
-def test_each_adapter_bounds_alike(vendor: str) -> None:
+def test_all_adapters_use_the_same_bound(vendor: str) -> None:
     provider = ADAPTERS[vendor]("svc", HttpClient(), base_url="http://h/v1")
     assert provider.bound_input_tokens(asking(vendor, "ab", system="€")) == 2 + 3 + FRAMING_TOKENS
     assert provider.bound_input_tokens(asking(vendor, "\ufdfa")) == 3 + 33 + FRAMING_TOKENS
@@ -662,7 +662,7 @@ MARK = "mark4711secret"
 
 
 def every_bad_step(echo: str) -> list[Any]:
-    """Whatever can go wrong, each time with `echo` wherever a server might put it."""
+    """Everything that can go wrong, each time with `echo` in every place where a server might put it."""
     page = f"<html>{echo}</html>".encode()
     return [
         error(400, "invalid_request_error", f"cannot read {echo}", param=echo),
@@ -677,7 +677,7 @@ def every_bad_step(echo: str) -> list[Any]:
 
 
 @every_vendor
-def test_neither_prompt_nor_key_is_ever_in_an_error(vendor: str) -> None:
+def test_no_error_contains_the_prompt_or_the_key(vendor: str) -> None:
     async def main() -> list[ExternalServiceError]:
         server = FAKES[vendor](key=None)
         http = HttpClient()
@@ -713,8 +713,8 @@ def _drain(provider: Any) -> Any:
     return call
 
 
-def test_openai_takes_no_shorter_answer_than_its_adapter_says() -> None:
-    """A clamped query stays at it: see `test_holds.py`."""
+def test_openai_refuses_a_shorter_answer_than_its_adapters_minimum() -> None:
+    """A clamped query stays at the minimum: see `test_holds.py`."""
     talk = Talk("openai", FakeOpenAI, MODELS["openai"])
     least = OpenAIProvider.output_tokens_min
     assert talk.complete(answer("Paris."), max_tokens=least).text == "Paris."

@@ -1,4 +1,4 @@
-"""Every vendor keeps the rules that koo expects of an adapter, and an adapter that breaks one is found."""
+"""Every vendor's adapter keeps koo's rules for adapters, and an adapter that breaks a rule is detected."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def test_each_kind_of_service_has_a_case() -> None:
 
 @pytest.mark.parametrize("rule", rules(), ids=str)
 @pytest.mark.parametrize("vendor", CASES)
-def test_the_vendor_keeps_the_rule(vendor: str, rule: Rule) -> None:
+def test_the_adapter_keeps_the_rule(vendor: str, rule: Rule) -> None:
     rule.check(CASES[vendor])
 
 
-# ── the rules find what is wrong ──────────────────────────────────────────────────────────────────────────────────
+# ── adapters that break a rule ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Base(OpenAICompatibleProvider):
-    """A good adapter, to be broken."""
+    """A correct adapter, to be broken by subclasses."""
 
 
 class Deaf(Base):
-    """Says nothing of what was used, and always the same text."""
+    """Reports no usage, and always returns the same text."""
 
     async def complete(self, request: Request) -> Completion:
         got = await super().complete(request)
@@ -83,7 +83,7 @@ class Talkative(Base):
 
 
 class Endless(Base):
-    """Every stream has ended well, and nothing of it was used."""
+    """Every stream ends well and reports no usage."""
 
     async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         try:
@@ -95,7 +95,7 @@ class Endless(Base):
 
 
 class Holds(Base):
-    """Reads a stream behind its reader's back, to its end."""
+    """Reads the whole stream in the background, even if its reader stops."""
 
     async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         self.streams = [super().stream(request)]
@@ -104,7 +104,7 @@ class Holds(Base):
 
 
 class Persistent(Base):
-    """Asks again by itself."""
+    """Retries by itself."""
 
     async def complete(self, request: Request) -> Completion:
         for _ in range(2):
@@ -116,7 +116,7 @@ class Persistent(Base):
 
 
 class Vague(Base):
-    """Every failure is one of the server's, and may be tried again at once."""
+    """Reports every failure as a server error that may be retried immediately."""
 
     async def complete(self, request: Request) -> Completion:
         try:
@@ -126,7 +126,7 @@ class Vague(Base):
 
 
 class Blames(Base):
-    """Every failure is the caller's mistake."""
+    """Reports every failure as the caller's mistake."""
 
     async def complete(self, request: Request) -> Completion:
         try:
@@ -136,7 +136,7 @@ class Blames(Base):
 
 
 class Trusting(Base):
-    """Whatever comes is an answer."""
+    """Accepts everything as an answer."""
 
     async def complete(self, request: Request) -> Completion:
         try:
@@ -146,7 +146,7 @@ class Trusting(Base):
 
 
 class Chatty(Base):
-    """Repeats in its errors what it was asked."""
+    """Quotes the prompt in its errors."""
 
     async def complete(self, request: Request) -> Completion:
         try:
@@ -156,7 +156,7 @@ class Chatty(Base):
 
 
 class Stubborn(Base):
-    """Does not let itself be cancelled."""
+    """Cannot be cancelled."""
 
     async def complete(self, request: Request) -> Completion:
         try:
@@ -166,14 +166,14 @@ class Stubborn(Base):
 
 
 class Blind(Base):
-    """Takes every server for a healthy one."""
+    """Reports every server as healthy."""
 
     async def check(self) -> None:
         return None
 
 
 class Costly(Base):
-    """Asks a question to see whether it is there."""
+    """Sends a query to check whether the service is up."""
 
     async def check(self) -> None:
         await self.complete(Request(prompt="ping", model=CASES["openai_compatible"].model, max_tokens=16))
@@ -207,13 +207,15 @@ BREAKS = [(adapter, name) for adapter, names in BROKEN.items() for name in sorte
 def test_an_adapter_that_breaks_a_rule_is_found(
     adapter: type[Base], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("koo.testing.contract.PATIENCE_S", 1.0)  # one of them waits for what never comes
+    monkeypatch.setattr(
+        "koo.testing.contract.PATIENCE_S", 1.0
+    )  # one of them waits for something that never arrives
     rule = next(one for one in rules() if one.name == name)
     with pytest.raises(AssertionError) as caught:
         rule.check(AdapterCase(adapter, FakeCompatible, CASES["openai_compatible"].model))
     assert rule.why in str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
 
 
-def test_each_rule_is_broken_by_one_of_them() -> None:
-    """A rule that no adapter can break says nothing."""
+def test_each_rule_is_broken_by_a_bad_adapter() -> None:
+    """A rule that no adapter breaks tests nothing."""
     assert set().union(*BROKEN.values()) == {rule.name for rule in rules()}

@@ -1,4 +1,4 @@
-"""How long a stream waits after it has said why it stopped, on virtual time."""
+"""How long a stream waits after its stop reason, on virtual time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SILENT_S = 1e6
 
 
 class Slow(HttpClient):
-    """Sends each event after so many seconds, and then neither a word nor an end, unless it `breaks`."""
+    """Sends each event after the given number of seconds, then nothing more, not even an end, unless it `breaks`."""
 
     def __init__(self, *events: tuple[float, dict[str, Any]], breaks: bool = False) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ ENDED: list[tuple[Format, list[dict[str, Any]]]] = [
 
 
 @pytest.mark.parametrize(("name", "events"), ENDED)
-def test_a_second_after_its_reason_for_stopping_a_silent_stream_is_whole(
+def test_a_silent_stream_is_complete_a_second_after_its_stop_reason(
     name: Format, events: list[dict[str, Any]]
 ) -> None:
     text, took_s = read(name, Slow(*((1.5, event) for event in events)))
@@ -76,13 +76,13 @@ def test_a_second_after_its_reason_for_stopping_a_silent_stream_is_whole(
 
 
 @pytest.mark.parametrize(("name", "events"), ENDED)
-def test_a_stream_that_breaks_after_its_reason_for_stopping_is_whole(
+def test_a_stream_that_breaks_after_its_stop_reason_is_complete(
     name: Format, events: list[dict[str, Any]]
 ) -> None:
     assert read(name, Slow(*((0.0, event) for event in events), breaks=True)) == ("Paris.", 0.0)
 
 
-def test_a_model_that_says_in_each_chunk_why_it_stops_has_time_for_the_next() -> None:
+def test_a_model_with_a_stop_reason_in_each_chunk_gets_more_time_for_the_next() -> None:
     text, took_s = read(
         "gemini", Slow((0.0, candidates("Par")), (3.0, candidates("i")), (4.0, candidates("s.")))
     )
@@ -96,11 +96,11 @@ def test_a_model_that_says_in_each_chunk_why_it_stops_has_time_for_the_next() ->
         ("MALFORMED_RESPONSE", 200), ("insufficient_system_resource", 503), ("overloaded", 503), ("timeout", 504),
     ],
 )  # fmt: skip
-def test_some_ends_name_a_failure(reason: str, status: int) -> None:
+def test_some_stop_reasons_are_failures(reason: str, status: int) -> None:
     parsed = failure_of(reason)
     assert parsed is not None and parsed.status == status
 
 
 @pytest.mark.parametrize("reason", [*sorted(filter(None, OUTCOMES)), "eos", "COMPLETE", "of_tomorrow", "1"])
-def test_and_the_others_are_outcomes(reason: str) -> None:
+def test_other_stop_reasons_are_outcomes(reason: str) -> None:
     assert failure_of(reason) is None

@@ -1,7 +1,8 @@
-"""What each error of each provider means: the tables of the vendors' files, walked over real sockets.
+"""The kind of each error of each provider: all rows of the vendors' tables, over real sockets.
 
-One row of a table here is one answer of the fake server and the kind that the adapter must make of it, in `complete`
-and in `stream`. What follows from a kind is `koo.policies.treatment`'s, and not repeated here.
+A row here is a response of the fake server and the kind that the adapter must report, in `complete` and in `stream`.
+The
+consequences of a kind are defined by `koo.policies.treatment` and not tested here.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def request_to(vendor: str) -> Request:
 
 @asynccontextmanager
 async def talking(vendor: str) -> AsyncIterator[tuple[Any, FakeProvider]]:
-    """An adapter and the fake that it talks to; `vendor` may be a dialect of the compatible ones."""
+    """An adapter and the fake that it talks to; `vendor` may be a dialect of the compatible servers."""
     server: FakeProvider
     adapter: Any
     if vendor == "anthropic":
@@ -75,7 +76,7 @@ async def drain(provider: Any, vendor: str) -> None:
 
 
 def ask(vendor: str, step: Any, *, streamed: bool = False) -> ExternalServiceError:
-    """The error that one answer of the server becomes."""
+    """The error for one response of the server."""
 
     async def main() -> ExternalServiceError:
         async with talking(vendor) as (provider, server):
@@ -100,7 +101,7 @@ KEY_LIMIT = {"metadata": {"limit_source": "openrouter_key_limit", "resets_at": "
 FLAGGED = {"metadata": {"reasons": ["violence"], "flagged_input": QUESTION}}
 
 ROWS: list[tuple[str, Any, Kind]] = [
-    # 5a. Common to all.
+    # 5a. All vendors.
     ("anthropic", html(502), Kind.SERVER_ERROR),
     ("anthropic", html(503), Kind.OVERLOADED),
     ("anthropic", html(520), Kind.SERVER_ERROR),
@@ -190,7 +191,7 @@ ROWS: list[tuple[str, Any, Kind]] = [
     ("openai", error(503, "service_unavailable_error", code="server_is_overloaded"), Kind.OVERLOADED),
     ("openai", error(503, "service_unavailable_error", code="server_overloaded"), Kind.OVERLOADED),
     ("openai", error(429, "flex_unavailable"), Kind.THROTTLED),
-    # 5f. Every server that imitates it.
+    # 5f. Servers that imitate OpenAI.
     ("vllm", error(400, message="This model's maximum context length is 9 tokens."), Kind.CONTEXT_LENGTH),
     ("vllm", error(400, message="The prompt is longer than the model's context length"), Kind.CONTEXT_LENGTH),
     ("vllm", error(400, message="Unknown field"), Kind.INVALID_REQUEST),
@@ -217,7 +218,7 @@ ROWS: list[tuple[str, Any, Kind]] = [
     ("openrouter", error(502), Kind.SERVER_ERROR),
     ("openrouter", error(503), Kind.OVERLOADED),
     ("openai", error(429, message="INSUFFICIENT QUOTA: too many concurrent requests"), Kind.THROTTLED),
-    # Words never contradict the status: these messages quote prompts.
+    # Messages never contradict the status: these quote prompts.
     ("anthropic", error(500, "api_error", "while reading: 'prompt is too long'"), Kind.SERVER_ERROR),
     (
         "anthropic",
@@ -235,22 +236,22 @@ ROWS: list[tuple[str, Any, Kind]] = [
 
 
 @pytest.mark.parametrize(("vendor", "step", "kind"), ROWS)
-def test_each_row_over_a_real_socket(vendor: str, step: Any, kind: Kind) -> None:
+def test_each_row_is_classified_over_a_real_socket(vendor: str, step: Any, kind: Kind) -> None:
     error = ask(vendor, step)
     assert error.kind is kind
     assert type(error) is TREATMENTS[kind].error
-    # A refusal has never been billed, so nothing is booked for it.
+    # A refusal is never billed, so nothing is booked for it.
     assert fault_of(error).billed is False
     assert len(error.reason) <= 300 and error.service == "svc"
 
 
 @pytest.mark.parametrize(("vendor", "step", "kind"), ROWS)
-def test_a_refused_stream_means_the_same(vendor: str, step: Any, kind: Kind) -> None:
+def test_a_refused_stream_is_classified_like_a_refused_call(vendor: str, step: Any, kind: Kind) -> None:
     assert ask(vendor, step, streamed=True).kind is kind
 
 
-def test_the_fact_sheet_of_an_error() -> None:
-    """Status, type, code, request id and parameter, as short words, in `detail` and in the sentence."""
+def test_an_error_has_status_code_type_and_request_id() -> None:
+    """The facts are short identifiers, in `detail` and in the sentence."""
     refused = ask(
         "openai",
         error(
@@ -283,7 +284,7 @@ def test_the_fact_sheet_of_an_error() -> None:
         (400, "billing_error", "true", False),
     ],
 )
-def test_the_servers_own_word_on_repeating_wins_except_where_nothing_passes_by_asking(
+def test_x_should_retry_wins_unless_a_retry_cannot_help(
     status: int, type_: str, said: str, repeatable: bool
 ) -> None:
     refused = ask("anthropic", error(status, type_, headers={"x-should-retry": said}))
@@ -300,14 +301,14 @@ def test_the_servers_own_word_on_repeating_wins_except_where_nothing_passes_by_a
         ("openai", error(429, "tokens", "Please try again in 94ms.", code="rate_limit_exceeded"), 0.094),
         ("openrouter", error(403, extra=KEY_LIMIT), 12 * 3600),
         ("openrouter", error(402, extra=IN_FLIGHT_TOO, headers={"retry-after": "2"}), 2),
-        # Limits that were not hit say nothing about when a refusal passes.
+        # Limits that were not exceeded say nothing about the wait.
         ("openai", error(429, "insufficient_quota", code="insufficient_quota"), None),
         ("openai", error(400, INVALID), None),
         ("openai", error(429, "tokens", code="rate_limit_exceeded"), 0.012),
         ("ollama", error(500), None),
     ],
 )
-def test_when_to_come_back(vendor: str, step: Any, wait_s: float | None) -> None:
+def test_the_wait_is_read_from_the_response(vendor: str, step: Any, wait_s: float | None) -> None:
     assert ask(vendor, step).retry_after_s == (None if wait_s is None else pytest.approx(wait_s))
 
 
@@ -320,13 +321,13 @@ def test_when_to_come_back(vendor: str, step: Any, wait_s: float | None) -> None
         ("2026-12-01T00:00", 31),
     ],
 )
-def test_a_monthly_limit_ends_with_the_month(now: str, days: float) -> None:
+def test_a_monthly_limit_ends_at_the_end_of_the_month(now: str, days: float) -> None:
     wall_s = datetime.fromisoformat(now + "+00:00").timestamp()
     assert until_next_month(ParsedError(status=429), wall_s) == pytest.approx(days * 86_400)
 
 
 @pytest.mark.parametrize("text", ["", "on 2026-99-99 at 00:00", "on 2020-01-01", "tomorrow"])
-def test_a_point_in_time_that_cannot_be_right_is_not_stated(text: str) -> None:
+def test_an_impossible_date_is_ignored(text: str) -> None:
     assert until_stated(ParsedError(status=400, message=text), WALL_S) is None
 
 
@@ -340,18 +341,18 @@ def test_a_point_in_time_that_cannot_be_right_is_not_stated(text: str) -> None:
         (999, "unknown"),
     ],
 )
-def test_a_status_alone_always_says_something(status: int, kind: str) -> None:
+def test_every_status_has_a_kind(status: int, kind: str) -> None:
     assert kind_of_status(status) == kind
 
 
-def test_every_kind_that_a_table_names_has_a_sentence_and_a_treatment() -> None:
+def test_every_kind_in_a_table_has_a_sentence_and_a_treatment() -> None:
     tables = (ANTHROPIC_FAULTS, OPENAI_FAULTS, COMPATIBLE_FAULTS)
     kinds = {row.kind for table in tables for row in table.rows} | set(BY_STATUS.values())
     assert kinds <= set(TREATMENTS) and kinds <= set(SENTENCES)
 
 
-def test_every_row_of_the_tables_is_walked_by_this_file() -> None:
-    """A row that no answer above reaches first could as well be missing."""
+def test_every_row_of_the_tables_is_tested_in_this_file() -> None:
+    """A row that no response above reaches first has no effect."""
     reached = set()
     for vendor, step, _ in ROWS:
         table = {"anthropic": ANTHROPIC_FAULTS, "openai": OPENAI_FAULTS}.get(vendor, COMPATIBLE_FAULTS)
@@ -368,7 +369,7 @@ def test_every_row_of_the_tables_is_walked_by_this_file() -> None:
 
 
 def parsed(vendor: str, step: Any) -> ParsedError:
-    """What the adapter's reader makes of the fake's answer, without a socket."""
+    """The result of the adapter's error reader for the fake's response, without a socket."""
     import msgspec
 
     from koo.ai.providers.openai_errors import read_error

@@ -1,4 +1,4 @@
-"""What a server refuses of a request, as its refusals say it in the words of many, and what is learned from that."""
+"""What is learned from refusals of a request, in the words of many servers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def learned(document: object, status: int = 400, sent: bytes = SENT, forms: Form
 @pytest.mark.parametrize(
     ("message", "room"),
     [
-        # Prompt and answer together, the prompt counted.
+        # A limit for prompt and answer together, with the prompt's count.
         (
             "This model's maximum context length is 4096 tokens. However, you requested 4120 tokens (24 in the "
             "messages, 4096 in the completion). Please reduce the length of the messages or completion.",
@@ -71,12 +71,12 @@ def learned(document: object, status: int = 400, sent: bytes = SENT, forms: Form
             "maximum context length is 4,096 tokens, however you requested 4,120 tokens (24 in your prompt)",
             4072,
         ),
-        # Only the sum: what was asked for is known.
+        # Only the sum is stated, but the requested answer is known.
         (
             "This model's maximum context length is 4096 tokens, but 4120 were asked: you requested 4120 tokens",
             4072,
         ),
-        # The answer by itself.
+        # A limit for the answer alone.
         ("max_tokens is too large: 4096. This model supports at most 2048 completion tokens.", 2048),
         ("`max_tokens` must be less than or equal to `2048`, the maximum value for `max_tokens`", 2048),
         ("Invalid max_tokens value, the valid range of max_tokens is [1, 2048]", 2048),
@@ -93,7 +93,7 @@ def learned(document: object, status: int = 400, sent: bytes = SENT, forms: Form
         ("too many tokens: max tokens must be less than or equal to 2048", 2048),
         ("max_tokens (4096) cannot exceed 2048", 2048),
         ("max_completion_tokens is too large: 4096. Maximum value is 2048", 2048),
-        # A prompt that does not fit by itself, and what names no numbers, cannot be helped.
+        # Nothing helps if the prompt alone does not fit, or if there are no numbers.
         (
             "This model's maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens.",
             ASKED,
@@ -103,11 +103,11 @@ def learned(document: object, status: int = 400, sent: bytes = SENT, forms: Form
         ("Rate limit: Limit 6000, Requested 14137", ASKED),
     ],
 )
-def test_the_room_for_an_answer_is_what_the_refusal_says(message: str, room: int) -> None:
+def test_the_limit_in_a_refusal_is_learned(message: str, room: int) -> None:
     assert learned(says(message)).max_tokens(REQUEST) == room
 
 
-def test_a_prompt_that_is_counted_only_in_part_is_estimated() -> None:
+def test_a_partially_counted_prompt_is_estimated() -> None:
     message = (
         "This model's maximum context length is 4096 tokens. However, you requested 4096 output tokens and your prompt "
         "contains at least 1 input tokens, for a total of at least 4097 tokens."
@@ -118,7 +118,7 @@ def test_a_prompt_that_is_counted_only_in_part_is_estimated() -> None:
     assert 3900 < second < first < 4040
 
 
-def test_other_prompts_are_estimated_from_there_and_an_answer_has_one_token_at_least() -> None:
+def test_other_prompts_are_estimated_from_a_refusal_and_an_answer_keeps_one_token() -> None:
     form = learned(
         says("maximum context length is 4096 tokens. You requested 4120 tokens (24 in the messages)")
     )
@@ -169,7 +169,7 @@ UNKNOWN = {
             {"message": "Malformed input request: extraneous key [temperature] is not permitted"},
             "temperature",
         ),
-        # A value that is wrong for any model is the caller's.
+        # A value that is wrong for every model is the caller's mistake.
         (says("temperature must be between 0 and 2"), None),
         (
             says(
@@ -183,7 +183,7 @@ UNKNOWN = {
         (says("something went wrong" + " " * 400 + "temperature is not supported"), None),
     ],
 )
-def test_a_parameter_that_is_refused_is_left_out(document: object, without: str | None) -> None:
+def test_a_refused_parameter_is_left_out(document: object, without: str | None) -> None:
     assert learned(document).without == ({without} if without else set())
 
 
@@ -196,9 +196,9 @@ def test_a_parameter_that_is_refused_is_left_out(document: object, without: str 
         "Please use max_completion_tokens instead of max_tokens, which is deprecated",
     ],
 )
-def test_the_longest_answer_goes_by_its_other_name(message: str) -> None:
+def test_max_tokens_is_sent_under_its_other_name(message: str) -> None:
     assert learned(says(message)).tokens_name == "max_completion_tokens"
-    # And never without any: the budget rests on it.
+    # One of the two names is always sent, because the budget depends on it.
     assert learned(says(message), forms=Forms("svc")).tokens_name is None
 
 
@@ -207,21 +207,21 @@ def test_the_new_name_goes_back_to_the_old_one() -> None:
     assert learned(says(message), sent=b'{"max_completion_tokens":4096}').tokens_name == "max_tokens"
 
 
-def test_a_parameter_that_is_complained_about_although_it_was_left_out_comes_back() -> None:
+def test_a_complaint_about_an_omitted_parameter_restores_it() -> None:
     forms = Forms("svc")
     complaint = says("temperature is not supported")
     assert learned(complaint, forms=forms).without == {"temperature"}
     assert learned(complaint, sent=b'{"max_tokens":4096}', forms=forms).without == set()
 
 
-def test_what_an_operator_left_out_stays_out() -> None:
+def test_a_parameter_that_the_operator_omits_stays_omitted() -> None:
     forms = Forms("svc", Form(frozenset({"temperature"})))
     assert forms.fit(REQUEST).temperature is None
     form = learned(says("temperature is not supported"), sent=b'{"max_tokens":4096}', forms=forms)
     assert form.without == {"temperature"}
 
 
-def test_one_model_learns_nothing_for_another() -> None:
+def test_models_learn_separately() -> None:
     forms = Forms("svc")
     learned(says("temperature is not supported"), forms=forms)
     assert forms.fit(REQUEST).temperature is None
@@ -230,11 +230,11 @@ def test_one_model_learns_nothing_for_another() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 401, 404, 429, 500])
-def test_only_a_refused_request_teaches(status: int) -> None:
+def test_only_refusals_are_learned_from(status: int) -> None:
     assert learned(says("temperature is not supported"), status).without == set()
 
 
 @given(st.text(max_size=300), st.integers(1, 10_000))
-def test_no_message_breaks_the_reader_and_no_room_is_absurd(message: str, number: int) -> None:
+def test_no_message_raises_or_yields_an_absurd_limit(message: str, number: int) -> None:
     form = learned(says(f"{message} max_tokens context length {number} tokens requested {message}"))
     assert 1 <= form.max_tokens(REQUEST) <= ASKED

@@ -1,4 +1,4 @@
-"""Gemini's adapter against its fake: what it sends, what it makes of answers, streams, errors, and what they cost."""
+"""Gemini's adapter against its fake: requests, responses, streams, errors and costs."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ PER_DAY = "GenerateRequestsPerDayPerProjectPerModel-FreeTier"
 PER_MINUTE = "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
 TOKENS_A_MINUTE = "GenerateContentInputTokensPerModelPerMinute-FreeTier"
 
-# ── what is sent ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_gemini_is_sent() -> None:
+def test_a_request_has_geminis_format() -> None:
     path, body, headers = TALK.sent(system="Be brief.", temperature=0.5)
     assert path == f"/v1/models/{FLASH}:generateContent"
     assert body == {
@@ -71,7 +71,7 @@ def test_what_gemini_is_sent() -> None:
     assert TALK.sent(streamed=True)[0] == f"/v1/models/{FLASH}:streamGenerateContent?alt=sse"
 
 
-def test_the_key_is_in_a_header_and_never_in_an_address() -> None:
+def test_the_key_is_in_a_header_and_never_in_a_url() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             await provider.check()
@@ -97,11 +97,11 @@ def test_the_key_is_in_a_header_and_never_in_an_address() -> None:
         ("\ud800", "/models/%3F:m"),
     ],
 )
-def test_a_models_name_stays_one_part_of_the_path(model: str, path: str) -> None:
+def test_a_models_name_stays_a_single_part_of_the_path(model: str, path: str) -> None:
     assert path_of(model, "m") == path
 
 
-def test_a_made_up_name_is_a_model_that_does_not_exist() -> None:
+def test_an_unknown_model_is_not_found() -> None:
     async def main() -> None:
         async with TALK.open(strict=False) as (provider, server):
             with pytest.raises(ExternalServiceError) as caught:
@@ -124,11 +124,11 @@ def test_a_made_up_name_is_a_model_that_does_not_exist() -> None:
         (BASE_URL, "https://generativelanguage.googleapis.com/v1"),
     ],
 )
-def test_an_address_without_a_version_gets_the_stable_one(address: str, root: str) -> None:
+def test_a_url_without_a_version_gets_the_stable_one(address: str, root: str) -> None:
     assert repr(GeminiProvider("svc", HttpClient(), base_url=address)) == f"<GeminiProvider 'svc' at {root}>"
 
 
-def test_a_server_of_ones_own_needs_no_key() -> None:
+def test_a_self_hosted_server_needs_no_key() -> None:
     async def main() -> None:
         http = HttpClient()
         async with FakeGemini(key=None) as server:
@@ -140,7 +140,7 @@ def test_a_server_of_ones_own_needs_no_key() -> None:
     asyncio.run(main())
 
 
-# ── good answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── valid responses ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_plain_answer() -> None:
@@ -150,8 +150,8 @@ def test_a_plain_answer() -> None:
     assert completion.stop_reason == "STOP" and completion.request_id and completion.cost_usd is None
 
 
-def test_thoughts_are_billed_as_output_and_what_was_cached_is_not_counted_twice() -> None:
-    """Google counts thoughts beside what was said, and what came from the cache within the prompt."""
+def test_thoughts_are_billed_as_output_and_cached_tokens_are_not_counted_twice() -> None:
+    """Google counts thoughts separately from the answer, and cached tokens as part of the prompt."""
     step = answer(input_tokens=60, cache_read_tokens=40, output_tokens=9, reasoning_tokens=4)
     assert TALK.complete(step).usage == Usage(
         input_tokens=60, cache_read_tokens=40, output_tokens=9, reasoning_tokens=4
@@ -170,7 +170,7 @@ def with_usage(**counts: Any) -> bytes:
 @pytest.mark.parametrize(
     ("counts", "usage"),
     [
-        # Tools that read count as input; what the total has beyond the parts was thought, and is billed.
+        # Tokens of tools count as input. What the total has beyond its parts is reasoning, and is billed.
         (
             {"promptTokenCount": 10, "toolUsePromptTokenCount": 5, "candidatesTokenCount": 1},
             Usage(input_tokens=15, output_tokens=1),
@@ -187,18 +187,18 @@ def with_usage(**counts: Any) -> bytes:
             {"promptTokenCount": 3, "cachedContentTokenCount": 9, "candidatesTokenCount": 1},
             Usage(cache_read_tokens=3, output_tokens=1),
         ),
-        # Half of it told: the other half is estimated, by the one byte of the text, and all of it marked.
+        # Only half is reported: the other half is estimated from the one byte of text, and the whole is marked.
         (
             {"promptTokenCount": 3, "candidatesTokenCount": -4},
             Usage(input_tokens=3, output_tokens=1, estimated=True),
         ),
     ],
 )
-def test_counts_that_do_not_add_up(counts: dict[str, Any], usage: Usage) -> None:
+def test_inconsistent_counts_are_read_as_the_larger_bill(counts: dict[str, Any], usage: Usage) -> None:
     assert TALK.complete(raw(with_usage(**counts))).usage == usage
 
 
-def test_usage_that_is_not_reported_is_estimated_and_marked() -> None:
+def test_missing_usage_is_estimated_and_marked() -> None:
     usage = TALK.complete(answer("x" * 300, usage=False)).usage
     assert usage.estimated and usage.input_tokens >= 4 and usage.output_tokens >= 75
     pieces, fault = TALK.pieces(stream(["x" * 300], usage=False))
@@ -209,7 +209,7 @@ def test_usage_that_is_not_reported_is_estimated_and_marked() -> None:
 @pytest.mark.parametrize(
     "reason", ["SAFETY", "RECITATION", "MAX_TOKENS", "PROHIBITED_CONTENT", "OF_TOMORROW"]
 )
-def test_how_an_answer_stopped_is_an_outcome_and_no_error(reason: str) -> None:
+def test_a_stop_reason_is_an_outcome_and_not_an_error(reason: str) -> None:
     completion = TALK.complete(answer("As", stop_reason=reason))
     assert (completion.text, completion.stop_reason) == ("As", reason)
     pieces, fault = TALK.pieces(stream(["A", "s"], stop_reason=reason))
@@ -217,7 +217,7 @@ def test_how_an_answer_stopped_is_an_outcome_and_no_error(reason: str) -> None:
 
 
 @pytest.mark.parametrize("reason", ["SAFETY", "BLOCKLIST", "PROHIBITED_CONTENT", "OTHER"])
-def test_a_blocked_prompt_is_an_outcome_too_and_what_was_read_is_counted(reason: str) -> None:
+def test_a_blocked_prompt_is_an_outcome_and_its_input_is_counted(reason: str) -> None:
     completion = TALK.complete(blocked(reason, prompt_tokens=7))
     assert (completion.text, completion.stop_reason) == ("", reason)
     assert completion.usage == Usage(input_tokens=7)
@@ -241,12 +241,12 @@ def test_a_blocked_prompt_is_an_outcome_too_and_what_was_read_is_counted(reason:
         (b'{"candidates":[{"content":{"parts":[{"text":7}]}}]}', "7"),
     ],
 )
-def test_shapes_of_good_answers(body: bytes, text: str) -> None:
+def test_valid_responses_of_many_shapes_are_read(body: bytes, text: str) -> None:
     completion = TALK.complete(raw(body))
     assert completion.text == text and completion.usage.estimated and completion.model == FLASH
 
 
-# ── what errors mean ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 BOTH = quota(TOKENS_A_MINUTE, PER_DAY, PER_MINUTE, retry_delay="12s")
 TOO_LONG = "The input token count (1048999) exceeds the maximum number of tokens allowed (1048576)."
@@ -285,7 +285,7 @@ ROWS: list[tuple[Any, Kind]] = [
     (error(504, "DEADLINE_EXCEEDED"), Kind.TIMEOUT),
     (error(400, "STATUS_OF_TOMORROW"), Kind.INVALID_REQUEST),
     (error(500, "STATUS_OF_TOMORROW"), Kind.SERVER_ERROR),
-    # Google, or something on the way, without any form of its own.
+    # Google, or a proxy, without a structured body.
     (html(502), Kind.SERVER_ERROR),
     (html(503), Kind.OVERLOADED),
     (html(403), Kind.INVALID_REQUEST),
@@ -301,7 +301,7 @@ ROWS: list[tuple[Any, Kind]] = [
         raw(b'{"error":{"status":"RESOURCE_EXHAUSTED","details":[7,{"violations":[7,{"quotaId":7}]}]}}', 429),
         Kind.THROTTLED,
     ),
-    # Words never contradict the status, and stop the service only where the message begins with them.
+    # Messages never contradict the status, and stop the service only if they begin with the words.
     (error(500, "INTERNAL", f"while reading: {TOO_LONG}"), Kind.SERVER_ERROR),
     (error(503, "UNAVAILABLE", DEPLETED), Kind.OVERLOADED),
     (error(429, EXHAUSTED, f"cannot do: {DEPLETED}"), Kind.THROTTLED),
@@ -311,16 +311,16 @@ ROWS: list[tuple[Any, Kind]] = [
 
 
 @pytest.mark.parametrize(("step", "kind"), ROWS)
-def test_each_row_over_a_real_socket(step: Any, kind: Kind) -> None:
+def test_each_row_is_classified_over_a_real_socket(step: Any, kind: Kind) -> None:
     fault = TALK.failure(step)
     assert fault.kind is kind and type(fault) is TREATMENTS[kind].error
-    # A refusal has never been billed, so nothing is booked for it.
+    # A refusal is never billed, so nothing is booked for it.
     assert fault_of(fault).billed is False
     assert len(fault.reason) <= 300 and fault.service == "svc"
 
 
 @pytest.mark.parametrize(("step", "kind"), ROWS)
-def test_a_refused_stream_means_the_same(step: Any, kind: Kind) -> None:
+def test_a_refused_stream_is_classified_like_a_refused_call(step: Any, kind: Kind) -> None:
     pieces, fault = TALK.pieces(step)
     assert pieces == [] and fault is not None and fault.kind is kind
 
@@ -328,8 +328,8 @@ def test_a_refused_stream_means_the_same(step: Any, kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("step", "kind"), [row for row in ROWS if isinstance(row[0], Failure) and row[0].type != "ABORTED"]
 )
-def test_inside_a_stream_the_same_error_means_the_same(step: Any, kind: Kind) -> None:
-    """As the first chunk nothing was done; after content something was, and may be billed."""
+def test_an_error_inside_a_stream_is_classified_like_a_refusal(step: Any, kind: Kind) -> None:
+    """As the first chunk, nothing was done; after content, something was done and may be billed."""
     pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=0, error=step))
     assert pieces == [] and fault is not None and fault.kind is kind and fault_of(fault).billed is False
     pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=1, error=step))
@@ -338,23 +338,23 @@ def test_inside_a_stream_the_same_error_means_the_same(step: Any, kind: Kind) ->
 
 
 def parsed(step: Any) -> ParsedError:
-    """What the adapter's reader makes of the fake's answer, without a socket."""
+    """The result of the adapter's error reader for the fake's response, without a socket."""
     body = msgspec.json.encode(FakeGemini().error_body(step)) if isinstance(step, Failure) else step.body
     return read_error(step.status, {}, body)
 
 
-def test_every_row_of_the_table_is_walked_by_this_file() -> None:
-    """A row that no answer above reaches first could as well be missing."""
+def test_every_row_of_the_table_is_tested_in_this_file() -> None:
+    """A row that no response above reaches first has no effect."""
     reached = {id(FAULTS.find(parsed(step))) for step, _ in ROWS}
     assert [row for row in FAULTS.rows if id(row) not in reached] == []
 
 
-def test_every_kind_that_the_table_names_has_a_sentence_and_a_treatment() -> None:
+def test_every_kind_in_the_table_has_a_sentence_and_a_treatment() -> None:
     kinds = {row.kind for row in FAULTS.rows} | set(BY_STATUS.values())
     assert kinds <= set(TREATMENTS) and kinds <= set(SENTENCES)
 
 
-def test_the_fact_sheet_of_an_error() -> None:
+def test_an_error_has_status_code_type_and_request_id() -> None:
     refused = TALK.failure(error(400, INVALID, "API key not valid.", code="API_KEY_INVALID"))
     assert refused.detail == {
         "status": 400, "type": INVALID, "code": "API_KEY_INVALID", "request_id": None,
@@ -364,7 +364,7 @@ def test_the_fact_sheet_of_an_error() -> None:
     )
 
 
-# ── when to come back ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── waits ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 UNTIL_MIDNIGHT_S = 20 * 3600.0
 """From noon in Greenwich on a day in November, which is 4 o'clock in California."""
@@ -380,14 +380,14 @@ UNTIL_MIDNIGHT_S = 20 * 3600.0
         (error(429, EXHAUSTED, extra=quota(PER_MINUTE)), None),
         (error(429, EXHAUSTED, "You exceeded your quota.\nPlease retry in 20.04466179s."), 20.04466179),
         (error(429, EXHAUSTED, headers={"Retry-After": "7"}), 7),
-        # Seconds that a day's quota comes with are not believed: after them it is still used up.
+        # A daily quota's wait of seconds is ignored, because the quota is still exceeded after it.
         (error(429, EXHAUSTED, extra=quota(PER_DAY, retry_delay="39s")), UNTIL_MIDNIGHT_S),
         (error(429, EXHAUSTED, extra=BOTH), UNTIL_MIDNIGHT_S),
         (error(429, EXHAUSTED, CHECK_QUOTA), None),
         (error(503, "UNAVAILABLE"), None),
     ],
 )
-def test_when_to_come_back(step: Any, wait_s: float | None) -> None:
+def test_the_wait_is_read_from_the_response(step: Any, wait_s: float | None) -> None:
     assert TALK.failure(step).retry_after_s == (None if wait_s is None else pytest.approx(wait_s))
 
 
@@ -398,7 +398,7 @@ def test_when_to_come_back(step: Any, wait_s: float | None) -> None:
         ("2026-11-23T23:59", 1 / 60),
         ("2026-11-23T00:00", 24),
         ("2026-07-01T04:00", 20),
-        # The days on which the clocks change have 23 and 25 hours.
+        # The days on which the clocks change have 23 or 25 hours.
         ("2026-03-08T00:00", 23),
         ("2026-03-08T01:30", 21.5),
         ("2026-11-01T00:00", 25),
@@ -407,14 +407,14 @@ def test_when_to_come_back(step: Any, wait_s: float | None) -> None:
         ("2028-02-29T00:00", 24),
     ],
 )
-def test_a_days_quota_ends_at_midnight_in_california(now: str, hours: float) -> None:
+def test_a_daily_quota_ends_at_midnight_in_california(now: str, hours: float) -> None:
     wall_s = datetime.fromisoformat(now).replace(tzinfo=ZoneInfo("America/Los_Angeles")).timestamp()
     wait_s = until_midnight_pacific(ParsedError(status=429), wall_s)
     assert wait_s == pytest.approx(hours * 3600)
 
 
-def test_without_time_zones_on_the_machine_the_wait_is_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slim images come without them; the standard library then raises."""
+def test_without_time_zone_data_the_wait_is_off_by_at_most_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slim images have no time zone data, and the standard library raises."""
 
     def missing(_: str) -> ZoneInfo:
         raise ZoneInfoNotFoundError("no time zone found")
@@ -424,7 +424,7 @@ def test_without_time_zones_on_the_machine_the_wait_is_near_enough(monkeypatch: 
     assert until_midnight_pacific(ParsedError(status=429), winter) == 20 * 3600
 
 
-# ── answers that are none ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── responses without an answer ───────────────────────────────────────────────────────────────────────────────────────
 
 BAD_BODIES = [
     b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
@@ -435,8 +435,8 @@ BAD_BODIES = [
 
 
 @pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
-def test_a_success_that_cannot_be_read_is_a_bad_answer(body: bytes) -> None:
-    """It may have been billed, so its bound is booked."""
+def test_an_unreadable_success_is_a_bad_answer(body: bytes) -> None:
+    """It may have been billed, so its hold is booked."""
     fault = TALK.failure(raw(body))
     assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
 
@@ -461,7 +461,7 @@ def test_a_web_page_with_status_200_is_a_bad_answer() -> None:
         (b'{"error":{"code":500}}', Kind.SERVER_ERROR),
     ],
 )
-def test_an_error_inside_a_success_is_the_error_that_it_says(body: bytes, kind: Kind) -> None:
+def test_an_error_inside_a_success_is_raised(body: bytes, kind: Kind) -> None:
     assert TALK.failure(raw(body)).kind is kind
     pieces, fault = TALK.pieces(raw(body))
     assert pieces == [] and fault is not None and fault.kind is kind
@@ -470,12 +470,12 @@ def test_an_error_inside_a_success_is_the_error_that_it_says(body: bytes, kind: 
 # ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_connection_closed_without_a_word_may_have_been_billed() -> None:
+def test_a_connection_closed_without_a_response_may_be_billed() -> None:
     fault = fault_of(TALK.failure(nothing()))
     assert (fault.kind, fault.billed, fault.reach) == (Kind.CONNECTION, True, "service")
 
 
-def test_an_unreachable_server_has_not_billed() -> None:
+def test_an_unreachable_server_does_not_bill() -> None:
     async def main() -> ExternalServiceError:
         http = HttpClient()
         with socket.socket() as taken:
@@ -490,12 +490,12 @@ def test_an_unreachable_server_has_not_billed() -> None:
     assert (fault.kind, fault.billed) == (Kind.CONNECTION, False)
 
 
-def test_an_answer_that_is_cut_is_a_bad_answer_and_may_have_been_billed() -> None:
+def test_a_response_that_is_cut_is_a_bad_answer_and_may_be_billed() -> None:
     fault = fault_of(TALK.failure(cut(200)))
     assert (fault.kind, fault.billed) == (Kind.BAD_ANSWER, True)
 
 
-def test_a_caller_that_leaves_ends_its_request() -> None:
+def test_cancelling_a_call_ends_its_request() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             server.script(hang())
@@ -512,7 +512,7 @@ def test_a_caller_that_leaves_ends_its_request() -> None:
 # ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stream_yields_content_usage_and_its_end() -> None:
+def test_a_stream_yields_content_usage_and_an_end() -> None:
     pieces, fault = TALK.pieces(stream(["Par", "is ", "€😀"], input_tokens=7))
     assert fault is None and [piece.text for piece in pieces if piece.text] == ["Par", "is ", "€😀"]
     assert [piece.final for piece in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -520,13 +520,13 @@ def test_a_stream_yields_content_usage_and_its_end() -> None:
     assert pieces[0].model == FLASH and pieces[0].request_id and pieces[-1].stop_reason == "STOP"
 
 
-def test_what_was_read_is_known_before_the_first_content() -> None:
-    """So a stream that its reader leaves is settled by what Google counted, not by the bound."""
+def test_the_input_tokens_are_known_before_the_first_content() -> None:
+    """So a stream whose reader stops early is settled by Google's count, not by the bound."""
     pieces, _ = TALK.pieces(stream(["Par", "is"], input_tokens=7, cut_after=1))
     assert pieces[0].usage == Usage(input_tokens=7)
 
 
-def test_thoughts_are_kept_apart_from_content() -> None:
+def test_thoughts_are_separate_from_content() -> None:
     pieces, fault = TALK.pieces(stream(["Paris"], reasoning=["hm", "well"]))
     assert fault is None and text_of(pieces) == "Paris"
     assert [piece.text for piece in pieces if piece.reasoning] == ["hm", "well"]
@@ -540,7 +540,7 @@ def test_a_stream_that_is_cut_is_truncated() -> None:
 
 
 def test_a_stream_that_ends_cleanly_without_a_reason_is_truncated() -> None:
-    """The most dangerous of all cuts: to HTTP it looks complete."""
+    """This is the most dangerous cut, because it looks complete to HTTP."""
     pieces, fault = TALK.pieces(stream(["Par", "is"], end=False))
     assert text_of(pieces) == "Paris" and isinstance(fault, StreamTruncated)
 
@@ -550,8 +550,8 @@ def chunks(*documents: str) -> Any:
     return raw(body.encode(), content_type=EVENTS)
 
 
-def test_a_reason_in_each_chunk_ends_nothing_early() -> None:
-    """Some models say STOP from the first chunk on."""
+def test_a_stop_reason_in_each_chunk_does_not_end_the_stream_early() -> None:
+    """Some models send STOP with every chunk from the first one on."""
     pieces, fault = TALK.pieces(
         chunks(
             '{"candidates":[{"content":{"parts":[{"text":"a"}]},"finishReason":"STOP"}]}',
@@ -580,12 +580,12 @@ def test_a_reason_in_each_chunk_ends_nothing_early() -> None:
         (b": nothing but pings\n\n", Kind.TRUNCATED_STREAM),
     ],
 )
-def test_streams_that_go_wrong(body: bytes, kind: Kind) -> None:
+def test_broken_streams_raise(body: bytes, kind: Kind) -> None:
     pieces, fault = TALK.pieces(raw(body, content_type=EVENTS))
     assert text_of(pieces) == "" and fault is not None and fault.kind is kind
 
 
-def test_pings_are_not_content_and_leaving_closes_the_stream() -> None:
+def test_pings_are_not_content_and_closing_early_closes_the_connection() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             server.script(stream(["Par", "is"], stall_after=1, ping_only=True))
@@ -605,7 +605,7 @@ def test_pings_are_not_content_and_leaving_closes_the_stream() -> None:
     asyncio.run(main())
 
 
-def test_connections_are_used_again_after_whole_answers_and_whole_streams() -> None:
+def test_connections_are_reused_after_complete_responses_and_streams() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             for _ in range(3):
@@ -632,7 +632,7 @@ def test_a_check_is_never_billed() -> None:
 
 
 @pytest.mark.parametrize("step", ["wrong", "missing"])
-def test_a_check_finds_a_wrong_key(step: str) -> None:
+def test_a_check_detects_a_wrong_key(step: str) -> None:
     async def main() -> None:
         http = HttpClient()
         async with FakeGemini(key="another", strict=False) as server:
@@ -646,12 +646,12 @@ def test_a_check_finds_a_wrong_key(step: str) -> None:
     asyncio.run(main())
 
 
-# ── nothing leaks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MARK = "mark4711secret"
 
 
-def test_no_prompt_and_no_key_get_into_an_error() -> None:
+def test_no_error_contains_the_prompt_or_the_key() -> None:
     async def main() -> None:
         http = HttpClient()
         async with FakeGemini(key=MARK) as server:
@@ -689,7 +689,7 @@ def price() -> Any:
     return Prices().find(ServiceOptions(name="g", kind="gemini", api_key="k"), FLASH)
 
 
-def test_what_is_booked_is_what_the_price_table_says_of_what_google_counted() -> None:
+def test_the_cost_is_the_price_tables_for_googles_counts() -> None:
     async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         per_token = price().tiers[0]
         server.script(answer(input_tokens=600, cache_read_tokens=400, output_tokens=90, reasoning_tokens=40))
@@ -723,8 +723,8 @@ def test_a_blocked_prompt_costs_what_was_read() -> None:
     in_gateway("gemini", FLASH, FakeGemini(), test)
 
 
-def test_a_days_quota_is_asked_for_once() -> None:
-    """Repeating it cannot help before midnight: the next query is refused here, and says when to come back."""
+def test_an_exceeded_daily_quota_is_not_retried() -> None:
+    """A retry cannot help before midnight, so the next query is refused by koo with the time to wait."""
 
     async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         server.script(error(429, EXHAUSTED, extra=quota(PER_DAY, retry_delay="1s")))
@@ -737,7 +737,7 @@ def test_a_days_quota_is_asked_for_once() -> None:
     in_gateway("gemini", FLASH, FakeGemini(), test)
 
 
-def test_a_refused_key_is_asked_with_once() -> None:
+def test_a_rejected_key_is_not_retried() -> None:
     async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         for _ in range(2):
             with pytest.raises(AuthenticationFailed):
@@ -747,7 +747,7 @@ def test_a_refused_key_is_asked_with_once() -> None:
     in_gateway("gemini", FLASH, FakeGemini(key="another"), test, strict=False)
 
 
-def test_an_overloaded_model_is_asked_again() -> None:
+def test_an_overloaded_model_is_retried() -> None:
     async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         server.script(error(503, "UNAVAILABLE"), error(500, "INTERNAL"))
         got = await here.query(Query(service="svc", prompt="Capital?"))
@@ -758,8 +758,8 @@ def test_an_overloaded_model_is_asked_again() -> None:
 
 @settings(deadline=None, max_examples=100 if os.environ.get("CI") else 50)
 @given(prompt=st.text(min_size=1), cached=st.floats(0, 1), out=st.integers(0, 500), thought=st.floats(0, 1))
-def test_no_bill_is_above_its_bound(prompt: str, cached: float, out: int, thought: float) -> None:
-    """Whatever is cached or thought: no tokenizer makes more tokens of a prompt than it has bytes."""
+def test_no_bill_exceeds_its_bound(prompt: str, cached: float, out: int, thought: float) -> None:
+    """Whatever is cached or thought, no tokenizer makes more tokens of a prompt than it has bytes."""
     provider, found = GeminiProvider("svc", HttpClient()), price()
     request = Request(prompt=prompt, model=FLASH, max_tokens=500)
     read = len(prompt.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""How much is left of a provider's limits, by the headers of an answer."""
+"""A provider's remaining limits, from the headers of its responses."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def rfc3339(seconds: float) -> str:
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_no_text_breaks_the_reader(value: str, date: str) -> None:
+def test_no_header_value_raises(value: str, date: str) -> None:
     read({"anthropic-ratelimit-tokens-remaining": value, "anthropic-ratelimit-tokens-reset": date})
     read({"x-ratelimit-remaining-tokens": value, "x-ratelimit-limit-tokens": date})
     read({"x-ratelimit-remaining": "1", "x-ratelimit-reset": value, "date": date})
 
 
 def read(headers: dict[str, str]) -> tuple[Pace, ...]:
-    """What a server's first answer says."""
+    """The limits in a server's first response."""
     return LimitHeaders().read(headers, lambda: WALL_S)
 
 
-def test_the_pace_of_anthropic() -> None:
+def test_anthropics_limits_are_read() -> None:
     headers = {
         "anthropic-ratelimit-requests-limit": "4000",
         "anthropic-ratelimit-requests-remaining": "3999",
@@ -42,7 +42,7 @@ def test_the_pace_of_anthropic() -> None:
     assert read({}) == ()
 
 
-def test_the_pace_of_openai_and_azures_garbage() -> None:
+def test_openais_limits_are_read_and_azures_meaningless_values_ignored() -> None:
     headers = {
         "x-ratelimit-limit-tokens": "400000",
         "x-ratelimit-remaining-tokens": "399000",
@@ -56,7 +56,7 @@ def test_the_pace_of_openai_and_azures_garbage() -> None:
 @pytest.mark.parametrize(
     ("headers", "pace"),
     [
-        # Groq: requests by the day, tokens by the minute, and spans with fractions.
+        # Groq: requests per day, tokens per minute, and durations with fractions.
         (
             {
                 "X-RateLimit-Limit-Requests": "14400",
@@ -65,7 +65,7 @@ def test_the_pace_of_openai_and_azures_garbage() -> None:
             },
             Pace("requests", 14_400, 14_370, 179.56),
         ),
-        # Azure: whole seconds, or only what is left.
+        # Azure: whole seconds, or only what remains.
         (
             {
                 "x-ratelimit-limit-requests": "120",
@@ -75,7 +75,7 @@ def test_the_pace_of_openai_and_azures_garbage() -> None:
             Pace("requests", 120, 119, 10.0),
         ),
         ({"x-ratelimit-remaining-requests": "119"}, Pace("requests", None, 119, None)),
-        # OpenRouter: one limit, and a point in time in milliseconds.
+        # OpenRouter: one limit, and a timestamp in milliseconds.
         (
             {
                 "X-RateLimit-Limit": "20",
@@ -88,7 +88,7 @@ def test_the_pace_of_openai_and_azures_garbage() -> None:
             {"ratelimit-limit": "50", "ratelimit-remaining": "3", "ratelimit-reset": "30"},
             Pace("requests", 50, 3, 30.0),
         ),
-        # Several windows of one resource are several limits.
+        # Several windows of one resource are separate limits.
         (
             {
                 "x-ratelimit-limit-tokens-minute": "60000",
@@ -107,7 +107,7 @@ def test_the_pace_of_openai_and_azures_garbage() -> None:
         ),
     ],
 )
-def test_the_pace_of_other_dialects(headers: dict[str, str], pace: Pace) -> None:
+def test_limits_in_other_dialects_are_read(headers: dict[str, str], pace: Pace) -> None:
     sent = CIMultiDict(headers)
     (found,) = LimitHeaders().read(sent, lambda: WALL_S)
     assert (found.resource, found.limit, found.remaining) == (pace.resource, pace.limit, pace.remaining)
@@ -116,8 +116,8 @@ def test_the_pace_of_other_dialects(headers: dict[str, str], pace: Pace) -> None
     )
 
 
-def test_what_a_server_sends_is_learned_and_looked_at_again() -> None:
-    """An answer costs as many look-ups as it has limits; and a server may begin to say more."""
+def test_a_servers_header_names_are_learned_and_rescanned() -> None:
+    """A response costs as many lookups as it has limits, and a server may start to send more."""
     limits, headers = LimitHeaders(), {"x-ratelimit-remaining-requests": "5"}
     assert limits.read({}, lambda: WALL_S) == ()
     seen = [limits.read(headers, lambda: WALL_S) for _ in range(LOOKED_AT_EVERY)]

@@ -1,4 +1,4 @@
-"""The lenient reading: what becomes of values that have another type than the shape, and of halves of characters."""
+"""Lenient decoding: values of another type than the shape's, and halves of characters."""
 
 from __future__ import annotations
 
@@ -68,13 +68,11 @@ class Shape(msgspec.Struct, rename="camel"):
         (NOT_JSON, None),
     ],
 )
-def test_a_value_becomes_the_nearest_thing_of_the_right_type_or_is_left_out(
-    document: Any, shape: Shape | None
-) -> None:
+def test_a_value_is_converted_to_the_right_type_or_left_out(document: Any, shape: Shape | None) -> None:
     assert fit(document, Shape) == shape
 
 
-def test_what_a_shape_must_have_is_not_made_up() -> None:
+def test_a_missing_required_field_is_not_invented() -> None:
     class Strict(msgspec.Struct):
         delta: Part
 
@@ -94,13 +92,13 @@ def test_what_a_shape_must_have_is_not_made_up() -> None:
         (b"", NOT_JSON),
     ],
 )
-def test_a_document_is_read_however_oddly_it_is_written(data: bytes, document: Any) -> None:
+def test_a_document_with_odd_bytes_is_read(data: bytes, document: Any) -> None:
     assert loads(data) == document
 
 
 @given(st.text(), st.data())
-def test_a_text_that_is_cut_inside_its_characters_is_joined(text: str, data: st.DataObject) -> None:
-    """As JSON's escapes, which are halves of a pair, and as bytes."""
+def test_characters_split_over_two_texts_are_joined(text: str, data: st.DataObject) -> None:
+    """Both as JSON escapes, which are halves of a surrogate pair, and as bytes."""
     units = text.encode("utf-16-le")
     halves = [units[at : at + 2].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), 2)]
     octets = [bytes([octet]).decode("utf-8", "surrogateescape") for octet in text.encode()]
@@ -112,7 +110,7 @@ def test_a_text_that_is_cut_inside_its_characters_is_joined(text: str, data: st.
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=()), max_size=4), max_size=6))
-def test_whatever_comes_what_goes_on_is_text(texts: list[str]) -> None:
+def test_every_result_is_valid_text(texts: list[str]) -> None:
     joiner = Halves()
     for text in texts:
         joiner.join(text).encode()
@@ -125,14 +123,14 @@ def test_whatever_comes_what_goes_on_is_text(texts: list[str]) -> None:
     [(b" ", LOOSE_BYTES_MAX - 3), (b"{},", LOOSE_PARTS_MAX - 1), (b"1,", 5 * LOOSE_PARTS_MAX)],
     ids=["bytes", "objects", "values"],
 )
-def test_what_would_take_the_loop_too_long_to_read_leniently_is_unreadable(part: bytes, most: int) -> None:
+def test_a_document_that_is_too_large_for_lenient_decoding_is_unreadable(part: bytes, most: int) -> None:
     assert isinstance(loads(b"[" + part * most + b"1]"), list)
     assert loads(b"[" + part * (most + 1) + b"1]") is NOT_JSON
 
 
 @pytest.mark.parametrize("odd", ["\udcff", "a\udcff\udc00"])
-def test_a_long_text_of_halves_is_made_whole_without_a_call_for_each(odd: str) -> None:
-    """Of a megabyte each microsecond for a byte would be a second in which the loop stands still."""
+def test_a_long_text_of_halves_is_repaired_without_a_call_for_each(odd: str) -> None:
+    """With a microsecond for each byte of a megabyte, the event loop would be blocked for a second."""
     calls = [0]
 
     def count(frame: FrameType, event: str, argument: object) -> None:

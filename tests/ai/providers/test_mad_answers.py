@@ -1,4 +1,6 @@
-"""What an answer may cost to be understood: of very many fields few are read, and a long stream lets others work."""
+"""Limits on the work for a response: only some fields of a huge error are read, and a long stream lets other tasks
+run.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from koo.ai.providers.streaming import read_events
 from koo.http.events import EVENTS_AT_ONCE, PORTION_BYTES
 
 
-def test_of_an_error_with_very_many_fields_the_first_are_read() -> None:
+def test_only_the_first_fields_of_a_huge_error_are_read() -> None:
     waits = {f"retry_after_{number}": number for number in range(10 * FIELDS_MAX)}
     error = parse_error(429, {}, {"error": {"message": "m", **waits, "metadata": {"headers": waits}}})
     assert FIELDS_MAX - 1 <= len(error.stated) <= FIELDS_MAX and len(error.headers) == FIELDS_MAX
@@ -22,8 +24,8 @@ def test_of_an_error_with_very_many_fields_the_first_are_read() -> None:
 
 
 @pytest.mark.parametrize("body", [b"data: 1\n\n" * 20_000, (b"data: {}\n" * 5_000 + b"\n") * 2])
-def test_a_stream_in_place_of_an_answer_is_read_with_the_loops_other_work_in_between(body: bytes) -> None:
-    """Counted: the most events between two turns of the loop."""
+def test_a_stream_in_place_of_a_response_is_read_in_portions(body: bytes) -> None:
+    """The test counts the events between two turns of the loop."""
     turns, read = [0], list[int]()
 
     class Cut(Exception):

@@ -1,4 +1,4 @@
-"""Perplexity's adapter against its fake: what it sends, what it makes of answers, streams and errors, and the bill."""
+"""Perplexity's adapter against its fake: requests, responses, streams, errors and costs."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ SONAR = DEFAULT_MODELS["perplexity"]
 TALK = Talk("perplexity", FakePerplexity, SONAR)
 EVENTS = "text/event-stream"
 
-# ── what is sent ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_perplexity_is_sent() -> None:
-    """One forced search of a bounded size, one step of research; nothing is kept there."""
+def test_a_request_has_perplexitys_format() -> None:
+    """One forced search of a limited size and one step of research; nothing is stored by Perplexity."""
     path, body, headers = TALK.sent(system="Be brief.", temperature=0.5)
     assert path == "/v1/responses"
     assert body == {
@@ -69,8 +69,8 @@ def test_what_perplexity_is_sent() -> None:
     assert "temperature" not in TALK.sent()[1] and TALK.sent(temperature=0)[1]["temperature"] == 0
 
 
-def test_perplexitys_own_sdk_knows_every_field_that_is_sent() -> None:
-    """An unknown field is refused there, and with it every query."""
+def test_perplexitys_own_sdk_has_every_field_that_is_sent() -> None:
+    """Perplexity rejects unknown fields, so a wrong one would fail every query."""
     asking = TALK.asking(system="x", temperature=1.0)
     body = msgspec.json.decode(PerplexityProvider("svc", HttpClient()).encode(asking, stream=True))
     assert set(body) <= set(ResponsesRequestInput.model_fields)
@@ -88,12 +88,12 @@ def test_perplexitys_own_sdk_knows_every_field_that_is_sent() -> None:
         (BASE_URL, "https://api.perplexity.ai/v1"),
     ],
 )
-def test_an_address_without_a_path_gets_the_customary_one(address: str, root: str) -> None:
+def test_a_url_without_a_path_gets_the_usual_one(address: str, root: str) -> None:
     shown = repr(PerplexityProvider("svc", HttpClient(), base_url=address, api_key="k3y"))
     assert shown == f"<PerplexityProvider 'svc' at {root}>"
 
 
-# ── good answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── valid responses ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_plain_answer() -> None:
@@ -101,11 +101,11 @@ def test_a_plain_answer() -> None:
     assert completion.text == "Paris – ça va? 😀" and completion.model == SONAR
     assert completion.usage == Usage(input_tokens=14, output_tokens=5)
     assert completion.stop_reason == "completed" and completion.request_id
-    # 14 tokens read, 5 written, one search.
+    # 14 input tokens, 5 output tokens, one search.
     assert completion.cost_usd == Decimal("0.0000035") + Decimal("0.0000125") + Decimal("0.0025")
 
 
-def test_classes_of_tokens_are_disjoint() -> None:
+def test_token_classes_are_disjoint() -> None:
     step = answer(
         input_tokens=60, cache_read_tokens=30, cache_write_tokens=10, output_tokens=9, reasoning_tokens=4
     )
@@ -114,14 +114,14 @@ def test_classes_of_tokens_are_disjoint() -> None:
     )
 
 
-def test_usage_that_is_not_reported_is_estimated_and_its_price_is_not_reported() -> None:
+def test_missing_usage_is_estimated_and_has_no_reported_cost() -> None:
     completion = TALK.complete(answer("x" * 300, usage=False))
     assert completion.usage.estimated and completion.usage.output_tokens >= 75
     assert completion.cost_usd is None
 
 
 @pytest.mark.parametrize("cost", [0.00123, 0.0, 1e-05])
-def test_the_price_that_perplexity_reports_is_believed(cost: float) -> None:
+def test_perplexitys_reported_cost_is_used(cost: float) -> None:
     assert TALK.complete(answer(cost_usd=cost)).cost_usd == Decimal(str(cost))
 
 
@@ -132,14 +132,14 @@ def test_the_price_that_perplexity_reports_is_believed(cost: float) -> None:
         b'{"currency":"USD","total_cost":null}', b'{"currency":"USD","total_cost":"NaN"}',
     ],
 )  # fmt: skip
-def test_a_price_that_cannot_be_right_is_not_reported(cost: bytes) -> None:
+def test_an_impossible_cost_is_ignored(cost: bytes) -> None:
     body = b'{"model":"m","status":"completed","output":[],"usage":{"input_tokens":3,"cost":%b}}' % cost
     completion = TALK.complete(raw(body))
     assert completion.cost_usd is None and completion.usage == Usage(input_tokens=3)
 
 
 @pytest.mark.parametrize("reason", ["max_output_tokens", "content_filter"])
-def test_how_an_answer_stopped_is_an_outcome_and_no_error(reason: str) -> None:
+def test_a_stop_reason_is_an_outcome_and_not_an_error(reason: str) -> None:
     assert TALK.complete(answer("As", stop_reason=reason)).stop_reason == reason
     pieces, fault = TALK.pieces(stream(["A", "s"], stop_reason=reason))
     assert fault is None and pieces[-1].final and pieces[-1].stop_reason == reason
@@ -158,12 +158,12 @@ BODY = b'{"model":"m","status":"completed","output":[%b],"usage":null,"incomplet
         (b'{"type":"of_tomorrow","content":"x"},{"type":"message","content":[{"text":null}]}', ""),
     ],
 )
-def test_shapes_of_good_answers(items: bytes, text: str) -> None:
+def test_valid_responses_of_many_shapes_are_read(items: bytes, text: str) -> None:
     completion = TALK.complete(raw(BODY % items))
     assert completion.text == text and completion.usage.estimated
 
 
-# ── what errors mean ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 INVALID = "invalid_request"
 TOO_LONG = "This model's maximum context length is 128000 tokens."
@@ -175,7 +175,7 @@ ROWS: list[tuple[Any, Kind]] = [
     (error(400, "invalid_model"), Kind.NOT_FOUND),
     (error(400, INVALID, TOO_LONG), Kind.CONTEXT_LENGTH),
     (error(401, "invalid_api_key"), Kind.AUTH),
-    # No credits left is a 401 there, and so is a page of the web server in front.
+    # Perplexity's 401 may mean that no credits are left, or be an HTML page of the web server in front.
     (error(401, "insufficient_quota", "You exceeded your current quota."), Kind.BILLING),
     (error(401, "unauthorized"), Kind.AUTH),
     (html(401), Kind.AUTH),
@@ -200,28 +200,28 @@ ROWS: list[tuple[Any, Kind]] = [
     (raw(b"[" * 100_000, 500), Kind.SERVER_ERROR),
     (raw(b'{"error": 7}', 500), Kind.SERVER_ERROR),
     (raw(b'{"error": {"message": [], "type": {}, "code": null}}', 503), Kind.OVERLOADED),
-    # Words never contradict the status: these messages quote prompts.
+    # Messages never contradict the status: these quote prompts.
     (error(500, "internal_error", TOO_LONG), Kind.SERVER_ERROR),
     (error(400, INVALID, "cannot read 'insufficient_quota'"), Kind.INVALID_REQUEST),
 ]
 
 
 @pytest.mark.parametrize(("step", "kind"), ROWS)
-def test_each_row_over_a_real_socket(step: Any, kind: Kind) -> None:
+def test_each_row_is_classified_over_a_real_socket(step: Any, kind: Kind) -> None:
     fault = TALK.failure(step)
     assert fault.kind is kind and type(fault) is TREATMENTS[kind].error
-    # A refusal has never been billed, so nothing is booked for it.
+    # A refusal is never billed, so nothing is booked for it.
     assert fault_of(fault).billed is False
     assert len(fault.reason) <= 300 and fault.service == "svc"
 
 
 @pytest.mark.parametrize(("step", "kind"), ROWS)
-def test_a_refused_stream_means_the_same(step: Any, kind: Kind) -> None:
+def test_a_refused_stream_is_classified_like_a_refused_call(step: Any, kind: Kind) -> None:
     pieces, fault = TALK.pieces(step)
     assert pieces == [] and fault is not None and fault.kind is kind
 
 
-def test_a_401_that_does_not_say_why_names_both_reasons() -> None:
+def test_a_401_without_a_reason_names_both_possible_reasons() -> None:
     for step in (html(401), error(401, "unauthorized")):
         reason = TALK.failure(step).reason
         assert "key" in reason and "credits" in reason
@@ -229,14 +229,14 @@ def test_a_401_that_does_not_say_why_names_both_reasons() -> None:
 
 
 def parsed(step: Any) -> ParsedError:
-    """What the adapter's reader makes of the fake's answer, without a socket."""
+    """The result of the adapter's error reader for the fake's response, without a socket."""
     if isinstance(step, Failure):
         return read_error(step.status, {}, msgspec.json.encode(FakePerplexity().error_body(step)))
     return read_error(step.status, {}, step.body)
 
 
-def test_every_row_of_the_tables_own_part_is_walked_by_this_file() -> None:
-    """A row that no answer above reaches first could as well be missing; those of OpenAI's are walked there."""
+def test_every_row_of_perplexitys_own_is_tested_in_this_file() -> None:
+    """A row that no response above reaches first has no effect. OpenAI's rows are tested in their own file."""
     from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 
     reached = {id(FAULTS.find(parsed(step))) for step, _ in ROWS}
@@ -244,12 +244,12 @@ def test_every_row_of_the_tables_own_part_is_walked_by_this_file() -> None:
     assert [row for row in FAULTS.rows if id(row) not in reached | shared] == []
 
 
-def test_every_kind_that_the_table_names_has_a_sentence_and_a_treatment() -> None:
+def test_every_kind_in_the_table_has_a_sentence_and_a_treatment() -> None:
     kinds = {row.kind for row in FAULTS.rows} | set(BY_STATUS.values())
     assert kinds <= set(TREATMENTS) and kinds <= set(SENTENCES)
 
 
-def test_the_fact_sheet_of_an_error() -> None:
+def test_an_error_has_status_code_type_and_request_id() -> None:
     refused = TALK.failure(error(400, INVALID, "no", param="temperature", headers={"x-request-id": "req-9"}))
     assert refused.detail == {
         "status": 400, "type": INVALID, "code": None, "request_id": "req-9", "param": "temperature",
@@ -265,11 +265,11 @@ def test_the_fact_sheet_of_an_error() -> None:
         ({}, None),
     ],
 )
-def test_when_to_come_back(headers: dict[str, str], wait_s: float | None) -> None:
+def test_the_wait_is_read_from_the_response(headers: dict[str, str], wait_s: float | None) -> None:
     assert TALK.failure(error(429, "request_rate_limit_exceeded", headers=headers)).retry_after_s == wait_s
 
 
-# ── answers that are none ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── responses without an answer ───────────────────────────────────────────────────────────────────────────────────────
 
 BAD_BODIES = [
     b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
@@ -278,8 +278,8 @@ BAD_BODIES = [
 
 
 @pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
-def test_a_success_that_cannot_be_read_is_a_bad_answer(body: bytes) -> None:
-    """It may have been billed, so its bound is booked."""
+def test_an_unreadable_success_is_a_bad_answer(body: bytes) -> None:
+    """It may have been billed, so its hold is booked."""
     fault = TALK.failure(raw(body))
     assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
     pieces, fault_too = TALK.pieces(raw(body))
@@ -319,9 +319,7 @@ RUN = b'{"model":"m","output":[],"status":"%b","error":%b%b}'
         (b'{"error":{"message":"x","type":"internal_error","code":500}}', Kind.SERVER_ERROR, False),
     ],
 )
-def test_a_run_that_failed_is_a_success_to_http_and_an_error_to_us(
-    body: bytes, kind: Kind, billed: bool
-) -> None:
+def test_a_failed_run_with_status_200_is_an_error(body: bytes, kind: Kind, billed: bool) -> None:
     fault = TALK.failure(raw(body))
     assert fault.kind is kind and fault_of(fault).billed is billed
 
@@ -329,12 +327,12 @@ def test_a_run_that_failed_is_a_success_to_http_and_an_error_to_us(
 # ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_connection_closed_without_a_word_may_have_been_billed() -> None:
+def test_a_connection_closed_without_a_response_may_be_billed() -> None:
     fault = fault_of(TALK.failure(nothing()))
     assert (fault.kind, fault.billed, fault.reach) == (Kind.CONNECTION, True, "service")
 
 
-def test_an_unreachable_server_has_not_billed() -> None:
+def test_an_unreachable_server_does_not_bill() -> None:
     async def main() -> ExternalServiceError:
         http = HttpClient()
         with socket.socket() as taken:
@@ -349,12 +347,12 @@ def test_an_unreachable_server_has_not_billed() -> None:
     assert (fault.kind, fault.billed) == (Kind.CONNECTION, False)
 
 
-def test_an_answer_that_is_cut_is_a_bad_answer_and_may_have_been_billed() -> None:
+def test_a_response_that_is_cut_is_a_bad_answer_and_may_be_billed() -> None:
     fault = fault_of(TALK.failure(cut(500)))
     assert (fault.kind, fault.billed) == (Kind.BAD_ANSWER, True)
 
 
-def test_a_caller_that_leaves_ends_its_request() -> None:
+def test_cancelling_a_call_ends_its_request() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             server.script(hang())
@@ -371,7 +369,7 @@ def test_a_caller_that_leaves_ends_its_request() -> None:
 # ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stream_yields_content_usage_cost_and_its_end() -> None:
+def test_a_stream_yields_content_usage_cost_and_an_end() -> None:
     pieces, fault = TALK.pieces(stream(["Par", "is ", "€😀"], input_tokens=7))
     assert fault is None
     assert [piece.text for piece in pieces if piece.text and not piece.reasoning] == ["Par", "is ", "€😀"]
@@ -382,7 +380,7 @@ def test_a_stream_yields_content_usage_cost_and_its_end() -> None:
     assert pieces[0].model == SONAR and pieces[0].request_id
 
 
-def test_thoughts_and_searches_are_kept_apart_from_content() -> None:
+def test_thoughts_and_searches_are_separate_from_content() -> None:
     pieces, fault = TALK.pieces(stream(["Paris"], reasoning=["hm", "well"]))
     assert fault is None and text_of(pieces) == "Paris"
     thoughts = [piece.text for piece in pieces if piece.reasoning and piece.text]
@@ -397,7 +395,7 @@ def test_a_stream_that_is_cut_is_truncated() -> None:
 
 
 def test_a_stream_that_ends_cleanly_without_its_end_is_truncated() -> None:
-    """The most dangerous of all cuts: to HTTP it looks complete."""
+    """This is the most dangerous cut, because it looks complete to HTTP."""
     pieces, fault = TALK.pieces(stream(["Par", "is"], end=False))
     assert text_of(pieces) == "Paris" and isinstance(fault, StreamTruncated)
 
@@ -411,8 +409,8 @@ def test_a_stream_that_ends_cleanly_without_its_end_is_truncated() -> None:
         (error(500, "of_tomorrow"), Kind.SERVER_ERROR),
     ],
 )
-def test_an_error_inside_a_stream_is_known_by_its_type(step: Any, kind: Kind) -> None:
-    """As the first event nothing was done; after a search something was, and is billed."""
+def test_an_error_inside_a_stream_is_classified_by_its_type(step: Any, kind: Kind) -> None:
+    """As the first event, nothing was done; after a search, something was done and is billed."""
     pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=0, error=step))
     assert pieces == [] and fault is not None and fault.kind is kind and fault_of(fault).billed is False
     pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=1, error=step))
@@ -458,7 +456,7 @@ WHOLE = (
         ([], Kind.TRUNCATED_STREAM, True),
     ],
 )
-def test_streams_that_go_wrong(documents: list[bytes], kind: Kind, billed: bool) -> None:
+def test_broken_streams_raise(documents: list[bytes], kind: Kind, billed: bool) -> None:
     pieces, fault = TALK.pieces(events(*documents))
     assert text_of(pieces) == "" and fault is not None
     assert fault.kind is kind and fault_of(fault).billed is billed
@@ -466,8 +464,8 @@ def test_streams_that_go_wrong(documents: list[bytes], kind: Kind, billed: bool)
 
 @pytest.mark.parametrize("told", [[], [b"Par"], [b"Par", b"is"], [b"Lon"]])
 @pytest.mark.parametrize("status", [b"completed", b"incomplete"])
-def test_text_that_came_in_no_delta_is_taken_from_the_end(told: list[bytes], status: bytes) -> None:
-    """And none is told twice; where the end tells another story than the deltas, the deltas stand."""
+def test_text_missing_in_the_deltas_is_taken_from_the_end(told: list[bytes], status: bytes) -> None:
+    """No text is yielded twice. If the end contradicts the deltas, the deltas count."""
     deltas = [b'{"type":"response.output_text.delta","delta":"%b"}' % text for text in told]
     end = b'{"type":"response.%b","response":%b}' % (status, WHOLE % status)
     pieces, fault = TALK.pieces(events(*deltas, end))
@@ -475,7 +473,7 @@ def test_text_that_came_in_no_delta_is_taken_from_the_end(told: list[bytes], sta
     assert pieces[-1].final and pieces[-1].usage == Usage(input_tokens=3, output_tokens=2)
 
 
-def test_text_that_came_with_the_end_reaches_the_reader_of_the_stream() -> None:
+def test_text_that_arrives_with_the_end_reaches_the_reader() -> None:
     async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(events(b'{"type":"response.completed","response":%b}' % (WHOLE % b"completed")))
         answers = here.stream(Query(service="svc", prompt="Capital?"))
@@ -486,13 +484,13 @@ def test_text_that_came_with_the_end_reaches_the_reader_of_the_stream() -> None:
     in_gateway("perplexity", SONAR, FakePerplexity(), test)
 
 
-def test_an_end_without_the_answer_is_an_end() -> None:
+def test_an_end_without_a_text_ends_the_stream() -> None:
     delta = b'{"type":"response.output_text.delta","delta":"a"}'
     pieces, fault = TALK.pieces(events(delta, b'{"type":"response.completed"}'))
     assert fault is None and text_of(pieces) == "a" and pieces[-1].final and pieces[-1].usage is None
 
 
-def test_pings_are_not_content_and_leaving_closes_the_stream() -> None:
+def test_pings_are_not_content_and_closing_early_closes_the_connection() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             server.script(stream(["Par", "is"], stall_after=1, ping_only=True))
@@ -512,7 +510,7 @@ def test_pings_are_not_content_and_leaving_closes_the_stream() -> None:
     asyncio.run(main())
 
 
-def test_connections_are_used_again_after_whole_answers_and_whole_streams() -> None:
+def test_connections_are_reused_after_complete_responses_and_streams() -> None:
     async def main() -> None:
         async with TALK.open() as (provider, server):
             for _ in range(3):
@@ -538,7 +536,7 @@ def test_a_check_is_never_billed() -> None:
     asyncio.run(main())
 
 
-def test_a_check_finds_a_wrong_key() -> None:
+def test_a_check_detects_a_wrong_key() -> None:
     async def main() -> None:
         async with TALK.open(key="another", strict=False) as (provider, _):
             with pytest.raises(AuthenticationFailed) as caught:
@@ -548,12 +546,12 @@ def test_a_check_finds_a_wrong_key() -> None:
     asyncio.run(main())
 
 
-# ── nothing leaks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── secrets ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 MARK = "mark4711secret"
 
 
-def test_no_prompt_and_no_key_get_into_an_error() -> None:
+def test_no_error_contains_the_prompt_or_the_key() -> None:
     async def main() -> None:
         http = HttpClient()
         async with FakePerplexity(key=MARK) as server:
@@ -592,8 +590,8 @@ def price(model: str = SONAR, **options: Any) -> Any:
     return Prices().find(ServiceOptions(name="p", kind="perplexity", api_key="k", **options), model)
 
 
-def test_what_is_booked_is_what_perplexity_reports_searches_included() -> None:
-    """A table of tokens would miss the searches and what they brought."""
+def test_the_cost_is_what_perplexity_reports_including_searches() -> None:
+    """A price per token would miss the searches and their results."""
 
     async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         got = await here.query(Query(service="svc", prompt="Capital of France?", max_tokens=100))
@@ -606,7 +604,7 @@ def test_what_is_booked_is_what_perplexity_reports_searches_included() -> None:
     in_gateway("perplexity", SONAR, FakePerplexity(search_tokens=3000), test)
 
 
-def test_without_a_reported_price_the_table_and_one_search_stand() -> None:
+def test_without_a_reported_cost_it_is_computed_from_the_table_and_one_search() -> None:
     async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(raw(BODY % b'{"type":"message","content":[{"text":"Paris."}]}'))
         got = await here.query(Query(service="svc", prompt="Capital of France?"))
@@ -617,8 +615,8 @@ def test_without_a_reported_price_the_table_and_one_search_stand() -> None:
 
 @pytest.mark.parametrize("searches", range(SEARCHES_MAX + 1))
 @pytest.mark.parametrize("prompt", ["x", "What is the capital of France?", "日本の首都は?" * 1000])
-def test_no_bill_of_the_server_is_above_what_was_held(prompt: str, searches: int) -> None:
-    """With as many searches as are reckoned with, each of them full, and an answer of the full length."""
+def test_no_bill_exceeds_its_hold(prompt: str, searches: int) -> None:
+    """With the largest number of searches, each with full results, and the longest answer."""
 
     async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(answer("x" * 4 * 200))
@@ -638,8 +636,8 @@ def test_no_bill_of_the_server_is_above_what_was_held(prompt: str, searches: int
     written=st.booleans(),
 )  # fmt: skip
 @example(words="日", times=5000, out=500, cached=0.0, written=False)
-def test_no_bill_is_above_its_bound(words: str, times: int, out: int, cached: float, written: bool) -> None:
-    """Read in each pass, with full searches, from the cache or into it."""
+def test_no_bill_exceeds_its_bound(words: str, times: int, out: int, cached: float, written: bool) -> None:
+    """The prompt is read in each pass, with full search results, from the cache or into it."""
     prompt = words * times
     provider, found = PerplexityProvider("svc", HttpClient()), price()
     request = Request(prompt=prompt, model=SONAR, max_tokens=500)
@@ -657,18 +655,18 @@ def test_no_bill_is_above_its_bound(words: str, times: int, out: int, cached: fl
     ("model", "options"),
     [
         (SONAR, {}),
-        # The table has no price of a search for these, and an operator's own price is only for tokens.
+        # For these the table has no price per search, and an operator's own price covers only tokens.
         ("perplexity/glm-5.3", {}),
         ("openai/gpt-6.1-terra", {"input_price": Decimal(1), "output_price": Decimal(5)}),
     ],
 )
-def test_a_search_is_in_every_price_and_its_bound(model: str, options: dict[str, Any]) -> None:
+def test_every_cost_and_bound_includes_a_search(model: str, options: dict[str, Any]) -> None:
     found = price(model, **options)
     assert found.cost_usd(Usage()) == Decimal("0.0025")
     assert found.bound_usd(0, 0) == SEARCHES_MAX * Decimal("0.0025")
 
 
-def test_an_account_without_credits_is_asked_once() -> None:
+def test_an_account_without_credits_is_not_retried() -> None:
     async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(error(401, "insufficient_quota", "You exceeded your current quota."))
         for _ in range(2):
@@ -679,7 +677,7 @@ def test_an_account_without_credits_is_asked_once() -> None:
     in_gateway("perplexity", SONAR, FakePerplexity(), test)
 
 
-def test_a_run_that_failed_is_repeated() -> None:
+def test_a_failed_run_is_retried() -> None:
     async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(error(200, "internal_error"))
         got = await here.query(Query(service="svc", prompt="Capital?"))

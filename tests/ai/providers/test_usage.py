@@ -1,4 +1,4 @@
-"""What vendors report as used, under all their names: nothing that is paid for gets lost between two of them."""
+"""Reported usage under every vendor's names: no billed token is lost between two of them."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_cached_tokens_are_read_under_many_names(names: dict[str, Any]) -> None:
     assert classes(chat(prompt_tokens=1000, completion_tokens=3, **names)) == (100, 900, 0, 3, 0)
 
 
-def test_a_cache_that_holds_more_than_the_prompt_was_counted_beside_it() -> None:
+def test_cache_tokens_above_the_prompts_count_are_separate_from_it() -> None:
     usage = chat(
         prompt_tokens=10, completion_tokens=3, cache_read_input_tokens=900, cache_creation_input_tokens=50
     )
     assert classes(usage) == (10, 900, 50, 3, 0)
 
 
-def test_reasoning_beside_the_answer_is_written_too() -> None:
+def test_reasoning_counted_separately_is_output_too() -> None:
     details = {"reasoning_tokens": 2809}
     usage = chat(
         prompt_tokens=10120, completion_tokens=1499, total_tokens=14428, completion_tokens_details=details
@@ -67,7 +67,7 @@ def test_reasoning_inside_the_answer_is_not_counted_twice() -> None:
     assert classes(usage) == (5, 0, 0, 43, 40)
 
 
-def test_what_the_total_has_beyond_the_prompt_was_written() -> None:
+def test_the_totals_surplus_over_the_prompt_is_output() -> None:
     assert chat(prompt_tokens=5, completion_tokens=3, total_tokens=60).output_tokens == 55
     told = msgspec.convert({"input_tokens": 5, "output_tokens": 3, "total_tokens": 60}, responses._Usage)
     assert responses.usage_of(told).output_tokens == 55
@@ -75,12 +75,12 @@ def test_what_the_total_has_beyond_the_prompt_was_written() -> None:
     assert gemini.usage_of(thought).output_tokens == 55
 
 
-def test_a_total_without_a_prompt_says_what_the_prompt_was() -> None:
+def test_a_missing_prompt_count_follows_from_the_total() -> None:
     assert classes(chat(completion_tokens=3, total_tokens=60)) == (57, 0, 0, 3, 0)
 
 
 @pytest.mark.parametrize("tokens", [None, -5])
-def test_thinking_that_is_null_or_negative_is_none(tokens: int | None) -> None:
+def test_null_or_negative_reasoning_counts_as_none(tokens: int | None) -> None:
     told = msgspec.convert(
         {"input_tokens": 9, "output_tokens": 5, "output_tokens_details": {"thinking_tokens": tokens}},
         anthropic._Usage,
@@ -88,17 +88,17 @@ def test_thinking_that_is_null_or_negative_is_none(tokens: int | None) -> None:
     assert classes(anthropic.usage_of(told)) == (9, 0, 0, 5, 0)
 
 
-def test_a_later_report_sets_nothing_back() -> None:
+def test_a_later_report_never_lowers_a_count() -> None:
     first = anthropic._Usage(input_tokens=9, cache_read_input_tokens=40, output_tokens=1)
     later = anthropic._Usage(input_tokens=0, output_tokens=7)
     assert classes(anthropic.usage_of(later, first)) == (9, 40, 0, 7, 0)
 
 
-def test_a_count_may_be_written_as_a_float() -> None:
+def test_a_count_may_be_a_float() -> None:
     assert classes(chat(prompt_tokens=12.0, completion_tokens=3.5, total_tokens=None)) == (12, 0, 0, 4, 0)
 
 
-def test_counts_never_shrink_though_a_class_may_become_another() -> None:
+def test_the_total_never_shrinks_although_classes_may_change() -> None:
     fresh, cached = Usage(input_tokens=100, output_tokens=9), Usage(input_tokens=10, cache_read_tokens=90)
     assert classes(fresh.grown(cached)) == (10, 90, 0, 9, 0)
     assert classes(fresh.grown(Usage(input_tokens=3))) == (100, 0, 0, 9, 0)

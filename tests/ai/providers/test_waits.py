@@ -1,4 +1,4 @@
-"""Retry-After in all its forms: one table of what providers write and what it means."""
+"""Retry-After in all its forms: a table of what providers send and what it means."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rfc3339(seconds: float) -> str:
 
 WAITS: list[tuple[dict[str, str], float | None]] = [
     ({}, None),
-    # retry-after-ms comes first, as the SDKs have it.
+    # retry-after-ms takes precedence, as in the SDKs.
     ({"retry-after-ms": "1500"}, 1.5),
     ({"retry-after-ms": "94.5", "retry-after": "7"}, 0.0945),
     ({"retry-after-ms": "soon", "retry-after": "7"}, 7),
@@ -41,12 +41,12 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     ({"retry-after": " 0.25 "}, 0.25),
     ({"retry-after": "1e2"}, 100),
     ({"retry-after": "3600"}, 3600),
-    # A date, by the server's clock where it tells it.
+    # A date, compared with the server's clock if it sends one.
     ({"retry-after": http_date(90)}, 90),
     ({"retry-after": http_date(90), "date": http_date(60)}, 30),
     ({"retry-after": http_date(90), "date": "yesterday"}, 90),
     ({"retry-after": "Mon, 23 Nov 2026 12:02:00 -0000"}, 120),
-    # What cannot be right is as if it were not said.
+    # Impossible values are ignored.
     ({"retry-after": "0"}, None),
     ({"retry-after": "-5"}, None),
     ({"retry-after": "nan"}, None),
@@ -58,7 +58,7 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     ({"retry-after": http_date(-90)}, None),
     ({"retry-after": "Mon, 99 Foo 2026 25:99:99 GMT"}, None),
     ({"retry-after": "0", "x-ratelimit-reset-requests": "9s"}, 9),
-    # A point in time, in seconds or milliseconds since 1970: never 31 days for a minute.
+    # A timestamp in seconds or milliseconds must not turn a wait of a minute into 31 days.
     ({"retry-after": str(int(WALL_S) + 60)}, 60),
     ({"retry-after": str((int(WALL_S) + 60) * 1000)}, 60),
     ({"retry-after-ms": str((int(WALL_S) + 60) * 1000)}, 60),
@@ -67,7 +67,7 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     ({"retry-after": str(int(WALL_S) - 60)}, None),
     ({"retry-after": str(int(WALL_S) - 60), "x-ratelimit-reset": "9"}, 9),
     ({"retry-after": "99999999"}, None),
-    # Spans in words, and other dates.
+    # Durations in words, and other dates.
     ({"retry-after": "7s"}, 7),
     ({"retry-after": "1m2s"}, 62),
     ({"retry-after": "2 minutes"}, 120),
@@ -75,13 +75,13 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     ({"retry-after": rfc3339(60)}, 60),
     ({"retry-after": "Monday, 23-Nov-26 12:01:00 GMT"}, 60),
     ({"retry-after": http_date(86_400 * 300)}, LONGEST_S),
-    # Milliseconds have three names, and zero there is no word either.
+    # Milliseconds have three names, and a zero is ignored there too.
     ({"x-ms-retry-after-ms": "1500"}, 1.5),
     ({"x-retry-after-ms": "1500"}, 1.5),
     ({"x-ms-retry-after-ms": "00:00:01.500"}, 1.5),
     ({"retry-after-ms": "0", "retry-after": "7"}, 7),
     ({"retry-after-ms": "-1", "x-ms-retry-after-ms": "250", "retry-after": "7"}, 0.25),
-    # Anthropic: RFC 3339; the limit that is used up counts, and the later of two.
+    # Anthropic: RFC 3339. The exhausted limit counts, and the later of two.
     ({"anthropic-ratelimit-tokens-reset": rfc3339(40), "anthropic-ratelimit-tokens-remaining": "0"}, 40),
     (
         {
@@ -97,7 +97,7 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     ({"anthropic-ratelimit-tokens-reset": rfc3339(40), "date": http_date(30)}, 10),
     ({"anthropic-ratelimit-tokens-reset": rfc3339(-40)}, None),
     ({"anthropic-ratelimit-unified-5h-reset": str(int(WALL_S) + 500)}, 500),
-    # OpenAI: Go durations. Nothing is used up: the nearest.
+    # OpenAI: Go durations. If no limit is exhausted, the earliest counts.
     ({"x-ratelimit-reset-requests": "6m0s", "x-ratelimit-reset-tokens": "120ms"}, 0.12),
     (
         {
@@ -112,7 +112,7 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     # Azure: seconds, with -1 and 0 for nothing.
     ({"x-ratelimit-reset-tokens": "17"}, 17),
     ({"x-ratelimit-reset-tokens": "-1", "x-ratelimit-reset-requests": "0"}, None),
-    # Cerebras: by the minute and by the day.
+    # Cerebras: per minute and per day.
     (
         {
             "x-ratelimit-reset-requests-day": "3600.5",
@@ -121,13 +121,13 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
         },
         3600.5,
     ),
-    # OpenRouter: an epoch in milliseconds or seconds, or seconds from now.
+    # OpenRouter: a timestamp in milliseconds or seconds, or seconds from now.
     ({"x-ratelimit-reset": str(int(WALL_S + 30) * 1000), "x-ratelimit-remaining": "0"}, 30),
     ({"x-ratelimit-reset": str(int(WALL_S + 30))}, 30),
     ({"x-ratelimit-reset": "45"}, 45),
     ({"x-ratelimit-reset": "6m0s"}, 360),
     ({"x-ratelimit-reset": "whenever"}, None),
-    # Gateways: as the draft of HTTP has it, and as each calls it.
+    # Gateways: by the IETF draft, and under their own names.
     ({"ratelimit-reset": "50", "ratelimit-remaining": "0"}, 50),
     ({"ratelimit": "limit=100, remaining=0, reset=50"}, 50),
     ({"ratelimit": '"default";r=0;t=50'}, 50),
@@ -139,19 +139,19 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
 
 
 @pytest.mark.parametrize(("headers", "seconds"), WAITS)
-def test_the_wait_that_a_provider_asks_for(headers: dict[str, str], seconds: float | None) -> None:
+def test_a_providers_wait_is_read_from_its_headers(headers: dict[str, str], seconds: float | None) -> None:
     wait_s = retry_after_s(headers, WALL_S) or resets_in_s(headers, WALL_S)
     assert wait_s == (None if seconds is None else pytest.approx(seconds))
 
 
-def test_a_reset_is_not_a_retry_after() -> None:
-    """Limits are told with every answer, also with one that was refused for something else."""
+def test_a_limits_reset_is_not_a_retry_after() -> None:
+    """Limits are sent with every response, including one that was refused for another reason."""
     headers = {"x-ratelimit-reset-requests": "12ms", "anthropic-ratelimit-tokens-reset": rfc3339(40)}
     assert retry_after_s(headers, WALL_S) is None
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_no_text_breaks_the_reader_and_no_wait_is_absurd(value: str, date: str) -> None:
+def test_no_text_raises_or_yields_an_absurd_wait(value: str, date: str) -> None:
     names = [
         "retry-after-ms",
         "retry-after",
@@ -176,7 +176,7 @@ def test_no_text_breaks_the_reader_and_no_wait_is_absurd(value: str, date: str) 
         ("00:01:30", 90), ("00:00:00.033", 0.033), ("PT30S", 30), ("PT1H2M3.5S", 3723.5), ("P1D", 86_400), ("p", None),
     ],
 )  # fmt: skip
-def test_durations(text: str, seconds: float | None) -> None:
+def test_durations_are_parsed(text: str, seconds: float | None) -> None:
     assert span_s(text) == (None if seconds is None else pytest.approx(seconds))
 
 
@@ -202,5 +202,5 @@ def test_durations(text: str, seconds: float | None) -> None:
         ("try again", None),
     ],
 )
-def test_the_wait_that_openai_writes_into_its_sentence(message: str, seconds: float | None) -> None:
+def test_the_wait_in_a_sentence_is_read(message: str, seconds: float | None) -> None:
     assert said_s(message, WALL_S) == (None if seconds is None else pytest.approx(seconds))
