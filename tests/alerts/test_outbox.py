@@ -195,7 +195,7 @@ def test_each_state_of_a_delivery_says_in_one_sentence_why_it_stands_so(tmp_path
         await house.step()
         await house.step()
         assert await reasons() == {
-            "low:firing": "warning is below the least severity that was sent when it was written",
+            "low:firing": "warning is below the lowest severity that was sent when it was written",
             "a1:firing": "waits for its next attempt after one attempt: it answered with status 503",
         }
         await house.put("b2:firing")
@@ -225,7 +225,7 @@ def test_a_channel_that_only_another_process_has_says_so(tmp_path: Path) -> None
         await house.store.notices.owe("email", ["critical"])
         await house.step()
         (reason,) = [row["reason"] for row in await house.deliveries() if row["channel"] == "email"]
-        assert reason == "waits for a process that has the channel email configured; this one does not"
+        assert reason == "waits for a process that has the channel email configured; this one has not"
 
     in_house(tmp_path, main, "webhook")
 

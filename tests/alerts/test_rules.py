@@ -309,7 +309,7 @@ def test_a_bill_above_its_worst_case_is_told_until_the_day_is_over(budget: str |
         house.spend("0.20", above_hold="0.15")
         assert house.found() == {"bill_above_hold:ai:claude"}
         finding = the(house, "bill_above_hold")
-        assert finding.severity == "warning" and "0.15 USD above" in finding.message
+        assert finding.severity == "warning" and "by 0.15 USD" in finding.message
         await house.clock.sleep(86_400)
         assert house.found() == set()
 
@@ -564,6 +564,6 @@ def test_a_sentence_says_once_whom_it_is_about(tmp_path: Path) -> None:
         assert before == "the database does not answer: the server refuses the password"
         await house.use_database(*[False] * 5)
         (after,) = [one.message for one in house.findings() if one.kind == "database_unavailable"]
-        assert after == "the database is refused: the server refuses the password"
+        assert after == "calls to the database are refused: the server refuses the password"
 
     in_house(test, tmp_path)

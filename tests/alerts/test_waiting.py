@@ -30,7 +30,7 @@ DOWN = Finding(
     },
 )
 ILL = Finding(
-    "service_unhealthy", GONE.component, "claude is unhealthy, calls still pass", {"last_error": None}
+    "service_unhealthy", GONE.component, "claude is unhealthy, but calls still pass", {"last_error": None}
 )
 
 
@@ -45,7 +45,8 @@ def restarted(*findings: Finding, after_s: float = 600.0) -> Watch:
 def test_it_says_so_and_promises_no_attempt_and_refuses_nothing() -> None:
     (view,) = restarted(DOWN).views(T0 + 601)
     assert view["message"] == (
-        "an earlier process found: claude cannot be asked; this one has not met it, and it ends when that answers again"
+        "an earlier process found: claude cannot be asked; this one has not seen it, and it ends when that "
+        "answers again"
     )
     assert view["data"] == {"unconfirmed": True, "also": ["circuit_open"]}
     assert (view["kind"], view["type"], view["active"]) == ("service_down", "warning", True)
@@ -55,7 +56,7 @@ def test_what_is_found_of_its_lesser_kinds_is_told_with_it_and_not_beside_it() -
     watch = restarted(DOWN)
     assert watch.look(T0 + 602, ILL) == [], "no second alert of one cause"
     (view,) = watch.views(T0 + 602)
-    assert view["message"].endswith("claude cannot be asked; now: claude is unhealthy, calls still pass")
+    assert view["message"].endswith("claude cannot be asked; now: claude is unhealthy, but calls still pass")
     assert (
         view["data"]["also"] == ["circuit_open", "service_unhealthy"] and "next_attempt" not in view["data"]
     )
@@ -166,7 +167,7 @@ def test_over_a_restart_alerts_and_health_say_one_thing(tmp_path: Path) -> None:
             health, (alert,) = await look(koo)
             assert health["ai_services"]["services"]["courier"]["state"] == "unhealthy"
             assert alert["kind"] == "service_down" and "service_unhealthy" in alert["data"]["also"]
-            assert "; now: courier is unhealthy, calls still pass" in alert["message"]
+            assert "; now: courier is unhealthy, but calls still pass" in alert["message"]
             for _ in range(20):
                 await ask(koo, works)
             health, alerts = await look(koo)

@@ -147,7 +147,7 @@ def test_status_says_what_is_wrong_with_koo_itself(here: Here) -> None:
         "state store: cannot be used since 2026-11-28T14:07:06Z: it is away; calls of lab are refused",
         "disk of home: nearly full, 0.5 of 16.0 GiB free",
         "koo: calls lacked file descriptors within the last minute",
-        "koo: overdue: the checks of services; what is shown of it may be old",
+        "koo: overdue: the checks of services; what is shown may be outdated",
         "koo: its event loop was blocked for 4 s within the last five minutes",
     ]
 

@@ -234,7 +234,7 @@ def test_that_one_channel_fails_is_told_by_another_one(
             await refuse_the_key(w)
             await until(lambda: any("channel:webhook" in one["Subject"] for one in w.mails.mails), PATIENCE_S)
             (letter,) = (one for one in w.mails.mails if "channel:webhook" in one["Subject"])
-            assert "notices wait for webhook: it answered with status 503" in letter.get_content()
+            assert "notices are waiting for webhook: it answered with status 503" in letter.get_content()
 
     asyncio.run(main())
 

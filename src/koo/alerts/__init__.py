@@ -1,1 +1,1 @@
-"""Which states deserve a person's attention, since when, and who is notified."""
+"""Alerts: which states need a person's attention, since when, and who is notified."""

@@ -1,8 +1,8 @@
-"""One cause, one alert: a finding that is only a lesser face of another one of its component becomes part of it.
+"""Makes one alert of findings that have one cause: a lesser finding becomes part of a greater one of its component.
 
-If a breaker is open, the service cannot be called, and its calls failed before: three findings that are all true, and
-one alert. Which kind is part of which is in the table (`part_of`); it is applied here. The greater finding lists in
-`also` what it stands for, and has the numbers of all.
+If a breaker is open, the service cannot be called, and its calls failed before. These three findings are all true, and
+they are one alert. The table of kinds says which kind is part of which (`part_of`), and this module applies it. The
+greater finding lists its parts in `also` and has the data of all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from koo.monitoring.shapes import AlertData
 
 
 def absorb(found: Iterable[Finding]) -> list[Finding]:
-    """The findings that stand for themselves, in their order, each with the lesser ones of its component."""
+    """The findings that are alerts of their own, in their order, each with its component's lesser findings."""
     components: dict[str, dict[str, Finding]] = {}
     for finding in found:
         components.setdefault(finding.component, {}).setdefault(finding.kind, finding)
@@ -24,7 +24,7 @@ def absorb(found: Iterable[Finding]) -> list[Finding]:
 
 
 def _absorb(findings: dict[str, Finding]) -> list[Finding]:
-    """Of one component, by kind."""
+    """The same for one component's findings, by kind."""
     parts: dict[str, list[Finding]] = {}
     for kind, finding in findings.items():
         whole = _whole(kind, findings)
@@ -39,8 +39,12 @@ def _absorb(findings: dict[str, Finding]) -> list[Finding]:
 
 
 def _whole(kind: str, findings: dict[str, Finding]) -> str:
-    """The kind that stands for this one: the first of its `part_of` that holds, and so on from there."""
-    # A finding that is not enough to begin an alert must not hide one that is.
+    """The kind that includes this one: the first of its `part_of` that was found, followed upwards."""
+    # Followed upwards, because "unhealthy" is part of "circuit open", which is part of "service down": if it stopped
+    # at the first step, a part of a part would be listed on its own beside the alert that explains it.
+    #
+    # A finding that is too weak to begin an alert (`begins`) must not hide one that is strong enough, or neither would
+    # be shown.
     part_of = KINDS[kind].part_of if kind in KINDS else ()
     greater = next((name for name in part_of if name in findings and findings[name].begins), None)
     return kind if greater is None else _whole(greater, findings)
@@ -49,6 +53,7 @@ def _whole(kind: str, findings: dict[str, Finding]) -> str:
 def _with_parts(finding: Finding, parts: list[Finding]) -> Finding:
     if not parts:
         return finding
+    # The greater finding's own data is applied last, so that its values win where a part has the same key.
     data = AlertData()
     for part in parts:
         data.update(part.data)

@@ -1,14 +1,14 @@
-"""Carries one channel's messages: takes what is due from the store, sends it, and records the result.
+"""Delivers one channel's messages: takes what is due from the store, sends it, and records the result.
 
-A message that was not accepted is tried again after 5 s, 10, 20 and so on, up to five minutes, or when its receiver
-asks for it. If the channel failed, nothing else is tried before that. If only this message was refused, the others
-continue. After a day (an hour, if the message itself was refused) it is given up, and says so.
+A message that was not accepted is tried again after 5 s, 10 s, 20 s and so on, up to five minutes, or at the time that
+its receiver requests. If the channel failed, no other message is tried before that. If only this message was refused,
+the others continue. After a day (an hour, if the message itself was refused) it is given up, which is logged.
 
-Each attempt has a deadline and passes a guard of its own, with a breaker: a channel that is down costs one attempt now
-and then, and its failures are seen and logged like those of any other dependency.
+Each attempt has a deadline and passes through a separate guard with a breaker. So a channel that is down costs one
+attempt from time to time, and its failures are counted and logged like those of any other dependency.
 
-Sending twice is better than not at all. A process that dies between sending and recording has sent: after its lease
-another process sends the same message again, under the same key, by which a receiver recognises it.
+Sending twice is better than not at all. If a process dies after sending and before recording, another process sends the
+same message again when the lease has ended, under the same key, by which the receiver recognises it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from koo.storage.base import Store, StoreUnavailable
 log = logging.getLogger("koo")
 
 SEND_S = 15.0
-"""Deadline of one attempt. A receiver that takes longer to accept may accept the next one."""
+"""The deadline of one attempt. It must stay below the channel's lease (30 s), which nothing renews during a send."""
 FIRST_PAUSE_S, PAUSE_S_MAX = 5.0, 300.0
 ASKED_S_MAX = 3600.0
-"""A receiver that asks for a pause of more than an hour is tried again after one."""
+"""A receiver that requests a pause of more than an hour is tried again after one hour."""
 GIVEN_UP_AFTER_S = DAY_S
 REFUSED_FOR_S = 3600.0
 ALONE_MAX = 200
@@ -52,11 +52,11 @@ GUARDED = GuardOptions(
     retry=RetryOptions(attempts_max=1),
     breaker=BreakerOptions(recovery_s=30.0, open_s_max=60.0, success_threshold=1),
 )
-"""Never repeated by the guard: the store says when a message is tried again, where a restart finds it."""
+"""The guard does not retry. The store has the time of the next attempt, where it survives a restart."""
 
 
 class Courier:
-    """One channel's. `severities` are those that it sends; `draw`: numbers in [0, 1)."""
+    """The courier of one channel. `severities` are those that it sends. `draw` returns random numbers in [0, 1)."""
 
     def __init__(
         self,
@@ -85,19 +85,25 @@ class Courier:
         self._alone: deque[Delivery] = deque()
         self._told: deque[Delivery] = deque(maxlen=ALONE_MAX)
         self._together = 0
-        """How many of the notices without the store are in the message that is being sent."""
+        """How many of the notices in `_alone` are in the message that is being sent."""
 
     async def step(self) -> None:
-        """Learn how the channel is, and send at most one message. Does not raise when the store is away."""
+        """Read the channel's state and send at most one message. Does not raise while the store is away."""
         if self._alone and not self._is_shut():
             await self._send_alone()
         if self._store.trouble is None:
-            # What was sent but could not be recorded is sent again, as promised.
+            # If the store fails after the message was sent, the result is not recorded, and the message is sent again
+            # when its lease has ended.
             with suppress(StoreUnavailable):
                 await self._send_next()
 
     async def try_out(self, message: Message) -> str | None:
-        """Send a message now, whatever the breaker says; returns why it was not accepted. What waits is then due."""
+        """Send a message now, even if the breaker is open; returns why it was not accepted, or None.
+
+        If it was accepted, waiting messages become due immediately.
+        """
+        # Not through the guard: a person who has just repaired the receiver wants to know whether it works, and not
+        # that the breaker is open.
         try:
             async with asyncio.timeout(SEND_S):
                 await self.channel.send(message)
@@ -111,7 +117,7 @@ class Courier:
         return None
 
     def send_alone(self, notices: Sequence[Notice]) -> None:
-        """Send these without the store: it is away, and people must be notified."""
+        """Queue notices to be sent without the store, because it is away and people must be notified."""
         now = self._clock.wall()
         for notice in notices:
             if notice.severity in self._severities and len(self._alone) < ALONE_MAX:
@@ -130,7 +136,7 @@ class Courier:
 
     @property
     def told_alone(self) -> list[Delivery]:
-        """What became of the notices sent without the store, as far as this process remembers."""
+        """The deliveries of notices that were sent without the store, as far as this process remembers them."""
         return [*self._told, *self._alone]
 
     # ── with the store ────────────────────────────────────────────────────────────────────────────────────────
@@ -144,6 +150,8 @@ class Courier:
         if self.standing.new:
             await notices.owe(name, self._severities)
             self.standing = (await notices.standings([name]))[0]
+        # `is_due` was read without a lock. Ten processes that share a channel may all find it due at the same moment,
+        # and `take` gives the lease to one of them; the others get None.
         if not self.standing.is_due or self._is_shut():
             return
         parcel = await notices.take(name)
@@ -160,6 +168,8 @@ class Courier:
         now = self._clock.wall()
         patience_s = REFUSED_FOR_S if failure.is_messages else GIVEN_UP_AFTER_S
         gives_up = now - parcel.first_at > patience_s
+        # A refused message backs off by its own attempts, a failing channel by the channel's failures. By the message's
+        # attempts, each new message would start again with a pause of 5 s at a receiver that has been down for hours.
         tries = parcel.attempt if failure.is_messages else parcel.failures + 1
         wait_s = self._pause_s(tries, failure)
         self._say_failed(
@@ -172,30 +182,35 @@ class Courier:
     def _say_failed(
         self, failure: NotTaken, wait_s: float, count: int, *, is_first: bool, gives_up: bool
     ) -> None:
-        """Publish the first failure of a run, and everything that is given up."""
+        """Publish the first of several failures in a row, and every message that is given up."""
         if is_first:
             self._publish(DeliveryFailed(self.source, failure.reason, wait_s))
         if gives_up:
             self._publish(DeliveryGivenUp(self.source, failure.reason, count))
 
     def _pause_s(self, tries: int, failure: NotTaken) -> float:
-        """Doubled each time, and a little by chance, so that many processes do not return at once."""
+        """The pause before the next attempt, doubled each time."""
+        # Ten percent of jitter either way, so that several channels that failed together do not return together. The
+        # receiver's own wish only lengthens the pause.
         own_s = min(PAUSE_S_MAX, FIRST_PAUSE_S * 2.0 ** min(tries - 1, 10)) * (0.9 + 0.2 * self._draw())
         return max(own_s, min(failure.retry_after_s or 0.0, ASKED_S_MAX))
 
     def _is_shut(self) -> bool:
-        """Asked before a message is taken from the store: a refusal is not an attempt."""
+        # Checked before a message is taken from the store. Taking it counts an attempt, and a breaker that refuses
+        # would use up the message's attempts without sending anything.
         return self.guard.breaker.refuses(self._clock.monotonic())
 
     async def _hand_over(self, message: Message) -> NotTaken | None:
-        """Send it under guard; returns why it was not accepted."""
+        """Send a message through the guard; returns why it was not accepted, or None."""
         try:
             note = await self.guard.call(self.channel.send, message)
         except NotTaken as error:
             return error
         except ServiceTimeout:
             return NotTaken(LATE)
-        except Exception:  # a message that cannot be sent must not keep the others
+        except Exception:
+            # Raised further, it would end this step before the failure is recorded: the same message would be taken
+            # again each time, and no other message would ever be sent.
             log.exception("an alert could not be sent by %s", self.channel.name)
             return NotTaken("unexpected error; koo's log has its traceback")
         if note:
@@ -205,10 +220,12 @@ class Courier:
     # ── without the store ─────────────────────────────────────────────────────────────────────────────────────
 
     async def _send_alone(self) -> None:
-        """Send all of them in one message, which keeps its key and its notices until it is accepted or given up."""
+        """Send all queued notices in one message, which keeps its key and notices until it is accepted or given up."""
         now = self._clock.wall()
         if (self._alone[0].next_at or 0.0) > now:
             return
+        # The number is fixed at the first attempt. Notices that arrive later wait for the next message: with them this
+        # one would have another key, and a receiver that had accepted the first attempt would show its notices twice.
         if not self._together:
             self._together = len(self._alone)
         batch = [self._alone[place] for place in range(self._together)]
@@ -242,7 +259,7 @@ def _alone(batch: Sequence[Delivery], sender: Sender) -> Message:
 
 
 def _judge(error: Exception) -> Fault:
-    """A refusal of one message is an answer, and a request for patience is not a failure."""
+    """Classify an error for the breaker. A refusal of one message is a success: the receiver works."""
     if not isinstance(error, NotTaken):
         return Fault(verdict=FAILURE)
     if error.is_messages:

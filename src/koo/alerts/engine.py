@@ -1,19 +1,21 @@
-"""When an alert begins, fires, recovers and ends, and which ones people are notified of. Pure: the time is an argument.
+"""Decides when an alert begins, fires, recovers and ends, and which alerts notify people. Time is an argument, so the
+module is pure.
 
-The unit is an episode. It is pending until its condition has held for its kind's `pending_s`; if it goes before that,
-it is forgotten. Then it fires. When the condition is gone it recovers for `recovering_s`, and then is resolved; if the
-condition returns meanwhile, the same episode fires on, or each swing would notify people again. A breaker that goes
-from open to half open and back is one episode too: the test of its recovery keeps it (`kept_by`), and is listed in its
-place. So does the greater kind of which it is a part (`also`).
+The unit is an episode. It is *pending* until its condition has held for its kind's `pending_s`, and is forgotten if the
+condition is gone before that. Then it is *firing*. When the condition is gone, it is *recovering* for `recovering_s`
+and then *resolved*. If the condition returns while it recovers, the same episode fires again; otherwise a condition
+that comes and goes would notify people each time. A breaker that goes from open to half open and back is one episode
+too. The alert about its recovery keeps it open (`kept_by`) and is listed instead of it. A greater alert that includes
+it (`also`) does the same.
 
-An episode of a process that is gone is *restored*. This process knows nothing of it yet: its breakers are closed and
-its probes have not looked. If it ended as soon as nothing is found, each restart would report every outage as over. So
-it ends only when this process has looked where the kind's `evidence` says, and found nothing. Until then it *waits*,
-and lesser kinds that are found become part of it.
+An episode of a process that has gone is *restored*. The new process knows nothing about it yet: its breakers are
+closed, and its probes have not run. If the episode ended because nothing was found, each restart would report every
+outage as over. So it ends only when this process has the evidence that its kind requires (`evidence`) and has found
+nothing. Until then it *waits*, and lesser alerts that are found become part of it.
 
-People are notified of what fires, once, and of its end if they were notified of its beginning. Three things keep it
-quiet meanwhile, and lose nothing: a silence, an acknowledgement, and an episode that explains it (`inhibited_by`) in
-the same component or in one that it depends on.
+People are notified once of a firing alert, and of its end if they were notified of its beginning. A silence, an
+acknowledgement, or an episode that explains it (`inhibited_by`) in the same component or in one that it depends on
+suppresses the notification, but nothing is lost from the history.
 """
 
 from __future__ import annotations
@@ -29,41 +31,41 @@ from koo.options import DAY_S
 
 LISTED_AFTER_END_S = 900.0
 UNSEEN_S_MAX = DAY_S
-"""If no evidence ever comes, an episode ends after a day: nothing was heard of it, not even that it goes on."""
+"""Without any evidence a restored episode ends after a day: nothing has shown in that time that it continues."""
 SETTLES_S = 60.0
-"""What follows from a cause may outlast it by its own memory, such as callers turned away a moment ago."""
+"""A consequence may outlast its cause, because its rule looks back a minute (callers turned away, for example)."""
 
 
 class Moment(NamedTuple):
-    """Now, for people (`wall`, which may be set) and for durations (`monotonic`)."""
+    """The current time: `wall` for people, which may jump, and `monotonic` for durations."""
 
     wall: float
     monotonic: float
 
 
 HasLooked = Callable[[str, str], bool]
-"""Whether this process has looked, as a kind's evidence requires, if it still holds for a component."""
+"""Whether this process has the evidence that a kind requires before its absence for a component counts."""
 
 
 def outer_component(component: str) -> tuple[str, ...]:
-    """What a component is a part of: `ai:claude` of `ai:claude/opus`."""
+    """The component of which this one is a part: `ai:claude` for `ai:claude/opus`."""
     outer, slash, _ = component.partition("/")
     return (outer,) if slash else ()
 
 
 @dataclass(slots=True)
 class Seen:
-    """An open episode, and what this process knows of it beside what is stored.
+    """An open episode, and this process's own knowledge about it.
 
-    `since` is when its phase began. `stands_in` is the fingerprint of what is listed in its place, and `inhibited_by`
-    that of what explains it.
+    `since` is when its phase began. `stands_in` is the fingerprint of the alert that is listed instead of it, and
+    `inhibited_by` that of the alert that explains it.
     """
 
     episode: Episode
     since: Moment
     is_found: bool = True
-    restored_at: float | None = None  # until this process has found it too, or looked
-    lesser: tuple[Finding, ...] = ()  # parts of it that are found while it waits
+    restored_at: float | None = None  # None once this process has found it too, or has the evidence
+    lesser: tuple[Finding, ...] = ()  # its parts that are found while it waits
     stands_in: str = ""
     inhibited_by: str = ""
     inhibited_at: float | None = None
@@ -71,20 +73,20 @@ class Seen:
 
     @property
     def waits(self) -> bool:
-        """An earlier process found it; this one has neither found it nor looked."""
+        """Whether only an earlier process found it, and this one has no evidence yet."""
         return self.restored_at is not None
 
     @property
     def is_firing(self) -> bool:
-        """It fires, and its condition holds now."""
+        """Whether it is firing and its condition holds now."""
         return self.episode.phase == "firing" and self.is_found
 
 
 @dataclass(slots=True)
 class Alerts:
-    """The open episodes, and those that ended a short while ago.
+    """The open episodes, and those that ended recently.
 
-    `outer` returns what a component depends on. `kinds` is the table of kinds.
+    `outer` returns the components that a component depends on. `kinds` is the table of kinds.
     """
 
     outer: Callable[[str], Collection[str]] = outer_component
@@ -95,54 +97,60 @@ class Alerts:
 
     @property
     def lasting(self) -> list[Episode]:
-        """Everything that has begun and not ended, with its latest message."""
+        """All open episodes, with their latest messages."""
         return [seen.episode for seen in self._active.values()]
 
     @property
     def seen(self) -> list[Seen]:
-        """The same, with what this process knows of each."""
+        """All open episodes, with this process's knowledge about each."""
         return list(self._active.values())
 
     def ended(self, now: Moment) -> list[Episode]:
-        """Those that ended within fifteen minutes, and whose end is news."""
+        """Episodes that ended within the last fifteen minutes and whose end is news."""
         return [one for one in self._ended if _is_news(one, now.wall)]
 
     # ── what was kept ─────────────────────────────────────────────────────────────────────────────────────────
 
     def restore(self, episodes: Iterable[Episode], now: Moment) -> None:
-        """Continue episodes of a process that is gone."""
+        """Continue the episodes of a process that has gone."""
         for episode in episodes:
             if episode.phase == "resolved":
                 self._remember(episode)
             elif episode.fingerprint not in self._active:
                 self._active[episode.fingerprint] = self._restored(episode, now)
+        # In a second pass, when all of them are known: which of two restored alerts is listed may depend on one that
+        # came later in `episodes`.
         for seen in self._active.values():
             if seen.waits:
                 seen.stands_in = self._kept_by(seen, ()) or self._waiting_whole(seen.episode)
         self._relate(now)
 
     def _restored(self, episode: Episode, now: Moment) -> Seen:
-        # A pending one keeps its time: a process that restarts again and again must not hide it forever.
+        # A pending episode keeps the time for which it has held. Started from zero, an alert with a pending time of a
+        # minute would never fire in a process that is restarted every fifty seconds, and that is often the outage.
+        # The wall clock may have been set in between, so the time is kept within sensible bounds.
         held_s = now.wall - episode.started_at if episode.phase == "pending" else 0.0
         held_s = min(max(0.0, held_s), self._row(episode.kind).pending_s)
         since = Moment(now.wall - held_s, now.monotonic - held_s)
         return Seen(episode, since, is_found=False, restored_at=now.monotonic)
 
     def adopt(self, known: Episode, now: Moment, new_id: Callable[[], str]) -> Episode | None:
-        """Accept what the store knows: another process may have begun it, notified of it or acknowledged it.
+        """Take over the stored state: another process may have begun the episode, notified of it or acknowledged it.
 
-        Or ended it, while this one was stopped: a current finding is then a new episode, which is returned to be
-        stored.
+        Other processes may also have ended it while this one was stopped. A current finding is then a new episode,
+        which is returned to be stored.
         """
         seen = self._active.get(known.fingerprint)
         if seen is None:
             return None
+        # The ids are compared because the reply may be about an episode that this process has replaced since it sent
+        # the request.
         if known.phase == "resolved":
             return self._begin_anew(seen, now, new_id()) if known.id == seen.episode.id else None
+        # It is firing in another process. As a pending episode it would simply be forgotten here when its condition is
+        # gone; as a firing one it first has to recover.
         if seen.episode.phase == "pending" and known.fired_at is not None:
-            self._enter(
-                seen, "firing", now
-            )  # it fires elsewhere: so it has to recover here too before it may end
+            self._enter(seen, "firing", now)
         seen.episode = replace(
             seen.episode,
             id=known.id,
@@ -170,13 +178,13 @@ class Alerts:
         return seen.episode
 
     def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> None:
-        """A person is working on an episode, or no longer."""
+        """Set or clear an episode's acknowledgement."""
         for seen in self._active.values():
             if seen.episode.id == episode_id:
                 seen.episode = replace(seen.episode, acknowledged=acknowledged)
 
     def trust(self, component: str) -> None:
-        """An operator has reset a component: its restored episodes end, unless they are found again."""
+        """Let a component's restored episodes end unless they are found again, because an operator has reset it."""
         for seen in self._active.values():
             if seen.episode.component.partition("/")[0] == component:
                 seen.restored_at = None
@@ -186,11 +194,13 @@ class Alerts:
     def step(
         self, findings: Iterable[Finding], now: Moment, has_looked: HasLooked, new_id: Callable[[], str]
     ) -> list[Episode]:
-        """Take in what holds now; returns the episodes that began, changed phase or ended, to be stored.
+        """Take in the current findings; returns the episodes that began, changed phase or ended, to be stored.
 
-        A pending one that is over is returned as resolved without `fired_at`.
+        A pending episode that is over is returned as resolved, without `fired_at`.
         """
         current = {finding.fingerprint: finding for finding in findings}
+        # A part does not begin an episode of its own, but one that is already open goes on. If it ended because a
+        # greater alert includes it now, people would read "resolved" in the middle of an outage that gets worse.
         parts = {**_parts_of(current.values()), **self._parts_of_waiting(current)}
         changed = []
         for key, finding in current.items():
@@ -209,7 +219,8 @@ class Alerts:
         return changed
 
     def _parts_of_waiting(self, current: Mapping[str, Finding]) -> dict[str, str]:
-        """Lesser faces of waiting episodes, found or restored: their whole is only restored, not found."""
+        """Parts of waiting episodes, whether found or restored. `_parts_of` does not find them, because the greater
+        alert is only restored and no finding names it."""
         for seen in self._active.values():
             seen.lesser = ()
         parts = {}
@@ -225,7 +236,7 @@ class Alerts:
         return parts
 
     def _waiting_whole(self, one: Finding | Episode, current: Collection[str] = ()) -> str:
-        """The waiting episode that this is part of; the test of its recovery stands in its place instead."""
+        """The waiting episode of which this is a part. An alert about its recovery is not: that is listed instead."""
         for kind in self._row(one.kind).part_of:
             key = f"{kind}:{one.component}"
             if key not in current and self._is_unseen(key) and one.kind not in self._row(kind).kept_by:
@@ -260,6 +271,9 @@ class Alerts:
     def _not_found(
         self, seen: Seen, now: Moment, greater: str, current: Collection[str], has_looked: HasLooked
     ) -> list[Episode]:
+        # A breaker that tests its recovery is no longer "open", so the open alert is not found. That is not its end:
+        # if the test fails, the breaker opens again, and people would be notified of a second outage. While another
+        # alert stands for it, the episode is kept and not listed.
         recovery = "" if greater else self._kept_by(seen, current)
         seen.stands_in = greater or recovery
         if recovery and seen.episode.phase == "firing":
@@ -267,7 +281,9 @@ class Alerts:
         return self._fade(seen, now) if not seen.stands_in and self._may_end(seen, now, has_looked) else []
 
     def _fade(self, seen: Seen, now: Moment) -> list[Episode]:
-        """Its condition is gone."""
+        """Move an episode towards its end, because its condition is gone."""
+        # Recovering has a minimum length in monotonic time. Without it, an error rate that crosses its threshold twice
+        # a minute would notify people of a beginning and an end each time.
         phase, recovering_s = seen.episode.phase, self._row(seen.episode.kind).recovering_s
         if phase == "pending":
             return self._end(seen, now)
@@ -296,17 +312,19 @@ class Alerts:
             self._ended.append(ended)
 
     def _may_end(self, seen: Seen, now: Moment, has_looked: HasLooked) -> bool:
-        """Not if it was restored, and this process has not looked whether it still holds."""
+        """Whether an episode that was not found may end. A restored one needs evidence that this process has looked."""
+        # A process that has just started finds nothing, because it has called nothing yet. Without this, each restart
+        # during an outage would notify people that the outage is over.
         if seen.restored_at is not None:
             is_old = now.monotonic - seen.restored_at >= UNSEEN_S_MAX
             if is_old or has_looked(seen.episode.kind, seen.episode.component):
                 seen.restored_at = None
         return seen.restored_at is None
 
-    # ── how they hang together ────────────────────────────────────────────────────────────────────────────────
+    # ── how they are related ──────────────────────────────────────────────────────────────────────────────────
 
     def _kept_by(self, seen: Seen, current: Collection[str]) -> str:
-        """The test of its recovery: found now, or restored with it and not looked at yet."""
+        """The alert about its recovery: found now, or restored together with it and still without evidence."""
         keys = (f"{kind}:{seen.episode.component}" for kind in self._row(seen.episode.kind).kept_by)
         return next((key for key in keys if key in current or self._is_unseen(key)), "")
 
@@ -321,7 +339,9 @@ class Alerts:
                 seen.inhibited_at = now.monotonic
 
     def _inhibitor(self, episode: Episode) -> str:
-        """The episode that explains this one. A pending one does too, or people would hear of the consequence first."""
+        """The fingerprint of the episode that explains this one, or ""."""
+        # A pending cause counts too. A consequence often has a shorter pending time than its cause, and people would
+        # be notified of it first, and a few seconds later of the cause.
         places = (episode.component, *self.outer(episode.component))
         keys = (f"{kind}:{place}" for kind in self._row(episode.kind).inhibited_by for place in places)
         return next((key for key in keys if key in self._active and key != episode.fingerprint), "")
@@ -329,15 +349,15 @@ class Alerts:
     def _row(self, kind: str) -> AlertKind:
         return self.kinds.get(kind, UNKNOWN)
 
-    # ── of what people are notified ───────────────────────────────────────────────────────────────────────────
+    # ── notifications ─────────────────────────────────────────────────────────────────────────────────────────
 
     def silence_of(self, episode: Episode, now: Moment) -> Silence | None:
-        """The silence that keeps an episode quiet."""
+        """The silence that covers an episode, if any."""
         covering = (one for one in self.silences if one.covers(episode.kind, episode.component, now.wall))
         return next(covering, None)
 
     def owed(self, now: Moment) -> list[Episode]:
-        """Firing episodes of which people have not been notified, but should be."""
+        """Firing episodes of which people should be notified and have not been yet."""
         return [
             seen.episode
             for seen in self._active.values()
@@ -345,23 +365,26 @@ class Alerts:
         ]
 
     def reminders(self, now: Moment, every_s: float) -> list[tuple[Episode, int]]:
-        """Critical ones that still fire, each with the number of its next due reminder, from 1."""
+        """Critical episodes that are still firing, each with the number of its next due reminder, from 1."""
         due: list[tuple[Episode, int]] = []
         for seen in self._active.values() if every_s > 0 else ():
             episode = seen.episode
             if episode.type != "critical" or episode.notified_at is None or not seen.is_firing:
                 continue
+            # Counted from the stored time of the first notice, not from this process's start. So every process, and
+            # the same one after a restart, computes the same number and the same key, and the store writes each
+            # reminder once.
             number = int((now.wall - episode.notified_at) // every_s)
             if number > seen.reminders and not self._is_quiet(seen, now):
                 due.append((episode, number))
         return due
 
     def reminded(self, fingerprint: str, number: int) -> None:
-        """That reminder is written; the next one has a higher number."""
+        """Record that this reminder is written; the next one has a higher number."""
         self._active[fingerprint].reminders = number
 
     def notified(self, fingerprint: str, at: float) -> None:
-        """This process alone notified people, because the store is away."""
+        """Record that this process notified people on its own, because the store is away."""
         seen = self._active[fingerprint]
         seen.episode = replace(seen.episode, notified_at=at)
 
@@ -371,14 +394,16 @@ class Alerts:
         return acknowledged or self.settles(seen, now) or self.silence_of(episode, now) is not None
 
     def settles(self, seen: Seen, now: Moment) -> bool:
-        """It is inhibited, or was until a moment ago."""
+        """Whether it is inhibited, or was until a moment ago."""
+        # A consequence fades more slowly than its cause, because its rule looks back a minute. Without this time it
+        # would notify people just after the end of the outage that explains it.
         return seen.inhibited_at is not None and (
             bool(seen.inhibited_by) or now.monotonic - seen.inhibited_at < SETTLES_S
         )
 
 
 def _parts_of(findings: Iterable[Finding]) -> dict[str, str]:
-    """The lesser faces within findings: the fingerprint of each, and the greater kind that names it."""
+    """The parts named by findings: each part's fingerprint, with the fingerprint of the finding that includes it."""
     return {
         f"{kind}:{finding.component}": finding.fingerprint
         for finding in findings

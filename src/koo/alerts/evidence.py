@@ -1,7 +1,7 @@
-"""Whether this process has looked: what must be known before an earlier process's alert may end by not being found.
+"""Checks whether this process has enough evidence to end an earlier process's alert that it does not find.
 
-A process that has just started finds nothing, because it knows nothing. So each kind says what must be known first
-(`Evidence`), and this module checks it. It is asked only for restored alerts that have not been found since.
+A process that has just started finds nothing, because it knows nothing. So each kind states what must be known first
+(`Evidence`), and this module checks it. It is used only for restored alerts that this process has not found.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from koo.alerts.kinds import KINDS, UNKNOWN
 from koo.monitoring.shapes import DatabaseHealth, ServiceHealth
 
 CALLS_MIN = 20
-"""As many calls as a rule about rates requires."""
+"""The number of calls that a rule about rates requires."""
 REMEMBERED_S = 300.0
-"""As long as rates look back: after that this process knows as much as the earlier one did."""
+"""The time that rates look back. After it this process knows as much as the earlier one did."""
 CHECKED_FOR_S = 60.0
-"""An unbilled check shows that a service is there, not that it answers: for this long a call may show that."""
+"""An unbilled check shows that a service can be reached, not that it can answer. A failing call would show up within
+this time."""
 SUCCESSES_MIN = 2
-"""As many as close a half-open breaker."""
+"""The number of successes that closes a half-open breaker."""
 SETTLED_S = 5.0
-"""Some beats of the ledger: what a store knows of budgets arrives with them."""
+"""Several beats of the ledger, which bring the store's knowledge about budgets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """What this process knows by now, after `up_s` seconds. None for a database that is not in use.
+    """This process's knowledge `up_s` seconds after its start. `database` is None if no database is in use.
 
-    `checked` names the services whose last unbilled check passed. `store_up_s`: how long the state store has been
-    there, None while it is away.
+    `checked` names the services whose last unbilled check passed. `store_up_s` is how long the state store has been
+    available, or None while it is away.
     """
 
     database: DatabaseHealth | None
@@ -39,16 +40,20 @@ class Looks:
     store_up_s: float | None
 
     def __call__(self, kind: str, component: str) -> bool:
-        """Whether it has looked, so that a kind that is not found for this component does not hold."""
+        """Whether an alert of this kind that is not found for this component is really over."""
         evidence = KINDS.get(kind, UNKNOWN).evidence
+        # The condition belonged to the earlier process itself (its pool, its file descriptors) and ended with it.
         if evidence == "own":
             return True
+        # Not at the first reply: what the store knows of a budget arrives with the beats after it. Until then a budget
+        # that is used up looks untouched here.
         if evidence == "store":
             return self.store_up_s is not None and self.store_up_s >= SETTLED_S
         if evidence == "recent" and self.up_s >= REMEMBERED_S:
             return True
         if component == "database":
             return evidence == "answer" and self._database_answered()
+        # A service that this process does not have cannot give evidence; waiting for it would keep the alert for a day.
         service = self.services.get(component.removeprefix("ai:").partition("/")[0])
         if service is None:
             return True
@@ -57,11 +62,14 @@ class Looks:
         return self._answered(service)
 
     def _database_answered(self) -> bool:
-        """Its probe asks what callers would ask."""
+        # The probe runs what callers would run, so one result is enough.
         view = self.database
         return view is not None and view["last_health_check"] is not None and view["error"] is None
 
     def _answered(self, service: ServiceHealth) -> bool:
+        # Either calls have succeeded, the last one after the last failure, or the unbilled check passes. The check
+        # alone is weak: a provider that lists its models may still fail every completion. So it counts only when calls
+        # have had a minute to fail.
         health = service["health"]
         success, failure = health["last_success"], health["last_failure"]
         called = health["success_count"] >= SUCCESSES_MIN and success is not None

@@ -1,4 +1,4 @@
-"""A rule's finding: something that holds now."""
+"""A rule's finding: a condition that holds now."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from koo.monitoring.shapes import AlertData
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that holds now. `kind` and `component` identify it; `message` may change while it lasts.
+    """A condition that holds now. `kind` and `component` identify it; `message` may change while it lasts.
 
-    `begins` False: enough to continue an alert, but not to begin one. A rule whose numbers swing around a threshold
-    sets True above it, and False between it and a lower one, so that an alert does not begin and end with each swing.
+    With `begins=False` a finding is enough to continue an alert but not to begin one. A rule whose numbers vary around
+    a threshold sets it to True above the threshold, and to False down to a lower one. Otherwise the alert would begin
+    and end each time the number crosses the threshold.
     """
 
     kind: str
@@ -25,10 +26,10 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How much it matters."""
+        """The severity of its kind."""
         return severity_of(self.kind)
 
     @property
     def fingerprint(self) -> str:
-        """The same for as long as the same thing is wrong with the same part."""
+        """The identity of the alert: kind and component."""
         return f"{self.kind}:{self.component}"

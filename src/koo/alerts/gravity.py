@@ -1,7 +1,7 @@
-"""How bad it is altogether: the source of the overall health and the verdict's colour.
+"""The overall severity, from which the overall health and the colour of the verdict are derived.
 
-Both current findings and listed alerts count, because a person sees both beside the verdict. A pending alert does not
-count yet; one whose condition has just gone counts until it ends.
+Both current findings and listed alerts count, because a person sees both next to the verdict. A pending alert does not
+count yet. An alert whose condition is gone counts until it ends.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from koo.monitoring.shapes import Alert, Gravest
 
 
 def weigh(found: Iterable[Finding], listed: Iterable[Alert]) -> Gravity:
-    """The worst severity of both, and whether calls are refused because of any of it."""
+    """The worst severity of both, and whether any of them refuses calls."""
     holding = [(one.severity, one.data.get("refuses", "")) for one in found if one.begins]
     lasting = [
         (alert["type"], alert["data"].get("refuses", ""))

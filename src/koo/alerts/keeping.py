@@ -1,15 +1,14 @@
-"""The alerts of this process, kept in the state store together with those of other processes.
+"""Keeps this process's alerts in the state store, together with those of other processes.
 
-Breakers and probes are each process's own, so each process finds its own alerts. It stores what it finds under a lease,
-and if another process has found the same thing, they share one episode: people are notified of it once, and it ends
-when no process sees it any more (`koo.storage.episodes`). An open episode is written again every few seconds, which
-renews the lease and returns what operators did about it. A process that closes releases its episodes, and those of a
-process that died are free when the lease ends. The next process that observes the component takes them over: the same
-service started again, or another process. An episode that no process observes any more, because its component is no
-longer configured, ends after a day.
+Each process has its own breakers and probes, so each finds its own alerts. It stores them under a lease. Processes that
+find the same thing share one episode: people are notified of it once, and it ends when no process sees it any more
+(`koo.storage.episodes`). An open episode is written again every few seconds, which renews the lease and returns what
+operators did about it. A process that closes releases its episodes; those of a process that died become free when the
+lease ends. The next process that observes the component takes them over, which may be the same service after a restart.
+An episode whose component is no longer configured, so that no process observes it, ends after a day.
 
-While the store is away nothing is lost: changes are written when it is back. But people have to be notified meanwhile,
-so a process that cannot reach the others notifies on its own: twice is better than never.
+While the store is away nothing is lost, because changes are written when it is back. But people must be notified in
+time, so a process that cannot reach the others notifies on its own. Notifying twice is better than not at all.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ ENDED_KEPT_S = 90 * DAY_S
 UNWRITTEN_MAX = 1000
 NEWS_MAX = 200
 ALONE_AFTER_S = 10.0
-"""If a store is away only for a moment, processes need not each notify: it is found again within five seconds."""
+"""During a short outage of the store processes need not each notify people: it is found again within five seconds."""
 
 Alone = Callable[[Sequence[Notice]], None]
 
 
 class SweptStore(Protocol):
-    """What the leader of the fleet sweeps now and then."""
+    """The parts of the store that the fleet's leader cleans up from time to time."""
 
     @property
     def episodes(self) -> Episodes: ...
@@ -51,7 +50,7 @@ class SweptStore(Protocol):
 
 
 class AlertStore(SweptStore, Protocol):
-    """What alerts need of a store."""
+    """The parts of a store that alerts need."""
 
     @property
     def trouble(self) -> str | None: ...
@@ -61,11 +60,11 @@ class AlertStore(SweptStore, Protocol):
 
 
 class AlertKeeper:
-    """Lets alerts begin and end, and stores them. `observes`: whether this process can observe a component at all.
+    """Begins and ends alerts, and stores them. `observes` tells whether this process can observe a component.
 
-    `outer` returns what a component depends on. `alone` delivers notices from this process's memory, without the store.
-    `remind_every_s`: how often people are reminded of a critical alert that still fires; 0: never. `has_channel`:
-    whether this process can notify people at all.
+    `outer` returns the components that a component depends on. `alone` delivers notices from this process's memory,
+    without the store. `remind_every_s` is how often people are reminded of a critical alert that is still firing; 0
+    means never. `has_channel` tells whether this process can notify people.
     """
 
     def __init__(
@@ -93,30 +92,33 @@ class AlertKeeper:
         self._renew_at = 0.0
 
     def views(self) -> list[Alert]:
-        """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
+        """Open alerts, the worst first, then those that ended within fifteen minutes. Changes nothing."""
         return alert_views(self.alerts, self.now, has_channel=self.has_channel)
 
     def doubted(self) -> set[str]:
-        """Components with alerts of an earlier process that this one has neither found nor looked for yet."""
+        """Components with alerts of an earlier process for which this one has no evidence yet."""
         doubted = {one.episode.component for one in self.alerts.seen if one.waits}
         return {component.partition("/")[0] for component in doubted}
 
     @property
     def now(self) -> Moment:
-        """For people and for durations."""
-        # Rounded as the store rounds it: otherwise one episode would have two beginnings, here and in other processes.
+        """The current time."""
+        # Rounded to milliseconds as in the store. Otherwise one episode would have two start times, one here and one in
+        # the processes that read it.
         return Moment(in_ms(self._clock.wall()), self._clock.monotonic())
 
     # ── each second ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def begin(self) -> None:
-        """Continue where the last process stopped. Raises `StoreUnavailable`; then later, when the store is back."""
+        """Continue the last process's alerts. Raises `StoreUnavailable`, and then does so when the store is back."""
         self._renew_at = self._clock.monotonic() + RENEW_EVERY_S
         await self._refresh(self.now)
 
     def see(self, findings: Iterable[Finding], has_looked: HasLooked) -> Moment:
-        """Let alerts begin and end by what holds now. The next look writes them and notifies people."""
+        """Begin and end alerts by the current findings. The next `look` writes them and notifies people."""
         now = self.now
+        # By id, so an episode that changes twice before it is written is written once, in its last phase. In a long
+        # outage of the store the oldest changes are dropped: memory must not grow with the outage.
         for episode in self.alerts.step(findings, now, has_looked, new_id):
             self._unwritten[episode.id] = episode
         while len(self._unwritten) > UNWRITTEN_MAX:
@@ -124,7 +126,7 @@ class AlertKeeper:
         return now
 
     async def look(self, findings: Iterable[Finding], has_looked: HasLooked) -> None:
-        """Take in what holds now, and notify people of it. Does not raise when the store is away."""
+        """Take in the current findings and notify people. Does not raise while the store is away."""
         now = self.see(findings, has_looked)
         if await self._write(now):
             self._away_since = None
@@ -134,7 +136,7 @@ class AlertKeeper:
             self._notify_alone(now)
 
     async def _write(self, now: Moment) -> bool:
-        """Write what is due; False while the store is away."""
+        """Write what is due; returns False while the store is away."""
         if self._store.trouble is not None:
             return False
         is_due = now.monotonic >= self._renew_at
@@ -142,6 +144,8 @@ class AlertKeeper:
             if is_due:
                 await self._refresh(now)
                 self._renew_at = now.monotonic + RENEW_EVERY_S
+            # First write, then notify: `_keep` returns what other processes have done, so this process does not claim
+            # a notice for an episode that is acknowledged, or notified, or already over.
             await self._keep(self.alerts.lasting if is_due else ())
             await self._notify(now)
             await self._remind(now)
@@ -151,14 +155,12 @@ class AlertKeeper:
     async def _refresh(self, now: Moment) -> None:
         """Read silences, and take over orphaned episodes of components that this process observes.
 
-        The first time, also of what ended recently.
+        The first time, also read the episodes that ended recently.
         """
         episodes = self._store.episodes
         if not self._knows_news:
-            since, later = (
-                now.wall - LISTED_AFTER_END_S,
-                now.wall + DAY_S,
-            )  # another machine's clock may be ahead
+            # The end is a day ahead, because another machine's clock may be ahead of this one.
+            since, later = now.wall - LISTED_AFTER_END_S, now.wall + DAY_S
             recent = await episodes.history(since, later, limit=NEWS_MAX)
             self.alerts.restore((one for one in recent if one.ended_at is not None), now)
             self._knows_news = True
@@ -168,7 +170,9 @@ class AlertKeeper:
             self.alerts.restore(await episodes.take(*orphaned), now)
 
     async def _keep(self, lasting: Iterable[Episode]) -> None:
-        """Write what is not written yet, and renew open episodes; after a failure the next look tries again."""
+        """Write pending changes and renew open episodes. After a failure the next `look` tries again."""
+        # Copies, because `see` may run while this waits for the store. At the end only the changes that were written
+        # are removed; an episode that has changed since has a new object under the same id, and stays.
         unwritten, said = dict(self._unwritten), frozenset(self._said)
         left = [one for one in unwritten.values() if one.phase == "resolved"]
         if left:
@@ -186,22 +190,28 @@ class AlertKeeper:
                 self._unwritten[anew.id] = anew
 
     async def _notify(self, now: Moment) -> None:
-        """Claim what people are to be notified of; the store writes the notice for the first process that does."""
+        """Claim the notices that are due. The store writes each for the first process that claims it."""
         owed = self.alerts.owed(now)
         if not owed:
             return
-        # An episode that an operator silenced or acknowledged a moment ago in another process must stay quiet.
+        # An operator may have silenced or acknowledged an episode a moment ago, in another process. Both are read again
+        # before the claim, because a claim cannot be taken back: the first `_adopt` brings acknowledgements, and the
+        # second one claims only what is still owed then.
         self.alerts.silences = tuple(await self._store.silences.lasting(now.wall))
         await self._adopt(owed)
         await self._adopt([replace(one, notified_at=now.wall) for one in self.alerts.owed(now)])
 
     async def _remind(self, now: Moment) -> None:
+        # Marked only after it was written. If the store fails in between, the next attempt writes the same key again,
+        # which changes nothing.
         for episode, number in self.alerts.reminders(now, self._remind_every_s):
             await self._store.notices.put(notice_of("reminder", episode, number))
             self.alerts.reminded(episode.fingerprint, number)
 
     def _notify_alone(self, now: Moment) -> None:
-        """Deliver without the store: what fires or has ended, and reminders. Other processes may do the same."""
+        """Deliver firing and resolved alerts and reminders without the store. Other processes may do the same."""
+        # Each notice is delivered once: its key stays in `_said` until the store has been told. Then `_keep` passes the
+        # keys along, so the store records the claim without writing the same notice for another process to send.
         notices = []
         for episode in self.alerts.owed(now):
             self.alerts.notified(episode.fingerprint, now.wall)
@@ -220,14 +230,14 @@ class AlertKeeper:
     # ── now and then ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def sweep(self, store: SweptStore) -> None:
-        """End what no process observes any more, and forget what ended long ago. Raises `StoreUnavailable`."""
+        """End episodes that no process observes any more, and delete old ones. Raises `StoreUnavailable`."""
         wall = self._clock.wall()
         await store.episodes.expire(wall - EXPIRES_AFTER_S)
         await store.episodes.prune(wall - ENDED_KEPT_S)
         await store.silences.prune(wall - ENDED_KEPT_S)
 
     async def finish(self) -> None:
-        """Write what is not written, and let others take over. Raises `StoreUnavailable`."""
+        """Write pending changes and let other processes take over. Raises `StoreUnavailable`."""
         if self._unwritten or self.alerts.lasting:
             await self._keep(self.alerts.lasting)
             await self._store.episodes.release()
@@ -241,7 +251,7 @@ class AlertKeeper:
         return episode
 
     async def silence(self, silence: Silence) -> None:
-        """Silence what it matches, in every process. Raises `StoreUnavailable`."""
+        """Add a silence, in every process. Raises `StoreUnavailable`."""
         await self._store.silences.add(silence)
         self.alerts.silences = (*self.alerts.silences, silence)
 

@@ -1,11 +1,11 @@
-"""Every kind of alert, one row each.
+"""The table of alert kinds, one row each.
 
-A rule (`koo.alerts.rules`) says what is wrong; this table says how much it matters, how long it has to hold, which
-other alert already covers it and how its end is announced. What a person should do about it is in `docs/alerts.md`,
-under the kind's name (`koo.monitoring.runbook`).
+A rule (`koo.alerts.rules`) says what is wrong. This table says how much it matters, how long it must hold, which other
+alert already covers it and how its end is announced. `docs/alerts.md` says, under the kind's name, what a person should
+do about it (`koo.monitoring.runbook`).
 
-Severity is what happens to calls. critical: every call of the component is refused or fails now. warning: some are, or
-a threshold is close. How soon a person is notified is `pending_s`, which is a separate question.
+Severity depends on what happens to calls. critical: every call of the component is refused or fails now. warning: some
+are, or a threshold is close. `pending_s` says how soon a person is notified, which is a separate question.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Literal
 from koo.events import Severity
 
 Evidence = Literal["own", "answer", "recent", "store"]
-"""What a new process must know before it may end an earlier process's alert because it does not find it itself.
+"""What a new process must know before it may end an earlier process's alert that it does not find.
 
-* "own": nothing. The condition is a process's own, and a new one does not have it.
-* "answer": the other side has answered: a probe, an unbilled check, calls that succeeded.
+* "own": nothing. The condition belonged to the earlier process.
+* "answer": the other side has answered a probe, an unbilled check or calls.
 * "recent": enough recent calls, or as much time as the rule looks back.
 * "store": the state store has answered.
 """
@@ -28,7 +28,7 @@ Evidence = Literal["own", "answer", "recent", "store"]
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What is listed as information when an alert ends; other ends are not news."""
+    """The info alert that is listed when an alert of this kind ends. The ends of other kinds are not news."""
 
     kind: str
     message: str
@@ -36,13 +36,14 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class AlertKind:
-    """What holds for all alerts of a kind.
+    """The properties of all alerts of a kind.
 
-    `pending_s`: how long it has to hold before it fires. `recovering_s`: how long it has to be gone before it ends.
-    `part_of`: kinds of the same component of which this one is a lesser face; while one of them holds, it is not an
-    alert of its own but listed in that one's `also`. `inhibited_by`: kinds of components that this one depends on;
-    while one of them fires, this one is listed but does not notify. `kept_by`: kinds of the same component that are
-    neither the end of this one nor a new beginning. `evidence`: see there.
+    `pending_s` is how long the condition must hold before the alert fires, `recovering_s` how long it must be gone
+    before the alert ends. `part_of` names greater kinds of the same component: while one of them holds, this one is
+    not a separate alert but is listed in that one's `also`. `inhibited_by` names kinds of this component or of one
+    that it depends on: while one of them is open, this one is listed but sends no notification. `kept_by` names kinds
+    of the same component that keep this one open, because they are neither its end nor a new beginning. For
+    `evidence` see `Evidence`.
     """
 
     severity: Severity
@@ -59,13 +60,13 @@ class AlertKind:
 DATABASE_GONE = ("database_unavailable",)
 STORE_GONE = ("store_unavailable",)
 SERVICE_GONE = ("service_down", "key_refused", "circuit_open", "circuit_recovering")
-"""Faces of a service whose calls do not get through; failed and slow calls came before that."""
+"""The kinds of a service whose calls do not get through. They include the failed and slow calls that came before."""
 _RECOVERY = ("circuit_recovering",)
 _CIRCUIT_CLOSED = Ending("circuit_closed", "the circuit breaker is closed again")
 _REQUESTS_FREE = Ending("limit_available", "our limit has room again")
 _BUDGET_FREE = Ending("budget_available", "the budget covers calls again")
 _BUDGET_STEPS = ("budget_used_up", "budget_too_small", "budget_at_95", "budget_at_90", "budget_approaching")
-"""A budget's kinds, the worst first: each has the later ones as a part."""
+"""A budget's kinds, the worst first. Each includes the ones after it."""
 
 KINDS: Mapping[str, AlertKind] = {
     # ── a breaker, a service ──────────────────────────────────────────────────────────────────────────────────
@@ -296,11 +297,11 @@ KINDS: Mapping[str, AlertKind] = {
 }
 
 UNKNOWN = AlertKind("warning", "")
-"""A condition that is new to the table is worth a warning, but is not a failure in an outage."""
+"""A kind that is missing from the table is a warning. It must not raise an error in the middle of an outage."""
 ENDINGS: Mapping[str, Ending] = {kind: row.ending for kind, row in KINDS.items() if row.ending is not None}
-"""The kinds whose end is news, and what it is announced as."""
+"""The kinds whose end is news, with its announcement."""
 
 
 def severity_of(kind: str) -> Severity:
-    """How much a kind matters."""
+    """The severity of a kind."""
     return KINDS.get(kind, UNKNOWN).severity

@@ -1,4 +1,4 @@
-"""Our own limits on requests and tokens: close, and reached."""
+"""Findings about koo's own limits on requests and tokens: nearly reached, and reached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ APPROACHING = 0.80
 
 
 def find_in_limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
-    """Each limit of which four fifths are used; at its end every call is refused, or waits."""
+    """The limits that are at least four fifths used, and those that are reached, so that calls are refused or wait."""
     reached = _reached(view)
     for key in LIMITS:
         limit = view["rate_limits"][key]
@@ -26,16 +26,15 @@ def find_in_limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
                 **data,
                 "refuses": f"calls to {view['service_name']} {_while_full(key)}",
             }
-            message = f"our limit of {most} {key.replace('_', ' ')} is reached: calls are refused, or wait"
+            message = f"our limit of {most} {key.replace('_', ' ')} is reached: calls are refused or wait"
             yield Finding(f"limit_reached_{key}", component, message, refuses)
 
 
 def _reached(view: ServiceHealth) -> set[LimitName]:
-    """The limits that refuse calls.
-
-    A call may need more tokens than are left of a limit that is not full, so for tokens the refusals decide. Of a limit
-    per minute a request comes back each second and is taken at once, so a look may find one free that no caller found.
-    """
+    """The limits that refuse calls."""
+    # The numbers alone would miss two cases. A call may need more tokens than are left of a limit that is not full. And
+    # of a limit per minute a request becomes free each second and is taken immediately, so this check may find one free
+    # while every caller is refused. So the refusals of the last half minute decide too.
     if view["rate_limits"][TOKENS]["refuses"]:
         return {TOKENS}
     limits: dict[LimitName, RateLimit] = {

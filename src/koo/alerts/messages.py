@@ -1,9 +1,9 @@
-"""What a message says: what is wrong, since when, what it refuses, what to do, and where to look.
+"""Composes messages: what is wrong, since when, what it refuses, what to do, and where to look.
 
-A message is read at 3 a.m., on a small screen, by a person who was asleep. So the first line says everything, and
-nothing needs a second page to be understood. Everything that came from a provider, a server or a caller is plain text.
+A message is read at 3 a.m., on a small screen, by a person who was asleep. So the first line contains everything
+important, and nothing requires a second page. Text from a provider, a server or a caller is reduced to plain text.
 
-All of it is made from the notices alone, without a clock: a repeated message is identical to the letter.
+A message depends only on its notices, not on a clock, so a repeated message is identical.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ DATA_DEPTH_MAX = 6
 HEADS = {"firing": "", "resolved": "resolved: ", "reminder": "still: ", "test": "test: "}
 RANK: dict[Severity, int] = {"critical": 0, "warning": 1, "info": 2}
 ALONE = (
-    "The state store cannot be reached, so this process sends this on its own; others may send the same, and what is "
-    "acknowledged or silenced is not known."
+    "The state store cannot be reached, so this process sends this on its own. Other processes may send the same "
+    "alert, and acknowledgements and silences are not known."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """The sender: its name in messages, and where people reach koo in a browser (None: not set)."""
+    """The sender: its name in messages, and koo's URL for people's browsers (None if not set)."""
 
     name: str
     public_url: str | None = None
@@ -57,7 +57,7 @@ def compose(
     epoch: int | None = None,
     is_alone: bool = False,
 ) -> Message:
-    """One message of one notice or several. `epoch`: of its sender's lease. `is_alone`: it leaves without the store."""
+    """One message about one or more notices. `epoch` is that of the sender's lease; `is_alone`: without the store."""
     note = ALONE if is_alone else ""
     one = notices[0]
     is_one = len(notices) == 1
@@ -84,7 +84,7 @@ def _subject(notice: Notice) -> str:
 
 
 def _subject_of_many(notices: Sequence[Notice]) -> str:
-    """ "3 critical, 1 resolved: database, ai:claude and 2 more": the worst first."""
+    """A subject such as "4 alerts (3 critical, 1 resolved): database, ai:claude and 2 more", the worst first."""
     what = Counter(one.severity if one.what != "resolved" else "resolved" for one in notices)
     counts = ", ".join(
         f"{what[word]} {word}" for word in ("critical", "warning", "info", "resolved") if what[word]
@@ -155,7 +155,7 @@ def _clock(wall_s: float) -> str:
 
 
 def _refuses(notice: Notice, book: Runbook | None) -> str:
-    """What it refuses now, if the rule says; else what alerts of its kind refuse."""
+    """What the alert refuses now, if its rule says so, or else what alerts of its kind refuse."""
     said = notice.data.get("refuses")
     if not isinstance(said, str):
         return book.refuses if book is not None else ""
@@ -221,7 +221,7 @@ def _alert(notice: Notice, sender: Sender) -> dict[str, Any]:
 
 
 def _harmless(value: object, depth: int = 0) -> Any:
-    """A rule's numbers, with plain text only."""
+    """A rule's data, with all strings reduced to plain text."""
     if depth > DATA_DEPTH_MAX:
         return None
     if isinstance(value, Mapping):
@@ -229,5 +229,5 @@ def _harmless(value: object, depth: int = 0) -> Any:
     if isinstance(value, (list, tuple)):
         return [_harmless(one, depth + 1) for one in value[:100]]
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON knows no infinity
+        return None  # JSON has no infinity
     return value if value is None or isinstance(value, (bool, int, float)) else plain(value)

@@ -1,4 +1,4 @@
-"""Budgets: how much is gone, what no longer fits, when it is used up, and what dead processes left behind."""
+"""Findings about budgets: the share spent, calls that no longer fit, the forecast, and money of dead processes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ BUDGET_STEPS = (
     (Decimal("0.90"), "budget_at_90"),
     (Decimal("0.95"), "budget_at_95"),
 )
-"""Shares of a budget that are alerts of their own, so that each is sent when it is reached; the highest is listed."""
+"""Each of these shares is a separate alert, so people are notified when it is reached. Only the highest is listed."""
 FORECAST_SHARE_MIN = Decimal("0.20")
-"""Less than a fifth says little about a whole day: the first expensive hour would predict ruin."""
+"""Less than a fifth of a budget says little about the whole day: one expensive hour would raise a false alarm."""
 STORE = "state_store"
 UNSETTLED = "money_unsettled"
 BUDGET = "budget:"
 
 
 def find_in_day(view: ServiceHealth, component: str) -> Iterator[Finding]:
-    """A service's own budget of today."""
+    """Findings about a service's own daily budget."""
     budget = view["rate_limits"]["daily_budget"]
     yield from _shares(component, "today's budget", budget, "refuse", f"calls to {view['service_name']}")
     if Decimal(budget["above_hold"]) > 0:
         message = (
-            f"bills of today were {budget['above_hold']} USD above their worst cases, and are booked whole"
+            f"today's bills exceeded their worst cases by {budget['above_hold']} USD and are booked in full"
         )
         data: AlertData = {"resets_at": budget["resets_at"], "amount": budget["above_hold"]}
         yield Finding("bill_above_hold", component, message, data)
 
 
 def find_in_budgets(budgets: Sequence[Budget], services: Sequence[ServiceHealth]) -> Iterator[Finding]:
-    """The budgets that an operator set, and refusals for lack of money, whichever budget was short."""
+    """Findings about budgets that an operator set, and about refusals for lack of money in any budget."""
     for budget in budgets:
         what = f"the {budget['period']}'s budget {budget['title']!r}"
         component = f"{BUDGET}{budget['title']}"
@@ -46,7 +46,7 @@ def find_in_budgets(budgets: Sequence[Budget], services: Sequence[ServiceHealth]
 def _shares(
     component: str, what: str, budget: BudgetMoney, on_exhausted: str, whom: str
 ) -> Iterator[Finding]:
-    """What calls have spent or hold counts. Idle money in purses does not: it is available to any process that asks."""
+    # Spent and held money counts. Idle money in purses does not, because any process that needs it can have it.
     total = Decimal(budget["limit"] or 0)
     if budget["limit"] is None:
         return
@@ -81,7 +81,7 @@ def _run_out(runs_out: RunOut) -> str:
 
 
 def _shortages(services: Sequence[ServiceHealth]) -> Iterator[Finding]:
-    """A rest too small for the calls that are made, seen from their refusals; one alert per budget."""
+    """Budgets whose remainder is too small for the calls that are made, known from their refusals; one per budget."""
     short: dict[str, list[ServiceHealth]] = {}
     for view in services:
         if view["shortage"] is not None:
@@ -90,8 +90,8 @@ def _shortages(services: Sequence[ServiceHealth]) -> Iterator[Finding]:
         lacks = [view["shortage"] for view in views if view["shortage"] is not None]
         worst, names = lacks[0], [view["service_name"] for view in views]
         message = (
-            f"{worst['budget']} does not cover calls that are made: up to {worst['needed']} USD needed, "
-            f"{worst['left']} USD left; it concerns {', '.join(names)}"
+            f"{worst['budget']} does not cover some calls: they need up to {worst['needed']} USD, "
+            f"{worst['left']} USD are left; affected: {', '.join(names)}"
         )
         data: AlertData = {
             "refuses": f"calls that may cost more than {worst['left']} USD",
@@ -103,14 +103,14 @@ def _shortages(services: Sequence[ServiceHealth]) -> Iterator[Finding]:
 
 
 def _unsettled(services: Sequence[ServiceHealth], budgets: Sequence[Budget]) -> Iterator[Finding]:
-    """One process that died leaves money behind in each of its budgets, so this is one alert."""
+    # One alert for all budgets, because one process that dies leaves money in each of its budgets.
     days = {f"{view['service_name']}'s day": view["rate_limits"]["daily_budget"] for view in services}
     own = {f"the budget {budget['title']!r}": budget for budget in budgets}
     left = {name: Decimal(budget["unsettled"]) for name, budget in [*days.items(), *own.items()]}
     left = {name: amount for name, amount in left.items() if amount > 0}
     if left:
         message = (
-            "processes that no longer report were granted money, which stays booked because it may have been spent: "
+            "processes that no longer report were granted money; it stays booked because they may have spent it: "
             + ", ".join(f"{amount:f} USD of {name}" for name, amount in left.items())
         )
         yield Finding(UNSETTLED, STORE, message, {"amount": f"{max(left.values()):f}"})

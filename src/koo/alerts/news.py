@@ -1,7 +1,7 @@
-"""Momentary events of the state store, kept as an alert for as long as a person needs to see it.
+"""Turns momentary events of the state store into findings that last long enough for a person to see them.
 
-A rule looks at numbers that hold now. That a store forgot, or that this process's name belonged to another one, is over
-within seconds, but its consequence for money is not.
+A rule looks at current numbers. Data loss in the store, or a name that another process was using, is over within
+seconds, but its consequence for money is not.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from koo.clock import Clock
 from koo.events import Event, ProcessRenamed, StoreForgot, StoreFound
 
 KEPT_S = 3600.0
-"""An hour after the last time: long enough to be woken, and to look."""
+"""A finding lasts for an hour after the last event: long enough for a person to be woken and to look at it."""
 SETTLES_S = 20.0
-"""A store that was away has heard from no process. Until each has reported again, all others look dead."""
+"""While the store was away no process could report. Until each has reported again, all other processes look dead."""
 
 
 class StoreNews:
-    """Receives the store's events; `findings` are those that still matter."""
+    """Receives the store's events; `findings` returns those that still matter."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -42,24 +42,24 @@ class StoreNews:
             self._settles_at = now + SETTLES_S
 
     def add_to(self, found: Iterable[Finding]) -> list[Finding]:
-        """Current findings, beside what rules found in the numbers; money is unsettled only if the store is sure."""
+        """Add these findings to those of the rules. Unsettled money is left out while processes are still returning."""
         is_settling = self._clock.monotonic() < self._settles_at
         sure = [one for one in found if not (is_settling and one.kind == UNSETTLED)]
         return [*sure, *self.findings()]
 
     def findings(self) -> Iterator[Finding]:
-        """What is still worth a look."""
+        """The events that still matter."""
         now = self._clock.monotonic()
         if now < self._forgot_until:
             message = (
-                f"the state store is older than what was reported to it: {self._forgotten_usd:f} USD that this process "
-                "had booked was not known there, and is booked again; what processes that are gone had spent since "
-                "that copy was made is lost to the budgets, which may be overspent by it"
+                f"the state store has lost data: {self._forgotten_usd:f} USD that this process had booked were missing "
+                "and are booked again; spending by processes that have ended since that copy of the store was made is "
+                "missing from the budgets, which may be overspent by that amount"
             )
             yield Finding("store_forgot", STORE, message, {"amount": f"{self._forgotten_usd:f}"})
         if now < self._renamed_until:
             message = (
-                "another process spoke to the state store under this one's name: a machine was copied while it ran, or "
-                "this process was written off; it continues under another name, and what it held is booked twice"
+                "another process used this one's name in the state store: a machine was copied while it ran, or this "
+                "process was written off; it continues under another name, and what it held is booked twice"
             )
             yield Finding("process_renamed", STORE, message)

@@ -1,8 +1,8 @@
-"""The outbox: every configured channel, with the courier that carries its messages, and what became of them.
+"""The outbox: every configured channel with its courier, and the delivery status of every notice.
 
-"Why was I not notified?" has an answer for each notice and each channel: it was sent, it waits for its next attempt, it
-was given up, or it is below the least severity. For an alert without a notice the engine knows why. And if no channel
-is configured, that is the answer.
+It answers the question "why was I not notified?" for each notice and each channel: the notice was sent, waits for its
+next attempt, was given up, or is below the lowest severity that is sent. For an alert without a notice the engine gives
+the reason. If no channel is configured, that is the reason.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TEST_MESSAGE = "this is a test, sent on request; nothing is wrong"
 
 
 class Outbox:
-    """What one process sends to people."""
+    """The channels of one process."""
 
     def __init__(
         self,
@@ -78,32 +78,35 @@ class Outbox:
         ]
 
     def begin(self) -> None:
-        """Log what a person should know about the setup of channels."""
+        """Log warnings about the setup of the channels."""
         for courier in self.couriers:
             for warning in courier.channel.warnings:
                 _warn_once(warning)
 
     def alone(self, notices: Sequence[Notice]) -> None:
-        """Send these without the state store, which is away; see `Courier.send_alone`."""
+        """Send notices without the state store, because it is away; see `Courier.send_alone`."""
         for courier in self.couriers:
             courier.send_alone(notices)
 
     def statuses(self) -> list[ChannelStatus]:
-        """How each channel is, as last known. Without I/O."""
+        """Each channel's state, as last known. Without I/O."""
         return [_status(courier, self._options.severity, self._clock) for courier in self.couriers]
 
     async def deliveries(self, alerts: Sequence[Alert]) -> AlertDeliveries:
-        """What became of the notices of the last day, and why others of `alerts` were not sent.
+        """The deliveries of the last day's notices, and the reasons why others of `alerts` were not sent.
 
-        Says so if the store is away, and does not raise.
+        Does not raise while the store is away; `store` contains the reason then.
         """
         trouble = self._store.trouble
+        # What this process sent without the store comes first, because it is known even now. A person asks this
+        # question during an outage, and the store may be a part of it.
         found = [one for courier in self.couriers for one in courier.told_alone]
         try:
             found += await self._store.notices.deliveries(self._clock.wall() - SHOWN_S)
         except StoreUnavailable as error:
             trouble = str(error)
         names = [courier.channel.name for courier in self.couriers]
+        # A notice's key begins with its episode's id, so this also matches notices that other processes wrote.
         told = {one.notice.key.partition(":")[0] for one in found}
         return {
             "configured": bool(names),
@@ -138,7 +141,7 @@ class Outbox:
         }
 
     def _why(self, one: Delivery, names: Sequence[str]) -> str:
-        """One sentence for a person who asks."""
+        """The status of a delivery as one sentence."""
         tries = f"{one.attempts} attempts" if one.attempts != 1 else "one attempt"
         match one.state:
             case "sent":
@@ -148,9 +151,9 @@ class Outbox:
             case "given_up":
                 return f"given up after {tries}: {one.reason}"
             case "below_severity":
-                return f"{one.notice.severity} is below the least severity that was sent when it was written"
+                return f"{one.notice.severity} is below the lowest severity that was sent when it was written"
             case _ if one.channel not in names:
-                return f"waits for a process that has the channel {one.channel} configured; this one does not"
+                return f"waits for a process that has the channel {one.channel} configured; this one has not"
             case _ if one.reason:
                 return f"waits for its next attempt after {tries}: {one.reason}"
         standing = next(c.standing for c in self.couriers if c.channel.name == one.channel)
@@ -161,7 +164,7 @@ class Outbox:
         )
 
     async def test(self, channel: str | None = None) -> AlertTests:
-        """Send a test by one channel, or by all, now. Raises `CallerMistake` for a channel that is not configured."""
+        """Send a test through one channel, or through all. Raises `CallerMistake` if that channel is not configured."""
         chosen = [one for one in self.couriers if channel is None or one.channel.name == channel]
         if not chosen:
             names = ", ".join(one.channel.name for one in self.couriers)
@@ -194,7 +197,9 @@ class Outbox:
         }
 
     async def finish(self) -> None:
-        """Let other processes continue, and close all connections. What waits stays in the store."""
+        """Close all connections and let other processes continue. Waiting messages stay in the store."""
+        # The claims are released last. Released first, another process could take a message while this one is still
+        # sending it, and the receiver would get it twice.
         for courier in self.couriers:
             await courier.channel.close()
         if self.couriers:
@@ -204,12 +209,12 @@ class Outbox:
 
 @cache
 def _warn_once(sentence: str) -> None:
-    """A platform that is opened by each `asyncio.run` logs it once."""
+    """Log a warning once per process, even if a script opens the platform in each `asyncio.run`."""
     log.warning("%s", sentence)
 
 
 def make_channels(options: AlertOptions, network: NetworkOptions, wall: Callable[[], float]) -> list[Channel]:
-    """The configured channels. Raises `ConfigurationError` for a proxy that koo cannot use."""
+    """Create the configured channels. Raises `ConfigurationError` for a proxy that koo cannot use."""
     found: list[Channel] = []
     if options.webhook is not None:
         found.append(Webhook(options.webhook, options.webhook_secret, network, wall))
@@ -253,7 +258,7 @@ def _status(courier: Courier, severity: Severity, clock: Clock) -> ChannelStatus
 
 def _untold(alert: Alert, names: Sequence[str]) -> UntoldAlert:
     notified = alert["notified"]
-    written = "it is written, and goes out within a second or two"
+    written = "its notice is written and will be sent within a second or two"
     is_written = notified["state"] in ("notified", "no_channel")
     reason = NOT_CONFIGURED if is_written and not names else notified["reason"] or written
     return {

@@ -1,4 +1,4 @@
-"""What is wrong with koo itself: its state store, its disks, its descriptors, its background checks, its channels."""
+"""Findings about koo itself: its state store, disks, file descriptors, background checks and channels."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ PROCESS = "process"
 DISK = "disk:"
 CHANNEL = "channel:"
 FAILING_S = 60.0
-"""A receiver that is restarted is back by then."""
+"""By then a receiver that is being restarted is back."""
 DESCRIPTORS_MOST = 0.97
 DESCRIPTORS_MANY = 0.85
 MIB = 2**20
 
 
 def find_in_koo(view: KooHealth) -> Iterator[Finding]:
-    """Everything that holds for this process, its disks and its descriptors."""
+    """All findings about this process, its disks and its descriptors."""
     for disk in view["disks"]:
         yield from _disk(disk)
     if view["descriptors"] is not None:
         yield from _descriptors(view["descriptors"])
     if view["short_of"]:
-        message = f"{view['short_of']}: calls that need it fail, which does not count against any service"
+        message = f"{view['short_of']}: calls that need it fail, which is not counted against any service"
         yield Finding("out_of_resources", PROCESS, message)
     yield from _monitors(view)
 
 
 def find_in_store(store: StoreHealth | None, services: Sequence[ServiceHealth]) -> Iterator[Finding]:
-    """One store for all services, so one alert: five would say the same thing five times."""
+    """Findings about the state store. It is one store for all services, so it is one alert."""
     budgets = {view["service_name"]: view["rate_limits"]["daily_budget"] for view in services}
     names = sorted(
         name
@@ -46,9 +46,7 @@ def find_in_store(store: StoreHealth | None, services: Sequence[ServiceHealth]) 
     if not names and not is_away:
         return
     message = (store["reason"] if store is not None else "") or "the state store cannot be reached"
-    local = (
-        f"; default budgets hold for this process only, which concerns {', '.join(names)}" if names else ""
-    )
+    local = f"; default budgets hold for this process only (affected: {', '.join(names)})" if names else ""
     data: AlertData = {"services": names}
     if store is not None and store["lost_at"] is not None:
         data["since"] = store["lost_at"]
@@ -56,12 +54,12 @@ def find_in_store(store: StoreHealth | None, services: Sequence[ServiceHealth]) 
     if store is not None and is_away and store["refuses"]:
         whom = ", ".join(store["refuses"])
         refuses: AlertData = {**data, "refuses": f"calls to {whom} that count against a budget that was set"}
-        soon = f"calls to {whom} are refused when what this process was granted of their budgets is used up"
+        soon = f"calls to {whom} will be refused once the money granted to this process is used up"
         yield Finding("store_unavailable", STORE, f"{message}; {soon}", refuses)
 
 
 def find_in_channels(channels: Sequence[ChannelStatus], now: float) -> Iterator[Finding]:
-    """Channels that have not accepted messages for a while, or gave one up. `now` in wall seconds."""
+    """Channels that have been failing for a while, or that gave a message up. `now` is in wall seconds."""
     for channel in channels:
         since = channel["failing_since"]
         failing_s = 0.0 if since is None else now - datetime.fromisoformat(since).timestamp()
@@ -71,7 +69,8 @@ def find_in_channels(channels: Sequence[ChannelStatus], now: float) -> Iterator[
             f"; {channel['given_up']} were given up within the last hour" if channel["given_up"] else ""
         )
         message = (
-            say(f"{channel['waiting']} notices wait for {channel['channel']}", channel["reason"]) + given_up
+            say(f"{channel['waiting']} notices are waiting for {channel['channel']}", channel["reason"])
+            + given_up
         )
         data: AlertData = {"next_attempt": channel["next_attempt"]}
         if since is not None:
@@ -86,7 +85,7 @@ def _disk(disk: DiskHealth) -> Iterator[Finding]:
         message = f"{disk['free_bytes'] / MIB:.0f} MiB are free on the disk {where}"
         yield Finding("disk_nearly_full", component, message)
         if disk["state"] == "full":
-            yield Finding("disk_full", component, f"{message}: what koo writes there begins to fail")
+            yield Finding("disk_full", component, f"{message}: koo's writes to it begin to fail")
 
 
 def _descriptors(view: DescriptorHealth) -> Iterator[Finding]:
@@ -101,8 +100,8 @@ def _descriptors(view: DescriptorHealth) -> Iterator[Finding]:
 
 def _monitors(view: KooHealth) -> Iterator[Finding]:
     if view["late"]:
-        message = f"overdue: {', '.join(view['late'])}; what is shown of it may be old"
+        message = f"overdue: {', '.join(view['late'])}; what is shown may be outdated"
         yield Finding("monitor_stale", PROCESS, message)
     elif view["blocked_s"]:
-        message = f"the event loop was blocked for {view['blocked_s']:.0f} s: nothing in koo ran, not even deadlines"
+        message = f"the event loop was blocked for {view['blocked_s']:.0f} s: no koo code ran, not even its deadlines"
         yield Finding("monitor_stale", PROCESS, message)

@@ -1,4 +1,4 @@
-"""Whether koo itself is well: disk space and descriptors, and whether its background checks still run."""
+"""Watches koo itself: disk space, file descriptors, and whether its background checks still run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from koo.monitoring.own_shapes import KooHealth, StoreHealth
 from koo.shortages import SHORTAGES
 
 LOOKS_MAX = 60
-"""A check may be a minute late, beside its interval, before it is reported as stopped."""
+"""A check may be a minute later than its interval before it is reported as stopped."""
 SHORT_S = 60.0
-"""A shortage lasts longer than the one call that met it: other calls wait for their pauses meanwhile."""
-PROBE, CHECKS = "the probe of the database", "the checks of services"
+"""A shortage is shown for a minute, because it affects more than the one call that met it: others retry after it."""
+PROBE, CHECKS = "the database probe", "the service checks"
 
 
 def folders_of(home: Path, store_file: Path | None) -> dict[str, Path]:
-    """Where koo writes on this machine, by the names that alerts have for it."""
+    """The folders that koo writes to on this machine, by the names that alerts use."""
     return {"home": home} if store_file is None else {"home": home, STORE: store_file.parent}
 
 
 class OwnWatch:
-    """`step` is called each second. `folders`: where koo writes, by name; `rounds` counts rounds of service checks."""
+    """Call `step` once a second. `folders` are koo's folders by name. `rounds` counts rounds of service checks."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.host = HostWatch(folders)
@@ -37,10 +37,10 @@ class OwnWatch:
         self._short_until = float("-inf")
 
     def step(self, now: float, *, check_s: float, probe: object, probe_s: float | None) -> None:
-        """Look once; `now` in monotonic seconds.
+        """Check everything once; `now` is in monotonic seconds.
 
-        `check_s`: how long a round of checks may take. `probe`: what the database's probe saw last, which is due after
-        `probe_s` (None: no database is open).
+        `check_s` is how long a round of service checks may take. `probe` is the result of the database's last probe,
+        and a new one is due after `probe_s` (None if no database is open).
         """
         self.beats.beat(now)
         if SHORTAGES.count != self._shortages:
@@ -53,7 +53,7 @@ class OwnWatch:
             self._signs.see(PROBE, probe, LOOKS_MAX + int(probe_s))
 
     def view(self, store: StoreHealth, now: float) -> KooHealth:
-        """What is known; without I/O, from any thread."""
+        """koo's own health, without I/O, from any thread."""
         return {
             "state_store": store,
             "disks": disks_view(self.host),
@@ -66,7 +66,7 @@ class OwnWatch:
     def _late(self) -> list[str]:
         late = list(self._signs.late)
         if self.host.is_silent:
-            late.append("the check of the disks, which do not answer")
+            late.append("the disk check, because a disk does not respond")
         if self.beats.is_late:
-            late.append("koo's work of each second, alerts and notifications too")
+            late.append("koo's once-a-second work, including alerts and notifications")
         return late

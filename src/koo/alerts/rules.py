@@ -1,9 +1,9 @@
-"""Which alerts hold now: a pure function of the numbers that are shown.
+"""Finds the alert conditions that hold now: a pure function of the numbers that are shown.
 
-Each rule is a few lines over one part of the system's health (`service_rules`, `limit_rules`, `money_rules`,
-`database_rules`, `own_rules`). It says what is wrong, where, with which numbers and what is refused because of it. How
-much that matters is in the table (`kinds`); which findings have one cause is decided in `absorbing`; when an alert
-begins and ends is the engine's.
+Each rule is a few lines about one part of the system's health (`service_rules`, `limit_rules`, `money_rules`,
+`database_rules`, `own_rules`). It states what is wrong, where, with which numbers, and what is refused because of it.
+The table of kinds (`kinds`) has the severities. `absorbing` decides which findings have one cause. The engine decides
+when an alert begins and ends.
 
 A component's name never changes while the process lives: a service's default model is `ai:claude`, the others are
 `ai:claude/model`. If the first were renamed when a second model appears, its alert would end and start again.
@@ -29,9 +29,9 @@ def find(
     budgets: Sequence[Budget] = (),
     koo: KooHealth | None = None,
 ) -> list[Finding]:
-    """Everything that holds in the views: of the database (None: it is not in use), the services, budgets, and koo.
+    """All findings in the views of the database (None if it is not in use), the services, the budgets and koo.
 
-    One finding for each cause and component: the lesser faces of a cause are in `data["also"]`.
+    There is one finding for each cause and component. `data["also"]` names the lesser findings with the same cause.
     """
     configured = [service for service in services.values() if service["configured"]]
     found = list(find_in_database(database)) if database is not None else []

@@ -1,7 +1,7 @@
-"""What is wrong with a service: its key, its breakers, the provider's limits, its errors and latency.
+"""Findings about a service: its key, its breakers, the provider's limits, its errors and latency.
 
-Each state that is not `healthy`, and each refusal of the last half minute, has its finding. Otherwise a verdict could
-lack its reason, and only callers would notice an outage.
+Every state other than `healthy`, and every refusal of the last half minute, has a finding. Otherwise the verdict could
+lack a reason, and only callers would notice an outage.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from koo.monitoring.shapes import AlertData, BreakerStatus, ModelStatus, Pause, 
 ERROR_RATE_MAX = 0.10
 CALLS_MIN = 20
 GOES_ON = 0.5
-"""An alert about a rate continues down to this share of the threshold and of the calls with which it began. Otherwise a
-rate that stays around the threshold would begin and end an alert with each call."""
+"""An alert about a rate continues down to this share of the threshold, and of the number of calls, that began it.
+Otherwise a rate around the threshold would begin and end an alert with each call."""
 FAILURES_MIN = 3
 REFUSED = ("open", "forced_open")
 QUOTAS = ("quota", "billing")
-"""Pauses that do not pass by waiting a little: the account has nothing left."""
+"""Pauses that a short wait does not end, because the account has no credit left."""
 
 
 def find_in_service(view: ServiceHealth) -> Iterator[Finding]:
-    """Everything that holds of one configured service."""
+    """All findings about one configured service."""
     component = f"ai:{view['service_name']}"
     yield from _down(view, component)
     yield from _models(view, component)
@@ -44,7 +44,7 @@ def find_in_service(view: ServiceHealth) -> Iterator[Finding]:
 
 
 def find_in_breaker(component: str, whom: str, breaker: BreakerStatus) -> Iterator[Finding]:
-    """One breaker that is not closed. `whom`: what it guards, in a sentence."""
+    """Findings about a breaker that is not closed. `whom` names what it guards."""
     reason = breaker["reason"]
     if breaker["state"] in REFUSED:
         data: AlertData = {
@@ -58,7 +58,7 @@ def find_in_breaker(component: str, whom: str, breaker: BreakerStatus) -> Iterat
     elif breaker["state"] == "half_open":
         message = f"recovery is being tested after {reason}"
         tested: AlertData = {
-            "refuses": f"calls to {whom}, but for a few that test it",
+            "refuses": f"calls to {whom}, except a few that test it",
             "since": breaker["opened_at"],
             "last_error": breaker["last_error"],
             **incident_of(breaker),
@@ -67,12 +67,12 @@ def find_in_breaker(component: str, whom: str, breaker: BreakerStatus) -> Iterat
 
 
 def incident_of(breaker: BreakerStatus) -> AlertData:
-    """The link from an alert to why its breaker opened."""
+    """The incident that explains why an alert's breaker opened."""
     return {} if breaker["incident"] is None else {"incident": breaker["incident"]}
 
 
 def _refused_by(breaker: BreakerStatus, whom: str) -> str:
-    """A breaker that only counts refuses nothing, whatever its phase."""
+    # With `metrics_only` a breaker only counts, and refuses nothing in any phase.
     return "" if breaker["override"] == "metrics_only" else f"every call to {whom}"
 
 
@@ -92,20 +92,19 @@ def _down(view: ServiceHealth, component: str) -> Iterator[Finding]:
 
 
 def _is_down(view: ServiceHealth, models: list[ModelStatus]) -> bool:
-    """The default model is refused, and no other one can be called, except by probes.
-
-    One that tests its recovery admits a probe now and then: that is not a service, and not a recovery either. While the
-    default model itself does so, the engine keeps the existing alert.
-    """
+    """Whether the default model is refused and no other model can be called, except by probes."""
     if _is_refused_to_all(view, models):
         return True
+    # A model that tests its recovery admits a probe from time to time, which is not a working service yet, so
+    # `half_open` does not pass. If the default model itself is half open, this is False, and the engine keeps the
+    # existing alert open until the test has a result (`kept_by`).
     refused = [bool(model["key_refused"]) or model["state"] in REFUSED for model in models]
     passes = [not no and model["state"] != "half_open" for no, model in zip(refused, models, strict=True)]
     return refused[0] and not any(passes)
 
 
 def _is_refused_to_all(view: ServiceHealth, models: list[ModelStatus]) -> bool:
-    """The keys of all clients of an own operation are refused, which no model's own status shows."""
+    """Whether the keys of all clients of an own operation are refused, which no model's own status shows."""
     default = models[0]
     return view["state"] == "circuit_open" and not default["key_refused"] and default["state"] not in REFUSED
 
@@ -129,7 +128,7 @@ def _models(view: ServiceHealth, component: str) -> Iterator[Finding]:
 
 
 def _clients(view: ServiceHealth, component: str) -> Iterator[Finding]:
-    """Clients of an own operation with keys of their own; koo never says which ones they are."""
+    """Clients of an own operation whose own keys are refused. The finding never identifies them."""
     clients, name = view["clients"], view["service_name"]
     if clients is not None and clients["refused"]:
         whom = f"{clients['refused']} of {clients['known']} clients"
@@ -138,12 +137,12 @@ def _clients(view: ServiceHealth, component: str) -> Iterator[Finding]:
             "clients": clients["refused"],
             "last_error": view["last_error"],
         }
-        message = f"the provider refuses the keys of {whom} of {name}; the others are called as before"
+        message = f"the provider refuses the keys of {whom} of {name}; calls of the others continue"
         yield Finding("client_key_refused", component, message, data)
 
 
 def _paused(component: str, whom: str, pause: Pause) -> Finding:
-    """The provider itself keeps calls away, and says until when."""
+    """The provider limits calls, and has said until when."""
     data: AlertData = {
         "since": pause["since"],
         "resets_at": pause["until"],
@@ -163,7 +162,8 @@ def _performance(view: ServiceHealth, component: str) -> Iterator[Finding]:
     calls, p95 = recent["calls"], view["metrics"]["p95"]
     if calls < CALLS_MIN * GOES_ON:
         return
-    # Divided from whole numbers: 1 - 0.9 is less than 0.1, and two failures in twenty would go unseen.
+    # Computed from the two counts and not as 1 - success_rate: in floating point 1 - 0.9 is less than 0.1, and two
+    # failures in twenty calls, exactly the threshold, would be missed.
     error_rate = recent["failed"] / calls
     failed: AlertData = {"last_error": view["last_error"]}
     for share in (1.0, GOES_ON):
@@ -181,10 +181,10 @@ def _performance(view: ServiceHealth, component: str) -> Iterator[Finding]:
 
 
 def _state(view: ServiceHealth, component: str) -> Iterator[Finding]:
-    """A state that only the policies see: too few calls for a rate, or a short time of many errors."""
+    """States for which the rates above have too few calls, or which a short burst of errors caused."""
     data: AlertData = {"last_error": view["last_error"]}
     if view["state"] == "unhealthy":
-        message = f"{view['service_name']} is unhealthy, calls still pass"
+        message = f"{view['service_name']} is unhealthy, but calls still pass"
         yield Finding(
             "service_unhealthy", component, say(message, view["reason"]), data, not _is_one_failure(view)
         )
@@ -193,7 +193,7 @@ def _state(view: ServiceHealth, component: str) -> Iterator[Finding]:
 
 
 def _is_one_failure(view: ServiceHealth) -> bool:
-    """Unhealthy because of one or two failures among few calls: a state, but not a reason to notify a person."""
+    """Whether one or two failures among few calls are the only reason: a state, but no reason to notify a person."""
     default = next(iter(view["models"].values()))
     return (
         0 < default["window"]["failures"] < FAILURES_MIN
@@ -202,20 +202,20 @@ def _is_one_failure(view: ServiceHealth) -> bool:
 
 
 def _is_ill(model: ModelStatus) -> bool:
-    """It has a finding of its own, which is why its service is degraded."""
+    """Whether the model has a finding of its own, which explains why its service is degraded."""
     return bool(model["key_refused"]) or model["state"] in (*REFUSED, "half_open")
 
 
 def _refusing(view: ServiceHealth, component: str) -> Iterator[Finding]:
-    """Refusals whose reason is over at each look, although callers meet it all the time."""
+    """Refusals of the last half minute whose reason may not hold at this moment, although callers keep meeting it."""
     name, refusing = view["service_name"], view["metrics"]["refusing"]
     if "saturated" in refusing:
-        data: AlertData = {"refuses": f"calls to {name} that find no place in time"}
-        message = (
-            f"callers are turned away, because more calls to {name} run or wait at once than are allowed"
-        )
+        data: AlertData = {"refuses": f"calls to {name} that get no slot in time"}
+        message = f"callers are turned away because too many calls to {name} are running or waiting"
         yield Finding("service_saturated", component, message, data)
     if "cooling_down" in refusing and view["pause"] is None:
         spread: AlertData = {"refuses": f"calls to {name} whose deadline comes before their turn"}
-        message = f"the provider's limit is nearly used up: calls to {name} are spread, and some are refused"
+        message = (
+            f"the provider's limit is nearly used up: calls to {name} are spread out and some are refused"
+        )
         yield Finding("provider_limit_reached", component, message, spread)

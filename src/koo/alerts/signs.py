@@ -1,7 +1,7 @@
-"""Whether background checks still run: each one's sign of life changes.
+"""Detects background checks that have stopped: a check that runs changes its sign of life.
 
-It is counted in the watchers' own looks, not in seconds: a machine that slept, or a clock that was set, must not make a
-check look dead, and all of them stand still together.
+Time is counted in steps of the watcher, not in seconds. If the machine sleeps, all checks and the watcher stop
+together, and no check must look dead after that.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ class _Sign:
 
 
 class Signs:
-    """The last sign of each watcher. `late` names those that have shown the same one for too many looks."""
+    """The last sign of each check. `late` names the checks whose sign has not changed for too many steps."""
 
     def __init__(self) -> None:
         self._signs: dict[str, _Sign] = {}
 
     def see(self, name: str, sign: object, looks_max: int) -> None:
-        """Look once. `sign`: anything that changes when the watcher has run; `looks_max`: looks that may pass."""
+        """Record one step. `sign` is anything that changes when the check has run; `looks_max` steps may pass."""
         known = self._signs.get(name)
         if known is None or known.sign != sign:
             self._signs[name] = _Sign(sign, 0, looks_max)
@@ -31,10 +31,10 @@ class Signs:
             known.looks, known.looks_max = known.looks + 1, looks_max
 
     def forget(self, name: str) -> None:
-        """It is not running, and is not meant to."""
+        """Stop watching a check that is not meant to run."""
         self._signs.pop(name, None)
 
     @property
     def late(self) -> list[str]:
-        """The watchers that have not run for too long."""
+        """The checks that have not run for too long."""
         return [name for name, one in self._signs.items() if one.looks > one.looks_max]

@@ -1,4 +1,4 @@
-"""Alerts as people see them: open ones, ended ones, and why people were not notified of them."""
+"""Alerts as people see them: open ones, ended ones, and why no notification was sent."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from koo.monitoring.shapes import (
 )
 
 RANK = {"critical": 0, "warning": 1, "info": 2}
-NO_CHANNEL = "it is not sent: no channel is configured"
+NO_CHANNEL = "not sent: no channel is configured"
 ENDS: dict[Evidence, str] = {
-    "own": "it ends at the next look",
+    "own": "it ends at the next check",
     "answer": "it ends when that answers again",
-    "recent": "it ends after enough calls, or enough time",
+    "recent": "it ends after enough calls or enough time",
     "store": "it ends when the state store has answered",
 }
-"""What the end of an earlier process's alert waits for, by its kind's evidence."""
+"""What an earlier process's alert waits for before it ends, by its kind's evidence."""
 
 
 def alert_views(alerts: Alerts, now: Moment, *, has_channel: bool = True) -> list[Alert]:
-    """What holds now, the worst first, then what ended within fifteen minutes. Changes nothing."""
+    """Open alerts, the worst first, then those that ended within fifteen minutes. Changes nothing."""
     lasting = [_seen_view(seen, alerts, now, has_channel) for seen in alerts.seen if not seen.stands_in]
     listed = [*lasting, *(_news_view(ended, has_channel) for ended in alerts.ended(now))]
     return sorted(sorted(listed, key=_timestamp, reverse=True), key=lambda view: RANK[view["type"]])
 
 
 def stale_views(koo: KooHealth, now: Moment) -> list[Alert]:
-    """The alert that the alert engine itself does not run, made without it."""
+    """The alert that says that the alert engine itself does not run, created without the engine."""
     alerts = Alerts()
     alerts.step(find_in_koo(koo), now, lambda kind, component: True, lambda: "")
     return [view for view in alert_views(alerts, now) if view["kind"] == "monitor_stale"]
@@ -50,18 +50,18 @@ def _timestamp(view: Alert) -> str:
 
 
 def past_view(episode: Episode, *, has_channel: bool = True) -> Alert:
-    """An episode of the history, of this process or of another one."""
+    """An episode from the history, of this process or another one."""
     if episode.notified_at is not None:
         notified = _noticed(episode.notified_at, has_channel)
     elif episode.ended_at is not None:
-        notified = _notified("ended", "it ended before anyone was to be notified")
+        notified = _notified("ended", "it ended before a notification was due")
     else:
         notified = _notified("kept_quiet", "it is silenced, acknowledged or inhibited")
     return _view(episode, episode.fired_at or episode.started_at, notified)
 
 
 def silence_view(silence: Silence) -> SilenceView:
-    """A silence."""
+    """A silence, for display."""
     return {
         "id": silence.id,
         "kind": silence.kind,
@@ -91,8 +91,9 @@ def _seen_view(seen: Seen, alerts: Alerts, now: Moment, has_channel: bool) -> Al
 
 
 def _say_that_it_waits(view: Alert, seen: Seen) -> None:
-    """An earlier process's finding refuses nothing here, and is tested by the next call: otherwise a list of alerts
-    would say "cannot be called" beside a state that says "healthy"."""
+    """Mark the alert as an earlier process's, which this process has not confirmed."""
+    # Its `refuses` is dropped: what the earlier process refused is not refused here, where the next call tests it.
+    # Otherwise the alert would say "cannot be called" next to a state that says "healthy".
     data = AlertData(unconfirmed=True)
     for finding in seen.lesser:
         data.update(finding.data)
@@ -103,7 +104,7 @@ def _say_that_it_waits(view: Alert, seen: Seen) -> None:
     has_met = (
         f"now: {found}"
         if found
-        else f"this one has not met it, and {ENDS[KINDS.get(seen.episode.kind, UNKNOWN).evidence]}"
+        else f"this one has not seen it, and {ENDS[KINDS.get(seen.episode.kind, UNKNOWN).evidence]}"
     )
     view["message"] = f"an earlier process found: {view['message']}; {has_met}"
     view["data"] = data
@@ -119,12 +120,12 @@ def _since(seen: Seen) -> float:
 
 
 def _why(seen: Seen, alerts: Alerts, now: Moment, has_channel: bool) -> Notified:
-    """Whether people are notified, and if not, why."""
+    """Whether people are notified, and if not, the reason."""
     episode, silence = seen.episode, alerts.silence_of(seen.episode, now)
     if episode.notified_at is not None:
         return _noticed(episode.notified_at, has_channel)
     if episode.phase == "pending":
-        return _notified("pending", "it has not held for long enough yet")
+        return _notified("pending", "its condition has not held for long enough yet")
     if silence is not None:
         words = f"silenced by {silence.by} until {iso(silence.ends_at)}: {silence.reason}"
         return _notified("silenced", words)
@@ -135,12 +136,12 @@ def _why(seen: Seen, alerts: Alerts, now: Moment, has_channel: bool) -> Notified
     if alerts.settles(seen, now):
         return _notified("inhibited", "its cause ended a moment ago")
     if not seen.is_found:
-        return _notified("kept_quiet", "it may be over: its condition was not found at the last look")
+        return _notified("kept_quiet", "it may be over: its condition was not found at the last check")
     return _notified("due", "it has just begun, or the state store is away")
 
 
 def _noticed(at: float, has_channel: bool) -> Notified:
-    """A notice is written. Without a channel it stays in the store, and reaches no one."""
+    # Without a channel the notice stays in the store and is sent to no one, so it is not shown as "notified".
     return _notified("notified", "", at) if has_channel else _notified("no_channel", NO_CHANNEL)
 
 
@@ -179,7 +180,7 @@ def _view(episode: Episode, since: float, notified: Notified) -> Alert:
 
 
 def _news_view(ended: Episode, has_channel: bool) -> Alert:
-    """The end of an episode as information: under a kind of its own, with the time of the end."""
+    """The end of an episode, as an alert of a separate kind with severity info and the time of the end."""
     assert ended.ended_at is not None
     view, ending = past_view(ended, has_channel=has_channel), ENDINGS[ended.kind]
     view["type"], view["kind"], view["message"] = "info", ending.kind, ending.message

@@ -1,4 +1,4 @@
-"""How a finding phrases its message."""
+"""Helpers for the messages of findings."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def why_koo(koo: KooHealth | None) -> Iterator[str]:
     if koo["short_of"]:
         yield f"koo: calls lacked {koo['short_of']} within the last minute"
     if koo["late"]:
-        yield f"koo: overdue: {', '.join(koo['late'])}; what is shown of it may be old"
+        yield f"koo: overdue: {', '.join(koo['late'])}; what is shown may be outdated"
     if koo["blocked_s"]:
         yield f"koo: its event loop was blocked for {span(koo['blocked_s'])} within the last five minutes"
 

@@ -128,7 +128,7 @@ def test_another_machine_that_offers_no_starttls_gets_no_mail(monkeypatch: pytes
         async with MailServer() as server:
             error = await refusal(mail(f"smtp://{HOST}:{server.port}"))
             assert error.reason.startswith(
-                "it does not offer STARTTLS, and koo does not send mail over a line that others"
+                "it does not offer STARTTLS, and koo does not send mail over an unencrypted"
             )
             assert server.mails == []
             await mail(f"smtp://{HOST}:{server.port}?starttls=no").send(MESSAGE)
@@ -216,7 +216,7 @@ async def odd_server(serve: Callable[[StreamReader, StreamWriter], Awaitable[Non
     ("greeting", "reason"),
     [
         (b"", "it closed the connection before the mail was accepted"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it does not speak SMTP as koo knows it"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "its replies are not valid SMTP"),
         (b"554 go away\r\n", "it answered with status 554: go away"),
         (b"x" * 100_000, "it answered with status 500: Line too long."),
     ],
@@ -307,10 +307,10 @@ def test_a_server_that_takes_the_mail_and_is_rude_at_the_end_has_taken_it() -> N
 
 def test_where_it_leads_is_shown_without_login_and_addresses() -> None:
     channel = mail(f"smtps://{LOGIN}mail.example", "a@x.example", "b@x.example")
-    assert channel.place == "2 addresses by way of mail.example:465"
-    assert mail(f"smtp://{LOGIN}mail.example").place == "one address by way of mail.example:587"
+    assert channel.place == "2 addresses through mail.example:465"
+    assert mail(f"smtp://{LOGIN}mail.example").place == "one address through mail.example:587"
     (warning,) = mail("smtp://mail.example?starttls=no").warnings
-    assert warning.startswith("KOO_SMTP_URL says starttls=no")
+    assert warning.startswith("KOO_SMTP_URL has starttls=no")
     assert channel.warnings == mail("smtp://127.0.0.1?starttls=no").warnings == ()
 
 

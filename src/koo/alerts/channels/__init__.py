@@ -1,1 +1,1 @@
-"""The ways by which a person is notified of an alert, one file each."""
+"""The channels that notify people of alerts, one file each."""

@@ -1,4 +1,4 @@
-"""A channel: something that accepts a message, or says in one sentence why it did not."""
+"""A channel accepts a message, or reports in one sentence why it did not."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Protocol
 class Message:
     """A message. `key` stays the same when the same message is sent again.
 
-    `subject` is one line, `text` several, both plain text. `document` is the same for programs. `thread` is common to
-    the messages of one alert. `epoch` is that of its sender's lease, and grows with each new sender; None without the
-    state store.
+    `subject` is one line and `text` several, both in plain text. `document` has the same content for programs. All
+    messages of one alert have the same `thread`. `epoch` is that of the sender's lease and grows with each new sender;
+    it is None without the state store.
     """
 
     key: str
@@ -27,7 +27,7 @@ class Message:
 class NotTaken(Exception):
     """A message was not accepted; `reason` is half a sentence without secrets.
 
-    `is_messages`: the receiver works, but refuses this message. `retry_after_s`: when it wants the next attempt.
+    `is_messages` means that the receiver works but refuses this message. `retry_after_s` is the pause that it requests.
     """
 
     def __init__(self, reason: str, *, is_messages: bool = False, retry_after_s: float | None = None) -> None:
@@ -38,9 +38,9 @@ class NotTaken(Exception):
 
 
 class Channel(Protocol):
-    """A way to notify a person. `name` identifies it in the state store, `place` says where it leads, without secrets.
+    """A way to notify people. `name` identifies it in the state store. `place` is its destination, without secrets.
 
-    `warnings`: what a person should know about its setup.
+    `warnings` are problems in its setup that a person should know about.
     """
 
     @property
@@ -53,9 +53,9 @@ class Channel(Protocol):
     def warnings(self) -> tuple[str, ...]: ...
 
     async def send(self, message: Message) -> str:
-        """Send it; returns a note to log although it was accepted, or "". Raises `NotTaken`."""
+        """Send a message; returns "", or a note to log although it was accepted. Raises `NotTaken`."""
         ...
 
     async def close(self) -> None:
-        """Close its connections; it may be used again."""
+        """Close the connections; the channel may be used again."""
         ...

@@ -1,8 +1,8 @@
-"""E-mail, as plain text, passed to a mail server.
+"""E-mail in plain text, handed to a mail server.
 
-Headers are built by `email`, which encodes what is not ASCII and refuses a line break; names come from `plain`, which
-leaves none. The text is `text/plain`: a mail program shows it unchanged. The messages of one alert refer to one id that
-none of them has, so a mail program shows them as one conversation, whichever of them it has.
+The standard library's `email` builds the headers. It encodes text that is not ASCII and refuses line breaks, which
+`plain` has removed already. The body is `text/plain`, so a mail program shows it unchanged. All messages of one alert
+refer to one id that no message has, so a mail program shows them as one conversation even if one of them is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from koo.plain_text import plain
 
 
 class Mail:
-    """`KOO_ALERT_EMAIL`, by way of `KOO_SMTP_URL`."""
+    """The channel of `KOO_ALERT_EMAIL` and `KOO_SMTP_URL`."""
 
     name = "email"
 
@@ -44,16 +44,16 @@ class Mail:
     @property
     def place(self) -> str:
         many = f"{len(self._to)} addresses" if len(self._to) > 1 else "one address"
-        return f"{many} by way of {self._server}"
+        return f"{many} through {self._server}"
 
     @property
     def warnings(self) -> tuple[str, ...]:
         if self._server.security == "none" and not is_loopback(self._server.host):
-            return ("KOO_SMTP_URL says starttls=no: anyone on the way can read and change the mails",)
+            return ("KOO_SMTP_URL has starttls=no: anyone on the network path can read and change the mails",)
         return ()
 
     async def send(self, message: Message) -> str:
-        """Raises `NotTaken`."""
+        """Send a mail. Raises `NotTaken`."""
         talk = Talk(self._server, self._network)
         refused = await talk.hand_over(self._sender, self._to, self._letter(message))
         if not refused:
@@ -62,7 +62,7 @@ class Mail:
         return f"{len(refused)} of {len(self._to)} addresses were refused (status {code}: {said(words)})"
 
     async def close(self) -> None:
-        """A mail has a connection of its own."""
+        """Do nothing: each mail uses a separate connection."""
 
     def _letter(self, message: Message) -> bytes:
         letter = EmailMessage(policy=SMTP)

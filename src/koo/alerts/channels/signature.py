@@ -1,7 +1,7 @@
-"""The signature of a webhook: proof that a message is from this koo, unchanged, and not an old one sent again.
+"""Signs webhook messages, to prove that a message comes from this koo, is unchanged, and is not an old one replayed.
 
-It follows https://www.standardwebhooks.com, so receivers find a library for it in most languages. It signs the
-message's id, the time of sending and the body, with a dot between them, by HMAC-SHA256.
+It follows https://www.standardwebhooks.com, for which there are libraries in most languages. The HMAC-SHA256 covers the
+message's id, the time of sending and the body, joined by dots.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ PREFIX = "whsec_"
 BYTES_MIN = 24
 ALLOWED_SECRET = (
     f'{PREFIX} and the base64 of {BYTES_MIN} random bytes or more, as `python3 -c "import base64, secrets; '
-    f"print('{PREFIX}' + base64.b64encode(secrets.token_bytes(32)).decode())\"` prints one"
+    f"print('{PREFIX}' + base64.b64encode(secrets.token_bytes(32)).decode())\"` prints it"
 )
 
 
 def read_secret(text: str) -> bytes:
-    """The key of a secret. Raises `ValueError` with what is allowed, never with the secret."""
+    """Decode a secret into its key. Raises `ValueError`, whose message says what is allowed and omits the secret."""
     try:
         if text.startswith(PREFIX):
             key = b64decode(text.removeprefix(PREFIX), validate=True)
@@ -31,6 +31,6 @@ def read_secret(text: str) -> bytes:
 
 
 def signed(key: bytes, message_id: str, at_s: int, body: bytes) -> dict[str, str]:
-    """The headers that sign a message."""
+    """The signature headers of a message."""
     digest = hmac.digest(key, f"{message_id}.{at_s}.".encode() + body, sha256)
     return {"webhook-timestamp": str(at_s), "webhook-signature": f"v1,{b64encode(digest).decode()}"}

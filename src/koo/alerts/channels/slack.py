@@ -1,9 +1,9 @@
-"""Slack's incoming webhook, and servers that accept the same form (Mattermost, Rocket.Chat, Discord's `/slack`).
+"""Slack's incoming webhook, and servers that accept the same format (Mattermost, Rocket.Chat, Discord's `/slack`).
 
-In Slack a text may mention everyone (`<!channel>`), link anywhere under any name (`<https://…|bank>`) and hide an
-image. All of that begins with `<`, so `<`, `>` and `&` are escaped as Slack specifies, and markup is switched off.
-Other servers interpret `@channel` and `[name](address)` too: an invisible character after the first sign of each keeps
-them plain.
+In Slack a text can mention everyone (`<!channel>`), link anywhere under any name (`<https://…|bank>`) and embed an
+image. All of these begin with `<`, so `<`, `>` and `&` are escaped as Slack specifies, and markup is switched off.
+Other servers also interpret `@channel` and `[name](address)`. An invisible character inside these keeps them plain
+text.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from koo.network_options import NetworkOptions
 
 VARIABLE = "KOO_ALERT_SLACK"
 TEXT_MAX = 12_000
-"""Slack cuts at 40,000; a person reads no more than this."""
+"""Slack cuts off at 40,000 characters, but nobody reads more than this."""
 BREAK = "\u200b"
 _CALLS = re.compile(r"@(?=channel|here|everyone|all\b|group)", re.IGNORECASE)
 
 
 class Slack:
-    """`KOO_ALERT_SLACK`."""
+    """The channel of `KOO_ALERT_SLACK`."""
 
     name = "slack"
 
@@ -40,7 +40,7 @@ class Slack:
         return self._receiver.warnings
 
     async def send(self, message: Message) -> str:
-        """Raises `NotTaken`."""
+        """Post a message. Raises `NotTaken`."""
         body = {
             "text": harmless(f"[koo] {message.text}"),
             "mrkdwn": False,
@@ -57,7 +57,7 @@ class Slack:
 
 
 def harmless(text: str) -> str:
-    """Text that a chat shows unchanged: it mentions no one, and hides no link behind another name."""
+    """Escape a text so that a chat shows it unchanged, without mentions and without links under another name."""
     if len(text) > TEXT_MAX:
         text = f"{text[:TEXT_MAX]}…"
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

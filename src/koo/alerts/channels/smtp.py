@@ -1,8 +1,9 @@
 """One conversation with a mail server.
 
-Python's own `smtplib` runs it, in a thread, because it blocks. It has a limit for each answer but none for all of them
-together: a server that sends a byte now and then would keep it forever. So the task that waits for the thread cuts its
-connection when the time is up, which ends the thread. It is a daemon: a process that exits does not wait for it.
+Python's `smtplib` conducts it in a thread, because it blocks. It has a timeout for each reply but none for the whole
+conversation, so a server that sends a byte from time to time could keep it busy forever. When the deadline has passed,
+the task that waits for the thread shuts down its connection, which ends the thread. The thread is a daemon, so a
+process that exits does not wait for it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Talk:
         self._is_cut = False
 
     async def hand_over(self, sender: str, to: tuple[str, ...], letter: bytes) -> Refused:
-        """Send a mail; returns the addresses that were refused beside others. Raises `NotTaken`."""
+        """Send a mail; returns the refused addresses if others were accepted. Raises `NotTaken`."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Refused] = loop.create_future()
         places = await self._places()
@@ -50,7 +51,7 @@ class Talk:
                 refused = self._talk(places, sender, to, letter)
             except NotTaken as error:
                 _tell(loop, ended.set_exception, error, ended)
-            except Exception as error:  # noqa: BLE001 - in a thread it would end in nowhere
+            except Exception as error:  # noqa: BLE001 - raised in a thread, it would be lost, and the task would wait
                 _tell(loop, ended.set_exception, NotTaken(_reason(error)), ended)
             else:
                 _tell(loop, ended.set_result, refused, ended)
@@ -59,13 +60,17 @@ class Talk:
             start(threading.Thread(target=run, name="koo mail", daemon=True))
         except NoThread as error:
             raise NotTaken(_reason(error)) from None
+        # On the deadline, a cancellation or the normal end. Without this a cancelled send would leave its thread in the
+        # conversation, and the mail could still be delivered after it was recorded as failed.
         try:
             return await ended
         finally:
             self._cut()
 
     async def _places(self) -> list[str]:
-        """The server's addresses: a lookup that hangs has one thread, not one for each attempt."""
+        """Look up the server's addresses."""
+        # `LOOKUPS` shares the thread of a lookup that hangs. In the mail's own thread each attempt would leave another
+        # one behind, because a lookup cannot be interrupted.
         try:
             async with asyncio.timeout(ANSWER_S):
                 found = await LOOKUPS.find(self._server.host, self._server.port)
@@ -74,13 +79,16 @@ class Talk:
         return [address[4][0] for address in found]
 
     def _opened(self, line: socket.socket) -> None:
-        """Keep a hand on the connection: the socket itself is wrapped and replaced when TLS begins."""
+        """Keep a duplicate of the connection; called in the thread."""
+        # A duplicate, because TLS wraps the original socket and detaches it: `shutdown` on that object would do
+        # nothing afterwards.
         self._line = line.dup()
+        # The deadline may have passed while the thread was connecting, when there was nothing to shut down yet.
         if self._is_cut:
             self._cut()
 
     def _cut(self) -> None:
-        """Let the thread end, whatever it waits for."""
+        """Shut the connection down, so that the thread ends whatever it is waiting for."""
         self._is_cut = True
         if self._line is not None:
             with suppress(OSError):  # it is closed already
@@ -107,8 +115,8 @@ class Talk:
         line.ehlo_or_helo_if_needed()
         if security == "starttls" and not line.has_extn("starttls"):
             raise NotTaken(
-                "it does not offer STARTTLS, and koo does not send mail over a line that others can read: use "
-                "smtps://, or ?starttls=no for a relay of your own network"
+                "it does not offer STARTTLS, and koo does not send mail over an unencrypted connection: use smtps://, "
+                "or ?starttls=no for a relay in your own network"
             )
         if security == "starttls" or (security == "if offered" and line.has_extn("starttls")):
             line.starttls(context=self._context())
@@ -120,7 +128,7 @@ class Talk:
 
 
 class Line(smtplib.SMTP):
-    """smtplib's side of the conversation; `opened` is called with the connection before a byte is read of it."""
+    """smtplib's client, which calls `opened` with the connection before it reads the first byte."""
 
     def __init__(
         self,
@@ -132,7 +140,7 @@ class Line(smtplib.SMTP):
         self._places = places
         self._opened = opened
         self._tls = context if server.security == "tls" else None
-        # Its own default is the machine's full name, for which it asks a name server, however long that takes.
+        # smtplib's default is the machine's full name. It queries a name server for it, without a timeout.
         name = socket.gethostname()
         super().__init__(
             server.host, server.port, name if "." in name and name.isascii() else "[127.0.0.1]", ANSWER_S
@@ -151,7 +159,7 @@ class Line(smtplib.SMTP):
 
 
 def _leave(line: Line) -> None:
-    """Say goodbye in order. The mail was accepted: what happens now cannot change that."""
+    """End the conversation with QUIT. The mail is accepted already, so an error here does not matter."""
     with suppress(smtplib.SMTPException, OSError):
         if line.sock is not None:
             line.sock.settimeout(GOODBYE_S)
@@ -164,7 +172,7 @@ def _tell(
     what: object,
     ended: asyncio.Future[Refused],
 ) -> None:
-    """End the future on its loop, unless its owner, or the loop itself, is gone."""
+    """Complete the future on its loop, unless its owner has gone or the loop is closed."""
 
     def end() -> None:
         if not ended.done():
@@ -187,13 +195,13 @@ def _reason(error: Exception) -> str:
         case smtplib.SMTPResponseException(smtp_code=code) if code > 0:
             return f"it answered with status {error.smtp_code}: {said(error.smtp_error)}"
         case smtplib.SMTPNotSupportedError():
-            return "it offers no login, and KOO_SMTP_URL has a user: it may require TLS first"
+            return "it offers no login, but KOO_SMTP_URL has a user: it may require TLS first"
         case smtplib.SMTPServerDisconnected() if isinstance(error.__context__, TimeoutError):
             return LATE
         case smtplib.SMTPServerDisconnected():
             return "it closed the connection before the mail was accepted"
         case smtplib.SMTPException():
-            return "it does not speak SMTP as koo knows it"
+            return "its replies are not valid SMTP"
     return _reason_of_line(error)
 
 
@@ -215,6 +223,6 @@ def _reason_of_line(error: Exception) -> str:
 
 
 def said(words: bytes | str) -> str:
-    """What a server said, short and plain."""
+    """A server's reply, shortened and in plain text."""
     text = words.decode(errors="replace") if isinstance(words, bytes) else words
     return plain(text, WORDS_MAX)

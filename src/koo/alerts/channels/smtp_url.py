@@ -1,9 +1,9 @@
-"""Where mail is sent: `smtp://user:password@mail.example:587`, read once, shown without its password.
+"""Parses the mail server's URL, such as `smtp://user:password@mail.example:587`; it is shown without the password.
 
-A password never goes over a line that others can read. `smtps://` is TLS from the first byte. `smtp://` is STARTTLS,
-which the server must offer: a server that does not, or one in the middle that hides it, gets no mail. On this machine
-there is no line to read, so STARTTLS is used there only if it is offered. `?starttls=no` is for a relay of one's own
-network without TLS; it excludes a password.
+A password is never sent over an unencrypted connection. `smtps://` means TLS from the first byte. `smtp://` means
+STARTTLS, which the server must offer: no mail is sent to a server that does not offer it, or behind an attacker who
+removes the offer. On this machine traffic cannot be intercepted, so STARTTLS is used there only if it is offered.
+`?starttls=no` is for a relay without TLS in one's own network, and excludes a password.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MailServer:
 
 
 def read_smtp_url(text: str) -> MailServer:
-    """Raises `ValueError` with what is allowed, never with the URL."""
+    """Parse a URL. Raises `ValueError`, whose message says what is allowed and omits the URL."""
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
@@ -60,7 +60,7 @@ def read_smtp_url(text: str) -> MailServer:
     security = _security(parts.scheme, parts.query, host)
     if security == "none" and user and not is_loopback(host):
         raise ValueError(
-            "allowed with starttls=no is a URL without user and password: others could read them"
+            "with starttls=no the URL must have no user and password, because others could read them"
         )
     return MailServer(host, port or (465 if security == "tls" else 587), security, user, password)
 
@@ -68,7 +68,7 @@ def read_smtp_url(text: str) -> MailServer:
 def _security(scheme: str, query: str, host: str) -> Security:
     if scheme == "smtps":
         if query:
-            raise ValueError("allowed after smtps:// is no starttls=no: it is TLS from the first byte")
+            raise ValueError("starttls=no is not allowed with smtps://, which is TLS from the first byte")
         return "tls"
     if query:
         return "none"

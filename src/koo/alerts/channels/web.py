@@ -1,8 +1,8 @@
-"""Channels over HTTP: a POST whose status says what became of it.
+"""Channels over HTTP: a POST whose response status is the result.
 
-A message counts as accepted as soon as a success status arrives. What follows is not read: a receiver that answers with
-megabytes, byte by byte, or breaks off in the middle, has said what matters. Of a refusal a few kilobytes are read, for
-its words. A redirect is not followed: it would carry an alert, and its signature, to an address that was not
+A message counts as accepted as soon as a success status arrives. The body is not read then, so a receiver that sends
+megabytes, one byte at a time, or breaks off in the middle does no harm. Of a refusal a few kilobytes are read, for its
+text. A redirect is not followed, because it would send an alert and its signature to an address that was not
 configured.
 """
 
@@ -24,18 +24,18 @@ ANSWER_BYTES_MAX = 64 * 1024
 WORDS_MAX = 160
 HEADERS = {"content-type": "application/json", "user-agent": "koo"}
 IS_MESSAGES = frozenset({400, 405, 406, 409, 411, 413, 414, 415, 422, 431})
-"""Statuses about this message: another one may be accepted. All others are about the way to the receiver."""
+"""Statuses that concern this message only; another one may be accepted. All others concern the channel."""
 MEANINGS = {
     401: "it rejects koo's credentials: check the address and the secret",
     403: "it rejects koo's credentials: check the address and the secret",
     404: "nothing exists at this address: check it",
-    410: "nothing exists at this address any more: create a new one",
+    410: "this address no longer exists: create a new one",
     429: "it limits our rate",
 }
 
 
 class WebReceiver:
-    """An address that accepts POSTs. `variable` names it in messages; `wall` is the time, in seconds."""
+    """An address that accepts POSTs. `variable` is its setting, for messages; `wall` returns the time in seconds."""
 
     def __init__(self, url: str, variable: str, network: NetworkOptions, wall: Callable[[], float]) -> None:
         self._url = url
@@ -50,7 +50,7 @@ class WebReceiver:
 
     @property
     def place(self) -> str:
-        """Where it is: no more than scheme, host and port, because path and query may be its secret."""
+        """Its scheme, host and port. Path and query are omitted, because they may be secret."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self._parts.scheme}://{host}" + (f":{self._parts.port}" if self._parts.port else "")
 
@@ -58,14 +58,15 @@ class WebReceiver:
     def warnings(self) -> tuple[str, ...]:
         if self._parts.scheme == "http" and not is_loopback(self.host):
             return (
-                f"{self._variable} is a plain http:// address of another machine: anyone on the way can read and "
-                "change alerts; use https://",
+                f"{self._variable} is a plain http:// address of another machine, so anyone on the network path can "
+                "read and change alerts: use https://",
             )
         return ()
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> None:
-        """Raises `NotTaken`."""
-        # So that a kept connection that was closed meanwhile is not mistaken for a failure.
+        """Send a POST. Raises `NotTaken`."""
+        # With this record the HTTP client knows that a request failed on a reused connection, which the receiver had
+        # closed, and sends it again on a new one. Otherwise a receiver's idle timeout would count as a failed channel.
         departure.set(Departure())
         try:
             stream = await self._http.stream("POST", self._url, headers={**HEADERS, **headers}, body=body)
@@ -96,7 +97,7 @@ class WebReceiver:
         return NotTaken(reason, is_messages=status in IS_MESSAGES, retry_after_s=wait_s)
 
     async def _words(self, stream: HttpStream) -> str:
-        """Its words beside the status: short, plain, and without the secret part of its own address."""
+        """The text of a refusal, shortened, in plain text, and without the secret parts of the receiver's address."""
         try:
             said = (await stream.read()).decode(errors="replace")
         except TransportError:
@@ -108,7 +109,7 @@ class WebReceiver:
 
 
 def retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
-    """Seconds until the receiver wants the next request, by `Retry-After`: a number or a date; None without one."""
+    """The pause requested by `Retry-After`, which is a number or a date, in seconds; None without one."""
     text = headers.get("retry-after", "").strip()
     if text.isdecimal() and text.isascii():
         return float(text[:9])

@@ -1,4 +1,4 @@
-"""The webhook: every message as JSON, for programs. `docs/notifications.md` has its keys and how it is verified."""
+"""The webhook: every message as JSON, for programs. `docs/notifications.md` documents its keys and its signature."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VARIABLE = "KOO_ALERT_WEBHOOK"
 
 
 class Webhook:
-    """`KOO_ALERT_WEBHOOK`."""
+    """The channel of `KOO_ALERT_WEBHOOK`."""
 
     name = "webhook"
 
@@ -34,11 +34,12 @@ class Webhook:
         return self._receiver.warnings
 
     async def send(self, message: Message) -> str:
-        """Raises `NotTaken`."""
+        """Post a message. Raises `NotTaken`."""
         body = json.dumps(message.document, ensure_ascii=False, separators=(",", ":")).encode()
         headers = {"webhook-id": message.key}
         if message.epoch is not None:
-            # Not in the body, which stays the same when the same message is sent again.
+            # In a header and not in the body, because the body must not change when another process sends the same
+            # message again.
             headers["koo-epoch"] = str(message.epoch)
         if self._key is not None:
             headers |= signed(self._key, message.key, int(self._wall()), body)
