@@ -1,4 +1,4 @@
-"""A server that answers with documents as a test wants them, and the documents."""
+"""A server that returns the documents that a test wants, and the documents."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ ALERT = {
 
 @contextmanager
 def canned(documents: Mapping[str, object], port: int = 0, asked: list[str] | None = None) -> Iterator[str]:
-    """A server that answers each path below `/api/v1` with one document, as it is at that moment.
+    """A server that returns the current document for each path below `/api/v1`.
 
-    `asked`: takes the path and query of each request.
+    `asked` receives the path and query of each request.
     """
 
     class Answers(BaseHTTPRequestHandler):

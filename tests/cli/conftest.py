@@ -1,4 +1,4 @@
-"""A home of one's own for each test of the command line."""
+"""A separate KOO_HOME for each test of the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running commands: in this process where that is enough, else in one of their own, against fake providers."""
+"""Runs commands against fake providers, in this process if that is enough, otherwise in a separate one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN = {"NO_COLOR": "1", "COLUMNS": "120", "PYTHONWARNINGS": "error", "PYTHONUN
 
 
 def settings_of(fake: FakeAnthropic | None = None, **more: str) -> dict[str, str]:
-    """The environment in which `claude` is the fake, asked once, with a known price."""
+    """Settings in which `claude` is the fake provider, without retries and with a known price."""
     given = {
         "AI_MAX_RETRIES": "0",
         "AI_SERVICES__CLAUDE__INPUT_PRICE": "2",
@@ -35,7 +35,7 @@ def settings_of(fake: FakeAnthropic | None = None, **more: str) -> dict[str, str
 
 
 class Here:
-    """Commands in this process, with a home and an environment of their own."""
+    """Commands in this process, with their own home and environment."""
 
     def __init__(self, home: Path, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
         self.home = home
@@ -52,7 +52,7 @@ class Here:
             self._patch.setenv(name, value)
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, standard output, standard error; never a traceback."""
+        """Return exit code, standard output and standard error. A traceback fails the test."""
         code = run(list(arguments))
         out, err = self._capture.readouterr()
         assert "Traceback" not in out + err
@@ -64,16 +64,18 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """What a process of its own gets."""
+    """Return the environment of a separate process."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
     return {**kept, **PLAIN, "PYTHONPATH": os.pathsep.join(sys.path), "KOO_HOME": str(home), **more}
 
 
 @contextmanager
 def serving(home: Path, *arguments: str, **more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`koo serve` as a process: its address and the process, which is killed at the end if it still lives."""
+    """Run `koo serve` as a process and yield its URL and the process, which is killed at the end if it is still
+    running.
+    """
     log = (home / "serve.log").open("w")
-    # No balancer waits here for its readiness to be read before the door is shut.
+    # No load balancer here needs time to see `/readyz` before connections are refused.
     more.setdefault("KOO_SHUTDOWN_DELAY", "0.2")
     process = subprocess.Popen(
         command("serve", "--port", "0", *arguments),

@@ -1,4 +1,4 @@
-"""`koo alerts …` against a server as people run it: list, history, acknowledge, silence, why, test."""
+"""`koo alerts …` against a running server: list, history, acknowledge, silence, why, test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTAGE = {"AI_CIRCUIT_BREAKER_FAILURE_THRESHOLD": "3"}
 
 @contextmanager
 def receiver(status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A webhook: its address, and what came."""
+    """A webhook: its URL and what it received."""
     came: list[dict[str, Any]] = []
 
     class Taking(BaseHTTPRequestHandler):
@@ -59,7 +59,7 @@ def document(here: Here, *arguments: str) -> Any:
 
 
 def until_listed(here: Here) -> dict[str, Any]:
-    """The alert of claude, which is found at the next look."""
+    """Return claude's alert as soon as it is listed."""
     for _ in range(500):
         found = [one for one in document(here)["alerts"] if one["component"].startswith("ai:claude")]
         if found:
@@ -70,7 +70,7 @@ def until_listed(here: Here) -> dict[str, Any]:
 
 
 def test_an_alert_is_acknowledged_silenced_and_explained(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one command says of it the others show, with who and why."""
+    """What one command reports about it the others show too, with who and why."""
     monkeypatch.setenv("LOGNAME", "ada")
     with (
         receiver() as (hook, came),
@@ -104,7 +104,7 @@ def test_an_alert_is_acknowledged_silenced_and_explained(here: Here, monkeypatch
         assert here.run("alerts", "silences")[1] == "no silences\n"
 
         _, out, _ = here.run("alerts", "history", "--since", "1h")
-        assert alert["id"] in out and alert["message"] in out and "lasts" in out
+        assert alert["id"] in out and alert["message"] in out and "active" in out
         while not came:
             time.sleep(0.01)
         for _ in range(500):
@@ -113,7 +113,7 @@ def test_an_alert_is_acknowledged_silenced_and_explained(here: Here, monkeypatch
                 break
             time.sleep(0.02)
         code, out, _ = here.run("alerts", "why", alert["id"])
-        assert code == 0 and "noticed at" in out and "sent" in out and "webhook" in out
+        assert code == 0 and "notified at" in out and "sent" in out and "webhook" in out
         assert here.run("alerts", "why")[0] == 0
     log = [line for line in (here.home / "serve.log").read_text().splitlines() if "ada@" in line]
     for said in ("the pooler [/x]", "not mine", "a drill", "drill over"):
@@ -132,22 +132,22 @@ def test_without_a_channel_why_says_so(here: Here) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (500, 1)])
-def test_a_test_says_whether_it_was_taken(here: Here, status: int, code: int) -> None:
+def test_a_test_message_reports_whether_it_was_accepted(here: Here, status: int, code: int) -> None:
     with receiver(status) as (hook, came), serving(here.home, KOO_ALERT_WEBHOOK=hook) as (url, _):
         here.set({"KOO_URL": url})
         ended, out, err = here.run("alerts", "test", "--channel", "webhook")
         assert ended == code and "webhook" in out and len(came) == 1
-        assert ("failed" in out and "not taken by webhook" in err) is (code == 1)
+        assert ("failed" in out and "not accepted by webhook" in err) is (code == 1)
         ended, out, _ = here.run("alerts", "test", "--json")
         assert ended == code and json.loads(out)["results"][0]["sent"] is (code == 0)
 
 
-def test_what_cannot_be_right_is_one_sentence(here: Here) -> None:
+def test_an_invalid_argument_is_reported_in_one_sentence(here: Here) -> None:
     with serving(here.home) as (url, _):
         here.set({"KOO_URL": url})
         for arguments, said in (
             (("silence", "--reason", "x"), "name a component or a --kind"),
-            (("silence", "database", "--reason", "x", "--for", "soon"), "--for is 'soon'; write how long"),
+            (("silence", "database", "--reason", "x", "--for", "soon"), "--for is 'soon'; give a duration"),
             (("silence", "database"), "--reason"),
             (("silence", "database", "--reason", "x", "--for", "900d"), "for_s"),
             (("ack", "nobody"), "no alert with that id"),
@@ -171,5 +171,5 @@ def test_what_cannot_be_right_is_one_sentence(here: Here) -> None:
         ("2w", 1_209_600), ("90", None), ("", None), ("h", None), ("-2h", None), ("2 h", None),
     ],
 )  # fmt: skip
-def test_how_long_is_written_with_a_unit(text: str, seconds: float | None) -> None:
+def test_a_duration_is_written_with_a_unit(text: str, seconds: float | None) -> None:
     assert duration(text) == seconds

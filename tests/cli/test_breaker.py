@@ -1,4 +1,4 @@
-"""`koo breaker`: why it opened, and an operator's word; also after the server was killed in the middle of it."""
+"""`koo breaker`: why it opened, and operators' overrides, even if the server was killed while the breaker was open."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def fails(url: str, times: int) -> None:
 
 
 def refused(url: str) -> tuple[Message, str]:
-    """The headers of a refusal, and its sentence."""
+    """The headers of a refusal, and its message."""
     with pytest.raises(urllib.error.HTTPError) as failed:
         question(url)
     with failed.value as answer:
         return answer.headers, str(json.loads(answer.read())["detail"])
 
 
-def test_a_server_that_is_killed_in_the_middle_leaves_why_it_opened(here: Here, tmp_path: Path) -> None:
+def test_a_server_killed_during_an_outage_leaves_the_reason(here: Here, tmp_path: Path) -> None:
     with FakeAnthropic() as fake:
         with serving(tmp_path, **settings_of(fake)) as (url, process):
             here.set({"KOO_URL": url})
@@ -59,10 +59,12 @@ def test_a_server_that_is_killed_in_the_middle_leaves_why_it_opened(here: Here, 
                 and "5 failures in a row, and 5 open it." in out
                 and out.count("| failed | server") == 5
             )
-            assert "| circuit open |" not in here.run("breaker", "list")[1], "its own breaker is another one"
+            assert "| circuit open |" not in here.run("breaker", "list")[1], (
+                "its own breaker is a different one"
+            )
 
 
-def test_what_an_operator_says_of_a_breaker_is_said_to_callers(
+def test_an_operators_reason_is_shown_to_refused_callers(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", "ada")
@@ -98,7 +100,7 @@ def test_a_breaker_in_shadow_counts_and_refuses_nothing(here: Here, tmp_path: Pa
         fails(url, 7)
         assert len(fake.queries) == 7, "none was refused"
         assert "circuit open (shadow)" in here.run("breaker", "list")[1]
-        assert "in shadow, it counts and refuses nothing" in here.run("status")[1]
+        assert "in shadow: it counts but refuses nothing" in here.run("status")[1]
         _, out, _ = here.run("breaker", "why", "claude")
         assert "in shadow: it refused nothing, and would have refused 2 calls" in out
         here.run("breaker", "shadow", "claude", "--off", "--reason", "seen enough")

@@ -1,4 +1,4 @@
-"""What the shells are told when somebody presses Tab."""
+"""What shells receive when the user presses Tab."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DECLARED |= {"AI_SERVICES__MINE__MODEL": "m"}
 
 
 def asked(home: Path, shell: str, line: str, **more: str) -> set[str]:
-    """The words that `shell` is offered at the end of `line`."""
+    """Return the words that `shell` is offered at the end of `line`."""
     words = line.split(" ")
     given = {
         "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
@@ -46,12 +46,12 @@ def test_each_shell_is_offered_commands_options_and_services(tmp_path: Path, she
     assert asked(tmp_path, shell, "koo reset da") >= {"database"}
 
 
-def test_settings_that_are_wrong_offer_nothing_and_say_nothing(tmp_path: Path) -> None:
+def test_invalid_settings_offer_nothing_and_print_nothing(tmp_path: Path) -> None:
     assert "claude" not in asked(tmp_path, "bash", "koo query ", AI_MAX_RETRIES="-1")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_gets_a_script_that_it_can_read(tmp_path: Path, shell: str) -> None:
+def test_each_shell_gets_a_script_that_it_can_parse(tmp_path: Path, shell: str) -> None:
     script = run(tmp_path, {"_KOO_COMPLETE": f"source_{shell}"})
     assert f"complete_{shell}" in script
     if shutil.which(shell) is None:

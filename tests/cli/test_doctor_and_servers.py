@@ -1,4 +1,4 @@
-"""What `koo doctor` says of the server that answers: not "ok" of a sick one, nor of another folder's."""
+"""What `koo doctor` reports about a running server: never "ok" for an unhealthy one or for another folder's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WELL = {
 
 @contextmanager
 def server_that_says(**health: Any) -> Iterator[str]:
-    """A server whose health is as given; yields its address."""
+    """A server with the given health. Yields its URL."""
 
     class Says(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -56,7 +56,9 @@ def looked_at(here: Here, subject: str) -> dict[str, str]:
     _, out, _ = here.run("doctor", "--json")
     findings: list[dict[str, str]] = json.loads(out)["findings"]
     for one in findings:
-        assert not one["found"].startswith(f"{one['subject']}: "), "the subject stands in front of it already"
+        assert not one["found"].startswith(f"{one['subject']}: "), (
+            "the subject is already printed in front of it"
+        )
     (found,) = [one for one in findings if one["subject"] == subject]
     return found
 
@@ -65,14 +67,14 @@ def looked_at(here: Here, subject: str) -> dict[str, str]:
     ("word", "result"),
     [("healthy", "ok"), ("degraded", "warning"), ("unhealthy", "problem"), ("odd", "problem")],
 )
-def test_the_server_is_as_well_as_it_says(here: Here, word: str, result: str) -> None:
+def test_the_server_is_as_healthy_as_it_reports(here: Here, word: str, result: str) -> None:
     with server_that_says(overall_health=word, home=digest_of_home(here.home)) as url:
         here.set(settings_of(KOO_URL=url))
         found = looked_at(here, "server")
-    assert (found["result"], f"{url} says {word}" in found["found"]) == (result, True)
+    assert (found["result"], f"{url} reports {word}" in found["found"]) == (result, True)
 
 
-def test_a_sick_server_says_what_broke(here: Here) -> None:
+def test_an_unhealthy_servers_reasons_are_shown(here: Here) -> None:
     claude = {"configured": True, "state": "circuit_open", "reason": BROKEN}
     without_key = {"configured": False, "state": "unhealthy", "reason": "set OPENAI_API_KEY"}
     database = {"state": "healthy", "reason": "", "error": "the server refuses connections"}
@@ -81,10 +83,10 @@ def test_a_sick_server_says_what_broke(here: Here) -> None:
         here.set(settings_of(KOO_URL=url))
         found = looked_at(here, "server")["found"]
     assert f"claude circuit_open ({BROKEN})" in found and "the server refuses connections" in found
-    assert "OPENAI" not in found, "it is no part of the server's health"
+    assert "OPENAI" not in found, "it is not part of the server's health"
 
 
-def test_a_server_of_another_folder_says_nothing_of_this_one(
+def test_another_folders_server_is_not_evidence_about_this_configuration(
     here: Here, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = digest_of_home(tmp_path_factory.mktemp("elsewhere"))
@@ -97,17 +99,17 @@ def test_a_server_of_another_folder_says_nothing_of_this_one(
         )
 
 
-def test_the_digest_of_a_folder_is_that_of_the_folder_and_not_of_the_way_to_it(tmp_path: Path) -> None:
+def test_a_folders_digest_does_not_depend_on_the_path_to_it(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     assert digest_of_home(tmp_path / "link") == digest_of_home(tmp_path) != digest_of_home(tmp_path.parent)
     assert str(tmp_path) not in digest_of_home(tmp_path)
 
 
-def test_a_database_that_refuses_is_named_by_its_address_and_never_by_who_asks(here: Here) -> None:
+def test_a_database_that_refuses_is_named_by_its_address_without_the_user(here: Here) -> None:
     here.set(
         settings_of(KOO_URL="http://127.0.0.1:9", DATABASE_URL="postgresql://app:hunter2@127.0.0.1:1/shop")
     )
     found = looked_at(here, "database")
     assert found["result"] == "problem" and "hunter2" not in str(found) and "app" not in found["found"]
     assert "shop on 127.0.0.1:1: the server refuses connections" in found["found"]
-    assert "try again" not in found["found"], "the time of a look says nothing of when a caller may come"
+    assert "try again" not in found["found"], "the time of a check does not show when a caller may try again"

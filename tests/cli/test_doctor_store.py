@@ -1,4 +1,4 @@
-"""`koo doctor` names what the state store that it finds may lose, and what that means for money."""
+"""`koo doctor` reports what the state store may lose, and what that means for money."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_what_a_file_may_lose_depends_on_where_it_is(path: str, words: str, is_s
 
 
 @pytest.mark.parametrize("path", ["/var/lib/koo/koo-state.db", "/srv/shared files/local/koo-state.db"])
-def test_a_file_on_a_disk_of_this_machine_is_nothing_to_tell(path: str) -> None:
+def test_a_file_on_a_local_disk_is_not_reported(path: str) -> None:
     assert risks_of_file(Path(path), MOUNTS) == []
 
 
@@ -51,7 +51,9 @@ def test_a_file_on_a_disk_of_this_machine_is_nothing_to_tell(path: str) -> None:
         ({"is_standby": True}, "accepts no writes"),
     ],
 )
-def test_what_a_server_may_lose_is_in_its_settings(changed: dict[str, object], words: str | None) -> None:
+def test_what_a_server_may_lose_depends_on_its_settings(
+    changed: dict[str, object], words: str | None
+) -> None:
     settings = {
         "fsync": "on", "full_pages": "on", "commit": "on", "names": "", "is_standby": False, "followers": 0
     }  # fmt: skip
@@ -61,7 +63,7 @@ def test_what_a_server_may_lose_is_in_its_settings(changed: dict[str, object], w
         assert words is not None and words in risk.found and risk.advice
 
 
-def test_doctor_says_it_of_a_server_that_runs(here: Here, postgres18: PostgresServer) -> None:
+def test_doctor_reports_it_for_a_running_server(here: Here, postgres18: PostgresServer) -> None:
     """The tests' server has `fsync` off."""
     name = postgres18.create_database()
     postgres18.sql(f'ALTER DATABASE "{name}" SET synchronous_commit = off')

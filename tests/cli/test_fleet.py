@@ -1,4 +1,4 @@
-"""`koo fleet`, against servers as people run them."""
+"""`koo fleet` against running servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.cli.running import Here, serving, settings_of
 from tests.fleet.others import say
 
 
-def test_processes_guards_purses_and_what_differs(here: Here) -> None:
+def test_processes_guards_purses_and_differences_are_shown(here: Here) -> None:
     with FakeAnthropic() as fake:
         one, two = (
             settings_of(fake, KOO_VERSION_LABEL="blue"),
@@ -24,8 +24,8 @@ def test_processes_guards_purses_and_what_differs(here: Here) -> None:
             asyncio.run(say(store, GuardLine(GuardKey("claude/m", "x"), "open", True, 5.0, 3), count=1))
             code, out, err = here.run("fleet")
             assert code == 0
-            lines = [line for line in out.splitlines() if "answers" in line or "blue" in line]
-            assert len(lines) == 1 and "blue" in lines[0] and "answers" in lines[0]
+            lines = [line for line in out.splitlines() if "responding" in line or "blue" in line]
+            assert len(lines) == 1 and "blue" in lines[0] and "responding" in lines[0]
             assert "3 processes on the state store" in out
             assert "in 1 of 1" in out and "ai:claude" in out
             assert "configuration differs: ai_services.claude.max_tokens: " in out + err
@@ -40,7 +40,7 @@ def test_processes_guards_purses_and_what_differs(here: Here) -> None:
             assert sum(process["leads"] for process in processes) == 1
 
 
-def test_without_a_server_it_says_what_to_do(here: Here) -> None:
+def test_without_a_server_it_explains_what_to_do(here: Here) -> None:
     here.set({"KOO_URL": "http://127.0.0.1:9"})
     code, out, err = here.run("fleet")
     assert code != 0 and out == "" and "127.0.0.1:9" in err

@@ -1,4 +1,4 @@
-"""Serverless: a process that is frozen between two requests keeps no money from the others."""
+"""Serverless: a process that is frozen between two requests does not keep money from other processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.running import serving, settings_of
 from tests.cli.test_serve import question
 
 LEFT = "SELECT sum(granted - back + over_granted - spent) FROM koo_purses WHERE budget = 'service/claude'"
-"""What a process was granted and has neither spent nor sent home, in pico-dollars."""
+"""What a process was granted and has neither spent nor returned, in pico-dollars."""
 
 
 def asked(home: Path, sql: str) -> int:
@@ -22,8 +22,8 @@ def asked(home: Path, sql: str) -> int:
         return int(store.execute(sql).fetchone()[0] or 0)
 
 
-def test_a_process_that_is_frozen_after_each_answer_strands_no_more_than_one_call(tmp_path: Path) -> None:
-    """And nothing once it had a moment: without traffic a purse goes home with the settlement."""
+def test_a_process_frozen_after_each_response_strands_at_most_one_call(tmp_path: Path) -> None:
+    """And nothing once it has run for a moment: without traffic, a purse is returned with the settlement."""
     stranded = []
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
         for _ in range(4):

@@ -17,7 +17,7 @@ from koo.testing.providers import FakeAnthropic, error
 from tests.cli.running import Here, settings_of
 
 
-def test_config_tells_what_is_in_force_and_where_it_came_from(here: Here) -> None:
+def test_config_shows_the_settings_in_force_and_their_sources(here: Here) -> None:
     here.set({"AI_MAX_RETRIES": "7", "ANTHROPIC_API_KEY": "sk-secret-4711", "KOO_PROT": "1"})
     (here.home / ".env").write_text("DATABASE_URL=postgresql://user:hunter2@host/name\n")
     code, out, err = here.run("config")
@@ -41,18 +41,18 @@ def findings(here: Here) -> tuple[int, dict[str, list[dict[str, str]]]]:
     return code, found
 
 
-def test_doctor_looks_at_everything_and_says_what_to_do(here: Here) -> None:
+def test_doctor_checks_everything_and_gives_advice(here: Here) -> None:
     with FakeAnthropic() as fake:
         here.set(settings_of(fake, KOO_URL="http://127.0.0.1:9"))
         _, found = findings(here)
         for subject in ("configuration", "permissions", "disk", "clock", "database"):
             assert [finding["result"] for finding in found[subject]] == ["ok"], subject
-        # A test's home is in a temporary folder, as far as that is one.
+        # A test's home is usually in a temporary folder, which is a finding of its own.
         assert {finding["result"] for finding in found["state store"]} <= {"ok", "note"}
         assert [finding["result"] for finding in found["claude"]] == [
             "ok",
             "ok",
-        ]  # it answers; its price is known
+        ]  # it responds; its price is known
         assert found["openai"][0]["result"] == "note"
         assert "OPENAI_API_KEY" in found["openai"][0]["advice"]
         assert found["server"][0]["result"] == "note"
@@ -78,10 +78,10 @@ def test_doctor_finds_what_is_wrong(here: Here) -> None:
         )
         assert "chmod 600" in found["permissions"][0]["advice"]
         assert "hunter2" not in json.dumps(found)
-        assert stat.S_IMODE(env.stat().st_mode) == 0o644  # it only looks
+        assert stat.S_IMODE(env.stat().st_mode) == 0o644  # it changes nothing
 
 
-def test_doctor_asks_the_local_model_for_a_token_before_it_says_that_it_answers(
+def test_doctor_generates_a_token_with_the_local_model_before_it_reports_ok(
     here: Here, tmp_path: Path
 ) -> None:
     model = find_model()
@@ -90,7 +90,7 @@ def test_doctor_asks_the_local_model_for_a_token_before_it_says_that_it_answers(
     here.set(settings_of(KOO_URL="http://127.0.0.1:9"))
     _, found = findings(here)
     assert found["local"][0]["result"] == "ok"
-    assert found["local"][0]["found"] == "SmolLM2-135M-Instruct.Q4_1 was loaded and answers"
+    assert found["local"][0]["found"] == "SmolLM2-135M-Instruct.Q4_1 was loaded and responds"
     half = tmp_path / "half.gguf"
     with model.open("rb") as whole:
         half.write_bytes(whole.read(3_000_000))
@@ -100,7 +100,7 @@ def test_doctor_asks_the_local_model_for_a_token_before_it_says_that_it_answers(
     assert "could not be loaded" in found["local"][0]["found"]
 
 
-def test_without_its_engine_doctor_says_so_and_no_model_is_fetched(
+def test_without_the_engine_doctor_says_so_and_no_model_is_installed(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     SERVERS.stop()
@@ -109,7 +109,7 @@ def test_without_its_engine_doctor_says_so_and_no_model_is_fetched(
     _, found = findings(here)
     assert [check["result"] for check in found["local"]] == ["note"]
     assert "pip install -U '/path/to/koo[local]', then koo model install" in found["local"][0]["found"]
-    # Were it to look for the model first, it would find it and be content.
+    # If it looked for the model first, it would find it and report success.
     code, out, err = here.run("model", "install")
     assert (code, out) == (1, "")
     assert "its engine xllamacpp is not installed" in err
@@ -117,14 +117,14 @@ def test_without_its_engine_doctor_says_so_and_no_model_is_fetched(
     assert code == 1 and "its engine xllamacpp is not installed" in err
 
 
-def test_doctor_says_which_setting_stops_everything(here: Here) -> None:
+def test_doctor_names_the_setting_that_prevents_all_other_checks(here: Here) -> None:
     here.set({"DATABASE_POOL_SIZE": "0"})
     code, out, _ = here.run("doctor")
     assert code == 4
     assert out.startswith("PROBLEM  configuration: DATABASE_POOL_SIZE")
 
 
-def test_the_model_that_is_there_is_not_fetched_again(here: Here) -> None:
+def test_an_existing_model_is_not_installed_again(here: Here) -> None:
     path = find_model()
     if path is None:
         pytest.skip("the model is not installed")
@@ -133,7 +133,7 @@ def test_the_model_that_is_there_is_not_fetched_again(here: Here) -> None:
     assert (code, Path(json.loads(out)["path"])) == (0, path)
 
 
-def test_the_runbook_is_read_without_a_server(here: Here) -> None:
+def test_the_runbook_needs_no_server(here: Here) -> None:
     here.set({"KOO_URL": "http://127.0.0.1:9"})
     code, out, _ = here.run("runbook", "circuit_open")
     assert code == 0 and out.startswith("Circuit breaker open (circuit_open, critical)\nBegins: ")
@@ -142,10 +142,10 @@ def test_the_runbook_is_read_without_a_server(here: Here) -> None:
     code, out, _ = here.run("runbook", "circuit_open", "--json")
     assert [one["kind"] for one in json.loads(out)["kinds"]] == ["circuit_open"]
     code, _, err = here.run("runbook", "curcuit_open")
-    assert code == 2 and "no kind of alert is called curcuit_open; `koo runbook` lists them" in err
+    assert code == 2 and "unknown kind of alert: curcuit_open; `koo runbook` lists them" in err
 
 
-def test_rules_and_dashboard_are_printed_whole_without_a_server(here: Here) -> None:
+def test_rules_and_dashboard_are_printed_completely_without_a_server(here: Here) -> None:
     for words, name in ((("prometheus", "rules"), RULES), (("grafana", "dashboard"), DASHBOARD)):
         code, out, err = here.run(*words)
         assert (code, out, err) == (0, text_of(name), "")

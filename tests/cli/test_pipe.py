@@ -1,4 +1,4 @@
-"""What commands print where a program reads them: whole words, one line an entry, and nothing that is obeyed."""
+"""What commands print for programs: whole words, one line per entry, and no control characters."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.cli.running import Here, command, environment
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_alert_is_one_line_whatever_the_window_would_be(here: Here) -> None:
-    """Square brackets are no markup: they neither vanish nor end the command with a traceback."""
+def test_each_alert_is_one_line_whatever_the_windows_width(here: Here) -> None:
+    """Square brackets are not markup: they neither vanish nor end the command with a traceback."""
     long = MESSAGE + " x" * 2000
     with canned(alerts_of(ALERT, {**ALERT, "message": long, "type": "warning"})) as url:
         here.set({"KOO_URL": url, "COLUMNS": "40"})
@@ -43,8 +43,8 @@ def test_each_alert_is_one_line_whatever_the_window_would_be(here: Here) -> None
     assert lines[1].split()[-2:] == ["firing", ALERT["id"]]
 
 
-def test_an_alert_says_what_an_operator_said_of_it_and_where_to_read_what_to_do(here: Here) -> None:
-    """The one with it, the other on standard error: a pipe gets the alerts and nothing else."""
+def test_an_alert_shows_operators_acts_and_its_runbook(here: Here) -> None:
+    """The acts are in its line, the runbook is on standard error: a pipe gets the alerts and nothing else."""
     silence = {"by": "bob@host", "ends_at": AT}
     alert = {
         **ALERT,
@@ -59,7 +59,7 @@ def test_an_alert_says_what_an_operator_said_of_it_and_where_to_read_what_to_do(
     assert err == f"what to do about circuit_open: {url}/runbook/circuit_open\n"
 
 
-def test_an_earlier_servers_alerts_are_listed_too(here: Here) -> None:
+def test_an_older_servers_alerts_are_listed_too(here: Here) -> None:
     new = ("id", "phase", "acknowledged", "silenced")
     with canned(alerts_of({key: value for key, value in ALERT.items() if key not in new})) as url:
         here.set({"KOO_URL": url})
@@ -67,8 +67,8 @@ def test_an_earlier_servers_alerts_are_listed_too(here: Here) -> None:
     assert code == 4 and MESSAGE in out and "firing" in out
 
 
-def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> None:
-    """The next attempt with it, times with their zone, numbers as the page has them."""
+def test_status_has_one_line_per_service_and_one_per_reason(here: Here) -> None:
+    """Including the next attempt, times with their zone, and numbers as on the page."""
     open_ = {"circuit_breaker_state": "open", "next_attempt": AT}
     quota = f"the provider's quota is used up until {AT}"
     why = "5 failures in a row [/x], the last: status 500, api_error"
@@ -110,7 +110,7 @@ def test_status_has_one_line_a_service_and_one_for_each_reason(here: Here) -> No
     assert "what to do: koo alerts" in lines
 
 
-def test_a_warning_about_what_works_leads_to_the_alerts_too(here: Here) -> None:
+def test_a_warning_while_all_is_healthy_leads_to_the_alerts_too(here: Here) -> None:
     documents: Any = health_of("healthy", lab=service_of())
     for severity, leads in ((None, False), ("warning", True)):
         documents["/monitoring/health"]["severity"] = severity
@@ -120,8 +120,8 @@ def test_a_warning_about_what_works_leads_to_the_alerts_too(here: Here) -> None:
         assert code == 0 and ("what to do: koo alerts" in out) is leads
 
 
-def test_status_says_what_is_wrong_with_koo_itself(here: Here) -> None:
-    """Its store, its disks, what it lacks and what stands still; nothing where nothing is."""
+def test_status_shows_what_is_wrong_with_koo_itself(here: Here) -> None:
+    """Its store, its disks, what it lacks and what is overdue; nothing if nothing is wrong."""
     documents: Any = health_of("degraded", lab=service_of())
     well = {
         "state_store": {"reachable": True, "reason": "", "lost_at": None, "refuses": []},
@@ -152,8 +152,8 @@ def test_status_says_what_is_wrong_with_koo_itself(here: Here) -> None:
     ]
 
 
-def test_the_database_is_named_and_says_how_long_it_answers_again(here: Here) -> None:
-    """And a probe that was refused has no time among the good numbers."""
+def test_the_database_is_named_with_the_time_since_its_probe_succeeds_again(here: Here) -> None:
+    """And a refused probe's duration is not shown among the good numbers."""
     documents: Any = health_of("degraded", lab=service_of())
     view = documents["/monitoring/health"]["database"]
     view |= {"error": None, "answers_since": AT, "server": {"host": None, "port": None, "name": "app.db"}}
@@ -166,11 +166,11 @@ def test_the_database_is_named_and_says_how_long_it_answers_again(here: Here) ->
             "5 failures in a row; last error connection: the server refuses connections, 60 s ago; its probe"
             in line
         )
-        assert "; its probe is answered since 2026-11-28T14:07:06Z; next attempt" in line
+        assert "; its probe has succeeded since 2026-11-28T14:07:06Z; next attempt" in line
 
 
-def test_a_full_limit_says_when_it_is_free_again(here: Here) -> None:
-    """The reason names no time then; the latest of what is full counts."""
+def test_an_exhausted_limit_shows_when_it_resets(here: Here) -> None:
+    """The reason contains no time then; the latest reset of all exhausted limits counts."""
     limits = service_of()["rate_limits"]
     full = {"used": 60, "limit": 60, "remaining": 0, "resets_at": AT}
     spent = {**limits["daily_budget"], "remaining": "0", "resets_at": "2026-11-29T00:00:00+00:00"}
@@ -187,8 +187,8 @@ def test_a_full_limit_says_when_it_is_free_again(here: Here) -> None:
     assert "lab: spent; next attempt 2026-11-29T00:00:00Z (in 9 h 54 min)" in out
 
 
-def test_a_database_that_has_just_stopped_answering_is_not_called_healthy(here: Here) -> None:
-    """Its state follows from three probes, and the alert from the first."""
+def test_a_database_that_has_just_stopped_responding_is_not_called_healthy(here: Here) -> None:
+    """Its state follows after three probes, the alert after the first."""
     documents: Any = health_of("degraded", lab=service_of())
     documents["/monitoring/health"]["database"] |= {"state": "healthy", "reason": ""}
     with canned(documents) as url:
@@ -197,7 +197,7 @@ def test_a_database_that_has_just_stopped_answering_is_not_called_healthy(here: 
     assert "database: no answer on db.example:5432/shop" in out and "database: healthy" not in out
 
 
-def test_what_a_stranger_wrote_into_a_name_is_escaped(here: Here) -> None:
+def test_control_characters_in_a_name_are_escaped(here: Here) -> None:
     alert = {**ALERT, "component": f"ai:x/{EVIL}", "message": f"no model {EVIL}"}
     with canned(alerts_of(alert) | health_of("healthy", lab=service_of())) as url:
         here.set({"KOO_URL": url})
@@ -219,7 +219,7 @@ def test_a_refusal_of_the_server_is_one_line_without_escapes(here: Here) -> None
     assert err.count("\n") == 1 and r"m\x1b]0;owned" in err and "\x1b" not in err
 
 
-def test_a_terminal_is_obeyed_by_nothing_that_was_written_into_a_name(tmp_path: Path) -> None:
+def test_control_characters_in_a_name_do_not_reach_the_terminal(tmp_path: Path) -> None:
     alert = {**ALERT, "message": f"no model {EVIL}"}
     with canned(alerts_of(alert)) as url:
         ours, theirs = pty.openpty()
@@ -231,7 +231,7 @@ def test_a_terminal_is_obeyed_by_nothing_that_was_written_into_a_name(tmp_path: 
                 while piece := os.read(ours, 65536):
                     seen += piece
             except OSError:
-                pass  # Linux says so where the other end of a terminal is closed.
+                pass  # Linux reports this if the other end of a terminal is closed
             assert run.wait(60) == 4
         os.close(ours)
     text = seen.decode()
@@ -254,17 +254,17 @@ def test_a_terminal_is_obeyed_by_nothing_that_was_written_into_a_name(tmp_path: 
         ("\udcff", r"\udcff"),
     ],
 )
-def test_what_cannot_be_seen_is_written_out(written: str, reads: str) -> None:
+def test_invisible_characters_are_written_as_escapes(written: str, reads: str) -> None:
     assert one_line(written) == reads
 
 
-def test_a_name_is_cut_and_an_answer_is_not() -> None:
+def test_a_name_is_cut_and_a_response_is_not() -> None:
     assert len(name("x" * 5000)) == 200 and name("x" * 200) == "x" * 200
     assert shown("a\tb\nc" * 5000) == "a\tb\nc" * 5000
     assert shown("\x1b[31m\u202e") == "�[31m�"
 
 
-def test_a_document_means_the_same_with_what_is_not_seen_escaped() -> None:
+def test_a_json_document_with_escaped_characters_has_the_same_meaning() -> None:
     given = {"name": EVIL + "\U000e0041"}
     written = json_text(json.dumps(given, ensure_ascii=False))
     assert json.loads(written) == given
@@ -296,7 +296,7 @@ def test_a_mistake_is_one_sentence_or_one_document(here: Here, arguments: tuple[
     assert (code, err, problem["kind"]) == (2, "", "usage") and said in problem["detail"]
 
 
-def test_json_behind_two_dashes_is_a_word_and_no_option(here: Here) -> None:
+def test_json_after_two_dashes_is_an_argument_and_not_an_option(here: Here) -> None:
     code, out, err = here.run("status", "--", "--json")
     assert (code, out) == (2, "") and "unexpected extra argument" in err
 
@@ -313,7 +313,7 @@ def test_help_is_a_command_too_and_shows_a_flag_without_a_type(here: Here) -> No
         assert code == 0 and "<bool>" not in out and "--help" in out
 
 
-def test_the_version_has_a_short_name(here: Here) -> None:
+def test_the_version_has_a_short_option(here: Here) -> None:
     assert here.run("-V") == here.run("--version")
 
 
@@ -321,7 +321,7 @@ def test_the_version_has_a_short_name(here: Here) -> None:
 
 
 @pytest.mark.parametrize("before", [{}, {"KOO_URL": "http://127.0.0.1:9"}])
-def test_url_names_the_server_and_wins_over_the_setting(here: Here, before: dict[str, str]) -> None:
+def test_url_names_the_server_and_overrides_the_setting(here: Here, before: dict[str, str]) -> None:
     here.set(before)
     with canned(alerts_of()) as url:
         assert here.run("alerts", "--url", url) == (0, "no alerts\n", "")
@@ -336,7 +336,7 @@ def test_url_names_the_server_and_wins_over_the_setting(here: Here, before: dict
         ("db", "pause"), ("db", "resume"), ("db", "drain"), ("db", "rotate"), ("doctor",),
     ],
 )  # fmt: skip
-def test_every_command_that_asks_a_server_takes_its_url(here: Here, arguments: tuple[str, ...]) -> None:
+def test_every_command_that_uses_a_server_accepts_its_url(here: Here, arguments: tuple[str, ...]) -> None:
     _, out, err = here.run(*arguments, "--url", "http://127.0.0.1:9/elsewhere")
     assert "no koo server answers at http://127.0.0.1:9/elsewhere" in out + err
 
@@ -344,8 +344,10 @@ def test_every_command_that_asks_a_server_takes_its_url(here: Here, arguments: t
 @pytest.mark.parametrize(
     "arguments", [("config",), ("config", "--json"), ("--help",), ("help", "query"), ("status",)]
 )
-def test_a_reader_that_has_enough_ends_a_command_quietly(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """`koo config | head -1`: nothing failed, so the code is 0 and no word is said of it."""
+def test_a_reader_that_closes_the_pipe_ends_a_command_quietly(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """`koo config | head -1`: nothing failed, so the exit code is 0 and nothing is printed about it."""
     with canned(health_of("degraded")) as url:
         read, write = os.pipe()
         os.close(read)

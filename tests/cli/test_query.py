@@ -1,4 +1,4 @@
-"""`koo query`: the answer to standard output, what it took to standard error, an exit code that says how it went."""
+"""`koo query`: the response on standard output, a summary on standard error, and an exit code for the outcome."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.cli.running import Here, command, environment, settings_of
 from tests.web.exact import check_exactly
 
 
-def test_the_answer_goes_to_standard_output_and_what_it_took_to_standard_error(here: Here) -> None:
+def test_the_response_goes_to_standard_output_and_the_summary_to_standard_error(here: Here) -> None:
     with FakeAnthropic() as fake:
         here.set(settings_of(fake))
         fake.script(answer("Paris.", input_tokens=20, output_tokens=4))
@@ -32,7 +32,7 @@ def test_the_answer_goes_to_standard_output_and_what_it_took_to_standard_error(h
         assert fake.wants_stream(fake.queries[0])
 
 
-def test_without_streaming_the_answer_comes_whole(here: Here) -> None:
+def test_without_streaming_the_response_is_printed_when_complete(here: Here) -> None:
     with FakeAnthropic() as fake:
         here.set(settings_of(fake))
         code, out, _ = here.run("query", "claude", "Capital of France?", "--no-stream")
@@ -60,7 +60,7 @@ def test_options_reach_the_provider(here: Here) -> None:
         assert sent["model"] == "claude-haiku-4-5"
 
 
-def test_json_is_what_the_api_answers(here: Here) -> None:
+def test_json_is_what_the_api_returns(here: Here) -> None:
     with FakeAnthropic() as fake:
         here.set(settings_of(fake))
         code, out, err = here.run("query", "claude", "Capital of France?", "--json")
@@ -82,7 +82,7 @@ def test_the_prompt_may_come_from_standard_input(
         assert fake.queries[0].body["messages"][0]["content"] == "Où est Paris ?"
 
 
-def test_what_is_no_text_is_no_prompt(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_is_not_text_is_not_a_prompt(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x89PNG\xff\xfe")))
     code, out, err = here.run("query", "local", "-")
     assert (code, out) == (2, "")
@@ -102,7 +102,9 @@ def test_what_is_no_text_is_no_prompt(here: Here, monkeypatch: pytest.MonkeyPatc
         ([], 2, "service"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_a_code(here: Here, arguments: list[str], code: int, said: str) -> None:
+def test_a_mistake_is_one_sentence_and_an_exit_code(
+    here: Here, arguments: list[str], code: int, said: str
+) -> None:
     ended, out, err = here.run("query", *arguments)
     assert (ended, out) == (code, "")
     assert said.lower() in err.lower()
@@ -133,7 +135,7 @@ def test_a_failure_as_json_is_a_problem(here: Here) -> None:
         assert problem["retry_after_s"] >= 300
 
 
-def test_another_service_answers_where_one_cannot(here: Here) -> None:
+def test_a_fallback_answers_if_the_first_service_cannot(here: Here) -> None:
     with FakeAnthropic() as fake:
         here.set(settings_of(fake))
         code, out, err = here.run("query", "openai", "Hello?", "--fallback", "gemini", "--fallback", "claude")
@@ -141,7 +143,7 @@ def test_another_service_answers_where_one_cannot(here: Here) -> None:
         assert "claude" in err
 
 
-def test_a_setting_that_cannot_be_right_is_told_before_anything_is_asked(here: Here) -> None:
+def test_an_invalid_setting_is_reported_before_anything_is_sent(here: Here) -> None:
     here.set({"AI_MAX_RETRIES": "-1"})
     code, _, err = here.run("query", "local", "Hello?")
     assert code == 2
@@ -160,7 +162,7 @@ def test_a_setting_that_cannot_be_right_is_told_before_anything_is_asked(here: H
     ],
     ids=["Ctrl-C", "SIGTERM", "SIGTERM in a background job"],
 )
-def test_a_signal_ends_it_at_once_the_provider_knows_and_no_money_stays_held(
+def test_a_signal_ends_it_immediately_cancels_the_call_and_leaves_no_money_held(
     tmp_path: Path, how: signal.Signals, before: tuple[str, ...]
 ) -> None:
     with FakeAnthropic() as fake:
@@ -177,7 +179,7 @@ def test_a_signal_ends_it_at_once_the_provider_knows_and_no_money_stays_held(
         _until(lambda: fake.abandoned == 1, None)
 
 
-def test_who_stops_reading_ends_it_without_a_complaint(tmp_path: Path) -> None:
+def test_a_reader_that_stops_ends_it_without_a_message(tmp_path: Path) -> None:
     """`koo query … | head -1`."""
     with FakeAnthropic() as fake:
         fake.script(stream(["a line of an answer\n"] * 5000))
@@ -214,7 +216,7 @@ def _until(condition: object, process: subprocess.Popen[str] | None) -> None:
         time.sleep(0.01)
 
 
-def test_what_became_of_a_query_is_said_once_and_not_by_the_log_too(tmp_path: Path) -> None:
+def test_a_querys_result_is_printed_once_and_not_by_the_log_too(tmp_path: Path) -> None:
     with FakeAnthropic(strict=False) as fake:
         fake.script(error(401, "authentication_error"))
         done = subprocess.run(

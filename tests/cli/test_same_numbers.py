@@ -1,5 +1,5 @@
-"""One outage, and each place that tells of it has the same numbers: the API, the page's answers, the command line, the
-metrics of Prometheus, and the history.
+"""During one outage every view shows the same numbers: the API, the page's data, the command line, Prometheus and the
+history.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def get(url: str) -> bytes:
 
 
 class Told:
-    """What one server says, from each of its places."""
+    """What one server reports, in each of its views."""
 
     def __init__(self, url: str, here: Here) -> None:
         self.url = url
@@ -52,7 +52,7 @@ class Told:
         return self.here.run(*arguments, "--url", self.url)[1]
 
     def views(self) -> dict[str, Any]:
-        """The service's view, from each place that has the whole of it."""
+        """The service's status, from each source that has all of it."""
         every = {
             "health": self.api("/monitoring/health")["ai_services"]["services"]["claude"],
             "the page": self.api("/monitoring/dashboard")["ai_services"]["services"]["claude"],
@@ -64,7 +64,7 @@ class Told:
         return {place: view.get("service", view) for place, view in every.items()} | {"live": streamed}
 
     def prometheus(self) -> dict[tuple[str, str], float]:
-        """The samples of the service, by name and by the label beside it."""
+        """The service's samples, by name and by their second label."""
         found: dict[tuple[str, str], float] = {}
         for family in text_string_to_metric_families(get(f"{self.url}/metrics").decode()):
             for sample in family.samples:
@@ -75,7 +75,7 @@ class Told:
         return found
 
     def row(self, command: str) -> list[str]:
-        """The service's line in a table."""
+        """The service's row in a table."""
         return next(line for line in self.command(command).splitlines() if line.startswith("claude ")).split()
 
 
@@ -85,7 +85,7 @@ async def step(platform: Platform) -> None:
 
 
 def outage(platform: Platform, fake: FakeAnthropic) -> None:
-    """Some answers, then failures until the breaker opens, then refusals."""
+    """Some responses, then failures until the breaker opens, then refusals."""
     fake.script(*[answer("Paris.")] * ANSWERED)
     fake.default = error(500, "api_error")
     for number in range(ANSWERED + FAILED + REFUSED):
@@ -101,7 +101,7 @@ def test_an_outage_has_the_same_numbers_everywhere(here: Here) -> None:
     with FakeAnthropic(strict=False) as fake:
         platform = Platform(options(here.home, claude(fake)), clock=clock)
         with serve_beside(platform, port=0) as beside:
-            koo.run(step(platform))  # the first sample: all that follows is in the second
+            koo.run(step(platform))  # the first sample: everything that follows is in the second
             outage(platform, fake)
             clock.advance(seconds=6)
             koo.run(step(platform))
@@ -122,7 +122,7 @@ def _compare(told: Told) -> None:
     assert set(seen.values()) == {seen["health"]}, seen
     *counts, p95, state, breaker, next_attempt, spent = seen["health"]
     assert (counts, state, breaker) == ([ANSWERED, FAILED, REFUSED], "circuit_open", "open")
-    # In words: the same state, counts, time and money.
+    # In sentences: the same state, counts, time and money.
     total = str(ANSWERED + FAILED)
     assert told.row("status")[:6] == ["claude", state, breaker, total, str(FAILED), str(REFUSED)]
     at = next_attempt[:19]
@@ -134,7 +134,7 @@ def _compare(told: Told) -> None:
     refused = sum(value for (name, _), value in samples.items() if name == "koo_service_refusals_total")
     assert [*outcomes, refused] == counts
     assert samples["koo_circuit_breaker_state", breaker] == samples["koo_service_state", state] == 1
-    # The past: calls that reached the other side, those that failed, those that koo refused, and their money.
+    # The history: calls that reached the other side, those that failed, those that koo refused, and their money.
     series = told.api("/monitoring/history?range=15m")["series"]["ai:claude"]
     past = [sum(one or 0 for one in series[name]) for name in ("calls", "failed", "refused")]
     assert past == [ANSWERED + FAILED, FAILED, REFUSED]
@@ -142,12 +142,12 @@ def _compare(told: Told) -> None:
     booked = sum((Decimal(one) for one in series["spent"] if one), Decimal(0))
     asked = told.api("/ai/requests")
     assert booked == Decimal(spent) == Decimal(asked["amount"]) > 0 and p95 >= 0
-    # And `koo tail` sums what the history has.
+    # And `koo tail` sums what the history contains.
     assert re.search(rf"{FAILED} calls failed, {REFUSED} calls refused", _tailed(told))
 
 
 async def _streamed(url: str) -> Any:
-    """What `koo watch` makes of the live stream, without a question of its own."""
+    """What `koo watch` builds from the live stream, without polling."""
     async with connect(url) as client:
         watched = Watched(client)
         listening = asyncio.create_task(watched.listen())
@@ -159,7 +159,7 @@ async def _streamed(url: str) -> Any:
 
 
 def _tailed(told: Told) -> str:
-    """What a follower that begins now says of it."""
+    """What a follower that starts now reports."""
 
     async def look() -> str:
         async with connect(told.url) as client:

@@ -1,6 +1,6 @@
 """Marked keys, passwords, tokens and prompts through Python and the command line: nothing shows them.
 
-What goes over HTTP is in `tests/web/test_secrets.py`.
+HTTP is covered by `tests/web/test_secrets.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.cli.running import command, environment, serving, settings_of
 MARK = "marked4711"
 KEY, PASSWORD, TOKEN, PROMPT = (f"{what}-{MARK}" for what in ("key", "password", "token", "a secret prompt"))
 OWN = "noted4711"
-"""A caller's own words about a query: for the ledger, and for nothing else."""
+"""A caller's own labels for a query: stored in the ledger and shown nowhere else."""
 NOWHERE = f"postgresql://user:{PASSWORD}@127.0.0.1:1/none"
 
 PROGRAM = f"""
@@ -86,7 +86,7 @@ def marked(fake: FakeAnthropic, **more: str) -> dict[str, str]:
 
 
 def talkative(fake: FakeAnthropic) -> None:
-    """A provider that repeats in its errors what it was sent."""
+    """A provider whose errors repeat what it was sent."""
     said = f"{KEY} {PROMPT}"
     errors = [error(status, "api_error", message=said) for status in (400, 401, 403, 404, 429, 500, 529)]
     steps: list[Step] = [*errors, html(500), nothing(), cut(60)]
@@ -151,7 +151,7 @@ def test_no_command_shows_them(tmp_path: Path, arguments: list[str]) -> None:
     assert clean(done.stdout, done.stderr)
 
 
-def test_a_server_that_logs_everything_shows_them_nowhere(tmp_path: Path) -> None:
+def test_a_server_that_logs_everything_does_not_show_them(tmp_path: Path) -> None:
     with FakeAnthropic(key=KEY, strict=False) as fake:
         talkative(fake)
         settings = marked(fake, KOO_STATE_URL=NOWHERE, PYTHONDEVMODE="1", PYTHONWARNINGS="default")

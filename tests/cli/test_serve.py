@@ -1,4 +1,4 @@
-"""`koo serve` as a process, and the commands that talk to it."""
+"""`koo serve` as a process, and the commands that use it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TELEMETRY_KB = 1536
 
 
 def ask(url: str, body: dict[str, Any] | None = None, **headers: str) -> Any:
-    """GET, or POST with a body; the JSON of the answer. Raises `HTTPError`."""
+    """GET, or POST with a body. Returns the response's JSON; raises `HTTPError`."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {**JSON, **headers})
     with urllib.request.urlopen(request, timeout=20) as reply:
@@ -48,7 +48,7 @@ def question(url: str) -> Any:
 # ── its life ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_says_what_to_try_and_serves_it(tmp_path: Path) -> None:
+def test_it_prints_example_commands_and_they_work(tmp_path: Path) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
         assert process.stdout is not None
         said = "".join(process.stdout.readline() for _ in range(7))
@@ -65,23 +65,23 @@ def test_it_needs_less_than_100_mib_before_a_model_is_loaded(tmp_path: Path) -> 
         if not status.exists():
             pytest.skip("no /proc here")
         rss_kb = next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmRSS" in line)
-        # FastAPI loads OpenTelemetry's interface where it is installed, as it is here: that is not koo's.
+        # FastAPI loads OpenTelemetry's interface if it is installed, as it is here. That memory is not koo's.
         ours_kb = rss_kb - (TELEMETRY_KB if find_spec("opentelemetry") else 0)
         assert ours_kb < RSS_KB_MAX
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_order(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_signal_stops_it_in_order(tmp_path: Path, how: signal.Signals) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
         question(url)
         process.send_signal(how)
         assert process.wait(20) == 0
     log = (tmp_path / "serve.log").read_text()
-    assert "koo has ended" in log
+    assert "koo has stopped" in log
     assert "Traceback" not in log
 
 
-def test_what_runs_when_it_is_told_to_end_may_finish(tmp_path: Path) -> None:
+def test_a_running_request_may_finish_after_the_signal(tmp_path: Path) -> None:
     from koo.testing.providers import answer, delay
 
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
@@ -97,7 +97,7 @@ def test_what_runs_when_it_is_told_to_end_may_finish(tmp_path: Path) -> None:
 
 
 def test_kill_9_loses_no_money(tmp_path: Path) -> None:
-    """What was booked is booked, and what a running call held stays booked, and is unsettled in the end."""
+    """What was settled stays settled. What a running call held stays booked, and becomes unsettled in the end."""
     with FakeAnthropic() as fake:
         settings = settings_of(fake)
         with serving(tmp_path, **settings) as (url, process):
@@ -111,7 +111,7 @@ def test_kill_9_loses_no_money(tmp_path: Path) -> None:
                     assert not asked.done()
                 _until_counted(
                     tmp_path, 2
-                )  # told within a second or two; what was asked since a kill may lose
+                )  # recorded within a second or two; a kill may lose what was requested since
                 process.kill()
                 process.wait(20)
                 assert isinstance(asked.exception(20), OSError)
@@ -120,11 +120,11 @@ def test_kill_9_loses_no_money(tmp_path: Path) -> None:
             assert budget["spent"] == booked
             assert sum(float(budget[key]) for key in ("reserved", "idle", "unsettled")) > 0
             used = ask(f"{url}/api/v1/ai/services/claude/health")["rate_limits"]["requests_per_day"]["used"]
-            assert 2 <= used <= 2 + FLOAT_MAX, "with what the killed process had in hand"
+            assert 2 <= used <= 2 + FLOAT_MAX, "including what the killed process held"
 
 
 def _until_counted(home: Path, requests: int) -> None:
-    """Wait until the state store knows of so many requests of the day."""
+    """Wait until the state store has counted so many requests of the day."""
     counted = "SELECT sum(spent) FROM koo_treasuries WHERE budget = 'requests/claude'"
     for _ in range(2000):
         with closing(sqlite3.connect(home / "data" / "koo-state.db")) as store:
@@ -139,7 +139,7 @@ def _budget(url: str) -> Any:
 
 
 def _wait_for_spent(url: str, other_than: str) -> str:
-    """What is booked is shown a moment later."""
+    """Settled money is shown a moment later."""
     for _ in range(200):
         spent: str = _budget(url)["spent"]
         if spent != other_than:
@@ -151,7 +151,7 @@ def _wait_for_spent(url: str, other_than: str) -> str:
 # ── what it refuses ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_port_that_is_taken_is_one_sentence(here: Here) -> None:
+def test_a_port_in_use_is_reported_in_one_sentence(here: Here) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -170,7 +170,7 @@ def test_a_port_that_is_taken_is_one_sentence(here: Here) -> None:
         ([], {"AI_SERVICES__CLAUDE__DALY_BUDGET": "20"}, "DAILY_BUDGET"),
     ],
 )
-def test_what_cannot_be_right_stops_the_start(
+def test_an_invalid_setting_prevents_the_start(
     here: Here, arguments: list[str], settings: dict[str, str], said: str
 ) -> None:
     here.set(settings)
@@ -179,7 +179,7 @@ def test_what_cannot_be_right_stops_the_start(
     assert said in err and "hunter2" not in err
 
 
-# ── who talks to it ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── commands that use it ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_status_shows_what_the_local_model_lacks(here: Here, tmp_path: Path) -> None:
@@ -194,16 +194,16 @@ def test_status_shows_what_the_local_model_lacks(here: Here, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["alerts"], ["reset", "all"]])
-def test_without_a_server_the_sentence_says_so(here: Here, arguments: list[str]) -> None:
+def test_without_a_server_the_message_says_so(here: Here, arguments: list[str]) -> None:
     with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        nobody.bind(("127.0.0.1", 0))  # bound, but nothing listens
         here.set({"KOO_URL": f"http://127.0.0.1:{nobody.getsockname()[1]}"})
         code, out, err = here.run(*arguments)
     assert (code, out) == (4, "")
     assert "no koo server answers" in err and "koo serve" in err
 
 
-def test_status_tells_the_state_in_words_and_as_a_code(here: Here, tmp_path: Path) -> None:
+def test_status_reports_the_state_in_words_and_as_an_exit_code(here: Here, tmp_path: Path) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, _):
         here.set({"KOO_URL": url})
         code, out, _ = here.run("status")
@@ -218,11 +218,11 @@ def test_status_tells_the_state_in_words_and_as_a_code(here: Here, tmp_path: Pat
             with pytest.raises(urllib.error.HTTPError):
                 question(url)
         code, out, _ = here.run("status")
-        assert code == 3  # local still answers
+        assert code == 3  # local still works
         assert "circuit_open" in out
 
         code, out, _ = here.run("reset", "claude")
-        assert (code, out) == (0, "claude starts afresh\n")
+        assert (code, out) == (0, "claude was reset\n")
         assert here.run("status")[0] == 0
         code, out, _ = here.run("reset", "database", "--json")
         assert (code, json.loads(out)["new_state"]) == (0, "healthy")
@@ -248,7 +248,9 @@ def test_the_database_is_paused_drained_and_resumed_by_commands(here: Here, tmp_
         assert code == 2 and "rotate is for servers" in err
 
 
-def test_the_log_says_who_acted_and_why(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_records_who_acted_and_why(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LOGNAME", "ada")
     acts = (
         ("reset", "claude"), ("reset", "database"), ("reset", "all"),
@@ -258,7 +260,7 @@ def test_the_log_says_who_acted_and_why(here: Here, tmp_path: Path, monkeypatch:
         here.set({"KOO_URL": url})
         for number, act in enumerate(acts):
             assert here.run(*act, "--reason", f"ticket {number}\nERROR forged")[0] == 0
-        process.send_signal(signal.SIGTERM)  # its last lines are written at its end
+        process.send_signal(signal.SIGTERM)  # its last lines are written when it ends
         assert process.wait(20) == 0
     log = (tmp_path / "serve.log").read_text()
     for number in range(len(acts)):
@@ -278,7 +280,7 @@ def test_a_token_comes_from_the_settings_and_is_never_shown(here: Here, tmp_path
         assert "4711" not in out + err + (tmp_path / "serve.log").read_text()
 
 
-def test_a_server_that_is_not_koo_is_told_as_such(here: Here, tmp_path: Path) -> None:
+def test_a_server_that_is_not_koo_is_reported_as_such(here: Here, tmp_path: Path) -> None:
     with FakeAnthropic(strict=False) as other:
         here.set({"KOO_URL": other.url})
         code, _, err = here.run("status")
@@ -299,7 +301,7 @@ def test_logs_are_json_lines_without_probes_prompts_and_queries(tmp_path: Path) 
         process.send_signal(signal.SIGTERM)
         process.wait(20)
     log = (tmp_path / "serve.log").read_text()
-    said = [json.loads(line) for line in log.splitlines() if line != "koo has ended"]
+    said = [json.loads(line) for line in log.splitlines() if line != "koo has stopped"]
     assert [line["what"] for line in said] == ["request", "request"]
     lines = [line for line in said if line["what"] == "request"]
     assert [line["path"] for line in lines] == ["/api/v1/monitoring/health", "/api/v1/ai/query"]
@@ -309,8 +311,8 @@ def test_logs_are_json_lines_without_probes_prompts_and_queries(tmp_path: Path) 
     assert "4711" not in log
 
 
-def test_the_log_is_quiet_while_all_is_well_and_says_why_a_request_failed(tmp_path: Path) -> None:
-    """The id of the problem that the caller was answered leads to a line with its cause."""
+def test_a_healthy_servers_log_is_quiet_and_a_failed_request_has_its_cause(tmp_path: Path) -> None:
+    """The id in the caller's problem leads to a line with the cause."""
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
         ask(f"{url}/api/v1/monitoring/health")
         question(url)
@@ -322,7 +324,7 @@ def test_the_log_is_quiet_while_all_is_well_and_says_why_a_request_failed(tmp_pa
         process.send_signal(signal.SIGTERM)
         process.wait(20)
     log = (tmp_path / "serve.log").read_text()
-    said = [json.loads(line) for line in log.splitlines() if line != "koo has ended"]
+    said = [json.loads(line) for line in log.splitlines() if line != "koo has stopped"]
     assert [line["what"] for line in said] == ["call_failed", "request"]
     for line in said:
         assert (line["request_id"], line["kind"]) == (problem["request_id"], "invalid_request")
@@ -330,7 +332,7 @@ def test_the_log_is_quiet_while_all_is_well_and_says_why_a_request_failed(tmp_pa
     assert "4711" not in log
 
 
-def test_a_log_that_is_not_read_holds_up_neither_answers_nor_the_end(tmp_path: Path) -> None:
+def test_an_unread_log_delays_neither_responses_nor_shutdown(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command("serve", "--port", "0"),
         env=environment(tmp_path),
@@ -342,7 +344,7 @@ def test_a_log_that_is_not_read_holds_up_neither_answers_nor_the_end(tmp_path: P
         assert process.stdout is not None
         found = re.search(r"http://[\w.:]+", process.stdout.readline())
         assert found is not None
-        for _ in range(400):  # a line each: a pipe holds 64 KiB, fewer than 300 of them
+        for _ in range(400):  # one line each: a pipe holds 64 KiB, fewer than 300 lines
             with pytest.raises(HTTPError) as refused:
                 ask(f"{found[0]}/api/v1/ai/services/nosuch/health")
             refused.value.close()
@@ -351,7 +353,7 @@ def test_a_log_that_is_not_read_holds_up_neither_answers_nor_the_end(tmp_path: P
         assert process.wait(30) == 0
 
 
-def test_help_loads_nothing_that_is_slow(tmp_path: Path) -> None:
+def test_help_imports_nothing_slow(tmp_path: Path) -> None:
     code = (
         "import sys; from koo.cli.app import run; assert run(['--help']) == 0;"
         "slow = {'fastapi', 'starlette', 'sqlalchemy', 'aiohttp', 'pydantic', 'uvicorn', 'koo.platform'};"
@@ -375,8 +377,10 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
     assert done.stdout.startswith("koo ")
 
 
-def test_a_watched_server_tells_its_balancer_before_it_shuts_the_door(tmp_path: Path) -> None:
-    """SIGTERM: /readyz is 503 while everything else is answered, then it ends with 0; a closed terminal is the same."""
+def test_a_watched_server_turns_unready_before_it_refuses_connections(tmp_path: Path) -> None:
+    """After SIGTERM, /readyz is 503 while everything else is served, then it exits with 0. A closed terminal is the
+    same.
+    """
     for how in (signal.SIGTERM, signal.SIGHUP):
         home = tmp_path / how.name
         home.mkdir()
@@ -385,12 +389,12 @@ def test_a_watched_server_tells_its_balancer_before_it_shuts_the_door(tmp_path: 
             process.send_signal(how)
             assert _until_refused(f"{url}/readyz") == (503, "draining")
             assert ask(f"{url}/livez") == {"status": "alive"}
-            process.send_signal(how)  # a second one does not wait
+            process.send_signal(how)  # a second signal does not wait
             assert process.wait(20) == 0
 
 
 def _until_refused(url: str) -> tuple[int, str]:
-    """The status and kind of the first refusal: a signal takes a moment to be heard."""
+    """Wait for the first refusal and return its status and kind: a signal takes a moment to arrive."""
     while True:
         try:
             ask(url)
@@ -402,8 +406,8 @@ def _until_refused(url: str) -> tuple[int, str]:
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root makes a namespace of its own"
 )
-def test_as_process_1_it_hears_sigterm_while_it_is_still_imported(tmp_path: Path) -> None:
-    """The kernel ignores a signal that process 1 has no handler for: the server would start after `docker stop`."""
+def test_as_process_1_it_handles_sigterm_while_still_importing(tmp_path: Path) -> None:
+    """The kernel ignores signals without a handler for process 1: the server would start after `docker stop`."""
     code = (
         "import os, signal, sys, koo.cli\n"
         "assert os.getpid() == 1\n"

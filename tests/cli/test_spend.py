@@ -1,4 +1,4 @@
-"""`koo spend` and `koo spend write-off`, against a server as people run it."""
+"""`koo spend` and `koo spend write-off` against a running server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def question(url: str, tag: str) -> None:
 
 
 def leave_money_behind(home: Path) -> str:
-    """A process that held 0.25 USD and has not reported for a while; returns its name."""
+    """A process that held 0.25 USD and has not reported for a while. Returns its name."""
 
     async def main() -> str:
         dead = SqlStore("sqlite:///data/koo-state.db", home=home)
@@ -44,20 +44,20 @@ def leave_money_behind(home: Path) -> str:
     return name
 
 
-def test_what_was_spent_as_a_table_as_csv_and_as_json(here: Here) -> None:
+def test_spending_is_shown_as_a_table_as_csv_and_as_json(here: Here) -> None:
     with FakeAnthropic() as fake, serving(here.home, **settings_of(fake)) as (url, _):
         here.set({"KOO_URL": url})
         question(url, "night")
         question(url, "=1+1")
         code, out, _ = here.run("spend", "--days", "1", "--by", "service", "--by", "tag")
         assert code == 0 and "claude" in out and "night" in out
-        assert f"together {usd(str(fake.billed_usd))} in 2 calls" in out
+        assert f"total {usd(str(fake.billed_usd))} in 2 calls" in out
 
         code, out, _ = here.run("spend", "--by", "service,tag", "--csv")
         rows = list(csv.DictReader(io.StringIO(out)))
         assert {(row["service"], row["tag"], row["calls"]) for row in rows} == {
             ("claude", "night", "1"),
-            ("claude", "'=1+1", "1"),  # what a spreadsheet would run
+            ("claude", "'=1+1", "1"),  # what a spreadsheet would execute
         }
         assert {"amount", "estimated", "input_tokens", "output_tokens"} <= rows[0].keys()
 
@@ -66,7 +66,7 @@ def test_what_was_spent_as_a_table_as_csv_and_as_json(here: Here) -> None:
         assert code == 0 and document["calls"] == 2 and document["by"] == ["service"]
 
 
-def test_what_cannot_be_right_is_one_sentence(here: Here) -> None:
+def test_an_invalid_argument_is_reported_in_one_sentence(here: Here) -> None:
     with serving(here.home) as (url, _):
         here.set({"KOO_URL": url})
         for arguments, sentence in (
@@ -86,13 +86,13 @@ def test_what_cannot_be_right_is_one_sentence(here: Here) -> None:
         assert code == 0 and "nothing to write off" in out
 
 
-def test_without_a_server_it_says_how_to_start_one(here: Here) -> None:
+def test_without_a_server_it_explains_how_to_start_one(here: Here) -> None:
     here.set({"KOO_URL": "http://127.0.0.1:9"})
     code, _, err = here.run("spend")
     assert code == 4 and "start one with `koo serve`" in err
 
 
-def test_a_dead_processs_money_is_listed_and_written_off_with_who_did_it(
+def test_a_dead_processs_money_is_listed_and_written_off_with_its_author(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOGNAME", "ada")

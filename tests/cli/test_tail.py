@@ -51,7 +51,7 @@ def request(number: int, second: float) -> dict[str, Any]:
 
 
 class Server:
-    """The documents of a server, which a test changes as time goes on."""
+    """The documents of a server, which a test changes over time."""
 
     def __init__(self) -> None:
         self.marks: list[dict[str, str]] = []
@@ -61,7 +61,7 @@ class Server:
         self.now = 0.0
 
     def documents(self) -> dict[str, object]:
-        """As they are now; the history begins at 14:00:00 in steps of five seconds."""
+        """The current documents; the history begins at 14:00:00 in steps of five seconds."""
         series = {
             name: {
                 "calls": [None if span is None else 1 for span in spans],
@@ -90,8 +90,8 @@ def texts(lines: list[Line]) -> list[str]:
     return [f"{line.word} {line.text}" for line in sorted(lines, key=lambda one: one.at)]
 
 
-def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
-    """Not what came while the server was away, nor what another process told late, nor what was there before."""
+def test_no_line_is_lost_or_repeated_across_a_reconnect() -> None:
+    """Neither what happened while the server was away, nor what another process reported late, nor older events."""
     server, documents, asked = Server(), dict[str, object](), list[str]()
 
     async def look(follower: Follower, second: float) -> list[str]:
@@ -130,24 +130,24 @@ def test_nothing_is_lost_and_nothing_comes_twice_across_a_reconnect() -> None:
                     "act closed by an operator",
                     "request claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request q3",
                 ]
-                # A minute before the last answer: another process's news may arrive late.
+                # A minute before the last response: another process's records may arrive late.
                 past = asked[0].partition("/history?since=")[2].partition("&")[0]
                 assert unquote(past) == "2025-11-28T13:59:16+00:00"
                 assert await look(follower, 27) == []
-                # The sum of what came since the first line, once half a minute is over.
+                # The sum since the first line, once half a minute is over.
                 server.spans["ai:claude"][5:] = [(0, 0)] * 5
                 assert await look(follower, 51) == ["calls 1 call failed, 31 calls refused by koo in 10 s"]
                 server.episodes[1] |= {"ended_at": at(40), "acknowledged": {"by": "ada", "at": at(39)}}
                 assert await look(follower, 52) == [
                     "act ada is working on it: fires now",
-                    "ended over after 38 s: fires now",
+                    "ended lasted 38 s: fires now",
                 ]
                 assert texts(list(follower.calls.rest())) == []
 
     asyncio.run(main())
 
 
-def test_of_several_processes_a_minute_is_counted_when_all_have_written_it() -> None:
+def test_with_several_processes_a_minute_is_counted_when_all_have_recorded_it() -> None:
     server, documents = Server(), dict[str, object]()
 
     async def main() -> None:
@@ -164,7 +164,7 @@ def test_of_several_processes_a_minute_is_counted_when_all_have_written_it() -> 
     asyncio.run(main())
 
 
-def test_it_follows_until_ctrl_c_and_shows_what_is_wanted(tmp_path: Path) -> None:
+def test_it_follows_until_ctrl_c_and_shows_only_what_was_requested(tmp_path: Path) -> None:
     server = Server()
     server.now = 40.0
     server.marks = [mark(12, "circuit", "opened: 5 failures"), mark(13, "act", "closed by an operator")]
@@ -191,6 +191,6 @@ def test_it_follows_until_ctrl_c_and_shows_what_is_wanted(tmp_path: Path) -> Non
                 assert unwanted not in out and all(unwanted not in one for one in read)
 
 
-def test_a_time_that_is_no_duration_is_the_callers_mistake(here: Here) -> None:
+def test_an_invalid_duration_is_the_callers_mistake(here: Here) -> None:
     code, _, err = here.run("tail", "--since", "yesterday")
     assert code == 2 and "--since is 'yesterday'" in err

@@ -1,4 +1,4 @@
-"""Where a command writes: one JSON document whatever happens, and streams that are closed, full or no UTF-8."""
+"""Where a command writes: one JSON document whatever happens, and streams that are closed, full or not UTF-8."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FULL = Path("/dev/full")
         (["query", "claude", "Hello?"], {}, 1, "not_configured"),
     ],
 )
-def test_who_asks_for_a_document_gets_one_also_when_it_fails(
+def test_with_json_a_failing_command_prints_a_document_too(
     here: Here, arguments: list[str], settings: dict[str, str], code: int, kind: str
 ) -> None:
     here.set({"KOO_URL": NOBODY} | settings)
@@ -40,7 +40,7 @@ def test_who_asks_for_a_document_gets_one_also_when_it_fails(
     assert problem["detail"]
 
 
-def test_a_store_that_is_away_is_a_finding_and_no_noise(here: Here) -> None:
+def test_an_unavailable_store_is_a_finding_without_log_lines(here: Here) -> None:
     here.set({"KOO_URL": NOBODY, "KOO_STATE_URL": "postgresql://u:hunter2@127.0.0.1:1/n"})
     code, out, err = here.run("doctor", "--json")
     found = [finding for finding in json.loads(out)["findings"] if finding["subject"] == "state store"]
@@ -52,7 +52,7 @@ def test_a_store_that_is_away_is_a_finding_and_no_noise(here: Here) -> None:
 
 
 def run(home: Path, redirected: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[bytes]:
-    """The command, its streams redirected as a shell does it."""
+    """Run the command with its streams redirected as a shell does it."""
     line = ["sh", "-c", f'exec "$@" {redirected}', "sh", *command(*arguments)]
     return subprocess.run(
         line, env=environment(home, **more), cwd=home, capture_output=True, check=False, timeout=60
@@ -63,7 +63,7 @@ def run(home: Path, redirected: str, *arguments: str, **more: str) -> subprocess
 @pytest.mark.parametrize(
     "arguments", [("query", "claude", "Hello?"), ("query", "claude", "Hello?", "--json")]
 )
-def test_who_has_closed_a_stream_is_written_nothing_there(
+def test_nothing_is_written_to_a_closed_stream(
     tmp_path: Path, redirected: str, arguments: tuple[str, ...]
 ) -> None:
     with FakeAnthropic() as fake:
@@ -77,7 +77,7 @@ def test_who_has_closed_a_stream_is_written_nothing_there(
 @pytest.mark.parametrize(
     "arguments", [("config",), ("query", "claude", "Hello?"), ("--help",), ("--version",)]
 )
-def test_an_output_that_is_full_is_one_sentence(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_full_disk_is_reported_in_one_sentence(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     with FakeAnthropic() as fake:
         done = run(tmp_path, f">{FULL}", *arguments, **settings_of(fake))
     assert done.returncode == 1
@@ -86,7 +86,7 @@ def test_an_output_that_is_full_is_one_sentence(tmp_path: Path, arguments: tuple
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
-def test_an_answer_is_none_the_worse_for_words_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_result_is_complete_even_if_messages_cannot_be_written(tmp_path: Path) -> None:
     with FakeAnthropic() as fake:
         done = run(tmp_path, f"2>{FULL}", "query", "claude", "Hello?", **settings_of(fake))
     assert (done.returncode, done.stdout) == (0, b"Paris.\n")
@@ -102,7 +102,7 @@ def test_a_terminal_without_utf_8_gets_what_it_can_show_and_json_loses_nothing(t
     assert document["response"] == said
 
 
-def test_an_argument_that_is_no_text_is_a_mistake_as_any_other(tmp_path: Path) -> None:
+def test_an_argument_that_is_not_text_is_a_usage_error(tmp_path: Path) -> None:
     for arguments in (["query", "claude", "a\udcff"], ["query", "cl\udcff", "a"], ["reset", "cl\udcff/"]):
         done = run(tmp_path, "", *arguments, KOO_URL=NOBODY, ANTHROPIC_API_KEY="k")
         assert done.returncode == 2

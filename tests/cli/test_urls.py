@@ -1,4 +1,4 @@
-"""A URL that cannot be right is one sentence of any command, without any part of a password."""
+"""An invalid URL is one sentence from any command, without any part of a password."""
 
 from __future__ import annotations
 

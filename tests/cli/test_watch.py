@@ -1,4 +1,4 @@
-"""`koo watch`: a frame says what is wrong and what to do; the terminal is drawn anew, and left as it was."""
+"""`koo watch`: a frame shows what is wrong and what to do; the terminal is redrawn, and restored at the end."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def dashboard_of(overall: str, **services: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_in_a_pipe_it_is_one_frame_the_worst_first(here: Here) -> None:
+def test_in_a_pipe_it_is_one_frame_most_severe_first(here: Here) -> None:
     sick = service_of(
         state="circuit_open",
         reason="5 failures in a row",
@@ -82,7 +82,7 @@ def test_in_a_pipe_it_is_one_frame_the_worst_first(here: Here) -> None:
         f"lab healthy closed {figures}",
     ]
     assert "database: circuit_open on db.example:5432/shop, 1 of 30 connections in use" in lines
-    assert "fleet: 1 process, vm:8 is silent, claude open in 1 of 2, no process leads" in lines
+    assert "fleet: 1 process, vm:8 is silent, claude open in 1 of 2, no leader" in lines
     assert json.loads(document)["summary"]["overall_health"] == "unhealthy"
 
 
@@ -90,7 +90,7 @@ def test_in_a_pipe_it_is_one_frame_the_worst_first(here: Here) -> None:
 
 
 class Screen:
-    """A window in which a command runs, and all that was written into it."""
+    """A window in which a command runs, and everything that was written into it."""
 
     def __init__(self, ours: int, process: subprocess.Popen[bytes]) -> None:
         self._ours = ours
@@ -99,7 +99,7 @@ class Screen:
         os.set_blocking(ours, False)
 
     def read_until(self, words: bytes, within_s: float = 30.0) -> None:
-        """Read until these words were written since the last call."""
+        """Read until these words have been written since the last call."""
         ends_at, new = time.monotonic() + within_s, b""
         while words not in new:
             assert time.monotonic() < ends_at, (words, new[-2000:])
@@ -125,7 +125,7 @@ def screen_of(home: Path, *arguments: str, **settings: str) -> Iterator[Screen]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
     given = environment(home, TERM="xterm", **settings)
-    del given["COLUMNS"]  # what it says would be the window's width, whatever the window's is
+    del given["COLUMNS"]  # the variable would be the window's width, whatever the window's real width
     with subprocess.Popen(command(*arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=given) as run:
         os.close(theirs)
         try:
@@ -135,8 +135,8 @@ def screen_of(home: Path, *arguments: str, **settings: str) -> Iterator[Screen]:
             os.close(ours)
 
 
-def test_a_terminal_is_drawn_anew_and_left_as_it_was(tmp_path: Path) -> None:
-    """It follows the window's width, says that the server is gone and how old what it shows is, and ends by Ctrl-C."""
+def test_a_terminal_is_redrawn_and_restored(tmp_path: Path) -> None:
+    """It follows the window's width, shows that the server is gone and the age of its data, and ends with Ctrl-C."""
     documents = {
         "/monitoring/dashboard": dashboard_of("unhealthy", lab=service_of()),
         "/monitoring/fleet": FLEET,
@@ -165,7 +165,7 @@ def test_a_terminal_is_drawn_anew_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 class Gated(dict[str, object]):
-    """Documents that are given when the gate is open."""
+    """Documents that are returned when the gate is open."""
 
     def __init__(self, documents: Mapping[str, object]) -> None:
         super().__init__(documents)
@@ -176,7 +176,7 @@ class Gated(dict[str, object]):
         return super().__getitem__(path)
 
 
-def test_a_wait_that_is_noticed_is_shown_and_says_how_long_it_lasts(
+def test_a_noticeable_wait_is_shown_with_its_duration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Gated(health_of("healthy", lab=service_of()))

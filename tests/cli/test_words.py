@@ -1,4 +1,4 @@
-"""Numbers and times in the terminal: the same rules as in the page, whose examples they share."""
+"""Numbers and times on the terminal: the same rules as on the page, with shared examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOW = 1795874711.0  # 2026-11-28T14:05:11Z
 
 
 @pytest.mark.parametrize("one", EXAMPLES, ids=lambda one: f"{one['rule']}{one['given']}")
-def test_a_number_reads_as_the_page_writes_it(one: dict[str, object]) -> None:
+def test_a_number_reads_as_on_the_page(one: dict[str, object]) -> None:
     """`tests/web/test_page_modules.py` runs the same examples through the page's own script."""
     rule = getattr(words, str(one["rule"]))
     given = one["given"]
@@ -22,14 +22,14 @@ def test_a_number_reads_as_the_page_writes_it(one: dict[str, object]) -> None:
     assert rule(*given) == one["reads"]
 
 
-def test_a_time_carries_its_zone_and_no_fraction() -> None:
+def test_a_time_has_its_zone_and_no_fraction() -> None:
     assert words.when("2026-11-28T14:07:06.058907+00:00") == "2026-11-28T14:07:06Z"
     assert words.when("2026-11-28T16:07:06+02:00") == "2026-11-28T14:07:06Z"
     assert words.when("soon") == "soon"
     assert words.moment(NOW + 42, NOW) == "2026-11-28T14:05:53Z (in 42 s)"
 
 
-def test_the_times_in_a_sentence_read_the_same_and_say_how_far_they_are() -> None:
+def test_times_in_a_sentence_have_the_same_format_and_their_distance() -> None:
     said = words.plainly("used up until 2026-11-28T14:07:06.058907+00:00, then asked", NOW)
     assert said == "used up until 2026-11-28T14:07:06Z (in 2 min), then asked"
     assert words.plainly("no time at all", NOW) == "no time at all"

@@ -26,13 +26,13 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="ch
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:
-    """Its workers, the oldest first."""
+    """Its workers, oldest first."""
     file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return sorted(int(pid) for pid in file.read_text().split())
 
 
 def lines_of(home: Path) -> list[dict[str, Any]]:
-    """The log's lines; the last word is none of them."""
+    """The log's lines, without the last one."""
     lines = (home / "serve.log").read_text().splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -41,11 +41,11 @@ def said(home: Path, what: str, times: int = 1) -> Callable[[], bool]:
     return lambda: sum(line.get("what") == what for line in lines_of(home)) >= times
 
 
-def test_all_workers_answer_on_one_port_and_the_banner_is_said_once(here: Here, tmp_path: Path) -> None:
+def test_all_workers_serve_one_port_and_the_banner_is_printed_once(here: Here, tmp_path: Path) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, "--workers", "2", **settings_of(fake)) as (url, process):
         wait_until(said(tmp_path, "workers_answer"))
         here.set({"KOO_URL": url})
-        wait_until(lambda: "of the process that answered, one of 2; money: of all" in here.run("status")[1])
+        wait_until(lambda: "cover one process of 2; money covers all" in here.run("status")[1])
         assert len(children_of(process)) == 2
         assert ask(f"{url}/livez") == {"status": "alive"}
         assert question(url)["response"] == "Paris."
@@ -54,10 +54,10 @@ def test_all_workers_answer_on_one_port_and_the_banner_is_said_once(here: Here, 
         assert process.stdout is not None
         out = process.stdout.read()
     assert "Ctrl-C" in out and "koo is ready" not in out  # the first line was read by `serving`
-    assert (tmp_path / "serve.log").read_text().splitlines().count("koo has ended") == 1
+    assert (tmp_path / "serve.log").read_text().splitlines().count("koo has stopped") == 1
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_end_is_named(tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_its_end_is_logged(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2") as (url, process):
         wait_until(said(tmp_path, "workers_answer"))
         dead = children_of(process)[0]
@@ -68,7 +68,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_end_is_named(tmp_path: Path
     assert f"(process {dead}) was ended by SIGKILL, as the kernel does when memory runs out" in line["event"]
 
 
-def test_a_worker_that_ends_soon_after_its_start_is_replaced_after_a_pause_that_grows() -> None:
+def test_a_worker_that_ends_soon_after_its_start_is_replaced_after_a_growing_pause() -> None:
     now, pauses = 100.0, []
     with socket.socket() as listener:
         workers = Workers(2, lambda *place: [], listener, 0.0, monotonic=lambda: now)
@@ -78,11 +78,13 @@ def test_a_worker_that_ends_soon_after_its_start_is_replaced_after_a_pause_that_
             pauses.append(slot.starts_at - now)
         workers._lost(slot, Worker(2, 4711, -1, now - 60.0), 1)
         assert (pauses, slot.failed) == ([1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0], 0)
-        workers._lost(slot, Worker(2, 4711, -1, now - 5.0), 0)  # it was told to end: no failure
+        workers._lost(
+            slot, Worker(2, 4711, -1, now - 5.0), 0
+        )  # it was asked to end, so this is not a failure
         assert slot.failed == 0
 
 
-def test_usr2_replaces_all_workers_one_after_the_other(tmp_path: Path) -> None:
+def test_usr2_replaces_all_workers_one_by_one(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2") as (url, process):
         wait_until(said(tmp_path, "workers_answer"))
         before = set(children_of(process))
@@ -97,15 +99,15 @@ def test_usr2_replaces_all_workers_one_after_the_other(tmp_path: Path) -> None:
         assert not [one for one in lines_of(tmp_path) if one.get("what") == "worker_ended"]
 
 
-def test_sigterm_drains_all_and_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+def test_sigterm_drains_all_workers_and_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", KOO_SHUTDOWN_DELAY="600") as (url, process):
         wait_until(said(tmp_path, "workers_answer"))
         workers = children_of(process)
-        wait_until(lambda: _status(f"{url}/readyz") == 200)  # a balancer watches
+        wait_until(lambda: _status(f"{url}/readyz") == 200)  # a load balancer is watching
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: _status(f"{url}/readyz") == 503)
         assert ask(f"{url}/livez") == {"status": "alive"}
-        for pid in workers:  # as systemd does, which sends it to all of a service
+        for pid in workers:  # as systemd does, which signals every process of a service
             os.kill(pid, signal.SIGTERM)
         assert [_status(f"{url}/livez") for _ in range(20)] == [200] * 20
         assert process.poll() is None
@@ -122,7 +124,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         wait_until(lambda: not any(_runs(pid) for pid in workers), 60)
 
 
-def test_what_only_a_worker_finds_wrong_is_said_once_and_ends_the_parent(tmp_path: Path) -> None:
+def test_an_error_found_only_by_a_worker_is_reported_once_and_ends_the_parent(tmp_path: Path) -> None:
     wrong = environment(tmp_path, DATABASE_URL="mysql://user:hunter2@host/name")
     serve = command("serve", "--workers", "3", "--port", "0")
     done = subprocess.run(
@@ -133,8 +135,8 @@ def test_what_only_a_worker_finds_wrong_is_said_once_and_ends_the_parent(tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a namespace of its own")
-def test_as_process_1_it_buries_what_it_adopts_and_ends_with_its_workers(tmp_path: Path) -> None:
-    """What is left of a worker's children becomes process 1's: unburied, it would fill the table of processes."""
+def test_as_process_1_it_reaps_adopted_processes_and_ends_with_its_workers(tmp_path: Path) -> None:
+    """Processes left by a worker's children are adopted by process 1. Not reaped, they would fill the process table."""
     orphan = "import os, subprocess, sys; subprocess.Popen(['sh', '-c', 'sleep 0 &']); os.environ['KOO_PORT'] = '0'"
     code = f"{orphan}; import koo.cli; koo.cli.main(['serve', '--workers', '2'])"
     enter = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", code]
@@ -173,13 +175,13 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_a_worker_whose_loop_stands_still_is_killed_and_replaced(
+def test_a_worker_with_a_blocked_loop_is_killed_and_replaced(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """As long as a worker beats it lives; where it stands is printed before it is killed."""
+    """A worker that beats is left alone. A stuck one prints its stacks before it is killed."""
     monkeypatch.setattr("koo.web.workers.HUNG_AFTER_S", 0.0)
     stuck = (
         "import faulthandler, os, signal, sys, time; faulthandler.register(signal.SIGQUIT, chain=False);"
@@ -202,7 +204,7 @@ def test_a_worker_whose_loop_stands_still_is_killed_and_replaced(
     assert "most recent call first" in capfd.readouterr().err
 
 
-def test_a_parent_that_slept_does_not_take_its_own_sleep_for_a_workers_silence() -> None:
+def test_a_parents_own_sleep_is_not_counted_as_a_workers_silence() -> None:
     now = [100.0]
 
     def monotonic() -> float:

@@ -1,7 +1,7 @@
-"""A real browser for tests: Debian's Chromium, spoken to over its DevTools protocol. No dependency but aiohttp.
+"""A real browser for tests: Debian's Chromium, controlled over its DevTools protocol. aiohttp is the only dependency.
 
-One process (`chromium()`), and for each test a window of its own, with its own storage (`window(...)`). A machine
-without a browser skips these tests, and says so.
+One process (`chromium()`), and for each test its own window with its own storage (`window(...)`). Tests are skipped,
+with a reason, on a machine without a browser.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 
 BINARY = Path("/usr/bin/chromium")
 WAIT_S = 30.0
-"""How long a condition may take on a machine that is busy with other things; what passes does not wait."""
+"""How long a condition may take on a busy machine. A test that passes does not wait."""
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -39,7 +39,7 @@ FLAGS = (
     "--disable-breakpad",
     "--disable-crash-reporter",
     "--remote-debugging-port=0",
-    # No name leads out of this machine; strangers of the tests live here under names of their own.
+    # No host name resolves to another machine. Other sites in the tests are on this machine, under names of their own.
     "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 
@@ -48,7 +48,7 @@ needs_browser = pytest.mark.skipif(not BINARY.exists(), reason=f"no browser: {BI
 
 @contextmanager
 def chromium() -> Iterator[str]:
-    """A running browser: the address of its DevTools."""
+    """Yield the DevTools address of a running browser."""
     folder = Path(tempfile.mkdtemp(prefix="koo-browser-"))
     process = subprocess.Popen(
         [str(BINARY), *FLAGS, f"--user-data-dir={folder}", "about:blank"],
@@ -74,16 +74,16 @@ def chromium() -> Iterator[str]:
 def _address(process: subprocess.Popen[bytes], file: Path) -> list[str]:
     until = time.monotonic() + WAIT_S
     while time.monotonic() < until:
-        assert process.poll() is None, "the browser ended at its start"
+        assert process.poll() is None, "the browser exited at startup"
         lines = file.read_text().split() if file.exists() else []
         if len(lines) == 2:
             return lines
         time.sleep(0.02)
-    raise AssertionError("the browser did not say where it listens")
+    raise AssertionError("the browser did not report where it listens")
 
 
 class Window:
-    """One page in the browser. `urls`: everything that it asked for; `told`: what its console said."""
+    """One page in the browser. `urls`: everything that it requested; `told`: what its console contains."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -94,7 +94,7 @@ class Window:
         self.told: list[str] = []
 
     async def open(self) -> None:
-        """A window of its own, in a context of its own."""
+        """A new window in its own browser context."""
         context = await self.send("Target.createBrowserContext", disposeOnDetach=True)
         given = {"url": "about:blank", "browserContextId": context["browserContextId"]}
         target = await self.send("Target.createTarget", **given)
@@ -104,7 +104,7 @@ class Window:
             await self.send(f"{domain}.enable")
 
     async def listen(self) -> None:
-        """Take in what the browser says, for as long as it talks."""
+        """Receive the browser's messages until the connection ends."""
         async for message in self._socket:
             said = json.loads(message.data)
             if "id" in said:
@@ -124,7 +124,7 @@ class Window:
             self.told.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 
     async def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its result."""
+        """Send one command and return its result."""
         number = next(self._numbers)
         message: dict[str, Any] = {"id": number, "method": method, "params": params}
         if self._session is not None:
@@ -138,18 +138,18 @@ class Window:
         return result
 
     async def go(self, url: str) -> None:
-        """Open an address; the page may still be loading afterwards."""
+        """Open a URL. The page may still be loading afterwards."""
         await self.send("Page.navigate", url=url)
 
     async def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; promises are awaited."""
+        """Return the value of a JavaScript expression; promises are awaited."""
         given = {"expression": script, "awaitPromise": True, "returnByValue": True}
         result = await self.send("Runtime.evaluate", **given, userGesture=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     async def until(self, script: str, within_s: float = WAIT_S) -> Any:
-        """Wait until an expression is true, and give its value."""
+        """Wait until an expression is true and return its value."""
         loop = asyncio.get_running_loop()
         until = loop.time() + within_s
         value = await self.run(script)
@@ -160,23 +160,23 @@ class Window:
         return value
 
     async def text(self, selector: str = "body") -> str:
-        """What a person reads there; empty if it is not there."""
+        """Return the visible text there; empty if there is none."""
         return str(await self.run(_text_of(selector)))
 
     async def until_text(self, selector: str, wanted: str) -> str:
-        """Wait until a person can read `wanted` there, and give all that stands there."""
+        """Wait until `wanted` is visible there, and return the whole text."""
         await self.until(f"{_text_of(selector)}.includes({json.dumps(wanted)})")
         return await self.text(selector)
 
     async def until_told(self, wanted: str) -> None:
-        """Wait until the console has said so."""
+        """Wait until the console contains it."""
         until = asyncio.get_running_loop().time() + WAIT_S
         while not any(wanted in said for said in self.told):
             assert asyncio.get_running_loop().time() < until, f"never told: {wanted}; but {self.told}"
-            await self.send("Browser.getVersion")  # whatever was said before is heard before its answer
+            await self.send("Browser.getVersion")  # earlier console messages arrive before this result
 
     async def click(self, selector: str) -> None:
-        """Click what can be seen there, once it can."""
+        """Click a visible element, once it is visible."""
         script = f"""(() => {{
             const it = document.querySelector({json.dumps(selector)});
             if (!it || !it.checkVisibility({{visibilityProperty: true}})) return false;
@@ -191,7 +191,7 @@ class Window:
         await self.send("Input.insertText", text=text)
 
     async def press(self, key: str, code: int) -> None:
-        """Press a key, as `Escape` (27), `Enter` (13) or `Tab` (9)."""
+        """Press a key, such as `Escape` (27), `Enter` (13) or `Tab` (9)."""
         given: dict[str, Any] = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         if key == "Enter":
             given["text"] = "\r"
@@ -199,14 +199,14 @@ class Window:
         await self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=key)
 
     async def resize(self, width: int, height: int = 900) -> None:
-        """A window of this size."""
+        """Resize the window."""
         given = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         await self.send("Emulation.setDeviceMetricsOverride", **given)
         await self.send("Emulation.setScrollbarsHidden", hidden=True)
         await self.until(f"innerWidth === {width}")  # another process does it, a little later
 
     async def prefer(self, **features: str) -> None:
-        """As `prefers_color_scheme="dark"`."""
+        """Emulate media features, for example `prefers_color_scheme="dark"`."""
         wanted = {name.replace("_", "-"): value for name, value in features.items()}
         media = [{"name": name, "value": value} for name, value in wanted.items()]
         await self.send("Emulation.setEmulatedMedia", features=media)
@@ -214,20 +214,20 @@ class Window:
             await self.until(f"matchMedia('({name}: {value})').matches")
 
     async def picture(self, whole: bool = True) -> bytes:
-        """The whole page as PNG, to look at; or what the window shows of it."""
+        """Return the whole page as PNG, or only the window's part of it."""
         shot = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         return base64.b64decode(shot["data"])
 
 
 def _text_of(selector: str) -> str:
-    # innerText of what cannot be seen is all its text
+    # The innerText of an invisible element is its complete text.
     shown = "it => it?.checkVisibility() ? it.innerText.replace(/\\s+/g, ' ').trim() : ''"
     return f"({shown})(document.querySelector({json.dumps(selector)}))"
 
 
 @asynccontextmanager
 async def window(address: str) -> AsyncIterator[Window]:
-    """A new window of the browser at `address`; its storage goes with it."""
+    """Open a new browser window at `address`; its storage is deleted with it."""
     async with (
         aiohttp.ClientSession() as session,
         session.ws_connect(address, max_msg_size=0) as socket,

@@ -1,4 +1,4 @@
-"""Whether an answer is exactly of its shape: no key too few, none too many, each of its type."""
+"""Checks that a response has exactly its shape: no key is missing, none is extra, each value has its type."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def check_exactly(answer: Any, shape: Any) -> None:
 
 @cache
 def _adapter(shape: Any) -> TypeAdapter[Any]:
-    # In a list: a shape takes no configuration of its own, but inherits that of what it is in.
+    # In a list, because a shape has no configuration of its own but inherits that of its container.
     return TypeAdapter(list[shape], config=ConfigDict(extra="forbid", strict=True))

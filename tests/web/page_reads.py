@@ -1,7 +1,7 @@
-"""Which keys of the server's answers the page reads, and which of them there are not.
+"""Which keys of the server's responses the page reads, and which of them do not exist.
 
-A small reader of the page's scripts, in place of a type checker that Python's registries do not have: it follows a
-parameter with a type of `data/shapes.js` through `a.b.c`, `const x = a.b` and `const { x } = a.b`, to the end of its
+A small reader of the page's scripts, used because Python's registries have no type checker for JavaScript. It follows
+a parameter with a type of `data/shapes.js` through `a.b.c`, `const x = a.b` and `const { x } = a.b` to the end of its
 function.
 """
 
@@ -52,7 +52,7 @@ UNPACKED = re.compile(r"const \{ ([\w, ]+) \} = (\w+(?:\??\.\w+)*);")
 
 
 class Read(NamedTuple):
-    """One key that is read of one shape."""
+    """One key that is read from one shape."""
 
     shape: str
     key: str
@@ -60,7 +60,7 @@ class Read(NamedTuple):
 
 
 def reads_of(script: str) -> Iterator[Read]:
-    """Every key that a script reads of a value whose shape is known."""
+    """Return every key that a script reads from a value of known shape."""
     aliases = {alias: IMPORTED.findall(type_) for type_, alias in ALIAS.findall(script)}
     for block in re.split(r"(?=/\*\*)", script):
         comment, _, code = block.partition("*/")
@@ -83,7 +83,7 @@ def _is_union(hint: Any) -> bool:
 
 
 def _follow(known: dict[str, list[Any]], chain: str) -> tuple[list[Read], list[Any]]:
-    """The keys that `a.b.c` reads, as far as it goes through shapes, and what it may be in the end."""
+    """The keys that `a.b.c` reads, as far as it passes through shapes, and the possible shapes at its end."""
     root, *keys = chain.replace("?", "").split(".")
     reads, hints = [], known.get(root, [])
     for key in keys:

@@ -33,7 +33,7 @@ KEY = "test-key"
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: `body` is its JSON, where it is some."""
+    """A response. `body` is its JSON, if it is JSON."""
 
     status: int
     headers: Mapping[str, str]
@@ -49,7 +49,7 @@ class Reply:
 
 
 class Client:
-    """Asks one server."""
+    """A client of one server."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self.url = url
@@ -66,13 +66,13 @@ class Client:
             return Reply(answer.status, answer.headers, await answer.read())
 
     async def begin(self, method: str, path: str, **more: Any) -> Reply:
-        """What comes of an answer at once, and leave the rest."""
+        """Return what arrives immediately, and ignore the rest."""
         async with self._session.request(method, self.url + path, **more) as answer:
             return Reply(answer.status, answer.headers, await answer.content.readany())
 
 
 class _Quick:
-    """asyncio as uvicorn's server sees it: its looks for an end, each tenth of a second, come at once."""
+    """asyncio as uvicorn's server sees it, but its checks for shutdown, ten times a second, run immediately."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(asyncio, name)
@@ -81,7 +81,7 @@ class _Quick:
         await asyncio.sleep(min(delay_s, 0.005))
 
 
-# Each test that serves ends its server, and would wait for two or three of them.
+# Each test that serves also stops its server, which would take two or three of these checks.
 setattr(uvicorn.server, "asyncio", _Quick())  # noqa: B010
 
 
@@ -93,7 +93,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def served(app: Starlette, *, grace_s: float = 5) -> AsyncIterator[Client]:
-    """`app` on a free port; at its end, running requests may go on for `grace_s`."""
+    """Serve `app` on a free port. At the end, running requests may continue for `grace_s`."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -107,7 +107,7 @@ async def served(app: Starlette, *, grace_s: float = 5) -> AsyncIterator[Client]
             assert not running.done(), running.result()
             await asyncio.sleep(0.005)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        # A connection for each request: uvicorn closes one whose request failed, and a POST is never sent twice.
+        # A new connection for each request: uvicorn closes one whose request failed, and a POST is never sent twice.
         connector = aiohttp.TCPConnector(force_close=True)
         async with aiohttp.ClientSession(connector=connector) as session:
             yield Client(url, session)
@@ -117,7 +117,7 @@ async def served(app: Starlette, *, grace_s: float = 5) -> AsyncIterator[Client]
 
 
 def claude(fake: FakeAnthropic, **more: Any) -> ServiceOptions:
-    """A service that asks the fake, once."""
+    """A service that uses the fake, without retries."""
     given: dict[str, Any] = {
         "model": "claude-sonnet-5-5",
         "base_url": fake.base_url,
@@ -133,7 +133,7 @@ def claude(fake: FakeAnthropic, **more: Any) -> ServiceOptions:
 
 
 def options(folder: Path, *services: ServiceOptions, **more: Any) -> PlatformOptions:
-    """A platform of these services, with its files in `folder`."""
+    """Options of a platform with these services and its files in `folder`."""
     given: dict[str, Any] = {
         "home": folder,
         "state_url": f"sqlite:///{folder}/state.db",
@@ -143,5 +143,5 @@ def options(folder: Path, *services: ServiceOptions, **more: Any) -> PlatformOpt
 
 
 def platform(folder: Path, *services: ServiceOptions, **more: Any) -> Platform:
-    """As `options`, made."""
+    """A platform with these `options`."""
     return Platform(options(folder, *services, **more))

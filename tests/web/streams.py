@@ -24,7 +24,7 @@ class Heard:
         self._answer = answer
 
     async def next(self) -> tuple[str, Any]:
-        """The next event: its name and its data; a comment has no name, and the end of the stream neither."""
+        """Return the next event's name and data. A comment has no name; nor has the end of the stream."""
         name, data = "", None
         async with asyncio.timeout(WAIT_S):
             while line := (await self._answer.content.readline()).decode():
@@ -37,13 +37,13 @@ class Heard:
         return "", None
 
     async def until(self, name: str, key: str = "") -> Any:
-        """The data of the next event of this name, of a part the one with this key."""
+        """Return the data of the next event with this name; for a part, of the one with this key."""
         return (await self.until_all(lambda event, data: event == name and key in ("", data.get("key"))))[-1][
             1
         ]
 
     async def until_all(self, *wanted: Callable[[str, Any], bool]) -> list[tuple[str, Any]]:
-        """All events, until each of these was true of one of them."""
+        """Read events until each of these conditions was true for one of them."""
         missing, heard = list(wanted), list[tuple[str, Any]]()
         async with asyncio.timeout(WAIT_S):
             while missing:
@@ -56,7 +56,7 @@ class Heard:
 
 @asynccontextmanager
 async def listening(client: Client, path: str = LIVE, **more: Any) -> AsyncIterator[Heard]:
-    """A stream of this server, from a connection of its own."""
+    """A stream of this server, on its own connection."""
     async with (
         aiohttp.ClientSession(read_bufsize=2**22) as session,
         session.get(client.url + path, **more) as answer,

@@ -1,4 +1,4 @@
-"""Alerts over HTTP: the history, who is at work on one, silences; what is known in one process is known in all."""
+"""Alerts over HTTP: history, acknowledgements, silences. What one process knows, all processes know."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def with_server(folder: Path, work: Work, default: Any = None, **more: Any) -> N
 
 
 async def look(koo: Platform) -> None:
-    """As each second does."""
+    """What the process does once a second."""
     await KeepTime(koo.parts).step()
 
 
 async def down(client: Client, koo: Platform) -> dict[str, Any]:
-    """Let the one service be refused; its alert, as it is listed."""
+    """Open the breaker of the only service, and return its alert as listed."""
     koo.override_service("claude", Override.FORCED_OPEN)
     await look(koo)
     listed: list[dict[str, Any]] = (await client.get(ALERTS)).body["alerts"]
@@ -55,7 +55,7 @@ async def act(client: Client, path: str, body: Any = None, *, status: int = 200)
     return reply.body
 
 
-def test_an_alert_that_is_listed_says_where_it_stands(tmp_path: Path) -> None:
+def test_a_listed_alert_has_its_phase_and_its_notices(tmp_path: Path) -> None:
     async def work(client: Client, koo: Platform) -> None:
         alert = await down(client, koo)
         check_exactly(alert, shapes.Alert)
@@ -66,7 +66,7 @@ def test_an_alert_that_is_listed_says_where_it_stands(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_who_is_at_work_on_an_alert_is_listed_until_the_end_or_taken_back(tmp_path: Path) -> None:
+def test_an_acknowledgement_is_listed_until_the_alert_ends_or_it_is_withdrawn(tmp_path: Path) -> None:
     async def work(client: Client, koo: Platform) -> None:
         alert = await down(client, koo)
         path = f"{alert['id']}/acknowledge"
@@ -90,7 +90,7 @@ def test_who_is_at_work_on_an_alert_is_listed_until_the_end_or_taken_back(tmp_pa
     with_server(tmp_path, work)
 
 
-def test_the_history_has_what_ended_and_who_was_at_work_on_it(tmp_path: Path) -> None:
+def test_the_history_has_ended_alerts_and_their_acknowledgements(tmp_path: Path) -> None:
     async def work(client: Client, koo: Platform) -> None:
         alert = await down(client, koo)
         await act(client, f"{alert['id']}/acknowledge", {"by": "ada"})
@@ -130,7 +130,7 @@ def test_the_history_is_read_page_by_page_and_between_two_times(tmp_path: Path) 
     with_server(tmp_path, work)
 
 
-def test_a_silence_is_listed_keeps_quiet_and_ends(tmp_path: Path) -> None:
+def test_a_silence_is_listed_keeps_notices_back_and_ends(tmp_path: Path) -> None:
     async def work(client: Client, koo: Platform) -> None:
         asked = {"component": "ai:*", "for_s": 3600, "by": "ada", "reason": "key rotation"}
         made = await act(client, "silences", asked)
@@ -181,9 +181,7 @@ def test_a_silence_is_listed_keeps_quiet_and_ends(tmp_path: Path) -> None:
         ("1/acknowledge", {"by": "ada", "until": "tomorrow"}, "until"),
     ],
 )
-def test_what_cannot_be_right_is_the_callers_mistake(
-    tmp_path: Path, path: str, body: Any, detail: str
-) -> None:
+def test_an_invalid_body_is_the_callers_mistake(tmp_path: Path, path: str, body: Any, detail: str) -> None:
     async def work(client: Client, koo: Platform) -> None:
         problem = await act(client, path, body, status=422)
         assert detail in problem["detail"]
@@ -202,7 +200,7 @@ def test_what_cannot_be_right_is_the_callers_mistake(
         ("until=yesterday", "until"),
     ],
 )
-def test_a_range_that_cannot_be_right_is_the_callers_mistake(tmp_path: Path, asked: str, detail: str) -> None:
+def test_an_invalid_range_is_the_callers_mistake(tmp_path: Path, asked: str, detail: str) -> None:
     async def work(client: Client, koo: Platform) -> None:
         reply = await client.get(f"{ALERTS}/history?{asked}")
         assert reply.status == 422 and detail in reply.body["detail"], reply.text
@@ -210,7 +208,7 @@ def test_a_range_that_cannot_be_right_is_the_callers_mistake(tmp_path: Path, ask
     with_server(tmp_path, work)
 
 
-def test_a_token_that_may_only_look_may_not_act(tmp_path: Path) -> None:
+def test_a_read_token_cannot_act(tmp_path: Path) -> None:
     async def work(client: Client, koo: Platform) -> None:
         look_only = {"Authorization": "Bearer reading-token-of-a-test"}
         assert (await client.ask("GET", f"{ALERTS}/history", headers=look_only)).status == 200
@@ -227,7 +225,7 @@ def test_a_token_that_may_only_look_may_not_act(tmp_path: Path) -> None:
     with_server(tmp_path, work, **tokens)
 
 
-def test_while_the_store_is_away_nothing_is_promised_that_others_would_not_know(tmp_path: Path) -> None:
+def test_without_the_store_nothing_is_promised_that_other_processes_would_not_know(tmp_path: Path) -> None:
     async def work(client: Client, koo: Platform) -> None:
         alert = await down(client, koo)
 
@@ -256,7 +254,7 @@ def test_while_the_store_is_away_nothing_is_promised_that_others_would_not_know(
     with_server(tmp_path, work)
 
 
-def test_in_python_it_is_the_same_from_any_loop(tmp_path: Path) -> None:
+def test_python_and_http_do_the_same_from_any_loop(tmp_path: Path) -> None:
     async def work(client: Client, koo: Platform) -> None:
         alert = await down(client, koo)
         assert koo.alerts.current() == koo.active_alerts()
@@ -279,10 +277,10 @@ def test_in_python_it_is_the_same_from_any_loop(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_after_a_reset_the_list_and_the_verdict_follow_before_the_next_beat(
+def test_after_a_reset_the_list_and_the_verdict_change_before_the_next_beat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("koo.upkeep.TICK_S", 3600.0)  # no beat comes but those of `look`
+    monkeypatch.setattr("koo.upkeep.TICK_S", 3600.0)  # no beats except those of `look`
     file = tmp_path / "app.db"
     file.mkdir()
 

@@ -1,4 +1,4 @@
-"""Acts and refusals: each has who, what and where from; a stranger fills neither the log nor the list."""
+"""Acts and refusals: each has who, what and where from. An unknown client fills neither the log nor the list."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_a_refusal_is_a_warning_with_its_reason(caplog: pytest.LogCaptureFixture
 
 
 def as_json(record: logging.LogRecord) -> dict[str, Any]:
-    """As `koo serve` writes it."""
+    """Format as `koo serve` does."""
     line: dict[str, Any] = json.loads(JsonLines().format(record))
     return line
 
 
-def test_equal_refusals_of_one_address_are_said_once_a_minute_with_their_number(
+def test_repeated_refusals_of_one_address_are_logged_once_a_minute_with_their_number(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     time = Time()
@@ -77,7 +77,7 @@ def test_equal_refusals_of_one_address_are_said_once_a_minute_with_their_number(
     assert len(caplog.messages) == 3 and "4999 more like it before" in caplog.messages[-1]
 
 
-def test_many_addresses_are_forgotten_oldest_first_and_the_list_is_bounded() -> None:
+def test_the_oldest_of_many_addresses_are_forgotten_and_the_list_is_bounded() -> None:
     audit = Audit()
     for number in range(3 * KEPT):
         audit.note("", "GET /x", f"address {number}", REFUSED)
@@ -91,7 +91,7 @@ def test_an_address_with_control_characters_is_one_plain_line(caplog: pytest.Log
     assert not {"\r", "\n", "\x1b"} & set(caplog.messages[0])
 
 
-def test_so_many_guesses_a_minute_are_too_many_and_a_minute_later_they_are_not() -> None:
+def test_too_many_guesses_are_refused_for_a_minute() -> None:
     time = Time()
     guesses = Guesses(time)
     assert [guesses.are_too_many("a") for _ in range(GUESSES_MAX + 1)] == [False] * GUESSES_MAX + [True]
@@ -103,7 +103,7 @@ def test_so_many_guesses_a_minute_are_too_many_and_a_minute_later_they_are_not()
     assert not guesses.are_too_many("a")
 
 
-def test_a_guesser_is_slowed_and_a_right_token_of_the_same_address_passes(tmp_path: Path) -> None:
+def test_a_guesser_is_slowed_down_but_a_valid_token_of_the_same_address_passes(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(create_app(platform(tmp_path, token=WRITE, read_token=READ))) as client:
             health, audit = "/api/v1/monitoring/health", "/api/v1/monitoring/audit"
@@ -126,10 +126,10 @@ def test_a_guesser_is_slowed_and_a_right_token_of_the_same_address_passes(tmp_pa
     asyncio.run(main())
 
 
-def test_a_query_that_is_let_through_is_no_act_and_one_that_is_refused_is_written(
+def test_an_allowed_query_is_not_an_act_and_a_refused_one_is_recorded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that answers well is quiet, however much it is asked; what changes something for others is written."""
+    """A healthy server is quiet, however many requests it gets. Only what changes something for others is recorded."""
     caplog.set_level(logging.INFO, "koo")
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""A server of koo's own beside an application without an event loop: the same platform, the same rules."""
+"""koo's own server next to an application without an event loop: the same platform and the same access rules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def health(url: str) -> Any:
     return json.loads(get(f"{url}/api/v1/monitoring/health")[1])
 
 
-def test_the_page_shows_the_platform_that_the_application_uses_while_its_threads_wait(tmp_path: Path) -> None:
+def test_the_page_shows_the_applications_platform_while_its_threads_are_blocked(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as threads, ExitStack() as ends:
         fake = ends.enter_context(FakeAnthropic(strict=False))
         shop = platform(tmp_path, claude(fake))
@@ -48,12 +48,12 @@ def test_the_page_shows_the_platform_that_the_application_uses_while_its_threads
             assert status == 200 and b"<html" in page.lower()
             (model,) = health(beside.url)["ai_services"]["services"]["claude"]["models"].values()
             assert model["running"] == 2
-            ends.close()  # what hangs is cut
+            ends.close()  # hanging requests are cancelled
             assert all(one.exception() for one in stuck)
         koo.run(shop.close())
 
 
-def test_its_doors_are_those_of_koo_serve(tmp_path: Path) -> None:
+def test_its_access_rules_are_those_of_koo_serve(tmp_path: Path) -> None:
     shop = platform(tmp_path)
     with serve_beside(shop, port=0) as beside:
         reset = f"{beside.url}/api/v1/ai/services/reset-all-errors"
@@ -63,7 +63,7 @@ def test_its_doors_are_those_of_koo_serve(tmp_path: Path) -> None:
         assert get(f"{beside.url}/readyz")[0] == 200
 
 
-def test_a_port_that_is_taken_is_told_and_one_that_is_closed_is_free(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_and_a_closed_server_frees_its_port(tmp_path: Path) -> None:
     shop = platform(tmp_path)
     with serve_beside(shop, port=0) as beside:
         port = int(beside.url.rpartition(":")[2])
@@ -73,7 +73,7 @@ def test_a_port_that_is_taken_is_told_and_one_that_is_closed_is_free(tmp_path: P
         assert get(f"{again.url}/livez")[0] == 200
 
 
-def test_where_a_loop_runs_the_page_is_mounted(tmp_path: Path) -> None:
+def test_inside_a_running_loop_it_refuses_and_names_mount(tmp_path: Path) -> None:
     async def main() -> None:
         with pytest.raises(RuntimeError, match="mount"):
             serve_beside(platform(tmp_path), port=0)

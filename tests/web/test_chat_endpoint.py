@@ -1,4 +1,4 @@
-"""A chat endpoint of an application that streams a library's answer through koo, and a client that leaves it."""
+"""A chat endpoint of an application that streams a library's answer through koo, and a client that disconnects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Body = Callable[[OperationStream[str]], AsyncIterator[str]]
 
 
 class Chain:
-    """As LangChain's models: generators over one another, with the SDK's stream in the innermost."""
+    """Like LangChain's models: nested generators, with the SDK's stream in the innermost one."""
 
     def __init__(self, client: openai.AsyncOpenAI) -> None:
         self._client = client
@@ -55,7 +55,7 @@ async def in_a_block(texts: OperationStream[str]) -> AsyncIterator[str]:
 
 
 def application(platform: Platform, chain: Chain, body: Body | None) -> FastAPI:
-    """`body` None: Starlette reads the stream itself."""
+    """`body` None: Starlette iterates over the stream itself."""
     app = FastAPI()
 
     @app.get("/chat")
@@ -72,7 +72,7 @@ def application(platform: Platform, chain: Chain, body: Body | None) -> FastAPI:
 
 
 async def leave_after(client: Client, piece: bytes) -> None:
-    """Read until this has come, and hang up."""
+    """Read until this has arrived, then disconnect."""
     host, _, port = client.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"GET /chat HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -82,10 +82,10 @@ async def leave_after(client: Client, piece: bytes) -> None:
 
 @pytest.mark.parametrize("body", [in_a_loop, in_a_block, None])
 @pytest.mark.parametrize("pause", ["between pieces", "silence"])
-def test_a_client_that_leaves_gives_back_permit_and_place_and_the_money_is_booked(
+def test_a_client_that_disconnects_frees_permit_and_place_and_the_money_is_settled(
     pause: str, body: Body | None, tmp_path: Path
 ) -> None:
-    """It leaves while the provider is silent, or while pieces come that nobody can be sent any more."""
+    """It disconnects while the provider is silent, or while chunks arrive that can no longer be sent."""
 
     async def main() -> None:
         async with FakeOpenAI(key=KEY) as fake, Platform(options(tmp_path)) as platform:
@@ -112,8 +112,8 @@ def test_a_client_that_leaves_gives_back_permit_and_place_and_the_money_is_booke
     asyncio.run(main())
 
 
-def test_a_refusal_is_an_answer_of_its_own_and_no_broken_stream(tmp_path: Path) -> None:
-    """The endpoint awaits the stream before it answers."""
+def test_a_refusal_is_a_normal_response_and_not_a_broken_stream(tmp_path: Path) -> None:
+    """The endpoint awaits the stream before it starts its response."""
 
     async def main() -> None:
         async with FakeOpenAI(key=KEY) as fake, Platform(options(tmp_path)) as platform:

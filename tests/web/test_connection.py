@@ -1,4 +1,4 @@
-"""What comes over a connection before it is a request: heads without an end, what is no HTTP, questions asked ahead."""
+"""What arrives on a connection before it is a request: endless heads, bytes that are not HTTP, pipelined requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GET = b"GET /livez HTTP/1.1\r\n" + HOST
 POST = b"POST /api/v1/ai/query HTTP/1.1\r\nContent-Type: application/json\r\n" + HOST
 FLOOD = b"a" * 65_536
 FLOODS_MAX = 300
-"""Less than all heads together may have, and more than lies in the sockets on the way."""
+"""Less than the limit for all heads together, and more than the socket buffers hold."""
 
 
 @contextmanager
@@ -63,13 +63,13 @@ def connected(port: int) -> Iterator[socket.socket]:
 
 
 def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any] | None]:
-    """Status and body of the only answer; (0, None) for a connection that was just closed."""
+    """Status and body of the only response; (0, None) if the connection was just closed."""
     content = b""
     try:
         while piece := connection.recv(65_536):
             content += piece
     except ConnectionResetError:
-        pass  # the server has closed while we were still sending
+        pass  # the server closed while we were still sending
     if not content:
         return 0, None
     head, _, body = content.partition(b"\r\n\r\n")
@@ -83,11 +83,11 @@ def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any] | None]:
         pytest.param(GET + b"X: ", FLOOD, {431}, id="a header"),
         pytest.param(GET, b"X: a\r\n" * 10_000, {431}, id="headers"),
         pytest.param(b"GET /", FLOOD, {431}, id="a path"),
-        # Here the application waits for the body already; what it would answer is not ours to say.
+        # Here the application already waits for the body, so its response is not tested.
         pytest.param(POST + b"Transfer-Encoding: chunked\r\n\r\n1;", FLOOD, {0}, id="the head of a chunk"),
     ],
 )
-def test_what_never_ends_is_cut_before_it_fills_the_memory(
+def test_an_endless_head_is_cut_off_before_it_fills_the_memory(
     tmp_path: Path, begin: bytes, more: bytes, statuses: set[int]
 ) -> None:
     with listening(tmp_path) as (_, port), connected(port) as connection:
@@ -100,14 +100,14 @@ def test_what_never_ends_is_cut_before_it_fills_the_memory(
         except (BrokenPipeError, ConnectionResetError):
             pass
         assert sent < FLOODS_MAX
-        # Linux may drop the answer together with what we sent after it.
+        # Linux may discard the response together with what was sent after it.
         status, body = answer_of(connection)
         assert status in statuses | {0}
         if body is not None:
             assert body["kind"] == "too_large" and body["status"] == status
 
 
-def test_a_head_that_is_too_large_is_told_so(tmp_path: Path) -> None:
+def test_a_head_that_is_too_large_is_refused_with_the_reason(tmp_path: Path) -> None:
     with listening(tmp_path) as (_, port), connected(port) as connection:
         connection.sendall(GET + b"X: " + b"a" * HEAD_BYTES_MAX + b"\r\n\r\n")
         status, body = answer_of(connection)
@@ -128,7 +128,7 @@ def test_a_head_that_is_too_large_is_told_so(tmp_path: Path) -> None:
         b"GET /livez HTTP/1.1\r\nHost: a\0b\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_a_problem_too(tmp_path: Path, sent: bytes) -> None:
+def test_bytes_that_are_not_http_get_a_problem_response(tmp_path: Path, sent: bytes) -> None:
     with listening(tmp_path) as (_, port), connected(port) as connection:
         connection.sendall(sent)
         status, body = answer_of(connection)
@@ -136,7 +136,7 @@ def test_what_is_no_http_is_a_problem_too(tmp_path: Path, sent: bytes) -> None:
         Problem.model_validate(body, strict=True)
 
 
-def test_a_connection_that_is_lost_in_its_head_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_connection_lost_in_its_head_leaves_nothing_behind(tmp_path: Path) -> None:
     crowd = Crowd(100)
     with listening(tmp_path, crowd=crowd) as (_, port):
         with connected(port) as connection:
@@ -146,7 +146,7 @@ def test_a_connection_that_is_lost_in_its_head_leaves_nothing_behind(tmp_path: P
         wait_until(lambda: crowd.heads_bytes == 0 and len(crowd) == 0)
 
 
-def test_who_works_on_an_answer_learns_that_its_caller_left_whatever_was_asked_ahead(tmp_path: Path) -> None:
+def test_a_request_learns_that_its_client_left_even_if_others_were_pipelined(tmp_path: Path) -> None:
     asked, left = threading.Event(), threading.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -167,7 +167,7 @@ def test_who_works_on_an_answer_learns_that_its_caller_left_whatever_was_asked_a
         assert left.wait(20)
 
 
-def test_who_asks_ahead_is_answered_and_does_not_fill_the_memory(tmp_path: Path) -> None:
+def test_a_client_that_pipelines_is_answered_and_does_not_fill_the_memory(tmp_path: Path) -> None:
     asked, padding = 4000, b"X: " + b"a" * 400 + b"\r\n"
     with listening(tmp_path) as (server, port), connected(port) as connection:
         asking = threading.Thread(target=connection.sendall, args=((GET + padding + b"\r\n") * asked,))
@@ -183,7 +183,7 @@ def test_who_asks_ahead_is_answered_and_does_not_fill_the_memory(tmp_path: Path)
     assert ahead < asked / 2
 
 
-def test_who_leaves_in_the_midst_of_an_answer_fills_no_log(
+def test_a_client_that_leaves_during_a_response_does_not_fill_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with listening(tmp_path) as (server, port), socket.socket() as connection:
@@ -192,7 +192,7 @@ def test_who_leaves_in_the_midst_of_an_answer_fills_no_log(
         connection.connect(("127.0.0.1", port))
         asking = threading.Thread(target=ask_until_closed, args=(connection,))
         asking.start()
-        # Until the answers that nobody reads have filled all buffers.
+        # Until the unread responses have filled all buffers.
         wait_until(lambda: any(one.flow.write_paused for one in list(state.connections)))  # type: ignore[union-attr]
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RDWR)
@@ -208,10 +208,10 @@ def ask_until_closed(connection: socket.socket) -> None:
             connection.sendall((GET + b"\r\n") * 100)
 
 
-def test_a_connection_that_was_just_accepted_may_ask_though_the_server_ends(
+def test_a_connection_accepted_just_before_shutdown_may_send_its_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first request is on the way: closed at once, it would be lost in each rolling restart."""
+    """Its first request is on the way. Closing it immediately would lose that request in each rolling restart."""
     monkeypatch.setattr("koo.web.ending.NEWCOMER_S", 60.0)
     with listening(tmp_path) as (server, port), connected(port) as newcomer:
         wait_until(lambda: server.server_state.connections)
@@ -219,7 +219,7 @@ def test_a_connection_that_was_just_accepted_may_ask_though_the_server_ends(
         wait_until(lambda: not is_accepting(port))
         newcomer.sendall(GET + b"\r\n")
         assert newcomer.recv(4096).startswith(b"HTTP/1.1 200")
-        # An older one is closed; whether it asked once more before that decides between an end and a reset.
+        # An older one is closed. Whether it sent another request before that decides between end of file and reset.
         with suppress(ConnectionResetError, BrokenPipeError):
             newcomer.sendall(GET + b"\r\n")
             while newcomer.recv(4096):

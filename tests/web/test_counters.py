@@ -1,4 +1,4 @@
-"""A counter of `/metrics` never falls and never goes, whatever is reset, replaced, forgotten or opened anew."""
+"""A counter of `/metrics` never decreases or disappears, whatever is reset, replaced, forgotten or reopened."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def texts_of(acts: list[Act], home: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_no_counter_falls_whatever_happens(
+def test_no_counter_decreases_whatever_happens(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(koo.ai.service, "MODELS_MAX", 2)
@@ -125,7 +125,7 @@ def test_no_counter_falls_whatever_happens(
     assert falls(asyncio.run(texts_of(acts, tmp_path))) == []
 
 
-def test_what_forgotten_models_and_replaced_registrations_have_counted_stays(
+def test_counts_of_forgotten_models_and_replaced_registrations_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(koo.ai.service, "MODELS_MAX", 2)
@@ -136,7 +136,7 @@ def test_what_forgotten_models_and_replaced_registrations_have_counted_stays(
     assert last["koo_service_errors_total", (("kind", "connection"), ("service", NAME))] == 4
 
 
-def test_a_fall_is_found() -> None:
+def test_the_check_finds_a_decrease() -> None:
     before = '# TYPE a_total counter\na_total{x="1"} 3.0\na_total{x="2"} 1.0\n# TYPE g gauge\ng 5.0\n'
     after = '# TYPE a_total counter\na_total{x="1"} 2.0\n# TYPE g gauge\ng 1.0\n'
     assert falls([before, before]) == []

@@ -1,4 +1,4 @@
-"""Which connection ends when there are too many: one on which koo waits, of the address that has most, the oldest."""
+"""Which connection is closed when there are too many: a waiting one, of the address with the most, the oldest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from koo.web.crowd import (
 
 @dataclass(eq=False)
 class One:
-    """A connection that notes what becomes of it."""
+    """A connection that records what happens to it."""
 
     address: str = "192.0.2.1"
     is_over: bool = False
@@ -36,7 +36,7 @@ class One:
 
 
 class Time:
-    """Seconds, moved by hand."""
+    """Seconds, advanced by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -52,7 +52,7 @@ def filled(bound: int, *ones: One) -> Crowd:
     return crowd
 
 
-def test_the_oldest_of_the_address_that_has_most_ends_for_a_new_one() -> None:
+def test_the_oldest_connection_of_the_address_with_most_is_closed_for_a_new_one() -> None:
     neighbour, *many = One("192.0.2.9"), One(), One(), One()
     crowd = filled(4, neighbour, *many)
     assert crowd.enter(One("192.0.2.9"))
@@ -60,7 +60,7 @@ def test_the_oldest_of_the_address_that_has_most_ends_for_a_new_one() -> None:
     assert len(crowd) == 4
 
 
-def test_who_has_asked_before_ends_after_those_who_never_did() -> None:
+def test_a_connection_that_has_sent_a_request_is_closed_after_those_that_never_did() -> None:
     asked, silent = One(), One()
     crowd = filled(2, asked, silent)
     crowd.works(asked)
@@ -69,10 +69,10 @@ def test_who_has_asked_before_ends_after_those_who_never_did() -> None:
     assert (asked.is_over, silent.is_over) == (False, True)
     crowd.enter(One("192.0.2.2"))
     crowd.enter(One("192.0.2.3"))
-    assert not asked.is_over  # there are still some that never asked
+    assert not asked.is_over  # there are still some without a request
 
 
-def test_a_connection_on_which_koo_works_never_ends_and_a_few_more_come_in_for_probes() -> None:
+def test_a_busy_connection_is_never_closed_and_a_few_more_are_let_in_for_probes() -> None:
     busy = [One(), One()]
     crowd = filled(2, *busy)
     for one in busy:
@@ -80,7 +80,7 @@ def test_a_connection_on_which_koo_works_never_ends_and_a_few_more_come_in_for_p
     more = [One() for _ in range(FOR_PROBES)]
     assert all(crowd.enter(one) for one in more)
     assert all(crowd.refuses(one) for one in more) and not crowd.refuses(busy[0])
-    # Then one of them makes place for the next: they wait, the busy ones do not.
+    # Then one of them makes room for the next: they are waiting, the busy ones are not.
     last = One()
     assert crowd.enter(last) and more[0].is_over
     for one in (*more[1:], last):
@@ -89,7 +89,7 @@ def test_a_connection_on_which_koo_works_never_ends_and_a_few_more_come_in_for_p
     assert not any(one.is_over for one in busy)
 
 
-def test_who_came_above_the_bound_is_served_once_there_is_room() -> None:
+def test_a_connection_above_the_limit_is_served_once_there_is_room() -> None:
     busy = [One(), One()]
     crowd = filled(2, *busy)
     for one in busy:
@@ -100,7 +100,7 @@ def test_who_came_above_the_bound_is_served_once_there_is_room() -> None:
     assert not crowd.refuses(more)
 
 
-def test_heads_together_are_bounded() -> None:
+def test_the_bytes_of_all_heads_together_are_bounded() -> None:
     first, second = One(), One()
     crowd = filled(10, first, second)
     crowd.gather(HEADS_BYTES_MAX)
@@ -109,7 +109,7 @@ def test_heads_together_are_bounded() -> None:
     assert first.is_over
 
 
-def test_each_looks_at_its_time_once_a_second() -> None:
+def test_each_connection_is_checked_once_a_second() -> None:
     crowd = filled(10, one := One())
     time = crowd.monotonic
     assert isinstance(time, Time)
@@ -123,7 +123,7 @@ def test_each_looks_at_its_time_once_a_second() -> None:
     assert len(one.looks) == 2
 
 
-def test_there_is_calm_only_after_a_minute_with_room(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flood_is_over_only_after_a_minute_with_room(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "koo.web")
     stays = [One() for _ in range(3)]
     crowd = filled(3, *stays)
@@ -142,7 +142,7 @@ def test_there_is_calm_only_after_a_minute_with_room(caplog: pytest.LogCaptureFi
     assert len(caplog.records) == 2
 
 
-def test_a_flood_has_one_line_and_its_end_another(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flood_has_one_log_line_and_its_end_another(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "koo.web")
     crowd = filled(3)
     time = crowd.monotonic
@@ -168,7 +168,7 @@ def test_a_flood_has_one_line_and_its_end_another(caplog: pytest.LogCaptureFixtu
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
-def test_the_bound_is_half_of_the_free_descriptors_without_those_for_probes() -> None:
+def test_the_limit_is_half_of_the_free_descriptors_minus_those_for_probes() -> None:
     assert bound_of(Descriptors(24, 1024)) == 500 - FOR_PROBES
     assert bound_of(Descriptors(20, 64)) == 22 - FOR_PROBES
     assert bound_of(Descriptors(60, 64)) == CONNECTIONS_MIN
@@ -176,7 +176,7 @@ def test_the_bound_is_half_of_the_free_descriptors_without_those_for_probes() ->
     assert bound_of(None) == CONNECTIONS_MAX
 
 
-def test_an_address_is_one_caller_and_of_ipv6_a_network_is() -> None:
+def test_an_ipv4_address_or_an_ipv6_network_counts_as_one_client() -> None:
     assert address_of("192.0.2.1") == "192.0.2.1"
     assert address_of("::ffff:192.0.2.1") == "192.0.2.1"
     assert address_of("2001:db8::1") == address_of("2001:db8::ffff") == "2001:db8::/64"

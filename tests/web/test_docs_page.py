@@ -1,4 +1,4 @@
-"""`/docs` in a real browser: it shows every operation, talks to nobody else, and its own policy lets it."""
+"""`/docs` in a real browser: it shows every operation, contacts no other server, and works under its own policy."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ LINE = "document.querySelector('#{} .line pre').textContent"
 
 @needs_browser
 @pytest.mark.parametrize("token", [None, "write-4711"])
-def test_its_lines_can_be_pasted(browser: str, tmp_path: Path, token: str | None) -> None:
-    """They carry the token where the server wants one, by its variable, and end in lines that can be read."""
+def test_its_commands_can_be_pasted(browser: str, tmp_path: Path, token: str | None) -> None:
+    """They contain the token's variable if the server requires a token, and are formatted in readable lines."""
 
     async def main() -> None:
         app = create_app(platform(tmp_path, token=token))
@@ -76,7 +76,7 @@ def test_its_lines_can_be_pasted(browser: str, tmp_path: Path, token: str | None
 
 
 def pasted(line: str, token: str) -> str:
-    """What a shell prints for a line of the page."""
+    """Return what a shell prints for a line of the page."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     env = {**os.environ, "KOO_TOKEN": token}
@@ -86,8 +86,8 @@ def pasted(line: str, token: str) -> str:
 
 
 @needs_browser
-def test_a_line_is_copied_by_its_button(browser: str, tmp_path: Path) -> None:
-    """Where the browser keeps its clipboard from the page, by the older way."""
+def test_a_command_is_copied_by_its_button(browser: str, tmp_path: Path) -> None:
+    """If the browser denies the page its clipboard, the older method is used."""
 
     async def main() -> None:
         async with served(create_app(platform(tmp_path))) as client, window(browser) as page:

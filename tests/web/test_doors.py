@@ -1,8 +1,8 @@
-"""Every route of koo's, made from the routers themselves, behind its door: whoever mounts them, and wherever.
+"""Every route of koo, collected from the routers themselves, has its access check, however it is mounted.
 
-A role is refused or let through by the kind of the route and the method alone. So a new route cannot be forgotten, and
-no way of mounting leaves the door away: `create_app`, `mount` below three prefixes, routers that are included by hand,
-an application within an application.
+A role is refused or allowed by the route's kind and the method alone. So a new route cannot be forgotten, and no way
+of mounting leaves the check out: `create_app`, `mount` below three prefixes, routers included by hand, an application
+in an application.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PREFIXES = ("/api/v1", "/t/{tenant}/api", "")
 
 
 class One(NamedTuple):
-    """A route: its path below the application, which router it is of, and its kind."""
+    """A route: its path below the application, its router, and its kind."""
 
     path: str
     kind: str
@@ -46,7 +46,7 @@ class One(NamedTuple):
 
 
 def routes(koo: Platform, prefix: str) -> Iterator[One]:
-    """Read from the routers, not written down."""
+    """Collected from the routers, not written down."""
     door = door_of(koo)
     for router, before in (
         (monitoring_router(koo), prefix),
@@ -97,7 +97,7 @@ def within(koo: Platform) -> Starlette:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Iterator[Callable[..., Platform]]:
-    """Platforms that are closed in the end: each request of a test's client opens them on a loop in the background."""
+    """Platforms that are closed at the end: each request of a test client opens them on a background loop."""
     open_ones: list[Platform] = []
 
     def make(**options: Any) -> Platform:
@@ -119,7 +119,7 @@ WAYS: dict[str, tuple[Callable[[Platform], Any], str, str]] = {
 
 
 def expected(one: One, role: str, method: str) -> set[int]:
-    """Statuses of the door; empty: the door lets it through, and what the route says is its own business."""
+    """The statuses expected from the access check. Empty: it lets the request through, and the route decides."""
     if one.kind != "guarded" or role == "writes":
         return set()
     if role == "reads":
@@ -128,8 +128,10 @@ def expected(one: One, role: str, method: str) -> set[int]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_route_asks_for_a_token_however_it_is_mounted(way: str, made: Callable[..., Platform]) -> None:
-    """With every method in koo's own application, elsewhere with one that the route has and one that it has not."""
+def test_each_route_requires_a_token_however_it_is_mounted(way: str, made: Callable[..., Platform]) -> None:
+    """With every method in koo's own application; elsewhere with one method that the route has and one that it does
+    not have.
+    """
     make, before, prefix = WAYS[way]
     koo = made(token=WRITE, read_token=READ)
     mine = {"/monitoring", "/ai"} if way == "by hand" else {""}
@@ -155,7 +157,7 @@ def test_each_route_asks_for_a_token_however_it_is_mounted(way: str, made: Calla
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_without_a_token_no_strange_page_and_no_other_machine_passes(
+def test_without_a_token_foreign_pages_and_other_machines_are_refused(
     way: str, made: Callable[..., Platform]
 ) -> None:
     make, before, prefix = WAYS[way]
@@ -178,7 +180,7 @@ def test_without_a_token_no_strange_page_and_no_other_machine_passes(
                         assert near.request(method, path, headers=page).status_code == 403, (way, path)
 
 
-def test_who_guards_the_doors_himself_keeps_headers_and_bounds(made: Callable[..., Platform]) -> None:
+def test_with_protect_false_headers_and_size_limits_remain(made: Callable[..., Platform]) -> None:
     app = FastAPI()
     mount(app, made(), protect=False)
     client = TestClient(app, base_url="http://localhost")
@@ -188,7 +190,7 @@ def test_who_guards_the_doors_himself_keeps_headers_and_bounds(made: Callable[..
     assert client.post("/api/v1/ai/query", content=body).status_code == 413
 
 
-def test_a_body_without_a_length_is_bounded_too(made: Callable[..., Platform]) -> None:
+def test_a_body_without_a_length_is_limited_too(made: Callable[..., Platform]) -> None:
     app = FastAPI()
     mount(app, made(), hosts=["testserver"])
 

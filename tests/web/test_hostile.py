@@ -1,6 +1,6 @@
-"""Callers who only keep connections open, over raw sockets: they keep nobody out, and each wait for them has an end.
+"""Clients that only hold connections open, over raw sockets: they lock nobody out, and each wait for them ends.
 
-One server for all of it, whose connections have a small bound and a clock that is moved by hand.
+One server for all tests, with a small limit on connections and a clock that is advanced by hand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WITHIN_S = 30
 
 
 class Time:
-    """Seconds, moved by hand."""
+    """Seconds, advanced by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -67,7 +67,7 @@ class Served:
             return everything(one).startswith(b"HTTP/1.1 200")
 
     def pass_s(self, seconds: float) -> None:
-        """Time passes, and each connection has looked at it."""
+        """Advance the time until each connection has been checked."""
         swept = self.crowd._swept_at
         self.time.now += seconds
         wait_until(lambda: self.crowd._swept_at > swept)
@@ -112,7 +112,7 @@ def server(one_server: Served) -> Iterator[Served]:
 
 
 def everything(one: socket.socket) -> bytes:
-    """All that comes until the connection is closed, by whatever means."""
+    """Return everything that arrives until the connection is closed in any way."""
     content = b""
     with suppress(ConnectionError):
         while piece := one.recv(65_536):
@@ -121,7 +121,7 @@ def everything(one: socket.socket) -> bytes:
 
 
 def answer(one: socket.socket) -> bytes:
-    """One answer, of a connection that stays open."""
+    """Read one response from a connection that stays open."""
     content, length = b"", None
     while length is None or len(content) < length:
         piece = one.recv(65_536)
@@ -134,14 +134,14 @@ def answer(one: socket.socket) -> bytes:
 
 
 def status_of(content: bytes) -> int:
-    """Of a problem, whose shape is looked at."""
+    """Return a problem's status, after checking its shape."""
     head, _, body = content.partition(b"\r\n\r\n")
     Problem.model_validate(json.loads(body), strict=True)
     assert b"connection: close" in head.lower()
     return int(head.split()[1])
 
 
-# ── many of them ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── many connections ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def status_of(content: bytes) -> int:
         pytest.param(300, LIVEZ + b"Content-Length: 9\r\n\r\n", id="half bodies"),
     ],
 )
-def test_connections_without_end_keep_nobody_out(server: Served, count: int, begin: bytes) -> None:
-    held: deque[socket.socket] = deque(maxlen=2 * BOUND)  # more than the server lets live
+def test_endless_connections_do_not_lock_anyone_out(server: Served, count: int, begin: bytes) -> None:
+    held: deque[socket.socket] = deque(maxlen=2 * BOUND)  # more than the server keeps open
     for number in range(count):
         if len(held) == held.maxlen:
             held.popleft().close()
@@ -164,7 +164,7 @@ def test_connections_without_end_keep_nobody_out(server: Served, count: int, beg
     assert server.is_alive()
 
 
-def test_a_caller_who_is_being_answered_outlives_a_flood_and_any_time(server: Served) -> None:
+def test_a_client_being_served_survives_a_flood_for_any_time(server: Served) -> None:
     server.fake.script(hang())
     body = b'{"service": "claude", "prompt": "Capital of France?"}'
     busy = server.connect(ASK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -180,7 +180,7 @@ def test_a_caller_who_is_being_answered_outlives_a_flood_and_any_time(server: Se
     wait_until(lambda: not server.tasks())
 
 
-def test_where_all_are_busy_probes_are_answered_and_others_told_so(server: Served) -> None:
+def test_if_all_connections_are_busy_probes_are_answered_and_other_requests_refused(server: Served) -> None:
     body = b'{"service": "claude", "prompt": "Capital of France?"}'
     asked = ASK + b"Content-Length: %d\r\n\r\n" % len(body) + body
     server.fake.script(*[hang() for _ in range(BOUND)])
@@ -190,17 +190,17 @@ def test_where_all_are_busy_probes_are_answered_and_others_told_so(server: Serve
     assert status_of(content) == 503 and b"retry-after: 1" in content.lower()
     assert b'"too_many_connections"' in content
     for _ in range(3 * FOR_PROBES):
-        server.connect()  # silent ones, on what is kept for probes
+        server.connect()  # silent connections in the places for probes
     assert server.is_alive()
     for one in busy:
         one.close()
     wait_until(lambda: not server.tasks())
 
 
-# ── and each alone ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── single connections ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_head_has_a_deadline_that_no_byte_moves(server: Served) -> None:
+def test_a_heads_deadline_is_not_extended_by_more_bytes(server: Served) -> None:
     one = server.connect(LIVEZ)
     server.wait_for(1)
     for _ in range(3):
@@ -211,14 +211,14 @@ def test_a_head_has_a_deadline_that_no_byte_moves(server: Served) -> None:
     assert status_of(everything(one)) == 408
 
 
-def test_a_connection_that_never_says_anything_is_closed_without_a_word(server: Served) -> None:
+def test_a_connection_that_never_sends_anything_is_closed_without_a_response(server: Served) -> None:
     one = server.connect()
     server.wait_for(1)
     server.pass_s(HEAD_S + 1)
     assert everything(one) == b""
 
 
-def test_an_idle_connection_ends_after_a_while_and_a_new_head_has_its_own_time(server: Served) -> None:
+def test_an_idle_connection_is_closed_and_a_new_head_has_its_own_deadline(server: Served) -> None:
     one = server.connect(LIVEZ + b"\r\n")
     answer(one)
     server.pass_s(KEEP_ALIVE_S - 1)
@@ -227,37 +227,37 @@ def test_an_idle_connection_ends_after_a_while_and_a_new_head_has_its_own_time(s
     server.pass_s(HEAD_S - 1)
     one.sendall(b"\r\n")
     answer(one)
-    one.sendall(b"\r\n")  # nothing of a request
+    one.sendall(b"\r\n")  # not part of a request
     server.pass_s(KEEP_ALIVE_S + 1)
     assert everything(one) == b""
 
 
-def test_a_body_may_take_long_but_has_to_go_on(server: Served) -> None:
+def test_a_body_may_take_long_but_must_make_progress(server: Served) -> None:
     one = server.connect(ASK + b"Content-Length: 1000000\r\n\r\n")
     server.wait_for(1)
     wait_until(server.tasks)
-    for _ in range(3):  # as slow as it may be, for longer than the patience lasts
+    for _ in range(3):  # as slowly as allowed, for longer than the patience lasts
         one.sendall(b" " * 200_000)
         wait_until(lambda: _body_bytes(server) == 200_000)
         server.pass_s(PATIENCE_S - 1)
     for _ in range(3):
-        one.sendall(b" ")  # a byte now and then is no progress
+        one.sendall(b" ")  # a byte now and then is not progress
         server.pass_s(PATIENCE_S / 2)
     assert status_of(everything(one)) == 408
     wait_until(lambda: not server.tasks())
 
 
-def test_the_rest_of_a_body_that_is_not_needed_has_a_short_time(server: Served) -> None:
+def test_the_unused_rest_of_a_body_has_a_short_deadline(server: Served) -> None:
     one = server.connect(b"POST /nowhere HTTP/1.1\r\n" + HOST + b"Content-Length: 1000\r\n\r\n")
     assert answer(one).startswith(b"HTTP/1.1 404")
     wait_until(lambda: _waits(server) == ["rest"])
     for _ in range(2):
-        one.sendall(b"a")  # moves nothing
+        one.sendall(b"a")  # extends nothing
         server.pass_s(REST_S / 2 + 1)
     assert everything(one) == b""
 
 
-def test_an_answer_that_is_not_read_is_not_kept_for_ever(server: Served) -> None:
+def test_a_response_that_is_not_read_is_dropped_in_the_end(server: Served) -> None:
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     one.connect(("127.0.0.1", server.port))

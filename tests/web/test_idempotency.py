@@ -1,4 +1,4 @@
-"""Idempotency-Key: a route's work happens once for it, and each client that asks gets the one stored answer."""
+"""Idempotency-Key: a route's work is done once for each key, and each client that sends it gets the stored response."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ def who_asks(request: Request) -> str:
 
 
 class Shop:
-    """Routes of each kind over one database; `gate` holds the slow one."""
+    """Routes of each kind on one database; `gate` delays the slow one."""
 
     def __init__(self, koo: Platform) -> None:
         self.koo = koo
@@ -83,7 +83,7 @@ class Shop:
             await pay(session, 1)
             return b"".join([one async for one in request.stream()]).decode() + " äß"
 
-        # The check comes after the session on purpose: it is made for repeats, too.
+        # The check comes after the session on purpose: it must run for repeats, too.
         @post("/mine")
         async def mine(
             session: Annotated[AsyncSession, of_user], user: Annotated[str, Depends(who_asks)]
@@ -134,7 +134,7 @@ def where(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("route", ["in-a-thread", "object"])
-def test_a_repeat_runs_no_route_again_whatever_its_function_is(tmp_path: Path, route: str) -> None:
+def test_a_repeat_does_not_run_the_route_again_for_any_kind_of_function(tmp_path: Path, route: str) -> None:
     async def main() -> None:
         async with shop(tmp_path) as (client, made):
             for replayed in (None, "true"):
@@ -146,7 +146,7 @@ def test_a_repeat_runs_no_route_again_whatever_its_function_is(tmp_path: Path, r
     asyncio.run(main())
 
 
-def test_a_repeat_gets_the_stored_answer_and_does_nothing(tmp_path: Path, where: str | None) -> None:
+def test_a_repeat_gets_the_stored_response_and_does_nothing(tmp_path: Path, where: str | None) -> None:
     async def main() -> None:
         async with shop(tmp_path, where) as (client, made):
             first = await client.post("/v1/payments/5", json={"a": 1}, headers=KEY)
@@ -161,12 +161,12 @@ def test_a_repeat_gets_the_stored_answer_and_does_nothing(tmp_path: Path, where:
             quoted = await client.post(
                 "/v1/payments/5", json={"a": 1}, headers={"Idempotency-Key": '"6f1d-1"'}
             )
-            assert quoted.body == {"run": 1}, "a string in quotes, as the draft writes it, is the same key"
+            assert quoted.body == {"run": 1}, "a quoted string, as the draft specifies, is the same key"
 
     asyncio.run(main())
 
 
-def test_the_key_of_another_request_is_a_422_and_of_another_route_its_own(tmp_path: Path) -> None:
+def test_the_key_of_another_request_is_a_422_and_of_another_route_a_separate_key(tmp_path: Path) -> None:
     async def main() -> None:
         async with shop(tmp_path) as (client, made):
             await client.post("/v1/payments/5", json={"a": 1}, headers=KEY)
@@ -184,9 +184,7 @@ def test_the_key_of_another_request_is_a_422_and_of_another_route_its_own(tmp_pa
     asyncio.run(main())
 
 
-def test_one_in_flight_is_a_409_that_says_when_to_come_back(
-    tmp_path: Path, postgres18: PostgresServer
-) -> None:
+def test_a_key_in_use_is_a_409_with_retry_after(tmp_path: Path, postgres18: PostgresServer) -> None:
     async def main() -> None:
         name = postgres18.create_database()
         async with shop(tmp_path, postgres18.url("psycopg", name)) as (client, made):
@@ -205,7 +203,7 @@ def test_one_in_flight_is_a_409_that_says_when_to_come_back(
 
 
 @pytest.mark.parametrize("value", [None, "", "x" * 201, "a\tb", "é"])
-def test_a_key_that_cannot_be_one_is_a_400(tmp_path: Path, value: str | None) -> None:
+def test_an_invalid_key_is_a_400(tmp_path: Path, value: str | None) -> None:
     async def main() -> None:
         async with shop(tmp_path) as (client, made):
             headers = {} if value is None else {"Idempotency-Key": value}
@@ -217,7 +215,9 @@ def test_a_key_that_cannot_be_one_is_a_400(tmp_path: Path, value: str | None) ->
     asyncio.run(main())
 
 
-def test_what_commits_is_stored_whatever_its_status_and_what_raises_is_free_again(tmp_path: Path) -> None:
+def test_a_committed_response_is_stored_whatever_its_status_and_an_error_frees_the_key(
+    tmp_path: Path,
+) -> None:
     async def main() -> None:
         async with shop(tmp_path) as (client, made):
             for _ in range(2):
@@ -227,9 +227,9 @@ def test_what_commits_is_stored_whatever_its_status_and_what_raises_is_free_agai
             for run in (2, 3):
                 raised = await client.post("/v1/failing/raises", headers={"Idempotency-Key": "other"})
                 assert (raised.status, made.runs) == (409, run)
-                assert raised.body == {"detail": "not today"}, "the route's own errors stay as they are"
+                assert raised.body == {"detail": "not today"}, "the route's own errors are unchanged"
             assert (await client.post("/v1/failing/streams", headers={"Idempotency-Key": "s"})).status == 500
-            assert await made.payments() == 1, "an answer that cannot be stored takes its work with it"
+            assert await made.payments() == 1, "if the response cannot be stored, the work is rolled back"
             wrong = await client.post("/v1/payments/5", json="no dict", headers={"Idempotency-Key": "w"})
             right = await client.post("/v1/payments/5", json={}, headers={"Idempotency-Key": "w"})
             assert (wrong.status, right.status) == (422, 201)
@@ -237,7 +237,7 @@ def test_what_commits_is_stored_whatever_its_status_and_what_raises_is_free_agai
     asyncio.run(main())
 
 
-def test_a_body_that_the_route_reads_itself_and_any_type_of_answer_come_back_as_they_were(
+def test_a_body_read_by_the_route_and_any_type_of_response_are_replayed_unchanged(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:
@@ -251,7 +251,7 @@ def test_a_body_that_the_route_reads_itself_and_any_type_of_answer_come_back_as_
     asyncio.run(main())
 
 
-def test_callers_have_keys_of_their_own_and_are_checked_for_repeats_too(tmp_path: Path) -> None:
+def test_callers_have_separate_keys_and_are_checked_for_repeats_too(tmp_path: Path) -> None:
     async def main() -> None:
         async with shop(tmp_path) as (client, _):
 
@@ -262,7 +262,7 @@ def test_callers_have_keys_of_their_own_and_are_checked_for_repeats_too(tmp_path
             assert (await ask("bob", **KEY)).body == "bob 2"
             assert (await ask("ann", **KEY)).body == "ann 1"
             assert (await ask("stranger", **KEY)).status == 401
-            assert [(await ask("ann")).body for _ in range(2)] == ["ann 3", "ann 4"], "optional, and left out"
+            assert [(await ask("ann")).body for _ in range(2)] == ["ann 3", "ann 4"], "optional and omitted"
             assert (await client.get("/v1/none")).body == "no session"
             described = (await client.get("/openapi.json")).body["paths"]["/v1/mine"]["post"]["parameters"]
             assert described[0]["name"] == "Idempotency-Key"
@@ -270,7 +270,7 @@ def test_callers_have_keys_of_their_own_and_are_checked_for_repeats_too(tmp_path
     asyncio.run(main())
 
 
-def test_who_the_callers_are_is_never_left_unsaid() -> None:
+def test_the_caller_must_always_be_given() -> None:
     unsaid: Any = idempotent
     with pytest.raises(TypeError, match="caller"):
         unsaid(required=False)
@@ -279,8 +279,10 @@ def test_who_the_callers_are_is_never_left_unsaid() -> None:
 @pytest.mark.parametrize(
     "who", [None, "", object(), {"id": 1}, 1.5], ids=["none", "empty", "object", "dictionary", "float"]
 )
-def test_a_caller_whose_name_may_change_is_refused_and_nothing_is_done(tmp_path: Path, who: Any) -> None:
-    """Its repeat would be another caller's, and be done again; without a name all would share their answers."""
+def test_a_caller_without_a_permanent_identity_is_refused_and_nothing_is_done(
+    tmp_path: Path, who: Any
+) -> None:
+    """A repeat would count as another caller's and run again; without an identity all callers would share responses."""
 
     async def main() -> None:
         koo, runs = platform(tmp_path), 0
@@ -302,7 +304,7 @@ def test_a_caller_whose_name_may_change_is_refused_and_nothing_is_done(tmp_path:
     asyncio.run(main())
 
 
-def test_an_application_without_koos_own_routes_refuses_in_the_same_words(tmp_path: Path) -> None:
+def test_an_application_without_koos_own_routes_refuses_with_the_same_messages(tmp_path: Path) -> None:
     async def main() -> None:
         koo = platform(tmp_path)
         app, router = FastAPI(), APIRouter(route_class=IdempotentRoute)
@@ -323,10 +325,10 @@ def test_an_application_without_koos_own_routes_refuses_in_the_same_words(tmp_pa
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_no_client_sees_an_answer_whose_commit_was_lost(
+def test_no_client_sees_a_response_whose_commit_was_lost(
     tmp_path: Path, postgres18: PostgresServer, when: Any
 ) -> None:
-    """It is told to send it again with the same key, and then gets the one answer."""
+    """It is told to send the request again with the same key, and then gets the one response."""
 
     async def main() -> None:
         name = postgres18.create_database()
@@ -348,7 +350,7 @@ def test_no_client_sees_an_answer_whose_commit_was_lost(
     asyncio.run(main())
 
 
-def test_the_session_says_what_its_route_lacks(tmp_path: Path) -> None:
+def test_a_session_without_its_route_class_raises_an_explanation(tmp_path: Path) -> None:
     async def main() -> None:
         app = FastAPI()
         koo = platform(tmp_path)

@@ -1,4 +1,4 @@
-"""Incidents and breakers over HTTP: the export is Markdown, and who may only read changes nothing."""
+"""Incidents and breakers over HTTP: the export is Markdown, and a read token changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def test_an_incident_is_exported_as_markdown_and_only_who_may_act_acts(tmp_path: Path) -> None:
+def test_an_incident_is_exported_as_markdown_and_a_read_token_cannot_act(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         koo = Platform(replace(options(tmp_path, server), token=TOKEN, read_token=READ_TOKEN))
         async with served(create_app(koo)) as client:

@@ -1,4 +1,4 @@
-"""What a server's door does where this process has no descriptor for a new connection."""
+"""What the server's listening socket does when the process has no descriptor for a new connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.web.test_crowd import One
 
 
 class Door(asyncio.Protocol):
-    """Greets."""
+    """A protocol that sends a greeting."""
 
     def connection_made(self, transport: Any) -> None:
         transport.write(b"welcome")
@@ -38,10 +38,10 @@ def listener() -> Iterator[Listener]:
         yield one
 
 
-def test_callers_are_let_in_while_there_is_no_descriptor_and_asyncio_complains_once_a_second(
+def test_clients_are_accepted_without_a_free_descriptor_and_asyncio_complains_once_a_second(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """asyncio by itself complains as often as the backlog is long, each second."""
+    """Without koo, asyncio complains once per place in the backlog, each second."""
     monkeypatch.setattr("asyncio.selector_events.constants.ACCEPT_RETRY_DELAY", 0.2)
     said: list[dict[str, Any]] = []
     room: list[int] = []
@@ -55,7 +55,7 @@ def test_callers_are_let_in_while_there_is_no_descriptor_and_asyncio_complains_o
             callers = [stack.enter_context(socket.socket()) for _ in range(RESERVE + 1)]
             server = await loop.create_server(Door, sock=listener, backlog=BACKLOG)
             before = SHORTAGES.count
-            await asyncio.to_thread(bool)  # a thread needs files to be imported
+            await asyncio.to_thread(bool)  # a thread needs files for its imports
             with no_descriptors():
                 for caller in callers:
                     caller.connect(listener.getsockname())
@@ -70,7 +70,7 @@ def test_callers_are_let_in_while_there_is_no_descriptor_and_asyncio_complains_o
     asyncio.run(main())
 
 
-def test_the_reserve_is_filled_again_as_far_as_there_is_something(listener: Listener) -> None:
+def test_the_reserve_is_refilled_as_far_as_descriptors_are_available(listener: Listener) -> None:
     listener.refill()
     with socket.socket() as caller:
         with no_descriptors():
@@ -84,14 +84,14 @@ def test_the_reserve_is_filled_again_as_far_as_there_is_something(listener: List
     assert len(listener._reserve) == RESERVE
 
 
-def test_other_errors_are_raised_as_they_are(listener: Listener) -> None:
+def test_other_errors_are_raised_unchanged(listener: Listener) -> None:
     listener.refill()
     with pytest.raises(BlockingIOError):
         listener.accept()
     assert len(listener._reserve) == RESERVE
 
 
-def test_a_listener_that_is_closed_gives_its_reserve_back(listener: Listener) -> None:
+def test_a_closed_listener_releases_its_reserve(listener: Listener) -> None:
     listener.refill()
     reserve = list(listener._reserve)
     listener.close()
@@ -100,7 +100,7 @@ def test_a_listener_that_is_closed_gives_its_reserve_back(listener: Listener) ->
             os.fstat(one)
 
 
-def test_where_a_descriptor_is_missing_one_that_only_waits_ends() -> None:
+def test_without_a_free_descriptor_an_idle_connection_is_closed() -> None:
     crowd = Crowd(10)
     waiting, working = One(), One()
     for one in (waiting, working):
@@ -112,8 +112,8 @@ def test_where_a_descriptor_is_missing_one_that_only_waits_ends() -> None:
     assert not working.is_over
 
 
-def test_a_server_without_descriptors_answers_probes_and_ends_what_waits(tmp_path: Path) -> None:
-    """On asyncio's own loop; the reserve is the server's, and is filled again."""
+def test_a_server_without_descriptors_answers_probes_and_closes_idle_connections(tmp_path: Path) -> None:
+    """On asyncio's own loop. The server refills its reserve."""
 
     async def main() -> None:
         made = platform(tmp_path)
@@ -143,7 +143,7 @@ def test_a_server_without_descriptors_answers_probes_and_ends_what_waits(tmp_pat
     asyncio.run(main())
 
 
-def test_asyncios_complaint_is_not_logged_and_all_others_are() -> None:
+def test_only_asyncios_complaint_about_descriptors_is_not_logged() -> None:
     told: list[dict[str, Any]] = []
     loop: Any = type("Loop", (), {"default_exception_handler": staticmethod(told.append)})()
     quiet_about_accepts(loop, {"message": "socket.accept() out of system resource"})

@@ -1,4 +1,4 @@
-"""The live stream: one look for all who listen, each part when it changes, no listener that costs more."""
+"""The live stream: one read of the state for all listeners, each part when it changes, no listener that costs more."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AT = "2026-11-29T03:00:00+00:00"
 ASKED = {"service": "claude", "prompt": "Say hello."}
 
 
-# ── what is news ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── which changes are sent ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_part_is_sent_when_something_in_it_changes() -> None:
@@ -57,7 +57,7 @@ def test_a_part_is_sent_when_something_in_it_changes() -> None:
     assert parts.take({}, AT, 4)["service/claude"].endswith(b'"value":null}\n\n')
 
 
-def test_what_changes_with_each_look_is_sent_now_and_then() -> None:
+def test_values_that_change_with_each_read_are_sent_now_and_then() -> None:
     parts = Parts()
     parts.take({"database": {"response_time_ms": 1.0}}, AT, 0)
     assert parts.take({"database": {"response_time_ms": 2.0}}, AT, 14.9) == {}
@@ -73,13 +73,13 @@ def test_what_changes_with_each_look_is_sent_now_and_then() -> None:
         ({"opened_at": AT}, {"opened_at": "2026-11-29T03:00:00.500000+00:00"}, False),
         ({"seen_at": AT, "n": 1}, {"seen_at": "", "n": 1}, True),
     ],
-    ids=["a key more", "a time at last", "a longer list", "half a second", "an age"],
+    ids=["a key more", "a time instead of null", "a longer list", "half a second", "an age"],
 )
-def test_what_differs(one: Any, other: Any, alike: bool) -> None:
+def test_which_differences_count(one: Any, other: Any, alike: bool) -> None:
     assert is_alike(one, other, frozenset({"seen_at"})) is alike
 
 
-def test_what_was_before_the_first_look_is_not_news() -> None:
+def test_events_before_the_first_read_are_not_sent() -> None:
     seen: Seen = Seen()
     assert seen.new_of([1, 2], lambda one: one) == []
     assert seen.new_of([2, 3], lambda one: one) == [3]
@@ -89,7 +89,7 @@ def test_what_was_before_the_first_look_is_not_news() -> None:
 
 
 class Told:
-    """A source that says what a test put into it."""
+    """A source that returns what a test put into it."""
 
     def __init__(self) -> None:
         self.found: dict[str, Any] = {"status": {"n": 0}}
@@ -124,7 +124,7 @@ def on_virtual_time(work: Callable[[Live, Told], Coroutine[Any, Any, None]]) -> 
     run_virtual(main)
 
 
-def test_nothing_looks_while_nobody_listens() -> None:
+def test_nothing_is_read_without_a_listener() -> None:
     async def work(made: Live, told: Told) -> None:
         await asyncio.sleep(10)
         assert told.looks == 0
@@ -141,7 +141,7 @@ def test_nothing_looks_while_nobody_listens() -> None:
     on_virtual_time(work)
 
 
-def test_a_slow_reader_gets_the_newest_and_costs_no_more_than_the_keys() -> None:
+def test_a_slow_reader_gets_the_newest_and_costs_no_more_than_its_keys() -> None:
     async def work(made: Live, told: Told) -> None:
         slow = Listener()
         await made.join(slow, {"at": AT})
@@ -162,7 +162,7 @@ def test_a_slow_reader_gets_the_newest_and_costs_no_more_than_the_keys() -> None
     on_virtual_time(work)
 
 
-def test_of_many_listeners_one_is_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_listeners_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "LISTENERS_MAX", 2)
 
     async def work(made: Live, told: Told) -> None:
@@ -178,7 +178,7 @@ def test_of_many_listeners_one_is_too_many(monkeypatch: pytest.MonkeyPatch) -> N
     on_virtual_time(work)
 
 
-def test_a_look_that_fails_is_logged_once_and_the_next_one_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_read_is_logged_once_and_the_next_one_continues(caplog: pytest.LogCaptureFixture) -> None:
     async def work(made: Live, told: Told) -> None:
         listener = Listener()
         await made.join(listener, {})
@@ -198,7 +198,7 @@ def test_a_look_that_fails_is_logged_once_and_the_next_one_goes_on(caplog: pytes
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks that a test need not wait a second for."""
+    """Read so often that a test need not wait a second."""
     monkeypatch.setattr(live, "LOOK_S", 0.02)
     monkeypatch.setattr(live, "READ_S", 0.02)
 
@@ -207,8 +207,8 @@ sockets = pytest.mark.usefixtures("quick")
 
 
 @sockets
-def test_a_stream_begins_with_everything_and_goes_on_with_what_changes(tmp_path: Path) -> None:
-    """The parts are the very answers of the API, so a page needs no other request for its first screen."""
+def test_a_stream_begins_with_everything_and_continues_with_changes(tmp_path: Path) -> None:
+    """The parts equal the API's responses, so a page needs no other request for its first screen."""
 
     async def main() -> None:
         async with FakeAnthropic() as fake:
@@ -283,7 +283,7 @@ def test_a_booked_call_a_sample_and_a_mark_are_events(tmp_path: Path) -> None:
 
 
 @sockets
-def test_a_caller_who_leaves_is_forgotten_and_the_last_one_ends_the_looks(tmp_path: Path) -> None:
+def test_a_client_that_leaves_is_forgotten_and_the_last_one_stops_the_producer(tmp_path: Path) -> None:
     async def main() -> None:
         koo = platform(tmp_path)
         async with served(create_app(koo)) as client:
@@ -299,7 +299,7 @@ def test_a_caller_who_leaves_is_forgotten_and_the_last_one_ends_the_looks(tmp_pa
 
 
 @sockets
-def test_the_next_stream_over_the_bound_is_refused_with_a_time(
+def test_a_stream_above_the_limit_is_refused_with_retry_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "LISTENERS_MAX", 1)
@@ -318,10 +318,10 @@ def test_the_next_stream_over_the_bound_is_refused_with_a_time(
 
 
 @sockets
-def test_who_does_not_read_costs_no_memory_and_hears_the_newest_in_the_end(
+def test_a_client_that_does_not_read_costs_no_memory_and_receives_the_newest_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the sockets hold in between is lost time, and not lost news."""
+    """Until the socket buffers are empty it receives old events; nothing is missing after them."""
     looks, size, many = 0, 300_000, 50
 
     async def parts(source: PlatformSource) -> dict[str, Any]:
@@ -349,7 +349,7 @@ def test_who_does_not_read_costs_no_memory_and_hears_the_newest_in_the_end(
 
 
 @sockets
-def test_a_quiet_stream_says_that_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quiet_stream_sends_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_routes, "COMMENT_S", 0.05)
 
     async def main() -> None:
@@ -377,8 +377,8 @@ def test_a_mounted_application_has_the_stream_with_its_own_links(tmp_path: Path)
 
 
 @sockets
-def test_a_platform_that_lives_on_another_loop_is_looked_at_there(tmp_path: Path) -> None:
-    """As beside an application without a loop, which is served elsewhere too."""
+def test_a_platform_on_another_loop_is_read_there(tmp_path: Path) -> None:
+    """As with `serve_beside`, whose platform may also be served elsewhere."""
     koo = platform(tmp_path)
     run(koo.open())
 
@@ -398,8 +398,8 @@ def test_a_platform_that_lives_on_another_loop_is_looked_at_there(tmp_path: Path
 
 @sockets
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT], ids=lambda one: signal.Signals(one).name)
-def test_a_server_that_ends_ends_its_streams_first(tmp_path: Path, signal_: signal.Signals) -> None:
-    """An open page would cost the whole grace period."""
+def test_a_server_that_shuts_down_ends_its_streams_first(tmp_path: Path, signal_: signal.Signals) -> None:
+    """An open page would use up the whole grace period."""
 
     async def main() -> None:
         made = platform(tmp_path)
@@ -420,10 +420,10 @@ def test_a_server_that_ends_ends_its_streams_first(tmp_path: Path, signal_: sign
 
 
 @sockets
-def test_a_plain_server_around_a_mounted_koo_is_not_kept_waiting(
+def test_a_plain_server_around_a_mounted_koo_shuts_down_without_delay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """uvicorn says nothing to the application before all its requests are answered."""
+    """uvicorn does not notify the application before all its requests are answered."""
 
     class Plain:
         should_exit = False
@@ -445,7 +445,7 @@ def test_a_plain_server_around_a_mounted_koo_is_not_kept_waiting(
 
 
 @sockets
-def test_a_stranger_hears_nothing(tmp_path: Path) -> None:
+def test_a_client_without_a_token_receives_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         koo = platform(tmp_path, token="w" * 32, read_token="r" * 32)
         async with served(create_app(koo)) as client:
@@ -459,5 +459,5 @@ def test_a_stranger_hears_nothing(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_of_many_new_requests_the_newest_are_told_and_the_rest_is_counted() -> None:
-    assert LINES_MAX <= live.TURNS  # else a look would push its own lines out
+def test_of_many_new_requests_the_newest_are_sent_and_the_rest_is_counted() -> None:
+    assert LINES_MAX <= live.TURNS  # otherwise a read would push its own events out

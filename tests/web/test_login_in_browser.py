@@ -1,4 +1,4 @@
-"""The login form in a real browser: without JavaScript, below a proxy's path, with the stream behind it."""
+"""The login form in a real browser: without JavaScript, behind a proxy's path prefix, and then with the live stream."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def browser() -> Iterator[str]:
 
 
 def below(path: str, app: ASGIApp) -> Any:
-    """As behind a proxy that takes `path` away and says nothing of it."""
+    """Behind a proxy that strips `path` without a header."""
 
     async def proxied(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -46,7 +46,7 @@ def below(path: str, app: ASGIApp) -> Any:
 
 
 async def arrive(page: Window, wanted: str) -> None:
-    """Wait until this is true: what is asked while one page goes and the next one comes has no answer."""
+    """Wait until this is true. While one page is replaced by the next, an evaluation returns nothing."""
     while True:
         try:
             await page.until(wanted)
@@ -58,7 +58,7 @@ async def arrive(page: Window, wanted: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/a/b"], ids=["at the root", "below a proxy's path"])
-def test_a_person_logs_in_and_the_page_may_listen(tmp_path: Path, browser: str, path: str) -> None:
+def test_a_person_logs_in_and_the_page_receives_the_stream(tmp_path: Path, browser: str, path: str) -> None:
     async def main() -> None:
         app = below(path, create_app(platform(tmp_path, token=WRITE)))
         async with served(app) as client, window(browser) as page:
@@ -73,7 +73,7 @@ def test_a_person_logs_in_and_the_page_may_listen(tmp_path: Path, browser: str, 
             await arrive(page, f"location.pathname === '{path}/dashboard/'")
             await page.send("Emulation.setScriptExecutionDisabled", value=False)
             assert await page.run(EVENT.replace("PATH", f"{path}/")) == "session"
-            assert await page.run("document.cookie") == ""  # no script reads it
+            assert await page.run("document.cookie") == ""  # no script can read it
             if path:
                 assert await page.run(EVENT.replace("PATH", "/")) == "refused"
             left = f"fetch('{path}/koo-logout', {{method: 'POST', redirect: 'manual'}}).then((a) => a.type)"
@@ -84,10 +84,8 @@ def test_a_person_logs_in_and_the_page_may_listen(tmp_path: Path, browser: str, 
     asyncio.run(main())
 
 
-def test_another_site_in_the_same_browser_begins_nothing_with_the_session(
-    tmp_path: Path, browser: str
-) -> None:
-    """Another port of this host is the same site, so the browser sends the cookie: the origin is what is looked at."""
+def test_another_site_in_the_same_browser_cannot_use_the_session(tmp_path: Path, browser: str) -> None:
+    """Another port of this host is the same site, so the browser sends the cookie. The origin decides."""
     act = """fetch("URL/api/v1/monitoring/database/pause", {method: "POST", mode: "no-cors", credentials: "include"})
         .catch(() => null)  // the answer may not be read, but the request was sent"""
 

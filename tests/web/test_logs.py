@@ -1,4 +1,4 @@
-"""The server's log lines: their two forms, and the thread that writes them."""
+"""The server's log lines: their two formats, and the thread that writes them."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def record(message: str, **facts: object) -> logging.LogRecord:
     return made
 
 
-# ── the two forms ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the two formats ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("lines", FORMATS, ids=["json", "plain"])
-def test_a_line_holds_nothing_that_a_terminal_obeys_or_that_ends_a_line(lines: logging.Formatter) -> None:
+def test_a_line_contains_no_control_characters_and_no_line_breaks(lines: logging.Formatter) -> None:
     line = lines.format(record(HOSTILE, path=HOSTILE, service=HOSTILE))
     unseen = {one for one in line if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
     assert unseen == set()
     assert line.encode()
 
 
-def test_a_json_line_says_the_same_as_was_logged() -> None:
+def test_a_json_line_contains_what_was_logged() -> None:
     line = json.loads(JsonLines().format(record(HOSTILE, path=HOSTILE)))
     assert (line["event"], line["path"]) == (HOSTILE, HOSTILE)
 
 
-def test_a_json_line_carries_the_facts_and_nothing_else_of_the_record() -> None:
+def test_a_json_line_contains_the_facts_and_nothing_else_of_the_record() -> None:
     line = json.loads(
         JsonLines().format(record("x", service="claude", kind="auth", count=3, other="unknown"))
     )
@@ -64,7 +64,7 @@ def test_a_traceback_is_cut_and_each_of_its_lines_is_escaped(lines: logging.Form
 
 
 @pytest.mark.parametrize("lines", FORMATS, ids=["json", "plain"])
-def test_what_looks_like_a_secret_in_an_applications_own_line_or_traceback_is_masked(
+def test_secrets_in_an_applications_own_line_or_traceback_are_masked(
     lines: logging.Formatter,
 ) -> None:
     said = "postgresql://shop:hunter2@db/shop sk-ant-api03-hunter2hunter2hunter2 password=hunter2"
@@ -86,7 +86,7 @@ def test_a_message_of_a_megabyte_is_cut(lines: logging.Formatter) -> None:
 
 
 class Reader:
-    """What a writer writes to: it takes nothing before it is told to."""
+    """What a writer writes to. It accepts nothing until told to."""
 
     def __init__(self) -> None:
         self.reads = threading.Event()
@@ -103,7 +103,7 @@ def missing(count: int) -> str:
     return f"{count} missing"
 
 
-def test_who_logs_does_not_wait_for_the_reader_and_nothing_is_lost_that_has_room() -> None:
+def test_logging_does_not_wait_for_the_reader_and_lines_that_fit_are_not_lost() -> None:
     reader = Reader()
     writer = LineWriter(reader.write, missing)
     for number in range(1000):
@@ -113,20 +113,20 @@ def test_who_logs_does_not_wait_for_the_reader_and_nothing_is_lost_that_has_room
     assert reader.taken.decode().splitlines() == [f"line {number}" for number in range(1000)]
 
 
-def test_what_finds_no_room_is_counted_and_told_in_its_place_when_it_flows_again() -> None:
+def test_lines_that_do_not_fit_are_counted_and_reported_in_their_place() -> None:
     reader = Reader()
     writer = LineWriter(reader.write, missing, bytes_max=30)
     writer.put("first")
     assert reader.asked.wait(60)
     for number in range(10):
-        writer.put(f"line {number}")  # seven bytes each: four have room
+        writer.put(f"line {number}")  # seven bytes each: four fit
     reader.reads.set()
     writer.close(60)
     lines = reader.taken.decode().splitlines()
     assert lines == ["first", "line 0", "line 1", "line 2", "line 3", "6 missing"]
 
 
-def test_what_comes_after_the_reader_is_back_follows_the_line_that_says_what_is_missing() -> None:
+def test_lines_after_the_reader_is_back_follow_the_report_of_missing_ones() -> None:
     reader = Reader()
     writer = LineWriter(reader.write, missing, bytes_max=20)
     writer.put("first")
@@ -141,7 +141,7 @@ def test_what_comes_after_the_reader_is_back_follows_the_line_that_says_what_is_
     assert reader.taken.decode().splitlines() == ["first", "queued", "queued", "3 missing", "last"]
 
 
-def test_the_end_does_not_wait_for_a_reader_who_does_not_come() -> None:
+def test_shutdown_does_not_wait_for_a_log_that_is_not_read() -> None:
     reader = Reader()
     writer = LineWriter(reader.write, missing)
     writer.put("line")
@@ -151,7 +151,7 @@ def test_the_end_does_not_wait_for_a_reader_who_does_not_come() -> None:
     reader.reads.set()
 
 
-def test_a_reader_who_has_gone_is_no_error_and_the_thread_goes_on() -> None:
+def test_a_reader_that_is_gone_is_not_an_error_and_the_thread_continues() -> None:
     taken: list[bytes] = []
 
     def write(data: bytes) -> None:
@@ -168,8 +168,8 @@ def test_a_reader_who_has_gone_is_no_error_and_the_thread_goes_on() -> None:
     assert taken == [b"lost\n", b"kept\n"]
 
 
-def test_a_pipe_that_is_full_gets_every_byte_when_it_is_read() -> None:
-    """A real one; the end that writes is non-blocking, as another program may have made a terminal."""
+def test_a_full_pipe_receives_every_byte_when_it_is_read() -> None:
+    """A real pipe, whose writing end is non-blocking, as another program may have made a terminal."""
     out, into = os.pipe()
     os.set_blocking(into, False)
     with os.fdopen(into, "w") as stream:
@@ -192,7 +192,7 @@ def test_a_stream_without_a_file_is_written_to() -> None:
     assert stream.getvalue() == "Grüße \\udc80\n"
 
 
-def test_a_record_that_cannot_be_formatted_is_said_and_ends_nothing() -> None:
+def test_a_record_that_cannot_be_formatted_is_reported_and_stops_nothing() -> None:
     reader = Reader()
     reader.reads.set()
     handler = ThreadHandler(reader.write, JsonLines())
@@ -201,7 +201,7 @@ def test_a_record_that_cannot_be_formatted_is_said_and_ends_nothing() -> None:
     assert reader.taken == b"a log record of shop.py:41 cannot be formatted\n"
 
 
-def test_the_line_about_missing_ones_has_the_form_of_all_others() -> None:
+def test_the_report_of_missing_lines_has_the_format_of_all_others() -> None:
     reader = Reader()
     handler = ThreadHandler(reader.write, JsonLines(), bytes_max=150)
     handler.handle(record("one"))
@@ -216,12 +216,12 @@ def test_the_line_about_missing_ones_has_the_form_of_all_others() -> None:
     assert line["event"] == "2 log lines are missing here: the log was not read"
 
 
-# ── set up ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── set-up ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[], io.StringIO]:
-    """Makes the root logger as in a fresh process, and returns what stands for standard error."""
+    """Make the root logger that of a fresh process, and return the stream used as standard error."""
 
     def make() -> io.StringIO:
         stream, root = io.StringIO(), logging.getLogger()
@@ -233,7 +233,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[], io.StringIO]:
     return make
 
 
-def test_all_lines_go_to_standard_error_and_afterwards_all_is_as_it_was(
+def test_all_lines_go_to_standard_error_and_everything_is_restored_afterwards(
     fresh: Callable[[], io.StringIO],
 ) -> None:
     stream, root = fresh(), logging.getLogger()
@@ -251,7 +251,7 @@ def test_all_lines_go_to_standard_error_and_afterwards_all_is_as_it_was(
     assert logging.getLogger("uvicorn").level == logging.NOTSET
 
 
-def test_an_application_that_has_a_handler_keeps_its_logging(
+def test_an_application_with_a_handler_keeps_its_logging(
     fresh: Callable[[], io.StringIO],
 ) -> None:
     stream, own, root = fresh(), logging.NullHandler(), logging.getLogger()
@@ -262,7 +262,7 @@ def test_an_application_that_has_a_handler_keeps_its_logging(
     assert stream.getvalue() == ""
 
 
-def test_what_is_no_terminal_gets_json(fresh: Callable[[], io.StringIO]) -> None:
+def test_an_output_that_is_not_a_terminal_gets_json(fresh: Callable[[], io.StringIO]) -> None:
     stream = fresh()
     with logs_set_up(LogOptions()):
         logging.getLogger("koo").info("x")

@@ -1,4 +1,4 @@
-"""koo in somebody else's application: three lines, and nothing of his changes."""
+"""koo mounted in another application: three lines, and nothing of the application changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from koo.web import create_app, mount
 from tests.web.serving import claude, platform, served
 
 
-def test_his_routes_errors_and_lifespan_stay_his(tmp_path: Path) -> None:
+def test_the_applications_routes_errors_and_lifespan_are_unchanged(tmp_path: Path) -> None:
     told: list[str] = []
 
     @asynccontextmanager
@@ -57,7 +57,7 @@ def test_his_routes_errors_and_lifespan_stay_his(tmp_path: Path) -> None:
             unavailable = await client.get("/his/1")
             assert (unavailable.status, unavailable.headers["Retry-After"]) == (503, "3")
             assert unavailable.headers["Content-Type"] == "application/problem+json"
-            # another name is his business, on his routes
+            # Another service name is the application's own business, on its own routes.
             assert (await client.get("/his/2", headers={"Host": "his.example"})).status == 200
         assert told == ["his start", "his end"]
         assert repr(koo.parts.store) == "<SqlStore closed>"
@@ -65,7 +65,7 @@ def test_his_routes_errors_and_lifespan_stay_his(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_koos_routes_are_the_same_there_and_watched_over(tmp_path: Path) -> None:
+def test_koos_routes_are_the_same_there_and_have_their_access_rules(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             app = FastAPI()
@@ -88,7 +88,7 @@ def test_koos_routes_are_the_same_there_and_watched_over(tmp_path: Path) -> None
     asyncio.run(main())
 
 
-def test_who_guards_his_own_doors_may_say_so(tmp_path: Path) -> None:
+def test_an_application_may_do_its_own_access_checks(tmp_path: Path) -> None:
     async def main() -> None:
         app = FastAPI()
         mount(app, platform(tmp_path), protect=False)
@@ -101,10 +101,10 @@ def test_who_guards_his_own_doors_may_say_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [FastAPI, Starlette])
-def test_koos_routes_have_request_ids_there_and_his_have_none_of_koos(
+def test_koos_routes_have_request_ids_there_and_the_applications_do_not(
     make: type[Starlette], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The id that a caller reads in a problem leads to the lines of what failed for it."""
+    """The id in a problem leads to the log lines of the failure."""
     caplog.set_level(logging.INFO, "koo")
 
     async def main() -> None:
@@ -154,7 +154,7 @@ def starlette_app(*routes: BaseRoute) -> Starlette:
     return app
 
 
-def test_in_an_application_of_starlettes_koos_routes_are_the_same(tmp_path: Path) -> None:
+def test_koos_routes_are_the_same_in_a_plain_starlette_application(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             app = starlette_app()
@@ -178,7 +178,7 @@ def test_in_an_application_of_starlettes_koos_routes_are_the_same(tmp_path: Path
     asyncio.run(main())
 
 
-def test_in_an_application_of_starlettes_his_routes_stay_his(tmp_path: Path) -> None:
+def test_a_plain_starlette_applications_routes_are_unchanged(tmp_path: Path) -> None:
     async def main() -> None:
         app = starlette_app(Route("/metrics", lambda request: PlainTextResponse("his metrics")))
         mount(app, platform(tmp_path))
@@ -194,7 +194,7 @@ def test_in_an_application_of_starlettes_his_routes_stay_his(tmp_path: Path) -> 
     asyncio.run(main())
 
 
-def test_what_starlettes_application_mounts_at_its_root_does_not_hide_koo(tmp_path: Path) -> None:
+def test_a_mount_at_a_starlette_applications_root_does_not_hide_koo(tmp_path: Path) -> None:
     async def main() -> None:
         app = starlette_app(Mount("/", app=everything_else))
         mount(app, platform(tmp_path))
@@ -211,14 +211,14 @@ def test_what_starlettes_application_mounts_at_its_root_does_not_hide_koo(tmp_pa
 HEALTH = "/api/v1/monitoring/health"
 
 
-def test_a_test_client_learns_why_it_is_refused(tmp_path: Path) -> None:
+def test_a_refused_test_client_is_told_why(tmp_path: Path) -> None:
     app = FastAPI()
     mount(app, platform(tmp_path))
     with TestClient(app) as client:
         refused = client.get(HEALTH)
         assert refused.status_code == 403
         assert refused.json()["detail"].endswith(
-            'base_url="http://localhost")), or allow the name (hosts=["testserver"])'
+            'base_url="http://localhost")) or allow the name (hosts=["testserver"])'
         )
         assert (
             client.get(HEALTH, headers={"Host": "evil.example"})
@@ -232,7 +232,7 @@ def test_a_test_client_learns_why_it_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [FastAPI, Starlette, None])
-def test_a_test_clients_name_is_allowed_when_a_test_says_so(
+def test_a_test_clients_host_name_is_allowed_when_a_test_names_it(
     kind: type[Starlette] | None, tmp_path: Path
 ) -> None:
     koo = platform(tmp_path)

@@ -1,4 +1,4 @@
-"""Accept-Encoding by RFC 9110: a weight of 0 refuses, a name counts before the star, and nothing said takes nothing."""
+"""Accept-Encoding by RFC 9110: weight 0 refuses, a name precedes the star, and without a header nothing is accepted."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("header", "taken"), HEADERS)
-def test_whether_gzip_is_taken(header: str, taken: bool) -> None:
+def test_whether_gzip_is_accepted(header: str, taken: bool) -> None:
     assert accepts(header, "gzip") is taken
 
 
 @pytest.mark.parametrize(("header", "taken"), HEADERS)
-def test_an_answer_is_coded_for_those_who_take_it(header: str, taken: bool) -> None:
+def test_a_response_is_compressed_for_clients_that_accept_it(header: str, taken: bool) -> None:
     app = FastAPI(middleware=[Middleware(Gzip, minimum_size=1)])
 
     @app.get("/")

@@ -1,6 +1,6 @@
-"""The page at /dashboard/ as it is served: whole, guarded by its policy, and at home below any path.
+"""The page at /dashboard/ as it is served: complete, guarded by its policy, and working below any path.
 
-What it shows and does in a browser is in `test_page_in_browser.py`.
+What it shows and does in a browser is tested in `test_page_in_browser.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ASSETS = sorted(set(FILES) - {"index.html"})
 SVG = "http://www.w3.org/2000/svg"
 IMPORT = re.compile(r'^(?:import|export)\s[\w\s{},*]*?from "([^"]+)";', re.MULTILINE)
 WEIGHT_MAX = 120_000
-"""Bytes of everything that a browser loads, compressed."""
+"""The size of everything that a browser loads, compressed, in bytes."""
 VIEW_LINES_MAX = 200
 MAY_IMPORT = {
     "vendor": {"vendor"},
@@ -59,13 +59,13 @@ MAY_IMPORT = {
 
 
 def imported(name: str) -> list[str]:
-    """What a script imports, as paths below the page's folder."""
+    """Return what a script imports, as paths below the page's folder."""
     found = IMPORT.findall(FILES[name]) if name in SCRIPTS else re.findall(r'from"([^"]+)"', FILES[name])
     return [posixpath.normpath(posixpath.join(posixpath.dirname(name), one)) for one in found]
 
 
 class Tags(HTMLParser):
-    """All tags of a page with their attributes, and what stands inside <script> and <style>."""
+    """Collects all tags of a page with their attributes, and the content of <script> and <style>."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -95,15 +95,15 @@ class Tags(HTMLParser):
 
 
 def test_nothing_is_inline() -> None:
-    """The policy forbids it: whatever stood inline would silently not work."""
+    """The policy forbids it: inline code or style would silently not work."""
     page = Tags(HTML)
     assert page.inside == ""
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
 
 
-def test_every_address_is_relative_and_leads_to_something_of_ours() -> None:
-    """An absolute path breaks below a proxy's path; a foreign address tells a stranger who looks."""
+def test_every_url_is_relative_and_points_to_an_existing_file() -> None:
+    """An absolute path breaks behind a proxy's path prefix; a foreign URL reveals the reader to a third party."""
     addresses = Tags(HTML).addresses()
     assert {"style/base.css", "main.js", "../api/v1"} <= set(addresses)
     for address in addresses:
@@ -114,30 +114,30 @@ def test_every_address_is_relative_and_leads_to_something_of_ours() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if name.endswith(".js")))
-def test_each_module_imports_its_own_kind_and_what_lies_below(name: str) -> None:
-    """A module that nobody serves is a blank page; `data` and `words` are to run without a document."""
+def test_each_module_imports_only_its_own_part_and_lower_ones(name: str) -> None:
+    """An import that is not served results in a blank page. `data` and `words` must run without a document."""
     kind = name.partition("/")[0]
     for one in imported(name):
         assert one in FILES, one
         assert one.partition("/")[0] in MAY_IMPORT[kind] or one in MAY_IMPORT[kind], one
     if kind in ("words", "data") and name not in ("data/stream.js", "data/api.js"):
-        assert not re.search(r"\b(document|window)\b\.", SCRIPTS[name]), "it is to be read without a browser"
+        assert not re.search(r"\b(document|window)\b\.", SCRIPTS[name]), "it must work without a document"
     if kind == "views":
         assert SCRIPTS[name].count("\n") <= VIEW_LINES_MAX
-        assert not re.search(r"\bfetch\(|EventSource", SCRIPTS[name]), "requests are made in data/"
+        assert not re.search(r"\bfetch\(|EventSource", SCRIPTS[name]), "only data/ may send requests"
     if name not in ("parts/chart.js", "vendor/uplot.js"):
-        assert "vendor/uplot.js" not in imported(name), "parts/chart.js alone knows it"
+        assert "vendor/uplot.js" not in imported(name), "only parts/chart.js may use it"
 
 
-def test_no_module_imports_itself_by_others() -> None:
-    """A circle works until an order of loading comes up in which a name is not there yet."""
+def test_no_module_imports_itself_through_others() -> None:
+    """A cycle works until modules load in an order in which a name is not yet defined."""
     graph = {name: imported(name) for name in FILES if name.endswith(".js")}
     order = TopologicalSorter(graph)
-    assert set(order.static_order()) == set(graph)  # raises CycleError with the circle
+    assert set(order.static_order()) == set(graph)  # raises CycleError with the cycle
 
 
-def test_each_module_is_reached_from_the_first() -> None:
-    """One that nobody imports is loaded and never used."""
+def test_each_module_is_imported() -> None:
+    """A module that no other imports is loaded but never used."""
     reached, left = set[str](), ["main.js"]
     while left:
         name = left.pop()
@@ -148,8 +148,8 @@ def test_each_module_is_reached_from_the_first() -> None:
     assert {name for name in FILES if name.endswith(".js")} - reached == typed
 
 
-def test_each_vendored_file_is_the_published_one_but_for_its_addresses() -> None:
-    """As `vendor.json` says: the digest of what npm has is that of ours with the edits taken back."""
+def test_each_vendored_file_is_the_published_one_except_for_its_import_paths() -> None:
+    """`vendor.json` has the digest of the npm file and our edits. Undoing the edits must give that digest."""
     listed = json.loads(FILES["vendor/vendor.json"])
     assert {f"vendor/{one['file']}" for one in listed} == set(VENDOR) - {
         "vendor/vendor.json",
@@ -167,21 +167,21 @@ def test_each_vendored_file_is_the_published_one_but_for_its_addresses() -> None
         assert f"{one['package']} {one['version']}" in FILES["vendor/LICENSES"]
 
 
-def test_the_whole_page_is_light() -> None:
+def test_the_whole_page_is_small() -> None:
     loaded = [text for name, text in FILES.items() if name.endswith((".js", ".css", ".html"))]
     assert sum(len(gzip.compress(text.encode(), 6)) for text in loaded) < WEIGHT_MAX
 
 
 def test_text_never_becomes_markup() -> None:
-    """A model may be called `<img onerror=…>`; the policy would stop it, but nothing may even try."""
+    """A model may be called `<img onerror=…>`. The policy would stop it, but the code must not even try."""
     ways = (
         r"innerHTML|outerHTML|insertAdjacent|document\.write|DOMParser|srcdoc|eval\(|new Function|Contextual"
     )
     assert {name: re.findall(ways, text) for name, text in SCRIPTS.items() if re.search(ways, text)} == {}
 
 
-def test_no_token_comes_into_the_page() -> None:
-    """A session's cookie is out of the reach of scripts; whatever the page knew, a script that got in would know."""
+def test_no_token_is_part_of_the_page() -> None:
+    """Scripts cannot read a session's cookie. Anything that the page knew, an injected script would know."""
     everything = "".join(SCRIPTS.values())
     for place in (
         "sessionStorage",
@@ -194,8 +194,8 @@ def test_no_token_comes_into_the_page() -> None:
         assert place not in everything
 
 
-def test_fields_have_no_names() -> None:
-    """A form without its script is sent as an address: what was typed would stand in it, and then in logs."""
+def test_form_fields_have_no_names() -> None:
+    """A form whose script fails is sent as a URL, so what was typed would end up in the URL and in logs."""
     fields = re.findall(r'h\("(?:input|select|textarea)", \{(.*?)\}\)', "".join(SCRIPTS.values()), re.DOTALL)
     assert len(fields) >= 4 and [one for one in fields if re.search(r"\bname:", one)] == []
 
@@ -212,21 +212,21 @@ def test_fields_have_no_names() -> None:
         ("SEVERITIES", {"critical", "warning", "info"}),
     ],
 )
-def test_the_page_knows_every_word_that_the_server_says(table: str, words: set[str]) -> None:
-    """A state that the page does not know would be shown as a grey ring."""
+def test_the_page_has_a_look_for_every_state_of_the_server(table: str, words: set[str]) -> None:
+    """A state that the page does not have would be shown as a gray ring."""
     body = re.search(rf"const {table} = \{{(.*?)\n\}};", SCRIPTS["words/looks.js"], re.DOTALL)
     assert body is not None
     assert set(re.findall(r"^  (\w+): \{", body[1], re.MULTILINE)) == words
 
 
-def test_the_types_of_the_page_are_those_of_the_shapes() -> None:
+def test_the_page_has_the_same_types_as_the_api_shapes() -> None:
     assert FILE.read_text(encoding="utf-8") == page_types(), "run: make docs"
 
 
-def test_the_page_reads_no_key_that_an_answer_does_not_have() -> None:
+def test_the_page_reads_only_keys_that_exist() -> None:
     reads = {read for name, text in SCRIPTS.items() if name != "data/shapes.js" for read in reads_of(text)}
     assert [read for read in reads if not read.exists] == []
-    assert len(reads) > 60, "the reader of the scripts still finds what they read"
+    assert len(reads) > 60, "the reader of the scripts still finds the keys"
     keys = {key for shape in SHAPES.values() if is_shape(shape) for key in keys_of(shape)}
     written = "".join(text for name, text in SCRIPTS.items() if name != "data/shapes.js")
     assert set(re.findall(r"\.([a-z]+(?:_[a-z]+)+)\b", written)) - keys == set()
@@ -235,8 +235,8 @@ def test_the_page_reads_no_key_that_an_answer_does_not_have() -> None:
 # ── colours ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_colour_of_text_can_be_read_on_every_background() -> None:
-    """WCAG's contrast of 4.5, dark and light; a border 3."""
+def test_every_text_colour_is_legible_on_every_background() -> None:
+    """WCAG's contrast of 4.5, dark and light; 3 for a border."""
     light, dark = (_tokens(block) for block in re.findall(r":root \{(.*?)\n *\}", CSS, re.DOTALL)[:2])
     assert light.keys() - {"gap", "radius"} >= dark.keys() and light["page"] != dark["page"]
     for theme in (light, dark):
@@ -252,7 +252,7 @@ def _tokens(block: str) -> dict[str, str]:
 
 
 def contrast(one: str, other: str) -> float:
-    """How far apart two colours are in lightness, 1 to 21, as WCAG 2 reckons."""
+    """The contrast of two colours, from 1 to 21, as defined by WCAG 2."""
     dark, light = sorted((_luminance(one), _luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
@@ -266,7 +266,7 @@ def _luminance(colour: str) -> float:
 # ── served ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_page_and_its_files_come_with_their_policy(tmp_path: Path) -> None:
+def test_the_page_and_its_files_are_served_with_their_policy(tmp_path: Path) -> None:
     types = {"html": "text/html", "css": "text/css", "js": "text/javascript", "json": "application/json"}
 
     async def main() -> None:
@@ -287,8 +287,8 @@ def test_the_page_and_its_files_come_with_their_policy(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_the_page_asks_for_all_its_modules_at_once(tmp_path: Path) -> None:
-    """Found one through the other they would cost a way to the server and back for each step of imports."""
+def test_the_page_preloads_all_its_modules(tmp_path: Path) -> None:
+    """Discovered one after another, they would cost a round trip to the server for each import level."""
 
     async def main() -> None:
         async with served(create_app(platform(tmp_path))) as client:
@@ -302,7 +302,7 @@ def test_the_page_asks_for_all_its_modules_at_once(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_the_policy_lets_the_page_do_what_it_needs_and_no_more() -> None:
+def test_the_policy_allows_what_the_page_needs_and_no_more() -> None:
     policy = dict(part.strip().partition(" ")[::2] for part in HEADERS["Content-Security-Policy"].split(";"))
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
@@ -310,8 +310,8 @@ def test_the_policy_lets_the_page_do_what_it_needs_and_no_more() -> None:
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
 
 
-def test_its_files_need_no_token_and_what_they_ask_for_does(tmp_path: Path) -> None:
-    """The page itself leads to the form; with a token, as a script has it, it is answered."""
+def test_its_files_need_no_token_but_its_data_does(tmp_path: Path) -> None:
+    """The page itself redirects to the login form; a request with a token, as scripts send it, gets the page."""
 
     async def main() -> None:
         app = create_app(platform(tmp_path, token="write-4711", read_token="read-4711"))
@@ -329,8 +329,8 @@ def test_its_files_need_no_token_and_what_they_ask_for_does(tmp_path: Path) -> N
     asyncio.run(main())
 
 
-def test_without_its_slash_it_leads_to_the_page_by_a_relative_way(tmp_path: Path) -> None:
-    """An absolute one would lead out of a proxy's path."""
+def test_without_its_slash_it_redirects_with_a_relative_url(tmp_path: Path) -> None:
+    """An absolute URL would lead out of a proxy's path prefix."""
 
     async def main() -> None:
         async with served(create_app(platform(tmp_path))) as client:
@@ -355,7 +355,7 @@ def test_the_page_is_not_part_of_the_api(tmp_path: Path) -> None:
         ("", "/his/state/page", "/monitoring/dashboard"),
     ],
 )
-def test_in_somebody_elses_application_it_finds_its_data(
+def test_mounted_in_an_application_it_finds_its_data(
     tmp_path: Path, prefix: str, dashboard: str, api: str
 ) -> None:
     async def main() -> None:
@@ -372,7 +372,7 @@ def test_in_somebody_elses_application_it_finds_its_data(
     asyncio.run(main())
 
 
-def test_it_names_its_environment(tmp_path: Path) -> None:
+def test_it_shows_the_name_of_its_environment(tmp_path: Path) -> None:
     async def main() -> None:
         options = replace(platform(tmp_path).options, environment="staging <1>")
         async with served(create_app(Platform(options))) as client:
@@ -387,10 +387,10 @@ def test_it_names_its_environment(tmp_path: Path) -> None:
     [
         pytest.param(FastAPI(title="<b>Shop</b>"), "", "<b>Shop</b>", id="its title"),
         pytest.param(FastAPI(), "", "", id="none"),
-        pytest.param(Starlette(), 'The "shop"', 'The "shop"', id="as it was told"),
+        pytest.param(Starlette(), 'The "shop"', 'The "shop"', id="as configured"),
     ],
 )
-def test_in_somebody_elses_application_it_names_it(
+def test_mounted_in_an_application_it_shows_the_applications_name(
     tmp_path: Path, app: Starlette, name: str, said: str
 ) -> None:
     async def main() -> None:
@@ -402,7 +402,7 @@ def test_in_somebody_elses_application_it_names_it(
     asyncio.run(main())
 
 
-def test_who_wants_no_page_has_none(tmp_path: Path) -> None:
+def test_the_page_can_be_left_out(tmp_path: Path) -> None:
     async def main() -> None:
         app = FastAPI()
         mount(app, platform(tmp_path), dashboard=None)
@@ -413,7 +413,7 @@ def test_who_wants_no_page_has_none(tmp_path: Path) -> None:
 
 
 def below(app: FastAPI, path: str) -> FastAPI:
-    """`app` within another application, below `path`."""
+    """`app` mounted in another application, below `path`."""
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -425,7 +425,7 @@ def below(app: FastAPI, path: str) -> FastAPI:
     return outer
 
 
-def test_below_a_path_every_address_of_the_page_is_there(tmp_path: Path) -> None:
+def test_below_a_path_every_url_of_the_page_exists(tmp_path: Path) -> None:
     async def main() -> None:
         app = below(create_app(platform(tmp_path, token="write-4711")), "/a/b")
         async with served(app) as client:
@@ -439,7 +439,7 @@ def test_below_a_path_every_address_of_the_page_is_there(tmp_path: Path) -> None
     asyncio.run(main())
 
 
-def test_the_wheel_has_every_file_of_the_page() -> None:
+def test_the_wheel_contains_every_file_of_the_page() -> None:
     builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
     root = Path(__file__).parents[2]
     if not (root / "pyproject.toml").exists():

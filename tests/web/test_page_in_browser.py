@@ -1,7 +1,7 @@
-"""The page at /dashboard/ as people and strangers meet it, in a real browser.
+"""The page at /dashboard/ in a real browser, used by people and attacked by other sites.
 
-A machine without Chromium skips these; `test_page.py` holds there what can be held without. What the page's modules
-decide is in `test_page_modules.py`.
+These tests are skipped on a machine without Chromium; `test_page.py` tests what needs no browser. What the page's
+modules decide is tested in `test_page_modules.py`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ async def shown(
 
 
 async def break_database(koo: Platform) -> None:
-    """As many failures as open its breaker. Its probe is answered, but that does not end the outage early."""
+    """Fail as often as it takes to open the breaker. Its probe succeeds, but that does not close the breaker early."""
     guard = koo.database.guard
     guard.breaker.early_s = math.inf
     for _ in range(5):
@@ -88,7 +88,7 @@ async def proxied(app: FastAPI) -> AsyncIterator[FaultProxy]:
 
 
 async def try_now(page: Window) -> None:
-    """Click the button that ends a pause, unless it has just ended by itself."""
+    """Click the button that ends a pause, unless the pause has just ended."""
     await page.run("document.querySelector('[data-act=again]')?.click()")
 
 
@@ -101,7 +101,7 @@ async def ask(client: Client, service: str = "claude", times: int = 1) -> int:
 
 
 async def trip(client: Client, fake: FakeAnthropic, service: str, **more: str) -> None:
-    """Let a service's breaker open."""
+    """Open a service's breaker."""
     fake.script(*[error(529, "overloaded_error")] * 3)
     for _ in range(3):
         await client.post("/api/v1/ai/query", json={"service": service, "prompt": "Hello?", **more})
@@ -110,8 +110,8 @@ async def trip(client: Client, fake: FakeAnthropic, service: str, **more: str) -
 # ── what it shows ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str, tmp_path: Path) -> None:
-    """From healthy to one service down and back: the verdict, why, what koo does, what to do, the card."""
+def test_it_shows_the_state_of_everything_and_updates_itself(browser: str, tmp_path: Path) -> None:
+    """A service goes down and comes back: the verdict, the reason, what koo does, what to do, the card."""
 
     async def main() -> None:
         async with FakeAnthropic() as fake, FakeAnthropic() as well:
@@ -145,7 +145,7 @@ def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str,
                 card = await page.text("[data-card=claude]")
                 for words in ("circuit open", "3 failures in a row", "Asked again in", "0 %", "status 529"):
                     assert words in card
-                assert "second" in await page.text(".well"), "what is well stays a line"
+                assert "second" in await page.text(".well"), "a healthy service stays one line"
 
                 await page.click(".alert .toggle")
                 listed = (await client.get("/api/v1/monitoring/alerts")).body["alerts"][0]
@@ -158,7 +158,7 @@ def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str,
                 assert await ask(client) == 200
                 await page.until_text("h1", "Healthy")
                 assert "The service can be called again" in await page.until_text(".over", "claude")
-                assert await page.run("window.here")  # it refreshed itself, nobody loaded it anew
+                assert await page.run("window.here")  # it updated itself and was not reloaded
                 urls = [url for url in page.urls if not url.startswith(("data:", "about:"))]
                 assert len(urls) > 40 and [url for url in urls if not url.startswith(client.url)] == []
             assert page.told == []
@@ -167,7 +167,7 @@ def test_it_shows_the_state_of_everything_and_follows_it_by_itself(browser: str,
 
 
 def test_each_view_fits_and_axe_finds_nothing(browser: str, tmp_path: Path) -> None:
-    """Ill as well as it can be, each view, wide and narrow, dark and light."""
+    """With as many problems as possible: each view, wide and narrow, dark and light."""
 
     async def main() -> None:
         script = gzip.decompress(AXE.read_bytes())
@@ -212,8 +212,8 @@ def test_each_view_fits_and_axe_finds_nothing(browser: str, tmp_path: Path) -> N
     asyncio.run(main())
 
 
-def test_a_card_that_nothing_happens_to_is_left_alone(browser: str, tmp_path: Path) -> None:
-    """What changes each second is text; news of one part draws no other."""
+def test_a_card_without_changes_is_not_touched(browser: str, tmp_path: Path) -> None:
+    """Only text changes each second, and a change of one part redraws no other."""
 
     async def main() -> None:
         async with FakeAnthropic() as fake:
@@ -237,7 +237,7 @@ def test_a_card_that_nothing_happens_to_is_left_alone(browser: str, tmp_path: Pa
     asyncio.run(main())
 
 
-def test_it_shows_money_and_the_database_as_the_api_has_them(browser: str, tmp_path: Path) -> None:
+def test_it_shows_money_and_the_database_as_the_api_does(browser: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             limits = LimitOptions(per_minute=2, per_hour=1000, per_day=10_000)
@@ -262,7 +262,7 @@ def test_it_shows_money_and_the_database_as_the_api_has_them(browser: str, tmp_p
 
 
 def leave_unsettled(file: Path, budget: str, pico: int) -> None:
-    """What a process was granted that is killed then."""
+    """Money granted to a process that is then killed."""
     with sqlite3.connect(file) as state:
         state.execute(
             "INSERT INTO koo_purses SELECT budget, period, 'gone', ?, 0, 0, 0, 0 FROM koo_treasuries WHERE budget = ?",
@@ -273,12 +273,14 @@ def leave_unsettled(file: Path, budget: str, pico: int) -> None:
 
 
 def noon() -> SkippingClock:
-    """It was noon when the test began: in the last hours of a day nothing runs out before its end."""
+    """Pretend that the test began at noon: in the last hours of a day nothing is used up before the day ends."""
     return SkippingClock(time.time() // DAY_S * DAY_S + DAY_S / 2)
 
 
 def test_it_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
-    """What each counts, how near its end is and what then happens; idle and unsettled money apart from spent."""
+    """What each counts, how close it is to its limit and what happens then; idle and unsettled money is shown
+    separately.
+    """
 
     async def main() -> None:
         async with FakeAnthropic() as fake:
@@ -320,7 +322,7 @@ def test_it_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_hostile_model_stays_text_and_a_long_name_fits(browser: str, tmp_path: Path) -> None:
+def test_a_hostile_model_name_stays_text_and_a_long_one_fits(browser: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             koo = platform(
@@ -338,14 +340,14 @@ def test_a_hostile_model_stays_text_and_a_long_name_fits(browser: str, tmp_path:
                 await page.click("[data-reset]")
                 assert LONG in await page.text("#act-title")
                 await page.click("#act-go")
-                assert "starts afresh" in await page.until_text("#act-result", "Done")
+                assert "was reset" in await page.until_text("#act-result", "Done")
                 assert await page.run("document.documentElement.scrollWidth") <= 320
             assert page.told == []
 
     asyncio.run(main())
 
 
-def test_below_a_path_it_works_too_and_without_motion(browser: str, tmp_path: Path) -> None:
+def test_it_works_below_a_path_and_without_motion(browser: str, tmp_path: Path) -> None:
     async def main() -> None:
         koo = platform(tmp_path)
         async with served(below(create_app(koo), "/a/b")) as client, window(browser) as page:
@@ -367,7 +369,7 @@ def test_below_a_path_it_works_too_and_without_motion(browser: str, tmp_path: Pa
     asyncio.run(main())
 
 
-def test_in_an_application_it_names_it(browser: str, tmp_path: Path) -> None:
+def test_mounted_in_an_application_it_shows_the_applications_name(browser: str, tmp_path: Path) -> None:
     async def main() -> None:
         app = FastAPI(title="<b>Shop</b>")
         mount(app, platform(tmp_path))
@@ -383,8 +385,8 @@ def test_in_an_application_it_names_it(browser: str, tmp_path: Path) -> None:
 # ── what an operator does ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_sick_part_is_checked_at_once_and_unbilled(browser: str, tmp_path: Path) -> None:
-    """Its reset stands back, in a menu: while the other side is down it only costs more failures."""
+def test_a_failing_service_is_checked_immediately_and_without_cost(browser: str, tmp_path: Path) -> None:
+    """The reset is hidden in a menu: while the other side is down, it only causes more failures."""
 
     async def main() -> None:
         async with FakeAnthropic(strict=False) as fake:
@@ -413,14 +415,14 @@ def test_a_sick_part_is_checked_at_once_and_unbilled(browser: str, tmp_path: Pat
 
 
 async def alert_of(client: Client) -> dict[str, Any]:
-    """The one alert that is listed."""
+    """Return the only listed alert."""
     listed = (await client.get("/api/v1/monitoring/alerts")).body["alerts"]
     found: dict[str, Any] = listed[0]
     return found
 
 
 def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_path: Path) -> None:
-    """With a name, a reason and an end; both are taken back there too."""
+    """With a name, a reason and an end; both can be withdrawn there."""
 
     async def main() -> None:
         async with FakeAnthropic() as fake:
@@ -430,7 +432,7 @@ def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_pat
                 await page.click(".alert .toggle")
                 await page.click("[data-hush=acknowledge]")
                 assert "Acknowledge the alert of claude?" in await page.text("#act-title")
-                await page.click("#act-go")  # The browser asks for a name first.
+                await page.click("#act-go")  # the page asks for a name first
                 assert (await alert_of(client))["acknowledged"] is None
                 await page.type("#act-by", "ada <b>")
                 await page.type("#act-reason", "restarting it")
@@ -444,7 +446,7 @@ def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_pat
                 await page.type("#act-reason", "a drill")
                 assert await page.run("document.querySelector('#act-by').value") == "ada <b>"
                 await page.click("#act-go")
-                await page.until_text("#act-result", "is silent")
+                await page.until_text("#act-result", "is silenced")
                 await page.click("#act-go")
                 await page.until_text(".hushed", "Silenced by ada <b> until")
 
@@ -461,10 +463,10 @@ def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_pat
     asyncio.run(main())
 
 
-def test_a_reset_tells_its_effect_asks_and_reports(
+def test_a_reset_explains_its_effect_asks_and_reports(
     browser: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By keyboard alone; closing the dialog changes nothing."""
+    """With the keyboard only. Closing the dialog changes nothing."""
 
     async def main() -> None:
         koo = platform(tmp_path)
@@ -501,11 +503,11 @@ def test_a_reset_tells_its_effect_asks_and_reports(
     asyncio.run(main())
 
 
-# ── one stream a browser ──────────────────────────────────────────────────────────────────────────────────────────
+# ── one stream per browser ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_two_tabs_share_one_stream_and_the_second_takes_it_over(browser: str, tmp_path: Path) -> None:
-    """Over HTTP/1.1 a browser has six connections to a server: seven tabs with a stream each would block."""
+    """Over HTTP/1.1 a browser opens six connections to a server: seven tabs with a stream each would block."""
 
     async def main() -> None:
         koo = platform(tmp_path)
@@ -539,7 +541,7 @@ def test_two_tabs_share_one_stream_and_the_second_takes_it_over(browser: str, tm
     asyncio.run(main())
 
 
-# ── when the server does not answer ───────────────────────────────────────────────────────────────────────────────
+# ── when the server does not respond ──────────────────────────────────────────────────────────────────────────────
 
 
 def _colour_of(css: str) -> str:
@@ -547,8 +549,8 @@ def _colour_of(css: str) -> str:
         const found = getComputedStyle(it).color; it.remove(); return found; }})()"""
 
 
-def test_without_its_server_it_says_so_and_keeps_what_it_knew(browser: str, tmp_path: Path) -> None:
-    """First its answers are late, then it is gone, then it is back: no number looks newer than it is."""
+def test_without_its_server_it_says_so_and_keeps_the_last_state(browser: str, tmp_path: Path) -> None:
+    """First responses are late, then the server is gone, then it is back: no number looks newer than it is."""
 
     async def main() -> None:
         koo = platform(tmp_path)
@@ -556,7 +558,7 @@ def test_without_its_server_it_says_so_and_keeps_what_it_knew(browser: str, tmp_
             await page.go(f"http://127.0.0.1:{proxy.port}/dashboard/")
             await page.until_text("#link", "live")
             proxy.black_hole()
-            # the page's clock jumps, so that nobody has to wait
+            # the page's clock jumps, so that the test need not wait
             await page.run("{ const real = Date.now; Date.now = () => real() + 60_000; }")
             await page.until_text("#link", "stale since")
             assert "So it was at" in await page.until_text("#verdict", "Healthy (stale)")
@@ -581,8 +583,8 @@ def test_without_its_server_it_says_so_and_keeps_what_it_knew(browser: str, tmp_
     asyncio.run(main())
 
 
-def test_something_else_on_the_port_is_not_believed(browser: str, tmp_path: Path) -> None:
-    """A proxy's page with status 200, an older server: no number of theirs is shown, and the page says why."""
+def test_another_server_on_the_port_is_not_believed(browser: str, tmp_path: Path) -> None:
+    """For a proxy's page with status 200 or an older server, the page shows no numbers and the reason."""
 
     async def main() -> None:
         app = create_app(platform(tmp_path))
@@ -591,7 +593,7 @@ def test_something_else_on_the_port_is_not_believed(browser: str, tmp_path: Path
         @app.middleware("http")
         async def between(request: Request, call_next: Any) -> Any:
             if request.url.path.endswith("/live"):
-                return HTMLResponse(status_code=503)  # a stream that is open already would go on
+                return HTMLResponse(status_code=503)  # a stream that is already open would continue
             return answers[0] if answers and "/api/" in request.url.path else await call_next(request)
 
         async with served(app) as client, window(browser) as page:
@@ -618,13 +620,13 @@ def test_something_else_on_the_port_is_not_believed(browser: str, tmp_path: Path
 
 
 async def log_in(page: Window, token: str) -> None:
-    """By the form, as people do."""
+    """Log in with the form, as people do."""
     await page.until("document.querySelector('#token') !== null")
     await page.type("#token", token)
     await page.press("Enter", 13)
 
 
-def test_a_session_opens_the_page_and_a_reading_one_offers_no_act(browser: str, tmp_path: Path) -> None:
+def test_a_session_opens_the_page_and_a_read_session_offers_no_acts(browser: str, tmp_path: Path) -> None:
     """The token is typed into the form once, and is then nowhere in the browser where a script could read it."""
 
     async def main() -> None:
@@ -651,7 +653,7 @@ def test_a_session_opens_the_page_and_a_reading_one_offers_no_act(browser: str, 
             await page.until_text("h1", "Unhealthy")
             await page.click(".lead [data-check=database]")
             await page.until_text(".lead .found", "It answers, in ")
-            # The session ends elsewhere: the page shows nothing more and leads to the form.
+            # The session ends elsewhere: the page shows nothing more and leads to the login form.
             await page.send("Network.clearBrowserCookies")
             await page.click(".lead [data-check=database]")
             await page.until_text("h1", "Log in to see how it is")
@@ -662,7 +664,7 @@ def test_a_session_opens_the_page_and_a_reading_one_offers_no_act(browser: str, 
     asyncio.run(main())
 
 
-# ── strangers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── other sites ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 ATTACKS = """<!doctype html><title>stranger</title>
 <form id="form" method="post" enctype="text/plain" target="hole" action="{reset}">
@@ -688,10 +690,10 @@ async function attack() {{
 
 
 @pytest.mark.parametrize("stranger", ["http://127.0.0.1", "http://localhost", "http://evil.example"])
-def test_a_strangers_page_can_reset_nothing_and_read_nothing(
+def test_another_sites_page_can_reset_nothing_and_read_nothing(
     browser: str, tmp_path: Path, stranger: str
 ) -> None:
-    """Of another port, of another name for this machine, and of another site. The requests do arrive."""
+    """From another port, another name of this machine, and another site. The requests do arrive."""
 
     async def main() -> None:
         koo = platform(tmp_path)
@@ -717,20 +719,20 @@ def test_a_strangers_page_can_reset_nothing_and_read_nothing(
                 await page.go(f"{stranger}:{urlsplit(theirs.url).port}/")
                 await page.until("typeof attack === 'function'")
                 tried = await page.run("attack()")
-                assert tried == ["failed"] * 5, "not even an opaque answer reaches another origin"
+                assert tried == ["failed"] * 5, "not even an opaque response reaches another origin"
                 async with asyncio.timeout(WAIT_S):
                     await all_came.wait()
                 assert set(posts) == {403}
                 assert koo.database.guard.breaker.phase is OPEN
-                # nor can it show the page in a frame, to have its buttons clicked
+                # Nor can it show the page in a frame, to have its buttons clicked.
                 await page.until("document.getElementById('framed').contentDocument === null")
                 await page.until_told("frame-ancestors")
 
     asyncio.run(main())
 
 
-def test_a_name_that_suddenly_points_here_is_not_served(browser: str, tmp_path: Path) -> None:
-    """DNS rebinding: the stranger's own name leads to this machine, so its page is of the same origin as ours."""
+def test_a_foreign_name_that_resolves_to_this_server_is_not_served(browser: str, tmp_path: Path) -> None:
+    """DNS rebinding: the attacker's own name resolves to this machine, so its page has the same origin as ours."""
 
     async def main() -> None:
         koo = platform(tmp_path)

@@ -1,4 +1,4 @@
-"""The page's pure modules, tested where they run: all cases of `tests/page/*.test.js`, opened in Chromium once."""
+"""The page's pure modules, tested where they run: all cases of `tests/page/*.test.js`, in one Chromium page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = [name for text in MODULES.values() for name in re.findall(r'^test\("([^"
 
 EXAMPLES = json.loads((Path(__file__).parents[1] / "words.json").read_text())
 IN_MS = ("span", "until")
-"""What the page counts in milliseconds, as its clock does."""
+"""Functions to which the page passes milliseconds, the unit of its clock."""
 WORDS: list[tuple[str, str]] = [
     ("plainly('no time', 0)", "no time"),
     ("String(timeOf('2026-11-23T22:27:19.474790+00:00'))", "1795472839474"),
@@ -40,7 +40,7 @@ WORDS: list[tuple[str, str]] = [
 
 
 def call_of(one: dict[str, Any]) -> str:
-    """An example that the terminal shares, as the page's own call."""
+    """An example shared with the terminal, as the page's own call."""
     given = one["given"]
     numbers = [round(number * 1000) for number in given] if one["rule"] in IN_MS else given
     return f"{one['rule']}({', '.join(map(json.dumps, numbers))})"
@@ -73,7 +73,7 @@ HEAR = """(async () => {
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """What each case came to, what each call of `WANTED` reads, and what each story told."""
+    """The result of each case, of each call in `WANTED`, and of each story."""
     app = create_app(platform(tmp_path_factory.mktemp("koo")))
     for name in (*MODULES, "tiny.js"):
         script = Response((FOLDER / name).read_bytes(), media_type="text/javascript")
@@ -108,17 +108,17 @@ def test_a_module(ran: Ran, name: str) -> None:
     assert ran[0][name] == ""
 
 
-def test_each_case_was_run_once(ran: Ran) -> None:
+def test_each_case_ran_once(ran: Ran) -> None:
     assert sorted(ran[0]) == sorted(NAMES) and len(NAMES) > 20
 
 
-def test_numbers_are_written_as_people_read_them(ran: Ran) -> None:
-    """As the terminal writes them: `tests/cli/test_words.py` runs the same examples."""
+def test_numbers_are_formatted_for_people(ran: Ran) -> None:
+    """As on the terminal: `tests/cli/test_words.py` runs the same examples."""
     assert ran[1] == WANTED
 
 
 def test_the_first_screen_follows_a_story(ran: Ran) -> None:
-    """Events of the real producer, one by one: what is said after each, as often as it changes."""
+    """Events of the real producer, one by one: what is shown after each, whenever it changes."""
     well = "ok healthy, no alert, The database and all 3 AI services work."
     assert {name: (said[0], said[-1]) for name, said in ran[2].items()} == {
         "healthy": (well, well),

@@ -1,4 +1,4 @@
-"""How slowly a body or an answer may go on: a patience that time uses up and bytes refill, on time moved by hand."""
+"""How slowly a body or a response may proceed: time uses up a patience, bytes refill it. Time is advanced by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUFFERED = 1_000_000
 
 
 class Peer:
-    """A connection without a socket: `unread` of an answer lies in its buffer."""
+    """A connection without a socket; `unread` bytes of a response are in its buffer."""
 
     def __init__(self, waits_for: Waits) -> None:
         self.unread, self.now = BUFFERED, 0.0
@@ -26,7 +26,7 @@ class Peer:
         self.one = one
 
     def second(self, byte_count: float) -> bool:
-        """One passes in which so many bytes come or go. Is the patience lost?"""
+        """Let a second pass in which so many bytes arrive or leave. Return whether the patience is used up."""
         self.now += 1
         self.unread -= int(byte_count)
         self.one._body_bytes += int(byte_count)
@@ -43,13 +43,13 @@ RATES = pytest.mark.parametrize(
 
 
 @RATES
-def test_what_goes_on_at_the_least_rate_may_take_any_time(waits_for: Waits, rate: int) -> None:
+def test_the_slowest_allowed_rate_may_continue_forever(waits_for: Waits, rate: int) -> None:
     assert Peer(waits_for).outlasts(10 * PATIENCE_S, rate)
     assert not Peer(waits_for).outlasts(3 * PATIENCE_S, rate / 2)
 
 
 @RATES
-def test_what_stands_still_has_the_patience_once_whatever_came_before(waits_for: Waits, rate: int) -> None:
+def test_a_standstill_ends_after_one_patience_whatever_came_before(waits_for: Waits, rate: int) -> None:
     peer = Peer(waits_for)
     assert peer.outlasts(1, 100 * rate) and peer.outlasts(PATIENCE_S)
     assert peer.second(0)

@@ -1,4 +1,4 @@
-"""What an error is over HTTP: its status, its body, its `Retry-After`; and what it never repeats."""
+"""An error over HTTP: its status, its body, its `Retry-After`, and what it never repeats."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ QUERY = "/api/v1/ai/query"
 
 
 def problem(reply: Reply) -> dict[str, Any]:
-    """The body of an error, which has the shape of all errors."""
+    """Return the body of an error, after checking that it has the shape of all errors."""
     assert reply.headers["Content-Type"] == "application/problem+json"
     assert reply.headers["X-Request-ID"]
     assert SECRET not in reply.text
@@ -78,7 +78,7 @@ def test_every_kind_has_a_status() -> None:
     assert set(STATUS) == set(Kind)
 
 
-def test_no_failure_of_a_provider_or_a_database_looks_like_a_refused_caller() -> None:
+def test_no_failure_of_a_provider_or_a_database_looks_like_a_denied_caller() -> None:
     assert not set(STATUS.values()) & {400, 401, 402, 403, 407}
 
 
@@ -104,7 +104,7 @@ def test_the_status_of_an_error(failure: KooError, status: int) -> None:
     assert problem_of(failure).status == status
 
 
-def test_services_that_agree_keep_their_status_and_else_it_is_503() -> None:
+def test_services_with_the_same_status_keep_it_and_others_result_in_503() -> None:
     limited, later = RateLimited("a", "limit", 9.0), RateLimited("b", "limit", 4.0)
     both = problem_of(AllServicesFailed("no service could answer", [limited, later]))
     assert (both.status, both.retry_after_s) == (429, 4.0)
@@ -114,13 +114,13 @@ def test_services_that_agree_keep_their_status_and_else_it_is_503() -> None:
 
 
 @given(st.floats(min_value=0, max_value=1e7))
-def test_who_waits_as_long_as_the_header_says_has_waited_long_enough(seconds: float) -> None:
+def test_a_client_that_waits_for_retry_after_has_waited_long_enough(seconds: float) -> None:
     answer = respond(problem_of(CircuitOpen("claude", "open", seconds)))
     assert seconds <= int(answer.headers["Retry-After"]) < seconds + 1.001
 
 
-def test_never_is_no_time() -> None:
-    """A limit of zero has no time of return, and JSON has no infinity."""
+def test_an_infinite_time_is_left_out() -> None:
+    """A limit of zero never ends, and JSON has no infinity."""
     answer = respond(problem_of(RateLimited("claude", "our limit is 0", float("inf"))))
     assert "retry-after" not in answer.headers
     json.loads(bytes(answer.body))
@@ -145,7 +145,7 @@ def test_never_is_no_time() -> None:
         (nothing(), 503, "connection"),
     ],
 )
-def test_what_a_provider_does_has_a_status(tmp_path: Path, step: Any, status: int, kind: str) -> None:
+def test_each_failure_of_a_provider_has_a_status(tmp_path: Path, step: Any, status: int, kind: str) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         fake.script(step)
         body = problem(await client.post(QUERY, json={"service": "claude", "prompt": SECRET}))
@@ -155,7 +155,7 @@ def test_what_a_provider_does_has_a_status(tmp_path: Path, step: Any, status: in
     with_claude(tmp_path, work)
 
 
-def test_a_price_that_no_ledger_can_hold_is_a_refusal_and_nothing_is_sent(tmp_path: Path) -> None:
+def test_a_price_too_large_for_the_ledger_is_refused_and_nothing_is_sent(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         body = problem(await client.post(QUERY, json={"service": "claude", "prompt": SECRET}))
         assert (body["status"], body["kind"]) == (429, "budget_exceeded")
@@ -164,7 +164,7 @@ def test_a_price_that_no_ledger_can_hold_is_a_refusal_and_nothing_is_sent(tmp_pa
     with_claude(tmp_path, work, output_price=Decimal("1e20"))
 
 
-def test_a_provider_that_says_nothing_is_a_504(tmp_path: Path) -> None:
+def test_a_provider_that_does_not_respond_is_a_504(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         fake.script(hang())
         asked = {"service": "claude", "prompt": SECRET, "timeout_s": 0.2}
@@ -179,7 +179,7 @@ def test_the_time_of_a_providers_limit_is_passed_on(tmp_path: Path) -> None:
         fake.script(error(429, "rate_limit_error", headers={"retry-after": "7"}))
         asked = {"service": "claude", "prompt": SECRET}
         first = await client.post(QUERY, json=asked)
-        assert 0 < problem(first)["retry_after_s"] <= 8.5  # as the provider said, and a little spread
+        assert 0 < problem(first)["retry_after_s"] <= 8.5  # as the provider requested, plus some jitter
         second = await client.post(QUERY, json={**asked, "on_limit": "refuse"})
         assert (second.status, problem(second)["kind"]) == (429, "throttled")
         assert second.body["attempts"] == 0
@@ -199,7 +199,7 @@ def test_our_own_limits_and_budgets_are_429_with_the_time(tmp_path: Path) -> Non
     with_claude(tmp_path, work, limits=LimitOptions(per_minute=1))
 
 
-def test_a_budget_that_is_too_small_is_429_until_midnight(tmp_path: Path) -> None:
+def test_an_exhausted_budget_is_429_until_midnight(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         refused = await client.post(QUERY, json={"service": "claude", "prompt": SECRET})
         assert (refused.status, problem(refused)["kind"]) == (429, "budget_exceeded")
@@ -220,7 +220,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"service": "claude", "prompt": ""}, "the prompt is empty"),
     ({"service": "claude", "prompt": " \n "}, "the prompt is empty"),
     ({"service": "claude", "prompt": "\ud800"}, ""),
-    ({"service": "claude", "prompt": SECRET, "tempratur": 1}, "is not known; did you mean temperature?"),
+    ({"service": "claude", "prompt": SECRET, "tempratur": 1}, "is unknown; did you mean temperature?"),
     ({"service": "claude", "prompt": SECRET, "max_tokens": 0}, "max_tokens:"),
     ({"service": "claude", "prompt": SECRET, "max_tokens": True}, "max_tokens:"),
     ({"service": "claude", "prompt": SECRET, "max_tokens": "many"}, "max_tokens:"),
@@ -229,14 +229,14 @@ WRONG: list[tuple[Any, str]] = [
     ({"service": "claude", "prompt": SECRET, "timeout_s": -1}, "timeout_s:"),
     ({"service": "claude", "prompt": SECRET, "on_limit": "pray"}, "on_limit:"),
     ({"service": "claude", "prompt": SECRET, "fallback": "local"}, "fallback:"),
-    ({"service": "claude", "prompt": SECRET, SECRET: 1}, "…: is not known"),
+    ({"service": "claude", "prompt": SECRET, SECRET: 1}, "…: is unknown"),
     ([SECRET], ""),
     (SECRET, ""),
     (None, ""),
 ]
 
 
-def test_a_request_that_cannot_be_right_is_a_422_that_names_the_field(tmp_path: Path) -> None:
+def test_an_invalid_request_is_a_422_that_names_the_field(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         for asked, detail in WRONG:
             reply = await client.post(QUERY, json=asked)
@@ -270,8 +270,8 @@ def test_a_body_that_cannot_be_read_is_a_422(tmp_path: Path, body: bytes, detail
     with_claude(tmp_path, work)
 
 
-def test_a_body_that_is_not_called_json_is_told_how_to_be(tmp_path: Path) -> None:
-    """`curl -d` without a header calls it a form."""
+def test_a_json_body_without_its_content_type_is_told_how_to_send_it(tmp_path: Path) -> None:
+    """`curl -d` without a header declares it as a form."""
 
     async def work(client: Client, fake: FakeAnthropic) -> None:
         body = json.dumps({"service": "claude", "prompt": SECRET}).encode()
@@ -297,7 +297,7 @@ def test_ten_megabytes_are_a_clear_mistake_and_seventeen_are_not_even_read(tmp_p
     with_claude(tmp_path, work)
 
 
-def test_a_body_without_a_length_is_measured_while_it_comes(tmp_path: Path) -> None:
+def test_a_body_without_a_length_is_measured_as_it_arrives(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         async def endless() -> Any:
             for _ in range(20):
@@ -321,7 +321,7 @@ def test_a_body_without_a_length_is_measured_while_it_comes(tmp_path: Path) -> N
         ("DELETE", "/api/v1/monitoring/health", 405, "method_not_allowed"),
     ],
 )
-def test_what_is_not_there_is_a_problem_too(
+def test_an_unknown_path_is_a_problem_too(
     tmp_path: Path, method: str, path: str, status: int, kind: str
 ) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
@@ -335,7 +335,7 @@ def test_what_is_not_there_is_a_problem_too(
     with_claude(tmp_path, work)
 
 
-def test_an_unknown_service_is_a_404_for_a_question(tmp_path: Path) -> None:
+def test_an_unknown_service_is_a_404_for_a_query(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         reply = await client.post(QUERY, json={"service": "nobody", "prompt": SECRET})
         assert (reply.status, problem(reply)["kind"]) == (404, "unknown_service")
@@ -343,7 +343,7 @@ def test_an_unknown_service_is_a_404_for_a_question(tmp_path: Path) -> None:
     with_claude(tmp_path, work)
 
 
-def test_a_mistake_of_the_server_is_a_500_without_its_inside(tmp_path: Path, caplog: Any) -> None:
+def test_an_internal_error_is_a_500_without_details(tmp_path: Path, caplog: Any) -> None:
     async def main() -> None:
         app = create_app(platform(tmp_path))
 
@@ -361,7 +361,7 @@ def test_a_mistake_of_the_server_is_a_500_without_its_inside(tmp_path: Path, cap
     asyncio.run(main())
 
 
-def test_an_error_of_ours_in_anybodys_route_is_its_problem(tmp_path: Path) -> None:
+def test_an_error_of_koo_in_any_route_becomes_its_problem(tmp_path: Path) -> None:
     async def main() -> None:
         app = create_app(platform(tmp_path))
 
@@ -377,7 +377,7 @@ def test_an_error_of_ours_in_anybodys_route_is_its_problem(tmp_path: Path) -> No
     asyncio.run(main())
 
 
-# ── bodies that are wrong in many ways at once ────────────────────────────────────────────────────────────────────────
+# ── bodies with many errors ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -390,10 +390,8 @@ def test_an_error_of_ours_in_anybodys_route_is_its_problem(tmp_path: Path) -> No
         ("/api/v1/monitoring/database/reset-circuit-breaker", {str(n): 1 for n in range(20_000)}),
     ],
 )
-def test_a_body_that_is_wrong_a_thousand_times_is_one_short_answer(
-    tmp_path: Path, path: str, body: Any
-) -> None:
-    """Looking for the nearest name for each of half a million would stop the server for a minute."""
+def test_a_body_with_a_thousand_errors_gets_one_short_response(tmp_path: Path, path: str, body: Any) -> None:
+    """Finding the closest name for each of half a million would block the server for a minute."""
 
     async def work(client: Client, fake: FakeAnthropic) -> None:
         reply = await client.post(path, json=body)
@@ -405,7 +403,7 @@ def test_a_body_that_is_wrong_a_thousand_times_is_one_short_answer(
 
 
 @pytest.mark.parametrize("media_type", ["text/json", "application/jsonp", "text/plain", "x", ""])
-def test_a_body_of_another_type_is_told_which_type_is_wanted(tmp_path: Path, media_type: str) -> None:
+def test_a_body_of_another_type_is_told_the_expected_type(tmp_path: Path, media_type: str) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         asked = json.dumps({"service": "claude", "prompt": SECRET})
         reply = await client.post(QUERY, data=asked, headers={"Content-Type": media_type})
@@ -418,8 +416,8 @@ def test_a_body_of_another_type_is_told_which_type_is_wanted(tmp_path: Path, med
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_each_error_of_koo_is_an_answer_for_any_framework(kind: Kind) -> None:
-    """Body, status and headers, in the order of Flask; the same that koo's own routes send."""
+def test_each_error_of_koo_is_a_response_for_any_framework(kind: Kind) -> None:
+    """Body, status and headers, in the order of Flask; the same as koo's own routes send."""
     failure = KooError("claude", "it did not work", 2.2, kind=kind)
     body, status, headers = problem_answer(failure, "/ask", "abc")
     own = respond(problem_of(failure, "/ask", "abc"))
@@ -429,7 +427,7 @@ def test_each_error_of_koo_is_an_answer_for_any_framework(kind: Kind) -> None:
     assert json.loads(body)["instance"] == "/ask" and json.loads(body)["request_id"] == "abc"
 
 
-def test_a_time_that_nobody_knows_is_no_header() -> None:
+def test_an_unknown_time_is_not_a_header() -> None:
     answer = problem_answer(
         AllServicesFailed("all failed", [CircuitOpen("a", "open"), CircuitOpen("b", "open")])
     )

@@ -1,4 +1,6 @@
-"""When `/readyz` says yes, and how a server that is told to end lets its balancers know before it shuts the door."""
+"""When `/readyz` returns 200, and how a server that shuts down notifies its load balancers before it refuses
+connections.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from tests.web.serving import options, served
 
 
 class Time:
-    """Stands still until it is moved."""
+    """A clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -49,7 +51,7 @@ def is_ready(readiness: Readiness) -> bool:
     return True
 
 
-def test_a_database_that_was_not_looked_at_is_not_ready(readiness: Readiness) -> None:
+def test_a_database_that_was_never_checked_is_not_ready(readiness: Readiness) -> None:
     with pytest.raises(DatabaseUnavailable, match="it has not been looked at yet"):
         readiness.asked()
 
@@ -57,7 +59,7 @@ def test_a_database_that_was_not_looked_at_is_not_ready(readiness: Readiness) ->
 def test_readiness_does_not_wait_for_a_state_store_that_hangs(
     tmp_path: Path, postgres18: PostgresServer
 ) -> None:
-    """Else the pods of a fleet would all leave the balancer when the store they share does not answer."""
+    """Otherwise all pods of a fleet would leave the load balancer when their shared store does not respond."""
 
     async def main() -> None:
         url = postgres18.url("psycopg", postgres18.create_database())
@@ -78,14 +80,14 @@ def test_readiness_does_not_wait_for_a_state_store_that_hangs(
     asyncio.run(main())
 
 
-def test_from_the_first_moment_of_its_end_it_is_not_ready(readiness: Readiness) -> None:
+def test_from_the_start_of_its_shutdown_it_is_not_ready(readiness: Readiness) -> None:
     readiness.begin_to_end(5.0)
     with pytest.raises(ServiceRefused, match="this process is ending"):
         readiness.asked()
 
 
 @pytest.mark.parametrize("running", [0, 3])
-def test_a_watched_server_answers_new_connections_for_the_whole_delay(
+def test_a_watched_server_accepts_connections_for_the_whole_delay(
     readiness: Readiness, time: Time, running: int
 ) -> None:
     is_ready(readiness)
@@ -97,7 +99,7 @@ def test_a_watched_server_answers_new_connections_for_the_whole_delay(
     assert readiness.ending_s == pytest.approx(5.0)
 
 
-def test_one_that_is_not_watched_only_while_requests_run_and_no_longer_than_the_delay(
+def test_an_unwatched_server_waits_only_for_running_requests_and_at_most_the_delay(
     readiness: Readiness, time: Time
 ) -> None:
     readiness.begin_to_end(5.0)
@@ -107,21 +109,21 @@ def test_one_that_is_not_watched_only_while_requests_run_and_no_longer_than_the_
     assert not readiness.is_door_open(1)
 
 
-def test_a_watcher_that_has_gone_is_not_waited_for(readiness: Readiness, time: Time) -> None:
+def test_it_does_not_wait_for_a_load_balancer_that_is_gone(readiness: Readiness, time: Time) -> None:
     is_ready(readiness)
     time.now += WATCHED_S
     readiness.begin_to_end(5.0)
     assert not readiness.is_door_open(0)
 
 
-def test_a_watcher_that_comes_while_it_ends_is_told(readiness: Readiness, time: Time) -> None:
+def test_a_load_balancer_that_appears_during_shutdown_is_told(readiness: Readiness, time: Time) -> None:
     readiness.begin_to_end(5.0)
     time.now += 1.0
     is_ready(readiness)
     assert readiness.is_door_open(0)
 
 
-def test_without_a_delay_the_door_is_shut_at_once(readiness: Readiness) -> None:
+def test_without_a_delay_connections_are_refused_immediately(readiness: Readiness) -> None:
     is_ready(readiness)
     readiness.begin_to_end(0.0)
     assert not readiness.is_door_open(1)
@@ -133,7 +135,7 @@ def test_routes_lifespan_and_server_of_one_platform_share_it(tmp_path: Path) -> 
     assert readiness_of(platform) is not readiness_of(Platform(options(tmp_path)))
 
 
-def test_a_platform_whose_application_never_started_it_says_so_once(
+def test_a_platform_never_started_by_its_application_warns_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = FastAPI()

@@ -1,4 +1,4 @@
-"""How bodies are read: counted before they are parsed, in pieces, and within a budget over all of them."""
+"""How bodies are read: counted before parsing, in pieces, and within a common memory budget."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def marks_in(document: Any) -> int:
 
 
 @given(documents, st.integers(1, 7))
-def test_what_stands_in_texts_is_not_counted_wherever_the_pieces_are_cut(document: Any, size: int) -> None:
+def test_the_content_of_strings_is_not_counted_wherever_the_pieces_are_cut(document: Any, size: int) -> None:
     body, marks = json.dumps(document).encode(), Marks()
     for begin in range(0, len(body), size):
         marks.feed(body[begin : begin + size])
@@ -73,7 +73,7 @@ def test_what_stands_in_texts_is_not_counted_wherever_the_pieces_are_cut(documen
         (BATCH, b'{"queries": [{"metadata": {' + b'"a":1,' * MARKS_MAX + b'"a":1}}]}'),
     ],
 )
-def test_more_names_and_values_than_a_request_needs_are_refused_unparsed(
+def test_more_names_and_values_than_a_request_needs_are_refused_without_parsing(
     tmp_path: Path, path: str, body: bytes
 ) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
@@ -84,7 +84,7 @@ def test_more_names_and_values_than_a_request_needs_are_refused_unparsed(
     with_server(tmp_path, work)
 
 
-def test_a_prompt_may_be_full_of_what_is_counted_elsewhere(tmp_path: Path) -> None:
+def test_a_prompt_may_be_full_of_characters_that_are_counted_elsewhere(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         asked = {"service": "claude", "prompt": '{"a": [1, "\\"]},' * MARKS_MAX, "max_tokens": 1}
         body = json.dumps(asked).encode()
@@ -93,8 +93,10 @@ def test_a_prompt_may_be_full_of_what_is_counted_elsewhere(tmp_path: Path) -> No
     with_server(tmp_path, work)
 
 
-def test_a_long_batch_is_made_and_answered_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted: how many queries are made between two turns of the loop."""
+def test_a_long_batch_is_parsed_and_answered_in_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts how many queries are built between two turns of the loop."""
     turns, made = [0], list[int]()
     real = bodies.QueryBody.model_validate
 
@@ -122,7 +124,7 @@ def test_a_long_batch_is_made_and_answered_in_slices(tmp_path: Path, monkeypatch
 
 
 def turns_in(work: Coroutine[Any, Any, object]) -> int:
-    """How often something else had its turn while this ran."""
+    """Return how often another task ran while this one did."""
     turns = 0
 
     async def turn() -> None:
@@ -140,7 +142,7 @@ def turns_in(work: Coroutine[Any, Any, object]) -> int:
     return turns
 
 
-def test_something_else_has_its_turn_between_the_pieces_of_a_body_and_the_slices_of_a_list() -> None:
+def test_other_tasks_run_between_pieces_of_a_body_and_slices_of_a_list() -> None:
     async def read() -> None:
         sizes = [len(piece) async for piece in reading._pieces(b"a" * (10 * PIECE_BYTES))]
         assert sizes == [PIECE_BYTES] * 10
@@ -149,7 +151,7 @@ def test_something_else_has_its_turn_between_the_pieces_of_a_body_and_the_slices
     assert turns_in(reading.in_slices(str, range(10 * SLICE))) >= 8
 
 
-def test_something_else_has_its_turn_between_the_pieces_of_an_answer() -> None:
+def test_other_tasks_run_between_pieces_of_a_response() -> None:
     rows = list(range(10 * SLICE))
     sent: list[bytes] = []
 
@@ -174,7 +176,7 @@ def test_a_slice_has_few_rows_or_few_bytes() -> None:
     assert [len(rows) for rows in reading._slices([large] * 5)] == [2, 2, 1]
 
 
-def test_the_first_wrong_query_of_a_long_batch_is_told_by_its_number(tmp_path: Path) -> None:
+def test_the_first_invalid_query_of_a_long_batch_is_named_by_its_number(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         queries: list[Any] = [{"service": "claude", "prompt": "a" * 1000} for _ in range(300)]
         queries[123] = {"service": "claude", "prompt": SECRET, "max_tokens": 0}
@@ -196,7 +198,7 @@ def test_the_first_wrong_query_of_a_long_batch_is_told_by_its_number(tmp_path: P
     with_server(tmp_path, work)
 
 
-def test_large_bodies_together_are_bounded_until_they_are_answered_and_small_ones_pass(
+def test_large_bodies_together_are_limited_until_answered_and_small_ones_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = {"service": "claude", "prompt": "a" * (2 * PIECE_BYTES), "max_tokens": 1}
@@ -219,7 +221,7 @@ def test_large_bodies_together_are_bounded_until_they_are_answered_and_small_one
     with_server(tmp_path, work)
 
 
-def test_an_address_has_few_parameters(tmp_path: Path) -> None:
+def test_the_number_of_query_parameters_is_limited(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         reply = await client.get("/api/v1/ai/spend?" + "by=day&" * 5000)
         assert reply.status == 422 and "parameters" in problem(reply)["detail"]
@@ -227,7 +229,7 @@ def test_an_address_has_few_parameters(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_an_unknown_name_is_not_repeated_and_a_path_is_cut(
+def test_an_unknown_name_is_not_repeated_and_a_long_path_is_cut(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "koo.web")

@@ -1,4 +1,4 @@
-"""Each promised path: its method, its status, its keys and their types, and what it says when something is wrong."""
+"""Each promised path: its method, its status, its keys and their types, and its errors."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ POSTS: dict[str, tuple[Any, set[str]]] = {
 }
 
 
-def test_every_path_answers_in_its_promised_shape(tmp_path: Path) -> None:
-    """Each answer has its keys, and is what the description of the API says that it is."""
+def test_every_path_responds_with_its_promised_shape(tmp_path: Path) -> None:
+    """Each response has the promised keys and matches the API description."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         for method, paths in (("GET", GETS), ("POST", POSTS)):
@@ -148,7 +148,7 @@ def test_every_path_answers_in_its_promised_shape(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_the_description_of_the_api_names_exactly_the_paths_that_there_are(tmp_path: Path) -> None:
+def test_the_api_description_names_exactly_the_existing_paths(tmp_path: Path) -> None:
     described = create_app(platform(tmp_path)).openapi()["paths"]
     promised = {path.replace("claude", "{service}") for path in (*GETS, *POSTS)}
     assert set(described) == promised | {
@@ -193,8 +193,8 @@ def test_the_promised_keys_of_a_service(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_the_money_that_a_view_shows_is_the_bill(tmp_path: Path) -> None:
-    """It is booked a moment after the answer."""
+def test_the_money_in_a_view_is_the_bill(tmp_path: Path) -> None:
+    """It is recorded a moment after the response."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         await client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Say hello."})
@@ -210,7 +210,7 @@ def test_the_money_that_a_view_shows_is_the_bill(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_pages_that_are_open_do_not_probe_the_database_each(tmp_path: Path) -> None:
+def test_open_pages_do_not_each_probe_the_database(tmp_path: Path) -> None:
     async def main() -> None:
         clock = SkippingClock()
         quiet = replace(options(tmp_path).database, probe_interval_s=1e6)
@@ -223,7 +223,7 @@ def test_pages_that_are_open_do_not_probe_the_database_each(tmp_path: Path) -> N
                 for _ in range(3):
                     assert (await client.get(f"/api/v1/monitoring/{path}")).status == 200
             may_look = 2 + int((clock.monotonic() - began_s) / LOOK_AGE_MAX_S)
-            assert 2 <= len(looks) <= may_look, "the first one is from the start"
+            assert 2 <= len(looks) <= may_look, "the first one is from startup"
             before = len(looks)
             forced = await client.post("/api/v1/monitoring/database/health-check")
             assert forced.status == 200 and len(looks) == before + 1
@@ -240,10 +240,10 @@ def test_pages_that_are_open_do_not_probe_the_database_each(tmp_path: Path) -> N
         asyncio.run(main())
 
 
-# ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── queries ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_question_is_answered_with_its_cost(tmp_path: Path) -> None:
+def test_a_query_is_answered_with_its_cost(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         fake.script(answer("Paris.", input_tokens=20, output_tokens=4))
         asked = {"service": "claude", "prompt": "Capital of France?", "system": "One word.", "max_tokens": 9}
@@ -260,7 +260,7 @@ def test_a_question_is_answered_with_its_cost(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_a_clamped_question_says_so(tmp_path: Path) -> None:
+def test_a_clamped_query_reports_it(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         asked = {"service": "claude", "prompt": "Say hello.", "max_tokens": 4000, "max_cost_usd": 0.002}
         refused = await client.post("/api/v1/ai/query", json=asked)
@@ -275,7 +275,7 @@ def test_a_clamped_question_says_so(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_several_questions_have_a_result_each_in_their_order(tmp_path: Path) -> None:
+def test_each_of_several_queries_has_a_result_in_order(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         queries = [
             {"service": "claude", "prompt": "One?"},
@@ -298,7 +298,7 @@ def test_several_questions_have_a_result_each_in_their_order(tmp_path: Path) -> 
     with_server(tmp_path, work)
 
 
-def test_a_list_that_is_longer_than_places_and_queue_is_answered_whole(tmp_path: Path) -> None:
+def test_a_list_longer_than_bulkhead_and_queue_is_answered_completely(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             few = {"concurrency_max": 5, "queue_max": 2, "limits": LimitOptions()}
@@ -312,8 +312,8 @@ def test_a_list_that_is_longer_than_places_and_queue_is_answered_whole(tmp_path:
     asyncio.run(main())
 
 
-def test_who_leaves_ends_the_query(tmp_path: Path) -> None:
-    """Nobody reads the answer, so nobody shall pay for it: the provider's connection is closed too."""
+def test_a_client_that_disconnects_ends_its_query(tmp_path: Path) -> None:
+    """Nobody reads the response, so nobody should pay for it: the provider's connection is closed too."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         from koo.testing.providers import hang
@@ -366,8 +366,8 @@ def test_the_body_of_the_databases_reset_is_optional(tmp_path: Path) -> None:
 # ── probes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_ready_says_no_while_the_database_does_not_answer(tmp_path: Path) -> None:
-    """And alive says yes: a restart would mend nothing."""
+def test_readyz_is_503_while_the_database_does_not_respond(tmp_path: Path) -> None:
+    """And `/livez` is 200: a restart would not help."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         reply = await client.get("/readyz")
@@ -379,7 +379,7 @@ def test_ready_says_no_while_the_database_does_not_answer(tmp_path: Path) -> Non
     with_server(tmp_path, work, database=DatabaseOptions(url="postgresql://u:secret@127.0.0.1:1/none"))
 
 
-def test_ready_says_no_while_the_breaker_of_the_database_is_open(tmp_path: Path) -> None:
+def test_readyz_is_503_while_the_databases_breaker_is_open(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         from koo.policies.breaker import Override
 
@@ -393,8 +393,8 @@ def test_ready_says_no_while_the_breaker_of_the_database_is_open(tmp_path: Path)
     with_server(tmp_path, work)
 
 
-def test_ready_says_yes_again_once_a_call_has_succeeded_after_a_failed_check(tmp_path: Path) -> None:
-    """A full server refuses the probe, and goes on answering the process that has its connections."""
+def test_readyz_is_200_again_once_a_call_succeeds_after_a_failed_check(tmp_path: Path) -> None:
+    """A full server refuses the probe but continues to serve the process that has its connections."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         koo.database.guard.note_check(DatabaseUnavailable("database", "the server has no connection left"))
@@ -406,7 +406,7 @@ def test_ready_says_yes_again_once_a_call_has_succeeded_after_a_failed_check(tmp
     with_server(tmp_path, work)
 
 
-def test_an_open_breaker_of_a_service_keeps_nobody_from_being_ready(tmp_path: Path) -> None:
+def test_a_services_open_breaker_does_not_affect_readyz(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         fake.script(*[error(500, "api_error")] * 3)
         for _ in range(3):
@@ -424,8 +424,8 @@ def test_an_open_breaker_of_a_service_keeps_nobody_from_being_ready(tmp_path: Pa
 PAGES = ("/metrics", "/openapi.json", "/docs", "/docs/page.js", "/dashboard/", "/dashboard/main.js")
 
 
-def test_what_answers_to_get_answers_to_head(tmp_path: Path) -> None:
-    """`curl -I` shows the headers, and nothing comes after them."""
+def test_every_get_route_answers_head(tmp_path: Path) -> None:
+    """`curl -I` shows the headers, and no body follows."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         for path in (*GETS, *PAGES):
@@ -437,7 +437,7 @@ def test_what_answers_to_get_answers_to_head(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_each_path_says_what_may_be_done_with_it(tmp_path: Path) -> None:
+def test_each_path_reports_its_allowed_methods(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         asked = ("/api/v1/ai/query", "/api/v1/ai/batch-query")
         for paths, allow in (((*GETS, *PAGES), "GET, HEAD, OPTIONS"), ((*POSTS, *asked), "OPTIONS, POST")):
@@ -479,7 +479,7 @@ def test_metrics_have_every_series_from_the_start(tmp_path: Path) -> None:
 # ── the whole server ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_long_answer_is_compressed_for_those_who_can_read_it(tmp_path: Path) -> None:
+def test_a_long_response_is_compressed_for_clients_that_accept_it(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         path = "/api/v1/monitoring/health"
         packed = await client.get(path, headers={"Accept-Encoding": "gzip"})
@@ -492,7 +492,7 @@ def test_a_long_answer_is_compressed_for_those_who_can_read_it(tmp_path: Path) -
     with_server(tmp_path, work)
 
 
-def test_a_request_keeps_its_id_if_that_is_one(tmp_path: Path) -> None:
+def test_a_request_keeps_its_own_id_if_it_is_valid(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         given = await client.get("/livez", headers={"X-Request-ID": "trace-4711"})
         assert given.headers["X-Request-ID"] == "trace-4711"
@@ -503,7 +503,7 @@ def test_a_request_keeps_its_id_if_that_is_one(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_the_docs_come_from_here_alone(tmp_path: Path) -> None:
+def test_the_docs_are_served_from_here_only(tmp_path: Path) -> None:
     """No other host is named in the page, its script or its policy."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
@@ -534,17 +534,17 @@ for module in (
 
 
 @pytest.mark.parametrize("name", examples.RECORDED)
-def test_each_example_is_exactly_of_its_shape(name: str) -> None:
+def test_each_example_has_exactly_its_shape(name: str) -> None:
     check_exactly(examples.RECORDED[name], SHAPES[name])
 
 
-def test_an_example_with_a_key_that_no_answer_has_is_found() -> None:
+def test_an_example_with_an_unknown_key_is_found() -> None:
     changed = {**examples.SERVICE, "health": {**examples.SERVICE["health"], "opened": 4}}
     with pytest.raises(ValidationError, match="opened"):
         check_exactly(changed, shapes.ServiceHealth)
 
 
-def test_each_example_of_a_body_is_taken() -> None:
+def test_each_example_of_a_body_is_accepted() -> None:
     for body in (
         bodies.QueryBody,
         bodies.BatchBody,
@@ -558,12 +558,14 @@ def test_each_example_of_a_body_is_taken() -> None:
         body.model_validate(extra["example"], strict=True)
 
 
-def test_each_answer_has_an_example(tmp_path: Path) -> None:
+def test_each_response_has_an_example(tmp_path: Path) -> None:
     schema = create_app(platform(tmp_path)).openapi()
     found = [one["responses"]["200"]["content"] for ways in schema["paths"].values() for one in ways.values()]
     assert all(content.get("example") for media in found for content in media.values())
     shown = {json.dumps(media["example"]) for content in found for media in content.values()}
-    assert len(shown) == len(examples.RECORDED) + 3, "and what is not JSON: `/metrics`, the stream, Markdown"
+    assert len(shown) == len(examples.RECORDED) + 3, (
+        "and those that are not JSON: `/metrics`, the stream, Markdown"
+    )
 
 
 def test_every_error_is_described_as_a_problem(tmp_path: Path) -> None:
@@ -576,22 +578,22 @@ def test_every_error_is_described_as_a_problem(tmp_path: Path) -> None:
     assert "HTTPValidationError" not in json.dumps(schema)
 
 
-def test_a_reset_of_all_services_says_how_many_in_english(tmp_path: Path) -> None:
+def test_a_reset_of_all_services_reports_how_many_in_english(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         koo.parts.operations.clear()
         for name in [name for name in koo.parts.ai_services if name != "claude"]:
             del koo.parts.ai_services[name]
         reply = await client.post("/api/v1/ai/services/reset-all-errors")
-        assert reply.body["message"] == "1 service starts afresh"
+        assert reply.body["message"] == "1 service was reset"
         koo.register_service("search")
         reply = await client.post("/api/v1/ai/services/reset-all-errors")
-        assert reply.body["message"] == "2 services start afresh"
+        assert reply.body["message"] == "2 services were reset"
 
     with_server(tmp_path, work)
 
 
 def test_a_database_is_paused_drained_and_resumed_over_http(tmp_path: Path) -> None:
-    """What a drain leaves open is named; a drained process is not ready for traffic; rotate is for servers."""
+    """A drain reports what remains open, a drained process is not ready for traffic, and rotate needs a server."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         base = "/api/v1/monitoring/database"

@@ -1,4 +1,4 @@
-"""`/runbook` as whoever was just woken meets it: open to all, wherever koo is mounted, and where each link leads."""
+"""`/runbook` for an operator who was just woken: open to all, wherever koo is mounted, and where each link leads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.web.test_page import below
 JSON = {"Accept": "application/json"}
 
 
-def test_it_is_read_without_a_token_as_a_page_and_as_data(tmp_path: Path) -> None:
+def test_it_needs_no_token_as_a_page_and_as_data(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(create_app(platform(tmp_path, token="write-4711"))) as client:
             page = await client.get("/api/v1/runbook", headers={"Accept": "text/html,*/*"})
@@ -53,7 +53,7 @@ def test_it_is_read_without_a_token_as_a_page_and_as_data(tmp_path: Path) -> Non
     asyncio.run(main())
 
 
-def test_a_kind_that_there_is_not_is_a_404(tmp_path: Path) -> None:
+def test_an_unknown_kind_is_a_404(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(create_app(platform(tmp_path))) as client:
             reply = await client.get("/api/v1/runbook/nonsense")
@@ -79,7 +79,7 @@ def mounted(home: Path, app: Any, prefix: str, *services: Any) -> Any:
 def test_links_of_alerts_and_refusals_lead_to_it(
     tmp_path: Path, make: Any, prefix: str, path: str, wanted: str
 ) -> None:
-    """Below whatever path and prefix: each is followed, and says what to do."""
+    """Below any path and prefix. Each link is followed, and its page has advice."""
 
     async def main() -> None:
         async with FakeAnthropic() as fake:
@@ -128,9 +128,9 @@ def test_a_refusal_names_the_alert_that_explains_it(refusal: Any, kind: str) -> 
     assert runbook_of(refusal, "/api/v1") == f"/api/v1/runbook/{kind}"
 
 
-def test_each_error_leads_to_a_kind_that_there_is() -> None:
+def test_each_error_leads_to_an_existing_kind() -> None:
     assert {*OF_SERVICES.values(), *OF_DATABASES.values()} <= KINDS.keys()
-    # Without these no alert: the process ends, or it is the caller's own.
+    # These have no alert: the process is ending, or it is the caller's mistake.
     own = {*STATUS} - {*OF_SERVICES} - {*OF_DATABASES} - {Kind.RATE_LIMITED}
     assert own == {
         Kind.INVALID_REQUEST, Kind.CONTEXT_LENGTH, Kind.CONTENT_POLICY, Kind.NOT_FOUND, Kind.TOO_LARGE,
@@ -138,5 +138,5 @@ def test_each_error_leads_to_a_kind_that_there_is() -> None:
     }  # fmt: skip
 
 
-def test_the_callers_own_mistake_has_none() -> None:
+def test_the_callers_own_mistake_has_no_runbook() -> None:
     assert runbook_of(InvalidRequest("claude", "the prompt is empty"), "/api/v1") is None

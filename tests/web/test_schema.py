@@ -1,4 +1,4 @@
-"""The description of the API: the committed one is the true one, and what is described is what happens."""
+"""The API description: the committed one is current, and the server behaves as described."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from koo.web.examples import RECORDED
 from tests.web.serving import claude, platform, served
 
 
-def test_the_committed_description_is_the_true_one() -> None:
+def test_the_committed_description_is_current() -> None:
     assert DESCRIPTION.read_text(encoding="utf-8") == description(), (
-        "the API has changed; if meant: make docs"
+        "the API has changed; if intended: make docs"
     )
 
 
-def test_the_examples_are_what_a_server_answers_now() -> None:
-    """Recorded again: an example with a key, a type or a word that no answer has any more is not one."""
+def test_the_examples_are_what_a_server_responds_now() -> None:
+    """They are recorded again. An example with a key, type or value that no response has is found."""
     fresh = asyncio.run(record())
     assert RECORDED.keys() == fresh.keys(), "run: make docs"
     assert {name: look_of(one) for name, one in RECORDED.items()} == {
@@ -40,7 +40,7 @@ def test_the_examples_are_what_a_server_answers_now() -> None:
 
 @contextmanager
 def in_a_thread(folder: Path) -> Iterator[str]:
-    """A server on a loop of its own, because schemathesis is synchronous."""
+    """A server on its own loop, because schemathesis is synchronous."""
     ready, over, urls = threading.Event(), asyncio.Event(), []
 
     async def main() -> None:
@@ -61,8 +61,8 @@ def in_a_thread(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_whatever_is_asked_the_answer_is_a_described_one(tmp_path: Path) -> None:
-    """No 500, no status and no media type that is not described, no body that is not of its schema."""
+def test_every_request_gets_a_described_response(tmp_path: Path) -> None:
+    """No 500, no status or media type that is not described, no body that violates its schema."""
     with in_a_thread(tmp_path) as url:
         schema = schemathesis.openapi.from_dict(json.loads(description()))
         for found in schema.get_all_operations():
@@ -81,7 +81,8 @@ def test_whatever_is_asked_the_answer_is_a_described_one(tmp_path: Path) -> None
             @hypothesis.seed(4711)
             @hypothesis.given(case=operation.as_strategy())
             def ask(case: Any) -> None:
-                # OpenAPI cannot say that of two parameters only one may be given, or that a time is still to come.
+                # OpenAPI cannot express that only one of two parameters may be given, or that a time must be in the
+                # future.
                 hard = any(
                     part in case.path for part in ("/ai/spend", "/monitoring/alerts/", "/monitoring/history")
                 )

@@ -1,4 +1,4 @@
-"""Marked keys, passwords, tokens and prompts go through every path; then everything that came out is searched."""
+"""Marked keys, passwords, tokens and prompts go through every path; then all output is searched for them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ASKED: dict[str, Any] = {"service": "claude", "prompt": PROMPT, "system": PROMPT
 
 
 async def go_everywhere(client: Client, fake: FakeAnthropic) -> list[str]:
-    """All answers, in good times and bad."""
+    """Return all responses, with and without failures."""
     replies = []
     paths = (await client.get("/openapi.json")).body["paths"]
     for headers in ({}, HEADERS, {"Authorization": "Bearer wrong"}):
         for path, ways in paths.items():
             for method in ways:
                 place = path.replace("{service}", "claude")
-                # The stream of all that changes does not end; its first event is the state of everything.
+                # The live stream does not end; its first event is the whole state.
                 ask = client.begin if place.endswith("/live") else client.ask
                 replies.append(await ask(method.upper(), place, headers=headers))
     errors = [
@@ -51,7 +51,7 @@ async def go_everywhere(client: Client, fake: FakeAnthropic) -> list[str]:
 
 
 @pytest.mark.parametrize("formatter", [JsonLines(), ConsoleLines()], ids=["json", "console"])
-def test_no_secret_and_no_prompt_comes_out_anywhere(
+def test_no_secret_and_no_prompt_is_output_anywhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, formatter: logging.Formatter
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -71,8 +71,8 @@ def test_no_secret_and_no_prompt_comes_out_anywhere(
     assert [line for line in lines if MARK in line] == []
 
 
-def test_a_line_of_the_log_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """A path that holds a line break must not look like a line of ours."""
+def test_a_log_line_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """A path with a line break must not look like a line of ours."""
     caplog.set_level(logging.INFO)
     logging.getLogger("koo.web").info("GET /%s 200", "x\n2026-11-23 ERROR all is lost\x1b[2J")
     for formatter in (JsonLines(), ConsoleLines()):

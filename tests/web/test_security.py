@@ -1,4 +1,4 @@
-"""Who may ask: the rules as a table, and the attacks on a real server."""
+"""Access rules: as a table, and with attacks on a real server."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ PROXIED = Access.of(PlatformOptions(trusted_proxies=("127.0.0.1", "10.0.0.0/8"))
         ("127.0.0.1:port", False),
     ],
 )
-def test_a_name_that_is_not_ours_is_refused_whatever_is_asked(host: str, known: bool) -> None:
-    """Else a page whose name suddenly points here would be taken for ours."""
+def test_a_foreign_host_name_is_refused_for_any_request(host: str, known: bool) -> None:
+    """Otherwise a page whose name suddenly resolves to this machine would be taken for ours."""
     for question in (asked(host=host), asked("POST", RESET, host=host), asked(path="/livez", host=host)):
         assert status(OPEN, question) == (200 if known else 403)
 
 
-def test_the_names_of_the_settings_are_ours() -> None:
+def test_the_host_names_in_the_settings_are_accepted() -> None:
     access = Access.of(
         PlatformOptions(host="192.168.1.7", url="http://koo.internal:8000", token="t"), ["my.name"]
     )
@@ -87,7 +87,7 @@ def test_the_names_of_the_settings_are_ours() -> None:
     assert status(Access.of(everywhere), asked(host="10.1.2.3", authorization="Bearer t")) == 200
 
 
-def test_two_hosts_are_none() -> None:
+def test_two_host_headers_are_refused() -> None:
     twice = Asked("GET", HEALTH, {"host": OWN}, "127.0.0.1", frozenset({"host"}))
     assert status(OPEN, twice) == 403
 
@@ -96,7 +96,7 @@ def test_two_hosts_are_none() -> None:
     ("headers", "allowed"),
     [
         ({}, True),  # curl
-        ({"sec_fetch_site": "none"}, True),  # somebody's own hand
+        ({"sec_fetch_site": "none"}, True),  # typed by the user
         ({"sec_fetch_site": "same-origin", "origin": f"http://{OWN}"}, True),
         ({"origin": f"http://{OWN}"}, True),
         ({"origin": "http://127.0.0.1:8000"}, True),
@@ -104,17 +104,17 @@ def test_two_hosts_are_none() -> None:
         ({"sec_fetch_site": "same-site"}, False),  # another port of localhost
         ({"sec_fetch_site": "cross-site", "origin": f"http://{OWN}"}, False),
         ({"origin": "http://127.0.0.1:3000"}, False),
-        ({"origin": "http://localhost:8000"}, False),  # the page came from another name than it asks
+        ({"origin": "http://localhost:8000"}, False),  # the page came from another name than it requests
         ({"origin": "https://evil.example"}, False),
         ({"origin": f"http://{OWN}.evil.example"}, False),
         ({"origin": "null"}, False),
         ({"origin": ""}, False),
         ({"sec_fetch_site": ""}, False),
-        ({"sec_fetch_site": "none", "origin": "https://evil.example"}, False),  # no browser says both
+        ({"sec_fetch_site": "none", "origin": "https://evil.example"}, False),  # no browser sends both
         ({"sec_fetch_site": "same-origin", "origin": "https://evil.example"}, False),
     ],
 )
-def test_a_page_of_another_origin_changes_nothing(headers: dict[str, str], allowed: bool) -> None:
+def test_a_page_of_another_origin_cannot_change_anything(headers: dict[str, str], allowed: bool) -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE", "BREW"):
         assert status(OPEN, asked(method, RESET, **headers)) == (200 if allowed else 403)
     assert status(OPEN, asked("GET", HEALTH, **headers)) == 200
@@ -135,13 +135,13 @@ def test_a_page_of_another_origin_changes_nothing(headers: dict[str, str], allow
         ("2001:db8::1", False),
     ],
 )
-def test_without_a_token_only_this_machine_asks(peer: str | None, local: bool) -> None:
-    """Somebody else's server may listen on all addresses: a Host header proves nothing there."""
+def test_without_a_token_only_this_machine_is_allowed(peer: str | None, local: bool) -> None:
+    """The application's server may listen on all addresses, where a Host header proves nothing."""
     assert is_local_peer(peer) is local
     assert status(OPEN, asked(peer=peer)) == (200 if local else 403)
 
 
-# ── with one ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── with a token ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -161,20 +161,20 @@ def test_without_a_token_only_this_machine_asks(peer: str | None, local: bool) -
         ("bearer  write ", 200, 200),
     ],
 )
-def test_a_token_is_needed_where_one_is_set(authorization: str | None, reads: int, writes: int) -> None:
+def test_a_token_is_required_if_one_is_set(authorization: str | None, reads: int, writes: int) -> None:
     given = {} if authorization is None else {"authorization": authorization}
     assert status(LOCKED, asked("GET", HEALTH, **given)) == reads
     assert status(LOCKED, asked("POST", RESET, **given)) == writes
 
 
-def test_probes_answer_anybody_under_any_name_and_pages_need_no_token() -> None:
+def test_probes_answer_any_caller_and_host_name_and_pages_need_no_token() -> None:
     for name in (OWN, "10.244.0.5:8000", "evil.example"):
         assert status(LOCKED, replace(asked(host=name), kind="probe")) == 200
     assert status(LOCKED, replace(asked(), kind="page")) == 200
     assert status(LOCKED, replace(asked(host="evil.example"), kind="page")) == 403
 
 
-def test_where_a_token_is_right_the_name_does_not_count() -> None:
+def test_with_a_valid_token_the_host_name_does_not_matter() -> None:
     for given, expected in (("Bearer write", 200), ("Bearer read", 200), ("Bearer no", 403)):
         assert status(LOCKED, asked(host="10.244.0.5:8000", authorization=given)) == expected
 
@@ -182,18 +182,18 @@ def test_where_a_token_is_right_the_name_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("token", "writes"), [("write", 200), ("write2", 200), ("read", 403), ("read2", 403)]
 )
-def test_two_tokens_of_a_kind_hold_at_once(token: str, writes: int) -> None:
+def test_two_tokens_of_a_kind_are_valid_at_the_same_time(token: str, writes: int) -> None:
     assert status(TWO, asked(authorization=f"Bearer {token}")) == 200
     assert status(TWO, asked("POST", RESET, authorization=f"Bearer {token}")) == writes
 
 
-def test_a_doubled_authorization_is_refused_whichever_of_the_two_is_right() -> None:
+def test_two_authorization_headers_are_refused_even_if_one_is_valid() -> None:
     twice = replace(asked(authorization="Bearer write"), repeated=frozenset({"authorization"}))
     denial = LOCKED.judge(twice)
     assert denial is not None and denial.status == 401 and "twice" in denial.detail
 
 
-def test_who_has_the_token_may_come_from_anywhere() -> None:
+def test_a_caller_with_the_token_may_come_from_any_origin() -> None:
     """A browser never sends it by itself."""
     page = {
         "origin": "https://other.example",
@@ -209,8 +209,8 @@ def test_who_has_the_token_may_come_from_anywhere() -> None:
 @pytest.mark.parametrize(
     "header", [{"x_forwarded_for": "127.0.0.1"}, {"forwarded": "for=127.0.0.1"}, {"via": "1.1 nginx"}]
 )
-def test_what_came_through_a_proxy_is_not_from_this_machine(header: dict[str, str]) -> None:
-    """Whoever asks a proxy on this machine would otherwise be taken for it."""
+def test_a_request_through_a_proxy_is_not_from_this_machine(header: dict[str, str]) -> None:
+    """Otherwise every client of a proxy on this machine would count as local."""
     denial = OPEN.judge(asked(**header))
     assert denial is not None and denial.status == 403 and "KOO_TRUSTED_PROXIES" in denial.detail
     assert status(LOCKED, asked(authorization="Bearer write", **header)) == 200
@@ -229,16 +229,14 @@ def test_what_came_through_a_proxy_is_not_from_this_machine(header: dict[str, st
         ("127.0.0.1", "", ""),
     ],
 )
-def test_a_trusted_proxy_names_its_caller_and_nobody_else_does(
-    peer: str | None, header: str, caller: str | None
-) -> None:
-    """The last address that is no proxy of ours: what stands before it the caller may have written himself."""
+def test_only_a_trusted_proxy_names_its_client(peer: str | None, header: str, caller: str | None) -> None:
+    """The last address that is not our proxy counts. The client may have written those before it."""
     question = asked(peer=peer, x_forwarded_for=header)
     assert PROXIED.caller(question) == caller
     assert status(PROXIED, question) == (200 if caller in ("::1", "127.0.0.2") else 403)
 
 
-def test_a_header_that_came_twice_names_nobody() -> None:
+def test_a_repeated_header_names_no_client() -> None:
     twice = replace(asked(x_forwarded_for="127.0.0.2"), repeated=frozenset({"x-forwarded-for"}))
     assert PROXIED.caller(twice) is None
 
@@ -246,8 +244,8 @@ def test_a_header_that_came_twice_names_nobody() -> None:
 # ── on a real server ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_strangers_page_can_reset_nothing(tmp_path: Path) -> None:
-    """What a browser sends for a form, a fetch and a rebound name; each is a problem, and nothing is closed."""
+def test_another_sites_page_cannot_reset_anything(tmp_path: Path) -> None:
+    """What a browser sends for a form, a fetch and a rebound name: each gets a problem, and nothing is closed."""
     attacks: list[dict[str, Any]] = [
         {"headers": {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}, "data": {"a": "b"}},
         {"headers": {"Origin": "null", "Content-Type": "text/plain"}, "data": b"{}"},
@@ -285,8 +283,8 @@ def test_a_strangers_page_can_reset_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("origin", [b"", b"Origin: http://evil.example\r\n", b"Origin: null\r\n"])
-def test_a_websocket_is_no_way_in(tmp_path: Path, origin: bytes) -> None:
-    """A browser opens one to any address without asking first; nothing here speaks it."""
+def test_websockets_are_not_accepted(tmp_path: Path, origin: bytes) -> None:
+    """A browser opens one to any address without a preflight request. No route of koo uses them."""
     upgrade = (
         b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -309,7 +307,7 @@ def _failure() -> Any:
     return Fault(verdict=FAILURE, kind=Kind.CONNECTION)
 
 
-def test_a_server_with_a_token_asks_for_it(tmp_path: Path) -> None:
+def test_a_server_with_a_token_requires_it(tmp_path: Path) -> None:
     async def main() -> None:
         app = create_app(platform(tmp_path, token="write-4711", read_token="read-4711"))
         async with served(app) as client:
@@ -327,7 +325,7 @@ def test_a_server_with_a_token_asks_for_it(tmp_path: Path) -> None:
 
 
 def test_two_host_lines_are_refused(tmp_path: Path) -> None:
-    """A proxy may read the one and we the other."""
+    """A proxy may read one and koo the other."""
 
     async def main() -> None:
         async with served(create_app(platform(tmp_path))) as client:

@@ -1,4 +1,4 @@
-"""How a server ends: what runs is finished or cancelled, each hold is ended, and nobody waits for ever."""
+"""How a server shuts down: requests finish or are cancelled, each hold is settled, and nothing waits forever."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.scarce import no_descriptors
 from tests.web.serving import claude, options, platform, served
 
 
-def test_a_query_that_does_not_end_in_time_is_cancelled_and_settled(tmp_path: Path) -> None:
+def test_a_query_that_does_not_finish_in_time_is_cancelled_and_settled(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             fake.script(hang())
@@ -43,16 +43,16 @@ def test_a_query_that_does_not_end_in_time_is_cancelled_and_settled(tmp_path: Pa
             await asyncio.gather(asking, return_exceptions=True)
             service = koo.services["claude"]
             assert service.gates.bulkhead.used == 0
-            assert service.default_guard.breaker.consecutive == 0  # nobody's failure
+            assert service.default_guard.breaker.consecutive == 0  # it counts as no one's failure
             async with Platform(options(tmp_path, claude(fake))) as later:
                 budget = later.service_health("claude")["rate_limits"]["daily_budget"]
                 assert budget["reserved"] == "0"
-                assert budget["spent"] != "0"  # it was sent, and may be billed: the worst case
+                assert budget["spent"] != "0"  # it was sent and may be billed: the worst case
 
     asyncio.run(main())
 
 
-def test_what_is_cut_at_the_end_learns_why_and_fills_no_log(
+def test_a_request_cancelled_at_shutdown_gets_a_503_and_logs_no_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -80,7 +80,9 @@ def test_what_is_cut_at_the_end_learns_why_and_fills_no_log(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_after_a_second_signal_nobody_waits_and_all_is_settled(tmp_path: Path, how: signal.Signals) -> None:
+def test_after_a_second_signal_nothing_waits_and_everything_is_settled(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     with FakeAnthropic() as fake:
         settings = settings_of(fake)
         with serving(tmp_path, **settings) as (url, process):
@@ -107,7 +109,7 @@ def test_after_a_second_signal_nobody_waits_and_all_is_settled(tmp_path: Path, h
 
 
 def _until_it_ends(url: str) -> None:
-    """It has heard the first signal when it takes no new connection."""
+    """When it accepts no new connections, it has received the first signal."""
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -118,7 +120,7 @@ def _until_it_ends(url: str) -> None:
         time.sleep(0.02)
 
 
-def test_what_cannot_be_right_is_told_before_anything_is_opened(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_reported_before_anything_is_opened(tmp_path: Path) -> None:
     wrong = options(tmp_path, database=DatabaseOptions(url="mysql://user:hunter2@host/name"))
     with pytest.raises(ConfigurationError) as refused:
         make_server(Platform(wrong), create_app(Platform(wrong)))
@@ -126,14 +128,14 @@ def test_what_cannot_be_right_is_told_before_anything_is_opened(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_address_that_is_not_ours_is_one_sentence() -> None:
+def test_an_address_of_another_machine_is_reported_in_one_sentence() -> None:
     for host in ("192.0.2.1", "no-such-host.invalid"):
         with pytest.raises(ConfigurationError):
             bind(host, 0)
 
 
 def test_a_server_needs_no_main_thread(tmp_path: Path) -> None:
-    """As in somebody's notebook: signals are left alone there."""
+    """For example in a notebook. Signal handlers are not installed there."""
     made = platform(tmp_path)
     server = make_server(made, create_app(made))
     listener = bind("127.0.0.1", 0)
@@ -149,8 +151,8 @@ def test_a_server_needs_no_main_thread(tmp_path: Path) -> None:
     assert not thread.is_alive()
 
 
-def test_a_server_without_a_descriptor_for_its_door_notices_within_a_second(tmp_path: Path) -> None:
-    """uvloop accepts and closes what it has no descriptor for, and raises nothing."""
+def test_a_server_without_descriptors_notices_within_a_second(tmp_path: Path) -> None:
+    """uvloop accepts connections and closes those for which it has no descriptor, without raising an error."""
 
     async def main() -> None:
         made = platform(tmp_path)

@@ -1,4 +1,4 @@
-"""A browser's session: what its cookie is good for, and what it is not."""
+"""A browser's session: what its cookie allows, and what it does not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_session_has_the_role_of_its_token_and_an_end(token: str, role: str) -
     assert ALL.begin("", "/api/v1", NOW) is None
 
 
-def test_a_cookie_that_was_changed_holds_nothing() -> None:
+def test_a_modified_cookie_is_invalid() -> None:
     name, _, value = cookie(READ).partition("=")
     role, ends_at, signature = value.split(".")
     write_name = cookie(WRITE).partition("=")[0]
@@ -68,24 +68,24 @@ def test_a_cookie_that_was_changed_holds_nothing() -> None:
         assert ALL.find(f"{write_name}={forged}", "/api/v1", NOW) is None, forged
     assert (
         ALL.find(f"{name}=; {name}={value}", "/api/v1", NOW) is not None
-    )  # a stranger's beside it does no harm
+    )  # another server's cookie next to it does no harm
 
 
-def test_a_cookie_holds_below_its_own_prefix_alone() -> None:
+def test_a_cookie_is_valid_only_below_its_own_prefix() -> None:
     assert ALL.find(cookie(WRITE, audience="/a/api/v1"), "/b/api/v1", NOW) is None
 
 
-def test_a_token_that_is_changed_takes_its_own_sessions_along() -> None:
+def test_changing_a_token_ends_its_sessions_and_no_others() -> None:
     changed, added = Sessions(("n" * 32,), (READ,)), Sessions((WRITE, "n" * 32), (READ,))
     assert changed.find(cookie(WRITE), "/api/v1", NOW) is None
     assert changed.find(cookie(READ), "/api/v1", NOW) is not None
     assert added.find(cookie(WRITE), "/api/v1", NOW) is not None
-    # A read token that becomes the one for everything makes no more of the sessions that it began.
+    # A read token that becomes the main token does not extend the sessions that it started.
     risen = Sessions((READ,)).find(cookie(READ), "/api/v1", NOW)
     assert risen is None
 
 
-# ── what it is good for ───────────────────────────────────────────────────────────────────────────────────────────
+# ── what it allows ────────────────────────────────────────────────────────────────────────────────────────────────
 
 LOCKED = Access.of(PlatformOptions(token=WRITE, read_token=READ, url="https://koo.example.org"))
 OWN = {"host": "127.0.0.1:8000"}
@@ -97,7 +97,7 @@ def status(method: str, given: str, kind: Any = "guarded", **headers: str) -> in
     return 200 if denial is None else denial.status
 
 
-def test_the_api_takes_a_session_as_it_takes_the_token() -> None:
+def test_the_api_accepts_a_session_like_its_token() -> None:
     assert (status("GET", cookie(WRITE)), status("POST", cookie(WRITE))) == (200, 200)
     assert (status("GET", cookie(READ)), status("POST", cookie(READ))) == (200, 403)
     assert status("GET", "koo_0=write.1.0") == 401
@@ -113,18 +113,18 @@ def test_the_api_takes_a_session_as_it_takes_the_token() -> None:
     ],
     ids=["another port", "null", "same site", "cross site"],
 )
-def test_a_page_of_another_origin_does_nothing_with_it(foreign: dict[str, str]) -> None:
-    """The browser sends the cookie by itself: to another port of this host, SameSite lets it pass."""
+def test_a_page_of_another_origin_cannot_use_it(foreign: dict[str, str]) -> None:
+    """The browser sends the cookie by itself: SameSite allows it for another port of this host."""
     assert status("POST", cookie(WRITE), **foreign) == 403
-    assert status("POST", "", kind="page", **foreign) == 403  # nor does it log anybody in
+    assert status("POST", "", kind="page", **foreign) == 403  # nor can it log anyone in
     assert status("POST", cookie(WRITE), origin="http://127.0.0.1:8000", sec_fetch_site="same-origin") == 200
 
 
-def test_a_name_that_is_not_ours_is_refused_with_it() -> None:
+def test_a_foreign_host_name_is_refused_even_with_it() -> None:
     assert status("GET", cookie(WRITE), host="evil.example") == 403
 
 
-def test_beside_a_token_it_does_not_count() -> None:
+def test_next_to_a_token_it_is_ignored() -> None:
     assert status("GET", cookie(WRITE), authorization=f"Bearer {'x' * 32}") == 401
     assert status("POST", cookie(WRITE), authorization=f"Bearer {READ}") == 403
 
@@ -137,12 +137,12 @@ async def log_in(client: Client, token: str, path: str = "/koo-login", **headers
 
 
 def cookies_of(reply: Reply) -> dict[str, str]:
-    """The Cookie header that a browser would send next."""
+    """Return the Cookie header that a browser would send next."""
     jar = SimpleCookie(reply.headers["Set-Cookie"])
     return {"Cookie": "; ".join(f"{name}={one.value}" for name, one in jar.items())}
 
 
-def test_a_token_is_exchanged_for_a_cookie_and_the_cookie_for_nothing(tmp_path: Path) -> None:
+def test_a_token_is_exchanged_for_a_cookie_and_a_cookie_for_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         koo = platform(tmp_path, **TOKENS)
         async with served(create_app(koo)) as client:
@@ -175,7 +175,7 @@ def test_a_token_is_exchanged_for_a_cookie_and_the_cookie_for_nothing(tmp_path: 
     asyncio.run(main())
 
 
-def test_who_may_only_look_is_refused_each_act(tmp_path: Path) -> None:
+def test_a_read_session_is_refused_each_act(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(create_app(platform(tmp_path, **TOKENS))) as client:
             mine = cookies_of(await log_in(client, READ))
@@ -186,7 +186,7 @@ def test_who_may_only_look_is_refused_each_act(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_wrong_tokens_are_counted_and_a_right_one_still_passes(tmp_path: Path) -> None:
+def test_wrong_tokens_are_counted_and_a_valid_one_still_passes(tmp_path: Path) -> None:
     async def main() -> None:
         koo = platform(tmp_path, **TOKENS)
         async with served(create_app(koo)) as client:
@@ -205,7 +205,7 @@ def test_wrong_tokens_are_counted_and_a_right_one_still_passes(tmp_path: Path) -
     asyncio.run(main())
 
 
-def test_a_form_of_another_origin_logs_nobody_in(tmp_path: Path) -> None:
+def test_a_form_of_another_origin_logs_no_one_in(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(create_app(platform(tmp_path, **TOKENS))) as client:
             assert (await log_in(client, WRITE, Origin="http://evil.example")).status == 403
@@ -224,7 +224,7 @@ def test_over_https_the_cookie_is_secure(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_without_a_token_there_is_nothing_to_log_in_to(tmp_path: Path) -> None:
+def test_without_a_token_there_is_no_login(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(create_app(platform(tmp_path))) as client:
             for reply in (await client.get("/koo-login"), await log_in(client, WRITE)):
@@ -245,13 +245,13 @@ def test_without_a_token_there_is_nothing_to_log_in_to(tmp_path: Path) -> None:
     ],
     ids=["koo serve", "one folder", "no prefix", "a parameter"],
 )
-def test_the_form_lies_where_page_and_api_begin(prefix: str, page: str, path: str) -> None:
+def test_the_form_is_in_the_common_folder_of_page_and_api(prefix: str, page: str, path: str) -> None:
     assert login_path(prefix, page) == path
 
 
 @pytest.mark.parametrize("framework", [FastAPI, Starlette], ids=["FastAPI", "Starlette"])
 def test_a_browser_sends_the_cookie_below_the_mount_and_nowhere_else(tmp_path: Path, framework: Any) -> None:
-    """The cookie has no path: a browser takes the folder of the form, as it sees it."""
+    """The cookie has no path, so a browser uses the form's folder as it sees it."""
 
     async def main() -> None:
         app = framework()
@@ -268,19 +268,19 @@ def test_a_browser_sends_the_cookie_below_the_mount_and_nowhere_else(tmp_path: P
 
 
 def jar() -> aiohttp.CookieJar:
-    return aiohttp.CookieJar(unsafe=True)  # of an address
+    return aiohttp.CookieJar(unsafe=True)  # of a URL
 
 
 def test_a_stream_ends_with_its_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_routes, "CHECK_S", 0.0)
     monkeypatch.setattr(live_routes, "COMMENT_S", 0.05)
-    monkeypatch.setattr("koo.web.session.LASTS_S", 1)  # whole seconds, so it holds for a second at most
+    monkeypatch.setattr("koo.web.session.LASTS_S", 1)  # whole seconds, so it is valid for a second at most
 
     async def main() -> None:
         async with served(create_app(platform(tmp_path, **TOKENS))) as client:
             mine = cookies_of(await log_in(client, READ))
             async with listening(client, headers=mine) as stream:
-                if stream.status == 200:  # a busy machine may have lost the second already
+                if stream.status == 200:  # a busy machine may already have used up the second
                     assert await stream.until("end") == {"reason": "session"}
             late = await client.get(LIVE, headers=mine)
             assert late.status == 401 and "log in again" in json.loads(late.content)["detail"]

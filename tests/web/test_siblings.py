@@ -1,4 +1,4 @@
-"""Workers of one server answer for one another: counts are added up, and outlive those that counted."""
+"""Workers of one server report for one another: counts are summed and outlive the workers that counted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def numbers(requests: int, up: int = 1, spent: float = 0.5) -> dict[str, Any]:
 
 @contextmanager
 def process() -> Iterator[subprocess.Popen[bytes]]:
-    """One that lives until the block ends, or it is killed."""
+    """A process that lives until the block ends or it is killed."""
     one = subprocess.Popen(["sleep", "600"])
     try:
         yield one
@@ -53,7 +53,7 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def lines(text: bytes) -> dict[str, float]:
-    """The samples of an exposition by their names."""
+    """The samples of an exposition, by their names."""
     rows = (line.rpartition(" ") for line in text.decode().splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in rows}
 
@@ -62,7 +62,7 @@ def sibling(home: Path, worker: str, pid: int | None = None) -> Siblings:
     return Siblings(home, worker, os.getppid(), bury, pid)
 
 
-def test_counts_are_added_up_and_what_is_each_workers_own_has_its_label(tmp_path: Path) -> None:
+def test_counts_are_summed_and_each_workers_own_values_have_its_label(tmp_path: Path) -> None:
     with process() as other:
         sibling(tmp_path, "2", other.pid).leave(numbers(5, up=0, spent=9.0))
         found = lines(text_of_all(*sibling(tmp_path, "1").exchange(numbers(3))))
@@ -70,21 +70,21 @@ def test_counts_are_added_up_and_what_is_each_workers_own_has_its_label(tmp_path
     assert (found[f'{UP}{{worker="1"}}'], found[f'{UP}{{worker="2"}}']) == (1, 0)
     assert (
         found['koo_budget_spent_usd{service="claude"}'] == 0.5
-    )  # the fleet's, as the one that answers knows it
+    )  # the fleet's value, as the responding worker knows it
     assert found['koo_service_request_duration_seconds_sum{service="claude"}'] == 2.0
 
 
-def test_alone_no_series_has_another_name_than_ever() -> None:
+def test_a_single_process_keeps_its_series_names() -> None:
     found = lines(text_of_all([numbers(3)], {}))
     assert found[UP] == 1 and not any("worker=" in name for name in found)
 
 
-def test_a_counter_does_not_fall_when_a_worker_dies_and_gauges_end_with_it(tmp_path: Path) -> None:
+def test_a_counter_does_not_decrease_when_a_worker_dies_but_its_gauges_end(tmp_path: Path) -> None:
     mine = sibling(tmp_path, "1")
     with process() as other:
         sibling(tmp_path, "2", other.pid).leave(numbers(5))
         assert lines(text_of_all(*mine.exchange(numbers(3))))[REQUESTS] == 8
-    for _ in range(2):  # before it is buried, and after
+    for _ in range(2):  # before it is added to `gone.json`, and after
         found = lines(text_of_all(*mine.exchange(numbers(3))))
         assert (found[REQUESTS], found["koo_workers"], f'{UP}{{worker="2"}}' in found) == (8, 1, False)
         mine.leave(numbers(3))
@@ -94,7 +94,7 @@ def test_a_counter_does_not_fall_when_a_worker_dies_and_gauges_end_with_it(tmp_p
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_one_that_is_killed_between_adding_and_removing_adds_nothing_twice(tmp_path: Path) -> None:
+def test_a_worker_killed_between_adding_and_removing_adds_nothing_twice(tmp_path: Path) -> None:
     mine = sibling(tmp_path, "1")
     with process() as other:
         sibling(tmp_path, "2", other.pid).leave(numbers(5))
@@ -109,7 +109,7 @@ def test_one_that_is_killed_between_adding_and_removing_adds_nothing_twice(tmp_p
     assert not left.exists()
 
 
-def test_older_numbers_do_not_replace_later_ones(tmp_path: Path) -> None:
+def test_older_numbers_do_not_replace_newer_ones(tmp_path: Path) -> None:
     one = sibling(tmp_path, "1")
     one.leave({"at": 20.0, **numbers(7)})
     one.leave({"at": 10.0, **numbers(3)})
@@ -117,7 +117,7 @@ def test_older_numbers_do_not_replace_later_ones(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["samples"][1][2] == 7
 
 
-def test_a_folder_that_cannot_be_used_is_told_once_and_the_worker_answers_alone(
+def test_an_unusable_folder_is_reported_once_and_the_worker_reports_only_itself(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "data").write_text("in the way")
@@ -142,7 +142,7 @@ def test_a_folder_or_a_file_of_another_user_is_not_read(tmp_path: Path) -> None:
         assert lines(text_of_all(*sibling(tmp_path, "1").exchange(numbers(3))))[REQUESTS] == 3
 
 
-def test_what_a_server_that_has_ended_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_files_of_a_server_that_has_ended_are_removed_by_the_next(tmp_path: Path) -> None:
     with process() as parent:
         Siblings(tmp_path, "1", parent.pid, bury).leave(numbers(5))
     sibling(tmp_path, "1").leave(numbers(3))
@@ -154,7 +154,7 @@ def scraped(url: str) -> dict[str, float]:
         return lines(reply.read())
 
 
-def test_metrics_of_any_worker_are_of_all_and_outlive_a_kill(tmp_path: Path) -> None:
+def test_any_workers_metrics_cover_all_and_survive_a_kill(tmp_path: Path) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, "--workers", "2", **settings_of(fake)) as (url, process):
         wait_until(said(tmp_path, "workers_answer"))
         wait_until(lambda: scraped(url)["koo_workers"] == 2)

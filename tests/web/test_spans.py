@@ -1,4 +1,4 @@
-"""Where a process has set OpenTelemetry up, no span of koo's has a query string or a secret address in it."""
+"""With OpenTelemetry set up, no span of koo contains a query string or a secret URL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Provider(trace.TracerProvider):
         return Tracer()
 
 
-def test_a_request_has_its_query_string_and_its_span_has_none(
+def test_a_request_has_its_query_string_and_its_span_does_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(trace, "get_tracer_provider", Provider)
@@ -52,8 +52,8 @@ def test_a_request_has_its_query_string_and_its_span_has_none(
     assert [span for span in SPANS if "url.query" in span or "canary" in str(span)] == []
 
 
-def test_what_instruments_each_client_sees_no_address_of_koos(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As OpenTelemetry's instrumentation of aiohttp does it: a trace configuration more for each session."""
+def test_instrumentation_of_all_clients_sees_no_url_of_koo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenTelemetry instruments aiohttp: it adds a trace configuration to each session."""
     seen: list[str] = []
 
     async def on_start(_: object, __: object, parameters: aiohttp.TraceRequestStartParams) -> None:
@@ -68,7 +68,7 @@ def test_what_instruments_each_client_sees_no_address_of_koos(monkeypatch: pytes
 
     async def main() -> None:
         async with FakeCompatible(strict=False) as server:
-            # A GET, and whatever goes through a proxy: the short way of a POST passes by sessions altogether.
+            # A GET, and any request through a proxy. The direct path of a POST does not use sessions at all.
             http = HttpClient()
             assert (await http.request("GET", f"{server.base_url}/canary?key=canary")).status == 404
             await http.close()

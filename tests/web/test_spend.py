@@ -1,4 +1,4 @@
-"""What was spent, over HTTP: added up, with what is estimated; budgets; and what an operator writes off."""
+"""Spending over HTTP: totals with estimates marked, budgets, and write-offs by an operator."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def ask(client: Client, **more: Any) -> None:
     assert reply.status == 200, reply.text
 
 
-def test_what_was_just_spent_is_in_the_report_to_the_last_digit(tmp_path: Path) -> None:
+def test_the_report_includes_the_last_call_to_the_last_digit(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         await ask(client, tag="night")
         await ask(client)
@@ -76,7 +76,7 @@ def test_what_was_just_spent_is_in_the_report_to_the_last_digit(tmp_path: Path) 
         ("to={0}&from={0}", 0, 0),
     ],
 )
-def test_a_period_is_days_both_included(tmp_path: Path, asked: str, first: int, last: int) -> None:
+def test_a_period_includes_its_first_and_last_day(tmp_path: Path, asked: str, first: int, last: int) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         days = [(datetime.now(UTC).date() - timedelta(days=ago)).isoformat() for ago in range(7)]
         report = (await client.get(f"{SPEND}?{asked.format(*days)}")).body
@@ -104,7 +104,7 @@ def test_a_month_is_a_whole_one(tmp_path: Path) -> None:
         "days=1&month=2026-11", "by=weekday", "month=1969-12", "from=1960-01-01",
     ],
 )  # fmt: skip
-def test_a_period_that_cannot_be_right_is_a_problem(tmp_path: Path, asked: str) -> None:
+def test_an_invalid_period_is_a_problem(tmp_path: Path, asked: str) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         reply = await client.get(f"{SPEND}?{asked}")
         assert (reply.status, reply.body["kind"]) == (422, "invalid_request"), reply.text
@@ -112,7 +112,9 @@ def test_a_period_that_cannot_be_right_is_a_problem(tmp_path: Path, asked: str) 
     with_server(tmp_path, work)
 
 
-def test_while_the_store_is_away_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_the_store_is_unavailable_it_returns_503(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         async def away(*given: object, **more: object) -> None:
             raise StoreUnavailable("the disk is full")
@@ -132,7 +134,7 @@ def test_while_the_store_is_away_it_says_so(tmp_path: Path, monkeypatch: pytest.
 # ── budgets ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_operators_budgets_are_in_the_overview_and_a_small_one_makes_the_service_rate_limited(
+def test_an_operators_budgets_are_in_the_overview_and_an_exhausted_one_rate_limits_the_service(
     tmp_path: Path,
 ) -> None:
     budgets = (
@@ -174,7 +176,7 @@ def test_an_operators_budgets_are_in_the_overview_and_a_small_one_makes_the_serv
 
 
 async def leave_money_behind(koo: Platform) -> str:
-    """A process that held 0.25 USD and has not reported for a while; returns its name."""
+    """A process that held 0.25 USD and has not reported for a while. Returns its name."""
     place = Place("sqlite", koo.options.state_url)
     dead = SqlStore(koo.options.state_url)
     dead.ledger.budget("service/claude", 10**13)
@@ -187,7 +189,7 @@ async def leave_money_behind(koo: Platform) -> str:
     return name
 
 
-def test_what_a_dead_process_left_is_listed_and_written_off_by_name(
+def test_money_of_a_dead_process_is_listed_and_written_off_by_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
@@ -228,16 +230,14 @@ def test_what_a_dead_process_left_is_listed_and_written_off_by_name(
         {"all": True, "by": ""}, {"all": True, "by": "ada", "amount": 3},
     ],
 )  # fmt: skip
-def test_a_write_off_says_who_does_it_and_what_for_one_or_for_all(
-    tmp_path: Path, body: dict[str, Any]
-) -> None:
+def test_a_write_off_names_its_author_and_one_process_or_all(tmp_path: Path, body: dict[str, Any]) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         assert (await client.post(WRITE_OFF, json=body)).status == 422
 
     with_server(tmp_path, work)
 
 
-def test_looking_is_enough_to_see_what_was_spent_and_not_to_write_off(tmp_path: Path) -> None:
+def test_a_read_token_can_see_spending_but_not_write_off(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         reader = {"Authorization": "Bearer reader"}
         assert (await client.get(SPEND)).status == 401

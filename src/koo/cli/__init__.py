@@ -1,8 +1,8 @@
 """The command `koo`.
 
-As process 1 of a container a signal without a handler is ignored, SIGTERM too. Importing the commands takes a moment; a
-container that is stopped in it would start its server all the same, and be killed ten seconds later. So there is a
-handler before anything else is imported.
+As process 1 of a container, a process ignores signals for which it has no handler, even SIGTERM. Importing the
+commands takes a moment. A container stopped during that moment would start its server anyway, and be killed ten
+seconds later. Therefore a handler is installed before anything else is imported.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ if os.getpid() == 1:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed or refused, 2 a mistake in what was asked for or configured,
-    3 degraded, 4 unhealthy or no server there, 130 interrupted."""
+    """Run the command line and exit: 0 success, 1 failed or refused, 2 usage or configuration error, 3 degraded, 4
+    unhealthy or no server reachable, 130 interrupted.
+    """
     from koo.cli.app import run
 
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))

@@ -1,4 +1,4 @@
-"""`python -m koo.cli`, where the script `koo` is not on the path."""
+"""`python -m koo.cli`, if the script `koo` is not on the PATH."""
 
 from __future__ import annotations
 

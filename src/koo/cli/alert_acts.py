@@ -23,19 +23,19 @@ SILENCES = (
 
 
 class Done(TypedDict):
-    """What each act returns, beside what it changed."""
+    """What each act returns, in addition to what it changed."""
 
     message: str
 
 
 def acknowledge(alert: str, long: str | None, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """Acknowledge it: no reminders for `long`, or until it ends."""
+    """Acknowledge an alert: no reminders for `long`, or until it ends."""
     body = {"by": who(), "note": reason} | ({} if long is None else {"for_s": _seconds(long)})
     return _act(url, f"/monitoring/alerts/{_id(alert)}/acknowledge", body, as_json)
 
 
 def unacknowledge(alert: str, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """Take the acknowledgement back: reminders resume."""
+    """Withdraw an acknowledgement: reminders resume."""
     body = {"by": who(), "reason": reason}
     return _act(url, f"/monitoring/alerts/{_id(alert)}/unacknowledge", body, as_json)
 
@@ -43,7 +43,7 @@ def unacknowledge(alert: str, reason: str, url: str | None, *, as_json: bool) ->
 def silence(
     component: str | None, kind: str | None, long: str, reason: str, url: str | None, *, as_json: bool
 ) -> Exit:
-    """Alerts that match both patterns are not sent."""
+    """Do not send alerts that match both patterns."""
     if component is None and kind is None:
         raise CommandFailed("name a component or a --kind; '*' silences everything", Exit.USAGE, "usage")
     body = {
@@ -57,13 +57,13 @@ def silence(
 
 
 def end_silence(silence: str, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """Alerts that still fire are sent."""
+    """End a silence: alerts that still fire are sent."""
     done = run_async(_delete(f"/monitoring/alerts/silences/{_id(silence)}", reason, url))
     return _put(done, as_json)
 
 
 def silences(url: str | None, *, as_json: bool) -> Exit:
-    """The silences in force."""
+    """Show the active silences."""
     _, answer = run_async(ask(url, "/monitoring/alerts/silences", Silences))
     if as_json:
         put_json(answer)
@@ -101,12 +101,12 @@ async def _delete(path: str, reason: str, url: str | None) -> Done:
 def _seconds(long: str) -> float:
     seconds = duration(long)
     if seconds is None or seconds <= 0:
-        raise CommandFailed(f"--for is {long!r}; write how long: 2h, 30m, 1d", Exit.USAGE, "usage")
+        raise CommandFailed(f"--for is {long!r}; give a duration such as 2h, 30m or 1d", Exit.USAGE, "usage")
     return seconds
 
 
 def _id(given: str) -> str:
-    """As one part of a path. Raises `CommandFailed` for what would be another path on its way to the server."""
+    """Quote an id as one segment of a path. Raises `CommandFailed` if it would change the path."""
     if not given or "/" in given or not given.strip("."):
         raise CommandFailed(f"{given!r} is not an id; `koo alerts` lists them", Exit.USAGE, "not_found")
     return quote(given.encode(errors="replace"), safe="")

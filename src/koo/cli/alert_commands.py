@@ -1,4 +1,4 @@
-"""`koo alerts …`: the arguments of its commands and their words."""
+"""`koo alerts …`: the arguments and help texts of its commands."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import typer
 
 from koo.cli.parts import Commands, Json, Reason, Url
 
-alerts_app = Commands(help="What is wrong now, what was wrong before, and who is notified.")
+alerts_app = Commands(help="Show what is wrong now and what was wrong before, and control who is notified.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Of an alert, as listed by `koo alerts`.")]
-Why = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; shown beside the alert.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="An alert's id, as listed by `koo alerts`.")]
+Why = Annotated[str, typer.Option("--reason", metavar="TEXT", help="The reason; shown with the alert.")]
 
 
 @alerts_app.callback(invoke_without_command=True)
 def alerts(context: typer.Context, url: Url = None, as_json: Json = False) -> None:
-    """Show what is wrong now. Exit code: 0 nothing, 3 warnings, 4 something critical or no server there."""
+    """Show what is wrong now. Exit code: 0 nothing, 3 warnings, 4 something critical or no server reachable."""
     if context.invoked_subcommand is not None:
         return
     from koo.cli.alerts import alerts as show
@@ -27,13 +27,16 @@ def alerts(context: typer.Context, url: Url = None, as_json: Json = False) -> No
 @alerts_app.command()
 def history(
     since: Annotated[
-        str, typer.Option(metavar="TIME", help="How far back: 24h, 7d, or a time: 2026-11-28T14:00Z.")
+        str,
+        typer.Option(
+            metavar="TIME", help="How far back, such as 24h or 7d, or a time such as 2026-11-28T14:00Z."
+        ),
     ] = "7d",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most that are shown.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number to show.")] = 100,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show past alerts and those that last, the newest first."""
+    """Show past and active alerts, newest first."""
     from koo.cli.alert_past import history as show
 
     raise typer.Exit(show(since, limit, url, as_json=as_json))
@@ -43,7 +46,8 @@ def history(
 def ack(
     alert: Id,
     for_: Annotated[
-        str | None, typer.Option("--for", metavar="TIME", help="2h, 30m: then the reminders go on.")
+        str | None,
+        typer.Option("--for", metavar="TIME", help="How long, such as 2h or 30m; then reminders resume."),
     ] = None,
     reason: Why = "",
     url: Url = None,
@@ -57,7 +61,7 @@ def ack(
 
 @alerts_app.command()
 def unack(alert: Id, reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
-    """Take an acknowledgement back: people are reminded again."""
+    """Withdraw an acknowledgement: reminders resume."""
     from koo.cli.alert_acts import unacknowledge
 
     raise typer.Exit(unacknowledge(alert, reason, url, as_json=as_json))
@@ -67,12 +71,15 @@ def unack(alert: Id, reason: Reason = "", url: Url = None, as_json: Json = False
 def silence(
     reason: Why,
     component: Annotated[
-        str | None, typer.Argument(help="database, ai:claude, or a pattern: 'ai:*'; '*' is everything.")
+        str | None,
+        typer.Argument(help="database, ai:claude, or a pattern such as 'ai:*'; '*' matches everything."),
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Only this kind, or a pattern: 'budget_*'.")
+        str | None, typer.Option(metavar="KIND", help="Only this kind, or a pattern such as 'budget_*'.")
     ] = None,
-    for_: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 2h, 30m, 1d.")] = "2h",
+    for_: Annotated[
+        str, typer.Option("--for", metavar="TIME", help="How long, such as 2h, 30m or 1d.")
+    ] = "2h",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -106,7 +113,7 @@ def silences(url: Url = None, as_json: Json = False) -> None:
 @alerts_app.command()
 def why(
     alert: Annotated[
-        str | None, typer.Argument(metavar="ID", help="Of an alert; without it, all alerts of the last day.")
+        str | None, typer.Argument(metavar="ID", help="An alert's id; default: all alerts of the last day.")
     ] = None,
     url: Url = None,
     as_json: Json = False,
@@ -120,7 +127,7 @@ def why(
 @alerts_app.command("test")
 def send_test(
     channel: Annotated[
-        str | None, typer.Option(metavar="NAME", help="webhook, slack or email; without it, all of them.")
+        str | None, typer.Option(metavar="NAME", help="webhook, slack or email; default: all of them.")
     ] = None,
     url: Url = None,
     as_json: Json = False,

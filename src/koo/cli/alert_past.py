@@ -1,4 +1,4 @@
-"""`koo alerts history`: past alerts and those that last, one line each in a pipe."""
+"""`koo alerts history`: past and active alerts, one line each in a pipe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAGE = 200
 
 
 def history(since: str, limit: int, url: str | None, *, as_json: bool) -> Exit:
-    """Past episodes and those that last, the newest first, `limit` at most."""
+    """Show past and active episodes, newest first, at most `limit`."""
     answer = run_async(_history(_begin(since), limit, url))
     if as_json:
         put_json(answer)
@@ -39,18 +39,20 @@ def history(since: str, limit: int, url: str | None, *, as_json: bool) -> Exit:
 
 
 def _begin(since: str) -> str:
-    """A time as ISO 8601, from a given time or from how long ago."""
+    """Convert a time or a duration ("how long ago") to ISO 8601."""
     if seconds_of(since) is not None:
         return since
     long = duration(since)
     if long is None:
-        sentence = f"--since is {since!r}; write how long ago (24h, 7d), or a time (2026-11-28T14:00Z)"
+        sentence = (
+            f"--since is {since!r}; give a duration such as 24h or 7d, or a time such as 2026-11-28T14:00Z"
+        )
         raise CommandFailed(sentence, Exit.USAGE, "usage")
     return datetime.fromtimestamp(max(0.0, time.time() - long), UTC).isoformat()
 
 
 async def _history(begin: str, limit: int, url: str | None) -> AlertHistory:
-    """One page after the other, until there is no more, or enough."""
+    """Read page after page until there are no more, or enough."""
     async with connect(url) as client:
         with progress(f"asking {client.url}"):
             asked = {"since": begin, "limit": str(min(limit, PAGE))}
@@ -64,7 +66,7 @@ async def _history(begin: str, limit: int, url: str | None) -> AlertHistory:
 
 def _past_row(alert: Alert) -> list[str]:
     began, ended = seconds_of(alert["timestamp"]), seconds_of(alert["ended_at"])
-    lasted = "lasts" if began is None or ended is None else span(ended - began)
+    lasted = "active" if began is None or ended is None else span(ended - began)
     told = alert["notified"]
     notified = when(told["at"]) if told["at"] else told["reason"] or told["state"]
     return [

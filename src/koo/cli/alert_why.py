@@ -1,4 +1,4 @@
-"""`koo alerts why` and `koo alerts test`: whether alerts are sent, on which channel, and why not."""
+"""`koo alerts why` and `koo alerts test`: whether alerts are sent, on which channel, and if not, why."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TESTS = (
 
 
 class Explained(TypedDict):
-    """What `koo alerts why --json` prints. `alert`: null where none was named."""
+    """What `koo alerts why --json` prints. `alert` is null if no id was given."""
 
     alert: Alert | None
     note: str
@@ -64,7 +64,7 @@ class Explained(TypedDict):
 
 
 def why(alert: str | None, url: str | None, *, as_json: bool) -> Exit:
-    """For one alert or all of the last day: what became of each notice on each channel, or why there is none."""
+    """For one alert or all of the last day, show what happened to each notice on each channel, or why there is none."""
     answer = run_async(_explain(alert, url))
     if as_json:
         put_json(answer)
@@ -110,7 +110,9 @@ def _put_alert(alert: Alert) -> None:
     put_words(f"{alert['type']}, {state_of(alert)}, since {when(alert['timestamp'])}")
     told = alert["notified"]
     words = (
-        f"noticed at {when(told['at'])}" if told["at"] else f"not notified: {told['reason'] or told['state']}"
+        f"notified at {when(told['at'])}"
+        if told["at"]
+        else f"not notified: {told['reason'] or told['state']}"
     )
     put_words(words)
 
@@ -145,7 +147,7 @@ def _next(reason: str, at: str | None) -> str:
 
 
 def send_test(channel: str | None, url: str | None, *, as_json: bool) -> Exit:
-    """Send a test now. Exit code 1 if a channel did not take it."""
+    """Send a test now. Exit code 1 if a channel did not accept it."""
     answer = run_async(_test(channel, url))
     if as_json:
         put_json(answer)
@@ -162,7 +164,7 @@ def send_test(channel: str | None, url: str | None, *, as_json: bool) -> Exit:
         put_table(TESTS, rows)
     failed = [one["channel"] for one in answer["results"] if not one["sent"]]
     if failed and not as_json:
-        say(f"koo: not taken by {', '.join(failed)}")
+        say(f"koo: not accepted by {', '.join(failed)}")
     return Exit.FAILED if failed else Exit.OK
 
 

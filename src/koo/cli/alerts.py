@@ -1,4 +1,4 @@
-"""`koo alerts`: what is wrong now and what has just ended, one line an alert in a pipe."""
+"""`koo alerts`: what is wrong now and what has just ended, one line per alert in a pipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = (
 
 
 def alerts(url: str | None, *, as_json: bool) -> Exit:
-    """What is wrong now, and what has just ended."""
+    """Show what is wrong now, and what has just ended."""
     server, answer = run_async(ask(url, "/monitoring/alerts", SystemAlerts))
     listed = answer["alerts"]
     if as_json:
@@ -36,7 +36,7 @@ def alerts(url: str | None, *, as_json: bool) -> Exit:
 
 
 def _put(listed: Sequence[Alert]) -> None:
-    """A table for a pipe; its rows would be torn to pieces in a window of eighty columns."""
+    """Print a table in a pipe. In a window of eighty columns its rows would be broken up."""
     if not sys.stdout.isatty():
         put_table(COLUMNS, [_row(alert) for alert in listed])
         return
@@ -50,26 +50,26 @@ def _put(listed: Sequence[Alert]) -> None:
 
 
 def _row(alert: Alert) -> list[str]:
-    # A server of an earlier version has neither a phase nor an id.
+    # An older server sends neither a phase nor an id.
     since = when(alert["timestamp"])
     return [since, alert["type"], alert["component"], alert["message"], state_of(alert), alert.get("id", "")]
 
 
 def state_of(alert: Alert) -> str:
-    """How far an alert is, and what an operator said of it: "firing, acknowledged by ada@host"."""
+    """Return an alert's phase and what operators did about it, such as "firing, acknowledged by ada@host"."""
     words: list[str] = [alert.get("phase") or ("firing" if alert["active"] else "resolved")]
     if acknowledged := alert.get("acknowledged"):
         words.append(f"acknowledged by {acknowledged['by']}")
     if silence := alert.get("silenced"):
         words.append(f"silenced by {silence['by']} until {when(silence['ends_at'])}")
-    # A server of an earlier version does not say it.
+    # An older server does not send this field.
     if alert["active"] and alert.get("notified", {}).get("state") == "no_channel":
         words.append("not sent: no channel")
     return ", ".join(words)
 
 
 def _say_what_to_do(server: str, listed: Sequence[Alert]) -> None:
-    """To standard error: a pipe gets the alerts and nothing else."""
+    """Print to standard error, so that a pipe receives only the alerts."""
     paths = {alert["kind"]: alert.get("runbook") for alert in listed if alert["active"]}
     for kind, path in paths.items():
         if path:

@@ -1,4 +1,4 @@
-"""The commands, their arguments and their words. Each loads what it needs when it is run, so that `--help` is quick."""
+"""The commands, their arguments and help texts. Each imports what it needs when it runs, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from koo.errors import KooError
 
 PROGRAM = "koo"
 EXIT_WORDS = (
-    "Exit codes: 0 done, 1 failed or refused, 2 a mistake in what was asked for or configured, 3 degraded, "
-    "4 unhealthy or no server there, 130 interrupted."
+    "Exit codes: 0 success, 1 failed or refused, 2 usage or configuration error, 3 degraded, "
+    "4 unhealthy or no server reachable, 130 interrupted."
 )
 
 app = Commands(
     name=PROGRAM,
-    help="The resilience layer of a service that stands on a database and on AI providers.",
+    help="The resilience layer of a service that depends on a database and on AI providers.",
     epilog=EXIT_WORDS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-model_app = Commands(help="The model of the local service.", no_args_is_help=True)
+model_app = Commands(help="Manage the model of the local service.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
-spend_app = Commands(help="What was spent, and money that dead processes left behind.")
+spend_app = Commands(help="Show what was spent, and free money held by dead processes.")
 app.add_typer(spend_app, name="spend")
 db_app = Commands(
-    help="The running server's database: pause, resume, drain, rotate; make koo's table.",
+    help="Act on the running server's database: pause, resume, drain, rotate; create koo's table.",
     no_args_is_help=True,
 )
 app.add_typer(db_app, name="db")
@@ -46,19 +46,20 @@ app.add_typer(prometheus_app, name="prometheus")
 app.add_typer(grafana_app, name="grafana")
 
 _UsageError: type[BaseException] = typer.BadParameter.__bases__[0]
-"""What the library raises for a mistake on the command line; of that family it exports this one member."""
+"""The base class of the library's usage errors. Of that family it exports only this one member."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code. A mistake or a refusal is one sentence, never a traceback."""
+    """Run a command and return its exit code. A mistake or a refusal prints one sentence, never a traceback."""
     _prepare_streams()
     try:
         return _run(arguments)
     except BrokenPipeError:
-        # The reader has what it wanted (`koo query … | head -1`). Python would complain once more at exit.
+        # The reader has all it wants (`koo query … | head -1`). Without this, Python would report the error again at
+        # exit.
         _forget_output()
         return Exit.OK
-    except OSError as error:  # Standard output on a full disk, a file that may not be read.
+    except OSError as error:  # standard output on a full disk, a file that cannot be read
         _forget_output()
         with suppress(OSError):
             say(f"koo: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
@@ -66,11 +67,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _prepare_streams() -> None:
-    """A character that the terminal lacks must not end the command; output to a closed stream is dropped."""
+    """Replace characters that the terminal cannot show instead of failing; discard output to a closed stream."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            # closefd=False: a file object that does not own its descriptor warns of nothing when it is collected.
+            # closefd=False: a file object that does not own its descriptor emits no ResourceWarning when it is
+            # collected.
             setattr(sys, name, open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -78,11 +80,11 @@ def _prepare_streams() -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        # As a function, not as a program: it would print its own words for a mistake, in a box, and end the process.
+        # Not in standalone mode: the library would print its own message for a mistake, in a box, and end the process.
         return _as_int(app(arguments, prog_name=PROGRAM, standalone_mode=False))
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):
-            raise end.__context__ from None  # The library would make it a failure: exit code 1.
+            raise end.__context__ from None  # the library turns it into a failure, exit code 1
         return _as_int(end.code)
     except _UsageError as error:
         return _end_misused(arguments, error)
@@ -95,7 +97,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _end_misused(arguments: list[str], error: Any) -> Exit:
-    """One sentence, and where to read more; without any argument the help, which is printed already, is all."""
+    """Print one sentence and where to read more. Without any argument, the help has already been printed."""
     said = error.format_message().rstrip(".")
     if not said:
         return Exit.USAGE
@@ -105,6 +107,8 @@ def _end_misused(arguments: list[str], error: Any) -> Exit:
 
 
 def _forget_output() -> None:
+    # Python flushes both streams at exit. If the reader is gone, that would print "Exception ignored" and change the
+    # exit code to 120. Flushing into /dev/null discards what is left.
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -113,7 +117,7 @@ def _forget_output() -> None:
 
 
 def _end(arguments: list[str], sentence: str, kind: str, code: Exit) -> Exit:
-    """Say why; to standard output where a document was asked for, so that its reader always gets one."""
+    """Print the reason. With `--json` it goes to standard output, so that the reader always gets a document."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if "--json" in options:
         put_error(kind, sentence)
@@ -148,9 +152,9 @@ def _commands(incomplete: str) -> list[str]:
 
 
 @app.command()
-def help(  # noqa: A001 - a command is called as its function
+def help(  # noqa: A001 - a command has the name of its function
     command: Annotated[
-        list[str] | None, typer.Argument(help="A command, as: db pause.", autocompletion=_commands)
+        list[str] | None, typer.Argument(help="A command, for example: db pause.", autocompletion=_commands)
     ] = None,
 ) -> None:
     """Show the commands, or the arguments of one."""
@@ -158,41 +162,44 @@ def help(  # noqa: A001 - a command is called as its function
 
 
 def _services(incomplete: str) -> list[str]:
-    """Shell completion: the services that the settings name."""
+    """Shell completion: the services named by the settings."""
     from koo.settings import Settings
 
     try:
         names = [service.name for service in Settings().platform_options().services]
-    except KooError:  # Completion cannot show an error; the command itself will.
+    except KooError:  # completion cannot show an error; the command itself will
         return []
     return [name for name in names if name.startswith(incomplete)]
 
 
 def _targets(incomplete: str) -> list[str]:
-    """As `_services`, and what else can be reset."""
+    """Shell completion: the services, and what else can be reset."""
     return [*_services(incomplete), *(name for name in ("all", "database") if name.startswith(incomplete))]
 
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on, instead of KOO_HOST.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; overrides KOO_HOST.")] = None,
     port: Annotated[
         int | None,
-        typer.Option(help="Port to listen on, instead of KOO_PORT; 0 takes a free one.", max=65_535),
+        typer.Option(help="Port to listen on; overrides KOO_PORT. 0 chooses a free one.", max=65_535),
     ] = None,
     log_format: Annotated[
         Literal["auto", "plain", "json", "console"] | None,
         typer.Option(
-            help="auto: json unless on a terminal; console is plain. Instead of KOO_LOG_FORMAT.",
+            help="auto: json unless on a terminal; console means plain. Overrides KOO_LOG_FORMAT.",
             show_default=False,
         ),
     ] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"] | None,
-        typer.Option(help="Instead of KOO_LOG_LEVEL.", show_default=False),
+        typer.Option(help="Overrides KOO_LOG_LEVEL.", show_default=False),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=1, max=256, help="Processes on the one port; those that die are replaced.")
+        int,
+        typer.Option(
+            min=1, max=256, help="Number of processes that share the port; those that die are replaced."
+        ),
     ] = 1,
 ) -> None:
     """Serve the HTTP API until Ctrl-C or SIGTERM."""
@@ -203,7 +210,7 @@ def serve(
 
 @app.command(hidden=True)
 def worker(place: str) -> None:
-    """Be a worker of `koo serve --workers`, which starts it."""
+    """Run as a worker of `koo serve --workers`, which starts it."""
     from koo.cli.serve import work
     from koo.web.membership import Membership
 
@@ -215,34 +222,39 @@ def query(
     service: Annotated[
         str,
         typer.Argument(
-            help="claude, openai, gemini, perplexity, local, or your own.", autocompletion=_services
+            help="claude, openai, gemini, perplexity, local, or a service of your own.",
+            autocompletion=_services,
         ),
     ],
     prompt: Annotated[
-        str | None, typer.Argument(help="The question; without it, or with -, from stdin.")
+        str | None, typer.Argument(help="The prompt. Without it, or with -, it is read from stdin.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Another model of that service.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Limit on the length of the response.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for the whole query.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Deadline of the whole query, in seconds.")] = None,
     fallback: Annotated[
         list[str] | None,
         typer.Option(
-            help="Service to ask when this one refuses or fails; may be repeated.", autocompletion=_services
+            help="Service to try if this one refuses or fails; may be repeated.", autocompletion=_services
         ),
     ] = None,
     on_limit: Annotated[Literal["refuse", "wait"] | None, typer.Option(help="What to do at a limit.")] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="Refuse what may cost more, in USD.")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="Refuse a query that may cost more, in USD.")
+    ] = None,
     clamp: Annotated[
-        bool, typer.Option("--clamp", help="Shorten the answer to what --max-cost and the budgets allow.")
+        bool, typer.Option("--clamp", help="Shorten the response to what --max-cost and the budgets allow.")
     ] = False,
     no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print the answer when it is whole.")
+        bool, typer.Option("--no-stream", help="Print the response when it is complete.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Ask an AI service, in this process: no server is needed. Tokens, cost and time go to standard error."""
+    """Query an AI service from this process; no server is needed. Tokens, cost and time go to standard error."""
     from koo.cli.query import query as ask
 
     code = ask(
@@ -265,7 +277,7 @@ def query(
 
 @app.command()
 def status(url: Url = None, as_json: Json = False) -> None:
-    """Show the state of the running server. Exit code: 0 healthy, 3 degraded, 4 unhealthy or no server there."""
+    """Show the state of the running server. Exit code: 0 healthy, 3 degraded, 4 unhealthy or no server reachable."""
     from koo.cli.status import status as show
 
     raise typer.Exit(show(url, as_json=as_json))
@@ -273,7 +285,9 @@ def status(url: Url = None, as_json: Json = False) -> None:
 
 @app.command()
 def watch(url: Url = None, as_json: Json = False) -> None:
-    """Show the running server live: alerts, services, database, fleet. In a pipe: once, with the codes of status."""
+    """Show the running server live: alerts, services, database, fleet. In a pipe: print once; exit codes as for
+    status.
+    """
     from koo.cli.watch import watch as show
 
     raise typer.Exit(show(url, as_json=as_json))
@@ -283,18 +297,18 @@ def watch(url: Url = None, as_json: Json = False) -> None:
 def tail(
     service: Annotated[
         str | None,
-        typer.Option(help='Only of this service, or of "database".', autocompletion=_services),
+        typer.Option(help='Show only this service, or "database".', autocompletion=_services),
     ] = None,
     errors: Annotated[
-        bool, typer.Option("--errors", help="Only alerts, openings, failed and refused calls.")
+        bool, typer.Option("--errors", help="Show only alerts, opened breakers, failed and refused calls.")
     ] = False,
     since: Annotated[
-        str, typer.Option(metavar="AGO", help="How far back to begin: 10m, at most 24h.")
+        str, typer.Option(metavar="AGO", help="How far back to start, for example 10m; at most 24h.")
     ] = "1m",
     url: Url = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document per line.")] = False,
 ) -> None:
-    """Follow what happens: alerts, openings, operators' acts, failed and refused calls summed, requests."""
+    """Follow what happens: alerts, opened breakers, operators' acts, totals of failed and refused calls, requests."""
     from koo.cli.tail import tail as follow
 
     raise typer.Exit(follow(since, service, url, errors=errors, as_json=as_json))
@@ -306,7 +320,7 @@ def audit(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show what was done at the running server, by whom, and what was refused."""
+    """Show what was done on the running server, by whom, and what was refused."""
     from koo.cli.audit import audit as show
 
     raise typer.Exit(show(limit, url, as_json=as_json))
@@ -319,7 +333,7 @@ def reset(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Reset a service or the database: its breaker closes. Money and limits stay as they are."""
+    """Reset a service or the database: its breaker closes. Money and limits are not changed."""
     from koo.cli.reset import reset as act
 
     raise typer.Exit(act(target, reason, url, as_json=as_json))
@@ -327,7 +341,7 @@ def reset(
 
 @app.command()
 def fleet(url: Url = None, as_json: Json = False) -> None:
-    """Show all processes on the state store: what is open where, purses, and settings that differ."""
+    """Show all processes on the state store: open breakers, purses, and settings that differ."""
     from koo.cli.fleet import fleet as show
 
     raise typer.Exit(show(url, as_json=as_json))
@@ -337,18 +351,22 @@ def fleet(url: Url = None, as_json: Json = False) -> None:
 def spend(
     context: typer.Context,
     days: Annotated[int | None, typer.Option(min=1, help="The last N days, including today (UTC).")] = None,
-    first: Annotated[str | None, typer.Option("--from", help="First UTC day: 2026-11-01.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", help="First UTC day, for example 2026-11-01.")
+    ] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last UTC day, inclusive.")] = None,
-    month: Annotated[str | None, typer.Option(help="A month: 2026-11. Default: the current month.")] = None,
+    month: Annotated[
+        str | None, typer.Option(help="A month, for example 2026-11; default: the current month.")
+    ] = None,
     by: Annotated[
         list[str] | None,
-        typer.Option(help="day, service, model or tag; may be repeated, or joined by commas."),
+        typer.Option(help="day, service, model or tag; may be repeated or separated by commas."),
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print the rows as CSV.")] = False,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show what all processes spent, by service by default. Asks the running server."""
+    """Show what all processes spent, grouped by service unless --by is given. Needs a running server."""
     if context.invoked_subcommand is not None:
         return
     from koo.cli.spend import spend as show
@@ -360,10 +378,10 @@ def spend(
 @spend_app.command("write-off")
 def write_off(
     process: Annotated[
-        str | None, typer.Argument(help="A process that no longer reports, as `koo spend` lists it.")
+        str | None, typer.Argument(help="A process that no longer reports, as listed by `koo spend`.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every such process.")] = False,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with it.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason; recorded.")] = "",
     url: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -378,31 +396,31 @@ Within = Annotated[float, typer.Option(min=0, max=600, help="Seconds to wait for
 
 @db_app.command()
 def pause(reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
-    """Make new scopes wait, each until its own deadline; open ones continue."""
+    """Make new scopes wait, each until its own deadline. Open scopes continue."""
     _act_on_database("pause", None, reason, url, as_json)
 
 
 @db_app.command()
 def resume(reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
-    """Let new scopes begin again, after a pause or a drain."""
+    """Let new scopes start again, after a pause or a drain."""
     _act_on_database("resume", None, reason, url, as_json)
 
 
 @db_app.command()
 def drain(within: Within = 10.0, reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
-    """Refuse new scopes, wait for the open ones, and name those still open. Exit code: 1 if there are any."""
+    """Refuse new scopes, wait for open ones, and list those still open. Exit code: 1 if there are any."""
     _act_on_database("drain", within, reason, url, as_json)
 
 
 @db_app.command()
 def rotate(within: Within = 0.0, reason: Reason = "", url: Url = None, as_json: Json = False) -> None:
-    """Read DATABASE_URL again and replace every connection; those in use are replaced when their scopes end."""
+    """Read DATABASE_URL again and replace all connections; those in use are replaced when their scopes end."""
     _act_on_database("rotate", within, reason, url, as_json)
 
 
 @db_app.command()
 def init(as_json: Json = False) -> None:
-    """Create the table that exactly-once needs in the database of DATABASE_URL; safe to repeat."""
+    """Create the table for exactly-once in the database of DATABASE_URL. Safe to repeat."""
     from koo.cli.database import init as make
 
     raise typer.Exit(make(as_json=as_json))
@@ -418,12 +436,14 @@ def _act_on_database(name: str, within_s: float | None, reason: str, url: str | 
 def doctor(
     workers: Annotated[
         int,
-        typer.Option(min=1, help="Processes with this configuration, to compare with the database's limit."),
+        typer.Option(
+            min=1, help="Number of processes with this configuration, to compare with the database's limit."
+        ),
     ] = 1,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Check configuration, connections, permissions, prices, clock and disk, and say what to do."""
+    """Check configuration, connections, permissions, prices, clock and disk, and suggest fixes."""
     from koo.cli.doctor import doctor as examine
 
     raise typer.Exit(examine(url, as_json=as_json, workers=workers))
@@ -440,11 +460,13 @@ def _kinds(incomplete: str) -> list[str]:
 def runbook(
     kind: Annotated[
         str | None,
-        typer.Argument(help="A kind of alert, as circuit_open; without it, all.", autocompletion=_kinds),
+        typer.Argument(
+            help="A kind of alert, for example circuit_open; default: all.", autocompletion=_kinds
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what to do about a kind of alert. Needs no server."""
+    """Show what to do about a kind of alert. Needs no server."""
     from koo.cli.runbook import runbook as show
 
     raise typer.Exit(show(kind, as_json=as_json))
@@ -452,10 +474,12 @@ def runbook(
 
 @app.command()
 def config(
-    only_set: Annotated[bool, typer.Option("--only-set", help="Leave out what has its default.")] = False,
+    only_set: Annotated[
+        bool, typer.Option("--only-set", help="Leave out settings that have their default.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what is in force and where it came from; secrets are masked."""
+    """Show the settings in force and where each came from; secrets are masked."""
     from koo.cli.config import config as show
 
     raise typer.Exit(show(as_json=as_json, only_set=only_set))

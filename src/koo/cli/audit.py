@@ -1,4 +1,4 @@
-"""`koo audit`: what was done at the running server, by whom, and what was refused, the newest first."""
+"""`koo audit`: what was done on the running server, by whom, and what was refused, newest first."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ COLUMNS = tuple(map(Column, ("when", "who", "from", "what", "answer")))
 
 
 def audit(limit: int, url: str | None, *, as_json: bool) -> Exit:
-    """The last `limit` acts and refusals."""
+    """Show the last `limit` acts and refusals."""
     _, answer = run_async(ask(url, f"/monitoring/audit?limit={limit}", AuditLog))
     if as_json:
         put_json(answer)
     elif not answer["entries"]:
-        put("nothing was done or refused since the server began")
+        put("nothing was done or refused since the server started")
     else:
         put_table(COLUMNS, [_row(one) for one in answer["entries"]])
     return Exit.OK
 
 
 def _row(one: AuditEntry) -> list[str]:
-    said = f"refused ({one['status']}): {one['reason']}" if one["reason"] else "let through"
+    said = f"refused ({one['status']}): {one['reason']}" if one["reason"] else "allowed"
     more = f"; {one['more']} more before" if one["more"] else ""
     return [when(one["at"]), one["who"], one["peer"], one["what"], said + more]

@@ -1,4 +1,4 @@
-"""`koo breaker …`: the arguments of its commands and their words."""
+"""`koo breaker …`: the arguments and help texts of its commands."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import typer
 
 from koo.cli.parts import Commands, Json, Url
 
-breaker_app = Commands(help="Circuit breakers: why each opened, and an operator's overrides.")
+breaker_app = Commands(help="Show why circuit breakers opened, and override them.")
 
 Name = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="database, a service, or SERVICE/MODEL, as `koo breaker list` has it."
+        metavar="NAME", help="database, a service, or SERVICE/MODEL, as listed by `koo breaker list`."
     ),
 ]
 Why = Annotated[
     str,
-    typer.Option("--reason", metavar="TEXT", help="Why; kept in the incident and shown to refused callers."),
+    typer.Option(
+        "--reason", metavar="TEXT", help="The reason; recorded in the incident and shown to refused callers."
+    ),
 ]
 For = Annotated[
     str | None,
-    typer.Option("--for", metavar="TIME", help="10m, 2h: when it ends. Without it, a reset ends it."),
+    typer.Option("--for", metavar="TIME", help="How long, such as 10m or 2h; default: until a reset."),
 ]
 
 
@@ -51,7 +53,7 @@ def why(
 
 @breaker_app.command()
 def trip(name: Name, reason: Why, for_: For = None, url: Url = None, as_json: Json = False) -> None:
-    """Force a breaker open: every process refuses every call until it is reset or the time is over."""
+    """Force a breaker open: every process refuses every call until the time is over or the breaker is reset."""
     from koo.cli.breakers import act
 
     raise typer.Exit(act("trip", name, reason, url, for_=for_, as_json=as_json))
@@ -70,7 +72,7 @@ def shadow(
     name: Name,
     reason: Why,
     off: Annotated[
-        bool, typer.Option("--off", help="Take it out of shadow: its decisions hold again.")
+        bool, typer.Option("--off", help="End shadow mode: its decisions are enforced again.")
     ] = False,
     for_: For = None,
     url: Url = None,

@@ -1,4 +1,4 @@
-"""`koo breaker`: the circuit breakers of the running server, why each opened, and an operator's overrides."""
+"""`koo breaker`: the circuit breakers of the running server, why each opened, and operators' overrides."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CALLS = (
     Column("met"),
 )
 CALLS_SHOWN = 10
-"""The last of them; --markdown has all."""
+"""How many of the last calls are shown; --markdown prints all."""
 STATES = {"open": "circuit open", "half_open": "tests recovery", "forced_open": "forced open"}
 
 
@@ -54,7 +54,7 @@ class Done(TypedDict):
 
 
 def list_all(url: str | None, *, as_json: bool) -> Exit:
-    """One line each, the database's first."""
+    """Print one line per breaker, the database's first."""
     _, answer = run_async(ask(url, "/monitoring/breakers", Breakers))
     if as_json:
         put_json(answer)
@@ -91,7 +91,7 @@ def act(
     off: bool = False,
     as_json: bool,
 ) -> Exit:
-    """Trip, reset or shadow one breaker, or all of a service."""
+    """Trip, reset or shadow one breaker, or all breakers of a service."""
     body: dict[str, Any] = {"by": who(), "reason": reason}
     if for_ is not None:
         body["for_s"] = _seconds(for_)
@@ -139,7 +139,7 @@ async def _find(name: str, url: str | None) -> OneIncident:
 
 
 def _nothing_of(name: str, known: list[str]) -> str:
-    """A mistyped name must not look like a breaker that never opened."""
+    """Tell a mistyped name from a breaker that never opened."""
     if any(name in (one, one.partition("/")[0]) for one in known):
         return f"{name_of(name)} has not opened in the last 30 days"
     return f"there is no breaker of that name; known are: {', '.join(map(name_of, known))}"
@@ -199,12 +199,12 @@ def _call(call: IncidentCall) -> list[str]:
 def _seconds(long: str) -> float:
     seconds = duration(long)
     if seconds is None or seconds <= 0:
-        raise CommandFailed(f"--for is {long!r}; write how long: 10m, 2h, 1d", Exit.USAGE, "usage")
+        raise CommandFailed(f"--for is {long!r}; give a duration such as 10m, 2h or 1d", Exit.USAGE, "usage")
     return seconds
 
 
 def _path(name: str) -> str:
-    """As parts of a path. Raises `CommandFailed` for what would be another path on its way to the server."""
+    """Quote a name as segments of a path. Raises `CommandFailed` if it would change the path."""
     parts = name.split("/")
     if not all(part.strip(".") for part in parts):
         raise CommandFailed(f"{name_of(name)}: no such breaker", Exit.USAGE, "not_found")

@@ -1,4 +1,4 @@
-"""One thing that `koo doctor` looked at."""
+"""The result of one check of `koo doctor`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Result = Literal["ok", "note", "warning", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at, what was found, and what to do about it."""
+    """One check: its subject, what was found, and what to do about it."""
 
     subject: str
     result: Result

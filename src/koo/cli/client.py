@@ -1,4 +1,4 @@
-"""Talking to the running server, for the commands that look at it or change it."""
+"""A client of the running server, for the commands that show or change its state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class ServerClient:
-    """One server at KOO_URL, with KOO_TOKEN (or KOO_READ_TOKEN, which is enough to look)."""
+    """One server at KOO_URL, with KOO_TOKEN, or KOO_READ_TOKEN, which is enough for reading."""
 
     def __init__(self, options: PlatformOptions) -> None:
         self.url = options.url.rstrip("/")
@@ -39,36 +39,36 @@ class ServerClient:
             warn_of_plain_http("the token", self.url, proxy)
 
     async def get(self, path: str, shape: type[T]) -> T:
-        """The answer at that path below `/api/v1`, of which `shape` is a `TypedDict`. Raises `CommandFailed`."""
+        """Return the JSON response at that path below `/api/v1`; `shape` is its `TypedDict`. Raises `CommandFailed`."""
         return await self._ask("GET", path, shape)
 
     async def post(
         self, path: str, shape: type[T], body: object = None, *, patience_s: float = TIMEOUT_S
     ) -> T:
-        """As `get`, for something that acts; `body` is sent as JSON. Waits `patience_s` seconds for the answer."""
+        """Like `get`, for an act. `body` is sent as JSON. Waits up to `patience_s` seconds for the response."""
         sent = None if body is None else json.dumps(body).encode()
         return await self._ask("POST", path, shape, sent, patience_s)
 
     async def delete(self, path: str, shape: type[T], body: object) -> T:
-        """As `post`, with DELETE."""
+        """Like `post`, with DELETE."""
         return await self._ask("DELETE", path, shape, json.dumps(body).encode())
 
     async def events(self, path: str, *, silence_s: float) -> AsyncIterator[tuple[str, Any]]:
-        """The events of a stream at that path, until it ends: name and document.
+        """Yield the events of a stream at that path until it ends, as name and document.
 
-        Raises `CommandFailed`; also where nothing comes for `silence_s`.
+        Raises `CommandFailed`, also if nothing arrives for `silence_s`.
         """
         headers = {**self._headers, "Accept": "text/event-stream"}
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 stream = await self._http.stream("GET", self.url + PREFIX + path, headers=headers)
         except TimeoutError:
-            raise self._away(f"no answer within {TIMEOUT_S:g} s") from None
+            raise self._away(f"no response within {TIMEOUT_S:g} s") from None
         except TransportError as error:
             raise self._away(error.reason) from None
         try:
             if stream.status != 200:
-                raise CommandFailed(f"{self.url} answered {stream.status}", kind="no_stream")
+                raise CommandFailed(f"{self.url} responded with {stream.status}", kind="no_stream")
             while events := await _within(silence_s, stream.next_events()):
                 for event in events:
                     yield event.event, json.loads(event.data)
@@ -97,7 +97,7 @@ class ServerClient:
                     method, self.url + PREFIX + path, headers=headers, body=body
                 )
         except TimeoutError:
-            raise self._away(f"no answer within {patience_s:g} s") from None
+            raise self._away(f"no response within {patience_s:g} s") from None
         except TransportError as error:
             is_plain = error.stage == "connect" and self._http.proxy is None
             raise self._away("" if is_plain else error.reason) from None
@@ -119,9 +119,9 @@ class ServerClient:
 
     def _refusal(self, status: int, document: dict[str, Any] | None) -> str:
         if document is None or "detail" not in document:
-            return f"{self.url} answered {status}, but not as a koo server does; check KOO_URL"
+            return f"{self.url} responded with {status}, but not as a koo server does; check KOO_URL"
         if status == 401:
-            return f"the server at {self.url} requires a token: set KOO_TOKEN to the one it was started with"
+            return f"the server at {self.url} requires a token; set KOO_TOKEN to the one it was started with"
         return str(document["detail"])
 
 
@@ -132,7 +132,7 @@ def settings_for(url: str | None) -> Settings:
 
 @asynccontextmanager
 async def connect(url: str | None) -> AsyncIterator[ServerClient]:
-    """A client for the server at `url`, or without one for that of the settings."""
+    """Yield a client for the server at `url`, or for that of the settings if it is None."""
     client = ServerClient(settings_for(url).platform_options())
     try:
         yield client
@@ -141,14 +141,14 @@ async def connect(url: str | None) -> AsyncIterator[ServerClient]:
 
 
 async def ask(url: str | None, path: str, shape: type[T]) -> tuple[str, T]:
-    """The server's address, and what it answers there."""
+    """Return the server's URL and its response at that path."""
     async with connect(url) as client:
         with progress(f"asking {client.url}"):
             return client.url, await client.get(path, shape)
 
 
 async def act(url: str | None, path: str, shape: type[T], body: object) -> T:
-    """What the server answers to `body` there."""
+    """Send `body` to that path and return the response."""
     async with connect(url) as client:
         with progress(f"asking {client.url}"):
             return await client.post(path, shape, body)
@@ -163,13 +163,13 @@ def who() -> str:
     """The user and the machine, for the audit log."""
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # A container may run under a number that has no name.
+    except (OSError, KeyError):  # a container may run under a user id that has no name
         user = "unknown"
     return f"{user}@{socket.gethostname()}"[:100]
 
 
 def _looks_like(document: dict[str, Any], shape: type) -> bool:
-    """Whether most keys are there: an older server lacks the newest ones, anything else has none of them."""
+    """Return whether most keys are present. An older server lacks the newest ones; anything else has none of them."""
     keys = shape.__annotations__.keys()
     return 2 * len(keys & document.keys()) > len(keys)
 

@@ -1,4 +1,4 @@
-"""`koo config`: what is in force, and where it came from."""
+"""`koo config`: the settings in force, and where each came from."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from koo.settings import Settings
 
 
 def config(*, as_json: bool, only_set: bool) -> Exit:
-    """Every variable, its value (secrets masked), and its source."""
+    """Show every variable, its value (secrets masked), and its source."""
     settings = Settings()
-    settings.platform_options()  # raises where variables contradict each other, which no single one shows
+    settings.platform_options()  # raises if variables contradict each other, which no single one shows
     rows = [row for row in settings.explain() if not only_set or row.source != "default"]
     if as_json:
         put_json(

@@ -13,7 +13,7 @@ from koo.platform import Platform
 
 
 class Act(TypedDict):
-    """What each of the four returns."""
+    """What each of the four acts returns."""
 
     message: str
     database: DatabaseGate
@@ -21,7 +21,7 @@ class Act(TypedDict):
 
 
 def act(name: str, within_s: float | None, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """`name`: pause, resume, drain or rotate. Exit code 1 where scopes are left that a drain did not wait out."""
+    """`name`: pause, resume, drain or rotate. Exit code 1 if a drain did not wait for all scopes."""
     answer = run_async(_act(name, within_s, reason, url))
     if as_json:
         put_json(answer)
@@ -41,12 +41,12 @@ async def _act(name: str, within_s: float | None, reason: str, url: str | None) 
 
 
 def init(*, as_json: bool) -> Exit:
-    """Create the table for exactly-once here rather than in the server, whose database user may lack the right."""
+    """Create the table for exactly-once from here, because the server's database user may lack the permission."""
     where = run_async(_init())
     if as_json:
         put_json({"table": TABLE, "database": where})
     else:
-        put(f"the table {TABLE} is there, in {where}")
+        put(f"the table {TABLE} exists in {where}")
     return Exit.OK
 
 

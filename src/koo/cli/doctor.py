@@ -1,4 +1,4 @@
-"""`koo doctor`: checks everything koo needs, and says what to do about what is missing. Changes nothing."""
+"""`koo doctor`: checks everything that koo needs and suggests how to fix what is missing. Changes nothing."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from koo.platform import Platform
 from koo.settings import Settings
 
 EXITS: dict[Result, Exit] = {"problem": Exit.UNHEALTHY, "warning": Exit.DEGRADED}
+# Enough for a state store that grows for weeks, and for SQLite to rewrite it.
 FREE_BYTES_MIN = 200 * 1024 * 1024
 
 
@@ -35,7 +36,7 @@ SIGNS: dict[Result, str] = {"ok": "ok     ", "note": "note   ", "warning": "warn
 
 
 def doctor(url: str | None, *, as_json: bool, workers: int = 1) -> Exit:
-    """Look at everything; the exit code is that of the worst check. `workers`: processes with this configuration."""
+    """Run all checks; the exit code is that of the worst. `workers`: number of processes with this configuration."""
     with _quiet():
         checks = run_async(_examine(workers, url))
     worst: Result = next((one for one in EXITS if any(f.result == one for f in checks)), "ok")
@@ -51,7 +52,7 @@ def doctor(url: str | None, *, as_json: bool, workers: int = 1) -> Exit:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the log: the checks say the same, better and once."""
+    """Silence the log: the checks report the same, once and with advice."""
     log = logging.getLogger("koo")
     before, log.disabled = log.disabled, True
     try:
@@ -64,7 +65,7 @@ async def _examine(workers: int, url: str | None) -> list[Check]:
     try:
         settings = settings_for(url)
         platform = Platform(settings.platform_options())
-        _ = platform.options  # Building the parts can reveal more mistakes.
+        _ = platform.options  # building the parts can reveal more mistakes
     except ConfigurationError as error:
         return [
             Check(
@@ -75,11 +76,11 @@ async def _examine(workers: int, url: str | None) -> list[Check]:
             )
         ]
     checks = [*_configuration(settings), *_files(settings), *_clock()]
-    with progress("looking") as shown:
+    with progress("checking") as shown:
         async with platform:
             async for check in _connections(platform, workers):
                 checks.append(check)
-                shown.tell(f"looked at {check.subject}")
+                shown.tell(f"checked {check.subject}")
     return checks
 
 
@@ -98,24 +99,26 @@ def _files(settings: Settings) -> Iterator[Check]:
     env = settings.koo_home / ".env"
     if env.is_file() and env.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         yield Check(
-            "permissions", "warning", f"other users can read {env}, and it holds keys", f"chmod 600 {env}"
+            "permissions", "warning", f"other users can read {env}, which contains keys", f"chmod 600 {env}"
         )
     data = settings.koo_home / "data"
     folder = data if data.is_dir() else settings.koo_home
     flaw = _write_flaw(folder)
     if flaw:
-        yield Check("permissions", "problem", f"{folder} cannot be written: {flaw}", "let koo's user own it")
+        yield Check(
+            "permissions", "problem", f"{folder} cannot be written: {flaw}", "change its owner to koo's user"
+        )
     else:
         yield Check("permissions", "ok", f"{folder} can be written")
     free = shutil.disk_usage(folder).free
     result: Result = "ok" if free >= FREE_BYTES_MIN else "problem"
-    advice = "" if result == "ok" else "free some space: without it no money can be booked"
+    advice = "" if result == "ok" else "free some space; without it no spending can be recorded"
     yield Check("disk", result, f"{free / 2**30:.1f} GiB free", advice)
 
 
 def _write_flaw(folder: Path) -> str:
     try:
-        # Under a name that cannot have been guessed, so no link waits there.
+        # A random name, so that nobody can have put a symbolic link there.
         tempfile.NamedTemporaryFile(prefix=".koo-doctor-", dir=folder).close()
     except OSError as error:
         return error.strerror or type(error).__name__
@@ -123,7 +126,7 @@ def _write_flaw(folder: Path) -> str:
 
 
 def _clock() -> Iterator[Check]:
-    """A clock before the time when koo's own files were written is wrong; days and budgets would be too."""
+    """Check that the clock is not earlier than koo's own files: days and budgets would be wrong too."""
     written_at = Path(__file__).stat().st_mtime
     now = time.time()
     if now < written_at - 86_400:
@@ -138,7 +141,7 @@ def _clock() -> Iterator[Check]:
         yield Check("clock", "ok", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)))
 
 
-# ── with one ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── with a network ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _connections(platform: Platform, workers: int) -> AsyncIterator[Check]:
@@ -168,12 +171,14 @@ def _not_configured(ai_service: AIService) -> Check:
 
 
 async def _reached(ai_service: AIService) -> Check:
-    """What a check that went well has shown, and no more; the local model is asked for a token, which is free."""
+    """Report what a successful check has shown, and no more. The local model generates one token, which is free."""
     options = ai_service.options
     if options.kind == "local":
         return await _ask_local(ai_service)
-    found = "is there" if options.api_key is None else "answers and accepts the key"
-    return Check(options.name, "ok", f"{found}; {options.model} was not asked, because that would be billed")
+    found = "is reachable" if options.api_key is None else "responds and accepts the key"
+    return Check(
+        options.name, "ok", f"{found}; {options.model} was not queried, because that would be billed"
+    )
 
 
 async def _ask_local(ai_service: AIService) -> Check:
@@ -183,10 +188,10 @@ async def _ask_local(ai_service: AIService) -> Check:
         async with asyncio.timeout(options.attempt_timeout_s):
             completion = await ai_service.provider.complete(request)
     except TimeoutError:
-        return Check(options.name, "problem", f"wrote no token within {options.attempt_timeout_s:g} s")
+        return Check(options.name, "problem", f"generated no token within {options.attempt_timeout_s:g} s")
     except KooError as error:
         return Check(options.name, "problem", error.reason)
-    return Check(options.name, "ok", f"{completion.model} was loaded and answers")
+    return Check(options.name, "ok", f"{completion.model} was loaded and responds")
 
 
 def _price(platform: Platform, ai_service: AIService) -> Check:
@@ -210,11 +215,11 @@ async def _server(platform: Platform) -> Check:
         async with asyncio.timeout(platform.options.health_check_timeout_s):
             health = await client.get("/monitoring/health", SystemHealth)
     except (CommandFailed, TimeoutError) as error:
-        return Check("server", "note", str(error) or "it did not answer in time")
+        return Check("server", "note", str(error) or "it did not respond in time")
     finally:
         await client.close()
     word, home = health["overall_health"], health.get("home")
-    found = f"{client.url} says {word}"
+    found = f"{client.url} reports {word}"
     if home is not None and home != digest_of_home(platform.options.home):
         found += ", but it runs from another folder: that says nothing about the configuration here"
         return Check("server", "note", found, "start koo here, or set KOO_URL to this folder's server")
@@ -225,7 +230,7 @@ async def _server(platform: Platform) -> Check:
 
 
 def _reasons(health: SystemHealth) -> Iterator[str]:
-    """What is unhealthy at a server, each with its last error."""
+    """Yield what is unhealthy on a server, each with its last error."""
     parts = {"database": health.get("database"), **health.get("ai_services", {}).get("services", {})}
     for name, view in parts.items():
         if view is not None and view.get("configured", True) and (view["reason"] or view.get("error")):
@@ -233,5 +238,5 @@ def _reasons(health: SystemHealth) -> Iterator[str]:
 
 
 def _without(name: str, error: str) -> str:
-    """Drop the name where the finding begins with it: it is printed already."""
+    """Remove the name at the start of the finding: it is already printed."""
     return error.removeprefix(f"{name}: ")

@@ -1,4 +1,4 @@
-"""What `koo doctor` says of the database: how it is, its room for connections, and a pooler in between."""
+"""What `koo doctor` reports about the database: its health, its room for connections, and a pooler in between."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from koo.errors import Kind, KooError
 from koo.monitoring.shapes import DatabaseServer
 
 PROBES = 2
-"""Connections of a process beside its pool: the probe's, and for a moment the one that takes its place."""
+"""Connections of a process in addition to its pool: the probe's, and briefly the one that replaces it."""
 PAGE = "docs/postgresql.md"
 
 
@@ -22,12 +22,12 @@ ADVICE = {
     Kind.NOT_CONFIGURED: f"correct what follows the ? in DATABASE_URL: see {PAGE}",
     Kind.OVERLOADED: "close other clients' connections, lower the pool size of all processes, or raise max_connections",
 }
-"""What to do about a failed check, by kind; `WHERE` for kinds that pass without action."""
+"""What to do about a failed check, by kind. `WHERE` is the advice for all other kinds."""
 WHERE = "is it running, and is DATABASE_URL right?"
 
 
 async def database_itself(database: Database) -> Check:
-    """One look."""
+    """One check of the database."""
     where = f"{database.driver_name}, {_server_words(database.get_health()['server'])}"
     try:
         health = await database.health_check()
@@ -49,7 +49,7 @@ async def database_itself(database: Database) -> Check:
 
 
 def _server_words(server: DatabaseServer) -> str:
-    """ "shop on db.example:5432", or a file's name."""
+    """Describe the server: "shop on db.example:5432", or a file's name."""
     place = server["host"] or ""
     if server["port"] is not None:
         place += f":{server['port']}"
@@ -57,7 +57,7 @@ def _server_words(server: DatabaseServer) -> str:
 
 
 async def behind_database(database: Database, workers: int) -> AsyncIterator[Check]:
-    """Nothing where the database is a file, or does not answer: the check of the database itself says so."""
+    """Yields nothing if the database is a file or does not respond: its own check reports that."""
     try:
         facts = await database.examine_server()
     except KooError:
@@ -76,7 +76,7 @@ async def _markers(database: Database) -> Check:
         await database.check_exactly_once()
     except KooError as error:
         return Check("exactly once", "problem", error.reason, "until then, scopes that may write are refused")
-    return Check("exactly once", "ok", "the table koo_markers is there and complete")
+    return Check("exactly once", "ok", "the table koo_markers exists and is complete")
 
 
 def _room(facts: ServerFacts, database: Database, workers: int) -> Check:
@@ -86,10 +86,10 @@ def _room(facts: ServerFacts, database: Database, workers: int) -> Check:
     processes = "1 process opens" if workers == 1 else f"{workers} processes open"
     found = (
         f"{processes} up to {needed} connections (pool {options.pool_size}, overflow {options.max_overflow},"
-        f" {PROBES} for the probe), and {facts.limit} leaves room for {facts.room}"
+        f" {PROBES} for the probe); {facts.limit} leaves room for {facts.room}"
     )
     if facts.pooling:
-        advice = f"what counts is what the pooler takes (PgBouncer: max_client_conn), see {PAGE}"
+        advice = f"what counts is the pooler's limit (PgBouncer: max_client_conn), see {PAGE}"
         return Check("connections", "note", found, advice)
     if needed > facts.room:
         advice = "lower DATABASE_POOL_SIZE or DATABASE_MAX_OVERFLOW, raise the limit, or use a pooler"
@@ -104,7 +104,7 @@ def _pooler(facts: ServerFacts, database: Database) -> Check:
     kept = f"SET, LISTEN, advisory locks and temporary tables end with the transaction: see {PAGE}"
     if database.options.prepared_statements:
         advice = (
-            "set DATABASE_PREPARED_STATEMENTS=false, unless the pooler keeps them"
+            "set DATABASE_PREPARED_STATEMENTS=false, unless the pooler supports them"
             f" (PgBouncer from 1.21 with max_prepared_statements above 0); {kept}"
         )
         return Check("pooler", "warning", f"{found}, and statements are prepared", advice)

@@ -1,4 +1,4 @@
-"""What `koo doctor` says of the state store: whether it can be read, and what the database under it may lose."""
+"""What `koo doctor` reports about the state store: whether it can be read, and what its database may lose."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from koo.storage.store import SqlStore
 SUBJECT = "state store"
 MOUNTS = Path("/proc/mounts")
 KEPT = {
-    True: "can be read; commits survive kill -9, but a power cut may lose the last moment",
+    True: "can be read; commits survive kill -9, but a power failure may lose the last moment",
     False: "can be read, and keeps every acknowledged commit",
 }
 
 
 async def state_store(platform: Platform) -> AsyncIterator[Check]:
-    """One look, and a line for each thing that it may lose."""
+    """One check of the store, and a line for each thing that it may lose."""
     store = platform.parts.store
     try:
         await store.signals.latest()
@@ -42,7 +42,7 @@ async def _risks_of(store: SqlStore) -> list[Risk]:
 
 
 def mounts() -> str:
-    """What is mounted where; empty where the system does not say."""
+    """Return the mounted file systems; empty if the system does not list them."""
     try:
         return MOUNTS.read_text()
     except OSError:

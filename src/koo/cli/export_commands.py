@@ -1,4 +1,4 @@
-"""`koo prometheus …` and `koo grafana …`: what koo brings for other tools, from the package itself."""
+"""`koo prometheus …` and `koo grafana …`: files for other tools, contained in the package itself."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from koo.cli.parts import Commands
 from koo.cli.terminal import put_whole
 from koo.monitoring.exports import DASHBOARD, RULES, text_of
 
-prometheus_app = Commands(help="What koo brings for Prometheus.", no_args_is_help=True)
-grafana_app = Commands(help="What koo brings for Grafana.", no_args_is_help=True)
+prometheus_app = Commands(help="Files for Prometheus.", no_args_is_help=True)
+grafana_app = Commands(help="Files for Grafana.", no_args_is_help=True)
 
 
 @prometheus_app.command()
@@ -21,6 +21,8 @@ def rules() -> None:
 
 @grafana_app.command()
 def dashboard() -> None:
-    """Print a dashboard, to import or to provision: `koo grafana dashboard > koo.json`. It needs the rules above."""
+    """Print a dashboard to import or provision: `koo grafana dashboard > koo.json`. Needs the rules of `koo
+    prometheus`.
+    """
     put_whole(text_of(DASHBOARD))
     raise typer.Exit

@@ -1,4 +1,4 @@
-"""`koo fleet`: the processes on the state store, and what is open, spent and set differently in them."""
+"""`koo fleet`: the processes on the state store, and their open breakers, money and differing settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LEASES = (
 
 
 def fleet(url: str | None, *, as_json: bool) -> Exit:
-    """All of it in tables; what is nowhere is left out."""
+    """Print everything as tables; empty ones are left out."""
     _, status = run_async(ask(url, "/monitoring/fleet", FleetStatus))
     if as_json:
         put_json(status)
@@ -71,20 +71,22 @@ def _show(status: FleetStatus) -> None:
     for difference in status["differences"]:
         say(_difference(difference, names))
     if status["leader"] is None:
-        say("no process leads: each one checks the services itself")
+        say("no leader: each process checks the services itself")
     if not status["state_store"]["reachable"]:
         why = f"the state store cannot be used: {status['state_store']['reason']}"
         put_words(coloured(f"{why}; other processes cannot be seen", "yellow"))
 
 
 def name_of(one: FleetProcess) -> str:
-    """Host and process id, by which people find it."""
+    """Host and process id, by which people can find the process."""
     return f"{one['host']}:{one['pid']}"
 
 
 def _process(one: FleetProcess, now: float) -> list[str]:
     started = seconds_of(one["started_at"]) or now
-    marks = ["leads"] * one["leads"] + ["answers"] * one["answers"] + ["silent"] * (one["state"] == "silent")
+    marks = (
+        ["leader"] * one["leads"] + ["responding"] * one["answers"] + ["silent"] * (one["state"] == "silent")
+    )
     return [
         name_of(one),
         one["worker"],

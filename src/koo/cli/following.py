@@ -1,9 +1,9 @@
-"""What is new in the answers of a server that is asked over and over: each thing once, whatever happens in between.
+"""Finds what is new in repeated responses of a server: each thing is reported once, whatever happens in between.
 
-There is no log to follow across processes, so `koo tail` asks for the past from where it stands, and a little before:
-another process's news may arrive late. What it has shown it knows by its id (an alert, a request), by all that it says
-(a mark), or by the span that was counted. Each source stands where it was read last, so one that cannot be read for a
-while loses nothing. Everything is by the server's clock.
+There is no log to follow across processes. So `koo tail` requests the past from a little before the time of its last
+read, because another process's records may arrive late. It recognizes what it has already shown: alerts and requests
+by id, marks by their whole content, calls by the span that was counted. Each source keeps its own position, so a
+source that cannot be read for a while loses nothing. All times are by the server's clock.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from koo.monitoring.shapes import Alert
 from koo.monitoring.spend_shapes import BookedCall
 
 LATE_S = 60.0
-"""How late the news of another process may arrive."""
+"""How late the records of another process may arrive."""
 SUMMED_S = 30.0
-"""Failed and refused calls of a component: the first span that has some at once, then a sum each time this long."""
+"""A component's failed and refused calls: the first span that has some is reported immediately, then a sum at this
+interval.
+"""
 COUNTS = ("failed", "refused", "throttled")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing that happened, at a wall time. `word`: its severity, or what it is; `facts`: for programs."""
+    """One thing that happened, with its wall-clock time. `word`: its severity or type; `facts`: for programs."""
 
     at: float
     word: str
@@ -36,38 +38,38 @@ class Line:
 
 
 class Known:
-    """What was seen already, for as long as it may come again."""
+    """What has already been seen, for as long as it may be returned again."""
 
     def __init__(self) -> None:
         self._seen_at: dict[Hashable, float] = {}
 
     def is_new(self, key: Hashable, at: float) -> bool:
-        """Whether it is seen for the first time."""
+        """Return whether it is seen for the first time."""
         if key in self._seen_at:
             return False
         self._seen_at[key] = at
         return True
 
     def keep(self, ids: Container[str]) -> None:
-        """What has another id is not asked for any more."""
+        """Forget everything with other ids: the server no longer returns it."""
         self._seen_at = {
             key: at for key, at in self._seen_at.items() if isinstance(key, tuple) and key[0] in ids
         }
 
     def forget(self, before: float) -> None:
-        """Those that happened earlier are not asked for any more."""
+        """Forget what happened earlier: it is no longer requested."""
         self._seen_at = {key: at for key, at in self._seen_at.items() if at >= before}
 
 
 class Marks:
-    """Openings, operators' acts and deploys."""
+    """Opened breakers, operators' acts and deployments."""
 
     def __init__(self, start: float) -> None:
         self._start = start
         self._known = Known()
 
     def take(self, marks: Iterable[HistoryMark]) -> Iterator[Line]:
-        """Those that are new; alerts come from their own history, where they have an id."""
+        """Yield the new ones. Alerts are skipped: they come from their own history, where they have an id."""
         for mark in marks:
             at = seconds_of(mark["at"]) or 0.0
             key = mark["at"], mark["kind"], mark["component"], mark["text"]
@@ -81,7 +83,7 @@ class Marks:
 
 
 class Alerts:
-    """Alerts that fire, are acknowledged, and end. Those that fire already at the start are known."""
+    """Alerts that fire, are acknowledged, and end. Those that already fire at the start are not reported."""
 
     def __init__(self, start: float) -> None:
         self._start = start
@@ -89,7 +91,7 @@ class Alerts:
         self._is_first = True
 
     def take(self, episodes: Sequence[Alert]) -> Iterator[Line]:
-        """What is new about them: all that last, and those that ended lately."""
+        """Yield what is new. `episodes`: all active alerts, and those that ended recently."""
         for alert in episodes:
             yield from self._of(alert)
         self._is_first = False
@@ -99,7 +101,8 @@ class Alerts:
         began, ended = seconds_of(alert["timestamp"]) or 0.0, seconds_of(alert["ended_at"])
         facts = {"id": alert["id"], "alert": alert["kind"]}
         is_error = alert["type"] != "info"
-        # One that begins before the start, and fires after it, is not among those of the first answer.
+        # An alert may begin before the start but fire after it: then it is missing from the first response, and is new
+        # in a later one. So an earlier beginning is only ignored in the first response.
         if self._is_new(alert, "began", began):
             yield Line(began, alert["type"], alert["component"], alert["message"], facts, is_error)
         taken = alert.get("acknowledged")
@@ -107,7 +110,7 @@ class Alerts:
             text = f"{taken['by']} is working on it: {alert['message']}"
             yield Line(at, "act", alert["component"], text, facts)
         if ended is not None and self._is_new(alert, "ended", ended):
-            text = f"over after {span(ended - began)}: {alert['message']}"
+            text = f"lasted {span(ended - began)}: {alert['message']}"
             yield Line(ended, "ended", alert["component"], text, facts)
 
     def _is_new(self, alert: Alert, what: str, at: float) -> bool:
@@ -115,14 +118,14 @@ class Alerts:
 
 
 class Requests:
-    """Calls that cost something, as they are booked."""
+    """Calls that cost something, as they are recorded."""
 
     def __init__(self, start: float) -> None:
         self._start = start
         self._known = Known()
 
     def take(self, requests: Iterable[BookedCall]) -> Iterator[Line]:
-        """Those that are new."""
+        """Yield the new ones."""
         for one in requests:
             at = seconds_of(one["at"]) or 0.0
             if at >= self._start and self._known.is_new(one["id"], at):
@@ -140,7 +143,7 @@ def request_words(one: BookedCall) -> str:
     """ "claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request 01J…"."""
     read = one["input_tokens"] + one["cache_read_tokens"] + one["cache_write_tokens"]
     tried = one.get("attempt") or 1
-    took = one.get("latency")  # A server of an earlier version says neither this nor the outcome.
+    took = one.get("latency")  # an older server sends neither this nor the outcome
     words = [
         one.get("outcome", ""),
         f"attempt {tried}" if tried > 1 else "",
@@ -149,7 +152,7 @@ def request_words(one: BookedCall) -> str:
         "" if took is None else latency(took),
         "an upper bound" if one["estimated"] else "",
         f"tag {one['tag']}" if one["tag"] else "",
-        # One name to look for it by: that of the log's lines, or else the booking's own.
+        # Only one id to search for: that of the log lines, or else the record's own.
         f"request {one['request_id']}" if one.get("request_id") else f"id {one['id']}",
     ]
     return f"{one['model']}: {', '.join(filter(None, words))}"
@@ -157,7 +160,7 @@ def request_words(one: BookedCall) -> str:
 
 @dataclass(slots=True)
 class Sum:
-    """Calls of one component since the last line, from the first span that had some."""
+    """The calls of one component since the last line, starting with the first span that had some."""
 
     since: float = 0.0
     until: float = 0.0
@@ -169,30 +172,34 @@ class Calls:
     """Failed and refused calls, summed: the first span of a component that has some, then every half minute."""
 
     def __init__(self, start: float) -> None:
-        self._next_at = start  # the beginning of the first span that was not counted
+        self._next_at = start  # the start of the first span that was not counted
         self._sums: dict[str, Sum] = {}
 
     @property
     def since(self) -> float:
-        """From where the spans are wanted."""
+        """The time from which spans are needed."""
         return self._next_at
 
     def take(self, history: History, settles_s: float = 0.0) -> Iterator[Line]:
-        """Count the spans that are over and were not counted; what is due is said.
+        """Count the spans that are complete and not counted yet, and yield the lines that are due.
 
-        `settles_s`: how long after its end a span may still grow.
+        `settles_s`: how long a span may still grow after its end.
         """
         step_s, begin = history["step_s"], seconds_of(history["since"]) or 0.0
         settled = (seconds_of(history["timestamp"]) or 0.0) - settles_s
         length = max((len(one["calls"]) for one in history["series"].values()), default=0)
         for place in range(length):
             at = begin + place * step_s
+            # Spans are counted in order and never twice. An incomplete span is left for the next read: counted now,
+            # calls that another process has yet to report would be missing from the sum, and its position has moved
+            # on.
             if at < self._next_at or at + step_s > settled:
                 continue
             known = {name: one for name, one in history["series"].items() if one["calls"][place] is not None}
             for component, one in known.items():
                 counts = {"failed": one["failed"], "refused": one["refused"], "throttled": one["throttled"]}
                 self._add(component, at, at + step_s, {name: of[place] or 0 for name, of in counts.items()})
+            # A span without data moves nothing. It may be one that no process has written yet.
             if known:
                 self._next_at = at + step_s
                 yield from self._due(self._next_at)
@@ -214,7 +221,7 @@ class Calls:
                 sum_.due_at = now + SUMMED_S
 
     def rest(self) -> Iterator[Line]:
-        """What was counted and not said yet."""
+        """Yield what was counted but not reported yet."""
         for component, sum_ in self._sums.items():
             yield from self._say(component, sum_)
 
@@ -222,7 +229,7 @@ class Calls:
         counts = {name: number for name, number in sum_.counts.items() if number}
         if not counts:
             return
-        # Throttled ones are among those that failed.
+        # Throttled calls are included in the failed ones.
         failed, throttled = counts.get("failed", 0), counts.get("throttled", 0)
         words = [f"{counted(failed, 'call')} failed" + (f" ({throttled} throttled)" if throttled else "")]
         words = words if failed else []

@@ -1,6 +1,6 @@
-"""One frame of `koo watch`: what the server said last, how old that is, and what to do, the worst first.
+"""One frame of `koo watch`: the server's last response, its age, and what to do, most severe first.
 
-A frame is made of one answer and of the time, so the distance to a next attempt goes on while no answer comes.
+A frame depends on a response and the time, so the countdown to a next attempt continues while no response arrives.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 STALE_S = 10.0
-"""An answer that is older is not taken for what is now."""
+"""An older response is marked as outdated."""
 SERVICES = (
     (Column("service", whole=True), 0),
     (Column("state", coloured=True), 0),
@@ -56,17 +56,17 @@ SERVICES = (
     (Column("spent today", right=True), 90),
     (Column("next attempt", whole=True), 0),
 )
-"""The columns, and how wide a window must be that has room for each."""
+"""The columns, each with the width of the window from which it is shown."""
 ORDER = ("circuit_open", "unhealthy", "rate_limited", "degraded", "healthy")
-"""Of services, the worst first."""
+"""The order of services, most severe first."""
 HELD_BY_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known: the server's last answers, and why no newer one came (empty: one did).
+    """What is known: the server's last responses, and why there is no newer one (empty if there is).
 
-    `since_s` seconds passed since the answer's own time, `age_s` since anything was heard.
+    `since_s`: seconds since the response's own time. `age_s`: seconds since anything was received.
     """
 
     url: str
@@ -78,10 +78,10 @@ class Seen:
 
 
 def lines_of(seen: Seen, width: int) -> list[RenderableType]:
-    """The frame, from the verdict down: what a low window has no room for is at its end, a narrow one lacks columns."""
+    """The frame, starting with the verdict. A low window cuts off the end; a narrow one has fewer columns."""
     answer = seen.answer
     if answer is None:
-        return [_line(f"koo at {seen.url}:", coloured(seen.trouble or "asking…", "yellow"))]
+        return [_line(f"koo at {seen.url}:", coloured(seen.trouble or "connecting…", "yellow"))]
     now = (seconds_of(answer["timestamp"]) or 0.0) + seen.since_s
     services = answer["ai_services"]
     return [
@@ -109,10 +109,10 @@ def _head(seen: Seen, answer: Dashboard, now: float) -> Iterator[Text]:
         coloured(f"· {counted(alerts, 'alert')} · {moment_of(now - seen.age_s)}", "dim"),
     )
     if seen.trouble:
-        gone = f"{seen.trouble}; what is shown is {span(seen.age_s)} old"
+        gone = f"{seen.trouble}; the data shown is {span(seen.age_s)} old"
         yield _line(coloured(gone, "reverse yellow"))
     elif seen.age_s >= STALE_S:
-        yield _line(coloured(f"no answer yet; what is shown is {span(seen.age_s)} old", "reverse yellow"))
+        yield _line(coloured(f"no response yet; the data shown is {span(seen.age_s)} old", "reverse yellow"))
 
 
 def _alerts(alerts: Sequence[Alert], now: float) -> Iterator[Text]:
@@ -133,7 +133,7 @@ def _what_next(alert: Alert, now: float) -> str:
     error = data.get("last_error")
     if error is not None and error["sentence"] not in alert["message"]:
         words.append(f"last error {error['kind']}: {error['sentence']}")
-    for key, what in (("next_attempt", "next attempt"), ("resets_at", "free again")):
+    for key, what in (("next_attempt", "next attempt"), ("resets_at", "available again")):
         at = data.get(key)
         if isinstance(at, str) and (seconds := seconds_of(at)) is not None:
             words.append(f"{what} {moment(seconds, now)}")
@@ -186,7 +186,7 @@ def _unconfigured(services: dict[str, ServiceHealth]) -> Iterator[Text]:
 
 
 def _reasons(services: dict[str, ServiceHealth], alerts: Sequence[Alert], now: float) -> Iterator[Text]:
-    """Of those that have no alert, which would have said it."""
+    """Yield the reasons of services without an alert; an alert would already contain them."""
     said = {alert["component"].partition("/")[0] for alert in alerts if alert["active"]}
     for name, view in _sorted(services):
         if f"ai:{name}" not in said and (words := why_service(view, now)):
@@ -224,7 +224,7 @@ def _fleet(fleet: FleetStatus | None) -> Iterator[Text]:
     ]
     words += [f"configuration differs: {counted(n, 'option')}" for n in [len(fleet["differences"])] if n]
     if fleet["leader"] is None:
-        words.append("no process leads")
+        words.append("no leader")
     yield _line(f"fleet: {', '.join(words)}")
 
 

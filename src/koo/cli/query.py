@@ -1,4 +1,4 @@
-"""`koo query`: one question in this process; nothing has to run, and the money is booked in the same store."""
+"""`koo query`: one query from this process. No server is needed, and the cost is recorded in the same store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from koo.settings import Settings
 
 
 def query(service: str, prompt: str | None, *, as_json: bool, stream: bool, **options: Any) -> Exit:
-    """Ask, print the text as it comes, and on standard error what it took."""
+    """Send a query, print the text as it arrives, and print a summary to standard error."""
     asked = Query(service=service, prompt=_read_prompt(prompt), **options)
     platform = Platform(Settings().platform_options())
     with _said_by_the_command():
@@ -60,7 +60,7 @@ async def _query_json(platform: Platform, asked: Query) -> Exit:
     from koo.web.problems import problem_of
     from koo.web.views import answer_view
 
-    # Around the opening too: a state store may be far away, or not answer.
+    # Covers opening the platform too: a state store may be far away or not respond.
     with progress(f"waiting for {asked.service}"):
         async with platform:
             try:
@@ -86,7 +86,7 @@ async def _query_text(platform: Platform, asked: Query, *, stream: bool) -> Answ
 
 
 async def _print_stream(chunks: AnswerStream, shown: Progress) -> Answer:
-    """Each piece as it comes; the line is ended also where the stream breaks off."""
+    """Print each chunk as it arrives. End the line even if the stream breaks off."""
     last = ""
     try:
         async for chunk in chunks:
@@ -114,13 +114,11 @@ def summary(answer: Answer) -> str:
 
 
 def _read_prompt(given: str | None) -> str:
-    """The given prompt, or all of standard input. Raises `CommandFailed` if that is not text."""
+    """Return the given prompt, or all of standard input. Raises `CommandFailed` if that is not text."""
     if given not in (None, "-"):
         return given
     if sys.stdin is None:
-        raise CommandFailed(
-            "no prompt: pass one as an argument, or pipe it in", Exit.USAGE, "invalid_request"
-        )
+        raise CommandFailed("no prompt; pass one as an argument or pipe it in", Exit.USAGE, "invalid_request")
     if sys.stdin.isatty():
         say("type the prompt; Ctrl-D on an empty line ends it")
     content = sys.stdin.buffer.read(4 * PROMPT_BYTES_MAX + 1)

@@ -1,4 +1,4 @@
-"""What is wrong with a part, and when it is tried again: the sentences that `koo status` and `koo watch` share."""
+"""What is wrong with a component and when it is tried again: sentences shared by `koo status` and `koo watch`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from koo.monitoring.shapes import WINDOWS, DatabaseHealth, DatabaseServer, LastE
 
 
 def server_words(server: DatabaseServer | None) -> str:
-    """Which one it is: "on db.example:5432/shop", or "in app.db"."""
+    """Describe the server: "on db.example:5432/shop", or "in app.db"."""
     if server is None:
         return ""
     name = server["name"] or ""
@@ -22,7 +22,7 @@ def server_words(server: DatabaseServer | None) -> str:
 
 
 def database_state(view: DatabaseHealth) -> str:
-    """Its state. After the first probe that fails, "healthy" would contradict the alert: "no answer"."""
+    """Return the state, or "no answer" after a first failed probe, when "healthy" would contradict the alert."""
     is_silent = view["state"] == "healthy" and view["error"] is not None
     return "no answer" if is_silent else view["state"]
 
@@ -31,7 +31,7 @@ def database_figures(view: DatabaseHealth) -> str:
     """ "on db.example:5432/shop, 1.9 ms, 3 of 30 connections in use, 2 waiting (saturated)"."""
     pool = view["pool_status"]
     words = [server_words(view.get("server"))]
-    # Of a probe that failed the time says how soon it was refused, and would read as if the database were quick.
+    # After a failed probe, the time only shows how soon it was refused, and would suggest a fast database.
     if view["response_time_ms"] is not None and view["error"] is None:
         words.append(latency(view["response_time_ms"] / 1000))
     words.append(f"{pool['active_connections']} of {pool['max_connections']} connections in use")
@@ -42,12 +42,12 @@ def database_figures(view: DatabaseHealth) -> str:
 
 
 def why_database(view: DatabaseHealth, now: float) -> str:
-    """What is wrong with the database, and when it is tried again; empty where nothing is."""
-    # The line says already whose reason it is.
+    """Return what is wrong with the database and when it is tried again; empty if nothing is."""
+    # The line already names the database.
     why = view["reason"] or view["error"] or ""
     if not why:
         return ""
-    again = f"; its probe is answered since {when(since)}" if (since := view.get("answers_since")) else ""
+    again = f"; its probe has succeeded since {when(since)}" if (since := view.get("answers_since")) else ""
     error = _last_error(view.get("last_error"), why, now)
     return (
         f"{plainly(why, now)}{error}{again}{_again(seconds_of(view['circuit_breaker']['next_attempt']), now)}"
@@ -55,7 +55,7 @@ def why_database(view: DatabaseHealth, now: float) -> str:
 
 
 def why_service(view: ServiceHealth, now: float) -> str:
-    """What is wrong with a service, and when it is asked again; empty where nothing is."""
+    """Return what is wrong with a service and when it is tried again; empty if nothing is."""
     if not view["reason"] or not (view["configured"] or is_local(view)):
         return ""
     at = next_attempt(view)
@@ -66,15 +66,15 @@ def why_service(view: ServiceHealth, now: float) -> str:
 
 
 def breaker_word(view: ServiceHealth) -> str:
-    """What refuses its calls: the breaker's state, or the key where that was refused, which no breaker says."""
+    """Return what refuses its calls: the breaker's state, or a rejected key, which is not part of a breaker's state."""
     refused = any(model.get("key_refused") for model in view["models"].values())
     breaker = view["health"]["circuit_breaker_state"]
     return "key refused" if refused and breaker == "closed" else breaker
 
 
 def why_koo(koo: KooHealth | None) -> Iterator[str]:
-    """What is wrong with koo itself, and what it stands on: one sentence each."""
-    if koo is None:  # A server of an earlier version does not say it.
+    """Yield what is wrong with koo itself and with what it depends on, one sentence each."""
+    if koo is None:  # an older server does not send it
         return
     store = koo["state_store"]
     if not store["reachable"]:
@@ -94,7 +94,7 @@ def why_koo(koo: KooHealth | None) -> Iterator[str]:
 
 
 def next_attempt(view: ServiceHealth) -> float | None:
-    """When this service will be asked again, as the page says it; None while it is, or where no time is known."""
+    """Return when this service is tried again, as shown on the page; None if it is in use or the time is unknown."""
     if view["state"] == "circuit_open":
         return seconds_of(view["health"]["next_attempt"])
     if view["state"] != "rate_limited":
@@ -104,19 +104,19 @@ def next_attempt(view: ServiceHealth) -> float | None:
 
 
 def _next_check(view: ServiceHealth, now: float) -> str:
-    """When a refused key is tried again."""
+    """Return when a rejected key is checked again."""
     ends = [seconds_of(model.get("key_checked_at")) for model in view["models"].values()]
     at = min((end for end in ends if end is not None), default=None)
     return "" if at is None else f", the next one {moment(at, now)}"
 
 
 def is_local(view: ServiceHealth) -> bool:
-    """It needs no key; its reason says what it lacks."""
+    """Return whether it is the local model, which needs no key and whose reason names what is missing."""
     return view["configuration"].get("kind") == "local"
 
 
 def _last_error(error: LastError | None, reason: str, now: float) -> str:
-    """What broke, as far as the reason does not say it already."""
+    """Describe the last error, as far as the reason does not contain it."""
     if error is None:
         return ""
     at = seconds_of(error["at"])

@@ -1,4 +1,4 @@
-"""`koo reset`: let a service or the database start afresh, in the running server and all that share its state."""
+"""`koo reset`: reset a service or the database, in the running server and in all processes that share its state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reset(target: str, reason: str, url: str | None, *, as_json: bool) -> Exit:
 
 
 class Reset(TypedDict):
-    """What each of the three resets answers."""
+    """What each of the three resets returns."""
 
     message: str
     timestamp: Time
@@ -42,7 +42,7 @@ async def _reset(target: str, reason: str, url: str | None) -> list[Reset]:
 
 
 def _quoted(target: str) -> str:
-    """As one part of a path. Raises `CommandFailed` for what would be another path on its way to the server."""
+    """Quote a name as one segment of a path. Raises `CommandFailed` if it would change the path."""
     if not target or "/" in target or not target.strip("."):
         raise CommandFailed(f"{name_of(target)}: no such service", Exit.USAGE, "unknown_service")
     return quote(target.encode(errors="replace"), safe="")

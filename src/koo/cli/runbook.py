@@ -1,4 +1,4 @@
-"""`koo runbook`: what to do about each kind of alert, from the package itself: no server and no network is needed."""
+"""`koo runbook`: what to do about each kind of alert. Part of the package; needs no server and no network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from koo.monitoring.runbook import Runbook, runbooks
 
 
 def runbook(kind: str | None, *, as_json: bool) -> Exit:
-    """Of one kind, or of all."""
+    """Show one kind, or all."""
     known = runbooks()
     if kind is not None and kind not in known:
         raise CommandFailed(
-            f"no kind of alert is called {kind}; `koo runbook` lists them", Exit.USAGE, "not_found"
+            f"unknown kind of alert: {kind}; `koo runbook` lists them", Exit.USAGE, "not_found"
         )
     chosen = list(known.values()) if kind is None else [known[kind]]
     if as_json:

@@ -1,4 +1,4 @@
-"""`koo serve`: the server, in this process, or in workers under this one."""
+"""`koo serve`: the server, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def serve(
     log_level: LogLevel | None,
     workers: int,
 ) -> Exit:
-    """Serve until SIGINT or SIGTERM. What is given here wins over the settings."""
+    """Serve until SIGINT or SIGTERM. Arguments override the settings."""
     if workers > 1 and not hasattr(os, "fork"):
         raise CommandFailed(
             "several workers need a socket that processes can share, which this system does not offer; use --workers 1",
@@ -32,7 +32,7 @@ def serve(
         )
     given = Given(host=host, port=port, log_format=log_format, log_level=log_level)
     code = _serve_by(workers, given) if workers > 1 else _serve_here(given)
-    _say_last("koo has ended")
+    _say_last("koo has stopped")
     return code
 
 
@@ -58,7 +58,7 @@ def _serve_here(given: Given) -> Exit:
 
 
 def _serve_by(count: int, given: Given) -> Exit:
-    """The parent: it loads nothing that a worker loads."""
+    """The parent process. It imports nothing that only a worker needs."""
     from koo.web.listener import bind
     from koo.web.logs import chosen_logs, logs_set_up
     from koo.web.workers import Workers, interpreter
@@ -76,7 +76,7 @@ def _serve_by(count: int, given: Given) -> Exit:
 
 
 def work(place: Membership) -> Exit:
-    """Be one worker."""
+    """Run as one worker."""
     from koo.platform import Platform
     from koo.web.worker import serve_as
 
@@ -85,7 +85,7 @@ def work(place: Membership) -> Exit:
 
 
 def _say_last(sentence: str) -> None:
-    """Log it only if standard error can be written: a full pipe would hold up the end."""
+    """Print only if standard error can be written: a full pipe would block the exit."""
     with suppress(OSError, ValueError):
         if select.select([], [sys.stderr], [], LAST_WORD_S)[1]:
             say(sentence)

@@ -1,4 +1,4 @@
-"""`koo spend` and `koo spend write-off`: what all processes spent, and what the dead among them left booked."""
+"""`koo spend` and `koo spend write-off`: what all processes spent, and what dead ones left booked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBERS = ("calls", "amount", "estimated", "estimated_calls", "input_tokens", "o
 def spend(
     asked: Mapping[str, object], by: Sequence[str], url: str | None, *, as_csv: bool, as_json: bool
 ) -> Exit:
-    """`asked`: the period, by the names that the server knows."""
+    """`asked`: the period, by the names of the API's parameters."""
     groups = [("by", word.strip()) for one in by for word in one.split(",") if word.strip()]
     given = [(name, value) for name, value in asked.items() if value is not None]
     _, report = run_async(ask(url, f"/ai/spend?{urlencode([*given, *groups])}", Spend))
@@ -56,7 +56,7 @@ def _csv(report: Spend) -> str:
 
 
 def _safe(cell: str) -> str:
-    """Disarm cells that begin like a formula: a spreadsheet would run them, and tags come from strangers."""
+    """Disarm cells that begin like a formula: a spreadsheet would run them, and anyone can write a tag."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
@@ -76,10 +76,10 @@ def _show(report: Spend) -> None:
     ]
     put(f"{report['first_day']} to {report['last_day']} (UTC)")
     put_table([*map(Column, report["by"]), *numbers], rows)
-    put(f"together {usd(report['amount'])} in {counted(report['calls'], 'call')}")
+    put(f"total {usd(report['amount'])} in {counted(report['calls'], 'call')}")
     for one in report["unsettled"]:
         say(
-            f"unsettled: process {one['process']} no longer reports, and was granted {_words(one['amounts'])}; "
+            f"unsettled: process {one['process']} no longer reports and was granted {_words(one['amounts'])}; "
             "this stays booked, because it may have been spent"
         )
     for done in report["written_off"]:

@@ -1,4 +1,4 @@
-"""`koo status`: what the running server says about itself, and what of it is wrong."""
+"""`koo status`: what the running server reports about itself, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,9 @@ SERVICES = (
 OVERRIDES = {
     "forced_open": "forced open by an operator, every call is refused",
     "disabled": "disabled by an operator, every call passes and nothing counts",
-    "metrics_only": "in shadow, it counts and refuses nothing",
+    "metrics_only": "in shadow: it counts but refuses nothing",
 }
-COUNTS_OF_ONE = (
-    "requests, failed, refused and p95: of the process that answered, one of {}; money: of all (koo fleet)"
-)
+COUNTS_OF_ONE = "requests, failed, refused and p95 cover one process of {}; money covers all (koo fleet)"
 BUDGETS = (
     Column("budget"),
     Column("period"),
@@ -50,7 +48,7 @@ BUDGETS = (
 
 
 def status(url: str | None, *, as_json: bool) -> Exit:
-    """Everything at a glance; the exit code says it too."""
+    """Show everything at a glance; the exit code contains the verdict, too."""
     asked, health, processes = run_async(_ask(url))
     if as_json:
         put_json(health)
@@ -60,20 +58,20 @@ def status(url: str | None, *, as_json: bool) -> Exit:
 
 
 async def _ask(url: str | None) -> tuple[str, SystemHealth, int]:
-    """The server's address, its health, and how many processes share its state store; 0: it does not say."""
+    """Return the server's URL, its health, and how many processes share its state store (0: unknown)."""
     async with connect(url) as client:
         with progress(f"asking {client.url}"):
             health = await client.get("/monitoring/health", SystemHealth)
             try:
                 fleet = await client.get("/monitoring/fleet", FleetStatus)
-            except CommandFailed:  # The health that is known matters more than this count.
+            except CommandFailed:  # the health that is known matters more than this count
                 return client.url, health, 0
     return client.url, health, sum(one["state"] == "live" for one in fleet["processes"])
 
 
 def _show(url: str, health: SystemHealth, processes: int) -> None:
     now = seconds_of(health["timestamp"]) or 0.0
-    # The word says what works, the colour what is wrong: the worst alert's.
+    # The word shows what works, the colour what is wrong: that of the most severe alert.
     severity = health.get("severity")
     style = COLOURS.get(severity or health["overall_health"], "")
     verdict = coloured(health["overall_health"], style)
@@ -83,14 +81,14 @@ def _show(url: str, health: SystemHealth, processes: int) -> None:
     put("")
     put_table(SERVICES, [[name, *_service_cells(view)] for name, view in services.items()])
     if processes > 1:
-        # Otherwise the counts seem to fall whenever another worker answers.
+        # Without this line, the counts seem to fall whenever another worker responds.
         put_words(coloured(COUNTS_OF_ONE.format(processes), "dim"))
     if health["ai_services"]["budgets"]:
         put("")
         put_table(BUDGETS, [_budget_cells(budget, now) for budget in health["ai_services"]["budgets"]])
     for name, view in services.items():
         if words := why_service(view, now):
-            # What is not configured is not wrong.
+            # A service that is not configured is not a fault.
             put_words(coloured(f"{name}: {words}", "yellow" if view["configured"] else "dim"))
     for sentence in _overrides(health):
         put_words(coloured(sentence, "yellow"))
@@ -101,14 +99,14 @@ def _show(url: str, health: SystemHealth, processes: int) -> None:
 
 
 def _overrides(health: SystemHealth) -> Iterator[str]:
-    """What operators have set: no breaker that is forced open, or refuses nothing, looks like one that decides."""
+    """Yield operators' overrides: a breaker that is forced open or in shadow must not look like a normal one."""
     breakers: list[BreakerStatus] = [health["database"]["circuit_breaker"]]
     for view in health["ai_services"]["services"].values():
         breakers += view["models"].values()
     for one in breakers:
         words = OVERRIDES.get(one["override"])
         if words is not None:
-            said = one.get("operator", "")  # a server of an earlier version has no such key
+            said = one.get("operator", "")  # an older server has no such key
             yield f"{one['name']}: {words}" + (f" ({said})" if said else "")
 
 
@@ -134,7 +132,7 @@ def _service_cells(view: ServiceHealth) -> list[str]:
 
 
 def spent_of(view: ServiceHealth) -> str:
-    """Money of today, and how much there may be: "$0.42 of $10.00"."""
+    """Today's spending and the limit, such as "$0.42 of $10.00"."""
     budget = view["rate_limits"]["daily_budget"]
     limit = "" if budget["limit"] is None else f" of {usd(budget['limit'])}"
     return f"{usd(budget['spent'])}{limit}"
@@ -147,7 +145,7 @@ def _budget_cells(budget: Budget, now: float) -> list[str]:
 
 
 def run_out_words(runs_out: RunOut | None) -> str:
-    """When a budget is used up, and what happens then; empty where it is not."""
+    """Return when a budget is used up and what happens then; empty if it is not used up."""
     if runs_out is None:
         return ""
     earliest, latest = when(runs_out["earliest"]), runs_out["latest"]

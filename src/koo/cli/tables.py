@@ -1,8 +1,8 @@
 """Tables for people and for pipes.
 
-On a terminal a table is as wide as the window, and a long cell goes on below itself. A pipe has no window: each row is
-one line, whole, whatever COLUMNS says, so that `koo alerts | grep claude` finds what it looks for. Cells are text:
-square brackets, which the library would read as markup, and escape sequences stand there as they were written.
+On a terminal a table is as wide as the window, and a long cell is wrapped below itself. A pipe has no window: each row
+is one complete line, whatever COLUMNS says, so that `koo alerts | grep claude` finds it. Cells are plain text: square
+brackets, which the library would read as markup, and escape sequences are printed as they were written.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ COLOURS = {
     "warning": "yellow",
     "info": "blue",
 }
-"""Of the words that name a state or a severity; on a terminal only, and never the only sign."""
+"""Colours of words that name a state or a severity. Used only on a terminal, and never as the only sign."""
 UNBOUNDED = 1_000_000
-"""Columns of a pipe. More than a row has: an answer of the server is at most a few megabytes for all rows together."""
+"""The width of a pipe, in columns. More than a row needs: a response is at most a few megabytes for all rows together.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column by its head. `right`: numbers. `coloured`: its cells are words of `COLOURS`. `whole`: never folded."""
+    """A column with its head. `right`: numbers. `coloured`: its cells are words of `COLOURS`. `whole`: never folded."""
 
     head: str
     right: bool = False
@@ -45,16 +46,16 @@ class Column:
 
 
 def put_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, one line a row in a pipe."""
+    """Print a table, with one line per row in a pipe."""
     screen = console()
     with screen.capture() as captured:
         screen.print(table_of(columns, rows))
-    # The library fills the last column of each row with blanks up to its longest cell.
+    # The library pads the last column of each row with spaces.
     put_rendered("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def table_of(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
-    """The table itself, for what draws it among other things."""
+    """Return the table itself, to be drawn together with other things."""
     from rich.table import Table
     from rich.text import Text
 
@@ -72,7 +73,7 @@ def table_of(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def put_words(*words: str | Text) -> None:
-    """Print one line of words, of which some may be coloured; a terminal goes on in the next line where it ends."""
+    """Print one line of words, some of which may be coloured. A terminal wraps it at its edge."""
     from rich.text import Text
 
     parts = [word if isinstance(word, Text) else Text(one_line(word)) for word in words]
@@ -90,14 +91,14 @@ def coloured(word: str, style: str | None = None) -> Text:
 
 
 def put_rendered(text: str) -> None:
-    """Print what the library made, with its colours."""
+    """Print the library's output, including colours."""
     print(text, flush=True)
 
 
 def console() -> Console:
-    """What draws: as wide as the window, and without an end in a pipe."""
+    """The console to draw on: as wide as the window, and unbounded in a pipe."""
     from rich.console import Console
 
-    # COLUMNS and FORCE_COLOR are the library's; neither of them makes a pipe a window.
+    # COLUMNS and FORCE_COLOR are read by the library; neither of them turns a pipe into a window.
     width = None if sys.stdout.isatty() else UNBOUNDED
     return Console(width=width, highlight=False, markup=False, emoji=False)

@@ -1,7 +1,8 @@
-"""`koo tail`: what happens at the running server, line by line: alerts, openings, operators' acts, calls, requests.
+"""`koo tail`: what happens on the running server, line by line: alerts, opened breakers, operators' acts, calls,
+requests.
 
-The server is asked each second for what is new (`following.py`). While it does not answer, it is asked on; then what
-happened in between follows, so no line is lost and none comes twice.
+It requests what is new each second (`following.py`). While the server does not respond, it keeps trying; then what
+happened in between follows, so no line is lost or repeated.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from koo.monitoring.spend_shapes import BookedCall, BookedCalls
 EVERY_S = 1.0
 AWAY_EVERY_S = 2.0
 PAST_S_MAX = 86_400.0
-"""What lies further back, `koo alerts history` and `koo spend` have."""
+"""Older events are available from `koo alerts history` and `koo spend`."""
 PAGE, PAGES_MAX = 500, 10
 TAKEN_S = 10.0
 """A sample taken after the start may belong to a span that began this much earlier."""
 WRITTEN_S = 20.0
-"""By then every process has written a minute that is over."""
+"""By then every process has recorded a completed minute."""
 AWAY = ("no_server", "store_unavailable", "draining")
-"""Kinds of failures after which it is asked again."""
+"""Kinds of failures after which it tries again."""
 
 
 def tail(since: str, service: str | None, url: str | None, *, errors: bool, as_json: bool) -> Exit:
-    """Until Ctrl-C. `since`: how long ago to begin; `service`: of that one, or of the database, alone."""
+    """Runs until Ctrl-C. `since`: how long ago to start. `service`: show only this one, or only "database"."""
     past_s = duration(since)
     if past_s is None or past_s > PAST_S_MAX:
         raise CommandFailed(
-            f"--since is {since!r}; write how long ago: 10m, at most 24h", Exit.USAGE, "usage"
+            f"--since is {since!r}; give a duration such as 10m, at most 24h", Exit.USAGE, "usage"
         )
     component = None if service is None else service if service == "database" else f"ai:{service}"
     shown = Shown(component, errors=errors, as_json=as_json)
@@ -56,7 +57,7 @@ def tail(since: str, service: str | None, url: str | None, *, errors: bool, as_j
 
 
 class Shown:
-    """Which lines are wanted, and how they look."""
+    """Selects the lines to show and prints them."""
 
     def __init__(self, component: str | None, *, errors: bool, as_json: bool) -> None:
         self.component = component
@@ -64,13 +65,13 @@ class Shown:
         self._as_json = as_json
 
     def put(self, lines: Iterable[Line]) -> None:
-        """Print them, the oldest first."""
+        """Print them, oldest first."""
         for line in sorted(lines, key=lambda one: one.at):
             if self._wants(line):
                 self._put(line)
 
     def _wants(self, line: Line) -> bool:
-        # Of a service also what is about one of its models.
+        # A service includes its models.
         component = line.component.partition("/")[0] if line.component.startswith("ai:") else line.component
         is_its = self.component is None or component == self.component
         return is_its and (line.is_error or not self._errors)
@@ -109,30 +110,30 @@ async def _follow(url: str | None, past_s: float, shown: Shown) -> None:
 
 
 async def _look_over_and_over(follower: Follower, url: str) -> AsyncIterator[list[Line]]:
-    """What is new, each second. Raises `CommandFailed` for what no later answer can mend."""
+    """Yield what is new, each second. Raises `CommandFailed` for errors that trying again cannot fix."""
     loop = asyncio.get_running_loop()
     away_since: float | None = None
     while True:
         lines: list[Line] = []
         try:
             async for line in follower.look():
-                lines.append(line)  # noqa: PERF401 - those that came before a failure are known, and so shown
+                lines.append(line)  # noqa: PERF401 - those that came before a failure count as shown
         except CommandFailed as failed:
             if failed.kind not in AWAY:
                 raise
             if away_since is None:
                 away_since = loop.time()
-                say(f"koo: {url} does not answer; retrying until it does ({failed.kind})")
+                say(f"koo: {url} does not respond; retrying until it does ({failed.kind})")
         else:
             if away_since is not None:
-                say(f"koo: {url} answers again, after {span(loop.time() - away_since)}")
+                say(f"koo: {url} responds again after {span(loop.time() - away_since)}")
             away_since = None
         yield lines
         await asyncio.sleep(EVERY_S if away_since is None else AWAY_EVERY_S)
 
 
 class Follower:
-    """Asks one server for all sources, each from where it was read last. `has_others`: counts are of all processes."""
+    """Reads all sources of one server, each from its last position. `has_others`: counts cover all processes."""
 
     def __init__(self, client: ServerClient, start: float, component: str | None) -> None:
         self._client = client
@@ -143,7 +144,7 @@ class Follower:
         self._marks_at = self._alerts_at = self._requests_at = start
 
     async def look(self) -> AsyncIterator[Line]:
-        """What is new. Raises `CommandFailed`: then the sources that were not read stand where they stood."""
+        """Yield what is new. Raises `CommandFailed`; then sources that were not read keep their position."""
         async for line in self._past():
             yield line
         async for line in self._alert_history():
@@ -156,7 +157,7 @@ class Follower:
         asked = {"since": _iso(late), "all_processes": str(self.has_others).lower()}
         history = await self._client.get(f"/monitoring/history?{urlencode(asked)}", History)
         now = seconds_of(history["timestamp"]) or 0.0
-        # Each process writes its minutes for itself.
+        # Each process records its own minutes, so a minute may still grow after its end.
         settles_s = WRITTEN_S if self.has_others else 0.0
         for line in (*self.marks.take(history["marks"]), *self.calls.take(history, settles_s)):
             yield line
@@ -192,7 +193,7 @@ class Follower:
                 break
             asked["cursor"] = cursor
         else:
-            say(f"koo: more than {PAGE * PAGES_MAX:,} requests within a minute: the older ones are left out")
+            say(f"koo: more than {PAGE * PAGES_MAX:,} requests within a minute; the older ones are left out")
         for line in self.requests.take(calls):
             yield line
         self.requests.forget(now - 2 * LATE_S)

@@ -1,6 +1,6 @@
-"""How commands end and speak: exit codes, one sentence for an error, progress while waiting.
+"""How commands end and print: exit codes, one sentence for an error, progress while waiting.
 
-What a command is asked for goes to standard output, everything else to standard error, so that the one can be piped.
+A command's result goes to standard output and everything else to standard error, so that the result can be piped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECONDS_AFTER_S = 2.0
 
 
 class Exit(IntEnum):
-    """How a command ended; documented, so that scripts may rely on it."""
+    """A command's exit code. Documented, so scripts may rely on it."""
 
     OK = 0
     FAILED = 1
@@ -40,7 +40,7 @@ HEALTH_EXITS = {"healthy": Exit.OK, "degraded": Exit.DEGRADED, "unhealthy": Exit
 
 
 class CommandFailed(Exception):
-    """A command ends with this sentence and this code."""
+    """Ends a command with this sentence and this code."""
 
     def __init__(self, sentence: str, code: Exit = Exit.FAILED, kind: str = "failed") -> None:
         super().__init__(sentence)
@@ -49,7 +49,7 @@ class CommandFailed(Exception):
 
 
 def code_of(error: KooError) -> Exit:
-    """A mistake in what was asked for or configured, or a failure."""
+    """Return the exit code for a usage or configuration error, or for a failure."""
     if isinstance(error, ConfigurationError):
         return Exit.USAGE
     wrong = isinstance(error, CallerMistake) and error.kind is not Kind.NOT_CONFIGURED
@@ -57,34 +57,34 @@ def code_of(error: KooError) -> Exit:
 
 
 def say(sentence: str) -> None:
-    """One line for the person, on standard error; an answer is not lost because this cannot be written."""
+    """Print one line for the user to standard error. If that fails, the command's result is still printed."""
     with suppress(OSError):
         print(one_line(sentence), file=sys.stderr, flush=True)
 
 
 def put(line: str) -> None:
-    """One line of what was asked for, whatever strangers wrote into it."""
+    """Print one line of the result, safe for a terminal whatever it contains."""
     put_whole(one_line(line) + "\n")
 
 
 def put_whole(text: str) -> None:
-    """What was asked for, unchanged in a pipe: an answer, or rows of CSV. A terminal shows it and does not obey it."""
+    """Print a result unchanged in a pipe: a response, or CSV. On a terminal, control characters are replaced."""
     print(shown(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def put_json(content: Any) -> None:
-    """What was asked for, as one JSON document; with escapes where the other side reads no UTF-8."""
+    """Print a result as one JSON document, with escapes if the reader does not use UTF-8."""
     plain = (sys.stdout.encoding or "ascii").lower().replace("-", "") not in ("utf8", "utf8sig")
     put_whole(json_text(json.dumps(content, ensure_ascii=plain, indent=2, default=str)) + "\n")
 
 
 def put_error(kind: str, detail: str, **more: Any) -> None:
-    """What went wrong, where a JSON document was asked for: the same shape for every command."""
+    """Print an error as a JSON document, with the same shape for every command."""
     put_json({"error": {"kind": kind, "detail": detail, **more}})
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run it on a new loop. Ctrl-C or SIGTERM cancels it, and what was begun is settled first."""
+    """Run it on a new event loop. Ctrl-C or SIGTERM cancels it, and what has begun is settled first."""
     try:
         return asyncio.run(_until_sigterm(work))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -92,9 +92,9 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _until_sigterm(work: Coroutine[Any, Any, T]) -> T:
-    """`timeout 30 koo query …` sends SIGTERM, whose default would end the process with its money held.
+    """`timeout 30 koo query …` sends SIGTERM, which by default would end the process with its money still held.
 
-    It does not go through SIGINT, which is ignored in a script's background job.
+    This does not use SIGINT, which is ignored in a script's background job.
     """
     task = asyncio.current_task()
     if task is not None and threading.current_thread() is threading.main_thread():
@@ -104,7 +104,7 @@ async def _until_sigterm(work: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
-    """Show on a terminal what is being waited for; `stop()` ends it early."""
+    """Show on a terminal what the command is waiting for; `stop()` ends it early."""
     shown = Progress(what)
     try:
         yield shown
@@ -115,7 +115,7 @@ def progress(what: str) -> Iterator[Progress]:
 class Progress:
     """A spinner on standard error, if that is a terminal, once the wait is long enough to be noticed.
 
-    A longer wait says for how long it lasts.
+    For a longer wait it also shows how long it has lasted.
     """
 
     def __init__(self, what: str) -> None:
@@ -131,7 +131,7 @@ class Progress:
             self._show()
 
     def tell(self, what: str) -> None:
-        """Something else is being waited for now."""
+        """Change what is being waited for."""
         self._what = what
 
     def _show(self) -> None:
@@ -141,14 +141,14 @@ class Progress:
         self._status.start()
 
     def __rich__(self) -> Any:
-        """As text, each time it is drawn: a string would be read as markup, and names come from strangers."""
+        """Return text each time it is drawn: a string would be read as markup, and names may come from anyone."""
         from rich.text import Text
 
         lasts_s = time.monotonic() - self._began_at
         return Text(name(self._what) + (f" ({lasts_s:.0f} s)" if lasts_s >= SECONDS_AFTER_S else ""))
 
     def stop(self) -> None:
-        """Take it away again."""
+        """Remove it."""
         if self._timer is not None:
             self._timer.cancel()
         if self._status is not None:

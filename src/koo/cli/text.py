@@ -1,9 +1,9 @@
-"""Text of strangers on a terminal and in a pipe: it is shown, and neither obeyed nor cut.
+"""Untrusted text on a terminal and in a pipe: shown completely, but without control characters.
 
-A provider names its model, a caller its tag, a server its error. Any of them may hold an escape sequence, a line break
-or a character that turns the rest of the line around. `one_line` writes those as Python would (`\\x1b`, `\\u202e`): a
-line stays one line, and what was there can still be read. An answer of a model is what was asked for, so a pipe gets it
-as it is; `shown` makes it harmless where a terminal would obey it.
+A provider names its model, a caller chooses its tag, a server words its error. Any of them may contain an escape
+sequence, a line break or a character that reverses the rest of the line. `one_line` prints those as Python escapes
+(`\\x1b`, `\\u202e`): a line stays one line, and the original can still be read. A model's response is the result, so a
+pipe receives it unchanged; `shown` makes it harmless on a terminal.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from __future__ import annotations
 import re
 
 NAME_LENGTH_MAX = 200
-"""As long as the API lets a model's name be."""
+"""The API's limit on the length of a model's name."""
 _TURNING = "\u202a-\u202e\u2066-\u2069"
 _OBEYED = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_TURNING}]")
-"""What a terminal obeys: controls but for tab and line feed, and what reorders the text after it."""
+"""Characters that control a terminal: control characters except tab and line feed, and those that reorder text."""
 _UNSEEN = re.compile(
     rf"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028\u2029{_TURNING}\u2060-\u2064\ufeff\ufff9-\ufffb"
     r"\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""Characters that cannot be seen. The joiners are not among them, because scripts and emoji need them."""
+"""Invisible characters. Joiners are excluded, because scripts and emoji need them."""
 
 
 def one_line(text: str) -> str:
-    """The text as one line without anything that is obeyed or cannot be seen."""
+    """Return the text as one line without control characters and invisible characters."""
     return _UNSEEN.sub(_escape, text)
 
 
 def name(text: str) -> str:
-    """As `one_line`, for a name that a stranger chose: at most 200 characters of it."""
+    """Like `one_line`, for a name chosen by someone else: at most 200 characters of it."""
     whole = one_line(text)
     return whole if len(whole) <= NAME_LENGTH_MAX else f"{whole[: NAME_LENGTH_MAX - 1]}…"
 
 
 def shown(text: str) -> str:
-    """Text of several lines that a terminal shows and does not obey."""
+    """Return text of several lines that a terminal shows without interpreting it."""
     return _OBEYED.sub("�", text)
 
 
 def json_text(document: str) -> str:
-    """A JSON document of the same meaning: inside its strings what is not seen is written as an escape.
+    """Return an equivalent JSON document in which invisible characters in strings are escaped.
 
-    `json.dumps` escapes only what is below the space; a terminal obeys some of what is above, as 0x9B.
+    `json.dumps` escapes only characters below the space; terminals also interpret some above it, such as 0x9B.
     """
     return _UNSEEN_IN_JSON.sub(_json_escape, document)
 

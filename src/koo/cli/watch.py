@@ -1,4 +1,4 @@
-"""`koo watch`: the state of the running server, drawn anew each second in a terminal; one frame in a pipe."""
+"""`koo watch`: the state of the running server, redrawn each second on a terminal; a single frame in a pipe."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from koo.monitoring.shapes import Dashboard
 
 EVERY_S = 1.0
 SILENCE_S = 30.0
-"""The stream says something each five seconds."""
+"""The stream sends a sample every five seconds."""
 STREAM_AGAIN_S = 20.0
 AWAY = ("no_server", "draining")
 SERVICE = "service/"
 FLEET_EVERY_S = 5.0
-"""The fleet is read from the state store, and changes slowly."""
+"""The fleet is read from the state store and changes slowly."""
 
 
 def watch(url: str | None, *, as_json: bool) -> Exit:
-    """Until Ctrl-C in a terminal. Where there is none, or JSON is wanted: what is now, once; the exit code says it."""
+    """Runs until Ctrl-C on a terminal. In a pipe, or with JSON, prints the current state once; the exit code reflects
+    it.
+    """
     if as_json or not _can_draw():
         return run_async(_show_once(url, as_json=as_json))
     try:
@@ -45,7 +47,9 @@ def _can_draw() -> bool:
 
 
 class Watched:
-    """The server: its live stream, or else asked over and over. The last answer stays while no newer one comes."""
+    """The server, seen through its live stream, or through polling. The last response is kept until a newer one
+    arrives.
+    """
 
     def __init__(self, client: ServerClient) -> None:
         self._client = client
@@ -55,7 +59,7 @@ class Watched:
         self._trouble = ""
 
     async def look(self) -> None:
-        """Ask once. Raises `CommandFailed` for what no later answer can mend: a token that is refused, say."""
+        """Poll once. Raises `CommandFailed` for errors that trying again cannot fix, such as a rejected token."""
         try:
             answer = await self._client.get("/monitoring/dashboard", Dashboard)
         except CommandFailed as failed:
@@ -67,7 +71,7 @@ class Watched:
         self._take(answer)
         if self._answered_at >= self._fleet_due_at:
             self._fleet_due_at = self._answered_at + FLEET_EVERY_S
-            with suppress(CommandFailed):  # a server of an earlier version has none
+            with suppress(CommandFailed):  # an older server has no fleet
                 self._fleet = await self._client.get("/monitoring/fleet", FleetStatus)
 
     def _take(self, answer: Dashboard) -> None:
@@ -75,7 +79,7 @@ class Watched:
         self._answered_at = self._heard_at = time.monotonic()
 
     async def listen(self) -> None:
-        """Follow the live stream until it ends or breaks, or at once where there is none."""
+        """Follow the live stream until it ends or breaks. Returns immediately if the server has none."""
         parts: dict[str, Any] = {}
         with suppress(CommandFailed):
             async for name, data in self._client.events("/monitoring/live", silence_s=SILENCE_S):
@@ -85,7 +89,8 @@ class Watched:
                     self._take(dashboard_of(parts, data["at"]))
                 elif name == "part" and self._answer is not None:
                     parts[data["key"]] = data["value"]
-                    # Times of parts are absolute, so the time that they are seen from goes on from the first one.
+                    # Times in parts are absolute. So the reference time stays that of the first message, and elapsed
+                    # time is added to it.
                     self._answer = dashboard_of(parts, self._answer["timestamp"])
                 self._fleet = parts.get("fleet") or self._fleet
 
@@ -117,13 +122,13 @@ async def _show_once(url: str | None, *, as_json: bool) -> Exit:
 
 
 async def _draw(url: str | None) -> None:
-    """A screen of its own, drawn each second, and at once when the window changes; gone at the end."""
+    """Draw on a separate screen, each second and when the window is resized. The screen is removed at the end."""
     from rich.console import Group
     from rich.live import Live
 
     async with connect(url) as client:
         watched = Watched(client)
-        await watched.look()  # A server that is not there is one sentence on the ordinary screen.
+        await watched.look()  # if there is no server, print one sentence on the ordinary screen
         with Live(console=console(), screen=True, auto_refresh=False) as live:
             resized = asyncio.Event()
             loop = asyncio.get_running_loop()
@@ -143,11 +148,11 @@ async def _draw(url: str | None) -> None:
 
 
 async def _ask_over_and_over(watched: Watched) -> None:
-    """Beside the drawing: an answer that takes long must not keep its age from being seen."""
+    """Runs in a separate task: while a response is slow, the drawing continues and shows its age."""
     while True:
         began_at = time.monotonic()
         await watched.listen()
-        # A server of an earlier version has no stream: ask it for a while before the next try.
+        # An older server has no stream: poll it for a while before the next attempt.
         until = time.monotonic() + (0.0 if time.monotonic() - began_at > EVERY_S else STREAM_AGAIN_S)
         while True:
             await watched.look()
@@ -157,7 +162,7 @@ async def _ask_over_and_over(watched: Watched) -> None:
 
 
 def dashboard_of(parts: Mapping[str, Any], at: str) -> Dashboard:
-    """The overview, of the parts of the live stream; `at`: the server's time."""
+    """Build the overview from the parts of the live stream; `at`: the server's time."""
     names = (key for key in parts if key.startswith(SERVICE) and parts[key] is not None)
     services = {key.removeprefix(SERVICE): parts[key] for key in names}
     made: Any = {

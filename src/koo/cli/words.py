@@ -1,8 +1,8 @@
-"""Numbers and times as people read them: the rules of the page (`web/page/words/`), in Python.
+"""Numbers and times for people: the rules of the page (`web/page/words/`), in Python.
 
-A number reads the same in the page and in the terminal. `tests/words.json` holds examples that tests run through both,
-so a rule that changes on one side fails until the other follows. Times differ on purpose: the page shows those of the
-browser's clock, a terminal shows UTC with its zone, as logs do.
+A number reads the same on the page and on the terminal. `tests/words.json` contains examples that tests run through
+both, so a rule that changes on one side fails until the other follows. Times differ on purpose: the page uses the
+browser's time zone, a terminal shows UTC with its zone, as logs do.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ _MIN_PER_DAY = 24 * 60
 
 
 def when(iso: str) -> str:
-    """A time of the server's to the second, in UTC: "2026-11-28T14:07:06Z". What is not a time stays as it is."""
+    """Format a time of the server to the second, in UTC: "2026-11-28T14:07:06Z". Anything else is unchanged."""
     seconds = seconds_of(iso)
     return iso if seconds is None else _utc(seconds)
 
 
 def moment(at: float, now: float) -> str:
-    """ "2026-11-28T14:07:06Z (in 42 s)", of seconds since 1970."""
+    """ "2026-11-28T14:07:06Z (in 42 s)", from seconds since 1970."""
     return f"{_utc(at)} ({until(at, now)})"
 
 
 def moment_of(at: float) -> str:
-    """ "2026-11-28T14:07:06Z", of seconds since 1970."""
+    """ "2026-11-28T14:07:06Z", from seconds since 1970."""
     return _utc(at)
 
 
@@ -37,7 +37,7 @@ def _utc(seconds: float) -> str:
 
 
 def seconds_of(iso: str | None) -> float | None:
-    """A time of the server's as seconds since 1970; None for none, and for what is not a time."""
+    """Convert a time of the server to seconds since 1970; None for None or anything that is not a time."""
     try:
         return None if iso is None else datetime.fromisoformat(iso).timestamp()
     except ValueError:
@@ -45,12 +45,12 @@ def seconds_of(iso: str | None) -> float | None:
 
 
 def plainly(sentence: str, now: float) -> str:
-    """A sentence of the server's with its times as people read them."""
+    """Return a sentence of the server with its times formatted for people."""
     return _ISO.sub(lambda found: _time_and_distance(found[0], now), sentence)
 
 
 def time_in(sentence: str) -> float | None:
-    """The first time that a sentence names."""
+    """Return the first time in a sentence."""
     found = _ISO.search(sentence)
     return None if found is None else seconds_of(found[0])
 
@@ -61,7 +61,7 @@ def _time_and_distance(iso: str, now: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """How long, in the two largest units: "42 s", "6 min", "3 h 5 min", "2 d 4 h"."""
+    """Format a duration in its two largest units: "42 s", "6 min", "3 h 5 min", "2 d 4 h"."""
     whole = max(0, _half_up(seconds))
     if whole < 100:
         return f"{whole} s"
@@ -79,7 +79,7 @@ def _two(large: int, large_unit: str, small: int, small_unit: str) -> str:
 
 
 def until(at: float, now: float) -> str:
-    """ "in 42 s"; "now" once it has come. Rounded up, so that it never says 0 while one has to wait."""
+    """ "in 42 s", or "now" once it has passed. Rounded up, so that it never shows 0 while there is time left."""
     return "now" if at <= now else f"in {span(math.ceil(at - now))}"
 
 
@@ -110,7 +110,7 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def usd(exact: str) -> str:
-    """Money for the eye, "$1.2043"; what is too small for six digits is said to be more than nothing."""
+    """Format money, such as "$1.2043". An amount too small for six digits is shown as more than zero."""
     try:
         amount = float(exact)
     except ValueError:
@@ -126,7 +126,7 @@ def usd(exact: str) -> str:
 
 
 def _fixed(number: float, digits: int) -> str:
-    """As JavaScript's `toFixed`: a tie goes up, where Python's own formatting goes to the even digit."""
+    """Like JavaScript's `toFixed`: rounds half up, while Python's own formatting rounds half to even."""
     return f"{Decimal(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP):f}"
 
 
@@ -136,12 +136,12 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(min|[smhdw])", re.IGNORECASE)
 
 
 def duration(text: str) -> float | None:
-    """Seconds of "90s", "30m", "2h", "1d", "1h30m"; None for anything else, a number without its unit too."""
+    """Parse "90s", "30m", "2h", "1d" or "1h30m" to seconds; None for anything else, even a number without a unit."""
     if _DURATION.fullmatch(text.strip()) is None:
         return None
     return sum(float(number) * _UNITS_S[unit.lower()] for number, unit in _PART.findall(text))
 
 
 def _half_up(number: float) -> int:
-    """As JavaScript's `Math.round`."""
+    """Like JavaScript's `Math.round`."""
     return math.floor(number + 0.5)

@@ -1,4 +1,4 @@
-"""The HTTP interface: a standalone application (`create_app`), or mounted into another one (`mount`).
+"""The HTTP interface, as a standalone application (`create_app`) or mounted in another one (`mount`).
 
 from koo.web import mount
 

@@ -1,4 +1,4 @@
-"""Routes under /ai: questions, the state of services, their resets, and what was spent."""
+"""Routes under /ai: queries, the services' state and resets, and spending."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("koo.web")
 
 
 def ai_router(platform: Platform, *, protect: bool = True, hosts: Iterable[str] = ()) -> APIRouter:
-    """The routes, below `/ai`, for one platform. `protect` and `hosts` as of `monitoring_router`."""
+    """The routes below `/ai` for one platform. `protect` and `hosts` are those of `monitoring_router`."""
     router = make_router("/ai", "ai", door_of(platform, protect, hosts))
     _add_queries(router, platform)
     _add_health(router, platform)
@@ -39,20 +39,24 @@ def ai_router(platform: Platform, *, protect: bool = True, hosts: Iterable[str] 
 def _add_queries(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/query",
-        summary="Ask an AI service",
+        summary="Query an AI service",
         **described(answers.QueryAnswer, 404, 413, 422, 429, 502, 503, 504),
     )
     async def query(body: bodies.QueryBody, request: Request) -> Response:
-        """One question, guarded: retries, limits, budget, and other services if `fallback` names some.
+        """Sends one query, guarded: retries, limits, budget, and other services if `fallback` names some.
 
-        Closing the connection ends the query.
+        Closing the connection cancels the query.
         """
         answer = await while_connected(request, platform.query(views.query_of(body)))
         return JsonView(views.answer_view(answer))
 
-    @router.post("/batch-query", summary="Ask several at once", **described(answers.BatchAnswer, 413, 422))
+    @router.post(
+        "/batch-query", summary="Send several queries at once", **described(answers.BatchAnswer, 413, 422)
+    )
     async def query_batch(body: bodies.BatchBody, request: Request) -> Response:
-        """Each runs as soon as a place is free; results keep the order. Always 200: each says whether it succeeded."""
+        """Each query runs as soon as a place is free; results keep the order. Always 200: each result shows whether it
+        succeeded.
+        """
         queries = await in_slices(views.query_of, body.queries)
         outcomes = await while_connected(request, platform.query_many(queries))
         return await pieces_of(dict(await views.batch_view(queries, outcomes)), "results")
@@ -61,7 +65,7 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
 def _add_health(router: APIRouter, platform: Platform) -> None:
     @router.get("/services/health", summary="State of all AI services", **described(shapes.ServicesHealth))
     async def get_services_health() -> Response:
-        """What is known already; no service is asked."""
+        """Shows what is known already; no service is called."""
         return JsonView(platform.services_health())
 
     @router.get(
@@ -70,7 +74,7 @@ def _add_health(router: APIRouter, platform: Platform) -> None:
         **described(shapes.ServiceHealth, 404),
     )
     async def get_service_health(service: str) -> Response:
-        """What is known already; the service is not asked."""
+        """Shows what is known already; the service is not called."""
         return JsonView(platform.service_health(service))
 
     @router.post(
@@ -79,7 +83,9 @@ def _add_health(router: APIRouter, platform: Platform) -> None:
         **described(answers.ServiceChecks, 404, name="ServiceChecks"),
     )
     async def check_services(service: str | None = None) -> Response:
-        """Checks that they answer and accept the key; never billed. Without `service`: all configured ones."""
+        """Checks that services respond and accept the key; never billed. Without `service`, checks all configured
+        ones.
+        """
         return JsonView(await platform.check_services(service))
 
 
@@ -105,7 +111,7 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
             Query(description="what to group by; may be repeated"),
         ] = None,
     ) -> Response:
-        """What all processes booked, added up; estimated amounts are marked. And what dead processes left unsettled."""
+        """Totals of what all processes spent, with estimated amounts marked, and what dead processes left unsettled."""
         spend = await platform.spend(
             days=days, first_day=first_day, last_day=last_day, month=month, by=by or ("service",)
         )
@@ -113,7 +119,7 @@ def _add_spending(router: APIRouter, platform: Platform) -> None:
 
     @router.post(
         "/spend/write-off",
-        summary="Free what dead processes left",
+        summary="Free money held by dead processes",
         **described(spend_shapes.WriteOffs, 404, 413, 422, 503),
     )
     async def write_off(body: bodies.WriteOffBody) -> Response:
@@ -144,7 +150,7 @@ def _add_requests(router: APIRouter, platform: Platform) -> None:
             ),
         ] = None,
     ) -> Response:
-        """The ledger's entries of all processes, the newest first; never a prompt or an answer."""
+        """The ledger's entries of all processes, newest first. Never contains a prompt or a response."""
         page = await platform.history.requests(
             service=service, model=model, tag=tag, limit=limit, cursor=cursor
         )
@@ -154,7 +160,7 @@ def _add_requests(router: APIRouter, platform: Platform) -> None:
 def _add_resets(router: APIRouter, platform: Platform) -> None:
     @router.post(
         "/services/{service}/reset-errors",
-        summary="Let an AI service start afresh",
+        summary="Reset an AI service's errors",
         **described(answers.ServiceReset, 404, 413, 422),
     )
     async def reset_service(service: str, body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
@@ -164,12 +170,12 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         if not platform.reset_service(service, by=said.by or "", reason=said.reason or ""):
             raise unknown_service(service, list(platform.services))
         log.warning("the AI service %s was reset %s", service, said.signature)
-        message = f"{service} starts afresh"
+        message = f"{service} was reset"
         return JsonView(answers.ServiceReset(message=message, service=service, timestamp=now_iso()))
 
     @router.post(
         "/services/reset-all-errors",
-        summary="Let all AI services start afresh",
+        summary="Reset the errors of all AI services",
         **described(answers.ServicesReset, 413, 422),
     )
     async def reset_services(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
@@ -179,5 +185,5 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         results = platform.reset_services(by=said.by or "", reason=said.reason or "")
         log.warning("all AI services were reset %s", said.signature)
         count = sum(results.values())
-        message = "1 service starts afresh" if count == 1 else f"{count} services start afresh"
+        message = "1 service was reset" if count == 1 else f"{count} services were reset"
         return JsonView(answers.ServicesReset(message=message, results=results, timestamp=now_iso()))

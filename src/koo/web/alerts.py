@@ -1,4 +1,4 @@
-"""Routes of alerts' life: the list, the history, acknowledgements and silences."""
+"""Routes for alerts: the list, the history, acknowledgements and silences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from koo.web import bodies
 from koo.web.links import linked
 from koo.web.routing import JsonView, described
 
-A_TIME = "a time with a zone: 2026-11-29T03:00:00Z"
+A_TIME = "a time with time zone, such as 2026-11-29T03:00:00Z"
 
 
 def add_alerts(router: APIRouter, platform: Platform) -> None:
@@ -26,7 +26,7 @@ def add_alerts(router: APIRouter, platform: Platform) -> None:
 
     @router.get("/alerts", summary="Alerts", **described(shapes.SystemAlerts))
     async def get_alerts(request: Request) -> Response:
-        """What is wrong now, the worst first, then what has ended within fifteen minutes."""
+        """What is wrong now, most severe first, then what ended within the last fifteen minutes."""
         return JsonView(alerts_view(linked(request, platform.active_alerts()), SYSTEM_CLOCK))
 
     @router.get("/alerts/history", summary="Past alerts", **described(alert_shapes.AlertHistory, 422, 503))
@@ -36,12 +36,12 @@ def add_alerts(router: APIRouter, platform: Platform) -> None:
             datetime | None, Query(description=f"{A_TIME}; default: seven days before `until`")
         ] = None,
         until: Annotated[datetime | None, Query(description=f"{A_TIME}; default: now")] = None,
-        limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="episodes on a page")] = 50,
+        limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="episodes per page")] = 50,
         cursor: Annotated[
             str | None, Query(max_length=100, description="`next_cursor` of the previous page")
         ] = None,
     ) -> Response:
-        """Episodes of all processes that fired and lasted at some time within a range, the newest beginning first."""
+        """Episodes of all processes that fired and overlap the range, the most recently started first."""
         page = await platform.alerts.history(since=since, until=until, limit=limit, cursor=cursor)
         page["episodes"] = linked(request, page["episodes"])
         return JsonView(page)
@@ -57,7 +57,7 @@ def _add_acknowledging(router: APIRouter, platform: Platform) -> None:
         **described(alert_shapes.AlertAct, 404, 413, 422, 503),
     )
     async def acknowledge(request: Request, alert: str, body: bodies.AcknowledgeBody) -> Response:
-        """For a time or until it ends: until then no process on the same state store sends reminders of it."""
+        """For a time, or until the alert ends. Meanwhile, no process on the same state store sends reminders."""
         view = await platform.alerts.acknowledge(
             alert, by=body.by, for_s=body.for_s, until=body.until, note=body.note
         )
@@ -65,7 +65,7 @@ def _add_acknowledging(router: APIRouter, platform: Platform) -> None:
 
     @router.post(
         "/alerts/{alert}/unacknowledge",
-        summary="Take an acknowledgement back",
+        summary="Withdraw an acknowledgement",
         **described(alert_shapes.AlertAct, 404, 413, 422, 503),
     )
     async def unacknowledge(
@@ -85,17 +85,17 @@ def _acted(how: str, alert: shapes.Alert) -> Response:
 def _add_silences(router: APIRouter, platform: Platform) -> None:
     @router.get("/alerts/silences", summary="Silences", **described(alert_shapes.Silences, 503))
     async def get_silences() -> Response:
-        """The silences in force, the next to end first."""
+        """The active silences, in the order in which they end."""
         silences = await platform.alerts.silences()
         return JsonView(alert_shapes.Silences(silences=silences, timestamp=now_iso()))
 
     @router.post(
         "/alerts/silences",
-        summary="Silence some alerts for a time",
+        summary="Silence alerts for a time",
         **described(alert_shapes.SilenceAct, 413, 422, 503),
     )
     async def add_silence(body: bodies.SilenceBody) -> Response:
-        """Alerts that match kind and component are still listed and kept, but not sent until the silence ends."""
+        """Alerts that match kind and component are still listed and recorded, but not sent until the silence ends."""
         silence = await platform.alerts.silence(
             kind=body.kind,
             component=body.component,
@@ -104,7 +104,7 @@ def _add_silences(router: APIRouter, platform: Platform) -> None:
             by=body.by,
             reason=body.reason,
         )
-        return _silenced(f"kind {silence['kind']} of component {silence['component']} is silent", silence)
+        return _silenced(f"kind {silence['kind']} of component {silence['component']} is silenced", silence)
 
     @router.delete(
         "/alerts/silences/{silence}",

@@ -1,7 +1,7 @@
-"""`/docs`: the description of the API as a page of our own, from `openapi.json`.
+"""`/docs`: the API description as our own page, generated from `openapi.json`.
 
-The usual pages load scripts from a content delivery network: a server on loopback, or one without a way out, would show
-nothing, and a third party would see each reader. This one is three small files with a strict policy.
+The usual pages load scripts from a content delivery network. A server on loopback, or without internet access, would
+show an empty page, and a third party would see each reader. This page is three small files with a strict policy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def docs_router(door: Door) -> APIRouter:
 
 
 class MadeAside:
-    """The description of the API is made when it is first asked for, in a thread: it takes a second of work."""
+    """Builds the API description when it is first requested, in a thread, because it takes a second of CPU time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -45,6 +45,8 @@ class MadeAside:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and str(scope["path"]).endswith("/openapi.json"):
             described = scope["app"]
+            # One build at a time: without the lock, ten early requests would start ten builds that compete for the
+            # interpreter.
             async with self._making:
                 if described.openapi_schema is None:
                     await asyncio.to_thread(described.openapi)

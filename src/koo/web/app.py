@@ -1,7 +1,7 @@
-"""The HTTP interface as a standalone application, and as a guest in another one.
+"""The HTTP interface, as a standalone application or mounted in another one.
 
-`create_app(platform)` is what `koo serve` and `backend/main.py` run. `mount(app, platform)` puts the same routes into
-an application that exists: its other routes, its errors and its middleware stay as they are.
+`create_app(platform)` is what `koo serve` and `backend/main.py` run. `mount(app, platform)` adds the same routes to an
+existing application: its other routes, its errors and its middleware stay as they are.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from koo.web.spans import Application
 PREFIX = "/api/v1"
 GZIP_BYTES_MIN = 1024
 FIRST_LOOK_S = 0.5
-"""A database that answers does so by then; the start does not wait for one that is away."""
+"""A healthy database responds within this time. Startup does not wait longer for one that is unavailable."""
 DESCRIPTION = (
-    "The resilience layer of a service that stands on a database and on AI providers.\n\n"
-    "Times are ISO 8601 in UTC, durations seconds, ratios 0 to 1, money a decimal number in a string. Errors are "
-    "`application/problem+json` (RFC 9457), with `Retry-After` where a time is known."
+    "The resilience layer of a service that depends on a database and on AI providers.\n\n"
+    "Times are ISO 8601 in UTC, durations are in seconds, ratios from 0 to 1, money is a decimal string. Errors are "
+    "`application/problem+json` (RFC 9457), with `Retry-After` if a time is known."
 )
 TAGS = [
     {"name": "monitoring", "description": "The state of everything, and the database."},
-    {"name": "ai", "description": "Questions to AI services, their state, their resets."},
+    {"name": "ai", "description": "Queries to AI services, and their state and resets."},
     {"name": "probes", "description": "For orchestrators and scrapers."},
 ]
 
 
 def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
-    """The whole server for one platform, which it opens at its start and closes at its end.
+    """The whole server for one platform. It opens the platform at startup and closes it at shutdown.
 
-    `hosts`: names by which the server is known, beside those of KOO_HOST and KOO_URL; "testserver" for a `TestClient`.
-    Nothing is read or opened here. The start raises `ConfigurationError` for settings that cannot be right.
+    `hosts`: further names of the server, in addition to those in KOO_HOST and KOO_URL; "testserver" for a
+    `TestClient`. Nothing is read or opened here. Startup raises `ConfigurationError` if a setting is invalid.
     """
     readiness = readiness_of(platform)
 
@@ -80,6 +80,8 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
         telemetry={"exclude": _is_probe},
         middleware=[
             Middleware(Edge, log_requests=lambda: platform.options.log.requests),
+            # Level 6 of 9: higher levels take several times as long for a few percent, on the thread that serves all
+            # requests.
             Middleware(Gzip, minimum_size=GZIP_BYTES_MIN, compresslevel=6),
             Middleware(MadeAside),
         ],
@@ -95,7 +97,9 @@ def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
 
 
 def _name_the_path(app: FastAPI, platform: Platform) -> None:
-    """Only KOO_URL shows that a proxy strips a part of the path: clients generated from the document need it."""
+    """Add the path of KOO_URL to the API description. Generated clients need it behind a proxy that strips a path
+    prefix.
+    """
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -116,15 +120,15 @@ def mount(
     dashboard: str | None = PATH,
     name: str = "",
 ) -> None:
-    """Put koo's routes into an application of FastAPI or Starlette that exists; call it before the application starts.
+    """Add koo's routes to an existing application of FastAPI or Starlette. Call it before the application starts.
 
-    `platform` None: the process's own, which `query_ai`, `db_manager` and `SessionDep` use.
-    `protect`: the rules of `koo.web.security` hold in koo's routes (and no others), whatever the prefix; `hosts` are
-    names by which your server is known, beside those of KOO_HOST and KOO_URL; "testserver" for a `TestClient`. False:
-    your own middleware decides who may ask. `dashboard`: where the page is; None leaves it out. `name`: what the page
-    calls your application; without it, the `title` of a FastAPI application. The platform opens before and closes
-    after the application's own lifespan. koo's errors that your own routes raise become problems, unless you handle
-    them.
+    `platform` defaults to the process's own, which `query_ai`, `db_manager` and `SessionDep` use. `protect`: whether
+    the rules of `koo.web.security` apply to koo's routes (and only to these), whatever the prefix. If False, your own
+    middleware decides who is allowed. `hosts`: further names of your server, in addition to those in KOO_HOST and
+    KOO_URL; "testserver" for a `TestClient`. `dashboard`: the page's path; None leaves it out. `name`: how the page
+    calls your application; the default is the `title` of a FastAPI application. The platform opens before your
+    application's own lifespan and closes after it. koo's errors that your routes raise become problems, unless you
+    handle them.
     """
     platform = platform or koo.platform
     readiness = readiness_of(platform)
@@ -136,6 +140,8 @@ def mount(
         host.include_router(dashboard_router(door, prefix, dashboard, *named))
         host.include_router(login_router(door, prefix, dashboard, host.state.koo_application))
     if host is not app:
+        # A Starlette router cannot include FastAPI routes, so they stay in a FastAPI application behind one route. The
+        # prefix is set on `app` too: problems that its own routes raise link to the runbook below that prefix.
         app.state.koo_prefix = prefix
         receive_guest(app.router.routes, Guest(host))
     if KooError not in app.exception_handlers:
@@ -145,7 +151,7 @@ def mount(
 
 
 def _title_of(app: Starlette) -> str:
-    """Empty where the framework wrote it: "FastAPI" says nothing about the application."""
+    """Empty if the title is the framework's default: "FastAPI" says nothing about the application."""
     title = app.title if isinstance(app, FastAPI) else ""
     return "" if title == "FastAPI" else title
 
@@ -161,7 +167,7 @@ def _include(
     app.state.koo_prefix, names = prefix, tuple(hosts)
     readiness.expects_start = True
     door = door_of(platform, protect, names)
-    # First: routes are tried in their order, and behind forty others a probe would cost three times as much.
+    # First, because routes are tried in order: behind forty others a probe would cost three times as much.
     app.include_router(probes_router(readiness, door))
     app.include_router(monitoring_router(platform, protect=protect, hosts=names), prefix=prefix)
     app.include_router(ai_router(platform, protect=protect, hosts=names), prefix=prefix)
@@ -195,8 +201,11 @@ def _wrap_lifespan(app: Starlette, platform: Platform, readiness: Readiness) -> 
 
 @asynccontextmanager
 async def _serving(platform: Platform, readiness: Readiness) -> AsyncIterator[None]:
-    """The platform is open, and `/readyz` knows the database, unless that keeps us waiting."""
+    """Open the platform and check the database once, without waiting long for it."""
     async with platform, told_to_siblings(platform):
+        # The first check decides what `/readyz` reports. A healthy database is checked before the first request
+        # arrives. One that hangs must not delay startup: the server would be killed before it could report why it is
+        # not ready.
         live = live_of(platform)
         look = asyncio.create_task(platform.database.health_check(), name="koo first look")
         try:

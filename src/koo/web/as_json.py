@@ -1,4 +1,4 @@
-"""A view as JSON: what the numbers are called and which there are, `koo.monitoring` alone decides."""
+"""A view as JSON. `koo.monitoring` alone decides which numbers exist and how they are named."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def as_json(content: Any) -> bytes:
-    """On one line. JSON knows no infinity, and a view that fails for one number would hide all others: it is null."""
+    """Encode on one line. JSON has no infinity; it becomes null, because one such number must not hide all others."""
     try:
         return _dumped(content)
     except ValueError:

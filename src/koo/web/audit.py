@@ -1,10 +1,10 @@
-"""The audit: who did what, and what was refused, each as a log line, and a list of the last ones.
+"""The audit: who did what, and what was refused. Each entry is a log line, and the last ones are listed.
 
-An act changes something for others: a reset, a pause, a silence. A query is not an act: a server that is asked a
-hundred times a second would log nothing else, and the ledger has what queries cost. Each act has who (which
-token, or this machine), what (the method and the route, without a caller's words), where from, and how it was answered
-at the door. Refusals of one address with one status, queries too, are logged when they begin, and then once a minute
-with their number: a stranger must not be able to fill a disk. The list counts them in the same way.
+An act changes something for others: a reset, a pause, a silence. A query is not an act: a server with a hundred
+queries a second would log nothing else, and the ledger records what queries cost. Each act has who (which token, or
+this machine), what (the method and the route, without text from the caller), the address, and the access check's
+result. Refusals of one address with one status, queries included, are logged when they start and then once a minute
+with their count, so that an unknown client cannot fill a disk. The list counts them in the same way.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger("koo.audit")
 
 @dataclass(slots=True)
 class Refusals:
-    """Of one address and status: since when the running minute lasts, and how many came in it without a line."""
+    """Refusals of one address and status: when the current minute began, and how many were not logged in it."""
 
     began: float
     unsaid: int = 0
@@ -51,7 +51,7 @@ class Audit:
         self._refusals: OrderedDict[tuple[str, int], Refusals] = OrderedDict()
 
     def note(self, who: Who, what: str, where: str, denial: Denial | None) -> None:
-        """One act that was let through, or one request that was refused."""
+        """Record an act that was allowed, or a request that was refused."""
         unsaid = 0
         if denial is not None:
             seen = self._count(where, denial.status)
@@ -71,11 +71,13 @@ class Audit:
         _write(entry)
 
     def entries(self, limit: int = KEPT) -> list[AuditEntry]:
-        """The newest first."""
+        """The entries, newest first."""
         return list(reversed(self._entries))[:limit]
 
     def _count(self, where: str, status: int) -> int | None:
-        """How many came since the last line that had none; None: this one has none either."""
+        """Return how many refusals were not logged since the last line, or None if this one is not logged either."""
+        # Removed and added again, so that the dictionary is ordered by last use and the oldest address is dropped. An
+        # attacker with many addresses can push others out, which costs an extra line each, but no memory.
         now, key = self._monotonic(), (where, status)
         refusals = self._refusals.pop(key, None)
         if refusals is not None and now - refusals.began < AGAIN_S:
@@ -102,7 +104,7 @@ def _write(entry: AuditEntry) -> None:
     if not entry["reason"]:
         log.info("%s by %s from %s", entry["what"], entry["who"], entry["peer"], extra=given)
         return
-    more = f"; {entry['more']} more like it before" if entry["more"] else ""
+    more = f"; {entry['more']} more like it before this one" if entry["more"] else ""
     log.warning(
         "%s from %s was refused (%d): %s%s",
         entry["what"],
@@ -118,5 +120,5 @@ _of: WeakKeyDictionary[Platform, Audit] = WeakKeyDictionary()
 
 
 def audit_of(platform: Platform) -> Audit:
-    """The one of this platform, whichever routers serve it."""
+    """Return the platform's only instance, whichever routers serve it."""
     return _of.setdefault(platform, Audit())

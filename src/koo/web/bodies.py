@@ -1,4 +1,4 @@
-"""What is sent to the routes that act, checked: a name or a value that cannot be right is refused with a 422."""
+"""The request bodies of routes that act. An invalid name or value is refused with 422."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from koo.configuration.variables import BUILT_IN
 
 NAMES_MAX = 50
 QUERIES_MAX = 5_000
-"""With more, looking through the memory of their outcomes for garbage alone takes the loop longer than 100 ms."""
+"""With more queries, the garbage collector's pass over the memory of their results alone blocks the loop for over 100
+ms.
+"""
 QUERY: dict[str, Any] = {
     "service": "claude",
     "prompt": "What is the capital of France?",
@@ -21,16 +23,18 @@ QUERY: dict[str, Any] = {
     "timeout_s": 20.0,
     "fallback": ["local"],
 }
-"""The question that the description of the API shows, and whose recorded answer stands beside it."""
+"""The query shown in the API description; its recorded response is shown with it."""
 
 
 def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 50.0 is a whole one."""
+    """JSON has only one number type: 50.0 is an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _few(given: Any) -> Any:
-    """pydantic looks at each of half a million names, and makes an error of each, before it counts them."""
+    """Refuse too many names early: pydantic would check half a million names, and create an error for each, before
+    counting.
+    """
     if isinstance(given, dict) and len(given) > NAMES_MAX:
         raise ValueError(f"has more than {NAMES_MAX} names")
     return given
@@ -46,63 +50,65 @@ class Body(BaseModel):
 
 
 class QueryBody(Body):
-    """One question to one service."""
+    """One query to one service."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra={"example": QUERY}
     )
 
-    service: str = Field(max_length=64, description=f"{', '.join(BUILT_IN)}, or one you declared")
+    service: str = Field(max_length=64, description=f"{', '.join(BUILT_IN)}, or a service that you declared")
     prompt: str = Field(
-        description="at most 8 Mi characters, not only blanks", json_schema_extra={"pattern": r"\S"}
+        description="at most 8 Mi characters, not only white space", json_schema_extra={"pattern": r"\S"}
     )
     model: str | None = Field(default=None, min_length=1, max_length=200)
     system: str | None = None
     max_tokens: Annotated[int | None, BeforeValidator(_whole)] = Field(
-        default=None, ge=1, le=10_000_000, description="longest answer"
+        default=None, ge=1, le=10_000_000, description="limit on the length of the response"
     )
     temperature: float | None = Field(default=None, ge=0, le=2)
     timeout_s: float | None = Field(default=None, gt=0, le=86_400, description="deadline of the whole query")
     fallback: list[str] = Field(
         default_factory=list,
         max_length=20,
-        description="services asked in order when this one refuses or fails",
+        description="services to try in order if this one refuses or fails",
     )
     on_limit: Literal["refuse", "wait"] | None = Field(
         default=None,
-        description="wait: queue for limits within the deadline; refuse: wait for nothing; without it: wait only for "
-        "a pause that the provider asked for",
+        description="wait: queue for limits within the deadline; refuse: never wait; null: wait only for "
+        "a pause that the provider requested",
     )
     max_cost_usd: float | None = Field(
-        default=None, ge=0, description="the most that one attempt may cost at worst; a dearer one is refused"
+        default=None,
+        ge=0,
+        description="limit on the worst-case cost of one attempt; a more expensive one is refused",
     )
     clamp: bool = Field(
         default=False,
-        description="lower `max_tokens` to what `max_cost_usd` and the budgets leave room for; the answer says so",
+        description="lower `max_tokens` to what `max_cost_usd` and the budgets allow; the response reports it",
     )
-    tag: str | None = Field(default=None, max_length=200, description="your own word, for the ledger")
+    tag: str | None = Field(default=None, max_length=200, description="your own label, stored in the ledger")
     metadata: Annotated[dict[str, str], BeforeValidator(_few)] = Field(
-        default_factory=dict, max_length=50, description="your own words; never sent"
+        default_factory=dict, max_length=50, description="your own labels; never sent to a provider"
     )
 
 
 class BatchBody(Body):
-    """Several questions at once."""
+    """Several queries in one request."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, json_schema_extra={"example": {"queries": [QUERY]}}
     )
 
-    # At the first wrong query it ends: pydantic would make an error of each field of a hundred thousand.
+    # Stop at the first invalid query: pydantic would create an error for each field of a hundred thousand.
     queries: Annotated[list[QueryBody], FailFast()] = Field(min_length=1, max_length=QUERIES_MAX)
 
 
 SPEND_NAMES = ("days", "from", "to", "month", "by")
-"""What is asked of `/ai/spend` in its address."""
+"""The query parameters of `/ai/spend`."""
 
 
 class WriteOffBody(Body):
-    """Whose unsettled money is freed: of one process, or of all that no longer report."""
+    """Whose unsettled money to free: that of one process, or of all that no longer report."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -111,21 +117,21 @@ class WriteOffBody(Body):
     )
 
     process: str | None = Field(
-        default=None, min_length=1, max_length=300, description="as `/ai/spend` lists it"
+        default=None, min_length=1, max_length=300, description="as listed by `/ai/spend`"
     )
     all: bool = Field(default=False, description="every process that no longer reports, instead of one")
-    by: str = Field(min_length=1, max_length=100, description="who does this; recorded with it")
-    reason: str = Field(default="", max_length=500, description="why; recorded with it")
+    by: str = Field(min_length=1, max_length=100, description="who does this; recorded")
+    reason: str = Field(default="", max_length=500, description="why; recorded")
 
     @model_validator(mode="after")
     def _names_one_or_all(self) -> WriteOffBody:
         if (self.process is None) is not self.all:
-            raise ValueError("choose either a process, or all")
+            raise ValueError("choose either a process or all")
         return self
 
 
 class ActBody(Body):
-    """Who does it and why; for the log. May be left out, and so may the whole body."""
+    """Who does this and why; recorded in the log. Both are optional, and so is the body."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -138,12 +144,12 @@ class ActBody(Body):
 
     @property
     def signature(self) -> str:
-        """For the log: strangers write both, so they are quoted, and a line break in them stays inside its line."""
+        """For the log. Both may be written by anyone, so they are quoted; a line break cannot start a new line."""
         return f"by {self.by!r}, reason: {self.reason!r}"
 
 
 class ChannelBody(ActBody):
-    """Which channel to try, who does it and why. All of it may be left out: then every channel is tried."""
+    """Which channel to try, who does this and why. All are optional; by default every channel is tried."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -152,12 +158,12 @@ class ChannelBody(ActBody):
     )
 
     channel: Literal["webhook", "slack", "email"] | None = Field(
-        default=None, description="null: all of them"
+        default=None, description="null: all channels"
     )
 
 
 class WaitBody(ActBody):
-    """How long to wait for the scopes that are open, who does it and why. All of it may be left out."""
+    """How long to wait for open scopes, who does this and why. All are optional."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -170,11 +176,11 @@ class WaitBody(ActBody):
 
 
 HISTORY_NAMES = ("since", "until", "limit", "cursor")
-"""What is asked of `/monitoring/alerts/history` in its address."""
+"""The query parameters of `/monitoring/alerts/history`."""
 
 
 class AcknowledgeBody(Body):
-    """Who is at work on an alert, until when (without either: to its end), and a note for the others."""
+    """Who works on an alert, until when (by default until it ends), and a note for others."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -186,13 +192,13 @@ class AcknowledgeBody(Body):
     by: str = Field(min_length=1, max_length=100, description="who is working on it")
     for_s: float | None = Field(default=None, gt=0, le=HOLDS_S_MAX, description="seconds from now")
     until: Annotated[datetime | None, Field(strict=False)] = Field(
-        default=None, description="a time with a zone, instead of `for_s`"
+        default=None, description="a time with time zone, instead of `for_s`"
     )
     note: str = Field(default="", max_length=500)
 
 
 class SilenceBody(Body):
-    """What to be silent about and until when, who wants it and why."""
+    """What to silence and until when, who wants it and why."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -203,23 +209,27 @@ class SilenceBody(Body):
         },
     )
 
-    kind: str = Field(default="*", min_length=1, max_length=300, description="may be a pattern: `budget_*`")
-    component: str = Field(default="*", min_length=1, max_length=300, description="may be a pattern: `ai:*`")
+    kind: str = Field(
+        default="*", min_length=1, max_length=300, description="may be a pattern, such as `budget_*`"
+    )
+    component: str = Field(
+        default="*", min_length=1, max_length=300, description="may be a pattern, such as `ai:*`"
+    )
     for_s: float | None = Field(default=None, gt=0, le=HOLDS_S_MAX, description="seconds from now")
     ends_at: Annotated[datetime | None, Field(strict=False)] = Field(
-        default=None, description="a time with a zone, instead of `for_s`"
+        default=None, description="a time with time zone, instead of `for_s`"
     )
-    by: str = Field(min_length=1, max_length=100, description="who wants it; recorded with it")
-    reason: str = Field(min_length=1, max_length=500, description="why; recorded with it")
+    by: str = Field(min_length=1, max_length=100, description="who wants it; recorded")
+    reason: str = Field(min_length=1, max_length=500, description="why; recorded")
 
 
 class ReasonBody(Body):
-    """Who does it, and why: both are kept with the incident, and shown to those whose calls are refused."""
+    """Who does this and why. Both are recorded with the incident and shown to callers whose calls are refused."""
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
-        json_schema_extra={"example": {"by": "ada", "reason": "the provider has mended it"}},
+        json_schema_extra={"example": {"by": "ada", "reason": "the provider has fixed it"}},
     )
 
     by: str = Field(min_length=1, max_length=100, description="who does this")
@@ -227,26 +237,26 @@ class ReasonBody(Body):
 
 
 class TripBody(ReasonBody):
-    """Who forces a breaker open, why, and for how long (without it: until it is reset)."""
+    """Who forces a breaker open, why, and for how long (by default until it is reset)."""
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        json_schema_extra={"example": {"by": "ada", "reason": "it answers nonsense", "for_s": 600.0}},
+        json_schema_extra={"example": {"by": "ada", "reason": "its responses are garbage", "for_s": 600.0}},
     )
 
     for_s: float | None = Field(default=None, gt=0, le=HOLDS_S_MAX, description="seconds from now")
 
 
 class ShadowBody(TripBody):
-    """Who puts a breaker into shadow, or with `off` takes it out, and why."""
+    """Who puts a breaker into shadow mode, or takes it out with `off`, and why."""
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        json_schema_extra={"example": {"by": "ada", "reason": "a new threshold is tried"}},
+        json_schema_extra={"example": {"by": "ada", "reason": "trying a new threshold"}},
     )
 
-    off: bool = Field(default=False, description="true: its decisions hold again")
+    off: bool = Field(default=False, description="true: its decisions are enforced again")

@@ -1,4 +1,4 @@
-"""Routes of breakers: all of them, and what an operator may do to one. A name has a slash: SERVICE/MODEL."""
+"""Routes for breakers: the list, and what an operator can do to one. A name may contain a slash: SERVICE/MODEL."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def add_breakers(router: APIRouter, platform: Platform) -> None:
         **described(answers.BreakerAct, 404, 413, 422),
     )
     async def trip(name: str, body: bodies.TripBody) -> Response:
-        """Every process on the same state store refuses every call, for `for_s` or until a reset."""
+        """All processes on the same state store refuse all calls, for `for_s` or until a reset."""
         await platform.open()
         act = platform.breakers.trip(name, by=body.by, reason=body.reason, for_s=body.for_s)
         return _done(platform, name, f"is forced open {ends_of(act)}", body)
 
     @router.post(
         "/breakers/{name:path}/shadow",
-        summary="Make a breaker count but refuse nothing",
+        summary="Put a breaker into shadow mode",
         **described(answers.BreakerAct, 404, 413, 422),
     )
     async def shadow(name: str, body: bodies.ShadowBody) -> Response:
-        """It decides and counts as before, and refuses nothing; with `off` its decisions hold again."""
+        """It decides and counts as before but refuses nothing. With `off`, its decisions are enforced again."""
         await platform.open()
         act = platform.breakers.shadow(
             name, on=not body.off, by=body.by, reason=body.reason, for_s=body.for_s
         )
-        done = "decides again" if body.off else f"is in shadow {ends_of(act)}: it counts, and refuses nothing"
+        done = "decides again" if body.off else f"is in shadow {ends_of(act)}: it counts but refuses nothing"
         return _done(platform, name, done, body)
 
     @router.post(
@@ -55,7 +55,7 @@ def add_breakers(router: APIRouter, platform: Platform) -> None:
         **described(answers.BreakerAct, 404, 413, 422),
     )
     async def reset(name: str, body: bodies.ReasonBody) -> Response:
-        """Closed, without an operator's override, its failures forgotten; counts, limits and money stay."""
+        """Closes it, removes an operator's override and forgets its failures. Counts, limits and money are kept."""
         await platform.open()
         platform.breakers.reset(name, by=body.by, reason=body.reason)
         return _done(platform, name, "is closed", body)

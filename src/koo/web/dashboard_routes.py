@@ -1,10 +1,10 @@
-"""`/dashboard/`: the state of everything as a page that refreshes itself.
+"""`/dashboard/`: the state of everything as a page that updates itself.
 
-Plain files, without a build step, served under a policy that lets the page talk only to this server, run only its own
-scripts, and never turn text into markup (`trusted-types`). The files say nothing about this installation, so they are
-open to all; what they ask for is guarded like every other request.
+Plain files without a build step. The policy lets the page connect only to this server, run only its own scripts, and
+never turn text into markup (`trusted-types`). The files contain nothing about this installation, so anyone may load
+them; the data that they request is guarded like every other request.
 
-All addresses in the page are relative, so that it works below whatever path a proxy or another application puts it.
+All URLs in the page are relative, so it works below any path of a proxy or another application.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HEADERS = {
 
 
 def page_files() -> dict[str, bytes]:
-    """The page's files by their path below its folder, as they stand; `index.html` is filled in when it is served."""
+    """The page's files by their path below its folder, unchanged. `index.html` is filled in when it is served."""
     return dict(_files_below(FOLDER, ""))
 
 
@@ -61,9 +61,9 @@ def dashboard_router(
     application: str = "",
     environment: Callable[[], str] = str,
 ) -> APIRouter:
-    """The page below `path` and its files. `prefix`: of the routes that it asks.
+    """The page below `path` and its files. `prefix`: the path prefix of the routes that it calls.
 
-    `application` and `environment`: whose page it is; the settings are read when it is asked for, not at import.
+    `application` and `environment`: whose page it is. The settings are read when it is requested, not at import.
     """
     router, content = file_router(door), page_files()
     login = _from(path, login_path(prefix, path))
@@ -85,7 +85,7 @@ def dashboard_router(
         add_file(router, f"{path}/{name}", body, media_type, HEADERS)
 
     async def lead() -> Response:
-        # Relative: below a proxy's own path, an absolute one would lead out of it.
+        # Relative: behind a proxy with its own path prefix, an absolute path would lead out of it.
         return Response(status_code=307, headers={"Location": f"{posixpath.basename(path)}/", **HEADERS})
 
     router.add_api_route(path, lead, methods=["GET"])
@@ -93,11 +93,11 @@ def dashboard_router(
 
 
 def _preloads(names: Iterable[str]) -> str:
-    """All modules at once: found one through the other, each step would cost a way to the server and back."""
+    """Preload all modules. Discovered one after another, each import level would cost a round trip to the server."""
     modules = (name for name in names if name.endswith(".js") and name != "main.js")
     return "".join(f'<link rel="modulepreload" href="{name}">\n' for name in modules)
 
 
 def _from(path: str, target: str) -> str:
-    """The relative way from the page to `target`; both are absolute paths within the application."""
+    """The relative path from the page to `target`; both are absolute paths within the application."""
     return posixpath.relpath(target or "/", path)

@@ -1,4 +1,4 @@
-"""Routes that act on the database of this process: pause, resume, drain, rotate."""
+"""Routes that act on the database in this process: pause, resume, drain, rotate."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
 
     @router.post("/database/pause", summary="New scopes wait", **described(answers.DatabaseAct, 413, 422))
     async def pause(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
-        """In this process new scopes wait, each until its own deadline. Open ones continue."""
+        """New scopes in this process wait, each until its own deadline. Open ones continue."""
         await platform.open()
         return _done("paused", "new scopes wait until it is resumed", platform.pause_database(), body)
 
     @router.post("/database/resume", summary="New scopes begin", **described(answers.DatabaseAct, 413, 422))
     async def resume(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
-        """Ends a pause, and a drain."""
+        """Ends a pause or a drain."""
         await platform.open()
         return _done("resumed", "new scopes begin", platform.resume_database(), body)
 
     @router.post("/database/drain", summary="No new scopes", **described(answers.DatabaseAct, 413, 422))
     async def drain(body: Annotated[bodies.WaitBody | None, Body()] = None) -> Response:
-        """In this process new scopes are refused; it waits for the open ones, and names those still open at the end."""
+        """New scopes in this process are refused. Waits for open ones and reports how many remain open."""
         body = body or bodies.WaitBody()
         gate = await platform.drain_database(body.within_s)
         left = f"{gate['running']} scopes are still open" if gate["running"] else "no scope is open"
@@ -46,9 +46,9 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
         **described(answers.DatabaseAct, 404, 413, 422, 503, 504),
     )
     async def rotate(body: Annotated[bodies.WaitBody | None, Body()] = None) -> Response:
-        """Reads `DATABASE_URL` again and replaces each connection, those in use when their scopes end.
+        """Reads `DATABASE_URL` again and replaces all connections; those in use are replaced when their scopes end.
 
-        503 or 504 where no connection can be opened to it: then nothing has changed. 404 for an SQLite file.
+        503 or 504 if no connection to it can be opened; then nothing has changed. 404 for an SQLite file.
         """
         body = body or bodies.WaitBody()
         gate = await platform.rotate_database(body.within_s)

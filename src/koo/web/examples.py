@@ -1,6 +1,6 @@
-"""One answer of each shape, as the description of the API shows it: recorded from a server by `make docs`.
+"""One response of each shape, as shown in the API description, recorded from a server by `make docs`.
 
-A test records them again, and fails when an answer has other keys, types or words than the recorded one.
+A test records them again and fails if a response's keys, types or enumerated values differ from the recorded ones.
 """
 
 from __future__ import annotations

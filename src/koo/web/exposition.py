@@ -1,11 +1,12 @@
 """The numbers of `koo.monitoring` as Prometheus text.
 
-Where several workers of one host serve together, any of them answers for all: counts are added up, those of workers
-that have ended too, so that a counter falls only with the server. `Name.across` says what becomes of the rest.
+If several workers of one host serve together, any of them responds for all: counts are summed, including those of
+workers that have ended, so a counter only decreases when the server restarts. `Name.across` defines what happens to
+other values.
 
-Made when it is asked for, from the same views as everything else; nothing is counted twice. Each series exists from the
-start, also at zero: `rate()` does not see a series' first step. Labels are configured names, never a path, a model or a
-message, so their number has a bound.
+The text is built on request from the same views as everything else; nothing is counted twice. Each series exists from
+the start, even at zero, because `rate()` does not see a series' first step. Labels are configured names, never a path,
+a model or a message, so their number is bounded.
 """
 
 from __future__ import annotations
@@ -51,12 +52,13 @@ OUTCOMES: dict[str, Literal["successful_requests", "throttled_requests", "neutra
 
 
 Across = Literal["sum", "each", "own"]
-"""What several workers' values become: their sum; one series for each, with the label `worker`; or the value of the
-worker that answers, where each of them says the same of what they share."""
+"""What happens to the values of several workers: they are summed; each becomes a series with the label `worker`; or
+only the responding worker's own value is used, because all of them report the same shared number.
+"""
 
 
 class Name(NamedTuple):
-    """One metric: its kind, what it says, its labels, and what becomes of the values of several workers."""
+    """One metric: its type, help text and labels, and what happens to the values of several workers."""
 
     kind: type[Metric]
     help: str
@@ -69,28 +71,28 @@ NAMES: dict[str, Name] = {
     "koo_workers": Name(GaugeMetricFamily, "processes of this host that serve together", ()),
     "koo_circuit_breaker_state": Name(
         GaugeMetricFamily,
-        "1 for the state that a breaker is in; of an AI service its default model's",
+        "1 for a breaker's current state; for an AI service, that of its default model",
         ("breaker", "state"),
         "each",
     ),
     "koo_circuit_breaker_opened": Name(CounterMetricFamily, "times that a breaker opened", ("breaker",)),
     "koo_service_state": Name(
-        GaugeMetricFamily, "1 for the state that an AI service is in", ("service", "state"), "each"
+        GaugeMetricFamily, "1 for an AI service's current state", ("service", "state"), "each"
     ),
     "koo_service_requests": Name(
         CounterMetricFamily, "attempts that reached an AI service", ("service", "outcome")
     ),
     "koo_service_refusals": Name(
-        CounterMetricFamily, "calls that we refused, and why", ("service", "reason")
+        CounterMetricFamily, "calls that koo refused, by reason", ("service", "reason")
     ),
     "koo_service_errors": Name(CounterMetricFamily, "errors of an AI service by kind", ("service", "kind")),
-    "koo_service_retries": Name(CounterMetricFamily, "attempts that were repeats", ("service",)),
+    "koo_service_retries": Name(CounterMetricFamily, "attempts that were retries", ("service",)),
     "koo_service_request_duration_seconds": Name(
-        HistogramMetricFamily, "time of successful attempts", ("service",)
+        HistogramMetricFamily, "duration of successful attempts", ("service",)
     ),
-    "koo_rate_limit": Name(GaugeMetricFamily, "our own limit", ("service", "window"), "own"),
+    "koo_rate_limit": Name(GaugeMetricFamily, "koo's own limit", ("service", "window"), "own"),
     "koo_rate_limit_used": Name(
-        GaugeMetricFamily, "what is used of our own limit", ("service", "window"), "each"
+        GaugeMetricFamily, "how much of koo's own limit is used", ("service", "window"), "each"
     ),
     "koo_budget_limit_usd": Name(GaugeMetricFamily, "budget of the UTC day", ("service",), "own"),
     "koo_budget_spent_usd": Name(GaugeMetricFamily, "booked today", ("service",), "own"),
@@ -98,31 +100,29 @@ NAMES: dict[str, Name] = {
     "koo_budget_unsettled_usd": Name(
         GaugeMetricFamily, "granted to processes that no longer report", ("service",), "own"
     ),
-    "koo_own_budget_limit_usd": Name(GaugeMetricFamily, "budget that an operator set", ("budget",), "own"),
+    "koo_own_budget_limit_usd": Name(GaugeMetricFamily, "budget set by an operator", ("budget",), "own"),
     "koo_own_budget_spent_usd": Name(GaugeMetricFamily, "booked in its period", ("budget",), "own"),
     "koo_own_budget_reserved_usd": Name(GaugeMetricFamily, "held for running attempts", ("budget",), "own"),
     "koo_own_budget_unsettled_usd": Name(
         GaugeMetricFamily, "granted to processes that no longer report", ("budget",), "own"
     ),
     "koo_database_up": Name(
-        GaugeMetricFamily, "1 if the last look found the database, and it is not refused", (), "each"
+        GaugeMetricFamily, "1 if the last check reached the database and calls are not refused", (), "each"
     ),
-    "koo_database_state": Name(
-        GaugeMetricFamily, "1 for the state that the database is in", ("state",), "each"
-    ),
+    "koo_database_state": Name(GaugeMetricFamily, "1 for the database's current state", ("state",), "each"),
     "koo_database_errors": Name(CounterMetricFamily, "errors of the database by kind", ("kind",)),
     "koo_database_connections": Name(GaugeMetricFamily, "connections of the pool", ("state",)),
-    "koo_database_connections_max": Name(GaugeMetricFamily, "most connections that there may be", ()),
-    "koo_database_waiting": Name(GaugeMetricFamily, "callers that wait for a connection", ()),
-    "koo_alerts": Name(GaugeMetricFamily, "alerts that hold now", ("severity",), "each"),
+    "koo_database_connections_max": Name(GaugeMetricFamily, "limit on the pool's connections", ()),
+    "koo_database_waiting": Name(GaugeMetricFamily, "callers waiting for a connection", ()),
+    "koo_alerts": Name(GaugeMetricFamily, "active alerts", ("severity",), "each"),
     "koo_alert_active": Name(
         GaugeMetricFamily,
-        "alerts of a kind that fire, without those that are silenced or explained by another",
+        "firing alerts of a kind, without those that are silenced or inhibited by another",
         ("kind", "severity"),
         "each",
     ),
 }
-"""The one table of names. Counters get `_total`, as the text format wants it."""
+"""The only table of metric names. Counters get the suffix `_total`, as the text format requires."""
 
 Sample = tuple[str, tuple[str, ...], float]
 
@@ -133,7 +133,7 @@ DURATIONS = "koo_service_request_duration_seconds"
 
 
 class Metrics(Collector):
-    """The numbers of one process; or of several, of which the first answers, with the counts of those that ended."""
+    """The numbers of one process, or of several: the responding one first, plus the counts of those that ended."""
 
     def __init__(self, living: Sequence[Snapshot], gone: Snapshot) -> None:
         self._living = living
@@ -151,7 +151,7 @@ class Metrics(Collector):
         return (*name.labels, "worker") if self._is_each(name) else name.labels
 
     def _is_each(self, name: Name) -> bool:
-        # Alone a series has no such label, and a server that has always had one process keeps its names.
+        # A single process has no `worker` label, so a server that has always had one process keeps its series.
         return name.across == "each" and "worker" in self._living[0]
 
     def _series(self) -> dict[str, dict[tuple[str, ...], float]]:
@@ -161,6 +161,8 @@ class Metrics(Collector):
                 across, key = NAMES[name].across, tuple(labels)
                 if self._is_each(NAMES[name]):
                     key = (*key, one["worker"])
+                # The responding worker is the first one. For what all workers share (budgets, limits, the version) its
+                # value is the only one: a sum over workers would multiply a budget by their number.
                 if across != "own" or place == 0:
                     found[name][key] = found[name].get(key, 0) + value
         return found
@@ -181,7 +183,7 @@ def _add_up(total: dict[str, tuple[list[int], float]], durations: Iterable[Any])
 
 
 def bury(gone: Snapshot, one: Snapshot) -> None:
-    """Add the counts of a worker that has ended; its gauges end with it."""
+    """Add the counts of a worker that has ended. Its gauges end with it."""
     counts = {(name, tuple(labels)): value for name, labels, value in gone.get("samples", ())}
     for name, labels, value in one["samples"]:
         if name in NAMES and NAMES[name].kind is CounterMetricFamily:
@@ -194,7 +196,7 @@ def bury(gone: Snapshot, one: Snapshot) -> None:
 
 
 def snapshot_of(platform: Platform) -> Snapshot:
-    """The numbers of this process."""
+    """Return the numbers of this process."""
     durations = []
     for name, service in platform.services.items():
         if service.configured:
@@ -272,12 +274,12 @@ FAILURES = frozenset(
         Kind.AUTH,
     }
 )
-"""Kinds whose series are there from the start."""
+"""Kinds whose series exist from the start."""
 
 
 def _database(health: DatabaseHealth, metrics: DatabaseMetrics) -> Iterator[Sample]:
     pool, breaker = health["pool_status"], health["circuit_breaker"]
-    if health["last_health_check"] is not None:  # before the first look it would be a guess
+    if health["last_health_check"] is not None:  # before the first check it would be a guess
         up = health["error"] is None and health["state"] != "circuit_open"
         yield "koo_database_up", (), float(up)
     for state in DATABASE_STATES:
@@ -307,16 +309,16 @@ def _alerts(active: Sequence[Alert]) -> Iterator[Sample]:
 
 
 def _one_of(metric: str, name: str, states: Iterable[str], current: str) -> Iterator[Sample]:
-    """1 for the current state and 0 for each other, so that none is ever missing."""
+    """1 for the current state and 0 for every other one, so that no series is ever missing."""
     for state in states:
         yield metric, (name, state), float(state == current)
 
 
 def text_of(platform: Platform) -> bytes:
-    """What there is to know about a platform, as Prometheus text, version 0.0.4."""
+    """Return everything about a platform as Prometheus text, version 0.0.4."""
     return text_of_all([snapshot_of(platform)], {})
 
 
 def text_of_all(living: Sequence[Snapshot], gone: Snapshot) -> bytes:
-    """The same of several workers: the one that answers first, and what those that ended had counted."""
+    """The same for several workers: the responding one first, and the counts of those that ended."""
     return generate_latest(Metrics(living, gone))

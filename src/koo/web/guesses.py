@@ -1,7 +1,7 @@
-"""Unknown tokens, counted by address: a caller that tries many is answered 429 for a while.
+"""Unknown tokens, counted by address. A client that tries many gets 429 for a while.
 
-A right token always passes, since others may share the guesser's address. The count does not stop guessing; a token
-of 16 characters does. It keeps logs readable, and shows where the guesses come from.
+A valid token always passes, because others may share the guesser's address. The count is not what stops guessing (a
+token of 16 characters does); it keeps logs readable and shows where the guesses come from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ADDRESSES_MAX = 1024
 
 
 class Guesses:
-    """By address: how many in the current window, and when that began."""
+    """For each address: how many guesses in the current window, and when the window began."""
 
     again_in_s = round(WINDOW_S)
 
@@ -24,7 +24,7 @@ class Guesses:
         self._windows: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def are_too_many(self, address: str) -> bool:
-        """Count one, and say whether it is one too many."""
+        """Count a guess and return whether it is one too many."""
         now = self._monotonic()
         began, count = self._windows.pop(address, (now, 0))
         if now - began >= WINDOW_S:

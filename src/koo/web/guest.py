@@ -1,7 +1,7 @@
-"""koo's routes in an application of Starlette's own, which cannot include a FastAPI router.
+"""koo's routes in an application of plain Starlette, which cannot include a FastAPI router.
 
-The routes stay in a FastAPI application behind one route of the host's. It matches what one of koo's routes matches
-and nothing else, so that the host's own routes, its 404s and its error handlers stay as they are.
+The routes stay in a FastAPI application behind one route of the host. That route matches what one of koo's routes
+matches and nothing else, so the host's own routes, 404s and error handlers stay as they are.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ class Guest(BaseRoute):
         self.app = app
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        # The child scope stays empty: the guest's own router finds the path's parameters again.
+        # The child scope stays empty: the guest's own router matches again and finds the path's parameters.
         return max((route.matches(scope)[0] for route in self.app.routes), key=lambda m: m.value), {}
 
     def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
         raise NoMatchFound(name, path_params)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # In a copy: the guest writes itself into the scope, where the host's middleware looks for its own application.
+        # In a copy: the guest stores itself in the scope, where the host's middleware expects its own application.
         await self.app({**scope}, receive, send)
 
 
 def receive_guest(routes: list[BaseRoute], guest: Guest) -> None:
-    """Put the guest among the host's routes: last, but before what is mounted at the root and matches every path."""
+    """Insert the guest after the host's routes, but before a mount at the root, which matches every path."""
     everything = (
         place for place, route in enumerate(routes) if isinstance(route, Mount) and route.path == ""
     )

@@ -1,4 +1,4 @@
-"""The route of the history."""
+"""The history's routes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from koo.monitoring import history_shapes, live_shapes
 from koo.platform import Platform
 from koo.web.routing import JsonView, described
 
-A_TIME = "a time with a zone: 2026-11-29T03:00:00Z"
+A_TIME = "a time with time zone, such as 2026-11-29T03:00:00Z"
 RANGES_S = {"15m": 900, "1h": 3600, "24h": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
 
 
 def add_history(router: APIRouter, platform: Platform) -> None:
-    """Add `/monitoring/history`."""
+    """Add `/monitoring/history` and `/monitoring/saved`."""
 
     @router.get(
         "/history", summary="History of calls, states and money", **described(history_shapes.History, 422)
     )
     async def get_history(
-        range: Annotated[  # noqa: A002 - as it is called in the address
+        range: Annotated[  # noqa: A002 - the name in the URL
             Literal["15m", "1h", "24h", "7d", "30d"] | None,
-            Query(description="up to now; default: one hour"),
+            Query(description="ending now; default: one hour"),
         ] = None,
         since: Annotated[datetime | None, Query(description=A_TIME)] = None,
         until: Annotated[datetime | None, Query(description=f"{A_TIME}; default: now")] = None,
@@ -34,13 +34,13 @@ def add_history(router: APIRouter, platform: Platform) -> None:
             Query(max_length=50, description="database, ai:SERVICE; may be repeated; default: all"),
         ] = [],  # noqa: B006 - FastAPI copies it
         all_processes: Annotated[
-            bool, Query(description="of the last hour too: minutes of all processes")
+            bool, Query(description="use minutes of all processes for the last hour, too")
         ] = False,
     ) -> Response:
         """Calls, failures, latency, state, money and pool in at most 720 spans, and the events in them.
 
-        The last hour is this process's own, in spans of five seconds. Further back it covers all processes
-        on the state store: minutes for two days, five minutes for thirty.
+        The last hour covers this process only, in spans of five seconds. Further back it covers all processes on the
+        state store: one-minute spans for two days, five-minute spans for thirty.
         """
         return JsonView(
             await platform.history.report(
@@ -54,8 +54,9 @@ def add_history(router: APIRouter, platform: Platform) -> None:
 
     @router.get("/saved", summary="What koo saved today", **described(live_shapes.Saved))
     async def get_saved() -> Response:
-        """Calls refused at once, repeats that succeeded, answers of a fallback, money not spent, since midnight UTC.
+        """Calls refused immediately, successful retries, responses from a fallback and money not spent, since midnight
+        UTC.
 
-        Of all processes on the state store; while it is away, as it was last read.
+        Covers all processes on the state store. While the store is unavailable, shows what was last read.
         """
         return JsonView(await platform.history.saved())

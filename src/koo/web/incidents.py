@@ -1,4 +1,4 @@
-"""Routes of incidents: the list, one whole, and the same as Markdown."""
+"""Routes for incidents: the list, a single one, and the same as Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from koo.web.routing import JsonView, described, problems
 
 
 class Markdown(Response):
-    """Text in UTF-8, as Markdown."""
+    """UTF-8 text, as Markdown."""
 
     media_type = "text/markdown"
 
@@ -36,13 +36,14 @@ def add_incidents(router: APIRouter, platform: Platform) -> None:
         ] = None,
         limit: Annotated[int, Query(ge=1, le=LIST_MAX)] = 50,
     ) -> Response:
-        """Each opening of a breaker of the last 30 days, in all processes, the newest first.
+        """Each time a breaker opened in the last 30 days, in all processes, newest first.
 
-        Always 200: while the state store is away those of this process are listed, and `trouble` says so.
+        Always 200. While the state store is unavailable, lists this process's incidents, and `trouble` reports the
+        reason.
         """
         return JsonView(await platform.incidents.list(component=component, limit=limit))
 
-    # Declared before the route of the whole incident, whose parameter would swallow the ".md".
+    # Declared before the next route, whose parameter would also match the ".md".
     @router.get(
         "/incidents/{incident}.md",
         summary="One incident as Markdown",
@@ -50,7 +51,7 @@ def add_incidents(router: APIRouter, platform: Platform) -> None:
         responses={200: {"content": {Markdown.media_type: {"example": _example()}}}, **problems(404)},
     )
     async def get_incident_markdown(incident: str) -> Response:
-        """Whole and plain, to be pasted into a report."""
+        """Complete and plain, to be pasted into a report."""
         text = await platform.incidents.markdown(incident)
         return Markdown(text)
 
@@ -60,5 +61,5 @@ def add_incidents(router: APIRouter, platform: Platform) -> None:
         **described(incident_shapes.OneIncident, 404),
     )
     async def get_incident(incident: str) -> Response:
-        """Why it opened, what went before, what it did, who did what, and how it ended."""
+        """Why it opened, what preceded it, what it did, who did what, and how it ended."""
         return JsonView(await platform.incidents.find(incident))

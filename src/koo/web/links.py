@@ -1,4 +1,4 @@
-"""Links from what the server answers to what to do about it: from alerts, and from what was refused."""
+"""Links from responses to the runbook: from alerts and from refusals."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _WINDOWS = ("minute", "hour", "day")
 
 
 def runbook_of(error: KooError, base: str) -> str | None:
-    """Where to read what to do about an error; None if no alert covers it."""
+    """Return the runbook's path for an error, or None if no alert covers it."""
     table = OF_DATABASES if isinstance(error, DatabaseError) else OF_SERVICES
     kind = table.get(error.kind, "")
     if error.kind is Kind.RATE_LIMITED:
@@ -71,12 +71,12 @@ def _limit_of(error: KooError) -> str:
 
 
 def base_of(request: Request) -> str:
-    """What stands before koo's routes on the way from outside: a proxy's path, a mount's, a prefix."""
+    """Return the path prefix of koo's routes as a client sees it: a proxy's path, a mount's, the API prefix."""
     prefix = getattr(request.app.state, "koo_prefix", PREFIX) if "app" in request.scope else PREFIX
     return f"{request.scope.get('root_path', '')}{prefix}"
 
 
 def linked(request: Request, alerts: Iterable[Alert]) -> list[Alert]:
-    """The same alerts, with links that lead to this server's own runbook wherever it is mounted."""
+    """Return the same alerts with links to this server's own runbook, wherever it is mounted."""
     base = base_of(request)
     return [{**alert, "runbook": runbook_path(alert["kind"], base)} for alert in alerts]

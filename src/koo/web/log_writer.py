@@ -1,9 +1,9 @@
-"""Log lines are written by a separate thread, so that a reader that has stopped holds nothing else up.
+"""Log lines are written by a separate thread, so that a log that is not read never blocks the server.
 
-A log goes to a pipe or a terminal, whose reader may stop: a log driver that hangs, Ctrl-S. A write then blocks, and
-would block the event loop with it. So logging only puts the line into a queue. While nothing flows, the queue fills,
-and lines that find no room are counted; when it flows again, a line says how many are missing.
-At the end what is queued has a moment to be written; a log that is not read does not keep the process alive.
+A log goes to a pipe or a terminal, whose reader may stop: a log driver hangs, someone presses Ctrl-S. A write then
+blocks, and would block the event loop with it. Therefore logging only puts the line into a queue. While nothing is
+read, the queue fills, and lines that do not fit are counted; when reading resumes, a line reports how many are
+missing. At exit, queued lines have a moment to be written. A log that is not read does not keep the process alive.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from koo.forks import forget_in_child
 from koo.shortages import NoThread, start
 
 QUEUE_BYTES_MAX = 4 * 2**20
-"""Some 20,000 lines: minutes of a storm, and not much of a server's memory."""
+"""Some 20,000 lines: enough for minutes of heavy logging, and little of a server's memory."""
+# One write per chunk. Large enough that system calls do not matter, small enough that a copy of the queue is not made.
 CHUNK_BYTES = 64 * 1024
 SHARED_CHUNK_BYTES: int = getattr(select, "PIPE_BUF", 4096)  # Windows has none
-"""What a pipe takes in one piece, however many processes write to it: lines of several would else be mixed."""
+"""The most that a pipe accepts atomically. With larger writes, lines of several processes could be interleaved."""
+# A pipe that is read at all takes 4 MiB in far less than a second.
 LAST_LINES_S = 1.0
 
 Write = Callable[[bytes], object]
 
 
 class LineWriter:
-    """Lines on their way to `write`, which may block. `missing(count)` is the line that says how many were lost."""
+    """Lines on their way to `write`, which may block. `missing(count)` returns the line that reports lost lines."""
 
     def __init__(
         self,
@@ -54,13 +56,17 @@ class LineWriter:
         self._closing = False
 
     def forget_parent(self) -> None:
-        """In a forked child there is no thread, and the lines are the parent's to write."""
+        """In a forked child there is no thread, and the queued lines are the parent's to write."""
         self._thread = None
+        # The condition is replaced too. Another thread of the parent may have held its lock during the fork; in the
+        # child no thread would ever release it, and the first log line would deadlock.
         self._begin()
 
     def put(self, line: str) -> None:
-        """Queue a line; never waits. One that finds no room is counted."""
+        """Queue a line without waiting. A line that does not fit is counted."""
         data = line.encode(errors="backslashreplace") + b"\n"
+        # The only lock that logging code takes. The writer thread holds it just to swap the list, never during a
+        # write, so `put` cannot be blocked by a full pipe.
         with self._changed:
             if self._bytes + len(data) > self._bytes_max:
                 self._lost += 1
@@ -76,14 +82,15 @@ class LineWriter:
         try:
             start(thread)
         except NoThread:
-            return  # The lines are kept, and the next one tries again.
+            return  # the lines stay queued, and the next one tries again
         self._thread = thread
 
     def close(self, within_s: float = LAST_LINES_S) -> None:
-        """Let what is queued be written, but wait no longer than the given time."""
+        """Let queued lines be written, but wait no longer than `within_s`."""
         with self._changed:
             self._closing = True
             self._changed.notify()
+        # The thread is a daemon: if it is still blocked in a write after this, the interpreter ends without it.
         if self._thread is not None:
             self._thread.join(within_s)
 
@@ -92,14 +99,16 @@ class LineWriter:
             for chunk in _chunks(lines, self._chunk_bytes):
                 try:
                     self._write(chunk)
-                except (OSError, ValueError):  # the reader has gone, and there is nowhere else to report it
+                except (OSError, ValueError):  # the reader is gone, and there is nowhere else to report that
                     break
 
     def _take(self) -> list[bytes]:
-        """What is queued, and how many are missing behind it; nothing at the end."""
+        """Return the queued lines, plus one that reports how many are missing; empty at the end."""
         with self._changed:
             while not (self._lines or self._closing):
                 self._changed.wait()
+            # Lines and count are taken together, under the lock. Lines are only lost while the queue is full, so all
+            # lost lines come after those in the queue: the report belongs at the end of this list.
             lines, lost = list(self._lines), self._lost
             self._lines.clear()
             self._bytes = self._lost = 0
@@ -109,7 +118,7 @@ class LineWriter:
 
 
 def _chunks(lines: list[bytes], bytes_max: int) -> list[bytes]:
-    """The lines in pieces of some size: a write for each would be slow, and all in one would double the memory."""
+    """Join the lines into chunks: one write per line would be slow, one for all would double the memory."""
     chunks, chunk = [], bytearray()
     for line in lines:
         if chunk and len(chunk) + len(line) > bytes_max:
@@ -120,7 +129,7 @@ def _chunks(lines: list[bytes], bytes_max: int) -> list[bytes]:
 
 
 class ThreadHandler(logging.Handler):
-    """A handler whose lines are written by a `LineWriter`; `is_shared`: other processes write to the same log."""
+    """A handler whose lines are written by a `LineWriter`. `is_shared`: other processes write to the same log."""
 
     def __init__(
         self,
@@ -139,11 +148,11 @@ class ThreadHandler(logging.Handler):
         """Queue the record's line."""
         try:
             self._writer.put(self.format(record))
-        except Exception:  # noqa: BLE001 - a record that cannot be formatted must not end what logged it
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted must not stop the code that logged it
             self._writer.put(f"a log record of {record.pathname}:{record.lineno} cannot be formatted")
 
     def close(self) -> None:
-        """Write what is queued."""
+        """Write the queued lines."""
         self._writer.close()
         super().close()
 
@@ -156,8 +165,11 @@ class ThreadHandler(logging.Handler):
 
 
 def writer_to(stream: TextIO) -> Write:
-    """Writes to the stream's file, past its buffer: a thread that waits there would hold the lock of the interpreter's
-    own last flush. Without a file, to the stream itself."""
+    """Return a function that writes to the stream's file, or to the stream itself if it has no file.
+
+    It bypasses the stream's buffer: a thread that blocks while writing to the buffer holds the lock that the
+    interpreter needs for its own last flush, so the process could not exit.
+    """
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError, AttributeError):
@@ -168,7 +180,9 @@ def writer_to(stream: TextIO) -> Write:
         while view:
             try:
                 view = view[os.write(descriptor, view) :]
-            except BlockingIOError:  # another program has made the terminal that we share non-blocking
+            # Another program has made the terminal that we share non-blocking. Wait until it accepts more, or a
+            # second.
+            except BlockingIOError:
                 select.select([], [descriptor], [], 1.0)
 
     return write

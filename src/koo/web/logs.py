@@ -1,11 +1,12 @@
-"""Logs of the server: one line each, as JSON or for a person's eyes, on standard error.
+"""The server's log lines: one line per record, as JSON or for people to read, on standard error.
 
-The library itself only ever calls `logging.getLogger("koo")`; how its lines look is the application's choice, and this
-is the choice of the one that koo brings. Two formatters of the standard library's kind: a package for it would cost
-the start a sixth of a second and 4 MiB.
+The library itself only calls `logging.getLogger("koo")`; the application decides how its lines look. This is what
+koo's own application chooses. Two standard formatters are enough: importing a package for it would add a sixth of a
+second and 4 MiB to startup.
 
-A line never holds a character that a terminal obeys, that turns the direction of text or that looks like the end of a
-line: each is written as an escape. A path that a caller asked for must not move the cursor, nor look like another line.
+A line never contains a character that controls a terminal, changes the direction of text, or looks like the end of a
+line: each is written as an escape. A path requested by a client must neither move the cursor nor look like another
+line.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from koo.web.log_writer import ThreadHandler, writer_to
 __all__ = ["ConsoleLines", "JsonLines", "LogFormat", "logs_set_up"]
 
 OF_REQUESTS = ("method", "path", "took_ms")
-"""What the edge's line for a request carries beside the facts of every line."""
+"""Fields of the edge's request line, in addition to those of every line."""
 OF_ACTS = ("who", "route", "peer", "reason")
-"""What a line of the audit carries beside them."""
+"""Fields of an audit line, in addition to those of every line."""
 QUIET = {"uvicorn": logging.WARNING, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING}
-"""Other libraries' chatter: koo logs its own start and stop."""
+"""Messages of other libraries that are hidden: koo logs its own start and stop."""
 MESSAGE_MAX = 8000
 TRACEBACK_MAX = 32_000
 
@@ -39,7 +40,7 @@ TRACEBACK_MAX = 32_000
 def chosen_logs(
     options: LogOptions, log_format: LogFormat | Literal["console"] | None, log_level: LogLevel | None
 ) -> LogOptions:
-    """The options with what a command line says of them; "console" is an older word for "plain"."""
+    """Return the options with the command line's values applied. "console" is the former name of "plain"."""
     return replace(
         options,
         format="plain" if log_format == "console" else log_format or options.format,
@@ -51,7 +52,7 @@ def chosen_logs(
 def logs_set_up(options: LogOptions, worker: int | None = None) -> Iterator[None]:
     """Send all log lines to standard error, from a separate thread, unless the root logger has a handler.
 
-    `worker`: the number of this process among those that share the log, which each line names.
+    `worker`: the number of this process if several share the log; it is part of each line.
     """
     root = logging.getLogger()
     if root.handlers:
@@ -65,7 +66,7 @@ def logs_set_up(options: LogOptions, worker: int | None = None) -> Iterator[None
     root.setLevel(options.level.upper())
     for name, least in QUIET.items():
         logging.getLogger(name).setLevel(max(least, root.level))
-    logging.captureWarnings(True)  # else they are written past the thread
+    logging.captureWarnings(True)  # otherwise warnings are written directly, bypassing the thread
     try:
         yield
     finally:
@@ -77,8 +78,9 @@ def logs_set_up(options: LogOptions, worker: int | None = None) -> Iterator[None
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: `timestamp`, `level`, `logger`, `event`, and what the line carries; `worker`, where
-    several processes write one log."""
+    """One JSON object per line: `timestamp`, `level`, `logger`, `event`, and the record's fields. `worker` is added if
+    several processes share the log.
+    """
 
     def __init__(self, worker: int | None = None) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class JsonLines(logging.Formatter):
 
 
 class ConsoleLines(logging.Formatter):
-    """Time of day, level, the worker where there are several, message; a traceback below it."""
+    """Time of day, level, the worker if there are several, and the message; a traceback follows on further lines."""
 
     def __init__(self, worker: int | None = None) -> None:
         super().__init__()
@@ -117,7 +119,7 @@ class ConsoleLines(logging.Formatter):
 
 
 def _cut(text: str, most: int) -> str:
-    """Cut, and without what looks like a secret: an application's own traceback may quote a URL with a password."""
+    """Cut the text and mask secrets: an application's own traceback may quote a URL with a password."""
     text = masked(
         text[: 2 * most]
     )  # cut last: of a key that is cut in two, the first half would look like a word

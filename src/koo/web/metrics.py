@@ -1,4 +1,4 @@
-"""`/metrics`, for Prometheus; what is in it is `koo.web.exposition`."""
+"""`/metrics`, for Prometheus. `koo.web.exposition` defines its contents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ _siblings: WeakKeyDictionary[Platform, Siblings] = WeakKeyDictionary()
 
 @asynccontextmanager
 async def told_to_siblings(platform: Platform) -> AsyncIterator[None]:
-    """Within the block this process leaves its numbers for the other workers of its server; alone it leaves nothing."""
+    """Within the block, this process shares its numbers with the other workers of its server; alone, it shares
+    nothing.
+    """
     parent = parent_of_workers()
     if parent is None:
         yield
@@ -45,6 +47,7 @@ async def told_to_siblings(platform: Platform) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        # One last time, after the loop has ended: what was counted in the last second would be missing from the total.
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await in_thread(siblings.leave, _snapshot(platform))
@@ -64,7 +67,7 @@ def _snapshot(platform: Platform) -> dict[str, Any]:
 
 
 async def in_thread(act: Callable[..., T], *given: Any) -> T:
-    """In a thread, because a disk may hang; here, where this process gets no more of them."""
+    """Run in a thread, because a disk may hang; if this process cannot start another thread, run it here."""
     try:
         return await asyncio.to_thread(act, *given)
     except RuntimeError as error:
@@ -74,7 +77,7 @@ async def in_thread(act: Callable[..., T], *given: Any) -> T:
 
 
 async def text_for_scrape(platform: Platform) -> bytes:
-    """Of this process, or of all workers of its server."""
+    """Return the text for this process, or for all workers of its server."""
     from koo.web.exposition import text_of, text_of_all
 
     siblings = _siblings.get(platform)
@@ -85,11 +88,13 @@ async def text_for_scrape(platform: Platform) -> bytes:
 
 
 def metrics_text(platform: Platform | None = None) -> bytes:
-    """What `/metrics` answers, for an application that is none of FastAPI's: serve it as `METRICS_TYPE`.
+    """Return what `/metrics` returns, for an application without FastAPI. Serve it with the media type `METRICS_TYPE`.
 
-    `platform` None: the process's own, which `query_ai` and `db_manager` use. No I/O, and of this process alone.
+    `platform` defaults to the process's own, which `query_ai` and `db_manager` use. No I/O; covers this process only.
     """
-    from koo.web.exposition import text_of  # only those who are scraped load the client
+    from koo.web.exposition import (
+        text_of,
+    )  # imported here, so that only scraped processes load the Prometheus client
 
     return text_of(platform or koo.platform)
 

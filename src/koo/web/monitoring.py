@@ -1,4 +1,4 @@
-"""Routes under /monitoring: what is the state of everything, and the reset of the database's breaker."""
+"""Routes under /monitoring: the state of everything, and the reset of the database's breaker."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ log = logging.getLogger("koo.web")
 
 
 def monitoring_router(platform: Platform, *, protect: bool = True, hosts: Iterable[str] = ()) -> APIRouter:
-    """The routes, below `/monitoring`, for one platform.
+    """The routes below `/monitoring` for one platform.
 
-    `protect`: the rules of `koo.web.security` hold, wherever the router is included; False: your own middleware decides
-    who may ask. `hosts` are names by which your server is known, beside those of KOO_HOST and KOO_URL.
+    `protect`: whether the rules of `koo.web.security` apply, wherever the router is included. If False, your own
+    middleware decides who is allowed. `hosts`: further names of your server, in addition to those in KOO_HOST and
+    KOO_URL.
     """
     door = door_of(platform, protect, hosts)
     router = make_router("/monitoring", "monitoring", door)
@@ -55,7 +56,7 @@ def monitoring_router(platform: Platform, *, protect: bool = True, hosts: Iterab
 def _add_audit(router: APIRouter, platform: Platform) -> None:
     @router.get("/audit", summary="Acts and refusals", **described(shapes.AuditLog, 422))
     async def get_audit(limit: Annotated[int, Query(ge=1, le=KEPT)] = 100) -> Response:
-        """The last acts and refusals of this process, the newest first; the log has them all."""
+        """The last acts and refusals of this process, newest first; the log has all of them."""
         entries = audit_of(platform).entries(limit)
         return JsonView(shapes.AuditLog(entries=entries, timestamp=now_iso()))
 
@@ -63,13 +64,13 @@ def _add_audit(router: APIRouter, platform: Platform) -> None:
 def _add_overview(router: APIRouter, platform: Platform) -> None:
     @router.get("/health", summary="State of everything", **described(shapes.SystemHealth))
     async def get_health() -> Response:
-        """Always 200, whatever the state: machines ask `/readyz`.
+        """Always 200, whatever the state; machines should use `/readyz`.
 
-        The database is probed, unless it was within the last two seconds.
+        Probes the database, unless it was probed within the last two seconds.
         """
         return JsonView(await platform.system_health())
 
-    @router.get("/dashboard", summary="Everything that an overview shows", **described(shapes.Dashboard))
+    @router.get("/dashboard", summary="Everything for an overview", **described(shapes.Dashboard))
     async def get_dashboard(request: Request) -> Response:
         """The state of everything, its summary, and the alerts."""
         health = await platform.system_health()
@@ -79,9 +80,9 @@ def _add_overview(router: APIRouter, platform: Platform) -> None:
 def _add_fleet(router: APIRouter, platform: Platform) -> None:
     @router.get("/fleet", summary="All processes on the state store", **described(fleet_shapes.FleetStatus))
     async def get_fleet() -> Response:
-        """All processes, the leader, in how many each guard is open, and whose settings differ.
+        """All processes, the leader, in how many of them each guard is open, and which settings differ.
 
-        Always 200: while the state store is away it shows the process that answers.
+        Always 200. While the state store is unavailable, shows only the responding process.
         """
         return JsonView(await platform.fleet())
 
@@ -89,13 +90,13 @@ def _add_fleet(router: APIRouter, platform: Platform) -> None:
 def _add_database(router: APIRouter, platform: Platform) -> None:
     @router.get("/database", summary="Database in detail", **described(answers.DatabaseMonitoring))
     async def get_database() -> Response:
-        """Health, pool, breaker and errors of the database in one."""
+        """The database's health, pool, breaker and errors."""
         status = await platform.database.get_detailed_status(max_age_s=LOOK_AGE_MAX_S)
         return JsonView(answers.DatabaseMonitoring(database_monitoring=status, timestamp=now_iso()))
 
     @router.get("/database/pool-metrics", summary="Connection pool", **described(answers.PoolMetrics))
     async def get_pool_metrics() -> Response:
-        """What the pool is doing. Asks no connection of it."""
+        """The pool's current numbers. Does not use a connection."""
         metrics = platform.database.get_pool_metrics()
         return JsonView(answers.PoolMetrics(pool_metrics=metrics, timestamp=now_iso()))
 
@@ -103,7 +104,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
         "/database/health-check", summary="Check the database now", **described(answers.DatabaseCheck)
     )
     async def check_database() -> Response:
-        """One probe on a separate connection. Always 200: the result is in the answer."""
+        """One probe on a separate connection. Always 200; the response contains the result."""
         await platform.open()
         result = await platform.database.health_check()
         status = await platform.database.get_detailed_status(max_age_s=LOOK_AGE_MAX_S)
@@ -117,7 +118,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
         **described(answers.DatabaseReset, 413, 422),
     )
     async def reset_database(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
-        """Closes the breaker here and in every process on the same state store. Pool and counts stay as they are."""
+        """Closes the breaker here and in all processes on the same state store. The pool and counts are not changed."""
         await platform.open()
         said = body or bodies.ActBody()
         platform.reset_database(by=said.by or "", reason=said.reason or "")

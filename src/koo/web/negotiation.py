@@ -1,4 +1,4 @@
-"""Which coding an answer may have, by what the caller says it takes (RFC 9110, 12.5.3)."""
+"""Which content coding a response may have, according to the client's Accept-Encoding (RFC 9110, 12.5.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 
 def accepts(header: str, coding: str) -> bool:
-    """Does an Accept-Encoding header take this coding? A weight of 0 refuses it; its own name counts before `*`."""
+    """Return whether an Accept-Encoding header accepts this coding. Weight 0 refuses it; its own name precedes `*`."""
     weights: dict[str, float] = {}
     for part in header.split(","):
         name, *parameters = (word.strip().lower() for word in part.split(";"))
@@ -23,11 +23,11 @@ def _weight(parameter: str) -> float:
     try:
         return float(value)
     except ValueError:
-        return 0.0  # unreadable: leave the answer unencoded, which every client accepts
+        return 0.0  # unreadable: leave the response unencoded, which every client accepts
 
 
 class Gzip(GZipMiddleware):
-    """Starlette's, for callers who take it: it looks for the word alone, and `gzip;q=0` has it too."""
+    """Starlette's middleware with a correct check: Starlette only searches for the word, which `gzip;q=0` contains."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -1,4 +1,4 @@
-"""Routes about notices of alerts: what became of each, and a test of the channels."""
+"""Routes for alert notices: what happened to each, and a test of the channels."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def add_notices(router: APIRouter, platform: Platform) -> None:
         **described(notice_shapes.AlertDeliveries),
     )
     async def get_deliveries() -> Response:
-        """What became of each notice of the last day on each channel, and the state of the channels.
+        """What happened to each notice of the last day on each channel, and the state of the channels.
 
-        Always 200: while the state store is away, `store` says so, and only this process's own notices are listed.
+        Always 200. While the state store is unavailable, `store` says so, and only this process's own notices are
+        listed.
         """
         return JsonView(await platform.alert_deliveries())
 
@@ -35,11 +36,11 @@ def add_notices(router: APIRouter, platform: Platform) -> None:
     async def test_channels(body: Annotated[bodies.ChannelBody | None, Body()] = None) -> Response:
         """Sends a test now, on one channel or on all, and waits up to 15 seconds for the result.
 
-        Always 200 where there is a channel: what it said is in the answer. A channel that takes the test is well again,
-        so what waits for it is sent at once.
+        Always 200 if there is a channel; the response contains its result. A channel that accepts the test counts as
+        working again, so notices that wait for it are sent immediately.
         """
         body = body or bodies.ChannelBody()
         answer = await platform.test_alerts(body.channel)
         names = ", ".join(result["channel"] for result in answer["results"])
-        log.info("a test of alerts was sent by %s %s", names, body.signature)
+        log.info("a test alert was sent by %s %s", names, body.signature)
         return JsonView(answer)

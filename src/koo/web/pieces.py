@@ -1,4 +1,4 @@
-"""A long answer in pieces: encoded, compressed and sent one after another, with the loop's other work in between."""
+"""A long response in pieces, encoded, compressed and sent one by one, so that the loop can do other work in between."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pieces(Response):
 
 
 async def pieces_of(view: Mapping[str, Any], long: str) -> Pieces:
-    """A view as JSON, of which the list `long` may be long."""
+    """A view as JSON whose list `long` may be long."""
     rows, pieces = view[long], [b'{"%s":[' % long.encode()]
     for begin in range(0, len(rows), SLICE):
         text = _encoded(rows[begin : begin + SLICE])[1:-1]

@@ -1,8 +1,8 @@
-"""Routes for an orchestrator. `/livez`: does the process live? `/readyz`: may it take traffic?
+"""Routes for an orchestrator. `/livez`: is the process alive? `/readyz`: may it receive traffic?
 
-Both answer from memory: a probe that waits for a sick database is killed by its own timeout, and a liveness probe that
-asks a dependency restarts a process that nothing is wrong with. Nor does an open breaker of an AI service count here:
-other processes would ask the same provider.
+Both respond from memory. A probe that waits for a hanging database runs into its own timeout, and a liveness probe
+that checks a dependency makes the orchestrator restart a healthy process. An open breaker of an AI service does not
+count either: other processes would call the same provider.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ def probes_router(readiness: Readiness, door: Door) -> APIRouter:
     router = make_router("", "probes", door, "probe")
 
     async def livez() -> Response:
-        """200 as long as the process can answer at all."""
+        """200 as long as the process can respond at all."""
         readiness.warn_of_no_start()
         return JsonView(answers.Alive(status="alive"))
 
     async def readyz() -> Response:
-        """503 until the database has been looked at, when it refuses, is drained or does not answer, and at the end.
+        """503 until the database was first checked, while it refuses calls, is drained or does not respond, and during
+        shutdown.
 
-        From memory.
+        Responds from memory.
         """
         readiness.asked()
         return JsonView(answers.Ready(status="ready"))
 
-    router.get("/livez", summary="Does the process live?", **described(answers.Alive))(livez)
-    router.get("/readyz", summary="May it take traffic?", **described(answers.Ready, 503))(readyz)
+    router.get("/livez", summary="Is the process alive?", **described(answers.Alive))(livez)
+    router.get("/readyz", summary="May it receive traffic?", **described(answers.Ready, 503))(readyz)
     return router

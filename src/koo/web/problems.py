@@ -1,10 +1,10 @@
-"""Errors over HTTP: one table from what happened to a status, one shape for all of them (RFC 9457).
+"""Errors over HTTP: one table from an error's kind to a status, and one response shape (RFC 9457).
 
-A status says whose turn it is. 429: slow down, a limit or budget is reached. 503: not now, nothing you did. 504: too
-late. 502: the provider answered, but badly. 404 and 422: change the request. A provider that refuses *our* key is a
-503, never a 401: a caller that sees 401 looks for a fault in its own credentials.
+The status tells the client what to do. 429: slow down, a limit or budget is reached. 503: try later, the request was
+fine. 504: a deadline passed. 502: the provider responded, but badly. 404 and 422: change the request. A provider that
+rejects *our* key results in 503, never 401: a client that receives 401 looks for a fault in its own credentials.
 
-A problem never repeats what the caller sent: a prompt in an error is a prompt in a log.
+A problem never repeats what the client sent: a prompt in an error message ends up in a log.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from koo.web.request_ids import request_id_of
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:koo:problem:"
 PROBLEMS = "koo.problems"
-"""Where a request's scope has a list, the problems it is answered with are put: the log's line names kind and cause."""
+"""The key of a list in a request's scope. Problems sent in response are added to it, so that the log line has their
+kind and cause.
+"""
 
 STATUS: dict[Kind, int] = {
     Kind.CIRCUIT_OPEN: 503,
@@ -78,11 +80,11 @@ STATUS: dict[Kind, int] = {
     Kind.CONTENTION: 503,
     Kind.INTEGRITY: 500,
     Kind.READ_ONLY: 503,
-    # Not 503: clients repeat a 503 automatically, and would run a transaction twice that may have committed.
+    # Not 503: clients retry a 503 automatically, and would repeat a transaction that may have been committed.
     Kind.OUTCOME_UNKNOWN: 500,
     Kind.CANCELLED: 503,
 }
-"""The status of each kind of error. A test holds it complete."""
+"""The status of each kind of error. A test checks that none is missing."""
 
 HTTP_KINDS: dict[int, str] = {
     400: "invalid_request",
@@ -97,17 +99,17 @@ HTTP_KINDS: dict[int, str] = {
     500: "internal_error",
     503: "draining",
 }
-"""What errors of HTTP itself are called."""
+"""The kinds of errors that belong to HTTP itself."""
 
 WORDS: dict[str, str] = {
     "json_invalid": "is not JSON",
     "missing": "is missing",
-    "extra_forbidden": "is not known",
+    "extra_forbidden": "is unknown",
 }
-"""Our words where pydantic's own would puzzle a reader who does not know it."""
+"""Our messages in place of pydantic's where those would puzzle a reader who does not know pydantic."""
 PATH_MAX = 200
 ERRORS_MAX = 20
-"""A body may have half a million wrong fields. A few are enough for a reader, and listing all takes a minute."""
+"""A body may have half a million invalid fields. A few are enough for a reader, and listing all takes a minute."""
 _JSON_TYPE = re.compile(r"application/([\w.!#$&^+-]+\+)?json\s*(;|$)", re.IGNORECASE)
 _PLACES = frozenset({"body", "query", "path", "header"})
 
@@ -119,19 +121,19 @@ def _fields_of(body: type[bodies.Body]) -> Iterator[str]:
 
 
 _FIELDS = frozenset({*_fields_of(bodies.Body), *bodies.SPEND_NAMES, *bodies.HISTORY_NAMES})
-"""The names of our own, in every body and address that is read."""
+"""Our own names, in every body and query string that is read."""
 
 
 class FieldProblem(BaseModel):
-    """One thing that is wrong with a request, and where; what was sent is not repeated."""
+    """One invalid part of a request, and where it is. What was sent is not repeated."""
 
-    loc: list[str | int] = Field(description="path to the field, beginning with body, path or query")
+    loc: list[str | int] = Field(description="path to the field, starting with body, path or query")
     msg: str
     type: str
 
 
 class ServiceProblem(BaseModel):
-    """Why one of several services did not answer."""
+    """Why one of several services failed."""
 
     service: str
     kind: str
@@ -172,49 +174,49 @@ class Problem(BaseModel):
     title: str = Field(description="the status in words")
     status: int
     detail: str = Field(description="one sentence for a person, without prompts, keys and passwords")
-    instance: str = Field(description="the path that was asked for")
-    kind: str = Field(description="what happened, in one word; stable, so programs can rely on it")
-    service: str | None = Field(default=None, description="which part it is about")
+    instance: str = Field(description="the requested path")
+    kind: str = Field(description="the kind of error, a stable identifier")
+    service: str | None = Field(default=None, description="the service or part that it concerns")
     retry_after_s: float | None = Field(
         default=None, description="seconds to wait before trying again; also as Retry-After, rounded up"
     )
     attempts: int | None = Field(default=None, description="calls that reached the other side")
     last_error: LastError | None = Field(
-        default=None, description="of a refusal that follows from what calls met: what the last of them met"
+        default=None, description="if calls are refused because earlier ones failed: the last failure"
     )
-    server: DatabaseServer | None = Field(default=None, description="of a database error: which database")
+    server: DatabaseServer | None = Field(default=None, description="for a database error: which database")
     answers_since: str | None = Field(
         default=None,
-        description="while calls to the database are still refused: since when its probe succeeds again",
+        description="while calls to the database are still refused: when its probe first succeeded again",
     )
     request_id: str | None = Field(default=None, description="as in X-Request-ID")
     errors: list[FieldProblem] | None = Field(default=None, description="what is wrong with the request")
     runbook: str | None = Field(
         default=None,
-        description="path on this server to the runbook, where an operator can do something about it",
+        description="path to the runbook on this server, if an operator can act on the error",
     )
     services: list[ServiceProblem] | None = Field(
         default=None, description="why each of several services failed"
     )
 
 
-# ── making them ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── building problems ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def status_of(error: KooError) -> int:
-    """The status of an error; of several services' errors the one they agree on, else 503."""
+    """Return the status of an error. For several services' errors it is the one that they share, otherwise 503."""
     if isinstance(error, AllServicesFailed):
         each = {status_of(one) for one in _causes(error)}
         return each.pop() if len(each) == 1 else STATUS[Kind.ALL_FAILED]
     if isinstance(error, IdempotencyKeyInUse):
-        return 409  # Of its kind are also conflicts that a provider reports, and those are its bad answers.
+        return 409  # conflicts that a provider reports are of the same kind, and count as bad responses (502)
     return STATUS[error.kind]
 
 
 def problem_of(
     error: KooError, instance: str = "", request_id: str | None = None, runbook: str | None = None
 ) -> Problem:
-    """An error of koo as a problem. `runbook`: where to read what to do about it."""
+    """Convert one of koo's errors to a problem. `runbook`: where to read what to do about it."""
     services = None
     if isinstance(error, AllServicesFailed):
         services = [
@@ -248,7 +250,7 @@ def _of_database(error: DatabaseError) -> dict[str, Any]:
 
 
 def http_problem(request: Request, status: int, detail: str, kind: str = "", **more: Any) -> Problem:
-    """An error of HTTP itself: a path that is not there, a method that is not allowed."""
+    """An error of HTTP itself, such as an unknown path or a method that is not allowed."""
     kind = kind or HTTP_KINDS.get(status, "http_error")
     return _note(
         request,
@@ -264,14 +266,14 @@ def http_problem(request: Request, status: int, detail: str, kind: str = "", **m
 
 
 def error_problem(request: Request, error: KooError, runbook: str | None = None) -> Problem:
-    """The problem of one of koo's errors, met while a request was answered."""
+    """The problem for one of koo's errors, raised while a request was handled."""
     is_unknown = error.kind is Kind.UNKNOWN_SERVICE
     instance = shown_path(request.scope, request.path_params if is_unknown else {})
     return _note(request, problem_of(error, instance, request_id_of(request), runbook))
 
 
 def shown_path(scope: Scope, hidden: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """The path that was asked for, cut; of its parameters the `hidden` ones may be anything, and are not repeated."""
+    """Return the requested path, shortened. Parameters in `hidden` may contain anything and are masked."""
     path = str(scope["path"])
     for value in hidden.values():
         path = path.replace(str(value), "…") if value else path
@@ -284,12 +286,12 @@ def _note(request: Request, problem: Problem) -> Problem:
 
 
 def raw_problem(status: int, detail: str) -> bytes:
-    """The body of an error of what could not even be read as a request."""
+    """The body of an error response to something that could not be read as a request."""
     return _encode(_problem(status, detail, HTTP_KINDS[status], instance=""))
 
 
 def validation_problem(request: Request, wrong: Iterable[Mapping[str, Any]]) -> Problem:
-    """A request whose fields cannot be right. What was sent is not repeated, nor names that may be a prompt."""
+    """A request with invalid fields. Neither values nor unknown names are repeated: both may be a prompt."""
     found = list(wrong)
     errors = [_field_problem(one) for one in found[:ERRORS_MAX]]
     first = errors[0] if errors else FieldProblem(loc=["body"], msg="cannot be read", type="invalid")
@@ -302,7 +304,7 @@ def validation_problem(request: Request, wrong: Iterable[Mapping[str, Any]]) -> 
 
 
 class ProblemAnswer(NamedTuple):
-    """A problem for any framework: the three parts of an answer, in the order in which Flask and Quart take them."""
+    """A problem for any framework: the three parts of a response, in the order that Flask and Quart expect."""
 
     body: bytes
     status: int
@@ -310,10 +312,10 @@ class ProblemAnswer(NamedTuple):
 
 
 def problem_answer(error: KooError, path: str = "", request_id: str | None = None) -> ProblemAnswer:
-    """The `application/problem+json` answer to one of koo's errors: `body`, `status` and `headers`.
+    """Return the `application/problem+json` response to one of koo's errors: `body`, `status` and `headers`.
 
-    `path` is the path that was asked for, `request_id` what the answer's `X-Request-ID` says, if it has one. The
-    headers are `Content-Type`, and `Retry-After` in whole seconds where a time is known.
+    `path` is the requested path, `request_id` the value of the response's `X-Request-ID`, if any. The headers are
+    `Content-Type` and, if a time is known, `Retry-After` in whole seconds.
     """
     problem = problem_of(error, path, request_id)
     headers = {"Content-Type": MEDIA_TYPE, **_retry_after(problem)}
@@ -321,20 +323,20 @@ def problem_answer(error: KooError, path: str = "", request_id: str | None = Non
 
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer, with `Retry-After` in whole seconds where a time is known."""
+    """Return the response, with `Retry-After` in whole seconds if a time is known."""
     more = {**(headers or {}), **_retry_after(problem)}
     return Response(_encode(problem), problem.status, more, media_type=MEDIA_TYPE)
 
 
 def known_s(seconds: float | None) -> float | None:
-    """A time that is one: never (infinite) is not. Rounded up, so that it is not too early."""
+    """Return a finite time, or None for infinity ("never"). Rounded up, so that a client does not return too early."""
     return math.ceil(seconds * 1000) / 1000 if seconds is not None and math.isfinite(seconds) else None
 
 
 def _encode(problem: Problem) -> bytes:
     body = problem.model_dump(mode="json", exclude_none=True)
     for key, whole in (("last_error", problem.last_error), ("server", problem.server)):
-        if whole is not None:  # these have all their keys, whatever is in them
+        if whole is not None:  # these always have all their keys, even if a value is null
             body[key] = whole
     return json.dumps(body, ensure_ascii=False).encode()
 
@@ -370,13 +372,13 @@ def _field_problem(wrong: Mapping[str, Any]) -> FieldProblem:
 
 
 def _known(part: str | int) -> str | int:
-    """A name of ours; any other may be a prompt that slipped into the wrong place."""
+    """Return the name if it is one of ours. Any other may be a prompt that slipped into the wrong place."""
     return part if isinstance(part, int) or part in _FIELDS | _PLACES else "…"
 
 
 def _meant(name: str) -> str:
     near = get_close_matches(name[:50], _FIELDS, 1)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(_FIELDS))}"
+    return f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(sorted(_FIELDS))}"
 
 
 def _place(loc: Sequence[str | int]) -> str:

@@ -1,8 +1,8 @@
-"""How a body is read: within a budget over all bodies, counted before it is parsed, and a long list in slices.
+"""How request bodies are read: within a common memory budget, counted before parsing, long lists in slices.
 
-Sixteen MiB of text are read in milliseconds. Sixteen MiB of `[],[],[]` are five million lists: seconds in which the
-loop does nothing else, and a hundred times the memory. So names and values are counted first, piece by piece as they
-arrive, and a body with more of them than any request needs is refused unparsed.
+Sixteen MiB of text are parsed in milliseconds. Sixteen MiB of `[],[],[]` are five million lists: seconds during which
+the loop does nothing else, and a hundred times the memory. Therefore names and values are counted first, as the chunks
+arrive, and a body with more of them than any request needs is refused without parsing.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 BODIES_BYTES_MAX = 64 * 1024 * 1024
-"""Of all large bodies together, from their first byte to their answer."""
+"""The limit for all large bodies together, each counted from its first byte until its response."""
 SMALL_BYTES = 64 * 1024
-"""A body up to this size is not counted: small requests are not refused because of large ones."""
+"""Bodies up to this size are not counted, so small requests are not refused because of large ones."""
 MARKS_MAX = 100_000
-"""Brackets, commas and colons outside of texts; parsing this many takes some milliseconds."""
+"""Brackets, commas and colons outside of strings. Parsing this many takes some milliseconds."""
 BATCH_MARKS_MAX = 1_000_000
 PIECE_BYTES = 64 * 1024
+# Rows that are handled before the loop gets a turn: a few milliseconds of work.
 SLICE = 200
 AGAIN_S = 1
 
 
 class BodiesFull(HTTPException):
-    """The bodies that are being answered fill what there is for them."""
+    """Raised if the bodies in progress use up the memory budget."""
 
     kind = "too_many_bodies"
 
@@ -47,14 +48,14 @@ class BodiesFull(HTTPException):
 
 
 class TooManyNames(HTTPException):
-    """A body that has more names and values than a request can need."""
+    """Raised if a body has more names and values than a request can need."""
 
     def __init__(self, most: int) -> None:
         super().__init__(422, f"the body cannot be read: it has more than {most} names and values")
 
 
 class Budget:
-    """Bytes that all bodies together may take."""
+    """The bytes that all bodies together may take."""
 
     def __init__(self, most: int = BODIES_BYTES_MAX) -> None:
         self.most = most
@@ -65,7 +66,7 @@ BUDGET = Budget()
 
 
 class Marks:
-    """Counts what stands between texts, in a document that comes in pieces."""
+    """Counts the structural characters of a JSON document that arrives in pieces."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -73,17 +74,21 @@ class Marks:
         self._tail = b""
 
     def feed(self, piece: bytes) -> None:
-        # Pairs of backslashes first: of a longer run, what is left over escapes what follows it.
+        # Remove escaped backslashes first, then escaped quotes: in `\\"` the quote ends the string, in `\"` it does
+        # not. A single backslash at the end of a piece may escape the next piece's first character, so it is kept for
+        # that one.
         piece = (self._tail + piece).replace(b"\\\\", b"").replace(b'\\"', b"")
         self._tail = b"\\" if piece.endswith(b"\\") else b""
         parts = piece.removesuffix(b"\\").split(b'"')
+        # Splitting at quotes alternates between outside and inside of strings. Everything here is a C-level operation
+        # on bytes: a loop over sixteen million characters in Python would take a second itself.
         between = b"".join(parts[self._in_text :: 2])
         self.count += len(between) - len(between.translate(None, b"[]{},:"))
         self._in_text ^= len(parts) % 2 == 0
 
 
 class Reading(Request):
-    """A request whose body is read within the budget; `close` returns what it took."""
+    """A request whose body is read within the budget. `close_body` returns what it took."""
 
     def __init__(self, request: Request, is_batch: bool, budget: Budget = BUDGET) -> None:
         super().__init__(request.scope, request.receive)
@@ -116,7 +121,7 @@ class Reading(Request):
         self._taken = size
 
     def close_body(self) -> None:
-        """Its memory is free, or will be at once."""
+        """Return its bytes to the budget: the memory is free now or will be in a moment."""
         self._budget.used -= self._taken
         self._taken = 0
 
@@ -136,7 +141,9 @@ async def _pieces(chunk: bytes) -> AsyncIterator[bytes]:
 
 
 async def _batch(body: bytes) -> dict[str, Any]:
-    """A long list of queries, built slice by slice. It stops at the first wrong one, which pydantic reports."""
+    """Parse a long list of queries slice by slice. Stops at the first invalid one, which pydantic then reports."""
+    # `Raw` leaves each query as undecoded bytes, so this step only finds the list's elements. The queries are then
+    # parsed and validated one by one, with a turn of the loop in between; one `json.loads` of 16 MiB would block it.
     try:
         given = msgspec.json.decode(body, type=dict[str, list[msgspec.Raw]])
     except (msgspec.DecodeError, RecursionError):
@@ -146,7 +153,9 @@ async def _batch(body: bytes) -> dict[str, Any]:
     lists = {name: rows for name, rows in given.items() if name != "queries"}
     queries: list[Any] = []
     if len(given.get("queries", [])) > QUERIES_MAX:
-        raise HTTPException(422, f"queries: at most {QUERIES_MAX} in one request; ask for more in several")
+        raise HTTPException(
+            422, f"queries: at most {QUERIES_MAX} in one request; send more in several requests"
+        )
     for rows in _slices(given.get("queries", [])):
         for one in rows:
             if not _is_few(one):
@@ -161,7 +170,7 @@ async def _batch(body: bytes) -> dict[str, Any]:
 
 
 def _slices(rows: Sequence[msgspec.Raw]) -> Iterator[list[bytes]]:
-    """Of at most this many rows, and of about this many bytes."""
+    """Yield slices of at most `SLICE` rows and about `PIECE_BYTES` bytes."""
     taken: list[bytes] = []
     size = 0
     for row in rows:
@@ -182,7 +191,7 @@ def _is_few(row: bytes) -> bool:
 
 
 async def in_slices(make: Callable[[T], U], ones: Sequence[T]) -> list[U]:
-    """`make` of each, and now and then the loop does something else."""
+    """Apply `make` to each item, letting the loop run in between."""
     made: list[U] = []
     for begin in range(0, len(ones), SLICE):
         if begin:

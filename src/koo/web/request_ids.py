@@ -1,7 +1,7 @@
-"""The id of a request: the caller's own where it may stand in a log, else a new one.
+"""Request ids: the client's own if it is safe to log, otherwise a new one.
 
-Under `koo serve` the edge gives it to every request. Mounted in an application, koo's own routes give it to theirs, and
-leave the application's routes, and its own ids, alone.
+Under `koo serve` the edge assigns one to every request. Mounted in an application, koo's routes assign one to their
+own requests only; the application's routes and ids are left alone.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from starlette.types import Scope, Send
 from koo.logs.lines import request_id
 
 ID = "koo.request_id"
-"""Where it stands in the scope."""
+"""Its key in the scope."""
 HEADER = "X-Request-ID"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 def make_id(request: Request) -> str:
-    """The one that the caller gave, or a new one."""
+    """Return the client's id, or a new one."""
     given = request.headers.get(HEADER, "")
     return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def request_id_of(request: Request) -> str | None:
-    """The id that this request was given on its way in."""
+    """Return the id assigned to this request when it arrived."""
     found: str | None = request.scope.get(ID)
     return found
 
 
 @contextmanager
 def identified(scope: Scope, send: Send) -> Iterator[Send]:
-    """Within the block the request has an id, in log lines and in the answer; one that has one already keeps it."""
+    """Within the block the request has an id, in log lines and in the response. An existing id is kept."""
     if ID in scope:
         yield send
         return

@@ -1,7 +1,7 @@
-"""What all our routes have in common: their errors become problems, and a caller who leaves ends the work.
+"""What all of koo's routes have in common: errors become problems, and a client that disconnects ends the work.
 
-Both are in the routes and not in the application, so that they also hold where the routers are mounted into another
-application, whose own errors stay as they are.
+Both are part of the routes and not of the application, so they also work if the routers are mounted in another
+application, whose own errors are left as they are.
 """
 
 from __future__ import annotations
@@ -43,29 +43,28 @@ T = TypeVar("T")
 
 PROBLEM_WORDS: dict[int, str] = {
     401: "no token was sent, or it is unknown",
-    403: "the Host, the origin or the token does not allow it",
-    404: "no such service, alert or silence, or the provider knows no such model; `detail` says which",
+    403: "the Host, the origin or the token is not allowed to do this",
+    404: "no such service, alert or silence, or the provider does not have the model; see `detail`",
     413: "the body is larger than 16 MiB",
     422: "the request is invalid",
     429: "a limit or a budget is reached, ours or the provider's",
     500: "an error in the server itself",
-    502: "the provider failed, or its answer was invalid",
+    502: "the provider failed, or its response was invalid",
     503: "refused by an open breaker, unavailable, or too busy",
-    504: "the deadline passed, or the provider did not answer in time",
+    504: "the deadline passed, or the provider did not respond in time",
 }
 
 
 HEAD = "koo.head"
-"""In the scope of a request whose answer has no body: one that never ends has nothing to wait for."""
+"""Set in the scope of a request whose response has no body. A stream then has nothing to wait for."""
 
 
 class CallerLeft(Exception):
-    """The caller has closed the connection, and no longer waits for the answer."""
+    """The client has closed the connection and no longer waits for the response."""
 
 
 class ProblemRoute(APIRoute):
-    """A route behind a door, whose errors are problems, which answers HEAD where it answers GET, and says to OPTIONS
-    what it does."""
+    """A route with an access check, whose errors are problems. HEAD is answered like GET; OPTIONS lists the methods."""
 
     door: ClassVar[Door]
     kind: ClassVar[Kind]
@@ -82,13 +81,13 @@ class ProblemRoute(APIRoute):
         method, methods = scope["method"], self.methods or set()
         if method not in methods:
             if method == "HEAD" and "GET" in methods:
-                # In a copy: the server looks at its own scope to know that no body follows.
+                # In a copy, because uvicorn reads its own scope to decide that no body follows.
                 scope = {**scope, "method": "GET", HEAD: True}
             else:
                 await _tell_allowed(Request(scope), methods)(scope, receive, send)
                 return
         if self.kind == "probe":
-            # The function takes nothing from the request: FastAPI's machinery for parameters would double the cost.
+            # A probe takes nothing from the request. FastAPI's parameter handling would double its cost.
             await (await self._probe(scope))(scope, receive, send)
         else:
             await super().handle(scope, receive, send)
@@ -136,12 +135,12 @@ def _tell_allowed(request: Request, methods: set[str]) -> Response:
 
 
 def answer_error(request: Request, error: KooError) -> Response:
-    """The problem of one of koo's errors."""
+    """The response to one of koo's errors."""
     return respond(error_problem(request, error, runbook_of(error, base_of(request))))
 
 
 def answer_http_error(request: Request, error: StarletteHTTPException) -> Response:
-    """The problem of an error of HTTP itself; a body that cannot be read at all is the caller's mistake, a 422."""
+    """The response to an error of HTTP itself. A body that cannot be read is the client's mistake: 422."""
     if error.status_code == 400:
         return respond(http_problem(request, 422, "the body cannot be read as JSON"))
     kind = getattr(error, "kind", "")
@@ -149,12 +148,12 @@ def answer_http_error(request: Request, error: StarletteHTTPException) -> Respon
 
 
 def behind(door: Door, kind: Kind) -> type[ProblemRoute]:
-    """The class of routes behind this door: a router that is included elsewhere takes the class along."""
+    """Return a class of routes with this access check. A router that is included elsewhere keeps its class."""
     return type("GuardedRoute", (ProblemRoute,), {"door": door, "kind": kind})
 
 
 def make_router(prefix: str, tag: str, door: Door, kind: Kind = "guarded") -> APIRouter:
-    """A router whose operations are called `<tag>_<function>` in the description of the API."""
+    """A router whose operations are called `<tag>_<function>` in the API description."""
     return APIRouter(
         prefix=prefix,
         tags=[tag],
@@ -165,14 +164,14 @@ def make_router(prefix: str, tag: str, door: Door, kind: Kind = "guarded") -> AP
 
 
 def file_router(door: Door) -> APIRouter:
-    """A router for the files of a page, which are not in the description of the API."""
+    """A router for a page's files, which are not part of the API description."""
     return APIRouter(include_in_schema=False, route_class=behind(door, "page"))
 
 
 def add_file(
     router: APIRouter, path: str, content: bytes, media_type: str, headers: Mapping[str, str]
 ) -> None:
-    """A route that answers with one file."""
+    """Add a route that serves one file."""
 
     async def serve() -> Response:
         return Response(content, media_type=media_type, headers=headers)
@@ -181,10 +180,11 @@ def add_file(
 
 
 class Described:
-    """An answer's shape in the description of the API, and nowhere else: routes send what `koo.monitoring` made.
+    """A response's shape, used only in the API description. Routes send what `koo.monitoring` built, without
+    validation.
 
-    The schema of a shape is made when the description is asked for. Made at the start, as FastAPI would, it takes
-    tens of milliseconds a route, for a description that few servers are ever asked for.
+    The schema is built when the description is requested. FastAPI would build it at startup, which takes tens of
+    milliseconds per route, for a description that few servers are ever asked for.
     """
 
     def __init__(self, shape: Any) -> None:
@@ -200,9 +200,9 @@ class Described:
 
 
 def described(shape: Any, *statuses: int, name: str = "") -> dict[str, Any]:
-    """Keyword arguments of a route: its answer's shape with a recorded example, and the problems that it can have.
+    """Return keyword arguments of a route: its response's shape with a recorded example, and its possible problems.
 
-    `name` is the example's, where the shape has none of its own.
+    `name`: the example's name, if it is not the shape's.
     """
     example = RECORDED.get(name or shape.__name__)
     answer = {"content": {"application/json": {"example": example}}}
@@ -213,7 +213,7 @@ def described(shape: Any, *statuses: int, name: str = "") -> dict[str, Any]:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that a route can have, beside those that each can have, for its description."""
+    """The problems that a route can have, for its description, in addition to those that every route has."""
     return {
         status: {"model": Problem, "description": PROBLEM_WORDS[status]}
         for status in sorted({401, 403, 500, *statuses})
@@ -221,9 +221,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe_problems(app: FastAPI) -> None:
-    """Let the application's OpenAPI say what FastAPI does not: our problems are `application/problem+json`.
+    """Correct the application's OpenAPI description where FastAPI's is wrong for our routes.
 
-    And our routes have no `HTTPValidationError`, which FastAPI adds to each that has a parameter.
+    Our problems are `application/problem+json`, and our routes have no `HTTPValidationError`, which FastAPI adds to
+    each route with a parameter.
     """
     make = app.openapi
 
@@ -241,7 +242,7 @@ def describe_problems(app: FastAPI) -> None:
 
 
 def describe_access(app: FastAPI, is_guarded: Callable[[str], bool]) -> None:
-    """Let the application's OpenAPI say which paths need a token, so that generated clients send one."""
+    """Mark in the application's OpenAPI description which paths need a token, so that generated clients send one."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -273,7 +274,7 @@ def _names(content: dict[str, Any], model: str) -> bool:
 
 
 class JsonView(Response):
-    """A view unchanged: `monitoring.snapshot` alone decides which numbers there are and what they are called."""
+    """Sends a view unchanged: only `monitoring.snapshot` decides which numbers exist and how they are named."""
 
     media_type = "application/json"
 
@@ -282,7 +283,9 @@ class JsonView(Response):
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, and cancel it when the caller leaves: an answer that is never read would still be paid for."""
+    """Await `work`, but cancel it if the client disconnects: a response that nobody reads would still be paid for."""
+    # Both tasks are always cancelled and awaited in `finally`, also if this request itself is cancelled. Otherwise the
+    # provider call would go on without an owner, and its hold of money would only end with its lease.
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_until_left(request))
     try:
@@ -297,6 +300,6 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _until_left(request: Request) -> None:
-    """Returns when the connection is closed; the body has been read before."""
+    """Return when the connection is closed. The body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,7 @@
-"""`/runbook`: what to do about each kind of alert, as a page, or as JSON for clients that ask for it.
+"""`/runbook`: what to do about each kind of alert, as a page, or as JSON for clients that request it.
 
-It says nothing about this installation, so it needs no token: the link in an alert must work on the phone of an
-operator who was just woken. One file without scripts, under a policy that lets nothing in.
+It contains nothing about this installation, so it needs no token: the link in an alert must work on the phone of an
+operator who has just been woken. One file without scripts, under a policy that loads nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HEADERS = {
 
 
 def runbook_router(door: Door) -> APIRouter:
-    """The page of all kinds, and one for each."""
+    """The page with all kinds, and one page for each."""
     router = file_router(door)
 
     @router.get(PATH)

@@ -1,7 +1,8 @@
-"""Spans of requests carry no query string: there may be a token in it, as in a link made by hand.
+"""OpenTelemetry spans of requests contain no query string: it may contain a token, for example in a hand-made link.
 
-FastAPI makes a span of each request where the process has set OpenTelemetry up, and writes the query string into it
-before any middleware runs. So the application puts it aside, and the edge, the first middleware, puts it back.
+If the process has set up OpenTelemetry, FastAPI starts a span for each request and records the query string before any
+middleware runs. Therefore the application takes the query string out of the scope, and the edge, which is the first
+middleware, puts it back.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ ASIDE = "koo.query_string"
 
 
 class Application(FastAPI):
-    """FastAPI, which sees no query string until the edge has it."""
+    """FastAPI, without the query string until the edge puts it back."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -22,6 +23,6 @@ class Application(FastAPI):
 
 
 def put_back(scope: Scope) -> None:
-    """In the edge: from here on the request has its query string."""
+    """Called by the edge: restores the query string for the rest of the request."""
     if ASIDE in scope:
         scope["query_string"] = scope.pop(ASIDE)

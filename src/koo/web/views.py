@@ -1,4 +1,4 @@
-"""Answers of AI services as JSON."""
+"""AI responses as JSON."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from koo.web.reading import in_slices
 
 
 def query_of(body: QueryBody) -> Query:
-    """A question as the gateway takes it."""
+    """Convert a request body to a query for the gateway."""
     return Query(**{**body.model_dump(), "fallback": tuple(body.fallback)})
 
 
 def answer_view(answer: Answer) -> QueryAnswer:
-    """An answer in the promised shape."""
+    """Convert a response to its promised shape."""
     usage = answer.usage
     return {
         "response": answer.text,
@@ -45,7 +45,7 @@ def answer_view(answer: Answer) -> QueryAnswer:
 
 
 def error_view(service: str, error: ExternalServiceError) -> BatchFailure:
-    """Why one of several questions has no answer."""
+    """Describe why one of several queries failed."""
     return {
         "success": False,
         "service": service,
@@ -64,7 +64,7 @@ def _result(query: Query, outcome: Answer | ExternalServiceError) -> BatchSucces
 
 
 async def batch_view(queries: list[Query], outcomes: list[Answer | ExternalServiceError]) -> BatchAnswer:
-    """A result for each question, and their sums."""
+    """Return one result for each query, and the totals."""
     answers = [one for one in outcomes if isinstance(one, Answer)]
     return {
         "results": await in_slices(lambda pair: _result(*pair), list(zip(queries, outcomes, strict=True))),
