@@ -1,25 +1,25 @@
-"""All interleavings, over small scopes: what a breaker does wrong somewhere, it does wrong with three calls.
+"""All interleavings in a small scope: any fault of a breaker already shows with three calls.
 
-`explore` goes from the first state through every order of admissions, results (also late and doubled ones), ticks,
-steps of time, hung calls, outages and an operator's acts. States that differ in nothing that matters are visited once.
-In each it holds the breaker against the `Model` and against what must be true of any breaker:
+`explore` starts from the first state and tries every order of admissions, results (including late and repeated ones),
+ticks, steps of time, hung calls, outages and an operator's acts. States that do not differ in anything relevant are
+visited once. In each state it compares the breaker with the `Model`, and checks the invariants of any breaker:
 
-    late        a result whose generation is past changes nothing (R1)
+    late        a result of an old generation changes nothing (R1)
     once        a permit settles once (R2)
-    order       what phase it is in follows from the rules (R4 to R12)
-    row         failures in a row are counted as R4 and R5 say
-    window      it neither forgets what is young nor remembers what is old
-    cap         no more probes than allowed are running (R9)
-    neutral     a cancelled call neither opens nor closes, unless too many said nothing (R12)
-    books       who is running, and who has a lease, is known exactly
-    look        looking changes nothing, and agrees with what is admitted (R8)
-    open time   it stays open as long as R7 says
-    operator    an operator's act voids what is out (R13)
+    order       the phase follows from the rules (R4 to R12)
+    row         failures in a row are counted by R4 and R5
+    window      it keeps every recent call and drops every old one
+    cap         no more probes are running than allowed (R9)
+    neutral     a cancelled call neither opens nor closes it, except one inconclusive probe too many (R12)
+    books       the running permits and the leases are exactly those that are out
+    look        `refuses` changes nothing, and agrees with `admit` (R8)
+    open time   it stays open for the time of R7
+    operator    an operator's act voids the permits that are out (R13)
     outside     a call that passes only by an override changes nothing (R13)
-    reported    what users see agrees with what is admitted
-    primed      nothing that others say moves its phase, but a success that ends an opening
-    recovery    CLOSED can be reached, even if all calls now running hang for ever
-    table       phases change by TRANSITIONS and in no other way
+    reported    the state that users see agrees with what is admitted
+    primed      reports of other processes never change its phase, except a success, which ends an opening
+    recovery    CLOSED can be reached, even if all calls that run now hang forever
+    table       phases change only by TRANSITIONS
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def no_draw() -> float:
 
 
 class Violation(AssertionError):
-    """Which invariant, and the shortest way to break it."""
+    """A broken invariant, and the shortest path that breaks it."""
 
     def __init__(self, invariant: str, why: str, path: tuple[Action, ...]) -> None:
         super().__init__(f"{invariant}: {why}\n  " + "\n  ".join(" ".join(map(str, step)) for step in path))
@@ -68,7 +68,7 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True)
 class Scope:
-    """How small the world is."""
+    """The bounds of an exploration."""
 
     options: BreakerOptions
     calls_max: int = 3
@@ -76,11 +76,11 @@ class Scope:
     streak_max: int = 1
     hint_s: float = 0.0
     operator: bool = True
-    fleet: bool = False  # others prime it, and hand out units of probes
+    fleet: bool = False  # with other processes, which prime it and share its probe units
 
 
 class Recorder(dict[tuple[Phase, Trigger], Phase]):
-    """The table of transitions, and which of them were used."""
+    """The table of transitions, which records those that were used."""
 
     def __init__(self, table: dict[tuple[Phase, Trigger], Phase]) -> None:
         super().__init__(table)
@@ -95,13 +95,13 @@ class Recorder(dict[tuple[Phase, Trigger], Phase]):
 
 
 class World:
-    """A breaker and its model at one moment, with the calls that are out: those whose result still counts, or not."""
+    """A breaker and its model at one moment, with all permits that are out, including those of old generations."""
 
     __slots__ = ("breaker", "model", "now", "out", "path")
 
     def __init__(self, breaker: Breaker, model: Model, now: float) -> None:
         self.breaker, self.model, self.now = breaker, model, now
-        self.out: dict[int, Permit] = {}  # by the model's number
+        self.out: dict[int, Permit] = {}  # by the model's number of the call
         self.path: tuple[Action, ...] = ()
 
     def clone(self) -> World:
@@ -127,7 +127,7 @@ class World:
         return Counts(window.calls, window.failures, window.slow)
 
     def key(self) -> tuple[Any, ...]:
-        """What matters of a state: two states with one key have the same future."""
+        """The relevant part of a state: two states with the same key have the same future."""
         breaker, now = self.breaker, self.now
         options = breaker.options
         closed = breaker.phase is CLOSED
@@ -303,11 +303,11 @@ class Explorer:
             self.fail(world, "late" if late else "books", str(error))
         world.model.settle(number, verdict, slow, self.scope.hint_s, world.counts())
         if late:
-            self.must(world, "late", not counted, "a result whose generation is past counts")
+            self.must(world, "late", not counted, "a result of an old generation counted")
             world.out[number] = permit
             unchanged = known == world.key()
             del world.out[number]
-            self.must(world, "late", unchanged, "a result whose generation is past changed something")
+            self.must(world, "late", unchanged, "a result of an old generation changed something")
         if verdict is NEUTRAL and not slow:
             self.check_neutral(before, world)
         again = world.key()
@@ -349,11 +349,13 @@ class Explorer:
     def do_prime(self, before: World, world: World, is_primed: bool) -> None:
         world.breaker.prime("3 of 4 have it open" if is_primed else "")
         world.model.primed = is_primed
-        self.must(world, "primed", before.breaker.phase is world.breaker.phase, "the word of others moves it")
+        self.must(world, "primed", before.breaker.phase is world.breaker.phase, "a report changed its phase")
 
     def do_units(self, before: World, world: World, units: int) -> None:
         world.breaker.probes_max = world.model.probes_max = units
-        self.must(world, "primed", before.breaker.phase is world.breaker.phase, "a unit moves it")
+        self.must(
+            world, "primed", before.breaker.phase is world.breaker.phase, "a probe unit changed its phase"
+        )
 
     def do_reset(self, before: World, world: World) -> None:
         world.breaker.reset(world.now)
@@ -370,7 +372,7 @@ class Explorer:
     def check_operator(self, before: World, world: World) -> None:
         breaker = world.breaker
         void = all(permit.generation != breaker.generation for permit in world.out.values())
-        self.must(world, "operator", void and not breaker.leases, "what was out before still counts")
+        self.must(world, "operator", void and not breaker.leases, "a permit from before still counts")
 
     # ── what must be true ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -424,12 +426,15 @@ class Explorer:
     def check_books(self, world: World) -> None:
         breaker, options = world.breaker, self.scope.options
         running = {id(permit) for permit in breaker._running()}
-        self.must(world, "books", running == {id(permit) for permit in world.out.values()}, "who is running?")
+        self.must(
+            world,
+            "books",
+            running == {id(permit) for permit in world.out.values()},
+            "the running permits are wrong",
+        )
         current = [permit for permit in world.out.values() if permit.generation == breaker.generation]
         probes = current if breaker.phase is HALF_OPEN else []
-        self.must(
-            world, "books", sorted(map(id, breaker.leases)) == sorted(map(id, probes)), "who has a lease?"
-        )
+        self.must(world, "books", sorted(map(id, breaker.leases)) == sorted(map(id, probes)), "wrong leases")
         self.must(world, "cap", len(probes) <= options.probe_concurrency, f"{len(probes)} probes at once")
         if breaker.phase is HALF_OPEN:
             enough = breaker.ok + len(probes) <= options.success_threshold
@@ -469,12 +474,12 @@ class Explorer:
                 self.must(world, "reported", state is names.DEGRADED, f"{state} while it is being tested")
 
     def check_recovery(self, world: World) -> None:
-        """No running call ever returns; every call admitted from now on succeeds at once."""
+        """Check that it closes if no running call ever returns and every new call succeeds immediately."""
         world = world.clone()
         breaker = world.breaker
         if breaker.override in (FORCED_OPEN, DISABLED):
-            breaker.set_override(NONE)  # nothing recovers against an operator's word
-        breaker.probes_max = max(1, breaker.probes_max)  # a unit comes in the end, if others have them all
+            breaker.set_override(NONE)  # an override comes first
+        breaker.probes_max = max(1, breaker.probes_max)  # at some time other processes give a unit back
         for _ in range(RECOVERY_STEPS_MAX):
             if breaker.phase is CLOSED:
                 return
@@ -532,4 +537,4 @@ SCOPES: dict[str, Scope] = {
         fleet=True,
     ),
 }
-"""What matters differs: each is small where the others are not. Each is visited to its end."""
+"""Each scope is large in one respect and small in the others. Each is explored completely."""

@@ -1,7 +1,7 @@
-"""A second breaker, written from the rules alone: slow, with lists and no tricks, to compare the real one with.
+"""A second breaker, written from the rules alone: slow and simple, with lists, to compare the real one with.
 
-It keeps everything that ever happened and works out what follows. Only the counts of the window are handed in: how
-buckets forget is the window's own test's business, and `forgets` says what they may not do.
+It keeps everything that has happened and computes its state from that. Only the counts of the window are passed in:
+`test_window.py` tests when buckets are dropped, and `forgets` checks their bounds here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from koo.policies.breaker import (
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 
 EARLY_S = 1.0
-"""After how long checks may end an opening here."""
+"""How long an opening lasts at least before a check may end it, in these tests."""
 
 
 @dataclass
 class Counts:
-    """What the window holds."""
+    """The counts of the window."""
 
     calls: int = 0
     failures: int = 0
@@ -37,7 +37,7 @@ class Counts:
 
 @dataclass
 class Call:
-    """A call that was let through and has not ended. `counts`: in which life of the breaker its result counts."""
+    """A running call. `counts_in`: the number of the generation in which its result counts; None if it never does."""
 
     number: int
     counts_in: int | None
@@ -48,7 +48,7 @@ class Call:
 
 @dataclass
 class Model:
-    """The rules R1 to R13, for `draw` = 0."""
+    """The rules R1 to R13, with `draw` = 0."""
 
     options: BreakerOptions
     slow_s: float
@@ -86,7 +86,7 @@ class Model:
         return new
 
     def key(self) -> tuple[object, ...]:
-        """What matters for what follows."""
+        """The relevant part of the state."""
         options, now, life = self.options, self.now, self.life
         rest: tuple[object, ...]
         if self.phase is CLOSED:
@@ -108,10 +108,10 @@ class Model:
         fleet = self.primed, self.probes_max
         return self.phase, self.override, self.streak, fleet, rest, sorted(calls).__repr__()
 
-    # ── what it lets through ──────────────────────────────────────────────────────────────────────────────────
+    # ── admission ──────────────────────────────────────────────────────────────────────────────────
 
     def probes(self) -> list[Call]:
-        """The probes that are running."""
+        """The running probes."""
         if self.phase is not HALF_OPEN:
             return []
         return [call for call in self.calls.values() if call.counts_in == self.life]
@@ -121,7 +121,7 @@ class Model:
         return running < self.probes_max and self.ok + running < self.options.success_threshold
 
     def admit(self, counts: Counts) -> int | None:
-        """The number of the call, or None: refused."""
+        """The number of the call, or None if it is refused."""
         if self.override is FORCED_OPEN:
             return None
         counts_in: int | None = None
@@ -140,10 +140,10 @@ class Model:
         self.calls[call.number] = call
         return call.number
 
-    # ── what comes back ───────────────────────────────────────────────────────────────────────────────────────
+    # ── settlement ───────────────────────────────────────────────────────────────────────────────────────
 
     def settle(self, number: int, verdict: Verdict, slow: bool, hint_s: float, counts: Counts) -> bool:
-        """True if the result counts."""
+        """End a call; returns whether its result counts."""
         call = self.calls.pop(number, None)
         if call is None or call.counts_in != self.life:
             return False
@@ -198,9 +198,9 @@ class Model:
         )
 
     def is_due(self, counts: Counts) -> bool:
-        """Rules R5 and R6."""
+        """Whether the breaker must open by rules R5 and R6."""
         options, hung = self.options, self.hung()
-        # Only with a failure in the window: one of long ago is no sign of what others see now.
+        # Only with a failure in the window: an old failure does not confirm what other processes see now.
         if self.row >= (1 if self.primed else options.failure_threshold) and counts.failures:
             return True
         calls = counts.calls + hung
@@ -212,7 +212,7 @@ class Model:
         )
 
     def forgets(self, counts: Counts) -> str:
-        """What the window may not do: forget what is young, or remember what is old."""
+        """How the window is wrong: it has dropped a recent call or kept an old one. Empty if it is right."""
         options = self.options
         bucket_s = options.window_s / options.window_buckets
         old = [one for one in self.seen if one[0] > self.now - options.window_s]

@@ -1,10 +1,10 @@
-"""A random world that tries to spend more than a budget: lost, late and repeated beats, kills, stops, forks, clones,
-restored copies, write-offs, limits that move, and a midnight in the middle. The provider's own bill is the judge:
+"""A random world that tries to spend more than a budget. It has lost, late and repeated beats, kills, stops, forks,
+clones, restored copies, write-offs, changing limits, and a midnight in the middle. The provider's own bill decides:
 
     bill ≤ the highest limit in force + E     at every instant
 
 E counts, to the unit, what the rules do not promise: the room of a cloned purse, a bill above its bound, a default
-budget used without the store, a write-off, and what an older copy of the store forgot. All on virtual time.
+budget used without the store, a write-off, and what an older copy of the store has lost. All times are virtual.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ LIMITS = {"tag": 400, "service": 900}
 """`tag` was set, `service` is a default."""
 BOUND = 20
 PURSES = Purses
-"""What a world's processes are made of; a test that takes a rule out puts its own here."""
+"""The classes that a world uses; a test that removes a rule passes its own."""
 
 
 class Broken(AssertionError):
-    """A rule does not hold."""
+    """A rule was broken."""
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call's names, its bound and what it will cost."""
+    """A call: its budgets, its bound and what it will cost."""
 
     names: tuple[str, ...]
     amount: int
@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(slots=True, eq=False)
 class Process:
-    """One process: its purses, and the calls that are under way."""
+    """One process: its purses, and its running calls."""
 
     purses: Purses
     limits: dict[str, int]
@@ -180,8 +180,8 @@ class World:
             key = purse.key
             if (
                 key.period > today and purse not in hold.without
-            ):  # its own clock is all it has until the store answers
-                raise Broken("tomorrow's money was spent today")
+            ):  # until the store replies, it has only its own clock
+                raise Broken("money of the next day was spent early")
             self.bill[key] = self.bill.get(key, 0) + call.cost
             if purse in hold.without:
                 self.allow(key, call.cost)
@@ -242,7 +242,7 @@ class World:
         before, number = self.granted_to(beat.process), self.number_of(beat.process)
         answer = copy.deepcopy(self.store.receive(beat, self.now_ms, BEAT_MS))
         self.look()
-        if answer.is_you and number != self.number_of(beat.process):  # a repeat tells nothing
+        if answer.is_you and number != self.number_of(beat.process):  # a repeated beat carries nothing new
             self.told |= {
                 (name, beat.process): (limit.amount, self.now_ms) for name, limit in beat.limits.items()
             }
@@ -263,7 +263,7 @@ class World:
         return {key: row.granted for (key, name), row in self.store.purses.items() if name == process}
 
     def look_at_limits(self, beat: Beat, before: dict[Key, int]) -> None:
-        """No grant goes above the lower of two limits that were both told within three beats.
+        """No grant exceeds the lower of two limits that were both reported within three beats.
 
         Of three limits at once the middle one may be missed for a moment, so then nothing is judged.
         """
@@ -280,10 +280,10 @@ class World:
             ]
             booked = self.store.treasuries[key].booked
             if len(recent) < 3 and near and booked > min(near):
-                raise Broken(f"{booked} is booked after a grant, and a limit of {min(near)} was told")
+                raise Broken(f"{booked} is booked after a grant, and a limit of {min(near)} was reported")
 
     def look(self) -> None:
-        """What the store holds is checked where it can be seen without I/O."""
+        """Check the store's rows, if they can be read without I/O."""
         if not isinstance(self.store, MemoryTreasuries):
             return
         sums: dict[Key, int] = {}
@@ -293,7 +293,9 @@ class World:
             if treasury.limit is not None:
                 self.highest[key] = max(self.highest.get(key, 0), treasury.limit)
             if treasury.booked != sums.get(key, 0):
-                raise Broken(f"{key}: {treasury.booked} is booked, and the purses say {sums.get(key, 0)}")
+                raise Broken(
+                    f"{key}: {treasury.booked} is booked, but the purses add up to {sums.get(key, 0)}"
+                )
 
     def hear(self, process: Process, answer: Reply) -> None:
         if not process.alive:
@@ -308,7 +310,7 @@ class World:
         purses.hear(answer, self.now)
         if was_flying and answer.is_you and purses.flying is None and purses.name == name:
             other = self.heard.setdefault((name, answer.beat.token), process)
-            if other is not process:  # Both copies of a clone heard the answer to the beat in flight.
+            if other is not process:  # Both copies of a clone have received the reply to the beat in flight.
                 for key, purse in purses.purses.items():
                     self.allow(key, purse.granted - granted.get(key, 0))
         if process.ends and answer.beat.is_last and answer.is_you and not purses.has_news():
@@ -344,11 +346,11 @@ class World:
                     raise Broken(f"a kill stranded {stranded}, more than in flight and two beats of spending")
 
     def clone(self, process: Process) -> None:
-        """A machine is copied. The copy's connections break, so it books its calls at their bounds."""
+        """Copy a process with its machine. The copy's connections break, so it books its calls at their bounds."""
         calls, waiting = process.calls, process.waiting
         in_line, process.purses.waiting = process.purses.waiting, []
         process.calls, process.waiting = [], {}
-        ring, process.purses._ring = process.purses._ring, lambda: None  # the copy gets one of its own
+        ring, process.purses._ring = process.purses._ring, lambda: None  # the copy gets its own
         draw, process.purses._draw = process.purses._draw, self.word
         memo: dict[int, Any] = {id(self): self, id(draw): draw}
         holds = [call.hold for call in calls if call.hold is not None]
@@ -380,7 +382,7 @@ class World:
         self.processes.append(twin)
 
     def move_limits(self) -> None:
-        """A rollout: two versions run at the same time."""
+        """Change the limits as in a rolling deployment: two versions run at the same time."""
         for process in self.living():
             if process.limits != self.limits:
                 self.kill(process)
@@ -447,7 +449,7 @@ class World:
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> dict[str, int]:
-        """Until the end, the last thirty beats without faults; then nothing may stay granted that is not spent."""
+        """Run to the end, with no faults in the last thirty beats; then nothing unspent may stay granted."""
         while self.now_ms < self.end_ms:
             self.now_ms += TICK_MS
             while self.mail and self.mail[0][0] <= self.now_ms:
@@ -474,7 +476,7 @@ class World:
                 self.send(process)
 
     def note(self) -> None:
-        """What was held, spent and idle, for the judgements of kills and refusals."""
+        """Record what is held, spent and idle, to judge kills and refusals by."""
         for process in self.running():
             for key, purse in process.purses.purses.items():
                 wanted = sum(

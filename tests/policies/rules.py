@@ -1,6 +1,6 @@
-"""The breaker's rules that are easier told than explored: one small story each.
+"""The breaker's rules that are easier to show in a small story than to explore.
 
-Each takes the module that holds the breaker, so that `test_mutants` can tell the story to a broken one.
+Each story takes the module of the breaker as an argument, so that `test_breaker.py` can run it on a mutant.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def opened(module: Any, **options: Any) -> Breaker:
 
 
 @rule
-def five_failures_one_after_another_open_it_even_in_one_tick_of_the_clock(module: Any) -> None:
+def five_failures_in_succession_open_it_even_within_one_tick_of_the_clock(module: Any) -> None:
     breaker = make(module)
     for _ in range(4):
         run_one(breaker, FAILURE, 0.0)
@@ -93,7 +93,7 @@ def a_reset_that_hits_all_models_of_a_host_is_one_step_for_each(module: Any) -> 
 
 
 @rule
-def five_outages_that_another_model_met_one_after_another_open_it(module: Any) -> None:
+def five_failures_of_another_model_on_the_same_host_in_succession_open_it(module: Any) -> None:
     here, there = make(module), make(module)
     for _ in range(5):
         marks = here.marks
@@ -103,7 +103,7 @@ def five_outages_that_another_model_met_one_after_another_open_it(module: Any) -
 
 
 @rule
-def half_of_twenty_calls_failing_opens_it(module: Any) -> None:
+def failures_in_half_of_twenty_calls_open_it(module: Any) -> None:
     breaker = make(module)
     for n in range(19):
         run_one(breaker, SUCCESS if n % 2 else FAILURE, 0.1 * n)
@@ -134,7 +134,7 @@ def twenty_calls_that_hang_open_it_before_any_of_them_ends(module: Any) -> None:
 
 
 @rule
-def streams_that_have_their_answer_are_not_hung_however_long_their_reader_takes(module: Any) -> None:
+def a_stream_that_has_begun_is_not_hung_even_if_its_reader_is_slow(module: Any) -> None:
     breaker = make(module)
     for _ in range(20):
         admitted(breaker, 0.0).kept = True
@@ -143,7 +143,7 @@ def streams_that_have_their_answer_are_not_hung_however_long_their_reader_takes(
 
 
 @rule
-def deadlines_that_cut_slow_calls_short_are_seen_by_the_rate_and_not_by_the_row(module: Any) -> None:
+def a_slow_call_cut_short_by_its_deadline_counts_in_the_slow_rate_and_not_in_the_row(module: Any) -> None:
     breaker = make(module)
     for _ in range(19):
         run_one(breaker, NEUTRAL, 0.0, slow=True)
@@ -153,7 +153,7 @@ def deadlines_that_cut_slow_calls_short_are_seen_by_the_rate_and_not_by_the_row(
 
 
 @rule
-def what_is_throttled_or_cancelled_is_not_seen_at_all(module: Any) -> None:
+def throttled_and_cancelled_calls_do_not_count(module: Any) -> None:
     breaker = make(module, calls_min=1)
     for verdict in (NEUTRAL, THROTTLED):
         for _ in range(100):
@@ -189,14 +189,14 @@ def a_permit_settles_once(module: Any) -> None:
 
 
 @rule
-def open_refuses_with_the_reason_and_the_time(module: Any) -> None:
+def an_open_breaker_refuses_with_the_reason_and_the_time_to_wait(module: Any) -> None:
     breaker = opened(module)
     assert breaker.admit(59.9, no_jitter) is None and breaker.refuses(59.9)
     assert breaker.refusal(59.0) == ("the circuit is open after 5 failures in a row", 1.0)
 
 
 @rule
-def when_the_time_is_over_the_same_caller_goes_on_as_a_probe(module: Any) -> None:
+def after_the_open_time_the_next_caller_is_a_probe(module: Any) -> None:
     breaker = opened(module)
     assert not breaker.refuses(60.0)
     probe = breaker.admit(60.0, no_jitter)
@@ -215,15 +215,15 @@ def two_probes_that_succeed_close_it_with_an_empty_window(module: Any) -> None:
 
 
 @rule
-def a_dashboard_without_traffic_sees_the_test_begin(module: Any) -> None:
+def a_tick_begins_the_test_of_recovery_without_traffic(module: Any) -> None:
     breaker = opened(module)
-    assert not breaker.refuses(1000.0) and breaker.phase is OPEN, "looking changes nothing"
+    assert not breaker.refuses(1000.0) and breaker.phase is OPEN, "reading changes nothing"
     breaker.tick(1000.0, no_jitter)
     assert breaker.phase is HALF_OPEN
 
 
 @rule
-def a_cancelled_probe_gives_its_slot_back_and_ten_of_them_open_it_as_before(module: Any) -> None:
+def a_cancelled_probe_gives_its_slot_back_and_ten_of_them_open_it_for_no_longer(module: Any) -> None:
     breaker = opened(module)
     for n in range(9):
         run_one(breaker, NEUTRAL if n % 2 else THROTTLED, 60.0)
@@ -258,11 +258,11 @@ def a_hung_probe_loses_its_lease_and_counts_as_failed(module: Any) -> None:
     assert breaker.admit(90.0, no_jitter) is None and breaker.phase is OPEN and breaker.open_for_s == 120.0
     assert not breaker.settle(hung, SUCCESS, False, 91.0, no_jitter)
     assert breaker.phase is OPEN and breaker.stale == 1
-    assert breaker.admit(210.0, no_jitter) is not None, "and it can still recover"
+    assert breaker.admit(210.0, no_jitter) is not None, "it can still recover"
 
 
 @rule
-def a_success_after_the_end_of_its_lease_is_a_failure_whoever_looks_first(module: Any) -> None:
+def a_success_after_the_end_of_its_lease_is_a_failure_in_either_order(module: Any) -> None:
     breaker = opened(module)
     probe = admitted(breaker, 60.0)
     breaker.settle(probe, SUCCESS, False, 90.0, no_jitter)
@@ -286,7 +286,7 @@ def each_piece_of_content_renews_a_streams_lease(module: Any) -> None:
 
 
 @rule
-def an_owner_who_bounds_a_probe_himself_may_say_until_when(module: Any) -> None:
+def an_owner_may_set_the_end_of_its_probe(module: Any) -> None:
     breaker = opened(module)
     probe = admitted(breaker, 60.0)
     probe.lease_ends_at = 500.0
@@ -297,7 +297,7 @@ def an_owner_who_bounds_a_probe_himself_may_say_until_when(module: Any) -> None:
 
 
 @rule
-def a_reader_who_is_away_fails_no_probe(module: Any) -> None:
+def an_absent_reader_does_not_fail_the_probe(module: Any) -> None:
     breaker = opened(module)
     stream = admitted(breaker, 60.0)
     for now in (61.0, 95.0):
@@ -307,14 +307,14 @@ def a_reader_who_is_away_fails_no_probe(module: Any) -> None:
         breaker.renew(stream, now + 29.0)
         assert stream.lease_ends_at == now + 59.0
         breaker.tick(now + 31.0, no_jitter)
-        assert breaker.leases == [stream], "its reader is back"
+        assert breaker.leases == [stream], "its reader has returned"
     breaker.settle(stream, SUCCESS, False, 130.0, no_jitter)
     assert breaker.ok == 1 and breaker.leases == []
 
 
 @rule
-def a_reader_who_stays_away_gives_the_slot_back(module: Any) -> None:
-    """Without a verdict: others may probe, and whatever becomes of the stream counts nowhere."""
+def a_reader_that_stays_away_gives_the_slot_back(module: Any) -> None:
+    """No verdict is counted: another call may probe, and the stream's result no longer counts."""
     breaker = opened(module)
     stream = admitted(breaker, 60.0)
     breaker.rest(stream, 61.0)
@@ -329,7 +329,7 @@ def a_reader_who_stays_away_gives_the_slot_back(module: Any) -> None:
 
 
 @rule
-def readers_who_all_stay_away_open_it_again_in_the_end(module: Any) -> None:
+def enough_readers_that_stay_away_open_it_again(module: Any) -> None:
     breaker = opened(module, inconclusive_max=2, probe_concurrency=2)
     for _ in range(2):
         breaker.rest(admitted(breaker, 60.0), 61.0)
@@ -339,8 +339,8 @@ def readers_who_all_stay_away_open_it_again_in_the_end(module: Any) -> None:
 
 
 @rule
-def what_an_operator_does_cuts_no_probe(module: Any) -> None:
-    """What runs is no probe any more, so its lease must not end it."""
+def an_operators_act_stops_no_probe(module: Any) -> None:
+    """A running call is no longer a probe then, so the end of its lease must not stop it."""
     for act in ("reset", "override"):
         breaker = opened(module)
         probe = admitted(breaker, 60.0)
@@ -350,11 +350,11 @@ def what_an_operator_does_cuts_no_probe(module: Any) -> None:
 
 
 @rule
-def a_late_streams_content_renews_nothing(module: Any) -> None:
+def content_of_a_late_stream_renews_no_lease(module: Any) -> None:
     breaker = make(module)
     stream = admitted(breaker, 0.0)
     breaker.renew(stream, 10.0)
-    assert stream.lease_ends_at == float("inf"), "a call that is no probe has no lease"
+    assert stream.lease_ends_at == float("inf"), "a call that is not a probe has no lease"
     for _ in range(5):
         run_one(breaker, FAILURE, 10.0)
     probe = admitted(breaker, 70.0)
@@ -364,7 +364,7 @@ def a_late_streams_content_renews_nothing(module: Any) -> None:
 
 
 @rule
-def a_long_service_known_to_be_slow_gets_a_longer_lease(module: Any) -> None:
+def a_service_known_to_be_slow_gets_a_longer_lease(module: Any) -> None:
     breaker = opened(module)
     breaker.lease_s = 55.0
     assert admitted(breaker, 60.0).lease_ends_at == 115.0
@@ -378,7 +378,7 @@ def jitter_only_lengthens(module: Any) -> None:
 
 
 @rule
-def a_servers_word_is_not_capped_by_our_caps_but_by_a_month(module: Any) -> None:
+def a_servers_hint_is_capped_at_a_month_and_not_by_our_own_caps(module: Any) -> None:
     breaker = make(module, failure_threshold=1)
     breaker.settle(admitted(breaker, 0.0), FAILURE, False, 0.0, no_jitter, 86_400.0)
     assert breaker.open_for_s == 86_400.0
@@ -387,11 +387,11 @@ def a_servers_word_is_not_capped_by_our_caps_but_by_a_month(module: Any) -> None
     assert breaker.open_for_s == 31 * 86_400.0
     breaker.reset(0.0)
     breaker.settle(admitted(breaker, 0.0), FAILURE, False, 0.0, no_jitter, 1.0)
-    assert breaker.open_for_s == 60.0, "and a short one does not shorten"
+    assert breaker.open_for_s == 60.0, "a short hint does not shorten the open time"
 
 
 @rule
-def ten_minutes_of_health_take_one_from_the_streak(module: Any) -> None:
+def ten_minutes_closed_shorten_the_streak_by_one(module: Any) -> None:
     breaker = opened(module)
     run_one(breaker, FAILURE, 60.0)
     run_one(breaker, FAILURE, 180.0)
@@ -405,26 +405,28 @@ def ten_minutes_of_health_take_one_from_the_streak(module: Any) -> None:
     assert breaker.streak == 1
     for now in (1100.0, 1110.0, 1120.0, 1130.0, 1140.0):
         run_one(breaker, FAILURE, now)
-    assert breaker.phase is OPEN and breaker.open_for_s == 120.0, "what is left of the streak still counts"
+    assert breaker.phase is OPEN and breaker.open_for_s == 120.0, "the rest of the streak still counts"
 
 
 @rule
-def checks_end_an_opening_early_only_where_they_may(module: Any) -> None:
+def successful_checks_end_an_opening_early_only_if_allowed(module: Any) -> None:
     breaker = opened(module)
     assert not breaker.end_early(59.0) and breaker.refusal(1.0)[1] == 59.0
     breaker.early_s = 3.0
-    assert breaker.refusal(1.0)[1] == 59.0, "as long as it is not answered"
+    assert breaker.refusal(1.0)[1] == 59.0, "until a check succeeds"
     breaker.early_at = 3.5
-    assert breaker.refusal(1.0)[1] == 2.5, "callers do not wait for a minute beside a database that is back"
+    assert breaker.refusal(1.0)[1] == 2.5, "callers do not wait a minute for a database that is back"
     assert not breaker.end_early(2.9) and breaker.phase is OPEN
     assert breaker.end_early(3.0) and breaker.phase is HALF_OPEN
     assert not breaker.end_early(4.0)
     run_one(breaker, FAILURE, 4.0)
-    assert breaker.phase is OPEN and breaker.opens_until() == 124.0, "a test that fails is what it always was"
+    assert breaker.phase is OPEN and breaker.opens_until() == 124.0, (
+        "a failed probe lengthens the open time as always"
+    )
 
 
 @rule
-def a_good_check_closes_it_where_nobody_has_called_for_three_recoveries(module: Any) -> None:
+def a_successful_check_closes_it_after_three_recovery_times_without_calls(module: Any) -> None:
     breaker = opened(module)
     breaker.tick(60.0, no_jitter)
     assert not breaker.close_idle(239.9) and breaker.phase is HALF_OPEN
@@ -433,7 +435,7 @@ def a_good_check_closes_it_where_nobody_has_called_for_three_recoveries(module: 
 
 
 @rule
-def a_good_check_closes_nothing_while_probes_come(module: Any) -> None:
+def a_successful_check_does_not_close_it_while_probes_run(module: Any) -> None:
     breaker = opened(module)
     run_one(breaker, NEUTRAL, 200.0)
     assert not breaker.close_idle(240.0)
@@ -455,7 +457,7 @@ def an_operators_act_fences_running_calls(module: Any) -> None:
 
 
 @rule
-def a_reset_forgets_the_streak_and_takes_an_override_back(module: Any) -> None:
+def a_reset_clears_the_streak_and_removes_an_override(module: Any) -> None:
     breaker = opened(module)
     run_one(breaker, FAILURE, 60.0)
     breaker.set_override(FORCED_OPEN)
@@ -464,7 +466,7 @@ def a_reset_forgets_the_streak_and_takes_an_override_back(module: Any) -> None:
 
 
 @rule
-def disabled_lets_everything_through_and_learns_nothing(module: Any) -> None:
+def disabled_admits_every_call_and_counts_none(module: Any) -> None:
     breaker = make(module, failure_threshold=1)
     breaker.set_override(DISABLED)
     permit = admitted(breaker, 0.0)
@@ -480,9 +482,9 @@ def metrics_only_counts_and_reports_and_never_refuses(module: Any) -> None:
     run_one(breaker, FAILURE, 0.0)
     assert breaker.phase is OPEN and not breaker.refuses(0.0)
     outside = admitted(breaker, 0.0)
-    assert breaker.passed == 1, "so many it would have refused"
+    assert breaker.passed == 1, "one call would have been refused"
     assert not breaker.settle(outside, SUCCESS, False, 0.0, no_jitter), (
-        "one that it would have refused changes nothing"
+        "a call that would have been refused changes nothing"
     )
     assert breaker.phase is OPEN
     breaker.set_override(NONE)
@@ -490,7 +492,7 @@ def metrics_only_counts_and_reports_and_never_refuses(module: Any) -> None:
 
 
 @rule
-def an_operators_word_ends_at_its_time_and_a_refusal_tells_no_time_where_it_has_none(module: Any) -> None:
+def an_override_ends_at_its_time_and_without_one_a_refusal_names_no_time(module: Any) -> None:
     breaker = make(module)
     breaker.set_override(FORCED_OPEN)
     assert breaker.refusal(5.0)[1] == float("inf")
@@ -498,7 +500,7 @@ def an_operators_word_ends_at_its_time_and_a_refusal_tells_no_time_where_it_has_
     breaker.tick(9.0, no_jitter)
     assert breaker.refuses(9.0) and breaker.refusal(9.0) == (
         "the circuit was forced open by ada: a drill; until 1970-01-12T13:46:40Z",
-        2.0,  # with the tick that ends it
+        2.0,  # one second more, for the tick that ends it
     )
     breaker.tick(10.0, no_jitter)
     assert (breaker.override, breaker.refuses(10.0)) == (NONE, False)
@@ -506,11 +508,11 @@ def an_operators_word_ends_at_its_time_and_a_refusal_tells_no_time_where_it_has_
     breaker.reset(15.0)
     breaker.set_override(FORCED_OPEN)
     breaker.tick(20.0, no_jitter)
-    assert breaker.refuses(20.0), "the end of an earlier word ends no later one"
+    assert breaker.refuses(20.0), "the end of an earlier override does not end a later one"
 
 
 @rule
-def metrics_only_cuts_no_probe_short_and_gives_it_up_all_the_same(module: Any) -> None:
+def metrics_only_stops_no_probe_but_judges_it_by_its_lease(module: Any) -> None:
     breaker = make(module, failure_threshold=1)
     breaker.set_override(METRICS_ONLY)
     run_one(breaker, FAILURE, 0.0)
@@ -521,7 +523,7 @@ def metrics_only_cuts_no_probe_short_and_gives_it_up_all_the_same(module: Any) -
 
 
 @rule
-def events_tell_what_happened_in_order_and_leave_publishing_to_the_caller(module: Any) -> None:
+def events_are_collected_in_order_for_the_caller_to_publish(module: Any) -> None:
     breaker = opened(module)
     run_one(breaker, FAILURE, 60.0)
     breaker.tick(180.0, no_jitter)
@@ -541,8 +543,8 @@ def events_tell_what_happened_in_order_and_leave_publishing_to_the_caller(module
 
 
 @rule
-def others_prime_a_breaker_and_a_reset_undoes_it(module: Any) -> None:
-    """One failure of its own opens it then, and says why that was enough."""
+def other_processes_prime_a_breaker_and_a_reset_undoes_it(module: Any) -> None:
+    """One failure of its own then opens it, and the reason says why one was enough."""
     breaker = make(module)
     breaker.prime("3 of 4 processes have it open")
     breaker.prime("4 of 5 processes have it open")
@@ -561,7 +563,7 @@ def others_prime_a_breaker_and_a_reset_undoes_it(module: Any) -> None:
 
 
 @rule
-def a_failure_from_before_it_was_primed_opens_it_with_the_next_second_if_it_is_young(module: Any) -> None:
+def a_recent_failure_from_before_the_priming_opens_it_at_the_next_tick(module: Any) -> None:
     for age_s, phase in ((10.0, OPEN), (300.0, CLOSED)):
         breaker = make(module)
         run_one(breaker, FAILURE, 0.0)
@@ -572,7 +574,7 @@ def a_failure_from_before_it_was_primed_opens_it_with_the_next_second_if_it_is_y
 
 
 @rule
-def without_a_unit_a_caller_is_told_to_come_back_after_the_next_beat(module: Any) -> None:
+def without_a_unit_a_caller_is_told_to_return_after_the_next_beat(module: Any) -> None:
     breaker = opened(module)
     breaker.probes_max = 0
     assert breaker.admit(60.0, no_jitter) is None and breaker.phase is HALF_OPEN

@@ -1,7 +1,7 @@
-"""The breaker beside its model, on its real options, driven by hypothesis; and does that reach HALF_OPEN at all?
+"""The breaker compared with its model, with real options, driven by hypothesis.
 
-A random walk over single calls hardly ever opens a breaker, and tests nothing behind it. So outages are a step of their
-own here, and how often each phase was reached is measured.
+A random walk over single calls hardly ever opens a breaker, and then tests nothing beyond CLOSED. So an outage is a
+separate step here, and the tests measure how often each phase is reached.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def no_jitter() -> float:
 
 
 class Walk(RuleBasedStateMachine):
-    """One breaker and its model, doing the same."""
+    """One breaker and its model, which take the same steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Walk(RuleBasedStateMachine):
         phase = self.breaker.phase
         self.breaker.prime("3 of 4 have it open" if is_primed else "")
         self.model.primed = is_primed
-        assert self.breaker.phase is phase, "never by others' word"
+        assert self.breaker.phase is phase, "never because of other processes' reports"
 
     @rule(units=st.integers(0, 2))
     def the_fleet_hands_out_units(self, units: int) -> None:
@@ -191,7 +191,7 @@ class Walk(RuleBasedStateMachine):
         REACHED.update(self.phases)
 
 
-def test_it_does_what_its_model_does_in_every_phase() -> None:
+def test_the_breaker_agrees_with_its_model_in_every_phase() -> None:
     RUNS.clear()
     REACHED.clear()
     run_state_machine_as_test(
@@ -205,4 +205,6 @@ def test_it_does_what_its_model_does_in_every_phase() -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert REACHED[HALF_OPEN] >= RUNS["all"] / 4, f"{REACHED} of {RUNS}: what is behind OPEN is hardly tested"
+    assert REACHED[HALF_OPEN] >= RUNS["all"] / 4, (
+        f"{REACHED} of {RUNS}: the phases after OPEN are hardly tested"
+    )

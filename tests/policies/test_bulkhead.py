@@ -1,4 +1,4 @@
-"""Bulkhead: first come, first served; no waiter is lost; and a ramp after an outage."""
+"""The bulkhead: first come, first served, no waiter is lost, and a ramp follows an outage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from koo.policies.bulkhead import Bulkhead
 
 
 class Caller:
-    """Something that can be woken, as an asyncio future can."""
+    """A waiter that can be woken like an asyncio future."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -23,19 +23,19 @@ class Caller:
         self.woken = True
 
 
-def test_a_call_that_leaves_hands_its_slot_to_the_longest_waiter() -> None:
+def test_a_call_that_leaves_passes_its_slot_to_the_longest_waiter() -> None:
     slots, callers = Bulkhead(1), [Caller(n) for n in range(3)]
     assert slots.take()
     slots.line.extend(callers)
     for caller in callers:
-        assert not slots.take(), "a newcomer does not barge in"
+        assert not slots.take(), "a newcomer does not overtake the queue"
         slots.give_back()
         assert caller.woken and slots.used == 1
     slots.give_back()
     assert slots.used == 0 and slots.take()
 
 
-def test_a_waiter_that_gave_up_is_passed_over() -> None:
+def test_a_waiter_that_gave_up_is_skipped() -> None:
     slots, first, second = Bulkhead(1), Caller(1), Caller(2)
     slots.take()
     slots.line.extend([first, second])
@@ -46,7 +46,7 @@ def test_a_waiter_that_gave_up_is_passed_over() -> None:
     assert slots.used == 1
 
 
-def test_a_waiter_that_gives_up_when_just_handed_a_slot_hands_it_on() -> None:
+def test_a_waiter_that_gives_up_after_it_was_handed_a_slot_passes_it_on() -> None:
     slots, first, second = Bulkhead(1), Caller(1), Caller(2)
     slots.take()
     slots.line.extend([first, second])
@@ -68,8 +68,8 @@ def test_a_waiter_that_gives_up_when_just_handed_a_slot_hands_it_on() -> None:
     ),
 )
 @settings(deadline=None, max_examples=300)
-def test_no_waiter_is_lost_and_none_overtakes(limit: int, acts: list[tuple[str, int]]) -> None:
-    """Callers come, leave, give up in line, or just after they were handed a slot; and a ramp begins and widens."""
+def test_no_waiter_is_lost_and_none_overtakes_another(limit: int, acts: list[tuple[str, int]]) -> None:
+    """Callers arrive, leave, and give up in the queue or after they were handed a slot; a ramp begins and widens."""
     slots, inside, line, served, numbers = Bulkhead(limit), list[int](), list[Caller](), list[int](), 0
     for act, pick in acts:
         if act == "come":
@@ -104,12 +104,12 @@ def test_no_waiter_is_lost_and_none_overtakes(limit: int, acts: list[tuple[str, 
                 inside.append(caller.number)
                 served.append(caller.number)
         assert slots.used == len(inside) <= limit
-        assert not line or slots.used >= slots.cap, "a free slot, and a call waits"
+        assert not line or slots.used >= slots.cap, "a slot is free while a call waits"
         assert served == sorted(served), "overtaken"
 
 
 def ramp(slots: Bulkhead, pick: int, now: float) -> None:
-    """It begins, or goes on for some seconds."""
+    """Begin a ramp, or continue it for some seconds."""
     if pick < 5:
         slots.narrow(pick % 3, now)
     else:
@@ -119,7 +119,7 @@ def ramp(slots: Bulkhead, pick: int, now: float) -> None:
 # ── the ramp (rule R16) ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_after_an_outage_a_few_may_run_and_the_few_double_each_second() -> None:
+def test_after_an_outage_a_few_calls_may_run_and_the_number_doubles_every_second() -> None:
     slots = Bulkhead(50)
     slots.narrow(4, 100.0)
     caps = []
@@ -131,7 +131,7 @@ def test_after_an_outage_a_few_may_run_and_the_few_double_each_second() -> None:
     assert slots.cap == 4 and slots.widens_at == 101.0
 
 
-def test_what_runs_elsewhere_runs_on() -> None:
+def test_a_ramp_does_not_stop_calls_to_other_models() -> None:
     slots = Bulkhead(1000)
     for _ in range(150):
         slots.take()
@@ -139,7 +139,7 @@ def test_what_runs_elsewhere_runs_on() -> None:
     assert sum(slots.take() for _ in range(100)) == 4
     for _ in range(50):
         slots.give_back()
-    assert sum(slots.take() for _ in range(100)) == 50, "a healthy model keeps what it had"
+    assert sum(slots.take() for _ in range(100)) == 50, "a healthy model keeps its slots"
     slots.widen(1.0)
     assert sum(slots.take() for _ in range(100)) == 4
 
@@ -155,7 +155,7 @@ def test_a_ramp_that_widens_wakes_waiters_in_order() -> None:
     assert all(caller.woken for caller in callers) and slots.used == 12 <= slots.cap
 
 
-def test_during_a_ramp_a_call_that_leaves_hands_its_slot_on() -> None:
+def test_during_a_ramp_a_call_that_leaves_passes_its_slot_on() -> None:
     slots, caller = Bulkhead(3), Caller(1)
     slots.narrow(1, 0.0)
     assert slots.take() and not slots.take()

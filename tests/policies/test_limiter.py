@@ -1,4 +1,4 @@
-"""Our own limits: never 61 in any minute, all or nothing, refundable, and honest about when they are usable again."""
+"""Our own limits: never 61 in any minute, all or nothing, refundable, with exact times of the next free unit."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def minute(limit: int, now: float, period_s: float = 60.0) -> SlidingCount:
 
 
 @pytest.mark.parametrize("start", [1000.0, 1000.5, 1017.999, 1059.99, 0.0, 3e6 + 0.1])
-def test_the_61st_call_in_a_minute_is_refused_wherever_the_minute_begins(start: float) -> None:
+def test_the_61st_call_in_any_minute_is_refused(start: float) -> None:
     limits, taken, now = Limits(minute(60, start)), list[float](), start
     while now < start + 400.0:
         if limits.take(now) is None:
             taken.append(now)
         now += 0.37
     assert most_in_a_period(taken, 60.0) <= 60
-    assert len(taken) > 55 * 400 / 60, "and nearly 60 a minute are let through"
+    assert len(taken) > 55 * 400 / 60, "nearly 60 a minute are admitted"
 
 
 def most_in_a_period(taken: list[float], period_s: float) -> int:
@@ -43,9 +43,7 @@ def most_in_a_period(taken: list[float], period_s: float) -> int:
 
 @given(gaps=st.lists(GAPS, max_size=80), limit=st.integers(1, 6), start=st.floats(0.0, 1e6), period_s=PERIODS)
 @settings(deadline=None, max_examples=300)
-def test_never_one_too_many_in_any_period(
-    gaps: list[float], limit: int, start: float, period_s: float
-) -> None:
+def test_no_period_has_a_unit_too_many(gaps: list[float], limit: int, start: float, period_s: float) -> None:
     limits, now, taken = Limits(minute(limit, start, period_s)), start, list[float]()
     for gap in gaps:
         now += gap * period_s / 60.0
@@ -60,10 +58,10 @@ def test_never_one_too_many_in_any_period(
     start=st.floats(0.0, 1e6),
 )
 @settings(deadline=None, max_examples=200)
-def test_refunds_give_back_what_was_taken_and_no_more(
+def test_refunds_return_what_was_taken_and_no_more(
     steps: list[tuple[float, int | None]], limit: int, start: float
 ) -> None:
-    """With refunds, what was really used is never one too many, and the count never below what it must be."""
+    """With refunds, real use never exceeds the limit, and the count is never less than real use."""
     count, now, kept = minute(limit, start), start, list[float]()
     limits = Limits(count)
     for gap, refunded in steps:
@@ -87,7 +85,7 @@ def test_refunds_give_back_what_was_taken_and_no_more(
 )
 @settings(deadline=None, max_examples=200)
 def test_resets_at_is_exact(gaps: list[float], limit: int, start: float, refunds: list[bool]) -> None:
-    """Usable at that time, and not a moment before; a refunded unit promises nothing."""
+    """A unit is usable at that time and not a moment earlier, and a refunded unit is not promised."""
     count, now, kept = minute(limit, start), start, list[float]()
     limits = Limits(count)
     for gap, refund in zip(gaps, refunds, strict=False):
@@ -113,7 +111,7 @@ def test_a_unit_comes_back_at_most_a_sixtieth_of_the_period_late() -> None:
     assert count.resets_at(1000.25) == 1061.0
 
 
-def test_limits_are_decided_together_all_or_nothing() -> None:
+def test_all_limits_are_taken_or_none() -> None:
     short, long, day = minute(10, 0.0), minute(10, 0.0, 3600.0), DayCount("requests a day", 1, 50.0, 7)
     limits = Limits(short, long, day)
     assert limits.take(0.0) is None and limits.take(0.0) is day
@@ -122,7 +120,7 @@ def test_limits_are_decided_together_all_or_nothing() -> None:
     assert (short.used, long.used, day.used) == (0, 0, 0)
 
 
-def test_usable_again_is_when_all_are_usable() -> None:
+def test_a_unit_is_usable_when_every_limit_has_one() -> None:
     short, day = minute(1, 0.0), DayCount("requests a day", 1, 5000.0, 7)
     limits = Limits(short, day)
     assert limits.usable_at(0.0) == 0.0 and limits.full(0.0) is None
@@ -132,14 +130,14 @@ def test_usable_again_is_when_all_are_usable() -> None:
     assert limits.usable_at(3.0) == 61.0 and limits.full(3.0) is short
 
 
-def test_a_limit_of_zero_is_never_usable() -> None:
+def test_a_limit_of_zero_is_never_usable_again() -> None:
     none, short = minute(0, 0.0), minute(1, 0.0)
     limits = Limits(short, none)
     assert limits.take(0.0) is none and short.used == 0
     assert limits.usable_at(1e9) == math.inf and limits.full(0.0) is none
 
 
-def test_a_refund_of_a_unit_that_was_cleared_meanwhile_gives_nothing() -> None:
+def test_a_refund_after_a_reset_returns_nothing() -> None:
     count = minute(2, 0.0)
     limits = Limits(count)
     limits.take(0.1)
@@ -154,7 +152,7 @@ def test_a_refund_of_a_unit_that_was_cleared_meanwhile_gives_nothing() -> None:
     assert count.used == 0 and count.resets_at(10.0) == 10.0
 
 
-def test_rolled_by_time_alone_an_idle_limit_shows_nothing_used() -> None:
+def test_an_idle_limit_shows_no_use_after_its_period() -> None:
     count = minute(5, 0.0)
     limits = Limits(count, DayCount("requests a day", 5, 100.0, 1))
     for _ in range(5):
@@ -164,7 +162,7 @@ def test_rolled_by_time_alone_an_idle_limit_shows_nothing_used() -> None:
 
 
 class Plain:
-    """The same counts, where each call looks at each of them."""
+    """The same counts without units granted ahead: every call checks every count."""
 
     def __init__(self, *counts: Count) -> None:
         self.counts = counts
@@ -189,10 +187,10 @@ ACTS = st.sampled_from(
     start=st.floats(0.0, 1e6),
 )
 @settings(deadline=None, max_examples=400)
-def test_units_granted_ahead_are_the_same_units(
+def test_units_granted_ahead_change_no_decision(
     steps: list[tuple[float, str, int]], sizes: tuple[int, int, int], start: float
 ) -> None:
-    """At any moment the counts read as if each call had checked each of them."""
+    """At any moment the counts are the same as if every call had checked each of them."""
 
     def three() -> tuple[Count, ...]:
         short, long = minute(sizes[0], start), minute(sizes[1], start, 3600.0)
@@ -223,13 +221,12 @@ def test_units_granted_ahead_are_the_same_units(
 
 
 def change(act: str, counts: tuple[Count, ...], pick: int, now: float) -> None:
-    """What an operator, a restart and the monitor do to counts."""
+    """Change counts as an operator, a restart or the monitor does."""
     if act == "clear":
         counts[pick % len(counts)].clear(now)
     elif act == "restore":
-        counts[-1].roll(
-            now
-        )  # what is restored is of today: added to a day that is over it would go with that
+        # What is restored belongs to today. Added to a day that is over, it would be dropped with that day.
+        counts[-1].roll(now)
         counts[-1].used += pick % 10
     elif act == "day ends":
         for day in counts:
@@ -239,7 +236,7 @@ def change(act: str, counts: tuple[Count, ...], pick: int, now: float) -> None:
 
 
 class Watched(DayCount):
-    """How often is anything of it read or written?"""
+    """A count that records how often any attribute is read."""
 
     __slots__ = ()
     looks = 0
@@ -249,8 +246,8 @@ class Watched(DayCount):
         return super().__getattribute__(name)
 
 
-def test_a_call_does_not_look_at_the_counts_while_units_are_left() -> None:
-    """Each count is some cache lines more on every call, which is what ten thousand guards in turn are slow by."""
+def test_a_call_does_not_read_the_counts_while_units_are_left() -> None:
+    """Each count read would be a few more cache lines per call, which slows a process with ten thousand guards."""
     limits = Limits(Watched("requests a day", 1000, 50.0, 7))
     assert limits.take(0.0) is None
     before = Watched.looks
@@ -261,7 +258,7 @@ def test_a_call_does_not_look_at_the_counts_while_units_are_left() -> None:
 # ── the day ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_day_is_a_calendar_day_and_yesterdays_unit_is_not_taken_from_today() -> None:
+def test_a_refund_of_yesterdays_unit_does_not_count_today() -> None:
     day = DayCount("requests a day", 1, 50.0, 7)
     limits = Limits(day)
     assert limits.take(49.0) is None and limits.take(49.0) is day and day.resets_at(49.0) == 50.0
@@ -272,7 +269,7 @@ def test_a_day_is_a_calendar_day_and_yesterdays_unit_is_not_taken_from_today() -
     assert day.used == 0
 
 
-def test_after_days_without_a_call_the_day_is_today_and_one_days_units_are_there() -> None:
+def test_after_days_without_calls_only_one_days_units_are_available() -> None:
     day = DayCount("requests a day", 1, 50.0, 7)
     limits = Limits(day)
     now = 50.0 + 3 * DAY_S + 10.0
@@ -280,7 +277,7 @@ def test_after_days_without_a_call_the_day_is_today_and_one_days_units_are_there
     assert day.day == 11 and day.resets_at(now) == 50.0 + 4 * DAY_S
 
 
-def test_a_count_that_survived_a_restart_goes_on() -> None:
+def test_a_count_continues_after_a_restart() -> None:
     day = DayCount("requests a day", 3, 50.0, 7, used=2)
     limits = Limits(day)
     assert limits.take(0.0) is None and limits.take(0.0) is day
@@ -293,10 +290,10 @@ def test_a_count_that_survived_a_restart_goes_on() -> None:
     limit=st.integers(1, 3),
 )
 @settings(deadline=None, max_examples=200)
-def test_never_one_too_many_in_a_utc_day_though_the_clocks_drift(
+def test_no_utc_day_has_a_unit_too_many_although_the_clocks_drift(
     steps: list[tuple[float, float, bool]], limit: int
 ) -> None:
-    """Wall time drifts by up to half a minute at each step, and a tick tells when the day ends now."""
+    """Wall time drifts by up to half a minute at each step, and a tick corrects the end of the day."""
     now, drift_s = 5000.0, 0.0
     day = DayCount("requests a day", limit, now + DAY_S, 0)
     limits, taken = Limits(day), dict[int, int]()
@@ -314,7 +311,7 @@ def test_never_one_too_many_in_a_utc_day_though_the_clocks_drift(
     assert list(taken) == sorted(taken), "a day never comes back"
 
 
-def test_a_clock_that_is_set_back_over_midnight_gives_no_second_day() -> None:
+def test_a_clock_set_back_over_midnight_does_not_start_the_day_again() -> None:
     day = DayCount("requests a day", 1, 100.0, 7)
     limits = Limits(day)
     assert limits.take(0.0) is None and limits.counts == (day,)

@@ -1,4 +1,4 @@
-"""The pacer: as many calls as the provider says it allows, and no more."""
+"""The pacer sends as many calls as the provider's headers allow, and no more."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from koo.policies.provider_limit import LOOK_S_MAX, LimitLeft
 
 
 def told(*limits: LimitLeft) -> Pacer:
-    """A pacer that heard this at second 0, in the answer to the last of its calls."""
+    """A pacer that read this at second 0, in the response to the last of its calls."""
     pacer = Pacer()
     pacer.learn(limits, 1, 1, 0.0)
     return pacer
 
 
 def burst(pacer: Pacer, now: float) -> int:
-    """How many calls leave at once."""
+    """How many calls may be sent immediately."""
     count = 0
     while not pacer.wait_s(now):
         pacer.take(now)
@@ -26,7 +26,7 @@ def burst(pacer: Pacer, now: float) -> int:
 
 
 def times(pacer: Pacer, calls: int, now: float = 0.0) -> list[float]:
-    """When calls leave that have nothing to do but wait."""
+    """When calls are sent that only wait for the pacer."""
     seen = []
     for _ in range(calls):
         now += pacer.wait_s(now)
@@ -39,9 +39,9 @@ def times(pacer: Pacer, calls: int, now: float = 0.0) -> list[float]:
 # ── what is left ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_left_leaves_at_once_but_for_the_last_twentieth() -> None:
+def test_all_but_the_last_twentieth_of_what_is_left_may_be_sent_immediately() -> None:
     pacer = told(LimitLeft(100, 55, 60.0))
-    assert burst(pacer, 0.0) == 50 + 1, "and the first of those that are spread"
+    assert burst(pacer, 0.0) == 50 + 1, "including the first of the spread ones"
     assert pacer.wait_s(0.0) == pytest.approx(60.0 / 5)
 
 
@@ -49,19 +49,19 @@ def test_the_last_twentieth_is_spread_over_the_time_until_the_limit_is_full() ->
     assert times(told(LimitLeft(200, 10, 50.0)), 4) == [0.0, 5.0, 10.0, 15.0]
 
 
-def test_a_caller_behind_others_hears_how_long_it_waits_at_least() -> None:
+def test_a_caller_behind_others_learns_its_shortest_wait() -> None:
     pacer = told(LimitLeft(200, 10, 50.0))
     assert [pacer.wait_s(0.0, ahead) for ahead in range(4)] == [0.0, 5.0, 10.0, 15.0]
-    assert pacer.wait_s(0.0, 10) == pytest.approx(51.0), "there is nothing before the limit is full"
+    assert pacer.wait_s(0.0, 10) == pytest.approx(51.0), "nothing is free before the limit is full"
 
 
-def test_unused_time_is_not_saved_up() -> None:
+def test_an_idle_spread_limit_does_not_save_up_calls() -> None:
     pacer = told(LimitLeft(200, 10, 50.0))
     pacer.take(0.0)
     assert times(pacer, 2, now=30.0) == [30.0, pytest.approx(30.0 + 20.0 / 9)]
 
 
-def test_an_unused_cell_goes_back() -> None:
+def test_an_unused_cell_is_returned() -> None:
     pacer = told(LimitLeft(200, 10, 50.0))
     pacer.take(0.0)
     assert pacer.wait_s(0.0) == 5.0
@@ -69,27 +69,27 @@ def test_an_unused_cell_goes_back() -> None:
     assert pacer.wait_s(0.0) == 0.0
 
 
-def test_nothing_left_is_nothing_until_the_limit_is_full_and_a_second_more() -> None:
+def test_a_used_up_limit_admits_nothing_until_one_second_after_it_is_full() -> None:
     """Dates in headers are whole seconds."""
     pacer = told(LimitLeft(50, 0, 30.0))
     assert pacer.wait_s(0.0) == 31.0 and pacer.wait_s(20.0) == 11.0
     assert pacer.wait_s(31.0) == 0.0
 
 
-def test_calls_that_left_after_the_one_that_was_answered_are_taken_off() -> None:
+def test_calls_sent_after_the_answered_one_are_subtracted() -> None:
     pacer = Pacer()
     pacer.learn([LimitLeft(50, 49, 60.0)], serial=1, sent=40, now=2.0)
     assert burst(pacer, 2.0) < 10 + 1
 
 
-def test_calls_on_the_short_way_are_counted_on_demand() -> None:
+def test_calls_without_a_cell_are_counted_on_demand() -> None:
     pacer = told(LimitLeft(50, 20, 60.0))
     pacer.count(21)
-    assert pacer.wait_s(0.0) == 61.0, "twenty have left since, and none of them booked a cell"
+    assert pacer.wait_s(0.0) == 61.0, "twenty were sent since, and none of them took a cell"
 
 
-def test_cells_that_are_booked_and_not_used_yet_are_taken_off_what_an_answer_says() -> None:
-    """A call may wait for money between its cell and its departure."""
+def test_cells_taken_but_not_used_yet_are_subtracted() -> None:
+    """A call may wait for money after it has taken a cell and before it is sent."""
     pacer = Pacer()
     for _ in range(30):
         pacer.take(0.0)
@@ -97,21 +97,21 @@ def test_cells_that_are_booked_and_not_used_yet_are_taken_off_what_an_answer_say
     assert burst(pacer, 1.0) <= 10
 
 
-def test_an_answer_to_an_earlier_call_says_nothing_new() -> None:
+def test_a_response_to_an_earlier_call_is_ignored() -> None:
     pacer = Pacer()
     pacer.learn([LimitLeft(50, 0, 60.0)], serial=50, sent=50, now=1.0)
     pacer.learn([LimitLeft(50, 49, 60.0)], serial=1, sent=50, now=9.0)
     assert pacer.wait_s(9.0) == 53.0
 
 
-def test_a_slow_answer_does_not_move_the_end_of_a_window() -> None:
-    """A server may have counted the seconds when the call arrived there."""
+def test_a_slow_response_does_not_move_the_end_of_a_window() -> None:
+    """A server may count the seconds from the call's arrival."""
     pacer = Pacer()
     pacer.learn([LimitLeft(50, 1, 60.0)], serial=1, sent=1, now=0.0)
     pacer.learn([LimitLeft(50, 0, 55.0)], serial=2, sent=2, now=15.0, took_s=10.0)
     assert pacer.wait_s(15.0) == 46.0
     pacer.learn([LimitLeft(50, 0, 60.0)], serial=3, sent=3, now=61.0, took_s=0.5)
-    assert pacer.wait_s(61.0) == 61.0, "but a new window has a new end"
+    assert pacer.wait_s(61.0) == 61.0, "a new window has a new end"
 
 
 # ── several limits ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +123,7 @@ def test_the_tightest_limit_decides() -> None:
         assert times(told(*limits), 3) == pytest.approx([0.0, 20.0, 40.0])
 
 
-def test_a_limit_that_one_answer_does_not_name_is_still_there() -> None:
+def test_a_limit_that_one_response_does_not_name_still_counts() -> None:
     pacer = told(LimitLeft(60, 0, 60.0, "tokens"))
     pacer.learn([LimitLeft(1000, 990, 60.0, "requests")], 2, 2, 1.0)
     assert pacer.wait_s(1.0) == 60.0
@@ -133,7 +133,7 @@ def test_a_limit_that_one_answer_does_not_name_is_still_there() -> None:
 
 
 def drained(limit: float, period_s: float) -> Pacer:
-    """A bucket whose answers were heard while a burst emptied it."""
+    """A pacer that read the responses of a bucket while a burst emptied it."""
     pacer = Pacer()
     for used in range(1, int(limit) + 1):
         left = LimitLeft(limit, limit - used, used * period_s / limit)
@@ -141,26 +141,24 @@ def drained(limit: float, period_s: float) -> Pacer:
     return pacer
 
 
-def test_a_limit_that_fills_bit_by_bit_is_used_as_it_fills() -> None:
+def test_a_limit_that_refills_gradually_is_used_as_it_refills() -> None:
     assert times(drained(50.0, 60.0), 3) == pytest.approx([1.2, 2.4, 3.6])
 
 
-def test_a_window_is_not_taken_for_a_bucket() -> None:
+def test_a_window_is_not_mistaken_for_a_bucket() -> None:
     pacer = Pacer()
     for used in range(1, 51):
         pacer.learn([LimitLeft(50, 50 - used, 58.0)], used, 50, 2.0)
     assert pacer.wait_s(2.0) == 59.0
 
 
-def test_when_a_limit_that_was_used_up_should_be_full_one_call_asks_and_the_others_follow_its_answer() -> (
-    None
-):
+def test_when_a_used_up_limit_should_be_full_one_pilot_is_sent_before_the_others() -> None:
     pacer = told(LimitLeft(50, 0, 30.0))
     pacer.count(1)
     assert not pacer.wait_s(31.0) and not pacer.must_follow(31.0, ended=1)
     pacer.take(31.0)
     pacer.use()
-    assert pacer.must_follow(33.0, ended=1), "the answer is not there yet"
+    assert pacer.must_follow(33.0, ended=1), "the response has not arrived yet"
     pacer.learn([LimitLeft(50, 49, 59.0)], serial=2, sent=2, now=33.0)
     assert not pacer.must_follow(33.0, ended=2) and burst(pacer, 33.0) > 40
 
@@ -171,19 +169,19 @@ def test_after_a_quiet_time_a_limit_is_full_without_a_pilot() -> None:
     assert burst(pacer, 100.0) > 40
 
 
-def test_a_limit_smaller_than_one_usual_call_lets_one_leave_when_it_is_full() -> None:
-    """After one huge prompt a call is taken for more tokens than the whole limit has."""
+def test_a_limit_smaller_than_one_usual_call_admits_one_call_when_it_is_full() -> None:
+    """After one huge prompt, a call is estimated at more tokens than the whole limit."""
     pacer = told(LimitLeft(0.2, 0.19, 1.0, "tokens"))
     assert [burst(pacer, now) for now in (0.0, 1.1, 2.3)] == [0, 1, 1]
 
 
-def test_a_limit_that_is_said_to_last_for_days_is_looked_at_every_ten_minutes() -> None:
+def test_a_limit_that_resets_in_days_is_tested_every_ten_minutes() -> None:
     pacer = told(LimitLeft(1000, 0, 86_400.0))
     assert pacer.wait_s(0.0) == LOOK_S_MAX
     assert times(pacer, 2, now=0.0) == [LOOK_S_MAX, 2 * LOOK_S_MAX]
 
 
-def test_time_that_the_clock_did_not_see_brings_the_end_forward() -> None:
+def test_time_spent_suspended_brings_the_end_of_a_limit_forward() -> None:
     pacer = told(LimitLeft(50, 0, 30.0))
     pacer.skip(20.0)
     assert pacer.wait_s(0.0) == 11.0
@@ -202,12 +200,12 @@ def test_time_that_the_clock_did_not_see_brings_the_end_forward() -> None:
         LimitLeft(-1, -1, None),
     ],
 )
-def test_numbers_that_are_missing_or_absurd_are_ignored(absurd: LimitLeft) -> None:
+def test_missing_and_absurd_numbers_are_ignored(absurd: LimitLeft) -> None:
     pacer = told(absurd)
     assert not pacer.knows and pacer.wait_s(0.0) == 0.0
 
 
-def test_a_server_that_says_only_how_much_is_left_is_taken_to_count_by_the_minute() -> None:
+def test_a_limit_without_a_reset_time_is_assumed_to_be_per_minute() -> None:
     """Azure names neither the limit nor its end."""
     pacer = told(LimitLeft(None, 40, None))
     assert burst(pacer, 0.0) == 40 - 2 + 1 and pacer.wait_s(0.0) == pytest.approx(30.0)
@@ -218,7 +216,7 @@ def test_a_server_that_says_only_how_much_is_left_is_taken_to_count_by_the_minut
 
 
 def flying(pacer: Pacer, now: float, ended: int = 0) -> int:
-    """How many more may leave, each at once, while none is answered."""
+    """How many more calls may be sent immediately while none has returned."""
     count = 0
     while not pacer.must_follow(now, ended) and count < 1000:
         pacer.take(now)
@@ -227,21 +225,21 @@ def flying(pacer: Pacer, now: float, ended: int = 0) -> int:
     return count
 
 
-def test_before_the_first_answer_a_few_calls_ask_and_double_with_time() -> None:
+def test_before_the_first_response_a_few_pilots_are_sent_and_their_number_doubles() -> None:
     pacer = Pacer()
     pacer.send_pilots(10)
     assert flying(pacer, 0.0) == 10
     assert flying(pacer, 1.9 * PILOTS_DOUBLE_AFTER_S) == 10 and flying(pacer, 2 * PILOTS_DOUBLE_AFTER_S) == 20
 
 
-def test_a_pilot_that_failed_makes_room_for_the_next() -> None:
+def test_a_failed_pilot_makes_room_for_the_next() -> None:
     pacer = Pacer()
     pacer.send_pilots(10)
     flying(pacer, 0.0)
     assert flying(pacer, 0.0, ended=3) == 3
 
 
-def test_the_first_answer_ends_it_though_it_says_nothing() -> None:
+def test_the_first_response_ends_the_pilots_even_without_limits_in_it() -> None:
     pacer = Pacer()
     pacer.send_pilots(10)
     flying(pacer, 0.0)
@@ -250,7 +248,7 @@ def test_the_first_answer_ends_it_though_it_says_nothing() -> None:
     assert not pacer.asks and flying(pacer, 1.0) == 1000
 
 
-def test_after_a_429_one_call_asks_and_answers_to_earlier_calls_say_nothing() -> None:
+def test_after_a_429_one_pilot_is_sent_and_earlier_responses_are_ignored() -> None:
     pacer = Pacer()
     pacer.send_pilots(10)
     pacer.learn([LimitLeft(50, 49, 60.0)], 1, 30, 1.0)
@@ -261,8 +259,8 @@ def test_after_a_429_one_call_asks_and_answers_to_earlier_calls_say_nothing() ->
     assert not pacer.asks
 
 
-def test_without_informative_answers_a_429_raises_no_doubt() -> None:
-    """An operation of one's own is never heard, so nothing would end it."""
+def test_without_limit_headers_a_429_starts_no_pilot() -> None:
+    """The responses of a user's own operation have no headers, so nothing would end the pilots."""
     pacer = Pacer()
     pacer.doubt(30)
     assert not pacer.asks

@@ -1,4 +1,4 @@
-"""How a fleet primes breakers and shares probes, decided without a store: every case, and whole recoveries."""
+"""Priming and probe units of a fleet, decided without a store: every case, and whole recoveries."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ KEY = GuardKey("claude", "")
 RECOVERY_S = 30.0
 
 
-def test_three_processes_and_half_of_those_concerned_prime_the_others() -> None:
-    """Every fleet of up to forty processes."""
+def test_the_others_are_primed_by_three_processes_that_are_half_of_those_concerned() -> None:
+    """Checked for every fleet of up to forty processes."""
     for concerned in range(41):
         for down in range(concerned + 1):
             primed = is_primed(down, concerned)
             assert primed == (down >= 3 and down / concerned >= 0.5)
             if primed:
-                assert is_primed(down + 1, concerned + 1), "one more that has it open takes nothing back"
+                assert is_primed(down + 1, concerned + 1), "one more open breaker does not end the priming"
 
 
-def test_why_it_is_primed_is_said_in_numbers() -> None:
+def test_the_reason_for_priming_names_the_numbers() -> None:
     assert why_primed(Opinion(KEY, 5, 8, 0.0)) == "5 of 8 processes have it open"
     assert why_primed(Opinion(KEY, 3, 7, 0.0)) == why_primed(None) == ""
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20), st.integers(1, 5))
-def test_what_is_granted_and_what_others_have_are_never_more_than_there_are(
+def test_no_more_units_are_granted_than_exist(
     wanted: int, others: int, recovered: int, concurrency: int
 ) -> None:
     units = units_of_fleet(concurrency, recovered)
@@ -52,7 +52,7 @@ def test_what_is_granted_and_what_others_have_are_never_more_than_there_are(
 
 @dataclass
 class Process:
-    """A process that waits for recovery, with calls every so often, and what it has of the fleet."""
+    """A process that waits for recovery, with a call from time to time, and its units."""
 
     calls_every_s: float
     unit: Unit = field(default_factory=Unit)
@@ -151,7 +151,7 @@ class Fleet:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_while_a_provider_is_down_a_fleet_probes_once_in_a_recovery_time(seed: int) -> None:
+def test_while_a_provider_is_down_a_fleet_probes_once_per_recovery_time(seed: int) -> None:
     fleet = Fleet(20, random.Random(seed), down_until=1e9)
     fleet.run(300.0)
     gaps = [later - earlier for earlier, later in zip(fleet.began, fleet.began[1:], strict=False)]
@@ -159,10 +159,8 @@ def test_while_a_provider_is_down_a_fleet_probes_once_in_a_recovery_time(seed: i
 
 
 @pytest.mark.parametrize(("seed", "count"), [(seed, count) for seed in range(4) for count in (2, 8, 100)])
-def test_a_provider_that_answers_again_has_the_whole_fleet_back_in_rounds_that_double(
-    seed: int, count: int
-) -> None:
-    """And at no moment do more probe than there are units."""
+def test_a_fleet_recovers_in_rounds_that_double(seed: int, count: int) -> None:
+    """At no moment do more processes probe than there are units."""
     fleet = Fleet(count, random.Random(seed), down_until=50.0)
     fleet.run(300.0)
     assert all(one.closed for one in fleet.processes)
@@ -170,7 +168,7 @@ def test_a_provider_that_answers_again_has_the_whole_fleet_back_in_rounds_that_d
     assert fleet.now - fleet.first_success < 60
 
 
-def test_a_unit_of_a_process_that_was_killed_is_anothers_after_five_beats() -> None:
+def test_a_killed_process_loses_its_unit_after_five_beats() -> None:
     fleet = Fleet(2, random.Random(1), down_until=0.0)
     dead, other = fleet.processes
     other.calls_every_s = 0.2
@@ -183,7 +181,7 @@ def test_a_unit_of_a_process_that_was_killed_is_anothers_after_five_beats() -> N
     assert other.closed
 
 
-def test_a_process_that_does_not_use_its_unit_gives_it_back_and_lets_the_others_ask_first() -> None:
+def test_an_unused_unit_is_given_back_and_other_processes_come_first() -> None:
     unit, terms = Unit(), Terms(KEY, 1, RECOVERY_S, 1.0)
     idle = Sight(is_closed=False, is_open=False, is_due=True, is_probing=False, is_wanted=True, given=7)
     assert unit.ask(terms, idle, 0.0) == ProbeAsk(KEY, 1, HELD_BEATS, 1, False)
@@ -194,11 +192,11 @@ def test_a_process_that_does_not_use_its_unit_gives_it_back_and_lets_the_others_
     assert unit.ask(terms, idle, UNUSED_BEATS + 3.0) == ProbeAsk(KEY, 1, HELD_BEATS, 1, False)
 
 
-def test_no_process_asks_for_a_guard_without_calls() -> None:
+def test_no_process_requests_a_unit_for_a_guard_without_calls() -> None:
     sight = Sight(is_closed=False, is_open=False, is_due=True, is_probing=False, is_wanted=False, given=0)
     assert Unit().ask(Terms(KEY, 1, RECOVERY_S, 1.0), sight, 0.0) is None
 
 
-def test_the_ramp_is_that_of_a_breaker_that_has_closed() -> None:
+def test_the_ramp_of_probes_is_that_of_a_breaker_that_has_closed() -> None:
     assert [units_of_fleet(1, recovered) for recovered in (0, 1, 3, 7)] == [1, 2, 6, 14]
     assert units_of_fleet(5, 1) == 5 and RAMP_FACTOR == 2

@@ -1,4 +1,4 @@
-"""Purses and treasuries: what each rule says, and that a random world finds the fault when a rule is taken out."""
+"""Purses and treasuries: each rule, and a random world that finds a fault if a rule is removed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = ("calm", "rough", "wild")
 
 
 class Party:
-    """Some processes on one store, whose beats are answered at once when `turn` is called."""
+    """Some processes on one store, whose beats are answered immediately when `turn` is called."""
 
     def __init__(self, make: Callable[[], MemoryTreasuries] = MemoryTreasuries, **limits: int | None) -> None:
         self.store = make()
@@ -57,7 +57,7 @@ class Party:
         return self.now_ms / 1000
 
     def turn(self, *processes: Purses, after_ms: int = BEAT_MS) -> None:
-        """A beat later, each process beats and hears the answer."""
+        """One beat later, send each process's beat and pass it the reply."""
         self.now_ms += after_ms
         for purses in processes:
             self.speak(purses)
@@ -68,7 +68,7 @@ class Party:
         return answer
 
     def ask(self, purses: Purses, amount: int, *names: str, patience: int = PATIENCE) -> list[Hold | Refusal]:
-        """Wait for a hold; the list gets what was decided."""
+        """Wait for a hold; the decision is added to the list."""
         decided: list[Hold | Refusal] = []
         budgets = tuple(purses.budgets[name] for name in names or self.limits)
         purses.wait(Waiter(budgets, amount, patience, decided.append))
@@ -87,7 +87,7 @@ def held(decided: list[Hold | Refusal]) -> Hold:
 # ---- one process ---------------------------------------------------------------------------------------------------
 
 
-def test_a_purse_begins_empty_and_a_call_waits_for_one_answer() -> None:
+def test_a_purse_starts_empty_and_a_call_waits_for_one_reply() -> None:
     party = Party(day=100)
     purses = party.process()
     assert purses.hold((purses.budgets["day"],), 10, party.now) is None
@@ -97,7 +97,7 @@ def test_a_purse_begins_empty_and_a_call_waits_for_one_answer() -> None:
     assert party.row("day").booked == 10
 
 
-def test_what_one_call_did_not_spend_goes_home_with_its_settlement() -> None:
+def test_the_unspent_part_of_a_single_call_goes_home_with_its_settlement() -> None:
     party = Party(day=100)
     purses = party.process()
     decided = party.ask(purses, 10)
@@ -108,7 +108,7 @@ def test_what_one_call_did_not_spend_goes_home_with_its_settlement() -> None:
     assert not purses.has_news()
 
 
-def test_a_released_call_leaves_nothing() -> None:
+def test_a_released_call_leaves_nothing_booked() -> None:
     party = Party(day=100)
     purses = party.process()
     decided = party.ask(purses, 10)
@@ -119,8 +119,8 @@ def test_a_released_call_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize(("trip_ms", "calls"), [(0, 40), (BEAT_MS, 80)])
-def test_the_further_away_the_store_the_more_a_purse_keeps(trip_ms: int, calls: int) -> None:
-    """Two beats of spending, each as long as it takes: else calls would wait for each answer of a store far away."""
+def test_a_purse_keeps_more_if_the_store_is_distant(trip_ms: int, calls: int) -> None:
+    """It keeps two beats of spending, and a beat includes the trip: otherwise calls would wait for a distant store."""
     party = Party(day=100_000)
     purses = party.process()
     waiting: list[list[Hold | Refusal]] = []
@@ -139,8 +139,8 @@ def test_the_further_away_the_store_the_more_a_purse_keeps(trip_ms: int, calls: 
     assert held_at_once == calls
 
 
-def test_a_call_that_runs_for_long_is_reported_once() -> None:
-    """Else a process with one long stream would write ten times a second for nothing."""
+def test_a_long_call_is_reported_once() -> None:
+    """Otherwise a process with one long stream would write ten times a second for nothing."""
     party = Party(day=100)
     purses = party.process()
     decided = party.ask(purses, 10)
@@ -150,7 +150,7 @@ def test_a_call_that_runs_for_long_is_reported_once() -> None:
     assert not purses.has_news()
     party.turn(purses)
     purses.release(held(decided))
-    assert purses.has_news(), "it is held no longer"
+    assert purses.has_news(), "the end of the hold is reported"
     party.turn(purses)
     assert not purses.has_news()
 
@@ -159,7 +159,7 @@ def test_with_room_a_call_is_held_and_settled_without_the_store() -> None:
     party = Party(day=1000)
     purses = party.process()
     budgets = (purses.budgets["day"],)
-    for _ in range(3):  # Two beats with twenty calls each: then it keeps two beats of spending.
+    for _ in range(3):  # After two beats with twenty calls each, it keeps two beats of spending.
         decided = [party.ask(purses, 10) for _ in range(20)]
         party.turn(purses)
         for one in decided:
@@ -186,7 +186,7 @@ def test_a_bill_above_its_bound_is_booked_above_the_limit_and_stops_further_gran
     assert refused == [Refusal.NEVER]
 
 
-def test_a_proved_smaller_bound_is_room_again() -> None:
+def test_a_smaller_bound_frees_the_difference() -> None:
     party = Party(day=100)
     purses = party.process()
     decided = party.ask(purses, 90)
@@ -200,7 +200,7 @@ def test_a_proved_smaller_bound_is_room_again() -> None:
     assert purses.budgets["day"].purse.room == 0
 
 
-def test_all_budgets_that_apply_hold_it_or_none() -> None:
+def test_a_call_is_held_in_all_its_budgets_or_in_none() -> None:
     party = Party(day=100, tag=30)
     purses = party.process()
     decided = party.ask(purses, 20, "day", "tag")
@@ -213,7 +213,7 @@ def test_all_budgets_that_apply_hold_it_or_none() -> None:
     assert purses.budgets["day"].purse.held == 20
 
 
-def test_a_call_that_can_never_fit_is_refused_at_once_and_recalls_nothing() -> None:
+def test_a_call_that_can_never_fit_is_refused_immediately_and_recalls_nothing() -> None:
     party = Party(day=100)
     rich, poor = party.process(), party.process()
     decided = party.ask(rich, 40)
@@ -225,7 +225,7 @@ def test_a_call_that_can_never_fit_is_refused_at_once_and_recalls_nothing() -> N
     assert held(decided).amount == 40
 
 
-def test_a_waiter_that_asks_for_less_than_the_first_is_not_refused_with_it() -> None:
+def test_a_waiter_with_a_smaller_need_is_not_refused_with_the_first() -> None:
     party = Party(day=100)
     other, purses = party.process(), party.process()
     party.ask(other, 60)
@@ -237,8 +237,8 @@ def test_a_waiter_that_asks_for_less_than_the_first_is_not_refused_with_it() -> 
     assert held(small).amount == 30
 
 
-def test_beats_that_others_ring_for_do_not_use_up_a_callers_patience() -> None:
-    """What it waits for is recalled from processes whose own beats take their time."""
+def test_early_beats_do_not_use_up_a_callers_patience() -> None:
+    """The money that it waits for is recalled from other processes, whose beats come at their usual pace."""
     party = Party(day=100)
     rich, poor = party.process(), party.process()
     decided = party.ask(rich, 60)
@@ -252,7 +252,7 @@ def test_beats_that_others_ring_for_do_not_use_up_a_callers_patience() -> None:
     assert held(waits).amount == 50
 
 
-def test_a_caller_that_has_left_is_not_waited_for() -> None:
+def test_a_caller_that_has_left_is_not_in_the_next_request() -> None:
     party = Party(day=100)
     purses = party.process()
     decided: list[Hold | Refusal] = []
@@ -263,19 +263,19 @@ def test_a_caller_that_has_left_is_not_waited_for() -> None:
     assert decided == [] and party.row("day").booked == 0
 
 
-def test_a_budget_is_forgotten_only_when_the_store_cannot_grant_it_anything_more() -> None:
-    """What was granted to a purse that is gone would be granted again to the next one of that name."""
+def test_a_budget_is_removed_only_if_it_was_not_used_in_the_period() -> None:
+    """A purse of that name that started at zero would report totals below those that the store has."""
     party = Party(day=100)
     purses = party.process()
     waiter = Waiter((purses.budgets["day"],), 10, PATIENCE, lambda verdict: None)
     purses.wait(waiter)
-    assert not purses.forget("day"), "a call waits for it"
+    assert not purses.forget("day"), "a call is waiting for it"
     beat = purses.beat(party.now)
     purses.leave(waiter)
-    assert not purses.forget("day"), "it may be granted by the beat that is in flight"
+    assert not purses.forget("day"), "the beat in flight may bring a grant"
     purses.hear(party.store.receive(beat, party.now_ms, BEAT_MS), party.now)
     party.turn(purses)
-    assert not purses.forget("day"), "it was granted, and went home"
+    assert not purses.forget("day"), "it was granted something, which went home"
     party.turn(purses, after_ms=DAY_MS)
     party.turn(purses)
     assert purses.forget("day") and purses.budgets == {}
@@ -286,7 +286,7 @@ def test_a_budget_is_forgotten_only_when_the_store_cannot_grant_it_anything_more
     assert held(decided).amount == 10 and party.row("day").booked == 10
 
 
-def test_a_counted_budget_is_never_refused_and_its_spending_is_known() -> None:
+def test_a_budget_without_a_limit_is_never_refused_and_its_spending_is_counted() -> None:
     party = Party(requests=None)
     purses = party.process()
     hold = purses.hold((purses.budgets["requests"],), 5, party.now)
@@ -295,12 +295,12 @@ def test_a_counted_budget_is_never_refused_and_its_spending_is_known() -> None:
     purses.count(purses.budgets["requests"], 20_000, 3)
     party.turn(purses)
     assert (party.row("requests").booked, party.row("requests").spent) == (7, 7)
-    purses.count(purses.budgets["requests"], 20_000, -5)  # What was told is taken back, not forgotten.
+    purses.count(purses.budgets["requests"], 20_000, -5)  # What was reported is taken back, not forgotten.
     party.turn(purses)
     assert (party.row("requests").booked, party.row("requests").spent) == (2, 7)
 
 
-def test_a_hold_is_settled_in_the_day_in_which_it_was_held() -> None:
+def test_a_hold_is_settled_in_the_day_on_which_it_was_made() -> None:
     party = Party(day=100)
     purses = party.process()
     decided = party.ask(purses, 10)
@@ -314,7 +314,7 @@ def test_a_hold_is_settled_in_the_day_in_which_it_was_held() -> None:
     assert party.row("day").spent == 0
 
 
-def test_a_day_begins_by_the_stores_clock_and_never_early() -> None:
+def test_a_day_begins_by_the_stores_clock_and_never_before() -> None:
     party = Party(day=100)
     purses = party.process()
     party.turn(purses)
@@ -325,8 +325,8 @@ def test_a_day_begins_by_the_stores_clock_and_never_early() -> None:
     assert hold is None and purses.budgets["day"].purse.key.period == 20_001
 
 
-def test_an_answer_that_speaks_of_a_day_that_is_over_refuses_no_call() -> None:
-    """The beat was on its way over midnight, or the machine slept: the new day's money was not asked for yet."""
+def test_a_reply_about_a_day_that_is_over_refuses_no_call() -> None:
+    """The beat was sent before midnight, or the machine slept: the new day's money was not requested yet."""
     party = Party(day=100)
     purses = party.process()
     party.turn(purses)
@@ -368,18 +368,18 @@ def test_a_beat_is_sent_again_unchanged_until_it_is_answered() -> None:
     assert purses.beat(party.now + 9) is beat
 
 
-def test_a_beat_that_arrives_twice_grants_once() -> None:
+def test_a_beat_that_arrives_twice_is_granted_once() -> None:
     party = Party(day=100)
     purses = party.process()
     decided = party.ask(purses, 10)
     beat = purses.beat(party.now)
-    party.store.receive(beat, party.now_ms, BEAT_MS)  # This answer is lost.
+    party.store.receive(beat, party.now_ms, BEAT_MS)  # This reply is lost.
     party.turn(purses)
     assert held(decided).amount == 10
     assert party.row("day").booked == 10
 
 
-def test_a_second_copy_under_one_name_takes_another_and_tells_what_it_spent() -> None:
+def test_a_second_copy_under_one_name_takes_a_new_name_and_reports_what_it_spent() -> None:
     party = Party(day=100)
     one, two = party.process(), party.process()
     decided = party.ask(one, 30)
@@ -399,7 +399,7 @@ def test_a_second_copy_under_one_name_takes_another_and_tells_what_it_spent() ->
     assert (party.row("day").booked, party.row("day").spent) == (30, 30)
 
 
-def test_a_process_that_was_written_off_goes_on_under_another_name() -> None:
+def test_a_process_that_was_written_off_continues_under_a_new_name() -> None:
     party = Party(day=100)
     purses = party.process()
     party.ask(purses, 30)
@@ -410,7 +410,7 @@ def test_a_process_that_was_written_off_goes_on_under_another_name() -> None:
     party.turn(purses)
     party.turn(purses)
     assert purses.name != name
-    assert party.row("day").booked == 30  # It still holds what it may spend.
+    assert party.row("day").booked == 30  # It is granted again what its running calls hold.
 
 
 def test_a_store_that_is_an_older_copy_of_itself_grants_nothing_until_all_have_reported() -> None:
@@ -430,14 +430,14 @@ def test_a_store_that_is_an_older_copy_of_itself_grants_nothing_until_all_have_r
     assert party.row("day").booked == 40
 
 
-def test_that_a_store_has_forgotten_is_said_again_where_the_answer_was_lost() -> None:
-    """The beat that is sent again finds a store that knows all."""
+def test_a_repeated_beat_reports_the_loss_again_after_a_lost_reply() -> None:
+    """When the beat is repeated, the store is already up to date."""
     party = Party(day=100)
     purses = party.process()
     party.ask(purses, 30)
     party.turn(purses)
     party.store = MemoryTreasuries()
-    party.store.receive(purses.beat(party.now), party.now_ms, BEAT_MS)  # This answer is lost.
+    party.store.receive(purses.beat(party.now), party.now_ms, BEAT_MS)  # This reply is lost.
     answer = party.speak(purses)
     assert answer.has_forgotten and answer.forgotten == {Key("day", 20_000): 30}
     assert not party.speak(purses).has_forgotten
@@ -451,7 +451,7 @@ def end(party: Party, purses: Purses) -> Beat:
     return purses.beat(party.now, is_last=True)
 
 
-def test_processes_that_ended_leave_one_purse() -> None:
+def test_ended_processes_leave_one_purse() -> None:
     party = Party(day=100)
     for _ in range(3):
         purses = party.process()
@@ -459,7 +459,7 @@ def test_processes_that_ended_leave_one_purse() -> None:
         party.turn(purses)
         purses.settle(held(decided), 4)
         beat = end(party, purses)
-        party.store.receive(beat, party.now_ms, BEAT_MS)  # This answer is lost.
+        party.store.receive(beat, party.now_ms, BEAT_MS)  # This reply is lost.
         assert purses.beat(party.now) is beat
         party.speak(purses)
         assert not purses.may_end(), "it has ended"
@@ -467,14 +467,14 @@ def test_processes_that_ended_leave_one_purse() -> None:
     assert (party.row("day").booked, party.row("day").spent) == (12, 12)
 
 
-def test_a_process_that_goes_on_after_its_last_beat_has_another_name_and_tells_only_what_is_new() -> None:
+def test_a_process_that_continues_after_its_last_beat_reports_new_totals_under_a_new_name() -> None:
     party = Party(day=100)
     purses = party.process()
     decided = party.ask(purses, 10)
     party.turn(purses)
     purses.settle(held(decided), 4)
     name, answer = purses.name, party.store.receive(end(party, purses), party.now_ms, BEAT_MS)
-    late = party.ask(purses, 20)  # While the answer is on its way.
+    late = party.ask(purses, 20)  # While the reply is on its way.
     purses.hear(answer, party.now)
     assert purses.name != name and late == []
     party.turn(purses)
@@ -483,7 +483,7 @@ def test_a_process_that_goes_on_after_its_last_beat_has_another_name_and_tells_o
     assert (party.row("day").booked, party.row("day").spent) == (9, 9)
 
 
-def test_a_process_whose_call_still_runs_does_not_end() -> None:
+def test_a_process_with_a_running_call_does_not_end() -> None:
     party = Party(day=100)
     purses = party.process()
     decided = party.ask(purses, 10)
@@ -494,7 +494,7 @@ def test_a_process_whose_call_still_runs_does_not_end() -> None:
     assert purses.may_end() and end(party, purses).is_last
 
 
-def test_a_fork_begins_empty_and_under_a_name_of_its_own() -> None:
+def test_a_fork_starts_with_empty_purses_and_its_own_name() -> None:
     party = Party(day=100)
     purses = party.process()
     party.ask(purses, 30)
@@ -508,7 +508,7 @@ def test_a_fork_begins_empty_and_under_a_name_of_its_own() -> None:
 # ---- limits --------------------------------------------------------------------------------------------------------
 
 
-def test_a_lower_limit_counts_at_once_and_a_higher_one_when_no_process_reports_the_lower() -> None:
+def test_a_lower_limit_applies_immediately_and_a_higher_one_when_no_process_reports_the_lower() -> None:
     party = Party(day=100)
     low, high = party.process(day=50), party.process()
     party.turn(high)
@@ -520,7 +520,7 @@ def test_a_lower_limit_counts_at_once_and_a_higher_one_when_no_process_reports_t
     assert party.row("day").limit == 100
 
 
-def test_a_new_day_begins_with_the_limit_of_the_last_one() -> None:
+def test_a_new_day_starts_with_the_limit_of_the_day_before() -> None:
     party = Party(day=100)
     low, high = party.process(day=50), party.process()
     party.now_ms = 20_001 * DAY_MS - BEAT_MS // 2
@@ -529,7 +529,7 @@ def test_a_new_day_begins_with_the_limit_of_the_last_one() -> None:
     assert party.row("day").limit == 50
 
 
-def test_a_limit_below_what_is_booked_recalls() -> None:
+def test_a_limit_below_the_booked_sum_recalls_idle_money() -> None:
     party = Party(day=100)
     low, high = party.process(day=50), party.process()
     party.ask(high, 60)
@@ -539,7 +539,7 @@ def test_a_limit_below_what_is_booked_recalls() -> None:
     assert answer.recalled == {Key("day", 20_000)}
 
 
-def test_without_the_store_a_default_budget_goes_on_to_its_limit_and_a_set_one_does_not() -> None:
+def test_without_the_store_only_a_default_budget_continues_up_to_its_limit() -> None:
     party = Party(day=100)
     purses = party.process()
     purses.budgets["default"] = purses.add(Budget("default", 100, is_default=True), party.now)
@@ -554,10 +554,8 @@ def test_without_the_store_a_default_budget_goes_on_to_its_limit_and_a_set_one_d
     assert (party.row("default").booked, party.row("default").spent) == (10, 10)
 
 
-def test_what_is_held_without_the_store_is_booked_as_soon_as_it_is_reported_and_a_kill_leaves_it_there() -> (
-    None
-):
-    """A call may run for an hour after the store is back, and its process may be killed in that hour."""
+def test_a_hold_without_the_store_is_booked_when_reported_and_survives_a_kill() -> None:
+    """A call may still run for an hour after the store is back, and its process may be killed in that hour."""
     party = Party(day=100)
     purses, other = party.process(), party.process()
     default = purses.add(Budget("default", 100, is_default=True), party.now)
@@ -572,11 +570,11 @@ def test_what_is_held_without_the_store_is_booked_as_soon_as_it_is_reported_and_
     other.add(Budget("default", 100), party.now)
     refused = party.ask(other, 71, "default", patience=1)
     party.turn(other)
-    assert refused == [Refusal.NOT_MET], "what the killed one may have been billed is not granted again"
+    assert refused == [Refusal.NOT_MET], "what the killed process may have been billed is not granted again"
 
 
-def test_a_call_without_a_grant_that_was_released_keeps_its_budget_known() -> None:
-    """Its totals only grow. A purse of that name that began anew would tell less than the store knows."""
+def test_a_released_call_without_a_grant_keeps_its_purse() -> None:
+    """Totals only grow. A purse of that name that started at zero would report less than the store has."""
     party = Party(requests=None)
     purses = party.process()
     hold = purses.hold((purses.budgets["requests"],), 5, party.now)
@@ -597,7 +595,8 @@ def test_a_random_world_never_spends_above_the_limit(kind: str) -> None:
 
 
 def late(make: Callable[[], MemoryTreasuries] = MemoryTreasuries) -> None:
-    """An older copy of the store: one process finds it at once, another after three beats, a new one asks meanwhile."""
+    """An older copy of the store: one process finds it immediately, another after three beats, and a new one asks in
+    between."""
     party = Party(make, tag=100)
     one, other, new = party.process(), party.process(), party.process()
     for purses in (one, other):
@@ -611,11 +610,11 @@ def late(make: Callable[[], MemoryTreasuries] = MemoryTreasuries) -> None:
         party.turn(one, new)
     party.turn(other)
     if 4 * BOUND + BOUND * sum(bool(one) for one in decided) > 100:
-        raise Broken("above the limit, though all live and have told")
+        raise Broken("above the limit, although all processes live and have reported")
 
 
 def duel(make: Callable[[], MemoryTreasuries] = MemoryTreasuries) -> None:
-    """Two processes, each with the last money of one of two budgets, both wait for a call that needs both."""
+    """Two processes, each with the last money of one of two budgets, wait for calls that need both budgets."""
     party = Party(make, tag=BOUND + 1, service=BOUND + 1)
     one, other = party.process(), party.process()
     both = []
@@ -644,7 +643,7 @@ def without(rule: str) -> Callable[[Patch], Patch]:
 
 
 def receive_by(is_repeat: Callable[[Any, Beat], bool], has_chain: bool = False) -> Any:
-    """A store that tells beats apart in another way than by their chain of tokens."""
+    """A store that recognizes beats in another way than by their chain of tokens."""
     true = treasury.receive
 
     def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
@@ -664,13 +663,13 @@ def _no_token(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
-@without("tokens beside the number")
+@without("tokens in addition to numbers")
 def _number_alone(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     patch.setattr(treasuries, "receive", receive_by(lambda process, beat: process.number == beat.number))
     return {}
 
 
-@without("all budgets or none")
+@without("a grant in all budgets or in none")
 def _some_of_all(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     true = treasury._decide
 
@@ -685,7 +684,7 @@ def _some_of_all(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
-@without("the first waiter's need alone")
+@without("a need of the first waiter only")
 def _needs_of_all(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Changed(Purses):
         def _asks(self) -> tuple[list[tuple[Key, ...]], list[Ask]]:
@@ -697,7 +696,7 @@ def _needs_of_all(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @without("locked rows")
 def _stale(patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Each decision is made on what the treasuries were a beat ago, and applied to what they are now."""
+    """Each decision is based on the treasuries of a beat ago, and applied to those of now."""
     true = treasury._room
     seen: dict[Key, tuple[int, int]] = {}
 
@@ -711,7 +710,7 @@ def _stale(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
-@without("going home")
+@without("unneeded room going home")
 def _stays(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     patch.setattr(Purse, "send_back", lambda self, keep: None)
     return {}
@@ -776,7 +775,7 @@ def _no_freeze(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rule", RULES_OUT)
-def test_without_this_rule_a_fault_is_found(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_world_finds_a_fault_without_this_rule(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = RULES_OUT[rule](monkeypatch)
     for scenario in (late, duel):
         try:
@@ -791,6 +790,6 @@ def test_without_this_rule_a_fault_is_found(rule: str, monkeypatch: pytest.Monke
     pytest.fail(f"nothing was found without {rule}")
 
 
-def test_a_late_teller_is_waited_for_and_two_that_need_the_same_do_not_block_each_other() -> None:
+def test_the_freeze_waits_for_a_late_report_and_two_processes_do_not_block_each_other() -> None:
     late()
     duel()

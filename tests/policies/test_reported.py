@@ -1,4 +1,4 @@
-"""What users see: the first rule of the table that holds, and never what contradicts what is admitted."""
+"""The states that users see: the first rule that applies, and never a state that contradicts what is admitted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def no_jitter() -> float:
 
 
 def after(verdicts: str, slow: bool = False) -> Breaker:
-    """A breaker that has seen these: S, F; "o": it opened before; "h": and tests its recovery."""
+    """A breaker after these results: S or F; "o": it has opened; "h": it is testing recovery."""
     breaker = Breaker("db", BreakerOptions(), 30.0, 0.0)
     for letter in verdicts:
         if letter in "oh":
@@ -55,7 +55,7 @@ DATABASES: list[tuple[str, Callable[[], Evidence], DatabaseState]] = [
 def test_database(story: str, evidence: Callable[[], Evidence], state: DatabaseState) -> None:
     seen, why = database_state(evidence())
     assert seen is state
-    assert bool(why) == (state is not DatabaseState.HEALTHY), "whatever is not healthy says why"
+    assert bool(why) == (state is not DatabaseState.HEALTHY), "a state that is not healthy has a reason"
 
 
 MANY = "S" * 16
@@ -121,7 +121,7 @@ def test_service(story: str, seen: Callable[[], tuple[ServiceState, str]], state
     assert bool(why) == (state is not ServiceState.HEALTHY)
 
 
-def test_many_slow_calls_are_degraded_before_they_open_it() -> None:
+def test_many_slow_calls_show_as_degraded_before_they_open_the_breaker() -> None:
     breaker = after("S" * 10, slow=True)
     for _ in range(10):
         settle(breaker, SUCCESS, False)
@@ -129,7 +129,7 @@ def test_many_slow_calls_are_degraded_before_they_open_it() -> None:
     assert state is ServiceState.DEGRADED and "10 slow of 20" in why
 
 
-def test_an_operators_word_is_seen() -> None:
+def test_an_override_is_visible_in_the_state() -> None:
     breaker = after("")
     breaker.set_override(FORCED_OPEN)
     assert database_state(Evidence(breaker)) == (DatabaseState.CIRCUIT_OPEN, "forced open by an operator")
@@ -140,7 +140,7 @@ def test_an_operators_word_is_seen() -> None:
     assert database_state(Evidence(half))[0] is DatabaseState.CIRCUIT_OPEN
     breaker = after("o")
     breaker.set_override(METRICS_ONLY)
-    assert database_state(Evidence(breaker))[0] is DatabaseState.CIRCUIT_OPEN, "it reports, and lets through"
+    assert database_state(Evidence(breaker))[0] is DatabaseState.CIRCUIT_OPEN, "it reports, and admits calls"
 
 
 @pytest.mark.parametrize("story", ["o", "h"])
@@ -149,7 +149,7 @@ def test_a_disabled_breaker_refuses_no_call_and_reports_no_refusal(story: str) -
     breaker.set_override(DISABLED)
     state, why = database_state(Evidence(breaker))
     assert state is DatabaseState.UNHEALTHY and "in a row" in why, (
-        "what it was disabled with is not forgotten"
+        "failures from before it was disabled still count"
     )
     assert service_state(Evidence(breaker))[0] is ServiceState.UNHEALTHY
     assert service_state(Evidence(after("")), [Evidence(breaker)]) == (ServiceState.HEALTHY, "")

@@ -1,4 +1,4 @@
-"""Pauses between attempts, and the budget that bounds what they add to the load."""
+"""Pauses between attempts, and the budget that bounds the load they add."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DRAWS = st.floats(0.0, 1.0, exclude_max=True)
 @given(attempt=st.integers(1, 100_000), draw=DRAWS, base_s=st.floats(0.001, 3600), cap_s=st.floats(0.001, 1e6),
        multiplier=st.floats(1.0, 100.0))  # fmt: skip
 @settings(deadline=None, max_examples=300)
-def test_a_pause_lies_between_nothing_and_the_cap(
+def test_a_pause_is_between_zero_and_the_cap(
     attempt: int, draw: float, base_s: float, cap_s: float, multiplier: float
 ) -> None:
-    """For any number of attempts: an exponent that overflows has been a negative sleep elsewhere."""
+    """For any number of attempts: in other libraries, an exponent that overflowed has become a negative sleep."""
     options = RetryOptions(base_s=base_s, cap_s=cap_s, multiplier=multiplier)
     pause = pause_s(options, attempt, lambda: draw)
     assert 0.0 <= pause <= min(cap_s, base_s * multiplier ** min(attempt - 1, 30))
@@ -28,20 +28,22 @@ def test_a_pause_lies_between_nothing_and_the_cap(
 @pytest.mark.parametrize(
     ("attempt", "most"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (6, 30.0), (5000, 30.0)]
 )
-def test_full_jitter_is_drawn_from_all_of_a_growing_range(attempt: int, most: float) -> None:
+def test_full_jitter_covers_the_whole_growing_range(attempt: int, most: float) -> None:
     assert pause_s(RetryOptions(), attempt, lambda: 1.0) == most
     assert pause_s(RetryOptions(), attempt, lambda: 0.25) == most / 4
     assert pause_s(RetryOptions(), attempt, lambda: 0.0) == 0.0
 
 
 @given(attempt=st.integers(1, 50), draw=DRAWS, hint_s=st.floats(0.01, 1e6))
-def test_a_servers_hint_is_the_least_and_never_much_more(attempt: int, draw: float, hint_s: float) -> None:
+def test_the_pause_is_at_least_the_servers_hint_and_little_longer(
+    attempt: int, draw: float, hint_s: float
+) -> None:
     pause = pause_s(RetryOptions(), attempt, lambda: draw, hint_s)
     assert hint_s <= pause <= max(30.0, 1.05 * hint_s)
 
 
 class Successes:
-    """What a guard counts."""
+    """A guard's count of successes."""
 
     def __init__(self) -> None:
         self.first_successes = 0
@@ -54,7 +56,7 @@ def budget_of(*earners: Successes, **options: float) -> RetryBudget:
     return budget
 
 
-def test_an_empty_bucket_refuses_and_fills_by_a_tenth_of_each_success_and_by_one_a_second() -> None:
+def test_an_empty_bucket_refuses_and_refills_by_a_tenth_per_success_and_one_per_second() -> None:
     guard = Successes()
     budget = budget_of(guard)
     assert sum(budget.take(0.0) for _ in range(100)) == 20, "it holds twenty and starts full"
@@ -62,10 +64,10 @@ def test_an_empty_bucket_refuses_and_fills_by_a_tenth_of_each_success_and_by_one
     assert not budget.take(0.0)
     guard.first_successes = 10
     assert budget.take(0.0), "ten successes are one repeat"
-    assert sum(budget.take(3.0) for _ in range(100)) == 3, "and one a second"
+    assert sum(budget.take(3.0) for _ in range(100)) == 3, "one per second"
 
 
-def test_all_guards_of_a_dependency_earn_for_one_bucket_and_what_is_forgotten_has_earned_too() -> None:
+def test_all_guards_of_a_dependency_earn_for_one_bucket_including_removed_ones() -> None:
     one, other = Successes(), Successes()
     budget = budget_of(one, other, budget_tokens=1000, budget_per_s=0)
     while budget.take(0.0):
@@ -78,15 +80,15 @@ def test_all_guards_of_a_dependency_earn_for_one_bucket_and_what_is_forgotten_ha
     assert sum(budget.take(0.0) for _ in range(100)) == 1
 
 
-def test_a_repeat_that_was_never_made_gives_its_token_back() -> None:
+def test_a_repeat_that_was_never_made_returns_its_token() -> None:
     budget = budget_of(budget_tokens=1)
     assert budget.take(0.0) and not budget.take(0.0)
     budget.give_back()
     budget.give_back()
-    assert budget.take(0.0) and not budget.take(0.0), "and no more than it holds"
+    assert budget.take(0.0) and not budget.take(0.0), "it never exceeds its size"
 
 
-def test_a_bucket_that_holds_nothing_allows_nothing() -> None:
+def test_a_bucket_of_size_zero_allows_no_repeat() -> None:
     guard = Successes()
     budget = budget_of(guard, budget_tokens=0)
     guard.first_successes = 10**9
@@ -100,10 +102,10 @@ def test_a_bucket_that_holds_nothing_allows_nothing() -> None:
     floor=st.floats(0.0, 3.0),
 )
 @settings(deadline=None, max_examples=200)
-def test_repeats_never_pass_the_share_of_successes_plus_the_floor_plus_the_bucket(
+def test_repeats_never_exceed_the_share_of_successes_plus_the_floor_plus_the_bucket(
     steps: list[tuple[float, int, int]], tokens: float, share: float, floor: float
 ) -> None:
-    """In any stretch of time, not only from the beginning."""
+    """This is checked for every stretch of time, not only from the beginning."""
     guard, now, granted = Successes(), 0.0, 0
     budget = budget_of(guard, budget_tokens=tokens, budget_per_success=share, budget_per_s=floor)
     marks = [(0.0, 0, 0)]

@@ -1,4 +1,4 @@
-"""Samples add up over time and over processes, keep the worst, and come back from the store as they were."""
+"""Samples add up over time and over processes, keep the worst state, and survive storage unchanged."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ samples = st.builds(
 
 
 @given(samples)
-def test_what_is_stored_comes_back(sample: Sample) -> None:
+def test_a_stored_sample_comes_back_unchanged(sample: Sample) -> None:
     assert Sample.unpacked(sample.packed()) == sample
 
 
-def test_an_idle_minute_takes_no_room() -> None:
+def test_an_idle_minute_takes_almost_no_space() -> None:
     assert Sample("healthy").packed() == ["healthy"]
 
 
@@ -40,13 +40,13 @@ def test_an_idle_minute_takes_no_room() -> None:
         ["healthy", *[0] * 10, [], ["1"]],
     ],
 )
-def test_what_is_not_a_sample_raises(values: list[object]) -> None:
+def test_values_that_are_not_a_sample_raise(values: list[object]) -> None:
     with pytest.raises((ValueError, TypeError)):
         Sample.unpacked(values)
 
 
 @given(samples, samples)
-def test_what_follows_adds_counts_and_keeps_the_highest_level(one: Sample, later: Sample) -> None:
+def test_a_following_span_adds_counts_and_keeps_the_highest_level(one: Sample, later: Sample) -> None:
     before = deepcopy(one)
     one.follow(later)
     assert one.calls == before.calls + later.calls
@@ -56,14 +56,14 @@ def test_what_follows_adds_counts_and_keeps_the_highest_level(one: Sample, later
 
 
 @given(samples, samples)
-def test_of_two_processes_the_levels_add_too(one: Sample, other: Sample) -> None:
+def test_the_levels_of_two_processes_are_added(one: Sample, other: Sample) -> None:
     used, waiting = one.used, one.waiting
     one.join(other)
     assert (one.used, one.waiting) == (used + other.used, waiting + other.waiting)
 
 
 @given(samples, samples)
-def test_what_was_counted_since_is_what_came_on_top(before: Sample, more: Sample) -> None:
+def test_the_counts_since_an_earlier_sample_are_the_difference(before: Sample, more: Sample) -> None:
     after = deepcopy(before)
     after.follow(more)
     new = after.since(before)
@@ -72,19 +72,19 @@ def test_what_was_counted_since_is_what_came_on_top(before: Sample, more: Sample
 
 
 @given(samples, samples)
-def test_a_count_that_fell_is_nothing_and_never_less(before: Sample, after: Sample) -> None:
+def test_a_count_that_fell_gives_zero_and_never_less(before: Sample, after: Sample) -> None:
     new = after.since(before)
     assert all(getattr(new, name) >= 0 for name in COUNTS) and all(n > 0 for n in new.latency.values())
     assert all(n > 0 for n in new.saved.values())
 
 
-def test_a_process_of_the_release_before_reads_a_sample_with_savings() -> None:
-    """It takes the numbers and the cells by their places, and what stands behind them is not looked at."""
+def test_the_previous_release_can_read_a_sample_with_savings() -> None:
+    """It reads the numbers and the cells by position, and ignores what follows them."""
     packed = Sample("healthy", successes=3, latency={4: 3}, saved={"refused": 7}).packed()
     assert packed[1] == 3 and packed[11] == [4, 3] and len(packed) == 13
 
 
-def test_a_percentile_is_the_one_that_dashboards_have() -> None:
+def test_a_samples_percentile_equals_the_tallys() -> None:
     bucket = Bucket()
     for cell, count in ((3, 50), (7, 45), (20, 5)):
         bucket.latency[cell] = count
@@ -93,7 +93,7 @@ def test_a_percentile_is_the_one_that_dashboards_have() -> None:
     assert Sample().percentile_s(0.95) is None
 
 
-def test_spans_go_on_and_are_united_by_component() -> None:
+def test_spans_are_extended_and_united_by_component() -> None:
     span: Span = {"ai:a": Sample("healthy", successes=1, used=2)}
     extend(span, {"ai:a": Sample("unhealthy", successes=2, used=1), "ai:b": Sample(failures=1)})
     assert span == {"ai:a": Sample("unhealthy", successes=3, used=2), "ai:b": Sample(failures=1)}

@@ -1,4 +1,4 @@
-"""`docs/states.md` is as new as the breaker, and names everything there is."""
+"""`docs/states.md` is up to date with the breaker, and names every phase, trigger, override and state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from koo.policies.breaker import TRANSITIONS, Override, Phase, Trigger
 from koo.policies.reported import DatabaseState, ServiceState
 
 
-def test_the_page_is_as_new_as_its_source() -> None:
+def test_the_page_is_up_to_date_with_its_source() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: make docs"
 
 
@@ -16,6 +16,6 @@ def test_it_names_every_phase_cue_override_and_state() -> None:
     for names in (Phase, Override, DatabaseState, ServiceState):
         assert [one for one in names if f"`{one.value}`" not in text] == []
     assert [trigger for trigger in Trigger if trigger.value not in text] == [], (
-        "one without a transition is of no use"
+        "a trigger without a transition is useless"
     )
     assert {trigger for _, trigger in TRANSITIONS} == set(Trigger)

@@ -1,4 +1,4 @@
-"""What a guard counts: for its life, and for the last five minutes."""
+"""The counts of a guard: for its life, and for the last five minutes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LATENCIES = st.lists(st.floats(0.0001, 119.0), min_size=1, max_size=200)
 
 @given(latencies=LATENCIES, share=st.sampled_from([0.5, 0.95, 0.99]))
 @settings(deadline=None, max_examples=200)
-def test_a_percentile_lies_in_the_cell_of_the_true_one(latencies: list[float], share: float) -> None:
+def test_a_percentile_is_in_the_cell_of_the_true_one(latencies: list[float], share: float) -> None:
     tally = Tally(0.0)
     for latency_s in latencies:
         tally.record_success(latency_s, False, True, 0.0)
@@ -31,7 +31,9 @@ def test_a_percentile_lies_in_the_cell_of_the_true_one(latencies: list[float], s
 
 @given(latencies=LATENCIES, step_s=st.sampled_from([0.0, 1.0, 40.0]))
 @settings(deadline=None, max_examples=100)
-def test_many_at_once_are_as_one_after_another(latencies: list[float], step_s: float) -> None:
+def test_recording_many_at_once_equals_recording_one_after_another(
+    latencies: list[float], step_s: float
+) -> None:
     many, single = Tally(0.0), Tally(0.0)
     for now in (0.0, step_s):
         many.record_successes(latencies, now)
@@ -63,7 +65,7 @@ def test_a_latency_beyond_the_last_bound_is_not_lost() -> None:
     )
 )
 @settings(deadline=None, max_examples=200)
-def test_recent_are_the_last_five_minutes_and_totals_are_everything(steps: list[tuple[float, int]]) -> None:
+def test_recent_counts_cover_five_minutes_and_totals_cover_everything(steps: list[tuple[float, int]]) -> None:
     now, tally, seen = 1000.0, Tally(1000.0), list[tuple[float, int]]()
     for step_s, verdict in steps:
         now += step_s
@@ -81,7 +83,7 @@ def test_recent_are_the_last_five_minutes_and_totals_are_everything(steps: list[
         assert tally.totals().verdicts == [sum(v == one for _, v in seen) for one in range(4)]
 
 
-def test_looking_changes_nothing() -> None:
+def test_reading_the_tally_changes_nothing() -> None:
     tally = Tally(0.0)
     tally.record_success(1.0, False, True, 1.0)
     for now in (1.0, 100.0, 10_000.0):
@@ -89,7 +91,7 @@ def test_looking_changes_nothing() -> None:
     assert tally.recent(2.0).verdicts[SUCCESS] == 1
 
 
-def test_a_neutral_end_says_nothing_about_the_other_side() -> None:
+def test_a_neutral_call_does_not_count_for_the_other_side() -> None:
     tally = Tally(0.0)
     tally.record_success(1.0, True, True, 1.0)
     tally.record_other(NEUTRAL, "cancelled", False, 2.0)
@@ -100,7 +102,7 @@ def test_a_neutral_end_says_nothing_about_the_other_side() -> None:
     assert tally.totals().success_rate() == 0.5 and tally.last_failure_at == 3.0
 
 
-def test_refusals_are_counted_apart_and_first_successes_feed_the_retry_budget() -> None:
+def test_refusals_are_counted_separately_and_first_successes_feed_the_retry_budget() -> None:
     tally = Tally(0.0)
     tally.record_refusal("circuit_open", 1.0)
     tally.record_refusal("circuit_open", 2.0)
@@ -112,7 +114,7 @@ def test_refusals_are_counted_apart_and_first_successes_feed_the_retry_budget() 
     assert tally.first_successes == 1
 
 
-def test_a_bucket_ends_after_its_seconds_without_being_read() -> None:
+def test_a_bucket_ends_on_time_even_if_it_is_not_read() -> None:
     tally = Tally(0.0)
     tally.record_success(1.0, False, True, 1.0)
     tally.roll(BUCKET_S)

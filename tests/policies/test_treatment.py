@@ -1,4 +1,4 @@
-"""What follows from an error: the promised treatment of each kind, and of exceptions that koo did not raise."""
+"""The promised treatment of each kind of error, and of exceptions that koo did not raise."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def json_error() -> Exception:
 
 
 FOREIGN: list[tuple[Exception, Verdict, bool]] = [
-    # OSError and TimeoutError are failures, repeated where the operation is declared idempotent.
+    # OSError and TimeoutError are failures, repeated if the operation is declared idempotent.
     (OSError("no route to host"), FAILURE, True),
     (ConnectionResetError("reset"), FAILURE, True),
     (ConnectionRefusedError("refused"), FAILURE, True),
@@ -51,7 +51,7 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     (ssl.SSLError("handshake"), FAILURE, True),
     (TimeoutError("slow"), FAILURE, True),
     # The caller's own mistakes: neutral.
-    (TypeError("an argument too many"), NEUTRAL, False),
+    (TypeError("one argument too many"), NEUTRAL, False),
     (ValueError("negative"), NEUTRAL, False),
     (json_error(), NEUTRAL, False),
     (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), NEUTRAL, False),
@@ -59,7 +59,7 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     (KeyError("x"), NEUTRAL, False),
     (IndexError("x"), NEUTRAL, False),
     (AttributeError("x"), NEUTRAL, False),
-    # What this machine lacks is not a failure of the other side, and may be there a moment later.
+    # A resource that this machine lacks is not a failure of the other side, and may be free a moment later.
     (OSError(errno.EMFILE, "Too many open files"), NEUTRAL, True),
     (OSError(errno.ENFILE, "Too many open files in system"), NEUTRAL, True),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), NEUTRAL, True),
@@ -72,7 +72,7 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     (EOFError("x"), FAILURE, False),
     (AssertionError("x"), FAILURE, False),
     (ExceptionGroup("x", [OSError("x")]), FAILURE, False),
-    # koo's own refusals from further down, a nested guard's for instance, say nothing about this dependency.
+    # koo's own refusals (by a nested guard, for example) say nothing about this dependency.
     (CircuitOpen("b", "open"), NEUTRAL, False),
     (RateLimited("b", "our limit", kind=Kind.RATE_LIMITED), NEUTRAL, False),
     (BudgetExceeded("b", "spent"), NEUTRAL, False),
@@ -80,7 +80,7 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     (DatabaseUnavailable("db", "open"), NEUTRAL, False),
     (PoolSaturated("db", "full"), NEUTRAL, False),
     (AllServicesFailed("nobody answered", [ServiceFailed("a", "down")]), NEUTRAL, False),
-    # And koo's words for what the other side did mean what they say.
+    # koo's errors about the other side count as what they report.
     (ServiceFailed("b", "unreachable", kind=Kind.CONNECTION), FAILURE, True),
     (ServiceTimeout("b", "slow"), FAILURE, True),
     (RateLimited("b", "429", 3.0, kind=Kind.THROTTLED), THROTTLED, True),
@@ -136,7 +136,7 @@ def test_a_kind_is_treated_as_promised(
 ) -> None:
     treatment = TREATMENTS[kind]
     assert (treatment.error, treatment.verdict, treatment.repeatable) == (error, verdict, repeatable)
-    assert not (treatment.repeatable and treatment.block), "a blocked key is not tried again at once"
+    assert not (treatment.repeatable and treatment.block), "a blocked key is not tried again immediately"
 
 
 def test_every_kind_with_a_treatment_is_in_the_table_of_promises() -> None:
@@ -152,7 +152,7 @@ def test_a_fault_carries_the_servers_hint_and_what_was_billed() -> None:
     assert not fault_of(cut).billed, "unless the provider says so"
 
 
-def test_only_a_refused_key_is_blocked_and_an_unreachable_host_concerns_all_models() -> None:
+def test_only_a_refused_key_is_blocked_and_an_unreachable_host_counts_for_all_models() -> None:
     blocked = {kind: treatment.block for kind, treatment in TREATMENTS.items() if treatment.block}
     assert blocked == {Kind.AUTH: "service", Kind.PERMISSION: "model"}
     assert {kind for kind, treatment in TREATMENTS.items() if treatment.reach == "service"} == {

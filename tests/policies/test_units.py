@@ -1,4 +1,4 @@
-"""Limits of a fleet: never above the limit in any period, most of it usable; and what each rule is for."""
+"""Limits of a fleet: never exceeded in any period, mostly usable, and each rule is needed for that."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Patch = Callable[[pytest.MonkeyPatch], dict[str, Any]]
 
 
 class Party:
-    """Some processes on one store, which is asked when a test says so."""
+    """Some processes on one store. A test decides when they send messages."""
 
     def __init__(self, limit: int = 60) -> None:
         self.store = MemoryWindows()
@@ -36,7 +36,7 @@ class Party:
     def speak(
         self, one: tuple[Limits, Hand], waiting: int = 0, *, name: str = "", heard: bool = True
     ) -> Grant:
-        """Ask, and hear the answer at once; or never, where it is lost."""
+        """Send a message and read the reply immediately, or never if the reply is lost (`heard=False`)."""
         limits, in_hand = one
         (count,) = limits.counts
         count.roll(self.now)
@@ -50,7 +50,7 @@ class Party:
         return grant
 
     def take(self, one: tuple[Limits, Hand], calls: int) -> int:
-        """So many calls; returns how many found a unit."""
+        """Make `calls` calls; returns how many found a unit."""
         return sum(one[0].take(self.now) is None for _ in range(calls))
 
     @property
@@ -61,7 +61,7 @@ class Party:
 # ── one process ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_call_that_finds_nothing_waits_for_one_answer_and_the_next_ones_wait_for_none() -> None:
+def test_a_call_that_finds_no_unit_waits_for_one_reply_and_the_next_calls_do_not() -> None:
     party = Party()
     one = party.process()
     assert party.take(one, 1) == 0 and one[0].lacks(party.now)
@@ -69,7 +69,7 @@ def test_a_call_that_finds_nothing_waits_for_one_answer_and_the_next_ones_wait_f
     assert party.take(one, 4) == 4 and party.take(one, 1) == 0
 
 
-def test_a_process_that_is_alone_uses_the_whole_limit_with_a_few_trips() -> None:
+def test_a_lone_process_uses_the_whole_limit_with_few_trips() -> None:
     party = Party()
     one, trips = party.process(), 0
     for _ in range(60):
@@ -82,14 +82,14 @@ def test_a_process_that_is_alone_uses_the_whole_limit_with_a_few_trips() -> None
     assert party.take(one, 1) == 0 and not one[0].lacks(party.now)
 
 
-def test_a_burst_is_one_trip() -> None:
+def test_a_burst_costs_one_trip() -> None:
     party = Party()
     one = party.process()
     party.speak(one, 60)
     assert party.take(one, 61) == 60
 
 
-def test_an_empty_answer_says_when_the_next_unit_is_free_and_nothing_is_asked_before() -> None:
+def test_a_reply_without_units_says_when_to_ask_again_and_no_message_is_sent_before() -> None:
     party = Party()
     one, other = party.process(), party.process()
     party.speak(one, 60)
@@ -106,7 +106,7 @@ def test_an_empty_answer_says_when_the_next_unit_is_free_and_nothing_is_asked_be
     assert party.take(other, 1) == 1
 
 
-def test_what_is_not_used_goes_home_when_there_is_no_traffic() -> None:
+def test_unused_units_go_home_when_there_is_no_traffic() -> None:
     party = Party()
     one = party.process()
     party.speak(one, 1)
@@ -116,21 +116,21 @@ def test_what_is_not_used_goes_home_when_there_is_no_traffic() -> None:
         party.now = one[1].due_at
         party.speak(one)
     assert (party.window.used, party.store.leases) == (1, {})
-    assert one[1].due_at > party.now + 1, "then nothing is told for a while"
+    assert one[1].due_at > party.now + 1, "then no message is sent for a while"
 
 
-def test_units_that_were_never_reported_count_from_the_end_of_their_lease() -> None:
+def test_unreported_units_count_as_used_from_the_end_of_their_lease() -> None:
     party = Party()
     one, other = party.process(), party.process()
     party.speak(one, 60)
     party.take(one, 1)
     party.now += 30
     party.speak(other, 1)
-    assert party.window.used == 60, "the process was killed, and what it had may have been used"
+    assert party.window.used == 60, "the process was killed, and may have used its units"
     assert other[1].shut_until - party.now == pytest.approx(32, abs=1.1)
 
 
-def test_a_process_that_comes_back_tells_what_it_did_not_use() -> None:
+def test_a_process_that_returns_reports_what_it_did_not_use() -> None:
     party = Party()
     one = party.process()
     party.speak(one, 60)
@@ -140,7 +140,7 @@ def test_a_process_that_comes_back_tells_what_it_did_not_use() -> None:
     assert party.window.used == 1
 
 
-def test_of_an_answer_that_was_lost_nothing_counts_as_used() -> None:
+def test_units_granted_in_a_lost_reply_do_not_count_as_used() -> None:
     party = Party()
     one = party.process()
     party.speak(one, 60, heard=False)
@@ -149,7 +149,7 @@ def test_of_an_answer_that_was_lost_nothing_counts_as_used() -> None:
     assert party.window.used == 0
 
 
-def test_a_message_that_comes_twice_changes_nothing() -> None:
+def test_a_message_that_arrives_twice_changes_nothing() -> None:
     party = Party()
     one = party.process()
     party.speak(one, 5)
@@ -161,7 +161,7 @@ def test_a_message_that_comes_twice_changes_nothing() -> None:
     assert party.store.receive("twice", [told], NOW_MS) == first
 
 
-def test_a_unit_of_a_call_that_was_never_made_comes_back_before_and_after_it_was_reported() -> None:
+def test_an_unused_unit_is_returned_whether_or_not_it_was_reported() -> None:
     party = Party()
     one = party.process()
     party.speak(one, 10)
@@ -176,7 +176,7 @@ def test_a_unit_of_a_call_that_was_never_made_comes_back_before_and_after_it_was
     assert party.window.used == 8
 
 
-def test_a_unit_that_may_have_left_the_window_gives_no_other_one_back() -> None:
+def test_an_unused_unit_that_may_have_left_the_window_frees_no_other_one() -> None:
     party = Party(100)
     one = party.process()
     for at_s in range(70):
@@ -186,17 +186,19 @@ def test_a_unit_that_may_have_left_the_window_gives_no_other_one_back() -> None:
     used = party.window.used
     one[0].refund(1000.0)
     party.speak(one)
-    assert party.window.used == used + 1, "the last one is told now, and none was taken back"
+    assert party.window.used == used + 1, "the last use is reported now, and no unit was taken back"
 
 
-def test_of_two_limits_the_lower_counts_at_once_and_the_higher_when_the_lower_is_no_longer_reported() -> None:
+def test_the_lower_of_two_limits_applies_immediately_and_the_higher_when_the_lower_is_no_longer_reported() -> (
+    None
+):
     store = MemoryWindows()
     for at_ms, limit, stands in ((0, 60, 60), (10, 50, 50), (20, 60, 50), (4000, 60, 50), (9100, 60, 60)):
         (grant,) = store.receive("p", [Told("x", 60_000, limit, at_ms)], NOW_MS + at_ms)
         assert grant.limit == stands
 
 
-def test_a_lease_counts_from_when_it_was_asked_for_and_two_percent_short() -> None:
+def test_a_lease_counts_from_its_request_and_two_percent_short() -> None:
     party = Party()
     limits, in_hand = party.process()
     (count,) = limits.counts
@@ -207,10 +209,10 @@ def test_a_lease_counts_from_when_it_was_asked_for_and_two_percent_short() -> No
     party.now += 0.47
     assert limits.take(party.now) is None
     party.now += 0.02
-    assert limits.take(party.now) is not None, "the store's clock says 0.99, and may be right"
+    assert limits.take(party.now) is not None, "by the store's clock 0.99 s have passed, which may be true"
 
 
-def test_a_slow_way_to_the_store_asks_for_a_longer_lease() -> None:
+def test_a_slow_trip_to_the_store_leads_to_a_longer_lease() -> None:
     party = Party()
     limits, in_hand = one = party.process()
     (count,) = limits.counts
@@ -219,12 +221,12 @@ def test_a_slow_way_to_the_store_asks_for_a_longer_lease() -> None:
     grants = party.store.receive("far", [told], int(party.now * 1000) + 600)
     in_hand.hear(grants[0], party.now, party.now + 1.2)
     party.now += 1.2
-    assert party.take(one, 1) == 0 and limits.lacks(party.now), "it was over when it came"
+    assert party.take(one, 1) == 0 and limits.lacks(party.now), "the lease had ended when the reply arrived"
     (grant,) = party.store.receive("far", [in_hand.ask(party.now, count, 1, 1)], int(party.now * 1000) + 600)
     assert grant.lease_ms == pytest.approx(4800, abs=10)
 
 
-def test_an_operators_reset_gives_the_whole_limit_again() -> None:
+def test_an_operators_reset_frees_the_whole_limit() -> None:
     party = Party()
     one = party.process()
     party.speak(one, 60)
@@ -238,7 +240,7 @@ def test_an_operators_reset_gives_the_whole_limit_again() -> None:
 # ── several ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_left_is_divided_among_those_that_use_it() -> None:
+def test_the_rest_of_a_limit_is_divided_among_its_users() -> None:
     party = Party(600)
     first, second = party.process(), party.process()
     party.speak(first, 100)
@@ -246,7 +248,7 @@ def test_what_is_left_is_divided_among_those_that_use_it() -> None:
     assert second[1].left == 122, "half of the 490 that the first left, divided by two"
 
 
-def test_a_store_that_is_an_older_copy_of_itself_learns_what_it_forgot_and_waits_for_the_others() -> None:
+def test_a_store_replaced_by_an_older_copy_takes_over_the_lost_use_and_waits_for_all_processes() -> None:
     party = Party()
     one, other = party.process(), party.process()
     party.speak(one, 20)
@@ -267,7 +269,7 @@ def away(party: Party, one: tuple[Limits, Hand]) -> None:
     one[1].is_away = True
 
 
-def test_without_the_store_a_process_goes_on_with_its_share_of_four_fifths() -> None:
+def test_without_the_store_a_process_uses_its_share_of_four_fifths() -> None:
     party = Party()
     party.store.processes = 4
     one = party.process()
@@ -287,7 +289,7 @@ def test_units_in_hand_are_used_before_the_share() -> None:
     assert party.take(one, 4) == 4 and not one[1].is_alone
 
 
-def test_at_first_a_process_uses_no_more_than_before_and_its_part_of_what_was_free() -> None:
+def test_in_the_first_period_a_process_adds_only_its_part_of_the_free_units() -> None:
     party = Party()
     party.store.processes = 4
     one, other = party.process(), party.process()
@@ -296,13 +298,13 @@ def test_at_first_a_process_uses_no_more_than_before_and_its_part_of_what_was_fr
     party.speak(one, 1)
     away(party, one)
     party.now += 1
-    assert party.take(one, 20) == 2, "a fourth part of the nine that were free"
+    assert party.take(one, 20) == 2, "a quarter of the nine that were free"
     assert 60 < one[0].usable_at(party.now) - party.now < 62 and one[0].full(party.now) is not None
     party.now += 62
-    assert party.take(one, 20) == 12, "what others used has left the window"
+    assert party.take(one, 20) == 12, "the use of the others has left the window"
 
 
-def test_what_was_used_meanwhile_is_reported_and_nothing_is_granted_until_all_have_reported() -> None:
+def test_use_without_the_store_is_reported_and_nothing_is_granted_until_all_have_reported() -> None:
     party = Party()
     party.store.processes = 2
     one, other = party.process(), party.process()
@@ -316,13 +318,13 @@ def test_what_was_used_meanwhile_is_reported_and_nothing_is_granted_until_all_ha
         each[1].is_away = False
     grant = party.speak(one, 1)
     assert grant.frozen_ms == FREEZE_MS and party.window.used == 10
-    assert party.take(one, 1) == 1, "its share goes on"
+    assert party.take(one, 1) == 1, "its share is still in use"
     party.speak(other, 1)
     assert party.window.used == 20
     party.now += FREEZE_MS / 1000
     party.speak(one, 1)
     assert party.take(one, 1) == 1 and not one[1].is_alone
-    assert party.window.occupied[0][0] == (1000 + 20), "as long ago as it was"
+    assert party.window.occupied[0][0] == (1000 + 20), "with the time that has passed since"
 
 
 # ── a fleet ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -331,7 +333,7 @@ FLEETS = [(60, 1, 1), (60, 4, 2), (60, 10, 3), (600, 1, 4), (600, 10, 5), (6000,
 
 
 @pytest.mark.parametrize(("limit", "processes", "seed"), FLEETS)
-def test_a_fleet_with_faults_is_never_above_its_limit_and_uses_most_of_it(
+def test_a_fleet_with_faults_never_exceeds_its_limit_and_uses_most_of_it(
     limit: int, processes: int, seed: int
 ) -> None:
     """Messages are lost and repeated, clocks are wrong, two processes are killed, and one is stopped."""
@@ -340,27 +342,27 @@ def test_a_fleet_with_faults_is_never_above_its_limit_and_uses_most_of_it(
     assert world.used >= 0.85
 
 
-def test_500_a_second_over_50_processes() -> None:
+def test_50_processes_use_most_of_500_units_a_second_and_never_more() -> None:
     world = World(30_000, 50, 700, seconds=62, seed=8, faults=False).run()
     assert world.worst <= 30_000 and world.used >= 0.85 and world.trips_a_use < 0.2
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_fleet_whose_store_is_away_goes_on_and_is_never_above_its_limit(seed: int) -> None:
+def test_a_fleet_without_its_store_continues_and_never_exceeds_its_limit(seed: int) -> None:
     world = World(60, 4, 1.5, seconds=300, seed=seed, faults=False, away=(80, 170), lag_s=(0.001, 0.2)).run()
     assert world.worst <= 60
-    assert 20 <= within(world.uses, 105, 165) <= 48, "four fifths, as long as the store cannot be asked"
+    assert 20 <= within(world.uses, 105, 165) <= 48, "four fifths while the store is unreachable"
     assert within(world.uses, 235, 295) >= 50
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_one_that_alone_is_cut_off_adds_its_share_at_most(seed: int) -> None:
+def test_a_process_that_alone_is_cut_off_adds_at_most_its_share(seed: int) -> None:
     world = World(60, 4, 1.5, seconds=300, seed=seed, faults=False, cut=(80, 240)).run()
     assert world.worst <= 60 + 12
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_callers_that_wait_are_served_in_turn_and_no_process_starves(seed: int) -> None:
+def test_waiting_callers_are_served_in_order_and_no_process_starves(seed: int) -> None:
     world = World(600, 10, 12, seconds=130, seed=seed, faults=False, waits=True).run()
     uses = [process.uses for process in world.processes]
     assert min(uses) > 0.6 * max(uses) and world.worst <= 600
@@ -379,7 +381,7 @@ def without(rule: str, **world: Any) -> Callable[[Patch], Patch]:
     return keep
 
 
-@without("what goes home leaves the hand first", faults=False)
+@without("units going home leave the hand before they are reported", faults=False)
 def _told_first(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Changed(Hand):
         def ask(self, *args: Any, **more: Any) -> Told:
@@ -391,20 +393,20 @@ def _told_first(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"make": Changed}
 
 
-@without("untold units count as used")
+@without("unreported units count as used")
 def _not_told_not_used(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     patch.setattr(Lease, "out", property(lambda lease: 0))
     return {}
 
 
-@without("told units stay for a whole period", faults=False)
+@without("reported units stay in the window for a whole period", faults=False)
 def _short_period(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     true = Window.roll
     patch.setattr(Window, "roll", lambda window, now_ms, bucket_ms: true(window, now_ms + 9000, bucket_ms))
     return {}
 
 
-@without("of a lease that ended only what is known not to be used comes back", seed=11)
+@without("only units known to be unused return from an ended lease", seed=11)
 def _all_comes_back(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     def take(window: Window, own: Lease, told: Told, now_ms: int, bucket_ms: int) -> Lease | None:
         if own.lapsed:
@@ -417,7 +419,7 @@ def _all_comes_back(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
-@without("others may have used what is left, while the store is away", away=(80, 140))
+@without("in the first period without the store only free units are shared", away=(80, 140))
 def _share_at_once(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Changed(Hand):
         def _share(self, now: float, used: int) -> tuple[int, float]:
@@ -427,7 +429,7 @@ def _share_at_once(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"make": Changed}
 
 
-@without("what was used without the store is told", away=(80, 140), lag_s=(0.001, 0.3))
+@without("use without the store is reported", away=(80, 140), lag_s=(0.001, 0.3))
 def _never_told(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     true = units._take_told
 
@@ -438,13 +440,13 @@ def _never_told(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
-@without("nothing is granted until all have told", away=(80, 170), lag_s=(0.001, 0.5))
+@without("nothing is granted until all have reported", away=(80, 170), lag_s=(0.001, 0.5))
 def _no_freeze(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     patch.setattr(units, "FREEZE_MS", 0)
     return {}
 
 
-@without("a limit of the fleet, and not of each process", faults=False)
+@without("one limit for the fleet and not one for each process", faults=False)
 def _each_its_own(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Changed(Hand):
         def units(self, now: float, used: int) -> tuple[int, float]:
@@ -457,7 +459,7 @@ def _each_its_own(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rule", RULES_OUT)
-def test_without_a_rule_the_limit_does_not_hold(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_this_rule_the_limit_is_exceeded(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options, patch = RULES_OUT[rule]
     options = {"limit": 60, "seed": 1, **options}
     assert any(
@@ -474,5 +476,5 @@ def _breaks(options: dict[str, Any], patch: Patch, monkeypatch: pytest.MonkeyPat
     return bool(world.worst > limit)
 
 
-def test_the_worst_period_is_found_wherever_it_begins() -> None:
+def test_the_worst_period_is_found_at_any_beginning() -> None:
     assert worst([0.0, 30.0, 59.9, 60.0], 60.0) == 3

@@ -1,4 +1,4 @@
-"""The window: what it counts, and when it forgets."""
+"""The window: which calls it counts, and when it drops them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STEPS = st.lists(
 
 @given(steps=STEPS, buckets=st.sampled_from([2, 3, 10, 30]))
 @settings(deadline=None, max_examples=200)
-def test_it_counts_what_is_young_and_forgets_what_is_old(
+def test_the_window_counts_recent_calls_and_drops_old_ones(
     steps: list[tuple[float, bool, bool]], buckets: int
 ) -> None:
-    """Within the window less a bucket everything counts; older than the window nothing does."""
+    """Calls younger than the window less one bucket all count; calls older than the window do not."""
     now, bucket_s = 1000.0, 30.0 / buckets
     window = Window(30.0, buckets, now)
     seen: list[tuple[float, bool, bool]] = []
@@ -43,12 +43,14 @@ def test_it_counts_what_is_young_and_forgets_what_is_old(
 
 @given(steps=STEPS, at=st.lists(st.sampled_from([0.0, 1.0, 3.0, 17.0, 100.0]), max_size=10))
 @settings(deadline=None, max_examples=100)
-def test_when_it_is_read_makes_no_difference(steps: list[tuple[float, bool, bool]], at: list[float]) -> None:
-    """Rolling in between (a tick) counts the same as not rolling."""
+def test_rolling_in_between_makes_no_difference(
+    steps: list[tuple[float, bool, bool]], at: list[float]
+) -> None:
+    """A tick rolls the window between calls; the counts are the same without it."""
     now, one, other = 0.0, Window(30.0, 10, 0.0), Window(30.0, 10, 0.0)
     for index, (step_s, failed, slow) in enumerate(steps):
         if step_s >= 30.0:
-            continue  # after a whole window without a call the buckets begin anew, wherever that is
+            continue  # after a whole window without a call the buckets start at that call, wherever it is
         now += step_s
         if index < len(at):
             one.roll(now)
@@ -57,7 +59,7 @@ def test_when_it_is_read_makes_no_difference(steps: list[tuple[float, bool, bool
         assert (one.calls, one.failures, one.slow) == (other.calls, other.failures, other.slow)
 
 
-def test_it_forgets_bucket_by_bucket() -> None:
+def test_the_window_drops_one_bucket_at_a_time() -> None:
     window = Window(30.0, 10, 0.0)
     for second in range(30):
         window.record(True, False, float(second))
@@ -68,7 +70,7 @@ def test_it_forgets_bucket_by_bucket() -> None:
     assert (window.calls, window.failures) == (1, 0)
 
 
-def test_cleared_it_is_as_new() -> None:
+def test_a_cleared_window_is_empty() -> None:
     window = Window(30.0, 10, 0.0)
     window.record(True, True, 5.0)
     window.clear(17.0)

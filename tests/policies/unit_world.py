@@ -1,5 +1,5 @@
-"""A fleet that leases units, on virtual time: messages that are lost, late and repeated, kills, stops, drifting clocks,
-and a store that is away. The provider counts: never more than the limit in any period, wherever it begins.
+"""A fleet that leases units, on virtual time: with lost, late and repeated messages, kills, stops, drifting clocks, and
+an unreachable store. The provider counts the calls: never more than the limit in any period, wherever it begins.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from koo.storage.windows import MemoryWindows, Windows
 
 TIMEOUT_S = 2.0
 RESET_S = 0.25
-"""A message that is lost with its connection is found out sooner."""
+"""A message that is lost with its connection is noticed sooner than by the timeout."""
 KNOCK_S = 1.0
-"""A store that did not answer is asked again so often."""
+"""How often a store that did not reply is tried again."""
 
 
 @dataclass(slots=True, eq=False)
 class Process:
-    """One process: what it has in hand, and how wrong its clock is."""
+    """One process: its units in hand, and the error of its clock."""
 
     name: str
     limits: Limits
@@ -39,11 +39,12 @@ class Process:
     uses: int = 0
     refused: int = 0
     waiting: list[float] = field(default_factory=list)
-    """When each of the callers that wait came."""
+    """When each waiting caller arrived."""
 
 
 class World:
-    """`demand`: calls a second in all. `faults`: lost and repeated messages, kills, stops. Uses are told by `uses`."""
+    """`demand`: calls per second of all processes. `faults`: lost and repeated messages, kills, stops. `uses`: the
+    times of all uses."""
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class World:
     # ── the way to the store ──────────────────────────────────────────────────────────────────────────────────
 
     def look(self, process: Process) -> None:
-        """What a background task does: it wakes when something is due."""
+        """Act as the background task, which wakes when a message is due."""
         if not process.is_alive:
             return
         self.look_now(process)
@@ -233,7 +234,7 @@ class World:
 
     @property
     def used(self) -> float:
-        """Which part of what the limit allows was used."""
+        """Which share of the limit was used."""
         return len(self.uses) / (self.limit * self.seconds / self.period_s)
 
     @property

@@ -106,9 +106,9 @@ class Purse:
         #   unsure   spent since the last answered beat. The store may or may not have recorded it under the old name.
         #            Left out, it could be missing from the books; reported again, it is at worst booked twice.
         #
-        # Both are reported as granted, and nothing beyond them, so that no room is left over to spend. What a held
-        # call does not cost can then be sent `back` as usual. The old name's grant stays booked too, so more than the
-        # limit may be booked this way, but never spent.
+        # Both are reported as granted, and nothing beyond them, so that no room is left over to spend. What a held call
+        # does not cost can then be sent `back` as usual. Unless it was written off, the old name's grant stays booked
+        # too. So more than the limit may be booked, but never spent.
         unsure = self.spent - self.told[0]
         self.elsewhere += self.told[0]
         self.granted, self.over = self.held + unsure, 0
