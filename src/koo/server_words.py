@@ -1,13 +1,13 @@
-"""What servers, poolers and libpq say in words, when there is no SQLSTATE, or the wrong one.
+"""The error texts of servers, poolers and libpq, for errors without an SQLSTATE or with the wrong one.
 
-libpq passes no SQLSTATE on when a connection is refused, only the server's sentence, in the server's language
-(`lc_messages`). A pooler uses one code for all of its own errors: PgBouncer 08P01, Supavisor XX000. So words are the
-only way to tell a wrong password from a full server. They are read only if the other side refuses or ends the
-connection: a statement's error may quote anything.
+When a connection is refused, libpq does not pass on the SQLSTATE, only the server's message, in the server's language
+(`lc_messages`). A pooler uses a single code for all of its own errors: PgBouncer 08P01, Supavisor XX000. So the text is
+the only way to distinguish a wrong password from a full server. It is read only if the other side refuses or ends the
+connection, because the error of a statement may quote anything.
 
-The rules are regular expressions over such a sentence; the first match counts. Their translations are PostgreSQL's own,
-as short as still distinguishes them. A sentence that no rule matches still comes from a server, and is not reported as
-an unreachable one.
+The rules are regular expressions for such messages, and the first match counts. The translations are PostgreSQL's own,
+shortened as far as they stay distinct. A message that no rule matches still comes from a server, so the server is not
+reported as unreachable.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _rules(*rows: tuple[str, Meaning]) -> Rules:
 
 NO_LOGIN_BEHIND = STARTING.saying("the pooler cannot connect to the server behind it")
 POOLER_FULL = FULL.saying("the pooler has no connection left")
-WANTS_TLS = MISCONFIGURED.saying("it requires TLS: ask for it in the URL (psycopg: sslmode, asyncpg: ssl)")
+WANTS_TLS = MISCONFIGURED.saying("it requires TLS: request it in the URL (psycopg: sslmode, asyncpg: ssl)")
 UNKNOWN_USER = REFUSED.saying("the pooler does not know this user")
 
 POOLERS: Rules = _rules(
@@ -85,7 +85,7 @@ POOLERS: Rules = _rules(
     (r"AllServersDown|pool is down|failed to get remote server|connect to compute node", NO_LOGIN_BEHIND),
     (r"no pool configured|route for \S+ is not found|endpoint \S+ (?:is|has been) disabled", MISSING),
 )
-"""Poolers' own sentences: they come before the code, which is the same for all of them."""
+"""Messages of poolers. They are checked before the code, which is the same for all of a pooler's errors."""
 
 TOO_MANY = r"""too many (?:clients|connections)|connection slots are reserved|zu viele Verbindungen
     |Verbindungen sind für|demasiad[oa]s (?:clientes|conexiones)|conexiones restantes
@@ -128,7 +128,7 @@ COMES_UP = r"""is starting up|is shutting down|in recovery mode|(?:not yet|not) 
     |データベースシステム|데이터베이스 시스템|数据库系统|ბაზის სისტემ"""
 
 
-def _joined(words: str) -> str:  # a rule of several lines is one
+def _joined(words: str) -> str:  # a rule may be written on several lines
     return re.sub(r"\n\s*", "", words)
 
 
@@ -141,13 +141,13 @@ REFUSALS: Rules = _rules(
     (_joined(NO_LOGIN), REFUSED),
     (_joined(NO_DATABASE), MISSING),
 )
-"""PostgreSQL's own sentences, in all of its languages."""
+"""PostgreSQL's own messages, in all of its languages."""
 CERTIFICATES: Rules = _rules(
     (
         r"root certificate file",
         MISCONFIGURED.saying(
-            "the file of the authorities whose TLS certificates are trusted cannot be read:"
-            " name one in PGSSLROOTCERT (psycopg: or as sslrootcert)"
+            "the file of trusted TLS certificate authorities cannot be read:"
+            " set one in PGSSLROOTCERT (psycopg: or as sslrootcert)"
         ),
     ),
     (
@@ -161,20 +161,20 @@ CERTIFICATES: Rules = _rules(
     (
         r"certificate verify failed",
         MISCONFIGURED.saying(
-            "the server's TLS certificate is not trusted: name its authority's file in PGSSLROOTCERT"
+            "the server's TLS certificate is not trusted: set its authority's file in PGSSLROOTCERT"
             " (psycopg: or as sslrootcert)"
         ),
     ),
     (
         r"private key file|certificate file",
-        MISCONFIGURED.saying("the client's own TLS certificate, or the key to it, cannot be used"),
+        MISCONFIGURED.saying("the client's own TLS certificate, or its key, cannot be used"),
     ),
     (
         r"alert (?:certificate required|bad certificate|unknown ca)",
         MISCONFIGURED.saying("the server requires a client certificate that it trusts, and received none"),
     ),
 )
-"""What a TLS library says about certificates. None of it passes without action."""
+"""Messages of TLS libraries about certificates. None of these errors goes away without action."""
 CLIENT: Rules = CERTIFICATES + _rules(
     (r"no password supplied", REFUSED.saying("the server asks for a password")),
     (
@@ -184,15 +184,15 @@ CLIENT: Rules = CERTIFICATES + _rules(
     (r"connection option|sslmode value|invalid port|must be one of", MISCONFIGURED),
     (
         r"session is (?:not )?read-only|in hot standby mode|target_session_attrs",
-        STARTING.saying("no server has the role that its URL asks for"),
+        STARTING.saying("no server has the role that the URL requires"),
     ),
     (r"could not fork new process", FULL),
 )
-"""Sentences of libpq and asyncpg themselves, before or without one of the server's."""
+"""Messages of libpq and asyncpg themselves, without one from the server."""
 REASONS: tuple[tuple[str, str], ...] = (
     ("resolve", "the host name cannot be resolved"),
     ("refused", "the server refuses connections"),
-    ("response to SSL negotiation", "what answers there is not PostgreSQL"),
+    ("response to SSL negotiation", "the server at that address is not PostgreSQL"),
     ("support SSL", "the server does not support TLS, which its URL asks for"),
     ("SSL upgrade", "the server does not support TLS, which its URL asks for"),
     ("certificate", "the TLS handshake failed"),
@@ -200,45 +200,44 @@ REASONS: tuple[tuple[str, str], ...] = (
 )
 """Why a server could not be reached."""
 SPOKEN = re.compile(r"failed: (\S{1,30}):  (.*)", re.DOTALL)
-"""How libpq quotes a server: its severity, in any language, and two spaces. libpq's own sentences have neither."""
+"""How libpq quotes a server: the severity, in any language, and two spaces. libpq's own messages have neither."""
 UNKNOWN_REFUSAL = STARTING.saying("the server refused the connection; its log says why")
 
 
 def said(original: BaseException) -> str:
-    """The other side's sentence, without libpq's own prefix, which names the host and the port."""
+    """The other side's message, without libpq's prefix, which contains the host and the port."""
     text = str(original)
     spoken = SPOKEN.search(text)
     return spoken[2] if spoken else text
 
 
 def of_pooler(original: BaseException) -> Meaning | None:
-    """What it means if a pooler refused or ended the connection; None for words that are not a pooler's own."""
+    """The meaning of a pooler's refusal or disconnect; None if the text is not a pooler's own."""
     return _first(POOLERS, said(original))
 
 
 def at_connect(original: BaseException) -> Meaning | None:
-    """What the code of a refused connection means if it would mean something else for a statement."""
+    """The meaning of a refused connection's code, if the code means something else for a statement."""
     state = sqlstate_of(original)
-    if state == "42501" and OPTION.search(
-        said(original)
-    ):  # the same code means that the user may not connect
+    # 42501 usually means that the user may not connect, but also that it may not set an option in the URL.
+    if state == "42501" and OPTION.search(said(original)):
         return MISCONFIGURED
     return None if state is None else find(AT_CONNECT, state)
 
 
 def by_certificate(original: BaseException) -> Meaning | None:
-    """What an error of Python's own TLS means if it is about certificates; asyncpg passes it through."""
+    """The meaning of an error of Python's `ssl` about certificates, which asyncpg passes through; else None."""
     return _first(CERTIFICATES, str(original)) if isinstance(original, ssl.SSLError) else None
 
 
 def by_words(original: BaseException) -> Meaning:
-    """What a refused connection without a code means."""
+    """The meaning of a refused connection without a code, by its text."""
     text = str(original)
     spoken = SPOKEN.search(text)
     if spoken is None:
         short = shortage_in_words(text)
         meaning = None if short is not None else _first(CLIENT, text)
-        # libpq may be too short of a resource to say anything.
+        # Without a free file descriptor libpq may report nothing specific.
         short = short or (shortage_now() if meaning is None else None)
         return SHORT_HERE.saying(short) if short is not None else meaning or LOST
     words = spoken[2]
@@ -250,7 +249,7 @@ def _first(rules: Iterable[tuple[Pattern[str], Meaning]], text: str) -> Meaning 
 
 
 def sentence_of(original: BaseException, meaning: Meaning) -> str:
-    """Why a database cannot be used."""
+    """The reason why a database cannot be used, as a sentence."""
     if meaning is not LOST:
         return meaning.says or f"it failed with {type(original).__name__}"
     if isinstance(original, socket.gaierror):

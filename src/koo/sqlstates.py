@@ -1,16 +1,16 @@
-"""What PostgreSQL's and SQLite's codes mean: one table for the user's database and for koo's own store.
+"""The meaning of PostgreSQL's and SQLite's error codes, for the user's database and for koo's own store.
 
-The classes of exceptions mislead (through SQLAlchemy, asyncpg's deadlock is a bare `DBAPIError` and its refused
-connection a raw `OSError`; psycopg's "too many connections" has no SQLSTATE), so the code is looked up first. Words are
-read only if there is no code, or the wrong one (`koo.server_words`).
+Exception classes are misleading (through SQLAlchemy, asyncpg's deadlock is a bare `DBAPIError` and its refused
+connection a raw `OSError`; psycopg's "too many connections" has no SQLSTATE), so the code is looked up first. The text
+is read only if there is no code, or the wrong one (`koo.server_words`).
 
-**Which side reports.** A server that ends our connection says so with severity FATAL or PANIC, or by closing it. The
-same code with severity ERROR is a *report* about something else, and the connection is still good: another server
-behind a foreign table, a remote one that dblink asked, or an application's own `RAISE ... USING ERRCODE`. Read as a
-loss it would open the circuit of a healthy database, so `REPORTED` is looked up before `SQLSTATES`.
+**Which side reports.** A server that ends our connection sends severity FATAL or PANIC, or closes it. The same code
+with severity ERROR is a *report* about something else, and the connection is still good: another server behind a
+foreign table or dblink, or an application's own `RAISE ... USING ERRCODE`. Treated as a lost connection, it would open
+the circuit of a healthy database, so `REPORTED` is looked up before `SQLSTATES`.
 
-`Meaning.unsure` concerns COMMIT only: a connection lost there leaves open whether the transaction happened, even if the
-server had time to say why (57P01 while it waited for a standby: it *is* committed).
+`Meaning.unsure` concerns COMMIT only: after a connection was lost there, it is unknown whether the transaction
+committed, even if the server had time to send a reason (57P01 while it waited for a standby: it *is* committed).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from koo.shortages import NO_DESCRIPTOR, NO_MEMORY, shortage_in, shortage_now
 
 
 class Drop(Enum):
-    """Which connections of a pool have become useless."""
+    """Which of a pool's connections can no longer be used."""
 
     KEEP = "keep"
     ONE = "one"
@@ -34,9 +34,9 @@ class Drop(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """`repeatable`: the whole transaction may be run again. `unsure`: in COMMIT it may have happened.
+    """`repeatable`: the whole transaction may be run again. `unsure`: if it occurs in COMMIT, the outcome is unknown.
 
-    `says` is an actionable clause, without addresses, users, passwords and values.
+    `says` is an actionable clause, without addresses, users, passwords or values.
     """
 
     kind: Kind
@@ -52,18 +52,18 @@ class Meaning:
         return self.unsure and self.kind is Kind.CONNECTION
 
     def saying(self, says: str) -> Meaning:
-        """The same, in other words."""
+        """The same meaning with another text."""
         return replace(self, says=says)
 
     def fault(self, error: Exception | None = None) -> Fault:
-        """For the guard; `error` is raised instead of the original."""
+        """The fault for the guard; `error` is raised instead of the original."""
         return Fault(
             verdict=self.verdict, kind=self.kind, repeatable=self.repeatable, billed=False, error=error,
             failure=Failure(self.kind, self.says) if error is None and self.says else None,
         )  # fmt: skip
 
 
-# ── what there is to mean ─────────────────────────────────────────────────────────────────────────────────────────
+# ── meanings ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 LOST = Meaning(
     Kind.CONNECTION, FAILURE, repeatable=True, drop=Drop.ONE, unsure=True, says="the connection was lost"
@@ -78,20 +78,20 @@ UNSURE = Meaning(
     Kind.OUTCOME_UNKNOWN, FAILURE, unsure=True, says="the server does not know whether it committed"
 )
 BROKEN = Meaning(Kind.SERVER_ERROR, FAILURE, drop=Drop.ONE, unsure=True, says="the server broke the protocol")
-LATE = Meaning(Kind.TIMEOUT, FAILURE, repeatable=True, unsure=True, says="there was no answer in time")
+LATE = Meaning(Kind.TIMEOUT, FAILURE, repeatable=True, unsure=True, says="there was no response in time")
 STOPPED = Meaning(Kind.TIMEOUT, NEUTRAL, says="a statement was cancelled or took too long")
 OVERSTAYED = Meaning(Kind.TIMEOUT, NEUTRAL, drop=Drop.ONE, says="the transaction was open for too long")
 FULL = Meaning(Kind.OVERLOADED, FAILURE, repeatable=True, says="the server has no connection left")
 EXHAUSTED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server is out of memory, disk or another resource")
 DISK_FULL = Meaning(
-    Kind.READ_ONLY, NEUTRAL, says="the disk (or its quota) is full: it takes no writes, reads go on"
+    Kind.READ_ONLY, NEUTRAL, says="the disk (or its quota) is full: writes fail, reads succeed"
 )
 FAILED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server failed")
 CORRUPT = Meaning(Kind.SERVER_ERROR, FAILURE, says="the data is corrupt")
 REFUSED = Meaning(Kind.AUTH, FAILURE, says="the server refuses the user, the password or this address")
 MISSING = Meaning(Kind.NOT_FOUND, FAILURE, says="the database does not exist")
 CONTENDED = Meaning(
-    Kind.CONTENTION, NEUTRAL, repeatable=True, says="another transaction was in conflict with this one"
+    Kind.CONTENTION, NEUTRAL, repeatable=True, says="another transaction conflicted with this one"
 )
 LOCKED = Meaning(Kind.CONTENTION, NEUTRAL, says="another transaction holds the lock")
 OUTDATED = Meaning(
@@ -105,9 +105,9 @@ UNPREPARED = Meaning(
     says="a prepared statement is not on the server's connection: behind a pooler in transaction mode set"
     " DATABASE_PREPARED_STATEMENTS=false",
 )
-READ_ONLY = Meaning(Kind.READ_ONLY, NEUTRAL, drop=Drop.ALL, says="the database takes no writes")
+READ_ONLY = Meaning(Kind.READ_ONLY, NEUTRAL, drop=Drop.ALL, says="the database accepts no writes")
 STANDBY = READ_ONLY.saying(
-    "the server takes no writes: it is a standby, or was made read-only; new connections are opened from now on"
+    "the server accepts no writes: it is a standby, or was made read-only; new connections will be opened"
 )
 VIOLATED = Meaning(Kind.INTEGRITY, NEUTRAL, says="a constraint forbids it")
 FORBIDDEN = Meaning(Kind.PERMISSION, NEUTRAL, says="the user has no permission for it")
@@ -121,16 +121,16 @@ MISCONFIGURED = Meaning(
 UNREADABLE = Meaning(
     Kind.NOT_FOUND, FAILURE, says="the file cannot be opened: check its folder and permissions"
 )
-# Not repeated: our server has undone the transaction, but what the other one did of it is unknown.
+# Not repeated: our server has rolled the transaction back, but what the other server did is unknown.
 ELSEWHERE = Meaning(
     Kind.CONNECTION,
     NEUTRAL,
-    says="the server reports that its connection to another server failed; ours is well",
+    says="the server reports that its connection to another server failed; ours is fine",
 )
 SHORT = Meaning(
     Kind.SERVER_ERROR, NEUTRAL, says="the statement needs more resources than the server allows it"
 )
-FOREIGN = Meaning(Kind.SERVER_ERROR, NEUTRAL, says="another server, which the statement asked, failed")
+FOREIGN = Meaning(Kind.SERVER_ERROR, NEUTRAL, says="another server that the statement uses failed")
 SHORT_HERE = Meaning(Kind.OUT_OF_RESOURCES, NEUTRAL, repeatable=True, says=NO_DESCRIPTOR)
 UNEXPLAINED = Meaning(Kind.UNKNOWN, NEUTRAL)
 
@@ -165,7 +165,7 @@ SQLSTATES: dict[str, Meaning] = {
     "57": FAILED,
     "57014": STOPPED,
     "57P01": LOST.saying("the server is shutting down"),
-    "57P02": LOST.saying("the server crashed and recovers"),
+    "57P02": LOST.saying("the server crashed and is recovering"),
     "57P03": STARTING,
     "57P04": MISSING,
     "57P05": IDLED,
@@ -176,7 +176,7 @@ SQLSTATES: dict[str, Meaning] = {
     "XX001": CORRUPT,
     "XX002": CORRUPT,
 }
-"""PostgreSQL: by the code, else by its class (the first two letters), else the statement's mistake."""
+"""PostgreSQL: by the code, else by its class (the first two characters), else a mistake in the statement."""
 
 REPORTED: dict[str, Meaning] = {
     "08": ELSEWHERE,
@@ -186,7 +186,7 @@ REPORTED: dict[str, Meaning] = {
     "3D000": MISTAKEN,
     "53": SHORT,
     "53100": DISK_FULL,
-    "53300": FOREIGN.saying("another server, which the statement asked, has no connection left"),
+    "53300": FOREIGN.saying("another server that the statement uses has no connection left"),
     "57P01": ELSEWHERE,
     "57P02": ELSEWHERE,
     "57P03": ELSEWHERE,
@@ -195,16 +195,16 @@ REPORTED: dict[str, Meaning] = {
     "58P01": MISTAKEN.saying("the server has no such file"),
     "HV": FOREIGN,
 }
-"""PostgreSQL, with severity ERROR: codes that are missing here mean the same with any severity."""
+"""PostgreSQL, with severity ERROR. Codes that are missing here mean the same with any severity."""
 
 AT_CONNECT: dict[str, Meaning] = {
-    "0A": MISCONFIGURED.saying("the server does not support something that the driver or the URL asks for"),
+    "0A": MISCONFIGURED.saying("the server does not support something that the driver or the URL requires"),
     "22": MISCONFIGURED,
     "42": MISCONFIGURED,
     "42501": REFUSED.saying("the user may not connect to this database (GRANT CONNECT)"),
     "55": MISSING.saying("the database accepts no connections"),
 }
-"""PostgreSQL, when it refuses a connection: there is no statement yet that could be wrong."""
+"""PostgreSQL, when it refuses a connection. There is no statement yet, so the mistake is in the URL."""
 
 HELD = CONTENDED.saying("another process kept the file locked for too long")
 NOT_OURS = CORRUPT.saying("the file is not an SQLite database: move it away, or restore a backup")
@@ -235,7 +235,7 @@ SQLITE_CODES: dict[int, Meaning] = {
 }
 """SQLite: the extended result code, else its primary one (the low byte)."""
 NEED_DESCRIPTORS = frozenset({10, 14})
-"""SQLITE_IOERR, SQLITE_CANTOPEN: the file itself, its journal, its folder, a temporary file."""
+"""SQLITE_IOERR and SQLITE_CANTOPEN: opening the file, its journal, its folder or a temporary file failed."""
 
 
 # ── reading an error ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,19 +246,19 @@ def original_of(error: BaseException) -> BaseException:
     original = getattr(error, "orig", None)
     if not isinstance(original, BaseException):
         original = error
-    # For asyncpg SQLAlchemy 2.0 makes its own error, whose text begins with a class and which has no severity.
+    # SQLAlchemy 2.0 wraps asyncpg's errors in its own, whose text begins with a class name and which have no severity.
     is_its_own = type(original).__module__.startswith("sqlalchemy.dialects.")
     return original.__cause__ or original if is_its_own else original
 
 
 def sqlstate_of(error: BaseException) -> str | None:
-    """PostgreSQL's five letters, or None."""
+    """PostgreSQL's five-character code, or None."""
     code = getattr(original_of(error), "sqlstate", None)
     return code if isinstance(code, str) else None
 
 
 def severity_of(error: BaseException) -> str | None:
-    """FATAL, ERROR and so on in English, whatever the server's language; None if the server did not report it."""
+    """FATAL, ERROR and so on, in English whatever the server's language; None if the error is not from a server."""
     original = original_of(error)
     told = getattr(getattr(original, "diag", None), "severity_nonlocalized", None)  # psycopg
     told = told or getattr(original, "severity_en", None)  # asyncpg
@@ -266,12 +266,12 @@ def severity_of(error: BaseException) -> str | None:
 
 
 def is_report(error: BaseException) -> bool:
-    """Whether it comes from a server that keeps serving this connection."""
+    """Whether the server keeps serving this connection after the error."""
     return severity_of(error) == "ERROR"
 
 
 def is_last_word(error: BaseException) -> bool:
-    """Whether a server, or what stands in front of it, ended this connection with it."""
+    """Whether a server, or a pooler in front of it, ended this connection with the error."""
     return sqlstate_of(error) is not None and severity_of(error) in {"FATAL", "PANIC"}
 
 
@@ -281,12 +281,12 @@ def is_locked(error: BaseException) -> bool:
 
 
 def find(table: Mapping[str, Meaning], state: str) -> Meaning | None:
-    """What a SQLSTATE means in one of the tables: the code itself, else its class."""
+    """The meaning of an SQLSTATE in a table: by the code itself, else by its class."""
     return table.get(state) or table.get(state[:2])
 
 
 def by_code(original: BaseException) -> Meaning | None:
-    """What a driver's error means by its code, or None without one."""
+    """The meaning of a driver's error by its code; None without a code."""
     state = sqlstate_of(original)
     if state == "0A000" and _is_outdated(original):
         return OUTDATED
@@ -294,7 +294,7 @@ def by_code(original: BaseException) -> Meaning | None:
         return (is_report(original) and find(REPORTED, state)) or find(SQLSTATES, state) or MISTAKEN
     code = getattr(original, "sqlite_errorcode", None)
     if isinstance(code, int):
-        # SQLite reports a missing file and a missing descriptor alike.
+        # SQLite reports a missing file and a missing file descriptor with the same code.
         if code & 0xFF in NEED_DESCRIPTORS and (short := shortage_now()) is not None:
             return SHORT_HERE.saying(short)
         return SQLITE_CODES.get(code) or SQLITE_CODES.get(code & 0xFF, FAILED)
@@ -302,18 +302,19 @@ def by_code(original: BaseException) -> Meaning | None:
 
 
 def _is_outdated(original: BaseException) -> bool:
-    """By asyncpg's class, or by the place in PostgreSQL's source: its words are in the server's language."""
+    """Recognized by asyncpg's class, or by the function in PostgreSQL's source: the text is in the server's
+    language."""
     said_by = getattr(getattr(original, "diag", None), "source_function", None)
     return type(original).__name__ == "InvalidCachedStatementError" or said_by == "RevalidateCachedQuery"
 
 
 def by_class(original: BaseException) -> Meaning | None:
-    """What a driver's error without a code means by its class."""
-    if _is_outdated(original):  # SQLAlchemy 2.1 builds asyncpg's without its SQLSTATE
+    """The meaning of a driver's error without a code, by its class."""
+    if _is_outdated(original):  # SQLAlchemy 2.1 wraps asyncpg's error without its SQLSTATE
         return OUTDATED
     if type(original).__name__ == "InternalClientError":
-        # asyncpg's protocol is stuck in a state that nothing will end, as when the server ends a session between two
-        # messages: the connection looks open, and each statement on it would fail.
+        # asyncpg's protocol state machine is stuck for good, for example because the server ended the session between
+        # two messages. The connection looks open, but every statement on it would fail.
         return LOST
     if isinstance(original, TimeoutError) or type(original).__name__ == "ConnectionTimeout":
         return LATE

@@ -61,7 +61,7 @@ def authorities(tmp_path: Path) -> dict[str, Path]:
     [
         ("another", "the server's TLS certificate is not trusted"),
         ("ours", "the server's TLS certificate is for another host name"),
-        ("none", "the file of the authorities whose TLS certificates are trusted cannot be read"),
+        ("none", "the file of trusted TLS certificate authorities cannot be read"),
     ],
 )
 def test_an_untrusted_certificate_is_named_in_the_error_and_not_retried(

@@ -52,7 +52,9 @@ def test_the_first_write_is_repeated_on_a_connection_to_the_new_server(pg: Place
 def test_if_the_new_connection_refuses_writes_too_koo_raises_its_own_error(pg: Place) -> None:
     async def main() -> None:
         async with after_a_failover(pg, only_the_old=False) as database:
-            with pytest.raises(DatabaseError, match="the server takes no writes: it is a standby") as caught:
+            with pytest.raises(
+                DatabaseError, match="the server accepts no writes: it is a standby"
+            ) as caught:
                 await database.transaction(write, 1)
             error = caught.value
             assert (error.kind, error.attempts) == (Kind.READ_ONLY, 2)

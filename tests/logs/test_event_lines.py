@@ -65,7 +65,7 @@ EXACT: list[tuple[Event, str]] = [
         CircuitOpened("claude/fable", "5 failures in a row, the last: status 500, api_error", 63.0, FAILED),
         "CRITICAL claude/fable: circuit opened: 5 failures in a row, the last: status 500, api_error; "
         "calls are refused until 2026-09-21T14:14:23Z (in 63 s), then one call at a time tests recovery; "
-        f"koo does that by itself; if it stays open: {GUIDE} circuit_open",
+        f"koo does that automatically; if it stays open: {GUIDE} circuit_open",
     ),
     (
         CircuitHalfOpened("claude/fable"),
@@ -75,9 +75,9 @@ EXACT: list[tuple[Event, str]] = [
     (
         CircuitOpened("claude/fable", "5 failures in a row, then a failed probe", 120.0),
         "CRITICAL claude/fable: circuit opened: 5 failures in a row, then a failed probe; "
-        "it was open already since 2026-09-21T14:13:20Z; "
+        "it has been open since 2026-09-21T14:13:20Z; "
         "calls are refused until 2026-09-21T14:15:40Z (in 2 min), then one call at a time tests recovery; "
-        f"koo does that by itself; if it stays open: {GUIDE} circuit_open",
+        f"koo does that automatically; if it stays open: {GUIDE} circuit_open",
     ),
     (
         CircuitClosed("claude/fable"),
@@ -95,7 +95,7 @@ EXACT: list[tuple[Event, str]] = [
     (
         OverrideSet("claude", "none", Act("ada@desk", "seen enough")),
         "WARNING claude: an operator set an override: lifted: the breaker decides again; "
-        "by ada@desk: seen enough; it held for 10 s, since 2026-09-21T14:14:10Z",
+        "by ada@desk: seen enough; it was in force for 10 s, since 2026-09-21T14:14:10Z",
     ),
     (
         CooldownBegan("claude/fable", 45.0, "the provider limits our rate"),
@@ -106,14 +106,14 @@ EXACT: list[tuple[Event, str]] = [
         CooldownBegan("openai", 86_400.0, "the provider's quota is used up", Kind.QUOTA, whole_service=True),
         "WARNING openai: quota used up: the provider's quota is used up; "
         "nothing is sent to the whole service until 2026-09-22T14:14:40Z (in 24 h 0 min); "
-        "raise the quota at the provider, or let another service answer",
+        "raise the quota at the provider, or use another service",
     ),
     (
         KeyBlocked("claude", "the provider refused the key", last_error=REFUSED, again_in_s=60.0),
         "CRITICAL claude: key refused: the provider refused the key; "
         "what broke: it rejects the API key: set a valid one (status 401, authentication_error); "
         "nothing is sent with it until it works; it is tried again from 2026-09-21T14:15:50Z (in 60 s); "
-        f"set a valid key, or see the account at the provider: {GUIDE} service_down",
+        f"set a valid key, or check the account at the provider: {GUIDE} service_down",
     ),
     (
         KeyUnblocked("claude"),
@@ -122,7 +122,7 @@ EXACT: list[tuple[Event, str]] = [
     (
         HealthCheckFailed("database", "the server refuses connections", Kind.CONNECTION),
         "WARNING database: health check failed: the server refuses connections; "
-        "it is asked again by itself; three failures in a row are an unhealthy state",
+        "it is checked again automatically; three failures in a row make the state unhealthy",
     ),
     (
         HealthCheckPassed("database", 3),
@@ -132,16 +132,16 @@ EXACT: list[tuple[Event, str]] = [
         CommitUnknown("database", "GET /orders (app.orders:41)", "UPDATE orders SET"),
         "CRITICAL database: outcome of a commit unknown: the connection was lost during COMMIT: "
         "the transaction may or may not have happened, and was not run again; in GET /orders (app.orders:41); "
-        "last statement UPDATE orders SET; look whether it happened before it is repeated",
+        "last statement UPDATE orders SET; check whether it happened before repeating it",
     ),
     (
         DatabaseReadOnly("database"),
-        "WARNING database: read-only: it takes no writes: a standby, or a full disk; "
-        f"reads pass, writes fail; it is asked again by itself: {GUIDE} database_read_only",
+        "WARNING database: read-only: it accepts no writes: it is a standby, or its disk is full; "
+        f"reads succeed, writes fail; it is checked again automatically: {GUIDE} database_read_only",
     ),
     (
         DatabaseWritable("database"),
-        "INFO database: takes writes again: it was read-only for 10 s, since 2026-09-21T14:15:40Z",
+        "INFO database: accepts writes again: it was read-only for 10 s, since 2026-09-21T14:15:40Z",
     ),
     (
         DatabasePaused("database", 1),
@@ -156,7 +156,7 @@ EXACT: list[tuple[Event, str]] = [
     (
         DatabaseResumed("database"),
         "INFO database: resumed by an operator: new scopes begin again; "
-        "they had to wait or were refused for 20 s, since 2026-09-21T14:16:00Z",
+        "they waited or were refused for 20 s, since 2026-09-21T14:16:00Z",
     ),
     (
         DatabaseRotated("database", 0),
@@ -165,46 +165,46 @@ EXACT: list[tuple[Event, str]] = [
     (
         BillExceededHold("claude", "0.75", "0.5"),
         "CRITICAL claude: bill above its hold: a bill of 0.75 USD was above its worst case of 0.5 USD; "
-        f"it is booked whole, and the budget may be overspent by it: {GUIDE} bill_above_hold",
+        f"it is booked in full, and the budget may be overspent by the difference: {GUIDE} bill_above_hold",
     ),
     (
         StoreLost("state store", "the disk is full"),
         "CRITICAL state store: lost: the disk is full; "
-        f"it is tried again by itself, every few seconds: {GUIDE} budget_local",
+        f"koo tries again every few seconds: {GUIDE} budget_local",
     ),
     (
         StoreFound("state store"),
-        "INFO state store: found again: it was away for 10 s, since 2026-09-21T14:16:50Z; "
-        "what was spent meanwhile is told to it now",
+        "INFO state store: found again: it was unavailable for 10 s, since 2026-09-21T14:16:50Z; "
+        "what was spent meanwhile is now reported to it",
     ),
     (
         StoreForgot("state store", "1.25"),
-        "CRITICAL state store: forgot: it is older than what this process told it: it was replaced, or has lost "
-        "what it had acknowledged; 1.25 USD that this process had booked were not known there, and are booked again; "
-        "what processes that have ended told it since that copy is lost to the budgets; "
-        f"nothing is granted for six seconds: {GUIDE} store_forgot",
+        "CRITICAL state store: forgot: it is older than what this process reported: it was replaced, or has lost "
+        "acknowledged writes; 1.25 USD that this process had booked were missing there, and are booked again; "
+        "what ended processes reported since that copy is missing from the budgets; "
+        f"no money is granted for six seconds: {GUIDE} store_forgot",
     ),
     (
         ProcessRenamed("state store", "host:42:abcd"),
-        "WARNING state store: name taken: another process spoke to the state store under this one's name, "
-        "or it was written off; this process goes on as host:42:abcd, and what it held is booked twice: "
+        "WARNING state store: name taken: another process used this one's name in the state store, "
+        "or this one was written off; this process continues as host:42:abcd, and what it held is booked twice: "
         f"{GUIDE} process_renamed",
     ),
     (
         DeliveryFailed("webhook", "the receiver answered 500", 30.0),
         "WARNING webhook: alerts not delivered: the receiver answered 500; "
-        "alerts do not get out by this channel; next attempt at 2026-09-21T14:18:00Z (in 30 s); "
-        "koo alerts test tries it at once",
+        "this channel delivers no alerts; next attempt at 2026-09-21T14:18:00Z (in 30 s); "
+        "koo alerts test tries it now",
     ),
     (
         DeliveryGivenUp("webhook", "the receiver answered 500", 2),
         "CRITICAL webhook: alerts given up: the receiver answered 500; "
-        "the message of 2 alerts is not tried again: koo alerts shows them",
+        "the message with 2 alerts will not be sent again: koo alerts lists them",
     ),
     (
         CircuitPrimed("claude/fable", "5 of 8 processes have it open"),
         "WARNING claude/fable: circuit primed: 5 of 8 processes have it open; "
-        "one failure of this process's own opens it",
+        "one failure in this process will open it",
     ),
 ]
 """Every event once at least, ten seconds apart."""

@@ -1,4 +1,4 @@
-"""The guarded database of this process. It is made when the name is first asked for, and connects at its first use."""
+"""The guarded database of this process. It is created when the name is first accessed, and connects on first use."""
 
 from __future__ import annotations
 

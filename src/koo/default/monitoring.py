@@ -9,7 +9,7 @@ from koo.monitoring.shapes import Dashboard, SystemAlerts, SystemHealth
 
 
 async def get_system_health() -> SystemHealth:
-    """`overall_health`, `database` (a look of the last seconds), `ai_services`, `timestamp`. Never an error."""
+    """`overall_health`, `database` (probed within the last seconds), `ai_services`, `timestamp`. Never raises."""
     return await platform.system_health()
 
 
@@ -19,5 +19,5 @@ async def get_monitoring_dashboard() -> Dashboard:
 
 
 async def get_system_alerts() -> SystemAlerts:
-    """`alerts` (what holds now, worst first, then what ended within fifteen minutes), `alert_count`, `timestamp`."""
+    """`alerts` (active, worst first, then those of the last fifteen minutes), `alert_count`, `timestamp`."""
     return alerts_view(platform.active_alerts(), SYSTEM_CLOCK)

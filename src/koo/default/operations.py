@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class AIErrorHandler:
-    """The names under which the platform's guard is known."""
+    """The platform's guard, under the names that its users know."""
 
     def register_service(self, name: str, **options: Any) -> None:
-        """Guard an operation of your own under `name`; the options are in the complete guide.
+        """Guard your own operation under `name`; the complete guide lists the options.
 
-        Registering it again replaces it. Raises `ConfigurationError` for an option that cannot be right.
+        Registering the name again replaces the earlier options. Raises `ConfigurationError` for an invalid option.
         """
         platform.register_service(name, **options)
 
@@ -35,7 +35,7 @@ class AIErrorHandler:
     ) -> Any:
         """Run `operation(*args, **kwargs)` under the guard of `name`. Raises `UnknownService`.
 
-        One that blocks runs only where the registration says `in_thread=True`; TypeError elsewhere.
+        A blocking operation needs a registration with `in_thread=True`; without it, TypeError is raised.
         """
         return await platform.execute(name, operation, *args, **kwargs)
 
@@ -55,15 +55,15 @@ class AIErrorHandler:
     def stream_with_error_handling(
         self, name: str, operation: Callable[..., object], /, *args: Any, **kwargs: Any
     ) -> OperationStream[Any]:
-        """Read what `operation(*args, **kwargs)` streams under the guard of `name`, to its end.
+        """Stream `operation(*args, **kwargs)` under the guard of `name`, until its end.
 
-        `async for piece in …` for its pieces; `async with … as stream` for the operation's own object. Nothing is sent
-        before; `UnknownService` is raised there.
+        `async for piece in …` yields its pieces; `async with … as stream` returns the operation's own object. Nothing
+        is sent before that, and `UnknownService` is raised there.
         """
         return platform.execute_stream(name, operation, *args, **kwargs)
 
     def get_all_services_status(self) -> dict[str, ServiceHealth]:
-        """{name: status} of every service, also of registered ones."""
+        """{name: status} of every service, including registered ones."""
         return platform.services_status()
 
     def get_service_status(self, name: str) -> ServiceHealth:
@@ -71,11 +71,11 @@ class AIErrorHandler:
         return platform.service_health(name)
 
     def reset_circuit_breaker(self, name: str) -> bool:
-        """Let a service start afresh; False for an unknown one."""
+        """Reset a service's breakers, cooldowns and key blocks; False for an unknown service."""
         return platform.reset_service(name)
 
     def reset_rate_limiter(self, name: str) -> bool:
-        """Forget what was used of a service's request limits; False for an unknown one. Money is never forgotten."""
+        """Clear the used units of a service's request limits, never its money; False for an unknown service."""
         return platform.reset_limits(name)
 
 

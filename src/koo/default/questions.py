@@ -1,4 +1,4 @@
-"""Questions to AI services, and their state, on the platform of this process."""
+"""Queries of AI services, and the services' state, on the platform of this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from koo.hidden import HIDDEN
 from koo.monitoring.shapes import ServiceCheck, ServiceHealth, ServicesHealth
 from koo.passage import OnLimit
 
-# ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── querying ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def query_ai(
@@ -33,13 +33,13 @@ async def query_ai(
     tag: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Answer:
-    """Ask a service; `str(answer)` is its text.
+    """Query a service; `str(answer)` is the answer's text.
 
-    `timeout_s` is the deadline of everything; `fallback` names services asked in order when this one refuses or fails;
-    `on_limit`: "wait" queues for limits within the deadline, "refuse" waits for nothing. `max_cost_usd`: an attempt
-    that may cost more is refused; `clamp` lowers `max_tokens` to what that and the budgets leave room for, and
-    `answer.clamped` says so. `tag` and `metadata` are your own words and are never sent. Raises `ExternalServiceError`,
-    and TypeError for an option that there is not.
+    `timeout_s` is the deadline of the whole call; `fallback` names services to call in order if this one refuses or
+    fails; `on_limit`: "wait" queues for limits within the deadline, "refuse" waits for nothing. `max_cost_usd`: an
+    attempt that may cost more is refused; `clamp` lowers `max_tokens` to what this and the budgets allow, which
+    `answer.clamped` shows. `tag` and `metadata` are for your own records and are never sent. Raises
+    `ExternalServiceError`, and TypeError for an unknown option.
     """
     query = _query(
         service,
@@ -56,9 +56,8 @@ async def query_ai(
         tag=tag,
         metadata=metadata,
     )
-    prompt = system = (
-        HIDDEN  # This frame is in the traceback of each failure, and reporters record its variables.
-    )
+    # This frame is in the traceback of every failure, and error reporters record its variables.
+    prompt = system = HIDDEN
     return await platform.query(query)
 
 
@@ -78,9 +77,9 @@ def stream_ai(
     tag: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> AnswerStream:
-    """As `query_ai`, piece by piece: `async for chunk in stream_ai(...)`; afterwards `stream.answer` is the whole.
+    """As `query_ai`, but streamed: `async for chunk in stream_ai(...)`. Afterwards `stream.answer` is the whole answer.
 
-    To leave early, call `aclose()`, or use it as `async with`: the provider stops, and what was used is booked.
+    To stop early, call `aclose()` or use `async with`: the provider stops, and what was used is booked.
     """
     query = _query(
         service,
@@ -97,14 +96,13 @@ def stream_ai(
         tag=tag,
         metadata=metadata,
     )
-    prompt = system = (
-        HIDDEN  # This frame is in the traceback of each failure, and reporters record its variables.
-    )
+    # This frame is in the traceback of every failure, and error reporters record its variables.
+    prompt = system = HIDDEN
     return platform.stream(query)
 
 
 class Outcome(TypedDict):
-    """What became of one of several questions: `response` if `success`, else `error`."""
+    """The outcome of one of several queries: `response` if `success`, else `error`."""
 
     success: bool
     service: str
@@ -113,10 +111,10 @@ class Outcome(TypedDict):
 
 
 async def query_multiple_ai(queries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-    """Ask a list of any length: [{"service": ..., "prompt": ..., and the options of `query_ai`}, ...].
+    """Send a list of queries of any length: [{"service": ..., "prompt": ..., and the options of `query_ai`}, ...].
 
-    Each is asked as a place comes free at its service. A dict for each, in the same order: `success`, `service`, and
-    `response` (an `Answer`) or `error` (the `ExternalServiceError`). No error of one keeps the others from being asked.
+    Each is sent when its service has a free place. Returns a dict for each, in the same order: `success`, `service`,
+    and `response` (an `Answer`) or `error` (the `ExternalServiceError`). An error of one does not affect the others.
     """
     read = [_read(query) for query in queries]
     answers = iter(await platform.query_many([one for one in read if isinstance(one, Query)]))
@@ -125,7 +123,7 @@ async def query_multiple_ai(queries: Sequence[Mapping[str, Any]]) -> list[Outcom
 
 
 def _query(service: str, prompt: str, **options: Any) -> Query:
-    """A question; one service may stand for a list of fallbacks. Raises TypeError for an option that there is not."""
+    """A query. `fallback` may be a single name instead of a list. Raises TypeError for an unknown option."""
     fallback = options.pop("fallback", None) or ()
     metadata = options.pop("metadata", None) or {}
     names = (fallback,) if isinstance(fallback, str) else _list(fallback)
@@ -133,17 +131,17 @@ def _query(service: str, prompt: str, **options: Any) -> Query:
 
 
 def _list(names: Any) -> Any:
-    """What can be gone through, as a tuple; whatever else it is, the gateway tells."""
+    """An iterable as a tuple; anything else unchanged, so that the gateway reports it."""
     return tuple(names) if isinstance(names, Iterable) and not isinstance(names, bytes) else names
 
 
 def _read(query: Mapping[str, Any]) -> Query | InvalidRequest:
-    """A question of `query_multiple_ai`, or why it is none."""
+    """A query of `query_multiple_ai`, or the reason why it is invalid."""
     try:
         return _query(**query)
     except TypeError as error:
         service = query.get("service", "") if isinstance(query, Mapping) else ""
-        # Python's own sentence names the parameter, never its value.
+        # Python's own message names the parameter, never its value.
         return InvalidRequest(name_of(service), str(error).replace("koo.ai.types.", ""))
 
 
@@ -153,11 +151,12 @@ def _result(query: Mapping[str, Any], outcome: Answer | ExternalServiceError) ->
     return {"success": False, "service": outcome.service, "error": outcome}
 
 
-# ── looking and resetting ─────────────────────────────────────────────────────────────────────────────────────────
+# ── status and resets ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def get_ai_service_health(service: str) -> ServiceHealth:
-    """State, counts, limits and money of one service, without I/O. Raises `UnknownService`, which lists the known."""
+    """State, counts, limits and money of a service, without I/O. Raises `UnknownService`, which lists the known
+    ones."""
     return platform.service_health(service)
 
 
@@ -167,15 +166,16 @@ def get_all_ai_services_health() -> ServicesHealth:
 
 
 async def perform_ai_health_check(service: str | None = None) -> dict[str, ServiceCheck]:
-    """Ask services whether they are there and take the key: {name: `healthy`, `state`, `error`, ...}. Never billed.
+    """Check that services respond and accept the key: {name: `healthy`, `state`, `error`, ...}. Never billed.
 
-    None asks all that are configured. Raises `UnknownService`.
+    None checks all configured services. Raises `UnknownService`.
     """
     return await platform.check_services(service)
 
 
 def reset_ai_service_errors(service: str) -> bool:
-    """Let a service start afresh; False for an unknown one. Money, limits used and counts stay as they are."""
+    """Reset a service's breakers, cooldowns and key blocks; False for an unknown service. Money, used limits and counts
+    stay."""
     return platform.reset_service(service)
 
 
@@ -185,7 +185,7 @@ def reset_all_ai_services_errors() -> dict[str, bool]:
 
 
 class HybridAIManager:
-    """The same calls as methods of one object."""
+    """The functions above as methods of one object."""
 
     query_ai = staticmethod(query_ai)
     stream_ai = staticmethod(stream_ai)

@@ -1,4 +1,4 @@
-"""The settings of this process, read when the name is first asked for."""
+"""The settings of this process, read when the name is first accessed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Log lines: what happened, and which calls failed or were refused, on the standard library's logger `koo`."""
+"""Log lines for events and for failed or refused calls, on the standard library's logger `koo`."""

@@ -1,11 +1,11 @@
-"""Which calls failed or were refused: the first of a service and a kind at once, the others counted.
+"""Logs failed and refused calls: the first of a service and kind immediately, the following ones as a count.
 
-An outage makes every call fail, thousands in a second, and each of them says the same. The first is logged at once with
-its reason. Those that follow within a minute are counted, and the count is logged at the minute's end, with the last
-reason. After a minute without one a last line says how many there were, from when until when. So a reader of the log
-sees when it began and when it was over, and a flood of failures is two lines a minute.
+In an outage every call fails, thousands per second, each for the same reason. The first is logged immediately with its
+reason. Those that follow within a minute are counted, and the count is logged at the end of the minute with the last
+reason. After a minute without failures a final line has the total and the times of the first and the last. The log thus
+shows when the failures began and ended, and a flood of them takes one line a minute.
 
-A call that succeeds never comes here.
+Successful calls do not pass through here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from koo.failures import failure_of
 from koo.logs.lines import Line, at, request_id, until
 
 What = Literal["query", "stream", "operation", "scope", "transaction"]
-"""What failed: a query of an AI service, a begun stream, a user's own operation, a database's scope or function."""
+"""What failed: a query of an AI service, a started stream, a user's own operation, a database scope or transaction."""
 MANY: dict[What, str] = {
     "query": "queries",
     "stream": "streams",
@@ -31,23 +31,25 @@ MANY: dict[What, str] = {
 
 EVERY_S = 60.0
 RUNS_MAX = 500
-"""So many services and kinds are told apart: a name that a caller made up must not fill the memory."""
+"""Most services and kinds that are counted separately: names invented by callers must not fill the memory."""
 OTHERS = "others"
 REFUSED = frozenset({
     Kind.CIRCUIT_OPEN, Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED, Kind.SATURATED, Kind.COOLING_DOWN, Kind.KEY_REFUSED,
     Kind.DRAINING, Kind.STORE_UNAVAILABLE,
 })  # fmt: skip
-"""Kinds with which koo refuses a repeat, too. Any other call that was never made is refused as well."""
+"""Kinds that count as refused even after an attempt, because koo refused the repeat. Without an attempt, every kind
+does."""
 
 Key = tuple[str, Kind, bool]
-"""The service, the kind, and whether calls were refused."""
+"""The service, the kind, and whether the calls were refused."""
 
 
 @dataclass(slots=True)
 class Run:
-    """Failures of one key without a pause of a minute: how many since the last line, and altogether.
+    """A run of failures of one key, without a minute's pause: `more` since the last line, `total` in all.
 
-    `began_wall` is when the first came; `next_at` and `last_at` are monotonic. `reason` and `request` are the last's.
+    `began_wall` is the time of the first; `next_at` and `last_at` are monotonic. `reason` and `request` are from the
+    last one.
     """
 
     what: What
@@ -61,7 +63,7 @@ class Run:
 
 
 class CallLog:
-    """The counter of one process. `tick` is to be called about once a second, and `close` at the end."""
+    """The counter of one process. Call `tick` about once a second, and `close` at the end."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -70,9 +72,9 @@ class CallLog:
     def failed(
         self, service: str, what: What, error: BaseException, kind: Kind, attempts: int, then: str = ""
     ) -> None:
-        """A call has come to its end with `error`, which means `kind`; `then` says what is done now.
+        """Log or count a call that finally failed with `error`, which means `kind`; `then` says what is done next.
 
-        `attempts` that reached the other side: none where it was refused.
+        `attempts`: how many reached the other side; 0 if the call was refused.
         """
         key = service, kind, attempts == 0 or kind in REFUSED
         run = self._runs.get(key)
@@ -82,7 +84,7 @@ class CallLog:
         run.more += 1
         run.total += 1
         run.last_at = self._clock.monotonic()
-        # Its words alone: the error's traceback would keep all that its caller's frames hold.
+        # Only its text: a kept error would keep its traceback, and with it everything in the caller's frames.
         run.reason = error.reason if isinstance(error, KooError) else type(error).__name__
         run.request = request_id.get()
 
@@ -151,7 +153,7 @@ class CallLog:
 
     def _end(self, key: Key, run: Run) -> None:
         if run.total == 1:
-            return  # the one line said everything
+            return  # its one line is complete
         service, kind, refused = key
         last_wall = self._clock.wall() - (self._clock.monotonic() - run.last_at)
         began, ended = at(run.began_wall), at(last_wall)

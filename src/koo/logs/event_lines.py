@@ -1,7 +1,7 @@
-"""What the log says of each event: what happened to whom, why, since when, until when, and what to do.
+"""The log line of each event: what happened, to what, why, since when, until when, and what to do.
 
-One function a class of events, in one table. A function returns the line without its level, which is the event's
-severity. `Since` remembers what has begun, so that its end can say how long it lasted.
+A table maps each event class to a function, which returns the line without its level; the level is the event's
+severity. `Since` remembers when a condition began, so that the line of its end can say how long it lasted.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from koo.logs.lines import at, until
 from koo.openings import Act
 
 BEGUN_MAX = 1000
-"""So many beginnings are remembered: a model's name, and so a breaker's, is a caller's word."""
+"""Most beginnings that are remembered: model names, and so breaker names, come from callers."""
 GUIDE = "koo runbook "
-"""What a reader of the log has at hand: the command. A folder of documents is not installed."""
+"""Lines name the command, because the documents are not installed with the package."""
 
 
 class Since:
-    """When what lasts has begun, by what it is and whose, in wall seconds. `now` is the time of the event at hand."""
+    """When active conditions began, in wall seconds, by kind and owner. `now` is the time of the current event."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self._begun: dict[tuple[str, ...], float] = {}
 
     def begin(self, *what: str) -> float | None:
-        """It has begun, unless it had already; returns when it had."""
+        """Record a beginning, unless it is known; returns the earlier one, if there was one."""
         known = self._begun.get(what)
         if known is None:
             self._begun[what] = self.now
@@ -40,21 +40,21 @@ class Since:
         return known
 
     def find(self, *what: str) -> float | None:
-        """When it has begun; None where that is not known."""
+        """When it began; None if unknown."""
         return self._begun.get(what)
 
     def end(self, *what: str) -> float | None:
-        """It is over; returns when it had begun."""
+        """Remove it; returns when it began, or None."""
         return self._begun.pop(what, None)
 
     def lasted(self, began: float | None) -> str:
-        """How long something lasted that ends now: "for 42 s, since 2026-11-29T02:14:05Z"; empty where not known."""
+        """How long something lasted that ends now: "for 42 s, since 2026-11-29T02:14:05Z"; empty if unknown."""
         return "" if began is None else f"for {describe_s(max(self.now - began, 0.0))}, since {at(began)}"
 
 
 @dataclass(slots=True)
 class Told:
-    """The words of a line, and its facts: `cause`, and `since` and `until` in wall seconds."""
+    """The text of a line, and its facts; `since` and `until` are in wall seconds."""
 
     words: str
     said: list[str]
@@ -75,9 +75,9 @@ def _opened(event: events.CircuitOpened, since: Since) -> Told:
     said = [
         reason,
         _what_broke(reason, event.last_error),
-        f"it was open already since {at(began)}" if began is not None else "",
+        f"it has been open since {at(began)}" if began is not None else "",
         f"calls are refused until {again}, then one call at a time tests recovery",
-        f"koo does that by itself; if it stays open: {GUIDE}{kind}",
+        f"koo does that automatically; if it stays open: {GUIDE}{kind}",
     ]
     since_s = since.now if began is None else began
     return Told("circuit opened", said, reason, since_s, since.now + event.open_for_s, event.last_error)
@@ -90,7 +90,7 @@ def _what_broke(reason: str, failure: Failure | None) -> str:
 
 
 def _primed(event: events.CircuitPrimed, since: Since) -> Told:
-    return Told("circuit primed", [event.told, "one failure of this process's own opens it"], event.told)
+    return Told("circuit primed", [event.told, "one failure in this process will open it"], event.told)
 
 
 def _half_opened(event: events.CircuitHalfOpened, since: Since) -> Told:
@@ -132,16 +132,16 @@ def _override(event: events.OverrideSet, since: Since) -> Told:
 
 
 def _who(act: Act | None) -> str:
-    """By whom and why."""
+    """Who did it and why."""
     return "" if act is None or not act.words else f"by {act.words}" if act.by else act.reason
 
 
 def _from(since: Since, began: float | None) -> str:
     lasted = since.lasted(began)
-    return f"it held {lasted}" if lasted else ""
+    return f"it was in force {lasted}" if lasted else ""
 
 
-# ── what the other side asks for ──────────────────────────────────────────────────────────────────────────────────
+# ── pauses and keys ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _cooldown(event: events.CooldownBegan, since: Since) -> Told:
@@ -152,7 +152,7 @@ def _cooldown(event: events.CooldownBegan, since: Since) -> Told:
         _what_broke(reason, event.last_error),
         f"nothing is sent {'to the whole service ' if event.whole_service else ''}until {again}",
         _whose(event.credential),
-        "raise the quota at the provider, or let another service answer" if lasting else "",
+        "raise the quota at the provider, or use another service" if lasting else "",
     ]
     ends = since.now + event.for_s
     words = "quota used up" if lasting else "pause"
@@ -160,7 +160,7 @@ def _cooldown(event: events.CooldownBegan, since: Since) -> Told:
 
 
 def _whose(credential: str) -> str:
-    return "it concerns one key that a caller brought, not the service's own" if credential else ""
+    return "it concerns a key that a caller supplied, not the service's own" if credential else ""
 
 
 def _key_blocked(event: events.KeyBlocked, since: Since) -> Told:
@@ -173,7 +173,7 @@ def _key_blocked(event: events.KeyBlocked, since: Since) -> Told:
         _what_broke(reason, event.last_error),
         f"nothing is sent with it{for_model} until it works; it is tried again from {again}" if again else "",
         _whose(event.credential),
-        f"set a valid key, or see the account at the provider: {GUIDE}{page}",
+        f"set a valid key, or check the account at the provider: {GUIDE}{page}",
     ]
     again_at = None if event.again_in_s is None else since.now + event.again_in_s
     return Told("key refused", said, reason, since.now, again_at, event.last_error)
@@ -196,7 +196,7 @@ def _key_unblocked(event: events.KeyUnblocked, since: Since) -> Told:
 def _check_failed(event: events.HealthCheckFailed, since: Since) -> Told:
     reason = event.reason
     since.begin("check", event.source)
-    said = [reason, "it is asked again by itself; three failures in a row are an unhealthy state"]
+    said = [reason, "it is checked again automatically; three failures in a row make the state unhealthy"]
     return Told("health check failed", said, reason, since.now, kind=event.kind)
 
 
@@ -218,7 +218,7 @@ def _commit_unknown(event: events.CommitUnknown, since: Since) -> Told:
         f"in {where}" if where else "",
         f"last statement {statement}" if statement else "",
         f"its marker is {event.key}" if event.key else "",
-        "look whether it happened before it is repeated",
+        "check whether it happened before repeating it",
     ]
     return Told("outcome of a commit unknown", said, cause, since.now, kind=Kind.OUTCOME_UNKNOWN)
 
@@ -226,8 +226,8 @@ def _commit_unknown(event: events.CommitUnknown, since: Since) -> Told:
 def _read_only(event: events.DatabaseReadOnly, since: Since) -> Told:
     since.begin("read_only", event.source)
     said = [
-        "it takes no writes: a standby, or a full disk",
-        f"reads pass, writes fail; it is asked again by itself: {GUIDE}database_read_only",
+        "it accepts no writes: it is a standby, or its disk is full",
+        f"reads succeed, writes fail; it is checked again automatically: {GUIDE}database_read_only",
     ]
     return Told("read-only", said, since=since.now, kind=Kind.READ_ONLY)
 
@@ -235,7 +235,7 @@ def _read_only(event: events.DatabaseReadOnly, since: Since) -> Told:
 def _writable(event: events.DatabaseWritable, since: Since) -> Told:
     began = since.end("read_only", event.source)
     lasted = since.lasted(began)
-    return Told("takes writes again", [f"it was read-only {lasted}" if lasted else ""], since=began)
+    return Told("accepts writes again", [f"it was read-only {lasted}" if lasted else ""], since=began)
 
 
 def _paused(event: events.DatabasePaused, since: Since) -> Told:
@@ -256,7 +256,7 @@ def _draining(event: events.DatabaseDraining, since: Since) -> Told:
 def _resumed(event: events.DatabaseResumed, since: Since) -> Told:
     began = since.end("gate", event.source)
     lasted = since.lasted(began)
-    said = ["new scopes begin again", f"they had to wait or were refused {lasted}" if lasted else ""]
+    said = ["new scopes begin again", f"they waited or were refused {lasted}" if lasted else ""]
     return Told("resumed by an operator", said, since=began)
 
 
@@ -278,57 +278,67 @@ def _inside(running: int) -> str:
 
 def _bill(event: events.BillExceededHold, since: Since) -> Told:
     cause = f"a bill of {event.billed_usd} USD was above its worst case of {event.held_usd} USD"
-    said = [cause, f"it is booked whole, and the budget may be overspent by it: {GUIDE}bill_above_hold"]
+    said = [
+        cause,
+        f"it is booked in full, and the budget may be overspent by the difference: {GUIDE}bill_above_hold",
+    ]
     return Told("bill above its hold", said, cause, since.now)
 
 
 def _store_lost(event: events.StoreLost, since: Since) -> Told:
     reason = event.reason
     since.begin("store", event.source)
-    said = [reason, f"it is tried again by itself, every few seconds: {GUIDE}budget_local"]
+    said = [reason, f"koo tries again every few seconds: {GUIDE}budget_local"]
     return Told("lost", said, reason, since.now)
 
 
 def _store_found(event: events.StoreFound, since: Since) -> Told:
     began = since.end("store", event.source)
     lasted = since.lasted(began)
-    said = [f"it was away {lasted}" if lasted else "", "what was spent meanwhile is told to it now"]
+    said = [
+        f"it was unavailable {lasted}" if lasted else "",
+        "what was spent meanwhile is now reported to it",
+    ]
     return Told("found again", said, since=began)
 
 
 def _store_forgot(event: events.StoreForgot, since: Since) -> Told:
-    cause = f"{event.forgotten_usd} USD that this process had booked were not known there"
+    cause = f"{event.forgotten_usd} USD that this process had booked were missing there"
     said = [
-        "it is older than what this process told it: it was replaced, or has lost what it had acknowledged",
-        f"{cause}, and are booked again; what processes that have ended told it since that copy is lost to the budgets",
-        f"nothing is granted for six seconds: {GUIDE}store_forgot",
+        "it is older than what this process reported: it was replaced, or has lost acknowledged writes",
+        f"{cause}, and are booked again; what ended processes reported since that copy is missing from the budgets",
+        f"no money is granted for six seconds: {GUIDE}store_forgot",
     ]
     return Told("forgot", said, cause, since.now)
 
 
 def _renamed(event: events.ProcessRenamed, since: Since) -> Told:
-    cause = "another process spoke to the state store under this one's name, or it was written off"
-    named = f"this process goes on as {event.name}" if event.name else "this process goes on as another one"
+    cause = "another process used this one's name in the state store, or this one was written off"
+    named = (
+        f"this process continues as {event.name}"
+        if event.name
+        else "this process continues under another name"
+    )
     said = [cause, f"{named}, and what it held is booked twice: {GUIDE}process_renamed"]
     return Told("name taken", said, cause, since.now)
 
 
-# ── alerts on their way ───────────────────────────────────────────────────────────────────────────────────────────
+# ── delivery of alerts ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _not_delivered(event: events.DeliveryFailed, since: Since) -> Told:
     again = until(since.now, event.next_in_s)
     said = [
         event.reason,
-        f"alerts do not get out by this channel; next attempt at {again}",
-        "koo alerts test tries it at once",
+        f"this channel delivers no alerts; next attempt at {again}",
+        "koo alerts test tries it now",
     ]
     return Told("alerts not delivered", said, event.reason, since.now, since.now + event.next_in_s)
 
 
 def _given_up(event: events.DeliveryGivenUp, since: Since) -> Told:
     alerts = "1 alert" if event.notices == 1 else f"{event.notices} alerts"
-    said = [event.reason, f"the message of {alerts} is not tried again: koo alerts shows them"]
+    said = [event.reason, f"the message with {alerts} will not be sent again: koo alerts lists them"]
     return Told("alerts given up", said, event.reason, since.now)
 
 
@@ -358,4 +368,4 @@ LINES: dict[type[Event], Callable[[Any, Since], Told]] = {
     events.DeliveryFailed: _not_delivered,
     events.DeliveryGivenUp: _given_up,
 }
-"""The line of each event of koo's. An application's own event is logged by the name of its class."""
+"""The line of each of koo's events. An application's own event is logged under its class name."""

@@ -1,4 +1,4 @@
-"""EventLog: hears every event, and writes one line for each at the event's severity."""
+"""EventLog: writes one log line for each event, at the event's severity."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CAPITAL = re.compile(r"(?<!^)(?=[A-Z])")
 
 
 class EventLog:
-    """One process's: `platform.events.listen(EventLog(clock).on_event)`, which a `Platform` does by itself."""
+    """The event log of one process. A `Platform` registers it: `platform.events.listen(EventLog(clock).on_event)`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._since = Since()
 
     def on_event(self, event: Event) -> None:
-        """Write it down."""
+        """Log the event."""
         since, name = self._since, _CAPITAL.sub("_", type(event).__name__).lower()
         since.now = self._clock.wall()
         line_of = LINES.get(type(event))

@@ -1,9 +1,9 @@
-"""A log line of koo's own: "SOURCE: WORDS: SAID", and the same as facts for programs.
+"""The form of koo's log lines: "SOURCE: WORDS: SAID", and the same as facts for programs.
 
-Everything goes to the standard library's logger `koo`. How the lines look, and where they go, is the application's
-choice; `koo serve` brings one (`koo.web.logs`). The facts are attributes of the record (`extra`), under the names of
-`FACTS`. `WORDS` are the same for all lines of one sort and stand in the record's template, so what groups lines by
-their template keeps them together.
+Everything goes to the standard library's logger `koo`. The application chooses the format and the destination of the
+lines; `koo serve` has its own (`koo.web.logs`). The facts are attributes of the record (`extra`), under the names in
+`FACTS`. `WORDS` are the same for all lines of a kind and are part of the record's template, so tools that group lines
+by template keep them together.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from koo.options import NEVER
 log = logging.getLogger("koo")
 
 FACTS = ("what", "service", "cause", "kind", "status", "attempts", "count", "since", "until", "request_id")
-"""What a line may carry beside its words: which event, of whom, why, of what kind, from when until when."""
+"""The facts that a line may have in addition to its text."""
 SOURCE_MAX = 120
 WALL_S_MAX = 253_402_300_799.0
-"""The last second that a date can say."""
+"""The last second that `datetime` can represent."""
 
 request_id: ContextVar[str] = ContextVar("koo_request_id", default="")
-"""The id of the HTTP request that is being answered, as its `X-Request-ID` and its problem say; or empty."""
+"""The id of the current HTTP request, as in its `X-Request-ID` and its problem document; or empty."""
 
 
 @dataclass(slots=True)
 class Line:
-    """One line: `said` are its parts, of which empty ones are left out; of `facts` those are that are None or empty."""
+    """One line. `said` has its parts. Empty parts, and facts that are None or empty, are left out."""
 
     level: int
     source: str
@@ -40,8 +40,8 @@ class Line:
     facts: dict[str, object] = field(default_factory=dict)
 
     def write(self, asked_by: str | None = None) -> None:
-        """Log it. `asked_by`: the request that it belongs to; None is the one that is being answered now."""
-        # Every part goes through one gate, whatever it was made of: a name or a reason may be a stranger's word.
+        """Log it. `asked_by`: the id of the request that it belongs to; None: the current request."""
+        # Every part is made safe here, whatever its source: a name or a reason may contain foreign text.
         source, said = safe(self.source, SOURCE_MAX), "; ".join(safe(part) for part in self.said if part)
         request = request_id.get() if asked_by is None else asked_by
         if request:
@@ -57,14 +57,14 @@ def _safe(value: object) -> object:
 
 
 def at(wall_s: float) -> str:
-    """A point in time for people and programs, in UTC and to the second; empty where it is never."""
+    """A time for people and programs, in UTC, to the second; empty if it never comes."""
     if not 0.0 <= wall_s <= WALL_S_MAX:
         return ""
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def until(now_wall_s: float, for_s: float | None) -> str:
-    """A point in time with how far away it is, as in `2026-11-29T02:14:05Z (in 42 s)`; empty where it is not known."""
+    """A time and how far away it is: `2026-11-29T02:14:05Z (in 42 s)`; empty if it is unknown."""
     if for_s is None or for_s == NEVER or not at(now_wall_s + for_s):
         return ""
     return f"{at(now_wall_s + for_s)} (in {describe_s(max(for_s, 0.0))})"

@@ -1,9 +1,9 @@
-"""Metrics and spans of OpenTelemetry, where the process has set an SDK up.
+"""OpenTelemetry metrics and spans, if the process has set up an SDK.
 
-koo does not depend on OpenTelemetry, and imports it only where something else has. Without an SDK nothing here is on a
-call's way: the gateway's watch does nothing, and the database's samples are sorted each second, as always. With one, a
-query of a service is a span and a measurement; statements are measured from those samples, behind the calls.
+koo does not depend on OpenTelemetry, and imports it only if something else has imported it. Without an SDK, calls pay
+nothing: the gateway's watch does nothing, and the database's samples are sorted each second anyway. With an SDK, each
+query of a service has a span and a measurement, and statements are measured from those samples, outside the calls.
 
-`names.py` has the names and the version of the conventions; `queries.py` the spans and measurements of AI services;
-`pools.py` those of databases; `sdk.py` finds the SDK.
+`names.py` has the names and versions of the conventions, `queries.py` the spans and measurements of AI services,
+`pools.py` those of databases, and `sdk.py` finds the SDK.
 """

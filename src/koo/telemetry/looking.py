@@ -1,6 +1,6 @@
-"""Who is measured: each platform's services and database, as soon as the process has an SDK.
+"""Connects each platform's services and database to the process's SDK, as soon as there is one.
 
-Looked for when a platform opens, and each second after that, so an SDK may be set up later than koo is.
+It checks for an SDK when a platform opens, and each second after that, so the SDK may be set up later than koo.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Lookout:
-    """The instruments of a process: one of each for all its platforms, as there is one SDK."""
+    """The instruments of a process: one of each for all its platforms, because there is one SDK."""
 
     def __init__(self) -> None:
         self._sdk = NO_SDK
@@ -25,7 +25,7 @@ class Lookout:
         self._pools: Pools | None = None
 
     def look(self, parts: Parts) -> None:
-        """Let what is there measure this platform; nothing where there is no SDK."""
+        """Measure this platform with the SDK, if there is one."""
         sdk = find_sdk()
         if sdk != self._sdk:
             self._take(sdk)
@@ -34,7 +34,7 @@ class Lookout:
             self._pools.look(parts.database_in_use)
 
     def _take(self, sdk: Sdk) -> None:
-        # Only now: a process without an SDK, which most are, has no use for their memory.
+        # Imported only now: most processes have no SDK and need not spend memory on these modules.
         from koo.telemetry.pools import Pools
         from koo.telemetry.queries import Queries
 
@@ -48,12 +48,12 @@ LOOKOUT = Lookout()
 
 
 def look(parts: Parts) -> None:
-    """Let the process's SDK, if it has one, measure this platform."""
+    """Measure this platform with the process's SDK, if it has one."""
     LOOKOUT.look(parts)
 
 
 def finish(parts: Parts) -> None:
-    """The platform closes: measure what its last second had."""
+    """Measure the platform's last second, because it is closing."""
     look(parts)
     if parts.database_in_use is not None:
         parts.database_in_use.metrics.fold(parts.clock.monotonic())

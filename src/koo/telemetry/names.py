@@ -1,15 +1,15 @@
-"""Names of OpenTelemetry's semantic conventions that koo writes, and from which version of them.
+"""The names from OpenTelemetry's semantic conventions that koo uses, and their versions.
 
-`gen_ai.*` as in version 1.41.1, the last in which the conventions of generative AI were a part of the common ones;
-since then they have a repository of their own, where these names change from one month to the next. `db.client.*` as in
-1.44.0: `db.client.operation.duration` is stable there, those of pools are in development. What they have no name for
-begins with `koo.`.
+`gen_ai.*` follows version 1.41.1, the last one in which generative AI was part of the common conventions. Since then it
+has its own repository, where these names change every month. `db.client.*` follows 1.44.0, where
+`db.client.operation.duration` is stable and the names of pools are in development. Names that the conventions lack
+start with `koo.`.
 """
 
 from __future__ import annotations
 
 SCOPE = "koo"
-"""The instrumentation scope of all of it: by this name an SDK's views and samplers choose."""
+"""The instrumentation scope of everything here, by which an SDK's views and samplers select."""
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.41.1"
 
 # ── AI services ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -42,7 +42,7 @@ REASONING = "gen_ai.usage.reasoning.output_tokens"
 
 ERROR_TYPE = "error.type"
 OTHER = "_OTHER"
-"""In place of a model's name, where there are too many."""
+"""Replaces a model's name when there are too many."""
 
 SERVICE = "koo.service"
 ATTEMPTS = "koo.attempts"
@@ -54,7 +54,7 @@ PROVIDERS = {
     "gemini": "gcp.gemini",
     "perplexity": "perplexity",
 }
-"""By the kind of service, as far as the conventions know it; any other provider is called as its service."""
+"""The conventions' provider names, by kind of service. Any other provider has the name of its service."""
 
 # ── databases ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,7 +1,7 @@
-"""Measurements of databases: statements and phases from the samples that koo takes anyway, the pool when it is read.
+"""Measurements of databases: statements and phases from the samples that koo takes anyway, the pool on export.
 
-A statement is measured up to a second after it ran, when its sample is sorted, so none of this is on its way. For the
-same reason there are no spans of statements, and no exemplars.
+A statement is measured up to a second after it ran, when its sample is sorted, so it pays nothing for this. For the
+same reason there are no spans of statements and no exemplars.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Attributes = dict[str, str | int]
 
 
 class Pools:
-    """Measures databases for one SDK. Each is forgotten with its platform."""
+    """Measures databases for one SDK. It holds them weakly, so each is dropped with its platform."""
 
     def __init__(self, meter: Meter) -> None:
         self._databases: list[ReferenceType[Database]] = []
@@ -37,7 +37,7 @@ class Pools:
         self._observe(meter)
 
     def _observe(self, meter: Meter) -> None:
-        """What is read when the SDK exports, in its thread: plain integers."""
+        """Register the values that the SDK reads in its own thread when it exports. All are plain integers."""
         rows: tuple[tuple[str, str, Callable[[Database], Iterable[tuple[int, Attributes]]]], ...] = (
             (names.CONNECTIONS, "{connection}", _connections),
             (names.CONNECTIONS_MAX, "{connection}", lambda one: [(one.pool_queue.limit, {})]),
@@ -64,7 +64,7 @@ class Pools:
         return observe
 
     def look(self, database: Database) -> None:
-        """Measure it from now on, and what of it failed since the last look."""
+        """Measure the database from now on, and record the statements that failed since the last call."""
         if not any(known() is database for known in self._databases):
             self._databases = [known for known in self._databases if known() is not None] + [ref(database)]
             self._listen(database)
@@ -88,7 +88,8 @@ def _recorder(
     of: Callable[[Database], Attributes],
     more: Attributes | None = None,
 ) -> Callable[[Sequence[float]], None]:
-    """Takes the samples of one phase; which database it is, is asked each time: it may have been rotated."""
+    """A listener for the samples of one phase. The attributes are read each time, because `rotate` may change the
+    URL."""
 
     def record(samples: Sequence[float]) -> None:
         attributes = {**of(database), **(more or {})}
@@ -99,16 +100,15 @@ def _recorder(
 
 
 def _connections(database: Database) -> list[tuple[int, Attributes]]:
-    """As `pool_status` has them."""
+    """The same numbers as in `pool_status`."""
     connections, used = database.connections, database.pool_queue.used
     idle = max(0, len(connections.records) - used) if connections is not None else 0
     return [(used, {names.STATE: "used"}), (idle, {names.STATE: "idle"})]
 
 
 def _server_of(database: Database) -> DatabaseServer:
-    from koo.database.nameplate import (
-        server_of,  # SQLAlchemy comes with it, and is there with a database only
-    )
+    # Imported here because it imports SQLAlchemy, which is loaded only if there is a database.
+    from koo.database.nameplate import server_of
 
     return server_of(database.url)
 

@@ -1,7 +1,8 @@
-"""Spans and measurements of the services that queries ask: one of each for a service, whatever its attempts were.
+"""Spans and measurements of queries: one span for each service that a query calls, whatever the number of attempts.
 
-An attempt that failed and was repeated is not the query's error, so it is only counted in `koo.attempts`. A refusal of
-koo's own is one: its type is the kind, as in `docs/errors.md`. A prompt, an answer, a tag or an address is in none.
+An attempt that failed and was repeated is not an error of the query, so it is only counted in `koo.attempts`. koo's own
+refusals are errors: the type is the kind, as in `docs/errors.md`. No span contains a prompt, an answer, a tag or an
+address.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 MODELS_MAX = 200
-"""So many names of models are told apart: a caller, and a provider, may send any number of them."""
+"""Most model names that are reported separately: callers and providers may send any number of them."""
 
 
 class Queries:
-    """Looks on at a gateway's services for one SDK."""
+    """Watches a gateway's services for one SDK."""
 
     def __init__(self, sdk: Sdk) -> None:
         self.sdk = sdk
@@ -47,7 +48,7 @@ class Queries:
         return WatchedQuery(self, options, request, streams)
 
     def model(self, name: str) -> str:
-        """A model's name, or `_OTHER` where there are too many."""
+        """A model's name, or `_OTHER` if there are too many."""
         if name not in self._models:
             if len(self._models) >= MODELS_MAX:
                 return names.OTHER
@@ -56,7 +57,8 @@ class Queries:
 
 
 class WatchedQuery:
-    """One service that is asked. Its span is current while it is, so spans of what it does stand below."""
+    """The call of one service. Its span is the current one during the call, so spans created by the call are its
+    children."""
 
     __slots__ = ("_attributes", "_began_at", "_block", "_is_over", "_queries", "_span", "_streams")
 
@@ -102,7 +104,7 @@ class WatchedQuery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._block is not None:
-            # Without the error: an exporter would write its text, which is not koo's to publish.
+            # Without the error: an exporter would record its text, which may contain the user's data.
             self._block.__exit__(None, None, None)
         if error is not None:
             self._fail(error)
@@ -117,7 +119,7 @@ class WatchedQuery:
             self._span.set_attribute(names.TIME_TO_FIRST_CHUNK, took_s)
 
     def answered(self, answer: Answer, away_s: float) -> None:
-        """The answer is whole."""
+        """The answer is complete."""
         self._attributes[names.RESPONSE_MODEL] = self._queries.model(answer.model)
         usage, tokens = answer.usage, self._queries.tokens
         if tokens is not None and not usage.estimated:
@@ -128,7 +130,7 @@ class WatchedQuery:
         self._end(away_s)
 
     def broke(self, kind: Kind | None) -> None:
-        """A stream ended early. That its reader left is not an error."""
+        """A stream ended early. `kind` is None if its reader left, which is not an error."""
         if kind is not None:
             self._attributes[names.ERROR_TYPE] = kind.value
             self._mark(kind.value)

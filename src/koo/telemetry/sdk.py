@@ -1,4 +1,4 @@
-"""The SDK that a process has set up, or none; and an instrument each, however many platforms there are."""
+"""Finds the SDK that the process has set up, if any, and creates instruments."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class Sdk(NamedTuple):
-    """What makes spans and what takes measurements; None: the process has not set it up."""
+    """The providers of spans and of metrics; None if the process has not set one up."""
 
     traces: TracerProvider | None
     metrics: MeterProvider | None
 
     @property
     def tracer(self) -> Tracer | None:
-        """It makes koo's spans."""
+        """The tracer for koo's spans."""
         return None if self.traces is None else self.traces.get_tracer(SCOPE, version("koo"), SCHEMA_URL)
 
     @property
     def meter(self) -> Meter | None:
-        """It takes koo's measurements."""
+        """The meter for koo's measurements."""
         return None if self.metrics is None else self.metrics.get_meter(SCOPE, version("koo"), SCHEMA_URL)
 
 
@@ -35,9 +35,9 @@ NO_SDK = Sdk(None, None)
 
 
 def find_sdk() -> Sdk:
-    """The providers that are set in this process; those that the API itself brings do nothing, and are none."""
+    """The providers set in this process. The API's own default providers do nothing, and count as none."""
     if "opentelemetry" not in sys.modules:
-        return NO_SDK  # Nothing has set up what nothing has imported.
+        return NO_SDK  # not imported, so nothing has set it up
     try:
         from opentelemetry import metrics, trace
     except ImportError:
@@ -51,7 +51,7 @@ def _set_up(provider: Any) -> Any:
 
 
 def histogram(meter: Meter, name: str, unit: str, description: str, bounds: Sequence[float]) -> Histogram:
-    """An instrument with the conventions' bounds, as far as this release of the API takes them."""
+    """A histogram with the conventions' bucket boundaries, if this release of the API supports them."""
     try:
         return meter.create_histogram(
             name, unit, description, explicit_bucket_boundaries_advisory=list(bounds)
