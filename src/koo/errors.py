@@ -339,7 +339,7 @@ class DatabaseTimeout(DatabaseUnavailable, TimeoutError):
 
 
 class CommitOutcomeUnknown(DatabaseError):
-    """The connection was lost during COMMIT: the transaction may or may not have committed, so it was not run again.
+    """The connection was lost during COMMIT: the transaction may or may not have happened, so it was not run again.
 
     `key`: the key of its marker, if it had one: the row in `koo_markers` shows the outcome once the database is back.
     """

@@ -227,7 +227,7 @@ class HealthCheckPassed(Event):
 
 @dataclass(frozen=True, slots=True)
 class CommitUnknown(Event):
-    """A connection was lost during COMMIT: the transaction may or may not have committed, and was not run again.
+    """A connection was lost during COMMIT: the transaction may or may not have happened, and was not run again.
 
     `where`: the scope's place in the program. `statement`: the first words of its last statement. `key`: the key of its
     marker, or empty.
