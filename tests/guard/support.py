@@ -16,7 +16,6 @@ from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.breaker import OPEN
 from koo.policies.bulkhead import Bulkhead
 from koo.policies.limiter import Count, DayCount, Limits, SlidingCount
-from koo.policies.provider_limit import LimitLeft
 from koo.policies.treatment import classify_error
 from koo.policies.verdict import Classify
 from koo.refusals import SERVICES, Family
@@ -59,7 +58,7 @@ class Wallet:
 def hear(guard: Guard, limit: float, remaining: float, resets_in_s: float) -> None:
     """The answer to the last call says this of the provider's own limit."""
     sent = guard.breaker.given
-    guard.pacer.learn([LimitLeft(limit, remaining, resets_in_s)], sent, sent, guard.now())
+    guard.pacer.learn([(limit, remaining, resets_in_s, "requests")], sent, sent, guard.now())
     guard.gates.watch_pace(guard.pacer)
 
 

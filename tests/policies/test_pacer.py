@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from koo.policies.pacer import PILOTS_DOUBLE_AFTER_S, Pacer
-from koo.policies.provider_limit import LOOK_S_MAX, LimitLeft
+from koo.policies.provider_limit import LOOK_S_MAX
+from tests.policies.limit_left import LimitLeft
 
 
 def told(*limits: LimitLeft) -> Pacer:

@@ -10,8 +10,6 @@ speed. Any other is taken as full when its headers say it will be; if much of it
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from koo.options import NEVER
 
 RESERVE = 0.05
@@ -35,21 +33,14 @@ APART, ALIKE, ALIKE_MIN = 0.2, 0.1, 2
 by less, although its counts are whole calls and its times whole seconds. Two matches (`ALIKE_MIN`) exclude chance."""
 
 
-class LimitLeft(NamedTuple):
-    """One of the provider's limits, counted in calls: `remaining` of `limit`, full again in `resets_in_s`.
-
-    None if the provider does not say. The numbers may be fractions, because a limit in tokens is converted to calls.
-    """
-
-    limit: float | None
-    remaining: float | None
-    resets_in_s: float | None
-    resource: str = "requests"
-
-
 Told = tuple[float | None, float | None, float | None, str]
-"""The same as a plain tuple. One is made for every response, and creating an object of a class would cost as much as
-everything that is done with it."""
+"""One of the provider's limits, counted in calls: its size, how many are left, in how many seconds it is full again,
+and the resource that it limits ("requests").
+
+None if the provider does not say. The numbers may be fractions, because a limit in tokens is converted to calls. It is
+a plain tuple because one is made for every response, and an object of a class would cost as much as all that is done
+with it.
+"""
 
 
 class Limit:
