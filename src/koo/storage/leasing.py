@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -23,8 +23,9 @@ from koo.policies.token_limit import TokenLimit
 from koo.policies.units import Grant, Told
 from koo.refusals import not_begun
 from koo.storage.base import StoreUnavailable
-from koo.storage.executor import IN_USE, Executor
+from koo.storage.executor import Executor
 from koo.storage.ledger import Ledger
+from koo.storage.rounds import Rounds
 from koo.storage.windows import MemoryWindows, Windows, receive_in
 
 log = logging.getLogger("koo")
@@ -97,12 +98,8 @@ class Leasing:
         self._days: list[DayHand] = []
         self._waiting: list[asyncio.Future[None]] = []
         self._name = ""
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake = asyncio.Event()
-        self._one_at_a_time = asyncio.Lock()
-        self._runs = 0
+        self._rounds = Rounds(self._try_to_exchange, self._pause_s)
         self._is_closed = False
-        self._helper: asyncio.Task[None] | None = None
         self.messages = 0
         ledger.before_beats = self._settle
         forget_in_child(self)
@@ -193,8 +190,7 @@ class Leasing:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self.ring()
-        if not self._runs and (self._helper is None or self._helper.done()):
-            self._helper = asyncio.create_task(self._run(lambda: bool(self._waiting)))
+        self._rounds.serve(lambda: bool(self._waiting))
         try:
             async with asyncio.timeout(deadline - self._now()):
                 await future
@@ -206,20 +202,8 @@ class Leasing:
 
     async def run(self) -> None:
         """Report use and request units, until cancelled."""
-        await self._run(lambda: True)
-
-    async def _run(self, goes_on: Callable[[], bool]) -> None:
         self._come_to_this_loop()
-        loop = self._loop
-        self._runs += 1
-        try:
-            while goes_on():
-                await self._until_due()
-                await self._try_to_exchange()
-        finally:
-            # A task of an ended loop may be finalised after `_runs` started again at zero on another loop.
-            if self._loop is loop:
-                self._runs -= 1
+        await self._rounds.run()
 
     async def _try_to_exchange(self) -> None:
         try:
@@ -234,7 +218,7 @@ class Leasing:
         self._come_to_this_loop()
         # With two messages in flight, a hand would take the reply to the second for the reply to the first, and the
         # lease would count from the wrong moment.
-        async with self._one_at_a_time:
+        async with self._rounds.one_at_a_time:
             self._look_at_name()
             # Read before the message leaves: a lease counts from here. Counted from the reply, it would outlast the
             # store's own count by the time that the reply took, and a unit could be spent twice.
@@ -321,27 +305,18 @@ class Leasing:
             self._name = name
             self._begin_again()
 
-    async def _until_due(self) -> None:
+    def _pause_s(self) -> float:
         now = self._now()
         for day in self._days:
             day.rest(now, LOOK_S)
-        due_at = min((hand.due_at for hand in self._hands()), default=now + LOOK_S)
-        delay_s = min(max(due_at - now, 0.0), LOOK_S)
         if self._ledger.trouble is not None:
-            delay_s = AWAY_S
-        timer = asyncio.get_running_loop().call_later(delay_s, self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            timer.cancel()
-        # Cleared before the exchange, so a caller that starts to wait during it triggers the next one immediately.
-        self._wake.clear()
+            return AWAY_S
+        due_at = min((hand.due_at for hand in self._hands()), default=now + LOOK_S)
+        return min(max(due_at - now, 0.0), LOOK_S)
 
     def ring(self) -> None:
         """Send a message now."""
-        # Waking a task of a closed loop raises RuntimeError.
-        if self._loop is None or not self._loop.is_closed():
-            self._wake.set()
+        self._rounds.ring()
 
     def store_changed(self, trouble: str | None) -> None:
         """React to the loss or the return of the store."""
@@ -384,23 +359,13 @@ class Leasing:
             await self.exchange(is_last=True)
 
     def _come_to_this_loop(self) -> None:
-        """Move to the running loop. Raises RuntimeError while the other loop is running."""
-        loop = asyncio.get_running_loop()
-        if loop is self._loop:
-            return
-        # An event or a lock that was waited for on one loop raises on any other, so both are replaced. Futures of the
-        # old loop are dropped: completing them would schedule a callback on a closed loop, which raises.
-        if self._loop is not None and self._loop.is_running() and self._runs:
-            raise RuntimeError(IN_USE)
-        self._loop, self._runs, self._helper = loop, 0, None
-        self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
-        self._wake.set()
-        self._waiting.clear()
+        """Move to the running loop. Raises RuntimeError while rounds are made on another loop that runs."""
+        if self._rounds.come(may_move=not self._rounds.is_running):
+            self._waiting.clear()
 
     def forget_parent(self) -> None:
         """In a forked child, drop the units in hand and the waiting callers: they are the parent's."""
-        self._loop, self._runs, self._helper = None, 0, None
-        self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
+        self._rounds.forget_parent()
         self._waiting.clear()
         self._name = ""
         self._begin_again()

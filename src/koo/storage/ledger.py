@@ -38,8 +38,8 @@ from koo.policies.treasury import (
 )
 from koo.storage.base import UNTOLD, Bill, BudgetView, How, StoreUnavailable
 from koo.storage.exchanges import Exchange
-from koo.storage.executor import IN_USE
 from koo.storage.postings import Ids, Posting
+from koo.storage.rounds import Rounds
 
 log = logging.getLogger("koo")
 
@@ -93,13 +93,9 @@ class Ledger:
         self._exchange = exchange
         self.clock = clock
         self._now = clock.monotonic
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake = asyncio.Event()
-        self._one_at_a_time = asyncio.Lock()
+        self._rounds = Rounds(self._try_to_beat, self._pause_s)
         self._has_left = False  # the store was closed, although the loop may still run
         self._is_closed = False
-        self._runs = 0
-        self._helper: asyncio.Task[None] | None = None
         self._refused = 0
         self._ids = Ids()
         self._settled: deque[Settled] = deque()
@@ -206,8 +202,7 @@ class Ledger:
         )
         self._come_to_this_loop()
         self.purses.wait(waiter)
-        if not self._runs and (self._helper is None or self._helper.done()):
-            self._helper = asyncio.create_task(self._run_for_waiters())
+        self._rounds.serve(lambda: bool(self.purses.waiting))
         try:
             async with asyncio.timeout(deadline - self._now()):
                 verdict = await future
@@ -299,40 +294,16 @@ class Ledger:
 
     async def run(self) -> None:
         """Beat until cancelled."""
-        await self._run(lambda: True)
-
-    async def _run_for_waiters(self) -> None:
-        await self._run(lambda: bool(self.purses.waiting))
-
-    async def _run(self, goes_on: Callable[[], bool]) -> None:
         self._come_to_this_loop()
-        loop = self._loop
-        self._runs += 1
-        try:
-            while goes_on():
-                await self._until_due()
-                await self._try_to_beat()
-        finally:
-            # The task of a loop that has ended may be finalised after the ledger moved to a new loop, where `_runs`
-            # started again at zero. Subtracting there would make the new loop's count negative.
-            if self._loop is loop:
-                self._runs -= 1
+        await self._rounds.run()
 
     def _come_to_this_loop(self) -> None:
         """Move to the running loop and drop the callers that waited on the old one.
 
         Raises RuntimeError while the other loop is running.
         """
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            # An asyncio event or lock that has been waited for belongs to that loop, and raises on any other. After
-            # `asyncio.run()` has returned, its loop can no longer wake anything, so all of it is replaced.
-            if self._loop is not None and self._loop.is_running() and not self._has_left:
-                raise RuntimeError(IN_USE)
-            self._loop, self._runs, self._helper = loop, 0, None
-            self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
-            self._wake.set()
-            self.purses.waiting.clear()  # a caller on a loop that has ended cannot be woken
+        if self._rounds.come(may_move=self._has_left):
+            self.purses.waiting.clear()
         self._has_left = False
 
     async def _try_to_beat(self) -> None:
@@ -349,7 +320,7 @@ class Ledger:
         self._come_to_this_loop()
         # Two exchanges at the same time would send one beat twice, and the second reply would be taken for the reply
         # to the next beat.
-        async with self._one_at_a_time:
+        async with self._rounds.one_at_a_time:
             await self._beat(is_last)
 
     async def _beat(self, is_last: bool) -> None:
@@ -471,31 +442,19 @@ class Ledger:
         else:
             self.purses.decide_without(self._now())
 
-    async def _until_due(self) -> None:
-        has_news = self.purses.flying is not None or bool(self._settled) or self.purses.has_news()
-        delay_s = self._exchange.beat_s if has_news else IDLE_S
+    def _pause_s(self) -> float:
         if self._exchange.trouble is not None:
-            delay_s = AWAY_S
-        timer = asyncio.get_running_loop().call_later(delay_s, self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            timer.cancel()
-        # Cleared before the beat, not after it: a caller that starts to wait while the beat is in flight must trigger
-        # the next one immediately, not after the usual pause.
-        self._wake.clear()
+            return AWAY_S
+        has_news = self.purses.flying is not None or bool(self._settled) or self.purses.has_news()
+        return self._exchange.beat_s if has_news else IDLE_S
 
     def ring(self) -> None:
         """Send a beat now."""
-        # Setting the event wakes the task that waits for it, and a closed loop raises RuntimeError for that. A call may
-        # settle that late, for example when its stream is garbage-collected after the loop has ended.
-        if self._loop is None or not self._loop.is_closed():
-            self._wake.set()
+        self._rounds.ring()
 
     def forget_parent(self) -> None:
         """In a forked child, drop the parent's entries and purses: the parent reports them itself."""
-        self._loop = None
-        self._wake, self._one_at_a_time = asyncio.Event(), asyncio.Lock()
+        self._rounds.forget_parent()
         self._settled.clear()
         self._flying = []
         for key, purse in self.purses.purses.items():
