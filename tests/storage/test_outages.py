@@ -469,7 +469,7 @@ def test_a_store_of_a_newer_koo_is_refused_with_what_to_do(shared: Place) -> Non
         await store.open()
         await store.close()
         shared.sql("UPDATE koo_schema SET steps = 99")
-        with pytest.raises(StoreUnavailable, match=r"written by a newer koo \(schema 99, .*upgrade koo"):
+        with pytest.raises(StoreUnavailable, match=r"written by a newer koo \(schema 99; .*upgrade koo"):
             await store.open()
         await store.close()
 
