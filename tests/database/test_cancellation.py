@@ -4,7 +4,7 @@ A scope is run again and again, and cancelled at its first, second, third ... wa
 very turn of the event loop in which what it waits for is done. There is a last run that is not cancelled any more.
 """
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 

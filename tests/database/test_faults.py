@@ -3,7 +3,7 @@
 Each row is provoked through a real scope, and judged as the scope judges it.
 """
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greenlets that are kept for the next call, and keep nothing of the last one."""
+"""Greenlets are reused for the next call, and keep nothing of the last one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ name: ContextVar[str] = ContextVar("name", default="nobody")
 
 
 class Thing:
-    """Something that a weak reference can follow."""
+    """An object that a weak reference can point to."""
 
 
 def wait_for(awaitable: Awaitable[T]) -> T:
     return await_(awaitable)
 
 
-def test_result_and_arguments() -> None:
+def test_arguments_are_passed_and_the_result_is_returned() -> None:
     def add(a: int, *, b: int) -> int:
         return a + b
 
@@ -39,7 +39,7 @@ def test_result_and_arguments() -> None:
     run(main)
 
 
-def test_the_next_call_has_the_same_greenlet_and_one_at_the_same_time_another() -> None:
+def test_the_next_call_reuses_the_greenlet_and_a_concurrent_call_gets_another() -> None:
     async def after_a_turn() -> object:
         await asyncio.sleep(0)
         return getcurrent()
@@ -51,7 +51,9 @@ def test_the_next_call_has_the_same_greenlet_and_one_at_the_same_time_another() 
     async def main() -> None:
         first = await in_greenlet(ask)
         assert await in_greenlet(ask) is first
-        assert await in_greenlet(wait_for, after_a_turn()) is not first, "what is waited for runs outside"
+        assert await in_greenlet(wait_for, after_a_turn()) is not first, (
+            "the awaited coroutine runs outside the greenlet"
+        )
         together = await asyncio.gather(in_greenlet(ask), in_greenlet(ask))
         assert first in together
         assert together[0] is not together[1]
@@ -59,7 +61,7 @@ def test_the_next_call_has_the_same_greenlet_and_one_at_the_same_time_another() 
     run(main)
 
 
-def test_another_thread_has_greenlets_of_its_own() -> None:
+def test_each_thread_has_its_own_greenlets() -> None:
     seen: list[object] = []
 
     def here() -> None:
@@ -73,7 +75,7 @@ def test_another_thread_has_greenlets_of_its_own() -> None:
     assert seen[0] is seen[2] is not seen[1]
 
 
-def test_an_error_goes_up_and_the_greenlet_works_on() -> None:
+def test_an_error_is_raised_and_the_greenlet_remains_usable() -> None:
     def fail() -> None:
         raise ValueError("of the function")
 
@@ -99,7 +101,7 @@ def test_an_error_goes_up_and_the_greenlet_works_on() -> None:
     run(main)
 
 
-def test_a_cancellation_is_the_functions_to_see() -> None:
+def test_a_cancellation_is_raised_inside_the_function() -> None:
     seen: list[str] = []
 
     def stand() -> None:
@@ -122,7 +124,7 @@ def test_a_cancellation_is_the_functions_to_see() -> None:
     run(main)
 
 
-def test_a_call_that_is_dropped_unwinds() -> None:
+def test_a_call_whose_coroutine_is_dropped_unwinds() -> None:
     seen: list[str] = []
 
     def stand() -> None:
@@ -151,7 +153,7 @@ def test_each_call_runs_in_the_context_of_its_caller() -> None:
     async def main() -> None:
         name.set("one")
         assert await in_greenlet(rename, "two") == "one"
-        assert name.get() == "two", "what it sets holds for the caller"
+        assert name.get() == "two", "a variable that it sets is set for the caller"
         other = copy_context()
         other.run(name.set, "other")
         assert await asyncio.create_task(in_greenlet(rename, "three"), context=other) == "other"
@@ -161,7 +163,7 @@ def test_each_call_runs_in_the_context_of_its_caller() -> None:
     run(main)
 
 
-def test_an_idle_one_keeps_nothing_of_a_call() -> None:
+def test_an_idle_greenlet_keeps_nothing_of_its_last_call() -> None:
     def pass_on(thing: Thing) -> Thing:
         await_(asyncio.sleep(0))
         return thing
@@ -186,7 +188,7 @@ def test_an_idle_one_keeps_nothing_of_a_call() -> None:
     run(main)
 
 
-def test_of_a_rush_only_so_many_are_kept() -> None:
+def test_the_number_of_idle_greenlets_is_limited() -> None:
     def ask() -> weakref.ref[object]:
         await_(asyncio.sleep(0))
         return weakref.ref(getcurrent())

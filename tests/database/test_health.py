@@ -1,6 +1,6 @@
-"""States, conditions, the probe, and the promised shapes of what a database tells of itself."""
+"""States, conditions, the probe, and the documented shapes of a database's reports."""
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from tests.database.test_faults import kill_all
 from tests.database.test_loss import warm
 
 ONCE = RetryOptions(attempts_max=1)
-# A probe may run for half of the recovery time.
+# A scope that probes may take half of the recovery time.
 QUICKLY = BreakerOptions(failure_threshold=3, recovery_s=1.0, success_threshold=2)
 
 
-def test_a_look_that_is_young_enough_is_not_repeated(tmp_path: Path) -> None:
-    """An open page asks every two seconds: however many there are, they are not a probe each."""
+def test_a_recent_probe_is_not_repeated(tmp_path: Path) -> None:
+    """An open page asks every two seconds: many open pages must not cause one probe each."""
 
     async def main() -> None:
         clock = StandingClock()
@@ -62,7 +62,7 @@ def test_a_look_that_is_young_enough_is_not_repeated(tmp_path: Path) -> None:
         assert (await database.get_detailed_status(max_age_s=2))["healthy"] is True
         assert len(looks) == 1
         await database.health_check()
-        assert len(looks) == 2, "who wants to know it now, gets to know it now"
+        assert len(looks) == 2, "without max_age_s a new probe is run"
         clock.now += 2
         together = await asyncio.gather(*(database.health_check(max_age_s=2) for _ in range(20)))
         assert len(looks) == 3 and {one["last_health_check"] for one in together} == {iso(clock.now)}
@@ -72,10 +72,10 @@ def test_a_look_that_is_young_enough_is_not_repeated(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_the_promised_shapes(url: str) -> None:
+def test_reports_have_the_documented_shapes(url: str) -> None:
     async def main() -> None:
         database = Database(options(url))
-        check(database.get_pool_metrics(), shapes.POOL_METRICS)  # also before the first use
+        check(database.get_pool_metrics(), shapes.POOL_METRICS)  # before the first use too
         async with database.session_scope() as session:
             await session.execute(ONE)
             inside = database.get_pool_metrics()["pool_status"]
@@ -93,7 +93,7 @@ def test_the_promised_shapes(url: str) -> None:
     run(main)
 
 
-def test_no_answer_contains_the_password(pg: Place) -> None:
+def test_no_report_contains_the_password(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             async with database.session_scope() as session:
@@ -104,7 +104,7 @@ def test_no_answer_contains_the_password(pg: Place) -> None:
     run(main)
 
 
-def test_counts_are_those_of_the_engine(pg: Place) -> None:
+def test_counts_equal_those_of_the_engine(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             for _ in range(5):
@@ -122,7 +122,7 @@ def test_counts_are_those_of_the_engine(pg: Place) -> None:
     run(main)
 
 
-# ── what a scope counts for ───────────────────────────────────────────────────────────────────────────────────────
+# ── how a scope is counted ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def verdicts(database: Database) -> tuple[int, int, int]:
@@ -130,7 +130,7 @@ def verdicts(database: Database) -> tuple[int, int, int]:
     return counts[SUCCESS], counts[FAILURE], counts[NEUTRAL]
 
 
-def test_a_users_own_error_is_the_databases_success(url: str) -> None:
+def test_the_users_own_exception_counts_as_a_success_of_the_database(url: str) -> None:
     async def main() -> None:
         async with opened(url) as database:
             with pytest.raises(KeyError):
@@ -142,7 +142,7 @@ def test_a_users_own_error_is_the_databases_success(url: str) -> None:
     run(main)
 
 
-def test_a_cancelled_scope_says_nothing(url: str) -> None:
+def test_a_cancelled_scope_is_not_judged(url: str) -> None:
     async def main() -> None:
         async with opened(url) as database:
 
@@ -160,8 +160,8 @@ def test_a_cancelled_scope_says_nothing(url: str) -> None:
     run(main)
 
 
-def test_the_users_own_time_is_neither_slow_nor_hung(url: str) -> None:
-    """25 scopes that each think for longer than a slow call do not open the circuit."""
+def test_time_in_the_users_own_code_does_not_count_as_slow(url: str) -> None:
+    """25 scopes whose own code takes longer than a slow call do not open the circuit."""
 
     async def main() -> None:
         clock = StandingClock()
@@ -186,7 +186,7 @@ def test_the_users_own_time_is_neither_slow_nor_hung(url: str) -> None:
     run(main)
 
 
-def test_slow_statements_are(pg: Place) -> None:
+def test_slow_statements_open_the_circuit(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url, slow_call_s=0.001) as database:
 
@@ -212,7 +212,7 @@ async def fail(database: Database, times: int) -> None:
                 pass
 
 
-def test_from_healthy_to_open_and_back_by_itself(pg: Place) -> None:
+def test_a_database_fails_and_recovers_through_all_states(pg: Place) -> None:
     """healthy → unhealthy → circuit_open → degraded → healthy, with traffic."""
 
     async def main() -> None:
@@ -238,7 +238,7 @@ def test_from_healthy_to_open_and_back_by_itself(pg: Place) -> None:
                 await session.execute(ONE)
         assert database.circuit_breaker_state.value == "healthy"
         assert (await database.health_check())["healthy"] is True
-        # The breaker's and the checks', each in their order; which of the two sees the server first is chance.
+        # The events of breaker and probes, each in order. Which of the two detects the change first is chance.
         happened, checks = [type(event) for event in events], (HealthCheckFailed, HealthCheckPassed)
         assert [one for one in happened if one in checks] == [*checks]
         assert [one for one in happened if one not in checks] == [
@@ -252,7 +252,7 @@ def test_from_healthy_to_open_and_back_by_itself(pg: Place) -> None:
 
 
 def open_it(database: Database, clock: StandingClock) -> None:
-    """Open the breaker, and let its time pass."""
+    """Open the breaker, and move the clock past its open time."""
     breaker, now = database.guard.breaker, clock.monotonic()
     for _ in range(QUICKLY.failure_threshold):
         permit = breaker.admit(now, lambda: 0.0)
@@ -263,8 +263,8 @@ def open_it(database: Database, clock: StandingClock) -> None:
 
 
 @pytest.mark.parametrize("ends", ["well", "badly"])
-def test_a_probe_is_over_when_the_database_has_answered(url: str, ends: str) -> None:
-    """Not when the caller's block ends: however long it thinks, others are let in."""
+def test_a_scope_that_probes_has_succeeded_once_begin_has(url: str, ends: str) -> None:
+    """It does not last until the caller's block ends: others are admitted however long the block takes."""
 
     async def main() -> None:
         clock = StandingClock()
@@ -276,7 +276,9 @@ def test_a_probe_is_over_when_the_database_has_answered(url: str, ends: str) -> 
                 assert breaker.ok == 1
                 async with database.session_scope():
                     assert breaker.phase is CLOSED
-                clock.now += 10 * QUICKLY.recovery_s  # the first one thinks on, and nothing of it counts
+                clock.now += (
+                    10 * QUICKLY.recovery_s
+                )  # the first block is still running, and nothing in it counts
                 if ends == "badly":
                     raise KeyError
         assert breaker.phase is CLOSED and breaker.consecutive == 0 and breaker.trips == 1
@@ -285,7 +287,7 @@ def test_a_probe_is_over_when_the_database_has_answered(url: str, ends: str) -> 
     run(main)
 
 
-def test_what_a_probes_block_meets_after_the_breaker_has_closed_counts(pg: Place) -> None:
+def test_a_loss_in_a_probing_scope_counts_once_the_breaker_has_closed(pg: Place) -> None:
     async def main() -> None:
         clock = StandingClock()
         database = Database(options(pg.url, retry=ONCE, breaker=QUICKLY), clock=clock)
@@ -305,8 +307,8 @@ def test_what_a_probes_block_meets_after_the_breaker_has_closed_counts(pg: Place
     run(main)
 
 
-def test_a_probe_asks_sqlite_which_answers_no_begin(sqlite_url: str) -> None:
-    """Else it would be over with a success before anything was read."""
+def test_a_scope_that_probes_sqlite_reads_from_the_file(sqlite_url: str) -> None:
+    """SQLite's BEGIN succeeds before anything was read, so it would prove nothing."""
 
     async def main() -> None:
         clock = StandingClock()
@@ -325,8 +327,8 @@ def test_a_probe_asks_sqlite_which_answers_no_begin(sqlite_url: str) -> None:
     run(main)
 
 
-def test_recovery_needs_no_traffic(pg: Place) -> None:
-    """In HALF_OPEN the probe's success counts like a scope's."""
+def test_a_database_recovers_without_traffic(pg: Place) -> None:
+    """In HALF_OPEN a successful probe counts like a scope."""
 
     async def main() -> None:
         async with opened(pg.url, retry=ONCE, breaker=QUICKLY, probe_interval_s=0.05) as database:
@@ -339,7 +341,7 @@ def test_recovery_needs_no_traffic(pg: Place) -> None:
     run(main)
 
 
-def test_three_failed_probes_without_a_success_are_unhealthy(pg: Place) -> None:
+def test_three_failed_probes_without_a_success_make_it_unhealthy(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             async with database.session_scope() as session:
@@ -356,7 +358,7 @@ def test_three_failed_probes_without_a_success_are_unhealthy(pg: Place) -> None:
     run(main)
 
 
-def test_the_probe_uses_a_connection_of_its_own_and_keeps_it(pg: Place) -> None:
+def test_the_probe_uses_its_own_connection_and_keeps_it(pg: Place) -> None:
     async def main() -> None:
         async with (
             opened(pg.url, pool_size=1, max_overflow=0) as database,
@@ -372,7 +374,7 @@ def test_the_probe_uses_a_connection_of_its_own_and_keeps_it(pg: Place) -> None:
     run(main)
 
 
-def test_a_probe_whose_connection_was_ended_finds_a_new_one(pg: Place) -> None:
+def test_a_probe_whose_connection_was_terminated_opens_a_new_one(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             assert (await database.health_check())["healthy"] is True
@@ -382,14 +384,14 @@ def test_a_probe_whose_connection_was_ended_finds_a_new_one(pg: Place) -> None:
     run(main)
 
 
-def test_a_probe_into_a_black_hole_ends_in_time(pg: Place) -> None:
+def test_a_probe_of_a_silent_server_ends_in_time(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url, probe_timeout_s=0.2, cleanup_timeout_s=0.2) as database:
             assert (await database.health_check())["healthy"] is True
             pg.server.pause()
             loop = asyncio.get_running_loop()
             began = loop.time()
-            for _ in range(2):  # on its old connection, then on a new one
+            for _ in range(2):  # once on its old connection, once on a new one
                 health = await database.health_check()
                 assert health["healthy"] is False and "0.2 s" in str(health["error"])
             assert loop.time() - began < 6.0
@@ -409,7 +411,7 @@ def test_a_read_only_server_is_a_condition_and_not_a_failure(pg: Place) -> None:
                     await session.execute(INSERT, {"n": 1})
             health = await database.health_check()
             assert health["conditions"] == ["read_only"] and health["state"] == "healthy"
-            # A failover: connections to what is a standby now must not stay in the pool for days.
+            # After a failover, connections to what is now a standby must not stay in the pool for days.
             pg.server.sql(f'ALTER DATABASE "{pg.database}" RESET default_transaction_read_only')
             assert database.connections is not None and database.connections.records.generation >= 1
             await warm(database, 4, INSERT)
@@ -420,7 +422,7 @@ def test_a_read_only_server_is_a_condition_and_not_a_failure(pg: Place) -> None:
     run(main)
 
 
-def test_asking_twice_at_once_is_one_probe(pg: Place) -> None:
+def test_concurrent_health_checks_share_one_probe(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             first, second = await asyncio.gather(database.health_check(), database.health_check())
@@ -429,7 +431,7 @@ def test_asking_twice_at_once_is_one_probe(pg: Place) -> None:
     run(main)
 
 
-def test_a_health_check_of_a_server_that_does_not_exist_is_an_answer() -> None:
+def test_a_health_check_of_a_server_that_does_not_exist_does_not_raise() -> None:
     async def main() -> None:
         async with opened("postgresql://u:p@127.0.0.1:1/d") as database:
             health = await database.health_check()
@@ -438,7 +440,9 @@ def test_a_health_check_of_a_server_that_does_not_exist_is_an_answer() -> None:
     run(main)
 
 
-def test_a_paused_server_under_load_opens_the_circuit_and_closes_again(postgres18: PostgresServer) -> None:
+def test_a_stopped_server_under_load_opens_the_circuit_and_it_closes_again(
+    postgres18: PostgresServer,
+) -> None:
     async def main() -> None:
         changes: dict[str, Any] = {
             "pool_timeout_s": 0.3,

@@ -1,4 +1,4 @@
-"""Event loops: one at a time, several after one another, and a clean end of the process."""
+"""Event loops: one at a time, several in succession, and a clean end of the process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ async def use(database: Database) -> None:
         assert await session.scalar(ONE) == 1
 
 
-def test_two_runs_after_one_another_work_without_closing(url: str) -> None:
-    """No warning, no connection left on the server, and what is known of the server goes on."""
+def test_two_successive_runs_work_without_closing(url: str) -> None:
+    """There is no warning, no connection stays open on the server, and breaker and counts continue."""
     database = Database(options(url))
     for _ in range(3):
         asyncio.run(use(database))
@@ -33,7 +33,7 @@ def test_two_runs_after_one_another_work_without_closing(url: str) -> None:
     assert database.guard.tally.first_successes == 3
 
 
-def test_a_run_that_ends_in_the_middle_of_scopes_leaves_the_next_one_a_free_pool(url: str) -> None:
+def test_a_run_that_ends_in_the_middle_of_scopes_leaves_the_next_run_a_free_pool(url: str) -> None:
     database = Database(options(url, pool_size=2, max_overflow=0, pool_timeout_s=2.0))
 
     async def abandoned() -> None:
@@ -110,13 +110,13 @@ def test_closing_waits_for_running_scopes_and_refuses_new_ones(url: str) -> None
         assert caught.value.kind is Kind.DRAINING
         go.set()
         await asyncio.gather(holder, closing)
-        await use(database)  # it may be used again
+        await use(database)  # the database may be used again
         await database.close()
 
     asyncio.run(main())
 
 
-def test_closing_does_not_wait_for_ever(pg: Place) -> None:
+def test_closing_does_not_wait_forever(pg: Place) -> None:
     async def main() -> None:
         database = Database(options(pg.url, cleanup_timeout_s=0.2))
 
@@ -137,9 +137,9 @@ def test_closing_does_not_wait_for_ever(pg: Place) -> None:
     asyncio.run(main())
 
 
-def test_closing_refuses_waiting_callers_at_once_and_opens_nothing_for_those_it_cuts_off(pg: Place) -> None:
-    """A waiter that took a place which closing had freed would open a connection that stays open; so would the
-    first statement of a scope, begun again because its connection was cut off."""
+def test_closing_refuses_waiting_callers_immediately_and_opens_no_connection(pg: Place) -> None:
+    """A waiter that took a place freed by closing would open a connection that stays open. So would a scope whose first
+    statement is repeated because its connection was cut off."""
 
     async def main() -> None:
         database = Database(options(pg.url, pool_size=2, max_overflow=0, cleanup_timeout_s=0.2))
@@ -156,7 +156,7 @@ def test_closing_refuses_waiting_callers_at_once_and_opens_nothing_for_those_it_
         opened = database.metrics.created
         closing = asyncio.create_task(database.close())
         await asyncio.wait(waiting)
-        assert database.pool_queue.holders, "who waits does not wait for those who are inside"
+        assert database.pool_queue.holders, "waiting callers do not wait for running scopes"
         assert {task.exception().kind for task in waiting} == {Kind.DRAINING}  # type: ignore[union-attr]
         await closing
         ends = await asyncio.gather(*holders, return_exceptions=True)
@@ -167,7 +167,7 @@ def test_closing_refuses_waiting_callers_at_once_and_opens_nothing_for_those_it_
     asyncio.run(main())
 
 
-def test_what_was_connecting_while_it_closed_is_refused_and_leaves_nothing_open(pg: Place) -> None:
+def test_a_scope_that_was_connecting_during_close_is_refused_and_leaves_nothing_open(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             database = Database(options(through(proxy, pg.server, pg.driver, pg.database)))
@@ -213,10 +213,10 @@ asyncio.run(main(database))
 
 
 @pytest.mark.parametrize("warm", [True, False])
-def test_a_run_may_end_at_every_step_of_a_probe_and_a_scope(url: str, warm: bool) -> None:
-    """The end of a run cancels every task at once, also those that are closing something."""
+def test_a_run_may_end_at_any_step_of_a_probe_and_a_scope(url: str, warm: bool) -> None:
+    """The end of a run cancels every task at the same time, including those that are closing something."""
     if "asyncpg" in url:
-        pytest.skip("asyncpg leaves an exception unread where its connecting is cancelled between two steps")
+        pytest.skip("asyncpg leaves an exception unretrieved if its connect is cancelled between two steps")
     script = f"""
 import asyncio, warnings
 warnings.simplefilter("error")

@@ -1,6 +1,6 @@
-"""Lost connections: what stays unseen, what is run again, what is raised, and what is never repeated."""
+"""Lost connections: which ones go unnoticed, what is repeated, what is raised, and what is never repeated."""
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ PATIENT: dict[str, Any] = {
     "pool_timeout_s": 100.0,
     "scope_timeout_s": 110.0,
 }
-"""Waits for a server however slowly this machine starts it; when to stop waiting is another test's."""
+"""Waits for the server however slowly this machine starts it. Another test covers when to stop waiting."""
 
 
 async def warm(database: Database, count: int, statement: TextClause = ONE) -> None:
-    """So many connections at once, each for one statement; then they lie in the pool."""
+    """Open this many connections at the same time, each for one statement. They are then idle in the pool."""
     together = asyncio.Barrier(count)
 
     async def one(n: int) -> None:
@@ -59,28 +59,28 @@ async def warm(database: Database, count: int, statement: TextClause = ONE) -> N
     await asyncio.gather(*(one(n) for n in range(count)))
 
 
-# ── before the first statement: it stays unseen ────────────────────────────────────────────────────────────────────
+# ── before the first statement: the loss is not noticed ────────────────────────────────────────────────────────────
 
 
-def test_backends_terminated_between_scopes_are_not_seen(any_pg: Place) -> None:
+def test_backends_terminated_between_scopes_are_not_noticed(any_pg: Place) -> None:
     async def main() -> None:
         async with with_notes(any_pg.url) as database:
             await warm(database, 8)
             kill_all(any_pg)
             async with database.session_scope() as session:
-                session.add(Note(n=1))  # pending objects at once: only BEGIN can have noticed
+                session.add(Note(n=1))  # with pending objects, only BEGIN can have noticed the loss
             await warm(database, 8)
             assert await notes(database) == [1]
             metrics = database.get_pool_metrics()
             assert metrics["connection_metrics"]["stale_replaced"] >= 8
-            # A dead connection in the pool is no failure of the server's.
+            # A dead connection in the pool is not a failure of the server.
             assert database.guard.tally.totals().verdicts[FAILURE] == 0
             assert metrics["errors"]["total"] == 0
 
     run(main)
 
 
-def test_a_restart_between_scopes_is_not_seen(pg: Place) -> None:
+def test_a_restart_between_scopes_is_not_noticed(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url, **PATIENT) as database:
             await warm(database, 5)
@@ -95,7 +95,7 @@ def test_a_restart_between_scopes_is_not_seen(pg: Place) -> None:
 
 
 @pytest.mark.parametrize("how", ["execute", "scalar", "scalars", "get", "stream"])
-def test_the_first_statement_is_run_again_on_a_new_connection(any_pg: Place, how: str) -> None:
+def test_the_first_statement_is_repeated_on_a_new_connection(any_pg: Place, how: str) -> None:
     """The server was restarted between BEGIN and the first statement."""
 
     async def first(session: AsyncSession) -> object:
@@ -125,7 +125,7 @@ def test_the_first_statement_is_run_again_on_a_new_connection(any_pg: Place, how
 
 
 @pytest.mark.parametrize("how", ["savepoint", "begin", "insert many", "bulk objects", "bulk rows"])
-def test_a_savepoint_or_a_bulk_insert_that_comes_first_is_run_again_too(any_pg: Place, how: str) -> None:
+def test_a_savepoint_or_a_bulk_insert_that_comes_first_is_repeated_too(any_pg: Place, how: str) -> None:
     async def first(session: AsyncSession) -> None:
         if how == "savepoint":
             async with session.begin_nested():
@@ -152,7 +152,7 @@ def test_a_savepoint_or_a_bulk_insert_that_comes_first_is_run_again_too(any_pg: 
     run(main)
 
 
-def test_a_savepoint_after_the_first_success_is_not_run_again(pg: Place) -> None:
+def test_a_savepoint_after_the_first_success_is_not_repeated(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
             with pytest.raises(DBAPIError):
@@ -169,7 +169,7 @@ def test_a_savepoint_after_the_first_success_is_not_run_again(pg: Place) -> None
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 @pytest.mark.parametrize("fault", ["killed", "aged", "distrusted"])
 @pytest.mark.parametrize("isolation", [None, "SERIALIZABLE"])
-def test_a_dead_or_aged_connection_after_a_commit_inside_is_replaced_unseen(
+def test_a_dead_or_aged_connection_after_a_commit_inside_is_replaced_unnoticed(
     pg: Place, end: str, fault: str, isolation: str | None
 ) -> None:
     async def main() -> None:
@@ -201,7 +201,7 @@ def test_a_dead_or_aged_connection_after_a_commit_inside_is_replaced_unseen(
     run(main)
 
 
-def test_a_server_that_comes_back_in_time_is_waited_for(pg: Place) -> None:
+def test_a_scope_waits_for_a_server_that_recovers_in_time(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url, **PATIENT) as database:
             async with database.session_scope() as session:
@@ -214,7 +214,7 @@ def test_a_server_that_comes_back_in_time_is_waited_for(pg: Place) -> None:
     run(main)
 
 
-def test_a_scope_that_is_left_while_its_first_statement_is_run_again_leaks_nothing(pg: Place) -> None:
+def test_a_scope_left_while_its_first_statement_is_repeated_leaks_nothing(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             for turns in range(0, 60, 3):
@@ -231,10 +231,10 @@ def test_a_scope_that_is_left_while_its_first_statement_is_run_again_leaks_nothi
     run(main)
 
 
-# ── after it: told ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── after the first statement: the loss is raised ─────────────────────────────────────────────────────────────────
 
 
-def test_nothing_is_replayed_after_the_first_success(pg: Place) -> None:
+def test_nothing_is_repeated_after_the_first_success(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
             with pytest.raises(DBAPIError) as caught:
@@ -250,8 +250,8 @@ def test_nothing_is_replayed_after_the_first_success(pg: Place) -> None:
     run(main)
 
 
-def test_nothing_is_replayed_with_pending_objects(pg: Place) -> None:
-    """Flushing them is a first statement too, but a rollback would change what they are."""
+def test_nothing_is_repeated_with_pending_objects(pg: Place) -> None:
+    """Flushing them is a first statement too, but the rollback before a repeat would change their state."""
 
     async def main() -> None:
         async with with_notes(pg.url) as database:
@@ -265,7 +265,7 @@ def test_nothing_is_replayed_with_pending_objects(pg: Place) -> None:
     run(main)
 
 
-def test_nothing_is_replayed_while_the_block_holds_the_connection(pg: Place) -> None:
+def test_nothing_is_repeated_while_the_block_has_the_connection(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
             with pytest.raises(DBAPIError):
@@ -277,7 +277,7 @@ def test_nothing_is_replayed_while_the_block_holds_the_connection(pg: Place) -> 
     run(main)
 
 
-def test_a_lost_connection_counts_once_also_if_it_is_caught(pg: Place) -> None:
+def test_a_lost_connection_counts_once_even_if_the_error_is_caught(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             with pytest.raises(KeyError):
@@ -294,8 +294,8 @@ def test_a_lost_connection_counts_once_also_if_it_is_caught(pg: Place) -> None:
     run(main)
 
 
-def test_a_session_whose_connection_was_lost_in_a_savepoint_is_lost_as_a_whole(pg: Place) -> None:
-    """Else a new connection would go on beneath the session, without what was done on the lost one."""
+def test_a_connection_lost_in_a_savepoint_ends_the_whole_transaction(pg: Place) -> None:
+    """Otherwise the session would continue on a new connection, without the work done on the lost one."""
 
     async def main() -> None:
         async with with_notes(pg.url) as database:
@@ -318,7 +318,7 @@ def test_a_session_whose_connection_was_lost_in_a_savepoint_is_lost_as_a_whole(p
 STREAM = text("SELECT i FROM generate_series(1, 5000) i").execution_options(yield_per=50)
 
 
-def test_a_connection_lost_between_streamed_rows_is_run_again(any_pg: Place) -> None:
+def test_a_function_whose_connection_is_lost_between_streamed_rows_is_repeated(any_pg: Place) -> None:
     runs = 0
 
     async def main() -> None:
@@ -341,7 +341,7 @@ def test_a_connection_lost_between_streamed_rows_is_run_again(any_pg: Place) -> 
     run(main)
 
 
-def test_what_asyncpg_says_of_a_stream_whose_connection_is_gone_is_said_as_sqlalchemy_would(
+def test_asyncpgs_error_in_a_stream_is_translated_to_sqlalchemys(
     pg: Place,
 ) -> None:
     if pg.driver != "asyncpg":
@@ -362,7 +362,7 @@ def test_what_asyncpg_says_of_a_stream_whose_connection_is_gone_is_said_as_sqlal
     run(main)
 
 
-def test_a_fetch_ends_at_the_deadline_on_the_server_too(pg: Place) -> None:
+def test_a_fetch_ends_at_the_deadline_also_on_the_server(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             deadline = asyncio.get_running_loop().time() + 0.3
@@ -370,14 +370,14 @@ def test_a_fetch_ends_at_the_deadline_on_the_server_too(pg: Place) -> None:
                 async with database.make_scope(deadline=deadline) as session:
                     async for _ in await session.stream(text("SELECT pg_sleep(60)")):
                         pass
-            # It obeyed, so its connection is still good.
+            # The server obeyed, so its connection is still usable.
             assert database.guard.tally.totals().verdicts[FAILURE] == 0
             assert database.get_pool_metrics()["connection_metrics"]["closed"] == 0
 
     run(main)
 
 
-def test_a_deadline_between_two_fetches_is_raised_as_one(pg: Place) -> None:
+def test_a_deadline_between_two_fetches_is_raised_by_the_next_one(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             expired = asyncio.Event()
@@ -391,7 +391,7 @@ def test_a_deadline_between_two_fetches_is_raised_as_one(pg: Place) -> None:
     run(main)
 
 
-def test_the_time_of_a_fetch_is_the_databases(pg: Place) -> None:
+def test_the_time_of_a_fetch_is_charged_to_the_database(pg: Place) -> None:
     async def main() -> None:
         clock = StandingClock()
         database = Database(options(pg.url), clock=clock)
@@ -410,7 +410,7 @@ def test_the_time_of_a_fetch_is_the_databases(pg: Place) -> None:
     run(main)
 
 
-def test_two_tasks_that_fetch_from_one_session_at_once_are_a_clear_error(pg: Place) -> None:
+def test_two_tasks_that_fetch_from_one_session_get_a_clear_error(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database, database.session_scope() as session:
             rows = await session.stream(STREAM)
@@ -424,7 +424,7 @@ def test_two_tasks_that_fetch_from_one_session_at_once_are_a_clear_error(pg: Pla
 
 
 @pytest.mark.parametrize(("when", "rows"), [("before", []), ("after", [1])])
-def test_a_cut_commit_is_raised_once_and_never_run_again(
+def test_a_lost_commit_is_raised_once_and_never_repeated(
     any_pg: Place, when: Literal["before", "after"], rows: list[int]
 ) -> None:
     runs = 0
@@ -451,7 +451,7 @@ def test_a_cut_commit_is_raised_once_and_never_run_again(
     run(main)
 
 
-def test_a_commit_that_is_never_answered_ends_after_the_deadline_and_the_cleanup_time(pg: Place) -> None:
+def test_a_commit_without_a_response_ends_after_the_deadline_and_the_cleanup_time(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             url = through(proxy, pg.server, pg.driver, pg.database)
@@ -466,7 +466,7 @@ def test_a_commit_that_is_never_answered_ends_after_the_deadline_and_the_cleanup
     run(main)
 
 
-def test_a_commit_inside_the_block_that_is_lost_is_raised_where_it_was_sent(pg: Place) -> None:
+def test_a_lost_commit_inside_the_block_is_raised_where_it_was_sent(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             url = through(proxy, pg.server, pg.driver, pg.database)
@@ -478,13 +478,15 @@ def test_a_commit_inside_the_block_that_is_lost_is_raised_where_it_was_sent(pg: 
                         await session.commit()
                     await session.rollback()
                 assert database.get_pool_metrics()["errors"]["unknown_commits"] == 1
-                assert "commit_unknown" in database.get_health()["conditions"], "until an operator has looked"
+                assert "commit_unknown" in database.get_health()["conditions"], (
+                    "until an operator has checked it"
+                )
                 assert await notes(database) == [1]
 
     run(main)
 
 
-def test_a_cancellation_during_a_commit_that_is_lost_goes_up_and_carries_the_doubt(pg: Place) -> None:
+def test_a_cancellation_during_a_lost_commit_is_raised_with_the_unknown_outcome_as_cause(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             url = through(proxy, pg.server, pg.driver, pg.database)
@@ -523,11 +525,11 @@ def test_a_lost_commit_of_a_read_only_scope_is_not_in_doubt(pg: Place) -> None:
     run(main)
 
 
-# ── black holes ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── silent servers ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def seconds_of_a_black_hole(pg: Place, at: str) -> float:
-    """How much longer than its deadline a scope takes when the server falls silent at `at`."""
+    """How much longer than its deadline a scope takes if the server stops responding at `at`."""
     async with proxied(pg.server) as proxy:
         url = through(proxy, pg.server, pg.driver, pg.database)
         async with with_notes(url, cleanup_timeout_s=0.3) as database:
@@ -557,7 +559,7 @@ async def seconds_of_a_black_hole(pg: Place, at: str) -> float:
 
 
 @pytest.mark.parametrize("at", ["statement", "stream", "commit", "idle"])
-def test_a_scope_leaves_a_black_hole_within_its_deadline_and_the_cleanup_time(pg: Place, at: str) -> None:
+def test_a_scope_on_a_silent_server_ends_within_its_deadline_and_the_cleanup_time(pg: Place, at: str) -> None:
     async def main() -> None:
         # 0.3 s to clean up (twice: to stop the statement, to roll back); the bound leaves room for a slow machine,
         # and is far below what the drivers take by themselves (2 s, 10 s, never).
@@ -566,7 +568,7 @@ def test_a_scope_leaves_a_black_hole_within_its_deadline_and_the_cleanup_time(pg
     run(main)
 
 
-def test_rolling_back_into_a_black_hole_is_bounded_too(pg: Place) -> None:
+def test_a_rollback_on_a_silent_server_is_bounded_too(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             url = through(proxy, pg.server, pg.driver, pg.database)
@@ -589,7 +591,7 @@ def test_rolling_back_into_a_black_hole_is_bounded_too(pg: Place) -> None:
     run(main)
 
 
-def test_a_statement_cancelled_in_a_black_hole_leaves_within_the_cleanup_time(pg: Place) -> None:
+def test_a_statement_cancelled_on_a_silent_server_ends_within_the_cleanup_time(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             url = through(proxy, pg.server, pg.driver, pg.database)
@@ -602,7 +604,9 @@ def test_a_statement_cancelled_in_a_black_hole_leaves_within_the_cleanup_time(pg
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-                assert loop.time() - began < 3.5  # asyncpg: 2 s of SQLAlchemy's; psycopg by itself: 10 s
+                assert (
+                    loop.time() - began < 3.5
+                )  # without koo: 2 s with asyncpg (SQLAlchemy's limit), 10 s with psycopg
                 assert_free(database)
                 proxy.reset_all()
                 proxy.heal()
@@ -616,8 +620,8 @@ async def asleep(database: Database, first: object = ONE) -> None:
         await session.execute(text("SELECT pg_sleep(60)"))
 
 
-def test_idle_connections_that_became_black_holes_are_replaced_in_time(pg: Place) -> None:
-    """A firewall forgot them: nothing is refused, nothing answers."""
+def test_idle_connections_dropped_by_a_firewall_are_replaced_in_time(pg: Place) -> None:
+    """The firewall drops their packets: nothing is refused, and nothing responds."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy:
@@ -628,10 +632,10 @@ def test_idle_connections_that_became_black_holes_are_replaced_in_time(pg: Place
                 proxy.forget()
                 async with database.session_scope() as session:
                     await session.execute(INSERT, {"n": 1})
-                # The first one cost time; all others of that age are thrown away without trying them.
+                # The first one cost time. All others of that age are discarded without being tried.
                 assert database.connections is not None and database.connections.records.generation == 1
                 await warm(database, 4)
-                # One BEGIN. (asyncpg also says goodbye as it is cut off.)
+                # One BEGIN. (asyncpg also sends its Terminate message when it is cut off.)
                 assert proxy.swallowed == (1 if pg.driver == "psycopg" else 4)
                 assert await notes(database) == [1]
                 assert database.guard.tally.totals().verdicts[FAILURE] == 0
@@ -639,7 +643,7 @@ def test_idle_connections_that_became_black_holes_are_replaced_in_time(pg: Place
     run(main)
 
 
-def test_a_deadline_stops_the_statement_on_the_server_too(any_pg: Place) -> None:
+def test_a_deadline_stops_the_statement_also_on_the_server(any_pg: Place) -> None:
     async def main() -> None:
         async with opened(any_pg.url) as database:
             loop = asyncio.get_running_loop()
@@ -652,7 +656,7 @@ def test_a_deadline_stops_the_statement_on_the_server_too(any_pg: Place) -> None
                 f" AND datname = '{any_pg.database}'"
             )
             await until(lambda: any_pg.server.sql(sleeping) == "0")
-            # A server that obeys is well, and its connection is still good.
+            # A server that obeys is healthy, and its connection is still usable.
             assert database.guard.tally.totals().verdicts[FAILURE] == 0
             assert database.get_pool_metrics()["connection_metrics"]["closed"] == 0
 
@@ -660,7 +664,7 @@ def test_a_deadline_stops_the_statement_on_the_server_too(any_pg: Place) -> None
 
 
 def test_an_idle_transaction_loses_its_locks_at_the_deadline(pg: Place) -> None:
-    """The user's own await goes on; the transaction, and what waits for its locks, does not."""
+    """The user's own await continues. The transaction ends, so others no longer wait for its locks."""
 
     async def main() -> None:
         async with with_notes(pg.url) as database:
@@ -690,8 +694,8 @@ def test_an_idle_transaction_loses_its_locks_at_the_deadline(pg: Place) -> None:
 # ── kill -9 under load ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_server_killed_and_started_again_under_load(any_pg: Place) -> None:
-    """Every insert that was acknowledged is there, none is there twice, and traffic goes on by itself."""
+def test_a_server_killed_and_restarted_under_load_loses_no_acknowledged_insert(any_pg: Place) -> None:
+    """Every acknowledged insert is present exactly once, and traffic resumes on its own."""
 
     async def main() -> None:
         breaker = BreakerOptions(failure_threshold=5, recovery_s=1.0, success_threshold=2)
@@ -740,7 +744,7 @@ async def more(acknowledged: list[int]) -> None:
     await until(lambda: len(acknowledged) > enough, within_s=20)
 
 
-def test_a_server_that_is_gone_is_refused_at_once_after_a_few_failures(pg: Place) -> None:
+def test_calls_to_a_server_that_is_gone_are_refused_immediately_after_a_few_failures(pg: Place) -> None:
     async def main() -> None:
         once = RetryOptions(attempts_max=1)
         async with opened(pg.url, retry=once) as database:
@@ -755,7 +759,7 @@ def test_a_server_that_is_gone_is_refused_at_once_after_a_few_failures(pg: Place
             with pytest.raises(DatabaseUnavailable, match="circuit is open") as caught:
                 async with database.session_scope():
                     pass
-            # It may be let in much earlier, but that is known only once it answers.
+            # It may be admitted much earlier, but that is known only once the server responds.
             assert caught.value.retry_after_s is not None and 50 < caught.value.retry_after_s <= 72
             assert database.reset_circuit_breaker() is True
             pg.server.start()
@@ -766,8 +770,8 @@ def test_a_server_that_is_gone_is_refused_at_once_after_a_few_failures(pg: Place
     run(main)
 
 
-def test_a_begin_that_is_given_up_says_no_goodbye_to_a_server_that_does_not_answer(pg: Place) -> None:
-    """A goodbye, or the request to cancel it, would take what is left of the caller's time."""
+def test_an_abandoned_begin_sends_nothing_more_to_a_silent_server(pg: Place) -> None:
+    """An orderly close, or a cancel request, would use up the rest of the caller's time."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy:
@@ -786,7 +790,9 @@ def test_a_begin_that_is_given_up_says_no_goodbye_to_a_server_that_does_not_answ
                         pass
                 assert caught.value.kind is Kind.TIMEOUT
                 assert database.metrics.aborted == 1
-                assert time.monotonic() - began < 30.0, "psycopg waits for its cancellation as long as it may"
+                assert time.monotonic() - began < 30.0, (
+                    "psycopg waits for its cancellation for as long as it is allowed to"
+                )
                 proxy.reset_all()
                 proxy.heal()
 

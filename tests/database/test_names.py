@@ -1,4 +1,4 @@
-"""The names of a database's servers are looked up in koo's threads, and what a driver is told of them."""
+"""The names of a database's servers are resolved in koo's own threads; what the drivers receive."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
                 "port": "5433,5433,5433",
             },
         ),
-        # One that is not known is left out, as the driver leaves it out.
+        # An unknown name is left out, as the driver would leave it out.
         ({"host": "gone.example,b.example"}, {"host": "b.example", "hostaddr": "10.0.0.3"}),
         ({"host": ["b.example"]}, {"host": "b.example", "hostaddr": "10.0.0.3"}),
-        # Nothing to look up.
+        # Nothing to resolve.
         ({"host": "10.0.0.9"}, {}),
         ({"host": "::1"}, {}),
         ({"host": "/run/postgresql"}, {}),
@@ -57,7 +57,7 @@ def look_up(host: str, *_: Any, **__: Any) -> list[Any]:
     ],
     ids=repr,
 )
-def test_libpq_gets_each_address_as_one_to_try(
+def test_libpq_tries_every_address(
     parameters: dict[str, Any], told: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
@@ -68,7 +68,7 @@ def test_libpq_gets_each_address_as_one_to_try(
     asyncio.run(main())
 
 
-def test_where_no_name_is_known_the_lookup_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lookup_fails_if_no_name_can_be_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
     async def main() -> None:
@@ -80,7 +80,7 @@ def test_where_no_name_is_known_the_lookup_fails(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_a_database_whose_name_hangs_takes_no_thread_of_the_application(
+def test_a_name_lookup_that_hangs_takes_no_thread_of_the_application(
     driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released, asked = threading.Event(), []
@@ -103,7 +103,7 @@ def test_a_database_whose_name_hangs_takes_no_thread_of_the_application(
             for _ in range(3):
                 with pytest.raises(DatabaseUnavailable):
                     await ask()
-            assert asked == ["koo lookup"], "callers join, the probe too"
+            assert asked == ["koo lookup"], "callers and the probe share one lookup"
             assert await asyncio.to_thread(int) == 0
             released.set()
 
@@ -113,7 +113,7 @@ def test_a_database_whose_name_hangs_takes_no_thread_of_the_application(
         released.set()
 
 
-def test_a_server_is_reached_by_its_name_and_an_unknown_one_is_said_to_be(pg: Place) -> None:
+def test_a_server_is_reached_by_its_name_and_an_unknown_name_is_reported(pg: Place) -> None:
     async def main() -> None:
         async with (
             opened(pg.url.replace(pg.server.host, "localhost")) as database,
@@ -130,7 +130,7 @@ def test_a_server_is_reached_by_its_name_and_an_unknown_one_is_said_to_be(pg: Pl
     asyncio.run(main())
 
 
-def test_a_driver_looks_names_up_in_koos_threads_alone(pg: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_resolves_names_only_in_koos_threads(pg: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
     real = socket.getaddrinfo
 
@@ -149,7 +149,7 @@ def test_a_driver_looks_names_up_in_koos_threads_alone(pg: Place, monkeypatch: p
     assert {thread for host, thread in asked if host == "localhost"} == {"koo lookup"}
 
 
-def test_asyncpgs_loop_tries_each_address_and_tells_tls_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asyncpgs_loop_tries_each_address_and_passes_the_name_to_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     tried: list[tuple[Any, ...]] = []
 

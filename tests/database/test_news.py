@@ -1,4 +1,4 @@
-"""What the log says of scopes that fail or are refused, and what is the program's own affair."""
+"""What is logged about scopes that fail or are refused, and which errors are the program's own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_full_pool_is_logged_with_its_holders_and_then_counted(
     asyncio.run(main())
 
 
-def test_a_refusal_that_leaves_an_outer_scope_too_is_one_line(
+def test_a_refusal_that_also_leaves_an_outer_scope_is_logged_once(
     sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -59,8 +59,10 @@ def test_a_refusal_that_leaves_an_outer_scope_too_is_one_line(
     asyncio.run(main())
 
 
-def test_what_the_program_itself_has_caused_is_not_logged(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A constraint that is used as a question, a statement that is wrong, an exception of its own, another's error."""
+def test_errors_that_the_program_itself_causes_are_not_logged(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A constraint used to check if a row exists, an invalid statement, its own exception, another service's error."""
 
     async def main() -> None:
         async with with_notes(url) as database:
@@ -79,7 +81,7 @@ def test_what_the_program_itself_has_caused_is_not_logged(url: str, caplog: pyte
     asyncio.run(main())
 
 
-def test_a_scope_that_loses_its_connection_is_logged_once_also_where_its_error_leaves_an_outer_one(
+def test_a_lost_connection_is_logged_once_even_if_its_error_leaves_an_outer_scope(
     pg: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -94,7 +96,7 @@ def test_a_scope_that_loses_its_connection_is_logged_once_also_where_its_error_l
     asyncio.run(main())
 
 
-def test_of_a_function_that_is_run_again_the_last_failure_is_logged_and_no_other(
+def test_only_the_last_failure_of_a_repeated_function_is_logged(
     pg: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -120,7 +122,7 @@ def test_of_a_function_that_is_run_again_the_last_failure_is_logged_and_no_other
     asyncio.run(main())
 
 
-def test_a_commit_that_may_have_happened_is_logged_each_time_with_its_place_in_the_program(
+def test_each_unknown_commit_is_logged_with_its_place_in_the_program(
     pg: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def write(database: Any, n: int) -> None:
@@ -141,7 +143,7 @@ def test_a_commit_that_may_have_happened_is_logged_each_time_with_its_place_in_t
     asyncio.run(main())
 
 
-def test_a_database_that_is_drained_says_since_when_and_what_it_refuses(
+def test_a_drain_and_the_scopes_it_refuses_are_logged(
     sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -162,7 +164,7 @@ def test_a_database_that_is_drained_says_since_when_and_what_it_refuses(
     asyncio.run(main())
 
 
-def test_a_folder_that_cannot_be_made_is_logged(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_created_is_logged(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""on_commit: hooks run once, after a COMMIT that is known."""
+"""on_commit: hooks run once, after a COMMIT that is known to have happened."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Refused(Exception):
 
 @asynccontextmanager
 async def cut_off(pg: Place) -> AsyncIterator[tuple[Database, FaultProxy]]:
-    """A database by way of a proxy that cuts it off."""
+    """A database behind a proxy that cuts it off."""
     async with (
         proxied(pg.server) as proxy,
         with_notes(through(proxy, pg.server, pg.driver, pg.database)) as database,
@@ -38,7 +38,7 @@ async def insert(session: AsyncSession, n: int) -> None:
     await session.execute(INSERT, {"n": n})
 
 
-def test_hooks_run_in_order_after_the_commit_when_connection_and_permit_are_back(url: str) -> None:
+def test_hooks_run_in_order_after_connection_and_permit_were_returned(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             seen: list[object] = []
@@ -70,7 +70,7 @@ async def insert_and_tell(database: Database, seen: list[str]) -> None:
         await insert(session, 1)
 
 
-def test_hooks_of_what_is_rolled_back_are_forgotten(url: str) -> None:
+def test_hooks_of_rolled_back_work_are_dropped(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             seen: list[str] = []
@@ -96,7 +96,7 @@ def test_hooks_of_what_is_rolled_back_are_forgotten(url: str) -> None:
     run(main)
 
 
-def test_what_the_block_has_committed_has_its_hooks_run_though_the_rest_fails(url: str) -> None:
+def test_hooks_of_a_commit_inside_the_block_run_even_if_the_rest_fails(url: str) -> None:
     async def parts(database: Database, seen: list[str]) -> None:
         async with database.session_scope() as session:
             await insert(session, 1)
@@ -117,7 +117,7 @@ def test_what_the_block_has_committed_has_its_hooks_run_though_the_rest_fails(ur
     run(main)
 
 
-def test_a_hook_runs_once_though_the_block_commits_twice(url: str) -> None:
+def test_a_hook_runs_once_even_if_the_block_commits_twice(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             seen: list[str] = []
@@ -132,7 +132,7 @@ def test_a_hook_runs_once_though_the_block_commits_twice(url: str) -> None:
     run(main)
 
 
-def test_a_hook_that_fails_is_logged_and_fails_nothing_else(
+def test_a_failing_hook_is_logged_and_the_others_still_run(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -157,7 +157,7 @@ def test_a_hook_that_fails_is_logged_and_fails_nothing_else(
     assert "a hook after a COMMIT failed" in caplog.text and "spoil raised Refused" in caplog.text
 
 
-def test_functions_that_join_have_their_hooks_run_with_the_outermost_and_only_those_of_the_last_run(
+def test_hooks_of_joined_functions_run_with_the_outermost_and_only_for_the_last_attempt(
     pg: Place,
 ) -> None:
     async def main() -> None:
@@ -184,7 +184,7 @@ def test_functions_that_join_have_their_hooks_run_with_the_outermost_and_only_th
     run(main)
 
 
-def test_hooks_do_not_run_where_the_outcome_is_unknown(pg: Place) -> None:
+def test_hooks_do_not_run_if_the_outcome_is_unknown(pg: Place) -> None:
     async def main() -> None:
         async with cut_off(pg) as (database, proxy):
             seen: list[str] = []
@@ -196,7 +196,7 @@ def test_hooks_do_not_run_where_the_outcome_is_unknown(pg: Place) -> None:
     run(main)
 
 
-def test_a_first_statement_that_is_run_again_unseen_forgets_no_hook(pg: Place) -> None:
+def test_repeating_the_first_statement_keeps_the_hooks(pg: Place) -> None:
     async def main() -> None:
         async with cut_off(pg) as (database, proxy):
             seen: list[str] = []
@@ -209,7 +209,7 @@ def test_a_first_statement_that_is_run_again_unseen_forgets_no_hook(pg: Place) -
     run(main)
 
 
-def test_a_caller_that_is_cancelled_has_the_rest_run_without_it(url: str) -> None:
+def test_the_remaining_hooks_of_a_cancelled_caller_run_without_it(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             seen: list[str] = []
@@ -235,7 +235,7 @@ def test_a_caller_that_is_cancelled_has_the_rest_run_without_it(url: str) -> Non
     run(main)
 
 
-def test_any_other_session_and_anything_but_a_function_are_refused(sqlite_url: str) -> None:
+def test_other_sessions_and_hooks_that_cannot_be_called_are_refused(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             async with database.session_scope() as session:

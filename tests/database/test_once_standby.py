@@ -1,4 +1,4 @@
-"""What is called committed must be as safe as any COMMIT: where a synchronous standby is missing, it stays unknown."""
+"""A transaction reported as committed is as safe as any: without its synchronous standby it stays unknown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.database.support import INSERT, notes, opened, run, with_notes
 
 @pytest.fixture
 def lonely(pg: Place) -> Iterator[Place]:
-    """Its COMMITs will wait for a standby that is not there, from `wait_for_standby` on."""
+    """A server whose COMMITs wait for a standby that does not exist, once `wait_for_standby` was called."""
     yield pg
     pg.server.sql("ALTER SYSTEM RESET synchronous_standby_names")
     pg.server.sql("SELECT pg_reload_conf()")
@@ -39,10 +39,10 @@ async def insert(session: AsyncSession) -> None:
     await session.execute(INSERT, {"n": 1})
 
 
-def test_a_commit_that_waits_for_a_standby_is_not_called_committed_before_the_standby_has_it(
+def test_a_commit_that_waits_for_a_standby_is_unknown_until_the_standby_has_it(
     lonely: Place,
 ) -> None:
-    """Its session is ended, which makes it visible on this server; the next failover would lose it."""
+    """Terminating its session makes it visible on this server, but the next failover would lose it."""
 
     async def main() -> None:
         async with with_notes(lonely.url) as plain:
@@ -55,7 +55,7 @@ def test_a_commit_that_waits_for_a_standby_is_not_called_committed_before_the_st
             wait_for_standby(lonely)
             with pytest.raises(CommitOutcomeUnknown) as caught:
                 await write(database, 2.0)
-            assert lonely.server.sql("SELECT n FROM notes", lonely.database) == "1", "visible, and not safe"
+            assert lonely.server.sql("SELECT n FROM notes", lonely.database) == "1", "visible, but not safe"
             key = caught.value.key
             assert (
                 lonely.server.sql(f"SELECT burned FROM koo_markers WHERE key = '{key}'", lonely.database)

@@ -40,7 +40,7 @@ def test_a_repeat_gets_the_stored_result_and_does_nothing(url: str) -> None:
     async def main() -> None:
         async with keyed(url) as database:
             first: Any = await database.transaction(add, 1, idempotency_key="k")
-            assert first == ADDED, "the first caller gets what was stored, too"
+            assert first == ADDED, "the first caller gets the stored form too"
             assert await database.transaction(add, 1, idempotency_key="k") == ADDED
             assert await notes(database) == [1]
 
@@ -60,13 +60,13 @@ def test_the_decorated_function_takes_the_key_at_the_call(url: str) -> None:
             plain, telling = transactional(max_retries=1)(add), transactional(tell)
             assert [await plain(1, idempotency_key="k") for _ in range(2)] == [ADDED, ADDED]
             assert [await telling(idempotency_key="t") for _ in range(2)] == ["told", "told"]
-            assert keys == ["t"], "a function that has the parameter is given the key"
+            assert keys == ["t"], "a function that has the parameter receives the key"
             assert await notes(database) == [1]
 
     run(main)
 
 
-def test_a_key_of_another_call_is_refused(url: str) -> None:
+def test_a_key_used_by_another_call_is_refused(url: str) -> None:
     async def main() -> None:
         async with keyed(url) as database:
             await database.transaction(add, 1, idempotency_key="k")
@@ -77,7 +77,7 @@ def test_a_key_of_another_call_is_refused(url: str) -> None:
     run(main)
 
 
-def test_what_fails_leaves_the_key_free(url: str) -> None:
+def test_a_failed_operation_leaves_its_key_free(url: str) -> None:
     async def fail(session: AsyncSession, n: int) -> None:
         await add(session, n)
         raise LookupError
@@ -91,7 +91,7 @@ def test_what_fails_leaves_the_key_free(url: str) -> None:
     run(main)
 
 
-def test_of_two_at_once_the_second_waits_and_gets_the_firsts_result(url: str) -> None:
+def test_of_two_concurrent_operations_the_second_waits_and_gets_the_firsts_result(url: str) -> None:
     async def main() -> None:
         async with keyed(url) as database:
             began, go = asyncio.Event(), asyncio.Event()
@@ -117,7 +117,7 @@ def test_of_two_at_once_the_second_waits_and_gets_the_firsts_result(url: str) ->
     run(main)
 
 
-def test_one_that_does_not_wait_learns_that_the_key_is_in_use(pg: Place) -> None:
+def test_an_operation_with_a_short_wait_raises_that_the_key_is_in_use(pg: Place) -> None:
     async def main() -> None:
         async with keyed(pg.url) as database:
             async with database.session_scope() as session, database.session_scope() as other:
@@ -131,14 +131,14 @@ def test_one_that_does_not_wait_learns_that_the_key_is_in_use(pg: Place) -> None
                 stored = await Operation("k", wait_s=0.05).begin(session)
                 assert stored is not None and stored.result == "done"
                 timeout = await session.execute(text("SELECT current_setting('lock_timeout')"))
-                assert timeout.scalar_one() == "0", "the time was the INSERT's alone"
+                assert timeout.scalar_one() == "0", "the timeout was for the INSERT only"
 
     run(main)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("mode", ["off", "marker"])
-def test_a_lost_commit_is_repeated_safely_with_markers_and_without(pg: Place, when: Any, mode: str) -> None:
+def test_a_lost_commit_is_repeated_safely_with_and_without_markers(pg: Place, when: Any, mode: str) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             url = through(proxy, pg.server, pg.driver, pg.database)
@@ -174,7 +174,7 @@ def test_a_joined_operation_is_part_of_the_outer_transaction(url: str) -> None:
     run(main)
 
 
-def test_such_a_function_must_not_commit_a_part(url: str) -> None:
+def test_a_function_with_a_key_must_not_commit_part_of_its_work(url: str) -> None:
     async def parts(session: AsyncSession) -> None:
         await add(session, 1)
         await session.commit()
@@ -194,7 +194,7 @@ def test_such_a_function_must_not_commit_a_part(url: str) -> None:
 
 
 def test_a_key_that_was_committed_without_a_result_is_neither_done_nor_free(sqlite_url: str) -> None:
-    """A statement of the application's own that ends the transaction can do that; koo's own commit is refused."""
+    """The application can cause this with a statement that ends the transaction; a commit through koo is refused."""
 
     async def main() -> None:
         async with keyed(sqlite_url) as database:
@@ -209,7 +209,7 @@ def test_a_key_that_was_committed_without_a_result_is_neither_done_nor_free(sqli
     run(main)
 
 
-def test_no_clients_key_can_be_the_marker_of_a_commit(sqlite_url: str) -> None:
+def test_a_clients_key_cannot_collide_with_a_commits_marker(sqlite_url: str) -> None:
     async def main() -> None:
         async with keyed(sqlite_url) as database:
             await database.transaction(add, 1, idempotency_key="tx:0")
@@ -219,7 +219,7 @@ def test_no_clients_key_can_be_the_marker_of_a_commit(sqlite_url: str) -> None:
     run(main)
 
 
-def test_what_json_cannot_hold_is_refused_before_the_commit(url: str) -> None:
+def test_a_result_that_json_cannot_represent_is_refused_before_the_commit(url: str) -> None:
     async def main() -> None:
         async with keyed(url) as database:
 
@@ -234,7 +234,7 @@ def test_what_json_cannot_hold_is_refused_before_the_commit(url: str) -> None:
     run(main)
 
 
-def test_without_its_table_it_is_refused_and_says_how_to_make_it(url: str) -> None:
+def test_without_the_table_an_operation_is_refused_and_the_error_says_how_to_create_it(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             with pytest.raises(DatabaseError, match="run `koo db init`") as caught:
@@ -246,7 +246,7 @@ def test_without_its_table_it_is_refused_and_says_how_to_make_it(url: str) -> No
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "two\nlines"])
-def test_a_key_that_cannot_be_one(key: str) -> None:
+def test_an_invalid_key_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="1 to 255 printable characters"):
         Operation(key)
 

@@ -1,6 +1,6 @@
-"""Work on the driver's own connection (COPY, a cursor, `execute`): koo sees no statement of it, and misjudges none."""
+"""Work on the driver's own connection (COPY, a cursor, `execute`): koo does not see it but still judges it right."""
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def by_run_sync(session: AsyncSession) -> Any:
 
 
 async def load(raw: Any, *numbers: int) -> None:
-    """COPY, as each driver does it."""
+    """COPY with the means of each driver."""
     if isinstance(raw, asyncpg.Connection):
         await raw.copy_records_to_table("notes", records=[(n,) for n in numbers], columns=["n"])
         return
@@ -68,7 +68,7 @@ async def insert(raw: Any, *numbers: int) -> None:
 
 @pytest.mark.parametrize("way", [by_connection, by_run_sync])
 @pytest.mark.parametrize("work", [load, insert])
-def test_a_lost_commit_is_in_doubt_and_never_run_again(
+def test_the_outcome_of_a_lost_commit_is_unknown_and_it_is_never_repeated(
     pg: Place, way: Way, work: Callable[..., Awaitable[None]]
 ) -> None:
     runs = 0
@@ -93,10 +93,10 @@ def test_a_lost_commit_is_in_doubt_and_never_run_again(
 
 
 @pytest.mark.parametrize("work", [load, insert])
-def test_a_failure_that_was_caught_is_not_taken_for_a_commit(
+def test_a_caught_failure_does_not_end_in_a_successful_commit(
     any_pg: Place, work: Callable[..., Awaitable[None]]
 ) -> None:
-    """The server answers COMMIT with ROLLBACK, and both drivers call that a success."""
+    """The server responds to COMMIT with ROLLBACK, and both drivers report success."""
 
     async def main() -> None:
         async with with_notes(any_pg.url) as database:
@@ -111,7 +111,7 @@ def test_a_failure_that_was_caught_is_not_taken_for_a_commit(
     run(main)
 
 
-def test_a_failure_that_was_caught_is_not_taken_for_an_inner_commit(pg: Place) -> None:
+def test_a_caught_failure_does_not_end_in_a_successful_inner_commit(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
             async with database.session_scope() as session:
@@ -128,8 +128,8 @@ def test_a_failure_that_was_caught_is_not_taken_for_an_inner_commit(pg: Place) -
     run(main)
 
 
-def test_what_was_mended_on_the_drivers_own_connection_is_committed(pg: Place) -> None:
-    """Whether a transaction is spoiled is what the server says, and not what was met before."""
+def test_a_transaction_repaired_on_the_drivers_own_connection_is_committed(pg: Place) -> None:
+    """Whether a transaction has failed is decided by the server, not by earlier errors."""
 
     async def main() -> None:
         async with with_notes(pg.url) as database:
@@ -145,7 +145,7 @@ def test_what_was_mended_on_the_drivers_own_connection_is_committed(pg: Place) -
     run(main)
 
 
-def test_a_rollback_clears_what_a_failed_statement_has_spoiled(pg: Place) -> None:
+def test_a_rollback_clears_a_failed_statement(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
             async with database.session_scope() as session:
@@ -180,8 +180,8 @@ def test_after_a_rollback_an_earlier_conflict_is_not_a_reason_to_repeat(pg: Plac
     run(main)
 
 
-def test_a_spoiled_transaction_whose_connection_is_lost_then_is_not_in_doubt(pg: Place) -> None:
-    """The server would have answered COMMIT with ROLLBACK: nothing was committed, so it may be run again."""
+def test_losing_the_commit_of_a_failed_transaction_leaves_no_doubt(pg: Place) -> None:
+    """The server would have responded with ROLLBACK: nothing was committed, so it may be repeated."""
     runs = 0
 
     async def main() -> None:
@@ -202,9 +202,9 @@ def test_a_spoiled_transaction_whose_connection_is_lost_then_is_not_in_doubt(pg:
     run(main)
 
 
-def test_a_raw_failure_whose_connection_is_lost_before_its_rollback_is_still_that_failure(pg: Place) -> None:
+def test_a_caught_failure_is_raised_even_if_the_connection_is_lost_before_commit(pg: Place) -> None:
     if pg.driver == "asyncpg":
-        pytest.skip("asyncpg does not know of the failure before COMMIT is answered")
+        pytest.skip("asyncpg detects the failure only in the response to COMMIT")
 
     async def main() -> None:
         async with with_notes(pg.url) as database:
@@ -221,7 +221,7 @@ def test_a_raw_failure_whose_connection_is_lost_before_its_rollback_is_still_tha
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_conflict_there_is_run_again(pg: Place, grouped: bool) -> None:
+def test_a_conflict_on_the_drivers_own_connection_is_repeated(pg: Place, grouped: bool) -> None:
     runs = 0
 
     async def main() -> None:
@@ -245,7 +245,7 @@ def test_a_conflict_there_is_run_again(pg: Place, grouped: bool) -> None:
     run(main)
 
 
-def test_a_connection_lost_there_is_run_again_and_counts_as_a_failure(pg: Place) -> None:
+def test_a_loss_on_the_drivers_own_connection_is_repeated_and_counts_as_a_failure(pg: Place) -> None:
     runs = 0
 
     async def main() -> None:
@@ -267,7 +267,7 @@ def test_a_connection_lost_there_is_run_again_and_counts_as_a_failure(pg: Place)
     run(main)
 
 
-def test_a_loss_on_another_connection_of_the_blocks_own_is_not_ours(pg: Place) -> None:
+def test_a_loss_on_a_connection_that_the_block_opened_itself_does_not_count(pg: Place) -> None:
     lost = {"psycopg": psycopg.errors.AdminShutdown, "asyncpg": asyncpg.AdminShutdownError}[pg.driver]
     runs = 0
 
@@ -288,7 +288,7 @@ def test_a_loss_on_another_connection_of_the_blocks_own_is_not_ours(pg: Place) -
     run(main)
 
 
-# ── a COMMIT in the block's own words ─────────────────────────────────────────────────────────────────────────────
+# ── a COMMIT that the block sends as a statement ──────────────────────────────────────────────────────────────────
 
 
 async def commit_by_session(session: AsyncSession) -> None:
@@ -312,8 +312,8 @@ COMMITS = [commit_by_session, commit_by_words, commit_by_raw_words, commit_by_ru
 
 @pytest.mark.parametrize("commit", COMMITS, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("then", ["conflict", "loss", "conflict at once"])
-def test_after_a_commit_inside_nothing_is_run_again(pg: Place, commit: Way, then: str) -> None:
-    """What was committed would happen twice."""
+def test_after_a_commit_inside_the_block_nothing_is_repeated(pg: Place, commit: Way, then: str) -> None:
+    """The committed part would happen twice."""
     runs = 0
 
     async def main() -> None:
@@ -337,7 +337,7 @@ def test_after_a_commit_inside_nothing_is_run_again(pg: Place, commit: Way, then
     run(main)
 
 
-def test_after_a_lost_commit_inside_nothing_is_run_again(pg: Place) -> None:
+def test_after_a_lost_commit_inside_the_block_nothing_is_repeated(pg: Place) -> None:
     runs = 0
 
     async def main() -> None:
@@ -363,8 +363,8 @@ def test_after_a_lost_commit_inside_nothing_is_run_again(pg: Place) -> None:
 
 
 @pytest.mark.parametrize("then", ["goes on", "raises"])
-def test_after_a_rollback_inside_a_conflict_is_run_again(pg: Place, then: str) -> None:
-    """Nothing has happened yet."""
+def test_after_a_rollback_inside_the_block_a_conflict_is_repeated(pg: Place, then: str) -> None:
+    """Nothing has been committed."""
     runs = 0
 
     async def main() -> None:
@@ -397,8 +397,8 @@ CREATE CONSTRAINT TRIGGER late AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERR
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_commit_that_the_server_refuses_for_a_conflict_is_run_again(pg: Place, inside: bool) -> None:
-    """It committed nothing."""
+def test_a_commit_that_the_server_refuses_for_a_conflict_is_repeated(pg: Place, inside: bool) -> None:
+    """Nothing was committed."""
     runs = 0
 
     async def main() -> None:
@@ -422,10 +422,10 @@ def test_a_commit_that_the_server_refuses_for_a_conflict_is_run_again(pg: Place,
 
 
 @pytest.mark.parametrize("spoiled", [False, True])
-def test_a_transaction_begun_on_a_connection_that_went_home_has_no_later_scope_in_it(
+def test_a_transaction_begun_on_a_returned_connection_does_not_contain_a_later_scope(
     pg: Place, spoiled: bool
 ) -> None:
-    """Drivers would begin nothing, or a savepoint, and the scope's COMMIT would commit nothing."""
+    """The driver would begin nothing, or only a savepoint, and the scope's COMMIT would commit nothing."""
 
     async def main() -> None:
         async with with_notes(pg.url, pool_size=1, max_overflow=0) as database:
@@ -448,7 +448,7 @@ def test_a_transaction_begun_on_a_connection_that_went_home_has_no_later_scope_i
 
 
 class Mine(asyncpg.Connection):  # type: ignore[misc]
-    """An application's."""
+    """A connection class of an application."""
 
     __slots__ = ()
 

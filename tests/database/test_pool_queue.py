@@ -1,4 +1,4 @@
-"""The pool's queue: fair, bounded by the deadline, safe against cancellation; and full is not ill."""
+"""The pool's queue is fair, bounded by deadlines, and safe against cancellation; a full pool is not a failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def hold(database: Database, until_set: asyncio.Event) -> None:
 
 
 async def full(database: Database, until_set: asyncio.Event) -> list[asyncio.Task[None]]:
-    """So many holders as there are places."""
+    """Fill every place of the pool with a scope."""
     holders = [
         asyncio.create_task(hold(database, until_set), name=f"holder {n}")
         for n in range(database.pool_queue.limit)
@@ -36,7 +36,7 @@ async def full(database: Database, until_set: asyncio.Event) -> list[asyncio.Tas
     return holders
 
 
-def test_callers_are_served_in_the_order_in_which_they_came(url: str) -> None:
+def test_callers_are_served_in_order_of_arrival(url: str) -> None:
     async def main() -> None:
         async with opened(url, pool_size=1, max_overflow=0) as database:
             go, served = asyncio.Event(), []
@@ -51,7 +51,7 @@ def test_callers_are_served_in_the_order_in_which_they_came(url: str) -> None:
             for n in range(6):
                 waiting.append(asyncio.create_task(stand(n)))
                 await until(lambda n=n: database.pool_queue.waiting == n + 1)  # type: ignore[misc]
-            # A waiter that leaves the queue passes nothing on, and holds no other up.
+            # A waiter that leaves the queue passes nothing on, and does not hold up the others.
             waiting[1].cancel()
             go.set()
             await asyncio.gather(*holders, *waiting, return_exceptions=True)
@@ -60,7 +60,7 @@ def test_callers_are_served_in_the_order_in_which_they_came(url: str) -> None:
     run(main)
 
 
-def test_a_waiter_that_is_cancelled_in_its_very_turn_passes_it_on(url: str) -> None:
+def test_a_waiter_cancelled_just_as_it_gets_a_place_passes_it_on(url: str) -> None:
     async def main() -> None:
         async with opened(url, pool_size=1, max_overflow=0) as database:
             for _ in range(5):
@@ -79,7 +79,7 @@ def test_a_waiter_that_is_cancelled_in_its_very_turn_passes_it_on(url: str) -> N
     run(main)
 
 
-def test_a_full_pool_is_refused_naming_its_holders_and_is_not_a_failure(url: str) -> None:
+def test_a_full_pool_refuses_callers_naming_its_holders_and_is_not_a_failure(url: str) -> None:
     async def main() -> None:
         async with opened(url, **SMALL, pool_timeout_s=1.0) as database:
             go = asyncio.Event()
@@ -103,7 +103,7 @@ def test_a_full_pool_is_refused_naming_its_holders_and_is_not_a_failure(url: str
     run(main)
 
 
-def test_a_caller_with_less_time_waits_no_longer_than_that(url: str) -> None:
+def test_a_caller_waits_no_longer_than_its_own_deadline(url: str) -> None:
     async def main() -> None:
         async with opened(url, **SMALL, pool_timeout_s=30.0) as database:
             go = asyncio.Event()
@@ -118,7 +118,7 @@ def test_a_caller_with_less_time_waits_no_longer_than_that(url: str) -> None:
     run(main)
 
 
-def test_a_task_that_waits_for_itself_is_told_so_in_the_refusal(url: str) -> None:
+def test_the_refusal_names_a_task_that_waits_for_itself(url: str) -> None:
     async def main() -> None:
         async with (
             opened(url, pool_size=1, max_overflow=0, pool_timeout_s=1.0) as database,
@@ -132,7 +132,7 @@ def test_a_task_that_waits_for_itself_is_told_so_in_the_refusal(url: str) -> Non
 
 
 def test_no_caller_waits_in_the_pool_when_a_connect_fails(pg: Place) -> None:
-    """SQLAlchemy's own waiters would sit out their whole time beside the free place."""
+    """SQLAlchemy's own waiters would sit out their whole timeout next to the free place."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy:
@@ -158,7 +158,7 @@ def test_no_caller_waits_in_the_pool_when_a_connect_fails(pg: Place) -> None:
 
 
 def test_a_full_pool_names_the_line_the_age_and_the_first_words_of_each_holder(url: str) -> None:
-    """Not the task, which has no name, and no value of a statement."""
+    """It names neither the task, which has no name, nor any value of a statement."""
 
     async def leak(database: Database, until_set: asyncio.Event) -> None:
         async with database.session_scope() as session:  # this line is named
@@ -184,7 +184,7 @@ def test_a_full_pool_names_the_line_the_age_and_the_first_words_of_each_holder(u
     run(main)
 
 
-def test_a_scope_that_is_held_too_long_is_logged_once_with_where_it_began(
+def test_a_scope_open_for_too_long_is_logged_once_with_its_place(
     sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -208,7 +208,7 @@ def test_a_scope_that_is_held_too_long_is_logged_once_with_where_it_began(
     run(main)
 
 
-def test_many_more_callers_than_places_all_get_through(url: str) -> None:
+def test_many_more_callers_than_places_are_all_served(url: str) -> None:
     async def main() -> None:
         async with opened(url, pool_size=2, max_overflow=1) as database:
             most = 0

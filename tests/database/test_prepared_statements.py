@@ -1,4 +1,4 @@
-"""Prepared statements: kept by default, and none at all where a pooler in transaction mode stands between."""
+"""Prepared statements: kept by default, and switched off entirely behind a pooler in transaction mode."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Base(DeclarativeBase):
 
 
 class Painted(Base):
-    """With a type that asyncpg has to ask the server about, in the midst of a statement."""
+    """Uses a type that asyncpg must look up on the server, in the middle of a statement."""
 
     __tablename__ = "painted"
 
@@ -35,7 +35,7 @@ class Painted(Base):
 
 
 async def work(database: Database) -> int:
-    """Much of what statements are prepared for, in one transaction. Returns how many the server still knows."""
+    """Various statements in one transaction; returns how many prepared ones the server still has."""
     async with database.session_scope() as session:
         await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))
         session.add_all(Painted(n=n, colour=Colour.RED if n % 2 else Colour.BLUE) for n in range(200))
@@ -47,7 +47,7 @@ async def work(database: Database) -> int:
         return int(await session.scalar(PREPARED) or 0)
 
 
-def test_they_are_kept_by_default(pg: Place) -> None:
+def test_prepared_statements_are_kept_by_default(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             assert await work(database) > 0
@@ -55,7 +55,7 @@ def test_they_are_kept_by_default(pg: Place) -> None:
     run(main)
 
 
-def test_without_them_the_server_keeps_none(any_pg: Place) -> None:
+def test_switched_off_the_server_keeps_none(any_pg: Place) -> None:
     async def main() -> None:
         async with opened(any_pg.url, prepared_statements=False) as database:
             assert await work(database) == 0
@@ -64,8 +64,8 @@ def test_without_them_the_server_keeps_none(any_pg: Place) -> None:
     run(main)
 
 
-def test_without_them_none_has_a_name_that_another_process_may_use(pg: Place) -> None:
-    """Not even while it runs: behind a pooler two processes may meet on one of the server's connections."""
+def test_switched_off_no_statement_has_a_name_that_another_process_may_use(pg: Place) -> None:
+    """Not even while it runs: behind a pooler two processes may share one server connection."""
 
     async def main() -> None:
         async with opened(pg.url, prepared_statements=False) as database, database.session_scope() as session:
@@ -87,23 +87,23 @@ def with_options(place: Place, said: str) -> str:
     return f"{place.url}{'&' if '?' in place.url else '?'}{said}"
 
 
-def test_the_drivers_own_options_can_stand_in_the_url(pg: Place) -> None:
+def test_the_drivers_own_options_may_be_in_the_url(pg: Place) -> None:
     async def main() -> None:
         async with opened(with_options(pg, OPTIONS[pg.driver])) as database:
             async with database.session_scope() as session:
                 for _ in range(8):
                     await session.execute(text("SELECT 1"))
                 left = int(await session.scalar(PREPARED) or 0)
-                # asyncpg has just prepared the question itself.
+                # asyncpg has just prepared this query itself.
                 assert left <= (pg.driver == "asyncpg")
             assert (await database.health_check())["healthy"]
 
     run(main)
 
 
-def test_prepared_at_once_where_the_url_says_so(pg: Place) -> None:
+def test_statements_are_prepared_on_first_use_if_the_url_says_so(pg: Place) -> None:
     if pg.driver == "asyncpg":
-        pytest.skip("asyncpg always prepares at once")
+        pytest.skip("asyncpg always prepares on first use")
 
     async def main() -> None:
         url = with_options(pg, "prepare_threshold=0")

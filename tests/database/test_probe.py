@@ -1,9 +1,9 @@
-"""The probe asks what the next caller would ask, and ends an outage as soon as it is over.
+"""The probe finds out what the next caller would, and ends an outage as soon as it is over.
 
-Time is a clock that the test moves, or that moves with the keeper's own sleeps: nothing here waits for seconds.
+The clock is moved by the test or by the keeper's own sleeps: no test here waits for seconds.
 """
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.database.support import INSERT, ONE, assert_free, options, proxied, r
 ONCE = RetryOptions(attempts_max=1)
 DRIVERS: list[Driver] = ["psycopg", "asyncpg"]
 INTERVAL_S = 30.0
-"""The default: within it each change has to be noticed."""
+"""The default: each change must be detected within it."""
 
 
 @asynccontextmanager
 async def still(url: str, **changes: object) -> AsyncIterator[tuple[Database, StandingClock]]:
-    """A database on a clock that only the test moves; the keeper does not get to probe."""
+    """A database on a clock that only the test moves, so the keeper never probes."""
     clock = StandingClock()
     database = Database(options(url, retry=ONCE, **changes), clock=clock)
     try:
@@ -60,7 +60,7 @@ async def fail(database: Database, times: int = 5) -> None:
 
 
 class Role(NamedTuple):
-    """A role of a test's own, and a URL with it."""
+    """A separate role, and a URL that uses it."""
 
     name: str
     url: str
@@ -73,11 +73,11 @@ def role(server: PostgresServer, driver: Driver, database: str = "postgres", ext
     return Role(name, server.url(driver, database).replace("postgres:koo-test@", f"{name}:koo-test@"))
 
 
-# ── what is noticed within an interval ────────────────────────────────────────────────────────────────────────────
+# ── changes detected within an interval ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_changed_password_is_noticed_although_the_probes_connection_lives(driver: Driver) -> None:
+def test_a_changed_password_is_detected_although_the_probes_connection_still_works(driver: Driver) -> None:
     with PostgresServer(18, auth="scram-sha-256") as server:
 
         async def main() -> None:
@@ -92,7 +92,7 @@ def test_a_changed_password_is_noticed_although_the_probes_connection_lives(driv
         run(main)
 
 
-def test_a_full_server_is_noticed_and_the_probe_does_not_make_room_for_itself(pg: Place) -> None:
+def test_a_full_server_is_detected_and_the_probe_does_not_make_room_for_itself(pg: Place) -> None:
     async def main() -> None:
         who = role(pg.server, pg.driver, pg.database, "CONNECTION LIMIT 1")
         async with still(who.url) as (database, clock):
@@ -105,10 +105,10 @@ def test_a_full_server_is_noticed_and_the_probe_does_not_make_room_for_itself(pg
     run(main)
 
 
-def test_an_address_that_leads_to_a_standby_by_now_is_noticed_and_the_pool_follows(
+def test_an_address_that_now_leads_to_a_standby_is_detected_and_the_pool_follows(
     pg: Place, postgres16: PostgresServer
 ) -> None:
-    """The old server lives on, and so do the connections to it."""
+    """The old server still runs, and so do the connections to it."""
 
     async def main() -> None:
         postgres16.create_database(pg.database)
@@ -124,7 +124,7 @@ def test_an_address_that_leads_to_a_standby_by_now_is_noticed_and_the_pool_follo
             assert (await database.health_check())["conditions"] == ["read_only"]
             async with database.session_scope() as session:
                 version = str(await session.scalar(text("SHOW server_version")))
-                assert version.startswith("16"), "the pool's connection went on to the old server"
+                assert version.startswith("16"), "the pool's connection still led to the old server"
             proxy.target = (pg.server.host, pg.server.port)
             clock.now += INTERVAL_S
             assert (await database.health_check())["conditions"] == []
@@ -133,8 +133,8 @@ def test_an_address_that_leads_to_a_standby_by_now_is_noticed_and_the_pool_follo
     run(main)
 
 
-def test_after_a_distrust_of_the_pool_the_probe_trusts_its_own_no_more(pg: Place) -> None:
-    """A write that met a standby says so of the address: the probe's own connection leads there too."""
+def test_once_the_pool_is_distrusted_the_probe_opens_a_new_connection(pg: Place) -> None:
+    """A write refused by a standby concerns the address, so the probe's own connection leads there too."""
 
     async def main() -> None:
         async with still(pg.url) as (database, _):
@@ -143,7 +143,7 @@ def test_after_a_distrust_of_the_pool_the_probe_trusts_its_own_no_more(pg: Place
             await database.health_check()
             first = backends(pg)
             await database.health_check()
-            assert backends(pg) == first, "young enough to be asked again"
+            assert backends(pg) == first, "recent enough to be used again"
             with pytest.raises(Exception, match="read-only"):
                 async with database.session_scope() as session:
                     await session.execute(text("SET TRANSACTION READ ONLY"))
@@ -160,8 +160,8 @@ def backends(place: Place) -> set[str]:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_probe_in_half_open_does_not_close_on_what_a_kept_connection_says(driver: Driver) -> None:
-    """Each scope is refused, and the probe's connection of before would go on answering."""
+def test_a_probe_in_half_open_uses_a_new_connection(driver: Driver) -> None:
+    """Every scope is refused, while the probe's old connection would still work."""
     with PostgresServer(18, auth="scram-sha-256") as server:
 
         async def main() -> None:
@@ -174,7 +174,7 @@ def test_a_probe_in_half_open_does_not_close_on_what_a_kept_connection_says(driv
                 for _ in range(4):
                     clock.now += 4.0
                     await database.health_check()
-                    assert database.guard.breaker.phase is OPEN, "it ended the opening early"
+                    assert database.guard.breaker.phase is OPEN, "it started the recovery test early"
                 clock.now += 60.0
                 database.tick()
                 assert database.guard.breaker.phase is HALF_OPEN
@@ -187,14 +187,14 @@ def test_a_probe_in_half_open_does_not_close_on_what_a_kept_connection_says(driv
 # ── the end of an outage ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_two_answers_in_a_row_begin_the_test_of_recovery_after_a_few_seconds(pg: Place) -> None:
+def test_two_successes_in_a_row_start_the_recovery_test_after_a_few_seconds(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy, behind(proxy, pg) as (database, clock):
             await refuse(database, proxy)
             await proxy.accept()
             for _ in range(3):
                 await database.health_check()
-                assert database.guard.breaker.phase is OPEN, "what has just come up may fall again"
+                assert database.guard.breaker.phase is OPEN, "a server that has just started may fail again"
             clock.now += 3.0
             await database.health_check()
             assert database.guard.breaker.phase is HALF_OPEN
@@ -205,7 +205,7 @@ def test_two_answers_in_a_row_begin_the_test_of_recovery_after_a_few_seconds(pg:
     run(main)
 
 
-def test_one_answer_is_not_enough_and_a_failure_between_begins_anew(pg: Place) -> None:
+def test_one_success_is_not_enough_and_a_failure_restarts_the_count(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy, behind(proxy, pg) as (database, clock):
             await refuse(database, proxy)
@@ -220,8 +220,8 @@ def test_one_answer_is_not_enough_and_a_failure_between_begins_anew(pg: Place) -
     run(main)
 
 
-def test_a_test_that_failed_doubles_the_answers_until_the_outage_is_over(pg: Place) -> None:
-    """A server that answers its probe and fails its callers must not be tested each few seconds for ever."""
+def test_a_failed_recovery_test_doubles_the_successes_needed_in_the_same_outage(pg: Place) -> None:
+    """A server that responds to probes but fails its callers must not be tested every few seconds forever."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy, behind(proxy, pg) as (database, clock):
@@ -255,7 +255,7 @@ async def behind(proxy: FaultProxy, place: Place) -> AsyncIterator[tuple[Databas
 
 
 async def refuse(database: Database, proxy: FaultProxy) -> None:
-    """No call gets through any more, until the breaker is open."""
+    """Refuse every call until the breaker is open."""
     await proxy.refuse()
     proxy.reset_all()
     while database.guard.breaker.phase is not OPEN:
@@ -263,7 +263,7 @@ async def refuse(database: Database, proxy: FaultProxy) -> None:
 
 
 class HurriedClock(StandingClock):
-    """Moves by what is slept, and so as fast as the loop runs; `at` calls something when a time has come."""
+    """Moves forward by each sleep, as fast as the loop runs; `at` calls a function at a given time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class HurriedClock(StandingClock):
 
 
 def test_a_restart_of_four_seconds_is_an_outage_of_six(pg: Place) -> None:
-    """The keeper asks each second while the circuit is open, and the promised minute is the longest that it takes."""
+    """The keeper probes every second while the circuit is open, and recovery takes at most the documented minute."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy:
@@ -312,8 +312,8 @@ def test_a_restart_of_four_seconds_is_an_outage_of_six(pg: Place) -> None:
 
 
 @pytest.mark.parametrize(("state", "each_second"), [("53300", True), ("28P01", False)])
-def test_only_a_refused_user_is_not_asked_each_second(state: str, each_second: bool) -> None:
-    """Directories lock an account after a few wrong passwords, and poolers refuse clients that try too often."""
+def test_a_refused_user_is_not_probed_every_second(state: str, each_second: bool) -> None:
+    """Directories lock an account after a few wrong passwords, and poolers refuse clients that retry too often."""
 
     async def main() -> None:
         met = 0
@@ -373,7 +373,7 @@ class Standby(PostgresServer):
 
 
 def test_a_failover_to_a_standby_is_read_only_until_it_is_promoted() -> None:
-    """Reads go on at once, writes with the first look after the promotion; nothing is stuck with what was before."""
+    """Reads continue immediately, and writes after the first probe that follows the promotion."""
 
     async def with_driver(driver: Driver, primary: PostgresServer, standby: PostgresServer) -> None:
         async with (

@@ -1,4 +1,4 @@
-"""What may stand around a lost COMMIT with a marker: cancellations, COPY, functions within functions, raw COMMITs."""
+"""A lost COMMIT with a marker combined with cancellations, COPY, nested functions and raw COMMITs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Cut = Literal["before", "after"]
 CUTS: tuple[Cut, ...] = ("before", "after")
 PATIENT = BreakerOptions(failure_threshold=10_000, calls_min=10_000)
 WAITS_LEAST = 2
-"""COMMIT's own, and at least one for the answer."""
+"""COMMIT itself, and at least one wait for the outcome."""
 
 
 class Writer:
-    """A scope whose COMMIT is cut; `is_committing`: from then on it is cancelled at one of its waits."""
+    """A scope whose COMMIT is lost. `is_committing`: from then on it is cancelled at one of its waits."""
 
     def __init__(self, database: Database, proxy: FaultProxy, when: CommitCut, *, inside: bool) -> None:
         self._database = database
@@ -54,8 +54,8 @@ class Writer:
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["at the end", "in the block"])
-def test_a_caller_may_be_cancelled_at_every_wait_of_resolving(pg: Place, inside: bool) -> None:
-    """Nothing is left behind, and the outcome is what it was: the question is asked to its end, and the key burned."""
+def test_a_caller_may_be_cancelled_at_every_wait_while_koo_finds_the_outcome(pg: Place, inside: bool) -> None:
+    """Nothing is left behind, and the outcome does not change: the search continues to its end."""
 
     async def main() -> None:
         async with marked(pg, breaker=PATIENT) as (database, proxy):
@@ -68,7 +68,7 @@ def test_a_caller_may_be_cancelled_at_every_wait_of_resolving(pg: Place, inside:
                     cancelled = await cancelled_at(writer.write(), step, late, writer.is_counted)
                     await until(lambda: not asking._asking)
                     assert_free(database)
-                    proxy.cut_commit(when, times=0)  # where it was cancelled before COMMIT was sent
+                    proxy.cut_commit(when, times=0)  # not used if it was cancelled before COMMIT was sent
                     kept = await notes(database)
                     assert kept == ([] if when == "before" else [1]) or cancelled
                     assert count(pg, KEYS) == len(kept)
@@ -81,8 +81,8 @@ def test_a_caller_may_be_cancelled_at_every_wait_of_resolving(pg: Place, inside:
     run(main)
 
 
-def test_the_place_in_the_pool_and_the_permit_are_back_while_it_is_asked(pg: Place) -> None:
-    """Else the callers of a pool would all wait for a question that waits for one of its places."""
+def test_the_place_in_the_pool_and_the_permit_are_returned_before_koo_finds_the_outcome(pg: Place) -> None:
+    """Otherwise all callers of a pool could wait for a search that itself waits for one of its places."""
 
     async def main() -> None:
         async with marked(pg, pool_size=1, max_overflow=0) as (database, proxy):
@@ -98,7 +98,7 @@ def test_the_place_in_the_pool_and_the_permit_are_back_while_it_is_asked(pg: Pla
 
 
 async def write_and_lose(database: Database, proxy: FaultProxy) -> None:
-    """Its COMMIT is lost, and nothing can be asked for now."""
+    """Its COMMIT is lost, and no new connection can be opened for now."""
     async with database.session_scope() as session:
         await insert(session)
         proxy.cut_commit("after")
@@ -112,7 +112,7 @@ async def write_while_the_table_goes(database: Database) -> None:
         database.connections.markers.distrust("the table is gone")
 
 
-def test_a_question_without_a_caller_is_answered_before_the_database_is_closed(
+def test_a_search_whose_caller_has_left_ends_before_the_database_is_closed(
     pg: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -130,8 +130,8 @@ def test_a_question_without_a_caller_is_answered_before_the_database_is_closed(
     run(main)
 
 
-def test_a_scope_that_began_when_the_table_was_well_does_not_commit_without_its_marker(pg: Place) -> None:
-    """Another scope found meanwhile that the table cannot be used."""
+def test_a_scope_that_began_with_a_usable_table_does_not_commit_without_its_marker(pg: Place) -> None:
+    """Another scope has since found that the table cannot be used."""
 
     async def main() -> None:
         async with marked(pg) as (database, _):
@@ -145,7 +145,7 @@ def test_a_scope_that_began_when_the_table_was_well_does_not_commit_without_its_
 
 
 async def copy(session: AsyncSession) -> None:
-    """By the driver's own means, past SQLAlchemy."""
+    """COPY with the driver's own methods, bypassing SQLAlchemy."""
     raw: Any = (await (await session.connection()).get_raw_connection()).driver_connection
     if hasattr(raw, "copy_records_to_table"):
         await raw.copy_records_to_table("notes", records=[(1,)], columns=["n"])
@@ -155,7 +155,7 @@ async def copy(session: AsyncSession) -> None:
 
 
 @pytest.mark.parametrize("when", CUTS)
-def test_a_copy_happens_once_however_its_commit_is_lost(pg: Place, when: Cut) -> None:
+def test_a_copy_happens_once_whenever_its_commit_is_lost(pg: Place, when: Cut) -> None:
     async def main() -> None:
         async with marked(pg) as (database, proxy):
             proxy.cut_commit(when)
@@ -167,9 +167,7 @@ def test_a_copy_happens_once_however_its_commit_is_lost(pg: Place, when: Cut) ->
 
 
 @pytest.mark.parametrize("when", CUTS)
-def test_functions_within_functions_and_savepoints_happen_once_and_so_do_their_hooks(
-    pg: Place, when: Cut
-) -> None:
+def test_nested_functions_savepoints_and_hooks_happen_once(pg: Place, when: Cut) -> None:
     async def main() -> None:
         async with marked(pg) as (database, proxy):
             seen: list[str] = []
@@ -195,7 +193,7 @@ def test_functions_within_functions_and_savepoints_happen_once_and_so_do_their_h
     run(main)
 
 
-def test_a_block_that_commits_in_its_own_words_has_no_marker_there_and_is_well(pg: Place) -> None:
+def test_a_commit_sent_as_a_statement_has_no_marker_and_succeeds(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, _):
             async with database.session_scope() as session:
@@ -207,8 +205,8 @@ def test_a_block_that_commits_in_its_own_words_has_no_marker_there_and_is_well(p
     run(main)
 
 
-def test_a_revoked_privilege_rolls_back_and_raises_and_granted_again_it_works(pg: Place) -> None:
-    """It was there when koo looked; the next look, and the table's alert, say what is missing."""
+def test_a_revoked_privilege_rolls_back_and_raises_until_it_is_granted_again(pg: Place) -> None:
+    """It existed at koo's last check. The next check, and the table's alert, name what is missing."""
 
     async def main() -> None:
         async with marked(pg) as (database, _):
@@ -228,15 +226,17 @@ def test_a_revoked_privilege_rolls_back_and_raises_and_granted_again_it_works(pg
             opened = database.metrics.created
             async with database.session_scope() as session:
                 await insert(session, 2)
-            assert database.metrics.created == opened, "the refused transaction was rolled back at once"
+            assert database.metrics.created == opened, (
+                "the refused transaction was rolled back on its connection"
+            )
             assert await notes(database) == [2]
             assert "markers_unusable" not in database.get_health()["conditions"]
 
     run(main)
 
 
-def test_another_transaction_that_only_asks_is_not_ended_with_the_one_that_hangs(pg: Place) -> None:
-    """A session is ended by the key in its words, and no other one is."""
+def test_only_the_hanging_session_is_terminated_not_another_query_for_its_key(pg: Place) -> None:
+    """A session is found by the key in its query text, and only that session is terminated."""
 
     async def main() -> None:
         async with marked(pg) as (database, _):

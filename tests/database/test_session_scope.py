@@ -1,6 +1,6 @@
 """`session_scope`: one transaction, on every kind of database."""
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_end_of_the_block_commits(url: str) -> None:
     run(main)
 
 
-def test_an_exception_rolls_back_and_leaves_unchanged(url: str) -> None:
+def test_an_exception_rolls_back_and_is_raised_unchanged(url: str) -> None:
     class Mine(Exception):
         pass
 
@@ -47,7 +47,7 @@ def test_an_exception_rolls_back_and_leaves_unchanged(url: str) -> None:
     run(main)
 
 
-def test_errors_of_statements_stay_those_of_sqlalchemy(url: str) -> None:
+def test_errors_of_statements_remain_sqlalchemys_errors(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             with pytest.raises(IntegrityError):
@@ -55,7 +55,7 @@ def test_errors_of_statements_stay_those_of_sqlalchemy(url: str) -> None:
                     await session.execute(INSERT, {"n": 1})
                     await session.execute(INSERT, {"n": 1})
             assert await notes(database) == []
-            # The server answered: that is health.
+            # The server responded, which counts as healthy.
             assert database.guard.breaker.consecutive == 0
             assert database.get_pool_metrics()["errors"]["by_kind"] == {"integrity": 1}
 
@@ -73,8 +73,8 @@ def test_objects_can_be_read_after_the_scope(url: str) -> None:
     run(main)
 
 
-def test_a_session_is_of_no_use_after_its_scope(url: str) -> None:
-    """It would take a connection past the pool's queue."""
+def test_a_session_cannot_be_used_after_its_scope(url: str) -> None:
+    """It would check out a connection, bypassing the pool's queue."""
 
     async def main() -> None:
         async with with_notes(url) as database:
@@ -86,7 +86,7 @@ def test_a_session_is_of_no_use_after_its_scope(url: str) -> None:
     run(main)
 
 
-def test_a_scope_is_used_once(url: str) -> None:
+def test_a_scope_can_be_used_only_once(url: str) -> None:
     async def main() -> None:
         async with opened(url) as database:
             scope = database.session_scope()
@@ -99,7 +99,7 @@ def test_a_scope_is_used_once(url: str) -> None:
     run(main)
 
 
-def test_a_scope_without_statements_ends_well(url: str) -> None:
+def test_a_scope_without_statements_succeeds(url: str) -> None:
     async def main() -> None:
         async with opened(url) as database:
             async with database.session_scope():
@@ -115,13 +115,13 @@ def test_nested_scopes_are_two_transactions(url: str) -> None:
             await outer.execute(SELECT)
             async with database.session_scope() as inner:
                 await inner.execute(INSERT, {"n": 1})
-            # READ COMMITTED: the inner one's commit is seen.
+            # READ COMMITTED: the commit of the inner scope is visible.
             assert list((await outer.scalars(SELECT)).all()) == [1]
 
     run(main)
 
 
-def test_a_session_that_two_tasks_use_at_once_is_a_clear_error(url: str) -> None:
+def test_two_tasks_using_one_session_get_a_clear_error(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database, database.session_scope() as session:
             results = await asyncio.gather(*(session.execute(ONE) for _ in range(3)), return_exceptions=True)
@@ -129,16 +129,16 @@ def test_a_session_that_two_tasks_use_at_once_is_a_clear_error(url: str) -> None
             assert len(failed) == 2
             for error in map(
                 original_of, failed
-            ):  # SQLAlchemy wraps it where two of them are handled at once
+            ):  # SQLAlchemy wraps it if two errors are handled at the same time
                 assert isinstance(error, DatabaseError)
                 assert error.kind is Kind.INVALID_REQUEST and "two tasks" in str(error)
-            # The first one's work goes on unharmed.
+            # The work of the first task is not affected.
             await session.execute(INSERT, {"n": 1})
 
     run(main)
 
 
-def test_savepoints_work(url: str) -> None:
+def test_a_failed_savepoint_leaves_the_transaction_usable(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             async with database.session_scope() as session:
@@ -153,7 +153,7 @@ def test_savepoints_work(url: str) -> None:
     run(main)
 
 
-def test_a_commit_inside_the_block_begins_the_next_transaction(url: str) -> None:
+def test_a_commit_inside_the_block_starts_the_next_transaction(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             with pytest.raises(KeyError):
@@ -167,7 +167,7 @@ def test_a_commit_inside_the_block_begins_the_next_transaction(url: str) -> None
     run(main)
 
 
-def test_streamed_rows_come_from_the_scope(url: str) -> None:
+def test_rows_can_be_streamed_in_a_scope(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             async with database.session_scope() as session:
@@ -179,7 +179,7 @@ def test_streamed_rows_come_from_the_scope(url: str) -> None:
     run(main)
 
 
-def test_a_read_only_scope_takes_no_writes(url: str) -> None:
+def test_a_read_only_scope_refuses_writes(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             with pytest.raises(Exception, match="read-only") as caught:
@@ -187,7 +187,7 @@ def test_a_read_only_scope_takes_no_writes(url: str) -> None:
                     await session.execute(INSERT, {"n": 1})
             assert isinstance(caught.value, Exception)
             assert await notes(database) == []
-            # Neither does it make the next one read-only, nor the database look like a standby.
+            # It neither makes the next scope read-only nor makes the database look like a standby.
             async with database.session_scope() as session:
                 await session.execute(INSERT, {"n": 1})
             assert "read_only" not in (await database.health_check())["conditions"]
@@ -195,8 +195,8 @@ def test_a_read_only_scope_takes_no_writes(url: str) -> None:
     run(main)
 
 
-def test_a_swallowed_statement_error_is_not_taken_for_a_commit(any_pg: Place) -> None:
-    """PostgreSQL answers COMMIT of a failed transaction with a rollback, and drivers call that success."""
+def test_a_caught_statement_error_does_not_end_in_a_successful_commit(any_pg: Place) -> None:
+    """PostgreSQL responds to the COMMIT of a failed transaction with ROLLBACK, and drivers report success."""
 
     async def main() -> None:
         async with with_notes(any_pg.url) as database:
@@ -212,7 +212,7 @@ def test_a_swallowed_statement_error_is_not_taken_for_a_commit(any_pg: Place) ->
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_isolation_holds_for_one_scope(any_pg: Place, level: str) -> None:
+def test_isolation_applies_to_one_scope_only(any_pg: Place, level: str) -> None:
     asked = text("SELECT current_setting('transaction_isolation')")
 
     async def main() -> None:
@@ -228,7 +228,7 @@ def test_isolation_holds_for_one_scope(any_pg: Place, level: str) -> None:
     run(main)
 
 
-def test_an_isolation_that_comes_too_late_or_is_none_is_refused(pg: Place) -> None:
+def test_an_isolation_level_that_is_unknown_or_set_too_late_is_refused(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             async with database.session_scope() as session:
@@ -240,8 +240,8 @@ def test_an_isolation_that_comes_too_late_or_is_none_is_refused(pg: Place) -> No
     run(main)
 
 
-def test_begin_is_said_on_entry_and_costs_no_round_trip(pg: Place) -> None:
-    """The server has seen BEGIN before the first statement; drivers would send it with that one."""
+def test_begin_is_sent_on_entry_and_costs_no_round_trip(pg: Place) -> None:
+    """The server receives BEGIN before the first statement; drivers would send it only with that."""
 
     async def main() -> None:
         async with opened(pg.url) as database, database.session_scope() as session:

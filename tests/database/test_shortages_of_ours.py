@@ -1,4 +1,4 @@
-"""What this process lacks for a connection is ours: in words, neutral, and the next scope gets its own."""
+"""A shortage in this process is not the database's failure: it is named, judged neutral, and ends with the shortage."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ async def refused(work: Callable[[], Awaitable[object]]) -> DatabaseUnavailable:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_database_without_a_descriptor_here_keeps_its_breaker(pg: Place, host: str) -> None:
-    """Both drivers, by address and by name: once the resolver lacks it, once the socket."""
+def test_a_process_out_of_descriptors_does_not_open_the_breaker(pg: Place, host: str) -> None:
+    """Both drivers, by address and by name: the descriptor is missing once for the resolver, once for the socket."""
 
     async def main() -> None:
         url = pg.url.replace(pg.server.host, host)
@@ -38,7 +38,7 @@ def test_a_database_without_a_descriptor_here_keeps_its_breaker(pg: Place, host:
                 async with database.session_scope() as session:
                     return (await session.execute(ONE)).scalar()
 
-            database._open()  # loads the driver, which needs descriptors of its own
+            database._open()  # loads the driver, which itself needs descriptors
             if host == "localhost":
                 await ask()
                 await database.connections.engine.dispose()  # type: ignore[union-attr]
@@ -54,7 +54,7 @@ def test_a_database_without_a_descriptor_here_keeps_its_breaker(pg: Place, host:
     asyncio.run(main())
 
 
-def test_sqlite_that_cannot_open_its_file_for_want_of_a_descriptor_says_so(sqlite_url: str) -> None:
+def test_sqlite_reports_that_no_descriptor_is_left_for_its_file(sqlite_url: str) -> None:
     async def main() -> None:
         async with opened(sqlite_url, retry=RetryOptions(attempts_max=1)) as database:
 
@@ -77,14 +77,14 @@ def test_sqlite_that_cannot_open_its_file_for_want_of_a_descriptor_says_so(sqlit
     asyncio.run(main())
 
 
-def test_sqlite_without_memory_is_ours_and_a_file_that_is_away_is_not() -> None:
+def test_sqlite_out_of_memory_is_our_shortage_and_a_missing_file_is_not() -> None:
     short, away = sqlite3.OperationalError("x"), sqlite3.OperationalError("unable to open database file")
     short.sqlite_errorcode, away.sqlite_errorcode = sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN
     assert explain(short).kind is Kind.OUT_OF_RESOURCES and explain(short).verdict is NEUTRAL
     assert explain(away).kind is Kind.NOT_FOUND
 
 
-def test_a_socket_that_lacked_memory_during_commit_leaves_the_outcome_open() -> None:
+def test_a_socket_out_of_memory_during_commit_leaves_the_outcome_unknown() -> None:
     error = OSError(errno.ENOMEM, "Cannot allocate memory")
     assert explain(error).kind is Kind.OUT_OF_RESOURCES
     assert explain(error, ScopeStage.COMMIT) is LOST and explain(error, lost=True) is LOST

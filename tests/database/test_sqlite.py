@@ -1,6 +1,6 @@
 """SQLite's traps: one writer, snapshots, folders, memory, interruption, other processes."""
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.database.support import (
     with_notes,
 )
 
-# A query that takes some ten seconds of SQLite's time.
+# A query that keeps SQLite busy for about ten seconds.
 LONG = text(
     "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 200000000) SELECT count(*) FROM c"
 )
@@ -58,7 +58,7 @@ LONG = text(
         ("something unheard of", None),
     ],
 )
-def test_the_first_word_of_a_statement_says_what_it_needs_or_sqlite_is_asked(
+def test_the_first_word_of_a_statement_shows_what_it_needs_or_sqlite_decides(
     statement: str, need: Need | None
 ) -> None:
     assert need_of(statement, SimpleNamespace(compiled=None)) is need
@@ -77,7 +77,7 @@ def test_the_first_word_of_a_statement_says_what_it_needs_or_sqlite_is_asked(
         ("something unheard of", Need.READ),
     ],
 )
-def test_sqlite_says_what_a_statement_needs(statement: str, need: Need, sqlite_url: str) -> None:
+def test_sqlite_determines_what_a_statement_needs(statement: str, need: Need, sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database, database.session_scope() as session:
             raw = await (await session.connection()).get_raw_connection()
@@ -87,7 +87,7 @@ def test_sqlite_says_what_a_statement_needs(statement: str, need: Need, sqlite_u
     run(main)
 
 
-def test_a_cte_that_only_reads_is_read_beside_a_writer_and_by_a_reader(sqlite_url: str) -> None:
+def test_a_cte_that_only_reads_does_not_wait_for_a_writer_and_is_allowed_to_a_reader(sqlite_url: str) -> None:
     count = text("WITH gone AS (SELECT n FROM notes WHERE words = 'delete') SELECT count(*) FROM gone")
 
     async def main() -> None:
@@ -104,7 +104,7 @@ def test_a_cte_that_only_reads_is_read_beside_a_writer_and_by_a_reader(sqlite_ur
     run(main)
 
 
-def test_a_cte_that_writes_is_refused_by_a_reader(sqlite_url: str) -> None:
+def test_a_cte_that_writes_is_refused_in_a_read_only_scope(sqlite_url: str) -> None:
     delete = text("WITH a AS (SELECT :n AS n) DELETE FROM notes WHERE n IN (SELECT n FROM a)")
 
     async def main() -> None:
@@ -118,7 +118,7 @@ def test_a_cte_that_writes_is_refused_by_a_reader(sqlite_url: str) -> None:
     run(main)
 
 
-def test_a_reader_may_set_a_savepoint(sqlite_url: str) -> None:
+def test_a_read_only_scope_may_set_a_savepoint(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             await insert(database, 1)
@@ -143,7 +143,7 @@ def test_a_write_after_a_savepoint_is_not_a_conflict(sqlite_url: str) -> None:
 
 
 def held_by_a_foreign_reader(path: Path) -> sqlite3.Cursor:
-    """A database without WAL, of which another program (a backup, a browser) reads a table to its middle."""
+    """A database without WAL, while another program (a backup, a browser) is in the middle of reading a table."""
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE notes (n INTEGER PRIMARY KEY, words TEXT)")
     other.executemany("INSERT INTO notes (n) VALUES (?)", [(n,) for n in range(1000)])
@@ -153,8 +153,8 @@ def held_by_a_foreign_reader(path: Path) -> sqlite3.Cursor:
     return reading
 
 
-def test_a_commit_waits_for_a_foreign_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first tries meet BUSY; each leaves the transaction open, and then the reader leaves."""
+def test_a_commit_waits_for_another_programs_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first attempts fail with BUSY and leave the transaction open. Then the reader ends."""
     tries = 0
     commit = aiosqlite.Connection.commit
 
@@ -180,7 +180,7 @@ def test_a_commit_waits_for_a_foreign_reader(tmp_path: Path, monkeypatch: pytest
     run(main)
 
 
-def test_a_commit_waits_for_a_foreign_reader_no_longer_than_its_scope_lives(tmp_path: Path) -> None:
+def test_a_commit_waits_for_another_programs_reader_until_its_deadline(tmp_path: Path) -> None:
     async def main() -> None:
         reading = held_by_a_foreign_reader(tmp_path / "given.db")
         async with opened(f"sqlite:///{tmp_path / 'given.db'}", pool_timeout_s=1.0) as database:
@@ -194,7 +194,7 @@ def test_a_commit_waits_for_a_foreign_reader_no_longer_than_its_scope_lives(tmp_
     run(main)
 
 
-def test_without_wal_is_a_condition_until_a_new_connection_switches_it_on(tmp_path: Path) -> None:
+def test_missing_wal_is_a_condition_until_a_new_connection_switches_it_on(tmp_path: Path) -> None:
     async def main() -> None:
         reading = held_by_a_foreign_reader(tmp_path / "given.db")
         async with opened(f"sqlite:///{tmp_path / 'given.db'}") as database:
@@ -212,7 +212,7 @@ def test_without_wal_is_a_condition_until_a_new_connection_switches_it_on(tmp_pa
     "options",
     ["mode=ro", "mode=ro&uri=true", "timeout=3", "isolation_level=DEFERRED", "mdoe=ro", "immutable=1"],
 )
-def test_an_option_that_would_be_ignored_is_refused(options: str, tmp_path: Path) -> None:
+def test_an_option_that_sqlite_would_ignore_is_refused(options: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"would be ignored|in this form only"):
         Database(f"sqlite:///{tmp_path / 'given.db'}?{options}")
     assert list(tmp_path.iterdir()) == []
@@ -228,7 +228,7 @@ def test_connections_are_set_up(sqlite_url: str) -> None:
     run(main)
 
 
-def test_foreign_keys_are_kept(url: str) -> None:
+def test_foreign_keys_are_enforced(url: str) -> None:
     async def main() -> None:
         if not url.startswith("sqlite"):
             pytest.skip("SQLite's trap")
@@ -243,7 +243,7 @@ def test_foreign_keys_are_kept(url: str) -> None:
     run(main)
 
 
-def test_memory_is_one_database_for_all_and_lives_as_long_as_the_object() -> None:
+def test_memory_is_one_database_for_all_connections_as_long_as_the_object_lives() -> None:
     folder = _written_and_read(Database(options("sqlite:///:memory:")))
     gc.collect()
     assert not folder.exists()
@@ -271,7 +271,7 @@ async def insert(database: Database, n: int) -> None:
         await session.execute(INSERT, {"n": n})
 
 
-def test_fifty_writers_at_once_each_have_their_turn(url: str) -> None:
+def test_fifty_concurrent_writers_each_get_their_turn(url: str) -> None:
     async def main() -> None:
         async with with_notes(url) as database:
             await asyncio.gather(*(insert(database, n) for n in range(50)))
@@ -281,8 +281,8 @@ def test_fifty_writers_at_once_each_have_their_turn(url: str) -> None:
     run(main)
 
 
-def test_reading_then_writing_beside_other_writers_is_not_a_conflict(sqlite_url: str) -> None:
-    """BUSY_SNAPSHOT: a deferred transaction that read before a foreign write could never write."""
+def test_reading_then_writing_while_others_write_is_not_a_conflict(sqlite_url: str) -> None:
+    """A deferred transaction that read before another connection's write could never write (BUSY_SNAPSHOT)."""
 
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
@@ -290,7 +290,7 @@ def test_reading_then_writing_beside_other_writers_is_not_a_conflict(sqlite_url:
                 assert list((await session.scalars(SELECT)).all()) == []
                 await insert(database, 1)
                 await session.execute(INSERT, {"n": 2})
-                # From its first write on no other connection writes.
+                # From its first write on, no other connection writes.
                 assert list((await session.scalars(SELECT)).all()) == [1, 2]
             assert await notes(database) == [1, 2]
             assert database.get_pool_metrics()["errors"]["total"] == 0
@@ -298,8 +298,8 @@ def test_reading_then_writing_beside_other_writers_is_not_a_conflict(sqlite_url:
     run(main)
 
 
-def test_a_select_for_update_is_the_writer_from_then_on(url: str) -> None:
-    """Read, think, write without losing an update: the same code is right here and on PostgreSQL."""
+def test_a_scope_is_the_writer_from_its_select_for_update_on(url: str) -> None:
+    """Reading, deciding and writing loses no update: the same code is correct here and on PostgreSQL."""
 
     async def count_up(database: Database) -> None:
         async with database.session_scope() as session:
@@ -340,8 +340,8 @@ def test_a_transaction_keeps_its_snapshot_and_its_caller_sees_no_conflict(sqlite
     run(main)
 
 
-def test_after_a_conflict_the_repeat_is_the_writer_from_its_start(sqlite_url: str) -> None:
-    """So one repeat is enough, however many are at it."""
+def test_after_a_conflict_the_repeat_is_the_writer_from_the_start(sqlite_url: str) -> None:
+    """So one repeat is enough, however many writers there are."""
 
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
@@ -359,7 +359,7 @@ def test_after_a_conflict_the_repeat_is_the_writer_from_its_start(sqlite_url: st
     run(main)
 
 
-def test_a_reader_keeps_one_snapshot_and_never_waits(sqlite_url: str) -> None:
+def test_a_read_only_scope_keeps_one_snapshot_and_never_waits(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             async with database.session_scope() as writer:
@@ -373,7 +373,7 @@ def test_a_reader_keeps_one_snapshot_and_never_waits(sqlite_url: str) -> None:
     run(main)
 
 
-def test_a_scope_that_only_reads_stands_in_no_writers_way(sqlite_url: str) -> None:
+def test_a_scope_that_only_reads_does_not_block_a_writer(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database, database.session_scope() as session:
             await session.execute(SELECT)
@@ -383,7 +383,7 @@ def test_a_scope_that_only_reads_stands_in_no_writers_way(sqlite_url: str) -> No
     run(main)
 
 
-def test_serializable_is_the_writer_from_the_start(sqlite_url: str) -> None:
+def test_a_serializable_scope_is_the_writer_from_the_start(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url, pool_timeout_s=1.0) as database:
             async with database.session_scope(isolation="SERIALIZABLE"):
@@ -396,7 +396,7 @@ def test_serializable_is_the_writer_from_the_start(sqlite_url: str) -> None:
     run(main)
 
 
-def test_writers_are_served_in_the_order_in_which_they_came(sqlite_url: str) -> None:
+def test_writers_are_served_in_order_of_arrival(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             turns: list[int] = []
@@ -420,7 +420,7 @@ def test_writers_are_served_in_the_order_in_which_they_came(sqlite_url: str) -> 
     run(main)
 
 
-def test_a_writer_in_a_writer_is_refused_at_once_not_after_a_timeout(sqlite_url: str) -> None:
+def test_a_writer_inside_a_writer_is_refused_without_waiting(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             async with database.session_scope() as outer:
@@ -433,7 +433,7 @@ def test_a_writer_in_a_writer_is_refused_at_once_not_after_a_timeout(sqlite_url:
     run(main)
 
 
-def test_a_rollback_inside_the_block_ends_the_writers_turn(sqlite_url: str) -> None:
+def test_a_rollback_inside_the_block_ends_the_writers_turn_early(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             async with database.session_scope() as session:
@@ -445,7 +445,7 @@ def test_a_rollback_inside_the_block_ends_the_writers_turn(sqlite_url: str) -> N
     run(main)
 
 
-def test_another_process_that_writes_is_waited_for(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_writer_waits_for_another_process_that_writes(sqlite_url: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
@@ -462,7 +462,7 @@ def test_another_process_that_writes_is_waited_for(sqlite_url: str, tmp_path: Pa
     run(main)
 
 
-def test_another_process_that_never_ends_raises_in_time(sqlite_url: str, tmp_path: Path) -> None:
+def test_another_process_that_never_finishes_writing_raises_in_time(sqlite_url: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url, pool_timeout_s=1.0) as database:
             other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
@@ -541,7 +541,7 @@ def test_an_idle_writer_loses_its_turn_at_the_deadline(sqlite_url: str) -> None:
     run(main)
 
 
-def test_a_read_only_file_is_read(tmp_path: Path) -> None:
+def test_a_read_only_file_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "given.db"
     with sqlite3.connect(path) as given:
         given.execute("CREATE TABLE notes (n INTEGER PRIMARY KEY)")
@@ -558,8 +558,8 @@ def test_a_read_only_file_is_read(tmp_path: Path) -> None:
     run(main)
 
 
-def test_an_interrupt_that_an_open_statement_keeps_for_the_rollback_leaves_no_lock(tmp_path: Path) -> None:
-    """A cancelled caller's traceback holds his cursor; the next writer must not wait until it is forgotten."""
+def test_an_interrupt_remembered_by_an_open_statement_leaves_no_lock(tmp_path: Path) -> None:
+    """A cancelled caller's traceback keeps its cursor; the next writer must not wait until that is freed."""
 
     async def main() -> None:
         kept: list[asyncio.Future[Any] | None] = []
@@ -579,10 +579,10 @@ def test_an_interrupt_that_an_open_statement_keeps_for_the_rollback_leaves_no_lo
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_a_transaction_that_sqlite_rolled_back_is_not_taken_for_a_commit(
+def test_a_transaction_that_sqlite_rolled_back_does_not_end_in_a_successful_commit(
     sqlite_url: str, goes_on: bool
 ) -> None:
-    """Some errors end the whole transaction: what came after them would be committed statement by statement."""
+    """Some errors end the whole transaction: later statements would be committed one by one."""
 
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
@@ -600,7 +600,7 @@ def test_a_transaction_that_sqlite_rolled_back_is_not_taken_for_a_commit(
     run(main)
 
 
-def test_a_rollback_mends_what_sqlite_rolled_back(sqlite_url: str) -> None:
+def test_after_a_rollback_a_scope_that_sqlite_rolled_back_works_again(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             async with database.session_scope() as session:

@@ -1,6 +1,6 @@
-"""Each statement on SQLite is one turn of its connection's thread: its opening, itself, its rows, its end."""
+"""Each statement on SQLite is one turn of its connection's thread: BEGIN, the statement, its rows, its close."""
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def execute(one: SingleEnd, statement: str) -> asyncio.Future[Any]:
 
 
 async def turns(database: Database, statement: TextClause, **values: int) -> int:
-    """How often a scope with one statement, on a warm connection, puts something into its thread's queue."""
+    """How often a scope with one statement on a warm connection puts something into the thread's queue."""
     count = 0
 
     def note(frame: FrameType, event: str, what: Any) -> None:
@@ -59,8 +59,8 @@ async def turns(database: Database, statement: TextClause, **values: int) -> int
     return count
 
 
-def test_a_scope_that_writes_is_two_turns_and_one_that_reads_is_one(sqlite_url: str) -> None:
-    """BEGIN with the statement, and COMMIT; a read opens nothing, so there is nothing to commit."""
+def test_a_scope_that_writes_takes_two_turns_and_one_that_reads_takes_one(sqlite_url: str) -> None:
+    """BEGIN and the statement in one turn, COMMIT in another. A read begins nothing, so there is nothing to commit."""
 
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
@@ -84,7 +84,7 @@ STATEMENTS = [
 
 
 @pytest.mark.parametrize("begin", [None, "BEGIN IMMEDIATE"])
-def test_a_cursor_says_what_sqlites_own_says(tmp_path: Path, begin: str | None) -> None:
+def test_a_cursor_reports_what_sqlites_own_reports(tmp_path: Path, begin: str | None) -> None:
     def said_by(cursor: Any) -> list[object]:
         said = [cursor.description, cursor.rowcount, cursor.lastrowid]
         return [*said, cursor.fetchone(), cursor.fetchmany(1), list(cursor), cursor.fetchone()]
@@ -109,7 +109,7 @@ def test_a_cursor_says_what_sqlites_own_says(tmp_path: Path, begin: str | None) 
             for method, statement, parameters in STATEMENTS:
                 cursor = own.cursor()
                 getattr(cursor, method)(statement, parameters)
-                # The count of what RETURNING returned is known when all of it was fetched.
+                # The row count of RETURNING is known only once all rows were fetched.
                 rows = cursor.fetchall()
                 said = [cursor.description, cursor.rowcount, cursor.lastrowid]
                 expected.append([*said, rows[0] if rows else None, rows[1:2], rows[2:], None])
@@ -122,8 +122,10 @@ def test_a_cursor_says_what_sqlites_own_says(tmp_path: Path, begin: str | None) 
 
 
 @pytest.mark.parametrize("when", ["before its opening", "after its opening"])
-def test_what_a_cancelled_caller_has_not_begun_is_not_begun(tmp_path: Path, when: str) -> None:
-    """An interrupt reaches what runs already: a long statement that was begun after it would have no end."""
+def test_a_statement_of_a_cancelled_caller_that_has_not_begun_does_not_begin(
+    tmp_path: Path, when: str
+) -> None:
+    """An interrupt reaches only a running statement: nothing would end one that began afterwards."""
     reached, goes_on = threading.Event(), threading.Event()
 
     def hold(*_: object) -> None:
@@ -154,8 +156,8 @@ def test_what_a_cancelled_caller_has_not_begun_is_not_begun(tmp_path: Path, when
     run(main)
 
 
-def test_a_statement_that_fails_in_its_rows_keeps_no_lock(tmp_path: Path) -> None:
-    """The error's traceback lives as long as it is kept, and would keep the statement open."""
+def test_a_statement_that_fails_while_fetching_rows_keeps_no_lock(tmp_path: Path) -> None:
+    """The error's traceback would otherwise keep the statement open."""
 
     async def main() -> None:
         async with on_file(tmp_path / "test.db") as one:
@@ -170,7 +172,7 @@ def test_a_statement_that_fails_in_its_rows_keeps_no_lock(tmp_path: Path) -> Non
     run(main)
 
 
-def test_streamed_rows_of_a_first_write_belong_to_the_transaction(sqlite_url: str) -> None:
+def test_streamed_rows_of_a_first_write_are_part_of_the_transaction(sqlite_url: str) -> None:
     async def main() -> None:
         async with with_notes(sqlite_url) as database:
             with pytest.raises(ZeroDivisionError):
@@ -183,8 +185,8 @@ def test_streamed_rows_of_a_first_write_belong_to_the_transaction(sqlite_url: st
     run(main)
 
 
-def test_a_lock_of_the_scopes_own_raises_at_once(sqlite_url: str) -> None:
-    """Only until its transaction has begun is a statement tried again: the pauses are for other processes."""
+def test_a_lock_held_by_the_scope_itself_raises_without_waiting(sqlite_url: str) -> None:
+    """A statement is repeated only until its transaction has begun: the pauses are for other processes' locks."""
     pauses = []
 
     def draw() -> float:

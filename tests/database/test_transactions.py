@@ -1,4 +1,4 @@
-"""Functions that are one transaction: run again as a whole, or joined, or told."""
+"""Functions that are one transaction: repeated as a whole, joined, or failing with the original error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SERIALIZABLE = "SERIALIZABLE"
 
 
 async def add_one(session: AsyncSession) -> int:
-    """Read, think, write: what two of them do at once, one has to do again."""
+    """Read, decide, write: of two concurrent runs, one has to be repeated."""
     note = await session.get_one(Note, 1)
     count = int(note.words or "0") + 1
     await asyncio.sleep(0)
@@ -54,7 +54,7 @@ async def put_note(database: Database) -> None:
         session.add(Note(n=1, words="0"))
 
 
-def test_the_result_comes_back_once_it_is_committed(url: str) -> None:
+def test_the_result_is_returned_after_the_commit(url: str) -> None:
     async def insert(session: AsyncSession, n: int, *, twice: bool) -> str:
         await session.execute(INSERT, {"n": n})
         if twice:
@@ -69,8 +69,8 @@ def test_the_result_comes_back_once_it_is_committed(url: str) -> None:
     run(main)
 
 
-def test_conflicts_are_run_again_until_each_has_had_its_turn(url: str) -> None:
-    """No update is lost, on any database; the breaker sees nothing of it."""
+def test_conflicts_are_repeated_until_each_has_succeeded(url: str) -> None:
+    """No update is lost, on any database, and the breaker does not count the conflicts."""
 
     async def main() -> None:
         async with with_notes(url) as database:
@@ -85,7 +85,7 @@ def test_conflicts_are_run_again_until_each_has_had_its_turn(url: str) -> None:
     run(main)
 
 
-def test_a_deadlock_is_run_again(any_pg: Place) -> None:
+def test_a_deadlock_is_repeated(any_pg: Place) -> None:
     async def crossing(session: AsyncSession, first: int, second: int, met: asyncio.Barrier | None) -> None:
         update = text("UPDATE notes SET words = 'x' WHERE n = :n")
         await session.execute(text("SET LOCAL deadlock_timeout = '20ms'"))
@@ -113,7 +113,7 @@ def test_a_deadlock_is_run_again(any_pg: Place) -> None:
     run(main)
 
 
-def test_a_connection_lost_before_commit_is_run_again(any_pg: Place) -> None:
+def test_a_transaction_whose_connection_is_lost_before_commit_is_repeated(any_pg: Place) -> None:
     runs = 0
 
     async def main() -> None:
@@ -158,7 +158,7 @@ def test_max_retries_counts_the_repeats_after_the_first_run(pg: Place) -> None:
     run(main)
 
 
-def test_what_is_not_transient_is_not_run_again(url: str) -> None:
+def test_an_error_that_is_not_transient_is_not_repeated(url: str) -> None:
     runs = 0
 
     async def main() -> None:
@@ -188,8 +188,8 @@ def test_what_is_not_transient_is_not_run_again(url: str) -> None:
     run(main)
 
 
-def test_an_error_made_of_a_conflict_is_run_again_too(pg: Place) -> None:
-    """The transaction is as lost as with the original; a repeat is what helps."""
+def test_an_error_caused_by_a_conflict_is_repeated_too(pg: Place) -> None:
+    """The transaction is lost as with the original error, and a repeat helps."""
     runs = 0
 
     async def main() -> None:
@@ -213,7 +213,7 @@ def test_an_error_made_of_a_conflict_is_run_again_too(pg: Place) -> None:
     run(main)
 
 
-def test_a_swallowed_conflict_is_run_again_at_commit(pg: Place) -> None:
+def test_a_caught_conflict_is_repeated_at_commit(pg: Place) -> None:
     runs = 0
 
     async def main() -> None:
@@ -238,7 +238,7 @@ def test_a_swallowed_conflict_is_run_again_at_commit(pg: Place) -> None:
 CONFLICT = text("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '40001'; END $$")
 
 
-def test_a_conflict_in_a_task_group_is_run_again(pg: Place) -> None:
+def test_a_conflict_in_a_task_group_is_repeated(pg: Place) -> None:
     runs = 0
 
     async def main() -> None:
@@ -258,7 +258,7 @@ def test_a_conflict_in_a_task_group_is_run_again(pg: Place) -> None:
     run(main)
 
 
-def test_a_group_with_one_error_that_no_repeat_mends_is_not_run_again(pg: Place) -> None:
+def test_a_group_with_one_permanent_error_is_not_repeated(pg: Place) -> None:
     runs = 0
 
     async def main() -> None:
@@ -285,7 +285,7 @@ def test_a_group_with_one_error_that_no_repeat_mends_is_not_run_again(pg: Place)
     run(main)
 
 
-def test_an_error_made_of_a_group_of_conflicts_is_run_again(pg: Place) -> None:
+def test_an_error_caused_by_a_group_of_conflicts_is_repeated(pg: Place) -> None:
     runs = 0
 
     async def main() -> None:
@@ -307,8 +307,8 @@ def test_an_error_made_of_a_group_of_conflicts_is_run_again(pg: Place) -> None:
     run(main)
 
 
-def test_what_a_swallowed_conflict_leads_to_is_run_again(pg: Place) -> None:
-    """The server says only that an earlier statement failed: that one was the conflict."""
+def test_an_error_that_follows_from_a_caught_conflict_is_repeated(pg: Place) -> None:
+    """The server reports only that an earlier statement failed, and that one was the conflict."""
     runs = 0
 
     async def main() -> None:
@@ -328,12 +328,12 @@ def test_what_a_swallowed_conflict_leads_to_is_run_again(pg: Place) -> None:
     run(main)
 
 
-def test_a_schema_that_changed_under_a_prepared_statement_is_run_again(pg: Place) -> None:
+def test_a_schema_change_under_a_prepared_statement_is_repeated(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url, pool_size=1, max_overflow=0) as database:
 
             async def read(session: AsyncSession) -> list[Any]:
-                await session.execute(ONE)  # the connection is in use: nothing is replaced unseen
+                await session.execute(ONE)  # the connection is in use, so it is not replaced unnoticed
                 return list((await session.execute(text("SELECT * FROM notes WHERE n > :n"), {"n": 0})).all())
 
             for _ in range(8):
@@ -345,10 +345,10 @@ def test_a_schema_that_changed_under_a_prepared_statement_is_run_again(pg: Place
 
 
 @pytest.mark.parametrize(("code", "drops"), [("26000", True), ("42P05", True)])
-def test_a_prepared_statement_that_a_pooler_mixed_up_is_run_again_once(
+def test_a_prepared_statement_that_a_pooler_mixed_up_is_repeated_once(
     pg: Place, code: str, drops: bool
 ) -> None:
-    """On another connection; more often would not help, because the pooler will do the same again."""
+    """It is repeated on another connection. More repeats would not help, because the pooler would do the same again."""
     runs, pids = 0, set[int]()
 
     async def main() -> None:
@@ -370,21 +370,21 @@ def test_a_prepared_statement_that_a_pooler_mixed_up_is_run_again_once(
 
 
 class WatchedClock(SystemClock):
-    """The system's; `check` is called for each short sleep, which then takes no time."""
+    """The system's clock, except that each short sleep calls `check` instead and takes no time."""
 
     def __init__(self) -> None:
         self.pauses: list[float] = []
         self.check: Callable[[], None] = lambda: None
 
     async def sleep(self, delay_s: float) -> None:
-        if delay_s >= 0.5:  # the keeper's, between two probes
+        if delay_s >= 0.5:  # a sleep of the keeper, between two probes
             await super().sleep(delay_s)
             return
         self.check()
         self.pauses.append(delay_s)
 
 
-def test_a_pause_between_two_attempts_keeps_no_permit_and_no_connection(pg: Place) -> None:
+def test_a_pause_between_two_attempts_holds_neither_permit_nor_connection(pg: Place) -> None:
     async def main() -> None:
         clock = WatchedClock()
         database = Database(options(pg.url), clock=clock)
@@ -442,7 +442,7 @@ def test_a_function_called_inside_another_joins_it(url: str) -> None:
     run(main)
 
 
-def test_in_a_task_of_its_own_or_in_an_open_scope_it_is_a_transaction_of_its_own(pg: Place) -> None:
+def test_in_a_separate_task_or_an_open_scope_a_function_has_its_own_transaction(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
 
@@ -468,7 +468,7 @@ LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 @pytest.mark.parametrize("outer_level", [None, *LEVELS])
 @pytest.mark.parametrize("inner_level", [None, *LEVELS])
-def test_a_function_that_asks_for_a_stricter_isolation_than_it_joins_is_refused(
+def test_a_function_that_requires_a_stricter_isolation_than_it_joins_is_refused(
     outer_level: str | None, inner_level: str | None
 ) -> None:
     async def main() -> None:
@@ -508,8 +508,8 @@ def test_a_read_only_function_does_not_join_one_that_writes(url: str) -> None:
     run(main)
 
 
-def test_a_function_joins_its_own_database_also_across_another_one(pg: Place, sqlite_url: str) -> None:
-    """It would wait for its own row lock otherwise."""
+def test_a_function_joins_its_own_database_even_across_another_one(pg: Place, sqlite_url: str) -> None:
+    """Otherwise it would wait for its own row lock."""
 
     async def main() -> None:
         async with with_notes(pg.url, scope_timeout_s=5.0) as here, opened(sqlite_url) as there:
@@ -581,7 +581,7 @@ async def generator(session: AsyncSession) -> Any:
 
 
 @pytest.mark.parametrize("wrong", [plain, generator, lambda session: session, 7])
-def test_only_coroutine_functions_can_be_run_again(wrong: Any) -> None:
+def test_only_coroutine_functions_are_accepted(wrong: Any) -> None:
     transactional_with_retry = make_transactional(lambda: pytest.fail("not asked"))
     with pytest.raises(TypeError, match="async def"):
         transactional_with_retry(max_retries=5)(wrong)
@@ -593,7 +593,7 @@ def test_an_invalid_number_of_repeats_raises_at_decoration(wrong: Any) -> None:
         make_transactional(lambda: pytest.fail("not asked"))(max_retries=wrong)
 
 
-def test_a_session_that_the_function_shares_out_is_a_clear_error(pg: Place) -> None:
+def test_a_function_that_shares_its_session_between_tasks_gets_a_clear_error(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
 

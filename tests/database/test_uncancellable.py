@@ -1,4 +1,4 @@
-"""Work that comes to its end although its caller is cancelled: in a task of its own, or unbroken in the caller's."""
+"""Work that finishes although its caller is cancelled: in a separate task, or in the caller's own task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ways = pytest.mark.parametrize("way", [to_end, Unbroken])
 
 
 @ways
-def test_it_ends_and_its_error_goes_up(way: Way) -> None:
+def test_the_work_ends_and_its_error_is_raised(way: Way) -> None:
     async def main() -> None:
         seen: list[int] = []
 
@@ -36,7 +36,7 @@ def test_it_ends_and_its_error_goes_up(way: Way) -> None:
 
 @ways
 @pytest.mark.parametrize("turns", range(6))
-def test_a_cancellation_waits_for_the_end(way: Way, turns: int) -> None:
+def test_a_cancellation_is_raised_after_the_end_of_the_work(way: Way, turns: int) -> None:
     async def main() -> None:
         seen: list[str] = []
         go = asyncio.Event()
@@ -72,7 +72,7 @@ def test_a_cancellation_waits_for_the_end(way: Way, turns: int) -> None:
 
 
 @ways
-def test_a_timeout_around_it_is_raised_afterwards(way: Way) -> None:
+def test_a_timeout_around_the_work_is_raised_after_its_end(way: Way) -> None:
     async def main() -> None:
         done = False
 
@@ -90,7 +90,7 @@ def test_a_timeout_around_it_is_raised_afterwards(way: Way) -> None:
 
 
 @ways
-def test_the_error_of_cancelled_work_is_not_lost(way: Way) -> None:
+def test_the_error_of_cancelled_work_is_kept_as_the_cause(way: Way) -> None:
     async def main() -> None:
         async def work() -> None:
             await asyncio.sleep(0.01)
@@ -112,7 +112,7 @@ async def _await(one: Awaitable[None]) -> None:
     await one
 
 
-def test_what_it_waits_for_may_be_cancelled_by_others() -> None:
+def test_the_work_sees_a_cancellation_of_what_it_waits_for() -> None:
     async def main() -> None:
         future = asyncio.get_running_loop().create_future()
 

@@ -1,4 +1,4 @@
-"""What a driver cannot make a connection's arguments of is koo's own error, in words and without a bare exception."""
+"""Arguments that a driver cannot use raise koo's own error with an explanation, not a bare exception."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def refusal(url: str) -> DatabaseUnavailable:
     return asyncio.run(main())
 
 
-def test_a_user_id_without_a_name_and_a_url_without_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container with a user id of its own (OpenShift): asyncpg asks the system for a name, which raises KeyError."""
+def test_a_user_id_without_a_name_is_reported_if_the_url_has_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container with an arbitrary user id (OpenShift), asyncpg looks up the user's name, which raises KeyError."""
 
     def getuser() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
@@ -39,7 +39,7 @@ def test_a_user_id_without_a_name_and_a_url_without_a_user(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("wrong", ["eighty", "8e3", ""])
-def test_a_variable_of_the_environment_that_is_not_a_port(
+def test_an_environment_variable_that_is_not_a_port_is_reported(
     wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGPORT", wrong or "5432,x")

@@ -1,4 +1,4 @@
-"""A URL that cannot be right is one sentence, without any part of a password, wherever it comes in."""
+"""An invalid URL raises a one-sentence error without any part of a password, in every constructor."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_no_constructor_repeats_a_password(make: Callable[[str], object], url: s
     assert str(caught.value).count("\n") == 0
 
 
-def test_a_url_that_was_read_elsewhere_is_looked_at_too() -> None:
-    """SQLAlchemy reads it without a complaint, and the driver would ask for the address of the password's end."""
+def test_a_url_parsed_elsewhere_is_checked_too() -> None:
+    """SQLAlchemy accepts it, and the driver would try to resolve the end of the password as a host name."""
     read = make_url("postgresql://app:s3cr@t4il@db/appdb")
     with pytest.raises(ConfigurationError, match="@ as %40") as caught:
         Database(read)

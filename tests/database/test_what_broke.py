@@ -1,4 +1,4 @@
-"""An error of the database says which one it is, what broke, since when that answers again, why it is not repeated."""
+"""A database error names the database, what broke, since when it responds again, and why it was not repeated."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_refused_connection_names_the_database_and_no_password() -> None:
     run(main)
 
 
-def test_an_open_breaker_says_what_broke_and_no_shorter_time_than_its_own() -> None:
+def test_an_open_breakers_refusal_names_the_cause_and_a_wait_no_shorter_than_its_own() -> None:
     async def main() -> None:
         async with opened(REFUSED, retry=ONCE) as database:
             told = [(await fail(database)).retry_after_s for _ in range(5)]
@@ -87,7 +87,7 @@ def test_an_open_breaker_says_what_broke_and_no_shorter_time_than_its_own() -> N
     run(main)
 
 
-def test_a_repeat_that_the_breaker_forbids_says_so_and_not_that_the_time_is_short() -> None:
+def test_the_error_names_the_breaker_as_the_reason_why_it_was_not_repeated() -> None:
     async def main() -> None:
         once = BreakerOptions(failure_threshold=1)
         async with opened(REFUSED, retry=QUICK, breaker=once) as database:
@@ -100,8 +100,8 @@ def test_a_repeat_that_the_breaker_forbids_says_so_and_not_that_the_time_is_shor
     run(main)
 
 
-def test_a_transaction_that_is_not_run_again_says_why(pg: Place) -> None:
-    """The error of a statement stays SQLAlchemy's own: the reason is a note on it."""
+def test_the_error_of_a_transaction_that_is_not_repeated_says_why(pg: Place) -> None:
+    """The error of a statement remains SQLAlchemy's own; the reason is a note on it."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy:
@@ -123,7 +123,7 @@ def test_a_transaction_that_is_not_run_again_says_why(pg: Place) -> None:
     run(main)
 
 
-def test_what_answers_again_is_said_with_the_time_that_is_left(pg: Place) -> None:
+def test_a_refusal_says_since_when_the_database_responds_again_and_when_to_retry(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             clock = StandingClock()
@@ -140,7 +140,7 @@ def test_what_answers_again_is_said_with_the_time_that_is_left(pg: Place) -> Non
             assert database.get_health()["answers_since"] is None
             pool = database.get_health()["pool_status"]
             assert pool["idle_connections"] == 0, (
-                "what lies in the pool of a server that is away is no good number"
+                "idle connections to a server that is down say nothing useful"
             )
             await proxy.accept()
             clock.now += 1.0
@@ -152,7 +152,7 @@ def test_what_answers_again_is_said_with_the_time_that_is_left(pg: Place) -> Non
             assert refused.retry_after_s is not None and 2.0 < refused.retry_after_s < 8.0
             body = json.loads(problem_answer(refused).body)
             assert body["answers_since"] == since and body["last_error"]["kind"] == "connection"
-            # A caller that returns on time is admitted, if the probes of these seconds succeed as well.
+            # A caller that returns at that time is admitted, if the probes until then succeed as well.
             for _ in range(int(refused.retry_after_s)):
                 clock.now += 1.0
                 await database.health_check()
@@ -161,7 +161,7 @@ def test_what_answers_again_is_said_with_the_time_that_is_left(pg: Place) -> Non
             for _ in range(2):
                 async with database.session_scope() as session:
                     await session.execute(ONE)
-            assert database.get_health()["answers_since"] is None, "it is no news any more"
+            assert database.get_health()["answers_since"] is None, "the recovery is no longer mentioned"
             await database.close()
 
     run(main)

@@ -1,4 +1,4 @@
-"""Where a scope is open: found in its task on demand, and no value of a statement is ever shown."""
+"""Where a scope was opened is found in its task on demand, and no value of a statement is ever shown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def wait_inside(session: object) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-def test_the_line_of_its_async_with_is_found_from_outside() -> None:
+def test_the_line_of_the_async_with_is_found_from_outside() -> None:
     async def work(scope: Scope) -> None:
         await asyncio.sleep(0)
         async with scope as session:
@@ -57,8 +57,8 @@ def test_the_line_of_its_async_with_is_found_from_outside() -> None:
     run(main)
 
 
-def test_it_is_found_from_a_thread_without_a_loop_too() -> None:
-    """A page of Flask shows a saturated pool: no task runs in its thread."""
+def test_the_place_is_found_from_a_thread_without_a_loop_too() -> None:
+    """A Flask page shows a saturated pool: no task is running in its thread."""
 
     async def work(scope: Scope) -> None:
         async with scope as session:
@@ -73,7 +73,7 @@ def test_it_is_found_from_a_thread_without_a_loop_too() -> None:
     run(main)
 
 
-def test_of_two_scopes_in_one_function_each_has_its_own_line() -> None:
+def test_two_scopes_in_one_function_have_different_lines() -> None:
     async def work(outer: Scope, inner: Scope) -> None:
         inner.session = object()
         async with outer as first:
@@ -92,7 +92,7 @@ def test_of_two_scopes_in_one_function_each_has_its_own_line() -> None:
     run(main)
 
 
-def test_a_function_that_was_handed_its_session_is_named_by_the_line_it_has_reached() -> None:
+def test_a_function_that_received_its_session_is_named_with_its_current_line() -> None:
     async def main() -> None:
         task = await started(wait_inside(Scope.session))
         line = wait_inside.__code__.co_firstlineno + 1
@@ -102,7 +102,7 @@ def test_a_function_that_was_handed_its_session_is_named_by_the_line_it_has_reac
     run(main)
 
 
-def test_a_task_may_look_at_itself() -> None:
+def test_a_task_can_find_its_own_scope() -> None:
     async def main() -> None:
         async with Scope() as session:
             line = sys._getframe().f_lineno - 1
@@ -127,7 +127,7 @@ def test_the_route_of_a_request_is_named_by_its_pattern() -> None:
 
 
 def test_a_task_that_has_ended_is_named_as_such() -> None:
-    """Its scope was entered by hand and never left: nothing is left to walk through."""
+    """Its scope was entered by hand and never left, so there is no coroutine left to inspect."""
 
     async def main() -> None:
         task = await started(asyncio.sleep(0))

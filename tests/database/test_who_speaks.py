@@ -1,10 +1,10 @@
-"""Who is speaking: our server about our connection, our server about something else, or a pooler in between.
+"""Where an error comes from: our server about our connection, our server about something else, or a pooler.
 
-Only FATAL, PANIC or a closed connection is a loss. What a healthy server reports with severity ERROR leaves connection
+Only FATAL, PANIC or a closed connection is a loss. An error that a healthy server reports as ERROR leaves connection
 and circuit alone, whatever its code.
 """
 
-# ruff: noqa: PT012 - what is raised inside a scope and what leaves it is the very subject
+# ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DRIVERS = ["psycopg", "asyncpg"]
 
 
 class Said(Exception):
-    """An error as a driver of PostgreSQL would raise it: `diag` is psycopg's, `severity_en` asyncpg's."""
+    """An error as a PostgreSQL driver would raise it: `diag` is psycopg's attribute, `severity_en` asyncpg's."""
 
     def __init__(self, sqlstate: str, severity: str) -> None:
         super().__init__("said")
@@ -48,7 +48,7 @@ class Said(Exception):
 
 
 @pytest.mark.parametrize("code", sorted(REPORTED))
-def test_a_report_is_neither_loss_nor_failure_but_the_same_code_as_last_word_may_be(code: str) -> None:
+def test_a_code_reported_as_error_is_no_loss_but_the_same_code_as_fatal_may_be(code: str) -> None:
     state = code if len(code) == 5 else f"{code}0ZZ"
     report = explain(Said(state, "ERROR"))
     assert report is REPORTED[code]
@@ -59,12 +59,12 @@ def test_a_report_is_neither_loss_nor_failure_but_the_same_code_as_last_word_may
 
 @pytest.mark.parametrize("state", ["08000", "08001", "08003", "08004", "08006", "57P01", "57P02"])
 @pytest.mark.parametrize("severity", ["FATAL", "PANIC", None])
-def test_a_last_word_or_the_drivers_own_is_a_loss(state: str, severity: str) -> None:
+def test_a_fatal_report_or_an_error_of_the_driver_itself_is_a_loss(state: str, severity: str) -> None:
     assert explain(Said(state, severity)).is_loss
 
 
 @pytest.mark.parametrize("code", sorted(AT_CONNECT))
-def test_a_connection_is_not_refused_for_a_mistaken_statement(code: str) -> None:
+def test_an_invalid_statement_is_not_a_refused_connection(code: str) -> None:
     state = code if len(code) == 5 else f"{code}0ZZ"
     refused = explain(Said(state, "FATAL"), ScopeStage.CONNECT)
     assert refused is AT_CONNECT[code]
@@ -76,7 +76,7 @@ def test_a_connection_is_not_refused_for_a_mistaken_statement(code: str) -> None
 
 
 async def raises(session: AsyncSession, state: str) -> None:
-    """What a foreign table, dblink and an application's own function do."""
+    """Raise an error as a foreign table, dblink or an application's own function would."""
     await session.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'elsewhere' USING errcode = '{state}'; END $$"))
 
 
@@ -96,7 +96,7 @@ def test_a_reported_error_leaves_the_connection_and_the_circuit_alone(pg: Place,
             for _ in range(6):
                 with pytest.raises(DBAPIError):
                     await database.transaction(work)
-            assert runs == 6, "what another server did of it is not known, so it is not run again"
+            assert runs == 6, "it is unknown what another server did, so it is not repeated"
             unharmed(database)
 
     run(main)
@@ -109,7 +109,7 @@ def unharmed(database: Database) -> None:
     assert database.guard.tally.totals().verdicts[FAILURE] == 0
 
 
-def test_a_query_over_its_own_limit_of_temporary_files_is_its_own_affair(pg: Place) -> None:
+def test_a_query_over_its_own_limit_of_temporary_files_does_not_count(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             for _ in range(6):
@@ -124,7 +124,7 @@ def test_a_query_over_its_own_limit_of_temporary_files_is_its_own_affair(pg: Pla
     run(main)
 
 
-def test_a_full_disk_refuses_writes_and_reads_go_on(pg: Place) -> None:
+def test_a_full_disk_refuses_writes_and_allows_reads(pg: Place) -> None:
     async def main() -> None:
         async with with_notes(pg.url) as database:
             async with database.session_scope() as session:
@@ -140,8 +140,8 @@ def test_a_full_disk_refuses_writes_and_reads_go_on(pg: Place) -> None:
     run(main)
 
 
-def test_a_look_does_not_call_a_full_disk_well_but_time_does(pg: Place) -> None:
-    """It only reads. With writes that go on failing the condition, and its alert, stays."""
+def test_the_full_disk_condition_ends_with_time_not_with_a_probe(pg: Place) -> None:
+    """A probe only reads. As long as writes keep failing, the condition and its alert remain."""
 
     async def main() -> None:
         clock = StandingClock()
@@ -159,8 +159,8 @@ def test_a_look_does_not_call_a_full_disk_well_but_time_does(pg: Place) -> None:
     run(main)
 
 
-def test_a_report_at_commit_is_a_transaction_that_did_not_happen(pg: Place) -> None:
-    """A deferred trigger is run by COMMIT, and so is what a foreign table does there."""
+def test_an_error_reported_at_commit_means_that_the_transaction_did_not_happen(pg: Place) -> None:
+    """COMMIT runs deferred triggers, which may access a foreign table."""
 
     async def main() -> None:
         async with with_notes(pg.url) as database:
@@ -182,11 +182,11 @@ def test_a_report_at_commit_is_a_transaction_that_did_not_happen(pg: Place) -> N
     run(main)
 
 
-# ── what a server says when it refuses ────────────────────────────────────────────────────────────────────────────
+# ── how a server refuses a connection ─────────────────────────────────────────────────────────────────────────────
 
 
 async def refusal(url: str, **engine_args: object) -> DatabaseUnavailable:
-    """The error with which a scope is refused; counted as often as it was tried."""
+    """The error with which a scope is refused; it must be counted once per attempt."""
     database = Database(options(url), engine_args=engine_args)
     try:
         with pytest.raises(DatabaseUnavailable) as caught:
@@ -199,7 +199,7 @@ async def refusal(url: str, **engine_args: object) -> DatabaseUnavailable:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_each_way_to_be_refused_has_its_kind_and_is_not_repeated(driver: str) -> None:
+def test_each_reason_for_a_refused_connection_has_its_kind_and_is_not_repeated(driver: str) -> None:
     with PostgresServer(18) as server:
         for statement in (
             "CREATE ROLE plain LOGIN",
@@ -258,14 +258,14 @@ def test_each_way_to_be_refused_has_its_kind_and_is_not_repeated(driver: str) ->
         run(main)
 
 
-# ── what a pooler says ────────────────────────────────────────────────────────────────────────────────────────────
+# ── errors of poolers ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @asynccontextmanager
 async def refusing(
     words: str, state: str, severity: str = "FATAL", *, times: float = float("inf")
 ) -> AsyncIterator[int]:
-    """A port on which each connection is refused with these words, as the wire protocol has it.
+    """A port on which each connection is refused with this text, in the wire protocol.
 
     After so many `times` there is no answer any more.
     """
@@ -276,7 +276,7 @@ async def refusing(
         came += 1
         with suppress(OSError, asyncio.IncompleteReadError):
             if came > times:
-                await over.wait()  # not for the client: its error may keep the socket open
+                await over.wait()  # without waiting for the client, whose error may keep the socket open
                 writer.close()
                 return
             length, code = struct.unpack("!II", await reader.readexactly(8))
@@ -298,7 +298,7 @@ async def refusing(
 
 OVERLOADED, AUTH, AWAY = Kind.OVERLOADED, Kind.AUTH, Kind.CONNECTION
 POOLERS_SAY: list[tuple[str, str, Kind, bool]] = [
-    # PgBouncer says all of its own with one code
+    # PgBouncer uses one code for all of its own errors
     ("08P01", "no more connections allowed (max_client_conn)", OVERLOADED, True),
     ("08P01", "query_wait_timeout", OVERLOADED, True),
     ("08P01", "server login has been failing, try again later (server_login_retry)", AWAY, True),
@@ -339,8 +339,10 @@ POOLERS_SAY: list[tuple[str, str, Kind, bool]] = [
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize(("state", "words", "kind", "again"), POOLERS_SAY, ids=lambda value: str(value)[:24])
-def test_a_refusal_in_words(driver: str, state: str, words: str, kind: Kind, again: bool) -> None:
-    """psycopg passes the words on and no code; a pooler has one code for everything. Overload is repeated."""
+def test_a_refusal_is_recognised_by_its_text(
+    driver: str, state: str, words: str, kind: Kind, again: bool
+) -> None:
+    """psycopg passes on the text but no code, and a pooler has one code for everything. Overload is repeated."""
 
     async def main() -> None:
         async with refusing(words, state) as port:
@@ -354,7 +356,7 @@ def test_a_refusal_in_words(driver: str, state: str, words: str, kind: Kind, aga
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_where_only_the_time_runs_out_the_last_word_of_the_pooler_is_said(driver: str) -> None:
+def test_a_timeout_after_refusals_names_the_poolers_last_error(driver: str) -> None:
     async def main() -> None:
         async with refusing("no more connections allowed (max_client_conn)", "08P01", times=2) as port:
             tls = "sslmode" if driver == "psycopg" else "ssl"
@@ -370,8 +372,8 @@ def test_where_only_the_time_runs_out_the_last_word_of_the_pooler_is_said(driver
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_an_older_pooler_may_call_it_an_error(driver: str) -> None:
-    """An older PgBouncer calls it an ERROR, and closes the connection all the same."""
+def test_an_older_pooler_may_refuse_with_severity_error(driver: str) -> None:
+    """An older PgBouncer sends it as ERROR, and still closes the connection."""
 
     async def main() -> None:
         async with refusing("no more connections allowed", "08P01", "ERROR") as port:
@@ -383,8 +385,8 @@ def test_an_older_pooler_may_call_it_an_error(driver: str) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_an_engine_or_a_driver_of_the_users_own_is_judged_alike(wrapped: bool) -> None:
-    """Under `execute`: SQLAlchemy's error, or asyncpg's."""
+def test_errors_of_the_users_own_engine_or_driver_are_judged_alike(wrapped: bool) -> None:
+    """Under `execute` it may be SQLAlchemy's error or asyncpg's."""
 
     def judged(state: str, severity: str, words: str = "said") -> tuple[Kind, object]:
         error = Said(state, severity)
@@ -403,7 +405,7 @@ def test_an_engine_or_a_driver_of_the_users_own_is_judged_alike(wrapped: bool) -
     assert judged("42501", "ERROR") == (Kind.PERMISSION, NEUTRAL)
 
 
-def test_a_statement_that_quotes_a_pooler_is_not_one() -> None:
+def test_a_statements_error_that_quotes_a_pooler_is_not_a_poolers_error() -> None:
     quoted = Said("22023", "ERROR")
     quoted.args = ("no more connections allowed",)
     assert explain(DBAPIError(None, None, quoted)).kind is Kind.INVALID_REQUEST
@@ -412,7 +414,7 @@ def test_a_statement_that_quotes_a_pooler_is_not_one() -> None:
 # ── other languages ───────────────────────────────────────────────────────────────────────────────────────────────
 
 SAYINGS = (Kind.AUTH, Kind.OVERLOADED, Kind.NOT_FOUND, Kind.AUTH, Kind.CONNECTION, Kind.NOT_CONFIGURED)
-"""Of a wrong password, a full server, a database and a role that do not exist, a start, an unknown option."""
+"""Texts for a wrong password, a full server, a missing database and role, a startup, and an unknown option."""
 LANGUAGES: list[tuple[str, str, list[str]]] = [
     (
         "de",
@@ -558,21 +560,21 @@ def refused_by_libpq(severity: str, words: str) -> Meaning:
 
 
 @pytest.mark.parametrize(("language", "fatal", "sayings"), LANGUAGES, ids=[row[0] for row in LANGUAGES])
-def test_a_server_may_speak_another_language(language: str, fatal: str, sayings: list[str]) -> None:
-    """`lc_messages` translates the severity too, and libpq passes no code on."""
+def test_a_server_may_report_in_another_language(language: str, fatal: str, sayings: list[str]) -> None:
+    """`lc_messages` translates the severity too, and libpq does not pass on a code."""
     for kind, words in zip(SAYINGS, sayings, strict=True):
         meaning = refused_by_libpq(fatal, words)
         assert meaning.kind is kind, words
         assert "its log says why" not in meaning.says
 
 
-def test_what_no_rule_knows_is_still_the_word_of_a_server() -> None:
+def test_an_unknown_refusal_still_counts_as_a_response_of_a_server() -> None:
     meaning = refused_by_libpq("FATAL", "something quite new")
     assert "refused the connection" in meaning.says and meaning.repeatable
 
 
-def test_the_scope_goes_on_after_each_report(pg: Place) -> None:
-    """A savepoint around what may fail elsewhere keeps the transaction."""
+def test_the_scope_continues_after_each_reported_error(pg: Place) -> None:
+    """A savepoint around a statement that may fail elsewhere preserves the transaction."""
 
     async def main() -> None:
         async with opened(pg.url) as database:

@@ -1,4 +1,4 @@
-"""What a connection is opened with: TCP that notices a dead peer, a server that knows the deadline; and its goodbye."""
+"""How a connection is opened and closed: TCP settings that detect a dead peer, and the server's own timeouts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tcp(wire: socket.socket, name: str) -> int:
     return wire.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
 
 
-def test_a_dead_peer_is_noticed_by_keepalives_and_by_the_user_timeout(pg: Place) -> None:
+def test_keepalives_and_the_user_timeout_are_set_to_detect_a_dead_peer(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url) as database:
             with await socket_of(database) as wire:
@@ -62,10 +62,10 @@ def test_a_dead_peer_is_noticed_by_keepalives_and_by_the_user_timeout(pg: Place)
     run(main)
 
 
-def test_a_connection_that_is_closed_under_a_statement_ends_it_and_closes_behind_it(
+def test_closing_a_connection_ends_its_running_statement_before_freeing_memory(
     postgres16: PostgresServer,
 ) -> None:
-    """Reply and close arrive in one turn of the loop: libpq's memory, freed then, would be read once more."""
+    """The response and the close arrive in the same turn: if libpq's memory were freed now, it would still be read."""
 
     async def main() -> None:
         connection = await PromptConnection.connect_within(
@@ -74,11 +74,11 @@ def test_a_connection_that_is_closed_under_a_statement_ends_it_and_closes_behind
         asleep = asyncio.create_task(connection.execute("SELECT pg_sleep(0.05)"))
         await until(lambda: connection.pgconn.transaction_status == TransactionStatus.ACTIVE)
         select.select([connection.fileno()], [], [], 30)
-        await asyncio.sleep(0)  # the selector reports it
-        await asyncio.sleep(0)  # its callback wakes the task, whose turn comes after ours
+        await asyncio.sleep(0)  # the selector reports the response
+        await asyncio.sleep(0)  # its callback wakes the task, which runs after this one
         await connection.close()
         assert not connection.closed
-        # Whichever was first: the reply, or the end of the wire. Memory that was freed says "pointer is NULL".
+        # Either the response or the shutdown came first. With freed memory the error would be "pointer is NULL".
         said = ""
         try:
             await asleep
@@ -90,7 +90,7 @@ def test_a_connection_that_is_closed_under_a_statement_ends_it_and_closes_behind
     run(main)
 
 
-def test_a_copy_that_is_under_way_ends_with_an_error_when_its_connection_is_closed(
+def test_a_running_copy_ends_with_an_error_when_its_connection_is_closed(
     postgres16: PostgresServer,
 ) -> None:
     async def main() -> None:
@@ -112,8 +112,8 @@ def test_a_copy_that_is_under_way_ends_with_an_error_when_its_connection_is_clos
     run(main)
 
 
-def test_a_connection_that_is_given_up_while_it_is_made_is_closed_at_once() -> None:
-    """And not when the error's traceback, which keeps psycopg's frame, is collected."""
+def test_an_abandoned_connect_closes_its_socket_immediately() -> None:
+    """It does not wait until the error's traceback, which keeps psycopg's frame alive, is collected."""
 
     async def main() -> None:
         came, left = asyncio.Event(), asyncio.Event()
@@ -140,7 +140,7 @@ def test_a_connection_that_is_given_up_while_it_is_made_is_closed_at_once() -> N
     run(main)
 
 
-def test_both_can_be_set_and_left_to_the_system(pg: Place) -> None:
+def test_both_can_be_configured_or_left_to_the_system(pg: Place) -> None:
     async def main() -> None:
         async with opened(pg.url, keepalive_s=6.0, tcp_user_timeout_s=1.5) as database:
             with await socket_of(database) as wire:
@@ -154,7 +154,7 @@ def test_both_can_be_set_and_left_to_the_system(pg: Place) -> None:
     run(main)
 
 
-def test_the_server_knows_the_longest_scope_and_ends_what_a_lost_process_left(any_pg: Place) -> None:
+def test_the_servers_timeouts_end_the_work_of_a_lost_process(any_pg: Place) -> None:
     async def main() -> None:
         async with opened(any_pg.url, scope_timeout_s=40.0, cleanup_timeout_s=1.5) as database:
             assert await settings_of(database) == "41500 41500"
@@ -178,12 +178,14 @@ def test_the_server_knows_the_longest_scope_and_ends_what_a_lost_process_left(an
         ),
     ],
 )
-def test_a_roles_own_shorter_timeout_stays_on_every_connection(any_pg: Place, given: str, holds: str) -> None:
+def test_a_roles_own_shorter_timeout_applies_on_every_connection(
+    any_pg: Place, given: str, holds: str
+) -> None:
     async def main() -> None:
         async with opened(url, scope_timeout_s=40.0, cleanup_timeout_s=1.5) as database:
-            assert await settings_of(database) == holds, "on the first connection, which asks"
+            assert await settings_of(database) == holds, "on the first connection, which queries them"
             async with database.session_scope():
-                assert await settings_of(database) == holds, "and on the next one"
+                assert await settings_of(database) == holds, "and on the second connection"
 
     role = f"role_{os.urandom(4).hex()}"
     server = any_pg.server
@@ -202,7 +204,7 @@ def test_a_roles_own_shorter_timeout_stays_on_every_connection(any_pg: Place, gi
         ("250 ms", 250.0), ("5000us", 5.0), ("1d", 86_400_000.0), ("0", 0.0), ("", 0.0), ("soon", 0.0),
     ],
 )  # fmt: skip
-def test_a_time_is_read_as_postgresql_writes_it(setting: str, ms: float) -> None:
+def test_a_time_in_postgresqls_notation_is_parsed(setting: str, ms: float) -> None:
     assert milliseconds(setting) == pytest.approx(ms)
 
 
@@ -221,7 +223,7 @@ def test_an_applications_own_value_wins(pg: Place) -> None:
     run(main)
 
 
-def test_an_applications_own_class_of_connections_stays(pg: Place) -> None:
+def test_an_applications_own_connection_class_is_kept_with_koos_behaviour(pg: Place) -> None:
     class Own(asyncpg.Connection):  # type: ignore[misc]
         pass
 
@@ -236,7 +238,7 @@ def test_an_applications_own_class_of_connections_stays(pg: Place) -> None:
         run(main)
 
 
-def test_a_pooler_that_takes_no_parameters_is_asked_without_them_from_then_on(pg: Place) -> None:
+def test_after_a_pooler_refused_startup_parameters_they_are_not_sent_again(pg: Place) -> None:
     async def main() -> None:
         async with pooler(pg) as (port, refused):
             url = pg.url.replace(f":{pg.server.port}/", f":{port}/")
@@ -249,7 +251,7 @@ def test_a_pooler_that_takes_no_parameters_is_asked_without_them_from_then_on(pg
     run(main)
 
 
-def test_connections_that_are_opened_together_are_each_asked_once_more_without_them(pg: Place) -> None:
+def test_concurrent_connects_are_each_retried_without_the_refused_parameters(pg: Place) -> None:
     async def main() -> None:
         async with pooler(pg, together=3) as (port, refused):
             url = pg.url.replace(f":{pg.server.port}/", f":{port}/")
@@ -262,9 +264,9 @@ def test_connections_that_are_opened_together_are_each_asked_once_more_without_t
 
 @asynccontextmanager
 async def pooler(pg: Place, *, together: int = 1) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A server that refuses `statement_timeout` at the start in PgBouncer's words, and passes on everything else.
+    """A server that refuses `statement_timeout` at startup with PgBouncer's error, and forwards everything else.
 
-    It refuses the first when so many have asked for it.
+    It refuses them only once `together` connections have requested it.
     """
     refused: list[bytes] = []
     all_asked = asyncio.Event()
@@ -310,8 +312,8 @@ async def pooler(pg: Place, *, together: int = 1) -> AsyncIterator[tuple[int, li
         await asyncio.gather(*serving, return_exceptions=True)
 
 
-def test_a_goodbye_into_a_black_hole_is_bounded_whatever_closes_the_connection(pg: Place) -> None:
-    """A pool closes what it has too many of when a scope gives it back, and all of them at its end."""
+def test_closing_a_connection_to_a_silent_server_is_bounded_however_it_is_closed(pg: Place) -> None:
+    """A pool closes a surplus connection when a scope returns it, and all connections at its end."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy:

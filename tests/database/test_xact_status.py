@@ -1,9 +1,9 @@
-"""Why `pg_xact_status` is not asked for the outcome of a COMMIT: after a crash it says "committed" of what never was.
+"""Why koo does not query `pg_xact_status` for the outcome of a COMMIT: after a crash it can be wrong.
 
-A transaction's id is on disk only once something of it was flushed. After a crash the server hands the same id out
-again, to another transaction, and answers for that one. This is PostgreSQL's own behaviour, kept here because the
-decision rests on it (docs/decisions/0094): where a major no longer does it, this test fails, and it may be looked at
-again.
+A transaction's id is on disk only once something of the transaction was flushed. After a crash the server assigns the
+same id to another transaction, and reports that one's status. This is PostgreSQL's own behaviour, tested here because a
+decision depends on it (docs/decisions/0094). If a major version no longer behaves like this, the test fails and the
+decision can be reconsidered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNRELATED = 8
 
 @pytest.fixture
 def unflushed(postgres: PostgresServer) -> Iterator[tuple[PostgresServer, str]]:
-    """A server whose background writer does not flush what is not committed while the test runs."""
+    """A server whose background writer does not flush uncommitted work while the test runs."""
     name = postgres.create_database()
     postgres.sql("ALTER SYSTEM SET wal_writer_delay = '10s'")
     postgres.sql("SELECT pg_reload_conf()")
@@ -42,7 +42,7 @@ def answers(server: PostgresServer) -> bool:
     return False
 
 
-def test_after_a_crash_it_says_committed_of_a_transaction_that_never_was(
+def test_after_a_crash_it_reports_a_lost_transaction_as_committed(
     unflushed: tuple[PostgresServer, str],
 ) -> None:
     server, name = unflushed
