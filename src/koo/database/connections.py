@@ -211,9 +211,9 @@ class Connections:
         except Exception as error:
             raise unavailable(error, explain(error, ScopeStage.CONNECT)) from error
         await first.close()
-        # The order matters. First `dial`, so that a connection opened from here on uses the new parameters. Then the
-        # pool is replaced, so that a returned connection no longer reaches new scopes. The generation rises last: it
-        # catches the connections that were already checked out of the old pool but not yet begun.
+        # The order matters. `dial` changes first, so that connections opened from here on use the new parameters. Then
+        # the pool is replaced, so that a returned connection no longer reaches a new scope. The generation rises last:
+        # it catches connections that were checked out of the old pool but have not sent BEGIN yet.
         self.dial.take(dial)
         before = set(self.records.by_connection)
         pool = self.engine.sync_engine.pool

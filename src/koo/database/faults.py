@@ -1,4 +1,4 @@
-"""What an error means for a scope: depends on the driver's error (`koo.sqlstates`) and on the scope's stage."""
+"""What an error means for a scope, which depends on the driver's error (`koo.sqlstates`) and on the scope's stage."""
 
 from __future__ import annotations
 

@@ -125,8 +125,8 @@ class Hooks:
             await_(start)
         except asyncio.CancelledError:
             # The caller gave up before the timer fired. The pool's other idle connections are probably dead as well,
-            # and without `distrust_all` each of them would cost another caller the same wait. This one is aborted
-            # because an orderly close waits for the server, and would use up the rest of the caller's time.
+            # and without `distrust_all` each of them would cost another caller the same wait. This one is aborted,
+            # because an orderly close would wait for the server and use up the rest of the caller's time.
             if self._monotonic() - now > self._idle_begin_s:
                 record.abort()
                 self._records.distrust_all()

@@ -151,7 +151,7 @@ class DatabaseNews:
         self.publish(DatabaseRotated(SERVICE, running))
 
     def note_overdue(self, scopes: list[tuple[Holder, float]], now: float) -> None:
-        """Log scopes that have been open for too long, each paired with the time since when."""
+        """Log scopes that have been open for too long, each with the time since when it has been open."""
         for scope, since in scopes:
             left_s = max(scope.deadline - now, 0.0)
             said = [describe(scope, since, now), f"its deadline is in {describe_s(left_s)}"]

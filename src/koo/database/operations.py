@@ -206,7 +206,7 @@ def fingerprint_of(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 
 def _words(value: object) -> object:
-    """For values that JSON cannot represent: class name and `repr`, unless the `repr` would differ in each process."""
+    """Text for a value that JSON cannot represent: class name and `repr`, unless `repr` differs in each process."""
     # The default `repr` contains the object's address, and the order of a set depends on the process's hash seed. With
     # either, a repeat from another process would be refused as a different operation.
     if isinstance(value, set | frozenset):

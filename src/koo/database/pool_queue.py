@@ -103,7 +103,7 @@ class PoolQueue(Bulkhead):
 
     async def drain(self, within_s: float) -> None:
         """Wait until the last scope has ended, at most `within_s` seconds."""
-        # One future for all that wait: `drain` of an operator and `close` may run at the same time. `asyncio.wait` does
+        # All waiters share one future: an operator's `drain` and `close` may run at the same time. `asyncio.wait` does
         # not cancel it on a timeout, so the other one keeps waiting.
         if self.holders:
             if self._empty is None or self._empty.done():
@@ -156,7 +156,8 @@ class PoolQueue(Bulkhead):
 
     def explain(self, refusal: PoolSaturated, now: float, usual_hold_s: float) -> PoolSaturated:
         """Add to the refusal which scopes are running, for how long, and when to come back; returns it."""
-        # Before `refused` rises: the first refusal after a quiet time starts a new count of callers turned away.
+        # Checked before `refused` rises: the first refusal after a quiet time starts a new count of callers turned
+        # away.
         if not self.turned_away(now):
             self._refused_before = self.refused
         self.refused += 1

@@ -128,8 +128,9 @@ class ProbeDatabase:
                 due_at = self._clock.monotonic() + self._options.probe_interval_s
 
     def _is_urgent(self) -> bool:
-        # In HALF_OPEN even after refused credentials: the breaker has decided to test, and without traffic only the
-        # probe can. Otherwise one login a second with a wrong password would get the account locked.
+        # In HALF_OPEN the breaker wants to test the database, and without traffic only the probe can. In the other
+        # phases refused credentials are not urgent: one login a second with a wrong password would get the account
+        # locked.
         phase, error = self._guard.breaker.phase, self._last_error
         if phase is HALF_OPEN:
             return True

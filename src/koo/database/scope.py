@@ -9,9 +9,9 @@
 respond is cut off `cleanup_timeout_s` later. An idle transaction is cut off immediately, because its locks block other
 transactions. COMMIT is never cancelled, only cut off.
 
-**Judgement.** A `Transcript` records everything that happens on the connection, and the permit is settled by that
-record. The outcome of a lost COMMIT is decided last (`_decide`), after the connection and the permit have been
-returned. A scope that still held them could wait for a second connection that only it could free.
+**Judgement.** A `Transcript` records everything that happens on the connection, and that record decides how the permit
+is settled. The outcome of a lost COMMIT is decided last (`_decide`), after the connection and the permit have been
+returned: a scope that still had them could wait for a second connection that only it could free.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ class SessionScope(Generic[S_co]):
             # pool and does not know about a connection that was still being opened.
             connections.refuse_if_draining()
         except BaseException:
-            # A connection returned to a disposed pool would stay open forever, so it is invalidated instead. `to_end`
-            # is needed because the usual error here is a cancellation (the guard's attempt timeout): a second one in
+            # A connection returned to a disposed pool would stay open forever, so it is invalidated instead. The usual
+            # error here is a cancellation, by the guard's attempt timeout. Without `to_end` a second cancellation in
             # the middle of the rollback would lose the connection's place in the pool.
             end = self._sync.invalidate if connections.draining else self._sync.rollback
             try:
@@ -249,8 +249,8 @@ class SessionScope(Generic[S_co]):
         if record is None:
             return
         # Nothing is running, so there is nothing to cancel, but the open transaction still holds its locks while the
-        # user's code does something else. The stage is still COMMIT, with nothing
-        # running, after a COMMIT that failed (a deferred constraint, say): its rollback gets the cleanup time instead.
+        # user's code does something else. After a COMMIT that failed (a deferred
+        # constraint, say) the stage is still COMMIT with nothing running: its rollback gets the cleanup time instead.
         if not record.busy and transcript.stage is not ScopeStage.COMMIT:
             record.abort()
             record.end_transaction()
@@ -445,15 +445,15 @@ class SessionScope(Generic[S_co]):
         if record is None:
             await in_greenlet(self._sync.close)
             return
-        # A rollback has no timeout in SQLAlchemy or in the drivers: on a server that does not respond it would wait
-        # forever, and with it the caller that wants to leave.
+        # A rollback has no timeout in SQLAlchemy or in the drivers: if the server does not respond it would wait
+        # forever, and so would the caller that wants to leave.
         timer = record.abort_in(self._connections.options.cleanup_timeout_s)
         # Another task is running a statement on this session. ROLLBACK would have to wait for that statement; cutting
         # the connection off ends it with an error.
         if record.busy:
             record.abort()
         try:
-            # On a dead connection ROLLBACK fails, and SQLAlchemy would raise that error instead of the block's own.
+            # ROLLBACK on a dead connection could only fail, and would be reported and counted as one more error.
             if record.is_closed:
                 await in_greenlet(self._sync.invalidate)
             await in_greenlet(_roll_back_and_close, self._sync)

@@ -95,7 +95,7 @@ class SyncSession(Session):
         return self._run_first(scope, super().scalars, args, kwargs)
 
     def _bulk_save_mappings(self, mapper: Any, mappings: Any, **options: Any) -> Any:
-        """Beneath `bulk_save_objects`, `bulk_insert_mappings` and `bulk_update_mappings`."""
+        """Called by `bulk_save_objects`, `bulk_insert_mappings` and `bulk_update_mappings`."""
         scope = self.scope
         run: Callable[..., Any] = super()._bulk_save_mappings
         if scope is None or scope.transcript.statements:
@@ -188,7 +188,7 @@ class GuardedSession(AsyncSession):
 
 @event.listens_for(SyncSession, "after_begin")
 def _take_connection(session: SyncSession, transaction: object, connection: Any) -> None:
-    """Tell the scope about its connection: at BEGIN, and after each commit inside the block."""
+    """Pass the connection to the scope at each BEGIN: on entry, and after each commit inside the block."""
     # After `session.commit()` the block's next statement checks out a connection, and it need not be the same one. An
     # event is the only place that sees every BEGIN; without it that connection would have no deadline.
     if session.scope is not None:

@@ -217,7 +217,7 @@ class SqliteTransaction:
                 await_(self._wait_for(error, until))
 
     async def _wait_for(self, error: sqlite3.OperationalError, until: float) -> None:
-        """Pause while another process holds the lock. Raises `error` if that is not its reason, or after `until`."""
+        """Pause, if another process's lock caused `error` and `until` has not passed; otherwise raise `error`."""
         line = self._line
         if not is_locked(error) or line.monotonic() >= until:
             raise error

@@ -136,8 +136,8 @@ class Transcript:
             context.is_disconnect = True
         ours = self._note(error, meaning, record)
         # While the block is running, its `session.commit()` must raise the unknown outcome here, because the block goes
-        # on and may act on it. The final COMMIT is only noted: raising here, inside SQLAlchemy's hook, the scope would
-        # still have its connection and its permit.
+        # on and may act on it. The final COMMIT is only noted: if it were raised here, inside SQLAlchemy's hook, the
+        # scope would still have its connection and its permit.
         if self._is_doubtful(meaning):
             self.count_unknown()
             self.in_doubt = self.leaving
@@ -197,8 +197,8 @@ class Transcript:
         """Whether this is the loss of a COMMIT that may have changed something."""
         if self.stage is not ScopeStage.COMMIT or not meaning.unsure or self._readonly:
             return False
-        # After a failed statement the server can only roll back, so nothing is in doubt. With the driver's connection
-        # in its hands, though, the block may have repaired the transaction without the hooks seeing it.
+        # After a failed statement the server can only roll back, so nothing is in doubt. But a block that has the
+        # driver's connection may have repaired the transaction without the hooks seeing it.
         return self.handed_out or (self.statements > 0 and self._spoiler is None)
 
     def _count(self, error: BaseException, meaning: Meaning, ours: bool) -> None:

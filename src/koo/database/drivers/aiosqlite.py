@@ -83,7 +83,7 @@ def stop_running(connection: Any) -> None:
     """As `interrupt`, but only if the connection's thread is running a statement."""
     # Between two batches of streamed rows the thread is idle but the statement is open. SQLite remembers an interrupt
     # as long as a statement is open, so it would hit the ROLLBACK that comes next, and the transaction would keep its
-    # locks. Whether the thread is idle shows in whether it takes this no-op from its queue.
+    # locks. An idle thread takes the no-op below from its queue immediately; a busy one does not.
     if connection._connection is None:
         return
     idle: list[bool] = []

@@ -52,7 +52,7 @@ class Asyncpg:
     async def _connect(
         self, options: DatabaseOptions, timeouts: ServerTimeouts, /, *args: Any, **kwargs: Any
     ) -> asyncpg.Connection:
-        """As `asyncpg.connect`. Raises TypeError for an option that is not a number but should be."""
+        """As `asyncpg.connect`. Raises TypeError if the text of a numeric option is not a number."""
         read_numbers(kwargs, NUMBERS)
         kwargs.setdefault("loop", LookupLoop(asyncio.get_running_loop()))
         if isinstance(kwargs.get("password"), Secret):
@@ -184,7 +184,7 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
         if args or self._query_loggers:
             tag = await super().execute(query, *args, timeout=timeout)
         else:
-            # Does what asyncpg's method does without one more coroutine: every scope's BEGIN and COMMIT come here.
+            # Does what asyncpg's method does, but saves a coroutine: every scope's BEGIN and COMMIT come here.
             self._check_open()
             tag = await self._protocol.query(query, timeout)
         self.tag = tag

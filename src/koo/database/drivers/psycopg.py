@@ -168,7 +168,7 @@ async def _start(connection: Any, start: Callable[[], Any]) -> None:
 
 
 class ServerCursor(psycopg.AsyncServerCursor[Any]):
-    """A streamed result. Without psycopg's warning if it was not closed because its connection is lost."""
+    """A streamed result. It can be dropped without psycopg's warning if its connection was lost."""
 
     def __del__(self, *warn: Any) -> None:
         if not self.connection.closed:
@@ -180,7 +180,7 @@ attempts: ContextVar[list[Generator[Any, Any, Any]]] = ContextVar("attempts")
 
 
 class PromptConnection(psycopg.AsyncConnection[Any]):
-    """Gives a cancelled statement up within `cleanup_s` seconds. `begun`: transactions since koo's last BEGIN."""
+    """Gives up a cancelled statement within `cleanup_s` seconds. `begun`: transactions since koo's last BEGIN."""
 
     cleanup_s = 2.0
     begun = 0
@@ -192,7 +192,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect_within(cls, cleanup_s: float, *args: Any, **kwargs: Any) -> PromptConnection:
-        """As `connect`. Raises TypeError for an option that is not a number but should be."""
+        """As `connect`. Raises TypeError if the text of a numeric option is not a number."""
         read_numbers(kwargs, NUMBERS)
         begun: list[Generator[Any, Any, Any]] = []
         attempts.set(begun)
@@ -226,7 +226,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
         return super()._get_tx_start_command()
 
     async def commit_after(self, statement: str) -> None:
-        """Send `statement` and COMMIT in one message. Without a cursor, which would cost as much as the statement."""
+        """Send `statement` and COMMIT in one message, without a cursor, which would cost as much as the statement."""
         async with self.lock:
             await self.wait(self._commit_after(f"{statement}; COMMIT".encode(self.pgconn._encoding)))
 
