@@ -290,6 +290,9 @@ class Database(Generic[S_co]):
 
     def _abandon(self) -> None:
         """Give up the connections of the previous loop, which is closed or not running, and their scopes with them."""
+        # Nothing can be awaited on a loop that does not run, so the sockets are shut down: otherwise the server would
+        # keep the locks of the old scopes until its own timeouts. The queue forgets their places, which they cannot
+        # return.
         before, keeper = self.connections, self._keeper
         if before is not None:
             before.records.abort_all()
@@ -312,6 +315,7 @@ class Database(Generic[S_co]):
         await probe.close()
         await connections.close()
         self.news.close()
+        # While this loop was closing, the database may have been opened on another one. Its connections must stay.
         if self.connections is connections:
             self.connections = self._probe = None
             BRIDGE.leave(self)
@@ -472,6 +476,8 @@ class Database(Generic[S_co]):
         Waits up to `within_s` seconds, by default as long as the longest scope may take. No scope is cut off before its
         own deadline.
         """
+        # Queued scopes have passed the gate already, so they must be woken: each checks the gate again once it has a
+        # place (`SessionScope._connect`) and is refused there.
         self._set_gate(GateState.DRAINING)
         self.pool_queue.wake_all()
         last_s = self.options.scope_timeout_s + self.options.cleanup_timeout_s
@@ -494,6 +500,8 @@ class Database(Generic[S_co]):
             if self._file is not None:
                 reason, kind = "SQLite has no connections to replace: rotate is for servers", Kind.NOT_FOUND
             raise DatabaseError(SERVICE, reason, kind=kind)
+        # The probe and the side connections share `_dial`, so they follow. `_url` changes only after success: it is
+        # what the next event loop connects to.
         await self._open().rotate(new, Dial(password=password or self._dial.password), within_s)
         self._url, self._nameplate.server = new, server_of(new)
         return self.get_gate()

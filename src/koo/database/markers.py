@@ -187,6 +187,9 @@ class Markers:
 
     def tend(self, now: float, *, must_be_there: bool) -> None:
         """Called every second: delete old rows every `CLEAN_S`; if it `must_be_there`, recheck an unusable table."""
+        # A process without markers uses the table only if it has idempotency keys. Until `ready` has found the table
+        # for one, there is nothing to clean and nothing to check. With markers, a missing table must be detected before
+        # the first write, and its alert must end once the table exists.
         is_busy = self.tending is not None and not self.tending.done()
         if (
             is_busy
@@ -219,6 +222,8 @@ class Markers:
         """Create the table, or add the columns that an older one lacks. Safe to repeat. Raises `DatabaseError`."""
 
         async def create(connection: AsyncConnection) -> None:
+            # One statement at a time: the drivers' prepared statements accept no more. All of it is one transaction,
+            # and its end releases the lock.
             statements = SQLITE_TABLE if self._beside.is_sqlite else POSTGRESQL_TABLE
             if not self._beside.is_sqlite:
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({INIT_LOCK})"))
@@ -247,6 +252,8 @@ class Markers:
             if place.is_sqlite
             else f"clock_timestamp() - interval '{keep_s:.0f} seconds'"
         )
+        # Every process cleans the same table. With SKIP LOCKED they delete different rows instead of waiting for each
+        # other, which could end in a deadlock.
         lock = "" if place.is_sqlite else " FOR UPDATE SKIP LOCKED"
         deletion = text(_DELETE_OPERATIONS.format(table=place.table, now=now, lock=lock))
         count: int = (await connection.execute(deletion, {"batch": BATCH})).rowcount

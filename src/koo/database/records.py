@@ -215,11 +215,15 @@ class ConnectionRecords:
 
     def distrust_all(self) -> None:
         """Mark every open connection to be replaced when it is next taken."""
+        # They are not closed here, inside a hook: those in use belong to scopes that may still succeed. All callers
+        # will reconnect soon, and so will other processes, so the connects are spread out.
         self.generation += 1
         self.connects.unsettle()
 
     def drop(self, adapted: Any) -> ConnectionRecord | None:
         """Remove a connection that is about to be closed; returns its record."""
+        # `abort_all` in `hasten` does not reach a connection that returns to the pool only afterwards: its orderly
+        # close would wait for the same server that did not respond before.
         record = self.by_connection.pop(adapted, None)
         if record is not None and self.in_haste:
             record.abort()
