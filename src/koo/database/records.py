@@ -2,8 +2,8 @@
 
 SQLAlchemy measures the age of connections in wall time and drops a whole pool by it: after one lost connection and a
 clock step, every checkout reconnects. A record counts in monotonic time and belongs to a *generation*: when all
-connections are known to be useless (a silent server, a failover), the number rises, and each older connection is replaced
-when it is next taken.
+connections are known to be useless (a silent server, a failover), the number rises, and each older connection is
+replaced when it is next taken.
 """
 
 from __future__ import annotations
