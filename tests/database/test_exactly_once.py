@@ -342,7 +342,7 @@ def test_a_commit_on_a_server_that_is_killed_meanwhile_happens_once(pg: Place) -
     run(main)
 
 
-def test_a_cancellation_during_the_search_waits_for_an_outcome_found_in_time(
+def test_a_cancellation_during_the_lookup_waits_for_an_outcome_found_in_time(
     pg: Place,
 ) -> None:
     async def main() -> None:

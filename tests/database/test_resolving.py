@@ -55,7 +55,7 @@ class Writer:
 
 @pytest.mark.parametrize("inside", [False, True], ids=["at the end", "in the block"])
 def test_a_caller_may_be_cancelled_at_every_wait_while_koo_finds_the_outcome(pg: Place, inside: bool) -> None:
-    """Nothing is left behind, and the outcome does not change: the search continues to its end."""
+    """Nothing is left behind, and the outcome does not change: the lookup continues to its end."""
 
     async def main() -> None:
         async with marked(pg, breaker=PATIENT) as (database, proxy):
@@ -82,7 +82,7 @@ def test_a_caller_may_be_cancelled_at_every_wait_while_koo_finds_the_outcome(pg:
 
 
 def test_the_place_in_the_pool_and_the_permit_are_returned_before_koo_finds_the_outcome(pg: Place) -> None:
-    """Otherwise all callers of a pool could wait for a search that itself waits for one of its places."""
+    """Otherwise all callers of a pool could wait for a lookup that itself waits for one of its places."""
 
     async def main() -> None:
         async with marked(pg, pool_size=1, max_overflow=0) as (database, proxy):
@@ -112,7 +112,7 @@ async def write_while_the_table_goes(database: Database) -> None:
         database.connections.markers.distrust("the table is gone")
 
 
-def test_a_search_whose_caller_has_left_ends_before_the_database_is_closed(
+def test_a_lookup_whose_caller_has_left_ends_before_the_database_is_closed(
     pg: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:

@@ -13,9 +13,9 @@
   Otherwise koo could report a transaction as committed that a failover loses a second later.
 * A standby refuses the INSERT, so it cannot decide. The query is repeated until it is promoted or the time runs out.
 
-By then the scope has returned its connection and its permit, so it cannot wait for itself. The search ends
+By then the scope has returned its connection and its permit, so it cannot wait for itself. The lookup ends
 `resolve_timeout_s` after the scope's deadline. A cancelled caller waits for it no longer than for any other clean-up;
-the search continues without the caller, and the outcome is logged.
+the lookup continues without the caller, and the outcome is logged.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ log = logging.getLogger("koo")
 
 
 class Outcomes:
-    """The searches for lost COMMITs of one database on one loop."""
+    """The lookups of lost COMMITs of one database on one loop."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Outcomes:
     async def _wait(self, task: asyncio.Task[bool | None]) -> bool:
         """Wait for the outcome. False: the caller was cancelled, and the cleanup time has passed since."""
         # The final COMMIT runs inside `Unbroken`, where a cancellation interrupts no wait: without these checks a
-        # cancelled caller would be kept for the whole search. The wait uses `asyncio.wait`, which ends on a timer; a
+        # cancelled caller would be kept for the whole lookup. The wait uses `asyncio.wait`, which ends on a timer; a
         # timeout that cancels its task would never end here.
         caller, cancelled_at = asyncio.current_task(), float("inf")
         while not task.done():
@@ -157,7 +157,7 @@ class Outcomes:
             log.debug("database: the session of a lost COMMIT could not be terminated", exc_info=True)
 
     async def close(self, within_s: float) -> None:
-        """Let running searches continue for `within_s` seconds, then cancel them."""
+        """Let running lookups continue for `within_s` seconds, then cancel them."""
         if self._asking:
             await asyncio.wait(self._asking, timeout=within_s)
         for task in tuple(self._asking):
@@ -166,5 +166,5 @@ class Outcomes:
 
 
 def answer_of(task: asyncio.Task[bool | None]) -> bool | None:
-    """The outcome that the search found; None also if the database was closed before it ended."""
+    """The outcome that the lookup found; None also if the database was closed before it ended."""
     return None if task.cancelled() else task.result()
