@@ -1,1 +1,1 @@
-"""What koo costs, beside its peers, in one run: `make bench`, or `python -m benchmarks guard database …`."""
+"""The cost of koo compared with its peers, in one run: `make bench`, or `python -m benchmarks guard database …`."""

@@ -1,7 +1,7 @@
-"""`python -m benchmarks [--rounds N] [--keep] [subject …]`: measure all subjects, or those that are named.
+"""`python -m benchmarks [--rounds N] [--keep] [subject …]`: measure all subjects, or the named ones.
 
-All subjects with all rounds are also kept in `results/`, and the tables of README.md are written from them. With
-`--keep` so are the named ones: beside the others of the newest result.
+A run of all subjects with all rounds is also saved in `results/`, and the tables of README.md are generated from it.
+With `--keep` the named subjects are saved too, together with the other subjects of the newest result.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def measure(subject: str, rounds: int | None) -> Report:
 
 
 def short(value: float) -> float:
-    """Four digits: more are noise."""
+    """Round to four digits; more are noise."""
     return float(f"{value:.4g}")
 
 
 def result(reports: dict[str, Report], about: dict[str, str]) -> dict[str, Any]:
-    """What is kept: medians, how much they moved, and who was not measured."""
+    """The data to save: medians, their noise, and the peers that were not measured."""
     kept: dict[str, Any] = {"machine": about, "packages": versions()}
     for key in ("figures", "noise", "not_measured"):
         kept[key] = {}
@@ -70,7 +70,7 @@ def show(report: Report) -> None:
 
 
 def beside_the_newest(found: dict[str, Any]) -> dict[str, Any]:
-    """The newest result with the subjects of this one in the place of its own."""
+    """The newest result, with its values for these subjects replaced."""
     kept: dict[str, Any] = json.loads(newest().read_text(encoding="utf-8"))
     when = f"{datetime.now(UTC):%Y-%m-%d}, a thousand additions take {found['machine']['additions_us']} µs"
     for key in ("figures", "noise", "not_measured"):
@@ -80,22 +80,24 @@ def beside_the_newest(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep(found: dict[str, Any]) -> None:
-    """In a file of today, and in the tables."""
+    """Save in today's file and in the tables."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}.json"
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     write_readme()
-    print(f"\nkept in benchmarks/results/{path.name} and in the tables of benchmarks/README.md")
+    print(f"\nsaved in benchmarks/results/{path.name} and in the tables of benchmarks/README.md")
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, help="fewer are faster and noisier; nothing is kept then")
-    parser.add_argument("--keep", action="store_true", help="keep the named subjects too, with all rounds")
-    parser.add_argument("subject", nargs="*", help=f"of {', '.join(SUBJECTS)}; all if none is named")
+    parser.add_argument("--rounds", type=int, help="fewer are faster but noisier; then nothing is saved")
+    parser.add_argument(
+        "--keep", action="store_true", help="save the results of the named subjects too; needs all rounds"
+    )
+    parser.add_argument("subject", nargs="*", help=f"one or more of {', '.join(SUBJECTS)}; all by default")
     asked = parser.parse_args(arguments)
     if unknown := set(asked.subject) - set(SUBJECTS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(SUBJECTS)}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from: {', '.join(SUBJECTS)}")
     began = time.perf_counter()
     about = machine()
     print(f"{about['processor']}, Python {about['python']}, a thousand additions {about['additions_us']} us")

@@ -1,8 +1,9 @@
-"""One contender of the query benchmark in a process of its own: `python -m benchmarks.asking NAME URL`.
+"""One contender of the query benchmark in a separate process: `python -m benchmarks.asking NAME URL`.
 
-It says `{"ready": …}` once its first answer was right, then for each line with a number of seconds it asks for so long,
-fifty at a time, and says how many calls a second that were; or, where it reads streams, five at a time, the processor
-time of this process, in microseconds, for each event with a piece of the answer.
+It prints `{"ready": …}` after its first correct response. Then it reads a number of seconds from each line, sends
+queries for that time, fifty at a time, and prints the number of queries per second. A contender that reads streams
+sends five at a time, and prints the processor time of this process, in microseconds, for each event with a piece of
+the answer.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from benchmarks.streamers import STREAMED, STREAMERS
 
 IN_FLIGHT = 50
 STREAMS_IN_FLIGHT = 5
-"""Fifty of them would keep the slowest peer busy for half a minute."""
+"""Fifty streams would keep the slowest peer busy for half a minute."""
 PIECES = 200
-"""Of a streamed answer; a test holds that the server sends so many."""
+"""Pieces of a streamed answer; a test checks that the server sends as many."""
 WARM_SHARE = 0.2
-"""Of the seconds, before they are counted: connections that were idle meanwhile are made anew."""
+"""Share of the time that is spent before counting starts, to replace connections that have been closed as idle."""
 
 
 def use_one_core() -> None:
-    """For all threads of this process: some peers bring their own."""
+    """Bind all threads of this process to one core; some peers start their own."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 async def calls(ask: Ask, for_s: float, in_flight: int) -> int:
-    """So many at a time; all that were begun are waited for and counted."""
+    """Keep this many calls in flight; all that were started are awaited and counted."""
     calls = 0
     began = time.perf_counter()
 
@@ -63,7 +64,7 @@ async def cpu_us_an_event(ask: Ask, for_s: float) -> float:
 
 
 async def serve(name: str, url: str, say: IO[str]) -> None:
-    """Until standard input ends."""
+    """Serve until standard input ends."""
 
     def tell(**what: Any) -> None:
         print(json.dumps(what), file=say, flush=True)
@@ -78,9 +79,9 @@ async def serve(name: str, url: str, say: IO[str]) -> None:
         answer = str(await ask())
         streams = contender.figure == STREAMED
         if answer.count("Paris") < (PIECES if streams else 1):
-            raise RuntimeError(f"this was to be an answer: {answer[:200]}")
+            raise RuntimeError(f"this should be a response: {answer[:200]}")
         tell(ready=True)
-        # Blocking: nothing of this process is to run while others are measured.
+        # Blocking, so that nothing in this process runs while the others are measured.
         for line in sys.stdin:
             gc.collect()
             measure = cpu_us_an_event if streams else calls_a_second

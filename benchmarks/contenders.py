@@ -1,8 +1,7 @@
-"""Who asks the fake servers in the query benchmark, each as its documentation advises: asynchronous, one client with
-pooled connections, retries on.
+"""The contenders of the query benchmark, each used as its documentation recommends.
 
-Each contender runs in a process of its own, some under the peers' own python: so nothing but the standard library is
-imported here before a contender is chosen.
+They are asynchronous and use one client with pooled connections and retries. Each runs in a separate process, some
+with the peers' own Python, so only the standard library is imported here before a contender is chosen.
 """
 
 from __future__ import annotations
@@ -27,14 +26,16 @@ KEY = "sk-bench"
 MAX_TOKENS = 128
 CLAUDE, GPT = "claude-sonnet-5-5", "gpt-6.1-terra"
 ANTHROPIC, OPENAI, COMPATIBLE = "anthropic", "openai", "openai_compatible"
-"""The three formats, as koo calls them: Messages, Responses, Chat Completions."""
+"""koo's names of the three formats: Messages, Responses, Chat Completions."""
 CALLS = "calls a second"
 MODELS = {ANTHROPIC: CLAUDE, OPENAI: GPT, COMPATIBLE: GPT}
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to ask in one format, and the `figure` that it has; `apart`: in the peers' own environment."""
+    """One way to query in one format, with the `figure` that it reports. `apart`: it runs in the peers' own
+    environment.
+    """
 
     who: str
     format: str
@@ -45,13 +46,16 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """What its figure is called."""
+        """The name of its figure."""
         return f"{self.who}: {self.format}, {self.figure}"
 
 
 def koo(kind: str, *, priced: bool = True) -> Make:
-    """The product's own way: a platform with its state store on disk. With a price each call is held in the durable
-    ledger before it is sent; without one the service is free and holds no money."""
+    """The product's own way: a platform with its state store on disk.
+
+    With a price, each call is held in the durable ledger before it is sent. Without one the service is free and needs
+    no hold.
+    """
 
     async def make(url: str, stack: AsyncExitStack) -> Ask:
         platform, query = await koo_platform(kind, url, stack, priced=priced)
@@ -61,7 +65,7 @@ def koo(kind: str, *, priced: bool = True) -> Make:
 
 
 async def koo_platform(kind: str, url: str, stack: AsyncExitStack, *, priced: bool = True) -> tuple[Any, Any]:
-    """A platform with one service, and the query that it is asked."""
+    """A platform with one service, and the query to send."""
     from koo.ai.types import Query
     from koo.options import LimitOptions, PlatformOptions, ServiceOptions
     from koo.platform import Platform
@@ -88,7 +92,7 @@ CHAT_BODY = {"model": GPT, "messages": MESSAGES, "max_completion_tokens": MAX_TO
 
 
 def bare_client(path: str, body: dict[str, Any]) -> Make:
-    """The floor: a POST and its decoded answer, with nothing around it."""
+    """The floor: a POST and its decoded response, and nothing else."""
 
     async def make(url: str, stack: AsyncExitStack) -> Ask:
         import aiohttp
@@ -107,7 +111,7 @@ def bare_client(path: str, body: dict[str, Any]) -> Make:
 
 
 def pydantic_ai_direct(kind: str) -> Make:
-    """Its direct requests, without an agent around them."""
+    """pydantic-ai's direct requests, without an agent."""
 
     async def make(url: str, stack: AsyncExitStack) -> Ask:
         name = "pydantic-ai-slim"
@@ -156,7 +160,7 @@ def openai_sdk(*, responses: bool, aiohttp: bool) -> Make:
 
 
 def litellm(model: str, url: str) -> Any:
-    """A router with one deployment, called bench."""
+    """A router with one deployment named bench."""
     # Otherwise importing it downloads a price table.
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     deployment = {"model": model, "api_key": KEY, "api_base": url}

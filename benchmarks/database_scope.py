@@ -1,4 +1,6 @@
-"""A scope with one `SELECT 1` on PostgreSQL, beside SQLAlchemy alone and with `pool_pre_ping`; and many at once."""
+"""A scope with one `SELECT 1` on PostgreSQL, compared with SQLAlchemy, with and without `pool_pre_ping`; and many
+concurrent scopes.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ Enter = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 def runner(enter: Enter) -> AsyncRun:
-    """So many scopes, one after another."""
+    """Runs a number of scopes one after another."""
 
     async def run(times: int) -> None:
         for _ in range(times):
@@ -42,7 +44,7 @@ def runner(enter: Enter) -> AsyncRun:
 
 @asynccontextmanager
 async def contenders(url: str) -> AsyncIterator[dict[str, Enter]]:
-    """The ways into a session, by name."""
+    """The ways to open a session, by name."""
     engines: list[AsyncEngine] = []
 
     def alone(**options: Any) -> Enter:
@@ -64,7 +66,7 @@ async def contenders(url: str) -> AsyncIterator[dict[str, Enter]]:
 
 
 async def scope_table(url: str, rounds: int) -> Table:
-    """One scope after another."""
+    """Measure scopes one after another."""
     async with contenders(url) as enters:
         runs = {name: runner(enter) for name, enter in enters.items()}
         return await compare(runs, times=400, rounds=rounds)
@@ -72,10 +74,10 @@ async def scope_table(url: str, rounds: int) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class Rush:
-    """What many tasks at once came to: scopes a second, how long each took in order, and processor time for each.
+    """The result of many concurrent tasks: scopes per second, each one's duration, and processor time per scope.
 
-    `passed_by`: how many other scopes ended while each was on its way. It shows the order in which they were let in,
-    and nothing of the machine's pauses, which the time of the slowest shows too.
+    `passed_by` counts for each scope the others that ended while it was running or waiting. It shows only the order in
+    which scopes got a connection. The longest durations also show pauses of the machine.
     """
 
     a_second: float
@@ -87,13 +89,13 @@ class Rush:
         return statistics.quantiles(self.took_s, n=100)[percent - 1]
 
     def order(self) -> float:
-        """The 99th percentile of the scopes that passed by, beside the median."""
+        """The 99th percentile of the scopes that passed by, divided by the median."""
         percentiles = statistics.quantiles(self.passed_by, n=100)
         return percentiles[98] / percentiles[49]
 
 
 async def rush(enter: Enter, statement: TextClause, *, tasks: int, each: int) -> Rush:
-    """So many tasks, each with so many scopes, one after another."""
+    """Run this many tasks, each with this many scopes one after another."""
     took_s: list[float] = []
     passed_by: list[int] = []
 
@@ -113,7 +115,7 @@ async def rush(enter: Enter, statement: TextClause, *, tasks: int, each: int) ->
 
 
 async def many_tasks(url: str, rounds: int) -> Report:
-    """A thousand tasks on ten connections: the throughput, and the wait of the unlucky."""
+    """A thousand tasks on ten connections: the throughput, and the longest waits."""
     engine = create_async_engine(url, pool_size=10, max_overflow=0, pool_timeout=60)
     options = DatabaseOptions(url=url, pool_size=10, max_overflow=0, pool_timeout_s=60.0)
     async with beside(engine, options) as enters:
@@ -131,11 +133,13 @@ async def many_tasks(url: str, rounds: int) -> Report:
 
 
 async def many_writers(rounds: int) -> Report:
-    """Fifty tasks that insert into one SQLite file, a row in each scope; each contender has a file of its own.
+    """Fifty tasks that insert into one SQLite file, a row in each scope; each contender has its own file.
 
-    All have what koo sets by itself and who compares would set: a write-ahead log, `synchronous=NORMAL`, and a busy
-    timeout that no insert reaches. koo and SQLAlchemy have a connection for each writer, so fifty writers meet at the
-    file and not in a pool's queue. With SQLAlchemy's own pool (5 + 10) only fifteen meet: it stands beside them.
+    All have the settings that koo makes by default, and that a fair comparison needs: a write-ahead log,
+    `synchronous=NORMAL`, and a busy timeout that no insert reaches. koo and SQLAlchemy have a connection for each
+    writer,
+    so that fifty writers compete for the file and not for a pool. SQLAlchemy's default pool (5 + 10), with which only
+    fifteen compete, is measured as well.
     """
     found = Report()
     with TemporaryDirectory() as folder:
@@ -157,7 +161,7 @@ async def many_writers(rounds: int) -> Report:
 
 
 def engine_with_wal(url: str, **options: Any) -> AsyncEngine:
-    """SQLAlchemy's engine on SQLite, set up as koo sets its connections up."""
+    """SQLAlchemy's engine on SQLite, with the same connection settings as koo's."""
     engine = create_async_engine(url, connect_args={"timeout": 60}, **options)
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -174,7 +178,7 @@ def engine_with_wal(url: str, **options: Any) -> AsyncEngine:
 async def beside(
     engine: AsyncEngine, options: DatabaseOptions, others: Mapping[str, AsyncEngine] = MappingProxyType({})
 ) -> AsyncIterator[dict[str, Enter]]:
-    """The ways into a session of SQLAlchemy's own engines and of koo."""
+    """The ways to open a session with SQLAlchemy's own engines and with koo."""
     engines = {"SQLAlchemy": engine, **others}
     database = Database(options, deadlines=Deadlines())
     try:
@@ -191,14 +195,14 @@ async def beside(
 async def in_rounds(
     enters: dict[str, Enter], statement: TextClause, rounds: int, *, tasks: int, each: int
 ) -> AsyncIterator[tuple[str, Rush]]:
-    """Each contender in each round, in random order."""
+    """Run each contender in each round, in random order."""
     for _ in range(rounds):
         for name in random.sample(list(enters), len(enters)):
             yield name, await rush(enters[name], statement, tasks=tasks, each=each)
 
 
 def add_ratio(found: Report, what: str) -> None:
-    """koo beside SQLAlchemy, in each round."""
+    """koo divided by SQLAlchemy, in each round."""
     pairs = zip(found.figures[f"koo: {what}"], found.figures[f"SQLAlchemy: {what}"], strict=True)
     found.figures[f"koo / SQLAlchemy: {what}"] = [koo / other for koo, other in pairs]
 
@@ -208,7 +212,7 @@ def microseconds(seconds: list[float]) -> list[float]:
 
 
 async def report(rounds: int = 11) -> Report:
-    """Both drivers one after another, then many tasks at once."""
+    """Measure both drivers one after another, then many concurrent tasks."""
     found = Report()
     with PostgresServer(18) as server:
         for driver in ("psycopg", "asyncpg"):

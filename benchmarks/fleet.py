@@ -1,7 +1,7 @@
-"""What a fleet's limits and money cost one of its processes: round trips to PostgreSQL a call, and a refusal.
+"""The cost of a fleet's limits and money for one process: round trips to PostgreSQL per call, and refusals.
 
-200 calls a second, each with a unit of three limits (a minute, an hour, a day) and a hold in a budget; the processes'
-roll call is not counted. The refusal is one by a limit whose units are leased.
+The load is 200 calls a second, each with a unit of three limits (minute, hour, day) and a hold in a budget. The
+processes' registration is not counted. The refusal is by a limit whose units are leased.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TRIPS, REFUSAL = "koo: round trips a call with limits and money", "koo: refusal 
 
 
 def limits(a_minute: int) -> Limits:
-    """A minute's, an hour's and a day's."""
+    """Limits per minute, hour and day."""
     now = time.monotonic()
     return Limits(
         SlidingCount("requests a minute", a_minute, 60.0, now),
@@ -58,7 +58,7 @@ class LimitedTraffic(Traffic):
 
 
 async def trips() -> Report:
-    """One process's traffic through a proxy, which counts."""
+    """One process's traffic through a proxy that counts round trips."""
     with PostgresServer(18) as server:
         async with FaultProxy(server.host, server.port) as proxy:
             url = server.url(driver=None).replace(f":{server.port}/", f":{proxy.port}/")
@@ -77,7 +77,7 @@ async def trips() -> Report:
 
 
 async def refusals(rounds: int) -> Report:
-    """Over raising and catching a fresh exception from an awaited coroutine."""
+    """The cost of a refusal over raising and catching a new exception from an awaited coroutine."""
     ledger = MemoryLedger(SYSTEM_CLOCK)
     leasing, leased = Leasing(MemoryLimitExchange(SYSTEM_CLOCK), ledger, SYSTEM_CLOCK), limits(1)
     leasing.share(leased, "bench", ledger.budget("requests/bench", 1440, is_default=True))
@@ -93,7 +93,7 @@ async def refusals(rounds: int) -> Report:
 
 
 async def report(rounds: int = 7) -> Report:
-    """Both."""
+    """Measure both."""
     found = await trips()
     found.add(await refusals(rounds))
     return found

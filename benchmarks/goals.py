@@ -1,4 +1,4 @@
-"""What each figure is to be."""
+"""The goal for each figure."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_met(name: str, value: float) -> bool:
 
 
 def describe(name: str, value: float) -> str:
-    """One line: the figure, and whether it meets its goal."""
+    """One line with the figure and whether it meets its goal."""
     line = f"  {name:<64} {value:>10.3f}"
     if name not in GOALS:
         return line

@@ -1,8 +1,8 @@
-"""One guarded call with everything on, beside the stack that people assemble by hand and beside interlock.
+"""One guarded call with everything on, compared with the stack that people assemble by hand, and with interlock.
 
 Everything on: a deadline, the breaker, three windows, metrics, and the money of a paid query as the gateway holds and
-books it. Without money: what a free service has. The stack by hand: stamina (retry), purgatory (breaker), limits with
-three fixed windows, prometheus-client (counter and histogram).
+books it. Without money: the same for a free service. The stack by hand: stamina (retry), purgatory (breaker), limits
+with three fixed windows, prometheus-client (counter and histogram).
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ OVER = "over a bare await, us"
 
 
 def make_paid_call() -> Call:
-    """A paid query without its wire: the guard of a service, and the charge that the gateway makes for each query.
+    """A paid query without its network part: a service's guard and the charge that the gateway makes for each query.
 
-    The ledger is in memory: what a durable one writes is measured with whole queries (`query.py`).
+    The ledger is in memory. Whole queries with a durable one are measured in `query.py`.
     """
     options = ServiceOptions(
         name="bench",
@@ -123,17 +123,17 @@ def repeat_refused(call: Call, error: type[BaseException]) -> AsyncRun:
             try:
                 await call()
             except error as refusal:
-                # purgatory raises one and the same exception each time: its traceback, and with it the cost, would
-                # grow with each refusal, and the figure would only tell how many there were.
+                # purgatory raises the same exception object each time. Its traceback, and with it the cost, would grow
+                # with each refusal, and the figure would only depend on the number of refusals.
                 refusal.__traceback__ = None
                 continue
-            raise AssertionError("this was to be refused")
+            raise AssertionError("this call should be refused")
 
     return run
 
 
 async def calls(rounds: int) -> Report:
-    """Bare await, koo with and without money, and the peers, which have none."""
+    """A bare await, koo with and without money, and the peers, which have no money."""
     guard = make_guard()
 
     async def run_without_money(times: int) -> None:
@@ -166,7 +166,7 @@ async def calls(rounds: int) -> Report:
 
 
 class Fresh(Exception):
-    """Three fields, as a refusal has."""
+    """An exception with three fields, like a refusal's."""
 
     def __init__(self, service: str, reason: str, retry_after_s: float) -> None:
         self.service = service
@@ -203,7 +203,7 @@ REFUSALS: Mapping[tuple[str, str], Callable[[], Awaitable[Refusal]]] = {
 
 
 async def refusals(rounds: int) -> Report:
-    """Refusals, over raising and catching a fresh exception from an awaited coroutine."""
+    """The cost of a refusal over raising and catching a new exception from an awaited coroutine."""
     raised = "raise and catch"
     contenders = {raised: repeat_refused(fail, Fresh)}
     report = Report()
@@ -220,7 +220,7 @@ async def refusals(rounds: int) -> Report:
 
 
 async def report(rounds: int = 7) -> Report:
-    """All of it."""
+    """Measure calls and refusals."""
     found = await calls(rounds)
     found.add(await refusals(rounds))
     found.add(await guard_keys.report(make_guard, rounds))

@@ -1,7 +1,8 @@
-"""What many tenants cost: calls over one guard, a thousand, and ten thousand, in random order; beside `limits`.
+"""The cost of many tenants: calls over one guard, a thousand and ten thousand, in random order, compared with
+`limits`.
 
-Beside `limits`, each call gives the loop one turn, as every call that really waits for something does: it is then that
-the cleaner which `limits` starts for a hit looks at all of its keys.
+In the comparison each call gives the loop one turn, as every call does that really waits for something. In that turn
+the cleanup task that `limits` starts for a hit looks at all its keys.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ COUNTS = (1, 1000, 10_000)
 ORDER = 20_000
 KOO, PEER = "koo", "limits x3"
 TIMES = {1: 4000, 1000: 1000, 10_000: 200}
-"""Of `limits`: with ten thousand keys, one call takes it a millisecond and more."""
+"""Calls of `limits` to measure: with ten thousand keys, each takes more than a millisecond."""
 
 MakeGuard = Callable[[str, Deadlines], Guard]
 
@@ -45,7 +46,7 @@ def over_guards(guards: list[Guard], operation: Callable[[], Awaitable[Any]]) ->
 
 
 async def over_keys(count: int) -> AsyncRun:
-    """`limits` with so many live keys."""
+    """`limits` with this many live keys."""
     hit = fixed_windows()
     keys = [f"bench {i}" for i in range(count)]
     for key in keys:
@@ -61,7 +62,7 @@ async def over_keys(count: int) -> AsyncRun:
 
 
 async def alone(rounds: int, guards: list[Guard]) -> Report:
-    """koo's own goals: nothing but the guards."""
+    """koo's own goals: only the guards."""
     contenders = {f"{count}": over_guards(guards[:count], bare) for count in COUNTS}
     table = await compare(contenders, times=20_000, rounds=rounds)
     return Report(
@@ -73,7 +74,7 @@ async def alone(rounds: int, guards: list[Guard]) -> Report:
 
 
 async def beside(rounds: int, guards: list[Guard]) -> Report:
-    """koo and `limits`, each call with one turn of the loop, whose time is taken off."""
+    """koo and `limits`, each call with one turn of the loop, whose time is subtracted."""
 
     async def run_turns(times: int) -> None:
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""What people put around a call today, as its documentation puts it together."""
+"""What people use around a call today, assembled as its documentation recommends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def bare() -> int:
 
 
 def fixed_windows(limit: str = str(MANY)) -> Callable[[str], Awaitable[bool]]:
-    """The three windows of `limits` in memory; False for a key whose limit is reached."""
+    """The three windows of `limits` in memory; returns False for a key whose limit is reached."""
     limits = load("limits", "limits")
     strategies = load("limits.aio.strategies", "limits")
     limiter = strategies.FixedWindowRateLimiter(load("limits.aio.storage", "limits").MemoryStorage())
@@ -41,13 +41,14 @@ def breakers() -> Any:
 
 
 def hand_stack(factory: Any = None) -> Call:
-    """Retry, breaker, three windows, metrics, each by the package that people take for it."""
+    """Retry, breaker, three windows and metrics, each from the package that people usually choose."""
     stamina = load("stamina", "stamina")
     prometheus = load("prometheus_client", "prometheus_client")
     registry = prometheus.CollectorRegistry()
     calls = prometheus.Counter("calls", "Calls", ["outcome"], registry=registry)
     seconds = prometheus.Histogram("seconds", "Latency", ["service"], registry=registry)
-    # Bound once, as its documentation advises: looking the labels up at each call is a cost that a careful user avoids.
+    # The labels are bound once, as its documentation recommends. Looking them up in each call is a cost that a careful
+    # user avoids.
     succeeded, latency = calls.labels("success"), seconds.labels("bench")
     hit = fixed_windows()
     factory = factory or breakers()
@@ -67,16 +68,16 @@ def hand_stack(factory: Any = None) -> Call:
 
 
 def interlock_breaker(breaker: Any = None) -> Call:
-    """Its breaker as a decorator, with its own thresholds."""
+    """interlock's breaker as a decorator, with its own thresholds."""
     breaker = breaker or load("interlock", "interlock-cb").CircuitBreaker(name="bench")
     guarded: Call = breaker(bare)
     return guarded
 
 
 def interlock_pipeline(breaker: Any = None) -> Call:
-    """Everything it has for one call, in the order that it recommends; it has no limits."""
+    """Everything that interlock has for one call, in the recommended order; it has no limits."""
     interlock = load("interlock", "interlock-cb")
-    load("tenacity", "tenacity")  # Its retry.
+    load("tenacity", "tenacity")  # interlock's retry
     breaker = breaker or interlock.CircuitBreaker(name="bench")
     builder = interlock.Pipeline.builder().retry(attempts=4).circuit_breaker(breaker)
     guarded: Call = builder.bulkhead(1000).timeout(30.0).build()(bare)
@@ -89,7 +90,7 @@ Refusal = tuple[Call, type[BaseException]]
 
 
 async def opened() -> tuple[Any, type[BaseException]]:
-    """purgatory's breakers, the one called "bench" open, and its error."""
+    """purgatory's breakers with an open one named "bench", and its error."""
     factory = breakers()
     for _ in range(5):
         try:
@@ -130,7 +131,7 @@ async def pipeline_open() -> Refusal:
 
 
 class Limited(Exception):
-    """`limits` answers False; what people raise then is theirs."""
+    """`limits` returns False; its users raise an exception of their own."""
 
 
 async def limits_full() -> Refusal:

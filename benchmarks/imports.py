@@ -1,4 +1,4 @@
-"""What importing costs, and what a server weighs before a model is loaded."""
+"""The cost of importing koo and its peers, and the memory of a server before a model is loaded."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ MODULES_APART = {"litellm": "litellm", "tensorzero": "tensorzero"}
 
 
 def import_s(python: str, modules: str) -> float | None:
-    """Seconds of an import in a fresh interpreter; None where it fails."""
-    # LiteLLM downloads a price table otherwise.
+    """Seconds for an import in a new interpreter; None if it fails."""
+    # Otherwise LiteLLM downloads a price table.
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     done = subprocess.run(
         [python, "-c", TIMED.format(modules=modules)],
@@ -45,7 +45,7 @@ def import_s(python: str, modules: str) -> float | None:
 
 
 def imports(rounds: int) -> Report:
-    """Each import, files warm, in rounds of random order."""
+    """Time each import with warm files, in rounds of random order."""
     found = Report()
     pythons = dict.fromkeys(MODULES, sys.executable) | dict.fromkeys(MODULES_APART, str(APART_PYTHON))
     modules = MODULES | MODULES_APART
@@ -53,7 +53,7 @@ def imports(rounds: int) -> Report:
         if not is_installed(name, apart=True):
             found.not_measured[f"{name}: import, s"] = why_missing(name)
             del pythons[name]
-    for name in list(pythons):  # Once uncounted, so that bytecode is written and files are warm.
+    for name in list(pythons):  # the first import is not counted: it writes bytecode and warms the file cache
         if import_s(pythons[name], modules[name]) is None:
             found.not_measured[f"{name}: import, s"] = "it cannot be imported"
             del pythons[name]
@@ -109,7 +109,7 @@ def resident_mib(pid: int) -> float:
 
 
 async def report(rounds: int = 5) -> Report:
-    """All of it."""
+    """Measure imports and the server."""
     found = imports(rounds)
     starts = [server_figures() for _ in range(rounds)]
     found.figures["server: ready after, s"] = [ready_s for ready_s, _ in starts]

@@ -1,8 +1,8 @@
 """Install the peers: `make bench` runs this before the first measurement and after a change of the pins.
 
-Those of the extra `bench` go into koo's own environment, those of the group `bench-apart` into one of their own, all
-with the hashes of pins/. One that cannot be installed keeps no other out: its reason is kept for the table, and the end
-code is 3.
+The peers of the extra `bench` go into koo's own environment, those of the group `bench-apart` into a separate one, all
+with the hashes in pins/. If one cannot be installed, the others still are; the reason is saved for the table, and the
+exit code is 3.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def name_of(requirement: str) -> str:
 
 
 def reason(said: str) -> str:
-    """A short sentence out of pip's many: it goes into the committed table, which names no host and no folder."""
+    """A short sentence for pip's long output. The committed table shows it, so it must not name a host or folder."""
     here = f"Python {sys.version_info.major}.{sys.version_info.minor} on {sys.platform}"
     if "ResolutionImpossible" in said or "conflicting dependencies" in said:
         return "its requirements conflict with the pinned versions"
@@ -44,7 +44,7 @@ def reason(said: str) -> str:
 
 
 def pip(python: Path, pins: Path) -> str | None:
-    """None where all went well, else what pip said."""
+    """Run pip. Returns None on success, otherwise its output."""
     command = [sys.executable, "-m", "pip", "--python", str(python), "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", "install", "--retries", "1", "--no-deps", "--require-hashes"]
     done = subprocess.run([*command, "--requirement", str(pins)], capture_output=True, text=True, check=False)
@@ -52,7 +52,9 @@ def pip(python: Path, pins: Path) -> str | None:
 
 
 def install(python: Path, pins: Path) -> dict[str, str]:
-    """All at once; where that fails one by one, and the reasons of those that could not be installed."""
+    """Install all peers together; if that fails, one by one. Returns the reasons for those that could not be
+    installed.
+    """
     if pip(python, pins) is None:
         return {}
     missing: dict[str, str] = {}
@@ -68,7 +70,7 @@ def install(python: Path, pins: Path) -> dict[str, str]:
 
 
 def each_pin(pins: Path) -> Iterator[tuple[str, str]]:
-    """Each package's name, and its lines: the version, then the hashes."""
+    """Each package's name and its lines: the version, then the hashes."""
     for lines in re.split(r"\n(?=\w)", pins.read_text(encoding="utf-8")):
         if not lines.startswith("#"):
             yield name_of(lines), lines.rstrip("\n") + "\n"

@@ -1,7 +1,7 @@
-"""What open pages cost: the server's processor time with ten live streams, over the same seconds without any.
+"""The cost of open pages: the server's processor time with ten live streams, compared with the same time without any.
 
-Five services are called twice a second each and the database is used, so almost every part is sent each second. The
-readers are another process, and the streams go over real sockets.
+Five services are called twice a second each and the database is used, so almost every part of the page is sent every
+second. The clients run in a separate process, and the streams use real sockets.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ async def _cpu_share() -> float:
 
 
 async def report(rounds: int = 7) -> Report:
-    """Per cent of a core, over a server that nobody looks at."""
+    """Per cent of a core, in excess of a server without open pages."""
     found = Report()
     with tempfile.TemporaryDirectory() as home:
         async with _serving(Path(home)) as (koo, port):
-            await _cpu_share()  # what is made at the first use
+            await _cpu_share()  # lets everything be created that is created on first use
             for _ in range(rounds):
                 alone = await _cpu_share()
                 reader = await asyncio.create_subprocess_exec(

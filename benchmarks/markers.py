@@ -1,7 +1,8 @@
-"""What a marker costs: a scope with one INSERT and its COMMIT, with `DB_EXACTLY_ONCE=marker` and without.
+"""The cost of a marker: a scope with one INSERT and its COMMIT, with `DB_EXACTLY_ONCE=marker` and without.
 
-The server flushes to its disk, as one in production does. At hand, and 10 ms away by way of a proxy. Scopes of both
-kinds take turns, and a round has their medians: COMMITs are short, and a disk or a neighbour is busy for longer.
+The server flushes to its disk, like one in production. It is measured locally and through a proxy that puts it 10 ms
+away. Scopes of both kinds alternate, and a round reports their medians: COMMITs are short, and a disk or a
+neighbouring process is busy for longer than one of them takes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ async def place_order(database: Database) -> tuple[float, float]:
 
 @asynccontextmanager
 async def databases(url: str) -> AsyncIterator[dict[Mode, Database]]:
-    """One without markers and one with."""
+    """A database without markers and one with them."""
     found = {
         mode: Database(DatabaseOptions(url=url, exactly_once=mode), deadlines=Deadlines()) for mode in MODES
     }
@@ -56,7 +57,7 @@ async def databases(url: str) -> AsyncIterator[dict[Mode, Database]]:
 
 
 async def marker_cost(url: str, what: str, *, times: int, rounds: int) -> Report:
-    """With a marker beside without: the whole scope, and its COMMIT alone."""
+    """The cost with a marker and without: the whole scope, and its COMMIT alone."""
     found = Report()
     async with databases(url) as both:
         for database in both.values():
@@ -65,7 +66,8 @@ async def marker_cost(url: str, what: str, *, times: int, rounds: int) -> Report
         for _ in range(rounds):
             took = {mode: list[tuple[float, float]]() for mode in MODES}
             for number in range(times):
-                # By turns the first: what the one leaves behind, the other would always meet.
+                # They alternate in going first. Otherwise one of them would always run right after the other, with the
+                # work that the other left for the server.
                 for mode in MODES if number % 2 else MODES[::-1]:
                     took[mode].append(await place_order(both[mode]))
             for part, name in enumerate(("a scope with an INSERT", "a COMMIT")):
@@ -83,7 +85,7 @@ def _median_us(took: list[tuple[float, float]], part: int) -> float:
 
 @contextmanager
 def away(server: PostgresServer, url: str) -> Iterator[str]:
-    """The same database, 10 ms away; the proxy has a thread of its own."""
+    """The same database 10 ms away; the proxy runs in a separate thread."""
     with FaultProxy(server.host, server.port) as proxy:
         proxy.delay_s = AWAY_S / 2
         yield proxy.through(url)

@@ -1,8 +1,8 @@
-"""Measuring on noisy machines.
+"""Measure on noisy machines.
 
-All contenders run in each round, in random order, and ratios are taken inside a round: what slows the machine down
-slows all of them. The median over the rounds is reported. Absolute times of one contender move by half between runs,
-ratios by a tenth; so goals are ratios.
+All contenders run in each round, in random order, and ratios are computed within a round, so anything that slows the
+machine down slows all of them. The median over the rounds is reported. A contender's absolute times differ by half
+between runs, ratios by a tenth, so the goals are ratios.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ AsyncRun = Callable[[int], Awaitable[None]]
 
 @dataclass(slots=True)
 class Report:
-    """What a subject found: each figure's value by round, and who was not measured and why."""
+    """The results of a subject: each figure's values by round, and why some peers were not measured."""
 
     figures: dict[str, list[float]] = field(default_factory=dict)
     not_measured: dict[str, str] = field(default_factory=dict)
 
     def note(self, name: str, value: float) -> None:
-        """One round's value of a figure."""
+        """Add one round's value of a figure."""
         self.figures.setdefault(name, []).append(value)
 
     def add(self, other: Report) -> None:
@@ -37,7 +37,7 @@ class Report:
 
 
 def noise(values: list[float]) -> float | None:
-    """Half the distance between the quartiles, as a share of the median; None where rounds are too few to tell."""
+    """Half the distance between the quartiles, as a share of the median; None for too few rounds."""
     if len(values) < 4:
         return None
     first, median, third = statistics.quantiles(values, n=4, method="inclusive")
@@ -46,17 +46,17 @@ def noise(values: list[float]) -> float | None:
 
 @dataclass(slots=True)
 class Table:
-    """The seconds for one operation of each contender, by round; `cpu_s`: of this process's processor time."""
+    """Seconds per operation of each contender, by round; `cpu_s` is this process's processor time."""
 
     seconds: dict[str, list[float]]
     cpu_s: dict[str, list[float]] = field(default_factory=dict)
 
     def ratios(self, name: str, to: str, *, less: str | None = None) -> list[float]:
-        """`name` / `to` in each round; with `less`, both without the time of `less`."""
+        """`name` / `to` in each round; with `less`, the time of `less` is subtracted from both first."""
         return [a / b for a, b in zip(self._net(name, less), self._net(to, less), strict=True)]
 
     def over_us(self, name: str, bare: str) -> list[float]:
-        """What `name` costs over `bare` in each round, in microseconds."""
+        """The cost of `name` over `bare` in each round, in microseconds."""
         return [seconds * 1e6 for seconds in self._net(name, bare)]
 
     def _net(self, name: str, less: str | None) -> list[float]:
@@ -68,7 +68,7 @@ class Table:
 async def compare(
     contenders: Mapping[str, AsyncRun], *, times: int | Mapping[str, int], rounds: int
 ) -> Table:
-    """Run each contender so many times in each round; `times` by name where a slow one would take all the time."""
+    """Run each contender this many times in each round; `times` overrides the number for slow ones."""
     of = {name: times if isinstance(times, int) else times[name] for name in contenders}
     table = Table({name: [] for name in contenders}, {name: [] for name in contenders})
     for name, run in contenders.items():
@@ -86,7 +86,7 @@ async def compare(
 
 
 async def add_up(times: int) -> None:
-    """A thousand additions in a warmed function's loop, `times` times: a yardstick for the machine."""
+    """A thousand additions in a warm function's loop, `times` times: a yardstick for the machine's speed."""
     for _ in range(times):
         _add()
 
@@ -105,7 +105,7 @@ async def additions_us() -> float:
 
 
 def machine() -> dict[str, str]:
-    """What the numbers were taken on."""
+    """The machine that the figures were measured on."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),

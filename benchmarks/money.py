@@ -1,8 +1,9 @@
-"""Money before each call: koo's purses beside a row that is updated before and after each call.
+"""The cost of money for each call: koo's purses, compared with a database row that is updated before and after each
+call.
 
-First what a hold and its settlement cost where there is room, in one budget, in two and in four. Then 200 calls a
-second of 0.2 s each, with the ledger on PostgreSQL: how many round trips a call makes, and how long calls wait for
-their hold, with the store at hand and with the store 500 ms away.
+First the cost of a hold and its settlement in one, two and four budgets that have room. Then 200 calls a second of 0.2
+s each, with the ledger on PostgreSQL: the round trips per call, and how long calls wait for their hold, with the store
+nearby and with the store 500 ms away.
 """
 
 from __future__ import annotations
@@ -36,23 +37,26 @@ NEAR, FAR = "a hold's wait, p99 ms", "a hold's wait with the store 500 ms away, 
 TRIPS = "round trips a call at 200 calls a second"
 
 BOUND_PICO, COST_PICO = 400_000_000, 100_000_000
-"""A call that may cost 0.0004 USD, and costs a quarter of that."""
+"""A call may cost 0.0004 USD, and costs a quarter of that."""
 LIMIT_PICO, ROOM_PICO = 10**18, 10**15
 BILL = Bill(amount_usd=Decimal("0.0001"), source="table", model="bench", input_tokens=12, output_tokens=96)
 CALLS_A_SECOND, ANSWER_S = 200, 0.2
 WARM_S, COUNTED_S = 6.0, 5.0
-"""Purses begin empty: the first calls wait for a grant, and some beats later there is one for two beats of spending."""
+"""Seconds before counting starts. Purses are empty at first, so the first calls wait for a grant. A few beats later the
+grants cover two beats of spending."""
 AWAY_S = 0.5
 ASKED_AWAY = 8
-"""So few: each of a peer's holds takes half a second then, and all of them alike."""
+"""Calls of the peer to measure with the distant store: each takes half a second, and they hardly differ."""
 
 
 # ---- a hold and its settlement -------------------------------------------------------------------------------------
 
 
 async def with_room(budgets: int) -> tuple[Ledger, tuple[Budget, ...]]:
-    """A ledger whose purses last for as long as anything is measured. One more call runs all the time: with the end of
-    the last one a purse goes home."""
+    """A ledger whose purses last for the whole measurement.
+
+    One more call runs all the time, because a purse is returned when its last call ends.
+    """
     ledger = MemoryLedger(SYSTEM_CLOCK)
     chosen = tuple(ledger.budget(f"budget {number}", LIMIT_PICO) for number in range(budgets))
     hold = await ledger.wait(chosen, ROOM_PICO, ledger.clock.monotonic() + 10.0, is_patient=False)
@@ -84,7 +88,7 @@ def updates(rows: Rows, budgets: int) -> AsyncRun:
 
 
 async def holds(server: PostgresServer, rounds: int) -> Report:
-    """Nothing else is done meanwhile: no call waits, and no beat is due."""
+    """Nothing else runs in this time: no call waits, and no beat is due."""
     report = Report()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -107,7 +111,7 @@ async def holds(server: PostgresServer, rounds: int) -> Report:
 
 
 class Traffic:
-    """Calls at an even pace, each held before it is asked and settled when it is answered."""
+    """Calls at an even pace, each held before it is sent and settled when its response arrives."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -116,7 +120,7 @@ class Traffic:
         self.waits_ms: list[float] = []
 
     async def go_on(self, for_s: float) -> None:
-        """So many seconds of it."""
+        """Continue for this many seconds."""
         began = time.perf_counter()
         for number in range(int(for_s * CALLS_A_SECOND)):
             await asyncio.sleep(began + number / CALLS_A_SECOND - time.perf_counter())
@@ -125,7 +129,7 @@ class Traffic:
             task.add_done_callback(self._asked.discard)
 
     async def end(self) -> None:
-        """Wait for what is still asked."""
+        """Wait for the calls that are still running."""
         await asyncio.gather(*self._asked)
 
     async def _call(self) -> None:
@@ -155,7 +159,7 @@ async def on_postgres(server: PostgresServer) -> Report:
             beats = asyncio.create_task(store.ledger.run())
             traffic = Traffic(store.ledger)
             for column, delay_s in ((NEAR, 0.0), (FAR, AWAY_S)):
-                proxy.delay_s = delay_s / 2  # It delays both directions.
+                proxy.delay_s = delay_s / 2  # the proxy delays both directions
                 await traffic.go_on(WARM_S)
                 traffic.waits_ms, before = [], proxy.round_trips
                 await traffic.go_on(COUNTED_S)
@@ -171,7 +175,7 @@ async def on_postgres(server: PostgresServer) -> Report:
 
 
 async def peer_on_postgres(server: PostgresServer) -> Report:
-    """One call after another: what each waits for its UPDATE, without a queue."""
+    """Calls one after another: how long each waits for its UPDATE, without a queue."""
     report = Report()
     async with FaultProxy(server.host, server.port) as proxy:
         with ExitStack() as stack:
@@ -189,7 +193,7 @@ async def peer_on_postgres(server: PostgresServer) -> Report:
 
 
 def timed_ms(act: Callable[[], object], times: int) -> list[float]:
-    """How long each of so many took, in milliseconds."""
+    """The duration of each of this many calls, in milliseconds."""
     act()
     took: list[float] = []
     for _ in range(times):
@@ -200,7 +204,7 @@ def timed_ms(act: Callable[[], object], times: int) -> list[float]:
 
 
 async def report(rounds: int = 7) -> Report:
-    """All of it; the waits in `rounds // 2` rounds, because each takes half a minute."""
+    """Measure everything. The waits are measured in `rounds // 2` rounds, because each takes half a minute."""
     with PostgresServer(18) as server:
         found = await holds(server, rounds)
         for _ in range(max(1, rounds // 2)):

@@ -1,7 +1,8 @@
-"""A budget as people keep it: a row in a database, held by a conditional UPDATE before each call, settled after it.
+"""The usual form of a budget: a database row, with a conditional UPDATE that holds before each call and another that
+settles.
 
-The shortest way there is: one connection, prepared statements, nothing around them. Gateways that count in memory and
-synchronise in batches are faster, and pass their caps.
+This is the cheapest implementation: one connection, prepared statements, and nothing around them. Gateways that count
+in memory and synchronise in batches are faster, but exceed their caps.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ ENTER = "INSERT INTO entries VALUES ({0}, {0}, 'bench')"
 
 
 class Rows(Protocol):
-    """Some budgets, as rows."""
+    """Budgets as rows."""
 
     def hold(self, budgets: int, amount: int) -> None:
-        """Hold in the first so many of them, in one transaction."""
+        """Hold in the first budgets, in one transaction."""
         ...
 
     def settle(self, budgets: int, amount: int, cost: int) -> None:
-        """Book what it cost, in one transaction."""
+        """Book the cost, in one transaction."""
         ...
 
 
 class SqliteRows:
-    """In a file, in WAL mode, flushed to the disk at checkpoints only: as koo's own store has it."""
+    """In a file in WAL mode that is flushed to disk only at checkpoints, like koo's own store."""
 
     def __init__(self, path: Path, limit: int) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None)
@@ -68,7 +69,7 @@ class SqliteRows:
 
 
 class PostgresRows:
-    """On a server, through psycopg; a single statement commits itself."""
+    """On a server, through psycopg; a single statement commits by itself."""
 
     def __init__(self, url: str, limit: int) -> None:
         self._connection = load("psycopg", "psycopg").connect(url, autocommit=True, prepare_threshold=0)
@@ -100,7 +101,7 @@ class PostgresRows:
 def postgres_rows(
     server: PostgresServer, limit: int, through: tuple[str, int] | None = None
 ) -> Iterator[PostgresRows]:
-    """Rows in a database of their own; `through`: the host and port of a proxy."""
+    """Rows in a separate database; `through` is the host and port of a proxy."""
     name = server.create_database()
     host, port = through or (server.host, server.port)
     plain = server.url(driver=None, database=name).replace(f"@{server.host}:{server.port}", f"@{host}:{port}")

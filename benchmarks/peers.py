@@ -1,9 +1,9 @@
-"""The peers' packages: where they are installed, which versions, and why one is missing.
+"""The peers' packages: where they are installed, in which versions, and why one is missing.
 
-Most run in koo's own environment. LiteLLM asks for an older openai than koo's tests use, so it and TensorZero have an
-environment of their own inside `.venv`, which `make bench` makes, and run there in a process of their own.
+Most run in koo's own environment. LiteLLM requires an older openai than koo's tests use. So it and TensorZero have a
+separate environment inside `.venv`, which `make bench` creates, and run there in separate processes.
 
-Only the standard library here: this runs under both pythons.
+This module runs under both Pythons, so it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 APART = Path(sys.prefix) / "peers"
 APART_PYTHON = APART / "bin" / "python"
 REASONS = Path(sys.prefix) / "peers.json"
-"""By distribution: why `benchmarks.install` could not install it."""
+"""Reasons why `benchmarks.install` could not install a distribution, by its name."""
 
 TOGETHER = (
     "stamina", "tenacity", "purgatory", "limits", "prometheus_client", "interlock-cb",
@@ -28,13 +28,13 @@ ON_THEIR_OWN = ("litellm", "tensorzero")
 
 
 class NotMeasured(Exception):
-    """A peer is not here; the sentence says why."""
+    """A peer is missing; the sentence says why."""
 
 
 def load(module: str, distribution: str) -> Any:
-    """A peer's module; `NotMeasured` where it cannot be imported.
+    """Import a peer's module. Raises `NotMeasured` if that is impossible.
 
-    Any: types are checked where no peer is installed, too, and must be right in both cases.
+    The return type is Any because types are also checked on machines without the peers.
     """
     try:
         return importlib.import_module(module)
@@ -45,7 +45,7 @@ def load(module: str, distribution: str) -> Any:
 
 
 def why_missing(distribution: str) -> str:
-    """A sentence for the table."""
+    """The reason as a sentence for the table."""
     try:
         reasons: dict[str, str] = json.loads(REASONS.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -58,7 +58,7 @@ def is_installed(distribution: str, *, apart: bool = False) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the peers' packages that are here."""
+    """The versions of the installed peers."""
     found = {name: _version(name, apart=False) for name in TOGETHER}
     found |= {name: _version(name, apart=True) for name in ON_THEIR_OWN}
     return {name: version for name, version in found.items() if version is not None}

@@ -1,8 +1,8 @@
-"""`query_ai` and `stream_ai` against a server that answers at once, 50 in flight, with the durable ledger, one core for
-the client.
+"""`query_ai` and `stream_ai` against a server that responds immediately, 50 in flight, with the durable ledger and one
+core.
 
-The servers run in processes of their own on the first core, and so does each contender on the last one. In each round
-the contenders are measured one after another, in random order, and the others sleep.
+The servers run in separate processes on the first core, and each contender runs in a process on the last one. In each
+round the contenders are measured one after another, in random order, while the others sleep.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Process:
-    """A contender's process, which is told for how long to ask."""
+    """A contender's process, which is told how long to send queries."""
 
     def __init__(self, contender: Contender, url: str) -> None:
         if contender.distribution and not is_installed(contender.distribution, apart=contender.apart):
@@ -50,7 +50,7 @@ class Process:
         )
 
     def wait_until_ready(self) -> None:
-        """Its first answer was right."""
+        """Wait for its first correct response."""
         answer = self._read()
         if "not_measured" in answer:
             raise NotMeasured(answer["not_measured"])
@@ -64,7 +64,7 @@ class Process:
         self._said.close()
 
     def measure(self, for_s: float) -> float:
-        """Calls a second, or processor time an event: whatever the contender's figure is."""
+        """The contender's figure: calls per second, or processor time per event."""
         assert self._process.stdin
         self._process.stdin.write(f"{for_s}\n")
         self._process.stdin.flush()
@@ -85,12 +85,12 @@ class Process:
 
 
 def first_core() -> int | None:
-    """The servers' core: a server that wanders onto its client's core halves what the client can ask."""
+    """The servers' core. A server that moves to its client's core halves the client's rate."""
     return min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def start(stack: ExitStack, report: Report) -> dict[str, Process]:
-    """The contenders that are here; the reasons of the others go into the report."""
+    """Start the contenders that are installed; the reasons for the others go into the report."""
     urls = {
         kind: stack.enter_context(InstantServer(vendor, core=first_core())).base_url
         for kind, vendor in VENDORS.items()
@@ -116,7 +116,7 @@ def is_ready(process: Process, report: Report) -> bool:
 
 
 async def report(rounds: int = 5) -> Report:
-    """The figure of each contender, and koo's beside the floor's."""
+    """The figure of each contender, and koo's compared with the floor's."""
     found = Report()
     figures: dict[str, list[float]] = {}
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
-"""Who reads streams in the query benchmark: as in `benchmarks.contenders`, but the answer comes in 200 pieces.
+"""The contenders of the query benchmark that read streams of 200 pieces; see `benchmarks.contenders`.
 
-An `Ask` returns the text. Nothing but the standard library is imported here before a contender is chosen.
+An `Ask` returns the text. Only the standard library is imported here before a contender is chosen.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from benchmarks.peers import load
 
 STREAMED = "us of CPU a streamed event"
 Text = Callable[[Any], str]
-"""The content of an event; empty where it has none."""
+"""Returns the content of an event; "" if it has none."""
 
 
 def of_message(event: Any) -> str:
-    """Anthropic's."""
+    """The text in an event of Anthropic's format."""
     return str(event["delta"]["text"]) if event["type"] == "content_block_delta" else ""
 
 
 def of_response(event: Any) -> str:
-    """OpenAI's Responses."""
+    """The text in an event of OpenAI's Responses format."""
     return str(event["delta"]) if event["type"] == "response.output_text.delta" else ""
 
 
 def of_chat(event: Any) -> str:
-    """OpenAI's chat completions."""
+    """The text in an event of OpenAI's chat completions."""
     return event["choices"][0]["delta"].get("content") or "" if event["choices"] else ""
 
 
@@ -69,7 +69,7 @@ def koo_stream(kind: str) -> Make:
 
 
 def bare_stream(path: str, body: dict[str, Any], text_of: Text) -> Make:
-    """The floor: the lines of the body as aiohttp has them, and each event decoded."""
+    """The floor: the lines of the body as aiohttp returns them, and each event decoded."""
 
     async def make(url: str, stack: AsyncExitStack) -> Ask:
         import aiohttp
@@ -154,7 +154,7 @@ def litellm_stream(model: str) -> Make:
 
 
 def content_of(chunk: Any) -> str:
-    """Of a chunk of OpenAI's classes."""
+    """The content of a chunk of OpenAI's classes."""
     return chunk.choices[0].delta.content or "" if chunk.choices else ""
 
 

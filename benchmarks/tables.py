@@ -1,4 +1,4 @@
-"""The tables of README.md, made from the newest result: the goals, then koo beside its peers."""
+"""Generate the tables of README.md from the newest result: the goals, then koo and its peers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Rows: who; columns: figures called `who: name`, by their heading. `koo`: the row that the others stand beside."""
+    """A table with contenders as rows. `columns` maps headings to figures named `who: name`; `koo` is the row to
+    compare with.
+    """
 
     title: str
     subject: str
@@ -47,7 +49,7 @@ COMPARISONS = (
         {"µs": "refusal by a limit, us"},
     ),
     Comparison(
-        "Many tenants: a call for one of so many, µs over a turn of the event loop (limits: its memory storage)",
+        "Many tenants: a call for one of them, µs over a turn of the event loop (limits: its memory storage)",
         "guard",
         {f"of {count}": f"with {count} keys, us" for count in ("1", "1,000", "10,000")},
     ),
@@ -55,7 +57,7 @@ COMPARISONS = (
         Comparison(
             f"A session scope with one statement, {driver}, µs",
             "database",
-            {"time": f"a scope with {driver}, us", "of it CPU here": f"a scope with {driver}, us of CPU"},
+            {"time": f"a scope with {driver}, us", "client CPU": f"a scope with {driver}, us of CPU"},
         )
         for driver in ("psycopg", "asyncpg")
     ),
@@ -101,20 +103,20 @@ COMPARISONS = (
         for driver in ("psycopg", "asyncpg")
     ),
     Comparison(
-        "Money before a call and after it, µs where there is room",
+        "Holding and settling the money of a call, µs if there is room",
         "money",
         {f"in {count}": f"a hold and its settlement in {count}, us" for count in BUDGETS},
     ),
     Comparison(
-        "What calls wait for their hold on PostgreSQL, p99 in ms",
+        "The wait of a call for its hold on PostgreSQL, p99 in ms",
         "money",
         {
-            "at hand": "a hold's wait, p99 ms",
+            "nearby": "a hold's wait, p99 ms",
             "500 ms away": "a hold's wait with the store 500 ms away, p99 ms",
         },
     ),
     Comparison(
-        "AI queries, calls a second on one core, 50 in flight",
+        "AI queries, calls per second on one core, 50 in flight",
         "query",
         {
             "Anthropic Messages": "anthropic, calls a second",
@@ -124,7 +126,7 @@ COMPARISONS = (
         more_is_better=True,
     ),
     Comparison(
-        "Streamed AI answers of 200 events, µs of processor time an event",
+        "Streamed AI answers of 200 events, µs of processor time per event",
         "query",
         {
             "Anthropic Messages": "anthropic, us of CPU a streamed event",
@@ -141,7 +143,7 @@ def newest() -> Path:
 
 
 def figure(value: float) -> str:
-    """Three digits."""
+    """Format with three digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
@@ -172,7 +174,7 @@ def goal_lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def comparison_lines(comparison: Comparison, result: dict[str, Any]) -> Iterator[str]:
-    """koo first, then its peers from the nearest to the farthest, then those that were not measured."""
+    """koo first, then its peers from the closest to the farthest, then those that were not measured."""
     figures: dict[str, float] = result["figures"].get(comparison.subject, {})
     missing: dict[str, str] = result["not_measured"].get(comparison.subject, {})
     who: dict[str, None] = dict.fromkeys(
@@ -199,7 +201,7 @@ def order(comparison: Comparison, figures: dict[str, float], row: str) -> tuple[
 def cell(
     comparison: Comparison, figures: dict[str, float], missing: dict[str, str], row: str, column: str
 ) -> str:
-    """The figure, and how many times koo's cost that is."""
+    """The figure, and its multiple of koo's cost."""
     value = figures.get(f"{row}: {column}")
     if value is None:
         why = missing.get(f"{row}: {column}")
@@ -211,14 +213,17 @@ def cell(
 
 
 def tables(result: dict[str, Any], day: str) -> str:
-    """All that stands between the marks."""
+    """The text between the marks."""
     about, packages = result["machine"], result["packages"]
     parts = [
         f"{day}: {about['processor']}, {about['system']} {about['machine']}, Python {about['python']}; "
         f"a thousand additions take {about['additions_us']} µs.",
         "\n".join(goal_lines(result)),
-        *(f"{subject}, by itself: {when}." for subject, when in sorted(result.get("by_itself", {}).items())),
-        "A figure with × stands beside koo's: so many times its cost.",
+        *(
+            f"{subject}, measured separately: {when}."
+            for subject, when in sorted(result.get("by_itself", {}).items())
+        ),
+        "A figure with × is a multiple of koo's cost.",
         *("\n".join(comparison_lines(comparison, result)) for comparison in COMPARISONS),
         "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(packages.items())) + ".",
     ]
@@ -226,7 +231,7 @@ def tables(result: dict[str, Any], day: str) -> str:
 
 
 def with_tables(readme: str, result: dict[str, Any], day: str) -> str:
-    """README's text with its tables made anew."""
+    """README's text with new tables."""
     between = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
     made = f"{BEGIN}\n\n{tables(result, day)}\n\n{END}"
     changed, count = between.subn(lambda _: made, readme)

@@ -1,4 +1,4 @@
-"""The committed figures of the benchmarks: each goal has one, each peer has one or a reason, and the tables show them.
+"""The benchmarks' committed figures: each goal has one, each peer has one or a reason, and the tables show them.
 
 Nothing is measured here, and no peer needs to be installed.
 """
@@ -37,7 +37,7 @@ def figures_of(result: dict[str, Any]) -> dict[str, float]:
 
 def test_the_readme_shows_the_newest_result(result: dict[str, Any]) -> None:
     readme = tables.README.read_text(encoding="utf-8")
-    again = "python -m benchmarks.tables writes them"
+    again = "run: python -m benchmarks.tables"
     assert readme == tables.with_tables(readme, result, tables.newest().stem), again
 
 
@@ -53,29 +53,27 @@ def test_each_contender_of_the_query_benchmark_has_a_figure_or_a_reason(result: 
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_a_streamed_answer_has_as_many_events_as_its_time_is_divided_by(vendor: Any) -> None:
+def test_a_streamed_answer_has_the_number_of_events_that_its_time_is_divided_by(vendor: Any) -> None:
     _, streamed = prepared(vendor)
     assert streamed.count(b"Paris is city ") == PIECES
 
 
 @pytest.mark.parametrize("comparison", tables.COMPARISONS, ids=lambda comparison: comparison.title)
-def test_koo_stands_beside_a_peer_in_each_table(
-    comparison: tables.Comparison, result: dict[str, Any]
-) -> None:
-    """So that no table is empty because a figure has a new name."""
+def test_each_table_compares_koo_with_a_peer(comparison: tables.Comparison, result: dict[str, Any]) -> None:
+    """Otherwise a table could become empty because a figure was renamed."""
     rows = [row.split(" | ")[0].strip("| ") for row in tables.comparison_lines(comparison, result)][2:]
     assert rows[0] == comparison.koo and len(rows) > 1
     assert any("×" in row for row in tables.comparison_lines(comparison, result))
 
 
 def test_each_figure_of_a_peer_is_in_a_table(result: dict[str, Any]) -> None:
-    """koo's own ratios stand among the goals; whatever else was measured is shown."""
+    """koo's own ratios are listed with the goals; everything else that was measured is in a table."""
     columns = [f": {name}" for comparison in tables.COMPARISONS for name in comparison.columns.values()]
     unseen = {name for name in figures_of(result) if name not in GOALS and not name.endswith(tuple(columns))}
     assert unseen == set()
 
 
-def test_the_versions_of_the_peers_stand_below_the_tables(result: dict[str, Any]) -> None:
+def test_the_versions_of_the_peers_are_listed_below_the_tables(result: dict[str, Any]) -> None:
     assert result["packages"].keys() <= {*TOGETHER, *ON_THEIR_OWN}
     last = tables.tables(result, "2026-01-01").splitlines()[-1]
     assert all(f"{name} {version}" in last for name, version in result["packages"].items())
@@ -113,7 +111,7 @@ REFUSALS = next(
 )
 
 
-def test_peers_stand_below_koo_in_order_with_how_many_times_its_cost_they_take() -> None:
+def test_peers_are_listed_below_koo_by_their_multiple_of_its_cost() -> None:
     assert list(tables.comparison_lines(REFUSALS, made_up()))[2:] == [
         "| koo | 2.00 |",
         "| quick | 1.00 · 0.500× |",
@@ -122,7 +120,7 @@ def test_peers_stand_below_koo_in_order_with_how_many_times_its_cost_they_take()
     ]
 
 
-def test_where_more_is_better_the_cost_is_turned_round() -> None:
+def test_if_more_is_better_the_multiple_is_inverted() -> None:
     fast = tables.Comparison("Calls", "query", {"a second": "calls a second"}, more_is_better=True)
     figures = {"koo: calls a second": 6000.0, "slow: calls a second": 200.0, "quick: calls a second": 3000.0}
     made = made_up(figures={"query": figures}, not_measured={})
@@ -133,7 +131,7 @@ def test_where_more_is_better_the_cost_is_turned_round() -> None:
     ]
 
 
-def test_a_goal_that_is_not_met_says_so_and_one_without_a_figure_too() -> None:
+def test_a_missed_goal_and_a_missing_figure_are_marked() -> None:
     made = made_up(
         figures={"a": {"stack by hand / koo": 6.9, "koo: import, s": 0.15}},
         noise={"a": {"stack by hand / koo": 0.031}},
