@@ -148,7 +148,7 @@ def test_a_refusal_says_since_when_the_database_responds_again_and_when_to_retry
             since, refused = view["answers_since"], await fail(database)
             assert database.guard.breaker.phase is OPEN and since is not None
             assert refused.answers_since == since
-            assert f"; it answers again since {since[11:19]} UTC; try again in" in str(refused)
+            assert f"; it has been answering again since {since[11:19]} UTC; try again in" in str(refused)
             assert refused.retry_after_s is not None and 2.0 < refused.retry_after_s < 8.0
             body = json.loads(problem_answer(refused).body)
             assert body["answers_since"] == since and body["last_error"]["kind"] == "connection"

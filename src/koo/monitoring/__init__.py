@@ -1,1 +1,1 @@
-"""Health, metrics, and the one aggregation that every view is made of."""
+"""Health, metrics, and the single aggregation from which every view is built."""

@@ -1,4 +1,4 @@
-"""What operators do about alerts, and what became of them, as it is seen."""
+"""Shapes of operators' acts on alerts and of the alert history."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from koo.monitoring.shapes import Alert, Doc, SilenceView, Time, TypedDict
 
 
 class AlertHistory(TypedDict):
-    """Episodes that fired, of all processes, the newest beginning first."""
+    """Episodes that fired, of all processes, the newest start first."""
 
     episodes: list[Alert]
-    next_cursor: Annotated[str | None, Doc("`cursor` of the next page; null: this is the last one")]
+    next_cursor: Annotated[str | None, Doc("`cursor` of the next page; null on the last page")]
     since: Time
     until: Time
     timestamp: Time
 
 
 class AlertAct(TypedDict):
-    """An alert, and what was done about it."""
+    """The result of an act on an alert."""
 
     message: str
     alert: Alert
@@ -33,7 +33,7 @@ class Silences(TypedDict):
 
 
 class SilenceAct(TypedDict):
-    """A silence that was made or ended."""
+    """The result of creating or ending a silence."""
 
     message: str
     silence: SilenceView

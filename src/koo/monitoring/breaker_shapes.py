@@ -1,22 +1,22 @@
-"""What all shapes are made of: sentences of keys, how times and money are written, and what is seen of a breaker.
+"""The basis of all shapes: descriptions of keys, the types of times and money, and the shapes of a breaker.
 
-The rules of `shapes` hold here too.
+The rules of `shapes` apply here too.
 """
 
-# Without `from __future__ import annotations`: the types are read at run time, where the API is described.
+# There is no `from __future__ import annotations` here, because the API description reads the types at run time.
 
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 if sys.version_info >= (3, 12):
-    from typing import TypedDict as TypedDict  # noqa: PLC0414 - `koo.web.answers` takes it from here
-else:  # Before 3.12 pydantic refuses those of `typing`: they forget which key of which base may be missing.
+    from typing import TypedDict as TypedDict  # noqa: PLC0414 - `koo.web.answers` imports it from here
+else:  # Before 3.12 pydantic rejects `typing.TypedDict`, which loses track of the optional keys of its bases.
     from typing_extensions import TypedDict as TypedDict  # noqa: PLC0414
 
 
 class Doc:
-    """The sentence of a key. Pydantic, which describes the API, finds it by the method's name."""
+    """The description of a key. Pydantic, which generates the API description, finds it by the method's name."""
 
     __slots__ = ("sentence",)
 
@@ -37,11 +37,11 @@ OverrideWord = Literal["none", "forced_open", "disabled", "metrics_only"]
 
 
 class LastError(TypedDict):
-    """What the last call or check that failed met."""
+    """The error of the last call or check that failed."""
 
-    kind: Annotated[str, Doc("what happened, in one word, as in errors")]
-    status: Annotated[int | None, Doc("of the HTTP answer; null: no answer with one came")]
-    sentence: Annotated[str, Doc("one line, without keys and prompts")]
+    kind: Annotated[str, Doc("the kind of error in one word, as in exceptions")]
+    status: Annotated[int | None, Doc("the HTTP status; null if there was no HTTP response")]
+    sentence: Annotated[str, Doc("one line, without keys or prompts")]
     at: Time
 
 
@@ -49,7 +49,7 @@ class LastError(TypedDict):
 
 
 class WindowCounts(TypedDict):
-    """The recent calls that a breaker judges by."""
+    """The recent calls by which a breaker decides."""
 
     calls: int
     failures: int
@@ -60,34 +60,38 @@ class BreakerStatus(TypedDict):
     """A circuit breaker."""
 
     name: str
-    state: Annotated[BreakerWord, Doc("what it does with calls now")]
-    override: Annotated[OverrideWord, Doc("what an operator set")]
-    operator: Annotated[str, Doc("who set the override, why, and until when; empty: none is set")]
+    state: Annotated[BreakerWord, Doc("how it treats calls now")]
+    override: Annotated[OverrideWord, Doc("the operator's override")]
+    operator: Annotated[str, Doc("who set the override, why, and until when; empty if none is set")]
     reason: Annotated[str, Doc("why it is not closed; empty if it is")]
     primed: Annotated[
         str,
-        Doc("why one failure opens it here: how many other processes have it open; empty: it is not primed"),
+        Doc(
+            "why a single failure opens it: how many other processes have it open; empty if it is not primed"
+        ),
     ]
-    last_error: Annotated[LastError | None, Doc("kept after it recovers; null: none yet")]
+    last_error: Annotated[LastError | None, Doc("kept after recovery; null if there was none yet")]
     consecutive_failures: int
     failure_threshold: Annotated[int, Doc("failures in a row that open it")]
     success_threshold: Annotated[int, Doc("successes in a row that close it again")]
     recovery_timeout: Annotated[float, Doc("seconds from opening to the first probe")]
     window: WindowCounts
-    opened_at: Annotated[Time | None, Doc("when it last opened; null: never")]
-    next_attempt: Annotated[Time | None, Doc("when an open one is tried again; null: it is not open")]
+    opened_at: Annotated[Time | None, Doc("when it last opened; null if never")]
+    next_attempt: Annotated[Time | None, Doc("when it is tried again; null if it is not open")]
     times_opened: int
     stale_results: Annotated[
-        int, Doc("answers that arrived after the breaker had moved on, and were ignored")
+        int, Doc("results that arrived after the breaker had changed state, and were ignored")
     ]
-    running: Annotated[int, Doc("calls that it admitted and that have not ended")]
-    incident: Annotated[str | None, Doc("the id of its last opening's incident; null: it never opened")]
+    running: Annotated[int, Doc("admitted calls that have not ended")]
+    incident: Annotated[
+        str | None, Doc("the id of the incident of its last opening; null if it never opened")
+    ]
 
 
 class Outcomes(TypedDict):
-    """What became of the calls behind a guard."""
+    """The results of a guard's calls."""
 
     failure_count: int
     success_count: int
-    last_failure: Annotated[Time | None, Doc("null: none yet")]
-    last_success: Annotated[Time | None, Doc("null: none yet")]
+    last_failure: Annotated[Time | None, Doc("null if there was none yet")]
+    last_success: Annotated[Time | None, Doc("null if there was none yet")]

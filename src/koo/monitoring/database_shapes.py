@@ -1,6 +1,6 @@
-"""What is seen of the database: its shapes, as `shapes` has those of everything else."""
+"""The shapes of the database's state; the rules of `shapes` apply here too."""
 
-# Without `from __future__ import annotations`: the types are read at run time, where the API is described.
+# There is no `from __future__ import annotations` here, because the API description reads the types at run time.
 
 from typing import Annotated, Literal
 
@@ -10,45 +10,45 @@ DatabaseWord = Literal["healthy", "unhealthy", "circuit_open", "degraded"]
 
 
 class DatabaseBreaker(BreakerStatus, Outcomes):
-    """The database's circuit breaker, and what became of the calls that it saw."""
+    """The database's circuit breaker, and the results of its calls."""
 
-    neutral_count: Annotated[int, Doc("calls that say nothing about the database")]
-    refused_count: Annotated[int, Doc("calls that koo refused; the database did not see them")]
+    neutral_count: Annotated[int, Doc("calls whose result says nothing about the database")]
+    refused_count: Annotated[int, Doc("calls that koo refused and the database never received")]
 
 
 class PoolStatus(TypedDict):
-    """Connections of the pool, now."""
+    """The pool's current connections."""
 
-    size: Annotated[int, Doc("connections that are kept open")]
+    size: Annotated[int, Doc("connections kept open")]
     active_connections: int
     idle_connections: int
-    suspect_connections: Annotated[int, Doc("idle ones, while the server does not answer its probe")]
-    overflow_connections: Annotated[int, Doc("open ones beyond `size`")]
+    suspect_connections: Annotated[int, Doc("idle connections while the server does not answer its probe")]
+    overflow_connections: Annotated[int, Doc("open connections beyond `size`")]
     open_connections: int
-    waiting: Annotated[int, Doc("callers in line for a connection")]
+    waiting: Annotated[int, Doc("callers waiting for a connection")]
     max_connections: int
     utilization: Annotated[float, Doc("share of `max_connections` in use, 0 to 1")]
     turned_away: Annotated[
-        int, Doc("callers that got no connection since the pool became full; 0: none lately")
+        int, Doc("callers that got no connection since the pool became full; 0 if none recently")
     ]
-    overdue: Annotated[int, Doc("scopes that have been open for longer than DATABASE_HELD_WARNING")]
+    overdue: Annotated[int, Doc("scopes open for longer than DATABASE_HELD_WARNING")]
     held_by: Annotated[
-        list[str], Doc("the oldest scopes in words, while the pool is full or a scope is overdue")
+        list[str], Doc("descriptions of the oldest scopes, while the pool is full or a scope is overdue")
     ]
 
 
 class ConnectionCounts(TypedDict):
-    """What became of connections."""
+    """Counts of connections, by what happened to them."""
 
     created: int
     closed: int
     broken: Annotated[int, Doc("lost while in use")]
-    stale_replaced: Annotated[int, Doc("found dead before use, and replaced unseen")]
-    aborted: Annotated[int, Doc("cut off by koo because they took too long")]
+    stale_replaced: Annotated[int, Doc("found dead before use, and replaced without an error")]
+    aborted: Annotated[int, Doc("closed by koo because they took too long")]
 
 
 class Spread(TypedDict):
-    """Seconds of the last five minutes."""
+    """Durations in the last five minutes, in seconds."""
 
     average: float
     p50: float
@@ -59,13 +59,13 @@ class Spread(TypedDict):
 class PhaseTimes(Spread):
     """One phase of a scope."""
 
-    count: Annotated[int, Doc("in the process's life")]
+    count: Annotated[int, Doc("since the process started")]
 
 
 class Phases(TypedDict):
-    """The phases of a scope, separately, because each blames a different party."""
+    """The durations of a scope's phases. They are separate because each points to a different cause."""
 
-    gate_wait: Annotated[PhaseTimes, Doc("waiting for a place in the pool")]
+    gate_wait: Annotated[PhaseTimes, Doc("waiting for a slot in the pool")]
     connect: PhaseTimes
     statement: PhaseTimes
     commit: PhaseTimes
@@ -73,26 +73,28 @@ class Phases(TypedDict):
 
 
 class ResponseTimes(Spread):
-    """Seconds of scopes, and of each of their phases."""
+    """Durations of scopes and of their phases, in seconds."""
 
-    success_rate: Annotated[float, Doc("0 to 1; 1 where nothing was asked")]
+    success_rate: Annotated[float, Doc("0 to 1; 1 if there were no calls")]
     phases: Phases
 
 
 class DatabaseErrors(TypedDict):
-    """Errors by kind, and what koo made of them."""
+    """Errors by kind, and how koo handled them."""
 
     by_kind: dict[str, int]
     total: int
     contention: Annotated[int, Doc("transactions that conflicted with others")]
     unknown_commits: Annotated[int, Doc("COMMITs whose outcome is unknown")]
-    resolved_commits: Annotated[int, Doc("lost COMMITs whose outcome was learned by their markers")]
+    resolved_commits: Annotated[int, Doc("lost COMMITs whose outcome was found by their markers")]
     pool_timeouts: Annotated[int, Doc("callers that got no connection in time")]
-    last_error: Annotated[str | None, Doc("its kind and the driver's name for it; null: none yet")]
+    last_error: Annotated[
+        str | None, Doc("its kind and the driver's name for it; null if there was none yet")
+    ]
 
 
 class DatabaseRetries(TypedDict):
-    """What was repeated."""
+    """Counts of retries."""
 
     connects: int
     transactions: int
@@ -100,7 +102,7 @@ class DatabaseRetries(TypedDict):
 
 
 class DatabaseMetrics(TypedDict):
-    """What the pool is doing and has done."""
+    """The pool's current state and its counts."""
 
     pool_status: PoolStatus
     connection_metrics: ConnectionCounts
@@ -112,50 +114,53 @@ class DatabaseMetrics(TypedDict):
 
 
 class DatabaseServer(TypedDict):
-    """Which database it is; never its user or password."""
+    """The database server, without user and password."""
 
-    host: Annotated[str | None, Doc("null: a file, or a socket of this machine")]
+    host: Annotated[str | None, Doc("null for a file or a local socket")]
     port: int | None
-    name: Annotated[str | None, Doc("of the database, or of its file; null: the server's default")]
+    name: Annotated[str | None, Doc("the database or its file; null for the server's default")]
 
 
 class DatabaseHealth(TypedDict):
     """The database as its guard and the last probe see it."""
 
-    healthy: Annotated[bool, Doc("the last probe got its answer, and the state is healthy")]
+    healthy: Annotated[bool, Doc("the last probe succeeded, and the state is healthy")]
     state: DatabaseWord
     reason: Annotated[str, Doc("why it is not healthy; empty if it is")]
-    conditions: Annotated[list[str], Doc("what is true beside the state: saturated, slow, read_only, …")]
-    last_error: Annotated[LastError | None, Doc("kept after it recovers; null: none yet")]
+    conditions: Annotated[
+        list[str], Doc("conditions in addition to the state: saturated, slow, read_only, …")
+    ]
+    last_error: Annotated[LastError | None, Doc("kept after recovery; null if there was none yet")]
     server: DatabaseServer
     answers_since: Annotated[
         Time | None,
-        Doc("since when its probe succeeds again while calls are still refused; null: not the case"),
+        Doc("since when its probe has been succeeding again while calls are still refused; otherwise null"),
     ]
     response_time_ms: Annotated[
-        float | None, Doc("of the last probe, answered or (see `error`) not; null: none yet")
+        float | None,
+        Doc("of the last probe, whether it succeeded or failed (see `error`); null if there was none yet"),
     ]
     circuit_breaker: DatabaseBreaker
     pool_status: PoolStatus
-    last_health_check: Annotated[Time | None, Doc("null: none yet")]
-    error: Annotated[str | None, Doc("what the last probe met; null: nothing wrong")]
+    last_health_check: Annotated[Time | None, Doc("null if there was none yet")]
+    error: Annotated[str | None, Doc("the last probe's error; null if it succeeded")]
     timestamp: Time
 
 
 class DatabaseGate(TypedDict):
-    """Whether new scopes of a database may begin, and which are open."""
+    """Whether new scopes of a database may begin, and which scopes are open."""
 
-    gate: Annotated[str, Doc("open; paused: new scopes wait; draining: they are refused")]
-    running: Annotated[int, Doc("scopes that are open")]
-    waiting: Annotated[int, Doc("callers that wait to begin one")]
+    gate: Annotated[str, Doc("open; paused (new scopes wait); draining (new scopes are refused)")]
+    running: Annotated[int, Doc("open scopes")]
+    waiting: Annotated[int, Doc("callers waiting to begin a scope")]
     open_connections: int
     held_by: Annotated[
-        list[str], Doc("the oldest scopes: where, for how long, their last statement's first words")
+        list[str], Doc("the oldest scopes: code location, age, and the first words of their last statement")
     ]
 
 
 class DatabaseConfiguration(TypedDict):
-    """What is in force; never the URL, which may hold a password."""
+    """The options in force. The URL is omitted, because it may contain a password."""
 
     driver: str
     pool_size: int
@@ -163,13 +168,13 @@ class DatabaseConfiguration(TypedDict):
     pool_timeout: float
     pool_recycle: float
     scope_timeout: float
-    slow_call: Annotated[float, Doc("seconds from which a call counts as slow")]
+    slow_call: Annotated[float, Doc("duration in seconds from which a call counts as slow")]
     max_retries: int
     health_check_interval: float
     exactly_once: str
 
 
 class DatabaseStatus(DatabaseHealth, DatabaseMetrics):
-    """Health, metrics and configuration in one."""
+    """Health, metrics and configuration together."""
 
     configuration: DatabaseConfiguration

@@ -1,4 +1,4 @@
-"""The fleet as people see it: from the rows of the roll call, the budgets as this process knows them, and the store."""
+"""Builds the view of the fleet from the roll call, this process's knowledge of the budgets, and the store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from koo.storage.base import BudgetView
 def fleet_view(
     roll: Roll, own: str, budgets: Iterable[tuple[str, BudgetView]], store: StoreHealth, now: float
 ) -> FleetStatus:
-    """Everything. `own` is the name of the process that is asked; `now` is wall seconds."""
+    """The fleet's status. `own` is the name of the process that answers; `now` is in wall seconds."""
     living = [member for member in roll.members if member.lives]
     leader = roll.leader.process if roll.leader is not None else ""
     return {
@@ -114,7 +114,7 @@ Digests = Mapping[str, Mapping[str, str]]
 
 
 def differences(digests: Mapping[str, Digests]) -> Iterator[FleetDifference]:
-    """What is not the same everywhere, by process; options that one version does not have are not compared."""
+    """The options that differ between processes. An option that one version lacks is not compared."""
     for section in sorted({name for one in digests.values() for name in one}):
         has = {process: one[section] for process, one in digests.items() if section in one}
         if len(has) < len(digests):

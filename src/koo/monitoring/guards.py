@@ -1,4 +1,4 @@
-"""What is seen of guards, and how times and money are written: common to services and the database."""
+"""Views of guards, and the formats of times and money. Services and the database share them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLOAT_SLACK_MS = 0.01
 
 
 class Wall:
-    """Monotonic seconds as wall time, for people."""
+    """Converts monotonic seconds to wall time, for people."""
 
     __slots__ = ("_offset_s", "now", "wall")
 
@@ -38,16 +38,17 @@ class Wall:
     @overload
     def iso(self, monotonic_s: float | None) -> str | None: ...
     def iso(self, monotonic_s: float | None) -> str | None:
-        """ISO 8601 in UTC, to the millisecond that is not earlier; None stays None."""
+        """ISO 8601 in UTC, rounded up to the millisecond; None stays None."""
         if monotonic_s is None:
             return None
-        # The sum of two large floats is off by a fraction of a microsecond: midnight would read 23:59:59.999999, and a
-        # caller that comes back then is refused once more.
+        # Rounded up, because callers wait until this time: one that returns a fraction too early is refused once more.
+        # The sum of two large floats is off by a fraction of a microsecond, so a small slack is subtracted first.
+        # Otherwise exactly midnight would sometimes be shown as one millisecond past it.
         return iso(math.ceil((monotonic_s + self._offset_s) * 1000 - FLOAT_SLACK_MS) / 1000)
 
 
 def now_iso(clock: Clock = SYSTEM_CLOCK) -> str:
-    """Now, as all answers say it."""
+    """The current time in the format of all responses."""
     return iso(clock.wall())
 
 
@@ -61,7 +62,7 @@ def money(amount_usd: Decimal) -> str:
 
 
 def breaker_word(breaker: Breaker) -> BreakerWord:
-    """What a breaker does with calls, in one word: an operator's, else its phase."""
+    """How a breaker treats calls, in one word: the operator's override if there is one, otherwise its phase."""
     if breaker.override is Override.FORCED_OPEN:
         return "forced_open"
     return "disabled" if breaker.override is Override.DISABLED else breaker.phase.value
@@ -74,14 +75,14 @@ def _why(breaker: Breaker) -> str:
 
 
 def next_attempt(breaker: Breaker) -> float | None:
-    """When one that refuses is tried again, in monotonic seconds; None: it is not open, or waits for an operator."""
+    """When an open breaker is tried again, in monotonic seconds; None if it is not open or waits for an operator."""
     if breaker.override is Override.FORCED_OPEN:
         return None if breaker.act_ends_at == NEVER else breaker.act_ends_at
     return breaker.opens_until() if breaker.phase is OPEN else None
 
 
 def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
-    """One breaker, as a person asks about it: its phase, why, and when it will be asked again."""
+    """One breaker: its phase, the reason, and when it is tried again."""
     breaker = guard.breaker
     window = breaker.window
     return {
@@ -107,7 +108,7 @@ def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
 
 
 def last_error_view(failure: Failure | None) -> LastError | None:
-    """What the last call or check that failed met."""
+    """The error of the last call or check that failed."""
     if failure is None:
         return None
     return {
@@ -119,7 +120,7 @@ def last_error_view(failure: Failure | None) -> LastError | None:
 
 
 def outcomes_view(tallies: Sequence[Tally], wall: Wall) -> Outcomes:
-    """What became of the calls that were counted; throttled ones have failed."""
+    """The results of the counted calls; throttled calls count as failed."""
     verdicts = total_of(tallies).verdicts
     failures = [tally.last_failure_at for tally in tallies if tally.last_failure_at is not None]
     successes = [tally.last_success_at for tally in tallies if tally.last_success_at is not None]
@@ -132,7 +133,7 @@ def outcomes_view(tallies: Sequence[Tally], wall: Wall) -> Outcomes:
 
 
 def total_of(tallies: Sequence[Tally]) -> Bucket:
-    """Counts of the process's life over several tallies."""
+    """Several tallies added up, since the process started."""
     total = Bucket()
     for tally in tallies:
         total.add(tally.totals())
@@ -140,7 +141,7 @@ def total_of(tallies: Sequence[Tally]) -> Bucket:
 
 
 def recent_of(tallies: Sequence[Tally], now: float) -> Bucket:
-    """The last five minutes over several tallies."""
+    """Several tallies added up, over the last five minutes."""
     recent = Bucket()
     for tally in tallies:
         recent.add(tally.recent(now))

@@ -1,4 +1,4 @@
-"""The history as it is seen: samples of services and of the database, and the series that are made of samples."""
+"""Builds the history: samples of services and of the database, and series from samples."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SERVICE = "ai:"
 
 
 def counted(tallies: Sequence[Tally], state: str, fallen_back: int = 0, not_spent: int = 0) -> Sample:
-    """What guards have counted in the process's life, and the component's state now.
+    """A component's counts since the process started, and its current state.
 
-    `fallen_back`: answers of other services in its stead. `not_spent`: pico-dollars of calls that budgets refused.
+    `fallen_back` is the number of calls that other services answered instead. `not_spent` is the amount, in
+    pico-dollars, of calls that budgets refused.
     """
     total = total_of(tallies)
     verdicts = total.verdicts
@@ -51,7 +52,7 @@ def count_services(
     fell_back: Mapping[str, int],
     not_spent: Mapping[str, int],
 ) -> dict[str, Sample]:
-    """The same of all services that are configured and were looked at, by component."""
+    """The samples of all configured services that have a view, by component."""
     return {
         f"{SERVICE}{name}": counted(
             service.tallies, looks[name]["state"], fell_back.get(name, 0), not_spent.get(name, 0)
@@ -66,7 +67,7 @@ def _refused(tallies: Sequence[Tally], kind: Kind) -> int:
 
 
 def counted_database(tally: Tally, health: DatabaseHealth) -> Sample:
-    """The same of the database, with its pool."""
+    """The sample of the database, with its pool."""
     sample, pool = counted([tally], health["state"]), health["pool_status"]
     sample.used, sample.waiting = pool["active_connections"], pool["waiting"]
     sample.places = pool["max_connections"]
@@ -79,7 +80,7 @@ def series_of(
     spent: Mapping[int, int] | None,
     begins: Sequence[int],
 ) -> Series:
-    """One component's samples as lists. `spent`: pico-dollars by beginning; None: not known."""
+    """One component's samples as lists. `spent` is in pico-dollars by start of the span; None if unknown."""
     view: Series = {
         "calls": [None if one is None else one.calls for one in samples],
         "failed": [None if one is None else one.failures + one.throttled for one in samples],

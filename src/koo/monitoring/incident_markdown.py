@@ -1,7 +1,7 @@
-"""An incident as Markdown: plain and whole, so that a person can paste it into a postmortem.
+"""Renders an incident as complete, simple Markdown that a person can paste into a postmortem.
 
-Everything is a heading, a list or a table; every word of others (an operator's reason, a provider's sentence) is one
-line whose signs mean nothing to a reader of Markdown.
+It contains only headings, lists and tables. Text from outside (an operator's reason, a provider's error) is reduced to
+one line, and its Markdown characters are escaped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WORDS_MAX = 600
 
 
 def markdown_of(answer: shapes.OneIncident) -> str:
-    """The whole incident, one section for each question."""
+    """The whole incident, with one section for each question."""
     one = answer["incident"]
     parts: Iterable[str] = (
         f"# Incident {one['id']}: {_safe(one['guard'])}",
@@ -80,11 +80,11 @@ def _facts(one: shapes.Incident) -> Iterator[str]:
         yield f"- **Closed:** {_at(one['closed_at'])}, after {describe_s(one['lasted_s'])}: {_safe(one['ended'])}"
     elif one["state"] == "lost":
         heard = _at(one["last_heard"])
-        yield f"- **State:** lost: its process is gone, and last reported it at {heard}"
+        yield f"- **State:** lost: its process has gone; its last report was at {heard}"
     else:
         yield f"- **State:** {one['state']}, for {describe_s(one['lasted_s'])} so far"
     if one["shadow"]:
-        yield "- **Shadow:** it only counted, and refused nothing"
+        yield "- **Shadow:** it only counted and refused no call"
     yield f"- **Process:** {_safe(one['process'])}, one of {one['processes']} that had it open"
 
 
@@ -151,7 +151,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _at(time: str) -> str:
-    """To the millisecond, in UTC."""
+    """A time in UTC, to the millisecond."""
     day, _, rest = time.partition("T")
     clock = rest.partition("+")[0]
     whole, _, part = clock.partition(".")

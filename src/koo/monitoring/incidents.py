@@ -1,4 +1,4 @@
-"""Incidents as people see them: the shapes, built of what is kept."""
+"""Builds the shapes of incidents from the stored rows."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from koo.policies.overrides import in_a_row
 from koo.spans import Kept, Mark
 
 LOST_S = 60.0
-"""Every few seconds a live process reports each of its open incidents."""
+"""A live process reports each of its open incidents every few seconds, so after a minute of silence it has gone."""
 
 
 def component_of(guard: str) -> str:
-    """ "ai:claude" of "claude/opus"."""
+    """The component of a guard: "ai:claude" for "claude/opus"."""
     service = guard.partition("/")[0]
     return service if service == "database" else f"ai:{service}"
 
 
 def state_of(kept: Kept, now: float) -> shapes.IncidentWord:
-    """How it stands."""
+    """The incident's state."""
     incident = kept.incident
     if incident.closed_at is not None:
         return "closed"
@@ -35,7 +35,7 @@ def state_of(kept: Kept, now: float) -> shapes.IncidentWord:
 
 
 def summary_of(parts: Sequence[Kept], now: float) -> shapes.IncidentSummary:
-    """Of an outage that one process or several saw; the first part is the one described."""
+    """The summary of an outage that one or more processes saw. It describes the first part."""
     first = parts[0]
     incident, state = first.incident, state_of(first, now)
     ends_at = incident.closed_at or (first.seen_at if state == "lost" else now)
@@ -58,7 +58,7 @@ def summary_of(parts: Sequence[Kept], now: float) -> shapes.IncidentSummary:
 
 
 def incident_view(parts: Sequence[Kept], before: Sequence[Mark], now: float) -> shapes.Incident:
-    """One whole; `parts` as at `summary_of`, `before`: what happened before it."""
+    """A complete incident. `parts` is as in `summary_of`; `before` are the events before it."""
     first, summary = parts[0], summary_of(parts, now)
     incident = first.incident
     until = first.seen_at if summary["state"] == "lost" else now
@@ -84,7 +84,7 @@ def incident_view(parts: Sequence[Kept], before: Sequence[Mark], now: float) -> 
 
 
 def mark_view(mark: Mark) -> HistoryMark:
-    """What happened at a moment."""
+    """An event, for display."""
     return {"at": iso(mark.at), "kind": mark.kind, "component": mark.component, "text": mark.text}
 
 
@@ -114,7 +114,7 @@ def _call(call: Call) -> shapes.IncidentCall:
 
 
 def trigger_of(incident: Incident) -> shapes.Trigger | None:
-    """The arithmetic, with its sentence; None if an operator forced the breaker open."""
+    """The counts and thresholds, and the sentence about them; None if an operator forced the breaker open."""
     of = incident.arithmetic
     if not of:
         return None
@@ -139,7 +139,7 @@ def trigger_of(incident: Incident) -> shapes.Trigger | None:
 
 
 def sentence_of(rule: str, of: dict[str, Any]) -> str:
-    """ "12 of 20 calls in the last 30 s failed: 60 %, and 50 % of at least 20 calls open it"."""
+    """A sentence such as "12 of 20 calls in the last 30 s failed: 60%, and 50% of at least 20 calls open it"."""
     calls, window = of["calls"], describe_s(of["window_s"])
     if rule == "failures_in_a_row":
         primed = f", because {of['primed']}" if of["primed"] else ""

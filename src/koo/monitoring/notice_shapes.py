@@ -1,6 +1,6 @@
-"""What is seen of notices and channels, once; `koo.monitoring.shapes` says how keys are promised and described."""
+"""The shapes of notices and channels; the rules of `shapes` apply here too."""
 
-# Without `from __future__ import annotations`: the types are read at run time, where the API is described.
+# There is no `from __future__ import annotations` here, because the API description reads the types at run time.
 
 from typing import Annotated, Literal
 
@@ -14,21 +14,21 @@ class ChannelStatus(TypedDict):
     """The state of one channel, as seen by all processes on the state store."""
 
     channel: Annotated[str, Doc("webhook, slack or email")]
-    place: Annotated[str, Doc("where it leads, without its secrets")]
-    state: Annotated[ChannelWord, Doc("untried: nothing was sent by it yet")]
-    reason: Annotated[str, Doc("why the last message was not taken; empty where the channel works")]
+    place: Annotated[str, Doc("its destination, without secrets")]
+    state: Annotated[ChannelWord, Doc("untried: nothing was sent through it yet")]
+    reason: Annotated[str, Doc("why the last message was not accepted; empty if the channel works")]
     failing_since: Time | None
-    next_attempt: Annotated[Time | None, Doc("when it is tried again; null where it works")]
-    last_sent: Annotated[Time | None, Doc("when the last message was taken")]
-    waiting: Annotated[int, Doc("notices that are still to be sent")]
-    given_up: Annotated[int, Doc("messages that were given up within the last hour")]
-    least_severity: Annotated[Severity, Doc("notices below it are not sent")]
+    next_attempt: Annotated[Time | None, Doc("when it is tried again; null if it works")]
+    last_sent: Annotated[Time | None, Doc("when the last message was accepted")]
+    waiting: Annotated[int, Doc("notices waiting to be sent")]
+    given_up: Annotated[int, Doc("messages given up within the last hour")]
+    least_severity: Annotated[Severity, Doc("notices below this severity are not sent")]
     breaker: Annotated[BreakerWord, Doc("the channel's own circuit breaker, in this process")]
-    warnings: Annotated[list[str], Doc("what a person should know of how it is set up")]
+    warnings: Annotated[list[str], Doc("problems in its setup")]
 
 
 class AlertDelivery(TypedDict):
-    """What became of one notice on one channel."""
+    """The delivery of one notice on one channel."""
 
     key: Annotated[str, Doc("the notice's idempotency key; it begins with the alert's id")]
     what: Literal["firing", "resolved", "reminder", "test"]
@@ -37,34 +37,34 @@ class AlertDelivery(TypedDict):
     component: str
     message: str
     started_at: Annotated[Time, Doc("when the alert began")]
-    ended_at: Annotated[Time | None, Doc("null: it lasted when this was written")]
+    ended_at: Annotated[Time | None, Doc("null if the alert was open when the notice was written")]
     noticed_at: Annotated[Time, Doc("when the notice was written")]
     channel: str
     state: Literal["waiting", "sent", "given_up", "below_severity"]
     attempts: int
     sent_at: Time | None
     next_attempt: Time | None
-    reason: Annotated[str, Doc("one sentence: why it stands so")]
+    reason: Annotated[str, Doc("the reason for the state, as a sentence")]
 
 
 class UntoldAlert(TypedDict):
-    """An alert that has not ended, and has no notice sent or waiting."""
+    """An open alert without a notice that was sent or is waiting."""
 
-    id: Annotated[str, Doc("the alert's")]
+    id: Annotated[str, Doc("the alert's id")]
     kind: str
     component: str
     severity: Severity
     since: Annotated[Time, Doc("when it began")]
-    state: Annotated[NotificationWord, Doc("as `notified` of the alert has it")]
-    reason: Annotated[str, Doc("one sentence: why it was not sent")]
+    state: Annotated[NotificationWord, Doc("as in the alert's `notified`")]
+    reason: Annotated[str, Doc("why it was not sent, as a sentence")]
 
 
 class AlertDeliveries(TypedDict):
-    """The notices of the last day, the newest first, and why alerts have none."""
+    """The notices of the last day, newest first, and the reasons why alerts have none."""
 
-    configured: Annotated[bool, Doc("is there a channel at all?")]
-    note: Annotated[str, Doc("what is missing where none is configured; else empty")]
-    store: Annotated[str | None, Doc("why the state store cannot be read; null: it can")]
+    configured: Annotated[bool, Doc("whether any channel is configured")]
+    note: Annotated[str, Doc("what to configure if there is no channel; otherwise empty")]
+    store: Annotated[str | None, Doc("why the state store cannot be read; null if it can")]
     channels: list[ChannelStatus]
     deliveries: list[AlertDelivery]
     untold: list[UntoldAlert]
@@ -72,19 +72,19 @@ class AlertDeliveries(TypedDict):
 
 
 class AlertTest(TypedDict):
-    """What became of a test on one channel."""
+    """The result of a test on one channel."""
 
     channel: str
-    place: Annotated[str, Doc("where it leads, without its secrets")]
+    place: Annotated[str, Doc("its destination, without secrets")]
     key: Annotated[str, Doc("the message's idempotency key")]
     sent: bool
-    error: Annotated[str | None, Doc("why it was not taken; null: it was")]
-    warnings: Annotated[list[str], Doc("what a person should know of how it is set up")]
+    error: Annotated[str | None, Doc("why it was not accepted; null if it was")]
+    warnings: Annotated[list[str], Doc("problems in its setup")]
     took_ms: float
 
 
 class AlertTests(TypedDict):
-    """One for each channel that was tried."""
+    """One result for each channel that was tested."""
 
     results: list[AlertTest]
     timestamp: Time

@@ -1,4 +1,4 @@
-"""Everything together: all services in one, the system, its alerts, and the overview that the page shows."""
+"""Builds the combined views: all services, the system, its alerts, and the overview that the page shows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from koo.monitoring.shapes import (
 def services_view(
     services: Mapping[str, ServiceHealth], clock: Clock, budgets: Sequence[Budget] = ()
 ) -> ServicesHealth:
-    """All services in one; those without a key are listed, but outside all counts."""
+    """All services. Those without a key are listed but not counted."""
     configured = [view for view in services.values() if view["configured"]]
     return {
         "overall_health": services_health(configured),
@@ -44,7 +44,7 @@ def services_view(
 
 
 def services_health(configured: Sequence[ServiceHealth]) -> OverallHealth:
-    """unhealthy: every configured service refuses; degraded: some part is not healthy; else healthy."""
+    """unhealthy if every configured service refuses calls, degraded if any is not healthy, otherwise healthy."""
     states = {view["state"] for view in configured}
     if states and states <= {"circuit_open", "rate_limited"}:
         return "unhealthy"
@@ -56,12 +56,12 @@ def services_health(configured: Sequence[ServiceHealth]) -> OverallHealth:
 
 @lru_cache(maxsize=16)
 def digest_of_home(home: Path) -> str:
-    """Lets a command see whether a server runs from the same folder, without the server revealing the folder."""
+    """A digest by which a command recognizes a server of the same folder, without the server revealing the folder."""
     return blake2b(os.fsencode(home.resolve()), digest_size=8, person=b"koo home").hexdigest()
 
 
 class Gravity(NamedTuple):
-    """How bad it is: the worst severity of what holds (None: nothing does), and whether calls are refused for it."""
+    """The worst current severity (None if nothing is wrong), and whether calls are refused because of it."""
 
     severity: Gravest | None = None
     refuses: bool = False
@@ -70,7 +70,7 @@ class Gravity(NamedTuple):
 def system_view(
     database: DatabaseHealth, services: ServicesHealth, koo: KooHealth, gravity: Gravity, clock: Clock
 ) -> SystemHealth:
-    """`overall_health`, how bad that is, and what it is made of."""
+    """`overall_health`, its severity, and the parts that it is derived from."""
     overall = _overall(database, services, gravity)
     return {
         "overall_health": overall,
@@ -83,7 +83,7 @@ def system_view(
 
 
 def _overall(database: DatabaseHealth, services: ServicesHealth, gravity: Gravity) -> OverallHealth:
-    """The promised rule over the states; and nothing that refuses calls, or is critical, leaves it healthy."""
+    """The documented rule over the states. In addition, anything critical, or that refuses calls, prevents healthy."""
     health = services["overall_health"]
     if database["state"] == "circuit_open" or health == "unhealthy":
         return "unhealthy"
@@ -92,24 +92,24 @@ def _overall(database: DatabaseHealth, services: ServicesHealth, gravity: Gravit
 
 
 def _severity(overall: OverallHealth, gravity: Gravity) -> Gravest | None:
-    """The colour of the verdict: never milder than an alert below it, nor than its own word."""
+    """The colour of the verdict. It is never milder than an alert listed below it, or than the verdict's own word."""
     if overall == "unhealthy" or gravity.severity == "critical":
         return "critical"
     return "warning" if overall == "degraded" else gravity.severity
 
 
 def is_database_healthy(database: DatabaseHealth) -> bool:
-    """Nothing is wrong with it: neither for its guard nor for the last probe."""
+    """Whether both its guard and its last probe consider it healthy."""
     return database["healthy"] and database["state"] == "healthy"
 
 
 def alerts_view(alerts: list[Alert], clock: Clock) -> SystemAlerts:
-    """The alerts and how many they are."""
+    """The alerts and their number."""
     return {"alerts": alerts, "alert_count": len(alerts), "timestamp": now_iso(clock)}
 
 
 def dashboard_view(health: SystemHealth, alerts: list[Alert]) -> Dashboard:
-    """Everything that an overview shows."""
+    """Everything that the overview shows."""
     return {
         "summary": _summary(health, alerts),
         "database": health["database"],

@@ -1,4 +1,4 @@
-"""Koo itself as it is seen: the shapes are those of `own_shapes`."""
+"""Builds the views of koo itself, in the shapes of `own_shapes`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from koo.host import Disk, HostWatch
 from koo.monitoring.own_shapes import DescriptorHealth, DiskHealth, DiskWord
 
 FULL_BYTES = 64 * 2**20
-"""Less is a few seconds of a busy log: writes begin to fail."""
+"""A busy log fills less than this within seconds, and writes begin to fail."""
 NEARLY_FULL_BYTES = 2**30
 NEARLY_FULL_SHARE = 0.05
-"""Of a small disk a gigabyte is much: then a twentieth is little."""
+"""On a small disk a gigabyte is a lot, so there a twentieth counts as nearly full."""
 
 
 def disk_state(disk: Disk) -> DiskWord:
-    """How much room there is, in a word."""
+    """How full the disk is, in one word."""
     if disk.free_bytes < min(FULL_BYTES, NEARLY_FULL_SHARE * disk.total_bytes):
         return "full"
     little = min(NEARLY_FULL_BYTES, NEARLY_FULL_SHARE * disk.total_bytes)
@@ -21,7 +21,7 @@ def disk_state(disk: Disk) -> DiskWord:
 
 
 def disks_view(watch: HostWatch) -> list[DiskHealth]:
-    """The disks of the last look."""
+    """The disks at the last check."""
     disks = watch.last.disks if watch.last is not None else ()
     return [
         {
@@ -35,6 +35,6 @@ def disks_view(watch: HostWatch) -> list[DiskHealth]:
 
 
 def descriptors_view(watch: HostWatch) -> DescriptorHealth | None:
-    """The descriptors of the last look."""
+    """The file descriptors at the last check."""
     found = watch.last.descriptors if watch.last is not None else None
     return None if found is None else {"used": found.used, "limit": found.limit}

@@ -1,6 +1,6 @@
-"""What is seen of koo itself, once; `koo.monitoring.shapes` says how keys are promised and described."""
+"""The shapes of koo itself; the rules of `shapes` apply here too."""
 
-# Without `from __future__ import annotations`: the types are read at run time, where the API is described.
+# There is no `from __future__ import annotations` here, because the API description reads the types at run time.
 
 from typing import Annotated, Literal
 
@@ -10,18 +10,18 @@ DiskWord = Literal["ok", "nearly_full", "full"]
 
 
 class StoreHealth(TypedDict):
-    """The state store, as this process finds it."""
+    """The state store as this process sees it."""
 
     reachable: bool
     reason: Annotated[str, Doc("why it cannot be used; empty if it can")]
-    lost_at: Annotated[Time | None, Doc("null: it can be used")]
-    refuses: Annotated[list[str], Doc("the services whose calls are refused while it is away")]
+    lost_at: Annotated[Time | None, Doc("null if it can be used")]
+    refuses: Annotated[list[str], Doc("services whose calls are refused while it is away")]
 
 
 class DiskHealth(TypedDict):
     """A disk that koo writes to."""
 
-    name: Annotated[str, Doc("home: where KOO_HOME lies; state_store: where the state store's file does")]
+    name: Annotated[str, Doc("home: the disk of KOO_HOME; state_store: the disk of the state store's file")]
     state: DiskWord
     free_bytes: int
     total_bytes: int
@@ -35,16 +35,20 @@ class DescriptorHealth(TypedDict):
 
 
 class KooHealth(TypedDict):
-    """This process of koo, and what it stands on."""
+    """This koo process and the resources it depends on."""
 
     state_store: StoreHealth
     disks: list[DiskHealth]
-    descriptors: Annotated[DescriptorHealth | None, Doc("null: not looked yet, or the system does not say")]
+    descriptors: Annotated[
+        DescriptorHealth | None, Doc("null if not checked yet, or if the system does not report it")
+    ]
     short_of: Annotated[
         str,
-        Doc("file descriptors, memory or threads that calls lacked within the last minute; empty: nothing"),
+        Doc(
+            "what calls ran out of within the last minute: file descriptors, memory or threads; otherwise empty"
+        ),
     ]
-    late: Annotated[list[str], Doc("watchers that have not run for too long; empty: none")]
+    late: Annotated[list[str], Doc("background checks that have not run for too long")]
     blocked_s: Annotated[
-        float, Doc("how long the event loop was blocked within the last five minutes; 0: it was not")
+        float, Doc("how long the event loop was blocked within the last five minutes; 0 if it was not")
     ]

@@ -1,6 +1,6 @@
-"""What the pool is doing, in plain integers from SQLAlchemy's events and koo's own phases.
+"""Counts what the pool does, in plain integers, from SQLAlchemy's events and koo's own phases.
 
-Each phase has its own latencies, because they blame different parties: `gate_wait` is our own saturation, `connect`,
+Each phase has its own latencies, because they have different causes: `gate_wait` is koo's own saturation, `connect`,
 `statement` and `commit` are the database, and `hold` (how long a scope keeps its connection) is the user's code.
 """
 
@@ -15,29 +15,33 @@ from koo.policies.tally import Bucket, Tally
 SAMPLES_MAX = 20_000
 FAILURES_MAX = 1000
 DISK_FULL_S = 60.0
-"""How long after a write found no room the database counts as full. A look only reads, so it cannot see this: without
-the delay an alert would begin with each write and end with each look."""
+"""How long the database counts as full after a write found no room. The probe only reads, so it cannot detect this.
+Without the delay an alert would begin with each write and end with each probe."""
 
 
 class Latencies:
-    """Seconds of one phase. `note` is a list's own append: the sorting into a histogram waits until it is read."""
+    """The durations of one phase. `note` is the queue's own `append`; the histogram is computed when it is read."""
 
     __slots__ = ("_samples", "_tally", "listener", "note")
 
     def __init__(self, now: float) -> None:
         self._tally = Tally(now)
-        # Bounded: without a tick and without a reader it would grow for ever.
+        # Bounded, because without a tick or a reader it would grow forever.
         self._samples: deque[float] = deque(maxlen=SAMPLES_MAX)
+        # The bound method itself, because it is called for every statement: a function around it would cost each call
+        # more than the append.
         self.note = self._samples.append
-        self.listener: Callable[[Sequence[float]], None] | None = None  # hears them behind the calls, once
+        self.listener: Callable[[Sequence[float]], None] | None = (
+            None  # receives each duration once, in `fold`
+        )
 
     @property
     def count(self) -> int:
-        """Of the process's life."""
+        """The number of durations since the process started."""
         return self._tally.first_successes + len(self._samples)
 
     def fold(self, now: float) -> None:
-        """Sort what was noted; the tick does it each second, so that each value falls into the right 15 s."""
+        """Add the noted durations to the tally. The tick does so each second, so each one gets into the right 15 s."""
         if self._samples:
             self._tally.record_successes(self._samples, now)
             if self.listener is not None:
@@ -45,13 +49,13 @@ class Latencies:
             self._samples.clear()
 
     def recent(self, now: float) -> Bucket:
-        """The last five minutes."""
+        """The durations of the last five minutes."""
         self.fold(now)
         return self._tally.recent(now)
 
 
 class PoolMetrics:
-    """Counts of the process's life and latencies of the last five minutes."""
+    """Counts since the process started, and latencies of the last five minutes."""
 
     def __init__(self, now: float) -> None:
         self.gate_wait = Latencies(now)
@@ -60,36 +64,36 @@ class PoolMetrics:
         self.commit = Latencies(now)
         self.hold = Latencies(now)
         self.created = self.closed = 0
-        self.is_read_only = False  # by the last write or look
+        self.is_read_only = False  # according to the last write or probe
         self.disk_full_at = float("-inf")  # when a write found no room
         self.is_without_wal = False  # SQLite, by the newest connection
         self.broken = 0  # lost while in use
-        self.stale = 0  # found dead before use, and replaced unseen
-        self.aborted = 0  # cut off by koo, because they were too late
+        self.stale = 0  # found dead before use, and replaced without an error
+        self.aborted = 0  # closed by koo because they took too long
         self.replays = 0
         self.repeats = 0
         self.contention = 0
         self.unknown_commits = 0
-        self.resolved_commits = 0  # lost, and learned by their markers
+        self.resolved_commits = 0  # lost COMMITs whose outcome was found by their markers
         self.marker_problem: str | None = None  # why the table of markers cannot be used
-        self.unknown_commit_at = float("-inf")  # the last one
+        self.unknown_commit_at = float("-inf")  # when the last one happened
         self.errors: dict[str, int] = {}
         self.last_error: str | None = None
-        # What failed lately, by kind and seconds, for a listener; bounded, because there may be none.
+        # Recent failures, by kind and time, for a listener. Bounded, because there may be no listener.
         self.failures: deque[tuple[str, float]] = deque(maxlen=FAILURES_MAX)
 
     def count_error(self, kind: str, name: str) -> None:
-        """An error that the engine reported: its kind, and the class of the driver's exception."""
+        """Count an error that the engine reported, by its kind and the class of the driver's exception."""
         self.errors[kind] = self.errors.get(kind, 0) + 1
         self.last_error = f"{kind} ({name})"
 
     def note_unknown_commit(self, now: float) -> None:
-        """The outcome of a COMMIT is unknown."""
+        """Count a COMMIT whose outcome is unknown."""
         self.unknown_commits += 1
         self.unknown_commit_at = now
 
     def note_resolved_commit(self, *, was_unknown: bool = False) -> None:
-        """The outcome of a lost COMMIT was learned; `was_unknown`: after it had been counted as unknown."""
+        """Count a lost COMMIT whose outcome was found; `was_unknown` if it had been counted as unknown before."""
         self.resolved_commits += 1
         if was_unknown:
             self.unknown_commits -= 1
@@ -97,16 +101,16 @@ class PoolMetrics:
                 self.unknown_commit_at = float("-inf")
 
     def note_role(self, read_only: bool, now: float) -> None:
-        """A look has seen whether the server refuses writes."""
+        """Record whether the server refused writes when it was probed."""
         self.is_read_only = read_only or now - self.disk_full_at < DISK_FULL_S
 
     def fold(self, now: float) -> None:
-        """Sort what was noted."""
+        """Add the noted durations to the tallies."""
         for phase in (self.gate_wait, self.connect, self.statement, self.commit, self.hold):
             phase.fold(now)
 
     def connections(self) -> ConnectionCounts:
-        """What became of connections."""
+        """Counts of connections, by what happened to them."""
         return {
             "created": self.created,
             "closed": self.closed,
@@ -116,7 +120,7 @@ class PoolMetrics:
         }
 
     def times(self, now: float) -> Phases:
-        """Seconds of each phase: `count` of the process's life, the rest of the last five minutes."""
+        """The durations of each phase: `count` since the process started, the rest for the last five minutes."""
         return {
             "gate_wait": _times(self.gate_wait, now),
             "connect": _times(self.connect, now),
@@ -131,7 +135,7 @@ def _times(latencies: Latencies, now: float) -> PhaseTimes:
 
 
 def spread_of(recent: Bucket) -> Spread:
-    """Mean and percentiles."""
+    """The mean and the percentiles."""
     return {
         "average": recent.mean_s(),
         "p50": recent.percentile_s(0.50),

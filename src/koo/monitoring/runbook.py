@@ -1,7 +1,7 @@
-"""What to do about each kind of alert, as plain text that comes with the package.
+"""The instructions for each kind of alert, as plain text that is part of the package.
 
-It is written once, in `docs/alerts.md`; `make docs` copies it beside this file. The server serves it at `/runbook`, so
-that a link in an alert leads to something also where nothing but this server can be reached.
+They are written once, in `docs/alerts.md`, and `make docs` copies them into `runbook.json`. The server serves them at
+`/runbook`, so that a link in an alert works even if nothing but this server can be reached.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from importlib.resources import files
 from koo.events import Severity
 
 PREFIX = "/api/v1"
-"""Below which the routes are, unless an application mounts them elsewhere."""
+"""The prefix of koo's routes, unless an application mounts them elsewhere."""
 PATH = "/runbook"
 
 
 @dataclass(frozen=True, slots=True)
 class Runbook:
-    """What a person reads about one kind of alert, in sentences without markup.
+    """The text about one kind of alert, in sentences without markup.
 
-    `refuses` says which calls do not pass, and is empty where they do. Paragraphs of `advice` are separated by an empty
-    line.
+    `refuses` says which calls are refused, and is empty if none are. An empty line separates the paragraphs of
+    `advice`.
     """
 
     kind: str
@@ -37,22 +37,22 @@ class Runbook:
 
     @property
     def anchor(self) -> str:
-        """Where it stands in the docs."""
+        """Its place in the docs."""
         return f"alerts.md#{self.kind}"
 
 
 @cache
 def runbooks() -> Mapping[str, Runbook]:
-    """All of them, by kind."""
+    """All runbooks, by kind."""
     content = json.loads(files("koo.monitoring").joinpath("runbook.json").read_text(encoding="utf-8"))
     return {kind: Runbook(kind=kind, **entry) for kind, entry in content.items()}
 
 
 def runbook(kind: str) -> Runbook | None:
-    """What to do about this kind; None for news, and for a kind that this version does not know."""
+    """The runbook of a kind; None for news, and for a kind that this version does not have."""
     return runbooks().get(kind)
 
 
 def runbook_path(kind: str, base: str = PREFIX) -> str:
-    """Where the server answers with it: its own page, or the page of all. `base`: what stands before the routes."""
+    """The path on the server: the kind's own page, or the page of all kinds. `base` is the prefix of the routes."""
     return f"{base}{PATH}/{kind}" if kind in runbooks() else f"{base}{PATH}"

@@ -1,15 +1,15 @@
-"""What is seen, once: the shape of each answer about the state of things.
+"""The shapes of all responses about koo's state, each defined once.
 
-Each key is a promise; its sentence, with the unit and when it is None, stands beside it. `monitoring.snapshot` builds
-the shapes, and mypy checks each key where it is built and where it is read: alert rules, metrics, the command line,
-routes, `backend/`. The description of the API and the types of the page are made of them, sentences included.
+Each key is a promise, with a description of its unit and of when it is null. `monitoring.snapshot` builds the shapes,
+and mypy checks each key where it is built and where it is read: alert rules, metrics, the command line, routes,
+`backend/`. The API description and the types of the page are generated from them, including the descriptions.
 
-Times are ISO 8601 in UTC with offset. Durations are seconds, except where a name ends in `_ms`. Ratios are 0 to 1.
-Money is an exact decimal number in a string, in USD. Counts cover the process's life; rates and percentiles the last
-five minutes. Keys may be added; a key that stands here never disappears and never changes its type.
+Times are ISO 8601 in UTC with offset. Durations are in seconds unless a name ends in `_ms`. Ratios are from 0 to 1.
+Money is an exact decimal number in a string, in USD. Counts cover the time since the process started; rates and
+percentiles cover the last five minutes. Keys may be added, but a key never disappears and never changes its type.
 """
 
-# Without `from __future__ import annotations`: the types are read at run time, where the API is described.
+# There is no `from __future__ import annotations` here, because the API description reads the types at run time.
 
 from typing import Annotated, Final, Literal, NotRequired, get_args
 
@@ -52,7 +52,7 @@ __all__ = [
     "DatabaseStatus", "DatabaseWord", "Doc", "LastError", "Outcomes", "OverrideWord", "PhaseTimes", "Phases",
     "PoolStatus", "ResponseTimes", "Spread", "Time", "TypedDict", "Usd", "WindowCounts",
 ]  # fmt: skip
-"""Written elsewhere, and taken from here like all that stands below."""
+"""Names that are defined elsewhere and imported from here, like everything below."""
 
 OverallHealth = Literal["healthy", "degraded", "unhealthy"]
 Gravest = Literal["critical", "warning"]
@@ -69,11 +69,11 @@ LIMITS: tuple[LimitName, ...] = get_args(LimitName)
 
 
 class ServiceBreaker(Outcomes):
-    """The breaker of a service's default model, and what became of the calls to all its models."""
+    """The breaker of a service's default model, and the results of the calls to all its models."""
 
     circuit_breaker_state: BreakerWord
     consecutive_failures: int
-    next_attempt: Annotated[Time | None, Doc("when an open breaker is tried again; null: it is not open")]
+    next_attempt: Annotated[Time | None, Doc("when the breaker is tried again; null if it is not open")]
 
 
 class RecentCalls(TypedDict):
@@ -86,21 +86,22 @@ class RecentCalls(TypedDict):
 
 
 class ServiceMetrics(TypedDict):
-    """Counts of the process's life; rates and percentiles (seconds) of the last five minutes."""
+    """Counts since the process started; rates and percentiles (in seconds) of the last five minutes."""
 
     total_requests: int
     successful_requests: int
     failed_requests: Annotated[int, Doc("throttled ones included")]
-    neutral_requests: Annotated[int, Doc("requests that say nothing about the service")]
-    throttled_requests: Annotated[int, Doc("requests that the provider answered with a limit")]
-    refused_requests: Annotated[int, Doc("calls that koo refused; they are not requests to the service")]
+    neutral_requests: Annotated[int, Doc("requests whose result says nothing about the service")]
+    throttled_requests: Annotated[int, Doc("requests that the provider rejected because of a rate limit")]
+    refused_requests: Annotated[int, Doc("calls that koo refused; they never reached the service")]
     refusals: Annotated[dict[str, int], Doc("refused calls by kind")]
     refusing: Annotated[
-        dict[str, Time], Doc("kinds of refusals of the last 30 seconds, and when the last one of each was")
+        dict[str, Time],
+        Doc("the kinds of refusals in the last 30 seconds, each with the time of the last one"),
     ]
-    retries: Annotated[int, Doc("requests that were repeats")]
+    retries: Annotated[int, Doc("requests that were retries")]
     recent: RecentCalls
-    success_rate: Annotated[float, Doc("0 to 1; 1 where nothing was asked")]
+    success_rate: Annotated[float, Doc("0 to 1; 1 if there were no calls")]
     average_response_time: float
     error_counts: Annotated[dict[str, int], Doc("errors by kind")]
     p50: float
@@ -109,91 +110,91 @@ class ServiceMetrics(TypedDict):
 
 
 class Pause(TypedDict):
-    """The other side asked calls to stay away."""
+    """The provider asked for a pause."""
 
-    kind: Annotated[
-        str, Doc("throttled: one of its rate limits; quota, billing: the account has nothing left")
-    ]
+    kind: Annotated[str, Doc("throttled: a rate limit; quota, billing: the account has no credit left")]
     reason: str
     since: Time
-    until: Annotated[Time, Doc("when it is asked again")]
+    until: Annotated[Time, Doc("when calls to it continue")]
 
 
 class Shortage(TypedDict):
-    """A call was refused for money, and the same call would be refused again."""
+    """A call was refused for lack of money, and the same call would be refused again."""
 
-    component: Annotated[str, Doc("the budget: ai:SERVICE for its day's, budget:NAME for one that was set")]
+    component: Annotated[
+        str, Doc("the budget: ai:SERVICE for its daily one, budget:NAME for one that was set")
+    ]
     budget: Annotated[str, Doc("its name in a sentence")]
-    needed: Annotated[Usd, Doc("the worst case of the call that was refused last")]
+    needed: Annotated[Usd, Doc("the worst case of the last refused call")]
     left: Usd
     resets_at: Time
 
 
 class RateLimit(TypedDict):
-    """One limit of ours."""
+    """One of koo's own limits."""
 
     used: int
-    limit: Annotated[int | None, Doc("null: none")]
-    remaining: Annotated[int | None, Doc("null: there is no limit")]
+    limit: Annotated[int | None, Doc("null if there is none")]
+    remaining: Annotated[int | None, Doc("null if there is no limit")]
     resets_at: Annotated[
-        Time | None, Doc("when the day ends, or the next unit comes back; null: nothing to come back")
+        Time | None, Doc("when the day ends or the next unit becomes free; null if none is used")
     ]
 
 
 class TokenRate(RateLimit):
-    """Our limit on tokens."""
+    """koo's own limit on tokens."""
 
-    refuses: Annotated[bool, Doc("a call found too few tokens left, within the last half minute")]
+    refuses: Annotated[bool, Doc("within the last half minute a call found too few tokens left")]
 
 
 class RunOut(TypedDict):
-    """When a budget is used up if spending goes on: by the last hour's pace, and by that of the period so far."""
+    """When a budget will be used up, at the last hour's pace and at the pace of the period so far."""
 
     earliest: Time
-    latest: Annotated[Time | None, Doc("null: by the slower pace not before the period ends")]
-    then: Annotated[str, Doc("what happens then")]
+    latest: Annotated[Time | None, Doc("null if at the slower pace it lasts until the period ends")]
+    then: Annotated[str, Doc("what happens when it is used up")]
 
 
 class BudgetMoney(TypedDict):
     """A budget's money in its current period."""
 
     spent: Usd
-    reserved: Annotated[Usd, Doc("held for requests that are running")]
-    limit: Annotated[Usd | None, Doc("null: none")]
-    remaining: Annotated[Usd | None, Doc("limit - spent - reserved - unsettled; null: there is no limit")]
-    used_up: Annotated[bool, Doc("nothing is left: calls that cost money are refused until it resets")]
+    reserved: Annotated[Usd, Doc("held for running requests")]
+    limit: Annotated[Usd | None, Doc("null if there is none")]
+    remaining: Annotated[Usd | None, Doc("limit - spent - reserved - unsettled; null if there is no limit")]
+    used_up: Annotated[bool, Doc("nothing is left; calls that cost money are refused until it resets")]
     idle: Annotated[
-        Usd, Doc("granted to processes in advance and not in use; recalled when another process needs it")
+        Usd, Doc("granted to processes in advance and unused; recalled when another process needs it")
     ]
     unsettled: Annotated[
-        Usd, Doc("granted to processes that no longer report; it stays booked until the period is over")
+        Usd, Doc("granted to processes that no longer report; it stays booked until the period ends")
     ]
     resets_at: Time
-    above_hold: Annotated[Usd, Doc("by how much this process's bills exceeded their worst cases")]
+    above_hold: Annotated[Usd, Doc("the amount by which this process's bills exceeded their worst cases")]
     currency: Literal["USD"]
     scope: Annotated[str, Doc("whose spending this is: shared, or this process")]
-    as_of: Annotated[Time | None, Doc("when the numbers were read; null: not yet")]
-    runs_out: Annotated[RunOut | None, Doc("null: not before the period ends, at either pace")]
+    as_of: Annotated[Time | None, Doc("when the numbers were read; null if not yet")]
+    runs_out: Annotated[RunOut | None, Doc("null if it lasts until the period ends at either pace")]
 
 
 class DailyBudget(BudgetMoney):
-    """Money of today (UTC) of one service."""
+    """One service's budget of the current UTC day."""
 
 
 class Budget(BudgetMoney):
-    """A budget that an operator set, beside the daily ones of services."""
+    """A budget that an operator set, in addition to the services' daily budgets."""
 
     name: str
-    title: Annotated[str, Doc("its name, and the tag where each tag has its own budget: NAME/TAG")]
+    title: Annotated[str, Doc("its name, with the tag if each tag has its own budget: NAME/TAG")]
     period: Literal["day", "month"]
-    service: Annotated[str | None, Doc("the one that it counts; null: all together")]
-    model: Annotated[str | None, Doc("the one that it counts; null: all together")]
-    tag: Annotated[str | None, Doc("the one that it counts; null: with any tag or none")]
-    on_exhausted: Annotated[str, Doc("refuse, or the service that is asked instead")]
+    service: Annotated[str | None, Doc("the one that counts against it; null if all do")]
+    model: Annotated[str | None, Doc("the one that counts against it; null if all do")]
+    tag: Annotated[str | None, Doc("the tag that counts against it; null if any tag, or none, does")]
+    on_exhausted: Annotated[str, Doc("refuse, or the service that is used instead")]
 
 
 class RateLimits(TypedDict):
-    """Our own limits."""
+    """koo's own limits."""
 
     requests_per_minute: RateLimit
     requests_per_hour: RateLimit
@@ -201,54 +202,60 @@ class RateLimits(TypedDict):
     tokens_per_minute: TokenRate
     daily_budget: DailyBudget
     scope: Annotated[
-        str, Doc("whose requests these are: shared (all processes on the state store), or this process")
+        str, Doc("whose requests are counted: shared (all processes on the state store), or this process")
     ]
-    notice: Annotated[str, Doc("what holds of the limits while the state store is away; empty: it is there")]
+    notice: Annotated[str, Doc("which limits apply while the state store is away; empty if it is available")]
 
 
 class ModelStatus(BreakerStatus):
-    """One model of a service: its circuit breaker, and whether it takes our key."""
+    """One model of a service: its circuit breaker, and whether the provider accepts the key for it."""
 
-    key_refused: Annotated[str, Doc("why the key is refused for it; empty if it is not")]
-    key_checked_at: Annotated[Time | None, Doc("when a refused key is tried again; null: it is not refused")]
-    pause: Annotated[Pause | None, Doc("null: the provider's limits allow calls")]
+    key_refused: Annotated[str, Doc("why the provider refuses the key for it; empty if it does not")]
+    key_checked_at: Annotated[
+        Time | None, Doc("when a refused key is tried again; null if it is not refused")
+    ]
+    pause: Annotated[Pause | None, Doc("null if the provider's limits allow calls")]
 
 
 class ServiceConfiguration(TypedDict):
-    """What is in force; never the key. Operations of your own have no more than the keys that are always there."""
+    """The options in force, without the key. Your own operations have only the keys that are always present."""
 
     model: str | None
     timeout: float
     attempt_timeout: float
-    slow_call: Annotated[float | None, Doc("seconds from which a call counts as slow; null: never")]
+    slow_call: Annotated[
+        float | None, Doc("duration in seconds from which a call counts as slow; null if never")
+    ]
     max_retries: int
     failure_threshold: int
     recovery_timeout: float
     success_threshold: int
     idempotent: NotRequired[bool]
-    kind: NotRequired[Annotated[str, Doc("whose format it speaks")]]
+    kind: NotRequired[Annotated[str, Doc("the API format")]]
     base_url: NotRequired[str | None]
-    proxy: NotRequired[
-        Annotated[str | None, Doc("what requests go through, without its password; null: nothing")]
-    ]
-    headers: NotRequired[Annotated[list[str], Doc("names of the headers that an operator added")]]
-    body: NotRequired[Annotated[list[str], Doc("names of fields that an operator added")]]
+    proxy: NotRequired[Annotated[str | None, Doc("the proxy, without its password; null if there is none")]]
+    headers: NotRequired[Annotated[list[str], Doc("names of headers added by an operator")]]
+    body: NotRequired[Annotated[list[str], Doc("names of body fields added by an operator")]]
     has_key: NotRequired[bool]
     max_tokens: NotRequired[int]
     first_token_timeout: NotRequired[float]
     stall_timeout: NotRequired[float]
     concurrency: NotRequired[int | None]
-    price_as: NotRequired[Annotated[str | None, Doc("the model whose price it has; null: its own")]]
-    queue_length: NotRequired[Annotated[int, Doc("queries that may wait for a place at once")]]
-    input_price: NotRequired[Annotated[Usd | None, Doc("per million tokens; null: from the price table")]]
-    output_price: NotRequired[Annotated[Usd | None, Doc("per million tokens; null: from the price table")]]
+    price_as: NotRequired[Annotated[str | None, Doc("the model whose price is used; null for its own")]]
+    queue_length: NotRequired[Annotated[int, Doc("the number of queries that may wait for a slot")]]
+    input_price: NotRequired[
+        Annotated[Usd | None, Doc("per million tokens; null if it comes from the price table")]
+    ]
+    output_price: NotRequired[
+        Annotated[Usd | None, Doc("per million tokens; null if it comes from the price table")]
+    ]
 
 
 class Clients(TypedDict):
     """Clients that bring their own keys."""
 
-    known: Annotated[int, Doc("whose calls came lately, at most 1024")]
-    refused: Annotated[int, Doc("whose key the provider refuses, for some model or for all of them")]
+    known: Annotated[int, Doc("clients that made calls recently, at most 1024")]
+    refused: Annotated[int, Doc("clients whose key the provider refuses, for some or all models")]
 
 
 class ServiceHealth(TypedDict):
@@ -256,40 +263,42 @@ class ServiceHealth(TypedDict):
 
     service_name: str
     state: ServiceWord
-    configured: Annotated[bool, Doc("false: outside all counts, alerts and the overall health")]
+    configured: Annotated[
+        bool, Doc("if false, the service is left out of all counts, alerts and the overall health")
+    ]
     reason: Annotated[str, Doc("why it is not healthy; empty if it is")]
-    last_error: Annotated[LastError | None, Doc("kept after it recovers; null: none yet")]
+    last_error: Annotated[LastError | None, Doc("kept after recovery; null if there was none yet")]
     health: ServiceBreaker
     metrics: ServiceMetrics
     rate_limits: RateLimits
-    pause: Annotated[Pause | None, Doc("of the whole service, or of its default model; null: none")]
-    shortage: Annotated[Shortage | None, Doc("null: no call was refused for money lately")]
-    clients: Annotated[Clients | None, Doc("null: no client has brought its own key")]
-    models: Annotated[dict[str, ModelStatus], Doc("by name; the default one first")]
+    pause: Annotated[Pause | None, Doc("of the whole service or of its default model; null if there is none")]
+    shortage: Annotated[Shortage | None, Doc("null if no call was refused for lack of money recently")]
+    clients: Annotated[Clients | None, Doc("null if no client has its own key")]
+    models: Annotated[dict[str, ModelStatus], Doc("by name, the default model first")]
     configuration: ServiceConfiguration
     last_updated: Time
 
 
 class ServicesHealth(TypedDict):
-    """All AI services; only configured ones are counted."""
+    """All AI services; only the configured ones are counted."""
 
     overall_health: OverallHealth
     healthy_services: int
     total_services: int
     services: dict[str, ServiceHealth]
     budgets: Annotated[
-        list[Budget], Doc("those that an operator set; of one for each tag the tags that spent most")
+        list[Budget], Doc("budgets set by an operator; of a budget per tag, the tags that spent most")
     ]
     timestamp: Time
 
 
 class ServiceCheck(TypedDict):
-    """What an unbilled check found."""
+    """The result of an unbilled check."""
 
     service_name: str
     healthy: bool
     state: ServiceWord
-    error: Annotated[str | None, Doc("null: it answered, and accepted the key")]
+    error: Annotated[str | None, Doc("null if it answered and accepted the key")]
     response_time_ms: float
     last_updated: Time
 
@@ -298,14 +307,16 @@ class ServiceCheck(TypedDict):
 
 
 class SystemHealth(TypedDict):
-    """Database, services, and koo itself."""
+    """The database, the services, and koo itself."""
 
     overall_health: Annotated[
         OverallHealth,
-        Doc("unhealthy: the database or every service refuses; degraded: any part is not healthy or refuses"),
+        Doc(
+            "unhealthy: the database or every service refuses calls; degraded: any part is not healthy or refuses calls"
+        ),
     ]
     severity: Annotated[
-        Gravest | None, Doc("the worst of what is wrong: the verdict's colour; null: nothing is wrong")
+        Gravest | None, Doc("the worst severity, which is the verdict's colour; null if nothing is wrong")
     ]
     database: DatabaseHealth
     ai_services: ServicesHealth
@@ -317,31 +328,33 @@ class SystemHealth(TypedDict):
 
 
 class AlertData(TypedDict, total=False):
-    """The numbers behind an alert, as its kind has them."""
+    """The data of an alert; the keys depend on its kind."""
 
-    refuses: Annotated[str, Doc("which calls are refused because of it; absent or empty: none")]
-    since: Annotated[Time | None, Doc("since when what it found is so, which may be before it was found")]
+    refuses: Annotated[str, Doc("the calls that are refused because of it; absent or empty if none are")]
+    since: Annotated[Time | None, Doc("since when the condition has held, which may be before it was found")]
     also: Annotated[list[str], Doc("other kinds with the same cause, which are not listed separately")]
     unconfirmed: Annotated[
-        bool, Doc("an earlier process found it; this one has neither met it nor seen enough to end it")
+        bool, Doc("an earlier process found it; this one has neither seen it nor enough evidence to end it")
     ]
     turned_away: Annotated[int, Doc("callers that got no connection since it began")]
     next_attempt: Annotated[
-        Time | None, Doc("when an open breaker is tried again; null: only after an operator's act")
+        Time | None, Doc("when the breaker is tried again; null if only after an operator's act")
     ]
-    resets_at: Annotated[Time | None, Doc("when a limit or a budget is free again")]
+    resets_at: Annotated[Time | None, Doc("when a limit or budget has room again")]
     error_rate: Annotated[float, Doc("share of recent calls that failed, 0 to 1")]
     p95: Annotated[float, Doc("seconds")]
-    services: Annotated[list[str], Doc("whom it concerns")]
-    lasted_s: Annotated[float, Doc("how long what has ended lasted")]
-    clients: Annotated[int, Doc("of how many clients the key is refused")]
-    share: Annotated[float, Doc("of a budget that is spent or held, 0 to 1")]
-    runs_out: Annotated[RunOut | None, Doc("when a budget is used up if spending goes on")]
-    amount: Annotated[Usd, Doc("the money that it is about")]
-    last_error: Annotated[LastError | None, Doc("what the last call or check that failed met")]
-    server: Annotated[DatabaseServer, Doc("which database it is")]
-    answers_since: Annotated[Time | None, Doc("since when its probe succeeds again; null: it does not")]
-    incident: Annotated[str, Doc("the id of the incident that it is about; absent: it is about none")]
+    services: Annotated[list[str], Doc("the services that it affects")]
+    lasted_s: Annotated[float, Doc("how long the ended alert lasted")]
+    clients: Annotated[int, Doc("the number of clients whose key is refused")]
+    share: Annotated[float, Doc("the share of a budget that is spent or held, 0 to 1")]
+    runs_out: Annotated[RunOut | None, Doc("when a budget is used up at the current pace")]
+    amount: Annotated[Usd, Doc("the amount of money concerned")]
+    last_error: Annotated[LastError | None, Doc("the error of the last call or check that failed")]
+    server: Annotated[DatabaseServer, Doc("the database server")]
+    answers_since: Annotated[
+        Time | None, Doc("since when its probe has been succeeding again; null if it is not")
+    ]
+    incident: Annotated[str, Doc("the id of its incident; absent if there is none")]
 
 
 PhaseWord = Literal["pending", "firing", "recovering", "resolved"]
@@ -363,7 +376,7 @@ class Acknowledged(TypedDict):
 
     by: str
     at: Time
-    until: Annotated[Time | None, Doc("when reminders resume; null: not before it ends")]
+    until: Annotated[Time | None, Doc("when reminders resume; null if not before the alert ends")]
     note: str
 
 
@@ -380,15 +393,17 @@ class SilenceView(TypedDict):
 
 
 class Notified(TypedDict):
-    """Whether people are notified of an alert."""
+    """Whether people were notified of an alert."""
 
-    state: Annotated[NotificationWord, Doc("notified: a notice was written; any other says why not")]
+    state: Annotated[
+        NotificationWord, Doc("notified: a notice was written; any other word says why none was")
+    ]
     at: Annotated[Time | None, Doc("when the notice was written")]
-    reason: Annotated[str, Doc("why there is none; empty if there is")]
+    reason: Annotated[str, Doc("why there is no notice; empty if there is one")]
 
 
 class Alert(TypedDict):
-    """Something that is wrong, or that ended a short while ago."""
+    """A problem that is open or ended recently."""
 
     type: Severity
     component: Annotated[
@@ -397,28 +412,28 @@ class Alert(TypedDict):
     message: str
     timestamp: Annotated[Time, Doc("when it began")]
     kind: Annotated[str, Doc("the rule that found it")]
-    active: Annotated[bool, Doc("it has not ended; `phase` says whether it fires")]
-    ended_at: Annotated[Time | None, Doc("null: it lasts")]
+    active: Annotated[bool, Doc("it has not ended; `phase` says whether it is firing")]
+    ended_at: Annotated[Time | None, Doc("null while it is open")]
     data: AlertData
-    id: Annotated[str, Doc("of the episode: the same in each process, and after a restart")]
+    id: Annotated[str, Doc("the episode's id: the same in every process and after a restart")]
     phase: Annotated[
         PhaseWord,
         Doc(
-            "pending: it has not lasted long enough yet; recovering: gone, but it may come back; resolved: ended"
+            "pending: the condition has not held long enough yet; recovering: it is gone but may return; resolved: over"
         ),
     ]
     since: Annotated[Time, Doc("when this phase began")]
     acknowledged: Acknowledged | None
-    silenced: Annotated[SilenceView | None, Doc("the silence that keeps it quiet")]
+    silenced: Annotated[SilenceView | None, Doc("the silence that suppresses its notifications")]
     inhibited_by: Annotated[
-        str | None, Doc("KIND:COMPONENT of the alert that explains it, and keeps it quiet")
+        str | None, Doc("KIND:COMPONENT of the alert that explains it and suppresses its notifications")
     ]
     notified: Notified
-    runbook: Annotated[str, Doc("path on this server to what to do about it; it needs no token")]
+    runbook: Annotated[str, Doc("path on this server of the instructions for it; no token is needed")]
 
 
 class SystemAlerts(TypedDict):
-    """The worst first."""
+    """The current alerts, the worst first."""
 
     alerts: list[Alert]
     alert_count: int
@@ -429,15 +444,15 @@ class Summary(TypedDict):
     """Everything at a glance."""
 
     overall_health: OverallHealth
-    severity: Annotated[Gravest | None, Doc("the verdict's colour; null: nothing is wrong")]
+    severity: Annotated[Gravest | None, Doc("the verdict's colour; null if nothing is wrong")]
     database_healthy: bool
     ai_services_healthy: Annotated[str, Doc('"3/5": healthy ones of the configured')]
     active_alerts: int
-    circuit_breakers_open: Annotated[int, Doc("of the database and of all models")]
+    circuit_breakers_open: Annotated[int, Doc("open breakers of the database and all models")]
 
 
 class Dashboard(TypedDict):
-    """Everything that an overview shows."""
+    """Everything that the overview shows."""
 
     summary: Summary
     database: DatabaseHealth
@@ -447,19 +462,24 @@ class Dashboard(TypedDict):
 
 
 class AuditEntry(TypedDict):
-    """An act that was let through, or a request that was refused."""
+    """An act that was allowed, or a request that was refused."""
 
     at: Time
     who: Annotated[str, Doc("token, read token, session, read session, this machine, or unknown")]
-    what: Annotated[str, Doc("the method and the route, without a caller's words")]
-    peer: Annotated[str, Doc("the address that it came from")]
-    status: Annotated[int, Doc("200: it was let through; its own answer may have another status")]
-    reason: Annotated[str, Doc("why it was refused; empty: it was not")]
-    more: Annotated[int, Doc("refusals of this address and status in the minute before, which have no entry")]
+    what: Annotated[str, Doc("the method and the route, without the caller's data")]
+    peer: Annotated[str, Doc("the client's address")]
+    status: Annotated[int, Doc("200 if it was allowed; its own response may have another status")]
+    reason: Annotated[str, Doc("why it was refused; empty if it was allowed")]
+    more: Annotated[
+        int,
+        Doc(
+            "earlier refusals with this address and status in the same minute, which have no entry of their own"
+        ),
+    ]
 
 
 class AuditLog(TypedDict):
-    """The last acts and refusals of this process, the newest first."""
+    """The last acts and refusals of this process, newest first."""
 
     entries: list[AuditEntry]
     timestamp: Time

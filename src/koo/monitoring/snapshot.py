@@ -1,8 +1,8 @@
 """The numbers of a service: one aggregation for Python, HTTP, the page, the command line and metrics.
 
-Two views that counted separately would disagree one day, and at 3 a.m. it is unknown which one is right. So each
-number is made once: here for services, in `vitals` for the database, in `overview` for everything together. Nothing in
-these files does I/O, waits, or changes a state: they read what the policies know now. The shapes are those of `shapes`.
+Two views that counted separately would disagree one day, and at 3 a.m. it would be unclear which one is right. So each
+number is computed once: here for services, in `vitals` for the database, in `overview` for everything together. Nothing
+in these files does I/O, waits or changes state; they only read the policies. The shapes are defined in `shapes`.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ from koo.storage.base import Allowance, BudgetView, OwnBudgetView, Short
 
 WINDOW_S = BUCKET_S * BUCKETS
 REFUSING_S = 30.0
-"""How long after the last refusal of a kind the state still says that calls are refused for it."""
+"""How long the state still reports refusals of a kind after the last one."""
 
 
 class CredentialsLike(Protocol):
-    """What a snapshot reads of the credentials of a service's clients."""
+    """The part of a service's client credentials that a snapshot reads."""
 
     def refused(self, now: float, last_success_at: float | None) -> tuple[str, bool]: ...
 
@@ -70,7 +70,7 @@ class CredentialsLike(Protocol):
 
 
 class ServiceLike(Protocol):
-    """What a snapshot reads of a service."""
+    """The part of a service that a snapshot reads."""
 
     name: str
     obstacle: str
@@ -99,7 +99,7 @@ class ServiceLike(Protocol):
 
 
 def metrics_view(tallies: Sequence[Tally], wall: Wall) -> ServiceMetrics:
-    """Counts of the process's life; rates and percentiles (seconds) of the last five minutes."""
+    """Counts since the process started; rates and percentiles (in seconds) of the last five minutes."""
     total, recent = total_of(tallies), recent_of(tallies, wall.now)
     errors: dict[str, int] = {}
     refused: dict[str, int] = {}
@@ -154,10 +154,12 @@ COUNT_KEYS: dict[str, RequestWindow] = {
 
 
 def count_view(count: Count, wall: Wall) -> RateLimit:
-    """One limit as it is now; reading rolls a copy, so a day that is over by now is shown as the next one.
+    """A limit's current state.
 
-    `resets_at`: when the day ends; for a minute or an hour when the next unit comes back, None if none is used.
+    `resets_at` is when the day ends; for a minute or an hour, when the next unit becomes free, or None if none is used.
     """
+    # Reading must not change the count, so a copy moves on to the current window. Otherwise a day that has ended, with
+    # no call since, would still be shown.
     count, hand = count.as_of(wall.now), count.hand
     used = count.used + (0 if hand is None else hand.elsewhere(wall.now))
     most = count.limit if hand is None or not hand.is_alone else used - count.used + hand.share
@@ -174,16 +176,16 @@ def _gives_back_at(count: Count, now: float) -> float | None:
         return count.rolls_at
     if not count.used:
         return count.hand.shut_until if count.hand is not None and count.hand.shut_until > now else None
-    # A count with units left answers "now". Asked as if it were full, it says when the oldest unit leaves it.
+    # A count with units left would return "now". A copy that is full returns when the oldest unit leaves the window.
     full = copy(count)
     full.limit = count.used
     return full.resets_at(now)
 
 
 def limits_view(service: ServiceLike, budget: BudgetView, wall: Wall) -> RateLimits:
-    """`requests_per_minute`, `_hour`, `_day` and `daily_budget`; a limit that is not set has None for `limit`."""
+    """All limits of a service. A limit that is not set has None for `limit`."""
     money_view = budget_view(budget)
-    if service.free:  # then no call is ever refused for money
+    if service.free:  # no call is ever refused for lack of money
         money_view["used_up"] = False
     views: RateLimits = {
         "requests_per_minute": _unlimited(),
@@ -257,7 +259,7 @@ def own_budget_view(own: OwnBudgetView) -> Budget:
 
 
 def pause_of(service: ServiceLike, wall: Wall) -> Cooldown | None:
-    """The pause that keeps calls to the service's default model away; None where they may go."""
+    """The pause that blocks calls to the service's default model; None if there is none."""
     for cooldown in (service.gates.quota, service.default_guard.cooldown):
         if wall.now < cooldown.until:
             return cooldown
@@ -268,7 +270,7 @@ def pause_of(service: ServiceLike, wall: Wall) -> Cooldown | None:
 
 
 def pause_view(cooldown: Cooldown | None, wall: Wall) -> Pause | None:
-    """A pause that lasts; None for one that is over."""
+    """A pause, for display; None if it is over."""
     if cooldown is None or wall.now >= cooldown.until:
         return None
     return {
@@ -280,7 +282,7 @@ def pause_view(cooldown: Cooldown | None, wall: Wall) -> Pause | None:
 
 
 def shortage_view(service: ServiceLike, short: Short | None) -> Shortage | None:
-    """The budget that does not cover what is asked of a service."""
+    """The budget that does not cover a service's calls, for display."""
     if short is None or service.free:
         return None
     return {
@@ -293,7 +295,7 @@ def shortage_view(service: ServiceLike, short: Short | None) -> Shortage | None:
 
 
 def used_up(service: ServiceLike, budget: BudgetView, wall: Wall) -> str:
-    """Which limit, budget or pause keeps calls away now; empty if none does."""
+    """The limit, budget or pause that blocks calls now, as a sentence; empty if none does."""
     pause = pause_of(service, wall)
     if pause is not None:
         return f"{pause.reason} until {wall.iso(pause.until)}"
@@ -303,7 +305,7 @@ def used_up(service: ServiceLike, budget: BudgetView, wall: Wall) -> str:
     limit = service.allowance.limit_usd
     if (
         limit is not None
-        and not service.free  # then no call is ever refused for money
+        and not service.free  # otherwise no call is ever refused for lack of money
         and budget.spent_usd + budget.unsettled_usd >= limit
     ):
         return f"the daily budget of {money(limit)} USD is used up"
@@ -314,7 +316,7 @@ def used_up(service: ServiceLike, budget: BudgetView, wall: Wall) -> str:
 
 
 def state_of(service: ServiceLike, budget: BudgetView, wall: Wall) -> tuple[ServiceState, str]:
-    """The reported state of a service, and why."""
+    """The reported state of a service, and the reason."""
     if service.obstacle:
         return ServiceState.UNHEALTHY, service.obstacle
     blocks = service.gates.key_blocks
@@ -334,14 +336,14 @@ def state_of(service: ServiceLike, budget: BudgetView, wall: Wall) -> tuple[Serv
 
 
 def _refused_keys(service: ServiceLike, wall: Wall) -> tuple[str, bool]:
-    """How many clients' keys are refused, in words, and whether that is all of them."""
+    """A sentence about clients' refused keys, and whether all of them are refused."""
     if service.own_credential:
         return service.credentials.refused(wall.now, wall.now)[0], False
     return service.credentials.refused(wall.now, service.default_guard.tally.last_success_at)
 
 
 def _last_error(service: ServiceLike) -> Failure | None:
-    """The error behind its reason: the default model's while it is refused or tested, else the last of any model."""
+    """The error to show: the default model's while its breaker is not closed, otherwise the last error of any model."""
     default = service.default_guard.breaker
     if default.phase is not CLOSED and not service.gates.key_blocks:
         return default.last_error
@@ -350,7 +352,7 @@ def _last_error(service: ServiceLike) -> Failure | None:
 
 
 def model_view(service: ServiceLike, guard: Guard, wall: Wall) -> ModelStatus:
-    """One model: its breaker, why the key is refused for it (empty if it is not), and the provider's pause."""
+    """One model: its breaker, why its key is refused (empty if it is not), and the provider's pause."""
     block = service.gates.key_blocks.find(guard.model, wall.now)
     return {
         **breaker_view(guard, wall),
@@ -366,7 +368,7 @@ def service_view(
     clock: Clock,
     configuration: ServiceConfiguration | None = None,
 ) -> ServiceHealth:
-    """Everything about one service, in the promised shape. Of its `models` the default one is the first."""
+    """Everything about one service, in the promised shape. The default model comes first in `models`."""
     wall = Wall(clock)
     state, reason = state_of(service, budget, wall)
     guard = service.default_guard
@@ -417,5 +419,5 @@ def _configuration(service: ServiceLike) -> ServiceConfiguration:
 
 
 def unknown_service(name: object, known: Sequence[str]) -> UnknownService:
-    """The error of every view for a name that is not there."""
+    """The error that every view raises for an unknown name."""
     return UnknownService(name_of(name), f"no such service; known services: {', '.join(sorted(known))}")

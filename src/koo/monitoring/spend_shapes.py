@@ -8,56 +8,60 @@ from koo.monitoring.shapes import Budget, Doc, Time, TypedDict, Usd
 
 
 class SpendRow(TypedDict):
-    """What was booked in one group. Of day, service, model and tag it has those that were asked for."""
+    """The bookings of one group. It has those of day, service, model and tag that were requested."""
 
     day: NotRequired[Annotated[Time, Doc("a UTC day: 2026-11-28")]]
     service: NotRequired[str]
     model: NotRequired[str]
-    tag: NotRequired[Annotated[str | None, Doc("null: calls without a tag")]]
+    tag: NotRequired[Annotated[str | None, Doc("null for calls without a tag")]]
     calls: int
     amount: Usd
-    estimated: Annotated[Usd, Doc("the part of which the provider did not say what it used: an upper bound")]
+    estimated: Annotated[Usd, Doc("the part for which the provider reported no usage; an upper bound")]
     estimated_calls: int
-    input_tokens: Annotated[int, Doc("read in any way: fresh, from the cache, into the cache")]
+    input_tokens: Annotated[int, Doc("all input tokens: uncached, read from the cache, written to the cache")]
     output_tokens: int
 
 
 class BookedCall(TypedDict):
-    """One attempt that cost something, as the ledger has it. Prompts and answers are not in the ledger."""
+    """One attempt that cost something, as recorded in the ledger, which contains no prompts and no answers."""
 
     id: str
     at: Annotated[Time, Doc("when it ended")]
     outcome: Annotated[
         str,
-        Doc("answered; unfinished: it failed, broke off or was left, and had to be paid; empty: not known"),
+        Doc(
+            "answered, or unfinished (it failed, broke off or was abandoned, and was billed); empty if unknown"
+        ),
     ]
     attempt: Annotated[
-        int | None, Doc("which attempt of its query at this service it was, from 1; null: not known")
+        int | None, Doc("the number of the attempt in its query to this service, from 1; null if unknown")
     ]
-    latency: Annotated[float | None, Doc("seconds of this attempt; null: not known")]
-    request_id: Annotated[str, Doc("of the request to this server in which it was made; empty: in none")]
+    latency: Annotated[float | None, Doc("duration of the attempt in seconds; null if unknown")]
+    request_id: Annotated[
+        str, Doc("the id of the request to this server in which it was made; empty if there was none")
+    ]
     service: str
     model: str
-    tag: Annotated[str | None, Doc("the caller's; null: none")]
+    tag: Annotated[str | None, Doc("the caller's tag; null if there is none")]
     cost: Usd
     cost_source: Annotated[str, Doc("reported by the provider, price table, configured price, or estimate")]
-    estimated: Annotated[bool, Doc("the provider did not say what it used: the cost is an upper bound")]
-    held: Annotated[Usd, Doc("the worst case that was held for it")]
-    input_tokens: Annotated[int, Doc("fresh ones")]
+    estimated: Annotated[bool, Doc("the provider reported no usage, so the cost is an upper bound")]
+    held: Annotated[Usd, Doc("the worst case held for it")]
+    input_tokens: Annotated[int, Doc("uncached tokens")]
     cache_read_tokens: int
     cache_write_tokens: int
     output_tokens: int
-    reasoning_tokens: Annotated[int, Doc("of the output's")]
-    metadata: Annotated[dict[str, str], Doc("the caller's own words")]
-    process: Annotated[str, Doc("which process booked it")]
+    reasoning_tokens: Annotated[int, Doc("the part of the output tokens used for reasoning")]
+    metadata: Annotated[dict[str, str], Doc("the caller's metadata")]
+    process: Annotated[str, Doc("the process that booked it")]
 
 
 class BookedCalls(TypedDict):
-    """The last calls that cost something, the newest first, of all processes on the state store."""
+    """The last calls that cost something, newest first, of all processes on the state store."""
 
     requests: list[BookedCall]
-    amount: Annotated[Usd, Doc("of this page")]
-    next_cursor: Annotated[str | None, Doc("`cursor` of the next page; null: there is none")]
+    amount: Annotated[Usd, Doc("the sum of this page's costs")]
+    next_cursor: Annotated[str | None, Doc("`cursor` of the next page; null on the last page")]
     timestamp: Time
 
 
@@ -70,42 +74,42 @@ class PeriodAmount(TypedDict):
 
 
 class UnsettledProcess(TypedDict):
-    """What a process that no longer reports was granted and had not spent by its last report."""
+    """Money that a process was granted and had not spent by its last report; it no longer reports."""
 
     process: str
-    last_seen: Annotated[Time | None, Doc("null: never, it is from an older version")]
+    last_seen: Annotated[Time | None, Doc("null if never, because an older version wrote it")]
     amounts: list[PeriodAmount]
 
 
 class WrittenOff(TypedDict):
-    """What an operator wrote off: each of these budgets may be overspent by its amount."""
+    """Money that an operator wrote off. Each of these budgets may be overspent by its amount."""
 
     process: str
     at: Time
-    by: Annotated[str, Doc("who did it, in their own words")]
+    by: Annotated[str, Doc("who did it, as they gave it")]
     reason: str
     amounts: list[PeriodAmount]
 
 
 class Spend(TypedDict):
-    """What was spent, as booked by all processes on the state store."""
+    """The spending booked by all processes on the state store."""
 
     first_day: Annotated[Time, Doc("a UTC day, included")]
     last_day: Annotated[Time, Doc("a UTC day, included")]
     by: list[str]
-    rows: Annotated[list[SpendRow], Doc("by day the oldest first, then what cost most")]
+    rows: Annotated[list[SpendRow], Doc("by day, oldest first, then by cost, highest first")]
     calls: int
     amount: Usd
-    estimated: Annotated[Usd, Doc("the part of which the provider did not say what it used: an upper bound")]
+    estimated: Annotated[Usd, Doc("the part for which the provider reported no usage; an upper bound")]
     currency: Literal["USD"]
-    budgets: Annotated[list[Budget], Doc("those that an operator set, in their current periods")]
-    unsettled: Annotated[list[UnsettledProcess], Doc("of the current day and month")]
-    written_off: Annotated[list[WrittenOff], Doc("in these days, by operators")]
+    budgets: Annotated[list[Budget], Doc("budgets set by an operator, in their current periods")]
+    unsettled: Annotated[list[UnsettledProcess], Doc("unsettled money of the current day and month")]
+    written_off: Annotated[list[WrittenOff], Doc("written off by operators in these days")]
     timestamp: Time
 
 
 class WriteOffs(TypedDict):
-    """What was written off just now."""
+    """The result of a write-off."""
 
     message: str
     written_off: list[WrittenOff]

@@ -1,7 +1,7 @@
-"""The database as it is seen: what a `Database` hands over, and the shapes that are made of it.
+"""Builds the views of the database from what a `Database` hands over.
 
-Nothing here does I/O or changes a state. Its own numbers (how many are inside, what the last probe saw) come as
-`Vitals`; counts, rates and the breaker are read from its guard and its pool's counters.
+Nothing here does I/O or changes state. The database passes its own numbers (open scopes, the last probe's result) as
+`Vitals`. Counts, rates and the breaker are read from its guard and its pool's counters.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from koo.policies.verdict import NEUTRAL
 SLOW_CALLS_MIN = 20
 AWAY = (Kind.CONNECTION, Kind.TIMEOUT)
 UNKNOWN_COMMIT_KEPT_S = 12 * 3600.0
-"""Until the next morning: only an operator can rule out what it may mean."""
+"""Until the next morning, because only an operator can find out whether the transaction happened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a probe saw. `read_only`: are writes refused? None: unknown.
+    """The result of a probe. `read_only` tells whether writes are refused; None if unknown.
 
-    `answered_since`: the wall time of the first of the looks in a row that were answered; None: this one was not.
+    `answered_since` is the wall time of the first of the consecutive successful probes; None if this one failed.
     """
 
     at_wall_s: float
@@ -53,10 +53,11 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
-    """A database at one moment. `open`, `active`, `waiting`: connections, and callers inside and in line.
+    """A database at one moment.
 
-    `turned_away`: callers, since the pool is saturated. `overdue`: scopes open for longer than is usual, `held_by` the
-    oldest ones in words. `gate`: open, paused or draining, as an operator set it.
+    `open` counts connections, `active` callers with a connection, `waiting` callers in the queue. `turned_away` counts
+    callers that got no connection since the pool became saturated. `overdue` counts scopes that are open for longer
+    than usual, and `held_by` describes the oldest. `gate` is open, paused or draining, as set by an operator.
     """
 
     options: DatabaseOptions
@@ -78,7 +79,7 @@ class Vitals:
 
     @property
     def most(self) -> int:
-        """Connections that there may be."""
+        """The maximum number of connections."""
         return self.options.pool_size + self.options.max_overflow
 
 
@@ -86,7 +87,7 @@ def pool_view(vitals: Vitals) -> PoolStatus:
     """How full the pool is."""
     size, active = vitals.options.pool_size, min(vitals.active, vitals.most)
     idle = max(0, vitals.open - active)
-    # While the server does not answer, idle connections in the pool are as good as closed.
+    # While the server does not answer, idle connections are probably dead, so they are not shown as available.
     is_away = vitals.look is not None and vitals.look.error is not None and vitals.look.error.kind in AWAY
     return {
         "size": size,
@@ -105,7 +106,7 @@ def pool_view(vitals: Vitals) -> PoolStatus:
 
 
 def database_breaker(vitals: Vitals) -> DatabaseBreaker:
-    """The breaker, and what became of the calls that it saw."""
+    """The breaker, and the results of its calls."""
     guard, wall = vitals.guard, Wall(vitals.clock)
     return {
         **breaker_view(guard, wall),
@@ -116,7 +117,7 @@ def database_breaker(vitals: Vitals) -> DatabaseBreaker:
 
 
 def database_metrics(vitals: Vitals) -> DatabaseMetrics:
-    """Everything that is counted."""
+    """All counts and latencies."""
     return {
         "pool_status": pool_view(vitals),
         "connection_metrics": vitals.metrics.connections(),
@@ -181,21 +182,22 @@ def _conditions(vitals: Vitals) -> list[str]:
 
 
 def words_since(since: float) -> str:
-    """Since when (wall seconds) a database answers again, for people."""
-    return f"it answers again since {iso(since)[11:19]} UTC"
+    """A sentence about when the database began to answer again; `since` is in wall seconds."""
+    return f"it has been answering again since {iso(since)[11:19]} UTC"
 
 
 def answers_since(vitals: Vitals) -> float | None:
-    """Since when (wall seconds) its probe is answered while the breaker is not closed; None where that is not so."""
+    """When its probe began to succeed again (wall seconds) while the breaker is not closed; otherwise None."""
     look, breaker = vitals.look, vitals.guard.breaker
     return None if look is None or breaker.phase is CLOSED else look.answered_since
 
 
 def database_health(vitals: Vitals) -> DatabaseHealth:
-    """The state, and what the last probe saw."""
+    """The state, and the result of the last probe."""
     state, reason = database_state(vitals.guard.evidence())
     look = vitals.look
-    # Without its name and a time: the name is printed in front of it, and the breaker knows when to come back.
+    # `reason` only, without the database's name and a retry time: views show the name in front of it, and the time is
+    # the breaker's.
     error = None if look is None or look.error is None else look.error.reason
     since = answers_since(vitals)
     return {

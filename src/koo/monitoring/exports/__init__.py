@@ -1,4 +1,4 @@
-"""What koo brings for the tools that operators have: rules for Prometheus, a dashboard for Grafana."""
+"""Files for operators' tools: rules for Prometheus and a dashboard for Grafana."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ DASHBOARD = "grafana-dashboard.json"
 
 
 def text_of(name: str) -> str:
-    """One of these files."""
+    """The content of one of these files."""
     return files(__name__).joinpath(name).read_text(encoding="utf-8")
