@@ -71,9 +71,8 @@ async def in_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any) -> 
     """As SQLAlchemy's `greenlet_spawn`: run `function(*args, **kwargs)`, which may wait with `await_only`."""
     idle, here = _idle.greenlets, getcurrent()
     kept = idle.pop() if idle else Kept()
-    # The parent is where a switch returns to. Nested inside another greenlet (`run_sync`), this call must return there
-    # and not to the greenlet that used this one last. It also must run in this task's context, not in the last
-    # caller's.
+    # The parent is where a switch returns to, and the context is where the function finds its ContextVars. Both are set
+    # for each call: an idle greenlet still has those of its last caller, which may be another task.
     if kept.parent is not here:
         kept.parent = here
     kept.gr_context = here.gr_context

@@ -321,8 +321,8 @@ class SessionScope(Generic[S_co]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A scope that ends after its *caller's* deadline gets a neutral verdict. Read first, because the time spent on
-        # leaving must not turn a scope that ended in time into a late one.
+        # A scope without failures that ends after its *caller's* deadline gets a neutral verdict. Read first, because
+        # the time spent on leaving must not turn a scope that ended in time into a late one.
         late = ends_at.get() <= self._monotonic()
         self.transcript.leaving = True
         # Errors take the slow path because a rollback must be bounded, and SQLite because its COMMIT may first flush
