@@ -1,4 +1,6 @@
-"""An own operation's world on virtual time: its service, its money, and streams of every form that a library has."""
+"""The world of an own operation on virtual time: its service, its money, and streams in every form that a library may
+have.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ PRICED: dict[str, Any] = {"max_cost_usd": 5, "daily_budget": 100}
 
 
 class Own:
-    """A service named "own". Make it on the virtual loop; `options` are those of a registration."""
+    """A service named "own". Make it on the virtual loop. `options` are those of a registration."""
 
     def __init__(self, **options: Any) -> None:
         self.clock = VirtualClock()
@@ -56,7 +58,7 @@ class Own:
 
     @property
     def verdicts(self) -> list[int]:
-        """How many calls were a success, a failure, neutral and throttled."""
+        """How many calls were successes, failures, neutral and throttled."""
         return self.service.default_guard.tally.totals().verdicts
 
     @property
@@ -64,15 +66,16 @@ class Own:
         return self.budgets.view("own").spent_usd
 
     def nothing_is_taken(self) -> bool:
-        """No place, no permit, no money."""
+        """Whether no place, no permit and no money is taken."""
         running = bool(self.breaker.running or self.breaker.leases)
         return not (self.service.gates.bulkhead.used or running or self.budgets.view("own").held_usd)
 
 
 class Library:
-    """Gives `pieces` in each of the forms that libraries have; a number is a pause, an exception is raised.
+    """Returns `pieces` in each of the forms that libraries have. A number is a pause; an exception is raised.
 
-    `asked` counts requests, `open` what has not been closed, `left_by` what a manager was left with.
+    `asked` counts requests, `open` streams that have not been closed. `left_by` is what a manager's `__aexit__`
+    received.
     """
 
     def __init__(self, *pieces: Any) -> None:
@@ -82,7 +85,7 @@ class Library:
         self.failures: list[Exception] = []
 
     async def generator(self) -> AsyncGenerator[Any, None]:
-        """Lazy: it sends nothing before it is asked."""
+        """A lazy generator: it sends nothing before it is read."""
         await self._ask()
         try:
             async for piece in self._play():
@@ -91,17 +94,17 @@ class Library:
             self.open -= 1
 
     async def awaited(self) -> AsyncGenerator[Any, None]:
-        """An awaitable of a lazy one."""
+        """An awaitable that returns a lazy generator."""
         return self.generator()
 
     async def answered(self) -> Eager:
-        """An iterator whose request has been answered when it is there, as `create(stream=True)`."""
+        """An iterator whose request has been answered when it is returned, like `create(stream=True)`."""
         await self._ask()
         return Eager(self)
 
     @asynccontextmanager
     async def manager(self) -> AsyncIterator[Reader]:
-        """It sends when it is entered, and gives another object."""
+        """A context manager that sends when it is entered, and yields another object."""
         await self._ask()
         error: BaseException | None = None
         try:
@@ -133,7 +136,7 @@ class Library:
 
 
 class Eager:
-    """As an SDK's stream: an iterator that is closed by name."""
+    """Like an SDK's stream: an iterator that is closed with `close`."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -152,7 +155,7 @@ class Eager:
 
 
 class Reader:
-    """What a manager gives: read in several ways, by name."""
+    """What a manager yields: an object that can be read in several ways, by name."""
 
     def __init__(self, library: Library) -> None:
         self._library = library

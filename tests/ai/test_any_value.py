@@ -1,7 +1,8 @@
-"""Any answer, with any optional field replaced by any JSON value, is still the answer that was paid for.
+"""An answer stays the answer that was paid for if any of its optional fields has any JSON value.
 
-In each format, whole and streamed, each field in turn is left out or holds a value of every type. koo's caller gets the
-text for one request. Only an `error` that says something is an error; a stream whose only end cannot be read was cut.
+In each format, whole and streamed, each field in turn is left out or given a value of every type. koo's caller gets the
+text after a single request. Only an `error` with content is an error. A stream whose only end mark cannot be read
+counts as cut.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Path = tuple[str | int, ...]
 Document = dict[str, Any]
 
 GONE = object()
-"""The field is left out."""
+"""Stands for a field that is left out."""
 VALUES: tuple[Any, ...] = (
     GONE, None, True, False, 0, -7, 1.5, 10**40, 1e308, float("nan"), float("inf"), "", "x", "12", "\ud83d", [], [1],
     ["x"], [[]], [None], {}, {"x": 1}, {"text": None}, {"0": "x"}, [{"message": "x"}],
@@ -90,14 +91,14 @@ STREAMED: dict[Format, list[Document]] = {
 REQUIRED = {
     "text", "content", "delta", "choices", "message", "candidates", "parts", "output", "content_block", "response"
 }  # fmt: skip
-"""Where the text is, and what holds it."""
+"""The path of the text, and of everything that contains it."""
 FORMATS = tuple(WHOLE)
 NAMED = {"anthropic", "openai"}
 """Their events have names beside their data; Perplexity's are known by their `type` alone, which so is required."""
 
 
 def paths_in(value: Any, path: Path = ()) -> Iterator[Path]:
-    """Every field below a value that an answer can do without."""
+    """The path of every field below a value that an answer can do without."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         if key not in REQUIRED and not isinstance(key, int):
@@ -106,7 +107,7 @@ def paths_in(value: Any, path: Path = ()) -> Iterator[Path]:
 
 
 def changed(document: Any, path: Path, value: Any) -> Any:
-    """A copy of the document in which this field holds the value."""
+    """A copy of the document in which this field has the value."""
     changed = copy.deepcopy(document)
     holder = changed
     for key in path[:-1]:
@@ -193,7 +194,8 @@ def hold(path: Path, value: Any, outcome: tuple[str, Answer | ExternalServiceErr
     elif path[-1] == "error":
         assert value and end.kind is Kind.SERVER_ERROR, where
     else:
-        # The one end that Gemini's streams have: without it they were cut, and the reader keeps what came.
+        # This is the only end mark of Gemini's streams. Without it the stream counts as cut, and the reader keeps what
+        # arrived.
         assert path[-1] == "finishReason" and end.kind is Kind.TRUNCATED_STREAM and text == "Paris.", where
 
 
@@ -205,7 +207,7 @@ async def in_gateway(name: Format, test: Callable[[Gateway, Scripted], Awaitable
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_optional_field_of_any_value_loses_an_answer(name: Format, streamed: bool) -> None:
+def test_no_value_of_an_optional_field_loses_an_answer(name: Format, streamed: bool) -> None:
     good: Any = STREAMED[name] if streamed else WHOLE[name]
 
     async def main(gateway: Gateway, http: Scripted) -> None:
@@ -233,7 +235,7 @@ EVERY_FIELD = [(name, path) for name in FORMATS for path in paths_in(WHOLE[name]
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(EVERY_FIELD), JSON)
-def test_nor_does_any_other_json_value(field: tuple[Format, Path], value: Any) -> None:
+def test_no_generated_json_value_loses_an_answer(field: tuple[Format, Path], value: Any) -> None:
     name, path = field
 
     async def main(gateway: Gateway, http: Scripted) -> None:

@@ -1,4 +1,4 @@
-"""Which operations are known to block before they are called, and which may well be awaited."""
+"""Which operations are recognized as blocking before they are called, and which may be awaitable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def ask() -> str:
 
 
 def through(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An application's own way to make what blocks awaitable."""
+    """An application's own way to make a blocking function awaitable."""
 
     @functools.wraps(function)
     def awaitable(*args: Any) -> Any:
@@ -79,7 +79,7 @@ BLOCKING: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BLOCKING)
-def test_what_its_library_says_blocks_is_known_and_what_to_use_instead(name: str) -> None:
+def test_a_blocking_operation_is_recognized_and_its_alternative_named(name: str) -> None:
     operation, instead = BLOCKING[name]
     assert instead in instead_of(called_by(operation)) and not is_async(operation)
 
@@ -98,8 +98,8 @@ AWAITED: dict[str, Any] = {
     "stream of anthropic": ACLAUDE.messages.stream,
     "gemini": GEMINI.aio.models.generate_content,
     "httpx": httpx.AsyncClient().get,
-    "an SDK in a thread of its own": through(GPT.responses.create),
-    "requests in a thread of its own": through(requests.get),
+    "an SDK in a separate thread": through(GPT.responses.create),
+    "requests in a separate thread": through(requests.get),
     "returns a coroutine": Own().fetch,
     "own method": Own().afetch,
     "own object": Own(),
@@ -112,14 +112,14 @@ AWAITED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", AWAITED)
-def test_what_may_well_be_awaited_is_called(name: str) -> None:
+def test_an_operation_that_may_be_awaitable_is_called(name: str) -> None:
     assert instead_of(called_by(AWAITED[name])) == ""
 
 
 @pytest.mark.parametrize(
     "name", ["async def", "partial", "own method", "own object", "responses", "async mock"]
 )
-def test_what_is_declared_async_runs_on_the_loop_also_under_a_name_for_threads(name: str) -> None:
+def test_an_async_function_runs_on_the_loop_even_under_a_name_for_threads(name: str) -> None:
     assert is_async(AWAITED[name])
 
 
@@ -143,7 +143,7 @@ class Model:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A third-party package, as `pip` installs one."""
+    """A third-party package, installed as `pip` would install it."""
     made = ModuleType("halfway")
     made.__file__ = "/python/site-packages/halfway/__init__.py"
     exec(LIBRARY, made.__dict__)
@@ -151,7 +151,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return made
 
 
-def test_an_asynchronous_function_beside_it_shows_that_a_librarys_own_one_blocks(library: Any) -> None:
+def test_a_library_function_with_an_asynchronous_variant_blocks(library: Any) -> None:
     model = library.Model()
     found = [
         instead_of(called_by(one))
@@ -163,15 +163,15 @@ def test_an_asynchronous_function_beside_it_shows_that_a_librarys_own_one_blocks
     assert instead_of(model.alone) == "" and instead_of(model.ainvoke) == ""
 
 
-def test_an_asynchronous_client_of_another_library_beside_it_is_not_its_own(
+def test_another_librarys_asynchronous_client_is_not_a_variant(
     library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LlamaIndex's `OpenAI` stands in a module that imports openai's `AsyncOpenAI`."""
+    """LlamaIndex's `OpenAI` is in a module that imports openai's `AsyncOpenAI`."""
     monkeypatch.setattr(library, "AsyncModel", openai.AsyncOpenAI, raising=False)
     assert instead_of(library.Model().alone) == ""
 
 
-def test_a_part_of_a_namespace_package_is_a_librarys_too(
+def test_a_part_of_a_namespace_package_counts_as_a_library(
     library: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "halfway.parts", library)
@@ -181,7 +181,7 @@ def test_a_part_of_a_namespace_package_is_a_librarys_too(
     assert "complete_async" in instead_of(parts["Model"]().complete)
 
 
-def test_nothing_is_kept_alive_by_what_is_remembered_of_it() -> None:
+def test_remembering_an_object_does_not_keep_it_alive() -> None:
     client = openai.OpenAI(api_key="k")
     callee, method, instead = callees.look(client.responses.create)
     assert "AsyncOpenAI" in instead and callees.look(client.responses.create)[0] is callee

@@ -1,4 +1,4 @@
-"""Budgets of every kind: which of them hold a call, what happens where one has no room, and when it runs out."""
+"""Budgets of every kind: which of them hold a call, what happens if one has no room, and when it will run out."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from koo.testing.clock import run_virtual
 from tests.ai.virtual import VirtualWorld, words
 
 BOUND = Decimal("0.0018")
-"""What a call with max_tokens=100 holds: 100 tokens read at 3 and 100 written at 15 USD a million."""
+"""What a call with max_tokens=100 holds: 100 input tokens at 3 and 100 output tokens at 15 USD per million."""
 COST = Decimal("0.000105")
-"""What it costs: 10 read, 5 written."""
+"""What the call costs: 10 input tokens and 5 output tokens."""
 
 
 def own(name: str = "team", limit: str = "1", **more: Any) -> BudgetOptions:
@@ -40,7 +40,7 @@ def in_world(test: Callable[[VirtualWorld], Awaitable[None]], *given: BudgetOpti
 
 
 def spent(world: VirtualWorld) -> dict[tuple[str, str | None], Decimal]:
-    """What is booked in each of the operator's budgets."""
+    """What is booked in each budget that the operator has set."""
     return {
         (one.options.name, one.tag): one.view.spent_usd for one in world.budgets.views(world.clock.wall())
     }
@@ -49,7 +49,7 @@ def spent(world: VirtualWorld) -> dict[tuple[str, str | None], Decimal]:
 # ── which budgets hold a call ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_call_is_booked_in_every_budget_that_counts_it_and_in_no_other() -> None:
+def test_a_call_is_booked_in_every_budget_that_applies_and_in_no_other() -> None:
     async def test(world: VirtualWorld) -> None:
         await world.ask(tag="night")
         assert spent(world) == {
@@ -76,7 +76,7 @@ def test_a_call_is_booked_in_every_budget_that_counts_it_and_in_no_other() -> No
     )  # fmt: skip
 
 
-def test_a_budget_without_room_refuses_and_says_which_one_and_why() -> None:
+def test_a_refusal_names_the_budget_without_room_and_the_amounts() -> None:
     async def test(world: VirtualWorld) -> None:
         with pytest.raises(BudgetExceeded) as refusal:
             await world.ask()
@@ -89,7 +89,7 @@ def test_a_budget_without_room_refuses_and_says_which_one_and_why() -> None:
     in_world(test, own(limit="0.001", period="month"))
 
 
-def test_each_tag_has_a_budget_of_its_own_and_what_has_no_tag_has_none() -> None:
+def test_each_tag_has_its_own_budget_and_calls_without_a_tag_have_none() -> None:
     async def test(world: VirtualWorld) -> None:
         await world.ask(tag="a")
         with pytest.raises(BudgetExceeded, match=r"the budget 'team/a' of \$0\.0018 does not cover"):
@@ -101,7 +101,7 @@ def test_each_tag_has_a_budget_of_its_own_and_what_has_no_tag_has_none() -> None
     in_world(test, own(limit=str(BOUND), tag="*"))
 
 
-def test_a_tag_that_no_database_takes_as_text_is_cleaned() -> None:
+def test_a_tag_that_databases_reject_as_text_is_cleaned() -> None:
     async def test(world: VirtualWorld) -> None:
         await world.ask(tag="a\0b\ud800" + "c" * 300)
         assert list(spent(world)) == [("team", "ab?" + "c" * 196)]
@@ -109,8 +109,8 @@ def test_a_tag_that_no_database_takes_as_text_is_cleaned() -> None:
     in_world(test, own(tag="*"))
 
 
-def test_more_tags_than_there_may_be_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each beat speaks of every budget: a tag for each call would make it longer and longer."""
+def test_tags_beyond_the_limit_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each beat reports every budget. With a tag for each call, it would grow without limit."""
     monkeypatch.setattr(budgets, "TAGS_MAX", 10)
 
     async def test(world: VirtualWorld) -> None:
@@ -126,8 +126,8 @@ def test_more_tags_than_there_may_be_share_one_budget(monkeypatch: pytest.Monkey
     in_world(test, own(tag="*"))
 
 
-def test_a_tag_without_room_says_nothing_about_the_service_and_can_be_forgotten() -> None:
-    """All others can go on asking it."""
+def test_a_tag_without_room_does_not_affect_the_service_and_can_be_forgotten() -> None:
+    """Callers with other tags can still use the service."""
 
     async def test(world: VirtualWorld) -> None:
         for _ in range(2):
@@ -140,11 +140,12 @@ def test_a_tag_without_room_says_nothing_about_the_service_and_can_be_forgotten(
     in_world(test, own(limit="0.001", tag="*"))
 
 
-# ── who is asked instead ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── the service to use instead
+# ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_where_a_budget_refuses_the_service_that_it_names_is_asked_next(streamed: bool) -> None:
+def test_a_refusing_budget_sends_the_query_to_the_service_that_it_names(streamed: bool) -> None:
     async def test(world: VirtualWorld) -> None:
         world.second.chunks = words("ok", pause_s=0.1)
         if streamed:
@@ -162,7 +163,7 @@ def test_where_a_budget_refuses_the_service_that_it_names_is_asked_next(streamed
     in_world(test, own(limit="0.001", service="first", on_exhausted="second"))
 
 
-def test_the_other_services_own_budgets_hold_and_each_reason_is_given() -> None:
+def test_the_named_services_own_budget_applies_and_each_reason_is_given() -> None:
     async def test(world: VirtualWorld) -> None:
         with pytest.raises(AllServicesFailed) as failure:
             await world.ask()
@@ -176,7 +177,7 @@ def test_the_other_services_own_budgets_hold_and_each_reason_is_given() -> None:
     )
 
 
-def test_a_service_that_the_query_asks_anyway_is_asked_once_and_in_its_turn() -> None:
+def test_a_service_already_in_the_fallback_is_called_once_and_in_its_place() -> None:
     async def test(world: VirtualWorld) -> None:
         answer = await world.ask(fallback=("second",))
         assert (answer.service, world.second.asked) == ("second", 1)
@@ -186,7 +187,7 @@ def test_a_service_that_the_query_asks_anyway_is_asked_once_and_in_its_turn() ->
     in_world(test, own(limit="0.001", service="first", on_exhausted="second"))
 
 
-def test_a_budget_that_refuses_because_the_store_is_away_leads_on_too() -> None:
+def test_a_budget_that_refuses_without_its_store_also_sends_the_query_on() -> None:
     async def test(world: VirtualWorld) -> None:
         assert isinstance(world.budgets.ledger, MemoryLedger)
         world.budgets.ledger.exchange.trouble = "the disk is full"  # type: ignore[assignment]
@@ -199,7 +200,7 @@ def test_a_budget_that_refuses_because_the_store_is_away_leads_on_too() -> None:
     in_world(test, own(service="first", on_exhausted="second"), own("x", tag="x"))
 
 
-def test_two_budgets_that_lead_to_one_another_end() -> None:
+def test_two_budgets_that_name_each_others_service_do_not_loop() -> None:
     async def test(world: VirtualWorld) -> None:
         with pytest.raises(AllServicesFailed):
             await world.ask()
@@ -211,10 +212,10 @@ def test_two_budgets_that_lead_to_one_another_end() -> None:
     )
 
 
-# ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── for display ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_budget_too_small_for_the_call_that_is_asked_is_a_shortage_at_whatever_percentage() -> None:
+def test_a_budget_too_small_for_a_call_is_a_shortage_at_any_percentage() -> None:
     async def test(world: VirtualWorld) -> None:
         assert world.budgets.view("first").shortage == ""
         with pytest.raises(BudgetExceeded):
@@ -234,7 +235,7 @@ def test_a_budget_too_small_for_the_call_that_is_asked_is_a_shortage_at_whatever
     in_world(test, daily_budget_usd=Decimal("0.001"))
 
 
-def test_a_budget_for_all_that_is_used_up_is_a_shortage_of_each_service() -> None:
+def test_a_used_up_common_budget_is_a_shortage_of_each_service() -> None:
     async def test(world: VirtualWorld) -> None:
         assert world.budgets.view("second").shortage == "the budget 'team' of $0.00 is used up"
         assert world.budgets.view("first", "m").shortage == "the budget 'team' of $0.00 is used up"
@@ -242,7 +243,7 @@ def test_a_budget_for_all_that_is_used_up_is_a_shortage_of_each_service() -> Non
     in_world(test, own(limit="0"))
 
 
-def test_a_run_out_is_foretold_as_a_range_of_the_last_hours_pace_and_the_periods() -> None:
+def test_a_forecast_ranges_from_the_last_hours_pace_to_the_periods_pace() -> None:
     async def test(world: VirtualWorld) -> None:
         began = world.clock.wall()
         world.clock.set_wall(began - began % 86_400)  # midnight
@@ -264,8 +265,8 @@ def test_a_run_out_is_foretold_as_a_range_of_the_last_hours_pace_and_the_periods
     in_world(test, daily_budget_usd=Decimal("0.03"))
 
 
-def test_a_call_that_two_budgets_do_not_cover_learns_when_the_later_one_starts_anew() -> None:
-    """At midnight the day's budget has room again, and the month's refuses still."""
+def test_a_call_that_two_budgets_refuse_gets_the_later_reset_time() -> None:
+    """At midnight the day's budget has room again, but the month's budget still refuses."""
 
     async def test(world: VirtualWorld) -> None:
         await world.ask()

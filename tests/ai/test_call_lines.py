@@ -1,4 +1,4 @@
-"""What the log says of queries, streams and own operations that fail or are refused; of those that succeed, nothing."""
+"""The log lines of queries, streams and own operations that fail or are refused. Successful ones are not logged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def calls(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [one.getMessage() for one in caplog.records if str(vars(one).get("what")).startswith("call")]
 
 
-def test_what_succeeds_leaves_no_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_success_writes_no_line(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with world() as here:
             await here.ask()
@@ -42,11 +42,11 @@ def test_what_succeeds_leaves_no_line(caplog: pytest.LogCaptureFixture) -> None:
     asyncio.run(main())
 
 
-def test_a_query_that_is_repeated_is_one_line_with_its_attempts(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_retried_query_is_one_line_with_its_number_of_attempts(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with world() as here:
             here.claude.script(OVERLOADED, OVERLOADED)
-            await here.ask()  # a repeat has succeeded: all is well
+            await here.ask()  # a retry has succeeded, so nothing is logged
             assert caplog.messages == []
             here.claude.script(*[OVERLOADED] * 4)
             with suppress(ServiceFailed):
@@ -60,7 +60,7 @@ def test_a_query_that_is_repeated_is_one_line_with_its_attempts(caplog: pytest.L
     asyncio.run(main())
 
 
-def test_each_service_of_a_chain_has_its_line_and_says_which_is_asked_next(
+def test_each_service_of_a_chain_has_a_line_that_names_the_next_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
@@ -80,7 +80,7 @@ def test_each_service_of_a_chain_has_its_line_and_says_which_is_asked_next(
 
 
 @pytest.mark.parametrize("name", ["nosuch", "x\x1b[2J\u202e", "a whole prompt 4711 by mistake", "y" * 500])
-def test_a_service_that_there_is_not_is_logged_by_no_more_than_a_name(
+def test_the_line_of_an_unknown_service_contains_no_prompt(
     caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     async def main() -> None:
@@ -94,7 +94,7 @@ def test_a_service_that_there_is_not_is_logged_by_no_more_than_a_name(
     asyncio.run(main())
 
 
-def test_no_word_of_a_hostile_provider_reaches_a_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_text_from_a_hostile_provider_reaches_a_line(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with world(retry=ONCE) as here:
             for status in (400, 401, 402, 403, 404, 413, 429, 500, 503, 529):
@@ -117,7 +117,7 @@ def test_no_word_of_a_hostile_provider_reaches_a_line(caplog: pytest.LogCaptureF
     asyncio.run(main())
 
 
-def test_a_stream_that_breaks_off_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_stream_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with world(retry=ONCE) as here:
             here.claude.script(stream(["Par", "is."], cut_after=1), OVERLOADED)
@@ -134,7 +134,7 @@ def test_a_stream_that_breaks_off_is_one_line(caplog: pytest.LogCaptureFixture) 
     asyncio.run(main())
 
 
-def test_an_own_operation_that_fails_is_logged_and_one_that_raises_its_programs_error_is_not(
+def test_a_failed_operation_is_logged_but_not_one_that_raises_a_programming_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""The money of one call: held within the deadline, booked with the caller's own words, whatever is called."""
+"""The money of one call: held within the deadline, and booked with the caller's tag and metadata."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.ai.virtual import VirtualWorld, words
 
 
 class SlowExchange(MemoryExchange):
-    """A store that takes its time."""
+    """A store that responds slowly."""
 
     def __init__(self, clock: VirtualClock, answers_after_s: float) -> None:
         super().__init__(clock)
@@ -74,12 +74,12 @@ async def an_own_operation(ledger: Ledger, ran: list[str]) -> None:
 
 
 def held_pico(ledger: Ledger) -> int:
-    """What all budgets together hold now."""
+    """The sum of what all budgets hold now."""
     return sum(ledger.standing(name).held for name in ledger.purses.budgets)
 
 
 @pytest.mark.parametrize("call", [a_query, a_stream, an_own_operation])
-def test_a_ledger_that_does_not_answer_outlives_no_deadline(
+def test_a_ledger_that_does_not_respond_does_not_delay_the_deadline(
     call: Callable[[Ledger, list[str]], Awaitable[None]],
 ) -> None:
     """The call ends at its deadline, nothing is sent, and nothing stays held."""
@@ -94,13 +94,13 @@ def test_a_ledger_that_does_not_answer_outlives_no_deadline(
         assert caught.value.kind == Kind.DEADLINE and "before the deadline" in str(caught.value)
         assert ran == [] and held_pico(ledger) == 0
         await asyncio.sleep(5.0)
-        assert held_pico(ledger) == 0, "no call holds what the late answer granted"
+        assert held_pico(ledger) == 0, "no call holds what the late response granted"
 
     run_virtual(main)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_the_callers_own_words_go_to_the_ledger(streamed: bool) -> None:
+def test_the_callers_tag_and_metadata_go_to_the_ledger(streamed: bool) -> None:
     async def main() -> None:
         ledger = MemoryLedger(VirtualClock())
         world = VirtualWorld(ledger)
@@ -117,7 +117,7 @@ def test_the_callers_own_words_go_to_the_ledger(streamed: bool) -> None:
     run_virtual(main)
 
 
-def test_a_bill_is_what_the_provider_used_at_the_price_of_its_model() -> None:
+def test_a_bill_is_the_reported_usage_at_the_price_of_its_model() -> None:
     async def main() -> None:
         world = VirtualWorld()
         answer = await world.ask()

@@ -1,4 +1,4 @@
-"""A prompt that goes on where one was counted is bounded by that count; and none is bounded too low."""
+"""A prompt that continues a counted one is bounded by that count, and no prompt is bounded too low."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAST = "You are a careful engineer. " * 400
 
 
 class Now:
-    """The time, as a test says."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.s = 0.0
@@ -46,7 +46,7 @@ def counted(
     conversations.learn(mark, Usage(cache_read_tokens=read, output_tokens=written), answer)
 
 
-def test_what_was_counted_is_not_counted_by_its_bytes_again() -> None:
+def test_a_counted_prompt_is_not_counted_by_its_bytes_again() -> None:
     conversations, answer = Conversations(Now()), "The answer is that nothing is wrong with it. " * 20
     counted(conversations, ask(PAST), read=2800, answer=answer, written=200)
     new = "\n\nUser: and now?"
@@ -68,20 +68,20 @@ def test_what_was_counted_is_not_counted_by_its_bytes_again() -> None:
     ],
     ids=["begins otherwise", "ends otherwise", "shorter", "another model", "another system"],
 )
-def test_another_prompt_is_bounded_by_its_bytes(other: Request) -> None:
+def test_an_unknown_prompt_is_bounded_by_its_bytes(other: Request) -> None:
     conversations = Conversations(Now())
     counted(conversations, ask(PAST), read=2800)
     assert bound(conversations, other) == bound_tokens(other)
     assert bound(conversations, ask(PAST + "new"), service="openai") == bound_tokens(ask(PAST + "new"))
 
 
-def test_a_count_that_leaves_something_out_is_not_learnt_from() -> None:
+def test_an_incomplete_count_is_not_used() -> None:
     conversations = Conversations(Now())
     counted(conversations, ask(PAST), read=9)
     assert bound(conversations, ask(PAST + "new")) == bound_tokens(ask(PAST + "new"))
 
 
-def test_a_count_ends_after_an_hour() -> None:
+def test_a_count_expires_after_an_hour() -> None:
     now = Now()
     conversations = Conversations(now)
     counted(conversations, ask(PAST), read=2800)
@@ -89,7 +89,7 @@ def test_a_count_ends_after_an_hour() -> None:
     assert bound(conversations, ask(PAST + "new")) == bound_tokens(ask(PAST + "new"))
 
 
-def test_conversations_that_begin_alike_are_kept_apart() -> None:
+def test_conversations_with_the_same_beginning_are_kept_apart() -> None:
     conversations = Conversations(Now())
     pasts = [PAST + f"{number:04}" * 30 for number in range(PROMPTS_MAX)]
     for number, past in enumerate(pasts):
@@ -97,12 +97,12 @@ def test_conversations_that_begin_alike_are_kept_apart() -> None:
     for number, past in enumerate(pasts):
         expected = 3000 + number + (3000 + number) // 32 + 3 + FRAMING_TOKENS
         assert bound(conversations, ask(past + "new")) == expected
-    # The longest of what a prompt goes on from counts.
+    # If a prompt continues several known ones, the longest counts.
     counted(conversations, ask(pasts[0] + "more"), read=3100)
     assert bound(conversations, ask(pasts[0] + "more" + "new")) == 3100 + 3100 // 32 + 3 + FRAMING_TOKENS
 
 
-def test_memory_is_bounded_and_holds_no_text() -> None:
+def test_memory_is_bounded_and_contains_no_text() -> None:
     conversations = Conversations(Now())
     for number in range(HEADS_MAX + 50):
         for more in range(3):
@@ -118,8 +118,8 @@ def test_memory_is_bounded_and_holds_no_text() -> None:
 
 
 @given(st.lists(st.sampled_from(["ab ", "漢", "½", "é" * 9, "\n"]), max_size=30), st.integers(0, 40))
-def test_no_prompt_is_bounded_below_what_was_counted_and_what_is_new(parts: list[str], cut: int) -> None:
-    """With a tokenizer that makes a token of each two bytes, and another one at each seam."""
+def test_no_bound_is_below_the_counted_part_and_the_new_text(parts: list[str], cut: int) -> None:
+    """The tokenizer here makes a token of every two bytes, and one more at each seam."""
     conversations = Conversations(Now())
     first = PAST + "".join(parts[:cut])
     tokens = len(first.encode()) // 2 + 1
@@ -130,7 +130,7 @@ def test_no_prompt_is_bounded_below_what_was_counted_and_what_is_new(parts: list
 
 
 def test_a_long_text_is_measured_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice takes some milliseconds at most, whatever it holds; between two of them the loop has its turn."""
+    """A slice takes a few milliseconds at most, whatever its content, and the loop runs between two slices."""
     sizes = list[int]()
     measure = transport._bytes
 

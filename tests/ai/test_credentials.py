@@ -1,4 +1,6 @@
-"""Several credentials under one name: refused keys and pauses are the key's; limits, places and breaker the name's."""
+"""Several credentials under one name: refused keys and pauses belong to the key; limits, places and breaker to the
+name.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ LOST = ServiceFailed("own", "lost", kind=Kind.SERVER_ERROR)
 
 
 class Client:
-    """A tenant's: what it asks raises `answer`, or returns it."""
+    """A tenant's client. `ask` raises `answer`, or returns it."""
 
     def __init__(self, api_key: str, answer: object = "ok") -> None:
         self.api_key = api_key
@@ -71,7 +73,7 @@ def run(test: Callable[[Own], Awaitable[None]], **options: Any) -> None:
 
 
 async def outcome(own: Own, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> object:
-    """What it returned, or the kind of what it raised."""
+    """The result of an awaitable, or the kind of the error that it raised."""
     try:
         return await own.execute(operation, *args, **kwargs)
     except (AuthenticationFailed, RateLimited, ServiceFailed, CircuitOpen) as error:
@@ -87,7 +89,7 @@ def state(own: Own) -> tuple[str, str]:
 # ── what belongs to the key ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_refused_key_shuts_out_its_own_calls_and_no_others() -> None:
+def test_a_refused_key_blocks_its_own_calls_and_no_others() -> None:
     async def test(own: Own) -> None:
         good, expired = Client("good"), Client("expired", REFUSED)
         assert await outcome(own, expired.ask) == Kind.AUTH
@@ -99,7 +101,7 @@ def test_a_refused_key_shuts_out_its_own_calls_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("limit", [THROTTLED, SPENT], ids=["pause", "quota"])
-def test_a_limit_holds_back_its_own_calls_and_no_others(limit: RateLimited) -> None:
+def test_a_429_pauses_the_calls_of_its_own_key_and_no_others(limit: RateLimited) -> None:
     async def test(own: Own) -> None:
         good, busy = Client("good"), Client("busy", limit)
         assert await outcome(own, busy.ask) == limit.kind
@@ -114,7 +116,7 @@ def test_a_limit_holds_back_its_own_calls_and_no_others(limit: RateLimited) -> N
     run(test)
 
 
-def test_a_pause_that_ends_before_the_deadline_is_waited_for_by_its_key_alone() -> None:
+def test_only_calls_with_its_key_wait_for_a_pause() -> None:
     async def test(own: Own) -> None:
         good, busy = Client("good"), Client("busy", RateLimited("own", "too fast", 2.0, kind=Kind.THROTTLED))
         began = own.clock.monotonic()
@@ -127,7 +129,7 @@ def test_a_pause_that_ends_before_the_deadline_is_waited_for_by_its_key_alone() 
     run(test)
 
 
-def test_a_changed_key_is_asked_at_once() -> None:
+def test_a_changed_key_is_used_immediately() -> None:
     async def test(own: Own) -> None:
         client = Client("expired", REFUSED)
         await outcome(own, client.ask)
@@ -141,8 +143,8 @@ def test_a_changed_key_is_asked_at_once() -> None:
     run(test)
 
 
-def test_a_refused_key_is_tried_again_by_one_call_after_growing_times() -> None:
-    """koo cannot check a key that is not its own: one call is the check."""
+def test_a_refused_key_is_retried_by_single_calls_at_growing_intervals() -> None:
+    """koo cannot check a key that it does not have, so a single call serves as the check."""
 
     async def test(own: Own) -> None:
         client = Client("k", REFUSED)
@@ -153,7 +155,7 @@ def test_a_refused_key_is_tried_again_by_one_call_after_growing_times() -> None:
             before = client.asked
             await asyncio.gather(*(outcome(own, client.ask) for _ in range(5)))
             if client.asked > before:
-                assert client.asked == before + 1, "one of five at once"
+                assert client.asked == before + 1, "one of five concurrent calls"
                 asked_at.append(own.clock.monotonic())
         gaps = [later - sooner for sooner, later in itertools.pairwise(asked_at)]
         assert gaps == sorted(gaps) and gaps[0] == 120 and gaps[-1] == 900
@@ -166,7 +168,7 @@ def test_a_refused_key_is_tried_again_by_one_call_after_growing_times() -> None:
     run(test)
 
 
-def test_a_call_that_was_under_way_when_its_key_was_refused_proves_nothing() -> None:
+def test_a_call_sent_before_its_key_was_refused_proves_nothing() -> None:
     async def test(own: Own) -> None:
         client = Client("k")
         over = asyncio.Event()
@@ -181,7 +183,7 @@ def test_a_call_that_was_under_way_when_its_key_was_refused_proves_nothing() -> 
         client.answer = REFUSED
         await outcome(own, client.ask)
         await own.clock.sleep(60)
-        assert await outcome(own, client.ask) == Kind.AUTH, "the call that is the check"
+        assert await outcome(own, client.ask) == Kind.AUTH, "the call that serves as the check"
         over.set()
         assert await under_way == "ok" and await outcome(own, client.ask) == Kind.KEY_REFUSED
 
@@ -201,7 +203,7 @@ def test_failures_of_all_keys_open_one_circuit() -> None:
     run(test, failure_threshold=3)
 
 
-def test_an_outage_that_one_key_meets_counts_once() -> None:
+def test_an_outage_met_with_one_key_counts_once() -> None:
     async def test(own: Own) -> None:
         lost = ServiceFailed("own", "lost", kind=Kind.CONNECTION)
         for number in range(2):
@@ -225,21 +227,21 @@ def test_a_newcomer_with_another_key_does_not_overtake_callers_waiting_for_a_lim
     async def test(own: Own) -> None:
         first, second = Client("first"), Client("second")
         await own.execute(first.ask)
-        await own.execute(second.ask)  # its gates are quiet now
+        await own.execute(second.ask)  # its gates let calls pass quickly now
         guard = own.service.guard_for(digest_of("first"))
         waiting = asyncio.create_task(guard.call(first.ask, on_limit="wait", timeout_s=120))
         await own.clock.sleep(0.1)
-        own.service.forget_used()  # units are free, and who waits for one looks again within a second
+        own.service.forget_used()  # units are free, and a waiting caller checks again within a second
         assert await outcome(own, second.ask) == Kind.RATE_LIMITED
         assert await waiting == "ok"
 
     run(test, requests_per_minute=2)
 
 
-# ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── for display ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_service_is_well_while_some_keys_are_refused_and_says_how_many() -> None:
+def test_a_service_with_some_refused_keys_is_healthy_and_says_how_many() -> None:
     async def test(own: Own) -> None:
         assert state(own) == ("healthy", "")
         await outcome(own, Client("secret-one", REFUSED).ask)
@@ -257,7 +259,7 @@ def test_a_service_is_well_while_some_keys_are_refused_and_says_how_many() -> No
     run(test)
 
 
-def test_a_refused_key_of_one_client_is_an_alert_that_names_how_many_and_no_key() -> None:
+def test_a_clients_refused_key_raises_an_alert_with_a_number_and_no_key() -> None:
     def seen(own: Own) -> ServiceHealth:
         budget = own.budgets.view("own", None, own.clock.wall())
         return service_view(own.service, budget, own.clock)
@@ -286,7 +288,7 @@ def test_a_refused_key_of_one_client_is_an_alert_that_names_how_many_and_no_key(
     run(test)
 
 
-def test_calls_without_a_key_that_koo_sees_count_too() -> None:
+def test_successful_calls_without_a_visible_key_count_too() -> None:
     async def hidden() -> str:
         return "ok"
 
@@ -298,7 +300,7 @@ def test_calls_without_a_key_that_koo_sees_count_too() -> None:
     run(test)
 
 
-def test_a_service_is_limited_when_all_keys_have_to_pause() -> None:
+def test_a_service_is_rate_limited_when_all_keys_pause() -> None:
     async def test(own: Own) -> None:
         one, two = Client("one", THROTTLED), Client("two")
         await outcome(own, one.ask)
@@ -312,7 +314,7 @@ def test_a_service_is_limited_when_all_keys_have_to_pause() -> None:
     run(test)
 
 
-def test_events_name_the_digest_of_whose_it_was() -> None:
+def test_events_contain_the_digest_of_the_credential() -> None:
     async def test(own: Own) -> None:
         await outcome(own, Client("one", REFUSED).ask)
         await outcome(own, Client("two", THROTTLED).ask)
@@ -326,7 +328,7 @@ def test_events_name_the_digest_of_whose_it_was() -> None:
     run(test)
 
 
-def test_a_tenants_reset_ends_what_waits_for_its_pause() -> None:
+def test_a_reset_ends_the_wait_for_a_tenants_pause() -> None:
     async def test(own: Own) -> None:
         client = Client("k", RateLimited("own", "too fast", 5.0, kind=Kind.THROTTLED))
         waiting = asyncio.create_task(own.execute(client.ask))
@@ -342,7 +344,9 @@ def test_a_tenants_reset_ends_what_waits_for_its_pause() -> None:
 # ── how many are kept ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_of_too_many_credentials_those_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_limit_the_least_recently_used_credential_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(credentials, "CREDENTIALS_MAX", 3)
 
     async def test(own: Own) -> None:
@@ -352,7 +356,7 @@ def test_of_too_many_credentials_those_used_last_are_kept(monkeypatch: pytest.Mo
         for number in range(50):
             assert await outcome(own, Client(f"k{number}").ask) == "ok"
             assert await outcome(own, kept.ask) == Kind.KEY_REFUSED
-        assert await outcome(own, old.ask) == Kind.AUTH, "forgotten, and so asked once more"
+        assert await outcome(own, old.ask) == Kind.AUTH, "forgotten, and so called once more"
         assert len(own.service.gates.kin) == 4
 
     run(test)
@@ -369,10 +373,10 @@ def test_a_refused_key_that_is_not_used_for_an_hour_is_forgotten() -> None:
     run(test)
 
 
-# ── whose it is ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── finding the credential of a call ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_registration_may_say_whose_a_call_is() -> None:
+def test_a_registration_may_name_the_credential_of_a_call() -> None:
     async def ask(tenant: str | None, answer: object) -> object:
         return await Client("the gateway's", answer).ask()
 
@@ -392,8 +396,8 @@ def test_one_name_for_all_clients_makes_them_one_credential() -> None:
     run(test, credential="the gateway's account")
 
 
-def test_a_client_among_the_arguments_or_around_a_function_is_seen() -> None:
-    """`execute(name, ask, client)`, `lambda: client.responses.create(...)`: the ways a client is handed on."""
+def test_a_client_in_the_arguments_or_the_closure_is_found() -> None:
+    """`execute(name, ask, client)` and `lambda: client.responses.create(...)` are the two usual ways."""
 
     async def ask(client: openai.AsyncOpenAI, *, other: object = None) -> object:
         if client.api_key == "expired":
@@ -416,8 +420,8 @@ def test_a_client_among_the_arguments_or_around_a_function_is_seen() -> None:
     run(test)
 
 
-def test_a_key_among_the_arguments_is_seen() -> None:
-    """LiteLLM's functions take it with each call."""
+def test_a_key_in_the_arguments_is_found() -> None:
+    """LiteLLM's functions take the key with each call."""
 
     async def acompletion(*, model: str, api_key: str) -> str:
         if api_key == "expired":
@@ -432,7 +436,7 @@ def test_a_key_among_the_arguments_is_seen() -> None:
     run(test)
 
 
-def test_a_stream_belongs_to_its_clients_key_too() -> None:
+def test_a_stream_also_belongs_to_its_clients_key() -> None:
     class Streaming(Client):
         async def pieces(self) -> AsyncIterator[object]:
             yield await self.ask()
@@ -467,7 +471,7 @@ def places() -> dict[str, Any]:
         "responses": gpt.responses.create,
         "raw": gpt.chat.completions.with_raw_response.create,
         "with options": gpt.with_options(timeout=5).responses.create,
-        "of the client itself": gpt.post,
+        "the client's own method": gpt.post,
         "partial": functools.partial(gpt.responses.create, model="m"),
         "wrapped": wrapped(gpt.responses.create),
         "azure": openai.AsyncAzureOpenAI(
@@ -484,7 +488,7 @@ def places() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", places())
-def test_a_clients_key_is_found_where_its_library_keeps_it(
+def test_a_clients_key_is_found_where_its_library_stores_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY"):
@@ -493,7 +497,7 @@ def test_a_clients_key_is_found_where_its_library_keeps_it(
     assert callee.credential(inner) == digest_of("the key")
 
 
-def test_of_an_applications_object_no_property_is_asked() -> None:
+def test_no_property_of_an_applications_object_is_read() -> None:
     class Row:
         @property
         def client(self) -> object:
@@ -512,6 +516,6 @@ def test_of_an_applications_object_no_property_is_asked() -> None:
     run(test)
 
 
-def test_a_digest_tells_keys_apart_and_shows_none() -> None:
+def test_a_digest_distinguishes_keys_and_reveals_none() -> None:
     assert digest_of("sk-1") == digest_of("sk-1") != digest_of("sk-2")
     assert len(digest_of("sk-1")) == 16 and digest_of("\ud800")

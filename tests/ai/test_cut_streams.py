@@ -1,4 +1,4 @@
-"""Streams that were cut or left, in every wire format: what is booked covers the bill, and no estimate its hold."""
+"""Streams that were cut or left, in every wire format: bookings cover the bill, and no estimate exceeds its hold."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_no_stream_is_booked_above_its_hold_or_below_what_was_reported(seed: int
     assert len(seen) == len(FORMATS) * len(ENDS)
 
 
-def test_the_proof_finds_an_estimate_above_its_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_detects_an_estimate_above_its_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QueryCharge, "_estimate_usd", lambda self, usage: self.price.cost_usd(usage))
     with pytest.raises(ProofFailed):
         cut_and_left(600)
 
 
-def test_the_proof_finds_counts_that_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_detects_counts_that_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Usage, "grown", lambda self, later: later)
     with pytest.raises(ProofFailed, match="below"):
         cut_and_left(1500)

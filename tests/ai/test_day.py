@@ -1,4 +1,4 @@
-"""The day's requests: they outlive the process, and the state store counts each of them once."""
+"""The requests of the day: their count outlives the process, and the state store counts each of them once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def take(one: Service, clock: StandingClock, requests: int = 1) -> None:
 def test_a_platform_made_before_midnight_and_opened_after_it_counts_the_new_days_requests(
     tmp_path: Path,
 ) -> None:
-    """Another process has used the day up; the counts here were made by a look at the status, yesterday."""
+    """Another process has used up the new day. This process's counts are from yesterday, when its status was read."""
 
     async def main() -> None:
         clock = SkippingClock(MIDNIGHT_S - 3600)
@@ -70,8 +70,8 @@ def test_a_platform_made_before_midnight_and_opened_after_it_counts_the_new_days
     asyncio.run(main())
 
 
-def test_what_is_restored_of_a_day_that_is_over_counts_for_no_other() -> None:
-    """The store was asked before midnight and answered after it."""
+def test_a_count_restored_for_a_past_day_is_not_added_to_today() -> None:
+    """The store was queried before midnight and responded after it."""
     clock = before_midnight(1.0)
     one = service(clock)
     clock.advance(2.0)
@@ -79,12 +79,14 @@ def test_what_is_restored_of_a_day_that_is_over_counts_for_no_other() -> None:
     assert used(one) == 0 and one.take_unstored() == (TODAY + 1, 0)
 
 
-def test_the_store_is_given_each_request_once() -> None:
-    """With each tick; a refund takes it back, and what others made is theirs to tell."""
+def test_each_request_is_stored_once() -> None:
+    """Only new requests are stored with each tick. A refund is stored as a negative number. Other processes' requests
+    are theirs to store.
+    """
     clock = before_midnight(3600.0)
     one = service(clock)
     one.note_elsewhere(TODAY, 40)
-    assert used(one) == 40 and one.take_unstored() == (TODAY, 0), "the store knows these"
+    assert used(one) == 40 and one.take_unstored() == (TODAY, 0), "these are stored already"
     take(one, clock, requests=5)
     one.note_elsewhere(TODAY, 42)
     assert used(one) == 47
@@ -93,7 +95,7 @@ def test_the_store_is_given_each_request_once() -> None:
     assert one.take_unstored() == (TODAY, -1) and used(one) == 46
 
 
-def test_a_new_day_begins_with_nothing_that_the_store_knows() -> None:
+def test_a_new_day_begins_at_zero() -> None:
     clock = before_midnight(1.0)
     one = service(clock)
     one.note_elsewhere(TODAY, 7)
@@ -104,10 +106,10 @@ def test_a_new_day_begins_with_nothing_that_the_store_knows() -> None:
     one.tick()
     assert one.take_unstored() == (TODAY + 1, 3) and used(one) == 3
     one.note_elsewhere(TODAY, 8)
-    assert used(one) == 3 and one.take_unstored() == (TODAY + 1, 0), "a word of yesterday that comes late"
+    assert used(one) == 3 and one.take_unstored() == (TODAY + 1, 0), "a late report about yesterday"
     one.note_elsewhere(TODAY + 1, 2)
     assert used(one) == 5 and one.take_unstored() == (TODAY + 1, 0)
     clock.advance(DAY_S)
     one.tick()
     take(one, clock, requests=3)
-    assert one.take_unstored() == (TODAY + 2, 3), "the days between are gone"
+    assert one.take_unstored() == (TODAY + 2, 3), "the days in between have passed"

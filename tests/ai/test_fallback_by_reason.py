@@ -1,4 +1,4 @@
-"""Which reasons let another service be asked, which services are left out for them, and what is kept of each."""
+"""Which reasons allow a fallback, which services are skipped because of them, and which reasons the error keeps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_prompt_that_is_too_long_for_one_model_is_answered_by_one_that_reads_m
     run(test)
 
 
-def test_so_is_a_request_that_is_larger_than_one_service_accepts() -> None:
+def test_a_request_too_large_for_one_service_is_answered_by_another() -> None:
     async def test(world: World) -> None:
         world.claude.script(error(413, "request_too_large", "Request exceeds the maximum size"))
         assert (await world.ask(fallback=("openai",))).service == "openai"
@@ -45,7 +45,7 @@ def test_so_is_a_request_that_is_larger_than_one_service_accepts() -> None:
     run(test)
 
 
-def test_a_model_that_reads_no_more_is_not_asked_and_the_mistake_stays_the_callers() -> None:
+def test_a_model_without_a_larger_window_is_not_called_and_the_mistake_is_the_callers() -> None:
     async def test(world: World) -> None:
         world.openai.script(TOO_LONG_TOO)
         failed = await failure(world, service="openai", fallback=("claude",))
@@ -61,7 +61,7 @@ def test_a_model_that_reads_no_more_is_not_asked_and_the_mistake_stays_the_calle
     run(test)
 
 
-def test_a_prompt_that_is_too_long_for_all_is_the_callers_mistake_with_the_reason_of_each() -> None:
+def test_a_prompt_that_is_too_long_for_all_is_the_callers_mistake_with_each_services_reason() -> None:
     async def test(world: World) -> None:
         world.claude.script(TOO_LONG)
         world.openai.script(TOO_LONG_TOO)
@@ -72,7 +72,7 @@ def test_a_prompt_that_is_too_long_for_all_is_the_callers_mistake_with_the_reaso
     run(test)
 
 
-def test_where_the_larger_model_fails_both_reasons_are_on_the_error() -> None:
+def test_if_the_larger_model_fails_the_error_has_both_reasons() -> None:
     async def test(world: World) -> None:
         world.claude.script(TOO_LONG)
         world.openai.fails(401)
@@ -84,7 +84,7 @@ def test_where_the_larger_model_fails_both_reasons_are_on_the_error() -> None:
     run(test)
 
 
-def test_a_mistake_that_ends_the_query_keeps_why_the_services_before_it_did_not_answer() -> None:
+def test_a_mistake_that_ends_the_query_keeps_the_earlier_services_reasons() -> None:
     async def test(world: World) -> None:
         world.claude.script(error(401))
         world.openai.script(error(400, "invalid_request_error", "no such thing"))
@@ -95,7 +95,7 @@ def test_a_mistake_that_ends_the_query_keeps_why_the_services_before_it_did_not_
     run(test)
 
 
-def test_a_prompt_that_cannot_fit_is_seen_before_the_call() -> None:
+def test_a_prompt_that_cannot_fit_is_detected_before_the_call() -> None:
     async def test(world: World) -> None:
         prompt = "x" * (LONG_CHARACTERS + 1)
         failed = await failure(world, service="openai", prompt=prompt, model="gpt-4")

@@ -1,4 +1,4 @@
-"""What a query comes to: answers, refusals, retries, fallback and money, counted at the server."""
+"""What becomes of a query: answers, refusals, retries, fallback and money, checked at the server."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_max_tokens_is_always_sent_and_the_callers_tag_never() -> None:
         (error(429, "rate_limit_error", code="enforced_spend_limit_reached"), Kind.QUOTA, 1),
     ],
 )
-def test_what_may_pass_is_repeated_and_what_cannot_is_not(step: Any, kind: Kind, sent: int) -> None:
-    """Counted at the server: the attempts on the error are the requests that arrived."""
+def test_transient_failures_are_retried_and_permanent_ones_are_not(step: Any, kind: Kind, sent: int) -> None:
+    """Counted at the server: the error's number of attempts equals the requests that arrived."""
 
     async def test(world: World) -> None:
         world.claude.do(step)
@@ -97,8 +97,8 @@ def test_what_may_pass_is_repeated_and_what_cannot_is_not(step: Any, kind: Kind,
     run(test)
 
 
-def test_a_failure_that_passes_is_not_seen() -> None:
-    """A kept connection that the server had closed is no attempt: the query is written once more."""
+def test_a_transient_failure_is_not_visible_to_the_caller() -> None:
+    """A kept connection that the server had closed is not an attempt: the query is sent again on a new connection."""
 
     async def test(world: World) -> None:
         world.claude.script(error(529, "overloaded_error"), nothing(), answer("At last."))
@@ -108,7 +108,7 @@ def test_a_failure_that_passes_is_not_seen() -> None:
     run(test)
 
 
-def test_a_failure_that_the_server_asks_not_to_repeat_is_not_repeated() -> None:
+def test_a_failure_that_the_server_asks_not_to_retry_is_not_retried() -> None:
     async def test(world: World) -> None:
         world.claude.script(error(500, "api_error", headers={"x-should-retry": "false"}))
         with pytest.raises(ExternalServiceError) as caught:
@@ -118,7 +118,7 @@ def test_a_failure_that_the_server_asks_not_to_repeat_is_not_repeated() -> None:
     run(test)
 
 
-def test_a_429_that_names_no_time_is_repeated_when_the_limit_is_free_again() -> None:
+def test_a_429_without_a_time_is_retried_when_the_limit_has_reset() -> None:
     async def test(world: World) -> None:
         world.claude.script(error(429, "rate_limit_error"))
         answered = await world.ask(timeout_s=10)
@@ -127,7 +127,7 @@ def test_a_429_that_names_no_time_is_repeated_when_the_limit_is_free_again() -> 
     run(test)
 
 
-def test_a_429_is_waited_for_as_long_as_it_says_by_all_callers() -> None:
+def test_all_callers_wait_as_long_as_a_429_says() -> None:
     async def test(world: World) -> None:
         loop = asyncio.get_running_loop()
         world.claude.script(error(429, "rate_limit_error", headers={"retry-after": "1"}))
@@ -137,12 +137,12 @@ def test_a_429_is_waited_for_as_long_as_it_says_by_all_callers() -> None:
         second = await world.ask()
         assert loop.time() - began >= 1.0, "the other caller waited too"
         assert (await first).attempts == 2 and second.attempts == 1
-        assert world.guard().breaker.consecutive == 0, "a 429 is no failure"
+        assert world.guard().breaker.consecutive == 0, "a 429 is not a failure"
 
     run(test)
 
 
-def test_a_pause_beyond_the_deadline_is_refused_at_once_with_the_time() -> None:
+def test_a_pause_beyond_the_deadline_is_refused_immediately_with_the_time() -> None:
     async def test(world: World) -> None:
         world.claude.script(error(429, "rate_limit_error", headers={"retry-after": "3600"}))
         failed = await failure_of(world.ask(timeout_s=30))
@@ -167,7 +167,7 @@ def test_a_refused_key_stops_all_queries_until_it_works_again() -> None:
     run(test)
 
 
-def test_five_failures_open_the_circuit_and_the_next_call_never_leaves() -> None:
+def test_five_failures_open_the_circuit_and_the_next_call_is_not_sent() -> None:
     async def test(world: World) -> None:
         world.claude.script(*[error(500, "api_error")] * 5)
         for _ in range(5):
@@ -180,7 +180,7 @@ def test_five_failures_open_the_circuit_and_the_next_call_never_leaves() -> None
     run(test, retry=RetryOptions(attempts_max=1))
 
 
-def test_a_thousand_mistakes_of_callers_do_not_open_it() -> None:
+def test_a_thousand_callers_mistakes_do_not_open_the_circuit() -> None:
     async def test(world: World) -> None:
         world.claude.script(*[error(400, "invalid_request_error")] * 100)
         for _ in range(100):
@@ -190,7 +190,7 @@ def test_a_thousand_mistakes_of_callers_do_not_open_it() -> None:
     run(test, limits=LimitOptions())
 
 
-def test_one_models_failures_do_not_stop_another() -> None:
+def test_one_models_failures_do_not_stop_another_model() -> None:
     async def test(world: World) -> None:
         world.claude.script(*[error(529, "overloaded_error")] * 3)
         for _ in range(3):
@@ -201,7 +201,7 @@ def test_one_models_failures_do_not_stop_another() -> None:
     run(test, retry=RetryOptions(attempts_max=1), breaker=BreakerOptions(failure_threshold=3))
 
 
-def test_our_own_limit_refuses_at_once_with_the_time() -> None:
+def test_our_own_limit_refuses_immediately_with_the_time() -> None:
     async def test(world: World) -> None:
         for _ in range(3):
             await world.ask()
@@ -214,7 +214,7 @@ def test_our_own_limit_refuses_at_once_with_the_time() -> None:
 
 
 def limits(**left: tuple[int, int]) -> dict[str, str]:
-    """Headers of an Anthropic answer: of each limit how many there are and how many are left, full again in 30 s."""
+    """The headers of an Anthropic response: for each limit its size and what is left of it. All reset in 30 s."""
     resets_at = datetime.fromtimestamp(SYSTEM_CLOCK.wall() + 30, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         f"anthropic-ratelimit-{name.replace('_', '-')}-{key}": value
@@ -236,7 +236,7 @@ def limits(**left: tuple[int, int]) -> dict[str, str]:
 def test_calls_keep_to_the_providers_scarcest_limit(
     left: dict[str, tuple[int, int]], sent: int, streamed: bool
 ) -> None:
-    """Whole answers and streams say what is left; three more callers who do not wait come at once."""
+    """Whole answers and streams report what is left. Three more callers, which do not wait, call at the same time."""
     plenty = limits(requests=(50, 49), output_tokens=(9_000, 8_950))
 
     async def test(world: World) -> None:
@@ -272,7 +272,7 @@ def test_a_deadline_ends_the_whole_query_and_is_not_the_services_failure() -> No
 
 
 def test_an_attempt_that_takes_too_long_is_a_failure_and_booked_at_its_bound() -> None:
-    """It may have been billed, so nothing lower than the worst case would be honest."""
+    """It may have been billed, so any amount below the worst case could be too low."""
 
     async def test(world: World) -> None:
         world.claude.script(hang())
@@ -305,7 +305,7 @@ def test_a_callers_mistake_ends_the_query_without_fallback() -> None:
     run(test)
 
 
-def test_when_all_fail_the_error_is_a_group_with_the_reason_of_each() -> None:
+def test_when_all_fail_the_error_is_a_group_with_each_services_reason() -> None:
     async def test(world: World) -> None:
         world.claude.script(*[error(529, "overloaded_error")] * 4)
         world.openai.script(*[error(503, "server_error")] * 4)
@@ -317,7 +317,7 @@ def test_when_all_fail_the_error_is_a_group_with_the_reason_of_each() -> None:
     run(test)
 
 
-def test_queries_at_once_keep_their_order_and_one_failure_harms_no_other() -> None:
+def test_concurrent_queries_keep_their_order_and_fail_independently() -> None:
     async def test(world: World) -> None:
         from koo.ai.types import Query
 
@@ -333,8 +333,8 @@ def test_queries_at_once_keep_their_order_and_one_failure_harms_no_other() -> No
 # ── money ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_two_hundred_callers_at_once_never_pass_the_cap() -> None:
-    """What is settled and held never exceeds the budget, and the ledger equals the provider's own bill."""
+def test_two_hundred_concurrent_callers_never_exceed_the_budget() -> None:
+    """What is booked and held never exceeds the budget, and the ledger equals the provider's own bill."""
 
     async def test(world: World) -> None:
         highest = Decimal(0)
@@ -357,7 +357,7 @@ def test_two_hundred_callers_at_once_never_pass_the_cap() -> None:
     run(test, daily_budget_usd=Decimal("0.10"), limits=LimitOptions())
 
 
-def test_over_budget_says_the_arithmetic_and_when_the_day_ends() -> None:
+def test_a_refusal_over_budget_shows_the_amounts_and_when_the_day_ends() -> None:
     async def test(world: World) -> None:
         refused = await failure_of(world.ask())
         assert isinstance(refused, BudgetExceeded) and world.claude.queries == []
@@ -377,7 +377,7 @@ def test_an_unknown_price_is_refused_and_never_zero() -> None:
     run(test)
 
 
-def test_answers_of_400_and_more_are_not_billed() -> None:
+def test_responses_with_status_400_and_above_are_not_billed() -> None:
     async def test(world: World) -> None:
         world.claude.script(error(400, "invalid_request_error"))
         await failure_of(world.ask())
@@ -409,7 +409,7 @@ def test_a_caller_that_leaves_gives_everything_back_and_pays_for_what_was_sent()
             await task
         gate.open()
         assert world.nothing_is_taken() and world.spent_usd() > 0
-        assert world.guard().breaker.consecutive == 0, "walking away is no failure of theirs"
+        assert world.guard().breaker.consecutive == 0, "a caller that leaves is not the provider's failure"
 
     run(test)
 
@@ -462,8 +462,8 @@ def test_bad_input_raises_before_anything_is_sent(options: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("name", ["cloude", "", "x" * 10_000, None, 7, b"claude", ["claude"], {}, "\ud800"])
-def test_an_unknown_service_raises_with_the_known_ones(name: Any) -> None:
-    """In letters that can be written: a log or a terminal takes no lone surrogate."""
+def test_an_unknown_service_raises_with_the_known_names(name: Any) -> None:
+    """The unknown name is escaped, because a log or a terminal cannot write a lone surrogate."""
 
     async def test(world: World) -> None:
         refused = await failure_of(world.ask(service=name))
@@ -473,7 +473,7 @@ def test_an_unknown_service_raises_with_the_known_ones(name: Any) -> None:
     run(test)
 
 
-def test_a_prompt_in_the_place_of_the_service_is_not_repeated() -> None:
+def test_a_prompt_passed_as_the_service_is_not_quoted() -> None:
     async def test(world: World) -> None:
         refused = await failure_of(world.ask(service="the secret plan", prompt="claude"))
         assert isinstance(refused, UnknownService) and "secret" not in str(refused) + refused.service
@@ -481,7 +481,7 @@ def test_a_prompt_in_the_place_of_the_service_is_not_repeated() -> None:
     run(test)
 
 
-def test_no_error_repeats_the_prompt_or_the_key() -> None:
+def test_no_error_quotes_the_prompt_or_the_key() -> None:
     steps: list[Step] = [
         error(400, "invalid_request_error", message="bad: MARKED-PROMPT with test-key"),
         error(401, "authentication_error", message="invalid x-api-key: test-key"),
@@ -500,7 +500,7 @@ def test_no_error_repeats_the_prompt_or_the_key() -> None:
     run(test, retry=RetryOptions(attempts_max=1))
 
 
-def test_a_server_that_is_not_there_is_a_failure_of_the_service() -> None:
+def test_an_unreachable_server_is_a_failure_of_the_service() -> None:
     async def test(world: World) -> None:
         await world.claude.stop()
         failed = await failure_of(world.ask())

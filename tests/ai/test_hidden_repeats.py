@@ -1,4 +1,4 @@
-"""Repeats that a library makes within one attempt: koo sees them at what failed, and says how to switch them off."""
+"""Retries that a library makes within one attempt: koo finds them in the error, and says how to switch them off."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def ask_by_requests(url: str) -> object:
 
 
 def failing(fake: type[FakeProvider]) -> FakeProvider:
-    """Each of its answers is a 500."""
+    """A server whose every response is a 500."""
     return fake(default=error(500, "server_error"))
 
 
@@ -122,7 +122,7 @@ def failing(fake: type[FakeProvider]) -> FakeProvider:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_librarys_repeats_behind_a_function_are_said_once_with_its_own_words(
+def test_a_librarys_hidden_retries_are_reported_once_with_its_own_option(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, ask: Ask, fake: type[FakeProvider], said: str
 ) -> None:
     async def main(server: FakeProvider) -> None:
@@ -140,13 +140,15 @@ def test_a_librarys_repeats_behind_a_function_are_said_once_with_its_own_words(
     assert all(part in lines[0] for part in said.split(".*")), lines[0]
 
 
-def test_what_asks_once_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_library_that_does_not_retry_causes_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main(server: FakeProvider) -> None:
         async with Platform(PlatformOptions(state_url=f"sqlite:///{tmp_path}/state.db")) as platform:
             platform.register_service("once", idempotent=True, retry_base_delay=0.001)
             with pytest.raises(ExternalServiceError):
                 await platform.execute("once", ask_gpt_once, server.base_url)
-            assert len(server.queries) == 4, "koo's own repeats are not taken for the library's"
+            assert len(server.queries) == 4, "koo's own retries are not attributed to the library"
 
     with failing(FakeOpenAI) as server:
         asyncio.run(main(server))
@@ -154,7 +156,7 @@ def test_what_asks_once_is_not_warned_of(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def made_in(module: str, **fields: object) -> Exception:
-    """An exception of a library that is not installed here, with what its own code keeps."""
+    """An exception of a library that is not installed here, with the attributes that the library's own code sets."""
     made: Exception = type("LibraryError", (Exception,), {"__module__": module})("failed")
     vars(made).update(fields)
     return made
@@ -178,12 +180,12 @@ KEPT: dict[str, tuple[Exception, dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_what_libraries_keep_of_their_repeats_is_read(name: str) -> None:
+def test_retry_counts_in_libraries_errors_are_read(name: str) -> None:
     error, repeats = KEPT[name]
     assert repeats_in(error) == repeats
 
 
-def test_a_ring_of_errors_and_a_property_that_raises_hold_nothing_up() -> None:
+def test_circular_errors_and_raising_properties_do_no_harm() -> None:
     class Odd(Exception):
         @property
         def request(self) -> object:

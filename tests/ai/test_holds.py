@@ -1,4 +1,4 @@
-"""Holds that fit: as large as what can still be billed, and no larger."""
+"""Holds are as large as what can still be billed, and no larger."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def held(world: VirtualWorld) -> Decimal:
     return world.budgets.view("first").held_usd
 
 
-# ── what a stream says ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what a stream reports ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stream_that_tells_what_it_has_read_holds_no_more_than_that_and_its_answer() -> None:
+def test_a_stream_with_counted_input_holds_only_that_and_its_answer() -> None:
     async def main() -> None:
         world = VirtualWorld()
         read = Usage(input_tokens=2, cache_read_tokens=3, output_tokens=1)
@@ -46,7 +46,7 @@ def test_a_stream_that_tells_what_it_has_read_holds_no_more_than_that_and_its_an
     run_virtual(main)
 
 
-def test_a_report_that_says_nothing_final_of_the_prompt_shrinks_nothing() -> None:
+def test_a_report_without_a_final_input_count_shrinks_nothing() -> None:
     async def main() -> None:
         world = VirtualWorld()
         world.first.chunks = [
@@ -60,8 +60,10 @@ def test_a_report_that_says_nothing_final_of_the_prompt_shrinks_nothing() -> Non
     run_virtual(main)
 
 
-def test_an_agents_calls_fit_the_day_as_soon_as_their_prompts_are_counted() -> None:
-    """Ten at once whose prompts are nearly all cached: each holds its longest answer, and not its bytes."""
+def test_an_agents_calls_fit_into_the_day_once_their_prompts_are_counted() -> None:
+    """The prompts of ten concurrent calls are nearly all cached. Each call holds its longest answer, not its prompt's
+    bytes.
+    """
 
     async def test(world: World) -> None:
         prompt = PAST * 60
@@ -85,7 +87,7 @@ def test_an_agents_calls_fit_the_day_as_soon_as_their_prompts_are_counted() -> N
 # ── clamp and max_cost_usd ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_dearer_attempt_than_the_query_allows_is_refused_and_nothing_is_sent() -> None:
+def test_an_attempt_above_max_cost_usd_is_refused_and_nothing_is_sent() -> None:
     async def main() -> None:
         world = VirtualWorld()
         with pytest.raises(BudgetExceeded) as caught:
@@ -98,7 +100,7 @@ def test_a_dearer_attempt_than_the_query_allows_is_refused_and_nothing_is_sent()
     run_virtual(main)
 
 
-def test_a_refusal_for_its_cost_moves_on_to_a_fallback() -> None:
+def test_a_refusal_for_cost_moves_on_to_a_fallback() -> None:
     async def main() -> None:
         world = VirtualWorld()
         with pytest.raises(ExternalServiceError):
@@ -109,7 +111,7 @@ def test_a_refusal_for_its_cost_moves_on_to_a_fallback() -> None:
     run_virtual(main)
 
 
-def test_clamp_lowers_the_longest_answer_to_what_the_query_may_cost() -> None:
+def test_clamp_lowers_max_tokens_to_what_the_query_may_cost() -> None:
     async def main() -> None:
         world = VirtualWorld()
         asked: list[Request] = []
@@ -127,7 +129,7 @@ def test_clamp_lowers_the_longest_answer_to_what_the_query_may_cost() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_clamp_lowers_the_longest_answer_to_what_all_budgets_leave(streamed: bool) -> None:
+def test_clamp_lowers_max_tokens_to_what_all_budgets_leave(streamed: bool) -> None:
     async def main() -> None:
         room = (3 * Decimal(INPUT_TOKENS_MAX) + 15 * Decimal(20)) / 1_000_000
         own = BudgetOptions(name="nightly", limit_usd=room, tag="night")
@@ -146,7 +148,7 @@ def test_clamp_lowers_the_longest_answer_to_what_all_budgets_leave(streamed: boo
     run_virtual(main)
 
 
-def test_clamp_makes_room_beside_what_other_calls_hold() -> None:
+def test_clamp_takes_the_holds_of_other_calls_into_account() -> None:
     async def main() -> None:
         world = VirtualWorld(daily_budget_usd=Decimal("0.01"))
         world.first.chunks = words("a", "b", pause_s=1)
@@ -162,7 +164,7 @@ def test_clamp_makes_room_beside_what_other_calls_hold() -> None:
 
 
 def test_a_call_without_room_is_refused_with_a_short_wait() -> None:
-    """What they hold is their worst case, and most of it comes back when they end."""
+    """Running calls hold their worst case, and most of it is released when they end."""
 
     async def main() -> None:
         world = VirtualWorld(daily_budget_usd=Decimal("0.01"))
@@ -181,7 +183,7 @@ def test_a_call_without_room_is_refused_with_a_short_wait() -> None:
     run_virtual(main)
 
 
-def test_where_not_even_one_token_fits_a_clamped_query_is_refused() -> None:
+def test_a_clamped_query_is_refused_if_not_even_one_token_fits() -> None:
     async def main() -> None:
         world = VirtualWorld(daily_budget_usd=Decimal("0.0001"))
         with pytest.raises(BudgetExceeded):
@@ -191,8 +193,8 @@ def test_where_not_even_one_token_fits_a_clamped_query_is_refused() -> None:
     run_virtual(main)
 
 
-def test_clamp_asks_for_no_less_than_the_provider_takes() -> None:
-    """It would refuse the request, and say so in words about tokens, not about money."""
+def test_clamp_respects_the_providers_minimum() -> None:
+    """With a smaller max_tokens the provider would refuse the request, with an error that says nothing about money."""
 
     async def main() -> None:
         world = VirtualWorld()
@@ -220,7 +222,7 @@ def test_clamp_asks_for_no_less_than_the_provider_takes() -> None:
         {"clamp": 1},
     ],
 )
-def test_options_that_cannot_be_right_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_options_are_refused(wrong: dict[str, Any]) -> None:
     async def main() -> None:
         with pytest.raises(InvalidRequest, match=next(iter(wrong))):
             await VirtualWorld().ask(**wrong)
@@ -231,7 +233,7 @@ def test_options_that_cannot_be_right_are_refused(wrong: dict[str, Any]) -> None
 # ── the last answer bounds the next prompt ────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_next_prompt_of_a_conversation_holds_what_the_last_one_was_counted_as() -> None:
+def test_a_conversations_next_prompt_is_held_by_its_last_count() -> None:
     async def test(world: World) -> None:
         ledger = world.budgets.ledger
         amounts = []
@@ -256,7 +258,7 @@ def test_the_next_prompt_of_a_conversation_holds_what_the_last_one_was_counted_a
 
 
 def test_the_callers_decimal_context_changes_no_amount() -> None:
-    """Three digits, and a trap for whatever is not exact."""
+    """The caller's context has three digits and traps inexact results."""
 
     async def main() -> None:
         world = VirtualWorld(input_price=Decimal("3.123456789"), output_price=Decimal("15.987654321"))

@@ -1,4 +1,6 @@
-"""A provider that hangs is seen, and its fallback is asked in time, whatever ends the wait. All on virtual time."""
+"""A provider that hangs is detected, and its fallback is called in time, whichever limit ends the wait. All on virtual
+time.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ def state(world: VirtualWorld) -> str:
 
 
 async def ask_once(world: VirtualWorld, streamed: bool, caller: str, chain: tuple[str, ...]) -> Answer | None:
-    """The answer within the caller's patience; None where none came."""
+    """The answer within the caller's patience, or None."""
     options: dict[str, Any] = {"fallback": chain, "max_tokens": 20}
     if caller == "timeout_s":
         options["timeout_s"] = CALLERS[caller]
@@ -72,10 +74,12 @@ async def ask_once(world: VirtualWorld, streamed: bool, caller: str, chain: tupl
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("way", ["whole", "a silent stream", "a stream that stalls"])
-def test_a_hung_service_is_seen_and_its_fallback_answers_in_time(
+def test_a_hung_service_is_detected_and_its_fallback_answers_in_time(
     way: str, times: str, caller: str, chain: tuple[str, ...]
 ) -> None:
-    """Our own time, whichever: failures, and the circuit opens. The caller's: no failure, but not healthy either."""
+    """If one of our limits ends the wait, that is a failure and the circuit opens. If the caller's deadline ends it,
+    that is not a failure, but the service is no longer healthy.
+    """
 
     async def main() -> None:
         world = VirtualWorld(**TIMES[times])
@@ -103,14 +107,14 @@ def test_a_hung_service_is_seen_and_its_fallback_answers_in_time(
 
 @pytest.mark.parametrize("caller", ["timeout_s", "koo.deadline"])
 def test_a_callers_deadline_is_not_a_failure_of_a_healthy_service(caller: str) -> None:
-    """Callers in a hurry, before whom a slow answer never comes: the circuit stays closed for the others."""
+    """Callers with short deadlines never get a slow answer, but the circuit stays closed for the others."""
 
     async def main() -> None:
         world = VirtualWorld()
 
         async def slow(request: Request) -> Completion:
             await asyncio.sleep(0.4)
-            raise AssertionError("its caller is gone")
+            raise AssertionError("its caller has left")
 
         for _ in range(40):
             world.first.script = [slow]
@@ -123,7 +127,7 @@ def test_a_callers_deadline_is_not_a_failure_of_a_healthy_service(caller: str) -
     run_virtual(main)
 
 
-def test_calls_that_their_callers_cut_short_are_forgotten_with_a_success_a_reset_or_five_minutes() -> None:
+def test_cut_calls_are_forgotten_after_a_success_a_reset_or_five_minutes() -> None:
     async def main() -> None:
         for remedy in ("a success", "a reset", "five minutes"):
             world = VirtualWorld()
@@ -151,7 +155,7 @@ def test_calls_that_their_callers_cut_short_are_forgotten_with_a_success_a_reset
 # ── a chain of services ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_shares_of_the_time_are_equal_and_a_service_that_is_not_configured_has_none() -> None:
+def test_services_have_equal_shares_of_the_time_and_unconfigured_ones_none() -> None:
     async def main() -> None:
         for configured in (True, False):
             world = VirtualWorld()
@@ -169,7 +173,7 @@ def test_shares_of_the_time_are_equal_and_a_service_that_is_not_configured_has_n
     run_virtual(main)
 
 
-def test_a_failing_service_is_asked_again_only_within_its_share() -> None:
+def test_a_failing_service_is_retried_only_within_its_share() -> None:
     async def main() -> None:
         world = VirtualWorld()
 
@@ -185,7 +189,7 @@ def test_a_failing_service_is_asked_again_only_within_its_share() -> None:
     run_virtual(main)
 
 
-def test_the_call_that_opens_the_breaker_goes_on_to_its_fallback_at_once() -> None:
+def test_the_call_that_opens_the_breaker_falls_back_immediately() -> None:
     async def main() -> None:
         world = VirtualWorld(breaker=BreakerOptions(failure_threshold=2))
         world.first.script = [fail] * 9
@@ -196,7 +200,7 @@ def test_the_call_that_opens_the_breaker_goes_on_to_its_fallback_at_once() -> No
     run_virtual(main)
 
 
-def test_a_fallbacks_own_timeout_bounds_its_part() -> None:
+def test_a_fallbacks_own_timeout_limits_its_share() -> None:
     async def main() -> None:
         world = VirtualWorld(retry=ONCE)
         second, began = world.gateway.services["second"], world.clock.monotonic()

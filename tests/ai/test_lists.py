@@ -1,4 +1,4 @@
-"""Lists of queries, on virtual time: fed through as places come free, whatever their length."""
+"""Lists of queries on virtual time, run as places become free, whatever their length."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ STURDY = BreakerOptions(failure_threshold=1000, calls_min=1000)
 
 
 class SlowProvider(MemoryProvider):
-    """Answers with its prompt after `takes_s`; `most` ran at once. A prompt that `raises` names raises that."""
+    """Answers with its prompt after `takes_s`. `most` is the largest number of concurrent calls. Raises an error that
+    the prompt names, if it is in `raises`.
+    """
 
     def __init__(self, takes_s: float = 1.0) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class SlowProvider(MemoryProvider):
 
 
 class ListWorld(VirtualWorld):
-    """Both services answer slowly: `first` after a second, `second` after ten."""
+    """Two slow services: `first` answers after one second, `second` after ten."""
 
     first: SlowProvider
     second: SlowProvider
@@ -82,8 +84,10 @@ def kinds(outcomes: Sequence[Answer | ExternalServiceError]) -> set[str]:
 @pytest.mark.parametrize(
     ("count", "on_limit"), [(2000, None), (2000, "wait"), (2000, "refuse"), (20_000, None)]
 )
-def test_a_list_of_any_length_is_fed_through_as_places_come_free(count: int, on_limit: str | None) -> None:
-    """In order, without a task for each query, and each within the service's deadline of two minutes."""
+def test_a_list_of_any_length_is_fed_as_places_become_free(count: int, on_limit: str | None) -> None:
+    """The answers are in order, there is no task for each query, and each is within the service's deadline of two
+    minutes.
+    """
 
     async def main() -> None:
         world = ListWorld(daily_budget_usd=None, concurrency_max=100)
@@ -96,7 +100,7 @@ def test_a_list_of_any_length_is_fed_through_as_places_come_free(count: int, on_
     run_virtual(main)
 
 
-def test_a_slow_service_holds_up_only_its_own_queries() -> None:
+def test_a_slow_service_delays_only_its_own_queries() -> None:
     async def main() -> None:
         world = ListWorld(concurrency_max=10)
         mixed = [query for pair in zip(several(30), several(30, "second"), strict=True) for query in pair]
@@ -109,7 +113,7 @@ def test_a_slow_service_holds_up_only_its_own_queries() -> None:
 
 
 def test_lists_take_turns() -> None:
-    """A short list behind a long one is through long before it, and no more queries run than places are there."""
+    """A short list that starts after a long one ends long before it. No more queries run than there are places."""
 
     async def main() -> None:
         world = ListWorld(concurrency_max=10)
@@ -124,7 +128,7 @@ def test_lists_take_turns() -> None:
     run_virtual(main)
 
 
-def test_the_queue_refuses_a_single_query_but_none_of_a_list() -> None:
+def test_a_full_queue_refuses_a_single_query_but_none_from_a_list() -> None:
     async def main() -> None:
         world = ListWorld(concurrency_max=2, queue_max=1)
         single = [asyncio.create_task(world.ask()) for _ in range(3)]
@@ -137,7 +141,7 @@ def test_the_queue_refuses_a_single_query_but_none_of_a_list() -> None:
     run_virtual(main)
 
 
-def test_a_fallbacks_queue_refuses_none_of_a_list_either() -> None:
+def test_a_fallbacks_full_queue_refuses_none_from_a_list_either() -> None:
     async def main() -> None:
         world = ListWorld(concurrency_max=5, queue_max=0, retry=ONCE, breaker=STURDY)
         broken = ServiceFailed("first", "it failed", kind=Kind.SERVER_ERROR)
@@ -155,7 +159,7 @@ def test_a_fallbacks_queue_refuses_none_of_a_list_either() -> None:
     "error",
     [ValueError("broken"), RuntimeError("broken"), KeyError("broken"), ExceptionGroup("", [OSError()])],
 )
-def test_an_error_of_any_class_is_one_querys_outcome(error: Exception) -> None:
+def test_an_error_of_any_class_is_the_outcome_of_one_query(error: Exception) -> None:
     async def main() -> None:
         world = ListWorld()
         world.first.raises = {"first 1": error}
@@ -170,7 +174,7 @@ def test_an_error_of_any_class_is_one_querys_outcome(error: Exception) -> None:
     run_virtual(main)
 
 
-def test_a_query_that_is_cancelled_alone_is_an_outcome_too() -> None:
+def test_the_cancellation_of_one_query_is_an_outcome_too() -> None:
     async def main() -> None:
         world = ListWorld()
         world.first.raises = {"first 1": asyncio.CancelledError()}
@@ -181,7 +185,7 @@ def test_a_query_that_is_cancelled_alone_is_an_outcome_too() -> None:
     run_virtual(main)
 
 
-def test_a_query_whose_deadline_is_over_before_it_begins_does_not_take_the_list_with_it() -> None:
+def test_a_query_past_its_deadline_does_not_end_the_list() -> None:
     async def main() -> None:
         world = ListWorld()
         late = Query(service="first", prompt="late", timeout_s=1e-9, fallback=("second",))
@@ -191,7 +195,7 @@ def test_a_query_whose_deadline_is_over_before_it_begins_does_not_take_the_list_
     run_virtual(main)
 
 
-def test_cancelled_a_list_ends_its_queries_and_leaves_nothing_taken() -> None:
+def test_a_cancelled_list_ends_its_queries_and_leaves_nothing_taken() -> None:
     async def main() -> None:
         world = ListWorld(concurrency_max=10)
         asking = asyncio.create_task(world.ask_many(*several(2000)))
@@ -206,7 +210,7 @@ def test_cancelled_a_list_ends_its_queries_and_leaves_nothing_taken() -> None:
     run_virtual(main)
 
 
-def test_at_its_callers_deadline_a_list_ends_with_it() -> None:
+def test_a_list_ends_at_its_callers_deadline() -> None:
     async def main() -> None:
         world = ListWorld(concurrency_max=10)
         with pytest.raises(TimeoutError):
@@ -218,7 +222,7 @@ def test_at_its_callers_deadline_a_list_ends_with_it() -> None:
 
 
 def test_a_deadline_that_cannot_cancel_the_list_still_ends_its_queries() -> None:
-    """A task of its own is under its caller's deadline for as long as that block runs, and free of it afterwards."""
+    """A separate task is under its caller's deadline while that block runs, and free of it afterwards."""
 
     async def main() -> None:
         world = ListWorld(concurrency_max=10)
@@ -233,15 +237,15 @@ def test_a_deadline_that_cannot_cancel_the_list_still_ends_its_queries() -> None
             await begin_and_wait()
         assert world.elapsed_s == 2.5
         found = texts(await asking[0])
-        assert found[20:30] == [Kind.DEADLINE] * 10, "what ran at its end"
+        assert found[20:30] == [Kind.DEADLINE] * 10, "those that were running at its end"
         assert found[:20] + found[30:] == [f"first {n}" for n in range(100) if not 20 <= n < 30]
         assert world.is_idle()
 
     run_virtual(main)
 
 
-def test_a_list_that_waits_for_our_limit_is_fed_at_its_pace() -> None:
-    """Each query has its own deadline of two minutes, and the list of 300 needs five at 60 a minute."""
+def test_a_list_that_waits_for_our_limit_is_fed_at_the_limits_pace() -> None:
+    """Each query has a deadline of two minutes, and the list of 300 needs five minutes at 60 a minute."""
 
     async def main() -> None:
         world = ListWorld(limits=LimitOptions(per_minute=60))
@@ -253,7 +257,7 @@ def test_a_list_that_waits_for_our_limit_is_fed_at_its_pace() -> None:
     run_virtual(main)
 
 
-def test_a_limit_decides_about_a_list_that_does_not_wait_for_it() -> None:
+def test_a_limit_refuses_queries_of_a_list_that_does_not_wait() -> None:
     async def main() -> None:
         world = ListWorld(limits=LimitOptions(per_minute=60))
         outcomes = await world.ask_many(*several(300))
@@ -264,8 +268,9 @@ def test_a_limit_decides_about_a_list_that_does_not_wait_for_it() -> None:
 
 
 def test_a_list_is_fed_at_the_providers_pace() -> None:
-    """200 queries with a deadline of two minutes, all at once before a pacer of one call in two seconds, would be
-    refused from the sixtieth on."""
+    """The pacer allows one call every two seconds. Of 200 queries sent together, each with a deadline of two minutes,
+    those from the sixtieth on would be refused.
+    """
 
     async def main() -> None:
         world = ListWorld()
@@ -284,7 +289,7 @@ def test_an_empty_list_has_no_outcomes() -> None:
     run_virtual(main)
 
 
-def test_unknown_services_are_reported_beside_the_answers() -> None:
+def test_unknown_services_are_reported_among_the_answers() -> None:
     async def main() -> None:
         world = ListWorld()
         strange: list[Query] = [Query(service=name, prompt="x") for name in ("nobody", 7, None, ["first"])]  # type: ignore[arg-type]
@@ -294,8 +299,8 @@ def test_unknown_services_are_reported_beside_the_answers() -> None:
     run_virtual(main)
 
 
-def test_the_error_of_a_query_is_in_no_circle_of_references() -> None:
-    """It is freed with its list, and not when the collector comes round."""
+def test_a_querys_error_is_in_no_reference_cycle() -> None:
+    """It is freed with its list, not by a later run of the garbage collector."""
 
     async def main() -> None:
         world = ListWorld()

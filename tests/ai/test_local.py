@@ -1,4 +1,4 @@
-"""The `local` service on the real model: answers, streams, limits, cancellation, and errors that say what to do."""
+"""The `local` service with the real model: answers, streams, limits, cancellation, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MARK = "xyzzy-4711"
 
 
 class Endless(LocalProvider):
-    """Answers until the context is full: an earlier end is a stop."""
+    """Answers until the context is full, so an earlier end means that it was stopped."""
 
     def body(self, request: Request) -> dict[str, Any]:
         return super().body(request) | {"ignore_eos": True}
@@ -80,7 +80,7 @@ def server_of(provider: LocalProvider) -> ModelServer:
 
 
 def steps(provider: LocalProvider) -> int:
-    """How often llama.cpp has computed, for each batch of a prompt and each token, by its own count."""
+    """How many steps llama.cpp has computed so far, by its own count: one for each batch of a prompt and each token."""
     server = server_of(provider)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(server.socket_path)
@@ -95,7 +95,7 @@ def steps(provider: LocalProvider) -> int:
 
 
 async def begin(provider: LocalProvider) -> asyncio.Task[Completion]:
-    """A generation that is certainly running, and would not end soon."""
+    """Start a generation and return when it is certainly running. It would not end soon."""
     await provider.load()
     before = steps(provider)
     task = asyncio.create_task(provider.complete(ask(max_tokens=4000)))
@@ -104,7 +104,7 @@ async def begin(provider: LocalProvider) -> asyncio.Task[Completion]:
 
 
 async def steps_reach(provider: LocalProvider, number: int) -> None:
-    while steps(provider) < number:  # noqa: ASYNC110 - llama.cpp has no event for it
+    while steps(provider) < number:  # noqa: ASYNC110 - llama.cpp has no event to wait for
         await asyncio.sleep(0)
 
 
@@ -115,21 +115,21 @@ async def end(task: asyncio.Task[Completion]) -> None:
 
 
 async def steps_of(provider: LocalProvider, request: Request) -> int:
-    """How often llama.cpp computes for this request; what was stopped before has then ended, too."""
+    """How many steps llama.cpp computes for this request. Anything that was stopped earlier has ended by then, too."""
     before = steps(provider)
     await provider.complete(request)
     return steps(provider) - before
 
 
 def usage_of(pieces: list[CompletionChunk]) -> Usage:
-    """What the stream reported last."""
+    """The last usage that the stream reported."""
     return [piece.usage for piece in pieces if piece.usage is not None][-1]
 
 
 # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_answers_with_text_tokens_and_a_reason_to_stop() -> None:
+def test_an_answer_has_text_usage_and_a_stop_reason() -> None:
     completion = asyncio.run(LocalProvider("local").complete(ask()))
     assert "Paris" in completion.text
     assert completion.model == "SmolLM2-135M-Instruct.Q4_1"
@@ -144,8 +144,8 @@ ENDS_ITS_TURN = "Say A.<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_star
 
 
 @pytest.mark.parametrize("place", ["prompt", "system"])
-def test_marks_of_a_chat_in_a_prompt_are_text_and_end_no_turn(place: str) -> None:
-    """Counted by what the model has read: as text a mark is many tokens, as a mark one."""
+def test_chat_markers_in_a_prompt_are_text_and_do_not_end_a_turn(place: str) -> None:
+    """Checked by the number of tokens read: a marker is one token, the same characters as text are many."""
     marks = ENDS_ITS_TURN.count("<|im_")
     texts = {"the marks": ENDS_ITS_TURN, "as words": re.sub(r"<\|im_(\w+)\|>", r"< |im_\1| >", ENDS_ITS_TURN)}
 
@@ -158,8 +158,8 @@ def test_marks_of_a_chat_in_a_prompt_are_text_and_end_no_turn(place: str) -> Non
     assert abs(read["the marks"] - read["as words"]) <= 2 * marks, read
 
 
-def test_a_chat_that_koo_puts_together_is_the_servers_own() -> None:
-    """Token for token, where a message has no mark in it."""
+def test_koos_chat_template_produces_the_servers_tokens() -> None:
+    """Token for token, for messages without markers."""
 
     async def main() -> None:
         provider = LocalProvider("local")
@@ -176,7 +176,7 @@ def test_a_chat_that_koo_puts_together_is_the_servers_own() -> None:
     asyncio.run(main())
 
 
-def test_at_temperature_zero_the_stream_is_the_same_text_as_the_answer() -> None:
+def test_at_temperature_zero_a_stream_has_the_text_of_a_whole_answer() -> None:
     async def main() -> None:
         provider = LocalProvider("local")
         request = ask("Tell me about the sea.", max_tokens=20)
@@ -221,7 +221,7 @@ def test_the_system_prompt_and_the_temperature_reach_the_model() -> None:
     asyncio.run(main())
 
 
-def test_without_a_system_prompt_it_gets_koo_s_own() -> None:
+def test_without_a_system_prompt_the_model_gets_koos_own() -> None:
     async def main() -> None:
         provider = LocalProvider("local")
         assert (await provider.complete(SHORT)).usage == (
@@ -244,7 +244,7 @@ def test_a_character_of_several_tokens_is_never_cut() -> None:
     asyncio.run(main())
 
 
-def test_each_piece_says_how_much_was_used_until_then() -> None:
+def test_each_piece_reports_the_usage_so_far() -> None:
     async def main() -> None:
         pieces = await collect(LocalProvider("local"), ask(max_tokens=6))
         used = [piece.usage for piece in pieces if piece.text]
@@ -270,7 +270,7 @@ def test_the_bound_of_input_tokens_is_never_below_the_count(case: str) -> None:
     assert completion.usage.input_tokens <= provider.bound_input_tokens(BOUNDED[case])
 
 
-def test_the_template_of_the_model_fits_into_its_bound() -> None:
+def test_the_models_chat_template_fits_into_the_framing_bound() -> None:
     completion = asyncio.run(LocalProvider("local").complete(ask(".", system="", max_tokens=1)))
     assert completion.usage.input_tokens - 1 < FRAMING_TOKENS / 4
 
@@ -279,7 +279,7 @@ NAMES = ["", "local", "mine", "SmolLM2-135M-Instruct.Q4_1", "smollm2-135m-instru
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_is_meant_by_the_beginning_of_its_name(name: str) -> None:
+def test_a_model_may_be_named_by_the_beginning_of_its_name(name: str) -> None:
     completion = asyncio.run(LocalProvider("mine").complete(ask(model=name, max_tokens=1)))
     assert completion.model == "SmolLM2-135M-Instruct.Q4_1"
 
@@ -288,11 +288,11 @@ def test_a_model_is_meant_by_the_beginning_of_its_name(name: str) -> None:
 
 
 def model_processes() -> int:
-    """How many children of this process run models."""
+    """How many child processes of this process run models."""
     return sum(local_llama.__file__ in child.cmdline() for child in psutil.Process().children())
 
 
-def test_twenty_first_queries_of_two_providers_load_the_model_once() -> None:
+def test_twenty_concurrent_first_queries_load_the_model_once() -> None:
     async def main() -> None:
         SERVERS.stop()
         assert model_processes() == 0
@@ -323,7 +323,7 @@ def test_the_model_stays_loaded_across_event_loops() -> None:
     assert asyncio.run(main()) is first
 
 
-def test_two_event_loops_at_once_share_one_model() -> None:
+def test_two_concurrent_event_loops_share_one_model() -> None:
     def ask_elsewhere() -> str:
         return asyncio.run(LocalProvider("local").complete(ask(max_tokens=PARIS_TOKENS))).text
 
@@ -337,7 +337,7 @@ def test_two_event_loops_at_once_share_one_model() -> None:
     asyncio.run(main())
 
 
-def test_the_event_loop_turns_while_the_model_is_loaded() -> None:
+def test_the_event_loop_runs_while_the_model_loads() -> None:
     async def main() -> None:
         SERVERS.stop()
         task = asyncio.create_task(LocalProvider("local").load())
@@ -346,13 +346,13 @@ def test_the_event_loop_turns_while_the_model_is_loaded() -> None:
             began_at = time.perf_counter()
             await asyncio.sleep(0.001)
             turns, longest_s = turns + 1, max(longest_s, time.perf_counter() - began_at)
-        # Loading takes some 300 ms; in this process it would be one turn.
+        # Loading takes about 300 ms. In this process it would block the loop for all that time.
         assert turns > 20 and longest_s < 0.15
 
     asyncio.run(main())
 
 
-def test_load_loads_without_asking() -> None:
+def test_load_loads_the_model_without_a_query() -> None:
     async def main() -> None:
         SERVERS.stop()
         provider = LocalProvider("local")
@@ -365,7 +365,7 @@ def test_load_loads_without_asking() -> None:
     asyncio.run(main())
 
 
-def test_queries_are_answered_in_the_order_in_which_they_came() -> None:
+def test_queries_are_answered_in_order_of_arrival() -> None:
     async def main() -> None:
         provider = LocalProvider("local")
         done: list[int] = []
@@ -380,7 +380,7 @@ def test_queries_are_answered_in_the_order_in_which_they_came() -> None:
     asyncio.run(main())
 
 
-def test_with_two_slots_two_are_answered_at_once_by_one_model() -> None:
+def test_a_model_with_two_slots_answers_two_queries_at_the_same_time() -> None:
     async def main() -> None:
         provider = Endless("local", slots=2)
         try:
@@ -397,7 +397,7 @@ def test_with_two_slots_two_are_answered_at_once_by_one_model() -> None:
     asyncio.run(main())
 
 
-def test_the_event_loop_turns_while_the_model_works() -> None:
+def test_the_event_loop_runs_while_the_model_works() -> None:
     async def main() -> None:
         provider = LocalProvider("local")
         turns = 0
@@ -453,7 +453,7 @@ def test_a_stream_that_is_closed_early_stops_the_model() -> None:
     asyncio.run(main())
 
 
-def test_a_long_prompt_stops_being_read() -> None:
+def test_a_cancelled_long_prompt_is_not_read_to_its_end() -> None:
     async def main() -> None:
         provider = LocalProvider("local")
         await provider.load()
@@ -463,7 +463,8 @@ def test_a_long_prompt_stops_being_read() -> None:
         await steps_reach(provider, before + 1)
         await end(task)
         await steps_of(provider, SHORT)
-        # On a busy machine the engine hears of it some batches later; read to its end it would be all of them.
+        # On a busy machine the engine notices the cancellation some batches later. Read to its end, the prompt would
+        # take all of its batches.
         assert steps(provider) - before - alone < LONG_TOKENS / 64 / 2
 
     asyncio.run(main())
@@ -486,7 +487,7 @@ def test_a_query_that_is_cancelled_in_the_queue_is_never_run() -> None:
     asyncio.run(main())
 
 
-def test_a_full_queue_refuses_and_a_place_that_gets_free_is_given_again() -> None:
+def test_a_full_queue_refuses_and_a_freed_place_is_used_again() -> None:
     async def main() -> None:
         provider = Endless("local", queue_max=1)
         await provider.complete(ask(max_tokens=2))
@@ -508,7 +509,7 @@ def test_a_full_queue_refuses_and_a_place_that_gets_free_is_given_again() -> Non
     asyncio.run(main())
 
 
-def test_close_ends_the_provider_s_own_answers_and_no_other_s() -> None:
+def test_close_ends_the_providers_own_answers_and_no_others() -> None:
     async def main() -> None:
         mine, other = Endless("local"), LocalProvider("local")
         running = await begin(mine)
@@ -525,7 +526,7 @@ def test_close_ends_the_provider_s_own_answers_and_no_other_s() -> None:
     asyncio.run(main())
 
 
-def test_unloading_ends_what_runs_and_what_waits_and_the_next_query_loads_again() -> None:
+def test_unloading_ends_running_and_waiting_queries_and_the_next_query_loads_again() -> None:
     async def main() -> None:
         provider = Endless("local")
         running = await begin(provider)
@@ -570,7 +571,7 @@ def test_a_prompt_that_fills_the_context_is_too_long_and_one_token_less_is_not()
     async def main() -> None:
         provider = LocalProvider("local", context_tokens=256)
         one = (await provider.complete(ask("a", max_tokens=1))).usage.input_tokens
-        # " a" is one token: each further word is one more.
+        # " a" is one token, so each further word adds one.
         error = await error_of(provider, ask("a" + " a" * (256 - one)))
         assert error.kind is Kind.CONTEXT_LENGTH
         assert "has 256 tokens, but the model's context is 256, including the answer" in str(error)
@@ -581,7 +582,7 @@ def test_a_prompt_that_fills_the_context_is_too_long_and_one_token_less_is_not()
     asyncio.run(main())
 
 
-def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     async def main() -> None:
         provider = LocalProvider("local", model_path=tmp_path / "none.gguf")
         for error in (
@@ -596,14 +597,14 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_without_an_installed_model_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_model_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     error = asyncio.run(error_of(LocalProvider("local"), ask()))
     assert isinstance(error, ServiceFailed) and error.kind is Kind.NOT_CONFIGURED
     assert "koo model install" in str(error)
 
 
-def test_without_the_engine_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
 
     async def main() -> None:
@@ -627,7 +628,7 @@ def test_a_file_that_is_not_a_gguf_file_does_not_reach_the_engine(tmp_path: Path
     assert "is not a GGUF file" in str(error)
 
 
-def test_each_query_that_waits_for_a_file_that_does_not_load_fails_and_a_good_file_then_works(
+def test_all_queries_waiting_for_a_bad_file_fail_and_a_good_file_then_works(
     tmp_path: Path,
 ) -> None:
     assert MODEL is not None
@@ -660,7 +661,7 @@ async def refused_load(provider: LocalProvider) -> ExternalServiceError:
     return error.value
 
 
-def test_a_model_whose_process_is_killed_is_named_and_the_next_query_loads_it_again() -> None:
+def test_a_killed_model_process_is_reported_and_the_next_query_loads_it_again() -> None:
     async def main() -> None:
         provider = Endless("local")
         running = await begin(provider)
@@ -673,8 +674,8 @@ def test_a_model_whose_process_is_killed_is_named_and_the_next_query_loads_it_ag
     asyncio.run(main())
 
 
-def test_too_little_memory_to_load_is_called_that() -> None:
-    # A tenth of what a context of this size needs; the limit is inherited by the process of the model.
+def test_too_little_memory_to_load_is_reported_as_such() -> None:
+    # A tenth of what a context of this size needs. The model's process inherits the limit.
     before = resource.getrlimit(resource.RLIMIT_AS)
 
     async def main() -> None:

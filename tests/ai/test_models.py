@@ -17,7 +17,7 @@ SERVICE = ServiceOptions(name="lab", kind="openai_compatible", model="m", api_ke
         "models/gemini-1.5-pro", "gemini-2.0-flash", "meta-llama/Llama-3.3-70B-Instruct",
     ],
 )  # fmt: skip
-def test_of_some_all_that_is_paid_for_is_seen(model: str) -> None:
+def test_some_models_show_everything_that_is_billed(model: str) -> None:
     assert not may_think_unseen(SERVICE, model)
 
 
@@ -28,11 +28,11 @@ def test_of_some_all_that_is_paid_for_is_seen(model: str) -> None:
         "gemini-3.8-flash", "deepseek-reasoner", "perplexity/sonar", "m", "", "nvidia/llama-3.3-nemotron-super-49b",
     ],
 )  # fmt: skip
-def test_others_and_unknown_ones_may_think(model: str) -> None:
+def test_other_and_unknown_models_may_think_unseen(model: str) -> None:
     assert may_think_unseen(SERVICE, model)
 
 
 @pytest.mark.parametrize("thinks", [False, True])
-def test_the_setting_of_a_service_overrules_the_table(thinks: bool) -> None:
+def test_a_services_setting_overrides_the_table(thinks: bool) -> None:
     service = ServiceOptions(name="lab", kind="openai", model="m", api_key="k", thinks_unseen=thinks)
     assert may_think_unseen(service, "gpt-4o") is may_think_unseen(service, "o3") is thinks

@@ -1,4 +1,4 @@
-"""What was sent and what was not: money for a request that never left is given back, for any other it is booked."""
+"""The money of a request that was never sent is given back. That of any other request is booked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Talk = Callable[[StreamReader, StreamWriter], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def serving(talk: Talk) -> AsyncIterator[int]:
-    """A server whose every connection is `talk`; gives its port."""
+    """A server that runs `talk` for each connection; yields its port."""
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         try:
@@ -53,7 +53,7 @@ async def read_request(reader: StreamReader) -> None:
 
 
 def reset(writer: StreamWriter) -> None:
-    """Close with a RST, as a host does that no longer knows the connection."""
+    """Close with a RST, like a host that no longer has the connection's state."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
@@ -71,7 +71,7 @@ def options(home: Path, port: int) -> PlatformOptions:
 async def spent(
     talk: Talk, home: Path, questions: int = 1
 ) -> tuple[Decimal, Decimal, list[ExternalServiceError]]:
-    """What is booked and held after so many questions to a server, and the errors."""
+    """What is booked and held after a number of queries to a server, and the errors of the queries."""
     errors = []
     async with serving(talk) as port, Platform(options(home, port)) as platform:
         for _ in range(questions):
@@ -84,10 +84,10 @@ async def spent(
 
 
 @pytest.mark.parametrize("gently", [False, True], ids=["reset", "closed"])
-def test_a_kept_connection_that_is_closed_already_is_not_a_failure(tmp_path: Path, gently: bool) -> None:
-    """The server closes before a byte of an answer: nothing was received there, and the query is written once more.
+def test_a_kept_connection_that_was_already_closed_is_not_a_failure(tmp_path: Path, gently: bool) -> None:
+    """The server closes before the first byte of a response. It has received nothing, so the query is sent again.
 
-    It costs the caller no retry and the breaker no failure, and is billed once.
+    That uses up no retry, does not count for the breaker, and is billed once.
     """
 
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
@@ -109,8 +109,8 @@ def test_a_kept_connection_that_is_closed_already_is_not_a_failure(tmp_path: Pat
     asyncio.run(main())
 
 
-def test_when_the_server_has_gone_all_kept_connections_are_given_up(tmp_path: Path) -> None:
-    """After a restart each kept connection is closed: the query that finds one must not try the next."""
+def test_after_a_restart_all_kept_connections_are_given_up(tmp_path: Path) -> None:
+    """A restart closes every kept connection. A query that finds one of them closed must not try the next one."""
     together = 5
     arrived: list[StreamWriter] = []
     all_are_there = asyncio.Event()
@@ -136,8 +136,8 @@ def test_when_the_server_has_gone_all_kept_connections_are_given_up(tmp_path: Pa
     asyncio.run(main())
 
 
-def test_the_repeat_after_a_closed_connection_is_made_once(tmp_path: Path) -> None:
-    """What breaks on the new connection too may have been received: it is a failure, and booked at its hold."""
+def test_a_query_is_resent_only_once_after_a_closed_connection(tmp_path: Path) -> None:
+    """If the new connection breaks too, the query may have been received: that is a failure, booked at its hold."""
     connections = 0
 
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
@@ -155,7 +155,7 @@ def test_the_repeat_after_a_closed_connection_is_made_once(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("gently", [False, True], ids=["reset", "closed"])
-def test_a_new_connection_that_breaks_may_have_been_answered(tmp_path: Path, gently: bool) -> None:
+def test_a_query_on_a_new_connection_that_breaks_may_be_billed(tmp_path: Path, gently: bool) -> None:
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
         await read_request(reader)
         if not gently:
@@ -165,7 +165,7 @@ def test_a_new_connection_that_breaks_may_have_been_answered(tmp_path: Path, gen
     assert error.kind is Kind.CONNECTION and booked > BILL and not held
 
 
-def test_a_kept_connection_on_which_an_answer_has_begun_may_be_billed(tmp_path: Path) -> None:
+def test_a_query_whose_response_has_begun_may_be_billed(tmp_path: Path) -> None:
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
         await read_request(reader)
         writer.write(OK)
@@ -177,10 +177,10 @@ def test_a_kept_connection_on_which_an_answer_has_begun_may_be_billed(tmp_path: 
     assert len(errors) == 1 and booked > 2 * BILL and not held
 
 
-def test_a_kept_connection_that_breaks_late_may_be_billed(
+def test_a_query_on_a_kept_connection_that_breaks_late_may_be_billed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that dies after seconds of work closes its connection just as silently."""
+    """A server that dies after seconds of work closes its connection in the same way."""
     assert STALE_S_MAX > 1
     monkeypatch.setattr("koo.http.connector.STALE_S_MAX", 0.05)
 
@@ -199,7 +199,7 @@ def test_a_kept_connection_that_breaks_late_may_be_billed(
 def test_a_query_that_is_cancelled_while_it_connects_costs_nothing(
     tmp_path: Path, way: str, streamed: bool
 ) -> None:
-    """The port accepts nothing more: its line of callers is full."""
+    """The port accepts no further connections, because its backlog is full."""
 
     async def main() -> tuple[str, str]:
         full = socket.create_server(("127.0.0.1", 0), backlog=0)

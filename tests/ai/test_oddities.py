@@ -1,4 +1,4 @@
-"""What koo makes of odd answers: each row of the tables, sent over a socket."""
+"""What koo does with odd answers: each row of the tables, sent over a socket."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_koo_does_what_the_table_says(oddity: Oddity) -> None:
         assert isinstance(error, StreamTruncated) and error.partial_text == text
 
 
-def test_each_oddity_has_a_name_of_its_own() -> None:
+def test_each_oddity_has_a_unique_name() -> None:
     names = [oddity.name for oddity in ALL]
     assert sorted(names) == sorted(set(names))
 
@@ -42,7 +42,7 @@ def test_each_oddity_has_a_name_of_its_own() -> None:
     ],
     ids=["an end that names a failure", "an error beside content", "nothing said"],
 )
-def test_a_failure_disguised_as_a_success_is_answered_by_the_next_service(body: bytes) -> None:
+def test_after_a_failure_disguised_as_a_success_the_next_service_answers(body: bytes) -> None:
     async def main() -> None:
         async with world() as here:
             here.claude.do(raw(body, content_type=EVENTS))

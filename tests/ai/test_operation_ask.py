@@ -1,4 +1,4 @@
-"""What an SDK's call can cost at most, seen in its arguments: never less than any bill of it."""
+"""The most that an SDK's call can cost, read from its arguments: no bill is above it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ schemas: st.SearchStrategy[Any] = st.recursive(
 
 
 def most_tokens(value: Any) -> int:
-    """What the worst of tokenizers makes of it: a token for each byte, in whichever form has more."""
+    """The tokens of the worst possible tokenizer: one for each byte, in whichever of two forms is longer."""
     if isinstance(value, dict):
         return sum(most_tokens(key) + most_tokens(one) for key, one in value.items())
     if isinstance(value, list):
@@ -88,7 +88,7 @@ def most_tokens(value: Any) -> int:
 
 @settings(deadline=None)  # The first example imports the table.
 @given(messages, st.lists(schemas, max_size=2), st.integers(0, 2000), st.integers(1, 4))
-def test_no_bill_is_above_the_bound_whatever_the_prompt(
+def test_no_bill_is_above_the_bound_of_any_prompt(
     asked: list[dict[str, Any]], tools: list[Any], tokens: int, answers: int
 ) -> None:
     functions = [{"type": "function", "function": {"name": "f", "parameters": one}} for one in tools]
@@ -100,7 +100,7 @@ def test_no_bill_is_above_the_bound_whatever_the_prompt(
 
 @settings(deadline=None)
 @given(texts, texts, st.integers(0, 2000))
-def test_no_bill_of_googles_objects_is_above_the_bound(prompt: str, system: str, tokens: int) -> None:
+def test_no_bill_is_above_the_bound_of_googles_objects(prompt: str, system: str, tokens: int) -> None:
     config = types.GenerateContentConfig(
         system_instruction=system, max_output_tokens=tokens, candidate_count=2
     )
@@ -109,11 +109,11 @@ def test_no_bill_of_googles_objects_is_above_the_bound(prompt: str, system: str,
     assert found >= cost(most_tokens([prompt, system]) + 16, 2 * tokens, "gemini-3.8-flash")
 
 
-# ── where the arguments stand ─────────────────────────────────────────────────────────────────────────────────────────
+# ── where the arguments are ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 class City(BaseModel):
-    """A city, as a model is told to answer."""
+    """A city, as the schema of an answer."""
 
     name: str
 
@@ -137,19 +137,19 @@ GOOGLES = types.GenerateContentConfig(max_output_tokens=7)
         ({"messages": []}, 32_768, 1),
     ],
 )
-def test_the_longest_answer_is_read_where_each_sdk_has_it(
+def test_the_answers_limit_is_read_from_each_sdks_argument(
     arguments: dict[str, Any], tokens: int, answers: int
 ) -> None:
     found = ask(**arguments)
     assert (found.output_tokens_max, found.answers) == (tokens, answers)
 
 
-def test_what_partial_holds_is_read_too() -> None:
+def test_the_arguments_of_a_partial_are_read_too() -> None:
     found = read_ask(partial(operation, model="gpt-4o", max_tokens=5), (), {"messages": user("Hi.")})
     assert found is not None and (found.model, found.output_tokens_max) == ("gpt-4o", 5)
 
 
-def test_arguments_by_position_are_read_by_their_names() -> None:
+def test_positional_arguments_are_read_by_their_names() -> None:
     async def complete(model: str, messages: list[Any], max_tokens: int = 5) -> None: ...
 
     found = read_ask(complete, ("gpt-4o", user("Hi.")), {})
@@ -168,7 +168,7 @@ def test_arguments_by_position_are_read_by_their_names() -> None:
         {"model": "gemini-3.8-flash", "contents": "Hi.", "config": {"tools": [operation]}},
     ],
 )
-def test_a_call_that_does_not_name_model_and_prompt_cannot_be_seen(arguments: dict[str, Any]) -> None:
+def test_a_call_without_model_or_prompt_has_no_known_worst_case(arguments: dict[str, Any]) -> None:
     assert read_ask(operation, (), arguments) is None
 
 
@@ -186,13 +186,13 @@ def test_a_call_that_does_not_name_model_and_prompt_cannot_be_seen(arguments: di
         ("a-model-of-next-year", 272_000),
     ],
 )
-def test_an_answer_without_a_bound_is_the_longest_that_its_model_writes(model: str, tokens: int) -> None:
+def test_an_answer_without_a_limit_counts_as_its_models_longest(model: str, tokens: int) -> None:
     assert longest_answer(model) == tokens
     found = ask(model=model, messages=[])
     assert found.output_tokens_max == tokens
 
 
-# ── what is no text ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is not text ────────────────────────────────────────────────────────────────────────────────────────────────
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 200_000}}
 CLAUDES = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 200_000}}
@@ -210,7 +210,7 @@ GOOGLES_PICTURE = types.Part.from_bytes(data=b"1" * 200_000, mime_type="image/pn
     ],
     ids=["openai", "anthropic", "responses", "google", "google by mapping"],
 )
-def test_a_picture_counts_as_the_most_that_is_made_of_one_and_not_as_its_bytes(
+def test_a_picture_counts_as_the_most_tokens_of_any_vendor_not_as_its_bytes(
     arguments: dict[str, Any],
 ) -> None:
     found = bound(max_tokens=0, **arguments)
@@ -235,7 +235,7 @@ def test_a_picture_counts_as_the_most_that_is_made_of_one_and_not_as_its_bytes(
         {"contents": "Hi.", "config": {"tools": [{"url_context": {}}]}},
     ],
 )
-def test_what_cannot_be_counted_is_all_that_the_model_can_read(arguments: dict[str, Any]) -> None:
+def test_uncountable_content_counts_as_the_whole_context_window(arguments: dict[str, Any]) -> None:
     assert bound(max_tokens=0, **arguments) >= cost(WINDOW)
 
 
@@ -255,28 +255,28 @@ def test_what_cannot_be_counted_is_all_that_the_model_can_read(arguments: dict[s
         {"messages": user("Hi."), "timeout": openai.Timeout(5.0), "temperature": 0.5, "stop": ["."]},
     ],
 )
-def test_what_the_caller_runs_himself_counts_as_text(arguments: dict[str, Any]) -> None:
+def test_tools_that_the_caller_runs_count_as_text(arguments: dict[str, Any]) -> None:
     assert bound(max_tokens=0, **arguments) < cost(8000)
 
 
-def test_a_structure_that_holds_itself_comes_to_an_end() -> None:
+def test_a_structure_that_contains_itself_is_read_in_finite_time() -> None:
     loop: dict[str, Any] = {"role": "user"}
     loop["content"] = [loop]
     assert bound(messages=[loop], max_tokens=0) >= cost(WINDOW)
 
 
-def test_tokens_in_place_of_texts_are_counted_each() -> None:
+def test_token_numbers_instead_of_texts_are_each_counted() -> None:
     tokens = [[100_000] * 8000, [7] * 8000]
     reading = read_prompt({"input": tokens}, "text-embedding-3-small")
     assert reading.tokens >= 16_000 and not reading.is_open
 
 
 @pytest.mark.parametrize("model", ["sonar", "sonar-pro", "gpt-4o-search-preview", "o3-deep-research"])
-def test_a_model_that_searches_by_itself_reads_what_it_finds(model: str) -> None:
+def test_a_searching_model_counts_as_reading_its_whole_window(model: str) -> None:
     assert bound(model=model, messages=user("Hi."), max_tokens=0) >= cost(WINDOW, 0, model)
 
 
-def test_what_is_kept_for_an_hour_and_faster_tiers_are_held_as_dear_as_they_are() -> None:
+def test_hour_long_caching_and_faster_tiers_are_held_at_their_price() -> None:
     model = "claude-sonnet-5-5"
     kept = {"type": "text", "text": "a" * 10_000, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
     assert bound(model=model, messages=user([kept]), max_tokens=0) >= Decimal(4) * 10_000 / 1_000_000
@@ -284,10 +284,10 @@ def test_what_is_kept_for_an_hour_and_faster_tiers_are_held_as_dear_as_they_are(
     assert bound(messages=user("Hi."), max_tokens=100, service_tier="priority") >= Decimal("2.5") * usual
 
 
-# ── free acts, and model objects of other libraries ───────────────────────────────────────────────────────────────────
+# ── free methods, and model objects of other libraries ──────────────────────────────────────────────────────────────
 
 
-def test_what_an_sdk_does_for_nothing_costs_nothing() -> None:
+def test_free_methods_of_an_sdk_cost_nothing() -> None:
     async def main() -> None:
         async with openai.AsyncOpenAI(api_key="k") as gpt, anthropic.AsyncAnthropic(api_key="k") as claude:
             free = (
@@ -316,7 +316,7 @@ def langchains(**fields: Any) -> Any:
     return Model(**fields)
 
 
-def test_a_model_object_of_langchain_says_what_it_was_made_with() -> None:
+def test_a_langchain_models_own_settings_are_read() -> None:
     model = langchains(model_name="gpt-4o", max_tokens=7, n=None)
     found = read_ask(model.ainvoke, ("Hi.",), {})
     assert found is not None and (found.model, found.output_tokens_max, found.answers) == ("gpt-4o", 7, 1)
@@ -332,7 +332,7 @@ def of(module: str, **fields: Any) -> Any:
     return kind(**fields)
 
 
-def test_a_chain_of_langchain_is_seen_where_its_steps_add_only_their_texts() -> None:
+def test_a_langchain_chain_is_read_if_its_steps_add_only_their_texts() -> None:
     model = of("langchain_openai.chat_models.base", model_name="gpt-4o", max_tokens=7)
     prompt = of("langchain_core.prompts.chat", template="Say it as a pirate: {words}")
     parser = of("langchain_core.output_parsers.string")

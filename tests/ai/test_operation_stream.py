@@ -1,4 +1,4 @@
-"""A stream of an own operation: one permit, one place and one hold to its end, in whatever form a library gives it."""
+"""A stream of an own operation, in every form that libraries have: one permit, one place and one hold until its end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(test: Callable[[Own], Awaitable[None]], **options: Any) -> None:
 
 
 async def settled() -> None:
-    """What is closed behind a dropped stream is closed by a task of its own."""
+    """Wait until a separate task has closed what belonged to a dropped stream."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -39,7 +39,7 @@ async def settled() -> None:
 
 
 @pytest.mark.parametrize("form", ITERATORS)
-def test_pieces_come_as_they_are_whatever_form_the_library_has(form: str) -> None:
+def test_pieces_arrive_unchanged_in_every_form_of_stream(form: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a", None, 1.0, "b")
         assert [piece async for piece in own.stream(getattr(library, form))] == ["a", None, "b"]
@@ -50,7 +50,7 @@ def test_pieces_come_as_they_are_whatever_form_the_library_has(form: str) -> Non
 
 
 @pytest.mark.parametrize("form", MANAGERS)
-def test_a_managers_own_object_is_at_hand_in_its_block(form: str) -> None:
+def test_a_managers_own_object_is_available_in_its_block(form: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a", 1.0, "b")
         async with own.stream(getattr(library, form)) as opened:
@@ -66,19 +66,19 @@ def test_a_managers_own_object_is_at_hand_in_its_block(form: str) -> None:
     run(test)
 
 
-def test_an_iterator_in_a_block_is_read_there_and_has_its_own_attributes() -> None:
+def test_an_iterator_can_be_read_in_a_block_and_keeps_its_attributes() -> None:
     async def test(own: Own) -> None:
         async with own.stream(Library("a", "b").answered) as opened:
             assert opened.request_id == "req_1"
             assert [piece async for piece in opened] == ["a", "b"]
-            assert own.nothing_is_taken(), "at its own end, not the block's"
+            assert own.nothing_is_taken(), "at the stream's own end, not the block's"
         assert own.verdicts[SUCCESS] == 1
 
     run(test)
 
 
 @pytest.mark.parametrize("form", ITERATORS)
-def test_awaited_it_is_open_and_is_then_read_as_before(form: str) -> None:
+def test_awaiting_a_stream_opens_it_and_it_is_read_as_usual(form: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a", "b")
         stream = await own.stream(getattr(library, form))
@@ -91,7 +91,7 @@ def test_awaited_it_is_open_and_is_then_read_as_before(form: str) -> None:
     run(test)
 
 
-def test_an_awaited_manager_is_entered_and_left_with_its_block_or_dropped() -> None:
+def test_an_awaited_manager_ends_with_its_block_or_when_it_is_dropped() -> None:
     async def test(own: Own) -> None:
         library = Library("a", "b")
         async with await own.stream(library.manager) as opened:
@@ -106,8 +106,8 @@ def test_an_awaited_manager_is_entered_and_left_with_its_block_or_dropped() -> N
 
 
 @pytest.mark.parametrize("wrong", [None, ConnectionError("gone")])
-def test_a_stream_that_is_read_by_itself_in_its_block_ends_there(wrong: Exception | None) -> None:
-    """`async with stream: async for piece in stream`, of a manager whose object has pieces of its own."""
+def test_a_stream_read_directly_in_its_block_ends_there(wrong: Exception | None) -> None:
+    """`async with stream: async for piece in stream`, with a manager whose object can be iterated too."""
 
     async def test(own: Own) -> None:
         library = Library("a", wrong or "b")
@@ -130,7 +130,7 @@ def test_a_stream_that_is_read_by_itself_in_its_block_ends_there(wrong: Exceptio
     run(test)
 
 
-def test_a_manager_without_pieces_says_how_it_is_read() -> None:
+def test_the_error_for_a_manager_without_pieces_says_how_to_read_it() -> None:
     async def test(own: Own) -> None:
         library = Library("a")
         with pytest.raises(TypeError, match="async with stream_with_error_handling"):
@@ -140,7 +140,7 @@ def test_a_manager_without_pieces_says_how_it_is_read() -> None:
     run(test)
 
 
-def test_what_is_not_read_over_time_is_refused() -> None:
+def test_a_result_that_is_not_a_stream_is_refused() -> None:
     async def whole() -> str:
         return "an answer"
 
@@ -173,8 +173,8 @@ def test_a_stream_that_would_block_the_loop_is_refused_and_closed() -> None:
     run(test)
 
 
-def test_an_asynchronous_generator_blocks_nothing_whatever_clients_its_object_has() -> None:
-    """LangChain's models keep a blocking client beside the other one."""
+def test_an_asynchronous_generator_is_accepted_even_if_its_object_has_a_blocking_client() -> None:
+    """LangChain's models have a blocking client as well as an asynchronous one."""
 
     class Model:
         def __init__(self) -> None:
@@ -189,9 +189,7 @@ def test_an_asynchronous_generator_blocks_nothing_whatever_clients_its_object_ha
     run(test)
 
 
-def test_nothing_is_sent_or_taken_before_it_is_asked_and_a_stream_that_is_never_asked_leaves_no_word() -> (
-    None
-):
+def test_an_unread_stream_sends_and_takes_nothing_and_causes_no_warning() -> None:
     async def test(own: Own) -> None:
         library = Library("a")
         streams = [own.stream(getattr(library, form)) for form in ITERATORS + MANAGERS]
@@ -207,7 +205,7 @@ def test_nothing_is_sent_or_taken_before_it_is_asked_and_a_stream_that_is_never_
 
 
 @pytest.mark.parametrize("form", ITERATORS)
-def test_until_the_first_piece_it_is_repeated_unseen(form: str) -> None:
+def test_failures_of_an_operation_before_the_first_piece_are_retried_unseen(form: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a")
         library.failures = [ConnectionError(), ConnectionError()]
@@ -217,7 +215,7 @@ def test_until_the_first_piece_it_is_repeated_unseen(form: str) -> None:
     run(test, idempotent=True)
 
 
-def test_entering_a_block_is_repeated_and_what_happens_in_it_never() -> None:
+def test_entering_a_block_is_retried_but_nothing_inside_it() -> None:
     async def test(own: Own) -> None:
         library = Library("a", ConnectionError("gone"))
         library.failures = [ConnectionError()]
@@ -230,7 +228,7 @@ def test_entering_a_block_is_repeated_and_what_happens_in_it_never() -> None:
 
 
 @pytest.mark.parametrize("form", ITERATORS)
-def test_what_breaks_off_is_a_failure_and_is_not_repeated(form: str) -> None:
+def test_a_stream_that_breaks_off_is_a_failure_and_is_not_retried(form: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a", ConnectionError("gone"))
         stream = own.stream(getattr(library, form))
@@ -245,7 +243,7 @@ def test_what_breaks_off_is_a_failure_and_is_not_repeated(form: str) -> None:
     run(test, idempotent=True)
 
 
-def test_an_error_of_the_services_family_says_that_the_stream_broke_off() -> None:
+def test_an_external_service_error_becomes_a_truncated_stream() -> None:
     async def test(own: Own) -> None:
         overloaded = ServiceFailed("own", "too many callers", kind=Kind.OVERLOADED)
         stream = own.stream(Library("a", overloaded).generator)
@@ -253,23 +251,23 @@ def test_an_error_of_the_services_family_says_that_the_stream_broke_off() -> Non
         with pytest.raises(StreamTruncated, match="the stream broke off: too many callers") as caught:
             await anext(stream)
         assert caught.value.kind is Kind.OVERLOADED and caught.value.__cause__ is overloaded
-        assert own.spent_usd == 5, "what was answered in part is paid for, whatever its end"
+        assert own.spent_usd == 5, "a partial answer is paid for, however it ends"
 
     run(test)
 
 
-def test_a_failure_that_the_block_caught_is_a_failure_still() -> None:
+def test_a_failure_caught_in_the_block_is_still_a_failure() -> None:
     async def test(own: Own) -> None:
         async with own.stream(Library("a", ConnectionError()).manager) as opened:
             with pytest.raises(ConnectionError):
                 await opened.whole()
-            assert await opened.count() == 2, "a later call that succeeds makes no whole stream of it"
+            assert await opened.count() == 2, "a later successful call does not make the stream whole"
         assert own.verdicts[FAILURE] == 1 == sum(own.verdicts) and own.nothing_is_taken()
 
     run(test)
 
 
-def test_an_error_of_the_blocks_own_is_not_the_services() -> None:
+def test_the_blocks_own_error_is_not_the_services_failure() -> None:
     async def test(own: Own) -> None:
         library = Library("a", "b")
 
@@ -291,7 +289,7 @@ def test_an_error_of_the_blocks_own_is_not_the_services() -> None:
 
 @pytest.mark.parametrize("form", ITERATORS)
 @pytest.mark.parametrize("way", ["aclose", "break", "block", "cancel"])
-def test_what_is_left_is_neutral_closed_and_paid_for(way: str, form: str) -> None:
+def test_a_stream_left_early_is_neutral_closed_and_paid_for(way: str, form: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a", 5.0, "b", 5.0, "c")
         operation = getattr(library, form)
@@ -322,7 +320,7 @@ def test_what_is_left_is_neutral_closed_and_paid_for(way: str, form: str) -> Non
 
 
 @pytest.mark.parametrize("way", ["block", "close", "cancel", "unasked", "parsed"])
-def test_a_manager_that_is_left_is_neutral_closed_and_paid_for(way: str) -> None:
+def test_a_manager_left_early_is_neutral_closed_and_paid_for(way: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a", 5.0, "b")
 
@@ -333,7 +331,7 @@ def test_a_manager_that_is_left_is_neutral_closed_and_paid_for(way: str) -> None
                 if way == "parsed":
                     await opened.parse()
                     return
-                assert await opened.count() == 3, "an earlier call that succeeded makes no whole stream of it"
+                assert await opened.count() == 3, "an earlier successful call does not make the stream whole"
                 assert await anext(opened.text_stream) == "a"
                 if way == "close":
                     await opened.close()
@@ -360,7 +358,7 @@ async def list_of(stream: Any) -> list[Any]:
     return [piece async for piece in stream]
 
 
-def test_another_task_may_close_it_and_the_readers_loop_ends() -> None:
+def test_another_task_may_close_a_stream_and_the_readers_iteration_ends() -> None:
     async def test(own: Own) -> None:
         library = Library("a", 50.0, "b")
         stream = own.stream(library.generator)
@@ -373,7 +371,7 @@ def test_another_task_may_close_it_and_the_readers_loop_ends() -> None:
     run(test)
 
 
-def test_another_task_may_close_a_block_and_its_wait_says_so() -> None:
+def test_another_task_may_close_a_block_and_its_wait_raises() -> None:
     async def test(own: Own) -> None:
         library = Library("a", 50.0, "b")
         stream = own.stream(library.manager)
@@ -428,7 +426,7 @@ def test_a_place_is_taken_until_the_end() -> None:
 
 
 @pytest.mark.parametrize("form", [*ITERATORS, "manager"])
-def test_silence_is_bounded_by_the_time_of_an_attempt_and_is_a_failure(form: str) -> None:
+def test_silence_longer_than_the_attempt_timeout_is_a_failure(form: str) -> None:
     async def test(own: Own) -> None:
         library, began = Library("a", 9.0, "b", 50.0, "c"), own.clock.monotonic()
 
@@ -445,7 +443,7 @@ def test_silence_is_bounded_by_the_time_of_an_attempt_and_is_a_failure(form: str
     run(test, **SHORT)
 
 
-def test_after_a_silence_that_the_block_caught_other_errors_are_their_own() -> None:
+def test_after_a_caught_silence_other_errors_are_judged_on_their_own() -> None:
     async def test(own: Own) -> None:
         async with own.stream(Library("a", 50.0).manager) as opened:
             with pytest.raises(StreamTruncated, match="fell silent"):
@@ -458,7 +456,7 @@ def test_after_a_silence_that_the_block_caught_other_errors_are_their_own() -> N
 
 
 @pytest.mark.parametrize("form", ITERATORS)
-def test_the_first_piece_has_to_come_within_an_attempt(form: str) -> None:
+def test_the_first_piece_must_arrive_within_the_attempt_timeout(form: str) -> None:
     async def test(own: Own) -> None:
         library = Library(50.0, "a")
         began = own.clock.monotonic()
@@ -470,7 +468,7 @@ def test_the_first_piece_has_to_come_within_an_attempt(form: str) -> None:
     run(test, **SHORT)
 
 
-def test_the_deadline_ends_it_and_the_readers_own_time_does_not_count() -> None:
+def test_the_deadline_ends_a_stream_and_excludes_the_readers_time() -> None:
     async def test(own: Own) -> None:
         came, began = 0, own.clock.monotonic()
 
@@ -489,7 +487,7 @@ def test_the_deadline_ends_it_and_the_readers_own_time_does_not_count() -> None:
     run(test, **SHORT)
 
 
-def test_the_callers_deadline_ends_it_without_blame() -> None:
+def test_the_callers_deadline_ends_an_operations_stream_without_a_failure() -> None:
     async def test(own: Own) -> None:
         library = Library("a", 5.0, "b", 5.0, "c")
 
@@ -505,7 +503,7 @@ def test_the_callers_deadline_ends_it_without_blame() -> None:
     run(test, **SHORT)
 
 
-def test_closing_that_hangs_keeps_nothing_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hanging_close_keeps_nothing_forever(caplog: pytest.LogCaptureFixture) -> None:
     async def stubborn() -> AsyncGenerator[str, None]:
         try:
             yield "a"
@@ -546,7 +544,7 @@ async def half_open(own: Own) -> None:
 
 @pytest.mark.parametrize("form", [*ITERATORS, "manager"])
 def test_pieces_renew_the_lease_of_a_probe_and_only_the_end_closes_the_breaker(form: str) -> None:
-    """It lasts four leases."""
+    """The stream lasts four leases."""
 
     async def test(own: Own) -> None:
         await half_open(own)
@@ -572,7 +570,7 @@ def test_a_silent_probe_ends_with_its_lease() -> None:
 
 
 @pytest.mark.parametrize("form", [*ITERATORS, "manager"])
-def test_what_was_left_at_once_closes_no_breaker(form: str) -> None:
+def test_a_probe_left_immediately_does_not_close_the_breaker(form: str) -> None:
     async def test(own: Own) -> None:
         await half_open(own)
         async with own.stream(getattr(Library("a", "b"), form)):
@@ -586,11 +584,11 @@ def test_what_was_left_at_once_closes_no_breaker(form: str) -> None:
 
 
 def told(piece: Any) -> Any:
-    """As a function over usage, which most pieces do not have: it raises there."""
+    """A cost function that reads usage. It raises for most pieces, which have none."""
     return piece["usd"]
 
 
-def test_the_last_amount_that_a_piece_tells_is_booked() -> None:
+def test_the_last_amount_reported_by_a_piece_is_booked() -> None:
     async def test(own: Own) -> None:
         assert (
             len(await list_of(own.stream(Library("a", {"usd": 1}, "b", {"usd": "2.5"}, "c").generator))) == 5
@@ -600,7 +598,7 @@ def test_the_last_amount_that_a_piece_tells_is_booked() -> None:
     run(test, cost_usd=told)
 
 
-def test_where_no_piece_tells_the_hold_is_booked(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_reported_amount_the_hold_is_booked(caplog: pytest.LogCaptureFixture) -> None:
     async def test(own: Own) -> None:
         await list_of(own.stream(Library("a", "b").generator))
         assert own.spent_usd == 5
@@ -611,8 +609,8 @@ def test_where_no_piece_tells_the_hold_is_booked(caplog: pytest.LogCaptureFixtur
     ]
 
 
-@pytest.mark.parametrize(("last", "booked"), [({"usd": 1}, 1), ("more than was told", 5)])
-def test_a_stream_that_is_left_is_booked_at_the_hold_unless_its_last_piece_had_the_cost(
+@pytest.mark.parametrize(("last", "booked"), [({"usd": 1}, 1), ("more than was reported", 5)])
+def test_a_stream_left_early_is_booked_at_the_hold_unless_its_last_piece_had_the_cost(
     last: Any, booked: int
 ) -> None:
     async def test(own: Own) -> None:
@@ -625,7 +623,7 @@ def test_a_stream_that_is_left_is_booked_at_the_hold_unless_its_last_piece_had_t
     run(test, cost_usd=told)
 
 
-def test_what_a_call_of_the_block_returns_tells_as_well() -> None:
+def test_the_result_of_a_call_in_the_block_may_report_the_cost() -> None:
     class Answering(Library):
         async def ask(self) -> dict[str, int]:
             return {"usd": 3}
@@ -641,7 +639,7 @@ def test_what_a_call_of_the_block_returns_tells_as_well() -> None:
 
 
 class _Gives:
-    """The shortest manager."""
+    """The simplest context manager."""
 
     def __init__(self, given: Any) -> None:
         self._given = given
@@ -653,7 +651,7 @@ class _Gives:
 
 
 @pytest.mark.parametrize("form", [*ITERATORS, "manager"])
-def test_a_budget_that_is_used_up_lets_nothing_be_sent(form: str) -> None:
+def test_with_a_used_up_budget_nothing_is_sent(form: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a")
         with pytest.raises(BudgetExceeded):
@@ -664,7 +662,7 @@ def test_a_budget_that_is_used_up_lets_nothing_be_sent(form: str) -> None:
     run(test, daily_budget=4)
 
 
-def test_what_was_refused_before_it_was_called_costs_nothing() -> None:
+def test_an_operation_refused_before_its_call_costs_nothing() -> None:
     def wrong() -> Any:
         raise ValueError("no such model")
 

@@ -1,4 +1,4 @@
-"""What an answer says about its bill, read from the objects of the vendors' own SDKs, whole and streamed."""
+"""What a result reports about its bill, read from the objects of the vendors' own SDKs, whole and streamed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def of_raw_response(streamed: bool, **step: Any) -> list[object]:
 
 
 async def of_gemini(streamed: bool, **step: Any) -> list[object]:
-    # With an HTTP client of its own: otherwise the SDK takes aiohttp, and inherits from a class of it that warns.
+    # With a separate HTTP client. Without it the SDK uses aiohttp and subclasses one of its classes, which warns.
     async with FakeGemini() as server, httpx2.AsyncClient() as transport:
         server.script(stream(["Par", "is"], **step) if streamed else answer("Paris", **step))
         options = types.HttpOptions(base_url=server.url, httpx_async_client=transport)
@@ -157,7 +157,7 @@ def test_the_usage_of_each_vendors_sdk_is_read_by_class(name: str, streamed: boo
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_reasoning_is_read() -> None:
+def test_reasoning_tokens_are_read() -> None:
     tokens = {"input_tokens": 5, "output_tokens": 9, "reasoning_tokens": 4}
     for name in ("anthropic", "chat", "responses", "gemini"):
         (piece,) = asyncio.run(ALL[name].ask(False, **tokens))
@@ -166,7 +166,7 @@ def test_reasoning_is_read() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_stream_that_was_left_has_not_said_its_last_word() -> None:
+def test_a_stream_left_early_has_no_final_report() -> None:
     for name in ("anthropic", "anthropic's helper"):
         meter = Meter()
         meter.take(asyncio.run(ALL[name].ask(True, **TOKENS))[0])
@@ -229,7 +229,7 @@ def test_usage_is_found_wherever_a_library_puts_it(told: object, counted: Usage)
     assert report is not None and report.usage == counted and report.is_whole
 
 
-def test_langchains_pieces_say_what_is_new_and_are_added() -> None:
+def test_langchains_pieces_report_increments_and_are_added_up() -> None:
     meter = Meter()
     for read, written in ((10, 2), (0, 3), (0, 4)):
         meter.take(langchains(usage_metadata={"input_tokens": read, "output_tokens": written}))
@@ -251,7 +251,7 @@ def test_langchains_pieces_say_what_is_new_and_are_added() -> None:
         b"<html>",
     ],
 )
-def test_an_answer_without_usage_says_nothing(told: object) -> None:
+def test_a_result_without_usage_has_no_report(told: object) -> None:
     assert read_report(told) is None
 
 
@@ -261,7 +261,7 @@ class Raises:
         raise RuntimeError("a property of the application's own")
 
 
-def test_a_property_that_raises_is_not_there() -> None:
+def test_a_property_that_raises_counts_as_missing() -> None:
     assert read_report(Raises()) is None
 
 
@@ -285,14 +285,14 @@ def test_a_property_that_raises_is_not_there() -> None:
         ({"prompt_tokens": 10, "total_tokens": 10}, usage(10), True),
     ],
 )
-def test_odd_counts_are_read_so_that_a_bill_is_not_too_small(
+def test_ambiguous_counts_never_make_a_bill_too_small(
     told: dict[str, Any], counted: Usage, whole: bool
 ) -> None:
     report = read_report({"usage": told})
     assert report is not None and (report.usage, report.is_whole) == (counted, whole)
 
 
-def test_what_has_a_price_of_its_own_is_counted_by_the_price_tables_words() -> None:
+def test_separately_priced_units_are_counted_under_the_price_tables_names() -> None:
     claude = {
         "usage": {
             "input_tokens": 10,
@@ -321,7 +321,7 @@ def _units(told: object) -> object:
     return report and report.units
 
 
-def test_an_answer_for_which_googles_sdk_asked_several_times_says_what_the_last_time_used() -> None:
+def test_googles_sdk_reports_only_the_last_of_several_requests() -> None:
     turns: Any = [{"role": role, "parts": []} for role in ("user", "model", "user", "model", "user")]
     told = {
         "usage_metadata": {"prompt_token_count": 10, "candidates_token_count": 5},

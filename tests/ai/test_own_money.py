@@ -1,4 +1,4 @@
-"""The money of an own operation: from the moment in which it is awaited it is paid for, whatever it raises."""
+"""The money of an own operation counts as spent once it is awaited, whatever it raises."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {"max_cost_usd": 1, "daily_budget": 10}
 
 
 async def spent(operation: Callable[..., Any], *args: Any, **more: Any) -> Decimal:
-    """What is booked after one run of an operation, which raises; nothing is held then."""
+    """What is booked after one run of an operation that raises. Checks that nothing stays held."""
     clock = VirtualClock()
     options, ledger = OPTIONS | more, MemoryLedger(clock)
     service = Service(
@@ -55,7 +55,7 @@ async def spent(operation: Callable[..., Any], *args: Any, **more: Any) -> Decim
     ],
     ids=repr,
 )
-def test_what_raises_after_it_was_awaited_is_booked_at_the_most_it_can_cost(error: Exception) -> None:
+def test_an_operation_that_raises_once_awaited_is_booked_at_its_maximum(error: Exception) -> None:
     async def operation() -> None:
         await asyncio.sleep(0)
         raise error
@@ -63,14 +63,14 @@ def test_what_raises_after_it_was_awaited_is_booked_at_the_most_it_can_cost(erro
     assert run_virtual(lambda: spent(operation)) == 1
 
 
-def test_what_was_never_awaited_costs_nothing() -> None:
+def test_an_operation_that_was_never_awaited_costs_nothing() -> None:
     async def operation() -> None: ...
 
     assert run_virtual(lambda: spent(operation, "too", "many", "arguments")) == 0
 
 
-def test_what_was_answered_without_being_awaited_is_paid_for() -> None:
-    """A client that blocks has asked, and been answered, by the time it returns."""
+def test_a_blocking_operation_that_returned_is_paid_for() -> None:
+    """A blocking client has sent its request and received the response by the time it returns."""
     assert run_virtual(lambda: spent(lambda: "an answer")) == 1
 
 

@@ -1,6 +1,6 @@
-"""A provider that says how much it allows is asked as much, and hardly ever more: with requests and with tokens.
+"""koo uses what a provider's announced limits allow and hardly ever exceeds them, for requests and for tokens.
 
-The provider counts by itself, on virtual time. 200 callers wait for it at once.
+The provider keeps its own count, on virtual time. 200 callers wait for it at the same time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIZE = Usage(input_tokens=100, output_tokens=50)
 
 
 class Meter(Protocol):
-    """A limit as a provider counts it, in units of whatever it limits."""
+    """A limit as a provider counts it, in units of what it limits."""
 
     limit: float
 
@@ -42,7 +42,7 @@ class Meter(Protocol):
 
 
 class Window:
-    """All of it comes back at each full minute."""
+    """A limit that resets completely at each full minute."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self._minute, self._used = limit, 0, 0.0
@@ -66,7 +66,7 @@ class Window:
 
 
 class Bucket:
-    """It fills at one speed, as Anthropic's do."""
+    """A limit that refills at a constant rate, like Anthropic's limits."""
 
     def __init__(self, limit: float) -> None:
         self.limit = self._level = limit
@@ -88,7 +88,7 @@ class Bucket:
 
 
 class Log:
-    """Each unit comes back a minute after it was taken; what resets is the oldest."""
+    """A limit whose units become free one minute after each was taken. The reset time is that of the oldest unit."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -109,7 +109,7 @@ class Log:
 
 
 class Metered(MemoryProvider):
-    """Answers after `latency_s`, or with a 429; each answer says what was left when its call arrived."""
+    """Answers after `latency_s`, or with a 429. Each answer reports what was left when its call arrived."""
 
     def __init__(
         self, now: Callable[[], float], meters: dict[str, Meter], latency_s: float, whole: bool
@@ -155,7 +155,7 @@ def ask_all(
     streamed: bool = False,
     callers: int = CALLERS,
 ) -> Metered:
-    """All callers at once; returns the provider when each has its answer."""
+    """Start all callers together; returns the provider when each caller has its answer."""
 
     async def main() -> Metered:
         world = VirtualWorld(pilots=PILOTS, daily_budget_usd=Decimal(1000))
@@ -179,7 +179,7 @@ def ask_all(
 
 @pytest.mark.parametrize("kind", [Window, Bucket, Log])
 @pytest.mark.parametrize("whole", [False, True], ids=["exact", "whole seconds"])
-def test_callers_use_what_a_provider_allows_and_meet_no_more_than_two_429s(
+def test_callers_use_what_a_provider_allows_and_get_at_most_two_429s(
     kind: Callable[[float], Meter], whole: bool
 ) -> None:
     meter = kind(A_MINUTE)
@@ -189,15 +189,15 @@ def test_callers_use_what_a_provider_allows_and_meet_no_more_than_two_429s(
 
 
 @pytest.mark.parametrize("kind", [Window, Bucket])
-def test_so_it_is_with_tokens(kind: Callable[[float], Meter]) -> None:
-    """50 answers a minute, by their tokens; requests are plentiful."""
+def test_the_same_holds_for_tokens(kind: Callable[[float], Meter]) -> None:
+    """The limit on tokens allows 50 answers a minute; that on requests allows more."""
     tokens = kind(A_MINUTE * SIZE.total_tokens)
     metered = ask_all({"requests": kind(1000), "tokens": tokens})
     assert metered.refused <= 2
     assert CALLERS * SIZE.total_tokens >= 0.95 * tokens.allowed(metered.taken_at[-1])
 
 
-def test_so_it_is_with_streams() -> None:
+def test_the_same_holds_for_streams() -> None:
     tokens = Window(A_MINUTE * SIZE.output_tokens)
     metered = ask_all({"requests": Window(60), "output-tokens": tokens}, streamed=True)
     assert metered.refused <= 2
@@ -205,18 +205,18 @@ def test_so_it_is_with_streams() -> None:
 
 
 @pytest.mark.parametrize("latency_s", [0.0, 10.0])
-def test_so_it_is_however_long_answers_take(latency_s: float) -> None:
+def test_the_same_holds_for_fast_and_slow_answers(latency_s: float) -> None:
     meter = Window(A_MINUTE)
     metered = ask_all({"requests": meter}, latency_s=latency_s)
     assert metered.refused <= 2 and 0.95 * meter.allowed(metered.taken_at[-1]) <= CALLERS
 
 
-def test_a_limit_above_the_places_is_not_broken_by_callers_waiting_for_one() -> None:
+def test_a_limit_above_the_number_of_places_is_not_exceeded() -> None:
     """With 200 places and a limit of 300, calls that need no cell and calls that book one are counted together."""
     assert ask_all({"requests": Window(300)}, callers=600).refused <= 2
 
 
-def test_a_caller_that_does_not_wait_is_refused_with_the_time_to_return() -> None:
+def test_a_caller_that_does_not_wait_is_refused_with_the_time_to_retry() -> None:
     async def main() -> None:
         world = VirtualWorld(pilots=PILOTS)
         world.provide(Metered(world.clock.monotonic, {"requests": Window(2)}, 0.0, whole=False))
@@ -231,7 +231,7 @@ def test_a_caller_that_does_not_wait_is_refused_with_the_time_to_return() -> Non
     run_virtual(main)
 
 
-def test_before_the_first_answer_only_a_few_calls_are_out() -> None:
+def test_before_the_first_answer_only_a_few_calls_are_sent() -> None:
     async def main() -> None:
         world = VirtualWorld(pilots=PILOTS)
         world.provide(metered := Metered(world.clock.monotonic, {}, 3.0, whole=False))
@@ -239,14 +239,14 @@ def test_before_the_first_answer_only_a_few_calls_are_out() -> None:
         await asyncio.sleep(2.5)
         assert len(metered.taken_at) == PILOTS
         await asyncio.sleep(1.0)
-        assert len(metered.taken_at) == 60, "an answer that names no limit lets all the others go"
+        assert len(metered.taken_at) == 60, "an answer that names no limit lets all other calls start"
         await asyncio.gather(*callers)
         world.beats.cancel()
 
     run_virtual(main)
 
 
-def test_one_models_limit_holds_no_other_model_back() -> None:
+def test_one_models_limit_delays_no_other_model() -> None:
     async def main() -> None:
         world = VirtualWorld(pilots=PILOTS)
         world.provide(Metered(world.clock.monotonic, {"requests": Window(1)}, 0.0, whole=False))

@@ -1,4 +1,4 @@
-"""Pieces of a stream that come together: handed out one by one, without a clock or a timer."""
+"""Pieces of a stream that arrive together are yielded one by one, without reading a clock or setting a timer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class CountingClock(VirtualClock):
 
 
 class Together(MemoryProvider):
-    """A stream of `portions`, each of which comes at once, `pause_s` after the one before; at the end it may fail."""
+    """A stream of `portions`. The pieces of one arrive together, `pause_s` after the portion before. It may fail at its
+    end.
+    """
 
     pause_s = 1.0
 
@@ -70,7 +72,7 @@ class PortionWorld(VirtualWorld):
         return self.service.default_guard.tally.totals().verdicts[verdict]
 
 
-def test_pieces_that_are_here_cost_no_look_at_the_clock() -> None:
+def test_pieces_that_have_arrived_are_yielded_without_reading_the_clock() -> None:
     async def main() -> None:
         world = PortionWorld(["a"] * 1000, ["b"] * 1000)
         stream = world.stream()
@@ -86,7 +88,7 @@ def test_pieces_that_are_here_cost_no_look_at_the_clock() -> None:
     run_virtual(main)
 
 
-def test_the_readers_time_over_pieces_that_came_together_is_not_latency() -> None:
+def test_the_readers_time_between_such_pieces_is_not_latency() -> None:
     async def main() -> None:
         world = PortionWorld(
             ["a"] * 5, ["b"] * 5, stall_timeout_s=2.0, timeout_s=20.0, attempt_timeout_s=10.0
@@ -102,7 +104,7 @@ def test_the_readers_time_over_pieces_that_came_together_is_not_latency() -> Non
     run_virtual(main)
 
 
-def test_an_error_among_them_comes_after_the_pieces_before_it() -> None:
+def test_an_error_is_raised_after_the_pieces_before_it() -> None:
     async def main() -> None:
         world = PortionWorld(["a", "b"])
         world.first.failure = ServiceFailed("first", "it failed", kind=Kind.SERVER_ERROR)
@@ -117,7 +119,7 @@ def test_an_error_among_them_comes_after_the_pieces_before_it() -> None:
 
 
 @pytest.mark.parametrize("seen", [1, 2])
-def test_left_or_cancelled_in_the_next_wait_the_provider_is_closed(seen: int) -> None:
+def test_leaving_or_cancelling_the_next_wait_closes_the_provider(seen: int) -> None:
     async def main() -> None:
         world = PortionWorld(["a", "b"], ["c"])
         stream = world.stream()

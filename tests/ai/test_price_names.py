@@ -1,4 +1,6 @@
-"""Names that vendors, clouds and gateways write find their price by rule; never a smaller one than can be billed."""
+"""Names as vendors, clouds and gateways write them lead to a price by rules, and never to one below what
+can be billed.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def find(
 def usd(
     name: str, /, kind: Any = "openai_compatible", base_url: str | None = None, **options: Any
 ) -> tuple[str, str]:
-    """USD for a million tokens read, and written."""
+    """The prices of a million input tokens and a million output tokens, in USD."""
     price = find(name, kind, base_url, **options)
     assert price is not None, f"{name} has no price"
     return f"{price.cost_usd(READ).normalize():f}", f"{price.cost_usd(WRITTEN).normalize():f}"
@@ -59,7 +61,7 @@ def usd(
         ("gpt-5-mini:nitro", "openai", "gpt-5-mini"),
     ],
 )
-def test_a_model_has_its_price_however_it_is_written(model: str, kind: Any, as_model: str) -> None:
+def test_a_model_has_its_price_in_every_spelling(model: str, kind: Any, as_model: str) -> None:
     found, known = find(model, kind), find(as_model, kind)
     assert found is not None and known is not None
     assert found.tiers == known.tiers
@@ -68,7 +70,7 @@ def test_a_model_has_its_price_however_it_is_written(model: str, kind: Any, as_m
 @pytest.mark.parametrize(
     ("model", "kind", "base_url", "prices"),
     [
-        # Bedrock's own table, wherever the name is asked: its regional profiles cost a tenth more than the global ones.
+        # Bedrock's own table, at any address. Its regional profiles cost a tenth more than the global ones.
         ("anthropic.claude-sonnet-4-5-20250929-v1:0", "openai_compatible", BEDROCK, ("3.3", "16.5")),
         ("eu.anthropic.claude-sonnet-4-5-20250929-v1:0", "anthropic", None, ("3.3", "16.5")),
         ("eu.anthropic.claude-sonnet-4-5-20250929-v1:0", "openai_compatible", NOWHERE, ("3.3", "16.5")),
@@ -81,29 +83,31 @@ def test_a_model_has_its_price_however_it_is_written(model: str, kind: Any, as_m
             None,
             ("3.3", "16.5"),
         ),
-        # Hosts: spelt in any way, and dearer where they keep to one region.
+        # Hosts in different spellings. Those that stay in one region cost more.
         ("gpt-5-mini", "openai_compatible", "http://API.OpenAI.com:443/v1", ("0.25", "2")),
         ("gpt-5-mini", "openai", "https://eu.api.openai.com/v1", ("0.275", "2.2")),
         ("gemini-2.5-flash", "gemini", "https://aiplatform.googleapis.com/v1", ("0.3", "2.5")),
         ("gemini-2.5-flash", "gemini", "https://europe-west1-aiplatform.googleapis.com/v1", ("0.33", "2.75")),
         ("grok-4", "openai_compatible", "https://us-east-1.api.x.ai/v1", ("3.3", "16.5")),
-        # A deployment may be one of a data zone, and its name does not say so.
+        # A deployment may be in a data zone, and its name does not show that.
         ("gpt-5-mini", "openai", AZURE, ("0.3", "2.4")),
-        # The address says more about the price than the format that is spoken there.
+        # The address says more about the price than the API format that is used there.
         ("eu.anthropic.claude-sonnet-4-5-20250929-v1:0", "anthropic", BEDROCK, ("3.3", "16.5")),
-        # OpenRouter: a suffix that chooses among hosts, and entries of their own.
+        # OpenRouter: suffixes that choose among hosts, and suffixes of separate entries.
         ("mistralai/mistral-large", "openai_compatible", OPENROUTER, ("2", "6")),
         ("openai/gpt-4o:extended", "openai_compatible", OPENROUTER, ("6", "18")),
         ("meta-llama/llama-3.3-70b-instruct:free", "openai_compatible", OPENROUTER, ("0", "0")),
         ("brand-new/model:free", "openai_compatible", OPENROUTER, ("0", "0")),
     ],
 )
-def test_whose_price_it_is(model: str, kind: Any, base_url: str | None, prices: tuple[str, str]) -> None:
+def test_the_price_is_that_of_the_vendor_that_is_paid(
+    model: str, kind: Any, base_url: str | None, prices: tuple[str, str]
+) -> None:
     assert usd(model, kind, base_url) == prices
 
 
 @pytest.mark.parametrize("suffix", ["nitro", "floor", "exacto"])
-def test_where_any_host_may_answer_the_dearest_is_charged(suffix: str) -> None:
+def test_if_any_host_may_answer_the_highest_price_is_charged(suffix: str) -> None:
     model = "meta-llama/llama-3.3-70b-instruct"
     base, routed = find(model, base_url=OPENROUTER), find(f"{model}:{suffix}", base_url=OPENROUTER)
     together = find("meta-llama/llama-3.3-70b-instruct-turbo", base_url="https://api.together.xyz/v1")
@@ -112,10 +116,10 @@ def test_where_any_host_may_answer_the_dearest_is_charged(suffix: str) -> None:
         assert routed.cost_usd(READ) >= one.cost_usd(READ) and routed.cost_usd(WRITTEN) >= one.cost_usd(
             WRITTEN
         )
-    assert routed.cost_usd(READ) > base.cost_usd(READ), "another host asks more for it"
+    assert routed.cost_usd(READ) > base.cost_usd(READ), "another host charges more for it"
 
 
-def test_a_date_that_the_table_does_not_know_costs_as_much_as_the_dearest_that_it_knows() -> None:
+def test_an_unknown_date_costs_as_much_as_the_dearest_known_one() -> None:
     """gpt-4o of May 2024 costs twice as much as the later ones."""
     assert usd("gpt-4o", "openai") == ("2.5", "10")
     assert usd("gpt-4o-2026-01-01", "openai") == usd("gpt-4o-2024-05-13", "openai") == ("5", "15")
@@ -130,9 +134,9 @@ def test_a_date_that_the_table_does_not_know_costs_as_much_as_the_dearest_that_i
         ("openai/gpt-5-mini:online", "openai_compatible", OPENROUTER),
         ("openai/gpt-5-mini:extended", "openai_compatible", OPENROUTER),
         ("openrouter/auto", "openai_compatible", OPENROUTER),
-        # Another vendor's model has the price that this vendor asks, which is unknown.
+        # Another vendor's model costs what this vendor charges for it, which is unknown.
         ("anthropic/claude-sonnet-5-5", "openai", None),
-        # A tag of a server of one's own, and not OpenRouter's promise.
+        # A tag on a self-hosted server, not OpenRouter's suffix for free entries.
         ("llama3:free", "openai_compatible", NOWHERE),
         ("gpt-5-mini:nitro", "openai_compatible", NOWHERE),
         ("prod", "openai", AZURE),
@@ -144,7 +148,7 @@ def test_a_date_that_the_table_does_not_know_costs_as_much_as_the_dearest_that_i
         ("gpt-5-mini" + "-2026-01-01" * 1000, "openai", None),
     ],
 )
-def test_what_no_rule_knows_stays_unknown(model: str, kind: Any, base_url: str | None) -> None:
+def test_a_name_that_no_rule_covers_stays_unknown(model: str, kind: Any, base_url: str | None) -> None:
     assert find(model, kind, base_url) is None
 
 
@@ -164,14 +168,14 @@ def test_what_no_rule_knows_stays_unknown(model: str, kind: Any, base_url: str |
         ("gpt-4o", "openai_compatible", AZURE, ("3", "12")),
     ],
 )
-def test_a_private_name_has_the_price_of_the_model_that_its_service_names(
+def test_a_private_name_has_the_price_of_its_services_price_as(
     price_as: str, kind: Any, base_url: str | None, prices: tuple[str, str]
 ) -> None:
     assert usd("prod", kind, base_url, model="prod", price_as=price_as) == prices
 
 
-def test_price_as_is_the_operators_word_about_the_services_own_model() -> None:
-    """A deployment may be called as another model."""
+def test_price_as_overrides_the_name_of_the_services_own_model() -> None:
+    """A deployment may have the name of a different model."""
     assert usd("gpt-4o", "openai", AZURE, model="gpt-4o", price_as="gpt-5-mini") == ("0.3", "2.4")
 
 
@@ -179,21 +183,21 @@ def test_another_model_of_the_service_costs_what_the_table_says() -> None:
     asked: dict[str, Any] = {"model": "prod", "price_as": "gpt-5-mini"}
     assert usd("gpt-5-pro", "openai", **asked) == ("15", "120")
     assert usd("staging", "openai", **asked) == ("0.25", "2")
-    # At an address with unknown prices, the dearer of the two that it may be.
+    # At an address with unknown prices, the higher of the two possible prices.
     assert usd("gpt-5-pro", base_url=NOWHERE, **asked) == ("15", "120")
     assert usd("gpt-5-nano", base_url=NOWHERE, **asked) == ("0.25", "2")
 
 
-def test_an_unknown_model_stands_for_none() -> None:
+def test_price_as_with_an_unknown_model_gives_no_price() -> None:
     assert find("prod", base_url=NOWHERE, model="prod", price_as="nonsense") is None
 
 
-def test_a_configured_price_wins_over_price_as() -> None:
+def test_a_configured_price_takes_precedence_over_price_as() -> None:
     own: dict[str, Any] = {"input_price": Decimal(7), "output_price": Decimal(8)}
     assert usd("prod", "openai", model="prod", price_as="gpt-4o", **own) == ("7", "8")
 
 
-def test_a_server_of_ones_own_that_is_priced_as_a_model_is_not_free() -> None:
+def test_a_self_hosted_server_with_price_as_is_not_free() -> None:
     options: dict[str, Any] = {"api_key": None, "model": "prod", "price_as": "gpt-4o"}
     assert usd("prod", base_url=NOWHERE, **options) == ("2.5", "10")
 
@@ -209,14 +213,14 @@ def test_the_error_of_an_unknown_price_names_the_setting() -> None:
 # ── what costs nothing ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_free_entry_holds_nothing_and_is_booked_with_where_its_price_is_from() -> None:
+def test_a_free_entry_holds_nothing_and_is_booked_with_its_price_source() -> None:
     price = find("a/b:free", base_url=OPENROUTER)
     assert price is not None and price.bound_usd(1000, 1000) == 0
-    assert not price.free, "what is free has no bill, and a cost that OpenRouter reports would be lost"
+    assert not price.free, "a free service has no bill, and a cost that OpenRouter reports would be lost"
     assert price.unit_prices["input"] == "0" and price.version.startswith("genai-prices ")
 
 
-def test_what_costs_nothing_is_answered_with_a_budget_that_is_used_up() -> None:
+def test_a_free_model_answers_even_with_a_used_up_budget() -> None:
     async def test(here: World) -> None:
         assert (await here.ask()).cost_usd == 0
 
@@ -224,7 +228,7 @@ def test_what_costs_nothing_is_answered_with_a_budget_that_is_used_up() -> None:
 
 
 def test_the_price_of_any_host_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes milliseconds, and callers choose names."""
+    """A lookup takes milliseconds, and callers choose names."""
     from genai_prices.types import Provider
 
     asked: list[str] = []

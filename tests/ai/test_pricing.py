@@ -1,4 +1,4 @@
-"""Prices: from the table, configured, free or unknown; exact costs, and bounds that no bill exceeds."""
+"""Prices from the table, configured, free or unknown; exact costs, and bounds that no bill exceeds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def price(
 @pytest.mark.parametrize(
     ("kind", "model", "usage", "usd"),
     [
-        # USD per million tokens, as the vendors print them: in, from the cache, into the cache, out.
+        # USD per million tokens, as the vendors publish them: input, cache read, cache write, output.
         ("anthropic", "claude-sonnet-5-5", (1_000_000, 0, 0, 0), "2"),
         ("anthropic", "claude-sonnet-5-5", (0, 0, 0, 1_000_000), "10"),
         ("anthropic", "claude-sonnet-5-5", (0, 1_000_000, 0, 0), "0.1"),
@@ -57,11 +57,11 @@ def price(
         ("gemini", "gemini-2.5-flash", (1000, 0, 0, 1000), "0.0028"),
         # A fee for each request.
         ("perplexity", "sonar", (1000, 0, 0, 1000), "0.014"),
-        # Perplexity's agent searches for each answer.
+        # Perplexity's agent searches the web for each answer.
         ("perplexity", "perplexity/sonar", (1000, 0, 0, 1000), "0.00525"),
     ],
 )
-def test_costs_from_the_table(kind: Any, model: str, usage: tuple[int, int, int, int], usd: str) -> None:
+def test_costs_match_the_table(kind: Any, model: str, usage: tuple[int, int, int, int], usd: str) -> None:
     read, cached, written, out = usage
     used = Usage(input_tokens=read, cache_read_tokens=cached, cache_write_tokens=written, output_tokens=out)
     found = price(model, kind)
@@ -71,15 +71,15 @@ def test_costs_from_the_table(kind: Any, model: str, usage: tuple[int, int, int,
 
 @pytest.mark.parametrize(("service_name", "model"), DEFAULT_MODELS.items())
 def test_every_default_model_has_a_price(service_name: str, model: str) -> None:
-    """Of the vendors that the table knows; the others need the two price variables."""
+    """Covers only the vendors in the price table; the others need the two price variables."""
     kind = BUILT_IN[service_name][0]
     if kind not in TABLE_NAMES:
-        pytest.skip("the price table does not know the vendor")
+        pytest.skip("the vendor is not in the price table")
     assert price(model, kind).cost_usd(Usage(input_tokens=1, output_tokens=1)) > 0
 
 
-def test_a_cliff_is_priced_for_every_token_of_the_prompt() -> None:
-    """claude-haiku-5-5: five times dearer from the first token on, once the prompt is longer than 100,000."""
+def test_a_tier_applies_to_every_token_of_the_prompt() -> None:
+    """claude-haiku-5-5 costs five times as much for every token if the prompt is longer than 100,000 tokens."""
     found = price("claude-haiku-5-5")
     below = found.cost_usd(Usage(input_tokens=100_000, output_tokens=1000))
     above = found.cost_usd(Usage(input_tokens=100_001, output_tokens=1000))
@@ -88,8 +88,8 @@ def test_a_cliff_is_priced_for_every_token_of_the_prompt() -> None:
     assert cached == Decimal("0.0000005") + Decimal("0.005") + Decimal("0.0025")
 
 
-def test_prices_change_at_their_day() -> None:
-    """gemini-4-argon costs twice as much from the first of December on."""
+def test_prices_change_on_their_date() -> None:
+    """gemini-4-argon costs twice as much from December 1 on."""
     clock = at("2026-11-30T23:59:59+00:00")
     prices, usage = Prices(clock), Usage(input_tokens=1_000_000)
     before = prices.find(service("gemini"), "gemini-4-argon")
@@ -109,12 +109,12 @@ def test_a_dated_name_has_the_price_of_its_model() -> None:
         ("anthropic", "claude-of-tomorrow", {}),
         ("anthropic", "", {}),
         ("openai", "x" * 500, {}),
-        # A key, but an address that the table does not know.
+        # A key, but an address that is not in the table.
         ("openai_compatible", "llama", {"base_url": "http://10.0.0.1/v1", "declared": True}),
         ("openai_compatible", "llama", {"declared": True}),
-        # Half a price is none.
+        # One of the two prices is not enough.
         ("openai_compatible", "llama", {"declared": True, "api_key": None, "output_price": Decimal(1)}),
-        # In the table, but without a price for what it writes.
+        # In the table, but without an output price.
         ("perplexity", "pplx-decider-v1.2", {}),
     ],
 )
@@ -132,7 +132,7 @@ def test_an_aggregator_is_found_by_its_address() -> None:
     assert found.cost_usd(Usage(input_tokens=1_000_000)) > 0
 
 
-def test_a_configured_price_wins() -> None:
+def test_a_configured_price_takes_precedence() -> None:
     found = price("claude-sonnet-5-5", input_price=Decimal(3), output_price=Decimal("1.5"))
     assert found.cost_usd(Usage(input_tokens=1_000_000, output_tokens=1_000_000)) == Decimal("4.5")
     assert (found.source, found.version) == ("configured", "configured")
@@ -146,7 +146,7 @@ def test_a_configured_price_of_zero_is_a_price() -> None:
     assert found.cost_usd(Usage(input_tokens=9)) == 0 and found.source == "configured"
 
 
-def test_a_server_of_ones_own_and_the_local_model_are_free() -> None:
+def test_a_self_hosted_server_and_the_local_model_are_free() -> None:
     prices = Prices(at())
     own = service("openai_compatible", api_key=None, declared=True, base_url="http://127.0.0.1:8080/v1")
     assert prices.find(own, "anything") is FREE and FREE.free
@@ -154,7 +154,7 @@ def test_a_server_of_ones_own_and_the_local_model_are_free() -> None:
     assert FREE.cost_usd(Usage(input_tokens=9, output_tokens=9)) == FREE.bound_usd(9, 9) == 0
 
 
-def test_unit_prices_are_ready_for_the_ledger() -> None:
+def test_unit_prices_are_formatted_for_the_ledger() -> None:
     found = price("claude-sonnet-5-5")
     assert found.unit_prices == {
         "input": "2", "cache_read": "0.1", "cache_write": "2.5", "output": "10", "reasoning": "10",
@@ -191,7 +191,7 @@ def test_no_bill_is_above_its_bound(
 
 def test_a_bound_takes_the_dearest_tier_that_it_can_reach() -> None:
     found = price("claude-haiku-5-5")
-    assert found.bound_usd(100_000, 0) == Decimal("0.0125")  # Into the cache is the dearest way to read.
+    assert found.bound_usd(100_000, 0) == Decimal("0.0125")  # Writing to the cache is the dearest kind of input.
     assert found.bound_usd(100_001, 0) > 4 * found.bound_usd(100_000, 0)
 
 
@@ -200,7 +200,7 @@ def test_a_bound_takes_the_dearest_tier_that_it_can_reach() -> None:
 
 @pytest.fixture
 def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Models that the price table was asked for."""
+    """The models that were looked up in the price table."""
     from genai_prices.types import Provider
 
     models: list[str] = []
@@ -227,7 +227,7 @@ def test_a_price_is_looked_up_once_a_day(looked_up: list[str]) -> None:
 
 
 def test_names_that_callers_make_up_do_not_fill_the_memory(looked_up: list[str]) -> None:
-    """What is known is forgotten when the bound is reached, and looked up again."""
+    """At the limit all remembered prices are dropped, and looked up again."""
     prices, asked = Prices(at()), service()
     for number in range(KNOWN_MAX + 1):
         prices.find(asked, f"made-up-{number}")
@@ -240,7 +240,7 @@ def test_the_table_is_not_imported_before_it_is_needed() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_loading_leaves_the_loop_alone() -> None:
+def test_loading_does_not_block_the_loop() -> None:
     async def main() -> None:
         prices = Prices(at())
         await prices.load()

@@ -1,4 +1,4 @@
-"""Streams and readers: a reader's time is not latency, thinking is not silence, and any task may close a stream."""
+"""A reader's time is not latency, thinking is not silence, and any task may close a stream."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def verdicts(world: VirtualWorld) -> list[int]:
 
 @pytest.mark.parametrize("seconds", [40, 90])
 def test_a_model_that_streams_its_thinking_is_not_silent(seconds: int) -> None:
-    """Not for longer than a first token may take, and not for longer than an attempt."""
+    """It may think for longer than the first-token timeout and for longer than an attempt."""
 
     async def main() -> None:
         world = VirtualWorld()
@@ -44,7 +44,7 @@ def test_a_model_that_streams_its_thinking_is_not_silent(seconds: int) -> None:
     run_virtual(main)
 
 
-def test_twenty_models_that_think_for_long_are_not_slow_calls() -> None:
+def test_twenty_long_thinking_streams_are_not_slow_calls() -> None:
     async def main() -> None:
         world = VirtualWorld(daily_budget_usd=None)
         world.first.chunks = [*thoughts(50, 1.0), *words("42", pause_s=1.0)]
@@ -63,7 +63,7 @@ def test_twenty_models_that_think_for_long_are_not_slow_calls() -> None:
     run_virtual(main)
 
 
-def test_thinking_renews_the_stall_timer_too_and_its_end_does_not() -> None:
+def test_thinking_renews_the_stall_timer_until_it_stops() -> None:
     async def main() -> None:
         world = VirtualWorld(stall_timeout_s=5.0, retry=ONCE)
         world.first.chunks = [*words("one", pause_s=1.0)[:1], *thoughts(20, 3.0), *words("two", pause_s=30.0)]
@@ -76,7 +76,7 @@ def test_thinking_renews_the_stall_timer_too_and_its_end_does_not() -> None:
     run_virtual(main)
 
 
-def test_a_model_that_stops_thinking_before_its_first_content_has_a_first_tokens_time() -> None:
+def test_after_thinking_stops_the_first_content_has_the_first_token_timeout() -> None:
     async def main() -> None:
         world = VirtualWorld(first_token_timeout_s=7.0, retry=ONCE)
         world.first.chunks = [*thoughts(20, 1.0), (100.0, FINAL)]
@@ -125,7 +125,7 @@ def test_a_slow_readers_time_is_in_no_percentile_alert_or_answer() -> None:
     run_virtual(main)
 
 
-def test_our_own_deadline_moves_on_by_a_readers_time_and_the_callers_does_not() -> None:
+def test_our_deadline_moves_by_the_readers_time_and_the_callers_does_not() -> None:
     async def main() -> None:
         world = VirtualWorld(timeout_s=30.0, stall_timeout_s=30.0)
         world.first.chunks = words("x", "y", "z", pause_s=1.0)
@@ -145,7 +145,7 @@ def test_our_own_deadline_moves_on_by_a_readers_time_and_the_callers_does_not() 
     run_virtual(main)
 
 
-def test_our_own_deadline_cuts_a_stream_that_goes_on_for_ever_and_that_is_a_failure() -> None:
+def test_our_deadline_cuts_an_endless_stream_and_that_is_a_failure() -> None:
     async def main() -> None:
         world = VirtualWorld(timeout_s=30.0, retry=ONCE)
         world.first.chunks = words(*["x"] * 100, pause_s=1.0)
@@ -193,7 +193,7 @@ def test_a_probe_whose_reader_stays_away_makes_room_for_another_and_can_still_be
 
 
 def test_an_operators_reset_does_not_cut_a_stream_that_probes() -> None:
-    """The lease that it began with is over in the middle of a long silence."""
+    """The stream's first lease ends in the middle of a long silence."""
 
     async def main() -> None:
         world = VirtualWorld(breaker=PROBING, retry=ONCE, stall_timeout_s=300.0, timeout_s=600.0)
@@ -232,7 +232,10 @@ def test_an_operators_reset_does_not_cut_a_whole_answer_that_probes() -> None:
 
 @pytest.mark.parametrize("first_s", [0.0, 100.0])
 def test_a_stream_may_be_closed_from_another_task_while_its_reader_waits(first_s: float) -> None:
-    """For its first content or a later one: the provider's is closed when `aclose` returns; the reader's loop ends."""
+    """The reader waits for the first content or a later one.
+
+    When `aclose` returns, the provider's stream is closed, and the reader's iteration ends.
+    """
 
     async def main() -> None:
         world = VirtualWorld(first_token_timeout_s=300.0, attempt_timeout_s=60.0, stall_timeout_s=300.0)
@@ -290,14 +293,14 @@ def test_two_tasks_cannot_read_one_stream() -> None:
     run_virtual(main)
 
 
-# ── what is left of an error ──────────────────────────────────────────────────────────────────────────────────────────
+# ── how long an error lives ──────────────────────────────────────────────────────────────────────────────────────────
 
 WAYS = ["fails", "hangs", "falls back", "all fail", "stalls", "hangs in a stream", "is read on"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_error_of_a_failed_call_goes_when_its_caller_lets_it_go(way: str) -> None:
-    """Kept by a cycle, it and all that its frames hold would wait for the cycle collector."""
+def test_a_failed_calls_error_is_freed_when_its_caller_drops_it(way: str) -> None:
+    """In a reference cycle, the error and everything in its frames would stay until the cycle collector runs."""
     import gc
 
     async def main() -> None:

@@ -1,4 +1,6 @@
-"""A server that refuses a parameter, or has no room for the answer, is asked once more in the form that it takes."""
+"""If a server refuses a parameter or has no room for the answer, koo sends the request once more in a form that it
+accepts.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,9 @@ NEW_NAME = "max_completion_tokens"
 
 
 class Picky(FakeCompatible):
-    """A server that refuses some parameters, and holds so many tokens of prompt and answer together."""
+    """A server that refuses some parameters, and limits the tokens of prompt and answer together."""
 
-    refused: dict[str, str] = {}  # noqa: RUF012 - set by each test for its own server
+    refused: dict[str, str] = {}  # noqa: RUF012 - each test sets it for its own server
     context: int | None = None
     limit_sentence = (
         "This model's maximum context length is {context} tokens. However, you requested {total} tokens ({prompt} in "
@@ -78,7 +80,7 @@ def serving(
         guard = here.services["svc"].service.default_guard
         assert guard.breaker.consecutive == 0 and not guard.breaker.running
         view = budgets.view("svc")
-        assert view.held_usd == 0, "each refused attempt gave its hold back"
+        assert view.held_usd == 0, "each refused attempt has given back its hold"
         spent.append(view.spent_usd)
 
     in_gateway("openai_compatible", "m", server, tried, strict=False, **{**prices, **options})
@@ -98,21 +100,21 @@ async def streamed(here: Gateway, **options: Any) -> tuple[str, int]:
     return text, answer.attempts
 
 
-def test_what_the_server_refuses_is_left_out_or_renamed_and_remembered_for_the_model() -> None:
+def test_a_refused_parameter_is_left_out_or_renamed_and_remembered_for_the_model() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         query = Query(service="svc", prompt=PROMPT, temperature=0.5)
         first = await here.query(query)
         assert (first.text, first.attempts) == ("Paris.", 3)
         assert "max_tokens" not in bodies(server)[-1] and bodies(server)[-1][NEW_NAME] == 4096
         assert "temperature" not in bodies(server)[-1]
-        # From now on it is right at once; another model has a form of its own.
+        # From now on the first request is accepted. Another model has its own form.
         assert (await here.query(query)).attempts == 1
         assert (await here.query(Query(service="svc", prompt=PROMPT, model="other"))).attempts == 2
 
     serving(test, refused=REASONING)
 
 
-def test_a_stream_is_asked_once_more_without_the_option_that_an_old_server_does_not_know() -> None:
+def test_a_stream_is_requested_again_without_an_option_that_an_old_server_refuses() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         assert await streamed(here) == ("Paris.", 2)
         assert [body.get("stream_options") for body in bodies(server)] == [{"include_usage": True}, None]
@@ -122,7 +124,7 @@ def test_a_stream_is_asked_once_more_without_the_option_that_an_old_server_does_
 
 
 @pytest.mark.parametrize("how", ["whole", "streamed"])
-def test_a_context_smaller_than_the_default_answer_is_asked_for_what_is_left(how: str) -> None:
+def test_max_tokens_is_lowered_to_what_a_small_context_has_left(how: str) -> None:
     async def test(here: Gateway, server: Picky) -> None:
         if how == "whole":
             assert (await here.query(Query(service="svc", prompt=PROMPT))).text == "Paris."
@@ -134,8 +136,8 @@ def test_a_context_smaller_than_the_default_answer_is_asked_for_what_is_left(how
     serving(test, context=4096)
 
 
-def test_a_context_that_the_prompt_fills_names_max_tokens_where_that_is_what_does_not_fit() -> None:
-    """A prompt of 24 tokens is not too long; and what cannot pass is asked once."""
+def test_the_error_names_max_tokens_if_only_the_answer_does_not_fit() -> None:
+    """A prompt of 24 tokens is not too long. A request that cannot succeed is sent only once."""
 
     async def test(here: Gateway, server: Picky) -> None:
         server.limit_sentence = "max_tokens and the prompt exceed context limit"
@@ -158,7 +160,7 @@ def test_only_the_attempt_that_was_answered_is_paid_for() -> None:
     assert [spent_usd] == costs and spent_usd > 0
 
 
-def test_it_is_not_a_repeat_and_needs_none_to_be_left() -> None:
+def test_a_changed_request_is_not_a_retry_and_uses_none() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         server.script(error(500, "server_error"))
         assert (await here.query(Query(service="svc", prompt=PROMPT, max_tokens=100))).text == "Paris."
@@ -170,7 +172,7 @@ def test_it_is_not_a_repeat_and_needs_none_to_be_left() -> None:
     )
 
 
-def test_many_callers_at_once_all_learn_from_the_same_refusal() -> None:
+def test_concurrent_callers_all_adapt_to_the_same_refusal() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         queries = [Query(service="svc", prompt=PROMPT, temperature=0.5) for _ in range(20)]
         answers = await asyncio.gather(*map(here.query, queries))
@@ -180,7 +182,7 @@ def test_many_callers_at_once_all_learn_from_the_same_refusal() -> None:
     serving(test, refused=REASONING)
 
 
-def test_a_server_that_refuses_both_names_is_not_asked_for_ever() -> None:
+def test_a_server_that_refuses_both_names_does_not_cause_a_loop() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         with pytest.raises(InvalidRequest):
             await here.query(Query(service="svc", prompt=PROMPT))
@@ -189,7 +191,7 @@ def test_a_server_that_refuses_both_names_is_not_asked_for_ever() -> None:
     serving(test, refused=unsupported("max_tokens") | unsupported(NEW_NAME))
 
 
-def test_a_parameter_that_was_not_the_fault_is_left_out_once_and_comes_back() -> None:
+def test_a_parameter_that_was_not_the_cause_is_left_out_once_and_then_restored() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         server.script(*[error(400, "invalid", "stream_options is not supported")] * 2)
         with pytest.raises(InvalidRequest) as caught:
@@ -201,7 +203,7 @@ def test_a_parameter_that_was_not_the_fault_is_left_out_once_and_comes_back() ->
     serving(test)
 
 
-def test_a_server_that_says_something_else_each_time_is_asked_a_few_times() -> None:
+def test_a_server_with_a_new_objection_each_time_is_called_a_few_times() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         def sentence(request: ReceivedRequest) -> tuple[str, str, str]:
             asked = request.body["max_tokens"]
@@ -216,7 +218,7 @@ def test_a_server_that_says_something_else_each_time_is_asked_a_few_times() -> N
     serving(test)
 
 
-def test_what_an_operator_knows_is_right_at_once() -> None:
+def test_an_operators_setting_is_used_from_the_first_request() -> None:
     async def test(here: Gateway, server: Picky) -> None:
         assert (await here.query(Query(service="svc", prompt=PROMPT, temperature=0.5))).attempts == 1
         assert await streamed(here, temperature=0.5) == ("Paris.", 1)
@@ -229,8 +231,10 @@ def test_what_an_operator_knows_is_right_at_once() -> None:
     )
 
 
-def test_the_vendors_sdk_hears_the_same_refusals() -> None:
-    """So the fake is true: the SDK raises them, and is answered where it asks in the other form."""
+def test_the_vendors_sdk_gets_the_same_refusals() -> None:
+    """The fake is realistic: the vendor's SDK raises the same refusals, and its request in the other form
+    is answered.
+    """
 
     async def main() -> None:
         async with Picky("openai", key=KEY, strict=False) as server:

@@ -1,4 +1,4 @@
-"""`execute` refuses a stream with the call that guards it, closes what it got, and leaves answers alone."""
+"""`execute` refuses a stream, closes it and names the call that guards it. Other results pass unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(test: Callable[[Own], Awaitable[None]], **options: Any) -> None:
 
 
 @pytest.mark.parametrize("form", ["generator", "awaited", "answered", "manager", "awaited_manager"])
-def test_a_stream_is_refused_and_closed_and_says_nothing_of_the_service(form: str) -> None:
+def test_a_stream_is_refused_and_closed_and_does_not_count_for_the_service(form: str) -> None:
     async def test(own: Own) -> None:
         library = Library("a")
         with pytest.raises(TypeError, match=SENTENCE):
@@ -41,7 +41,7 @@ def test_a_stream_is_refused_and_closed_and_says_nothing_of_the_service(form: st
 
 
 @pytest.mark.parametrize(("form", "booked"), [("generator", 0), ("manager", 0), ("answered", 5)])
-def test_what_was_opened_by_awaiting_is_paid_for(form: str, booked: int) -> None:
+def test_a_refused_stream_that_was_opened_is_paid_for(form: str, booked: int) -> None:
     async def test(own: Own) -> None:
         with pytest.raises(TypeError):
             await own.execute(getattr(Library("a"), form))
@@ -66,7 +66,7 @@ def test_a_lazy_generator_closes_no_half_open_breaker() -> None:
 
 
 class Keeping:
-    """As the SDKs' managers: it keeps a coroutine that it awaits when it is entered."""
+    """Like the SDKs' managers: it stores a coroutine and awaits that when it is entered."""
 
     def __init__(self, request: Any) -> None:
         self.__request = request
@@ -78,7 +78,7 @@ class Keeping:
 
 
 @pytest.mark.parametrize("is_awaited", [False, True])
-def test_a_manager_that_is_not_entered_leaves_no_warning_of_a_coroutine(is_awaited: bool) -> None:
+def test_a_manager_that_is_not_entered_causes_no_coroutine_warning(is_awaited: bool) -> None:
     async def send() -> None: ...
 
     async def give() -> Keeping:
@@ -94,7 +94,7 @@ def test_a_manager_that_is_not_entered_leaves_no_warning_of_a_coroutine(is_await
         run(test)
 
 
-def test_closing_that_fails_does_not_hide_the_sentence() -> None:
+def test_a_failed_close_does_not_hide_the_refusal() -> None:
     class Broken:
         def __aiter__(self) -> Broken:
             return self
@@ -119,7 +119,7 @@ def test_closing_that_fails_does_not_hide_the_sentence() -> None:
 
 
 class Response:
-    """As aiohttp's: a finished answer that is a context manager besides."""
+    """Like aiohttp's: a finished response that is also a context manager."""
 
     async def json(self) -> dict[str, int]:
         return {}
@@ -128,11 +128,11 @@ class Response:
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
-        raise AssertionError("it is its caller's")
+        raise AssertionError("it belongs to its caller")
 
 
 class Cursor:
-    """As a driver's: its rows can be iterated, and fetched."""
+    """Like a database driver's: its rows can be iterated or fetched."""
 
     def __aiter__(self) -> AsyncIterator[int]:
         return self
@@ -143,11 +143,11 @@ class Cursor:
     async def fetchone(self) -> None: ...
 
     async def close(self) -> None:
-        raise AssertionError("it is its caller's")
+        raise AssertionError("it belongs to its caller")
 
 
 class Page:
-    """As the SDKs': a whole page of results, whose iteration asks for the following ones."""
+    """Like the SDKs': one page of results. Iterating it requests the following pages."""
 
     def __init__(self) -> None:
         self.data = [1, 2]
@@ -158,7 +158,7 @@ class Page:
 
 
 class Socket:
-    """As a websocket: what comes can be iterated, and something sent."""
+    """Like a websocket: messages can be iterated, and sent."""
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -170,7 +170,7 @@ class Socket:
 
 
 @pytest.mark.parametrize("answer", [Response(), Cursor(), Page(), Socket(), [1], "text", None, iter("ab")])
-def test_an_answer_passes_whatever_else_can_be_done_with_it(answer: Any) -> None:
+def test_a_whole_result_passes_even_if_it_can_be_iterated_or_entered(answer: Any) -> None:
     async def give() -> Any:
         return answer
 
@@ -182,7 +182,7 @@ def test_an_answer_passes_whatever_else_can_be_done_with_it(answer: Any) -> None
 
 
 def test_a_shared_client_that_a_function_returns_is_not_closed() -> None:
-    """A mistake of its caller's, which must not close what others use."""
+    """Returning the client is the caller's mistake, but closing it would break others that use it."""
 
     class Client:
         closed = False
@@ -206,7 +206,7 @@ def test_a_shared_client_that_a_function_returns_is_not_closed() -> None:
     run(test)
 
 
-def test_a_function_that_blocks_is_refused_by_what_it_returned() -> None:
+def test_a_blocking_function_is_refused_by_its_result() -> None:
     async def test(own: Own) -> None:
         with pytest.raises(TypeError, match="blocked the event loop"):
             await own.execute(lambda: "an answer")

@@ -1,4 +1,4 @@
-"""A service's guards share its day of limits, and what one of them learns of the host."""
+"""The guards of a service share its limits, and an outage that one of them detects."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def make_service(clock: VirtualClock, limits: LimitOptions = ONE_A_DAY) -> Servi
     )
 
 
-def test_all_models_of_a_service_repeat_out_of_one_budget() -> None:
-    """A provider that is ill is ill for all of them: with a bucket for each, sixty models would repeat sixty times."""
+def test_all_models_of_a_service_share_one_retry_budget() -> None:
+    """An outage of the provider affects all its models. With a budget for each, sixty models would send sixty times as
+    many retries.
+    """
 
     async def fail() -> str:
         attempts.append(None)
@@ -57,8 +59,8 @@ def test_all_models_of_a_service_repeat_out_of_one_budget() -> None:
     assert len(attempts) == 8 + 5
 
 
-def test_what_a_server_asks_for_is_not_stretched_by_a_suspended_machine() -> None:
-    """Its monotonic clock stands still, and the wall clock goes on."""
+def test_a_suspended_machine_does_not_lengthen_a_servers_pause() -> None:
+    """During a suspension the monotonic clock stops, and the wall clock goes on."""
 
     async def main() -> None:
         clock = VirtualClock()
@@ -86,7 +88,7 @@ def test_what_a_server_asks_for_is_not_stretched_by_a_suspended_machine() -> Non
     run_virtual(main)
 
 
-def test_an_opening_that_a_server_asked_for_is_not_stretched_and_our_own_guess_is_not_cut() -> None:
+def test_suspension_shortens_a_requested_opening_but_not_our_own_guess() -> None:
     breaker = Breaker("claude", BreakerOptions(failure_threshold=1, recovery_s=60), 30.0, 0.0)
     permit = breaker.admit(0.0, lambda: 0.0)
     assert permit is not None
@@ -97,8 +99,10 @@ def test_an_opening_that_a_server_asked_for_is_not_stretched_and_our_own_guess_i
     assert breaker.opens_until() == 60.0
 
 
-def test_the_day_of_a_limit_ends_at_midnight_as_the_wall_clock_tells_it_at_each_tick() -> None:
-    """The count is kept in monotonic time: set forward by a day, the wall clock begins a new one with the next tick."""
+def test_the_day_of_a_limit_ends_at_midnight_by_the_wall_clock() -> None:
+    """The count is kept in monotonic time. If the wall clock is set forward by a day, a new day begins with the next
+    tick.
+    """
 
     async def main() -> None:
         clock = VirtualClock()
@@ -151,8 +155,8 @@ def total(service: Service, clock: VirtualClock) -> ServiceMetrics:
     return metrics_view(service.tallies, Wall(clock))
 
 
-def test_the_counts_of_a_model_that_made_room_for_another_stay_counted() -> None:
-    """Of the process's life and of the last five minutes: successes, failures, refusals and repeats."""
+def test_the_counts_of_a_forgotten_model_are_kept() -> None:
+    """Those since the process started and those of the last five minutes: successes, failures, refusals and retries."""
 
     async def main() -> None:
         clock = VirtualClock()
@@ -175,7 +179,7 @@ def test_the_counts_of_a_model_that_made_room_for_another_stay_counted() -> None
     run_virtual(main)
 
 
-def test_a_call_that_waited_while_its_model_made_room_is_counted_too() -> None:
+def test_a_call_that_waited_while_its_model_was_forgotten_is_counted() -> None:
     async def main() -> None:
         clock = VirtualClock()
         service = make_service(clock, LimitOptions())
@@ -191,7 +195,7 @@ def test_a_call_that_waited_while_its_model_made_room_is_counted_too() -> None:
 
 
 def test_a_models_pause_outlasts_its_guard() -> None:
-    """Met here, or by another process before this one ever asked the model."""
+    """The pause was met here, or in another process before this one first called the model."""
 
     async def main() -> None:
         clock = VirtualClock()
@@ -212,7 +216,7 @@ def test_a_models_pause_outlasts_its_guard() -> None:
 
 
 @pytest.mark.parametrize("state", ["failed once", "open", "paused", "running"])
-def test_invented_names_of_models_never_lock_a_real_one_out(state: str) -> None:
+def test_invented_model_names_never_lock_out_a_real_one(state: str) -> None:
     async def main() -> None:
         clock = VirtualClock()
         service = make_service(clock, LimitOptions())
@@ -235,7 +239,7 @@ def test_invented_names_of_models_never_lock_a_real_one_out(state: str) -> None:
     run_virtual(main)
 
 
-def test_the_longest_idle_closed_model_makes_room_before_one_whose_circuit_is_open() -> None:
+def test_the_longest_idle_closed_model_is_forgotten_before_an_open_one() -> None:
     async def main() -> None:
         clock = VirtualClock()
         service = make_service(clock, LimitOptions())
@@ -257,7 +261,7 @@ def test_the_longest_idle_closed_model_makes_room_before_one_whose_circuit_is_op
 # ── checks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_model_hears_the_checks_so_half_open_ones_close_without_traffic() -> None:
+def test_checks_count_for_every_model_so_half_open_ones_close_without_traffic() -> None:
     async def main() -> None:
         clock = VirtualClock()
         service = make_service(clock, LimitOptions())

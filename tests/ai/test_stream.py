@@ -1,4 +1,4 @@
-"""A streamed answer: one permit and one hold for its whole life, whatever its end."""
+"""A streamed answer has one permit and one hold for its whole life, however it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def verdicts(world: World) -> list[int]:
     return world.guard().tally.totals().verdicts
 
 
-def test_pieces_come_as_they_are_and_the_answer_is_whole_at_the_end() -> None:
+def test_pieces_arrive_unchanged_and_the_answer_is_complete_at_the_end() -> None:
     async def test(world: World) -> None:
         world.claude.script(stream(["one ", "two ", "three"], input_tokens=9))
         chunks = ask(world)
@@ -46,7 +46,7 @@ def test_pieces_come_as_they_are_and_the_answer_is_whole_at_the_end() -> None:
     run(test)
 
 
-def test_nothing_is_sent_before_the_first_piece_is_asked_for() -> None:
+def test_nothing_is_sent_before_the_first_piece_is_requested() -> None:
     async def test(world: World) -> None:
         ask(world)
         assert world.claude.requests == [] and world.nothing_is_taken()
@@ -57,7 +57,7 @@ def test_nothing_is_sent_before_the_first_piece_is_asked_for() -> None:
 @pytest.mark.parametrize(
     "first", [error(529, "overloaded_error"), stream([], error_after=0), stream([], end=False)]
 )
-def test_until_the_first_piece_the_guard_repeats_unseen(first: Any) -> None:
+def test_failures_before_the_first_piece_are_retried_unseen(first: Any) -> None:
     async def test(world: World) -> None:
         world.claude.script(first, stream(["ok"]))
         chunks = ask(world)
@@ -77,10 +77,10 @@ def test_until_the_first_piece_the_guard_repeats_unseen(first: Any) -> None:
         (stream(["one ", "two "], stall_after=2, ping_only=True), Kind.STALLED),
     ],
 )
-def test_after_the_first_piece_nothing_is_repeated_and_the_error_has_the_text_so_far(
+def test_after_the_first_piece_nothing_is_retried_and_the_error_has_the_text_so_far(
     step: Any, kind: Kind
 ) -> None:
-    """Pings are no content: a server that only pings has stalled."""
+    """Pings are not content: a server that only pings has stalled."""
 
     async def test(world: World) -> None:
         world.claude.script(step)
@@ -91,7 +91,7 @@ def test_after_the_first_piece_nothing_is_repeated_and_the_error_has_the_text_so
         assert caught.value.partial_text == "one two " and caught.value.kind == kind
         assert len(world.claude.queries) == 1 and verdicts(world)[FAILURE] == 1
         await until(lambda: world.claude.billed_usd > 0)
-        assert world.spent_usd() >= world.claude.billed_usd, "what the provider billed is booked, at least"
+        assert world.spent_usd() >= world.claude.billed_usd, "at least what the provider billed is booked"
         assert world.nothing_is_taken()
 
     run(test, stall_timeout_s=0.2)
@@ -107,7 +107,7 @@ def test_silence_before_the_first_piece_ends_on_time() -> None:
     run(test, first_token_timeout_s=0.1, retry=ONCE)
 
 
-def test_the_callers_deadline_ends_a_stream_without_blame() -> None:
+def test_the_callers_deadline_ends_a_stream_without_a_failure() -> None:
     async def test(world: World) -> None:
         world.claude.script(stream(["one "], stall_after=1, ping_only=True))
         with pytest.raises(ServiceTimeout) as caught:
@@ -119,7 +119,7 @@ def test_the_callers_deadline_ends_a_stream_without_blame() -> None:
 
 
 @pytest.mark.parametrize("way", ["aclose", "break", "cancel", "async with"])
-def test_a_reader_that_walks_away_stops_the_provider_and_pays_for_what_was_used(way: str) -> None:
+def test_a_reader_that_leaves_stops_the_provider_and_pays_for_what_was_used(way: str) -> None:
     async def test(world: World) -> None:
         world.claude.script(stream(["one ", "two "], stall_after=2, ping_only=True))
         chunks: AnswerStream | None = ask(world)
@@ -158,7 +158,7 @@ def test_after_its_end_a_stream_yields_nothing_more() -> None:
     run(test)
 
 
-def test_the_consumers_own_awaits_are_not_cut_by_any_timer_of_ours() -> None:
+def test_no_timer_of_koo_cuts_the_readers_own_awaits() -> None:
     async def test(world: World) -> None:
         world.claude.script(stream(["one ", "two"]))
         chunks = ask(world)

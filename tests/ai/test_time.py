@@ -1,4 +1,4 @@
-"""What time does to a query: deadlines, bounds of a stream's silence, leases of probes. All on virtual time."""
+"""Deadlines, limits on a stream's silence, and leases of probes. All on virtual time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Act = Callable[[Request], Awaitable[Completion]]
 
 
 def ignore_cancellation_for(pause_s: float) -> Act:
-    """As code does that cleans up for too long."""
+    """Like code whose cleanup takes too long."""
 
     async def stubborn(request: Request) -> Completion:
         ends_at = asyncio.get_running_loop().time() + pause_s
@@ -69,10 +69,10 @@ def after(pause_s: float, act: Act) -> Act:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_call_of_three_hours_keeps_its_hold_for_as_long_and_is_booked_at_its_real_cost(
+def test_a_three_hour_call_keeps_its_hold_and_is_booked_at_its_real_cost(
     streamed: bool,
 ) -> None:
-    """Nothing comes back by time: given back while the call runs, its money would be spent by another one."""
+    """Holds do not expire: if one did while its call runs, another call would spend the same money."""
 
     async def main() -> None:
         long: dict[str, Any] = {"timeout_s": 14_400.0, "attempt_timeout_s": 14_400.0}
@@ -92,8 +92,10 @@ def test_a_call_of_three_hours_keeps_its_hold_for_as_long_and_is_booked_at_its_r
 # ── a stream's first content ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_silence_is_cut_at_the_bound_of_the_first_content_and_booked_at_the_worst_case() -> None:
-    """Long before the attempt's own end; the provider may have read the prompt and thought, so it may bill."""
+def test_silence_ends_at_the_first_token_timeout_and_is_booked_at_the_worst_case() -> None:
+    """That is long before the end of the attempt. The provider may have read the prompt and reasoned about it, so it
+    may bill.
+    """
 
     async def main() -> None:
         world = VirtualWorld(first_token_timeout_s=7.0, attempt_timeout_s=60.0, retry=ONCE)
@@ -135,7 +137,7 @@ async def half_open(world: VirtualWorld) -> None:
 
 
 def test_each_content_of_a_probing_stream_renews_its_lease() -> None:
-    """It lasts four leases, and closes the breaker at its end."""
+    """The stream lasts four leases, and closes the breaker at its end."""
 
     async def main() -> None:
         world = VirtualWorld(breaker=PROBING, retry=ONCE, stall_timeout_s=300.0, timeout_s=600.0)
@@ -171,7 +173,7 @@ def test_a_probing_stream_without_content_ends_with_its_lease() -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_each_service_of_a_chain_has_its_share_of_the_callers_deadline(streamed: bool) -> None:
-    """Both hang: the first one leaves the second its half, and neither is to blame."""
+    """Both services hang. The first one leaves half of the time to the second, and neither counts as a failure."""
 
     async def main() -> None:
         world = VirtualWorld(first_token_timeout_s=60.0)
@@ -191,8 +193,8 @@ def test_each_service_of_a_chain_has_its_share_of_the_callers_deadline(streamed:
     run_virtual(main)
 
 
-def test_no_service_is_asked_after_the_deadline() -> None:
-    """The first one answers so late that nothing is left: its own reason is raised."""
+def test_no_service_is_called_after_the_deadline() -> None:
+    """The first service takes so long that no time is left, and its own error is raised."""
 
     async def main() -> None:
         world = VirtualWorld()
@@ -206,8 +208,8 @@ def test_no_service_is_asked_after_the_deadline() -> None:
 
 
 @pytest.mark.parametrize("fallback", [(), ("second",), ("second", "first")])
-def test_a_deadline_that_has_passed_already_is_the_deadlines_error(fallback: tuple[str, ...]) -> None:
-    """With a fallback too, which was not called; and in a batch it is each query's own."""
+def test_a_deadline_that_has_already_passed_raises_its_own_error(fallback: tuple[str, ...]) -> None:
+    """Also with a fallback, which is not called. In a batch it is the error of each query."""
 
     async def main() -> None:
         world = VirtualWorld()
@@ -226,8 +228,8 @@ def test_a_deadline_that_has_passed_already_is_the_deadlines_error(fallback: tup
     run_virtual(main)
 
 
-def test_one_querys_error_never_takes_a_batch_with_it() -> None:
-    """Not even one that koo has not thought of."""
+def test_one_querys_error_never_ends_a_batch() -> None:
+    """Not even an error that koo does not expect."""
 
     async def main() -> None:
         world = VirtualWorld(retry=ONCE)
@@ -245,8 +247,8 @@ def test_one_querys_error_never_takes_a_batch_with_it() -> None:
     run_virtual(main)
 
 
-def test_the_latency_is_the_whole_querys() -> None:
-    """The service that failed before is a part of what the caller waited for."""
+def test_latency_covers_the_whole_query() -> None:
+    """The caller also waited for the service that failed first."""
 
     async def main() -> None:
         world = VirtualWorld(retry=ONCE)
@@ -258,8 +260,8 @@ def test_the_latency_is_the_whole_querys() -> None:
 
 
 @pytest.mark.parametrize("pause_s", [50.0, 0.5])
-def test_a_stream_that_has_failed_says_so_when_it_is_read_on(pause_s: float) -> None:
-    """Before its first content or after it: an end without a word would make its text look whole."""
+def test_reading_on_after_a_failure_raises_and_names_it(pause_s: float) -> None:
+    """Whether it failed before its first content or later: a silent end would make its text look complete."""
 
     async def main() -> None:
         world = VirtualWorld(first_token_timeout_s=1.0, stall_timeout_s=2.0, retry=ONCE)
@@ -279,7 +281,7 @@ def test_a_stream_that_has_failed_says_so_when_it_is_read_on(pause_s: float) -> 
     run_virtual(main)
 
 
-def test_a_stream_whose_reader_was_cancelled_says_so_when_it_is_read_on() -> None:
+def test_reading_on_after_a_cancellation_says_so() -> None:
     async def main() -> None:
         world = VirtualWorld()
         world.first.chunks = words("one", "two", pause_s=5.0)

@@ -1,4 +1,4 @@
-"""`koo.price_usd`: what an answer costs, from the objects of the vendors' own SDKs, by the table's prices."""
+"""`koo.price_usd`: the cost of an answer from the objects of the vendors' own SDKs, at the table's prices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MILLION = 1_000_000
 
 
 def usd(*parts: tuple[int, str]) -> Decimal:
-    """So many tokens, each part at so many USD per million."""
+    """The cost of several parts, each given as a number of tokens and its price in USD per million."""
     return sum((count * Decimal(price) for count, price in parts), Decimal(0)) / MILLION
 
 
@@ -93,7 +93,7 @@ def test_the_price_is_the_tables_own(model: str, vendor: str) -> None:
     assert price_usd(model, usage) == calc_price(usage, model, provider_id=vendor).total_price
 
 
-def test_what_is_kept_for_an_hour_searched_or_answered_fast_costs_more() -> None:
+def test_hour_long_caching_searches_and_fast_answers_cost_more() -> None:
     kept: dict[str, Any] = {"input_tokens": 0, "output_tokens": 1}
     five = {**kept, "cache_creation": {"ephemeral_5m_input_tokens": 1000, "ephemeral_1h_input_tokens": 0}}
     hour = {**kept, "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 1000}}
@@ -104,14 +104,14 @@ def test_what_is_kept_for_an_hour_searched_or_answered_fast_costs_more() -> None
     assert price_usd("claude-sonnet-5-5", {**kept, "speed": "fast"}) == 6 * usd((1, "10"))
 
 
-def test_a_picture_that_was_made_costs_its_own_price() -> None:
+def test_a_generated_picture_has_its_own_price() -> None:
     details = [{"modality": "IMAGE", "token_count": 1290}]
     made = {"prompt_token_count": 10, "candidates_token_count": 1290, "candidates_tokens_details": details}
     usage = GenerateContentResponseUsageMetadata.model_validate(made)
     assert price_usd("gemini-2.5-flash-image", usage) == usd((10, "0.3"), (1290, "30"))
 
 
-def test_embeddings_cost_what_they_read() -> None:
+def test_embeddings_cost_only_their_input() -> None:
     made = {
         "object": "list",
         "data": [],
@@ -123,7 +123,7 @@ def test_embeddings_cost_what_they_read() -> None:
     )
 
 
-def test_a_cost_that_the_provider_reports_wins() -> None:
+def test_a_cost_that_the_provider_reports_takes_precedence() -> None:
     cost = {"currency": "USD", "input_cost": 0.001, "output_cost": 0.002, "total_cost": 0.008}
     told = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2, "cost": cost}
     assert price_usd("perplexity/sonar", ResponsesUsage.model_validate(told)) == Decimal("0.008")

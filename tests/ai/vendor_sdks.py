@@ -1,4 +1,4 @@
-"""The vendors' own SDKs, asked as their documentation says: what each makes of the bytes that koo is sent."""
+"""The vendors' own SDKs, called as their documentation says: what each makes of the bytes that koo is sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ai.oddities import Format
 PROMPT = "Capital of France?"
 KEY = "test-key"
 Ask = Callable[[str, bool], AsyncIterator[str]]
-"""From a server's address, and whether the answer is to be streamed, to the texts of the answer."""
+"""Takes a server's address and whether to stream, and returns the texts of the answer."""
 
 
 async def ask_anthropic(base_url: str, streamed: bool) -> AsyncIterator[str]:
@@ -65,7 +65,7 @@ async def ask_responses(base_url: str, streamed: bool) -> AsyncIterator[str]:
 
 async def ask_gemini(base_url: str, streamed: bool) -> AsyncIterator[str]:
     model = MODELS["gemini"]
-    # With an HTTP client of its own: otherwise the SDK takes aiohttp, and inherits from a class of it that warns.
+    # With a separate HTTP client. Without it the SDK uses aiohttp and subclasses one of its classes, which warns.
     async with httpx2.AsyncClient() as transport:
         options = types.HttpOptions(base_url=base_url.removesuffix("/v1"), httpx_async_client=transport)
         client = genai.Client(api_key=KEY, http_options=options).aio

@@ -1,4 +1,4 @@
-"""A gateway on virtual time: everything real but the providers, which answer from memory when a test says."""
+"""A gateway on virtual time. Only the providers are not real: they answer from memory, when a test says so."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ Chunks = list[tuple[float, CompletionChunk]]
 
 
 def words(*texts: str, pause_s: float) -> Chunks:
-    """Content after equal pauses, and then the provider's own end."""
+    """Content after equal pauses, followed by the provider's own end."""
     usage = Usage(input_tokens=10, output_tokens=len(texts))
     chunks = [(pause_s, CompletionChunk(text=text)) for text in texts]
     return [*chunks, (pause_s, CompletionChunk(final=True, usage=usage))]
 
 
 class MemoryProvider:
-    """Answers "ok" at once. `script`: what happens instead, an async function for each call; `chunks`: its streams.
+    """Answers "ok" immediately.
 
-    `asked` counts calls, `open` streams that have not been closed; `on_asked` is called for each call.
+    `script` replaces that with an async function for each call; `chunks` are its streams. `asked` counts calls, `open`
+    counts streams that have not been closed. `on_asked` is called with each call.
     """
 
     output_tokens_min = 1
@@ -83,7 +84,7 @@ class MemoryProvider:
 
 
 class VirtualWorld:
-    """Services `first`, `second` and `third` at 3 and 15 USD a million tokens. Make it on the virtual loop."""
+    """Services `first`, `second` and `third`, at 3 and 15 USD per million tokens. Make it on the virtual loop."""
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class VirtualWorld:
         return MemoryProvider(), MemoryProvider()
 
     def provide(self, provider: Provider) -> None:
-        """From now on `first` is answered by this provider."""
+        """Let this provider answer for `first` from now on."""
         self.gateway.services["first"] = replace(self.gateway.services["first"], provider=provider)  # type: ignore[index]
 
     async def ask(self, **options: Any) -> Answer:

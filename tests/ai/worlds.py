@@ -1,4 +1,4 @@
-"""Two services among fakes, as the tests of the gateway ask them: `koo.testing.World`, and what lies below its face."""
+"""Two services with fake servers for the gateway's tests: `koo.testing.World`, and access to its internals."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def world(**options: Any) -> AsyncIterator[World]:
 async def among_fakes(
     services: tuple[ServiceOptions, ...], *, strict: bool = True, **fakes: FakeProvider
 ) -> AsyncIterator[testing.World]:
-    """A world of these services, which stands in for no platform of this process; its prices are loaded."""
+    """A world of these services that replaces no other platform of this process. Its prices are loaded."""
     options = PlatformOptions(services=services)
     async with testing.World(options, instead_of=Platform(options), fakes=fakes, strict=strict) as there:
         await there.platform.parts.load_prices()
@@ -85,7 +85,7 @@ async def among_fakes(
 
 
 def run(test: Callable[[World], Awaitable[None]], **options: Any) -> None:
-    """Run a test in a world of its own."""
+    """Run a test in its own world."""
 
     async def main() -> None:
         async with world(**options) as here:
