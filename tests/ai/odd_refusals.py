@@ -1,6 +1,6 @@
-"""Odd refusals as data: what gateways, vendors and servers of one's own answer where it is not a 2xx.
+"""Odd refusals as data: responses of gateways, vendors and self-hosted servers with a status other than 2xx.
 
-Rows of `Oddity`, sent and held by `tests/ai/test_oddities.py`, and written into docs/compatibility.md.
+They are rows of `Oddity`. `tests/ai/test_oddities.py` sends and checks them, and docs/compatibility.md lists them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from koo.errors import Kind
 from tests.ai.oddities import Format, Oddity
 
 MADE_AT = time.time()
-"""A row that names a point in time names one an hour after this."""
+"""Rows that contain a point in time use one hour after this."""
 HOUR = {"retry-after": "3600"}
-"""So that a row is over at once: what passes within the deadline is waited for."""
+"""A pause beyond the deadline, so that a row ends immediately. koo would wait for a shorter one."""
 OVERLOADED_REQUESTS = 3
-"""An overload is repeated twice before the caller hears of it."""
+"""An overload is retried twice before the caller gets the error."""
 
 
 def refusal(
@@ -30,12 +30,12 @@ def refusal(
     kind: Kind,
     what_koo_does: str,
     *,
-    format: Format = "openai_compatible",  # noqa: A002 - the word of the table
+    format: Format = "openai_compatible",  # noqa: A002 - the name of the table's column
     headers: Mapping[str, str] | None = None,
     requests: int = 1,
     streamed: bool = False,
 ) -> Oddity:
-    """One refusal; `body` as JSON unless it is text or bytes. `streamed`: what was asked for was a stream."""
+    """One refusal. `body` is sent as JSON unless it is text or bytes. `streamed`: the request was for a stream."""
     if isinstance(body, str):
         body = body.encode()
     return Oddity(
@@ -54,18 +54,18 @@ def refusal(
 
 
 def openai_error(message: str, type: str | None = None, code: Any = None, **more: Any) -> dict[str, Any]:  # noqa: A002
-    """An error in OpenAI's form."""
+    """An error in OpenAI's format."""
     return {"error": {"message": message, "type": type, "param": None, "code": code, **more}}
 
 
 INVALID = "invalid_request_error"
-BLOCKS = "treats the key as refused: sends nothing with it until a check finds that it works, and asks the fallback"
-HOLDS_BACK = "treats the account as empty: stays away from the service, and asks the fallback"
-QUOTA = "treats the quota as used up: stays away until the time it names, and asks the fallback"
-PAUSES = "treats it as a rate limit: all callers wait as long as it says, or ask the fallback"
-CALLERS = "treats it as the caller's mistake: not repeated, and no other caller waits"
-ANEW = "asks once more in the form that the server takes, and remembers that; here it refuses that too"
-REPEATS = "treats it as an overload: repeats it with pauses, then asks the fallback"
+BLOCKS = "treats the key as refused: does not use it until a check succeeds, and calls the fallback"
+HOLDS_BACK = "treats the account as empty: pauses the service and calls the fallback"
+QUOTA = "treats the quota as used up: pauses until the time it names, and calls the fallback"
+PAUSES = "treats it as a rate limit: all callers wait as long as it says, or call the fallback"
+CALLERS = "treats it as the caller's mistake: no retry, and no effect on other callers"
+ANEW = "retries once in the form that the server accepts, and remembers it; here that is refused too"
+REPEATS = "treats it as an overload: retries with pauses, then calls the fallback"
 
 GOOGLE_KEY = {
     "code": 400,
@@ -124,12 +124,12 @@ ROWS: tuple[Oddity, ...] = (
         BLOCKS,
     ),
     refusal(
-        "a missing right named server_error",
+        "a missing permission named server_error",
         "gateways",
         403,
         openai_error("no", "server_error"),
         Kind.PERMISSION,
-        "does not use the key for this model until a check finds that it may, and asks the fallback",
+        "does not use the key for this model until a check succeeds, and calls the fallback",
     ),
     refusal(
         "a limit named invalid_request_error",
@@ -153,7 +153,7 @@ ROWS: tuple[Oddity, ...] = (
     ),
     # ── a request that can never pass ──
     refusal(
-        "one request over the tokens of a minute, as a 413",
+        "one request above the limit per minute, as a 413",
         "Groq",
         413,
         openai_error(
@@ -166,7 +166,7 @@ ROWS: tuple[Oddity, ...] = (
         CALLERS,
     ),
     refusal(
-        "one request over the tokens of a minute, as a 429",
+        "one request above the limit per minute, as a 429",
         "OpenAI",
         429,
         openai_error(
@@ -178,7 +178,7 @@ ROWS: tuple[Oddity, ...] = (
         CALLERS,
     ),
     refusal(
-        "a request for more than a minute's limit, told as a limit reached",
+        "a request above the limit per minute, reported as a reached limit",
         "gateways",
         429,
         openai_error("Rate limit reached on tokens per min (TPM): Limit 10000, Used 0, Requested 12000."),
@@ -210,7 +210,7 @@ ROWS: tuple[Oddity, ...] = (
         CALLERS,
     ),
     refusal(
-        "a request over a small model's tokens",
+        "a request above a small model's token limit",
         "GitHub Models",
         413,
         openai_error(
@@ -220,7 +220,7 @@ ROWS: tuple[Oddity, ...] = (
         CALLERS,
     ),
     refusal(
-        "a limit reached that has room for the request later",
+        "a reached limit that has room for the request later",
         "Groq",
         429,
         openai_error(
@@ -232,7 +232,7 @@ ROWS: tuple[Oddity, ...] = (
         Kind.THROTTLED,
         PAUSES,
     ),
-    # ── a refused key, in other people's words ──
+    # ── a refused key, in other vendors' wording ──
     refusal(
         "a refused key inside a list",
         "Google's OpenAI endpoint",
@@ -261,7 +261,7 @@ ROWS: tuple[Oddity, ...] = (
         BLOCKS,
     ),
     refusal(
-        "a refused key behind the names of two gateways",
+        "a refused key in the errors of two nested gateways",
         "LiteLLM",
         400,
         openai_error(
@@ -274,7 +274,7 @@ ROWS: tuple[Oddity, ...] = (
         BLOCKS,
     ),
     refusal(
-        "a refused token of a cloud",
+        "a cloud's refused token",
         "Bedrock",
         403,
         {"message": "The security token included in the request is invalid."},
@@ -292,7 +292,7 @@ ROWS: tuple[Oddity, ...] = (
     ),
     refusal("a refused key as text", "SiliconFlow", 401, '"Invalid token"', Kind.AUTH, BLOCKS),
     refusal(
-        "a refused key, flat",
+        "a refused key in a flat error",
         "Mistral",
         401,
         {"message": "Unauthorized", "request_id": "r1"},
@@ -316,7 +316,7 @@ ROWS: tuple[Oddity, ...] = (
         BLOCKS,
     ),
     refusal(
-        "a refused key of a manager of APIs",
+        "a refused key of an API manager",
         "Apigee",
         401,
         {"fault": {"faultstring": "Invalid ApiKey", "detail": {"errorcode": "oauth.v2.InvalidApiKey"}}},
@@ -324,7 +324,7 @@ ROWS: tuple[Oddity, ...] = (
         BLOCKS,
     ),
     refusal(
-        "a subscription key that is missing",
+        "a missing subscription key",
         "Azure API Management",
         401,
         {"statusCode": 401, "message": "Access denied due to missing subscription key."},
@@ -341,7 +341,7 @@ ROWS: tuple[Oddity, ...] = (
             "401",
         ),
         Kind.PERMISSION,
-        "does not use the key for this model until a check finds that it may, and asks the fallback",
+        "does not use the key for this model until a check succeeds, and calls the fallback",
     ),
     # ── an empty account ──
     refusal(
@@ -427,7 +427,7 @@ ROWS: tuple[Oddity, ...] = (
         HOLDS_BACK,
     ),
     refusal(
-        "an empty account of a reseller",
+        "a reseller's empty account",
         "one-api, new-api",
         403,
         openai_error("user quota is not enough", "new_api_error", "insufficient_user_quota"),
@@ -453,7 +453,7 @@ ROWS: tuple[Oddity, ...] = (
         HOLDS_BACK,
     ),
     refusal(
-        "an empty account in the vendor's own words",
+        "an empty account in the vendor's words behind a gateway",
         "OpenRouter",
         400,
         {
@@ -481,7 +481,7 @@ ROWS: tuple[Oddity, ...] = (
         HOLDS_BACK,
     ),
     refusal(
-        "an empty account, to a service that speaks Anthropic's format",
+        "an empty account in Anthropic's format",
         "gateways",
         400,
         openai_error("You have insufficient credits"),
@@ -517,7 +517,7 @@ ROWS: tuple[Oddity, ...] = (
         QUOTA,
     ),
     refusal(
-        "a limit of the key, as a 403",
+        "a key's limit, as a 403",
         "OpenRouter",
         403,
         {
@@ -557,7 +557,7 @@ ROWS: tuple[Oddity, ...] = (
         HOLDS_BACK,
     ),
     refusal(
-        "a quota of a manager of APIs, as a 500",
+        "an API manager's quota, as a 500",
         "Apigee",
         500,
         {
@@ -570,7 +570,7 @@ ROWS: tuple[Oddity, ...] = (
         QUOTA,
     ),
     refusal(
-        "a service's quota of a cloud",
+        "a cloud's service quota",
         "Bedrock",
         400,
         {
@@ -581,16 +581,16 @@ ROWS: tuple[Oddity, ...] = (
         QUOTA,
     ),
     refusal(
-        "a quota by the minute that calls itself a quota",
+        "a limit per minute that is called a quota",
         "Google's OpenAI endpoint",
         429,
         [{"error": GOOGLE_MINUTE}],
         Kind.THROTTLED,
         PAUSES,
     ),
-    # ── a limit of the rate ──
+    # ── a rate limit ──
     refusal(
-        "a limit by concurrency that calls itself a quota",
+        "a concurrency limit that is called a quota",
         "Scaleway",
         429,
         openai_error(NO_MEAN),
@@ -599,7 +599,7 @@ ROWS: tuple[Oddity, ...] = (
         headers=HOUR,
     ),
     refusal(
-        "a limit of a cloud",
+        "a cloud's rate limit",
         "Bedrock",
         400,
         {"message": "Too many requests, please wait before trying again."},
@@ -608,7 +608,7 @@ ROWS: tuple[Oddity, ...] = (
         headers={"x-amzn-errortype": "ThrottlingException:http://internal.amazon.com/", **HOUR},
     ),
     refusal(
-        "a free model's limit, which names credits",
+        "a free model's limit that mentions credits",
         "OpenRouter",
         429,
         {
@@ -622,7 +622,7 @@ ROWS: tuple[Oddity, ...] = (
         PAUSES,
     ),
     refusal(
-        "a limit with the wait in its sentence",
+        "a limit with the wait in its message",
         "GitHub Models",
         429,
         openai_error(
@@ -700,10 +700,10 @@ ROWS: tuple[Oddity, ...] = (
         503,
         {"error": "Model m is currently loading", "estimated_time": 3600.0},
         Kind.OVERLOADED,
-        "treats it as an overload that lasts as long as it says: asks the fallback",
+        "treats it as an overload that lasts as long as it says: calls the fallback",
     ),
     refusal(
-        "a server that is busy",
+        "a busy server",
         "Ollama",
         503,
         {"error": "server busy, please try again. maximum pending requests exceeded"},
@@ -712,7 +712,7 @@ ROWS: tuple[Oddity, ...] = (
         requests=OVERLOADED_REQUESTS,
     ),
     refusal(
-        "nothing healthy behind a gateway",
+        "a gateway without a healthy backend",
         "Envoy",
         503,
         "no healthy upstream",
@@ -721,7 +721,7 @@ ROWS: tuple[Oddity, ...] = (
         requests=OVERLOADED_REQUESTS,
     ),
     refusal(
-        "a model behind that failed",
+        "a failed model behind a server",
         "TGI",
         424,
         {"error": "Model is overloaded", "error_type": "overloaded"},
@@ -739,7 +739,7 @@ ROWS: tuple[Oddity, ...] = (
         CALLERS,
     ),
     refusal(
-        "a prompt that is too long, in a cloud's words",
+        "a prompt that is too long, in a cloud's wording",
         "Bedrock",
         400,
         {"message": "Input is too long for requested model."},
@@ -747,7 +747,7 @@ ROWS: tuple[Oddity, ...] = (
         CALLERS,
         headers={"x-amzn-errortype": "ValidationException"},
     ),
-    # ── words that say nothing, because they may be the prompt's ──
+    # ── words that do not count, because they may be quoted from the prompt ──
     refusal(
         "a mistake that quotes a prompt about an empty account",
         "anything",
@@ -757,7 +757,7 @@ ROWS: tuple[Oddity, ...] = (
         CALLERS,
     ),
     refusal(
-        "a mistake whose end is the prompt",
+        "a mistake that ends with the prompt",
         "anything",
         400,
         openai_error("Unexpected text in messages.0: your account balance is insufficient", INVALID),
@@ -766,7 +766,7 @@ ROWS: tuple[Oddity, ...] = (
     ),
     # ── bodies that cannot be read ──
     refusal(
-        "a limit whose body is compressed with Brotli",
+        "a limit in a body compressed with Brotli",
         "gateways",
         429,
         b"\x0b\x02\x80hello\x03",
@@ -775,7 +775,7 @@ ROWS: tuple[Oddity, ...] = (
         headers={"content-encoding": "br", **HOUR},
     ),
     refusal(
-        "a limit whose body is compressed with Zstandard",
+        "a limit in a body compressed with Zstandard",
         "gateways",
         429,
         b"\x28\xb5\x2f\xfd\x00",
@@ -784,7 +784,7 @@ ROWS: tuple[Oddity, ...] = (
         headers={"content-encoding": "zstd", **HOUR},
     ),
     refusal(
-        "an empty account in a body that is compressed as x-gzip",
+        "an empty account in a body compressed as x-gzip",
         "gateways",
         400,
         gzip.compress(json.dumps(ANTHROPIC_CREDIT).encode()),
@@ -793,9 +793,9 @@ ROWS: tuple[Oddity, ...] = (
         headers={"content-encoding": "x-gzip"},
         format="anthropic",
     ),
-    # ── waits in other forms; each is an hour ──
+    # ── waits in other forms; each is one hour ──
     refusal(
-        "a wait as a point in time, in seconds since 1970",
+        "a wait as a time in seconds since 1970",
         "gateways",
         429,
         openai_error("slow"),
@@ -804,7 +804,7 @@ ROWS: tuple[Oddity, ...] = (
         headers={"retry-after": str(int(MADE_AT) + 3600)},
     ),
     refusal(
-        "a wait as a point in time, in milliseconds since 1970",
+        "a wait as a time in milliseconds since 1970",
         "OpenRouter",
         429,
         openai_error("slow"),
@@ -813,7 +813,7 @@ ROWS: tuple[Oddity, ...] = (
         headers={"x-ratelimit-reset": str(int(MADE_AT + 3600) * 1000)},
     ),
     refusal(
-        "a wait as a span",
+        "a wait as a duration",
         "gateways written in Go",
         429,
         openai_error("slow"),
@@ -831,7 +831,7 @@ ROWS: tuple[Oddity, ...] = (
         headers={"x-ms-retry-after-ms": "3600000"},
     ),
     refusal(
-        "a wait of zero before another one",
+        "a wait of zero followed by another wait",
         "gateways",
         429,
         openai_error("slow"),
@@ -849,7 +849,7 @@ ROWS: tuple[Oddity, ...] = (
     ),
     # ── parameters that a server refuses ──
     refusal(
-        "a refused name of the longest answer",
+        "a refused name for max_tokens",
         "reasoning models",
         400,
         openai_error(
@@ -881,7 +881,7 @@ ROWS: tuple[Oddity, ...] = (
         streamed=True,
     ),
     refusal(
-        "a context that is smaller than prompt and answer",
+        "a context smaller than prompt and answer",
         "vLLM",
         400,
         {
@@ -892,11 +892,11 @@ ROWS: tuple[Oddity, ...] = (
             "code": 400,
         },
         Kind.CONTEXT_LENGTH,
-        "asks once more for what is left of the context, and else names max_tokens",
+        "retries once with what is left of the context; otherwise the error names max_tokens",
         requests=2,
     ),
     refusal(
-        "a longest answer that is too long",
+        "a max_tokens that is too large",
         "DeepSeek",
         400,
         openai_error("Invalid max_tokens value, the valid range of max_tokens is [1, 50]", INVALID),
@@ -904,7 +904,7 @@ ROWS: tuple[Oddity, ...] = (
         ANEW,
         requests=2,
     ),
-    # ── what else the rules say ──
+    # ── other rules ──
     refusal(
         "a request that is too large, named a limit",
         "gateways",
@@ -919,7 +919,7 @@ ROWS: tuple[Oddity, ...] = (
         500,
         {"type": "error", "error": {"type": INVALID, "message": "failed"}},
         Kind.SERVER_ERROR,
-        "treats it as a server failure: repeats it with pauses, then asks the fallback",
+        "treats it as a server failure: retries with pauses, then calls the fallback",
         format="anthropic",
         requests=OVERLOADED_REQUESTS,
     ),
@@ -932,7 +932,7 @@ ROWS: tuple[Oddity, ...] = (
         CALLERS,
     ),
     refusal(
-        "a limit that is over in minutes and calls itself a quota",
+        "a limit of some minutes that is called a quota",
         "gateways",
         429,
         openai_error("You exceeded your current quota. Please retry in 20m"),

@@ -1,4 +1,4 @@
-"""A server that answers every request with the same bytes, and the two ways of asking it: through koo, or an SDK."""
+"""A server that answers every request with the same bytes, and two ways to call it: through koo, or with an SDK."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class OddServer:
 
 @asynccontextmanager
 async def odd_gateway(kind: Format, base_url: str, http: HttpClient | None = None) -> AsyncIterator[Gateway]:
-    """A gateway whose service `odd` is at this address, with two repeats; or behind this client."""
+    """A gateway whose service `odd` is at this address, with two retries allowed, or behind this client."""
     options = ServiceOptions(
         name="odd", kind=kind, model=MODELS[kind], api_key="test-key", declared=True, base_url=base_url,
         input_price=Decimal(1), output_price=Decimal(1), retry=RetryOptions(base_s=0.001, cap_s=0.01, attempts_max=3),
@@ -92,7 +92,7 @@ async def odd_gateway(kind: Format, base_url: str, http: HttpClient | None = Non
 
 
 async def ask_koo(oddity: Oddity) -> tuple[str, ExternalServiceError | None, int]:
-    """The text that koo's caller gets, the error where there is one, and the requests that the server saw."""
+    """The text that koo's caller gets, the error if there is one, and how many requests the server saw."""
     async with (
         OddServer(oddity) as server,
         odd_gateway(oddity.format, server.base_url) as gateway,

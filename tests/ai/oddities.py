@@ -1,7 +1,8 @@
-"""Odd answers of AI services as data: who sends them, the bytes, and what koo does.
+"""Odd answers of AI services as data: who sends them, the bytes, and what koo does with them.
 
-One row is one sample of a kind. `tests/ai/test_oddities.py` sends each row to koo over a socket, beside the vendor's
-own SDK, and holds what the row says; docs/compatibility.md is written from the same rows.
+One row is one sample of a kind. `tests/ai/test_oddities.py` sends each row to koo over a socket and checks what the row
+says; `tests/ai/test_sdks_beside_koo.py` sends it to the vendor's own SDK. docs/compatibility.md is generated from the
+same rows.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from typing import Any, Literal
 from koo.errors import Kind
 
 Format = Literal["anthropic", "openai_compatible", "openai", "gemini", "perplexity", "local"]
-"""The wire format, by the name of koo's adapter."""
+"""The API format, by the name of koo's adapter."""
 
 EVENTS = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oddity:
-    """One odd answer, and what becomes of it.
+    """One odd answer, and what koo does with it.
 
-    `name` is a short phrase, unique among all rows; `sender` who was seen to send it; `what_koo_does` one sentence.
-    `body` is what follows the headers, to a streamed request if `streamed`. `stays_open`: nothing follows it, and the
-    connection is not closed either. koo's caller gets `text`; with a `kind` an error of that kind, after a stream's
-    `text` where that began.
+    `name` is a short phrase, unique among all rows. `sender` is who has been seen to send it. `what_koo_does` is one
+    phrase. `body` is what follows the headers, in response to a streamed request if `streamed`. `stays_open`: nothing
+    follows the body, and the connection is not closed. koo's caller gets `text`. With a `kind` it gets an error of that
+    kind, after the `text` of a stream that had begun.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Oddity:
     text: str = "Paris."
     kind: Kind | None = None
     requests: int = 1
-    """What reaches the server before koo's caller has its answer or its error, with two repeats allowed."""
+    """The requests that reach the server until koo's caller has an answer or an error, with two retries allowed."""
 
 
 def document(body: Mapping[str, Any], **changes: Any) -> bytes:
@@ -51,7 +52,9 @@ def document(body: Mapping[str, Any], **changes: Any) -> bytes:
 
 
 def events(*frames: str | bytes | Mapping[str, Any]) -> bytes:
-    """A stream: text and bytes as they stand, a mapping as the data of one event, named by its `type` if it has one."""
+    """The bytes of a stream. Text and bytes are sent unchanged; a mapping is the data of an event, named by its `type`
+    if it has one.
+    """
     return b"".join(map(_frame, frames))
 
 
@@ -87,17 +90,17 @@ def chunk(text: Any = None, finish: Any = None, **changes: Any) -> dict[str, Any
 
 
 USED = chunk(None, choices=[], usage=CHAT_USAGE)
-"""The last chunk: no choices, and what was used."""
+"""The last chunk: no choices, only usage."""
 
 
 def whole(name: str, sender: str, what_koo_does: str, body: Any, **more: Any) -> Oddity:
-    """A row about an answer in one piece."""
+    """A row for an answer in one piece."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Oddity(name=name, sender=sender, what_koo_does=what_koo_does, body=data, **more)
 
 
 def streamed(name: str, sender: str, what_koo_does: str, *frames: Any, **more: Any) -> Oddity:
-    """A row about an answer to a streamed request."""
+    """A row for an answer to a streamed request."""
     options = {"content_type": EVENTS, **more}
     return Oddity(
         name=name, sender=sender, what_koo_does=what_koo_does, body=events(*frames), streamed=True, **options
@@ -117,106 +120,108 @@ ODDITIES: tuple[Oddity, ...] = (
     # counts
     whole("counts with a decimal point", "gateways in JavaScript and Lua", "reads 12.0 as 12",
           usage(prompt_tokens=12.0, completion_tokens=3.0), **CHAT),
-    whole("counts as texts", "gateways in PHP", "reads \"12\" as 12",
+    whole("counts as strings", "gateways in PHP", "reads \"12\" as 12",
           usage(prompt_tokens="12", completion_tokens="3"), **CHAT),
-    whole("counts that are null", "local servers without a tokenizer at hand", "estimates them, and marks the usage",
+    whole("counts that are null", "local servers without a tokenizer", "estimates them and marks the usage",
           usage(prompt_tokens=None, completion_tokens=None, total_tokens=None), **CHAT),
-    whole("counts below zero", "servers that subtract a cache from a prompt", "reads them as zero, and estimates",
+    whole("counts below zero", "servers that subtract cached tokens", "reads them as zero and estimates",
           usage(prompt_tokens=-1, completion_tokens=-3, total_tokens=-4), **CHAT),
-    whole("a list in place of a count", "aggregators of several upstreams", "reads one number, estimates several",
+    whole("a list instead of a count", "aggregators of several upstreams", "reads a single number, estimates several",
           usage(prompt_tokens=[12], completion_tokens=[1, 2]), **CHAT),
-    whole("usage that is a list", "gateways in PHP, whose empty objects are lists", "estimates it, and marks it",
+    whole("a list instead of usage", "gateways in PHP, where empty objects are lists", "estimates it and marks it",
           chat(usage=[]), **CHAT),
-    whole("details that are a text", "gateways that render unknown fields", "leaves them out",
+    whole("a string instead of usage details", "gateways that fill in unknown fields", "ignores them",
           usage(prompt_tokens_details="none", completion_tokens_details=0), **CHAT),
     # ids and names
-    whole("ids and models that are numbers", "custom servers", "reads them as texts",
+    whole("numbers as ids and models", "custom servers", "reads them as strings",
           chat(id=17, model=4, created="now", object=None), **CHAT),
-    whole("a reason for stopping that is a number", "servers that write an enum's place", "treats it as an end",
+    whole("a number as the finish reason", "servers that write an enum's index", "treats it as the end",
           chat(finish=1), **CHAT),
     # choices and errors
-    whole("an empty error beside an answer", "One API and its kin", "ignores an empty error",
+    whole("an empty error next to an answer", "One API and similar gateways", "ignores an empty error",
           chat(error={"message": "", "type": "", "param": None, "code": None}), **CHAT),
-    whole("an error beside choices", "aggregators whose upstream failed", "raises the error",
+    whole("an error next to choices", "aggregators with a failed upstream", "raises the error",
           chat("Par", None, error={"code": 502, "message": "upstream failed"}), **CHAT, kind=Kind.SERVER_ERROR,
           requests=3),
-    whole("an end that says error", "OpenRouter, after its 200 was sent", "raises an error, and asks the next service",
+    whole('"error" as the finish reason', "OpenRouter, after it has sent a 200",
+          "raises an error and calls the next service",
           chat("Par", "error"), **CHAT, kind=Kind.SERVER_ERROR, requests=3),
-    whole("an end for want of resources", "DeepSeek", "raises an error of an overloaded server",
+    whole("missing resources as the finish reason", "DeepSeek", "raises an error for an overloaded server",
           chat("Par", "insufficient_system_resource"), **CHAT, kind=Kind.OVERLOADED, requests=3),
-    whole("an answer that was aborted", "vLLM, SGLang", "raises an error, and asks the next service",
+    whole("an answer that was aborted", "vLLM, SGLang", "raises an error and calls the next service",
           chat("Par", "abort"), **CHAT, kind=Kind.SERVER_ERROR, requests=3),
     # text
     whole("content as a list of parts", "Mistral", "joins the parts",
           chat([{"type": "text", "text": "Par"}, {"type": "text", "text": "is."}]), **CHAT),
-    whole("content as an object", "gateways before Anthropic and Gemini", "uses its text",
+    whole("content as an object", "gateways in front of Anthropic and Gemini", "uses its text",
           chat({"type": "text", "text": "Paris."}), **CHAT),
-    whole("content as a list of texts", "gateways before Cohere", "joins them", chat(["Par", "is."]), **CHAT),
-    whole("a choice's text without a message", "servers of the old completions format", "uses the text",
+    whole("content as a list of strings", "gateways in front of Cohere", "joins them", chat(["Par", "is."]), **CHAT),
+    whole("a choice with text instead of a message", "servers of the old completions format", "uses the text",
           {"choices": [{"text": "Paris.", "index": 0, "finish_reason": "stop"}], "usage": CHAT_USAGE}, **CHAT),
-    whole("a single choice in place of a list", "custom servers", "treats it as the list's only item",
+    whole("a single choice instead of a list", "custom servers", "treats it as the list's only item",
           chat(choices={"message": {"content": "Paris."}, "finish_reason": "stop"}), **CHAT),
     # bytes
-    whole("a UTF-8 mark before the answer", "servers on Windows", "skips it",
+    whole("a UTF-8 byte order mark before the answer", "servers on Windows", "skips it",
           b"\xef\xbb\xbf" + document(chat()), **CHAT),
-    whole("NaN among log probabilities", "vLLM, llama.cpp", "reads it, though it is not JSON",
+    whole("NaN among log probabilities", "vLLM, llama.cpp", "reads it, although it is not JSON",
           document(chat(logprobs=float("nan"))), **CHAT),
     whole("half a character", "servers that stop inside an emoji", "replaces the half character",
           b'{"choices":[{"message":{"content":"Paris \\ud83d"},"finish_reason":"stop"}]}', **CHAT,
           text="Paris \ufffd"),
-    whole("bytes that are not UTF-8", "servers that cut a text by bytes", "replaces them",
+    whole("bytes that are not UTF-8", "servers that cut text at a byte limit", "replaces them",
           b'{"choices":[{"message":{"content":"Paris \xf0\x9f"},"finish_reason":"stop"}]}', **CHAT,
           text="Paris \ufffd"),
-    whole("a line break inside a text", "servers that put JSON together by hand", "keeps it as part of the text",
+    whole("a line break inside a string", "servers that build JSON by hand", "keeps it as part of the text",
           b'{"choices":[{"message":{"content":"Par\nis."},"finish_reason":"stop"}]}', **CHAT, text="Par\nis."),
     whole("comments before the answer", "DeepSeek, while a request waits", "skips them",
           b": keep-alive\n\n: keep-alive\n\n" + document(chat()), **CHAT),
-    whole("a stream to a request for a whole answer", "gateways that always stream", "joins the stream's pieces",
+    whole("a stream in response to a whole request", "gateways that always stream", "joins the stream's pieces",
           events(chunk("Par"), chunk("is.", "stop"), USED, DONE), **CHAT, content_type=EVENTS),
-    whole("JSON labelled as text", "file servers and their kin", "reads it as what it is",
+    whole("JSON with a text content type", "file servers and similar", "reads it as JSON",
           document(chat()), **CHAT, content_type="text/plain"),
-    whole("a web page with status 200", "portals and proxies in between",
-          "raises bad_answer, and asks that service once more at most", b"<html>Sign in</html>", **CHAT,
+    whole("a web page with status 200", "portals and proxies on the way",
+          "raises bad_answer after at most one retry", b"<html>Sign in</html>", **CHAT,
           content_type="text/html", kind=Kind.BAD_ANSWER, requests=2),
     # streams: frames without content
     streamed("pings as comments", "OpenRouter", "skips them",
              ": OPENROUTER PROCESSING\n\n", chunk("Par"), ": ping\n\n", chunk("is.", "stop"), DONE, **CHAT),
     streamed("an empty frame", "gateways in Java", "skips it",
              "data:\n\n", chunk("Par"), "data: \n\n", chunk("is.", "stop"), DONE, **CHAT),
-    streamed("frames that hold null, {} or []", "gateways that map what they do not know", "skips them",
+    streamed("frames with null, {} or []", "gateways that convert unknown events", "skips them",
              "data: null\n\n", chunk("Par"), "data: {}\n\n", "data: []\n\n", chunk("is.", "stop"), DONE, **CHAT),
-    streamed("pings as words", "gateways in Go", "skips them",
+    streamed("pings as plain words", "gateways in Go", "skips them",
              "data: ping\n\n", chunk("Par"), 'data: "ping"\n\n', "data: [KEEP-ALIVE]\n\n", chunk("is.", "stop"), DONE,
              **CHAT),
-    streamed("pings as events", "gateways before Anthropic", "skips them",
+    streamed("pings as events", "gateways in front of Anthropic", "skips them",
              'event: ping\ndata: {"type":"ping"}\n\n', chunk("Par"), "event: heartbeat\ndata: 1791000000\n\n",
              chunk("is.", "stop"), DONE, **CHAT),
-    streamed("choices that are null", "One API", "treats them as no choices",
+    streamed("null as choices", "One API", "reads them as no choices",
              chunk("Par"), chunk("is.", "stop"), {**USED, "choices": None}, DONE, **CHAT),
-    streamed("a chunk without choices", "Azure, whose first chunk filters the prompt", "skips it",
+    streamed("a chunk without choices", "Azure, in its first chunk (prompt filter)", "skips it",
              {"id": "", "choices": [], "prompt_filter_results": []}, chunk("Par"), {"id": 5, "created": 1},
              chunk("is.", "stop"), DONE, **CHAT),
-    streamed("choices that are an object or a text", "gateways in PHP", "treats them as no choices",
+    streamed("an object or a string as choices", "gateways in PHP", "reads them as no choices",
              chunk("Par"), chunk(choices={}), chunk(choices=""), chunk("is.", "stop"), DONE, **CHAT),
     streamed("empty errors in each chunk", "LiteLLM, New API", "ignores an empty error",
              chunk("Par", error=None), chunk("is.", "stop", error={}), chunk(choices=[], error=""), DONE, **CHAT),
-    streamed("numbers for ids, texts for counts", "custom servers", "reads them as what they mean",
+    streamed("numbers as ids, strings as counts", "custom servers", "converts them",
              chunk("Par", id=7), chunk("is.", "stop", id=7, usage={"prompt_tokens": "12", "completion_tokens": 3.0}),
              DONE, **CHAT),
     # streams: text where it is not expected
-    streamed("a whole message in a chunk", "gateways that only seem to stream", "uses it if no delta brought it",
+    streamed("a whole message in a chunk", "gateways that only appear to stream", "uses it if no delta had text",
              {"choices": [{"delta": {"content": ""}, "message": {"content": "Paris."}, "finish_reason": "stop"}]}, DONE,
              **CHAT),
-    streamed("a whole message after its deltas", "gateways that sum up", "uses only what the deltas left out",
+    streamed("a whole message after its deltas", "gateways that send a summary",
+             "uses only what the deltas did not contain",
              chunk("Par"), {"choices": [{"message": {"content": "Paris."}, "finish_reason": "stop"}]}, DONE, **CHAT),
-    streamed("a delta that is a text", "custom servers", "uses it as the delta's content",
+    streamed("a string instead of a delta", "custom servers", "uses it as the delta's content",
              {"choices": [{"delta": "Par"}]}, {"choices": [{"delta": "is.", "finish_reason": "stop"}]}, DONE, **CHAT),
-    streamed("an emoji in two chunks", "servers that write a token's half character",
+    streamed("an emoji in two chunks", "servers that split a character between tokens",
              "joins the halves", chunk("Hi "),
              'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n',
              'data: {"choices":[{"delta":{"content":"\\ude00!"},"finish_reason":"stop"}]}\n\n', DONE, **CHAT,
              text="Hi \U0001f600!"),
-    streamed("an emoji's bytes in two chunks", "servers that cut a text by bytes",
+    streamed("an emoji's bytes in two chunks", "servers that cut text at a byte limit",
              "joins the bytes", chunk("Hi "),
              b'data: {"choices":[{"delta":{"content":"\xf0\x9f"}}]}\n\n',
              b'data: {"choices":[{"delta":{"content":"\x98\x80!"},"finish_reason":"stop"}]}\n\n', DONE, **CHAT,
@@ -225,58 +230,61 @@ ODDITIES: tuple[Oddity, ...] = (
              'data: {"choices":[{"delta":{"content":"Paris \\ud83d"}}]}\n\n', chunk(None, "length"), DONE, **CHAT,
              text="Paris \ufffd"),
     # streams: labels and framing
-    streamed("a whole answer to a streamed request", "servers that do not stream", "treats it as a stream of one piece",
+    streamed("a whole answer in response to a streamed request", "servers that do not stream",
+             "treats it as a stream of one piece",
              document(chat()), **CHAT, content_type="application/json"),
-    streamed("a whole answer labelled as a stream", "gateways", "treats it as a stream of one piece",
+    streamed("a whole answer with a stream's content type", "gateways", "treats it as a stream of one piece",
              json.dumps(chat(), indent=2), **CHAT),
-    streamed("events labelled as JSON", "servers behind a gateway with one label", "reads the events",
+    streamed("events with JSON's content type", "gateways that always set the same type", "reads the events",
              chunk("Par"), chunk("is.", "stop"), DONE, **CHAT, content_type="application/json"),
-    streamed("events labelled as a web page", "Flask's default", "reads the events",
+    streamed("events with a web page's content type", "Flask's default", "reads the events",
              chunk("Par"), chunk("is.", "stop"), DONE, **CHAT, content_type="text/html; charset=utf-8"),
-    streamed("one document a line", "servers in the manner of Ollama", "reads each as a chunk",
+    streamed("one document per line", "servers like Ollama", "reads each as a chunk",
              json.dumps(chunk("Par")) + "\n", json.dumps(chunk("is.", "stop")) + "\n", **CHAT,
              content_type="application/x-ndjson"),
     streamed("events without an empty line between them", "custom servers", "reads each line as an event",
              "data: " + json.dumps(chunk("Par")) + "\n", "data: " + json.dumps(chunk("is.", "stop")) + "\n", DONE,
              **CHAT),
-    streamed("data: twice", "proxies that read an event's line as its data", "reads what follows both",
+    streamed("data: twice", "proxies that treat a whole line as data", "reads what follows the second one",
              "data: data: " + json.dumps(chunk("Par")) + "\n\n",
              "data: data: " + json.dumps(chunk("is.", "stop")) + "\n\n", "data: data: [DONE]\n\n", **CHAT),
-    streamed("a UTF-8 mark before the stream", "servers on Windows", "skips it",
+    streamed("a UTF-8 byte order mark before the stream", "servers on Windows", "skips it",
              b"\xef\xbb\xbf", chunk("Par"), chunk("is.", "stop"), DONE, **CHAT),
     # streams: ends
-    streamed("no [DONE], and silence", "servers that keep a connection", "ends a second after the reason for stopping",
+    streamed("no [DONE], only silence", "servers that keep the connection open",
+             "ends one second after the finish reason",
              chunk("Par"), chunk("is.", "stop"), USED, **CHAT, stays_open=True),
-    streamed("pings for ever after the end", "gateways", "ends a second after the reason for stopping",
+    streamed("endless pings after the end", "gateways", "ends one second after the finish reason",
              chunk("Par"), chunk("is.", "stop"), USED, ": ping\n\n", ": ping\n\n", **CHAT, stays_open=True),
-    streamed("a connection that breaks after the end", "balancers that are restarted", "is whole",
+    streamed("a connection that breaks after the end", "load balancers during a restart",
+             "treats the answer as complete",
              chunk("Par"), chunk("is.", "stop"), **CHAT, headers={"content-length": "9999"}),
-    streamed("a last chunk without its empty line", "servers that close at once", "reads it",
+    streamed("a last chunk without its empty line", "servers that close immediately", "reads it",
              chunk("Par"), "data: " + json.dumps(chunk("is.", "stop")), **CHAT),
-    streamed("[DONE] as a JSON text", "gateways that encode whatever they send", "treats it as the end",
+    streamed("[DONE] as a JSON string", "gateways that encode everything they send", "treats it as the end",
              chunk("Par"), chunk("is.", "stop"), 'data: "[DONE]"\n\n', **CHAT, stays_open=True),
-    streamed("[DONE] and no reason for stopping", "servers of one's own", "treats it as the end",
+    streamed("[DONE] without a finish reason", "self-hosted servers", "treats it as the end",
              chunk("Par"), chunk("is."), DONE, **CHAT),
     # streams: failures
-    streamed("an end that says error, in a stream", "OpenRouter", "raises StreamTruncated, with what came",
+    streamed('"error" as the finish reason of a stream', "OpenRouter", "raises StreamTruncated with the text so far",
              chunk("Par"), chunk(None, "error"), DONE, **FAILED, kind=Kind.SERVER_ERROR),
-    streamed("an error in a stream's chunk", "OpenRouter", "raises StreamTruncated, with what came",
+    streamed("an error in a stream's chunk", "OpenRouter", "raises StreamTruncated with the text so far",
              chunk("Par"), chunk(None, None, error={"code": 502, "message": "upstream failed"}), DONE, **FAILED,
              kind=Kind.SERVER_ERROR),
-    streamed("an error beside a chunk's last words", "aggregators", "raises StreamTruncated, with those words",
+    streamed("an error next to a chunk's last text", "aggregators", "raises StreamTruncated with that text",
              chunk("Pa"), chunk("r", error={"code": 502, "message": "upstream failed"}), DONE, **FAILED,
              kind=Kind.SERVER_ERROR),
-    streamed("a bare error in a stream", "old llama.cpp, gateways", "raises that error, with what came",
+    streamed("a bare error in a stream", "old llama.cpp, gateways", "raises that error with the text so far",
              chunk("Par"), '{"error": {"code": 503, "message": "overloaded"}}\n', **FAILED, kind=Kind.OVERLOADED),
-    streamed("a bare error in place of a stream", "gateways", "raises that error",
+    streamed("a bare error instead of a stream", "gateways", "raises that error",
              '{\n  "error": {\n    "code": 401,\n    "message": "no"\n  }\n}', **{**CHAT, "text": ""}, kind=Kind.AUTH),
-    streamed("[DONE] and nothing else", "gateways whose upstream broke", "raises StreamTruncated",
+    streamed("[DONE] and nothing else", "gateways with a broken upstream", "raises StreamTruncated",
              DONE, **{**CHAT, "text": ""}, kind=Kind.TRUNCATED_STREAM, requests=3),
-    streamed("a role, an end and no word", "gateways whose upstream broke", "raises StreamTruncated",
+    streamed("a role and an end without any text", "gateways with a broken upstream", "raises StreamTruncated",
              chunk(""), chunk(None, "stop"), DONE, **{**CHAT, "text": ""}, kind=Kind.TRUNCATED_STREAM, requests=3),
-    streamed("a stream that just stops", "gateways that time out", "raises StreamTruncated, with what came",
+    streamed("a stream that just stops", "gateways that time out", "raises StreamTruncated with the text so far",
              chunk("Par"), **FAILED, kind=Kind.TRUNCATED_STREAM),
-    streamed("a web page to a streamed request", "portals and proxies in between",
-             "raises bad_answer, and asks that service once more at most", "<html>Sign in</html>",
+    streamed("a web page in response to a streamed request", "portals and proxies on the way",
+             "raises bad_answer after at most one retry", "<html>Sign in</html>",
              **{**CHAT, "text": ""}, content_type="text/html", kind=Kind.BAD_ANSWER, requests=2),
 )  # fmt: skip

@@ -40,7 +40,7 @@ def test_each_oddity_has_a_unique_name() -> None:
         document(message("Par", error={"type": "api_error", "message": "failed"})),
         events(MESSAGE_START, message_end(usage=None), MESSAGE_STOP),
     ],
-    ids=["an end that names a failure", "an error beside content", "nothing said"],
+    ids=["a failure as the stop reason", "an error next to content", "no content"],
 )
 def test_after_a_failure_disguised_as_a_success_the_next_service_answers(body: bytes) -> None:
     async def main() -> None:

@@ -191,7 +191,7 @@ def test_no_bill_is_above_its_bound(
 
 def test_a_bound_takes_the_dearest_tier_that_it_can_reach() -> None:
     found = price("claude-haiku-5-5")
-    assert found.bound_usd(100_000, 0) == Decimal("0.0125")  # Writing to the cache is the dearest kind of input.
+    assert found.bound_usd(100_000, 0) == Decimal("0.0125")  # cache writes are dearest
     assert found.bound_usd(100_001, 0) > 4 * found.bound_usd(100_000, 0)
 
 
