@@ -55,5 +55,5 @@ def test_each_shell_gets_a_script_that_it_can_parse(tmp_path: Path, shell: str) 
     script = run(tmp_path, {"_KOO_COMPLETE": f"source_{shell}"})
     assert f"complete_{shell}" in script
     if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed: its script is not read by it")
+        pytest.skip(f"{shell} is not installed, so it cannot parse its script")
     subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=60)

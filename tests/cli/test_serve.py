@@ -404,7 +404,7 @@ def _until_refused(url: str) -> tuple[int, str]:
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root makes a namespace of its own"
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can create a namespace"
 )
 def test_as_process_1_it_handles_sigterm_while_still_importing(tmp_path: Path) -> None:
     """The kernel ignores signals without a handler for process 1: the server would start after `docker stop`."""
@@ -423,5 +423,5 @@ def test_as_process_1_it_handles_sigterm_while_still_importing(tmp_path: Path) -
         capture_output=True,
     )
     if b"unshare failed" in done.stderr:
-        pytest.skip("this container makes no namespaces")
+        pytest.skip("this container cannot create namespaces")
     assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, b"")

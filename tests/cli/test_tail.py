@@ -118,7 +118,7 @@ def test_no_line_is_lost_or_repeated_across_a_reconnect() -> None:
             with pytest.raises(CommandFailed, match="no koo server answers"):
                 await look(follower, 17)
             server.marks.append(mark(18, "act", "closed by an operator"))
-            server.marks.append(mark(10.5, "circuit", "opened in another process, and told late"))
+            server.marks.append(mark(10.5, "circuit", "opened in another process, and reported late"))
             server.requests.append(request(3, 18.5))
             server.episodes.append({**ALERT, "id": "new", "timestamp": at(2), "message": "fires now"})
             server.spans["ai:claude"] = [(0, 0), (0, 0), (5, 0), (0, 31), (1, 0), None]
@@ -126,7 +126,7 @@ def test_no_line_is_lost_or_repeated_across_a_reconnect() -> None:
             with canned(documents, int(url.rpartition(":")[2]), asked):
                 assert await look(follower, 26) == [
                     "critical fires now",
-                    "circuit opened in another process, and told late",
+                    "circuit opened in another process, and reported late",
                     "act closed by an operator",
                     "request claude-x: answered, 14 → 5 tokens, $0.000082, 1.2 s, tag shop, request q3",
                 ]

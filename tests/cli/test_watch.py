@@ -39,7 +39,7 @@ FLEET: dict[str, Any] = {
 def dashboard_of(overall: str, **services: dict[str, Any]) -> dict[str, Any]:
     health: Any = health_of(overall, **services)["/monitoring/health"]
     data = {"next_attempt": AT, "last_error": {"kind": "overloaded", "sentence": "status 529"}}
-    alert = {**ALERT, "component": "ai:claude", "message": "claude cannot be asked", "data": data}
+    alert = {**ALERT, "component": "ai:claude", "message": "claude cannot be called", "data": data}
     summary = {"overall_health": overall, "severity": "critical"}
     ended = {**alert, "active": False, "message": "this is over"}
     return {
@@ -68,7 +68,7 @@ def test_in_a_pipe_it_is_one_frame_most_severe_first(here: Here) -> None:
     lines = out.splitlines()
     assert (code, err) == (4, "") and "\x1b" not in out
     assert lines[0] == f"koo at {url}: unhealthy · 1 alert · 2026-11-28T14:06:24Z"
-    assert lines[2] == "critical ai:claude: claude cannot be asked, for 2 min"
+    assert lines[2] == "critical ai:claude: claude cannot be called, for 2 min"
     assert lines[3].split("; ") == [
         "    last error overloaded: status 529",
         "next attempt 2026-11-28T14:07:06Z (in 43 s)",

@@ -134,7 +134,7 @@ def test_an_error_found_only_by_a_worker_is_reported_once_and_ends_the_parent(tm
     assert done.stderr.count("DATABASE_URL") == 1 and "hunter2" not in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a namespace of its own")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a namespace")
 def test_as_process_1_it_reaps_adopted_processes_and_ends_with_its_workers(tmp_path: Path) -> None:
     """Processes left by a worker's children are adopted by process 1. Not reaped, they would fill the process table."""
     orphan = "import os, subprocess, sys; subprocess.Popen(['sh', '-c', 'sleep 0 &']); os.environ['KOO_PORT'] = '0'"
@@ -147,7 +147,7 @@ def test_as_process_1_it_reaps_adopted_processes_and_ends_with_its_workers(tmp_p
         try:
             assert outer.stdout is not None
             if not outer.stdout.readline():
-                pytest.skip("this container makes no namespaces")
+                pytest.skip("this container cannot create namespaces")
             (first,) = children_of(outer)
             wait_until(said(tmp_path, "workers_answer"))
             children = Path(f"/proc/{first}/task/{first}/children")

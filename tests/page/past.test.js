@@ -8,29 +8,29 @@ const HISTORY = {
 };
 const point = (at, calls) => ({ at, step_s: 5, series: { "ai:claude": { calls, p95: null } } });
 
-test("a newer sample pushes the oldest out", () => {
+test("a newer sample replaces the oldest", () => {
   const longer = withPoints(HISTORY, [point("2026-11-29T12:00:15Z", 4), point("2026-11-29T12:00:20Z", 5)]);
   equal(longer.series["ai:claude"], { calls: [3, 4, 5], p95: [0.3, null, null] });
   equal([longer.since, longer.until], ["2026-11-29T12:00:10.000Z", "2026-11-29T12:00:25.000Z"]);
 });
 
-test("a sample that the history has already is not added twice", () => {
+test("a sample that the history already contains is not added twice", () => {
   equal(withPoints(HISTORY, [point("2026-11-29T12:00:10Z", 4)]), HISTORY);
 });
 
-test("a history of all processes takes no sample of this one", () => {
+test("a history of all processes is not extended with samples of this one", () => {
   const all = { ...HISTORY, scope: "all processes" };
   equal(withPoints(all, [point("2026-11-29T12:00:15Z", 4)]), all);
 });
 
-test("the newest stretch is whole, and an unknown one stays unknown", () => {
+test("the newest group is complete, and an unknown one stays unknown", () => {
   equal(inStretches([1, 2, 3, null, 4], 2, sum), [1, 5, 4]);
   equal(inStretches([null, null, 3, 9], 2, most), [null, 9]);
 });
 
-test("a chart has at most so many points", () => equal([stride(720, 180), stride(10, 180), stride(181, 180)], [4, 1, 2]));
+test("a chart has a limited number of points", () => equal([stride(720, 180), stride(10, 180), stride(181, 180)], [4, 1, 2]));
 
-test("a small line is broken where nothing is known", () => {
+test("a sparkline has gaps for unknown values", () => {
   equal(pathOf([0, 2, null, 1], 2).replace(/[^ML]/g, ""), "MLM");
   equal(pathOf([0, 0], 0), "M0.0 23.0L120.0 23.0");
 });

@@ -1,9 +1,9 @@
-"""Stories: what the page hears during an outage, told by the real producer of the live stream on virtual time.
+"""Stories: what the page receives during an outage, produced by the real producer of the live stream in virtual time.
 
-A story is a file in `stories/`, one event a line: `{"at_s": seconds since its beginning, "event": …, "data": …}`. The
-services, their guards, the database's guard, the rules of the alerts, the history and what was saved are the real ones;
-no network, no store's file, no chance. So a story comes out the same on any machine, and the page's tests play it in a
-browser. `make docs` writes them anew; `tests/page/test_stories.py` fails when one is stale.
+A story is a file in `stories/` with one event per line: `{"at_s": seconds since its start, "event": …, "data": …}`.
+The services, their guards, the database's guard, the alert rules, the history and the savings are the real ones. There
+is no network, no store file and no randomness, so a story is the same on any machine, and the page's tests play it in
+a browser. `make docs` writes them again; `tests/page/test_stories.py` fails if one is stale.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Episodes:
 
 
 class Stage(House):
-    """A process with three services and a database, of which a test says what happens."""
+    """A process with three services and a database; a test decides what happens to it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -110,7 +110,7 @@ class Stage(House):
             self.add(name, budget=budget).gates.draw = lambda: 0.5
 
     def publish(self, event: Event) -> None:
-        """Remembered as marks."""
+        """Record as marks."""
         self.history.on_event(event)
 
     # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────
@@ -118,7 +118,7 @@ class Stage(House):
     async def ask(
         self, name: str, *, cost: str = "0.012", took_s: float = 0.4, tag: str | None = None
     ) -> None:
-        """A call that is answered, and booked."""
+        """A call that succeeds and is recorded."""
         await self.call(name=name, took_s=took_s)
         amount = Decimal(cost)
         if amount:
@@ -153,7 +153,7 @@ class Stage(House):
         )
 
     async def fail(self, name: str) -> None:
-        """A call that its provider answers with an overload, or that koo refuses because of earlier ones."""
+        """A call that its provider rejects as overloaded, or that koo refuses because of earlier ones."""
 
         async def operation() -> None:
             await asyncio.sleep(0.2)
@@ -165,12 +165,12 @@ class Stage(House):
             await self.services[name].default_guard.call(operation)
 
     async def go_down(self, name: str) -> None:
-        """Calls fail until the breaker opens."""
+        """Let calls fail until the breaker opens."""
         while self.services[name].default_guard.breaker.phase is not OPEN:
             await self.fail(name)
 
     async def refused(self, name: str, times: int, fallback: str = "") -> None:
-        """Calls that an open breaker refuses; those with a fallback are answered by it."""
+        """Calls that an open breaker refuses. Those with a fallback are answered by it."""
         for _ in range(times):
             await self.fail(name)
             if fallback:
@@ -184,10 +184,10 @@ class Stage(House):
             pico = int(Decimal(needed) * 10**12)
             self.not_spent[name] = self.not_spent.get(name, 0) + pico
 
-    # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── what is shown ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def parts(self) -> dict[str, Any]:
-        """As `PlatformSource.parts`, of what stands here."""
+        """Like `PlatformSource.parts`, for this stage."""
         self.tick()
         database, services = self.database_health(), services_view(self.views(), self.clock)
         findings = self.findings()
@@ -233,7 +233,7 @@ class Stage(House):
 
 
 class StageSource:
-    """A stage, as the live stream looks at it."""
+    """A stage as a source of the live stream."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -299,14 +299,14 @@ def _member(name: str, host: str, wall: float) -> Member:
     )
 
 
-# ── telling ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── recording ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 Play = Callable[[Stage, Live], Awaitable[None]]
 SESSION = {"role": "write", "who": "session", "expires_at": None, "login": True, "timestamp": ""}
 
 
 class Teller:
-    """Takes down what one listener hears."""
+    """Records what one listener receives."""
 
     def __init__(self, stage: Stage) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -339,7 +339,7 @@ class Teller:
 
 
 async def busy(stage: Stage, seconds: int) -> None:
-    """A quiet afternoon: a question now and then, and a look at the database each two seconds."""
+    """A quiet afternoon: a query now and then, and a database check every two seconds."""
     for second in range(seconds):
         if second % 2 == 0:
             stage.look_at_database()
@@ -357,7 +357,7 @@ async def healthy(stage: Stage, teller: Teller, live: Live) -> None:
 
 
 async def service_down(stage: Stage, teller: Teller, live: Live) -> None:
-    """One service fails, its breaker opens, a fallback answers; half a minute later it is well again."""
+    """One service fails, its breaker opens, a fallback answers; half a minute later it has recovered."""
     await busy(stage, 5)
     await stage.go_down("claude")
     for _ in range(5):
@@ -372,7 +372,7 @@ async def service_down(stage: Stage, teller: Teller, live: Live) -> None:
 
 
 async def two_outages(stage: Stage, teller: Teller, live: Live) -> None:
-    """A service and the database at once: two causes, and two alerts."""
+    """A service and the database fail at the same time: two causes and two alerts."""
     await busy(stage, 5)
     await stage.go_down("openai")
     await stage.use_database(*[False] * 12)
@@ -384,7 +384,7 @@ async def two_outages(stage: Stage, teller: Teller, live: Live) -> None:
 
 
 async def over_budget(stage: Stage, teller: Teller, live: Live) -> None:
-    """The day's money of one service is used up; its calls are refused until midnight."""
+    """The day's budget of one service is used up; its calls are refused until midnight."""
     stage.spend("18.40", held="0.20", name="claude")
     await busy(stage, 5)
     for spent in ("19.10", "19.70", "20"):
@@ -396,7 +396,7 @@ async def over_budget(stage: Stage, teller: Teller, live: Live) -> None:
 
 
 async def server_gone(stage: Stage, teller: Teller, live: Live) -> None:
-    """The server ends in order; half a minute later another one answers."""
+    """The server shuts down in order; half a minute later another one serves."""
     await busy(stage, 6)
     live.end()
     await asyncio.sleep(30)
@@ -414,7 +414,7 @@ TOLD = {
 
 
 def tell(name: str) -> str:
-    """The text of a story's file."""
+    """The content of a story's file."""
 
     async def main() -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ const whole = (...services) => ({
   parts: { status: { overall_health: "healthy" }, alerts: [], ...Object.fromEntries(services.map((it) => [`service/${it.service_name}`, it])) },
 });
 
-test("a part replaces the last one, and no other", () => {
+test("a part replaces its predecessor and no other part", () => {
   apply("whole", whole(one("a"), one("b")));
   let drawnA = 0, drawnB = 0;
   const ends = [effect(() => void (service("a").value, drawnA++)), effect(() => void (service("b").value, drawnB++))];
@@ -17,7 +17,7 @@ test("a part replaces the last one, and no other", () => {
   equal([drawnA, drawnB, service("b").value?.state], [1, 2, "degraded"]);
 });
 
-test("what says only when it was made is no news", () => {
+test("a new timestamp alone is not a change", () => {
   let drawn = 0;
   const end = effect(() => void (service("a").value, drawn++));
   apply("part", { key: "service/a", value: one("a", { last_updated: "2" }) });
@@ -25,14 +25,14 @@ test("what says only when it was made is no news", () => {
   equal(drawn, 1);
 });
 
-test("a service that is gone leaves the list, a new one comes last", () => {
+test("a removed service leaves the list, a new one comes last", () => {
   apply("whole", whole(one("b"), one("c", { configured: false })));
   equal([names.value, configured.value.length], [["b", "c"], 1]);
   apply("part", { key: "service/b", value: null });
   equal(all.value.map((it) => it.service_name), ["c"]);
 });
 
-test("the worst alert that fires gives its colour, and one that waits does not", () => {
+test("the most severe firing alert sets the colour, and a pending one does not", () => {
   const alert = (type, phase, ended_at = null) => ({ type, phase, ended_at });
   const said = (...list) => (apply("part", { key: "alerts", value: list }), severity.value);
   equal(said(), null);

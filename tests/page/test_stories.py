@@ -1,4 +1,4 @@
-"""The stories that the page's tests play: as the server tells them today, and in its own shapes."""
+"""The stories that the page's tests play: as the server produces them today, and in its own shapes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ ENDS = {
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_each_story_is_what_the_server_tells_today(name: str) -> None:
+def test_each_story_is_what_the_server_produces_today(name: str) -> None:
     file = STORIES / f"{name}.jsonl"
-    assert file.read_text(encoding="utf-8") == tell(name), "stale: make docs writes it anew"
+    assert file.read_text(encoding="utf-8") == tell(name), "stale; make docs writes it again"
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_each_event_of_a_story_is_of_its_shape(name: str) -> None:
+def test_each_event_of_a_story_has_its_shape(name: str) -> None:
     lines = [
         json.loads(line) for line in (STORIES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     ]

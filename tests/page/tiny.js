@@ -1,4 +1,4 @@
-// All of a test framework that pure modules need.
+// A test framework with only what pure modules need.
 
 /** @type {{name: string, run: () => void}[]} */
 const cases = [];
@@ -20,7 +20,7 @@ export function equal(is, wanted) {
   if (one !== other) throw new Error(`is ${one}, not ${other}`);
 }
 
-/** What each case came to: empty, or what was wrong. */
+/** The result of each case: empty, or the error. */
 export function outcomes() {
   return cases.map(({ name, run }) => {
     try {

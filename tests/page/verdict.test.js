@@ -8,13 +8,13 @@ const service = (name, state = "healthy", more = {}) => ({ service_name: name, s
 const database = (state = "healthy", more = {}) => ({ state, healthy: state === "healthy", error: null, last_error: null, ...more });
 const alert = (type, component, more = {}) => ({ type, component, kind: "k", message: "it fails", phase: "firing", data: {}, ...more });
 
-test("the colour is that of the worst alert, the word that of what works", () => {
+test("the colour is that of the worst alert, the word shows what works", () => {
   const { tone, shape, word } = verdictOf(LIVE, "degraded", "critical");
   equal([tone, shape, word], ["critical", "square", "degraded"]);
   equal(verdictOf(LIVE, "healthy", null).tone, "ok");
 });
 
-test("a page without a connection does not say how things are", () => {
+test("a page without a connection shows no state", () => {
   const word = (link) => verdictOf({ ...LIVE, ...link }, "healthy", null).word;
   equal(word({ state: "lost", failure: new Failure("gone") }), "disconnected");
   equal(word({ state: "lost", failure: new Failure("not koo", 200) }), "unknown");
@@ -23,32 +23,32 @@ test("a page without a connection does not say how things are", () => {
   equal(verdictOf(LIVE, null, null).word, "connecting");
 });
 
-test("one sentence says what works and what does not", () => {
+test("one sentence names what works and what does not", () => {
   equal(stateSentence(database(), []), "The database works. No AI service has a key yet.");
   equal(stateSentence(database(), [service("a"), service("b")]), "The database and both AI services work.");
   equal(stateSentence(database(), [service("a", "circuit_open"), service("b")]), "a: circuit open. The database and 1 other AI service work.");
-  equal(stateSentence(database("circuit_open"), [service("a")]), "The database is refused: its circuit is open. The AI service works.");
+  equal(stateSentence(database("circuit_open"), [service("a")]), "Calls to the database are refused: its circuit is open. The AI service works.");
   equal(stateSentence(database("unhealthy", { error: "x" }), [service("a", "circuit_open")]), "The database does not answer. a: circuit open.");
 });
 
-test("the worst stand first, and equals as they were declared", () => {
+test("the most severe states come first, and equal ones keep their order", () => {
   const names = worstFirst([service("a"), service("b", "degraded"), service("c", "circuit_open"), service("d")]).map((one) => one.service_name);
   equal(names, ["c", "b", "a", "d"]);
 });
 
-test("of alerts, what refuses calls stands before what only lasts", () => {
+test("alerts that refuse calls come before those that only last", () => {
   const list = [alert("warning", "a"), alert("critical", "b", { phase: "pending" }), alert("critical", "c"), alert("critical", "d", { data: { refuses: "all" } })];
   equal(worstAlerts(list).map((one) => one.component), ["d", "c", "b", "a"]);
 });
 
-test("a card stands open while its part is ill or an alert of its own fires", () => {
+test("a card is open while its component is not healthy or has a firing alert", () => {
   const alerts = [alert("warning", "ai:a/model"), alert("warning", "ai:b", { phase: "pending" }), alert("info", "ai:c")];
   equal(["ai:a", "ai:b", "ai:c"].map((one) => isIll(one, true, alerts)), [true, false, false]);
   equal(isIll("ai:c", false, alerts), true);
   equal([isOf("ai:a/model", "ai:a"), isOf("ai:ab", "ai:a")], [true, false]);
 });
 
-test("the lead says why, what koo does and what to do", () => {
+test("the lead shows the cause, what koo does and what to do", () => {
   const book = { k: { title: "", refuses: "every call.", begins: "", ends: "", advice: "look at the other side. Then wait.\n\nMore." } };
   const error = { kind: "timeout", sentence: "no answer in time", at: "2026-11-29T12:00:00Z", status: null };
   const lead = leadOf([alert("info", "koo"), alert("critical", "ai:a", { data: { next_attempt: "2026-11-29T12:00:30Z" } })],
@@ -59,7 +59,7 @@ test("the lead says why, what koo does and what to do", () => {
   equal(leadOf([alert("info", "koo")], [], database(), book), null);
 });
 
-test("of a breaker that an operator forced open the lead says when that ends, and offers no check", () => {
+test("for a breaker forced open by an operator, the lead shows when that ends and offers no check", () => {
   const models = { m: { state: "forced_open", key_refused: "" }, n: { state: "closed", key_refused: "" } };
   const forced = service("a", "circuit_open", { models });
   const lead = leadOf([alert("critical", "ai:a", { data: { next_attempt: "2026-11-29T12:00:30Z" } })], [forced], database(), {});
@@ -70,7 +70,7 @@ test("of a breaker that an operator forced open the lead says when that ends, an
   equal([isForced("database", null, idle), isForced("database", null, stopped)], [false, true]);
 });
 
-test("a service is asked again when its breaker or its limit says so", () => {
+test("the next attempt follows from the breaker or the exhausted limit", () => {
   const limits = (more) => ({ requests_per_minute: { remaining: 1 }, requests_per_hour: { remaining: 1 }, requests_per_day: { remaining: 1 }, daily_budget: { limit: null }, ...more });
   const at = Date.parse("2026-11-29T12:00:30Z"), iso = "2026-11-29T12:00:30Z";
   equal(nextAttemptAt(service("a", "circuit_open", { health: { next_attempt: iso } })), at);

@@ -102,7 +102,9 @@ def test_the_history_has_ended_alerts_and_their_acknowledgements(tmp_path: Path)
         assert (past["id"], past["phase"], past["acknowledged"]["by"]) == (alert["id"], "resolved", "ada")
         assert past["ended_at"] >= past["timestamp"] == alert["timestamp"]
         listed = (await client.get(ALERTS)).body["alerts"]
-        assert [one["type"] for one in listed if one["id"] == alert["id"]] == ["info"], "its end is news"
+        assert [one["type"] for one in listed if one["id"] == alert["id"]] == ["info"], (
+            "an ended alert has type info"
+        )
 
     with_server(tmp_path, work)
 

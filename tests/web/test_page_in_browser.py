@@ -128,7 +128,7 @@ def test_it_shows_the_state_of_everything_and_updates_itself(browser: str, tmp_p
                 assert await page.run("document.title") == "● Healthy · koo"
                 assert "The database and both AI services work" in await page.text("#verdict")
                 assert "1 service has no key" in await page.text(".unconfigured")
-                assert "local takes no part in anything above: switched off by AI_LOCAL_ENABLED=false." in (
+                assert "local is not included above: switched off by AI_LOCAL_ENABLED=false." in (
                     await page.text(".unconfigured")
                 )
                 assert await page.run("document.querySelectorAll('.card, .alert, .lead').length") == 0
@@ -143,7 +143,7 @@ def test_it_shows_the_state_of_everything_and_updates_itself(browser: str, tmp_p
                 assert await page.run("document.querySelector('#verdict').classList.contains('critical')")
                 assert "svg" in await page.run("document.querySelector('link[rel=icon]').href")
                 card = await page.text("[data-card=claude]")
-                for words in ("circuit open", "3 failures in a row", "Asked again in", "0 %", "status 529"):
+                for words in ("circuit open", "3 failures in a row", "Tried again in", "0 %", "status 529"):
                     assert words in card
                 assert "second" in await page.text(".well"), "a healthy service stays one line"
 
@@ -184,7 +184,7 @@ def test_each_view_fits_and_axe_finds_nothing(browser: str, tmp_path: Path) -> N
                 await page.run(script.decode())
                 for number, view in enumerate(VIEWS):
                     await page.run(f"location.hash = '#{view}'")
-                    await page.until("!document.querySelector('main').innerText.includes('Asking…')")
+                    await page.until("!document.querySelector('main').innerText.includes('Loading…')")
                     for width in (320, 768, 1280):
                         await page.resize(width)
                         await page.until(f"document.documentElement.scrollWidth <= {width}")
@@ -309,7 +309,7 @@ def test_it_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
                 dear = await page.until_text("#budget-dear", "$0.0024 spent of $0.0028")
                 for words in (
                     f"Counts {model}",
-                    "second is asked instead",
+                    "second is used instead",
                     "Above 80 % of the limit",
                     "Runs out in",
                 ):
@@ -403,7 +403,7 @@ def test_a_failing_service_is_checked_immediately_and_without_cost(browser: str,
                 )
                 asked = len(fake.queries)
                 await page.click(".lead [data-check='ai:claude']")
-                await page.until_text(".lead .found", "It answers, in ")
+                await page.until_text(".lead .found", "It responded in ")
                 await page.run("location.hash = '#/service/second'")
                 await page.until_text("h1", "second")
                 await page.click("[data-check='ai:second']")
@@ -453,7 +453,7 @@ def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_pat
                 await page.run("location.hash = '#/timeline'")
                 await page.until_text(".told", "Silenced: service down of ai:claude, by ada <b>")
                 row = await page.until_text("[aria-labelledby=week] tbody", "ai:claude")
-                assert "lasts" in row and "critical" in row and "Cannot be called" in row
+                assert "active" in row and "critical" in row and "Cannot be called" in row
                 await page.click("[data-hush=unsilence]")
                 await page.click("#act-go")
                 await page.until_text("#act-result", "has ended")
@@ -481,7 +481,7 @@ def test_a_reset_explains_its_effect_asks_and_reports(
             assert await page.run("button.dataset.reset") == "database"
             await page.press("Enter", 13)
             said = await page.until_text("#act", "Reset the database's circuit breaker?")
-            for words in ("circuit open", "Calls pass at once", "5 failures in a row open it again"):
+            for words in ("circuit open", "Calls pass immediately", "5 failures in a row open it again"):
                 assert words in said
             await page.press("Escape", 27)
             await page.until("!document.querySelector('#act') && document.activeElement === window.button")
@@ -561,14 +561,14 @@ def test_without_its_server_it_says_so_and_keeps_the_last_state(browser: str, tm
             # the page's clock jumps, so that the test need not wait
             await page.run("{ const real = Date.now; Date.now = () => real() + 60_000; }")
             await page.until_text("#link", "stale since")
-            assert "So it was at" in await page.until_text("#verdict", "Healthy (stale)")
+            assert "The state below is from" in await page.until_text("#verdict", "Healthy (stale)")
             await proxy.refuse()
             proxy.reset_all()
             await page.until_text("h1", "Disconnected")
             assert await page.run("document.title") == "○ Disconnected · koo"
             said = await page.text("#verdict")
-            assert "cannot be reached" in said and "then it was healthy" in said
-            assert "disconnected · numbers of" in await page.text("#link")
+            assert "cannot be reached" in said and "when it was healthy" in said
+            assert "disconnected · numbers from" in await page.text("#link")
             assert "Database" in await page.text(".lines")
             grey, ink = "var(--muted)", "getComputedStyle(document.querySelector('.lines .shape')).color"
             assert await page.run(ink) == await page.run(_colour_of(grey))
@@ -607,7 +607,7 @@ def test_another_server_on_the_port_is_not_believed(browser: str, tmp_path: Path
             await page.until_text("#verdict", "not koo's")
             answers[0] = HTMLResponse('{"summary": {"overall_health": "healthy"}, "database": 3}')
             await try_now(page)
-            await page.until_text("#verdict", "cannot show the server's answer")
+            await page.until_text("#verdict", "cannot show the server's response")
             answers.clear()
             await try_now(page)
             await page.until_text("h1", "Healthy")
@@ -643,7 +643,9 @@ def test_a_session_opens_the_page_and_a_read_session_offers_no_acts(browser: str
             await page.click(".menu summary")
             await page.click("[data-reset=database]")
             said = await page.until_text("#act", "read-only")
-            assert "Calls pass at once" in said and "act-go" not in await page.run("document.body.innerHTML")
+            assert "Calls pass immediately" in said and "act-go" not in await page.run(
+                "document.body.innerHTML"
+            )
             await page.click("#act-cancel")
             places = "[{...localStorage}, {...sessionStorage}, document.cookie, location.href, document.body.innerHTML]"
             assert "4711" not in await page.run(f"JSON.stringify({places})")
@@ -652,11 +654,11 @@ def test_a_session_opens_the_page_and_a_read_session_offers_no_acts(browser: str
             await log_in(page, "write-4711")
             await page.until_text("h1", "Unhealthy")
             await page.click(".lead [data-check=database]")
-            await page.until_text(".lead .found", "It answers, in ")
+            await page.until_text(".lead .found", "It responded in ")
             # The session ends elsewhere: the page shows nothing more and leads to the login form.
             await page.send("Network.clearBrowserCookies")
             await page.click(".lead [data-check=database]")
-            await page.until_text("h1", "Log in to see how it is")
+            await page.until_text("h1", "Log in to see the state")
             assert await page.run("document.title") == "○ Locked · koo"
             assert "Database" not in await page.text("main")
             assert await page.run("document.querySelector('#locked a').href") == f"{client.url}/koo-login"

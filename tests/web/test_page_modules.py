@@ -130,8 +130,8 @@ def test_the_first_screen_follows_a_story(ran: Ran) -> None:
         ),
         "two-outages": (
             well,
-            "critical unhealthy, database, The database is refused: its circuit is open. openai: circuit open. "
-            "2 other AI services work.",
+            "critical unhealthy, database, Calls to the database are refused: its circuit is open. "
+            "openai: circuit open. 2 other AI services work.",
         ),
     }
     worst = "critical degraded, ai:claude, claude: circuit open. The database and 2 other AI services work."

@@ -52,7 +52,7 @@ def is_ready(readiness: Readiness) -> bool:
 
 
 def test_a_database_that_was_never_checked_is_not_ready(readiness: Readiness) -> None:
-    with pytest.raises(DatabaseUnavailable, match="it has not been looked at yet"):
+    with pytest.raises(DatabaseUnavailable, match="it has not been checked yet"):
         readiness.asked()
 
 

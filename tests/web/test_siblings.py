@@ -128,7 +128,7 @@ def test_an_unusable_folder_is_reported_once_and_the_worker_reports_only_itself(
     assert "covers this worker only" in caplog.text
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change a file's owner")
 def test_a_folder_or_a_file_of_another_user_is_not_read(tmp_path: Path) -> None:
     one = sibling(tmp_path, "1")
     with process() as other:

@@ -118,7 +118,7 @@ def _files(settings: Settings) -> Iterator[Check]:
 
 def _write_flaw(folder: Path) -> str:
     try:
-        # A random name, so that nobody can have put a symbolic link there.
+        # A random name, so that no one can have placed a symbolic link there.
         tempfile.NamedTemporaryFile(prefix=".koo-doctor-", dir=folder).close()
     except OSError as error:
         return error.strerror or type(error).__name__
@@ -221,7 +221,7 @@ async def _server(platform: Platform) -> Check:
     word, home = health["overall_health"], health.get("home")
     found = f"{client.url} reports {word}"
     if home is not None and home != digest_of_home(platform.options.home):
-        found += ", but it runs from another folder: that says nothing about the configuration here"
+        found += ", but it runs from another folder, so it is not evidence about the configuration here"
         return Check("server", "note", found, "start koo here, or set KOO_URL to this folder's server")
     if word == "healthy":
         return Check("server", "ok", found)

@@ -35,7 +35,7 @@ HEAD_S = 20.0
 KEEP_ALIVE_S = 75
 """Longer than a proxy usually keeps an idle connection. The side that closes first may lose a request on its way."""
 # Patience is like a token bucket of seconds. A body may pause for 20 s once, and afterwards must arrive at 8 KiB/s on
-# average; a response must be read at 1 KiB/s, because events of the live stream are small and read by slow devices.
+# average; a response must be read at 1 KiB/s. Both rates are far below any usable connection.
 PATIENCE_S = 20.0
 BODY_BYTES_PER_S = 8 * 1024
 READER_BYTES_PER_S = 1024
@@ -250,7 +250,7 @@ class Connection(HttpToolsProtocol):
     # ── responses without the application ─────────────────────────────────────────────────────────────────────
 
     def send_400_response(self, msg: str) -> None:
-        """Send what is wrong and close the connection: nothing shows where the next request would begin."""
+        """Send the error and close the connection: nothing shows where the next request would begin."""
         # With a response in progress, the error would land in the middle of it and the client would read it as part of
         # the body. Closing the connection is all that is left.
         if self.cycle is None or self.cycle.response_complete:

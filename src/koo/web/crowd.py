@@ -127,7 +127,7 @@ class Crowd:
     def gather(self, byte_count: int) -> None:
         """Add to the bytes held in unfinished heads; a negative number subtracts."""
         # Each head is limited, but many slow clients could each send almost that much and stop. The bytes are counted
-        # while they lie in the parser, which has no limit of its own.
+        # while they are in the parser, which has no limit of its own.
         self.heads_bytes += byte_count
         while self.heads_bytes > HEADS_BYTES_MAX and self._end_one():
             pass

@@ -64,7 +64,7 @@ class Readiness:
         if database.circuit_breaker_state is DatabaseState.CIRCUIT_OPEN:
             raise DatabaseUnavailable("database", "its circuit breaker is open")
         if database.last_look is None:
-            raise DatabaseUnavailable("database", "it has not been looked at yet", kind=Kind.CONNECTION)
+            raise DatabaseUnavailable("database", "it has not been checked yet", kind=Kind.CONNECTION)
         # A database server that has reached its connection limit refuses the probe's connection, but still serves the
         # connections in the pool. So judge by failed checks only, not by the last error.
         if database.guard.evidence().checks_failed:

@@ -65,7 +65,7 @@ def run(server: uvicorn.Server, listener: socket, chosen: LogOptions, worker: in
     with listener, logs_set_up(chosen, worker), _hanging_up(server):
         server.run(sockets=[listener])
     if not server.started:
-        raise ConfigurationError("", "the server did not start; the log above says why")
+        raise ConfigurationError("", "the server did not start; see the log above")
 
 
 def make_server(

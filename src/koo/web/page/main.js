@@ -1,5 +1,5 @@
 // @ts-check
-// Starts the page: the store's news, the address, one tree. Nothing else.
+// Starts the page: the events, the route and the component tree. Nothing else.
 
 import { runbook as read } from "./data/api.js";
 import { link, tick } from "./data/store.js";
@@ -25,7 +25,7 @@ effect(() => {
   icon.href = favicon(look);
 });
 
-// Numbers that may be old are grey, wherever they stand.
+// Numbers that may be outdated are grey, wherever they are.
 effect(() => {
   const { state } = link.value, old = state === "stale" || state === "lost" || state === "locked";
   document.documentElement.className = old ? `old ${state}` : "";
@@ -34,7 +34,7 @@ effect(() => {
 follow();
 tick();
 const app = /** @type {HTMLElement} */ (document.getElementById("app"));
-app.replaceChildren(); // what was shown before the scripts came
+app.replaceChildren(); // what was shown before the scripts were loaded
 render(h(Shell, { application, environment, docs, login, logout, stream }), app);
 stream.start();
-read().then((all) => (runbook.value = all), () => {}); // until it has come, and without it, the page is whole
+read().then((all) => (runbook.value = all), () => {}); // optional: the page is complete without it

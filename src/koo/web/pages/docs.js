@@ -1,4 +1,4 @@
-// The description of the API as a page: reads openapi.json, writes text nodes only (nothing is ever parsed as HTML).
+// The API description as a page. Reads openapi.json and writes text nodes only; nothing is ever parsed as HTML.
 // @ts-check
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
@@ -62,7 +62,7 @@ function exampleOf(api, content) {
   return make("pre", { tabindex: "0" }, typeof example === "string" ? example : JSON.stringify(example, null, 2));
 }
 
-/** A line to paste. On a server that wants a token it carries one, and the answer ends in lines that can be read. */
+/** A command to paste. It contains the token's variable if the server requires one, and formats the response. */
 function curlOf(api, method, path, operation) {
   const url = new URL(`.${path}`, document.baseURI).href;
   const lines = [["curl", ...(method === "get" ? [] : ["-X", method.toUpperCase()]), url, "-sS"].join(" ")];
@@ -76,7 +76,7 @@ function curlOf(api, method, path, operation) {
   return lines.join(" \\\n  ") + readable;
 }
 
-/** The line, and a button that copies it. */
+/** The command, and a button that copies it. */
 function lineToCopy(line) {
   const code = make("pre", { tabindex: "0" }, line);
   const button = make("button", { type: "button", class: "copy" }, "Copy");
@@ -87,7 +87,7 @@ function lineToCopy(line) {
   return make("div", { class: "line" }, code, button);
 }
 
-/** A browser lets a page write to the clipboard on loopback and under TLS; elsewhere the line is selected at least. */
+/** Browsers allow the clipboard only on loopback and over TLS; elsewhere the command is at least selected. */
 async function copy(line, shown) {
   try {
     await navigator.clipboard.writeText(line);
@@ -150,7 +150,7 @@ function show(api) {
   open();
 }
 
-/** Open the operation that the address names. */
+/** Open the operation named in the URL. */
 function open() {
   const named = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (named instanceof HTMLDetailsElement) {
@@ -165,5 +165,5 @@ try {
   if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
   show(await answer.json());
 } catch (error) {
-  document.getElementById("about").textContent = `The description of the API could not be read: ${error.message}`;
+  document.getElementById("about").textContent = `The API description could not be read: ${error.message}`;
 }

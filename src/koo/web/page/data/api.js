@@ -1,11 +1,11 @@
 // @ts-check
-// Talks to the server that this page came from, and to no other. Whose session it is, the browser's cookie says, which no
-// script can read; no token ever comes into the page.
+// Sends requests to the server that this page came from, and to no other. The browser's cookie identifies the session;
+// no script can read it, and no token is ever part of the page.
 
 const TIMEOUT_MS = 20_000; // the server itself waits up to five seconds for its database
 const BASE = new URL(`${document.documentElement.dataset.api}/`, document.baseURI);
 
-/** What went wrong, as a sentence. `status` 0: nobody answered. */
+/** What went wrong, as a sentence. `status` 0: there was no response. */
 export class Failure extends Error {
   /**
    * @param {string} message
@@ -18,24 +18,24 @@ export class Failure extends Error {
 }
 
 /**
- * Everything that the page shows, asked for at once: what the stream would send as `whole`.
+ * Everything that the page shows, requested in parallel: what the stream would send as `whole`.
  * @returns {Promise<import("./store.js").Whole>}
  */
 export async function look() {
   const [dashboard, pool, fleet, saved, session] = await Promise.all([
     ask("GET", "monitoring/dashboard"),
-    // Beside the rest: without them the page is still true.
+    // Optional: without these the page is still correct.
     ask("GET", "monitoring/database/pool-metrics").catch(() => null),
     ask("GET", "monitoring/fleet").catch(() => null),
     ask("GET", "monitoring/saved").catch(() => null),
     ask("GET", "session").catch(() => null),
   ]);
-  if (!dashboard?.summary) throw new Failure("the answer is not koo's; something else may be listening here");
+  if (!dashboard?.summary) throw new Failure("the response is not koo's; something else may be listening here");
   return { dashboard, pool: pool?.pool_metrics ?? null, fleet, saved, session };
 }
 
 /**
- * End the session; the browser then has no cookie any more.
+ * End the session; the browser then deletes its cookie.
  * @param {string} address
  */
 export async function logOut(address) {
@@ -52,12 +52,12 @@ export function runbook() {
   return ask("GET", "runbook");
 }
 
-// ── the past ─────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── history ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /**
- * How everything was.
+ * How everything was in the past.
  * @param {string} range "15m", "1h", "24h" or "30d"
- * @param {string[]} [components] without any: all
+ * @param {string[]} [components] default: all
  * @returns {Promise<import("./shapes.js").History>}
  */
 export function past(range, components = []) {
@@ -74,7 +74,7 @@ export function requests(asked) {
 }
 
 /**
- * @param {number} days today included
+ * @param {number} days including today
  * @param {string[]} by of day, service, model, tag
  * @returns {Promise<import("./shapes.js").Spend>}
  */
@@ -84,7 +84,7 @@ export function spend(days, by) {
 }
 
 /**
- * Why breakers opened, the newest first.
+ * Why breakers opened, newest first.
  * @param {string} component empty: all
  * @returns {Promise<import("./shapes.js").Incidents>}
  */
@@ -101,7 +101,7 @@ export function incident(id) {
 }
 
 /**
- * The address of something of the API, for a link.
+ * The URL of an API path, for a link.
  * @param {string} path
  */
 export function addressOf(path) {
@@ -109,7 +109,7 @@ export function addressOf(path) {
 }
 
 /**
- * Who does something and why, as far as they said.
+ * Who does something and why, as far as given.
  * @param {{by: string, reason: string}} given
  */
 export function signed({ by, reason }) {
@@ -132,7 +132,7 @@ export function resetService(service, given) {
 }
 
 /**
- * What an unbilled check of one service finds now.
+ * The result of an unbilled check of one service.
  * @param {string} service
  * @returns {Promise<{error: string | null, response_time_ms: number | null}>}
  */
@@ -142,7 +142,7 @@ export async function checkService(service) {
 }
 
 /**
- * What a probe of the database finds now.
+ * The result of a probe of the database.
  * @returns {Promise<{error: string | null, response_time_ms: number | null}>}
  */
 export async function checkDatabase() {
@@ -196,7 +196,7 @@ async function said(answer) {
 }
 
 /**
- * Who was told of the last day's alerts, by which channel.
+ * The notices of the last day's alerts, by channel.
  * @returns {Promise<import("./shapes.js").AlertDeliveries>}
  */
 export function deliveries() {
@@ -204,7 +204,7 @@ export function deliveries() {
 }
 
 /**
- * The alerts of a week, and the silences that hold.
+ * The alerts of a week, and the active silences.
  * @returns {Promise<{episodes: import("./shapes.js").Alert[], silences: import("./shapes.js").SilenceView[]}>}
  */
 export async function history() {
@@ -216,7 +216,7 @@ export async function history() {
   return { episodes, silences };
 }
 
-// ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /**
  * @param {string} method
@@ -231,8 +231,8 @@ async function ask(method, path, body) {
   const request = { method, headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT_MS) };
   const answer = await fetch(new URL(path, BASE), { ...request, cache: "no-store" }).catch(explain);
   const content = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Failure(content?.detail ?? `the server answers ${answer.status}`, answer.status);
-  if (content === null) throw new Failure("the answer is not JSON, or was cut off", answer.status);
+  if (!answer.ok) throw new Failure(content?.detail ?? `the server responded with status ${answer.status}`, answer.status);
+  if (content === null) throw new Failure("the response is not JSON, or was cut off", answer.status);
   return content;
 }
 
@@ -242,5 +242,5 @@ async function ask(method, path, body) {
  */
 function explain(error) {
   const late = error instanceof DOMException && error.name === "TimeoutError";
-  throw new Failure(late ? `no answer within ${TIMEOUT_MS / 1000} s` : "the server cannot be reached");
+  throw new Failure(late ? `no response within ${TIMEOUT_MS / 1000} s` : "the server cannot be reached");
 }

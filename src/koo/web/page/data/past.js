@@ -1,5 +1,5 @@
 // @ts-check
-// The past that was asked for, and what the stream brought since. Pure.
+// A history that was requested, and what the stream has added since. Pure.
 
 import { timeOf } from "../words/times.js";
 
@@ -9,10 +9,10 @@ import { timeOf } from "../words/times.js";
  */
 
 /**
- * A history that goes on to the newest sample, and is as long as it was. One in coarser steps, or of all processes, stays
- * as it is.
+ * Extend a history to the newest sample without changing its length. A history in coarser steps, or of all processes, is
+ * returned unchanged.
  * @param {History} history
- * @param {Point[]} points the oldest first
+ * @param {Point[]} points oldest first
  * @returns {History}
  */
 export function withPoints(history, points) {
@@ -27,17 +27,17 @@ export function withPoints(history, points) {
   return { ...history, since: later(history.since), until: later(history.until), series: Object.fromEntries(series) };
 }
 
-/** @typedef {(number | null | undefined)[]} Values null: nothing is known; undefined: there was nothing to measure */
+/** @typedef {(number | null | undefined)[]} Values null: unknown; undefined: there was nothing to measure */
 
 /**
- * How many spans stand in one point of a chart, so that it has at most so many points.
+ * How many spans one point of a chart covers, so that it has at most `most` points.
  * @param {number} spans
  * @param {number} most
  */
 export const stride = (spans, most) => Math.max(1, Math.ceil(spans / most));
 
 /**
- * A value for each stretch of `size` spans, counted from the end: the newest stretch is always whole.
+ * A value for each group of `size` spans, counted from the end, so that the newest group is always complete.
  * @param {(number | null)[]} values
  * @param {number} size
  * @param {(known: number[]) => number} together

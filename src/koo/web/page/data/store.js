@@ -1,6 +1,7 @@
 // @ts-check
-// The only state of what the server said: a signal for each part. `apply` is the only way in, whether the news came over
-// the stream, from another tab, or by asking. A component reads the signals that it shows, and is drawn again for no other.
+// The only copy of the server's state: one signal for each part. `apply` is the only way to change it, whether an event
+// came over the stream, from another tab, or by polling. A component reads the signals that it shows, and is drawn again
+// only if one of these changes.
 
 import { batch, computed, signal } from "../vendor/signals-core.js";
 import { timeOf } from "../words/times.js";
@@ -18,8 +19,8 @@ import { timeOf } from "../words/times.js";
  * @typedef {import("./shapes.js").SessionView} SessionView
  * @typedef {{at: string, step_s: number, series: Record<string, Record<string, any>>}} Point
  *
- * connecting: nothing came yet; live; stale: the next news is late; lost: the last attempt failed; locked: a token is
- * needed. `cameAt`, `dueAt`: by this machine's clock.
+ * connecting: nothing has arrived yet; live; stale: the next event is late; lost: the last attempt failed; locked: a
+ * token is needed. `cameAt`, `dueAt`: by this machine's clock.
  * @typedef {"connecting" | "live" | "stale" | "lost" | "locked"} LinkState
  * @typedef {{
  *   state: LinkState, failure: import("./api.js").Failure | null, cameAt: number, dueAt: number, asking: boolean,
@@ -27,7 +28,7 @@ import { timeOf } from "../words/times.js";
  * }} Link
  */
 
-/** How overall health is called. @type {import("../vendor/signals-core.js").Signal<string | null>} */
+/** The overall health. @type {import("../vendor/signals-core.js").Signal<string | null>} */
 export const health = signal(/** @type {string | null} */ (null));
 export const database = signal(/** @type {import("./shapes.js").DatabaseHealth | null} */ (null));
 export const pool = signal(/** @type {import("./shapes.js").DatabaseMetrics | null} */ (null));
@@ -35,28 +36,28 @@ export const alerts = signal(/** @type {Alert[]} */ ([]));
 export const budgets = signal(/** @type {Budget[]} */ ([]));
 export const fleet = signal(/** @type {import("./shapes.js").FleetStatus | null} */ (null));
 export const saved = signal(/** @type {Saved | null} */ (null));
-/** Who looks, and what they may do. */
+/** Who uses the page, and what they may do. */
 export const session = signal(/** @type {SessionView | null} */ (null));
-/** Names of all services, in the order in which they were declared. */
+/** Names of all services, in the order of their declaration. */
 export const names = signal(/** @type {string[]} */ ([]));
-/** Samples that the stream brought, the oldest first: what goes on where an asked-for history ends. */
+/** Samples from the stream, oldest first: they continue a requested history. */
 export const points = signal(/** @type {Point[]} */ ([]));
-/** Grow with each mark and each line of the ledger that the stream brought: what was asked for is out of date. */
+/** Incremented with each mark and each ledger entry from the stream: what was requested is then out of date. */
 export const marks = signal(0), requests = signal(0);
 const POINTS_MAX = 720;
 
 export const link = signal(/** @type {Link} */ (
   { state: "connecting", failure: null, cameAt: 0, dueAt: 0, asking: false, way: "polling" }));
-/** The server's time for which the page is true: it stops where the news stop, and with it all countdowns. */
+/** The server's time for which the page is correct. It stops, together with all countdowns, when no events arrive. */
 export const now = signal(Date.now());
-/** Milliseconds that the server's clock is ahead of ours: its times are counted down by its own clock. */
+/** How many milliseconds the server's clock is ahead of ours: countdowns to its times use its own clock. */
 let aheadMs = 0;
 
 /** @type {Map<string, import("../vendor/signals-core.js").Signal<Service | null>>} */
 const services = new Map();
 
 /**
- * One service, whether it is known yet or not.
+ * The signal of one service, known or not.
  * @param {string} name
  */
 export function service(name) {
@@ -65,29 +66,30 @@ export function service(name) {
   return one;
 }
 
-/** All services that are known. */
+/** All known services. */
 export const all = computed(() => names.value.map((name) => service(name).value).filter((one) => one !== null));
 export const configured = computed(() => all.value.filter((one) => one.configured));
-/** Alerts that hold, and those that ended within the last minutes. */
+/** Active alerts, and those that ended within the last minutes. */
 export const lasting = computed(() => alerts.value.filter((one) => one.ended_at === null));
 export const over = computed(() => alerts.value.filter((one) => one.ended_at !== null));
-/** The severity of the worst alert; null: there is none, or only news. */
+/** The severity of the worst alert; null if there is none, or only informational ones. */
 export const severity = computed(() => {
   const kinds = lasting.value.filter((one) => one.phase !== "pending").map((one) => one.type);
   return kinds.includes("critical") ? "critical" : kinds.includes("warning") ? "warning" : null;
 });
-/** Acts are described but not offered: the server would refuse them. */
+/** Acts are described but not offered, because the server would refuse them. */
 export const mayOnlyLook = computed(() => session.value?.role === "read");
-/** Something to show has come. */
+/** Whether there is something to show. */
 export const known = computed(() => health.value !== null);
 
-/** What changes with each answer although nothing has: the moment it was made at. */
+/** Keys that change with each response although nothing has happened: the time of the response. */
 const MOMENTS = new Set(["timestamp", "last_updated", "beat_age", "seen_at"]);
 /** @type {WeakMap<object, string>} */
 const texts = new WeakMap();
 
 /**
- * Take a value in, unless it says what the last one said.
+ * Store a value, unless it equals the last one. Objects from JSON are never identical, so without this comparison every
+ * event would redraw every component.
  * @template T
  * @param {import("../vendor/signals-core.js").Signal<T>} to
  * @param {T} value
@@ -100,7 +102,7 @@ function put(to, value) {
 }
 
 /**
- * One piece of news.
+ * Apply one event.
  * @param {string} kind "whole", "part", "mark", "point" or "request"
  * @param {any} data
  */
@@ -141,7 +143,7 @@ function takePart(key, value) {
 
 /**
  * @param {string} name
- * @param {Service | null} value null: it is not there any more
+ * @param {Service | null} value null: it no longer exists
  */
 function takeService(name, value) {
   put(service(name), value);
@@ -155,13 +157,13 @@ function takePoint(point) {
   if (points.value.at(-1)?.at !== point.at) points.value = [...points.value.slice(1 - POINTS_MAX), point];
 }
 
-/** @param {string} iso the server's time when it said so */
+/** @param {string} iso the server's time when it sent this */
 export function syncClock(iso) {
   aheadMs = (timeOf(iso) ?? Date.now()) - Date.now();
 }
 
 /**
- * What was asked for, as the stream would have sent it.
+ * Convert polled responses to what the stream would have sent.
  * @param {Whole} whole
  */
 export function wholeOf({ dashboard, pool, fleet, saved, session }) {
@@ -170,7 +172,7 @@ export function wholeOf({ dashboard, pool, fleet, saved, session }) {
   return { at: timestamp, session, parts: { status: summary, budgets: ai.budgets, database, pool, alerts, fleet, saved, ...Object.fromEntries(services) } };
 }
 
-/** Everything that is known, to tell another tab. */
+/** Everything that is known, for another tab. */
 export function whole() {
   const status = { overall_health: health.value };
   const services = names.value.map((name) => [SERVICE + name, service(name).value]);
@@ -185,12 +187,12 @@ export function whole() {
 /** The server's time now. */
 export const serverNow = () => Date.now() + aheadMs;
 
-/** A second has passed, or the link has changed. */
+/** Called each second and when the link changes. */
 export function tick() {
   now.value = link.value.state === "live" ? serverNow() : link.value.cameAt + aheadMs;
 }
 
-/** Show nothing of what was seen. */
+/** Forget everything, so that nothing is shown. */
 export function forget() {
   batch(() => {
     health.value = database.value = pool.value = fleet.value = saved.value = session.value = null;

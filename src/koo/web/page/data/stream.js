@@ -1,12 +1,12 @@
 // @ts-check
-// Brings the news into the store, and knows how old and how sure they are.
+// Delivers events to the store, and keeps track of their age and of the connection's state.
 //
-// One stream a browser: the tab that holds a web lock listens to the server and tells the other tabs. Where there are no
-// locks (a plain-http name), a tab listens while it is looked at. Without a stream (an older server, a proxy that does not
-// let it through, too many listeners) the page asks: every two seconds while somebody looks, every fifteen while the tab is
-// hidden, since its icon stays true. After a failure the pauses double up to ten seconds, and end at once when the tab or
-// the network comes back. What was seen last is kept through everything: old numbers that say how old they are help more
-// than none.
+// One stream per browser: the tab that holds a web lock listens to the server and passes events to the other tabs. Without
+// locks (a host name over plain HTTP), each tab listens while it is visible. Without a stream (an older server, a proxy
+// that blocks it, too many listeners) the page polls: every two seconds while it is visible, every fifteen while it is
+// hidden, so that its icon stays correct. After a failure the pauses double up to ten seconds; they end immediately when
+// the tab becomes visible or the network returns. The last state is always kept: old numbers that show their age are more
+// useful than none.
 
 import { Failure, look } from "./api.js";
 import { apply, forget, link, tick, whole, wholeOf } from "./store.js";
@@ -15,18 +15,18 @@ export const EVERY_MS = 2_000;
 export const HIDDEN_MS = 15_000;
 export const RETRY_MS_MAX = 10_000;
 /**
- * An answer is awaited for so long beyond its turn before its predecessor is called stale. More than the five seconds that
- * the server gives a database that is silent: in that trouble of all the page must not go grey between two answers.
+ * How late a response may be before the state counts as stale. Longer than the five seconds that the server waits for a
+ * database that does not respond: in that situation in particular, the page must not turn grey between two responses.
  */
 export const GRACE_MS = 6_000;
-/** A stream that is silent for so long is asked whether it lives, by asking the server. */
+/** If the stream is silent for this long, the page polls once to find out whether the server is alive. */
 export const SILENT_MS = 10_000;
-/** After two streams that failed, the next one is tried so much later. */
+/** After two failed streams, the pause before the next attempt. */
 export const STREAM_AGAIN_MS = 60_000;
 const KINDS = ["whole", "part", "mark", "point", "request", "requests"];
 
 /**
- * How long to wait after an answer or after so many failures.
+ * How long to wait after a response, or after this many failures.
  * @param {number} failures in a row
  * @param {boolean} hidden
  */
@@ -37,7 +37,7 @@ export function pauseMs(failures, hidden) {
 
 /**
  * @param {import("./store.js").Link} link
- * @param {boolean} known something was seen
+ * @param {boolean} known there is a state to show
  * @param {number} nowMs by this machine's clock
  * @param {boolean} hidden
  * @returns {import("./store.js").LinkState}
@@ -50,7 +50,7 @@ export function stateOf(link, known, nowMs, hidden) {
 }
 
 export class Stream {
-  /** @param {string} address of the stream, which also names it among the tabs; empty: the server has none */
+  /** @param {string} address the stream's URL, also its name among the tabs; empty: the server has none */
   constructor(address) {
     this.address = address;
     this.failures = 0;
@@ -58,10 +58,10 @@ export class Stream {
     this.again = false;
     this.known = false;
     this.timer = 0;
-    /** What was asked in an earlier one is not listened to any more. */
+    /** Incremented by `forget`: a response to a request of an earlier era is dropped, or it would bring back what was forgotten. */
     this.era = 0;
     this.refused = 0;
-    /** Streams are not tried before this time. */
+    /** No stream is opened before this time. */
     this.streamAt = 0;
     /** @type {EventSource | null} */
     this.source = null;
@@ -81,7 +81,7 @@ export class Stream {
     window.setInterval(() => this.second(), 1000);
   }
 
-  /** Become one of this browser's tabs; the one that gets the lock listens for all. */
+  /** Join this browser's tabs. The one that gets the lock listens for all of them. */
   join() {
     if (this.address === "" || !("locks" in navigator) || !("BroadcastChannel" in window)) return;
     const tabs = (this.tabs = new BroadcastChannel(`koo ${this.address}`));
@@ -91,14 +91,16 @@ export class Stream {
       } else if (!this.leads) this.take(kind, value, "another tab");
     });
     tabs.postMessage(["whole?", null]);
+    // A lock and not an election by messages: the browser passes it to the next tab even if this one crashes, and two tabs
+    // can never both believe that they lead. The promise below never settles, so the lock is held until the tab closes.
     void navigator.locks.request(`koo ${this.address}`, async () => {
       this.leads = true;
       this.listen();
-      await new Promise(() => {}); // until the tab is closed
+      await new Promise(() => {});
     });
   }
 
-  /** Open the stream, if this tab is the one to do so. */
+  /** Open the stream, if that is this tab's task. */
   listen() {
     const may = this.leads || (this.tabs === null && !document.hidden);
     if (!may || this.address === "" || this.source !== null || Date.now() < this.streamAt || !this.known) return;
@@ -119,7 +121,7 @@ export class Stream {
       this.askNow();
     };
     source.addEventListener("error", broken);
-    source.addEventListener("end", broken); // the server ends, or the session does not hold any longer
+    source.addEventListener("end", broken); // the server is shutting down, or the session has ended
   }
 
   hangUp() {
@@ -133,6 +135,7 @@ export class Stream {
    * @param {"stream" | "another tab" | "polling"} way
    */
   take(kind, data, way) {
+    // A part without the whole state would show a page with one service and no database.
     if (kind !== "whole" && !this.known) return;
     apply(kind, data);
     this.known = true;
@@ -141,7 +144,7 @@ export class Stream {
     if (way !== "polling") this.plan();
   }
 
-  /** @param {Partial<import("./store.js").Link>} [more] what is new of the link */
+  /** @param {Partial<import("./store.js").Link>} [more] what has changed in the link */
   say(more = {}) {
     const one = { ...link.value, ...more, asking: this.asking };
     const state = stateOf(one, this.known, Date.now(), document.hidden);
@@ -154,13 +157,13 @@ export class Stream {
     this.say();
   }
 
-  /** Without waiting for the next turn; while an answer is awaited, right after it. */
+  /** Poll without waiting for the next turn; if a request is running, right after it. */
   askNow() {
     if (this.asking) this.again = true;
     else void this.turn();
   }
 
-  /** Show nothing of what was seen, and ask as a stranger. */
+  /** Forget the state and poll again, now without a session. */
   forget() {
     this.hangUp();
     this.known = false;
@@ -184,9 +187,9 @@ export class Stream {
       }
     } catch (error) {
       this.failures += 1;
-      // An answer of another shape is an answer, and not to be believed.
+      // A response of another shape: the server is alive, but its numbers cannot be trusted.
       const failure = error instanceof Failure ? error
-        : new Failure(`this page cannot show the server's answer (${error}); reload it, koo status shows the same`, 200);
+        : new Failure(`this page cannot show the server's response (${error}); reload the page, or use koo status`, 200);
       if (failure.status === 401) this.hangUp();
       this.say({ failure });
     }
@@ -198,7 +201,7 @@ export class Stream {
 
   plan() {
     window.clearTimeout(this.timer);
-    if (link.value.failure?.status === 401 && !this.again) return; // somebody has to type a token first
+    if (link.value.failure?.status === 401 && !this.again) return; // a token must be entered first
     const told = link.value.way !== "polling" || this.source !== null;
     const pause = this.again ? 0 : told && this.failures === 0 ? SILENT_MS : pauseMs(this.failures, document.hidden);
     link.value = { ...link.value, dueAt: Date.now() + pause };

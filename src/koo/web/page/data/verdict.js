@@ -1,6 +1,6 @@
 // @ts-check
-// What is to be said first, from what is known. All pure: the verdict and its sentence, the order from the worst, why it is
-// so, what koo does about it and what a person can do.
+// What the page shows first. All pure: the verdict and its sentence, the order from the most severe, the cause, what koo
+// does about it and what a person can do.
 
 import { CONNECTING, DISCONNECTED, LOCKED, severityLook, stateLook, trouble, UNREADABLE, verdictLook } from "../words/looks.js";
 import { counted } from "../words/numbers.js";
@@ -16,8 +16,8 @@ import { timeIn, timeOf } from "../words/times.js";
  */
 
 /**
- * What the icon, the title and the banner say. A page without a connection does not know how things are, and says so.
- * The word says what works, the colour what is wrong: a yellow verdict over a red alert would contradict it.
+ * The look of the icon, the title and the banner. A page without a connection does not know the state, and shows that.
+ * The word shows what works, the colour what is wrong: a yellow verdict above a red alert would contradict it.
  * @param {Link} link
  * @param {string | null} health
  * @param {"critical" | "warning" | null} severity of the worst alert
@@ -33,9 +33,9 @@ export function verdictOf(link, health, severity) {
 }
 
 /**
- * What works and what does not, in one sentence without numbers that change each second: it is read aloud when it changes.
+ * What works and what does not, without numbers that change each second: screen readers read it aloud on each change.
  * @param {Database} database
- * @param {Service[]} services those that are configured
+ * @param {Service[]} services the configured ones
  */
 export function stateSentence(database, services) {
   const ill = services.filter((one) => one.state !== "healthy");
@@ -51,7 +51,7 @@ export function stateSentence(database, services) {
 
 /** @param {Database} database */
 function databaseWords(database) {
-  if (database.state === "circuit_open") return "The database is refused: its circuit is open";
+  if (database.state === "circuit_open") return "Calls to the database are refused: its circuit is open";
   if (database.state === "degraded") return "The database's recovery is being tested";
   return database.error ? "The database does not answer" : `The database is ${stateLook(database.state).word}`;
 }
@@ -82,11 +82,11 @@ function allOf(services, others) {
 
 const SEVERITIES = { critical: 8, warning: 4, info: 0 };
 
-/** What fires before what may, and what refuses calls before what only lasts. @param {Alert} alert */
+/** Firing alerts come before pending ones, and those that refuse calls before others. @param {Alert} alert */
 const gravity = (alert) => SEVERITIES[alert.type] + (alert.phase === "pending" ? 0 : 2) + (alert.data.refuses ? 1 : 0);
 
 /**
- * Alerts that hold, the worst first; those that are equally bad stay as they came.
+ * Active alerts, most severe first; equally severe ones keep their order.
  * @param {Alert[]} alerts
  */
 export function worstAlerts(alerts) {
@@ -94,7 +94,7 @@ export function worstAlerts(alerts) {
 }
 
 /**
- * Services, the worst first; those in equal trouble stay in the order in which they were declared.
+ * Services, most severe state first; equal ones keep the order of their declaration.
  * @param {Service[]} services
  */
 export function worstFirst(services) {
@@ -102,7 +102,7 @@ export function worstFirst(services) {
 }
 
 /**
- * Whether a part's card stands open: it is not healthy, or an alert that fires is its own.
+ * Whether a component's card is open: it is not healthy, or has a firing alert.
  * @param {string} component
  * @param {boolean} healthy
  * @param {Alert[]} alerts
@@ -113,7 +113,7 @@ export function isIll(component, healthy, alerts) {
 }
 
 /**
- * Whether an alert of `component` is one of `whole`, as "ai:claude/claude-opus-5" of "ai:claude".
+ * Whether `component` is `whole` or a part of it, as "ai:claude/claude-opus-5" is of "ai:claude".
  * @param {string} component
  * @param {string} whole
  */
@@ -124,7 +124,7 @@ export function isOf(component, whole) {
 // ── why, and what then ───────────────────────────────────────────────────────────────────────────────────────────
 
 /**
- * When a service will be asked again; null while it is.
+ * When a service is tried again; null if it is in use.
  * @param {Service} service
  * @returns {number | null}
  */
@@ -142,7 +142,7 @@ export function nextAttemptAt(service) {
 }
 
 /**
- * Whether an operator forced the breaker of `component` open. Only the end of that or a reset closes it: no check does.
+ * Whether an operator forced the breaker of `component` open. It closes when that ends or at a reset; no check closes it.
  * @param {string} component
  * @param {Service | null | undefined} service
  * @param {Database | null} database
@@ -163,7 +163,8 @@ export function databaseReason(database) {
 }
 
 /**
- * The beginning of what to do. Of a service that is down the runbook speaks of a refused key first, and then of all else.
+ * The first sentences of the advice. For a service that is down, the runbook starts with a rejected key, followed by
+ * "Otherwise …" for all other causes.
  * @param {Advice} book
  * @param {Alert} alert
  * @param {Service | undefined} service
@@ -174,17 +175,17 @@ function adviceOf(book, alert, service) {
   return capital(opening(alert.kind === "service_down" && !keyRefused && otherwise ? otherwise : first, ADVICE_LETTERS));
 }
 
-/** What to do has to fit beside the rest; all of it stands below the alert. */
+/** The advice must fit next to the rest; the complete text is below the alert. */
 const ADVICE_LETTERS = 190;
 
 /**
- * The three things that an operator wants to know of the worst alert: why, what koo does about it, what to do. `at`: a
+ * The three things that an operator needs to know about the worst alert: why, what koo does about it, what to do. `at`: a
  * time that belongs to `does`. `canCheck`: an unbilled check can find out whether it is over.
  * @typedef {{alert: Alert, cause: string, does: string, at: number | null, atWords: string, advice: string, canCheck: boolean}} Lead
  */
 
 /**
- * @param {Alert[]} lasting alerts that hold
+ * @param {Alert[]} lasting active alerts
  * @param {Service[]} services
  * @param {Database | null} database
  * @param {Record<string, Advice>} runbook
@@ -202,10 +203,10 @@ export function leadOf(lasting, services, database, runbook) {
   const forced = isForced(alert.component, service, database);
   return {
     alert,
-    // Most messages name the last error already.
+    // Most messages already contain the last error.
     cause: error === null || /the last:/.test(alert.message) || alert.message.includes(error.sentence)
       ? alert.message : `${alert.message}. The last error: ${error.sentence}`,
-    does: refuses ? `Refuses ${refuses.replace(/\.$/, "")}` : "Lets every call pass, and watches",
+    does: refuses ? `Refuses ${refuses.replace(/\.$/, "")}` : "Lets every call pass and keeps watching",
     at: next ?? resets,
     atWords: forced ? "that ends" : next !== null ? "tests recovery" : "resets",
     advice: forced ? "Reset the breaker when calls may pass again." : book ? adviceOf(book, alert, service) : "",

@@ -1,5 +1,5 @@
 // @ts-check
-// A state as it is seen: its shape alone, or shape and word.
+// A state as a shape alone, or as shape and word.
 
 import { h } from "../vendor/preact.js";
 import { SHAPES } from "../words/looks.js";
@@ -7,7 +7,7 @@ import { SHAPES } from "../words/looks.js";
 /** @typedef {import("../words/looks.js").Look} Look */
 
 /**
- * The shape alone; what it says stands beside it in words.
+ * The shape alone; its meaning must be next to it in words.
  * @param {Look} look
  * @param {string} [size]
  */

@@ -1,15 +1,15 @@
 // @ts-check
-// A bar for each day, stacked by what it is made of.
+// A stacked bar for each day.
 
 import { h } from "../vendor/preact.js";
 
 /** @typedef {{key: string, label: string, title: string, parts: {name: string, value: number}[]}} Bar */
 
-/** Colours for at most so many names; all others share the last one. */
+/** The number of colours; all further names share the last one. */
 export const SERIES = 5;
 
 /**
- * @param {string} label for who does not see it; the numbers are in a table beside it
+ * @param {string} label for screen readers; the numbers are in a table next to it
  * @param {Bar[]} bars
  * @param {string[]} names in the order of their colours
  */

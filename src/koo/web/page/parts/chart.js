@@ -1,6 +1,6 @@
 // @ts-check
-// A chart over time: the only file that knows uPlot. Its cursor is joined with those of all other charts on the page, marks
-// stand in all of them, and the same numbers are in a table for those who do not see it or have no pointer.
+// A chart over time: the only file that uses uPlot. All charts on the page share one cursor and show the same marks, and
+// each has its numbers in a table for people who cannot see it or have no pointer.
 
 import { useEffect, useRef, useState } from "../vendor/hooks.js";
 import { h } from "../vendor/preact.js";
@@ -9,7 +9,7 @@ import { clock } from "../words/times.js";
 import { number, table } from "./table.js";
 
 /**
- * `tone`: the name of a colour of the style sheet. `fill`: the area below it is tinted.
+ * `tone`: the name of a colour in the style sheet. `fill`: the area below the line is tinted.
  * @typedef {{name: string, values: (number | null | undefined)[], tone: string, fill?: boolean, dash?: boolean}} Line
  * @typedef {{at: number, words: string, tone: string}} Mark
  * @typedef {{
@@ -21,7 +21,7 @@ import { number, table } from "./table.js";
 const HEIGHT = 168;
 const ROWS = 30;
 
-/** @param {Plot} props `times`: seconds since 1970, the beginning of each span */
+/** @param {Plot} props `times`: the start of each span, in seconds since 1970 */
 export function Chart(props) {
   const place = useRef(/** @type {HTMLDivElement | null} */ (null));
   const plot = useRef(/** @type {any} */ (null));
@@ -42,7 +42,7 @@ export function Chart(props) {
       if (box.clientWidth > 0) plot.current.setSize({ width: box.clientWidth, height: HEIGHT });
     });
     sizes.observe(box);
-    dark.addEventListener("change", draw); // a canvas does not follow the style sheet by itself
+    dark.addEventListener("change", draw); // a canvas does not follow the style sheet
     return () => {
       sizes.disconnect();
       dark.removeEventListener("change", draw);
@@ -59,7 +59,7 @@ export function Chart(props) {
 }
 
 /**
- * When the cursor is; nothing: it is elsewhere, and the legend says what is now.
+ * The time at the cursor; nothing if it is elsewhere and the legend shows the newest values.
  * @param {Plot} props
  * @param {number | null} at
  */
@@ -89,7 +89,7 @@ function lastOf(line, write) {
 
 /** @param {Plot} props */
 function summary({ lines, write }) {
-  return lines.map((line) => `${line.name} ${lastOf(line, write)} at last, at most ${peak(line, write)}`).join("; ");
+  return lines.map((line) => `${line.name} ${lastOf(line, write)} now, at most ${peak(line, write)}`).join("; ");
 }
 
 /**
@@ -101,7 +101,7 @@ function peak(line, write) {
   return known.length ? write(Math.max(...known)) : "–";
 }
 
-/** @param {Plot} props the same numbers, at most thirty rows: the last value of each stretch */
+/** @param {Plot} props the same numbers in at most thirty rows: the last value of each group */
 function Numbers({ title, times, lines, write }) {
   const step = Math.max(1, Math.ceil(times.length / ROWS));
   const nowMs = (times.at(-1) ?? 0) * 1000;
@@ -165,7 +165,7 @@ function timesOf(_, ticks, __, ___, step) {
 }
 
 /**
- * What happened meanwhile, as lines through the chart.
+ * Events in the chart's period, as lines through the chart.
  * @param {any} plot
  * @param {Mark[]} marks
  * @param {(name: string) => string} colour

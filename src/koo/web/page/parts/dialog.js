@@ -1,5 +1,5 @@
 // @ts-check
-// The dialog of an act: what it will do, with the state of now; who does it and why; then what it did.
+// The dialog of an act: what it will do, with the current state; who does it and why; then what it did.
 
 import { useEffect, useLayoutEffect, useRef, useState } from "../vendor/hooks.js";
 import { h } from "../vendor/preact.js";
@@ -7,9 +7,10 @@ import { DISCONNECTED, severityLook, verdictLook } from "../words/looks.js";
 import { shape } from "./badge.js";
 
 /**
- * `Effect`: what will happen, and once it has (`done`), how things are. `send` does it, and returns what to say.
- * `lasts`: for how long it may be, each as what is sent and what is read; `needs`: what must be typed.
- * `fails`: what did not happen, as "nothing was reset"; `unsure`: where no answer came, as "whether it was reset".
+ * `Effect`: what will happen, and afterwards (`done`) the resulting state. `send` does it and returns the message to show.
+ * `lasts`: the durations to choose from, each as value and label; `needs`: the required fields.
+ * `fails`: what did not happen, such as "nothing was reset"; `unsure`: for a missing response, such as "whether it was
+ * reset".
  * @typedef {import("../vendor/preact.js").ComponentChildren} Children
  * @typedef {{
  *   title: string, go: string, going: string, fails: string, unsure: string,
@@ -21,11 +22,12 @@ import { shape } from "./badge.js";
  * @typedef {{look: import("../words/looks.js").Look, words: string}} Said
  */
 
-/** Who sits here, as they typed it last: known until the page is left. */
+/** The user's name as last typed, kept until the page is left. */
 let typedName = "";
 
 /**
- * `onEnd`: it is closed. `onDone`: something was tried. `whyNot`: why it is described and not offered; empty: it is.
+ * `onEnd`: called when it is closed. `onDone`: called after an attempt. `whyNot`: why the act is described but not
+ * offered; empty if it is offered.
  * @param {{act: Act, onEnd: () => void, onDone: () => void, whyNot: string}} props
  */
 export function ActDialog({ act, onEnd, onDone, whyNot }) {
@@ -36,7 +38,7 @@ export function ActDialog({ act, onEnd, onDone, whyNot }) {
   const given = useRef({ by: typedName, reason: "", lasts: act.lasts?.[0][0] ?? "" });
   const done = phase === "done";
   useLayoutEffect(() => dialog.current?.showModal(), []);
-  useEffect(() => (done ? go.current?.focus() : undefined), [done]); // the field where it was is gone
+  useEffect(() => (done ? go.current?.focus() : undefined), [done]); // the focused field is gone
 
   const perform = async () => {
     if (phase === "busy") return;
@@ -69,14 +71,14 @@ export function ActDialog({ act, onEnd, onDone, whyNot }) {
         said && h("p", { class: `result ${said.look.tone}` }, shape(said.look), h("span", null, said.words))),
       h("div", { class: "row end" },
         done ? null : h("button", { type: "button", id: "act-cancel", class: "quiet", onClick: () => dialog.current?.close() }, whyNot ? "Close" : "Cancel"),
-        // `disabled` would lose the focus.
+        // Not `disabled`, which would lose the focus.
         whyNot ? null : h("button", { type: "submit", id: "act-go", ref: go, "aria-disabled": String(phase === "busy") },
           done ? "Close" : phase === "busy" ? act.going : act.go))));
 }
 
 /**
  * @param {Act} act
- * @param {Given} given is written into
+ * @param {Given} given receives the input
  */
 function fields(act, given) {
   const { lasts, needs = [] } = act;

@@ -1,6 +1,6 @@
 // @ts-check
-// What a view asks for by itself: the past, the ledger, incidents. It is asked for again while it is shown; what was seen
-// last is kept through a failure, which is said beside it.
+// What a view requests itself: history, ledger, incidents. It is requested again while it is shown. After a failure the
+// last content is kept, with the failure shown next to it.
 
 import { useEffect, useRef, useState } from "../vendor/hooks.js";
 
@@ -11,10 +11,10 @@ import { useEffect, useRef, useState } from "../vendor/hooks.js";
 
 /**
  * @template T
- * @param {string} key what is asked for: with another one, what was seen before is forgotten
+ * @param {string} key what is requested; when it changes, earlier content is dropped
  * @param {() => Promise<T>} load
  * @param {number} everyMs 0: once
- * @param {unknown} [news] with other news it is asked for at once
+ * @param {unknown} [news] when it changes, the content is requested immediately
  * @returns {Loaded<T> & {again: () => void}}
  */
 export function useLoaded(key, load, everyMs, news = 0) {
@@ -22,6 +22,7 @@ export function useLoaded(key, load, everyMs, news = 0) {
   const latest = useRef({ key, load });
   latest.current = { key, load };
   const ask = async () => {
+    // The key may change while a request runs. A late response for the earlier key must not replace the current content.
     const { key, load } = latest.current;
     try {
       const content = await load();

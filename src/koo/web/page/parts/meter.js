@@ -1,11 +1,11 @@
 // @ts-check
-// Bars and figures. A bar never stands alone: the numbers are beside it.
+// Bars and figures. A bar is never alone: its numbers are next to it.
 
 import { h } from "../vendor/preact.js";
 import { severityLook } from "../words/looks.js";
 import { shape } from "./badge.js";
 
-/** Where an alert begins, too. */
+/** The share at which an alert fires, too. */
 const APPROACHING = 0.8;
 
 /**
@@ -19,7 +19,7 @@ export function toneOf(ratio) {
 
 /**
  * A bar of one or two parts (the second is hatched), each a share of the whole.
- * @param {string} label for who does not see it
+ * @param {string} label for screen readers
  * @param {number[]} shares
  */
 export function bar(label, shares) {
@@ -34,7 +34,7 @@ export function bar(label, shares) {
 }
 
 /**
- * A sign that a limit is near or reached, in shape and colour; the words are the caller's.
+ * A sign that a limit is near or reached, in shape and colour; the caller adds the words.
  * @param {number} ratio
  */
 export function nearness(ratio) {

@@ -1,12 +1,12 @@
 // @ts-check
-// A line as small as a word: how something was over the last while. The numbers stand beside it.
+// A line as small as a word that shows how a value has changed recently. Its numbers are next to it.
 
 import { h } from "../vendor/preact.js";
 
 const WIDTH = 120, HEIGHT = 24, TOP = 3;
 
 /**
- * The path of a line through `values`, broken where nothing is known. `most`: what stands at the top.
+ * The path of a line through `values`, with gaps for unknown values. `most`: the value at the top.
  * @param {(number | null)[]} values
  * @param {number} most
  */
@@ -21,16 +21,16 @@ export function pathOf(values, most) {
 }
 
 /**
- * @param {string} label for who does not see it
- * @param {(number | null)[]} values the oldest first
- * @param {(number | null)[]} [bad] of the same spans, what failed: a second line in the colour of failures
+ * @param {string} label for screen readers
+ * @param {(number | null)[]} values oldest first
+ * @param {(number | null)[]} [bad] failures in the same spans: a second line in their colour
  */
 export function sparkline(label, values, bad = []) {
-  // Both of one scale: a failure more looks as large as a call more.
+  // Both lines use one scale, so that one more failure looks as large as one more call.
   const most = Math.max(0, ...values.map((one) => one ?? 0));
   const fails = (/** @type {number} */ at) => (bad[at] ?? 0) > 0;
   const some = bad.some((_, at) => fails(at));
-  // Where nothing failed there is no second line, or all of it would have a red foot.
+  // No second line where nothing failed, or the whole chart would have a red base line.
   const risen = bad.map((one, at) => (fails(at - 1) || fails(at) || fails(at + 1) ? one : null));
   return h("svg", { class: "sparkline", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label },
     h("path", { class: "line", d: pathOf(values, most) }), some ? h("path", { class: "line bad", d: pathOf(risen, most) }) : null);

@@ -1,18 +1,18 @@
 // @ts-check
-// Tables that a narrow window scrolls sideways, by keyboard too.
+// Tables that scroll sideways in a narrow window, with the keyboard too.
 
 import { h } from "../vendor/preact.js";
 
 /** @typedef {import("../vendor/preact.js").ComponentChildren} Children */
 
 /**
- * `cells`: for each head one; numbers are set to the right where the head says so.
+ * `cells`: one for each head. Columns whose head has `number` are right-aligned.
  * @typedef {{words: Children, number?: boolean}} Head
  * @typedef {{key: string, cells: Children[], tone?: string}} Row
  */
 
 /**
- * @param {string} label what it is a table of
+ * @param {string} label what the table contains
  * @param {(string | Head)[]} heads
  * @param {Row[]} rows
  */

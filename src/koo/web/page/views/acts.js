@@ -1,8 +1,8 @@
 // @ts-check
-// What a person does here: "Check now", a reset, and what opens the dialog of an act.
+// What a person can do here: "Check now", a reset, and opening the dialog of an act.
 //
-// A reset lets calls run into an outage again; a check finds out whether it is over. So the check stands first on a sick
-// card, and the reset is in the card's menu.
+// A reset lets calls run into an outage again; a check finds out whether it is over. So the check comes first on the card
+// of a failing component, and the reset is in the card's menu.
 
 import { checkDatabase, checkService, resetDatabase, resetService } from "../data/api.js";
 import { database, mayOnlyLook, service } from "../data/store.js";
@@ -24,7 +24,7 @@ import { Plain } from "./moments.js";
 
 /** The act whose dialog is open. */
 export const open = signal(/** @type {Act | null} */ (null));
-/** Set at the start: asks the server for news at once. */
+/** Set at startup: polls the server immediately. */
 export const asking = { now: () => {} };
 
 const ONLY_LOOK = "This session is read-only; log in with KOO_TOKEN to do this.";
@@ -37,13 +37,13 @@ export function OpenAct() {
 
 // ── checks ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-/** By component; what was found stays until the next check or reload. */
+/** The results by component, kept until the next check or reload. */
 const outcomes = signal(/** @type {Record<string, Outcome>} */ ({}));
 
 /** @param {string} component "database" or "ai:NAME" */
 async function checkNow(component) {
   if (outcomes.value[component]?.busy) return;
-  outcomes.value = { ...outcomes.value, [component]: { busy: true, look: DISCONNECTED, words: "Asking…" } };
+  outcomes.value = { ...outcomes.value, [component]: { busy: true, look: DISCONNECTED, words: "Checking…" } };
   outcomes.value = { ...outcomes.value, [component]: { busy: false, ...(await found(component)) } };
   asking.now();
 }
@@ -54,14 +54,14 @@ async function found(component) {
     const { error, response_time_ms: took } =
       component === "database" ? await checkDatabase() : await checkService(component.replace(/^ai:/, ""));
     if (error !== null) return { look: severityLook("critical"), words: `The check failed: ${error}` };
-    return { look: verdictLook("healthy"), words: `It answers, in ${latency((took ?? 0) / 1000)}` };
+    return { look: verdictLook("healthy"), words: `It responded in ${latency((took ?? 0) / 1000)}` };
   } catch (error) {
     return { look: DISCONNECTED, words: `Not checked: ${error instanceof Error ? error.message : error}` };
   }
 }
 
 /**
- * The button, and what the last check found. `ill`: it is what to do first.
+ * The button, and the last check's result. `ill`: checking is the first thing to do.
  * @param {{component: string, ill: boolean}} props
  */
 export function CheckNow({ component, ill }) {
@@ -77,14 +77,14 @@ export function CheckNow({ component, ill }) {
 // ── resets ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 /**
- * The menu of a card: what is seldom right.
+ * The menu of a card, for acts that are seldom right.
  * @param {{component: string}} props
  */
 export function Menu({ component }) {
   const name = component.replace(/^ai:/, "");
   const whose = component === "database" ? "the database's breaker" : name;
   return h("details", { class: "menu" },
-    h("summary", { "aria-label": `More to do with ${whose}` }, "⋯"),
+    h("summary", { "aria-label": `More actions for ${whose}` }, "⋯"),
     h("div", null,
       h("button", { type: "button", class: "quiet", "data-reset": component, "aria-haspopup": "dialog",
         onClick: () => (open.value = component === "database" ? resetOfDatabase() : resetOfService(name)) }, `Reset ${whose}…`)));
@@ -128,16 +128,16 @@ function DatabaseEffect({ done }) {
   const now = nowLine(partLook(one.state, one.circuit_breaker.state), databaseReason(one));
   if (done) return now;
   return [now, h("ul", null,
-    h("li", null, "Calls pass at once, here and in every process on the same state store."),
-    h("li", null, `It has refused ${counted(refused, "call")} since the start; they are not made up for.`),
+    h("li", null, "Calls pass immediately, here and in every process on the same state store."),
+    h("li", null, `It has refused ${counted(refused, "call")} since startup; these are not repeated.`),
     h("li", null, `If the database still fails, ${counted(most, "failure")} in a row open it again.`),
-    h("li", null, "Connections and counts stay as they are."))];
+    h("li", null, "Connections and counts are not changed."))];
 }
 
 /** @param {{name: string, done: boolean}} props */
 function ServiceEffect({ name, done }) {
   const one = service(name).value;
-  if (one === null) return h("p", null, "It is not there any more.");
+  if (one === null) return h("p", null, "It no longer exists.");
   const now = nowLine(partLook(one.state, one.health.circuit_breaker_state), one.reason);
   if (done) return now;
   const refused = Object.entries(one.models).filter(([, model]) => model.state !== "closed");
@@ -145,8 +145,8 @@ function ServiceEffect({ name, done }) {
   return [now, h("ul", null,
     refused.map(([model, { state, failure_threshold: most }]) => h("li", { key: model },
       `The breaker of ${model} (${breakerLook(state).word}) is closed; ${counted(most, "failure")} in a row open it again.`)),
-    h("li", null, "Streaks of failures, pauses that the provider asked for and a refused key are forgotten, for all its models, "
+    h("li", null, "Failure streaks, pauses requested by the provider and a rejected key are forgotten, for all its models, "
       + "here and in every process on the same state store."),
-    h("li", null, `Calls pass at once, and cost what they cost: ${count(one.metrics.refused_requests)} were refused since the start.`),
-    h("li", null, `Money spent, requests used (${count(minute.used)} this minute) and counts stay: a limit that is reached stays reached.`))];
+    h("li", null, `Calls pass immediately, and are billed; ${count(one.metrics.refused_requests)} were refused since startup.`),
+    h("li", null, `Money spent, requests used (${count(minute.used)} this minute) and counts are not changed: an exhausted limit stays exhausted.`))];
 }

@@ -1,6 +1,6 @@
 // @ts-check
-// Alerts as one line each, which leads to the part that it is about; below it, when it is opened, what to do, what was said
-// of it and who was notified.
+// Alerts, one line each, with a link to the component. Opened, it shows what to do, what operators did about the alert and
+// who was notified.
 
 import { deliveries } from "../data/api.js";
 import { database, lasting, over, service } from "../data/store.js";
@@ -24,12 +24,12 @@ import { to, toComponent } from "./route.js";
 
 /** What to do about each kind of alert, read once: it never changes while the server runs. */
 export const runbook = signal(/** @type {Record<string, Advice>} */ ({}));
-/** Kinds that a breaker's opening begins: the incident says why it did. */
+/** Kinds of alerts that start when a breaker opens; the incident shows why. */
 const OPENINGS = new Set(["service_down", "circuit_open", "circuit_recovering", "database_unavailable"]);
-/** The one that the opening began; without its id all of the component's. @param {Alert} alert */
+/** The incident of that opening, or all of the component's if its id is unknown. @param {Alert} alert */
 const incidentOf = (alert) => alert.data.incident ? to("incident", alert.data.incident)
   : to("incidents", "", { component: alert.component.split("/")[0] });
-/** More news than these are folded: after a storm they would push the first card out of sight. */
+/** More ended alerts than these are folded: after a storm they would push the first card out of sight. */
 const NEWS_MAX = 3;
 
 export function Alerts() {
@@ -43,7 +43,7 @@ export function Alerts() {
 export function News() {
   const ended = over.value;
   if (ended.length === 0) return null;
-  const title = h("h2", { id: "over" }, "Over within the last 15 minutes", h("span", { class: "count" }, String(ended.length)));
+  const title = h("h2", { id: "over" }, "Ended in the last 15 minutes", h("span", { class: "count" }, String(ended.length)));
   const list = h("ul", { class: "rows over" }, ended.map((alert) => h(AlertRow, { alert, key: alert.id || `${alert.kind} ${alert.timestamp}` })));
   return h("section", { "aria-labelledby": "over", class: "alerts" }, ended.length <= NEWS_MAX
     ? [title, list] : h("details", { class: "news" }, h("summary", null, title), list));
@@ -78,7 +78,7 @@ function ComesBack({ alert }) {
   if (next !== null) return [" Tests recovery ", h(Until, { at: next }), "."];
   if (resets !== null) return [" Resets ", h(Until, { at: resets }), "."];
   const at = whole && alert.kind === "service_down" ? nextAttemptAt(whole) : null;
-  return at === null ? null : [" Asked again ", h(Until, { at }), "."];
+  return at === null ? null : [" Tried again ", h(Until, { at }), "."];
 }
 
 /** @param {Alert} alert */
@@ -95,7 +95,7 @@ function More({ alert }) {
     book && h("div", { class: "runbook" },
       book.advice.split("\n\n").map((paragraph) => h("p", { key: paragraph }, capital(paragraph))),
       book.refuses ? h("p", { class: "soft" }, `Refused: ${book.refuses}`) : null,
-      h("p", { class: "soft" }, `Ends ${book.ends} `, h("a", { href: alert.runbook }, "On a page of its own"))),
+      h("p", { class: "soft" }, `Ends ${book.ends} `, h("a", { href: alert.runbook }, "Open the runbook"))),
     h("p", { class: "row" }, hushButtons(alert)),
     h(Told, { alert })];
 }

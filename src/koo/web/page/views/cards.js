@@ -1,5 +1,5 @@
 // @ts-check
-// One card for the database and one for each service: what it is, why, and the numbers behind it.
+// One card for the database and one for each service: its state, the reason, and the numbers behind it.
 
 import { database, pool, service } from "../data/store.js";
 import { databaseReason, nextAttemptAt } from "../data/verdict.js";
@@ -39,18 +39,18 @@ export function DatabaseCard({ history }) {
       h("div", null, h(Pool, { pool: one.pool_status }), h(Breakers, { named: [["", one.circuit_breaker]], said: databaseReason(one) }))));
 }
 
-/** Why it is as it is. @param {{one: Database}} props */
+/** The reasons for its state. @param {{one: Database}} props */
 export function DatabaseWhy({ one }) {
   const why = databaseReason(one), since = timeOf(one.answers_since);
   return h("div", { class: "whys" },
     why ? h("p", { class: "why" }, h(Plain, { text: why })) : null,
     one.conditions.length ? h("p", { class: "why" }, `It is ${one.conditions.map(spaced).join(", ")}.`) : null,
-    since === null ? null : h("p", null, "It answers its probe again, for ", h("strong", null, h(Since, { at: since }))),
+    since === null ? null : h("p", null, "Its probe has succeeded again for ", h("strong", null, h(Since, { at: since }))),
     whatBroke(one.last_error, one.state === "healthy" ? null : one.circuit_breaker.last_success));
 }
 
 /**
- * Which one it is: "shop on db.example:5432", or a file's name.
+ * The server and database: "shop on db.example:5432", or a file's name.
  * @param {import("../data/shapes.js").DatabaseServer} server
  */
 export function serverWords({ host, port, name }) {
@@ -59,7 +59,7 @@ export function serverWords({ host, port, name }) {
 }
 
 /**
- * The last error, and of what is sick the last success: "server error 12 s ago: status 500, api_error".
+ * The last error, and the last success if something is failing: "server error 12 s ago: status 500, api_error".
  * @param {import("../data/shapes.js").LastError | null} error
  * @param {string | null} success
  */
@@ -81,8 +81,8 @@ export function databaseFigures(one, metrics) {
   return [
     figure("p50", asked ? latency(times.p50) : "–", "half of the scopes of the last 5 minutes were faster"),
     figure("p95", asked ? latency(times.p95) : "–", "19 of 20 scopes of the last 5 minutes were faster"),
-    // Of a probe that failed the time says how soon it was refused: no number to stand among good ones.
-    figure("probe", probe === null ? "–" : one.error !== null ? "failed" : latency(probe / 1000), "a question on a connection of its own"),
+    // After a failed probe, the time only shows how soon it was refused, which must not look like a good number.
+    figure("probe", probe === null ? "–" : one.error !== null ? "failed" : latency(probe / 1000), "a query on a separate connection"),
     figure("probed", ago(one.last_health_check)),
   ];
 }
@@ -96,7 +96,7 @@ export function Pool({ pool }) {
     h("p", { class: "inner" }, "Pool"),
     bar(words, [ratio]),
     h("p", { class: "beside" }, h("span", null, nearness(ratio), words), h("span", { class: "soft" }, pool.suspect_connections
-      ? `${counted(pool.suspect_connections, "idle one")} to a server that does not answer, ` : `${count(pool.idle_connections)} idle, `,
+      ? `${counted(pool.suspect_connections, "idle connection")} to an unresponsive server, ` : `${count(pool.idle_connections)} idle, `,
       waiting ? h("strong", null, queue) : queue, pool.turned_away ? `, ${count(pool.turned_away)} turned away` : "")),
     holders.length ? h("ul", { class: "holders small" }, holders.map((one) => h("li", { key: one }, one))) : null);
 }
@@ -129,9 +129,9 @@ export function ServiceWhy({ one }) {
 /** @param {Service} service */
 function nextAttempt(service) {
   const at = nextAttemptAt(service);
-  if (at !== null) return h("p", null, "Asked again ", h("strong", null, h(Until, { at })), " · ", h(Clock, { at }));
+  if (at !== null) return h("p", null, "Tried again ", h("strong", null, h(Until, { at })), " · ", h(Clock, { at }));
   if (service.state !== "circuit_open") return null;
-  return h("p", null, "Asked again when an unbilled check succeeds, or after a reset");
+  return h("p", null, "Tried again after a successful unbilled check, or after a reset");
 }
 
 /** @param {Service} service */
@@ -139,10 +139,10 @@ export function serviceFigures(service) {
   const { metrics } = service;
   const { calls, window_s: window } = metrics.recent;
   return [
-    figure("calls", rate(calls / window), `${counted(calls, "call")} in ${window / 60} minutes, ${count(metrics.total_requests)} since the start`),
+    figure("calls", rate(calls / window), `${counted(calls, "call")} in ${window / 60} minutes, ${count(metrics.total_requests)} since startup`),
     figure("success", calls > 0 ? percent(metrics.success_rate) : "–", "of the calls of the last 5 minutes"),
     figure("p95", metrics.p95 > 0 ? latency(metrics.p95) : "–", `half of the calls took less than ${latency(metrics.p50)}`),
-    figure("refused", count(metrics.refused_requests), "by koo itself since the start: open breaker, limit or budget"),
+    figure("refused", count(metrics.refused_requests), "by koo itself since startup: open breaker, limit or budget"),
   ];
 }
 
@@ -150,8 +150,8 @@ export function serviceFigures(service) {
 export const spentToday = (service) => usd(service.rate_limits.daily_budget.spent);
 
 /**
- * @param {{named: [string, Breaker][], said: string}} props an empty name: the card says whose it is. `said`: the reason
- *   that stands on the card already
+ * @param {{named: [string, Breaker][], said: string}} props an empty name: the card already shows it. `said`: the reason
+ *   that the card already shows
  */
 export function Breakers({ named, said }) {
   return h("div", null, h("p", { class: "inner" }, named.length === 1 ? "Circuit breaker" : "Circuit breakers"), h("ul", { class: "breakers" }, named.map(([name, breaker]) =>
@@ -170,7 +170,7 @@ function breakerWords(breaker, said) {
     const why = breaker.reason && breaker.reason !== said ? [h(Plain, { text: breaker.reason }), "; "] : "";
     return [why, "tests recovery ", next === null ? "later" : h(Until, { at: next })];
   }
-  if (breaker.state === "half_open") return `${breaker.success_threshold} good calls in a row close it`;
+  if (breaker.state === "half_open") return `${breaker.success_threshold} successful calls in a row close it`;
   if (breaker.state === "forced_open") return next === null ? "by an operator, until a reset" : ["by an operator, ends ", h(Until, { at: next })];
   if (breaker.state === "disabled") return "by an operator: failures are not counted";
   if (breaker.consecutive_failures === 0) return "no failures in a row";

@@ -1,5 +1,5 @@
 // @ts-check
-// How a part was over the last minutes, as a line as small as a word.
+// How a component was over the last minutes, as a line as small as a word.
 
 import { inStretches, stride, sum } from "../data/past.js";
 import { sparkline } from "../parts/sparkline.js";

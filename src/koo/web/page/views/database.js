@@ -1,5 +1,5 @@
 // @ts-check
-// The database: how it is, how it was, who holds its connections.
+// The database: its state, its history, and who holds its connections.
 
 import { database, lasting, pool } from "../data/store.js";
 import { databaseReason, isOf } from "../data/verdict.js";
@@ -34,7 +34,7 @@ export function DatabaseView() {
           h("dl", { class: "figures" }, databaseFigures(one, pool.value)), h(Pool, { pool: one.pool_status }), holders(one.pool_status),
           h(Breakers, { named: [["", one.circuit_breaker]], said: databaseReason(one) })),
         h("section", { class: "panel", "aria-labelledby": "phases" }, h("h2", { id: "phases" }, "Where the time goes"), h(Phases, null)),
-        h("section", { class: "panel", "aria-labelledby": "errors" }, h("h2", { id: "errors" }, "Since the start"), h(Errors, null)),
+        h("section", { class: "panel", "aria-labelledby": "errors" }, h("h2", { id: "errors" }, "Since startup"), h(Errors, null)),
         h("p", null, h("a", { href: to("incidents", "", { component: "database" }) }, "Its incidents")))),
   ];
 }
@@ -42,13 +42,13 @@ export function DatabaseView() {
 /** @param {import("../data/shapes.js").PoolStatus} pool */
 function holders(pool) {
   if (pool.active_connections === 0) return h("p", { class: "soft small" }, "No scope is open.");
-  return pool.held_by.length ? null : h("p", { class: "soft small" }, "Who holds them is listed when the pool is full, or a scope stays open too long.");
+  return pool.held_by.length ? null : h("p", { class: "soft small" }, "The holders are listed when the pool is full, or a scope stays open too long.");
 }
 
-/** Of a scope, by its parts. */
+/** The time of scopes, by phase. */
 function Phases() {
   const phases = pool.value?.response_times.phases;
-  if (phases === undefined) return h("p", { class: "soft" }, "Nothing was measured yet.");
+  if (phases === undefined) return h("p", { class: "soft" }, "Nothing has been measured yet.");
   return table("Where the time of scopes goes", ["Part", number("p50"), number("p95"), number("Times")], Object.entries(phases).map(([name, one]) => ({
     key: name, cells: [spaced(name), one.count ? latency(one.p50) : "–", one.count ? latency(one.p95) : "–", count(one.count)] })));
 }
@@ -60,6 +60,6 @@ function Errors() {
   const kinds = Object.entries(errors.by_kind).filter(([, times]) => times > 0).map(([kind, times]) => `${spaced(kind)} ${count(times)}`);
   return h("dl", { class: "facts" },
     h("dt", null, "Errors"), h("dd", null, kinds.join(" · ") || "none"),
-    h("dt", null, "Repeated"), h("dd", null, `${count(retries.connects)} connects · ${count(retries.transactions)} transactions · ${count(retries.first_statements)} first statements`),
-    h("dt", null, "Connections"), h("dd", null, `${count(connections.created)} made · ${count(connections.closed)} closed · ${count(connections.broken)} broken`));
+    h("dt", null, "Retried"), h("dd", null, `${count(retries.connects)} connects · ${count(retries.transactions)} transactions · ${count(retries.first_statements)} first statements`),
+    h("dt", null, "Connections"), h("dd", null, `${count(connections.created)} opened · ${count(connections.closed)} closed · ${count(connections.broken)} broken`));
 }

@@ -16,7 +16,7 @@ const LIVE = { shape: "circle", tone: "ok", word: "live" };
 /** @type {import("../words/looks.js").Look} */
 const SILENT = { shape: "triangle", tone: "warning", word: "silent" };
 
-/** On the first screen: how many there are, and whether the store is there. */
+/** For the first screen: the number of processes, and whether the store is reachable. */
 export function FleetStrip() {
   const one = fleet.value;
   if (one === null) return null;
@@ -26,24 +26,24 @@ export function FleetStrip() {
     h("h2", { id: "fleet" }, h("a", { href: to("fleet") }, "Fleet")),
     h("ul", { class: "dots" }, one.processes.map((process) => h("li", { key: process.id, title: process.id },
       shape(process.state === "live" ? LIVE : SILENT, "tiny"), process.host, process.worker ? ` ${process.worker}` : "",
-      process.leads ? h("span", { class: "soft" }, " leads") : null))),
+      process.leads ? h("span", { class: "soft" }, " leader") : null))),
     h("p", { class: "soft" }, `${counted(one.processes.length - silent, "live process", "live processes")}`, silent ? `, ${count(silent)} silent` : "",
-      `, ${counted(inFlight, "call")} in flight`, one.differences.length ? `, ${counted(one.differences.length, "option")} not the same` : "",
-      one.state_store.reachable ? "" : `. The state store is away: ${one.state_store.reason}`));
+      `, ${counted(inFlight, "call")} in flight`, one.differences.length ? `, ${counted(one.differences.length, "differing option")}` : "",
+      one.state_store.reachable ? "" : `. The state store is unavailable: ${one.state_store.reason}`));
 }
 
 export function FleetView() {
   const one = fleet.value;
-  if (one === null) return h("p", { class: "soft" }, "Nothing is known of the fleet.");
+  if (one === null) return h("p", { class: "soft" }, "The state of the fleet is unknown.");
   return [
     h("header", { class: "view-head", key: "head" }, h("h1", null, "Fleet"),
-      h("p", { class: "soft" }, one.state_store.reachable ? "The state store is there." : `The state store is away: ${one.state_store.reason}`)),
+      h("p", { class: "soft" }, one.state_store.reachable ? "The state store is reachable." : `The state store is unavailable: ${one.state_store.reason}`)),
     section("processes", "Processes", h(Processes, { one })),
-    section("guards", "Guards over all processes", one.guards.length ? guards(one) : none()),
+    section("guards", "Guards across all processes", one.guards.length ? guards(one) : none()),
     section("purses", "Budgets: what processes hold", one.purses.length ? purses(one) : none()),
     section("leases", "Limits: units on lease", one.leases.some(isOut) ? table("Limits", ["Limit", number("Units"), number("On lease"), number("Processes")],
       one.leases.filter(isOut).map((lease) => ({ key: lease.limit, cells: [lease.limit, count(lease.units), count(lease.leased), count(lease.processes)] }))) : none()),
-    section("differences", "Options that are not the same everywhere", one.differences.length ? table("Differences", ["Section", "Option", "Groups"],
+    section("differences", "Options that differ between processes", one.differences.length ? table("Differences", ["Section", "Option", "Groups"],
       one.differences.map((diff) => ({ key: `${diff.section} ${diff.option}`, cells: [diff.section, diff.option || "the whole section", diff.groups.map((group) => group.join(", ")).join(" | ")] }))) : none()),
   ];
 }
@@ -66,8 +66,8 @@ const none = () => h("p", { class: "soft" }, "None.");
 function Processes({ one }) {
   return table("Processes", ["Process", "State", "Version", number("In flight"), "Up for", "Last beat"], one.processes.map((process) => ({
     key: process.id, cells: [
-      [process.id, process.answers ? h("span", { class: "soft" }, " answers you") : null],
-      [shape(process.state === "live" ? LIVE : SILENT, "tiny"), process.state, process.leads ? ", leads" : ""],
+      [process.id, process.answers ? h("span", { class: "soft" }, " serves this page") : null],
+      [shape(process.state === "live" ? LIVE : SILENT, "tiny"), process.state, process.leads ? ", leader" : ""],
       [process.version, process.label].filter(Boolean).join(" · "), count(process.in_flight),
       h(Since, { at: timeOf(process.started_at) ?? 0 }), [h(Since, { at: timeOf(process.seen_at) ?? 0 }), " ago"]] })));
 }

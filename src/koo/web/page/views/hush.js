@@ -1,5 +1,5 @@
 // @ts-check
-// What an operator says of alerts: acknowledged, silenced, and the end of both.
+// An operator's acts on alerts: acknowledging, silencing, and ending both.
 
 import { acknowledge, endSilence, silence, unacknowledge } from "../data/api.js";
 import { badge } from "../parts/badge.js";
@@ -16,15 +16,15 @@ import { Clock, Said } from "./moments.js";
  * @typedef {"acknowledge" | "unacknowledge" | "silence"} Name
  */
 
-/** @type {[string, string][]} seconds, and how people say it */
+/** @type {[string, string][]} seconds, and the same for people */
 const LASTS = [["3600", "1 hour"], ["7200", "2 hours"], ["28800", "8 hours"], ["86400", "1 day"], ["604800", "7 days"]];
-const COMMON = { fails: "Nothing was changed", unsure: "whether it was done", logged: "shown beside the alert" };
+const COMMON = { fails: "Nothing was changed", unsure: "whether it was done", logged: "shown with the alert" };
 
 /** @type {Record<Name, string[]>} */
 const EFFECTS = {
-  acknowledge: ["Others see that you are working on it.", "No reminders are sent; its end still is."],
-  silence: ["No notice is sent of this kind of alert of this part while the silence lasts.",
-    "The alert is still listed. What fires when the silence ends is notified then."],
+  acknowledge: ["Others see that you are working on it.", "No reminders are sent; a notice of its end still is."],
+  silence: ["No notices of this kind of alert are sent for this component while the silence lasts.",
+    "The alert is still listed. If it fires when the silence ends, a notice is sent then."],
   unacknowledge: ["Reminders are sent again."],
 };
 
@@ -41,19 +41,19 @@ function hushOf(name, alert) {
       needs: ["by"], lasts: [["", "until it ends"], ...LASTS], send: (given) => acknowledge(alert.id, given) };
     case "silence": return { ...common, title: `Silence ${spaced(alert.kind)} of ${whose}?`, go: "Silence", going: "Silencing…",
       needs: ["by", "reason"], lasts: LASTS, send: (given) => silence(alert.kind, alert.component, given) };
-    default: return { ...common, title: "Take the acknowledgement back?", go: "Take back", going: "Taking back…",
+    default: return { ...common, title: "Withdraw the acknowledgement?", go: "Withdraw", going: "Withdrawing…",
       send: (given) => unacknowledge(alert.id, given) };
   }
 }
 
 /**
- * The end of a silence, which may hold for what is not wrong now.
+ * Ending a silence, whether or not an alert matches it now.
  * @param {string} id
  * @returns {Act}
  */
 function endOf(id) {
   return { ...COMMON, title: "End the silence?", go: "End it", going: "Ending…",
-    Effect: effectOf(["What fires now and was not notified, is."], null), send: (given) => endSilence(id, given) };
+    Effect: effectOf(["Notices are sent of alerts that fire now and were not sent."], null), send: (given) => endSilence(id, given) };
 }
 
 /**
@@ -68,14 +68,14 @@ function effectOf(effects, alert) {
   ];
 }
 
-/** @type {Record<string, string>} what is to be known of an alert that does not simply fire */
+/** @type {Record<string, string>} what an alert that is not simply firing shows */
 const PHASES = {
-  pending: "It does not fire yet: it has to hold a little longer.",
-  recovering: "It is gone, and ends if it does not come back.",
+  pending: "Not firing yet: the condition must last a little longer.",
+  recovering: "The condition has cleared; the alert ends if it does not return.",
 };
 
 /**
- * What was said of it.
+ * What operators did about an alert.
  * @param {Alert} alert
  */
 export function hushed({ acknowledged, silenced, phase }) {
@@ -95,12 +95,12 @@ export function untilWords(iso) {
 }
 
 /**
- * The buttons to say more.
+ * The buttons for these acts.
  * @param {Alert} alert
  */
 export function hushButtons(alert) {
   return [
-    alert.acknowledged ? button("unacknowledge", "Take back…", alert) : button("acknowledge", "Acknowledge…", alert),
+    alert.acknowledged ? button("unacknowledge", "Withdraw…", alert) : button("acknowledge", "Acknowledge…", alert),
     alert.silenced ? endButton(alert.silenced.id) : button("silence", "Silence…", alert),
   ];
 }

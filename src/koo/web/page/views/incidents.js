@@ -1,5 +1,5 @@
 // @ts-check
-// Why breakers opened: each opening, the newest first.
+// Why breakers opened: all incidents, newest first.
 
 import { incidents } from "../data/api.js";
 import { configured, marks } from "../data/store.js";
@@ -22,9 +22,9 @@ export function IncidentsView() {
   const trouble = failure || content?.trouble;
   return [
     h("header", { class: "view-head", key: "head" }, h("h1", null, "Incidents"), h(Filter, { component })),
-    h("section", { class: "panel", key: "list", "aria-label": "Openings of breakers" },
+    h("section", { class: "panel", key: "list", "aria-label": "Incidents" },
       trouble ? h("p", { class: "why" }, `${capital(trouble)}.`) : null,
-      content === null ? h("p", { class: "soft" }, failure ? "" : "Asking…")
+      content === null ? h("p", { class: "soft" }, failure ? "" : "Loading…")
         : content.incidents.length ? list(content.incidents) : h("p", { class: "soft" }, "No breaker opened in the last 30 days.")),
   ];
 }
@@ -33,7 +33,7 @@ export function IncidentsView() {
 function Filter({ component }) {
   const known = ["database", ...configured.value.map((one) => `ai:${one.service_name}`)];
   const all = component && !known.includes(component) ? [...known, component] : known;
-  return h("div", { class: "filter row" }, h("label", null, "Part ", h("select", { value: component,
+  return h("div", { class: "filter row" }, h("label", null, "Component ", h("select", { value: component,
     onChange: (/** @type {Event} */ event) => ask({ component: /** @type {HTMLSelectElement} */ (event.target).value }) },
   h("option", { value: "" }, "all"), all.map((one) => h("option", { value: one, key: one }, one.replace(/^ai:/, ""))))));
 }
@@ -41,10 +41,10 @@ function Filter({ component }) {
 /** @param {IncidentSummary[]} all */
 function list(all) {
   const nowMs = Date.now();
-  return table("Openings of breakers, the newest first", ["Opened", "Breaker", "State", "Why", "Lasted", number("Refused"), number("Processes")], all.map((one) => ({
+  return table("Incidents, newest first", ["Opened", "Breaker", "State", "Why", "Lasted", number("Refused"), number("Processes")], all.map((one) => ({
     key: one.id, cells: [
       h("a", { href: to("incident", one.id), class: "when" }, clock(timeOf(one.opened_at) ?? 0, nowMs)), one.guard,
-      [badge(incidentLook(one.state)), one.shadow ? h("span", { class: "soft" }, " only counted") : null],
+      [badge(incidentLook(one.state)), one.shadow ? h("span", { class: "soft" }, " shadow") : null],
       h(Plain, { text: one.reason }), h(Lasted, { one }), count(one.refused), count(one.processes)] })));
 }
 

@@ -1,5 +1,5 @@
 // @ts-check
-// What is well, a line each: its name, how it was over the last minutes, rate, speed and money.
+// Healthy components, one line each: name, the last minutes, rate, latency and money.
 
 import { sum } from "../data/past.js";
 import { database, pool, service } from "../data/store.js";
@@ -13,7 +13,7 @@ import { to } from "./route.js";
 
 /** @typedef {import("../data/shapes.js").History} History */
 
-/** Above the lines, where there is room: what each number is. For ears, each number has its name beside it. */
+/** Column heads, if there is room. For screen readers, each number has its name next to it. */
 export function LineHeads() {
   return h("li", { class: "line heads", "aria-hidden": "true" },
     ["", "last 15 min", "rate", "success", "p95", "today"].map((words, place) => h("span", { key: place }, words)));
@@ -63,7 +63,7 @@ function line(look, href, name, about, curve, numbers) {
 }
 
 /**
- * Over the last five minutes of the history.
+ * The rate over the last five minutes of the history.
  * @param {History | null} history
  * @param {string} component
  */

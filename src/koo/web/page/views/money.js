@@ -1,5 +1,5 @@
 // @ts-check
-// Budgets: what is spent and held of each, what lies idle or unsettled, and when it runs out.
+// Budgets: what is spent, held, idle and unsettled of each, and when it runs out.
 
 import { budgets } from "../data/store.js";
 import { bar, nearness } from "../parts/meter.js";
@@ -13,7 +13,7 @@ import { Until, Within } from "./moments.js";
  * @typedef {import("../data/shapes.js").DailyBudget | Budget} Money
  */
 
-/** The budgets that an operator set, beside the daily ones of services; nothing where there are none. */
+/** Budgets set by an operator, in addition to the services' daily ones; nothing if there are none. */
 export function Budgets() {
   if (budgets.value.length === 0) return null;
   return h("section", { "aria-labelledby": "budgets", class: "panel budgets" },
@@ -23,11 +23,11 @@ export function Budgets() {
 
 /** @param {{budget: Budget}} props */
 function BudgetOf({ budget }) {
-  const then = budget.on_exhausted === "refuse" ? "calls are refused" : `${budget.on_exhausted} is asked instead`;
+  const then = budget.on_exhausted === "refuse" ? "calls are refused" : `${budget.on_exhausted} is used instead`;
   return h("div", { class: "budget" },
     h("h3", null, budget.title, " ", h("span", { class: "soft" }, `each ${budget.period}`)),
     h(MoneyOf, { budget }),
-    h("p", { class: "soft small" }, `${whatItCounts(budget)}; used up, ${then}`));
+    h("p", { class: "soft small" }, `${whatItCounts(budget)}; when it is used up, ${then}`));
 }
 
 /** @param {Budget} budget */
@@ -38,7 +38,7 @@ function whatItCounts(budget) {
 }
 
 /**
- * A budget's bar with its numbers, and below it what is true of few of them.
+ * A budget's bar with its numbers, and below it facts that apply to few budgets.
  * @param {{budget: Money}} props
  */
 export function MoneyOf({ budget }) {
@@ -57,7 +57,7 @@ export function MoneyOf({ budget }) {
     facts.length ? h("ul", { class: "small soft" }, facts.map((one, place) => h("li", { key: place }, one))) : null);
 }
 
-/** Shares of a limit at which an alert begins, the highest first. */
+/** Shares of a limit at which an alert starts, the highest first. */
 const THRESHOLDS = [0.95, 0.9, 0.8];
 
 /**
@@ -69,15 +69,15 @@ function factsOf(budget, ratio) {
   const passed = THRESHOLDS.find((one) => budget.limit !== null && ratio >= one);
   if (passed !== undefined) facts.push(ratio >= 1 ? "Used up" : `Above ${passed * 100} % of the limit`);
   if (budget.runs_out !== null) facts.push(h(RunsOut, { out: budget.runs_out }));
-  if (Number(budget.idle)) facts.push(`${usd(budget.idle)} idle in processes, and recalled when it is needed`);
+  if (Number(budget.idle)) facts.push(`${usd(budget.idle)} idle in processes, recalled when needed`);
   if (Number(budget.unsettled)) facts.push(`${usd(budget.unsettled)} unsettled: granted to processes that no longer report`);
   if (Number(budget.above_hold)) facts.push(`${usd(budget.above_hold)} billed above what was held`);
-  if (budget.scope !== "shared") facts.push(`Counts ${budget.scope} alone: the state store is away`);
+  if (budget.scope !== "shared") facts.push(`Counts ${budget.scope} only: the state store is unavailable`);
   return facts;
 }
 
 /**
- * By two paces, that of the last hour and that of the period so far.
+ * Estimated from two rates: that of the last hour and that of the period so far.
  * @param {{out: import("../data/shapes.js").RunOut}} props
  */
 export function RunsOut({ out }) {

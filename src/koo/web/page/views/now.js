@@ -1,6 +1,6 @@
 // @ts-check
-// The first screen: how it is, why, what koo does about it and what to do; then what is ill, the worst first; then all that
-// is well, a line each.
+// The first screen: the state, the cause, what koo does about it and what to do; then failing components, most severe
+// first; then the healthy ones, one line each.
 
 import { all, budgets, configured, database, health, lasting, link, saved, severity } from "../data/store.js";
 import { isIll, leadOf, stateSentence, verdictOf, worstFirst } from "../data/verdict.js";
@@ -21,7 +21,7 @@ import { useHistory } from "./past.js";
 import { toComponent } from "./route.js";
 import { Timeline } from "./timeline.js";
 
-/** What the icon, the title and the banner say. */
+/** The look of the icon, the title and the banner. */
 export const verdict = computed(() => verdictOf(link.value, health.value, severity.value));
 const linkState = computed(() => link.value.state);
 
@@ -50,31 +50,31 @@ function Verdict() {
     h(Lead, null));
 }
 
-/** One sentence without numbers that change each second: it is read aloud whenever it changes. */
+/** One sentence without numbers that change each second: screen readers read it aloud on each change. */
 function Sentence() {
   const state = linkState.value;
-  if (state === "locked") return "The server shows its state to those who have a token.";
-  if (health.value === null) return state === "lost" ? `${failure()}.` : "Waiting for the first answer.";
+  if (state === "locked") return "The server shows its state only with a token.";
+  if (health.value === null) return state === "lost" ? `${failure()}.` : "Waiting for the first response.";
   if (state === "lost") {
-    return [`${failure()}. What is below was true at `, h(Clock, { at: link.value.cameAt }), `; then it was ${verdictLook(health.value).word}.`];
+    return [`${failure()}. The state below is from `, h(Clock, { at: link.value.cameAt }), `, when it was ${verdictLook(health.value).word}.`];
   }
-  if (state === "stale") return ["So it was at ", h(Clock, { at: link.value.cameAt }), ". The next answer is late."];
+  if (state === "stale") return ["The state below is from ", h(Clock, { at: link.value.cameAt }), ". The next response is late."];
   return database.value && stateSentence(database.value, configured.value);
 }
 
-const failure = () => capital(link.value.failure?.message ?? "no answer").replace(/\.$/, "");
+const failure = () => capital(link.value.failure?.message ?? "no response").replace(/\.$/, "");
 
-/** Of today: what callers and the other side did not notice. */
+/** What koo has spared callers and the other side today. */
 function Saved() {
   const one = saved.value;
   if (one === null) return null;
   const { refused, repeated, fallen_back: back, not_spent: kept } = one;
   return h("div", { class: "saved" }, h("h2", null, "Saved today"),
     h("dl", null,
-      figureOf("refused", count(refused), "calls that an open breaker refused at once: each would have met a side that was known to fail"),
-      figureOf("repeated", count(repeated), "calls that succeeded, but not with their first attempt"),
-      figureOf("fell back", count(back), "answers of another service than the one that was asked first"),
-      figureOf("not spent", usd(kept), "what calls that a budget refused would have cost at most")));
+      figureOf("refused", count(refused), "calls that an open breaker refused immediately; the other side was known to fail"),
+      figureOf("repeated", count(repeated), "calls that succeeded, but not on the first attempt"),
+      figureOf("fell back", count(back), "responses from a service other than the one called first"),
+      figureOf("not spent", usd(kept), "the most that calls refused by a budget would have cost")));
 }
 
 /**
@@ -84,7 +84,7 @@ function Saved() {
  */
 const figureOf = (name, value, title) => h("div", { title }, h("dt", null, name), h("dd", null, value));
 
-/** Why, what koo does, what to do: of the worst alert. */
+/** The cause, what koo does and what to do, for the worst alert. */
 function Lead() {
   if (linkState.value !== "live") return null;
   const lead = leadOf(lasting.value, configured.value, database.value, runbook.value);
@@ -96,13 +96,13 @@ function Lead() {
     h("li", null, h("h2", null, "Cause"), h("p", null, href === null ? h("b", null, whose) : h("a", { href }, whose), ": ",
       h(Said, { alert: { ...alert, message: lead.cause } }), others > 0 ? h("span", { class: "soft" }, ` And ${counted(others, "other alert")}.`) : null)),
     h("li", null, h("h2", null, "What koo does"), h("p", null, lead.does, at === null ? "." : ["; ", lead.atWords, " ", h("strong", null, h(Until, { at })), "."])),
-    h("li", null, h("h2", null, "What to do"), h("p", null, lead.advice || "Nothing is known of this kind of alert."),
+    h("li", null, h("h2", null, "What to do"), h("p", null, lead.advice || "There is no advice for this kind of alert."),
       lead.canCheck ? h(CheckNow, { component: alert.component.split("/")[0], ill: true }) : null));
 }
 
-// ── the parts ────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── components ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-/** Whether each card stands open, as one text: so this list is drawn anew only when a card opens or closes. */
+/** Which cards are open, as one string, so that this list is redrawn only when a card opens or closes. */
 const standing = computed(() => {
   const alerts = lasting.value, one = database.value;
   const services = worstFirst(configured.value).map(({ service_name: name, state }) => ({ name, ill: isIll(`ai:${name}`, state === "healthy", alerts) }));
@@ -118,29 +118,29 @@ function Parts({ history }) {
   const sick = services.filter((one) => one.ill), well = services.filter((one) => !one.ill);
   const open = (ill ? 1 : 0) + sick.length;
   return [
-    open ? h("section", { "aria-labelledby": "ill", key: "ill", class: "ill" }, h("h2", { id: "ill" }, "Not well", h("span", { class: "count" }, String(open))),
+    open ? h("section", { "aria-labelledby": "ill", key: "ill", class: "ill" }, h("h2", { id: "ill" }, "Not healthy", h("span", { class: "count" }, String(open))),
       h("div", { class: "cards" }, ill ? h(DatabaseCard, { key: "database", history }) : null,
         sick.map(({ name }) => h(ServiceCard, { name, key: name, history })))) : null,
     h("section", { "aria-labelledby": "well", key: "well", class: "panel well" },
-      h("h2", { id: "well" }, open ? "Well" : "All parts"),
-      services.length === 0 ? h("p", { class: "hint" }, "No AI service has a key yet. Put one into the file .env, as ",
-        h("code", null, "ANTHROPIC_API_KEY=…"), ", and start koo again.") : null,
+      h("h2", { id: "well" }, open ? "Healthy" : "All components"),
+      services.length === 0 ? h("p", { class: "hint" }, "No AI service has a key yet. Add one to the file .env, for example ",
+        h("code", null, "ANTHROPIC_API_KEY=…"), ", and restart koo.") : null,
       h("ul", { class: "lines" }, well.length || !ill ? h(LineHeads, { key: "heads" }) : null,
         ill ? null : h(DatabaseLine, { key: "database", history }),
         well.map(({ name }) => h(ServiceLine, { name, key: name, history })))),
   ];
 }
 
-/** Services that take no part. */
+/** Services that are not in use. */
 function Unconfigured() {
   const off = all.value.filter((one) => !one.configured);
-  // The local model needs no key: what it lacks, and the command that mends it, is in its reason.
+  // The local model needs no key. Its reason names what is missing, and the command that fixes it.
   const keyless = off.filter((one) => one.configuration.kind !== "local").map((one) => one.service_name);
   const local = off.filter((one) => one.configuration.kind === "local");
   if (off.length === 0) return null;
   return h("section", { class: "soft unconfigured small", "aria-label": "Services that are not configured" },
     keyless.length ? h("p", null, `${counted(keyless.length, "service has", "services have")} no key and `,
-      `${keyless.length === 1 ? "takes" : "take"} no part in anything above: ${keyless.join(", ")}.`) : null,
-    local.map((one) => h("p", { key: one.service_name }, `${one.service_name} takes no part in anything above: ${one.reason}.`)));
+      `${keyless.length === 1 ? "is" : "are"} not included above: ${keyless.join(", ")}.`) : null,
+    local.map((one) => h("p", { key: one.service_name }, `${one.service_name} is not included above: ${one.reason}.`)));
 }
 

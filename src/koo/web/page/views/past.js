@@ -1,5 +1,5 @@
 // @ts-check
-// The past of a part as charts with one time range, one cursor and one set of marks.
+// The history of a component as charts with one time range, one cursor and one set of marks.
 
 import { past } from "../data/api.js";
 import { inStretches, mean, most, stride, sum, withPoints } from "../data/past.js";
@@ -19,7 +19,7 @@ import { ask, range, RANGES } from "./route.js";
  * @typedef {import("../parts/chart.js").Line} Line
  */
 
-/** How often each range is asked for again. @type {Record<string, number>} */
+/** How often each range is requested again. @type {Record<string, number>} */
 const EVERY_MS = { "15m": 5_000, "1h": 10_000, "24h": 60_000, "30d": 300_000 };
 
 /** The range of all charts. */
@@ -28,12 +28,12 @@ export function RangePicker() {
     h("button", { type: "button", key: value, class: "quiet", "aria-pressed": String(range.value === value), onClick: () => ask({ range: value }) }, words)));
 }
 
-/** Where the stream brings each new sample, the rest need not be asked for so often. */
+/** While the stream delivers each new sample, the rest is requested less often. */
 const STREAMED_MS = 120_000;
 const streamed = computed(() => link.value.way !== "polling");
 
 /**
- * How a part was, in the range of all charts; or how all were.
+ * The history of one component, or of all, in the range of all charts.
  * @param {string} component empty: all
  * @param {string} [wanted] another range
  */
@@ -49,19 +49,19 @@ export function useHistory(component, wanted) {
 const TONES = { alert: "critical", circuit: "critical", act: "info", deploy: "ok" };
 
 /**
- * Rate, errors and latency; of the database the pool, of a service the money.
+ * Rate, errors and latency; for the database also the pool, for a service also the money.
  * @param {{history: History, component: string}} props
  */
 export function Charts({ history, component }) {
   const series = history.series[component];
   const plots = useMemo(() => (series === undefined ? [] : plotsOf(history, series)), [history]);
-  if (series === undefined) return h("p", { class: "soft" }, "Nothing is known of it in this time.");
+  if (series === undefined) return h("p", { class: "soft" }, "There is no data for this period.");
   const marks = history.marks.filter((one) => one.kind === "deploy" || one.component === component || one.component.startsWith(`${component}/`))
     .map((one) => ({ at: (timeOf(one.at) ?? 0) / 1000, words: one.text, tone: TONES[one.kind] ?? "muted" }));
   return h("div", { class: "charts" }, plots.map((plot) => h(Chart, { ...plot, marks, key: plot.title })));
 }
 
-/** A line of more points than this is noise: what is finer stands together. */
+/** A line with more points than this looks like noise, so finer samples are grouped. */
 const POINTS = 180;
 
 /**
@@ -75,7 +75,7 @@ function plotsOf(history, series) {
   const times = calls.map((_, place) => until - (calls.length - place) * step);
   /** @param {(number | null)[]} values */
   const perSecond = (values) => values.map((one) => (one === null ? null : one / step));
-  /** Where nothing was called, there is no time to be shown, and no gap. @param {(number | null)[]} values */
+  /** Without calls there is no latency; undefined bridges the line instead of breaking it. @param {(number | null)[]} values */
   const timed = (values) => values.map((one, at) => (one === null && calls[at] === 0 ? undefined : one));
   /** @type {{title: string, lines: Line[], write: (value: number) => string, most?: number}[]} */
   const plots = [
@@ -92,13 +92,13 @@ function plotsOf(history, series) {
     let all = 0;
     const spent = inStretches(series.spent.map((one) => (one === null ? null : Number(one))), size, sum);
     const grown = spent.map((one) => (one === null ? null : (all += one)));
-    plots.push({ title: "Spent in this time", write: (one) => usd(String(Number(one.toFixed(6)))), lines: [{ name: "together", values: grown, tone: "ok", fill: true }] });
+    plots.push({ title: "Spent in this period", write: (one) => usd(String(Number(one.toFixed(6)))), lines: [{ name: "total", values: grown, tone: "ok", fill: true }] });
   }
   if (series.used) {
     plots.push({ title: "Pool", write: (one) => String(Math.round(one)), lines: [
       { name: "in use", values: inStretches(series.used, size, most), tone: "info", fill: true },
       { name: "waiting", values: inStretches(series.waiting ?? [], size, most), tone: "warning" },
-      { name: "places", values: inStretches(series.places ?? [], size, most), tone: "muted", dash: true }] });
+      { name: "limit", values: inStretches(series.places ?? [], size, most), tone: "muted", dash: true }] });
   }
   return plots.map((plot) => ({ ...plot, times, span: /** @type {[number, number]} */ ([since, until]) }));
 }

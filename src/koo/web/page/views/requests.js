@@ -1,5 +1,5 @@
 // @ts-check
-// The last calls that cost something, as the ledger has them; never a prompt.
+// The last calls that cost something, from the ledger; never a prompt.
 
 import { requests } from "../data/api.js";
 import { configured, requests as newer } from "../data/store.js";
@@ -39,34 +39,35 @@ function Filter({ filter }) {
     Object.keys(filter).length ? h("a", { href: to("requests") }, "All") : null);
 }
 
-/** The first page follows the news; older ones stay as they came. @param {{filter: Record<string, string>}} props */
+/** The first page is updated; older pages are not. @param {{filter: Record<string, string>}} props */
 function Pages({ filter }) {
   const load = (/** @type {string} */ cursor) => requests(new URLSearchParams({ ...filter, ...(cursor && { cursor }) }));
   const first = useLoaded(JSON.stringify(filter), () => load(""), 5_000, newer.value);
   const [older, setOlder] = useState({ rows: /** @type {BookedCall[]} */ ([]), cursor: "", failure: "" });
-  if (first.content === null) return h("section", { class: "panel" }, h("p", { class: "soft" }, first.failure ? `${capital(first.failure)}.` : "Asking…"));
+  if (first.content === null) return h("section", { class: "panel" }, h("p", { class: "soft" }, first.failure ? `${capital(first.failure)}.` : "Loading…"));
   const known = new Set(older.rows.map((one) => one.id));
   const rows = [...first.content.requests.filter((one) => !known.has(one.id)), ...older.rows];
   const cursor = older.rows.length ? older.cursor : first.content.next_cursor ?? "";
   const more = async () => {
     try {
       const page = await load(cursor);
-      // What stands now is kept, or a row could fall between a first page that moved on and this one.
+      // Keep the rows shown now. Otherwise rows that have left the first page in the meantime, but come before this page,
+      // would be missing.
       setOlder({ rows: [...rows, ...page.requests], cursor: page.next_cursor ?? "", failure: "" });
     } catch (error) {
       setOlder({ ...older, failure: error instanceof Error ? error.message : String(error) });
     }
   };
   return h("section", { class: "panel", "aria-label": "Requests" },
-    rows.length ? tableOf(rows) : h("p", { class: "soft" }, "No call that cost something."),
+    rows.length ? tableOf(rows) : h("p", { class: "soft" }, "No calls that cost anything."),
     older.failure || first.failure ? h("p", null, `${capital(older.failure || first.failure)}.`) : null,
-    cursor ? h("p", { class: "row" }, h("button", { type: "button", class: "quiet", onClick: () => void more() }, "Older ones")) : null);
+    cursor ? h("p", { class: "row" }, h("button", { type: "button", class: "quiet", onClick: () => void more() }, "Show older")) : null);
 }
 
 /** @param {BookedCall[]} rows */
 function tableOf(rows) {
   const nowMs = Date.now();
-  return table("Requests, the newest first", ["Ended", "Service", "Model", "Outcome", number("Attempt"), number("Took"), "Tag", number("In"), number("Cached"), number("Out"), number("Cost"), "Request"],
+  return table("Requests, newest first", ["Ended", "Service", "Model", "Outcome", number("Attempt"), number("Took"), "Tag", number("In"), number("Cached"), number("Out"), number("Cost"), "Request"],
     rows.map((one) => ({ key: one.id, cells: [
       h("span", { class: "when" }, clock(timeOf(one.at) ?? 0, nowMs)), h("a", { href: to("service", one.service) }, one.service), one.model, spaced(one.outcome), one.attempt === null ? "–" : count(one.attempt),
       one.latency === null ? "–" : latency(one.latency), one.tag === null ? "" : h("a", { href: to("requests", "", { tag: one.tag }) }, one.tag),

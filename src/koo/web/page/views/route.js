@@ -1,6 +1,6 @@
 // @ts-check
-// Where on the page somebody is. Addresses are fragments, so they work below any path and need no routes of the server:
-// `#/service/claude`, `#/spend?by=tag`. Those that messages about alerts carry name a component: `#ai:claude`.
+// The current view. URLs are fragments, so they work below any path and need no routes on the server: `#/service/claude`,
+// `#/spend?by=tag`. Messages about alerts contain a component instead: `#ai:claude`.
 
 import { signal } from "../vendor/signals.js";
 
@@ -10,7 +10,7 @@ export const RANGES = [["15m", "15 min"], ["1h", "1 h"], ["24h", "24 h"], ["30d"
 const VIEWS = ["service", "database", "incidents", "incident", "spend", "requests", "fleet", "timeline"];
 
 /**
- * @param {string} fragment what follows the #; a stranger's link may hold anything
+ * @param {string} fragment what follows the #; a link from elsewhere may contain anything
  * @returns {Route}
  */
 export function routeOf(fragment) {
@@ -20,8 +20,8 @@ export function routeOf(fragment) {
 }
 
 /**
- * What a component's name leads to.
- * @param {string} component as alerts name it: "database", "ai:claude/claude-opus-5", "budget:team/night"
+ * The view of a component.
+ * @param {string} component as named in alerts: "database", "ai:claude/claude-opus-5", "budget:team/night"
  */
 function placeOf(component) {
   if (component === "database") return ["database"];
@@ -39,10 +39,10 @@ function decoded(text) {
 }
 
 export const route = signal(routeOf(location.hash.slice(1)));
-/** Of all charts. */
+/** The range of all charts. */
 export const range = signal(route.value.asked.get("range") ?? "1h");
 
-/** Follow the address. */
+/** Follow changes of the URL. */
 export function follow() {
   window.addEventListener("hashchange", () => {
     const before = route.value;
@@ -55,7 +55,7 @@ export function follow() {
 }
 
 /**
- * The address of a view.
+ * The URL of a view.
  * @param {string} view
  * @param {string} [name]
  * @param {Record<string, string>} [asked]
@@ -66,7 +66,7 @@ export function to(view, name = "", asked = {}) {
 }
 
 /**
- * Where a component is shown; null: nowhere of its own.
+ * The URL of a component's view; null if it has none.
  * @param {string} component
  */
 export function toComponent(component) {
@@ -75,7 +75,7 @@ export function toComponent(component) {
 }
 
 /**
- * The same view, asked otherwise; nothing to go back to.
+ * Change parameters of the current view, without a new entry in the browser's history.
  * @param {Record<string, string>} more
  */
 export function ask(more) {

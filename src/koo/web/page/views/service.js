@@ -1,5 +1,5 @@
 // @ts-check
-// One service: how it is, how it was, what it may still do and spend.
+// One service: its state, its history, and its remaining limits and money.
 
 import { configured, known, lasting, service } from "../data/store.js";
 import { isOf } from "../data/verdict.js";
@@ -48,7 +48,7 @@ export function ServiceView({ name }) {
 
 /** @param {{content: import("../data/shapes.js").History | null, failure: string, component: string}} props */
 export function Past({ content, failure, component }) {
-  if (content === null) return h("p", { class: "soft" }, failure ? `${capital(failure)}.` : "Asking…");
+  if (content === null) return h("p", { class: "soft" }, failure ? `${capital(failure)}.` : "Loading…");
   const trouble = failure || content.trouble;
   return [trouble ? h("p", { class: "why", key: "trouble" }, `${capital(trouble)}.`) : null, h(Charts, { history: content, component, key: "charts" })];
 }
@@ -56,8 +56,8 @@ export function Past({ content, failure, component }) {
 /** @param {{name: string, reason: string}} props */
 function Unknown({ name, reason }) {
   const others = configured.value.map((one) => one.service_name);
-  return h("section", { class: "panel" }, h("h1", null, name), h("p", null, reason ? `It takes no part: ${reason}.` : "No service has this name."),
-    others.length ? h("p", null, "There are ", others.map((one, place) => [place ? ", " : "", h("a", { href: to("service", one), key: one }, one)]), ".") : null);
+  return h("section", { class: "panel" }, h("h1", null, name), h("p", null, reason ? `Not in use: ${reason}.` : "No service has this name."),
+    others.length ? h("p", null, "Configured services: ", others.map((one, place) => [place ? ", " : "", h("a", { href: to("service", one), key: one }, one)]), ".") : null);
 }
 
 /** @param {Service} one */
@@ -75,9 +75,9 @@ function refusals(one) {
 function Limits({ one }) {
   const limits = one.rate_limits, { concurrency } = one.configuration;
   return h("ul", { class: "limits" },
-    limit("requests a minute", limits.requests_per_minute), limit("requests an hour", limits.requests_per_hour),
-    limit("requests a day", limits.requests_per_day), limit("tokens a minute", limits.tokens_per_minute),
-    concurrency == null ? null : h("li", null, h("span", { class: "soft" }, "at a time"), h("span", null, count(concurrency))),
+    limit("requests per minute", limits.requests_per_minute), limit("requests per hour", limits.requests_per_hour),
+    limit("requests per day", limits.requests_per_day), limit("tokens per minute", limits.tokens_per_minute),
+    concurrency == null ? null : h("li", null, h("span", { class: "soft" }, "concurrent calls"), h("span", null, count(concurrency))),
     limits.notice ? h("li", { class: "soft small" }, capital(limits.notice)) : null);
 }
 
@@ -89,6 +89,6 @@ function limit(name, one) {
   if (one.limit === null) return h("li", { key: name }, h("span", { class: "soft" }, name), h("span", null, "no limit"));
   const words = `${count(one.used)} of ${count(one.limit)}`, ratio = one.limit ? one.used / one.limit : 1, end = timeOf(one.resets_at);
   return h("li", { key: name },
-    h("span", { class: "soft" }, name), h("span", null, nearness(ratio), words, end !== null && one.used ? h("span", { class: "soft" }, " · free ", h(Until, { at: end })) : null),
+    h("span", { class: "soft" }, name), h("span", null, nearness(ratio), words, end !== null && one.used ? h("span", { class: "soft" }, " · resets ", h(Until, { at: end })) : null),
     bar(`${words} ${name}`, [ratio]));
 }

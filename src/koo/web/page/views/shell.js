@@ -1,5 +1,5 @@
 // @ts-check
-// What stands around every view: whose page it is, where one can go, and how old the numbers are.
+// The frame around every view: whose page it is, the navigation, and how old the numbers are.
 
 import { logOut } from "../data/api.js";
 import { fleet, known, lasting, link, mayOnlyLook, serverNow, session } from "../data/store.js";
@@ -29,7 +29,7 @@ const VIEWS = { now: Now, service: ServiceView, database: DatabaseView, spend: S
 const linkState = computed(() => link.value.state);
 
 /**
- * `application`: in whose application koo is mounted; empty: in none, or it has no name.
+ * `application`: the application in which koo is mounted; empty if there is none, or it has no name.
  * @param {{
  *   application: string, environment: string, docs: string, login: string, logout: string,
  *   stream: import("../data/stream.js").Stream,
@@ -48,12 +48,12 @@ export function Shell({ application, environment, docs, login, logout, stream })
     state === "lost" ? h(Lost, { stream }) : null,
     h("main", { id: "content", tabIndex: -1 },
       state === "locked" ? h(Locked, { login }) : h(Whole, { key: `${view} ${name}` }, known.value ? h(VIEWS[view], { name }) : h(Now, null))),
-    h("footer", { class: "soft small" }, h("p", null, "Times are your browser's; days and budgets end at midnight UTC. ", h("a", { href: docs }, "The API"))),
+    h("footer", { class: "soft small" }, h("p", null, "Times are in your browser's time zone; days and budgets end at midnight UTC. ", h("a", { href: docs }, "The API"))),
     h(OpenAct, null),
   ];
 }
 
-/** A view that cannot be drawn is said to be so: numbers that are half new and half old would be believed. */
+/** Replaces a view that fails to render: numbers that are half new and half old would be believed. */
 class Whole extends Component {
   /** @param {unknown} error */
   static getDerivedStateFromError(error) {
@@ -64,11 +64,11 @@ class Whole extends Component {
     const { error } = /** @type {{error?: unknown}} */ (this.state);
     if (error === undefined) return /** @type {any} */ (this.props.children);
     return h("section", { class: "panel", role: "alert" }, h("h1", null, "Unknown"),
-      h("p", null, `This page cannot show the server's answer (${error}). Reload it; koo status shows the same.`));
+      h("p", null, `This page cannot show the server's response (${error}). Reload the page, or use koo status.`));
   }
 }
 
-/** The address is where one is, so the link cannot lead there by itself. @param {Event} event */
+/** The fragment is used for the view, so an ordinary link to an element's id would leave the view. @param {Event} event */
 function skip(event) {
   event.preventDefault();
   document.getElementById("content")?.focus();
@@ -82,23 +82,23 @@ function Places({ view }) {
       place === "" && view !== "now" && alerts ? h("span", { class: "count" }, String(alerts)) : null)))));
 }
 
-/** What people call this deployment, of the process that answers. */
+/** The deployment's label, from the process that responds. */
 function Label() {
   const label = fleet.value?.processes.find((one) => one.answers)?.label;
   return label ? h("span", { class: "label" }, label) : null;
 }
 
-/** How old what is shown is. */
+/** The age of what is shown. */
 function Age() {
   const { state, cameAt, way } = link.value;
   const since = { at: cameAt };
   const words = state === "live" ? [h("span", { class: "pulse", key: "pulse" }), "live · ", h(Young, since), " ago"]
     : state === "stale" ? ["stale since ", h(Clock, since)]
-      : state === "lost" ? (known.value ? ["disconnected · numbers of ", h(Clock, since)] : "disconnected") : state;
+      : state === "lost" ? (known.value ? ["disconnected · numbers from ", h(Clock, since)] : "disconnected") : state;
   return h("p", { id: "link", class: `link ${state}`, title: state === "live" ? `over ${way === "stream" ? "a stream" : way}` : undefined }, words);
 }
 
-/** By this machine's clock, which also stamped when it came. @param {{at: number}} props */
+/** By this machine's clock, which was also used for the time of arrival. @param {{at: number}} props */
 const Young = ({ at }) => h(Since, { at: at + serverNow() - Date.now() });
 
 /** @param {{stream: import("../data/stream.js").Stream}} props */
@@ -108,7 +108,7 @@ function Lost({ stream }) {
     h("button", { type: "button", "data-act": "again", onClick: () => stream.askNow() }, "Try now"));
 }
 
-/** While nothing comes, the server's clock stands still, so this one is this machine's. @param {{at: number}} props */
+/** While nothing arrives, the server's clock stands still, so this one uses this machine's. @param {{at: number}} props */
 function Due({ at }) {
   const [, again] = useState(0);
   useEffect(() => {
@@ -119,10 +119,10 @@ function Due({ at }) {
   return s > 0 ? `in ${s} s` : "now";
 }
 
-/** The session has ended, or was never there: the form is a page of its own. @param {{login: string}} props */
+/** There is no session, or it has ended. The login form is a separate page. @param {{login: string}} props */
 function Locked({ login }) {
-  return h("section", { id: "locked", class: "panel" }, h("h1", null, "Log in to see how it is"),
-    h("p", null, "The server shows its state to those who have a session. ", h("a", { class: "button", href: login }, "Log in")));
+  return h("section", { id: "locked", class: "panel" }, h("h1", null, "Log in to see the state"),
+    h("p", null, "The server shows its state only with a session. ", h("a", { class: "button", href: login }, "Log in")));
 }
 
 /** @param {{login: string, logout: string}} props */

@@ -1,5 +1,5 @@
 // @ts-check
-// Money: by day, service, model or tag, where it is going, and what budgets have left.
+// Money: by day, service, model or tag, the current rate, and what is left of budgets.
 
 import { spend } from "../data/api.js";
 import { bars, tone } from "../parts/bars.js";
@@ -26,7 +26,7 @@ export function SpendView() {
     h("header", { class: "view-head", key: "head" }, h("h1", null, "Spend"),
       h("div", { class: "row" }, choices("by", BY, by, (one) => `by ${one}`), choices("days", DAYS, days, (one) => `${one} days`))),
     h("section", { class: "panel", key: "days", "aria-label": "Spent by day" },
-      content === null ? h("p", { class: "soft" }, failure ? `${capital(failure)}.` : "Asking…")
+      content === null ? h("p", { class: "soft" }, failure ? `${capital(failure)}.` : "Loading…")
         : [failure ? h("p", { class: "why", key: "why" }, `${capital(failure)}.`) : null, h(Days, { content, by, key: "days" })]),
     content && h("section", { class: "panel", key: "groups", "aria-labelledby": "groups" }, h("h2", { id: "groups" }, `By ${by}`), groups(content, by)),
     h(Budgets, { key: "budgets" }),
@@ -62,7 +62,7 @@ function choices(name, values, chosen, words) {
 const nameOf = (row, by) => String(/** @type {Record<string, unknown>} */ (row)[by] ?? "(none)");
 
 /**
- * What each name cost, the dearest first.
+ * What each name cost, most expensive first.
  * @param {Spend} content
  * @param {string} by
  */
@@ -96,8 +96,8 @@ function Days({ content, by }) {
   const month = new Date(last), length = new Date(Date.UTC(month.getUTCFullYear(), month.getUTCMonth() + 1, 0)).getUTCDate();
   return [
     h("dl", { class: "figures large", key: "figures" },
-      figure("together", usd(content.amount)), figure("today", money(all.at(-1)?.sum ?? 0)), figure("a day, lately", money(pace)),
-      figure("a month at this pace", money(pace * length))),
+      figure("total", usd(content.amount)), figure("today", money(all.at(-1)?.sum ?? 0)), figure("daily average, last 7 days", money(pace)),
+      figure("month at this rate", money(pace * length))),
     bars(`Spent by day from ${content.first_day} to ${content.last_day}`, all, names),
     h("p", { class: "legend", key: "legend" }, names.slice(0, 5).map((name, place) => h("span", { key: name },
       h("i", { class: `swatch series-${tone(names, name)}` }), place === 4 && names.length > 5 ? "all others" : name))),
@@ -121,7 +121,7 @@ const figure = (name, value) => h("div", { class: "figure" }, h("dt", null, name
  */
 function groups(content, by) {
   const all = totals(content, by), sum = Number(content.amount) || 1;
-  if (all.length === 0) return h("p", { class: "soft" }, "Nothing was spent in these days.");
+  if (all.length === 0) return h("p", { class: "soft" }, "Nothing was spent in this period.");
   return table(`Spent by ${by}`, [capital(by), number("Spent"), number("Share"), number("Calls"), number("Tokens in"), number("Tokens out"), number("Estimated")],
     all.map(([name, one]) => ({ key: name, cells: [
       by === "tag" && name === "(none)" ? h("span", { class: "soft" }, "without a tag") : h("a", { href: to("requests", "", { [by]: name }) }, name),
@@ -131,7 +131,7 @@ function groups(content, by) {
 /** @param {Spend} content */
 function unsettled(content) {
   if (content.unsettled.length === 0 && content.written_off.length === 0) return null;
-  return h("section", { class: "panel", key: "unsettled", "aria-labelledby": "unsettled" }, h("h2", { id: "unsettled" }, "Left by processes that are gone"),
+  return h("section", { class: "panel", key: "unsettled", "aria-labelledby": "unsettled" }, h("h2", { id: "unsettled" }, "Left by dead processes"),
     table("Unsettled", ["Process", "Last seen", "Budget", number("Amount"), "Written off"], [
       ...content.unsettled.flatMap((one) => one.amounts.map((part) => ({ key: `${one.process} ${part.budget} ${part.period}`,
         cells: [one.process, one.last_seen?.slice(0, 19).replace("T", " ") ?? "never", part.budget, usd(part.amount), "no"] }))),

@@ -1,5 +1,5 @@
 // @ts-check
-// What happened: alerts, breakers, operators' acts, deploys, the newest first.
+// What happened: alerts, breakers, operators' acts and deployments, newest first.
 
 import { history as alertHistory, past } from "../data/api.js";
 import { marks } from "../data/store.js";
@@ -34,7 +34,7 @@ const LOOKS = {
 const OVER = { shape: "circle", tone: "ok", word: "over" };
 
 /**
- * The last marks on the first screen.
+ * The last marks, for the first screen.
  * @param {{history: History | null, most: number}} props
  */
 export function Timeline({ history, most }) {
@@ -60,7 +60,7 @@ export function Marks({ all }) {
   }));
 }
 
-/** The view: all marks of the range, alerts of a week, silences. */
+/** The view with all marks of the range, alerts of a week, and silences. */
 export function TimelineView() {
   const one = range.value;
   const { content, failure } = useLoaded(one, () => past(one, ["none"]), 30_000, marks.value);
@@ -69,10 +69,10 @@ export function TimelineView() {
     h("header", { class: "view-head", key: "head" }, h("h1", null, "Timeline"), h(RangePicker, null)),
     h("section", { class: "panel", key: "marks", "aria-label": "What happened" },
       failure ? h("p", null, `${capital(failure)}.`) : null,
-      content === null ? h("p", { class: "soft" }, "Asking…")
-        : content.marks.length ? h(Marks, { all: [...content.marks].reverse() }) : h("p", { class: "soft" }, "Nothing happened in this time.")),
+      content === null ? h("p", { class: "soft" }, "Loading…")
+        : content.marks.length ? h(Marks, { all: [...content.marks].reverse() }) : h("p", { class: "soft" }, "Nothing happened in this period.")),
     h("section", { class: "panel", key: "week", "aria-labelledby": "week" }, h("h2", { id: "week" }, "Alerts of the last 7 days"),
-      week.content === null ? h("p", { class: "soft" }, week.failure ? `${capital(week.failure)}.` : "Asking…") : [
+      week.content === null ? h("p", { class: "soft" }, week.failure ? `${capital(week.failure)}.` : "Loading…") : [
         week.content.silences.length ? h("ul", { class: "told", key: "silences" }, week.content.silences.map(silence)) : null,
         week.content.episodes.length ? episodes(week.content.episodes) : h("p", { class: "soft" }, "None.")]),
   ];
@@ -91,7 +91,7 @@ function episodes(all) {
   return table("Alerts of the last 7 days", ["Began", "Lasted", "Severity", "Where", "What", "Notified"], all.map((one) => {
     const began = timeOf(one.timestamp) ?? nowMs, ended = timeOf(one.ended_at), noticed = timeOf(one.notified.at);
     return { key: one.id, cells: [
-      h("span", { class: "when" }, clock(began, nowMs)), ended === null ? "lasts" : span(ended - began), badge(severityLook(one.type)),
+      h("span", { class: "when" }, clock(began, nowMs)), ended === null ? "active" : span(ended - began), badge(severityLook(one.type)),
       one.component, alertWords(one, nowMs).said, noticed === null ? one.notified.reason || spaced(one.notified.state) : clock(noticed, nowMs)] };
   }));
 }

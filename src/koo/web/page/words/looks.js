@@ -1,5 +1,5 @@
 // @ts-check
-// How a state looks: always a shape, a word and a colour, so that no one of them has to be seen.
+// How a state looks: always a shape, a word and a colour, so that none of them is the only sign.
 
 /**
  * @typedef {"ok" | "warning" | "critical" | "info" | "none"} Tone
@@ -13,7 +13,7 @@ export const SHAPES = {
   triangle: { glyph: "▲", path: "M8 1L15.5 14.5H.5z" },
   square: { glyph: "■", path: "M1.5 1.5h13v13h-13z" },
   diamond: { glyph: "◆", path: "M8 .5L15.5 8L8 15.5L.5 8z" },
-  // The outline of a circle, and its left half: neither closed nor open.
+  // The outline of a circle with its left half filled: neither closed nor open.
   half: { glyph: "◐", path: "M8 1a7 7 0 1 0 0 14a7 7 0 1 0 0-14zM8 3a5 5 0 0 1 0 10z" },
   ring: { glyph: "○", path: "M8 1a7 7 0 1 0 0 14a7 7 0 1 0 0-14zM8 3.4a4.6 4.6 0 1 1 0 9.2a4.6 4.6 0 1 1 0-9.2z" },
 };
@@ -68,7 +68,7 @@ export const UNREADABLE = { shape: "ring", tone: "none", word: "unknown" };
 export const LOCKED = { shape: "ring", tone: "none", word: "locked" };
 
 /**
- * A word that this page does not know yet is shown as it is.
+ * A word that this page does not have yet is shown unchanged.
  * @param {Record<string, Look>} looks
  * @param {unknown} word
  * @returns {Look}
@@ -78,7 +78,7 @@ function find(looks, word) {
   return known ?? { ...UNREADABLE, word: String(word ?? UNREADABLE.word).replaceAll("_", " ") };
 }
 
-/** How bad a state is: those of services, from the least. A word that this page does not know is worse than healthy. */
+/** Service states by severity, the mildest first. A word that this page does not have counts as worse than healthy. */
 const TROUBLE = ["healthy", "degraded", "unhealthy", "rate_limited", "circuit_open"];
 /** @param {string} state */
 export const trouble = (state) => (TROUBLE.includes(state) ? TROUBLE.indexOf(state) : 1);
@@ -95,7 +95,7 @@ export const incidentLook = (state) => find(INCIDENTS, state);
 export const severityLook = (severity) => find(SEVERITIES, severity);
 
 /**
- * The state of a service or the database whose breaker is testing its recovery is half of both.
+ * A service or database whose breaker tests its recovery gets the half-filled shape.
  * @param {unknown} state
  * @param {unknown} phase
  */
@@ -109,7 +109,7 @@ export function glyph(look) {
   return SHAPES[look.shape].glyph;
 }
 
-/** A favicon must be seen on light and on dark tabs: middle colours, with an edge of both. @type {Record<Tone, string>} */
+/** A favicon must be visible on light and on dark tabs, so its colours are of medium brightness. @type {Record<Tone, string>} */
 const ICON_COLOURS = { ok: "#18a06f", warning: "#e0a100", critical: "#e0402a", info: "#4d83e8", none: "#8a93a0" };
 
 /** @param {Look} look */

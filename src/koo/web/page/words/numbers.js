@@ -1,6 +1,6 @@
 // @ts-check
-// Numbers as people read them. The terminal writes them by the same rules (koo/cli/words.py); tests/words.json has
-// examples for both.
+// Numbers formatted for people. The terminal uses the same rules (koo/cli/words.py); tests/words.json has examples for
+// both.
 
 import { span } from "./times.js";
 
@@ -42,8 +42,8 @@ export function counted(number, one, many = `${one}s`) {
 }
 
 /**
- * Money for the eye, what is too small for six digits is said to be more than nothing; the exact amount belongs beside it
- * (`title`).
+ * Money, rounded for people. An amount too small for six digits is shown as more than zero; the exact amount belongs next
+ * to it (`title`).
  * @param {string} exact a decimal number
  */
 export function usd(exact) {
@@ -56,7 +56,7 @@ export function usd(exact) {
 }
 
 /**
- * How often in a second, a minute or an hour, whichever can be read: "12 /s", "3.4 /min", "0 /min".
+ * A rate per second, minute or hour, whichever is easiest to read: "12 /s", "3.4 /min", "0 /min".
  * @param {number} per_s
  */
 export function rate(per_s) {

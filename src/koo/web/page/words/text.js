@@ -1,5 +1,5 @@
 // @ts-check
-// Sentences of the server's, made fit for their place on the page.
+// Adapts the server's sentences to their place on the page.
 
 import { plainly } from "./times.js";
 
@@ -9,7 +9,7 @@ export function capital(text) {
 }
 
 /**
- * Whose alert it is, and what it says without saying so again.
+ * An alert's component, and its message without that name.
  * @param {{component: string, message: string}} alert
  * @param {number} now
  */
@@ -23,7 +23,7 @@ export function alertWords({ component, message }, now) {
 export const spaced = (word) => word.replaceAll("_", " ");
 
 /**
- * The first sentences of a text, as many as fit into so many letters; the first one whatever its length.
+ * As many of the first sentences as fit into `most` letters; always at least one.
  * @param {string} text
  * @param {number} most
  */

@@ -1,21 +1,21 @@
 // @ts-check
-// Times as people read them. All pure: the time is an argument, in milliseconds since 1970.
+// Times formatted for people. All pure: the time is an argument, in milliseconds since 1970.
 
 const ISO = /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)/g;
 
 /**
- * A time of the server's as milliseconds; null for none.
+ * A time of the server as milliseconds; null for none.
  * @param {string | null | undefined} iso
  * @returns {number | null}
  */
 export function timeOf(iso) {
   if (!iso) return null;
-  const ms = Date.parse(iso.replace(/(\.\d{3})\d+/, "$1")); // not every browser reads microseconds
+  const ms = Date.parse(iso.replace(/(\.\d{3})\d+/, "$1")); // not every browser parses microseconds
   return Number.isNaN(ms) ? null : ms;
 }
 
 /**
- * "14:02:11" here; with its date if that is another day than `now`.
+ * "14:02:11" in the browser's time zone; with the date if that is another day than `now`.
  * @param {number} ms
  * @param {number} now
  */
@@ -32,7 +32,7 @@ function two(number) {
 }
 
 /**
- * How long, in the two largest units: "42 s", "6 min", "3 h 5 min", "2 d 4 h".
+ * A duration in its two largest units: "42 s", "6 min", "3 h 5 min", "2 d 4 h".
  * @param {number} ms
  */
 export function span(ms) {
@@ -56,7 +56,7 @@ function join(large, largeUnit, small, smallUnit) {
 }
 
 /**
- * "in 42 s"; "now" once it has come. Rounded up, so that it never says 0 while one has to wait.
+ * "in 42 s", or "now" once it has passed. Rounded up, so that it never shows 0 while there is time left.
  * @param {number} ms
  * @param {number} now
  */
@@ -65,7 +65,7 @@ export function until(ms, now) {
 }
 
 /**
- * A sentence of the server's with its times as people read them.
+ * A sentence of the server with its times formatted for people.
  * @param {string} text
  * @param {number} now
  */
@@ -77,7 +77,7 @@ export function plainly(text, now) {
 }
 
 /**
- * The first time that a sentence names.
+ * The first time in a sentence.
  * @param {string} text
  */
 export function timeIn(text) {
