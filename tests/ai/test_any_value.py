@@ -94,7 +94,7 @@ REQUIRED = {
 """The path of the text, and of everything that contains it."""
 FORMATS = tuple(WHOLE)
 NAMED = {"anthropic", "openai"}
-"""Their events have names beside their data; Perplexity's are known by their `type` alone, which so is required."""
+"""The formats whose events have an `event:` line. Perplexity's events have only a `type`, so that is required there."""
 
 
 def paths_in(value: Any, path: Path = ()) -> Iterator[Path]:

@@ -120,7 +120,7 @@ def test_tags_beyond_the_limit_share_one_budget(monkeypatch: pytest.MonkeyPatch)
         await world.ask(tag="7")
         await world.clock.sleep(5)
         world.budgets.forget_unused_tags()
-        assert list(spent(world)) == [("team", "7")], "what was spent is not forgotten"
+        assert list(spent(world)) == [("team", "7")], "spent money is not forgotten"
         assert world.budgets.of("first", "m", "2000")[1].name == "budget/team/2000"
 
     in_world(test, own(tag="*"))
@@ -259,7 +259,7 @@ def test_a_forecast_ranges_from_the_last_hours_pace_to_the_periods_pace() -> Non
         await world.clock.sleep(7200)  # two quiet hours
         world.budgets.note_paces(world.clock.wall())
         later = world.budgets.view("first", "m", world.clock.wall())
-        assert later.runs_out is not None and later.runs_out.latest is None, "by the last hour's pace never"
+        assert later.runs_out is not None and later.runs_out.latest is None, "never, at the last hour's pace"
         assert later.runs_out.earliest > view.runs_out.earliest
 
     in_world(test, daily_budget_usd=Decimal("0.03"))

@@ -227,7 +227,7 @@ def test_a_newcomer_with_another_key_does_not_overtake_callers_waiting_for_a_lim
     async def test(own: Own) -> None:
         first, second = Client("first"), Client("second")
         await own.execute(first.ask)
-        await own.execute(second.ask)  # its gates let calls pass quickly now
+        await own.execute(second.ask)  # its gates have nothing to check now
         guard = own.service.guard_for(digest_of("first"))
         waiting = asyncio.create_task(guard.call(first.ask, on_limit="wait", timeout_s=120))
         await own.clock.sleep(0.1)

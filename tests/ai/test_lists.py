@@ -21,8 +21,9 @@ STURDY = BreakerOptions(failure_threshold=1000, calls_min=1000)
 
 
 class SlowProvider(MemoryProvider):
-    """Answers with its prompt after `takes_s`. `most` is the largest number of concurrent calls. Raises an error that
-    the prompt names, if it is in `raises`.
+    """Answers with its prompt after `takes_s`, or raises the error that `raises` has for the prompt.
+
+    `most` is the largest number of calls that ran at the same time.
     """
 
     def __init__(self, takes_s: float = 1.0) -> None:

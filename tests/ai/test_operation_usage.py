@@ -143,7 +143,7 @@ PAIRS = [(name, streamed) for name, one in ALL.items() for streamed in one.strea
 
 
 @pytest.mark.parametrize(("name", "streamed"), PAIRS)
-@pytest.mark.filterwarnings("ignore")  # of the SDKs, about themselves
+@pytest.mark.filterwarnings("ignore")  # the SDKs warn about themselves
 def test_the_usage_of_each_vendors_sdk_is_read_by_class(name: str, streamed: bool) -> None:
     meter, case = Meter(), ALL[name]
     for piece in asyncio.run(case.ask(streamed, **TOKENS)):

@@ -30,7 +30,7 @@ async def read_by_sdk(oddity: Oddity) -> tuple[str, BaseException | None]:
 
 
 @pytest.mark.parametrize("oddity", ANSWERS, ids=lambda oddity: oddity.name)
-@pytest.mark.filterwarnings("ignore")  # of the SDKs, about fields that are not as their classes have them
+@pytest.mark.filterwarnings("ignore")  # the SDKs warn about fields of unexpected types
 def test_koo_reads_at_least_what_the_vendors_sdk_reads(oddity: Oddity) -> None:
     """The row says what koo reads, and `test_oddities.py` checks that.
 
