@@ -167,9 +167,9 @@ class Gateway:
             raise
         began_at = self._clock.monotonic()
         deadline, outer = began_at + (query.timeout_s or services[0].options.timeout_s), ends_at.get()
-        # Whoever set the deadline decides what it means to exceed it. Ours comes from an option, so a service that
-        # exceeds it has failed. The caller's says nothing about the service: if it counted as a failure, callers with
-        # short timeouts would open the breaker for everyone else.
+        # What it means to exceed a deadline depends on who set it. Ours comes from an option, so a service that exceeds
+        # it has failed. The caller's says nothing about the service: if it counted as a failure, callers with short
+        # timeouts would open the breaker for everyone else.
         is_ours = query.timeout_s is None and deadline < outer
         deadline = min(deadline, outer)
         failures: list[ExternalServiceError] = []
@@ -222,6 +222,8 @@ class Gateway:
                     if failures:
                         self._note_fallback(services[0], guards, one)
                     return Begun(one, guard, charge, scope, began_at, watched)
+            # A prompt that is too long for every service is the caller's mistake, not an outage. As `AllServicesFailed`
+            # it would become a 503, and the caller would keep retrying what can never succeed.
             if all(error.kind in TOO_LONG for error in failures):
                 _add_reasons(failures[0], failures[1:])
                 raise failures[0]

@@ -96,6 +96,8 @@ class StreamedCompletion:
 
     def _take_report(self, chunk: CompletionChunk, usage: Usage) -> None:
         self._usage = usage if self._usage is None else self._usage.grown(usage)
+        # A report that covers the text so far replaces the count in bytes. Anthropic's first report does not: it counts
+        # one output token before anything is written.
         if chunk.output_counted and usage.output_tokens:
             self._unreported = 0
         self._charge.report(self._usage, input_counted=chunk.input_counted)
