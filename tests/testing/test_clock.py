@@ -1,4 +1,4 @@
-"""Virtual time: jumps to each timer, exactly and in order, and says so when nothing is left to wait for."""
+"""Virtual time jumps to each timer, exactly and in order, and raises when nothing is left to wait for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from koo.testing.clock import BEGIN_S, Deadlock, VirtualClock, VirtualLoop, run_virtual
 
 
-def test_a_day_passes_in_no_time() -> None:
+def test_days_of_virtual_time_take_no_real_time() -> None:
     began = time.monotonic()
 
     async def main() -> float:
@@ -18,11 +18,11 @@ def test_a_day_passes_in_no_time() -> None:
         return asyncio.get_running_loop().time()
 
     assert run_virtual(main) == BEGIN_S + 3 * 86_400
-    assert time.monotonic() - began < 60, "a sleep that is real would last three days"
+    assert time.monotonic() - began < 60, "a real sleep would last three days"
 
 
 @pytest.mark.parametrize("delay_s", [0.1, 0.3, 1 / 3, 59.999, 1e-4, 86_399.7])
-def test_a_timer_comes_at_exactly_its_time(delay_s: float) -> None:
+def test_a_timer_fires_at_exactly_its_time(delay_s: float) -> None:
     async def main() -> tuple[float, float]:
         loop = asyncio.get_running_loop()
         seen: list[float] = []
@@ -37,7 +37,7 @@ def test_a_timer_comes_at_exactly_its_time(delay_s: float) -> None:
     assert at == when
 
 
-def test_time_never_stands_still_however_late_it_is() -> None:
+def test_time_never_stops_even_after_months() -> None:
     async def main() -> float:
         loop = asyncio.get_running_loop()
         for _ in range(100):
@@ -61,7 +61,7 @@ def test_timers_run_in_the_order_of_their_times() -> None:
     assert run_virtual(main()) == [1, 2, 3, 4, 5]
 
 
-def test_waiting_for_what_nobody_will_do_is_an_error_and_not_a_hang() -> None:
+def test_waiting_for_something_that_never_happens_raises_deadlock() -> None:
     async def main() -> None:
         await asyncio.get_running_loop().create_future()
 
@@ -69,9 +69,9 @@ def test_waiting_for_what_nobody_will_do_is_an_error_and_not_a_hang() -> None:
         run_virtual(main)
 
 
-def test_a_task_that_ticks_for_ever_does_not_hide_a_main_task_that_waits() -> None:
+def test_a_task_that_ticks_forever_does_not_hide_a_stuck_main_task() -> None:
     async def tick() -> None:
-        while True:  # noqa: ASYNC110 - this is what the test is about
+        while True:  # noqa: ASYNC110 - the subject of this test
             await asyncio.sleep(1)
 
     async def main() -> None:
@@ -79,11 +79,11 @@ def test_a_task_that_ticks_for_ever_does_not_hide_a_main_task_that_waits() -> No
         await asyncio.get_running_loop().create_future()
         await task
 
-    with pytest.raises(Deadlock, match="longest time"):
+    with pytest.raises(Deadlock, match="longest running time"):
         run_virtual(main, run_s_max=100)
 
 
-def test_tasks_that_are_left_are_cancelled_and_tidy_up() -> None:
+def test_remaining_tasks_are_cancelled_and_clean_up() -> None:
     tidied: list[str] = []
 
     async def left() -> None:
@@ -133,7 +133,7 @@ def test_two_loops_keep_their_own_time() -> None:
         other.close()
 
 
-def test_what_main_raises_comes_out() -> None:
+def test_exceptions_of_main_are_raised() -> None:
     async def main() -> None:
         raise KeyError("x")
 

@@ -1,4 +1,4 @@
-"""The fakes of Gemini and Perplexity are true: the vendors' own SDKs talk to them and raise their own errors."""
+"""The fakes of Gemini and Perplexity are realistic: the vendors' SDKs talk to them and raise their own errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sonar(server: FakePerplexity, **options: Any) -> perplexity.AsyncPerplexity:
 
 
 @pytest.mark.parametrize("version", ["v1", "v1beta"])
-def test_googles_sdk_reads_a_plain_answer(version: str) -> None:
+def test_googles_sdk_reads_a_plain_response(version: str) -> None:
     async def main() -> None:
         async with FakeGemini() as server, google(server, api_version=version) as client:
             server.script(
@@ -100,7 +100,7 @@ def test_googles_sdk_lists_models() -> None:
     asyncio.run(main())
 
 
-def test_googles_sdk_sees_a_blocked_prompt() -> None:
+def test_googles_sdk_reads_a_blocked_prompt() -> None:
     async def main() -> None:
         async with FakeGemini() as server, google(server) as client:
             server.script(blocked("PROHIBITED_CONTENT"), answer("", stop_reason="SAFETY"), answer("x" * 400))
@@ -187,7 +187,7 @@ def test_a_wrong_key_is_a_400_at_google() -> None:
 # ── Perplexity ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_perplexitys_sdk_reads_a_plain_answer_and_its_cost() -> None:
+def test_perplexitys_sdk_reads_a_plain_response_and_its_cost() -> None:
     async def main() -> None:
         async with FakePerplexity(search_tokens=1000) as server, sonar(server) as client:
             server.script(answer("Paris."))
@@ -228,8 +228,8 @@ def test_perplexitys_sdk_reads_a_stream() -> None:
     asyncio.run(main())
 
 
-def test_openais_sdk_reads_perplexity_too() -> None:
-    """Perplexity promises that it does."""
+def test_openais_sdk_can_read_perplexity() -> None:
+    """Perplexity promises that this works."""
 
     async def main() -> None:
         async with (
@@ -251,7 +251,7 @@ def test_perplexitys_sdk_lists_models() -> None:
     asyncio.run(main())
 
 
-def test_without_the_tool_nothing_is_searched_and_no_search_is_billed() -> None:
+def test_without_the_tool_no_search_is_made_or_billed() -> None:
     async def main() -> None:
         async with FakePerplexity(search_tokens=1000) as server, sonar(server) as client:
             response = await client.responses.create(model=SONAR, input=QUESTION)
@@ -287,7 +287,7 @@ def test_perplexitys_sdk_raises_its_own_error(
     asyncio.run(main())
 
 
-def test_a_run_that_failed_is_a_success_to_http() -> None:
+def test_a_failed_run_has_http_status_200() -> None:
     async def main() -> None:
         async with FakePerplexity() as server, sonar(server) as client:
             server.script(error(200, "internal_error", "the model failed"))
@@ -323,7 +323,7 @@ def test_the_fake_refuses_what_perplexity_refuses(change: dict[str, Any], words:
     asyncio.run(main())
 
 
-def test_sonars_chat_completions_have_ended() -> None:
+def test_sonars_chat_completions_are_gone() -> None:
     async def main() -> None:
         async with FakePerplexity(strict=False) as server, sonar(server) as client:
             with pytest.raises(perplexity.PermissionDeniedError, match="Agent API"):

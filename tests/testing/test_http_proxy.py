@@ -1,4 +1,4 @@
-"""The proxy of `koo.testing.http_proxy` leaves nothing open; what it does for tests is held in tests/network."""
+"""The proxy of `koo.testing.http_proxy` leaves nothing open. Its other functions are tested in tests/network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from koo.testing.http_proxy import pump
 Ends = tuple[StreamReader, StreamWriter]
 
 
-def test_a_pump_cancelled_at_any_turn_closes_what_it_opened() -> None:
-    """One side has just left, and the proxy ends in the same moment."""
+def test_a_pump_that_is_cancelled_at_any_step_closes_its_connections() -> None:
+    """One side has just disconnected, and the proxy ends at the same moment."""
 
     async def main(turns: int) -> None:
         met: asyncio.Queue[Ends] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""A world and the test client of an application: koo lives where the lifespan opened it, and nothing waits for ever."""
+"""A world with the test client of an application: koo runs on the lifespan's loop, and nothing waits forever."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ async def count() -> int | None:
         return one
 
 
-def test_what_a_test_used_before_moves_to_the_loop_of_the_lifespan_and_back() -> None:
-    """With what koo knows: breakers, budgets, and a database that is opened anew."""
+def test_a_platform_used_before_moves_to_the_lifespans_loop_and_back() -> None:
+    """Breakers and budgets keep their state, and the database is opened again."""
     with World() as world:
         world.claude.fails(529)
         with pytest.raises(koo.ExternalServiceError):
@@ -51,7 +51,7 @@ def test_what_a_test_used_before_moves_to_the_loop_of_the_lifespan_and_back() ->
             assert koo.run(koo.query_ai("claude", "Shoes?", max_tokens=50)).text == text_
 
 
-def test_what_is_under_way_is_not_cut_off_by_a_move() -> None:
+def test_a_platform_with_a_running_call_does_not_move() -> None:
     async def main(began: threading.Event, over: threading.Event) -> None:
         async with koo.db_manager.session_scope() as session:
             await session.execute(text("SELECT 1"))
@@ -65,21 +65,21 @@ def test_what_is_under_way_is_not_cut_off_by_a_move() -> None:
         thread.start()
         try:
             assert began.wait(60)
-            with pytest.raises(OpenElsewhere, match=r"begin with `with TestClient"), application():
+            with pytest.raises(OpenElsewhere, match=r"enter `with TestClient"), application():
                 pass
         finally:
             over.set()
             thread.join()
 
 
-def test_a_test_whose_own_loop_used_koo_before_learns_what_to_write() -> None:
-    """Its loop stands still while it waits for the client, so nothing can be closed there."""
+def test_a_platform_open_on_the_tests_own_loop_raises_with_advice() -> None:
+    """The test's loop is blocked while it waits for the client, so the platform cannot be closed on it."""
 
     async def main() -> None:
         async with World() as world:
             world.claude.answers("Boots.")
             with (
-                pytest.raises(OpenElsewhere, match=r"take the fixture `koo_sync` in a plain `def` test"),
+                pytest.raises(OpenElsewhere, match=r"use the fixture `koo_sync` in a plain `def` test"),
                 application(),
             ):
                 pass
@@ -88,13 +88,13 @@ def test_a_test_whose_own_loop_used_koo_before_learns_what_to_write() -> None:
     asyncio.run(main())
 
 
-def test_time_is_skipped_while_the_loop_of_the_test_stands_still() -> None:
-    """In whatever order the loops are told: the one of this thread is never waited for by another thread."""
+def test_time_can_be_skipped_while_the_tests_own_loop_is_blocked() -> None:
+    """In whatever order the loops are moved, no other thread ever waits for this thread's loop."""
 
     async def main() -> None:
         world = World()
         world.begin()
-        world.clock.monotonic()  # from now on the clock moves this loop too
+        world.clock.monotonic()  # from here on the clock moves this loop too
         with application() as client:
             world.claude.answers("Boots.")
             for _ in range(20):
@@ -105,10 +105,10 @@ def test_time_is_skipped_while_the_loop_of_the_test_stands_still() -> None:
     asyncio.run(main())
 
 
-# ── slips of the pen ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── misspelt names ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_name_that_does_not_exist_is_answered_with_the_one_that_does() -> None:
+def test_a_misspelt_name_raises_with_the_right_one() -> None:
     with World() as world:
         with pytest.raises(AttributeError, match=r"has no 'fail'; did you mean 'fails'\?"):
             world.claude.fail(529)  # type: ignore[attr-defined]
@@ -118,16 +118,16 @@ def test_a_name_that_does_not_exist_is_answered_with_the_one_that_does() -> None
             _ = world.cluade
         with pytest.raises(KeyError, match=r"did you mean 'claude'\?"):
             _ = world["cluade"]
-        with pytest.raises(AttributeError, match=r"take the fixture `koo_postgres_url` beside `koo`"):
+        with pytest.raises(AttributeError, match=r"use the fixture `koo_postgres_url` together with `koo`"):
             _ = world.proxy
-        with pytest.raises(TypeError, match=r"fails takes a status, as fails\(529\), and not 'down'"):
+        with pytest.raises(TypeError, match=r"fails takes a status, as in fails\(529\), not 'down'"):
             world.claude.fails("down")  # type: ignore[arg-type]
 
 
-def test_a_setting_that_does_not_exist_is_refused_where_a_test_writes_it(
+def test_a_misspelt_setting_in_a_test_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("KOO_PROT", "1")  # of the environment it is another program's
+    monkeypatch.setenv("KOO_PROT", "1")  # in the environment it may belong to another program
     with World(settings={"AI_SERVICES__CLAUDE__DAILY_BUDGET": "1"}):
         pass
     with (

@@ -1,4 +1,4 @@
-"""A test run that was killed leaves no server and no folder behind."""
+"""A killed test run leaves no server and no folder behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from koo.testing.orphans import LOCK, Watcher, end_what_was_left
 
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/cwd").exists(), reason="a server is known by its folder in /proc"
+    not Path("/proc/self/cwd").exists(), reason="a server is recognized by its working directory in /proc"
 )
 PATIENCE_S = 60.0
 RUN = """
@@ -26,7 +26,7 @@ sys.stdin.read()
 
 
 def lives(pid: int) -> bool:
-    """And is no zombie, whom a container's first process may never reap."""
+    """Whether a process lives and is not a zombie, which a container's first process may never reap."""
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -34,7 +34,7 @@ def lives(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int, folder: Path) -> None:
-    """By asking the operating system: nothing tells of the end of another process's child."""
+    """Poll the operating system: no event reports the end of another process's child."""
     command = (
         'while [ -d "$1" ] || { [ -d /proc/$2 ] && ! grep -q ") Z " /proc/$2/stat; }; do sleep 0.05; done'
     )
@@ -42,7 +42,7 @@ def wait_until_gone(pid: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_no_postgres_outlives_the_run_that_started_it(number: signal.Signals) -> None:
+def test_no_postgres_outlives_its_test_run(number: signal.Signals) -> None:
     run = subprocess.Popen(
         [sys.executable, "-c", RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -55,7 +55,7 @@ def test_no_postgres_outlives_the_run_that_started_it(number: signal.Signals) ->
     wait_until_gone(int(pid), Path(folder))
 
 
-def test_what_a_run_left_is_ended_by_the_next_and_what_is_in_use_is_not(tmp_path: Path) -> None:
+def test_the_next_run_ends_leftover_servers_and_no_others(tmp_path: Path) -> None:
     left, used = tmp_path / "koo-servers-left", tmp_path / "koo-servers-used"
     for folder in (left, used):
         (folder / "one").mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_what_a_run_left_is_ended_by_the_next_and_what_is_in_use_is_not(tmp_path
     assert not used.exists(), "a run that ends removes its own"
 
 
-def test_a_forked_child_that_lives_on_keeps_nothing_alive(tmp_path: Path) -> None:
+def test_a_forked_child_that_lives_on_keeps_no_server_alive(tmp_path: Path) -> None:
     code = f"""
 import os, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The fakes are true: the vendors' own SDKs talk to them, plain and streamed, and raise their own errors."""
+"""The fakes are realistic: the vendors' own SDKs talk to them, plain and streamed, and raise their own errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def openai_client(server: FakeOpenAI, **options: Any) -> openai.AsyncOpenAI:
 # ── Anthropic ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_anthropics_sdk_reads_a_plain_answer() -> None:
+def test_anthropics_sdk_reads_a_plain_response() -> None:
     async def main() -> None:
         async with FakeAnthropic() as server, claude_client(server) as client:
             server.script(
@@ -76,7 +76,7 @@ def test_anthropics_sdk_reads_a_plain_answer() -> None:
     asyncio.run(main())
 
 
-def test_anthropics_sdk_reads_a_stream_to_its_final_message() -> None:
+def test_anthropics_sdk_reads_a_stream_up_to_its_final_message() -> None:
     async def main() -> None:
         async with FakeAnthropic() as server, claude_client(server) as client:
             server.script(stream(["Par", "is ", "€"], input_tokens=7))
@@ -233,7 +233,7 @@ def test_openais_sdk_reads_a_streamed_response() -> None:
     asyncio.run(main())
 
 
-def test_an_answer_at_its_bound_is_incomplete() -> None:
+def test_a_response_at_its_token_limit_is_incomplete() -> None:
     async def main() -> None:
         async with FakeOpenAI() as server, openai_client(server) as client:
             server.script(answer("x" * 400))
@@ -333,7 +333,7 @@ def test_the_fake_refuses_what_openai_refuses(asked: dict[str, Any], param: str,
     asyncio.run(main())
 
 
-def test_reasoning_models_want_the_new_name_of_the_bound() -> None:
+def test_reasoning_models_require_the_new_name_of_the_token_limit() -> None:
     async def main() -> None:
         async with FakeOpenAI(strict=False) as server, openai_client(server) as client:
             with pytest.raises(openai.BadRequestError) as caught:
@@ -344,7 +344,7 @@ def test_reasoning_models_want_the_new_name_of_the_bound() -> None:
 
 
 @pytest.mark.parametrize("dialect", ["openai", "vllm", "llama.cpp", "openrouter"])
-def test_openais_sdk_talks_to_imitators(dialect: Any) -> None:
+def test_openais_sdk_talks_to_compatible_servers(dialect: Any) -> None:
     async def main() -> None:
         async with (
             FakeCompatible(dialect, models=("llama",), strict=False) as server,
@@ -361,15 +361,15 @@ def test_openais_sdk_talks_to_imitators(dialect: Any) -> None:
     asyncio.run(main())
 
 
-# ── what no decent server does, and what every test needs ─────────────────────────────────────────────────────────────
+# ── faults, and functions for every test ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("step", [nothing(), cut(0), cut(20), cut(150)])
-def test_a_broken_connection_is_one_for_the_sdk(step: Any) -> None:
+def test_the_sdk_raises_its_own_error_for_a_broken_connection(step: Any) -> None:
     async def main() -> None:
         async with FakeAnthropic() as server, claude_client(server) as client:
             server.script(step)
-            # Before the headers the SDK wraps what happened, inside the body its HTTP library speaks.
+            # Before the headers, the SDK wraps the error; inside the body, its HTTP library raises it.
             with pytest.raises(Exception, match=r"Connection error|peer closed|incomplete"):
                 await client.messages.create(model=CLAUDE, max_tokens=100, messages=QUESTION)
             assert len(server.queries) == 1
@@ -377,7 +377,7 @@ def test_a_broken_connection_is_one_for_the_sdk(step: Any) -> None:
     asyncio.run(main())
 
 
-def test_a_hanging_server_hangs_until_the_client_leaves() -> None:
+def test_a_hanging_server_hangs_until_the_client_disconnects() -> None:
     async def main() -> None:
         async with FakeAnthropic() as server, claude_client(server, timeout=0.1) as client:
             server.script(hang())
@@ -389,7 +389,7 @@ def test_a_hanging_server_hangs_until_the_client_leaves() -> None:
 
 
 @pytest.mark.parametrize("ping_only", [False, True])
-def test_a_stream_that_stalls_is_silent_or_pings_until_the_client_leaves(ping_only: bool) -> None:
+def test_a_stalled_stream_is_silent_or_pings_until_the_client_disconnects(ping_only: bool) -> None:
     async def main() -> None:
         async with FakeAnthropic() as server, claude_client(server) as client:
             server.script(stream(["Par", "is"], stall_after=1, ping_only=ping_only))
@@ -411,7 +411,7 @@ def test_the_sdks_own_retries_are_counted_at_the_server() -> None:
     asyncio.run(main())
 
 
-def test_the_server_bills_what_it_did_and_nothing_for_refusals() -> None:
+def test_the_server_bills_its_work_and_nothing_for_refusals() -> None:
     async def main() -> None:
         prices: Any = {"input_price": Decimal(3), "output_price": Decimal(15)}
         async with FakeAnthropic(**prices) as server, claude_client(server) as client:
@@ -432,7 +432,7 @@ def test_the_server_bills_what_it_did_and_nothing_for_refusals() -> None:
     asyncio.run(main())
 
 
-def test_a_vendor_may_ask_for_a_stream_in_a_way_of_its_own() -> None:
+def test_a_vendor_can_define_how_a_stream_is_requested() -> None:
     class FakeAcme(FakeCompatible):
         def wants_stream(self, request: ReceivedRequest) -> bool:
             return request.headers.get("x-mode") == "live"
@@ -450,7 +450,7 @@ def test_a_vendor_may_ask_for_a_stream_in_a_way_of_its_own() -> None:
     asyncio.run(main())
 
 
-def test_a_gate_lets_a_request_go_when_the_test_wants() -> None:
+def test_a_gate_holds_a_request_until_the_test_opens_it() -> None:
     async def main() -> None:
         async with FakeAnthropic() as server, claude_client(server) as client:
             gate = Gate(answer("late"))
@@ -477,7 +477,7 @@ def test_a_delay_comes_before_its_step() -> None:
     asyncio.run(main())
 
 
-def test_synchronous_code_gets_a_server_in_a_thread() -> None:
+def test_synchronous_code_can_use_a_server_in_a_thread() -> None:
     with FakeAnthropic() as server:
         server.script(answer("from a thread"))
         with anthropic.Anthropic(base_url=server.base_url, api_key="test-key", max_retries=0) as client:
@@ -487,7 +487,7 @@ def test_synchronous_code_gets_a_server_in_a_thread() -> None:
 
 
 @pytest.mark.parametrize("instant", [True, False])
-def test_a_server_in_a_process_of_its_own(instant: bool) -> None:
+def test_an_instant_server_runs_in_a_separate_process(instant: bool) -> None:
     with InstantServer("anthropic", instant=instant) as server:
         with anthropic.Anthropic(base_url=server.base_url, api_key="k", max_retries=0) as client:
             message = client.messages.create(model=CLAUDE, max_tokens=1000, messages=QUESTION)

@@ -1,4 +1,4 @@
-"""The proxy that breaks connections: each fault does what it says, and only that."""
+"""The proxy that breaks connections: each fault does what it promises, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from koo.testing.proxy import FaultProxy, _is_commit, _Messages
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[FaultProxy]:
-    """A proxy in front of a server that says everything back."""
+    """A proxy for a server that echoes everything."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -39,7 +39,7 @@ async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, word: 
         return await reader.read(100)
 
 
-def test_it_passes_on_what_is_said() -> None:
+def test_it_forwards_data_in_both_directions() -> None:
     async def main() -> None:
         async with echo() as proxy:
             reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
@@ -50,7 +50,7 @@ def test_it_passes_on_what_is_said() -> None:
     asyncio.run(main())
 
 
-def test_a_reset_is_a_reset() -> None:
+def test_a_reset_reaches_both_ends() -> None:
     async def main() -> None:
         async with echo() as proxy:
             reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
@@ -63,7 +63,7 @@ def test_a_reset_is_a_reset() -> None:
     asyncio.run(main())
 
 
-def test_a_black_hole_is_silent_until_it_is_healed() -> None:
+def test_a_black_hole_is_silent_until_healed() -> None:
     async def main() -> None:
         async with echo() as proxy:
             reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
@@ -78,7 +78,7 @@ def test_a_black_hole_is_silent_until_it_is_healed() -> None:
     asyncio.run(main())
 
 
-def test_what_is_forgotten_stays_silent_and_what_is_new_is_well() -> None:
+def test_forgotten_connections_stay_silent_and_new_ones_work() -> None:
     async def main() -> None:
         async with echo() as proxy:
             old = await asyncio.open_connection(proxy.host, proxy.port)
@@ -153,7 +153,7 @@ def test_it_cuts_exactly_at_commit(postgres: PostgresServer, driver: str, when: 
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_it_counts_the_logins_that_are_under_way(postgres18: PostgresServer, driver: str) -> None:
+def test_it_counts_connections_that_are_logging_in(postgres18: PostgresServer, driver: str) -> None:
     async def main() -> None:
         async with FaultProxy(postgres18.host, postgres18.port) as proxy:
             url = f"postgresql://postgres:koo-test@127.0.0.1:{proxy.port}/postgres"
@@ -172,8 +172,8 @@ def test_it_counts_the_logins_that_are_under_way(postgres18: PostgresServer, dri
     asyncio.run(main())
 
 
-def test_a_commit_cut_at_its_passing_has_reached_the_server_or_not(postgres18: PostgresServer) -> None:
-    """The client learns nothing, and the server is whole: the one case in which nobody can say."""
+def test_a_commit_cut_while_it_is_forwarded_may_be_committed_or_not(postgres18: PostgresServer) -> None:
+    """The client gets no reply, and the server keeps running: the client cannot know whether it was committed."""
     name = postgres18.create_database()
     postgres18.sql("CREATE TABLE t (n int)", name)
 
@@ -193,7 +193,7 @@ def test_a_commit_cut_at_its_passing_has_reached_the_server_or_not(postgres18: P
         postgres18.drop_database(name)
 
 
-def test_messages_are_found_however_the_bytes_are_cut() -> None:
+def test_messages_are_found_in_pieces_of_any_size() -> None:
     startup = (8 + 5).to_bytes(4, "big") + (196608).to_bytes(4, "big") + b"user\0"
     ssl = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
     query = b"Q" + (4 + 7).to_bytes(4, "big") + b"COMMIT\0"
@@ -207,14 +207,14 @@ def test_messages_are_found_however_the_bytes_are_cut() -> None:
         assert [_is_commit(message) for message in found] == [False, False, False, True, True]
 
 
-def test_what_only_looks_like_a_commit_is_none() -> None:
+def test_statements_that_only_resemble_a_commit_are_not_cut() -> None:
     assert not _is_commit((b"Q", b"SELECT 'COMMIT'\0"))
     assert not _is_commit((b"D", b"COMMIT\0"))
     assert not _is_commit((b"P", b"commit\0SELECT 1\0"))
 
 
 @pytest.mark.parametrize("turns", range(20))
-def test_it_ends_without_a_word_while_a_connection_is_ending(turns: int) -> None:
+def test_it_ends_without_an_error_while_a_connection_is_closing(turns: int) -> None:
     reported: list[object] = []
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""What the proxy does to any server's bytes, with and without an event loop of the test's."""
+"""The proxy's faults for any server, with and without an event loop in the test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from koo.testing.providers import FakeAnthropic
 
 @contextmanager
 def parrot() -> Iterator[FaultProxy]:
-    """A proxy in front of a server that says everything back. No event loop is to be seen."""
+    """A proxy for a server that echoes everything, without an event loop in the test."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         talks = [threading.Thread(target=_serve, args=(server,), daemon=True)]
         talks[0].start()
@@ -50,7 +50,7 @@ def connected(proxy: FaultProxy) -> Iterator[socket.socket]:
         yield client
 
 
-def test_it_serves_a_test_without_a_loop() -> None:
+def test_it_serves_a_test_without_an_event_loop() -> None:
     with parrot() as proxy:
         with connected(proxy) as client:
             client.sendall(b"hello")
@@ -70,7 +70,7 @@ def test_it_serves_a_test_without_a_loop() -> None:
             assert client.recv(100) == b"again"
 
 
-def test_what_connects_right_after_it_accepts_is_not_refused() -> None:
+def test_a_client_that_connects_right_after_accepts_is_not_refused() -> None:
     async def main() -> None:
         with parrot() as proxy:
             for _ in range(20):
@@ -84,12 +84,12 @@ def test_what_connects_right_after_it_accepts_is_not_refused() -> None:
     asyncio.run(main())
 
 
-def test_it_has_to_begin_before_it_is_told_anything() -> None:
-    with pytest.raises(RuntimeError, match="has not begun"):
+def test_it_must_be_started_before_use() -> None:
+    with pytest.raises(RuntimeError, match="has not started"):
         FaultProxy("127.0.0.1", 1).refuses()
 
 
-def test_one_direction_may_be_a_black_hole() -> None:
+def test_one_direction_can_be_a_black_hole() -> None:
     with parrot() as proxy, connected(proxy) as client:
         proxy.black_hole("client")
         client.sendall(b"hello")
@@ -101,7 +101,7 @@ def test_one_direction_may_be_a_black_hole() -> None:
         assert client.recv(100) == b"hello"
 
 
-def test_a_connection_is_cut_after_so_many_bytes() -> None:
+def test_a_connection_is_cut_after_a_number_of_bytes() -> None:
     with parrot() as proxy:
         proxy.toward, proxy.cut_after_bytes = "client", 7
         with connected(proxy) as client:
@@ -116,7 +116,7 @@ def test_a_connection_is_cut_after_so_many_bytes() -> None:
             assert client.recv(100) == b"hello you"
 
 
-def test_a_cut_on_the_way_to_the_server_lets_nothing_more_arrive() -> None:
+def test_after_a_cut_no_more_data_reaches_the_server() -> None:
     with parrot() as proxy:
         proxy.toward, proxy.cut_after_bytes = "server", 3
         with connected(proxy) as client:
@@ -130,8 +130,8 @@ def test_a_cut_on_the_way_to_the_server_lets_nothing_more_arrive() -> None:
             assert b"hello".startswith(came[:5]) and len(came) <= 3
 
 
-def test_a_narrow_way_is_a_trickle() -> None:
-    """As many pieces as the width allows, and none of them early."""
+def test_limited_bandwidth_is_a_steady_trickle() -> None:
+    """As many pieces as the bandwidth allows, and none of them early."""
     with parrot() as proxy:
         proxy.toward, proxy.bytes_per_s = "client", 1000.0
         with connected(proxy) as client:
@@ -140,11 +140,11 @@ def test_a_narrow_way_is_a_trickle() -> None:
             sizes: list[int] = []
             while sum(sizes) < 100:
                 sizes.append(len(client.recv(1000)))
-            assert time.monotonic() - began >= 0.09, "a tenth of a second, at this width"
+            assert time.monotonic() - began >= 0.09, "a tenth of a second at this bandwidth"
             assert sizes[0] < 100
 
 
-def test_jitter_comes_on_top_of_the_delay_and_keeps_the_order() -> None:
+def test_jitter_is_added_to_the_delay_and_keeps_the_order() -> None:
     draws = iter([1.0, 0.0] * 50)
 
     async def main() -> None:
@@ -171,8 +171,8 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-def test_a_vendors_sdk_by_way_of_it() -> None:
-    """An answer that is cut on the network, whatever the server sent."""
+def test_a_vendors_sdk_works_through_the_proxy() -> None:
+    """The network can cut a response that the server has sent completely."""
 
     def ask(client: anthropic.Anthropic) -> str:
         said = client.messages.create(
@@ -201,10 +201,10 @@ def test_a_vendors_sdk_by_way_of_it() -> None:
         ("https://ai.example/v1", ("ai.example", 443)),
     ],
 )
-def test_where_a_url_leads(url: str, target: tuple[str, int]) -> None:
+def test_a_url_can_be_routed_through_the_proxy(url: str, target: tuple[str, int]) -> None:
     assert FaultProxy.before(url).target == target
 
 
-def test_a_url_that_says_no_port_is_no_place_to_stand_before() -> None:
+def test_a_url_without_a_port_is_refused() -> None:
     with pytest.raises(ValueError, match="a host and a port"):
         FaultProxy.before("redis:///0")

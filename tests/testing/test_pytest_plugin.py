@@ -1,4 +1,4 @@
-"""The fixtures that pytest finds by itself: they work in a project of somebody else's, and cost nothing unused."""
+"""The fixtures that pytest finds without configuration work in other projects, and cost nothing if unused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLUGIN = "koo.testing.pytest_plugin"
 
 
 def run_pytest(folder: Path, *arguments: str, plugins: tuple[str, ...] = ()) -> str:
-    """pytest in a folder of its own, with ours and no other plugins than these."""
+    """Run pytest in a separate folder, with koo's plugin and only these others."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     environ = {**kept, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "KOO_HOME": str(folder)}
     loaded = [word for name in (PLUGIN, *plugins) for word in ("-p", name)]
@@ -69,8 +69,8 @@ def write(folder: Path, **files: str) -> None:
         (folder / f"{name}.py").write_text(text)
 
 
-def test_the_tests_of_the_page_pass_as_they_stand(tmp_path: Path) -> None:
-    """All in one run, so that each begins in a world that the one before has left."""
+def test_the_examples_of_the_documentation_pass_unchanged(tmp_path: Path) -> None:
+    """All run in one process, so that each starts after another test has used a world."""
     page = (ROOT / "docs" / "testing.md").read_text()
     shop, *tests = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     write(tmp_path, shop=shop, **{f"test_{number}": test for number, test in enumerate(tests)})
@@ -86,9 +86,9 @@ def test_the_tests_of_the_page_pass_as_they_stand(tmp_path: Path) -> None:
         (("asyncio", "anyio"), ("-o", "asyncio_mode=auto"), ""),
         (("asyncio",), ("-o", "asyncio_mode=auto", "-o", "asyncio_default_test_loop_scope=session"), ""),
     ],
-    ids=["anyio", "asyncio strict", "asyncio auto beside anyio", "one loop for all tests"],
+    ids=["anyio", "asyncio strict", "asyncio auto with anyio", "one loop for all tests"],
 )
-def test_it_works_with_whatever_runs_the_tests(
+def test_it_works_with_every_asynchronous_plugin(
     tmp_path: Path, plugins: tuple[str, ...], arguments: tuple[str, ...], mark: str
 ) -> None:
     write(tmp_path, test_outage=OUTAGE.format(mark=mark))
@@ -98,7 +98,7 @@ def test_it_works_with_whatever_runs_the_tests(
     assert "2 passed" in said, said
 
 
-def test_without_a_plugin_for_async_tests_there_is_koo_sync_and_a_loop_of_ones_own(tmp_path: Path) -> None:
+def test_without_an_asynchronous_plugin_koo_sync_and_own_loops_work(tmp_path: Path) -> None:
     write(
         tmp_path,
         test_sync="""
@@ -130,7 +130,7 @@ def test_loops_of_its_own(koo):
     assert "3 passed" in said, said
 
 
-def test_what_a_test_did_not_mean_fails_the_test_itself(tmp_path: Path) -> None:
+def test_unused_steps_fail_the_test_itself(tmp_path: Path) -> None:
     write(
         tmp_path,
         test_strict="""
@@ -160,15 +160,15 @@ def test_settings(koo_sync):
     assert "assert 1 == 2" in said
 
 
-def test_an_argument_that_the_marker_does_not_have_is_a_sentence(tmp_path: Path) -> None:
+def test_an_unknown_argument_of_the_marker_fails_with_a_suggestion(tmp_path: Path) -> None:
     write(tmp_path, test_typo="import pytest\n@pytest.mark.koo(setings={})\ndef test_typo(koo): pass\n")
     said = run_pytest(tmp_path)
     assert "@pytest.mark.koo has no argument 'setings'; did you mean 'settings'?" in said
     assert "Traceback" not in said and "1 error" in said, said
 
 
-def test_a_project_that_does_not_use_it_is_left_alone(tmp_path: Path) -> None:
-    """Its own `koo`, its own asynchronous fixtures, and what its tests fail with."""
+def test_a_project_that_does_not_use_the_plugin_is_unaffected(tmp_path: Path) -> None:
+    """It keeps its own fixture `koo`, its own asynchronous fixtures, and the errors of its tests."""
     write(
         tmp_path,
         conftest="""
@@ -199,7 +199,7 @@ def test_fails():
     assert "1 failed, 1 passed" in said and "KeyError: 'own'" in said and "pytest_plugin" not in said, said
 
 
-def test_each_test_has_a_fresh_database_and_the_version_can_be_chosen(tmp_path: Path) -> None:
+def test_each_test_has_a_fresh_database_and_the_version_can_be_set(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\nkoo_postgres_major = 16\n")
     (tmp_path / "test_fresh.py").write_text(
         "import pytest\n"
@@ -214,13 +214,13 @@ def test_each_test_has_a_fresh_database_and_the_version_can_be_chosen(tmp_path: 
     assert "2 passed" in said, said
 
 
-def test_pytest_finds_it_by_itself() -> None:
+def test_pytest_finds_the_plugin_without_configuration() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["pytest11"] == {"koo": PLUGIN}
     assert import_module(PLUGIN).pytest_addoption
 
 
-def test_loading_it_loads_nothing_that_a_fixture_needs() -> None:
+def test_loading_the_plugin_loads_no_module_of_the_fixtures() -> None:
     heavy = ("koo.testing.postgres", "psutil", "sqlalchemy", "asyncio", "koo.database")
     code = (
         f"import sys, pytest; before = set(sys.modules); import {PLUGIN}; print(*(set(sys.modules) - before))"

@@ -1,4 +1,4 @@
-"""Time that is skipped beside real sockets and threads: the loop goes along, and has its own time again afterwards."""
+"""Skipping time with real sockets and threads: the loop moves with the clock, and has its own time again afterwards."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from koo.testing.clock import StandingClock, VirtualClock, run_virtual
 from koo.testing.skipping import SkippingClock
 
 NEAR_S = 60.0
-"""Real time that a busy machine may take; what is skipped is hours."""
+"""Real time that a busy machine may take. It cannot be confused with the skipped time, which is hours."""
 
 
-def test_until_something_is_skipped_it_is_real_time() -> None:
+def test_the_clock_is_real_time_until_something_is_skipped() -> None:
     clock = SkippingClock()
     assert time.monotonic() <= clock.monotonic() <= time.monotonic()
     assert abs(clock.wall() - time.time()) < NEAR_S
@@ -47,7 +47,7 @@ def test_a_sleep_of_a_day_ends_when_a_day_is_skipped() -> None:
     asyncio.run(main())
 
 
-def test_a_deadline_that_is_set_after_a_skip_is_neither_late_nor_early() -> None:
+def test_a_deadline_set_after_a_skip_is_on_time() -> None:
     async def main() -> None:
         clock = SkippingClock()
         clock.advance(days=2)
@@ -66,7 +66,7 @@ def test_a_deadline_that_is_set_after_a_skip_is_neither_late_nor_early() -> None
     asyncio.run(main())
 
 
-def test_sockets_and_threads_go_on() -> None:
+def test_sockets_and_threads_continue_to_work() -> None:
     async def main() -> None:
         clock = SkippingClock()
 
@@ -88,7 +88,7 @@ def test_sockets_and_threads_go_on() -> None:
     asyncio.run(main())
 
 
-def test_another_thread_may_skip_and_wakes_the_loop() -> None:
+def test_another_thread_can_skip_and_wakes_the_loop() -> None:
     async def main() -> None:
         clock = SkippingClock()
         waits = asyncio.create_task(clock.sleep(3600))
@@ -101,7 +101,7 @@ def test_another_thread_may_skip_and_wakes_the_loop() -> None:
     asyncio.run(main())
 
 
-def test_a_second_loop_that_asks_the_clock_moves_too() -> None:
+def test_a_second_loop_that_reads_the_clock_moves_too() -> None:
     clock = SkippingClock()
 
     async def skip() -> None:
@@ -114,7 +114,7 @@ def test_a_second_loop_that_asks_the_clock_moves_too() -> None:
     assert abs(asyncio.run(look())) < NEAR_S
 
 
-def test_released_a_loop_has_its_own_time_and_what_was_left_of_its_timers() -> None:
+def test_a_released_loop_has_its_own_time_and_its_timers_keep_the_time_left() -> None:
     async def main() -> None:
         clock, loop = SkippingClock(), asyncio.get_running_loop()
         early, late = asyncio.Event(), asyncio.Event()
@@ -133,7 +133,7 @@ def test_released_a_loop_has_its_own_time_and_what_was_left_of_its_timers() -> N
     asyncio.run(main())
 
 
-def test_the_wall_can_be_set_and_goes_on_with_what_is_skipped() -> None:
+def test_wall_time_can_be_set_and_moves_with_skips() -> None:
     async def main() -> None:
         clock = SkippingClock(wall_s=0.0)
         before = clock.monotonic()
@@ -145,7 +145,7 @@ def test_the_wall_can_be_set_and_goes_on_with_what_is_skipped() -> None:
     asyncio.run(main())
 
 
-def test_listeners_hear_of_each_skip() -> None:
+def test_listeners_are_called_after_each_skip() -> None:
     async def main() -> None:
         clock, heard = SkippingClock(), list[float]()
         clock.listen(lambda: heard.append(clock.skipped_s))
@@ -156,12 +156,12 @@ def test_listeners_hear_of_each_skip() -> None:
     asyncio.run(main())
 
 
-def test_time_goes_forward() -> None:
+def test_a_negative_skip_is_refused() -> None:
     with pytest.raises(ValueError, match="-1 s cannot be skipped"):
         SkippingClock().advance(-1)
 
 
-def test_two_clocks_do_not_move_one_loop() -> None:
+def test_two_clocks_cannot_move_one_loop() -> None:
     async def main() -> None:
         SkippingClock().advance(1)
         with pytest.raises(RuntimeError, match="the same clock"):
@@ -170,10 +170,10 @@ def test_two_clocks_do_not_move_one_loop() -> None:
     asyncio.run(main())
 
 
-def test_a_loop_whose_time_cannot_be_skipped_says_what_to_do() -> None:
+def test_a_loop_whose_time_cannot_be_skipped_raises_with_advice() -> None:
     async def main() -> None:
         clock = SkippingClock()
-        with pytest.raises(RuntimeError, match="on asyncio's own event loops only"):
+        with pytest.raises(RuntimeError, match="only on asyncio's own event loops"):
             clock.advance(1)
 
     run_virtual(main)
@@ -181,7 +181,7 @@ def test_a_loop_whose_time_cannot_be_skipped_says_what_to_do() -> None:
         runner.run(main())
 
 
-def test_a_platform_refuses_a_clock_that_does_not_count_the_loops_seconds(tmp_path: Path) -> None:
+def test_a_platform_refuses_a_clock_that_does_not_follow_the_loop(tmp_path: Path) -> None:
     options = PlatformOptions(home=tmp_path)
 
     async def main() -> None:
@@ -201,8 +201,8 @@ async def _make_virtual() -> None:
     Platform(PlatformOptions(), clock=VirtualClock())
 
 
-def test_koos_own_timers_follow() -> None:
-    """The registry of deadlines sets one timer for a quarter of a second, in the loop's time."""
+def test_koos_own_timers_move_with_the_loop() -> None:
+    """The registry of deadlines sets one timer per quarter of a second, in the loop's time."""
 
     async def main() -> None:
         clock, deadlines = SkippingClock(), Deadlines()
@@ -222,8 +222,8 @@ def test_koos_own_timers_follow() -> None:
 
 
 @pytest.mark.parametrize("registry", [None, Deadlines, OwnTimer])
-def test_what_koos_background_work_waits_for_keeps_its_time(registry: type[Deadlines] | None) -> None:
-    """A thread or a socket is no faster for a skip: a beat to the store would count as one that was not answered."""
+def test_timeouts_of_koos_background_work_keep_their_time(registry: type[Deadlines] | None) -> None:
+    """A skip makes no thread or socket faster, so a beat to the store would otherwise count as unanswered."""
 
     async def main() -> None:
         clock, loop = SkippingClock(), asyncio.get_running_loop()
@@ -251,7 +251,7 @@ def test_what_koos_background_work_waits_for_keeps_its_time(registry: type[Deadl
     asyncio.run(main())
 
 
-def test_released_a_deadline_of_koos_comes_when_it_would_have() -> None:
+def test_after_release_koos_deadlines_keep_the_time_left() -> None:
     async def main() -> None:
         clock, deadlines = SkippingClock(), Deadlines()
         loop = asyncio.get_running_loop()
@@ -272,7 +272,7 @@ def test_released_a_deadline_of_koos_comes_when_it_would_have() -> None:
     asyncio.run(main())
 
 
-def test_what_waits_on_a_loop_that_comes_late_goes_on_waiting() -> None:
+def test_timers_of_a_loop_that_joins_late_lose_no_time() -> None:
     async def main() -> None:
         waits = asyncio.create_task(asyncio.sleep(3600))
         await asyncio.sleep(0)
@@ -287,7 +287,7 @@ def test_what_waits_on_a_loop_that_comes_late_goes_on_waiting() -> None:
     asyncio.run(main())
 
 
-def test_a_clock_that_nobody_released_leaves_deadlines_of_threads_as_they_are() -> None:
+def test_a_clock_that_was_never_released_does_not_move_deadlines_in_threads() -> None:
     async def skip() -> None:
         clock.advance(hours=2)
 
@@ -303,10 +303,10 @@ def test_a_clock_that_nobody_released_leaves_deadlines_of_threads_as_they_are() 
 # ── a clock that stands still ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_standing_clock_moves_only_when_it_is_told() -> None:
+def test_a_standing_clock_moves_only_on_request() -> None:
     clock = StandingClock(wall_s=0.0)
     began = clock.monotonic()
-    assert began > time.monotonic() + 86_400, "no deadline that is set by it passes"
+    assert began > time.monotonic() + 86_400, "no deadline computed from it passes"
     clock.advance(minutes=1, seconds=1)
     assert (clock.wall(), clock.monotonic() - began) == (61.0, 61.0)
     clock.set_wall(10.0)

@@ -1,4 +1,4 @@
-"""A platform that stands in for another one: what code under test has bound long ago uses it, and later no more."""
+"""Replacing a platform: names that code under test bound long ago use the given one, and later the old one again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def file_of(database: koo.Database) -> str:
     return Path(str(database.url.database)).parent.name
 
 
-def test_the_names_that_are_bound_to_the_process_use_it(tmp_path: Path) -> None:
+def test_names_bound_to_the_processs_platform_use_the_given_one(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as server, Platform(options(tmp_path, server)) as other:
             with use(other):
@@ -51,7 +51,7 @@ def test_the_names_that_are_bound_to_the_process_use_it(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_platform_of_ones_own_is_replaced_and_then_itself_again(tmp_path: Path) -> None:
+def test_an_own_platform_is_replaced_and_then_restored(tmp_path: Path) -> None:
     mine, other = platform_at(tmp_path, "mine"), platform_at(tmp_path, "other")
     with use(other, instead_of=mine):
         assert mine.options.home.name == "other" and mine.services is not None
@@ -62,7 +62,7 @@ def test_a_platform_of_ones_own_is_replaced_and_then_itself_again(tmp_path: Path
     assert other.options.home.name == "other"
 
 
-def test_a_block_that_fails_gives_it_back(tmp_path: Path) -> None:
+def test_a_block_that_fails_restores_the_platform(tmp_path: Path) -> None:
     mine = platform_at(tmp_path, "mine")
 
     def fail() -> None:
@@ -74,7 +74,7 @@ def test_a_block_that_fails_gives_it_back(tmp_path: Path) -> None:
     assert mine.options.home.name == "mine"
 
 
-def test_a_platform_may_stand_in_for_itself(tmp_path: Path) -> None:
+def test_a_platform_may_replace_itself(tmp_path: Path) -> None:
     mine = platform_at(tmp_path, "mine")
     with use(mine, instead_of=mine):
         assert mine.options.home.name == "mine"
@@ -84,7 +84,7 @@ def test_a_platform_may_stand_in_for_itself(tmp_path: Path) -> None:
 # ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_database_that_was_handed_out_before_is_the_other_ones_inside(tmp_path: Path) -> None:
+def test_a_database_handed_out_before_is_the_given_platforms_inside_the_block(tmp_path: Path) -> None:
     async def main() -> None:
         mine = platform_at(tmp_path, "mine")
         bound = mine.database
@@ -103,8 +103,8 @@ def test_a_database_that_was_handed_out_before_is_the_other_ones_inside(tmp_path
     asyncio.run(main())
 
 
-def test_a_database_that_is_handed_out_inside_is_the_platforms_own_afterwards(tmp_path: Path) -> None:
-    """As `from koo import db_manager` in a module that a test imports."""
+def test_a_database_handed_out_inside_is_the_platforms_own_afterwards(tmp_path: Path) -> None:
+    """As with `from koo import db_manager` in a module that a test imports."""
 
     async def main() -> None:
         mine = platform_at(tmp_path, "mine")
@@ -127,7 +127,7 @@ def test_a_database_that_is_handed_out_inside_is_the_platforms_own_afterwards(tm
     asyncio.run(main())
 
 
-def test_a_database_that_is_open_is_not_replaced(tmp_path: Path) -> None:
+def test_an_open_database_is_not_replaced(tmp_path: Path) -> None:
     async def main() -> None:
         mine, other = platform_at(tmp_path, "mine"), platform_at(tmp_path, "other")
         async with mine.database.session_scope() as session:
@@ -148,7 +148,7 @@ async def seven() -> int:
     return 7
 
 
-def test_own_operations_are_known_whenever_they_were_registered(tmp_path: Path) -> None:
+def test_own_operations_are_registered_with_both_platforms(tmp_path: Path) -> None:
     async def main() -> None:
         mine = platform_at(tmp_path, "mine")
         mine.register_service("parcels", max_retries=2)
@@ -177,7 +177,7 @@ def test_own_operations_are_known_whenever_they_were_registered(tmp_path: Path) 
     asyncio.run(main())
 
 
-def test_repeats_of_own_operations_have_no_pauses_in_a_world(tmp_path: Path) -> None:
+def test_own_operations_are_repeated_without_pauses_in_a_world(tmp_path: Path) -> None:
     async def main() -> None:
         mine = platform_at(tmp_path, "mine")
         mine.register_service(
@@ -211,8 +211,8 @@ def test_worlds_leave_nothing_behind(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_using_a_platform_reads_no_settings_and_loads_no_database(tmp_path: Path) -> None:
-    """A test of a project without a database does not pay for SQLAlchemy's ORM, nor for a wrong variable."""
+def test_use_reads_no_settings_and_loads_no_database(tmp_path: Path) -> None:
+    """A project without a database does not load SQLAlchemy's ORM, and does not fail because of a wrong variable."""
     script = (
         "import sys\n"
         "from koo.platform import Platform\n"

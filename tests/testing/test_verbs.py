@@ -1,4 +1,4 @@
-"""What a test says to a fake provider, and what the fake says when the test did not mean what happened."""
+"""The verbs that set up a fake provider, and its complaints about requests and steps that a test did not intend."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def status_of(client: anthropic.Anthropic) -> int:
 # ── verbs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_verb_holds_until_the_next_one() -> None:
+def test_a_verb_applies_until_the_next_one() -> None:
     with FakeAnthropic() as server, client_of(server) as client:
         server.fails(529)
         assert [status_of(client) for _ in range(3)] == [529, 529, 529]
@@ -69,14 +69,14 @@ def test_a_verb_holds_until_the_next_one() -> None:
         assert server.attempts == 5 and server.requests[-1].prompt == "Capital of France?"
 
 
-def test_a_verb_with_times_comes_first_and_ends_by_itself() -> None:
+def test_a_verb_with_times_comes_first_and_then_ends() -> None:
     with FakeAnthropic() as server, client_of(server) as client:
         server.answers("always").fails(529, times=2).answers("once", times=1)
         assert [status_of(client), status_of(client)] == [529, 529]
         assert [ask(client), ask(client)] == ["once", "always"]
 
 
-def test_headers_and_the_time_to_come_back_are_sent() -> None:
+def test_headers_and_retry_after_are_sent() -> None:
     with FakeAnthropic() as server, client_of(server) as client:
         server.fails(429, retry_after_s=7, headers={"x-from": "test"}, times=1)
         with pytest.raises(anthropic.RateLimitError) as caught:
@@ -87,14 +87,14 @@ def test_headers_and_the_time_to_come_back_are_sent() -> None:
 
 @pytest.mark.parametrize("fake", FAKES, ids=lambda fake: fake.__name__)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 503, 529])
-def test_an_error_by_its_status_alone_is_worded_as_the_vendor_words_it(
+def test_an_error_given_only_by_its_status_has_the_vendors_format(
     fake: Callable[..., FakeProvider], status: int
 ) -> None:
     failure = fake().failure(status)
     assert failure.status == status and failure.type is not None
 
 
-def test_the_vendors_sdks_see_what_a_status_means() -> None:
+def test_the_vendors_sdks_raise_the_error_for_a_status() -> None:
     with FakeAnthropic() as server, client_of(server) as client:
         server.fails(401)
         with pytest.raises(anthropic.AuthenticationError, match="authentication_error"):
@@ -109,7 +109,7 @@ def test_the_vendors_sdks_see_what_a_status_means() -> None:
         assert caught.value.code == "rate_limit_exceeded"
 
 
-def test_a_connection_is_dropped_and_an_answer_is_cut() -> None:
+def test_a_connection_can_be_dropped_and_a_response_cut() -> None:
     with FakeAnthropic() as server, client_of(server) as client:
         server.drops(times=1).cuts(after=60, times=1)
         for _ in range(2):
@@ -118,7 +118,7 @@ def test_a_connection_is_dropped_and_an_answer_is_cut() -> None:
         assert ask(client) == "Paris." and server.attempts == 3
 
 
-def test_a_stream_is_cut_after_so_many_pieces() -> None:
+def test_a_stream_is_cut_after_a_number_of_pieces() -> None:
     came: list[str] = []
 
     def read(client: anthropic.Anthropic) -> None:
@@ -134,7 +134,7 @@ def test_a_stream_is_cut_after_so_many_pieces() -> None:
         assert "".join(came) == "Paris"
 
 
-def test_who_hangs_answers_nobody_and_what_is_slow_answers_later() -> None:
+def test_hangs_sends_no_response_and_slow_sends_a_late_one() -> None:
     with FakeAnthropic() as server, client_of(server) as client:
         server.hangs(times=1).slow(0.01, "later", times=1)
         with pytest.raises(anthropic.APITimeoutError):
@@ -156,7 +156,7 @@ def test_a_gate_holds_a_request_across_threads() -> None:
     asyncio.run(main())
 
 
-def test_an_outage_meets_the_unbilled_checks_too_and_a_few_failures_do_not() -> None:
+def test_an_outage_also_fails_the_unbilled_checks_and_a_few_failures_do_not() -> None:
     with FakeAnthropic() as server, client_of(server) as client:
         server.fails(529, times=1)
         assert client.models.list().data and status_of(client) == 529
@@ -166,10 +166,10 @@ def test_an_outage_meets_the_unbilled_checks_too_and_a_few_failures_do_not() -> 
         server.answers()
         assert client.models.list().data
         server.fails(429)
-        assert client.models.list().data, "a limit of queries is no limit of checks"
+        assert client.models.list().data, "a limit on queries does not affect checks"
 
 
-def test_what_an_error_costs_is_nothing() -> None:
+def test_an_error_costs_nothing() -> None:
     with FakeAnthropic() as server, client_of(server) as client:
         server.fails(500, times=1)
         assert status_of(client) == 500 and server.billed_usd == 0
@@ -180,7 +180,7 @@ def test_what_an_error_costs_is_nothing() -> None:
 
 
 @pytest.mark.parametrize("step", ["Paris.", {"text": "Paris."}, None, answer, delay(1, "Paris."), Gate("x")])  # type: ignore[arg-type]
-def test_what_is_no_step_is_a_type_error_where_it_is_written(step: Any) -> None:
+def test_a_value_that_is_not_a_step_raises_immediately(step: Any) -> None:
     server = FakeAnthropic()
     with pytest.raises(TypeError, match="a step of a script is"):
         server.script(step)
@@ -188,9 +188,9 @@ def test_what_is_no_step_is_a_type_error_where_it_is_written(step: Any) -> None:
         server.default = step
 
 
-def test_what_cannot_be_cut_and_what_is_no_list_of_pieces_are_type_errors() -> None:
+def test_cut_and_stream_refuse_wrong_arguments() -> None:
     server = FakeAnthropic()
-    with pytest.raises(TypeError, match="what is cut"):
+    with pytest.raises(TypeError, match="cut takes an answer"):
         server.script(cut(10, stream(["a"])))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="list of pieces"):
         server.streams("Paris")
@@ -201,7 +201,7 @@ def test_what_cannot_be_cut_and_what_is_no_list_of_pieces_are_type_errors() -> N
 
 
 @pytest.mark.parametrize("fake", FAKES, ids=lambda fake: fake.__name__)
-def test_a_port_that_is_taken_is_an_error_of_the_test(fake: Callable[..., FakeProvider]) -> None:
+def test_a_taken_port_raises_in_the_test(fake: Callable[..., FakeProvider]) -> None:
     async def main(port: int) -> None:
         async with fake(port=port):
             pass
@@ -216,7 +216,7 @@ def test_a_port_that_is_taken_is_an_error_of_the_test(fake: Callable[..., FakePr
             asyncio.run(main(port))
 
 
-def test_steps_that_are_left_over_fail_the_test() -> None:
+def test_unused_steps_fail_the_test() -> None:
     with (
         pytest.raises(FakeMisused, match=r"1 step\(s\) of its script were not used: Failure\(status=529"),
         FakeAnthropic() as server,
@@ -226,7 +226,7 @@ def test_steps_that_are_left_over_fail_the_test() -> None:
         server.fails(529, times=1)
 
 
-def test_a_request_that_was_refused_fails_the_test_that_did_not_notice() -> None:
+def test_a_refused_request_fails_the_test() -> None:
     def use(**options: Any) -> FakeProvider:
         with FakeAnthropic(key="another", **options) as server, client_of(server) as client:
             assert status_of(client) == 401
@@ -237,10 +237,10 @@ def test_a_request_that_was_refused_fails_the_test_that_did_not_notice() -> None
     assert len(use(strict=False).diary.refused) == 1
 
 
-def test_a_fake_that_fails_says_so_and_does_not_let_its_client_wait() -> None:
+def test_a_fake_that_fails_reports_it_and_closes_the_connection() -> None:
     class Broken(FakeAnthropic):
         def plain(self, *_: Any) -> dict[str, Any]:
-            raise KeyError("of a vendor written wrongly")
+            raise KeyError("of a faulty vendor class")
 
     with (
         Broken(strict=False) as server,
@@ -253,7 +253,7 @@ def test_a_fake_that_fails_says_so_and_does_not_let_its_client_wait() -> None:
         server.check()
 
 
-def test_a_test_that_failed_keeps_its_own_error_and_learns_what_the_fake_saw() -> None:
+def test_a_failed_test_keeps_its_error_and_gets_the_complaints_as_notes() -> None:
     def fail() -> None:
         with FakeAnthropic() as server:
             server.script(error(500), error(500))

@@ -1,4 +1,4 @@
-"""The one door: a platform among fakes, as code under test meets it, on any loop and on none."""
+"""`World`: a platform surrounded by fakes, as code under test uses it, with any event loop and with none."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ REAL = replace(CLAUDE, api_key="a-real-key", base_url="https://api.anthropic.com
 
 
 def run(test: Callable[[World], Awaitable[None]], options: PlatformOptions = OPTIONS, **about: Any) -> World:
-    """Run a test in a world of its own, which stands in for nothing."""
+    """Run a test in a separate world, which replaces no platform in use."""
 
     async def main() -> World:
         async with World(options, instead_of=Platform(options), **about) as world:
@@ -58,7 +58,7 @@ async def fails(work: Awaitable[object], kind: type[Exception] = ExternalService
 # ── an outage ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_outage_and_its_end() -> None:
+def test_an_outage_and_its_recovery() -> None:
     async def test(world: World) -> None:
         world.claude.fails(529)
         assert (await world.ask("claude", fallback=("local",))).service == "local"
@@ -80,8 +80,8 @@ def test_an_outage_and_its_end() -> None:
     run(test)
 
 
-def test_repeats_are_made_without_pauses() -> None:
-    """With the pauses that the options say, four attempts would take minutes."""
+def test_repeats_have_no_pauses() -> None:
+    """With the pauses of the options, four attempts would take minutes."""
 
     async def test(world: World) -> None:
         world.claude.fails(500, times=3)
@@ -91,7 +91,7 @@ def test_repeats_are_made_without_pauses() -> None:
     run(test, PlatformOptions(services=(replace(CLAUDE, retry=slow),)))
 
 
-def test_what_is_spent_is_what_is_billed() -> None:
+def test_koo_books_what_the_fake_bills() -> None:
     async def test(world: World) -> None:
         world.claude.answers("Boots.", input_tokens=1000, output_tokens=50)
         got = await world.ask("claude", "Suggest shoes.", system="Be brief.")
@@ -107,7 +107,7 @@ def test_what_is_spent_is_what_is_billed() -> None:
 def test_each_built_in_service_has_a_fake_that_bills_what_koo_books(
     service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a key, a model file or a setting on this machine."""
+    """No key, model file or setting is needed on this machine."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KOO_HOME", str(tmp_path))
 
@@ -126,7 +126,7 @@ def test_each_built_in_service_has_a_fake_that_bills_what_koo_books(
     asyncio.run(main())
 
 
-def test_settings_of_the_test_win_over_the_environment(
+def test_settings_of_the_test_take_precedence_over_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("KOO_HOME", str(tmp_path))
@@ -137,8 +137,8 @@ def test_settings_of_the_test_win_over_the_environment(
         assert world.claude.health["rate_limits"]["daily_budget"]["limit"] == "8"
 
 
-def test_nothing_of_a_real_account_is_left() -> None:
-    """Keys, addresses, proxies, the state store and the database are a test's own."""
+def test_no_part_of_a_real_account_is_left() -> None:
+    """Keys, addresses, proxies, the state store and the database all belong to the test."""
     from koo.network_options import NetworkOptions
 
     given = PlatformOptions(
@@ -160,7 +160,7 @@ def test_nothing_of_a_real_account_is_left() -> None:
     assert not world.home.exists()
 
 
-def test_a_service_that_is_switched_off_stays_off_and_a_server_of_ones_own_is_free() -> None:
+def test_a_disabled_service_stays_off_and_an_own_server_is_free() -> None:
     off = replace(CLAUDE, disabled_by="AI_SERVICES__CLAUDE__ENABLED=false")
 
     async def test(world: World) -> None:
@@ -173,7 +173,7 @@ def test_a_service_that_is_switched_off_stays_off_and_a_server_of_ones_own_is_fr
     run(test, PlatformOptions(services=(off, LAB)))
 
 
-def test_a_model_of_ones_own_is_known_to_the_fake() -> None:
+def test_the_fake_accepts_the_services_own_model() -> None:
     async def test(world: World) -> None:
         assert (await world.ask("claude")).text == "Paris."
 
@@ -184,7 +184,7 @@ def test_a_model_of_ones_own_is_known_to_the_fake() -> None:
 # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_call_that_hangs_ends_at_its_deadline_without_waiting_for_it() -> None:
+def test_a_skip_ends_a_hanging_call_at_its_deadline() -> None:
     async def test(world: World) -> None:
         gate = Gate()
         world.claude.waits_for(gate, times=1)
@@ -199,7 +199,7 @@ def test_a_call_that_hangs_ends_at_its_deadline_without_waiting_for_it() -> None
     run(test)
 
 
-def test_a_pause_that_the_provider_asked_for_passes() -> None:
+def test_a_skip_ends_a_pause_that_the_provider_asked_for() -> None:
     async def test(world: World) -> None:
         world.claude.fails(429, retry_after_s=1800, times=1)
         await fails(world.ask("claude", on_limit="refuse"))
@@ -211,7 +211,7 @@ def test_a_pause_that_the_provider_asked_for_passes() -> None:
     run(test)
 
 
-def test_a_day_ends_and_its_budget_with_it() -> None:
+def test_a_skip_over_midnight_renews_the_daily_budget() -> None:
     async def test(world: World) -> None:
         world.claude.answers("Boots.", input_tokens=100, output_tokens=90)
         await world.ask("claude", max_tokens=100)
@@ -225,7 +225,7 @@ def test_a_day_ends_and_its_budget_with_it() -> None:
     run(test, PlatformOptions(services=(small,)))
 
 
-def test_time_that_was_skipped_is_no_loop_that_stood_still() -> None:
+def test_skipped_time_does_not_count_as_a_blocked_loop() -> None:
     async def test(world: World) -> None:
         await world.tick()
         world.clock.advance(minutes=3)
@@ -235,7 +235,7 @@ def test_time_that_was_skipped_is_no_loop_that_stood_still() -> None:
     run(test)
 
 
-def test_an_own_limit_of_a_minute_passes() -> None:
+def test_a_skip_of_a_minute_frees_a_limit_per_minute() -> None:
     async def test(world: World) -> None:
         await world.ask("claude")
         await fails(world.ask("claude", on_limit="refuse"))
@@ -246,7 +246,7 @@ def test_an_own_limit_of_a_minute_passes() -> None:
 
 
 def test_two_worlds_on_one_loop_share_a_clock() -> None:
-    """As an application with two platforms: each has its own fakes, breakers and money."""
+    """An application may have two platforms: each has its own fakes, breakers and budgets."""
 
     async def main() -> None:
         async with (
@@ -267,7 +267,7 @@ def test_two_worlds_on_one_loop_share_a_clock() -> None:
     asyncio.run(main())
 
 
-def test_after_a_world_its_loop_has_its_own_time_again() -> None:
+def test_after_a_world_the_loop_has_its_own_time_again() -> None:
     async def main() -> None:
         for _ in range(2):
             async with World(OPTIONS, instead_of=Platform(OPTIONS)) as world:
@@ -283,7 +283,7 @@ def test_after_a_world_its_loop_has_its_own_time_again() -> None:
 # ── without a loop, and with others' clients ──────────────────────────────────────────────────────────────────────
 
 
-def test_a_test_without_a_loop_has_one_too() -> None:
+def test_a_test_without_a_loop_can_use_a_world() -> None:
     with World(OPTIONS, instead_of=Platform(OPTIONS)) as world:
         world.run(world.open())
         world.claude.fails(529)
@@ -298,7 +298,7 @@ def test_a_test_without_a_loop_has_one_too() -> None:
         assert world.settled()
 
 
-def test_a_world_that_skipped_two_hours_in_the_background_leaves_deadlines_as_they_were() -> None:
+def test_a_skip_on_the_background_loop_does_not_move_later_deadlines() -> None:
     async def left_s() -> float:
         return ends_at.get() - asyncio.get_running_loop().time()
 
@@ -315,8 +315,8 @@ def test_a_world_that_skipped_two_hours_in_the_background_leaves_deadlines_as_th
         koo.run(asyncio.sleep(60), timeout_s=0.05)
 
 
-def test_a_world_whose_platform_was_opened_on_a_loop_that_stands_still_is_closed_there() -> None:
-    """As fixtures and tests of pytest-asyncio and AnyIO have it."""
+def test_a_platform_opened_on_a_loop_that_is_now_idle_is_closed_there() -> None:
+    """Fixtures and tests of pytest-asyncio and AnyIO run in this way."""
     with asyncio.Runner() as runner:
         with World(OPTIONS, instead_of=Platform(OPTIONS)) as world:
             assert runner.run(world.ask("claude")).text == "Paris."
@@ -331,7 +331,7 @@ async def _tasks() -> int:
     return len(asyncio.all_tasks())
 
 
-def test_inside_a_loop_the_world_is_entered_as_the_loop_wants_it() -> None:
+def test_inside_a_loop_a_world_must_be_entered_with_async_with() -> None:
     async def main() -> None:
         with pytest.raises(RuntimeError, match="async with World"), World(OPTIONS):
             pass
@@ -339,7 +339,7 @@ def test_inside_a_loop_the_world_is_entered_as_the_loop_wants_it() -> None:
     asyncio.run(main())
 
 
-def test_vendors_sdks_talk_to_the_fakes_of_a_world_under_its_guards() -> None:
+def test_vendors_sdks_talk_to_a_worlds_fakes_under_its_guards() -> None:
     own = ServiceOptions(name="openai", kind="openai", model="gpt-6.1-terra")
 
     async def test(world: World) -> None:
@@ -372,7 +372,7 @@ def test_vendors_sdks_talk_to_the_fakes_of_a_world_under_its_guards() -> None:
 # ── strict ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_steps_that_are_left_over_fail_the_test() -> None:
+def test_unused_steps_fail_the_test() -> None:
     async def test(world: World) -> None:
         world.claude.fails(529, times=2)
         world.local.script(answer("never asked"))
@@ -383,7 +383,7 @@ def test_steps_that_are_left_over_fail_the_test() -> None:
     run(test, strict=False)
 
 
-def test_a_test_that_fails_keeps_its_error_and_learns_what_the_fakes_saw() -> None:
+def test_a_failing_test_keeps_its_error_and_gets_the_complaints_as_notes() -> None:
     async def test(world: World) -> None:
         world.claude.fails(529, times=2)
         raise ZeroDivisionError
@@ -393,7 +393,7 @@ def test_a_test_that_fails_keeps_its_error_and_learns_what_the_fakes_saw() -> No
     assert "koo.claude: 2 step(s)" in caught.value.__notes__[0]
 
 
-def test_a_request_that_the_fake_refused_fails_the_test() -> None:
+def test_a_request_that_a_fake_refuses_fails_the_test() -> None:
     async def test(world: World) -> None:
         with pytest.raises(ExternalServiceError):
             await world.ask("claude", model="claud-typo")
@@ -405,7 +405,7 @@ def test_a_request_that_the_fake_refused_fails_the_test() -> None:
         )
 
 
-def test_a_world_that_cannot_begin_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_world_that_cannot_start_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
     import threading
 
     caplog.set_level(logging.WARNING)
@@ -418,7 +418,7 @@ def test_a_world_that_cannot_begin_leaves_nothing_behind(caplog: pytest.LogCaptu
 # ── a real database ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_database_behind_the_worlds_proxy_goes_away_and_comes_back(postgres18: PostgresServer) -> None:
+def test_a_database_behind_the_worlds_proxy_fails_and_recovers(postgres18: PostgresServer) -> None:
     async def test(world: World) -> None:
         database = world.platform.database
 
@@ -451,7 +451,7 @@ def test_a_database_behind_the_worlds_proxy_goes_away_and_comes_back(postgres18:
     postgres18.drop_database(name)
 
 
-def test_the_database_of_a_world_is_a_file_of_its_own() -> None:
+def test_each_worlds_database_is_a_separate_file() -> None:
     async def test(world: World) -> None:
         async with world.platform.database.session_scope() as session:
             await session.execute(text("CREATE TABLE t (n int)"))
@@ -465,7 +465,7 @@ async def pieces(stream: AsyncIterator[Any]) -> list[str]:
     return [one.text async for one in stream]
 
 
-def test_an_answer_comes_as_a_stream_too() -> None:
+def test_a_response_can_be_streamed() -> None:
     async def test(world: World) -> None:
         world.claude.streams(["Warm ", "boots."])
         assert "".join(await pieces(world.stream("claude"))) == "Warm boots."

@@ -1,4 +1,4 @@
-"""koo in your tests: fake services, a clock that skips, faults of the network and of the database.
+"""koo in your tests: fake services, a clock that can skip time, network faults and database faults.
 
     async def test_the_shop_survives_an_outage(koo):          # a fixture that comes with koo
         koo.claude.fails(529)
@@ -7,10 +7,9 @@
         koo.clock.advance(minutes=3)
         assert (await suggest("shoes")).text == "Boots."
 
-`World` is the one door: a platform in a temporary home, with a fake for each service of your settings. `use` lets a
-platform stand in for the one behind `query_ai` and `db_manager`. The names here are loaded when they are first used, so
-importing this costs nothing; what stands in the modules below (`koo.testing.providers`, `.postgres`, `.proxy`) is
-public too.
+Start with `World`: a platform in a temporary home, with a fake for each service of your settings. `use` lets a platform
+replace the one behind `query_ai` and `db_manager`. The names are loaded when they are first used, so importing this
+module costs nothing. The submodules (`koo.testing.providers`, `.postgres`, `.proxy`) are public too.
 """
 
 from __future__ import annotations

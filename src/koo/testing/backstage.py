@@ -1,4 +1,4 @@
-"""An event loop in a separate thread: servers run there beside a test that has no loop, or that blocks its own."""
+"""An event loop in a separate thread, where servers run for tests that have no loop or block their own."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 
 class Backstage:
-    """`start()`, then `run(coroutine)` from any other thread, then `stop()`, which cancels what is left."""
+    """Call `start()`, then `run(coroutine)` from any other thread, then `stop()`, which cancels the remaining tasks."""
 
     def __init__(self, name: str = "koo.testing") -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin to run."""
+        """Start the thread."""
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` there and wait for it. Raises what it raises: a port that is taken is the test's error."""
+        """Run `work` in the thread and wait for its result. Raises what it raises, such as OSError for a taken port."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def stop(self) -> None:
@@ -42,7 +42,9 @@ async def _end_all() -> None:
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, act: Callable[[], T]) -> T:
-    """Call `act` between two turns of `loop`, wherever that runs, and return what it returns. Raises what it raises."""
+    """Call `act` on `loop`, in whichever thread that runs, and return its result. Raises what `act` raises."""
+    # On this thread's own loop, or one that does not run, it is called directly: waiting for that loop would be a
+    # deadlock.
     if asyncio._get_running_loop() is loop or not loop.is_running():
         return act()
 

@@ -1,4 +1,4 @@
-"""Virtual time: an event loop that never waits. When all that is left to do lies in the future, it jumps there.
+"""Virtual time: an event loop that never waits. When everything left to do is in the future, it jumps there.
 
     def test_a_pause_of_a_minute() -> None:
         async def main() -> float:
@@ -8,9 +8,10 @@
 
         assert run_virtual(main) == BEGIN_S + 60
 
-A test on virtual time takes no real time, comes out the same on any machine, and sees each timer at exactly its time.
-Not for threads and not for sockets: what happens outside the loop has no place in its time. A thread's result would
-never come, and the loop says so (`Deadlock`). Beside sockets and threads time is skipped: `koo.testing.skipping`.
+A test on virtual time takes no real time, has the same result on any machine, and sees each timer at exactly its time.
+It cannot use threads or sockets, because nothing outside the loop happens in the loop's time. A thread's result would
+never arrive, and the loop raises `Deadlock`. With sockets and threads, use a clock that skips time:
+`koo.testing.skipping`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 BEGIN_S = 1000.0
-"""Where the loop's time begins: not at 0, because code that takes 0 for "never" would pass there."""
+"""The loop's time at the start. Not 0: there, code that confuses 0 with "never" would work by accident."""
 WALL_S = 1_790_000_000.0
-"""Where wall time begins: 2026-09-21T14:13:20Z, a Monday."""
+"""The wall time at the start: 2026-09-21T14:13:20Z, a Monday."""
 DAYS_S_MAX = 400 * 86_400.0
 FAR_S = 1e6
 ROUNDING_S = 1e-6
@@ -38,14 +39,14 @@ TICK_S = 1e-9
 
 
 class Deadlock(RuntimeError):
-    """Nothing is scheduled and the main task still waits: on a loop without threads and sockets that is for ever."""
+    """Nothing is scheduled and the main task still waits: without threads and sockets, it would wait forever."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose `time()` moves only by jumping to the next timer.
 
-    `begin_s`: its time at the start, in seconds. Raises `Deadlock` out of `run_*` when nothing is left to wait for, or
-    when more than `run_s_max` virtual seconds pass (a background task that ticks for ever hides a waiting main task).
+    `begin_s`: its time at the start, in seconds. `run_*` raises `Deadlock` when no timer is left to wait for, or after
+    `run_s_max` virtual seconds (a background task that ticks forever would otherwise hide a stuck main task).
     """
 
     def __init__(self, begin_s: float = BEGIN_S, run_s_max: float = DAYS_S_MAX) -> None:
@@ -68,37 +69,40 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return super().call_at(when, callback, *args, context=context)
 
     def hog(self, until: float) -> None:
-        """Let time pass without a turn, as a computation that hogs the loop does: then several timers are due."""
+        """Let time pass without running anything, as a long computation on the loop does: then several timers are
+        due."""
         self._now = max(self._now, until)
 
     def timers(self) -> list[float]:
-        """When the timers that are set go off, the cancelled ones left out."""
+        """The times of all timers that are set and not cancelled."""
         scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         return sorted(handle.when() for handle in scheduled if not handle.cancelled())
 
     def has_work(self) -> bool:
-        """Is there something to run before time moves?"""
+        """Whether a callback is ready to run before time moves."""
         return bool(self._ready)  # type: ignore[attr-defined]
 
     def _jump(self, in_s: float | None) -> None:
         if in_s is None:
-            raise Deadlock("nothing is scheduled and the main task waits")
+            raise Deadlock("nothing is scheduled, but the main task still waits")
         target = self._now + in_s
         if target > self._ends_at:
-            raise Deadlock("the main task still waits after the longest time that this loop was to run")
-        # `now + (when - now)` is seldom `when`: without the times themselves a timer would come early by a rounding,
-        # or, late in a long life, the rounding would be more than what is left, and time would stand still.
+            raise Deadlock("the main task still waits at the end of this loop's longest running time")
+        # The loop passes only the difference to the next timer, and in floating point `now + (when - now)` is rarely
+        # exactly `when`. With the sum, a timer would fire a rounding error early. After months of virtual time the
+        # rounding error exceeds the difference itself, and time would stop. So the exact times are kept as well.
         whens = self._whens
         while whens and whens[0] <= self._now:
             heapq.heappop(whens)
         near = bool(whens) and abs(whens[0] - target) <= ROUNDING_S
         later = whens[0] if near else max(target, math.nextafter(self._now, math.inf))
-        # asyncio runs what is due before `time() + 1e-9`, which after some months of seconds is `time()` itself.
+        # asyncio runs the timers due before `time() + 1e-9`. After some months of virtual time that sum rounds to
+        # `time()` itself, and no timer would ever be due.
         self._now = later if later + TICK_S > later else math.nextafter(later, math.inf)
 
 
 def virtual_loop() -> VirtualLoop:
-    """The running loop. Raises RuntimeError on a loop whose time is real."""
+    """The running loop. Raises RuntimeError if its time is not virtual."""
     loop = asyncio.get_running_loop()
     if not isinstance(loop, VirtualLoop):
         raise RuntimeError("this needs a loop with virtual time: see run_virtual")
@@ -106,14 +110,14 @@ def virtual_loop() -> VirtualLoop:
 
 
 class _Jumps(selectors.BaseSelector):
-    """A selector that reports no event ever, and jumps instead of waiting."""
+    """A selector that never reports an event, and jumps in time instead of waiting."""
 
     def __init__(self, jump: Callable[[float | None], None]) -> None:
         self._jump = jump
         self._keys: dict[int, selectors.SelectorKey] = {}
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        # The loop registers its own wake-up pipe here, at least; only a thread or a signal writes to it.
+        # The loop registers at least its own wake-up pipe, to which only threads and signals write.
         number = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         self._keys[number] = key = selectors.SelectorKey(fileobj, number, events, data)
         return key
@@ -131,7 +135,8 @@ class _Jumps(selectors.BaseSelector):
 
 
 class VirtualClock:
-    """`koo.clock.Clock` on a virtual loop: the running one, or `loop`. Wall time begins at `wall_s`, and can be set."""
+    """A `koo.clock.Clock` on a virtual loop: the running one, or `loop`. Wall time starts at `wall_s` and can be
+    set."""
 
     follows_loop = True
 
@@ -157,10 +162,10 @@ class VirtualClock:
 
 
 class StandingClock:
-    """A clock that stands still until a test moves it, for code that reads the time and sets no timer by it.
+    """A clock that stands still until a test moves it, for code that reads the time but sets no timers by it.
 
-    Its monotonic time is so far ahead of any loop's that no deadline passes which is set by it; sleeps are real. A
-    `Platform` refuses it: there time is skipped with a `SkippingClock`. Wall time begins at `wall_s`, by default now.
+    Its monotonic time is far ahead of any loop's time, so that no deadline computed from it can pass. Its sleeps are
+    real. A `Platform` refuses this clock; use a `SkippingClock` there. Wall time starts at `wall_s`, by default now.
     """
 
     def __init__(self, wall_s: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What koo expects of an adapter of yours, as a list of rules that a test can walk.
+"""What koo expects of your own adapter, as a list of rules for a parametrized test.
 
     CASE = AdapterCase(AcmeProvider, FakeAcme, "acme-1")
 
@@ -6,8 +6,8 @@
     def test_the_adapter_keeps(rule):
         rule.check(CASE)
 
-The adapter talks to a fake of its vendor over real sockets, so a case needs both. Each rule has a sentence that says
-what goes wrong otherwise, and fails with an AssertionError. koo's own vendors are held by the same rules.
+The adapter talks to a fake of its vendor over real sockets, so a case needs both. Each rule has a sentence that
+explains what goes wrong otherwise, and fails with an AssertionError. koo's own adapters are tested by the same rules.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ WORDS = ("Par", "is", " it", " is", ".")
 TEXT = "".join(WORDS)
 TOKENS_MAX = 64
 PATIENCE_S = 30.0
-"""Only an adapter that breaks a rule takes this long."""
+"""Only an adapter that breaks a rule can take this long."""
 
 
 @dataclass(frozen=True)
 class AdapterCase:
-    """An adapter, how the fake that it talks to is made, and a model that both know.
+    """An adapter, a function that makes the fake it talks to, and a model that both accept.
 
-    `adapter` is called as koo does: `adapter(name, http, base_url=…, api_key=…)`; a subclass of `Adapter` is that.
+    `adapter` is called as koo calls it: `adapter(name, http, base_url=…, api_key=…)`. A subclass of `Adapter` has this
+    signature.
     """
 
     adapter: Callable[..., Provider]
@@ -48,12 +49,12 @@ class AdapterCase:
     about: dict[str, Any] = field(default_factory=dict)
 
     def asking(self, **options: Any) -> Request:
-        """A request."""
+        """A request with these options."""
         return Request(**{"prompt": PROMPT, "model": self.model, "max_tokens": TOKENS_MAX, **options})
 
     @asynccontextmanager
     async def talk(self, *, key: str | None = KEY) -> AsyncIterator[tuple[Provider, FakeProvider]]:
-        """The adapter and its fake, which takes `key`."""
+        """The adapter and its fake, which requires `key`."""
         http = HttpClient()
         async with self.fake(key=key, strict=False, **self.about) as fake:
             provider = self.adapter("acme", http, base_url=fake.base_url, api_key=KEY)
@@ -66,7 +67,7 @@ class AdapterCase:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: its name, what goes wrong otherwise, and how it is tried."""
+    """One rule: its name, what goes wrong otherwise, and its test."""
 
     name: str
     why: str
@@ -76,7 +77,7 @@ class Rule:
         return self.name
 
     def check(self, case: AdapterCase) -> None:
-        """Try it on a new event loop. Raises AssertionError if the adapter breaks it."""
+        """Test the rule on a new event loop. Raises AssertionError if the adapter breaks it."""
         asyncio.run(self.check_here(case))
 
     async def check_here(self, case: AdapterCase) -> None:
@@ -92,7 +93,7 @@ class Rule:
 
 
 def rules() -> tuple[Rule, ...]:
-    """Every rule for an adapter of your own."""
+    """All rules for your own adapter."""
     return tuple(_RULES)
 
 
@@ -109,7 +110,7 @@ def _rule(why: str) -> Callable[[Callable[[AdapterCase], Awaitable[None]]], None
 # ── whole answers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@_rule("the caller gets what the server said, and of which model")
+@_rule("the caller gets the server's text, and the name of the model")
 async def _a_whole_answer_is_read(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         fake.answers(TEXT)
@@ -117,8 +118,8 @@ async def _a_whole_answer_is_read(case: AdapterCase) -> None:
         assert isinstance(got, Completion) and got.text == TEXT and got.model
 
 
-@_rule("tokens counted twice, or not at all, make a wrong bill: the classes of `Usage` are disjoint")
-async def _what_is_counted_is_what_is_billed(case: AdapterCase) -> None:
+@_rule("tokens that are counted twice or not at all make a wrong bill: the classes of `Usage` are disjoint")
+async def _the_counted_tokens_are_those_billed(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         fake.answers(TEXT, input_tokens=40, output_tokens=9, cache_read_tokens=7)
         usage = (await provider.complete(case.asking())).usage
@@ -126,7 +127,7 @@ async def _what_is_counted_is_what_is_billed(case: AdapterCase) -> None:
         assert usage.read_tokens == fake.bills[-1].input_tokens, (usage, fake.bills[-1])
 
 
-@_rule("a bill that is not known is booked too low, unless it is estimated")
+@_rule("without usage in the response, the bill must be estimated, or it is booked too low")
 async def _an_answer_without_usage_is_estimated(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         fake.answers(TEXT, usage=False)
@@ -134,8 +135,8 @@ async def _an_answer_without_usage_is_estimated(case: AdapterCase) -> None:
         assert usage.estimated and usage.input_tokens > 0 and usage.output_tokens > 0, usage
 
 
-@_rule("the budget holds what `max_tokens` may cost, so it must reach the server")
-async def _the_longest_answer_is_always_sent(case: AdapterCase) -> None:
+@_rule("the budget holds the cost of `max_tokens`, so the server must receive that limit")
+async def _max_tokens_is_always_sent(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         await provider.complete(case.asking(max_tokens=33))
         assert fake.max_tokens_of(fake.queries[-1]) == 33
@@ -150,7 +151,7 @@ async def _the_prompt_is_bounded_from_above(case: AdapterCase) -> None:
             assert provider.bound_input_tokens(asked) >= fake.bills[-1].input_tokens
 
 
-@_rule("the prompt and the system's words reach the model, and nothing else does")
+@_rule("the prompt and the system text reach the model, and nothing else does")
 async def _the_prompt_reaches_the_server(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         await provider.complete(case.asking(system="Be brief."))
@@ -169,7 +170,7 @@ def _text(chunks: list[CompletionChunk]) -> str:
     return "".join(chunk.text for chunk in chunks if not chunk.reasoning)
 
 
-@_rule("the caller gets each piece as it comes, and learns of the vendor's own end")
+@_rule("the caller gets each piece as it arrives, and the vendor's own end of the stream")
 async def _a_stream_is_read_to_its_end(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         fake.streams(WORDS)
@@ -178,7 +179,7 @@ async def _a_stream_is_read_to_its_end(case: AdapterCase) -> None:
         assert chunks[-1].final and not any(chunk.final for chunk in chunks[:-1])
 
 
-@_rule("a streamed answer costs as much as a whole one")
+@_rule("a streamed response costs as much as a whole one")
 async def _a_stream_is_counted_as_it_is_billed(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         fake.streams(WORDS)
@@ -190,19 +191,21 @@ async def _a_stream_is_counted_as_it_is_billed(case: AdapterCase) -> None:
         )
 
 
-@_rule("half an answer must not be taken for a whole one")
-async def _a_stream_that_is_cut_is_no_answer(case: AdapterCase) -> None:
+@_rule("half of a response must not pass for a whole one")
+async def _a_stream_that_is_cut_is_an_error(case: AdapterCase) -> None:
     for step in (Stream(WORDS, cut_after=2), Stream(WORDS, end=False)):
         async with case.talk() as (provider, fake):
             fake.script(step)
             chunks, error = await _read_to_error(provider, case)
             assert isinstance(error, ExternalServiceError), (step, error)
-            assert TEXT.startswith(_text(chunks)) and _text(chunks), "what came before the cut is handed out"
+            assert TEXT.startswith(_text(chunks)) and _text(chunks), (
+                "the text before the cut must be returned"
+            )
             if not step.end:
                 assert isinstance(error, StreamTruncated), error
 
 
-@_rule("a server that begins well may still fail")
+@_rule("a server may fail after its response has begun")
 async def _an_error_inside_a_stream_is_an_error(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         usual = fake.failure(500)
@@ -211,14 +214,14 @@ async def _an_error_inside_a_stream_is_an_error(case: AdapterCase) -> None:
         assert isinstance(error, ExternalServiceError), error
 
 
-@_rule("a reader that leaves must not pay for what it does not read")
-async def _a_stream_that_is_left_is_closed(case: AdapterCase) -> None:
+@_rule("a reader that stops must not pay for text that it does not read")
+async def _an_abandoned_stream_is_closed(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         fake.streams(["word "] * 2000, stall_after=3)
         stream = provider.stream(case.asking())
         await anext(stream)
         await stream.aclose()
-        while not fake.abandoned:  # noqa: ASYNC110 - the server's side sees it a moment later
+        while not fake.abandoned:  # noqa: ASYNC110 - the server notices it a moment later
             await asyncio.sleep(0.001)
 
 
@@ -229,7 +232,7 @@ async def _read_to_error(
     try:
         async for chunk in provider.stream(case.asking()):
             chunks.append(chunk)  # noqa: PERF401
-    except Exception as error:  # noqa: BLE001 - which one it is is what is asked
+    except Exception as error:  # noqa: BLE001 - the caller checks which one it is
         return chunks, error
     return chunks, None
 
@@ -245,7 +248,7 @@ STATUSES: dict[int, set[Kind]] = {
     500: {Kind.SERVER_ERROR},
     503: {Kind.OVERLOADED, Kind.SERVER_ERROR},
 }
-"""What a status means where the vendor's own words say no more."""
+"""The kinds for each status, if the vendor's error body says nothing more specific."""
 
 
 async def _error_of(case: AdapterCase, *steps: Step, streamed: bool = False) -> ExternalServiceError:
@@ -257,12 +260,14 @@ async def _error_of(case: AdapterCase, *steps: Step, streamed: bool = False) -> 
             else:
                 await provider.complete(case.asking())
         except ExternalServiceError as error:
-            assert len(fake.queries) == 1, "an adapter repeats nothing: koo counts and pays each attempt"
+            assert len(fake.queries) == 1, (
+                "an adapter must not repeat a request: koo counts and pays for each attempt"
+            )
             return error
-    raise AssertionError(f"{steps} was taken for an answer")
+    raise AssertionError(f"no error was raised for {steps}")
 
 
-@_rule("what follows (a repeat, a pause, another service) depends on the kind")
+@_rule("koo's reaction (a repeat, a pause, another service) depends on the kind")
 async def _each_status_has_its_kind(case: AdapterCase) -> None:
     async with case.talk() as (_, fake):
         usual = {status: fake.failure(status) for status in STATUSES}
@@ -272,8 +277,8 @@ async def _each_status_has_its_kind(case: AdapterCase) -> None:
             assert error.kind in kinds, f"{status} is {error.kind}, not {', '.join(sorted(kinds))}"
 
 
-@_rule("the time that the server names is kept to, and no shorter one")
-async def _the_time_to_come_back_is_read(case: AdapterCase) -> None:
+@_rule("calls must stay away for the time that the server names, and not less")
+async def _the_retry_after_time_is_read(case: AdapterCase) -> None:
     async with case.talk() as (_, fake):
         usual = fake.failure(429)
     late = Failure(429, usual.type, code=usual.code, headers={"retry-after": "17"})
@@ -281,20 +286,20 @@ async def _the_time_to_come_back_is_read(case: AdapterCase) -> None:
     assert error.retry_after_s is not None and 16 <= error.retry_after_s <= 60, error.retry_after_s
 
 
-@_rule("a connection that breaks is the other side's failure, and may be tried again")
+@_rule("a connection that breaks is the other side's failure, and the call may be repeated")
 async def _a_broken_connection_is_a_failure(case: AdapterCase) -> None:
     for step in (Nothing(), Cut(40), Cut(400)):
         error = await _error_of(case, step)
         assert fault_of(error).verdict is FAILURE, (step, error)
 
 
-@_rule("a web page from something on the way, and a body that is cut or empty, are not answers")
-async def _what_is_no_answer_is_not_taken_for_one(case: AdapterCase) -> None:
+@_rule("a web page from an intermediary, and a body that is cut or empty, are errors")
+async def _a_web_page_or_a_broken_body_is_an_error(case: AdapterCase) -> None:
     for step in (html(502), html(200), Raw(body=b""), Raw(body=b"{"), Raw(body=b"[1, 2]")):
         await _error_of(case, step)
 
 
-@_rule("errors are logged and shown: neither a key nor a prompt may stand in one")
+@_rule("errors are logged and displayed, so they must not contain a key or a prompt")
 async def _no_error_shows_the_key_or_the_prompt(case: AdapterCase) -> None:
     async with case.talk() as (_, fake):
         usual = [fake.failure(status) for status in (400, 401, 403, 404, 429, 500)]
@@ -309,11 +314,11 @@ async def _no_error_shows_the_key_or_the_prompt(case: AdapterCase) -> None:
 
 
 @_rule("a caller that gives up must not leave a request running that costs money")
-async def _a_cancelled_call_leaves_the_server(case: AdapterCase) -> None:
+async def _a_cancelled_call_is_closed_at_the_server(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         fake.script(Hang())
         asked = asyncio.create_task(provider.complete(case.asking()))
-        while not fake.queries:  # noqa: ASYNC110 - it arrives at another party
+        while not fake.queries:  # noqa: ASYNC110 - the request arrives at the fake, which sets no event
             await asyncio.sleep(0.001)
         asked.cancel()
         try:
@@ -329,7 +334,7 @@ async def _a_cancelled_call_leaves_the_server(case: AdapterCase) -> None:
 # ── the check ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@_rule("it is made all the time: it must cost nothing, and find a wrong key")
+@_rule("the check runs all the time: it must cost nothing, and must detect a wrong key")
 async def _the_check_is_not_billed_and_needs_the_key(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         await provider.check()
@@ -338,12 +343,12 @@ async def _the_check_is_not_billed_and_needs_the_key(case: AdapterCase) -> None:
         try:
             await provider.check()
         except ExternalServiceError as error:
-            assert error.kind is Kind.AUTH, error.kind  # noqa: PT017 - not a test of pytest's
+            assert error.kind is Kind.AUTH, error.kind  # noqa: PT017 - this is not a pytest test
         else:
-            raise AssertionError("a wrong key was not noticed")
+            raise AssertionError("a wrong key was not detected")
 
 
-@_rule("a server that is down is found by its check")
+@_rule("the check must detect a server that is down")
 async def _the_check_finds_an_outage(case: AdapterCase) -> None:
     async with case.talk() as (provider, fake):
         fake.fails(500)
@@ -351,4 +356,4 @@ async def _the_check_finds_an_outage(case: AdapterCase) -> None:
             await provider.check()
         except ExternalServiceError:
             return
-        raise AssertionError("an outage was not noticed")
+        raise AssertionError("an outage was not detected")

@@ -1,4 +1,4 @@
-"""One service of a world: its fake, set up in verbs, and what koo makes of it."""
+"""One service of a world: its fake, which is set up with verbs, and koo's view of the service."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from koo.testing.providers.wire import ReceivedRequest
 
 
 class FakedService(Verbs):
-    """`koo.claude` and its like: the verbs of its fake (`fails(529, times=3)`), and what to assert on.
+    """A service such as `koo.claude`: the verbs of its fake (`fails(529, times=3)`), and values to assert on.
 
-    `fake`: the server itself, with `script`, `requests` of every kind, `bills`, `connections`, and `diary`.
+    `fake`: the server itself, with `script`, all `requests`, `bills`, `connections` and `diary`.
     """
 
     def __init__(self, name: str, fake: FakeProvider, platform: Platform) -> None:
         self.name = name
         self.fake = fake
         self._platform = platform
-        if not isinstance(fake, FakePerplexity):  # it says in each answer what that cost
+        if not isinstance(fake, FakePerplexity):  # its responses contain their own cost
             fake.price_of = self._price_of
 
     def __repr__(self) -> str:
@@ -36,7 +36,7 @@ class FakedService(Verbs):
         return self
 
     def script(self, *steps: Step) -> Self:
-        """What to do with the next requests, one step for each. Raises TypeError for what is not a step."""
+        """Set the steps for the next requests, one step each. Raises TypeError for a value that is not a step."""
         self.fake.script(*steps)
         return self
 
@@ -44,19 +44,19 @@ class FakedService(Verbs):
         return self.fake.failure(status)
 
     def complaints(self) -> list[str]:
-        """What its test did not mean, one sentence each; see `World`."""
+        """Unused steps and unexpected requests, one sentence each; see `World`."""
         return self.fake.complaints()
 
-    # ── what came ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def attempts(self) -> int:
-        """How many requests for answers came to it, repeats included."""
+        """How many queries it has received, including repeats."""
         return self.fake.attempts
 
     @property
     def requests(self) -> list[ReceivedRequest]:
-        """The requests for answers: `requests[-1].prompt`."""
+        """The queries that it has received: `requests[-1].prompt`."""
         return self.fake.queries
 
     @property
@@ -64,30 +64,30 @@ class FakedService(Verbs):
         """What the provider would bill, at the prices of koo's table."""
         return self.fake.billed_usd
 
-    # ── what koo makes of it ──────────────────────────────────────────────────────────────────────────────────
+    # ── koo's view ────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def spent_usd(self) -> Decimal:
-        """What koo booked for it today."""
+        """The amount that koo has booked for it today."""
         return self._platform.parts.budgets.view(self.name).spent_usd
 
     @property
     def held_usd(self) -> Decimal:
-        """What koo holds for calls that run."""
+        """The amount that koo holds for running calls."""
         return self._platform.parts.budgets.view(self.name).held_usd
 
     @property
     def state(self) -> str:
-        """What koo calls its state: "healthy", "circuit_open", "rate_limited", …"""
+        """Its state in koo: "healthy", "circuit_open", "rate_limited", …"""
         return self.health["state"]
 
     @property
     def health(self) -> ServiceHealth:
-        """All that koo says of it."""
+        """Its whole health view in koo."""
         return self._platform.service_health(self.name)
 
     def _price_of(self, model: str, tokens: Tokens) -> Decimal | None:
-        """As koo prices it, so that a bill that differs from what was spent is a fault and no other table."""
+        """The cost by koo's own prices, so that a bill that differs from what koo booked is a fault of koo."""
         options = self._platform.parts.ai_services[self.name].options
         price = self._platform.parts.prices.find(options, model)
         if price is None:

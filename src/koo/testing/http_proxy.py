@@ -1,9 +1,9 @@
-"""An HTTP proxy for tests: `with FakeHttpProxy() as proxy:`, the only way out of a network that has one.
+"""An HTTP proxy for tests: `with FakeHttpProxy() as proxy:`. It stands for the only way out of a company's network.
 
-It opens tunnels (CONNECT) and passes plain requests on, asks for a user and password where `user` is set, and goes
-wrong on request (`trouble`): it refuses, resets, is silent or speaks something else than HTTP. `reaches` says where a
-name leads that no resolver knows, so that a test sees what only the proxy can reach. It runs in a separate thread, so
-it serves tests with and without an event loop, and other processes.
+It opens tunnels (CONNECT), forwards plain requests, and requires a user and password if `user` is set. With `trouble`
+it misbehaves: it refuses, resets, stays silent or sends something other than HTTP. `reaches` maps names that no
+resolver knows to real addresses, so that a test can verify that a request went through the proxy. It runs in a separate
+thread, so it serves tests with and without an event loop, and other processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Ends = tuple[StreamReader, StreamWriter]
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """One request that came to the proxy; header names are in small letters. For CONNECT `target` is `host:port`."""
+    """One request that the proxy received; header names are in lower case. For CONNECT, `target` is `host:port`."""
 
     method: str
     target: str
@@ -39,11 +39,11 @@ class FakeHttpProxy:
     """Listens on 127.0.0.1.
 
     Args:
-        reaches: where `host:port` leads; what is not named is connected to as it stands.
-        user, password: what it asks for, with 407; None lets every client through.
+        reaches: the real address for a `host:port`; any other target is connected to directly.
+        user, password: required from clients, with a 407; None admits every client.
 
-    `trouble`: None, a status (403, 502) that it answers every request with, "reset" (at the first byte), "silent", or
-    bytes that it answers instead. `requests`: what came, in order.
+    `trouble`: None, a status (403, 502) for every response, "reset" (at the first byte), "silent", or bytes to send
+    instead of a response. `requests`: the received requests, in order.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FakeHttpProxy:
 
     @property
     def url(self) -> str:
-        """Its address, as a variable holds it."""
+        """Its address, as the value of a proxy variable."""
         return f"http://{HOST}:{self.port}"
 
     def __enter__(self) -> Self:
@@ -103,7 +103,7 @@ class FakeHttpProxy:
         try:
             await self._talk(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # One side has left, or the test is over.
+            pass  # one side has closed its connection, or the test has ended
         finally:
             self._tasks.discard(task)
             await _close(writer)
@@ -154,7 +154,7 @@ class FakeHttpProxy:
     async def _pass_on(
         self, method: str, target: str, headers: Mapping[str, str], reader: StreamReader, writer: StreamWriter
     ) -> None:
-        """One plain request; the connection ends with its answer."""
+        """Forward one plain request; the connection ends with its response."""
         parts = urlsplit(target)
         there = await self._connect(parts.hostname or "", parts.port or 80, writer)
         if there is None:
@@ -177,12 +177,12 @@ class FakeHttpProxy:
 
 
 async def pump(one: Ends, other: Ends) -> None:
-    """Everything from each side to the other, until one of them ends."""
+    """Copy everything from each side to the other until one of them ends."""
     ways = [asyncio.create_task(_copy(one[0], other[1])), asyncio.create_task(_copy(other[0], one[1]))]
     try:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        other[1].close()  # Before anything is awaited: the end of the proxy may cancel this too.
+        other[1].close()  # before the first await, which may be cancelled when the proxy itself ends
         for way in ways:
             way.cancel()
         await asyncio.gather(*ways, return_exceptions=True)
@@ -196,14 +196,14 @@ async def _copy(reader: StreamReader, writer: StreamWriter) -> None:
 
 
 async def _refuse(writer: StreamWriter, status: int, more: str = "") -> None:
-    page = b"<html>the proxy says no</html>"
+    page = b"<html>refused by the proxy</html>"
     head = f"HTTP/1.1 {status} No\r\n{more}content-type: text/html\r\ncontent-length: {len(page)}\r\n\r\n"
     writer.write(head.encode() + page)
     await writer.drain()
 
 
 async def _close(writer: StreamWriter) -> None:
-    """The last that a connection's task does, so a cancellation has nothing left to end."""
+    """Close a connection. A cancellation is ignored, because this is the last act of the connection's task."""
     writer.close()
     with suppress(OSError, asyncio.CancelledError):
         await writer.wait_closed()

@@ -1,4 +1,4 @@
-"""A database that is a platform's own from the moment in which something is first asked of it."""
+"""A database object that binds to its platform's database when it is first used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class LateDatabase(Database):
     """Empty at first; then it shares all attributes of its platform's database."""
 
     def __getattr__(self, name: str) -> Any:
-        # Python asks here only for what is missing: once it is filled, that is nothing.
+        # Python calls this only for missing attributes. Once the attributes are shared, a missing one is an error, and
+        # sharing them again would recurse forever.
         if vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.__dict__ = vars(_platforms[self].database)
@@ -24,7 +25,7 @@ _platforms: WeakKeyDictionary[LateDatabase, Platform] = WeakKeyDictionary()
 
 
 def late_database(platform: Platform) -> LateDatabase:
-    """One that belongs to `platform`."""
+    """A late database that belongs to `platform`."""
     made = LateDatabase.__new__(LateDatabase)
     _platforms[made] = platform
     return made

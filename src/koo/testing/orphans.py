@@ -1,11 +1,13 @@
-"""No server outlives its test run, however that ends.
+"""Ends the servers of a test run when the run ends, in whatever way it ends.
 
-`atexit` does not run in a process that SIGTERM or SIGKILL ends. So a small shell waits beside it on a pipe that only
-this process holds open: the kernel closes it with the process, and the shell ends each server in the run's folder, then
-removes that. Should the shell be killed too, the next run finds the folder, whose lock is free, and does the same.
+`atexit` handlers do not run in a process that SIGTERM or SIGKILL ends. So a small shell process waits on a pipe that
+only the test process holds open. When that process ends, the kernel closes the pipe, and the shell ends every server in
+the run's folder and removes the folder. If the shell is killed too, the next run finds the folder with its lock free,
+and does the same.
 
-A server is known by its working folder, not by a number that may belong to another process by now; so this needs Linux.
-Elsewhere only the folder is removed, and PostgreSQL ends itself within a minute when it misses its files.
+A server is recognized by its working directory, not by its process id, which may belong to another process by now. That
+needs Linux. On other systems only the folder is removed, and PostgreSQL stops within a minute because its files are
+gone.
 """
 
 from __future__ import annotations
@@ -33,14 +35,16 @@ while [ $turns -lt 100 ] && [ -n "$(living "$1")" ]; do sleep 0.1; turns=$((turn
 tell KILL "$1"
 rm -rf "$1"
 """
-"""SIGQUIT is PostgreSQL's quickest end that gives its shared memory back; a paused one takes it when it goes on."""
+"""The shell's script. SIGQUIT is PostgreSQL's fastest shutdown that still frees its shared memory; a paused server
+receives it only after SIGCONT. SIGKILL follows after ten seconds."""
 
 
 class Watcher:
-    """Watches over `folder` for as long as this process runs."""
+    """Watches `folder` for as long as this process runs."""
 
     def __init__(self, folder: Path) -> None:
-        # Named only once it is locked: a run that begins in between would take it for a leftover.
+        # The lock file gets its final name only after it is locked. Another run that starts in between would find an
+        # unlocked one, take the folder for a leftover, and end this run's servers.
         made = folder / f"{LOCK}.new"
         self._lock = os.open(made, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -50,19 +54,20 @@ class Watcher:
             stdin=subprocess.PIPE,
             cwd="/",
             env={"PATH": os.defpath},
-            start_new_session=True,  # Ctrl-C in the terminal, or the end of its group, must not end it first
+            start_new_session=True,  # or Ctrl-C, which goes to the whole process group, would end it before the servers
         )
         os.register_at_fork(after_in_child=self._forget)
 
     def end(self) -> None:
-        """There is nothing to watch over any more."""
+        """Stop watching: all servers have ended."""
         assert self._shell.stdin is not None
         self._shell.stdin.close()
         self._shell.wait()
         os.close(self._lock)
 
     def _forget(self) -> None:
-        """A forked child that lives on must not hold the pipe open, nor the lock."""
+        """In a forked child: close its copies of the pipe and the lock."""
+        # A child that outlives its parent would keep both open, and the servers would run as long as the child does.
         with suppress(OSError):
             assert self._shell.stdin is not None
             self._shell.stdin.close()
@@ -71,9 +76,9 @@ class Watcher:
 
 
 def end_what_was_left(parent: Path, pattern: str) -> None:
-    """End servers of runs that are gone, and remove their folders below `parent`."""
+    """End the servers of runs that have ended, and remove their folders below `parent`."""
     for folder in parent.glob(pattern):
-        with suppress(OSError):  # it is in use, another user's, or gone by now
+        with suppress(OSError):  # in use, owned by another user, or already removed
             lock = os.open(folder / LOCK, os.O_RDWR)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

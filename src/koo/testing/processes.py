@@ -1,21 +1,21 @@
-"""A real server as a child process, to be hurt: started, stopped, killed, frozen and started again.
+"""A real server as a child process that a test can start, stop, kill, freeze and start again.
 
-`koo.testing.postgres` says which program runs and when it is ready; what holds for any server is here. Every server has
-its own directory and one port on 127.0.0.1 for its whole life, so that a client's URL stays valid over a kill and a
-restart. Calls block for some milliseconds (a start for some tenths of a second): from a coroutine use
-`asyncio.to_thread(server.kill)`. What is still alive when the interpreter ends is ended and its directory removed, also
-where a signal ends the interpreter (`koo.testing.orphans`).
+`koo.testing.postgres` defines the program and when it is ready; this module has everything that is common to servers.
+Every server has its own directory and one port on 127.0.0.1 for its whole life, so a client's URL stays valid across a
+kill and a restart. Calls block for some milliseconds (a start for some tenths of a second); in a coroutine use
+`asyncio.to_thread(server.kill)`. Servers that are still alive when the interpreter ends are stopped and their
+directories removed, even if a signal ends the interpreter (`koo.testing.orphans`).
 
 Four lessons are in the code:
 
-* The port lies below the range from which the kernel takes the ports of outgoing connections. A client that keeps
-  reconnecting to a dead server's port inside that range sooner or later gets the same number as its own local port,
-  and TCP connects it to itself: the "server" answers although it is dead.
-* A UDP socket of the same number is held as the lease: TCP and UDP do not collide, and the kernel frees the lease
-  even if the process is killed. Without it another test process takes the port while the server is down.
-* PostgreSQL's backends leave their parent's process group, so signals go to the tree, parent first: a parent
-  that still runs would start new children in the meantime.
-* The child has its own session: Ctrl-C in the terminal would otherwise stop the server before the tests.
+* The port is below the range from which the kernel takes the local ports of outgoing connections. A client that keeps
+  reconnecting to a dead server's port inside that range will at some time get the same number as its own local port.
+  TCP then connects it to itself, and the dead "server" seems to reply.
+* A UDP socket of the same number is kept as a lease: TCP and UDP ports do not collide, and the kernel frees the lease
+  even if the process is killed. Without it, another test process could take the port while the server is down.
+* PostgreSQL's backends leave their parent's process group, so signals are sent to the process tree, parent first. A
+  parent that still runs would start new children in the meantime.
+* The child has its own session. Otherwise Ctrl-C in the terminal would stop the server before the tests.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ class ServerFailed(RuntimeError):
 
 
 class Account(NamedTuple):
-    """The system user a server runs as; both None: the user who runs the tests."""
+    """The system user that a server runs as; both None: the user that runs the tests."""
 
     uid: int | None = None
     gid: int | None = None
 
     def give(self, *paths: Path) -> None:
-        """Hand over the files at `paths`, which this process has made."""
+        """Make this account the owner of `paths`."""
         if self.uid is not None and self.gid is not None:
             for path in paths:
                 os.chown(path, self.uid, self.gid)
 
     def reaches(self, path: Path) -> bool:
-        """Whether the account may pass through every folder above `path` and read it."""
+        """Whether the account may traverse every folder above `path` and read `path`."""
         if self.uid is None:
             return True
         others = stat.S_IROTH | stat.S_IXOTH if path.is_dir() else stat.S_IROTH
@@ -77,7 +77,7 @@ class Account(NamedTuple):
 
 
 def unprivileged() -> Account:
-    """`nobody` if we are root (PostgreSQL refuses to run as root), else ourselves."""
+    """`nobody` under root, because PostgreSQL refuses to run as root; otherwise the current user."""
     if os.geteuid() != 0:
         return Account()
     nobody = pwd.getpwnam("nobody")
@@ -86,8 +86,8 @@ def unprivileged() -> Account:
 
 @functools.cache
 def scratch() -> Path:
-    """This process's own directory for servers, which every user may enter; removed at exit."""
-    # Under a private TMPDIR of root the server's account could not open its own data directory.
+    """This process's own directory for servers, which every user may traverse; removed at exit."""
+    # If root's TMPDIR is private, the server's account could not open its own data directory there.
     shared = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
     parent = next((path for path in shared if path.is_dir() and unprivileged().reaches(path)), shared[0])
     end_what_was_left(parent, f"{FOLDER}*")
@@ -97,14 +97,14 @@ def scratch() -> Path:
     return path
 
 
-# Two threads that start their first servers at once would both make the template that later ones copy.
+# Without it, two threads that start their first servers at the same time would both make the template directory.
 _one_prepares = threading.RLock()
 
 _alive: weakref.WeakSet[RealServer] = weakref.WeakSet()
 
 
 def _close_all(path: Path, owner: int, watcher: Watcher) -> None:
-    if os.getpid() != owner:  # A forked child that exits must not end its parent's servers.
+    if os.getpid() != owner:  # a forked child that exits must not stop its parent's servers
         return
     for server in list(_alive):
         server.close()
@@ -113,10 +113,10 @@ def _close_all(path: Path, owner: int, watcher: Watcher) -> None:
 
 
 def lease_port(port: int | None = None) -> socket.socket:
-    """A UDP socket whose port number is ours, for a TCP server, until the socket is closed.
+    """A UDP socket that reserves its port number for a TCP server until the socket is closed.
 
     Args:
-        port: take this number (OSError if it is in use), or choose a free one between 20000 and 32000.
+        port: the number to take (OSError if it is in use); by default a free one between 20000 and 32000.
     """
     for _ in range(200):
         number = port or 20_000 + secrets.randbelow(12_000)
@@ -124,7 +124,7 @@ def lease_port(port: int | None = None) -> socket.socket:
         try:
             lease.bind((HOST, number))
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-                # Without it, connections of an earlier server in TIME_WAIT make a free port look taken.
+                # Without this option, connections of an earlier server in TIME_WAIT make a free port look taken.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((HOST, number))
         except OSError:
@@ -137,9 +137,9 @@ def lease_port(port: int | None = None) -> socket.socket:
 
 
 class RealServer(ABC):
-    """One server process on one port of 127.0.0.1; a context manager: started on the way in, removed on the way out."""
+    """One server process on one port of 127.0.0.1. As a context manager it starts on entry and is removed on exit."""
 
-    # The quickest end that leaves nothing behind.
+    # The fastest shutdown that leaves nothing behind.
     _close_signal: ClassVar[int] = signal.SIGTERM
 
     def __init__(self, *, port: int | None = None, account: Account | None = None) -> None:
@@ -151,7 +151,7 @@ class RealServer(ABC):
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
 
-    # What a subclass says about its program.
+    # ── what a subclass defines ───────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
     def _command(self) -> Sequence[str | Path]:
@@ -159,15 +159,15 @@ class RealServer(ABC):
 
     @abstractmethod
     def _is_ready(self) -> bool:
-        """Whether the running process serves clients; asked every few milliseconds during the start."""
+        """Whether the running process serves clients; called every few milliseconds during the start."""
 
     def _prepare(self, directory: Path) -> None:
         """Fill the fresh directory, once, before the first start."""
 
     def _clean_up(self) -> None:
-        """Free what a killed server could not, at close."""
+        """Free what a killed server could not free itself; called at close."""
 
-    # What a test asks.
+    # ── state ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def port(self) -> int:
@@ -178,7 +178,7 @@ class RealServer(ABC):
 
     @property
     def directory(self) -> Path:
-        """The server's own directory, gone after `close`."""
+        """The server's own directory, which `close` removes."""
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix=f"{type(self).__name__.lower()}-", dir=scratch()))
             self._account.give(self._directory)
@@ -188,9 +188,9 @@ class RealServer(ABC):
 
     @property
     def pid(self) -> int:
-        """The process id of the (parent) server process; ServerFailed if it does not run."""
+        """The process id of the (parent) server process. Raises ServerFailed if it has never been started."""
         if self._process is None:
-            raise ServerFailed(f"{self!r} has no process")
+            raise ServerFailed(f"{self!r} has not been started")
         return self._process.pid
 
     @property
@@ -200,14 +200,14 @@ class RealServer(ABC):
 
     @property
     def log(self) -> str:
-        """What the server has written to its standard error so far, over all its starts."""
+        """The server's output so far, from all its starts."""
         path = self.directory / "server.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    # What a test does.
+    # ── acts ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> Self:
-        """Start and wait until clients are served; nothing to do if it runs. ServerFailed with the log otherwise."""
+        """Start and wait until clients are served; does nothing if it runs. Raises ServerFailed with the log's end."""
         if self.running:
             return self
         with _one_prepares:
@@ -230,7 +230,7 @@ class RealServer(ABC):
         return self
 
     def stop(self, with_signal: int = signal.SIGTERM) -> None:
-        """Ask the server to stop and wait for its end; killed after 20 s, which is a ServerFailed."""
+        """Send the signal and wait for the server's end. After 20 s it is killed, and ServerFailed is raised."""
         if self._process is None or not self.running:
             return
         self.resume()
@@ -244,12 +244,13 @@ class RealServer(ABC):
             ) from None
 
     def restart(self) -> Self:
-        """Stop in order, and start again on the same port and data."""
+        """Stop, and start again with the same port and data."""
         self.stop()
         return self.start()
 
     def kill(self) -> None:
-        """SIGKILL to the process and all its children, as the out-of-memory killer or a power cut would."""
+        """Send SIGKILL to the process and all its children, with the effect of an out-of-memory kill or a power cut."""
+        # Stopped first, so that the parent cannot start new children while the tree is being killed.
         tree = self._signal_tree(signal.SIGSTOP)
         for process in tree:
             _send(process, signal.SIGKILL)
@@ -259,19 +260,20 @@ class RealServer(ABC):
         _wait_gone(tree)
 
     def pause(self) -> None:
-        """SIGSTOP to the whole tree: connections stay open and are accepted by the kernel, nothing answers."""
+        """Send SIGSTOP to the whole tree: connections stay open, the kernel accepts new ones, and no reply comes."""
         self._signal_tree(signal.SIGSTOP)
         self._paused = True
 
     def resume(self) -> None:
-        """Let a paused server go on; nothing to do if it is not paused."""
+        """Let a paused server continue; does nothing if it is not paused."""
         if self._paused:
             self._signal_tree(signal.SIGCONT)
             self._paused = False
 
     def close(self) -> None:
-        """End it if it runs, remove its directory, free its port. A closed server starts again as a new one."""
-        # Not by a kill: orphans stay zombies for ever in a container whose first process reaps no children.
+        """Stop it if it runs, remove its directory, and free its port. A closed server starts again as a new one."""
+        # Not with SIGKILL: its children would become orphans, which stay zombies forever in a container whose first
+        # process reaps no children.
         if self.running:
             self.stop(self._close_signal)
         self._process = None
@@ -295,7 +297,7 @@ class RealServer(ABC):
         where = f"{HOST}:{self.port}" if self._lease is not None else "no port yet"
         return f"<{type(self).__name__} {state}, {where}>"
 
-    # How it is done.
+    # ── implementation ────────────────────────────────────────────────────────────────────────────────────────
 
     def _environment(self) -> Mapping[str, str]:
         # The developer's own PGDATA, PGPORT or LANG would change what is tested.
@@ -306,18 +308,18 @@ class RealServer(ABC):
         while not self._is_ready():
             if process.poll() is not None:
                 raise ServerFailed(
-                    f"{self!r} ended with {process.returncode} at its start\n{self._log_tail()}"
+                    f"{self!r} ended during its start with code {process.returncode}\n{self._log_tail()}"
                 )
             if time.monotonic() > give_up_at:
                 self.kill()
-                raise ServerFailed(f"{self!r} not ready after {START_TIMEOUT_S:g} s\n{self._log_tail()}")
+                raise ServerFailed(f"{self!r} was not ready within {START_TIMEOUT_S:g} s\n{self._log_tail()}")
             time.sleep(0.005)
 
     def _log_tail(self) -> str:
         return "\n".join(self.log.splitlines()[-20:])
 
     def _signal_tree(self, number: int) -> list[psutil.Process]:
-        """Send to the parent, then to its children; returns all of them."""
+        """Send a signal to the parent, then to its children; returns all of them."""
         import psutil
 
         if not self.running:
@@ -339,7 +341,7 @@ def _send(process: psutil.Process, number: int) -> None:
 
 
 def _wait_gone(processes: Sequence[psutil.Process]) -> None:
-    """Until none of them runs: a new server refuses to start beside the backends of the old one."""
+    """Wait until none of them runs: a new server refuses to start while backends of the old one are alive."""
     give_up_at = time.monotonic() + STOP_TIMEOUT_S
     while any(_is_alive(process) for process in processes) and time.monotonic() < give_up_at:
         time.sleep(0.002)
@@ -349,7 +351,7 @@ def _is_alive(process: psutil.Process) -> bool:
     import psutil
 
     try:
-        # In a container whose first process reaps no children, the dead stay zombies.
+        # In a container whose first process reaps no children, dead processes stay zombies.
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

@@ -1,21 +1,22 @@
 """A TCP proxy that breaks connections: `async with FaultProxy(host, port) as proxy: ... proxy.reset_all()`.
 
-It stands between a client and any server, on the test's own event loop; without `async` (`with FaultProxy(host, port)
-as proxy:`) in a separate thread, for tests that have no loop or block it. It can
+It runs between a client and any server, on the test's own event loop. Without `async` (`with FaultProxy(host, port) as
+proxy:`) it runs in a separate thread, for tests that have no loop or block it. It can
 
 * refuse new connections (`refuses`), and accept them again (`accepts`);
-* reset all connections (`reset_all`), so that both ends see RST;
-* be a black hole (`black_hole`): everything stays connected, nothing passes, neither side notices; until `heal`;
-* forget what is connected (`forget`), so that only those connections are black holes;
+* reset all connections (`reset_all`), so that both ends receive an RST;
+* be a black hole (`black_hole`): everything stays connected, no data passes, and neither side notices, until `heal`;
+* forget the open connections (`forget`), so that only those are black holes;
 * reset each new connection as soon as it is made (`reset_new`);
-* be far away (`delay_s`: each piece of data arrives that much later, plus up to `jitter_s`);
-* be narrow (`bytes_per_s`), and cut each connection after a number of bytes (`cut_after_bytes`);
+* be distant (`delay_s`: each piece of data arrives that much later, plus up to `jitter_s`);
+* limit the bandwidth (`bytes_per_s`), and cut each connection after a number of bytes (`cut_after_bytes`);
 * do that in one direction only (`toward`: "client" or "server");
-* for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server has seen it, at the moment in which it is sent
-  on (done or not: unknown), after the server has done it but before the client hears of it, or hold it until the
-  connection ends. It reads the messages of both sides for that, with any driver, and needs connections without TLS.
+* for PostgreSQL, cut exactly at COMMIT (`cut_commit`): before the server receives it, at the moment in which it is
+  forwarded (so it is unknown whether it was executed), after the server has executed it but before the client is told,
+  or hold it until the connection ends. For that it parses the messages of both sides, with any driver, and it needs
+  connections without TLS.
 
-Nothing in it waits for time but the two delays and the narrow way, and it opens nothing but its own port.
+It never waits except for the two delays and the bandwidth, and it opens no port except its own.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ Toward = Literal["client", "server", "both"]
 
 _CHUNK = 65_536
 _PIECES_A_SECOND = 50
-"""A narrow way passes on this many pieces a second, so that a client sees a trickle."""
+"""With limited bandwidth, this many pieces are forwarded per second, so that a client receives a steady trickle."""
 _ENCRYPTION = {80877103, 80877104}
-"""SSLRequest and GSSENCRequest, which are answered by a single byte."""
+"""SSLRequest and GSSENCRequest, to which a server replies with a single byte."""
 _UNTYPED = {*_ENCRYPTION, 80877102}
-"""... and CancelRequest: a client's packets without a type byte, but for the start itself."""
+"""The same and CancelRequest: the packets without a type byte that may come before the StartupMessage."""
 _LOGIN_BYTES_MAX = 65_536
-"""A server that answers this much without a ReadyForQuery is not PostgreSQL."""
+"""A server that has sent this many bytes without a ReadyForQuery is not PostgreSQL."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _PORTS = {"postgresql": 5432, "http": 80, "https": 443}
 
@@ -53,15 +54,16 @@ _PORTS = {"postgresql": 5432, "http": 80, "https": 443}
 class FaultProxy:
     """Listens on 127.0.0.1 (`host`, `port`) and forwards to a server.
 
-    `delay_s`, `jitter_s`, `bytes_per_s`, `cut_after_bytes`, `toward` and `reset_new` are attributes, set at any time;
-    `toward` says which way the delays, the narrow way and the cut are: to the "client", to the "server", or "both".
-    What a call changes is so when it returns. `refuse` and `accept` are `refuses` and `accepts` for those who await.
+    `delay_s`, `jitter_s`, `bytes_per_s`, `cut_after_bytes`, `toward` and `reset_new` are attributes that may be set at
+    any time. `toward`: the direction of the delays, of the bandwidth limit and of the cut: "client", "server" or
+    "both". A method's change is in force when the method returns. `refuse` and `accept` are the awaitable forms of
+    `refuses` and `accepts`.
 
-    `connections`: accepted so far. `open_connections`: now. `commits`: COMMITs that clients have sent, `cuts`: how many
-    of them were cut. `swallowed`: pieces of data that came by a forgotten connection. `round_trips`: how often clients
-    of PostgreSQL have asked for an answer to wait for, in however many packets their messages came. `logging_in`:
-    connections to PostgreSQL that were accepted and are not ready for queries yet, `most_logging_in`: the most at once;
-    set it to 0 to count anew.
+    `connections`: accepted so far; `open_connections`: open now. `commits`: COMMITs that clients have sent; `cuts`: how
+    many of them were cut. `swallowed`: pieces of data that arrived on forgotten connections. `round_trips`: how often
+    clients of PostgreSQL have waited for a reply, in however many packets their messages came. `logging_in`: accepted
+    connections to PostgreSQL that are not ready for queries yet; `most_logging_in`: the maximum at the same time (set
+    it to 0 to start over).
     """
 
     def __init__(
@@ -95,11 +97,11 @@ class FaultProxy:
 
     @classmethod
     def before(cls, url: str) -> Self:
-        """One for the server of this URL."""
+        """A proxy for the server of this URL. Raises ValueError if the URL has no host or port."""
         parts = urlsplit(url)
         port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
         if parts.hostname is None or port is None:
-            raise ValueError("the URL of a server says a host and a port")
+            raise ValueError("the URL of a server must contain a host and a port")
         return cls(parts.hostname, port)
 
     async def __aenter__(self) -> Self:
@@ -132,11 +134,11 @@ class FaultProxy:
 
     @property
     def open_connections(self) -> int:
-        """Connections that are open now."""
+        """How many connections are open now."""
         return len(self._pipes)
 
     def through(self, url: str) -> str:
-        """The same URL by way of the proxy."""
+        """The same URL, through the proxy."""
         parts = urlsplit(url)
         user, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{user}{at}{self.host}:{self.port}"))
@@ -144,25 +146,25 @@ class FaultProxy:
     # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def refuses(self) -> None:
-        """New connections are refused; those that are open stay."""
+        """Refuse new connections; open ones stay."""
         self._act(self._stop_listening)
 
     def accepts(self) -> None:
-        """New connections are accepted, on the same port as before. Raises OSError where that is taken."""
+        """Accept new connections again, on the same port. Raises OSError if the port is taken."""
         self._act(self._listen)
 
     async def refuse(self) -> None:
-        """As `refuses`."""
+        """As `refuses`, awaitable."""
         self.refuses()
         await asyncio.sleep(0)
 
     async def accept(self) -> None:
-        """As `accepts`."""
+        """As `accepts`, awaitable."""
         self.accepts()
         await asyncio.sleep(0)
 
     def reset_all(self) -> None:
-        """Both ends of every connection see a reset."""
+        """Reset every connection at both ends."""
         self._act(self._reset_all)
 
     def _reset_all(self) -> None:
@@ -170,16 +172,16 @@ class FaultProxy:
             pipe.reset()
 
     def forget(self) -> None:
-        """What is connected now becomes a black hole, as when a firewall forgets it; new connections are well."""
+        """Turn the open connections into black holes, as a firewall does that forgets them; new ones work."""
         for pipe in tuple(self._pipes):
             pipe.forgotten = True
 
     def black_hole(self, toward: Toward = "both") -> None:
-        """Nothing passes in that direction, without any sign; new connections are accepted, and silent."""
+        """Let no data pass in that direction, without any error; new connections are accepted but stay silent."""
         self._act(lambda: self._let_pass(False, toward))
 
     def heal(self) -> None:
-        """What was held up passes."""
+        """End a black hole; the held data passes."""
         self._act(lambda: self._let_pass(True, "both"))
 
     def _let_pass(self, passes: bool, toward: Toward) -> None:
@@ -188,21 +190,24 @@ class FaultProxy:
                 (event.set if passes else event.clear)()
 
     def cut_commit(self, when: CommitCut, times: int = 1) -> None:
-        """Cut the next COMMITs: "before" the server sees them, "at" their passing, "after" it did them; or "hold" them.
+        """Cut the next `times` COMMITs, or "hold" them.
 
-        After "at" the transaction may have happened or not; after "before" and "hold" it has not, after "after" it has.
+        "before": before the server receives it, so the transaction is not committed; "hold" has the same result.
+        "after": after the server has executed it, so the transaction is committed. "at": while it is forwarded; the
+        transaction may be committed or not.
         """
         self._cut, self._cuts_left = when, times
 
     def _act(self, act: Callable[[], T]) -> T:
         if self._loop is None:
-            raise RuntimeError("the proxy has not begun: enter it by `with` or `async with` first")
+            raise RuntimeError("the proxy has not started: enter it with `with` or `async with` first")
         return on_loop(self._loop, act)
 
     def _listen(self) -> None:
         if self._listener is not None:
             return
-        # Bound at once: a client that connects after `accepts()` waits in the kernel's queue, and is not refused.
+        # Bound before this returns: a client that connects right after `accepts()` waits in the kernel's backlog
+        # instead of being refused.
         self._listener = socket.create_server((self.host, self.port), backlog=128)
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
@@ -210,14 +215,17 @@ class FaultProxy:
         self._loop.add_reader(self._listener, self._take, self._listener)
 
     def _take(self, listener: socket.socket) -> None:
-        """Not an `asyncio.Server`: one that is closed while it accepts leaves what it has accepted open."""
+        """Accept one connection and serve it in a task."""
+        # Not an `asyncio.Server`: if that is closed while it accepts, it leaves the accepted socket open, and a client
+        # would be connected to nothing.
         with contextlib.suppress(OSError):
             wire, _ = listener.accept()
             wire.setblocking(False)
             task = asyncio.ensure_future(self._serve(wire))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(lambda _: wire.close())  # also of one that was cancelled before it began
+            # Also here, because a task that is cancelled before its first step never runs its own cleanup.
+            task.add_done_callback(lambda _: wire.close())
 
     def _stop_listening(self) -> None:
         listener, self._listener = self._listener, None
@@ -226,7 +234,7 @@ class FaultProxy:
             self._loop.remove_reader(listener)
             listener.close()
 
-    # ── passing on ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── forwarding ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _serve(self, wire: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=wire)
@@ -242,7 +250,7 @@ class FaultProxy:
             pipe.note_login()
 
     async def hold_up(self, pipe: _Pipe, came_at: float, side: Side) -> None:
-        """Wait as long as the faults say, of a piece that came at `came_at` (the loop's time) on its way to `side`."""
+        """Delay a piece on its way to `side`, as the faults require; `came_at`: when it arrived (the loop's time)."""
         if pipe.forgotten:
             self.swallowed += 1
             await asyncio.get_running_loop().create_future()
@@ -255,7 +263,7 @@ class FaultProxy:
         return self.toward in (side, "both")
 
     def pieces_of(self, data: bytes, side: Side) -> Iterator[tuple[bytes, float]]:
-        """What passes at once, and how long it takes."""
+        """Divide data into the pieces that are forwarded together, with the seconds that each takes."""
         rate = self.bytes_per_s
         if rate is None or not self._is_toward(side):
             yield data, 0.0
@@ -266,13 +274,13 @@ class FaultProxy:
             yield piece, len(piece) / rate
 
     def room_left(self, passed: int, side: Side) -> int | None:
-        """How many more bytes pass to `side` before the connection is cut; None: all."""
+        """How many more bytes pass to `side` before the connection is cut; None if it is not cut."""
         if self.cut_after_bytes is None or not self._is_toward(side):
             return None
         return max(0, self.cut_after_bytes - passed)
 
     def commit_cut(self) -> CommitCut | None:
-        """A COMMIT came: is it to be cut?"""
+        """Count a COMMIT; returns how it is cut, or None if it passes."""
         self.commits += 1
         if self._cuts_left <= 0:
             return None
@@ -296,7 +304,7 @@ class _Pipe:
         self._passed: dict[Side, int] = {"client": 0, "server": 0}
 
     async def run(self) -> None:
-        """Until one side ends."""
+        """Forward data until one side ends."""
         writers = [self._client[1]]
         try:
             if self._proxy.reset_new:
@@ -307,7 +315,7 @@ class _Pipe:
             writers.append(self._server[1])
             await self._pump()
         except (OSError, asyncio.CancelledError):
-            pass  # a fault of ours, or the server's refusal: the client sees the end of its connection
+            pass  # a fault, or a refusing server: the client's connection is closed below
         finally:
             for writer in writers:
                 writer.close()
@@ -317,14 +325,15 @@ class _Pipe:
                         await writer.wait_closed()
             except asyncio.CancelledError:
                 for writer in writers:
-                    writer.transport.abort()  # it does not take what was still to be sent
+                    writer.transport.abort()  # the peer does not read, so the unsent data would block the close
                 raise
 
     async def _pump(self) -> None:
         assert self._server is not None
         up, down = asyncio.Queue[Piece](), asyncio.Queue[Piece]()
         ways = [asyncio.create_task(self._upstream(up)), asyncio.create_task(self._downstream(down))]
-        # Read apart from passing on: a piece that follows at once travels beside the one before, not after it.
+        # Reading is separate from forwarding. In one task, the delay of a piece would also delay the reading of the
+        # next, and a burst of ten pieces would take ten delays instead of one.
         reads = [
             asyncio.create_task(_read(self._client[0], up)),
             asyncio.create_task(_read(self._server[0], down)),
@@ -359,15 +368,15 @@ class _Pipe:
                 return
 
     def note_login(self) -> None:
-        """It is ready for queries, or has ended."""
+        """Note that the login has ended: the connection is ready for queries, or closed."""
         if self._login is not None:
             self._login = None
             self._proxy.logging_in -= 1
 
     def _count_round_trips(self, messages: list[tuple[bytes, bytes]]) -> None:
-        """Flush (H) and Sync (S) make the server send what it has answered; a simple query (Q) is its own Sync."""
+        """Count the messages that make the server send its replies: Flush (H), Sync (S) and simple query (Q)."""
         for kind, _ in messages:
-            # libpq sends a Flush after a Sync, which asks for nothing more.
+            # libpq sends a Flush after a Sync, which causes no further reply.
             if kind in (b"S", b"Q") or (kind == b"H" and self._last_kind not in (b"S", b"H")):
                 self._proxy.round_trips += 1
             self._last_kind = kind
@@ -376,7 +385,7 @@ class _Pipe:
         assert self._server is not None
         while (piece := await pieces.get()).data:
             await self._proxy.hold_up(self, piece.came_at, "client")
-            if self._cut == "after":  # the answer to the COMMIT: it is done
+            if self._cut == "after":  # the server's reply to the COMMIT, so the COMMIT was executed
                 self.reset()
                 return
             if self._login is not None and self._login.is_ready(piece.data):
@@ -385,7 +394,7 @@ class _Pipe:
                 return
 
     async def _write(self, writer: asyncio.StreamWriter, data: bytes, side: Side) -> bool:
-        """Pass data on as the way allows; False: the connection was cut."""
+        """Forward data as the bandwidth and the cut allow; False if the connection was cut."""
         room = self._proxy.room_left(self._passed[side], side)
         passes = data if room is None else data[:room]
         for piece, takes_s in self._proxy.pieces_of(passes, side):
@@ -396,14 +405,16 @@ class _Pipe:
             self._passed[side] += len(piece)
         if len(passes) == len(data):
             return True
-        # The kernel may still hold the last bytes, which a reset would take back.
+        # The last bytes may still be in the kernel's send buffer, and a reset discards them. So the connection is
+        # closed in order first.
         writer.close()
         await writer.wait_closed()
         self.reset()
         return False
 
     def reset(self) -> None:
-        """RST to both ends."""
+        """Send an RST to both ends."""
+        # With SO_LINGER at zero seconds, closing the socket sends an RST instead of a FIN.
         for _, writer in filter(None, (self._client, self._server)):
             wire = writer.get_extra_info("socket")
             if wire is not None:
@@ -419,7 +430,7 @@ def _set_event() -> asyncio.Event:
 
 
 class Piece(NamedTuple):
-    """What was read at once, and when (the loop's time); no data: that side has ended."""
+    """Data from one read, and when it was read (the loop's time). No data: that side has ended."""
 
     data: bytes
     came_at: float
@@ -431,7 +442,7 @@ async def _read(reader: asyncio.StreamReader, pieces: asyncio.Queue[Piece]) -> N
         try:
             data = await reader.read(_CHUNK)
         except OSError:
-            data = b""  # The side that passes on ends the connection.
+            data = b""  # the forwarding task then ends the connection
         pieces.put_nowait(Piece(data, asyncio.get_running_loop().time()))
 
 
@@ -459,19 +470,19 @@ class _Messages:
 
 
 class _Login:
-    """Finds the first ReadyForQuery in what a server answers."""
+    """Finds the first ReadyForQuery in a server's messages."""
 
     def __init__(self) -> None:
         self._answers = b""
         self._single_bytes = 0
 
     def note_request(self, messages: list[tuple[bytes, bytes]]) -> None:
-        """A client that asks for encryption is answered by one byte."""
+        """Count the requests for encryption: the server's reply to each is one byte without a header."""
         for kind, body in messages:
             self._single_bytes += not kind and int.from_bytes(body[:4], "big") in _ENCRYPTION
 
     def is_ready(self, data: bytes) -> bool:
-        """Whether the login is over, or this is not PostgreSQL."""
+        """Whether the login has ended, or the server is not PostgreSQL."""
         self._answers += data
         at = self._single_bytes
         while len(self._answers) >= at + 5:
@@ -482,7 +493,7 @@ class _Login:
 
 
 def _is_commit(message: tuple[bytes, bytes]) -> bool:
-    """A simple query (Q), or one to be parsed (P: its name comes first), that commits, or ends with a COMMIT."""
+    """Whether a simple query (Q) or a Parse message (P, which starts with a name) commits, or ends with a COMMIT."""
     kind, body = message
     if kind == b"P":
         body = body.partition(b"\0")[2]

@@ -1,18 +1,18 @@
 """Fixtures that pytest finds in any project that has koo installed.
 
-* `koo` is a `koo.testing.World` for a test with an event loop, whatever plugin runs it (pytest-asyncio in either mode,
-  AnyIO, or `asyncio.run` in the test itself). It is not asynchronous itself, so it needs none of them: its platform
-  opens itself at its first use, and is closed on the loop that it was opened on.
-* `koo_sync` is one for a test without an event loop: its platform is open on koo's own loop in the background.
+* `koo` is a `koo.testing.World` for a test with an event loop, with any plugin (pytest-asyncio in either mode, AnyIO,
+  or `asyncio.run` in the test itself). The fixture is not asynchronous, so it depends on none of them: its platform
+  opens at its first use, and is closed on the loop that it was opened on.
+* `koo_sync` is the same for a test without an event loop: its platform is open on koo's own background loop.
 * `koo_postgres` is a running `koo.testing.postgres.PostgresServer`, one for each pytest process. `koo_postgres_url` is
-  the URL of a fresh database on it, dropped after the test; a server that the test killed, stopped or paused runs
-  again for the next one. `koo_postgres_major = 16` in pytest's settings chooses another version. A world of a test that
-  asks for `koo_postgres_url` has that database, behind its `proxy`.
+  the URL of a fresh database on it, which is dropped after the test. A server that the test killed, stopped or paused
+  is started again for the next test. `koo_postgres_major = 16` in pytest's settings selects another version. If a test
+  uses `koo_postgres_url`, its world has that database, behind its `proxy`.
 
 `@pytest.mark.koo(...)` sets the world's arguments: `strict=False`, `options=…`, `instead_of=shop.platform`.
 
-Steps that were not used and requests that a fake refused fail the test itself, not its teardown. Nothing but this file
-is loaded before a test asks for a fixture, so a project that uses none of them pays a few milliseconds for a whole run.
+Unused steps and requests that a fake refused fail the test itself, not its teardown. Only this file is loaded until a
+test uses a fixture, so a project that uses none of them loses only a few milliseconds per run.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAJOR = "koo_postgres_major"
-MARKER = "koo(options=None, *, settings=None, instead_of=None, strict=True): how the world of `koo` is made"
+MARKER = "koo(options=None, *, settings=None, instead_of=None, strict=True): the arguments of the fixture's `World`"
 WORLDS = pytest.StashKey["list[World]"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The setting of the version."""
-    parser.addini(MAJOR, "major version of the PostgreSQL of the fixture koo_postgres", default="18")
+    """Add the setting for the version of PostgreSQL."""
+    parser.addini(MAJOR, "major version of PostgreSQL for the fixture koo_postgres", default="18")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker is known, also where markers are strict."""
+    """Register the marker, for projects that use `--strict-markers`."""
     config.addinivalue_line("markers", MARKER)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, T, T]:
-    """After the test itself: what its worlds say of it."""
+    """After the test function, check its worlds for unused steps and unexpected requests."""
     __tracebackhide__ = True
     worlds: list[World] = item.stash.get(WORLDS, [])
     try:
@@ -60,7 +60,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, T, T]:
 
 @pytest.fixture
 def koo(request: pytest.FixtureRequest) -> Iterator[World]:
-    """koo's platform with fakes all around it, for a test with an event loop."""
+    """koo's platform, surrounded by fakes, for a test with an event loop."""
     world = _make_world(request)
     world.begin()
     yield world
@@ -102,7 +102,7 @@ def _make_world(request: pytest.FixtureRequest) -> World:
 
 @pytest.fixture(scope="session")
 def koo_postgres(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
-    """A running PostgreSQL of this pytest process, ended with it."""
+    """A running PostgreSQL server, which ends with this pytest process."""
     from koo.testing.postgres import PostgresServer
 
     with PostgresServer(int(pytestconfig.getini(MAJOR))) as server:

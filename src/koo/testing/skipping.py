@@ -1,17 +1,17 @@
-"""A clock whose time can be skipped, beside real sockets and threads: real time, plus what a test has skipped.
+"""A clock whose time can be skipped while real sockets and threads run: real time plus the time that a test skips.
 
     clock = SkippingClock()
     platform = Platform(options, clock=clock)
     ...
-    clock.advance(minutes=3)         # breakers, pauses, quotas and midnights of the platform have passed by
+    clock.advance(minutes=3)         # breakers, pauses, quotas and midnights of the platform have passed
 
-koo sets its timers in the event loop's time, so a clock that ran ahead of the loop would make each deadline late by
-what was skipped. Hence the loop moves too: from the first skip on, `loop.time()` of each loop that has asked this clock
-is real time plus the same. Whatever waits there goes on, koo's or not: a sleep, a timeout, a call that hangs until its
-deadline. Sockets and threads do not notice, so the background work of koo that waits for one (a beat to the state
-store) keeps the time that it had.
+koo sets its timers in the event loop's time, so a clock that ran ahead of the loop would make every deadline late by
+the skipped time. So the loop moves too: from the first skip on, `loop.time()` of every loop that has read this clock is
+real time plus the skipped time. Everything that waits on such a loop continues, whether it belongs to koo or not: a
+sleep, a timeout, a call that hangs until its deadline. Sockets and threads do not become faster, so koo's background
+work that waits for them (a beat to the state store, for example) keeps the time that it had left.
 
-`release()` returns the loops to their own time. What is then left of a timer is left of it afterwards.
+`release()` returns the loops to their own time. Every timer then still has as much time left as before.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from koo.deadlines import Alarm, begin_grain
 from koo.testing.backstage import on_loop
 
 NO_SKIPPING = (
-    "time can be skipped on asyncio's own event loops only, and this is a {kind}: run the test on "
-    "asyncio.SelectorEventLoop, or on virtual time with VirtualClock where no socket is used"
+    "time can be skipped only on asyncio's own event loops, and this is a {kind}: run the test on "
+    "asyncio.SelectorEventLoop, or, if it uses no sockets, on virtual time with VirtualClock"
 )
 CARRIED = "koo call"
-"""The name of a task that runs a caller's work on koo's loop: its deadline is the caller's."""
+"""The name of a task that runs a caller's work on koo's background loop. Its deadline is the caller's, so it is
+skipped."""
 BACKGROUND = {"CheckServices._check"}
-"""Tasks of koo's own without a name."""
-TWO_CLOCKS = "another SkippingClock moves this event loop already: pass the same clock to both platforms"
+"""koo's own background tasks that have no name starting with "koo "."""
+TWO_CLOCKS = "another SkippingClock already moves this event loop: pass the same clock to both platforms"
 
 
 class SkippingClock:
-    """`koo.clock.Clock`: real time plus what was skipped.
+    """A `koo.clock.Clock` of real time plus the skipped time.
 
     Args:
-        wall_s: where wall time begins, in seconds since 1970; None: the real one.
+        wall_s: the wall time at the start, in seconds since 1970; None for the real one.
     """
 
     follows_loop = True
@@ -65,11 +66,11 @@ class SkippingClock:
         return time.time() + self._ahead_s + self.skipped_s
 
     def set_wall(self, wall_s: float) -> None:
-        """Set the computer's clock, as people and time servers do; monotonic time does not change."""
+        """Set the wall clock, as people and time servers do; monotonic time does not change."""
         self._ahead_s = wall_s - time.time() - self.skipped_s
 
     async def sleep(self, delay_s: float) -> None:
-        self.monotonic()  # the loop that waits moves with the clock
+        self.monotonic()  # registers the running loop, so that a skip also ends this sleep
         await asyncio.sleep(delay_s)
 
     def listen(self, listener: Callable[[], None]) -> None:
@@ -79,17 +80,19 @@ class SkippingClock:
     def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0
     ) -> None:
-        """Skip this much time, at once and from any thread.
+        """Skip this much time immediately. May be called from any thread.
 
         Raises ValueError for a negative time, and RuntimeError on an event loop whose time cannot be skipped.
         """
         skip_s = seconds + 60.0 * minutes + 3600.0 * hours + 86_400.0 * days
         if not skip_s >= 0:
-            raise ValueError(f"time goes forward: {skip_s:g} s cannot be skipped")
+            raise ValueError(f"time cannot go back: {skip_s:g} s cannot be skipped")
         running = asyncio._get_running_loop()
         others = [one for one in self._loops if one is not running and not one.is_closed()]
-        # The last one is entered first. Were this thread's own loop entered by another loop's thread, both would wait
-        # for ever: it stands still for as long as this call does (`with TestClient(app)` in an `async def` test).
+        # All loops must be stopped while the time jumps, or a loop could read the new time before its timers are
+        # adjusted. So each is entered from within the one before. This thread's own loop comes first (it is last in
+        # the list): it is blocked by this call, and another loop's thread that had to enter it would wait forever
+        # (`with TestClient(app)` in an `async def` test).
         loops = others if running is None else [*others, running]
         for loop in loops:
             self._move(loop)
@@ -98,7 +101,8 @@ class SkippingClock:
             skip = partial(on_loop, loop, partial(_keep_and, loop, skip_s, skip))
         skip()
         for loop in others:
-            loop.call_soon_threadsafe(_wake)  # it may wait for a timer that is due now
+            # Its selector may be waiting for the first timer by the old time, although that timer is due now.
+            loop.call_soon_threadsafe(_wake)
         for listener in self._listeners:
             listener()
 
@@ -106,7 +110,7 @@ class SkippingClock:
         self.skipped_s += skip_s
 
     def release(self) -> None:
-        """Return the loops to their own time; what is then left of their timers stays left."""
+        """Return the loops to their own time; the time left of their timers does not change."""
         for loop in tuple(self._moved):
             if not loop.is_closed():
                 on_loop(loop, lambda loop=loop: _move_back(loop, self.skipped_s))  # type: ignore[misc]
@@ -124,17 +128,18 @@ class SkippingClock:
             raise RuntimeError(TWO_CLOCKS)
         vars(loop)["time"] = self._loop_time
         self._moved.add(loop)
-        _shift_timers(loop, self.skipped_s)  # it comes late: what was skipped before is not skipped for it
+        # Time was skipped before this loop came into use. Its timers must not lose that time.
+        _shift_timers(loop, self.skipped_s)
 
     def _loop_time(self) -> float:
         return time.monotonic() + self.skipped_s
 
 
 def _keep_and(loop: asyncio.AbstractEventLoop, skip_s: float, skip: Callable[[], None]) -> None:
-    """Skip, but keep what koo's own background work waits for: skipping makes no thread or socket faster.
-
-    A beat to the state store that is under way would count as one that was not answered in time.
-    """
+    """Skip, but postpone the timeouts of koo's background work on this loop by the same time."""
+    # Skipping makes no thread or socket faster. A beat to the state store that is under way would otherwise count as
+    # unanswered, and the store as unreachable. Timers in the heap are changed in place and the heap is then restored;
+    # an alarm that shares a timer with others (a grain) needs its own timer from now on.
     timers: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined]
     for timer in tuple(timers):
         callback, arguments = timer._callback, timer._args  # type: ignore[attr-defined]
@@ -160,7 +165,7 @@ def _is_in_background(task: asyncio.Task[object] | None) -> bool:
 
 
 def _wake() -> None:
-    """A turn of a loop, in which it looks at its timers."""
+    """Does nothing: the loop checks its timers after any callback."""
 
 
 def _move_back(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
@@ -169,8 +174,8 @@ def _move_back(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
 
 
 def _shift_timers(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
-    """The loop's time was moved by this much: what is left of its timers stays left."""
-    # All by the same: their order in the heap stays.
+    """Move all timers by as much as the loop's time was moved, so that each has the same time left."""
+    # All move by the same amount, so their order in the heap does not change.
     timers: tuple[asyncio.TimerHandle, ...] = tuple(loop._scheduled)  # type: ignore[attr-defined]
     for timer in timers:
         timer._when += by_s  # type: ignore[attr-defined]
@@ -186,7 +191,7 @@ def _shift_timers(loop: asyncio.AbstractEventLoop, by_s: float) -> None:
 
 
 def _time_by_itself(loop: asyncio.AbstractEventLoop, alarm: Alarm, by_s: float) -> None:
-    """Take it out of its grain: from now on it rings this much later."""
+    """Give an alarm its own timer, `by_s` later, instead of the one that it shares with its grain."""
     alarm.members.discard(alarm)
     alarm.when += by_s
     alarm.timer = loop.call_at(alarm.when, alarm.expire)

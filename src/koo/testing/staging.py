@@ -1,9 +1,8 @@
-"""From your settings to the options of a platform that meets nothing but fakes.
+"""Turns your settings into the options of a platform that talks only to fakes.
 
-Nothing of a real account is left: each service has the key and the address of its fake, `local` is a fake too, no proxy
-is used, and the state store and the database are files in a temporary folder (or the database that the test names).
-What the platform does with them stays yours: limits, budgets, deadlines, fallbacks, breakers. Only the pauses between
-repeats are taken out.
+No part of a real account is left: every service has the key and the address of its fake, `local` is a fake too, and no
+proxy is used. The state store and the database are files in a temporary folder (or the database that the test names).
+Your limits, budgets, deadlines, fallbacks and breakers stay as they are. Only the pauses between repeats are removed.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ FAKES: dict[str, tuple[type[FakeProvider], tuple[str, ...]]] = {
     "openai_compatible": (FakeCompatible, ("",)),
     "local": (FakeCompatible, ("",)),
 }
-"""The fake of each kind of service, and the prefixes of the model names that it knows by default."""
+"""For each kind of service: its fake, and the prefixes of the model names that the fake accepts by default."""
 
 
 def your_options(settings: Mapping[str, str]) -> PlatformOptions:
-    """What `settings`, the environment and `.env` say, in this order. Raises `ConfigurationError`."""
+    """The options from `settings`, the environment and `.env`, in this order. Raises `ConfigurationError`."""
     read = Settings(environ=environment_with(settings))
     for said in read.unknown_variables:
-        # In an environment an unknown name is another program's. One that a test writes is a slip of the pen.
+        # An unknown name in the environment may belong to another program. One in a test's own settings is a typo.
         if said.name in settings:
             raise ConfigurationError("", str(said))
     return read.platform_options()
 
 
 def make_fake(service: ServiceOptions) -> FakeProvider:
-    """The fake of a service, which knows its model."""
+    """A fake for a service, which accepts the service's model."""
     kind, begins = FAKES[service.kind]
     knows = not service.model or service.model.startswith(begins)
     return kind(key=_key(service), models=None if knows else (service.model,))
@@ -61,7 +60,7 @@ def staged(
     state: Path,
     database_url: str | None,
 ) -> PlatformOptions:
-    """`options`, with these fakes (by the names of services) behind its services, and its files in these folders."""
+    """`options`, with the given fakes (by service name) as its services, and its files in the given folders."""
     services = [_service(one, fakes[one.name]) if one.name in fakes else one for one in options.services]
     return replace(
         options,
@@ -74,9 +73,8 @@ def staged(
 
 
 async def empty_store(folder: Path) -> bytes:
-    """The file of a state store that holds its tables and nothing else. Making them takes longer than all the rest of
-    a world, so they are made once in a process.
-    """
+    """The file of a state store with empty tables."""
+    # Made once in a process: creating the tables takes longer than everything else in a world's start.
     if not _EMPTY:
         store = SqlStore(f"sqlite:///{folder / 'empty.db'}")
         await store.executor.run(lambda _: None)
@@ -89,7 +87,7 @@ _EMPTY: list[bytes] = []
 
 
 def _key(service: ServiceOptions) -> str | None:
-    """A vendor always requires a key; a self-hosted server only if the settings have one."""
+    """The fake's key: always for a vendor, and for a self-hosted server only if the settings have one."""
     asks = service.kind not in ("local", "openai_compatible") or service.api_key is not None
     return KEY if asks else None
 

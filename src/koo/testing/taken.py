@@ -1,4 +1,4 @@
-"""What is still taken when all calls have ended: permits, places, money, connections. It should be nothing."""
+"""Leak check: permits, slots, money and connections that are still taken after all calls have ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """True where nothing is taken; otherwise its `repr` says what is."""
+    """True if nothing is taken; otherwise its `repr` lists what is."""
 
     taken: tuple[str, ...]
 
@@ -28,7 +28,7 @@ class Settled:
 
 
 def settled(platform: Platform) -> Settled:
-    """Whether no call of `platform` holds anything."""
+    """Check that nothing of `platform` is held by a call."""
     found: list[str] = []
     for name, service in platform.services.items():
         found += taken_of_gates(service.gates)
@@ -42,17 +42,17 @@ def settled(platform: Platform) -> Settled:
 
 
 def taken_of_gates(gates: Gates) -> list[str]:
-    """Places and turns in line, of all guards that share the gates."""
+    """Slots and queued callers, of all guards that share the gates."""
     counts = {
-        "place(s) at {name}": gates.bulkhead.used,
-        "caller(s) in line at {name}": len(gates.bulkhead.line),
-        "caller(s) before the limits of {name}": gates.limit_queue.used + len(gates.limit_queue.line),
+        "slot(s) of {name}": gates.bulkhead.used,
+        "caller(s) queued for a slot of {name}": len(gates.bulkhead.line),
+        "caller(s) queued for the limits of {name}": gates.limit_queue.used + len(gates.limit_queue.line),
     }
     return list(_said(gates.name, counts))
 
 
 def taken_of_guard(guard: Guard) -> list[str]:
-    """Permits and probes of one guard, the gates left out."""
+    """Permits and probes of one guard, without its gates."""
     name = guard.gates.name if guard.model is None else f"{guard.gates.name}/{guard.model}"
     counts = {
         "running permit(s) of {name}": guard.breaker.running,
@@ -62,10 +62,10 @@ def taken_of_guard(guard: Guard) -> list[str]:
 
 
 def taken_of_database(database: Database) -> list[str]:
-    """Places of the pool, permits, turns of writers and transactions of a database."""
+    """Connections of the pool, permits, waiting writers and transactions of a database."""
     counts = {
         "scope(s) in the pool": database.pool_queue.used or len(database.pool_queue.holders),
-        "scope(s) in line": len(database.pool_queue.line),
+        "queued scope(s)": len(database.pool_queue.line),
         "permit(s)": database.guard.breaker.running,
     }
     connections = database.connections

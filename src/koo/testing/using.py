@@ -1,16 +1,16 @@
 """`with koo.testing.use(platform):` makes `query_ai`, `db_manager` and all other bound names use that platform.
 
-Code under test has bound these names long before the test began, in modules, classes and closures, so nothing can be
-replaced where it is bound. Instead the objects themselves stand for others for as long as the block runs: the process's
-one platform (or `instead_of`, an application's own) shares the attributes of the given one, and a database that was
-handed out shares those of its database. Afterwards each is what it was.
+The code under test bound these names long before the test began, in modules, classes and closures, so they cannot be
+replaced where they are bound. Instead, the objects themselves change for as long as the block runs. The process's one
+platform (or `instead_of`, an application's own) shares the attributes of the given platform, and a database that was
+handed out shares those of the given platform's database. After the block, each has its own attributes again.
 
-A database that is handed out for the first time inside the block (`from koo import db_manager` in a module that the
-test imports) must not be the test's own for ever. It is an object that afterwards becomes the platform's, when
-something is first asked of it (`late_database.py`).
+A database may be handed out for the first time inside the block (`from koo import db_manager` in a module that the test
+imports). It must not stay bound to the test's platform forever. So it is an object that binds to the real platform's
+database when it is first used after the block (`late_database.py`).
 
-Own operations are known to both platforms: code under test registered them, or declared them by `@guarded`, when it was
-imported, before the block or in it.
+Own operations are registered with both platforms, because the code under test registers or declares them (`@guarded`)
+when it is imported, which may be before the block or inside it.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from koo.database.database import Database
 
 OPEN = (
-    "the database of the platform that is to be replaced is open: close it first (`await platform.close()`), or begin "
-    "to use the other platform before the application is started"
+    "the database of the replaced platform is open: close it first (`await platform.close()`), or call `use` before "
+    "the application starts"
 )
 LIFESPAN = (
-    "the application's lifespan opens koo on the loop of its test client, so begin with `with TestClient(app)`, before "
-    "the test awaits anything of koo's, or take the fixture `koo_sync` in a plain `def` test"
+    "the application's lifespan opens koo on the loop of its test client, so enter `with TestClient(app)` before the "
+    "test awaits anything of koo, or use the fixture `koo_sync` in a plain `def` test"
 )
 _handed_out: WeakKeyDictionary[Platform, Database] = WeakKeyDictionary()
-"""By platform: the database that was handed out while another one stood in for it."""
+"""By replaced platform: the database object that was handed out for it during a block."""
 
 
 class _Replaced(Platform):
-    """A platform for which another one stands in."""
+    """A platform that is replaced by another one."""
 
     async def open(self) -> Platform:
-        """As `Platform.open`; from koo's loop in the background it moves to this one, where no call is under way.
+        """As `Platform.open`; a platform that is open on koo's background loop moves to this loop if no call runs.
 
-        So an application's lifespan may open, on the loop of its test client, what `koo_sync` used before.
+        So an application's lifespan can open the platform on the loop of its test client after `koo_sync` has used it.
         """
         try:
             return await super().open()
@@ -59,7 +59,7 @@ class _Replaced(Platform):
 
     @property
     def database(self) -> Database:
-        """A separate object, which outlives the block and the other platform."""
+        """A separate object, which outlives the block and the given platform."""
         known = _handed_out.get(self)
         if known is None:
             from koo.testing.late_database import late_database
@@ -71,10 +71,13 @@ class _Replaced(Platform):
 
 @contextmanager
 def use(platform: Platform, *, instead_of: Platform | None = None) -> Iterator[Platform]:
-    """Let `platform` stand in for the one of this process, or for `instead_of`, as long as the block runs.
+    """Replace this process's platform, or `instead_of`, by `platform` for as long as the block runs.
 
     Raises RuntimeError while the database of the replaced one is open.
     """
+    # The attributes are replaced as a whole (`__dict__`), so no object that holds a reference needs to be found. The
+    # class changes too: `_Replaced.database` must not return the given platform's own database object, which code
+    # under test may keep after the block.
     replaced = default_platform() if instead_of is None else instead_of
     if vars(replaced) is vars(platform):
         yield platform
@@ -98,14 +101,14 @@ def use(platform: Platform, *, instead_of: Platform | None = None) -> Iterator[P
 
 
 def default_platform() -> Platform:
-    """The one of this process."""
+    """This process's platform."""
     from koo.default.platform import platform
 
     return platform
 
 
 def _database_of(platform: Platform) -> Database | None:
-    """What was handed out as its database so far. Raises RuntimeError where that is open."""
+    """The database object that was handed out for a platform, if any. Raises RuntimeError if that database is open."""
     made = vars(platform).get("_parts")
     database = made.database_in_use if made is not None else None
     if database is None or isinstance(platform, _Replaced):
@@ -117,10 +120,11 @@ def _database_of(platform: Platform) -> Database | None:
 
 
 def _register_too(operations: Mapping[str, Mapping[str, Any]], platform: Platform) -> None:
-    """Operations that one of the two knows are known to the other."""
+    """Register operations with a platform that does not have them yet."""
     known = platform.own_operations
     for name, options in operations.items():
         if name not in known:
-            # Where settings cannot be read, or a built-in service has the name, the platform says so when it is asked.
+            # If settings cannot be read, or a built-in service has the name, the platform raises that error itself
+            # when it is used.
             with suppress(ConfigurationError):
                 platform.register_service(name, **options)

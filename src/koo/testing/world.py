@@ -1,18 +1,18 @@
-"""World: koo in a test. A platform in a temporary home, a fake for each service of your settings, a clock that skips.
+"""World: koo in a test. A platform in a temporary home, a fake for each service of your settings, a skipping clock.
 
     async with World() as koo:
         koo.claude.fails(529)
         answer = await query_ai("claude", "Hello", fallback=["local"])
         assert answer.service == "local" and koo.claude.attempts == 4
 
-Inside the block the process's one platform is the world's (`use`), so code under test calls `query_ai` or `db_manager`
-as it always does. The fakes run in a separate thread, so they serve a test that blocks its loop, one without a
-loop, and the vendors' own SDKs (`base_url=koo.claude.fake.base_url`).
+Inside the block, the process's one platform is the world's (`use`), so code under test calls `query_ai` or uses
+`db_manager` as always. The fakes run in a separate thread, so they also serve a test that blocks its loop, a test
+without a loop, and the vendors' own SDKs (`base_url=koo.claude.fake.base_url`).
 
-The platform opens itself at its first use, on whatever loop that is. So a world may be made by a fixture that knows no
-event loop; at the end it is closed on the loop that it was opened on.
+The platform opens at its first use, on the loop of that use. So a fixture without an event loop can make a world. At
+the end the platform is closed on the loop that it was opened on.
 
-It is strict: steps that were not used, and requests that a fake refused or failed on, fail the test at its end.
+A world is strict: unused steps, and requests that a fake refused or failed on, fail the test at its end.
 """
 
 from __future__ import annotations
@@ -48,38 +48,39 @@ from koo.upkeep import KeepTime
 T = TypeVar("T")
 
 MEMORY = "/dev/shm"
-"""Where Linux has files in memory: what a test's state store commits need not reach a disk."""
+"""Linux keeps files here in memory: the commits of a test's state store need not reach a disk."""
 WITHOUT_PAUSES = {"retry_base_delay": NO_PAUSE_S, "retry_max_delay": NO_PAUSE_S}
 NO_PROXY = (
-    "this world has no proxy, because its database is an SQLite file: take the fixture `koo_postgres_url` beside "
-    "`koo`, or World(database_url=...) of a server"
+    "this world has no proxy, because its database is an SQLite file: use the fixture `koo_postgres_url` together with "
+    "`koo`, or World(database_url=...) with the URL of a server"
 )
-INSIDE_A_LOOP = "an event loop is running here: write `async with World()`"
+INSIDE_A_LOOP = "an event loop is running here: use `async with World()`"
 
 
 class World:
-    """A platform with fakes all around it, for one test.
+    """A platform that is surrounded by fakes, for one test.
 
     Args:
-        options: what the platform is made of; None: what your settings say, or `instead_of` where that is given.
-        settings: variables that win over the environment and `.env`: `{"AI_SERVICES__CLAUDE__DAILY_BUDGET": "0.05"}`.
-        instead_of: a platform of your application that the world stands in for; None: the one of the process.
+        options: the platform's options; None: those of `instead_of` if it is given, else those of your settings.
+        settings: variables that take precedence over the environment and `.env`:
+            `{"AI_SERVICES__CLAUDE__DAILY_BUDGET": "0.05"}`.
+        instead_of: a platform of your application that the world replaces; None: the process's platform.
         database_url: a real database, reached through `proxy`; None: an SQLite file in the temporary home.
-        fakes: fakes of your own, by the names of services: with other prices, or of a vendor of your own.
+        fakes: your own fakes by service name, with other prices or of your own vendor.
         strict: whether unused steps and refused requests fail the test at its end.
-        clock: another world's, where two share an event loop.
+        clock: another world's clock, if two worlds share an event loop.
 
-    `platform`, `clock`, `home` and `events` (what it published so far) are there to be used. A service is an attribute:
-    `koo.claude`, or `koo["claude"]`.
+    `platform`, `clock`, `home` and `events` (published so far) are public attributes. So is each service: `koo.claude`,
+    or `koo["claude"]`.
 
-    Raises `ConfigurationError` for settings that cannot be right, and RuntimeError while the database of the replaced
-    platform is open.
+    Raises `ConfigurationError` for invalid settings, and RuntimeError while the database of the replaced platform is
+    open.
     """
 
     platform: Platform
     home: Path
     proxy: FaultProxy
-    """In front of a real database: `koo.proxy.refuse()`. Only where the world was given one."""
+    """The proxy before a real database: `koo.proxy.refuse()`. Only exists if the world has a `database_url`."""
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class World:
         self.check(error)
 
     async def open(self) -> None:
-        """Open the platform now; otherwise it opens at its first use."""
+        """Open the platform now. Without this, it opens at its first use."""
         await self.platform.open()
 
     async def __aenter__(self) -> Self:
@@ -155,7 +156,7 @@ class World:
         self.check(error)
 
     def begin(self) -> None:
-        """Make platform and fakes. The platform opens itself at its first use."""
+        """Create the platform and the fakes. The platform opens at its first use."""
         with ExitStack() as ends:
             self.home = _folder(ends)
             state = _folder(ends, MEMORY if os.access(MEMORY, os.W_OK) else None)
@@ -195,7 +196,7 @@ class World:
         return fakes
 
     def _reach_database(self, ends: ExitStack) -> str | None:
-        """The URL of the test's own database, by way of a proxy where it is on a server."""
+        """The URL of the test's own database, through a proxy if it is on a server."""
         url = self._database_url
         if url is None or url.startswith("sqlite"):
             return url
@@ -210,7 +211,7 @@ class World:
         ends.enter_context(use(self.platform, instead_of=replaced))
 
     def end(self) -> None:
-        """Close everything, on the loop that it was opened on."""
+        """Close everything, the platform on the loop that it was opened on."""
         self._ends.close()
 
     def _close(self) -> None:
@@ -225,7 +226,8 @@ class World:
             loop.run_until_complete(_shut(self.platform))
 
     def check(self, error: BaseException | None = None) -> None:
-        """What `strict` means, once. Raises `FakeMisused`; beside an `error` of the test's it only adds notes to it."""
+        """Check for unused steps and unexpected requests, once. Raises `FakeMisused`, or adds notes to the test's
+        `error`."""
         __tracebackhide__ = True
         if self._checked or not self.strict:
             return
@@ -233,44 +235,44 @@ class World:
         services = self.services.values()
         complain([f"koo.{one.name}: {said}" for one in services for said in one.complaints()], error)
 
-    # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── calls ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def ask(self, service: str, prompt: str = "Hello", **options: Any) -> Answer:
-        """As `query_ai`, at the world's own platform."""
+        """As `query_ai`, on the world's own platform."""
         return await self.platform.query(Query(service=service, prompt=prompt, **options))
 
     def stream(self, service: str, prompt: str = "Hello", **options: Any) -> AnswerStream:
-        """As `stream_ai`, at the world's own platform."""
+        """As `stream_ai`, on the world's own platform."""
         return self.platform.stream(Query(service=service, prompt=prompt, **options))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """For a test without an event loop: `koo_sync.run(koo_sync.ask("claude"))`; see `koo.run`."""
+        """Run a coroutine from a test without an event loop: `koo_sync.run(koo_sync.ask("claude"))`; see `koo.run`."""
         return run(work)
 
-    # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── state ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def spent_usd(self) -> Decimal:
-        """What koo booked today for all services."""
+        """The amount that koo has booked today for all services."""
         return sum((one.spent_usd for one in self.services.values()), Decimal(0))
 
     @property
     def alerts(self) -> list[Alert]:
-        """The alerts that hold, as of the last tick."""
+        """The active alerts, as of the last tick."""
         return self.platform.active_alerts()
 
     def settled(self) -> Settled:
-        """Whether nothing is held, no permit runs and no place is taken; its `repr` says what is."""
+        """Whether nothing is held, no permit runs and no slot is taken; its `repr` lists what is."""
         return settled(self.platform)
 
     async def tick(self) -> None:
-        """What koo does each second, now and to its end: breakers' time, days that roll, alerts."""
+        """Do now what koo does every second: tick the breakers, roll the days, update the alerts."""
         await self.platform.open()
         await KeepTime(self.platform.parts).step()
 
     def _tick(self) -> None:
-        """After time was skipped: a test looks at what it brought about in its next line."""
-        # Time that never was must not count as an event loop that stood still, which is an alert.
+        """Tick after time was skipped, because the test checks the effects in its next line."""
+        # The skipped time must not count as time in which the event loop was blocked, which would raise an alert.
         self.platform.parts.own_watch.beats.stop()
         loop = _home_of(self.platform)
         if loop is not None and not loop.is_closed():
@@ -282,7 +284,7 @@ def _folder(ends: ExitStack, where: str | None = None) -> Path:
 
 
 def _home_of(platform: Platform) -> asyncio.AbstractEventLoop | None:
-    """The loop that the platform, or its database alone, is open on."""
+    """The loop that the platform, or only its database, is open on."""
     if platform.deadlines.loop is not None:
         return platform.deadlines.loop
     database = platform.parts.database_in_use

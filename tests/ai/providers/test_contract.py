@@ -180,23 +180,23 @@ class Costly(Base):
 
 
 BROKEN: dict[type[Base], set[str]] = {
-    Deaf: {"a_whole_answer_is_read", "what_is_counted_is_what_is_billed", "an_answer_without_usage_is_estimated"},
-    Overcounts: {"what_is_counted_is_what_is_billed"},
+    Deaf: {"a_whole_answer_is_read", "the_counted_tokens_are_those_billed", "an_answer_without_usage_is_estimated"},
+    Overcounts: {"the_counted_tokens_are_those_billed"},
     Certain: {"an_answer_without_usage_is_estimated"},
-    Unbounded: {"the_longest_answer_is_always_sent"},
+    Unbounded: {"max_tokens_is_always_sent"},
     Optimist: {"the_prompt_is_bounded_from_above"},
     Talkative: {"the_prompt_reaches_the_server"},
     Endless: {
-        "a_stream_is_read_to_its_end", "a_stream_is_counted_as_it_is_billed", "a_stream_that_is_cut_is_no_answer",
+        "a_stream_is_read_to_its_end", "a_stream_is_counted_as_it_is_billed", "a_stream_that_is_cut_is_an_error",
         "an_error_inside_a_stream_is_an_error",
     },
-    Holds: {"a_stream_that_is_left_is_closed"},
+    Holds: {"an_abandoned_stream_is_closed"},
     Persistent: {"each_status_has_its_kind"},
-    Vague: {"each_status_has_its_kind", "the_time_to_come_back_is_read"},
+    Vague: {"each_status_has_its_kind", "the_retry_after_time_is_read"},
     Blames: {"a_broken_connection_is_a_failure"},
-    Trusting: {"what_is_no_answer_is_not_taken_for_one"},
+    Trusting: {"a_web_page_or_a_broken_body_is_an_error"},
     Chatty: {"no_error_shows_the_key_or_the_prompt"},
-    Stubborn: {"a_cancelled_call_leaves_the_server"},
+    Stubborn: {"a_cancelled_call_is_closed_at_the_server"},
     Blind: {"the_check_is_not_billed_and_needs_the_key", "the_check_finds_an_outage"},
     Costly: {"the_check_is_not_billed_and_needs_the_key"},
 }  # fmt: skip

@@ -6,16 +6,16 @@
         assert len(server.requests) == 2
         assert server.billed_usd == ...
 
-Without `async` (`with FakeAnthropic() as server:`) it runs in a separate thread, for synchronous code. For benchmarks
-`InstantServer("anthropic")` is a separate process that answers at once with prepared bytes; by hand:
-`python -m koo.testing.providers --vendor anthropic --port 8901 --instant`.
+Without `async` (`with FakeAnthropic() as server:`) it runs in a separate thread, for synchronous code. For benchmarks,
+`InstantServer("anthropic")` is a separate process that responds immediately with prepared bytes. To start one from a
+shell: `python -m koo.testing.providers --vendor anthropic --port 8901 --instant`.
 
-What a fake does is said in verbs, `server.fails(529, times=3).answers("Paris.")`, or step by step as above, with
-everything that a step can say. It is strict: what is not a step is a TypeError, a taken port raises OSError, and steps
-that are left over or requests that it refused end the block with `FakeMisused`, unless it was made with `strict=False`.
+A fake is set up with verbs, `server.fails(529, times=3).answers("Paris.")`, or step by step as above, with every option
+of a step. It is strict: a value that is not a step raises TypeError, a taken port raises OSError, and unused steps or
+refused requests end the block with `FakeMisused`, unless the fake was made with `strict=False`.
 
-A fake checks what the real server checks (key, required fields, values, the model's name) before it looks at its
-script, and the vendors' own SDKs talk to it in koo's tests, to prove that it is true.
+A fake checks what the real server checks (key, required fields, values, the model's name) before it uses its script. In
+koo's tests the vendors' own SDKs talk to the fakes, to verify that they behave like the real servers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m koo.testing.providers --vendor anthropic --port 8901 [--instant]`: a fake provider to try things with."""
+"""`python -m koo.testing.providers --vendor anthropic --port 8901 [--instant]`: a fake provider for experiments."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ MAKERS: dict[str, type[FakeProvider]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m koo.testing.providers", description=__doc__)
     parser.add_argument("--vendor", choices=MAKERS, default="anthropic")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--key", default=None, help="what clients must send; default: anything")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--port", type=int, default=0, help="0 for a free port")
+    parser.add_argument("--key", default=None, help="the key that clients must send; by default any")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each response")
     parser.add_argument(
-        "--instant", action="store_true", help="prepared bytes, nothing checked: for benchmarks"
+        "--instant", action="store_true", help="send prepared bytes and check nothing, for benchmarks"
     )
     options = parser.parse_args()
     if options.instant and options.vendor not in VENDORS:
-        parser.error(f"--instant is there for {', '.join(VENDORS)} only")
+        parser.error(f"--instant is available only for {', '.join(VENDORS)}")
     with contextlib.suppress(KeyboardInterrupt, CancelledError):
         asyncio.run(_run(options))
 

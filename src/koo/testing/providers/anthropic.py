@@ -21,7 +21,7 @@ WITHOUT_SAMPLING = re.compile(r"claude-(opus-4-[78]|(opus|sonnet|haiku)-[5-9]|fa
 
 
 class FakeAnthropic(FakeProvider):
-    """`POST /v1/messages`, plain and streamed, and `GET /v1/models`. `base_url` is the root, as the SDK wants it."""
+    """`POST /v1/messages`, plain and streamed, and `GET /v1/models`. `base_url` is the root URL, as the SDK expects."""
 
     error_types: ClassVar[Mapping[int, ErrorType]] = {
         400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
@@ -85,7 +85,8 @@ class FakeAnthropic(FakeProvider):
             "output-tokens": (80_000, 79_000),
         }
         headers = {"request-id": f"req_{number}"}
-        # Soon, as with buckets that refill all the time: a 429 that names no time is waited for until then.
+        # One second ahead, as with a bucket that refills continuously: koo waits for this time after a 429 without a
+        # `Retry-After`.
         resets_at = datetime.fromtimestamp(self.wall() + 1, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for name, (limit, remaining) in limits.items():
             headers[f"anthropic-ratelimit-{name}-limit"] = str(limit)
@@ -175,7 +176,7 @@ def _wrong_field(body: dict[str, Any]) -> str | None:
 
 
 def _wrong_sampling(body: dict[str, Any], version: str) -> str | None:
-    """The newest version of the API knows no sampling parameters, and the newer models accept none in any version."""
+    """The newest API version has no sampling parameters, and newer models accept none in any version."""
     for name in ("temperature", "top_k", "top_p"):
         if name in body and version == VERSIONS[-1]:
             return f"{name}: Extra inputs are not permitted"

@@ -1,4 +1,4 @@
-"""What a fake saw that its test did not mean: requests it refused or failed on, steps that were left over."""
+"""What a test probably did not intend: requests that a fake refused or failed on, and unused steps."""
 
 from __future__ import annotations
 
@@ -12,43 +12,41 @@ SHOWN_MAX = 5
 
 
 class FakeMisused(AssertionError):
-    """A test that ended well although its fake was used in a way that was not set up; see `strict`."""
+    """A test passed although it used its fake in a way that it had not set up; see `strict`."""
 
 
 class Diary:
-    """`refused`: requests that the real server would refuse in any state. `failed`: errors of the fake itself."""
+    """`refused`: requests that the real server would always refuse. `failed`: errors of the fake itself."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
         self.failed: list[str] = []
 
     def note_refusal(self, request: ReceivedRequest, reply: Reply) -> None:
-        """It was refused before the script was looked at: its key, path, fields or model are wrong."""
+        """Record a request that was refused before the script was used: its key, path, fields or model are wrong."""
         words = reply.body.decode("utf-8", "replace")
         self.refused.append(f"it refused {request.method} {request.path}: {reply.status} {words[:300]}")
 
     def note_failure(self, request: ReceivedRequest | None, error: Exception) -> None:
-        """The fake itself raised an error, and closed the connection."""
-        what = f"{request.method} {request.path}" if request is not None else "what came"
+        """Record an error that the fake itself raised; the connection is closed."""
+        what = f"{request.method} {request.path}" if request is not None else "an unreadable request"
         self.failed.append(f"it failed on {what}: {type(error).__name__}: {error}")
 
     def clear(self) -> None:
-        """What was seen was meant."""
+        """Forget everything recorded, because the test intended it."""
         self.refused.clear()
         self.failed.clear()
 
     def complaints(self, steps: Collection[Step]) -> list[str]:
-        """One sentence for each thing that was not meant."""
+        """One sentence for each entry."""
         left = Counter(map(brief, steps))
         unused = [f"{count} step(s) of its script were not used: {step}" for step, count in left.items()]
         return [*unused[:SHOWN_MAX], *self.failed[:SHOWN_MAX], *self.refused[:SHOWN_MAX]]
 
 
 def complain(complaints: Sequence[str], error: BaseException | None) -> None:
-    """At the end of a test. Raises `FakeMisused`, or adds the sentences to `error` as notes.
-
-    `error` is what the test failed with: replaced by another error it would be harder to find.
-    """
+    """Report complaints at the end of a test. Raises `FakeMisused`, or adds notes to the test's own `error`."""
+    # The test's own error stays the main one: if another error replaced it, the failure would be harder to understand.
     __tracebackhide__ = True
     if error is not None:
         for one in complaints:

@@ -32,7 +32,8 @@ DETAIL = "type.googleapis.com/google.rpc."
 class FakeGemini(FakeProvider):
     """`POST /v1/models/<model>:generateContent` and `:streamGenerateContent?alt=sse`, and `GET /v1/models`.
 
-    `base_url` is the root, as the SDK wants it. A key in the URL is refused: it would stand in every log on the way.
+    `base_url` is the root URL, as the SDK expects. A key in the URL is refused, because every server on the way would
+    log it.
     """
 
     error_types: ClassVar[Mapping[int, ErrorType]] = {
@@ -43,7 +44,7 @@ class FakeGemini(FakeProvider):
     def refuse(self, request: ReceivedRequest) -> Reply | None:
         path, _, query = request.path.partition("?")
         if "key=" in query:
-            return self._refusal(400, "INVALID_ARGUMENT", "This fake takes no key in the URL.")
+            return self._refusal(400, "INVALID_ARGUMENT", "This fake accepts no key in the URL.")
         if self.key is not None and request.headers.get("x-goog-api-key") != self.key:
             return self._refuse_key("x-goog-api-key" not in request.headers)
         found = MODELS.fullmatch(path)
@@ -51,7 +52,7 @@ class FakeGemini(FakeProvider):
         if found is None or method not in ((None,) if request.method == "GET" else (PLAIN, STREAMED)):
             return self._refusal(404, "NOT_FOUND", "Requested entity was not found.")
         if method == STREAMED and "alt=sse" not in query:
-            return self._refusal(400, "INVALID_ARGUMENT", "This fake streams with alt=sse only.")
+            return self._refusal(400, "INVALID_ARGUMENT", "This fake streams only with alt=sse.")
         return self._refuse_body(request) if request.method == "POST" else None
 
     def wants_stream(self, request: ReceivedRequest) -> bool:
@@ -179,7 +180,7 @@ class FakeGemini(FakeProvider):
 
 
 def quota(*quota_ids: str, retry_delay: str | None = None) -> dict[str, Any]:
-    """`extra` of an error 429: which quotas were hit, and when Google says to come back ("39s")."""
+    """`extra` for an error 429: the exhausted quotas, and Google's delay before a retry ("39s")."""
     details: list[dict[str, Any]] = [
         {
             "@type": DETAIL + "QuotaFailure",
@@ -200,7 +201,7 @@ def quota(*quota_ids: str, retry_delay: str | None = None) -> dict[str, Any]:
 
 
 def blocked(reason: str, *, prompt_tokens: int = 7, streamed: bool = False) -> Raw:
-    """A prompt that Google does not answer: a success without any candidate."""
+    """The response to a prompt that Google blocks: a success without any candidate."""
     body = {
         "promptFeedback": {"blockReason": reason},
         "usageMetadata": {"promptTokenCount": prompt_tokens, "totalTokenCount": prompt_tokens},
@@ -237,7 +238,7 @@ def _content(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _usage(tokens: Tokens) -> dict[str, Any]:
-    """Thoughts stand beside the candidates' tokens, not in them; what came from the cache is part of the prompt's."""
+    """Tokens of thoughts are not included in the candidates' tokens; tokens from the cache are part of the prompt's."""
     usage: dict[str, Any] = {
         "promptTokenCount": tokens.read,
         "candidatesTokenCount": tokens.output - tokens.reasoning,

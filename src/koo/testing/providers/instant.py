@@ -1,4 +1,4 @@
-"""A server that answers at once with prepared bytes, so that a benchmark measures the client and not the fake."""
+"""A server that responds immediately with prepared bytes, so that a benchmark measures the client and not the fake."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ VENDORS: tuple[Vendor, ...] = ("anthropic", "openai", "compatible")
 
 _STREAMS = re.compile(rb'"stream": ?true')
 TEXT = "The capital of France is Paris. " * 12
-"""Some 0.7 kB of answer with everything around it, as real short answers are."""
+"""With everything around it this is about 0.7 kB, the size of a short real response."""
 
 
 def prepare(
     server: FakeProvider, path: str, body: dict[str, Any], *, pieces: int = 200
 ) -> tuple[bytes, bytes]:
-    """A whole answer, plain and streamed in a number of pieces, as bytes on the wire."""
+    """A whole response as bytes on the wire: plain, and streamed in a number of pieces."""
     request = ReceivedRequest(method="POST", path=path, headers={}, raw=b"", body=body)
     tokens = Tokens(input=12, output=96)
     step = Answer(text=TEXT)
@@ -46,7 +46,7 @@ def prepare(
 
 
 def prepared(vendor: Vendor) -> tuple[bytes, bytes]:
-    """The two answers of a vendor."""
+    """The two prepared responses of a vendor."""
     if vendor == "anthropic":
         return prepare(FakeAnthropic(), "/v1/messages", {"model": "claude-sonnet-5-5", "max_tokens": 1024})
     body = {"model": "gpt-6.1-terra", "stream_options": {"include_usage": True}}
@@ -54,7 +54,7 @@ def prepared(vendor: Vendor) -> tuple[bytes, bytes]:
 
 
 class InstantProtocol(asyncio.Protocol):
-    """Counts the bytes of a request, looks at nothing else, and answers."""
+    """Responds to each complete request, without parsing more than its length and whether it streams."""
 
     __slots__ = ("_buffer", "_plain", "_streamed", "_transport")
 
@@ -92,7 +92,7 @@ def _content_length(head: bytes) -> int:
 
 
 async def serve(vendor: Vendor, port: int, announce: Callable[[int], None]) -> None:
-    """Serve until cancelled; `announce` gets the port."""
+    """Serve until cancelled; `announce` is called with the port."""
     plain, streamed = prepared(vendor)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: InstantProtocol(plain, streamed), HOST, port)
@@ -104,7 +104,7 @@ async def serve(vendor: Vendor, port: int, announce: Callable[[int], None]) -> N
 class InstantServer:
     """`with InstantServer("anthropic") as server:` runs one in a separate process; clients use `server.base_url`.
 
-    `core`: the one processor core that it may run on, where the system can bind a process; None lets it run on any.
+    `core`: the only processor core that it may run on, if the system supports that; None for any core.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class InstantServer:
 
     @property
     def base_url(self) -> str:
-        """The address that a client of the vendor is given."""
+        """The base URL for a client of the vendor."""
         root = f"http://{HOST}:{self.port}"
         return root if self.vendor == "anthropic" else root + "/v1"
 
@@ -130,7 +130,7 @@ class InstantServer:
         first = self._process.stdout.readline()
         if not first.strip():
             self._process.wait()
-            raise RuntimeError(f"the fake server ended at once with code {self._process.returncode}")
+            raise RuntimeError(f"the fake server ended immediately with code {self._process.returncode}")
         self.port = int(first.rpartition(":")[2])
         if self.core is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(self._process.pid, {self.core})

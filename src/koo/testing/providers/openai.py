@@ -1,4 +1,4 @@
-"""Fakes of OpenAI (Responses and chat completions) and of the servers that imitate it."""
+"""Fakes of OpenAI (Responses and chat completions) and of compatible servers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class FakeOpenAI(FakeProvider):
         return self._refusal(404, "invalid_request_error", message, "model_not_found", "model")
 
     def _wrong_field(self, request: ReceivedRequest) -> tuple[str, str, str] | None:
-        """(parameter, code, message) of the first field that is wrong."""
+        """Parameter, code and message for the first wrong field."""
         body, chat = request.body, _is_chat(request)
         for name in ("model", "messages" if chat else "input"):
             if not body.get(name):
@@ -126,7 +126,7 @@ class FakeOpenAI(FakeProvider):
             "x-ratelimit-reset-tokens": "6m0s",
         }
 
-    # ── answers ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── responses ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def plain(self, request: ReceivedRequest, step: Answer, tokens: Tokens, number: int) -> dict[str, Any]:
         if _is_chat(request):
@@ -245,7 +245,8 @@ class FakeOpenAI(FakeProvider):
 
 
 class FakeCompatible(FakeOpenAI):
-    """A server that imitates chat completions, with the errors of a `dialect`. It asks for no key unless it has one."""
+    """A server compatible with chat completions, with the errors of a `dialect`. It requires a key only if given
+    one."""
 
     paths = (CHAT, MODELS)
 
@@ -301,7 +302,7 @@ class FakeCompatible(FakeOpenAI):
 
 
 def how_it_ended(step: Answer, tokens: Tokens, tokens_max: int) -> dict[str, Any]:
-    """The end of a run of the Responses format, Perplexity's too."""
+    """The fields that say how a response ended, in the Responses format (also Perplexity's)."""
     cut_short = step.stop_reason in ("max_output_tokens", "content_filter")
     if step.stop_reason is None:
         cut_short = tokens.output >= tokens_max
@@ -316,7 +317,7 @@ def _is_chat(request: ReceivedRequest) -> bool:
 
 
 def text_of(content: Any) -> str:
-    """All text in a field that takes a string or a list of parts."""
+    """All text of a field that is a string or a list of parts."""
     if isinstance(content, list):
         return "".join(
             text_of(part.get("text") or part.get("content")) for part in content if isinstance(part, dict)

@@ -1,4 +1,4 @@
-"""A fake of Perplexity's Agent API: OpenAI's Responses format, with searches, costs and errors of its own."""
+"""A fake of Perplexity's Agent API: OpenAI's Responses format, with its own searches, costs and errors."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ RESULT = {
 class FakePerplexity(FakeProvider):
     """`POST /v1/responses` (and `/v1/agent`, its other name), plain and streamed, and `GET /v1/models`.
 
-    Where the request offers the web search, it searches `searches` times and reads `search_tokens` of what it finds; a
-    step of search makes the model read the prompt twice. It bills all that, and says so in `usage.cost`.
+    If the request offers the web search, it searches `searches` times and reads `search_tokens` of the results.
+    A search makes the model read the prompt twice. It bills all of this, and reports the cost in `usage.cost`.
     """
 
     error_types: ClassVar[Mapping[int, ErrorType]] = {
@@ -167,7 +167,7 @@ class FakePerplexity(FakeProvider):
         return b"\n\n"
 
     def error_body(self, failure: Failure) -> dict[str, Any]:
-        """The envelope's code is the status; a run that failed is a 200 with a status of its own."""
+        """The code in the body is the HTTP status; a run that failed is a 200 whose body has its own status."""
         inner: dict[str, Any] = {"message": failure.message, "type": failure.type, **failure.extra}
         if failure.status < 300:
             return {
@@ -215,7 +215,7 @@ class FakePerplexity(FakeProvider):
 
 
 def _wrong_field(body: dict[str, Any]) -> tuple[str, str] | None:
-    """(parameter, message) of the first field that is wrong: unknown ones are refused, also inside a tool."""
+    """Parameter and message for the first wrong field. Unknown fields are refused, also inside a tool."""
     for name in sorted(set(body) - FIELDS):
         return name, f'invalid request body: json: unknown field "{name}"'
     for name in ("model", "input"):
@@ -261,5 +261,5 @@ def _message(number: int, text: str) -> dict[str, Any]:
 
 
 def _event(name: str, **data: Any) -> bytes:
-    """Data alone: Perplexity sends no `event:` line."""
+    """An event with only a `data:` line: Perplexity sends no `event:` line."""
     return event({"type": name, "sequence_number": 0, **data})

@@ -1,4 +1,4 @@
-"""What a fake provider does with the next request, one step for each."""
+"""The steps of a fake provider's script: what it does with the next requests, one step for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_HEADERS: Mapping[str, str] = {}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A good answer, plain or streamed as the request asks; tokens are counted from the texts unless they are given."""
+    """A good response, plain or streamed as requested; tokens are counted from the texts unless they are given."""
 
     text: str = "Paris."
     _: KW_ONLY
@@ -30,7 +30,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error in the vendor's own form. `body` replaces that form; `extra` adds to it (OpenRouter's metadata)."""
+    """An error in the vendor's format. `body` replaces the whole body; `extra` adds to it (OpenRouter's metadata)."""
 
     status: int
     type: str | None = None
@@ -45,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raw:
-    """Exactly these bytes as a body."""
+    """A response with exactly these bytes as its body."""
 
     status: int = 200
     body: bytes = b""
@@ -55,14 +55,14 @@ class Raw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing:
-    """The connection is closed without an answer."""
+    """The connection is closed without a response."""
 
     billed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A good answer whose connection is cut after a number of its bytes, headers included."""
+    """A good response whose connection is closed after a number of bytes, including headers."""
 
     after_bytes: int
     then: Answer = Answer()
@@ -70,14 +70,14 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hang:
-    """No answer, until the client leaves."""
+    """No response until the client disconnects."""
 
     billed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """`then`, after a number of seconds."""
+    """`then` after a number of seconds."""
 
     seconds: float
     then: Step = Answer()
@@ -85,11 +85,11 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream of these pieces, and the ways in which it may go wrong, each after a number of pieces.
+    """A stream of these pieces, and the ways in which it can fail, each after a number of pieces.
 
-    `cut_after`: the connection is cut. `stall_after`: silence, with pings if `ping_only`. `error_after`: `error` as an
-    event. `end=False`: the body ends cleanly but without the vendor's own end. `interval_s` lies between two pieces.
-    `reasoning` comes before the pieces and is written and billed; so are `hidden_tokens`, which no answer shows.
+    `cut_after`: the connection is cut. `stall_after`: silence, with pings if `ping_only`. `error_after`: `error` is
+    sent as an event. `end=False`: the body ends cleanly but without the vendor's own end. `interval_s`: the pause
+    between two pieces. `reasoning` is sent before the pieces, and billed. `hidden_tokens` are billed but never sent.
     """
 
     pieces: Sequence[str]
@@ -112,21 +112,21 @@ class Stream:
 
 
 class Gate:
-    """`then`, but only after `open()`: a test sees with `arrived()` that a request is there, and then lets it go.
+    """`then`, but only after `open()`: a test waits with `arrived()` for a request, and then releases it.
 
-    It works across threads and event loops, and holds as many requests as come before it is opened.
+    It works across threads and event loops, and holds all requests that arrive before it is opened.
     """
 
     __slots__ = ("_arrived", "_opened", "then")
 
     def __init__(self, then: Step | None = None) -> None:
         self.then: Step = then or Answer()
-        # Not asyncio's events: the server's loop may be another one than the test's, or the test may have none.
+        # Not asyncio events: the server may run on another loop than the test, or the test may have no loop.
         self._arrived = Future[None]()
         self._opened = Future[None]()
 
     async def arrived(self) -> None:
-        """Wait until a request is there, on any event loop."""
+        """Wait until a request has arrived, on any event loop."""
         await _resolved(self._arrived)
 
     def wait_arrived(self, within_s: float = 10.0) -> None:
@@ -134,18 +134,18 @@ class Gate:
         self._arrived.result(within_s)
 
     def open(self) -> None:
-        """Let it go; from any thread."""
+        """Release the held requests; may be called from any thread."""
         _resolve(self._opened)
 
     async def wait(self) -> None:
-        """The server's side."""
+        """The server's side: report an arrival, and wait until the gate is opened."""
         _resolve(self._arrived)
         await _resolved(self._opened)
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """`then`, after `gate` was opened: several steps may wait for one gate."""
+    """`then` after `gate` is opened; several steps may wait for one gate."""
 
     gate: Gate
     then: Step = Answer()
@@ -157,7 +157,7 @@ def _resolve(future: Future[None]) -> None:
 
 
 async def _resolved(future: Future[None]) -> None:
-    # Shielded: a waiter that is cancelled must not cancel it for the others.
+    # Shielded: cancelling one waiter must not cancel the future for the others.
     await asyncio.shield(asyncio.wrap_future(future))
 
 
@@ -165,22 +165,22 @@ Step = Answer | Failure | Raw | Nothing | Cut | Hang | Delay | Stream | Gate | H
 
 
 def is_step(step: object) -> bool:
-    """Whether a script may hold it."""
+    """Whether this is a step of a script."""
     return isinstance(step, get_args(Step))
 
 
 def check_step(step: object) -> None:
-    """Raise TypeError for what is not a step, also inside `delay`, `cut`, or behind a gate."""
+    """Raise TypeError for a value that is not a step, also inside `delay`, `cut` or a gate."""
     if not is_step(step):
         raise TypeError(f"a step of a script is answer(...), error(...), hang() or the like, not {step!r}")
     if isinstance(step, Delay | Cut | Gate | Held):
         check_step(step.then)
     if isinstance(step, Cut) and not isinstance(step.then, Answer):
-        raise TypeError(f"what is cut is an answer(...), not {step.then!r}")
+        raise TypeError(f"cut takes an answer(...), not {step.then!r}")
 
 
 def brief(step: Step) -> str:
-    """A step without what it leaves to its defaults."""
+    """A step in brief, without the fields that have their default values."""
     if isinstance(step, Gate):
         return f"Gate({brief(step.then)})"
     said = []
@@ -192,16 +192,16 @@ def brief(step: Step) -> str:
     return f"{type(step).__name__}({', '.join(said)})"
 
 
-# What scripts call them; `answer("Rome.", output_tokens=3)` is checked like any call.
+# Lower-case names for scripts. They are the classes themselves, so that a type checker checks the arguments.
 answer, error, nothing, cut, hang, delay, stream = Answer, Failure, Nothing, Cut, Hang, Delay, Stream
 
 
 def html(status: int = 502, headers: Mapping[str, str] = NO_HEADERS) -> Raw:
-    """A web page of something on the way."""
+    """An error page, as an intermediary sends it."""
     page = b"<html><head><title>502 Bad Gateway</title></head><body><center>cloudflare</center></body></html>"
     return Raw(status=status, body=page, content_type="text/html; charset=UTF-8", headers=headers)
 
 
 def raw(body: bytes, status: int = 200, content_type: str = "application/json", **headers: str) -> Raw:
-    """Exactly these bytes."""
+    """A response with exactly these bytes."""
     return Raw(status=status, body=body, content_type=content_type, headers=headers)

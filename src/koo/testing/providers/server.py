@@ -1,7 +1,7 @@
-"""The server that all fake providers share: sockets, the script, what was asked, what was billed.
+"""The server that all fake providers share: sockets, the script, received requests, and bills.
 
-It is written on bare asyncio streams, because it has to do what no decent server does: reset a connection in the middle
-of a body, close it without a word, stall. A vendor's class says what requests and answers look like.
+It is written with plain asyncio streams, because it must do what a normal server never does: reset a connection in the
+middle of a body, close it without a response, or stall. A vendor's class defines the format of requests and responses.
 """
 
 from __future__ import annotations
@@ -66,20 +66,20 @@ GONE = (ConnectionError, asyncio.IncompleteReadError)
 
 
 class FakeProvider(Vendor, Verbs):
-    """A server of one vendor. What it does is said in verbs (`fails(529, times=3)`), or step by step (`script`).
+    """A server of one vendor, set up with verbs (`fails(529, times=3)`) or step by step (`script`).
 
     Args:
-        key: what clients must send; None asks for nothing.
-        models: the models that it knows; None: everything that sounds like one of the vendor's.
-        input_price, output_price: what it bills, USD per million tokens, whatever the model.
-        latency_s: how long it thinks before each good answer.
-        port: a certain port, else a free one.
-        default: the step for requests beyond the script.
-        strict: at the end of a `with` block, `FakeMisused` is raised for steps that were not used, and for requests
-            that the fake refused or failed on.
+        key: the key that clients must send; None if they need none.
+        models: the models that it accepts; None: every name that looks like one of the vendor's.
+        input_price, output_price: its prices in USD per million tokens, for any model.
+        latency_s: the time before each good response.
+        port: the port; 0 for a free one.
+        default: the step for requests after the end of the script.
+        strict: at the end of a `with` block, raise `FakeMisused` for unused steps, and for requests that the fake
+            refused or failed on.
 
-    `price_of`, where it is set, says what a model's tokens cost instead of the two prices; `wall` is its clock, for
-    headers that say a time of day. Raises, when it starts, OSError for a port that is taken.
+    `price_of`: if set, it returns the cost of a model's tokens instead of the two prices. `wall`: its clock, for
+    headers with a time of day. Starting it raises OSError if the port is taken.
     """
 
     def __init__(
@@ -119,9 +119,9 @@ class FakeProvider(Vendor, Verbs):
     # ── for tests ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def script(self, *steps: Step) -> Self:
-        """What to do with the next requests, one step for each (asking for models takes none).
+        """Set the steps for the next requests, one step each (requests for the list of models use none).
 
-        Raises TypeError for what is not a step.
+        Raises TypeError for a value that is not a step.
         """
         for step in steps:
             check_step(step)
@@ -140,7 +140,7 @@ class FakeProvider(Vendor, Verbs):
 
     @property
     def default(self) -> Step:
-        """The step for requests beyond the script. Raises, when it is set, TypeError for what is not a step."""
+        """The step for requests after the end of the script. Setting it to anything but a step raises TypeError."""
         return self._default
 
     @default.setter
@@ -151,31 +151,31 @@ class FakeProvider(Vendor, Verbs):
 
     @property
     def url(self) -> str:
-        """The server's root."""
+        """The server's root URL."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def base_url(self) -> str:
-        """The address that a client of the vendor is given."""
+        """The base URL for a client of the vendor."""
         return self.url
 
     @property
     def queries(self) -> list[ReceivedRequest]:
-        """The requests for answers: without questions about models."""
+        """The received queries, without requests for the list of models."""
         return [request for request in self.requests if request.method == "POST"]
 
     @property
     def attempts(self) -> int:
-        """How many requests for answers came."""
+        """How many queries were received."""
         return len(self.queries)
 
     @property
     def billed_usd(self) -> Decimal:
-        """What it would bill."""
+        """The sum of all bills."""
         return sum((bill.usd for bill in self.bills), Decimal(0))
 
     def forget(self) -> None:
-        """Forget script, requests, bills, and what was refused."""
+        """Forget the script, the requests, the bills, and the diary."""
         self._steps.clear()
         self.diary.clear()
         self.requests.clear()
@@ -185,12 +185,12 @@ class FakeProvider(Vendor, Verbs):
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def start(self) -> None:
-        """Listen, on the running loop."""
+        """Start to listen, on the running loop."""
         self._server = await asyncio.start_server(self._serve, HOST, self.port, limit=HEAD_BYTES_MAX)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening, and break what is open."""
+        """Stop listening, and abort open connections."""
         if self._server is not None:
             self._server.close()
             for writer in tuple(self._writers):
@@ -228,11 +228,11 @@ class FakeProvider(Vendor, Verbs):
         self.check(error)
 
     def complaints(self) -> list[str]:
-        """What a test did not mean: steps that were not used, requests that were refused or failed on."""
+        """One sentence for each unused step, and for each request that was refused or failed on."""
         return self.diary.complaints(self._steps)
 
     def check(self, error: BaseException | None = None) -> None:
-        """What `strict` does at the end. Raises `FakeMisused`; beside an `error` of the test's it only adds notes."""
+        """If `strict`, raise `FakeMisused` for complaints, or add notes to the test's own `error`."""
         if self.strict:
             complain([f"{type(self).__name__}: {one}" for one in self.complaints()], error)
 
@@ -253,7 +253,7 @@ class FakeProvider(Vendor, Verbs):
                     break
         except (*GONE, asyncio.CancelledError):
             pass
-        except Exception as error:  # noqa: BLE001 - the client must not wait for an answer that never comes
+        except Exception as error:  # noqa: BLE001 - the client must not wait for a response that never comes
             self.diary.note_failure(request, error)
         finally:
             self._tasks.discard(task)
@@ -263,7 +263,7 @@ class FakeProvider(Vendor, Verbs):
                 await writer.wait_closed()
 
     async def _handle(self, request: ReceivedRequest, connection: Connection) -> bool:
-        """Whether the connection stays open."""
+        """Handle one request; returns whether the connection stays open."""
         refused = self.refuse(request)
         if refused is not None:
             self.diary.note_refusal(request, refused)
@@ -278,13 +278,13 @@ class FakeProvider(Vendor, Verbs):
         return await self._play(step, request, connection)
 
     def _with_prompt(self, request: ReceivedRequest) -> ReceivedRequest:
-        """What it asks; nothing, where its body is not what the vendor reads, which `refuse` says."""
+        """The request with its prompt, or without it if the body is invalid, which `refuse` reports."""
         with suppress(Exception):
             return replace(request, prompt=self.prompt_of(request))
         return request
 
     async def _play(self, step: Step, request: ReceivedRequest, connection: Connection) -> bool:
-        """What comes before a response, then the response. Whether the connection stays open."""
+        """Wait as the step requires, then respond; returns whether the connection stays open."""
         while True:
             match step:
                 case Delay():
@@ -359,7 +359,7 @@ class FakeProvider(Vendor, Verbs):
         return False
 
     async def _stream(self, step: Stream, request: ReceivedRequest, connection: Connection) -> bool:
-        """As `_stream_good`, step by step, up to where it goes wrong."""
+        """As `_stream_good`, piece by piece, up to the point of failure."""
         text = "".join(step.pieces)
         thought = sum(map(count_tokens, step.reasoning)) + step.hidden_tokens
         good = Answer(
@@ -397,7 +397,7 @@ class FakeProvider(Vendor, Verbs):
                 written += count_tokens(piece)
             if not await self._goes_on(step, len(step.pieces), connection):
                 return step.error_after is not None
-            # Before its end is sent: a test that has read to the end looks at the bill at once.
+            # Billed before the end is sent: a test that has read the stream to its end checks the bill immediately.
             written, is_billed = tokens.output, True
             self._bill(request, Tokens(input=tokens.read, output=written))
             for one in after if step.end else ():

@@ -1,4 +1,4 @@
-"""What one vendor says on the wire, which is all that a fake of it adds to the server that all fakes share."""
+"""One vendor's wire format, which is all that a vendor's fake adds to the shared server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ErrorType = str | tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """What the provider charges for one request, whatever became of its answer."""
+    """The provider's charge for one request, even if its response was lost."""
 
     model: str
     input_tokens: int
@@ -26,7 +26,7 @@ class Bill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """What one answer used, all classes disjoint."""
+    """The tokens of one response, in disjoint classes."""
 
     input: int
     output: int
@@ -36,20 +36,20 @@ class Tokens:
 
     @property
     def read(self) -> int:
-        """All tokens that were read."""
+        """All tokens that the model read."""
         return self.input + self.cache_read + self.cache_write
 
 
 def count_tokens(text: str) -> int:
-    """A tokenizer for fakes: one token for each four bytes begun."""
+    """A tokenizer for fakes: one token per four bytes, rounded up."""
     return max(1, (len(text.encode()) + 3) // 4)
 
 
 class Vendor(ABC):
-    """One vendor's requests, answers, streams and errors."""
+    """One vendor's requests, responses, streams and errors."""
 
     error_types: ClassVar[Mapping[int, ErrorType]] = {}
-    """How the vendor words an error with this status: its type, or type and code."""
+    """By status, the vendor's type of error, or its type and code."""
 
     def failure(self, status: int) -> Failure:
         kind = self.error_types.get(status, self.error_types.get(500 if status >= 500 else 400))
@@ -57,44 +57,44 @@ class Vendor(ABC):
         return Failure(status, words[0], "no reason given", code=words[1] if len(words) > 1 else None)
 
     def fees_usd(self, request: ReceivedRequest) -> Decimal:
-        """What is billed besides tokens."""
+        """Charges in addition to tokens."""
         return Decimal(0)
 
     def model_of(self, request: ReceivedRequest) -> str:
-        """The model that is asked."""
+        """The model of a request."""
         return str(request.body["model"])
 
     @abstractmethod
     def refuse(self, request: ReceivedRequest) -> Reply | None:
-        """What the real server would refuse whatever its mood: key, path, JSON, fields, model."""
+        """The refusal of a request that the real server would never accept: key, path, JSON, fields, model."""
 
     def wants_stream(self, request: ReceivedRequest) -> bool:
-        """Whether it asks for a stream; most vendors read it in the body."""
+        """Whether the request asks for a stream; for most vendors a field of the body."""
         return isinstance(request.body, dict) and request.body.get("stream") is True
 
     @abstractmethod
     def list_models(self) -> Reply:
-        """The answer to a question about models."""
+        """The response with the list of models."""
 
     @abstractmethod
     def prompt_of(self, request: ReceivedRequest) -> str:
-        """All text that the request asks with."""
+        """All text of a request's prompt."""
 
     def read_of(self, request: ReceivedRequest) -> str:
-        """All text that is read for it, and billed; what is asked with, unless the vendor reads it more than once."""
+        """All text that the model reads and that is billed: the prompt, unless the vendor reads it more than once."""
         return self.prompt_of(request)
 
     @abstractmethod
     def max_tokens_of(self, request: ReceivedRequest) -> int:
-        """The longest answer that the request allows."""
+        """The largest number of output tokens that the request allows."""
 
     @abstractmethod
     def headers(self, number: str) -> dict[str, str]:
-        """The headers of every answer: the request's id, limits."""
+        """The headers of every response: the request's id and the limits."""
 
     @abstractmethod
     def plain(self, request: ReceivedRequest, step: Answer, tokens: Tokens, number: int) -> dict[str, Any]:
-        """A whole answer."""
+        """The body of a whole response."""
 
     @abstractmethod
     def around(
@@ -112,12 +112,12 @@ class Vendor(ABC):
 
     @abstractmethod
     def ping(self) -> bytes:
-        """What the vendor sends to keep a silent stream open."""
+        """The event that the vendor sends to keep a silent stream open."""
 
     @abstractmethod
     def error_body(self, failure: Failure) -> dict[str, Any]:
-        """An error in the vendor's form."""
+        """The body of an error."""
 
     @abstractmethod
     def error_event(self, failure: Failure) -> bytes:
-        """An error inside a stream."""
+        """The event for an error inside a stream."""

@@ -1,11 +1,11 @@
-"""How a test sets up a fake provider, in verbs: `fake.fails(529, times=3)`, `fake.answers("Boots.")`.
+"""The verbs with which a test sets up a fake provider: `fake.fails(529, times=3)`, `fake.answers("Boots.")`.
 
-Without `times` a verb holds until the next such verb. With `times=n` it holds for the next n requests, in the order in
-which the verbs were called, before a verb without `times`. `headers` are added to the response, and
-`retry_after_s` is its `Retry-After`. `hangs` and `drops` send nothing, so they take neither.
+A verb without `times` applies until the next verb without `times`. With `times=n` it applies to the next n requests, in
+the order of the calls, and before a verb without `times`. `headers` are added to the response, and `retry_after_s` is
+its `Retry-After`. `hangs` and `drops` send nothing, so they take neither.
 
-A fault without `times` is an outage: it also meets the unbilled checks by which koo asks for the
-list of models, if it is one that a real server would not keep to the queries (no answer, a refused key, a 5xx).
+A fault without `times` is an outage. If it is one that would affect all requests to a real server (no response, a
+refused key, a 5xx), it also applies to koo's unbilled checks, which request the list of models.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Verbs(ABC):
 
     @abstractmethod
     def do(self, step: Step, times: int | None = None) -> Self:
-        """Do `step` for the next `times` requests, or until the next verb. The verbs below are written with it.
+        """Do `step` for the next `times` requests, or until the next verb. The verbs below call this.
 
-        Raises TypeError for what is not a step, and ValueError for `times` below 1.
+        Raises TypeError for a value that is not a step, and ValueError for `times` below 1.
         """
 
     @abstractmethod
     def failure(self, status: int) -> Failure:
-        """An error with this status as the vendor words it."""
+        """An error with this status, in the vendor's format."""
 
-    if not TYPE_CHECKING:  # a type checker would take every name for granted
+    if not TYPE_CHECKING:  # with it, a type checker would accept every name
 
         def __getattr__(self, name):
             verbs = [one for one in dir(type(self)) if not one.startswith("_")]
@@ -59,7 +59,7 @@ class Verbs(ABC):
         retry_after_s: float | None = None,
         **about: Any,
     ) -> Self:
-        """A good answer, plain or streamed as the request asks. `about`: further fields of `Answer`, such as tokens."""
+        """A good response, plain or streamed as requested. `about`: further fields of `Answer`, such as tokens."""
         return self.do(Answer(text, headers=_headers(headers, retry_after_s), **about), times)
 
     def fails(
@@ -71,24 +71,24 @@ class Verbs(ABC):
         retry_after_s: float | None = None,
         **about: Any,
     ) -> Self:
-        """An error with this status, in the vendor's words. `about`: fields of `Failure` that replace them.
+        """An error with this status, in the vendor's format. `about`: fields of `Failure` to replace.
 
-        Raises TypeError for what is not a number.
+        Raises TypeError for a status that is not a number.
         """
         if not isinstance(status, int):
             raise TypeError(
-                f"fails takes a status, as fails(529), and not {status!r}; without an answer: drops(), hangs()"
+                f"fails takes a status, as in fails(529), not {status!r}; for no response use drops() or hangs()"
             )
         usual = self.failure(status)
         words = {"type": usual.type, "message": usual.message, "code": usual.code, **about}
         return self.do(Failure(status, headers=_headers(headers, retry_after_s), **words), times)
 
     def hangs(self, *, times: int | None = None) -> Self:
-        """No answer, until the client leaves."""
+        """Send no response until the client disconnects."""
         return self.do(Hang(), times)
 
     def drops(self, *, times: int | None = None) -> Self:
-        """The connection is closed without an answer."""
+        """Close the connection without a response."""
         return self.do(Nothing(), times)
 
     def cuts(
@@ -99,7 +99,7 @@ class Verbs(ABC):
         headers: Mapping[str, str] = NO_HEADERS,
         retry_after_s: float | None = None,
     ) -> Self:
-        """A good answer that ends after a number of its bytes, headers included, together with the connection."""
+        """A good response whose connection is closed after `after` bytes, including headers."""
         return self.do(Cut(after, Answer(headers=_headers(headers, retry_after_s))), times)
 
     def streams(
@@ -111,12 +111,12 @@ class Verbs(ABC):
         retry_after_s: float | None = None,
         **about: Any,
     ) -> Self:
-        """A stream of these pieces. `about`: how it goes wrong, in fields of `Stream`: `cut_after=2`, `stall_after=1`.
+        """A stream of these pieces. `about`: fields of `Stream` that make it fail, such as `cut_after=2`.
 
-        Raises TypeError for one string: a stream is a list of them.
+        Raises TypeError for a single string: a stream is a list of strings.
         """
         if isinstance(pieces, str):
-            raise TypeError(f"a stream is a list of pieces, as in [{pieces!r}]")
+            raise TypeError(f"a stream is a list of pieces; did you mean [{pieces!r}]?")
         return self.do(Stream(pieces, headers=_headers(headers, retry_after_s), **about), times)
 
     def slow(
@@ -128,7 +128,7 @@ class Verbs(ABC):
         headers: Mapping[str, str] = NO_HEADERS,
         retry_after_s: float | None = None,
     ) -> Self:
-        """A good answer after a number of seconds."""
+        """A good response after this many seconds."""
         return self.do(Delay(seconds, Answer(text, headers=_headers(headers, retry_after_s))), times)
 
     def waits_for(
@@ -140,7 +140,7 @@ class Verbs(ABC):
         headers: Mapping[str, str] = NO_HEADERS,
         retry_after_s: float | None = None,
     ) -> Self:
-        """What stands behind the gate (a good answer with `text`, where that is given) when the test opens it."""
+        """Respond when the test opens the gate: with the gate's step, or with a good response if `text` is given."""
         then = gate.then
         if text is not None or headers or retry_after_s is not None:
             then = Answer(text or "Paris.", headers=_headers(headers, retry_after_s))
@@ -148,7 +148,7 @@ class Verbs(ABC):
 
 
 def is_outage(step: Step) -> bool:
-    """Would a server in this state fail an unbilled check too?"""
+    """Whether a server in this state would fail an unbilled check too."""
     if isinstance(step, Failure):
         return step.status in (401, 403) or step.status >= 500
     return isinstance(step, Hang | Nothing)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as the fakes need it: requests read, replies and events written, byte by byte under a test's control."""
+"""HTTP/1.1 for the fakes: reads requests, and writes replies and events with control over every byte."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import msgspec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedRequest:
-    """What a client sent. `body` is the decoded JSON, or None; header names are in lower case.
+    """A request from a client. `body` is the decoded JSON, or None; header names are in lower case.
 
-    `prompt`: all text that the request asks with, a system's words first.
+    `prompt`: all text of the prompt, the system text first.
     """
 
     method: str
@@ -29,7 +29,7 @@ class ReceivedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An answer of the server, ready to send."""
+    """A response, ready to send."""
 
     status: int
     body: bytes
@@ -38,7 +38,7 @@ class Reply:
 
 
 class Connection:
-    """One request's way back."""
+    """The connection on which one request is answered."""
 
     __slots__ = ("reader", "writer")
 
@@ -51,7 +51,7 @@ class Connection:
         await self.writer.drain()
 
     async def begin(self, headers: Mapping[str, str]) -> None:
-        """The head of a stream of events."""
+        """Send the head of a stream of events."""
         lines = [
             "HTTP/1.1 200 OK",
             "content-type: text/event-stream; charset=utf-8",
