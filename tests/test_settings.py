@@ -431,7 +431,7 @@ WRONG: list[tuple[str, str, str]] = [
     (
         "KOO_SMTP_URL",
         "smtp://u:p@mail.example?starttls=no",
-        "without user and password: others could read them",
+        "must have no user and password, because others could read them",
     ),
     ("KOO_SMTP_URL", "smtps://mail.example?starttls=no", "TLS from the first byte"),
     ("KOO_ALERT_SEVERITY", "loud", 'is "loud"; expected critical, warning or info'),

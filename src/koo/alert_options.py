@@ -20,39 +20,39 @@ class AlertOptions(Checked):
     )
     webhook_secret: str | None = option(
         None,
-        "secret that signs what is sent to `KOO_ALERT_WEBHOOK`, so that its receiver knows the sender",
-        "unsigned: a receiver that checks nothing needs none",
+        "secret that signs what is sent to `KOO_ALERT_WEBHOOK`, so that the receiver can verify the sender",
+        "a receiver that does not verify the sender needs none",
         secret=True,
     )
     slack: str | None = option(
         None,
-        "incoming webhook of Slack, or of a server that accepts the same form",
+        "incoming webhook of Slack, or of a server that accepts the same format",
         "as for the webhook",
         secret=True,
     )
     email: tuple[str, ...] = option((), "addresses that each alert is mailed to", "as for the webhook")
     sender: str | None = option(
         None,
-        "address that mails are from; without it, the user of `KOO_SMTP_URL`",
-        "most servers accept no other sender than the account that logs in",
+        "sender address of the mails; without it, the user of `KOO_SMTP_URL`",
+        "most servers accept only the account that logs in as the sender",
     )
     smtp_url: str | None = option(
-        None, "server that accepts the mails", "mail needs a server that lets koo in", secret=True
+        None, "SMTP server that sends the mails", "mail needs a server that koo may use", secret=True
     )
     severity: Literal["critical", "warning", "info"] = option(
         "warning",
-        "least severity that is sent; `critical` sends only alerts of refused or failing calls",
-        "a warning in the evening is a night's sleep",
+        "lowest severity that is sent; `critical` sends only alerts of refused or failing calls",
+        "a warning in the evening can prevent an outage at night",
     )
     public_url: str | None = option(
         None,
-        "where people reach koo in a browser: the beginning of the links in messages",
-        "without it a message says where to look, and has no links",
+        "address of koo in a browser: the start of the links in messages",
+        "without it messages say where to look, and have no links",
     )
     reminder_every_s: float = option(
         14_400.0,
         "time after which an alert that still fires and is not acknowledged is sent again; 0: never",
-        "four hours: twice a night, not once a coffee",
+        "four hours: twice a night",
         unit="s",
         at_least=0,
         at_most=604_800,

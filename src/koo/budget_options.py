@@ -11,18 +11,18 @@ from koo.checked import Checked, option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetOptions(Checked):
-    """A budget that an operator set, beside those that each service has."""
+    """A budget that an operator sets, in addition to the budget of each service."""
 
     name: str
-    limit_usd: Decimal = option(
-        Decimal(0), "most money per period", "it has to be set", unit="USD", at_least=0
-    )
+    limit_usd: Decimal = option(Decimal(0), "most money per period", "it must be set", unit="USD", at_least=0)
     period: Literal["day", "month"] = option(
-        "day", "the UTC day or month that it counts", "as a service's own budget"
+        "day", "its period: a UTC day or month", "the same as a service's own budget"
     )
-    service: str | None = option(None, "the one service that it counts", "all together")
-    model: str | None = option(None, "the one model that it counts", "all together")
+    service: str | None = option(None, "the only service that it counts", "all services together")
+    model: str | None = option(None, "the only model that it counts", "all models together")
     tag: str | None = option(
-        None, "the one tag that it counts; * gives each tag a budget of its own", "all together"
+        None, "the only tag that it counts; * gives each tag its own budget", "all tags together"
     )
-    on_exhausted: str = option("refuse", "`refuse`, or the service to use instead", "a cap that holds")
+    on_exhausted: str = option(
+        "refuse", "`refuse`, or the service to use instead", "a limit that is enforced"
+    )

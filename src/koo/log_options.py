@@ -14,19 +14,19 @@ LogRequests = Literal["failed", "all"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogOptions(Checked):
-    """How the server logs. An application that has set up its own logging keeps that."""
+    """How the server logs. An application that has set up logging keeps its own."""
 
     format: LogFormat = option(
         "auto",
-        "form of the server's log lines: `json` is one object per line, `plain` is for people, `auto` is plain on a "
+        "format of the server's log lines: `json` is one object per line, `plain` is for people, `auto` is plain on a "
         "terminal and JSON elsewhere",
         "people read terminals, programs read the rest",
     )
     level: LogLevel = option(
-        "info", "least severity that the server logs", "what began, and what is over again"
+        "info", "lowest severity that the server logs", "problems that began, and problems that ended"
     )
     requests: LogRequests = option(
         "failed",
-        "which HTTP requests have a line: those that were answered with an error, or all but successful probes",
-        "people read a log that is quiet while all is well",
+        "which HTTP requests are logged: those with an error response, or all except successful probes",
+        "people read a log that is silent while everything works",
     )

@@ -14,35 +14,33 @@ class NetworkOptions(Checked):
 
     https_proxy: str | None = option(
         None,
-        "proxy on the way to addresses that begin with https://, asked for a tunnel (CONNECT)",
+        "proxy for https:// addresses, through a tunnel (CONNECT)",
         "none, unless the machine's other programs use one too",
         secret=True,
     )
-    http_proxy: str | None = option(
-        None, "proxy on the way to addresses that begin with http://", "as for https", secret=True
-    )
+    http_proxy: str | None = option(None, "proxy for http:// addresses", "as for https", secret=True)
     all_proxy: str | None = option(
         None, "proxy if neither of the two above is set", "as for https", secret=True
     )
     no_proxy: str = option(
         "",
         "hosts that are reached without a proxy: domains, addresses, networks, or * for all; this machine always is",
-        "a proxy elsewhere cannot reach what is near",
+        "a remote proxy cannot reach local hosts",
     )
     cert_file: Path | None = option(
         None,
-        "file of certificate authorities (PEM) that are trusted beside the system's",
+        "file of certificate authorities (PEM) that are trusted in addition to the system's",
         "the system's are enough, unless the network has one of its own",
     )
     cert_dir: str | None = option(
         None,
-        "the same as folders of such files, with the names that `openssl rehash` makes",
+        "the same as folders of such files, named as by `openssl rehash`",
         "as for the file",
     )
     idle_connection_s: float = option(
         4.0,
         "idle time after which a connection to an AI service is closed, and the next query opens a new one",
-        "uvicorn (and with it vLLM), Node.js and Apache close theirs after 5 s; larger where the servers wait longer",
+        "uvicorn (and with it vLLM), Node.js and Apache close theirs after 5 s; raise it if your servers wait longer",
         unit="s",
         above=0,
         at_most=3600,

@@ -1,4 +1,4 @@
-"""What makes a transaction happen exactly once, even if its COMMIT is lost."""
+"""Options for transactions that happen exactly once, even if the connection is lost during COMMIT."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class OnceOptions(Checked):
     exactly_once: Literal["off", "marker"] = option(
         "off",
         "`marker` writes a row with each COMMIT on PostgreSQL, which shows after a lost connection whether "
-        "it happened; `koo db init` makes the table. SQLite always knows, and writes none",
-        "koo puts no table into your database unless asked to",
+        "it happened; `koo db init` creates the table. On SQLite the outcome is always known, without a row",
+        "koo creates no table in your database unless told to",
     )
     resolve_timeout_s: float = option(
         10.0,
-        "how long beyond a scope's deadline the outcome of a lost COMMIT is asked for",
+        "how long after a scope's deadline koo tries to find the outcome of a lost COMMIT",
         "a server that crashed has usually recovered by then",
         unit="s",
         at_least=0,
@@ -28,8 +28,8 @@ class OnceOptions(Checked):
     )
     marker_retention_s: float = option(
         86_400.0,
-        "age at which markers and the results of idempotency keys are deleted; longer than any client resends",
-        "clients and people have come back within a day",
+        "age at which markers and the results of idempotency keys are deleted; longer than any client retries",
+        "clients and people retry within a day",
         unit="s",
         at_least=3600,
     )

@@ -1,8 +1,8 @@
-"""Frozen options: the unit in the name, the range checked, each default with its reason.
+"""Frozen options: units in the names, checked ranges, and a reason for each default.
 
-`koo.settings` makes them from the environment; a program may make them itself. An option's meaning, unit, range and
-default are here and nowhere else: a variable that sets an option takes them from it. An invalid value raises
-`ConfigurationError` here, at once, not at the first call that meets it.
+`koo.settings` creates them from the environment; a program may create them itself. This is the only place with an
+option's meaning, unit, range and default: a variable that sets an option takes them from here. An invalid value raises
+`ConfigurationError` immediately, not at the first call that uses it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from koo.service_names import check_service_name
 DAY_S = 86_400.0
 LEDGER_DAYS_MAX = 36_500
 NEVER = math.inf
-"""A time that never comes, in the seconds of any clock."""
+"""A time that never comes, on any clock."""
 QUEUE_MAX = 1000
 LOCAL_QUEUE_MAX = 32
-"""At about a second an answer, a later query would meet its attempt's timeout in the queue."""
+"""At about one second per answer, a query further back would reach its attempt timeout in the queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,54 +39,54 @@ class BreakerOptions(Checked):
     failure_threshold: int = option(
         5,
         "failures in a row that open it",
-        "fast for a total outage, also at low traffic",
+        "reacts fast to a total outage, even at low traffic",
         at_least=1,
         at_most=10_000,
     )
     success_threshold: int = option(
-        2, "successful probes that close it", "one may be luck", at_least=1, at_most=1000
+        2, "successful probes that close it", "a single success may be luck", at_least=1, at_most=1000
     )
     probe_concurrency: int = option(
-        1, "probes that may run at once", "a recovering backend needs no crowd", at_least=1, at_most=100
+        1, "concurrent probes", "a recovering backend must not be flooded", at_least=1, at_most=100
     )
     recovery_s: float = option(
         60.0,
-        "shortest time that it stays open; a database that answers its probe again is tried earlier",
-        "about one restart of a backend",
+        "shortest time that it stays open; recovery of a database is tested earlier if koo's own probe succeeds",
+        "about as long as a backend's restart",
         unit="s",
         above=0,
         at_most=86_400,
     )
     open_s_max: float = option(
-        600.0, "longest opening that our own backoff makes", "an operator's patience", unit="s", above=0
+        600.0, "longest opening by our own backoff", "an operator should not wait longer", unit="s", above=0
     )
     window_s: float = option(
-        30.0, "how far back rates look", "half a recovery", unit="s", above=0, at_most=3600
+        30.0, "period that rates cover", "half of the recovery time", unit="s", above=0, at_most=3600
     )
-    window_buckets: int = option(10, "parts of the window", "a tenth is fine enough", at_least=2, at_most=600)
+    window_buckets: int = option(10, "parts of the window", "tenths are fine enough", at_least=2, at_most=600)
     calls_min: int = option(
         20,
-        "calls in the window before a rate means anything",
-        "at 10 % failures a window of 20 trips by chance 7 times in a million",
+        "calls in the window from which on a rate counts",
+        "at 10 % failures, a window of 20 calls trips by chance 7 times in a million",
         at_least=1,
     )
     failure_rate: float = option(
-        0.5, "share of failures that opens it", "half", unit="ratio", above=0, at_most=1
+        0.5, "share of failures that opens it", "half of all calls", unit="ratio", above=0, at_most=1
     )
     slow_rate: float = option(
         0.8,
         "share of slow calls that opens it",
-        "slow answers are still answers",
+        "slow responses are still useful",
         unit="ratio",
         above=0,
         at_most=1,
     )
     inconclusive_max: int = option(
-        10, "probes without a verdict before it opens again", "a probe must lead somewhere", at_least=1
+        10, "probes without a verdict before it opens again", "testing has to end", at_least=1
     )
     streak_heals_after_s: float = option(
         600.0,
-        "time of health after which one repeated failure is forgotten",
+        "healthy time after which one doubling of the opening is forgotten",
         "as long as the longest opening",
         unit="s",
         above=0,
@@ -100,29 +100,29 @@ class BreakerOptions(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryOptions(Checked):
-    """How often, and after what pause, a failed call is made again."""
+    """How often a failed call is repeated, and after what pause."""
 
-    attempts_max: int = option(4, "calls in all", "three repeats", at_least=1, at_most=100)
+    attempts_max: int = option(4, "attempts, the first included", "three repeats", at_least=1, at_most=100)
     base_s: float = option(
         1.0,
-        "the first pause at most",
+        "upper limit of the first pause",
         "long enough for a rate limiter to refill",
         unit="s",
         above=0,
         at_most=3600,
     )
     cap_s: float = option(
-        30.0, "the longest pause of our own", "waiting longer is the caller's decision", unit="s", above=0
+        30.0, "longest pause that koo chooses", "waiting longer is the caller's decision", unit="s", above=0
     )
-    multiplier: float = option(2.0, "growth of the pause", "the customary doubling", at_least=1, at_most=100)
+    multiplier: float = option(2.0, "growth factor of the pause", "doubles it", at_least=1, at_most=100)
     budget_tokens: float = option(
-        20.0, "repeats that may be made at once", "a burst of failures, not a storm", at_least=0
+        20.0, "repeats that a burst may use", "enough for a burst, not for a retry storm", at_least=0
     )
     budget_per_success: float = option(
-        0.1, "repeats earned by each first success", "load grows by a tenth at most", at_least=0, at_most=10
+        0.1, "repeats earned per first-try success", "load grows by a tenth at most", at_least=0, at_most=10
     )
     budget_per_s: float = option(
-        1.0, "repeats earned each second", "so that a quiet service recovers", at_least=0
+        1.0, "repeats earned each second", "so that a service with little traffic recovers too", at_least=0
     )
 
 
@@ -141,8 +141,8 @@ class LimitOptions(Checked):
     )
     tokens_per_minute: int | None = option(
         None,
-        "tokens in any minute, read and written: a call takes the most that it can need, and gives back the rest",
-        "the provider's own limit is kept by its answers",
+        "tokens in any minute, input and output: a call takes the most that it can need, and returns the rest",
+        "the provider's own limit is known from its responses",
         at_least=0,
         none="no limit",
     )
@@ -150,27 +150,27 @@ class LimitOptions(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardOptions(Timed):
-    """What one guard does for one dependency."""
+    """The options of one guard."""
 
     timeout_s: float = option(
-        120.0, "deadline of a whole call, pauses included", "a person's patience", unit="s", above=0
+        120.0, "deadline of a whole call, pauses included", "people wait no longer", unit="s", above=0
     )
     attempt_timeout_s: float = option(
-        not_set(), "longest time of one attempt", "half the call, also of a shorter one", unit="s", above=0
+        not_set(), "timeout of one attempt", "half of the call's deadline, at most 60 s", unit="s", above=0
     )
     slow_s: float = option(
         not_set(), "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
     )
     concurrency_max: int = option(
-        1000, "calls that may run at once", "memory is finite", at_least=0, at_most=1_000_000
+        1000, "calls that may run at the same time", "memory is limited", at_least=0, at_most=1_000_000
     )
     queue_max: int = option(
         QUEUE_MAX,
-        "callers that may wait for a place or a limit at once",
-        "longer queues outlive their callers",
+        "callers that may wait for a place or a limit at the same time",
+        "in a longer queue callers time out before their turn",
         at_least=0,
     )
-    idempotent: bool = option(False, "a repeat does no harm", "only the caller can know")
+    idempotent: bool = option(False, "whether repeating a call does no harm", "only the caller can know")
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
     retry: RetryOptions = field(default_factory=RetryOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
@@ -184,22 +184,22 @@ class DatabaseOptions(OnceOptions):
         "sqlite:///data/koo.db", "the database that koo guards", "works without a server", secret=True
     )
     pool_size: int = option(
-        10, "connections kept", "about twice a small server's cores, plus a few", at_least=1, at_most=10_000
+        10, "connections kept open", "twice a small server's cores, plus a few", at_least=1, at_most=10_000
     )
     max_overflow: int = option(
-        20, "connections above that, closed after use", "a burst", at_least=0, at_most=10_000
+        20, "further connections under load, closed after use", "for bursts", at_least=0, at_most=10_000
     )
     pool_timeout_s: float = option(
         5.0,
-        "longest wait for a connection, connecting included",
-        "a person does not wait longer",
+        "longest wait for a connection, including connecting",
+        "people do not wait longer",
         unit="s",
         above=0,
     )
     pool_recycle_s: float = option(
         3600.0,
         "age at which a connection is replaced",
-        "below the idle limit of usual firewalls",
+        "below the idle timeout of common firewalls",
         unit="s",
         above=0,
     )
@@ -207,55 +207,55 @@ class DatabaseOptions(OnceOptions):
         60.0, "deadline of a scope", "a transaction should not last long", unit="s", above=0
     )
     slow_call_s: float = option(
-        1.0, "database time that counts as slow", "users notice a second", unit="s", above=0
+        1.0, "database time from which on a call counts as slow", "users notice a second", unit="s", above=0
     )
     validate_after_idle_s: float = option(
         1.0,
-        "idle time after which a connection is tried before use",
-        "a ping on every use costs half a query",
+        "idle time after which a connection is tested before use",
+        "a test on every use would cost half a query",
         unit="s",
         at_least=0,
     )
     prepared_statements: bool = option(
         True,
-        "statements are prepared on the server; `false` for a pooler in transaction mode that keeps none (PgBouncer "
-        "without `max_prepared_statements`, Supavisor)",
-        "what is prepared is parsed and planned once",
+        "prepare statements on the server; `false` for a pooler in transaction mode that does not support it "
+        "(PgBouncer without `max_prepared_statements`, Supavisor)",
+        "a prepared statement is parsed and planned only once",
     )
     cleanup_timeout_s: float = option(
         2.0,
-        "longest time that leaving a scope takes after a failure",
-        "a black hole never answers",
+        "longest time for the cleanup of a scope after a failure",
+        "a server behind a broken network never responds",
         unit="s",
         above=0,
     )
     held_warning_s: float = option(
-        20.0, "age at which an open scope is logged", "a third of the longest", unit="s", above=0
+        20.0, "age at which an open scope is logged", "a third of the default deadline", unit="s", above=0
     )
     connect_concurrency: int = option(
         4, "connections opened at a time", "a restarted server accepts few", at_least=1, at_most=10_000
     )
     keepalive_s: float = option(
-        30.0, "idle time until TCP checks the peer; 0: the system's", "it waits hours", unit="s", at_least=0
+        30.0, "idle time until TCP checks the peer; 0: system default", "that is hours", unit="s", at_least=0
     )
     tcp_user_timeout_s: float = option(
-        30.0, "longest time unacknowledged; 0: the system's", "half a scope", unit="s", at_least=0
+        30.0, "longest time without an ACK; 0: system default", "half of a scope", unit="s", at_least=0
     )
     server_timeouts: bool = option(
         True,
-        "PostgreSQL itself ends statements and idle transactions after the longest scope and its cleanup",
+        "PostgreSQL itself ends statements and idle transactions after a scope's deadline and cleanup time",
         "a process that is stopped or cut off must not keep its locks",
     )
     probe_interval_s: float = option(30.0, "time between health probes", "two a minute", unit="s", above=0)
     probe_timeout_s: float = option(
-        5.0, "longest time of a probe", "as long as a connection may take", unit="s", above=0
+        5.0, "timeout of a probe", "as long as opening a connection may take", unit="s", above=0
     )
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
     retry: RetryOptions = field(default_factory=lambda: RetryOptions(base_s=0.2))
 
 
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key", "cf-aig-authorization"})
-"""Headers that hold a key: a service that is sent one belongs to a party that counts what it costs."""
+"""Headers that carry a key: a service that receives one belongs to a provider that charges for it."""
 NOTHING: Mapping[str, Any] = Nothing()
 ServiceKind = Literal["anthropic", "openai", "openai_compatible", "gemini", "perplexity", "local"]
 
@@ -268,7 +268,7 @@ class ServiceOptions(Timed):
     kind: ServiceKind
     model: str = option(
         "",
-        "model of a query that names none; for `local` a GGUF file",
+        "model for queries that name none; for `local` a GGUF file",
         "the vendor's current mid-priced general model",
     )
     base_url: str | None = option(
@@ -276,39 +276,39 @@ class ServiceOptions(Timed):
     )
     api_key: str | None = option(
         None,
-        "key; wins over the vendor's own variable",
+        "key; takes precedence over the vendor's own variable",
         "a self-hosted server often needs none",
         secret=True,
     )
     proxy: str | None = option(
         "",
-        "proxy on the way to it, for a server on this machine too",
-        "the same way as everything else",
+        "proxy for this service, even if its server is on this machine",
+        "the same as for everything else",
         none="no proxy",
         secret=True,
     )
     headers: Mapping[str, str] = option(
         NOTHING,
-        "headers that are sent with each request, one each: `HEADERS__X_TITLE` is `x-title`",
-        "a gateway may ask for its own",
+        "headers sent with each request, one per variable: `HEADERS__X_TITLE` is `x-title`",
+        "a gateway may require its own",
         secret=True,
     )
     body: Mapping[str, Any] = option(
         NOTHING,
-        "fields that are added to each request's body if koo sends none of that name, one each, JSON or text: "
+        "fields added to each request's body unless koo sends one of that name, one per variable, JSON or text: "
         "`BODY__TOP_P` is `top_p`, `BODY__PROVIDER__ORDER` is `order` inside `provider`",
         "for parameters that koo does not know",
         secret=True,
     )
-    declared: bool = option(False, "a self-hosted server, which needs no key", "a vendor asks for a key")
+    declared: bool = option(False, "a self-hosted server, which needs no key", "a vendor requires a key")
     disabled_by: str = option(
         "",
         "the setting that switched the service off, as `NAME=value`",
         "a service is on unless switched off",
     )
-    timeout_s: float = option(120.0, "deadline of a whole query", "a person's patience", unit="s", above=0)
+    timeout_s: float = option(120.0, "deadline of a whole query", "people wait no longer", unit="s", above=0)
     attempt_timeout_s: float = option(
-        not_set(), "longest time of one attempt", "half the query, also of a shorter one", unit="s", above=0
+        not_set(), "timeout of one attempt", "half of the query's deadline, at most 60 s", unit="s", above=0
     )
     first_token_timeout_s: float = option(
         30.0, "longest wait for a stream's first content", "long prompts take time", unit="s", above=0
@@ -320,50 +320,50 @@ class ServiceOptions(Timed):
         not_set(), "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
     )
     max_tokens: int = option(
-        4096, "longest answer, always sent", "it gives a hold its bound", unit="tokens", at_least=1
+        4096, "output limit, always sent", "it limits the money held", unit="tokens", at_least=1
     )
     daily_budget_usd: Decimal | None = option(
         Decimal("10.0"),
         "most money per UTC day",
-        "a forgotten loop costs a lunch",
+        "a forgotten loop costs no more than a lunch",
         unit="USD",
         at_least=0,
         none="no limit",
     )
     budget_is_explicit: bool = option(
         False,
-        "the budget was set, so it refuses while the state store is away",
+        "the budget was set, so it refuses while the state store is unavailable",
         "a default must not stop what works",
     )
     input_price: Decimal | None = option(
-        None, "USD per million tokens read", "from the price table", unit="USD/Mtok", at_least=0
+        None, "USD per million input tokens", "from the price table", unit="USD/Mtok", at_least=0
     )
     output_price: Decimal | None = option(
-        None, "USD per million tokens written", "from the price table", unit="USD/Mtok", at_least=0
+        None, "USD per million output tokens", "from the price table", unit="USD/Mtok", at_least=0
     )
     price_as: str | None = option(
         None,
-        "model whose price its own has, and others that the table does not know: `gpt-4o`, or `openai/gpt-4o`",
-        "no price table knows a private name",
+        "model whose price applies to its models that are not in the price table: `gpt-4o`, or `openai/gpt-4o`",
+        "no price table contains a private name",
     )
     leave_out: tuple[str, ...] = option(
-        (), "parameters that its server refuses, not sent", "koo learns it from a refusal, one for each model"
+        (), "parameters not sent, because the server refuses them", "koo learns them from refusals"
     )
     tokens_parameter: str | None = option(
-        None, "name of the longest answer in chat completions", "koo learns it from a refusal"
+        None, "name of the output limit in chat completions", "koo learns it from a refusal"
     )
     thinks_unseen: bool | None = option(
         None,
-        "its models may bill what they do not send: a stream that ends before its usage is known is booked at its hold",
-        "a bill must not be too small",
+        "its models may bill unsent tokens: a stream that ends before its usage is known is booked at its hold",
+        "a booking must not be too low",
     )
     concurrency_max: int = option(
-        200, "queries that may run at once", "sockets are finite", at_least=1, at_most=1_000_000
+        200, "queries that may run at the same time", "sockets are limited", at_least=1, at_most=1_000_000
     )
     queue_max: int | None = option(
         None,
-        "queries that may wait for a place at once; a list of queries waits beside them, whatever its length",
-        "longer queues outlive their callers; 32 for `local`, which makes one answer at a time, else 1000",
+        "queries that may wait for a place at the same time; a list of queries waits separately, whatever its length",
+        "in longer queues callers time out first; 32 for `local`, which makes one answer at a time, else 1000",
         at_least=0,
     )
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
@@ -374,7 +374,7 @@ class ServiceOptions(Timed):
 
     @property
     def queue_length(self) -> int:
-        """`queue_max` as it is in force."""
+        """`queue_max`, or its default for this kind of service."""
         usual = LOCAL_QUEUE_MAX if self.kind == "local" else QUEUE_MAX
         return usual if self.queue_max is None else self.queue_max
 
@@ -389,7 +389,7 @@ class ServiceOptions(Timed):
 
     @property
     def has_credentials(self) -> bool:
-        """Whether a request identifies its sender, by a key or by a header that holds one."""
+        """Whether requests carry a key, as such or in a header."""
         return self.api_key is not None or any(name.lower() in KEY_HEADERS for name in self.headers)
 
     @property
@@ -401,12 +401,12 @@ class ServiceOptions(Timed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformOptions(Checked):
-    """Everything that one process of koo needs to know."""
+    """All options of one process of koo."""
 
     home: Path = option(
         Path(),
-        "folder where all relative paths start, and whose `.env` is read",
-        "a project keeps its data beside its settings, from whatever folder it is started",
+        "folder from which all relative paths start, and whose `.env` is read",
+        "a project's data stays next to its settings, whatever folder it is started from",
     )
     state_url: str = option(
         "sqlite:///data/koo-state.db",
@@ -432,7 +432,7 @@ class PlatformOptions(Checked):
         60.0, "time between unbilled AI checks", "once a minute", unit="s", above=0
     )
     health_check_timeout_s: float = option(
-        5.0, "longest time of a health check", "an operator waits", unit="s", above=0
+        5.0, "timeout of a health check", "an operator may be waiting for it", unit="s", above=0
     )
     local_model_path: Path | None = option(None, "GGUF file of `local`", "the packaged model")
     version_label: str = option(
@@ -446,7 +446,7 @@ class PlatformOptions(Checked):
         "address that the server listens on; one that others can reach needs `KOO_TOKEN`",
         "other machines cannot reach it",
     )
-    port: int = option(8000, "TCP port of the server", "the customary one", at_least=0, at_most=65_535)
+    port: int = option(8000, "TCP port of the server", "the usual one", at_least=0, at_most=65_535)
     url: str = option(
         "http://127.0.0.1:8000",
         "where the command line finds the running server",
@@ -454,15 +454,15 @@ class PlatformOptions(Checked):
     )
     shutdown_delay_s: float = option(
         5.0,
-        "how long after SIGTERM new connections are still answered, while `/readyz` says no; without a watcher of "
-        "`/readyz` only as long as requests run",
-        "a balancer needs some seconds to notice",
+        "how long after SIGTERM new connections are accepted, while `/readyz` reports not ready; if nothing polls "
+        "`/readyz`, only as long as requests run",
+        "a load balancer needs some seconds to notice",
         unit="s",
         at_least=0,
         at_most=600,
     )
     token: str | None = option(
-        None, "token of callers that may do everything", "without one, only this machine may ask", secret=True
+        None, "token of callers that may do everything", "without it, only local access", secret=True
     )
     token_2: str | None = option(
         None,
@@ -471,7 +471,7 @@ class PlatformOptions(Checked):
         secret=True,
     )
     read_token: str | None = option(
-        None, "token of callers that may only look", "callers with `KOO_TOKEN` may look too", secret=True
+        None, "token of callers that may only read", "callers with `KOO_TOKEN` may read too", secret=True
     )
     read_token_2: str | None = option(
         None,
@@ -481,7 +481,7 @@ class PlatformOptions(Checked):
     )
     trusted_proxies: tuple[str, ...] = option(
         (),
-        "addresses and networks of proxies whose `X-Forwarded-For` is believed",
+        "addresses and networks of proxies whose `X-Forwarded-For` is trusted",
         "any client can send that header; without this, requests through a proxy do not count as this machine's",
     )
 
