@@ -60,6 +60,8 @@ class ServerClient:
         """
         headers = {**self._headers, "Accept": "text/event-stream"}
         try:
+            # This deadline covers only the response's head. The stream itself never ends, so it has a deadline for
+            # each read.
             async with asyncio.timeout(TIMEOUT_S):
                 stream = await self._http.stream("GET", self.url + PREFIX + path, headers=headers)
         except TimeoutError:
@@ -69,6 +71,8 @@ class ServerClient:
         try:
             if stream.status != 200:
                 raise CommandFailed(f"{self.url} responded with {stream.status}", kind="no_stream")
+            # The server sends a sample every few seconds. Silence means that the connection is dead without a reset (a
+            # suspended server, a lost route), which TCP reports after minutes at the earliest.
             while events := await _within(silence_s, stream.next_events()):
                 for event in events:
                     yield event.event, json.loads(event.data)
@@ -99,6 +103,8 @@ class ServerClient:
         except TimeoutError:
             raise self._away(f"no response within {patience_s:g} s") from None
         except TransportError as error:
+            # If the connection is refused and no proxy is involved, the usual cause is that no server is running. The
+            # message already says so, and the system's error would only distract.
             is_plain = error.stage == "connect" and self._http.proxy is None
             raise self._away("" if is_plain else error.reason) from None
         document = _read(answer)

@@ -190,16 +190,15 @@ class Calls:
         length = max((len(one["calls"]) for one in history["series"].values()), default=0)
         for place in range(length):
             at = begin + place * step_s
-            # Spans are counted in order and never twice. An incomplete span is left for the next read: counted now,
-            # calls that another process has yet to report would be missing from the sum, and its position has moved
-            # on.
+            # Spans are counted in order and never twice. An incomplete span waits for the next read: if it were counted
+            # now, calls that another process has yet to report would be missed, because it is not counted again.
             if at < self._next_at or at + step_s > settled:
                 continue
             known = {name: one for name, one in history["series"].items() if one["calls"][place] is not None}
             for component, one in known.items():
                 counts = {"failed": one["failed"], "refused": one["refused"], "throttled": one["throttled"]}
                 self._add(component, at, at + step_s, {name: of[place] or 0 for name, of in counts.items()})
-            # A span without data moves nothing. It may be one that no process has written yet.
+            # A span without data does not advance the position: it may be one that no process has written yet.
             if known:
                 self._next_at = at + step_s
                 yield from self._due(self._next_at)

@@ -153,6 +153,8 @@ class Follower:
             yield line
 
     async def _past(self) -> AsyncIterator[Line]:
+        # Another process's marks may arrive late, so read a minute more than is new. `Marks` drops what was already
+        # shown.
         late = min(self._marks_at - LATE_S, self.calls.since)
         asked = {"since": _iso(late), "all_processes": str(self.has_others).lower()}
         history = await self._client.get(f"/monitoring/history?{urlencode(asked)}", History)
@@ -161,6 +163,8 @@ class Follower:
         settles_s = WRITTEN_S if self.has_others else 0.0
         for line in (*self.marks.take(history["marks"]), *self.calls.take(history, settles_s)):
             yield line
+        # With trouble, the response covers only the process that responds. The position must not move: otherwise marks
+        # of other processes in this period would never be shown.
         if not history["trouble"]:
             self.marks.forget(now - 2 * LATE_S)
             self._marks_at = now
@@ -184,6 +188,9 @@ class Follower:
         asked = {"limit": str(PAGE)}
         if self._component is not None:
             asked["service"] = self._component.removeprefix("ai:")
+        # The API returns requests newest first and has no start time, so read pages until one begins before the
+        # window. The position is the time of the first page: a request recorded while the later pages are read is new
+        # next time.
         late, now, calls = self._requests_at - LATE_S, self._requests_at, list[BookedCall]()
         for place in range(PAGES_MAX):
             page = await self._client.get(f"/ai/requests?{urlencode(asked)}", BookedCalls)

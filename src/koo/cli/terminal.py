@@ -98,6 +98,7 @@ async def _until_sigterm(work: Coroutine[Any, Any, T]) -> T:
     """
     task = asyncio.current_task()
     if task is not None and threading.current_thread() is threading.main_thread():
+        # Only the main thread may install signal handlers. Commands also run in other threads, in tests for example.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await work
 

@@ -66,6 +66,8 @@ class Watched:
             if failed.kind not in AWAY or self._answer is None:
                 raise
             self._trouble = f"no koo server answers at {self._client.url}"
+            # The next server may be another one, or the fleet may have changed while it was gone: read it again
+            # immediately.
             self._fleet_due_at = 0.0
             return
         self._take(answer)
@@ -152,7 +154,8 @@ async def _ask_over_and_over(watched: Watched) -> None:
     while True:
         began_at = time.monotonic()
         await watched.listen()
-        # An older server has no stream: poll it for a while before the next attempt.
+        # A stream that lasted longer than a second was a real one and has broken: poll once, then reconnect. If it
+        # ended immediately, the server has none (it is older): poll for a while before the next attempt.
         until = time.monotonic() + (0.0 if time.monotonic() - began_at > EVERY_S else STREAM_AGAIN_S)
         while True:
             await watched.look()

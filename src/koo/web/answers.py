@@ -166,7 +166,7 @@ class Alive(TypedDict):
 
 
 class Ready(TypedDict):
-    """The process wants traffic."""
+    """The process is ready for traffic."""
 
     status: Literal["ready"]
 

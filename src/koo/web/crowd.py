@@ -143,8 +143,8 @@ class Crowd:
         for one in list(self._all):  # a copy: a connection that is closed here leaves the dictionary
             one.look(now)
         if len(self._all) >= self.bound:
-            # Still full: the minute of calm starts again. A wave of a flood leaves room for a second or two, and
-            # without the minute each wave would log a warning and an "is over".
+            # Still full: the minute of calm starts again. A flood comes in waves with room for a second or two in
+            # between; without the minute, each wave would be logged as a flood of its own.
             self._full_at = now if self._full_at is not None else None
         elif self._full_at is not None and now - self._full_at >= CALM_S:
             self._tell_calm()

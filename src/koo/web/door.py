@@ -151,6 +151,7 @@ class Door:
         denial, where = access.judge(asked), access.caller(asked) or "unknown"
         if denial is not None and denial.is_guess:
             denial = self._slowed(denial, where)
+        # Acts are recorded even if they are allowed; reads and queries only if they are refused.
         changes = asked.kind == "guarded" and asked.method not in SAFE_METHODS and not path.endswith(QUERIES)
         if denial is not None or changes:
             self._audit.note(access.who(asked), f"{asked.method} {path}", where, denial)

@@ -94,7 +94,7 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers[HEADER] = self._scope[ID]
             for name, value in CAREFUL.items():
-                headers.setdefault(name, value)
+                headers.setdefault(name, value)  # a route may have set a policy of its own
         await self._send(message)
 
     async def refuse(self, status: int, detail: str) -> None:
@@ -115,6 +115,7 @@ class _Exchange:
         facts = {**self.facts(status), "took_ms": round(took_ms, 1)}
         cause = f": {facts['kind']}, {facts['cause']}" if facts.get("cause") else ""
         log.log(
+            # A 4xx is the client's mistake and no reason to warn the operator.
             logging.WARNING if status >= 500 else logging.INFO,
             "%s %s %d in %.0f ms%s [request %s]",
             facts["method"],
@@ -130,7 +131,7 @@ class _Exchange:
         """Return the log line's machine-readable fields. A problem response adds its kind and cause."""
         scope, facts = self._scope, dict[str, Any]()
         if scope[PROBLEMS]:
-            problem = scope[PROBLEMS][-1]
+            problem = scope[PROBLEMS][-1]  # the last one: an earlier one may have been replaced
             facts = {"service": problem.service, "kind": problem.kind, "cause": safe(problem.detail)}
         facts |= {
             "what": "request",

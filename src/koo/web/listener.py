@@ -49,10 +49,9 @@ class Listener(socket.socket):
             return self._accept_with_reserve(error)
 
     def _accept_with_reserve(self, error: OSError) -> tuple[socket.socket, Any]:
-        # asyncio goes on calling `accept` after an error and schedules one retry for each. Of the errors that it
-        # expects, only BlockingIOError ends its loop. So the first call raises the real error, which makes asyncio
-        # pause this socket for a second, and the next call raises BlockingIOError, which ends the loop with exactly
-        # one retry scheduled.
+        # After a shortage asyncio goes on calling `accept` and schedules a retry for each failed call; BlockingIOError
+        # ends its loop. So the first call raises the real error, which makes asyncio pause this socket for a second,
+        # and the next call raises BlockingIOError, which ends the loop with exactly one retry scheduled.
         if self._was_told:
             self._was_told = False
             raise BlockingIOError(errno.EAGAIN, "called again immediately after an error") from None

@@ -53,6 +53,8 @@ class Parts:
             # The text of an unchanged part is not replaced, although its timestamps differ: a listener that joins now
             # gets the text that all others have.
             known = self._parts.get(key)
+            # Values are compared, not their texts: timestamps differ each second, and encoding all parts each second
+            # is the cost that this avoids.
             if known is not None and not _is_news(known, value, now):
                 continue
             text = as_json(value)
@@ -70,6 +72,8 @@ class Parts:
 
 
 def _is_news(known: Part, value: Any, now: float) -> bool:
+    # Keys of `SELDOM_NEWS` change all the time. A change in them alone is sent after 15 s: often enough for a page
+    # that shows them, and a fifteenth of the traffic.
     aside = NEVER_NEWS if now - known.at >= SELDOM_S else NEVER_NEWS | SELDOM_NEWS
     return not is_alike(known.value, value, aside)
 
@@ -88,6 +92,7 @@ def is_alike(one: Any, other: Any, aside: frozenset[str]) -> bool:
 
 
 def _under(key: str, aside: frozenset[str]) -> frozenset[str]:
+    # The key `at` is ignored only below `last_error`. In an alert or a mark it is news.
     return aside | {"at"} if key == "last_error" and ERRORS_AT in aside else aside
 
 

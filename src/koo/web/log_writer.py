@@ -21,11 +21,11 @@ from koo.shortages import NoThread, start
 
 QUEUE_BYTES_MAX = 4 * 2**20
 """Some 20,000 lines: enough for minutes of heavy logging, and little of a server's memory."""
-# One write per chunk. Large enough that system calls do not matter, small enough that a copy of the queue is not made.
+# The size of one write: few system calls, and no copy of the whole queue.
 CHUNK_BYTES = 64 * 1024
 SHARED_CHUNK_BYTES: int = getattr(select, "PIPE_BUF", 4096)  # Windows has none
 """The most that a pipe accepts atomically. With larger writes, lines of several processes could be interleaved."""
-# A pipe that is read at all takes 4 MiB in far less than a second.
+# Enough to write a full queue to a pipe that is being read.
 LAST_LINES_S = 1.0
 
 Write = Callable[[bytes], object]

@@ -1,4 +1,4 @@
-"""Whether this process wants traffic. On shutdown `/readyz` turns to 503 before new connections are refused.
+"""Whether this process is ready for traffic. On shutdown `/readyz` turns to 503 before new connections are refused.
 
 A load balancer learns that a process is ending only from its next `/readyz` check, which may be seconds away. If new
 connections were refused immediately, it would send requests to a closed port until then. So after SIGTERM `/readyz` is
@@ -39,7 +39,7 @@ class Readiness:
     # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def asked(self) -> None:
-        """Note that `/readyz` is watched. Raises if this process wants no traffic; uses only what is in memory."""
+        """Note that `/readyz` is watched. Raises if this process is not ready; uses only what is in memory."""
         self._asked_at = self._monotonic()
         self.warn_of_no_start()
         self.check()
@@ -56,7 +56,7 @@ class Readiness:
             )
 
     def check(self) -> None:
-        """Raises if this process wants no traffic."""
+        """Raises if this process is not ready for traffic."""
         if self.closing:
             raise ServiceRefused("koo", "this process is ending", kind=Kind.DRAINING)
         database = self._platform.database

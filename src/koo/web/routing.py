@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 PROBLEM_WORDS: dict[int, str] = {
     401: "no token was sent, or it is unknown",
-    403: "the Host, the origin or the token is not allowed to do this",
+    403: "the request's Host, origin or token is not allowed",
     404: "no such service, alert or silence, or the provider does not have the model; see `detail`",
     413: "the body is larger than 16 MiB",
     422: "the request is invalid",

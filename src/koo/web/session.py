@@ -80,8 +80,7 @@ class Sessions:
 
 
 def _read(value: str, key: bytes, role: Role, audience: str, now: float) -> Session | None:
-    # The signature is checked before the time: an expired cookie and a forged one are both refused, but only a genuine
-    # one may reach the comparison with `now`.
+    # The time comes from the client, so it is used only after the signature over it has been verified.
     parts = _VALUE.fullmatch(value)
     if parts is None or parts[1] != role:
         return None
