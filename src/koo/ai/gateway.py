@@ -222,8 +222,8 @@ class Gateway:
                     if failures:
                         self._note_fallback(services[0], guards, one)
                     return Begun(one, guard, charge, scope, began_at, watched)
-            # A prompt that is too long for every service is the caller's mistake, not an outage. As `AllServicesFailed`
-            # it would become a 503, and the caller would keep retrying what can never succeed.
+            # A prompt that is too long for every service is the caller's mistake, not an outage. A caller that retries
+            # after `AllServicesFailed` would keep sending what can never succeed.
             if all(error.kind in TOO_LONG for error in failures):
                 _add_reasons(failures[0], failures[1:])
                 raise failures[0]

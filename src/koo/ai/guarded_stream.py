@@ -273,7 +273,7 @@ class GuardedStream(ABC, Generic[V]):
     async def _leave_if_asked(self) -> None:
         """End the stream if another task closed it in the same step in which a piece arrived."""
         # In that race the wait returns the piece and raises nothing. Without this check the reader would read on, and
-        # the other task would wait in `aclose` until the stream's own end.
+        # `_end_turn` would release the other task: its `aclose` would return from a stream that is still open.
         if self._left is not None:
             await self._end(CANCELLED)
             raise StopAsyncIteration

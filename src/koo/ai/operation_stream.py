@@ -161,7 +161,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if not self._in_block or self._closed or held is None or source is None:
             await self.aclose()
             return None
-        # Taken out first: if closing fails, `_wait` calls `_end`, which would close the manager a second time.
+        # Taken out first: if another task calls `aclose` during the wait below, `_end` must not close the manager a
+        # second time.
         self._source = None
         try:
             # Closing goes through the guard like any other wait: it may need the network, and a provider that hangs
@@ -246,6 +247,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         silence = Silence(self._deadlines, service.clock, scope)
         silence.longest_s = guard.options.attempt_timeout_s
         self._source = scope.value
+        # What counts as slow is the time until the first piece: a long stream is not a slow call.
         self._slow = guard.now() - scope.permit.given_at >= guard.options.slow_s
         return Held(guard, scope, silence, service.calls)
 
