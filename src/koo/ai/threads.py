@@ -215,7 +215,7 @@ async def aside(service: str, work: Callable[[], T]) -> T:
 
 
 def _refuse_stream(result: object) -> None:
-    """Raise TypeError for a result that is read later: on the loop it would block, and outside the guard."""
+    """Raise TypeError for a result that is read later: reading it would block the loop, outside the guard."""
     is_stream = isgenerator(result) or (
         # An SDK's stream is an iterator with a connection to close. So is a file, but reading that does not wait for
         # another host, and a file is an ordinary result of a blocking function.
