@@ -230,7 +230,7 @@ If every user of the machine can read the file, each start warns: `chmod o-r .en
 
 ## What happens to a mistake
 
-A value that cannot be right stops the start with one message: the variable, its value, what is allowed.
+koo does not start with an invalid value. One message says which variable it is, its value, and what is allowed.
 
 ```text
 DATABASE_POOL_SIZE is "-1"; expected a whole number, 1 to 10000

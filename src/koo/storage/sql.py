@@ -451,7 +451,7 @@ def read_url(url: str, home: Path) -> Path | URL:
         if not url.startswith("sqlite"):
             check_place(url.partition("://")[2])
     except ValueError as error:
-        raise ConfigurationError("KOO_STATE_URL", f"it cannot be right: {error}") from None
+        raise ConfigurationError("KOO_STATE_URL", f"not a usable URL: {error}") from None
     parsed = None
     with suppress(ArgumentError, ValueError):  # their messages contain the URL with its password
         parsed = with_hidden_password(make_url(url))
