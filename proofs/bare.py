@@ -1,9 +1,9 @@
 """The README's two commands on bare machines: `make run` until the local model answers, and `make test`.
 
-On a machine of `proofs.machine`, without Python, make or any library that only the others need, `make` alone is
-installed; then `make run` and `make test` have to refuse, and what their sentences say is installed, without what is
-only recommended. So the README's line is held from both sides: with a package less a command refuses, with all of them
-both work.
+A machine of `proofs.machine` has no Python, no make, and no library that only other programs need. First only `make` is
+installed. Then `make run` and `make test` have to refuse, and the packages that their messages name are installed,
+without recommended ones. This checks the README's line in both directions: with one package fewer a command refuses,
+and with all of them both work.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from proofs.running import (
     write_page,
 )
 
-# Each with its Python, which the classifiers of pyproject.toml name.
+# Each release with its Python, which is listed in the classifiers of pyproject.toml.
 RELEASES = {"bookworm": "3.11", "trixie": "3.13"}
 APT_COMMAND = re.compile(r"apt install ([\w .+-]+)")
 ROOT_USER = Owner("root", "koo")
@@ -44,7 +44,7 @@ ORDINARY_USER = Owner("ada", "koo and a space")
 
 
 def refused(machine: Machine, goal: str) -> set[str]:
-    """The packages that `make` asks for, having installed nothing; ProofFailed if it does anything else."""
+    """The packages that `make` asks for before it installs anything. Raises ProofFailed if it does anything else."""
     done = subprocess.run(
         machine.entered(f"make {goal}"), capture_output=True, text=True, timeout=60, check=False
     )
@@ -59,7 +59,7 @@ def refused(machine: Machine, goal: str) -> set[str]:
 
 
 def seconds_to_first_answer(machine: Machine, limit: TimeLimit) -> float:
-    """`make run`, from its start to an answer of the local model over HTTP."""
+    """Run `make run`; returns the seconds from its start to an answer of the local model over HTTP."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,7 +94,7 @@ def _answers(port: int) -> bool:
 
 
 def tested(machine: Machine, limit: TimeLimit) -> tuple[float, Counts]:
-    """`make test`: its seconds and counts."""
+    """Run `make test`; returns its seconds and counts."""
     began = time.monotonic()
     junit = "tests.xml"
     code = limit.run(machine.entered(f"make test ARGS='-p no:cacheprovider --junitxml={junit}'"))
@@ -108,7 +108,7 @@ def tested(machine: Machine, limit: TimeLimit) -> tuple[float, Counts]:
 
 
 def try_release(release: str, owner: Owner, mirror: str) -> tuple[list[str], Counts]:
-    """Both commands on one bare machine: the lines about it, and the counts of its tests."""
+    """Run both commands on one bare machine; returns the page's lines about it, and the counts of its tests."""
     limit = TimeLimit()
     with tempfile.TemporaryDirectory(prefix="koo-proof-") as folder:
         Path(folder).chmod(0o755)
@@ -127,10 +127,10 @@ def try_release(release: str, owner: Owner, mirror: str) -> tuple[list[str], Cou
         lines = [
             f"## Debian {machine.version()} ({release}), Python {machine.python()}",
             "",
-            f"- `make run` first refused: `apt install {' '.join(sorted(for_run))}`. Then it served, and the local "
-            f"model answered {answer_s:.0f} s after its start.",
-            f"- `make test` first refused: `apt install {' '.join(sorted(for_test))}`. Then it took {test_s:.0f} s: "
-            f"**{counts.sentence()}**.",
+            f"- `make run` first refused and asked for `apt install {' '.join(sorted(for_run))}`. After that it "
+            f"served, and the local model answered {answer_s:.0f} s after the start.",
+            f"- `make test` first refused and asked for `apt install {' '.join(sorted(for_test))}`. After that it took "
+            f"{test_s:.0f} s: **{counts.sentence()}**.",
             *failed_lines(counts),
             *skipped_lines(counts),
             "",

@@ -1,13 +1,13 @@
 """Ten minutes of mixed faults against one real platform: `python -m proofs.chaos [--minutes N] [--seed N]`.
 
-`koo serve` with real clients and an application with library calls of every kind live through what goes wrong around
-them, two faults at a time: providers that answer wrongly, late or not at all, a database and a state store that are
-killed, frozen, cut off, a disk that fills, descriptors that run out, names that are not found, clocks that jump, a log
-that is not read, strangers at the door; while calls are cancelled and clients leave at random moments.
+`koo serve` with real clients, and an application with library calls of every kind, run through faults around them, two
+at a time: providers that respond wrongly, late or not at all; a database and a state store that are killed, frozen or
+cut off; a full disk, exhausted descriptors, hanging name lookups, jumping clocks, an unread log, silent clients. During
+all this, calls are cancelled and clients disconnect at random moments.
 
-Between the storms are pauses in which nothing is asked. Then nothing may be held, and memory, descriptors, threads
-and tasks must be what they were. In the end all must be healthy again, the ledgers must say what the providers bill,
-and the table what the application was told.
+Between the storms are pauses without any requests. In them nothing may be held, and memory, descriptors, threads and
+tasks must be back at their earlier values. In the end everything must be healthy again, the ledgers must match the
+providers' bills, and the table must match the results that the application received.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ WARM_S = 15.0
 GAP_S = 3.0
 """Between two faults of a lane."""
 IDLE_S = 25.0
-"""A call's deadline, a scope's, and what is idle at a provider is closed after 4 s."""
+"""The deadline of a call or a scope; a provider's idle connection is closed after 4 s."""
 STAYS_S = 3.0
 HEALTHY_S = 480.0
-"""Rates look back five minutes and want a minute of calm; two more for a breaker that opened often."""
+"""Rates cover five minutes and need one minute of calm; two more are for a breaker that opened often."""
 ENDS_S = 15.0
 LOOK_S = 0.5
 LIVES_BY_DESIGN = {"database_commit_unknown", "money_unsettled"}
-"""What only a person's look ends."""
+"""Alerts that only a person can end."""
 UNREACHABLE = {"the server is stopped for three seconds", "descriptors are scarce"}
 
 
 def decks(one: World) -> list[Callable[[random.Random], Fault]]:
-    """The two lanes: each deals all of its faults before it deals one again."""
+    """The two lanes: each uses all of its faults before it repeats one."""
     ground = [fault for fault in of_ground() if one.is_own_disk or not fault.needs_root]
     return [_deck([*of_provider("alpha"), *of_provider("beta")]), _deck(ground)]
 
@@ -78,7 +78,7 @@ def _deck(faults: list[Fault]) -> Callable[[random.Random], Fault]:
 
 
 async def lane(one: World, course: Course, deal: Callable[[random.Random], Fault], until_s: float) -> None:
-    """One fault after another, until the storm is over."""
+    """Run one fault after another until the storm is over."""
     while one.now_s < until_s:
         fault = deal(one.rng)
         struck = Struck(fault, one.now_s)
@@ -92,7 +92,7 @@ async def lane(one: World, course: Course, deal: Callable[[random.Random], Fault
 
 
 async def watch(one: World, course: Course) -> None:
-    """What is seen all the time."""
+    """Checks that run all the time."""
     turn = 0
     while True:
         await asyncio.sleep(LOOK_S)
@@ -104,7 +104,7 @@ async def watch(one: World, course: Course) -> None:
 
 
 async def scrape(one: World, course: Course) -> None:
-    """`/metrics`, as Prometheus does."""
+    """Scrape `/metrics`, as Prometheus does."""
     async with aiohttp.ClientSession(one.url, timeout=aiohttp.ClientTimeout(total=5)) as session:
         while True:
             await asyncio.sleep(4)
@@ -115,7 +115,7 @@ async def scrape(one: World, course: Course) -> None:
 
 
 async def pause(one: World, course: Course, clients: Clients) -> None:
-    """Nothing is asked, until nothing is open; then a look at everything."""
+    """Send no requests until nothing is open; then check everything."""
     set_quiet(one, clients, True)
     began = one.now_s
     since: float | None = None
@@ -124,7 +124,7 @@ async def pause(one: World, course: Course, clients: Clients) -> None:
         is_idle = not any(open_in(child.said) or _is_old(child.said) for child in one.children)
         since = (since if since is not None else one.now_s) if is_idle else None
     took_s = (since or one.now_s) - began
-    # What is idle towards a provider is closed meanwhile.
+    # Idle connections to a provider are closed in the meantime.
     await asyncio.sleep(max(0.0, began + 8 - one.now_s))
     course.pauses.append(
         Pause(
@@ -143,7 +143,7 @@ async def pause(one: World, course: Course, clients: Clients) -> None:
 
 def _left_in(said: dict[str, Any]) -> str:
     if _is_old(said):
-        return "it says nothing any more"
+        return "it no longer reports"
     return str(open_in(said)) if open_in(said) else ""
 
 
@@ -157,7 +157,7 @@ def set_quiet(one: World, clients: Clients, is_quiet: bool) -> None:
 
 
 async def calm(one: World, course: Course) -> None:
-    """No faults any more, until all is healthy."""
+    """Wait without faults until everything is healthy."""
     began = one.now_s
     async with aiohttp.ClientSession(one.url, timeout=aiohttp.ClientTimeout(total=5)) as session:
         while one.now_s < began + HEALTHY_S:
@@ -172,7 +172,7 @@ async def calm(one: World, course: Course) -> None:
 
 
 async def storms(one: World, course: Course, clients: Clients, minutes: float) -> None:
-    """Storm and pause by turns, and a calm at the end."""
+    """Alternate storms and pauses, with a calm at the end."""
     lanes = decks(one)
     await asyncio.sleep(WARM_S)
     await pause(one, course, clients)
@@ -190,7 +190,7 @@ async def storms(one: World, course: Course, clients: Clients, minutes: float) -
 
 
 async def run(minutes: float, seed: int) -> tuple[list[str], list[str], str]:
-    """What does not hold, and the page with its figure."""
+    """Run everything; returns what does not hold, and the page with its figure."""
     course = Course()
     async with world(seed) as one:
         clients = Clients(one.url, seed)
@@ -214,7 +214,7 @@ async def run(minutes: float, seed: int) -> tuple[list[str], list[str], str]:
 
 
 def wrong_with(one: World, course: Course, clients: Clients) -> list[str]:
-    """All but money and rows."""
+    """What does not hold, except money and rows."""
     found = [wrong for one_told in told(course) if (wrong := one_told.wrong())]
     found += growth(course.pauses, one.children)
     found += [f"open in the pause at {p.at_s:.0f} s: {p.open}" for p in course.pauses if p.open]
@@ -229,7 +229,7 @@ def wrong_with(one: World, course: Course, clients: Clients) -> list[str]:
     found += [f"{number} × {what}" for what, number in strange.items()]
     silent = [at for at in clients.silent_s if not _explains(course, at)]
     if silent:
-        found.append(f"/livez did not answer at {', '.join(f'{at:.0f}' for at in silent)} s")
+        found.append(f"/livez did not respond at {', '.join(f'{at:.0f}' for at in silent)} s")
     if course.healthy_s is None:
         left = {kind for _, kind, _ in one.alerts()} - LIVES_BY_DESIGN
         found.append(f"not healthy {HEALTHY_S:g} s after the last fault: {', '.join(sorted(left))}")
@@ -249,7 +249,7 @@ def main() -> int:
     asked = asks.parse_args()
     found, lines, figure = asyncio.run(run(asked.minutes, asked.seed))
     if asked.minutes < MINUTES:
-        print("\n".join(lines))  # a try of something; the page is of a whole run
+        print("\n".join(lines))  # a partial trial; the page shows a whole run
     else:
         (PAGES / "chaos.svg").write_text(figure, encoding="utf-8")
         write_page("chaos", "prove-chaos", lines)

@@ -1,10 +1,9 @@
-"""The application of the proof of chaos: library calls of every kind at once, cancelled at random awaits.
+"""The application of the chaos proof: concurrent library calls of every kind, cancelled at random awaits.
 
-Callers may see koo's own errors, and in a block with a session SQLAlchemy's, by which a statement tells of its loss.
-
-Queries with fallbacks, streams that are read, left and cut, lists, an own operation that sleeps, raises and hangs,
-scopes and transactions of the database, calls from a thread by `koo.run`. Each row that it writes is unique, and it
-keeps in mind what it was told of it: the table is the judge.
+The calls are queries with fallbacks, streams that are read, abandoned and cut, lists, an own operation that sleeps,
+raises and hangs, database scopes and transactions, and calls from a thread by `koo.run`. Callers may see koo's own
+errors, and in a block with a session SQLAlchemy's, when a statement's connection is lost. Each row that it writes is
+unique, and it records the result that it received for each; the table is the judge.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from koo.web.metrics import metrics_text
 WORKERS = 16
 PAUSE_S = 0.25
 CANCELLED = 0.3
-"""So many of the calls are cancelled."""
+"""The share of calls that are cancelled."""
 FAILED_MAX = 200
-"""Characters of what is said of a row that was not written."""
+"""Characters of the error that is reported for a row that was not written."""
 OnLimit = Literal["wait"] | None
 SERVICES = ("alpha", "beta")
 
 
 class OwnFailure(Exception):
-    """The own operation fails now and then."""
+    """Raised by the own operation now and then."""
 
 
 class Application:
-    """`said`: what its calls came to, each kind counted, and what no caller should see."""
+    """`said`: the number of calls with each result, and results that no caller should see."""
 
     def __init__(self, seed: int) -> None:
         self.is_quiet = False
@@ -53,7 +52,7 @@ class Application:
         self._row = 0
 
     def said(self) -> dict[str, Any]:
-        """So far."""
+        """The report so far."""
         return {
             "outcomes": self.outcomes,
             "strange": self.strange,
@@ -61,7 +60,7 @@ class Application:
         }
 
     def metrics(self) -> str:
-        """As `/metrics` has it, from a thread, as a server of WSGI would ask."""
+        """The text of `/metrics`, fetched from a thread, as a WSGI server would."""
         try:
             return metrics_text().decode()
         except Exception as error:  # noqa: BLE001 - the judge reads it
@@ -69,7 +68,7 @@ class Application:
             return ""
 
     async def run(self) -> None:
-        """Until SIGTERM; then what it was told of its rows is said."""
+        """Run until SIGTERM; then report the results for its rows."""
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         koo.platform.register_service("parcels", timeout_s=1.0)
@@ -106,7 +105,7 @@ class Application:
     async def _try(self, act: Callable[[random.Random], Awaitable[None]], rng: random.Random) -> None:
         task = asyncio.ensure_future(act(rng))
         if rng.random() < CANCELLED:
-            # Half of them by the steps of the loop, half by time: what is cut are awaits of both kinds.
+            # Half are cancelled after a number of loop steps, half after a time, so that awaits of both kinds are cut.
             if rng.random() < 0.5:
                 for _ in range(rng.randint(0, 30)):
                     await asyncio.sleep(0)
@@ -173,13 +172,13 @@ class Application:
             async with koo.deadline(5):
                 await koo.db_manager.transaction(insert)
         except asyncio.CancelledError:
-            self.unknown.add(row)  # it may have been cancelled between COMMIT and its answer
+            self.unknown.add(row)  # it may have been cancelled between COMMIT and its reply
             raise
         except koo.CommitOutcomeUnknown:
             self.unknown.add(row)
             raise
         except Exception as error:
-            if type(error) is TimeoutError:  # the deadline's, which is a cancellation as any other
+            if type(error) is TimeoutError:  # the deadline's, which is a cancellation like any other
                 self.unknown.add(row)
                 raise
             self.failed[row] = f"{error!r} from {error.__cause__!r}"[:FAILED_MAX]

@@ -1,10 +1,10 @@
-"""One process of the proof of chaos, with levers on it and a window into it: `python -m proofs.chaos_child WHAT FD`.
+"""One process of the chaos proof, with controls and a status pipe: `python -m proofs.chaos_child WHAT FD`.
 
-WHAT is `serve` (`koo serve` as it stands) or `application` (`chaos_application.py`). Levers are lines on its standard
-input: `clock 600` sets its wall clock ten minutes ahead, `names hang` keeps each lookup of a name from its answer, and
-`names answer` lets them go, `reset` is an operator who says that all is well, `quiet` and `work` end and begin the
-application's load. FD is a pipe on which it says each second what no system call tells from outside: tasks, holds,
-permits, alerts, counters.
+WHAT is `serve` (an unchanged `koo serve`) or `application` (`chaos_application.py`). Levers are lines on its standard
+input. `clock 600` sets its wall clock ten minutes ahead. `names hang` holds back all name lookups, and `names answer`
+releases them. `reset` is an operator's reset of everything. `quiet` and `work` end and begin the application's load. FD
+is a pipe to which it writes each second what no system call shows from outside: tasks, holds, permits, alerts,
+counters.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 SAID_S = 1.0
 METRICS_EACH = 4
-"""The whole exposition is twenty kilobytes: not each second."""
+"""Not each second, because the whole exposition is twenty kilobytes."""
 HUNG_NAME = "localhost"
 
 
 class Levers:
-    """What the proof moves in this process."""
+    """The controls that the proof has over this process."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
@@ -42,7 +42,7 @@ class Levers:
         self.application: Application | None = None
 
     def install(self) -> None:
-        """Before koo is imported: it takes `time.time` when it is."""
+        """Call before koo is imported, because koo binds `time.time` at import."""
         wall, look_up = time.time, socket.getaddrinfo
 
         def ahead() -> float:
@@ -57,7 +57,7 @@ class Levers:
         socket.getaddrinfo = waits
 
     def listen(self) -> None:
-        """Until the proof has gone."""
+        """Obey the levers until the proof has ended."""
         for line in sys.stdin:
             word, _, value = line.strip().partition(" ")
             if word == "clock":
@@ -72,14 +72,14 @@ class Levers:
 
 
 def home() -> Any:
-    """The residence that is open, if there is one."""
+    """The open residence, if there is one."""
     from koo.residence import _all
 
     return next((one for one in _all if one.loop is not None and one.loop.is_running()), None)
 
 
 def on_home(act: Any) -> None:
-    """Do it on the loop where koo lives."""
+    """Run it on koo's loop."""
     residence = home()
     if residence is not None:
         with suppress(RuntimeError):
@@ -87,7 +87,7 @@ def on_home(act: Any) -> None:
 
 
 def reset(parts: Any) -> None:
-    """As `koo reset all`."""
+    """Like `koo reset all`."""
     for service in parts.services.values():
         parts.reset_service(service)
     if parts.database_in_use is not None:
@@ -95,7 +95,7 @@ def reset(parts: Any) -> None:
 
 
 def seen(parts: Any) -> dict[str, Any]:
-    """What is open in koo."""
+    """The counts of everything open in koo."""
     purses = parts.store.ledger.purses
     services = list(parts.services.values())
     database = parts.database_in_use
@@ -119,7 +119,7 @@ def _name_of(task: asyncio.Task[Any]) -> str:
 
 
 def say(out: int, levers: Levers) -> None:
-    """Each second, until the pipe is closed."""
+    """Report each second until the pipe is closed."""
     lines: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def look(parts: Any) -> None:

@@ -1,4 +1,4 @@
-"""Clients of `koo serve` in the proof of chaos: some wait for their answers, some leave, some send nonsense."""
+"""Clients of `koo serve` in the chaos proof: some wait for their responses, some disconnect, some send nonsense."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ USUAL = {200, 404, 413, 422, 429, 502, 503, 504}
 
 
 class Clients:
-    """All of them. `answers`: how often each status came; `strange`: answers that no fault explains."""
+    """All clients. `answers`: how often each status came; `strange`: responses that no fault explains."""
 
     def __init__(self, url: str, seed: int) -> None:
         self.answers = Counter[str]()
@@ -41,7 +41,7 @@ class Clients:
         self._seed = seed
 
     async def run(self, began: float) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         patience = aiohttp.ClientTimeout(total=PATIENCE_S)
         async with (
             aiohttp.ClientSession(self._url, timeout=patience) as kept,
@@ -53,7 +53,7 @@ class Clients:
             group.create_task(self._probe(fresh, began))
 
     async def _probe(self, session: aiohttp.ClientSession, began: float) -> None:
-        """As an orchestrator does, each second."""
+        """Probe each second, as an orchestrator does."""
         while True:
             await asyncio.sleep(1)
             try:
@@ -74,7 +74,7 @@ class Clients:
                 async with asyncio.timeout(rng.random() * 0.4 if rng.random() < LEAVE else None):
                     await self._ask(session, rng)
             except TimeoutError:
-                self.answers["left, or no answer in time"] += 1
+                self.answers["disconnected, or no response in time"] += 1
             except (aiohttp.ClientError, OSError) as error:
                 self.answers[type(error).__name__] += 1
 

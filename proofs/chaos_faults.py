@@ -1,6 +1,6 @@
-"""The faults of the proof of chaos: how each begins and ends, which alert tells of it, and how soon.
+"""The faults of the chaos proof: how each begins and ends, which alert reports it, and how soon.
 
-They come in two lanes that run beside each other: what a provider does, and what the ground does on which koo stands.
+They come in two parallel lanes: faults of a provider, and faults of koo's surroundings.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ SERVICE = frozenset({"service_down", "circuit_open"})
 DATABASE = frozenset({"database_unavailable"})
 STORE = frozenset({"store_unavailable", "budget_local"})
 FEW = 3
-"""So many more descriptors than are open: a handful of connections, and then none."""
+"""This many more descriptors than are open: enough for a handful of connections."""
 STRANGERS = 150
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `alerts`: kinds, one of which must fire at `component` while it lasts; none: it need not be told.
+    """One fault.
 
-    `lasts_s`: long enough that the alert can fire. `ends_s`: so long after its end its alert may go on.
+    `alerts`: kinds, one of which must fire at `component` while it lasts; empty: no alert is required. `lasts_s`: long
+    enough that the alert can fire. `ends_s`: how long its alert may continue after its end.
     """
 
     name: str
@@ -47,13 +48,13 @@ class Fault:
 # ── a provider ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 STEPS = {
-    "answers 500": Failure(500),
+    "returns 500": Failure(500),
     "is overloaded": Failure(503),
-    "answers with garbage": Raw(body=b"\x00<html>{"),
-    "answers with another shape": Raw(body=b'{"unexpected": [1, 2, 3]}'),
+    "returns garbage": Raw(body=b"\x00<html>{"),
+    "returns JSON of another shape": Raw(body=b'{"unexpected": [1, 2, 3]}'),
     "hangs": Hang(),
     "closes connections": Nothing(),
-    "cuts answers": Cut(60),
+    "cuts off responses": Cut(60),
     "refuses the key": Failure(401, "authentication_error", "invalid x-api-key"),
 }
 
@@ -62,9 +63,10 @@ STALL = Stream(pieces=["a", "b"], stall_after=1)
 
 
 def of_provider(name: str) -> list[Fault]:
-    """What this provider does wrong."""
-    # A pause is sent after a minute, and a stall in streams lets whole answers pass: neither has to be told in time.
-    quiet = {"asks for a pause": PAUSE, "stalls in streams": STALL}
+    """The faults of this provider."""
+    # An alert of a pause fires only after a minute, and a stall in streams lets whole answers pass: so neither needs
+    # an alert here.
+    quiet = {"requests a pause": PAUSE, "stalls in the middle of streams": STALL}
     return [
         *(_told(name, what, step, SERVICE) for what, step in STEPS.items()),
         *(_told(name, what, step, frozenset()) for what, step in quiet.items()),
@@ -95,14 +97,14 @@ def _gone(name: str) -> Fault:
     async def end(world: World) -> None:
         world.ways[name].accepts()
 
-    return Fault(f"{name} is gone", begin, end, 12.0, SERVICE, f"ai:{name}")
+    return Fault(f"{name} refuses connections", begin, end, 12.0, SERVICE, f"ai:{name}")
 
 
 # ── the ground ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def of_server(which: str, alerts: frozenset[str], component: str) -> list[Fault]:
-    """What a PostgreSQL, or the way to it, does wrong."""
+    """The faults of a PostgreSQL, or of the connection to it."""
 
     async def kill(world: World) -> None:
         await asyncio.to_thread(getattr(world, which).kill)
@@ -142,20 +144,20 @@ def of_server(which: str, alerts: frozenset[str], component: str) -> list[Fault]
         Fault(f"the {which} is killed", kill, start, 14.0, alerts, component),
         Fault(f"the {which} restarts", stop, start, 8.0, alerts, component),
         Fault(f"the {which} hangs", freeze, thaw, 14.0, alerts, component),
-        Fault(f"nothing passes to the {which}", swallow, heal, 14.0, alerts, component),
+        Fault(f"traffic to the {which} is dropped", swallow, heal, 14.0, alerts, component),
         Fault(f"connections to the {which} are cut", cut, whole, 10.0),
         Fault(f"COMMITs to the {which} are cut", cut_commits, nothing, 5.0),
     ]
 
 
 async def fill(world: World) -> None:
-    """All that is left on the application's disk."""
+    """Use all the space that is left on the application's disk."""
     await asyncio.to_thread(fill_up, world.disk)
 
 
 def fill_up(folder: Path) -> None:
-    """Take room in large pieces, then in small ones, until there is none."""
-    # In one piece it would fail as a whole where the application writes a page meanwhile, and nothing be filled.
+    """Allocate space in large pieces, then in small ones, until none is left."""
+    # A single allocation would fail as a whole if the application wrote a page in between, and nothing would be filled.
     with (folder / "filler").open("wb", buffering=0) as file:
         size = 0
         for piece in (2**20, 4096):
@@ -171,7 +173,7 @@ async def empty(world: World) -> None:
 
 @dataclass
 class Scarcity:
-    """So many descriptors as `koo serve` has open, and a few more: also when it has closed some."""
+    """A limit of the descriptors that `koo serve` has open plus a few, adjusted when it has closed some."""
 
     before: int = 0
     keeping: asyncio.Task[None] | None = None
@@ -197,7 +199,7 @@ def allow(pid: int, files: int) -> None:
 
 
 def lever(down: str, up: str) -> tuple[Act, Act]:
-    """A lever of both processes."""
+    """Pull a lever of both processes."""
 
     async def begin(world: World) -> None:
         for child in world.children:
@@ -228,7 +230,7 @@ async def thaw_served(world: World) -> None:
 
 @dataclass
 class Strangers:
-    """Silent connections and half heads at the server's door."""
+    """Silent connections, and connections with half a request head, at the server."""
 
     open: list[socket.socket] = field(default_factory=list)
 
@@ -249,7 +251,7 @@ class Strangers:
 
 
 def of_ground() -> list[Fault]:
-    """All of them."""
+    """All faults of the surroundings."""
     strangers, scarcity = Strangers(), Scarcity()
     full = frozenset({"disk_full", "disk_nearly_full"})
     scarce = frozenset({"descriptors_used_up", "descriptors_nearly_used_up"})
@@ -258,10 +260,10 @@ def of_ground() -> list[Fault]:
         *of_server("store", STORE, "state_store"),
         Fault("the disk is full", fill, empty, 40.0, full, "disk:", 120.0, needs_root=True),
         Fault("descriptors are scarce", scarcity.begin, scarcity.end, 40.0, scarce, "process", 120.0),
-        Fault("names are not found", *lever("names hang", "names answer"), 12.0),
+        Fault("name lookups hang", *lever("names hang", "names answer"), 12.0),
         Fault("the clock goes ten minutes ahead", *lever("clock 600", "clock 0"), 8.0),
         Fault("the clock goes ten minutes back", *lever("clock -600", "clock 0"), 8.0),
         Fault("the log is not read", unread, read, 12.0),
         Fault("the server is stopped for three seconds", freeze_served, thaw_served, 3.0),
-        Fault("strangers hold the door", strangers.come, strangers.go, 15.0),
+        Fault("silent clients occupy the listener", strangers.come, strangers.go, 15.0),
     ]

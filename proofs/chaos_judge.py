@@ -1,4 +1,4 @@
-"""What must hold of a run of chaos, and how it is seen."""
+"""The conditions that a chaos run must meet, and how they are checked."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from proofs.chaos_world import Child, Sample
 
 PICO = Decimal(10**12)
 MIB_PER_MINUTE_MAX = 1.0
-"""A kilobyte that each of some 60 calls a second left behind would be 3.5 MiB a minute. What an allocator takes and
-keeps is less, and ends."""
+"""If each of some 60 calls a second left a kilobyte behind, that would be 3.5 MiB per minute. An allocator keeps less
+memory than that, and stops growing."""
 WARM = 2
-"""So many of the first pauses are the warm-up: each fault has been met once before caches are as full as they get."""
+"""This many of the first pauses are the warm-up: caches are full only after each fault has occurred once."""
 DESCRIPTORS_MORE, THREADS_MORE, TASKS_MORE = 12, 6, 6
-"""Above the first pause: a probe, a check, a beat that happens to run, and connections within the pool."""
+"""Allowed above the first pause: a probe, a check or a beat that happens to run, and connections within the pool."""
 LINES_A_MINUTE_MAX = 600
-"""Ten a second, under two faults at once and some 60 calls a second: each event has its line, and of calls that fail
-the first and then a count. Lines of the audit and of requests do not count: each act and each request that failed has
-one, by its promise."""
+"""Ten a second, under two concurrent faults and some 60 calls a second. Each event has a line, and so do the first
+failed call and each later count. Audit and request lines are left out, because every act and every failed request is
+promised one."""
 FIRES_LATE_S = 6.0
-"""A pending alert, a beat, and how often we look."""
+"""A pending alert, a beat, and the interval of our checks."""
 
 
 @dataclass
 class Struck:
-    """One fault as it came."""
+    """One fault, as it occurred."""
 
     fault: Fault
     began_s: float
@@ -45,7 +45,7 @@ class Struck:
 
 @dataclass
 class Pause:
-    """One look at both processes when nothing was asked of them: how long it took until nothing was open."""
+    """A check of both processes without any requests, and how long it took until nothing was open."""
 
     at_s: float
     took_s: float
@@ -57,7 +57,7 @@ class Pause:
 
 @dataclass
 class Course:
-    """What was seen of a run."""
+    """The observations of a run."""
 
     struck: list[Struck] = field(default_factory=list)
     pauses: list[Pause] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Told:
-    """What became of a fault's alert: seconds from its beginning and from its end; None: never."""
+    """When a fault's alert fired and ended, in seconds from the fault's beginning and from its end; None: never."""
 
     struck: Struck
     fired_s: float | None
@@ -88,7 +88,7 @@ class Told:
 
 
 def told(course: Course) -> list[Told]:
-    """Of each fault that has an alert."""
+    """The alert of each fault that has one."""
     return [_told(course, one) for one in course.struck if one.fault.alerts]
 
 
@@ -119,7 +119,7 @@ def _told(course: Course, one: Struck) -> Told:
 
 
 def slope_mib(pauses: Sequence[Pause], what: str) -> float:
-    """MiB a minute of a process in the pauses after the warm-up."""
+    """The memory growth of a process in the pauses after the warm-up, MiB per minute."""
     points = [(one.at_s / 60, one.samples[what].rss_mib) for one in pauses[WARM:]]
     if len(points) < 2:
         return 0.0
@@ -127,7 +127,7 @@ def slope_mib(pauses: Sequence[Pause], what: str) -> float:
 
 
 def growth(pauses: Sequence[Pause], children: Iterable[Child]) -> Iterator[str]:
-    """What is more in a later pause than it may be."""
+    """Values in a later pause that exceed what is allowed."""
     for child in children:
         slope = slope_mib(pauses, child.what)
         if slope > MIB_PER_MINUTE_MAX:
@@ -149,13 +149,13 @@ def tasks(sample: Sample) -> int:
 
 
 def open_in(said: dict[str, object]) -> dict[str, object]:
-    """What is held or runs, and should not where nothing is asked."""
+    """What is held or still running without any requests, and should not be."""
     names = ("held_pico", "waiting", "permits", "admitted", "scopes")
     return {name: said[name] for name in names if said.get(name)}
 
 
 def lines_a_minute(lines: Sequence[float]) -> int:
-    """The most in any minute."""
+    """The most lines in any minute."""
     most = begin = 0
     for number, at in enumerate(lines):
         while at - lines[begin] > 60:
@@ -168,7 +168,7 @@ def lines_a_minute(lines: Sequence[float]) -> int:
 
 
 def counters(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Each series of an exposition that may only grow."""
+    """All series of an exposition that may only grow."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -178,7 +178,7 @@ def counters(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def falls(texts: Sequence[str]) -> list[str]:
-    """Each counter that fell, or was there and is gone."""
+    """Each counter that fell or disappeared."""
     found = []
     for before, after in pairwise([counters(text) for text in texts]):
         for series, value in before.items():
@@ -195,7 +195,7 @@ def falls(texts: Sequence[str]) -> list[str]:
 
 @dataclass
 class Books:
-    """What both stores say in the end, USD."""
+    """The final sums in both stores, USD."""
 
     entries: Decimal
     marked: Decimal
@@ -211,7 +211,7 @@ class Books:
 
 
 def read_books(server: PostgresServer, file: str) -> Books:
-    """Behind koo's back."""
+    """Read the tables directly, without koo."""
     with closing(sqlite3.connect(file)) as disk:
         asks: list[Callable[[str], object]] = [server.sql, lambda words: disk.execute(words).fetchone()[0]]
 
@@ -228,18 +228,18 @@ def read_books(server: PostgresServer, file: str) -> Books:
 
 
 def rows_wrong(said: str, rows: Sequence[int]) -> Iterator[str]:
-    """`said` by the application at its end; `rows` of the table."""
+    """`said`: the application's report at its end; `rows`: those of the table."""
     _, _, words = said.partition("ROWS")
     words, _, failed = words.partition("FAILED")
     known, _, perhaps = words.partition("UNKNOWN")
     acknowledged, unknown = set(map(int, known.split())), set(map(int, perhaps.split()))
     if not acknowledged:
-        yield "the application says of no row that it was written"
+        yield "the application reports no written row"
     if len(rows) != len(set(rows)):
-        yield f"{len(rows) - len(set(rows))} rows are there twice"
+        yield f"{len(rows) - len(set(rows))} rows exist twice"
     if lost := acknowledged - set(rows):
         yield f"{len(lost)} acknowledged rows are missing"
     if more := set(rows) - acknowledged - unknown:
         heard = json.loads(failed or "{}")
         words = "; ".join(heard.get(str(row), "nothing") for row in sorted(more)[:5])
-        yield f"{len(more)} rows are there of which the caller heard that they failed: {words}"
+        yield f"{len(more)} rows exist of which the caller heard that they failed: {words}"

@@ -1,4 +1,4 @@
-"""The page of the proof of chaos."""
+"""Writes the page of the chaos proof."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def page(
     minutes: float,
     seed: int,
 ) -> tuple[list[str], str]:
-    """Its lines, and its figure."""
+    """The page's lines, and its figure."""
     outcomes = Counter(one.application.said.get("did", {}).get("outcomes", {}))
     lines = [
-        "# Chaos: faults of every kind at once, and nothing is left of them",
+        "# Chaos: after faults of every kind, everything returns to normal",
         "",
-        f"`koo serve` with ten clients, and an application of sixteen tasks with library calls, through {minutes:g}",
-        f"minutes of faults, two at a time (seed {seed}). Between the storms are pauses in which nothing is asked.",
+        "`koo serve` with ten clients, and an application whose sixteen tasks make library calls, run through",
+        f"{minutes:g} minutes of faults, two at a time (seed {seed}). Between the storms are pauses without any",
+        "requests.",
         "",
         *(
             ["**Does not hold:**", "", *(f"- {one_found}" for one_found in found)]
@@ -39,22 +40,23 @@ def page(
             else ["**Holds.**"]
         ),
         "",
-        "## What stays the same",
+        "## Resources in the pauses",
         "",
-        "In the pauses; the first is before any fault.",
+        "The first pause is before any fault.",
         "",
         "| pause at | process | memory | descriptors | threads | tasks | connections to the database |"
-        " to the providers | nothing open after |",
+        " connections to the providers | idle after |",
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
         *_pauses(course),
         "",
         *(_memory(course, child) for child in one.children),
         "",
-        "The memory of both, over time: ![memory](chaos.svg)",
+        "Memory of both processes over time: ![memory](chaos.svg)",
         "",
         "## Faults and their alerts",
         "",
-        "`fired` is counted from the fault's beginning, `ended` from its end; the longest of all times.",
+        "`fired` is the time from a fault's beginning to its alert, `ended` the time from its end to the alert's end.",
+        "If a fault came several times, the longest time is shown.",
         "",
         "| fault | times | alert | fired | ended |",
         "|---|---:|---|---:|---:|",
@@ -64,20 +66,22 @@ def page(
         "",
         f"- the application: {_counted(outcomes)}",
         f"- clients of the server: {_counted(clients.answers)}",
-        f"- `/livez` was silent {len(clients.silent_s)} times, while the server was stopped or without descriptors",
+        f"- checks of `/livez` without a response, while the server was stopped or had no free descriptors:"
+        f" {len(clients.silent_s)}",
         "",
         "## Money and rows",
         "",
-        f"The providers bill {bill_usd(one):.4f} USD, the ledgers of both processes say {books.entries:.4f} USD, of",
-        f"which {books.marked:.4f} is estimated (calls that ended without the provider's numbers);"
-        f" {books.unsettled:.4f} is left unsettled.",
-        f"{rows:,} rows were written: each acknowledged one is there once, and no other but those that were said to be"
-        " unknown.",
+        f"The providers bill {bill_usd(one):.4f} USD. The ledgers of both processes contain {books.entries:.4f} USD,",
+        f"of which {books.marked:.4f} is estimated (calls that ended without the provider's numbers)."
+        f" {books.unsettled:.4f} USD remains unsettled.",
+        "",
+        f"{rows:,} rows were written. Each acknowledged row exists exactly once, and each other row had been reported",
+        "as unknown.",
         "",
         "## After the last fault",
         "",
         (
-            f"Healthy, without an alert, after {course.healthy_s:.0f} s."
+            f"Healthy and without alerts after {course.healthy_s:.0f} s."
             if course.healthy_s is not None
             else "Not healthy in time."
         ),
@@ -99,8 +103,8 @@ def _pauses(course: Course) -> list[str]:
 def _memory(course: Course, child: Child) -> str:
     slope = slope_mib(course.pauses, child.what)
     return (
-        f"- {child.what}: {slope:+.2f} MiB a minute after the warm-up; at most {lines_a_minute(child.lines)} log lines"
-        f" in a minute, {len(child.lines):,} in all, without the audit's and those of requests"
+        f"- {child.what}: {slope:+.2f} MiB per minute after the warm-up; at most {lines_a_minute(child.lines)} log"
+        f" lines in a minute, {len(child.lines):,} in total, not counting audit and request lines"
     )
 
 
@@ -142,4 +146,4 @@ def _figure(one: World, course: Course) -> str:
         rows.append(Row(f"{child.what}: MiB of memory; dashed: pauses", values, marks))
     first = min((struck.began_s for struck in course.struck), default=0.0)
     end = max((struck.ended_s for struck in course.struck), default=0.0)
-    return bars_svg("Memory under ten minutes of faults", rows, FIGURE_STEP_S, (first, end), tick_s=60)
+    return bars_svg("Memory during ten minutes of faults", rows, FIGURE_STEP_S, (first, end), tick_s=60)

@@ -1,7 +1,7 @@
-"""The world of the proof of chaos: two processes of koo, what they hang on, and the proxies and levers between.
+"""The world of the chaos proof: two processes of koo, their dependencies, and the proxies and levers in between.
 
-`koo serve` keeps its state on a PostgreSQL of its own, the application on SQLite on a small disk. Both ask the same two
-providers and the same database, each by way of a proxy that breaks connections.
+`koo serve` keeps its state in its own PostgreSQL, the application in SQLite on a small disk. Both use the same two
+providers and the same database, each through a proxy that breaks connections.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ SETTINGS = {
 
 
 def good_step(rng: random.Random) -> Step:
-    """What a provider that is well does: here and there it is not, as in life."""
+    """The behaviour of a healthy provider, with an occasional failure, as in reality."""
     chance, tokens = rng.random(), rng.randint(1, 60)
     if chance < 0.01:
         return Nothing(billed=True)
@@ -79,7 +79,7 @@ def good_step(rng: random.Random) -> Step:
 
 
 class Well:
-    """Mixed into a fake: what it does unless it was told otherwise; a bill has no end, so it keeps the sum only."""
+    """A fake's default behaviour. It keeps only the sum of its bills, because their number is unbounded."""
 
     rng: random.Random
     told: Step | None = None
@@ -104,7 +104,7 @@ class Beta(Well, FakeAnthropic):
 
 @dataclass
 class Sample:
-    """One look at a process: what it says of itself, and what the kernel says."""
+    """One sample of a process: its own report, and the kernel's numbers."""
 
     at_s: float
     rss_mib: float
@@ -184,7 +184,7 @@ class Child:
             self.process.stdin.write(f"{words}\n".encode())
 
     def look(self, began: float) -> Sample:
-        """Now."""
+        """Take a sample now."""
         pid = self.process.pid
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         status = Path(f"/proc/{pid}/status").read_text()
@@ -195,7 +195,7 @@ class Child:
         return sample
 
     async def end(self, within_s: float) -> str:
-        """SIGTERM; what is wrong with how it ended, or nothing."""
+        """Send SIGTERM; returns what is wrong with its end, if anything."""
         self.reads.set()
         if self.process.returncode is None:
             self.process.terminate()
@@ -204,7 +204,7 @@ class Child:
                 code = await self.process.wait()
                 await asyncio.gather(*self._listening)
         except TimeoutError:
-            self.process.send_signal(signal.SIGUSR1)  # it writes where it stands
+            self.process.send_signal(signal.SIGUSR1)  # it writes to its working directory
             await asyncio.sleep(1)
             self.process.kill()
             await self.process.wait()
@@ -214,7 +214,7 @@ class Child:
 
 @dataclass
 class World:
-    """All of it."""
+    """The whole world."""
 
     rng: random.Random
     fakes: dict[str, Alpha | Beta]
@@ -237,7 +237,7 @@ class World:
         return time.monotonic() - self.began
 
     def alerts(self) -> set[tuple[str, str, str]]:
-        """What holds in one of the two: (process, kind, component)."""
+        """Alerts that hold in one of the two processes: (process, kind, component)."""
         return {
             (child.what, kind, component)
             for child in self.children
@@ -248,7 +248,7 @@ class World:
 
 @contextlib.contextmanager
 def small_disk() -> Any:
-    """A disk that a file can fill: a tmpfs of its own where root may mount one, else an ordinary folder."""
+    """A disk that one file can fill: a tmpfs if root may mount one, otherwise an ordinary folder."""
     with tempfile.TemporaryDirectory(prefix="koo-chaos-") as folder:
         mounted = os.geteuid() == 0 and not subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], capture_output=True, check=False
@@ -267,7 +267,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def world(seed: int) -> AsyncIterator[World]:
-    """Everything started, and both processes ready."""
+    """Start everything; both processes are ready."""
     rng = random.Random(seed)
     async with contextlib.AsyncExitStack() as stack:
         fakes: dict[str, Alpha | Beta] = {}
@@ -356,7 +356,7 @@ async def _until_ready(one: World) -> None:
 
 
 def bill_usd(one: World) -> Decimal:
-    """What all providers would send a bill for."""
+    """The total that all providers would bill."""
     return sum((fake.billed_usd for fake in one.fakes.values()), Decimal(0))
 
 

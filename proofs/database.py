@@ -1,16 +1,16 @@
-"""The database as people run it, with Debian's programs: `python -m proofs.database`.
+"""The database in real deployments, with Debian's programs: `python -m proofs.database`.
 
-* PgBouncer in transaction mode: forty tasks write and read through five connections of the server; the pooler has no
-  more places; it is killed and started anew. What was acknowledged is there once, and nothing else but what was said
-  to be unknown.
-* A failover by address: a name that led to the primary leads to the standby, which has been promoted. The old primary
-  is dead, or goes on and refuses writes.
-* A restart of four seconds under two hundred waiting tasks: how long the outage is, and how few connections are made
-  at once. SQLAlchemy alone, with the same pool, is the control.
+* PgBouncer in transaction mode: forty tasks write and read through five server connections; the pooler runs out of
+  connections; it is killed and restarted. Each acknowledged row exists exactly once, and each other row was reported as
+  unknown.
+* A failover by address: an address that pointed to the primary now points to the promoted standby. The old primary is
+  dead, or continues and refuses writes.
+* A restart of four seconds under two hundred waiting tasks: how long the outage lasts, and how few connections are
+  opened at the same time. SQLAlchemy alone, with the same pool, is the control.
 
-* Nine faults, each under eight callers: what it does to state, pool, callers and alerts (`database_faults.py`).
+* Nine faults, each with eight callers: their effects on state, pool, callers and alerts (`database_faults.py`).
 
-All with both drivers. Each task says what was acknowledged to it; the table on the server is the judge.
+Everything runs with both drivers. Each task records what was acknowledged; the server's table is the judge.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ PROBE_S = 5.0
 STEP_S = 0.1
 SHOWN_S = 14.0
 OUTAGE_S_MAX = 3.0
-"""After the server is back. A probe asks each second, and two answers in a row begin the test of recovery."""
+"""Counted from the server's return. A probe runs each second, and two successes in a row begin the test of recovery."""
 INSERT = text("INSERT INTO notes (n) VALUES (:n)")
 
 
 @dataclass
 class Result:
-    """What one try came to; `found` is what does not hold, `advice` what to do about the errors that callers saw."""
+    """The result of one trial. `found`: what does not hold; `advice`: how to avoid the errors that callers saw."""
 
     driver: str
     what: str
@@ -69,7 +69,7 @@ class Result:
 
 @dataclass
 class Writers:
-    """What tasks were told about the rows that they wrote."""
+    """The results that tasks received for the rows that they wrote."""
 
     acknowledged: set[int] = field(default_factory=set)
     unknown: set[int] = field(default_factory=set)
@@ -85,7 +85,7 @@ class Writers:
         except CommitOutcomeUnknown:
             self.unknown.add(n)
             self.errors["commit_unknown"] += 1
-        except Exception as error:  # noqa: BLE001 - whatever it is, its caller was told no
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller got an error
             self.errors[str(getattr(error, "kind", type(error).__name__))] += 1
         else:
             self.acknowledged.add(n)
@@ -96,11 +96,11 @@ class Writers:
         rows = [int(n) for n in server.sql("SELECT n FROM notes", name).split()]
         found = []
         if len(rows) != len(set(rows)):
-            found.append(f"{len(rows) - len(set(rows))} rows are there twice")
+            found.append(f"{len(rows) - len(set(rows))} rows exist twice")
         if lost := self.acknowledged - set(rows):
             found.append(f"{len(lost)} acknowledged rows are missing")
         if more := set(rows) - self.acknowledged - self.unknown:
-            found.append(f"{len(more)} rows are there of which the caller heard that they failed")
+            found.append(f"{len(more)} rows exist of which the caller heard that they failed")
         return found
 
     def saw(self) -> str:
@@ -109,15 +109,15 @@ class Writers:
 
 
 def fresh(server: PostgresServer) -> str:
-    """The name of a fresh database with an empty table."""
+    """Create a database with an empty table; returns its name."""
     name = server.create_database()
-    # Without a key: a row that was written twice must be seen.
+    # The table has no key, so that a row written twice shows.
     server.sql("CREATE TABLE notes (n int)", name)
     return name
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    while not is_so():  # noqa: ASYNC110 - what it looks at is in another process
+    while not is_so():  # noqa: ASYNC110 - it checks another process
         await asyncio.sleep(0.005)
 
 
@@ -143,17 +143,17 @@ async def in_transaction_mode(driver: Driver, server: PostgresServer, *, prepare
         database = opened(pooler.url(driver, name), prepared_statements=prepared)
         await all_write(database, writers)
         await database.close()
-    said = "prepared statements left on" if prepared else "DATABASE_PREPARED_STATEMENTS=false"
+    said = "prepared statements not disabled" if prepared else "DATABASE_PREPARED_STATEMENTS=false"
     result = Result(driver, f"transaction mode, {said}", writers.saw(), writers.judge(server, name))
     if writers.errors and not prepared:
         result.found.append("callers saw errors")
     elif writers.errors:
-        result.advice = "nothing is lost, but such a pooler wants DATABASE_PREPARED_STATEMENTS=false"
+        result.advice = "nothing is lost, but such a pooler needs DATABASE_PREPARED_STATEMENTS=false"
     return result
 
 
 async def without_a_place(driver: Driver, server: PostgresServer) -> Result:
-    """The pooler takes ten clients, and two processes with ten connections each ask."""
+    """The pooler accepts ten clients, and two pools want ten connections each."""
     name, writers = fresh(server), Writers()
     with PgBouncer(server, clients_max=10) as pooler:
         url = pooler.url(driver, name)
@@ -166,9 +166,9 @@ async def without_a_place(driver: Driver, server: PostgresServer) -> Result:
         says = [str(pool.get_health()["reason"]) for pool in pools]
         for pool in pools:
             await pool.close()
-    result = Result(driver, "no more places at the pooler", writers.saw(), writers.judge(server, name))
+    result = Result(driver, "the pooler has no free connections", writers.saw(), writers.judge(server, name))
     if strange := set(writers.errors) - {"overloaded", "saturated", "circuit_open"}:
-        result.found.append(f"told as {', '.join(sorted(strange))} ({says})")
+        result.found.append(f"reported as {', '.join(sorted(strange))} ({says})")
     return result
 
 
@@ -183,14 +183,14 @@ async def pooler_killed(driver: Driver, server: PostgresServer) -> Result:
         await asyncio.to_thread(pooler.start)
         await working
         await database.close()
-    return Result(driver, "the pooler is killed and started anew", writers.saw(), writers.judge(server, name))
+    return Result(driver, "the pooler is killed and restarted", writers.saw(), writers.judge(server, name))
 
 
 # ── a failover by address ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def failover(driver: Driver, *, old_lives: bool) -> Result:
-    """A task writes all the time; seconds from the move of the address to the first row on the new primary."""
+    """Measures the seconds from the move of the address to the first row on the new primary."""
     writers = Writers()
     with PostgresServer(MAJOR, settings={"wal_level": "replica", "max_wal_senders": 4}) as old:
         name = fresh(old)
@@ -201,7 +201,7 @@ async def failover(driver: Driver, *, old_lives: bool) -> Result:
                 took_s = await _move(database, writers, old, new, address, old_lives=old_lives)
                 await database.close()
             found = writers.judge(new, name)
-    what = "goes on and refuses writes" if old_lives else "is dead"
+    what = "continues and refuses writes" if old_lives else "is dead"
     saw = f"writes again after {took_s:.1f} s; {writers.saw()}"
     if took_s > PROBE_S + OUTAGE_S_MAX:
         found.append(f"longer than a probe's interval ({PROBE_S:g} s) and {OUTAGE_S_MAX:g} s")
@@ -248,7 +248,7 @@ def _without_tls(driver: Driver) -> str:
 
 @dataclass
 class Restart:
-    """Seconds since the server stopped: when it was back, each new connection, and each answer to a task."""
+    """Times in seconds since the server stopped: its return, each new connection, and each success of a task."""
 
     back_s: float
     connects: list[float]
@@ -264,7 +264,7 @@ class Restart:
 
 
 async def restart(ask: Callable[[], Awaitable[None]], server: PostgresServer, proxy: FaultProxy) -> Restart:
-    """Two hundred tasks ask all the time; the server stops for four seconds."""
+    """Two hundred tasks query all the time; the server stops for four seconds."""
     answers, connects, ending = list[float](), list[float](), asyncio.Event()
 
     async def task() -> None:
@@ -373,11 +373,11 @@ def main() -> int:
     PAGES.mkdir(exist_ok=True)
     (PAGES / "database-restart.svg").write_text(figure, encoding="utf-8")
     lines = [
-        "# The database as people run it",
+        "# The database in real deployments",
         "",
         f"PostgreSQL {MAJOR} and {PgBouncer.version()} of Debian; {WRITERS} tasks write {WRITES} rows each, in",
-        "transactions of two statements. What was acknowledged is there once; what is there beside it was told as",
-        "unknown.",
+        "transactions of two statements. Each acknowledged row exists exactly once, and each other row had been",
+        "reported as unknown.",
         "",
         "| driver | what happens | what was seen | result |",
         "|---|---|---|---|",
@@ -387,12 +387,12 @@ def main() -> int:
         "",
         "## What each fault does",
         "",
-        f"{CALLERS} callers with a deadline of {DEADLINE_S:g} s each, twice, with a pool of four; then a health check.",
-        "An alert stands here as soon as its condition holds; it is published after the time that its rule names.",
+        f"{CALLERS} callers with a deadline of {DEADLINE_S:g} s call twice, with a pool of four; then a health check",
+        "runs. An alert is listed as soon as its condition holds; people are notified only after its rule's delay.",
         "",
         *faults,
         "",
-        f"All took {(time.monotonic() - began) / 60:.0f} minutes.",
+        f"The run took {(time.monotonic() - began) / 60:.0f} minutes.",
     ]
     write_page("database", "prove-database", lines)
     return int(any(one.found for one in results))

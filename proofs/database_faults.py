@@ -1,7 +1,7 @@
-"""What each fault does to the database's state, its pool, its callers and its alerts: a table from runs.
+"""The effects of each fault on the database's state, its pool, its callers and its alerts: a table from real runs.
 
-Each fault is inflicted on a real server, or on the way to it, while eight callers write; then the database is looked at
-as an operator would. A row says what was seen, with which driver.
+Each fault is applied to a real server, or to the connection to it, while eight callers write. Then the database is
+checked as an operator would check it. A row shows the result with one driver.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INSERT = text("INSERT INTO notes (n) VALUES (1)")
 
 @dataclass
 class World:
-    """A server, the way to it, and a database of eight callers with a pool of four."""
+    """A server, the proxy in front of it, and a database with a pool of four for eight callers."""
 
     server: PostgresServer
     proxy: FaultProxy
@@ -83,11 +83,11 @@ FAULTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "the server is stopped": stop,
     "the server is killed": kill,
     "the server hangs": freeze,
-    "nothing passes on the way to it": black_hole,
+    "traffic to the server is dropped": black_hole,
     "all connections are reset": reset,
     "the user may not log in": no_login,
-    "no more connections for the user": no_place,
-    "it takes no writes": read_only,
+    "the user's connection limit is reached": no_place,
+    "the server accepts no writes": read_only,
     "a statement is wrong": no_table,
 }
 
@@ -124,7 +124,7 @@ async def call(database: Database, seen: Counter[str]) -> None:
     try:
         async with deadline(DEADLINE_S), database.session_scope() as session:
             await session.execute(INSERT)
-    except Exception as error:  # noqa: BLE001 - what callers get is what is counted
+    except Exception as error:  # noqa: BLE001 - every error that callers get is counted
         seen[str(getattr(error, "kind", type(error).__name__))] += 1
     else:
         seen["ok"] += 1
@@ -152,11 +152,11 @@ async def row(driver: Literal["psycopg", "asyncpg"], major: int, fault: str) -> 
 
 
 async def table(major: int) -> list[str]:
-    """The table, as lines of a page."""
+    """The lines of the table."""
     drivers: tuple[Literal["psycopg", "asyncpg"], ...] = ("psycopg", "asyncpg")
     rows = [await row(driver, major, fault) for fault in FAULTS for driver in drivers]
     return [
-        "| fault | driver | what sixteen calls got | state and conditions | pool | alerts |",
+        "| fault | driver | results of sixteen calls | state and conditions | pool | alerts |",
         "|---|---|---|---|---|---|",
         *rows,
     ]

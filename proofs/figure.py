@@ -1,4 +1,4 @@
-"""A figure of bars over time, as SVG: several rows with one time axis and one scale."""
+"""Draws bars over time as SVG: several rows with one time axis and one scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FONT = 'font-family="sans-serif" font-size="12" fill="#333"'
 
 @dataclass(frozen=True)
 class Row:
-    """`bars`: one value for each step of time. `marks`: moments (in seconds) with a word each."""
+    """One row. `bars`: one value for each time step. `marks`: moments (in seconds), each with a label."""
 
     title: str
     bars: Sequence[int]
@@ -22,7 +22,7 @@ class Row:
 def bars_svg(
     title: str, rows: Sequence[Row], step_s: float, shaded: tuple[float, float], *, tick_s: int = 1
 ) -> str:
-    """Rows of bars; `shaded` is the time, in seconds, behind which the ground is grey. `tick_s`: a number so often."""
+    """Rows of bars. The background is grey during `shaded` (seconds). `tick_s`: the interval of the axis labels."""
     steps = max(len(row.bars) for row in rows)
     most = max(1, *(max(row.bars, default=0) for row in rows))
     height = TOP + len(rows) * (ROW + GAP) + BOTTOM

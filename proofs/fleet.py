@@ -1,7 +1,7 @@
-"""Many processes on one store: `python -m proofs.fleet [PART...]`, all parts without one.
+"""Many processes on one store: `python -m proofs.fleet [PART...]`; without arguments it runs all parts.
 
 Each part is a file `proofs/fleet_….py` whose `prove` returns its section of the page. A run of some parts writes their
-sections, and leaves the others as the last run of them wrote them: each says when it was tried, and with which koo.
+sections and keeps the other sections from their last run; each section says when it ran, and with which koo.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PARTS: Mapping[str, Callable[[], Awaitable[Part]]] = {
 HEAD = (
     "# Fleet: many processes, one store",
     "",
-    "What holds for a fleet of processes, tried on real ones with real servers. Each section says when it was tried.",
+    "Promises about a fleet, tested with real processes and real servers. Each section says when it was tested.",
 )
 
 
 async def prove(names: Sequence[str], limit_s: float) -> dict[str, tuple[Part, str]]:
-    """The parts of these names, one after the other, each with the line that says when and how long."""
+    """Run these parts one after the other; returns each with a line that says when it ran and for how long."""
     tried = {}
     try:
         async with asyncio.timeout(limit_s):
@@ -49,7 +49,7 @@ async def prove(names: Sequence[str], limit_s: float) -> dict[str, tuple[Part, s
 
 def _when(lasted_s: float) -> str:
     lasted = f"{lasted_s:.0f} seconds" if lasted_s < 120 else f"{lasted_s / 60:.0f} minutes"
-    return f"Tried on {dt.datetime.now(dt.UTC).date()} in {lasted}, koo at {state_of_koo()}."
+    return f"Tested on {dt.datetime.now(dt.UTC).date()} in {lasted}, koo at {state_of_koo()}."
 
 
 def page(sections: Mapping[str, Sequence[str]]) -> list[str]:
@@ -58,7 +58,7 @@ def page(sections: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def sections_of(text: str) -> dict[str, list[str]]:
-    """The sections of a page that was written before, by the name of the part that stands in a comment above each."""
+    """The sections of an existing page, by the part's name, which is in a comment above each section."""
     found: dict[str, list[str]] = {}
     lines: list[str] | None = None
     for line in text.splitlines():

@@ -1,8 +1,9 @@
-"""Breakers of many processes before one provider: what an outage costs, how it ends, and who acts for all.
+"""Breakers of many processes with one provider: what an outage costs, how it ends, and which process acts for all.
 
-A provider goes down while all processes call it. Those that call often find out by themselves; the others are primed,
-and open with their first failure. While it is down the fleet probes it as one process would. When it answers again its
-first success is told, and all are back in rounds that double. A reset reaches all. The leader is killed.
+A provider goes down while all processes call it. Processes that call often open on their own failures; the others are
+primed, and open with their first failure. While the provider is down the fleet probes it as one process would. When it
+is back, the first success is published, and the others recover in rounds that double. A reset reaches all processes.
+The leader is killed.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from proofs.fleet_part import Part
 OFTEN_S = 0.1
 RESET_S = 1.5
 LEADS_AFTER_S = 7.0
-"""Four beats without a renewal, the beat that finds it, and time to say so."""
+"""Four beats without a renewal, the beat that notices it, and time to report it."""
 TELLING_S = 5.0
-"""Some looks of the alerts and some sendings, by those that are left."""
+"""Several rounds of the alert engine and of sending, by the remaining processes."""
 PATIENCE_S = 60.0
 DOWN = error(500, "api_error")
 
 
 @dataclass
 class Attempt:
-    """One request at the provider, from its arrival to its answer."""
+    """One request at the provider, from its arrival to its response."""
 
     number: int
     began: float
@@ -47,7 +48,7 @@ class Attempt:
 
 
 class Provider(FakeAnthropic):
-    """Knows who asks, and when; an answer takes a little, so that what runs at once is seen."""
+    """Records which process calls, and when. A response takes a moment, so that concurrent calls can be seen."""
 
     def __init__(self) -> None:
         super().__init__(strict=False)
@@ -71,7 +72,7 @@ class Provider(FakeAnthropic):
 
 
 class Hook:
-    """Takes what the processes tell people: the key of each message, once for each time that it comes."""
+    """Receives the processes' notices: counts the key of each message every time that it arrives."""
 
     def __init__(self) -> None:
         self.keys: Counter[str] = Counter()
@@ -96,7 +97,7 @@ class Hook:
 
 @dataclass
 class Process:
-    """One child, and what it has said: the word, and when."""
+    """One child, and what it has reported: the word, and when."""
 
     task: Task
     said: list[tuple[str, float]] = field(default_factory=list)
@@ -125,7 +126,7 @@ class Process:
         return any(one == word for one, _ in self.said)
 
     def last(self, word: str) -> float:
-        """When it said this last; long ago if never."""
+        """When it last reported this word; long ago if never."""
         return max((at for one, at in self.said if one == word), default=float("-inf"))
 
     async def end(self) -> None:
@@ -138,7 +139,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is tried; the busy processes call ten times a second."""
+    """The size of the trial; the busy processes call ten times a second."""
 
     processes: int = 8
     busy: int = 4
@@ -160,7 +161,7 @@ class Fleet:
         self.processes = [Process(task) for task in tasks]
 
     async def __aenter__(self) -> Self:
-        for process in self.processes:  # one after the other: the first of them leads
+        for process in self.processes:  # one after the other, so that the first one leads
             await process.start()
             await self.until(partial(process.has_said, "ready"))
         return self
@@ -169,13 +170,13 @@ class Fleet:
         await asyncio.gather(*(process.end() for process in self.processes))
 
     async def until(self, met: Callable[[], bool]) -> float:
-        """Wait for it; returns how long it took."""
+        """Wait until the condition holds; returns how long it took."""
         began = time.monotonic()
         await until(met, PATIENCE_S)
         return time.monotonic() - began
 
     def pace(self, seldom_s: float) -> None:
-        """The busy ones call often, the others every so often."""
+        """The busy processes call often, the others at this pace."""
         for number, process in enumerate(self.processes):
             process.ask(f"pace {OFTEN_S if number < self.size.busy else seldom_s}")
 
@@ -186,7 +187,7 @@ class Fleet:
 
 @dataclass
 class Findings:
-    """What was measured, a line each; what does not hold, and what took too long, which a busy machine may be."""
+    """One line for each measurement; what does not hold, and what took too long, which may be due to a busy machine."""
 
     lines: list[str] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
@@ -201,7 +202,7 @@ class Findings:
 
 
 async def goes_down(fleet: Fleet, findings: Findings) -> None:
-    """At most half of the processes make more than one failed call."""
+    """At most half of the processes have more than one failed call."""
     fleet.pace(fleet.size.seldom_s)
     await fleet.until(lambda: len({one.number for one in fleet.provider.tries}) == len(fleet.processes))
     fleet.provider.default, down_at = DOWN, time.monotonic()
@@ -213,8 +214,8 @@ async def goes_down(fleet: Fleet, findings: Findings) -> None:
     several = [number for number, count in failed.items() if count > 1]
     half = len(fleet.processes) // 2
     findings.note(
-        f"provider down: all {len(fleet.processes)} processes are open after {took:.1f} s and {failed.total()} failed "
-        f"calls; {len(several)} processes made more than one (at most {half})",
+        f"provider down: all {len(fleet.processes)} breakers are open after {took:.1f} s and {failed.total()} failed "
+        f"calls; {len(several)} processes had more than one failed call (at most {half} may)",
         holds=len(several) <= half,
     )
 
@@ -222,7 +223,7 @@ async def goes_down(fleet: Fleet, findings: Findings) -> None:
 async def stays_down(fleet: Fleet, findings: Findings) -> None:
     """The fleet probes once in a recovery time."""
     fleet.pace(OFTEN_S)
-    # The last failed calls of the outage's beginning are no probes.
+    # The last failed calls from the beginning of the outage are not probes.
     began = max(process.last("open") for process in fleet.processes) + 0.5
     down_s = fleet.size.down_s
     await asyncio.sleep(down_s)
@@ -230,14 +231,14 @@ async def stays_down(fleet: Fleet, findings: Findings) -> None:
     gaps = [later - earlier for earlier, later in pairwise(probes)]
     shortest = min(gaps, default=fleet.size.recovery_s)
     findings.note(
-        f"for {down_s:.0f} s down, asked ten times a second by each: {len(probes)} probes of the whole fleet, the "
-        f"shortest time between two {shortest:.1f} s (recovery time {fleet.size.recovery_s:g} s)",
+        f"down for {down_s:.0f} s, with ten calls per second in each process: {len(probes)} probes of the whole fleet, "
+        f"at least {shortest:.1f} s apart (recovery time {fleet.size.recovery_s:g} s)",
         holds=bool(probes) and shortest >= fleet.size.recovery_s * 0.95,
     )
 
 
 async def comes_back(fleet: Fleet, findings: Findings) -> None:
-    """Never more probes than units: one, then two for each process that has recovered."""
+    """There are never more probes than units: one, then two for each process that has recovered."""
     fleet.pace(OFTEN_S)
     fleet.provider.default, up_at = answer(), time.monotonic()
     await fleet.until(lambda: not any(process.is_open() for process in fleet.living))
@@ -245,14 +246,15 @@ async def comes_back(fleet: Fleet, findings: Findings) -> None:
     back = max(process.last("closed") for process in fleet.living) - first
     worst = _most_at_once(fleet, up_at)
     findings.note(
-        f"it answers again: {back:.1f} s after the first success all are closed; before the first had closed "
-        f"{worst[0]} probe ran at once, later at most {worst[1]} above two for each that had (none)",
+        f"provider back: all breakers are closed {back:.1f} s after the first success; until the first one closed, "
+        f"{worst[0]} probe ran at a time (at most 1 may); later at most {worst[1]} more ran than two for each closed "
+        "breaker (0 may)",
         holds=worst[0] <= 1 and worst[1] <= 0,
     )
 
 
 def _most_at_once(fleet: Fleet, since: float) -> tuple[int, int]:
-    """Probes at once before any process had closed; and above the units afterwards."""
+    """The most concurrent probes before any process had closed, and how many exceeded the units afterwards."""
     closed = {process.task.number: process.last("closed") for process in fleet.processes}
     probes = [one for one in fleet.provider.since(since) if one.began < closed[one.number]]
     first, above = 0, 0
@@ -267,7 +269,7 @@ def _most_at_once(fleet: Fleet, since: float) -> tuple[int, int]:
 
 
 async def is_reset(fleet: Fleet, findings: Findings) -> None:
-    """An operator's reset in one process closes all."""
+    """An operator's reset in one process closes all breakers."""
     fleet.provider.default = DOWN
     await fleet.until(lambda: all(process.is_open() for process in fleet.living))
     fleet.provider.default = answer()
@@ -276,13 +278,13 @@ async def is_reset(fleet: Fleet, findings: Findings) -> None:
     await fleet.until(lambda: not any(process.is_open() for process in fleet.living))
     took = max(process.last("closed") for process in fleet.living) - asked_at
     findings.note(
-        f"a reset in one process has closed all after {took:.2f} s (at most {RESET_S})",
+        f"a reset in one process closes all breakers within {took:.2f} s (at most {RESET_S} s allowed)",
         in_time=took <= RESET_S,
     )
 
 
 async def loses_its_leader(fleet: Fleet, findings: Findings) -> None:
-    """Another leads within seconds, and people are told nothing twice."""
+    """Another process leads within seconds, and no notice is sent twice."""
     leader = max(fleet.living, key=lambda process: process.last("leads"))
     leader.child.kill()
     killed_at = time.monotonic()
@@ -290,7 +292,7 @@ async def loses_its_leader(fleet: Fleet, findings: Findings) -> None:
     await fleet.until(lambda: any(process.last("leads") > killed_at for process in fleet.living))
     took = min(at for process in fleet.living if (at := process.last("leads")) > killed_at) - killed_at
     findings.note(
-        f"kill -9 of the leader: another leads after {took:.1f} s (at most {LEADS_AFTER_S:g})",
+        f"kill -9 of the leader: another process leads after {took:.1f} s (at most {LEADS_AFTER_S:g} s allowed)",
         in_time=took <= LEADS_AFTER_S,
     )
     fleet.provider.default = DOWN
@@ -298,7 +300,7 @@ async def loses_its_leader(fleet: Fleet, findings: Findings) -> None:
     await asyncio.sleep(TELLING_S)
     twice = [key for key, count in fleet.hook.keys.items() if count > 1]
     findings.note(
-        f"{sum(fleet.hook.keys.values())} messages to people in all, {len(twice)} of them twice",
+        f"{sum(fleet.hook.keys.values())} notices were sent in total, {len(twice)} of them twice",
         holds=bool(fleet.hook.keys) and not twice,
     )
 
@@ -308,7 +310,7 @@ TRIALS: tuple[Trial, ...] = (goes_down, stays_down, comes_back, is_reset, loses_
 
 
 async def try_out(url: str, home: str, size: Size, trials: Sequence[Trial] = TRIALS) -> Findings:
-    """One after the other, on one store."""
+    """Run the trials one after the other, on one store."""
     findings = Findings()
     async with Provider() as provider, Hook() as hook, Fleet(url, home, provider, hook, size) as fleet:
         for trial in trials:

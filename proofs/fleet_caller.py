@@ -1,7 +1,7 @@
-"""One process of the proof of breakers: it calls a provider at its own pace, and says what its breaker does.
+"""One process of the breaker proof: it calls a provider at its own pace, and reports what its breaker does.
 
-`python -m proofs.fleet_caller JSON`. It says a line of JSON for each step: "ready", "open", "closed", "primed",
-"leads". It reads "pace SECONDS" (0: rest) and "reset", and closes when its input ends.
+`python -m proofs.fleet_caller JSON` prints a line of JSON for each step: "ready", "open", "closed", "primed", "leads".
+It reads "pace SECONDS" (0: rest) and "reset", and closes when its input ends.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Task:
     recovery_s: float
 
     def command(self) -> list[str]:
-        """How it is started."""
+        """The command that starts it."""
         return [sys.executable, "-m", "proofs.fleet_caller", json.dumps(asdict(self))]
 
 
 def options(task: Task) -> PlatformOptions:
-    """One service, asked once a call, whose breaker takes five failures."""
+    """One service with one attempt per call, whose breaker opens after five failures."""
     service = ServiceOptions(
         name=SERVICE,
         kind="anthropic",
@@ -63,12 +63,12 @@ def options(task: Task) -> PlatformOptions:
 
 
 def say(word: str) -> None:
-    """One line, with the time that all processes of a machine share."""
+    """Print one line, with the clock that all processes of a machine share."""
     print(json.dumps({"said": word, "at": time.monotonic()}), flush=True)
 
 
 class Caller:
-    """Calls one after the other, `pace_s` apart; rests while that is 0."""
+    """Makes calls one after the other, `pace_s` apart; rests while that is 0."""
 
     def __init__(self, platform: Platform, number: int) -> None:
         self._platform = platform
@@ -88,7 +88,7 @@ class Caller:
 
 
 async def tell_who_leads(platform: Platform) -> None:
-    """Say when it begins to lead."""
+    """Report when this process begins to lead."""
     before = False
     while True:
         leads = platform.parts.fleet.leads
@@ -99,7 +99,7 @@ async def tell_who_leads(platform: Platform) -> None:
 
 
 async def call(task: Task) -> None:
-    """Until its input ends."""
+    """Run until its input ends."""
     async with Platform(options(task)) as platform:
         platform.events.listen(lambda event: say(WORDS[type(event)]) if type(event) in WORDS else None)
         caller = Caller(platform, task.number)

@@ -1,9 +1,10 @@
-"""Money over a promotion: the store's primary dies under traffic, and its standby is promoted.
+"""Money across a promotion: the store's primary dies under traffic, and its standby is promoted.
 
-A synchronous standby has all that was acknowledged, so the cap holds whatever else dies. An asynchronous one that was
-cut off for a moment has not: what the living processes were granted meanwhile they tell again, and nothing is granted
-until they had the time to. What a process had drawn that died in that moment is gone. So the bill may be above the cap
-by what the dead had drawn and the copy did not know, and by no more; and each process that notices has an alert.
+A synchronous standby has everything that was acknowledged, so the cap holds whatever else dies. An asynchronous one
+that was cut off for a moment does not. The living processes report their grants of that time again, and the store
+grants nothing until they have had time to. The grants of a process that died in that moment are lost. So the bill may
+exceed the cap by what the dead process had drawn and the copy did not contain, and by no more. Each process that
+notices the loss has an alert.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from proofs.standby import Standby
 
 CAP_USD, PROCESSES, CALLERS = "20", 4, 80
 CUT_OFF_S = 3.0
-"""So long the asynchronous standby hears nothing before the primary dies: some beats' grants."""
+"""For this long the asynchronous standby receives nothing before the primary dies: the grants of a few beats."""
 QUIET_S = 12.0
-"""Longer than a store that forgot grants nothing (six seconds), after it was found again."""
+"""Longer than the six seconds for which a store that has forgotten grants nothing once it is found again."""
 PRIMARY: dict[str, str | int | float | bool] = {
     "wal_level": "replica",
     "max_wal_senders": 4,
@@ -40,7 +41,7 @@ PICO = Decimal(10**12)
 
 @dataclass(frozen=True)
 class Outcome:
-    """One promotion. `lost_usd`: what the dead had drawn and the promoted copy did not know."""
+    """One promotion. `lost_usd`: what the dead process had drawn and the promoted copy did not contain."""
 
     kind: str
     bill_usd: Decimal
@@ -56,13 +57,13 @@ class Outcome:
 
 
 def drawn(url: str) -> dict[str, Decimal]:
-    """What each process was granted and has not sent back."""
+    """What each process was granted and has not returned."""
     rows = tables(url)(f"{DRAWN} GROUP BY process")
     return {str(name): Decimal(int(amount)) / PICO for name, amount in rows}
 
 
 class Pair:
-    """A primary with its standby, the name that leads to one of them, and the way between them."""
+    """A primary with its standby, the address that points to one of them, and the proxy between them."""
 
     def __init__(
         self, primary: PostgresServer, standby: Standby, address: FaultProxy, way: FaultProxy
@@ -72,7 +73,7 @@ class Pair:
         self.lost_usd = Decimal(0)
 
     async def fail_over(self, fleet: Fleet, name: str, *, is_cut_off: bool) -> None:
-        """One process dies, and then the primary; the name leads to the standby, which takes writes."""
+        """One process dies, and then the primary; the address then points to the standby, which accepts writes."""
         if is_cut_off:
             self.way.black_hole()
             await asyncio.sleep(CUT_OFF_S)
@@ -80,7 +81,7 @@ class Pair:
         dead = fleet.ended[-1].pid
         before = await asyncio.to_thread(drawn, self.primary.url("psycopg", name))
         await asyncio.to_thread(self.primary.kill)
-        # Not healed: what was held up would still arrive, as it does not from a machine that is gone.
+        # The proxy is not healed: its held-back data would still arrive, which cannot happen after a machine is lost.
         self.way.refuses()
         self.way.reset_all()
         self.way.heal()
@@ -99,7 +100,7 @@ class Pair:
 
 
 async def promotion(kind: str, seed: int) -> Outcome:
-    """Processes spend; in the middle of it their store fails over."""
+    """Processes spend, and in the middle their store fails over."""
     is_synchronous = kind == "synchronous"
     with (
         tempfile.TemporaryDirectory() as home,
@@ -133,11 +134,11 @@ def _judge(kind: str, fleet: Fleet, pair: Pair, url: str) -> Outcome:
     if bill > cap + pair.lost_usd:
         found.append(f"the bill of {bill} is above the cap and the {pair.lost_usd} that were lost")
     if bill > books.booked + pair.lost_usd:
-        found.append(f"the bill of {bill} is above what is booked, {books.booked}, and what was lost")
+        found.append(f"the bill of {bill} is above what is booked, {books.booked}, plus what was lost")
     if books.purses != books.booked:
         found.append(f"{books.booked} is booked, and the purses say {books.purses}")
     if kind == "synchronous" and pair.lost_usd:
-        found.append(f"a synchronous standby did not know {pair.lost_usd}")
+        found.append(f"a synchronous standby did not have {pair.lost_usd}")
     if kind == "asynchronous" and not alerts:
         found.append("a store that forgot has no alert")
     return Outcome(kind, bill, books.booked, pair.lost_usd, alerts, found)
@@ -149,14 +150,14 @@ async def prove() -> Part:
     outcomes = [await promotion("synchronous", 201), await promotion("asynchronous", 202)]
     lines = [
         f"{CALLERS} callers in {PROCESSES} processes spend {CAP_USD} USD over PostgreSQL {MAJOR}.",
-        "One process is killed, at once the primary, and the standby is promoted; the asynchronous one had been cut",
-        f"off for {CUT_OFF_S:g} seconds. `lost` is what the killed process had drawn and the promoted copy did not",
-        "know: by so much the bill may be above the cap.",
+        "One process and the primary are killed at the same time, and the standby is promoted. Before, the",
+        f"asynchronous standby had been cut off for {CUT_OFF_S:g} seconds. `lost` is what the killed process had drawn",
+        "and the promoted copy did not contain; the bill may exceed the cap by that amount.",
         "",
         "| standby | cap | bill | booked | lost | alerts | result |",
         "|---|---:|---:|---:|---:|---:|---|",
         *(outcome.line() for outcome in outcomes),
     ]
     return Part(
-        "Money over a promotion", lines, [f"{one.kind}: {what}" for one in outcomes for what in one.found]
+        "Money across a promotion", lines, [f"{one.kind}: {what}" for one in outcomes for what in one.found]
     )

@@ -1,10 +1,9 @@
-"""Limits of a fleet, counted at the provider: no minute has more calls than allowed, and most of them are used.
+"""Limits of a fleet, counted at the provider: no minute has more calls than allowed, and most of the limit is used.
 
-60 and 600 a minute over one, four and ten processes on PostgreSQL, reached through a proxy. While they ask for half as
-much again as the limit, two of them are killed (and others started), the way to the store becomes 50 ms long, and then
-a black hole for some seconds.
-
-`python -m proofs.fleet_limits JSON` is one of the processes.
+Limits of 60 and 600 a minute are shared by one, four and ten processes on PostgreSQL, which they reach through a proxy.
+While they request 1.5 times the limit, two of them are killed and replaced, the connection to the store gets a latency
+of 50 ms, and then all its traffic is dropped for some seconds. `python -m proofs.fleet_limits JSON` is one of the
+processes.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ CUT_S = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one process does: `calls_a_s` calls a second until it is told to stop."""
+    """What one process does: `calls_a_s` calls a second until it is stopped."""
 
     base_url: str
     state_url: str
@@ -50,7 +49,7 @@ class Task:
     seed: int
 
     def options(self) -> PlatformOptions:
-        """A service that nothing limits but the requests of a minute."""
+        """A service whose only limit is the number of requests per minute."""
         service = ServiceOptions(
             name=SERVICE,
             kind="openai_compatible",
@@ -82,7 +81,7 @@ async def ask(task: Task) -> None:
 
 
 class Provider(FakeCompatible):
-    """Answers at once, and notes when it was asked."""
+    """Responds immediately, and records the time of each request."""
 
     def __init__(self) -> None:
         self.asked_at: list[float] = []
@@ -91,7 +90,7 @@ class Provider(FakeCompatible):
 
     @property
     def default(self) -> Step:
-        """The next answer."""
+        """The next response."""
         self.asked_at.append(time.monotonic())
         return Answer(output_tokens=1)
 
@@ -102,7 +101,7 @@ class Provider(FakeCompatible):
 
 @dataclass
 class Run:
-    """One limit over some processes."""
+    """One limit shared by some processes."""
 
     limit: int
     processes: int
@@ -121,7 +120,7 @@ class Run:
 
     @property
     def used(self) -> float:
-        """Which part of what the limit allows was used."""
+        """The share of the limit that was used."""
         return len(self.asked_at) / (self.limit * self.lasted_s / MINUTE_S)
 
     def found(self) -> list[str]:
@@ -134,7 +133,7 @@ class Run:
         return found
 
     def line(self) -> str:
-        """As in the table."""
+        """The row of the table."""
         return (
             f"| {self.limit} | {self.processes} | {self.worst} | {self.used:.0%} | {len(self.asked_at):,} |"
         )
@@ -150,7 +149,7 @@ class Members:
         self._processes = processes
 
     async def start(self, count: int) -> None:
-        """Start so many, and wait until they are ready."""
+        """Start this many, and wait until they are ready."""
         for _ in range(count):
             self._started += 1
             task = json.dumps(asdict(self._task) | {"seed": self._started})
@@ -176,7 +175,7 @@ class Members:
         await self.start(1)
 
     async def end(self) -> None:
-        """Kill what runs."""
+        """Kill all running processes."""
         for one in self.running:
             one.kill()
         await asyncio.gather(*(one.wait() for one in self.running))
@@ -223,15 +222,15 @@ async def _with_faults(members: Members, proxy: FaultProxy, processes: int, last
 
 
 async def prove() -> Part:
-    """All runs, at the same time: most of each is waiting."""
+    """All runs at the same time, because each spends most of its time waiting."""
     with PostgresServer(18) as server:
         runs = await asyncio.gather(*(run(server, limit, many, LASTS_S) for limit, many in RUNS))
     lines = [
-        f"Each run lasts {LASTS_S:.0f} seconds. The processes ask for half as much again as the limit, through koo on",
-        "PostgreSQL. Two are killed and replaced, the way to the store is 50 ms long for a while, and then nothing",
-        f"passes for {CUT_S:.0f} seconds. The provider counts.",
+        f"Each run lasts {LASTS_S:.0f} seconds. The processes request 1.5 times the limit, through koo on PostgreSQL.",
+        "Two are killed and replaced, the connection to the store has a latency of 50 ms for a while, and then all its",
+        f"traffic is dropped for {CUT_S:.0f} seconds. The provider counts the calls.",
         "",
-        "| limit a minute | processes | most in any minute | used of what is allowed | calls |",
+        "| limit per minute | processes | most calls in any minute | share of the limit used | calls |",
         "|---:|---:|---:|---:|---:|",
         *(one.line() for one in sorted(runs, key=lambda one: (one.limit, one.processes))),
     ]

@@ -1,4 +1,4 @@
-"""What each part of the proof of the fleet returns: one section of its page."""
+"""The result of each part of the fleet proof: one section of its page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Part:
-    """One section: its title, the lines below it (figures, tables), and what does not hold."""
+    """One section: its title, its lines (figures, tables), and what does not hold."""
 
     title: str
     lines: Sequence[str]

@@ -1,4 +1,4 @@
-"""A thousand processes that lease units, on virtual time over the same decisions: load on the store, fairness."""
+"""Simulates a thousand processes that lease units, on virtual time: load on the store, and fairness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load(world: World) -> list[int]:
 
 
 async def prove() -> Part:
-    """Each limit, asked for half as much again as it allows."""
+    """Test each limit with 1.5 times as many requests as it allows."""
     worlds = [
         World(
             limit, PROCESSES, limit / 60 * 1.5, seconds=SECONDS, seed=limit, faults=False, lag_s=(0.001, 0.05)
@@ -37,7 +37,7 @@ async def prove() -> Part:
             f"| {world.limit:,} | {world.worst:,} | {world.used:.0%} | {uses[0]} | {uses[PROCESSES // 2]} |"
             f" {uses[-1]} | {fairness:.2f} | {sum(steady) / len(steady):.0f} | {max(messages):,} |"
         )
-        rows.append(Row(f"{world.limit:,} a minute: messages in each second", messages))
+        rows.append(Row(f"{world.limit:,} per minute: messages in each second", messages))
         if world.worst > world.limit or world.used < 0.85:
             found.append(f"{world.worst} of {world.limit}, {world.used:.0%} used")
         if not uses[0]:
@@ -47,12 +47,12 @@ async def prove() -> Part:
     figure = bars_svg("Load on the store: a thousand processes", rows, 1.0, (0.0, 0.0), tick_s=10)
     (PAGES / FIGURE).write_text(figure, encoding="utf-8")
     head = [
-        f"{SECONDS} seconds of virtual time over the pure decisions. All processes start in one moment, with calls at",
-        "random moments, half as many again as the limit allows. Fairness is Jain's index of the calls that were let",
-        "out; with calls at random moments it is below 1 by one part in as many as each process made.",
+        f"{SECONDS} seconds of virtual time over the decision code, without I/O. All processes start at the same",
+        "moment and call at random moments, 1.5 times as often as the limit allows. Fairness is Jain's index of the",
+        "admitted calls. Because calls come at random moments, it is below 1 by about 1/n for n calls of each process.",
         "",
-        "| limit a minute | most in any minute | used | least of one process | median | most | fairness"
-        " | messages a second | most in a second |",
+        "| limit per minute | most calls in any minute | used | fewest calls of a process | median | most | fairness"
+        " | messages per second | most in one second |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     return Part("A thousand processes", [*head, *lines, "", f"![messages in each second]({FIGURE})"], found)

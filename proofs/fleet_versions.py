@@ -1,8 +1,9 @@
-"""Two versions at once: processes of an older koo, from its wheel in an environment of its own, beside this one.
+"""Two versions at once: processes of an older koo, from its wheel in its own environment, next to this version.
 
-The older one is the newest commit whose state store has fewer steps than this one's. Its processes start first and make
-the tables, those of this version add theirs under them, and one older process is killed and started again then: it
-takes the store although a newer koo has added to it. All spend one budget; the provider's bill is the judge.
+The older version is the newest commit whose state store has fewer schema steps than this one. Its processes start first
+and create the tables. The processes of this version add their own tables while the older ones run. Then one older
+process is killed and restarted, and accepts the store although a newer koo has added to it. All spend one budget, and
+the provider's bill is the judge.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ CAP_USD = "20"
 CALLERS = 10
 EACH = 3
 COUNTED = sum(not isinstance(step, schema.Growth) for step in schema.STEPS)
-"""The steps that an older koo refuses if there are more of them than it knows."""
+"""The steps that an older koo counts; it refuses the store if there are more of them than its own."""
 STEPS_OF = "from koo.storage import schema; print(len(schema.STEPS))"
 
 
 def older_commits() -> Iterator[str]:
-    """Commits that changed the tables, the newest first, each as it was before."""
+    """The parents of the commits that changed the tables, the newest first."""
     command = ["git", "log", "--format=%H", "--first-parent", "--", "src/koo/storage/schema.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise ProofFailed("the proof of two versions needs the history of this repository (git)")
+        raise ProofFailed("the proof with two versions needs this repository's git history")
     for commit in done.stdout.split():
         yield f"{commit}~1"
 
 
 class Older:
-    """An older koo in an environment of its own: its wheel, before the packages that this one runs on."""
+    """An older koo in its own environment: its wheel, found before the packages of this one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -52,7 +53,7 @@ class Older:
         self.steps = 0
 
     def make(self, *, knows_growth: bool) -> None:
-        """Build and install the newest whose store has fewer steps; of those that know of growth, or that do not."""
+        """Build and install the newest one whose store has fewer steps, among those with or those without `Growth`."""
         for revision in older_commits():
             source = self._unpack(revision)
             steps = self._steps(source)
@@ -80,7 +81,7 @@ class Older:
         return int(done.stdout) if done.returncode == 0 else 0
 
     def _install(self, source: Path) -> None:
-        """The wheel alone: the packages that it runs on are this environment's."""
+        """Install only the wheel; its dependencies are those of this environment."""
         wheels = self._folder / "wheels"
         build = [
             "wheel",
@@ -96,14 +97,14 @@ class Older:
         venv.create(self._folder / "environment", with_pip=True, symlinks=True, system_site_packages=False)
         (wheel,) = wheels.glob("koo-*.whl")
         pip_install(self.python, TimeLimit(), ["--no-deps", str(wheel)])
-        # Packages of this environment come after its own, among which koo is found first.
+        # The packages of this environment come after the older environment's own, so the older koo is found first.
         packages = next((self._folder / "environment" / "lib").glob("python*")) / "site-packages"
         ours = Path(sys.prefix) / "lib" / packages.parent.name / "site-packages"
         (packages / "zz_ours.pth").write_text(f"{ours}\n", encoding="utf-8")
 
     @property
     def source(self) -> Path:
-        """Its files, with the proof's scripts as they were then."""
+        """Its source tree, with the proof's scripts of that time."""
         return self._folder / "source"
 
     @property
@@ -111,10 +112,10 @@ class Older:
         return self._folder / "environment" / "bin" / "python"
 
     def check(self) -> None:
-        """Raises ProofFailed where it is not the older koo that would run."""
+        """Raises ProofFailed if the older koo would not be the one that runs."""
         where = _output([str(self.python), "-c", "import koo; print(koo.__file__)"], self._folder)
         if not where.startswith(str(self._folder)):
-            raise ProofFailed("the older environment runs another koo than its own")
+            raise ProofFailed("the older environment does not run its own koo")
 
 
 def _output(command: list[str], folder: Path) -> str:
@@ -125,7 +126,7 @@ def _output(command: list[str], folder: Path) -> str:
 
 
 class Mixed:
-    """Processes of both versions over one store."""
+    """Processes of both versions on one store."""
 
     def __init__(self, older: Older, fleet: Fleet) -> None:
         self._older = older
@@ -133,7 +134,7 @@ class Mixed:
         self._number = 0
 
     async def add(self, *, is_older: bool) -> None:
-        """One more process, which spends at once."""
+        """Start one more process, which spends immediately."""
         fleet, self._number = self._fleet, self._number + 1
         task = Task(
             fleet.provider.base_url, fleet.state_url, fleet.home, CAP_USD, CALLERS, fleet.seed + self._number
@@ -147,14 +148,14 @@ class Mixed:
         process.go()
 
     def kill_first(self) -> None:
-        """The oldest process, which is of the older version."""
+        """Kill the oldest process, which has the older version."""
         process = self._fleet.running.pop(0)
         process.kill()
         self._fleet.ended.append(process)
 
 
 async def roll(older: Older, server: PostgresServer, home: str) -> tuple[Fleet, Books, list[str]]:
-    """A rolling upgrade, and what does not hold."""
+    """Run a rolling upgrade; returns what does not hold."""
     url = server.url("psycopg", server.create_database())
     with Provider(301) as provider:
         fleet = Fleet(CAP_USD, 0, 301, provider, url, home)
@@ -172,7 +173,7 @@ async def roll(older: Older, server: PostgresServer, home: str) -> tuple[Fleet, 
         taken = tables(url)("SELECT steps FROM koo_schema")[0][0]
         grown = tables(url)("SELECT count(*) FROM koo_growth")[0][0]
         if taken + grown != len(schema.STEPS):
-            found.append(f"the store has {taken + grown} steps, and this koo knows {len(schema.STEPS)}")
+            found.append(f"the store has {taken + grown} steps, and this koo has {len(schema.STEPS)}")
         return fleet, books, found
 
 
@@ -190,15 +191,15 @@ async def upgrade(server: PostgresServer, *, knows_growth: bool) -> tuple[str, l
 
 
 async def prove() -> Part:
-    """Beside the newest that has fewer steps, and beside the newest that refuses a store with more than it knows."""
+    """With the newest version that has fewer steps, and with the newest one that refuses additional steps."""
     with PostgresServer(18) as server:
         upgrades = [await upgrade(server, knows_growth=knows) for knows in (True, False)]
     lines = [
-        f"{EACH} processes of an older koo, then {EACH} of this one ({len(schema.STEPS)} steps of the schema), then",
-        "one of the older is killed and another of its version started: all on one PostgreSQL, with one budget. The",
-        "second knows nothing of steps that only add.",
+        f"{EACH} processes of an older koo start, then {EACH} of this one ({len(schema.STEPS)} schema steps). Then one",
+        "of the older processes is killed and replaced by another of its version. All use one PostgreSQL and one",
+        "budget. The older koo of the second row predates steps that only add.",
         "",
-        "| older koo | its steps | cap | bill | booked | spent | unsettled of the killed | result |",
+        "| older koo | its steps | cap | bill | booked | spent | left unsettled by the kill | result |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
         *(row for row, _ in upgrades),
     ]

@@ -1,9 +1,9 @@
-"""Several workers on one port, under load: one is killed, and then all are replaced, one after the other.
+"""Several workers on one port under load: one is killed, and then all are replaced, one after the other.
 
-`koo serve --workers 4`, and gunicorn with uvicorn's workers, with and without `--preload`. Clients ask one after
-another, each on a connection of its own, and count what became of each question. A question that was answered is
-billed and in the ledger; under koo serve only those are lost that the killed worker had. The bill is never
-above the cap. Any worker's /metrics has all that was counted before, and no counter falls.
+The servers are `koo serve --workers 4`, and gunicorn with uvicorn's workers, with and without `--preload`. Clients send
+one request after another, each on a new connection, and count the results. An answered request is billed and in the
+ledger. Under `koo serve` only the killed worker's requests are lost. The bill never exceeds the cap. Any worker's
+/metrics includes everything counted before, and no counter falls.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from proofs.spending import INPUT_PRICE, OUTPUT_PRICE, OUTPUT_TOKENS_MAX, SERVIC
 WORKERS = 4
 KOO = "koo serve --workers 4"
 SNAPSHOT_S = 1.5
-"""A worker leaves its counts once a second, and a kill takes those that it has not left."""
+"""A worker saves its counts once a second; a kill loses those that are not saved yet."""
 CLIENTS = 12
 CAP_USD = "30"
 CALLS_A_PHASE = 120
@@ -55,12 +55,12 @@ SERVERS: dict[str, tuple[tuple[str, ...], signal.Signals]] = {
     "gunicorn": ((*GUNICORN, "main:app"), signal.SIGHUP),
     "gunicorn --preload": ((*GUNICORN, "--preload", "main:app"), signal.SIGHUP),
 }
-"""How each is started, and by which signal it replaces its workers."""
+"""How each server is started, and which signal replaces its workers."""
 
 
 @dataclass
 class Load:
-    """What clients asked, and what became of it."""
+    """The clients' requests, and their results."""
 
     url: str
     answered: int = 0
@@ -95,7 +95,7 @@ class Load:
             self.other.append(str(status))
 
     async def until(self, answered: int) -> None:
-        """Until so many more are answered."""
+        """Wait until this many more requests are answered."""
         goal = self.answered + answered
         await wait(
             lambda: self.answered >= goal or self.refused > 200, "the server does not answer the clients"
@@ -134,7 +134,7 @@ def environment(home: str, provider: FakeCompatible, port: int) -> dict[str, str
 async def serving(
     name: str, home: str, provider: FakeCompatible
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """The server, when all of its workers answer."""
+    """Start the server; returns when all of its workers respond."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -160,7 +160,7 @@ async def serving(
 
 
 async def scraped(url: str) -> dict[str, float]:
-    """What /metrics of some worker says."""
+    """The /metrics of some worker."""
     async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as reply:
         lines = (
             line.rpartition(" ") for line in (await reply.text()).splitlines() if not line.startswith("#")
@@ -175,7 +175,7 @@ async def _until_all_answer(url: str) -> None:
             if (await scraped(url)).get("koo_workers") == WORKERS:
                 return
         await asyncio.sleep(0.1)
-    raise ProofFailed("the workers do not all answer")
+    raise ProofFailed("not all workers respond")
 
 
 @dataclass
@@ -198,7 +198,7 @@ class Outcome:
 
 
 async def try_server(name: str) -> Outcome:
-    """From its start to its orderly end."""
+    """Run one server from its start to its orderly end."""
     found: list[str] = []
     with tempfile.TemporaryDirectory() as home:
         async with FakeCompatible(
@@ -227,7 +227,7 @@ async def try_server(name: str) -> Outcome:
     if books.purses != books.booked:
         found.append(f"{books.booked} is booked, and the purses say {books.purses}")
     if killed > CLIENTS or (replaced and name == KOO):
-        found.append(f"{killed} questions were lost by the kill, {replaced} by replacing")
+        found.append(f"{killed} requests were lost by the kill, {replaced} by replacing")
     return Outcome(name, load.answered, killed, replaced, bill, books.booked, counted, found)
 
 
@@ -268,14 +268,14 @@ async def _last_count(url: str, load: Load) -> int:
 
 
 async def prove() -> Part:
-    """All three."""
+    """Try all three servers."""
     outcomes = [await try_server(name) for name in SERVERS]
     lines = [
-        f"{CLIENTS} clients ask on connections of their own; one of {WORKERS} workers is killed under them, then all",
-        "are replaced, one after the other (`SIGUSR2`; gunicorn: `SIGHUP`). `lost` questions got no answer. `counted`",
-        "is what /metrics of one worker says in the end: what the killed one counted in its last second may be",
-        "missing. Under gunicorn it is uvicorn's own server that ends, and closes connections that were accepted and",
-        "have not asked yet; koo's waits for their first question.",
+        f"{CLIENTS} clients send each request on a new connection. In the middle one of {WORKERS} workers is killed,",
+        "then all are replaced, one after the other (`SIGUSR2`; gunicorn: `SIGHUP`). A lost request got no response.",
+        "`counted` is the number that /metrics of one worker reports in the end; what the killed worker counted in its",
+        "last second may be missing. Under gunicorn, uvicorn's own server closes accepted connections that have not",
+        "sent a request yet when it ends; koo's server waits for their first request.",
         "",
         "| server | answered | lost by the kill | lost by replacing | counted | bill | booked | result |",
         "|---|---:|---:|---:|---:|---:|---:|---|",

@@ -1,8 +1,9 @@
-"""All tests in a fresh environment of the Python that runs this: `python3.12 -m proofs.fresh [--oldest] [pytest's …]`.
+"""Runs all tests in a fresh environment of the Python that runs this: `python3.12 -m proofs.fresh [--oldest] [pytest's
+…]`.
 
-Without `--oldest` every package has the version and the hash of pins/. With it, what koo runs on has exactly the lower
-bound of pyproject.toml, the test tools have their pinned versions, and what those bounds leave open is up to pip:
-a pinned starlette, say, would not go with the oldest fastapi. Of what is chosen that way no hash is known.
+Without `--oldest` every package has the version and the hash of pins/. With it, koo's dependencies have exactly the
+lower bounds of pyproject.toml, and the test tools their pinned versions. pip chooses all other versions, without
+hashes, because a pinned starlette, for example, would conflict with the oldest fastapi.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def lower_bounds(requirements: list[str]) -> dict[str, str]:
-    """The oldest version that each requirement allows; ProofFailed for one without a lower bound."""
+    """The oldest version that each requirement allows. Raises ProofFailed for one without a lower bound."""
     bounds = {}
     for requirement in requirements:
         found = BOUND.match(requirement)
@@ -51,7 +52,7 @@ def oldest_of_what_koo_runs_on(project: dict[str, Any]) -> dict[str, str]:
 
 
 def pins_of_the_tools(project: dict[str, Any], koo_runs_on: dict[str, str]) -> dict[str, str]:
-    """The pinned versions of what only the tests need."""
+    """The pinned versions of packages that only the tests need."""
     pins = versions(RUN, TEST)
     tools = [
         line for line in project["project"]["optional-dependencies"]["test"] if not line.startswith("koo")
@@ -60,9 +61,9 @@ def pins_of_the_tools(project: dict[str, Any], koo_runs_on: dict[str, str]) -> d
 
 
 def install(python: Path, constraints: Path | None, limit: TimeLimit) -> None:
-    """koo as it stands here, its model and its tests' tools, as the Makefile does; ProofFailed if pip cannot.
+    """Install this tree's koo, its model and its test tools, as the Makefile does.
 
-    With `constraints`, what pip chooses within them.
+    With `constraints`, pip chooses the versions within them. Raises ProofFailed if pip fails.
     """
     koo = ["--no-build-isolation", "--editable"]
     if constraints is None:
@@ -82,7 +83,7 @@ def run_tests(python: Path, junit: Path, arguments: list[str], limit: TimeLimit)
 
 
 def try_it(chosen: dict[str, str] | None, arguments: list[str]) -> tuple[float, float, Counts]:
-    """Seconds of the installation, seconds of the tests, and their counts."""
+    """Install and test; returns the seconds of both, and the counts of the tests."""
     limit = TimeLimit()
     with tempfile.TemporaryDirectory(prefix="koo-proof-") as folder:
         environment = Path(folder) / "environment"
@@ -108,7 +109,7 @@ def main(arguments: list[str]) -> int:
     else:
         oldest, chosen = {}, None
         page, target = f"python-{PYTHON}", f"prove-python PYTHON=python{PYTHON}"
-        title = f"Python {PYTHON}, with the versions of pins"
+        title = f"Python {PYTHON}, with the pinned versions"
     if arguments:
         target += f' ARGS="{" ".join(arguments)}"'
     install_s, tests_s, counts = try_it(chosen, arguments)

@@ -1,7 +1,7 @@
-"""A bare machine: the smallest Debian that `debootstrap` makes, in a folder, with mounts and processes of its own.
+"""A bare machine: the smallest Debian that `debootstrap` makes, in a folder, with its own mounts and processes.
 
-What its network needs is taken from this machine at run time: the mirror from apt's sources, pip's index and
-certificates from pip's settings. Files that pip's settings name are mounted under /mnt, where only pip looks for them.
+Its network settings come from this machine at run time: the mirror from apt's sources, pip's index and certificates
+from pip's settings. Files named in pip's settings are mounted under /mnt, where only pip uses them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import NamedTuple
 from proofs.running import ProofFailed, TimeLimit
 
 APT_INSTALL = "DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends"
-# Where packages come from, and nothing of the developer's own habits.
+# Only the sources of packages; none of the developer's other settings.
 PIP_SETTINGS = {
     "cert", "client-cert", "constraint", "default-timeout", "extra-index-url", "find-links", "index-url",
     "no-index", "proxy", "retries", "timeout", "trusted-host",
 }  # fmt: skip
 PROXIES = {"http_proxy", "https_proxy", "no_proxy"}
 MOUNTED = Path("/mnt")
-# Arguments: the root, pairs of what to mount where, "--", and the command.
+# Arguments: the root, pairs of source and mount point, "--", and the command.
 ENTER = """
 set -e
 root=$1; shift
@@ -37,7 +37,7 @@ exec chroot "$root" "$@"
 
 
 class Owner(NamedTuple):
-    """Whose commands they are: a user of the bare machine, and the checkout's folder in that user's home."""
+    """The user of the bare machine who runs the commands, and the checkout's folder in that user's home."""
 
     user: str
     folder: str
@@ -52,7 +52,7 @@ class Machine:
         self._mounts: dict[Path, Path] = {}
 
     def make(self, release: str, mirror: str, limit: TimeLimit) -> None:
-        """Bootstrap it, and hand over what the network needs and a fresh checkout."""
+        """Bootstrap it, and copy the network settings and a fresh checkout."""
         if limit.run(["debootstrap", "--variant=minbase", release, self.root, mirror]) != 0:
             raise ProofFailed(f"debootstrap could not make {release}")
         self._take_over_network()
@@ -62,7 +62,7 @@ class Machine:
         self._check_out(limit)
 
     def run(self, command: str, limit: TimeLimit) -> None:
-        """As root; ProofFailed if the command fails."""
+        """Run as root. Raises ProofFailed if the command fails."""
         if limit.run(self.entered(command, "root")) != 0:
             raise ProofFailed(f"failed on the bare machine: {command}")
 
@@ -108,7 +108,7 @@ class Machine:
         etc = self.root / "etc"
         if Path("/etc/resolv.conf").exists():
             shutil.copy("/etc/resolv.conf", etc / "resolv.conf")
-        # debootstrap leaves it to an installer, which every machine and container has seen.
+        # debootstrap leaves this to an installer, which has run on every real machine and container.
         (etc / "hosts").write_text("127.0.0.1 localhost\n")
         apt = ["apt-config", "dump", "--format", '%f "%v";%n']
         names = ["Acquire::http", "Acquire::https", "Acquire::Check-Valid-Until", "Acquire::Check-Date"]
@@ -117,14 +117,14 @@ class Machine:
         (etc / "pip.conf").write_text("\n".join(["[global]", *lines, ""]))
 
     def _mounted(self, value: str) -> str:
-        """`value` with each file and folder of this machine replaced by where the bare one has it mounted."""
+        """`value`, with each file and folder of this machine replaced by its mount point on the bare one."""
         return " ".join(self._mounted_word(word) for word in value.split())
 
     def _mounted_word(self, word: str) -> str:
         path = Path(word.removeprefix("file://"))
         if not (path.is_absolute() and path.exists()):
             return word
-        # The pages of an index in a folder name files beside that folder.
+        # The pages of an index in a folder refer to files next to that folder.
         mounted = path.parent if word.startswith("file://") else path
         there = self._mounts.setdefault(mounted, MOUNTED / str(len(self._mounts)))
         place = self.root / there.relative_to("/")
@@ -139,7 +139,7 @@ class Machine:
         archive = self.root / "checkout.tar"
         unpack: list[str | Path] = ["tar", "--extract", "--file", archive, "--directory", self.checkout]
         if limit.run(["git", "archive", "--output", archive, "HEAD"]) or limit.run(unpack):
-            raise ProofFailed("no git checkout to take to the bare machine")
+            raise ProofFailed("no git checkout to copy to the bare machine")
         archive.unlink()
         where = f"{self._home(self._owner.user)}/{self._owner.folder}"
         self.run(f"chown -R {self._owner.user}: '{where}'", limit)
@@ -160,7 +160,7 @@ def _output(command: list[str]) -> str:
 
 
 def mirror() -> str:
-    """Where this machine's apt has Debian from; ProofFailed with one sentence if the proof cannot be made here."""
+    """The Debian mirror of this machine's apt. Raises ProofFailed with one sentence if the proof cannot run here."""
     tools = ("debootstrap", "unshare", "setpriv", "apt-get", "git")
     if os.geteuid() != 0 or any(shutil.which(tool) is None for tool in tools):
         raise ProofFailed(

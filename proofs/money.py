@@ -1,17 +1,18 @@
 """No fault makes a fleet spend more than its budget: `python -m proofs.money [short]`.
 
-Several processes, two hundred callers in all, spend one budget at a fake provider, over one SQLite file or one
-PostgreSQL. They are killed, stopped for ten seconds and started anew; PostgreSQL is killed and cut off. The provider's
-own bill is the judge:
+Several processes with two hundred callers in total spend one budget at a fake provider, over one SQLite file or one
+PostgreSQL. Processes are killed, stopped for ten seconds and restarted; PostgreSQL is killed and cut off. The
+provider's own bill is the judge:
 
-* the bill is never above the cap;
-* without kills all of the cap can be spent, but for less than one call's bound;
-* what a kill leaves unsettled is at most what the dead process's callers held or waited for since two beats before the
-  last answered one, twice what it spent since then, and one bound: it says these numbers until it is killed;
-* in the end the ledger says what the bill says, but for what it marks as an estimate, and the purses add up to what is
+* The bill never exceeds the cap.
+* Without kills the whole cap can be spent, except for less than one call's bound.
+* A kill leaves unsettled at most three amounts: what the dead process's callers held or waited for since two beats
+  before the last answered one, twice what it spent since then, and one bound. The process reports these numbers until
+  it is killed.
+* In the end the ledger matches the bill, except for entries marked as estimates, and the purses add up to what is
   booked.
 
-The control counts in each process and synchronises in batches, as gateways do: it passes the cap.
+The control counts in each process and synchronises in batches, as gateways do. It exceeds the cap.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ from proofs.streams import ENDS, FORMATS, cut_and_left
 
 CALLERS = 200
 QUIET_S = 4.0
-"""So long nothing is billed before the budget is taken for used up: longer than any refusal's wait."""
+"""The budget counts as used up when nothing is billed for this long: longer than any refusal's wait."""
 LONGEST_S = 120.0
 STREAMS = 10_000
 PICO = Decimal(10**12)
 
 
 class Provider(FakeCompatible):
-    """Answers of random length; some streams are cut, and some connections closed after the work was done."""
+    """Sends answers of random length; cuts some streams, and closes some connections after the work was done."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
@@ -60,7 +61,7 @@ class Provider(FakeCompatible):
 
     @property
     def default(self) -> Step:
-        """The next answer."""
+        """The next response."""
         rng = self._rng
         tokens = rng.randint(1, OUTPUT_TOKENS_MAX)
         chance = rng.random()
@@ -85,7 +86,7 @@ class Process:
         self.said: list[tuple[int, int, int]] = []
 
     async def start(self, python: str = sys.executable, folder: Path = ROOT) -> Process:
-        """Until it is ready; with another interpreter's koo, and the scripts of another folder."""
+        """Start it and wait until it is ready; `python` and `folder` select another koo and other scripts."""
         self._child = await asyncio.create_subprocess_exec(
             python,
             *self.task.command()[1:],
@@ -106,40 +107,43 @@ class Process:
                 self.said.append((wanted, spent, beats))
 
     def stranded_max(self) -> Decimal:
-        """What a kill may leave, by what it said last: what was held or waited for since two beats before the last
-        answered one, twice what was spent since then, and one bound."""
+        """The most that a kill may leave, by the process's last report.
+
+        That is what was held or waited for since two beats before the last answered one, twice what was spent since
+        then, and one bound.
+        """
         since = [said for said in self.said if said[2] >= self.said[-1][2] - 3] if self.said else [(0, 0, 0)]
-        # It spent for another moment after it had said the last: as much as in the busiest between two that it said.
+        # It went on spending after its last report: at most as much as in the busiest interval between two reports.
         steps = [later[1] - one[1] for one, later in pairwise(since)] or [0]
         pico = max(said[0] for said in since) + 2 * (since[-1][1] - since[0][1] + max(steps))
         return Decimal(pico) / PICO + BOUND_USD
 
     @property
     def pid(self) -> str:
-        """As in the name of its purses."""
+        """The process id, as in the name of its purses."""
         return str(self._child.pid)
 
     def go(self) -> None:
-        """Let it spend."""
+        """Let it begin to spend."""
         assert self._child.stdin is not None
         self._child.stdin.write(b"go\n")
 
     def kill(self) -> None:
-        """As the kernel does when memory runs out."""
+        """Kill it, as the kernel does when memory runs out."""
         self.was_killed = True
         self._child.kill()
 
     async def stop_for(self, seconds: float) -> None:
-        """As a suspended machine."""
+        """Stop it for some seconds, like a suspended machine."""
         self._child.send_signal(signal.SIGSTOP)
         await asyncio.sleep(seconds)
         self._child.send_signal(signal.SIGCONT)
 
     async def end(self) -> None:
-        """Ask it to close, and wait until it has."""
+        """Ask it to close, and wait until it has closed."""
         if not self.was_killed:
             self._child.terminate()
-            self.go()  # One that still waits.
+            self.go()  # A spare process that has not been started.
         async with asyncio.timeout(60):
             await self._listening
             await self._child.wait()
@@ -147,7 +151,7 @@ class Process:
 
 @dataclass
 class Books:
-    """What the store says in the end."""
+    """The final sums in the store."""
 
     booked: Decimal
     spent: Decimal
@@ -159,7 +163,7 @@ class Books:
 
 @dataclass
 class Fleet:
-    """One run: its processes, the provider and the store."""
+    """The processes, the provider and the store of one run."""
 
     cap_usd: str
     processes: int
@@ -176,7 +180,7 @@ class Fleet:
     ended: list[Process] = field(default_factory=list)
 
     async def start(self) -> None:
-        """All of them, and then let them spend at the same moment; `spares` wait until others are killed."""
+        """Start all of them, then let them spend at the same moment; `spares` wait until others are killed."""
         started = await asyncio.gather(
             *(self._start(number) for number in range(self.processes + self.spares))
         )
@@ -198,7 +202,7 @@ class Fleet:
         return await Process(task).start()
 
     def kill_one(self, rng: random.Random) -> None:
-        """Kill one of the busy ones, and let a spare one spend in its place."""
+        """Kill a busy process, and let a spare one spend in its place."""
         process = self.running.pop(rng.randrange(len(self.running)))
         process.kill()
         self.ended.append(process)
@@ -206,15 +210,15 @@ class Fleet:
         self.running[-1].go()
 
     def spent_share(self) -> float:
-        """How much of the cap is billed."""
+        """The share of the cap that is billed."""
         return float(self.provider.billed_usd / Decimal(self.cap_usd))
 
     async def until_share(self, share: float) -> None:
-        """Until so much of the cap is billed: in the middle of the traffic."""
+        """Wait until this share of the cap is billed, in the middle of the traffic."""
         await self._until(lambda: self.spent_share() >= share)
 
     async def finish(self) -> None:
-        """Until the budget is used up and nothing more is billed; then all are asked to close."""
+        """Wait until the budget is used up and nothing more is billed; then ask all processes to close."""
         bills, since = 0, time.monotonic()
 
         def is_quiet() -> bool:
@@ -238,24 +242,24 @@ Fault = Callable[[Fleet, random.Random], Awaitable[None]]
 
 
 async def no_fault(fleet: Fleet, rng: random.Random) -> None:
-    """Nothing goes wrong."""
+    """Cause no fault."""
 
 
 async def kills(fleet: Fleet, rng: random.Random) -> None:
-    """Three are killed, and others begin."""
+    """Kill three processes, and start others."""
     for share in (0.05, 0.15, 0.3):
         await fleet.until_share(share)
         fleet.kill_one(rng)
 
 
 async def stop(fleet: Fleet, rng: random.Random) -> None:
-    """One is stopped for ten seconds with all that it holds, and goes on."""
+    """Stop a process for ten seconds with everything that it holds, and let it continue."""
     await fleet.until_share(0.2)
     await rng.choice(fleet.running).stop_for(10)
 
 
 def tables(url: str) -> Callable[[str], list[tuple[Any, ...]]]:
-    """How to ask the store behind koo's back."""
+    """Query the store directly, without koo."""
 
     def ask(statement: str) -> list[tuple[Any, ...]]:
         if url.startswith("sqlite:///"):
@@ -298,13 +302,13 @@ def faults_found(fleet: Fleet, books: Books) -> list[str]:
     if bill > cap:
         found.append(f"the bill of {bill} is above the cap of {cap}")
     if books.purses != books.booked:
-        found.append(f"{books.booked} is booked, and the purses say {books.purses}")
+        found.append(f"{books.booked} is booked, but the purses add up to {books.purses}")
     if books.booked > cap:
         found.append(f"{books.booked} is booked, above the cap")
     if bill > books.booked:
         found.append(f"the bill of {bill} is above what is booked, {books.booked}")
     if len(books.unsettled) > killed:
-        found.append(f"{len(books.unsettled)} processes left something unsettled, and {killed} were killed")
+        found.append(f"{len(books.unsettled)} processes left something unsettled, but {killed} were killed")
     found += _left_behind(fleet, books)
     if killed and cap > 100 * BOUND_USD and not books.unsettled:
         found.append("the kills came when no call ran")
@@ -312,14 +316,14 @@ def faults_found(fleet: Fleet, books: Books) -> list[str]:
         if books.spent <= cap - BOUND_USD:
             found.append(f"{cap - books.spent} of the cap was never spent")
         if books.entries != books.spent:
-            found.append(f"{books.spent} is spent, and the entries say {books.entries}")
+            found.append(f"{books.spent} is spent, but the entries add up to {books.entries}")
         if not books.entries - books.marked <= bill <= books.entries:
             found.append(f"the bill of {bill} is not the ledger's, of which {books.marked} is marked")
     return found
 
 
 def _left_behind(fleet: Fleet, books: Books) -> list[str]:
-    """Which kills left more than they may."""
+    """Kills that left more than they may."""
     limits = {process.pid: process.stranded_max() for process in fleet.ended}
     return [
         f"a kill left {amount:.4f} unsettled, above {limits.get(name.split(':')[1], 0):.4f}"
@@ -340,7 +344,7 @@ class Run:
     found: list[str]
 
     def line(self) -> str:
-        """As in the page's table."""
+        """The row of the page's table."""
         unsettled = sum(self.books.unsettled.values(), Decimal(0))
         killed = sum(process.was_killed for process in self.fleet.ended)
         return (
@@ -351,7 +355,7 @@ class Run:
 
 
 async def run(where: str, what: str, fault: Fault, fleet: Fleet, ask_url: str) -> Run:
-    """One run from its first process to its judgement."""
+    """Run from the first process to the judgement."""
     rng = random.Random(fleet.seed)
     began = time.monotonic()
     await fleet.start()
@@ -375,7 +379,7 @@ async def on_sqlite(
     counts: bool = False,
     spares: int = 0,
 ) -> Run:
-    """Over one file."""
+    """One run over a SQLite file."""
     with tempfile.TemporaryDirectory() as home, Provider(seed) as provider:
         url = f"sqlite:///{home}/state.db"
         fleet = Fleet(cap_usd, processes, seed, provider, url, home, counts, spares)
@@ -390,7 +394,7 @@ async def on_postgres(
     seed: int = 1,
     spares: int = 0,
 ) -> Run:
-    """Over one server, reached through a proxy that can cut it off."""
+    """One run over a PostgreSQL server, reached through a proxy that can cut it off."""
     with tempfile.TemporaryDirectory() as home, Provider(seed) as provider, PostgresServer(18) as server:
         async with FaultProxy("127.0.0.1", server.port) as proxy:
             url = server.url("psycopg", server.create_database())
@@ -400,12 +404,12 @@ async def on_postgres(
 
 
 def over(fault: Fault) -> Callable[[PostgresServer, FaultProxy], Fault]:
-    """A fault that is none of the server's."""
+    """A fault that does not involve the server."""
     return lambda server, proxy: fault
 
 
 def server_killed(server: PostgresServer, proxy: FaultProxy) -> Fault:
-    """PostgreSQL is killed twice, and started again two seconds later; a process is killed meanwhile."""
+    """Kill PostgreSQL twice, and start it again two seconds later; kill a process in between."""
 
     async def fault(fleet: Fleet, rng: random.Random) -> None:
         for share in (0.1, 0.35):
@@ -419,7 +423,7 @@ def server_killed(server: PostgresServer, proxy: FaultProxy) -> Fault:
 
 
 def partitioned(server: PostgresServer, proxy: FaultProxy) -> Fault:
-    """The way to PostgreSQL is a black hole for four seconds, then all connections are reset, then COMMITs are cut."""
+    """Drop all traffic to PostgreSQL for four seconds, then reset all connections, then cut COMMITs."""
 
     async def fault(fleet: Fleet, rng: random.Random) -> None:
         await fleet.until_share(0.05)
@@ -437,31 +441,33 @@ def partitioned(server: PostgresServer, proxy: FaultProxy) -> Fault:
 
 
 async def prove() -> list[Run]:
-    """All runs but the control's."""
+    """All runs except the control."""
     runs = []
     for cap_usd, seed in (("1", 1), ("40", 2)):
         runs += [
             await on_sqlite("no fault", no_fault, cap_usd, seed=seed),
-            await on_sqlite("three killed", kills, cap_usd, seed=seed + 10, spares=3),
-            await on_sqlite("one stopped for 10 s", stop, cap_usd, seed=seed + 20),
+            await on_sqlite("three processes killed", kills, cap_usd, seed=seed + 10, spares=3),
+            await on_sqlite("one process stopped for 10 s", stop, cap_usd, seed=seed + 20),
             await on_postgres("no fault", over(no_fault), cap_usd, seed=seed + 30),
-            await on_postgres("three killed", over(kills), cap_usd, seed=seed + 40, spares=3),
-            await on_postgres("one stopped for 10 s", over(stop), cap_usd, seed=seed + 50),
+            await on_postgres("three processes killed", over(kills), cap_usd, seed=seed + 40, spares=3),
+            await on_postgres("one process stopped for 10 s", over(stop), cap_usd, seed=seed + 50),
             await on_postgres(
                 "the server and two processes killed", server_killed, cap_usd, seed=seed + 60, spares=2
             ),
-            await on_postgres("cut off, reset, COMMITs cut", partitioned, cap_usd, seed=seed + 70),
+            await on_postgres(
+                "connections cut off, then reset, then COMMITs cut", partitioned, cap_usd, seed=seed + 70
+            ),
         ]
     return runs
 
 
 async def control() -> Run:
-    """Counters in batches."""
+    """The control: counters in batches."""
     return await on_sqlite("control: counters in batches", no_fault, "1", seed=99, counts=True)
 
 
 def passes_the_cap(run: Run) -> bool:
-    """As a control should."""
+    """Whether the bill exceeds the cap, as it should in a control."""
     return run.fleet.provider.billed_usd > Decimal(run.fleet.cap_usd)
 
 
@@ -476,24 +482,26 @@ def main() -> int:
     lines = [
         "# Money: no fault makes a fleet spend more than its budget",
         "",
-        f"{CALLERS} callers in four processes on SQLite and eight on PostgreSQL. A call costs at most {BOUND_USD} USD;",
-        "its true cost is random. A fifth of the calls are cancelled at a random moment, a third are streams, half of",
-        "them left after the first piece; some are cut by the provider, or closed without an answer, and billed.",
+        f"{CALLERS} callers run in four processes on SQLite and in eight on PostgreSQL. A call costs at most",
+        f"{BOUND_USD} USD; its true cost is random. A fifth of the calls are cancelled at a random moment. A third are",
+        "streams, of which half are abandoned after the first piece. Some are cut off by the provider, or closed",
+        "without a response, and still billed.",
         "",
-        "`bill` is the fake provider's own. `spent` is the ledger's, of which `estimated` is marked: calls that ended",
-        "without the provider's numbers are booked at what they can have cost. `unsettled` is what the killed left.",
+        "`bill` is the fake provider's total, and `spent` the ledger's. `estimated` is a part of `spent`: calls that",
+        "ended without the provider's numbers are booked at the most that they can have cost. `unsettled` is what the",
+        "killed processes left.",
         "",
         "| store | fault | cap | bill | spent | estimated | killed | unsettled | calls billed | took | result |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
         *(run.line() for run in [*runs, counted]),
         "",
-        f"{len(runs) - len([run for run in runs if run.found])} of {len(runs)} runs hold. The control passes the cap"
+        f"{len(runs) - len([run for run in runs if run.found])} of {len(runs)} runs hold. The control exceeds the cap"
         f" by {counted.fleet.provider.billed_usd - Decimal(counted.fleet.cap_usd):.2f} USD.",
         "",
-        f"{streams.total():,} streams in {len(FORMATS)} wire formats, cut, left and broken in {len(ENDS)} ways: no",
-        "estimate is above its hold, and none is booked below what its provider had reported.",
+        f"{streams.total():,} streams in {len(FORMATS)} wire formats, cut, abandoned and broken in {len(ENDS)} ways:",
+        "no estimate exceeds its hold, and none is booked below what its provider had reported.",
         "",
-        f"All took {(time.monotonic() - began) / 60:.0f} minutes.",
+        f"The run took {(time.monotonic() - began) / 60:.0f} minutes.",
     ]
     write_page("money", "prove-money", lines)
     return int(bool(failed))

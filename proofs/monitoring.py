@@ -1,8 +1,8 @@
-"""A real Prometheus scrapes a real koo, and says what koo says: `python -m proofs.monitoring`.
+"""A real Prometheus scrapes a real koo, and agrees with it: `python -m proofs.monitoring`.
 
-`koo serve` asks a provider that answers, then fails, then answers again. Prometheus scrapes it each second by koo's own
-rules. The same numbers must stand in the API, on the command line and in Prometheus; the alert that koo has must fire
-there under the same kind, and end; and when koo is killed, Prometheus must be the one that says so.
+`koo serve` calls a provider that answers, then fails, then answers again. Prometheus scrapes it each second and uses
+koo's own rules. The API, the command line and Prometheus must show the same numbers. The alert that koo has must fire
+in Prometheus under the same kind, and end. When koo is killed, Prometheus must report it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ API = "/api/v1"
 TOKEN = "a-token-to-read-and-act"
 PATIENCE_S = 60.0
 ABSENT_S = 240.0
-"""The rule waits for two minutes, and the last scrape is seen for five at most."""
+"""The rule waits for two minutes, and Prometheus keeps the last scrape for at most five."""
 QUESTIONS = 12
 CONFIG = """
 global: {{scrape_interval: 1s, evaluation_interval: 1s}}
@@ -49,7 +49,7 @@ scrape_configs:
 
 
 def ask(url: str, body: object = None) -> Any:
-    """JSON from a server of this machine; what is no success has an answer too."""
+    """Fetch JSON from a server on this machine; responses with an error status are returned too."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, data, headers)
@@ -66,7 +66,7 @@ def free_port() -> int:
 
 
 def write_composed(folder: Path) -> Path:
-    """The configuration that `compose.yaml` gives to Prometheus, with the rules that it mounts; returns its path."""
+    """Write Prometheus's configuration from `compose.yaml`, with the rules that it mounts; returns its path."""
     written = COMPOSE.read_text()
     block = re.search(r"^  prometheus:\n    content: \|\n((?:      .*\n)+)", written, re.MULTILINE)
     if block is None:
@@ -81,7 +81,7 @@ def write_composed(folder: Path) -> Path:
 
 
 class Watched:
-    """A koo, and the Prometheus that watches it."""
+    """A koo, and the Prometheus that scrapes it."""
 
     def __init__(self, koo: str, prometheus: str, home: Path) -> None:
         self.koo = koo
@@ -97,7 +97,7 @@ class Watched:
         return [(one["metric"], float(one["value"][1])) for one in found["data"]["result"]]
 
     async def firing(self) -> set[tuple[str, str]]:
-        """Alerts that fire there: name and kind."""
+        """Alerts that fire in Prometheus: name and kind."""
         found = await asyncio.to_thread(ask, f"{self.prometheus}/api/v1/alerts")
         return {
             (one["labels"]["alertname"], one["labels"].get("kind", ""))
@@ -109,7 +109,7 @@ class Watched:
         await self.koo_says(f"{API}/ai/query", {"service": "claude", "prompt": "hi", "fallback": []})
 
     async def numbers(self) -> tuple[int, int, int]:
-        """Successful requests, by the API, the command line and Prometheus."""
+        """The number of successful requests in the API, on the command line and in Prometheus."""
         view = await self.koo_says(f"{API}/monitoring/ai-services/claude/metrics")
         by_api = view["service_metrics"]["metrics"]["successful_requests"]
         command = [sys.executable, "-m", "koo.cli", "status", "--json", "--url", self.koo]
@@ -124,7 +124,7 @@ class Watched:
 
 
 async def seconds_until(is_so: Callable[[], Any], within_s: float, what: str) -> float:
-    """How long it took. Raises ProofFailed."""
+    """Wait until it holds; returns how long it took. Raises ProofFailed after the limit."""
     began = time.monotonic()
     try:
         await until(is_so, within_s=within_s)
@@ -135,7 +135,7 @@ async def seconds_until(is_so: Callable[[], Any], within_s: float, what: str) ->
 
 @contextmanager
 def running(fake: FakeAnthropic, folder: Path) -> Iterator[tuple[Watched, subprocess.Popen[bytes]]]:
-    """koo and Prometheus, until the end."""
+    """Run koo and Prometheus for the block."""
     port, watch = free_port(), free_port()
     (folder / "koo.rules.yaml").write_text(text_of(RULES))
     (folder / "prometheus.yml").write_text(CONFIG.format(token=TOKEN, port=port))
@@ -202,8 +202,10 @@ async def _the_same_numbers(both: Watched) -> str:
         except OSError:  # Prometheus still starts
             return False
 
-    await seconds_until(agree, PATIENCE_S, f"{QUESTIONS} answers in API, command line and Prometheus")
-    return f"| {QUESTIONS} questions are answered | {QUESTIONS} in the API, `koo status` and Prometheus |"
+    await seconds_until(
+        agree, PATIENCE_S, f"{QUESTIONS} answers in the API, on the command line and in Prometheus"
+    )
+    return f"| {QUESTIONS} queries are answered | {QUESTIONS} in the API, `koo status` and Prometheus |"
 
 
 async def _an_outage(both: Watched, fake: FakeAnthropic) -> str:
@@ -223,11 +225,11 @@ async def _an_outage(both: Watched, fake: FakeAnthropic) -> str:
 
     took_s = await seconds_until(fires, PATIENCE_S, "KooCritical fires")
     said = ", ".join(sorted(kind for name, kind in await both.firing() if name == "KooCritical"))
-    return f"| the provider fails | `KooCritical` of `{said}` fires {took_s:.1f} s after the circuit is seen open |"
+    return f"| the provider fails | `KooCritical` of `{said}` fires {took_s:.1f} s after the open circuit is visible |"
 
 
 async def _the_tools(both: Watched) -> list[str]:
-    """What koo brings for Prometheus and Grafana, before their own parsers."""
+    """Check koo's files for Prometheus and Grafana with those programs' own parsers."""
     checked = await asyncio.to_thread(
         subprocess.run,
         ["promtool", "check", "config", str(write_composed(both.home))],
@@ -240,11 +242,11 @@ async def _the_tools(both: Watched) -> list[str]:
         for panel in json.loads(text_of(DASHBOARD))["panels"]
         for target in panel["targets"]
     ]
-    answered = [await both.query(query) for query in queries]  # raises for what is no query
-    shown = f"{sum(map(bool, answered))} of its {len(queries)} queries have an answer during the outage"
+    answered = [await both.query(query) for query in queries]  # raises for an invalid query
+    shown = f"{sum(map(bool, answered))} of its {len(queries)} queries return data during the outage"
     return [
-        "| the dashboard of `koo grafana dashboard` | " + shown + ", none is refused |",
-        "| the configuration inside `compose.yaml` | `promtool check config` takes it and its rules |",
+        "| the dashboard of `koo grafana dashboard` | " + shown + ", none is rejected |",
+        "| the configuration inside `compose.yaml` | `promtool check config` accepts it and its rules |",
     ]
 
 
@@ -257,7 +259,9 @@ async def _its_end(both: Watched, fake: FakeAnthropic) -> str:
         return all(name != "KooCritical" for name, _ in await both.firing())
 
     took_s = await seconds_until(ends, 4 * PATIENCE_S, "KooCritical ends")
-    return f"| it answers again, an operator resets | `KooCritical` ends within {took_s:.0f} s |"
+    return (
+        f"| the provider answers again, and an operator resets | `KooCritical` ends within {took_s:.0f} s |"
+    )
 
 
 async def _nobody_left(both: Watched) -> str:
@@ -278,10 +282,10 @@ def main() -> int:
     version = subprocess.run(["prometheus", "--version"], capture_output=True, text=True, check=True)
     rows = asyncio.run(prove())
     page = [
-        "# A real Prometheus says what koo says",
+        "# A real Prometheus agrees with koo",
         "",
         f"{_name_of(version)} scrapes `koo serve` each second,",
-        "by the rules of `koo prometheus rules`.",
+        "with the rules of `koo prometheus rules`.",
         "",
         "| what happens | what is seen |",
         "|---|---|",

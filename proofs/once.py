@@ -1,14 +1,15 @@
 """A transfer happens once, whatever happens to its COMMIT, its server and its client: `python -m proofs.once`.
 
-Clerks (processes of `proofs.once_bank`) move money between accounts, by way of a proxy that cuts a fifth of the
-COMMITs: before, at and after their passing, or holds them. Meanwhile (`proofs.once_faults`) backends and the server are
-killed with `kill -9`, transactions of others follow, a standby is promoted; and in the runs with keys the clerks are
-killed, and started again with the same keys. All of it comes by the number of transfers, with fixed seeds.
+Clerks (processes of `proofs.once_bank`) move money between accounts through a proxy that cuts a fifth of the COMMITs:
+before, at or after the moment when the server receives them, or by holding them back. During the run
+(`proofs.once_faults`) backends and the server are killed with `kill -9`, unrelated transactions follow, and a standby
+is promoted. In the runs with keys the clerks are also killed, and restarted with the same keys. All faults are
+triggered by the number of transfers, with fixed seeds.
 
-The judge reads the tables: the sum is what it was; each transfer that was said to be done is there, and none is there
-twice; each was said to be done, or to be unknown. The control repeats a lost COMMIT, and fails the same judge. A
-standby that lagged behind has lost what PostgreSQL had acknowledged: there nothing is doubled, and what was lost is
-counted.
+The judge reads the tables. The sum must not have changed. Each transfer reported as done must exist, and none may exist
+twice. Each transfer must have been reported as done or unknown. The control repeats a lost COMMIT, and fails the same
+judge. A standby that lagged behind lacks transactions that PostgreSQL had acknowledged: in those runs nothing is done
+twice, and the lost transfers are counted.
 
 Then two clients send one request with one `Idempotency-Key` to a server that is killed with `kill -9` in the middle, a
 hundred times (`proofs.once_keys`).
@@ -41,14 +42,14 @@ from proofs.running import LIMIT_S, ROOT, ProofFailed, write_page
 MAJORS = (15, 16, 18)
 DRIVERS: tuple[Driver, ...] = ("psycopg", "asyncpg")
 EACH = 10_000
-"""Transfers of each driver, and of SQLite."""
+"""Transfers for each driver, and for SQLite."""
 KEYS = 100
 FAULTS = 5
-"""In a run: one after each fifth of its transfers."""
+"""Faults in a run: one after each fifth of its transfers."""
 CLERKS = 3
-"""In a run: each but the last is killed when it has made a third of the transfers."""
+"""Clerks in a run: each but the last is killed when a third of the transfers are made."""
 HEAD = [
-    "| database | driver | way | what happens beside the cuts | transfers | COMMITs cut (before, at, after, held)"
+    "| database | driver | mode | other faults | transfers | COMMITs cut (before, at, after, held)"
     " | clerks killed | unknown | took | result |",
     "|---|---|---|---|---:|---|---:|---:|---:|---|",
 ]
@@ -56,7 +57,7 @@ HEAD = [
 
 @dataclass(frozen=True)
 class Run:
-    """One row. `trouble`: of `TROUBLES`; `mode`: of `proofs.once_bank`."""
+    """One row of the table. `trouble` is a key of `TROUBLES`; `mode` is a mode of `proofs.once_bank`."""
 
     driver: Driver
     mode: str
@@ -68,7 +69,7 @@ class Run:
 
 @dataclass
 class Bank:
-    """The tables and the clerks of one run. `url` is the clerks'; `own_url`, the judge's, goes around the proxy."""
+    """The tables and clerks of one run. The clerks use `url`; the judge uses `own_url`, which bypasses the proxy."""
 
     own_url: Callable[[], str]
     url: str
@@ -97,7 +98,7 @@ class Bank:
             await database.close()
 
     async def work(self, dies_after: int | None) -> None:
-        """Until each transfer is said to be done or unknown; a clerk that was killed is started with what is left."""
+        """Run until each transfer is reported; a killed clerk is restarted with the remaining numbers."""
         while left := [one for one in range(self.transfers) if one not in self.said]:
             command = [sys.executable, "-m", "proofs.once_bank", self.url, self.mode, str(self.seed)]
             clerk = await asyncio.create_subprocess_exec(
@@ -122,10 +123,10 @@ class Bank:
                         clerk.kill()
             await clerk.wait()
             if not may_end:
-                raise ProofFailed("a clerk ended by itself: its last words are above")
+                raise ProofFailed("a clerk ended on its own; its last output is above")
 
     async def faults(self, *, may_lose: bool = False) -> list[str]:
-        """What the judge finds."""
+        """The faults that the judge finds."""
         async with self._database() as database, database.session_scope(readonly=True) as session:
             cents = await session.scalar(text("SELECT sum(cents) FROM accounts"))
             times = Counter((await session.scalars(text("SELECT number FROM transfers"))).all())
@@ -143,7 +144,7 @@ class Bank:
 
 
 async def on_postgres(server: PostgresServer, run: Run) -> tuple[Bank, Ground, list[str]]:
-    """The bank after its run, what happened to it, and what the judge found."""
+    """The bank after its run, the faults that it met, and what the judge found."""
     rng, name = random.Random(run.seed), server.create_database()
     async with CuttingProxy(server, rng, run.cuts) as proxy:
         ground = Ground(server, name, proxy, random.Random(run.seed), lambda: len(bank.said))
@@ -158,14 +159,14 @@ async def on_postgres(server: PostgresServer, run: Run) -> tuple[Bank, Ground, l
         try:
             await prepare(ground, run.trouble)
             async with asyncio.TaskGroup() as tasks:
-                # What began is done to its end: a thread that starts a server cannot be called back.
+                # A fault that has begun is completed, because a thread that starts a server cannot be cancelled.
                 tasks.create_task(trouble(ground, run.trouble, run.transfers // FAULTS))
                 dies = run.mode == "key" and run.trouble != "none"
                 await bank.work(run.transfers // CLERKS if dies else None)
                 ground.is_over = True
             faults = await bank.faults(may_lose=run.trouble == "lagging standby")
             if run.trouble != "none" and not ground.counts:
-                faults.append("all was over before the first kill")
+                faults.append("the run was over before the first kill")
             if ground.counts["lagging standbys promoted"] and not bank.lost:
                 faults.append("the standby did not lag")
             return bank, ground, faults
@@ -182,7 +183,7 @@ async def on_sqlite(folder: Path, seed: int, transfers: int) -> tuple[Bank, list
 
 
 def runs(each: int) -> Iterator[tuple[int, Run]]:
-    """Each driver with each major and both ways: kills in all of them, standbys in some; the newest has the rest."""
+    """Each driver with each major version in both modes, with kills; the newest version also has standbys."""
     for number, driver in enumerate(DRIVERS):
         seed = 100 * (number + 1)
         for major in MAJORS:
@@ -196,12 +197,12 @@ def runs(each: int) -> Iterator[tuple[int, Run]]:
 
 
 async def prove(each: int, note: Callable[[str], None]) -> None:
-    """The bank's runs; ProofFailed where one does not hold, or the control does."""
+    """The bank's runs. Raises ProofFailed if one does not hold, or if the control does."""
     for major, run in runs(each):
         began = time.monotonic()
         with PostgresServer(major) as server:
             bank, ground, faults = await on_postgres(server, run)
-        what = ", ".join(f"{number} {word}" for word, number in sorted(ground.counts.items())) or "nothing"
+        what = ", ".join(f"{number} {word}" for word, number in sorted(ground.counts.items())) or "none"
         ways = ", ".join(str(ground.proxy.ways[way]) for way in CUTS)
         cuts = f"{ground.proxy.cuts:,} ({ways}) of {ground.proxy.commits:,}"
         cells = [f"PostgreSQL {major}", run.driver, run.mode, what]
@@ -209,7 +210,7 @@ async def prove(each: int, note: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         bank, faults = await on_sqlite(Path(folder), 300, each)
-        note(_row(["SQLite", "aiosqlite", "key", "nothing"], bank, "", faults, began))
+        note(_row(["SQLite", "aiosqlite", "key", "none"], bank, "", faults, began))
 
 
 def _row(
@@ -223,7 +224,7 @@ def _row(
 
 
 async def prove_keys(kills: int, note: Callable[[str], None]) -> None:
-    """The header's trials; ProofFailed where one does not hold."""
+    """The trials of the `Idempotency-Key` header. Raises ProofFailed if one does not hold."""
     with PostgresServer(18) as server, tempfile.TemporaryDirectory() as folder:
         urls = [server.url(driver, server.create_database()) for driver in DRIVERS]
         for url in (*urls, f"sqlite:///{folder}/till.db"):
@@ -235,7 +236,7 @@ async def prove_keys(kills: int, note: Callable[[str], None]) -> None:
 
 
 def main() -> int:
-    began, lines = time.monotonic(), ["# Once: a transfer whose COMMIT is lost is done once", ""]
+    began, lines = time.monotonic(), ["# Once: a transfer is done once even if its COMMIT is lost", ""]
     lines += [*(__doc__ or "").splitlines()[2:], "", *HEAD]
 
     def note(line: str) -> None:
@@ -258,7 +259,7 @@ def main() -> int:
     if failures:
         print(f"failed: {str(failures[0]) or 'the time is up'}", file=sys.stderr)
         return 1
-    lines += ["", f"All took {(time.monotonic() - began) / 60:.0f} minutes."]
+    lines += ["", f"The run took {(time.monotonic() - began) / 60:.0f} minutes."]
     write_page("once", "prove-once", lines)
     return 0
 

@@ -1,4 +1,4 @@
-"""A clerk of the bank in `proofs.once`: a process that makes transfers, and says on stdout what became of each.
+"""A clerk of the bank in `proofs.once`: a process that makes transfers, and prints the result of each.
 
 `python -m proofs.once_bank URL MODE SEED NUMBER…`; a line is `done NUMBER` or `unknown NUMBER`, the last one `over 0`.
 MODE is "key" (each has an idempotency key), "marker" (`DB_EXACTLY_ONCE=marker` and no key), or "naive" (the control: a
@@ -27,11 +27,11 @@ NOTE = text("INSERT INTO transfers (number) VALUES (:number)")
 
 
 async def transfer(session: AsyncSession, seed: int, number: int) -> int:
-    """Money from one account to another, and a row without any uniqueness: one that is made twice shows."""
+    """Move money from one account to another, and add a row without a unique key, so that a repeated one shows."""
     rng = random.Random(f"{seed}-{number}")
     payer, payee = rng.sample(range(ACCOUNTS), 2)
     cents = rng.randint(1, 100)
-    # In one order, so that two transfers cannot block each other for ever.
+    # Always in the same order, so that two transfers cannot deadlock.
     for statement in (TAKE, GIVE) if payer < payee else (GIVE, TAKE):
         await session.execute(statement, {"cents": cents, "payer": payer, "payee": payee})
     await session.execute(NOTE, {"number": number})
@@ -51,7 +51,9 @@ async def clerk(database: Database, mode: str, seed: int, waiting: list[int]) ->
             except CommitOutcomeUnknown:
                 word = "unknown" if mode == "marker" else None
             except (DatabaseError, SQLAlchemyError, OSError):
-                await asyncio.sleep(0.05)  # it was not done: what may have been is a CommitOutcomeUnknown
+                await asyncio.sleep(
+                    0.05
+                )  # it was not done: if it might have been, the error is CommitOutcomeUnknown
         print(word, number, flush=True)
 
 
@@ -59,10 +61,10 @@ async def work(url: str, mode: str, seed: int, numbers: list[int]) -> None:
     options = DatabaseOptions(
         url=url,
         exactly_once="marker" if mode == "marker" and url.startswith("postgresql") else "off",
-        # A breaker that rests for a minute after each killed server would make the proof long, and prove nothing.
+        # A breaker that stays open for a minute after each killed server would only make the proof longer.
         breaker=BreakerOptions(recovery_s=0.2, open_s_max=0.2),
         retry=RetryOptions(attempts_max=4, base_s=0.02, cap_s=0.2),
-        # A COMMIT that is held costs the scope's whole time.
+        # A COMMIT that is held back takes the scope's whole timeout.
         scope_timeout_s=3.0,
         cleanup_timeout_s=0.5,
         pool_timeout_s=2.0,

@@ -1,6 +1,6 @@
-"""What happens to the bank of `proofs.once`: its COMMITs are cut, its servers killed, its standbys promoted.
+"""The faults of the bank in `proofs.once`: COMMITs are cut, servers killed, standbys promoted.
 
-A fault comes after so many transfers, and not after so many seconds: a slow machine sees as many as a fast one.
+A fault comes after a number of transfers, not after a time, so a slow machine has as many faults as a fast one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from proofs.standby import Standby
 
 CUT_SHARE = 0.2
 CUTS: dict[CommitCut, int] = {"before": 3, "at": 3, "after": 3, "hold": 1}
-"""How often each, of ten. A held one costs its clerk the scope's whole time, and others the locks that it holds."""
+"""How often each occurs, of ten. One that is held back costs its clerk the scope's whole timeout, and its locks block
+the others."""
 UNRELATED = 6
-"""Transactions of others after a crash: after so many, `pg_xact_status` tells a lie."""
+"""Unrelated transactions after a crash: after this many, `pg_xact_status` returns a wrong result."""
 LAG = 40
-"""Transfers that a standby follows, or misses without its primary's news, before it is promoted."""
+"""Transfers that a standby receives, or misses while it is cut off from its primary, before it is promoted."""
 
 
 class CuttingProxy(FaultProxy):
-    """Cuts a fifth of the COMMITs, in ways that the seed draws. `ways`: how many of each."""
+    """Cuts a fifth of the COMMITs, in ways drawn with the seed. `ways`: the number of each."""
 
     def __init__(self, server: PostgresServer, rng: random.Random, cuts: dict[CommitCut, int]) -> None:
         super().__init__(server.host, server.port)
@@ -39,7 +40,7 @@ class CuttingProxy(FaultProxy):
         self._cuts = cuts
 
     def commit_cut(self) -> CommitCut | None:
-        """A COMMIT came: is it to be cut?"""
+        """Decide whether to cut the COMMIT that has arrived."""
         self.commits += 1
         if self._rng.random() >= CUT_SHARE:
             return None
@@ -51,7 +52,7 @@ class CuttingProxy(FaultProxy):
 
 @dataclass
 class Ground:
-    """What a run stands on. `server` takes the writes now; `standby` follows it by way of `news`; `said`: transfers."""
+    """The servers of a run. `server` accepts writes; `standby` follows it through `news`. `said`: reported numbers."""
 
     server: PostgresServer
     name: str
@@ -65,20 +66,20 @@ class Ground:
     own: list[PostgresServer] = field(default_factory=list)
 
     async def sql(self, statement: str) -> str:
-        """Of the server that takes writes, once it does."""
+        """Run SQL on the server that accepts writes, as soon as it does."""
         while True:
             with contextlib.suppress(ServerFailed):
                 return await asyncio.to_thread(self.server.sql, statement, self.name)
             await asyncio.sleep(0.05)
 
     async def reach(self, transfers: int) -> bool:
-        """Wait until so many transfers were said; False: the run was over before."""
-        while self.said() < transfers and not self.is_over:  # noqa: ASYNC110 - it is said by another process
+        """Wait until this many transfers were reported; False: the run was over before."""
+        while self.said() < transfers and not self.is_over:  # noqa: ASYNC110 - another process reports it
             await asyncio.sleep(0.005)
         return not self.is_over
 
     async def follow(self, *, synchronous: bool) -> None:
-        """A fresh standby of the server, which has all there is."""
+        """Start a fresh standby, and wait until it has everything that the server has."""
         self.news = await FaultProxy(self.server.host, self.server.port).__aenter__()
         self.standby = Standby(self.server, self.news.port)
         self.own.append(self.standby)
@@ -95,11 +96,11 @@ class Ground:
                 await asyncio.sleep(0.02)
 
     async def promote(self) -> None:
-        """The server is killed, its standby takes its place, and the clerks' address leads there."""
+        """Kill the server, promote its standby, and point the clerks' address to it."""
         assert self.standby is not None
         await asyncio.to_thread(self.server.kill)
         if self.news is not None:
-            self.news.reset_all()  # else what a black hole has held up would reach the standby at the end
+            self.news.reset_all()  # otherwise the held-back data would reach the standby at the end
             await self.news.__aexit__(None, None, None)
             self.news = None
         await asyncio.to_thread(self.standby.promote)
@@ -118,20 +119,20 @@ Act = Callable[[Ground], Awaitable[None]]
 
 
 async def unrelated(ground: Ground) -> None:
-    """Transactions of others, before anyone asks what became of theirs: they get the ids that a crash forgot."""
+    """Run unrelated transactions before any outcome is looked up: they get the ids that were lost in the crash."""
     for _ in range(UNRELATED):
         await ground.sql("SELECT pg_current_xact_id()")
 
 
 async def end_backends(ground: Ground) -> None:
-    """Three sessions are ended, as an operator would."""
+    """End three sessions, as an operator would."""
     for pid in await _backends(ground, 3):
         await ground.sql(f"SELECT pg_terminate_backend({pid})")
         ground.counts["backends ended"] += 1
 
 
 async def kill_backend(ground: Ground) -> None:
-    """One backend, by kill -9: the server ends the others and recovers, and its start time does not change."""
+    """Kill one backend with kill -9: the server ends the others and recovers, and its start time does not change."""
     for pid in await _backends(ground, 1):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -149,7 +150,7 @@ async def _backends(ground: Ground, most: int) -> list[int]:
 
 
 async def kill_server(ground: Ground) -> None:
-    """All of it, by kill -9."""
+    """Kill the whole server with kill -9."""
     await asyncio.to_thread(ground.server.kill)
     await asyncio.to_thread(ground.server.start)
     ground.counts["servers killed"] += 1
@@ -157,7 +158,7 @@ async def kill_server(ground: Ground) -> None:
 
 
 async def promote_synchronous(ground: Ground) -> None:
-    """What was acknowledged is on the standby."""
+    """Promote a standby that has everything that was acknowledged."""
     if ground.standby is None:
         await ground.follow(synchronous=True)
     if await ground.reach(ground.said() + LAG):
@@ -166,7 +167,7 @@ async def promote_synchronous(ground: Ground) -> None:
 
 
 async def promote_lagging(ground: Ground) -> None:
-    """What was acknowledged is not on the standby."""
+    """Promote a standby that lacks acknowledged transactions."""
     if ground.standby is None:
         await ground.follow(synchronous=False)
     assert ground.news is not None
@@ -185,13 +186,13 @@ TROUBLES: dict[str, Sequence[Act]] = {
 
 
 async def prepare(ground: Ground, kind: str) -> None:
-    """The first standby is there before the first transfer: a short run would be over before it is made."""
+    """Start the first standby before the first transfer, because a short run could end before the standby is ready."""
     if kind.endswith("standby"):
         await ground.follow(synchronous=kind == "synchronous standby")
 
 
 async def trouble(ground: Ground, kind: str, every: int) -> None:
-    """One act after another, each after so many transfers more, until the run is over. Call `prepare` before."""
+    """Cause one fault after another, each after some more transfers, until the run is over. Call `prepare` first."""
     if TROUBLES[kind]:
         for act in itertools.cycle(TROUBLES[kind]):
             if not await ground.reach(ground.said() + every):

@@ -1,8 +1,9 @@
 """Two clients, one `Idempotency-Key`, and a server (`proofs.once_till`) that is killed with `kill -9` in the middle.
 
-Both send the same request again and again until they have its answer. The judge wants one effect, the same answer for
-both, and for a third that asks later, and one stored answer. When the server dies is drawn, from before it has read the
-requests until after it has answered both; what was done by then is counted.
+Both send the same request again and again until they have its response. The judge requires one effect, the same
+response for both and for a third request that comes later, and one stored response. The moment of the kill is drawn at
+random, from before the server has read the requests until after it has answered both; the progress at that moment is
+counted.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from proofs.once_till import TABLE
 from proofs.running import ROOT
 
 OPEN_S = 1.5
-"""Of the time that both answers take without a kill: until then it may come."""
+"""The latest moment of a kill, as a multiple of the time that both responses take without one."""
 GIVE_UP_S = 60.0
 ROWS = text("SELECT run FROM payments WHERE number = :number")
 STORED = text("SELECT count(*) FROM koo_markers WHERE key LIKE :key AND result IS NOT NULL")
 
 
 class Till:
-    """The server on one socket, which outlives it."""
+    """The server, on a socket that outlives it."""
 
     def __init__(self, url: str, home: Path) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -59,7 +60,7 @@ class Till:
         return self
 
     async def serve(self) -> None:
-        """A server in the place of the last one."""
+        """Start a server in place of the last one."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(b"serve\n")
         self._pid = int(await self._process.stdout.readline())
@@ -76,11 +77,11 @@ class Till:
 
 @dataclass
 class Trial:
-    """What the kills on one database came to. `moments`: what was done when the server died; `statuses`: of answers."""
+    """The results of the kills on one database. `moments`: the progress at the kill; `statuses`: of responses."""
 
     HEAD: ClassVar[list[str]] = [
-        "| database | kills | before the work was committed | between COMMIT and answer | after an answer"
-        " | answers in flight (409) | took | result |",
+        "| database | kills | before the work was committed | between COMMIT and response | after a response"
+        " | 409 while it ran | took | result |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
     ]
 
@@ -95,7 +96,7 @@ class Trial:
 
 
 class Clients:
-    """They send until they are answered."""
+    """Send each request until it is answered."""
 
     def __init__(self, session: aiohttp.ClientSession, address: str, trial: Trial) -> None:
         self._session = session
@@ -103,7 +104,7 @@ class Clients:
         self.trial = trial
 
     async def ask(self, number: int) -> tuple[Any, bool]:
-        """The answer, and whether it came from the store. TimeoutError if there is none in a minute."""
+        """The response, and whether it came from the store. Raises TimeoutError if there is none within a minute."""
         headers = {"Idempotency-Key": f"key-{number}", "X-Customer": "ann"}
         async with asyncio.timeout(GIVE_UP_S):
             while True:
@@ -130,7 +131,7 @@ async def _opened(url: str) -> AsyncIterator[Database]:
 
 
 async def on_server(url: str, home: Path, seed: int, kills: int) -> Trial:
-    """The trials on one database, which is empty before."""
+    """The trials on one database, which is empty at first."""
     rng, trial = random.Random(seed), Trial(make_url(url).drivername)
     connector = aiohttp.TCPConnector(force_close=True)
     async with (
@@ -172,7 +173,7 @@ async def _kill_between(
         "different answers": any(answer != {"run": runs[0]} for answer in [*answers, third])
         if runs
         else False,
-        "a later one was not answered from the store": not was_stored,
+        "a later request was not answered from the store": not was_stored,
         f"{stored} stored answers": stored != 1,
     }
     trial.faults += [f"{number}: {what}" for what, is_so in wrong.items() if is_so]

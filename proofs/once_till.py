@@ -1,7 +1,8 @@
 """The till of `proofs.once_keys`: a server whose route takes payments with an `Idempotency-Key`, made to be killed.
 
-`python -m proofs.once_till URL HOME SOCKET`: a process that has imported all. For each line on stdin it forks a server,
-which listens on the inherited socket, and says its process id. While no server lives, clients wait at that socket.
+`python -m proofs.once_till URL HOME SOCKET`: a process that has imported everything. For each line on stdin it forks a
+server, which listens on the inherited socket, and prints its process id. While no server lives, clients wait at that
+socket.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def customer(x_customer: Annotated[str, Header()]) -> str:
 
 
 def application(url: str, home: Path) -> FastAPI:
-    """One route; each run of it has a name, so that two runs have two answers."""
+    """One route; each run of it has a name, so that two runs have different responses."""
     koo = Platform(
         PlatformOptions(
             services=(), home=home, state_url=f"sqlite:///{home}/state.db", database=DatabaseOptions(url=url)
@@ -64,7 +65,7 @@ def serve(url: str, home: Path, listener: socket.socket) -> None:
 
 
 def main(url: str, home: str, number: str) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what was killed is gone at once
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a killed server's process disappears immediately
     listener = socket.socket(fileno=int(number))
     child = 0
     try:

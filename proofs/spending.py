@@ -1,7 +1,7 @@
-"""One process of the proof of money: many callers that spend a budget at a fake provider until they are told to stop.
+"""One process of the money proof: many callers that spend a budget at a fake provider until they are stopped.
 
-`python -m proofs.spending JSON`. It says "ready" and waits for a line, and closes when it is told to stop (SIGTERM).
-Meanwhile it says fifty times a second what it holds and waits for, what it has spent, and how many beats were answered.
+`python -m proofs.spending JSON` prints "ready" and waits for a line, and closes on SIGTERM. In between it prints fifty
+times a second how much it holds and waits for, how much it has spent, and how many beats were answered.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ SERVICE = "lab"
 BOUND_USD = Decimal("0.05")
 OUTPUT_TOKENS_MAX = 49
 OUTPUT_PRICE = Decimal(1000)
-"""USD per million tokens: so one call may cost 0.049 USD and a little for its prompt."""
+"""USD per million tokens, so one call may cost 0.049 USD plus a little for its prompt."""
 INPUT_PRICE = Decimal("0.1")
 SAID_S = 0.02
 COUNTERS_TOLD_S = 0.5
-"""The control tells and reads its counter so often; gateways do it each 0.25 to 60 s."""
+"""The control synchronises its counter at this interval; gateways do it every 0.25 to 60 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one process does. `counts`: the control, which counts and synchronises in batches, and holds nothing."""
+    """What one process does. `counts`: it is the control, which counts in batches and holds nothing."""
 
     base_url: str
     state_url: str
@@ -47,12 +47,12 @@ class Task:
     counts: bool = False
 
     def command(self) -> list[str]:
-        """How it is started."""
+        """The command that starts it."""
         return [sys.executable, "-m", "proofs.spending", json.dumps(asdict(self))]
 
 
 def options(task: Task) -> PlatformOptions:
-    """A service whose budget somebody set."""
+    """A service whose budget was set."""
     service = ServiceOptions(
         name=SERVICE,
         kind="openai_compatible",
@@ -74,14 +74,14 @@ def options(task: Task) -> PlatformOptions:
 
 
 class Caller:
-    """Call after call: whole answers, streams that are read, left or cut, and calls that are cancelled."""
+    """Makes one call after another: whole answers, streams that are read, abandoned or cut, and cancelled calls."""
 
     def __init__(self, platform: Platform, rng: random.Random) -> None:
         self._platform = platform
         self._rng = rng
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Call until cancelled."""
         while True:
             query = Query(service=SERVICE, prompt="spend", timeout_s=20, on_limit="wait")
             try:
@@ -108,7 +108,7 @@ class Caller:
 
 
 def count_in_batches(ledger: Ledger) -> None:
-    """The control: what is known of the others, and what is counted here, decide."""
+    """The control decides by the last known counts of the others and its own count."""
 
     def hold(budgets: tuple[Budget, ...], amount: int) -> Hold | None:
         for budget in budgets:
@@ -121,7 +121,7 @@ def count_in_batches(ledger: Ledger) -> None:
 
 
 async def say(ledger: Ledger) -> None:
-    """For the judgement of a kill. Until cancelled."""
+    """Print the numbers by which a kill is judged, until cancelled."""
     purses, answered, last = ledger.purses, 0, ""
     while True:
         wanted = sum(waiter.amount for waiter in purses.waiting)

@@ -11,10 +11,10 @@ from proofs.running import ProofFailed
 
 
 class Standby(PostgresServer):
-    """A copy of `primary` that follows it, of the same major; through `port`, where that is a proxy's."""
+    """A copy of `primary` with the same major version that follows it, through `port` if that is a proxy's."""
 
     def __init__(self, primary: PostgresServer, port: int | None = None) -> None:
-        # As many as the primary has: a standby with fewer connections does not start.
+        # As many as the primary allows, because a standby that allows fewer connections does not start.
         most = {name: primary.settings[name] for name in ("max_connections",) if name in primary.settings}
         super().__init__(primary.major, settings={"hot_standby": True, **most})
         self._host = primary.host
@@ -22,11 +22,11 @@ class Standby(PostgresServer):
 
     @property
     def name(self) -> str:
-        """What it is called in `synchronous_standby_names` of its primary."""
+        """Its name in `synchronous_standby_names` of its primary."""
         return f"standby_{self.port}"
 
     def promote(self) -> None:
-        """Make it take writes; returns when it does."""
+        """Promote it; returns when it accepts writes."""
         if self.sql("SELECT pg_promote(true, 30)") != "t":
             raise ProofFailed("the standby was not promoted")
 

@@ -1,10 +1,10 @@
 """Cut and left streams in every wire format: none is booked above its hold, none below what its provider reported.
 
-Each stream is drawn at random: a vendor's format and dialect, a prompt, thinking and text, when and how usage is told,
-and how it ends. It may be read to its end, be cut between two events or inside one, end without an end, fall silent,
-carry an error, or be left by its reader (`aclose`, cancellation, the deadline). Everything is real but the transport,
-which is in memory and on virtual time. What was reported is read here from the events that were handed over, by each
-format's own few lines, and priced again.
+Each stream is drawn at random: a vendor's format and dialect, a prompt, thinking and text, when and how usage is
+reported, and how it ends. It may be read to its end, be cut between two events or inside one, stop without a final
+event, fall silent, carry an error, or be abandoned by its reader (`aclose`, cancellation, the deadline). Everything is
+real except the transport, which is in memory and on virtual time. A few lines per format read the reported usage again
+from the delivered events, and price it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from proofs.running import ProofFailed
 
 INPUT_USD, OUTPUT_USD = Decimal(3), Decimal(15)
 PICO_OF_A_MILLIONTH = 10**6
-"""A dollar for a million tokens is so many pico-dollars for one."""
+"""One dollar per million tokens is this many pico-dollars per token."""
 SEARCH_PICO = 2_500_000_000
 ENDS = ("whole", "cut", "torn", "unended", "silent", "error", "left", "cancelled", "deadline")
 FORMATS: dict[str, tuple[ServiceKind, str]] = {
@@ -59,14 +59,14 @@ FORMATS: dict[str, tuple[ServiceKind, str]] = {
 
 
 class Told(NamedTuple):
-    """What a provider has reported: tokens, and a price of its own where it names one."""
+    """What a provider has reported: tokens, and its own price if it gives one."""
 
     read: int = 0
     written: int = 0
     cost_usd: Decimal | None = None
 
     def larger(self, before: Told) -> Told:
-        """Counts that were told never shrink."""
+        """Reported counts never shrink."""
         return Told(max(self.read, before.read), max(self.written, before.written), self.cost_usd)
 
     @property
@@ -77,7 +77,7 @@ class Told(NamedTuple):
 
 @dataclass
 class Script:
-    """One stream: its events, each with what it reports (None: nothing), how it ends, and before which event."""
+    """One stream: its events, each with the usage that it reports (or None), how it ends, and before which event."""
 
     format: str
     events: list[tuple[bytes, Told | None]]
@@ -87,7 +87,7 @@ class Script:
     max_tokens: int
     told: Told = field(default_factory=Told)
     since: int = 0
-    """Tokens of text and thinking that were handed over since the last report."""
+    """Tokens of text and thinking delivered since the last report."""
     tokens: list[int] = field(default_factory=list)
 
 
@@ -100,7 +100,7 @@ def sse(data: Mapping[str, Any], name: str | None = None) -> bytes:
 
 
 class Draw(random.Random):
-    """What is drawn of one stream: `read` tokens, parts of thinking and text with their tokens, `hidden` thinking."""
+    """The random values of a stream: `read` tokens, parts of thinking and text with their tokens, `hidden` thinking."""
 
     def parts(self) -> list[tuple[str, str, int]]:
         thoughts = [self._part("thought") for _ in range(self.choice((0, 0, 1, 3)))]
@@ -163,7 +163,7 @@ def perplexity(
 def gemini(draw: Draw, read: int, parts: Sequence[tuple[str, str, int]]) -> list[tuple[bytes, Told | None]]:
     events: list[tuple[bytes, Told | None]] = []
     said = thought = 0
-    hides = draw.random() < 0.3  # some leave thoughts out, but for the total
+    hides = draw.random() < 0.3  # some leave thoughts out, except in the total
     for number, (kind, text, tokens) in enumerate(parts):
         said, thought = (said, thought + tokens) if kind == "thought" else (said + tokens, thought)
         part = {"text": text, **({"thought": True} if kind == "thought" else {})}
@@ -236,10 +236,10 @@ ERRORS = {
 
 
 def draw_script(draw: Draw, prompt: str) -> Script:
-    """A stream of some vendor."""
+    """Draw a stream of some vendor."""
     name = draw.choice(list(WRITERS))
     parts = draw.parts()
-    # Now and then one counts more than anybody could have foreseen.
+    # Occasionally a vendor counts more than any bound could have foreseen.
     read = draw.randint(1, len(prompt) // 2) if draw.random() < 0.95 else 100_000
     events = WRITERS[name](draw, read, parts)
     tokens = iter([tokens for *_, tokens in parts])
@@ -258,7 +258,7 @@ def _has_text(event: bytes) -> bool:
 
 
 class Wire:
-    """An `HttpClient` whose every stream is the script's."""
+    """An `HttpClient` whose streams all follow the script."""
 
     proxy = None
 
@@ -266,7 +266,7 @@ class Wire:
         self.script: Script | None = None
 
     def by_way_of(self, proxy: object) -> Wire:
-        """It goes through no network."""
+        """There is no network in between."""
         return self
 
     async def stream(self, method: str, url: str, **_: Any) -> WireStream:
@@ -275,7 +275,7 @@ class Wire:
 
 
 class WireStream:
-    """The script, event by event, some together, up to where it ends."""
+    """Plays the script event by event, some events together, up to its end."""
 
     status = 200
     headers: Mapping[str, str] = {"content-type": "text/event-stream"}
@@ -321,7 +321,7 @@ class WireStream:
 
 
 class World:
-    """One service of each format, twice: with models that may think unseen, and with ones that do not."""
+    """Two services of each format: with a model that may think unseen, and with one that does not."""
 
     def __init__(self, clock: Clock) -> None:
         self.wire, self.ledger = Wire(), MemoryLedger(clock)
@@ -348,7 +348,7 @@ class World:
         )
 
     async def run(self, script: Script, prompt: str, service: str) -> None:
-        """Ask for the script's stream, and end it as it says."""
+        """Request the script's stream, and end it as the script says."""
         self.wire.script = script
         timeout_s = 0.005 + 0.01 * script.at if script.end == "deadline" else None
         stream = self.gateway.stream(
@@ -377,12 +377,12 @@ async def _numbered(stream: Any) -> Any:
 
 
 def wrong_of(script: Script, held: int, entries: Sequence[tuple[int, int, str]], thinks: bool) -> str:
-    """What is wrong with how a stream was booked: (amount, bound, source) of its entries; empty if nothing is."""
+    """What is wrong with a stream's booking (amount, bound and source of its entries); empty if it is right."""
     if len(entries) > 1:
-        return "it is booked more than once"
+        return "booked more than once"
     if not entries:
         billed = script.told.pico or script.since
-        return "" if script.end == "error" and not billed else "it is not booked"
+        return "" if script.end == "error" and not billed else "not booked"
     ((amount, bound, source),) = entries
     told, came = script.told, script.since * int(OUTPUT_USD) * PICO_OF_A_MILLIONTH
     if bound > held:
@@ -433,7 +433,7 @@ async def _try(times: int, seed: int) -> Counter[str]:
 
 
 def _held(world: World, service: str, prompt: str, max_tokens: int) -> int:
-    """What the call holds at first: the worst case by bytes."""
+    """The call's initial hold: the worst case by bytes."""
     from koo.ai.providers.base import Request
 
     one = world.services[service]
@@ -443,7 +443,7 @@ def _held(world: World, service: str, prompt: str, max_tokens: int) -> int:
 
 
 def cut_and_left(times: int, seed: int = 1) -> Counter[str]:
-    """Try so many streams; returns how many there were of each format and end. Raises `ProofFailed`."""
+    """Try this many streams; returns how many there were of each format and end. Raises `ProofFailed`."""
     return run_virtual(lambda: _try(times, seed))
 
 

@@ -1,4 +1,4 @@
-"""A Django application under ASGI or WSGI whose views ask koo in each way that Django has: served by test_django.py."""
+"""A Django application under ASGI or WSGI whose views call koo in every way of Django, for test_django.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ koo.ai_error_handler.register_service("search", idempotent=True)
 
 
 class Client:
-    """Like an SDK's: it belongs to the loop on which it was made."""
+    """Like an SDK's client, it belongs to the loop on which it was made."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -74,7 +74,7 @@ async def awaited(_: HttpRequest, what: str) -> JsonResponse:
 
 
 async def counts(_: HttpRequest) -> JsonResponse:
-    """How often was asked."""
+    """The number of calls."""
     return JsonResponse({name: one["metrics"]["total_requests"] for name, one in status().items()})
 
 

@@ -1,4 +1,4 @@
-"""A plugin for pytest: each loop that a test makes is uvloop's."""
+"""A pytest plugin that makes every loop of a test a uvloop."""
 
 from __future__ import annotations
 

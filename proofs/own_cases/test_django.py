@@ -1,4 +1,4 @@
-"""A Django application under ASGI and WSGI: every kind of view, in many threads, whichever is asked first."""
+"""A Django application under ASGI and WSGI: every kind of view, in many threads, in any order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SAID = {"query": "Paris.", "operation": "SHOES", "stream": "Paris.", "transactio
 
 @contextmanager
 def serving(kind: str, home: Path, fake: FakeAnthropic) -> Iterator[str]:
-    """The application, served by `kind`: its address."""
+    """Serve the application with `kind`; returns its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,7 +57,7 @@ def serving(kind: str, home: Path, fake: FakeAnthropic) -> Iterator[str]:
 @pytest.mark.parametrize("first", VIEWS)
 @pytest.mark.parametrize("kind", SERVERS)
 def test_each_kind_of_view(kind: str, first: str, tmp_path: Path) -> None:
-    """Under WSGI an `async def` view has a loop for one call, on which a session is refused: with what to write."""
+    """Under WSGI an `async def` view has a loop for one call; a session on it is refused with the line to write."""
     with FakeAnthropic() as fake, serving(kind, tmp_path, fake) as url:
         for what, said in SAID.items():
             check(kind, first, what, get(f"{url}/{first}/{what}"), said)

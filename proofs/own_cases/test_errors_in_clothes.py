@@ -17,7 +17,7 @@ from koo.testing.providers import FakeOpenAI, answer, error, nothing
 from tests.platform.test_errors_in_clothes import CHAT, World, world
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what they do when they are imported
+    warnings.simplefilter("ignore")  # some warn when they are imported
     import agents
     import dspy
     import instructor
@@ -94,7 +94,7 @@ def tried(
 
 
 @each
-def test_a_throttled_call_pauses_as_long_as_was_asked_for(library: Any, tmp_path: Path) -> None:
+def test_a_throttled_call_pauses_as_long_as_requested(library: Any, tmp_path: Path) -> None:
     async def check(one: World, ask: Ask) -> None:
         one.server.default = error(429, "rate_limit_error", headers={"retry-after": "300"})
         errors = await one.fails(ask, times=6)
@@ -107,7 +107,7 @@ def test_a_throttled_call_pauses_as_long_as_was_asked_for(library: Any, tmp_path
 
 
 @each
-def test_a_used_up_quota_is_no_rate(library: Any, tmp_path: Path) -> None:
+def test_a_used_up_quota_is_not_a_rate_limit(library: Any, tmp_path: Path) -> None:
     async def check(one: World, ask: Ask) -> None:
         one.server.default = error(429, "insufficient_quota", code="insufficient_quota")
         [caught] = await one.fails(ask)
@@ -117,7 +117,7 @@ def test_a_used_up_quota_is_no_rate(library: Any, tmp_path: Path) -> None:
 
 
 @each
-def test_a_mistake_moves_no_breaker_and_a_refused_key_stops_the_calls(library: Any, tmp_path: Path) -> None:
+def test_a_mistake_moves_no_breaker_and_a_refused_key_blocks_calls(library: Any, tmp_path: Path) -> None:
     async def check(one: World, ask: Ask) -> None:
         one.server.default = error(400, "invalid_request_error")
         assert {type(caught) for caught in await one.fails(ask, times=6)} == {InvalidRequest}
@@ -131,7 +131,7 @@ def test_a_mistake_moves_no_breaker_and_a_refused_key_stops_the_calls(library: A
 
 
 @each
-def test_a_failure_counts(library: Any, tmp_path: Path) -> None:
+def test_a_server_failure_counts_for_the_breaker(library: Any, tmp_path: Path) -> None:
     async def check(one: World, ask: Ask) -> None:
         one.server.default = error(500, "server_error")
         assert {type(caught) for caught in await one.fails(ask, times=5)} == {ServiceFailed}
@@ -141,7 +141,7 @@ def test_a_failure_counts(library: Any, tmp_path: Path) -> None:
 
 
 @each
-def test_a_connection_that_broke_may_be_billed(library: Any, tmp_path: Path) -> None:
+def test_a_broken_connection_keeps_its_hold(library: Any, tmp_path: Path) -> None:
     async def check(one: World, ask: Ask) -> None:
         one.server.default = nothing()
         await one.fails(ask, times=5)
@@ -152,7 +152,7 @@ def test_a_connection_that_broke_may_be_billed(library: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("text", ["no JSON", '{"name": "Par'])
 @pytest.mark.parametrize("library", STRUCTURED, ids=lambda one: one.__name__)
-def test_a_paid_answer_that_cannot_be_used_is_paid_and_no_outage(
+def test_a_paid_answer_that_cannot_be_used_is_booked_and_is_not_an_outage(
     library: Any, text: str, tmp_path: Path
 ) -> None:
     async def check(one: World, ask: Ask) -> None:
@@ -164,7 +164,7 @@ def test_a_paid_answer_that_cannot_be_used_is_paid_and_no_outage(
 
 
 @pytest.mark.parametrize("library", [by_instructor, by_langchain], ids=lambda one: one.__name__)
-def test_an_answer_that_was_cut_says_which_limit_to_raise(library: Any, tmp_path: Path) -> None:
+def test_the_error_of_a_cut_answer_says_which_limit_to_raise(library: Any, tmp_path: Path) -> None:
     async def check(one: World, ask: Ask) -> None:
         one.server.default = answer('{"name": "Par', stop_reason="length")
         [caught] = await one.fails(ask)
@@ -174,7 +174,7 @@ def test_an_answer_that_was_cut_says_which_limit_to_raise(library: Any, tmp_path
 
 
 def test_a_paid_answer_before_a_refusal_is_paid(tmp_path: Path) -> None:
-    """instructor asks again where an answer does not fit."""
+    """instructor repeats the request if an answer does not fit."""
 
     async def main() -> None:
         async with world(tmp_path, max_retries=0) as one:

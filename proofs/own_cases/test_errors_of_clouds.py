@@ -1,4 +1,4 @@
-"""The errors of boto3, google-api-core, gRPC, Mistral's SDK and urllib3, raised by talking to a server."""
+"""The errors of boto3, google-api-core, gRPC, Mistral's SDK and urllib3, raised by calls to a server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from koo.errors import Kind
 from koo.policies.verdict import Fault
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what could be installed besides
+    warnings.simplefilter("ignore")  # warns about optional packages
     from google.api_core import exceptions as google_exceptions
     from google.api_core import grpc_helpers_async
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @contextmanager
 def answering(status: int, body: bytes = b'{"message": "no"}', **headers: str) -> Iterator[str]:
-    """The URL of a server that answers everything alike."""
+    """The URL of a server that gives every request the same response."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -46,7 +46,7 @@ def answering(status: int, body: bytes = b'{"message": "no"}', **headers: str) -
             self.end_headers()
             self.wfile.write(body)
 
-        do_POST = do_GET  # noqa: N815 - the name that the standard library asks for
+        do_POST = do_GET  # noqa: N815 - the standard library requires this name
 
         def log_message(self, *_: object) -> None: ...
 
@@ -112,7 +112,7 @@ def test_s3(status: int, name: str, kind: Kind) -> None:
     assert fault.kind is kind and fault.block is None
 
 
-def test_a_host_that_boto_cannot_reach_was_not_billed() -> None:
+def test_a_call_to_a_host_that_boto_cannot_reach_is_not_billed() -> None:
     fault = judged(lambda: boto("s3", "http://127.0.0.1:9").get_object(Bucket="b", Key="k"))
     assert fault.kind is Kind.CONNECTION and not fault.billed
 
@@ -140,7 +140,7 @@ def test_mistral(status: int, kind: Kind) -> None:
     assert fault.kind is kind and fault.retry_after_s == (300 if status == 429 else None)
 
 
-def test_a_status_that_urllib3_gave_up_on() -> None:
+def test_the_status_on_which_urllib3_gave_up_is_used() -> None:
     with answering(429) as url, urllib3.PoolManager() as pool:
         again = urllib3.Retry(1, status_forcelist=[429], backoff_factor=0, respect_retry_after_header=False)
         assert judged(lambda: pool.request("GET", url, retries=again)).kind is Kind.THROTTLED

@@ -1,4 +1,4 @@
-"""Each handler of examples/handlers, asked through its framework's own test client."""
+"""Each handler of examples/handlers, tested through its framework's own test client."""
 
 from __future__ import annotations
 

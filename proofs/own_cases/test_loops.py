@@ -1,4 +1,4 @@
-"""Projects whose tests use pytest-asyncio's loops in three ways, AnyIO's plugin, and trio: each in its own pytest."""
+"""Projects whose tests use pytest-asyncio's loops in three ways, AnyIO's plugin, and trio, each in its own pytest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ asyncio_mode = strict
 asyncio_default_fixture_loop_scope = function
 """
 SHOP = '''
-"""What the projects have in common: a platform, and work that uses an operation, a session and a question."""
+"""Shared by the projects: a platform, and work that uses an operation, a session and a query."""
 from sqlalchemy import text
 import koo
 from koo import Platform, Query
@@ -67,7 +67,7 @@ def test_without_a_loop(platform):
 async def test_a_third(platform):
     await use(platform)
 """,
-    "a fixture on its module's loop and tests on their own, which are told": """
+    "a fixture on its module's loop and tests on their own loops, which are refused": """
 import pytest, pytest_asyncio
 from shop import *
 
@@ -78,7 +78,7 @@ async def platform(tmp_path_factory):
         yield platform
 
 @pytest.mark.asyncio
-async def test_is_told(platform):
+async def test_it_is_refused(platform):
     with pytest.raises(RuntimeError, match="write `await platform.close\\\\(\\\\)`.*before the `yield`.*loop_scope"):
         await use(platform)
 
@@ -86,7 +86,7 @@ async def test_is_told(platform):
 async def test_on_the_same_loop(platform):
     await use(platform)
 """,
-    "the same with the line that they are told": """
+    "the same with the line that the error gives": """
 import pytest, pytest_asyncio
 from shop import *
 
@@ -158,7 +158,7 @@ async def scope(platform):
     async with platform.database.session_scope():
         pass
 
-async def test_every_door_says_what_to_write(tmp_path):
+async def test_every_entry_point_says_what_to_write(tmp_path):
     platform = make(tmp_path)
     doors = [
         platform.open, platform.system_health, platform.database.health_check, koo.check_database_health,
@@ -172,7 +172,7 @@ async def test_every_door_says_what_to_write(tmp_path):
     with pytest.raises(RuntimeError, match=TOLD):
         koo.run(operation())
 
-async def test_what_is_written_works(tmp_path):
+async def test_the_line_from_the_error_works(tmp_path):
     platform = make(tmp_path)
     await trio.to_thread.run_sync(koo.run, use(platform))
     await trio.to_thread.run_sync(koo.run, platform.close())

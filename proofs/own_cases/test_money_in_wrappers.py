@@ -1,4 +1,4 @@
-"""What wrappers of the vendors' SDKs are billed is booked: under a built-in name with a budget, and by usage."""
+"""Bills of wrappers of the vendors' SDKs are booked: under a built-in name with a budget, and by usage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from koo.options import PlatformOptions, ServiceOptions
 from koo.testing.providers import FakeOpenAI, answer
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of what they do when they are imported
+    warnings.simplefilter("ignore")  # some warn when they are imported
     import agents
     import instructor
     import litellm
@@ -119,7 +119,7 @@ WRAPPERS = [
 
 
 @pytest.mark.parametrize("ask", WRAPPERS, ids=lambda ask: ask.__name__)
-def test_what_was_billed_is_booked_in_the_services_budget(
+def test_the_bill_is_booked_in_the_services_budget(
     tmp_path: Path, ask: Callable[[World], Awaitable[None]]
 ) -> None:
     async def work(world: World) -> None:
@@ -129,7 +129,7 @@ def test_what_was_billed_is_booked_in_the_services_budget(
     run(tmp_path, work)
 
 
-def test_a_chain_that_hands_on_the_text_alone_is_booked_at_no_less_than_its_bill(tmp_path: Path) -> None:
+def test_a_chain_that_returns_only_the_text_is_booked_at_no_less_than_its_bill(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         chain = (
             ChatPromptTemplate.from_template("Capital of {country}?") | world.langchain() | StrOutputParser()
@@ -140,7 +140,7 @@ def test_a_chain_that_hands_on_the_text_alone_is_booked_at_no_less_than_its_bill
     run(tmp_path, work)
 
 
-def test_an_agent_is_refused_under_a_built_in_name_and_booked_at_its_most_under_its_own(
+def test_an_agent_is_refused_under_a_built_in_name_and_booked_at_its_maximum_under_its_own(
     tmp_path: Path,
 ) -> None:
     async def work(world: World) -> None:

@@ -1,4 +1,4 @@
-"""SQLModel's own session in koo's scopes, and alembic's async template with the URL that koo has."""
+"""SQLModel's own session in koo's scopes, and alembic's async template with koo's URL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Hero(SQLModel, table=True):
 
 
 class Heroes:
-    """A repository with one session, as an application has it."""
+    """A repository with one session, as in an application."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
@@ -36,7 +36,7 @@ class Heroes:
         return found
 
 
-def test_a_scope_hands_out_sqlmodels_session(url: str) -> None:
+def test_a_scope_returns_sqlmodels_session(url: str) -> None:
     async def main() -> None:
         database = Database(url, session_class=AsyncSession)
         async with database.session_scope() as session:
@@ -55,7 +55,7 @@ def test_a_scope_hands_out_sqlmodels_session(url: str) -> None:
                 await database.transaction(hire)
             except IntegrityError:
                 continue
-            raise AssertionError("a duplicate was taken")
+            raise AssertionError("a duplicate was accepted")
         assert database.circuit_breaker_state.value == "healthy"
         await database.close()
 
@@ -75,7 +75,7 @@ def test_koos_url_works_in_alembics_async_template(tmp_path: Path, url: str) -> 
         "pass", 'op.execute("CREATE TABLE hero (id INTEGER PRIMARY KEY, name TEXT)")', 1
     )
     script.write_text(made)
-    command.upgrade(config, "head")  # runs a loop of its own
+    command.upgrade(config, "head")  # runs its own loop
 
     async def main() -> None:
         async with database.session_scope() as session:
