@@ -1,7 +1,7 @@
-"""Write `docs/states.md` from the breaker and the reported states themselves: `python -m docs.generate_states`.
+"""Writes `docs/states.md` from the breaker and the reported states themselves: `python -m docs.generate_states`.
 
-The transitions come from the breaker's own table. What passes in which phase, and which state users see in which
-situation, is found out by doing it: a breaker is brought there and asked. Only the words stand here.
+The transitions come from the breaker's own table. To find out what passes in each phase, and which state users see in
+each situation, a breaker is brought into that state and checked. Only the words are written here.
 `tests/policies/test_states_document.py` fails when the page is older than its source.
 """
 
@@ -48,11 +48,11 @@ OVERRIDE_MEANING = {
     NONE: "the breaker decides",
     FORCED_OPEN: "refuse everything until the override is removed",
     DISABLED: "let everything through and learn nothing",
-    METRICS_ONLY: "count and report, never refuse: how a team rolls a breaker out",
+    METRICS_ONLY: "count and report, never refuse; used to try out a breaker",
 }
 
 
-# ── a breaker, brought somewhere ──────────────────────────────────────────────────────────────────────────────────
+# ── a breaker in a given state ────────────────────────────────────────────────────────────────────────────────────
 
 
 def no_jitter() -> float:
@@ -79,7 +79,7 @@ def settle(breaker: Breaker, verdicts: Iterable[Verdict], slow: bool) -> None:
 
 
 def what_passes(phase: Phase, override: Override) -> str:
-    """Two calls arrive: who passes, and whose result counts?"""
+    """Two calls arrive: which of them pass, and whose results count?"""
     breaker = after(phase=phase)
     breaker.set_override(override)
     now = breaker.opened_at
@@ -99,10 +99,10 @@ def what_passes(phase: Phase, override: Override) -> str:
 WELL = [SUCCESS] * 16
 Facts = dict[str, str]
 SITUATIONS: list[tuple[str, Callable[[], Evidence], Facts]] = [
-    ("nothing was asked yet", lambda: Evidence(after()), {}),
+    ("no calls yet", lambda: Evidence(after()), {}),
     ("one call in ten failed", lambda: Evidence(after([FAILURE, *[SUCCESS] * 9])), {}),
     ("few calls, half of them failed", lambda: Evidence(after([SUCCESS, FAILURE])), {}),
-    ("three failures in a row of five that open it", lambda: Evidence(after([*WELL, *[FAILURE] * 3])), {}),
+    ("three failures in a row, where five open it", lambda: Evidence(after([*WELL, *[FAILURE] * 3])), {}),
     (
         "three health checks failed, and no call succeeded since",
         lambda: Evidence(after(), checks_failed=3),
@@ -121,7 +121,7 @@ SITUATIONS: list[tuple[str, Callable[[], Evidence], Facts]] = [
     ("half of many calls were slow", lambda: Evidence(half_slow()), {}),
     ("the breaker is open", lambda: Evidence(after(phase=OPEN)), {}),
     ("recovery is being tested", lambda: Evidence(after(phase=HALF_OPEN)), {}),
-    ("a limit, the budget or the provider's pause holds", lambda: Evidence(after()), {"limited": "a limit"}),
+    ("a limit, a budget or the provider's pause applies", lambda: Evidence(after()), {"limited": "a limit"}),
     (
         "the same, while recovery is being tested",
         lambda: Evidence(after(phase=HALF_OPEN)),
@@ -194,7 +194,7 @@ whenever it is read, from the phase and everything else that is known, so it can
         )
     }
 
-There are no other transitions. Each one voids what was let through before it: a late result changes nothing.
+There are no other transitions. Each one invalidates the permits granted before it, so a late result changes nothing.
 
 ## Overrides
 
@@ -225,22 +225,22 @@ A service shows `circuit_open` when its default model, or the service as a whole
         )
     }
 
-If several hold, the one that says most about the next call wins: refused for failures or for its key, then limited,
-then recovery being tested or one model refused, then the rest.
+If several apply, the one that matters most for the next call is reported: refused for failures or for its key, then
+limited, then recovery being tested or one model refused, then the rest.
 
-## Beside the breaker
+## Pauses, keys and ramps
 
 * **A pause that the provider asked for** (429, `Retry-After`) does not open a breaker. All callers wait for it
   within their deadlines, or are refused with the time.
 * **A refused key** is blocked: nothing is sent with it until an unbilled check (after 1 to 15 minutes), a reset, or a
   new key.
-* **After closing** the places for calls start small and double each second until the limit is reached. Callers
-  queue within their deadlines, so that recovery is not a stampede.
+* **After closing** the number of slots for calls starts small and doubles each second until the limit is reached.
+  Callers queue within their deadlines, so they do not all call at once.
 """
 
 
 def pages() -> dict[Path, str]:
-    """Each generated file and what it should hold."""
+    """Each generated file and its text."""
     return {PAGE: page()}
 
 

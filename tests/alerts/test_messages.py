@@ -102,7 +102,7 @@ def runbook_text() -> str:
     [
         ({"refuses": "every call to claude"}, "Refuses:  every call to claude"),
         ({"refuses": ""}, "Refuses:  nothing: calls pass"),
-        ({}, "Refuses:  every call to the service; with fallback the next one is asked."),
+        ({}, "Refuses:  every call to the service; with fallback the next service is called."),
     ],
 )
 def test_what_it_refuses_is_the_rules_word_else_the_kinds(data: dict[str, object], said: str) -> None:

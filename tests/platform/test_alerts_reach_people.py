@@ -200,7 +200,7 @@ def test_a_refused_key_is_told_with_its_reason_and_what_to_do(tmp_path: Path) ->
             assert firing["refuses"]
             (letter,) = w.mails.mails
             text = letter.get_content()
-            assert "Set a valid one and restart" in " ".join(text.split())
+            assert "Set a valid key and restart" in " ".join(text.split())
             assert "https://koo.example/dashboard/#ai:claude" in text
             await take_the_key_again(w)
             await w.heard("resolved", "service_down")
