@@ -2,8 +2,8 @@
 
     python backend/main.py            or, from backend/:   uvicorn main:app
 
-What `core.database` and `services.hybrid_ai_manager` name in this process is what this server serves and shows. It is
-also the worked example of how to put koo into an application: for one that exists, see `koo.web.mount`.
+The server uses the same platform as `core.database` and `services.hybrid_ai_manager` in this process. It is also a
+complete example of an application with koo; to add koo to an existing application, see `koo.web.mount`.
 """
 
 from __future__ import annotations

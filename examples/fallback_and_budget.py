@@ -1,9 +1,9 @@
-"""When a service fails, or its budget is spent, another one answers.
+"""When a service fails or its budget is spent, another service answers.
 
     .venv/bin/python examples/fallback_and_budget.py
 
-It needs no key: `claude` and `lab` are fake servers that speak the real wire formats, on 127.0.0.1. With a key the same
-questions go to the real ones; `Platform()` without options reads the environment.
+It needs no key: `claude` and `lab` are fake servers with the real wire formats, on 127.0.0.1. With a key, the same code
+calls the real services: `Platform()` without options reads the environment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALONE = Query(service="claude", prompt="What is the capital of France?", max_tok
 
 
 def options(home: Path, claude: FakeAnthropic, lab: FakeCompatible) -> PlatformOptions:
-    """`claude` costs money and has half a cent a day; `lab` is a server of one's own, and free."""
+    """`claude` costs money and has a budget of half a cent a day; `lab` is your own server, and free."""
     return PlatformOptions(
         home=home,
         state_url=f"sqlite:///{home / 'koo-state.db'}",
@@ -58,7 +58,7 @@ def options(home: Path, claude: FakeAnthropic, lab: FakeCompatible) -> PlatformO
 
 
 async def fall_back(platform: Platform, claude: FakeAnthropic) -> None:
-    """A failure moves on after its retries; a refusal moves on at once."""
+    """After a failure and its retries, the next service is asked; after a refusal, it is asked immediately."""
     answer = await platform.query(QUESTION)
     print(f"{answer.service} answered: {answer}")
     claude.script(error(529, "overloaded_error"), error(529, "overloaded_error"))
@@ -67,10 +67,10 @@ async def fall_back(platform: Platform, claude: FakeAnthropic) -> None:
 
 
 async def spend(platform: Platform, claude: FakeAnthropic) -> None:
-    """Before each attempt its worst case is put aside, so the budget holds however many ask at once."""
+    """Each attempt's worst case is held in advance, so concurrent calls cannot exceed the budget."""
     outcomes = await platform.query_many([ALONE] * 10)
     refused = [one for one in outcomes if isinstance(one, BudgetExceeded)]
-    print(f"{len(outcomes) - len(refused)} of {len(outcomes)} fitted into the budget at once")
+    print(f"{len(outcomes) - len(refused)} of {len(outcomes)} fitted into the budget together")
     while True:
         try:
             await platform.query(ALONE)
@@ -84,7 +84,7 @@ async def spend(platform: Platform, claude: FakeAnthropic) -> None:
 
 
 async def nobody(platform: Platform, lab: FakeCompatible) -> None:
-    """When no service answers, the error holds the reason of each."""
+    """If no service answers, the error contains the reason of each."""
     lab.script(error(503, "unavailable"), error(503, "unavailable"))
     try:
         await platform.query(QUESTION)

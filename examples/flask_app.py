@@ -1,4 +1,4 @@
-"""koo in a Flask application, which has threads and no event loop: each view hands its coroutines to `koo.run`.
+"""koo in a Flask application, which has threads and no event loop: each view passes its coroutines to `koo.run`.
 
 .venv/bin/flask --app examples/flask_app.py run --port 8002
 .venv/bin/gunicorn --chdir examples --workers 2 --threads 8 --bind 127.0.0.1:8002 flask_app:app
@@ -24,21 +24,22 @@ app = Flask(__name__)
 
 @app.get("/ask")
 def ask() -> dict[str, Any]:
-    """A whole answer. The deadline is the view's: what takes longer is cancelled, and paid for as far as it came."""
+    """A whole answer, with the view's deadline: a call that takes longer is cancelled, and its cost so far is
+    booked."""
     answer = koo.run(query_ai(service(), request.args["q"], max_tokens=20), timeout_s=60)
     return {"answer": str(answer), "service": answer.service, "cost": str(answer.cost_usd)}
 
 
 @app.get("/stream")
 def stream() -> Response:
-    """Piece by piece. A client that leaves closes the generator, and with it the stream at the provider."""
+    """An answer piece by piece. A client that disconnects closes the generator, and so the stream at the provider."""
     pieces = koo.run(stream_ai(service(), request.args["q"], max_tokens=20))
     return Response((str(piece) for piece in pieces), mimetype="text/plain")
 
 
 @app.get("/half/<int:number>")
 def half(number: int) -> dict[str, int]:
-    """A transaction is a coroutine of your own, so that all of it runs on koo's loop."""
+    """Write a transaction as one coroutine, so that all of it runs on koo's loop."""
 
     async def work() -> int:
         async with db_manager.session_scope() as session:
@@ -49,17 +50,17 @@ def half(number: int) -> dict[str, int]:
 
 @app.get("/health")
 def health() -> dict[str, Any]:
-    """What only looks is synchronous in koo, and needs no bridge."""
+    """Status functions are synchronous in koo, and do not need `koo.run`."""
     return {"services": get_all_ai_services_health()["overall_health"]}
 
 
 @app.errorhandler(koo.ExternalServiceError)
 def refused(error: koo.ExternalServiceError) -> tuple[dict[str, str], int, dict[str, str]]:
-    """koo's own sentence, and when to come back."""
+    """koo's own message, and a `Retry-After` header."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(int(error.retry_after_s) + 1)}
     return {"error": str(error), "kind": error.kind}, 503, headers
 
 
 def service() -> str:
-    """The service that a request names, else the small model on this machine."""
+    """The service that the request names, or else the small model on this machine."""
     return request.args.get("service", "local")

@@ -1,4 +1,4 @@
-"""The same guard for an operation of your own: retries, limits and a circuit breaker around anything awaitable.
+"""The same guard for your own operation: retries, limits and a circuit breaker around anything awaitable.
 
 .venv/bin/python examples/own_operation.py
 """
@@ -11,7 +11,7 @@ from koo import CircuitOpen, RateLimited, ai_error_handler
 
 
 class Rates:
-    """Stands for a client of another service. `trouble`: how many of the next calls fail."""
+    """A stand-in for a client of another service. `trouble`: how many of the next calls fail."""
 
     def __init__(self, trouble: int) -> None:
         self.trouble = trouble
@@ -26,7 +26,7 @@ class Rates:
 
 
 async def repeat() -> None:
-    """A call that fails twice and is safe to repeat: the caller sees the answer."""
+    """A call that is safe to repeat fails twice: the caller gets the result of the third attempt."""
     ai_error_handler.register_service("rates", idempotent=True, retry_base_delay=0.01)
     rates = Rates(trouble=2)
     rate = await ai_error_handler.execute_with_error_handling("rates", rates.read, "EUR")
@@ -34,14 +34,14 @@ async def repeat() -> None:
 
 
 async def open_and_reset() -> None:
-    """A server that stays down is not asked again until the breaker's time is over, or an operator resets it."""
+    """A server that stays down gets no calls until the breaker's open time ends, or until an operator resets it."""
     ai_error_handler.register_service("rates", failure_threshold=3, recovery_timeout=30)
     rates = Rates(trouble=3)
     for _ in range(5):
         try:
             await ai_error_handler.execute_with_error_handling("rates", rates.read, "EUR")
         except CircuitOpen as refusal:
-            print(f"refused, come back in {refusal.retry_after_s:.0f} s or later")
+            print(f"refused; try again in {refusal.retry_after_s:.0f} s")
         except ConnectionError as error:
             print(f"failed: {error}")
     print(f"{rates.calls} calls reached the server")
@@ -50,7 +50,7 @@ async def open_and_reset() -> None:
 
 
 async def limit() -> None:
-    """Two a minute are never three in any minute."""
+    """A limit of two calls a minute never admits three in any minute."""
     ai_error_handler.register_service("rates", requests_per_minute=2)
     rates = Rates(trouble=0)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""An answer, streamed from the small model in the process: no key, no server.
+"""Streams an answer from the small model in the process: no key, no server.
 
 .venv/bin/python examples/stream.py
 """
@@ -11,7 +11,7 @@ from koo import ExternalServiceError, StreamTruncated, stream_ai
 
 
 async def read_to_the_end() -> None:
-    """Each chunk as it comes; afterwards the whole answer with its tokens and its cost."""
+    """Print each chunk as it arrives, and then the tokens and the cost of the whole answer."""
     stream = stream_ai("local", "Name three colours.", max_tokens=40, timeout_s=60)
     async with stream:
         async for chunk in stream:
@@ -22,14 +22,14 @@ async def read_to_the_end() -> None:
 
 
 async def leave_early() -> None:
-    """Leave as soon as you have enough: the model stops, and what was used is booked."""
+    """Stop reading when you have enough: the model stops, and the tokens used so far are booked."""
     words = 0
     async with stream_ai("local", "Tell me a long story.", max_tokens=200) as stream:
         async for _ in stream:
             words += 1
             if words == 3:
                 break
-    print(f"left after {words} chunks")
+    print(f"stopped after {words} chunks")
 
 
 async def main() -> None:

@@ -1,9 +1,10 @@
-"""Transactions on the guarded database, SQLite unless DATABASE_URL says otherwise.
+"""Transactions on the guarded database: SQLite, unless DATABASE_URL is set.
 
     .venv/bin/python examples/transactions.py
 
-`session_scope` is one transaction. `transactional_with_retry` runs a whole function again when that may help: after a
-lost connection, a deadlock, a conflict. What it does outside the database it does again too, so keep mails out of it.
+`session_scope` is one transaction. `transactional_with_retry` runs a whole function again if that may help: after a
+lost connection, a deadlock or a conflict. Side effects outside the database are repeated too, so do not send mail in
+it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ACCOUNTS = (
 
 
 class Overdrawn(Exception):
-    """An error of your own: it rolls the transaction back and reaches the caller unchanged."""
+    """Your own error: it rolls the transaction back, and reaches the caller unchanged."""
 
 
 async def prepare() -> None:
@@ -33,13 +34,13 @@ async def prepare() -> None:
 
 @transactional_with_retry(max_retries=5)
 async def move(session: AsyncSession, giver: str, taker: str, cents: int) -> None:
-    """All of it or nothing, however many of these run at once."""
+    """Move an amount completely or not at all, even if many of these run at the same time."""
     change = text("UPDATE example_accounts SET cents = cents + :cents WHERE name = :name")
     await session.execute(change, {"cents": -cents, "name": giver})
     await session.execute(change, {"cents": cents, "name": taker})
     left = text("SELECT cents FROM example_accounts WHERE name = :name")
     if (await session.execute(left, {"name": giver})).scalar_one() < 0:
-        raise Overdrawn(f"{giver} has not got {cents} cents")
+        raise Overdrawn(f"{giver} does not have {cents} cents")
 
 
 async def balances() -> dict[str, int]:

@@ -30,8 +30,8 @@ PRINTED = {
 failed: the rates server is down
 failed: the rates server is down
 failed: the rates server is down
-refused, come back in 3\d s or later
-refused, come back in 3\d s or later
+refused; try again in 3\d s
+refused; try again in 3\d s
 3 calls reached the server
 1\.08
 refused: our limit of 2 requests a minute is reached
@@ -39,16 +39,16 @@ refused: our limit of 2 requests a minute is reached
 """,
     "stream": r""".+
 \d+ tokens, 0 USD
-left after 3 chunks
+stopped after 3 chunks
 """,
     "transactions": r"""\{'ada': 20, 'bob': 80\}
-rolled back: ada has not got 30 cents
+rolled back: ada does not have 30 cents
 \{'ada': 20, 'bob': 80\}
 0 connections in use, 0 callers waiting
 """,
     "fallback_and_budget": r"""claude answered: Paris\.
 lab answered, because claude is overloaded
-[1-9] of 10 fitted into the budget at once
+[1-9] of 10 fitted into the budget together
 refused until midnight UTC: True
 within the budget: True
 lab answered, for 0 USD

@@ -1,8 +1,8 @@
-"""AI services over HTTP: questions, state and resets as a FastAPI router.
+"""AI services over HTTP: queries, state and resets as a FastAPI router.
 
     app.include_router(router, prefix="/api/v1")
 
-It serves `/ai/...`; its errors are `application/problem+json`. The rules of access are in its routes, as in those of
+It serves `/ai/...`; its errors are `application/problem+json`. Its routes enforce the same access rules as those of
 `koo serve`: see docs/security.md.
 """
 

@@ -6,11 +6,11 @@
 
     app.include_router(router, prefix="/api/v1")
 
-The functions need no request and no running server. `overall_health` is `unhealthy` if the database refuses or every
-configured AI service does, `degraded` if any part is not healthy, else `healthy`.
+The functions need no request and no running server. `overall_health` is `unhealthy` if the database refuses calls or
+every configured AI service does, `degraded` if any part is not healthy, and otherwise `healthy`.
 
-The router serves `/monitoring/...`; its errors are `application/problem+json`. The rules of access are in its routes,
-as in those of `koo serve`: see docs/security.md.
+The router serves `/monitoring/...`; its errors are `application/problem+json`. Its routes enforce the same access rules
+as those of `koo serve`: see docs/security.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ __all__ = ["get_monitoring_dashboard", "get_system_alerts", "get_system_health",
 def __getattr__(name: str) -> Any:
     if name != "router":
         raise AttributeError(f"module 'api.monitoring' has no attribute {name!r}")
-    from koo.web import monitoring_router  # only those who serve wait for FastAPI's import
+    from koo.web import (
+        monitoring_router,
+    )  # imported late: a program that serves no HTTP need not load FastAPI
 
     globals()[name] = monitoring_router(platform)
     return globals()[name]

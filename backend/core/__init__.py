@@ -1,1 +1,1 @@
-"""The platform's core: settings, database, errors, and the guard for AI services and for anybody's own operations."""
+"""The platform's core: settings, database, errors, and the guard for AI services and for your own operations."""

@@ -3,13 +3,13 @@
     from core.config import settings
     settings.database_pool_size, settings.ai_max_retries, settings.ai_default_daily_budget
 
-`settings` is read when the name is first asked for: from the environment, then from the `.env` in `KOO_HOME`, else each
-variable has its default. An attribute is the variable's name in small letters: `DATABASE_POOL_SIZE` is
-`settings.database_pool_size`. Durations are seconds, money is `Decimal` USD, None is no limit; keys, tokens and URLs of
-databases are `SecretStr`, so that nothing shows them by accident.
+The settings are read when the name `settings` is first used. The environment takes precedence over the `.env` in
+`KOO_HOME`; other variables have their defaults. An attribute has the variable's name in lower case:
+`DATABASE_POOL_SIZE` is `settings.database_pool_size`. Durations are seconds, money is `Decimal` USD, and None means no
+limit. Keys, tokens and database URLs are `SecretStr`, so that they are never shown by accident.
 
-A value that cannot be right raises `koo.ConfigurationError`, whose sentence names the variable, what it holds and what
-is allowed. `settings.explain()`, like `koo config`, tells where each value came from. All variables are listed in
+An invalid value raises `koo.ConfigurationError`; its message names the variable, its value and the allowed values.
+`settings.explain()`, like `koo config`, shows where each value comes from. All variables are listed in
 `docs/configuration.md`.
 """
 

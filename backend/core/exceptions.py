@@ -1,15 +1,17 @@
-"""What can go wrong, by whose fault.
+"""The exceptions, by whose fault they are.
 
-* Refused by us, the service was not asked: `CircuitOpen`, `RateLimited`, `BudgetExceeded`, `ServiceSaturated`.
-* Failed by them: `ServiceFailed`, and of it `ServiceTimeout`, `StreamTruncated`, `AuthenticationFailed`.
-* The caller's own mistake: `InvalidRequest`, `UnknownService`, `PriceUnknown`.
-* `AllServicesFailed`: each service that was asked refused or failed; `exceptions` holds the reason of each.
+* koo refused the call, and the service was not called: `CircuitOpen`, `RateLimited`, `BudgetExceeded`,
+  `ServiceSaturated`.
+* The service failed: `ServiceFailed`, with its subclasses `ServiceTimeout`, `StreamTruncated` and
+  `AuthenticationFailed`.
+* The caller made a mistake: `InvalidRequest`, `UnknownService`, `PriceUnknown`.
+* Every service of a fallback chain refused or failed: `AllServicesFailed`; `exceptions` has the reason of each.
 
-All of these are `ExternalServiceError`. The database has `DatabaseUnavailable`, `DatabaseTimeout`, `PoolSaturated` and
-`CommitOutcomeUnknown`; errors of statements stay SQLAlchemy's own.
+All of these are `ExternalServiceError`. The database raises `DatabaseUnavailable`, `DatabaseTimeout`, `PoolSaturated`
+and `CommitOutcomeUnknown`; errors of statements remain SQLAlchemy's own.
 
-`str(error)` is one sentence that a person can act on. `error.service`, `error.kind`, `error.retry_after_s` (seconds, or
-None where nobody knows) and `error.attempts` are there to program against. Kinds and statuses: `docs/errors.md`.
+`str(error)` is one sentence that a person can act on. For programs there are `error.service`, `error.kind`,
+`error.retry_after_s` (seconds, or None if unknown) and `error.attempts`. Kinds and statuses: `docs/errors.md`.
 """
 
 from __future__ import annotations

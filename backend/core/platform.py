@@ -1,6 +1,6 @@
-"""The one platform of this process, on which every name in `backend/` acts.
+"""The one platform of this process, which every name in `backend/` uses.
 
-It reads its settings when it is first used, opens itself on the running event loop, and closes when that loop ends.
+It reads its settings when it is first used, opens on the running event loop, and closes when that loop ends.
 """
 
 from __future__ import annotations

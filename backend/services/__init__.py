@@ -1,1 +1,1 @@
-"""Services that the platform offers to its own code."""
+"""Services that the platform offers to the application's code."""

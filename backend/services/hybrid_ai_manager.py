@@ -1,4 +1,4 @@
-"""Questions to AI services, and their state.
+"""Queries to AI services, and the state of the services.
 
     response = await query_ai("claude", "What is the capital of France?", fallback=["local"])
     print(response, response.cost_usd)
@@ -6,7 +6,7 @@
     async for chunk in stream_ai("claude", "Count to three."):
         print(chunk, end="")
 
-Everything that a question raises on purpose is an `ExternalServiceError`. Looking and resetting is synchronous.
+Every error that a query raises on purpose is an `ExternalServiceError`. The status and reset functions are synchronous.
 """
 
 from __future__ import annotations

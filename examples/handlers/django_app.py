@@ -1,4 +1,4 @@
-"""koo's errors as problem+json in Django, in synchronous views and in `async def` ones: one middleware.
+"""koo's errors as problem+json in Django, for synchronous and `async def` views: one middleware.
 
 python examples/handlers/django_app.py runserver 8003
 """
@@ -17,7 +17,7 @@ import koo
 
 
 class KooErrors(MiddlewareMixin):
-    """Django hands it what a view raised; None leaves any other error to Django."""
+    """Django calls it with each exception of a view; None leaves other errors to Django."""
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
         if not isinstance(error, koo.KooError):
@@ -27,7 +27,7 @@ class KooErrors(MiddlewareMixin):
 
 
 def ask(request: HttpRequest) -> HttpResponse:
-    """A view that meets an open circuit."""
+    """A view whose call is refused by an open circuit."""
     raise koo.CircuitOpen("claude", "5 failures in a row", 41.7)
 
 

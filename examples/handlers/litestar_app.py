@@ -13,14 +13,14 @@ import koo
 
 
 def answer(request: Request[Any, Any, Any], error: koo.KooError) -> Response[bytes]:
-    """`Content-Type` is among the headers; Litestar wants it as the media type."""
+    """Pass `Content-Type`, which is one of the headers, as the media type that Litestar expects."""
     body, status, headers = koo.problem_answer(error, request.url.path)
     return Response(body, status_code=status, headers=headers, media_type=headers.pop("Content-Type"))
 
 
 @get("/ask")
 async def ask() -> str:
-    """A view that meets an open circuit."""
+    """A view whose call is refused by an open circuit."""
     raise koo.CircuitOpen("claude", "5 failures in a row", 41.7)
 
 

@@ -14,11 +14,11 @@ app = Quart(__name__)
 
 @app.errorhandler(koo.KooError)
 async def answer(error: koo.KooError) -> koo.ProblemAnswer:
-    """The three parts of the answer are what Quart takes from a view."""
+    """Return body, status and headers, which Quart accepts from a view."""
     return koo.problem_answer(error, request.path)
 
 
 @app.get("/ask")
 async def ask() -> str:
-    """A view that meets an open circuit."""
+    """A view whose call is refused by an open circuit."""
     raise koo.CircuitOpen("claude", "5 failures in a row", 41.7)

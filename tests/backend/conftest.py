@@ -1,4 +1,4 @@
-"""The platform of this process and the names bound to it, imported afresh for each test."""
+"""Fixtures that import this process's platform and the names bound to it again for each test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULES = ("core", "services", "api", "main", "koo.default", "koo.web.session_de
 
 
 def forget_backend() -> None:
-    """The next import of a backend module is the first one, and a bound name of `koo` is found anew."""
+    """Make the next import of a backend module the first one, and resolve the bound names of `koo` again."""
     for name in [
         one for one in sys.modules if f"{one}.".startswith(tuple(f"{module}." for module in MODULES))
     ]:
@@ -30,7 +30,7 @@ def forget_backend() -> None:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAnthropic]:
-    """A KOO_HOME of its own, in which `claude` is this fake provider; no bound name is imported yet."""
+    """A separate KOO_HOME in which `claude` is this fake provider; no bound name is imported yet."""
     for name in list(os.environ):
         if name.startswith(OURS) or name in KEYS:
             monkeypatch.delenv(name)

@@ -1,7 +1,7 @@
-"""The promised shape of each status, key by key, with its type: not "at least a dict", but what is in it.
+"""The promised shape of each status: every key with its type.
 
 A shape is a type, a set of words, a list of one shape, a dict of shapes, or a function that checks. `or_none(...)`
-allows None. More keys than are listed are welcome; a listed one is always there and always of its type.
+allows None. Further keys are allowed; a listed key always exists and always has its type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Shape = Any
 
 
 def check(value: Any, shape: Shape, place: str = "it") -> None:
-    """Raises AssertionError naming the place where a value is not what was promised."""
+    """Check a value against a shape. Raises AssertionError with the path of the first difference."""
     if isinstance(shape, dict):
         assert type(value) is dict, f"{place} is {type(value).__name__}, not a dict"
         assert shape.keys() <= value.keys(), f"{place} lacks {sorted(shape.keys() - value.keys())}"
@@ -47,7 +47,7 @@ def or_none(shape: Shape) -> Callable[[Any], bool]:
 
 
 def each(shape: Shape) -> Callable[[Any], bool]:
-    """A dict of any names, each with a value of this shape."""
+    """A dict with any keys, whose values have this shape."""
 
     def checks(value: Any) -> bool:
         assert type(value) is dict
@@ -211,5 +211,5 @@ DASHBOARD = {
 
 
 def check_json(value: Any) -> Any:
-    """As it is over HTTP: nothing that JSON does not know."""
+    """As `check`, for a value from HTTP: it contains only types that JSON has."""
     return json.loads(json.dumps(value, allow_nan=False))

@@ -1,4 +1,4 @@
-"""The database's names: scopes, functions that run again, and the dependency that commits before the answer leaves."""
+"""The database's names: scopes, repeated functions, and the dependency that commits before the response is sent."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_function_runs_as_one_transaction() -> None:
     assert asyncio.run(main("Lyon")) == 2
 
 
-def test_looking_at_it_gives_the_promised_keys() -> None:
+def test_its_statuses_have_the_promised_keys() -> None:
     from core.database import check_database_health, db_manager
 
     async def main() -> None:
@@ -86,7 +86,7 @@ def test_looking_at_it_gives_the_promised_keys() -> None:
 
 
 def make_app(session_type: Any) -> FastAPI:
-    """An application whose routes write a person, and then say 200."""
+    """An application whose routes insert a person and then return 200."""
     app = FastAPI()
 
     async def add(name: str, town: str, session: Any) -> dict[str, str]:
@@ -121,7 +121,7 @@ async def _post(client: Client, path: str) -> int:
 
 
 def test_a_failed_commit_is_a_5xx_on_sqlite() -> None:
-    """The deferred constraint is checked by COMMIT alone: by then the route has said 200."""
+    """Only COMMIT checks the deferred constraint, and by then the route has returned its 200."""
     from core.database import SessionDep
 
     assert asyncio.run(try_commits(lambda: make_app(SessionDep))) == [200, 500, 418]
@@ -138,15 +138,15 @@ def test_a_failed_commit_is_a_5xx_on_postgresql(
 
 
 def test_without_its_scope_the_dependency_would_commit_too_late() -> None:
-    """What `SessionDep` adds to `Depends(get_session)`: this test knows when FastAPI changes its mind."""
+    """The reason for `SessionDep` instead of `Depends(get_session)`; the test fails if FastAPI changes its default."""
     from core.database import get_session
 
     late = Annotated[AsyncSession, Depends(get_session)]
     assert asyncio.run(try_commits(lambda: make_app(late)))[:2] == [200, 200]
 
 
-def test_what_has_been_answered_has_been_committed() -> None:
-    """The next request, on another connection, sees it."""
+def test_a_successful_response_means_a_committed_transaction() -> None:
+    """The next request, on another connection, finds the row."""
     from core.database import SessionDep, db_manager
 
     async def main() -> None:
@@ -163,7 +163,7 @@ def test_what_has_been_answered_has_been_committed() -> None:
     asyncio.run(main())
 
 
-def test_the_error_of_a_failed_commit_is_the_databases_own() -> None:
+def test_a_failed_commit_raises_the_databases_own_error() -> None:
     from core.database import db_manager
 
     async def main() -> None:

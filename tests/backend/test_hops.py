@@ -1,4 +1,4 @@
-"""How far a prompt walks from its caller to the wire. A frame that only passes things on is one more file to read."""
+"""The call stack from `query_ai` to the wire. A frame that only forwards its arguments is one more file to read."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from koo.testing.providers import FakeAnthropic
 ROOT = Path(__file__).parents[2]
 WAY = [
     "src/koo/default/questions.py query_ai",
-    "src/koo/platform.py query",  # opens what is not open
-    "src/koo/ai/gateway.py query",  # makes the answer of what was said
-    "src/koo/ai/gateway.py _begin",  # service after service
-    "src/koo/guard.py begin",  # keeps the permit until the answer is made
-    "src/koo/guard.py call",  # attempt after attempt
+    "src/koo/platform.py query",  # opens the platform if it is not open
+    "src/koo/ai/gateway.py query",  # turns the completion into an answer
+    "src/koo/ai/gateway.py _begin",  # one service after another
+    "src/koo/guard.py begin",  # keeps the permit until the answer is complete
+    "src/koo/guard.py call",  # one attempt after another
     "src/koo/ai/providers/adapter.py complete",  # the wire format
-    "src/koo/ai/providers/transport.py request",  # errors in koo's words
+    "src/koo/ai/providers/transport.py request",  # maps errors to koo's
 ]
 STREAMED = [
     "src/koo/ai/stream.py __anext__",
     "src/koo/ai/guarded_stream.py _begin",
-    "src/koo/ai/stream.py _open",  # what differs from an operation's stream
+    "src/koo/ai/stream.py _open",  # the part that differs from an operation's stream
     "src/koo/ai/gateway.py start",
     "src/koo/ai/gateway.py _begin",
     "src/koo/guard.py begin",
@@ -39,10 +39,10 @@ STREAMED = [
 
 
 @pytest.mark.parametrize(("method", "way"), [("request", WAY), ("stream", STREAMED)])
-def test_a_prompt_takes_the_shortest_way(
+def test_a_prompt_passes_through_few_frames(
     fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, method: str, way: list[str]
 ) -> None:
-    """The frames of our own code under the HTTP client, outermost first."""
+    """The frames of koo's own code above the HTTP client, outermost first."""
     from services.hybrid_ai_manager import query_ai, stream_ai
 
     seen: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""The names that users know: where they are, their signatures, what they give, what they do when something is wrong."""
+"""The promised names: their modules, their signatures, their results and their errors."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("module", "names"), SURFACE.items(), ids=list(SURFACE))
-def test_every_promised_name_is_there(module: str, names: set[str]) -> None:
+def test_every_promised_name_exists(module: str, names: set[str]) -> None:
     found = import_module(module)
     assert names <= set(found.__all__)
     assert [name for name in found.__all__ if not hasattr(found, name)] == []
@@ -73,8 +73,8 @@ def test_every_promised_name_is_the_same_object_in_koo(module: str, name: str) -
     assert name in koo.__all__
 
 
-def test_an_installed_koo_without_the_backend_has_the_names_and_one_platform(fake: FakeAnthropic) -> None:
-    """A wheel holds `koo` alone."""
+def test_koo_installed_without_the_backend_has_the_names_and_one_platform(fake: FakeAnthropic) -> None:
+    """A wheel contains only `koo`."""
     program = """
 import asyncio, importlib.util, sys
 sys.path = [one for one in sys.path if not one.rstrip("/").endswith("backend")]
@@ -94,7 +94,7 @@ print(db_manager is platform.database, settings.database_pool_size, len(ai_error
 
 
 async def types_of_bound_names() -> None:
-    """Checked by mypy, never run: a user's own code sees the types through `koo`."""
+    """Checked by mypy, never run: a user's code gets the types through `koo`."""
     assert_type(await koo.query_ai("claude", "Hello?"), koo.Answer)
     assert_type([piece async for piece in koo.stream_ai("claude", "Hello?")], list[koo.Chunk])
     assert_type(koo.get_ai_service_health("claude"), ServiceHealth)
@@ -112,8 +112,10 @@ async def types_of_bound_names() -> None:
     assert_type(await move(3), str)
 
 
-def test_importing_does_nothing(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """Not even reading the settings: a wrong one is told where somebody asks for what needs it."""
+def test_importing_has_no_side_effects(
+    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Importing does not even read the settings: a wrong one raises when something that needs it is used."""
     monkeypatch.setenv("DATABASE_POOL_SIZE", "0")
     for module in (*SURFACE, "main"):
         import_module(module)
@@ -124,7 +126,7 @@ def test_importing_does_nothing(fake: FakeAnthropic, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
-def test_there_is_one_of_each() -> None:
+def test_every_name_is_bound_to_the_same_platform() -> None:
     import core.exceptions
     import services.hybrid_ai_manager
     from core.config import Settings, settings
@@ -143,7 +145,7 @@ def test_there_is_one_of_each() -> None:
 
 
 @pytest.mark.parametrize("name", ["query_ai", "stream_ai"])
-def test_a_question_has_the_promised_options(name: str) -> None:
+def test_a_query_has_the_promised_options(name: str) -> None:
     parameters = inspect.signature(getattr(import_module("services.hybrid_ai_manager"), name)).parameters
     assert list(parameters) == ["service", "prompt", *OPTIONS]
     assert all(parameters[option].kind is inspect.Parameter.KEYWORD_ONLY for option in OPTIONS)
@@ -180,7 +182,9 @@ def test_a_question_has_the_promised_options(name: str) -> None:
         ("api.monitoring:get_system_alerts", True, 0),
     ],
 )
-def test_what_is_awaited_and_what_is_needed(place: str, is_async: bool, required: int) -> None:
+def test_coroutine_functions_and_required_arguments_are_as_promised(
+    place: str, is_async: bool, required: int
+) -> None:
     function = _find(place)
     assert inspect.iscoroutinefunction(function) is is_async
     parameters = inspect.signature(function).parameters.values()
@@ -197,17 +201,17 @@ def _find(place: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def test_the_object_has_the_same_calls() -> None:
+def test_the_manager_object_has_the_same_functions() -> None:
     module = import_module("services.hybrid_ai_manager")
     for name in module.__all__:
         if name not in ("hybrid_ai_manager", "ExternalServiceError"):
             assert getattr(module.hybrid_ai_manager, name) is getattr(module, name)
 
 
-# ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── queries ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_answer_is_its_text_and_knows_what_it_took(fake: FakeAnthropic) -> None:
+def test_an_answer_is_its_text_with_its_usage_and_cost(fake: FakeAnthropic) -> None:
     from services.hybrid_ai_manager import query_ai
 
     fake.script(answer("Paris.", input_tokens=20, output_tokens=4))
@@ -223,14 +227,14 @@ def test_an_answer_is_its_text_and_knows_what_it_took(fake: FakeAnthropic) -> No
     assert "geo" not in str(fake.queries[0].body)
 
 
-def test_a_service_may_stand_for_a_list_of_fallbacks(fake: FakeAnthropic) -> None:
+def test_the_fallback_may_be_a_single_service(fake: FakeAnthropic) -> None:
     from services.hybrid_ai_manager import query_ai
 
     for fallback in ("claude", ["claude"], ("claude",)):
         assert asyncio.run(query_ai("openai", "Hello?", fallback=fallback)).service == "claude"
 
 
-def test_an_option_that_there_is_not_is_a_type_error() -> None:
+def test_an_unknown_option_raises_type_error() -> None:
     from services.hybrid_ai_manager import query_ai, stream_ai
 
     for ask in (query_ai, stream_ai):
@@ -259,7 +263,7 @@ def test_everything_raised_on_purpose_is_an_external_service_error(fake: FakeAnt
     asyncio.run(main())
 
 
-def test_a_stream_gives_pieces_and_then_the_whole(fake: FakeAnthropic) -> None:
+def test_a_stream_yields_pieces_and_then_has_the_whole_answer(fake: FakeAnthropic) -> None:
     from services.hybrid_ai_manager import stream_ai
 
     async def main() -> str:
@@ -273,7 +277,7 @@ def test_a_stream_gives_pieces_and_then_the_whole(fake: FakeAnthropic) -> None:
     assert asyncio.run(main()) == "one two three"
 
 
-def test_several_questions_have_a_result_each(fake: FakeAnthropic) -> None:
+def test_several_queries_have_one_result_each(fake: FakeAnthropic) -> None:
     from services.hybrid_ai_manager import query_multiple_ai
 
     queries: list[dict[str, Any]] = [
@@ -293,10 +297,10 @@ def test_several_questions_have_a_result_each(fake: FakeAnthropic) -> None:
     assert asyncio.run(query_multiple_ai([])) == []
 
 
-# ── looking, resetting ────────────────────────────────────────────────────────────────────────────────────────────
+# ── status and resets ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_status_has_its_promised_keys_without_a_loop() -> None:
+def test_a_status_has_its_promised_keys_without_an_event_loop() -> None:
     from services.hybrid_ai_manager import get_ai_service_health, get_all_ai_services_health
 
     view = get_ai_service_health("claude")
@@ -327,7 +331,7 @@ def test_a_status_has_its_promised_keys_without_a_loop() -> None:
         get_ai_service_health("nobody")
 
 
-def test_a_reset_gives_true_and_for_an_unknown_service_false() -> None:
+def test_a_reset_returns_true_and_false_for_an_unknown_service() -> None:
     from core.ai_error_handling import ai_error_handler
     from services.hybrid_ai_manager import reset_ai_service_errors, reset_all_ai_services_errors
 
@@ -351,7 +355,7 @@ def test_a_check_is_unbilled(fake: FakeAnthropic) -> None:
         asyncio.run(perform_ai_health_check("nobody"))
 
 
-def test_anybodys_operation_gets_the_same_guard() -> None:
+def test_a_users_own_operation_has_the_same_guard() -> None:
     from core.ai_error_handling import ai_error_handler, execute_ai_operation
 
     async def find(words: str, *, limit: int = 1) -> str:

@@ -75,8 +75,8 @@ SAID = {
 
 
 @pytest.mark.parametrize("name", FROM_THE_README)
-def test_what_users_know_runs_from_any_directory(name: str, tmp_path: Path) -> None:
-    """As a script of its own: nothing is started, and the process ends by itself, cleanly."""
+def test_the_documented_scripts_run_from_any_directory(name: str, tmp_path: Path) -> None:
+    """Each runs as a separate script: no server is needed, and the process ends cleanly without help."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     script = elsewhere / "script.py"
@@ -107,7 +107,7 @@ def test_both_servers_describe_the_same_api() -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_it_serves_the_platform_that_the_names_mean() -> None:
+def test_it_serves_the_platform_of_the_bound_names() -> None:
     import main
     from core.ai_error_handling import ai_error_handler
 
@@ -121,7 +121,7 @@ def test_it_serves_the_platform_that_the_names_mean() -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_its_routers_may_be_put_into_another_application() -> None:
+def test_its_routers_can_be_included_in_another_application() -> None:
     from fastapi import FastAPI
 
     from api.ai import router as ai

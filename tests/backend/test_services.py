@@ -1,4 +1,4 @@
-"""Each service by the variables that users set: its key, or two lines in `.env` for a server of one's own."""
+"""Each service with the variables that users set: its key, or two lines in `.env` for their own server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEYS: dict[str, tuple[type[FakeProvider], str]] = {
 
 @pytest.fixture
 def ollama(fake: FakeAnthropic, tmp_path: Path) -> Iterator[FakeCompatible]:
-    """A server that speaks OpenAI's format, declared by two lines."""
+    """A server with OpenAI's format, declared by two lines."""
     with FakeCompatible() as server:
         (tmp_path / ".env").write_text(
             f"AI_SERVICES__OLLAMA__BASE_URL={server.base_url}\nAI_SERVICES__OLLAMA__MODEL=llama3.3\n"
@@ -44,10 +44,10 @@ def ollama(fake: FakeAnthropic, tmp_path: Path) -> Iterator[FakeCompatible]:
 
 
 @pytest.mark.parametrize("service", KEYS)
-def test_a_key_is_all_that_a_hosted_service_needs(
+def test_a_hosted_service_needs_only_a_key(
     service: str, fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the model of the table, at its price in the price data; a vendor that is not in there needs prices too."""
+    """It has the table's model at the price of the price data; a vendor that is not in there also needs its prices."""
     make, variable = KEYS[service]
     if BUILT_IN[service][0] not in TABLE_NAMES:
         for price in ("INPUT_PRICE", "OUTPUT_PRICE"):
@@ -75,19 +75,19 @@ def test_a_key_is_all_that_a_hosted_service_needs(
             assert get_ai_service_health(service)["configuration"]["model"] == DEFAULT_MODELS[service]
             asked = len(server.queries)
             checked = (await perform_ai_health_check(service))[service]
-            assert checked["healthy"] is True and len(server.queries) == asked == 2, "a check asks nothing"
+            assert checked["healthy"] is True and len(server.queries) == asked == 2, "a check sends no query"
 
         asyncio.run(main())
 
 
-def test_the_variable_of_each_key_is_the_one_that_is_read(fake: FakeAnthropic) -> None:
+def test_each_service_reads_its_key_from_its_own_variable(fake: FakeAnthropic) -> None:
     from koo.ai.models import KEY_VARIABLES
 
     assert {name: key.upper() for name, (_, key) in BUILT_IN.items() if key} == KEY_VARIABLES
     assert {name: variable for name, (_, variable) in KEYS.items()} == KEY_VARIABLES
 
 
-def test_two_lines_make_a_server_a_service(ollama: FakeCompatible) -> None:
+def test_two_lines_declare_a_server_as_a_service(ollama: FakeCompatible) -> None:
     async def main() -> None:
         from services.hybrid_ai_manager import get_ai_service_health, query_ai, stream_ai
 
@@ -105,7 +105,7 @@ def test_two_lines_make_a_server_a_service(ollama: FakeCompatible) -> None:
     asyncio.run(main())
 
 
-def test_it_is_a_service_over_http_too(ollama: FakeCompatible) -> None:
+def test_a_declared_server_is_available_over_http(ollama: FakeCompatible) -> None:
     async def main() -> None:
         from core.platform import platform
 
@@ -123,7 +123,7 @@ def test_it_is_a_service_over_http_too(ollama: FakeCompatible) -> None:
     asyncio.run(main())
 
 
-def test_it_is_a_service_on_the_command_line_too(ollama: FakeCompatible, tmp_path: Path) -> None:
+def test_a_declared_server_is_available_on_the_command_line(ollama: FakeCompatible, tmp_path: Path) -> None:
     async def main() -> Any:
         process = await asyncio.create_subprocess_exec(
             *command("query", "ollama", "Hello?"),
@@ -137,10 +137,10 @@ def test_it_is_a_service_on_the_command_line_too(ollama: FakeCompatible, tmp_pat
     assert out.strip() and b"Traceback" not in err and len(ollama.queries) == 1, err
 
 
-def test_five_services_at_once_and_one_of_them_fails(
+def test_one_of_five_concurrent_services_fails(
     ollama: FakeCompatible, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others do not notice, and the sums are right."""
+    """The others are not affected, and the totals are right."""
     with FakeOpenAI() as openai, FakeGemini() as gemini, FakePerplexity() as perplexity:
         for name, server in (("openai", openai), ("gemini", gemini), ("perplexity", perplexity)):
             monkeypatch.setenv(KEYS[name][1], "test-key")

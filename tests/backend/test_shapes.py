@@ -1,4 +1,4 @@
-"""Every status has its promised keys with their types, whatever has happened: seen in Python and over HTTP."""
+"""Every status has its promised keys with their types in every situation, in Python and over HTTP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REFUSED_PORT = "postgresql://user:hidden@127.0.0.1:1/none"
 async def ask(
     fails_with: type[KooError] | None = None, service: str = "claude", **more: Any
 ) -> KooError | None:
-    """One question; gives the error that it had to have."""
+    """Make one query; returns its error, which is required."""
     from services.hybrid_ai_manager import query_ai
 
     if fails_with is None:
@@ -45,7 +45,7 @@ async def ask(
 
 
 def check_error(failure: KooError, service: str) -> None:
-    """What every error has, to be programmed against and to be read."""
+    """Check the promised attributes and the message of an error."""
     assert failure.service == service
     assert isinstance(failure.kind, Kind) and type(failure.attempts) is int and failure.attempts >= 0
     assert failure.retry_after_s is None or shapes.seconds(failure.retry_after_s), failure.retry_after_s
@@ -54,11 +54,11 @@ def check_error(failure: KooError, service: str) -> None:
     assert "nan" not in sentence and "inf " not in sentence and "None" not in sentence, sentence
 
 
-# ── what is looked at, in every situation ─────────────────────────────────────────────────────────────────────────
+# ── the checks of every situation ─────────────────────────────────────────────────────────────────────────────────
 
 
 async def check_python(service: str) -> ServiceHealth:
-    """All statuses that Python gives; the one of this service is returned."""
+    """Check all statuses in Python; returns that of this service."""
     import services.hybrid_ai_manager as manager
     from api import monitoring
     from core.ai_error_handling import ai_error_handler
@@ -81,7 +81,7 @@ async def check_python(service: str) -> ServiceHealth:
 
 
 async def check_http(client: Client, service: str) -> None:
-    """All statuses over HTTP; each is also what the description of the API says."""
+    """Check all statuses over HTTP, each also against the API's description."""
     views: dict[str, tuple[Any, Any]] = {
         "/monitoring/health": (shapes.SYSTEM, typed.SystemHealth),
         "/monitoring/dashboard": (shapes.DASHBOARD, typed.Dashboard),
@@ -117,7 +117,7 @@ async def check_http(client: Client, service: str) -> None:
 def in_situation(
     bring_about: Callable[[FakeAnthropic], Awaitable[Any]], fake: FakeAnthropic, service: str = "claude"
 ) -> ServiceHealth:
-    """Serve, let it come to this, look at everything; gives the view of the service."""
+    """Serve, bring about the situation, and check everything; returns the view of the service."""
 
     async def main() -> ServiceHealth:
         from core.platform import platform
@@ -133,7 +133,7 @@ def in_situation(
 # ── AI services ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_nothing_was_asked_yet(fake: FakeAnthropic) -> None:
+def test_shapes_before_the_first_query(fake: FakeAnthropic) -> None:
     async def nothing(fake: FakeAnthropic) -> None:
         pass
 
@@ -153,7 +153,7 @@ def test_nothing_was_asked_yet(fake: FakeAnthropic) -> None:
     )
 
 
-def test_a_service_without_its_key(fake: FakeAnthropic) -> None:
+def test_shapes_of_a_service_without_its_key(fake: FakeAnthropic) -> None:
     async def asked(fake: FakeAnthropic) -> None:
         failure = await ask(ExternalServiceError, "openai")
         assert failure is not None and failure.kind is Kind.NOT_CONFIGURED
@@ -168,7 +168,9 @@ def test_a_service_without_its_key(fake: FakeAnthropic) -> None:
     assert view["metrics"]["total_requests"] == 0
 
 
-def test_an_open_breaker_and_its_recovery(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_of_a_breaker_that_opens_and_recovers(
+    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "0.2")
 
     async def opened(fake: FakeAnthropic) -> None:
@@ -187,7 +189,7 @@ def test_an_open_breaker_and_its_recovery(fake: FakeAnthropic, monkeypatch: pyte
     assert view["health"]["next_attempt"] is None
 
 
-def test_an_open_breaker(fake: FakeAnthropic) -> None:
+def test_shapes_of_an_open_breaker(fake: FakeAnthropic) -> None:
     async def opened(fake: FakeAnthropic) -> None:
         fake.script(*[error(500, "api_error")] * 5)
         for _ in range(5):
@@ -212,7 +214,7 @@ def test_an_open_breaker(fake: FakeAnthropic) -> None:
         (Override.METRICS_ONLY, "closed", "healthy"),
     ],
 )
-def test_an_operators_override(fake: FakeAnthropic, override: Override, word: str, state: str) -> None:
+def test_shapes_under_an_override(fake: FakeAnthropic, override: Override, word: str, state: str) -> None:
     async def overridden(fake: FakeAnthropic) -> None:
         from core.platform import platform
 
@@ -220,7 +222,7 @@ def test_an_operators_override(fake: FakeAnthropic, override: Override, word: st
         if override is Override.FORCED_OPEN:
             refused = await ask(ExternalServiceError)
             assert refused is not None and (refused.kind, refused.attempts) == (Kind.CIRCUIT_OPEN, 0)
-            assert refused.retry_after_s is None, "nobody knows when the operator lets go"
+            assert refused.retry_after_s is None, "the end of the override is unknown"
         else:
             await ask()
 
@@ -229,7 +231,7 @@ def test_an_operators_override(fake: FakeAnthropic, override: Override, word: st
     assert view["health"]["next_attempt"] is None
 
 
-def test_a_key_that_is_refused(fake: FakeAnthropic) -> None:
+def test_shapes_of_a_refused_key(fake: FakeAnthropic) -> None:
     async def refused(fake: FakeAnthropic) -> None:
         fake.script(error(401, "authentication_error"))
         first = await ask(ExternalServiceError)
@@ -263,7 +265,7 @@ def test_a_limit_of_the_provider(fake: FakeAnthropic) -> None:
         ("REQUESTS_PER_DAY", "requests_per_day"),
     ],
 )
-def test_a_limit_of_ours(
+def test_shapes_at_our_own_limit(
     fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, variable: str, key: RequestWindow
 ) -> None:
     monkeypatch.setenv(f"AI_SERVICES__CLAUDE__{variable}", "1")
@@ -281,8 +283,10 @@ def test_a_limit_of_ours(
 
 
 @pytest.mark.parametrize("key", ["requests_per_minute", "requests_per_hour", "requests_per_day"])
-def test_a_limit_of_zero(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, key: RequestWindow) -> None:
-    """Nobody may ask, and no time of return is known but the end of a day."""
+def test_shapes_with_a_limit_of_zero(
+    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, key: RequestWindow
+) -> None:
+    """Every query is refused, and the only known time to try again is the end of the day."""
     monkeypatch.setenv(f"AI_SERVICES__CLAUDE__{key.upper()}", "0")
 
     async def refused(fake: FakeAnthropic) -> None:
@@ -294,7 +298,7 @@ def test_a_limit_of_zero(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, k
     assert (limit["used"], limit["limit"], limit["remaining"]) == (0, 0, 0)
 
 
-def test_no_limit_and_no_budget(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_without_limit_and_budget(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REQUESTS_PER_MINUTE", "REQUESTS_PER_HOUR", "REQUESTS_PER_DAY", "DAILY_BUDGET"):
         monkeypatch.setenv(f"AI_SERVICES__CLAUDE__{name}", "none")
 
@@ -308,7 +312,9 @@ def test_no_limit_and_no_budget(fake: FakeAnthropic, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("budget", ["0", "0.000000000001"])
-def test_a_budget_of_nothing(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, budget: str) -> None:
+def test_shapes_with_a_budget_of_zero(
+    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, budget: str
+) -> None:
     monkeypatch.setenv("AI_SERVICES__CLAUDE__DAILY_BUDGET", budget)
 
     async def refused(fake: FakeAnthropic) -> None:
@@ -318,11 +324,11 @@ def test_a_budget_of_nothing(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatc
 
     view = in_situation(refused, fake)
     assert view["rate_limits"]["daily_budget"]["limit"] == budget
-    assert view["state"] == "rate_limited" and "budget" in view["reason"], "at whatever share of it"
+    assert view["state"] == "rate_limited" and "budget" in view["reason"], "at any share of it"
 
 
-def test_a_budget_that_is_spent(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bill was as high as the budget."""
+def test_shapes_of_a_spent_budget(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bill was equal to the budget."""
     monkeypatch.setenv("AI_SERVICES__CLAUDE__DAILY_BUDGET", "0.002")
     fake.script(answer("x", input_tokens=500, output_tokens=100))
 
@@ -335,7 +341,7 @@ def test_a_budget_that_is_spent(fake: FakeAnthropic, monkeypatch: pytest.MonkeyP
     assert (budget["spent"], budget["remaining"]) == ("0.002", "0") and view["state"] == "rate_limited"
 
 
-def test_an_operation_of_ones_own(fake: FakeAnthropic) -> None:
+def test_shapes_of_an_own_operation(fake: FakeAnthropic) -> None:
     async def run(fake: FakeAnthropic) -> None:
         from core.ai_error_handling import ai_error_handler
 
@@ -381,7 +387,7 @@ async def use_database(*, fails: bool = False) -> DatabaseUnavailable | None:
 
 
 def in_database_situation(bring_about: Callable[[], Awaitable[Any]]) -> DatabaseHealth:
-    """As `in_situation`; gives the view of the database."""
+    """As `in_situation`; returns the view of the database."""
 
     async def main() -> DatabaseHealth:
         from core.database import db_manager
@@ -396,19 +402,21 @@ def in_database_situation(bring_about: Callable[[], Awaitable[Any]]) -> Database
     return asyncio.run(main())
 
 
-def test_a_sqlite_file() -> None:
+def test_shapes_of_a_sqlite_database() -> None:
     view = in_database_situation(use_database)
     assert (view["healthy"], view["state"], view["conditions"], view["error"]) == (True, "healthy", [], None)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_postgresql(postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch, driver: Any) -> None:
+def test_shapes_of_a_postgresql_database(
+    postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch, driver: Any
+) -> None:
     monkeypatch.setenv("DATABASE_URL", postgres18.url(driver, postgres18.create_database()))
     view = in_database_situation(use_database)
     assert (view["healthy"], view["state"]) == (True, "healthy")
 
 
-def test_a_database_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_of_an_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", REFUSED_PORT)
     monkeypatch.setenv("DB_MAX_RETRIES", "0")
 
@@ -425,7 +433,7 @@ def test_a_database_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert view["error"] and "hidden" not in view["error"] and (view["response_time_ms"] or 0) > 0
 
 
-def test_a_database_whose_breaker_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_of_a_database_with_an_open_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", REFUSED_PORT)
     monkeypatch.setenv("DB_MAX_RETRIES", "0")
 
@@ -446,7 +454,7 @@ def test_a_database_whose_breaker_opened(monkeypatch: pytest.MonkeyPatch) -> Non
     ("override", "word", "state"),
     [(Override.FORCED_OPEN, "forced_open", "circuit_open"), (Override.DISABLED, "disabled", "healthy")],
 )
-def test_an_override_of_the_databases_breaker(override: Override, word: str, state: str) -> None:
+def test_shapes_of_a_database_under_an_override(override: Override, word: str, state: str) -> None:
     async def overridden() -> None:
         from core.database import db_manager
 
@@ -463,7 +471,7 @@ def test_an_override_of_the_databases_breaker(override: Override, word: str, sta
         assert view["circuit_breaker"]["reason"] == "forced open by an operator"
 
 
-def test_a_database_that_recovers(postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_of_a_recovering_database(postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", postgres18.url(None, postgres18.create_database()))
     monkeypatch.setenv("DB_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "2")
 
@@ -480,7 +488,7 @@ def test_a_database_that_recovers(postgres18: PostgresServer, monkeypatch: pytes
         await until(lambda: breaker.phase is HALF_OPEN or breaker.streak)
 
     view = in_database_situation(half_open)
-    assert view["state"] in ("degraded", "healthy"), "the probe may have closed it while we looked"
+    assert view["state"] in ("degraded", "healthy"), "the probe may have closed it during the check"
 
 
 def test_a_pool_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,7 +505,7 @@ def test_a_pool_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
             assert db_manager.get_pool_metrics()["pool_status"]["utilization"] == 1.0
             with pytest.raises(PoolSaturated) as caught:
                 async with db_manager.session_scope():
-                    raise AssertionError("there is no second connection")
+                    raise AssertionError("the pool has no second connection")
         check_error(caught.value, "database")
 
     view = in_database_situation(full)

@@ -1,6 +1,6 @@
-"""Each promised state and each kind of alert, brought about by what really happens, and seen wherever one can look.
+"""Each promised state and each kind of alert, caused by real events and checked in every view.
 
-Python, HTTP (which is what the page shows), metrics and the command line must say the same.
+Python, HTTP (the source of the page), metrics and the command line must agree.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ READ_ONLY = """DO $$ BEGIN EXECUTE format(
 
 @pytest.fixture
 def _fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens each second happens twenty times a second, so that nobody waits for it."""
+    """Run the work of each second twenty times a second, so that no test waits for it."""
     monkeypatch.setattr("koo.upkeep.TICK_S", 0.05)
     monkeypatch.setattr("koo.database.probe.TICK_S", 0.05)
 
 
 class Sights:
-    """Everywhere that one can look."""
+    """All views of the platform."""
 
     def __init__(self, client: Client, home: Path) -> None:
         self.client = client
@@ -58,7 +58,7 @@ class Sights:
                 await query_ai(service, "Hello?", on_limit="refuse", **more)
 
     async def state(self, expected: str, service: str | None = "claude") -> None:
-        """Wait for a state of a service (None: of the database), and see it everywhere."""
+        """Wait for a state of a service (None: of the database), and check it in every view."""
         await poll(lambda: self._state_in_python(service), expected)
         health = (await self.client.get("/api/v1/monitoring/health")).body
         dashboard = (await self.client.get("/api/v1/monitoring/dashboard")).body
@@ -76,7 +76,7 @@ class Sights:
         assert part["state"] == expected
 
     async def run(self, *arguments: str) -> dict[str, Any]:
-        """What a command prints as JSON."""
+        """The JSON output of a command."""
         process = await asyncio.create_subprocess_exec(
             *command(*arguments),
             env=environment(self.home, KOO_URL=self.client.url),
@@ -94,7 +94,7 @@ class Sights:
         return str(view["state"])
 
     async def alerts(self, *expected: str) -> list[dict[str, Any]]:
-        """Wait until exactly these are listed ("kind component"), and see them everywhere; gives them."""
+        """Wait until exactly these alerts are listed ("kind component"), check every view, and return them."""
         await poll(self._kinds_in_python, sorted(expected))
         found = (await self.client.get("/api/v1/monitoring/alerts")).body
         listed: list[dict[str, Any]] = found["alerts"]
@@ -118,7 +118,7 @@ class Sights:
         return alert in await self._kinds_in_python()
 
     async def phase_of(self, kind: str) -> str:
-        """Where an alert stands in its life; "" for one that is not listed."""
+        """The phase of an alert; "" if it is not listed."""
         from api.monitoring import get_system_alerts
 
         listed = (await get_system_alerts())["alerts"]
@@ -135,14 +135,14 @@ def brief(alert: Alert | dict[str, Any]) -> str:
 
 
 async def poll(look: Callable[[], Awaitable[Any]], expected: Any) -> None:
-    """Wait until it is so; says what it was instead."""
+    """Wait until the result is as expected. Raises AssertionError with the last result."""
     found = None
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while (found := await look()) != expected:  # noqa: ASYNC110 - it happens elsewhere
+            while (found := await look()) != expected:  # noqa: ASYNC110 - it happens outside this loop
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise AssertionError(f"it is {found}, and never became {expected}") from None
+        raise AssertionError(f"it is {found} and did not become {expected}") from None
 
 
 def watch(home: Path, test: Callable[[Sights], Awaitable[None]]) -> None:
@@ -158,10 +158,10 @@ def watch(home: Path, test: Callable[[Sights], Awaitable[None]]) -> None:
 # ── AI services ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_breaker_that_opens(fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "3600"
-    )  # it stays open however slow the machine is
+def test_a_breaker_that_opens_shows_as_circuit_open(
+    fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "3600")  # it stays open even on a slow machine
 
     async def test(seen: Sights) -> None:
         await seen.ask(good=1)
@@ -181,10 +181,10 @@ def test_a_breaker_that_opens(fake: FakeAnthropic, tmp_path: Path, monkeypatch: 
     watch(tmp_path, test)
 
 
-def test_a_breaker_that_recovers_and_closes_again(
+def test_a_breaker_that_recovers_shows_as_healthy_again(
     fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That it was open is not looked for: a slow machine may see it only when its time is over."""
+    """The open state itself is not checked: a slow machine may look only after the open time has ended."""
     monkeypatch.setenv("AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "2")
 
     async def test(seen: Sights) -> None:
@@ -203,7 +203,7 @@ def test_a_breaker_that_recovers_and_closes_again(
     watch(tmp_path, test)
 
 
-def test_a_key_that_is_refused_and_works_again(fake: FakeAnthropic, tmp_path: Path) -> None:
+def test_a_refused_key_shows_until_it_works_again(fake: FakeAnthropic, tmp_path: Path) -> None:
     async def test(seen: Sights) -> None:
         fake.script(error(401, "authentication_error"))
         await seen.ask(bad=1)
@@ -230,8 +230,8 @@ def test_a_limit_of_the_provider(fake: FakeAnthropic, tmp_path: Path) -> None:
     watch(tmp_path, test)
 
 
-def test_a_quota_of_the_provider(fake: FakeAnthropic, tmp_path: Path) -> None:
-    """Known until when: the time that the provider named."""
+def test_an_exhausted_quota_shows_as_rate_limited_with_its_end(fake: FakeAnthropic, tmp_path: Path) -> None:
+    """Its end is known: the time that the provider named."""
 
     async def test(seen: Sights) -> None:
         fake.script(error(402, "billing_error", headers={"retry-after": "86400"}))
@@ -245,7 +245,7 @@ def test_a_quota_of_the_provider(fake: FakeAnthropic, tmp_path: Path) -> None:
     watch(tmp_path, test)
 
 
-def test_a_limit_and_a_budget_that_are_nearly_used_up(
+def test_a_limit_and_a_budget_that_are_nearly_used_up_are_alerts(
     fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for window, limit in (("MINUTE", "5"), ("HOUR", "10"), ("DAY", "10")):
@@ -259,7 +259,7 @@ def test_a_limit_and_a_budget_that_are_nearly_used_up(
         (near,) = await seen.alerts("limit_approaching_requests_per_minute ai:claude")
         assert near["type"] == "warning" and near["message"] == "4 of 5 requests per minute are used"
         await seen.state("healthy")
-        # Twice what max_tokens allows: so the bill is above its worst case too.
+        # Twice as many tokens as max_tokens allows, so the bill exceeds its worst case too.
         fake.script(answer("x", input_tokens=10, output_tokens=8000))
         await seen.ask(good=1)
         await seen.state("rate_limited")
@@ -273,7 +273,7 @@ def test_a_limit_and_a_budget_that_are_nearly_used_up(
     watch(tmp_path, test)
 
 
-def test_limits_of_an_hour_and_a_day(
+def test_limits_per_hour_and_per_day_are_alerts_when_nearly_used_up(
     fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AI_SERVICES__CLAUDE__REQUESTS_PER_HOUR", "5")
@@ -291,7 +291,7 @@ def test_limits_of_an_hour_and_a_day(
     watch(tmp_path, test)
 
 
-def test_some_errors_are_reduced_confidence(
+def test_some_errors_are_a_degraded_performance_alert(
     fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AI_SERVICES__CLAUDE__REQUESTS_PER_MINUTE", "none")
@@ -308,14 +308,16 @@ def test_some_errors_are_reduced_confidence(
         await seen.ask(good=41)
         await seen.state("healthy")
         (found,) = await seen.alerts("degraded_performance ai:claude")
-        assert found["phase"] == "firing", "9.8 % are fewer than a tenth, and not yet few"
+        assert found["phase"] == "firing", "9.8 % is below a tenth, but not low enough to recover"
         await seen.ask(good=62)
         await poll(lambda: seen.phase_of("degraded_performance"), "recovering")
 
     watch(tmp_path, test)
 
 
-def test_slow_answers(fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_responses_are_an_alert(
+    fake: FakeAnthropic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AI_SERVICES__CLAUDE__SLOW_CALL_SECONDS", "1")
 
     async def test(seen: Sights) -> None:
@@ -376,7 +378,7 @@ def watch_database(
     test: Callable[[Sights, FaultProxy], Awaitable[None]],
     **variables: str,
 ) -> None:
-    """Against a real PostgreSQL behind a proxy that can break what goes through it."""
+    """Run a test with a real PostgreSQL behind a proxy that can break its connections."""
     name = server.create_database()
 
     async def main() -> None:
@@ -393,7 +395,7 @@ def watch_database(
     asyncio.run(main())
 
 
-def test_a_database_that_goes_and_comes_back(
+def test_a_database_that_fails_and_recovers_shows_every_state(
     postgres18: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(seen: Sights, proxy: FaultProxy) -> None:
@@ -418,10 +420,10 @@ def test_a_database_that_goes_and_comes_back(
     watch_database(tmp_path, postgres18, monkeypatch, test, DB_CIRCUIT_BREAKER_RECOVERY_TIMEOUT="8")
 
 
-def test_a_database_whose_recovery_is_tested(
+def test_a_database_whose_recovery_is_being_tested_shows_as_degraded(
     postgres18: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own probes would close it at once: so many successes are wanted that it takes a while."""
+    """Its own probes would close it immediately, so many successes are required to make the test last."""
 
     async def test(seen: Sights, proxy: FaultProxy) -> None:
         await proxy.refuse()
@@ -443,10 +445,10 @@ def test_a_database_whose_recovery_is_tested(
     )
 
 
-def test_a_database_that_answers_its_probe_and_fails_calls(
+def test_a_database_that_passes_its_probe_but_fails_calls_shows_as_unhealthy(
     postgres18: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sessions are ended in the midst of their work, and new ones are let in."""
+    """Sessions are ended in the middle of their work, and new ones are admitted."""
 
     async def test(seen: Sights, proxy: FaultProxy) -> None:
         await seen.state("healthy", None)
@@ -457,12 +459,12 @@ def test_a_database_that_answers_its_probe_and_fails_calls(
         assert found["type"] == "warning"
         await use(good=4)
         await seen.state("healthy", None)
-        assert await seen.alerts() == [], "its end is no news"
+        assert await seen.alerts() == [], "its end is not an alert"
 
     watch_database(tmp_path, postgres18, monkeypatch, test)
 
 
-def test_a_database_that_is_slow(
+def test_a_slow_database_is_an_alert(
     postgres18: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(seen: Sights, proxy: FaultProxy) -> None:
@@ -475,12 +477,12 @@ def test_a_database_that_is_slow(
     watch_database(tmp_path, postgres18, monkeypatch, test)
 
 
-def test_a_database_that_takes_no_writes(
+def test_a_database_that_accepts_no_writes_is_an_alert(
     postgres18: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(seen: Sights, proxy: FaultProxy) -> None:
         await use(good=1, statement=READ_ONLY)
-        proxy.reset_all()  # it holds for new sessions
+        proxy.reset_all()  # it applies to new sessions
         (found,) = await seen.alerts("database_read_only database")
         assert found["type"] == "warning"
         await seen.state("healthy", None)
