@@ -1,4 +1,4 @@
-"""Each place a store can live in: memory, an SQLite file, PostgreSQL by both URLs."""
+"""Fixtures for every place of a store: memory, an SQLite file, and PostgreSQL with both URL schemes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.storage.support import BEAT_S, PATIENCE_S, Place
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow machine is no outage: only tests that are about waiting too long say how long that is. Beats are short."""
+    """Gives stores a long timeout, so that a slow machine does not look like an outage, and short beats."""
     defaults = SqlStore.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "timeout_s", PATIENCE_S)
@@ -33,7 +33,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 @pytest.fixture(params=SQL)
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """A place that outlives the process."""
+    """A place that outlives the process: a file or a server."""
     return _place(request, tmp_path)
 
 
@@ -52,7 +52,7 @@ def _place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     )
     driver: Driver = "psycopg" if request.param == "pg16" else "asyncpg"
     place = Place(request.param, server.url(driver, _database(server)))
-    # Some milliseconds, where a database of its own for each test takes some tenths of a second.
+    # This takes milliseconds. A separate database for each test would take some tenths of a second.
     place.sql("DROP SCHEMA public CASCADE")
     place.sql("CREATE SCHEMA public")
     return place

@@ -1,4 +1,4 @@
-"""A process that spends, for tests that kill it: `python -m tests.storage.spender URL CALLS BOUND_USD CAP_USD`.
+"""A process that spends money, for tests that kill it: `python -m tests.storage.spender URL CALLS BOUND_USD CAP_USD`.
 
 Several callers at once. It says "held NUMBER" when a hold was given, "billed NUMBER USD" before it settles it,
 "refused" where none was given, and "done" at its end. With CALLS 0 it holds once and hangs.
@@ -46,7 +46,7 @@ async def main(url: str, calls: str, amount: str, cap: str) -> None:
         running = asyncio.create_task(store.ledger.run())
         if calls == "0":
             await hold(store, amount)
-            await store.ledger.beat()  # It has told what it holds.
+            await store.ledger.beat()  # it has reported what it holds
             say("held", 1)
             await asyncio.get_running_loop().create_future()
         await asyncio.gather(*(spend(store, int(calls), amount) for _ in range(AT_ONCE)))

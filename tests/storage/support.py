@@ -1,4 +1,4 @@
-"""What the tests of the state store share: a clock to set, holds, bills, and a look into the tables."""
+"""Shared parts of the state store's tests: a settable clock, holds, bills, and direct access to the tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CLAUDE = "service/claude"
 
 
 class SetClock(StandingClock):
-    """Stands still until it is moved, at noon of a day. Sleeps are real, and short."""
+    """A clock that stands still at noon until it is moved. Sleeps are real and short."""
 
     def __init__(self, wall_s: float = NOON_S) -> None:
         super().__init__(wall_s)
@@ -48,7 +48,7 @@ class SetClock(StandingClock):
 
 
 class MemoryStore:
-    """The memory's ledger with the life of a store, for the rules that hold for every ledger."""
+    """The ledger in memory with a store's interface, for tests that apply to every ledger."""
 
     def __init__(self, clock: Clock) -> None:
         self.ledger = MemoryLedger(clock)
@@ -65,7 +65,7 @@ Store = MemoryStore | SqlStore
 
 @dataclass
 class Place:
-    """Where a store lives: in memory (`url` empty), in a file, or on a server."""
+    """The place of a store: memory (`url` is empty), a file, or a server."""
 
     name: str
     url: str = ""
@@ -76,15 +76,15 @@ class Place:
 
     @property
     def has_own_clock(self) -> bool:
-        """Is a test's clock the store's? A server goes by its own."""
+        """Whether the store uses the test's clock. A server uses its own."""
         return not self.url.startswith("postgresql")
 
     def clock(self) -> SetClock:
-        """A clock that stands still at noon; for a server at the noon of its own day."""
+        """A clock that stands still at noon; for a server, at noon of the server's current day."""
         return SetClock() if self.has_own_clock else SetClock(time.time() // DAY_S * DAY_S + DAY_S / 2)
 
     def store(self, clock: Clock = SYSTEM_CLOCK, limit: str | None = "1.00", **options: Any) -> Store:
-        """A store that knows the budget of `claude`."""
+        """A store with the budget of `claude`."""
         if self.url:
             return self.sql_store(clock, limit, **options)
         store = MemoryStore(clock)
@@ -92,13 +92,13 @@ class Place:
         return store
 
     def sql_store(self, clock: Clock = SYSTEM_CLOCK, limit: str | None = "1.00", **options: Any) -> SqlStore:
-        """The store of a place that outlives the process."""
+        """The store in a place that outlives the process."""
         store = SqlStore(self.url, clock=clock, **options)
         know(store, limit)
         return store
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
-        """Ask the database behind the store's back."""
+        """Query the database directly, without the store."""
         if self.url.startswith("sqlite"):
             with closing(sqlite3.connect(self.file, isolation_level=None)) as connection:
                 return connection.execute(statement).fetchall()
@@ -111,7 +111,7 @@ class Place:
         return Path(self.url.removeprefix("sqlite:///"))
 
     def forbid_more_than(self, cap_usd: str) -> None:
-        """Make the database itself refuse any moment in which more than the cap is booked."""
+        """Make the database itself reject any transaction after which more than the cap is booked."""
         if self.url.startswith("sqlite"):
             for act in ("INSERT", "UPDATE"):
                 self.sql(
@@ -122,7 +122,7 @@ class Place:
             self.sql(f"ALTER TABLE koo_treasuries ADD CONSTRAINT cap CHECK (booked <= {pico(cap_usd)})")
 
     def booked(self, budget: str = CLAUDE) -> tuple[int, int]:
-        """What is booked and what is spent, over all days, by the treasuries; the purses must say the same."""
+        """The booked and spent amounts of all days from the treasuries, after checking that the purses agree."""
         treasuries = self.sql(
             f"SELECT sum(booked), sum(spent) FROM koo_treasuries WHERE budget = '{budget}'"
         )[0]
@@ -139,7 +139,7 @@ def pico(usd: str | Decimal) -> int:
 
 
 class Refused(Exception):
-    """A call got no hold."""
+    """The call got no hold."""
 
     def __init__(self, why: Refusal, short: str | None) -> None:
         super().__init__(why, short)
@@ -148,7 +148,7 @@ class Refused(Exception):
 
 
 def know(store: Store, limit: str | None = "1.00", name: str = CLAUDE, *, is_default: bool = False) -> None:
-    """Have the store's ledger know a budget of a day."""
+    """Register a daily budget in the store's ledger."""
     pico = None if limit is None else limit_to_pico(Decimal(limit))
     store.ledger.budget(name, pico, is_default=is_default)
 
@@ -160,7 +160,7 @@ async def hold(
     is_patient: bool = True,
     within_s: float = PATIENCE_S,
 ) -> Hold:
-    """Hold what a call may cost, as a call does it. Raises `Refused`, or TimeoutError."""
+    """Hold a call's worst case, as a call does. Raises `Refused`, or TimeoutError."""
     ledger = store.ledger
     budgets = tuple(ledger.purses.budgets[name] for name in names or (CLAUDE,))
     given = ledger.hold(budgets, pico(amount))
@@ -189,14 +189,14 @@ async def spend(store: Store, cost: str = "0.01", amount: str = "0.05") -> None:
 
 
 def seen(store: Store, name: str = CLAUDE) -> tuple[Decimal, Decimal]:
-    """What is spent and what is held, as far as this process knows."""
+    """The spent and held amounts, as far as this process knows."""
     view = store.ledger.view(name)
     return view.spent_usd, view.held_usd
 
 
 async def numbers(store: Store, name: str = CLAUDE) -> tuple[Decimal, Decimal]:
-    """What is spent and what is held, when all is told and known."""
-    for _ in range(2):  # What another beat had in flight, and what came after it.
+    """The spent and held amounts, after everything was reported and read again."""
+    for _ in range(2):  # for a beat in flight, and for what came after it
         await store.ledger.refresh()
     return seen(store, name)
 
@@ -206,7 +206,7 @@ def usd(spent: str, held: str = "0") -> tuple[Decimal, Decimal]:
 
 
 def impatient(url: str, timeout_s: float, **options: Any) -> SqlStore:
-    """A store whose database gives up soon, while its callers wait for that to be told."""
+    """A store whose database times out early, so that its callers receive that error."""
     store = SqlStore(url, timeout_s=timeout_s, **options)
     know(store)
     store.executor.start()
@@ -215,7 +215,7 @@ def impatient(url: str, timeout_s: float, **options: Any) -> SqlStore:
 
 
 def note_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between the attempts of stores that are away, as they come."""
+    """Record the pauses between the attempts to reach an absent store."""
     pauses: list[float] = []
 
     class Jobs(queue.SimpleQueue[Any]):
@@ -229,5 +229,5 @@ def note_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def store_threads() -> list[threading.Thread]:
-    """The threads of stores that still run in this process, the youngest last."""
+    """The store threads that are still running in this process, the newest last."""
     return [thread for thread in threading.enumerate() if thread.name == "koo state store"]

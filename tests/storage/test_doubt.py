@@ -1,7 +1,6 @@
-"""When it is unknown whether a commit arrived, the same beat is sent again, and nothing is done twice.
+"""If the outcome of a COMMIT is unknown, the same beat is sent again, and nothing is booked twice.
 
-The store's backend is made to fail after its commit. That is what a connection looks like that was cut between COMMIT
-and its answer.
+The store's backend fails after its commit, as it does when the connection is cut between COMMIT and the server's reply.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ class Doubt:
         self.left = 0
 
     def lose_answers(self, count: int) -> None:
-        """The store itself gives up, `count` times."""
+        """Make `count` transactions fail after their commit, without a retry by the backend."""
         self.left = count
         self._cut("transact", lambda: StoreUnavailable("cut after the commit"))
 
     def lose_one_answer_and_go_on(self) -> None:
-        """The backend connects again and runs the same once more."""
+        """Make one transaction fail after its commit, so that the backend reconnects and runs it again."""
         self.left = 1
         self._cut(
             "_attempt",
@@ -72,8 +71,8 @@ def with_store(place: Place, test: Any) -> None:
     asyncio.run(main())
 
 
-def test_a_grant_whose_answer_was_lost_is_granted_once_and_goes_home(shared: Place, doubt: Doubt) -> None:
-    """Its caller was refused meanwhile: no call holds it."""
+def test_a_grant_whose_reply_was_lost_is_granted_once_and_sent_home(shared: Place, doubt: Doubt) -> None:
+    """Its caller was refused in the meantime, so no call holds it."""
 
     async def test(store: SqlStore) -> None:
         kept = await hold(store, "0.05")
@@ -89,13 +88,15 @@ def test_a_grant_whose_answer_was_lost_is_granted_once_and_goes_home(shared: Pla
     with_store(shared, test)
 
 
-def test_settlements_and_their_entries_in_doubt_are_booked_once(shared: Place, doubt: Doubt) -> None:
+def test_settlements_and_entries_are_booked_once_when_a_commit_is_in_doubt(
+    shared: Place, doubt: Doubt
+) -> None:
     async def test(store: SqlStore) -> None:
         holds = [await hold(store, "0.05") for _ in range(4)]
         for one in holds[:2]:
             settle(store, one, "0.03")
         store.ledger.release(holds[2])
-        doubt.lose_answers(2)  # That of the beat, and that of the first attempt to find the store again.
+        doubt.lose_answers(2)  # one reply to the beat, and one to the first attempt to find the store again
         with pytest.raises(StoreUnavailable):
             await store.ledger.beat()
         await doubt.is_over(store)
@@ -105,7 +106,7 @@ def test_settlements_and_their_entries_in_doubt_are_booked_once(shared: Place, d
     with_store(shared, test)
 
 
-def test_what_is_said_while_a_beat_is_in_doubt_travels_with_the_next_one(shared: Place, doubt: Doubt) -> None:
+def test_spending_during_a_beat_in_doubt_is_reported_by_the_next_beat(shared: Place, doubt: Doubt) -> None:
     async def test(store: SqlStore) -> None:
         first, second = await hold(store, "0.05"), await hold(store, "0.05")
         settle(store, first, "0.03")
@@ -123,7 +124,7 @@ def test_what_is_said_while_a_beat_is_in_doubt_travels_with_the_next_one(shared:
     with_store(shared, test)
 
 
-def test_counts_in_doubt_are_counted_once(shared: Place, doubt: Doubt) -> None:
+def test_requests_are_counted_once_when_a_commit_is_in_doubt(shared: Place, doubt: Doubt) -> None:
     async def test(store: SqlStore) -> None:
         know(store, None, "requests/claude")
         budget = store.ledger.purses.budgets["requests/claude"]
@@ -140,7 +141,7 @@ def test_counts_in_doubt_are_counted_once(shared: Place, doubt: Doubt) -> None:
     with_store(shared, test)
 
 
-def test_a_connection_lost_with_the_answer_is_made_anew_unseen_and_nothing_is_done_twice(
+def test_a_connection_lost_after_its_commit_is_reopened_and_nothing_is_booked_twice(
     shared: Place, doubt: Doubt
 ) -> None:
     async def test(store: SqlStore) -> None:
@@ -172,7 +173,7 @@ def test_two_simultaneous_callers_send_one_beat_after_the_other_and_lose_no_entr
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01"])
-def test_what_the_database_itself_undid_because_of_others_is_done_again(
+def test_a_transaction_that_the_database_rolled_back_because_of_a_conflict_runs_again(
     shared: Place, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     class Undone(Exception):

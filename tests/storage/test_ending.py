@@ -1,4 +1,4 @@
-"""A ledger that ends in order leaves nothing granted that is not spent, wherever its store fails on the way."""
+"""A ledger that ends properly leaves no granted money unspent, wherever its store fails in between."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BEATS = 16
 
 
 class FailsOnce(MemoryExchange):
-    """Its answer to one beat is lost: before the beat was taken in, or after. With `is_cut` its caller is cancelled."""
+    """Loses the reply to one beat, before or after the beat was stored. With `is_cut` the caller is cancelled."""
 
     def __init__(self, clock: SetClock, fails_at: int, after: bool, is_cut: bool) -> None:
         super().__init__(clock)
@@ -44,7 +44,7 @@ class FailsOnce(MemoryExchange):
 
 
 async def money(ledger: Ledger, budget: Budget) -> Hold | None:
-    """A call's money. Where its beat fails the call is cancelled, as by a deadline of its caller."""
+    """Hold a call's money. If its beat fails, the call is cancelled, as by its caller's deadline."""
     given = ledger.hold((budget,), BOUND)
     if given is not None:
         return given
@@ -61,7 +61,7 @@ async def money(ledger: Ledger, budget: Budget) -> Hold | None:
 
 
 async def live(ledger: Ledger, rng: random.Random) -> list[Hold]:
-    """Some calls, told and not told, some of which had to wait; returns those that still run."""
+    """Make some calls, reported and unreported, of which some had to wait; returns those that are still running."""
     budget = ledger.budget(CLAUDE, pico("1.00"))
     running: list[Hold] = []
     for number in range(8):
@@ -77,10 +77,10 @@ async def live(ledger: Ledger, rng: random.Random) -> list[Hold]:
 
 @pytest.mark.parametrize("is_cut", [False, True], ids=["fails", "is cut"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_wherever_the_store_fails_once_an_orderly_end_leaves_nothing_unsettled(
+def test_a_ledger_that_ends_leaves_nothing_unsettled_wherever_the_store_fails_once(
     after: bool, is_cut: bool
 ) -> None:
-    """Ended again once the store is back: what the first try had told is told once."""
+    """It is ended again once the store is back, and what the first attempt had reported is counted once."""
 
     async def main(fails_at: int) -> int:
         rng, clock = random.Random(fails_at), SetClock()
@@ -103,7 +103,7 @@ def test_wherever_the_store_fails_once_an_orderly_end_leaves_nothing_unsettled(
     assert max(beats) < BEATS
 
 
-def test_a_call_that_waits_for_money_is_refused_when_its_ledger_ends(sqlite: Place) -> None:
+def test_a_waiting_call_is_refused_when_its_ledger_ends(sqlite: Place) -> None:
     async def main() -> None:
         rich, poor = sqlite.sql_store(), sqlite.sql_store()
         await rich.open()
@@ -123,7 +123,7 @@ def test_a_call_that_waits_for_money_is_refused_when_its_ledger_ends(sqlite: Pla
     asyncio.run(main())
 
 
-def test_a_call_that_outlives_its_ledger_is_reported_when_that_is_opened_again(sqlite: Place) -> None:
+def test_a_call_that_outlives_its_ledger_is_reported_when_the_ledger_is_reopened(sqlite: Place) -> None:
     async def main() -> None:
         store = sqlite.sql_store()
         await store.open()
@@ -138,7 +138,9 @@ def test_a_call_that_outlives_its_ledger_is_reported_when_that_is_opened_again(s
     asyncio.run(main())
 
 
-def test_a_straggler_gets_no_money_of_a_ledger_that_has_ended_and_opens_no_store(sqlite: Place) -> None:
+def test_a_call_after_the_end_of_its_ledger_gets_no_money_and_does_not_reopen_the_store(
+    sqlite: Place,
+) -> None:
     async def main() -> None:
         store = sqlite.sql_store()
         await store.open()

@@ -1,4 +1,4 @@
-"""The books keep what is needed to check a provider's bill."""
+"""The ledger's entries contain everything that is needed to check a provider's invoice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def with_store(place: Place, test: Callable[[SqlStore, SetClock], Awaitable[None
 
 
 async def booked(store: SqlStore, *costs: Bill, amount: str = "0.05") -> list[Entry]:
-    """The entries of today, after calls that cost this much."""
+    """Today's entries after calls with these bills."""
     for cost in costs:
         given = await hold(store, amount)
         day = given.purses[0].key.period
@@ -36,7 +36,7 @@ async def booked(store: SqlStore, *costs: Bill, amount: str = "0.05") -> list[En
     return await store.entries.of_day(day)
 
 
-def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_from(shared: Place) -> None:
+def test_an_entry_keeps_tokens_by_class_unit_prices_and_the_source_of_the_price(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         cost = Bill(
             amount_usd=Decimal("0.000123456789"),
@@ -63,7 +63,7 @@ def test_an_entry_keeps_tokens_by_class_unit_prices_and_where_the_price_came_fro
     with_store(shared, test)
 
 
-def test_an_entry_keeps_the_callers_own_words(shared: Place) -> None:
+def test_an_entry_keeps_the_callers_tag_and_metadata(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         words = {"team": "blue", "\ud800": "nul\0", "long": "x" * 10_000}
         entries = await booked(store, bill(metadata=words), bill())
@@ -72,7 +72,7 @@ def test_an_entry_keeps_the_callers_own_words(shared: Place) -> None:
     with_store(shared, test)
 
 
-def test_odd_texts_are_kept_as_far_as_a_database_takes_them(shared: Place) -> None:
+def test_characters_that_a_database_rejects_are_removed_from_an_entrys_texts(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         (entry,) = await booked(store, bill(tag="a\0b\ud800c" + "x" * 1000))
         assert entry.tag is not None and entry.tag.startswith("ab?cxxx") and len(entry.tag) <= 256
@@ -80,7 +80,7 @@ def test_odd_texts_are_kept_as_far_as_a_database_takes_them(shared: Place) -> No
     with_store(shared, test)
 
 
-def test_token_counts_that_cannot_be_are_kept_as_near_as_a_number_holds(shared: Place) -> None:
+def test_impossible_token_counts_are_limited_to_what_a_column_can_store(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         cost = Bill(
             amount_usd=Decimal("0.01"), source="table", model="m", input_tokens=-3, output_tokens=2**70
@@ -99,7 +99,7 @@ def test_an_estimate_is_marked(shared: Place) -> None:
     with_store(shared, test)
 
 
-def test_an_entry_that_the_store_does_not_take_keeps_no_money_and_no_other_entry_from_being_written(
+def test_an_entry_that_the_store_rejects_blocks_no_money_and_no_other_entry(
     shared: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
@@ -117,7 +117,7 @@ def test_an_entry_that_the_store_does_not_take_keeps_no_money_and_no_other_entry
     with_store(shared, test)
 
 
-def test_more_entries_than_one_beat_takes_travel_with_the_next_ones(shared: Place) -> None:
+def test_entries_beyond_one_beats_limit_are_sent_with_the_next_beats(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         await store.open()
         for _ in range(1200):
@@ -132,7 +132,7 @@ def test_more_entries_than_one_beat_takes_travel_with_the_next_ones(shared: Plac
     with_store(shared, test)
 
 
-def test_entries_that_do_not_fit_into_the_queue_are_dropped_and_counted_and_their_money_is_not(
+def test_entries_beyond_the_queues_limit_are_dropped_and_counted_but_their_money_is_booked(
     sqlite: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
@@ -149,7 +149,7 @@ def test_entries_that_do_not_fit_into_the_queue_are_dropped_and_counted_and_thei
     with_store(sqlite, test)
 
 
-def test_ids_are_unique_also_in_a_child_that_goes_on_from_its_parents_memory(
+def test_a_forked_child_draws_ids_that_its_parent_does_not_draw(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ids = Ids()
@@ -159,7 +159,7 @@ def test_ids_are_unique_also_in_a_child_that_goes_on_from_its_parents_memory(
     assert ids.new()[:16] != mine[0][:16]
 
 
-def test_the_latest_come_first_page_by_page_even_within_one_millisecond(shared: Place) -> None:
+def test_the_latest_entries_are_paged_newest_first_even_within_one_millisecond(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         await booked(store, *(bill("0.01") for _ in range(3)))
         clock.advance(1)
@@ -173,7 +173,7 @@ def test_the_latest_come_first_page_by_page_even_within_one_millisecond(shared: 
     with_store(shared, test)
 
 
-def test_the_latest_are_chosen_by_service_model_and_tag(shared: Place) -> None:
+def test_the_latest_entries_can_be_filtered_by_service_model_and_tag(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         one = bill("0.01")
         await booked(store, one, one._replace(model="haiku"), one._replace(tag="team"))

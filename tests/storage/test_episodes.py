@@ -1,4 +1,6 @@
-"""Episodes of several processes on one store: those that see the same thing share one, in each kind of store."""
+"""Alert episodes of several processes on one store: processes that see the same alert share one, in every kind of
+store.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ EVER = (0.0, 2 * NOON_S)
 
 @dataclass
 class Process:
-    """One process's door to what it shares with others."""
+    """One process's access to the shared episodes."""
 
     name: str
     episodes: SqlEpisodes
@@ -34,7 +36,7 @@ class Process:
 
 
 class House:
-    """A store in any place, the processes on it, and the clock that they have in common."""
+    """A store in any place, the processes on it, and their common clock."""
 
     def __init__(self, place: StorePlace) -> None:
         self.place = place
@@ -79,7 +81,7 @@ class House:
         return replace(known, **words)  # type: ignore[arg-type]
 
     async def said(self) -> list[str]:
-        """What people were to be told, oldest first, whichever process wrote it."""
+        """The notices that any process wrote, oldest first."""
         await self.processes[0].notices.join(["webhook"])
         await self.processes[0].notices.owe("webhook", ("critical", "warning", "info"))
         parcel = await self.processes[0].notices.take("webhook")
@@ -110,7 +112,7 @@ async def history(process: Process) -> list[Episode]:
     return await process.episodes.history(*EVER, limit=100)
 
 
-def test_what_two_processes_see_is_one_episode_and_is_said_once(place: StorePlace) -> None:
+def test_two_processes_that_see_the_same_alert_share_one_episode_and_one_notice(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
         first = house.episode()
@@ -118,10 +120,10 @@ def test_what_two_processes_see_is_one_episode_and_is_said_once(place: StorePlac
         house.clock.now += 5
         (known,) = await two.episodes.keep(house.episode(message="refused too"))
         assert (known.id, known.started_at, known.notified_at) == (first.id, first.started_at, NOON_S)
-        assert known.message == "refused too", "with the latest words"
+        assert known.message == "refused too", "the latest message is kept"
         house.clock.now += 5
         await one.episodes.leave(first)
-        assert [past.phase for past in await history(one)] == ["firing"], "the other one still sees it"
+        assert [past.phase for past in await history(one)] == ["firing"], "the other process still sees it"
         await two.episodes.leave(known)
         (past,) = await history(two)
         assert (past.phase, past.started_at, past.ended_at) == ("resolved", NOON_S, NOON_S + 10)
@@ -130,7 +132,9 @@ def test_what_two_processes_see_is_one_episode_and_is_said_once(place: StorePlac
     with_processes(place, main)
 
 
-def test_of_several_that_begin_it_at_the_same_moment_one_says_so(shared: StorePlace) -> None:
+def test_of_several_processes_that_begin_an_episode_at_the_same_moment_one_writes_the_notice(
+    shared: StorePlace,
+) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         kept = await asyncio.gather(*(one.episodes.keep(house.episode()) for one in processes))
         assert len({known.id for some in kept for known in some}) == 1
@@ -141,7 +145,7 @@ def test_of_several_that_begin_it_at_the_same_moment_one_says_so(shared: StorePl
     with_processes(shared, main, count=4)
 
 
-def test_a_pending_episode_notifies_no_one_and_is_forgotten_when_it_is_over(place: StorePlace) -> None:
+def test_a_pending_episode_sends_no_notice_and_is_deleted_when_it_is_over(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
         pending = house.episode(phase="pending", fired_at=None, notified_at=None)
@@ -156,7 +160,7 @@ def test_a_pending_episode_notifies_no_one_and_is_forgotten_when_it_is_over(plac
     with_processes(place, main)
 
 
-def test_one_that_was_quiet_when_it_fired_may_be_said_later_and_by_another_process(place: StorePlace) -> None:
+def test_an_episode_that_fired_quietly_can_notify_later_from_another_process(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
         (quiet,) = await one.episodes.keep(house.episode(notified_at=None))
@@ -170,11 +174,11 @@ def test_one_that_was_quiet_when_it_fired_may_be_said_later_and_by_another_proce
     with_processes(place, main)
 
 
-def test_one_that_was_never_said_is_not_said_to_have_ended(place: StorePlace) -> None:
+def test_an_episode_without_a_firing_notice_has_no_resolved_notice(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         (quiet,) = await processes[0].episodes.keep(house.episode(notified_at=None))
         await processes[0].episodes.leave(quiet)
-        assert [past.phase for past in await history(processes[0])] == ["resolved"], "no history is lost"
+        assert [past.phase for past in await history(processes[0])] == ["resolved"], "the history keeps it"
         assert await house.said() == []
 
     with_processes(place, main, count=1)
@@ -183,22 +187,22 @@ def test_one_that_was_never_said_is_not_said_to_have_ended(place: StorePlace) ->
 # ── processes that die ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_episode_is_orphaned_when_the_lease_of_all_that_see_it_is_over(place: StorePlace) -> None:
+def test_an_episode_is_orphaned_when_the_leases_of_all_its_sightings_have_expired(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two, three = processes
         (seen,) = await one.episodes.keep(house.episode())
         house.clock.now += LEASE_S - 1
         await two.episodes.keep(seen)
         house.clock.now += LEASE_S - 1
-        assert await three.episodes.orphaned() == [], "the second one renewed it"
+        assert await three.episodes.orphaned() == [], "the second process renewed it"
         house.clock.now += 1
         assert await three.episodes.orphaned() == [seen]
-        assert await two.episodes.orphaned() == [], "to its own process it is never orphaned"
+        assert await two.episodes.orphaned() == [], "an episode is not orphaned for a process that sees it"
 
     with_processes(place, main, count=3)
 
 
-def test_what_was_let_go_is_free_at_once_but_not_what_ended(place: StorePlace) -> None:
+def test_a_released_episode_is_free_immediately_but_an_ended_one_is_not(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
         lasts, ended = house.episode(), house.episode(fingerprint="x:y", component="y")
@@ -210,7 +214,7 @@ def test_what_was_let_go_is_free_at_once_but_not_what_ended(place: StorePlace) -
     with_processes(place, main)
 
 
-def test_of_several_processes_that_want_an_orphan_one_gets_it(shared: StorePlace) -> None:
+def test_of_several_processes_that_take_an_orphan_one_gets_it(shared: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         dead, *heirs = processes
         (seen,) = await dead.episodes.keep(house.episode())
@@ -222,7 +226,7 @@ def test_of_several_processes_that_want_an_orphan_one_gets_it(shared: StorePlace
     with_processes(shared, main, count=4)
 
 
-def test_a_dead_process_keeps_nothing_from_ending(place: StorePlace) -> None:
+def test_a_dead_process_does_not_keep_an_episode_open(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         dead, alive = processes
         (seen,) = await dead.episodes.keep(house.episode())
@@ -235,7 +239,7 @@ def test_a_dead_process_keeps_nothing_from_ending(place: StorePlace) -> None:
     with_processes(place, main)
 
 
-def test_a_process_that_was_stopped_meanwhile_hears_that_others_have_ended_its_episode(
+def test_a_process_that_was_stopped_learns_that_others_have_ended_its_episode(
     place: StorePlace,
 ) -> None:
 
@@ -248,13 +252,13 @@ def test_a_process_that_was_stopped_meanwhile_hears_that_others_have_ended_its_e
         (known,) = await stopped.episodes.keep(replace(seen, notified_at=house.clock.now))
         assert (known.id, known.phase) == (seen.id, "resolved")
         await stopped.episodes.leave(seen)
-        assert await history(alive) == [known], "an end is an end"
+        assert await history(alive) == [known], "an ended episode stays ended"
         assert await house.said() == ["firing", "resolved"]
 
     with_processes(place, main)
 
 
-def test_what_no_process_observes_any_more_ends_and_is_said_to(place: StorePlace) -> None:
+def test_an_episode_that_no_process_observes_ends_with_a_notice(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         (one,) = processes
         await one.episodes.keep(house.episode())
@@ -275,21 +279,21 @@ def test_what_no_process_observes_any_more_ends_and_is_said_to(place: StorePlace
 # ── a store that was away, and clocks ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_began_and_ended_while_the_store_was_away_is_written_down(place: StorePlace) -> None:
+def test_an_episode_that_began_and_ended_while_the_store_was_away_is_recorded(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         (one,) = processes
         over = house.episode(phase="resolved", ended_at=NOON_S + 7)
         await one.episodes.leave(over)
         assert await history(one) == [over] and await house.said() == ["firing", "resolved"]
         await one.episodes.leave(over)
-        assert await history(one) == [over] and await house.said() == [], "also when it is written twice"
+        assert await history(one) == [over] and await house.said() == [], "writing it twice changes nothing"
         await one.episodes.leave(house.episode(fired_at=None, notified_at=None, ended_at=NOON_S))
-        assert await history(one) == [over], "what never fired is no history"
+        assert await history(one) == [over], "an episode that never fired is not in the history"
 
     with_processes(place, main, count=1)
 
 
-def test_what_fired_and_ended_between_two_writes_is_not_taken_for_pending(place: StorePlace) -> None:
+def test_an_episode_that_fired_and_ended_between_two_writes_is_recorded_as_fired(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         (one,) = processes
         pending = house.episode(phase="pending", fired_at=None, notified_at=None)
@@ -302,12 +306,12 @@ def test_what_fired_and_ended_between_two_writes_is_not_taken_for_pending(place:
     with_processes(place, main, count=1)
 
 
-def test_what_a_process_delivered_itself_is_not_said_again(place: StorePlace) -> None:
+def test_a_notice_that_a_process_delivered_itself_is_not_written_again(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
         seen = house.episode()
         (known,) = await one.episodes.keep(seen, said={f"{seen.id}:firing"})
-        assert known.notified_at == seen.notified_at, "that people know is kept"
+        assert known.notified_at == seen.notified_at, "the time of the notification is kept"
         await two.episodes.keep(house.episode())
         assert await house.said() == []
         await two.episodes.leave(known)
@@ -318,7 +322,7 @@ def test_what_a_process_delivered_itself_is_not_said_again(place: StorePlace) ->
 
 
 def test_an_episode_does_not_fire_before_it_begins(place: StorePlace) -> None:
-    """One that was cut off from the store has seen it fire before the other one, whose beginning is kept."""
+    """A process that was cut off saw it fire before the stored episode's start, which is kept."""
 
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
@@ -346,7 +350,7 @@ def test_an_episode_never_ends_before_it_begins(place: StorePlace) -> None:
 # ── what operators say ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_process_knows_an_episodes_acknowledgement_and_it_ends_with_it(place: StorePlace) -> None:
+def test_every_process_sees_an_acknowledgement_which_ends_with_its_episode(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
         (seen,) = await one.episodes.keep(house.episode())
@@ -366,7 +370,7 @@ def test_every_process_knows_an_episodes_acknowledgement_and_it_ends_with_it(pla
     with_processes(place, main)
 
 
-def test_the_history_is_read_page_by_page_from_the_newest(place: StorePlace) -> None:
+def test_the_history_is_paged_newest_first(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         (one,) = processes
         for number in range(7):
@@ -383,14 +387,16 @@ def test_the_history_is_read_page_by_page_from_the_newest(place: StorePlace) -> 
         assert pages == whole and len(whole) == 7
         assert [past.started_at for past in whole] == sorted((p.started_at for p in whole), reverse=True)
         lasting = await one.episodes.history(house.clock.now + 60, house.clock.now + 90, limit=9)
-        assert [past.fingerprint for past in lasting] == ["x:3"], "it lasts, so it is of that time too"
+        assert [past.fingerprint for past in lasting] == ["x:3"], (
+            "it is still open, so it belongs to that time too"
+        )
         before = await one.episodes.history(0, NOON_S - 1, limit=9)
         assert before == []
 
     with_processes(place, main, count=1)
 
 
-def test_a_silence_ends_by_itself_or_when_an_operator_ends_it(place: StorePlace) -> None:
+def test_a_silence_ends_at_its_time_or_when_an_operator_ends_it(place: StorePlace) -> None:
     async def main(house: House, processes: list[Process]) -> None:
         one, two = processes
         now = house.clock.now
@@ -407,7 +413,7 @@ def test_a_silence_ends_by_itself_or_when_an_operator_ends_it(place: StorePlace)
         assert await one.silences.end("n", now + 100) is None and await one.silences.end("x", now) is None
         await one.silences.prune(now + 101)
         await one.silences.add(night)
-        assert await one.silences.lasting(now) == [night], "the old one was forgotten"
+        assert await one.silences.lasting(now) == [night], "the old silence was deleted"
 
     with_processes(place, main)
 
@@ -423,7 +429,7 @@ def test_a_silence_ends_by_itself_or_when_an_operator_ends_it(place: StorePlace)
         ("*", "AI:CLAUDE", False),
     ],
 )
-def test_a_silence_covers_what_its_patterns_match(kind: str, component: str, covers: bool) -> None:
+def test_a_silence_covers_alerts_that_match_its_patterns(kind: str, component: str, covers: bool) -> None:
     silence = Silence(id="1", kind=kind, component=component, made_at=0, ends_at=10, by="a", reason="r")
     assert silence.covers("circuit_open", "ai:claude", 9) is covers
     assert not silence.covers("circuit_open", "ai:claude", 10)
@@ -432,7 +438,7 @@ def test_a_silence_covers_what_its_patterns_match(kind: str, component: str, cov
 # ── memory, and older stores ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_tables_in_memory_can_be_away() -> None:
+def test_a_store_in_memory_can_be_made_unavailable() -> None:
     async def main() -> None:
         transactions = MemoryTransactions(make_tables(), "one")
         transactions.trouble = "the state store is away"
@@ -442,10 +448,12 @@ def test_tables_in_memory_can_be_away() -> None:
     asyncio.run(main())
 
 
-def test_the_episodes_of_an_older_store_go_on_and_their_past_is_kept(
+def test_an_upgrade_keeps_open_episodes_and_their_history(
     shared: StorePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There each process had its own, its end was an episode too, and a clock that was set back left its mark."""
+    """In the older store each process had its own episode, each end was an episode too, and one row has the marks of a
+    clock that was set back.
+    """
 
     async def main() -> None:
         with monkeypatch.context() as older:

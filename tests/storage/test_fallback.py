@@ -1,4 +1,6 @@
-"""Money while the store is away: purses go on until they are used up, then a set budget refuses, a default goes on."""
+"""Money while the store is away: purses last until they are used up; then a set budget refuses and a default one
+continues.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ T = TypeVar("T")
 
 
 class Outage:
-    """A store over a file that can be taken away: another process keeps it locked."""
+    """A store on a file that another process can lock, which makes the store unavailable."""
 
     def __init__(self, place: Place, *, is_default: bool = True, limit: str = "1.00") -> None:
         self.place = place
@@ -47,7 +49,7 @@ class Outage:
 
     async def begin(self) -> None:
         self.locker = sqlite3.connect(self.place.file, isolation_level=None)
-        while True:  # The store itself wants the lock too.
+        while True:  # the store itself needs the lock too
             try:
                 self.locker.execute("BEGIN IMMEDIATE")
                 break
@@ -68,7 +70,7 @@ class Outage:
 
 
 def at_once(asked: Coroutine[Any, Any, T]) -> T:
-    """What `asked` returns, if it does not wait for anything."""
+    """The result of `asked`, which must not wait for anything."""
     try:
         asked.send(None)
     except StopIteration as done:
@@ -89,7 +91,7 @@ def with_outage(place: Place, test: Callable[[Outage], Coroutine[Any, Any, None]
     asyncio.run(main())
 
 
-def test_a_budget_that_was_set_refuses_at_once(sqlite: Place) -> None:
+def test_without_the_store_a_set_budget_refuses_immediately(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         await outage.begin()
         with pytest.raises(Refused) as refused:
@@ -101,7 +103,7 @@ def test_a_budget_that_was_set_refuses_at_once(sqlite: Place) -> None:
     with_outage(sqlite, test, is_default=False)
 
 
-def test_what_costs_nothing_and_what_has_no_limit_goes_on(sqlite: Place) -> None:
+def test_without_the_store_free_calls_and_unlimited_budgets_continue(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         know(outage.store, None, "service/unlimited")
         await outage.begin()
@@ -114,7 +116,7 @@ def test_what_costs_nothing_and_what_has_no_limit_goes_on(sqlite: Place) -> None
     with_outage(sqlite, test, is_default=False)
 
 
-def test_a_purse_lasts_until_it_is_used_up_even_for_a_budget_that_was_set(sqlite: Place) -> None:
+def test_without_the_store_a_set_budget_spends_its_purse_before_it_refuses(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         first = await hold(outage.store, "0.50")
         await outage.begin()
@@ -131,7 +133,7 @@ def test_a_purse_lasts_until_it_is_used_up_even_for_a_budget_that_was_set(sqlite
     with_outage(sqlite, test, is_default=False)
 
 
-def test_a_default_budget_goes_on_from_the_last_known_numbers_in_this_process(sqlite: Place) -> None:
+def test_without_the_store_a_default_budget_continues_from_the_last_known_numbers(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         store = outage.store
         other = SqlStore(sqlite.url, clock=outage.clock)
@@ -157,7 +159,7 @@ def test_a_default_budget_goes_on_from_the_last_known_numbers_in_this_process(sq
     with_outage(sqlite, test)
 
 
-def test_callers_waiting_when_the_store_is_lost_are_decided_at_once(sqlite: Place) -> None:
+def test_waiting_callers_are_decided_immediately_when_the_store_is_lost(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         know(outage.store, "1.00", "budget/set")
         first = await hold(outage.store, "0.80")
@@ -178,7 +180,7 @@ def test_callers_waiting_when_the_store_is_lost_are_decided_at_once(sqlite: Plac
     with_outage(sqlite, test)
 
 
-def test_what_was_spent_meanwhile_is_reported_with_its_entries_when_the_store_is_back(sqlite: Place) -> None:
+def test_spending_during_an_outage_is_reported_with_its_entries_when_the_store_is_back(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         store = outage.store
         before = await hold(store, "0.10")
@@ -198,7 +200,7 @@ def test_what_was_spent_meanwhile_is_reported_with_its_entries_when_the_store_is
     with_outage(sqlite, test)
 
 
-def test_a_second_outage_begins_with_what_was_spent_in_the_first(sqlite: Place) -> None:
+def test_a_second_outage_starts_with_the_spending_of_the_first(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         await outage.begin()
         settle(outage.store, at_once(hold(outage.store, "0.60")), "0.60")
@@ -220,7 +222,7 @@ def test_a_second_outage_begins_with_what_was_spent_in_the_first(sqlite: Place) 
     with_outage(sqlite, test)
 
 
-def test_a_store_that_is_lost_again_before_anything_was_written_hands_out_no_money_twice(
+def test_a_store_lost_again_before_the_first_write_grants_no_money_twice(
     sqlite: Place,
 ) -> None:
     async def test(outage: Outage) -> None:
@@ -235,7 +237,7 @@ def test_a_store_that_is_lost_again_before_anything_was_written_hands_out_no_mon
     with_outage(sqlite, test)
 
 
-def test_a_day_that_ends_during_an_outage_begins_with_all_its_money(sqlite: Place) -> None:
+def test_a_day_that_begins_during_an_outage_has_its_whole_budget(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         other = SqlStore(sqlite.url, clock=outage.clock)
         know(other)
@@ -257,7 +259,7 @@ def test_a_day_that_ends_during_an_outage_begins_with_all_its_money(sqlite: Plac
     with_outage(sqlite, test)
 
 
-def test_losing_and_finding_the_store_is_said_once_each(sqlite: Place) -> None:
+def test_losing_and_finding_the_store_is_reported_once_each(sqlite: Place) -> None:
     async def test(outage: Outage) -> None:
         running = asyncio.create_task(outage.store.ledger.run())
         await outage.begin()
@@ -272,7 +274,7 @@ def test_losing_and_finding_the_store_is_said_once_each(sqlite: Place) -> None:
     with_outage(sqlite, test)
 
 
-def test_a_grant_that_the_database_rejects_is_refused_and_is_not_an_outage(shared: Place) -> None:
+def test_a_grant_that_the_database_rejects_is_refused_without_an_outage(shared: Place) -> None:
     async def main() -> None:
         store = shared.sql_store()
         await store.open()
@@ -286,7 +288,7 @@ def test_a_grant_that_the_database_rejects_is_refused_and_is_not_an_outage(share
     asyncio.run(main())
 
 
-def test_a_store_that_was_never_there_does_not_stop_calls(sqlite: Place) -> None:
+def test_a_store_that_was_never_available_does_not_stop_calls(sqlite: Place) -> None:
     async def main() -> None:
         sqlite.file.parent.write_text("not a folder")
         outage = Outage(sqlite)
@@ -304,7 +306,7 @@ def test_a_store_that_was_never_there_does_not_stop_calls(sqlite: Place) -> None
     asyncio.run(main())
 
 
-def test_a_process_that_begins_while_the_store_is_away_counts_its_requests_and_learns_the_others(
+def test_a_process_started_without_the_store_later_reports_its_requests_and_reads_the_others(
     sqlite: Place,
 ) -> None:
     async def main() -> None:

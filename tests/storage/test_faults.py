@@ -1,4 +1,4 @@
-"""What a driver's error says about the store's connection."""
+"""How the store classifies a driver's errors about its connection."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ from koo.storage.sql import SqliteBackend
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_servers_word_that_it_ends_a_connection_is_heard(error: Exception, ended: bool) -> None:
-    """It may arrive before the connection ends. Taken for a fault of the store, an idle one would be an outage."""
+def test_a_servers_report_that_it_ends_a_connection_counts_as_a_lost_connection(
+    error: Exception, ended: bool
+) -> None:
+    """The report may arrive before the connection is closed. If it counted as a fault of the store, closing an idle
+    connection would be an outage.
+    """
     assert lost(error) is ended
 
 
 @pytest.fixture
 def met() -> Iterator[list[str]]:
-    """Each read that meets a lock: the first two of SQLite's own list of tables do, as SQLite would say it."""
+    """Make the first two reads of SQLite's table list fail with SQLite's own error about a lock, and count them."""
     met: list[str] = []
 
     def read(cursor: object, statement: str, parameters: object, context: object) -> None:
@@ -48,10 +52,10 @@ def met() -> Iterator[list[str]]:
     event.remove(Engine, "do_execute", read)
 
 
-def test_a_read_that_meets_another_process_making_the_file_a_wal_is_done_again(
+def test_a_read_is_retried_while_another_process_switches_the_file_to_wal(
     tmp_path: Path, met: list[str]
 ) -> None:
-    """Two processes that make the file at the same moment: a deferred transaction locks with its first read."""
+    """Two processes may create the file at the same moment. A deferred transaction takes its lock at the first read."""
     backend = SqliteBackend(tmp_path / "koo.db", timeout_s=5.0)
     found: list[Any] = []
     backend.transact(lambda tx: found.extend(tx.rows("SELECT count(*) FROM koo_processes")), exclusive=False)

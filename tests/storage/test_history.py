@@ -1,4 +1,4 @@
-"""The past in the store: rows of all processes, read together, merged, and forgotten when they are old."""
+"""History in the store: the rows of all processes are read together, merged, and deleted when they are old."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rows(place: Place) -> int:
     return int(place.sql("SELECT count(*) FROM koo_history")[0][0])
 
 
-def test_the_rows_of_all_processes_are_one_past(shared: Place) -> None:
+def test_the_rows_of_all_processes_are_read_as_one_history(shared: Place) -> None:
     async def test(one: SqlStore, other: SqlStore, _: SetClock) -> None:
         await one.history.write([(MINUTE_S, NOON, CLAUDE)])
         await other.history.write(
@@ -49,7 +49,7 @@ def test_the_rows_of_all_processes_are_one_past(shared: Place) -> None:
     with_stores(shared, test)
 
 
-def test_longer_spans_are_made_of_what_follows_one_another(shared: Place) -> None:
+def test_longer_spans_are_built_from_consecutive_spans(shared: Place) -> None:
     async def test(one: SqlStore, _: SqlStore, __: SetClock) -> None:
         for minute in range(4):
             await one.history.write([(MINUTE_S, NOON + minute * MINUTE_S, CLAUDE)])
@@ -62,7 +62,7 @@ def test_longer_spans_are_made_of_what_follows_one_another(shared: Place) -> Non
     with_stores(shared, test)
 
 
-def test_a_span_that_is_written_again_replaces_its_own_row_only(shared: Place) -> None:
+def test_writing_a_span_again_replaces_only_the_process_own_row(shared: Place) -> None:
     async def test(one: SqlStore, other: SqlStore, _: SetClock) -> None:
         await other.history.write([(FIVE_MINUTES_S, NOON, CLAUDE)])
         for successes in (1, 5):
@@ -73,17 +73,19 @@ def test_a_span_that_is_written_again_replaces_its_own_row_only(shared: Place) -
     with_stores(shared, test)
 
 
-def test_an_hour_later_the_rows_of_several_processes_become_one_and_say_the_same(shared: Place) -> None:
+def test_after_an_hour_the_rows_of_several_processes_are_merged_without_changing_the_result(
+    shared: Place,
+) -> None:
     async def test(one: SqlStore, other: SqlStore, clock: SetClock) -> None:
         for store in (one, other):
             await store.history.write([(MINUTE_S, NOON, CLAUDE), (FIVE_MINUTES_S, NOON, CLAUDE)])
         before = await one.history.read(MINUTE_S, NOON, NOON + 60, MINUTE_S)
         assert not await one.history.prune(NOON + 3600)
-        assert rows(shared) == 4, "not before its hour is over"
+        assert rows(shared) == 4, "rows are not merged before their hour is over"
         await asyncio.gather(one.history.prune(NOON + 3601), other.history.prune(NOON + 3601))
         assert rows(shared) == 2
         assert await one.history.read(MINUTE_S, NOON, NOON + 60, MINUTE_S) == before
-        await other.history.write([(MINUTE_S, NOON, CLAUDE)])  # of a process that comes late
+        await other.history.write([(MINUTE_S, NOON, CLAUDE)])  # from a process that reports late
         await one.history.prune(NOON + 3601)
         spans = await one.history.read(MINUTE_S, NOON, NOON + 60, MINUTE_S)
         assert rows(shared) == 2 and spans[NOON]["ai:claude"].successes == 9
@@ -102,7 +104,7 @@ def test_minutes_are_kept_for_two_days_and_five_minutes_for_thirty(shared: Place
     with_stores(shared, test)
 
 
-def test_spending_is_read_from_the_ledger(shared: Place) -> None:
+def test_the_historys_spending_is_read_from_the_ledger(shared: Place) -> None:
     async def test(one: SqlStore, _: SqlStore, clock: SetClock) -> None:
         noon = int(clock.wall())
         one.ledger.settle(await hold(one, "0.05"), "claude", bill("0.02"))
@@ -117,7 +119,7 @@ def test_spending_is_read_from_the_ledger(shared: Place) -> None:
     with_stores(shared, test)
 
 
-def test_a_row_that_cannot_be_read_hides_no_other(shared: Place) -> None:
+def test_an_unreadable_row_does_not_hide_the_others(shared: Place) -> None:
     async def test(one: SqlStore, _: SqlStore, __: SetClock) -> None:
         await one.history.write([(MINUTE_S, NOON, CLAUDE)])
         shared.sql(
@@ -133,7 +135,7 @@ def test_a_row_that_cannot_be_read_hides_no_other(shared: Place) -> None:
 # ── marks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_deploy_is_marked_once_by_all_processes_of_it(shared: Place) -> None:
+def test_all_processes_of_a_deploy_record_one_mark(shared: Place) -> None:
     async def test(one: SqlStore, other: SqlStore, _: SetClock) -> None:
         for at, text in enumerate(["1.0", "1.0", "1.1", "1.1"]):
             stores = (one, other)
@@ -146,7 +148,7 @@ def test_a_deploy_is_marked_once_by_all_processes_of_it(shared: Place) -> None:
     with_stores(shared, test)
 
 
-def test_what_a_fleet_says_at_once_is_one_mark(shared: Place) -> None:
+def test_the_same_mark_from_several_processes_is_shown_once(shared: Place) -> None:
     async def test(one: SqlStore, other: SqlStore, _: SetClock) -> None:
         for store, at in ((one, 0.0), (other, 1.5), (one, 4.0), (other, 60.0)):
             await store.history.mark([Mark(NOON + at, "circuit", "ai:claude", "opened")])
@@ -156,7 +158,7 @@ def test_what_a_fleet_says_at_once_is_one_mark(shared: Place) -> None:
     with_stores(shared, test)
 
 
-def test_marks_are_bounded_in_time_and_number(sqlite: Place) -> None:
+def test_marks_are_limited_in_age_and_number(sqlite: Place) -> None:
     async def test(one: SqlStore, _: SqlStore, __: SetClock) -> None:
         old = Mark(NOON - 31 * DAY_S, "act", "database", "paused")
         await one.history.mark(

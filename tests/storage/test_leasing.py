@@ -33,7 +33,7 @@ def on_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]
 
 
 class MemoryStore:
-    """The memory's ledger and limits; several of them share `windows`."""
+    """The ledger and the limits in memory; several of these stores share `windows`."""
 
     def __init__(self, windows: MemoryWindows, clock: Clock) -> None:
         self.ledger = MemoryLedger(clock)
@@ -62,13 +62,13 @@ class Process:
         store.leasing.share(self.limits, "x", requests)
 
     async def take(self, within_s: float = 20.0) -> bool:
-        """As a call does: a unit in hand, or one after the store's answer."""
+        """Take a unit as a call does: from the hand, or after the store's reply."""
         deadline = time.monotonic() + within_s
         while self.limits.take(time.monotonic()) is not None:
             assert self.limits.ask is not None
             now = time.monotonic()
             if not self.limits.lacks(now):
-                # On a busy machine a lease may have ended before its units were used: then they come home.
+                # On a busy machine a lease may end before its units are used, and then they are returned.
                 home_at = self.limits.comes_home_at(now)
                 if home_at >= deadline:
                     return False
@@ -87,7 +87,7 @@ class Process:
 
 @asynccontextmanager
 async def fleet(place: Place, processes: int, **limits: int) -> AsyncIterator[list[Process]]:
-    """Processes on one place, each with its task; in memory they have one store's rows."""
+    """Several processes on one place, each with its background task; in memory they share one store's rows."""
     windows = MemoryWindows()
     async with AsyncExitStack() as stack:
         members = []
@@ -107,7 +107,7 @@ async def fleet(place: Place, processes: int, **limits: int) -> AsyncIterator[li
 
 
 @on_a_loop
-async def test_forty_a_minute_over_three_processes_are_forty(place: Place) -> None:
+async def test_a_limit_of_forty_a_minute_holds_across_three_processes(place: Place) -> None:
     async with fleet(place, 3) as processes:
         taken = await asyncio.gather(*(one.take() for one in processes * 20))
         assert sum(taken) == 40
@@ -116,7 +116,7 @@ async def test_forty_a_minute_over_three_processes_are_forty(place: Place) -> No
 
 
 @on_a_loop
-async def test_a_process_that_is_alone_makes_no_trip_for_each_call(place: Place) -> None:
+async def test_a_lone_process_does_not_ask_the_store_for_each_call(place: Place) -> None:
     async with fleet(place, 1, minute=200) as (process,):
         for _ in range(200):
             assert await process.take()
@@ -124,7 +124,7 @@ async def test_a_process_that_is_alone_makes_no_trip_for_each_call(place: Place)
 
 
 @on_a_loop
-async def test_what_is_not_used_comes_home_by_itself(place: Place) -> None:
+async def test_unused_units_are_returned_without_a_request(place: Place) -> None:
     async with fleet(place, 2) as (one, other):
         assert await one.take()
         assert one.hand.left > 0
@@ -134,7 +134,7 @@ async def test_what_is_not_used_comes_home_by_itself(place: Place) -> None:
 
 
 @on_a_loop
-async def test_a_process_that_closes_gives_back_what_it_has(shared: Place) -> None:
+async def test_a_process_that_closes_returns_its_units(shared: Place) -> None:
     async with fleet(shared, 1) as (one,):
         assert await one.take()
     assert shared.sql("SELECT count(*) FROM koo_leases") == [(0,)]
@@ -143,7 +143,7 @@ async def test_a_process_that_closes_gives_back_what_it_has(shared: Place) -> No
 
 
 @on_a_loop
-async def test_a_limit_a_day_over_two_processes_is_one_limit(shared: Place) -> None:
+async def test_a_daily_limit_holds_across_two_processes(shared: Place) -> None:
     async with fleet(shared, 2, minute=500, day=30) as processes:
         tasks = [asyncio.create_task(one.store.ledger.run()) for one in processes]
         taken = await asyncio.gather(*(one.take() for one in processes * 25))
@@ -155,8 +155,8 @@ async def test_a_limit_a_day_over_two_processes_is_one_limit(shared: Place) -> N
 
 
 @on_a_loop
-async def test_a_beat_that_sends_the_days_units_home_leaves_none_here(sqlite: Place) -> None:
-    """Not even those that the limits' last look allowed: they would be used here and granted elsewhere."""
+async def test_a_beat_that_sends_the_days_units_home_leaves_none_in_this_process(sqlite: Place) -> None:
+    """Not even units that the last check of the limits allowed. They would be used here and granted elsewhere too."""
     async with fleet(sqlite, 1, minute=500, day=2000) as (one,):
         task = asyncio.create_task(one.store.ledger.run())
         assert await one.take()
@@ -165,14 +165,14 @@ async def test_a_beat_that_sends_the_days_units_home_leaves_none_here(sqlite: Pl
         task.cancel()
         await asyncio.wait([task])
         assert one.limits.take(time.monotonic()) is None
-        for _ in range(2):  # The first may be one that was on its way.
+        for _ in range(2):  # the first reply may belong to a beat that was in flight
             one.store.ledger.purses.send_home()
             await one.store.ledger.beat()
         assert purse.room == 0 and one.limits.take(time.monotonic()) is not None
 
 
 @on_a_loop
-async def test_a_unit_of_a_day_that_was_not_used_is_the_next_callers(shared: Place) -> None:
+async def test_an_unused_unit_of_a_daily_limit_goes_to_the_next_caller(shared: Place) -> None:
     async with fleet(shared, 1, minute=500, day=2) as (one,):
         task = asyncio.create_task(one.store.ledger.run())
         assert await one.take() and await one.take()
@@ -183,7 +183,7 @@ async def test_a_unit_of_a_day_that_was_not_used_is_the_next_callers(shared: Pla
 
 
 @on_a_loop
-async def test_without_the_store_units_end_with_their_lease_and_the_share_begins(
+async def test_without_the_store_a_processs_share_applies_once_its_lease_has_ended(
     sqlite: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("koo.policies.hand.LOST_S", 0.0)
@@ -194,7 +194,7 @@ async def test_without_the_store_units_end_with_their_lease_and_the_share_begins
         monkeypatch.setattr(type(one.store.ledger), "trouble", "the disk is full")
         await until(lambda: time.monotonic() > one.hand.until, within_s=20)
         taken = [await one.take() for _ in range(20)]
-        assert sum(taken) == 7, "a fifth of forty for each of four, of which one is used"
+        assert sum(taken) == 7, "each of four processes has a fifth of forty, and one unit is used"
         full = one.limits.full(time.monotonic())
         assert full is not None and one.limits.why(full) == (
             "our limit of 40 requests a minute is reached here: the state store is unreachable, so each of 4 "
@@ -206,7 +206,7 @@ async def test_without_the_store_units_end_with_their_lease_and_the_share_begins
 
 
 @on_a_loop
-async def test_a_fork_has_nothing_in_hand(sqlite: Place) -> None:
+async def test_a_forked_child_has_no_units(sqlite: Place) -> None:
     async with fleet(sqlite, 1) as (one,):
         assert await one.take()
         one.store.ledger.forget_parent()
@@ -216,7 +216,7 @@ async def test_a_fork_has_nothing_in_hand(sqlite: Place) -> None:
 
 
 @on_a_loop
-async def test_an_operators_reset_reaches_the_store(place: Place) -> None:
+async def test_an_operators_reset_of_a_limit_reaches_the_store(place: Place) -> None:
     async with fleet(place, 2) as (one, other):
         taken = await asyncio.gather(*(other.take() for _ in range(45)))
         assert sum(taken) == 40

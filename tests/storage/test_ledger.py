@@ -1,4 +1,4 @@
-"""What every ledger does, in memory, in a file and on a server: one specification for all."""
+"""One specification for every ledger: in memory, in a file and on a server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Test = Callable[[Store, SetClock], Coroutine[Any, Any, None]]
 
 
 def with_store(place: Place, test: Test, limit: str | None = "1.00") -> None:
-    """Run a test with a store that knows the budget of `claude`, and the clock that it goes by."""
+    """Run a test with a store that has the budget of `claude`, and with the store's clock."""
 
     async def main() -> None:
         clock = place.clock()
@@ -50,7 +50,7 @@ def with_store(place: Place, test: Test, limit: str | None = "1.00") -> None:
 # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_hold_is_seen_at_once_and_a_settlement_gives_back_the_rest(place: Place) -> None:
+def test_a_hold_counts_immediately_and_a_settlement_frees_the_rest(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         given = await hold(store, "0.05")
         assert given.amount == pico("0.05")
@@ -61,7 +61,7 @@ def test_a_hold_is_seen_at_once_and_a_settlement_gives_back_the_rest(place: Plac
     with_store(place, test)
 
 
-def test_a_release_gives_all_back(place: Place) -> None:
+def test_a_release_frees_the_whole_hold(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         store.ledger.release(await hold(store, "1.00"))
         assert await numbers(store) == usd("0")
@@ -89,7 +89,7 @@ def test_a_hold_ends_once(place: Place, first: str) -> None:
     with_store(place, test)
 
 
-def test_what_turned_out_to_cost_nothing_is_booked_as_nothing(place: Place) -> None:
+def test_a_call_that_cost_nothing_is_booked_as_zero(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         settle(store, await hold(store, "0.05"), "0")
         assert await numbers(store) == usd("0")
@@ -97,7 +97,7 @@ def test_what_turned_out_to_cost_nothing_is_booked_as_nothing(place: Place) -> N
     with_store(place, test)
 
 
-def test_the_cap_is_reached_to_the_last_millionth_and_not_passed(place: Place) -> None:
+def test_calls_can_spend_the_cap_to_the_last_millionth_but_no_more(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         await hold(store, "0.999999")
         with pytest.raises(Refused):
@@ -108,7 +108,9 @@ def test_the_cap_is_reached_to_the_last_millionth_and_not_passed(place: Place) -
     with_store(place, test)
 
 
-def test_a_bill_above_its_hold_is_booked_whole_and_refuses_the_rest_of_the_day(place: Place) -> None:
+def test_a_bill_above_its_hold_is_booked_in_full_and_calls_are_refused_for_the_rest_of_the_day(
+    place: Place,
+) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         settle(store, await hold(store, "0.05"), "2.50")
         assert await numbers(store) == usd("2.50")
@@ -122,7 +124,7 @@ def test_a_bill_above_its_hold_is_booked_whole_and_refuses_the_rest_of_the_day(p
     with_store(place, test)
 
 
-def test_what_costs_nothing_goes_on_when_the_money_is_gone(place: Place) -> None:
+def test_free_calls_continue_when_the_budget_is_used_up(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         settle(store, await hold(store, "0.05"), "2.50")
         settle(store, await hold(store, "0"), "0")
@@ -131,7 +133,7 @@ def test_what_costs_nothing_goes_on_when_the_money_is_gone(place: Place) -> None
     with_store(place, test)
 
 
-def test_a_surprising_bill_for_what_costs_nothing_is_booked_all_the_same(place: Place) -> None:
+def test_an_unexpected_bill_for_a_free_call_is_booked(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         settle(store, await hold(store, "0"), "0.10")
         assert await numbers(store) == usd("0.10")
@@ -139,7 +141,7 @@ def test_a_surprising_bill_for_what_costs_nothing_is_booked_all_the_same(place: 
     with_store(place, test)
 
 
-def test_without_a_limit_nothing_is_refused_and_everything_is_booked(place: Place) -> None:
+def test_without_a_limit_every_call_is_admitted_and_booked(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         given = await hold(store, "1000")
         assert seen(store) == await numbers(store) == usd("0", "1000")
@@ -150,7 +152,7 @@ def test_without_a_limit_nothing_is_refused_and_everything_is_booked(place: Plac
 
 
 @pytest.mark.parametrize("amount", ["-0.01", "NaN", "Infinity", "1e20"])
-def test_a_cost_that_is_not_money_is_booked_at_the_holds_bound(place: Place, amount: str) -> None:
+def test_a_cost_that_is_not_a_valid_amount_is_booked_at_the_holds_bound(place: Place, amount: str) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         settle(store, await hold(store, "0.05"), amount)
         assert await numbers(store) == usd("0.05")
@@ -158,7 +160,7 @@ def test_a_cost_that_is_not_money_is_booked_at_the_holds_bound(place: Place, amo
     with_store(place, test)
 
 
-def test_a_bound_that_is_proved_smaller_frees_the_rest(place: Place) -> None:
+def test_lowering_a_hold_frees_the_difference(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         large = await hold(store, "1.00")
         store.ledger.shrink(large, pico("0.30"))
@@ -170,7 +172,7 @@ def test_a_bound_that_is_proved_smaller_frees_the_rest(place: Place) -> None:
     with_store(place, test)
 
 
-def test_services_have_money_of_their_own(place: Place) -> None:
+def test_each_service_has_its_own_budget(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         know(store, "1.00", "service/openai")
         know(store, "1.00", "service/gemini")
@@ -183,7 +185,7 @@ def test_services_have_money_of_their_own(place: Place) -> None:
     with_store(place, test)
 
 
-def test_a_call_is_held_in_all_its_budgets_or_in_none_and_the_one_without_room_is_named(place: Place) -> None:
+def test_a_call_is_held_in_all_its_budgets_or_none_and_the_short_budget_is_named(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         know(store, "0.30", "budget/team")
         await hold(store, "0.20", CLAUDE, "budget/team")
@@ -199,8 +201,8 @@ def test_a_call_is_held_in_all_its_budgets_or_in_none_and_the_one_without_room_i
     with_store(place, test)
 
 
-def test_what_no_call_holds_goes_home_with_the_last_settlement(place: Place) -> None:
-    """A script of one call that is killed a moment later leaves nothing behind."""
+def test_money_that_no_call_holds_is_sent_home_with_the_last_settlement(place: Place) -> None:
+    """A script that makes one call and is killed a moment later leaves nothing behind."""
 
     async def test(store: Store, clock: SetClock) -> None:
         await spend(store, "0.01")
@@ -216,7 +218,7 @@ def test_what_no_call_holds_goes_home_with_the_last_settlement(place: Place) -> 
 # ── limits and days ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_limit_that_is_lowered_counts_from_the_next_call_on_and_a_raised_one_some_beats_later(
+def test_a_lowered_limit_applies_from_the_next_call_and_a_raised_one_some_beats_later(
     place: Place,
 ) -> None:
     async def test(store: Store, clock: SetClock) -> None:
@@ -234,7 +236,7 @@ def test_a_limit_that_is_lowered_counts_from_the_next_call_on_and_a_raised_one_s
     with_store(place, test)
 
 
-def test_a_hold_settled_after_midnight_belongs_to_yesterday(place: Place) -> None:
+def test_a_hold_settled_after_midnight_is_booked_on_the_day_before(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         late = await hold(store, "0.80")
         assert store.ledger.view(CLAUDE).resets_at == clock.now + DAY_S / 2
@@ -252,8 +254,10 @@ def test_a_hold_settled_after_midnight_belongs_to_yesterday(place: Place) -> Non
         with_store(place, test)
 
 
-def test_the_day_is_the_stores_own_and_a_step_of_this_machines_clock_changes_nothing(shared: Place) -> None:
-    """A clock that is a day ahead draws no money of tomorrow, and one that steps back no money of yesterday twice."""
+def test_the_day_follows_the_stores_clock_whatever_this_machines_clock_does(shared: Place) -> None:
+    """A clock that is a day ahead does not spend tomorrow's money, and one that is set back does not spend yesterday's
+    money twice.
+    """
 
     class Stepping(SetClock):
         ahead_s = 0.0
@@ -276,14 +280,14 @@ def test_the_day_is_the_stores_own_and_a_step_of_this_machines_clock_changes_not
     asyncio.run(main())
 
 
-def test_requests_are_counted_by_the_day_in_which_they_were_made(place: Place) -> None:
+def test_requests_are_counted_on_the_day_they_were_made(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         know(store, None, "requests/claude")
         budget = store.ledger.purses.budgets["requests/claude"]
         today = budget.purse.key.period
         store.ledger.count(budget, today, 3)
         store.ledger.count(budget, today, -1)
-        store.ledger.count(budget, today - 1, 5)  # A count that comes late is yesterday's.
+        store.ledger.count(budget, today - 1, 5)  # a late count belongs to yesterday
         await store.ledger.refresh()
         standing = store.ledger.standing("requests/claude")
         assert standing.booked == 2
@@ -317,7 +321,7 @@ def test_a_newcomer_does_not_take_the_room_of_waiting_callers(place: Place) -> N
         budgets = (store.ledger.purses.budgets[CLAUDE],)
         assert store.ledger.hold(budgets, pico("0.01")) is None
         free = store.ledger.hold(budgets, 0)
-        assert free is not None, "what costs nothing takes no room"
+        assert free is not None, "a free call takes no room"
         store.ledger.release(free)
         store.ledger.release(first)
         assert (await waiting).amount == pico("0.60")
@@ -325,7 +329,7 @@ def test_a_newcomer_does_not_take_the_room_of_waiting_callers(place: Place) -> N
     with_store(place, test)
 
 
-def test_a_caller_waits_no_longer_than_its_deadline_and_then_holds_nothing(shared: Place) -> None:
+def test_a_caller_stops_waiting_at_its_deadline_and_holds_nothing(shared: Place) -> None:
     async def main() -> None:
         store = shared.sql_store(shared.clock())
         await store.open()
@@ -344,8 +348,10 @@ def test_a_caller_waits_no_longer_than_its_deadline_and_then_holds_nothing(share
 
 
 @pytest.mark.parametrize("cancel_after", range(6))
-def test_a_caller_that_leaves_while_it_waits_leaves_no_hold_behind(place: Place, cancel_after: int) -> None:
-    """Whether it leaves before its need was told, while the store answers, or in the moment it was given."""
+def test_a_caller_that_is_cancelled_while_it_waits_leaves_no_hold_behind(
+    place: Place, cancel_after: int
+) -> None:
+    """This holds if it leaves before its need was reported, while the store replies, or at the moment of the grant."""
 
     async def test(store: Store, clock: SetClock) -> None:
         waiting = [asyncio.create_task(hold(store, "0.01")) for _ in range(20)]
@@ -367,7 +373,7 @@ def test_a_caller_that_leaves_while_it_waits_leaves_no_hold_behind(place: Place,
     with_store(place, test)
 
 
-def test_a_caller_that_is_cancelled_in_the_turn_in_which_it_gets_its_hold_leaves_none_behind(
+def test_a_caller_that_is_cancelled_in_the_same_turn_as_its_grant_leaves_no_hold_behind(
     place: Place,
 ) -> None:
     async def test(store: Store, clock: SetClock) -> None:
@@ -376,7 +382,7 @@ def test_a_caller_that_is_cancelled_in_the_turn_in_which_it_gets_its_hold_leaves
 
         async def first() -> Hold:
             given = await hold(store, "0.01")
-            second.cancel()  # Both were answered in one turn, and the other has not taken its own yet.
+            second.cancel()  # both got their replies in one turn, and the other one has not taken its hold yet
             return given
 
         one = asyncio.create_task(first())
@@ -389,7 +395,7 @@ def test_a_caller_that_is_cancelled_in_the_turn_in_which_it_gets_its_hold_leaves
     with_store(place, test)
 
 
-def test_a_waiter_that_finds_no_beat_under_way_asks_by_itself_and_many_ask_once(place: Place) -> None:
+def test_waiting_callers_without_a_background_task_trigger_one_beat(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         know(store, "100")
         asyncio_tasks = len(asyncio.all_tasks())
@@ -400,7 +406,7 @@ def test_a_waiter_that_finds_no_beat_under_way_asks_by_itself_and_many_ask_once(
     with_store(place, test, "100")
 
 
-def test_the_background_task_tells_what_was_spent_without_being_asked(place: Place) -> None:
+def test_the_background_task_reports_spending_without_a_request(place: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         running = asyncio.create_task(store.ledger.run())
         given = await hold(store, "0.05")
@@ -416,7 +422,7 @@ def test_the_background_task_tells_what_was_spent_without_being_asked(place: Pla
 # ── several processes ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_idle_money_of_another_process_is_recalled_for_a_caller_that_waits_and_not_for_one_that_does_not(
+def test_idle_money_of_another_process_is_recalled_only_for_a_patient_caller(
     shared: Place,
 ) -> None:
     async def main() -> None:
@@ -428,7 +434,7 @@ def test_idle_money_of_another_process_is_recalled_for_a_caller_that_waits_and_n
         purse = kept.purses[0]
         await hold(rich, "0.60")
         idle = await hold(rich, "0.35")
-        purse.pace = (10.0**12, 10.0**12)  # It spends much: what is free stays here for the next calls.
+        purse.pace = (10.0**12, 10.0**12)  # it spends a lot, so free money stays here for the next calls
         rich.ledger.release(idle)
         await rich.ledger.refresh()
         assert purse.room == pico("0.39")
@@ -446,7 +452,7 @@ def test_idle_money_of_another_process_is_recalled_for_a_caller_that_waits_and_n
     asyncio.run(main())
 
 
-def test_two_stores_on_one_place_share_one_cap_and_see_each_others_money(shared: Place) -> None:
+def test_two_stores_on_one_database_share_one_cap_and_see_each_others_spending(shared: Place) -> None:
     async def main() -> None:
         clock = shared.clock()
         one, two = shared.sql_store(clock), shared.sql_store(clock)
@@ -466,7 +472,7 @@ def test_two_stores_on_one_place_share_one_cap_and_see_each_others_money(shared:
     asyncio.run(main())
 
 
-def test_a_process_that_no_longer_tells_leaves_what_it_held_unsettled(shared: Place) -> None:
+def test_money_held_by_a_process_that_stops_reporting_becomes_unsettled(shared: Place) -> None:
     async def main() -> None:
         clock = shared.clock()
         dead, alive = shared.store(clock), shared.store(clock)
@@ -489,11 +495,12 @@ def test_a_process_that_no_longer_tells_leaves_what_it_held_unsettled(shared: Pl
     asyncio.run(main())
 
 
-def test_two_hundred_calls_at_once_with_random_costs_and_cancellations_never_pass_the_cap(
+def test_two_hundred_simultaneous_calls_with_random_costs_and_cancellations_never_exceed_the_cap(
     place: Place,
 ) -> None:
-    """Of 200 calls of up to $0.05 on $1.00 some are cancelled while they wait and some while they run. Whatever they
-    do, the database itself sees no moment above the cap, and in the end the books are the sum of all bills."""
+    """Of 200 calls of up to $0.05 on a budget of $1.00, some are cancelled while they wait and some while they run. The
+    database itself rejects any transaction above the cap, and in the end the books equal the sum of all bills.
+    """
     rng = random.Random(7)
     billed: list[Decimal] = []
     running: set[int] = set()
@@ -542,7 +549,7 @@ def test_two_hundred_calls_at_once_with_random_costs_and_cancellations_never_pas
     with_store(place, test)
 
 
-def test_a_bill_says_whose_it_is(shared: Place) -> None:
+def test_an_entry_names_its_service_tag_and_process(shared: Place) -> None:
     async def test(store: Store, clock: SetClock) -> None:
         store.ledger.settle(await hold(store), "claude", bill("0.03", tag="nightly"))
         await store.ledger.refresh()

@@ -1,4 +1,4 @@
-"""A store that an older koo wrote is upgraded with its money and its counts."""
+"""A store written by an older koo is upgraded with its money and its counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from koo.storage.transaction import Transaction
 from tests.storage.support import CLAUDE, Place, Refused, hold, know, numbers, pico, seen, usd
 
 
-def test_what_was_spent_held_and_counted_before_purses_is_known_after_the_upgrade(
+def test_an_upgrade_keeps_money_and_counts_from_before_purses(
     shared: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -43,7 +43,7 @@ def test_what_was_spent_held_and_counted_before_purses_is_known_after_the_upgrad
     asyncio.run(main())
 
 
-def test_processes_that_upgrade_at_the_same_moment_wait_for_one_another(shared: Place) -> None:
+def test_processes_that_upgrade_at_the_same_moment_wait_for_each_other(shared: Place) -> None:
     async def main() -> None:
         stores = [shared.sql_store() for _ in range(4)]
         await asyncio.gather(*(store.open() for store in stores))
@@ -62,10 +62,10 @@ ADDS = re.compile(
 )
 
 
-def test_a_koo_that_starts_again_takes_a_store_to_which_a_newer_one_has_only_added(
+def test_a_restarted_older_koo_accepts_a_store_to_which_a_newer_one_has_only_added(
     shared: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a rolling upgrade a pod of the old version that is restarted, or connects anew, must not be refused."""
+    """In a rolling upgrade a pod of the old version that is restarted, or reconnects, must not be refused."""
 
     async def main() -> None:
         newer = shared.sql_store()
@@ -78,7 +78,7 @@ def test_a_koo_that_starts_again_takes_a_store_to_which_a_newer_one_has_only_add
             await hold(older, "0.10")
             assert older.trouble is None
             await older.close()
-        shared.sql("INSERT INTO koo_growth (number) VALUES (99)")  # and this one is older than another
+        shared.sql("INSERT INTO koo_growth (number) VALUES (99)")  # and this koo is older than another one
         again = shared.sql_store()
         await again.open()
         assert again.trouble is None
@@ -88,7 +88,7 @@ def test_a_koo_that_starts_again_takes_a_store_to_which_a_newer_one_has_only_add
     asyncio.run(main())
 
 
-def test_an_older_store_grows_while_its_processes_go_on(
+def test_an_older_store_is_extended_while_its_processes_keep_working(
     shared: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def count(tx: Transaction) -> int:
@@ -110,8 +110,8 @@ def test_an_older_store_grows_while_its_processes_go_on(
 
 
 @pytest.mark.parametrize("step", schema.STEPS[len(BEFORE_GROWTH) :])
-def test_a_step_that_only_adds_is_growth_and_growth_only_adds(step: tuple[str, ...]) -> None:
-    """Else a koo of the release before would be refused, or find its columns gone."""
+def test_a_step_that_only_adds_is_a_growth_and_a_growth_only_adds(step: tuple[str, ...]) -> None:
+    """Otherwise a koo of the previous release would be refused, or its columns would be missing."""
     assert isinstance(step, schema.Growth) == all(ADDS.match(statement) for statement in step)
 
 
@@ -126,5 +126,5 @@ def test_a_step_that_only_adds_is_growth_and_growth_only_adds(step: tuple[str, .
         ("UPDATE koo_x SET y = 1", False),
     ],
 )
-def test_what_an_older_koo_would_notice_is_not_a_growth(statement: str, adds: bool) -> None:
+def test_a_step_that_an_older_koo_would_notice_is_not_a_growth(statement: str, adds: bool) -> None:
     assert bool(ADDS.match(statement)) == adds

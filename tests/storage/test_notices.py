@@ -1,4 +1,4 @@
-"""What is to be said to people: written once, owed to each channel, sent by one process at a time, lost by none."""
+"""Notices are written once, owed to each channel, sent by one process at a time, and never lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def notice(key: str = "firing:circuit_open:database:1", **changes: Any) -> Notic
 
 @dataclass
 class Process:
-    """One process's notices; `close` ends what it has open."""
+    """One process's notices; `close` closes its store."""
 
     notices: SqlNotices
     close: Callable[[], Awaitable[None]]
@@ -49,7 +49,7 @@ async def _nothing() -> None:
 
 
 def processes_at(place: Place, clock: SetClock, count: int) -> list[Process]:
-    """So many processes on one store."""
+    """Several processes on one store."""
     if not place.is_shared:
         tables = make_tables()
         transactions = [MemoryTransactions(tables, f"process-{number}", clock) for number in range(count)]
@@ -61,7 +61,7 @@ def processes_at(place: Place, clock: SetClock, count: int) -> list[Process]:
 def with_stores(
     place: Place, main: Callable[[SetClock, list[Process]], Awaitable[None]], count: int = 1
 ) -> None:
-    """Run `main` with so many processes on one store and one clock; each of them knows the webhook."""
+    """Run `main` with several processes on one store and one clock; each has the webhook configured."""
 
     async def run() -> None:
         clock = SetClock()
@@ -106,7 +106,7 @@ async def only_delivery(store: Process) -> Delivery:
     return delivery
 
 
-def test_a_notice_comes_back_as_it_was_written(place: Place) -> None:
+def test_a_notice_is_read_as_it_was_written(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         ended = notice(what="resolved", ended_at=NOON_S + 2.5, data={"lasted_s": 2.5, "names": ["é", "x"]})
         await stores[0].notices.put(ended)
@@ -115,7 +115,7 @@ def test_a_notice_comes_back_as_it_was_written(place: Place) -> None:
     with_stores(place, main)
 
 
-def test_a_notice_is_written_once_by_whichever_process(place: Place) -> None:
+def test_several_processes_write_a_notice_once(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         new = await asyncio.gather(one.notices.put(notice()), other.notices.put(notice()))
@@ -125,7 +125,7 @@ def test_a_notice_is_written_once_by_whichever_process(place: Place) -> None:
     with_stores(place, main, 2)
 
 
-def test_one_message_is_one_processes_until_it_is_sent_or_its_lease_is_over(place: Place) -> None:
+def test_one_process_owns_a_message_until_it_is_sent_or_its_lease_ends(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await one.notices.put(notice())
@@ -140,7 +140,9 @@ def test_one_message_is_one_processes_until_it_is_sent_or_its_lease_is_over(plac
         assert again.notices == (notice(),)
         assert again.attempt == 2
         first = next(parcel for parcel in taken if parcel is not None)
-        assert again.epoch == first.epoch + 1, "what the first one still sends is known by its old epoch"
+        assert again.epoch == first.epoch + 1, (
+            "a message that the first process still sends has the old epoch"
+        )
         await waits.notices.mark_sent(again)
         await waits.notices.put(notice("another"))
         assert (await take(waits)).epoch == again.epoch
@@ -148,10 +150,10 @@ def test_one_message_is_one_processes_until_it_is_sent_or_its_lease_is_over(plac
     with_stores(place, main, 2)
 
 
-def test_a_message_that_is_sent_again_has_its_key_and_its_notices_whatever_came_meanwhile(
+def test_a_message_that_is_sent_again_keeps_its_key_and_its_notices(
     place: Place,
 ) -> None:
-    """Its sender was killed before it could say that it was sent."""
+    """Its sender was killed before it could record the result."""
 
     async def main(clock: SetClock, stores: list[Process]) -> None:
         many = [notice(f"n{number}") for number in range(TOGETHER_FROM)]
@@ -165,7 +167,7 @@ def test_a_message_that_is_sent_again_has_its_key_and_its_notices_whatever_came_
     with_stores(place, main, 2)
 
 
-def test_what_is_sent_is_not_sent_again(place: Place) -> None:
+def test_a_sent_message_is_not_sent_again(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
@@ -195,7 +197,7 @@ def test_messages_leave_in_the_order_in_which_they_were_written(place: Place) ->
     with_stores(place, main)
 
 
-def test_a_channel_that_fails_is_left_alone_until_its_time_by_every_process(place: Place) -> None:
+def test_no_process_uses_a_failing_channel_before_its_next_attempt_is_due(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await one.notices.put(notice(), notice("second"))
@@ -220,7 +222,7 @@ def test_a_channel_that_fails_is_left_alone_until_its_time_by_every_process(plac
     with_stores(place, main, 2)
 
 
-def test_a_message_that_is_refused_for_itself_keeps_no_other_back(place: Place) -> None:
+def test_a_refused_message_does_not_hold_up_the_others(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice("bad"))
@@ -243,7 +245,7 @@ def test_a_message_that_is_refused_for_itself_keeps_no_other_back(place: Place) 
     with_stores(place, main)
 
 
-def test_many_that_wait_at_once_are_one_message(place: Place) -> None:
+def test_many_waiting_notices_are_sent_as_one_message(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(*(notice(f"n{number:02}") for number in range(40)))
@@ -255,7 +257,7 @@ def test_many_that_wait_at_once_are_one_message(place: Place) -> None:
     with_stores(place, main)
 
 
-def test_no_more_than_ten_messages_leave_in_a_minute(place: Place) -> None:
+def test_a_channel_sends_at_most_ten_messages_a_minute(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         for number in range(MESSAGES_PER_MINUTE + TOGETHER_FROM):
@@ -269,7 +271,7 @@ def test_no_more_than_ten_messages_leave_in_a_minute(place: Place) -> None:
     with_stores(place, main)
 
 
-def test_a_notice_below_the_least_severity_is_not_owed_and_says_so(place: Place) -> None:
+def test_a_notice_below_the_lowest_severity_is_not_sent_and_says_so(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice(severity="warning"))
@@ -279,7 +281,7 @@ def test_a_notice_below_the_least_severity_is_not_owed_and_says_so(place: Place)
     with_stores(place, main)
 
 
-def test_a_channel_that_waits_owes_what_comes_meanwhile(place: Place) -> None:
+def test_a_failing_channel_owes_the_notices_that_are_written_in_the_meantime(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
@@ -295,7 +297,7 @@ def test_a_channel_that_waits_owes_what_comes_meanwhile(place: Place) -> None:
     with_stores(place, main)
 
 
-def test_each_channel_owes_every_notice_whichever_process_wrote_it(place: Place) -> None:
+def test_each_channel_owes_the_notices_of_all_processes(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await other.notices.join(["email"])
@@ -308,7 +310,7 @@ def test_each_channel_owes_every_notice_whichever_process_wrote_it(place: Place)
     with_stores(place, main, 2)
 
 
-def test_a_new_channel_owes_nothing_of_before_it_was_known(place: Place) -> None:
+def test_a_new_channel_owes_no_earlier_notices(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
@@ -321,7 +323,7 @@ def test_a_new_channel_owes_nothing_of_before_it_was_known(place: Place) -> None
     with_stores(place, main)
 
 
-def test_what_could_not_be_sent_for_a_day_is_no_longer_news(place: Place) -> None:
+def test_a_notice_that_could_not_be_sent_for_a_day_is_no_longer_owed(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
@@ -331,7 +333,7 @@ def test_what_could_not_be_sent_for_a_day_is_no_longer_news(place: Place) -> Non
     with_stores(place, main)
 
 
-def test_a_process_that_closes_leaves_what_it_has_taken_to_the_others_at_once(place: Place) -> None:
+def test_a_process_that_closes_releases_its_messages_immediately(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await one.notices.put(notice())
@@ -342,7 +344,7 @@ def test_a_process_that_closes_leaves_what_it_has_taken_to_the_others_at_once(pl
     with_stores(place, main, 2)
 
 
-def test_a_process_that_was_stopped_too_long_does_not_overrule_the_one_that_went_on(place: Place) -> None:
+def test_a_process_stopped_beyond_its_lease_does_not_overrule_the_next_holder(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await one.notices.put(notice(), notice("second"))
@@ -358,7 +360,7 @@ def test_a_process_that_was_stopped_too_long_does_not_overrule_the_one_that_went
     with_stores(place, main, 2)
 
 
-def test_after_a_success_that_an_operator_brought_about_nothing_waits_any_longer(place: Place) -> None:
+def test_after_a_successful_test_message_waiting_messages_are_due(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
@@ -369,7 +371,7 @@ def test_after_a_success_that_an_operator_brought_about_nothing_waits_any_longer
     with_stores(place, main)
 
 
-def test_old_notices_are_forgotten_with_their_deliveries(place: Place) -> None:
+def test_old_notices_are_deleted_with_their_deliveries(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
@@ -384,7 +386,7 @@ def test_old_notices_are_forgotten_with_their_deliveries(place: Place) -> None:
     with_stores(place, main)
 
 
-def test_a_store_of_before_notices_is_upgraded(shared: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_from_before_notices_is_upgraded(shared: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     async def before() -> None:
         with monkeypatch.context() as older:
             older.setattr(schema, "STEPS", schema.STEPS[:5])

@@ -1,4 +1,4 @@
-"""A store that cannot be used says why, in time, and is used again as soon as it can be."""
+"""A store that cannot be used reports why, in time, and is used again as soon as possible."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ NOBODY = 65_534
 
 @contextmanager
 def limited_files(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size`: what a full disk or a quota does."""
+    """Let no file of this process grow beyond `size`, as with a full disk or a quota."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -63,7 +63,7 @@ def limited_files(size: int) -> Iterator[None]:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Without root's rights, to whom no file is read-only."""
+    """Drop root's rights, because root can write to read-only files."""
     if os.geteuid() != 0:
         yield
         return
@@ -76,7 +76,7 @@ def as_nobody() -> Iterator[None]:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A folder that `nobody` can look into."""
+    """A folder that the user `nobody` can read."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -85,7 +85,7 @@ def reachable() -> Iterator[Path]:
 
 @contextmanager
 def locked(place: Place) -> Iterator[None]:
-    """Another process is in the middle of a long transaction."""
+    """Let another process hold the file's lock in a long transaction."""
     connection = sqlite3.connect(place.file, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -95,7 +95,7 @@ def locked(place: Place) -> Iterator[None]:
 
 
 def at(url: str, limit: str = "1.00", **options: Any) -> SqlStore:
-    """A store that knows the budget of `claude`."""
+    """A store with the budget of `claude`."""
     store = SqlStore(url, **options)
     know(store, limit)
     return store
@@ -104,7 +104,7 @@ def at(url: str, limit: str = "1.00", **options: Any) -> SqlStore:
 # ── SQLite ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_file_is_made_with_its_folder_for_its_owner_only(sqlite: Place) -> None:
+def test_the_file_and_its_folder_are_created_for_the_owner_only(sqlite: Place) -> None:
     async def main() -> None:
         async with at(sqlite.url):
             assert sqlite.file.stat().st_mode & 0o777 == 0o600
@@ -113,7 +113,7 @@ def test_the_file_is_made_with_its_folder_for_its_owner_only(sqlite: Place) -> N
     asyncio.run(main())
 
 
-def test_a_relative_path_begins_at_home(tmp_path: Path) -> None:
+def test_a_relative_path_starts_at_koo_home(tmp_path: Path) -> None:
     async def main() -> None:
         async with SqlStore("sqlite:///some/folders/koo-state.db", home=tmp_path):
             assert (tmp_path / "some" / "folders" / "koo-state.db").exists()
@@ -121,14 +121,14 @@ def test_a_relative_path_begins_at_home(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_store_that_was_not_used_opened_nothing(sqlite: Place) -> None:
+def test_a_store_opens_nothing_before_its_first_use(sqlite: Place) -> None:
     store = at(sqlite.url)
     assert seen(store) == usd("0")
     assert not store.is_open and not sqlite.file.exists()
 
 
 @pytest.mark.parametrize("folder_too", [False, True])
-def test_a_read_only_file_is_reported_and_used_when_it_is_writable_again(
+def test_a_read_only_file_is_reported_and_used_again_once_it_is_writable(
     reachable: Path, folder_too: bool
 ) -> None:
     folder = reachable / "state"
@@ -155,7 +155,7 @@ def test_a_read_only_file_is_reported_and_used_when_it_is_writable_again(
     asyncio.run(main())
 
 
-def test_a_full_disk_is_reported_loses_nothing_and_ends_when_there_is_room(sqlite: Place) -> None:
+def test_a_full_disk_is_reported_and_loses_nothing(sqlite: Place) -> None:
     async def main() -> None:
         store = at(sqlite.url)
         held = [await hold(store, "0.001") for _ in range(20)]
@@ -174,10 +174,12 @@ def test_a_full_disk_is_reported_loses_nothing_and_ends_when_there_is_room(sqlit
     asyncio.run(main())
 
 
-def test_a_disk_with_room_for_less_than_a_booking_is_not_called_well(
+def test_a_disk_with_too_little_room_for_a_booking_does_not_count_as_available(
     sqlite: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that is lost and found many times a second would let waiting callers through each time."""
+    """If it did, the store would be lost and found many times a second, and waiting callers would be admitted each
+    time.
+    """
     pauses = note_pauses(monkeypatch)
 
     async def main() -> None:
@@ -186,7 +188,7 @@ def test_a_disk_with_room_for_less_than_a_booking_is_not_called_well(
         changes: list[str | None] = []
         store.watch(changes.append)
         running = asyncio.create_task(store.ledger.run())
-        # What is written goes to the log first, and after this nothing is left there to be written over.
+        # Writes go to the write-ahead log first, and after this no space in it can be overwritten.
         assert sqlite.sql("PRAGMA wal_checkpoint(TRUNCATE)") == [(0, 0, 0)]
         with limited_files(65_536):
             for given in [await hold(store, "0") for _ in range(400)]:
@@ -223,7 +225,7 @@ def test_a_damaged_file_is_reported_and_left_alone(sqlite: Place, content: bytes
     asyncio.run(main())
 
 
-def test_a_file_damaged_in_the_middle_is_reported(sqlite: Place) -> None:
+def test_a_file_with_damage_in_the_middle_is_reported(sqlite: Place) -> None:
     async def main() -> None:
         store = at(sqlite.url)
         await asyncio.gather(*(spend(store, "0.001") for _ in range(15)))
@@ -260,7 +262,7 @@ def test_a_file_in_place_of_the_folder_is_reported(sqlite: Place) -> None:
     asyncio.run(main())
 
 
-def test_a_lock_that_another_process_keeps_is_reported_in_time_and_the_loop_runs_on(sqlite: Place) -> None:
+def test_another_processs_lock_is_reported_in_time_and_does_not_block_the_loop(sqlite: Place) -> None:
     async def main() -> None:
         store = impatient(sqlite.url, 0.5)
         await store.open()
@@ -283,7 +285,7 @@ def test_a_lock_that_another_process_keeps_is_reported_in_time_and_the_loop_runs
     asyncio.run(main())
 
 
-def test_a_reader_waits_for_no_lock(sqlite: Place) -> None:
+def test_a_reader_does_not_wait_for_a_lock(sqlite: Place) -> None:
     async def main() -> None:
         store = impatient(sqlite.url, 0.5)
         await hold(store)
@@ -295,7 +297,7 @@ def test_a_reader_waits_for_no_lock(sqlite: Place) -> None:
     asyncio.run(main())
 
 
-def test_two_processes_that_make_the_file_at_the_same_moment_use_one_file(
+def test_two_processes_that_create_the_file_at_the_same_moment_share_it(
     sqlite: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -315,7 +317,7 @@ def test_two_processes_that_make_the_file_at_the_same_moment_use_one_file(
     asyncio.run(main())
 
 
-def test_no_caller_waits_longer_than_the_stores_timeout_whatever_the_database_does(sqlite: Place) -> None:
+def test_no_caller_waits_longer_than_the_stores_timeout(sqlite: Place) -> None:
     async def main() -> None:
         store = at(sqlite.url)
         await store.open()
@@ -339,14 +341,14 @@ def test_no_caller_waits_longer_than_the_stores_timeout_whatever_the_database_do
     asyncio.run(main())
 
 
-def test_a_loop_that_was_held_up_longer_than_the_timeout_does_not_blame_the_store(sqlite: Place) -> None:
+def test_a_loop_blocked_for_longer_than_the_timeout_does_not_count_against_the_store(sqlite: Place) -> None:
     async def main() -> None:
         store = at(sqlite.url)
         await store.open()
         store.executor.timeout_s = 0.05
         holding = asyncio.create_task(hold(store))
         await asyncio.sleep(0)
-        time.sleep(1.0)  # Synchronous code of the application: the answer is there when the loop runs on.
+        time.sleep(1.0)  # synchronous application code: the result has arrived when the loop continues
         await holding
         assert store.trouble is None
         await store.close()
@@ -354,7 +356,7 @@ def test_a_loop_that_was_held_up_longer_than_the_timeout_does_not_blame_the_stor
     asyncio.run(main())
 
 
-def test_a_short_lock_is_waited_for(sqlite: Place) -> None:
+def test_a_call_waits_for_a_short_lock(sqlite: Place) -> None:
     async def main() -> None:
         store = at(sqlite.url)
         await store.open()
@@ -374,8 +376,10 @@ def remove(place: Place) -> None:
         file.unlink()
 
 
-def test_a_file_that_is_removed_is_made_anew_with_what_this_process_knows(sqlite: Place) -> None:
-    """What it spent is not spent twice; it is said, and nothing is granted until others can have told theirs."""
+def test_a_removed_file_is_created_again_with_this_processs_money(sqlite: Place) -> None:
+    """Money that it spent is not spent twice. The loss is reported, and nothing is granted until other processes have
+    had time to report.
+    """
 
     async def main() -> None:
         clock = sqlite.clock()
@@ -409,9 +413,7 @@ def test_a_file_that_is_removed_is_made_anew_with_what_this_process_knows(sqlite
     asyncio.run(main())
 
 
-def test_a_file_that_is_replaced_by_an_older_copy_is_healed_by_living_processes(
-    sqlite: Place, tmp_path: Path
-) -> None:
+def test_an_older_copy_of_the_file_is_repaired_by_live_processes(sqlite: Place, tmp_path: Path) -> None:
     async def main() -> None:
         clock = sqlite.clock()
         one, two = at(sqlite.url, clock=clock), at(sqlite.url, clock=clock)
@@ -442,7 +444,7 @@ def test_a_file_that_is_replaced_by_an_older_copy_is_healed_by_living_processes(
     asyncio.run(main())
 
 
-def test_more_money_than_a_number_holds_is_the_largest_number(shared: Place) -> None:
+def test_an_amount_beyond_a_columns_range_becomes_the_largest_number(shared: Place) -> None:
     async def main() -> None:
         store = at(shared.url, "9300000")
         for _ in range(10):
@@ -463,7 +465,7 @@ def test_more_money_than_a_number_holds_is_the_largest_number(shared: Place) -> 
 # ── any database ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_store_of_a_newer_koo_is_refused_with_what_to_do(shared: Place) -> None:
+def test_a_store_of_a_newer_koo_is_refused_with_advice(shared: Place) -> None:
     async def main() -> None:
         store = at(shared.url)
         await store.open()
@@ -479,13 +481,13 @@ def test_a_store_of_a_newer_koo_is_refused_with_what_to_do(shared: Place) -> Non
 @pytest.mark.parametrize(
     "url", ["", "data.db", "sqlite://", "sqlite:///:memory:", "mysql://u:secret@host/db"]
 )
-def test_another_url_is_refused_before_anything_is_opened(url: str) -> None:
+def test_an_unsupported_url_is_refused_before_anything_is_opened(url: str) -> None:
     with pytest.raises(ConfigurationError, match="KOO_STATE_URL") as refused:
         SqlStore(url)
     assert "secret" not in str(refused.value)
 
 
-def test_the_options_of_an_asyncpg_url_become_those_of_libpq() -> None:
+def test_the_options_of_an_asyncpg_url_are_translated_for_libpq() -> None:
     url = read_url("postgresql+asyncpg://u@h/d?ssl=require&prepared_statement_cache_size=0", Path())
     assert isinstance(url, URL)
     assert (url.drivername, dict(url.query)) == ("postgresql+psycopg", {"sslmode": "require"})
@@ -500,7 +502,7 @@ def server(request: pytest.FixtureRequest) -> PostgresServer:
     return found
 
 
-def test_a_server_that_starts_later_is_used_as_soon_as_it_is_there(server: PostgresServer) -> None:
+def test_a_server_that_starts_later_is_used_as_soon_as_it_is_available(server: PostgresServer) -> None:
     async def main() -> None:
         url = server.url("psycopg", server.create_database())
         await asyncio.to_thread(server.kill)
@@ -520,7 +522,7 @@ def test_a_server_that_starts_later_is_used_as_soon_as_it_is_there(server: Postg
     asyncio.run(main())
 
 
-def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(server: PostgresServer) -> None:
+def test_a_server_restart_between_two_calls_causes_no_error(server: PostgresServer) -> None:
     async def main() -> None:
         store = at(server.url("asyncpg", server.create_database()))
         await spend(store)
@@ -536,7 +538,7 @@ def test_a_server_that_was_restarted_between_two_calls_is_not_noticed(server: Po
 
 
 @pytest.mark.slow
-def test_a_server_killed_under_load_loses_no_settlement_and_no_cent(server: PostgresServer) -> None:
+def test_a_server_killed_under_load_loses_no_settlement_and_no_money(server: PostgresServer) -> None:
     async def main() -> None:
         store = at(server.url("psycopg", server.create_database()), "1000")
         changes: list[str | None] = []
@@ -582,7 +584,7 @@ def test_a_server_killed_under_load_loses_no_settlement_and_no_cent(server: Post
     asyncio.run(main())
 
 
-def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone(
+def test_a_frozen_server_is_abandoned_in_time_and_its_transaction_is_rolled_back(
     server: PostgresServer,
 ) -> None:
     async def main() -> None:
@@ -598,7 +600,7 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
         for result in await asyncio.gather(*holding, return_exceptions=True):
             assert isinstance(result, Refused)
         assert time.monotonic() - began < 10
-        # The first word of it: later ones tell what came of cutting the connection.
+        # This is the first report; later ones are about the connection that was cut.
         assert "did not answer within 1 s" in str(told[0]) and None not in told
         assert store.trouble is not None
         server.resume()
@@ -610,7 +612,7 @@ def test_a_frozen_server_is_given_up_in_time_and_what_it_did_meanwhile_is_undone
     asyncio.run(main())
 
 
-def test_a_frozen_server_does_not_prevent_closing(server: PostgresServer) -> None:
+def test_a_frozen_server_does_not_block_closing(server: PostgresServer) -> None:
     async def main() -> None:
         store = impatient(server.url("psycopg", server.create_database()), 2.0)
         await spend(store)
@@ -625,7 +627,7 @@ def test_a_frozen_server_does_not_prevent_closing(server: PostgresServer) -> Non
     asyncio.run(main())
 
 
-def test_a_server_that_becomes_read_only_is_reported_even_to_a_caller_waiting_for_its_bookings(
+def test_a_server_that_becomes_read_only_is_reported_to_waiting_callers_too(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses = note_pauses(monkeypatch)
@@ -641,7 +643,7 @@ def test_a_server_that_becomes_read_only_is_reported_even_to_a_caller_waiting_fo
             await store.ledger.beat()
         told: list[str | None] = []
         store.watch(told.append)
-        # It can be read. That, and three attempts to write, do not call it well.
+        # Reads succeed. Neither they nor three attempts to write make the store count as available.
         await until(lambda: max(pauses, default=0.0) > 3 * PAUSE_S_MIN)
         assert "read-only" in str(store.trouble) and None not in told
         server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = off")
@@ -652,7 +654,7 @@ def test_a_server_that_becomes_read_only_is_reported_even_to_a_caller_waiting_fo
     asyncio.run(main())
 
 
-def test_a_row_that_another_session_keeps_locked_is_reported(server: PostgresServer) -> None:
+def test_a_row_locked_by_another_session_is_reported(server: PostgresServer) -> None:
     async def main() -> None:
         database = server.create_database()
         store = impatient(server.url("psycopg", database), 2.0)
@@ -690,7 +692,7 @@ def test_a_row_that_another_session_keeps_locked_is_reported(server: PostgresSer
         ({"host": "no-such-host.invalid"}, "the host name cannot be resolved"),
     ],
 )
-def test_an_error_about_the_url_does_not_contain_its_password(change: dict[str, str], sentence: str) -> None:
+def test_an_error_about_the_url_omits_its_password(change: dict[str, str], sentence: str) -> None:
     from sqlalchemy import make_url
 
     with PostgresServer(18, auth="scram-sha-256") as server:
@@ -706,7 +708,7 @@ def test_an_error_about_the_url_does_not_contain_its_password(change: dict[str, 
         asyncio.run(main())
 
 
-def test_a_user_without_the_right_to_make_tables_gets_an_error(server: PostgresServer) -> None:
+def test_a_user_without_the_right_to_create_tables_gets_an_error(server: PostgresServer) -> None:
     async def main() -> None:
         database = server.create_database()
         server.sql("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN", database)

@@ -1,4 +1,4 @@
-"""Money that several processes share, and what is left when one of them dies."""
+"""Money shared by several processes, and what remains when one of them dies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start(place: Place, *arguments: object) -> subprocess.Popen[str]:
 
 
 def lines(process: subprocess.Popen[str], until: str | None = None, count: int = 1) -> list[list[str]]:
-    """What it says, until it has said `count` lines that begin with `until`, or all of it."""
+    """Its output, up to `count` lines that begin with `until`, or all of it."""
     assert process.stdout is not None
     said = []
     for line in process.stdout:
@@ -69,7 +69,7 @@ BOUND = "0.05"
 
 
 async def look(place: Place) -> tuple[Decimal, Decimal, Decimal]:
-    """What another process sees as spent, held, and unsettled once the others no longer tell."""
+    """The spent, held and unsettled amounts that another process sees once the others no longer report."""
     place.sql(f"UPDATE koo_processes SET seen_ms = seen_ms - {LIVES_MS + 1000}")
     async with place.sql_store() as store:
         view = store.ledger.view(CLAUDE)
@@ -77,7 +77,7 @@ async def look(place: Place) -> tuple[Decimal, Decimal, Decimal]:
 
 
 @pytest.mark.slow
-def test_three_processes_one_killed_the_cap_holds_and_no_cent_is_lost(shared: Place) -> None:
+def test_the_cap_holds_and_no_money_is_lost_when_one_of_three_processes_is_killed(shared: Place) -> None:
     async def prepare() -> None:
         async with shared.sql_store():
             shared.forbid_more_than("1.00")
@@ -98,9 +98,9 @@ def test_three_processes_one_killed_the_cap_holds_and_no_cent_is_lost(shared: Pl
     assert sum(amount for process, amount in entries if process not in victims) == billed
     booked, spent = shared.booked()
     assert booked <= pico("1.00")
-    assert billed <= spent <= billed + billed_by_victim, "what the victim had told is not lost"
+    assert billed <= spent <= billed + billed_by_victim, "the killed process's reports are not lost"
     _, _, unsettled = asyncio.run(look(shared))
-    assert pico(unsettled) == booked - spent, "and nothing else is left behind"
+    assert pico(unsettled) == booked - spent, "nothing else is left unsettled"
     assert booked >= billed + billed_by_victim
 
 
@@ -113,7 +113,7 @@ def test_a_hold_stays_booked_when_the_process_is_killed(shared: Place) -> None:
 
 
 @pytest.mark.slow
-def test_a_script_of_one_call_leaves_nothing_behind(shared: Place) -> None:
+def test_a_script_with_one_call_leaves_nothing_behind(shared: Place) -> None:
     for _ in range(3):
         script = start(shared, 10, BOUND, "1.00")
         billed = sum(line[0] == "billed" for line in end(script))
@@ -123,15 +123,15 @@ def test_a_script_of_one_call_leaves_nothing_behind(shared: Place) -> None:
     assert shared.sql("SELECT count(*), sum(amount) FROM koo_entries") == [(30, spent)]
 
 
-def test_processes_that_ended_leave_one_row_for_each_budget(shared: Place) -> None:
-    """Else the rows that are added up for each look would grow with each script of the day."""
+def test_ended_processes_leave_one_row_per_budget(shared: Place) -> None:
+    """Otherwise the rows that are added up for each standing would grow with each script of the day."""
 
     async def main() -> None:
         for _ in range(3):
             store = shared.sql_store()
             await spend(store, "0.01")
             await store.close()
-        know(store, "1.00")  # One is opened again.
+        know(store, "1.00")  # one is opened again
         await store.open()
         await spend(store, "0.02")
         assert await numbers(store) == usd("0.05")
@@ -144,13 +144,13 @@ def test_processes_that_ended_leave_one_row_for_each_budget(shared: Place) -> No
     asyncio.run(main())
 
 
-def test_several_processes_that_lock_the_same_budgets_in_any_order_do_not_block_each_other(
+def test_processes_that_use_the_same_budgets_in_different_orders_do_not_deadlock(
     shared: Place,
 ) -> None:
-    """Each knows them in another order, and some begin a new day's rows while others lock them.
+    """Each process has them in a different order, and some create a new day's rows while others lock them.
 
-    Each beats as a process does. One that does not keeps two beats of its spending to itself when its calls are over:
-    it never hears that they are recalled.
+    Each process sends beats. Without beats it would keep two beats' worth of money after its calls, because it would
+    never learn of a recall.
     """
     names = [f"budget/{letter}" for letter in "abcdef"]
 
@@ -177,18 +177,18 @@ def test_several_processes_that_lock_the_same_budgets_in_any_order_do_not_block_
     asyncio.run(main())
 
 
-def test_a_fork_begins_with_an_empty_purse_and_under_another_name(shared: Place) -> None:
-    """What the parent had is another process's, for the child: its purse, its callers, and its entries."""
+def test_a_forked_child_starts_with_an_empty_purse_and_another_name(shared: Place) -> None:
+    """For the child, the parent's purse, waiting callers and entries belong to another process."""
 
     store = shared.sql_store()
 
     async def parent() -> str:
         await spend(store, "0.20")
         await hold(store, "0.30")
-        # What a slow machine may have been granted ahead; the child could not have it.
+        # Money that a slow machine may have been granted in advance. The child could not use it.
         store.ledger.purses.send_home()
         await store.ledger.refresh()
-        settle(store, await hold(store, "0"), "0.01")  # Not told yet: the parent tells it.
+        settle(store, await hold(store, "0"), "0.01")  # not reported yet; the parent reports it
         return store.ledger.purses.name
 
     async def child() -> None:
@@ -200,7 +200,7 @@ def test_a_fork_begins_with_an_empty_purse_and_under_another_name(shared: Place)
         assert shared.sql("SELECT count(*) FROM koo_entries") == [(1,)]
         await store.close()
 
-    # A loop each: no beat of the parent's is under way in a child.
+    # Each process has a separate loop, so no beat of the parent is in flight in a child.
     name = asyncio.run(parent())
     store.ledger.forget_parent()
     assert store.ledger.purses.name != name
@@ -208,7 +208,7 @@ def test_a_fork_begins_with_an_empty_purse_and_under_another_name(shared: Place)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_real_fork_does_not_spend_its_parents_money(sqlite: Place) -> None:
+def test_a_real_forked_child_does_not_spend_its_parents_money(sqlite: Place) -> None:
     async def prepare() -> SqlStore:
         store = sqlite.sql_store()
         first = await hold(store, "0.60")
@@ -227,7 +227,7 @@ def test_a_real_fork_does_not_spend_its_parents_money(sqlite: Place) -> None:
     assert store.ledger.hold((store.ledger.purses.budgets[CLAUDE],), pico("0.50")) is not None
 
 
-def test_a_name_that_was_written_off_is_left_and_what_it_held_is_reported_under_another(
+def test_a_written_off_process_takes_another_name_and_reports_its_holds_under_it(
     shared: Place,
 ) -> None:
     async def main() -> None:
@@ -249,7 +249,7 @@ def test_a_name_that_was_written_off_is_left_and_what_it_held_is_reported_under_
     asyncio.run(main())
 
 
-def test_a_restart_finds_everything_again(shared: Place) -> None:
+def test_a_restart_keeps_all_numbers(shared: Place) -> None:
     async def main() -> None:
         clock = shared.clock()
         async with shared.sql_store(clock) as store:
@@ -271,7 +271,7 @@ def test_a_restart_finds_everything_again(shared: Place) -> None:
 # ── event loops ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
+def test_a_store_can_be_used_on_one_loop_after_another(shared: Place) -> None:
     store = shared.sql_store()
 
     async def spend_and_close() -> None:
@@ -282,7 +282,7 @@ def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
         await store.close()
 
     async def spend_and_go() -> None:
-        """It is not closed: the loop just ends, and what was not yet told is told later."""
+        """Spend without closing the store: the loop just ends, and unreported spending is reported later."""
         await store.open()
         running = asyncio.create_task(store.ledger.run())
         await spend(store)
@@ -298,7 +298,7 @@ def test_one_store_serves_one_loop_after_another(shared: Place) -> None:
     asyncio.run(look())
 
 
-def test_what_waited_when_its_loop_ended_is_reported_on_the_next_without_a_request(sqlite: Place) -> None:
+def test_entries_that_waited_when_their_loop_ended_are_reported_on_the_next_loop(sqlite: Place) -> None:
     store = sqlite.sql_store()
 
     async def go_on() -> None:
@@ -313,7 +313,7 @@ def test_what_waited_when_its_loop_ended_is_reported_on_the_next_without_a_reque
     asyncio.run(go_on())
 
 
-def test_a_loop_that_was_closed_in_the_middle_of_a_beat_leaves_nothing_to_wait_for(sqlite: Place) -> None:
+def test_a_loop_closed_in_the_middle_of_a_beat_does_not_block_the_next_loop(sqlite: Place) -> None:
     store = sqlite.sql_store()
     gate = threading.Event()
     loop = asyncio.new_event_loop()
@@ -338,7 +338,7 @@ def test_a_loop_that_was_closed_in_the_middle_of_a_beat_leaves_nothing_to_wait_f
     assert sqlite.booked()[1] == pico("0.02")
 
 
-def test_a_thread_that_a_lost_loop_left_behind_ends_what_it_does_and_takes_nothing_of_the_next(
+def test_the_thread_of_an_ended_loop_finishes_its_job_and_takes_none_of_the_next_loops(
     sqlite: Place,
 ) -> None:
     store = sqlite.sql_store()
@@ -370,7 +370,7 @@ def test_a_thread_that_a_lost_loop_left_behind_ends_what_it_does_and_takes_nothi
     asyncio.run(found())
 
 
-def test_a_store_in_use_on_one_loop_refuses_another(sqlite: Place) -> None:
+def test_a_store_in_use_on_one_loop_refuses_another_loop(sqlite: Place) -> None:
     store = sqlite.store()
 
     async def main() -> None:

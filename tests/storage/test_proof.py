@@ -1,4 +1,4 @@
-"""The proof of money (`make prove-money`), in short: two processes, one of them killed, and the control."""
+"""A short version of `make prove-money`: two processes, of which one is killed, and the control."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def one_killed(fleet: Fleet, rng: random.Random) -> None:
 
 
 @pytest.mark.slow
-def test_a_fleet_of_which_one_is_killed_spends_no_more_than_its_budget(
+def test_a_fleet_with_a_killed_process_stays_within_its_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(money, "CALLERS", 60)
@@ -28,6 +28,6 @@ def test_a_fleet_of_which_one_is_killed_spends_no_more_than_its_budget(
 
 
 @pytest.mark.slow
-def test_counters_in_batches_pass_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_synchronised_in_batches_exceed_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(money, "QUIET_S", 1.0)
     assert passes_the_cap(asyncio.run(control()))

@@ -1,4 +1,4 @@
-"""The roll call: who is there, who leads, and what is told with a beat; the same in memory, SQLite and PostgreSQL."""
+"""The roll call: the processes, the leader and the content of a beat, the same in memory, SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def line(key: GuardKey = CLAUDE, *, is_down: bool = False, calls: int = 5) -> Gu
 
 
 class Process:
-    """One process on a place, at its own turn."""
+    """One process on a place, which beats when a test says so."""
 
     def __init__(self, transactions: Transactions, number: int) -> None:
         self.transactions = transactions
@@ -67,7 +67,7 @@ class Process:
 
 
 class Fleet:
-    """Processes on one place, and the store's clock, which for a server is moved by setting back what it wrote."""
+    """Processes on one place, and the store's clock. A server's clock is "moved" by shifting the stored times back."""
 
     def __init__(self, place: Place, transactions: Callable[[int], Transactions], clock: SetClock) -> None:
         self._place = place
@@ -110,7 +110,7 @@ def on(place: Place, work: Callable[[Fleet], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_each_process_is_on_the_roll_with_what_it_says_of_itself(place: Place) -> None:
+def test_each_process_is_on_the_roll_with_its_own_report(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
         assert (await one.beat()).processes == 1
@@ -128,7 +128,7 @@ def test_each_process_is_on_the_roll_with_what_it_says_of_itself(place: Place) -
     on(place, work)
 
 
-def test_a_process_that_is_not_heard_for_five_beats_is_silent_and_no_longer_counts(place: Place) -> None:
+def test_a_process_that_misses_five_beats_is_silent_and_not_counted(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
         await one.beat(line(is_down=True))
@@ -137,12 +137,12 @@ def test_a_process_that_is_not_heard_for_five_beats_is_silent_and_no_longer_coun
         heard = await two.beat()
         assert (heard.processes, heard.opinions) == (1, {})
         assert {member.pid: member.lives for member in (await two.roll.read()).members} == {1: False, 2: True}
-        assert (await one.beat()).processes == 2, "it was only slow"
+        assert (await one.beat()).processes == 2, "a slow process counts again"
 
     on(place, work)
 
 
-def test_a_process_that_closes_is_gone_at_once_and_a_killed_one_after_a_day(place: Place) -> None:
+def test_a_closed_process_leaves_the_roll_immediately_and_a_killed_one_after_a_day(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two, three = (fleet.process(number) for number in (1, 2, 3))
         for process in (one, two, three):
@@ -153,12 +153,12 @@ def test_a_process_that_closes_is_gone_at_once_and_a_killed_one_after_a_day(plac
         await two.beat()
         await two.roll.forget_old()
         assert [member.pid for member in (await two.roll.read()).members] == [2]
-        assert (await three.beat()).is_new, "it lived, and tells everything again"
+        assert (await three.beat()).is_new, "it was alive, and must report everything again"
 
     on(place, work)
 
 
-def test_the_first_to_ask_leads_and_goes_on_leading_in_one_epoch(place: Place) -> None:
+def test_the_first_process_leads_and_keeps_its_epoch(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
         leader = Leader((await one.beat()).process, 1)
@@ -170,7 +170,7 @@ def test_the_first_to_ask_leads_and_goes_on_leading_in_one_epoch(place: Place) -
     on(place, work)
 
 
-def test_the_leader_that_closes_is_followed_at_once_and_one_that_is_silent_when_its_time_is_over(
+def test_a_closed_leader_is_replaced_immediately_and_a_silent_one_when_its_lease_ends(
     place: Place,
 ) -> None:
     async def work(fleet: Fleet) -> None:
@@ -187,7 +187,7 @@ def test_the_leader_that_closes_is_followed_at_once_and_one_that_is_silent_when_
     on(place, work)
 
 
-def test_of_processes_that_ask_at_the_same_moment_one_leads(shared: Place) -> None:
+def test_of_several_processes_that_beat_at_the_same_moment_one_leads(shared: Place) -> None:
     async def work(fleet: Fleet) -> None:
         processes = [fleet.process(number) for number in range(6)]
         for _ in range(2):
@@ -199,8 +199,8 @@ def test_of_processes_that_ask_at_the_same_moment_one_leads(shared: Place) -> No
     on(shared, work)
 
 
-def test_an_old_epoch_is_refused_whatever_its_process_believes(place: Place) -> None:
-    """A leader that was stopped comes back in the middle of its work."""
+def test_the_store_refuses_acts_in_an_old_epoch(place: Place) -> None:
+    """A leader that was stopped continues in the middle of its work, and still believes that it leads."""
 
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
@@ -213,14 +213,14 @@ def test_an_old_epoch_is_refused_whatever_its_process_believes(place: Place) -> 
             await led.forget_old()
         await two.roll.leave()
         await one.beat()
-        with pytest.raises(NotLeading):  # It leads again, in another epoch.
+        with pytest.raises(NotLeading):  # it leads again, in another epoch
             await led.forget_old()
         await SqlRollCall(Fenced(one.transactions, 3)).forget_old()
 
     on(place, work)
 
 
-def test_a_clock_that_is_set_back_leaves_no_leader_and_no_process_that_lasts_for_ever(place: Place) -> None:
+def test_setting_the_clock_back_leaves_no_permanent_leader_or_process(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
         await one.beat()
@@ -232,7 +232,7 @@ def test_a_clock_that_is_set_back_leaves_no_leader_and_no_process_that_lasts_for
     on(place, work)
 
 
-def test_what_is_down_is_added_up_over_those_that_it_concerns(place: Place) -> None:
+def test_a_guards_down_count_covers_the_processes_that_use_it(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         processes = [fleet.process(number) for number in range(5)]
         for process in processes[:3]:
@@ -249,7 +249,7 @@ def test_what_is_down_is_added_up_over_those_that_it_concerns(place: Place) -> N
     on(place, work)
 
 
-def test_two_guards_that_share_only_their_name_are_two(place: Place) -> None:
+def test_guards_with_the_same_name_and_different_places_are_separate(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
         await one.beat(line(is_down=True))
@@ -265,7 +265,7 @@ def test_two_guards_that_share_only_their_name_are_two(place: Place) -> None:
     on(place, work)
 
 
-def test_a_probe_that_succeeded_is_reported_with_its_age(place: Place) -> None:
+def test_a_successful_probe_is_reported_with_its_age(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
         await one.beat(line(is_down=True))
@@ -273,7 +273,9 @@ def test_a_probe_that_succeeded_is_reported_with_its_age(place: Place) -> None:
         await one.beat(GuardLine(CLAUDE, "half_open", False, 0.0, 1, is_proved=True))
         assert (await two.beat()).opinions[CLAUDE].proved_ago_s < 60
         await one.beat(line())
-        assert (await two.beat()).opinions[CLAUDE].proved_ago_s < 60, "what was proved stays so"
+        assert (await two.beat()).opinions[CLAUDE].proved_ago_s < 60, (
+            "the time of the successful probe is kept"
+        )
 
     on(place, work)
 
@@ -287,7 +289,7 @@ async def units(process: Process, one: ProbeAsk) -> int | None:
     return heard.units.get(CLAUDE)
 
 
-def test_a_unit_of_probes_is_one_processs_until_it_gives_it_back_or_is_not_heard(place: Place) -> None:
+def test_one_process_has_a_probe_unit_until_it_returns_it_or_falls_silent(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two, three = (fleet.process(number) for number in (1, 2, 3))
         assert await units(one, ask()) == 1
@@ -306,7 +308,7 @@ def test_a_unit_of_probes_is_one_processs_until_it_gives_it_back_or_is_not_heard
     on(place, work)
 
 
-def test_each_process_that_has_recovered_lets_two_more_probe(place: Place) -> None:
+def test_each_recovered_process_allows_two_more_probes(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         processes = [fleet.process(number) for number in range(7)]
         for process in processes[:2]:
@@ -317,7 +319,7 @@ def test_each_process_that_has_recovered_lets_two_more_probe(place: Place) -> No
     on(place, work)
 
 
-def test_of_processes_that_ask_for_a_unit_at_the_same_moment_one_gets_it(shared: Place) -> None:
+def test_of_several_processes_that_request_a_unit_at_the_same_moment_one_gets_it(shared: Place) -> None:
     async def work(fleet: Fleet) -> None:
         processes = [fleet.process(number) for number in range(6)]
         await asyncio.gather(*(one.beat() for one in processes))
@@ -327,7 +329,7 @@ def test_of_processes_that_ask_for_a_unit_at_the_same_moment_one_gets_it(shared:
     on(shared, work)
 
 
-def test_a_beat_brings_what_others_did_since_a_number(place: Place) -> None:
+def test_a_beat_returns_the_signals_after_a_number(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two = fleet.process(1), fleet.process(2)
         await one.beat()
@@ -342,7 +344,7 @@ def test_a_beat_brings_what_others_did_since_a_number(place: Place) -> None:
     on(place, work)
 
 
-def test_the_leaders_checks_reach_all_processes_and_those_of_another_do_not(place: Place) -> None:
+def test_only_the_leaders_checks_reach_all_processes(place: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one, two, three = (fleet.process(number) for number in (1, 2, 3))
         for process in (one, two, three):
@@ -363,7 +365,7 @@ def test_the_leaders_checks_reach_all_processes_and_those_of_another_do_not(plac
     on(place, work)
 
 
-def test_units_on_lease_are_read_with_the_roll(shared: Place) -> None:
+def test_the_roll_includes_leased_units(shared: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one = fleet.process(1)
         await one.beat()
@@ -379,8 +381,8 @@ def test_units_on_lease_are_read_with_the_roll(shared: Place) -> None:
     on(shared, work)
 
 
-def test_a_leader_stops_a_little_before_the_store_lets_another_one_in() -> None:
-    """Counted from when it asked: an answer may have been long under way."""
+def test_a_leader_stops_shortly_before_the_store_admits_another_one() -> None:
+    """It counts from its request, because the reply may have taken long."""
     leadership, beat = Leadership(), told(1)
     heard = Heard(process="a", is_new=False, processes=2, leader=Leader("a", 7), opinions={})
     leadership.hear(beat, heard, asked_at=100.0)
@@ -398,7 +400,7 @@ def test_a_leader_stops_a_little_before_the_store_lets_another_one_in() -> None:
     assert not leadership.is_led(200.0)
 
 
-def test_a_beat_takes_a_millisecond_or_two_on_a_file(sqlite: Place) -> None:
+def test_a_beat_on_a_file_takes_one_or_two_milliseconds(sqlite: Place) -> None:
     async def work(fleet: Fleet) -> None:
         one = fleet.process(1)
         await one.beat(line())

@@ -1,4 +1,4 @@
-"""What operators do in one process is followed by all others on the same store."""
+"""An operator's act in one process reaches all other processes on the same store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def brief(signal: Signal) -> tuple[str, str]:
     return signal.kind, signal.target
 
 
-def test_a_process_hears_what_was_done_since_a_number_in_order(shared: Place) -> None:
+def test_a_process_receives_the_signals_after_a_number_in_order(shared: Place) -> None:
     async def main() -> None:
         clock = SetClock()
         async with SqlStore(shared.url, clock=clock) as one, SqlStore(shared.url, clock=clock) as two:
@@ -61,7 +61,7 @@ def test_no_signal_is_missed_when_many_are_published_at_once(shared: Place) -> N
     asyncio.run(main())
 
 
-def test_a_process_that_starts_finds_the_last_act_of_each_kind_on_each_target(shared: Place) -> None:
+def test_a_starting_process_receives_the_last_act_of_each_kind_on_each_target(shared: Place) -> None:
     async def main() -> None:
         clock = SetClock()
         async with SqlStore(shared.url, clock=clock) as one:
@@ -80,7 +80,7 @@ def test_a_process_that_starts_finds_the_last_act_of_each_kind_on_each_target(sh
     asyncio.run(main())
 
 
-def test_old_signals_are_forgotten_but_for_the_last_of_each_kind_and_target(shared: Place) -> None:
+def test_old_signals_are_deleted_except_the_last_of_each_kind_and_target(shared: Place) -> None:
     async def main() -> None:
         clock = SetClock()
         async with SqlStore(shared.url, clock=clock) as store:

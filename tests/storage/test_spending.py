@@ -1,4 +1,4 @@
-"""What was spent over days, what dead processes left behind, and what the ledger forgets: over a file and servers."""
+"""Spending over days, money that dead processes left behind, and the deletion of old rows: on a file and on servers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def keep(store: SqlStore, *postings: Posting) -> None:
 # ── what was spent ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_entries_are_added_up_by_day_service_model_and_tag_with_what_is_estimated(shared: Place) -> None:
+def test_entries_are_added_up_by_day_service_model_and_tag(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         await keep(
             store,
@@ -87,8 +87,8 @@ def test_entries_are_added_up_by_day_service_model_and_tag_with_what_is_estimate
     with_store(shared, test)
 
 
-def test_sums_that_no_integer_of_a_database_holds_are_exact(shared: Place) -> None:
-    """Nine million dollars, and tokens that a provider made up."""
+def test_sums_beyond_a_databases_integers_are_exact(shared: Place) -> None:
+    """Nine million dollars, and impossible token counts from a provider."""
 
     async def test(store: SqlStore, clock: SetClock) -> None:
         many = [posting(number, 1, "999999.999999999999", tokens=INTEGER_MAX) for number in range(12)]
@@ -103,7 +103,9 @@ def test_sums_that_no_integer_of_a_database_holds_are_exact(shared: Place) -> No
 # ── what dead processes left behind ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_a_dead_process_left_is_found_written_off_once_and_kept_with_its_operator(shared: Place) -> None:
+def test_a_dead_processs_money_is_found_written_off_once_and_recorded_with_the_operator(
+    shared: Place,
+) -> None:
     async def main() -> None:
         clock = shared.clock()
         dead, alive = shared.sql_store(clock), shared.sql_store(clock)
@@ -134,10 +136,10 @@ def test_what_a_dead_process_left_is_found_written_off_once_and_kept_with_its_op
         assert await alive.unsettled.write_off(None, "ada", "") == []
         assert await alive.unsettled.written_off(0, 1e10) == [done]
         await numbers(alive)
-        assert shared.booked()[0] == pico("0.11"), "what it told as spent stays spent"
+        assert shared.booked()[0] == pico("0.11"), "reported spending stays spent"
         assert alive.ledger.standing(CLAUDE).unsettled == 0
 
-        # It lived after all: it goes on under another name, and what it holds is booked again.
+        # It was alive after all: it continues under another name, and its holds are booked again.
         await dead.ledger.beat()
         assert dead.ledger.purses.name != name
         await dead.ledger.beat()
@@ -148,7 +150,9 @@ def test_what_a_dead_process_left_is_found_written_off_once_and_kept_with_its_op
     asyncio.run(main())
 
 
-def test_all_that_dead_processes_left_is_written_off_at_once_and_each_is_kept(shared: Place) -> None:
+def test_the_money_of_all_dead_processes_is_written_off_together_and_recorded_separately(
+    shared: Place,
+) -> None:
     async def main() -> None:
         clock = shared.clock()
         stores = [shared.sql_store(clock) for _ in range(3)]
@@ -158,7 +162,7 @@ def test_all_that_dead_processes_left_is_written_off_at_once_and_each_is_kept(sh
         shared.sql(f"UPDATE koo_processes SET seen_ms = seen_ms - {LIVES_MS + 1000}")
         done = await stores[2].unsettled.write_off(None, "ada", "")
         assert {one.process for one in done} == {store.ledger.purses.name for store in stores[:2]}
-        # Weeks of other signals later each can still be found.
+        # Each can still be found after weeks of other signals.
         clock.now += 8 * 86_400
         await stores[2].signals.publish("reset", "claude")
         assert len(await stores[2].unsettled.written_off(0, 1e10)) == 2
@@ -172,7 +176,7 @@ def test_all_that_dead_processes_left_is_written_off_at_once_and_each_is_kept(sh
 # ── what the ledger forgets ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_past_goes_whole_and_what_runs_stays(shared: Place) -> None:
+def test_old_periods_are_deleted_completely_and_current_ones_are_kept(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         store.ledger.budget("budget/month", pico("5"), "month")
         given = await hold(store, "0.05", CLAUDE, "budget/month")
@@ -180,7 +184,9 @@ def test_the_past_goes_whole_and_what_runs_stays(shared: Place) -> None:
         await keep(store, posting(1, clock.day - 400), posting(2, clock.day - 399))
         old = "SELECT {names} FROM {table} WHERE 1 = 1"
         for table in ("koo_treasuries", "koo_purses"):
-            assert shared.sql(old.format(names="count(*)", table=table)), "there is something to keep"
+            assert shared.sql(old.format(names="count(*)", table=table)), (
+                "the table must contain rows to keep"
+            )
         before = clock.day - 399
         shared.sql(
             "INSERT INTO koo_treasuries VALUES "
@@ -203,14 +209,14 @@ def test_the_past_goes_whole_and_what_runs_stays(shared: Place) -> None:
         assert left == [("budget/month", 1), ("service/new", before)]
         assert shared.sql("SELECT budget FROM koo_purses WHERE process = 'gone'") == [("budget/month",)]
         assert shared.sql("SELECT name FROM koo_processes WHERE name LIKE '%go%'") == [("gone",)], (
-            "a purse speaks of it"
+            "a purse refers to it"
         )
         assert await numbers(store) == await numbers(store, "budget/month") == usd("0.02")
 
     with_store(shared, test)
 
 
-def test_a_process_that_tells_an_old_period_after_it_was_forgotten_changes_no_period_that_runs(
+def test_a_late_report_about_a_deleted_period_changes_no_current_period(
     shared: Place,
 ) -> None:
     async def main() -> None:
@@ -236,13 +242,13 @@ def test_a_process_that_tells_an_old_period_after_it_was_forgotten_changes_no_pe
                 (pico("0.05"), pico("0.05"))
             ]
             assert await numbers(living) == usd("0.10")
-            assert shared.booked() == (pico("0.15"), pico("0.15")), "the sum of the purses, in each period"
+            assert shared.booked() == (pico("0.15"), pico("0.15")), "the books equal the sum of the purses"
             await late.close()
 
     asyncio.run(main())
 
 
-def test_a_little_is_forgotten_at_a_time(shared: Place) -> None:
+def test_old_rows_are_deleted_in_small_batches(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         await keep(store, *(posting(number, 1) for number in range(BATCH + 5)))
         assert await store.past.prune(2)

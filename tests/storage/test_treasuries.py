@@ -1,4 +1,4 @@
-"""The same random world over memory, SQLite and PostgreSQL gives the same sums, to the last unit."""
+"""The same random world gives exactly the same sums in memory, SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KEY = Key("day", 20_000)
 
 
 class SqlTreasuries:
-    """Treasuries in a database, on a connection of their own."""
+    """Treasuries in a database, on a separate connection."""
 
     def __init__(self, backend: SqlBackend) -> None:
         self.backend = backend
@@ -80,7 +80,9 @@ def store(shared: Place) -> Iterator[SqlTreasuries]:
 
 
 @pytest.mark.parametrize(("seed", "kind"), [(1, "calm"), (2, "rough"), (3, "wild")])
-def test_a_world_over_a_database_ends_as_over_memory(store: SqlTreasuries, seed: int, kind: str) -> None:
+def test_a_random_world_ends_the_same_over_a_database_as_in_memory(
+    store: SqlTreasuries, seed: int, kind: str
+) -> None:
     memory = MemoryTreasuries()
     expected = World(seed, kind, memory, beats=90, restores=False).run()
     assert World(seed, kind, store, beats=90, restores=False).run() | {
@@ -96,7 +98,7 @@ def test_a_world_over_a_database_ends_as_over_memory(store: SqlTreasuries, seed:
     assert sum(row.net for row in purses.values()) == sum(row.booked for row in rows.values()) > 0
 
 
-def test_that_a_store_has_forgotten_is_said_again_where_the_answer_was_lost(store: SqlTreasuries) -> None:
+def test_data_loss_is_reported_again_if_the_reply_about_it_was_lost(store: SqlTreasuries) -> None:
     beat = Beat("a", 7, "g", "f", {KEY: Totals(granted=30)}, {"day": Limit(100, "day")}, [])
     for _ in range(2):
         answer = store.receive(beat, NOON_MS, 1000)
@@ -106,7 +108,7 @@ def test_that_a_store_has_forgotten_is_said_again_where_the_answer_was_lost(stor
 
 
 class Rows(MemoryTreasuries):
-    """A database's treasuries, with all rows in sight after each beat: what a world judges, it judges by them."""
+    """A database's treasuries. All rows are read after each beat, and the world's checks use them."""
 
     def __init__(self, sql: SqlTreasuries) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class Rows(MemoryTreasuries):
         self._seen = self.treasuries
 
     def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Reply:
-        if self.treasuries is not self._seen:  # The world has put an older copy in its place.
+        if self.treasuries is not self._seen:  # the world has replaced it with an older copy
             self._sql.run(self._write)
         answer = self._sql.receive(beat, now_ms, beat_ms, is_asked=is_asked)
         self._sql.run(self._read)
@@ -154,7 +156,7 @@ class Rows(MemoryTreasuries):
 
 
 def fault_of(options: dict[str, Any]) -> tuple[int, str]:
-    """The first world that finds a fault without a rule."""
+    """The first random world that detects the removal of a rule."""
     for seed, kind in itertools.product(range(40), KINDS):
         try:
             World(seed, kind, **options).run()
@@ -165,9 +167,9 @@ def fault_of(options: dict[str, Any]) -> tuple[int, str]:
 
 OVER_A_FILE = [
     "a chain of tokens",
-    "tokens beside the number",
+    "tokens in addition to numbers",
     "locked rows",
-    "going home",
+    "unneeded room going home",
     "the lowest limit",
     "totals that only grow",
     "a fork's empty purse",
@@ -176,7 +178,7 @@ OVER_A_FILE = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", OVER_A_FILE)
-def test_over_a_file_too_a_fault_is_found_without_this_rule(
+def test_over_a_file_removing_a_rule_causes_a_fault(
     rule: str, sqlite: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = make_backend(read_url(sqlite.url, Path()), PATIENCE_S)
@@ -189,14 +191,16 @@ def test_over_a_file_too_a_fault_is_found_without_this_rule(
     backend.close()
 
 
-@pytest.mark.parametrize(("rule", "scenario"), [("all budgets or none", duel), ("the freeze", late)])
-def test_over_a_database_too_a_scenario_finds_a_fault_without_this_rule(
+@pytest.mark.parametrize(
+    ("rule", "scenario"), [("a grant in all budgets or in none", duel), ("the freeze", late)]
+)
+def test_over_a_database_removing_a_rule_makes_a_scenario_fail(
     rule: str,
     scenario: Callable[[Callable[[], MemoryTreasuries]], None],
     store: SqlTreasuries,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A random world meets these too seldom."""
+    """A random world runs into these cases too rarely."""
 
     def emptied() -> Rows:
         rows = Rows(store)
@@ -210,7 +214,7 @@ def test_over_a_database_too_a_scenario_finds_a_fault_without_this_rule(
 
 
 class Overtaken:
-    """A transaction that lets another process's whole beat in between its decision and its writing, if it can."""
+    """A transaction that tries to let another process's whole beat run between its own decision and its writes."""
 
     dialect: Dialect = "postgresql"
 
@@ -235,14 +239,14 @@ class Overtaken:
 
 
 def ask_at_once(server: PostgresServer) -> tuple[int, int]:
-    """Two processes ask for 60 of 100 at the same moment: what is booked, and what the purses say."""
+    """Two processes request 60 of 100 at the same moment; returns the booked amount and the purses' amounts."""
     url = server.url("psycopg", server.create_database())
     stores = [SqlTreasuries(make_backend(read_url(url, Path()), PATIENCE_S)) for _ in range(2)]
     beats = [
         Beat(name, 1, name, "", {}, {"day": Limit(100, "day")}, [Ask({KEY: 60}, {KEY: 60}, 60)])
         for name in "ab"
     ]
-    for store, name in zip(stores, "cd", strict=True):  # The rows are there, and so are the connections.
+    for store, name in zip(stores, "cd", strict=True):  # the rows and the connections exist from here on
         store.receive(Beat(name, 1, name, "", {}, {"day": Limit(100, "day")}, []), NOON_MS, 1000)
     other = threading.Thread(target=stores[1].receive, args=(beats[1], NOON_MS, 1000))
     stores[0].run(lambda tx: receive_in(Overtaken(tx, other), beats[0], 0, 1000, now_ms=NOON_MS))
@@ -253,13 +257,13 @@ def ask_at_once(server: PostgresServer) -> tuple[int, int]:
     return rows[KEY].booked, sum(row.net for row in purses.values())
 
 
-def test_on_a_server_two_processes_at_the_same_moment_are_not_granted_the_same_money(
+def test_on_a_server_two_simultaneous_processes_are_not_granted_the_same_money(
     postgres18: PostgresServer,
 ) -> None:
     assert ask_at_once(postgres18) == (60, 60)
 
 
-def test_on_a_server_without_locked_rows_they_are(
+def test_on_a_server_without_row_locks_they_are_granted_the_same_money(
     postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(treasuries, "LOCK_TREASURIES", LOCK_TREASURIES.replace("{for_update_of_t}", ""))

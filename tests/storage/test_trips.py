@@ -1,4 +1,4 @@
-"""What the ledger asks of a server: a few round trips a second, however many calls are made."""
+"""The ledger needs only a few round trips a second, however many calls are made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.storage.support import hold, know, settle
 
 
 def through(proxy: FaultProxy, server: PostgresServer, database: str) -> SqlStore:
-    """A store whose every message passes `proxy`, with the beat of a server."""
+    """A store with a server's beat, whose traffic passes through `proxy`."""
     url = server.url("psycopg", database).replace(f":{server.port}/", f":{proxy.port}/")
     store = SqlStore(url, beat_s=1.0)
     for name in ("service/claude", "budget/month", "budget/tag", "requests/claude"):
@@ -23,7 +23,7 @@ def through(proxy: FaultProxy, server: PostgresServer, database: str) -> SqlStor
 
 
 async def call(store: SqlStore) -> None:
-    """A call that takes a while, in three budgets."""
+    """A call that takes some time and counts against three budgets."""
     given = await hold(store, "0.02", "service/claude", "budget/month", "budget/tag")
     await asyncio.sleep(0.1)
     settle(store, given, "0.005")
@@ -44,14 +44,14 @@ def test_a_beat_with_a_hundred_entries_is_two_round_trips(postgres18: PostgresSe
                 before = proxy.round_trips
                 await store.ledger.refresh()
                 trips.append(proxy.round_trips - before)
-            assert trips == [2] * 3, "one for the locked rows, one for what is written and COMMIT"
+            assert trips == [2] * 3, "one trip for the locked rows, one for the writes and COMMIT"
             await store.close()
 
     asyncio.run(main())
 
 
 @pytest.mark.slow
-def test_two_hundred_calls_a_second_make_a_round_trip_in_twenty_calls(postgres18: PostgresServer) -> None:
+def test_two_hundred_calls_a_second_cost_one_round_trip_per_twenty_calls(postgres18: PostgresServer) -> None:
     async def main() -> None:
         async with FaultProxy("127.0.0.1", postgres18.port) as proxy:
             store = through(proxy, postgres18, postgres18.create_database())
@@ -67,7 +67,7 @@ def test_two_hundred_calls_a_second_make_a_round_trip_in_twenty_calls(postgres18
             await asyncio.gather(*tasks)
             running.cancel()
             await store.close()
-            # Whole beats, once it has learned what it spends.
+            # complete beats, once it knows its rate of spending
             begins = [
                 number
                 for number in range(400, 1200)
@@ -80,7 +80,7 @@ def test_two_hundred_calls_a_second_make_a_round_trip_in_twenty_calls(postgres18
 
 
 @pytest.mark.slow
-def test_a_slow_store_holds_up_no_call_while_the_purse_lasts(postgres18: PostgresServer) -> None:
+def test_a_slow_store_delays_no_call_while_the_purse_has_room(postgres18: PostgresServer) -> None:
     async def main() -> None:
         async with FaultProxy("127.0.0.1", postgres18.port) as proxy:
             store = through(proxy, postgres18, postgres18.create_database())
@@ -98,7 +98,7 @@ def test_a_slow_store_holds_up_no_call_while_the_purse_lasts(postgres18: Postgre
 
             for number in range(1000):
                 if number == 400:
-                    proxy.delay_s = 0.125  # Each way of two trips: half a second for a beat.
+                    proxy.delay_s = 0.125  # each way of two round trips, so half a second for a beat
                     waits.clear()
                 tasks.append(asyncio.create_task(timed()))
                 await asyncio.sleep(0.005)
@@ -106,6 +106,6 @@ def test_a_slow_store_holds_up_no_call_while_the_purse_lasts(postgres18: Postgre
             proxy.delay_s = 0.0
             running.cancel()
             await store.close()
-            assert sorted(waits)[int(len(waits) * 0.99)] < 0.2, "what waits for a beat waits longer"
+            assert sorted(waits)[int(len(waits) * 0.99)] < 0.2, "only calls that wait for a beat take longer"
 
     asyncio.run(main())

@@ -1,4 +1,4 @@
-"""Limits of a fleet: the same random world over memory, SQLite and PostgreSQL gets the same answers."""
+"""A fleet's limits: the same random world gets the same replies in memory, SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW_MS = 5_000_000
 
 
 class SqlWindows:
-    """Limits in a database, on a connection of their own."""
+    """Limits in a database, on a separate connection."""
 
     def __init__(self, backend: SqlBackend) -> None:
         self.backend = backend
@@ -45,33 +45,35 @@ def store(shared: Place) -> Iterator[SqlWindows]:
 
 
 class Recorded(MemoryWindows):
-    """In memory, with every answer kept."""
+    """Limits in memory that record every reply."""
 
     def __init__(self, other: SqlWindows) -> None:
         super().__init__()
         self.other = other
 
     def receive(self, process: str, told: Sequence[Told], now_ms: int) -> list[Grant]:
-        self.processes = 0  # A database knows those that are on its roll call, and here none is.
+        self.processes = 0  # a database counts the processes on its roll call, and here there are none
         expected = super().receive(process, told, now_ms)
         assert self.other.receive(process, told, now_ms) == expected
         return expected
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_world_over_a_database_gets_the_same_answers_as_over_memory(store: SqlWindows, seed: int) -> None:
+def test_a_random_world_gets_the_same_replies_over_a_database_as_in_memory(
+    store: SqlWindows, seed: int
+) -> None:
     world = World(60, 4, 2.0, seconds=70, seed=seed, store=Recorded(store)).run()
     assert len(world.trips) > 100 and world.worst <= 60
 
 
-def test_several_limits_of_a_process_are_one_message(store: SqlWindows) -> None:
+def test_a_processs_limits_share_one_message(store: SqlWindows) -> None:
     told = [Told("hour/x", 3_600_000, 100, 1, need=1, want=5), Told("minute/x", 60_000, 3, 1, need=1, want=5)]
     assert [grant.granted for grant in store.receive("a", told, NOW_MS)] == [5, 3]
     assert [grant.granted for grant in store.receive("b", told, NOW_MS)] == [5, 0]
     assert len(store.rows("koo_leases")) == 4
 
 
-def test_what_processes_ask_at_the_same_time_is_never_given_twice(shared: Place) -> None:
+def test_units_requested_at_the_same_time_are_never_granted_twice(shared: Place) -> None:
     granted, threads = list[int](), list[threading.Thread]()
 
     def ask(number: int) -> None:
@@ -92,7 +94,7 @@ def test_what_processes_ask_at_the_same_time_is_never_given_twice(shared: Place)
     assert len(granted) == 60 and sum(granted) == 40
 
 
-def test_a_process_on_the_roll_call_counts_though_it_uses_nothing(store: SqlWindows) -> None:
+def test_a_process_on_the_roll_counts_even_if_it_uses_nothing(store: SqlWindows) -> None:
     def add(tx: Transaction) -> None:
         for name in ("a", "b", "c"):
             tx.run(
@@ -108,7 +110,7 @@ def test_a_process_on_the_roll_call_counts_though_it_uses_nothing(store: SqlWind
     assert results[-1][0].processes == 3
 
 
-def test_a_lease_of_a_process_that_never_came_back_is_kept_until_it_is_of_no_use(store: SqlWindows) -> None:
+def test_the_lease_of_a_process_that_never_returns_is_deleted_once_it_is_useless(store: SqlWindows) -> None:
     store.receive("a", [Told("minute/x", 60_000, 3, 1, need=1, want=2)], NOW_MS)
     store.receive("b", [Told("minute/x", 60_000, 3, 1)], NOW_MS + 5_000)
     (lease,) = store.rows("koo_leases")

@@ -1,4 +1,4 @@
-"""The store's thread over a database that does whatever a test wants."""
+"""The store's thread, with a database that behaves as a test requires."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.storage.support import note_pauses
 
 
 class Nothing:
-    """A transaction on nothing."""
+    """A transaction without a database."""
 
     dialect: Dialect = "sqlite"
 
@@ -39,7 +39,7 @@ class Nothing:
 
 
 class Fake:
-    """A database that is there, away, or hangs until it is cut."""
+    """A database that is available, away, or hangs until it is cut off."""
 
     def __init__(self) -> None:
         self.is_away = False
@@ -76,7 +76,7 @@ def store() -> SqlStore:
     return SqlStore("sqlite:///nowhere.db", home=Path("/nonexistent"))
 
 
-def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew_once_it_has_done_something(
+def test_an_absent_store_is_tried_after_growing_pauses_which_restart_after_a_real_write(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -85,7 +85,7 @@ def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew
         pauses = note_pauses(monkeypatch)
 
         def doublings() -> list[int]:
-            """Of the shortest pause; each is a little shorter by what was done since it began."""
+            """The pauses as powers of two of the shortest one. Each is a little shorter by the time already spent."""
             return [math.ceil(math.log2(pause_s / shortest_s)) for pause_s in pauses]
 
         async def lose() -> None:
@@ -105,7 +105,7 @@ def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew
         await find()
         await lose()
         await until(lambda: len(pauses) > 0)
-        assert doublings()[0] == 3, "it was found and did nothing: it flaps"
+        assert doublings()[0] == 3, "a store that was found without a write is flapping"
         await find()
         await one.executor.run(lambda tx: None)
         await lose()
@@ -117,7 +117,7 @@ def test_a_store_that_is_away_is_tried_again_with_growing_pauses_that_begin_anew
     asyncio.run(main())
 
 
-def test_a_store_in_trouble_is_knocked_at_on_time_however_much_waits_in_its_queue(
+def test_a_store_in_trouble_is_probed_on_time_even_if_its_queue_is_full(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -131,9 +131,7 @@ def test_a_store_in_trouble_is_knocked_at_on_time_however_much_waits_in_its_queu
                     await one.executor.run(lambda tx: None)
 
         asking = [asyncio.create_task(ask_again_and_again()) for _ in range(20)]
-        await until(
-            lambda: fake.asked >= 5
-        )  # The first call, and knocks: no other reaches a database in trouble.
+        await until(lambda: fake.asked >= 5)  # only the first call and the knocks reach a database in trouble
         busy = False
         await asyncio.gather(*asking)
         fake.is_away = False
@@ -143,7 +141,7 @@ def test_a_store_in_trouble_is_knocked_at_on_time_however_much_waits_in_its_queu
     asyncio.run(main())
 
 
-def test_a_store_that_is_there_is_not_asked_without_a_job(fake: Fake) -> None:
+def test_an_available_store_is_not_queried_without_a_job(fake: Fake) -> None:
     async def main() -> None:
         one = store()
         one.executor.start()
@@ -153,10 +151,12 @@ def test_a_store_that_is_there_is_not_asked_without_a_job(fake: Fake) -> None:
     asyncio.run(main())
 
 
-def test_a_hanging_statement_is_cut_by_the_caller_that_waited_in_vain(
+def test_a_hung_statement_is_cut_off_by_the_caller_that_waited_for_it(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the thread took it after its caller began to wait, and so has run for less than the timeout."""
+    """This also holds if the thread took the job after its caller began to wait, so that it has run for less than the
+    timeout.
+    """
 
     async def main() -> None:
         one = store()
@@ -164,7 +164,7 @@ def test_a_hanging_statement_is_cut_by_the_caller_that_waited_in_vain(
         one.executor.timeout_s = 0.01
         monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: 0.0))
         waiting = asyncio.create_task(one.executor.run(lambda tx: "never"))
-        # The loop is held up until the thread has it: only then is the timeout noticed.
+        # The loop is blocked until the thread has taken the job; only then does it notice the timeout.
         asyncio.get_running_loop().call_soon(fake.taken.wait)
         with pytest.raises(StoreUnavailable, match="did not answer"):
             await waiting
@@ -175,7 +175,7 @@ def test_a_hanging_statement_is_cut_by_the_caller_that_waited_in_vain(
     asyncio.run(main())
 
 
-def test_a_caller_that_only_waited_for_its_turn_cuts_nothing(
+def test_a_caller_that_only_waited_in_the_queue_cuts_nothing_off(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -184,7 +184,7 @@ def test_a_caller_that_only_waited_for_its_turn_cuts_nothing(
         first = asyncio.create_task(one.executor.run(lambda tx: None))
         await until(lambda: fake.asked == 1)
         one.executor.timeout_s = 0.01
-        # The one before took its turn just now.
+        # the job before it started only just now
         monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: float("-inf")))
         with pytest.raises(StoreUnavailable, match="did not answer"):
             await one.executor.run(lambda tx: None)
@@ -198,7 +198,7 @@ def test_a_caller_that_only_waited_for_its_turn_cuts_nothing(
     asyncio.run(main())
 
 
-def test_what_hangs_while_the_store_is_closed_is_cut_too(fake: Fake) -> None:
+def test_a_statement_that_hangs_while_the_store_closes_is_cut_off_too(fake: Fake) -> None:
     async def main() -> None:
         one = store()
         fake.hangs = True
