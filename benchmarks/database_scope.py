@@ -137,9 +137,8 @@ async def many_writers(rounds: int) -> Report:
 
     All have the settings that koo makes by default, and that a fair comparison needs: a write-ahead log,
     `synchronous=NORMAL`, and a busy timeout that no insert reaches. koo and SQLAlchemy have a connection for each
-    writer,
-    so that fifty writers compete for the file and not for a pool. SQLAlchemy's default pool (5 + 10), with which only
-    fifteen compete, is measured as well.
+    writer, so that fifty writers compete for the file and not for a pool. SQLAlchemy's default pool (5 + 10), with
+    which only fifteen compete, is measured as well.
     """
     found = Report()
     with TemporaryDirectory() as folder:

@@ -1,9 +1,8 @@
 """All programs and command lines in the documents are run as they are, and must work.
 
 A program runs as a separate script, in an empty KOO_HOME, with the real local model and with fake servers for the
-hosted
-providers. A command line runs against a real server. `tests/docs/markdown.py` lists the labels of blocks that cannot be
-run.
+hosted providers. A command line runs against a real server. `tests/docs/markdown.py` lists the labels of blocks that
+cannot be run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Map names to variables, and report names that are not variables of koo.
 
 A name that is similar to one of koo's is logged as a warning and ignored, because it may belong to other software.
-Under
-`AI_SERVICES__` and `AI_BUDGETS__` all names belong to koo, so a wrong one there is an error.
+Under `AI_SERVICES__` and `AI_BUDGETS__` all names belong to koo, so a wrong one there is an error.
 """
 
 from __future__ import annotations
@@ -117,8 +116,8 @@ def _split(variable: str) -> Name:
     The part after a third `__` is the operator's own name.
     """
     # Names of variables are usually upper case, but header names and JSON fields are not. So an inner name in upper
-    # case
-    # is lowered, and one with any lower-case letter is taken as it is: `generationConfig` must stay `generationConfig`.
+    # case is lowered, and one with any lower-case letter is taken as it is: `generationConfig` must stay
+    # `generationConfig`.
     family = next(one for one in FAMILIES if variable.startswith(f"{one}__".upper()))
     prefix, what = f"{family}__".upper(), FAMILIES[family][1]
     whose, _, name = variable.removeprefix(prefix).partition("__")

@@ -66,8 +66,7 @@ def _read(row: Row, found: Found | None, home: Path) -> object:
 def _check_text(text: str, *, quotes_are_meant: bool) -> None:
     """Raises ValueError for quotes or placeholders that another program should have processed, but did not."""
     # A shell removes quotes, but `docker run --env-file` and systemd keep them. A key in quotes would be rejected by
-    # the
-    # provider, and the quotes are hard to see in an error that hides the key.
+    # the provider, and the quotes are hard to see in an error that hides the key.
     if not quotes_are_meant and text[:1] in QUOTES and text[-1:] in QUOTES:
         raise ValueError("expected a value without quotes, which would become part of it here")
     # A template that was not filled in, or a reference that only a shell expands.

@@ -2,14 +2,11 @@
 
 With a Service named `koo`, Kubernetes sets KOO_PORT=tcp://10.0.0.7:8000, KOO_SERVICE_HOST and more in each pod of the
 namespace; a Service named `db`, `ai` or `database` has the same effect with its prefix. These variables are not
-settings
-of koo.
+settings of koo.
 
 A variable whose name ends in _PORT is a link if its value looks like one. Otherwise it is a setting, because a pod's
-own
-manifest overrides a link of the same name, and a wrong number must still be an error. The other names are links if
-there
-is a link of the same service.
+own manifest overrides a link of the same name, and a wrong number must still be an error. The other names are links if
+there is a link of the same service.
 
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 """

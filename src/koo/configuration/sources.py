@@ -4,8 +4,7 @@ Apart from reading the one file, this module is pure: the environment and the wo
 `koo.settings` reads those of the process.
 
 The `.env` has python-dotenv's grammar, parsed strictly. Nothing in it is expanded, because a `$` in a password is just
-a
-`$`. A line that cannot be parsed stops the start, because its variable would otherwise silently keep its default. No
+a `$`. A line that cannot be parsed stops the start, because its variable would otherwise silently keep its default. No
 message quotes a line, because it may contain a secret.
 """
 
@@ -162,13 +161,11 @@ def _read(variables: Mapping[str, str], source: Source) -> dict[str, Found]:
     found = {name: Found(name, text.strip(), source) for name, text in variables.items()}
     if "REQUEST_METHOD" in found:
         # "httpoxy" (CVE-2016-5385): in a CGI process a client's header `Proxy: …` arrives as HTTP_PROXY. Any client
-        # could
-        # send koo's requests, with their keys, through its own proxy.
+        # could send koo's requests, with their keys, through its own proxy.
         found.pop("HTTP_PROXY", None)
     for name in PROXIES:
         # Lower case takes precedence, as in curl and requests. That includes an empty value, so that a shell can turn
-        # off
-        # the machine's proxy.
+        # off the machine's proxy.
         small = found.pop(name.lower(), None)
         if small is not None:
             found[name] = Found(name, small.value, source)

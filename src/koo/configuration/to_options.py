@@ -1,8 +1,7 @@
 """Convert variables to the frozen options that the rest of koo uses.
 
 Each row contains the places of its options, so most values are copied there generically. This module handles what
-depends
-on more than one variable: a service's kind, key, model, prices, budget and timeouts.
+depends on more than one variable: a service's kind, key, model, prices, budget and timeouts.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """Check which other users can write, replace or read a `.env`.
 
 A `.env` decides which URL receives the API keys of the environment. koo finds it by searching upwards, so it may be in
-a
-shared folder where any user could have put it. So it is used only if no one except the current user and root can change
-it; git has the same rule for a repository's configuration. All folders of the path count, links included, because a
-user
-who can rename one of them can replace the file. In a folder with the sticky bit (/tmp, a mounted secret), only the
-owner
-of an entry can replace it.
+a shared folder where any user could have put it. So it is used only if no one except the current user and root can
+change it; git has the same rule for a repository's configuration. All folders of the path count, links included,
+because a user who can rename one of them can replace the file. In a folder with the sticky bit (/tmp, a mounted
+secret), only the owner of an entry can replace it.
 
 Nothing is checked if the operating system has no user ids.
 """

@@ -41,8 +41,7 @@ TAG_MAX = 200
 ADDRESS_MAX = 254
 ADDRESSES_MAX = 20
 # ASCII without quotes, spaces and the characters that separate addresses in mail headers: an address must not be able
-# to
-# add another recipient or header.
+# to add another recipient or header.
 _ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 OPTIONAL_PARAMETERS = ("temperature", "stream_options")
 """Parameters that can be left out of a request. `max_tokens` cannot, because the budget depends on it."""

@@ -117,8 +117,8 @@ class HttpClient:
             total=None,
             sock_connect=connect_timeout_s,
             # `sock_connect` covers only the socket to the proxy. Without a limit for the whole way, a proxy that
-            # accepts
-            # the connection and never replies to CONNECT would block the request until the attempt's own timeout.
+            # accepts the connection and never replies to CONNECT would block the request until the attempt's own
+            # timeout.
             connect=None if proxy is None else connect_timeout_s * STEPS_TO_A_TUNNEL,
         )
         self._session: aiohttp.ClientSession | None = None
@@ -280,11 +280,10 @@ class HttpClient:
                     raise ClosedHere("sent") from None
                 note = departure.get()
                 # The one retry in this file. A POST may cost money, so it is repeated only with evidence that the
-                # server
-                # never read it: a kept connection that failed immediately (`was_stale`). Without the retry, every
-                # server
-                # that closes idle connections would cause failures that count against its breaker. The retry insists on
-                # a new connection (`anew`), because after a restart of the server all kept ones are dead.
+                # server never read it: a kept connection that failed immediately (`was_stale`). Without the retry,
+                # every server that closes idle connections would cause failures that count against its breaker. The
+                # retry insists on a new connection (`anew`), because after a restart of the server all kept ones are
+                # dead.
                 if again or note is None or not was_stale(error, note):
                     # `from None`: aiohttp's errors contain the request's headers, and so the API key.
                     raise explain(error) from None
@@ -383,9 +382,8 @@ class HttpStream:
         `TransportError`.
         """
         # A fast server can fill aiohttp's buffer faster than events are read. `readany` then returns without ever
-        # giving
-        # control to the loop, and one stream would starve every other call in the process, deadlines included. Hence
-        # the limits on bytes and events for each turn of the loop, and the `sleep(0)` between them.
+        # giving control to the loop, and one stream would starve every other call in the process, deadlines included.
+        # Hence the limits on bytes and events for each turn of the loop, and the `sleep(0)` between them.
         if self._later:
             await asyncio.sleep(0)
             return self._first_of(self._later)

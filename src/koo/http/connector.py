@@ -156,9 +156,8 @@ class Connector(aiohttp.TCPConnector):
         except (TimeoutError, asyncio.CancelledError):
             # When a connector is closed, aiohttp cancels its name lookups. All requests that wait for one receive a
             # `CancelledError` although nobody cancelled their tasks. Passed on, it would end the caller's task
-            # silently,
-            # as if the caller had wanted that. `cancelling()` tells the two apart: it is above 0 only if `cancel()` was
-            # called on this task.
+            # silently, as if the caller had wanted that. `cancelling()` tells the two apart: it is above 0 only if
+            # `cancel()` was called on this task.
             if bound.expired() or (self.closed and not _is_cancelled()):
                 raise aiohttp.ClientConnectionError("the connector was closed") from None
             raise

@@ -7,8 +7,7 @@ response that is not HTTP. The header alone decides nothing: plain text under a 
 
 A compressed body is also an attack: 1 KiB of it can unpack to a gigabyte, or to nothing after minutes of work. So no
 step unpacks more than `PORTION_MAX` bytes, `HttpClient.read` counts the unpacked size, and `EMPTY_BYTES_MAX` limits
-work
-without a result.
+work without a result.
 """
 
 from __future__ import annotations

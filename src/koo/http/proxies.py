@@ -6,8 +6,7 @@
   (a leading dot or `*.` makes no difference), an IP address, a network (`10.0.0.0/8`), any of these with a port, or `*`
   for all hosts.
 * Servers on this machine are always reached directly, because a proxy elsewhere cannot reach them. The only exception
-  is
-  a proxy that is set for the service itself.
+  is a proxy that is set for the service itself.
 * The password is sent to the proxy and never shown: `Proxy` prints only its URL.
 
 The functions here are pure: they read the variables from the options, and their caller chooses the client.
@@ -45,8 +44,8 @@ def read_proxy(text: str) -> Proxy:
     """Parse a proxy's URL; without a scheme it is http. Raises `ValueError`, which does not quote the text."""
     parts = _split(text)
     # A password with an unquoted `/`, `?` or `#` shifts the parts: in http://user:pa/ss@proxy the host is `user` and
-    # the
-    # rest is a path. A name lookup would then send half a password to the name server, and the error would print it.
+    # the rest is a path. A name lookup would then send half a password to the name server, and the error would print
+    # it.
     if parts is None or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ValueError(f"expected {ALLOWED_PROXY}")
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname

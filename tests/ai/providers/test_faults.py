@@ -1,8 +1,7 @@
 """The kind of each error of each provider: all rows of the vendors' tables, over real sockets.
 
 A row here is a response of the fake server and the kind that the adapter must report, in `complete` and in `stream`.
-The
-consequences of a kind are defined by `koo.policies.treatment` and not tested here.
+The consequences of a kind are defined by `koo.policies.treatment` and not tested here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Classify an error that an operation raised, by the error itself and by its causes.
 
 Libraries wrap an SDK's error in their own (`raise AgentError() from error`), and task groups combine several errors.
-The
-first of these sources with a result decides:
+The first of these sources with a result decides:
 
 1. koo's own errors; groups, see below; the tables of SDKs, HTTP libraries and databases
 2. the causes that are a service's response: those it was raised `from`, or that are in its arguments
@@ -79,8 +78,7 @@ class _Walk:
     def look(self, error: Exception) -> Meaning:
         """Examine one error. Never raises."""
         # Errors are arbitrary objects: a property or `__eq__` may raise. Then this error counts as unknown, and the
-        # walk
-        # goes on with the others. An exception from here would replace the operation's own error.
+        # walk goes on with the others. An exception from here would replace the operation's own error.
         if id(error) in self._seen or len(self._seen) >= LOOKED_AT_MAX:
             return NOTHING
         self._seen.add(id(error))
@@ -145,8 +143,7 @@ class _Walk:
     def _with_what_was_before(self, error: Exception, fault: Fault) -> Fault:
         """Mark a refusal as billed if it was raised while handling an earlier, billed failure."""
         # LiteLLM turns a stream that broke off into an error with a status, and other libraries retry by themselves.
-        # The
-        # refusal costs nothing, but the attempt before it may have.
+        # The refusal costs nothing, but the attempt before it may have.
         if fault.billed:
             return fault
         before = self._cause_of(error)

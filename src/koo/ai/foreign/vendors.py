@@ -43,8 +43,7 @@ def classify_sdk(error: Exception, service: str = "") -> Fault | None:
     """The fault for an error of a vendor's SDK, a framework or an HTTP library; None for any other error.
 
     If `fault.error` is set, raise it in place of the original and `from` it. `service` is the name for messages;
-    without
-    it, the vendor's name is used.
+    without it, the vendor's name is used.
     """
     names = names_of(type(error))
     for module, judge in JUDGES.items():

@@ -1,10 +1,9 @@
 """Anthropic's Messages API (`POST /v1/messages`): its responses, its stream, and the meaning of its errors.
 
 Usage: `input_tokens` excludes tokens read from or written to the cache, which have counts of their own. Thinking is
-part
-of `output_tokens`. In a stream, `message_start` reports the input and `message_delta` the final counts. `message_stop`
-is the end; without it the stream was cut. An error after the headers arrives as an `error` event with status 200, so
-its `type` decides.
+part of `output_tokens`. In a stream, `message_start` reports the input and `message_delta` the final counts.
+`message_stop` is the end; without it the stream was cut. An error after the headers arrives as an `error` event with
+status 200, so its `type` decides.
 """
 
 from __future__ import annotations

@@ -83,9 +83,8 @@ class ParsedError:
 
     `code` is more specific than `type`; `more` contains codes and types from other fields. `message` is only for
     searches by the table, and so are the sentences that gateways put around it (`outer`). `counts` are numbers to
-    repeat
-    in the error's detail; `stated` are the waits from the body's own fields. `shaped`: the body has the form of an
-    error, so it came from a vendor or a gateway and not from a proxy or firewall.
+    repeat in the error's detail; `stated` are the waits from the body's own fields. `shaped`: the body has the form of
+    an error, so it came from a vendor or a gateway and not from a proxy or firewall.
     """
 
     status: int
@@ -167,8 +166,7 @@ NEVER_PASSES = Row(
     sentence="the request needs more tokens than the limit allows: shorten the prompt, or lower max_tokens",
 )
 """Checked before every table. Such an error has the code of a rate limit, so all callers would wait although this
-request
-can never succeed."""
+request can never succeed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,8 +183,7 @@ def _with_room(form: Form, request: Request, parsed: ParsedError, sent: bytes) -
         estimate = _estimate(request)
         prompt = estimate if room.prompt is None else room.prompt
         # Without an exact count the overhead is guessed, and doubles with each refusal. So a few attempts are enough
-        # for
-        # any prompt, and each of them makes progress.
+        # for any prompt, and each of them makes progress.
         if room.prompt is None or room.is_at_least:
             prompt = max(prompt, estimate + max(UNCOUNTED, 2 * form.overhead))
         # The first: not even a prompt alone fits. The second: by these numbers the request fits, so they are not the

@@ -4,10 +4,9 @@ The key is sent in the header `x-goog-api-key` and never in the URL, which proxi
 is part of the path, and is quoted.
 
 Usage: thoughts are counted separately from the answer but billed with it, and `maxOutputTokens` limits both together.
-Cached tokens are part of the prompt's count. A stream reports the usage so far with each chunk and has no end event: it
-is complete if a chunk contained a stop reason, and cut if none did. A blocked prompt or answer has status 200 and a
-stop
-reason that says so.
+Cached tokens are part of the prompt's count. A stream reports the usage so far with each chunk and has no end event:
+it is complete if a chunk contained a stop reason, and cut if none did. A blocked prompt or answer has status 200 and a
+stop reason that says so.
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@
     ratelimit-limit, -remaining, -reset: 30                                             gateways
 
 A header counts as a limit if its name says that it is what remains of a rate limit. The other words in the name say
-what
-is limited, and the names of the two related headers are derived from it. The headers that a server sends are learned
-from its responses, so that reading a response costs as many lookups as it has limits. How long to wait after a refusal
-is in `waits`.
+what is limited, and the names of the two related headers are derived from it. The headers that a server sends are
+learned from its responses, so that reading a response costs as many lookups as it has limits. How long to wait after a
+refusal is in `waits`.
 """
 
 from __future__ import annotations

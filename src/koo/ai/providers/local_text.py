@@ -6,9 +6,8 @@ assistant or the system.
 
 If a message contains a character that special tokens are written with, it is tokenized twice, with and without special
 tokens. If both results are equal, the message contains none and is sent as usual. If not, koo assembles the chat
-itself:
-the template is tokenized with special tokens, each message without, and the request consists of token numbers, which
-nothing parses again.
+itself: the template is tokenized with special tokens, each message without, and the request consists of token numbers,
+which nothing parses again.
 """
 
 from __future__ import annotations

@@ -1,17 +1,15 @@
 """Lenient decoding of responses that strict decoding failed on: one mechanism for all formats.
 
 Strict decoding is fast: a `msgspec` decoder for the vendor's shapes. If it fails, the document is decoded again. Odd
-bytes are tolerated (a byte order mark, NaN, half a character, control characters in a text), and the document is fitted
-into the same shape field by field. A value of the wrong type is converted to the nearest value of the right type, or
-the
-field is treated as missing. So a shape needs a default for every field that an answer can do without.
+bytes are tolerated (a byte order mark, NaN, half a character, control characters in a text), and the document is
+fitted into the same shape field by field. A value of the wrong type is converted to the nearest value of the right
+type, or the field is treated as missing. So a shape needs a default for every field that an answer can do without.
 
 Half a character is kept as half a surrogate pair or as an escaped byte, because the other half may arrive with the next
 chunk; `Halves` joins them. `whole_text` is for texts that nothing follows.
 
 Lenient decoding runs in Python, takes about twenty times as long as strict decoding, and blocks the event loop. So it
-is
-limited: a larger document counts as unreadable.
+is limited: a larger document counts as unreadable.
 """
 
 from __future__ import annotations
@@ -207,8 +205,7 @@ class Halves:
     """Joins characters that were split over two texts; a half without its other half becomes U+FFFD.
 
     Two kinds of halves occur. A server that cuts a text after UTF-16 units sends half a surrogate pair as a JSON
-    escape.
-    One that cuts after bytes sends incomplete UTF-8, which is decoded to escaped bytes (U+DC80 to U+DCFF).
+    escape. One that cuts after bytes sends incomplete UTF-8, which is decoded to escaped bytes (U+DC80 to U+DCFF).
     """
 
     __slots__ = ("_kept",)
@@ -223,9 +220,8 @@ class Halves:
         text = _PAIR.sub(_one_of_two, self._kept + text)
         text, self._kept = _cut_at(_OPEN_PAIR, text)
         # One round trip in C joins all escaped bytes that form characters. Called for each character, it would take
-        # half
-        # a second for a megabyte of invalid bytes. The order matters: a lone surrogate that is not an escaped byte must
-        # be replaced first, because it cannot be encoded.
+        # half a second for a megabyte of invalid bytes. The order matters: a lone surrogate that is not an escaped
+        # byte must be replaced first, because it cannot be encoded.
         text = _HALF.sub(LOST, text).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
         if not self._kept:
             text, self._kept = _cut_at(_OPEN_BYTES, text)

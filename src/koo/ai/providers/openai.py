@@ -2,9 +2,8 @@
 
 OpenAI recommends this API for new applications, its reasoning models give better answers there, and
 `max_output_tokens` limits reasoning and text together, which a budget needs. Requests set `store: false`, because
-OpenAI
-otherwise keeps every response for 30 days. Servers that imitate OpenAI mostly support only chat completions; they use
-`openai_compatible`.
+OpenAI otherwise keeps every response for 30 days. Servers that imitate OpenAI mostly support only chat completions;
+they use `openai_compatible`.
 
 Usage: `input_tokens` includes tokens read from and written to the cache; reasoning is part of `output_tokens`.
 """

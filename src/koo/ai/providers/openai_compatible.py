@@ -2,9 +2,8 @@
 
 They agree on requests and responses, less on usage, and not at all on errors. So the usage is requested; if it is
 missing, it is estimated and marked as such. A finish reason counts as the end if `[DONE]` is missing. Every response
-and
-every chunk is checked for an error, because many servers send errors with status 200. OpenRouter reports the cost of a
-call, which is used instead of koo's own computation.
+and every chunk is checked for an error, because many servers send errors with status 200. OpenRouter reports the cost
+of a call, which is used instead of koo's own computation.
 """
 
 from __future__ import annotations

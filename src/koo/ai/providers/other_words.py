@@ -5,9 +5,8 @@ errors, after the vendor's own rows and before the status alone decides.
 
 Names (codes, types, reasons) are compared by their letters, because every server writes them differently:
 `RateLimitExceeded`, `RATE_LIMIT_EXCEEDED` and `rate_limit_exceeded_error` are the same. Of a sentence only the
-beginning
-is searched, after the names of servers that forwarded it, and without quotations: later parts may quote the prompt, and
-a prompt about an empty account must not stop a service. Names that fit any error are not listed.
+beginning is searched, after the names of servers that forwarded it, and without quotations: later parts may quote the
+prompt, and a prompt about an empty account must not stop a service. Names that fit any error are not listed.
 """
 
 from __future__ import annotations

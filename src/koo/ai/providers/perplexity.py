@@ -4,8 +4,7 @@ Perplexity shut down Sonar's chat completions in September 2026 (see docs/decisi
 it includes the search tool, and even then the model may not use it. Sonar always searched, and callers of Perplexity
 expect that, so the search is forced. `max_steps: 1` means one pass that searches and one that answers. The model reads
 the prompt twice, and the search results are read and billed like a prompt. The bound on input tokens includes both,
-with
-room for a few more searches, because one pass may run several at the same time.
+with room for a few more searches, because one pass may run several at the same time.
 
 Every response reports its cost, searches included, and that cost is used. In a stream, events consist only of `data:`
 lines: there are no `event:` lines and no `[DONE]`.

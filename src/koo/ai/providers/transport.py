@@ -52,8 +52,7 @@ SLICE = 16_384
 """Characters to measure in one step."""
 UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 """Raised for data that is not JSON, for JSON of other types (a `ValidationError` is a `DecodeError`), and for JSON
-that is
-nested too deeply."""
+that is nested too deeply."""
 
 
 _GROWS = re.compile(
@@ -297,8 +296,7 @@ def bound_tokens(request: Request) -> int:
     """An upper bound of the prompt's tokens: its bytes, since no tokenizer makes more tokens than there are bytes.
 
     The bytes are counted in the form that the tokenizer sees. Some normalize to NFKC first, which can turn one
-    character
-    into eighteen.
+    character into eighteen.
     """
     return bound_text(request.prompt) + (bound_text(request.system) if request.system else 0) + FRAMING_TOKENS
 
