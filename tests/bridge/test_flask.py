@@ -1,4 +1,4 @@
-"""Flask under real threads: its own server's, and those of gunicorn's workers, with and without preloading."""
+"""Flask with real threads: those of its own server and of gunicorn workers, with and without preloading."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SERVERS = {
 
 @contextmanager
 def serving(kind: str, home: Path, fake: FakeAnthropic) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The example, served by `kind`: its address and process."""
+    """Run the example on a server of this kind; yields its address and process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,7 +101,9 @@ def test_views_in_many_threads_share_one_koo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_many_threads_are_served_at_once_and_the_end_books_what_was_spent(kind: str, tmp_path: Path) -> None:
+def test_many_threads_are_served_at_the_same_time_and_the_end_books_what_was_spent(
+    kind: str, tmp_path: Path
+) -> None:
     with FakeAnthropic(latency_s=0.3) as fake:
         with serving(kind, tmp_path, fake) as (url, _), ThreadPoolExecutor(12) as pool:
             asked = [f"{url}/ask?service=claude&q=Capital+{number}" for number in range(12)]
@@ -117,7 +119,7 @@ def test_many_threads_are_served_at_once_and_the_end_books_what_was_spent(kind: 
 
 
 def _booked(home: Path) -> Decimal:
-    """What the state store says after the last process has ended."""
+    """What the state store contains after the last process has ended."""
 
     async def main() -> Decimal:
         platform = Platform(Settings(environ={"KOO_HOME": str(home)}).platform_options())

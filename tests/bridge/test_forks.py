@@ -1,4 +1,4 @@
-"""Forks: the child forgets the parent's loops, calls and connections by itself, and the parent goes on with them."""
+"""Forks: the child forgets the parent's loops, calls and connections automatically; the parent keeps using them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 def in_child(work: Callable[[], object]) -> str:
-    """What `work` returns, as a text, in a fork of this process; or what it raised."""
+    """What `work` returns or raises in a fork of this process, as text."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -53,7 +53,7 @@ async def one() -> int:
 
 
 class Told(logging.Handler):
-    """What was logged."""
+    """The logged messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def made(home: Path, **registered: Any) -> Platform:
 
 
 def run_here(platform: Platform) -> int:
-    """In a loop of its own."""
+    """Run it on a new loop."""
     return asyncio.run(platform.execute("x", one))
 
 
@@ -78,8 +78,8 @@ def run_bridged(platform: Platform) -> int:
     return koo.run(platform.execute("x", one))
 
 
-def test_a_child_knows_what_decorators_said_before_the_fork(tmp_path: Path) -> None:
-    """As a server does that loads the application and forks its workers then."""
+def test_a_child_keeps_what_decorators_declared_before_the_fork(tmp_path: Path) -> None:
+    """A server may load the application and then fork its workers."""
     platform = Platform(options(tmp_path))
 
     @platform.guarded("parcels")
@@ -93,7 +93,7 @@ def test_a_child_knows_what_decorators_said_before_the_fork(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("work", [run_here, run_bridged])
-def test_a_child_of_a_running_loop_has_koo_on_its_own(
+def test_a_child_of_a_running_loop_opens_koo_on_its_own_loop(
     tmp_path: Path, work: Callable[[Platform], int]
 ) -> None:
     platform = made(tmp_path)
@@ -108,7 +108,9 @@ def test_a_child_of_a_running_loop_has_koo_on_its_own(
 
 
 @pytest.mark.parametrize("work", [run_here, run_bridged])
-def test_a_child_of_a_thread_beside_koos_loop_too(tmp_path: Path, work: Callable[[Platform], int]) -> None:
+def test_a_child_of_a_thread_without_koos_loop_opens_koo_on_its_own_loop(
+    tmp_path: Path, work: Callable[[Platform], int]
+) -> None:
     platform = made(tmp_path)
     assert run_bridged(platform) == 1
     assert in_thread(lambda: in_child(lambda: work(platform))) == "1"
@@ -116,7 +118,7 @@ def test_a_child_of_a_thread_beside_koos_loop_too(tmp_path: Path, work: Callable
     closed(platform)
 
 
-def test_a_child_of_a_child_too(tmp_path: Path) -> None:
+def test_a_child_of_a_child_opens_koo_on_its_own_loop(tmp_path: Path) -> None:
     platform = made(tmp_path)
     assert run_bridged(platform) == 1
 
@@ -127,7 +129,7 @@ def test_a_child_of_a_child_too(tmp_path: Path) -> None:
     closed(platform)
 
 
-def test_a_fork_after_opening_is_told_in_one_sentence_and_the_child_has_a_name_of_its_own(
+def test_a_fork_after_opening_is_logged_in_one_sentence_and_the_child_has_its_own_name(
     tmp_path: Path,
 ) -> None:
     platform = made(tmp_path)
@@ -145,8 +147,8 @@ def test_a_fork_after_opening_is_told_in_one_sentence_and_the_child_has_a_name_o
     closed(platform)
 
 
-def test_a_fork_before_opening_is_as_it_should_be_and_nothing_is_told(tmp_path: Path) -> None:
-    """As gunicorn --preload does with an application that only imports koo."""
+def test_a_fork_before_opening_works_and_logs_nothing(tmp_path: Path) -> None:
+    """This is gunicorn --preload with an application that only imports koo."""
     platform = made(tmp_path)
 
     def child() -> list[str]:
@@ -166,7 +168,7 @@ def work_in_pool() -> int:
     return run_bridged(_workers) + run_here(_workers)
 
 
-def test_a_pool_of_processes_under_a_running_loop(tmp_path: Path) -> None:
+def test_a_process_pool_works_under_a_running_loop(tmp_path: Path) -> None:
     global _workers  # noqa: PLW0603 - what a forked worker inherits
     platform = _workers = made(tmp_path)
 
@@ -184,7 +186,7 @@ def test_a_pool_of_processes_under_a_running_loop(tmp_path: Path) -> None:
     _workers = None
 
 
-def test_deadlines_of_the_parent_are_not_the_childs() -> None:
+def test_the_parents_deadlines_do_not_apply_in_the_child() -> None:
     registry = Deadlines()
 
     async def inside() -> str:
@@ -201,7 +203,7 @@ def test_deadlines_of_the_parent_are_not_the_childs() -> None:
 # ── whose calls run ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_parents_running_and_waiting_calls_hold_no_place_in_the_child(tmp_path: Path) -> None:
+def test_the_parents_calls_occupy_no_place_in_the_child(tmp_path: Path) -> None:
     platform = made(tmp_path, concurrency_max=1, slow_s=1, timeout_s=30)
 
     async def main() -> str:
@@ -227,7 +229,7 @@ def test_the_parents_running_and_waiting_calls_hold_no_place_in_the_child(tmp_pa
     assert asyncio.run(main()) == "(1, 0)"
 
 
-def test_a_scope_of_the_parents_holds_no_connection_of_the_child(tmp_path: Path) -> None:
+def test_a_scope_of_the_parent_holds_no_connection_of_the_child(tmp_path: Path) -> None:
     database = Database(DatabaseOptions(url=f"sqlite:///{tmp_path / 'one.db'}", pool_size=1, max_overflow=0))
 
     async def ask() -> Any:
@@ -249,7 +251,7 @@ def test_a_scope_of_the_parents_holds_no_connection_of_the_child(tmp_path: Path)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_the_parents_connection_to_a_server_goes_on_after_the_child_has_ended(
+def test_the_parents_server_connection_works_after_the_child_has_ended(
     driver: Driver, postgres18: PostgresServer
 ) -> None:
     database = Database(DatabaseOptions(url=postgres18.url(driver), pool_size=1, max_overflow=0))
@@ -272,8 +274,8 @@ def test_the_parents_connection_to_a_server_goes_on_after_the_child_has_ended(
     asyncio.run(main())
 
 
-def test_a_child_that_ends_as_a_process_does_closes_nothing_of_its_parents(tmp_path: Path) -> None:
-    """`multiprocessing` runs the ends of threads and of modules, which `os._exit` does not."""
+def test_a_child_that_exits_normally_closes_nothing_of_its_parent(tmp_path: Path) -> None:
+    """`multiprocessing` runs the exit handlers of threads and modules, which `os._exit` does not."""
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
 

@@ -1,4 +1,4 @@
-"""Own operations asked on another loop than koo's: they run where their client is, and only their guard crosses."""
+"""Own operations called on a loop other than koo's: they run where their client is, and only their guard crosses."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ tag: ContextVar[str] = ContextVar("tag", default="none")
 
 
 def made(home: Path, **registered: Any) -> Platform:
-    """A platform with one operation, "mine"."""
+    """A platform with one registered operation, "mine"."""
     platform = Platform(options(home))
     platform.register_service("mine", **registered)
     return platform
 
 
 def beside(platform: Platform, work: Callable[[], Any]) -> Any:
-    """What `work` returns in a thread of its own, while koo is open on a loop that runs in this one."""
+    """What `work` returns in another thread, while koo is open on the loop that runs in this one."""
 
     async def main() -> Any:
         async with platform:
@@ -48,7 +48,7 @@ def beside(platform: Platform, work: Callable[[], Any]) -> Any:
 
 
 class Client:
-    """Like an SDK's: it belongs to the loop on which it was made."""
+    """A client like an SDK's: it belongs to the loop on which it was created."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -66,7 +66,7 @@ class Client:
 # ── where it runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_runs_on_its_callers_loop_and_is_counted_by_the_one_koo(tmp_path: Path) -> None:
+def test_an_operation_runs_on_its_callers_loop_and_is_counted_by_the_one_koo(tmp_path: Path) -> None:
     platform = made(tmp_path)
 
     async def call() -> str:
@@ -76,7 +76,7 @@ def test_it_runs_on_its_callers_loop_and_is_counted_by_the_one_koo(tmp_path: Pat
     assert platform.service_health("mine")["metrics"]["total_requests"] == 3
 
 
-def test_threads_with_a_loop_for_each_call_share_one_koo_in_the_background(tmp_path: Path) -> None:
+def test_threads_with_a_loop_per_call_share_one_koo_in_the_background(tmp_path: Path) -> None:
     platform = made(tmp_path)
 
     async def call() -> str:
@@ -89,7 +89,7 @@ def test_threads_with_a_loop_for_each_call_share_one_koo_in_the_background(tmp_p
     closed(platform)
 
 
-def test_each_attempt_comes_back_to_the_callers_loop(tmp_path: Path) -> None:
+def test_each_attempt_runs_on_the_callers_loop(tmp_path: Path) -> None:
     platform = made(tmp_path, idempotent=True, retry_base_delay=0.001)
 
     async def call() -> tuple[str, int]:
@@ -100,7 +100,7 @@ def test_each_attempt_comes_back_to_the_callers_loop(tmp_path: Path) -> None:
     assert beside(platform, lambda: asyncio.run(call())) == ("answer 3", 3)
 
 
-def test_an_open_breaker_of_koos_refuses_on_every_loop(tmp_path: Path) -> None:
+def test_an_open_breaker_refuses_on_every_loop(tmp_path: Path) -> None:
     platform = made(tmp_path, failure_threshold=2, max_retries=0)
 
     async def call(expected: type[Exception]) -> int:
@@ -121,7 +121,7 @@ def test_an_open_breaker_of_koos_refuses_on_every_loop(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [ValueError("mine"), KeyError("k"), SystemExit(3), asyncio.CancelledError("own")]
 )
-def test_what_it_raises_arrives_as_it_is_and_ends_no_loop_of_koos(
+def test_an_operations_exception_arrives_unchanged_and_does_not_end_koos_loop(
     tmp_path: Path, error: BaseException
 ) -> None:
     platform = made(tmp_path)
@@ -149,12 +149,14 @@ async def _answer() -> str:
 def _outcome(call: Callable[[], Any]) -> BaseException:
     try:
         seen: BaseException = asyncio.run(call())
-    except SystemExit as error:  # asyncio lets it end the loop of the task that raised it: the caller's own
+    except (
+        SystemExit
+    ) as error:  # asyncio lets it end the loop of the task that raised it, which is the caller's own
         return error
     return seen
 
 
-def test_context_goes_along_both_ways_with_the_nearest_deadline(tmp_path: Path) -> None:
+def test_the_context_is_passed_in_both_directions_with_the_nearest_deadline(tmp_path: Path) -> None:
     platform = made(tmp_path, timeout_s=50)
 
     async def look() -> tuple[str, float]:
@@ -173,7 +175,7 @@ def test_context_goes_along_both_ways_with_the_nearest_deadline(tmp_path: Path) 
     beside(platform, lambda: asyncio.run(call()))
 
 
-def test_its_deadline_ends_it_on_its_own_loop_before_the_caller_is_told(tmp_path: Path) -> None:
+def test_a_deadline_ends_an_operation_on_its_own_loop_before_its_caller_continues(tmp_path: Path) -> None:
     platform = made(tmp_path, timeout_s=0.05)
     ended: list[asyncio.AbstractEventLoop] = []
 
@@ -194,7 +196,7 @@ def test_its_deadline_ends_it_on_its_own_loop_before_the_caller_is_told(tmp_path
     assert platform.service_health("mine")["health"]["failure_count"] == 1
 
 
-def test_a_cancelled_caller_waits_for_its_end_and_is_nobodys_failure(tmp_path: Path) -> None:
+def test_a_cancelled_caller_waits_for_the_operations_end_and_counts_as_neutral(tmp_path: Path) -> None:
     platform = made(tmp_path)
     ended: list[str] = []
 
@@ -225,7 +227,7 @@ def test_a_cancelled_caller_waits_for_its_end_and_is_nobodys_failure(tmp_path: P
     assert platform.service_health("mine")["health"]["failure_count"] == 0
 
 
-def test_a_callers_loop_that_ends_first_leaves_no_permit_behind(tmp_path: Path) -> None:
+def test_a_callers_loop_that_ends_first_leaks_no_permit(tmp_path: Path) -> None:
     platform = made(tmp_path)
     hung: list[asyncio.Task[None]] = []
 
@@ -248,7 +250,7 @@ def test_a_callers_loop_that_ends_first_leaves_no_permit_behind(tmp_path: Path) 
     assert hung[0].cancelled() and platform.service_health("mine")["health"]["failure_count"] == 0
 
 
-def test_koos_loop_that_ends_first_is_one_sentence(tmp_path: Path) -> None:
+def test_if_koos_loop_ends_first_the_error_is_one_sentence(tmp_path: Path) -> None:
     platform, begun, said = made(tmp_path), threading.Event(), list[str]()
 
     async def hangs() -> None:
@@ -271,7 +273,7 @@ def test_koos_loop_that_ends_first_is_one_sentence(tmp_path: Path) -> None:
     assert said == [OVER]
 
 
-def test_money_may_be_written_off_and_koo_closed_from_a_second_loop(tmp_path: Path) -> None:
+def test_a_second_loop_can_write_off_money_and_close_koo(tmp_path: Path) -> None:
     platform = made(tmp_path)
 
     async def write_off() -> None:
@@ -291,7 +293,8 @@ def test_money_may_be_written_off_and_koo_closed_from_a_second_loop(tmp_path: Pa
 
 
 class Pieces:
-    """A client's stream: each step asserts its loop, and so does its end. Read as it is, or entered as a block."""
+    """A client's stream that asserts its loop at each step and at its end. It can be read directly or entered as a
+    block."""
 
     def __init__(self) -> None:
         self.loop, self.left, self.closed = asyncio.get_running_loop(), [1, 2, 3], False
@@ -321,7 +324,7 @@ class Pieces:
         await self.aclose()
 
 
-def test_a_stream_is_read_and_closed_on_its_readers_loop(tmp_path: Path) -> None:
+def test_a_stream_is_read_and_closed_on_its_readers_own_loop(tmp_path: Path) -> None:
     platform = made(tmp_path)
     running = platform.services["mine"].default_guard.breaker
 
@@ -344,7 +347,7 @@ def test_a_stream_is_read_and_closed_on_its_readers_loop(tmp_path: Path) -> None
     assert platform.service_health("mine")["health"]["failure_count"] == 0
 
 
-def test_a_stream_is_read_over_the_bridge_too(tmp_path: Path) -> None:
+def test_a_stream_can_be_read_through_the_bridge(tmp_path: Path) -> None:
     platform = made(tmp_path)
     assert list(koo.run(platform.execute_stream("mine", Pieces))) == [1, 2, 3]
     closed(platform)
@@ -353,8 +356,8 @@ def test_a_stream_is_read_over_the_bridge_too(tmp_path: Path) -> None:
 # ── under trio ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_without_asyncio_every_door_says_what_to_write(tmp_path: Path) -> None:
-    """As under trio, whose loop asyncio does not know: a coroutine that is stepped by hand sees the same."""
+def test_without_asyncio_every_entry_point_says_what_to_write(tmp_path: Path) -> None:
+    """Under trio asyncio sees no loop. A coroutine that is stepped by hand is in the same situation."""
     platform = made(tmp_path)
     doors: list[Callable[[], Any]] = [
         platform.open, platform.system_health, platform.check_services, platform.spend,
@@ -382,7 +385,7 @@ async def transaction(platform: Platform) -> Any:
         return await session.scalar(text("SELECT 42"))
 
 
-def test_a_session_on_a_second_loop_is_refused_with_a_line_that_works(tmp_path: Path) -> None:
+def test_a_session_on_a_second_loop_is_refused_with_code_that_works(tmp_path: Path) -> None:
     platform = made(tmp_path)
 
     async def call() -> Any:
@@ -398,8 +401,8 @@ def test_a_session_on_a_second_loop_is_refused_with_a_line_that_works(tmp_path: 
     assert asyncio.run(main()) == 42
 
 
-def test_the_bridge_goes_to_the_loop_where_only_the_database_is_open(tmp_path: Path) -> None:
-    """A `def` endpoint beside an `async def` one that was first, in a server that never opened the platform."""
+def test_the_bridge_uses_the_loop_on_which_only_the_database_is_open(tmp_path: Path) -> None:
+    """A `def` endpoint is called after an `async def` one, in a server that never opened the platform."""
     platform = made(tmp_path)
 
     async def main() -> tuple[Any, Any]:
@@ -413,7 +416,7 @@ def test_the_bridge_goes_to_the_loop_where_only_the_database_is_open(tmp_path: P
 
 
 def test_a_thread_of_a_server_opens_koo_on_the_servers_loop(tmp_path: Path) -> None:
-    """A `def` endpoint that is asked first, before any `async def` one: AnyIO knows whose thread it is."""
+    """A `def` endpoint is called first, before any `async def` one: AnyIO knows which loop the thread works for."""
     platform = made(tmp_path)
 
     async def main() -> Any:
@@ -428,7 +431,7 @@ def test_a_thread_of_a_server_opens_koo_on_the_servers_loop(tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_of_a_servers_thread_has_a_loop_of_its_own(tmp_path: Path) -> None:
+def test_a_fork_of_a_servers_thread_has_its_own_loop(tmp_path: Path) -> None:
     platform = made(tmp_path)
 
     async def main() -> str:
@@ -439,7 +442,7 @@ def test_a_fork_of_a_servers_thread_has_a_loop_of_its_own(tmp_path: Path) -> Non
     assert asyncio.run(main()) == "still there"
 
 
-def test_a_database_whose_platform_is_open_elsewhere_opens_nothing_here(tmp_path: Path) -> None:
+def test_a_database_whose_platform_is_open_on_another_loop_opens_nothing_here(tmp_path: Path) -> None:
     platform = made(tmp_path)
     koo.run(platform.open())
 
@@ -453,7 +456,7 @@ def test_a_database_whose_platform_is_open_elsewhere_opens_nothing_here(tmp_path
     closed(platform)
 
 
-def test_a_database_on_two_loops_by_turns_has_one_keeper_on_each(tmp_path: Path) -> None:
+def test_a_database_used_on_two_loops_in_turn_has_one_keeper_on_each(tmp_path: Path) -> None:
     platform = made(tmp_path)
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     try:

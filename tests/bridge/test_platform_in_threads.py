@@ -1,4 +1,4 @@
-"""koo without one lasting loop: threads with `asyncio.run` each, kept loops by turns, a server beside its threads."""
+"""koo without a single lasting loop: threads with `asyncio.run` each, loops used in turn, a server and its threads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.platform.test_platform import QUESTION, options
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """What it returns, done in a thread of its own. Raises what it raises."""
+    """Run it in a new thread; returns or raises what it does."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result(30)
 
@@ -40,7 +40,7 @@ def closed(platform: Platform) -> None:
 # ── the bridge ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_four_threads_ask_through_the_bridge_and_share_one_koo(tmp_path: Path) -> None:
+def test_four_threads_query_through_the_bridge_and_share_one_koo(tmp_path: Path) -> None:
     with FakeAnthropic(latency_s=0.1) as server:
         platform = Platform(options(tmp_path, server))
         with ThreadPoolExecutor(4) as pool:
@@ -63,7 +63,7 @@ def test_a_stream_is_a_plain_iterator_and_leaving_it_early_stops_the_provider(tm
         breaker = platform.services["claude"].default_guard.breaker
         ends = time.monotonic() + 20
         while not server.abandoned and time.monotonic() < ends:
-            time.sleep(0.01)  # the server sees the end of the connection a moment later
+            time.sleep(0.01)  # the server notices the end of the connection a moment later
         assert (server.abandoned, breaker.running) == (1, 0)
         closed(platform)
 
@@ -80,7 +80,9 @@ def test_a_transaction_runs_through_the_bridge(tmp_path: Path) -> None:
     koo.run(platform.database.close())
 
 
-def test_a_deadline_of_the_thread_is_the_callers_and_says_nothing_of_the_service(tmp_path: Path) -> None:
+def test_a_deadline_set_in_a_thread_is_the_callers_and_does_not_count_against_the_service(
+    tmp_path: Path,
+) -> None:
     with FakeAnthropic() as server:
         server.script(hang())
         platform = Platform(options(tmp_path, server))
@@ -96,7 +98,7 @@ def test_a_deadline_of_the_thread_is_the_callers_and_says_nothing_of_the_service
 # ── asyncio.run in each thread ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_four_threads_with_a_loop_each_are_all_answered(tmp_path: Path) -> None:
+def test_four_threads_with_a_loop_each_all_get_answers(tmp_path: Path) -> None:
     with FakeAnthropic(latency_s=0.2) as server:
         platform = Platform(options(tmp_path, server))
         with ThreadPoolExecutor(4) as pool:
@@ -109,7 +111,7 @@ def test_four_threads_with_a_loop_each_are_all_answered(tmp_path: Path) -> None:
         closed(platform)
 
 
-def test_their_streams_batches_and_checks_are_carried_too(tmp_path: Path) -> None:
+def test_streams_batches_and_checks_of_such_threads_work_too(tmp_path: Path) -> None:
     with FakeAnthropic() as server:
         server.script(stream(["Par", "is."]), stream(["Par", "is."]))
         platform = Platform(options(tmp_path, server))
@@ -154,8 +156,10 @@ def test_a_caller_that_is_cancelled_in_its_own_loop_is_cancelled_on_koos(tmp_pat
 # ── a server's loop, and its threads ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_beside_a_running_server_threads_use_its_loop_by_the_bridge_or_their_own(tmp_path: Path) -> None:
-    """A `def` endpoint of FastAPI runs in a thread, while the application's loop is the main one."""
+def test_threads_of_a_running_server_use_its_loop_through_the_bridge_or_from_their_own(
+    tmp_path: Path,
+) -> None:
+    """A `def` endpoint of FastAPI runs in a thread, while the application's loop runs in the main one."""
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
 
@@ -183,7 +187,7 @@ def _loop_of_the_bridge() -> asyncio.AbstractEventLoop:
     return koo.run(here())
 
 
-def test_what_cannot_be_carried_is_refused_in_one_sentence_that_names_the_bridge(tmp_path: Path) -> None:
+def test_what_cannot_cross_loops_is_refused_with_a_sentence_that_names_the_bridge(tmp_path: Path) -> None:
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
 
@@ -208,7 +212,9 @@ def _refusal(attempt: Callable[[], Coroutine[Any, Any, Any]]) -> str:
     return str(caught.value)
 
 
-def test_two_kept_loops_by_turns_are_told_the_line_to_write_and_the_first_goes_on(tmp_path: Path) -> None:
+def test_with_two_loops_used_in_turn_the_second_gets_the_code_to_write_and_the_first_works_on(
+    tmp_path: Path,
+) -> None:
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
         first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
@@ -225,7 +231,7 @@ def test_two_kept_loops_by_turns_are_told_the_line_to_write_and_the_first_goes_o
             second.close()
 
 
-def test_two_threads_with_a_kept_loop_each_are_answered_by_turns(tmp_path: Path) -> None:
+def test_two_threads_with_a_lasting_loop_each_get_answers_in_turn(tmp_path: Path) -> None:
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
         with asyncio.Runner() as one, asyncio.Runner() as other:
@@ -235,7 +241,7 @@ def test_two_threads_with_a_kept_loop_each_are_answered_by_turns(tmp_path: Path)
         closed(platform)
 
 
-def test_a_thread_whose_loop_lasts_may_have_koo_by_opening_it_there(tmp_path: Path) -> None:
+def test_a_thread_with_a_lasting_loop_may_open_koo_on_it(tmp_path: Path) -> None:
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
 
@@ -252,8 +258,8 @@ def test_a_thread_whose_loop_lasts_may_have_koo_by_opening_it_there(tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_of_a_process_in_which_koo_is_open_begins_anew(tmp_path: Path) -> None:
-    """As with gunicorn's `--preload`: the child asks on connections of its own, and the parent's go on."""
+def test_a_fork_of_a_process_with_open_koo_opens_its_own(tmp_path: Path) -> None:
+    """As with gunicorn's `--preload`: the child uses its own connections, and the parent's still work."""
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
         try:
@@ -278,7 +284,7 @@ def test_a_fork_of_a_process_in_which_koo_is_open_begins_anew(tmp_path: Path) ->
             closed(platform)
 
 
-def test_two_threads_that_ask_first_at_once_make_one_koo(tmp_path: Path) -> None:
+def test_two_threads_that_are_first_at_the_same_time_create_one_koo(tmp_path: Path) -> None:
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
         gate = threading.Barrier(4)
@@ -299,7 +305,7 @@ def test_two_threads_that_ask_first_at_once_make_one_koo(tmp_path: Path) -> None
 
 
 class Counting:
-    """An operation that streams: on which loops it ran, and how many of its streams are open."""
+    """A streaming operation that records the loops it ran on and how many of its streams are open."""
 
     def __init__(self) -> None:
         self.loops: set[asyncio.AbstractEventLoop] = set()
@@ -326,7 +332,7 @@ class Counting:
 
 
 class Numbers:
-    """What the manager gives."""
+    """The stream that the context manager returns."""
 
     def __init__(self, upto: int) -> None:
         self.upto = upto

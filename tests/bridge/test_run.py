@@ -1,4 +1,4 @@
-"""`koo.run`: any coroutine, from any thread, on one loop that lasts; the caller's context, and an end that is clean."""
+"""`koo.run`: any coroutine, from any thread, on one lasting loop, with the caller's context and a clean end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_it_returns_what_the_coroutine_returns_and_raises_what_it_raises() -> No
     assert koo.run(asyncio.sleep(0, "the loop lives")) == "the loop lives"
 
 
-def test_all_threads_share_one_loop_in_a_thread_of_its_own() -> None:
+def test_all_threads_share_one_loop_in_its_own_thread() -> None:
     with ThreadPoolExecutor(8) as pool:
         loops = set(pool.map(lambda _: koo.run(here()), range(32)))
     loops.add(koo.run(here()))
@@ -58,7 +58,7 @@ def test_all_threads_share_one_loop_in_a_thread_of_its_own() -> None:
 
 
 def test_calls_of_many_threads_run_at_the_same_time() -> None:
-    """Each waits for all the others: one after the other they would wait for ever."""
+    """Each waits for all the others: run one after another, they would wait forever."""
     gate = koo.run(_barrier(6))
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(lambda _: koo.run(gate.wait(), timeout_s=20), range(6))) == list(range(6))
@@ -72,7 +72,7 @@ def test_a_call_whose_loop_ends_before_it_begins_leaves_no_coroutine_behind(
     monkeypatch.setattr("koo.bridge.LOOK_S", 0.01)
     monkeypatch.setattr("koo.crossing.SETTLE_S_MAX", 0.01)
     monkeypatch.setattr("koo.bridge.SETTLE_S_MAX", 0.01)
-    ended = asyncio.new_event_loop()  # as one that has stopped, and does not say so yet
+    ended = asyncio.new_event_loop()  # like a loop that has stopped but is not marked so yet
     monkeypatch.setattr(BRIDGE, "loop", lambda: ended)
     with pytest.raises(RuntimeError, match="ended before the call did"):
         koo.run(here())
@@ -83,7 +83,7 @@ def test_a_call_whose_loop_ends_before_it_begins_leaves_no_coroutine_behind(
 
 
 def collect_what_other_tests_left() -> None:
-    """What a test that failed has not closed says so here, and in no other test's name."""
+    """Warnings about what a failed test did not close are raised here, not in another test."""
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
         patch.setattr("sys.unraisablehook", lambda _: None)
@@ -94,7 +94,7 @@ async def _barrier(parties: int) -> asyncio.Barrier:
     return asyncio.Barrier(parties)
 
 
-def test_inside_a_running_loop_it_says_to_await_and_leaves_no_coroutine_behind() -> None:
+def test_inside_a_running_loop_the_error_says_to_await_and_no_coroutine_is_left_behind() -> None:
     async def main() -> None:
         with pytest.raises(RuntimeError, match=r"koo\.run would block.*await the coroutine"):
             koo.run(asyncio.sleep(0))
@@ -104,7 +104,7 @@ def test_inside_a_running_loop_it_says_to_await_and_leaves_no_coroutine_behind()
     gc.collect()  # A coroutine that was never awaited would warn here, and a warning is an error.
 
 
-def test_the_error_of_a_call_is_in_no_cycle() -> None:
+def test_the_error_of_a_call_is_not_in_a_reference_cycle() -> None:
     class Mine(Exception):
         pass
 
@@ -120,7 +120,7 @@ def test_the_error_of_a_call_is_in_no_cycle() -> None:
             gone = weakref.ref(error)
         ends = time.monotonic() + 10
         while gone() is not None and time.monotonic() < ends:
-            koo.run(asyncio.sleep(0))  # the loop's own last reference goes with its next turn
+            koo.run(asyncio.sleep(0))  # the loop drops its last reference on its next turn
         assert gone() is None
     finally:
         gc.enable()
@@ -129,7 +129,7 @@ def test_the_error_of_a_call_is_in_no_cycle() -> None:
 # ── iterating ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_read_with_async_for_becomes_a_plain_iterator_that_closes_what_it_leaves() -> None:
+def test_an_async_iterable_becomes_a_plain_iterator_that_closes_its_source() -> None:
     left = []
 
     async def numbers() -> AsyncIterator[int]:
@@ -165,7 +165,7 @@ def test_an_iterator_has_one_deadline_for_all_its_items() -> None:
 # ── the caller's context ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_callers_context_goes_along_and_what_is_set_there_stays_there() -> None:
+def test_the_callers_context_is_passed_and_changes_stay_in_the_call() -> None:
     async def look() -> str:
         seen = tag.get()
         tag.set("inside")
@@ -178,7 +178,7 @@ def test_the_callers_context_goes_along_and_what_is_set_there_stays_there() -> N
         tag.reset(token)
 
 
-def test_a_deadline_around_the_call_bounds_it_and_a_nearer_one_of_its_own_too() -> None:
+def test_a_deadline_around_the_call_limits_it_and_so_does_its_own_nearer_one() -> None:
     async def left_s() -> float:
         return ends_at.get() - asyncio.get_running_loop().time()
 
@@ -239,7 +239,7 @@ def test_an_interrupt_cancels_the_call_and_waits_until_it_has_settled(
 
 
 def process(program: str, *arguments: str) -> tuple[int, str]:
-    """Exit code and output of a program of its own."""
+    """The exit code and output of a separate program."""
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", program, *arguments],
         capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2],
@@ -265,7 +265,7 @@ print("main is over")
     assert process(program) == (0, "main is over\nclosed\n")
 
 
-def test_what_begins_while_the_process_ends_is_cancelled_and_closed_too() -> None:
+def test_a_task_started_while_the_process_ends_is_cancelled_and_closed_too() -> None:
     program = """
 import asyncio, koo
 async def keep(word, late=None):
@@ -318,7 +318,7 @@ threading.Thread(target=late).start()
     assert code == 0 and said.startswith("koo's event loop ended before the call did")
 
 
-def test_a_fork_begins_with_a_loop_of_its_own() -> None:
+def test_a_fork_starts_its_own_loop() -> None:
     program = """
 import asyncio, koo, os, sys
 first = koo.run(asyncio.sleep(0, "parent"))

@@ -1,4 +1,4 @@
-"""Other processes on a platform's store, as far as they matter to it: rows that say what they say."""
+"""Simulates other processes on a platform's store by the rows that they would write."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ NOBODY = Presence(ledger="", host="elsewhere", worker="", pid=1, version="1", la
 
 
 def key_of(platform: Platform, name: str) -> GuardKey:
-    """How the fleet knows the guard of a service's default model."""
+    """The fleet's key of the guard of a service's default model."""
     wanted = platform.services[name].default_guard
     return next(key for key, guard in platform.parts._guards() if guard is wanted)
 
 
 async def say(url: str, *lines: GuardLine, count: int = 3) -> None:
-    """So many other processes, which beat once, say this of their guards. They are heard for five seconds."""
+    """Write one beat of this many other processes, with this report of their guards. It counts for five seconds."""
     for _ in range(count):
         other = SqlStore(url)
         await other.roll_call.beat(Told(presence=NOBODY, anew=lines))
@@ -24,6 +24,6 @@ async def say(url: str, *lines: GuardLine, count: int = 3) -> None:
 
 
 async def say_open(platform: Platform, *names: str, count: int = 3) -> None:
-    """So many others have the breakers of these services open."""
+    """This many others report the breakers of these services as open."""
     lines = [GuardLine(key_of(platform, name), "open", True, 0.0, 5) for name in names]
     await say(platform.options.state_url, *lines, count=count)

@@ -1,4 +1,4 @@
-"""Breakers of several processes: primed by what others found, probing by turns, told of the first success."""
+"""Breakers of several processes: primed by others' reports, probing in turn, informed of the first success."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ONCE = RetryOptions(attempts_max=1)
 
 
 def run(home: Path, count: int, test: Callable[..., Awaitable[None]], **breaker: Any) -> None:
-    """`count` platforms on one store, before one provider."""
+    """Run `count` platforms on one store, with one provider."""
 
     async def main() -> None:
         async with FakeAnthropic(strict=False) as server, AsyncExitStack() as stack:
@@ -54,8 +54,8 @@ def breaker(platform: Platform) -> Breaker:
     return platform.services["claude"].default_guard.breaker
 
 
-def test_where_three_processes_have_it_open_one_failure_opens_it_in_the_others(tmp_path: Path) -> None:
-    """And nothing else does: a call that succeeds leaves it closed."""
+def test_when_three_processes_have_a_breaker_open_one_failure_opens_it_in_the_others(tmp_path: Path) -> None:
+    """Only a failure does: after a successful call the breaker stays closed."""
 
     async def test(server: FakeAnthropic, *platforms: Platform) -> None:
         server.default = FAILED
@@ -80,7 +80,7 @@ def test_where_three_processes_have_it_open_one_failure_opens_it_in_the_others(t
     run(tmp_path, 4, test)
 
 
-def test_a_process_and_a_model_that_start_later_are_primed_from_their_first_call_on(tmp_path: Path) -> None:
+def test_a_later_process_and_a_later_model_are_primed_from_their_first_call(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic, one: Platform) -> None:
         key = key_of(one, "claude")
         other = key._replace(name="claude/another")
@@ -97,7 +97,7 @@ def test_a_process_and_a_model_that_start_later_are_primed_from_their_first_call
     run(tmp_path, 1, test)
 
 
-def test_two_processes_or_a_minority_prime_nobody_and_neither_does_another_server_of_the_name(
+def test_two_processes_a_minority_or_another_server_of_the_same_name_prime_no_breaker(
     tmp_path: Path,
 ) -> None:
     async def test(server: FakeAnthropic, one: Platform) -> None:
@@ -117,7 +117,7 @@ def test_two_processes_or_a_minority_prime_nobody_and_neither_does_another_serve
     run(tmp_path, 1, test)
 
 
-def test_while_the_store_is_away_a_breaker_decides_as_if_it_were_alone(tmp_path: Path) -> None:
+def test_while_the_store_is_unavailable_a_breaker_decides_as_in_a_single_process(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic, one: Platform) -> None:
         await say_open(one, "claude")
         await beat(one)
@@ -133,7 +133,7 @@ def test_while_the_store_is_away_a_breaker_decides_as_if_it_were_alone(tmp_path:
     run(tmp_path, 1, test)
 
 
-def test_a_reset_reaches_all_and_primes_nobody_afterwards(tmp_path: Path) -> None:
+def test_a_reset_reaches_all_processes_and_ends_priming(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic, *platforms: Platform) -> None:
         server.default = FAILED
         for platform in platforms[:3]:
@@ -148,8 +148,10 @@ def test_a_reset_reaches_all_and_primes_nobody_afterwards(tmp_path: Path) -> Non
     run(tmp_path, 4, test)
 
 
-def test_one_process_at_a_time_probes_and_its_success_lets_the_others_test_at_once(tmp_path: Path) -> None:
-    """Each still closes by its own."""
+def test_one_process_at_a_time_probes_and_after_its_success_the_others_test_immediately(
+    tmp_path: Path,
+) -> None:
+    """Each still needs its own probes to close."""
 
     async def test(server: FakeAnthropic, *platforms: Platform) -> None:
         server.default = FAILED
@@ -161,7 +163,7 @@ def test_one_process_at_a_time_probes_and_its_success_lets_the_others_test_at_on
         server.default = answer()
         await until(lambda: breaker(platforms[0]).probes_max == 1)
         await platforms[0].query(QUESTION)
-        # The others hear of it, and ask for units.
+        # The others learn of it, and request units.
         await until(lambda: all(breaker(other).phase is HALF_OPEN for other in platforms[1:]))
         assert all(not breaker(other).ok for other in platforms[1:])
         served = len(server.requests)
@@ -177,7 +179,7 @@ def test_one_process_at_a_time_probes_and_its_success_lets_the_others_test_at_on
     run(tmp_path, 3, test, failure_threshold=1, recovery_s=0.2)
 
 
-def test_a_failed_probe_keeps_the_others_from_trying_for_a_recovery_time(tmp_path: Path) -> None:
+def test_after_a_failed_probe_no_other_process_probes_for_a_recovery_time(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic, one: Platform, two: Platform) -> None:
         server.default = FAILED
         for platform in (one, two):
@@ -200,7 +202,7 @@ def test_a_failed_probe_keeps_the_others_from_trying_for_a_recovery_time(tmp_pat
     run(tmp_path, 2, test, failure_threshold=1, recovery_s=30.0)
 
 
-def test_a_process_alone_has_all_probes_of_its_own(tmp_path: Path) -> None:
+def test_a_single_process_has_all_its_own_probes(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic, one: Platform) -> None:
         assert breaker(one).probes_max == 1
         async with Platform(one.options):

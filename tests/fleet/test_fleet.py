@@ -1,4 +1,4 @@
-"""Several platforms on one state store: who is there, who leads, and what only one of them has to do."""
+"""Several platforms on one state store: which are live, which leads, and what only the leader does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def members(platform: Platform) -> list[Member]:
     return (await roll(platform)).members
 
 
-def test_each_process_is_on_the_roll_until_it_closes(tmp_path: Path) -> None:
+def test_each_process_is_listed_until_it_closes(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         labelled = replace(options(tmp_path, server), version_label="blue")
         async with Platform(labelled) as one:
@@ -60,7 +60,7 @@ def test_each_process_is_on_the_roll_until_it_closes(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_platform_that_opens_again_is_another_process(tmp_path: Path) -> None:
+def test_a_reopened_platform_counts_as_another_process(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         platform, names = Platform(options(tmp_path, server)), set()
         for _ in range(2):
@@ -72,7 +72,7 @@ def test_a_platform_that_opens_again_is_another_process(tmp_path: Path) -> None:
     run(test)
 
 
-def test_what_a_process_did_itself_it_does_not_follow_when_it_opens_again(tmp_path: Path) -> None:
+def test_a_reopened_process_ignores_its_own_earlier_signals(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         platform = Platform(options(tmp_path, server))
         async with platform:
@@ -85,7 +85,7 @@ def test_what_a_process_did_itself_it_does_not_follow_when_it_opens_again(tmp_pa
     run(test)
 
 
-def test_the_leaders_place_is_taken_at_once_where_it_closes(tmp_path: Path) -> None:
+def test_when_the_leader_closes_another_process_leads_immediately(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as two:
             await two.parts.fleet.beat()
@@ -101,8 +101,8 @@ def test_the_leaders_place_is_taken_at_once_where_it_closes(tmp_path: Path) -> N
     run(test)
 
 
-def test_a_breaker_that_opens_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is in use is on the roll, while what nobody calls is not."""
+def test_an_opened_breaker_is_reported_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards that are in use are listed; guards without calls are not."""
 
     monkeypatch.setattr(beats, "beat_s", lambda processes: 600.0)
 
@@ -124,7 +124,7 @@ def test_a_breaker_that_opens_is_told_at_once(tmp_path: Path, monkeypatch: pytes
     run(test)
 
 
-def test_while_the_store_is_away_nobody_leads_and_afterwards_one_does(tmp_path: Path) -> None:
+def test_while_the_store_is_unavailable_no_process_leads_and_afterwards_one_does(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as one:
             fleet, beat = one.parts.fleet, one.parts.store.roll_call.beat
@@ -141,7 +141,7 @@ def test_while_the_store_is_away_nobody_leads_and_afterwards_one_does(tmp_path: 
     run(test)
 
 
-def test_the_leader_asks_services_and_the_others_take_its_word(tmp_path: Path) -> None:
+def test_the_leader_checks_services_and_the_others_use_its_results(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         asked = replace(options(tmp_path, server), health_check_interval_s=600.0)
         async with Platform(asked) as one, Platform(asked) as two:
@@ -166,7 +166,7 @@ def test_the_leader_asks_services_and_the_others_take_its_word(tmp_path: Path) -
     run(test)
 
 
-def test_a_process_with_another_key_asks_itself_when_it_has_heard_nothing_for_two_rounds(
+def test_a_process_with_another_key_checks_for_itself_after_two_rounds_without_results(
     tmp_path: Path,
 ) -> None:
     async def test(server: FakeAnthropic) -> None:
@@ -188,7 +188,7 @@ def test_a_process_with_another_key_asks_itself_when_it_has_heard_nothing_for_tw
     run(test)
 
 
-def test_only_the_leader_sweeps_and_one_of_an_old_epoch_does_not(tmp_path: Path) -> None:
+def test_only_the_current_leader_sweeps(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
             swept = []
@@ -207,7 +207,7 @@ def test_only_the_leader_sweeps_and_one_of_an_old_epoch_does_not(tmp_path: Path)
             for task in tasks:
                 await task._sweep()
             assert swept == ["one"]
-            # It was stopped; another led meanwhile, and it has not heard of it yet.
+            # It was suspended, another process led meanwhile, and it does not know that yet.
             one.parts.fleet.leadership.epoch += 1
             await tasks[0]._sweep()
             assert swept == ["one"]
@@ -218,11 +218,11 @@ def test_only_the_leader_sweeps_and_one_of_an_old_epoch_does_not(tmp_path: Path)
 # ── without a store ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_thousand_processes_ask_a_store_a_hundred_times_a_second() -> None:
+def test_a_thousand_processes_query_the_store_a_hundred_times_a_second() -> None:
     assert [beat_s(count) for count in (1, 8, 100, 200, 1000)] == [1.0, 1.0, 1.0, 2.0, 10.0]
 
 
-def test_calls_of_the_last_minute_are_counted_to_a_quarter_of_a_minute() -> None:
+def test_calls_of_the_last_minute_are_counted_in_quarters_of_a_minute() -> None:
     lately, grown = Lately(100, 0.0), []
     for second in range(0, 240, 5):
         count = 100 + min(second, 60)
@@ -230,7 +230,7 @@ def test_calls_of_the_last_minute_are_counted_to_a_quarter_of_a_minute() -> None
     assert grown[1] == 5 and max(grown) == 60 and grown[-1] == 0
 
 
-def test_a_number_of_calls_alone_is_told_now_and_then(tmp_path: Path) -> None:
+def test_a_changed_number_of_calls_alone_is_reported_every_ten_seconds(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     guard = platform.services["claude"].default_guard
     watched, key = Watched(guard, 0.0), GuardKey("claude", "")
@@ -241,10 +241,10 @@ def test_a_number_of_calls_alone_is_told_now_and_then(tmp_path: Path) -> None:
     now = CALLS_TOLD_S - 0.1
     assert not watched.is_news(watched.line(key, guard, now), now)
     assert watched.is_news(watched.line(key, guard, CALLS_TOLD_S), CALLS_TOLD_S)
-    assert watched.is_news(watched.line(key, guard, 90.0), 90.0), "it is called no longer"
+    assert watched.is_news(watched.line(key, guard, 90.0), 90.0), "it is no longer called"
 
 
-def test_a_difference_of_configuration_has_a_name_and_no_value(tmp_path: Path) -> None:
+def test_a_configuration_difference_shows_the_options_name_but_not_its_value(tmp_path: Path) -> None:
     one = options(tmp_path, timeout_s=30.0)
     key = replace(one.services[0], api_key="sk-another")
     other = replace(one, services=(key,), health_check_interval_s=9.0, home=Path("/"), version_label="green")
@@ -265,7 +265,7 @@ def service(**changes: object) -> ServiceOptions:
     return replace(ServiceOptions(name="x", kind="openai", api_key="k"), **changes)  # type: ignore[arg-type]
 
 
-def test_a_guards_place_is_its_server_and_on_this_machine_the_machine_too(
+def test_a_guards_place_is_its_server_and_for_a_local_one_the_machine_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     here = service(base_url="http://127.0.0.1:9/v1")
@@ -279,7 +279,7 @@ def test_a_guards_place_is_its_server_and_on_this_machine_the_machine_too(
     assert [one == two for one, two in zip(before, after, strict=True)] == [True, True, False, False]
 
 
-def test_a_databases_place_is_the_same_for_every_role() -> None:
+def test_a_databases_place_does_not_depend_on_the_user() -> None:
     urls = (
         "postgresql://a:b@db.example/app",
         "postgresql://c:d@db.example/app",
@@ -289,12 +289,12 @@ def test_a_databases_place_is_the_same_for_every_role() -> None:
     assert one == two != three
 
 
-def test_a_process_says_its_host_and_the_version_that_runs() -> None:
+def test_a_process_reports_its_host_and_version() -> None:
     found = presence_of("ledger", "blue", "{}")
     assert found.host and found.pid and found.version and (found.worker, found.label) == ("", "blue")
 
 
-def test_the_view_of_the_fleet_goes_on_without_the_store(tmp_path: Path) -> None:
+def test_the_fleet_view_works_without_the_store(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
             whole = await two.fleet()

@@ -1,4 +1,4 @@
-"""A guard on virtual time, and everything that must be conserved around it."""
+"""A guard on virtual time, and checks that everything it takes is returned."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def no_jitter() -> float:
 
 
 class Wallet:
-    """A charge that knows each hold's end. `wait_s`: a slow store; `refuse`: the budget is spent."""
+    """A charge that records how each hold ended. `wait_s`: a slow store; `refuse`: the budget is spent."""
 
     def __init__(self, wait_s: float = 0.0, *, refuse: bool = False) -> None:
         self.wait_s, self.refuse = wait_s, refuse
@@ -51,12 +51,12 @@ class Wallet:
 
     @property
     def open(self) -> int:
-        """Holds that have not ended."""
+        """The number of holds that have not ended."""
         return self.held - self.settled - self.released
 
 
 def hear(guard: Guard, limit: float, remaining: float, resets_in_s: float) -> None:
-    """The answer to the last call says this of the provider's own limit."""
+    """Feed the pacer as if the last response reported this provider limit."""
     sent = guard.breaker.given
     guard.pacer.learn([(limit, remaining, resets_in_s, "requests")], sent, sent, guard.now())
     guard.gates.watch_pace(guard.pacer)
@@ -91,7 +91,7 @@ def make_guard(
     clock: Clock | None = None,
     **options: Any,
 ) -> Guard:
-    """Call it on the virtual loop, or with a clock. Without `attempts` nothing is repeated."""
+    """Create a guard on the virtual loop, or with a clock. Without `attempts` nothing is repeated."""
     made = GuardOptions(
         idempotent=idempotent,
         breaker=breaker or BreakerOptions(),
@@ -108,7 +108,7 @@ def make_guard(
 
 
 def make_peers(*models: str, **about: Any) -> list[Guard]:
-    """Guards of several models of one service, which tell one another of outages as a `Service`'s do."""
+    """Guards of several models of one service, which share outages like those of a `Service`."""
 
     def spread(met_by: Guard, in_row: bool) -> None:
         for guard in peers:
@@ -156,7 +156,7 @@ def throttled(
 
 
 class Script:
-    """An operation that does one thing after another, and then answers; counts how often it was called, and when."""
+    """An operation that follows a list of steps and then succeeds. It records how often and when it was called."""
 
     def __init__(self, *steps: Callable[[], Awaitable[str]]) -> None:
         self._steps = list(steps)
@@ -171,11 +171,11 @@ class Script:
         return await (self._steps.pop(0) if self._steps else answer)()
 
 
-# ── what must be true ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── invariants ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def error_of(awaitable: Awaitable[Any]) -> Any:
-    """What it raises, or None."""
+    """The exception that it raises, or None."""
     try:
         await awaitable
     except BaseException as error:
@@ -184,19 +184,19 @@ async def error_of(awaitable: Awaitable[Any]) -> Any:
 
 
 async def open_breaker(guard: Guard) -> None:
-    """Fail until it opens."""
+    """Make calls fail until the breaker opens."""
     for _ in range(guard.options.breaker.failure_threshold):
         assert await error_of(guard.call(fail)) is not None
     assert guard.breaker.phase is OPEN
 
 
 def used(guard: Guard) -> list[int]:
-    """Units of each limit in use."""
+    """The units of each limit in use."""
     return [count.used for count in guard.gates.limits.counts]
 
 
 def nothing_is_taken(guard: Guard, wallet: Wallet | None = None) -> bool:
-    """No slot, no place in a line, no lease, no running permit, no open hold, no deadline."""
+    """True if no place, queue position, lease, running permit, open hold or deadline is left."""
     return (
         not taken_of_gates(guard.gates)
         and not taken_of_guard(guard)

@@ -1,7 +1,7 @@
-"""Cancellation at every point: whatever the caller was waiting for, nothing stays taken and nobody is lost.
+"""Cancellation at every point: whatever the caller was waiting for, nothing stays taken and no waiter is lost.
 
-Each situation is run again and again, cancelled one turn of the event loop later each time, until it is over before the
-cancellation comes. So no await is forgotten, also none that is added later.
+Each scenario is run repeatedly and cancelled one turn of the event loop later each time, until it ends before the
+cancellation. This covers every await, including any that is added later.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Situation = Callable[[], Coroutine[Any, Any, tuple[Guard, Callable[[Wallet], Cor
 
 
 async def turns() -> str:
-    """An operation with several awaits of its own."""
+    """An operation that awaits several times."""
     for _ in range(3):
         await asyncio.sleep(0)
     return await answer_in(1.0)
@@ -164,7 +164,7 @@ async def in_a_scope_that_was_begun() -> tuple[Guard, Any]:
 
 
 class scope_end:  # noqa: N801 - reads as a function
-    """The owner of a begun scope, who ends it whatever happens."""
+    """The owner of a begun scope, which always ends it."""
 
     def __init__(self, scope: Any) -> None:
         self.scope = scope
@@ -185,12 +185,12 @@ OTHERS: dict[int, list[asyncio.Task[Any]]] = {}
 
 
 def keep(guard: Guard, task: asyncio.Task[Any]) -> None:
-    """Somebody else, who must be served whatever happens to the one who is cancelled."""
+    """Another caller, which must be served whatever happens to the cancelled one."""
     OTHERS.setdefault(id(guard), []).append(task)
 
 
 async def cancelled_at(situation: Situation, turn: int) -> tuple[bool, Guard, Wallet, list[int]]:
-    """Run it, and cancel at that turn of the loop; was it over before?"""
+    """Run it, and cancel it at that turn of the loop. Returns whether it had ended before."""
     guard, act = await situation()
     wallet, before = Wallet(), used(guard)
     task = asyncio.create_task(act(wallet))
@@ -201,20 +201,22 @@ async def cancelled_at(situation: Situation, turn: int) -> tuple[bool, Guard, Wa
     over = task.done()
     task.cancel()
     error = await error_of(task)
-    assert over or error is None or isinstance(error, asyncio.CancelledError), "cancellation always goes up"
+    assert over or error is None or isinstance(error, asyncio.CancelledError), (
+        "a cancellation is always raised"
+    )
     await asyncio.gather(*OTHERS.pop(id(guard), []))
     return over, guard, wallet, before
 
 
 async def next_turn() -> None:
-    """One turn of the loop; where nothing is ready, to the next timer."""
+    """Advance one turn of the loop; if nothing is ready, to the next timer."""
     loop = virtual_loop()
     timers = loop.timers()
     await asyncio.sleep(0 if loop.has_work() or not timers else max(0.0, timers[0] - loop.time()))
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__.replace("_", " "))
-def test_cancelled_at_any_point_it_keeps_nothing(situation: Situation) -> None:
+def test_a_call_cancelled_at_any_point_keeps_nothing(situation: Situation) -> None:
     async def main(turn: int) -> bool:
         over, guard, wallet, before = await cancelled_at(situation, turn)
         assert nothing_is_taken(guard, wallet), f"at turn {turn}"
@@ -222,19 +224,19 @@ def test_cancelled_at_any_point_it_keeps_nothing(situation: Situation) -> None:
         assert guard.breaker.streak == 0 and guard.breaker.trips <= 1
         verdicts = guard.tally.totals().verdicts
         started = sum(verdicts)
-        assert wallet.held <= started, "a hold without a call"
+        assert wallet.held <= started, "a hold without its call"
         if guard.gates.limits.counts[1].used - before[1] > 0:
-            assert started > 0, "a unit of a limit without a call"
+            assert started > 0, "a unit of a limit without its call"
         return over
 
     turn = 0
     while not run_virtual(lambda turn=turn: main(turn)):  # type: ignore[misc]
         turn += 1
-    assert turn >= 3, "it was over before anything could be cancelled"
+    assert turn >= 3, "it ended before anything could be cancelled"
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda one: one.__name__.replace("_", " "))
-def test_units_of_limits_are_only_kept_by_calls_that_were_made(situation: Situation) -> None:
+def test_only_calls_that_were_made_keep_their_units(situation: Situation) -> None:
     async def main(turn: int) -> bool:
         over, guard, _, _ = await cancelled_at(situation, turn)
         assert guard.gates.limits.counts[2].used == sum(guard.tally.totals().verdicts), f"at turn {turn}"
@@ -247,7 +249,7 @@ def test_units_of_limits_are_only_kept_by_calls_that_were_made(situation: Situat
         turn += 1
 
 
-def test_a_cancelled_probe_leaves_recovery_as_it_was_and_its_slot_free() -> None:
+def test_a_cancelled_probe_frees_its_slot_and_changes_nothing() -> None:
     async def main() -> None:
         guard = make_guard()
         await open_breaker(guard)
@@ -265,7 +267,7 @@ def test_a_cancelled_probe_leaves_recovery_as_it_was_and_its_slot_free() -> None
     run_virtual(main)
 
 
-def test_users_who_navigate_away_neither_open_nor_close_it() -> None:
+def test_cancelled_calls_neither_open_nor_close_the_breaker() -> None:
     async def main() -> None:
         guard = make_guard()
         for _ in range(100):
@@ -279,7 +281,7 @@ def test_users_who_navigate_away_neither_open_nor_close_it() -> None:
     run_virtual(main)
 
 
-def test_who_is_cancelled_just_when_he_was_handed_a_place_hands_it_on() -> None:
+def test_a_caller_cancelled_while_it_gets_a_place_passes_it_on() -> None:
     async def main() -> None:
         guard = make_guard(concurrency_max=1)
         release = asyncio.Event()
@@ -302,8 +304,8 @@ def test_who_is_cancelled_just_when_he_was_handed_a_place_hands_it_on() -> None:
     run_virtual(main)
 
 
-def test_a_hundred_callers_and_any_of_them_cancelled_leave_nothing() -> None:
-    """Interleaved by a fixed pattern: places, limits, pauses and money together."""
+def test_a_hundred_callers_with_random_cancellations_leave_nothing_taken() -> None:
+    """Places, limits, pauses and money together, interleaved in a fixed pattern."""
 
     async def main() -> None:
         guard = make_guard(
@@ -333,7 +335,7 @@ def test_a_hundred_callers_and_any_of_them_cancelled_leave_nothing() -> None:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "in another thread"])
-def test_a_scope_that_its_owner_drops_gives_everything_back(elsewhere: bool) -> None:
+def test_a_scope_dropped_by_its_owner_returns_everything(elsewhere: bool) -> None:
     async def main() -> None:
         guard, wallet = make_guard(clock=SYSTEM_CLOCK, concurrency_max=1), Wallet()
         dropped = [await guard.begin(answer, charge=wallet)]
@@ -347,14 +349,14 @@ def test_a_scope_that_its_owner_drops_gives_everything_back(elsewhere: bool) -> 
             dropped.clear()
         await waits
         assert nothing_is_taken(guard, wallet)
-        assert wallet.settled == 1, "what was done may be billed"
+        assert wallet.settled == 1, "the work that was done may be billed"
         assert guard.breaker.phase is CLOSED and not guard.breaker.window.failures
         assert guard.tally.totals().verdicts[NEUTRAL] == 1
 
     asyncio.run(main())
 
 
-def test_a_scope_dropped_after_its_loop_gives_everything_back_too() -> None:
+def test_a_scope_dropped_after_its_loop_ended_returns_everything() -> None:
     async def main() -> tuple[Guard, Wallet, object]:
         guard, wallet = make_guard(clock=SYSTEM_CLOCK), Wallet()
         return guard, wallet, await guard.begin(answer, charge=wallet)
@@ -365,7 +367,7 @@ def test_a_scope_dropped_after_its_loop_gives_everything_back_too() -> None:
     assert nothing_is_taken(guard, wallet)
 
 
-def test_a_key_block_or_a_pause_that_comes_while_cancelled_is_kept() -> None:
+def test_a_key_block_or_pause_received_during_a_cancellation_is_kept() -> None:
     async def main() -> None:
         guard = make_guard()
         guard.cooldown.extend(guard.now(), 30.0, no_jitter, Kind.THROTTLED, "why")

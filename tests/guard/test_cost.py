@@ -1,6 +1,6 @@
-"""What one guarded call costs, in counts that have no noise: calls, turns of the event loop, bytes.
+"""The cost of one guarded call, in counts without noise: function calls, turns of the event loop, bytes.
 
-Time is measured by `make bench`; these counts are the gate, because they are the same on every machine.
+`make bench` measures time. These counts are what is enforced, because they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ GUARD = {
 
 
 async def nothing() -> None:
-    """The cheapest operation there is."""
+    """The cheapest possible operation."""
 
 
 def everything_on() -> Guard:
-    """Deadline, breaker, three windows, places, counts: as a service has them."""
+    """A guard with everything that a service has: deadline, breaker, three limits, places, counts."""
     now = SystemClock.monotonic()
     limits = Limits(
         SlidingCount("requests a minute", 10**6, 60.0, now),
@@ -62,7 +62,7 @@ def everything_on() -> Guard:
 
 
 def counted(coroutine: Any) -> dict[str, int]:
-    """Python and C calls until it is done; a coroutine that gives a turn to the loop is counted under "turns"."""
+    """Python and C calls until it is done. "turns" counts how often the coroutine yields to the loop."""
     seen = {"call": 0, "c_call": 0, "turns": 0}
 
     def count(frame: FrameType, event: str, argument: Any) -> None:
@@ -84,11 +84,11 @@ def counted(coroutine: Any) -> dict[str, int]:
 
 
 def least(make: Callable[[], Any]) -> dict[str, int]:
-    """The cheapest of three: in the others a new second, or a quarter of one, may have begun, which costs some more."""
+    """The cheapest of three runs: the others may cross into a new second or quarter of a second, which costs more."""
     return min((counted(make()) for _ in range(3)), key=lambda seen: sum(seen.values()))
 
 
-def test_a_free_call_makes_few_calls_and_gives_no_turn_to_the_loop() -> None:
+def test_an_unhindered_call_makes_few_function_calls_and_never_yields_to_the_loop() -> None:
     async def main() -> dict[str, int]:
         guard = everything_on()
         async with Deadline(600):
@@ -101,7 +101,7 @@ def test_a_free_call_makes_few_calls_and_gives_no_turn_to_the_loop() -> None:
     assert 10 < seen["call"] + seen["c_call"] <= CALLS_MAX, seen
 
 
-def test_a_free_call_leaves_nothing_and_needs_little() -> None:
+def test_an_unhindered_call_leaves_nothing_behind_and_uses_little_memory() -> None:
     async def main() -> tuple[int, int]:
         guard = everything_on()
         for _ in range(50):
@@ -124,13 +124,13 @@ def test_a_free_call_leaves_nothing_and_needs_little() -> None:
 
     peak, left = asyncio.run(main())
     assert 0 < peak < BYTES_MAX
-    assert left < 200, "what a call leaves would grow with the calls"
+    assert left < 200, "anything left behind would grow with the number of calls"
 
 
 @pytest.mark.parametrize("free", [True, False], ids=["free", "paid"])
-def test_the_guards_share_of_a_query_through_the_platform(tmp_path: Path, free: bool) -> None:
-    """The product's own query: a real server, and for a paid service the durable ledger. The money's own work is not
-    the guard's, and asking for it must not make the guard's part longer."""
+def test_the_guards_share_of_a_platform_query_is_bounded(tmp_path: Path, free: bool) -> None:
+    """The query is a real one: with a server, and for a paid service with the durable ledger. The work for the money
+    does not count as the guard's, and must not make the guard's part longer."""
 
     async def main() -> int:
         async with FakeOpenAI() as fake:
@@ -158,8 +158,8 @@ def test_the_guards_share_of_a_query_through_the_platform(tmp_path: Path, free: 
     assert 10 < seen <= CALLS_MAX, seen
 
 
-def test_the_money_of_a_query_with_room_in_its_purse(tmp_path: Path) -> None:
-    """Bound, hold, bill and settlement, in the product's own query; what its beats do is behind the calls."""
+def test_the_money_part_of_a_query_with_room_in_its_purse_is_bounded(tmp_path: Path) -> None:
+    """Bound, hold, bill and settlement in a real query. The ledger's beats run outside the calls."""
 
     async def main() -> int:
         async with FakeOpenAI() as fake:
@@ -172,7 +172,7 @@ def test_the_money_of_a_query_with_room_in_its_purse(tmp_path: Path) -> None:
             query = Query(service="openai", prompt="What is the capital of France?", max_tokens=16)
             fake.script(gate := Gate(), *[answer(input_tokens=12, output_tokens=16) for _ in range(60)])
             async with platform:
-                # A call that runs keeps the purse here: with the end of the last one it goes home.
+                # A running call keeps the purse in this process: after the last call it would be returned.
                 running = asyncio.ensure_future(platform.query(query))
                 await gate.arrived()
                 store = platform.parts.store
@@ -180,7 +180,7 @@ def test_the_money_of_a_query_with_room_in_its_purse(tmp_path: Path) -> None:
                 purse = store.ledger.purses.budgets["service/openai"].purse
                 seen = []
                 for _ in range(60):
-                    purse.pace = (10.0**9, 10.0**9)  # As if it spent much, however slow the machine is.
+                    purse.pace = (10.0**9, 10.0**9)  # As if it spent a lot, however slow the machine is.
                     seen.append(await calls_in(MONEY, lambda: platform.query(query)))
                 gate.open()
                 await running
@@ -191,14 +191,13 @@ def test_the_money_of_a_query_with_room_in_its_purse(tmp_path: Path) -> None:
 
 
 async def calls_in_guard(make: Callable[[], Awaitable[object]]) -> int:
-    """Calls of functions of the guard, its gates and policies, and calls that these make into C."""
+    """Calls of functions of the guard, its gates and policies, including their calls into C."""
     return await calls_in(GUARD, make)
 
 
 async def calls_in(files: set[str | None], make: Callable[[], Awaitable[object]]) -> int:
-    """Calls of functions in these files, and calls that these make into C.
-
-    A coroutine that goes on after a wait is the same call.
+    """Calls of functions in these files, including their calls into C. A coroutine that resumes after a wait counts
+    once.
     """
     entered: list[FrameType] = []
     calls = 0
@@ -234,7 +233,9 @@ def test_a_refusal_by_an_open_breaker_is_cheap() -> None:
         return least(refused)
 
     seen = asyncio.run(main())
-    assert seen["turns"] == 0 and seen["call"] + seen["c_call"] <= 21, seen  # one asks who has forced it open
+    assert seen["turns"] == 0 and seen["call"] + seen["c_call"] <= 21, (
+        seen
+    )  # one of them reads who has forced it open
 
 
 def test_a_call_costs_the_same_however_many_are_running() -> None:

@@ -1,4 +1,4 @@
-"""The gates before a call: their order, what a refusal gives back, who waits, and in which order."""
+"""The gates before a call: their order, what a refusal returns, which calls wait, and in which order."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def now() -> float:
     return asyncio.get_running_loop().time() - BEGIN_S
 
 
-# ── each gate refuses, and gives back what was taken before it ────────────────────────────────────────────────────
+# ── each gate refuses, and returns what was taken before it ───────────────────────────────────────────────────────
 
 
 def block_key(guard: Guard) -> None:
@@ -96,7 +96,7 @@ REFUSALS: list[tuple[str, Setup, type[KooError], Kind, float | None]] = [
 @pytest.mark.parametrize(
     ("story", "setup", "error", "kind", "wait_s"), REFUSALS, ids=[one[0] for one in REFUSALS]
 )
-def test_a_gate_that_refuses_says_why_and_when_and_gives_back(
+def test_a_gate_that_refuses_gives_a_reason_and_a_time_and_returns_what_was_taken(
     story: str, setup: Setup, error: type[KooError], kind: Kind, wait_s: float | None
 ) -> None:
     async def main() -> None:
@@ -110,12 +110,12 @@ def test_a_gate_that_refuses_says_why_and_when_and_gives_back(
         assert seen.retry_after_s == wait_s and seen.service == "claude" and seen.attempts == 0
         assert used(guard) == before and guard.pacer.wait_s(guard.now()) == cell
         assert nothing_is_taken(guard, wallet) and wallet.held == 0 and script.calls == 0
-        assert guard.tally.refused == {kind: 1}, "counted apart: it was no request"
+        assert guard.tally.refused == {kind: 1}, "counted separately: it was not a request"
 
     run_virtual(main)
 
 
-def test_money_that_refuses_gives_back_the_limit_and_the_place() -> None:
+def test_a_budget_refusal_returns_the_unit_and_the_place() -> None:
     async def main() -> None:
         guard, wallet, script = make_guard(), Wallet(refuse=True), Script()
         error = await error_of(guard.call(script, charge=wallet))
@@ -144,7 +144,7 @@ def test_a_breaker_that_opens_while_money_is_held_releases_it() -> None:
     run_virtual(main)
 
 
-def test_a_probes_slot_that_somebody_else_took_first_is_no_leak() -> None:
+def test_a_call_that_loses_the_race_for_the_probe_slot_leaks_nothing() -> None:
     async def main() -> None:
         guard, slow, script = make_guard(), Wallet(wait_s=1.0), Script()
         await open_breaker(guard)
@@ -161,7 +161,7 @@ def test_a_probes_slot_that_somebody_else_took_first_is_no_leak() -> None:
     run_virtual(main)
 
 
-def test_a_databases_gates_refuse_with_a_databases_errors() -> None:
+def test_a_databases_gates_raise_database_errors() -> None:
     async def main() -> None:
         guard = make_guard(name="db", family=DATABASES, concurrency_max=1, queue_max=0)
         task = asyncio.create_task(guard.call(hang))
@@ -175,7 +175,7 @@ def test_a_databases_gates_refuse_with_a_databases_errors() -> None:
     run_virtual(main)
 
 
-def test_each_refusal_is_a_fresh_and_small_one() -> None:
+def test_each_refusal_is_a_new_and_small_exception() -> None:
     async def main() -> None:
         guard = make_guard()
         await open_breaker(guard)
@@ -203,7 +203,7 @@ def test_a_key_block_on_one_model_refuses_that_model_only() -> None:
 # ── our own limits ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_full_limit_refuses_at_once_and_says_which() -> None:
+def test_a_full_limit_refuses_immediately_and_names_the_limit() -> None:
     async def main() -> None:
         guard = make_guard(per_minute=2)
         for _ in range(2):
@@ -215,7 +215,7 @@ def test_a_full_limit_refuses_at_once_and_says_which() -> None:
     run_virtual(main)
 
 
-def test_a_limit_of_zero_promises_no_time() -> None:
+def test_a_limit_of_zero_gives_no_retry_time() -> None:
     async def main() -> None:
         guard = make_guard(per_minute=0)
         for on_limit in (None, "wait"):
@@ -225,7 +225,7 @@ def test_a_limit_of_zero_promises_no_time() -> None:
     run_virtual(main)
 
 
-def test_with_wait_callers_queue_in_order_and_each_goes_as_soon_as_a_unit_is_free() -> None:
+def test_with_wait_callers_queue_in_order_and_leave_as_soon_as_a_unit_is_free() -> None:
     async def main() -> None:
         guard, order = make_guard(per_minute=2, timeout_s=1000), list[tuple[int, float]]()
 
@@ -242,7 +242,7 @@ def test_with_wait_callers_queue_in_order_and_each_goes_as_soon_as_a_unit_is_fre
     run_virtual(main)
 
 
-def test_with_wait_a_caller_who_cannot_be_served_in_time_is_refused_at_once() -> None:
+def test_with_wait_a_caller_that_cannot_be_served_in_time_is_refused_immediately() -> None:
     async def main() -> None:
         guard = make_guard(per_minute=1)
         await guard.call(answer)
@@ -253,7 +253,7 @@ def test_with_wait_a_caller_who_cannot_be_served_in_time_is_refused_at_once() ->
     run_virtual(main)
 
 
-def test_who_waits_in_the_queue_until_his_deadline_is_refused_with_the_time() -> None:
+def test_a_caller_queued_until_its_deadline_is_refused_with_a_retry_time() -> None:
     async def main() -> None:
         guard = make_guard(per_minute=1)
         await guard.call(answer)
@@ -272,8 +272,8 @@ def test_who_waits_in_the_queue_until_his_deadline_is_refused_with_the_time() ->
 
 
 @pytest.mark.parametrize("on_limit", [None, "refuse", "wait"])
-def test_nobody_overtakes_who_waits_for_a_limit(on_limit: OnLimit | None) -> None:
-    """A unit that comes back belongs to who waits, even if somebody else comes by first."""
+def test_a_newcomer_does_not_overtake_callers_waiting_for_a_limit(on_limit: OnLimit | None) -> None:
+    """A returned unit belongs to the waiting caller, even if another caller arrives first."""
 
     async def main() -> None:
         guard, order = make_guard(per_minute=1), list[str]()
@@ -288,7 +288,7 @@ def test_nobody_overtakes_who_waits_for_a_limit(on_limit: OnLimit | None) -> Non
         barging: list[asyncio.Task[None]] = []
 
         def barge() -> None:
-            # The loop is late: the unit is free already, and nobody has woken who waits for it.
+            # The loop is late: the unit is free already, but the waiting caller has not woken yet.
             loop.hog(BEGIN_S + 61)
             barging.append(loop.create_task(guard.call(note, "who came by", on_limit=on_limit, timeout_s=70)))
 
@@ -303,7 +303,7 @@ def test_nobody_overtakes_who_waits_for_a_limit(on_limit: OnLimit | None) -> Non
     run_virtual(main)
 
 
-def test_a_refund_serves_who_waits_within_a_second() -> None:
+def test_a_refund_reaches_a_waiting_caller_within_a_second() -> None:
     async def main() -> None:
         guard, slow = make_guard(per_minute=1), Wallet(wait_s=5.0, refuse=True)
         refused = asyncio.create_task(guard.call(answer, charge=slow))
@@ -315,7 +315,7 @@ def test_a_refund_serves_who_waits_within_a_second() -> None:
     run_virtual(main)
 
 
-def test_a_queue_that_is_full_refuses() -> None:
+def test_a_full_queue_refuses() -> None:
     async def main() -> None:
         guard = make_guard(per_minute=1, queue_max=2)
         await guard.call(answer)
@@ -334,8 +334,8 @@ def test_a_queue_that_is_full_refuses() -> None:
     run_virtual(main)
 
 
-def test_never_one_too_many_in_a_minute_though_callers_wait_for_a_place_after_the_limit() -> None:
-    """The unit counts when the call goes out, not when its caller began to wait."""
+def test_the_limit_per_minute_holds_even_if_callers_wait_for_a_place_after_it() -> None:
+    """A unit counts from the time the call leaves, not from the start of its wait."""
 
     async def main() -> None:
         guard, at = make_guard(per_minute=10, concurrency_max=2, timeout_s=10_000), list[float]()
@@ -373,7 +373,7 @@ def test_callers_wait_for_a_place_first_come_first_served() -> None:
     run_virtual(main)
 
 
-def test_who_finds_no_place_before_his_deadline_is_refused_and_gives_his_unit_back() -> None:
+def test_a_caller_without_a_place_before_its_deadline_is_refused_and_returns_its_unit() -> None:
     async def main() -> None:
         guard = make_guard(concurrency_max=1)
         running = asyncio.create_task(guard.call(answer_in, 50))
@@ -390,14 +390,14 @@ def test_who_finds_no_place_before_his_deadline_is_refused_and_gives_his_unit_ba
     run_virtual(main)
 
 
-def test_with_refuse_a_call_does_not_wait_for_a_place_and_learns_when_to_come_back() -> None:
+def test_with_refuse_a_call_does_not_wait_for_a_place_and_gets_a_retry_time() -> None:
     async def main() -> None:
         guard = make_guard(concurrency_max=1)
         running = asyncio.create_task(guard.call(answer_in, 50))
         await asyncio.sleep(0)
         error = await error_of(guard.call(answer, on_limit="refuse"))
         assert isinstance(error, ServiceSaturated) and error.reason == "1 call is running and 0 are waiting"
-        assert error.retry_after_s is None, "no call has ended yet: it is not known how long they take"
+        assert error.retry_after_s is None, "no call has ended yet: how long they take is unknown"
         assert now() == 0 and used(guard) == [1, 1, 1]
         await running
         running = asyncio.create_task(guard.call(answer_in, 50))
@@ -411,8 +411,8 @@ def test_with_refuse_a_call_does_not_wait_for_a_place_and_learns_when_to_come_ba
     run_virtual(main)
 
 
-def test_a_call_that_the_breaker_will_refuse_stands_in_no_queue_and_holds_no_money() -> None:
-    """Else it would wait for its refusal, and a durable ledger would write twice for nothing."""
+def test_a_call_that_the_breaker_will_refuse_does_not_queue_or_hold_money() -> None:
+    """Otherwise it would wait for its refusal, and a durable ledger would write twice for nothing."""
 
     async def main() -> None:
         guard, wallet = make_guard(concurrency_max=1), Wallet()
@@ -427,7 +427,7 @@ def test_a_call_that_the_breaker_will_refuse_stands_in_no_queue_and_holds_no_mon
     run_virtual(main)
 
 
-def test_a_repeat_that_the_breaker_will_refuse_holds_no_money_either() -> None:
+def test_a_repeat_that_the_breaker_will_refuse_does_not_hold_money() -> None:
     async def main() -> None:
         guard, wallet = make_guard(attempts=3), Wallet()
         call = asyncio.create_task(error_of(guard.call(fail, charge=wallet)))
@@ -453,10 +453,10 @@ def test_money_is_not_held_while_waiting_for_a_place() -> None:
     run_virtual(main)
 
 
-# ── pauses that the other side asked for ──────────────────────────────────────────────────────────────────────────
+# ── pauses that the provider requested ────────────────────────────────────────────────────────────────────────────
 
 
-def test_all_callers_wait_for_a_pause_not_only_the_one_that_met_it() -> None:
+def test_a_pause_applies_to_all_callers() -> None:
     async def main() -> None:
         guard = make_guard()
         await error_of(guard.call(throttled(10.0)))
@@ -467,7 +467,7 @@ def test_all_callers_wait_for_a_pause_not_only_the_one_that_met_it() -> None:
     run_virtual(main)
 
 
-def test_a_pause_that_does_not_fit_the_deadline_refuses_at_once_with_the_time() -> None:
+def test_a_pause_beyond_the_deadline_refuses_immediately_with_the_time() -> None:
     async def main() -> None:
         guard = make_guard()
         await error_of(guard.call(throttled(10.0)))
@@ -478,7 +478,7 @@ def test_a_pause_that_does_not_fit_the_deadline_refuses_at_once_with_the_time() 
     run_virtual(main)
 
 
-def test_with_refuse_nobody_waits_for_a_pause() -> None:
+def test_with_refuse_calls_do_not_wait_for_a_pause() -> None:
     async def main() -> None:
         guard = make_guard()
         await error_of(guard.call(throttled(1.0)))
@@ -487,7 +487,7 @@ def test_with_refuse_nobody_waits_for_a_pause() -> None:
     run_virtual(main)
 
 
-def test_a_spent_quota_is_waited_for_only_by_who_asks_for_it() -> None:
+def test_only_calls_with_wait_wait_for_a_quota() -> None:
     async def main() -> None:
         guard = make_guard()
         spend_quota(guard)
@@ -497,7 +497,7 @@ def test_a_spent_quota_is_waited_for_only_by_who_asks_for_it() -> None:
     run_virtual(main)
 
 
-def test_a_quota_belongs_to_the_service_and_a_rate_to_the_model() -> None:
+def test_a_quota_pauses_the_service_and_a_rate_limit_pauses_the_model() -> None:
     async def main() -> None:
         opus, haiku = make_peers("opus", "haiku")
         await error_of(opus.call(throttled(5.0)))
@@ -511,7 +511,7 @@ def test_a_quota_belongs_to_the_service_and_a_rate_to_the_model() -> None:
     run_virtual(main)
 
 
-def test_a_pause_that_grows_while_somebody_waits_is_waited_for_to_its_end() -> None:
+def test_a_pause_extended_during_the_wait_is_waited_for_to_its_end() -> None:
     async def main() -> None:
         guard, script = make_guard(), Script()
         await error_of(guard.call(throttled(5.0)))
@@ -524,8 +524,8 @@ def test_a_pause_that_grows_while_somebody_waits_is_waited_for_to_its_end() -> N
     run_virtual(main)
 
 
-def test_a_reset_wakes_all_who_wait_for_a_pause_within_a_second() -> None:
-    """The one who met it, and waits to repeat, and those who came later."""
+def test_after_a_reset_all_callers_waiting_for_a_pause_go_within_a_second() -> None:
+    """Both the caller that met it and waits to repeat, and later callers."""
 
     async def main() -> None:
         guard = make_guard(attempts=2, timeout_s=200.0)
@@ -541,7 +541,7 @@ def test_a_reset_wakes_all_who_wait_for_a_pause_within_a_second() -> None:
     run_virtual(main)
 
 
-def test_who_waits_for_a_place_does_not_run_into_a_pause_that_begins_meanwhile() -> None:
+def test_a_caller_waiting_for_a_place_respects_a_pause_that_begins_meanwhile() -> None:
     async def main() -> None:
         guard, scripts = make_guard(concurrency_max=1), [Script() for _ in range(3)]
 
@@ -559,7 +559,7 @@ def test_who_waits_for_a_place_does_not_run_into_a_pause_that_begins_meanwhile()
     run_virtual(main)
 
 
-def test_who_waits_for_a_place_does_not_run_into_a_breaker_that_opens_meanwhile() -> None:
+def test_a_caller_waiting_for_a_place_is_refused_if_the_breaker_opens_meanwhile() -> None:
     async def main() -> None:
         guard, script = make_guard(concurrency_max=1, breaker=BreakerOptions(failure_threshold=1)), Script()
 
@@ -579,7 +579,7 @@ def test_who_waits_for_a_place_does_not_run_into_a_breaker_that_opens_meanwhile(
 # ── the pacer ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_calls_are_spread_when_the_providers_limit_is_nearly_used_up() -> None:
+def test_calls_are_spread_when_the_providers_limit_is_almost_used_up() -> None:
     async def main() -> None:
         guard, scripts = make_guard(), [Script() for _ in range(4)]
         hear(guard, 200, 10, 50.0)
@@ -589,7 +589,7 @@ def test_calls_are_spread_when_the_providers_limit_is_nearly_used_up() -> None:
     run_virtual(main)
 
 
-def test_with_refuse_nobody_waits_for_the_pacer() -> None:
+def test_with_refuse_calls_do_not_wait_for_the_pacer() -> None:
     async def main() -> None:
         guard = make_guard()
         hear(guard, 200, 10, 50.0)
@@ -603,19 +603,19 @@ def test_with_refuse_nobody_waits_for_the_pacer() -> None:
     run_virtual(main)
 
 
-def test_a_call_that_is_refused_for_money_gives_its_cell_back() -> None:
+def test_a_call_refused_by_a_budget_returns_its_cell() -> None:
     async def main() -> None:
         guard, script = make_guard(), Script()
         hear(guard, 200, 10, 50.0)
         for _ in range(4):
             assert isinstance(await error_of(guard.call(script, charge=Wallet(refuse=True))), BudgetExceeded)
         await guard.call(script)
-        assert script.at == [0.0], "it need not wait for the cells of calls that were not made"
+        assert script.at == [0.0], "it does not wait for the cells of calls that were not made"
 
     run_virtual(main)
 
 
-def test_a_call_that_the_breaker_refuses_last_gives_its_cell_back() -> None:
+def test_a_call_refused_by_the_breaker_at_the_end_returns_its_cell() -> None:
     async def main() -> None:
         guard, script = make_guard(), Script()
         hear(guard, 200, 10, 50.0)
@@ -630,7 +630,7 @@ def test_a_call_that_the_breaker_refuses_last_gives_its_cell_back() -> None:
     run_virtual(main)
 
 
-def test_calls_in_line_for_places_are_spread_when_the_limit_becomes_known_meanwhile() -> None:
+def test_calls_queued_for_places_are_spread_once_the_limit_becomes_known() -> None:
     async def main() -> None:
         guard, scripts = make_guard(concurrency_max=1), [Script() for _ in range(3)]
         assert await guard.call(answer) == "answer"
@@ -646,14 +646,14 @@ def test_calls_in_line_for_places_are_spread_when_the_limit_becomes_known_meanwh
     run_virtual(main)
 
 
-def test_a_call_that_begins_again_after_its_wait_for_a_place_keeps_no_cell() -> None:
+def test_a_call_that_starts_over_after_waiting_for_a_place_keeps_no_cell() -> None:
     async def main() -> None:
         guard, script = make_guard(concurrency_max=1), Script()
         hear(guard, 200, 10, 50.0)
         running = asyncio.create_task(guard.call(answer_in, 7.0))
         await asyncio.sleep(0)
         waiting = asyncio.create_task(guard.call(script))
-        await asyncio.sleep(6.0)  # it has the cell of second 5, and waits for the place
+        await asyncio.sleep(6.0)  # it has the cell of second 5 and is waiting for the place
         guard.cooldown.extend(guard.now(), 2.0, no_jitter, Kind.THROTTLED, "the provider limits our rate")
         await asyncio.gather(running, waiting)
         assert script.at == [8.0], "the end of the pause, and not the next cell after its own"
@@ -661,7 +661,7 @@ def test_a_call_that_begins_again_after_its_wait_for_a_place_keeps_no_cell() -> 
     run_virtual(main)
 
 
-def test_a_cell_of_who_gave_up_or_was_refused_later_is_free_again() -> None:
+def test_the_cell_of_a_call_that_gave_up_or_was_refused_later_is_free_again() -> None:
     async def main() -> None:
         guard = make_guard(per_minute=100, concurrency_max=1)
         hear(guard, 200, 10, 50.0)
@@ -673,7 +673,7 @@ def test_a_cell_of_who_gave_up_or_was_refused_later_is_free_again() -> None:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         error = await error_of(guard.call(answer, timeout_s=20))
-        assert isinstance(error, ServiceSaturated), "it got a cell in time, and no place"
+        assert isinstance(error, ServiceSaturated), "it got a cell in time, but no place"
         assert not guard.pacer.wait_s(guard.now()) and used(guard) == [1, 1, 1]
         await running
 

@@ -1,4 +1,4 @@
-"""Money that comes when the deadline has passed: nothing is begun, and what was held is given back."""
+"""Money that is granted after the deadline: no attempt starts, and the money is released."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from koo.testing.clock import VirtualClock, run_virtual
 
 
 class LateCharge:
-    """A ledger that does not look at the clock."""
+    """A ledger that ignores the deadline."""
 
     def __init__(self, clock: VirtualClock, after_s: float) -> None:
         self.clock, self.after_s = clock, after_s
@@ -30,7 +30,7 @@ class LateCharge:
 
 
 @pytest.mark.parametrize(("after_s", "begun"), [(0.5, True), (1.0, False), (2.0, False)])
-def test_nothing_is_begun_after_the_deadline(after_s: float, begun: bool) -> None:
+def test_no_attempt_starts_after_the_deadline(after_s: float, begun: bool) -> None:
     async def main() -> None:
         clock, ran = VirtualClock(), list[str]()
         guard = Guard(Gates("own", GuardOptions(), deadlines=Deadlines(), clock=clock))

@@ -1,4 +1,4 @@
-"""From an outage back to health: probes, leases, the ramp; what models share; what operators and listeners do."""
+"""Recovery from an outage: probes, leases, the ramp; what models share; operators and listeners."""
 
 from __future__ import annotations
 
@@ -72,38 +72,42 @@ def test_one_probe_at_a_time_and_two_that_succeed_close_it() -> None:
     run_virtual(main)
 
 
-def test_a_probe_that_hangs_is_cut_at_its_lease_and_counts_as_failed() -> None:
+def test_a_hanging_probe_is_cut_at_the_end_of_its_lease_and_counts_as_failed() -> None:
     async def main() -> None:
         guard = make_guard()
         await open_breaker(guard)
         await asyncio.sleep(60)
         error = await error_of(guard.call(hang))
-        assert isinstance(error, ServiceTimeout) and now() == 90, "not after the minute that an attempt has"
+        assert isinstance(error, ServiceTimeout) and now() == 90, (
+            "not only after the attempt timeout of a minute"
+        )
         assert guard.breaker.phase is OPEN and guard.breaker.streak == 1 and guard.breaker.open_for_s == 120
         assert nothing_is_taken(guard)
 
     run_virtual(main)
 
 
-def test_a_probe_of_a_service_known_to_be_slow_has_the_time_that_its_answers_take() -> None:
+def test_the_lease_of_a_slow_services_probe_covers_its_usual_latency() -> None:
     async def main() -> None:
         guard = make_guard(breaker=BreakerOptions(recovery_s=10))
         for _ in range(5):
             await guard.call(answer_in, 14.0)
         await open_breaker(guard)
         await asyncio.sleep(10)
-        assert await guard.call(answer_in, 14.0) == "answer", "half a recovery would be five seconds"
+        assert await guard.call(answer_in, 14.0) == "answer", (
+            "half of the recovery time would be five seconds"
+        )
         slow = make_guard(breaker=BreakerOptions(recovery_s=10))
         for _ in range(5):
             await slow.call(answer_in, 59.0)
         await open_breaker(slow)
-        assert slow.breaker.lease_s == 60.0, "and never more than an attempt"
+        assert slow.breaker.lease_s == 60.0, "and never more than the attempt timeout"
 
     run_virtual(main)
 
 
-def test_a_probes_time_follows_how_long_answers_took_when_the_service_was_last_well() -> None:
-    """A model that was slow this morning is not given the morning's time in the evening."""
+def test_a_probes_lease_follows_the_latency_of_the_last_healthy_period() -> None:
+    """A model that was slow in the morning does not keep the long lease in the evening."""
 
     async def main() -> None:
         guard = make_guard(breaker=BreakerOptions(recovery_s=10))
@@ -111,17 +115,17 @@ def test_a_probes_time_follows_how_long_answers_took_when_the_service_was_last_w
             await guard.call(answer_in, 14.0)
         for _ in range(200):
             await guard.call(answer_in, 2.0)
-        await asyncio.sleep(3600.0)  # a quiet hour says nothing new
+        await asyncio.sleep(3600.0)  # an hour without calls changes nothing
         guard.tick()
         await open_breaker(guard)
         assert guard.breaker.lease_s == pytest.approx(5.0, abs=0.1), (
-            "half a recovery: twice two seconds are less"
+            "half of the recovery time, because twice two seconds is less"
         )
 
     run_virtual(main)
 
 
-def test_a_probe_cut_by_its_callers_deadline_says_nothing() -> None:
+def test_a_probe_cut_by_its_callers_deadline_is_inconclusive() -> None:
     async def main() -> None:
         guard = make_guard()
         await open_breaker(guard)
@@ -135,7 +139,7 @@ def test_a_probe_cut_by_its_callers_deadline_says_nothing() -> None:
     run_virtual(main)
 
 
-def test_a_stream_that_probes_keeps_its_lease_while_content_comes() -> None:
+def test_a_streaming_probe_keeps_its_lease_while_content_arrives() -> None:
     async def main() -> None:
         guard = make_guard()
         await open_breaker(guard)
@@ -158,7 +162,7 @@ def test_a_stream_that_probes_keeps_its_lease_while_content_comes() -> None:
     run_virtual(main)
 
 
-def test_a_late_answer_from_before_the_outage_changes_nothing() -> None:
+def test_a_late_result_from_before_the_outage_changes_nothing() -> None:
     async def main() -> None:
         guard = make_guard()
         late = [
@@ -183,7 +187,7 @@ async def fail_after_50_s() -> str:
     return await fail()
 
 
-def test_it_recovers_without_traffic_by_the_monitors_tick_and_check() -> None:
+def test_without_traffic_the_monitors_tick_and_check_close_the_breaker() -> None:
     async def main() -> None:
         guard = make_guard()
         await open_breaker(guard)
@@ -195,12 +199,12 @@ def test_it_recovers_without_traffic_by_the_monitors_tick_and_check() -> None:
                 guard.note_check(None)
         guard.note_check(None)
         assert guard.breaker.phase is CLOSED
-        assert guard.gates.bulkhead.cap == 1, "nobody has tried it: one call at first"
+        assert guard.gates.bulkhead.cap == 1, "no probe has tested it: one call at first"
 
     run_virtual(main)
 
 
-def test_checks_that_fail_show_until_a_call_succeeds() -> None:
+def test_failed_checks_are_reported_until_a_call_succeeds() -> None:
     async def main() -> None:
         guard = make_guard()
         for _ in range(3):
@@ -228,7 +232,7 @@ async def recover(guard: Guard) -> None:
     assert guard.breaker.phase is CLOSED
 
 
-def test_after_an_outage_callers_are_let_in_by_and_by_and_none_is_refused() -> None:
+def test_after_an_outage_callers_are_admitted_gradually_and_none_is_refused() -> None:
     async def main() -> None:
         guard, at = make_guard(concurrency_max=1000), list[float]()
         await recover(guard)
@@ -239,7 +243,7 @@ def test_after_an_outage_callers_are_let_in_by_and_by_and_none_is_refused() -> N
             await asyncio.sleep(20)
 
         await asyncio.gather(*(guard.call(work) for _ in range(100)))
-        # Two probes had been there when the second closed it: one of them was still counted.
+        # Two probes were running when the second closed it, and one of them was still counted.
         running = [sum(one <= second for one in at) for second in range(6)]
         assert running[0] in (4, 5) and running[-1] == 100
         for before, after in pairwise(running):
@@ -249,7 +253,7 @@ def test_after_an_outage_callers_are_let_in_by_and_by_and_none_is_refused() -> N
     run_virtual(main)
 
 
-def test_quick_calls_pass_a_ramp_without_waiting_for_its_seconds() -> None:
+def test_fast_calls_pass_a_ramp_without_waiting_for_its_steps() -> None:
     async def main() -> None:
         guard = make_guard()
         await recover(guard)
@@ -261,7 +265,7 @@ def test_quick_calls_pass_a_ramp_without_waiting_for_its_seconds() -> None:
     run_virtual(main)
 
 
-def test_the_ramp_widens_for_who_waits_though_nobody_ticks_and_nobody_leaves() -> None:
+def test_the_ramp_widens_for_waiting_calls_without_a_tick_and_without_a_leaving_call() -> None:
     async def main() -> None:
         guard = make_guard()
         await recover(guard)
@@ -278,7 +282,7 @@ def test_the_ramp_widens_for_who_waits_though_nobody_ticks_and_nobody_leaves() -
     run_virtual(main)
 
 
-def test_the_ramp_of_one_model_takes_nothing_from_the_others() -> None:
+def test_the_ramp_of_one_model_takes_no_places_from_the_others() -> None:
     async def main() -> None:
         sick, well = make_peers("sick", "well")
         gates = sick.gates
@@ -294,12 +298,12 @@ def test_the_ramp_of_one_model_takes_nothing_from_the_others() -> None:
         await asyncio.gather(*running, return_exceptions=True)
         began = now()
         await asyncio.gather(*(well.call(answer_in, 0.5) for _ in range(50)))
-        assert now() == began + 0.5, "it may have as many as it had"
+        assert now() == began + 0.5, "it keeps its own number of places"
 
     run_virtual(main)
 
 
-def test_a_monitors_tick_ends_a_ramp_and_an_operators_reset_of_a_closed_breaker_begins_none() -> None:
+def test_a_tick_ends_a_ramp_and_resetting_a_closed_breaker_starts_none() -> None:
     async def main() -> None:
         guard = make_guard(concurrency_max=100)
         guard.reset()
@@ -316,7 +320,7 @@ def test_a_monitors_tick_ends_a_ramp_and_an_operators_reset_of_a_closed_breaker_
     run_virtual(main)
 
 
-def test_metrics_only_ramps_nothing() -> None:
+def test_metrics_only_starts_no_ramp() -> None:
     async def main() -> None:
         guard = make_guard(breaker=BreakerOptions(success_threshold=1))
         guard.set_override(METRICS_ONLY)
@@ -332,7 +336,7 @@ def test_metrics_only_ramps_nothing() -> None:
 # ── what models of one service share ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_unreachable_host_feeds_all_its_models_and_an_overloaded_model_only_itself() -> None:
+def test_an_unreachable_host_counts_for_all_its_models_and_an_overloaded_model_only_for_itself() -> None:
     async def main() -> None:
         def classify(error: Exception) -> Fault:
             kind = error.kind if isinstance(error, ServiceFailed) else Kind.UNKNOWN
@@ -351,12 +355,12 @@ def test_an_unreachable_host_feeds_all_its_models_and_an_overloaded_model_only_i
             assert (opus.breaker.consecutive, haiku.breaker.consecutive) == (n, n)
         await error_of(haiku.call(unreachable))
         assert opus.breaker.phase is OPEN and haiku.breaker.phase is OPEN
-        assert haiku.tally.totals().verdicts[FAILURE] == 1, "another's call is not in its own counts"
+        assert haiku.tally.totals().verdicts[FAILURE] == 1, "another model's call is not in its own counts"
 
     run_virtual(main)
 
 
-def test_an_outage_that_is_told_late_says_nothing_about_the_other_models_either() -> None:
+def test_a_late_failure_does_not_spread_to_the_other_models() -> None:
     async def main() -> None:
         def classify(error: Exception) -> Fault:
             unreachable = isinstance(error, ConnectionError)
@@ -376,7 +380,7 @@ def test_an_outage_that_is_told_late_says_nothing_about_the_other_models_either(
     run_virtual(main)
 
 
-def test_one_reset_that_hits_all_calls_of_all_models_is_one_step_for_each() -> None:
+def test_one_reset_that_hits_all_calls_is_one_step_for_each_model() -> None:
     async def main() -> None:
         def classify(error: Exception) -> Fault:
             return Fault(verdict=FAILURE, kind=Kind.CONNECTION, reach="service")
@@ -399,7 +403,7 @@ def test_one_reset_that_hits_all_calls_of_all_models_is_one_step_for_each() -> N
     run_virtual(main)
 
 
-def test_a_refused_key_is_blocked_with_an_event_and_refuses_the_next_call() -> None:
+def test_a_refused_key_is_blocked_with_an_event_and_the_next_call_is_refused() -> None:
     async def main() -> None:
         events = list[Event]()
 
@@ -424,7 +428,7 @@ def returning(fault: Fault, error: Exception) -> Fault:
     return fault
 
 
-def test_a_key_block_or_a_quota_with_a_known_end_ends_then() -> None:
+def test_a_key_block_or_quota_with_a_known_end_ends_at_that_time() -> None:
     async def main() -> None:
         clock = VirtualClock(wall_s=1_000_000.0)
         ends: list[Fault] = [
@@ -447,7 +451,7 @@ def test_a_key_block_or_a_quota_with_a_known_end_ends_then() -> None:
 # ── operators ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_operator_closes_the_door_and_opens_it_again() -> None:
+def test_an_operator_forces_a_breaker_open_and_lifts_that_again() -> None:
     async def main() -> None:
         guard = make_guard()
         guard.set_override(FORCED_OPEN)
@@ -459,7 +463,7 @@ def test_an_operator_closes_the_door_and_opens_it_again() -> None:
     run_virtual(main)
 
 
-def test_disabled_and_metrics_only_let_everything_through_and_count_it() -> None:
+def test_disabled_and_metrics_only_admit_and_count_everything() -> None:
     async def main() -> None:
         for override, phase in ((DISABLED, CLOSED), (METRICS_ONLY, OPEN)):
             guard, script = make_guard(), Script(*[fail] * 20)
@@ -479,13 +483,13 @@ def test_metrics_only_cuts_no_call_short() -> None:
         for _ in range(5):
             await error_of(guard.call(fail))
         await asyncio.sleep(60)
-        assert await guard.call(answer_in, 50.0) == "answer", "a probe's lease would be half a minute"
+        assert await guard.call(answer_in, 50.0) == "answer", "the lease of a probe would be half a minute"
         assert nothing_is_taken(guard)
 
     run_virtual(main)
 
 
-def test_a_reset_forgets_streak_checks_and_pause_but_no_count_and_no_limit() -> None:
+def test_a_reset_clears_streak_checks_and_pause_but_not_counts_or_limits() -> None:
     async def main() -> None:
         guard = make_guard()
         await open_breaker(guard)
@@ -502,7 +506,7 @@ def test_a_reset_forgets_streak_checks_and_pause_but_no_count_and_no_limit() -> 
 # ── events (rule R17) ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_events_come_in_order_after_the_state_is_set() -> None:
+def test_events_are_published_in_order_after_the_state_is_set() -> None:
     async def main() -> None:
         seen = list[tuple[Event, str]]()
         guard = make_guard(publish=lambda event: seen.append((event, guard.breaker.phase.value)))
@@ -541,7 +545,7 @@ def test_a_burst_of_throttled_calls_is_one_event_and_one_step() -> None:
     run_virtual(main)
 
 
-def test_a_listener_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listener_that_raises_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         def listener(event: Event) -> None:
             raise RuntimeError("a bug in a listener")
@@ -558,7 +562,7 @@ def test_a_listener_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -
     assert "a bug in a listener" in caplog.text
 
 
-def test_a_listener_that_calls_the_guard_sees_it_in_order() -> None:
+def test_a_listener_that_calls_the_guard_receives_events_in_order() -> None:
     async def main() -> None:
         bus, seen = EventBus(), list[str]()
         guard = make_guard(publish=bus.publish)
@@ -587,7 +591,7 @@ def test_a_guard_works_in_one_run_after_another() -> None:
 
 
 def test_use_from_another_threads_loop_is_a_clear_error_and_no_failure_of_the_service() -> None:
-    """On a real loop: threads have no place in virtual time."""
+    """On a real loop, because threads do not follow virtual time."""
 
     async def main() -> None:
         guard, said, ended = (

@@ -1,4 +1,4 @@
-"""Repeats: when, how often, after what pause; and what the error says when there is none."""
+"""Repeats: when, how often, after what pause, and what the error says if there is none."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def asks_to_wait(seconds: float = 7.0) -> str:
     raise ServiceFailed("claude", "it is overloaded", seconds, kind=Kind.OVERLOADED)
 
 
-def test_what_fails_is_repeated_after_growing_pauses() -> None:
+def test_a_failed_call_is_repeated_after_growing_pauses() -> None:
     async def main() -> None:
         guard, script, wallet = (
             make_guard(attempts=4, breaker=STURDY, draw=half),
@@ -54,14 +54,14 @@ def test_what_fails_is_repeated_after_growing_pauses() -> None:
         assert await guard.call(script, charge=wallet) == "answer"
         assert script.at == [0.0, 0.5, 1.5, 3.5], "half of 1, 2 and 4 seconds"
         assert guard.tally.totals().verdicts == [1, 3, 0, 0] and guard.tally.retries == 3
-        assert guard.tally.first_successes == 0, "a repeat's success earns no repeats"
+        assert guard.tally.first_successes == 0, "the success of a repeat earns no repeats"
         assert wallet.held == 4 and nothing_is_taken(guard, wallet), "money is held for each attempt"
         assert used(guard) == [4, 4, 4], "and each one counts for the limits"
 
     run_virtual(main)
 
 
-def test_when_the_attempts_are_used_up_the_last_error_says_how_many() -> None:
+def test_when_the_attempts_are_used_up_the_last_error_has_their_number() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=3, breaker=STURDY), Script(fail, fail, fail)
         error = await error_of(guard.call(script))
@@ -73,7 +73,7 @@ def test_when_the_attempts_are_used_up_the_last_error_says_how_many() -> None:
 
 @pytest.mark.parametrize(("operation", "calls"), [(fail, 1), (reset_by_peer, 1), (hang, 1), (throttled(1.0), 4)],
                          ids=["failure", "lost connection", "timeout", "throttled"])  # fmt: skip
-def test_an_operation_that_is_not_idempotent_is_repeated_only_if_it_was_turned_away_at_the_door(
+def test_a_non_idempotent_operation_is_repeated_only_if_it_was_not_carried_out(
     operation: object, calls: int
 ) -> None:
     async def main() -> None:
@@ -86,7 +86,7 @@ def test_an_operation_that_is_not_idempotent_is_repeated_only_if_it_was_turned_a
     run_virtual(main)
 
 
-def test_what_is_the_callers_mistake_or_not_worth_it_is_not_repeated() -> None:
+def test_the_callers_mistakes_and_hopeless_failures_are_not_repeated() -> None:
     async def main() -> None:
         guard = make_guard(attempts=4, breaker=STURDY)
 
@@ -114,13 +114,13 @@ def test_an_attempt_that_ran_out_of_time_is_repeated_within_the_deadline() -> No
         assert script.at == [0.0, 10.0, 20.0]
         assert isinstance(error, ServiceTimeout) and error.kind is Kind.TIMEOUT and error.attempts == 3
         assert guard.tally.totals().verdicts == [0, 3, 0, 0] and now() == 25, (
-            "its own time is koo's: a failure"
+            "the timeout is koo's own, so it is a failure"
         )
 
     run_virtual(main)
 
 
-def test_where_only_the_time_runs_out_the_error_says_what_was_met_before() -> None:
+def test_an_error_for_lack_of_time_names_the_failure_before_it() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=9, breaker=STURDY), Script(reset_by_peer, fail, hang)
         error = await error_of(guard.call(script, timeout_s=10))
@@ -133,7 +133,7 @@ def test_where_only_the_time_runs_out_the_error_says_what_was_met_before() -> No
     run_virtual(main)
 
 
-def test_a_first_attempt_that_runs_out_of_time_has_nothing_before_it() -> None:
+def test_a_first_attempt_that_runs_out_of_time_names_no_earlier_failure() -> None:
     async def main() -> None:
         guard = make_guard(attempts=9, breaker=STURDY)
         error = await error_of(guard.call(hang, timeout_s=10))
@@ -146,8 +146,8 @@ def test_a_first_attempt_that_runs_out_of_time_has_nothing_before_it() -> None:
 # ── the deadline ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_repeat_that_would_not_fit_the_deadline_is_not_begun() -> None:
-    """The pause and at least a second: else the caller gets the real error now instead of a timeout later."""
+def test_a_repeat_that_does_not_fit_the_deadline_is_not_started() -> None:
+    """It needs the pause and at least a second. Otherwise the caller gets the real error now, not a timeout later."""
 
     async def main() -> None:
         guard, script = make_guard(attempts=4, breaker=STURDY, draw=half), Script(fail, fail)
@@ -158,7 +158,7 @@ def test_a_repeat_that_would_not_fit_the_deadline_is_not_begun() -> None:
     run_virtual(main)
 
 
-def test_the_usual_latency_must_fit_too() -> None:
+def test_the_usual_latency_must_fit_the_deadline_too() -> None:
     async def main() -> None:
         guard = make_guard(attempts=4, breaker=STURDY)
 
@@ -180,7 +180,7 @@ def test_the_usual_latency_must_fit_too() -> None:
 # ── hints ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_servers_hint_is_the_least_pause() -> None:
+def test_a_servers_hint_is_the_minimum_pause() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=4, breaker=STURDY, draw=half), Script(asks_to_wait)
         await guard.call(script)
@@ -189,7 +189,7 @@ def test_a_servers_hint_is_the_least_pause() -> None:
     run_virtual(main)
 
 
-def test_a_hint_beyond_the_deadline_raises_at_once_and_carries_the_hint() -> None:
+def test_a_hint_beyond_the_deadline_raises_immediately_with_the_hint() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=4, breaker=STURDY), Script(asks_to_wait)
         error = await error_of(guard.call(script, timeout_s=7.0))
@@ -199,7 +199,7 @@ def test_a_hint_beyond_the_deadline_raises_at_once_and_carries_the_hint() -> Non
     run_virtual(main)
 
 
-def test_a_hint_beyond_the_cap_raises_at_once_and_carries_the_hint() -> None:
+def test_a_hint_beyond_the_cap_raises_immediately_with_the_hint() -> None:
     async def main() -> None:
         guard = make_guard(attempts=4, breaker=STURDY, timeout_s=10_000)
         script = Script(lambda: asks_to_wait(31.0))
@@ -209,7 +209,7 @@ def test_a_hint_beyond_the_cap_raises_at_once_and_carries_the_hint() -> None:
     run_virtual(main)
 
 
-def test_a_throttled_call_waits_as_long_as_the_provider_says_if_that_fits() -> None:
+def test_a_throttled_call_waits_for_the_providers_time_if_it_fits() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=4), Script(throttled(50.0))
         assert await guard.call(script) == "answer"
@@ -220,7 +220,7 @@ def test_a_throttled_call_waits_as_long_as_the_provider_says_if_that_fits() -> N
     run_virtual(main)
 
 
-def test_a_throttled_call_without_a_hint_waits_for_the_guess_and_says_the_time_when_it_gives_up() -> None:
+def test_a_throttled_call_without_a_hint_waits_for_a_guess_and_gives_a_time_when_it_gives_up() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=3), Script(*[throttled()] * 3)
         error = await error_of(guard.call(script))
@@ -230,7 +230,7 @@ def test_a_throttled_call_without_a_hint_waits_for_the_guess_and_says_the_time_w
     run_virtual(main)
 
 
-def test_with_refuse_a_throttled_call_is_not_waited_for() -> None:
+def test_with_refuse_a_throttled_call_does_not_wait() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=4), Script(throttled(1.0))
         error = await error_of(guard.call(script, on_limit="refuse"))
@@ -248,8 +248,8 @@ QUICKLY = BreakerOptions(failure_threshold=2)
 
 
 @pytest.mark.parametrize("on_limit", [None, "refuse"])
-def test_the_call_whose_own_failure_opens_the_breaker_ends_there(on_limit: OnLimit | None) -> None:
-    """The next caller is refused at once: this one would wait a minute for the same."""
+def test_a_call_whose_own_failure_opens_the_breaker_ends_there(on_limit: OnLimit | None) -> None:
+    """The next caller is refused immediately, and this one must not wait a minute for the same refusal."""
 
     async def main() -> None:
         guard, script = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200), Script(fail, fail)
@@ -264,7 +264,7 @@ def test_the_call_whose_own_failure_opens_the_breaker_ends_there(on_limit: OnLim
     run_virtual(main)
 
 
-def test_an_open_breaker_is_waited_for_on_request_if_it_reopens_within_the_deadline() -> None:
+def test_with_wait_a_call_waits_for_an_open_breaker_within_its_deadline() -> None:
     async def main() -> None:
         patient = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200)
         script = Script(fail, fail)
@@ -278,7 +278,7 @@ def test_an_open_breaker_is_waited_for_on_request_if_it_reopens_within_the_deadl
     run_virtual(main)
 
 
-def test_an_open_breaker_is_not_waited_for_where_another_service_is_asked_next() -> None:
+def test_with_a_fallback_a_call_does_not_wait_for_an_open_breaker() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200), Script(fail, fail)
         error = await error_of(guard.call(script, on_limit="wait", has_next=True))
@@ -287,7 +287,7 @@ def test_an_open_breaker_is_not_waited_for_where_another_service_is_asked_next()
     run_virtual(main)
 
 
-def test_a_call_that_waited_and_found_the_probe_taken_is_refused_with_what_it_had_tried() -> None:
+def test_a_call_that_waited_and_found_the_probe_taken_is_refused_with_its_attempts() -> None:
     async def main() -> None:
         guard = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200)
         calls = (guard.call(Script(fail, lambda: answer_in(5.0)), on_limit="wait") for _ in range(2))
@@ -300,7 +300,7 @@ def test_a_call_that_waited_and_found_the_probe_taken_is_refused_with_what_it_ha
     run_virtual(main)
 
 
-def test_against_an_operators_word_nothing_is_repeated() -> None:
+def test_nothing_is_repeated_while_an_operator_forces_the_breaker_open() -> None:
     async def main() -> None:
         guard = make_guard(attempts=4, breaker=STURDY, timeout_s=10_000)
 
@@ -317,7 +317,7 @@ def test_against_an_operators_word_nothing_is_repeated() -> None:
 # ── the retry budget ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_empty_budget_fails_no_first_attempt_and_the_error_says_so() -> None:
+def test_an_empty_retry_budget_fails_no_first_attempt_and_the_error_names_it() -> None:
     async def main() -> None:
         guard, calls = make_guard(attempts=4, breaker=STURDY, retry={"budget_per_s": 0.0}), 0
 
@@ -333,12 +333,12 @@ def test_an_empty_budget_fails_no_first_attempt_and_the_error_says_so() -> None:
             await guard.call(answer)
         calls = 0
         await error_of(guard.call(counted))
-        assert calls == 2, "ten first successes earn one repeat"
+        assert calls == 2, "ten successes at the first attempt earn one repeat"
 
     run_virtual(main)
 
 
-def test_a_foreign_error_leaves_unchanged_with_a_note() -> None:
+def test_a_foreign_error_is_raised_unchanged_with_a_note() -> None:
     async def main() -> None:
         guard = make_guard(attempts=4, breaker=STURDY, retry={"budget_tokens": 0.0, "budget_per_s": 0.0})
         mine = ConnectionResetError("reset by peer")
@@ -353,7 +353,7 @@ def test_a_foreign_error_leaves_unchanged_with_a_note() -> None:
     run_virtual(main)
 
 
-def test_the_same_error_raised_twice_does_not_grow() -> None:
+def test_an_error_raised_twice_gets_one_note() -> None:
     async def main() -> None:
         guard = make_guard(attempts=4, breaker=STURDY, retry={"budget_tokens": 0.0, "budget_per_s": 0.0})
         same = ServiceFailed("claude", "it is down", kind=Kind.SERVER_ERROR)
@@ -367,7 +367,7 @@ def test_the_same_error_raised_twice_does_not_grow() -> None:
     run_virtual(main)
 
 
-def test_a_repeat_that_its_deadline_forbids_takes_no_token_from_the_others() -> None:
+def test_a_repeat_that_does_not_fit_the_deadline_takes_no_token() -> None:
     async def main() -> None:
         guard = make_guard(attempts=4, breaker=STURDY, draw=half, retry={"budget_per_s": 0.0})
         error = await error_of(guard.call(fail, timeout_s=1.2))
@@ -394,8 +394,9 @@ def test_a_repeat_that_is_never_made_costs_no_token() -> None:
     run_virtual(main)
 
 
-def test_a_storm_of_failures_adds_no_more_load_than_the_budget_allows() -> None:
-    """A backend that fails for a minute under 20 calls a second sees 1.1 times that, and the floor; not four times."""
+def test_a_storm_of_failures_adds_only_the_load_that_the_retry_budget_allows() -> None:
+    """A backend that fails for a minute at 20 calls a second gets 1.1 times that load plus the floor, not four
+    times."""
 
     async def main() -> None:
         guard, calls = make_guard(attempts=4, breaker=STURDY), 0
@@ -420,7 +421,7 @@ def test_a_storm_of_failures_adds_no_more_load_than_the_budget_allows() -> None:
     run_virtual(main)
 
 
-def test_begin_repeats_as_call_does_and_its_scope_knows_how_often() -> None:
+def test_begin_repeats_like_call_and_its_scope_has_the_number_of_attempts() -> None:
     async def main() -> None:
         guard, wallet = make_guard(attempts=4, breaker=STURDY), Wallet()
         scope = await guard.begin(Script(fail, fail), charge=wallet)
@@ -431,7 +432,7 @@ def test_begin_repeats_as_call_does_and_its_scope_knows_how_often() -> None:
     run_virtual(main)
 
 
-def test_permit_repeats_nothing() -> None:
+def test_permit_never_repeats() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=4), Script(fail)
         with pytest.raises(ServiceFailed):
@@ -442,8 +443,8 @@ def test_permit_repeats_nothing() -> None:
     run_virtual(main)
 
 
-def test_a_classifiers_repeatable_fault_is_repeated_without_being_a_sign_of_ill_health() -> None:
-    """A serialization failure: repeated, and neutral."""
+def test_a_repeatable_neutral_fault_is_repeated_and_does_not_count_as_a_failure() -> None:
+    """For example a serialization failure."""
 
     async def main() -> None:
         guard = make_guard(attempts=4, classify=lambda error: Fault(verdict=NEUTRAL, repeatable=True))
@@ -461,8 +462,9 @@ async def asks_for_another_form() -> str:
     raise error
 
 
-def test_a_refused_form_is_asked_anew_at_once_and_is_neither_a_failure_nor_a_repeat() -> None:
-    """It takes no token, counts for no breaker, and gives its hold back; a failure after it has all its repeats."""
+def test_a_refused_form_is_sent_again_immediately_and_is_neither_a_failure_nor_a_repeat() -> None:
+    """It takes no token, does not count for the breaker and returns its hold. A later failure still has all its
+    repeats."""
 
     async def main() -> None:
         guard, wallet = make_guard(attempts=2, breaker=STURDY, draw=half), Wallet()
@@ -478,7 +480,7 @@ def test_a_refused_form_is_asked_anew_at_once_and_is_neither_a_failure_nor_a_rep
     run_virtual(main)
 
 
-def test_a_form_that_never_passes_is_asked_a_few_times() -> None:
+def test_a_form_that_is_always_refused_is_sent_a_few_times() -> None:
     async def main() -> None:
         guard, wallet = make_guard(attempts=1, breaker=STURDY), Wallet()
         script = Script(*[asks_for_another_form] * 20)

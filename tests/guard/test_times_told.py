@@ -1,9 +1,9 @@
-"""No refusal names an earlier time than koo itself lets the same call through: each against each.
+"""No refusal gives an earlier time than koo itself admits the same call: every pair of gates.
 
-A caller who comes back when it was told to must not be refused once more by a gate whose time was known. So each way to
-shut a gate is met alone and together with each other one, a call is made, and made again at the time that its error
-names: in its attribute, in `Retry-After`, and in its sentence. All chance is against it: pauses and openings are as
-long as they can be.
+A caller that returns at the given time must not be refused again by a gate whose time was known. So each way to shut a
+gate is tested alone and together with each other one. A call is made, and made again at the time in its error: in the
+attribute, in `Retry-After` and in the sentence. The random draws are the worst case: pauses and openings have their
+maximum length.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def breaker_opens_for_longer(guard: Guard) -> None:
 
 
 def recovery_is_tested(guard: Guard) -> None:
-    """A probe runs, and answers within its time."""
+    """A probe runs and succeeds within its lease."""
     breaker = guard.breaker
     breaker_opens(guard)
     breaker.open_for_s = 0.0
@@ -126,7 +126,7 @@ PAIRS = [
     for pair in combinations_with_replacement(SETUPS, 2)
     if {*pair} - {*OF_THE_BREAKER} or len({*pair}) == 1
 ]
-"""A breaker has one phase at a time; each other way may come on top of each."""
+"""A breaker has one phase at a time; all other gates can be shut in any combination."""
 
 
 def limited_guard() -> Guard:
@@ -140,7 +140,7 @@ def limited_guard() -> Guard:
 
 
 async def monitor(guard: Guard) -> None:
-    """What a platform does each second: ticks, and the unbilled check of a key whose time has come."""
+    """What a platform does each second: ticks, and the unbilled check of a key when it is due."""
     blocks = guard.gates.key_blocks
     while True:
         await asyncio.sleep(1.0)
@@ -151,7 +151,7 @@ async def monitor(guard: Guard) -> None:
 
 
 def told_s(error: KooError) -> float:
-    """The earliest time that an error names, in any of its three places."""
+    """The earliest time that an error gives in any of its three places."""
     assert error.retry_after_s is not None, error
     header = float(problem_answer(error).headers["Retry-After"])
     said = re.search(r"try again in (?:(\d+) h )?([\d.]+) (s|min|days)", str(error))
@@ -161,7 +161,7 @@ def told_s(error: KooError) -> float:
 
 
 async def comes_when_told(guard: Guard, error: KooError) -> object:
-    """What becomes of the same call at the time that an error names, and a rounding later."""
+    """The outcome of the same call at the time that an error gives, plus rounding."""
     watching = asyncio.create_task(monitor(guard))
     try:
         await asyncio.sleep(told_s(error) + 1e-6)
@@ -171,7 +171,7 @@ async def comes_when_told(guard: Guard, error: KooError) -> object:
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda one: one.__name__)
-def test_a_caller_who_comes_when_it_was_told_to_is_let_through(first: Setup, second: Setup) -> None:
+def test_a_caller_that_returns_at_the_given_time_is_admitted(first: Setup, second: Setup) -> None:
     async def main() -> None:
         guard = limited_guard()
         for shut in dict.fromkeys((first, second)):
@@ -209,10 +209,11 @@ async def refuse_key() -> str:
         "the key",
     ],
 )
-def test_the_first_caller_is_told_as_much_as_the_second(
+def test_the_first_caller_gets_the_same_time_as_the_second(
     operation: Callable[[], Awaitable[str]], calls: int
 ) -> None:
-    """koo stretches a provider's time by up to a twentieth: who obeys the provider's own would be refused once more."""
+    """koo extends a provider's time by up to a twentieth, so a caller with the provider's own time would be refused
+    again."""
 
     async def main() -> None:
         guard = limited_guard()
@@ -226,8 +227,8 @@ def test_the_first_caller_is_told_as_much_as_the_second(
     run_virtual(main)
 
 
-def test_what_follows_from_a_refusal_by_money_is_told_too() -> None:
-    """The day's budget begins anew at midnight, but the provider has asked for longer."""
+def test_a_refusal_by_a_budget_also_gives_the_providers_later_time() -> None:
+    """The day's budget resets at midnight, but the provider requested a longer pause."""
 
     async def main() -> None:
         guard = limited_guard()
@@ -249,7 +250,7 @@ def test_what_follows_from_a_refusal_by_money_is_told_too() -> None:
     run_virtual(main)
 
 
-def test_who_comes_beside_a_queue_is_told_when_the_queue_has_been_served() -> None:
+def test_a_caller_refused_beside_a_queue_gets_the_time_at_which_the_queue_is_served() -> None:
     async def main() -> None:
         guard = limited_guard()
         minute_is_used_up(guard)
@@ -266,8 +267,8 @@ def test_who_comes_beside_a_queue_is_told_when_the_queue_has_been_served() -> No
     run_virtual(main)
 
 
-def test_a_callers_mistake_is_told_no_time_whatever_is_shut() -> None:
-    """To come back with the same mistake helps at no time."""
+def test_a_callers_mistake_gets_no_retry_time_whatever_is_shut() -> None:
+    """Returning with the same mistake never helps."""
 
     async def main() -> None:
         guard = make_guard(classify=lambda error: Fault(verdict=NEUTRAL, kind=Kind.INVALID_REQUEST))
@@ -282,7 +283,7 @@ def test_a_callers_mistake_is_told_no_time_whatever_is_shut() -> None:
     run_virtual(main)
 
 
-def test_a_database_that_refuses_connections_says_the_breakers_time_once_that_is_open() -> None:
+def test_a_refused_database_connection_gives_the_breakers_time_once_it_is_open() -> None:
     """ "try again in 1.0 s" beside a refusal of a minute."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""How a call ends, through each of the guard's faces: counted, settled, and everything given back."""
+"""How a call ends, through each of the guard's interfaces: counted, settled, and everything returned."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def end_of_program() -> str:
 
 
 class Strange(BaseException):
-    """Nobody expects it."""
+    """An exception that no code expects."""
 
 
 async def strange() -> str:
@@ -92,7 +92,7 @@ ENDS += [
 
 @pytest.mark.parametrize("face", FACES.values(), ids=FACES)
 @pytest.mark.parametrize(("story", "operation", "error", "verdict"), ENDS, ids=[one[0] for one in ENDS])
-def test_a_call_ends_once_and_gives_everything_back(
+def test_a_call_settles_once_and_returns_everything(
     story: str, operation: Operation, error: type[BaseException] | None, verdict: int, face: Face
 ) -> None:
     async def main() -> None:
@@ -108,7 +108,7 @@ def test_a_call_ends_once_and_gives_everything_back(
     run_virtual(main)
 
 
-def test_a_success_counts_its_latency() -> None:
+def test_a_success_records_its_latency() -> None:
     async def main() -> None:
         guard = make_guard()
         assert await guard.call(answer_in, 0.25) == "answer"
@@ -142,7 +142,7 @@ def test_our_own_timeout_of_an_attempt_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_the_callers_deadline_is_nobodys_fault_but_may_have_been_slow(slow: bool) -> None:
+def test_the_callers_deadline_is_neutral_but_may_count_as_slow(slow: bool) -> None:
     async def main() -> None:
         guard = make_guard(slow_s=1.0 if slow else 10.0)
         error = await error_of(guard.call(hang, timeout_s=2.0))
@@ -157,7 +157,7 @@ def test_the_callers_deadline_is_nobodys_fault_but_may_have_been_slow(slow: bool
 
 @pytest.mark.parametrize("slow", [False, True])
 def test_a_deadline_around_the_call_counts_the_same(slow: bool) -> None:
-    """Both end at the same moment, and the outer one is told; the guard still sees that it was slow."""
+    """Both end at the same moment and the outer one is raised, but the guard still records that the call was slow."""
 
     async def main() -> None:
         guard = make_guard(slow_s=1.0 if slow else 10.0)
@@ -183,7 +183,7 @@ def test_a_hung_backend_behind_short_deadlines_opens_the_breaker() -> None:
     run_virtual(main)
 
 
-def test_the_users_own_timeout_error_is_the_operations_failure_and_leaves_unchanged() -> None:
+def test_the_users_own_timeout_error_is_the_operations_failure_and_is_raised_unchanged() -> None:
     async def main() -> None:
         guard, mine = make_guard(), TimeoutError("the user's own")
 
@@ -227,7 +227,7 @@ def test_a_call_whose_deadline_has_passed_is_not_made() -> None:
     run_virtual(main)
 
 
-def test_a_databases_guard_speaks_of_databases() -> None:
+def test_a_databases_guard_raises_database_errors() -> None:
     async def main() -> None:
         guard = make_guard(name="db", family=DATABASES, attempt_timeout_s=1)
         assert isinstance(await error_of(guard.call(hang)), DatabaseTimeout)
@@ -264,7 +264,7 @@ def test_a_classifier_decides_and_its_error_is_raised_from_the_original() -> Non
 
 @pytest.mark.parametrize("face", FACES.values(), ids=FACES)
 @pytest.mark.parametrize("broken", ["raises", "returns nonsense"])
-def test_a_classifier_that_is_broken_says_nothing_and_keeps_nothing(broken: str, face: Face) -> None:
+def test_a_broken_classifier_is_neutral_and_keeps_nothing(broken: str, face: Face) -> None:
     async def main() -> None:
         def classify(error: Exception) -> Fault:
             if broken == "raises":
@@ -279,8 +279,8 @@ def test_a_classifier_that_is_broken_says_nothing_and_keeps_nothing(broken: str,
     run_virtual(main)
 
 
-def test_an_exception_that_is_a_success_counts_as_one() -> None:
-    """Some protocols end well by raising."""
+def test_an_exception_classified_as_a_success_counts_as_one() -> None:
+    """Some protocols end successfully by raising."""
 
     async def main() -> None:
         guard = make_guard(classify=lambda error: Fault(verdict=SUCCESS))
@@ -292,7 +292,7 @@ def test_an_exception_that_is_a_success_counts_as_one() -> None:
 
 
 @pytest.mark.parametrize("billed", [False, True])
-def test_what_may_have_been_billed_is_settled_and_the_rest_released(billed: bool) -> None:
+def test_a_charge_that_may_be_billed_is_settled_and_any_other_is_released(billed: bool) -> None:
     async def main() -> None:
         guard = make_guard(classify=lambda error: Fault(verdict=FAILURE, billed=billed))
         wallet = Wallet()
@@ -302,7 +302,7 @@ def test_what_may_have_been_billed_is_settled_and_the_rest_released(billed: bool
     run_virtual(main)
 
 
-def test_a_toll_that_fails_to_settle_keeps_nothing_else() -> None:
+def test_a_charge_that_fails_to_settle_keeps_nothing_else() -> None:
     async def main() -> None:
         class Broken(Wallet):
             def settle(self) -> None:
@@ -341,7 +341,7 @@ def test_a_scope_that_was_never_entered_settles_nothing() -> None:
     run_virtual(main)
 
 
-def test_a_scope_is_for_one_block_at_a_time() -> None:
+def test_a_scope_can_be_used_for_one_block_at_a_time() -> None:
     async def main() -> None:
         guard = make_guard()
         scope = guard.permit()
@@ -355,7 +355,7 @@ def test_a_scope_is_for_one_block_at_a_time() -> None:
     run_virtual(main)
 
 
-def test_the_time_that_a_scopes_owner_takes_is_not_the_other_sides() -> None:
+def test_the_time_of_a_scopes_owner_does_not_count_against_the_other_side() -> None:
     async def main() -> None:
         guard = make_guard(slow_s=1.0)
         scope = await guard.begin(answer_in, 0.1)
@@ -374,8 +374,8 @@ def test_the_time_that_a_scopes_owner_takes_is_not_the_other_sides() -> None:
     run_virtual(main)
 
 
-def test_twenty_readers_that_take_their_time_do_not_open_the_breaker() -> None:
-    """A stream that has begun, or a session in a user's hands, is no hung call."""
+def test_twenty_slow_readers_do_not_open_the_breaker() -> None:
+    """A started stream, or a session in its user's hands, is not a hung call."""
 
     async def main() -> None:
         guard = make_guard(slow_s=1.0)
@@ -385,11 +385,11 @@ def test_twenty_readers_that_take_their_time_do_not_open_the_breaker() -> None:
         assert guard.breaker.phase is CLOSED
         for scope in scopes:
             scope.settle(slow=False)
-        await asyncio.sleep(60)  # and the window has forgotten them
+        await asyncio.sleep(60)  # and the window no longer contains them
         hung = [asyncio.create_task(guard.call(hang)) for _ in range(20)]
         await asyncio.sleep(1.5)
         guard.tick()
-        assert guard.breaker.phase is OPEN, "twenty calls without any answer do"
+        assert guard.breaker.phase is OPEN, "twenty calls without any response do"
         for task in hung:
             task.cancel()
         await asyncio.gather(*hung, return_exceptions=True)
@@ -398,7 +398,7 @@ def test_twenty_readers_that_take_their_time_do_not_open_the_breaker() -> None:
     run_virtual(main)
 
 
-def test_a_scope_has_a_deadline_and_arms_no_timer() -> None:
+def test_a_scope_has_a_deadline_but_no_timer() -> None:
     async def main() -> None:
         guard = make_guard(timeout_s=9)
         now = asyncio.get_running_loop().time()
@@ -414,7 +414,7 @@ def test_a_scope_has_a_deadline_and_arms_no_timer() -> None:
     run_virtual(main)
 
 
-def test_a_consumer_that_walks_away_is_neutral() -> None:
+def test_a_consumer_that_stops_reading_is_neutral() -> None:
     async def main() -> None:
         guard, wallet = make_guard(), Wallet()
 
@@ -433,7 +433,7 @@ def test_a_consumer_that_walks_away_is_neutral() -> None:
     run_virtual(main)
 
 
-def test_a_coroutine_that_is_closed_without_ever_being_finished_is_neutral() -> None:
+def test_a_coroutine_closed_before_its_end_is_neutral() -> None:
     async def main() -> None:
         guard = make_guard()
         coroutine = guard.call(hang)
@@ -446,7 +446,7 @@ def test_a_coroutine_that_is_closed_without_ever_being_finished_is_neutral() -> 
     run_virtual(main)
 
 
-def test_a_strange_options_guard_still_reads_well() -> None:
+def test_the_repr_of_a_guard_with_unusual_options_is_readable() -> None:
     async def main() -> None:
         guard = make_guard(breaker=BreakerOptions(failure_threshold=1))
         assert repr(guard) == "<Guard 'claude' closed | 0 calls, 0 failed>"

@@ -1,4 +1,4 @@
-"""Calls that fail or are refused: the first of a service and a kind has its line at once, the others are counted."""
+"""Failed and refused calls: the first of a service and kind is logged immediately, the others are counted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fail(calls: CallLog, service: str = "claude") -> None:
     calls.failed(service, "query", failed(service), Kind.SERVER_ERROR, 2)
 
 
-def test_the_first_is_logged_at_once_with_all_that_is_known(
+def test_the_first_failure_is_logged_immediately_with_all_facts(
     calls: CallLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     fail(calls)
@@ -48,7 +48,7 @@ def test_the_first_is_logged_at_once_with_all_that_is_known(
     assert facts.items() <= vars(record).items()
 
 
-def test_a_refusal_says_when_the_next_attempt_may_be_made(
+def test_a_refusals_line_has_the_time_of_the_next_attempt(
     calls: CallLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls.failed("claude", "query", refused(), Kind.CIRCUIT_OPEN, 0, "openai is called next")
@@ -58,7 +58,7 @@ def test_a_refusal_says_when_the_next_attempt_may_be_made(
     ]
 
 
-def test_those_that_follow_are_counted_and_told_at_the_end_of_the_minute(
+def test_following_failures_are_counted_and_logged_at_the_end_of_the_minute(
     calls: CallLog, clock: StandingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(15):
@@ -76,7 +76,7 @@ def test_those_that_follow_are_counted_and_told_at_the_end_of_the_minute(
     assert vars(caplog.records[1])["count"] == 14
 
 
-def test_a_minute_without_one_is_the_end_and_the_next_one_is_logged_at_once(
+def test_a_minute_without_failures_ends_a_run_and_the_next_failure_is_logged_immediately(
     calls: CallLog, clock: StandingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     fail(calls)
@@ -94,7 +94,7 @@ def test_a_minute_without_one_is_the_end_and_the_next_one_is_logged_at_once(
     assert caplog.messages[3:] == [FAILED]
 
 
-def test_one_alone_needs_no_word_about_its_end(
+def test_a_single_failure_has_no_line_about_its_end(
     calls: CallLog, clock: StandingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     fail(calls)
@@ -103,7 +103,7 @@ def test_one_alone_needs_no_word_about_its_end(
     assert caplog.messages == [FAILED]
 
 
-def test_each_service_and_each_kind_is_counted_by_itself(
+def test_each_service_and_kind_is_counted_separately(
     calls: CallLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     fail(calls)
@@ -112,7 +112,7 @@ def test_each_service_and_each_kind_is_counted_by_itself(
     assert [message.split(":")[0] for message in caplog.messages] == ["claude", "openai", "claude"]
 
 
-def test_what_was_counted_last_is_told_at_the_end(
+def test_the_last_count_is_logged_on_close(
     calls: CallLog, clock: StandingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     fail(calls)
@@ -124,7 +124,7 @@ def test_what_was_counted_last_is_told_at_the_end(
     assert len(caplog.messages) == 2
 
 
-def test_the_request_that_it_failed_for_is_named_by_the_line_and_by_the_count(
+def test_the_line_and_the_count_contain_the_request_id(
     calls: CallLog, clock: StandingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for one in ("first", "second"):
@@ -137,7 +137,7 @@ def test_the_request_that_it_failed_for_is_named_by_the_line_and_by_the_count(
     assert [vars(record)["request_id"] for record in caplog.records] == ["first", "second"]
 
 
-def test_names_that_callers_make_up_fill_neither_log_nor_memory(
+def test_invented_names_fill_neither_the_log_nor_the_memory(
     calls: CallLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(RUNS_MAX + 1000):
@@ -146,10 +146,10 @@ def test_names_that_callers_make_up_fill_neither_log_nor_memory(
     assert caplog.messages[-1].startswith("others: query failed")
 
 
-def test_of_an_error_that_koo_did_not_make_only_the_class_is_named(
+def test_only_the_class_of_a_foreign_error_is_logged(
     calls: CallLog, clock: StandingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its text is somebody else's, and may hold a prompt or a key."""
+    """Its text is not koo's own, and may contain a prompt or a key."""
     for _ in range(2):
         calls.failed("own", "operation", RuntimeError("secret 4711"), Kind.UNKNOWN, 1)
     clock.advance(60)
@@ -160,7 +160,7 @@ def test_of_an_error_that_koo_did_not_make_only_the_class_is_named(
     ]
 
 
-def test_a_name_or_a_sentence_with_controls_is_cut_and_stays_one_line(
+def test_a_name_or_sentence_with_control_characters_is_cut_to_one_plain_line(
     calls: CallLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "x\x1b[2J\u202egnp\u2028" + "y" * 500
@@ -169,8 +169,8 @@ def test_a_name_or_a_sentence_with_controls_is_cut_and_stays_one_line(
     assert message.isprintable() and len(message) < 300
 
 
-def test_a_failed_call_keeps_nothing_of_its_error(calls: CallLog) -> None:
-    """Its traceback holds all that its caller's frames hold."""
+def test_the_call_log_keeps_no_reference_to_an_error(calls: CallLog) -> None:
+    """The error's traceback would keep everything in its caller's frames alive."""
     import gc
 
     errors = [failed(), failed()]

@@ -1,4 +1,4 @@
-"""Each event has its line: exactly these, at the event's severity; and no line says what must not be said."""
+"""The exact line of each event, at the event's severity, without anything that must not be logged."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_the_line_of_each_event(caplog: pytest.LogCaptureFixture) -> None:
         clock.advance(10)
 
 
-def test_no_event_is_without_a_line() -> None:
+def test_every_event_has_a_line() -> None:
     assert set(LINES) == set(KINDS)
     assert {type(event) for event, _ in EXACT} == set(KINDS)
 
@@ -236,7 +236,7 @@ def test_no_event_is_without_a_line() -> None:
 @pytest.mark.parametrize(
     "event", {type(event): event for event, _ in EXACT}.values(), ids=lambda event: type(event).__name__
 )
-def test_a_line_has_the_severity_of_its_event_and_says_which_it_is_and_whose(
+def test_a_line_has_its_events_severity_name_and_source(
     log: EventLog, caplog: pytest.LogCaptureFixture, event: Event
 ) -> None:
     log.on_event(event)
@@ -246,7 +246,7 @@ def test_a_line_has_the_severity_of_its_event_and_says_which_it_is_and_whose(
     assert vars(record)["what"] == re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
 
 
-def test_what_an_event_knows_are_facts_for_programs(log: EventLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_events_values_are_facts_for_programs(log: EventLog, caplog: pytest.LogCaptureFixture) -> None:
     token = request_id.set("0b2f")
     log.on_event(CircuitOpened("claude", "5 failures in a row", 60.0, FAILED))
     request_id.reset(token)
@@ -264,7 +264,7 @@ def test_what_an_event_knows_are_facts_for_programs(log: EventLog, caplog: pytes
     assert record.getMessage().endswith("[request 0b2f]")
 
 
-def test_an_applications_own_event_is_logged_by_its_name(
+def test_an_applications_own_event_is_logged_under_its_class_name(
     log: EventLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ HOSTILE = "x\x1b[2J\x9b\u202e\n2026-11-29 CRITICAL all is lost\u2028 sk-abcdefgh
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_whatever_stands_in_an_event_its_line_is_one_line_and_holds_no_secret(
+def test_an_events_line_is_a_single_line_without_secrets_whatever_it_contains(
     log: EventLog, caplog: pytest.LogCaptureFixture, kind: type[Event]
 ) -> None:
     words = {one.name: HOSTILE * 20 for one in fields(kind) if one.type in {"str", "str | None"}}
@@ -297,10 +297,10 @@ def test_whatever_stands_in_an_event_its_line_is_one_line_and_holds_no_secret(
     assert len(message) < 1500
 
 
-def test_what_has_begun_is_forgotten_when_there_is_too_much_of_it(
+def test_the_number_of_remembered_beginnings_is_bounded(
     log: EventLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A model's name is a caller's word, and a breaker that is forgotten with its model never closes."""
+    """Model names come from callers, and a breaker that is dropped with its model never closes."""
     for number in range(2000):
         log.on_event(CircuitOpened(f"claude/{number}", "5 failures in a row", 60.0))
     caplog.clear()
@@ -309,8 +309,8 @@ def test_what_has_begun_is_forgotten_when_there_is_too_much_of_it(
     assert ["it refused calls" in message for message in caplog.messages] == [False, True]
 
 
-def test_what_a_line_tells_to_read_is_what_an_installed_koo_has() -> None:
-    """Each kind that the lines name is in the package's runbook, and no line names a file of the repository."""
+def test_lines_refer_only_to_what_an_installed_koo_contains() -> None:
+    """Each kind that the lines name is in the package's runbook, and no line refers to a file of the repository."""
     source = Path(event_lines.__file__).read_text(encoding="utf-8")
     kinds = {*re.findall(r"\{GUIDE\}(\w+)", source), "database_unavailable", "circuit_open"}
     assert len(kinds) > 6 and kinds <= runbooks().keys()

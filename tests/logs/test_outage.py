@@ -1,8 +1,7 @@
-"""The log of an outage, read line by line: who reads only the log knows what broke, since when, until when, what to do.
+"""The log of an outage, line by line: the log alone shows what broke, since when, until when, and what to do.
 
-Two services, one by its key and one by failures, the database and the state store go down and come back. The clock is
-moved by the script, and the script does what background tasks would do at that time. The page of the log shows these
-lines.
+Two services (one by its key, one by failures), the database and the state store go down and recover. The script moves
+the clock, and does what background tasks would do at that time. `docs/log.md` shows these lines.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ ONCE = RetryOptions(attempts_max=1)
 
 
 class StoppedClock(StandingClock):
-    """Nothing sleeps to its end: what background tasks would do, the script does, at its own time."""
+    """A clock on which no sleep ends: the script does the work of background tasks at its own times."""
 
     async def sleep(self, delay_s: float) -> None:
         await asyncio.Event().wait()
@@ -51,7 +50,7 @@ def service(name: str, kind: Any, url: str, **more: Any) -> ServiceOptions:
 
 
 class Outage:
-    """The parts of a platform, the servers behind them, and the acts of the script."""
+    """The parts of a platform, their servers, and the steps of the script."""
 
     def __init__(self, parts: Parts, clock: StoppedClock, proxy: FaultProxy) -> None:
         self.parts = parts
@@ -63,7 +62,7 @@ class Outage:
         parts.database.guard.gates.draw = lambda: 0.0
 
     async def pass_time(self, seconds: float) -> None:
-        """So much time, and then what a second brings about."""
+        """Advance the clock, then do the work of one second."""
         self.clock.advance(seconds)
         await self.upkeep.step()
 
@@ -81,14 +80,14 @@ class Outage:
                     await session.execute(text("INSERT INTO notes VALUES (4711)"))
 
     async def look(self, times: int = 1) -> None:
-        """The database's own probe."""
+        """Run the database's own probe."""
         for _ in range(times):
             await self.parts.database.health_check()
 
 
 async def script(world: Outage, lab: FakeCompatible, claude: FakeAnthropic) -> None:
-    """Each act ten seconds after the one before, where it says nothing else."""
-    # All is well: not one line.
+    """The steps, ten seconds apart unless stated otherwise."""
+    # Everything works: not a single line.
     await world.ask("lab")
     await world.ask("claude")
     await world.write()
@@ -98,7 +97,7 @@ async def script(world: Outage, lab: FakeCompatible, claude: FakeAnthropic) -> N
     lab.script(*[error(500, "server_error") for _ in range(3)])
     await world.ask("lab", request="0b2f")
     await world.ask("lab", 4)
-    # The database's server is gone.
+    # The database's server is down.
     await world.pass_time(10)
     await world.proxy.refuse()
     world.proxy.reset_all()
@@ -108,7 +107,7 @@ async def script(world: Outage, lab: FakeCompatible, claude: FakeAnthropic) -> N
     await world.pass_time(10)
     claude.script(error(401, "authentication_error", "invalid x-api-key sk-ant-api03-hunter2hunter2"))
     await world.ask("claude", 3)
-    # The server is back, and answers twice before its circuit's time is over.
+    # The server is back, and two probes succeed before its circuit's time is over.
     await world.pass_time(10)
     await world.proxy.accept()
     await world.look(2)
@@ -123,7 +122,7 @@ async def script(world: Outage, lab: FakeCompatible, claude: FakeAnthropic) -> N
     await world.pass_time(10)
     world.proxy.cut_commit("at")
     await world.write()
-    # lab's provider says when its quota is back.
+    # lab's provider reports when its quota resets.
     lab.script(error(429, "insufficient_quota", headers={"retry-after": "3600"}))
     await world.ask("lab")
     # An operator pauses the database for a moment.
@@ -137,13 +136,13 @@ async def script(world: Outage, lab: FakeCompatible, claude: FakeAnthropic) -> N
 
 
 def _shown(record: logging.LogRecord) -> str:
-    """A line as the page has it, where a server's port and a line of the program are always the same."""
+    """A line as in the document, with a fixed server port and a fixed line of the program."""
     message = re.sub(r"127\.0\.0\.1:\d+/\w+", "db.example:5432/shop", record.getMessage())
     message = re.sub(r"tests\.logs\.test_outage:\d+", "app.orders:41", message)
     return f"{record.levelname.lower():<8} {message}"
 
 
-def test_the_log_of_an_outage(
+def test_the_log_of_an_outage_has_exactly_these_lines(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, postgres18: PostgresServer
 ) -> None:
     caplog.set_level(logging.INFO, "koo")

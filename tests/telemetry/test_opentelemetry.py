@@ -1,4 +1,4 @@
-"""With an SDK in the process, koo's queries and statements are spans and measurements by the conventions' names."""
+"""With an SDK, koo's queries and statements become spans and measurements under the conventions' names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Points = dict[str, list[Any]]
 
 @dataclass
 class Sdk:
-    """A real SDK that keeps what it gets."""
+    """A real SDK that stores what it receives."""
 
     exporter: InMemorySpanExporter
     reader: InMemoryMetricReader
@@ -43,7 +43,7 @@ class Sdk:
         return [one for one in self.exporter.get_finished_spans() if _is_koos(one)]
 
     def points(self) -> Points:
-        """What was measured, by the instrument's name."""
+        """The measurements, by instrument name."""
         found: Points = {}
         data = self.reader.get_metrics_data()
         for resource in data.resource_metrics if data is not None else ():
@@ -87,14 +87,14 @@ def options_of(fake: FakeAnthropic, home: Path) -> PlatformOptions:
 
 
 def of(points: Points, name: str, **wanted: object) -> Any:
-    """The one point of that instrument with these attributes."""
+    """The single point of that instrument with these attributes."""
     keys = {key.replace("__", "."): value for key, value in wanted.items()}
     (found,) = [one for one in points[name] if keys.items() <= dict(one.attributes).items()]
     return found
 
 
-def test_a_query_is_a_span_and_a_measurement_and_says_nothing_of_the_prompt(sdk: Sdk, tmp_path: Path) -> None:
-    """Whole or streamed; an attempt that was repeated is not its error."""
+def test_a_query_is_a_span_and_a_measurement_without_the_prompt(sdk: Sdk, tmp_path: Path) -> None:
+    """Whether whole or streamed; a repeated attempt is not an error of the query."""
 
     async def main() -> None:
         with FakeAnthropic(strict=False) as fake:
@@ -130,8 +130,8 @@ def test_a_query_is_a_span_and_a_measurement_and_says_nothing_of_the_prompt(sdk:
     assert SECRET not in everything and "test-key" not in everything and "127.0.0.1" not in everything
 
 
-def test_what_fails_or_is_refused_says_its_kind(sdk: Sdk, tmp_path: Path) -> None:
-    """Also a stream that breaks off; one that its reader leaves is not an error."""
+def test_failed_and_refused_queries_have_their_kind_as_the_error_type(sdk: Sdk, tmp_path: Path) -> None:
+    """So does a stream that breaks off. A stream that its reader leaves is not an error."""
 
     async def main() -> None:
         with FakeAnthropic(strict=False) as fake:
@@ -150,7 +150,7 @@ def test_what_fails_or_is_refused_says_its_kind(sdk: Sdk, tmp_path: Path) -> Non
     assert (failed.attributes or {})["error.type"] == "auth"
     assert (refused.attributes or {})["error.type"] == "key_refused"
     assert failed.status.status_code is StatusCode.ERROR and left.status.status_code is StatusCode.UNSET
-    assert not failed.events, "an exception's text is not written"
+    assert not failed.events, "an exception's text is not recorded"
     points = sdk.points()
     for kind in ("auth", "key_refused"):
         assert of(points, "gen_ai.client.operation.duration", error__type=kind).count == 1
@@ -167,7 +167,7 @@ def test_a_database_is_measured_from_the_samples_that_are_taken_anyway(sdk: Sdk,
                 with pytest.raises(SQLAlchemyError):
                     async with database.session_scope() as session:
                         await session.execute(text(f"SELECT '{SECRET}' FROM nowhere"))
-                KeepTime(platform.parts).tick()  # what a second brings about
+                KeepTime(platform.parts).tick()  # the work of one second
                 async with database.session_scope():
                     return sdk.points()
 
@@ -190,7 +190,7 @@ def test_a_database_is_measured_from_the_samples_that_are_taken_anyway(sdk: Sdk,
     assert SECRET not in str(closed)
 
 
-def test_a_caller_cannot_make_a_series_of_each_models_name(sdk: Sdk, tmp_path: Path) -> None:
+def test_invented_model_names_do_not_create_series_without_end(sdk: Sdk, tmp_path: Path) -> None:
     async def main() -> None:
         with FakeAnthropic(strict=False) as fake:
             async with Platform(options_of(fake, tmp_path)) as platform:
@@ -204,7 +204,7 @@ def test_a_caller_cannot_make_a_series_of_each_models_name(sdk: Sdk, tmp_path: P
     assert (sdk.spans()[0].attributes or {})["gen_ai.request.model"] == "_OTHER"
 
 
-def test_without_an_sdk_nothing_looks_on(tmp_path: Path) -> None:
+def test_without_an_sdk_nothing_is_watched(tmp_path: Path) -> None:
     async def main() -> None:
         with FakeAnthropic() as fake:
             async with Platform(options_of(fake, tmp_path)) as platform:
@@ -216,7 +216,7 @@ def test_without_an_sdk_nothing_looks_on(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_each_name_is_explained() -> None:
+def test_each_name_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "opentelemetry.md").read_text()
     values = [value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)]
     dotted = [value for value in values if "." in value and "/" not in value]
