@@ -1,7 +1,7 @@
 """Cancellation at every point: it is raised to the caller, and nothing is left behind.
 
-A scope is run again and again, and cancelled at its first, second, third ... wait: once while it waits, and once in the
-very turn of the event loop in which what it waits for is done. There is a last run that is not cancelled any more.
+Each test repeats a scope and cancels it at its first, second, third ... wait: once during the wait, and once in the turn
+of the event loop in which the wait completes. The last repetition ends before its cancellation is reached.
 """
 
 # ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it

@@ -1,4 +1,4 @@
-"""The cost of a guarded scope compared with plain SQLAlchemy, counted and not timed: trips, calls, turns, garbage."""
+"""The cost of a guarded scope beyond plain SQLAlchemy, counted and not timed: round trips, calls, turns, garbage."""
 
 from __future__ import annotations
 

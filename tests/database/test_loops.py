@@ -67,7 +67,7 @@ def test_no_connection_is_left_on_the_server(pg: Place) -> None:
     asyncio.run(gone())
 
 
-def test_a_second_running_loop_is_a_clear_error(url: str) -> None:
+def test_using_a_second_running_loop_raises_a_clear_error(url: str) -> None:
     database = Database(options(url))
     errors: list[BaseException] = []
 

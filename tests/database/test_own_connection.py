@@ -1,4 +1,4 @@
-"""Work on the driver's own connection (COPY, a cursor, `execute`): koo does not see it but still judges it right."""
+"""Work on the driver's own connection (COPY, a cursor, `execute`): koo does not see it, and judges it correctly."""
 
 # ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
 

@@ -55,7 +55,7 @@ def test_prepared_statements_are_kept_by_default(pg: Place) -> None:
     run(main)
 
 
-def test_switched_off_the_server_keeps_none(any_pg: Place) -> None:
+def test_with_prepared_statements_off_the_server_keeps_none(any_pg: Place) -> None:
     async def main() -> None:
         async with opened(any_pg.url, prepared_statements=False) as database:
             assert await work(database) == 0
@@ -64,7 +64,7 @@ def test_switched_off_the_server_keeps_none(any_pg: Place) -> None:
     run(main)
 
 
-def test_switched_off_no_statement_has_a_name_that_another_process_may_use(pg: Place) -> None:
+def test_with_prepared_statements_off_no_statement_has_a_name(pg: Place) -> None:
     """Not even while it runs: behind a pooler two processes may share one server connection."""
 
     async def main() -> None:

@@ -352,7 +352,7 @@ def test_a_refused_user_is_not_probed_every_second(state: str, each_second: bool
 
 
 class Standby(PostgresServer):
-    """A copy that follows `primary` and takes no writes, until it is promoted."""
+    """A replica of `primary`, which refuses writes until it is promoted."""
 
     def __init__(self, primary: PostgresServer) -> None:
         super().__init__(primary.major)

@@ -267,7 +267,7 @@ async def refusing(
 ) -> AsyncIterator[int]:
     """A port on which each connection is refused with this text, in the wire protocol.
 
-    After so many `times` there is no answer any more.
+    After `times` refusals it no longer responds.
     """
     came, over = 0, asyncio.Event()
 
