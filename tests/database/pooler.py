@@ -1,7 +1,7 @@
 """A minimal pooler: PostgreSQL's wire protocol, one server connection lent to the client in a transaction.
 
-With `shared=False` each client has its own server connection, as in session mode. Like PgBouncer it makes up the process
-id that it reports to its clients.
+With `shared=False` each client has its own server connection, as in session mode. Like PgBouncer it makes up the
+process id that it reports to its clients.
 """
 
 from __future__ import annotations

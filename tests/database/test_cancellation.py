@@ -1,7 +1,7 @@
 """Cancellation at every point: it is raised to the caller, and nothing is left behind.
 
-Each test repeats a scope and cancels it at its first, second, third ... wait: once during the wait, and once in the turn
-of the event loop in which the wait completes. The last repetition ends before its cancellation is reached.
+Each test repeats a scope and cancels it at its first, second, third ... wait: once during the wait, and once in the
+turn of the event loop in which the wait completes. The last repetition ends before its cancellation is reached.
 """
 
 # ruff: noqa: PT012 - these tests are about what is raised inside a scope and what leaves it
