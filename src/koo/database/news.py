@@ -73,6 +73,9 @@ class DatabaseNews:
 
     def failed(self, error: BaseException, scope: EndedScope, what: What, attempts: int) -> None:
         """A scope failed, or a function whose last attempt it was."""
+        # koo's own error may be inside a group that a TaskGroup raised. An error of SQLAlchemy or of a driver is logged
+        # by what the engine reported about it, and not at all if the engine reported nothing: then it is the program's
+        # own.
         known = next((one for one in leaves_of(error) if isinstance(one, DatabaseError)), None)
         if known is not None:
             self._failed(known, scope, what, attempts)

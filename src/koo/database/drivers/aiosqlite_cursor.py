@@ -52,6 +52,9 @@ class Turn:
         self._arguments = arguments
 
     def __call__(self) -> Answer:
+        # Checked again after the opening, which may wait up to `BUSY_MS` for another process's lock: the caller may be
+        # cancelled during that time. An opening without its statement is harmless, because the scope's rollback
+        # follows.
         if self._opening is not None and not self._future.cancelled():
             self._opening.say(self._inner)
         if self._method is None or self._future.cancelled():
@@ -87,6 +90,8 @@ class OneTurnCursor:
         return self._run(sqlite3.Cursor.executemany, operation, seq_of_parameters)
 
     def _run(self, method: Callable[..., Any], *arguments: Any) -> OneTurnCursor:
+        # All rows are fetched in the same turn. They take memory, but an AsyncSession buffers a result that is not
+        # streamed anyway, and no statement stays open that would hold a lock or remember an interrupt.
         answer = await_(self._adapted.driver_connection.take_turn(method, *arguments))
         self.description, self.rowcount, self.lastrowid, rows = answer
         self._rows = deque(rows)
