@@ -20,7 +20,7 @@ from koo.options import DatabaseOptions, GuardOptions
 T = TypeVar("T")
 
 UNSETTLED_S = 10.0
-"""For this long after a loss, connects are spread out: a restarted server needs some seconds to fill its caches."""
+"""For this long after a loss, connects are spread out: a restarted server needs a few seconds to fill its caches."""
 SPREAD_S = 0.1
 """The longest pause. With four connections at a time, a process then opens about eighty a second."""
 QUEUE_MAX = 10_000
@@ -71,8 +71,8 @@ def connect_options(options: DatabaseOptions) -> GuardOptions:
     return GuardOptions(
         timeout_s=options.pool_timeout_s,
         # Slightly shorter than the caller's time: an attempt that times out counts as a failure of the server, while a
-        # caller's deadline counts as nothing. With equal times the deadline could come first, and a server that never
-        # responds would not open the breaker.
+        # caller's deadline does not. With equal times the deadline could come first, and a server that never responds
+        # would not open the breaker.
         attempt_timeout_s=options.pool_timeout_s * ATTEMPT_SHARE,
         slow_s=options.slow_call_s,
         concurrency_max=options.pool_size + options.max_overflow,
