@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from koo.ai.stream import AnswerStream
 from koo.ai.types import Query
 from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
 from koo.options import RetryOptions
-from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Fault
 from koo.testing.polling import until
 from koo.testing.providers import answer, error, hang, stream
 from tests.ai.worlds import World, run
@@ -135,6 +136,7 @@ def test_a_reader_that_leaves_stops_the_provider_and_pays_for_what_was_used(way:
                 break
             chunks = None
             gc.collect()
+            await asyncio.sleep(0)  # it is settled by the loop, not by the garbage collector
         else:
             task = asyncio.ensure_future(texts(chunks))
             await until(lambda: bool(world.guard().breaker.running) and len(world.claude.queries) == 1)
@@ -144,6 +146,28 @@ def test_a_reader_that_leaves_stops_the_provider_and_pays_for_what_was_used(way:
         assert verdicts(world)[FAILURE] == 0 and verdicts(world)[NEUTRAL] == 1
         assert world.spent_usd() > 0 and world.nothing_is_taken()
 
+    run(test)
+
+
+def test_a_stream_dropped_in_another_thread_is_settled_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settled where it was dropped, it would change a purse in the middle of another call's settlement."""
+    settled_in: list[int] = []
+    settle = AnswerStream._settle
+
+    def watch(self: AnswerStream, fault: Fault, silent_s: float = 0.0) -> None:
+        settled_in.append(threading.get_ident())
+        settle(self, fault, silent_s)
+
+    async def test(world: World) -> None:
+        world.claude.script(stream(["one ", "two "], stall_after=2, ping_only=True))
+        streams = [ask(world)]
+        await anext(streams[0])
+        await asyncio.to_thread(streams.clear)
+        await until(lambda: bool(settled_in))
+        assert settled_in == [threading.get_ident()]
+        assert verdicts(world)[NEUTRAL] == 1 and world.spent_usd() > 0 and world.nothing_is_taken()
+
+    monkeypatch.setattr(AnswerStream, "_settle", watch)
     run(test)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import anthropic
 import openai
+import psycopg
 import pytest
 import requests
 from google import genai
@@ -31,6 +32,7 @@ from koo.errors import (
     ServiceTimeout,
 )
 from koo.testing.polling import until
+from koo.testing.postgres import PostgresServer
 from koo.testing.providers import FakeAnthropic, FakeOpenAI, error
 
 CHAT: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Capital of France?"}]}
@@ -246,6 +248,19 @@ def test_a_stream_out_of_a_thread_is_refused_closed_and_paid(tmp_path: Path) -> 
         asyncio.run(main(server))
 
 
+def test_a_cursor_out_of_a_thread_is_an_ordinary_result(tmp_path: Path, postgres18: PostgresServer) -> None:
+    """psycopg's is an iterator with a `close`, as an SDK's stream is; its rows are here already."""
+
+    async def main() -> None:
+        async with opened(tmp_path) as platform:
+            platform.register_service("own", in_thread=True)
+            with psycopg.connect(postgres18.url(None)) as connection:
+                cursor = await platform.execute("own", connection.execute, "SELECT 7")
+                assert isinstance(cursor, Iterator) and cursor.fetchone() == (7,)
+
+    asyncio.run(main())
+
+
 # ── a thread cannot be stopped ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -304,13 +319,13 @@ def test_closing_waits_for_what_runs_a_little_and_says_what_is_left(
             platform.register_service("own", in_thread=True, timeout_s=0.02)
             with pytest.raises(ServiceTimeout):
                 await platform.execute("own", hanging)
-        assert "own: 1 threads still run" in caplog.text
+        assert "own: operations still running in threads, which cannot be stopped: 1" in caplog.text
         caplog.clear()
         hanging.let_go.set()
         async with platform:
             await until(lambda: platform.services["own"].gates.bulkhead.used == 0)
             assert await platform.execute("own", lambda: 5) == 5
-        assert "threads still run" not in caplog.text
+        assert "still running in threads" not in caplog.text
 
     asyncio.run(main())
 
@@ -326,7 +341,7 @@ def test_closing_waits_until_the_last_one_has_ended(tmp_path: Path, caplog: pyte
             await asyncio.sleep(0)
             hanging.let_go.set()
             await closing
-        assert "threads still run" not in caplog.text
+        assert "still running in threads" not in caplog.text
 
     asyncio.run(main())
 

@@ -13,6 +13,7 @@ leaving early does not reduce the provider's bill.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 
@@ -223,7 +224,15 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
     def __del__(self) -> None:
         # `break` in an `async for` does not close the iterator, so a stream can be dropped while it is open. The
         # scope's own `__del__` would end the permit but book the whole hold: only the stream knows what arrived.
-        if not self._closed and self._begun is not None:
+        if self._closed or self._begun is None:
+            return
+        loop = self._begun.guarded.deadlines.loop
+        if loop is not None and loop.is_running():
+            # Not immediately: the garbage collector may run this in any thread, and in the middle of a settlement whose
+            # half-changed purse it would then change as well. The callback's reference keeps the stream alive.
+            with suppress(RuntimeError):  # the loop was closed a moment ago
+                loop.call_soon_threadsafe(self._settle, CANCELLED)
+        else:
             self._settle(CANCELLED)
 
 

@@ -198,7 +198,7 @@ class Threads:
             self._emptied = None
         if self.running:
             log.warning(
-                "%s: %d threads still run an operation and cannot be stopped",
+                "%s: operations still running in threads, which cannot be stopped: %d",
                 self._name,
                 self.running,
             )
@@ -223,6 +223,8 @@ def _refuse_stream(result: object) -> None:
         and hasattr(result, "__exit__")
         and callable(getattr(result, "close", None))
         and not isinstance(result, io.IOBase)
+        # A cursor of psycopg 3 is an iterator too, but its rows have been fetched, or its reader chose to fetch them.
+        and not hasattr(result, "fetchone")
     )
     if is_stream:
         cast("Any", result).close()
