@@ -59,13 +59,13 @@ Draw = Callable[[], float]
 class Breaker:
     """One breaker. `happened` collects events, which the caller publishes after the step, outside the critical section.
 
-    `early_s`: how long the breaker stays open at least before successful checks may end the opening. Only a database
-    has checks that run what a call would run. An unbilled check of an AI service shows that the service can be reached,
-    not that it can answer a prompt. `early_at`: when the checks are expected to end the opening. `cause`: why it
-    opened; `reason`: the same, with the last error. `last_error`: the error of the last failed call or check, set by
-    the guard before it settles the call; a success does not clear it. `act`: the operator's act that set the override,
-    in force until `act_ends_at`. `refused`: how many calls were refused; `passed`: how many METRICS_ONLY admitted that
-    would have been refused. `incident`: the id of the record of its last opening, set by the recorder.
+    `early_s`: the minimum time before successful checks may end an opening. Only a database has checks that run what a
+    call would run. An unbilled check of an AI service shows that the service can be reached, not that it can answer a
+    prompt. `early_at`: when the checks are expected to end the opening. `cause`: why it opened; `reason`: the same,
+    with the last error. `last_error`: the error of the last failed call or check, set by the guard before it settles
+    the call; a success does not clear it. `act`: the operator's act that set the override, in force until
+    `act_ends_at`. `refused`: how many calls were refused; `passed`: how many METRICS_ONLY admitted that would have been
+    refused. `incident`: the id of the record of its last opening, set by the recorder.
     """
 
     __slots__ = (
@@ -169,7 +169,7 @@ class Breaker:
         """Why calls are refused, and in how many seconds to try again (infinite if nothing is known)."""
         if self.override is FORCED_OPEN:
             # The override ends at the first tick after `act_ends_at`, so a caller that returned at that very moment
-            # could be refused again. An override without an end has no honest time: the result is infinite.
+            # could be refused again. If the override has no end, no time would be true, and the result is infinite.
             return f"the circuit was {why_forced(self.act)}", max(self.act_ends_at - now, 0.0) + UNIT_S
         # Without one of the fleet's probe units, this process may not probe at all. A unit can arrive only with a
         # beat, so a wait of 0 s would make every caller return at once and be refused again.
@@ -193,7 +193,7 @@ class Breaker:
         """End a permit; False if it had ended before, or if its result came too late to count.
 
         A NEUTRAL call that is `slow` was cut short by its caller's deadline after it had become slow. It counts as a
-        slow call, but not in the row of failures. Otherwise short deadlines would hide a backend that hangs.
+        slow call, but not as a failure. Otherwise short deadlines would hide a backend that hangs.
         """
         if permit.settled:
             return False
@@ -204,9 +204,9 @@ class Breaker:
             self._newest = None
         else:
             del self._older[permit.serial]
-        # The fence. Example: fifty calls run when the breaker opens, and end while recovery is being tested. Taken for
-        # probes, the first that fails would double the open time for an outage that may be over, and one that began
-        # before the outage and succeeds would count towards closing.
+        # The fence. Example: fifty calls run when the breaker opens, and end while recovery is being tested. If they
+        # were taken for probes, the first failure would double the open time for an outage that may be over, and the
+        # success of a call that began before the outage would count towards closing.
         if permit.generation != self.generation:
             self.stale += permit.generation != OUTSIDE
             return False
@@ -238,7 +238,7 @@ class Breaker:
         return True
 
     def _count_failure(self, permit: Permit) -> int:
-        """The length of the row with this failure in it; 0 if the failure adds no step to the row."""
+        """The number of failures in a row, including this one; 0 if this failure is not counted as a further one."""
         # One connection reset that hits fifty running calls is one step, but five failures in succession are five. So
         # a failure counts only if its call began after the last counted failure: the first of the fifty marks every
         # serial granted so far, and the other forty-nine are at or below the mark. Serial numbers, not times: on a
@@ -250,9 +250,9 @@ class Breaker:
         return 0
 
     def count_outage(self, in_row: bool, now: float, draw: Draw) -> None:
-        """Count a failure that another breaker saw on the same host. `in_row`: it was a step in that breaker's row.
+        """Count a failure of another breaker's call to the same host. `in_row`: that breaker counted it as a step.
 
-        The failure rate counts all of them; the row of failures counts only the steps. One reset that hits fifty calls
+        The failure rate counts all of them, but only steps count as failures in a row. One reset that hits fifty calls
         of ten models is one step for each model, not ten or fifty.
         """
         if self.phase is CLOSED and (self.override is NONE or self.override is METRICS_ONLY):
@@ -266,7 +266,7 @@ class Breaker:
 
     @property
     def marks(self) -> int:
-        """A number that grows with each failure that makes the row longer or trips the breaker."""
+        """A number that grows with each further failure in a row, and with each trip."""
         return self.consecutive + self.trips
 
     def _heal_streak(self, now: float) -> None:
@@ -286,14 +286,14 @@ class Breaker:
     def _why_trip(self, now: float) -> tuple[str, Rule | None]:
         """Why the breaker must open, and by which rule; None if it stays closed."""
         options, window = self.options, self.window
-        # The row may be older than the window: with no calls since, nothing resets it. For a primed breaker, whose
-        # threshold is 1, a single failure an hour ago would then be enough to trip now. It does not confirm what the
-        # other processes see at this moment, so at least one failure must be inside the window.
+        # The failures in a row may be older than the window, because without calls nothing resets their number. For a
+        # primed breaker, whose threshold is 1, a single failure an hour ago would then be enough to trip now. It does
+        # not confirm what the other processes see at this moment, so at least one failure must be in the window.
         if self.consecutive >= self.threshold and window.failures:
             meanwhile = f" while {self.primed}" if self.primed else ""
             return in_a_row(self.consecutive) + meanwhile, "failures_in_a_row"
-        # Calls that hang count here while they still run. Against a backend that accepts connections and never replies
-        # no call would settle before its timeout, and until then the window would look idle.
+        # Calls that hang count while they still run. If a backend accepts connections but never replies, no call
+        # settles before its timeout, and until then the window would look idle.
         hung = len(self._hung(now))
         calls, slow = window.calls + hung, window.slow + hung
         if calls < options.calls_min:
@@ -423,8 +423,8 @@ class Breaker:
 
     def tick(self, now: float, draw: Draw) -> None:
         """Make the changes that are due by time alone. Called by the monitor and by `admit`, never by a mere read."""
-        # First, because the phase may change in this same tick, under whatever override is in force then. If the
-        # override ended last, an opening right after METRICS_ONLY would be published as one that refuses nothing.
+        # This comes first, because the phase may change in the same tick, under the override that is then in force. If
+        # the override ended last, an opening right after METRICS_ONLY would be published as one that refuses nothing.
         if now >= self.act_ends_at:
             self.set_override(NONE, ITS_TIME_WAS_OVER)
         if self.phase is OPEN:
@@ -440,14 +440,14 @@ class Breaker:
             self._trip_if_due(now, draw, 0.0)
 
     def end_early(self, now: float) -> bool:
-        """After successful checks that ran what a call would run: test recovery now, if it was open for `early_s`."""
+        """Test recovery now, after successful checks that ran what a call would run, if it was open for `early_s`."""
         if self.phase is not OPEN or now - self.opened_at < self.early_s:
             return False
         self._test_recovery(Trigger.ANSWERED, now)
         return True
 
     def hear_of_success(self, now: float) -> bool:
-        """A probe in another process succeeded: test recovery now, except while a server's own `Retry-After` lasts."""
+        """Test recovery now, because a probe in another process succeeded; not while a `Retry-After` lasts."""
         # The open time exceeds our own guess only if the server asked for the longer wait. Another process's success
         # says that our guess was too long, but it does not overrule what the server asked of this one.
         if self.phase is not OPEN or self.open_for_s > self._guess_s:
@@ -468,7 +468,7 @@ class Breaker:
         self.happened.append(CircuitHalfOpened(self.name, trigger.value))
 
     def close_idle(self, now: float) -> bool:
-        """After a successful check of a service that gets no calls: close, if it has been idle long enough."""
+        """Close, after a successful check of a service that gets no calls, if it has been idle long enough."""
         # Without calls there are no probes, and a service used once a day would be reported as recovering all day.
         idle = now - self._idle_since >= IDLE_RECOVERIES * self.options.recovery_s
         if self.phase is not HALF_OPEN or self.leases or not idle:

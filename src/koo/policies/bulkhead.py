@@ -44,7 +44,7 @@ class Bulkhead:
 
     def take(self) -> bool:
         """Take a slot if one is free."""
-        # No look at `line` is needed: a free slot is handed out in the step that frees it, so if one is free, the
+        # The queue need not be checked. A free slot is handed out in the step that frees it, so if one is free, the
         # queue is empty, and this call overtakes no waiter.
         if self.used >= self.cap:
             return False

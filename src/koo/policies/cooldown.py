@@ -22,7 +22,7 @@ QUOTA_BASE_S, QUOTA_CAP_S = 60.0, 900.0
 
 
 class Cooldown:
-    """Since when and until when to send no calls, in monotonic seconds.
+    """A pause: no calls are sent between `since` and `until` (monotonic seconds).
 
     `level`: how many pauses there were without a success between them.
     """
@@ -39,8 +39,8 @@ class Cooldown:
         self, now: float, hint_s: float | None, draw: Callable[[], float], kind: Kind, reason: str
     ) -> float:
         """Take in one throttled response; returns for how many seconds no calls are sent."""
-        # Responses during the pause belong to calls that were sent before it. Fifty of them are one step: counted as
-        # fifty, a single full minute would be followed by the longest pause.
+        # Responses during the pause belong to calls that were sent before it. Fifty of them are one step. If they were
+        # counted as fifty, one exhausted minute would be followed by the longest pause.
         if now >= self.until:
             self.since = now
             self.level += 1

@@ -13,7 +13,7 @@ from koo.options import NEVER
 from koo.policies.purse import Budget, Purse
 
 FLOAT_MAX = 10
-"""How many units stay in the purse while calls arrive. Ten turn ten trips to the store into one."""
+"""How many units stay in the purse while calls arrive: ten calls then cost one trip to the store instead of ten."""
 FLOAT_PART = 100
 """At most a hundredth of the limit stays: the units of a process that is killed are lost for the rest of the day."""
 AGAIN_S = 2.0
@@ -71,7 +71,8 @@ class DayHand:
 
     def units(self, now: float, used: int) -> tuple[int, float]:
         """How many units may be taken, and until when."""
-        # First, because yesterday's purse may have room. Taken from it, a call of today would be booked yesterday.
+        # This comes first, because yesterday's purse may still have room, and a call of today must not be booked
+        # there.
         if now >= self.budget.ends_at:
             self._roll(now)
         self.last_at = now
@@ -94,8 +95,8 @@ class DayHand:
         if not units:
             return
         purse.spent += units
-        # More than there is room for: taken while the store was unreachable. Booked as `over`, as a call's cost above
-        # its bound is, so that the treasury counts it without a grant.
+        # There was no room for these units: they were taken while the store was unreachable. They are booked as
+        # `over`, like a call's cost above its bound, so that the treasury counts them without a grant.
         if units > purse.room:
             purse.over += units - max(0, purse.room)
             purse.room = min(0, purse.room)
@@ -110,7 +111,7 @@ class DayHand:
     def refund(self, units: int, taken_at: float) -> None:
         """`units` were taken but never used: the next calls of this day use them."""
         purse = self.budget.purse
-        # Taken yesterday: a credit today would admit a call beyond today's limit.
+        # A unit that was taken yesterday belongs to yesterday: as a credit it would admit a call beyond today's limit.
         if taken_at < self.budget.ends_at - 86_400:
             return
         self._credit = units + (self._credit if purse is self._of else 0)

@@ -113,9 +113,9 @@ class Diary:
         )
 
     def _judged(self, begun_at: float, by_row: bool) -> list[Row]:
-        """The rows in the window; with `by_row` also those of a row of failures that began before the window."""
-        # Backwards to the failure that was number 1 in its row. With rare calls, five failures in a row may reach back
-        # hours; cut off at the window, the explanation would show fewer failures than the threshold.
+        """The rows in the window; with `by_row` also the failures in a row that happened before it."""
+        # Goes back to the first of the failures in a row. With rare calls, five failures may reach back hours. Without
+        # those before the window, the explanation would show fewer failures than the threshold.
         kept: list[Row] = []
         for row in reversed(self.rows):
             if row.at < begun_at and not by_row:

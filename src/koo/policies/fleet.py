@@ -232,9 +232,9 @@ class Leadership:
     def hear(self, told: Told, heard: Heard, asked_at: float) -> None:
         """Take in the reply to a beat that was sent at `asked_at`."""
         self.leader = heard.leader
-        # The term counts from the sending, not from the reply. The store began to count it somewhere in between, and a
-        # reply that was delayed for three seconds would otherwise let this process lead three seconds into the next
-        # leader's term.
+        # The term counts from when the beat was sent, not from the reply. The store started to count it in between. If
+        # a reply that was delayed for three seconds started the term here, this process would lead three seconds into
+        # the next leader's term.
         self._known_until = asked_at + told.lease_s * (1 - DRIFT)
         is_own = heard.leader is not None and heard.leader.process == heard.process
         self.epoch = heard.leader.epoch if is_own and heard.leader is not None else 0

@@ -1,9 +1,9 @@
 """Units in hand: a process's half of a fleet-wide limit per minute or hour (`units.py` is the store's half).
 
 A call takes a unit that is in hand without waiting for the store. In the background, used units are reported, units
-that are not needed go home, and more are requested: when the hand runs low, and at the latest at 70 % of the lease. A
-call that finds no unit waits for one reply. A reply without units says when the next one is free, and until then the
-store is not asked again.
+that are not needed are sent home (back to the store), and more are requested: when few are left, and at the latest at
+70 % of the lease. A call that finds no unit waits for one reply. A reply without units says when the next one is free,
+and until then the store is not asked again.
 
 A lease counts from the moment it was requested, and 2 % short. So it ends here before the store counts its outstanding
 units as used, even if this process's clock is slow and the reply was late. If it lasted any longer, a unit could be
@@ -112,8 +112,8 @@ class Hand:
         """How many may be taken, and until when. `used`: by this process in the last period."""
         if self.left > 0 and now < self.until:
             self._in_share = False
-            # The caller takes what is returned here without asking again. So the first two thirds are returned first:
-            # when they are used up it comes here once more, and a message goes out while a third is still left.
+            # The caller uses the units that are returned here without asking again. So only two thirds are returned at
+            # first. When they are used up, it asks here once more, and a message is sent while a third is still left.
             if self.left > self._low:
                 return self.left - max(self._low, 0), self.until
             self._low = -1  # ring once; the next reply sets it again
@@ -126,9 +126,9 @@ class Hand:
 
     def _share(self, now: float, used: int) -> tuple[int, float]:
         """How many units this process may use on its own while the store is unreachable."""
-        # Two bounds. In the long run, the share. In the first period, in addition, what this process had used when its
-        # lease ended plus its part of the units that were free then. The share alone would not do: if others had used
-        # the whole limit just before, 0.8 of it would be used again while theirs is still in the window.
+        # Two bounds apply: the share, and in the first period also this process's use at the end of its lease plus its
+        # part of the units that were free then. The share alone is not enough. If others had just used the whole
+        # limit, 0.8 of it would be used again while their use is still in the window.
         if self._cut_at == NEVER:
             # All leases end soon after the store is lost, and then the free units belong to no process. A lone process
             # may use all of them.
@@ -226,7 +226,7 @@ class Hand:
         self.lost_at = min(self.lost_at, now)
 
     def ask(self, now: float, count: Uses, need: int = 0, waiting: int = 0, *, is_last: bool = False) -> Told:
-        """The next message to the store. `need`: of the first waiting caller; `waiting`: of all waiting callers.
+        """The next message to the store. `need`: the first waiting caller's need; `waiting`: that of all callers.
 
         `is_last`: this process ends, and keeps no unit.
         """

@@ -168,6 +168,7 @@ class Incident:
     def end(self, at: float, how: str) -> None:
         """End the record: calls pass again, or no more events will come."""
         self.refused_for_s = self.refusing_s(at)
+        # A wall clock may be set back while the incident lasts, and a record must not end before it began.
         self.closed_at, self.ended = max(at, self.opened_at), how
 
 

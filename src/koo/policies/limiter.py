@@ -6,7 +6,7 @@ whole period ago. The promise holds at every instant, and the price is that a un
 The day is a calendar day in UTC. Its end is passed in as monotonic time, so that no call reads a wall clock.
 
 A call does not check every count. Until the first count rolls, time alone neither returns a unit nor takes one away. So
-one check finds how many units may be taken until then, and each call takes one of these *granted ahead*.
+one check finds how many units may be taken until then. They are *granted ahead*, and each call takes one of them.
 
 A fleet-wide limit has its units *in hand*: leased (`hand.py`), or for the day in a purse. They are one more bound on
 what is granted ahead, so they cost a call nothing.
@@ -130,8 +130,8 @@ class SlidingCount:
         """Give back what was taken at `taken_at`, if it still counts."""
         bucket = int(taken_at // self._bucket_s)
         if bucket == self._bucket:
-            # Fewer if an operator has cleared the count in between: the use is forgotten already, and subtracted again
-            # it would make the count negative and admit too many.
+            # Fewer if an operator has cleared the count in between. That use is forgotten already; if it were
+            # subtracted again, the count would become negative and admit too many calls.
             self.used -= min(units, self.used - self._older)
             return
         for place, past in enumerate(self._past):
@@ -190,8 +190,8 @@ class SlidingCount:
 
     def ages(self, now: float, units: int) -> list[tuple[float, int]]:
         """When the last `units` were used: at least how many seconds ago, and how many, newest first."""
-        # By the end of a bucket: the true use was earlier. Reported too recent, a unit stays in the fleet's window too
-        # long, which is safe; reported too old, it would leave early.
+        # The age is that of the end of the bucket, and the real use was earlier. So a unit may stay in the fleet's
+        # window a little too long, which is safe. With too great an age, it would leave the window early.
         found, left = list[tuple[float, int]](), units
         current = (self._bucket, self.used - self._older)
         for bucket, used in (current, *map(tuple, reversed(self._past))):
@@ -299,9 +299,9 @@ class Limits:
     @property
     def counts(self) -> tuple[Count, ...]:
         """The counts as they are now. Read it again after each `take`; they may be changed until the next one."""
-        # Reading ends the grant: what was taken of it is booked, and the rest is given up. So whoever changes a count
-        # (a refund, a reset) sees the true numbers, and the next `take` checks the changed ones. A grant that outlived
-        # the change would go on from the old numbers.
+        # Reading ends the grant: what was taken of it is booked, and the rest is given up. So code that changes a
+        # count (a refund, a reset) finds the true numbers, and the next `take` checks the changed ones. If the grant
+        # outlived the change, calls would continue with the old numbers.
         self._shut_until = 0.0
         taken = self._granted - self._left
         self._granted = self._left = 0

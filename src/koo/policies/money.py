@@ -59,6 +59,7 @@ def limit_to_pico(limit_usd: Decimal | None) -> int:
 
 def from_pico(pico: int) -> Decimal:
     """Pico-dollars as USD, without trailing zeros."""
+    # `normalize` removes zeros before the decimal point too: it turns 100 into 1E+2, which `quantize` undoes.
     usd = _up.normalize(_up.scaleb(Decimal(pico), -DIGITS))
     return usd if usd.as_tuple().exponent <= 0 else _up.quantize(usd, Decimal(1))  # type: ignore[operator]
 

@@ -50,7 +50,7 @@ class Pacer:
         self.line = Bulkhead(1)
         self.sizes: dict[str, float] = {}
         self._limits: dict[str, Limit] = {}
-        # Calls are numbered in the order in which they were sent. `_heard`: the youngest call whose response was read.
+        # Calls are numbered in the order in which they were sent. `_heard`: the newest call whose response was read.
         # `_counted`: how many sent calls are subtracted from the limits. `_booked`: cells that were taken by calls not
         # sent yet. `_pilots`: how many pilots may be out, 0 if none are needed; `_pilots_from`: the last call sent
         # before them; `_pilots_out`: how many were let go; `_pilots_since`: when the first was.
@@ -74,7 +74,7 @@ class Pacer:
             self._pilots = 0
         least = NEVER
         # Responses overtake each other. The headers of an older call show a limit before the younger calls were
-        # subtracted; taken as the present state, they would free what is already used.
+        # subtracted. If they were taken as the present state, units that are in use would look free.
         if serial < self._heard or not told:
             return least
         self._heard, self._counted, self._hears = serial, sent, True

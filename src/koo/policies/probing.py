@@ -17,7 +17,7 @@ from typing import NamedTuple
 from koo.policies.fleet import GuardKey, ProbeAsk
 
 UNUSED_BEATS = 3
-"""How many beats a process keeps a unit that it does not use. Longer would keep the unit from a process with calls."""
+"""How many beats a process keeps a unit that it does not use. Meanwhile a process that has calls must wait for it."""
 HELD_BEATS = 5
 """How many beats a unit lasts in the store without a report from its process, which was probably killed. It exceeds
 `UNUSED_BEATS`, so a living process always gives a unit back before the store takes it away."""

@@ -131,8 +131,9 @@ class Limit:
 
     def wait_s(self, now: float, ahead: int) -> float:
         """How long a call behind `ahead` others has to wait at least; takes nothing."""
-        # Three cases after the free part: a bucket's next call waits for the refill. A window that has nothing left
-        # waits for its end, or for the next test of a very distant end. Else the last twentieth is sent one at a time.
+        # Three cases after the free part. In a bucket, the next call waits for the refill. In a window that has
+        # nothing left, it waits for the end of the window, or for the next test of a very distant end. Otherwise the
+        # last twentieth is sent one call at a time.
         if ahead + 1 <= self.spare:
             return 0.0
         if self._is_bucket:
@@ -154,7 +155,7 @@ class Limit:
     def give_back(self) -> None:
         """Return the cell of a call that is not sent."""
         self.left += 1.0
-        # The spread moves back by the step of the last call that was taken; only that one can be returned exactly.
+        # The next free time moves back by the step of the last call that was counted; earlier steps are not known.
         self._next_at -= self._step_s
         self._step_s = 0.0
 

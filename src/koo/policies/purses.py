@@ -1,9 +1,9 @@
 """All purses of one process: calls hold and settle in memory, and a beat in the background updates the treasury.
 
-A beat reports what was spent, sends home what is not needed, and asks for more (`treasury.py` explains the chain of
-beats). A call that finds no room waits for the next reply. All waiters of one set of budgets make one request: all or
-nothing of what the first one *needs*, and up to what all of them *want*. If the request were for the whole sum or
-nothing, a sum that does not fit would starve every one of them.
+A beat reports what was spent, sends home (back to the treasury) what is not needed, and asks for more; `treasury.py`
+explains the chain of beats. A call that finds no room waits for the next reply. All waiters of one set of budgets make
+one request: all or nothing of what the first one *needs*, and up to what all of them *want*. If the request were for
+the whole sum or nothing, a sum that does not fit would starve every one of them.
 
 Nothing here awaits, reads a clock, or uses a store; `now` is monotonic seconds. The owner of the purses sends `beat()`
 to the store when `ring` is called or a beat is due, and passes the reply to `hear()`.
@@ -64,9 +64,9 @@ class Purses:
 
     def forget(self, name: str) -> bool:
         """Remove a budget if it was not used in this period; returns whether it was removed."""
-        # A purse that was granted anything, or that a beat under way has reported, stays: its totals live on in the
-        # store's row under this process's name. Dropped here and created again, they would start at zero, and the
-        # store, which takes the larger number, would ignore all spending up to the old total.
+        # A purse that was granted anything, or that a beat under way has reported, stays: the store has a row with its
+        # totals. If the purse were dropped and created again, its totals would start at zero, and the store, which
+        # takes the larger number, would ignore all spending up to the old total.
         budget = self.budgets[name]
         purse = budget.purse
         is_told = self.flying is not None and purse.key in self.flying.totals
@@ -163,8 +163,8 @@ class Purses:
         for purse in purses:
             purse.held -= bound
             purse.spent += cost
-            # A cost above the bound is booked as `over`, which the treasury adds to what is granted. Taken from the
-            # room, it could make the room negative, and the room of other calls would pay for a wrong price.
+            # A cost above the bound is booked as `over`, which the treasury adds to what is granted. If it were taken
+            # from the room, the room could become negative, and other calls would be refused because of a wrong price.
             if cost > bound:
                 purse.above += cost - bound
                 purse.over += cost - bound
@@ -365,8 +365,8 @@ class Purses:
 
     def _decide(self, answer: Reply, now: float, waited_at: float) -> None:
         unmet = self._unmet(answer)
-        # In order of arrival: each waiter in turn tries to hold, so the oldest gets what the reply has brought. The
-        # list is replaced first, because `decided` wakes callers, which may queue again.
+        # Each waiter tries to hold in the order of arrival, so the oldest gets what the reply has brought. The list is
+        # replaced first, because `decided` wakes callers, which may queue again.
         before, self.waiting = self.waiting, []
         for waiter in before:
             # If the period ended while the beat was on its way, "unmet" is true of the old period only. The waiter is
@@ -384,7 +384,7 @@ class Purses:
 
     def _unmet(self, answer: Reply) -> dict[tuple[Key, ...], tuple[Met, int, Key | None]]:
         """The unmet asks by set of budgets, each with the first waiter's amount. Empty while the store is frozen."""
-        # A frozen store grants nothing to any process, which does not mean that nothing is left: nobody is refused.
+        # A frozen store grants nothing to any process, which does not mean that nothing is left: no caller is refused.
         if answer.frozen:
             return {}
         asked = zip(self._groups_asked, answer.beat.asks, answer.met, answer.short, strict=False)

@@ -65,8 +65,9 @@ class Repeats:
             attempts_max = min(attempts_max, BAD_ANSWERS_MAX)
         if not fault.repeatable or not safe or attempt >= attempts_max:
             return None, ""
-        # A wait beyond the cap ends the call: a shorter pause would only be refused again. After a 429 the hint counts
-        # in full, because the whole cooldown waits for it anyway, and the deadline decides whether that is too long.
+        # If the server asks for a longer pause than the cap, the call ends: after a shorter pause it would only be
+        # refused again. After a 429 any hint is accepted, because the cooldown keeps all calls away for that time
+        # anyway, and the deadline decides whether this call can wait.
         hint_s = fault.retry_after_s or 0.0
         if hint_s > retry.cap_s and not throttled:
             return None, f"it asks for a pause of {describe_s(hint_s)}"

@@ -39,8 +39,8 @@ class RetryBudget:
 
     def leave(self, earner: Earner) -> None:
         """Stop counting a guard, but keep what it has earned."""
-        # Its successes are added to a constant. If they vanished from the sum, the sum could fall below the value seen
-        # last, and the next `take` would compute negative earnings.
+        # Its successes so far stay in the sum as a constant. Without them, the sum could fall below its last value,
+        # and the next `take` would compute a negative income.
         self._earners.remove(earner)
         self._earned_by_others += earner.first_successes
 

@@ -160,7 +160,7 @@ class Tally:
 
     def cuts_in_row(self, now: float) -> int:
         """How many calls were cut short since the last success, with less than five minutes from each to the next."""
-        # Any success ends the row, and so does a long quiet time: three impatient callers spread over a day say
+        # Any success ends the count, and so does a long quiet time: three impatient callers spread over a day say
         # nothing about the service.
         success_at = self.last_success_at
         is_over = now - self._cut_at > BUCKET_S * BUCKETS or (
@@ -199,8 +199,8 @@ class Tally:
 
     def take_over(self, other: Tally, now: float) -> None:
         """Add the counts of `other`, which is no longer used, so that no total shrinks when its guard is dropped."""
-        # Bucket by bucket, from the newest. The buckets of two tallies start at different moments, so a call may move
-        # by less than one bucket's length.
+        # The buckets are added pairwise, from the newest. Those of two tallies start at different moments, so a call
+        # may move by less than one bucket's length.
         self.roll(now)
         other.roll(now)
         self.life.add(other.life)

@@ -36,7 +36,8 @@ class TokenLimit:
     def take(self, tokens: int, now: float) -> bool:
         """Take this many tokens, or none if there are too few."""
         # Both bounds are checked before anything is booked: the limit's own window, and the units that the store has
-        # leased to this process. Booked in one and refused by the other, the tokens would be lost for a minute.
+        # leased to this process. If tokens were booked in one and then refused by the other, they would be lost for a
+        # minute.
         count, hand = self.count, self._hand
         count.roll(now)
         if count.used + tokens > count.limit or (hand is not None and not hand.has(tokens, now, count.used)):
@@ -50,7 +51,8 @@ class TokenLimit:
         """End a call that took `taken` tokens at `taken_at` and used `used` of them."""
         # The bound was an estimate, and a provider may count more. The excess is booked although it may pass the
         # limit: it has been used, and the next calls must wait for it. What was not used is returned to the sub-bucket
-        # that it was taken from. In the current one it would free tokens that other calls have used just now.
+        # that it was taken from. Subtracted from the current one, it would free tokens that other calls have just
+        # used.
         count, hand = self.count, self._hand
         if used > taken:
             count.used += used - taken
@@ -77,8 +79,9 @@ class TokenLimit:
             return NEVER
         count.roll(now)
         at = count.usable_at(now, tokens)
-        # Enough in hand: only this process's own window decides. Otherwise the other processes count too. While the
-        # store is unreachable, own use must fall far enough below the share; else the store's last reply says when.
+        # If enough tokens are in hand, only this process's own window decides. Otherwise the other processes count
+        # too: while the store is unreachable, own use must fall far enough below the share, and while it is reachable,
+        # its last reply says when tokens will be free.
         if hand is None or hand.has(tokens, now, count.used):
             return at
         if hand.is_alone:
@@ -86,7 +89,7 @@ class TokenLimit:
         return max(at, now, hand.shut_until)
 
     def comes_home_at(self, tokens: int, now: float) -> float:
-        """When what other processes hold, or a store just lost could grant, may be here; never if nothing may come."""
+        """When units may arrive that other processes hold, or that a store just lost could grant; else infinite."""
         count, hand = self.count, self._hand
         count.roll(now)
         if hand is None or count.used + tokens > count.limit or hand.has(tokens, now, count.used):

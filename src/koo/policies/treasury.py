@@ -273,12 +273,12 @@ def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
         return _answer(rows, beat, now_ms, beat_ms)
     is_behind = process.token != beat.before
     if is_behind and process.number >= beat.number:
-        # The row has beats that this sender has not sent: another copy of the process uses the name. Only the copy
-        # that receives this reply takes a new name. The treasury is not frozen: a beat of an honest process that was
-        # delayed in the network and arrives after its successor looks the same, and must not stop the whole fleet.
+        # The row already has a beat with this number or a later one: another copy of the process uses the name. Only
+        # the copy that receives this reply takes a new name. The treasury is not frozen, because an ordinary beat that
+        # was delayed in the network and arrives after its successor looks the same, and must not stop the whole fleet.
         return Reply(beat, is_you=False)
-    # The chain is broken, but the sender is ahead of the row: it has replies to beats that this store has no record
-    # of. So the store is an older copy (or the row is gone), and the process's totals are newer than its own.
+    # The chain may be broken although the sender's number is ahead: it has replies to beats of which this store has no
+    # record. Then the store is an older copy (or the row was lost), and the process's totals are the newer ones.
     forgotten = _take_totals(rows, beat)
     _take_limits(rows, beat, now_ms)
     process.number, process.token = beat.number, beat.token

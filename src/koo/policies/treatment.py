@@ -37,6 +37,9 @@ class Treatment:
     billed: bool = False
 
 
+# `billed`: after a timeout, an unreadable response or a broken stream, the provider may have done the work and will
+# bill it. If the hold were released instead of booked, a budget could be exceeded by failed calls alone. `reach`: a
+# host that cannot be reached, or an account without credit, fails for all of a service's models.
 TREATMENTS: dict[Kind, Treatment] = {
     Kind.CONNECTION: Treatment(ServiceFailed, FAILURE, repeatable=True, reach="service"),
     Kind.TIMEOUT: Treatment(ServiceTimeout, FAILURE, repeatable=True, billed=True),
@@ -123,6 +126,8 @@ def classify_error(error: Exception) -> Fault:
         return OURS
     if isinstance(error, TimeoutError):
         return LATE
+    # Before `OSError`: an exhausted resource of this machine (no free file descriptor, no memory) is an `OSError` too,
+    # and must not open the breaker of a service that was never reached.
     short = shortage_in(error)
     if short is not None:
         return Fault(

@@ -61,8 +61,8 @@ class Window:
         if units <= 0:
             return
         bucket = at_ms // bucket_ms
-        # Searched from the end, where nearly every report belongs. A lapsed lease, or use without the store, belongs
-        # further back; appended at the end, it would stay in the window up to a period too long.
+        # The list is searched from its end, where nearly every report belongs. A lapsed lease, or use without the
+        # store, belongs further back. If it were appended, it would stay in the window up to a period too long.
         for place in range(len(self.occupied), -1, -1):
             if place and self.occupied[place - 1][0] == bucket:
                 self.occupied[place - 1] = (bucket, self.occupied[place - 1][1] + units)
@@ -255,8 +255,8 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
 
 def _lapse(rows: Rows, now_ms: int, bucket_ms: int) -> None:
     """Count the outstanding units of leases that have ended as used, at the last moment of their lease."""
-    # The process may have used them then, and may never report it. Counted earlier, they would leave the window before
-    # a whole period has passed since that use.
+    # The process may have used them until then without ever reporting it. If they were counted earlier, they would
+    # leave the window before a whole period has passed since that use.
     leases = [*rows.lapsed]
     if rows.own is not None and rows.own.until_ms <= now_ms:
         leases.append(rows.own)
@@ -322,10 +322,9 @@ def _fitting(rows: Rows, told: Told) -> int:
         return 0
     share = room
     if rows.others:
-        # While much is left, an equal part of one half: if the first process that asks got everything, the others
-        # would wait for a whole lease. When little is left, the part of the limit that belongs to one lease of one
-        # process: smaller blocks would cost more trips, and larger ones would be idle here while another process
-        # refuses calls.
+        # While much is left, a process gets an equal part of one half. If the first one that asks got everything, the
+        # others would wait for a whole lease. When little is left, a process gets its average use in one lease:
+        # smaller blocks would cost more trips, and larger ones would be idle here while another process refuses calls.
         processes = rows.others + 1
         block = rows.window.limit * LEASE_MS // told.period_ms // processes
         share = max(block, room // (2 * processes))
@@ -339,7 +338,7 @@ def _lease_ms(rows: Rows, told: Told) -> int:
 
 
 def _free_in_ms(rows: Rows, told: Told, now_ms: int, bucket_ms: int) -> int:
-    """In how long to ask again: when enough units will have left the window, or may have come home."""
+    """After how many milliseconds to ask again: when enough units have left the window, or may have come home."""
     window = rows.window
     if now_ms < window.frozen_until_ms:
         return window.frozen_until_ms - now_ms

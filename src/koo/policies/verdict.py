@@ -25,8 +25,7 @@ class Verdict(IntEnum):
     THROTTLED = 3
 
 
-# As module globals, because each access to a member through its enum class costs an extra lookup, on every call's
-# path.
+# Module globals, because each access through the enum class costs an extra lookup, and every call makes several.
 SUCCESS, FAILURE, NEUTRAL, THROTTLED = Verdict
 
 Reach = Literal["model", "service"]

@@ -157,6 +157,9 @@ class World:
 
     def begin(self) -> None:
         """Create the platform and the fakes. The platform opens at its first use."""
+        # If a step fails, the `with` ends everything that was started before it. If all succeed, `pop_all` hands the
+        # stack over to `end`. The callbacks run in reverse order, so the platform is closed while its fakes and its
+        # database proxy are still there.
         with ExitStack() as ends:
             self.home = _folder(ends)
             state = _folder(ends, MEMORY if os.access(MEMORY, os.W_OK) else None)
@@ -215,6 +218,9 @@ class World:
         self._ends.close()
 
     def _close(self) -> None:
+        # A platform must be closed on the loop that it was opened on, because its connections belong to that loop. The
+        # loop may be closed (`asyncio.run` in the test), running in another thread, or idle between the steps of an
+        # asynchronous plugin.
         loop = _home_of(self.platform)
         if loop is None or loop.is_closed():
             return

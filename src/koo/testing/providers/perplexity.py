@@ -38,8 +38,8 @@ RESULT = {
 class FakePerplexity(FakeProvider):
     """`POST /v1/responses` (and `/v1/agent`, its other name), plain and streamed, and `GET /v1/models`.
 
-    If the request offers the web search, it searches `searches` times and reads `search_tokens` of the results.
-    A search makes the model read the prompt twice. It bills all of this, and reports the cost in `usage.cost`.
+    If the request offers the web search, it searches `searches` times and reads `search_tokens` of the results. A
+    search makes the model read the prompt twice. It bills all of this, and reports the cost in `usage.cost`.
     """
 
     error_types: ClassVar[Mapping[int, ErrorType]] = {

@@ -191,6 +191,7 @@ class FakeProvider(Vendor, Verbs):
 
     async def stop(self) -> None:
         """Stop listening, and abort open connections."""
+        # Open connections are aborted first: since Python 3.12, `wait_closed` waits until all of them have ended.
         if self._server is not None:
             self._server.close()
             for writer in tuple(self._writers):
@@ -406,6 +407,8 @@ class FakeProvider(Vendor, Verbs):
         except GONE:
             self.abandoned += 1
         finally:
+            # A provider bills what it has written until the failure, or until the client disconnects. Only an error
+            # before the first piece is free.
             if step.error_after != 0 and not is_billed:
                 self._bill(request, Tokens(input=tokens.read, output=written))
         return True
@@ -438,6 +441,7 @@ class FakeProvider(Vendor, Verbs):
 
     async def _wait_until_gone(self, connection: Connection) -> None:
         await connection.writer.drain()
+        # The client sends nothing more on this connection, so a read returns only when it disconnects.
         with suppress(ConnectionError):
             await connection.reader.read(1)
         self.abandoned += 1
