@@ -26,7 +26,7 @@ JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.a" name="test_good"/>
 <testcase classname="tests.a" name="test_wrong"><failure message="no"/></testcase>
 <testcase classname="tests.a" name="test_broken"><error message="no"/></testcase>
-<testcase classname="tests.a" name="test_left_out"><skipped message="no browser: /opt/a/b is not there"/></testcase>
+<testcase classname="tests.a" name="test_left_out"><skipped message="no browser: /opt/a/b does not exist"/></testcase>
 </testsuite></testsuites>"""
 
 
@@ -99,7 +99,7 @@ def test_the_counts_are_those_of_the_run_and_name_no_folder(tmp_path: Path) -> N
     counts = read_counts(junit)
     assert counts.sentence() == "1 passed, 2 failed, 1 skipped"
     assert counts.failed == ["tests.a::test_wrong", "tests.a::test_broken"]
-    assert list(counts.skipped) == ["no browser: a path is not there"]
+    assert list(counts.skipped) == ["no browser: a path does not exist"]
 
 
 def test_a_proof_that_hangs_ends_at_its_limit() -> None:

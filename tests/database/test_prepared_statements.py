@@ -117,7 +117,7 @@ def test_statements_are_prepared_on_first_use_if_the_url_says_so(pg: Place) -> N
 @pytest.mark.parametrize("said", ["prepare_threshold=often", "statement_cache_size=large"])
 def test_an_invalid_number_in_the_url_is_reported_as_such(pg: Place, said: str) -> None:
     if ("threshold" in said) != (pg.driver == "psycopg"):
-        pytest.skip("an option of the other driver")
+        pytest.skip("this is an option of the other driver")
 
     async def main() -> None:
         async with opened(with_options(pg, said)) as database:

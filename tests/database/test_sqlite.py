@@ -231,7 +231,7 @@ def test_connections_are_set_up(sqlite_url: str) -> None:
 def test_foreign_keys_are_enforced(url: str) -> None:
     async def main() -> None:
         if not url.startswith("sqlite"):
-            pytest.skip("SQLite's trap")
+            pytest.skip("only SQLite ignores foreign keys by default")
         async with opened(url) as database:
             async with database.session_scope() as session:
                 await session.execute(text("CREATE TABLE a (n INTEGER PRIMARY KEY)"))

@@ -43,7 +43,7 @@ FLAGS = (
     "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 
-needs_browser = pytest.mark.skipif(not BINARY.exists(), reason=f"no browser: {BINARY} is not there")
+needs_browser = pytest.mark.skipif(not BINARY.exists(), reason=f"no browser: {BINARY} does not exist")
 
 
 @contextmanager
