@@ -1,4 +1,4 @@
-"""A receiver of webhooks on a real socket: it takes what comes, and answers as a test wants."""
+"""A receiver of webhooks on a real socket that responds as a test wants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Taken:
-    """One request that came; header names are in small letters."""
+    """A received request; header names are in lower case."""
 
     method: str
     path: str
@@ -27,20 +27,20 @@ class Taken:
 
 
 def answer(status: int = 200, body: str = "ok", **headers: str) -> bytes:
-    """An answer; `retry_after` is the header `retry-after`."""
+    """A response; `retry_after` is the header `retry-after`."""
     lines = [f"HTTP/1.1 {status} Some", f"content-length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
 
 
 ENDLESS = b"HTTP/1.1 %d Some\r\ncontent-length: 1000000000000\r\n\r\n"
-"""Followed by as much as its reader takes."""
+"""Followed by as much as its reader accepts."""
 SILENT = b""
-"""It takes the request and says nothing."""
+"""It receives the request and sends no response."""
 
 
 class Hook:
-    """Listens on 127.0.0.1. `answers`: for the next requests, in order; `always` for all others."""
+    """Listens on 127.0.0.1. `answers` are the responses to the next requests, in order; `always` is for all others."""
 
     def __init__(self) -> None:
         self.answers: list[bytes] = []
@@ -65,7 +65,7 @@ class Hook:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def until(self, count: int) -> None:
-        """Wait until so many requests have come."""
+        """Wait until this many requests have arrived."""
         async with asyncio.timeout(60):
             while len(self.taken) < count:
                 self.came.clear()
@@ -84,7 +84,7 @@ class Hook:
             writer.close()
 
     async def _answer_one(self, reader: StreamReader, writer: StreamWriter) -> None:
-        """Take one request, and close the connection after the answer."""
+        """Receive one request, and close the connection after the response."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         method, path, _ = head[0].split(" ")
         headers = {

@@ -1,4 +1,4 @@
-"""A real mail server (aiosmtpd) on a real socket, with TLS, STARTTLS and a login where a test wants them."""
+"""A real mail server (aiosmtpd) on a real socket, with TLS, STARTTLS and a login if a test wants them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USER, PASSWORD = "koo@example.com", "p@ss/w:rd"
 
 @dataclass(frozen=True)
 class Certificate:
-    """One for `localhost` and 127.0.0.1, by itself: who believes the file believes the server."""
+    """A self-signed certificate for `localhost` and 127.0.0.1. A client that trusts the file trusts the server."""
 
     file: Path
     key: Path
@@ -44,7 +44,7 @@ class Certificate:
 
 
 class MailServer:
-    """Takes mails. `refuses`: addresses that it does not know. `says`: what it answers to a mail, in place of 250."""
+    """Accepts mails. It rejects the addresses in `refuses`. `says` is its reply to a mail instead of 250."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class MailServer:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
-            )  # that a login without STARTTLS may be read: here it may, or is behind TLS
+            )  # aiosmtpd warns that a login without STARTTLS can be read; here that is fine, or TLS is on
             made = SMTP(
                 self,
                 hostname="mail.example",

@@ -1,4 +1,4 @@
-"""When a message leaves, when it is tried again, when it is given up, and who sends it: on virtual time."""
+"""When a message is sent, retried and given up, and by which process, on virtual time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BAD = NotTaken("it answered with status 400", is_messages=True)
 
 
 class FakeChannel:
-    """Takes messages, in order; `answers` says what becomes of the next ones, and `always` of all others."""
+    """Accepts messages, in order. `answers` are the results of the next ones, and `always` of all others."""
 
     name = "webhook"
     place = "https://hooks.example"
@@ -64,7 +64,7 @@ class FakeChannel:
 
 
 class MemoryStore:
-    """The notices of a store in memory, which is away as long as it has `trouble`."""
+    """The notices of a store in memory, which is away while `trouble` is set."""
 
     def __init__(self, tables: Backend, clock: VirtualClock) -> None:
         self.transactions = MemoryTransactions(tables, f"process-{next(_numbers)}", clock)
@@ -76,7 +76,7 @@ class MemoryStore:
 
 
 class Process:
-    """One process's courier, stepped each second; more seldom in a test of many hours."""
+    """One process's courier, stepped once a second, or less often in a test of many hours."""
 
     def __init__(self, tables: Backend, channel: FakeChannel, clock: VirtualClock, **how: Any) -> None:
         self.store = MemoryStore(tables, clock)
@@ -103,7 +103,7 @@ class Process:
 
 
 class World:
-    """Processes on one store and one channel, in virtual time."""
+    """Several processes on one store and one channel, on virtual time."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
@@ -122,7 +122,7 @@ class World:
         await self.clock.sleep(second - (self.clock.monotonic() - 1000.0))
 
     async def kill(self, number: int) -> None:
-        """As kill -9: nothing is released or written down."""
+        """Like kill -9: nothing is released or written."""
         self.tasks[number].cancel()
         with suppress(asyncio.CancelledError):
             await self.tasks[number]
@@ -156,7 +156,7 @@ def notice(key: str = "a1:firing", **changes: Any) -> Notice:
     return Notice(**words | changes)
 
 
-def test_a_notice_leaves_within_two_seconds() -> None:
+def test_a_notice_is_sent_within_two_seconds() -> None:
     async def main(world: World) -> None:
         process = world.process()
         await world.until(10)
@@ -167,7 +167,7 @@ def test_a_notice_leaves_within_two_seconds() -> None:
     in_world(main)
 
 
-def test_a_receiver_that_is_down_is_tried_after_growing_pauses_and_then_gets_everything_in_order() -> None:
+def test_an_absent_receiver_is_tried_after_growing_pauses_and_then_gets_everything_in_order() -> None:
     async def main(world: World) -> None:
         process = world.process()
         world.channel.always = DOWN
@@ -187,7 +187,7 @@ def test_a_receiver_that_is_down_is_tried_after_growing_pauses_and_then_gets_eve
     in_world(main)
 
 
-def test_the_first_failure_of_a_run_is_published_and_no_later_one() -> None:
+def test_only_the_first_of_consecutive_failures_is_published() -> None:
     async def main(world: World) -> None:
         process = world.process()
         world.channel.always = DOWN
@@ -199,7 +199,7 @@ def test_the_first_failure_of_a_run_is_published_and_no_later_one() -> None:
     in_world(main)
 
 
-def test_a_receiver_that_is_slow_is_left_after_the_deadline() -> None:
+def test_a_slow_receiver_is_abandoned_at_the_deadline() -> None:
     async def main(world: World) -> None:
         process = world.process()
         world.channel.hangs = True
@@ -215,7 +215,7 @@ def test_a_receiver_that_is_slow_is_left_after_the_deadline() -> None:
     in_world(main)
 
 
-def test_a_receiver_that_asks_for_patience_gets_it_up_to_an_hour() -> None:
+def test_a_receivers_requested_pause_is_respected_up_to_an_hour() -> None:
     async def main(world: World) -> None:
         process = world.process(tick_s=2)
         world.channel.answers = [
@@ -230,7 +230,7 @@ def test_a_receiver_that_asks_for_patience_gets_it_up_to_an_hour() -> None:
     in_world(main)
 
 
-def test_while_its_breaker_is_open_nothing_is_tried_and_a_refusal_is_no_attempt() -> None:
+def test_an_open_breaker_prevents_sending_without_counting_an_attempt() -> None:
     async def main(world: World) -> None:
         process = world.process()
         world.channel.always = DOWN
@@ -238,7 +238,7 @@ def test_while_its_breaker_is_open_nothing_is_tried_and_a_refusal_is_no_attempt(
         await world.until(80)
         assert world.channel.times == [0, 5, 15, 35, 75]
         assert process.courier.guard.breaker.trips == 1
-        await process.store.notices.revive("webhook")  # another process's test was taken
+        await process.store.notices.revive("webhook")  # another process's test message was accepted
         world.channel.always = None
         await world.until(100)
         (delivery,) = await process.store.notices.deliveries(0.0)
@@ -249,7 +249,7 @@ def test_while_its_breaker_is_open_nothing_is_tried_and_a_refusal_is_no_attempt(
     in_world(main)
 
 
-def test_a_message_that_is_refused_for_itself_is_given_up_after_an_hour_and_keeps_no_other() -> None:
+def test_a_refused_message_is_given_up_after_an_hour_and_does_not_hold_up_the_others() -> None:
     async def main(world: World) -> None:
         process = world.process()
         world.channel.answers = [BAD]
@@ -265,7 +265,7 @@ def test_a_message_that_is_refused_for_itself_is_given_up_after_an_hour_and_keep
         assert deliveries["bad"].reason == BAD.reason
         assert any(isinstance(one, DeliveryGivenUp) and one.notices == 1 for one in process.events)
         assert process.courier.standing.given_up == 1
-        # It answers, so its breaker has nothing against it.
+        # The receiver responds, so its breaker stays closed.
         assert process.courier.guard.breaker.trips == 0
         tried = len(world.channel.tried)
         await world.until(4500)
@@ -274,7 +274,7 @@ def test_a_message_that_is_refused_for_itself_is_given_up_after_an_hour_and_keep
     in_world(main)
 
 
-def test_what_no_channel_took_for_a_day_is_given_up_and_says_why() -> None:
+def test_a_message_that_was_not_accepted_for_a_day_is_given_up_with_its_reason() -> None:
     async def main(world: World) -> None:
         process = world.process(tick_s=60)
         world.channel.always = DOWN
@@ -286,7 +286,7 @@ def test_what_no_channel_took_for_a_day_is_given_up_and_says_why() -> None:
     in_world(main)
 
 
-def test_a_storm_while_the_receiver_is_away_is_one_message() -> None:
+def test_many_alerts_during_a_receivers_outage_become_one_message() -> None:
     async def main(world: World) -> None:
         process = world.process()
         world.channel.answers = [DOWN]
@@ -310,8 +310,8 @@ def test_two_processes_send_each_message_once() -> None:
     in_world(main)
 
 
-def test_when_the_sender_dies_in_the_middle_another_process_sends_the_same_message_again() -> None:
-    """Its receiver may have taken it: the key is the same, so a receiver can tell."""
+def test_another_process_repeats_the_message_of_a_sender_that_died() -> None:
+    """The receiver may have accepted it already. The key is the same, so the receiver can recognise the repetition."""
 
     async def main(world: World) -> None:
         dying = world.process()
@@ -331,7 +331,7 @@ def test_when_the_sender_dies_in_the_middle_another_process_sends_the_same_messa
     in_world(main)
 
 
-def test_without_the_state_store_a_process_tells_by_itself_and_says_so() -> None:
+def test_without_the_state_store_a_process_notifies_on_its_own_and_says_so() -> None:
     async def main(world: World) -> None:
         process = world.process()
         process.store.transactions.trouble = "the state store is away"
@@ -350,7 +350,7 @@ def test_without_the_state_store_a_process_tells_by_itself_and_says_so() -> None
     in_world(main)
 
 
-def test_a_store_that_goes_away_between_sending_and_writing_down_means_twice_and_never_not_at_all() -> None:
+def test_a_store_lost_between_sending_and_recording_causes_a_second_message_but_never_none() -> None:
     async def main(world: World) -> None:
         process = world.process()
         await process.store.notices.put(notice())
@@ -372,7 +372,7 @@ def test_a_store_that_goes_away_between_sending_and_writing_down_means_twice_and
     in_world(main)
 
 
-def test_a_test_that_is_taken_makes_everything_due_at_once_and_one_that_is_not_says_why() -> None:
+def test_an_accepted_test_makes_all_messages_due_and_a_refused_one_reports_why() -> None:
     async def main(world: World) -> None:
         process = world.process()
         world.channel.always = DOWN
@@ -389,7 +389,7 @@ def test_a_test_that_is_taken_makes_everything_due_at_once_and_one_that_is_not_s
     in_world(main)
 
 
-def test_a_channel_whose_own_code_fails_is_one_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_in_a_channels_own_code_counts_as_a_failed_send(caplog: pytest.LogCaptureFixture) -> None:
     async def main(world: World) -> None:
         process = world.process()
 

@@ -1,4 +1,4 @@
-"""Each kind of alert is found when what it speaks of happens, in guards, a ledger and watchers that are real."""
+"""Each kind of alert is found when its condition occurs in real guards, a real ledger and real watchers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUOTA = Fault(verdict=THROTTLED, kind=Kind.QUOTA, retry_after_s=3600.0, reach="s
 
 
 class Scene(House):
-    """A house, with what else is looked at beside its findings."""
+    """A house, with the other inputs of the rules."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -117,7 +117,7 @@ def requests(window: str, count: int) -> Callable[[Scene], Awaitable[None]]:
 
 
 def tokens(*asked: int) -> Callable[[Scene], Awaitable[None]]:
-    """Calls that may need so many of a hundred tokens a minute, one after the other."""
+    """Calls, one after the other, that may each need this many of a hundred tokens a minute."""
 
     async def happen(scene: Scene) -> None:
         service = scene.add(limits=LimitOptions(tokens_per_minute=100))
@@ -136,7 +136,7 @@ def spent(amount: str, **more: str) -> Callable[[Scene], Awaitable[None]]:
 
 
 async def too_small(scene: Scene) -> None:
-    """What the ledger says after such a refusal; the refusal itself: `tests/platform/test_alerts_of_money.py`."""
+    """The ledger's numbers after such a refusal. `tests/platform/test_alerts_of_money.py` tests the refusal itself."""
     short = Short(
         budget="", title="the day's budget", needed_usd=Decimal(1), left_usd=Decimal("0.1"), resets_at=0.0
     )
@@ -178,7 +178,7 @@ async def database_saturated(scene: Scene) -> None:
 
 
 class OpenScope:
-    """As much of a scope as the queue looks at."""
+    """The parts of a scope that the queue uses."""
 
     owner: asyncio.Task[Any] | None = None
     session: object = None
@@ -227,7 +227,7 @@ async def process_renamed(scene: Scene) -> None:
 
 
 async def shortage(scene: Scene) -> None:
-    """A connection that could not be opened, because this process had no file descriptor left."""
+    """A connection could not be opened, because this process had no file descriptor left."""
     watch = OwnWatch({})
     assert shortage_in(OSError(errno.EMFILE, "too many")) == NO_DESCRIPTOR
     now = scene.clock.monotonic()
@@ -236,14 +236,14 @@ async def shortage(scene: Scene) -> None:
 
 
 def host(disk_mib: int = 10_000, used: int = 10) -> Callable[[Scene], Awaitable[None]]:
-    """A look at a machine with so much room, and so many open descriptors of a hundred."""
+    """A check of a machine with this much free space, and this many of a hundred descriptors open."""
 
     async def happen(scene: Scene) -> None:
         found = Host((Disk("home", disk_mib * 2**20, 100 * 2**30),), Descriptors(used, 100))
         watch = OwnWatch({})
         watch.host = HostWatch({}, look=lambda _: found)
         watch.host.step(0.0)
-        while watch.host.last is None:  # noqa: ASYNC110 - in a thread, which virtual time does not know
+        while watch.host.last is None:  # noqa: ASYNC110 - in a thread, which virtual time does not control
             await asyncio.sleep(0)
         scene.koo = watch.view(scene.koo["state_store"], scene.clock.monotonic())
 
@@ -329,12 +329,12 @@ HAPPENS: Mapping[str, Callable[[Scene], Awaitable[None]]] = {
 }
 
 
-def test_what_brings_about_each_kind_is_known() -> None:
+def test_each_kind_has_a_scenario_that_causes_it() -> None:
     assert HAPPENS.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", HAPPENS)
-def test_each_kind_is_found_when_it_happens_and_is_listed_by_itself(kind: str, tmp_path: Path) -> None:
+def test_each_kind_is_found_when_it_happens_and_is_listed_separately(kind: str, tmp_path: Path) -> None:
     async def main() -> None:
         scene = Scene(tmp_path)
         before = {one.kind for one in scene.findings()}
@@ -355,14 +355,14 @@ NOTHING_REFUSED = {"database_unavailable", "disk_full", "descriptors_used_up"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_kind_is_part_of_matters_as_much_at_least(kind: str) -> None:
+def test_a_greater_kind_is_at_least_as_severe_as_its_parts(kind: str) -> None:
     rank = {"critical": 0, "warning": 1}
     for greater in KINDS[kind].part_of:
         assert rank[KINDS[greater].severity] <= rank[KINDS[kind].severity], greater
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_kind_is_part_of_itself(kind: str) -> None:
+def test_no_kind_is_directly_or_indirectly_part_of_itself(kind: str) -> None:
     seen, todo = set(), list(KINDS[kind].part_of)
     while todo:
         seen.add(one := todo.pop())
@@ -370,7 +370,7 @@ def test_no_kind_is_part_of_itself(kind: str) -> None:
     assert kind not in seen
 
 
-def test_a_lesser_face_stands_in_the_greater_ones_also_with_its_numbers() -> None:
+def test_a_greater_finding_lists_its_parts_and_has_their_data() -> None:
     slow = Finding("degraded_performance", "ai:x", "10% failed", {"error_rate": 0.1})
     opened = Finding("circuit_open", "ai:x", "it is open", {"next_attempt": "soon", "refuses": "all"})
     down = Finding("service_down", "ai:x", "it is down", {"refuses": "every call to x"})
@@ -385,7 +385,7 @@ def test_a_lesser_face_stands_in_the_greater_ones_also_with_its_numbers() -> Non
     }
 
 
-def test_what_is_not_enough_to_begin_hides_nothing() -> None:
+def test_a_finding_too_weak_to_begin_an_alert_does_not_hide_another() -> None:
     slow = Finding("degraded_performance", "ai:x", "5% failed", begins=False)
     unhealthy_one = Finding("service_unhealthy", "ai:x", "3 checks failed")
     assert absorb([slow, unhealthy_one]) == [slow, unhealthy_one]

@@ -1,4 +1,4 @@
-"""When an alert begins and when it ends: one episode from its beginning to its end, whatever happens in between."""
+"""When an alert begins and ends: it stays one episode from beginning to end, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPEN = Finding("circuit_open", "ai:claude", "the circuit breaker is open")
 TRIED = Finding("circuit_recovering", "ai:claude", "recovery is being tested")
 GONE = Finding("service_down", "ai:claude", "claude cannot be asked")
 AT_ONCE = {kind: replace(row, pending_s=0.0, recovering_s=0.0) for kind, row in KINDS.items()}
-"""The kinds as they are, but without the times that they must hold or be gone."""
+"""The real kinds, but without pending and recovering times."""
 PATIENT = {
     **AT_ONCE,
     "degraded_performance": AlertKind(
@@ -39,7 +39,7 @@ PATIENT = {
 
 
 class Watch:
-    """Alerts on a time that the test sets, with what has been looked at, and everything that was to be kept."""
+    """Alerts on a clock that the test sets, with the evidence and all episodes that were to be stored."""
 
     def __init__(self, kinds: Mapping[str, AlertKind] = AT_ONCE) -> None:
         self.alerts = Alerts(kinds=kinds)
@@ -47,7 +47,7 @@ class Watch:
         self.kept: list[tuple[str, str]] = []
 
     def look(self, now: float, *findings: Finding) -> list[tuple[str, str]]:
-        """What changed: kind and phase."""
+        """The changes, as kind and phase."""
         changed: list[tuple[str, str]] = [(one.kind, one.phase) for one in self.step(now, *findings)]
         self.kept += changed
         return changed
@@ -59,18 +59,18 @@ class Watch:
         return alert_views(self.alerts, at(now))
 
     def kinds(self, now: float) -> list[str]:
-        """What is listed, in its order."""
+        """The listed kinds, in order."""
         return [view["kind"] for view in self.views(now)]
 
     def owed(self, now: float) -> list[str]:
-        """Of what people are to be notified; from then on they were."""
+        """The episodes that are due for a notice; they count as notified afterwards."""
         owed = self.alerts.owed(at(now))
         for episode in owed:
             self.alerts.notified(episode.fingerprint, now)
         return [episode.kind for episode in owed]
 
     def restart(self, now: float) -> Watch:
-        """The next process, which has not looked yet."""
+        """The next process, which has no evidence yet."""
         after = Watch(self.alerts.kinds)
         after.has_looked = False
         after.alerts.restore([*self.alerts.lasting, *self.alerts.ended(at(now))], at(now))
@@ -78,21 +78,23 @@ class Watch:
 
 
 def at(now: float) -> Moment:
-    """The durations' clock stands elsewhere than people's."""
+    """A moment whose monotonic clock differs from its wall clock."""
     return Moment(now, now - T0 + 77)
 
 
 # ── one episode from its beginning to its end ─────────────────────────────────────────────────────────────────────────
 
 
-def test_an_episode_begins_once_goes_on_and_ends_once() -> None:
+def test_an_episode_begins_once_continues_and_ends_once() -> None:
     watch = Watch()
     (began,) = watch.step(T0, SLOW)
     assert (began.kind, began.phase, began.started_at, began.fired_at) == (SLOW.kind, "firing", T0, T0)
     worse = Finding(SLOW.kind, SLOW.component, "30% of the last 40 calls failed", {"error_rate": 0.3})
-    assert watch.look(T0 + 60, worse) == [], "it goes on: nothing to keep"
+    assert watch.look(T0 + 60, worse) == [], "it continues, so nothing is stored"
     (view,) = watch.views(T0 + 60)
-    assert view["message"] == worse.message and view["data"] == {"error_rate": 0.3}, "with the latest numbers"
+    assert view["message"] == worse.message and view["data"] == {"error_rate": 0.3}, (
+        "it has the latest numbers"
+    )
     assert view["timestamp"] == view["since"] == "2026-09-21T14:13:20+00:00", "since it began"
     (ended,) = watch.step(T0 + 90)
     assert (ended.id, ended.phase, ended.ended_at) == (began.id, "resolved", T0 + 90)
@@ -103,7 +105,7 @@ def test_an_episode_begins_once_goes_on_and_ends_once() -> None:
     assert watch.look(T0 + 91) == []
 
 
-def test_what_comes_back_after_its_end_is_a_new_episode() -> None:
+def test_a_condition_that_returns_after_its_end_begins_a_new_episode() -> None:
     watch = Watch()
     (first,) = watch.step(T0, SLOW)
     watch.step(T0 + 10)
@@ -112,7 +114,7 @@ def test_what_comes_back_after_its_end_is_a_new_episode() -> None:
     assert (first.started_at, second.started_at) == (T0, T0 + 20)
 
 
-def test_the_same_kind_of_two_parts_are_two_episodes() -> None:
+def test_the_same_kind_in_two_components_makes_two_episodes() -> None:
     watch = Watch()
     other = Finding(SLOW.kind, "ai:openai", SLOW.message)
     assert len(watch.step(T0, SLOW, other)) == 2
@@ -138,19 +140,19 @@ def test_each_view_has_the_promised_keys() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_ends_with_its_news_or_in_silence(kind: str) -> None:
+def test_each_kind_announces_its_end_as_its_table_row_says(kind: str) -> None:
     watch = Watch()
     watch.step(T0, Finding(kind, "part", "something"))
     assert watch.look(T0 + 1) == [(kind, "resolved")]
     assert watch.kinds(T0 + 1) == ([ENDINGS[kind].kind] if kind in ENDINGS else [])
 
 
-def test_what_began_as_critical_is_news_when_it_ends() -> None:
+def test_the_end_of_every_critical_alert_is_announced() -> None:
     assert {kind for kind, row in KINDS.items() if row.severity == "critical"} <= ENDINGS.keys()
 
 
 def test_an_episode_never_ends_before_it_begins() -> None:
-    """The clock was set back, or another machine's is ahead."""
+    """The clock was set back, or another machine's clock is ahead."""
     watch = Watch()
     watch.step(T0, SLOW)
     (ended,) = watch.step(T0 - 3600)
@@ -161,7 +163,7 @@ def test_an_episode_never_ends_before_it_begins() -> None:
 # ── hysteresis ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_has_not_held_for_long_enough_does_not_fire() -> None:
+def test_an_alert_does_not_fire_before_its_pending_time() -> None:
     watch = Watch(PATIENT)
     assert watch.look(T0, SLOW) == [(SLOW.kind, "pending")]
     (view,) = watch.views(T0)
@@ -169,21 +171,23 @@ def test_what_has_not_held_for_long_enough_does_not_fire() -> None:
     assert watch.look(T0 + 9, SLOW) == [] and watch.owed(T0 + 9) == []
     assert watch.look(T0 + 10, SLOW) == [(SLOW.kind, "firing")]
     (view,) = watch.views(T0 + 10)
-    assert view["timestamp"] < view["since"] == "2026-09-21T14:13:30+00:00", "it began before it fired"
+    assert view["timestamp"] < view["since"] == "2026-09-21T14:13:30+00:00", (
+        "its start is that of the condition"
+    )
     assert watch.owed(T0 + 10) == [SLOW.kind]
 
 
-def test_what_is_over_before_it_fires_leaves_no_trace() -> None:
+def test_an_alert_that_is_over_before_it_fires_leaves_no_trace() -> None:
     watch = Watch(PATIENT)
     watch.look(T0, SLOW)
     (gone,) = watch.step(T0 + 9)
     assert gone.phase == "resolved" and gone.fired_at is None
     assert watch.views(T0 + 9) == []
-    assert watch.look(T0 + 12, SLOW) == [(SLOW.kind, "pending")], "its time begins anew"
+    assert watch.look(T0 + 12, SLOW) == [(SLOW.kind, "pending")], "its pending time starts again"
     assert watch.look(T0 + 19, SLOW) == []
 
 
-def test_what_comes_back_while_it_recovers_is_the_same_episode() -> None:
+def test_a_condition_that_returns_while_recovering_continues_the_same_episode() -> None:
     watch = Watch(PATIENT)
     watch.look(T0, SLOW)
     (fired,) = watch.step(T0 + 10, SLOW)
@@ -192,13 +196,13 @@ def test_what_comes_back_while_it_recovers_is_the_same_episode() -> None:
     (view,) = watch.views(T0 + 70)
     assert (view["phase"], view["active"], view["id"]) == ("recovering", True, fired.id)
     assert watch.look(T0 + 79, SLOW) == [(SLOW.kind, "firing")]
-    assert watch.owed(T0 + 79) == [], "people know of it"
+    assert watch.owed(T0 + 79) == [], "people have been notified"
     watch.look(T0 + 100)
     assert watch.look(T0 + 159) == []
     assert watch.look(T0 + 160) == [(SLOW.kind, "resolved")]
 
 
-def test_what_is_enough_to_go_on_need_not_be_enough_to_begin() -> None:
+def test_a_weak_finding_continues_an_alert_but_does_not_begin_one() -> None:
     watch = Watch()
     fewer = replace(SLOW, begins=False)
     assert watch.look(T0, fewer) == []
@@ -208,8 +212,8 @@ def test_what_is_enough_to_go_on_need_not_be_enough_to_begin() -> None:
     assert watch.look(T0 + 4, fewer) == []
 
 
-def test_one_failure_in_ten_is_one_episode_for_as_long_as_it_goes_on() -> None:
-    """The share of the last calls swings around a tenth with each of them: without hysteresis, 21 episodes."""
+def test_a_steady_tenth_of_failures_is_one_episode() -> None:
+    """The error rate moves around a tenth with each call. Without hysteresis this would be 21 episodes."""
 
     async def test(house: House) -> None:
         house.add()
@@ -231,11 +235,11 @@ def test_one_failure_in_ten_is_one_episode_for_as_long_as_it_goes_on() -> None:
 # ── what is listed ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_worst_comes_first_and_of_equals_the_newest() -> None:
+def test_alerts_are_listed_by_severity_and_then_newest_first() -> None:
     watch = Watch()
     limit = Finding("budget_approaching", "ai:claude", "84% of today's budget")
     watch.step(T0, SLOW)
-    watch.step(T0 + 1, FULL)  # the first one ends: news
+    watch.step(T0 + 1, FULL)  # the first one ends, which is announced
     watch.step(T0 + 2, FULL, DOWN)
     watch.step(T0 + 3, FULL, DOWN, limit)
     assert watch.kinds(T0 + 3) == [
@@ -246,7 +250,7 @@ def test_the_worst_comes_first_and_of_equals_the_newest() -> None:
     ]
 
 
-def test_what_ended_is_listed_for_fifteen_minutes_as_information() -> None:
+def test_an_ended_alert_is_listed_as_info_for_fifteen_minutes() -> None:
     watch = Watch()
     watch.step(T0, DOWN)
     watch.step(T0 + 10)
@@ -260,10 +264,10 @@ def test_what_ended_is_listed_for_fifteen_minutes_as_information() -> None:
     assert watch.kinds(T0 + 10 + 899) == ["database_recovered"]
     assert watch.kinds(T0 + 10 + 900) == []
     watch.step(T0 + 10 + 900)
-    assert watch.kinds(T0 + 10) == [], "and then forgotten, whatever the clock says later"
+    assert watch.kinds(T0 + 10) == [], "then it is forgotten, whatever the clock says later"
 
 
-def test_looking_changes_nothing() -> None:
+def test_reading_the_views_changes_nothing() -> None:
     watch = Watch()
     watch.step(T0, DOWN)
     watch.step(T0 + 1, SLOW)
@@ -294,16 +298,16 @@ def phases(watch: Watch, kind: str) -> list[str]:
     return [phase for name, phase in watch.kept if name == kind]
 
 
-def test_open_half_open_and_open_again_is_one_episode() -> None:
+def test_a_breaker_that_opens_again_after_half_open_is_one_episode() -> None:
     async def test(house: House) -> None:
         house.add()
         watch = HouseWatch(house)
         await house.open()
         assert "service_down" in watch.see()
         await house.half_open()
-        assert watch.see() == ["circuit_recovering"], "while recovery is tested only that is shown"
+        assert watch.see() == ["circuit_recovering"], "while recovery is tested, only that is listed"
         await house.open()
-        assert "service_down" in watch.see(), "no news of a recovery that was none"
+        assert "service_down" in watch.see(), "a failed recovery is not announced"
         await house.half_open()
         assert watch.see() == ["circuit_recovering"]
         await house.calls(2)
@@ -314,7 +318,7 @@ def test_open_half_open_and_open_again_is_one_episode() -> None:
     in_house(test)
 
 
-def test_the_alarm_that_is_kept_says_when_it_began() -> None:
+def test_an_alert_kept_through_recovery_keeps_its_start() -> None:
     async def test(house: House) -> None:
         house.add()
         watch = HouseWatch(house)
@@ -330,7 +334,7 @@ def test_the_alarm_that_is_kept_says_when_it_began() -> None:
     in_house(test)
 
 
-def test_the_database_too(tmp_path: Path) -> None:
+def test_the_same_holds_for_the_databases_breaker(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         watch = HouseWatch(house)
         await house.use_database(*[False] * 5)
@@ -346,7 +350,7 @@ def test_the_database_too(tmp_path: Path) -> None:
     in_house(test, tmp_path)
 
 
-def test_the_recovery_of_one_model_hides_nothing_of_another() -> None:
+def test_the_recovery_of_one_model_does_not_hide_another_models_alert() -> None:
     async def test(house: House) -> None:
         house.add()
         watch = HouseWatch(house)
@@ -361,7 +365,7 @@ def test_the_recovery_of_one_model_hides_nothing_of_another() -> None:
     in_house(test)
 
 
-def test_a_key_that_works_again_is_a_service_that_recovered_at_once() -> None:
+def test_a_service_recovers_immediately_when_its_key_works_again() -> None:
     async def test(house: House) -> None:
         house.add()
         watch = HouseWatch(house)
@@ -373,7 +377,7 @@ def test_a_key_that_works_again_is_a_service_that_recovered_at_once() -> None:
     in_house(test)
 
 
-def test_what_is_found_is_listed_also_while_recovery_is_tested() -> None:
+def test_a_finding_is_listed_even_while_recovery_is_tested() -> None:
     """A key that is refused while the breaker is half open refuses calls now."""
     watch = Watch()
     watch.look(T0, GONE)
@@ -383,7 +387,7 @@ def test_what_is_found_is_listed_also_while_recovery_is_tested() -> None:
     assert watch.kinds(T0 + 2) == ["service_down", "circuit_recovering"]
 
 
-def test_a_part_of_something_greater_goes_on_unseen_and_is_no_news() -> None:
+def test_a_part_of_a_greater_alert_continues_unlisted_and_its_end_is_not_announced() -> None:
     watch = Watch()
     watch.look(T0, OPEN)
     whole = replace(GONE, data={"also": ["circuit_open"]})
@@ -398,32 +402,32 @@ def test_a_part_of_something_greater_goes_on_unseen_and_is_no_news() -> None:
 # ── after a restart ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_restart_neither_forgets_nor_repeats() -> None:
+def test_a_restart_neither_loses_nor_repeats_an_alert() -> None:
     before = Watch()
     before.look(T0, DOWN)
     assert before.owed(T0) == ["database_unavailable"]
     after = before.restart(T0 + 10)
     assert [view["id"] for view in after.views(T0 + 10)] == [view["id"] for view in before.views(T0 + 10)]
-    assert after.look(T0 + 10, DOWN) == [], "it is the same fire"
-    assert after.owed(T0 + 10) == [], "of which people know"
+    assert after.look(T0 + 10, DOWN) == [], "it is the same episode"
+    assert after.owed(T0 + 10) == [], "people have been notified of it"
     assert after.views(T0 + 11)[0]["timestamp"] == "2026-09-21T14:13:20+00:00"
     assert after.look(T0 + 20) == [("database_unavailable", "resolved")]
 
 
-def test_a_restart_is_no_recovery() -> None:
-    """A young process has not looked yet: its breakers are closed and its probes never asked."""
+def test_a_restart_does_not_end_an_alert() -> None:
+    """A new process has no evidence: its breakers are closed, and its probes have never run."""
     before = Watch()
     before.look(T0, DOWN)
     after = before.restart(T0 + 100)
     for later in (0, 60, 3600, UNSEEN_S_MAX - 1):
-        assert after.look(T0 + 100 + later) == [], "time alone is no evidence"
+        assert after.look(T0 + 100 + later) == [], "time alone is not evidence"
         assert after.kinds(T0 + 100 + later) == ["database_unavailable"]
     after.has_looked = True
     (ended,) = after.step(T0 + 100 + UNSEEN_S_MAX - 1)
     assert (ended.phase, ended.started_at) == ("resolved", T0)
 
 
-def test_evidence_ends_what_was_restored_at_once() -> None:
+def test_evidence_ends_a_restored_alert_immediately() -> None:
     before = Watch()
     before.look(T0, DOWN)
     after = before.restart(T0 + 1)
@@ -432,24 +436,24 @@ def test_evidence_ends_what_was_restored_at_once() -> None:
     assert after.kinds(T0 + 2) == ["database_recovered"]
 
 
-def test_what_an_operator_has_reset_need_not_be_looked_at() -> None:
+def test_an_operators_reset_replaces_the_evidence() -> None:
     before = Watch()
     before.look(T0, DOWN, replace(OPEN, component="ai:claude/opus"))
     after = before.restart(T0 + 1)
     after.alerts.trust("ai:claude")
     assert after.look(T0 + 2) == [("circuit_open", "resolved")]
     after.alerts.trust("database")
-    assert after.look(T0 + 3, DOWN) == [], "but what is found goes on"
+    assert after.look(T0 + 3, DOWN) == [], "an alert that is found continues"
 
 
-def test_what_no_evidence_comes_for_ends_after_a_day() -> None:
+def test_a_restored_alert_without_evidence_ends_after_a_day() -> None:
     before = Watch()
     before.look(T0, DOWN)
     after = before.restart(T0)
     assert after.look(T0 + UNSEEN_S_MAX) == [("database_unavailable", "resolved")]
 
 
-def test_what_was_found_again_after_a_restart_ends_as_usual() -> None:
+def test_an_alert_found_again_after_a_restart_ends_as_usual() -> None:
     before = Watch()
     before.look(T0, DOWN, SLOW)
     after = before.restart(T0 + 10)
@@ -457,8 +461,8 @@ def test_what_was_found_again_after_a_restart_ends_as_usual() -> None:
     assert after.look(T0 + 11) == [("database_unavailable", "resolved")]
 
 
-def test_what_was_pending_goes_on_with_its_time() -> None:
-    """A process that is started again every few seconds must not hide it for ever."""
+def test_a_restored_pending_alert_keeps_its_pending_time() -> None:
+    """A process that is restarted every few seconds must not hide it forever."""
     before = Watch(PATIENT)
     before.look(T0, SLOW)
     after = before.restart(T0 + 6)
@@ -467,7 +471,7 @@ def test_what_was_pending_goes_on_with_its_time() -> None:
     assert again.look(T0 + 10, SLOW) == [(SLOW.kind, "firing")]
 
 
-def test_news_are_listed_after_a_restart_too() -> None:
+def test_ended_alerts_are_listed_after_a_restart_too() -> None:
     before = Watch()
     before.look(T0, DOWN)
     before.look(T0 + 10)
@@ -476,8 +480,8 @@ def test_news_are_listed_after_a_restart_too() -> None:
     assert after.look(T0 + 20) == []
 
 
-def test_recovery_stays_recovery_after_a_restart() -> None:
-    """Both were kept: the open circuit and its recovery."""
+def test_a_restored_recovery_alert_still_stands_for_the_open_circuit() -> None:
+    """Both alerts were stored: the open circuit and its recovery."""
     before = Watch()
     before.look(T0, OPEN)
     before.look(T0 + 1, TRIED)
@@ -486,7 +490,7 @@ def test_recovery_stays_recovery_after_a_restart() -> None:
     assert after.look(T0 + 3) == [] and after.kinds(T0 + 3) == ["circuit_recovering"]
 
 
-def test_what_was_taken_over_later_has_to_be_looked_at_too() -> None:
+def test_an_alert_taken_over_later_needs_evidence_too() -> None:
     watch = Watch()
     watch.has_looked = False
     for number, finding in enumerate((DOWN, SLOW)):
@@ -498,7 +502,7 @@ def test_what_was_taken_over_later_has_to_be_looked_at_too() -> None:
     assert watch.look(T0 + 4) == [(SLOW.kind, "resolved")]
 
 
-# ── of what people are notified ───────────────────────────────────────────────────────────────────────────────────────
+# ── notifications ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def silence(until: float, kind: str = "*", component: str = "*") -> Silence:
@@ -508,12 +512,12 @@ def silence(until: float, kind: str = "*", component: str = "*") -> Silence:
 
 
 def state(watch: Watch, now: float) -> tuple[str, str]:
-    """Whether people are notified of the first one that is listed, and why not."""
+    """Whether people are notified of the first listed alert, and if not, why."""
     notified = watch.views(now)[0]["notified"]
     return notified["state"], notified["reason"]
 
 
-def test_people_are_notified_once_of_what_fires() -> None:
+def test_people_are_notified_once_of_a_firing_alert() -> None:
     watch = Watch()
     watch.look(T0, DOWN)
     assert state(watch, T0)[0] == "due"
@@ -527,11 +531,11 @@ def test_people_are_notified_once_of_what_fires() -> None:
     }
 
 
-def test_a_silence_keeps_quiet_and_what_still_fires_when_it_ends_is_said_then() -> None:
+def test_an_alert_still_firing_at_the_end_of_a_silence_notifies_then() -> None:
     watch = Watch()
     watch.alerts.silences = (silence(T0 + 60, "database_*"),)
     watch.look(T0, DOWN, GONE)
-    assert watch.owed(T0) == ["service_down"], "it covers what it matches, and nothing else"
+    assert watch.owed(T0) == ["service_down"], "a silence covers only matching alerts"
     (view,) = [view for view in watch.views(T0) if view["kind"] == DOWN.kind]
     assert view["silenced"] is not None and view["silenced"]["by"] == "ada"
     assert view["notified"]["state"] == "silenced"
@@ -542,15 +546,15 @@ def test_a_silence_keeps_quiet_and_what_still_fires_when_it_ends_is_said_then() 
     assert watch.owed(T0 + 60) == ["database_unavailable"]
 
 
-def test_what_ended_under_a_silence_is_said_to_nobody() -> None:
+def test_an_alert_that_ended_during_a_silence_sends_no_notice() -> None:
     watch = Watch()
     watch.alerts.silences = (silence(T0 + 60),)
     watch.look(T0, DOWN)
-    assert watch.look(T0 + 30) == [("database_unavailable", "resolved")], "but it is history"
+    assert watch.look(T0 + 30) == [("database_unavailable", "resolved")], "the history has it"
     assert watch.owed(T0 + 60) == []
 
 
-def test_a_person_who_is_at_work_on_it_is_not_reminded() -> None:
+def test_an_acknowledged_alert_sends_no_reminders() -> None:
     watch = Watch()
     watch.look(T0, DOWN)
     watch.owed(T0)
@@ -565,19 +569,21 @@ def test_a_person_who_is_at_work_on_it_is_not_reminded() -> None:
     assert reminders(at(T0 + 2 * hour), hour) == []
     acknowledged = watch.views(T0 + 2 * hour)[0]["acknowledged"]
     assert acknowledged is not None and (acknowledged["by"], acknowledged["note"]) == ("ada", "on it")
-    assert [number for _, number in reminders(at(T0 + 3 * hour), hour)] == [3], "its time is over"
+    assert [number for _, number in reminders(at(T0 + 3 * hour), hour)] == [3], (
+        "the acknowledgement has expired"
+    )
     assert watch.views(T0 + 3 * hour)[0]["acknowledged"] is None
     assert reminders(at(T0 + 3 * hour), 0.0) == [], "0: never"
 
 
-def test_of_warnings_nobody_is_reminded() -> None:
+def test_warnings_send_no_reminders() -> None:
     watch = Watch()
     watch.look(T0, SLOW)
     watch.owed(T0)
     assert watch.alerts.reminders(at(T0 + 1e6), 60.0) == []
 
 
-def test_what_was_acknowledged_before_anyone_was_notified_stays_quiet() -> None:
+def test_an_alert_acknowledged_before_its_notice_sends_none() -> None:
     watch = Watch()
     watch.alerts.silences = (silence(T0 + 60),)
     watch.look(T0, DOWN)
@@ -587,7 +593,7 @@ def test_what_was_acknowledged_before_anyone_was_notified_stays_quiet() -> None:
     assert state(watch, T0 + 60) == ("acknowledged", "ada has acknowledged it")
 
 
-def test_a_cause_keeps_quiet_what_follows_from_it() -> None:
+def test_a_cause_suppresses_the_notices_of_its_consequences() -> None:
     watch = Watch()
     watch.look(T0, FULL, DOWN)
     assert watch.owed(T0) == ["database_unavailable"]
@@ -597,7 +603,7 @@ def test_a_cause_keeps_quiet_what_follows_from_it() -> None:
     assert view["notified"] == {"state": "inhibited", "at": None, "reason": reason}
 
 
-def test_a_service_keeps_its_models_quiet_and_no_others() -> None:
+def test_a_services_alert_suppresses_notices_of_its_own_models_only() -> None:
     watch = Watch()
     models = [replace(OPEN, component=part) for part in ("ai:claude/opus", "ai:claudette", "ai:openai/x")]
     watch.look(T0, *models, GONE)
@@ -605,7 +611,7 @@ def test_a_service_keeps_its_models_quiet_and_no_others() -> None:
     assert watch.alerts.seen[0].inhibited_by == "service_down:ai:claude"
 
 
-def test_what_hangs_on_another_component_is_said_by_the_caller() -> None:
+def test_the_caller_says_which_components_depend_on_another() -> None:
     watch = Watch()
     watch.alerts.outer = lambda component: ("database",) if component == "state_store" else ()
     local = Finding("budget_local", "state_store", "the state store cannot be reached")
@@ -613,8 +619,8 @@ def test_what_hangs_on_another_component_is_said_by_the_caller() -> None:
     assert watch.owed(T0) == ["database_unavailable"]
 
 
-def test_a_cause_that_is_pending_keeps_quiet_already() -> None:
-    """Otherwise people would hear of what follows first, and then of the cause."""
+def test_a_pending_cause_suppresses_notices_already() -> None:
+    """Otherwise people would be notified of the consequence first, and then of the cause."""
     kinds = {**AT_ONCE, DOWN.kind: replace(AT_ONCE[DOWN.kind], pending_s=10.0)}
     watch = Watch(kinds)
     watch.look(T0, FULL, DOWN)
@@ -623,7 +629,7 @@ def test_a_cause_that_is_pending_keeps_quiet_already() -> None:
     assert watch.owed(T0 + 10) == ["database_unavailable"]
 
 
-def test_what_outlives_its_cause_is_said_when_it_has_settled() -> None:
+def test_a_consequence_that_outlasts_its_cause_notifies_after_a_minute() -> None:
     watch = Watch()
     watch.look(T0, FULL, DOWN)
     watch.owed(T0)
@@ -638,8 +644,8 @@ def test_what_outlives_its_cause_is_said_when_it_has_settled() -> None:
     assert watch.owed(T0 + SETTLES_S) == ["database_saturated"]
 
 
-def test_no_kind_explains_itself() -> None:
-    """In a circle of kinds nobody would be notified of any."""
+def test_no_kind_directly_or_indirectly_inhibits_itself() -> None:
+    """If kinds inhibited each other in a circle, none of them would ever notify."""
 
     def causes(kind: str) -> set[str]:
         direct = set(KINDS[kind].inhibited_by) & KINDS.keys()

@@ -1,4 +1,4 @@
-"""What it takes before an alert that an earlier process left ends by not being found."""
+"""The evidence that is needed before an earlier process's alert ends because it is not found."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from tests.monitoring.houses import FAILED, House, in_house
 
 
 def looks(house: House, database: DatabaseHealth | None = None, **words: Any) -> Looks:
-    """What a process knows that is a second old and has its store."""
+    """The knowledge of a process that is one second old and has its store."""
     known: dict[str, Any] = {"checked": frozenset(), "up_s": 1.0, "store_up_s": 1.0, **words}
     return Looks(database, {name: house.view(name) for name in house.services}, **known)
 
 
-def test_a_condition_of_a_process_s_own_needs_none(tmp_path: Path) -> None:
+def test_a_condition_of_the_process_itself_needs_no_evidence(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         assert looks(house)("database_paused", "database")
 
     in_house(test)
 
 
-def test_the_database_has_to_answer_its_probe(tmp_path: Path) -> None:
+def test_the_database_must_answer_its_probe(tmp_path: Path) -> None:
     async def test(house: House) -> None:
-        assert not looks(house)("database_unavailable", "database"), "it is not in use yet"
+        assert not looks(house)("database_unavailable", "database"), "the database is not in use yet"
         assert not looks(house, house.database_health())("database_unavailable", "database")
         house.look_at_database("connection refused")
         assert not looks(house, house.database_health())("database_unavailable", "database")
         house.look_at_database()
         known = looks(house, house.database_health())
         assert known("database_unavailable", "database") and known("database_read_only", "database")
-        assert not known("database_slow", "database"), "one probe says nothing about how fast it is"
+        assert not known("database_slow", "database"), "one probe says nothing about latency"
 
     in_house(test, tmp_path)
 
 
-def test_a_service_has_to_answer_calls(tmp_path: Path) -> None:
+def test_a_service_must_answer_calls(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         house.add()
         for good, bad, has_answered in (
@@ -58,7 +58,7 @@ def test_a_service_has_to_answer_calls(tmp_path: Path) -> None:
     in_house(test)
 
 
-def test_or_its_unbilled_check_has_passed_and_time_has_shown_that_calls_do_too() -> None:
+def test_a_passed_unbilled_check_counts_only_after_a_minute() -> None:
     async def test(house: House) -> None:
         house.add()
         for checked, up_s, is_enough in (
@@ -73,7 +73,7 @@ def test_or_its_unbilled_check_has_passed_and_time_has_shown_that_calls_do_too()
     in_house(test)
 
 
-def test_rates_need_enough_calls_or_as_much_time_as_they_look_back() -> None:
+def test_rates_need_enough_calls_or_their_whole_look_back_time() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.calls(19)
@@ -86,7 +86,7 @@ def test_rates_need_enough_calls_or_as_much_time_as_they_look_back() -> None:
     in_house(test)
 
 
-def test_what_the_store_knows_comes_with_the_store() -> None:
+def test_alerts_about_money_need_the_store() -> None:
     async def test(house: House) -> None:
         for store_up_s, is_enough in ((None, False), (SETTLED_S - 0.1, False), (SETTLED_S, True)):
             assert looks(house, store_up_s=store_up_s)("budget_approaching", "budget:month") is is_enough
@@ -94,7 +94,7 @@ def test_what_the_store_knows_comes_with_the_store() -> None:
     in_house(test)
 
 
-def test_what_is_not_known_any_more_is_not_waited_for() -> None:
+def test_an_unknown_service_needs_no_evidence() -> None:
     async def test(house: House) -> None:
         assert looks(house)("service_down", "ai:gone")
 
@@ -102,8 +102,8 @@ def test_what_is_not_known_any_more_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_time_alone_is_evidence_only_where_a_rule_looks_back_on_it(kind: str) -> None:
-    """A day without a look says nothing about the other side."""
+def test_time_alone_is_evidence_only_for_rules_that_look_back(kind: str) -> None:
+    """A day without a check says nothing about the other side."""
 
     async def test(house: House) -> None:
         house.add()

@@ -1,4 +1,4 @@
-"""The alerts of several processes on one state store: what all see is said once, and what the dead saw goes on."""
+"""Alerts of several processes on one state store: a shared alert notifies once, and a dead process's alert goes on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REMIND_S = 600.0
 
 
 class Process:
-    """A process's alerts on the common store. `has_looked`: what it does not find is over."""
+    """A process's alerts on the shared store. With `has_looked`, an alert that it does not find is over."""
 
     def __init__(self, folder: Path, clock: SetClock, *sees: str, has_looked: bool = True) -> None:
         self.store = SqlStore(f"sqlite:///{folder / 'state.db'}", clock=clock)
@@ -63,11 +63,11 @@ class Process:
         await self.store.close()
 
     async def die(self) -> None:
-        """As after kill -9: nothing is let go."""
+        """Like kill -9: nothing is released."""
         await self.store.close()
 
     async def look(self, *findings: Finding, after_s: float = 1.0) -> list[str]:
-        """A look so much later; the kinds that are listed then."""
+        """Look again after this time; returns the listed kinds."""
         self.clock.now += after_s
         await self.keeper.look(findings, lambda kind, component: self.has_looked)
         return [view["kind"] for view in self.keeper.views()]
@@ -77,14 +77,14 @@ class Process:
 
 
 def said(folder: Path) -> list[str]:
-    """What people were to be told, in its order."""
+    """The notices that were written, in order."""
     with closing(sqlite3.connect(folder / "state.db")) as connection:
         rows = connection.execute("SELECT what, kind FROM koo_notices ORDER BY rowid")
         return [f"{what} {kind}" for what, kind in rows]
 
 
 def lasting(folder: Path) -> list[str]:
-    """What the store says of alerts that have not ended."""
+    """The fingerprints of the open episodes in the store."""
     with closing(sqlite3.connect(folder / "state.db")) as connection:
         rows = connection.execute("SELECT fingerprint FROM koo_episodes WHERE ended_ms IS NULL ORDER BY 1")
         return [row[0] for row in rows]
@@ -97,7 +97,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_what_two_processes_see_is_said_once_and_lasts_until_neither_sees_it(tmp_path: Path) -> None:
+def test_two_processes_share_an_alert_until_neither_sees_it(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with (
@@ -108,7 +108,7 @@ def test_what_two_processes_see_is_said_once_and_lasts_until_neither_sees_it(tmp
             await two.look(DOWN)
             assert one.keeper.views()[0]["id"] == two.keeper.views()[0]["id"]
             assert one.keeper.views()[0]["timestamp"] == two.keeper.views()[0]["timestamp"]
-            assert await one.look() == ["database_recovered"], "its own database answers"
+            assert await one.look() == ["database_recovered"], "this process's own database answers"
             for _ in range(100):
                 assert await two.look(DOWN) == ["database_unavailable"]
                 await one.look()
@@ -123,8 +123,8 @@ def test_what_two_processes_see_is_said_once_and_lasts_until_neither_sees_it(tmp
     run(test)
 
 
-def test_what_fires_elsewhere_fires_and_recovers_here_too(tmp_path: Path) -> None:
-    """One process's blip must not end in a second what another one has announced."""
+def test_an_alert_firing_in_another_process_must_recover_here_too(tmp_path: Path) -> None:
+    """A short problem in one process must not end, after a second, an alert that another one has announced."""
 
     async def test() -> None:
         clock = SetClock()
@@ -149,13 +149,13 @@ def test_what_fires_elsewhere_fires_and_recovers_here_too(tmp_path: Path) -> Non
     run(test)
 
 
-def test_a_process_that_uses_no_database_leaves_its_alerts_to_those_that_do(tmp_path: Path) -> None:
+def test_a_process_without_a_database_leaves_its_alerts_to_the_others(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "database", "ai:claude") as server:
             await server.look(DOWN, OPEN)
         async with Process(tmp_path, clock, "ai:claude") as script:
-            assert await script.look() == ["circuit_closed"], "it has looked at what the server left"
+            assert await script.look() == ["circuit_closed"], "it has evidence about the server's alerts"
             assert lasting(tmp_path) == ["database_unavailable:database"]
         async with Process(tmp_path, clock, "database", "ai:claude") as server:
             assert await server.look(DOWN) == ["database_unavailable", "circuit_closed"]
@@ -163,7 +163,7 @@ def test_a_process_that_uses_no_database_leaves_its_alerts_to_those_that_do(tmp_
     run(test)
 
 
-def test_a_restart_in_the_middle_of_an_outage_notifies_nobody_again(tmp_path: Path) -> None:
+def test_a_restart_during_an_outage_sends_no_second_notice(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         dead = Process(tmp_path, clock, "database")
@@ -183,7 +183,7 @@ def test_a_restart_in_the_middle_of_an_outage_notifies_nobody_again(tmp_path: Pa
     run(test)
 
 
-def test_what_a_dead_process_saw_ends_when_another_one_has_looked(tmp_path: Path) -> None:
+def test_a_dead_processs_alert_ends_when_another_process_has_evidence(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         dead = Process(tmp_path, clock, "database")
@@ -192,11 +192,11 @@ def test_what_a_dead_process_saw_ends_when_another_one_has_looked(tmp_path: Path
         (began,) = dead.keeper.views()
         await dead.die()
         async with Process(tmp_path, clock, "database", has_looked=False) as next_one:
-            assert await next_one.look(after_s=RENEW_EVERY_S) == [], "it may still live"
+            assert await next_one.look(after_s=RENEW_EVERY_S) == [], "the other process may still be alive"
             assert await next_one.look(after_s=LEASE_S) == ["database_unavailable"]
             assert next_one.keeper.views()[0]["id"] == began["id"]
             assert next_one.keeper.doubted() == {"database"}
-            assert await next_one.look(after_s=3600) == ["database_unavailable"], "it has not looked yet"
+            assert await next_one.look(after_s=3600) == ["database_unavailable"], "it has no evidence yet"
             next_one.has_looked = True
             assert await next_one.look() == ["database_recovered"]
             assert next_one.keeper.doubted() == set()
@@ -209,7 +209,7 @@ def test_what_a_dead_process_saw_ends_when_another_one_has_looked(tmp_path: Path
     run(test)
 
 
-def test_opened_again_a_process_goes_on_with_its_own(tmp_path: Path) -> None:
+def test_a_reopened_process_continues_its_own_alerts(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         process = Process(tmp_path, clock, "database")
@@ -226,7 +226,7 @@ def test_opened_again_a_process_goes_on_with_its_own(tmp_path: Path) -> None:
     run(test)
 
 
-def test_what_no_process_can_see_any_more_ends_after_a_day_and_is_forgotten_at_last(tmp_path: Path) -> None:
+def test_an_alert_that_no_process_observes_ends_after_a_day_and_is_deleted_later(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "ai:gone") as before:
@@ -249,7 +249,7 @@ def test_what_no_process_can_see_any_more_ends_after_a_day_and_is_forgotten_at_l
 # ── what operators say ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_silence_that_another_process_was_told_of_holds_at_once(tmp_path: Path) -> None:
+def test_a_silence_set_in_another_process_applies_immediately(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "database") as one, Process(tmp_path, clock) as two:
@@ -266,7 +266,7 @@ def test_a_silence_that_another_process_was_told_of_holds_at_once(tmp_path: Path
     run(test)
 
 
-def test_an_acknowledgement_through_any_process_ends_the_reminders(tmp_path: Path) -> None:
+def test_an_acknowledgement_in_any_process_ends_the_reminders(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "database") as one, Process(tmp_path, clock) as two:
@@ -285,7 +285,7 @@ def test_an_acknowledgement_through_any_process_ends_the_reminders(tmp_path: Pat
     run(test)
 
 
-def test_two_processes_remind_once_and_a_restart_does_not_remind_again(tmp_path: Path) -> None:
+def test_two_processes_send_one_reminder_and_a_restart_sends_none_again(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "database") as one, Process(tmp_path, clock, "database") as two:
@@ -303,7 +303,7 @@ def test_two_processes_remind_once_and_a_restart_does_not_remind_again(tmp_path:
 
 
 def cut_off(process: Process) -> Callable[[], None]:
-    """The store is away for this process; returns what brings it back."""
+    """Make the store unavailable for this process; returns a function that brings it back."""
     run = process.store.executor.run
 
     async def fail(*_: Any, **__: Any) -> None:
@@ -317,7 +317,7 @@ def cut_off(process: Process) -> Callable[[], None]:
     return back
 
 
-def test_what_begins_and_ends_while_the_store_is_away_is_written_when_it_is_back(tmp_path: Path) -> None:
+def test_an_alert_that_began_and_ended_without_the_store_is_written_when_it_is_back(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "database", "ai:claude") as process:
@@ -339,8 +339,8 @@ def test_what_begins_and_ends_while_the_store_is_away_is_written_when_it_is_back
     run(test)
 
 
-def test_while_the_store_is_away_each_process_notifies_for_itself(tmp_path: Path) -> None:
-    """Twice is better than never. When the store is back it is not said again."""
+def test_while_the_store_is_away_each_process_notifies_on_its_own(tmp_path: Path) -> None:
+    """Notifying twice is better than never. When the store is back, no notice is sent again."""
 
     async def test() -> None:
         clock = SetClock()
@@ -355,7 +355,7 @@ def test_while_the_store_is_away_each_process_notifies_for_itself(tmp_path: Path
                 for process in (one, two):
                     await process.look(DOWN, after_s=0)
                     alone.append([notice.what for notice in process.alone])
-            assert alone[:2] == [[], []], "a store that is away for a moment is found again"
+            assert alone[:2] == [[], []], "a short outage of the store needs no notice"
             assert alone[2:] == [["firing"]] * 4 + [["firing", "reminder"]] * 2
             for process, back in zip((one, two), backs, strict=True):
                 back()
@@ -369,7 +369,7 @@ def test_while_the_store_is_away_each_process_notifies_for_itself(tmp_path: Path
     run(test)
 
 
-def test_the_end_is_said_without_the_store_too_and_only_if_the_beginning_was(tmp_path: Path) -> None:
+def test_without_the_store_an_end_is_announced_only_if_its_beginning_was(tmp_path: Path) -> None:
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "database", "ai:claude") as process:
@@ -418,18 +418,20 @@ def make_platform(home: Path, url: str = "sqlite:///user.db") -> Platform:
         ("ai:nobody", False),
     ],
 )
-def test_a_platform_sees_what_it_uses(tmp_path: Path, component: str, is_seen: bool) -> None:
-    """`openai` has no key."""
+def test_a_platform_observes_the_services_it_has_keys_for(
+    tmp_path: Path, component: str, is_seen: bool
+) -> None:
+    """`openai` has no key, so the platform does not observe it."""
     platform = make_platform(tmp_path)
     assert platform.parts.observes(component) is is_seen
 
 
-def test_a_database_that_is_used_is_seen(tmp_path: Path) -> None:
+def test_a_platform_observes_a_database_that_it_uses(tmp_path: Path) -> None:
     platform = make_platform(tmp_path)
     assert platform.database.last_look is None and platform.parts.observes("database")
 
 
-def test_the_next_process_lists_what_the_last_one_left(tmp_path: Path) -> None:
+def test_the_next_process_lists_the_last_ones_alerts(tmp_path: Path) -> None:
     async def test() -> None:
         async with make_platform(tmp_path) as first:
             first.override_service("claude", Override.FORCED_OPEN)

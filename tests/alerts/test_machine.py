@@ -1,8 +1,8 @@
-"""Whatever happens to two processes and their store, people are told once, and of everything that lasted.
+"""Whatever happens to two processes and their store, people are notified once, and of everything that lasted.
 
-Hypothesis plays two processes on one store: conditions come and go, processes are closed, killed and started again,
-clocks are set, operators silence and acknowledge. Time is virtual, and durations never go back. Beside the real keepers
-runs a small account of what each process has found and since when, and each notice is held against it as it is written.
+Hypothesis plays two processes on one store: conditions come and go, processes are closed, killed and restarted, clocks
+are set, operators silence and acknowledge. Time is virtual, and durations never go back. Next to the real keepers the
+test records what each process has found, and since when. Each notice is checked against this record when it is written.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TIMES = st.sampled_from([1.0, 5.0, 20.0, 29.0, 31.0, 61.0, 300.0])
 
 
 class TwoClocks:
-    """Durations go on; people's clock may be set."""
+    """The monotonic clock only advances; the wall clock may be set."""
 
     def __init__(self) -> None:
         self.passed_s = 0.0
@@ -60,7 +60,7 @@ class TwoClocks:
 
 @dataclass
 class MemoryStore:
-    """What alerts need of a store."""
+    """The parts of a store that alerts need."""
 
     transactions: MemoryTransactions
     episodes: Episodes
@@ -81,7 +81,7 @@ class MemoryStore:
 
 @dataclass
 class Process:
-    """A process's keeper, and the account of what it found."""
+    """A process's keeper, and the record of what it found."""
 
     keeper: AlertKeeper
     store: MemoryStore
@@ -96,7 +96,7 @@ class Process:
 
 
 def done(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run what never waits."""
+    """Run a coroutine that never waits."""
     try:
         work.send(None)
     except StopIteration as end:
@@ -105,7 +105,7 @@ def done(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class TwoProcesses(RuleBasedStateMachine):
-    """See the module."""
+    """The state machine; see the module's docstring."""
 
     @initialize(keys=st.sets(st.sampled_from(KEYS), min_size=1), both=st.booleans())
     def begin(self, keys: set[str], both: bool) -> None:
@@ -117,9 +117,9 @@ class TwoProcesses(RuleBasedStateMachine):
         self.written: list[tuple[str, str, str]] = []
         self.open: dict[
             str, str
-        ] = {}  # fingerprint → the id of what people were told of and not told the end of
-        self.lone: set[str] = set()  # fingerprints of which processes told people without the store
-        self.since: dict[str, Moment] = {}  # since when some process has found it, without an end
+        ] = {}  # fingerprint → id of an episode that was announced and whose end was not
+        self.lone: set[str] = set()  # fingerprints that processes announced without the store
+        self.since: dict[str, Moment] = {}  # since when any process has found it without interruption
         for slot in SLOTS:
             self.start(slot)
         for process in self.alive(*(SLOTS if both else (0,))):
@@ -168,7 +168,7 @@ class TwoProcesses(RuleBasedStateMachine):
         slot=st.sampled_from(SLOTS), is_killed=st.booleans(), is_followed=st.booleans(), keeps=st.booleans()
     )
     def ends(self, slot: int, is_killed: bool, is_followed: bool, keeps: bool) -> None:
-        """A process is killed or closed, and perhaps started again, in the middle of the same outage or not."""
+        """A process is killed or closed, and perhaps started again, during the same outage or not."""
         process = self.processes[slot]
         if process is not None and process.store.trouble is None:
             if not is_killed:
@@ -206,10 +206,10 @@ class TwoProcesses(RuleBasedStateMachine):
             for process in self.alive():
                 process.looked_at = None
 
-    # ── what must be so ───────────────────────────────────────────────────────────────────────────────────────
+    # ── the rules ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def look(self) -> None:
-        """Each process looks in turn; what it writes is judged by what is known at that moment."""
+        """Let each process look in turn, and check what it writes against the record at that moment."""
         for process in self.alive():
             now, lasting = Moment(self.clock.wall(), self.clock.monotonic()), self.lasting()
             for key, begins in process.found.items():
@@ -231,30 +231,32 @@ class TwoProcesses(RuleBasedStateMachine):
             elif what == "resolved":
                 self.may_end(process, key, episode_id)
             else:
-                assert self.is_loud(process, key), "a reminder of what is quiet"
+                assert self.is_loud(process, key), "a reminder of a quiet alert"
         self.written = written
 
     def may_fire(self, process: Process, key: str, episode_id: str) -> None:
         row, since = KINDS[key.partition(":")[0]], self.since[key]
-        assert key in process.found, "of what is not found now"
-        # A process that starts in the middle has only people's clock to know how long it has held.
+        assert key in process.found, "a notice about a condition that is not found now"
+        # A process that starts in the middle knows only by the wall clock how long the condition has held.
         held_s = max(self.clock.monotonic() - since.monotonic, self.clock.wall() - since.wall)
-        assert held_s >= row.pending_s, "while it is pending"
-        assert self.is_loud(process, key), "of what is quiet"
+        assert held_s >= row.pending_s, "a notice about a pending alert"
+        assert self.is_loud(process, key), "a notice about a quiet alert"
         if key not in self.lone:
-            assert key not in self.open, "people know of it already"
+            assert key not in self.open, "a second notice about the same alert"
         self.open[key] = episode_id
 
     def may_end(self, process: Process, key: str, episode_id: str) -> None:
         now, row = self.clock.monotonic(), KINDS[key.partition(":")[0]]
-        assert process.has_looked or process.found_at[key] > 0, "it ended in ignorance"
-        assert now - process.found_at[key] >= row.recovering_s, "too early"
+        assert process.has_looked or process.found_at[key] > 0, "it ended without evidence"
+        assert now - process.found_at[key] >= row.recovering_s, "it ended before its recovering time"
         if key not in self.lone:
-            assert self.open.get(key) == episode_id, "the end of what nobody was told of"
+            assert self.open.get(key) == episode_id, (
+                "a notice about the end of an alert that was never announced"
+            )
         self.open.pop(key, None)
 
     def is_loud(self, process: Process, key: str) -> bool:
-        """Nothing keeps it quiet: neither an operator nor its cause."""
+        """Whether neither an operator nor its cause suppresses its notices."""
         kind, _, component = key.partition(":")
         now = self.clock.wall()
         if any(s.covers(kind, component, now) for s in done(self.watcher.silences.lasting(now))):
@@ -267,7 +269,7 @@ class TwoProcesses(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "watcher"))
     @invariant()
     def what_fires_loudly_was_said(self) -> None:
-        """Nobody sleeps through an alarm: what fires in a process that has its store is owed no more."""
+        """No alarm is missed: in a process that has its store, every firing alert that is not quiet has its notice."""
         for process in self.alive():
             if process.looked_at == (self.clock.passed_s, self.clock.set_s) and process.store.trouble is None:
                 for seen in process.keeper.alerts.seen:
@@ -277,7 +279,9 @@ class TwoProcesses(RuleBasedStateMachine):
                         assert settles or seen.episode.notified_at is not None, key
 
     def teardown(self) -> None:
-        """When all is over and everyone has looked, each firing that was said has its end, and all of it is history."""
+        """Once everything is over and every process has looked, each announced alert has its end, and all are in the
+        history.
+        """
         if not hasattr(self, "watcher"):
             return
         self.clock.set_s = max(self.clock.set_s, 0.0)
@@ -296,7 +300,7 @@ class TwoProcesses(RuleBasedStateMachine):
         assert self.open.keys() <= self.lone
         ids = {one.id for one in self.history()}
         for what, key, episode_id in self.written:
-            assert episode_id in ids, "what people were told of is no history"
+            assert episode_id in ids, "an announced alert is missing from the history"
             if key not in self.lone:
                 count = sum(one[2] == episode_id and one[0] == what for one in self.written)
                 assert what == "reminder" or count == 1
@@ -311,7 +315,7 @@ class TwoProcesses(RuleBasedStateMachine):
         return Finding(kind, component, f"{key} holds", begins=begins)
 
     def known(self) -> set[str]:
-        """What lasts in the store, or some process finds or still has."""
+        """The fingerprints that are open in the store, or that any process finds or still has."""
         seen = {one.fingerprint for process in self.alive() for one in process.keeper.alerts.lasting}
         return seen.union(self.lasting(), *(process.found for process in self.alive()))
 
@@ -320,7 +324,7 @@ class TwoProcesses(RuleBasedStateMachine):
         return found
 
     def lasting(self) -> dict[str, tuple[str, bool]]:
-        """What the store says lasts, whoever sees it: its id, and whether a person is at work on it."""
+        """The open episodes in the store: their ids, and whether they are acknowledged."""
         sql = "SELECT fingerprint, id, acknowledged FROM koo_episodes WHERE ended_ms IS NULL"
         return {fingerprint: (id_, bool(said)) for fingerprint, id_, said in self.ask(sql)}
 
@@ -329,7 +333,7 @@ class TwoProcesses(RuleBasedStateMachine):
         return rows
 
     def notices(self) -> list[tuple[str, str, str]]:
-        """What was written, in its order: what, of which fingerprint, of which episode."""
+        """The written notices in order: what, fingerprint, and the episode's id."""
         rows = self.ask("SELECT what, fingerprint, key FROM koo_notices ORDER BY rowid")
         return [(what, fingerprint, key.partition(":")[0]) for what, fingerprint, key in rows]
 

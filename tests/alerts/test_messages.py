@@ -1,4 +1,4 @@
-"""What a message says: what is wrong, since when, what it refuses, what to do, where to look; in plain text."""
+"""The content of a message in plain text: what is wrong, since when, what it refuses, what to do, and where to look."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def text_of(*notices: Notice, sender: Sender = LINKED) -> str:
     return compose("k", notices, sender).text
 
 
-def test_a_firing_alert_is_told_whole() -> None:
+def test_a_message_about_a_firing_alert_is_complete() -> None:
     message = compose("a1:firing", [notice()], LINKED)
     assert message.subject == (
         "[koo] critical: ai:claude: claude cannot be called: the provider refused the key"
@@ -62,21 +62,21 @@ def test_a_firing_alert_is_told_whole() -> None:
     assert max(map(len, lines)) <= 120
 
 
-def test_a_resolved_one_says_how_long_it_lasted_and_needs_no_advice() -> None:
+def test_a_resolved_message_contains_the_duration_and_no_advice() -> None:
     message = compose("a1:resolved", [notice(what="resolved", ended_at=AT_S + 754)], LINKED)
     assert message.subject.startswith("[koo] resolved: critical: ai:claude: ")
     assert "Until:    2026-09-21 14:25:54 UTC (13 min)" in message.text
     assert "What to do" not in message.text and "Refuses" not in message.text
 
 
-def test_the_messages_of_one_alert_have_one_thread_and_those_of_the_next_another() -> None:
+def test_the_messages_of_one_alert_share_a_thread() -> None:
     firing, resolved = notice(), notice(what="resolved", key="a1:resolved", ended_at=AT_S + 1)
     again = notice(key="b2:firing", started_at=AT_S + 100)
     threads = [compose(one.key, [one], LINKED).thread for one in (firing, resolved, again)]
     assert threads[0] == threads[1] != threads[2]
 
 
-def test_without_a_public_url_the_paths_are_named_and_what_would_make_them_links() -> None:
+def test_without_a_public_url_a_message_has_paths_and_says_how_to_get_links() -> None:
     text = text_of(notice(), sender=UNLINKED)
     assert (
         "Look at:  /dashboard/#ai:claude on the server of koo (KOO_PUBLIC_URL would make it a link)" in text
@@ -105,13 +105,15 @@ def runbook_text() -> str:
         ({}, "Refuses:  every call to the service; with fallback the next service is called."),
     ],
 )
-def test_what_it_refuses_is_the_rules_word_else_the_kinds(data: dict[str, object], said: str) -> None:
+def test_a_message_says_what_the_rule_refuses_or_else_what_the_kind_refuses(
+    data: dict[str, object], said: str
+) -> None:
     assert said in text_of(notice(data=data))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", ["firing", "resolved", "reminder"])
-def test_every_kind_can_be_told(kind: str, what: Any) -> None:
+def test_every_kind_can_be_put_into_a_message(kind: str, what: Any) -> None:
     ended_at = AT_S + 60 if what == "resolved" else None
     one = notice(kind=kind, what=what, severity=KINDS[kind].severity, ended_at=ended_at)
     message = compose("k", [one], LINKED)
@@ -124,14 +126,14 @@ def test_every_kind_can_be_told(kind: str, what: Any) -> None:
     json.dumps(message.document, allow_nan=False)
 
 
-def test_a_kind_that_this_version_does_not_know_is_told_too() -> None:
+def test_an_unknown_kind_can_be_put_into_a_message_too() -> None:
     """Another process on the same store may be newer."""
     message = compose("k", [notice(kind="moon_full", fingerprint="moon_full:ai:claude")], LINKED)
     assert message.text.startswith("critical: moon full: ai:claude")
     assert message.document["alerts"][0]["advice"] == ""
 
 
-def test_a_test_says_that_it_is_one_and_nothing_else() -> None:
+def test_a_test_message_says_only_that_it_is_a_test() -> None:
     message = compose("k", [notice(what="test", kind="test", message="nothing is wrong")], UNLINKED)
     assert (message.subject, message.text) == (
         "[koo] test: nothing is wrong",
@@ -139,7 +141,7 @@ def test_a_test_says_that_it_is_one_and_nothing_else() -> None:
     )
 
 
-def test_several_are_listed_the_worst_first_with_one_line_of_advice_for_each_kind() -> None:
+def test_several_alerts_are_listed_worst_first_with_one_line_of_advice_per_kind() -> None:
     low = notice(
         key="b2", severity="warning", kind="circuit_recovering", component="database", message="testing"
     )
@@ -161,7 +163,7 @@ def test_several_are_listed_the_worst_first_with_one_line_of_advice_for_each_kin
     assert [one["key"] for one in message.document["alerts"]] == ["c3", "b2", "a1:firing", "a1:firing"]
 
 
-def test_a_storm_is_a_message_that_can_be_read() -> None:
+def test_a_message_about_very_many_alerts_stays_readable() -> None:
     many = [notice(key=f"n{number}", component=f"ai:s{number}") for number in range(200)]
     message = compose("k", many, LINKED)
     assert message.subject == "[koo] 200 alerts (200 critical): ai:s0, ai:s1, ai:s2 and 197 more"
@@ -170,11 +172,11 @@ def test_a_storm_is_a_message_that_can_be_read() -> None:
     assert len(message.document["alerts"]) == 200
 
 
-def test_the_same_notices_make_the_same_message_to_the_letter() -> None:
+def test_the_same_notices_make_an_identical_message() -> None:
     assert compose("k", [notice()], LINKED) == compose("k", [notice()], LINKED)
 
 
-def test_one_that_is_told_without_the_store_says_so() -> None:
+def test_a_message_sent_without_the_store_says_so() -> None:
     message = compose("k", [notice()], LINKED, is_alone=True)
     assert message.text.rstrip().endswith(ALONE) and message.document["note"] == ALONE
 
@@ -182,7 +184,7 @@ def test_one_that_is_told_without_the_store_says_so() -> None:
 EVIL = "x\r\nBcc: all@example.com\x1b[31m\u202eevil\u2028\x00\ud800<!channel><b>"
 
 
-def test_text_of_strangers_is_one_plain_line_wherever_it_stands() -> None:
+def test_external_text_is_reduced_to_one_plain_line_everywhere() -> None:
     one = notice(
         component=EVIL, message=EVIL, fingerprint=f"service_down:{EVIL}", data={EVIL: [EVIL], "n": 1}
     )
@@ -194,7 +196,7 @@ def test_text_of_strangers_is_one_plain_line_wherever_it_stands() -> None:
         assert shown.isprintable() and shown.encode()
 
 
-def test_a_name_without_end_does_not_make_a_message_without_end() -> None:
+def test_an_overlong_name_does_not_make_an_overlong_message() -> None:
     long = "x" * 1_000_000
     message = compose("k", [notice(component=long, message=long, data={"a": [long] * 1000})], LINKED)
     assert len(message.subject) < 300
@@ -202,7 +204,7 @@ def test_a_name_without_end_does_not_make_a_message_without_end() -> None:
     assert len(json.dumps(message.document)) < 100_000
 
 
-def test_what_json_cannot_hold_is_left_out() -> None:
+def test_values_that_json_cannot_represent_are_omitted() -> None:
     deep: Any = {}
     for _ in range(100):
         deep = {"a": deep}

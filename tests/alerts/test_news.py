@@ -1,4 +1,4 @@
-"""What happened to the state store at one instant is an alert for an hour."""
+"""A momentary event of the state store is an alert for an hour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from koo.events import ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from tests.storage.support import SetClock
 
 
-def test_a_store_that_forgot_is_told_for_an_hour_with_the_money_of_all_times() -> None:
+def test_data_loss_in_the_store_is_shown_for_an_hour_with_the_total_amount() -> None:
     clock = SetClock()
     news = StoreNews(clock)
     news.on_event(StoreLost("state store", "away"))
@@ -26,7 +26,7 @@ def test_a_store_that_forgot_is_told_for_an_hour_with_the_money_of_all_times() -
     assert next(news.findings()).data == {"amount": "1"}
 
 
-def test_a_process_under_another_name_is_told_for_an_hour() -> None:
+def test_a_renamed_process_is_shown_for_an_hour() -> None:
     clock = SetClock()
     news = StoreNews(clock)
     news.on_event(ProcessRenamed("state store"))
@@ -36,8 +36,8 @@ def test_a_process_under_another_name_is_told_for_an_hour() -> None:
     assert list(news.findings()) == []
 
 
-def test_a_store_that_is_just_back_takes_nobody_for_dead() -> None:
-    """It has heard of no process while it was away."""
+def test_no_process_is_presumed_dead_just_after_the_stores_return() -> None:
+    """While the store was away no process could report to it."""
     clock = SetClock()
     news = StoreNews(clock)
     found = [Finding("money_unsettled", "state_store", ""), Finding("circuit_open", "ai:claude", "")]

@@ -1,4 +1,4 @@
-"""Why was I not told has an answer: which channels there are, how they do, and what became of each notice."""
+"""The outbox answers "why was I not notified?": the channels, their states, and the delivery of each notice."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def in_house(
     asyncio.run(run())
 
 
-def test_one_notice_goes_to_every_channel(tmp_path: Path) -> None:
+def test_every_channel_sends_a_notice(tmp_path: Path) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:
         await house.step()
         await house.put()
@@ -108,7 +108,9 @@ def test_one_notice_goes_to_every_channel(tmp_path: Path) -> None:
     in_house(tmp_path, main, "webhook", "slack", "email")
 
 
-def test_what_is_being_sent_when_koo_closes_can_be_sent_by_another_process_at_once(tmp_path: Path) -> None:
+def test_a_message_in_progress_when_koo_closes_is_free_for_another_process_immediately(
+    tmp_path: Path,
+) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:
         await house.step()
         await house.put()
@@ -129,7 +131,7 @@ def test_what_is_being_sent_when_koo_closes_can_be_sent_by_another_process_at_on
     in_house(tmp_path, main, "webhook")
 
 
-def test_without_a_channel_the_answer_is_what_to_set(tmp_path: Path) -> None:
+def test_without_a_channel_the_answer_says_what_to_set(tmp_path: Path) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:
         await house.put()
         found = await house.outbox.deliveries([alert()])
@@ -163,7 +165,7 @@ def alert(**changes: Any) -> Alert:
     return made
 
 
-def test_of_an_alert_without_a_notice_the_engines_reason_is_said(tmp_path: Path) -> None:
+def test_an_alert_without_a_notice_has_the_engines_reason(tmp_path: Path) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:
         await house.step()
         await house.put("a1:firing")
@@ -183,7 +185,7 @@ def test_of_an_alert_without_a_notice_the_engines_reason_is_said(tmp_path: Path)
     in_house(tmp_path, main, "webhook")
 
 
-def test_each_state_of_a_delivery_says_in_one_sentence_why_it_stands_so(tmp_path: Path) -> None:
+def test_each_state_of_a_delivery_has_a_reason_in_one_sentence(tmp_path: Path) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:
         async def reasons() -> dict[str, str]:
             return {row["key"]: row["reason"] for row in await house.deliveries()}
@@ -217,7 +219,7 @@ def test_each_state_of_a_delivery_says_in_one_sentence_why_it_stands_so(tmp_path
     in_house(tmp_path, main, "webhook", severity="critical")
 
 
-def test_a_channel_that_only_another_process_has_says_so(tmp_path: Path) -> None:
+def test_a_delivery_for_another_processs_channel_says_so(tmp_path: Path) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:
         await house.store.notices.join(["email"])
         await house.step()
@@ -230,7 +232,7 @@ def test_a_channel_that_only_another_process_has_says_so(tmp_path: Path) -> None
     in_house(tmp_path, main, "webhook")
 
 
-def test_a_test_is_sent_at_once_and_says_what_became_of_it(tmp_path: Path) -> None:
+def test_a_test_is_sent_immediately_and_reports_its_result(tmp_path: Path) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:
         hook.answers = [answer(404, "no_service")]
         found = {one["channel"]: one for one in (await house.outbox.test())["results"]}
@@ -252,7 +254,7 @@ def test_a_test_is_sent_at_once_and_says_what_became_of_it(tmp_path: Path) -> No
     in_house(tmp_path, main, "webhook", "email", webhook_secret=SECRET)
 
 
-def test_no_secret_of_a_channel_is_in_what_is_shown(tmp_path: Path) -> None:
+def test_the_outbox_shows_no_secret_of_a_channel(tmp_path: Path) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:
         await house.step()
         await house.put()
@@ -267,7 +269,7 @@ def test_no_secret_of_a_channel_is_in_what_is_shown(tmp_path: Path) -> None:
     in_house(tmp_path, main, "webhook", webhook_secret=SECRET)
 
 
-def test_while_the_store_is_away_the_answer_says_so_and_what_this_process_told_alone(tmp_path: Path) -> None:
+def test_while_the_store_is_away_the_answer_contains_this_processs_own_deliveries(tmp_path: Path) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:
         await house.step()
         (tmp_path / "state.db").unlink()
@@ -295,7 +297,7 @@ def notice_of(house: House) -> Notice:
     )
 
 
-def test_what_should_be_known_of_the_setup_is_logged_at_the_start_without_secrets(
+def test_warnings_about_channels_are_logged_at_the_start_without_secrets(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main(house: House, hook: Hook, mails: MailServer) -> None:

@@ -1,4 +1,4 @@
-"""What watches is watched: signs of life that change, and a beat that comes."""
+"""Background checks are watched: their signs of life must change, and the beat must come."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from koo.beats import KEPT_S, LATE_S, Beats
 from koo.testing.clock import run_virtual
 
 
-def test_a_watcher_is_late_when_its_sign_has_not_changed_for_too_many_looks() -> None:
+def test_a_check_is_late_when_its_sign_has_not_changed_for_too_many_steps() -> None:
     signs = Signs()
     for _ in range(4):
         signs.see("probe", "first", 3)
@@ -21,7 +21,7 @@ def test_a_watcher_is_late_when_its_sign_has_not_changed_for_too_many_looks() ->
     assert signs.late == [], "it has run"
 
 
-def test_what_is_not_meant_to_run_is_not_late() -> None:
+def test_a_check_that_is_not_meant_to_run_is_not_late() -> None:
     signs = Signs()
     for _ in range(9):
         signs.see("probe", None, 3)
@@ -29,11 +29,11 @@ def test_what_is_not_meant_to_run_is_not_late() -> None:
     assert signs.late == []
 
 
-def test_a_beat_that_does_not_come_is_late_and_one_that_came_late_is_told_for_five_minutes() -> None:
+def test_a_missing_beat_is_late_and_a_late_beat_is_shown_for_five_minutes() -> None:
     async def main() -> None:
         beats, loop = Beats(), asyncio.get_running_loop()
         await asyncio.sleep(LATE_S + 1)
-        assert not beats.is_late, "nothing is late before the first"
+        assert not beats.is_late, "nothing is late before the first beat"
         beats.beat(loop.time())
         await asyncio.sleep(LATE_S)
         assert not beats.is_late
@@ -49,7 +49,7 @@ def test_a_beat_that_does_not_come_is_late_and_one_that_came_late_is_told_for_fi
     run_virtual(main)
 
 
-def test_a_beat_on_another_loop_begins_anew() -> None:
+def test_a_beat_on_another_loop_starts_again() -> None:
     beats = Beats()
 
     async def main(later_s: float) -> float:

@@ -1,4 +1,4 @@
-"""Everything that refuses calls has an alert, one for each cause, which says what it refuses and until when."""
+"""Everything that refuses calls has an alert, one for each cause, which says what is refused and until when."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUOTA = Fault(verdict=THROTTLED, kind=Kind.QUOTA, retry_after_s=3600.0, reach="s
 
 
 def only(house: House) -> Finding:
-    """The one finding that there is."""
+    """The only finding."""
     (finding,) = house.findings()
     return finding
 
@@ -40,8 +40,8 @@ def only(house: House) -> Finding:
 # ── the provider ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_key_that_is_refused_while_recovery_is_tested_is_a_service_that_is_down() -> None:
-    """The breaker that tests its recovery is the lesser news: nothing passes until the key works."""
+def test_a_key_refused_while_recovery_is_tested_means_service_down() -> None:
+    """That the breaker tests its recovery matters less: no call passes until the key works."""
 
     async def test(house: House) -> None:
         house.add()
@@ -58,7 +58,7 @@ def test_a_key_that_is_refused_while_recovery_is_tested_is_a_service_that_is_dow
     in_house(test)
 
 
-def test_a_quota_that_is_used_up_says_until_when() -> None:
+def test_an_exhausted_quota_says_until_when() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(QUOTA)
@@ -68,14 +68,14 @@ def test_a_quota_that_is_used_up_says_until_when() -> None:
         resets_at = datetime.fromisoformat(quota.data["resets_at"] or "").timestamp()
         await house.clock.sleep(resets_at - house.clock.wall() - 0.01)
         assert house.found() == {"quota_used_up:ai:claude"}
-        # A time told in ISO 8601 is rounded to microseconds.
+        # A time in ISO 8601 is rounded to microseconds.
         await house.clock.sleep(0.01 + 1e-6)
-        assert house.found() == set(), "exactly then it is asked again"
+        assert house.found() == set(), "calls continue exactly then"
 
     in_house(test)
 
 
-def test_a_pause_of_the_provider_is_a_warning_with_its_end() -> None:
+def test_a_providers_pause_is_a_warning_with_its_end() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(TOO_MANY)
@@ -88,7 +88,7 @@ def test_a_pause_of_the_provider_is_a_warning_with_its_end() -> None:
     in_house(test)
 
 
-def test_a_pause_of_another_model_is_that_models() -> None:
+def test_a_pause_of_another_model_is_that_models_alert() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(TOO_MANY, model="opus")
@@ -104,7 +104,7 @@ def test_a_pause_of_another_model_is_that_models() -> None:
     ("option", "key", "severity"),
     [("per_minute", "minute", "warning"), ("per_hour", "hour", "critical"), ("per_day", "day", "critical")],
 )
-def test_a_limit_that_is_used_up_is_an_alert_of_its_own_that_says_when_it_is_free(
+def test_an_exhausted_limit_is_a_separate_alert_with_its_reset_time(
     option: str, key: str, severity: str
 ) -> None:
     async def test(house: House) -> None:
@@ -123,7 +123,7 @@ def test_a_limit_that_is_used_up_is_an_alert_of_its_own_that_says_when_it_is_fre
     in_house(test)
 
 
-def test_a_day_ends_at_midnight_and_not_a_microsecond_before() -> None:
+def test_a_day_ends_at_midnight_and_not_a_microsecond_earlier() -> None:
     async def test(house: House) -> None:
         for at in (0.1, 0.3, 1234.567891, 7.7):
             await house.clock.sleep(at)
@@ -135,9 +135,7 @@ def test_a_day_ends_at_midnight_and_not_a_microsecond_before() -> None:
     in_house(test)
 
 
-def test_a_limit_that_refused_a_caller_a_moment_ago_is_reached_although_a_request_is_free_at_this_look() -> (
-    None
-):
+def test_a_limit_that_just_refused_a_caller_counts_as_reached_even_if_a_request_is_free_now() -> None:
     async def test(house: House) -> None:
         house.add(limits=LimitOptions(per_minute=3))
         await house.calls(3)
@@ -156,7 +154,7 @@ def test_a_limit_that_refused_a_caller_a_moment_ago_is_reached_although_a_reques
     in_house(test)
 
 
-def test_callers_that_find_no_place_are_an_alert_and_the_service_stays_healthy() -> None:
+def test_callers_turned_away_by_concurrency_are_an_alert_and_the_service_stays_healthy() -> None:
     async def test(house: House) -> None:
         house.add(concurrency_max=1, queue_max=0)
         running = asyncio.create_task(house.call(took_s=5.0))
@@ -173,7 +171,7 @@ def test_callers_that_find_no_place_are_an_alert_and_the_service_stays_healthy()
     in_house(test)
 
 
-def test_a_service_that_nobody_calls_and_whose_checks_fail_is_an_alert() -> None:
+def test_an_uncalled_service_whose_checks_fail_is_an_alert() -> None:
     async def test(house: House) -> None:
         service = house.add()
         for _ in range(3):
@@ -188,7 +186,7 @@ def test_a_service_that_nobody_calls_and_whose_checks_fail_is_an_alert() -> None
 # ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_pool_is_saturated_for_as_long_as_it_is_and_says_how_many_were_turned_away(tmp_path: Path) -> None:
+def test_a_saturated_pool_is_an_alert_with_the_number_of_callers_turned_away(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         queue = house.pool_queue
         queue.used = queue.limit
@@ -198,19 +196,19 @@ def test_a_pool_is_saturated_for_as_long_as_it_is_and_says_how_many_were_turned_
         assert full.kind == "database_saturated" and "3 were turned away" in full.message
         assert full.data["turned_away"] == 3 and full.data["refuses"]
         await house.clock.sleep(29)
-        assert house.found() == {"database_saturated:database"}, "it is still full"
+        assert house.found() == {"database_saturated:database"}, "the pool is still full"
         queue.used = 0
-        assert house.found() == set(), "and it ends with that, and not half a minute later"
+        assert house.found() == set(), "it ends immediately, not half a minute later"
         queue.used = queue.limit
         await house.clock.sleep(10)
-        assert house.found() == set(), "full is not yet saturated"
+        assert house.found() == set(), "a full pool is not yet saturated"
         queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
-        assert only(house).data["turned_away"] == 1, "counted anew"
+        assert only(house).data["turned_away"] == 1, "the count starts again"
 
     in_house(test, tmp_path)
 
 
-def test_while_callers_are_turned_away_the_overall_health_is_degraded_and_the_databases_state_healthy(
+def test_a_saturated_pool_makes_overall_health_degraded_but_the_database_healthy(
     tmp_path: Path,
 ) -> None:
     async def test(house: House) -> None:
@@ -228,7 +226,7 @@ def test_while_callers_are_turned_away_the_overall_health_is_degraded_and_the_da
     in_house(test, tmp_path)
 
 
-# ── whatever happens ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── random walks ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 ACTS = (
     "call", "fail", "fail_other", "cancel", "throttle", "throttle_other", "quota", "key", "model_key", "slow",
@@ -238,7 +236,7 @@ ACTS = (
 
 
 class Walk:
-    """A house in which anything happens."""
+    """A house in which anything may happen."""
 
     def __init__(self, house: House) -> None:
         self.house = house
@@ -305,7 +303,7 @@ class Walk:
         assert (seen["severity"] is None) <= (seen["overall_health"] == "healthy")
 
     def check_reasons(self, found: list[Finding]) -> None:
-        """No state and no refusal is without its finding."""
+        """Every state other than healthy, and every refusal, has a finding."""
         for name, view in self.house.views().items():
             mine = [one for one in found if one.component.partition("/")[0] == f"ai:{name}"]
             assert view["state"] == "healthy" or mine, (view["state"], view["reason"])
@@ -316,7 +314,7 @@ class Walk:
         assert (database["state"] == "healthy" and not database["conditions"]) or of_database
 
     def check_causes(self, found: list[Finding]) -> None:
-        """Of one component no finding is only the lesser face of another."""
+        """No finding is only a part of another finding of the same component."""
         for one in found:
             for other in found:
                 same = one.component == other.component and other.begins
@@ -325,10 +323,10 @@ class Walk:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(ACTS), min_size=1, max_size=25))
-def test_whatever_happens_each_refusal_has_its_alert_and_the_verdict_follows(
+def test_every_refusal_has_an_alert_and_the_verdict_is_never_milder(
     tmp_path_factory: pytest.TempPathFactory, acts: list[str]
 ) -> None:
-    """No state and no refusal without a finding, one finding for a cause, and no verdict milder than an alert."""
+    """Every state and every refusal has a finding, each cause has one, and no verdict is milder than an alert."""
 
     async def test(house: House) -> None:
         walk = Walk(house)

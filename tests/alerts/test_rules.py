@@ -1,4 +1,4 @@
-"""Which alerts hold: the promised kinds and thresholds, over real guards that real calls have gone through."""
+"""The rules find the promised kinds at the promised thresholds, over real guards after real calls."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from tests.monitoring.houses import (
 
 
 def the(house: House, kind: str) -> Finding:
-    """The one finding of that kind."""
+    """The only finding of that kind."""
     (finding,) = [one for one in house.findings() if one.kind == kind]
     return finding
 
 
-def test_where_all_is_well_nothing_is_found(tmp_path: Path) -> None:
+def test_a_healthy_system_has_no_findings(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         house.add()
         house.add("openai")
-        assert house.found() == set(), "nothing was asked yet"
+        assert house.found() == set(), "there were no calls yet"
         await house.calls(30)
         await house.use_database(True, True)
         house.look_at_database()
@@ -72,7 +72,7 @@ def test_the_promised_kinds_have_the_promised_severities(kind: str, severity: Se
     assert KINDS[kind].severity == severity == Finding(kind, "ai:claude", "").severity
 
 
-def test_a_condition_that_is_new_to_the_table_is_a_warning_and_no_failure() -> None:
+def test_a_condition_missing_from_the_table_is_a_warning_and_not_an_error() -> None:
     assert Finding("database_on_fire", "database", "the database is on fire").severity == "warning"
 
 
@@ -91,8 +91,10 @@ def test_a_condition_that_is_new_to_the_table_is_a_warning_and_no_failure() -> N
         (63, 7, True),
     ],
 )
-def test_an_error_rate_of_a_tenth_of_at_least_twenty_calls(good: int, bad: int, found: bool) -> None:
-    """Exactly a tenth counts, and so does none of nineteen calls, however many failed."""
+def test_an_error_rate_of_a_tenth_of_at_least_twenty_calls_is_an_alert(
+    good: int, bad: int, found: bool
+) -> None:
+    """Exactly a tenth counts. Nineteen calls do not count, however many failed."""
 
     async def test(house: House) -> None:
         house.add(failure_threshold=1000)
@@ -107,7 +109,7 @@ def test_an_error_rate_of_a_tenth_of_at_least_twenty_calls(good: int, bad: int, 
 @pytest.mark.parametrize(
     ("quick", "slow", "found"), [(18, 2, True), (20, 0, False), (99, 1, False), (17, 2, False)]
 )
-def test_a_95th_percentile_above_the_slow_call_time(quick: int, slow: int, found: bool) -> None:
+def test_a_95th_percentile_above_the_slow_call_time_is_an_alert(quick: int, slow: int, found: bool) -> None:
     async def test(house: House) -> None:
         house.add()
         await house.calls(quick)
@@ -117,20 +119,20 @@ def test_a_95th_percentile_above_the_slow_call_time(quick: int, slow: int, found
     in_house(test)
 
 
-def test_what_was_cancelled_or_refused_by_us_is_no_call() -> None:
+def test_cancelled_and_refused_calls_do_not_count() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.calls(good=17, bad=2)
         for _ in range(10):
             await house.call(CANCELLED)
-        assert house.found() == set(), "nineteen calls say something"
+        assert house.found() == set(), "nineteen calls are too few"
         await house.calls(good=1)
         assert house.found() == {"degraded_performance:ai:claude"}
 
     in_house(test)
 
 
-def test_throttled_answers_are_errors_too() -> None:
+def test_throttled_calls_count_as_errors() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.calls(18)
@@ -141,7 +143,7 @@ def test_throttled_answers_are_errors_too() -> None:
     in_house(test)
 
 
-def test_performance_is_that_of_the_last_five_minutes() -> None:
+def test_performance_covers_the_last_five_minutes() -> None:
     async def test(house: House) -> None:
         house.add(failure_threshold=1000)
         await house.calls(10, 10)
@@ -164,7 +166,7 @@ def test_performance_is_that_of_the_last_five_minutes() -> None:
         ("per_day", "requests_per_day"),
     ],
 )
-def test_a_limit_is_told_from_four_fifths_on(option: str, key: RequestWindow) -> None:
+def test_a_limit_is_an_alert_from_four_fifths_on(option: str, key: RequestWindow) -> None:
     async def test(house: House) -> None:
         house.add(limits=LimitOptions(**{option: 10}))
         await house.calls(7)
@@ -178,7 +180,7 @@ def test_a_limit_is_told_from_four_fifths_on(option: str, key: RequestWindow) ->
     in_house(test)
 
 
-def test_a_limit_that_is_not_set_is_not_approached_and_one_of_nothing_is_reached() -> None:
+def test_an_unset_limit_is_never_approached_and_a_limit_of_zero_is_always_reached() -> None:
     async def test(house: House) -> None:
         house.add("openai")
         await house.calls(50, name="openai")
@@ -193,9 +195,7 @@ def test_a_limit_that_is_not_set_is_not_approached_and_one_of_nothing_is_reached
     ("spent", "held", "found"),
     [("7.99", "0", False), ("8", "0", True), ("4", "3.99", False), ("4", "4", True), ("8.99", "0", True)],
 )
-def test_a_budget_is_told_from_four_fifths_on_spent_and_held_together(
-    spent: str, held: str, found: bool
-) -> None:
+def test_a_budget_is_an_alert_from_four_fifths_spent_and_held_on(spent: str, held: str, found: bool) -> None:
     async def test(house: House) -> None:
         house.add(budget="10")
         house.spend(spent, held)
@@ -215,10 +215,8 @@ def test_a_budget_is_told_from_four_fifths_on_spent_and_held_together(
         ("10", "0", ["budget_used_up", "budget_approaching", "budget_at_90", "budget_at_95"]),
     ],
 )
-def test_of_the_shares_of_a_budget_the_highest_is_listed_with_the_others_as_its_parts(
-    spent: str, held: str, kinds: list[str]
-) -> None:
-    """Each begins, and is notified, when its share is reached; what is held comes back and uses nothing up."""
+def test_only_the_highest_share_of_a_budget_is_listed(spent: str, held: str, kinds: list[str]) -> None:
+    """Each share begins and notifies when it is reached. Held money is returned, so it does not use a budget up."""
 
     async def test(house: House) -> None:
         house.add(budget="10")
@@ -238,7 +236,7 @@ def test_idle_grants_are_not_counted() -> None:
     in_house(test)
 
 
-def test_a_budget_of_an_operator_is_told_with_its_own_name_and_what_happens_then() -> None:
+def test_an_operators_budget_alert_has_its_name_and_what_happens_when_it_is_used_up() -> None:
     async def test(house: House) -> None:
         house.add()
         now = house.clock.wall()
@@ -263,7 +261,7 @@ def test_a_budget_of_an_operator_is_told_with_its_own_name_and_what_happens_then
     in_house(test)
 
 
-def test_what_the_dead_left_unsettled_is_one_alert_that_names_each_budget() -> None:
+def test_unsettled_money_is_one_alert_that_names_each_budget() -> None:
     async def test(house: House) -> None:
         house.add()
         house.add("openai")
@@ -278,7 +276,7 @@ def test_what_the_dead_left_unsettled_is_one_alert_that_names_each_budget() -> N
 
 
 @pytest.mark.parametrize(("budget", "found"), [(None, set()), ("0", {"budget_used_up:ai:claude"})])
-def test_without_a_budget_none_is_approached_and_one_of_nothing_is_used_up(
+def test_an_unset_budget_is_never_approached_and_a_budget_of_zero_is_used_up(
     budget: str | None, found: set[str]
 ) -> None:
     async def test(house: House) -> None:
@@ -289,7 +287,7 @@ def test_without_a_budget_none_is_approached_and_one_of_nothing_is_used_up(
     in_house(test)
 
 
-def test_yesterdays_money_is_not_todays() -> None:
+def test_yesterdays_spending_causes_no_alert_today() -> None:
     async def test(house: House) -> None:
         house.add()
         house.spend("8.50")
@@ -301,8 +299,8 @@ def test_yesterdays_money_is_not_todays() -> None:
 
 
 @pytest.mark.parametrize("budget", [None, "10"])
-def test_a_bill_above_its_worst_case_is_told_until_the_day_is_over(budget: str | None) -> None:
-    """With and without a budget: the worst cases of both come from the same prices."""
+def test_a_bill_above_its_worst_case_is_an_alert_until_the_day_ends(budget: str | None) -> None:
+    """This holds with and without a budget, because the worst cases of both come from the same prices."""
 
     async def test(house: House) -> None:
         house.add(budget=budget)
@@ -335,7 +333,7 @@ def test_a_lost_state_store_is_one_alert_that_names_the_services() -> None:
 # ── breakers and services ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_open_circuit_of_the_only_model_is_a_service_that_is_down() -> None:
+def test_an_open_circuit_of_the_only_model_means_service_down() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.open()
@@ -353,12 +351,12 @@ def test_an_open_circuit_of_the_only_model_is_a_service_that_is_down() -> None:
     in_house(test)
 
 
-def test_a_service_is_down_only_when_none_of_its_models_can_be_asked() -> None:
+def test_a_service_is_down_only_if_none_of_its_models_can_be_called() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(model="opus")
         await house.open()
-        assert house.found() == {"circuit_open:ai:claude"}, "opus can be asked"
+        assert house.found() == {"circuit_open:ai:claude"}, "opus can be called"
         await house.open(model="opus")
         assert house.found() == {"circuit_open:ai:claude/opus", "service_down:ai:claude"}
         assert "circuit_open" in the(house, "service_down").data["also"]
@@ -366,7 +364,7 @@ def test_a_service_is_down_only_when_none_of_its_models_can_be_asked() -> None:
     in_house(test)
 
 
-def test_another_model_that_is_open_is_no_service_that_is_down() -> None:
+def test_an_open_circuit_of_another_model_does_not_mean_service_down() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.open(model="opus")
@@ -375,8 +373,8 @@ def test_another_model_that_is_open_is_no_service_that_is_down() -> None:
     in_house(test)
 
 
-def test_a_model_that_only_takes_probes_does_not_bring_the_service_back() -> None:
-    """Else the alert would end and begin again at each probe that fails."""
+def test_a_model_that_admits_only_probes_does_not_end_service_down() -> None:
+    """Otherwise the alert would end and begin again with each probe that fails."""
 
     async def test(house: House) -> None:
         house.add(recovery_s=60.0)
@@ -389,8 +387,8 @@ def test_a_model_that_only_takes_probes_does_not_bring_the_service_back() -> Non
     in_house(test)
 
 
-def test_the_name_of_the_default_model_stays_when_another_one_appears() -> None:
-    """A new name would end the alert of a circuit that is still open, and begin another."""
+def test_the_default_models_component_keeps_its_name_when_another_model_appears() -> None:
+    """A new name would end the alert of a circuit that is still open and begin another one."""
 
     async def test(house: House) -> None:
         house.add()
@@ -401,7 +399,7 @@ def test_the_name_of_the_default_model_stays_when_another_one_appears() -> None:
     in_house(test)
 
 
-def test_a_refused_key_is_a_service_that_is_down_whatever_its_breakers_are() -> None:
+def test_a_refused_key_means_service_down_whatever_the_breakers_phases() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(model="opus")
@@ -415,13 +413,13 @@ def test_a_refused_key_is_a_service_that_is_down_whatever_its_breakers_are() -> 
     in_house(test)
 
 
-def test_a_key_that_is_refused_for_one_model_takes_the_service_down_only_with_the_last_one() -> None:
+def test_a_key_refused_for_single_models_means_service_down_only_when_none_is_left() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(model="opus")
         await house.call(MODEL_REFUSED)
         assert house.view()["state"] == "circuit_open"
-        assert house.found() == {"key_refused:ai:claude"}, "opus can be asked"
+        assert house.found() == {"key_refused:ai:claude"}, "opus can be called"
         assert the(house, "key_refused").data["refuses"] == "every call to claude's model sonnet"
         await house.open(model="opus")
         assert house.found() == {"circuit_open:ai:claude/opus", "service_down:ai:claude"}
@@ -429,7 +427,7 @@ def test_a_key_that_is_refused_for_one_model_takes_the_service_down_only_with_th
     in_house(test)
 
 
-def test_what_an_operator_forced_open_is_open_and_what_he_switched_off_is_not() -> None:
+def test_a_forced_open_breaker_is_an_alert_and_a_disabled_one_is_not() -> None:
     async def test(house: House) -> None:
         service = house.add()
         service.set_override(Override.FORCED_OPEN)
@@ -438,12 +436,12 @@ def test_what_an_operator_forced_open_is_open_and_what_he_switched_off_is_not() 
         service.set_override(Override.NONE)
         await house.open()
         service.set_override(Override.DISABLED)
-        assert house.found() == {"service_unhealthy:ai:claude"}, "everything passes"
+        assert house.found() == {"service_unhealthy:ai:claude"}, "every call passes"
 
     in_house(test)
 
 
-def test_services_without_a_key_are_outside() -> None:
+def test_services_without_a_key_have_no_findings() -> None:
     async def test(house: House) -> None:
         house.add("gemini", configured=False)
         await house.open(name="gemini")
@@ -453,7 +451,7 @@ def test_services_without_a_key_are_outside() -> None:
     in_house(test)
 
 
-def test_one_service_says_nothing_about_another() -> None:
+def test_one_services_failures_cause_no_finding_for_another() -> None:
     async def test(house: House) -> None:
         house.add()
         house.add("openai")
@@ -466,7 +464,7 @@ def test_one_service_says_nothing_about_another() -> None:
 # ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_open_circuit_of_the_database_is_a_database_that_is_unavailable(tmp_path: Path) -> None:
+def test_an_open_circuit_of_the_database_means_database_unavailable(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         await house.use_database(*[False] * 5)
         assert house.found() == {"database_unavailable:database"}
@@ -476,7 +474,7 @@ def test_an_open_circuit_of_the_database_is_a_database_that_is_unavailable(tmp_p
         house.tick()
         assert house.found() == {"circuit_recovering:database"}
         house.look_at_database("connection refused")
-        assert house.found() == {"circuit_recovering:database"}, "that it fails a probe is no news"
+        assert house.found() == {"circuit_recovering:database"}, "a failed probe is not a separate finding"
         house.look_at_database()
         await house.use_database(True, True)
         assert house.found() == set()
@@ -484,7 +482,7 @@ def test_an_open_circuit_of_the_database_is_a_database_that_is_unavailable(tmp_p
     in_house(test, tmp_path)
 
 
-def test_a_database_that_does_not_answer_its_probe_is_unavailable(tmp_path: Path) -> None:
+def test_a_database_whose_probe_fails_is_unavailable(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         house.look_at_database("no answer within 5 s")
         assert house.found() == {"database_unavailable:database"}
@@ -495,8 +493,8 @@ def test_a_database_that_does_not_answer_its_probe_is_unavailable(tmp_path: Path
     in_house(test, tmp_path)
 
 
-def test_a_database_that_fails_but_answers_is_watched_and_not_called_away(tmp_path: Path) -> None:
-    """Calls still pass: nobody is woken for it."""
+def test_a_database_that_fails_calls_but_answers_its_probe_is_only_unhealthy(tmp_path: Path) -> None:
+    """Calls still pass, so it is not critical."""
 
     async def test(house: House) -> None:
         house.look_at_database()
@@ -508,7 +506,7 @@ def test_a_database_that_fails_but_answers_is_watched_and_not_called_away(tmp_pa
     in_house(test, tmp_path)
 
 
-def test_each_condition_of_the_database_is_a_warning_beside_its_state(tmp_path: Path) -> None:
+def test_each_condition_of_the_database_is_a_separate_warning(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         database = house.database
         assert database is not None
@@ -532,7 +530,7 @@ def test_each_condition_of_the_database_is_a_warning_beside_its_state(tmp_path: 
     in_house(test, tmp_path)
 
 
-def test_a_database_that_nobody_uses_is_not_watched() -> None:
+def test_an_unused_database_has_no_findings() -> None:
     async def test(house: House) -> None:
         assert house.database is None and house.findings() == []
 
@@ -545,8 +543,8 @@ SECRET = "the patient's name"
 @pytest.mark.parametrize(
     "fault", [FAILED, Fault(verdict=THROTTLED, kind=TOO_MANY.kind)], ids=["failed", "429"]
 )
-def test_no_finding_says_more_than_states_and_numbers(fault: Any) -> None:
-    """What an operation's own exception said may hold a secret."""
+def test_findings_contain_only_states_and_numbers(fault: Any) -> None:
+    """The message of an operation's own exception may contain a secret."""
 
     async def test(house: House) -> None:
         house.add(failure_threshold=1)
@@ -557,7 +555,7 @@ def test_no_finding_says_more_than_states_and_numbers(fault: Any) -> None:
     in_house(test)
 
 
-def test_a_sentence_says_once_whom_it_is_about(tmp_path: Path) -> None:
+def test_a_message_names_the_database_once(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         house.look_at_database("the server refuses the password")
         (before,) = [one.message for one in house.findings() if one.kind == "database_unavailable"]

@@ -1,4 +1,4 @@
-"""An alert that an earlier process left, and that this one has neither met nor looked for: it says that it waits."""
+"""An alert of an earlier process that this one has neither seen nor evidence against says that it is unconfirmed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def restarted(*findings: Finding, after_s: float = 600.0) -> Watch:
     return after
 
 
-def test_it_says_so_and_promises_no_attempt_and_refuses_nothing() -> None:
+def test_an_unconfirmed_alert_says_so_and_claims_no_refusals() -> None:
     (view,) = restarted(DOWN).views(T0 + 601)
     assert view["message"] == (
         "an earlier process found: claude cannot be asked; this one has not seen it, and it ends when that "
@@ -52,9 +52,9 @@ def test_it_says_so_and_promises_no_attempt_and_refuses_nothing() -> None:
     assert (view["kind"], view["type"], view["active"]) == ("service_down", "warning", True)
 
 
-def test_what_is_found_of_its_lesser_kinds_is_told_with_it_and_not_beside_it() -> None:
+def test_parts_found_now_are_shown_within_the_unconfirmed_alert() -> None:
     watch = restarted(DOWN)
-    assert watch.look(T0 + 602, ILL) == [], "no second alert of one cause"
+    assert watch.look(T0 + 602, ILL) == [], "one cause has one alert"
     (view,) = watch.views(T0 + 602)
     assert view["message"].endswith("claude cannot be asked; now: claude is unhealthy, but calls still pass")
     assert (
@@ -62,10 +62,10 @@ def test_what_is_found_of_its_lesser_kinds_is_told_with_it_and_not_beside_it() -
     )
     watch.has_looked = True
     assert watch.look(T0 + 603, ILL) == [("service_down", "resolved")]
-    assert watch.look(T0 + 604, ILL) == [("service_unhealthy", "firing")], "then it stands for itself"
+    assert watch.look(T0 + 604, ILL) == [("service_unhealthy", "firing")], "then it is an alert of its own"
 
 
-def test_a_lesser_one_that_refuses_calls_keeps_it_critical() -> None:
+def test_a_part_that_refuses_calls_keeps_the_unconfirmed_alert_critical() -> None:
     watch = restarted(DOWN)
     refuses = Finding(OPEN.kind, OPEN.component, OPEN.message, {"refuses": "every call to claude"})
     assert watch.look(T0 + 602, refuses) == []
@@ -77,7 +77,7 @@ def test_a_lesser_one_that_refuses_calls_keeps_it_critical() -> None:
     )
 
 
-def test_a_lesser_one_that_was_left_too_is_listed_with_its_greater_one() -> None:
+def test_a_restored_part_is_listed_with_its_restored_greater_alert() -> None:
     before = Watch()
     before.look(T0, ILL)
     before.look(T0 + 1, DOWN)
@@ -86,13 +86,13 @@ def test_a_lesser_one_that_was_left_too_is_listed_with_its_greater_one() -> None
     assert after.look(T0 + 11) == [] and after.kinds(T0 + 11) == ["service_down"]
 
 
-def test_what_tests_its_recovery_stands_in_its_place() -> None:
+def test_a_restored_recovery_alert_is_listed_instead() -> None:
     watch = restarted(DOWN)
     assert watch.look(T0 + 602, TRIED) == [("circuit_recovering", "firing"), ("service_down", "recovering")]
     assert watch.kinds(T0 + 602) == ["circuit_recovering"]
 
 
-def test_what_is_met_again_is_what_it_was() -> None:
+def test_an_alert_found_again_is_shown_as_before() -> None:
     watch = restarted(DOWN)
     watch.look(T0 + 602, DOWN)
     (view,) = watch.views(T0 + 602)
@@ -100,7 +100,7 @@ def test_what_is_met_again_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_says_what_its_end_waits_for(kind: str) -> None:
+def test_each_kinds_unconfirmed_alert_says_what_it_waits_for(kind: str) -> None:
     before = Watch()
     before.look(T0, Finding(kind, "ai:claude", "it holds"))
     after = Watch()
@@ -113,14 +113,14 @@ def test_each_kind_says_what_its_end_waits_for(kind: str) -> None:
 
 
 def process(folder: Path) -> Platform:
-    """One of two, one after the other, which registers before it opens, as `@guarded` does."""
+    """One of two processes, one after the other. It registers its operation before it opens, as `@guarded` does."""
     koo = platform(folder)
     koo.register_service("courier")
     return koo
 
 
-def test_over_a_restart_alerts_and_health_say_one_thing(tmp_path: Path) -> None:
-    """A courier that is down; the next process has asked it nothing, then once, then often enough."""
+def test_alerts_and_health_agree_after_a_restart(tmp_path: Path) -> None:
+    """A courier is down. The next process has not called it at first, then once, then often enough."""
 
     async def breaks() -> str:
         raise OSError("connection refused")
@@ -155,7 +155,9 @@ def test_over_a_restart_alerts_and_health_say_one_thing(tmp_path: Path) -> None:
             )
             assert alert["message"].startswith("an earlier process found: courier cannot be called: ")
             assert not alert["data"].keys() & {"next_attempt", "refuses"}
-            assert alert["notified"]["state"] == "no_channel", "a notice that reaches no one notifies no one"
+            assert alert["notified"]["state"] == "no_channel", (
+                "a notice that reaches no one does not count as notified"
+            )
             told = await koo.alert_deliveries()
             assert [one["state"] for one in told["untold"]] == ["no_channel"]
             assert told["untold"][0]["reason"] == told["note"] != ""

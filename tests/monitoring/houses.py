@@ -1,4 +1,4 @@
-"""Real services and a real database's guard on virtual time: what a platform looks at, without its sockets."""
+"""Real services and a real database guard on virtual time: a platform's inputs, without its sockets."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ TOO_MANY = Fault(verdict=THROTTLED, kind=Kind.THROTTLED, retry_after_s=20.0)
 KEY_REFUSED = Fault(verdict=NEUTRAL, kind=Kind.AUTH, block="service")
 MODEL_REFUSED = Fault(verdict=NEUTRAL, kind=Kind.AUTH, block="model")
 NEVER_BY_RATE = 10_000
-"""As `calls_min`: a breaker that opens by failures in a row only, so that a test can reach every rate."""
+"""Used as `calls_min`: the breaker opens only by failures in a row, so a test can reach every rate."""
 
 
 class Ends(Exception):
-    """An operation that ends as it is told."""
+    """An operation that ends as the test says."""
 
     def __init__(self, fault: Fault, said: str) -> None:
         super().__init__(fault.kind, said)
@@ -55,7 +55,7 @@ def told(error: Exception) -> Fault:
 
 
 class House:
-    """One platform's services, its database, and the numbers of its ledger. Make it on the virtual loop."""
+    """One platform's services, its database, and its ledger's numbers. Create it on the virtual loop."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.clock = VirtualClock()
@@ -81,7 +81,7 @@ class House:
             )
 
     def publish(self, event: Event) -> None:
-        """What guards publish is heard by nobody here."""
+        """Events of guards are ignored here."""
 
     def add(
         self,
@@ -126,7 +126,7 @@ class House:
         took_s: float = 0.1,
         said: str = "",
     ) -> None:
-        """One call through the real guard, which ends well or with this fault."""
+        """Make one call through the real guard, which succeeds or fails with this fault."""
 
         async def operation() -> None:
             await asyncio.sleep(took_s)
@@ -139,18 +139,18 @@ class House:
             pass
 
     async def calls(self, good: int = 0, bad: int = 0, **more: Any) -> None:
-        """So many of each, the bad ones spread so that few come in a row."""
+        """Make this many calls of each kind, the failing ones spread so that few come in a row."""
         for place in range(good + bad):
             fails = (place + 1) * bad // (good + bad) > place * bad // (good + bad)
             await self.call(FAILED if fails else None, **more)
 
     async def open(self, model: str = MODEL, name: str = "claude") -> None:
-        """Fail until the breaker of that model opens: five times, or once where recovery is being tested."""
+        """Fail until that model's breaker opens: five times, or once if recovery is being tested."""
         while self.services[name].guard(model).breaker.phase is not OPEN:
             await self.call(FAILED, name=name, model=model)
 
     async def half_open(self, model: str = MODEL, name: str = "claude") -> None:
-        """Wait until the breaker of that model tests its recovery."""
+        """Wait until that model's breaker tests its recovery."""
         breaker = self.services[name].guard(model).breaker
         await self.clock.sleep(breaker.opens_until() - self.clock.monotonic())
         self.tick()
@@ -173,7 +173,7 @@ class House:
         idle: str = "0",
         unsettled: str = "0",
     ) -> None:
-        """What the ledger says of today."""
+        """Set the ledger's numbers for today."""
         self.budgets[name] = replace(
             self.budget(name),
             spent_usd=Decimal(spent),
@@ -186,7 +186,7 @@ class House:
         )
 
     def budget(self, name: str = "claude") -> BudgetView:
-        """What the ledger knows of today: nothing yet, or what it was last said to know."""
+        """The ledger's numbers for today: those set last, or none."""
         today = utc_day(self.clock.wall())
         known = self.budgets.get(name)
         if known is not None and known.resets_at == (today + 1) * DAY_S:
@@ -199,7 +199,7 @@ class House:
         )  # fmt: skip
 
     async def use_database(self, *outcomes: bool) -> None:
-        """Connects of the database that succeed or fail."""
+        """Make connections of the database that succeed or fail."""
         assert self.database is not None
 
         async def connect(well: bool) -> None:
@@ -213,7 +213,7 @@ class House:
                 assert not well
 
     def look_at_database(self, error: str | None = None) -> None:
-        """What the probe tells of a look."""
+        """Report the result of a probe."""
         assert self.database is not None
         trouble = None if error is None else DatabaseUnavailable("database", error)
         self.database.guard.note_check(trouble)
@@ -221,17 +221,17 @@ class House:
 
     @property
     def pool_queue(self) -> PoolQueue:
-        """The line in front of the database's pool."""
+        """The queue in front of the database's pool."""
         assert self.database is not None
         return self.database.pool_queue
 
     def turn_away(self) -> None:
-        """A caller meets a full pool."""
+        """Turn a caller away from a full pool."""
         self.pool_queue.used = self.pool_queue.limit
         self.pool_queue.explain(PoolSaturated("database", ""), self.clock.monotonic(), 0.1)
 
     def leave_pool(self) -> None:
-        """All connections are free."""
+        """Free all connections."""
         self.pool_queue.used = 0
 
     def pause_database(self) -> None:
@@ -243,7 +243,7 @@ class House:
         self.database.resume()
 
     def lose_store(self, refuses: list[str]) -> None:
-        """The state store is away; calls to `refuses` count against budgets that somebody set."""
+        """Make the state store unavailable; calls to `refuses` count against budgets that were set."""
         self.koo["state_store"] = {
             "reachable": False,
             "reason": "the state store cannot be used: disk I/O error",
@@ -252,7 +252,7 @@ class House:
         }
 
     def fill_disk(self, free_mib: int) -> None:
-        """What is left where koo writes."""
+        """Set the free space on koo's disk."""
         disk = Disk("home", free_mib * 2**20, 100 * 2**30)
         self.koo["disks"] = [
             {
@@ -287,12 +287,12 @@ class House:
         return find(None if self.database is None else self.database_health(), self.views(), (), self.koo)
 
     def found(self) -> set[str]:
-        """The fingerprints of what an alert may begin with now."""
+        """The fingerprints of findings that may begin an alert now."""
         return {finding.fingerprint for finding in self.findings() if finding.begins}
 
 
 def in_house(test: Callable[[House], Awaitable[None]], folder: Path | None = None) -> None:
-    """Run a test in a house of its own; with a folder it has a database."""
+    """Run a test in a new house; with a folder it has a database."""
 
     async def main() -> None:
         await test(House(folder))

@@ -1,4 +1,4 @@
-"""The rules for Prometheus and the dashboard for Grafana ask for nothing that koo does not tell."""
+"""The rules for Prometheus and the dashboard for Grafana use only series that koo exports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METRIC = re.compile(r"\bkoo[a-z0-9_:]+")
 
 
 def told() -> set[str]:
-    """The names of all series."""
+    """The names of all exported series."""
     names = set()
     for name, one in NAMES.items():
         if one.kind is HistogramMetricFamily:
@@ -47,19 +47,19 @@ def expressions() -> Iterator[str]:
         yield from (target["expr"] for target in panel["targets"])
 
 
-def test_each_rule_asks_for_what_there_is() -> None:
+def test_each_rule_uses_existing_series() -> None:
     asked = re.findall(r"expr: (?:>-)?(.*?)\n *(?:- |keep|for:|labels)", text_of(RULES), re.DOTALL)
     assert len(asked) == len(re.findall("expr:", text_of(RULES))) == 11
     assert {name for part in asked for name in METRIC.findall(part)} <= told() | recorded()
 
 
-def test_each_panel_asks_for_what_there_is() -> None:
+def test_each_panel_uses_existing_series() -> None:
     asked = {name for part in expressions() for name in METRIC.findall(part)}
     assert asked <= told() | recorded()
     assert len(asked) >= 10
 
 
-def test_the_dashboard_names_no_installation_and_is_the_generated_one() -> None:
+def test_the_dashboard_is_the_generated_one_and_names_no_data_source() -> None:
     shown = json.loads(text_of(DASHBOARD))
     assert shown == json.loads(json.dumps(dashboard()))
     assert shown["id"] is None and shown["templating"]["list"][0]["type"] == "datasource"
@@ -67,8 +67,8 @@ def test_the_dashboard_names_no_installation_and_is_the_generated_one() -> None:
     assert sources == {'{"type": "prometheus", "uid": "${source}"}'}
 
 
-def test_each_kind_of_alert_has_its_series_before_it_ever_fires() -> None:
-    """`rate()` and alerting rules do not see the first step of a series that was not there."""
+def test_each_kind_of_alert_has_a_series_before_it_fires() -> None:
+    """`rate()` and alerting rules miss the first step of a series that did not exist before."""
     text = metrics_of(Platform()).decode()
     for kind, row in KINDS.items():
         assert f'koo_alert_active{{kind="{kind}",severity="{row.severity}"}} 0.0' in text
@@ -76,24 +76,24 @@ def test_each_kind_of_alert_has_its_series_before_it_ever_fires() -> None:
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
 class TestWithPromtool:
-    """Prometheus' own tool reads the rules, their stories and the metrics."""
+    """Prometheus' own tool checks the rules, their tests and the metrics."""
 
     def ask(self, *words: str, given: str = "") -> Any:
         assert PROMTOOL is not None
         return subprocess.run([PROMTOOL, *words], input=given, capture_output=True, text=True, check=False)
 
-    def test_the_rules_say_what_the_stories_want(self) -> None:
+    def test_the_rules_pass_their_promtool_tests(self) -> None:
         done = self.ask("test", "rules", str(STORIES))
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def test_it_finds_nothing_to_criticize_in_the_metrics(self) -> None:
+    def test_promtool_finds_no_problem_in_the_metrics(self) -> None:
         done = self.ask("check", "metrics", given=metrics_of(Platform()).decode())
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
-    def test_compose_has_a_configuration_of_prometheus_and_says_that_it_was_not_tried(
+    def test_the_compose_example_has_a_valid_prometheus_configuration_and_says_it_is_untested(
         self, tmp_path: Path
     ) -> None:
-        """With the rules that it mounts, and what else it mounts is there."""
+        """It is checked with the rules that it mounts, and its other mounted files must exist."""
         written = COMPOSE.read_text()
         mounted = [COMPOSE.parent / path for path in re.findall(r"- \./(\S+?):\S+:ro", written)]
         assert "# Not tried:" in written and len(mounted) == 2
@@ -103,7 +103,7 @@ class TestWithPromtool:
             done.stdout + done.stderr
         )
 
-    def test_the_panels_are_expressions_of_prometheus(self, tmp_path: Path) -> None:
+    def test_the_panels_expressions_are_valid_promql(self, tmp_path: Path) -> None:
         lines = ["groups:", "  - name: panels", "    rules:"]
         for number, one in enumerate(expressions()):
             shown = one.replace("$__rate_interval", "5m").replace("$job", ".+")

@@ -1,4 +1,4 @@
-"""What is seen of a fleet, from rows that are written by hand."""
+"""The view of a fleet, from handwritten rows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def seen(*members: Member, guards: tuple[MemberGuard, ...] = (), leader: Leader 
     return status
 
 
-def test_each_process_is_shown_with_its_beat_and_which_one_leads_and_answers() -> None:
+def test_each_process_is_shown_with_its_beat_and_its_role() -> None:
     status = seen(member("a"), member("b"), member("c", silent_for_s=60.0), leader=Leader("b", 3))
     assert [(one["id"], one["state"], one["leads"], one["answers"]) for one in status["processes"]] == [
         ("a", "live", False, True),
@@ -68,7 +68,7 @@ def test_each_process_is_shown_with_its_beat_and_which_one_leads_and_answers() -
     assert seen(member("a"))["leader"] is None
 
 
-def test_a_guard_is_open_in_so_many_of_those_that_it_concerns() -> None:
+def test_a_guards_open_count_is_shown_with_the_number_of_processes_that_use_it() -> None:
     other = CLAUDE._replace(place="elsewhere")
     rows = (
         *(guard(name, "open") for name in "abc"),
@@ -83,7 +83,7 @@ def test_a_guard_is_open_in_so_many_of_those_that_it_concerns() -> None:
     assert (two["place"], two["open"], two["open_since"], two["primed"]) == ("elsewhere", 0, None, "")
 
 
-def test_a_purse_stands_beside_its_treasury() -> None:
+def test_a_budget_is_shown_with_the_money_in_purses() -> None:
     (purse,) = seen()["purses"]
     assert {key: purse[key] for key in ("limit", "spent", "held", "idle", "unsettled", "granted")} == {
         "limit": "10",
@@ -95,14 +95,14 @@ def test_a_purse_stands_beside_its_treasury() -> None:
     }
 
 
-def test_units_that_are_leased_stand_beside_their_limit() -> None:
+def test_leased_units_are_shown_with_their_limit() -> None:
     roll = Roll(members=[], guards=[], leader=None, units=[LeasedUnits("claude/requests/60", 60, 12, 3)])
     status = fleet_view(roll, "a", [], WELL, NOW)
     check_exactly(status, FleetStatus)
     assert status["leases"] == [{"limit": "claude/requests/60", "units": 60, "leased": 12, "processes": 3}]
 
 
-def test_what_is_set_differently_has_a_name_and_those_that_agree_stand_together() -> None:
+def test_a_differing_option_is_named_and_processes_that_agree_are_grouped() -> None:
     one: Digests = {"koo": {"x": "1"}, "ai_services.claude": {"timeout_s": "aa", "api_key": "1234"}}
     two: Digests = {"koo": {"x": "1"}, "ai_services.claude": {"timeout_s": "bb", "api_key": "1234"}}
     status = seen(member("a", two), member("b", one), member("c", one), member("d", two, silent_for_s=99.0))
@@ -111,7 +111,7 @@ def test_what_is_set_differently_has_a_name_and_those_that_agree_stand_together(
     ]
 
 
-def test_a_section_that_is_not_everywhere_differs_and_an_option_of_one_version_does_not() -> None:
+def test_a_missing_section_is_a_difference_but_an_option_of_one_version_is_not() -> None:
     one: Digests = {"koo": {"x": "1", "new": "2"}, "ai_services.more": {"y": "1"}}
     assert list(differences({"a": one, "b": {"koo": {"x": "1"}}})) == [
         {"section": "ai_services.more", "option": "", "groups": [["a"], ["b"]]}

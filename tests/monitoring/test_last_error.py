@@ -1,4 +1,4 @@
-"""What broke stands wherever a state is shown: `last_error` beside each reason, and the cause stays in the reason."""
+"""Every view of a state shows `last_error` next to the reason, and the reason keeps the cause."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNREACHABLE = replace(
 MISTAKE = Fault(verdict=NEUTRAL, kind=Kind.INVALID_REQUEST)
 
 
-def test_nothing_has_broken_yet() -> None:
+def test_without_a_failure_there_is_no_last_error() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call()
@@ -31,7 +31,7 @@ def test_nothing_has_broken_yet() -> None:
     in_house(test)
 
 
-def test_an_open_breaker_says_what_the_last_failure_met_and_when() -> None:
+def test_an_open_breaker_shows_the_last_failures_error_and_time() -> None:
     async def test(house: House) -> None:
         house.add()
         for _ in range(5):
@@ -67,7 +67,7 @@ def test_the_cause_is_kept_through_failed_probes() -> None:
     in_house(test)
 
 
-def test_a_probe_that_hangs_hides_neither_the_cause_nor_the_last_error() -> None:
+def test_a_hung_probe_hides_neither_the_cause_nor_the_last_error() -> None:
     async def test(house: House) -> None:
         service = house.add()
         for _ in range(5):
@@ -88,7 +88,7 @@ def test_a_probe_that_hangs_hides_neither_the_cause_nor_the_last_error() -> None
     in_house(test)
 
 
-def test_checks_that_fail_say_what_failed() -> None:
+def test_failed_checks_show_their_error() -> None:
     async def test(house: House) -> None:
         service = house.add()
         for _ in range(3):
@@ -103,7 +103,7 @@ def test_checks_that_fail_say_what_failed() -> None:
     in_house(test)
 
 
-def test_a_refused_key_and_a_pause_are_last_errors_too() -> None:
+def test_a_refused_key_and_a_pause_count_as_last_errors() -> None:
     async def test(house: House) -> None:
         house.add("claude")
         house.add("openai")
@@ -116,7 +116,7 @@ def test_a_refused_key_and_a_pause_are_last_errors_too() -> None:
     in_house(test)
 
 
-def test_a_key_refused_while_recovery_is_tested_is_what_is_told() -> None:
+def test_a_key_refused_while_recovery_is_tested_becomes_the_reason() -> None:
     async def test(house: House) -> None:
         service = house.add()
         for _ in range(5):
@@ -126,12 +126,14 @@ def test_a_key_refused_while_recovery_is_tested_is_what_is_told() -> None:
         view = house.view()
         assert service.default_guard.breaker.phase is HALF_OPEN and "refused the key" in view["reason"]
         assert view["last_error"] is not None and view["last_error"]["kind"] == "auth"
-        assert "the last: status 500, api_error" in view["models"]["sonnet"]["reason"], "what opened it stays"
+        assert "the last: status 500, api_error" in view["models"]["sonnet"]["reason"], (
+            "the cause of the opening is kept"
+        )
 
     in_house(test)
 
 
-def test_a_callers_mistake_is_no_error_of_the_service() -> None:
+def test_a_callers_mistake_is_not_a_services_last_error() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(MISTAKE)
@@ -153,7 +155,7 @@ def test_an_unreachable_host_is_the_last_error_of_every_model() -> None:
     in_house(test)
 
 
-def test_slow_calls_open_it_and_an_old_failure_is_not_blamed() -> None:
+def test_a_breaker_opened_by_slow_calls_does_not_blame_an_old_failure() -> None:
     async def test(house: House) -> None:
         house.add(calls_min=20, failure_threshold=50)
         await house.call(API_ERROR)
@@ -168,7 +170,7 @@ def test_slow_calls_open_it_and_an_old_failure_is_not_blamed() -> None:
     in_house(test)
 
 
-def test_a_success_and_a_reset_keep_what_was_met_with_its_time() -> None:
+def test_a_success_or_a_reset_keeps_the_last_error_and_its_time() -> None:
     async def test(house: House) -> None:
         service = house.add()
         await house.call(API_ERROR)
@@ -182,7 +184,7 @@ def test_a_success_and_a_reset_keep_what_was_met_with_its_time() -> None:
     in_house(test)
 
 
-def test_a_database_says_which_one_it_is_and_what_broke(tmp_path: Path) -> None:
+def test_a_databases_health_names_its_server_and_its_last_error(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         await house.use_database(*[False] * 5)
         view = house.database_health()
@@ -194,7 +196,7 @@ def test_a_database_says_which_one_it_is_and_what_broke(tmp_path: Path) -> None:
     in_house(test, tmp_path)
 
 
-def test_what_a_probe_met_names_neither_the_database_twice_nor_a_time_that_is_not_the_breakers(
+def test_a_probes_error_names_the_database_once_and_no_retry_time(
     tmp_path: Path,
 ) -> None:
     async def test(house: House) -> None:

@@ -1,4 +1,4 @@
-"""The runbook in the package: what docs/alerts.md says, as text, for each kind of alert."""
+"""The package's runbook has the text of docs/alerts.md for each kind of alert."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from koo.alerts.kinds import KINDS
 from koo.monitoring.runbook import runbook, runbook_path, runbooks
 
 
-def test_the_package_says_what_the_page_says() -> None:
+def test_the_packages_runbook_equals_the_docs_page() -> None:
     assert generate_runbook.FILE.read_text(encoding="utf-8") == generate_runbook.text(), "run: make docs"
 
 
-def test_each_kind_of_alert_has_one() -> None:
+def test_each_kind_of_alert_has_a_runbook() -> None:
     assert set(runbooks()) == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_it_is_whole_and_without_markup(kind: str) -> None:
+def test_each_runbook_is_complete_and_without_markup(kind: str) -> None:
     one = runbook(kind)
     assert one is not None
     assert (one.kind, one.title, one.severity) == (kind, KINDS[kind].title, KINDS[kind].severity)
@@ -28,7 +28,7 @@ def test_it_is_whole_and_without_markup(kind: str) -> None:
         assert not text.startswith((":", " ")) and "\n\n\n" not in text
 
 
-def test_a_link_leads_to_the_kind_and_news_to_all_of_them() -> None:
+def test_a_runbook_link_points_to_the_kind_and_for_news_to_the_whole_page() -> None:
     assert runbook_path("circuit_open") == "/api/v1/runbook/circuit_open"
     assert runbook_path("circuit_open", "/shop/koo") == "/shop/koo/runbook/circuit_open"
     assert runbook_path("circuit_closed") == "/api/v1/runbook"

@@ -1,4 +1,6 @@
-"""The numbers that anybody sees: the promised keys and types, right at any time, and untouched by looking."""
+"""The numbers in all views: they have the promised keys and types, are correct at any time, and reading changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,13 @@ LIMITS = LimitOptions(per_minute=60, per_hour=1000, per_day=10_000)
 
 
 def seconds(time: str | None) -> float:
-    """A time that is known, as wall seconds."""
+    """A time that is not None, as wall seconds."""
     assert time is not None
     return datetime.fromisoformat(time).timestamp()
 
 
 async def trouble(house: House, kind: str) -> None:
-    """Bring the service `claude` somewhere."""
+    """Bring the service `claude` into one of several states."""
     if kind == "open":
         await house.open()
     elif kind == "half open":
@@ -56,7 +58,7 @@ SITUATIONS = ["fresh", "open", "half open", "key blocked", "throttled", "busy"]
 
 @pytest.mark.parametrize("kind", SITUATIONS)
 @pytest.mark.parametrize("limits", [LIMITS, LimitOptions()], ids=["limits", "no limits"])
-def test_a_services_view_has_the_promised_keys_and_types_in_every_situation(
+def test_a_services_view_has_the_promised_keys_and_types_in_every_state(
     kind: str, limits: LimitOptions
 ) -> None:
     async def test(house: House) -> None:
@@ -68,7 +70,7 @@ def test_a_services_view_has_the_promised_keys_and_types_in_every_situation(
     in_house(test)
 
 
-def test_all_services_in_one() -> None:
+def test_the_view_of_all_services_has_the_promised_keys() -> None:
     async def test(house: House) -> None:
         house.add()
         house.add("openai")
@@ -79,7 +81,7 @@ def test_all_services_in_one() -> None:
     in_house(test)
 
 
-def test_the_whole_system(tmp_path: Path) -> None:
+def test_the_system_view_has_the_promised_keys(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         house.add()
         assert house.system().keys() >= {"overall_health", "database", "ai_services", "timestamp"}
@@ -88,8 +90,8 @@ def test_the_whole_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", SITUATIONS)
-def test_looking_changes_nothing(kind: str) -> None:
-    """Not even much later: what time brings about is the tick's to do."""
+def test_reading_the_views_changes_nothing(kind: str) -> None:
+    """Not even much later: only the tick applies the effects of time."""
 
     async def test(house: House) -> None:
         service = house.add(limits=LIMITS)
@@ -105,7 +107,7 @@ def test_looking_changes_nothing(kind: str) -> None:
 
 
 def _inside(service: Service) -> Any:
-    """Everything that a service's policies know, by value."""
+    """The complete state of a service's policies, by value."""
     guards = [(one.breaker, one.cooldown, one.pacer, one.tally, one.checks_failed) for one in service.guards]
     gates = service.gates
     return _plain(
@@ -127,7 +129,7 @@ def _plain(thing: Any) -> Any:
 # ── counts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_counts_are_of_the_life_and_rates_of_the_last_five_minutes() -> None:
+def test_counts_cover_the_processs_life_and_rates_the_last_five_minutes() -> None:
     async def test(house: House) -> None:
         house.add(failure_threshold=1000)
         await house.calls(good=9, bad=3)
@@ -148,7 +150,7 @@ def test_counts_are_of_the_life_and_rates_of_the_last_five_minutes() -> None:
     in_house(test)
 
 
-def test_a_throttled_answer_is_a_failed_request_that_is_also_counted_apart() -> None:
+def test_a_throttled_request_counts_as_failed_and_separately() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(FAILED)
@@ -160,7 +162,7 @@ def test_a_throttled_answer_is_a_failed_request_that_is_also_counted_apart() -> 
     in_house(test)
 
 
-def test_the_success_rate_is_one_where_nothing_was_asked() -> None:
+def test_the_success_rate_is_one_without_calls() -> None:
     async def test(house: House) -> None:
         house.add()
         assert house.view()["metrics"]["success_rate"] == 1.0
@@ -175,7 +177,7 @@ def test_the_success_rate_is_one_where_nothing_was_asked() -> None:
     in_house(test)
 
 
-def test_a_refusal_of_ours_is_no_request_to_the_service() -> None:
+def test_a_refused_call_does_not_count_as_a_request_to_the_service() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.open()
@@ -188,7 +190,7 @@ def test_a_refusal_of_ours_is_no_request_to_the_service() -> None:
     in_house(test)
 
 
-def test_the_models_of_a_service_are_summed_and_shown_apart_the_default_first() -> None:
+def test_a_services_models_are_added_up_and_also_shown_separately_default_first() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.calls(1, model="opus")
@@ -206,7 +208,7 @@ def test_the_models_of_a_service_are_summed_and_shown_apart_the_default_first() 
     in_house(test)
 
 
-def test_times_are_wall_times() -> None:
+def test_all_times_are_wall_times() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.calls(1)
@@ -222,7 +224,7 @@ def test_times_are_wall_times() -> None:
 
 
 @pytest.mark.parametrize("override", [Override.FORCED_OPEN, Override.DISABLED])
-def test_an_operators_word_is_shown_instead_of_the_phase(override: Override) -> None:
+def test_an_operators_override_is_shown_instead_of_the_phase(override: Override) -> None:
     async def test(house: House) -> None:
         house.add().set_override(override)
         assert house.view()["health"]["circuit_breaker_state"] == override.value
@@ -233,7 +235,7 @@ def test_an_operators_word_is_shown_instead_of_the_phase(override: Override) -> 
     in_house(test)
 
 
-def test_which_model_the_key_is_refused_for() -> None:
+def test_a_refused_key_is_shown_for_its_model() -> None:
     async def test(house: House) -> None:
         service = house.add()
         await house.call(model="opus")
@@ -252,7 +254,7 @@ def test_which_model_the_key_is_refused_for() -> None:
 # ── limits and money ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_limit_tells_what_is_used_what_is_left_and_when_a_unit_comes_back() -> None:
+def test_a_limit_shows_used_and_remaining_units_and_when_the_next_is_free() -> None:
     async def test(house: House) -> None:
         house.add(limits=LIMITS)
         fresh = house.view()["rate_limits"]["requests_per_minute"]
@@ -268,13 +270,13 @@ def test_a_limit_tells_what_is_used_what_is_left_and_when_a_unit_comes_back() ->
             assert (seen["used"], seen["limit"], seen["remaining"]) == (3, limit, limit - 3)
             back = seconds(seen["resets_at"])
             assert begun + period_s <= back <= begun + period_s + late_s, (
-                "at most a sixtieth of the period late"
+                "a unit is free at most a sixtieth of the period late"
             )
 
     in_house(test)
 
 
-def test_a_limit_is_right_also_where_no_tick_has_rolled_it() -> None:
+def test_a_limit_is_correct_even_if_no_tick_has_rolled_it() -> None:
     async def test(house: House) -> None:
         house.add(limits=LIMITS)
         await house.calls(3)
@@ -286,7 +288,7 @@ def test_a_limit_is_right_also_where_no_tick_has_rolled_it() -> None:
     in_house(test)
 
 
-def test_the_day_ends_at_midnight_in_utc_and_the_next_one_is_shown_before_anybody_rolls_it() -> None:
+def test_a_daily_limit_resets_at_midnight_utc_in_the_view_even_before_it_is_rolled() -> None:
     async def test(house: House) -> None:
         house.add(limits=LIMITS)
         house.spend("1.50", "0.25")
@@ -310,7 +312,7 @@ def test_the_day_ends_at_midnight_in_utc_and_the_next_one_is_shown_before_anybod
     in_house(test)
 
 
-def test_a_limit_that_is_not_set_has_none() -> None:
+def test_an_unset_limit_is_none() -> None:
     async def test(house: House) -> None:
         house.add(limits=LimitOptions(per_hour=5), budget=None)
         limits = house.view()["rate_limits"]
@@ -330,7 +332,7 @@ def test_a_limit_that_is_not_set_has_none() -> None:
     ("spent", "held", "remaining"),
     [("0", "0", "10"), ("2.50", "1.25", "6.25"), ("9", "1", "0"), ("12", "0", "0")],
 )
-def test_money_is_an_exact_string_and_what_is_left_is_never_negative(
+def test_money_is_an_exact_string_and_the_remainder_is_never_negative(
     spent: str, held: str, remaining: str
 ) -> None:
     async def test(house: House) -> None:
@@ -346,7 +348,7 @@ def test_money_is_an_exact_string_and_what_is_left_is_never_negative(
 @pytest.mark.parametrize(
     "limits", [LimitOptions(per_minute=2), LimitOptions(per_day=2), LimitOptions(per_minute=0)]
 )
-def test_a_service_whose_limit_is_used_up_is_rate_limited(limits: LimitOptions) -> None:
+def test_a_service_with_an_exhausted_limit_is_rate_limited(limits: LimitOptions) -> None:
     """Also one whose limit is nothing: every call is refused."""
 
     async def test(house: House) -> None:
@@ -360,7 +362,7 @@ def test_a_service_whose_limit_is_used_up_is_rate_limited(limits: LimitOptions) 
     in_house(test)
 
 
-def test_a_service_whose_budget_is_spent_is_rate_limited_until_the_day_ends() -> None:
+def test_a_service_with_a_spent_budget_is_rate_limited_until_the_day_ends() -> None:
     async def test(house: House) -> None:
         house.add()
         house.spend("9.99")
@@ -373,7 +375,7 @@ def test_a_service_whose_budget_is_spent_is_rate_limited_until_the_day_ends() ->
     in_house(test)
 
 
-def test_a_pause_that_the_provider_asked_for_is_a_rate_limit_until_it_is_over() -> None:
+def test_a_providers_pause_makes_the_service_rate_limited_until_it_is_over() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(TOO_MANY)
@@ -388,7 +390,7 @@ def test_a_pause_that_the_provider_asked_for_is_a_rate_limit_until_it_is_over() 
 # ── overall ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_service_without_its_key_is_listed_and_outside_all_counts() -> None:
+def test_a_service_without_a_key_is_listed_but_not_counted() -> None:
     async def test(house: House) -> None:
         house.add()
         house.add("gemini", configured=False)
@@ -435,7 +437,7 @@ async def failing(house: House, name: str) -> None:
         (refused, limited, "unhealthy", 0),
     ],
 )
-def test_overall_health_is_unhealthy_if_every_service_refuses_and_degraded_if_any_is_not_well(
+def test_overall_health_is_unhealthy_if_every_service_refuses_and_degraded_if_any_is_not_healthy(
     claude: Any, openai: Any, overall: str, healthy: int
 ) -> None:
     async def test(house: House) -> None:
@@ -453,7 +455,7 @@ def test_overall_health_is_unhealthy_if_every_service_refuses_and_degraded_if_an
     in_house(test)
 
 
-def test_no_service_at_all_is_healthy() -> None:
+def test_overall_health_is_healthy_without_services() -> None:
     async def test(house: House) -> None:
         assert house.overview()["overall_health"] == "healthy"
         house.add("gemini", configured=False)
@@ -484,6 +486,6 @@ def test_the_system_is_unhealthy_if_the_database_refuses_or_every_service_does(t
     in_house(test, tmp_path)
 
 
-def test_an_unknown_service_is_an_error_that_lists_the_known_ones() -> None:
+def test_an_unknown_service_raises_an_error_that_lists_the_known_ones() -> None:
     error = unknown_service("nobody" * 100, ["openai", "claude"])
     assert "known services: claude, openai" in str(error) and len(str(error)) < 200

@@ -1,4 +1,4 @@
-"""E-mail, against a real server that is well, particular, wrong, slow or gone."""
+"""E-mail, against a real server that works, is strict, is broken, is slow or has gone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.fixture(autouse=True)
 def _no_thread_stays() -> Iterator[None]:
-    """Whatever the server does, the thread that speaks to it ends."""
+    """Checks that the mail thread ends, whatever the server does."""
     yield
     for thread in threading.enumerate():
         if thread.name == "koo mail":
@@ -56,7 +56,7 @@ async def refusal(channel: Mail, message: Message = MESSAGE) -> NotTaken:
     return caught.value
 
 
-def test_a_mail_is_plain_text_and_says_whom_it_is_from() -> None:
+def test_a_mail_is_plain_text_and_names_its_sender() -> None:
     async def main() -> None:
         async with MailServer() as server:
             channel = mail(f"smtp://{HOST}:{server.port}", "ops@example.com", "boss@example.com")
@@ -74,7 +74,7 @@ def test_a_mail_is_plain_text_and_says_whom_it_is_from() -> None:
     asyncio.run(main())
 
 
-def test_messages_of_one_alert_are_one_conversation_and_one_sent_twice_has_one_id() -> None:
+def test_messages_of_one_alert_form_one_conversation_and_a_repeated_one_keeps_its_id() -> None:
     async def main() -> None:
         async with MailServer() as server:
             channel = mail(f"smtp://{HOST}:{server.port}")
@@ -89,7 +89,7 @@ def test_messages_of_one_alert_are_one_conversation_and_one_sent_twice_has_one_i
 
 
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
-def test_the_login_goes_over_a_secure_line_only(scheme: str, certificate: Certificate) -> None:
+def test_the_login_is_sent_over_tls_only(scheme: str, certificate: Certificate) -> None:
     async def main() -> None:
         server = MailServer(certificate, starttls=scheme == "smtp", asks_for_login=True)
         async with server:
@@ -99,7 +99,7 @@ def test_the_login_goes_over_a_secure_line_only(scheme: str, certificate: Certif
     asyncio.run(main())
 
 
-def test_a_server_whose_certificate_is_not_believed_gets_no_login(certificate: Certificate) -> None:
+def test_a_server_with_an_untrusted_certificate_gets_no_login(certificate: Certificate) -> None:
     async def main() -> None:
         async with MailServer(certificate, asks_for_login=True) as server:
             error = await refusal(mail(f"smtps://{LOGIN}localhost:{server.port}"))
@@ -109,7 +109,7 @@ def test_a_server_whose_certificate_is_not_believed_gets_no_login(certificate: C
     asyncio.run(main())
 
 
-def test_a_wrong_password_is_told_without_it(certificate: Certificate) -> None:
+def test_the_error_about_a_wrong_password_omits_the_password(certificate: Certificate) -> None:
     async def main() -> None:
         async with MailServer(certificate, starttls=True, asks_for_login=True) as server:
             url = f"smtp://{quote(USER)}:wrong-9f8e@localhost:{server.port}"
@@ -120,8 +120,8 @@ def test_a_wrong_password_is_told_without_it(certificate: Certificate) -> None:
     asyncio.run(main())
 
 
-def test_another_machine_that_offers_no_starttls_gets_no_mail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever stands in the middle could have struck the offer out."""
+def test_a_remote_server_without_starttls_gets_no_mail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attacker on the network path may have removed the offer."""
     monkeypatch.setattr("koo.alerts.channels.smtp_url.is_loopback", lambda _host: False)
 
     async def main() -> None:
@@ -137,7 +137,7 @@ def test_another_machine_that_offers_no_starttls_gets_no_mail(monkeypatch: pytes
     asyncio.run(main())
 
 
-def test_an_address_that_is_refused_beside_others_is_told_and_the_others_get_the_mail_once() -> None:
+def test_a_refused_address_is_reported_and_the_others_get_the_mail_once() -> None:
     async def main() -> None:
         async with MailServer() as server:
             server.refuses = {"gone@example.com"}
@@ -152,7 +152,7 @@ def test_an_address_that_is_refused_beside_others_is_told_and_the_others_get_the
 
 
 @pytest.mark.parametrize("status", [421, 451, 552, 554])
-def test_a_mail_that_is_not_taken_says_why(status: int) -> None:
+def test_a_refused_mail_reports_the_reason(status: int) -> None:
     async def main() -> None:
         async with MailServer() as server:
             server.says = f"{status} not today \x1b[31m"
@@ -173,7 +173,7 @@ def test_a_mail_that_is_not_taken_says_why(status: int) -> None:
         "=?utf-8?q?a?=",
     ],
 )
-def test_no_name_makes_a_header_of_its_own(subject: str) -> None:
+def test_a_name_cannot_inject_a_header(subject: str) -> None:
     async def main() -> None:
         async with MailServer() as server:
             message = Message(key=f"k{subject[:3]}", thread=subject, subject=subject, text="t\n", document={})
@@ -188,7 +188,7 @@ def test_no_name_makes_a_header_of_its_own(subject: str) -> None:
 
 @asynccontextmanager
 async def odd_server(serve: Callable[[StreamReader, StreamWriter], Awaitable[None]]) -> Any:
-    """A server that speaks as `serve` does; yields its URL."""
+    """A server that behaves as `serve` does; yields its URL."""
 
     talks: set[asyncio.Task[None]] = set()
 
@@ -222,7 +222,7 @@ async def odd_server(serve: Callable[[StreamReader, StreamWriter], Awaitable[Non
     ],
     ids=["closed", "http", "refused", "endless line"],
 )
-def test_a_server_that_is_no_mail_server_is_told_in_words(greeting: bytes, reason: str) -> None:
+def test_a_server_that_is_not_a_mail_server_is_described_in_a_sentence(greeting: bytes, reason: str) -> None:
     async def main() -> None:
         async def serve(_reader: StreamReader, writer: StreamWriter) -> None:
             writer.write(greeting)
@@ -234,7 +234,7 @@ def test_a_server_that_is_no_mail_server_is_told_in_words(greeting: bytes, reaso
     asyncio.run(main())
 
 
-def test_a_server_that_is_not_there_is_told_in_words() -> None:
+def test_an_unreachable_mail_server_is_described_in_a_sentence() -> None:
     async def main() -> None:
         async with MailServer() as server:
             pass
@@ -247,8 +247,8 @@ def test_a_server_that_is_not_there_is_told_in_words() -> None:
 
 
 @pytest.mark.parametrize("stage", ["greeting", "EHLO", "DATA"])
-def test_who_leaves_a_server_that_sends_a_letter_now_and_then_leaves_no_thread_behind(stage: str) -> None:
-    """smtplib's own time begins anew with each letter."""
+def test_a_server_that_sends_a_byte_from_time_to_time_leaves_no_thread_behind(stage: str) -> None:
+    """smtplib's own timeout starts again with each byte."""
 
     async def main() -> None:
         stuck = asyncio.Event()
@@ -278,13 +278,13 @@ def test_who_leaves_a_server_that_sends_a_letter_now_and_then_leaves_no_thread_b
                 await sending
             for thread in threading.enumerate():
                 if thread.name == "koo mail":
-                    await asyncio.to_thread(thread.join, 9.0)  # less than smtplib's own time
+                    await asyncio.to_thread(thread.join, 9.0)  # less than smtplib's own timeout
                     assert not thread.is_alive()
 
     asyncio.run(main())
 
 
-def test_a_server_that_takes_the_mail_and_is_rude_at_the_end_has_taken_it() -> None:
+def test_an_error_after_the_mail_was_accepted_is_ignored() -> None:
     async def main() -> None:
         async def serve(reader: StreamReader, writer: StreamWriter) -> None:
             writer.write(b"220 hello\r\n")
@@ -305,7 +305,7 @@ def test_a_server_that_takes_the_mail_and_is_rude_at_the_end_has_taken_it() -> N
     asyncio.run(main())
 
 
-def test_where_it_leads_is_shown_without_login_and_addresses() -> None:
+def test_the_destination_is_shown_without_login_and_addresses() -> None:
     channel = mail(f"smtps://{LOGIN}mail.example", "a@x.example", "b@x.example")
     assert channel.place == "2 addresses through mail.example:465"
     assert mail(f"smtp://{LOGIN}mail.example").place == "one address through mail.example:587"
@@ -314,7 +314,7 @@ def test_where_it_leads_is_shown_without_login_and_addresses() -> None:
     assert channel.warnings == mail("smtp://127.0.0.1?starttls=no").warnings == ()
 
 
-def test_the_sender_is_the_user_that_logs_in_unless_another_one_is_set(tmp_path: Path) -> None:
+def test_the_sender_is_the_login_user_unless_another_one_is_set(tmp_path: Path) -> None:
     async def main() -> None:
         async with MailServer(asks_for_login=True) as server:
             url = f"smtp://{LOGIN}{HOST}:{server.port}?starttls=no"

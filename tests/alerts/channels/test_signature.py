@@ -1,4 +1,4 @@
-"""The signature: that of Standard Webhooks, with the numbers of its own example."""
+"""The webhook's signature follows Standard Webhooks, tested with the standard's own example."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "notifications.md"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-def test_it_is_the_signature_of_the_published_example() -> None:
+def test_the_signature_equals_that_of_the_published_example() -> None:
     """The example of https://github.com/standard-webhooks/standard-webhooks."""
     headers = signed(read_secret(SECRET), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert headers == {
@@ -29,7 +29,7 @@ def test_it_is_the_signature_of_the_published_example() -> None:
     }
 
 
-def test_every_change_of_id_time_body_or_secret_changes_it() -> None:
+def test_any_change_of_id_time_body_or_secret_changes_the_signature() -> None:
     key = read_secret(SECRET)
     all_of_them = {
         str(signed(*one))
@@ -44,7 +44,7 @@ def test_every_change_of_id_time_body_or_secret_changes_it() -> None:
     assert len(all_of_them) == 5
 
 
-def test_the_time_is_that_of_the_sending_so_an_old_message_cannot_be_sent_again_by_somebody_else() -> None:
+def test_the_signed_time_is_that_of_sending_so_an_old_message_cannot_be_replayed() -> None:
     async def main() -> None:
         async with Hook() as hook:
             times = iter([100.9, 200.0])
@@ -68,13 +68,13 @@ def test_the_time_is_that_of_the_sending_so_an_old_message_cannot_be_sent_again_
 @pytest.mark.parametrize(
     "text", ["", "whsec_", "whsec_c2hvcnQ=", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_!"]
 )
-def test_a_secret_that_protects_nothing_is_refused_without_being_repeated(text: str) -> None:
+def test_a_weak_secret_is_refused_and_not_repeated_in_the_error(text: str) -> None:
     with pytest.raises(ValueError, match="whsec_ and the base64 of 24 random bytes or more") as caught:
         read_secret(text)
     assert len(text) < 8 or text not in str(caught.value)
 
 
-def test_the_snippet_of_the_page_takes_what_koo_sends_and_nothing_else() -> None:
+def test_the_documented_snippet_accepts_only_messages_from_koo() -> None:
     (snippet,) = (block for block in blocks(PAGE) if "def is_from_koo" in block.text)
     names: dict[str, Any] = {}
     exec(compile(snippet.text, str(PAGE), "exec"), names)
@@ -101,7 +101,7 @@ def test_the_snippet_of_the_page_takes_what_koo_sends_and_nothing_else() -> None
     asyncio.run(main())
 
 
-def test_the_line_of_the_page_makes_a_secret_that_koo_takes() -> None:
+def test_the_documented_command_creates_a_valid_secret() -> None:
     (line,) = (block for block in blocks(PAGE) if "secrets.token_bytes" in block.text)
     made = subprocess.run(
         [sys.executable, "-c", line.text], check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The webhook and Slack, against a real receiver that is well, slow, wrong, gone or mad."""
+"""The webhook and Slack, against a real receiver that works, is slow, is broken, has gone or sends nonsense."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def refusal(hook: Hook, said: bytes) -> NotTaken:
     return caught.value
 
 
-def test_the_webhook_gets_the_document_under_its_key() -> None:
+def test_the_webhook_receives_the_document_with_its_key() -> None:
     async def main(hook: Hook) -> None:
         await send(webhook(hook.url))
         (taken,) = hook.taken
@@ -71,7 +71,7 @@ def test_the_webhook_gets_the_document_under_its_key() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-def test_any_status_of_success_is_a_yes(status: int) -> None:
+def test_any_success_status_accepts_the_message(status: int) -> None:
     async def main(hook: Hook) -> None:
         hook.answers = [answer(status, "")]
         await send(webhook(hook.url))
@@ -80,7 +80,7 @@ def test_any_status_of_success_is_a_yes(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 307, 308])
-def test_a_redirect_is_not_followed_and_names_where_it_leads_without_its_path(status: int) -> None:
+def test_a_redirect_is_not_followed_and_its_target_is_named_without_the_path(status: int) -> None:
     async def main(hook: Hook) -> None:
         error = await refusal(hook, answer(status, "", location="https://else.example/s3cret"))
         assert error.reason == (
@@ -94,7 +94,7 @@ def test_a_redirect_is_not_followed_and_names_where_it_leads_without_its_path(st
 
 
 @pytest.mark.parametrize("status", [400, 405, 413, 415, 422])
-def test_a_status_about_the_message_is_the_messages(status: int) -> None:
+def test_a_status_about_the_message_does_not_count_against_the_channel(status: int) -> None:
     async def main(hook: Hook) -> None:
         error = await refusal(hook, answer(status, "invalid_payload"))
         assert error.is_messages
@@ -104,7 +104,7 @@ def test_a_status_about_the_message_is_the_messages(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 408, 410, 429, 500, 502, 503, 504])
-def test_every_other_status_is_the_channels(status: int) -> None:
+def test_every_other_error_status_counts_against_the_channel(status: int) -> None:
     async def main(hook: Hook) -> None:
         error = await refusal(hook, answer(status, ""))
         assert not error.is_messages
@@ -114,7 +114,7 @@ def test_every_other_status_is_the_channels(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_receiver_says_when_it_wants_to_be_asked_again(status: int) -> None:
+def test_a_receivers_retry_after_is_reported(status: int) -> None:
     async def main(hook: Hook) -> None:
         assert (await refusal(hook, answer(status, "", retry_after="17"))).retry_after_s == 17.0
 
@@ -134,11 +134,11 @@ def test_a_receiver_says_when_it_wants_to_be_asked_again(status: int) -> None:
         ("²", None),
     ],
 )
-def test_retry_after_is_a_number_or_a_date(text: str, seconds: float | None) -> None:
+def test_retry_after_can_be_a_number_or_a_date(text: str, seconds: float | None) -> None:
     assert retry_after_s({"retry-after": text}, NOW_S) == seconds
 
 
-def test_what_a_receiver_says_is_plain_short_and_without_the_secret_of_its_own_address() -> None:
+def test_a_receivers_text_is_shown_short_plain_and_without_its_secret() -> None:
     async def main(hook: Hook) -> None:
         said = "no \x1b[31m hook at /hook/T0k3n?key=s3cret\r\nX: y " + "z" * 1000
         error = await refusal(hook, answer(404, said))
@@ -158,7 +158,7 @@ def test_what_a_receiver_says_is_plain_short_and_without_the_secret_of_its_own_a
     ],
     ids=["cut", "endless"],
 )
-def test_what_follows_a_yes_does_not_matter(said: bytes) -> None:
+def test_the_body_after_a_success_status_does_not_matter(said: bytes) -> None:
     async def main(hook: Hook) -> None:
         hook.answers = [said]
         await send(webhook(hook.url))
@@ -166,7 +166,7 @@ def test_what_follows_a_yes_does_not_matter(said: bytes) -> None:
     with_hook(main)
 
 
-def test_an_endless_refusal_is_left_and_counts_by_its_status() -> None:
+def test_an_endless_refusal_is_abandoned_and_classified_by_its_status() -> None:
     async def main(hook: Hook) -> None:
         assert (await refusal(hook, ENDLESS % 500)).reason == "it answered with status 500"
 
@@ -183,7 +183,7 @@ def test_an_endless_refusal_is_left_and_counts_by_its_status() -> None:
     ],
     ids=["closed", "cut", "no http", "broken"],
 )
-def test_an_answer_that_is_none_is_told_in_words(said: bytes, reason: str) -> None:
+def test_an_invalid_response_is_described_in_a_sentence(said: bytes, reason: str) -> None:
     async def main(hook: Hook) -> None:
         error = await refusal(hook, said)
         assert error.reason == reason
@@ -192,7 +192,7 @@ def test_an_answer_that_is_none_is_told_in_words(said: bytes, reason: str) -> No
     with_hook(main)
 
 
-def test_a_receiver_that_is_not_there_is_told_in_words() -> None:
+def test_an_unreachable_receiver_is_described_in_a_sentence() -> None:
     async def main(hook: Hook) -> None:
         url = hook.url
         await hook.__aexit__()
@@ -204,7 +204,7 @@ def test_a_receiver_that_is_not_there_is_told_in_words() -> None:
     with_hook(main)
 
 
-def test_a_webhook_goes_through_the_proxy_of_the_environment() -> None:
+def test_a_webhook_is_sent_through_the_environments_proxy() -> None:
     async def main(hook: Hook) -> None:
         with FakeHttpProxy(reaches={"hooks.example:80": (HOST, hook.port)}) as proxy:
             channel = webhook("http://hooks.example/x", http_proxy=f"http://{HOST}:{proxy.port}")
@@ -215,7 +215,7 @@ def test_a_webhook_goes_through_the_proxy_of_the_environment() -> None:
     with_hook(main)
 
 
-def test_a_plain_address_of_another_machine_is_warned_of() -> None:
+def test_a_plain_http_address_of_another_machine_causes_a_warning() -> None:
     def words(url: str) -> tuple[str, ...]:
         return webhook(url, SECRET).warnings
 
@@ -236,11 +236,11 @@ def test_a_plain_address_of_another_machine_is_warned_of() -> None:
         ("http://[::1]:8080/x", "http://[::1]:8080"),
     ],
 )
-def test_where_a_channel_leads_is_shown_without_its_secret(url: str, place: str) -> None:
+def test_a_channels_destination_is_shown_without_its_secret(url: str, place: str) -> None:
     assert webhook(url).place == Slack(url, NetworkOptions(), lambda: NOW_S).place == place
 
 
-def test_slack_gets_plain_text_that_calls_nobody() -> None:
+def test_slack_receives_plain_text_without_mentions() -> None:
     async def main(hook: Hook) -> None:
         channel = Slack(hook.url, NetworkOptions(), lambda: NOW_S)
         await send(channel)
@@ -264,15 +264,15 @@ def test_slack_gets_plain_text_that_calls_nobody() -> None:
         ("[bank](https://evil.example)", f"[bank]{BREAK}(https://evil.example)"),
     ],
 )
-def test_a_text_of_strangers_is_shown_as_it_stands(text: str, sent: str) -> None:
+def test_external_text_is_shown_unchanged_in_slack(text: str, sent: str) -> None:
     assert harmless(text) == sent
 
 
-def test_a_text_without_end_is_cut() -> None:
+def test_an_overlong_text_is_cut() -> None:
     assert len(harmless("<" * 1_000_000)) < 60_000
 
 
-def test_what_is_sent_to_slack_is_json_whatever_is_in_it() -> None:
+def test_the_request_to_slack_is_valid_json_for_any_text() -> None:
     async def main(hook: Hook) -> None:
         odd = 'a"}\u2028\\ é'
         channel = Slack(hook.url, NetworkOptions(), lambda: NOW_S)
