@@ -270,18 +270,20 @@ class Explorer:
         ran_out = any(permit.is_over(world.now) for permit in breaker.leases)
         permit = breaker.admit(world.now, no_draw)
         number = world.model.admit(world.counts())
-        self.must(world, "look", not (refused and permit is not None), "it refuses, and lets through")
+        self.must(
+            world, "look", not (refused and permit is not None), "`refuses` is true, but a call is admitted"
+        )
         self.must(
             world,
             "look",
             refused or permit is not None or ran_out,
-            "it does not refuse, but admits no call",
+            "`refuses` is false, but no call is admitted",
         )
         self.must(
             world,
             "order",
             (permit is None) == (number is None),
-            f"the model lets through: {number is not None}",
+            f"the model admits it: {number is not None}",
         )
         if permit is not None and number is not None:
             world.out[number] = permit
@@ -383,7 +385,10 @@ class Explorer:
             self.must(world, "table", was is phase, f"from {was}, but it was {phase}")
             phase = to
         self.must(
-            world, "table", phase is breaker.phase, f"it went to {breaker.phase} by no entry of the table"
+            world,
+            "table",
+            phase is breaker.phase,
+            f"it went to {breaker.phase} without a transition in the table",
         )
         if self.table.steps:
             self.must(
@@ -445,7 +450,7 @@ class Explorer:
         for ahead_s in (0.0, 100.0):
             world.breaker.refuses(world.now + ahead_s)
             world.breaker.refusal(world.now + ahead_s)
-        self.must(world, "look", world.key() == known, "looking changed something")
+        self.must(world, "look", world.key() == known, "reading changed something")
         if world.breaker.refuses(world.now):
             reason, wait_s = world.breaker.refusal(world.now)
             self.must(
@@ -462,10 +467,10 @@ class Explorer:
         for state, names in states:
             is_open = state is names.CIRCUIT_OPEN
             fine = state in (names.HEALTHY, names.UNHEALTHY)
-            self.must(world, "reported", not (fine and refuses), f"{state} and refuses")
+            self.must(world, "reported", not (fine and refuses), f"{state}, but calls are refused")
             over = breaker.phase is OPEN and world.now >= breaker.opens_until()
             passes = breaker.override in (DISABLED, METRICS_ONLY) or over
-            self.must(world, "reported", not is_open or refuses or passes, f"{state} and admits every call")
+            self.must(world, "reported", not is_open or refuses or passes, f"{state}, but calls are admitted")
             if (
                 breaker.override is not DISABLED
                 and breaker.phase is HALF_OPEN
@@ -479,7 +484,7 @@ class Explorer:
         breaker = world.breaker
         if breaker.override in (FORCED_OPEN, DISABLED):
             breaker.set_override(NONE)  # an override comes first
-        breaker.probes_max = max(1, breaker.probes_max)  # at some time other processes give a unit back
+        breaker.probes_max = max(1, breaker.probes_max)  # other processes give a unit back at some time
         for _ in range(RECOVERY_STEPS_MAX):
             if breaker.phase is CLOSED:
                 return

@@ -1,4 +1,4 @@
-"""A provider's limit as its answer's headers tell it, with a name for each number."""
+"""A provider's limit as a response's headers report it, with a name for each number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class LimitLeft(NamedTuple):
-    """`remaining` of `limit` calls are left, and it is full again in `resets_in_s`. None: the provider does not say."""
+    """`remaining` of `limit` calls are left; the limit is full again in `resets_in_s`. None if it is unknown."""
 
     limit: float | None
     remaining: float | None

@@ -23,7 +23,7 @@ from koo.policies.breaker import (
 from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, Verdict
 
 EARLY_S = 1.0
-"""How long an opening lasts at least before a check may end it, in these tests."""
+"""The minimum length of an opening before a check may end it, in these tests."""
 
 
 @dataclass
@@ -257,7 +257,7 @@ class Model:
             self.idle_since = self.now
 
     def told(self) -> None:
-        """A probe of another process succeeded."""
+        """A probe in another process succeeded."""
         if self.phase is OPEN and not self.asked:
             self.phase = HALF_OPEN
             self.begin_life()

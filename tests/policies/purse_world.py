@@ -26,7 +26,7 @@ BEAT_MS = 1000
 TICK_MS = 250
 BEATS = 130
 LIMITS = {"tag": 400, "service": 900}
-"""`tag` was set, `service` is a default."""
+"""The budget `tag` was set; `service` is a default."""
 BOUND = 20
 PURSES = Purses
 """The classes that a world uses; a test that removes a rule passes its own."""
@@ -65,7 +65,7 @@ class Process:
 
 
 class World:
-    """kind: "calm" has no faults, "rough" has those that must never cost a unit above the limit, "wild" has all."""
+    """kind: "calm" has no faults, "rough" has the faults that must never exceed the limit, "wild" has all faults."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class World:
         process.next_ms, process.rung = self.now_ms + BEAT_MS, False
         self.stats["beats"] += 1
         beat = copy.deepcopy(beat)
-        if self.kind == "calm" or not self.chance(0.08):  # else lost before the commit
+        if self.kind == "calm" or not self.chance(0.08):  # otherwise it is lost before the commit
             self.post(self.lag(), lambda: self.arrive(process, beat))
         if self.kind != "calm" and self.chance(0.05):  # repeated, much later
             self.post(self.rng.randint(1, 40), lambda: self.arrive(None, beat))
@@ -249,7 +249,7 @@ class World:
             self.look_at_limits(beat, before)
         if process is not None and (
             self.kind == "calm" or not self.chance(0.08)
-        ):  # else lost after the commit
+        ):  # otherwise it is lost after the commit
             self.post(self.lag(), lambda: self.hear(process, answer))
 
     def number_of(self, process: str) -> int:
@@ -265,7 +265,7 @@ class World:
     def look_at_limits(self, beat: Beat, before: dict[Key, int]) -> None:
         """No grant exceeds the lower of two limits that were both reported within three beats.
 
-        Of three limits at once the middle one may be missed for a moment, so then nothing is judged.
+        With three limits at the same time, the middle one may be missed for a moment, so that case is not checked.
         """
         if not isinstance(self.store, MemoryTreasuries):
             return
@@ -319,13 +319,13 @@ class World:
             if purse.room < 0:
                 raise Broken(f"{purse.key}: spent and held are above what was granted")
             if purse.room != purse.totals().net - purse.spent - purse.held:
-                raise Broken(f"{purse.key}: {purse.room} is not what neither calls nor the store have")
+                raise Broken(f"{purse.key}: the room {purse.room} is not the rest of the grant")
 
     # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def kill(self, process: Process) -> None:
-        """A kill strands at most what was held and waited for since two beats before the last answered one, twice the
-        spending since then, and one bound."""
+        """Kill a process. What stays booked is at most what it held or waited for since two beats before its last
+        answered beat, plus twice the spending since then, plus one bound."""
         process.alive = False
         if not isinstance(self.store, MemoryTreasuries):
             return
@@ -334,7 +334,7 @@ class World:
                 continue
             purse = process.purses.purses.get(key)
             if purse is None:
-                continue  # Of a day that is over, and settled.
+                continue  # a purse of a past day, already settled
             stranded = row.net - purse.spent - purse.held
             since = ([0] * 4 + process.written)[-4] - 2 * BEAT_MS
             history = process.track.get(key, [(0, 0)])[-((self.now_ms - since) // TICK_MS + 1) :]
@@ -343,7 +343,9 @@ class World:
                 self.stats["kills"] += 1
                 self.stats["stranded"] += max(0, stranded)
                 if stranded > max(held for held, _ in history) + 2 * spent + BOUND:
-                    raise Broken(f"a kill stranded {stranded}, more than in flight and two beats of spending")
+                    raise Broken(
+                        f"a kill left {stranded} booked, more than its calls and two beats of spending"
+                    )
 
     def clone(self, process: Process) -> None:
         """Copy a process with its machine. The copy's connections break, so it books its calls at their bounds."""
@@ -497,7 +499,7 @@ class World:
         }
 
     def finish(self) -> None:
-        """Of a day that is over something may stay: an older copy of the store forgot that it came home."""
+        """Check that nothing of today stays granted. Something of a past day may, if the store lost its return."""
         if not isinstance(self.store, MemoryTreasuries):
             return
         today = period_at("day", self.now_ms)

@@ -109,7 +109,7 @@ class Fleet:
             self.first_success = self.first_success or self.now
             process.oks += 1
             process.closed = process.oks >= 2
-        self.beats[number] = self.now  # It is news.
+        self.beats[number] = self.now  # a change is reported with a beat of its own
 
     def call(self, process: Process) -> None:
         if process.closed or self.now < process.next_call:
@@ -122,7 +122,7 @@ class Fleet:
 
     def beat(self, number: int, process: Process) -> None:
         if self.first_success is not None:
-            process.opens_until = min(process.opens_until, self.now)  # others' success is heard
+            process.opens_until = min(process.opens_until, self.now)  # another process's probe has succeeded
         sight = Sight(
             is_closed=process.closed,
             is_open=self.now < process.opens_until,

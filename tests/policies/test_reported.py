@@ -43,7 +43,11 @@ DATABASES: list[tuple[str, Callable[[], Evidence], DatabaseState]] = [
     ("few calls, and half of them failed", lambda: Evidence(after("SF")), DatabaseState.UNHEALTHY),
     ("the only call failed", lambda: Evidence(after("F")), DatabaseState.UNHEALTHY),
     ("half the row", lambda: Evidence(after("SSSSSSSSFFF")), DatabaseState.UNHEALTHY),
-    ("less than half the row", lambda: Evidence(after("SSSSSSSSFF")), DatabaseState.HEALTHY),
+    (
+        "less than half of the failures that open it",
+        lambda: Evidence(after("SSSSSSSSFF")),
+        DatabaseState.HEALTHY,
+    ),
     ("three checks failed", lambda: Evidence(after("S"), checks_failed=3), DatabaseState.UNHEALTHY),
     ("two checks failed", lambda: Evidence(after("S"), checks_failed=2), DatabaseState.HEALTHY),
     ("open", lambda: Evidence(after("o"), checks_failed=9), DatabaseState.CIRCUIT_OPEN),
@@ -85,7 +89,7 @@ SERVICES: list[tuple[str, Callable[[], tuple[ServiceState, str]], ServiceState]]
         ServiceState.DEGRADED,
     ),
     (
-        "another model is tested",
+        "another model is being tested",
         lambda: service_state(Evidence(after("")), [HALF_OPEN_TOO]),
         ServiceState.HEALTHY,
     ),

@@ -63,7 +63,7 @@ def test_an_empty_bucket_refuses_and_refills_by_a_tenth_per_success_and_one_per_
     guard.first_successes = 9
     assert not budget.take(0.0)
     guard.first_successes = 10
-    assert budget.take(0.0), "ten successes are one repeat"
+    assert budget.take(0.0), "ten successes earn one repeat"
     assert sum(budget.take(3.0) for _ in range(100)) == 3, "one per second"
 
 

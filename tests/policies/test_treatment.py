@@ -30,7 +30,7 @@ from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Verdict
 
 
 class NotOurs(Exception):
-    """Anything else."""
+    """An exception that koo does not know."""
 
 
 def json_error() -> Exception:
@@ -65,7 +65,7 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     (OSError(errno.ENOMEM, "Cannot allocate memory"), NEUTRAL, True),
     (MemoryError(), NEUTRAL, True),
     (RuntimeError("can't start new thread"), NEUTRAL, True),
-    # Anything else is a failure, and not repeated.
+    # Any other exception is a failure, and is not repeated.
     (NotOurs("x"), FAILURE, False),
     (RuntimeError("x"), FAILURE, False),
     (ArithmeticError("x"), FAILURE, False),

@@ -44,6 +44,8 @@ class Cooldown:
         if now >= self.until:
             self.since = now
             self.level += 1
+        # The exponent is bounded because 2.0 ** 1024 raises OverflowError, and the level grows as long as a provider
+        # throttles every call.
         if hint_s is None:
             base_s, cap_s = (
                 (RATE_BASE_S, RATE_CAP_S) if kind is Kind.THROTTLED else (QUOTA_BASE_S, QUOTA_CAP_S)

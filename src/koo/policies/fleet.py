@@ -242,6 +242,8 @@ class Leadership:
 
     def leads(self, now: float) -> bool:
         """Whether this process leads now."""
+        # The end is compared with the clock at each use; no timer ends the leadership. A process that was stopped for
+        # a minute while it led resumes in the middle of a step, before any timer of its event loop can run.
         return now < self.until
 
     def is_led(self, now: float) -> bool:

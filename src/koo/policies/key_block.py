@@ -71,6 +71,8 @@ class KeyBlocks:
         if now - lifted_at <= CHECK_S_MAX:
             interval_s = min(max(2 * grown_s, CHECK_S_MIN), CHECK_S_MAX)
         self.by_model[model] = KeyBlock(reason, now, until, now + interval_s, interval_s)
+        # Never the block of the key itself (None): without it, calls would be sent with a key that the provider has
+        # refused.
         if len(self.by_model) > BLOCKS_MAX:
             del self.by_model[next(one for one in self.by_model if one is not None)]
         return True

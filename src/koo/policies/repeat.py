@@ -78,6 +78,7 @@ class Repeats:
             if not waits_for_breaker or breaker.override is FORCED_OPEN:
                 return None, why_shut(breaker)
             pause = max(pause, breaker.refusal(now)[1])
+        # A repeat that has too little time for a usual response would be billed, and then cut off by the deadline.
         usual_s = max(self._tally.recent(now).percentile_s(0.5), LATENCY_S_MIN)
         if now + pause + usual_s > deadline:
             return None, "the deadline is too near"

@@ -43,10 +43,14 @@ class Window:
         """End the current bucket if its time is over, and drop those that have left the window."""
         if now < self.rolls_at:
             return
+        # After a gap of a whole window nothing of it counts. Clearing it also keeps the cost of the first call after
+        # an idle night small, which would otherwise append thousands of empty buckets.
         ended = int((now - self.rolls_at) // self._bucket_s) + 1
         if ended >= self._buckets:
             self.clear(now)
             return
+        # The current bucket has no counters of its own: its counts are the growth of the totals since it began. So a
+        # call increments only the totals, and a bucket that leaves is subtracted from them.
         calls, failures, slow = self._begun
         self._past.append((self.calls - calls, self.failures - failures, self.slow - slow))
         self._past.extend([(0, 0, 0)] * (ended - 1))

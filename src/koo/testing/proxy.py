@@ -44,7 +44,7 @@ _PIECES_A_SECOND = 50
 _ENCRYPTION = {80877103, 80877104}
 """SSLRequest and GSSENCRequest, to which a server replies with a single byte."""
 _UNTYPED = {*_ENCRYPTION, 80877102}
-"""The same and CancelRequest: the packets without a type byte that may come before the StartupMessage."""
+"""These and CancelRequest: the packets without a type byte that may come before the StartupMessage."""
 _LOGIN_BYTES_MAX = 65_536
 """A server that has sent this many bytes without a ReadyForQuery is not PostgreSQL."""
 _LINGER_RESET = struct.pack("ii", 1, 0)

@@ -1,4 +1,4 @@
-"""World: koo in a test. A platform in a temporary home, a fake for each service of your settings, a skipping clock.
+"""World: koo in a test. A platform in a temporary home, a fake for each service of your settings, a clock to skip time.
 
     async with World() as koo:
         koo.claude.fails(529)
