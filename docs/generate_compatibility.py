@@ -1,7 +1,7 @@
-"""Write `docs/compatibility.md` from the odd answers that the tests send: `python -m docs.generate_compatibility`.
+"""Write `docs/compatibility.md` from the unusual responses in the tests: `python -m docs.generate_compatibility`.
 
-The rows are in `tests/ai/oddities.py` and the files beside it, those of libraries in `proofs/own.py`;
-`tests/docs/test_compatibility.py` fails when the page is older than they are.
+The rows are in `tests/ai/oddities.py` and the files next to it, and those of libraries in `proofs/own.py`.
+`tests/docs/test_compatibility.py` fails if the page is out of date.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ SDKS = ("anthropic", "openai", "google-genai", "perplexityai")
 HEAD = """\
 # Compatibility
 
-What AI services, gateways and self-hosted servers have been seen to send that differs from their documentation, and
-what koo does with it. koo first decodes strictly, which costs good answers nothing; if that fails, a second, lenient
-reading follows. It needs a text and an end. Everything else is optional: what cannot be read is estimated, and marked
-as an estimate.
+AI services, gateways and self-hosted servers do not always send what their documentation says. This page lists the
+unusual responses that koo handles, and what it does with each. koo first decodes a response strictly. If that fails, a
+lenient decoder tries again: it requires only a text and an end. A usage that it cannot read is estimated, and marked as
+an estimate.
 
-Each row is one sample, sent to koo over a socket in every test run (`tests/ai/test_oddities.py`). The vendors' own
-SDKs read the answers among them too (`tests/ai/test_sdks_beside_koo.py`), and koo reads at least what they read:
-{sdks}.
+Each row is one sample that every test run sends to koo over a socket (`tests/ai/test_oddities.py`). The tests also give
+the samples of answers to the vendors' own SDKs ({sdks}); koo
+reads every sample that its vendor's SDK reads (`tests/ai/test_sdks_beside_koo.py`).
 
-*Ends with* is what koo's caller gets: the answer, or an error of that kind ([errors.md](errors.md)). `3×` means that
-koo asks the service that many times before that. `make docs` writes this page from the same rows.
+*Ends with* is what the caller gets: the answer, or an error of that kind ([errors.md](errors.md)). `3×` means that koo
+sends the request three times in total. `make docs` writes this page from the same rows.
 """
 LIBRARIES = """\
-## Libraries, servers and loops of your own
+## Other libraries, servers and event loops
 
-`make prove-own` tries libraries that the test suite does not install, each group in its own environment.
-[own.md](proofs/own.md) says when, and with what result.
+`make prove-own` tests libraries that the test suite does not install, each group in its own environment.
+[own.md](proofs/own.md) has the date and the result.
 
-| with | what was seen |
+| with | result |
 | --- | --- |"""
 
 

@@ -1,7 +1,7 @@
 """Write `.env.example` and `docs/configuration.md` from the settings: `python -m docs.generate_configuration`.
 
-What stands in a table comes from `koo.configuration.variables` and `koo.options`; the prose around it stands here.
-`tests/test_settings.py` fails when a file is older than its source.
+The tables come from `koo.configuration.variables` and `koo.options`; the prose around them is in this file.
+`tests/test_settings.py` fails if a generated file is out of date.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WIDTH = 100
 
 
 class Section(NamedTuple):
-    """Variables of one subject: those with one of the prefixes that no earlier section has."""
+    """A group of variables: those that begin with one of the prefixes and are in no earlier section."""
 
     title: str
     prefixes: tuple[str, ...]
@@ -51,8 +51,9 @@ SECTIONS = [
     Section(
         "Database: connections",
         ("DATABASE_",),
-        "A relative path of a SQLite file starts at `KOO_HOME`. `postgresql://` means psycopg 3, and `postgres://` is "
-        "taken for it; `postgresql+asyncpg://` means asyncpg. No path, or `:memory:`, is a SQLite database in memory.",
+        "The path of a SQLite file is relative to `KOO_HOME` unless it is absolute. `postgresql://` and `postgres://` "
+        "use psycopg 3, `postgresql+asyncpg://` uses asyncpg. A SQLite URL without a path, or with `:memory:`, is a "
+        "database in memory.",
     ),
     Section("Database: circuit breaker", ("DB_CIRCUIT_BREAKER_",)),
     Section("Database: retries", ("DB_MAX_RETRIES", "DB_RETRY_")),
@@ -62,16 +63,16 @@ SECTIONS = [
     Section(
         "AI services: limits and money",
         ("AI_DEFAULT_",),
-        "A default applies to each service separately. `none` means no limit; `0` lets nothing "
-        "through. A free service has no budget unless you set one.",
+        "Each service has these limits separately. `none` means no limit; `0` refuses every call. A free service has "
+        "no budget unless you set one.",
     ),
     Section("AI services: time and health", ("AI_",)),
     Section("AI services: keys", tuple(key for _, key in BUILT_IN.values() if key)),
     Section(
         "Proxies and certificates",
         ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_"),
-        "The names that other programs read too; the proxies' also in lower case, which wins. "
-        "[network.md](network.md) says more.",
+        "Other programs read these variables too. The names of the proxy variables may also be in lower case, which "
+        "takes precedence. [network.md](network.md) has the details.",
     ),
     Section(
         "Alerts: notifications",
@@ -82,13 +83,13 @@ SECTIONS = [
     Section(
         "State, server and command line",
         ("KOO_",),
-        "An address that others can reach is refused without `KOO_TOKEN`.",
+        "koo does not listen on an address that other machines can reach unless `KOO_TOKEN` is set.",
     ),
 ]
 
 
 def variables_by_section() -> list[tuple[Section, list[Row]]]:
-    """Every variable in its section. Raises ValueError for one that no section wants."""
+    """Every variable in its section. Raises ValueError for a variable that belongs to no section."""
     found: dict[str, list[Row]] = {section.title: [] for section in SECTIONS}
     for row in Variables.rows.values():
         section = next((one for one in SECTIONS if variable(row).startswith(one.prefixes)), None)
@@ -99,12 +100,12 @@ def variables_by_section() -> list[tuple[Section, list[Row]]]:
 
 
 def variable(row: Row) -> str:
-    """The variable of a row; of a service's setting what follows `AI_SERVICES__<NAME>__`."""
+    """The variable of a row; for a setting of a service, the part after `AI_SERVICES__<NAME>__`."""
     return row.name.upper()
 
 
 def default(row: Row) -> str:
-    """What is in force where a variable is not set: its default, or of a service's setting the variable it follows."""
+    """The value if a variable is not set: its default, or for a service's setting the variable that applies instead."""
     if row.shown_default or row is Variables.rows.get(row.name):
         return row.shown_default or as_text(row.default)
     followed = (one for one in Variables.rows.values() if (one.root, one.places) == (row.root, row.places))
@@ -114,36 +115,36 @@ def default(row: Row) -> str:
 # ── .env.example ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 HEAD_OF_EXAMPLE = [
-    "Every setting of koo, with its default. Copy this file to `.env` and remove the # where you change one. koo "
-    "finds the nearest `.env` from the working directory upwards, and that folder is KOO_HOME.",
+    "Every setting of koo, with its default. Copy this file to `.env`, and remove the # from each line you change. "
+    "koo uses the nearest `.env`, starting at the working directory and going up; its folder is KOO_HOME.",
     "",
-    "The environment wins over the file. An empty value counts as not set. A $ is a $, never expanded. The copy will "
-    "hold keys, so protect it: chmod 600 .env",
+    "The environment takes precedence over the file. An empty value counts as not set. A $ is not expanded. The copy "
+    "will contain keys, so protect it: chmod 600 .env",
     "",
-    "Written by docs/generate_configuration.py; docs/configuration.md has the same as tables, with explanations",
+    "Written by docs/generate_configuration.py. docs/configuration.md explains the settings in tables.",
 ]
 
 *_FIRST, _LAST = BUILT_IN
 EXAMPLE_SERVICES = [
-    f"One service differs: AI_SERVICES__<NAME>__<SETTING>, with the name {', '.join(_FIRST)} or {_LAST}.",
+    f"Settings of one service: AI_SERVICES__<NAME>__<SETTING>, with the name {', '.join(_FIRST)} or {_LAST}.",
     "#AI_SERVICES__CLAUDE__DAILY_BUDGET=20",
     "#AI_SERVICES__LOCAL__MODEL=models/another.gguf",
     "",
-    "Any other name is a new service. A server that speaks OpenAI's format needs two lines:",
+    "Any other name adds a service. A server with OpenAI's API format needs two lines:",
     "#AI_SERVICES__OLLAMA__BASE_URL=http://127.0.0.1:11434/v1",
     "#AI_SERVICES__OLLAMA__MODEL=llama3.2",
     "",
-    "What can be set for a service:",
+    "Settings of a service:",
 ]
 EXAMPLE_BUDGETS = [
-    "Budgets besides each service's daily one: AI_BUDGETS__<NAME>__<SETTING>, under any name. Two examples:",
+    "Budgets in addition to each service's daily budget: AI_BUDGETS__<NAME>__<SETTING>, with any name. Two examples:",
     "#AI_BUDGETS__MONTH__LIMIT=200",
     "#AI_BUDGETS__MONTH__PERIOD=month",
     "#AI_BUDGETS__EACH_TAG__LIMIT=5",
     "#AI_BUDGETS__EACH_TAG__TAG=*",
     "#AI_BUDGETS__EACH_TAG__ON_EXHAUSTED=local",
     "",
-    "What can be set for a budget:",
+    "Settings of a budget:",
 ]
 
 
@@ -195,42 +196,42 @@ HEAD = f"""\
 
 <!-- Written by docs/generate_configuration.py from the settings themselves: change it there. -->
 
-koo works without any configuration: SQLite files under `data/`, and the local model. Every setting is an environment
-variable or a line in a file named `.env`; copy from [`.env.example`](../.env.example), which lists them all.
+koo works without any configuration: it then uses SQLite files under `data/` and the local model. Every setting is an
+environment variable or a line in a file named `.env`; [`.env.example`](../.env.example) lists all of them to copy from.
 
 ## Where values come from
 
-`KOO_HOME` is the folder where koo starts: it reads the `.env` there, and relative paths in settings (a SQLite file, a
-model) begin there. You rarely need to set it. koo looks for a `.env` in the working directory, then in the folder
-above, and so on; the first folder that has one is `KOO_HOME`. If there is none, it is the working directory. Set it
-where you do not control the working directory: in a systemd unit, a container, a cron job.
+`KOO_HOME` is koo's base folder: koo reads the `.env` there, and relative paths in settings (a SQLite file, a model) are
+relative to it. You rarely need to set it. koo looks for a `.env` in the working directory, then in its parent, and so
+on; the first folder that has one is `KOO_HOME`. If no folder has one, `KOO_HOME` is the working directory. Set it if
+you do not control the working directory, for example in a systemd unit, a container or a cron job.
 
-The first of these that has a value wins:
+A setting takes its value from the first of these sources that has one:
 
 1. an argument: `Settings(database_pool_size=20)`,
 2. the environment of the process,
 3. the `.env` in `KOO_HOME`,
 4. the default.
 
-An empty value counts as not set. So `OPENAI_API_KEY= koo serve` starts once without the key in the `.env`.
+An empty value counts as not set. For example, `OPENAI_API_KEY= koo serve` ignores the key in the `.env` for one run.
 
-The `.env` holds `NAME=value` lines and comments that begin with `#`. Quote a value that contains spaces or a ` #`,
-with `'…'` (as it is) or `"…"` (with `\\n` and the like). Nothing is expanded: a `$` in a password is a `$`. A line
-that cannot be read stops the start, and the message has its number.
+The `.env` contains `NAME=value` lines, and comments that begin with `#`. Quote a value that contains spaces or a ` #`:
+`'…'` is taken literally, and in `"…"` escapes such as `\\n` are replaced. Variables are not expanded: a `$` in a
+password is a `$`. If a line cannot be parsed, koo does not start, and the message has the line's number.
 
 ### Who may write it
 
-A `.env` decides which address gets your keys. One that was found by searching is used only if it belongs to you or
-root, and no other user can change or replace it: each folder and each link on the way counts. In a folder with the
-sticky bit (`/tmp`, a mounted secret) only owners can replace entries. Otherwise the start stops with a message that
-names the file or folder and its owner. `KOO_HOME=/the/folder`, set by hand, trusts the file and warns. Under `sudo`
-the files of the calling user count as yours.
+A `.env` decides which address receives your keys. koo therefore uses a `.env` that it found by searching only if you or
+root own it, and no other user can change or replace it. This applies to each folder and each link on its path; in a
+folder with the sticky bit (`/tmp`, a mounted secret) only owners can replace entries. Otherwise koo does not start, and
+the message names the file or folder and its owner. If you set `KOO_HOME=/the/folder` yourself, koo uses the file and
+logs a warning. Under `sudo`, the files of the calling user count as yours.
 
-If every user of the machine can read the file, each start warns: `chmod o-r .env`.
+If every user of the machine can read the file, koo logs a warning at each start; `chmod o-r .env` fixes that.
 
-## What happens to a mistake
+## Invalid settings
 
-koo does not start with an invalid value. One message says which variable it is, its value, and what is allowed.
+koo does not start with an invalid value. The message names the variable, its value, and what is allowed:
 
 ```text
 DATABASE_POOL_SIZE is "-1"; expected a whole number, 1 to 10000
@@ -238,53 +239,54 @@ AI_SERVICES__CLAUDE__DALY_BUDGET is "20", but a service has no such setting (did
 KOO_HOST is "0.0.0.0", which other machines can reach; without KOO_TOKEN, expected 127.0.0.1, ::1 or localhost
 ```
 
-Values that contradict each other stop the start too: a token without its partner, a short token where others can
-reach the server, `KOO_ALERT_EMAIL` without `KOO_SMTP_URL`, an attempt that may last longer than its query, a first
-pause above the longest one, a wait for a connection that is longer than its scope, only one of two prices, a budget
-that falls back to a service that is switched off.
+koo also does not start if two values contradict each other: `KOO_READ_TOKEN` without `KOO_TOKEN`, a short token on an
+address that other machines can reach, `KOO_ALERT_EMAIL` without `KOO_SMTP_URL`, an attempt's timeout above its query's,
+a first retry pause above the longest one, a wait for a connection that is longer than the scope, one price without the
+other, or a budget that falls back to a service that is switched off.
 
-A value that another one makes pointless is a warning, at each start and from `koo doctor`, because it may be meant as
-"never": a first-token or stall timeout, or a held or slow warning, that comes after the end of what it watches; a
-minute's limit above the hour's; checks that may last longer than their interval; alerts without a channel; a budget
-that falls back to a service without a key. Defaults contradict nothing.
+If one value makes another pointless, koo logs a warning at each start, and `koo doctor` reports it. This is not an
+error, because the value may be meant as "never". Examples: a first-token, stall, held or slow time that is longer than
+the attempt, query or scope that it applies to; a limit per minute above the limit per hour; checks that may last longer
+than their interval; alerts without a channel; a budget that falls back to a service without a key. The defaults cause
+no warning.
 
-Quotes around a value (`docker run --env-file` and systemd keep them) and unreplaced names (`${{NAME}}`, `$NAME`,
-`{{{{ name }}}}`) stop the start too: otherwise they would become part of a model's name, for example.
+koo does not accept quotes around a value (`docker run --env-file` and systemd keep them) or unreplaced placeholders
+(`${{NAME}}`, `$NAME`, `{{{{ name }}}}`), which would otherwise become part of a model's name, for example.
 
-What Kubernetes writes for a Service called `koo`, `db`, `ai` or `database` (`KOO_PORT=tcp://10.0.0.7:8000`,
-`DB_SERVICE_HOST`, …) is ignored. A port that your own manifest sets wins over it.
+koo ignores the variables that Kubernetes sets for a Service named `koo`, `db`, `ai` or `database`
+(`KOO_PORT=tcp://10.0.0.7:8000`, `DB_SERVICE_HOST`, …). A port that your own manifest sets takes precedence.
 
-A name that begins like one of ours ({", ".join(f"`{prefix}`" for prefix in PREFIXES)}) but is not one of them is
-logged as a warning, with the name that was probably meant, and ignored: it may belong to other software. In the
-`.env` this holds for every name that is one typo away from one of ours. Names are written in capitals; only what
-follows `AI_SERVICES__` and `AI_BUDGETS__` may be written in any case.
+A name that begins like koo's own ({", ".join(f"`{prefix}`" for prefix in PREFIXES)}) but is not one of them may belong
+to other software: koo ignores it and logs a warning with the name that was probably meant. In the `.env` the same
+applies to every name that is one typo away from a setting of koo. Names are in capitals; only the part after
+`AI_SERVICES__` and `AI_BUDGETS__` may be in any case.
 """
 
 SERVICES = """\
 ## One service differs, and services of your own
 
-`AI_SERVICES__<NAME>__<SETTING>` changes one service and no other. What is not set is as for all services.
+`AI_SERVICES__<NAME>__<SETTING>` changes the setting for one service. Everything else stays as for all services.
 
 {table}
 
-Any other name makes a new service. Two lines in the `.env` are enough for a server that speaks OpenAI's chat
-completions (Ollama, vLLM, llama.cpp, LM Studio, most gateways and vendors):
+Any other name adds a service. Two lines in the `.env` are enough for a server that implements OpenAI's chat completions
+(Ollama, vLLM, llama.cpp, LM Studio, most gateways and vendors):
 
 ```text
 AI_SERVICES__OLLAMA__BASE_URL=http://127.0.0.1:11434/v1
 AI_SERVICES__OLLAMA__MODEL=llama3.2
 ```
 
-Then `query_ai("ollama", "…")` asks it. A hosted vendor needs its `API_KEY` too. `KIND=anthropic` or `KIND=gemini` is
-for servers that speak those formats. A name with an `API_KEY` and without a `BASE_URL` is a second account at the
+`query_ai("ollama", "…")` then calls it. A hosted vendor needs its `API_KEY` too. Set `KIND=anthropic` or `KIND=gemini`
+for a server with one of those API formats. A name with an `API_KEY` and without a `BASE_URL` is a second account at the
 vendor.
 
-Prices come from the price table, by model. A service of your own without key and price costs 0, as does `local`. With
-a key its price must be known: if the table does not have the model, set `PRICE_AS` to a model that costs as much, or
-both `INPUT_PRICE` and `OUTPUT_PRICE`, which win. A query without a known price is refused, because no budget could
-hold.
+Prices come from the price table, by model. Calls of `local`, and of your own service without a key and a price, cost 0.
+For a service with a key the price must be known: if the table does not contain the model, set `PRICE_AS` to a model
+that costs as much, or set both `INPUT_PRICE` and `OUTPUT_PRICE`, which take precedence. koo refuses a query whose price
+is unknown, because it could not enforce any budget.
 
-No table has the names of Azure's deployments and private names, so they need `PRICE_AS`:
+Azure's deployments and other private names are in no price table, so they need `PRICE_AS`:
 
 ```text
 AI_SERVICES__AZURE__BASE_URL=https://acme.openai.azure.com/openai/v1
@@ -293,16 +295,16 @@ AI_SERVICES__AZURE__MODEL=our-deployment
 AI_SERVICES__AZURE__PRICE_AS=gpt-6.1-terra
 ```
 
-`PRICE_AS` applies to the service's own `MODEL`. Another model that a query names has its price from the table, and
-that of `PRICE_AS` only if the table does not have it. [The guide](ENHANCED_ERROR_HANDLING.md#which-price-a-model-has)
-says how names are read.
+`PRICE_AS` applies to the service's own `MODEL`. If a query names another model, the table's price for it applies, and
+`PRICE_AS` only if the table does not contain that model. [The
+guide](ENHANCED_ERROR_HANDLING.md#which-price-a-model-has) explains how model names are matched.
 
 `local` runs on this machine and has no key, address or kind. `MODEL` is the path of a GGUF file, relative to
-`KOO_HOME`; without it the packaged model answers. `AI_LOCAL_ENABLED=false` switches the service off: it is then not
+`KOO_HOME`; without it the packaged model is used. `AI_LOCAL_ENABLED=false` switches the service off: it is then not
 configured, and no model is loaded.
 
-`PROXY`, `HEADERS` and `BODY` have a page of their own: [network.md](network.md). `HEADERS` and `BODY` are followed by
-a name: `AI_SERVICES__LAB__HEADERS__X_TITLE=my app`, `AI_SERVICES__LAB__BODY__TOP_P=0.9`.
+[network.md](network.md) explains `PROXY`, `HEADERS` and `BODY`. The names of `HEADERS` and `BODY` are part of the
+variable: `AI_SERVICES__LAB__HEADERS__X_TITLE=my app`, `AI_SERVICES__LAB__BODY__TOP_P=0.9`.
 
 {settings}
 """
@@ -310,8 +312,8 @@ a name: `AI_SERVICES__LAB__HEADERS__X_TITLE=my app`, `AI_SERVICES__LAB__BODY__TO
 BUDGETS = """\
 ## More budgets
 
-Each service has its own budget for each UTC day. `AI_BUDGETS__<NAME>__<SETTING>` adds more, under any name: for a day
-or a month; for one service, one model, one tag, or all together.
+Each service has its own budget for each UTC day. `AI_BUDGETS__<NAME>__<SETTING>` adds further budgets with any name:
+for a day or a month; for one service, one model, one tag, or all together.
 
 ```text
 AI_BUDGETS__MONTH__LIMIT=200
@@ -321,12 +323,12 @@ AI_BUDGETS__EACH_TAG__TAG=*
 AI_BUDGETS__EACH_TAG__ON_EXHAUSTED=local
 ```
 
-A call is held in all budgets that include it, or in none: here in its service's day, in `month`, and in its tag's
-day. `TAG=*` gives each tag its own budget; a call without a tag is in none of them. `ON_EXHAUSTED` names the service
-to ask next if this budget refuses, unless the query asks it anyway. That service's own budgets and limits apply, and
-the answer's `service` says which one answered.
+A call's worst case is held in all budgets that include it, or in none. Here these are its service's day, `month`, and
+its tag's day. `TAG=*` gives each tag its own budget; a call without a tag counts in none of them. If this budget
+refuses, `ON_EXHAUSTED` names the service to call next, unless the query's chain contains it already. That service's own
+budgets and limits apply, and the answer's `service` says which service answered.
 
-A budget that you set refuses while the state store is away and its purse is empty.
+If the state store cannot be reached, a budget that you set refuses calls as soon as the process's purse is empty.
 
 {settings}
 """
@@ -334,13 +336,13 @@ A budget that you set refuses while the state store is away and its purse is emp
 SECRETS = """\
 ## Secrets
 
-Keys, tokens, database URLs, proxies' passwords and the values of `HEADERS` and `BODY` appear in no message, log or
-`repr`. In Python they are `SecretStr`: `settings.database_url` shows as stars, and
-`settings.database_url.get_secret_value()` returns the text. In a URL, encode the special characters of a password:
-`/` as `%2F`, `@` as `%40`, `:` as `%3A`, `?` as `%3F`, `#` as `%23`. A service's address must not contain a password;
-use `API_KEY`.
+Keys, tokens, database URLs, proxy passwords and the values of `HEADERS` and `BODY` appear in no message, log or `repr`.
+In Python they are `SecretStr`: `settings.database_url` is printed as stars, and
+`settings.database_url.get_secret_value()` returns the text. Encode the special characters of a password in a URL: `/`
+as `%2F`, `@` as `%40`, `:` as `%3A`, `?` as `%3F`, `#` as `%23`. A service's address must not contain a password; use
+`API_KEY`.
 
-Anyone who can read the `.env` has the keys: `chmod 600 .env`, and keep it out of version control.
+Anyone who can read the `.env` has the keys. Run `chmod 600 .env`, and keep the file out of version control.
 
 ## In Python
 
@@ -353,22 +355,22 @@ from koo import Settings
 settings = Settings()
 print(settings.database_pool_size, settings.ai_default_daily_budget, settings.koo_home)
 
-for row in settings.explain():  # what is in force, and where it came from; secrets are masked
+for row in settings.explain():  # each value and its source; secrets are masked
     print(f"{row.variable}={row.value}  ({row.source})")
 
 for unknown in settings.unknown_variables:
     print(unknown)
 
-options = settings.platform_options()  # frozen, checked: what the rest of koo works with
+options = settings.platform_options()  # frozen and checked; the rest of koo uses these
 ```
 
-`Settings` raises `koo.ConfigurationError`. It reads the environment when it is made, and never again.
+`Settings` raises `koo.ConfigurationError`. It reads the environment once, when it is created.
 
 ## The options behind the settings
 
-A program can do without the environment and make the options itself: `Platform(PlatformOptions(…))`. Their
-ranges are checked when they are made. The last column names the variable that sets one; the others have none,
-because their defaults are part of how the guard works.
+A program can also create the options itself, without the environment: `Platform(PlatformOptions(…))`. Their ranges are
+checked on creation. The last column names the variable that sets an option. Options without a variable can be set only
+in Python, because changing them changes how the guard works.
 """
 
 OPTIONS: list[type[Checked]] = [
@@ -394,7 +396,7 @@ def page() -> str:
         if section.intro:
             parts.append("\n".join(textwrap.wrap(section.intro, 120, break_long_words=False)) + "\n")
         parts.append(_table(rows) + "\n")
-    services = _markdown(["service", "speaks", "key", "model unless set"], _service_rows())
+    services = _markdown(["service", "API format", "key", "default model"], _service_rows())
     parts.append(SERVICES.format(table=services, settings=_table(ServiceSettings.rows.values())))
     parts.append(BUDGETS.format(settings=_table(BudgetSettings.rows.values())))
     parts.append(SECRETS)
@@ -463,7 +465,7 @@ def _markdown(header: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Each generated file and what it should hold."""
+    """Each generated file with its text."""
     return {ROOT / ".env.example": example(), ROOT / "docs" / "configuration.md": page()}
 
 

@@ -1,8 +1,8 @@
-"""Writes `docs/states.md` from the breaker and the reported states themselves: `python -m docs.generate_states`.
+"""Write `docs/states.md` from the breaker and the reported states: `python -m docs.generate_states`.
 
-The transitions come from the breaker's own table. To find out what passes in each phase, and which state users see in
-each situation, a breaker is brought into that state and checked. Only the words are written here.
-`tests/policies/test_states_document.py` fails when the page is older than its source.
+The transitions come from the breaker's own table. To find out which calls pass in each phase, and which state users see
+in each situation, this module puts a real breaker into that state and reads the result. Only the descriptions are
+written by hand. `tests/policies/test_states_document.py` fails if the page is out of date.
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ PAGE = ROOT / "docs" / "states.md"
 
 DATABASE_MEANING = {
     DatabaseState.HEALTHY: "normal operation",
-    DatabaseState.UNHEALTHY: "errors detected, watched closely, calls still pass",
-    DatabaseState.CIRCUIT_OPEN: "too many failures, calls are refused at once",
-    DatabaseState.DEGRADED: "recovery is being tested, a limited number of calls pass",
+    DatabaseState.UNHEALTHY: "errors were detected; calls still pass",
+    DatabaseState.CIRCUIT_OPEN: "too many failures; calls are refused immediately",
+    DatabaseState.DEGRADED: "recovery is being tested; a limited number of calls pass",
 }
 SERVICE_MEANING = {
-    ServiceState.HEALTHY: "operating normally",
-    ServiceState.DEGRADED: "some errors or slow, reduced confidence; or recovery is being tested; or one of its models "
-    "is refused",
-    ServiceState.UNHEALTHY: "high error rate, watched closely",
-    ServiceState.CIRCUIT_OPEN: "refused because of failures, or because the key was refused (see `reason`)",
-    ServiceState.RATE_LIMITED: "a quota or budget limit is reached, ours or the provider's",
+    ServiceState.HEALTHY: "normal operation",
+    ServiceState.DEGRADED: "some calls fail or are slow, or recovery is being tested, or one model is refused",
+    ServiceState.UNHEALTHY: "the error rate is high; calls still pass",
+    ServiceState.CIRCUIT_OPEN: "calls are refused because of failures or a refused key (see `reason`)",
+    ServiceState.RATE_LIMITED: "a limit, quota or budget is used up: koo's or the provider's",
 }
 OVERRIDE_MEANING = {
     NONE: "the breaker decides",
     FORCED_OPEN: "refuse everything until the override is removed",
-    DISABLED: "let everything through and learn nothing",
-    METRICS_ONLY: "count and report, never refuse; used to try out a breaker",
+    DISABLED: "let everything pass and ignore the results",
+    METRICS_ONLY: "count and report, but never refuse; used to try out a breaker",
 }
 
 
@@ -79,7 +78,7 @@ def settle(breaker: Breaker, verdicts: Iterable[Verdict], slow: bool) -> None:
 
 
 def what_passes(phase: Phase, override: Override) -> str:
-    """Two calls arrive: which of them pass, and whose results count?"""
+    """Which of two calls pass in this phase, and which results count."""
     breaker = after(phase=phase)
     breaker.set_override(override)
     now = breaker.opened_at
@@ -91,7 +90,7 @@ def what_passes(phase: Phase, override: Override) -> str:
         return "probes pass, one at a time"
     if counts == [True, False]:
         return "all pass, probes count"
-    return "all pass and count" if all(counts) else "all pass, none counts"
+    return "all pass and count" if all(counts) else "all pass, none count"
 
 
 # ── what users see ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,7 +101,11 @@ SITUATIONS: list[tuple[str, Callable[[], Evidence], Facts]] = [
     ("no calls yet", lambda: Evidence(after()), {}),
     ("one call in ten failed", lambda: Evidence(after([FAILURE, *[SUCCESS] * 9])), {}),
     ("few calls, half of them failed", lambda: Evidence(after([SUCCESS, FAILURE])), {}),
-    ("three failures in a row, where five open it", lambda: Evidence(after([*WELL, *[FAILURE] * 3])), {}),
+    (
+        "three failures in a row, with a threshold of five",
+        lambda: Evidence(after([*WELL, *[FAILURE] * 3])),
+        {},
+    ),
     (
         "three health checks failed, and no call succeeded since",
         lambda: Evidence(after(), checks_failed=3),
@@ -114,7 +117,7 @@ SITUATIONS: list[tuple[str, Callable[[], Evidence], Facts]] = [
         {},
     ),
     (
-        "three calls in a row outlasted their callers' deadlines",
+        "three calls in a row reached their callers' deadlines",
         lambda: Evidence(after(), cuts=3),
         {},
     ),
@@ -140,7 +143,7 @@ def half_slow() -> Breaker:
 
 
 def seen(evidence: Evidence, facts: Facts) -> tuple[str, str]:
-    """What a database and what a service reports; a database has no limits, keys or models."""
+    """The states that a database and a service report; a database has no limits, keys or models."""
     others = [Evidence(after(phase=OPEN))] if facts.get("others") else []
     rest = {name: why for name, why in facts.items() if name != "others"}
     service = service_state(evidence, others, **rest)[0].value
@@ -176,9 +179,9 @@ def page() -> str:
 
 <!-- Written by docs/generate_states.py from the breaker itself: change it there. -->
 
-Three things are easily confused. The **phase** of a circuit breaker is the only one that has transitions. The
-**override** is set by an operator and applies in every phase. The **reported state** is what users see: it is computed,
-whenever it is read, from the phase and everything else that is known, so it cannot contradict what is admitted.
+Three terms are easily confused. The **phase** belongs to the circuit breaker, and only the phase has transitions. The
+**override** is set by an operator and applies in every phase. The **reported state** is what users see. koo computes it
+on each read from the phase and all other evidence, so it cannot contradict what the gates admit.
 
 ## Phases
 
@@ -194,13 +197,14 @@ whenever it is read, from the phase and everything else that is known, so it can
         )
     }
 
-There are no other transitions. Each one invalidates the permits granted before it, so a late result changes nothing.
+There are no other transitions. Each transition invalidates the permits granted before it, so a late result has no
+effect.
 
 ## Overrides
 
 {table(("override", "meaning"), *((f"`{one.value}`", OVERRIDE_MEANING[one]) for one in overrides))}
 
-What passes:
+Which calls pass:
 
 {table(("phase", *(f"`{one.value}`" for one in overrides)), *passes)}
 
@@ -225,22 +229,22 @@ A service shows `circuit_open` when its default model, or the service as a whole
         )
     }
 
-If several apply, the one that matters most for the next call is reported: refused for failures or for its key, then
-limited, then recovery being tested or one model refused, then the rest.
+If several apply, the state that matters most for the next call is reported, in this order: refused because of failures
+or the key; limited; recovery being tested, or one model refused; the rest.
 
 ## Pauses, keys and ramps
 
-* **A pause that the provider asked for** (429, `Retry-After`) does not open a breaker. All callers wait for it
-  within their deadlines, or are refused with the time.
-* **A refused key** is blocked: nothing is sent with it until an unbilled check (after 1 to 15 minutes), a reset, or a
-  new key.
-* **After closing** the number of slots for calls starts small and doubles each second until the limit is reached.
-  Callers queue within their deadlines, so they do not all call at once.
+* **A pause that the provider requests** (429, `Retry-After`) does not open a breaker. Callers wait for its end if it
+  comes before their deadlines; otherwise they are refused, and the refusal says when to try again.
+* **A refused key** is blocked: koo sends nothing with it until an unbilled check (after 1 to 15 minutes) succeeds, an
+  operator resets it, or a new key is set.
+* **After the breaker closes**, the number of concurrent calls starts small and doubles each second up to the limit.
+  Callers queue within their deadlines, so the recovered service is not flooded.
 """
 
 
 def pages() -> dict[Path, str]:
-    """Each generated file and its text."""
+    """Each generated file with its text."""
     return {PAGE: page()}
 
 
