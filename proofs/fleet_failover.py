@@ -136,7 +136,7 @@ def _judge(kind: str, fleet: Fleet, pair: Pair, url: str) -> Outcome:
     if bill > books.booked + pair.lost_usd:
         found.append(f"the bill of {bill} is above what is booked, {books.booked}, plus what was lost")
     if books.purses != books.booked:
-        found.append(f"{books.booked} is booked, and the purses say {books.purses}")
+        found.append(f"{books.booked} is booked, but the purses add up to {books.purses}")
     if kind == "synchronous" and pair.lost_usd:
         found.append(f"a synchronous standby did not have {pair.lost_usd}")
     if kind == "asynchronous" and not alerts:

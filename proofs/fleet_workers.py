@@ -225,7 +225,7 @@ async def try_server(name: str) -> Outcome:
     if not bill <= books.booked <= Decimal(CAP_USD):
         found.append(f"the bill is {bill}, {books.booked} is booked, the cap is {CAP_USD}")
     if books.purses != books.booked:
-        found.append(f"{books.booked} is booked, and the purses say {books.purses}")
+        found.append(f"{books.booked} is booked, but the purses add up to {books.purses}")
     if killed > CLIENTS or (replaced and name == KOO):
         found.append(f"{killed} requests were lost by the kill, {replaced} by replacing")
     return Outcome(name, load.answered, killed, replaced, bill, books.booked, counted, found)
