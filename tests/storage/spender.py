@@ -1,7 +1,7 @@
 """A process that spends money, for tests that kill it: `python -m tests.storage.spender URL CALLS BOUND_USD CAP_USD`.
 
-Several callers at once. It says "held NUMBER" when a hold was given, "billed NUMBER USD" before it settles it,
-"refused" where none was given, and "done" at its end. With CALLS 0 it holds once and hangs.
+Several callers run at the same time. The process prints "held NUMBER" when a caller gets a hold, "billed NUMBER USD"
+before it settles one, "refused" when a caller gets none, and "done" at its end. With CALLS 0 it holds once and hangs.
 """
 
 from __future__ import annotations

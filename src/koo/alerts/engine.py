@@ -109,7 +109,7 @@ class Alerts:
         """Episodes that ended within the last fifteen minutes and whose end is news."""
         return [one for one in self._ended if _is_news(one, now.wall)]
 
-    # ── what was kept ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── restored episodes ─────────────────────────────────────────────────────────────────────────────────────
 
     def restore(self, episodes: Iterable[Episode], now: Moment) -> None:
         """Continue the episodes of a process that has gone."""
@@ -189,7 +189,7 @@ class Alerts:
             if seen.episode.component.partition("/")[0] == component:
                 seen.restored_at = None
 
-    # ── what is found ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── findings ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def step(
         self, findings: Iterable[Finding], now: Moment, has_looked: HasLooked, new_id: Callable[[], str]

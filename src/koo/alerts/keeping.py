@@ -227,7 +227,7 @@ class AlertKeeper:
         if unsaid:
             self._alone(unsaid)
 
-    # ── now and then ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── clean-up ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def sweep(self, store: SweptStore) -> None:
         """End episodes that no process observes any more, and delete old ones. Raises `StoreUnavailable`."""
@@ -242,7 +242,7 @@ class AlertKeeper:
             await self._keep(self.alerts.lasting)
             await self._store.episodes.release()
 
-    # ── what operators do ─────────────────────────────────────────────────────────────────────────────────────
+    # ── operators' acts ───────────────────────────────────────────────────────────────────────────────────────
 
     async def acknowledge(self, episode_id: str, acknowledged: Acknowledgement | None) -> Episode | None:
         """Set or clear an open episode's acknowledgement, in every process. Raises `StoreUnavailable`."""

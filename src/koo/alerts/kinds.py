@@ -102,12 +102,12 @@ KINDS: Mapping[str, AlertKind] = {
         inhibited_by=("service_down",),
     ),
     "client_key_refused": AlertKind(
-        "warning", "Keys of clients refused", part_of=("service_down",), evidence="recent"
+        "warning", "Clients' keys refused", part_of=("service_down",), evidence="recent"
     ),
     "quota_used_up": AlertKind(
         "critical",
         "The provider's quota is used up",
-        ending=Ending("quota_available", "the provider's quota no longer keeps calls away"),
+        ending=Ending("quota_available", "the provider's quota allows calls again"),
         evidence="answer",
     ),
     "provider_limit_reached": AlertKind(
@@ -145,7 +145,7 @@ KINDS: Mapping[str, AlertKind] = {
     ),
     "database_markers_unusable": AlertKind(
         "critical",
-        "The markers of COMMITs cannot be written",
+        "COMMIT markers cannot be written",
         ending=Ending("database_markers_usable", "COMMITs have their markers again"),
         evidence="answer",
         inhibited_by=DATABASE_GONE,
@@ -226,7 +226,7 @@ KINDS: Mapping[str, AlertKind] = {
     "budget_used_up": AlertKind("critical", "Budget used up", ending=_BUDGET_FREE, evidence="store"),
     "budget_too_small": AlertKind(
         "critical",
-        "The rest of a budget is too small",
+        "Budget too small for some calls",
         part_of=_BUDGET_STEPS[:1],
         ending=_BUDGET_FREE,
         evidence="store",
@@ -248,9 +248,9 @@ KINDS: Mapping[str, AlertKind] = {
         part_of=_BUDGET_STEPS,
         evidence="store",
     ),
-    "bill_above_hold": AlertKind("warning", "A bill was above its worst case"),
+    "bill_above_hold": AlertKind("warning", "A bill exceeded its worst case"),
     "money_unsettled": AlertKind(
-        "warning", "Money of processes that no longer report", inhibited_by=STORE_GONE, evidence="store"
+        "warning", "Money of processes that stopped reporting", inhibited_by=STORE_GONE, evidence="store"
     ),
     # ── the state store ───────────────────────────────────────────────────────────────────────────────────────
     "store_unavailable": AlertKind(
@@ -262,12 +262,12 @@ KINDS: Mapping[str, AlertKind] = {
     ),
     "budget_local": AlertKind(
         "warning",
-        "Budgets hold in this process only",
+        "Budgets apply to this process only",
         part_of=STORE_GONE,
         evidence="store",
         inhibited_by=DATABASE_GONE,
     ),
-    "store_forgot": AlertKind("warning", "The state store has forgotten bookings"),
+    "store_forgot": AlertKind("warning", "The state store has lost bookings"),
     "process_renamed": AlertKind("warning", "Another process used this one's name"),
     # ── koo itself ────────────────────────────────────────────────────────────────────────────────────────────
     "disk_full": AlertKind(
@@ -292,7 +292,7 @@ KINDS: Mapping[str, AlertKind] = {
         recovering_s=60.0,
         part_of=("descriptors_used_up",),
     ),
-    "notification_failing": AlertKind("warning", "Notifications fail"),
+    "notification_failing": AlertKind("warning", "Notifications are failing"),
     "monitor_stale": AlertKind("warning", "Background checks have not run"),
 }
 

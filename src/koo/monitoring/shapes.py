@@ -187,8 +187,8 @@ class Budget(BudgetMoney):
     name: str
     title: Annotated[str, Doc("its name, with the tag if each tag has its own budget: NAME/TAG")]
     period: Literal["day", "month"]
-    service: Annotated[str | None, Doc("the one that counts against it; null if all do")]
-    model: Annotated[str | None, Doc("the one that counts against it; null if all do")]
+    service: Annotated[str | None, Doc("the service that counts against it; null if all do")]
+    model: Annotated[str | None, Doc("the model that counts against it; null if all do")]
     tag: Annotated[str | None, Doc("the tag that counts against it; null if any tag, or none, does")]
     on_exhausted: Annotated[str, Doc("refuse, or the service that is used instead")]
 
@@ -429,7 +429,7 @@ class Alert(TypedDict):
         str | None, Doc("KIND:COMPONENT of the alert that explains it and suppresses its notifications")
     ]
     notified: Notified
-    runbook: Annotated[str, Doc("path on this server of the instructions for it; no token is needed")]
+    runbook: Annotated[str, Doc("path on this server to the instructions for it; no token is needed")]
 
 
 class SystemAlerts(TypedDict):
@@ -446,7 +446,7 @@ class Summary(TypedDict):
     overall_health: OverallHealth
     severity: Annotated[Gravest | None, Doc("the verdict's colour; null if nothing is wrong")]
     database_healthy: bool
-    ai_services_healthy: Annotated[str, Doc('"3/5": healthy ones of the configured')]
+    ai_services_healthy: Annotated[str, Doc('"3/5": healthy services of the configured ones')]
     active_alerts: int
     circuit_breakers_open: Annotated[int, Doc("open breakers of the database and all models")]
 

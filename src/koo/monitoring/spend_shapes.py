@@ -1,6 +1,6 @@
-"""What is seen of what was spent: the shapes of reports and write-offs, as `shapes` has those of everything else."""
+"""The shapes of spending reports and write-offs; the rules of `shapes` apply here too."""
 
-# Without `from __future__ import annotations`: the types are read at run time, where the API is described.
+# There is no `from __future__ import annotations` here, because the API description reads the types at run time.
 
 from typing import Annotated, Literal, NotRequired
 
@@ -94,8 +94,8 @@ class WrittenOff(TypedDict):
 class Spend(TypedDict):
     """The spending booked by all processes on the state store."""
 
-    first_day: Annotated[Time, Doc("a UTC day, included")]
-    last_day: Annotated[Time, Doc("a UTC day, included")]
+    first_day: Annotated[Time, Doc("a UTC day, inclusive")]
+    last_day: Annotated[Time, Doc("a UTC day, inclusive")]
     by: list[str]
     rows: Annotated[list[SpendRow], Doc("by day, oldest first, then by cost, highest first")]
     calls: int

@@ -20,7 +20,7 @@ OURS = {
     "42501": "this user may not create or write koo's tables",
     "42P01": "koo's tables are gone",
 }
-"""What a SQLSTATE says about koo's own tables."""
+"""The meaning of a SQLSTATE for koo's own tables."""
 
 
 def sentence(error: BaseException, place: str) -> str:

@@ -73,7 +73,7 @@ class SqlHistory:
         self._transactions = transactions
 
     async def write(self, spans: Iterable[tuple[int, int, Span]]) -> None:
-        """Write this process's spans: length in seconds, start in wall seconds, samples. A later write replaces one."""
+        """Write this process's spans: seconds, start in wall seconds, samples. Writing a span again replaces it."""
         packed = [{"step_s": step_s, "at_s": at_s, "data": _packed(span)} for step_s, at_s, span in spans]
 
         def work(tx: Transaction) -> None:

@@ -322,8 +322,8 @@ class Leasing:
         """React to the loss or the return of the store."""
         for hand in self._hands():
             hand.is_away = trouble is not None
-            # What was used meanwhile must be reported at once: the store grants nothing of a limit until every process
-            # has had time to report, and each late report would be counted after other processes were granted units.
+            # Units used in the meantime must be reported now. The store grants nothing of a limit until every process
+            # has had time to report, and a later report would be counted after other processes were granted units.
             if trouble is None:
                 hand.due_at = self._now()
             else:
@@ -359,7 +359,7 @@ class Leasing:
             await self.exchange(is_last=True)
 
     def _come_to_this_loop(self) -> None:
-        """Move to the running loop. Raises RuntimeError while rounds are made on another loop that runs."""
+        """Move to the running loop. Raises RuntimeError while a background task runs on another loop."""
         if self._rounds.come(may_move=not self._rounds.is_running):
             self._waiting.clear()
 

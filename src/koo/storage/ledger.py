@@ -217,7 +217,7 @@ class Ledger:
         return verdict if isinstance(verdict, Hold) else (verdict, waiter.short)
 
     def _tell(self, future: asyncio.Future[Hold | Refusal], verdict: Hold | Refusal) -> None:
-        # A timeout cancels the future at once, but its task leaves the queue of waiters only when it runs again. A
+        # A timeout cancels the future immediately, but its task leaves the queue of waiters only when it runs again. A
         # reply that arrives in between still decides this waiter, and its hold belongs to no caller.
         if not future.done():
             future.set_result(verdict)

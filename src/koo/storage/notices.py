@@ -53,9 +53,9 @@ STANDINGS = f"""SELECT name, failures, failing_since_ms, reason, next_ms, sent_m
       CASE WHEN {FREE} THEN 1 ELSE 0 END,
       CASE WHEN EXISTS (SELECT 1 FROM koo_deliveries d WHERE {DUE}) THEN 1 ELSE 0 END
     FROM koo_channels c WHERE name IN ({{ids}}) ORDER BY name"""
-# Takes the lease only if it is free, or renews the own one. It is one statement, so the row's lock decides between two
-# processes: the second one's WHERE clause is evaluated again after the first one's COMMIT, and finds the lease taken.
-# The epoch tells a parcel's outcome from that of an earlier holder (`alerts/outbox.py`).
+# Takes the lease if it is free, or renews it if this process has it. It is one statement, so the row's lock decides
+# between two processes: the second one's WHERE clause is evaluated again after the first one's COMMIT, and finds the
+# lease taken. Messages carry the epoch, so a receiver can recognise a late message from an earlier holder.
 LEASE = f"""UPDATE koo_channels SET epoch = CASE WHEN process = :process THEN epoch ELSE epoch + 1 END,
       process = :process, lease_ends_ms = :lease_ends_ms
     WHERE name = :channel AND {FREE} RETURNING failures, epoch"""
@@ -201,8 +201,8 @@ def _take(tx: Transaction, values: dict[str, Any]) -> Parcel | None:
         tx.run(UNLEASE, values)
         return None
     key = {**values, "message": message}
-    # The attempt is counted before the message is sent, and committed with the lease. A message that kills its sender
-    # each time would otherwise stay at attempt 0 and be tried forever.
+    # The attempt is counted before the message is sent, and committed with the lease. Counted afterwards, the attempts
+    # of senders that died in the middle would be missing.
     tx.run(BEGIN, key)
     carried = tx.rows(CARRIED, key)
     return Parcel(

@@ -1,8 +1,9 @@
 """Rounds: one exchange with the store after another, on the event loop that uses the store.
 
-`run` is a background task. In a script that has not opened the platform there is none, so `serve` starts a temporary
-one for as long as callers wait. All of it belongs to one event loop: an asyncio event or lock that has been waited for
-raises on any other one, and a loop that has ended can wake nothing. `come` replaces them when another loop takes over.
+`run` is the background task. A script that has not opened the platform has no such task, so `serve` starts a temporary
+one for as long as callers wait. All of this belongs to one event loop: an asyncio event or lock that has been waited
+for raises on any other loop, and a loop that has ended cannot wake anything. When another loop takes over, `come`
+replaces them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from koo.storage.executor import IN_USE
 
 
 class Rounds:
-    """`exchange()` is one round and lets no error out; `pause_s()` says in how many seconds the next one is due."""
+    """`exchange()` makes one round and must not raise. `pause_s()` returns the seconds until the next one is due."""
 
     def __init__(self, exchange: Callable[[], Awaitable[None]], pause_s: Callable[[], float]) -> None:
         self._exchange = exchange
@@ -30,11 +31,11 @@ class Rounds:
 
     @property
     def is_running(self) -> bool:
-        """Whether a task makes rounds."""
+        """Whether a task is making rounds."""
         return self._running > 0
 
     def come(self, *, may_move: bool) -> bool:
-        """Move to the running loop; True if it was on another one: then no caller that waited there can be woken.
+        """Move to the running loop. Returns True if the loop changed: callers that waited on the old one are lost.
 
         Raises RuntimeError while the other loop is running, unless `may_move`.
         """
@@ -49,12 +50,12 @@ class Rounds:
         return True
 
     def forget_parent(self) -> None:
-        """In a forked child, belong to no loop: the tasks are the parent's."""
+        """In a forked child, leave the loop, because its tasks are the parent's."""
         self._loop = None
         self._begin_again()
 
     async def run(self, goes_on: Callable[[], bool] = lambda: True) -> None:
-        """Make rounds while `goes_on`, else until cancelled."""
+        """Make rounds while `goes_on()` is true; by default until cancelled."""
         loop = self._loop
         self._running += 1
         try:
@@ -68,7 +69,7 @@ class Rounds:
                 self._running -= 1
 
     def serve(self, goes_on: Callable[[], bool]) -> None:
-        """Unless a task makes rounds already, start one that ends with `goes_on`."""
+        """Start a task that makes rounds while `goes_on()` is true, unless one is already running."""
         if not self._running and (self._helper is None or self._helper.done()):
             self._helper = asyncio.create_task(self.run(goes_on))
 
@@ -83,7 +84,7 @@ class Rounds:
         self._wake.clear()
 
     def ring(self) -> None:
-        """Make the next round now."""
+        """Start the next round now."""
         # Setting the event wakes the task that waits for it, and a closed loop raises RuntimeError for that. A call may
         # settle that late, for example when its stream is garbage-collected after the loop has ended.
         if self._loop is None or not self._loop.is_closed():

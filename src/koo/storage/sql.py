@@ -327,7 +327,7 @@ class SqliteBackend(SqlBackend):
 
     def _begin_to_write(self, connection: Connection) -> None:
         # IMMEDIATE takes the write lock now. A deferred transaction takes it at its first write, after it has read: if
-        # another process committed between the two, that write fails at once with SQLITE_BUSY, however long the
+        # another process committed between the two, that write fails immediately with SQLITE_BUSY, however long the
         # timeout, because the rows it read are outdated.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 

@@ -168,8 +168,8 @@ class Worker:
         self._on_loop(job.finished, error)
 
     def _transact(self, job: Job) -> Exception | None:
-        # Jobs that are already queued fail immediately too. Against a store that hangs, each would otherwise wait for
-        # its own timeout, one after another, and the last of ten callers would learn of it after ten timeouts.
+        # Jobs that are already queued fail immediately too. Against a store that hangs, each would otherwise occupy the
+        # thread for a whole timeout, one after another, and no caller would learn earlier that the store is away.
         if self.trouble is not None and not isinstance(job, Knock):
             return StoreUnavailable(self.trouble)
         self._under_way = job, time.monotonic()
