@@ -1,4 +1,4 @@
-"""What all tests share: real servers, started when the first test asks for one, one set for each xdist worker."""
+"""Shared by all tests: real servers, started for the first test that needs one, one set for each xdist worker."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, settings
 
 from koo.testing.postgres import PostgresServer
 
-# A script's background job ignores both, and so would every process that the tests start and interrupt.
+# A background job of a script ignores both signals, and so would every process that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
-# Neither an example that takes long nor a slow search for one is a fault: machines differ, and are busy.
+# A slow example, or a slow search for one, is not a failure: machines differ and may be busy.
 settings.register_profile(
     "koo", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -24,7 +24,8 @@ settings.load_profile("koo")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Eleven thousand tests and what they import stay: each look for garbage that saw them would take a second."""
+    """Exclude eleven thousand tests and their imports from garbage collection, which would otherwise take a second
+    each."""
     gc.disable()
     try:
         return (yield)
@@ -66,7 +67,7 @@ def _shared(name: str, server: PostgresServer) -> Iterator[PostgresServer]:
 
 @pytest.fixture(autouse=True)
 def _revived() -> Iterator[None]:
-    """A test may kill, stop or pause a shared server: the next one finds it running."""
+    """Restart shared servers that a test killed, stopped or paused, for the next test."""
     yield
     for server in SHARED.values():
         server.resume()

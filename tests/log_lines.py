@@ -1,4 +1,4 @@
-"""What a script without logging of its own may leave on standard error: koo's own log lines, and nothing else."""
+"""The allowed standard error of a script without its own logging: koo's log lines, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ LINE = re.compile(
     r"[\w./ -]+: (?:\w+ (?:failed|refused) \(\w+\): "
     r"|circuit opened: |circuit half open: |key refused: |quota used up: |pause: ).+"
 )
-"""The words that `koo.logs` begins a warning with. A traceback, or a warning of Python's, looks otherwise."""
+"""The beginnings of koo's warnings. A traceback or a warning of Python has another form."""
 
 
 def strange_lines(stderr: str) -> list[str]:
-    """The lines of `stderr` that are no log lines of koo's."""
+    """The lines of `stderr` that are not log lines of koo."""
     return [line for line in stderr.splitlines() if not LINE.fullmatch(line)]

@@ -1,4 +1,4 @@
-"""A process that lacks something for a while: file descriptors, or threads."""
+"""Makes this process run out of file descriptors or threads for a while."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """Not one more descriptor is to be had: the system itself says EMFILE."""
+    """No further descriptor can be opened: the system itself returns EMFILE."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(int(one.name) for one in Path("/proc/self/fd").iterdir()) + 8
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
@@ -34,7 +34,7 @@ def no_descriptors() -> Iterator[None]:
 
 @contextmanager
 def no_threads(only: str = "") -> Iterator[None]:
-    """The system starts no thread: Python says so as it does then. `only`: none whose name begins so."""
+    """No thread can be started: Python raises its own error. `only`: just threads whose name starts with this."""
     begin = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""The house rules of ARCHITECTURE.md, held by reading the imports of every file in `src/koo` and `backend`.
+"""Checks the rules of ARCHITECTURE.md by reading the imports of every file in `src/koo` and `backend`.
 
 All imports count: at the top of a file, inside a function and under TYPE_CHECKING. A reader has to follow each one.
 
@@ -20,8 +20,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 KOO = ROOT / "src" / "koo"
 
-# Downward only: a part may import what stands in an earlier row, and nothing of its own row but itself.
-# Only the first row may import one another.
+# Downward only: a part may import from earlier rows, but not from other parts of its own row. Only the parts of the
+# first row may import each other.
 ROWS: list[set[str]] = [
     {
         "alert_options",
@@ -82,7 +82,7 @@ ROWS: list[set[str]] = [
 ]
 ROW = {part: number for number, row in enumerate(ROWS) for part in row}
 
-# Where each package of others may be imported; a path that ends with "/" means all files below it.
+# Where each third-party package may be imported. A path that ends with "/" means all files below it.
 THIRD_PARTIES: dict[str, list[str]] = {
     "sqlalchemy": [
         "database/",
@@ -121,7 +121,7 @@ FILE_LINES_MAX = 500
 
 
 class Import(NamedTuple):
-    """One imported module, and the line that does it."""
+    """One imported module, and the line of the import."""
 
     line: int
     module: str
@@ -133,7 +133,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[Import]:
-    """Everything that is imported anywhere in the file, also inside functions and under TYPE_CHECKING."""
+    """Everything that is imported anywhere in the file, including inside functions and under TYPE_CHECKING."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (Import(node.lineno, alias.name) for alias in node.names)
@@ -171,9 +171,9 @@ def may_import(own: str, other: str) -> bool:
         "testing",
     }:  # `koo/__init__.py` lists everything; test tools may use everything.
         return True
-    if own == "policies" and other == "clock":  # Time is an argument there.
+    if own == "policies" and other == "clock":  # its time is an argument
         return False
-    if own in {"web", "cli"} and other == "":  # The list of public names, which knows the version.
+    if own in {"web", "cli"} and other == "":  # the list of public names, which reads the version
         return True
     first_row = ROW[own] == ROW.get(other) == 0
     return first_row or ROW.get(other, 99) < ROW[own]
@@ -185,7 +185,7 @@ def module_of(path: Path, root: Path) -> str:
 
 
 def graph(root: Path) -> dict[str, set[str]]:
-    """Which of the modules below `root` each of them imports, anywhere in its file."""
+    """For each module below `root`: the others of them that it imports, anywhere in its file."""
     files = {module_of(path, root): path for path in sorted(root.rglob("*.py"))}
     return {
         module: {_nearest(imported, files) for _, imported in imports(path)} - {"", module}
@@ -194,14 +194,14 @@ def graph(root: Path) -> dict[str, set[str]]:
 
 
 def _nearest(imported: str, files: Container[str]) -> str:
-    """`koo.errors.Kind` → `koo.errors`; "" for a module from elsewhere."""
+    """`koo.errors.Kind` → `koo.errors`; "" for any other module."""
     while imported and imported not in files:
         imported = imported.rpartition(".")[0]
     return imported
 
 
 def circles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Modules that import one another in a round, each group sorted."""
+    """Groups of modules in an import cycle, each sorted."""
     reached = {module: _reachable(module, edges) for module in edges}
     groups = {
         frozenset(other for other in reached[module] if module in reached[other])
@@ -245,8 +245,8 @@ def test_imports_go_downward_and_third_parties_stay_in_their_place(path: Path) -
     assert list(broken_imports(path)) == []
 
 
-def test_no_modules_import_one_another_in_a_circle() -> None:
-    """Also none through types or late imports: each module can be read, and moved, without those above it."""
+def test_no_modules_form_an_import_cycle() -> None:
+    """Imports for types and late imports count too: each module can be read, and moved, without those above it."""
     assert circles(graph(KOO.parent)) == []
 
 
@@ -260,7 +260,7 @@ def test_no_modules_import_one_another_in_a_circle() -> None:
         ("for types", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pack.two import thing"),
     ],
 )
-def test_a_circle_is_found_however_it_is_imported(tmp_path: Path, name: str, source: str) -> None:
+def test_an_import_cycle_is_found_however_it_is_written(tmp_path: Path, name: str, source: str) -> None:
     pack = tmp_path / "pack"
     pack.mkdir()
     (pack / "__init__.py").write_text("")
@@ -271,8 +271,8 @@ def test_a_circle_is_found_however_it_is_imported(tmp_path: Path, name: str, sou
     assert circles(graph(tmp_path)) == [["pack.one", "pack.three", "pack.two"]]
 
 
-def test_only_the_lists_of_public_names_import_by_text() -> None:
-    """An import by a text would be invisible to the rules above."""
+def test_only_the_lists_of_public_names_import_by_string() -> None:
+    """The rules above cannot see an import by string."""
     found = {
         path.relative_to(KOO).as_posix()
         for path in koo_files()
@@ -282,7 +282,7 @@ def test_only_the_lists_of_public_names_import_by_text() -> None:
     assert found == {"__init__.py", "testing/__init__.py", "web/__init__.py"}
 
 
-def test_the_backend_binds_and_imports_nothing_else() -> None:
+def test_the_backend_only_binds_names_and_imports() -> None:
     strangers = [
         f"{path.relative_to(ROOT)}:{line}: {module}"
         for path in backend_files()
@@ -292,7 +292,7 @@ def test_the_backend_binds_and_imports_nothing_else() -> None:
     assert strangers == []
 
 
-# `local_server` reads no setting: it passes on to its child what programs need, and keeps koo's keys from it.
+# `local_server` reads no setting: it passes the environment on to its child, without koo's keys.
 MAY_READ_THE_ENVIRONMENT = (KOO / "settings.py", KOO / "ai/local_server.py")
 
 
@@ -319,11 +319,11 @@ def _reads_of_the_environment(path: Path) -> Iterator[int]:
 
 
 def _length(lines: list[str]) -> int:
-    """Lines without those that are only a comment: a limit on comments would be met by deleting them."""
+    """The number of lines without comment lines: a limit that counted them would be met by deleting comments."""
     return sum(not line.lstrip().startswith("#") for line in lines)
 
 
-def test_no_function_and_no_file_is_longer_than_a_reader_can_hold() -> None:
+def test_functions_and_files_have_a_maximum_length() -> None:
     too_long = []
     for path in koo_files():
         text = path.read_text().splitlines()
@@ -360,5 +360,5 @@ def test_no_function_and_no_file_is_longer_than_a_reader_can_hold() -> None:
         ("testing", "ai", True),
     ],
 )
-def test_the_table_says_what_the_design_says(own: str, other: str, allowed: bool) -> None:
+def test_the_table_matches_the_design_document(own: str, other: str, allowed: bool) -> None:
     assert may_import(own, other) is allowed

@@ -1,4 +1,4 @@
-"""The benchmarks' committed figures: each goal has one, each peer has one or a reason, and the tables show them.
+"""The benchmarks' committed figures: each goal has one, each peer has one or a reason for none, the tables show them.
 
 Nothing is measured here, and no peer needs to be installed.
 """
@@ -46,7 +46,9 @@ def test_each_goal_has_a_figure(goal: str, result: dict[str, Any]) -> None:
     assert figures_of(result)[goal] > 0
 
 
-def test_each_contender_of_the_query_benchmark_has_a_figure_or_a_reason(result: dict[str, Any]) -> None:
+def test_each_contender_of_the_query_benchmark_has_a_figure_or_a_reason_for_none(
+    result: dict[str, Any],
+) -> None:
     told = result["figures"]["query"].keys() | result["not_measured"]["query"].keys()
     contenders = CONTENDERS.keys() | STREAMERS.keys()
     assert told - (GOALS.keys() - contenders) == contenders
@@ -67,7 +69,7 @@ def test_each_table_compares_koo_with_a_peer(comparison: tables.Comparison, resu
 
 
 def test_each_figure_of_a_peer_is_in_a_table(result: dict[str, Any]) -> None:
-    """koo's own ratios are listed with the goals; everything else that was measured is in a table."""
+    """koo's own ratios are listed with the goals; every other measurement is in a table."""
     columns = [f": {name}" for comparison in tables.COMPARISONS for name in comparison.columns.values()]
     unseen = {name for name in figures_of(result) if name not in GOALS and not name.endswith(tuple(columns))}
     assert unseen == set()
@@ -142,14 +144,14 @@ def test_a_missed_goal_and_a_missing_figure_are_marked() -> None:
     assert "| server: ready after, s | at most 1.5 | not measured |  |  |" in lines
 
 
-def test_a_goal_is_met_at_its_very_figure() -> None:
+def test_a_goal_is_met_by_exactly_its_figure() -> None:
     for name, (word, goal) in GOALS.items():
         assert word in {AT_MOST, AT_LEAST}
         assert is_met(name, goal)
         assert not is_met(name, goal * (1.01 if word == AT_MOST else 0.99))
 
 
-def test_a_readme_without_its_marks_is_refused() -> None:
+def test_a_readme_without_its_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="once each"):
         tables.with_tables("# Benchmarks\n", made_up(), "2026-01-01")
 
@@ -158,7 +160,7 @@ def test_a_readme_without_its_marks_is_refused() -> None:
 
 
 def test_ratios_are_taken_inside_a_round() -> None:
-    """A machine that slows down for a round slows both sides of it."""
+    """If the machine slows down for a round, both sides are affected."""
     table = Table({"koo": [2.0, 20.0], "peer": [8.0, 80.0], "bare": [1.0, 10.0]})
     assert table.ratios("peer", "koo") == [4.0, 4.0]
     assert table.ratios("peer", "koo", less="bare") == [7.0, 7.0]
@@ -188,11 +190,11 @@ def test_noise_is_half_the_distance_of_the_quartiles_over_the_median() -> None:
         ("error: command 'cc' failed", "pip could not install it"),
     ],
 )
-def test_pips_words_become_a_short_reason(said: str, why: str) -> None:
+def test_pips_error_becomes_a_short_reason(said: str, why: str) -> None:
     assert install.reason(said).startswith(why)
 
 
-def test_one_that_cannot_be_installed_keeps_no_other_out(
+def test_a_peer_that_cannot_be_installed_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pins = tmp_path / "pins.txt"
@@ -213,7 +215,7 @@ def test_one_that_cannot_be_installed_keeps_no_other_out(
     assert missing.keys() == {"gone"}
 
 
-def test_each_peer_is_asked_for_and_pinned() -> None:
+def test_each_peer_is_declared_and_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     beside = [line for line in project["project"]["optional-dependencies"]["bench"] if line[:3] != "koo"]
     apart = project["dependency-groups"]["bench-apart"]

@@ -1,4 +1,4 @@
-"""The last calls that cost something: in order, page by page, and summed as they stand."""
+"""The last calls with a cost: in order, in pages, with their sum."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from koo.testing.providers import cut
 from tests.testing.test_world import run
 
 
-def test_each_call_that_cost_something_is_listed_with_what_the_ledger_has() -> None:
+def test_each_call_with_a_cost_is_listed_with_its_ledger_entry() -> None:
     async def test(world: World) -> None:
         world.claude.answers("Boots.", input_tokens=1000, output_tokens=50)
         for tag in ("shop", "shop", None):
@@ -35,8 +35,8 @@ def test_each_call_that_cost_something_is_listed_with_what_the_ledger_has() -> N
     run(test)
 
 
-def test_a_call_that_was_paid_without_an_answer_says_so_and_which_request_it_was_part_of() -> None:
-    """A stream that is left, and an attempt that may have been worked on; the repeat after it is answered."""
+def test_a_billed_call_without_an_answer_has_its_outcome_and_its_request() -> None:
+    """An abandoned stream, and a failed attempt that may have been billed, followed by a successful repeat."""
 
     async def test(world: World) -> None:
         request_id.set("r-17")
@@ -56,7 +56,7 @@ def test_a_call_that_was_paid_without_an_answer_says_so_and_which_request_it_was
 @pytest.mark.parametrize(
     "asked", [{"limit": 0}, {"limit": 501}, {"cursor": "x"}, {"cursor": "-a"}, {"cursor": "9" * 30 + "-a"}]
 )
-def test_what_cannot_be_meant_is_refused(asked: dict[str, object]) -> None:
+def test_invalid_arguments_are_refused(asked: dict[str, object]) -> None:
     async def test(world: World) -> None:
         with pytest.raises(InvalidRequest):
             await world.platform.history.requests(**asked)  # type: ignore[arg-type]
@@ -64,7 +64,9 @@ def test_what_cannot_be_meant_is_refused(asked: dict[str, object]) -> None:
     run(test)
 
 
-def test_while_the_store_is_away_it_is_refused_with_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_the_store_is_unavailable_the_list_is_refused_with_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def test(world: World) -> None:
         async def away(*_: object, **__: object) -> None:
             raise StoreUnavailable("it is away")

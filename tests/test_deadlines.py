@@ -1,4 +1,4 @@
-"""Deadlines behave as `asyncio.timeout` does, scenario by scenario; and keep nothing when they are over."""
+"""Deadlines behave like `asyncio.timeout` in every scenario, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from koo.deadlines import (
 from koo.options import NEVER
 from koo.testing.clock import BEGIN_S, run_virtual, virtual_loop
 
-# ── one shape for all three ───────────────────────────────────────────────────────────────────────────────────────
+# ── one interface for all ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class AlarmBlock:
@@ -68,7 +68,7 @@ def deadline(in_s: float) -> Block:
 
 OURS: dict[str, Callable[[], Timeout]] = {"alarm": alarms, "deadline": lambda: deadline}
 OLD_ASYNCIO = sys.version_info < (3, 11, 5)
-"""Before, `asyncio.timeout` did not look on entry at how many cancellations are pending, and failed one scenario."""
+"""Earlier versions of `asyncio.timeout` did not count the pending cancellations on entry, and fail one scenario."""
 
 
 def pending() -> int:
@@ -82,11 +82,11 @@ def now() -> float:
 
 
 def block_loop_until(when: float) -> None:
-    """What a computation that hogs the loop does: when it is over, several timers are due at once."""
+    """Simulate a computation that blocks the loop: when it ends, several timers are due at the same time."""
     virtual_loop().hog(when)
 
 
-# ── the scenarios: each tells what came of it ─────────────────────────────────────────────────────────────────────
+# ── the scenarios: each returns its outcome ───────────────────────────────────────────────────────────────────────
 
 
 async def own_expiry(within: Timeout) -> str:
@@ -145,7 +145,7 @@ async def told(task: asyncio.Task[Any]) -> str:
 
 
 async def both_in_one_turn(within: Timeout, cancel_in_s: float) -> str:
-    """The caller cancels in the very turn of the loop in which the deadline passes."""
+    """The caller cancels in the same turn of the loop in which the deadline passes."""
     loop = asyncio.get_running_loop()
 
     async def inner() -> None:
@@ -171,7 +171,7 @@ async def caller_at_the_same_time(within: Timeout) -> str:
 
 
 async def result_wins_the_race(within: Timeout) -> str:
-    """The result is there, but the step that would take it comes after the expiry."""
+    """The result is available, but the task continues only after the expiry."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[str] = loop.create_future()
 
@@ -213,7 +213,7 @@ async def nested_at_the_same_time(within: Timeout) -> str:
 
 
 async def nested_both_past(within: Timeout) -> str:
-    """Both are over before anybody looks: the outer one is told."""
+    """Both have passed when the loop continues: the outer one is raised."""
     asyncio.get_running_loop().call_later(0.25, block_loop_until, now() + 0.35)
     return await nested(within, 0.3, 0.29)
 
@@ -262,7 +262,7 @@ async def own_error_in_time(within: Timeout) -> str:
 
 
 async def while_being_cancelled(within: Timeout) -> str:
-    """A task that is being cancelled may still use a deadline while it tidies up."""
+    """A task that is being cancelled may use a deadline during its cleanup."""
 
     async def inner() -> str:
         try:
@@ -282,7 +282,7 @@ async def while_being_cancelled(within: Timeout) -> str:
 
 
 async def in_a_group(within: Timeout) -> str:
-    """A sibling's failure cancels, and is no timeout."""
+    """A sibling's failure cancels the task, which is not a timeout."""
 
     async def fails() -> None:
         await asyncio.sleep(0.1)
@@ -311,7 +311,7 @@ SCENARIOS: list[Callable[[Timeout], Awaitable[str]]] = [
 
 @pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.__name__.replace("_", " "))
-def test_it_does_what_asyncio_timeout_does(
+def test_an_alarm_does_what_asyncio_timeout_does(
     scenario: Callable[[Timeout], Any], ours: Callable[[], Timeout]
 ) -> None:
     mine = run_virtual(lambda: scenario(ours()))
@@ -321,8 +321,8 @@ def test_it_does_what_asyncio_timeout_does(
 
 
 @pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
-def test_a_task_that_is_being_cancelled_may_use_one(ours: Callable[[], Timeout]) -> None:
-    """Held on its own, for interpreters whose asyncio.timeout cannot."""
+def test_a_task_that_is_being_cancelled_may_use_a_deadline(ours: Callable[[], Timeout]) -> None:
+    """Tested separately, for interpreters whose asyncio.timeout fails this scenario."""
     assert run_virtual(lambda: while_being_cancelled(ours())) == "timeout, cancelling 1, cancelling 1"
 
 
@@ -356,8 +356,10 @@ REAL: list[tuple[Callable[[Timeout], Awaitable[str]], str]] = [
 
 @pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, make_uvloop], ids=["asyncio", "uvloop"])
-def test_it_does_so_on_real_loops(make_loop: Callable[[], Any], ours: Callable[[], Timeout]) -> None:
-    """All at once, on real time: a stall of the machine makes a timer late, and changes nothing else."""
+def test_an_alarm_does_what_asyncio_timeout_does_on_real_loops(
+    make_loop: Callable[[], Any], ours: Callable[[], Timeout]
+) -> None:
+    """All scenarios at the same time, on real time: a stall of the machine delays a timer and changes nothing else."""
 
     async def main() -> list[str]:
         within = ours()
@@ -377,7 +379,7 @@ def test_it_does_so_on_real_loops(make_loop: Callable[[], Any], ours: Callable[[
     "in_s", [0.0, 1e-4, 0.1, GRAIN_S, GRAIN_S - 1e-4, GRAIN_S + 1e-4, 1.0, 59.9, 86_400.0]
 )
 @pytest.mark.parametrize("ours", OURS.values(), ids=OURS)
-def test_it_expires_at_exactly_its_time(in_s: float, ours: Callable[[], Timeout]) -> None:
+def test_a_deadline_expires_at_exactly_its_time(in_s: float, ours: Callable[[], Timeout]) -> None:
     async def main() -> None:
         when = now() + in_s
         with pytest.raises(TimeoutError):
@@ -388,7 +390,7 @@ def test_it_expires_at_exactly_its_time(in_s: float, ours: Callable[[], Timeout]
     run_virtual(main)
 
 
-def test_a_thousand_deadlines_keep_nothing_when_they_are_over() -> None:
+def test_a_thousand_finished_deadlines_leave_nothing_behind() -> None:
     registry = Deadlines()
 
     async def main() -> None:
@@ -397,7 +399,7 @@ def test_a_thousand_deadlines_keep_nothing_when_they_are_over() -> None:
                 await asyncio.sleep(0.001)
         assert sum(len(members) for members in registry.grains.values()) == 0
         await asyncio.sleep(60)
-        assert registry.grains == {}, "and the grains go when their time comes"
+        assert registry.grains == {}, "and the grains are removed at their time"
 
     run_virtual(main)
 
@@ -416,8 +418,8 @@ def test_all_deadlines_of_a_quarter_of_a_second_share_a_timer() -> None:
     run_virtual(main)
 
 
-def test_a_deadline_of_its_own_leaves_no_timer_behind() -> None:
-    """An hour's deadline around each of a million short blocks must not fill the loop for an hour."""
+def test_a_single_deadline_leaves_no_timer_behind() -> None:
+    """Deadlines of an hour around a million short blocks must not fill the loop with timers for an hour."""
 
     async def main() -> None:
         loop = virtual_loop()
@@ -442,7 +444,7 @@ def test_a_deadline_that_never_comes_needs_no_timer() -> None:
     run_virtual(main)
 
 
-def test_the_time_inside_is_the_nearest_and_outside_it_is_what_it_was() -> None:
+def test_inside_the_nearest_deadline_applies_and_outside_the_earlier_one() -> None:
     registry = Deadlines()
 
     async def main() -> None:
@@ -465,7 +467,7 @@ def test_the_time_inside_is_the_nearest_and_outside_it_is_what_it_was() -> None:
     run_virtual(main)
 
 
-def test_a_task_started_inside_has_the_deadline_and_cannot_move_ours() -> None:
+def test_a_task_started_inside_has_the_deadline_and_cannot_change_ours() -> None:
     async def main() -> None:
         async def child() -> float:
             async with Deadline(1):
@@ -478,7 +480,7 @@ def test_a_task_started_inside_has_the_deadline_and_cannot_move_ours() -> None:
     run_virtual(main)
 
 
-def test_a_task_that_outlives_a_block_is_free_of_its_deadline_and_not_of_those_around_it() -> None:
+def test_a_task_that_outlives_a_block_keeps_only_the_enclosing_deadlines() -> None:
     registry = Deadlines()
 
     async def main() -> None:
@@ -488,7 +490,7 @@ def test_a_task_that_outlives_a_block_is_free_of_its_deadline_and_not_of_those_a
             seen.append(ends_at.get())
             await goes_on.wait()
             seen.append(ends_at.get())
-            with Alarm(registry, BEGIN_S + 40):  # its own: the one that is over is no shorter
+            with Alarm(registry, BEGIN_S + 40):  # its own deadline: the ended one must not shorten it
                 seen.append(ends_at.get())
             seen.append(ends_at.get())
 
@@ -510,14 +512,14 @@ def test_a_task_that_outlives_a_block_is_free_of_its_deadline_and_not_of_those_a
     run_virtual(main)
 
 
-def test_a_thread_that_outlives_a_block_without_a_loop_is_free_of_it_too() -> None:
+def test_a_thread_that_outlives_a_block_without_a_loop_has_no_deadline_of_it() -> None:
     with Deadline(1000.0):
         inside = copy_context()
         assert inside.run(ends_at.get) < NEVER
     assert inside.run(ends_at.get) == NEVER
 
 
-def test_a_task_that_goes_on_does_not_keep_the_one_that_made_it() -> None:
+def test_a_long_task_does_not_keep_its_parent_task_alive() -> None:
     registry = Deadlines()
 
     async def main() -> None:
@@ -541,7 +543,7 @@ def test_a_task_that_goes_on_does_not_keep_the_one_that_made_it() -> None:
     run_virtual(main)
 
 
-def test_whose_timeout_it_was_can_be_told() -> None:
+def test_an_alarm_says_whether_the_timeout_was_its_own() -> None:
     registry = Deadlines()
 
     async def main() -> None:
@@ -556,7 +558,7 @@ def test_whose_timeout_it_was_can_be_told() -> None:
     run_virtual(main)
 
 
-def test_nothing_keeps_a_finished_task_alive() -> None:
+def test_no_alarm_keeps_a_finished_task_alive() -> None:
     registry = Deadlines()
 
     async def main() -> None:
@@ -568,7 +570,7 @@ def test_nothing_keeps_a_finished_task_alive() -> None:
         gone = weakref.ref(task)
         await task
         del task
-        await asyncio.sleep(0)  # the loop itself holds what it has just woken somebody for
+        await asyncio.sleep(0)  # the loop itself holds the handle that has just woken the task
         gc.collect()
         assert gone() is None
 
@@ -578,19 +580,19 @@ def test_nothing_keeps_a_finished_task_alive() -> None:
 # ── loops and threads ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_registry_follows_to_the_next_run() -> None:
+def test_a_registry_works_in_the_next_run() -> None:
     registry = Deadlines()
 
     async def main() -> str:
         with Alarm(registry, now() + 500):
-            pass  # leaves a grain to a loop that is about to end
+            pass  # leaves a grain on a loop that is about to end
         return await own_expiry(lambda in_s: AlarmBlock(registry, in_s))
 
     assert {run_virtual(main) for _ in range(3)} == {"timeout after 0.300000, cancelling 0"}
 
 
-def test_two_loops_that_take_turns_keep_their_own_deadlines() -> None:
-    """As a test runner does: a loop for the session, another for each test."""
+def test_two_loops_used_in_turn_keep_their_own_deadlines() -> None:
+    """As in a test runner with one loop for the session and one for each test."""
     registry, loops = Deadlines(), [asyncio.new_event_loop() for _ in range(2)]
 
     async def wait() -> str:
@@ -659,17 +661,17 @@ def test_outside_a_task_is_a_clear_error() -> None:
         pass
 
 
-# ── a coroutine that was begun by hand ────────────────────────────────────────────────────────────────────────────────
+# ── a coroutine started by hand ───────────────────────────────────────────────────────────────────────────────────────
 
 
 async def begun_by_hand(work: Coroutine[Any, Any, str], deadline_s: float) -> str:
-    """`work`, of which the first step is made outside the alarm, and the rest inside."""
+    """Run the first step of `work` outside the alarm and the rest inside."""
     waits_for = work.send(None)
     with Alarm(Deadlines(), now() + deadline_s):
         return await resumed(work, waits_for)
 
 
-def test_what_was_begun_by_hand_goes_on_as_if_it_had_been_awaited() -> None:
+def test_a_coroutine_started_by_hand_continues_as_if_it_had_been_awaited() -> None:
     async def work() -> str:
         await asyncio.sleep(1)
         with suppress(KeyError):
@@ -689,7 +691,7 @@ def test_what_was_begun_by_hand_goes_on_as_if_it_had_been_awaited() -> None:
     run_virtual(main)
 
 
-def test_an_error_of_what_was_begun_by_hand_is_raised() -> None:
+def test_the_error_of_a_coroutine_started_by_hand_is_raised() -> None:
     async def work() -> str:
         await asyncio.sleep(1)
         raise KeyError("no")
@@ -702,7 +704,7 @@ def test_an_error_of_what_was_begun_by_hand_is_raised() -> None:
 
 
 @pytest.mark.parametrize("by_deadline", [True, False])
-def test_what_was_begun_by_hand_hears_of_its_cancellation(by_deadline: bool) -> None:
+def test_a_coroutine_started_by_hand_receives_its_cancellation(by_deadline: bool) -> None:
     heard: list[str] = []
 
     async def work() -> str:

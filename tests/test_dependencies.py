@@ -1,4 +1,4 @@
-"""What is declared in `pyproject.toml` is used, and what is used is declared."""
+"""Every dependency that `pyproject.toml` declares is used, and every used one is declared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ USED_BY_NAME = {
     "ruff": ("Makefile", "ruff check"),
     "mypy": ("Makefile", "mypy"),
 }
-"""What no file of ours imports: where it is used nevertheless. Drivers by a URL, uvicorn's parts by uvicorn."""
+"""Packages that no file of ours imports, and where they are used: drivers through a URL, uvicorn's parts by uvicorn."""
 COMES_WITH = {
     "starlette": "fastapi",
     "pydantic_core": "pydantic",
@@ -44,7 +44,7 @@ COMES_WITH = {
     "greenlet": "sqlalchemy",
     "yarl": "aiohttp",
 }
-"""What koo imports of a declared package's own dependencies, because it is a part of that package's interface."""
+"""Dependencies of declared packages that koo imports, because they are part of those packages' interfaces."""
 
 
 def distributions(requirements: list[str]) -> list[str]:
@@ -61,7 +61,7 @@ def imported_below(*folders: str) -> set[str]:
 
 
 def unused(requirements: list[str], imported: set[str]) -> list[str]:
-    """Declared, but neither imported nor used where `USED_BY_NAME` says."""
+    """Declared packages that are neither imported nor used in the place that `USED_BY_NAME` gives."""
     return [
         name
         for name in distributions(requirements)
@@ -75,7 +75,7 @@ def _is_used_by_name(name: str) -> bool:
 
 
 def test_each_dependency_of_koo_is_used_by_koo() -> None:
-    """Everybody who installs koo pays for it."""
+    """Every installation of koo includes it."""
     imported = imported_below("src")
     assert unused(PYPROJECT["dependencies"], imported) == []
 
@@ -85,18 +85,18 @@ def test_each_extra_of_users_is_used_by_koo(extra: str) -> None:
     assert unused(EXTRAS[extra], imported_below("src")) == []
 
 
-def test_what_the_tests_install_is_used_by_the_tests() -> None:
+def test_each_dependency_of_the_tests_is_used_by_the_tests() -> None:
     assert unused(EXTRAS["test"] + EXTRAS["dev"], imported_below("tests", "src/koo/testing")) == []
 
 
-def test_what_the_benchmarks_install_is_a_peer_in_them() -> None:
-    """They load a peer by name, because it may be missing."""
+def test_each_dependency_of_the_benchmarks_is_a_peer_in_them() -> None:
+    """The benchmarks load peers by name, because one may be missing."""
     text = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
     peers = {IMPORTED_AS.get(name, name) for name in distributions(EXTRAS["bench"])}
     assert [peer for peer in sorted(peers) if f'load("{peer}' not in text] == []
 
 
-def test_what_koo_imports_is_declared() -> None:
+def test_each_package_that_koo_imports_is_declared() -> None:
     declared = {
         IMPORTED_AS.get(name, name)
         for name in distributions([*PYPROJECT["dependencies"], *EXTRAS["local"], *EXTRAS["test"]])
@@ -105,8 +105,8 @@ def test_what_koo_imports_is_declared() -> None:
     assert {name for name in used if COMES_WITH.get(name, name) not in declared} == set()
 
 
-def test_each_place_of_a_package_is_a_place_where_it_is_imported() -> None:
-    """A place without an import would let anybody begin one there, for a file that does not exist yet."""
+def test_each_allowed_place_of_a_package_imports_it() -> None:
+    """An allowed place without an import would permit one in a file that does not exist yet."""
     tops = {
         path.relative_to(KOO).as_posix(): {module.split(".")[0] for _, module in imports(path)}
         for path in koo_files()
@@ -124,14 +124,14 @@ def test_each_place_of_a_package_is_a_place_where_it_is_imported() -> None:
     assert empty == []
 
 
-def test_what_is_used_by_name_is_declared() -> None:
+def test_each_package_used_by_name_is_declared() -> None:
     declared = {
         name for group in (PYPROJECT["dependencies"], *EXTRAS.values()) for name in distributions(group)
     }
     assert set(USED_BY_NAME) - declared == set()
 
 
-def test_a_dependency_without_use_is_found(tmp_path: Path) -> None:
+def test_an_unused_dependency_is_found(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("import aiohttp")
     imported = {module for _, module in imports(tmp_path / "one.py")}
     assert unused(["aiohttp>=3", "redis>=6", "ruff"], imported) == ["redis"]

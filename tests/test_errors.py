@@ -1,4 +1,4 @@
-"""Errors: a sentence a person can act on, a few facts to program against, and nothing that must not be told."""
+"""Errors: an actionable sentence, a few facts to program against, and nothing that must not be shown."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda one: one.__name__)
-def test_an_error_says_who_why_how_often_and_when(kind: type[KooError]) -> None:
+def test_an_errors_text_has_the_service_the_reason_the_attempts_and_the_time(kind: type[KooError]) -> None:
     error = kind("claude", "it is down", 12.0, attempts=3)
     assert (error.service, error.reason, error.retry_after_s, error.attempts) == (
         "claude",
@@ -65,14 +65,14 @@ def test_an_error_says_who_why_how_often_and_when(kind: type[KooError]) -> None:
 @pytest.mark.parametrize(
     "via", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy], ids=["pickle", "copy"]
 )
-def test_an_error_travels_between_processes(kind: type[KooError], via: Any) -> None:
+def test_an_error_can_be_pickled(kind: type[KooError], via: Any) -> None:
     error = kind("claude", "it is down", 12.0, kind=Kind.OVERLOADED, attempts=2, detail={"status": 529})
     other = via(error)
     assert type(other) is kind and str(other) == str(error)
     assert (other.kind, other.attempts, other.detail) == (Kind.OVERLOADED, 2, {"status": 529})
 
 
-def test_a_kind_of_its_own_stays_with_the_one_error() -> None:
+def test_setting_a_kind_changes_one_error_only() -> None:
     throttled = RateLimited("a", "429", kind=Kind.THROTTLED)
     assert throttled.kind is Kind.THROTTLED and RateLimited("a", "ours").kind is Kind.RATE_LIMITED
 
@@ -85,7 +85,7 @@ def test_a_kind_of_its_own_stays_with_the_one_error() -> None:
         (2_678_400.0, "31 days"),
     ],
 )  # fmt: skip
-def test_seconds_as_a_person_says_them(seconds: float, words: str) -> None:
+def test_durations_are_described_for_people(seconds: float, words: str) -> None:
     assert describe_s(seconds) == words
 
 
@@ -96,11 +96,11 @@ def test_seconds_as_a_person_says_them(seconds: float, words: str) -> None:
         (math.inf, "an unknown time"),
     ],
 )  # fmt: skip
-def test_a_wait_is_rounded_up_but_not_by_half_of_itself(seconds: float, words: str) -> None:
+def test_a_wait_is_rounded_up_but_not_by_half_of_its_length(seconds: float, words: str) -> None:
     assert describe_wait_s(seconds) == words
 
 
-def test_whose_fault_it_was_is_the_base_class() -> None:
+def test_the_base_class_says_whose_fault_it_was() -> None:
     refused = [CircuitOpen, RateLimited, BudgetExceeded, ServiceSaturated]
     failed = [ServiceTimeout, StreamTruncated, AuthenticationFailed]
     mistaken = [InvalidRequest, UnknownService, PriceUnknown]
@@ -110,12 +110,12 @@ def test_whose_fault_it_was_is_the_base_class() -> None:
         assert not issubclass(kind, ExternalServiceError)
 
 
-def test_what_python_has_a_word_for_is_caught_by_it() -> None:
+def test_errors_are_caught_by_pythons_own_exception_classes() -> None:
     assert issubclass(ServiceTimeout, TimeoutError) and issubclass(DatabaseTimeout, TimeoutError)
     assert issubclass(UnknownService, LookupError) and issubclass(AllServicesFailed, ExceptionGroup)
 
 
-def test_all_that_failed_are_kept_and_the_shortest_wait_is_told() -> None:
+def test_a_group_keeps_all_failures_and_gives_the_shortest_wait() -> None:
     group = AllServicesFailed(
         "nobody answered",
         [
@@ -133,7 +133,7 @@ def test_all_that_failed_are_kept_and_the_shortest_wait_is_told() -> None:
     )
 
 
-def test_a_group_can_be_split_and_travels() -> None:
+def test_a_group_can_be_split_and_pickled() -> None:
     group = AllServicesFailed("nobody answered", [CircuitOpen("a", "open"), ServiceFailed("b", "down")])
     matched, rest = group.split(CircuitOpen)
     assert isinstance(matched, AllServicesFailed) and isinstance(rest, AllServicesFailed)
@@ -159,7 +159,7 @@ def test_kinds_are_words_for_metrics() -> None:
     assert f"{Kind.CIRCUIT_OPEN}" == "circuit_open"
 
 
-def test_a_setting_that_is_wrong_is_one_plain_sentence() -> None:
+def test_a_configuration_error_is_one_plain_sentence() -> None:
     assert (
         str(ConfigurationError("", "KOO_PORT is -1; expected 0 to 65535"))
         == "KOO_PORT is -1; expected 0 to 65535"

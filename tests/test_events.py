@@ -1,4 +1,4 @@
-"""Events: facts that nobody can change, told in order, and never at anybody's cost."""
+"""Events: immutable facts, delivered in order, whose listeners cannot harm the publisher."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_event_is_a_frozen_fact_with_a_source_and_a_severity(kind: type[Event
     assert kind.__doc__, "undocumented is broken"
 
 
-def test_what_is_critical_is_what_stops_service_or_leaves_books_or_data_in_doubt() -> None:
+def test_critical_events_stop_service_or_leave_money_or_data_in_doubt() -> None:
     critical = {kind.__name__ for kind in KINDS if kind.severity == "critical"}
     assert critical == {
         "CircuitOpened",
@@ -51,7 +51,7 @@ def test_what_is_critical_is_what_stops_service_or_leaves_books_or_data_in_doubt
     }
 
 
-def test_listeners_hear_each_event_in_order_until_they_stop() -> None:
+def test_listeners_receive_each_event_in_order_until_they_stop() -> None:
     bus, one, other = EventBus(), list[Event](), list[Event]()
     stop = bus.listen(one.append)
     bus.listen(other.append)
@@ -72,7 +72,7 @@ def test_a_listener_may_stop_twice_and_stops_only_itself() -> None:
     assert heard == [CircuitClosed("a")]
 
 
-def test_what_a_listener_publishes_waits_until_all_have_heard_what_is_being_told() -> None:
+def test_an_event_published_by_a_listener_is_delivered_after_the_current_one() -> None:
     bus, heard = EventBus(), list[tuple[str, Event]]()
 
     def first(event: Event) -> None:
@@ -91,7 +91,9 @@ def test_what_a_listener_publishes_waits_until_all_have_heard_what_is_being_told
     ]
 
 
-def test_a_listener_that_raises_is_logged_and_the_others_hear_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listeners_exception_is_logged_and_the_others_receive_the_event(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     bus, heard = EventBus(), list[Event]()
 
     def broken(event: Event) -> None:
@@ -106,7 +108,7 @@ def test_a_listener_that_raises_is_logged_and_the_others_hear_it(caplog: pytest.
     assert "a bug" in caplog.text and "StoreFound" in caplog.text
 
 
-def test_a_listener_that_ends_the_program_does_not_silence_the_rest_of_its_life() -> None:
+def test_after_a_listener_raised_an_exit_later_events_are_still_delivered() -> None:
     bus, heard = EventBus(), list[Event]()
 
     def interrupted(event: Event) -> None:
@@ -121,7 +123,7 @@ def test_a_listener_that_ends_the_program_does_not_silence_the_rest_of_its_life(
     assert heard == [StoreFound("store")]
 
 
-def test_a_listener_may_leave_while_it_listens() -> None:
+def test_a_listener_may_stop_during_an_event() -> None:
     bus, heard = EventBus(), list[Event]()
 
     def once(event: Event) -> None:
@@ -134,7 +136,7 @@ def test_a_listener_may_leave_while_it_listens() -> None:
     assert heard == [StoreFound("a")]
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_the_number_of_kept_events_is_bounded() -> None:
     bus = EventBus(keep=3)
     for n in range(10):
         bus.publish(StoreFound(str(n)))
@@ -153,4 +155,4 @@ def test_a_listener_that_publishes_without_end_is_bounded_in_memory() -> None:
 
     bus.listen(echo)
     bus.publish(StoreFound("first"))
-    assert 1000 <= told <= 1000 + 5, "of 3,000 events that waited for their turn five were kept"
+    assert 1000 <= told <= 1000 + 5, "of 3,000 waiting events five were kept"

@@ -1,4 +1,4 @@
-"""Each example runs as its first lines say, in an empty KOO_HOME, and does what it shows."""
+"""Each example runs as its first lines describe, in an empty KOO_HOME, and prints what it promises."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SERVERS = {"mounted", "flask_app"}
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Nothing of the developer's own settings and keys; warnings are errors in an example too."""
+    """An environment without the developer's settings and keys, in which warnings are errors."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
     return kept | {"HOME": str(home), "KOO_HOME": str(home), "PYTHONWARNINGS": "error"}
 
@@ -93,7 +93,7 @@ def test_the_example_prints_what_it_shows(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The application, served as its first lines say: its address."""
+    """Serve the application as its first lines describe; yields its address."""
     home = tmp_path_factory.mktemp("mounted")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -145,12 +145,12 @@ def _read(answer: HTTPResponse | urllib.error.HTTPError) -> tuple[int, str, Any]
     return answer.status or 0, kind, json.loads(content) if "json" in kind else content.decode()
 
 
-def test_in_the_mounted_example_his_own_route_uses_the_guarded_database(mounted: str) -> None:
+def test_in_the_mounted_example_its_own_route_uses_the_guarded_database(mounted: str) -> None:
     assert ask(f"{mounted}/orders/8") == (200, "application/json", {"order": 8, "half": 4})
     assert ask(f"{mounted}/orders/x")[0] == 422
 
 
-def test_in_the_mounted_example_koos_routes_are_there(mounted: str) -> None:
+def test_the_mounted_example_has_koos_routes(mounted: str) -> None:
     status, _, health = ask(f"{mounted}/api/v1/monitoring/health")
     assert (status, health["overall_health"]) == (200, "healthy")
     for path in (
@@ -169,13 +169,13 @@ def test_in_the_mounted_example_koos_routes_are_there(mounted: str) -> None:
 
 
 @pytest.mark.model
-def test_in_the_mounted_example_a_question_is_answered(mounted: str) -> None:
+def test_the_mounted_example_answers_a_query(mounted: str) -> None:
     question = {"service": "local", "prompt": "Say hello.", "max_tokens": 10}
     status, _, answer = ask(f"{mounted}/api/v1/ai/query", "POST", question)
     assert (status, answer["service"], answer["cost"]) == (200, "local", "0")
 
 
-def test_in_the_mounted_example_a_page_of_another_origin_may_change_nothing(mounted: str) -> None:
+def test_in_the_mounted_example_a_page_of_another_origin_cannot_change_anything(mounted: str) -> None:
     reset = f"{mounted}/api/v1/monitoring/database/reset-circuit-breaker"
     assert ask(reset, "POST", Origin="https://evil.example")[:2] == (403, "application/problem+json")
     assert ask(reset, "POST", **{"Sec-Fetch-Site": "cross-site"})[0] == 403

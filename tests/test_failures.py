@@ -1,4 +1,4 @@
-"""What is shown of an error is one short line without secrets, whoever wrote it."""
+"""An error is shown as one short line without secrets, whatever its source."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from koo.errors import Kind, ServiceFailed
 from koo.failures import CODE_MAX, SENTENCE_MAX, failure_of, safe
 
 
-def test_an_error_of_koo_says_kind_status_word_and_sentence() -> None:
+def test_the_failure_of_a_koo_error_has_kind_status_code_and_sentence() -> None:
     detail = {"status": 500, "code": None, "type": "api_error", "request_id": "req_1"}
     failure = failure_of(ServiceFailed("claude", "it failed (status 500)", detail=detail), Kind.SERVER_ERROR)
     assert (failure.kind, failure.status, failure.code) == (Kind.SERVER_ERROR, 500, "api_error")
     assert failure.sentence == "it failed (status 500)" and failure.brief == "status 500, api_error"
 
 
-def test_without_a_status_the_sentence_says_it() -> None:
+def test_without_a_status_the_brief_form_is_the_sentence() -> None:
     failure = failure_of(ServiceFailed("claude", "the connection was refused"), Kind.CONNECTION)
     assert failure.status is None and failure.brief == "the connection was refused"
 
 
-def test_the_status_of_an_answer_that_began_well_says_nothing() -> None:
+def test_the_status_of_a_response_that_began_with_200_is_left_out() -> None:
     detail = {"status": 200, "code": None, "type": "overloaded_error"}
     failure = failure_of(ServiceFailed("claude", "it is overloaded", detail=detail), Kind.OVERLOADED)
     assert failure.status is None and failure.brief == "it is overloaded"
 
 
-def test_of_an_error_that_koo_does_not_know_only_its_class_is_named() -> None:
+def test_only_the_class_of_an_unknown_error_is_named() -> None:
     failure = failure_of(ConnectionResetError("peer of user:hunter2@db said: my prompt"), Kind.CONNECTION)
     assert failure.sentence == "it raised ConnectionResetError"
 
 
-def test_an_error_whose_details_are_odd_is_a_failure_all_the_same() -> None:
+def test_an_error_with_odd_details_still_becomes_a_failure() -> None:
     odd = ServiceFailed("claude", "it failed", detail={"status": "500", "code": 7})
     assert failure_of(odd, Kind.SERVER_ERROR).brief == "it failed"
 
@@ -45,7 +45,7 @@ def test_an_error_whose_details_are_odd_is_a_failure_all_the_same() -> None:
         "bytes \x00 \x07 \x7f \ud800",
     ],
 )
-def test_what_is_shown_is_one_line_without_control_characters(hostile: str) -> None:
+def test_a_shown_text_is_one_line_without_control_characters(hostile: str) -> None:
     shown = safe(hostile)
     assert shown.isprintable() and "  " not in shown and shown.strip() == shown
 
@@ -63,7 +63,7 @@ def test_what_is_shown_is_one_line_without_control_characters(hostile: str) -> N
 @pytest.mark.parametrize(
     "words", ["Incorrect API key provided: {}.", "{}", 'no "{}"', "Bearer {}", "x-api-key: {}"]
 )
-def test_what_looks_like_a_key_is_not_shown(secret: str, words: str) -> None:
+def test_text_that_looks_like_a_key_is_masked(secret: str, words: str) -> None:
     assert secret[8:] not in safe(words.format(secret)) and "…" in safe(words.format(secret))
 
 
@@ -71,9 +71,9 @@ def test_what_looks_like_a_key_is_not_shown(secret: str, words: str) -> None:
 @pytest.mark.parametrize(
     "words", ["postgresql://app:{}@db/shop", "password={}", "api_key={}, gone", "token={}"]
 )
-def test_what_stands_where_a_password_stands_is_not_shown(secret: str, words: str) -> None:
+def test_text_in_the_place_of_a_password_is_masked(secret: str, words: str) -> None:
     assert secret not in safe(words.format(secret))
 
 
-def test_a_megabyte_is_cut_before_it_is_read() -> None:
+def test_a_long_text_is_cut_before_it_is_processed() -> None:
     assert len(safe("long " * 1_000_000)) <= SENTENCE_MAX and len(safe("x" * 500, CODE_MAX)) == CODE_MAX

@@ -1,4 +1,4 @@
-"""A slice of `make prove-fleet ARGS=breakers`: real processes before a provider that goes down and comes back."""
+"""A short version of `make prove-fleet ARGS=breakers`: real processes and a provider that fails and recovers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from proofs.fleet_breakers import Size, comes_back, goes_down, loses_its_leader, try_out
 
 
-def test_an_outage_costs_a_fleet_few_calls_and_a_leader_that_is_killed_tells_nobody_twice(
+def test_an_outage_costs_a_fleet_few_calls_and_a_killed_leader_causes_no_second_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A quarter of a minute, since only processes can be killed, and those who lead are missed after four beats."""
+    """It takes a quarter of a minute: real processes are killed, and a leader is replaced after four missed beats."""
     monkeypatch.setattr("proofs.fleet_breakers.TELLING_S", 2.0)
     size = Size(processes=6, busy=3, recovery_s=1.0)
     trials = (goes_down, comes_back, loses_its_leader)

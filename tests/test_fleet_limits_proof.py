@@ -1,4 +1,4 @@
-"""The limits' part of `make prove-fleet`, short: real processes with a kill and a store that cannot be reached."""
+"""A short version of the limits' part of `make prove-fleet`: real processes, a kill and an unreachable store."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from koo.testing.postgres import PostgresServer
 from proofs.fleet_limits import Run, run
 
 
-def test_thirty_a_minute_over_three_processes_are_thirty(
+def test_a_limit_of_thirty_a_minute_holds_over_three_processes(
     postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some seconds: processes have to start, and two are killed and others started."""
+    """It takes some seconds: processes start, two are killed, and others replace them."""
     monkeypatch.setattr("proofs.fleet_limits.CUT_S", 2.0)
     found = asyncio.run(run(postgres18, 30, 3, 5.0, demand=20.0))
     assert found.worst <= 30
     assert len(found.asked_at) >= 0.85 * 30
 
 
-def test_what_does_not_hold_is_found() -> None:
+def test_a_broken_limit_is_found() -> None:
     seconds = [float(second) for second in range(120)]
     assert Run(60, 4, seconds, 120.0).found() == []
     assert Run(59, 4, seconds, 120.0).found() == ["60 of 59 a minute over 4 processes"]

@@ -1,4 +1,4 @@
-"""The frame of `make prove-fleet`: a run of one part writes its section and keeps the others."""
+"""The page of `make prove-fleet`: a run of one part writes its section and keeps the others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def test_the_sections_of_a_page_are_read_back_as_they_were_written() -> None:
     assert "It does not hold: a fault. Tried today." in text
 
 
-def test_a_part_that_is_not_there_is_told() -> None:
+def test_an_unknown_part_is_an_error() -> None:
     with pytest.raises(ProofFailed, match="no part nothing; the parts are "):
         main(["nothing"])

@@ -1,4 +1,4 @@
-"""Secrets of options are shown by nothing that prints, copies or dumps them, and work as the texts that they are."""
+"""Nothing that prints, copies or dumps options shows their secrets, which still work like plain text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OPTIONS = PlatformOptions(
 
 
 def secrets_of(options: Checked) -> Iterator[tuple[str, Any]]:
-    """The name and value of each option that is a secret, in what is inside too."""
+    """The name and value of each secret option, including nested ones."""
     for one in fields(options):  # type: ignore[arg-type]
         value = getattr(options, one.name)
         if one.metadata.get("secret"):
@@ -49,7 +49,7 @@ def secrets_of(options: Checked) -> Iterator[tuple[str, Any]]:
                 yield from secrets_of(inner)
 
 
-def test_each_option_that_is_a_secret_is_in_the_sample() -> None:
+def test_each_secret_option_is_in_the_sample() -> None:
     found = [
         (name, dict(value) if isinstance(value, Fields) else str(value))
         for name, value in secrets_of(OPTIONS)
@@ -81,20 +81,20 @@ SHOWS: dict[str, Callable[[PlatformOptions], object]] = {
 
 
 @pytest.mark.parametrize("way", SHOWS)
-def test_nothing_that_shows_options_shows_a_secret(way: str) -> None:
+def test_no_way_to_show_options_shows_a_secret(way: str) -> None:
     assert "canary" not in str(SHOWS[way](OPTIONS))
 
 
 @pytest.mark.parametrize(
     "again", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one)), replace]
 )
-def test_a_copy_works_with_the_same_secrets(again: Any) -> None:
+def test_a_copy_of_the_options_has_the_real_secrets(again: Any) -> None:
     assert again(OPTIONS) == OPTIONS
     assert f"{again(OPTIONS).services[0].api_key}" == "sk-canary"
     assert again(OPTIONS).services[0].headers["x-own"] == "canary"
 
 
-def test_a_secret_is_the_text_that_it_hides() -> None:
+def test_a_secret_works_like_the_text_that_it_hides() -> None:
     secret = Secret("canary-key")
     assert (
         secret == "canary-key"
@@ -107,7 +107,7 @@ def test_a_secret_is_the_text_that_it_hides() -> None:
     assert pretty_repr(Secret("canary" * 20), max_string=10) == pretty_repr(Secret("x" * 120), max_string=10)
 
 
-def test_headers_and_bodies_show_their_form_alone() -> None:
+def test_headers_and_bodies_show_only_names_or_sizes() -> None:
     headers = Headers({"authorization": "Bearer canary", "x": "y"})
     assert repr(headers) == "<headers authorization, x>" and "canary" not in str(list(headers.values()))
     assert headers == {"authorization": "Bearer canary", "x": "y"} and hash(headers) == hash(

@@ -1,4 +1,4 @@
-"""How it was: taken from counters, kept in memory and in the store, told in spans with what happened meanwhile."""
+"""The history: taken from counters, kept in memory and in the store, reported in spans with marks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Test = Callable[["Past"], Awaitable[None]]
 
 
 class Past:
-    """A history over a file, whose clock a test moves."""
+    """A history on a file, with a clock that the test moves."""
 
     def __init__(self, folder: Path) -> None:
         self.clock = SetClock()
@@ -37,13 +37,13 @@ class Past:
         return History(self.store, self.clock, version=lambda: version)
 
     def count(self, calls: int, state: str = "healthy") -> None:
-        """So many calls succeed, and a sample is taken."""
+        """Record this many successful calls, and take a sample."""
         self.total.follow(Sample(successes=calls, latency={4: calls} if calls else {}))
         self.total.state = state
         self.history.take({"ai:claude": deepcopy(self.total)})
 
     def pass_time(self, seconds: float, calls: int = 1) -> None:
-        """With so many calls in each sample."""
+        """Advance the clock, with this many calls in each sample."""
         for _ in range(int(seconds / SAMPLE_S)):
             self.clock.advance(SAMPLE_S)
             self.count(calls)
@@ -61,7 +61,7 @@ def with_past(tmp_path: Path, test: Test) -> None:
 # ── the last hour ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_last_hour_stands_in_spans_of_five_seconds(tmp_path: Path) -> None:
+def test_the_last_hour_consists_of_spans_of_five_seconds(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         past.pass_time(20, calls=2)
         past.clock.advance(SAMPLE_S)
@@ -69,7 +69,9 @@ def test_the_last_hour_stands_in_spans_of_five_seconds(tmp_path: Path) -> None:
         view = await past.history.report(60, None, None, (), False)
         claude = view["series"]["ai:claude"]
         assert (view["step_s"], view["scope"], view["trouble"]) == (5, "this process", "")
-        assert claude["calls"][-6:] == [2, 2, 2, 2, 0, None], "the first one too: its guard began with it"
+        assert claude["calls"][-6:] == [2, 2, 2, 2, 0, None], (
+            "the first one too: its guard was created with it"
+        )
         assert claude["state"][-3:] == ["healthy", "circuit_open", None]
         assert claude["calls"][0] is None and claude["p95"][-2] is None
         assert claude["p95"][-3] == pytest.approx(0.0074, abs=0.001)
@@ -89,7 +91,7 @@ def test_a_sample_is_due_each_five_seconds_whatever_the_wall_clock_does(tmp_path
     with_past(tmp_path, test)
 
 
-def test_an_hour_is_at_most_so_many_spans(tmp_path: Path) -> None:
+def test_a_report_has_a_maximum_number_of_spans(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         for range_s in (900, 3600, 86_400, 7 * 86_400, 30 * 86_400):
             view = await past.history.report(range_s, None, None, (), False)
@@ -102,7 +104,7 @@ def test_an_hour_is_at_most_so_many_spans(tmp_path: Path) -> None:
 # ── the store ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_minute_is_written_when_it_is_over_with_the_five_minutes_so_far(tmp_path: Path) -> None:
+def test_a_finished_minute_is_written_with_the_five_minutes_so_far(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         past.pass_time(60)
         assert not past.history.has_news
@@ -116,7 +118,7 @@ def test_a_minute_is_written_when_it_is_over_with_the_five_minutes_so_far(tmp_pa
     with_past(tmp_path, test)
 
 
-def test_a_day_is_read_from_the_store_and_is_that_of_all_processes(tmp_path: Path) -> None:
+def test_a_day_is_read_from_the_store_for_all_processes(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         past.pass_time(600)
         await past.history.finish()
@@ -131,7 +133,7 @@ def test_a_day_is_read_from_the_store_and_is_that_of_all_processes(tmp_path: Pat
     with_past(tmp_path, test)
 
 
-def test_what_lies_further_back_than_two_days_is_read_in_five_minutes(tmp_path: Path) -> None:
+def test_ranges_older_than_two_days_are_read_in_steps_of_five_minutes(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         past.pass_time(900)
         await past.history.finish()
@@ -144,7 +146,7 @@ def test_what_lies_further_back_than_two_days_is_read_in_five_minutes(tmp_path: 
     with_past(tmp_path, test)
 
 
-def test_a_kill_loses_no_more_than_the_minute_that_runs(tmp_path: Path) -> None:
+def test_a_kill_loses_no_more_than_the_current_minute(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         past.pass_time(4 * 60 + 30)
         await past.history.write()
@@ -154,7 +156,7 @@ def test_a_kill_loses_no_more_than_the_minute_that_runs(tmp_path: Path) -> None:
     with_past(tmp_path, test)
 
 
-def test_while_the_store_is_away_minutes_wait_and_the_oldest_are_given_up(
+def test_while_the_store_is_unavailable_minutes_wait_and_the_oldest_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(past: Past) -> None:
@@ -179,7 +181,7 @@ def test_while_the_store_is_away_minutes_wait_and_the_oldest_are_given_up(
     with_past(tmp_path, test)
 
 
-# ── what is asked for ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── arguments ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_while_the_store_is_away_minutes_wait_and_the_oldest_are_given_up(
         (None, NOON_S - 31 * DAY_S, NOON_S, "the longest range is 30 days"),
     ],
 )
-def test_what_cannot_be_meant_is_one_sentence(
+def test_invalid_ranges_are_refused_in_one_sentence(
     tmp_path: Path, range_s: int | None, since: float | None, until: float | None, sentence: str
 ) -> None:
     async def test(past: Past) -> None:
@@ -200,7 +202,7 @@ def test_what_cannot_be_meant_is_one_sentence(
     with_past(tmp_path, test)
 
 
-def test_only_the_components_that_are_asked_for_are_told(tmp_path: Path) -> None:
+def test_only_the_requested_components_are_reported(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         past.history.take({"ai:claude": Sample("healthy"), "database": Sample("healthy", used=3, places=5)})
         past.history.on_event(DatabasePaused("database", 1))
@@ -239,7 +241,7 @@ def test_openings_and_operators_acts_are_marked_and_a_deploy_when_the_version_ch
     with_past(tmp_path, test)
 
 
-def test_a_process_that_begins_with_other_settings_says_which(tmp_path: Path) -> None:
+def test_a_process_that_starts_with_other_settings_marks_which(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         async def begin(**settings: str) -> None:
             past.clock.advance(1)

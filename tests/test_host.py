@@ -1,4 +1,4 @@
-"""Room on disks and file descriptors: what a look finds, and a disk that does not answer."""
+"""Disk space and file descriptors: the readings, and a disk that does not respond."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from koo.host import (
 from koo.monitoring.own import FULL_BYTES, NEARLY_FULL_BYTES, disk_state
 
 
-def test_a_folder_that_is_not_there_yet_is_on_the_disk_of_the_one_above_it(tmp_path: Path) -> None:
+def test_a_missing_folder_counts_for_the_disk_of_its_parent(tmp_path: Path) -> None:
     look = look_at_host({"home": tmp_path, "state_store": tmp_path / "data" / "deep"})
     (disk,) = look.disks
-    assert disk.name == "home" and 0 <= disk.free_bytes <= disk.total_bytes, "one disk is named once"
+    assert disk.name == "home" and 0 <= disk.free_bytes <= disk.total_bytes, "each disk is listed once"
 
 
 def test_descriptors_are_those_of_this_process() -> None:
@@ -40,7 +40,7 @@ def test_descriptors_are_those_of_this_process() -> None:
     assert during is not None and during.used == before.used + 2
 
 
-def test_where_none_can_be_opened_all_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_no_descriptor_can_be_opened_all_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path) -> None:
         raise OSError(24, "Too many open files")
 
@@ -56,16 +56,16 @@ def test_where_none_can_be_opened_all_are_used(monkeypatch: pytest.MonkeyPatch) 
         (NEARLY_FULL_BYTES - 1, 100 * 2**30, "nearly_full"),
         (FULL_BYTES, 100 * 2**30, "nearly_full"),
         (FULL_BYTES - 1, 100 * 2**30, "full"),
-        (2**29, 2**33, "ok"),  # of a small disk a gigabyte is much
-        (0, 0, "ok"),  # a pseudo file system has no room to tell of
+        (2**29, 2**33, "ok"),  # a gigabyte is a large part of a small disk
+        (0, 0, "ok"),  # a pseudo file system reports no space
     ],
 )
-def test_how_full_a_disk_is(free: int, total: int, state: str) -> None:
+def test_the_used_share_of_a_disk(free: int, total: int, state: str) -> None:
     assert disk_state(Disk("home", free, total)) == state
 
 
 class Looks:
-    """A watch whose looks are counted."""
+    """A watch that counts its readings."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -76,7 +76,7 @@ class Looks:
         return Host(descriptors=Descriptors(self.count, 100))
 
     def step(self, now: float) -> int:
-        """How many looks there were, once the one of this step is over."""
+        """Make a step, wait for its reading, and return the number of readings."""
         self.watch.step(now)
         wait_for_look()
         return self.count
@@ -88,26 +88,26 @@ def wait_for_look() -> None:
             thread.join(30)
 
 
-def test_it_looks_at_once_and_then_every_half_minute() -> None:
+def test_the_host_is_read_immediately_and_then_every_half_minute() -> None:
     looks = Looks()
     assert [looks.step(float(now)) for now in (0, 1, EVERY_S - 1, EVERY_S, EVERY_S + 1)] == [1, 1, 1, 2, 2]
     assert looks.watch.last == Host(descriptors=Descriptors(2, 100)) and not looks.watch.is_silent
 
 
-def test_steps_that_take_long_put_no_look_off() -> None:
-    """A disk that is full makes the state store slow, and each second waits for the store."""
+def test_long_steps_do_not_delay_a_reading() -> None:
+    """A full disk makes the state store slow, and the work of each second waits for the store."""
     looks = Looks()
     assert [looks.step(now) for now in (0.0, EVERY_S / 2, EVERY_S)] == [1, 1, 2]
 
 
-def test_in_a_hurry_it_looks_with_the_next_step() -> None:
+def test_after_hurry_the_next_step_reads() -> None:
     looks = Looks()
     looks.step(0.0)
     looks.watch.hurry()
     assert [looks.step(now) for now in (1.0, 2.0)] == [2, 2]
 
 
-def test_a_disk_that_does_not_answer_holds_nobody_up_and_is_told_after_a_minute() -> None:
+def test_a_disk_that_does_not_respond_blocks_nothing_and_is_reported_after_a_minute() -> None:
     back = threading.Event()
 
     def look(_: object) -> Host:

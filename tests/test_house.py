@@ -1,4 +1,4 @@
-"""What the repository itself must be: its public names, and nothing of the machine it was written on."""
+"""Rules for the repository itself: its public names, and no trace of a developer's machine."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import koo
 ROOT = Path(__file__).parents[1]
 PUBLIC_NAMES = ROOT / "tests" / "public_api.txt"
 
-# Folders that exist on the machine of one developer only. The pieces are put together so that this file is clean.
+# Folders that exist only on one developer's machine. The pattern is assembled so that this file does not match it.
 MACHINE_PATH = re.compile(r"(?<![\w.~>)}-])/" + r"(?:work|root|home/\w+|Users/\w+)/")
-# A version list that says where the packages come from works on one network and fails on the next.
+# A version list with package addresses works on one network and fails on the next.
 ADDRESS = re.compile(
     r"://|^\s*-|--hash| @ |index-url|find-links|\b[\w-]+\.(?:org|com|io|net)\b", re.MULTILINE
 )
 
 
-# What git leaves in a file whose two versions it could not bring together.
+# The markers that git leaves in a file with a merge conflict.
 MERGE_MARK = re.compile(r"(?:<{7}|>{7}|\|{7})(?: .*)?|={7}")
 
 
 def tracked_files() -> list[Path]:
-    """What is or will be committed; skipped where there is no git (an unpacked archive)."""
+    """The files that are or will be committed; skips the test without git (an unpacked archive)."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("no git checkout")
     listed = subprocess.run(
@@ -40,7 +40,7 @@ def tracked_files() -> list[Path]:
         check=False,
     )
     if listed.returncode != 0:
-        pytest.skip(listed.stderr.strip())  # Somebody else's checkout, which git refuses to read.
+        pytest.skip(listed.stderr.strip())  # another user's checkout, which git refuses to read
     paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     return [path for path in paths if path.is_file()]
 
@@ -48,20 +48,20 @@ def tracked_files() -> list[Path]:
 def text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:  # A picture or a font.
+    except UnicodeDecodeError:  # an image or a font
         return ""
 
 
 def test_the_public_names_are_the_listed_ones() -> None:
-    """The surface is short and listed, so that a change to it is seen in a diff."""
+    """The public names are listed, so that every change to them is visible in a diff."""
     update = """python -c "import koo; print(*sorted(koo.__all__), sep='\\n')" > tests/public_api.txt"""
     now, listed = sorted(koo.__all__), PUBLIC_NAMES.read_text().split()
     new, gone = set(now) - set(listed), set(listed) - set(now)
     assert now == listed, f"new: {new or 'none'}, gone: {gone or 'none'}. If that is meant: {update}"
 
 
-def test_each_public_name_is_there(tmp_path: Path) -> None:
-    """In a process of its own: some of them read the settings."""
+def test_each_public_name_exists(tmp_path: Path) -> None:
+    """In a separate process, because some names read the settings."""
     program = "import koo; print([name for name in koo.__all__ if not hasattr(koo, name)])"
     seen = subprocess.run(
         [sys.executable, "-c", program],
@@ -83,7 +83,7 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
     assert found == []
 
 
-def test_no_file_has_the_marks_of_a_merge() -> None:
+def test_no_file_contains_merge_conflict_markers() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in tracked_files()
@@ -94,7 +94,7 @@ def test_no_file_has_the_marks_of_a_merge() -> None:
 
 
 @pytest.mark.parametrize("line", ["<<<<<<< HEAD", "||||||| 1a2b3c", "=======", ">>>>>>> 1a2b3c (A change)"])
-def test_each_mark_of_a_merge_is_found(line: str) -> None:
+def test_each_merge_conflict_marker_is_found(line: str) -> None:
     assert MERGE_MARK.fullmatch(line)
 
 
@@ -110,8 +110,8 @@ def test_each_pin_is_a_version_with_hashes_and_without_an_address(name: str) -> 
     assert PIN.sub("", "".join(line for line in lines if not line.startswith("#"))) == ""
 
 
-def test_what_a_registry_sends_is_installed_by_its_hash_alone() -> None:
-    """Each `pip install` of the Makefile takes either a file of pins or what stands here."""
+def test_every_installed_package_is_pinned_by_hash() -> None:
+    """Each `pip install` in the Makefile uses either a file of pins or exactly these arguments."""
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     assert set(re.findall(r"\$\(PIP\) install (.*)", makefile)) == {
         "--no-deps --require-hashes --requirement",

@@ -1,4 +1,4 @@
-"""`import koo` opens nothing, starts nothing and loads nothing heavy; each public name comes when it is first used."""
+"""`import koo` opens nothing, starts nothing and loads nothing heavy; each public name is loaded on first use."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ HEAVY = {
 
 
 def watch(then: str = "", *, seconds: float = 60) -> dict[str, Any]:
-    """What a fresh Python sees of `import koo` and what follows."""
+    """What `import koo` and this code do in a fresh interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", WATCHED % then],
         capture_output=True,
@@ -68,7 +68,7 @@ def test_importing_does_nothing_but_import() -> None:
     assert [name for name in seen["modules"] if name.startswith("koo")] == ["koo"]
 
 
-def test_errors_and_options_are_there_without_anything_heavy() -> None:
+def test_errors_and_options_load_without_heavy_imports() -> None:
     seen = watch("koo.KooError, koo.CircuitOpen, koo.PlatformOptions(), koo.Query(service='x', prompt='y')")
     assert seen["happened"] == [] and seen["threads"] == ["MainThread"]
     assert (HEAVY - {"asyncio"}) & {name.partition(".")[0] for name in seen["modules"]} == set()
@@ -89,8 +89,8 @@ def test_the_names_bound_to_the_platform_load_no_database_and_no_server_and_open
     assert {"sqlalchemy", "fastapi", "pydantic", "genai_prices"} & set(seen["modules"]) == set()
 
 
-def test_a_file_of_the_package_never_takes_the_place_of_a_name() -> None:
-    """`koo/platform.py` and `koo/settings.py` are imported by koo itself: Python would put the modules there."""
+def test_a_submodule_never_replaces_a_public_name() -> None:
+    """koo itself imports `koo/platform.py` and `koo/settings.py`, and Python would set these modules as attributes."""
     import koo.platform
     import koo.settings
 
@@ -99,7 +99,7 @@ def test_a_file_of_the_package_never_takes_the_place_of_a_name() -> None:
     assert sys.modules["koo.settings"].Settings is koo.Settings
 
 
-def test_a_name_stays_the_same_object_and_is_found_only_once() -> None:
+def test_a_name_stays_the_same_object_and_is_looked_up_once() -> None:
     assert koo.KooError is koo.KooError
     assert "KooError" in vars(koo)
 
@@ -121,7 +121,7 @@ def test_every_public_name_is_listed_for_completion() -> None:
     assert set(koo.__all__) <= set(dir(koo))
 
 
-def test_type_checkers_see_the_names_that_python_finds_in_the_same_places() -> None:
+def test_type_checkers_and_python_find_the_same_names_in_the_same_places() -> None:
     """`__all__`, the table of places, and the imports for type checkers are three lists of the same names."""
     source = ast.parse((ROOT / "src" / "koo" / "__init__.py").read_text(encoding="utf-8"))
     (checked,) = [node for node in source.body if isinstance(node, ast.If)]

@@ -1,4 +1,4 @@
-"""Incidents: what the record says is what the events said, whatever happened; in the store, for all processes."""
+"""Incidents: the record always matches the events; it is stored for all processes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ DOWN = Failure(Kind.SERVER_ERROR, "status 500, api_error", 500, "api_error")
 OPTIONS = BreakerOptions(failure_threshold=3, calls_min=4, recovery_s=10.0, window_s=10.0, window_buckets=5)
 ACT = Act("ada@desk", "the provider repairs it", NOON_S + 600)
 
-# ── the record is what the events said ────────────────────────────────────────────────────────────────────────────────
+# ── the record matches the events ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
 class Story:
-    """One breaker, what is done to it, its events with their times, and the incidents that are made of them."""
+    """One breaker, the actions on it, its events with their times, and the incidents built from them."""
 
     now: float = 100.0
     breaker: Breaker = field(default_factory=lambda: Breaker("claude/opus", OPTIONS, 2.0, 100.0))
@@ -105,7 +105,7 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
-def test_the_record_says_what_the_events_said(steps: list[tuple[str, float]]) -> None:
+def test_an_incidents_record_matches_the_events(steps: list[tuple[str, float]]) -> None:
     story = Story()
     for what, argument in steps:
         story.do(what, argument)
@@ -117,7 +117,7 @@ def test_the_record_says_what_the_events_said(steps: list[tuple[str, float]]) ->
 
 
 def told_anew(told: list[tuple[float, Event]]) -> tuple[list[list[tuple[float, Event]]], bool]:
-    """The events of each incident, found by another way, and whether the last one lasts."""
+    """The events of each incident, found independently, and whether the last one is still open."""
     found: list[list[tuple[float, Event]]] = []
     phase, forced, lasts = "closed", False, False
     for at, event in told:
@@ -185,7 +185,7 @@ def its_arithmetic_is_told(one: Incident, trip: Trip, text: str) -> None:
         assert [call.in_row for call in failed if call.in_row][-trip.in_row :] == list(
             range(1, trip.in_row + 1)
         )
-        assert len(failed) >= trip.failures, "a row may have begun before the window"
+        assert len(failed) >= trip.failures, "a row of failures may have begun before the window"
     elif not trip.rule.startswith("probe"):
         assert (len(failed), len(running)) == (trip.failures, trip.running_slow)
         share = trip.failures if trip.rule == "failure_rate" else trip.slow
@@ -194,7 +194,7 @@ def its_arithmetic_is_told(one: Incident, trip: Trip, text: str) -> None:
     assert trigger["sentence"].replace("_", "\\_") in text
 
 
-def test_what_happens_to_the_same_service_meanwhile_is_a_step() -> None:
+def test_other_events_of_the_service_during_an_incident_are_steps_of_it() -> None:
     story = Story()
     story.breaker.set_override(Override.FORCED_OPEN, ACT)
     story.publish()
@@ -208,7 +208,7 @@ def test_what_happens_to_the_same_service_meanwhile_is_a_step() -> None:
     assert one["reason"] == "an operator forced it open: ada@desk: the provider repairs it"
 
 
-def test_a_book_keeps_so_many_and_each_so_much() -> None:
+def test_the_number_and_size_of_kept_incidents_are_bounded() -> None:
     book, ids = Book(lambda: "one"), 0
     for number in range(3 * KEPT):
         book.follow(OverrideSet(f"claude/{number}", "forced_open"), NOON_S)
@@ -226,14 +226,14 @@ def test_a_book_keeps_so_many_and_each_so_much() -> None:
 
 
 class FakeCounts:
-    """What a recorder reads of a breaker."""
+    """The counts that a recorder reads of a breaker."""
 
     refused = passed = 0
     incident = ""
 
 
 class Process:
-    """One process with a breaker, on a store of its own connection."""
+    """One process with a breaker, and its own connection to the store."""
 
     def __init__(self, folder: Path, clock: SetClock) -> None:
         self.clock = clock
@@ -244,7 +244,7 @@ class Process:
         self.reports = IncidentReports(self.recorder, history, at_home)
 
     async def open(self, guard: str = "claude/opus") -> str:
-        """Its breaker opens; returns the incident's id, which the store has."""
+        """Open its breaker; returns the id of the incident, which the store has."""
         assert self.counts is not None
         self.recorder.on_event(CircuitOpened(guard, "5 failures in a row", 60.0))
         await self.recorder.write()
@@ -271,7 +271,7 @@ def with_processes(tmp_path: Path, test: Callable[[Process, Process], Awaitable[
     asyncio.run(main())
 
 
-def test_two_processes_that_see_one_outage_tell_of_one(tmp_path: Path) -> None:
+def test_two_processes_that_see_one_outage_report_one(tmp_path: Path) -> None:
     async def test(one: Process, other: Process) -> None:
         first = await one.open()
         one.clock.advance(2)
@@ -297,12 +297,12 @@ def test_two_processes_that_see_one_outage_tell_of_one(tmp_path: Path) -> None:
         other.recorder.on_event(CircuitClosed("claude/opus"))
         await other.recorder.write()
         later = await other.open()
-        assert (await other.find(later))["elsewhere"] == [], "what begins later is another outage"
+        assert (await other.find(later))["elsewhere"] == [], "an incident that begins later is another outage"
 
     with_processes(tmp_path, test)
 
 
-def test_a_process_that_is_gone_leaves_what_was_known(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_the_incident_as_last_reported(tmp_path: Path) -> None:
     async def test(one: Process, other: Process) -> None:
         killed = await one.open()
         one.clock.advance(61)
@@ -311,12 +311,12 @@ def test_a_process_that_is_gone_leaves_what_was_known(tmp_path: Path) -> None:
         left = await other.open("openai/terra")
         await other.recorder.finish()
         assert (await one.find(left))["state"] == "lost"
-        assert "lost: its process is gone" in await one.reports.markdown(left)
+        assert "lost: its process has gone" in await one.reports.markdown(left)
 
     with_processes(tmp_path, test)
 
 
-def test_while_the_store_is_away_a_process_tells_of_its_own(
+def test_while_the_store_is_unavailable_a_process_reports_its_own_incidents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(one: Process, other: Process) -> None:
@@ -340,7 +340,7 @@ def test_while_the_store_is_away_a_process_tells_of_its_own(
     with_processes(tmp_path, test)
 
 
-def test_incidents_are_forgotten_with_the_history_and_of_a_guard_that_is_gone(tmp_path: Path) -> None:
+def test_incidents_are_deleted_with_the_history_and_end_with_their_guard(tmp_path: Path) -> None:
     async def test(one: Process, other: Process) -> None:
         first = await one.open()
         one.counts = None
@@ -348,7 +348,7 @@ def test_incidents_are_forgotten_with_the_history_and_of_a_guard_that_is_gone(tm
         await one.recorder.write()
         assert (await other.find(first))["ended"] == "its guard was replaced"
         one.recorder.on_event(CircuitOpened("alerts:webhook", "3 failures", 60.0))
-        assert len(one.recorder.book.kept) == 1, "what guards no service has none"
+        assert len(one.recorder.book.kept) == 1, "a guard of no service has no incidents"
         one.clock.advance(30 * 86_400 + 1)
         await one.store.incidents.prune(one.clock.wall())
         assert (await other.reports.list())["incidents"] == []

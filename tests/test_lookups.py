@@ -1,4 +1,4 @@
-"""Name lookups: one for a name at a time, in threads of koo's own, so that a name that hangs holds up nothing else."""
+"""Name lookups: one per name at a time, in koo's own threads, so that a hanging name blocks nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ADDRESS = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0
 
 
 class Resolver:
-    """The system's, of which names that begin with "hang" get no answer before `released`."""
+    """Replaces the system's resolver; names that begin with "hang" get no result before `released` is set."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
@@ -46,7 +46,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     one.released.set()
 
 
-def test_later_callers_join_the_lookup_that_runs_and_each_gets_its_own_port(resolver: Resolver) -> None:
+def test_later_callers_join_the_running_lookup_and_each_gets_its_own_port(resolver: Resolver) -> None:
     async def main() -> None:
         lookups = Lookups()
         asked = [asyncio.ensure_future(lookups.find("hang.example", port)) for port in (80, 443, 80)]
@@ -56,19 +56,19 @@ def test_later_callers_join_the_lookup_that_runs_and_each_gets_its_own_port(reso
         assert [one[0][4] for one in found] == [("127.0.0.1", 80), ("127.0.0.1", 443), ("127.0.0.1", 80)]
         assert resolver.asked == {"hang.example": 1}
         await lookups.find("hang.example", 1)
-        assert resolver.asked == {"hang.example": 2}, "what has ended is asked anew"
+        assert resolver.asked == {"hang.example": 2}, "after its end a lookup is made again"
 
     asyncio.run(main())
 
 
-def test_names_that_hang_delay_no_other_name_and_take_no_thread_of_the_application(
+def test_hanging_names_delay_no_other_name_and_use_no_thread_of_the_application(
     resolver: Resolver,
 ) -> None:
     async def main() -> None:
         lookups = Lookups()
         hanging = [asyncio.ensure_future(lookups.find(f"hang{n % 40}.example", 1)) for n in range(400)]
         await lookups.find("other.example", 1)
-        # With the default executor all of its threads, at most 32, would be waiting for a name.
+        # With the default executor all of its threads (at most 32) would be waiting for a name.
         assert await asyncio.to_thread(int) == 0
         assert sum(resolver.asked.values()) == 41
         assert resolver.threads == {"koo lookup"}
@@ -78,7 +78,7 @@ def test_names_that_hang_delay_no_other_name_and_take_no_thread_of_the_applicati
     asyncio.run(main())
 
 
-def test_a_caller_who_leaves_takes_the_answer_from_nobody(resolver: Resolver) -> None:
+def test_a_cancelled_caller_does_not_affect_the_others(resolver: Resolver) -> None:
     async def main() -> None:
         lookups = Lookups()
         leaves, stays = (asyncio.ensure_future(lookups.find("hang.example", 1)) for _ in range(2))
@@ -91,7 +91,7 @@ def test_a_caller_who_leaves_takes_the_answer_from_nobody(resolver: Resolver) ->
     asyncio.run(main())
 
 
-def test_each_loop_gets_its_answer_and_one_that_has_ended_harms_none(resolver: Resolver) -> None:
+def test_each_loop_gets_its_result_and_a_closed_loop_does_no_harm(resolver: Resolver) -> None:
     lookups, answers = Lookups(), []
 
     async def leave_at_once() -> None:
@@ -116,7 +116,7 @@ def test_each_loop_gets_its_answer_and_one_that_has_ended_harms_none(resolver: R
     assert resolver.asked["hang.example"] <= 2
 
 
-def test_a_name_that_is_not_known_is_an_error_for_each_caller_of_its_own(resolver: Resolver) -> None:
+def test_an_unknown_name_raises_a_separate_error_for_each_caller(resolver: Resolver) -> None:
     async def main() -> None:
         lookups = Lookups()
         asked = [asyncio.ensure_future(lookups.find("hang.nowhere", 1)) for _ in range(2)]
@@ -129,7 +129,7 @@ def test_a_name_that_is_not_known_is_an_error_for_each_caller_of_its_own(resolve
     asyncio.run(main())
 
 
-def test_a_name_that_no_host_can_have_is_an_unknown_one() -> None:
+def test_an_invalid_host_name_is_reported_as_unknown() -> None:
     async def main() -> None:
         with pytest.raises(socket.gaierror):
             await Lookups().find(f"{'a' * 64}.example", 1)
@@ -137,7 +137,7 @@ def test_a_name_that_no_host_can_have_is_an_unknown_one() -> None:
     asyncio.run(main())
 
 
-def test_a_loop_gone_wild_starts_no_thousand_threads(resolver: Resolver) -> None:
+def test_the_number_of_lookup_threads_is_bounded(resolver: Resolver) -> None:
     async def main() -> None:
         lookups = Lookups()
         hanging = [asyncio.ensure_future(lookups.find(f"hang{n}", 1)) for n in range(NAMES_MAX)]
@@ -160,7 +160,7 @@ def test_a_lookup_without_a_thread_fails_and_the_next_one_works(resolver: Resolv
     asyncio.run(main())
 
 
-def test_without_a_descriptor_a_name_is_not_called_unknown() -> None:
+def test_without_a_descriptor_a_name_is_not_reported_as_unknown() -> None:
     async def main() -> None:
         with no_descriptors(), pytest.raises(OSError) as caught:
             await Lookups().find("localhost", 1)
@@ -169,7 +169,7 @@ def test_without_a_descriptor_a_name_is_not_called_unknown() -> None:
     asyncio.run(main())
 
 
-def test_the_http_client_says_what_was_missing_for_a_name(resolver: Resolver) -> None:
+def test_the_http_client_names_the_shortage_behind_a_failed_lookup(resolver: Resolver) -> None:
     async def main() -> None:
         http = HttpClient()
         with no_threads("koo lookup"), pytest.raises(ShortHere, match="cannot start more threads") as caught:
@@ -184,7 +184,7 @@ def test_the_http_client_says_what_was_missing_for_a_name(resolver: Resolver) ->
 
 
 @pytest.mark.parametrize("found", [[], OSError("gone")], ids=["found", "failed"])
-def test_a_caller_that_has_left_is_told_nothing(found: list[Address] | OSError) -> None:
+def test_a_cancelled_caller_receives_no_result(found: list[Address] | OSError) -> None:
     async def main() -> None:
         future: asyncio.Future[list[Address]] = asyncio.get_running_loop().create_future()
         future.cancel()

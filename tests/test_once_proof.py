@@ -1,4 +1,4 @@
-"""A slice of `make prove-once`: transfers whose COMMITs are cut are done once, and the judge sees doubles."""
+"""A short version of `make prove-once`: transfers whose COMMITs are cut happen once, and the judge detects doubles."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def run_of(driver: Driver, mode: str) -> Run:
 
 
 @pytest.mark.parametrize(("driver", "mode"), [("psycopg", "key"), ("asyncpg", "marker")])
-def test_each_transfer_is_done_once_however_its_commit_is_lost(
+def test_each_transfer_happens_once_however_its_commit_is_lost(
     postgres18: PostgresServer, driver: Driver, mode: str
 ) -> None:
     bank, ground, faults = asyncio.run(on_postgres(postgres18, run_of(driver, mode)))
     assert (ground.proxy.cuts > 0, bank.unknown, faults) == (True, 0, [])
 
 
-def test_on_sqlite_clerks_that_are_killed_are_started_again_with_the_same_keys(tmp_path: Path) -> None:
+def test_on_sqlite_killed_clerks_are_restarted_with_the_same_keys(tmp_path: Path) -> None:
     bank, faults = asyncio.run(on_sqlite(tmp_path, 7, 150))
     assert (bank.kills > 0, faults) == (True, [])
 
 
-def test_the_judge_sees_what_a_naive_repeat_does_twice(postgres18: PostgresServer) -> None:
+def test_the_judge_detects_transfers_repeated_naively(postgres18: PostgresServer) -> None:
     _, _, faults = asyncio.run(on_postgres(postgres18, run_of("psycopg", "naive")))
     assert any("done twice" in fault for fault in faults)
 
 
-def test_the_judge_sees_what_was_acknowledged_and_is_not_there_and_what_was_never_said(
+def test_the_judge_detects_missing_and_unreported_transfers(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:
@@ -56,10 +56,10 @@ def test_the_judge_sees_what_was_acknowledged_and_is_not_there_and_what_was_neve
 
 
 @pytest.mark.parametrize("where", ["psycopg", "sqlite"])
-def test_two_clients_with_one_key_get_one_answer_though_the_server_is_killed_in_the_middle(
+def test_two_clients_with_one_key_get_one_response_even_if_the_server_is_killed(
     postgres18: PostgresServer, tmp_path: Path, where: Driver | str
 ) -> None:
-    """Some seconds: a server is a process that imports koo, and it is killed eight times."""
+    """It takes some seconds: each server is a process that imports koo, and it is killed eight times."""
     if where == "sqlite":
         url = f"sqlite:///{tmp_path}/till.db"
     else:

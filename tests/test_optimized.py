@@ -1,4 +1,4 @@
-"""`python -O` leaves assertions out: none may do work, and koo answers without them."""
+"""`python -O` removes assertions: none may have side effects, and koo works without them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ asyncio.run(main(pathlib.Path(sys.argv[1])))
 
 
 def works(path: Path) -> Iterator[str]:
-    """Assertions that do more than look."""
+    """Assertions with side effects."""
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Assert):
             continue
@@ -44,9 +44,9 @@ def works(path: Path) -> Iterator[str]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node.test)}"
 
 
-def test_no_assertion_does_work() -> None:
+def test_no_assertion_has_side_effects() -> None:
     files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "backend").rglob("*.py")]
-    # What `koo.testing` asserts are the rules that a test is to hold.
+    # Assertions in `koo.testing` are meant for tests.
     shipped = [path for path in sorted(files) if "testing" not in path.parts]
     assert [one for path in shipped for one in works(path)] == []
 

@@ -1,4 +1,4 @@
-"""Options: each has a meaning, a range and a reason; a value that cannot be right is refused at once."""
+"""Options: each has a meaning, a range and a reason; an invalid value is refused immediately."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make(kind: type[Any], **values: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_all_defaults_are_allowed_and_nobody_changes_an_option(kind: type[Any]) -> None:
+def test_all_defaults_are_valid_and_options_are_immutable(kind: type[Any]) -> None:
     made = make(kind)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(made, dataclasses.fields(kind)[0].name, 1)
@@ -78,9 +78,7 @@ def test_an_option_has_a_meaning_a_reason_and_its_unit_in_its_name(kind: type[An
 
 
 @pytest.mark.parametrize(("kind", "one"), NUMBERS, ids=IDS)
-def test_a_value_out_of_range_is_refused_with_a_sentence_that_says_what_is_allowed(
-    kind: type[Any], one: Any
-) -> None:
+def test_a_value_out_of_range_is_refused_with_the_allowed_range(kind: type[Any], one: Any) -> None:
     about = one.metadata
     wrong: list[Any] = [math.nan, Decimal("NaN"), Decimal("sNaN"), "5", True, [], -math.inf, 10**400]
     if about["at_least"] is not None:
@@ -117,11 +115,11 @@ def test_the_ends_of_the_range_are_allowed(kind: type[Any], one: Any) -> None:
     ],
     ids=str,
 )
-def test_a_range_in_words(about: dict[str, float], words: str) -> None:
+def test_a_range_is_described_as_text(about: dict[str, float], words: str) -> None:
     assert allowed(about) == words
 
 
-def test_none_is_no_limit_only_where_that_is_meant() -> None:
+def test_none_means_no_limit_only_for_options_that_allow_it() -> None:
     assert LimitOptions(per_minute=None).per_minute is None
     assert make(ServiceOptions, daily_budget_usd=None).daily_budget_usd is None
     with pytest.raises(ConfigurationError):
@@ -166,11 +164,11 @@ def test_a_service_is_configured_by_its_key_or_needs_none() -> None:
     assert ServiceOptions(name="mine", kind="openai_compatible", declared=True).configured
 
 
-def test_half_a_recovery_is_a_probes_lease() -> None:
+def test_a_probes_lease_is_half_of_the_recovery_time() -> None:
     assert BreakerOptions(recovery_s=10).lease_s == 5.0
 
 
-def test_a_configuration_error_is_one_of_koos() -> None:
+def test_a_configuration_error_is_a_koo_error() -> None:
     assert issubclass(ConfigurationError, KooError)
 
 
@@ -182,7 +180,7 @@ def test_a_configuration_error_is_one_of_koos() -> None:
         ([BudgetOptions(name="a", on_exhausted="none")], "expected one of refuse, claude"),
     ],
 )
-def test_budgets_have_names_of_their_own_and_lead_to_a_service_that_is_there(
+def test_budgets_have_unique_names_and_refer_to_existing_services(
     budgets: list[BudgetOptions], sentence: str
 ) -> None:
     claude = ServiceOptions(name="claude", kind="anthropic")

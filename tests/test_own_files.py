@@ -1,4 +1,4 @@
-"""What koo writes is its user's alone, whatever the umask says, and never goes where another user has put a link."""
+"""koo's files are readable only by its user, whatever the umask, and never follow another user's link."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a fil
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A folder in which every user may make files, as /tmp is one."""
+    """A folder in which every user may create files, like /tmp."""
     folder = Path(tempfile.mkdtemp(prefix="koo-shared-"))
     folder.chmod(0o1777)
     yield folder
@@ -58,7 +58,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("umask", ["000", "022", "277"])
-def test_all_files_are_for_their_owner_whatever_the_umask_says(umask: str, tmp_path: Path) -> None:
+def test_all_files_belong_to_their_owner_alone_whatever_the_umask(umask: str, tmp_path: Path) -> None:
     environ = {"PATH": os.environ["PATH"], "KOO_HOME": str(tmp_path), "AI_LOCAL_ENABLED": "false"}
     run = [sys.executable, "-c", WRITES, umask]
     done = subprocess.run(run, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
@@ -74,14 +74,14 @@ def test_all_files_are_for_their_owner_whatever_the_umask_says(umask: str, tmp_p
     assert found == {path: "0o700" if path == "data" else "0o600" for path in found}
 
 
-def test_a_database_that_is_there_keeps_its_mode_and_its_rows(tmp_path: Path) -> None:
+def test_an_existing_database_keeps_its_mode_and_its_rows(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"rows")
     (tmp_path / "x.db").chmod(0o640)
     make_database(tmp_path / "x.db")
     assert modes(tmp_path) == {"x.db": "0o640"} and (tmp_path / "x.db").read_bytes() == b"rows"
 
 
-def test_a_link_of_ones_own_is_followed_to_what_is_not_there_yet_too(tmp_path: Path) -> None:
+def test_the_users_own_link_is_followed_even_if_its_target_does_not_exist(tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(tmp_path / "disk")
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "x.db").symlink_to("later.db")
@@ -91,7 +91,7 @@ def test_a_link_of_ones_own_is_followed_to_what_is_not_there_yet_too(tmp_path: P
 
 @as_root
 @pytest.mark.parametrize("what", ["link", "link to a folder", "file", "folder", "log beside it"])
-def test_what_another_user_put_into_a_shared_folder_is_not_used(
+def test_a_file_of_another_user_in_a_shared_folder_is_not_used(
     what: str, shared: Path, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim"
@@ -125,15 +125,15 @@ def test_what_another_user_put_into_a_shared_folder_is_not_used(
 
 
 @as_root
-def test_what_another_user_has_in_a_folder_of_the_operators_own_is_theirs(tmp_path: Path) -> None:
-    """A container's root may look at the files of the service's user."""
+def test_a_file_of_another_user_in_a_private_folder_is_accepted(tmp_path: Path) -> None:
+    """A container's root may read the files of the service's user."""
     path = tmp_path / "state.db"
     path.touch()
     os.chown(path, STRANGER, STRANGER)
     make_database(path)
 
 
-def test_doctor_writes_through_no_link(tmp_path: Path) -> None:
+def test_doctor_does_not_write_through_a_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("kept")
     (tmp_path / "data").mkdir()

@@ -1,4 +1,4 @@
-"""Text of strangers is one line of what can be seen."""
+"""Foreign text becomes one line of visible characters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from koo.plain_text import plain
         ("", ""),
     ],
 )
-def test_nothing_is_left_that_cannot_be_seen_or_begins_a_line(text: str, seen: str) -> None:
+def test_plain_text_has_no_invisible_characters_and_no_line_breaks(text: str, seen: str) -> None:
     assert plain(text) == seen
     assert plain(text).isprintable()
 

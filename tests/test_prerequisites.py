@@ -1,4 +1,4 @@
-"""What a bare machine lacks is named in one command, by `make` before it installs anything and by the documents."""
+"""`make`, before it installs anything, and the documents name all prerequisites of a bare machine in one command."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ COMMAND = re.compile(r"apt install ([\w .+-]+)")
 
 
 def packages(text: str) -> set[str]:
-    """The packages of the only command in `text` that installs some."""
+    """The packages of the only install command in `text`."""
     (names,) = COMMAND.findall(text)
     return set(names.split())
 
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A fresh checkout, and beside it a folder `bin` with the only programs that there are."""
+    """A fresh checkout, and next to it a folder `bin` with the only available programs."""
     (tmp_path / "bin").mkdir()
     for program in ("make", "sh"):
         found = shutil.which(program)
@@ -48,19 +48,19 @@ def make(bare: Path, goal: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_make_test_names_all_that_is_missing_before_it_makes_anything(bare: Path) -> None:
+def test_make_test_names_everything_missing_before_it_creates_anything(bare: Path) -> None:
     done = make(bare, "test")
     assert done.returncode == 2
     assert packages(done.stderr) == {"python3-venv", "curl", "libgomp1"}
     assert not (bare / ".venv").exists()
 
 
-def test_make_run_does_without_what_only_the_tests_need(bare: Path) -> None:
+def test_make_run_does_not_need_the_programs_of_the_tests(bare: Path) -> None:
     done = make(bare, "run")
     assert done.returncode == 2
     assert packages(done.stderr) == {"python3-venv", "libgomp1"}
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/QUICK_START.md"])
-def test_the_documents_name_the_same_and_make_itself(name: str, bare: Path) -> None:
+def test_the_documents_name_the_same_packages_and_make_itself(name: str, bare: Path) -> None:
     assert packages((ROOT / name).read_text()) == packages(make(bare, "test").stderr) | {"make"}

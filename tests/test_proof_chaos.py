@@ -1,4 +1,4 @@
-"""The judge of the proof of chaos: it finds what does not hold, and nothing else."""
+"""The judge of the chaos proof: it finds every broken rule, and nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from proofs.chaos_world import TROUBLE, Child, Sample
 
 
 async def nothing(world: Any) -> None:
-    """Neither begins nor ends anything."""
+    """A step that does nothing."""
 
 
 DOWN = Fault("it is down", nothing, nothing, 10.0, frozenset({"service_down"}), "ai:alpha", ends_s=20.0)
@@ -36,12 +36,12 @@ FIRES = ("serve", "service_down", "ai:alpha")
 
 
 def course(*holds_at: float, of: tuple[str, str, str] = FIRES) -> Course:
-    """A fault from 10 to 20 s, looked at each second for a minute; its alert fires at these."""
+    """A fault from 10 to 20 s, observed each second for a minute; its alert fires at these seconds."""
     seen = [(float(at), {of} if at in holds_at else set()) for at in range(60)]
     return Course(struck=[Struck(DOWN, 10.0, 20.0)], alerts=seen)
 
 
-def test_an_alert_has_to_fire_while_its_fault_lasts_and_to_end_after_it() -> None:
+def test_an_alert_must_fire_during_its_fault_and_end_after_it() -> None:
     (one,) = told(course(*range(12, 30)))
     assert (one.fired_s, one.ended_s, one.wrong()) == (2.0, 10.0, "")
     (late,) = told(course(*range(30, 40)))
@@ -52,7 +52,7 @@ def test_an_alert_has_to_fire_while_its_fault_lasts_and_to_end_after_it() -> Non
     assert elsewhere.fired_s is None
 
 
-def test_an_alert_goes_on_where_the_next_fault_of_the_same_begins_before_it_has_ended() -> None:
+def test_an_alert_may_continue_if_the_next_fault_of_its_kind_begins_before_it_ends() -> None:
     seen = course(*range(12, 56))
     assert next(iter(told(seen))).wrong()
     seen.struck.append(Struck(DOWN, 30.0, 50.0))
@@ -69,7 +69,7 @@ def pauses(*rss_mib: float, **of_last: Any) -> list[Pause]:
     return made
 
 
-def test_what_grows_from_pause_to_pause_is_found_after_the_warm_up() -> None:
+def test_growth_from_pause_to_pause_is_found_after_the_warm_up() -> None:
     children = [Child("serve", {})]
     assert slope_mib(pauses(10, 50, 60, 62, 64), "serve") == 2.0
     assert list(growth(pauses(10, 90, 100, 100.5, 101), children)) == []
@@ -78,20 +78,20 @@ def test_what_grows_from_pause_to_pause_is_found_after_the_warm_up() -> None:
     assert "30 threads" in next(growth(pauses(1, 1, 1, threads=30), children))
 
 
-def test_what_is_open_and_how_many_lines_came_in_a_minute_is_counted() -> None:
+def test_open_files_and_lines_per_minute_are_counted() -> None:
     assert open_in({"held_pico": 0, "permits": 2, "scopes": 0, "tasks": {"x": 3}}) == {"permits": 2}
     assert lines_a_minute([]) == 0
     assert lines_a_minute([0.0, 1.0, 59.0, 61.0, 200.0]) == 3
 
 
-def test_a_bill_has_to_lie_between_what_is_known_and_what_is_estimated() -> None:
+def test_a_bill_must_be_between_the_known_and_the_estimated_cost() -> None:
     books = Books(entries=Decimal(10), marked=Decimal(3), unsettled=Decimal(0))
     assert list(books.wrong(Decimal(8))) == []
     assert "above the ledgers'" in next(books.wrong(Decimal(11)))
     assert "above the bill" in next(books.wrong(Decimal(6)))
 
 
-def test_each_acknowledged_row_is_there_once_and_no_other_but_the_unknown() -> None:
+def test_each_acknowledged_row_exists_once_and_no_other_except_unknown_ones() -> None:
     said = "ROWS 1 2 3 UNKNOWN 4"
     assert list(rows_wrong(said, [1, 2, 3])) == list(rows_wrong(said, [1, 2, 3, 4])) == []
     assert "missing" in next(rows_wrong(said, [1, 2]))
@@ -103,7 +103,7 @@ def test_each_acknowledged_row_is_there_once_and_no_other_but_the_unknown() -> N
     assert next(rows_wrong("", [1]))
 
 
-def test_what_python_says_of_things_left_behind_is_trouble() -> None:
+def test_pythons_warnings_about_leftovers_count_as_trouble() -> None:
     for line in (
         "RuntimeWarning: coroutine 'Keeper._run' was never awaited", "Task exception was never retrieved",
         "Task was destroyed but it is pending!", "Traceback (most recent call last):",
@@ -112,20 +112,20 @@ def test_what_python_says_of_things_left_behind_is_trouble() -> None:
     assert not TROUBLE.search("alpha: query failed (timeout): no answer within 2 s; 2 attempts")
 
 
-def test_each_fault_has_a_name_of_its_own() -> None:
+def test_each_fault_has_a_unique_name() -> None:
     names = [fault.name for fault in (*of_provider("alpha"), *of_provider("beta"), *of_ground())]
     assert len(names) == len(set(names)) >= 40
 
 
-def test_a_disk_is_filled_to_its_last_page_while_the_application_writes(
+def test_a_disk_is_filled_to_its_last_page_during_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one piece it failed as a whole, and a full disk that was not full fired no alert."""
+    """Filled in one piece, the write failed as a whole, and a disk that was not full raised no alert."""
     room = 5 * 2**20 + 7 * 4096
 
     def allocate(file: int, offset: int, size: int) -> None:
         nonlocal room
-        room -= 4096  # the application's page
+        room -= 4096  # the application's own page
         if room < size:
             raise OSError(errno.ENOSPC, "No space left on device")
         room -= size

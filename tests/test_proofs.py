@@ -1,4 +1,4 @@
-"""The proofs install the bounds that pyproject.toml names, count what was run, and hold the named Pythons."""
+"""The proofs install the bounds in pyproject.toml, count the tests that ran, and cover the declared Pythons."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ JUNIT = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-def test_the_named_pythons_are_those_that_are_tested() -> None:
-    """Those of the bare machines, and those that have a page of `make prove-python` without a failure."""
+def test_the_declared_pythons_are_those_that_are_tested() -> None:
+    """The Pythons of the bare machines, and those with a page of `make prove-python` without failures."""
     named = [
         line.removeprefix(CLASSIFIER) for line in PROJECT["project"]["classifiers"] if CLASSIFIER in line
     ]
@@ -44,7 +44,7 @@ def test_the_named_pythons_are_those_that_are_tested() -> None:
     assert set(named[1:]) <= proven | set(RELEASES.values())
 
 
-def test_a_lower_bound_is_the_version_that_is_installed() -> None:
+def test_for_a_lower_bound_exactly_that_version_is_installed() -> None:
     bounds = lower_bounds(
         ["sqlalchemy[asyncio]>=2.1,<3", "uvloop>=0.21; sys_platform != 'win32'", "a_b.c>=1"]
     )
@@ -53,7 +53,7 @@ def test_a_lower_bound_is_the_version_that_is_installed() -> None:
         lower_bounds(["typer"])
 
 
-def test_what_koo_runs_on_has_its_bound_and_the_tests_tools_their_pin() -> None:
+def test_koos_dependencies_have_bounds_and_test_tools_have_pins() -> None:
     oldest = oldest_of_what_koo_runs_on(PROJECT)
     assert {"aiohttp", "sqlalchemy", "xllamacpp", "hatchling"} <= oldest.keys()
     tools = pins_of_the_tools(PROJECT, oldest)
@@ -61,8 +61,8 @@ def test_what_koo_runs_on_has_its_bound_and_the_tests_tools_their_pin() -> None:
     assert not oldest.keys() & tools.keys()
 
 
-def test_the_pins_are_what_pyproject_asks_for() -> None:
-    """Each package in one file, within its bounds: what `make` installs without asking for more."""
+def test_the_pins_match_pyproject() -> None:
+    """Each package is in one file and within its bounds, so `make` installs nothing else."""
     packaging = pytest.importorskip("packaging.requirements")
     extras, build = PROJECT["project"]["optional-dependencies"], PROJECT["build-system"]["requires"]
     run = [*PROJECT["project"]["dependencies"], *extras["local"], *build, MODEL]
@@ -77,7 +77,7 @@ def test_the_pins_are_what_pyproject_asks_for() -> None:
     assert sum(len(versions(file)) for file in PIN_FILES) == len(versions(*PIN_FILES))
 
 
-def test_pins_are_the_wheels_of_our_systems_and_a_package_without_is_refused() -> None:
+def test_pins_are_wheels_for_our_systems_and_a_package_without_one_is_refused() -> None:
     def package(*files: str) -> dict[str, Any]:
         wheels = [{"name": file, "hashes": {"sha256": f"{at}"}} for at, file in enumerate(files)]
         return {"name": "x", "version": "1", "wheels": wheels}
@@ -91,7 +91,7 @@ def test_pins_are_the_wheels_of_our_systems_and_a_package_without_is_refused() -
         list(lines_of(package(sound)))
 
 
-def test_the_counts_are_those_of_the_run_and_name_no_folder(tmp_path: Path) -> None:
+def test_the_counts_are_those_of_the_run_without_folder_names(tmp_path: Path) -> None:
     junit = tmp_path / "tests.xml"
     with pytest.raises(ProofFailed):
         read_counts(junit)

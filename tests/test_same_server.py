@@ -1,4 +1,4 @@
-"""Whether the state store is on the database's own server: then one outage takes both, and is one alert."""
+"""Whether the state store is on the database's own server: then one outage affects both, and is one alert."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ from koo.database_urls import is_same_server
         ("postgresql://db:many/shop", "postgresql://db:many/shop", False),
     ],
 )
-def test_two_urls_of_one_server(one: str, other: str, same: bool) -> None:
+def test_two_urls_of_the_same_server_are_recognized(one: str, other: str, same: bool) -> None:
     assert is_same_server(one, other) is is_same_server(other, one) is same

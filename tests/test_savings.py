@@ -1,4 +1,4 @@
-"""What koo saved today: in all processes, also in those that have ended, each count once."""
+"""What koo saved today, over all processes including ended ones, with each call counted once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.web.serving import claude, platform
 
 
 class Process:
-    """A history with its savings, on a store that others may share."""
+    """A history with its savings, on a store that other processes may share."""
 
     def __init__(self, store: SqlStore, clock: SetClock) -> None:
         self.history = History(store, clock, version=lambda: "1")
@@ -36,7 +36,7 @@ class Process:
         self._total = Sample("healthy")
 
     def save(self, **counts: int) -> None:
-        """A sample in which so much was saved."""
+        """Take a sample with these savings."""
         self._total.follow(Sample("healthy", saved=counts))
         self.history.take({"ai:claude": deepcopy(self._total)})
 
@@ -71,7 +71,7 @@ def test_each_call_counts_once_whether_it_is_written_or_not(tmp_path: Path) -> N
     with_store(tmp_path, test)
 
 
-def test_what_a_process_saved_outlives_it(tmp_path: Path) -> None:
+def test_a_processs_savings_remain_after_its_end(tmp_path: Path) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         gone = Process(store, clock)
         clock.advance(SAMPLE_S)
@@ -88,12 +88,12 @@ def test_what_a_process_saved_outlives_it(tmp_path: Path) -> None:
     with_store(tmp_path, test)
 
 
-def test_a_day_begins_with_nothing(tmp_path: Path) -> None:
+def test_a_new_day_starts_at_zero(tmp_path: Path) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         one = Process(store, clock)
         clock.advance(SAMPLE_S)
         one.save(refused=5)
-        clock.advance(DAY_S / 2 - SAMPLE_S)  # the span that ends at midnight is of the day before
+        clock.advance(DAY_S / 2 - SAMPLE_S)  # the span that ends at midnight belongs to the day before
         one.save(refused=3)
         assert (await one.savings.report())["refused"] == 0
         clock.advance(SAMPLE_S)
@@ -103,7 +103,7 @@ def test_a_day_begins_with_nothing(tmp_path: Path) -> None:
     with_store(tmp_path, test)
 
 
-def test_while_the_store_is_away_what_it_said_last_counts_on(
+def test_while_the_store_is_unavailable_its_last_counts_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(*_: object) -> None:
@@ -128,8 +128,8 @@ def test_while_the_store_is_away_what_it_said_last_counts_on(
     with_store(tmp_path, test)
 
 
-def test_what_guards_gateway_and_budgets_count_is_what_is_told(tmp_path: Path) -> None:
-    """A repeat that succeeds, an answer of another service, a call without money for it, two at a shut door."""
+def test_reported_savings_are_those_counted_by_guards_gateway_and_budgets(tmp_path: Path) -> None:
+    """A successful repeat, an answer from a fallback, a call over budget, and two calls refused by an open breaker."""
 
     async def main() -> None:
         async with FakeAnthropic() as fake, FakeAnthropic() as other:

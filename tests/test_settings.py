@@ -1,4 +1,4 @@
-"""What can be set, what it is when nobody sets it, and what is said about a value that cannot be right."""
+"""The settings: variables, defaults, and messages about invalid values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BESIDE = {
 }
 """What has to be set together with a variable."""
 
-# The promised defaults (section 3 of the interface), of what is not a path.
+# The promised defaults (section 3 of the interface), except paths.
 DEFAULTS: dict[str, Any] = {
     "DATABASE_POOL_SIZE": 10,
     "DATABASE_MAX_OVERFLOW": 20,
@@ -128,7 +128,7 @@ PATHS = {"KOO_HOME", "DATABASE_URL", "KOO_STATE_URL"}
 
 @pytest.fixture(autouse=True)
 def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the developer's own settings: the folder is empty, and `read` hands in the environment."""
+    """Hide the developer's own settings: the folder is empty, and `read` passes an environment."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -157,19 +157,19 @@ def test_each_variable_has_its_promised_default(variable: str, default: Any) -> 
     assert value == default and type(value) is type(default)
 
 
-def test_there_is_no_variable_without_a_promise() -> None:
+def test_each_variable_is_promised() -> None:
     assert {row.variable for row in read().explain()} == DEFAULTS.keys() | PATHS
 
 
-def test_the_files_of_the_default_databases_are_below_the_home(tmp_path: Path) -> None:
+def test_the_default_database_files_are_below_the_home(tmp_path: Path) -> None:
     settings = read()
     assert settings.koo_home == tmp_path
     assert settings.database_url.get_secret_value() == f"sqlite:///{tmp_path}/data/koo.db"
     assert settings.koo_state_url.get_secret_value() == f"sqlite:///{tmp_path}/data/koo-state.db"
 
 
-def test_with_nothing_set_the_options_are_the_defaults_of_the_options(tmp_path: Path) -> None:
-    """One source of truth: a program without an environment gets the same as one with an empty one."""
+def test_with_nothing_set_the_options_have_their_own_defaults(tmp_path: Path) -> None:
+    """There is one source of defaults: a program that uses the options directly gets the same values."""
     options, default = read().platform_options(), PlatformOptions()
     names = ("database", "host", "port", "url", "health_check_interval_s", "health_check_timeout_s")
     for name in names:
@@ -180,8 +180,9 @@ def test_with_nothing_set_the_options_are_the_defaults_of_the_options(tmp_path: 
     assert claude == plain
 
 
-def test_each_limit_of_a_variable_is_accepted_by_the_option_that_it_becomes() -> None:
-    """Otherwise a value could pass here and be refused later, in words that the person who set it does not know."""
+def test_each_limit_of_a_variable_is_accepted_by_its_option() -> None:
+    """Otherwise a value could pass here and be refused later, with a message about an option that its author never
+    set."""
     tried = 0
     for row in read().explain():
         for bound in re.findall(r"(?:at least|at most|,) (\d+)|to (\d+)", row.allowed):
@@ -290,11 +291,11 @@ def test_each_variable_becomes_its_option(variable: str, text: str, place: str, 
     assert value == expected and type(value) is kind
 
 
-def test_no_variable_is_left_out_of_the_table_of_arrivals() -> None:
+def test_the_table_of_arrivals_contains_every_variable() -> None:
     assert {row[0] for row in ARRIVALS} == DEFAULTS.keys() | {"DATABASE_URL", "KOO_STATE_URL"}
 
 
-def test_an_argument_wins_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:
+def test_arguments_take_precedence_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("DATABASE_POOL_SIZE=1\nDATABASE_MAX_OVERFLOW=1\nKOO_PORT=1\n")
     environ = {"DATABASE_POOL_SIZE": "2", "DATABASE_MAX_OVERFLOW": "2"}
     settings = read(environ, database_pool_size=3)
@@ -306,7 +307,7 @@ def test_an_argument_wins_over_the_environment_and_the_environment_over_the_file
     assert sources["KOO_HOST"] == "default"
 
 
-def test_an_empty_variable_is_not_set_and_hides_the_one_of_the_file(tmp_path: Path) -> None:
+def test_an_empty_variable_counts_as_not_set_and_hides_the_files(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("OPENAI_API_KEY=from-the-file\nKOO_PORT=\n")
     assert read().openai_api_key == SecretStr("from-the-file")
     assert read({"OPENAI_API_KEY": " "}).openai_api_key is None
@@ -330,7 +331,7 @@ def test_home_is_the_nearest_folder_upwards_with_an_env_file(tmp_path: Path) -> 
     below.mkdir(parents=True)
     (tmp_path / ".env").write_text("KOO_PORT=1\n")
     (tmp_path / "a" / "b" / ".env").write_text("KOO_PORT=2\n")
-    (below / ".env").mkdir()  # a virtual environment of that name is no settings
+    (below / ".env").mkdir()  # a virtual environment named .env is not a settings file
     settings = Settings(environ={}, working_directory=below)
     assert settings.koo_home == tmp_path / "a" / "b" and settings.koo_port == 2
     assert settings.database_url.get_secret_value() == f"sqlite:///{tmp_path}/a/b/data/koo.db"
@@ -344,7 +345,7 @@ def test_home_can_be_given_and_may_be_relative_to_the_working_directory(tmp_path
         assert settings.koo_home == tmp_path / "there" and settings.koo_port == 2
 
 
-def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_home_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     assert refused({"KOO_HOME": "/no/such"}) == 'KOO_HOME is "/no/such"; expected an existing folder'
 
 
@@ -355,7 +356,9 @@ def test_an_env_file_cannot_move_the_home_that_it_was_found_by(tmp_path: Path) -
     assert read().koo_port == 1
 
 
-def test_a_working_directory_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_working_directory_is_a_configuration_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -363,7 +366,7 @@ def test_a_working_directory_that_is_gone_is_told(tmp_path: Path, monkeypatch: p
     assert "working directory no longer exists" in refused({})
 
 
-# ── values that cannot be right ───────────────────────────────────────────────────────────────────────────────────
+# ── invalid values ────────────────────────────────────────────────────────────────────────────────────────────────
 
 WRONG: list[tuple[str, str, str]] = [
     ("DATABASE_POOL_SIZE", "-1", 'is "-1"; expected a whole number, 1 to 10000'),
@@ -478,13 +481,13 @@ WRONG: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("variable", "text", "said"), WRONG, ids=lambda value: str(value)[:40])
-def test_a_value_that_cannot_be_right_is_refused_in_one_sentence(variable: str, text: str, said: str) -> None:
+def test_an_invalid_value_is_refused_in_one_sentence(variable: str, text: str, said: str) -> None:
     sentence = refused({variable: text})
     assert sentence.startswith(f"{variable} ") and said in sentence
     assert len(sentence) < 400
 
 
-def test_a_boolean_is_no_number() -> None:
+def test_a_boolean_is_not_a_number() -> None:
     assert refused({}, database_pool_size=True).startswith('DATABASE_POOL_SIZE is "True"; expected')
 
 
@@ -492,7 +495,7 @@ def test_a_boolean_is_no_number() -> None:
     ("name", "value"), [("openai_api_key", False), ("koo_host", 1), ("database_url", ["x"])]
 )
 def test_an_argument_of_another_type_is_refused(name: str, value: object) -> None:
-    """Otherwise `False` would be sent to a vendor as a key of five letters."""
+    """Otherwise `False` would be sent to a vendor as a five-letter key."""
     assert f"{name.upper()} is " in refused({}, **{name: value})
 
 
@@ -516,10 +519,10 @@ def test_a_refusal_says_which_file_set_the_value(tmp_path: Path) -> None:
     assert refused({}).endswith(f"localhost (set in {tmp_path}/.env)")
 
 
-def test_values_that_contradict_one_another_are_refused() -> None:
+def test_contradictory_values_are_refused() -> None:
     sentence = refused({"DB_RETRY_BASE_DELAY": "9", "DB_RETRY_MAX_DELAY": "3"})
     assert sentence == 'DB_RETRY_BASE_DELAY is "9"; expected at most 3, the value of DB_RETRY_MAX_DELAY'
-    read({"DB_RETRY_MAX_DELAY": "0.1"})  # what nobody set contradicts nothing
+    read({"DB_RETRY_MAX_DELAY": "0.1"})  # a default contradicts nothing
     whole = "the timeout of the whole query (AI_QUERY_TIMEOUT)"
     long = refused({"AI_QUERY_TIMEOUT": "10", "AI_ATTEMPT_TIMEOUT": "20"})
     assert long == f'AI_ATTEMPT_TIMEOUT is "20"; expected at most 10, {whole}'
@@ -559,7 +562,7 @@ def test_values_that_contradict_one_another_are_refused() -> None:
         ({"AI_SERVICES__CLAUDE__SLOW_CALL_SECONDS": "50"}, (120, 60, 50)),
     ],
 )
-def test_times_that_were_not_set_follow_from_the_querys(
+def test_times_that_are_not_set_are_derived_from_the_querys(
     environ: dict[str, str], expected: tuple[float, float, float]
 ) -> None:
     one = service(read(environ), "claude")
@@ -581,14 +584,14 @@ def test_the_address_of_a_server_that_listens_everywhere_is_loopback() -> None:
     assert read({"KOO_HOST": "0.0.0.0", "KOO_TOKEN": LONG}).koo_url == "http://127.0.0.1:8000"
 
 
-def test_an_argument_that_is_no_setting_is_refused() -> None:
+def test_an_unknown_argument_is_refused() -> None:
     assert (
         refused({}, database_pol_size=1)
         == "Settings has no attribute database_pol_size; did you mean database_pool_size?"
     )
 
 
-# ── names that nobody knows ───────────────────────────────────────────────────────────────────────────────────────
+# ── unknown names ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_misspelt_setting_of_a_service_is_refused_with_the_right_one() -> None:
@@ -632,14 +635,14 @@ def test_a_malformed_name_of_a_service_is_refused(variable: str, meant: str) -> 
         ("DB_SOMETHING_OF_OTHERS", None),
     ],
 )
-def test_a_misspelt_variable_is_told_and_goes_on(variable: str, meant: str | None) -> None:
+def test_a_misspelt_variable_is_logged_and_ignored(variable: str, meant: str | None) -> None:
     (unknown,) = read({variable: SECRET, "PATH": "/bin"}).unknown_variables
     assert (unknown.name, unknown.meant, unknown.source) == (variable, meant, "environment")
     assert variable in str(unknown) and (meant is None or f"did you mean {meant}?" in str(unknown))
     assert SECRET not in str(unknown) + repr(unknown)
 
 
-def test_in_the_file_a_near_miss_is_told_whatever_it_begins_with(tmp_path: Path) -> None:
+def test_in_the_file_a_near_miss_is_logged_whatever_its_prefix(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("DATABSE_URL=x\nANTROPIC_API_KEY=x\nFOREIGN_THING=x\n")
     told = {one.name: one.meant for one in read().unknown_variables}
     assert told == {"DATABSE_URL": "DATABASE_URL", "ANTROPIC_API_KEY": "ANTHROPIC_API_KEY"}
@@ -665,7 +668,7 @@ def test_the_built_in_services_come_first_and_in_order() -> None:
     assert all(one.model for one in services)
 
 
-def test_two_lines_declare_a_server_that_speaks_openais_format(tmp_path: Path) -> None:
+def test_two_lines_declare_an_openai_compatible_server(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         "AI_SERVICES__OLLAMA__BASE_URL=http://127.0.0.1:11434/v1/\nAI_SERVICES__OLLAMA__MODEL=llama3.2\n"
     )
@@ -684,7 +687,7 @@ def test_two_lines_declare_a_server_that_speaks_openais_format(tmp_path: Path) -
     assert ollama.limits == service(read(), "claude").limits
 
 
-def test_a_declared_server_with_a_key_has_a_price_to_be_known_and_a_budget() -> None:
+def test_a_declared_server_with_a_key_needs_a_price_and_has_a_budget() -> None:
     own = {"AI_SERVICES__VLLM__BASE_URL": "http://h/v1", "AI_SERVICES__VLLM__API_KEY": "k"}
     vllm = service(read(own), "vllm")
     assert (vllm.api_key, vllm.input_price, vllm.daily_budget_usd) == ("k", None, Decimal(10))
@@ -700,7 +703,7 @@ def test_a_declared_server_may_be_priced_as_a_model_of_the_table() -> None:
     assert not priced.free
 
 
-def test_a_declared_server_without_a_key_costs_what_it_is_said_to_cost() -> None:
+def test_a_declared_server_without_a_key_costs_its_declared_price() -> None:
     own = {"BASE_URL": "http://h", "INPUT_PRICE": "1", "OUTPUT_PRICE": "2"}
     priced = service(read({f"AI_SERVICES__X__{name}": value for name, value in own.items()}), "x")
     assert (priced.input_price, priced.output_price, priced.daily_budget_usd) == (
@@ -721,15 +724,15 @@ def test_a_declared_server_without_a_key_costs_what_it_is_said_to_cost() -> None
         ("gemini", "", "gemini"),
     ],
 )
-def test_the_kind_of_a_declared_service(kind: str, base_url: str, becomes: str) -> None:
+def test_a_declared_service_has_the_declared_kind(kind: str, base_url: str, becomes: str) -> None:
     own = {"KIND": kind, "BASE_URL": base_url, "API_KEY": "k"}
     made = service(read({f"AI_SERVICES__SECOND__{name}": value for name, value in own.items()}), "second")
     assert made.kind == becomes and made.declared
-    # A vendor's second account has the vendor's model; of a server of somebody's own nobody knows one.
+    # A vendor's second account uses the vendor's model; for a self-hosted server no model is known.
     assert bool(made.model) is (becomes != "openai_compatible")
 
 
-def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
+def test_every_setting_of_a_service_applies_to_that_service_alone() -> None:
     own = {
         "MODEL": "m", "BASE_URL": "http://h", "API_KEY": "k", "DAILY_BUDGET": "20", "INPUT_PRICE": "1",
         "OUTPUT_PRICE": "2", "PRICE_AS": "gpt-4o", "REQUESTS_PER_MINUTE": "3", "REQUESTS_PER_HOUR": "none",
@@ -764,7 +767,7 @@ def test_every_setting_of_a_service_arrives_at_that_service_alone() -> None:
     assert service(settings, "openai") == service(read(), "openai")
 
 
-def test_a_budget_is_explicit_when_somebody_set_it() -> None:
+def test_a_budget_is_explicit_if_it_was_set() -> None:
     assert not service(read(), "claude").budget_is_explicit
     assert service(read({"AI_DEFAULT_DAILY_BUDGET": "10.0"}), "claude").budget_is_explicit
     settings = read({"AI_SERVICES__CLAUDE__DAILY_BUDGET": "10"})
@@ -773,7 +776,7 @@ def test_a_budget_is_explicit_when_somebody_set_it() -> None:
     )
 
 
-def test_the_local_service_costs_nothing_and_has_a_budget_only_when_it_is_given_one() -> None:
+def test_the_local_service_is_free_and_has_a_budget_only_if_one_is_set() -> None:
     local = service(read({"AI_DEFAULT_DAILY_BUDGET": "1"}), "local")
     assert (local.input_price, local.output_price, local.daily_budget_usd) == (Decimal(0), Decimal(0), None)
     assert service(read({"AI_SERVICES__LOCAL__DAILY_BUDGET": "1"}), "local").daily_budget_usd == Decimal(1)
@@ -810,7 +813,7 @@ def test_services_can_be_given_as_arguments() -> None:
 
 
 @pytest.mark.parametrize("name", ["A/B", "A.B", "A B", "_A", "Ä", "X" * 65])
-def test_a_service_has_a_name_that_fits_into_a_path_and_a_variable(name: str) -> None:
+def test_a_service_name_must_fit_into_a_path_and_a_variable(name: str) -> None:
     variable = f"AI_SERVICES__{name}__BASE_URL"
     assert refused({variable: "http://h/v1"}).startswith(
         f"{variable.upper()} does not name a setting of a service; expected AI_SERVICES__<NAME>__<SETTING> "
@@ -819,7 +822,7 @@ def test_a_service_has_a_name_that_fits_into_a_path_and_a_variable(name: str) ->
 
 
 @pytest.mark.parametrize("name", ["database", "all"])
-def test_a_service_cannot_be_called_what_a_reset_calls_something_else(name: str) -> None:
+def test_a_service_cannot_have_a_name_that_is_reserved_for_resets(name: str) -> None:
     variable = f"AI_SERVICES__{name.upper()}__BASE_URL"
     assert refused({variable: "http://h/v1"}) == (
         f'{variable} names a service "{name}", which is a reserved name; choose another one'
@@ -855,7 +858,7 @@ SECRETS = {
 }
 
 
-def test_nothing_that_shows_settings_shows_a_secret() -> None:
+def test_no_way_to_show_settings_shows_a_secret() -> None:
     settings = read(SECRETS)
     console = Console(record=True, width=4000)
     with console.capture():
@@ -913,7 +916,7 @@ def test_every_secret_of_the_declarations_is_in_the_table_above() -> None:
         ("KOO_ALERT_EMAIL", f"smtp://u:{SECRET}@h"),
     ],
 )
-def test_a_refusal_holds_no_secret_not_even_in_its_traceback(variable: str, text: str) -> None:
+def test_a_refusal_contains_no_secret_even_in_its_traceback(variable: str, text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read({variable: text})
     error = caught.value
@@ -930,7 +933,7 @@ def test_a_broken_line_of_the_file_is_named_and_not_repeated(tmp_path: Path) -> 
 # ── explanations, documents, house ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_in_force_can_be_explained() -> None:
+def test_the_values_in_force_can_be_explained() -> None:
     rows = {
         row.variable: row
         for row in read({"AI_SERVICES__CLAUDE__DAILY_BUDGET": "none", "KOO_PORT": "1"}).explain()
@@ -946,7 +949,7 @@ def test_what_is_in_force_can_be_explained() -> None:
     assert all(row.meaning and row.allowed for row in rows.values())
 
 
-def test_every_setting_of_a_budget_arrives() -> None:
+def test_every_setting_of_a_budget_is_applied() -> None:
     own = {
         "LIMIT": "12.50",
         "PERIOD": "Month",
@@ -999,12 +1002,12 @@ def test_budgets_can_be_given_as_arguments() -> None:
         ("ON_EXHAUSTED", "sk-s3cret9f8e7d", 'ON_EXHAUSTED is "…"; expected one of refuse'),
     ],
 )  # fmt: skip
-def test_a_setting_of_a_budget_that_cannot_be_right(name: str, value: str, sentence: str) -> None:
+def test_an_invalid_setting_of_a_budget_is_refused(name: str, value: str, sentence: str) -> None:
     said = refused({"AI_BUDGETS__TEAM__LIMIT": "1"} | {f"AI_BUDGETS__TEAM__{name}": value})
     assert said.startswith("AI_BUDGETS__TEAM__") and sentence in said
 
 
-def test_settings_of_a_budget_that_cannot_be_right_together() -> None:
+def test_contradictory_settings_of_a_budget_are_refused() -> None:
     assert refused({"AI_BUDGETS__TEAM__TAG": "night"}) == (
         "AI_BUDGETS__TEAM__TAG belongs to a budget without a limit; set AI_BUDGETS__TEAM__LIMIT too"
     )
@@ -1018,17 +1021,17 @@ def test_settings_of_a_budget_that_cannot_be_right_together() -> None:
     assert settings.platform_options().budgets[0].on_exhausted == "lab"
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         read().koo_port = 1
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
-def test_the_generated_file_is_as_new_as_the_settings(path: Path) -> None:
+def test_the_generated_file_is_up_to_date(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == pages()[path], "run: python -m docs.generate_configuration"
 
 
-def test_each_variable_has_words_and_a_place_in_the_documents() -> None:
+def test_each_variable_is_described_in_the_documents() -> None:
     rows = [row for _, section in variables_by_section() for row in section]
     assert {row.name.upper() for row in rows} == DEFAULTS.keys() | PATHS
     assert [row.name for row in rows if not (row.meaning and row.why and row.allowed)] == []
@@ -1042,7 +1045,7 @@ def test_each_variable_has_words_and_a_place_in_the_documents() -> None:
 
 
 def test_the_example_uncommented_sets_the_defaults(tmp_path: Path) -> None:
-    """Who copies `.env.example` and takes all comment signs away changes nothing."""
+    """Copying `.env.example` and removing all comment signs changes nothing."""
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     lines = re.findall(r"^#((?:[A-Z]+_)+[A-Z0-9]+=.*)$", example.split("one by one")[0], re.MULTILINE)
     assert len(lines) == len(DEFAULTS) + 3
@@ -1079,7 +1082,7 @@ def test_the_services_of_the_example_can_be_uncommented_too(tmp_path: Path) -> N
         ({"KOO_TRUSTED_PROXIES": "nginx"}, "KOO_TRUSTED_PROXIES"),
     ],
 )
-def test_tokens_that_protect_less_than_they_seem_to_stop_the_start(
+def test_tokens_that_protect_less_than_they_seem_stop_the_start(
     environ: dict[str, str], variable: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigurationError) as refused:
@@ -1097,5 +1100,5 @@ def test_tokens_that_protect_less_than_they_seem_to_stop_the_start(
         {"KOO_TRUSTED_PROXIES": "127.0.0.1, ::1,10.0.0.0/8"},
     ],
 )
-def test_tokens_that_may_stand_beside_one_another(environ: dict[str, str], tmp_path: Path) -> None:
+def test_valid_combinations_of_tokens_are_accepted(environ: dict[str, str], tmp_path: Path) -> None:
     Settings(environ=environ, working_directory=tmp_path).platform_options()

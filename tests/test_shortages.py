@@ -1,4 +1,4 @@
-"""Descriptors, memory and threads that this process lacks are ours: in words, neutral, an alert, and soon forgotten."""
+"""Shortages of descriptors, memory and threads are our own: described, neutral, an alert, and soon over."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
     ],
     ids=repr,
 )
-def test_what_is_missing_is_said_in_a_sentence(error: Exception, sentence: str | None) -> None:
+def test_a_shortage_is_described_in_one_sentence(error: Exception, sentence: str | None) -> None:
     before = SHORTAGES.count
     assert shortage_in(error) == sentence
     assert SHORTAGES.count == before + (sentence is not None)
 
 
-def test_whether_a_descriptor_is_to_be_had_is_tried() -> None:
+def test_a_descriptor_shortage_is_found_by_opening_one() -> None:
     assert no_descriptor() is None
     with no_descriptors():
         missing = no_descriptor()
@@ -106,7 +106,9 @@ async def platform(home: Path, base_url: str = "http://127.0.0.1:1/v1") -> Async
         yield koo
 
 
-def test_a_call_without_a_descriptor_moves_no_breaker_and_the_next_one_passes(tmp_path: Path) -> None:
+def test_a_call_without_a_descriptor_does_not_count_for_the_breaker_and_the_next_one_succeeds(
+    tmp_path: Path,
+) -> None:
     async def main() -> None:
         with FakeCompatible(key=None, models=("m",)) as server:
             async with platform(tmp_path, server.base_url) as koo:
@@ -114,19 +116,19 @@ def test_a_call_without_a_descriptor_moves_no_breaker_and_the_next_one_passes(tm
                 with no_descriptors(), pytest.raises(ServiceRefused, match=re.escape(NO_DESCRIPTOR)):
                     await koo.query(
                         Query(service="lab", prompt="hi", max_tokens=5)
-                    )  # not even the price table
+                    )  # not even for the price table
                 await koo.query(Query(service="lab", prompt="hi", max_tokens=5))
                 used = descriptors_used()
-                await koo.parts.http.close()  # and with it the kept connection
-                # Its other end is the fake's, in this process too: closed later, it would be one to be had.
+                await koo.parts.http.close()  # this also closes the kept connection
+                # The other end belongs to the fake server in this process: closed later, it would free a descriptor.
                 await until(lambda: descriptors_used() <= used - 2)
                 with no_descriptors():
-                    for _ in range(7):  # more than open a breaker
+                    for _ in range(7):  # more than enough to open a breaker
                         with pytest.raises(ServiceRefused) as caught:
                             await koo.query(Query(service="lab", prompt="hi", max_tokens=5))
                         error = caught.value
                         assert (error.kind, error.reason) == (Kind.OUT_OF_RESOURCES, NO_DESCRIPTOR)
-                    # A check that could not ask has seen nothing of the service either.
+                    # A check that could not send its request says nothing about the service either.
                     await koo.check_services("lab")
                 health = koo.service_health("lab")["health"]
                 assert health["circuit_breaker_state"] == "closed" and health["consecutive_failures"] == 0
@@ -137,7 +139,7 @@ def test_a_call_without_a_descriptor_moves_no_breaker_and_the_next_one_passes(tm
     asyncio.run(main())
 
 
-def test_an_own_operation_that_lacks_something_is_no_failure_of_its_service(tmp_path: Path) -> None:
+def test_a_shortage_in_an_own_operation_is_not_a_failure_of_its_service(tmp_path: Path) -> None:
     async def main() -> None:
         async with platform(tmp_path) as koo:
             koo.register_service("reports")
@@ -153,7 +155,7 @@ def test_an_own_operation_that_lacks_something_is_no_failure_of_its_service(tmp_
     asyncio.run(main())
 
 
-def test_an_sdks_word_for_a_connection_that_lacked_a_descriptor_becomes_koos() -> None:
+def test_an_sdks_connection_error_for_lack_of_a_descriptor_becomes_koos_shortage() -> None:
     connect = raised_from(httpx2.ConnectError("[Errno 24] Too many open files"), EMFILE)
     error = raised_from(
         openai.APIConnectionError(request=httpx2.Request("POST", "http://a.example")), connect
@@ -163,7 +165,7 @@ def test_an_sdks_word_for_a_connection_that_lacked_a_descriptor_becomes_koos() -
     assert isinstance(fault.error, ServiceRefused) and fault.error.reason == NO_DESCRIPTOR
 
 
-def test_an_operation_without_a_thread_fails_in_words_and_the_next_one_runs(tmp_path: Path) -> None:
+def test_an_operation_without_a_thread_fails_with_a_clear_text_and_the_next_one_runs(tmp_path: Path) -> None:
     async def main() -> None:
         async with platform(tmp_path) as koo:
             koo.register_service("reports", in_thread=True)
@@ -197,10 +199,10 @@ def test_a_long_prompt_whose_cost_no_thread_can_measure_fails_and_the_next_one_p
     asyncio.run(main())
 
 
-# ── the state store, and what else has threads ────────────────────────────────────────────────────────────────────────
+# ── the state store, and other users of threads ───────────────────────────────────────────────────────────────────────
 
 
-def test_a_state_store_without_a_descriptor_or_a_thread_says_so_and_is_found_again(tmp_path: Path) -> None:
+def test_a_state_store_without_a_descriptor_or_thread_reports_it_and_recovers(tmp_path: Path) -> None:
     async def main() -> None:
         store = SqlStore(f"sqlite:///{tmp_path}/s.db")
 
@@ -234,7 +236,7 @@ def test_the_bridge_without_one_of_its_threads_works_with_the_next_call(missing:
     assert sum(one.name == "koo loop" for one in set(threading.enumerate()) - before) <= 2
 
 
-def test_the_bridge_without_a_descriptor_for_its_loop_does_not_wait_for_ever() -> None:
+def test_the_bridge_without_a_descriptor_for_its_loop_does_not_wait_forever() -> None:
     async def work() -> int:
         return 7
 
@@ -250,7 +252,7 @@ def test_the_bridge_without_a_descriptor_for_its_loop_does_not_wait_for_ever() -
     assert bridge.call(work(), Until(None)) == 7
 
 
-def test_a_look_at_the_disks_without_a_thread_is_made_a_second_later(tmp_path: Path) -> None:
+def test_a_disk_reading_without_a_thread_is_made_a_second_later(tmp_path: Path) -> None:
     watch = HostWatch({"home": tmp_path})
     with no_threads("koo host"):
         watch.step(0.0)
@@ -270,7 +272,7 @@ def test_log_lines_wait_for_a_thread() -> None:
     assert b"".join(written) == b"one\ntwo\n"
 
 
-def test_a_mail_without_a_thread_is_kept_for_later() -> None:
+def test_a_mail_without_a_thread_is_sent_later() -> None:
     async def main() -> None:
         channel = Mail(
             "smtp://127.0.0.1:1", ("a@example.com",), "b@example.com", NetworkOptions(), lambda: 0.0

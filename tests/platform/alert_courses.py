@@ -1,7 +1,7 @@
-"""What brings each kind of alert about, and what ends it: real calls, servers, files, processes and limits.
+"""Scenarios that start and end each kind of alert, with real calls, servers, files, processes and limits.
 
-Two things stand in for what a test cannot have. The disk is the machine's own, and the threshold is moved above its
-room. A loop that stands still is one whose clock is moved between two beats.
+Two things are simulated. The disk is the machine's own, and the threshold is raised above its free space. A blocked
+loop is one whose clock is moved between two beats.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LONG = {"scope_timeout_s": HOUR_S}
 
 
 def later(seconds: float) -> Step:
-    """Nothing but time ends it."""
+    """Only time ends it."""
 
     async def end(stage: Stage) -> None:
         await stage.jump(seconds)
@@ -129,7 +129,7 @@ async def fail_now_and_then(stage: Stage) -> None:
 
 
 async def crowd(stage: Stage) -> None:
-    """One call hangs where one may run, and others are turned away."""
+    """One call hangs in the only place, and others are refused."""
     stage.kept.append(asyncio.create_task(stage.ask(hang())))
     await until(lambda: stage.server.requests)
     await stage.ask()
@@ -150,7 +150,7 @@ def asks(count: int) -> Step:
 
 
 async def ask_on_at_the_limit(stage: Stage) -> None:
-    """A minute's limit is an alert when it is reached for a minute on end."""
+    """A limit per minute raises an alert if it is reached for a whole minute."""
     for _ in range(16):
         for _ in range(10):
             await stage.ask(answer())
@@ -158,11 +158,11 @@ async def ask_on_at_the_limit(stage: Stage) -> None:
 
 
 async def ask_on_near_the_limit(stage: Stage) -> None:
-    """Eight or nine of ten requests are used for a minute on end, and never ten."""
+    """Use eight or nine of ten requests for a whole minute, never ten."""
     asked_at = 0.0
     while not any(one["phase"] == "firing" for one in stage.platform.active_alerts()):
         now, limits = stage.clock.monotonic(), stage.platform.service_health("claude")["rate_limits"]
-        # Apart, so that they leave the window one by one, and the next takes the place of the one that left.
+        # Spread out, so that they leave the window one by one, and the next call takes the free unit.
         if limits["requests_per_minute"]["used"] < 9 and now - asked_at >= 6.5:
             asked_at = now
             await stage.ask(answer())
@@ -178,7 +178,7 @@ async def ask_for_more_tokens_than_are_left(stage: Stage) -> None:
 
 
 async def use_most_tokens(stage: Stage) -> None:
-    for _ in range(26):  # a minute to use them, and a minute until it is an alert
+    for _ in range(26):  # a minute to use them, and a minute until the alert fires
         for _ in range(4):
             await stage.ask(answer(input_tokens=10, output_tokens=390), max_tokens=390)
         await stage.passes(5.0)
@@ -188,7 +188,7 @@ async def use_most_tokens(stage: Stage) -> None:
 
 
 def bill(usd: str) -> Step:
-    """A call whose bill comes to so much."""
+    """A call with this bill."""
 
     async def begin(stage: Stage) -> None:
         tokens = int(Decimal(usd) * TOKENS_PER_USD)
@@ -198,7 +198,7 @@ def bill(usd: str) -> Step:
 
 
 async def spend_it_all(stage: Stage) -> None:
-    """The bill is above what the call was held at, and is booked whole."""
+    """The bill is above the call's hold, and is booked in full."""
     await stage.ask(answer(output_tokens=TOKENS_PER_USD))
 
 
@@ -207,7 +207,7 @@ async def ask_for_more_than_is_left(stage: Stage) -> None:
 
 
 async def spend_a_third(stage: Stage) -> None:
-    """Early in the day, so that the rest does not last until its end."""
+    """Early in the day, so that the rest of the budget is forecast not to last."""
     await stage.passes(60.0)
     await bill("0.35")(stage)
     await stage.passes(700.0)
@@ -218,7 +218,7 @@ async def bill_more_than_was_held(stage: Stage) -> None:
 
 
 async def lose_a_process(stage: Stage) -> None:
-    """Another process on the same store is killed while it waits for an answer that it holds money for."""
+    """Kill another process on the same store while it waits for an answer and holds money for it."""
     stage.server.script(hang())
     other = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.platform.asker", str(stage.home), stage.server.base_url, cwd=ROOT
@@ -258,7 +258,7 @@ async def spending_is_told(stage: Stage) -> None:
 
 
 async def be_forgotten(stage: Stage) -> None:
-    """The store is replaced by a copy of itself that was made before the last call."""
+    """Replace the store with a copy from before the last call."""
     await stage.ask(answer())
     await spending_is_told(stage)
     state, older = stage.home / "state.db", stage.home / "older.db"
@@ -271,13 +271,13 @@ async def be_forgotten(stage: Stage) -> None:
         (stage.home / rest).unlink(missing_ok=True)
     asked = asyncio.create_task(
         stage.ask(answer())
-    )  # It waits until all processes may have told what they know.
+    )  # It waits until every process may have reported its bookings.
     await stage.until(asked.done)
     await asked
 
 
 async def be_written_off(stage: Stage) -> None:
-    """This process is taken for dead, and its money is freed."""
+    """This process is written off as if it had ended, and its money is freed."""
     await stage.ask(answer())
     await spending_is_told(stage)
     with closing(sqlite3.connect(stage.home / "state.db")) as state:
@@ -308,7 +308,7 @@ async def statement(stage: Stage, sql: str = "SELECT 1") -> None:
 
 
 async def fail_now_and_then_in_the_database(stage: Stage) -> None:
-    """Its probe is answered, and connections of others are cut."""
+    """Its probe succeeds, but other connections are cut."""
     await statement(stage)
     for _ in range(3):
         with suppress(DatabaseError, DBAPIError):
@@ -347,7 +347,7 @@ async def take_writes_again(stage: Stage) -> None:
 
 
 async def be_read_by_another_program(stage: Stage) -> None:
-    """A file without WAL, which another program reads to its middle: the switch to WAL has to wait."""
+    """A file without WAL, which another program is reading, so that the switch to WAL must wait."""
     other = sqlite3.connect(stage.home / "user.db")
     other.execute("CREATE TABLE notes (n INTEGER PRIMARY KEY)")
     other.executemany("INSERT INTO notes (n) VALUES (?)", [(n,) for n in range(1000)])
@@ -425,7 +425,7 @@ async def resume(stage: Stage) -> None:
 
 
 def disk_needs(**bytes_: float) -> Step:
-    """The real disk is looked at; what is little of it is said here."""
+    """The real disk is read; only the threshold for too little space is set here."""
 
     async def begin(stage: Stage) -> None:
         for name, value in bytes_.items():
@@ -439,7 +439,7 @@ ENOUGH = {"FULL_BYTES": 0.0, "NEARLY_FULL_BYTES": 0.0}
 
 
 def descriptors(share: float) -> Step:
-    """So many of a thousand are opened."""
+    """Simulate this many open descriptors of a thousand."""
 
     async def begin(stage: Stage) -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -460,14 +460,14 @@ async def close_descriptors(stage: Stage) -> None:
 
 
 async def ask_without_a_descriptor(stage: Stage) -> None:
-    """A new connection to the provider needs one, and none is left."""
+    """Make a call that needs a new connection while no descriptor is left."""
     await stage.ask(answer("yes"))
     enough = count_descriptors()
     assert enough is not None
     await stage.platform.parts.http.close()
-    # Its other end is the fake's, in this process too: closed later, it would be one to be had.
+    # The other end belongs to the fake server in this process: closed later, it would free a descriptor.
     await until(lambda: (now := count_descriptors()) is not None and now.used <= enough.used - 2)
-    # A look at this very moment would find all of them open, which is another alert.
+    # A reading at this moment would find all descriptors open, which is another alert.
     stage.monkeypatch.setattr(host, "count_descriptors", lambda: enough)
     with no_descriptors():
         await stage.ask()
@@ -481,11 +481,11 @@ async def fail_to_notify(stage: Stage) -> None:
 
 
 async def nothing_more(_: Stage) -> None:
-    """It has ended already: the receiver is back."""
+    """It has already ended: the receiver is back."""
 
 
 async def stand_still(stage: Stage) -> None:
-    """Between two beats of koo's the loop did not turn for forty seconds."""
+    """Simulate a loop that did not turn for forty seconds between two beats."""
     await stage.beat()
     stage.clock.advance(40.0)
     await stage.beat()

@@ -29,11 +29,11 @@ from tests.platform.test_platform import QUESTION, options
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BEGINS_AT = 1_795_932_000.0
-"""Wall time of each test, 06:00 UTC: the day has a pace already, and most of it is still ahead."""
+"""Wall time of each test, 06:00 UTC: spending already has a pace, and most of the day is ahead."""
 PATIENCE_S = 90.0
 STEP_S = 5.0
 PATIENT: Mapping[str, Any] = {"probe_timeout_s": 3600.0}
-"""What is skipped while a probe is under way must not be its time."""
+"""A clock step during a probe must not exceed the probe's timeout."""
 
 
 Step = Callable[["Stage"], Awaitable[None]]
@@ -41,10 +41,10 @@ Step = Callable[["Stage"], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Course:
-    """What brings an alert about and what ends it, and how the platform is set up for it.
+    """How an alert starts and ends, and the platform's set-up for it.
 
     `behind_proxy`: whether the user's database or the state store is on a PostgreSQL behind a proxy.
-    `begins_at`: wall time, None the real one, which other processes have.
+    `begins_at`: the wall time; None: the real time, which other processes share.
     """
 
     begin: Step
@@ -57,7 +57,7 @@ class Course:
 
 @dataclass
 class Receivers:
-    """A webhook receiver and a mail server, in a thread of their own: skipped time does not touch them."""
+    """A webhook receiver and a mail server in their own thread, unaffected by the moved clock."""
 
     hook: Hook
     mails: MailServer
@@ -81,7 +81,7 @@ class Receivers:
 
 @dataclass
 class Stage:
-    """What a course of events acts on. `kept`: what its beginning leaves to its end."""
+    """The objects that a scenario acts on. `kept`: state passed from its start to its end."""
 
     platform: Platform
     server: FakeAnthropic
@@ -95,45 +95,45 @@ class Stage:
     _hooks_before: int = 0
     _mails_before: int = 0
 
-    # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── actions ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def ask(self, *script: object, **changes: Any) -> None:
-        """One question, which the provider answers as scripted."""
+        """Send one query, which the provider answers as scripted."""
         self.server.script(*script)  # type: ignore[arg-type]
         with suppress(ExternalServiceError):
             await self.platform.query(replace(QUESTION, on_limit="refuse", **changes))
 
     async def passes(self, seconds: float, step_s: float = STEP_S) -> None:
-        """Let time pass, with koo's beats in it."""
+        """Advance the clock, including koo's beats."""
         while seconds > 0:
             self.clock.advance(min(step_s, seconds))
             seconds -= step_s
             await self.beat()
 
     async def jump(self, seconds: float) -> None:
-        """Let hours pass at once; koo's beat is not late, because they were never there."""
+        """Skip hours in one step, without making koo's beat late."""
         self.platform.parts.own_watch.beats.stop()
         self.clock.advance(seconds)
         await self.beat()
 
     async def beat(self) -> None:
-        """Wait until one more of koo's beats is done."""
+        """Wait for one more of koo's beats."""
         done = self.beats
         await self.until(lambda: self.beats > done)
 
     async def until(self, is_so: Callable[[], object]) -> None:
-        """Let seconds pass until it is so."""
+        """Advance the clock until the condition is true."""
         ends_at = time.monotonic() + PATIENCE_S
         while not is_so():
-            assert time.monotonic() < ends_at, "it never came to that"
+            assert time.monotonic() < ends_at, "the condition never became true"
             self.clock.advance(0.25)
             await asyncio.sleep(0.002)
 
-    # ── what people hear ──────────────────────────────────────────────────────────────────────────────────────
+    # ── what people get ───────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def told(self) -> list[dict[str, Any]]:
-        """What the webhook receiver has heard in this test."""
+        """The messages that the webhook receiver got in this test."""
         taken = self.receivers.hook.taken[self._hooks_before :]
         return [one for request in taken for one in request.json["alerts"]]
 
@@ -143,7 +143,7 @@ class Stage:
         return list(self.receivers.mails.mails[self._mails_before :])
 
     async def heard(self, what: str, kind: str) -> dict[str, Any]:
-        """Let time pass until webhook and mailbox have heard that of an alert of this kind; returns the webhook's."""
+        """Advance the clock until webhook and mailbox have that notice of this alert kind; returns the webhook's."""
         ends_at = time.monotonic() + PATIENCE_S
         while True:
             told = [one for one in self.told if (one["what"], one["kind"]) == (what, kind)]
@@ -153,7 +153,7 @@ class Stage:
             await self.passes(STEP_S)
 
     async def heard_by_mail(self, kind: str) -> None:
-        """Let time pass until the mailbox has heard of an alert of this kind."""
+        """Advance the clock until the mailbox has a notice of this alert kind."""
         while not any(kind in letter.get_content() for letter in self.letters):
             await self.passes(1.0)
 
@@ -170,7 +170,7 @@ async def stage(
     monkeypatch: pytest.MonkeyPatch,
     postgres: Callable[[], PostgresServer],
 ) -> AsyncIterator[Stage]:
-    """A platform that is open, set up for a course of events."""
+    """An open platform, set up for a scenario."""
     (home / "state.db").write_bytes(receivers.empty)
     clock = SkippingClock(course.begins_at)
     with ExitStack() as ends:

@@ -1,6 +1,6 @@
-"""A process that finds an alert and tells of it, for tests that kill it: `python -m tests.platform.teller HOME HOOK`.
+"""A process that raises an alert and sends it, for tests that kill it: `python -m tests.platform.teller HOME HOOK`.
 
-It says "open" when it is open. With a third argument, an operator forces the circuit of `claude` open.
+It prints "open" when it is open. With a third argument, an operator forces the circuit of `claude` open.
 """
 
 from __future__ import annotations

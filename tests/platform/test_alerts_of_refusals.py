@@ -1,4 +1,4 @@
-"""On a whole platform: what refuses calls is an alert by the next second, with its end, and the verdict follows."""
+"""On a whole platform: anything that refuses calls raises an alert within a second, and so does its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.web.serving import claude, platform
 
 
 async def listed(koo: Platform) -> dict[str, Alert]:
-    """The alerts after one more second of koo's own, by kind and component."""
+    """The alerts after one more of koo's beats, by kind and component."""
     await KeepTime(koo.parts).step()
     return {f"{one['kind']} {one['component']}": one for one in koo.active_alerts() if one["active"]}
 
@@ -33,8 +33,8 @@ def query(max_tokens: int) -> Query:
     return Query(service="claude", prompt="Hi", max_tokens=max_tokens)
 
 
-def test_a_rest_that_is_too_small_is_seen_from_the_call_that_it_refused(tmp_path: Path) -> None:
-    """Below four fifths, where no share of the budget says anything."""
+def test_a_remaining_budget_that_is_too_small_is_an_alert_once_it_refuses_a_call(tmp_path: Path) -> None:
+    """Less than four fifths of the budget are used, so no alert about its share is raised."""
 
     async def main() -> None:
         async with (
@@ -65,7 +65,7 @@ def test_a_rest_that_is_too_small_is_seen_from_the_call_that_it_refused(tmp_path
     asyncio.run(main())
 
 
-def test_a_budget_of_an_operator_that_is_too_small_is_one_alert_of_the_budget(tmp_path: Path) -> None:
+def test_an_operators_budget_that_is_too_small_is_one_alert_of_that_budget(tmp_path: Path) -> None:
     async def main() -> None:
         budgets = (BudgetOptions(name="team", limit_usd=Decimal("0.01"), period="month"),)
         async with FakeAnthropic() as fake, platform(tmp_path, claude(fake), budgets=budgets) as koo:
@@ -78,7 +78,7 @@ def test_a_budget_of_an_operator_that_is_too_small_is_one_alert_of_the_budget(tm
     asyncio.run(main())
 
 
-def test_a_scope_that_keeps_its_connection_is_named_with_what_it_ran(tmp_path: Path) -> None:
+def test_the_alert_of_a_scope_that_keeps_its_connection_names_its_statement(tmp_path: Path) -> None:
     async def main() -> None:
         database = DatabaseOptions(url=f"sqlite:///{tmp_path / 'user.db'}", held_warning_s=1e-6)
         async with platform(tmp_path, database=database) as koo:
@@ -96,7 +96,9 @@ def full_disk(_: object) -> Host:
     return Host((Disk("home", 2**20, 100 * 2**30),), Descriptors(990, 1000))
 
 
-def test_a_full_disk_and_used_up_descriptors_are_critical_and_the_verdict_says_so(tmp_path: Path) -> None:
+def test_a_full_disk_and_exhausted_descriptors_are_critical_alerts_and_in_the_overall_health(
+    tmp_path: Path,
+) -> None:
     async def main() -> None:
         async with platform(tmp_path) as koo:
             assert (await koo.system_health())["severity"] is None
@@ -112,8 +114,8 @@ def test_a_full_disk_and_used_up_descriptors_are_critical_and_the_verdict_says_s
     asyncio.run(main())
 
 
-def test_a_state_store_that_fails_has_the_disks_looked_at_at_once(tmp_path: Path) -> None:
-    """Half a minute later the disk may have room again, and nothing would have said why bookings failed."""
+def test_a_failing_state_store_has_the_disks_checked_immediately(tmp_path: Path) -> None:
+    """Half a minute later the disk may have space again, and the cause of the failed bookings would be unknown."""
     looks: list[float] = []
 
     def look(_: object) -> Host:
@@ -132,15 +134,15 @@ def test_a_state_store_that_fails_has_the_disks_looked_at_at_once(tmp_path: Path
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Until a tick of the platform's own, or a thread, has done it."""
+    """Wait until a tick of the platform, or a thread, has done it."""
     while not is_so():  # noqa: ASYNC110 - it happens elsewhere
         await asyncio.sleep(0.02)
 
 
-def test_that_alerts_stand_still_is_said_although_nothing_finds_it(
+def test_a_missing_beat_is_reported_although_no_alert_can_detect_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An alert begins with koo's beat; that the beat does not come is put before all others."""
+    """Alerts start with koo's beat, so a missing beat is listed before all alerts."""
 
     async def main() -> None:
         async with platform(tmp_path) as koo:

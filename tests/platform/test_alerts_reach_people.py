@@ -1,4 +1,4 @@
-"""From what happens to the person: real events, followed to a real webhook receiver and a real mail server."""
+"""From the event to the person: real events, followed to a real webhook receiver and a real mail server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(autouse=True)
 def _fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens each second happens fifty times a second."""
+    """Run the work of each second fifty times a second."""
     monkeypatch.setattr("koo.upkeep.TICK_S", 0.02)
     monkeypatch.setattr("koo.storage.notices.MESSAGES_PER_MINUTE", 1000)
     for kind, row in KINDS.items():
@@ -50,7 +50,7 @@ def _fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class World:
-    """A platform with one service, whose alerts go to a webhook and by mail."""
+    """A platform with one service, whose alerts are sent by webhook and mail."""
 
     platform: Platform
     server: FakeAnthropic
@@ -59,13 +59,13 @@ class World:
     home: Path
 
     async def ask(self, *script: object, **changes: Any) -> None:
-        """One question, which the provider answers as scripted."""
+        """Send one query, which the provider answers as scripted."""
         self.server.script(*script)  # type: ignore[arg-type]
         with suppress(ExternalServiceError):
             await self.platform.query(replace(QUESTION, on_limit="refuse", **changes))
 
     async def heard(self, what: str, kind: str) -> dict[str, Any]:
-        """Wait until webhook and mailbox have heard that of an alert of this kind; returns the webhook's."""
+        """Wait until webhook and mailbox have that notice of this alert kind; returns the webhook's."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 told = [
@@ -88,7 +88,7 @@ def _is(what: str, letter: Any) -> bool:
 @asynccontextmanager
 async def world(home: Path, *, database: DatabaseOptions | None = None) -> AsyncIterator[World]:
     async with FakeAnthropic(strict=False) as server, Hook() as hook, MailServer() as mails:
-        # Longer than a test may take: on a slow machine one that is open for a moment is never seen open.
+        # Longer than a test may take: on a slow machine a shorter opening might be over before it is seen.
         breaker = BreakerOptions(failure_threshold=3, recovery_s=3600.0)
         alerts = AlertOptions(
             webhook=hook.url,
@@ -144,13 +144,11 @@ COURSES: dict[str, tuple[Step, Step]] = {
     "circuit_open": (fail_another_model, reset),
     "database_paused": (pause, resume),
 }
-"""What brings an alert about, and what ends it."""
+"""How an alert starts, and how it ends."""
 
 
 @pytest.mark.parametrize("kind", COURSES)
-def test_an_alert_is_followed_from_its_cause_to_the_receivers_and_to_its_end(
-    kind: str, tmp_path: Path
-) -> None:
+def test_an_alert_reaches_the_receivers_and_so_does_its_end(kind: str, tmp_path: Path) -> None:
     begin, end = COURSES[kind]
 
     async def main() -> None:
@@ -169,9 +167,7 @@ def test_an_alert_is_followed_from_its_cause_to_the_receivers_and_to_its_end(
     asyncio.run(main())
 
 
-def test_a_database_that_is_away_is_told_and_that_it_is_back(
-    tmp_path: Path, postgres16: PostgresServer
-) -> None:
+def test_a_database_outage_and_its_end_are_notified(tmp_path: Path, postgres16: PostgresServer) -> None:
     async def main() -> None:
         address = urlsplit(postgres16.url("psycopg", postgres16.create_database()))
         async with FaultProxy(str(address.hostname), address.port or 5432) as proxy:
@@ -191,7 +187,7 @@ def test_a_database_that_is_away_is_told_and_that_it_is_back(
     asyncio.run(main())
 
 
-def test_a_refused_key_is_told_with_its_reason_and_what_to_do(tmp_path: Path) -> None:
+def test_a_refused_key_is_notified_with_its_reason_and_what_to_do(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path) as w:
             await refuse_the_key(w)
@@ -209,7 +205,7 @@ def test_a_refused_key_is_told_with_its_reason_and_what_to_do(tmp_path: Path) ->
     asyncio.run(main())
 
 
-def test_what_a_provider_wrote_into_its_error_is_plain_text_to_the_end(tmp_path: Path) -> None:
+def test_a_providers_error_text_is_sent_as_plain_text(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path) as w:
             evil = "\r\nBcc: all@example.com \x1b[2J\u202e <!channel> <script>alert(1)</script>"
@@ -223,7 +219,7 @@ def test_what_a_provider_wrote_into_its_error_is_plain_text_to_the_end(tmp_path:
     asyncio.run(main())
 
 
-def test_that_one_channel_fails_is_told_by_another_one(
+def test_a_failing_channel_is_reported_through_another_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("koo.alerts.own_rules.FAILING_S", 1e-9)
@@ -239,7 +235,7 @@ def test_that_one_channel_fails_is_told_by_another_one(
     asyncio.run(main())
 
 
-def test_what_waits_when_koo_stops_is_sent_by_the_next_start(tmp_path: Path) -> None:
+def test_notices_waiting_when_koo_stops_are_sent_after_the_next_start(tmp_path: Path) -> None:
     async def main() -> None:
         async with Hook() as hook:
             url = hook.url
@@ -249,7 +245,7 @@ def test_what_waits_when_koo_stops_is_sent_by_the_next_start(tmp_path: Path) -> 
                 koo.override_service("claude", Override.FORCED_OPEN)
                 await until(lambda: koo.parts.outbox.statuses()[0]["state"] == "failing", PATIENCE_S)
             with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as state:
-                # As if its pause were over.
+                # Simulate the end of its pause.
                 state.execute("UPDATE koo_channels SET next_ms = 0")
                 state.execute("UPDATE koo_deliveries SET next_ms = 0")
         async with Hook() as hook:
@@ -269,10 +265,10 @@ def test_what_waits_when_koo_stops_is_sent_by_the_next_start(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_in_the_middle_of_a_delivery_has_it_sent_again_under_the_same_key(
+def test_a_delivery_of_a_killed_process_is_sent_again_under_the_same_key(
     tmp_path: Path,
 ) -> None:
-    """The receiver has it, and koo cannot know."""
+    """The receiver may have it, but koo cannot know."""
 
     async def start(*arguments: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -290,7 +286,7 @@ def test_a_process_that_is_killed_in_the_middle_of_a_delivery_has_it_sent_again_
             with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as state:
                 (lease,) = state.execute("SELECT lease_ends_ms FROM koo_channels").fetchone()
                 assert lease > 0
-                # As if its lease were over.
+                # Simulate the end of its lease.
                 state.execute("UPDATE koo_channels SET lease_ends_ms = 1")
             second = await start(hook.url)
             try:

@@ -1,4 +1,4 @@
-"""An operator's word over a breaker: in every process, with who and why, and to its end."""
+"""An operator's override of a breaker: in every process, with who and why, until its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_forced(platform: Platform, name: str) -> bool:
     return state_of(platform, name) == "forced_open"
 
 
-def test_it_holds_in_every_process_also_in_one_that_starts_later(tmp_path: Path) -> None:
+def test_an_override_applies_in_every_process_even_in_one_that_starts_later(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
             await two.parts.sharing.catch_up()
@@ -38,13 +38,14 @@ def test_it_holds_in_every_process_also_in_one_that_starts_later(tmp_path: Path)
             assert refused.value.retry_after_s is None
             async with Platform(options(tmp_path, server)) as later:
                 assert later.breakers.statuses("claude")[0]["reason"].startswith("forced open by ada")
-                assert state_of(later, "database") == "forced_open", "made after it was said"
+                assert state_of(later, "database") == "forced_open", "created after the override"
             two.breakers.reset(NAME, by="bob", reason="mended")
             two.breakers.reset("database", by="bob")
             await until(lambda: state_of(one, NAME) == state_of(one, "database") == "closed")
             async with Platform(options(tmp_path, server)) as later:
                 assert state_of(later, NAME) == state_of(later, "database") == "closed"
-            # The one that refused first: asked for its incidents it writes them, which else comes within a second.
+            # The process that refused first: a request for incidents writes them, which would otherwise take up to a
+            # second.
             for told in (await two.incidents.list(), await one.incidents.list()):
                 guards = {one["guard"]: one for one in told["incidents"]}
                 assert guards[NAME]["processes"] == 3 and guards[NAME]["refused"] == 1
@@ -57,7 +58,7 @@ def test_it_holds_in_every_process_also_in_one_that_starts_later(tmp_path: Path)
     run(test)
 
 
-def test_it_ends_at_its_time_and_the_refusals_say_when(tmp_path: Path) -> None:
+def test_an_override_ends_at_its_time_and_refusals_give_that_time(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         told: list[Event] = []
         async with Platform(options(tmp_path, server)) as platform:
@@ -75,7 +76,7 @@ def test_it_ends_at_its_time_and_the_refusals_say_when(tmp_path: Path) -> None:
     run(test)
 
 
-def test_an_alert_leads_to_its_incident(tmp_path: Path) -> None:
+def test_an_alert_has_the_id_of_its_incident(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as platform:
             platform.breakers.trip("claude", by="ada", reason="a drill")
@@ -86,7 +87,7 @@ def test_an_alert_leads_to_its_incident(tmp_path: Path) -> None:
     run(test)
 
 
-def test_what_there_is_not_cannot_be_acted_on(tmp_path: Path) -> None:
+def test_an_unknown_breaker_name_is_refused(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     with pytest.raises(CallerMistake, match=f"the known ones are: .*{NAME}"):
         platform.breakers.trip("nobody")

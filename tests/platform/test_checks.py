@@ -1,4 +1,4 @@
-"""What the unbilled checks of a service find out is heard by its guard: without any query, the state follows."""
+"""The guard receives the results of a service's unbilled checks: the state follows without any query."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def state_of(platform: Platform) -> str:
     return platform.service_health("claude")["state"]
 
 
-def test_three_checks_that_failed_in_a_row_are_unhealthy_until_one_succeeds(tmp_path: Path) -> None:
+def test_three_failed_checks_in_a_row_make_a_service_unhealthy_until_one_succeeds(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic(strict=False) as server, Platform(options(tmp_path, server)) as platform:
             server.key = "another key"
@@ -35,7 +35,7 @@ def test_three_checks_that_failed_in_a_row_are_unhealthy_until_one_succeeds(tmp_
     asyncio.run(main())
 
 
-def test_a_check_closes_the_circuit_of_a_service_that_is_well_again_and_not_called(tmp_path: Path) -> None:
+def test_a_check_closes_the_circuit_of_a_recovered_service_without_calls(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as server:
             asked: PlatformOptions = options(tmp_path, server, retry=ONCE, breaker=QUICKLY)

@@ -1,4 +1,4 @@
-"""What still runs when the platform closes: it ends, nothing of it begins anew, and its money is told."""
+"""Calls that run when the platform closes: they end, nothing of them is started again, and their money is reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAILS = error(500)
 
 
 def options(home: Path, base_url: str) -> PlatformOptions:
-    """Two services at one address, so that a call has somewhere to go on to."""
+    """Two services at one address, so that a call has a fallback."""
 
     def service(name: str) -> ServiceOptions:
         return ServiceOptions(
@@ -51,7 +51,7 @@ def options(home: Path, base_url: str) -> PlatformOptions:
 
 
 def unsettled(home: Path) -> int:
-    """What the store has granted, and was not told of as spent or sent home: pico-dollars."""
+    """The money that the store granted and that was neither reported as spent nor returned, in pico-dollars."""
     with closing(sqlite3.connect(home / "state.db")) as file:
         words = (
             "SELECT sum(granted - back + over_granted - spent) FROM koo_purses WHERE budget LIKE 'service/%'"
@@ -66,7 +66,7 @@ def _ledger(koo: Platform) -> Ledger:
 
 
 def held(koo: Platform) -> int:
-    """What calls hold in this process: pico-dollars."""
+    """The money that calls hold in this process, in pico-dollars."""
     return sum(purse.held for purse in _ledger(koo).purses.purses.values())
 
 
@@ -77,7 +77,7 @@ def _is_open(koo: Platform) -> bool:
 
 
 async def close_during(koo: Platform, running: asyncio.Future[object]) -> object:
-    """Close while a call runs; returns what it came to. Nothing is held, unsettled or open afterwards."""
+    """Close while a call runs; returns its outcome. Afterwards nothing is held, unsettled or open."""
     home = koo.options.home
     await koo.close()
     assert unsettled(home) == 0
@@ -89,7 +89,7 @@ async def close_during(koo: Platform, running: asyncio.Future[object]) -> object
 
 
 def ended(home: Path, ask: Callable[[Platform], Awaitable[object]], step: Step) -> object:
-    """What a call comes to where koo is closed after one request of it, which meets `step`; no other is made."""
+    """The outcome of a call if koo is closed after its first request, which meets `step`; no other request is made."""
 
     async def main() -> object:
         async with FakeAnthropic() as server:
@@ -101,30 +101,30 @@ def ended(home: Path, ask: Callable[[Platform], Awaitable[object]], step: Step) 
             came = await close_during(koo, running)
             assert len(server.queries) == 1
             async with koo:
-                assert (await koo.query(QUESTION)).text, "opened again it goes on"
+                assert (await koo.query(QUESTION)).text, "it continues after opening again"
             return came
 
     return asyncio.run(main())
 
 
 def kinds(came: object) -> list[Kind]:
-    """Why each of the queries of a list failed."""
+    """The kind of failure of each query in a list."""
     assert isinstance(came, list)
     return [one.kind for one in came if isinstance(one, ExternalServiceError)]
 
 
-def test_a_call_that_is_cut_goes_on_to_no_other_service(tmp_path: Path) -> None:
+def test_a_call_cut_by_closing_does_not_continue_at_another_service(tmp_path: Path) -> None:
     came = ended(tmp_path, lambda koo: koo.query(replace(QUESTION, fallback=("twin",))), hang(billed=True))
     assert isinstance(came, AllServicesFailed)
     assert kinds(list(came.exceptions)) == [Kind.DRAINING] * 2
 
 
-def test_the_rest_of_a_list_is_not_begun(tmp_path: Path) -> None:
+def test_the_rest_of_a_list_is_not_started_while_closing(tmp_path: Path) -> None:
     came = ended(tmp_path, lambda koo: koo.query_many([QUESTION] * 3), hang(billed=True))
     assert kinds(came) == [Kind.DRAINING] * 3
 
 
-def test_a_call_that_waits_for_a_place_is_not_begun(tmp_path: Path) -> None:
+def test_a_call_waiting_for_a_place_is_not_started_while_closing(tmp_path: Path) -> None:
     async def two(koo: Platform) -> list[object]:
         calls = [koo.query(QUESTION), koo.query(QUESTION)]
         return list(await asyncio.gather(*calls, return_exceptions=True))
@@ -132,14 +132,14 @@ def test_a_call_that_waits_for_a_place_is_not_begun(tmp_path: Path) -> None:
     assert kinds(ended(tmp_path, two, hang(billed=True))) == [Kind.DRAINING] * 2
 
 
-def test_a_call_that_pauses_is_not_repeated(tmp_path: Path) -> None:
-    """It wakes when all is closed, and opens neither the store nor a connection."""
+def test_a_call_in_a_pause_is_not_repeated_after_closing(tmp_path: Path) -> None:
+    """It wakes when everything is closed, and must open neither the store nor a connection."""
     came = ended(tmp_path, lambda koo: koo.query(QUESTION), FAILS)
     assert isinstance(came, ExternalServiceError) and came.kind is Kind.DRAINING
 
 
 def unanswered(home: Path, base_url: str, ask: Callable[[Platform], Awaitable[object]]) -> object:
-    """What a call comes to where koo is closed while it waits for a connection: nothing was sent, so all is free."""
+    """The outcome of a call if koo is closed while it waits for a connection: nothing was sent, so it is free."""
 
     async def main() -> object:
         koo = Platform(options(home, base_url))
@@ -154,11 +154,11 @@ def unanswered(home: Path, base_url: str, ask: Callable[[Platform], Awaitable[ob
     return asyncio.run(main())
 
 
-def test_a_call_that_waits_for_a_connection_ends_at_once_and_has_cost_nothing(tmp_path: Path) -> None:
+def test_a_call_waiting_for_a_connection_ends_immediately_and_costs_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         host, port = full.getsockname()
         with contextlib.ExitStack() as stack:
-            for _ in range(4):  # a full backlog answers no handshake
+            for _ in range(4):  # a full backlog accepts no handshake
                 one = stack.enter_context(socket.socket())
                 one.setblocking(False)
                 one.connect_ex((host, port))
@@ -166,10 +166,11 @@ def test_a_call_that_waits_for_a_connection_ends_at_once_and_has_cost_nothing(tm
     assert isinstance(came, ExternalServiceError) and came.kind is Kind.DRAINING
 
 
-def test_a_call_that_waits_for_a_name_ends_at_once_and_has_cost_nothing(
+def test_a_call_waiting_for_a_name_lookup_ends_immediately_and_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """aiohttp cancels its lookup: the call sees that koo is closed, and no cancellation that nobody asked for."""
+    """aiohttp cancels its lookup. The call must report that koo is closing, not a cancellation that nobody
+    requested."""
 
     async def never(*_: object, **__: object) -> list[object]:
         return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
@@ -183,7 +184,7 @@ def test_a_call_that_waits_for_a_name_ends_at_once_and_has_cost_nothing(
     assert kinds(unanswered(tmp_path, "http://slow.example", two)) == [Kind.DRAINING] * 2
 
 
-def test_a_stream_whose_reader_is_busy_is_booked_and_says_why_it_ended(tmp_path: Path) -> None:
+def test_a_stream_with_a_busy_reader_is_booked_and_gives_the_reason_of_its_end(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as server:
             server.script(stream(["Pa", "ris"], stall_after=1))

@@ -1,4 +1,4 @@
-"""Each kind of alert, from what happens to a real webhook receiver and a real mail server, and to its end."""
+"""Each kind of alert, from its cause to a real webhook receiver and a real mail server, and until its end."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def receivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receivers]:
         yield opened
 
 
-def test_each_kind_has_its_course() -> None:
+def test_each_alert_kind_has_a_scenario() -> None:
     assert COURSES.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", COURSES)
-def test_each_kind_is_told_by_webhook_and_mail_and_so_is_its_end(
+def test_each_alert_kind_and_its_end_are_sent_by_webhook_and_mail(
     kind: str,
     tmp_path: Path,
     receivers: Receivers,

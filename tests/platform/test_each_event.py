@@ -1,4 +1,4 @@
-"""Each event can happen: a platform over real servers and a real store brings about every class of `koo.events`."""
+"""Each event can happen: a platform with real servers and a real store publishes every class of `koo.events`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class World:
         return self.home / "state.db"
 
     async def spending_is_told(self) -> None:
-        """Wait until the store knows what was spent here."""
+        """Wait until the store has this process's spending."""
         spent_pico = to_pico(self.server.billed_usd)
 
         def is_told() -> bool:
@@ -92,7 +92,7 @@ class World:
         await until(is_told)
 
     async def ask(self, *script: object) -> None:
-        """One question, which the provider answers as scripted."""
+        """Send one query, which the provider answers as scripted."""
         self.server.script(*script)  # type: ignore[arg-type]
         with suppress(ExternalServiceError):
             await self.platform.query(replace(QUESTION, on_limit="refuse"))
@@ -139,7 +139,7 @@ async def bill_more_than_was_held(world: World) -> None:
 
 
 async def be_written_off(world: World) -> None:
-    """This process is taken for dead, and its money is freed."""
+    """This process is written off as if it had ended, and its money is freed."""
     await world.ask(answer())
     await world.spending_is_told()
     state_url = world.platform.options.state_url
@@ -151,7 +151,7 @@ async def be_written_off(world: World) -> None:
 
 
 async def be_forgotten(world: World) -> None:
-    """The store is replaced by a copy of itself that was made before the last call."""
+    """Replace the store with a copy from before the last call."""
     await world.ask(answer())
     await world.spending_is_told()
     older = world.home / "older.db"
@@ -176,7 +176,7 @@ async def lose_and_find_the_store(world: World) -> None:
 
 
 async def have_something_to_say(world: World) -> None:
-    """No receiver is there."""
+    """There is something to send, but no receiver."""
     await world.platform.open()
     await world.platform.parts.store.notices.put(
         Notice(
@@ -218,7 +218,7 @@ async def resume(world: World) -> None:
 
 @asynccontextmanager
 async def on_postgres(world: World) -> AsyncIterator[tuple[Database, FaultProxy]]:
-    """A database on PostgreSQL, by way of a proxy, whose events are the platform's."""
+    """A database on PostgreSQL behind a proxy, which publishes its events on the platform."""
     server = world.postgres()
     name = server.create_database()
     async with FaultProxy(server.host, server.port) as proxy:
@@ -293,7 +293,7 @@ CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
     DatabaseResumed: resume,
     DatabaseRotated: rotate,
 }
-"""What brings each event about."""
+"""How each event is caused."""
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ CAUSES: dict[type[Event], Callable[[World], Awaitable[None]]] = {
 def test_each_event_can_happen(
     kind: type[Event], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """An event that nothing publishes would be documented, coloured and alerted on, and never come."""
+    """An event that nothing publishes would be documented, coloured and alerted on, but never occur."""
     monkeypatch.setattr("koo.upkeep.TICK_S", 0.02)
     monkeypatch.setattr("koo.upkeep.SWEEP_EVERY_TICKS", 1)
     monkeypatch.setattr("koo.alerts.courier.GIVEN_UP_AFTER_S", -1.0)

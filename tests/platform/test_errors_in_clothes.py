@@ -1,4 +1,4 @@
-"""A vendor's refusal keeps its meaning in whatever clothes it leaves an operation: real SDK, real sockets."""
+"""A vendor's refusal keeps its meaning whatever exception wraps it: real SDKs, real sockets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Ask = Callable[[], Awaitable[Any]]
 
 
 class AgentError(Exception):
-    """Of a framework."""
+    """An error of a framework."""
 
 
 class World:
@@ -54,7 +54,7 @@ class World:
     def phase(self) -> str:
         return self.platform.service_health("svc")["health"]["circuit_breaker_state"]
 
-    # ── the clothes ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the wrappers ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def plain(self) -> Any:
         return await self.client.chat.completions.create(**CHAT)
@@ -109,7 +109,7 @@ async def world(tmp_path: Path, **registered: Any) -> AsyncIterator[World]:
 
 
 @pytest.mark.parametrize("dressed", CLOTHES, ids=lambda one: one.__name__)
-def test_a_throttled_call_pauses_the_service_as_long_as_was_asked_for(dressed: Any, tmp_path: Path) -> None:
+def test_a_throttled_call_pauses_the_service_for_the_requested_time(dressed: Any, tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path) as one:
             one.server.default = error(429, "rate_limit_error", headers={"retry-after": "300"})
@@ -118,21 +118,23 @@ def test_a_throttled_call_pauses_the_service_as_long_as_was_asked_for(dressed: A
             first, last = errors[0], errors[-1]
             assert isinstance(first, RateLimited) and first.kind is Kind.THROTTLED
             assert first.retry_after_s is not None and 300 <= first.retry_after_s <= 315, (
-                "koo's own pause is up to 5 % longer, and who comes back earlier is refused"
+                "koo's own pause is up to 5 % longer, and an earlier call is refused"
             )
             assert isinstance(last, RateLimited) and last.attempts == 0
-            assert first.__cause__ is not None, "the original is at hand"
+            assert first.__cause__ is not None, "the original is available"
             assert len(one.server.queries) <= 2 and one.phase == "closed"
             grouped = "group" in dressed.__name__
             assert one.spent_usd == (Decimal("0.10") if grouped else 0), (
-                "in a group others may have been answered"
+                "other calls of a group may have been answered"
             )
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("dressed", CLOTHES, ids=lambda one: one.__name__)
-def test_a_mistake_moves_no_breaker_and_a_refused_key_stops_the_calls(dressed: Any, tmp_path: Path) -> None:
+def test_a_mistake_does_not_count_for_the_breaker_and_a_refused_key_stops_the_calls(
+    dressed: Any, tmp_path: Path
+) -> None:
     async def main() -> None:
         async with world(tmp_path) as one:
             one.server.default = error(400, "invalid_request_error")
@@ -144,7 +146,7 @@ def test_a_mistake_moves_no_breaker_and_a_refused_key_stops_the_calls(dressed: A
             one.server.default = error(401, "invalid_request_error", code="invalid_api_key")
             errors = await one.fails(lambda: dressed(one), times=3)
             assert {type(caught) for caught in errors} == {AuthenticationFailed}
-            assert len(one.server.queries) <= 2, "from then on nothing is sent"
+            assert len(one.server.queries) <= 2, "nothing is sent after that"
 
     asyncio.run(main())
 
@@ -163,7 +165,7 @@ def test_failures_in_a_row_open_the_circuit(dressed: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dressed", [World.from_cause, World.in_handler], ids=lambda one: one.__name__)
-def test_a_short_pause_is_waited_for_and_the_call_made_again(dressed: Any, tmp_path: Path) -> None:
+def test_a_short_pause_is_waited_for_and_the_call_repeated(dressed: Any, tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, retry_base_delay=0.01) as one:
             one.server.script(error(429, "rate_limit_error", headers={"retry-after-ms": "20"}))
@@ -173,8 +175,8 @@ def test_a_short_pause_is_waited_for_and_the_call_made_again(dressed: Any, tmp_p
     asyncio.run(main())
 
 
-def test_a_throttled_group_is_made_again_only_where_a_repeat_does_no_harm(tmp_path: Path) -> None:
-    """One of its parts may have been done."""
+def test_a_throttled_group_is_repeated_only_if_a_repeat_does_no_harm(tmp_path: Path) -> None:
+    """One of its parts may have been carried out."""
 
     async def main() -> None:
         for idempotent, requests in ((False, 1), (True, 2)):
@@ -186,7 +188,7 @@ def test_a_throttled_group_is_made_again_only_where_a_repeat_does_no_harm(tmp_pa
     asyncio.run(main())
 
 
-# ── what was answered is paid ─────────────────────────────────────────────────────────────────────────────────────────
+# ── answers are booked ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class City(BaseModel):
@@ -219,8 +221,8 @@ async def read_file(one: World) -> Any:
 
 
 @pytest.mark.parametrize("read", [read_json, validate, index, look_up, misuse, read_file])
-def test_a_paid_answer_that_cannot_be_read_is_paid(read: Any, tmp_path: Path) -> None:
-    """A budget for three calls lets three billed ones through, and moves no breaker."""
+def test_an_unreadable_answer_is_booked(read: Any, tmp_path: Path) -> None:
+    """A budget for three calls admits three billed ones, and the breaker does not count them."""
 
     async def main() -> None:
         async with world(tmp_path) as one:
@@ -231,9 +233,9 @@ def test_a_paid_answer_that_cannot_be_read_is_paid(read: Any, tmp_path: Path) ->
     asyncio.run(main())
 
 
-def test_what_raises_before_it_was_awaited_is_free(tmp_path: Path) -> None:
+def test_an_operation_that_raises_before_it_is_awaited_costs_nothing(tmp_path: Path) -> None:
     def operation() -> Any:
-        raise ValueError("an argument that cannot be right")
+        raise ValueError("an invalid argument")
 
     async def main() -> None:
         async with world(tmp_path) as one:
@@ -243,7 +245,7 @@ def test_what_raises_before_it_was_awaited_is_free(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_parse_cut_by_its_token_limit_names_the_limit_and_is_paid(tmp_path: Path) -> None:
+def test_an_answer_cut_by_its_token_limit_names_the_limit_and_is_booked(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path) as one:
             one.server.default = answer('{"name":"Par', stop_reason="length")
@@ -258,8 +260,9 @@ def test_a_parse_cut_by_its_token_limit_names_the_limit_and_is_paid(tmp_path: Pa
     asyncio.run(main())
 
 
-def test_a_parser_that_met_a_cut_answer_says_so_in_a_note(tmp_path: Path) -> None:
-    """Anthropic's SDK lets pydantic's own error through: it leaves unchanged, is paid, and moves no breaker."""
+def test_a_parser_error_caused_by_a_cut_answer_has_a_note_about_it(tmp_path: Path) -> None:
+    """Anthropic's SDK lets pydantic's own error pass. It is raised unchanged, is booked, and does not count for the
+    breaker."""
 
     async def main() -> None:
         async with world(tmp_path) as one, FakeAnthropic() as server:

@@ -1,4 +1,4 @@
-"""Five services at once, one of them failing in every way: nobody else notices."""
+"""Five services at the same time, one of them failing in every way: the others are not affected."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def service(name: str, fake: FakeOpenAI) -> ServiceOptions:
         (hang(), {Kind.DEADLINE}, "unhealthy"),
     ],
 )
-def test_the_others_answer_as_if_it_were_well(
+def test_the_other_services_answer_as_if_the_failing_one_were_healthy(
     tmp_path: Path, failing: Step, kinds: set[Kind], state: str
 ) -> None:
     async def main() -> None:
@@ -84,7 +84,7 @@ def query(name: str, timeout_s: float = 60) -> Query:
 
 
 async def ask_in_turns(koo: Platform, kinds: set[Kind]) -> None:
-    """While the sick one is asked (and may hang), the others answer, one question after another."""
+    """While the failing one is called (and may hang), the others answer one query after another."""
     sick = [asyncio.create_task(koo.query(query("sick", 3))) for _ in range(6)]
     for _ in range(10):
         for name in WELL:
@@ -97,7 +97,7 @@ async def ask_in_turns(koo: Platform, kinds: set[Kind]) -> None:
 
 
 async def ask_in_batches(koo: Platform, kinds: set[Kind]) -> None:
-    """Each result in the place of its question."""
+    """Each result is at the position of its query."""
     outcomes = await koo.query_many([query(name, 1 if name == "sick" else 60) for name in NAMES * 3])
     for name, outcome in zip(NAMES * 3, outcomes, strict=True):
         if name == "sick":

@@ -1,7 +1,7 @@
-"""Reporters of errors record the local variables of each frame that an error passed: none of koo's shows a secret.
+"""Error reporters record the local variables of each frame of a traceback: none of koo's shows a secret.
 
-Each failure through each public door, as `traceback`, rich, and a reporter that opens mappings and lists show it. The
-frames of the caller and of other libraries are theirs.
+Each failure through each public entry point, as shown by `traceback`, rich, and a reporter that expands mappings and
+lists. Frames of the caller and of other libraries are not checked.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ KEY, PROMPT, SYSTEM = "sk-canary-key-47110815", "canary-prompt of a patient", "c
 PASSWORD, HEADER, PROXY = "canary-password", "canary-header", "canary-proxy"
 SECRETS = (KEY, "canary")
 SOURCES = Path(koo.__file__).parents[1]
-LONG = 50  # of what a reporter shows; longer values are cut
+LONG = 50  # longer values are cut by reporters
 
 
 def frames_of(error: BaseException | None) -> Iterator[FrameType]:
-    """The frames that are shown with an error: its own, its cause's or context's, and those of a group."""
+    """The frames shown with an error: its own, those of its cause or context, and those of a group."""
     while error is not None:
         yield from (frame for frame, _ in traceback.walk_tb(error.__traceback__))
         if isinstance(error, BaseExceptionGroup):
@@ -65,10 +65,10 @@ def frames_of(error: BaseException | None) -> Iterator[FrameType]:
 
 
 def shown(value: object, depth: int = 3) -> Iterator[str]:
-    """What reporters show of a variable: its `repr`, rich's of a part, and those of what is in it."""
+    """What reporters show of a variable: its `repr`, rich's version, and those of its contents."""
     try:
         yield repr(value)
-    except AttributeError:  # of an object that is half made, which reporters say of it
+    except AttributeError:  # reporters say this of a half-initialized object
         return
     if isinstance(value, (str, bytes, Mapping, list, tuple)) or is_dataclass(value):
         yield pretty_repr(value, max_string=LONG, max_length=LONG)
@@ -80,7 +80,7 @@ def shown(value: object, depth: int = 3) -> Iterator[str]:
 
 
 def leaks(error: BaseException) -> list[str]:
-    """Where koo's own frames show a secret."""
+    """The places in koo's own frames that show a secret."""
     return [
         f"{Path(frame.f_code.co_filename).relative_to(SOURCES)}:{frame.f_code.co_name}: {name}"
         for frame in frames_of(error)
@@ -93,7 +93,7 @@ def leaks(error: BaseException) -> list[str]:
 async def failing(ask: Awaitable[object]) -> BaseException:
     try:
         await ask
-    except Exception as error:  # what it is belongs to other tests
+    except Exception as error:  # other tests check which error it is
         return error
     raise AssertionError("it did not fail")
 
@@ -124,7 +124,8 @@ DOORS = [
     ("stream_ai", "broken"),
 ]
 QUOTED = {"refused key", "invalid", "not JSON", "other JSON", "error in a stream"}
-"""What is in the vendors' own words; the rest is the wire's, and tried with one of them."""
+"""Cases that depend on the vendor's format; the others depend only on the connection, and are tested with one
+vendor."""
 STREAMED = {"cut", "error in a stream"}
 DOORS = [(door, what) for door, what in DOORS if "stream" in door or what not in STREAMED]
 
@@ -332,7 +333,7 @@ def test_the_command_line_shows_no_token() -> None:
     ],
     ids=str,
 )
-def test_a_setting_that_is_refused_is_not_shown(wrong: dict[str, str], tmp_path: Path) -> None:
+def test_a_refused_setting_is_not_shown(wrong: dict[str, str], tmp_path: Path) -> None:
     async def main() -> list[str]:
         async def set_up() -> None:
             async with Platform(Settings(environ={"KOO_HOME": str(tmp_path), **wrong}).platform_options()):

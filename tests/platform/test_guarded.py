@@ -1,4 +1,4 @@
-"""`@guarded`: a function keeps its kind and its type, and runs under the guard that is named where it is defined."""
+"""`@guarded`: a function keeps its kind and type, and runs under the guard that its definition names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.platform.test_platform import options
 
 @pytest.fixture
 def platform(tmp_path: Path) -> Iterator[Platform]:
-    """Closed in the end, wherever it was open."""
+    """A platform that is closed at the end, wherever it was opened."""
     made = Platform(options(tmp_path))
     yield made
     koo.run(made.close())
@@ -33,7 +33,7 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
 # ── kinds of functions ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_async_function_is_awaited_as_before(platform: Platform) -> None:
+def test_a_guarded_async_function_is_awaited_as_before(platform: Platform) -> None:
     @platform.guarded("parcels", idempotent=True)
     async def find(number: str, *, loudly: bool = False) -> str:
         """Where a parcel is."""
@@ -50,7 +50,7 @@ def test_an_async_function_is_awaited_as_before(platform: Platform) -> None:
     assert (find.__name__, find.__doc__) == ("find", "Where a parcel is.")
 
 
-def test_a_failure_is_repeated_where_the_decorator_says_that_a_repeat_does_no_harm(
+def test_a_failure_is_repeated_if_the_decorator_declares_it_idempotent(
     platform: Platform,
 ) -> None:
     tries = []
@@ -107,7 +107,7 @@ def test_an_asynchronous_generator_becomes_a_guarded_stream(platform: Platform) 
     assert platform.service_health("words")["metrics"]["total_requests"] == 1
 
 
-def test_a_blocking_function_stays_one_and_runs_in_a_thread_of_koos(platform: Platform) -> None:
+def test_a_blocking_function_stays_blocking_and_runs_in_one_of_koos_threads(platform: Platform) -> None:
     @platform.guarded("disk")
     def read(path: str) -> tuple[str, str]:
         return path, threading.current_thread().name
@@ -138,7 +138,7 @@ def test_a_blocking_function_is_refused_inside_an_event_loop_before_it_is_called
     asyncio.run(main())
 
 
-def test_in_thread_makes_a_blocking_function_one_to_await(platform: Platform) -> None:
+def test_in_thread_makes_a_blocking_function_awaitable(platform: Platform) -> None:
     async def main() -> None:
         @platform.guarded("disk", in_thread=True)
         def read() -> str:
@@ -173,7 +173,7 @@ def test_methods_are_guarded_with_their_object(platform: Platform) -> None:
     asyncio.run(main())
 
 
-def test_what_is_no_function_and_what_cannot_be_guarded_is_refused_and_leaves_no_service(
+def test_decorating_anything_but_a_function_is_refused_and_registers_no_service(
     platform: Platform,
 ) -> None:
     def generate() -> Iterator[int]:
@@ -205,7 +205,7 @@ def test_decorating_reads_no_settings_and_opens_nothing(
         asyncio.run(find())
 
 
-def test_a_wrong_option_is_refused_where_the_function_is_defined(platform: Platform) -> None:
+def test_a_wrong_option_is_refused_when_the_function_is_defined(platform: Platform) -> None:
     with pytest.raises(ConfigurationError, match="unknown option 'idempotant'"):
         platform.guarded("parcels", idempotant=True)
     with pytest.raises(ConfigurationError, match="a service name is"):
@@ -219,7 +219,7 @@ def test_the_service_is_known_before_the_first_call(platform: Platform) -> None:
     assert platform.service_health("parcels")["state"] == "healthy"
 
 
-def test_functions_share_a_guard_and_one_of_them_gives_its_options(platform: Platform) -> None:
+def test_functions_with_the_same_name_share_a_guard_and_one_sets_the_options(platform: Platform) -> None:
     @platform.guarded("parcels")
     async def first() -> None: ...
 
@@ -238,7 +238,7 @@ def test_functions_share_a_guard_and_one_of_them_gives_its_options(platform: Pla
         async def fourth() -> None: ...
 
 
-def test_a_function_that_is_defined_anew_may_change_its_options(platform: Platform) -> None:
+def test_a_redefined_function_may_change_its_options(platform: Platform) -> None:
     def define(places: int) -> None:
         @platform.guarded("parcels", concurrency_max=places)
         async def find() -> None: ...
@@ -249,7 +249,7 @@ def test_a_function_that_is_defined_anew_may_change_its_options(platform: Platfo
     assert platform.parts.services["parcels"].options.concurrency_max == 8
 
 
-def test_a_name_that_is_registered_or_built_in_is_used_as_it_is(platform: Platform) -> None:
+def test_a_registered_or_built_in_name_is_used_unchanged(platform: Platform) -> None:
     platform.register_service("parcels", concurrency_max=7)
     known = platform.parts.services["parcels"]
 
@@ -267,7 +267,7 @@ def test_a_name_that_is_registered_or_built_in_is_used_as_it_is(platform: Platfo
 # ── one platform ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_second_platform_on_the_same_settings_is_warned_of(
+def test_a_second_platform_with_the_same_settings_is_logged_as_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -280,7 +280,7 @@ def test_a_second_platform_on_the_same_settings_is_warned_of(
     asyncio.run(main())
 
 
-def test_one_platform_after_another_or_with_other_settings_is_not_warned_of(
+def test_a_later_platform_or_one_with_other_settings_is_not_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -294,7 +294,7 @@ def test_one_platform_after_another_or_with_other_settings_is_not_warned_of(
     asyncio.run(main())
 
 
-def test_mounting_without_a_platform_shows_the_one_of_the_process(
+def test_mounting_without_a_platform_uses_the_processs_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mine = Platform(options(tmp_path))

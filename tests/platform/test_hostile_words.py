@@ -1,4 +1,5 @@
-"""Whatever a provider writes into its errors, no state, alert, problem or event repeats a key, a prompt, a control."""
+"""Whatever a provider writes into its errors, no state, alert, problem or event repeats a key, prompt or control
+code."""
 
 from __future__ import annotations
 
@@ -38,10 +39,10 @@ SECRETS = (
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500])
-def test_a_hostile_provider_is_not_repeated(
+def test_a_hostile_providers_words_are_not_repeated(
     tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All words at once, each on a platform of its own: most of it is waiting."""
+    """All texts at the same time, each on its own platform, because most of the time is spent waiting."""
     monkeypatch.setattr("koo.upkeep.TICK_S", 0.05)
     homes = [tmp_path / str(number) for number in range(len(HOSTILE))]
     for home in homes:
@@ -53,7 +54,7 @@ def test_a_hostile_provider_is_not_repeated(
             for one in texts:
                 assert [secret for secret in SECRETS if secret in one] == [], (words, one)
                 assert len(one) < 20_000
-        # A provider that fails opens a breaker, and one that throttles or refuses a key does not.
+        # A failing provider opens a breaker; one that throttles or refuses a key does not.
         opened = sum(any(one.startswith("# Incident") for one in texts) for texts in seen)
         assert opened >= (len(HOSTILE) - 1 if status == 500 else 0)
 
@@ -61,7 +62,7 @@ def test_a_hostile_provider_is_not_repeated(
 
 
 async def _seen(home: Path, status: int, words: Words) -> list[str]:
-    """All that is shown of it."""
+    """Everything that is shown of the platform."""
     async with FakeAnthropic(strict=False) as fake:
         koo = platform(home, claude(fake))
         events: list[Event] = []
@@ -83,7 +84,7 @@ async def _seen(home: Path, status: int, words: Words) -> list[str]:
 
 
 async def _incidents(koo: Platform) -> list[str]:
-    """Each, whole and as Markdown."""
+    """Each incident with all details, and as Markdown."""
     seen = []
     for one in (await koo.incidents.list())["incidents"]:
         seen += [json.dumps(await koo.incidents.find(one["id"])), await koo.incidents.markdown(one["id"])]

@@ -1,4 +1,4 @@
-"""The ledger, as an application may ask it."""
+"""The ledger's public interface."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from koo import Platform
 from koo.options import PlatformOptions
 
 
-def test_what_another_process_booked_is_seen_at_once_after_a_refresh(tmp_path: Path) -> None:
+def test_after_a_refresh_another_processs_bookings_are_visible_immediately(tmp_path: Path) -> None:
     options = PlatformOptions(state_url=f"sqlite:///{tmp_path}/state.db")
 
     async def answer() -> str:

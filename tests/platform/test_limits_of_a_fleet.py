@@ -1,4 +1,4 @@
-"""Limits over several processes on one state store, and tokens a minute: as callers and operators see them."""
+"""Limits over several processes on one state store, and tokens per minute, as callers and operators see them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from koo.testing.providers import FakeAnthropic
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that stands still for seconds is no outage here, and a lease that ended meanwhile is waited for."""
+    """A disk that stalls for seconds is not an outage here, and an expired lease is waited for."""
     assert SqlStore.__init__.__kwdefaults__ is not None
     monkeypatch.setitem(SqlStore.__init__.__kwdefaults__, "timeout_s", 60.0)
     monkeypatch.setattr("koo.storage.sql.BUSY_S_MAX", 60.0)
@@ -64,7 +64,7 @@ async def answers(platform: Platform, one: Query) -> bool:
 @pytest.mark.parametrize(
     "limits", [LimitOptions(per_minute=9), LimitOptions(per_hour=9), LimitOptions(per_day=9)]
 )
-def test_nine_requests_over_two_processes_are_nine(tmp_path: Path, limits: LimitOptions) -> None:
+def test_a_limit_of_nine_requests_holds_over_two_processes(tmp_path: Path, limits: LimitOptions) -> None:
     async def test(server: FakeAnthropic) -> None:
         one, two = (Platform(options(tmp_path, server, limits)) for _ in range(2))
         async with one, two:
@@ -80,10 +80,10 @@ def test_nine_requests_over_two_processes_are_nine(tmp_path: Path, limits: Limit
 @pytest.mark.parametrize(
     "limits", [LimitOptions(per_minute=40), LimitOptions(per_hour=40), LimitOptions(per_day=40)]
 )
-def test_units_in_another_hand_are_waited_for_and_not_called_used_up(
+def test_units_held_by_another_process_are_waited_for_and_not_reported_as_used_up(
     tmp_path: Path, limits: LimitOptions
 ) -> None:
-    """One process was busy, and has what it needs for as much again; then the other has all the calls."""
+    """One process was busy and holds enough units for as much again; then the other one receives all the calls."""
 
     async def test(server: FakeAnthropic) -> None:
         one, two = (Platform(options(tmp_path, server, limits)) for _ in range(2))
@@ -102,10 +102,10 @@ def test_units_in_another_hand_are_waited_for_and_not_called_used_up(
     [(LimitOptions(per_minute=1), 100), (LimitOptions(tokens_per_minute=2000), 1700)],
     ids=["requests", "tokens"],
 )
-def test_a_call_beyond_its_share_waits_for_a_store_that_was_just_lost(
+def test_a_call_beyond_this_processs_share_waits_for_a_store_that_was_just_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: LimitOptions, asked_tokens: int, waits_s: float
 ) -> None:
-    """Its file was locked for a moment; a call that comes when it has been away for longer is refused at once."""
+    """Its file was locked for a moment. If the store has been unavailable for longer, a call is refused immediately."""
     monkeypatch.setattr("koo.policies.hand.LOST_S", waits_s)
     monkeypatch.setattr("koo.storage.sql.BUSY_S_MAX", 0.05)
 
@@ -126,7 +126,7 @@ def test_a_call_beyond_its_share_waits_for_a_store_that_was_just_lost(
     run(test)
 
 
-def test_a_call_takes_the_most_tokens_that_it_can_need_and_gives_back_what_it_did_not_use(
+def test_a_call_takes_the_most_tokens_that_it_can_need_and_returns_the_unused_ones(
     tmp_path: Path,
 ) -> None:
     async def test(server: FakeAnthropic) -> None:
@@ -145,7 +145,7 @@ def test_a_call_takes_the_most_tokens_that_it_can_need_and_gives_back_what_it_di
     run(test)
 
 
-def test_tokens_of_two_processes_are_one_limit(tmp_path: Path) -> None:
+def test_a_token_limit_holds_over_two_processes(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         server.latency_s = 0.3
         limits = LimitOptions(tokens_per_minute=3000)
@@ -157,7 +157,7 @@ def test_tokens_of_two_processes_are_one_limit(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_call_whose_money_is_refused_keeps_no_tokens(tmp_path: Path) -> None:
+def test_a_call_refused_by_a_budget_keeps_no_tokens(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server, LimitOptions(tokens_per_minute=2_000_000))) as platform:
             with pytest.raises(Exception, match="does not cover this call"):

@@ -1,4 +1,4 @@
-"""Without its engine or its model `local` is not configured: outside all counts, with the one command that mends it."""
+"""Without its engine or model `local` is not configured: left out of all counts, with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(find_model() is None, reason="the package llm-sm
 
 @pytest.fixture(autouse=True)
 def _not_loaded() -> None:
-    """A model that is loaded already lacks nothing."""
+    """Simulate that no model is loaded: a loaded one lacks nothing."""
     SERVERS.stop()
 
 
@@ -49,7 +49,7 @@ def options(tmp_path: Path, *more: ServiceOptions, disabled_by: str = "") -> Pla
         (PACKAGE, "not configured: no model is installed; run koo model install (93 MB), or set"),
     ],
 )
-def test_what_is_missing_is_the_reason_everywhere_until_it_is_installed(
+def test_a_missing_package_is_the_reason_in_every_status_until_it_is_installed(
     missing: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -74,7 +74,7 @@ def test_what_is_missing_is_the_reason_everywhere_until_it_is_installed(
     asyncio.run(main())
 
 
-def test_what_was_installed_is_noticed_without_a_query(
+def test_an_installed_package_is_noticed_without_a_query(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -90,7 +90,9 @@ def test_what_was_installed_is_noticed_without_a_query(
 
 
 @pytest.mark.model
-def test_a_query_notices_at_once_what_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_notices_an_installed_package_immediately(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         monkeypatch.setitem(sys.modules, ENGINE, None)
         async with Platform(options(tmp_path)) as platform:

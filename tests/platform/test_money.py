@@ -1,4 +1,4 @@
-"""What the platform says about money by itself, second by second: alerts, forecasts, what it forgets."""
+"""What the platform does about money each second: alerts, forecasts, deletion of old entries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def with_platform(folder: Path, work: Work, **more: Any) -> None:
 
 
 async def step(koo: Platform, times: int = 1) -> set[str]:
-    """What is wrong after so many seconds."""
+    """The findings after this many seconds."""
     await koo.parts.store.ledger.refresh()
     keeper = KeepTime(koo.parts)
     for _ in range(times):
@@ -40,7 +40,7 @@ async def step(koo: Platform, times: int = 1) -> set[str]:
     return {f"{alert['kind']}:{alert['component']}" for alert in koo.active_alerts()}
 
 
-def test_a_budget_of_an_operator_is_alerted_under_its_own_name(tmp_path: Path) -> None:
+def test_an_operators_budget_raises_an_alert_under_its_own_name(tmp_path: Path) -> None:
     async def work(fake: FakeAnthropic, koo: Platform) -> None:
         budget = koo.parts.budgets.of("claude", "claude-sonnet-5-5")[1]
         assert await step(koo) == set()
@@ -57,7 +57,7 @@ def test_a_budget_of_an_operator_is_alerted_under_its_own_name(tmp_path: Path) -
     with_platform(tmp_path, work, budgets=(month,))
 
 
-def test_what_happened_to_the_store_and_what_the_dead_left_is_alerted(tmp_path: Path) -> None:
+def test_lost_store_data_and_money_held_by_dead_processes_raise_alerts(tmp_path: Path) -> None:
     async def work(fake: FakeAnthropic, koo: Platform) -> None:
         koo.events.publish(StoreForgot("state store", "0.5"))
         koo.events.publish(ProcessRenamed("state store"))
@@ -78,7 +78,7 @@ def test_what_happened_to_the_store_and_what_the_dead_left_is_alerted(tmp_path: 
     with_platform(tmp_path, work)
 
 
-def test_the_ledger_forgets_what_is_older_than_its_days(tmp_path: Path) -> None:
+def test_the_ledger_deletes_entries_older_than_its_days(tmp_path: Path) -> None:
     async def work(fake: FakeAnthropic, koo: Platform) -> None:
         store = koo.parts.store
         assert isinstance(store, SqlStore)

@@ -48,7 +48,7 @@ class Lab:
         self.openai = openai.AsyncOpenAI(base_url=urls["openai"], **once)
         self.anthropic = anthropic.AsyncAnthropic(base_url=urls["anthropic"], **once)
         self.perplexity = perplexity.AsyncPerplexity(base_url=urls["perplexity"].removesuffix("/v1"), **once)
-        # With an HTTP client of its own: otherwise the SDK takes aiohttp, and inherits from a class of it that warns.
+        # With its own HTTP client: otherwise the SDK uses aiohttp, and inherits from a class that warns.
         self.transport = httpx2.AsyncClient()
         options = types.HttpOptions(base_url=urls["gemini"], httpx_async_client=self.transport)
         self.gemini = genai.Client(api_key="test-key", http_options=options).aio
@@ -62,14 +62,14 @@ class Lab:
             await transport.aclose()
 
     def register(self, name: str, **options: Any) -> Seen:
-        """A service of its own for each way, so that each begins well."""
+        """A separate service for each way, so that each starts healthy."""
         own = name.replace(" ", "-")
         self.platform.register_service(own, **{"max_cost_usd": 1, "daily_budget": 100, **options})
         return Seen(self, own, WAYS[name])
 
 
 class Seen:
-    """One way to stream, under a service of its own: what became of its calls."""
+    """One way to stream, under its own service, and the outcome of its calls."""
 
     def __init__(self, lab: Lab, service: str, way: Way) -> None:
         self.service = service
@@ -89,7 +89,7 @@ class Seen:
 
     @property
     def abandoned(self) -> int:
-        """How many requests their client left."""
+        """How many requests were abandoned by their client."""
         return self.fake.abandoned - self._left_before
 
     @property
@@ -109,7 +109,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a library is asked: at which server, by which function, and what of its object is read (None: its pieces)."""
+    """How a library is called: the server, the function, and the part of its object that is read (None: its pieces)."""
 
     server: str
     operation: Callable[[Lab], tuple[Callable[..., Any], dict[str, Any]]]
@@ -169,7 +169,7 @@ WAYS: dict[str, Way] = {
 }  # fmt: skip
 LINES = ("httpx", "httpx send", "aiohttp", "openai with_streaming_response")
 SDKS = [name for name in WAYS if name not in LINES]
-"""Those which read errors in the middle of a stream; the others hand out lines."""
+"""The ways that recognize an error in the middle of a stream; the others return lines."""
 
 
 def run(test: Callable[[Lab], Awaitable[None]], home: Path) -> None:
@@ -196,7 +196,7 @@ def run_each(
     names: Iterable[str] = WAYS,
     **options: Any,
 ) -> None:
-    """The same test for each way, whose server does this each time; a failure names the way."""
+    """Run the same test for each way, with a server that follows this script; a failure names the way."""
 
     async def main(lab: Lab) -> None:
         for name in names:
@@ -212,7 +212,7 @@ def run_each(
 
 
 async def read(seen: Seen, left_after: int | None = None) -> int:
-    """How many pieces came."""
+    """The number of pieces that arrived."""
     came, way = 0, seen.way
     async with seen.open() as block:
         async for _ in block if way.read is None else way.read(block):
@@ -231,7 +231,7 @@ def test_a_whole_stream_is_one_success_and_one_request(tmp_path: Path) -> None:
     run_each(tmp_path, stream(["one ", "two ", "three"]), test)
 
 
-def test_a_cut_stream_is_a_failure_and_paid_for(tmp_path: Path) -> None:
+def test_a_cut_stream_is_a_failure_and_is_booked(tmp_path: Path) -> None:
     async def test(seen: Seen) -> None:
         with pytest.raises(ExternalServiceError):
             await read(seen)
@@ -248,11 +248,11 @@ def test_an_error_in_the_middle_keeps_its_kind(tmp_path: Path) -> None:
         assert caught.value.kind in (Kind.OVERLOADED, Kind.SERVER_ERROR)
         assert seen.verdicts[FAILURE] == 1 == sum(seen.verdicts) and seen.nothing_is_taken()
 
-    names = [name for name in SDKS if name != "perplexity"]  # whose SDK hands an error out as a piece
+    names = [name for name in SDKS if name != "perplexity"]  # its SDK returns an error as a piece
     run_each(tmp_path, stream(["one ", "two "], error_after=1), test, names)
 
 
-def test_what_is_refused_at_first_is_asked_again(tmp_path: Path) -> None:
+def test_a_stream_refused_at_first_is_requested_again(tmp_path: Path) -> None:
     async def test(seen: Seen) -> None:
         seen.fake.script(error(503, "server_error"))
         assert await read(seen) >= 2
@@ -263,7 +263,7 @@ def test_what_is_refused_at_first_is_asked_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["left", "cancelled", "dropped"])
-def test_a_stream_that_is_left_is_neutral_and_its_connection_is_closed(how: str, tmp_path: Path) -> None:
+def test_an_abandoned_stream_is_neutral_and_its_connection_is_closed(how: str, tmp_path: Path) -> None:
     async def test(seen: Seen) -> None:
         if how == "left":
             assert await read(seen, left_after=1) == 1
@@ -276,7 +276,7 @@ def test_a_stream_that_is_left_is_neutral_and_its_connection_is_closed(how: str,
             async for _ in seen.open():
                 break
         await until(lambda: sum(seen.verdicts) == 1 and seen.nothing_is_taken())
-        # Objects of google-genai's hold one another, and its connection with them, until they are collected.
+        # Objects of google-genai form a cycle that holds its connection until it is garbage-collected.
         holds_itself = seen.way.server == "gemini"
         await until(lambda: seen.abandoned == 1 or (holds_itself and gc.collect() < 0))
         assert seen.verdicts[NEUTRAL] == 1 and seen.spent_usd == 1
@@ -288,7 +288,7 @@ def test_a_stream_that_is_left_is_neutral_and_its_connection_is_closed(how: str,
 # ── the SDKs' own objects ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_final_message_and_whole_answers_are_at_hand_in_a_block(tmp_path: Path) -> None:
+def test_the_final_message_and_whole_answers_are_available_in_a_block(tmp_path: Path) -> None:
     async def test(lab: Lab) -> None:
         lab.platform.register_service("own")
         lab.fakes["anthropic"].script(stream(["Par", "is."]))
@@ -313,22 +313,22 @@ def test_the_final_message_and_whole_answers_are_at_hand_in_a_block(tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("error")
-def test_execute_refuses_each_and_leaves_nothing_open(tmp_path: Path) -> None:
+def test_execute_refuses_each_stream_and_leaves_nothing_open(tmp_path: Path) -> None:
     async def test(seen: Seen) -> None:
         operation, kwargs = seen.way.operation(seen.lab)
         with pytest.raises(TypeError, match=f"stream_with_error_handling\\('{seen.service}'"):
             await seen.lab.platform.execute(seen.service, operation, **kwargs)
         assert seen.verdicts[NEUTRAL] == 1 == sum(seen.verdicts) and seen.nothing_is_taken()
-        # What was sent before it could be seen is closed at once, and paid for.
+        # A stream that was started before koo could recognize it is closed immediately and booked.
         await until(lambda: seen.abandoned == seen.asked)
         assert seen.spent_usd >= seen.asked
 
-    names = [name for name in WAYS if name != "aiohttp"]  # whose answer can be awaited as well
+    names = [name for name in WAYS if name != "aiohttp"]  # its answer can also be awaited
     run_each(tmp_path, stream(["one ", "two "], stall_after=1), test, names)
     gc.collect()
 
 
-def test_finished_answers_pass(tmp_path: Path) -> None:
+def test_execute_accepts_finished_answers(tmp_path: Path) -> None:
     async def test(lab: Lab) -> None:
         lab.platform.register_service("own")
         url = f"{lab.fakes['openai'].base_url}/chat/completions"

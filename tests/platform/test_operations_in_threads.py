@@ -1,4 +1,4 @@
-"""Operations that block: refused before anything is sent, or run in threads where the registration says so."""
+"""Blocking operations: refused before anything is sent, or run in threads if the registration says so."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def spent(platform: Platform, name: str) -> str:
 
 
 class Hanging:
-    """A function that blocks until it is let go; `started` counts the threads it is in."""
+    """A function that blocks until it is released; `started` counts the threads it runs in."""
 
     def __init__(self) -> None:
         self.let_go = threading.Event()
@@ -83,8 +83,8 @@ def test_a_synchronous_clients_call_is_refused_before_anything_is_sent(tmp_path:
         asyncio.run(main(server))
 
 
-def test_a_function_that_turns_out_to_block_is_refused_by_its_result_and_paid(tmp_path: Path) -> None:
-    """koo cannot know what a plain function does until it has done it; what it did may have been billed."""
+def test_a_function_that_turns_out_to_block_is_refused_and_booked(tmp_path: Path) -> None:
+    """koo cannot know what a plain function does before it has run, and it may have made a billed call."""
 
     async def main() -> None:
         async with opened(tmp_path) as platform:
@@ -99,7 +99,7 @@ def test_a_function_that_turns_out_to_block_is_refused_by_its_result_and_paid(tm
 # ── in a thread ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_operation_runs_in_a_thread_of_koos_own_with_its_callers_context(tmp_path: Path) -> None:
+def test_an_operation_runs_in_one_of_koos_threads_with_its_callers_context(tmp_path: Path) -> None:
     tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
     def work(value: int, *, factor: int) -> tuple[int, str, str, bool]:
@@ -138,7 +138,7 @@ def test_an_idle_thread_ends_after_a_while(tmp_path: Path, monkeypatch: pytest.M
     asyncio.run(main())
 
 
-def test_what_can_be_awaited_is_awaited_on_the_loop(tmp_path: Path) -> None:
+def test_an_awaitable_result_is_awaited_on_the_loop(tmp_path: Path) -> None:
     def plain(delay_s: float, result: int) -> Awaitable[int]:
         return asyncio.sleep(delay_s, result)
 
@@ -150,8 +150,8 @@ def test_what_can_be_awaited_is_awaited_on_the_loop(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_the_vendors_synchronous_clients_are_guarded_like_the_others(tmp_path: Path) -> None:
-    """A throttled answer's wait is kept, a refused key is blocked, an answer comes."""
+def test_the_vendors_synchronous_clients_are_guarded_like_asynchronous_ones(tmp_path: Path) -> None:
+    """The pause of a throttled call is respected, a refused key is blocked, and an answer is returned."""
 
     async def main(gpt: FakeOpenAI, claude: FakeAnthropic) -> None:
         async with opened(tmp_path) as platform:
@@ -208,7 +208,7 @@ def test_requests_and_urllib_run_in_threads(tmp_path: Path) -> None:
         asyncio.run(main(server))
 
 
-def test_a_stop_of_an_iteration_in_a_thread_is_an_error_like_another(tmp_path: Path) -> None:
+def test_stop_iteration_raised_in_a_thread_is_an_ordinary_error(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path) as platform:
             platform.register_service("own", in_thread=True)
@@ -218,7 +218,7 @@ def test_a_stop_of_an_iteration_in_a_thread_is_an_error_like_another(tmp_path: P
     asyncio.run(main())
 
 
-def test_a_stream_out_of_a_thread_is_refused_closed_and_paid(tmp_path: Path) -> None:
+def test_a_stream_returned_from_a_thread_is_refused_closed_and_booked(tmp_path: Path) -> None:
     closed: list[str] = []
 
     def pieces() -> Iterator[str]:
@@ -264,7 +264,7 @@ def test_a_cursor_out_of_a_thread_is_an_ordinary_result(tmp_path: Path, postgres
 # ── a thread cannot be stopped ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_at_its_deadline_the_caller_is_released_and_the_place_is_kept_until_the_thread_ends(
+def test_at_the_deadline_the_caller_continues_and_the_place_stays_taken_until_the_thread_ends(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:
@@ -289,7 +289,7 @@ def test_at_its_deadline_the_caller_is_released_and_the_place_is_kept_until_the_
     asyncio.run(main())
 
 
-def test_a_caller_that_is_cancelled_leaves_a_neutral_call_and_its_place(tmp_path: Path) -> None:
+def test_a_cancelled_call_is_neutral_and_its_place_stays_taken_until_the_thread_ends(tmp_path: Path) -> None:
     async def main() -> None:
         hanging = Hanging()
         async with opened(tmp_path) as platform:
@@ -308,7 +308,7 @@ def test_a_caller_that_is_cancelled_leaves_a_neutral_call_and_its_place(tmp_path
     asyncio.run(main())
 
 
-def test_closing_waits_for_what_runs_a_little_and_says_what_is_left(
+def test_closing_waits_a_little_for_running_threads_and_logs_the_rest(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threads, "CLOSING_S_MAX", 0.05)
@@ -330,7 +330,9 @@ def test_closing_waits_for_what_runs_a_little_and_says_what_is_left(
     asyncio.run(main())
 
 
-def test_closing_waits_until_the_last_one_has_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_closing_waits_until_the_last_thread_has_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         hanging = Hanging()
         async with opened(tmp_path) as platform:
@@ -347,7 +349,7 @@ def test_closing_waits_until_the_last_one_has_ended(tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_has_none_of_the_parents_threads_and_all_places(tmp_path: Path) -> None:
+def test_a_forked_child_has_no_threads_of_its_parent_and_all_places_free(tmp_path: Path) -> None:
     async def hang(platform: Platform, hanging: Hanging) -> None:
         with pytest.raises(ServiceTimeout):
             await platform.execute("own", hanging)
@@ -369,7 +371,7 @@ def test_a_forked_child_has_none_of_the_parents_threads_and_all_places(tmp_path:
 
 
 def test_flasks_and_celerys_threads_share_one_guard_over_koo_run(tmp_path: Path) -> None:
-    """A worker's thread without a loop runs its synchronous SDK under koo: the pause of one is the pause of all."""
+    """Worker threads without a loop run their synchronous SDKs under koo: a pause of one applies to all."""
     with FakeOpenAI() as server:
         platform = Platform(PlatformOptions(home=tmp_path, state_url=f"sqlite:///{tmp_path}/state.db"))
         platform.register_service("gpt", in_thread=True, timeout_s=5)
@@ -402,12 +404,12 @@ def test_flasks_and_celerys_threads_share_one_guard_over_koo_run(tmp_path: Path)
 
 
 @pytest.mark.parametrize("wrong", [5, ""])
-def test_a_credential_is_a_name_or_a_function(tmp_path: Path, wrong: object) -> None:
+def test_a_credential_must_be_a_name_or_a_function(tmp_path: Path, wrong: object) -> None:
     with pytest.raises(ConfigurationError, match="credential"):
         Platform(PlatformOptions(home=tmp_path)).register_service("own", credential=wrong)
 
 
 @pytest.mark.parametrize("wrong", ["yes", 1, None])
-def test_in_thread_is_true_or_false(tmp_path: Path, wrong: object) -> None:
+def test_in_thread_must_be_true_or_false(tmp_path: Path, wrong: object) -> None:
     with pytest.raises(ConfigurationError, match="in_thread"):
         Platform(PlatformOptions(home=tmp_path)).register_service("own", in_thread=wrong)

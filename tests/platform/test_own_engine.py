@@ -1,4 +1,4 @@
-"""An operation on an engine of the application's own: SQLAlchemy's errors mean what they mean in koo's database."""
+"""An operation on the application's own engine: SQLAlchemy's errors mean the same as in koo's database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from koo.options import PlatformOptions
 from koo.testing.postgres import PostgresServer
 
 
-def test_duplicates_and_wrong_statements_are_the_callers(postgres18: PostgresServer, tmp_path: Path) -> None:
+def test_duplicates_and_wrong_statements_are_the_callers_mistakes(
+    postgres18: PostgresServer, tmp_path: Path
+) -> None:
     name = postgres18.create_database()
 
     async def main() -> None:
@@ -41,7 +43,7 @@ def test_duplicates_and_wrong_statements_are_the_callers(postgres18: PostgresSer
     postgres18.drop_database(name)
 
 
-def test_a_server_that_is_away_opens_the_circuit(tmp_path: Path) -> None:
+def test_an_unreachable_server_opens_the_circuit(tmp_path: Path) -> None:
     async def main() -> None:
         engine = create_async_engine("postgresql+psycopg://ada@127.0.0.1:1/shop")
 

@@ -1,4 +1,4 @@
-"""The platform: it opens itself, survives loops that end, remembers what must not be forgotten, and tells others."""
+"""The platform: it opens itself, survives loops that end, keeps what must be kept, and informs other processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ QUESTION = Query(service="claude", prompt="What is the capital of France?", max_
 
 
 def options(home: Path, server: FakeAnthropic | None = None, **service: Any) -> PlatformOptions:
-    """One service, SQLite for everything, in a folder of the test's own."""
+    """One service, SQLite for everything, in the test's own folder."""
     base_url = server.base_url if server is not None else "http://127.0.0.1:9"
     claude = ServiceOptions(
         name="claude", kind="anthropic", model=MODEL, api_key="test-key", base_url=base_url, **service
@@ -61,7 +61,7 @@ def run(test: Callable[[FakeAnthropic], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_two_runs_of_asyncio_in_one_process_and_no_word_at_the_end(
+def test_two_asyncio_runs_in_one_process_work_without_warnings_at_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing is opened or closed by hand; the loop's end closes everything."""
@@ -80,7 +80,7 @@ def test_two_runs_of_asyncio_in_one_process_and_no_word_at_the_end(
         assert caplog.records == []
 
 
-def test_a_question_on_a_second_loop_is_carried_to_the_first_while_that_runs(tmp_path: Path) -> None:
+def test_a_query_on_a_second_loop_crosses_to_the_first_while_that_runs(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as platform:
             said: list[str] = []
@@ -131,7 +131,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def test_a_process_that_is_killed_leaves_its_hold_and_the_cap_still_holds(tmp_path: Path) -> None:
+def test_a_killed_processs_hold_stays_and_the_budget_is_still_enforced(tmp_path: Path) -> None:
     from koo.testing.providers import answer, hang
 
     with FakeAnthropic() as server:
@@ -172,8 +172,9 @@ def test_a_refused_service_is_reset_in_every_process_on_the_same_store(tmp_path:
     run(test)
 
 
-def test_a_reset_of_the_database_itself_reaches_every_process(tmp_path: Path) -> None:
-    """By `db_manager`, which is the database itself, as by the platform's own method; from another thread too."""
+def test_a_reset_of_the_database_reaches_every_process(tmp_path: Path) -> None:
+    """Through `db_manager`, which is the database itself, and through the platform's method, even from another
+    thread."""
 
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
@@ -188,7 +189,7 @@ def test_a_reset_of_the_database_itself_reaches_every_process(tmp_path: Path) ->
 
 
 def test_a_reset_of_a_services_limits_reaches_every_process(tmp_path: Path) -> None:
-    """And the day's count in the state store is corrected once, not by each process."""
+    """The day's count in the state store is corrected once, not by each process."""
 
     async def test(server: FakeAnthropic) -> None:
         def used(platform: Platform) -> list[int]:
@@ -198,7 +199,7 @@ def test_a_reset_of_a_services_limits_reaches_every_process(tmp_path: Path) -> N
 
         async def used_at_start() -> list[int]:
             async with Platform(options(tmp_path, server)) as later:
-                await later.parts.sharing.catch_up()  # a reset from before it started is over
+                await later.parts.sharing.catch_up()  # a reset from before it started does not apply
                 return used(later)
 
         async with Platform(options(tmp_path, server)) as one:
@@ -207,18 +208,18 @@ def test_a_reset_of_a_services_limits_reaches_every_process(tmp_path: Path) -> N
                 await one.query(QUESTION)
             async with Platform(options(tmp_path, server)) as two:
                 assert used(one) == [2, 2, 2]
-                await until(lambda: used(two) == [2, 2, 2])  # told with the next beat
+                await until(lambda: used(two) == [2, 2, 2])  # reported with the next beat
                 assert two.reset_limits("claude") and used(two) == [0, 0, 0]
                 await until(lambda: used(one) == [0, 0, 0])
                 await one.query(QUESTION)
-        # What lay in hand for the next calls counted as used until it went home.
+        # Units held for the next calls counted as used until they were returned.
         assert await used_at_start() == [1, 1, 1]
 
     run(test)
 
 
-def test_a_reset_of_a_database_that_a_process_does_not_use_does_not_make_it(tmp_path: Path) -> None:
-    """Nor does one that could not be made: the resets after it are followed."""
+def test_a_reset_does_not_create_the_database_in_a_process_that_does_not_use_it(tmp_path: Path) -> None:
+    """If the database cannot be created, later resets are still applied."""
 
     async def test(server: FakeAnthropic) -> None:
         unusable = replace(options(tmp_path, server), database=DatabaseOptions(url="mysql://nowhere/app"))
@@ -233,7 +234,7 @@ def test_a_reset_of_a_database_that_a_process_does_not_use_does_not_make_it(tmp_
     run(test)
 
 
-def test_a_signal_that_cannot_be_applied_is_logged_and_the_next_ones_are_followed(
+def test_a_signal_that_cannot_be_applied_is_logged_and_later_ones_are_applied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(server: FakeAnthropic) -> None:
@@ -249,7 +250,9 @@ def test_a_signal_that_cannot_be_applied_is_logged_and_the_next_ones_are_followe
     run(test)
 
 
-def test_a_key_that_is_unblocked_elsewhere_for_one_model_stays_blocked_for_the_others(tmp_path: Path) -> None:
+def test_a_key_unblocked_in_another_process_for_one_model_stays_blocked_for_the_others(
+    tmp_path: Path,
+) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
             await two.parts.sharing.catch_up()
@@ -264,8 +267,8 @@ def test_a_key_that_is_unblocked_elsewhere_for_one_model_stays_blocked_for_the_o
     run(test)
 
 
-def test_a_refused_key_does_not_refuse_another_key(tmp_path: Path) -> None:
-    """Else a script that lives for a second would be refused for ever after one wrong key."""
+def test_a_refused_key_does_not_block_another_key(tmp_path: Path) -> None:
+    """Otherwise a script that runs for a second would be refused forever after one wrong key."""
 
     async def test(server: FakeAnthropic) -> None:
         server.strict = False
@@ -284,7 +287,7 @@ def test_a_refused_key_does_not_refuse_another_key(tmp_path: Path) -> None:
     run(test)
 
 
-def test_a_key_that_was_refused_a_while_ago_is_tried_again_by_a_process_that_starts(tmp_path: Path) -> None:
+def test_a_starting_process_tries_a_key_that_was_refused_a_while_ago(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         server.script(error(401, "authentication_error"))
         async with Platform(options(tmp_path, server)) as first:
@@ -301,11 +304,11 @@ def test_a_key_that_was_refused_a_while_ago_is_tried_again_by_a_process_that_sta
 
 
 def ahead(by_s: float) -> SkippingClock:
-    """The wall's time some seconds later."""
+    """A clock whose wall time is some seconds ahead."""
     return SkippingClock(time.time() + by_s)
 
 
-def test_a_pause_that_was_reset_does_not_come_back_with_the_next_process(tmp_path: Path) -> None:
+def test_a_pause_that_was_reset_does_not_return_with_the_next_process(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         server.script(error(429, "rate_limit_error", headers={"retry-after": "100"}))
         one = replace(QUESTION, on_limit="refuse")
@@ -322,7 +325,7 @@ def test_a_pause_that_was_reset_does_not_come_back_with_the_next_process(tmp_pat
     run(test)
 
 
-def test_opened_again_a_platform_keeps_what_it_learned_after_a_reset(tmp_path: Path) -> None:
+def test_a_reopened_platform_keeps_what_it_learned_after_a_reset(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         one = replace(QUESTION, on_limit="refuse")
         async with Platform(options(tmp_path, server)) as other:
@@ -352,7 +355,7 @@ def test_a_reset_from_a_script_without_a_loop_reaches_the_others(tmp_path: Path)
     run(test)
 
 
-def test_a_reset_from_another_thread_is_done_on_the_loop(tmp_path: Path) -> None:
+def test_a_reset_from_another_thread_runs_on_the_loop(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as platform:
             assert await asyncio.to_thread(platform.reset_service, "claude")
@@ -379,7 +382,7 @@ def test_a_reset_keeps_money_limits_and_counts(tmp_path: Path) -> None:
     run(test)
 
 
-def test_an_unwritable_state_store_refuses_a_budget_that_somebody_set_and_lets_the_default_one_go_on(
+def test_with_an_unwritable_state_store_a_set_budget_refuses_and_the_default_one_does_not(
     tmp_path: Path,
 ) -> None:
     async def test(server: FakeAnthropic) -> None:
@@ -405,8 +408,8 @@ def test_status_is_synchronous_and_changes_nothing(tmp_path: Path) -> None:
         platform.service_health("nobody")
 
 
-def test_what_runs_while_a_platform_closes_ends_is_not_repeated_and_is_booked(tmp_path: Path) -> None:
-    """A repeat would open connections anew, which nobody closes."""
+def test_a_call_that_runs_during_closing_ends_is_booked_and_is_not_repeated(tmp_path: Path) -> None:
+    """A repeat would open new connections, which nothing closes."""
 
     async def test(server: FakeAnthropic) -> None:
         server.script(hang(billed=True), stream(["Pa"], stall_after=1))
@@ -457,7 +460,7 @@ def test_a_free_service_without_a_budget_is_not_limited(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_an_operators_word_holds_for_models_that_are_first_asked_for_later(tmp_path: Path) -> None:
+def test_an_operators_override_applies_to_models_first_called_later(tmp_path: Path) -> None:
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as platform:
             platform.override_service("claude", Override.FORCED_OPEN)
@@ -489,7 +492,7 @@ def test_a_check_is_unbilled_and_unblocks_a_key_that_works_again(tmp_path: Path)
 
 
 class Flaky:
-    """Fails as often as told, then answers."""
+    """Fails a given number of times, then answers."""
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
@@ -502,7 +505,7 @@ class Flaky:
         return value * factor
 
 
-def test_an_operation_of_ones_own_gets_the_same_guard(tmp_path: Path) -> None:
+def test_an_own_operation_has_the_same_guard(tmp_path: Path) -> None:
     async def main() -> None:
         async with Platform(options(tmp_path)) as platform:
             platform.register_service("stock", idempotent=True, retry_base_delay=0.001, requests_per_minute=3)
@@ -516,7 +519,7 @@ def test_an_operation_of_ones_own_gets_the_same_guard(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_what_is_not_declared_idempotent_is_never_repeated(tmp_path: Path) -> None:
+def test_an_operation_not_declared_idempotent_is_never_repeated(tmp_path: Path) -> None:
     async def main() -> None:
         async with Platform(options(tmp_path)) as platform:
             platform.register_service("payment")
@@ -528,7 +531,7 @@ def test_what_is_not_declared_idempotent_is_never_repeated(tmp_path: Path) -> No
     asyncio.run(main())
 
 
-def test_a_budget_of_ones_own_holds(tmp_path: Path) -> None:
+def test_an_own_operations_budget_is_enforced(tmp_path: Path) -> None:
     async def main() -> None:
         async with Platform(options(tmp_path)) as platform:
             platform.register_service(
@@ -543,7 +546,7 @@ def test_a_budget_of_ones_own_holds(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_cost_that_cannot_be_told_is_booked_at_its_bound(
+def test_an_unknown_cost_is_booked_at_its_upper_bound(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -561,8 +564,8 @@ def test_a_cost_that_cannot_be_told_is_booked_at_its_bound(
 @pytest.mark.parametrize(
     "name", ["", "x" * 65, 5, ["list"], "claude", "two\nlines", "database", "all", "a/b", "a b", "über", ".."]
 )
-def test_a_name_that_cannot_be_right_is_refused(tmp_path: Path, name: Any) -> None:
-    """It stands in paths, in alerts, and in what processes tell one another."""
+def test_an_invalid_service_name_is_refused(tmp_path: Path, name: Any) -> None:
+    """The name is used in paths, in alerts, and in the state store."""
     with pytest.raises(ConfigurationError) as caught:
         Platform(options(tmp_path)).register_service(name)
     assert "\n" not in str(caught.value) and (
@@ -592,12 +595,12 @@ def test_a_name_that_cannot_be_right_is_refused(tmp_path: Path, name: Any) -> No
         {"cost_usd": lambda result: 1},
     ],
 )
-def test_options_that_cannot_be_right_are_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_invalid_options_are_refused_by_name(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         Platform(options(tmp_path)).register_service("x", **wrong)
 
 
-def test_what_cannot_be_awaited_is_told(tmp_path: Path) -> None:
+def test_an_operation_that_cannot_be_awaited_raises_type_error(tmp_path: Path) -> None:
     async def main() -> None:
         async with Platform(options(tmp_path)) as platform:
             platform.register_service("x")
@@ -611,7 +614,7 @@ def test_what_cannot_be_awaited_is_told(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_vendors_sdk_under_guard_has_the_services_fault_table(tmp_path: Path) -> None:
+def test_a_guarded_vendor_sdk_uses_the_services_fault_table(tmp_path: Path) -> None:
     import anthropic
 
     async def test(server: FakeAnthropic) -> None:

@@ -1,4 +1,4 @@
-"""Where koo is open: opening that fails leaves nothing behind, one keeper a loop, and nothing runs after closing."""
+"""Where koo is open: a failed opening leaves nothing behind, each loop has one keeper, nothing runs after closing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.platform.test_platform import QUESTION, options
 
 
 class Broken(Exception):
-    """A step of opening fails."""
+    """Raised by a failing step of opening."""
 
 
 @contextmanager
 def broken(platform: Platform, step: str, error: Exception) -> Iterator[None]:
-    """This step fails."""
+    """A step that fails."""
     owner: Any = platform.parts
     *path, name = step.split(".")
     for part in path:
@@ -51,7 +51,7 @@ STEPS = [
 
 
 def tasks() -> set[str]:
-    """What else of koo's runs on this loop."""
+    """koo's other tasks on this loop."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     return {task.get_name() for task in others if task.get_name().startswith("koo ")}
 
@@ -61,7 +61,7 @@ def threads() -> set[threading.Thread]:
 
 
 def files(home: Path) -> set[str]:
-    """What is open in this folder."""
+    """The open files in this folder."""
     found, descriptors = set(), "/proc/self/fd"
     for number in os.listdir(descriptors) if os.path.isdir(descriptors) else ():  # noqa: PTH208, PTH112 - some go at once
         try:
@@ -76,7 +76,7 @@ async def one() -> int:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_step_of_opening_that_fails_leaves_nothing_behind_and_the_next_call_opens(
+def test_a_failed_step_of_opening_leaves_nothing_behind_and_the_next_call_opens(
     step: str, tmp_path: Path
 ) -> None:
     platform = Platform(options(tmp_path))
@@ -87,7 +87,7 @@ def test_a_step_of_opening_that_fails_leaves_nothing_behind_and_the_next_call_op
         with pytest.raises(Broken):
             await platform.execute("x", one)
         assert tasks() == files(tmp_path) == set()
-        await until(lambda: threads() <= before)  # which end a moment after they have said so
+        await until(lambda: threads() <= before)  # threads end a moment after they have reported it
 
     async def works() -> None:
         assert await platform.execute("x", one) == 1
@@ -108,7 +108,7 @@ def test_a_step_of_opening_that_fails_leaves_nothing_behind_and_the_next_call_op
     koo.run(works())
 
 
-def test_a_caller_that_goes_while_koo_opens_leaves_it_open_and_closable(tmp_path: Path) -> None:
+def test_a_caller_cancelled_while_koo_opens_leaves_it_open_and_closable(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     platform.register_service("x")
 
@@ -125,7 +125,7 @@ def test_a_caller_that_goes_while_koo_opens_leaves_it_open_and_closable(tmp_path
     asyncio.run(main())
 
 
-def test_callers_that_wait_for_an_opening_that_fails_try_it_themselves(tmp_path: Path) -> None:
+def test_callers_waiting_for_an_opening_that_fails_try_for_themselves(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     platform.register_service("x")
 
@@ -139,7 +139,7 @@ def test_callers_that_wait_for_an_opening_that_fails_try_it_themselves(tmp_path:
     assert isinstance(first, Broken) and others == [1, 1]
 
 
-def test_many_first_callers_have_one_keeper(tmp_path: Path) -> None:
+def test_many_first_callers_share_one_keeper(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     platform.register_service("x")
 
@@ -153,7 +153,7 @@ def test_many_first_callers_have_one_keeper(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_loops_of_two_threads_that_open_at_once_have_one_keeper(tmp_path: Path) -> None:
+def test_two_threads_loops_that_open_at_the_same_time_have_one_keeper(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     gate, results = threading.Barrier(3), list[str]()
 
@@ -175,7 +175,7 @@ def test_loops_of_two_threads_that_open_at_once_have_one_keeper(tmp_path: Path) 
     assert sorted(results) == ["koo is open on another event loop th"] * 2 + ["opened"]
 
 
-def test_a_call_during_closing_opens_anew_afterwards(tmp_path: Path) -> None:
+def test_a_call_during_closing_opens_koo_again_afterwards(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     platform.register_service("x")
 
@@ -190,7 +190,7 @@ def test_a_call_during_closing_opens_anew_afterwards(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_closed_on_a_loop_that_goes_on_it_opens_on_another(tmp_path: Path) -> None:
+def test_after_closing_on_a_loop_that_still_runs_koo_opens_on_another(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     platform.register_service("x")
 
@@ -206,7 +206,7 @@ def test_closed_on_a_loop_that_goes_on_it_opens_on_another(tmp_path: Path) -> No
     assert asyncio.run(main()) == 1
 
 
-def test_the_first_callers_deadline_and_context_are_not_koos(tmp_path: Path) -> None:
+def test_koo_does_not_inherit_the_first_callers_deadline_and_context(tmp_path: Path) -> None:
     platform, seen = Platform(options(tmp_path)), list[float]()
     platform.register_service("x")
 
@@ -224,8 +224,8 @@ def test_the_first_callers_deadline_and_context_are_not_koos(tmp_path: Path) -> 
     assert seen == [NEVER]
 
 
-def test_a_loop_that_stands_still_is_named_with_the_line_to_write_by_every_door(tmp_path: Path) -> None:
-    """A fixture's loop, while a test runs on its own."""
+def test_with_koo_open_on_a_stopped_loop_every_entry_point_says_what_to_write(tmp_path: Path) -> None:
+    """For example a fixture's loop, while a test runs on another one."""
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
         platform.register_service("x")
@@ -242,7 +242,7 @@ def test_a_loop_that_stands_still_is_named_with_the_line_to_write_by_every_door(
                 said = str(caught.value)
                 assert "call `await platform.close()`" in said and 'loop_scope="session"' in said
                 assert "\n" not in said and "SqlStore" not in said
-            fixture.run(platform.close())  # the line
+            fixture.run(platform.close())  # the code to write
             assert test.run(_await(lambda: platform.query(QUESTION)))
             test.run(platform.close())
             for loop in (fixture.get_loop(), test.get_loop()):
@@ -253,7 +253,7 @@ async def _await(door: Callable[[], Awaitable[object]]) -> object:
     return await door()
 
 
-def test_a_store_that_is_away_is_no_reason_not_to_open(tmp_path: Path) -> None:
+def test_koo_opens_without_its_store(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     platform.register_service("x")
 
@@ -270,15 +270,15 @@ def test_a_store_that_is_away_is_no_reason_not_to_open(tmp_path: Path) -> None:
 
 
 class Refused(Exception):
-    """A task factory of the application's own fails."""
+    """Raised by the application's own task factory."""
 
 
 def of_python_310(loop: asyncio.AbstractEventLoop, work: Any) -> Any:
-    """A task factory from before tasks had contexts."""
+    """A task factory from before tasks had a `context` argument."""
     return asyncio.Task(work, loop=loop)
 
 
-def test_it_opens_under_a_task_factory_that_knows_no_contexts(tmp_path: Path) -> None:
+def test_koo_opens_under_a_task_factory_without_support_for_contexts(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
 
     async def main() -> None:

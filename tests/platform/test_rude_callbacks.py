@@ -1,4 +1,4 @@
-"""What a callback of the application raises, an exit of the program included, leaks nothing; the next call works."""
+"""A callback of the application that raises, even an exit, leaks nothing, and the next call works."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Rude = Callable[..., Any]
 
 
 class World:
-    """A platform whose breakers open at the first failure and let a probe in at once; and what it is asked."""
+    """A platform whose breakers open at the first failure and immediately admit a probe, and the calls made to it."""
 
     def __init__(self, platform: Platform, server: FakeAnthropic) -> None:
         self.platform = platform
@@ -86,7 +86,7 @@ class World:
         await self.ask(fail, work)
 
     async def ask(self, *calls: Callable[[], Awaitable[object]]) -> None:
-        """Make each call, whatever comes out of it, once it is let in, if as a probe."""
+        """Make each call, whatever its outcome, until it is admitted, even if as a probe."""
         for call in calls:
             await until(lambda: not any(one.breaker.refuses(one.now()) for one in self.guards))
             with suppress(Exception, asyncio.CancelledError, *EXITS):
@@ -117,7 +117,7 @@ def logging_to(handler: logging.Handler) -> Any:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> list[BaseException]:
-    """Run it as a program whose loop goes on after each exit that a callback asked for; returns the exits."""
+    """Run it as a program whose loop continues after each exit that a callback requested; returns the exits."""
     exits: list[BaseException] = []
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda _, context: None)
@@ -175,10 +175,10 @@ async def the_next_works(world: World) -> None:
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda one: one.__name__)
 @pytest.mark.parametrize("place", ["listener", "log handler"])
-def test_a_rude_listener_or_log_handler_leaks_nothing(
+def test_a_listener_or_log_handler_that_raises_leaks_nothing(
     tmp_path: Path, place: str, raised: type[BaseException]
 ) -> None:
-    """Whatever is called meets events on its way: a breaker that opens, lets a probe in, closes, a bill too large."""
+    """Every call causes events: a breaker that opens, admits a probe or closes, or a bill above its hold."""
 
     async def main() -> None:
         async with FakeAnthropic() as server:
@@ -194,7 +194,7 @@ def test_a_rude_listener_or_log_handler_leaks_nothing(
                 one.source for one in world.platform.events.recent if isinstance(one, CircuitHalfOpened)
             }
             assert opened == {"claude/claude-sonnet-5-5", "reports", "database"}, (
-                "a probe tells while it enters"
+                "a probe publishes an event while it is admitted"
             )
             await the_next_works(world)
             await all_is_back(world)
@@ -206,7 +206,7 @@ def test_a_rude_listener_or_log_handler_leaks_nothing(
 
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda one: one.__name__)
-def test_a_rude_function_of_the_cost_leaks_nothing_in_an_operation_or_a_stream(
+def test_a_cost_function_that_raises_leaks_nothing_in_an_operation_or_a_stream(
     tmp_path: Path, raised: type[BaseException]
 ) -> None:
     async def main() -> None:
@@ -234,14 +234,14 @@ def test_a_rude_function_of_the_cost_leaks_nothing_in_an_operation_or_a_stream(
             await world.ask(read)
             await all_is_back(world)
             spent = Decimal(platform.service_health("paid")["rate_limits"]["daily_budget"]["spent"])
-            assert spent == 2, "what was sent is paid for, at the most that it can cost"
+            assert spent == 2, "a sent call is booked at its maximum cost"
             await platform.close()
 
     run(main)
 
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda one: one.__name__)
-def test_a_rude_classifier_leaks_nothing(tmp_path: Path, raised: type[BaseException]) -> None:
+def test_a_classifier_that_raises_leaks_nothing(tmp_path: Path, raised: type[BaseException]) -> None:
     async def main() -> None:
         platform = Platform(options(tmp_path))
         platform.register_service("odd", classify=rude(raised), max_retries=0)
@@ -252,7 +252,7 @@ def test_a_rude_classifier_leaks_nothing(tmp_path: Path, raised: type[BaseExcept
         with pytest.raises(ValueError):
             await platform.execute("odd", fail)
         assert settled(platform) and platform.services["odd"].gates.bulkhead.used == 0
-        await asyncio.sleep(0)  # where the loop raises an exit
+        await asyncio.sleep(0)  # the loop raises the exit here
         await platform.close()
 
     exits = run(main)
@@ -260,7 +260,7 @@ def test_a_rude_classifier_leaks_nothing(tmp_path: Path, raised: type[BaseExcept
 
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda one: one.__name__)
-def test_a_rude_hook_after_a_commit_leaks_nothing_and_the_hooks_after_it_run(
+def test_a_commit_hook_that_raises_leaks_nothing_and_later_hooks_run(
     tmp_path: Path, raised: type[BaseException]
 ) -> None:
     async def main() -> None:
@@ -283,10 +283,10 @@ def test_a_rude_hook_after_a_commit_leaks_nothing_and_the_hooks_after_it_run(
 
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda one: one.__name__)
-def test_what_a_log_handler_raises_reaches_no_line_that_logs(
+def test_a_log_handlers_exception_does_not_reach_the_code_that_logs(
     raised: type[BaseException],
 ) -> None:
-    """On a loop an exit comes next."""
+    """On a loop, an exit is raised next."""
 
     async def main() -> None:
         for name in LOGGERS:
@@ -304,7 +304,7 @@ def test_what_a_log_handler_raises_reaches_no_line_that_logs(
     assert len(exits) == (2 * len(LOGGERS) if raised in EXITS else 0)
 
 
-def test_a_log_handler_that_fails_once_is_told_of_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_handlers_single_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Once(logging.Handler):
         failed = 0
 
@@ -319,7 +319,7 @@ def test_a_log_handler_that_fails_once_is_told_of_in_the_log(caplog: pytest.LogC
     assert told.exc_info is not None and isinstance(told.exc_info[1], OSError)
 
 
-def test_koo_logs_by_loggers_that_take_care() -> None:
+def test_koo_uses_careful_loggers() -> None:
     named = set()
     for file in Path(koo.__file__).parent.rglob("*.py"):
         named |= set(re.findall(r'^log = logging\.getLogger\("(koo[^"]*)"\)', file.read_text(), re.MULTILINE))

@@ -1,4 +1,4 @@
-"""Each vendor's SDK × what goes wrong × how it reaches koo: kind, requests, pause, permit, breaker and money.
+"""Each vendor's SDK × each failure × each way to koo: kind, requests, pause, permit, breaker and money.
 
 Real SDKs over real sockets. `make prove-own` runs this file with the oldest versions that are supported, too.
 """
@@ -56,7 +56,7 @@ BOUND, ENOUGH = Decimal("0.10"), "10"
 
 
 class AgentError(Exception):
-    """Of a framework."""
+    """An error of a framework."""
 
 
 # ── the SDKs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -95,14 +95,14 @@ async def perplexity_sdk(server: FakeProvider) -> AsyncIterator[tuple[Ask, Ask]]
 
 
 def google_http() -> Any:
-    """httpx, or httpx2: what this version of Google's SDK stands on."""
+    """httpx or httpx2, whichever this version of Google's SDK uses."""
     needs = " ".join(requires("google-genai") or ())
     return import_module("httpx2" if "httpx2" in needs else "httpx")
 
 
 @asynccontextmanager
 async def gemini_sdk(server: FakeProvider) -> AsyncIterator[tuple[Ask, Ask]]:
-    # With an HTTP client of its own: otherwise the SDK takes aiohttp, and inherits from a class of it that warns.
+    # With its own HTTP client: otherwise the SDK uses aiohttp, and inherits from a class that warns.
     async with google_http().AsyncClient() as transport:
         options = types.HttpOptions(base_url=server.base_url, httpx_async_client=transport)
         client = genai.Client(api_key=KEY, http_options=options).aio
@@ -126,7 +126,8 @@ VENDORS: dict[str, tuple[type[FakeProvider], Any]] = {
 
 @dataclass(frozen=True)
 class Wrong:
-    """`then`: what the next call meets. `booked`: a call that may have been answered is paid for."""
+    """A failure. `then`: the outcome of the next call. `booked`: whether the call may have been answered and is
+    booked."""
 
     step: Step
     raised: type[ExternalServiceError]
@@ -184,7 +185,7 @@ MANNERS: dict[str, Callable[[Ask], Ask]] = {"plain": lambda ask: ask, "cause": f
 
 
 class World:
-    """A platform, a vendor's fake server, and its SDK between them; a service for each thing that goes wrong."""
+    """A platform, a vendor's fake server, and its SDK between them; a service for each failure."""
 
     def __init__(self, platform: Platform, server: FakeProvider, ask: Ask, read: Ask) -> None:
         self.platform = platform
@@ -227,7 +228,7 @@ class World:
             await self.all_of(name, operation, streamed=streamed)
         seen = caught.value
         assert (type(seen), seen.kind) == (wrong.raised, wrong.kind), name
-        assert seen.__cause__ is not None or name == "hang", "the original is at hand"
+        assert seen.__cause__ is not None or name == "hang", "the original is available"
         assert len(self.server.queries) - asked <= 1, name
         if name == "429":
             assert seen.retry_after_s is not None and 300 <= seen.retry_after_s <= 315, (
@@ -242,7 +243,7 @@ class World:
         await self.next_call(name, wrong, operation, streamed=streamed)
 
     async def next_call(self, name: str, wrong: Wrong, operation: Ask, *, streamed: bool) -> None:
-        """Its permit and its only place are back; a pause and a refused key stop it unsent."""
+        """Make the next call: the permit and the only place are back, and a pause or a refused key stops it unsent."""
         self.server.default, asked = answer("Paris."), len(self.server.queries)
         if wrong.then is not None:
             with pytest.raises(wrong.then) as caught:
@@ -265,9 +266,7 @@ async def world(vendor: str, tmp_path: Path) -> AsyncIterator[World]:
 
 @pytest.mark.parametrize("manner", MANNERS)
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_whatever_goes_wrong_has_its_kind_in_whatever_it_comes(
-    vendor: str, manner: str, tmp_path: Path
-) -> None:
+def test_each_failure_has_its_kind_however_it_reaches_koo(vendor: str, manner: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with world(vendor, tmp_path) as one:
             operation = MANNERS[manner](one.ask)
@@ -278,7 +277,7 @@ def test_whatever_goes_wrong_has_its_kind_in_whatever_it_comes(
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_whatever_goes_wrong_in_a_stream_has_its_kind(vendor: str, tmp_path: Path) -> None:
+def test_each_failure_of_a_stream_has_its_kind(vendor: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with world(vendor, tmp_path) as one:
             for name, wrong in IN_STREAM.items():
@@ -289,7 +288,7 @@ def test_whatever_goes_wrong_in_a_stream_has_its_kind(vendor: str, tmp_path: Pat
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_a_cancelled_call_says_nothing_gives_its_place_back_and_is_booked(
+def test_a_cancelled_call_is_neutral_returns_its_place_and_is_booked(
     vendor: str, streamed: bool, tmp_path: Path
 ) -> None:
     async def main() -> None:

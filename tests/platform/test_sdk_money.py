@@ -1,4 +1,4 @@
-"""A vendor's SDK under a built-in name: its calls obey that service's budgets, over real sockets."""
+"""A vendor's SDK under a built-in service's name: its calls count for that service's budgets, over real sockets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from koo.testing.providers import (
     stream,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the SDKs, about themselves
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of the SDKs about themselves
 KEY: Any = {"api_key": "test-key", "max_retries": 0}
 WORDS = "What is the capital of France? " * 100
 SAID: Any = [{"role": "user", "content": WORDS}]
@@ -44,7 +44,7 @@ Call = Callable[..., Any]
 
 
 class Vendor:
-    """A vendor's fake, whose prices are the table's for `model`, and how its SDK is asked."""
+    """A vendor's fake, with the table's prices for `model`, and the way to call its SDK."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Vendor:
 
     @asynccontextmanager
     async def call(self, server: FakeProvider) -> AsyncIterator[Call]:
-        """The SDK's method that asks for a whole answer."""
+        """The SDK's method for a whole answer."""
         raise NotImplementedError
         yield
 
@@ -132,7 +132,7 @@ each_vendor = pytest.mark.parametrize("vendor", VENDORS.values(), ids=VENDORS)
 
 
 class World:
-    """A platform whose one service is the vendor's, its fake server, and the SDK's method that asks it."""
+    """A platform with the vendor's service only, its fake server, and the SDK's method that calls it."""
 
     def __init__(self, vendor: Vendor, platform: Platform, server: FakeProvider, call: Call) -> None:
         self.vendor, self.platform, self.server, self.call = vendor, platform, server, call
@@ -142,7 +142,7 @@ class World:
         return await self.platform.execute(self.vendor.service, operation or self.call, **arguments)
 
     async def ask_many(self, times: int, **more: Any) -> list[Any]:
-        """What came of calls that began at once."""
+        """The outcomes of calls that start at the same time."""
         return await asyncio.gather(*(self.ask(**more) for _ in range(times)), return_exceptions=True)
 
     @property
@@ -219,7 +219,7 @@ def test_an_answer_without_usage_is_booked_at_its_hold_as_an_estimate(tmp_path: 
     run(tmp_path, vendor, work)
 
 
-def test_a_refusal_is_free_and_an_answer_that_was_cut_is_not(tmp_path: Path) -> None:
+def test_a_refused_call_is_free_and_a_cut_answer_is_not(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         for step, costs in ((error(429), False), (error(500), False), (cut(60), True)):
             before = world.spent_usd
@@ -232,7 +232,7 @@ def test_a_refusal_is_free_and_an_answer_that_was_cut_is_not(tmp_path: Path) -> 
     run(tmp_path, CHAT, work)
 
 
-def test_a_bill_above_its_hold_is_booked_whole_and_published(tmp_path: Path) -> None:
+def test_a_bill_above_its_hold_is_booked_in_full_and_published(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         heard: list[Any] = []
         world.platform.events.listen(heard.append)
@@ -248,8 +248,10 @@ def test_a_bill_above_its_hold_is_booked_whole_and_published(tmp_path: Path) -> 
 
 
 @each_vendor
-def test_a_budget_holds_however_many_calls_begin_at_once(tmp_path: Path, vendor: Vendor) -> None:
-    """Room for a few worst cases: what was billed stays below it, and what was booked is what was billed."""
+def test_a_budget_is_enforced_however_many_calls_start_at_the_same_time(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    """With room for a few worst cases, the bill stays below the budget, and the booked amount equals the bill."""
     day = "0.6" if vendor.service == "perplexity" else "0.03"
 
     async def work(world: World) -> None:
@@ -273,7 +275,7 @@ def test_a_budget_holds_however_many_calls_begin_at_once(tmp_path: Path, vendor:
     ],
     ids=lambda budget: budget.name,
 )
-def test_each_kind_of_budget_counts_it(tmp_path: Path, budget: BudgetOptions) -> None:
+def test_each_kind_of_budget_counts_an_sdk_call(tmp_path: Path, budget: BudgetOptions) -> None:
     async def work(world: World) -> None:
         with pytest.raises(BudgetExceeded, match=budget.name):
             await world.ask()
@@ -282,8 +284,8 @@ def test_each_kind_of_budget_counts_it(tmp_path: Path, budget: BudgetOptions) ->
     run(tmp_path, CHAT, work, budgets=(budget,))
 
 
-def test_what_an_answer_may_be_long_is_held_while_it_is_written(tmp_path: Path) -> None:
-    """32,768 tokens of gpt-4.1 where the call bounds none, three answers where it asks for three."""
+def test_the_longest_possible_answer_is_held_while_it_is_generated(tmp_path: Path) -> None:
+    """32,768 tokens of gpt-4.1 if the call sets no limit, and three answers if it requests three."""
 
     async def work(world: World) -> None:
         for more, most in (({"max_tokens": openai.NOT_GIVEN}, 32_768), ({"n": 3}, 300)):
@@ -302,7 +304,7 @@ def test_what_an_answer_may_be_long_is_held_while_it_is_written(tmp_path: Path) 
     run(tmp_path, CHAT, work)
 
 
-def test_what_no_vendor_bills_is_neither_held_nor_booked(tmp_path: Path) -> None:
+def test_calls_that_no_vendor_bills_are_neither_held_nor_booked(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         client = world.call.__self__._client  # type: ignore[attr-defined]
         assert (await world.ask(client.models.list)).data
@@ -311,7 +313,7 @@ def test_what_no_vendor_bills_is_neither_held_nor_booked(tmp_path: Path) -> None
     run(tmp_path, CHAT, work, day="0")
 
 
-def test_a_server_of_ones_own_that_has_a_price_is_paid_and_one_without_is_free(tmp_path: Path) -> None:
+def test_an_own_server_with_a_price_is_booked_and_one_without_is_free(tmp_path: Path) -> None:
     vendor = Chat("mine", "openai_compatible", FakeCompatible, "a-private-model", ("3", "4"), messages=SAID)
     priced: Any = {"input_price": Decimal(3), "output_price": Decimal(4), "declared": True}
 
@@ -403,7 +405,7 @@ def test_a_stream_is_booked_at_what_its_pieces_report(
     run(tmp_path, vendor, work)
 
 
-def test_a_message_of_which_only_the_text_is_read_is_booked_at_its_usage(tmp_path: Path) -> None:
+def test_a_message_whose_text_alone_is_read_is_booked_at_its_usage(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         world.server.script(stream(["Par", "is"], input_tokens=1234))
         create = world.call.__self__.stream  # type: ignore[attr-defined]
@@ -415,8 +417,8 @@ def test_a_message_of_which_only_the_text_is_read_is_booked_at_its_usage(tmp_pat
     run(tmp_path, CLAUDE, work)
 
 
-def test_what_came_of_a_stream_without_usage_is_the_estimate_where_its_model_says_all(tmp_path: Path) -> None:
-    """gpt-4.1 writes all that it bills; of gpt-6.1-terra nobody sees what it thought, and its hold is booked."""
+def test_a_stream_without_usage_is_estimated_by_its_text_if_the_model_hides_no_tokens(tmp_path: Path) -> None:
+    """gpt-4.1 sends all the tokens that it bills. gpt-6.1-terra hides its reasoning, so its hold is booked."""
 
     async def work(world: World) -> None:
         for step, most in (
@@ -441,7 +443,7 @@ def test_what_came_of_a_stream_without_usage_is_the_estimate_where_its_model_say
 
 
 @each_stream
-def test_a_stream_that_was_left_is_booked_at_no_less_than_its_bill(
+def test_an_abandoned_stream_is_booked_at_no_less_than_its_bill(
     tmp_path: Path, vendor: Vendor, more: dict[str, Any]
 ) -> None:
     async def work(world: World) -> None:
@@ -457,7 +459,7 @@ def test_a_stream_that_was_left_is_booked_at_no_less_than_its_bill(
 # ── what cannot be seen ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_own_function_is_refused_where_a_budget_was_set_because_it_could_not_hold(tmp_path: Path) -> None:
+def test_an_own_function_is_refused_under_a_set_budget_that_could_not_be_enforced(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         with pytest.raises(PriceUnknown, match="register_service") as caught:
             await world.ask(lambda: world.call(**world.vendor.ask))
@@ -470,7 +472,7 @@ def test_an_own_function_is_refused_where_a_budget_was_set_because_it_could_not_
     run(tmp_path / "month", CHAT, work, is_set=False, budgets=(month,))
 
 
-def test_under_a_default_budget_it_runs_and_what_its_answer_says_is_booked(tmp_path: Path) -> None:
+def test_under_a_default_budget_an_own_function_runs_and_its_usage_is_booked(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         heard: list[Any] = []
         world.platform.events.listen(heard.append)
@@ -484,7 +486,7 @@ def test_under_a_default_budget_it_runs_and_what_its_answer_says_is_booked(tmp_p
     run(tmp_path / "none", CHAT, work, day=None)
 
 
-def test_what_says_nothing_about_its_cost_runs_and_koo_says_once_that_it_is_not_booked(
+def test_a_function_of_unknown_cost_runs_and_koo_logs_once_that_it_is_not_booked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def own(words: str) -> str:
@@ -500,7 +502,7 @@ def test_what_says_nothing_about_its_cost_runs_and_koo_says_once_that_it_is_not_
     assert len([line for line in caplog.messages if "not booked" in line]) == 1
 
 
-def test_a_model_without_a_price_is_refused_only_where_a_budget_was_set(tmp_path: Path) -> None:
+def test_a_model_without_a_price_is_refused_only_under_a_set_budget(tmp_path: Path) -> None:
     async def refused(world: World) -> None:
         with pytest.raises(PriceUnknown, match="PRICE_AS"):
             await world.ask(model="gpt-99-preview")
@@ -517,7 +519,7 @@ def test_a_model_without_a_price_is_refused_only_where_a_budget_was_set(tmp_path
 # ── a name of one's own ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_registered_name_is_booked_by_its_answers_usage(tmp_path: Path) -> None:
+def test_a_registered_operation_is_booked_by_its_answers_usage(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         world.platform.register_service("agent", daily_budget=1, max_cost_usd=0.5, cost_usd="usage")
         health = world.platform.service_health
@@ -540,7 +542,7 @@ def test_a_registered_name_is_booked_by_its_answers_usage(tmp_path: Path) -> Non
     run(tmp_path, CHAT, work)
 
 
-def test_a_stream_of_a_registered_name_is_booked_by_its_usage(tmp_path: Path) -> None:
+def test_a_stream_of_a_registered_operation_is_booked_by_its_usage(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         world.platform.register_service("agent", daily_budget=1, max_cost_usd=0.5, cost_usd="usage")
         ask = {**world.vendor.ask, "stream": True}
@@ -552,7 +554,7 @@ def test_a_stream_of_a_registered_name_is_booked_by_its_usage(tmp_path: Path) ->
     run(tmp_path, CLAUDE, work)
 
 
-def test_a_registered_name_whose_answer_names_no_known_model_is_booked_at_the_most_it_can_cost(
+def test_a_registered_operation_with_an_unknown_model_is_booked_at_its_maximum_cost(
     tmp_path: Path,
 ) -> None:
     async def work(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Clients with keys of their own under one name, with the vendors' SDKs and over processes."""
+"""Clients with their own keys under one service name, with the vendors' SDKs and across processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def outcome(platform: Platform, client: openai.AsyncOpenAI) -> object:
     return "ok"
 
 
-def test_one_tenants_expired_key_and_anothers_pause_leave_the_third_alone(tmp_path: Path) -> None:
+def test_one_tenants_expired_key_and_anothers_pause_do_not_affect_the_third(tmp_path: Path) -> None:
     async def main(server: FakeOpenAI, other: FakeOpenAI) -> None:
         async with (
             Platform(here(tmp_path)) as platform,
@@ -54,7 +54,7 @@ def test_one_tenants_expired_key_and_anothers_pause_leave_the_third_alone(tmp_pa
         asyncio.run(main(server, other))
 
 
-def test_a_clients_key_under_a_built_in_name_is_koos_where_it_is_the_same(tmp_path: Path) -> None:
+def test_a_clients_key_equal_to_the_services_own_is_treated_as_that_key(tmp_path: Path) -> None:
     async def main(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as platform, AsyncExitStack() as stack:
             own, foreign = [
@@ -69,7 +69,7 @@ def test_a_clients_key_under_a_built_in_name_is_koos_where_it_is_the_same(tmp_pa
                 await platform.execute("claude", foreign.messages.create, **MESSAGE)
             assert refused.value.kind is Kind.AUTH
             assert platform.service_health("claude")["state"] == "healthy", (
-                "the service stands on koo's own key"
+                "the service depends on koo's own key"
             )
             assert (await platform.query(QUESTION)).text
             assert (await platform.execute("claude", own.messages.create, **MESSAGE)).content
@@ -83,7 +83,7 @@ def test_a_clients_key_under_a_built_in_name_is_koos_where_it_is_the_same(tmp_pa
         asyncio.run(main(server))
 
 
-def test_processes_on_one_store_share_a_tenants_pause_and_refused_key_by_its_digest(tmp_path: Path) -> None:
+def test_processes_share_a_tenants_pause_and_refused_key_by_the_keys_digest(tmp_path: Path) -> None:
     async def main(server: FakeOpenAI) -> None:
         async with (
             Platform(here(tmp_path)) as one,
