@@ -42,8 +42,11 @@ FIRST_PAUSE_S, PAUSE_S_MAX = 5.0, 300.0
 ASKED_S_MAX = 3600.0
 """A receiver that requests a pause of more than an hour is tried again after one hour."""
 GIVEN_UP_AFTER_S = DAY_S
+"""As long as a notice counts as news (`storage/notices.py`)."""
 REFUSED_FOR_S = 3600.0
+"""A message that its receiver refuses rarely becomes acceptable. An hour covers a receiver that is being repaired."""
 ALONE_MAX = 200
+"""A bound on memory for an outage of the store."""
 LATE = f"no answer within {SEND_S:g} s"
 GUARDED = GuardOptions(
     timeout_s=SEND_S,

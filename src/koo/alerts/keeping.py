@@ -29,9 +29,11 @@ from koo.options import DAY_S
 from koo.storage.base import StoreUnavailable
 
 RENEW_EVERY_S = 5.0
+"""A sixth of a sighting's lease, so a few renewals may fail before other processes consider the episode orphaned."""
 EXPIRES_AFTER_S = DAY_S
 ENDED_KEPT_S = 90 * DAY_S
 UNWRITTEN_MAX = 1000
+"""A bound on memory for an outage of the store, in which alerts come and go and cannot be written."""
 NEWS_MAX = 200
 ALONE_AFTER_S = 10.0
 """During a short outage of the store processes need not each notify people: it is found again within five seconds."""

@@ -68,6 +68,9 @@ _BUDGET_FREE = Ending("budget_available", "the budget covers calls again")
 _BUDGET_STEPS = ("budget_used_up", "budget_too_small", "budget_at_95", "budget_at_90", "budget_approaching")
 """A budget's kinds, the worst first. Each includes the ones after it."""
 
+# A kind without a pending time notifies immediately, for example because calls are refused already. The others come and
+# go in normal operation, and are worth a notice only if they stay. A recovering time keeps a number that moves around
+# its threshold one alert.
 KINDS: Mapping[str, AlertKind] = {
     # ── a breaker, a service ──────────────────────────────────────────────────────────────────────────────────
     "service_down": AlertKind(
@@ -113,6 +116,8 @@ KINDS: Mapping[str, AlertKind] = {
     "provider_limit_reached": AlertKind(
         "warning",
         "The provider limits our rate",
+        # Under load a provider's limit is reached for some seconds, and koo spreads the calls. A limit per minute that
+        # still refuses calls after a minute is too low for the traffic.
         pending_s=60.0,
         recovering_s=60.0,
         part_of=("quota_used_up",),
@@ -120,11 +125,13 @@ KINDS: Mapping[str, AlertKind] = {
     "service_unhealthy": AlertKind(
         "warning",
         "Service unhealthy",
+        # By then most runs of failures have either ended or opened the breaker, which is an alert of its own.
         pending_s=30.0,
         part_of=(*SERVICE_GONE, "degraded_performance"),
         evidence="answer",
         inhibited_by=SERVICE_GONE,
     ),
+    # A burst that fills the queue for a moment, and is then served, is no reason to notify anyone.
     "service_saturated": AlertKind("warning", "Too many calls at once", pending_s=5.0, recovering_s=60.0),
     "degraded_performance": AlertKind(
         "warning",
@@ -184,6 +191,8 @@ KINDS: Mapping[str, AlertKind] = {
     "database_paused": AlertKind("warning", "Database paused by an operator"),
     "database_draining": AlertKind("warning", "Database draining"),
     # ── limits ────────────────────────────────────────────────────────────────────────────────────────────────
+    # Bursts are what a limit per minute is for, and its units are free again within the minute. So it is a warning, and
+    # only if it lasts. A limit per hour or day that is reached refuses every call for long, so it is critical.
     "limit_reached_requests_per_minute": AlertKind(
         "warning", "Limit per minute reached", pending_s=60.0, recovering_s=60.0
     ),
@@ -243,6 +252,7 @@ KINDS: Mapping[str, AlertKind] = {
     "budget_forecast": AlertKind(
         "warning",
         "Budget will run out before it resets",
+        # An extrapolation: a single expensive call moves the last hour's pace, in both directions.
         pending_s=300.0,
         recovering_s=900.0,
         part_of=_BUDGET_STEPS,

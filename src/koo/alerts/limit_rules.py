@@ -8,6 +8,7 @@ from koo.alerts.findings import Finding
 from koo.monitoring.shapes import LIMITS, TOKENS, WINDOWS, AlertData, LimitName, RateLimit, ServiceHealth
 
 APPROACHING = 0.80
+"""A documented promise, as is the same share of a budget."""
 
 
 def find_in_limits(view: ServiceHealth, component: str) -> Iterator[Finding]:

@@ -142,6 +142,8 @@ class Outbox:
 
     def _why(self, one: Delivery, names: Sequence[str]) -> str:
         """The status of a delivery as one sentence."""
+        # The order matters: a delivery that waits may also have a reason from its last attempt, but if this process
+        # does not have the channel, that is what its reader must know first.
         tries = f"{one.attempts} attempts" if one.attempts != 1 else "one attempt"
         match one.state:
             case "sent":
@@ -228,6 +230,8 @@ def make_channels(options: AlertOptions, network: NetworkOptions, wall: Callable
 
 
 def _status(courier: Courier, severity: Severity, clock: Clock) -> ChannelStatus:
+    # A channel can fail in two places: for all processes, as the store knows, and for messages that this process sent
+    # without the store. While the store is away only the second is current, so both are combined.
     standing, breaker = courier.standing, courier.guard.breaker
     waiting_alone = [one for one in courier.told_alone if one.state == "waiting"]
     failed_alone = [one for one in waiting_alone if one.reason]
@@ -257,6 +261,7 @@ def _status(courier: Courier, severity: Severity, clock: Clock) -> ChannelStatus
 
 
 def _untold(alert: Alert, names: Sequence[str]) -> UntoldAlert:
+    # "notified" without a delivery means that no courier has looked yet since the notice was written.
     notified = alert["notified"]
     written = "its notice is written and will be sent within a second or two"
     is_written = notified["state"] in ("notified", "no_channel")

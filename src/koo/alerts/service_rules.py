@@ -16,10 +16,12 @@ from koo.monitoring.shapes import AlertData, BreakerStatus, ModelStatus, Pause, 
 
 ERROR_RATE_MAX = 0.10
 CALLS_MIN = 20
+"""These two are documented promises. With fewer calls, one or two failures would already be a rate of a tenth."""
 GOES_ON = 0.5
 """An alert about a rate continues down to this share of the threshold, and of the number of calls, that began it.
 Otherwise a rate around the threshold would begin and end an alert with each call."""
 FAILURES_MIN = 3
+"""Fewer failures make a service unhealthy for a while, but are no reason to notify a person."""
 REFUSED = ("open", "forced_open")
 QUOTAS = ("quota", "billing")
 """Pauses that a short wait does not end, because the account has no credit left."""

@@ -59,6 +59,9 @@ STANDINGS = f"""SELECT name, failures, failing_since_ms, reason, next_ms, sent_m
 LEASE = f"""UPDATE koo_channels SET epoch = CASE WHEN process = :process THEN epoch ELSE epoch + 1 END,
       process = :process, lease_ends_ms = :lease_ends_ms
     WHERE name = :channel AND {FREE} RETURNING failures, epoch"""
+# Several processes with the same channel may run this at the same time; the key makes each delivery exist once. A
+# notice below the channel's severity gets a delivery too, so it is not considered again, and people can see why it was
+# not sent.
 OWE = f"""INSERT INTO koo_deliveries (notice, channel, state, message, attempts, next_ms, reason)
     SELECT n.key, c.name, CASE WHEN n.severity IN ({{ids}}) THEN 'waiting' ELSE 'below_severity' END, '', 0, 0, ''
     FROM koo_notices n, koo_channels c WHERE c.name = :channel AND {NEW}
@@ -74,6 +77,9 @@ CARRIED = f"""SELECT {", ".join(f"n.{name}" for name in NOTICE.split(", "))}, n.
     FROM koo_deliveries d, koo_notices n WHERE n.key = d.notice AND d.channel = :channel AND d.message = :message
     AND d.state = 'waiting' ORDER BY n.at_ms, n.started_ms, n.key"""
 UNLEASE = "UPDATE koo_channels SET lease_ends_ms = 0 WHERE name = :channel AND process = :process"
+# A sender that was stopped beyond its lease may report its success late. The message did arrive, so its deliveries are
+# marked as sent even if another process has given them up, and the channel works. But the lease is not ended: by now it
+# belongs to another process, which may be sending.
 SENT = """UPDATE koo_deliveries SET state = 'sent', done_ms = :now_ms, reason = ''
     WHERE channel = :channel AND message = :message AND state <> 'sent'"""
 WORKS = """UPDATE koo_channels SET failures = 0, failing_since_ms = NULL, reason = '', next_ms = 0,
@@ -224,6 +230,7 @@ def _next_message(tx: Transaction, values: dict[str, Any]) -> str | None:
     begun = next((message for _, message in due if message), None)
     if begun is not None or not due:
         return begun
+    # Counted in the store and not in memory, because the minute's messages may have been sent by other processes.
     lately = tx.rows(SENT_LATELY, {**values, "minute_ago_ms": values["now_ms"] - MINUTE_MS})[0][0]
     if lately >= MESSAGES_PER_MINUTE:
         return None

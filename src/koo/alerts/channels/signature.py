@@ -32,5 +32,7 @@ def read_secret(text: str) -> bytes:
 
 def signed(key: bytes, message_id: str, at_s: int, body: bytes) -> dict[str, str]:
     """The signature headers of a message."""
+    # The time is signed too. A receiver that rejects old times is then safe from a recorded message that an attacker
+    # sends again with a new time.
     digest = hmac.digest(key, f"{message_id}.{at_s}.".encode() + body, sha256)
     return {"webhook-timestamp": str(at_s), "webhook-signature": f"v1,{b64encode(digest).decode()}"}

@@ -41,6 +41,8 @@ class Slack:
 
     async def send(self, message: Message) -> str:
         """Post a message. Raises `NotTaken`."""
+        # Each of these switches off one way in which a chat would change the text: markup, automatic mentions, and
+        # previews, for which its server would fetch the addresses in an alert.
         body = {
             "text": harmless(f"[koo] {message.text}"),
             "mrkdwn": False,

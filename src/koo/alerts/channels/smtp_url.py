@@ -37,6 +37,7 @@ class MailServer:
 
 def read_smtp_url(text: str) -> MailServer:
     """Parse a URL. Raises `ValueError`, whose message says what is allowed and omits the URL."""
+    # Whatever `urlsplit` raises is replaced: its messages contain parts of the URL, and so perhaps the password.
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
