@@ -244,7 +244,7 @@ def test_shapes_of_a_refused_key(fake: FakeAnthropic) -> None:
     assert "key" in view["reason"]
 
 
-def test_a_limit_of_the_provider(fake: FakeAnthropic) -> None:
+def test_shapes_at_a_limit_of_the_provider(fake: FakeAnthropic) -> None:
     async def throttled(fake: FakeAnthropic) -> None:
         fake.script(error(429, "rate_limit_error", headers={"retry-after": "300"}))
         first = await ask(ExternalServiceError, on_limit="refuse")
@@ -356,7 +356,7 @@ def test_shapes_of_an_own_operation(fake: FakeAnthropic) -> None:
     assert view["rate_limits"]["daily_budget"]["limit"] is None
 
 
-def test_a_state_store_that_is_away(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_without_the_state_store(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KOO_STATE_URL", REFUSED_PORT)
 
     async def asked(fake: FakeAnthropic) -> None:
@@ -491,7 +491,7 @@ def test_shapes_of_a_recovering_database(postgres18: PostgresServer, monkeypatch
     assert view["state"] in ("degraded", "healthy"), "the probe may have closed it during the check"
 
 
-def test_a_pool_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_of_a_full_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_POOL_SIZE", "1")
     monkeypatch.setenv("DATABASE_MAX_OVERFLOW", "0")
     monkeypatch.setenv("DATABASE_POOL_TIMEOUT", "0.1")

@@ -218,7 +218,7 @@ def test_a_refused_key_shows_until_it_works_again(fake: FakeAnthropic, tmp_path:
     watch(tmp_path, test)
 
 
-def test_a_limit_of_the_provider(fake: FakeAnthropic, tmp_path: Path) -> None:
+def test_a_providers_limit_shows_as_rate_limited(fake: FakeAnthropic, tmp_path: Path) -> None:
     async def test(seen: Sights) -> None:
         fake.script(error(429, "rate_limit_error", headers={"retry-after": "300"}))
         await seen.ask(bad=1)
@@ -333,7 +333,7 @@ def test_slow_responses_are_an_alert(
     watch(tmp_path, test)
 
 
-def test_a_state_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_state_store_is_an_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KOO_STATE_URL", "postgresql://user:hidden@127.0.0.1:1/none")
 
     async def test(seen: Sights) -> None:
@@ -490,7 +490,7 @@ def test_a_database_that_accepts_no_writes_is_an_alert(
     watch_database(tmp_path, postgres18, monkeypatch, test)
 
 
-def test_a_pool_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_pool_is_an_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("POOL_SIZE", "1"), ("MAX_OVERFLOW", "0"), ("POOL_TIMEOUT", "0.2")):
         monkeypatch.setenv(f"DATABASE_{name}", value)
 

@@ -108,7 +108,7 @@ class Model:
         fleet = self.primed, self.probes_max
         return self.phase, self.override, self.streak, fleet, rest, sorted(calls).__repr__()
 
-    # ── admission ──────────────────────────────────────────────────────────────────────────────────
+    # ── admission ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def probes(self) -> list[Call]:
         """The running probes."""
@@ -140,7 +140,7 @@ class Model:
         self.calls[call.number] = call
         return call.number
 
-    # ── settlement ───────────────────────────────────────────────────────────────────────────────────────
+    # ── settlement ────────────────────────────────────────────────────────────────────────────────────────────
 
     def settle(self, number: int, verdict: Verdict, slow: bool, hint_s: float, counts: Counts) -> bool:
         """End a call; returns whether its result counts."""

@@ -499,7 +499,10 @@ class World:
         }
 
     def finish(self) -> None:
-        """Check that nothing of today stays granted. Something of a past day may, if the store lost its return."""
+        """Check that nothing of today stays granted.
+
+        Some of a past day may, if the store has lost the report that it was sent home.
+        """
         if not isinstance(self.store, MemoryTreasuries):
             return
         today = period_at("day", self.now_ms)

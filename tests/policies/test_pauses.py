@@ -1,4 +1,4 @@
-"""Cooldowns and blocked keys: how calls stay away when the provider asks for it."""
+"""Cooldowns and blocked keys, which keep calls away from a provider that asks for it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_thousands_of_throttled_responses_do_not_overflow_and_a_reset_ends_the_p
     assert cooldown.until == 0.0 and throttle(cooldown, 0.0) == 1.0
 
 
-# ── blocks ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_blocked_key_stops_all_models_and_a_blocked_model_only_itself() -> None:

@@ -109,7 +109,7 @@ class Fleet:
             self.first_success = self.first_success or self.now
             process.oks += 1
             process.closed = process.oks >= 2
-        self.beats[number] = self.now  # a change is reported with a beat of its own
+        self.beats[number] = self.now  # a change is reported in a separate beat
 
     def call(self, process: Process) -> None:
         if process.closed or self.now < process.next_call:

@@ -261,7 +261,7 @@ def test_a_store_replaced_by_an_older_copy_takes_over_the_lost_use_and_waits_for
     assert party.speak(other, 1).frozen_ms > 0
 
 
-# ── the store is away ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── without the store ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def away(party: Party, one: tuple[Limits, Hand]) -> None:

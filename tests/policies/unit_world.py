@@ -234,7 +234,7 @@ class World:
 
     @property
     def used(self) -> float:
-        """Which share of the limit was used."""
+        """The share of the limit that was used."""
         return len(self.uses) / (self.limit * self.seconds / self.period_s)
 
     @property

@@ -26,8 +26,8 @@ SEARCH: Any = [{"type": "web_search"}]
 
 @asynccontextmanager
 async def google(server: FakeGemini, **options: Any) -> AsyncIterator[Any]:
-    # The timeout is in milliseconds, and without one there is none at all. With an HTTP client of its own, because the
-    # SDK would otherwise take aiohttp, and inherits from a class of it that warns about that.
+    # The timeout is in milliseconds, and by default the SDK has none. It gets its own HTTP client, because it would
+    # otherwise use aiohttp and inherit from a class that warns about that.
     async with httpx2.AsyncClient() as transport:
         http = types.HttpOptions(
             base_url=server.base_url, timeout=10_000, httpx_async_client=transport, **options
@@ -198,7 +198,7 @@ def test_perplexitys_sdk_reads_a_plain_response_and_its_cost() -> None:
             assert [item.type for item in response.output] == ["search_results", "message"]
             usage = response.usage
             assert usage is not None and usage.cost is not None and usage.tool_calls_details is not None
-            # The prompt was read twice, and the search's findings once.
+            # The prompt was read twice, and the search results once.
             assert (usage.input_tokens, usage.output_tokens) == (15 + 1000, 2)
             assert usage.tool_calls_details["search_web"].invocation == 1
             assert Decimal(str(usage.cost.total_cost)) == server.billed_usd > Decimal("0.0025")

@@ -1,4 +1,4 @@
-"""`PostgresServer`: the promises to a test that starts, kills, freezes and restarts a server."""
+"""`PostgresServer` keeps its promises to tests that start, kill, freeze and restart it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def file_of(database: koo.Database) -> str:
     return Path(str(database.url.database)).parent.name
 
 
-def test_names_bound_to_the_processs_platform_use_the_given_one(tmp_path: Path) -> None:
+def test_bound_names_use_the_given_platform(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as server, Platform(options(tmp_path, server)) as other:
             with use(other):

@@ -241,8 +241,8 @@ class Breaker:
         """The number of failures in a row, including this one; 0 if this failure is not counted as a further one."""
         # One connection reset that hits fifty running calls is one step, but five failures in succession are five. So
         # a failure counts only if its call began after the last counted failure: the first of the fifty marks every
-        # serial granted so far, and the other forty-nine are at or below the mark. Serial numbers, not times: on a
-        # coarse clock a failure and the next call's start can have the same time.
+        # serial granted so far, and the other forty-nine are at or below the mark. Serial numbers are compared and not
+        # times, because on a coarse clock a failure and the next call's start can have the same time.
         if permit.serial > self._counted_serial:
             self.consecutive += 1
             self._counted_serial = self._serial
@@ -382,8 +382,8 @@ class Breaker:
         """
         if self.phase is HALF_OPEN and permit.generation == self.generation:
             permit.lease_ends_at = permit.shadow_ends_at = NEVER
-            # Suspended for one lease only. A stream that is never read to its end would otherwise occupy its slot, and
-            # keep the breaker half open, forever.
+            # It is suspended for one lease only. Otherwise a stream that is never read to its end would occupy its
+            # slot forever, and the breaker would stay half open.
             self._resting[permit] = now + self.lease_s
 
     def _take_back(self, permit: Permit) -> None:
@@ -393,8 +393,8 @@ class Breaker:
     def _give_up_resting(self, now: float, draw: Draw) -> None:
         """Take back the slots of readers that have stayed away for a whole lease."""
         for permit in [permit for permit, until in self._resting.items() if now >= until]:
-            # Checked again for each one: an inconclusive probe may be the one too many that trips the breaker, which
-            # empties `leases` and `_resting` in the middle of this loop.
+            # This is checked for each one again. One of these inconclusive probes may be the last one allowed and trip
+            # the breaker, which empties `leases` and `_resting` in the middle of this loop.
             if permit in self._resting:
                 self._take_back(permit)
                 # The stream still runs and will settle. As a permit of this generation it would settle as a probe and
@@ -484,7 +484,7 @@ class Breaker:
         self._probes += 1
         self._by_failures = self._by_failures or not hung
         probes = failed_probes(self._probes, hung)
-        # A hung probe has met no error of its own: the last error is an earlier one, and must not read as the probe's.
+        # A hung probe has no error: the last error is an earlier one, and must not look like the probe's.
         joint = "; the last error: " if hung else ", the last: "
         reason = self._with_last(f"{self.cause}, then {probes}", joint)
         self._trip(Trigger.PROBE_FAILED, "probe_hung" if hung else "probe_failed", reason, now, draw, hint_s)

@@ -17,7 +17,7 @@ from koo.policies.verdict import FAILURE, SUCCESS, Verdict
 from koo.policies.window import Window
 
 CALLS_MAX = 200
-"""More rows than an explanation needs, and only some kilobytes for one breaker in trouble."""
+"""More rows than an explanation needs, and only a few kilobytes for a breaker in trouble."""
 
 SLACK_S = 1e-6
 """The beginning of a window is computed from its end, and may be off by a rounding error."""

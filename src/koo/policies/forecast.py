@@ -63,8 +63,8 @@ def run_out(left: int, paces: tuple[float | None, ...], now: float, ends_at: flo
     """When `left` is used up; None if not before the period ends at `ends_at`. Wall seconds."""
     if left <= 0:
         return RunOut(now, now)
-    # A pace of 0 means that the budget lasts, which is different from an unknown pace (None). Left out, it would turn
-    # a range with an open end into one exact time.
+    # A pace of 0 means that the budget lasts, which is different from an unknown pace (None). If it were left out, a
+    # range with an open end would become one exact time.
     times = [now + left / pace if pace > 0 else ends_at for pace in paces if pace is not None]
     earliest, latest = min(times, default=ends_at), max(times, default=ends_at)
     if earliest >= ends_at:

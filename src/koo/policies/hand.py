@@ -5,9 +5,9 @@ that are not needed are sent home (back to the store), and more are requested: w
 70 % of the lease. A call that finds no unit waits for one reply. A reply without units says when the next one is free,
 and until then the store is not asked again.
 
-A lease counts from the moment it was requested, and 2 % short. So it ends here before the store counts its outstanding
-units as used, even if this process's clock is slow and the reply was late. If it lasted any longer, a unit could be
-spent here after the store has granted it elsewhere.
+A lease counts from the moment it was requested, and ends 2 % early. So it ends here before the store counts its
+outstanding units as used, even if this process's clock is slow and the reply was late. If it lasted any longer, a unit
+could be spent here after the store has granted it elsewhere.
 
 While the store is unreachable, units end with their lease. After that, this process may use its share: four fifths of
 the limit, divided by the last known number of processes. For one whole period it uses at most what it had already used,

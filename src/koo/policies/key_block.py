@@ -71,8 +71,8 @@ class KeyBlocks:
         if now - lifted_at <= CHECK_S_MAX:
             interval_s = min(max(2 * grown_s, CHECK_S_MIN), CHECK_S_MAX)
         self.by_model[model] = KeyBlock(reason, now, until, now + interval_s, interval_s)
-        # Never the block of the key itself (None): without it, calls would be sent with a key that the provider has
-        # refused.
+        # The block of the key itself (None) is never dropped: without it, calls would be sent with a key that the
+        # provider has refused.
         if len(self.by_model) > BLOCKS_MAX:
             del self.by_model[next(one for one in self.by_model if one is not None)]
         return True
@@ -97,8 +97,8 @@ class KeyBlocks:
 
     def let_out(self, model: str | None, now: float) -> None:
         """A call is sent. If it serves as a check, the next one follows after a longer interval."""
-        # Postponed when the call is sent, not when it returns. Otherwise all callers that arrive in between would pass
-        # as checks too.
+        # The next check is postponed when the call is sent, not when it returns. Otherwise all callers that arrive in
+        # between would pass as checks too.
         for block in self._of(model, now):
             if self._is_due(block, now):
                 self._postpone(block, now)
@@ -106,7 +106,7 @@ class KeyBlocks:
 
     def end_by_success(self, model: str | None, now: float) -> list[str | None]:
         """A call succeeded: end the blocks that it was testing; returns the models."""
-        # Only `tried` blocks. A call that was already running when the key was refused proves nothing.
+        # Only `tried` blocks end. A call that was already running when the key was refused proves nothing.
         over = [one for one in {None, model} if one in self.by_model and self.by_model[one].tried]
         for one in over:
             self.remove(one, now)

@@ -1,4 +1,4 @@
-"""Phrases for people that breakers and states share: an operator's override, rows of failures, failed probes."""
+"""Phrases for people that breakers and states share: overrides, failures in a row, failed probes."""
 
 from __future__ import annotations
 

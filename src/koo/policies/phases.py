@@ -23,7 +23,7 @@ class Override(Enum):
 
 
 class Trigger(Enum):
-    """What moves a breaker from one phase to another; the values are the reasons that people read."""
+    """What moves a breaker from one phase to another; the values are the reasons shown to people."""
 
     TRIPPED = "too many failures in a row, or too large a share of failed or slow calls"
     TIME_WAS_OVER = "its open time is over"

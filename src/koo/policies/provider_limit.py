@@ -1,7 +1,7 @@
 """One of the provider's limits, as its headers report it: how many calls may be sent now, and when more may be.
 
-What is left may be sent immediately, except the last twentieth. That is spread over the time until the limit is full,
-so that a late caller, or another process, gets a turn too.
+The remaining calls may be sent immediately, except the last twentieth. That is spread over the time until the limit is
+full, so that a late caller, or another process, gets a turn too.
 
 A limit refills gradually (a bucket), all at once (a window), or call by call. The headers do not say which. But in a
 bucket, the missing part and the time until it is full always have the same ratio. Such a limit is refilled here at that
@@ -70,8 +70,8 @@ class Limit:
             resets_in_s = PERIOD_S
         size = size or max(self.size, remaining, 1.0)
         if size < 1.0:
-            # A limit on tokens can be smaller than one huge prompt, which makes it less than one call. Scaled up to
-            # one call, because otherwise no call would ever fit, however long it waited.
+            # A limit on tokens can be smaller than one huge prompt, which makes it less than one call. It is scaled up
+            # to one call, because otherwise no call would ever fit, however long it waited.
             remaining, size = remaining / size, 1.0
         self.size = size
         self.left = left = remaining - sent_since

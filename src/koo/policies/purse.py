@@ -49,9 +49,9 @@ class Purse:
 
     def keep(self) -> int:
         """How much room stays here when the rest is sent home."""
-        # The larger of the last two beats: after a single quiet beat the whole room would go home, and the next call
-        # would wait for the store. Room for less than one call's bound serves no call. Kept here, it would be missing
-        # in the process whose call it would cover.
+        # The pace is that of the larger of the last two beats. Otherwise the whole room would go home after a single
+        # quiet beat, and the next call would wait for the store. Room for less than one call's bound serves no call.
+        # Kept here, it would be missing in the process whose call it would cover.
         two_beats = max(int(2 * max(self.pace)), self.least)
         return two_beats if two_beats >= max(self.bound, self.bound_before) else 0
 
@@ -91,8 +91,8 @@ class Purse:
     def confirm(self, told: Totals) -> None:
         """A beat that reported these totals was answered."""
         # `told` is a copy from when the beat was made. Calls have settled since, and confirming the present totals
-        # would mark their cost as reported although the store has never received it. `held` is not a maximum: it is
-        # the only one of the four that also falls.
+        # would mark their cost as reported although the store has never received it. `held` is taken as it is, because
+        # it is the only one of the four that also falls.
         spent, back, over, _ = self.told
         self.told = (max(spent, told.spent), max(back, told.back), max(over, told.over), told.held)
 

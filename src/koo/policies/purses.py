@@ -158,7 +158,7 @@ class Purses:
     def settle(self, hold: Hold, cost: int) -> None:
         """Book what a call cost, in the periods in which it was held. Settling a hold again changes nothing."""
         bound, purses, without = hold.amount, hold.purses, hold.without
-        # Emptied first: a cancellation and a late result may both settle the same hold.
+        # The hold is emptied first, because a cancellation and a late result may both settle it.
         hold.purses = ()
         for purse in purses:
             purse.held -= bound
@@ -255,7 +255,7 @@ class Purses:
         self._groups_asked, asks = self._asks()
         asked = {key for ask in asks for key in ask.need}
         # All purses of the current period, not only the changed ones. If the store was replaced by an older copy of
-        # itself, this one beat restores everything that it has lost of this process.
+        # itself, this one beat restores everything that it has lost about this process.
         totals = {
             key: purse.totals()
             for key, purse in self.purses.items()
@@ -365,8 +365,8 @@ class Purses:
 
     def _decide(self, answer: Reply, now: float, waited_at: float) -> None:
         unmet = self._unmet(answer)
-        # Each waiter tries to hold in the order of arrival, so the oldest gets what the reply has brought. The list is
-        # replaced first, because `decided` wakes callers, which may queue again.
+        # Each waiter tries to hold in the order of arrival, so the oldest gets what the reply has brought, and those
+        # that stay keep their places in the queue.
         before, self.waiting = self.waiting, []
         for waiter in before:
             # If the period ended while the beat was on its way, "unmet" is true of the old period only. The waiter is
@@ -402,8 +402,8 @@ class Purses:
         if met is Met.NEVER:
             return Refusal.NEVER
         if waited_at - waiter.unmet_at >= self._beat_s:
-            # Counted at most once per beat's length. Other calls make beats go out early, and three replies within a
-            # few milliseconds would use up the patience before recalled money can arrive.
+            # An unmet beat counts at most once per beat's length. Other calls cause early beats, and three replies
+            # within a few milliseconds would use up the patience before recalled money can arrive.
             waiter.unmet, waiter.unmet_at = waiter.unmet + 1, waited_at
         return Refusal.NOT_MET if waiter.unmet >= waiter.patience else None
 

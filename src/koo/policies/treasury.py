@@ -87,7 +87,7 @@ class Totals:
 
     @property
     def net(self) -> int:
-        """What this purse has booked in the treasury."""
+        """The amount that this purse has booked in the treasury."""
         return self.granted - self.back + self.over
 
     def take_larger(self, told: Totals) -> None:
@@ -248,8 +248,8 @@ class Rows:
 
 def opened(last: Treasury | None) -> Treasury:
     """A new period's row, which starts with the last period's limit."""
-    # Not with the limit of the first process to report: in a rolling deployment that may be the higher one, and for
-    # the first moments of each day it would be in force.
+    # The limit of the first process to report is not used: in a rolling deployment it may be the higher one, and it
+    # would be in force for the first moments of each day.
     return Treasury() if last is None else Treasury(limit=last.limit, limit_at_ms=last.limit_at_ms)
 
 

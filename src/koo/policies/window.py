@@ -43,8 +43,8 @@ class Window:
         """End the current bucket if its time is over, and drop those that have left the window."""
         if now < self.rolls_at:
             return
-        # After a gap of a whole window nothing of it counts. Clearing it also keeps the cost of the first call after
-        # an idle night small, which would otherwise append thousands of empty buckets.
+        # After a gap of a whole window, no old call counts. Clearing the window also keeps the first call after an
+        # idle night cheap, which would otherwise append thousands of empty buckets.
         ended = int((now - self.rolls_at) // self._bucket_s) + 1
         if ended >= self._buckets:
             self.clear(now)

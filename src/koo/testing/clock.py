@@ -33,9 +33,13 @@ BEGIN_S = 1000.0
 WALL_S = 1_790_000_000.0
 """The wall time at the start: 2026-09-21T14:13:20Z, a Monday."""
 DAYS_S_MAX = 400 * 86_400.0
+"""How long a loop runs by default: more than a year, so that yearly events can be tested."""
 FAR_S = 1e6
+"""How far a `StandingClock` is ahead of real monotonic time: eleven days, longer than any deadline in a test."""
 ROUNDING_S = 1e-6
+"""A jump that ends this close to a timer is meant for that timer."""
 TICK_S = 1e-9
+"""asyncio's resolution of its clock on Linux: it also runs timers that are due within this time."""
 
 
 class Deadlock(RuntimeError):

@@ -83,7 +83,7 @@ class FakedService(Verbs):
 
     @property
     def health(self) -> ServiceHealth:
-        """Its whole health view in koo."""
+        """koo's full health view of it."""
         return self._platform.service_health(self.name)
 
     def _price_of(self, model: str, tokens: Tokens) -> Decimal | None:

@@ -130,7 +130,7 @@ class PostgresServer(RealServer):
         ]
 
     def _is_ready(self) -> bool:
-        # The server writes this file. That of a killed predecessor is still there, but with another pid.
+        # The server writes this file. The file of a killed predecessor is still there, but has another pid.
         lines = self._pid_file()
         return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7] in {"ready", "standby"}
 
@@ -221,8 +221,8 @@ def _copy(source: Path, target: Path) -> None:
 def _move_once(own: Path, place: Path) -> None:
     """Rename the finished folder `own` to `place`, unless another thread or process was first."""
     try:
-        # Renamed when it is complete. If the files were copied directly to `place`, another process could find the
-        # folder half full and use it.
+        # The folder is renamed when it is complete. If the files were copied directly to `place`, another process
+        # could find and use it half full.
         own.rename(place)
     except OSError:
         if not place.is_dir():

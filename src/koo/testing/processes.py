@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 FOLDER = "koo-servers-"
 START_TIMEOUT_S = 30.0
+"""A start takes some tenths of a second; a busy machine may need a hundred times as long."""
 STOP_TIMEOUT_S = 20.0
+"""A fast shutdown takes less than a second, unless the server hangs."""
 
 
 class ServerFailed(RuntimeError):
@@ -250,7 +252,7 @@ class RealServer(ABC):
 
     def kill(self) -> None:
         """Send SIGKILL to the process and all its children, with the effect of an out-of-memory kill or a power cut."""
-        # Stopped first, so that the parent cannot start new children while the tree is being killed.
+        # The tree is stopped first, so that the parent cannot start new children while it is being killed.
         tree = self._signal_tree(signal.SIGSTOP)
         for process in tree:
             _send(process, signal.SIGKILL)
@@ -272,7 +274,7 @@ class RealServer(ABC):
 
     def close(self) -> None:
         """Stop it if it runs, remove its directory, and free its port. A closed server starts again as a new one."""
-        # Not with SIGKILL: its children would become orphans, which stay zombies forever in a container whose first
+        # SIGKILL is not used: the children would become orphans, which stay zombies forever in a container whose first
         # process reaps no children.
         if self.running:
             self.stop(self._close_signal)

@@ -206,8 +206,8 @@ class FaultProxy:
     def _listen(self) -> None:
         if self._listener is not None:
             return
-        # Bound before this returns: a client that connects right after `accepts()` waits in the kernel's backlog
-        # instead of being refused.
+        # The port is bound before this returns, so a client that connects right after `accepts()` waits in the
+        # kernel's backlog instead of being refused.
         self._listener = socket.create_server((self.host, self.port), backlog=128)
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
@@ -216,15 +216,16 @@ class FaultProxy:
 
     def _take(self, listener: socket.socket) -> None:
         """Accept one connection and serve it in a task."""
-        # Not an `asyncio.Server`: if that is closed while it accepts, it leaves the accepted socket open, and a client
-        # would be connected to nothing.
+        # This is not an `asyncio.Server`: one that is closed while it accepts leaves the accepted socket open, and a
+        # client would be connected to nothing.
         with contextlib.suppress(OSError):
             wire, _ = listener.accept()
             wire.setblocking(False)
             task = asyncio.ensure_future(self._serve(wire))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            # Also here, because a task that is cancelled before its first step never runs its own cleanup.
+            # The socket is also closed here, because a task that is cancelled before its first step never runs its own
+            # cleanup.
             task.add_done_callback(lambda _: wire.close())
 
     def _stop_listening(self) -> None:

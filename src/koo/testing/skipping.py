@@ -31,8 +31,8 @@ NO_SKIPPING = (
     "asyncio.SelectorEventLoop, or, if it uses no sockets, on virtual time with VirtualClock"
 )
 CARRIED = "koo call"
-"""The name of a task that runs a caller's work on koo's background loop. Its deadline is the caller's, so it is
-skipped."""
+"""The name of a task that runs a caller's work on koo's background loop. Its deadline is the caller's, so a skip ends
+it."""
 BACKGROUND = {"CheckServices._check"}
 """koo's own background tasks that have no name starting with "koo "."""
 TWO_CLOCKS = "another SkippingClock already moves this event loop: pass the same clock to both platforms"

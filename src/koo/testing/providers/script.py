@@ -121,7 +121,8 @@ class Gate:
 
     def __init__(self, then: Step | None = None) -> None:
         self.then: Step = then or Answer()
-        # Not asyncio events: the server may run on another loop than the test, or the test may have no loop.
+        # These are not asyncio events, because the server may run on another loop than the test, or the test may have
+        # no loop.
         self._arrived = Future[None]()
         self._opened = Future[None]()
 
@@ -157,7 +158,7 @@ def _resolve(future: Future[None]) -> None:
 
 
 async def _resolved(future: Future[None]) -> None:
-    # Shielded: cancelling one waiter must not cancel the future for the others.
+    # The future is shielded, because cancelling one waiter must not cancel it for the others.
     await asyncio.shield(asyncio.wrap_future(future))
 
 

@@ -16,7 +16,7 @@ import msgspec
 class ReceivedRequest:
     """A request from a client. `body` is the decoded JSON, or None; header names are in lower case.
 
-    `prompt`: all text of the prompt, the system text first.
+    `prompt`: the whole prompt, with the system text first.
     """
 
     method: str
