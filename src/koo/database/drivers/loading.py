@@ -79,8 +79,8 @@ def read_url(given: str | URL) -> URL:
     if backend not in ("postgresql", "sqlite") or driver not in DRIVERS:
         raise ConfigurationError(
             "",
-            f"DATABASE_URL begins with {url.drivername!r}; expected sqlite or postgresql (psycopg)"
-            " and postgresql+asyncpg",
+            f"DATABASE_URL begins with {url.drivername!r}; expected sqlite, postgresql (psycopg)"
+            " or postgresql+asyncpg",
         )
     if backend == "sqlite":
         try:
