@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/ again: runs every `generate_*.py` beside this file (`make docs`)."""
+"""Regenerate the generated pages of docs/: runs every `generate_*.py` in this folder (`make docs`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Write `docs/api.md` from the docstrings of the public names: `python -m docs.generate_api`.
 
-What is said about a name stands at the name; here stands only how it is put on a page. Nothing is opened and no setting
-is read: names that are made when they are first asked for are described, not asked for.
-`tests/docs/test_api.py` fails when the page is older than its source, or when a public name has no docstring.
+The description of a name is its docstring; this file contains only the layout of the page. It opens nothing and reads
+no settings: lazily created objects are described without being created. `tests/docs/test_api.py` fails if the page is
+out of date, or if a public name has no docstring.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VALUE_MAX = 40
 
 
 class Group(NamedTuple):
-    """Names of `koo` under one heading, with a sentence before them."""
+    """Names of `koo` under one heading, with an introduction."""
 
     title: str
     names: tuple[str, ...]
@@ -40,23 +40,23 @@ GROUPS = [
     Group(
         "The platform and its parts",
         ("Platform", "Database", "Guard", "Settings", "deadline", "run"),
-        "What an application has one of. A `Platform` owns all the others, opens itself at its first use, and closes "
-        "when its event loop ends. Of `Settings` each attribute is a variable of [configuration.md](configuration.md), "
-        "in small letters.",
+        "An application has one of each. A `Platform` owns all the others, opens on first use, and closes when "
+        "its event loop ends. Each attribute of `Settings` is a variable in [configuration.md](configuration.md), in "
+        "lower case.",
     ),
-    Group("Questions and answers", ("Query", "Answer", "Chunk", "Usage")),
+    Group("Queries and answers", ("Query", "Answer", "Chunk", "Usage")),
     Group("Prices", ("price_usd",)),
     Group(
         "After a commit",
         ("on_commit",),
-        "More about it: [exactly-once.md](exactly-once.md).",
+        "See also: [exactly-once.md](exactly-once.md).",
     ),
     Group(
-        "A route that happens once",
+        "Idempotent routes",
         ("IdempotentRoute", "idempotent"),
-        "More about it: [application.md](application.md).",
+        "See also: [application.md](application.md).",
     ),
-    Group("Errors in a framework's answers", ("problem_answer", "ProblemAnswer")),
+    Group("Errors as responses of a web framework", ("problem_answer", "ProblemAnswer")),
     Group(
         "Options",
         (
@@ -68,8 +68,8 @@ GROUPS = [
             "RetryOptions",
             "LimitOptions",
         ),
-        "Frozen, checked when they are made. Each option with its default, its range and the reason for it is in "
-        "[configuration.md](configuration.md).",
+        "Frozen, and checked when they are created. [configuration.md](configuration.md) lists each option with its "
+        "default, its range and the reason for the default.",
     ),
     Group(
         "Errors",
@@ -101,7 +101,7 @@ GROUPS = [
             "ConfigurationError",
             "Kind",
         ),
-        "What to do about each is in [errors.md](errors.md). All have `reason`, `kind`, `retry_after_s`, `attempts`.",
+        "[errors.md](errors.md) says what to do about each. All have `reason`, `kind`, `retry_after_s`, `attempts`.",
     ),
 ]
 UNDER_NO_HEADING = {"__version__"}
@@ -117,7 +117,7 @@ INNER = {
     "World": {"begin", "check", "end"},
     "Guard": {"begin", "evidence", "judge", "leave", "note_check", "tick"},
 }
-"""What koo's own parts call of one another; a page with them would hide what its readers look for."""
+"""Members that only koo's own parts call. On the page they would hide what readers look for."""
 WEB = ("create_app", "mount", "serve", "serve_beside", "monitoring_router", "ai_router", "metrics_text")
 BACKEND = (
     "core.platform",
@@ -128,26 +128,27 @@ BACKEND = (
     "api.monitoring",
     "api.ai",
 )
-"""Modules of `backend/`, under whose headings the names stand that `koo` binds to one platform."""
+"""Modules of `backend/`; the page lists the names that `koo` binds to one platform under these headings."""
 MADE_WHEN_ASKED_FOR = {
     "core.platform.platform": "The one `koo.Platform` of this process: [`Platform`](#platform).",
-    "core.config.settings": "The one `Settings` of this process, read when it is first asked for.",
+    "core.config.settings": "The one `Settings` of this process, read on first use.",
     "core.database.db_manager": "The one `koo.Database` of this process: [`Database`](#database).",
-    "core.database.SessionDep": "For FastAPI: a session that commits before the answer leaves, so that a failed COMMIT "
-    "is a 5xx and not a 200.",
+    "core.database.SessionDep": "For FastAPI: a session that commits before the response is sent, so that a failed "
+    "COMMIT is a 5xx and not a 200.",
     "api.monitoring.router": "A FastAPI router that serves `/monitoring/...`.",
     "api.ai.router": "A FastAPI router that serves `/ai/...`.",
 }
-"""To look at these would read the environment or load FastAPI; `api.ai.router` is an object of FastAPI's own."""
+"""Names that are not inspected: that would read the environment or load FastAPI, and `api.ai.router` has FastAPI's own
+docstring."""
 DECORATOR = """\
-Make an `async def f(session, ...)` one transaction that is run again from the start, in a fresh session, on a \
-transient failure; it is then called without the session.
+Make an `async def f(session, ...)` one transaction that is run again from the start, in a new session, on a \
+transient failure. The decorated function is called without the session.
 
-`max_retries` counts repeats after the first run (None: `DB_MAX_RETRIES`). `readonly` takes no writes; `isolation` \
-is "READ COMMITTED", "REPEATABLE READ" or "SERIALIZABLE". A call with `idempotency_key="…"` happens once for that key; \
-later ones return the stored result, which is JSON. Raises `CommitOutcomeUnknown` without a repeat, and TypeError at \
-the decoration of anything but a coroutine function."""
-"""Made by a function, which has the docstring."""
+`max_retries` counts retries after the first run (None: `DB_MAX_RETRIES`). `readonly` allows no writes; `isolation` \
+is "READ COMMITTED", "REPEATABLE READ" or "SERIALIZABLE". A call with `idempotency_key="…"` runs once for that key; \
+later ones return the stored result, which is JSON. Raises `CommitOutcomeUnknown` without a retry, and TypeError if \
+it decorates anything but a coroutine function."""
+"""The decorator is created by a function, which has the docstring, so it is described here."""
 ADDRESS = re.compile(r"<.* at 0x[0-9a-f]+>")
 
 
@@ -155,7 +156,7 @@ ADDRESS = re.compile(r"<.* at 0x[0-9a-f]+>")
 
 
 def doc_of(thing: Any) -> str:
-    """A docstring as Markdown: its indented parts, code with words beside it, become blocks of text."""
+    """A docstring as Markdown: its indented parts (code next to text) become code blocks."""
     written = thing.__doc__ if isinstance(thing, property | type) else inspect.getdoc(thing)
     text = inspect.cleandoc(written or "")
     if not text:
@@ -171,8 +172,8 @@ def _as_block(indented: re.Match[str]) -> str:
 
 
 def signature_of(thing: Any, name: str) -> str:
-    """`name(parameters) -> result`, a parameter a line where one line would be too long."""
-    # Of a class what it declares itself: pydantic would give every setting as a parameter.
+    """`name(parameters) -> result`, with one parameter per line if it is too long for one line."""
+    # For a class, only what it declares itself: pydantic would add every setting as a parameter.
     signature = inspect.signature(vars(thing).get("__init__", thing) if isinstance(thing, type) else thing)
     parameters = list(_parameters(signature))
     result = "" if isinstance(thing, type) else _result(signature)
@@ -191,7 +192,7 @@ def _prefix(thing: Any) -> str:
 
 
 def _parameters(signature: inspect.Signature) -> Iterator[str]:
-    """As they are written; without `self`, with the marks `/` and `*`."""
+    """The parameters as written, without `self`, with the markers `/` and `*`."""
     kinds = inspect.Parameter
     before: Any = None
     for name, one in signature.parameters.items():
@@ -221,7 +222,7 @@ def _value(default: Any) -> str:
     if isinstance(default, Enum):
         return f"{type(default).__name__}.{default.name}"
     shown = repr(default)
-    # An address is another one in each process; and what is long tells less than nothing.
+    # A memory address differs in each process, and a long value does not help the reader.
     return "…" if ADDRESS.fullmatch(shown) or shown == "<factory>" or len(shown) > VALUE_MAX else shown
 
 
@@ -235,7 +236,7 @@ def _words(annotation: Any) -> str:
 
 
 def callable_entry(thing: Any, name: str, level: str) -> Iterator[str]:
-    """A heading, the signature, and what the docstring says."""
+    """A heading, the signature and the docstring."""
     yield f"{level} `{name}`"
     yield f"```python fragment\n{signature_of(thing, name.rpartition('.')[2])}\n```"
     yield DECORATOR if name == "transactional_with_retry" else doc_of(thing)
@@ -245,7 +246,7 @@ def callable_entry(thing: Any, name: str, level: str) -> Iterator[str]:
 
 
 def class_entry(one: type, name: str, level: str = "###") -> Iterator[str]:
-    """A class with what it has: fields as they are made, properties and methods by name."""
+    """A class with its members: fields as the constructor takes them, properties and methods by name."""
     yield f"{level} `{name}`"
     if issubclass(one, Enum):
         yield doc_of(one)
@@ -278,10 +279,10 @@ def _members(one: type, name: str, level: str) -> Iterator[str]:
         if isinstance(member, property):
             yield f"**`{name}.{member_name}`**: {doc_of(member)}"
         elif isinstance(member, staticmethod):
-            continue  # a name for a function that has an entry of its own
+            continue  # another name for a function that has its own entry
         elif (
             inspect.isfunction(member) and member.__module__ == one.__module__
-        ):  # not what pydantic puts there
+        ):  # without pydantic's own members
             yield from callable_entry(member, f"{name}.{member_name}", f"{level}#")
 
 
@@ -289,7 +290,7 @@ def _members(one: type, name: str, level: str) -> Iterator[str]:
 
 
 def module_entry(module: ModuleType) -> Iterator[str]:
-    """What a module says of itself, and each of its names."""
+    """A module's docstring, and each of its names."""
     yield f"### `{module.__name__}`"
     yield doc_of(module)
     for name in module.__all__:
@@ -325,10 +326,10 @@ def body() -> Iterator[str]:
     yield "# API reference"
     yield "<!-- Written by docs/generate_api.py from the docstrings: change them. -->"
     yield (
-        "Every public name with its signature and what it does. How they are used is in the [complete "
-        "guide](ENHANCED_ERROR_HANDLING.md), and in [examples](../examples/README.md). Paths over HTTP are in the "
-        "[guide too](ENHANCED_ERROR_HANDLING.md#endpoints), and at `/docs` of a running server. What koo's own parts "
-        "call of one another is left out."
+        "All public names with their signatures and descriptions. The [complete guide](ENHANCED_ERROR_HANDLING.md) and "
+        "the [examples](../examples/README.md) show how to use them. The HTTP endpoints are listed in the "
+        "[guide](ENHANCED_ERROR_HANDLING.md#endpoints) and at `/docs` of a running server. Members that only koo "
+        "itself calls are left out."
     )
     yield "## `koo`"
     yield doc_of(koo)
@@ -348,16 +349,16 @@ def body() -> Iterator[str]:
     testing = import_module("koo.testing")
     yield "## `koo.testing`"
     yield doc_of(testing)
-    yield "How it is used is in [testing.md](testing.md); the fakes, steps and servers are in `koo.testing.providers`."
+    yield "[testing.md](testing.md) shows how to use it; the fakes, steps and servers are in `koo.testing.providers`."
     for name in testing.__all__:
         thing = getattr(testing, name)
         is_class = isinstance(thing, type)
         yield from class_entry(thing, name) if is_class else callable_entry(thing, name, "###")
     yield "## Names bound to one platform"
     yield (
-        "They act on the one platform of the process, and are imported from `koo`: `from koo import query_ai`. On the "
-        "path of an editable install the platform's own modules have the same objects; `router` is only there. "
-        "`core.exceptions` has the [errors](#errors) under their own names."
+        "These names use the one platform of the process. Import them from `koo`: `from koo import query_ai`. With an "
+        "editable install the same objects are also in the modules below; `router` is only there. `core.exceptions` "
+        "has the [errors](#errors) under their own names."
     )
     for module in BACKEND:
         yield from module_entry(import_module(module))
@@ -369,7 +370,7 @@ def page() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Each generated file and what it should hold."""
+    """Each generated file with its text."""
     return {PAGE: page()}
 
 

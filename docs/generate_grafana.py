@@ -1,7 +1,7 @@
-"""Write the dashboard for Grafana: `python -m docs.generate_grafana`.
+"""Write the Grafana dashboard: `python -m docs.generate_grafana`.
 
-Ten panels of three kinds would be a thousand lines of JSON by hand. It is imported by the page of Grafana and by
-provisioning alike, so its source of data is a variable, and nothing in it names an installation.
+Written by hand, ten panels of three kinds would be a thousand lines of JSON. The dashboard is imported through
+Grafana's page and through provisioning, so its data source is a variable, and it contains no name of an installation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SOURCE = {"type": "prometheus", "uid": "${source}"}
 HERE = 'job=~"$job"'
 
 Query = tuple[str, str]
-"""An expression of Prometheus, and its legend."""
+"""A Prometheus expression and its legend."""
 
 STATES = {
     "healthy": "green",
@@ -46,7 +46,7 @@ PANELS: tuple[tuple[str, str, str, tuple[Query, ...]], ...] = (
         ),
     ),
     (
-        "Calls a second",
+        "Calls per second",
         "timeseries",
         "reqps",
         (
@@ -57,7 +57,7 @@ PANELS: tuple[tuple[str, str, str, tuple[Query, ...]], ...] = (
         ),
     ),
     (
-        "Refused by koo, a second",
+        "Refused by koo per second",
         "timeseries",
         "reqps",
         (
@@ -74,7 +74,7 @@ PANELS: tuple[tuple[str, str, str, tuple[Query, ...]], ...] = (
         (("koo:service_error_ratio:rate5m", "{{service}}"),),
     ),
     (
-        "Time of successful calls, 95th percentile",
+        "Duration of successful calls, 95th percentile",
         "timeseries",
         "s",
         (("koo:service_duration_seconds:p95_5m", "{{service}}"),),
@@ -85,9 +85,9 @@ PANELS: tuple[tuple[str, str, str, tuple[Query, ...]], ...] = (
         "currencyUSD",
         ((f"max by (service) (koo_budget_spent_usd{{{HERE}}})", "{{service}}"),),
     ),
-    ("Share of the day's budget", "timeseries", "percentunit", (("koo:budget_used_ratio", "{{service}}"),)),
+    ("Share of the daily budget", "timeseries", "percentunit", (("koo:budget_used_ratio", "{{service}}"),)),
     (
-        "Connections of the database",
+        "Database connections",
         "timeseries",
         "short",
         (
@@ -97,7 +97,7 @@ PANELS: tuple[tuple[str, str, str, tuple[Query, ...]], ...] = (
         ),
     ),
     (
-        "Errors of the database, a second",
+        "Database errors per second",
         "timeseries",
         "reqps",
         ((f"sum by (kind) (rate(koo_database_errors_total{{{HERE}}}[$__rate_interval]))", "{{kind}}"),),
@@ -133,7 +133,7 @@ def _defaults(kind: str, unit: str) -> dict[str, Any]:
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole of it."""
+    """The whole dashboard."""
     return {
         "id": None,
         "uid": "koo",

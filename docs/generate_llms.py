@@ -1,6 +1,6 @@
-"""`llms.txt`: what koo is and where each thing is written, for programs that read documentation.
+"""`llms.txt`: what koo is and where everything is documented, for programs that read documentation.
 
-Its sections are the rows of the README's table, its sentences the first ones of the documents themselves.
+Its sections are the rows of the README's table; its sentences are the first ones of the documents themselves.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ PAGE = ROOT / "llms.txt"
 ROW = re.compile(r"^\| ([a-z][^|]*) \| (.*\]\(.*) \|$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#]+\.md)\)")
 MORE = {
-    "docs/openapi.json": "the HTTP API in OpenAPI, with an example of each answer",
-    ".env.example": "each setting with its default",
+    "docs/openapi.json": "the HTTP API in OpenAPI, with an example of each response",
+    ".env.example": "all settings with their defaults",
 }
 SENTENCE_MAX = 250
 
@@ -41,13 +41,13 @@ def page() -> str:
 def _paragraphs() -> list[str]:
     return [
         "Everything public is imported from `koo`: `from koo import query_ai, db_manager, guarded, Platform`. "
-        "All of it is asynchronous; `koo.run` is the bridge for code without an event loop. Without any setting koo "
+        "All of it is asynchronous; `koo.run` is the bridge for code without an event loop. Without configuration koo "
         "uses SQLite and a local model. Errors are subclasses of `koo.KooError`, with `kind` and `retry_after_s`."
     ]
 
 
 def rows() -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """The rows of the README's table that lead to documents: what one wants, and the links."""
+    """The rows of the README's table that link to documents: the reader's goal, and the links."""
     for title, cell in ROW.findall((ROOT / "README.md").read_text(encoding="utf-8")):
         yield title, LINK.findall(cell)
 

@@ -1,9 +1,9 @@
 """Write `docs/openapi.json`, and record the examples in it: `python -m docs.generate_openapi`.
 
-The description is what the server says of itself at `/openapi.json`. Its examples are answers of a real server with a
-provider that plays its part, one of each shape, in `src/koo/web/examples.json`. An example is replaced only when an
-answer looks different: times and measured numbers are never twice the same, and would change the file at each run.
-`tests/web/test_schema.py` fails when either file is older than the server.
+The description is the server's own `/openapi.json`. Its examples are responses of a real server with a fake provider,
+one of each shape, in `src/koo/web/examples.json`. An example is replaced only if the response looks different: times
+and measured numbers differ each time, and would change the file in every run. `tests/web/test_schema.py` fails if
+either file is out of date.
 """
 
 from __future__ import annotations
@@ -95,15 +95,15 @@ AFTER_AN_OUTAGE = {
         {"by": "ada", "reason": "it answers nonsense", "for_s": 600},
     ),
 }
-"""By shape: how its example is asked for, in this order."""
+"""The request for the example of each shape, in this order."""
 
 
 HOST = Host((Disk("home", 40 * 2**30, 250 * 2**30),), Descriptors(23, 1024))
-"""A machine that is the same at each recording."""
+"""A machine that is the same in each recording."""
 
 
 async def record() -> dict[str, Any]:
-    """One answer of each shape, after some traffic: a failure, a limit that is near, a statement of the database."""
+    """One response of each shape, after some traffic: a failure, a nearly reached limit, a database statement."""
     with TemporaryDirectory() as folder:
         async with FakeAnthropic() as fake, Hook() as hook:
             fake.script(
@@ -131,7 +131,7 @@ async def record() -> dict[str, Any]:
 
 
 def _named(fleet: Any) -> Any:
-    """A fleet whose processes have the same names at each recording."""
+    """A fleet whose processes have the same names in each recording."""
     named = json.loads(re.sub(r'"[^"]+:\d+:[0-9a-f]{8}"', '"web-0:17:5f2c9a40"', json.dumps(fleet)))
     for process in named["processes"]:
         process |= {"host": "web-0", "pid": 17, "in_flight": 1}
@@ -143,7 +143,7 @@ def _named(fleet: Any) -> Any:
 
 
 async def _break(koo: Platform) -> None:
-    """Let the breaker of claude open, and refuse a call."""
+    """Open claude's breaker, and refuse a call."""
     koo.reset_limits("claude")
     guard = koo.services["claude"].default_guard
     for _ in range(6):
@@ -156,7 +156,7 @@ async def _break(koo: Platform) -> None:
 
 
 async def _tell(koo: Platform) -> None:
-    """Have something said, by the channel that there is."""
+    """Send a notification through the configured channel."""
     notice = Notice(
         key="5f2c9a40:firing",
         what="firing",
@@ -175,7 +175,9 @@ async def _tell(koo: Platform) -> None:
 async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any) -> Any:
     await koo.parts.store.ledger.refresh()
     await koo.parts.fleet.beat()
-    await KeepTime(koo.parts).step()  # as each second does: else an alert would be in some answers only
+    await KeepTime(
+        koo.parts
+    ).step()  # as koo does every second; otherwise an alert would be in only some of the responses
     paused = [alert["id"] for alert in koo.active_alerts() if alert["kind"] == "database_paused"]
     path = path.replace("INCIDENT", koo.services["claude"].default_guard.breaker.incident)
     path = path.replace("PAUSED", "".join(paused)).replace(
@@ -187,18 +189,19 @@ async def _ask(client: Client, koo: Platform, method: str, path: str, body: Any)
 
 
 def is_alike(one: Any, other: Any) -> bool:
-    """Two answers have the same keys, types and words."""
+    """Whether two responses have the same keys, types and texts."""
     return bool(look_of(one) == look_of(other))
 
 
 RANDOM = {"id", "incident", "process", "next_cursor", "request_id"}
-"""Keys whose texts are made of random letters too."""
+"""Keys whose values contain random letters."""
 
 
 def look_of(value: Any) -> Any:
-    """A value without what differs from run to run: measured numbers, times, and texts with a number in them."""
+    """A value without what differs between runs: measured numbers, times, and texts that contain a number."""
     if isinstance(value, dict):
-        # Of a series only its numbers' names: how many spans there are, and which are empty, is a matter of seconds.
+        # For a series, only the names of its numbers: how many spans it has, and which are empty, depends on the
+        # second.
         shown = {
             key: {name: sorted(one) for name, one in value[key].items()} for key in value if key == "series"
         }
@@ -211,7 +214,7 @@ def look_of(value: Any) -> Any:
 
 
 def examples() -> dict[str, Any]:
-    """The committed ones; a new recording for each that looks different now."""
+    """The committed examples, with a new recording for each that looks different now."""
     fresh = asyncio.run(record())
     kept = {
         name: RECORDED[name]
@@ -222,16 +225,16 @@ def examples() -> dict[str, Any]:
 
 
 def description() -> str:
-    """`openapi.json`; the version in it is the package's, and would differ in a source tree."""
+    """`openapi.json`. Its version is replaced by "…", because the package's version differs in a source tree."""
     schema = create_app(Platform()).openapi()
     schema["info"]["version"] = "…"
     return json.dumps(schema, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def main() -> None:
-    logging.disable()  # the server of the recording logs its resets
+    logging.disable()  # the recording's server logs its resets
     recorded = examples()
-    RECORDED.clear()  # in place: the description is made of this dict
+    RECORDED.clear()  # changed in place, because the description is built from this dict
     RECORDED.update(recorded)
     EXAMPLES.write_text(json.dumps(RECORDED, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     DESCRIPTION.write_text(description(), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Write the types of the page's data from `koo.monitoring.shapes`: `python -m docs.generate_page_types`.
 
-They are comments for an editor that checks the page (`// @ts-check`); a browser never asks for the file. That the page
-reads no key that there is not, `tests/web/test_page.py` checks, which also fails when the file is out of date.
+They are comments for an editor that checks the page (`// @ts-check`); a browser never requests the file.
+`tests/web/test_page.py` checks that the page reads only existing keys, and fails if the file is out of date.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ READ = (
     Dashboard, DatabaseMetrics, AlertHistory, Silences, AlertDeliveries, FleetStatus, History, Spend, BookedCalls,
     Saved, SessionView, Incidents, OneIncident,
 )  # fmt: skip
-"""What the page asks for."""
+"""The shapes that the page requests."""
 NAMES = {str: "string", int: "number", float: "number", bool: "boolean", NoneType: "null"}
 GLUE = "\0"
 HEAD = """\
@@ -37,17 +37,17 @@ HEAD = """\
 
 
 def keys_of(shape: Any) -> dict[str, Any]:
-    """The keys of a shape, those of its bases too, with their types."""
+    """The keys of a shape, including those of its bases, with their types."""
     return get_type_hints(shape, include_extras=True)
 
 
 def is_shape(hint: Any) -> bool:
-    """A TypedDict of ours."""
+    """Whether it is one of koo's TypedDicts."""
     return isinstance(hint, type) and hasattr(hint, "__required_keys__")
 
 
 def name_of(hint: Any) -> str:
-    """A type as JSDoc writes it."""
+    """A type in JSDoc's notation."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Annotated, NotRequired):
         return name_of(inner[0])
@@ -64,7 +64,7 @@ def name_of(hint: Any) -> str:
 
 
 def shapes_in(hint: Any) -> Iterator[Any]:
-    """The shapes that a type is made of, each after those that it needs."""
+    """The shapes that a type consists of, each after the ones that it needs."""
     if is_shape(hint):
         for inner in keys_of(hint).values():
             yield from shapes_in(inner)
@@ -74,12 +74,12 @@ def shapes_in(hint: Any) -> Iterator[Any]:
 
 
 def typedef(shape: Any) -> str:
-    """One shape, as a comment."""
+    """One shape as a comment."""
     required = shape.__required_keys__
     keys = (
         f"{key}{'' if key in required else '?'}: {name_of(hint)}," for key, hint in keys_of(shape).items()
     )
-    glued = " ".join(key.replace(" ", GLUE) for key in keys)  # a line ends between two keys only
+    glued = " ".join(key.replace(" ", GLUE) for key in keys)  # a line may end only between two keys
     wrapper = textwrap.TextWrapper(116, " *   ", " *   ", break_long_words=False, break_on_hyphens=False)
     lines = wrapper.wrap(glued)
     return "\n".join([" * @typedef {{", *lines, f" * }}}} {shape.__name__}"]).replace(GLUE, " ")

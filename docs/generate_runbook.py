@@ -1,7 +1,7 @@
-"""Write what to do about each kind of alert for the package: `python -m docs.generate_runbook`.
+"""Write the package's instructions for each kind of alert: `python -m docs.generate_runbook`.
 
-`docs/alerts.md` is where it is written, once, with its links and its code. A server has no docs beside it, and a
-message to a phone has no markup, so the package carries the same words as plain text.
+`docs/alerts.md` is the only source, with its links and code. A server has no docs next to it, and a message to a phone
+has no markup, so the package contains the same text without markup.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ NAMES = {"Refuses": "refuses", "Begins": "begins", "Ends": "ends", "At 3 a.m.": 
 
 
 def plain(text: str) -> str:
-    """Without markup: links as their words, lines joined, paragraphs kept apart."""
+    """The text without markup: links as their text, lines joined, paragraphs separate."""
     words = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text).replace("`", "").replace("**", "")
     return "\n\n".join(" ".join(part.split()) for part in words.split("\n\n") if part.strip())
 
 
 def fields_of(section: str) -> dict[str, str]:
-    """The parts of a section by their names; what a kind does not have is empty."""
+    """The parts of a section by their names; "" for a part that a kind does not have."""
     parts = FIELD.split(section)
     found = {name: plain(text) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
     return {key: found.get(name, "") for name, key in NAMES.items()}
 
 
 def runbook() -> dict[str, dict[str, str]]:
-    """Each kind that the page explains."""
+    """The kinds that the page explains."""
     sections = {kind: fields_of(text) for kind, text in SECTION.findall(PAGE.read_text(encoding="utf-8"))}
     return {
         kind: {"title": row.title, "severity": row.severity, **sections[kind]}
@@ -43,7 +43,7 @@ def runbook() -> dict[str, dict[str, str]]:
 
 
 def text() -> str:
-    """The file as it should be."""
+    """The generated file."""
     return json.dumps(runbook(), ensure_ascii=False, indent=1) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Write the stories that the page's tests play, from the stream's own producer: `python -m docs.generate_stories`."""
+"""Write the stories for the page's tests, from the live stream's own producer: `python -m docs.generate_stories`."""
 
 from __future__ import annotations
 
