@@ -86,6 +86,9 @@ class Visit(Generic[T]):
         return await self._work
 
     def _end(self, task: asyncio.Task[None]) -> None:
+        # `was_cut` distinguishes two CancelledErrors that look alike: one that the loop or the caller caused, and one
+        # that the operation itself raised, for example from a client's own timeout. The latter belongs to the caller
+        # unchanged.
         if task.cancelled():  # before its first step: `_run` catches every later cancellation
             self.drop()
             self._error = asyncio.CancelledError()
@@ -166,6 +169,8 @@ async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], Ba
     own = asyncio.get_running_loop()
     arrived = own.create_future()
 
+    # Called on the other loop's thread, and `Future.set_result` is not thread-safe: it would append to this loop's
+    # queue without waking its selector, and the caller would sleep until something else wakes the loop.
     def ended() -> None:
         with suppress(RuntimeError):  # the caller's loop is closed, so nobody waits any more
             own.call_soon_threadsafe(_arrive, arrived)
@@ -189,6 +194,8 @@ async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], Ba
             if isinstance(error, asyncio.CancelledError):
                 await asyncio.wait([arrived], timeout=SETTLE_S_MAX)
         raise
+    # The other loop cancelled the work because it is ending. Raised as a CancelledError in a task that nobody
+    # cancelled, it would end the caller silently; `carry` therefore raises a RuntimeError that gives the reason.
     if visit.was_cut:
         raise over()
     return visit.result()

@@ -1,6 +1,6 @@
-"""The gates before a guarded call: they take, wait, give back and refuse.
+"""The gates before a guarded call: they take, wait, return and refuse.
 
-    look at the breaker → key block → cooldown → limits → pace → bulkhead → hold money → admit
+    check the breaker → key block → cooldown → limits → pace → bulkhead → hold money → admit
 
 A service has one key, one limit and one set of places for all its models, so the guards of those models share these
 gates. Each model has its own breaker, cooldown and counts, which the gates reach through `Guarded`.
@@ -417,7 +417,7 @@ class Gates:
     def refuse(
         self, guard: Guarded, error: type[KooError], reason: str, wait_s: float | None, kind: Kind
     ) -> NoReturn:
-        """Count a refusal and raise it; `wait_s`: when to come back, None if unknown."""
+        """Count a refusal and raise it; `wait_s`: when to retry, None if unknown."""
         guard.tally.record_refusal(kind, self.clock.monotonic())
         # A new exception each time: every raise of a shared one would add to its traceback, without end.
         refusal = error(self.name, reason, wait_s, kind=kind)

@@ -303,6 +303,8 @@ def _mark_view(mark: Mark) -> shapes.HistoryMark:
 async def _hand_over(waiting: deque[T], write: Callable[[Sequence[T]], Awaitable[None]]) -> None:
     """Write everything in the queue. A row leaves it only when it is written, or when newer rows push it out."""
     while waiting:
+        # During the write the queue may grow, and, being bounded, drop its oldest rows. Removing as many rows as were
+        # written could then remove newer ones that were not; so each row is compared with the one in front.
         several = tuple(waiting)
         await write(several)
         for one in several:

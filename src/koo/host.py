@@ -71,14 +71,16 @@ class HostWatch:
     def step(self, now: float) -> None:
         """Call it about once a second: it starts a reading that is due, and does not wait. `now` in monotonic
         seconds."""
+        # Never a second thread while one has not returned: it would hang on the same disk, and one more every half
+        # minute.
         if now >= self._due_at and (self._thread is None or not self._thread.is_alive()):
             thread = threading.Thread(target=self._run, name="koo host", daemon=True)
             try:
                 start(thread)
             except NoThread as error:
-                shortage_in(
-                    error
-                )  # recorded and tried again in a second; it must not stop the work that follows
+                # Recorded, and tried again in a second. Raised, it would stop the rest of this second's work, alerts
+                # included.
+                shortage_in(error)
                 return
             self._steps, self._thread, self._due_at = 0, thread, now + EVERY_S
         self._steps += 1

@@ -18,7 +18,7 @@ from koo.forks import forget_in_child
 from koo.shortages import no_descriptor, start
 
 NAMES_MAX = 256
-"""Most threads at the same time: only a runaway loop looks up more hanging names than this."""
+"""The maximum number of threads: only a runaway loop looks up more hanging names than this."""
 
 Address = tuple[
     socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]

@@ -99,6 +99,8 @@ class Platform:
         return self._parts
 
     def _make_parts(self) -> None:
+        # Checked again under the lock: a second thread that waited for it would otherwise create a second set of parts,
+        # with budgets, breakers and a pool of its own.
         if self._parts is None:
             options = self._given_options or _read_settings()
             parts = Parts(options, clock=self._clock, deadlines=self.deadlines, events=self.events)
@@ -279,6 +281,8 @@ class Platform:
             if money.needs_prices:
                 await self.parts.load_prices(surely=True)
             return await execute(service, money, self.parts.budgets, operation, args, kwargs)
+        # The error's traceback keeps this frame, and error reporters record its variables. The arguments may contain a
+        # prompt or a key, so they are replaced before the error leaves.
         except BaseException:
             operation = args = kwargs = UNSHOWN
             raise

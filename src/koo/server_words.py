@@ -176,7 +176,7 @@ CERTIFICATES: Rules = _rules(
 )
 """Messages of TLS libraries about certificates. None of these errors goes away without action."""
 CLIENT: Rules = CERTIFICATES + _rules(
-    (r"no password supplied", REFUSED.saying("the server asks for a password")),
+    (r"no password supplied", REFUSED.saying("the server requires a password")),
     (
         r"authentication method|channel binding",
         REFUSED.saying("the server and the URL have no authentication method in common"),
@@ -193,8 +193,8 @@ REASONS: tuple[tuple[str, str], ...] = (
     ("resolve", "the host name cannot be resolved"),
     ("refused", "the server refuses connections"),
     ("response to SSL negotiation", "the server at that address is not PostgreSQL"),
-    ("support SSL", "the server does not support TLS, which its URL asks for"),
-    ("SSL upgrade", "the server does not support TLS, which its URL asks for"),
+    ("support SSL", "the server does not support TLS, which the URL requires"),
+    ("SSL upgrade", "the server does not support TLS, which the URL requires"),
     ("certificate", "the TLS handshake failed"),
     ("closed the connection unexpectedly", "the server closed the connection"),
 )

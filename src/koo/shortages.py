@@ -69,6 +69,8 @@ def shortage_now() -> str | None:
 
 def no_descriptor() -> OSError | None:
     """The error if no descriptor can be opened now; None if one can."""
+    # Opening one is the only reliable test. Counting this process's own would miss the limit of the whole machine
+    # (ENFILE).
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:

@@ -1,7 +1,7 @@
 """Upkeep: the work that is done on time, with or without traffic.
 
-Without it the dashboard of a quiet service would show an open circuit forever, a blocked key would stay blocked, and a
-dead process's money would stay held. Each task survives its own errors, and logs the first one in a row.
+Without it the dashboard of a service without traffic would show an open circuit forever, a blocked key would stay
+blocked, and no alert would start or end. Each task survives its own errors, and logs the first one in a row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TICK_S = 1.0
 SWEEP_EVERY_TICKS = 30
 PRUNE_EVERY_S = 3600.0
 STORE_AWAY_LOOK_S = 5.0
-"""While the state store on the database's server is unreachable, the database is checked this often."""
+"""While the state store on the database's server is unavailable, the database is checked this often."""
 NOTICES_KEPT_S = 90 * DAY_S
 """As long as the alert episodes that they report."""
 
@@ -64,7 +64,7 @@ class BackgroundTask(ABC):
 
 
 class KeepTime(BackgroundTask):
-    """Each second: breakers and key blocks whose time is over, new days, alerts. Sometimes: dead processes' holds."""
+    """Each second: breakers and key blocks whose time is over, new days, alerts. Every half minute: old data."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)

@@ -31,7 +31,7 @@ MANY: dict[What, str] = {
 
 EVERY_S = 60.0
 RUNS_MAX = 500
-"""Most services and kinds that are counted separately: names invented by callers must not fill the memory."""
+"""The maximum number of runs counted separately: names invented by callers must not fill the memory."""
 OTHERS = "others"
 REFUSED = frozenset({
     Kind.CIRCUIT_OPEN, Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED, Kind.SATURATED, Kind.COOLING_DOWN, Kind.KEY_REFUSED,

@@ -18,7 +18,7 @@ from koo.logs.lines import at, until
 from koo.openings import Act
 
 BEGUN_MAX = 1000
-"""Most beginnings that are remembered: model names, and so breaker names, come from callers."""
+"""The maximum number of remembered beginnings: model names, and so breaker names, come from callers."""
 GUIDE = "koo runbook "
 """Lines name the command, because the documents are not installed with the package."""
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 MODELS_MAX = 200
-"""Most model names that are reported separately: callers and providers may send any number of them."""
+"""The maximum number of model names reported separately: callers and providers may send any number of them."""
 
 
 class Queries:
