@@ -314,6 +314,8 @@ class Hand:
         is_soon = self.has_news() or grant.frozen_ms > 0
         look_s = LOOK_S * max(1.0, self.processes / LOOKS_A_LOOK)
         self.due_at = sent_at + (RENEW_PART * self._lease_s if is_soon else look_s)
+        # The next message is sent when a third is left. A third of two units is less than one, so then there is no
+        # early message, and `due_at` decides alone.
         self._low = self.left // 3 if self.left > 2 else -1
 
     def _take_granted(self, grant: Grant, told: Told, sent_at: float) -> None:

@@ -133,6 +133,7 @@ class FakeHttpProxy:
             return False
         if trouble == "silent":
             await asyncio.get_running_loop().create_future()
+        # With SO_LINGER at zero seconds, closing the socket sends an RST instead of a FIN.
         if trouble == "reset":
             wire = writer.get_extra_info("socket")
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)

@@ -252,6 +252,8 @@ class FaultProxy:
 
     async def hold_up(self, pipe: _Pipe, came_at: float, side: Side) -> None:
         """Delay a piece on its way to `side`, as the faults require; `came_at`: when it arrived (the loop's time)."""
+        # The data of a forgotten connection is never forwarded, but the connection stays open: this task waits until
+        # it is cancelled, because one side has closed or the proxy ends.
         if pipe.forgotten:
             self.swallowed += 1
             await asyncio.get_running_loop().create_future()
@@ -339,6 +341,8 @@ class _Pipe:
             asyncio.create_task(_read(self._client[0], up)),
             asyncio.create_task(_read(self._server[0], down)),
         ]
+        # Only the forwarding tasks are awaited. The end of a reading task is put into its queue, so data that was read
+        # before the end is still forwarded.
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -350,6 +354,8 @@ class _Pipe:
         assert self._server is not None
         while (piece := await pieces.get()).data:
             await self._proxy.hold_up(self, piece.came_at, "server")
+            # A message may arrive in several pieces, and is recognized with its last one. The earlier pieces have been
+            # forwarded then, which does no harm: a server does not execute a message before it is complete.
             data = piece.data
             messages = list(self._messages.feed(data))
             self._count_round_trips(messages)
@@ -360,6 +366,7 @@ class _Pipe:
             if self._cut == "before":
                 self.reset()
                 return
+            # Never forwarded: this task waits until either side closes its connection, and the server then rolls back.
             if self._cut == "hold":
                 await asyncio.get_running_loop().create_future()
             if not await self._write(self._server[1], data, "server"):
