@@ -22,7 +22,7 @@ DOWN = Finding("database_unavailable", "database", "the database does not answer
 FULL = Finding("database_saturated", "database", "the database is saturated")
 OPEN = Finding("circuit_open", "ai:claude", "the circuit breaker is open")
 TRIED = Finding("circuit_recovering", "ai:claude", "recovery is being tested")
-GONE = Finding("service_down", "ai:claude", "claude cannot be asked")
+GONE = Finding("service_down", "ai:claude", "claude cannot be called")
 AT_ONCE = {kind: replace(row, pending_s=0.0, recovering_s=0.0) for kind, row in KINDS.items()}
 """The real kinds, but without pending and recovering times."""
 PATIENT = {

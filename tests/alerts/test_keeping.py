@@ -230,7 +230,7 @@ def test_an_alert_that_no_process_observes_ends_after_a_day_and_is_deleted_later
     async def test() -> None:
         clock = SetClock()
         async with Process(tmp_path, clock, "ai:gone") as before:
-            await before.look(Finding("service_down", "ai:gone", "gone cannot be asked"))
+            await before.look(Finding("service_down", "ai:gone", "gone cannot be called"))
         async with Process(tmp_path, clock, "database") as now:
             clock.now += EXPIRES_AFTER_S - 1
             await now.keeper.sweep(now.store)

@@ -227,7 +227,9 @@ def test_a_delivery_for_another_processs_channel_says_so(tmp_path: Path) -> None
         await house.store.notices.owe("email", ["critical"])
         await house.step()
         (reason,) = [row["reason"] for row in await house.deliveries() if row["channel"] == "email"]
-        assert reason == "waits for a process that has the channel email configured; this one has not"
+        assert (
+            reason == "waits for a process that has the channel email configured; this one does not have it"
+        )
 
     in_house(tmp_path, main, "webhook")
 

@@ -22,7 +22,7 @@ from tests.web.serving import platform
 DOWN = Finding(
     GONE.kind,
     GONE.component,
-    "claude cannot be asked",
+    "claude cannot be called",
     {
         "refuses": "every call to claude",
         "next_attempt": "2026-09-21T14:13:30+00:00",
@@ -45,7 +45,7 @@ def restarted(*findings: Finding, after_s: float = 600.0) -> Watch:
 def test_an_unconfirmed_alert_says_so_and_claims_no_refusals() -> None:
     (view,) = restarted(DOWN).views(T0 + 601)
     assert view["message"] == (
-        "an earlier process found: claude cannot be asked; this one has not seen it, and it ends when that "
+        "an earlier process found: claude cannot be called; this one has not seen it, and it ends when that "
         "answers again"
     )
     assert view["data"] == {"unconfirmed": True, "also": ["circuit_open"]}
@@ -56,7 +56,7 @@ def test_parts_found_now_are_shown_within_the_unconfirmed_alert() -> None:
     watch = restarted(DOWN)
     assert watch.look(T0 + 602, ILL) == [], "one cause has one alert"
     (view,) = watch.views(T0 + 602)
-    assert view["message"].endswith("claude cannot be asked; now: claude is unhealthy, but calls still pass")
+    assert view["message"].endswith("claude cannot be called; now: claude is unhealthy, but calls still pass")
     assert (
         view["data"]["also"] == ["circuit_open", "service_unhealthy"] and "next_attempt" not in view["data"]
     )

@@ -105,8 +105,8 @@ class Courier:
 
         If it was accepted, waiting messages become due immediately.
         """
-        # Not through the guard: a person who has just repaired the receiver wants to know whether it works, and not
-        # that the breaker is open.
+        # The test does not pass through the guard: a person who has just repaired the receiver wants to know whether it
+        # works, and not that the breaker is open.
         try:
             async with asyncio.timeout(SEND_S):
                 await self.channel.send(message)
@@ -193,14 +193,14 @@ class Courier:
 
     def _pause_s(self, tries: int, failure: NotTaken) -> float:
         """The pause before the next attempt, doubled each time."""
-        # Ten percent of jitter either way, so that several channels that failed together do not return together. The
-        # receiver's own wish only lengthens the pause.
+        # The jitter is ten percent in either direction, so that several channels that failed together do not return
+        # together. The receiver's own wish only lengthens the pause.
         own_s = min(PAUSE_S_MAX, FIRST_PAUSE_S * 2.0 ** min(tries - 1, 10)) * (0.9 + 0.2 * self._draw())
         return max(own_s, min(failure.retry_after_s or 0.0, ASKED_S_MAX))
 
     def _is_shut(self) -> bool:
-        # Checked before a message is taken from the store. Taking it counts an attempt, and a breaker that refuses
-        # would use up the message's attempts without sending anything.
+        # The breaker is checked before a message is taken from the store. Taking it counts an attempt, and a breaker
+        # that refuses would use up the message's attempts without sending anything.
         return self.guard.breaker.refuses(self._clock.monotonic())
 
     async def _hand_over(self, message: Message) -> NotTaken | None:

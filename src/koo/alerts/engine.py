@@ -118,8 +118,8 @@ class Alerts:
                 self._remember(episode)
             elif episode.fingerprint not in self._active:
                 self._active[episode.fingerprint] = self._restored(episode, now)
-        # In a second pass, when all of them are known: which of two restored alerts is listed may depend on one that
-        # came later in `episodes`.
+        # This is a second pass, because all of them must be known: which of two restored alerts is listed may depend on
+        # one that came later in `episodes`.
         for seen in self._active.values():
             if seen.waits:
                 seen.stands_in = self._kept_by(seen, ()) or self._waiting_whole(seen.episode)
@@ -371,9 +371,9 @@ class Alerts:
             episode = seen.episode
             if episode.type != "critical" or episode.notified_at is None or not seen.is_firing:
                 continue
-            # Counted from the stored time of the first notice, not from this process's start. So every process, and
-            # the same one after a restart, computes the same number and the same key, and the store writes each
-            # reminder once.
+            # The number is counted from the stored time of the first notice, not from this process's start. So every
+            # process, and the same one after a restart, computes the same number and the same key, and the store writes
+            # each reminder once.
             number = int((now.wall - episode.notified_at) // every_s)
             if number > seen.reminders and not self._is_quiet(seen, now):
                 due.append((episode, number))

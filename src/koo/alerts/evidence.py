@@ -45,8 +45,8 @@ class Looks:
         # The condition belonged to the earlier process itself (its pool, its file descriptors) and ended with it.
         if evidence == "own":
             return True
-        # Not at the first reply: what the store knows of a budget arrives with the beats after it. Until then a budget
-        # that is used up looks untouched here.
+        # The store's first reply is not enough, because its knowledge of a budget arrives with the beats after it.
+        # Until then a budget that is used up looks untouched here.
         if evidence == "store":
             return self.store_up_s is not None and self.store_up_s >= SETTLED_S
         if evidence == "recent" and self.up_s >= REMEMBERED_S:

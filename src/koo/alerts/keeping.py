@@ -105,8 +105,8 @@ class AlertKeeper:
     @property
     def now(self) -> Moment:
         """The current time."""
-        # Rounded to milliseconds as in the store. Otherwise one episode would have two start times, one here and one in
-        # the processes that read it.
+        # The time is rounded to milliseconds, as in the store. Otherwise one episode would have two start times, one
+        # here and one in the processes that read it.
         return Moment(in_ms(self._clock.wall()), self._clock.monotonic())
 
     # ── each second ───────────────────────────────────────────────────────────────────────────────────────────
@@ -119,8 +119,8 @@ class AlertKeeper:
     def see(self, findings: Iterable[Finding], has_looked: HasLooked) -> Moment:
         """Begin and end alerts by the current findings. The next `look` writes them and notifies people."""
         now = self.now
-        # By id, so an episode that changes twice before it is written is written once, in its last phase. In a long
-        # outage of the store the oldest changes are dropped: memory must not grow with the outage.
+        # Changes are kept by id, so an episode that changes twice before it is written is written once, in its last
+        # phase. In a long outage of the store the oldest changes are dropped: memory must not grow with the outage.
         for episode in self.alerts.step(findings, now, has_looked, new_id):
             self._unwritten[episode.id] = episode
         while len(self._unwritten) > UNWRITTEN_MAX:
@@ -146,8 +146,8 @@ class AlertKeeper:
             if is_due:
                 await self._refresh(now)
                 self._renew_at = now.monotonic + RENEW_EVERY_S
-            # First write, then notify: `_keep` returns what other processes have done, so this process does not claim
-            # a notice for an episode that is acknowledged, or notified, or already over.
+            # Changes are written before people are notified: `_keep` returns what other processes have done, so this
+            # process does not claim a notice for an episode that is acknowledged, or notified, or already over.
             await self._keep(self.alerts.lasting if is_due else ())
             await self._notify(now)
             await self._remind(now)
@@ -173,8 +173,8 @@ class AlertKeeper:
 
     async def _keep(self, lasting: Iterable[Episode]) -> None:
         """Write pending changes and renew open episodes. After a failure the next `look` tries again."""
-        # Copies, because `see` may run while this waits for the store. At the end only the changes that were written
-        # are removed; an episode that has changed since has a new object under the same id, and stays.
+        # These are copies, because `see` may run while this waits for the store. At the end only the changes that were
+        # written are removed; an episode that has changed since has a new object under the same id, and stays.
         unwritten, said = dict(self._unwritten), frozenset(self._said)
         left = [one for one in unwritten.values() if one.phase == "resolved"]
         if left:
@@ -204,8 +204,8 @@ class AlertKeeper:
         await self._adopt([replace(one, notified_at=now.wall) for one in self.alerts.owed(now)])
 
     async def _remind(self, now: Moment) -> None:
-        # Marked only after it was written. If the store fails in between, the next attempt writes the same key again,
-        # which changes nothing.
+        # A reminder is marked only after it was written. If the store fails in between, the next attempt writes the
+        # same key again, which changes nothing.
         for episode, number in self.alerts.reminders(now, self._remind_every_s):
             await self._store.notices.put(notice_of("reminder", episode, number))
             self.alerts.reminded(episode.fingerprint, number)

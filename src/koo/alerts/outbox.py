@@ -155,7 +155,7 @@ class Outbox:
             case "below_severity":
                 return f"{one.notice.severity} is below the lowest severity that was sent when it was written"
             case _ if one.channel not in names:
-                return f"waits for a process that has the channel {one.channel} configured; this one has not"
+                return f"waits for a process that has the channel {one.channel} configured; this one does not have it"
             case _ if one.reason:
                 return f"waits for its next attempt after {tries}: {one.reason}"
         standing = next(c.standing for c in self.couriers if c.channel.name == one.channel)

@@ -164,8 +164,8 @@ def _performance(view: ServiceHealth, component: str) -> Iterator[Finding]:
     calls, p95 = recent["calls"], view["metrics"]["p95"]
     if calls < CALLS_MIN * GOES_ON:
         return
-    # Computed from the two counts and not as 1 - success_rate: in floating point 1 - 0.9 is less than 0.1, and two
-    # failures in twenty calls, exactly the threshold, would be missed.
+    # The rate is computed from the two counts and not as 1 - success_rate: in floating point 1 - 0.9 is less than 0.1,
+    # and two failures in twenty calls, exactly the threshold, would be missed.
     error_rate = recent["failed"] / calls
     failed: AlertData = {"last_error": view["last_error"]}
     for share in (1.0, GOES_ON):

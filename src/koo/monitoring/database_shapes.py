@@ -86,7 +86,7 @@ class DatabaseErrors(TypedDict):
     total: int
     contention: Annotated[int, Doc("transactions that conflicted with others")]
     unknown_commits: Annotated[int, Doc("COMMITs whose outcome is unknown")]
-    resolved_commits: Annotated[int, Doc("lost COMMITs whose outcome was found by their markers")]
+    resolved_commits: Annotated[int, Doc("lost COMMITs whose outcome was found through their markers")]
     pool_timeouts: Annotated[int, Doc("callers that got no connection in time")]
     last_error: Annotated[
         str | None, Doc("its kind and the driver's name for it; null if there was none yet")

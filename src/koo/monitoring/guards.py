@@ -41,8 +41,8 @@ class Wall:
         """ISO 8601 in UTC, rounded up to the millisecond; None stays None."""
         if monotonic_s is None:
             return None
-        # Rounded up, because callers wait until this time: one that returns a fraction too early is refused once more.
-        # The sum of two large floats is off by a fraction of a microsecond, so a small slack is subtracted first.
+        # The time is rounded up, because callers wait until then: one that returns a fraction too early is refused once
+        # more. The sum of two large floats is off by a fraction of a microsecond, so a small slack is subtracted first.
         # Otherwise exactly midnight would sometimes be shown as one millisecond past it.
         return iso(math.ceil((monotonic_s + self._offset_s) * 1000 - FLOAT_SLACK_MS) / 1000)
 

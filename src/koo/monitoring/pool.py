@@ -26,10 +26,10 @@ class Latencies:
 
     def __init__(self, now: float) -> None:
         self._tally = Tally(now)
-        # Bounded, because without a tick or a reader it would grow forever.
+        # The queue is bounded, because without a tick or a reader it would grow forever.
         self._samples: deque[float] = deque(maxlen=SAMPLES_MAX)
-        # The bound method itself, because it is called for every statement: a function around it would cost each call
-        # more than the append.
+        # This is the bound method itself, because it is called for every statement: a function around it would cost
+        # each call more than the append.
         self.note = self._samples.append
         self.listener: Callable[[Sequence[float]], None] | None = (
             None  # receives each duration once, in `fold`
@@ -74,7 +74,7 @@ class PoolMetrics:
         self.repeats = 0
         self.contention = 0
         self.unknown_commits = 0
-        self.resolved_commits = 0  # lost COMMITs whose outcome was found by their markers
+        self.resolved_commits = 0  # lost COMMITs whose outcome was found through their markers
         self.marker_problem: str | None = None  # why the table of markers cannot be used
         self.unknown_commit_at = float("-inf")  # when the last one happened
         self.errors: dict[str, int] = {}

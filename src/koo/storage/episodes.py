@@ -259,7 +259,7 @@ def _write_down(tx: Transaction, left: Episode, ended_at: float, said: Collectio
 
 def _take(tx: Transaction, orphan: Episode, values: dict[str, Any]) -> bool:
     place = {**values, "id": orphan.id, "phase": orphan.phase}
-    # Under the lock: of two processes that found the same orphan, the second one sees the first one's new sighting.
+    # The lock makes the second of two processes that found the same orphan wait, and then see the first one's sighting.
     rows = tx.rows(LOCK, place)
     if not rows or _episode(rows[0]).ended_at is not None or tx.rows(SEEN_BY_OTHERS, place):
         return False

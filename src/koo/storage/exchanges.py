@@ -78,7 +78,7 @@ class SqlExchange:
             # rejected again with each beat, and no money of this process would be reported any more. So the beat goes
             # first, without entries.
             answer = await self._send(beat, (), is_asked)
-        # Then each entry in a transaction of its own, so that only the bad one is lost. An entry that an earlier,
+        # Then each entry gets a transaction of its own, so that only the bad one is lost. An entry that an earlier,
         # unacknowledged transaction has already written changes nothing, because its id is unique.
         for posting in postings:
             await self._book_alone(posting, beat.process)
@@ -89,8 +89,8 @@ class SqlExchange:
 
         def write(tx: Transaction) -> Reply:
             answer = receive_in(tx, beat, wall_ms, beat_ms, is_asked=is_asked, opened=self._opened)
-            # Also for a repeated beat, whose totals change nothing: only its entries' ids show whether the first
-            # transaction was committed. Under a name that belongs to another process nothing is written.
+            # This also runs for a repeated beat, whose totals change nothing: only the entries' ids show whether its
+            # first transaction was committed. Under a name that belongs to another process nothing is written.
             if answer.is_you:
                 book(tx, postings, beat.process)
             return answer

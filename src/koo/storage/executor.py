@@ -135,8 +135,9 @@ class Call(Generic[T]):
         self._value: T
 
     def wanted(self) -> bool:
-        # A timeout or cancellation cancels the future. Its job may still be in the queue of a slow store, and must not
-        # run seconds later: the caller was told that it failed, and may have done the same thing again.
+        # If the caller times out or is cancelled, the future is cancelled. Its job may still be in the queue of a slow
+        # store, and must not run seconds later: the caller was told that it failed, and may have done the same thing
+        # again.
         return not self.result.cancelled()
 
     def write(self, tx: Transaction) -> None:

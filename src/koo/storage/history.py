@@ -49,9 +49,9 @@ READ_AT_ONCE = 300
 """Spans per transaction: reading them takes some hundredths of a second, in which the ledger waits for the thread."""
 SEVERAL = """SELECT step_s, at_s FROM koo_history WHERE at_s < :before_s
     GROUP BY step_s, at_s HAVING count(*) > 1 LIMIT :limit"""
-# Reads and deletes in one statement. The database locks each row that it deletes, so of two processes that merge the
-# same span at the same time, one gets the rows and the other none. With a SELECT first, a row that its process writes
-# between the two statements would be deleted without having been merged.
+# This reads and deletes in one statement. The database locks each row that it deletes, so of two processes that merge
+# the same span at the same time, one gets the rows and the other none. With a SELECT first, a row that its process
+# writes between the two statements would be deleted without having been merged.
 TAKE = "DELETE FROM koo_history WHERE step_s = :step_s AND at_s = :at_s RETURNING data"
 PRUNE = "DELETE FROM koo_history WHERE step_s = :step_s AND at_s < :before_s"
 # Added up in two parts for the reason given in `entries.py`.

@@ -220,8 +220,8 @@ class Leasing:
         # lease would count from the wrong moment.
         async with self._rounds.one_at_a_time:
             self._look_at_name()
-            # Read before the message leaves: a lease counts from here. Counted from the reply, it would outlast the
-            # store's own count by the time that the reply took, and a unit could be spent twice.
+            # The time is read before the message leaves, because a lease counts from here. Counted from the reply, it
+            # would outlast the store's own count by the time that the reply took, and a unit could be spent twice.
             now = self._now()
             # Only callers that wait now are woken by this reply. One that starts to wait during the exchange is not
             # in this message, so it must wait for the next one.
@@ -267,8 +267,8 @@ class Leasing:
     def _due(self, now: float, is_last: bool) -> list[tuple[Lessee, SlidingCount, Hand]]:
         """The limits to report or to request units for."""
         is_waited_for = any(lessee.wanted()[1] for lessee in self._lessees.values())
-        # A cheap check first. `leased` below books what was taken and drops the units granted ahead, after which the
-        # next call has to check all of its limits again.
+        # This cheap check comes first, because `leased` below books what was taken and drops the units granted ahead,
+        # after which the next call has to check all of its limits again.
         if not is_last and not is_waited_for and all(hand.due_at > now for hand in self._hands()):
             return []
         found = []
@@ -291,9 +291,9 @@ class Leasing:
 
     def _settle(self) -> None:
         """Book the units that calls have taken, if a beat is about to send units home from a purse."""
-        # Not before every beat: booking drops the units granted ahead, and the next call would have to check all of
-        # its limits again. But a beat that sends home units which a call has taken would let the store grant them to
-        # another process, so the daily limit would be exceeded by that many.
+        # This is not done before every beat, because booking drops the units granted ahead, and the next call would
+        # have to check all of its limits again. But a beat that sends home units which a call has taken would let the
+        # store grant them to another process, so the daily limit would be exceeded by that many.
         if any(self._ledger.purses.may_send_home(day.budget.purse) for day in self._days):
             for lessee in self._lessees.values():
                 lessee.leased(self._now())

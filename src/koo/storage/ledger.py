@@ -250,8 +250,8 @@ class Ledger:
                 bill.amount_usd,
             )
             amount = hold.amount
-        # Read before settling, which empties `hold.purses`. The day is the one in which the hold was made, not today:
-        # a call that runs over midnight is paid by the budget that held it.
+        # Both are read before settling, which empties `hold.purses`. The day is the one in which the hold was made, not
+        # today: a call that runs over midnight is paid by the budget that held it.
         bound, first = hold.amount, hold.purses[0]
         day = first.key.period if first.budget.kind == "day" else self._day_of(hold)
         self.purses.settle(hold, amount)
@@ -344,8 +344,8 @@ class Ledger:
         # flight, and the next attempt sends both unchanged. A store that did commit recognises the beat's token and
         # returns the totals again without granting twice.
         answer = await self._exchange.send(beat, self._flying, is_asked=is_asked)
-        # Once more, because calls took units during the exchange. `hear` hands the remaining room to waiters, and
-        # under a new name it drops that room.
+        # Called a second time, because calls took units during the exchange. `hear` hands the remaining room to
+        # waiters, and under a new name it drops that room.
         self.before_beats()
         if answer.is_you:
             self._flying = []

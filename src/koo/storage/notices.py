@@ -230,7 +230,7 @@ def _next_message(tx: Transaction, values: dict[str, Any]) -> str | None:
     begun = next((message for _, message in due if message), None)
     if begun is not None or not due:
         return begun
-    # Counted in the store and not in memory, because the minute's messages may have been sent by other processes.
+    # The store counts them, not this process, because other processes may have sent the minute's messages.
     lately = tx.rows(SENT_LATELY, {**values, "minute_ago_ms": values["now_ms"] - MINUTE_MS})[0][0]
     if lately >= MESSAGES_PER_MINUTE:
         return None

@@ -24,7 +24,7 @@ OLD_TREASURIES = (
     f"SELECT budget, period FROM koo_treasuries WHERE {OVER} ORDER BY budget, period LIMIT :batch"
 )
 TREASURY = f"DELETE FROM koo_treasuries WHERE budget = :budget AND period = :period AND {OVER}"
-# Keeps the purses of a treasury that a late process has reopened since it was selected.
+# This keeps the purses of a treasury that a late process has reopened since it was selected.
 PURSES = """DELETE FROM koo_purses WHERE budget = :budget AND period = :period AND NOT EXISTS
     (SELECT 1 FROM koo_treasuries t WHERE t.budget = koo_purses.budget AND t.period = koo_purses.period)"""
 PROCESSES = """DELETE FROM koo_processes WHERE name IN (SELECT name FROM koo_processes

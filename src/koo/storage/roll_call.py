@@ -73,8 +73,8 @@ OPINIONS = f"""SELECT g.guard, g.place, sum(g.is_down), count(*), {{clock_ms}} -
     WHERE (g.calls > 0 OR g.phase <> 'closed') AND {LIVES}
     GROUP BY g.guard, g.place HAVING sum(g.is_down) > 0"""
 CHECK = picked(("service", "place", "kind", "reason"), ())
-# Written only if this process is the leader in this transaction. A former leader that was stopped may still send its
-# results, and they would overwrite newer ones.
+# A row is written only if this process is the leader in this transaction. A former leader that was stopped may still
+# send its results, and they would overwrite newer ones.
 SAY_CHECKS = f"""INSERT INTO koo_fleet_checks (service, place, kind, reason, at_ms, number)
     SELECT {", ".join(CHECK.values())}, {{clock_ms}}, (SELECT coalesce(max(number), 0) + 1 FROM koo_fleet_checks)
     FROM ({{rows}}) r WHERE EXISTS (SELECT 1 FROM koo_leader WHERE process = :process AND {LEADS})

@@ -79,8 +79,8 @@ class Rounds:
             await self._wake.wait()
         finally:
             timer.cancel()
-        # Cleared before the exchange, not after it: a caller that starts to wait while the exchange is in flight must
-        # trigger the next one immediately, not after the usual pause.
+        # The event is cleared before the exchange, not after it: a caller that starts to wait while the exchange is in
+        # flight must trigger the next one immediately, not after the usual pause.
         self._wake.clear()
 
     def ring(self) -> None:

@@ -234,8 +234,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
 
 _TABLES = {
     "sqlite": "SELECT name FROM sqlite_master WHERE name IN ('koo_schema', 'koo_growth')",
-    # Not to_regclass(), which caches that a table is missing. After waiting for the process that creates the table, it
-    # would still report it as missing, and this process would try to create it again.
+    # to_regclass() is not used, because it caches that a table is missing. After waiting for the process that creates
+    # the table, it would still report it as missing, and this process would try to create it again.
     "postgresql": """SELECT relname FROM pg_class
         WHERE relname IN ('koo_schema', 'koo_growth') AND pg_table_is_visible(oid)""",
 }

@@ -227,7 +227,7 @@ class SqlBackend:
         if self._connection is None:
             self._prepare()
             self._connection = self._engine.connect()
-            # Checked in a reading transaction. A writing one takes the lock of the whole SQLite file, and fifty
+            # The check runs in a reading transaction. A writing one takes the lock of the whole SQLite file, and fifty
             # processes that start together would queue for it only to find that there is nothing to do.
             self._exclusive = False
             with self._connection.begin():
@@ -313,7 +313,7 @@ class SqliteBackend(SqlBackend):
 
     def _made(self, connection: Any, record: object) -> None:
         driver: sqlite3.Connection = connection
-        # Otherwise the module begins transactions itself, and deferred ones (see `_begin_to_write`).
+        # With any other value the module begins transactions itself, and deferred ones (see `_begin_to_write`).
         driver.isolation_level = None
         self._driver = driver
         self._file = self._identity()
@@ -377,7 +377,7 @@ class PostgresBackend(SqlBackend):
     dialect = "postgresql"
 
     def __init__(self, url: URL, timeout_s: float) -> None:
-        # Nine tenths, so that the server's error, which gives a reason, arrives before the caller's own timeout.
+        # The server's timeout is nine tenths of the caller's, so its error, which gives a reason, arrives first.
         timeout_ms = int(timeout_s * 900)
         self._settings = (
             f"SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms}; "
@@ -416,8 +416,8 @@ class PostgresBackend(SqlBackend):
         # BEGIN and COMMIT are sent as ordinary statements. The driver's own would each be an extra round trip.
         driver.autocommit = True
         tx, pipeline = PipelinedTransaction(connection), driver.pipeline()
-        # Not a `with` block: after an error the connection is closed, and leaving the pipeline would only log a
-        # warning about that.
+        # This is not a `with` block, because after an error the connection is closed, and leaving the pipeline would
+        # only log a warning about that.
         pipeline.__enter__()
         tx.run("BEGIN")
         write(tx)
@@ -439,7 +439,7 @@ class PostgresBackend(SqlBackend):
         # A duplicate descriptor of the same connection. The driver may close its own at any time, and `cut` would
         # then shut down whatever socket has been given that number since.
         self._plug = socket.socket(fileno=os.dup(connection.fileno()))
-        # In autocommit, because a SET inside a transaction that is rolled back is undone with it.
+        # The settings are made in autocommit, because rolling back a transaction also undoes a SET inside it.
         connection.autocommit = True
         connection.execute(self._settings)
         connection.autocommit = False

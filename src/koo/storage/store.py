@@ -115,8 +115,8 @@ class SqlStore:
     async def close(self) -> None:
         """Write what is pending, as far as the store allows, and end the thread. It may be opened again."""
         try:
-            # Leases first: finishing them books the day's units that calls have taken, and those are in the ledger's
-            # purses, which its last beat sends home.
+            # The leases end first, because finishing them books the day's units that calls have taken, and those are in
+            # the ledger's purses, which its last beat sends home.
             await self.leasing.finish()
             await self.ledger.finish()
         except StoreUnavailable as error:

@@ -124,7 +124,8 @@ def _added(column: str) -> str:
 
 OPEN_PROCESS = """INSERT INTO koo_processes (name, number, token, closed, seen_ms)
     VALUES (:process, 0, '', 0, 0) ON CONFLICT (name) DO NOTHING"""
-# Returns all values that are needed before the treasuries are locked, in one statement, since each is a round trip.
+# This returns everything that is needed before the treasuries are locked. It is one statement, because each statement
+# is a round trip.
 LOCK_PROCESS = """SELECT number, token, closed, forgotten, (SELECT frozen_until_ms FROM koo_schema),
         coalesce({now_ms}, {clock_ms})
     FROM koo_processes WHERE name = :process {for_update}"""
@@ -156,7 +157,8 @@ SAVE_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)}) SELECT {", ".join(
     FROM ({{rows}}) r WHERE true
     ON CONFLICT (budget, period, process) DO UPDATE SET
     {", ".join(f"{one} = excluded.{one}" for one in list(PURSE)[3:])}"""
-# Does the same as `Totals.take_in`. The treasuries are locked, so no other process changes the same row at this time.
+# This does the same as `Totals.take_in`. The treasuries are locked, so no other process changes the same row at this
+# time.
 END_PURSES = f"""INSERT INTO koo_purses ({", ".join(PURSE)})
     SELECT p.budget, '{ENDED}', p.period, p.granted - p.back + p.over_granted, 0, p.spent, 0, 0
     FROM koo_purses p JOIN ({{keys}}) k ON k.budget = p.budget AND k.period = p.period WHERE p.process = :process
@@ -300,7 +302,7 @@ class _Locked:
         values = _values_of(process, keys)
         self._keys = keys
         self._found = tx.later(LOCK_TREASURIES, values)
-        # Read after the lock, so that no other beat can change them in between, but in the same round trip.
+        # They are read after the lock, so that no other beat can change them in between, but in the same round trip.
         self.others = tx.later(OTHERS, values) if is_asked else list
 
     def rows(self) -> Rows | None:
@@ -343,7 +345,8 @@ def _purse_values(key: Key, row: Totals, process: str) -> Values:
 
 
 def _fit(amount: int) -> int:
-    # Capped at the column's maximum. A beat that the database rejects would be sent again, unchanged, forever.
+    # The amount is capped at the column's maximum. A beat that the database rejects would be sent again, unchanged,
+    # forever.
     return min(amount, TOTAL_PICO_MAX)
 
 

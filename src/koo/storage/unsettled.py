@@ -46,8 +46,8 @@ class SqlUnsettled:
         wall_ms = self._wall_ms()
 
         def write(tx: Transaction) -> list[WriteOff]:
-            # Read again in the writing transaction: a process that looked dead in the operator's list may have
-            # reported since, and its money must not be granted to another one while it spends it.
+            # The list is read again in the writing transaction: a process that looked dead in the operator's list may
+            # have reported since, and its money must not be granted to another one while it spends it.
             left = [one for one in _left(tx, wall_ms) if process in (None, one.process)]
             return [self._free(tx, one, by, reason, wall_ms) for one in left]
 

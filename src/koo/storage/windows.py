@@ -69,9 +69,9 @@ OPEN_LIMITS = f"""INSERT INTO koo_limits ({", ".join(LIMIT)}) SELECT {", ".join(
 LOCK_LIMITS = (
     f"""SELECT {", ".join(LIMIT)} FROM koo_limits WHERE name IN ({{ids}}) ORDER BY name {{for_update}}"""
 )
-# Returns the time, the number of processes, this process's leases, the leases that have ended, and the sum of all other
-# leases. It is one statement because one statement sees one time. Between two statements a lease could end: the first
-# would not count it as ended yet, the second no longer as running, and its units would be granted a second time.
+# This returns the time, the number of processes, this process's leases, the leases that have ended, and the sum of all
+# other leases. It is one statement because one statement sees one time. Between two statements a lease could end: the
+# first would not count it as ended yet, the second no longer as running, and its units would be granted a second time.
 LEASES = f"""WITH c AS (SELECT coalesce({{now_ms}}, {{clock_ms}}) AS clock)
     SELECT '' AS name, '' AS process, clock, 0, 0, 0, 0, 0, 0, 0 FROM c
     UNION ALL SELECT '', 'processes', count(*), 0, 0, 0, 0, 0, 0, 0 FROM koo_fleet f WHERE {LIVES}
@@ -105,7 +105,7 @@ def receive_in(
             gone.append((name, process))
         for owner, lease in ended.items():
             if owner != process:
-                # Kept while its process may still return and report the units that it did not use.
+                # A lapsed lease is kept while its process may still return and report the units that it did not use.
                 (leases if lease.lapsed else gone).append(_lease_values(name, owner, lease))
     for sql, values in ((SAVE_LIMITS, changed), (SAVE_LEASES, leases), (DROP_LEASES, gone)):
         if values:

@@ -85,8 +85,8 @@ class Worker:
         self._pause_s = PAUSE_S_MIN
         self._knock_at = 0.0
         self._ended = asyncio.Event()
-        # A daemon, because the interpreter joins all other threads at exit: one that hangs in a dead connection would
-        # keep the process from ending.
+        # The thread is a daemon, because the interpreter joins all other threads at exit: one that hangs in a dead
+        # connection would keep the process from ending.
         self._thread = threading.Thread(target=self._serve, name="koo state store", daemon=True)
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class Worker:
     def cut_if_stuck(self, waited_for: Job, after_s: float, reason: str) -> None:
         """Declare the store lost and cut off the hung job; called on the loop by a caller that waited `after_s`."""
         self._lost(reason)
-        # Read once: the thread sets it to None when its job ends, possibly between two reads here.
+        # It is read only once, because the thread sets it to None when its job ends, possibly between two reads.
         under_way = self._under_way
         if under_way is None:
             return
@@ -162,8 +162,8 @@ class Worker:
             self._on_loop(job.finished, None)
             return
         error = self._transact(job)
-        # Noted before the caller is woken. In the other order a caller that receives the failure could still find
-        # `trouble` unset, and would wait for a beat instead of deciding without the store.
+        # The failure is noted before the caller is woken. In the other order a caller that receives the failure could
+        # still find `trouble` unset, and would wait for a beat instead of deciding without the store.
         self._note(job, error)
         self._on_loop(job.finished, error)
 

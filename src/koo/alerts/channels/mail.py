@@ -70,8 +70,8 @@ class Mail:
         letter["From"] = self._sender
         letter["To"] = ", ".join(self._to)
         letter["Date"] = format_datetime(datetime.fromtimestamp(self._wall(), UTC))
-        # Derived from the key, so a message that is sent again after a lost reply has the same id, by which mail
-        # servers and programs recognise the duplicate.
+        # The id is derived from the key, so a message that is sent again after a lost reply has the same id, by which
+        # mail servers and programs recognise the duplicate.
         letter["Message-ID"] = _id("message", message.key)
         letter["References"] = _id("alert", message.thread)
         letter["Auto-Submitted"] = "auto-generated"

@@ -60,8 +60,8 @@ class Talk:
             start(threading.Thread(target=run, name="koo mail", daemon=True))
         except NoThread as error:
             raise NotTaken(_reason(error)) from None
-        # On the deadline, a cancellation or the normal end. Without this a cancelled send would leave its thread in the
-        # conversation, and the mail could still be delivered after it was recorded as failed.
+        # This runs at the deadline, after a cancellation and at the normal end. Without it a cancelled send would leave
+        # its thread in the conversation, and the mail could still be delivered after it was recorded as failed.
         try:
             return await ended
         finally:

@@ -38,8 +38,8 @@ class Webhook:
         body = json.dumps(message.document, ensure_ascii=False, separators=(",", ":")).encode()
         headers = {"webhook-id": message.key}
         if message.epoch is not None:
-            # In a header and not in the body, because the body must not change when another process sends the same
-            # message again.
+            # The epoch is in a header and not in the body, because the body must not change when another process sends
+            # the same message again.
             headers["koo-epoch"] = str(message.epoch)
         if self._key is not None:
             headers |= signed(self._key, message.key, int(self._wall()), body)
