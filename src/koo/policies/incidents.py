@@ -36,7 +36,7 @@ from koo.policies.diary import CALLS_MAX, OF_PROBES
 KEPT = 100
 """How many of the last incidents a process keeps in memory."""
 STEPS_MAX = PROBES_MAX = ACTS_MAX = 200
-"""Entries kept of each kind in one record. A day-long outage with a failed probe every ten minutes has 144 of them."""
+"""Entries kept of each kind in one record: enough for the probes of a day-long outage, one every ten minutes."""
 BY_OPERATOR = "operator"
 PhaseWord = Literal["open", "half_open", "closed"]
 
