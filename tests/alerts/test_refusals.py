@@ -41,7 +41,7 @@ def only(house: House) -> Finding:
 
 
 def test_a_key_refused_while_recovery_is_tested_means_service_down() -> None:
-    """That the breaker tests its recovery matters less: no call passes until the key works."""
+    """The test of the breaker's recovery matters less, because no call passes until the key works."""
 
     async def test(house: House) -> None:
         house.add()

@@ -1,4 +1,4 @@
-"""An alert of an earlier process that this one has neither seen nor evidence against says that it is unconfirmed."""
+"""An earlier process's alert is shown as unconfirmed until this process finds it or has evidence against it."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_the_system_view_has_the_promised_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", SITUATIONS)
 def test_reading_the_views_changes_nothing(kind: str) -> None:
-    """Not even much later: only the tick applies the effects of time."""
+    """This holds even much later, because only the tick applies the effects of time."""
 
     async def test(house: House) -> None:
         service = house.add(limits=LIMITS)
@@ -349,7 +349,7 @@ def test_money_is_an_exact_string_and_the_remainder_is_never_negative(
     "limits", [LimitOptions(per_minute=2), LimitOptions(per_day=2), LimitOptions(per_minute=0)]
 )
 def test_a_service_with_an_exhausted_limit_is_rate_limited(limits: LimitOptions) -> None:
-    """Also one whose limit is nothing: every call is refused."""
+    """This includes a limit of zero, which refuses every call."""
 
     async def test(house: House) -> None:
         house.add(limits=limits)

@@ -1,4 +1,4 @@
-"""A ledger that ends properly leaves no granted money unspent, wherever its store fails in between."""
+"""A ledger that ends properly leaves no granted money unspent, at whatever point its store fails."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def _absorb(findings: dict[str, Finding]) -> list[Finding]:
 def _whole(kind: str, findings: dict[str, Finding]) -> str:
     """The kind that includes this one: the first of its `part_of` that was found, followed upwards."""
     # The search continues upwards, because "unhealthy" is part of "circuit open", which is part of "service down". If
-    # it stopped at the first step, a part of a part would be listed on its own beside the alert that explains it.
+    # it stopped at the first step, a part of a part would be missing from the listed alert's `also`.
     #
     # A finding that is too weak to begin an alert (`begins`) must not hide one that is strong enough, or neither would
     # be shown.

@@ -199,8 +199,8 @@ class Courier:
         return max(own_s, min(failure.retry_after_s or 0.0, ASKED_S_MAX))
 
     def _is_shut(self) -> bool:
-        # The breaker is checked before a message is taken from the store. Taking it counts an attempt, and a breaker
-        # that refuses would use up the message's attempts without sending anything.
+        # The breaker is checked before a message is taken from the store. Taking it counts an attempt and takes the
+        # lease, although nothing would be sent.
         return self.guard.breaker.refuses(self._clock.monotonic())
 
     async def _hand_over(self, message: Message) -> NotTaken | None:
