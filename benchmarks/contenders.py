@@ -33,9 +33,7 @@ MODELS = {ANTHROPIC: CLAUDE, OPENAI: GPT, COMPATIBLE: GPT}
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to query in one format, with the `figure` that it reports. `apart`: it runs in the peers' own
-    environment.
-    """
+    """One way to query in one format, with its `figure`. `apart`: it runs in the peers' own environment."""
 
     who: str
     format: str

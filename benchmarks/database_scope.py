@@ -1,5 +1,5 @@
-"""A scope with one `SELECT 1` on PostgreSQL, compared with SQLAlchemy, with and without `pool_pre_ping`; and many
-concurrent scopes.
+"""A scope with one `SELECT 1` on PostgreSQL, with koo and with SQLAlchemy (also with `pool_pre_ping`); and many
+scopes.
 """
 
 from __future__ import annotations

@@ -52,9 +52,7 @@ def pip(python: Path, pins: Path) -> str | None:
 
 
 def install(python: Path, pins: Path) -> dict[str, str]:
-    """Install all peers together; if that fails, one by one. Returns the reasons for those that could not be
-    installed.
-    """
+    """Install all peers together; if that fails, one by one. Returns the reasons why some could not be installed."""
     if pip(python, pins) is None:
         return {}
     missing: dict[str, str] = {}

@@ -19,9 +19,7 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A table with contenders as rows. `columns` maps headings to figures named `who: name`; `koo` is the row to
-    compare with.
-    """
+    """A table with contenders as rows. `columns` maps headings to figures `who: name`; `koo` is the reference row."""
 
     title: str
     subject: str

@@ -138,8 +138,7 @@ MADE_WHEN_ASKED_FOR = {
     "api.monitoring.router": "A FastAPI router that serves `/monitoring/...`.",
     "api.ai.router": "A FastAPI router that serves `/ai/...`.",
 }
-"""Names that are not inspected: that would read the environment or load FastAPI, and `api.ai.router` has FastAPI's own
-docstring."""
+"""Not inspected: that would read the environment or load FastAPI, and `api.ai.router` has FastAPI's docstring."""
 DECORATOR = """\
 Make an `async def f(session, ...)` one transaction that is run again from the start, in a new session, on a \
 transient failure. The decorated function is called without the session.

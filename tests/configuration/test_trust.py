@@ -1,6 +1,4 @@
-"""A `.env` that other users can change is refused unless KOO_HOME names its folder; koo warns if all users can read
-it.
-"""
+"""A `.env` that other users can change is refused unless KOO_HOME names its folder; a readable one causes a warning."""
 
 from __future__ import annotations
 

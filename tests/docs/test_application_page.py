@@ -1,6 +1,4 @@
-"""Each shop of docs/application.md, assembled from the page alone, serves requests, survives an outage and is
-monitored.
-"""
+"""Each shop of docs/application.md, assembled from the page alone, runs, survives an outage and is monitored."""
 
 from __future__ import annotations
 

@@ -49,9 +49,7 @@ def classes_of(module: object, base: type) -> list[str]:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_each_built_in_service_is_named_where_services_are_listed(name: str) -> None:
-    """The page of errors and the help of `koo query` name the service, and the README's list for the `.env` names its
-    key.
-    """
+    """The page of errors and the help of `koo query` name it, and the README's list for the `.env` names its key."""
     service = inspect.signature(query, eval_str=True).parameters["service"].annotation.__metadata__[0]
     assert name in re.split(r"\W+", service.help)
     known = re.search(r"no such service; known services: ([^\"]+)", (DOCS / "errors.md").read_text())

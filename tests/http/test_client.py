@@ -745,9 +745,7 @@ def test_closing_the_client_wakes_tasks_that_wait_for_a_body(
 
 
 def test_closing_the_client_raises_the_same_error_at_any_turn_of_the_loop() -> None:
-    """The end of a chunk wakes a reader without data; if the client is closed at that moment, aiohttp raises a bare
-    RuntimeError.
-    """
+    """If a reader is woken without data while the client is closed, aiohttp raises a bare RuntimeError."""
 
     async def main(turns: int) -> None:
         go_on = asyncio.Event()

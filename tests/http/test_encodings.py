@@ -1,6 +1,4 @@
-"""Bodies that arrive compressed although koo did not ask for it: which are read, and which cost the body but not the
-status.
-"""
+"""Bodies that arrive compressed although koo did not ask for it: which are read, and which cost only the body."""
 
 from __future__ import annotations
 

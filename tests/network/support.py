@@ -1,6 +1,4 @@
-"""A machine whose only way out is a proxy: host names that no resolver has, servers behind the proxy, their
-certificates.
-"""
+"""A machine whose only way out is a proxy: host names without an address, servers behind the proxy, certificates."""
 
 from __future__ import annotations
 

@@ -245,9 +245,7 @@ def test_an_untrusted_certificate_names_the_proxy_and_the_setting(tmp_path: Path
     ],
 )
 def test_a_web_page_in_place_of_a_response_names_the_proxy(answered: Raw, kind: Kind, tmp_path: Path) -> None:
-    """Over plain HTTP nothing else tells a proxy's page from the service's. The vendor's own errors do not name the
-    proxy.
-    """
+    """Over plain HTTP a proxy's page looks like the service's. The vendor's own errors do not name the proxy."""
     with FakeAnthropic(default=answered) as server, proxied(server) as proxy:
         koo = platform(
             tmp_path, service(URL, retry=RetryOptions(attempts_max=1)), NetworkOptions(http_proxy=proxy.url)

@@ -1,6 +1,4 @@
-"""Headers and fields that an operator adds to a service's requests: they are sent, koo's own win, and no value is
-shown.
-"""
+"""Headers and fields that an operator adds to a service's requests: they are sent, koo's win, no value is shown."""
 
 from __future__ import annotations
 

@@ -36,6 +36,8 @@ OWN_FIELDS = frozenset({
 
 def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
     """Each value that contradicts others, with the message to put after the variable's name."""
+    # Only if both are set. If only one is, the smaller value applies and `doubts` logs a warning, so that a person who
+    # changes one setting need not know all the others.
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
         if {less, more} <= settings.given and low > high:
@@ -43,6 +45,7 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
                 Name("", "", less),
                 f'is "{low:g}"; expected at most {high:g}, the value of {more.upper()}',
             )
+    # Without a token, every machine that reaches the port could spend the budgets and reset the breakers.
     if not is_loopback(settings.koo_host) and settings.koo_token is None:
         loopback = "127.0.0.1, ::1 or localhost"
         sentence = f'is "{settings.koo_host}", which other machines can reach; without KOO_TOKEN, expected {loopback}'
@@ -110,6 +113,8 @@ def _of_alerts(settings: Variables) -> Iterator[tuple[str, str]]:
     for name, is_set, other, is_there in together:
         if is_set and not is_there:
             yield name, f"is set without {other.upper()}, which it requires"
+    # The sender's address defaults to the user of the mail server. A login that is not an address would make every mail
+    # fail, and that would show only at the first alert.
     if settings.koo_alert_email and server is not None and settings.koo_alert_email_from is None:
         user = read_smtp_url(server).user
         if "@" not in user:
@@ -121,6 +126,7 @@ def _of_alerts(settings: Variables) -> Iterator[tuple[str, str]]:
 
 def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iterator[tuple[str, str]]:
     yield from _of_times(settings, service, own)
+    # With only one price, the other half of every call would count as free, and a budget would not limit it.
     prices = {"input_price": own.input_price, "output_price": own.output_price}
     for one, other in (("input_price", "output_price"), ("output_price", "input_price")):
         if prices[one] is not None and prices[other] is None:
@@ -132,6 +138,9 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
         kind = BUILT_IN[service][0]
         if own.kind not in {None, kind}:
             yield "kind", f'is "{own.kind}", but {service} always uses {kind}; remove it'
+    # Neither a URL nor a key: most likely a misspelt name of a built-in service. Accepted as a new service, its
+    # settings
+    # (a budget, say) would have no effect on the service that was meant.
     elif own.base_url is None and own.api_key is None:
         setting = next((name for name in own.rows if name in own.given), "base_url")
         meant = nearest(service, BUILT_IN)
@@ -163,6 +172,7 @@ def _of_extras(own: ServiceSettings) -> Iterator[tuple[str, str]]:
                 f"body__{path}",
                 "names no field; expected BODY__NAME, or BODY__OUTER__INNER for a field inside an object",
             )
+    # On the decoded body, because `BODY__GENERATION_CONFIG` may contain `maxOutputTokens` inside its JSON.
     for path in own_fields(body):
         yield (
             f"body__{path}",
@@ -173,6 +183,7 @@ def _of_extras(own: ServiceSettings) -> Iterator[tuple[str, str]]:
 def own_fields(body: Mapping[str, object]) -> Iterator[str]:
     """The fields that koo sets itself."""
     for name, value in body.items():
+        # Servers accept several spellings of a name (`max_tokens`, `maxTokens`), and each of them would override koo's.
         plain = name.replace("_", "").lower()
         if plain in OWN_FIELDS:
             yield name
@@ -192,6 +203,7 @@ def _of_times(settings: Variables, service: str, own: ServiceSettings) -> Iterat
             limit = f"at least {attempt_s:g}, the timeout of one attempt (AI_ATTEMPT_TIMEOUT)"
             yield "timeout", f'is "{whole_s:g}"; expected {limit}'
         return
+    # A threshold above the attempt's timeout could never be reached, so no call would ever count as slow.
     in_force_s, _ = following_s(whole_s, attempt_s, None)
     if own.slow_call_seconds is not None and own.slow_call_seconds > in_force_s:
         limit = f"at most {in_force_s:g}, the timeout of one attempt"
@@ -208,6 +220,7 @@ def _of_budget(budget: str, own: BudgetSettings, services: list[str]) -> Iterato
         limit = Name("ai_budgets", budget, "limit").variable
         yield setting, f"belongs to a budget without a limit; set {limit} too"
     for name, service in (("service", own.service), ("on_exhausted", own.on_exhausted)):
+        # "refuse" is a value only of ON_EXHAUSTED, where it means that no other service is tried.
         if service not in {None, "refuse", *services} or (name, service) == ("service", "refuse"):
             meant = nearest(str(service), services)
             hint = f" (did you mean {meant}?)" if meant else ""

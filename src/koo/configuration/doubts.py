@@ -39,6 +39,7 @@ def doubts(settings: Variables) -> Iterator[tuple[Name, str]]:
 
 
 def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
+    # Only values that somebody has set are reported. For a default that has no effect there is nothing to do.
     given = settings.given
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
@@ -70,6 +71,7 @@ def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
 def _of_channels(settings: Variables) -> Iterator[tuple[str, str]]:
     if settings.koo_alert_email_from is not None and not settings.koo_alert_email:
         yield "koo_alert_email_from", "is set, but no mail is sent without KOO_ALERT_EMAIL"
+    # Somebody who sets a severity expects notifications. Without a channel there are none, and nothing else says so.
     channels = (settings.koo_alert_webhook, settings.koo_alert_slack, settings.koo_alert_email)
     if any(channels):
         return
@@ -98,6 +100,8 @@ def _of_service(
         value = getattr(own, name)
         if value is not None and value >= end_s:
             yield name, f'is "{value:g}", but {what} {end_s:g} s, {NEVER}'
+    # The limits in effect, of which some may come from the defaults. Only pairs that this service sets are reported:
+    # the defaults' own pairs are reported once, and not again for each service.
     limits = {window: getattr(own, window) if window in own.given else for_all[window] for window in WINDOWS}
     yield from _of_limits(limits, {window for window in WINDOWS if window in own.given})
 

@@ -33,6 +33,8 @@ def _services(environ: Mapping[str, str]) -> Iterator[str]:
     for name, text in environ.items():
         if name.endswith("_PORT") and _LINK.fullmatch(text.strip()):
             yield name.removesuffix("_PORT")
+        # A pod's manifest may override the `_PORT` link with a port of its own, but the other links of the service
+        # remain. A host together with a port of the same name identifies them.
         elif name.endswith("_SERVICE_HOST") and f"{name.removesuffix('_HOST')}_PORT" in environ:
             yield name.removesuffix("_SERVICE_HOST")
 

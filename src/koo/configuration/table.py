@@ -76,6 +76,7 @@ class Row:
 
     def read(self, value: object, home: Path) -> object:
         """Parse what was set, usually text. Raises `ValueError`."""
+        # A Python argument may be None if the option may. In text the same is written `none`, which is handled below.
         if value is None and self.takes_none:
             return None
         value = reveal(value)
@@ -83,6 +84,8 @@ class Row:
             raise ValueError
         if isinstance(value, tuple):
             value = ",".join(map(str, value))
+        # Python arguments go through the same parser as text, so that a value has the same rules and the same messages
+        # wherever it comes from. `json.dumps` writes True as "true" and keeps a body's objects.
         text = json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value).strip()
         if self.none and text.lower() == "none":
             return None
@@ -131,9 +134,7 @@ def of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T |
 
 
 def many_of_one(option: Callable[[ServiceOptions], T], **words: Unpack[Words]) -> T:
-    """Settings of one service under names that the operator chooses; {} if none is set. Their values are never
-    shown.
-    """
+    """Settings of one service under names that the operator chooses, with values that are never shown; {} if none."""
     return cast("T", replace(_row(SERVICE, (option,), words), default={}, many=True, secret=True))
 
 
@@ -168,11 +169,13 @@ class _Recorder:
 
 
 def _row(root: Checked, options: tuple[Callable[[Any], object], ...], words: Words) -> Row:
+    # The first option provides the meaning and the range; further ones only receive the same value.
     places = tuple(_place(option) for option in options)
     *parents, name = places[0]
     owner = _inside(root, parents)
     types, less = _types(owner.__class__)[name], words.get("less", 0)
     about = dict(owner.__dataclass_fields__[name].metadata)
+    # `DB_MAX_RETRIES` counts retries, `attempts_max` counts attempts: value, range and default all differ by `less`.
     about |= {bound: about[bound] - less for bound in BOUNDS if about.get(bound) is not None}
     default = getattr(owner, name)
     return Row(
@@ -232,6 +235,8 @@ class Table:
     def __init__(self, values: Mapping[str, object], given: frozenset[str]) -> None:
         vars(self).update({name: row.default for name, row in self.rows.items()} | dict(values), given=given)
 
+    # Values were checked together when the table was created. One that is changed afterwards could contradict the
+    # others, and parts of koo that have read the old value would not notice.
     def __setattr__(self, name: str, value: object) -> None:
         raise ValueError(f"{type(self).__name__} is frozen; create a new one to change {name}")
 

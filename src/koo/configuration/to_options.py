@@ -65,6 +65,8 @@ def _with(options: Options, values: Mapping[Place, Any]) -> Options:
 def _service_options(settings: Variables, name: str) -> ServiceOptions:
     own = settings.ai_services.get(name, ServiceSettings({}, frozenset()))
     kind, key = _kind_and_key(settings, name, own)
+    # A declared server without a key is assumed to be self-hosted, and costs nothing. A key may also be in a header
+    # (`x-api-key`): such a vendor sends bills, and a missing price must stop its queries.
     keyless = name not in BUILT_IN and key is None and KEY_HEADERS.isdisjoint(headers_of(own))
     free = (kind == "local" or keyless) and own.input_price is None and own.price_as is None
     off = kind == "local" and not settings.ai_local_enabled
@@ -98,6 +100,7 @@ def body_of(own: ServiceSettings) -> dict[str, Any]:
 
     Raises `TypeError` if a field would be inside another one that is not an object.
     """
+    # Sorted, so that an outer field comes before the fields inside it, whatever order the environment has.
     body: dict[str, Any] = {}
     for path, text in sorted(own.body.items()):
         *outer, name = path.split("__")

@@ -99,6 +99,7 @@ def as_text(value: object) -> str:
 
 def quoted(text: str) -> str:
     """A variable's value for a message: quoted, shortened, and "…" if it looks like a key."""
+    # Control characters could move the cursor or change colours in a terminal, and hide the rest of the message.
     text = "".join(letter if letter.isprintable() else "�" for letter in text)
     if _LOOKS_SECRET.search(text):
         return '"…"'

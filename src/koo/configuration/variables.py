@@ -153,9 +153,7 @@ FAMILIES: dict[str, tuple[type[Table], str]] = {
     "ai_services": (ServiceSettings, "service"),
     "ai_budgets": (BudgetSettings, "budget"),
 }
-"""The tables that may exist several times, each under a name that the operator chooses, and the word for one of
-them.
-"""
+"""The tables that may exist several times, under names that the operator chooses, with the word for one of them."""
 
 
 class Variables(Table):

@@ -57,9 +57,7 @@ CONNECTIONS_MAX = 0
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 """Eight times the longest responses of today's models, which have half a megabyte."""
 PREPARED_MAX = 256
-"""Pairs of URL and headers to cache. Gemini's URLs contain the model, which callers choose, so there is no other
-limit.
-"""
+"""Most pairs of URL and headers to cache. Gemini's URLs contain the model, so callers could create any number."""
 STEPS_TO_A_TUNNEL = 3
 """Connect to the proxy, wait for its connection to the server, TLS handshake: each may take the connect timeout."""
 DIRECT = NetworkOptions()
@@ -216,7 +214,7 @@ class HttpClient:
         return TransportError("answer", f"the response broke off ({name_of_class(error)})")
 
     async def shut(self) -> None:
-        """Close the client and refuse new requests with `ClosedHere`: they would open connections that nothing
+        """Close the client and refuse new requests with `ClosedHere`, which would open connections that nothing
         closes.
         """
         self._set_shut(True)
@@ -378,9 +376,7 @@ class HttpStream:
         self._later: list[ServerSentEvent] = []
 
     async def next_events(self) -> list[ServerSentEvent]:
-        """Return the next events, one or more; an empty list means that the stream has ended. Raises
-        `TransportError`.
-        """
+        """Return the next events, one or more; [] means that the stream has ended. Raises `TransportError`."""
         # A fast server can fill aiohttp's buffer faster than events are read. `readany` then returns without ever
         # giving control to the loop, and one stream would starve every other call in the process, deadlines included.
         # Hence the limits on bytes and events for each turn of the loop, and the `sleep(0)` between them.

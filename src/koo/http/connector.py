@@ -64,9 +64,7 @@ PARTS_MAX = 50_000
 
 
 def refuse_dense(document: bytes) -> None:
-    """Raises `AnswerTooDense` for a document with more parts than any real response; small documents are not
-    checked.
-    """
+    """Raises `AnswerTooDense` for a document with more parts than any real response."""
     # Counting bytes costs microseconds and comes before decoding. A limit on bytes alone is not enough: 4 MiB of `[[[…`
     # become millions of Python objects, and every other call in the process waits while they are made.
     if len(document) > DENSE_FROM and is_dense(document, PARTS_MAX):
@@ -308,9 +306,7 @@ def on_the_way(proxy: Proxy, host: str, error: aiohttp.ClientError | OSError) ->
 
 
 def credentials_refused(proxy: Proxy) -> TransportError:
-    """407: the proxy itself requires a login. It is not repeated: many companies lock accounts after wrong
-    passwords.
-    """
+    """407: the proxy itself requires a login. Not repeated: companies lock accounts after wrong passwords."""
     why = "rejects the user and password" if proxy.credentials else "requires a user and password"
     return TransportError("connect", f"the proxy {proxy} {why} (status 407)", lasting=True)
 

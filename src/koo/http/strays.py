@@ -13,8 +13,7 @@ from koo.http.connector import is_dense, refuse_dense
 
 OPENING = (b"{", b"[", b"<")
 TRIES_MAX = 16
-"""Attempts to parse a document. One that never ends, followed by a thousand lines that could end it, would otherwise be
-parsed a thousand times."""
+"""Attempts to parse a document. Without a limit, an endless one would be parsed for each line that could end it."""
 TRIED_BYTES_MAX = 1024 * 1024
 """Total bytes to parse in those attempts, because the event loop waits during each of them."""
 STRAY_PARTS_MAX = 10_000

@@ -1,6 +1,4 @@
-"""Limits on the work for a response: only some fields of a huge error are read, and a long stream lets other tasks
-run.
-"""
+"""Limits on the work for a response: a huge error is read only in part, and a long stream lets other tasks run."""
 
 from __future__ import annotations
 

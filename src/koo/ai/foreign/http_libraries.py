@@ -31,9 +31,7 @@ REQUESTS_MISTAKES = frozenset({
     "InvalidJSONError", "MissingSchema", "InvalidSchema", "InvalidURL", "InvalidHeader", "URLRequired",
     "UnrewindableBodyError", "StreamConsumedError",
 })  # fmt: skip
-"""The caller's mistakes; most are `ValueError`s. `InvalidJSONError` is included: the response was received and paid
-for.
-"""
+"""The caller's mistakes; most are `ValueError`s. With `InvalidJSONError` too the service has responded."""
 BOTOCORE_MISTAKES = frozenset({
     "ParamValidationError", "ValidationError", "NoCredentialsError", "PartialCredentialsError", "NoRegionError",
     "UnknownServiceError", "ProfileNotFound", "ConfigNotFound", "DataNotFoundError",
@@ -72,6 +70,7 @@ def judge_aiohttp(error: Exception, names: set[str], service: str) -> Found:
 def judge_requests(error: Exception, names: set[str], service: str) -> Found:
     if "HTTPError" in names:
         return _answered(error, peek(error, "response", "status_code"), service)
+    # In this order, because these classes overlap: `ConnectTimeout` is both a `ConnectionError` and a `Timeout`.
     if names & REQUESTS_MISTAKES:
         return MISTAKEN
     if names & {"ChunkedEncodingError", "ContentDecodingError"}:
@@ -116,12 +115,16 @@ def judge_urllib(error: Exception, names: set[str], service: str) -> Found:
         return MISTAKEN
     if isinstance(reason, TimeoutError):
         return _late(service)
+    # urllib raises the same error for connecting and for sending, and only the reason tells them apart. A refused
+    # connection and an untrusted certificate happen before the request is sent; a reset or another TLS error may happen
+    # afterwards. In case of doubt the call counts as sent, and so as billed.
     lost = isinstance(reason, ConnectionError) and not isinstance(reason, ConnectionRefusedError)
     unsure = isinstance(reason, OSError) and type(reason).__name__.startswith("SSL")
     return _broke(service) if lost or (unsure and not _untrusted(reason)) else _unsent(service)
 
 
 def judge_http_client(error: Exception, names: set[str], service: str) -> Found:
+    # An exception that is a `ValueError` too is left to the classification by class, as the caller's mistake.
     if "HTTPException" not in names or isinstance(error, ValueError):
         return None
     if names & {"InvalidURL", "ImproperConnectionState", "NotConnected"}:

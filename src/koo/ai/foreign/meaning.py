@@ -97,6 +97,8 @@ class _Walk:
             by_table = self._short(error, by_table) or by_table
         if by_table is not None:
             return Meaning(self._with_what_was_before(error, by_table), spoken=True)
+        # Not in a table, so it is a wrapper or the application's own error. What a service said in its cause tells more
+        # than the wrapper's class does.
         cause = self._cause_of(error)
         if cause.spoken:
             fault = _unchanged(cause.fault) if _leaves_unchanged(error) else cause.fault

@@ -211,6 +211,8 @@ class _Reader(Reader):
                 return self._piece(told.delta)
             case "message_start":
                 return self._start(told.message)
+            # A text in the start of a block is kept back until the next event: only then is it known whether the
+            # deltas repeat it (`_after_start`) or not (`_take_start`).
             case "content_block_start":
                 text, self._start_text = self._take_start(), told.content_block.text or ""
                 return CompletionChunk(text=text) if text else None
@@ -257,6 +259,7 @@ class _Reader(Reader):
         )
 
     def _change(self, reason: str | None, told: _Usage | None) -> CompletionChunk:
+        # May occur several times; a later one without a reason must not erase the earlier reason.
         self.stop_reason = reason or self.stop_reason
         text = self._take_start()
         usage = usage_of(told, self._usage) if told else None
@@ -273,6 +276,8 @@ class _Reader(Reader):
 
     def _whole(self, message: _Answer) -> CompletionChunk:
         """Return a complete response that arrived in place of events as a single final piece."""
+        # Some gateways send deltas first and then the complete message again. Only the part that is new may be yielded,
+        # or the caller would receive the answer twice.
         text = self._rest_of(_text(message.content))
         if is_something(message.error):
             raise self.wire.told(self.headers, message.error, billable=bool(text))
@@ -340,9 +345,7 @@ def encode(request: Request, *, stream: bool = False) -> bytes:
 
 
 def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
-    """Tokens by class. A later report may leave out a count or set it back to 0; then the earlier one (`before`)
-    stays.
-    """
+    """Tokens by class. A later report may omit a count or set it back to 0; then the one in `before` stays."""
     old = before or _Usage()
     details = usage.output_tokens_details
     return Usage(
@@ -361,6 +364,8 @@ def _later(new: Count, old: Count) -> int:
 def _text(blocks: list[_Block] | None) -> str:
     if not blocks:
         return ""
+    # Only blocks of the type "text" are the answer. If there are none, the server uses other names or leaves the type
+    # out, and any text is better than none.
     if len(blocks) == 1 and blocks[0].type == "text":
         return blocks[0].text or ""
     text = "".join(block.text or "" for block in blocks if block.type == "text")

@@ -139,6 +139,7 @@ class Row:
 
     def _may_mean(self, status: int) -> bool:
         """Whether the row agrees with the status. A row that contradicts it, or adds nothing to it, is skipped."""
+        # A 429 whose type is `invalid_request_error` is still a rate limit. Only 200 and 400 need the type's help.
         if self.kind in CATCH_ALL:
             return status <= 400
         may_mean = MAY_MEAN.get(status)
@@ -165,8 +166,7 @@ NEVER_PASSES = Row(
     Kind.TOO_LARGE,
     sentence="the request needs more tokens than the limit allows: shorten the prompt, or lower max_tokens",
 )
-"""Checked before every table. Such an error has the code of a rate limit, so all callers would wait although this
-request can never succeed."""
+"""Checked before every table. The error has the code of a rate limit, but waiting cannot help this request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +177,14 @@ class FaultTable:
     rows: tuple[Row, ...]
 
     def find(self, parsed: ParsedError) -> Row:
-        """The row that decides: the vendor's first specific one, then other vendors' words, catch-all rows, the
-        status.
-        """
+        """The row that decides: the vendor's own, else other vendors' words, else a catch-all row, else the status."""
         message = parsed.message[:MESSAGE_MAX].strip().lower()
         sentences = (parsed.message[:MESSAGE_MAX], *(said[:MESSAGE_MAX] for said in parsed.outer))
         if never_passes(sentences, parsed.status):
             return NEVER_PASSES
+        # A catch-all row is only remembered. Taken immediately, OpenAI's `invalid_request_error` would decide before
+        # the words of the gateway that sent it: "Insufficient credits" with status 400 would become the caller's
+        # mistake.
         catch_all: Row | None = None
         for row in self.rows:
             if row.fits(parsed, message):
@@ -237,13 +238,18 @@ PASSING = frozenset({Kind.THROTTLED, Kind.QUOTA, Kind.BILLING, Kind.OVERLOADED})
 
 def _asked_s(row: Row, parsed: ParsedError, wall_s: float) -> float | None:
     """How long the provider asks us to wait, by the most exact source: row, body, `Retry-After`, message, limits."""
+    # A row's own computation comes first: Gemini's daily quota states a `retryDelay` of seconds, but ends at midnight.
     wait_s = row.until(parsed, wall_s) if row.until else None
     waits = (wait_of(text, parsed.headers, wall_s, unit_s) for text, unit_s in parsed.stated)
     wait_s = wait_s or next((stated_s for stated_s in waits if stated_s), None)
     wait_s = wait_s or retry_after_s(parsed.headers, wall_s)
+    # A message is searched only after the structured sources, and only for these kinds: it may quote a prompt that
+    # contains "try again in 3 days".
     if wait_s is None and row.kind in PASSING:
         said = (said_s(said[:MESSAGE_MAX], wall_s) for said in (parsed.message, *parsed.outer))
         wait_s = next((seconds for seconds in said if seconds), None)
+    # Reset headers are sent with every response. For a quota only an exhausted limit counts: the others reset within a
+    # minute, and the next call would run into the quota again.
     if wait_s is None and row.kind in (Kind.THROTTLED, Kind.QUOTA):
         wait_s = resets_in_s(parsed.headers, wall_s, exhausted_only=row.kind is Kind.QUOTA)
     return wait_s

@@ -63,9 +63,7 @@ TEMPERATURE = 0.0
 """Returns the most likely answer, and the same one each time. At the 0.2 that SmolLM2's authors recommend, two of six
 answers about the capital of France were French nonsense, and two of twelve did not end (at 0, one of twelve)."""
 REPEAT_PENALTY = 1.1
-"""Without it, three of five answers at temperature 0 repeated themselves to the end of the context. With it, none
-did.
-"""
+"""Without it, three of five answers at temperature 0 repeated themselves until the context was full; with it, none."""
 
 BYTES_PER_TOKEN_MAX = 128
 """Bytes of the longest token in the usual vocabularies (a run of spaces). A prompt longer than this times the context
@@ -249,6 +247,8 @@ class LocalProvider:
             reason = f"cannot start a process for the model ({error.strerror})"
             raise ServiceFailed(self.service, reason) from None
         session, loop = self._session, asyncio.get_running_loop()
+        # A session belongs to one server process and one loop. After a crash the process is a new one, and in another
+        # loop the old semaphore would raise RuntimeError.
         if session is None or session.server is not server or session.loop is not loop:
             session = self._session = Session(server, loop)
         return session
@@ -259,6 +259,8 @@ class LocalProvider:
             await asyncio.wrap_future(session.server.ready)
         except Stopped:
             raise self._unloaded() from None
+        # The engine is installed, but cannot be imported (a missing system library). That shows only when it is loaded;
+        # `obstacle` reports it from then on.
         except EngineMissing as missing:
             self._engine_failed = True
             raise self._not_configured(import_obstacle(str(missing))) from None
@@ -266,6 +268,7 @@ class LocalProvider:
             raise ServiceFailed(self.service, NO_MEMORY if failed.memory else LOAD_FAILED) from None
 
     async def _answer(self, session: Session, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        # The session may have been closed while this query waited for its slot.
         if session.closed:
             raise self._unloaded()
         began_at = session.loop.time()

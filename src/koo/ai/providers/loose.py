@@ -92,9 +92,7 @@ def _fit(value: object, node: inspect.Type) -> object:
 
 
 def _fit_one_of(value: object, union: inspect.UnionType) -> object:
-    """Convert a value to the member type that it already has, else to the first possible one, else to None if
-    allowed.
-    """
+    """Convert a value to the member type that it has, else to the first possible one, else to None if allowed."""
     # The order matters for `str | list[Part]`: a list must be read as parts first, although its texts could also be
     # joined to a string. And a list that loses all its items in the conversion is no success, but an empty list is.
     if value is not None:

@@ -173,12 +173,16 @@ class _Reader(Reader):
 
     def take(self, name: str, told: _Answer, data: bytes) -> CompletionChunk | None:
         choice = told.choices[0] if told.choices else NO_CHOICE
+        # A document with none of the format's fields decodes without an error, because all of them have defaults. It
+        # may be a keep-alive or an error in a flat format.
         if choice is NO_CHOICE and told.usage is None and told.id is None and not is_something(told.error):
             if told.error is NOTHING and (parsed := read_error(200, self.headers, data)).shaped:
                 raise self._error(parsed)  # an error in one of the flat formats
             return None
         reply = choice.delta or NO_REPLY
         text, thought = _text(reply), _thought(reply)
+        # Some servers send the complete message in the last chunk, in addition to the deltas. Only text that has not
+        # arrived yet may be yielded.
         if not text and (choice.message is not None or choice.text):
             text = choice.text or self._rest_of(_text(choice.message or NO_REPLY))
         if text or thought:
@@ -212,6 +216,7 @@ class _Reader(Reader):
         return self._failed_end()
 
     def _usage(self, chunk: _Answer) -> Usage | None:
+        # A usage of zeros is not one: taken as final, the answer would be booked as free.
         if not _told(chunk.usage):
             return None if chunk.timings is None else usage_so_far(chunk.timings)
         usage = usage_of(chunk.usage)

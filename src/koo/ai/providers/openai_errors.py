@@ -80,6 +80,8 @@ _FIRST_NAME = re.compile(r"[`'\"]?([a-z_]+)[`'\":]")
 def read_error(status: int, headers: Headers, body: bytes) -> ParsedError:
     """Parse an error's body. For a web page from a proxy or firewall the result is empty and not `shaped`."""
     document = document_of(body)
+    # Small bodies that are not JSON may be a plain sentence ("upstream connect error"). Truncated JSON and pages are
+    # not: their text would be searched for phrases that belong to something else.
     if document is None and len(body) <= PLAIN_TEXT_MAX and body.lstrip()[:1] not in (b"{", b"["):
         text = body.decode("utf-8", "replace")
         document = None if _PAGE.match(text) else text
@@ -88,6 +90,7 @@ def read_error(status: int, headers: Headers, body: bytes) -> ParsedError:
 
 def parse_error(status: int, headers: Headers, document: object) -> ParsedError:
     """Like `read_error`, for a decoded body."""
+    # Google's OpenAI endpoint wraps the error in a list of one.
     if isinstance(document, list):
         document = document[0] if document else None
     facts = _Facts(is_success=status < 300)
@@ -95,6 +98,8 @@ def parse_error(status: int, headers: Headers, document: object) -> ParsedError:
     request_id = next((known for name in _REQUEST_IDS if (known := headers.get(name))), facts.request_id)
     message = facts.sentences[0] if facts.sentences else ""
     amazons = headers.get("x-amzn-errortype", "").partition(":")[0]
+    # OpenRouter forwards the vendor's headers inside the body. They describe the limit that was really hit, so they
+    # override the gateway's own.
     if facts.headers:
         headers = {**{name.lower(): value for name, value in headers.items()}, **facts.headers}
     return ParsedError(
@@ -158,6 +163,8 @@ class _Facts:
 
     def _take(self, error: Mapping[str, Any], depth: int) -> None:
         # In some flat formats `type: "error"` describes the envelope and not the error.
+        # Any named code, or a numeric one, shows that the sender knows a format for errors. That separates a vendor's
+        # or gateway's own error from a proxy's JSON, and decides whether a 403 may block the key.
         names = [_name(error.get(key)) for key in (*_CODES, *_TYPES)]
         named = [name for name in names if name and name != "error"]
         self.is_shaped |= bool(named) or any(isinstance(error.get(key), int) for key in _CODES)
@@ -170,6 +177,7 @@ class _Facts:
         self.request_id = self.request_id or _text(error.get("request_id"))
         self.param = _text(error.get("param")) or _last_place(error.get("loc")) or self.param
         for key in _MESSAGES:
+            # Some gateways put a whole HTML page into `message`. It says nothing, and would make the error `shaped`.
             if isinstance(said := error.get(key), str) and said and not _PAGE.match(said):
                 self.is_shaped = True
                 self._take_message(said, depth)
@@ -179,6 +187,8 @@ class _Facts:
         self._take_metadata(error, depth)
 
     def _take_names(self, error: Mapping[str, Any]) -> None:
+        # The outer wrapper is read first and its names are kept; those of inner errors go to `more`. Tables search all
+        # of them, so nothing is lost, and the error shown to people names the code of the service that was called.
         code = next((name for key in _CODES if (name := _name(error.get(key)))), None)
         kind = next((name for key in _TYPES if (name := _name(error.get(key))) and name != "error"), None)
         if self.code is None and code is not None:
@@ -225,9 +235,7 @@ class _Facts:
 
 
 def _name(value: object) -> str | None:
-    """A code or type in letters, without AWS's namespace. Purely numeric codes have no common meaning and are
-    dropped.
-    """
+    """A code or type in letters, without AWS's namespace. Numeric codes have no common meaning and are dropped."""
     if not isinstance(value, str) or value.isdigit() or value in ("", "None") or value in _PHRASES:
         return None
     return value.rpartition("#")[2]

@@ -119,8 +119,7 @@ CONTEXT_WORDS = (
     "too large for model with",
     "too many input tokens",
 )
-"""Phrases for a prompt that is too long. They differ between servers and versions, and count only in refusals of a
-request."""
+"""Phrases for a prompt that is too long, of many servers and versions. They count only in refusals of a request."""
 REFUSED = frozenset({400, 403, 413, 422})
 """Statuses for a prompt and an answer that do not fit together. The vendor Together uses 403."""
 
@@ -247,6 +246,8 @@ _QUOTED = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"|`[^`]*`|“[^”]*”|«[^»]*�
 
 def head_of(sentence: str) -> str:
     """The beginning of a sentence, in lower case, without the prefixes of the servers that forwarded it."""
+    # "litellm.RateLimitError: AnthropicException - Your credit balance is too low": each prefix is removed in turn. The
+    # input is cut first and the number of rounds limited, so that a hostile message cannot cost more than microseconds.
     text = sentence[: HEAD_MAX * 4].strip().lower()
     for _ in range(PASSED_ON_MAX):
         found = _LED_UP.match(text)
@@ -258,15 +259,21 @@ def head_of(sentence: str) -> str:
 
 def kind_of(names: Iterable[str | None], sentences: Iterable[str], status: int) -> Kind | None:
     """The kind of an error by its names, else by the beginning of its sentences; None if neither is known."""
+    # Names come before sentences, because codes are chosen by engineers and sentences quote prompts. Sentences are
+    # searched kind by kind, not sentence by sentence: a gateway's general wrapper must not decide before the specific
+    # message of the vendor inside it.
     may_mean = MAY_MEAN.get(status)
     for name in names:
         kind = _kind_of_name(letters_of(name)) if name else None
         if kind is not None and (may_mean is None or kind in may_mean):
             return kind
+    # Quotations are removed because they may be the prompt: `invalid value: 'my credit balance is too low'`.
     heads = [_QUOTED.sub(" ", head_of(sentence)) for sentence in sentences]
     for kind, pattern in SENTENCES:
         if (may_mean is None or kind in may_mean) and any(map(pattern.match, heads)):
             return kind
+    # These phrases may be anywhere in the message, because servers put numbers in front of them. A wrong match is
+    # harmless: the call fails as the caller's mistake either way, and no other call is affected.
     is_long = status in REFUSED and any(
         words in said.lower() for said in sentences for words in CONTEXT_WORDS
     )
@@ -287,6 +294,7 @@ def never_passes(sentences: Iterable[str], status: int) -> bool:
 
 
 def _never_fits(sentence: str) -> bool:
+    # "Limit 6000, Used 5000, Requested 1200" passes in a minute; only a request above the whole limit never does.
     found = _LIMIT_AND_NEED.search(sentence)
     if found is not None:
         return _number(found[2]) > _number(found[1])

@@ -182,6 +182,7 @@ class _Reader(Reader):
 
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         name = event.event if event.event != "message" else type_of(event.data)
+        # The body of `_piece`, inlined: nearly all events of a stream end here.
         if name == TEXT:
             text = _delta.decode(event.data).delta
             if self._start_text:
@@ -216,10 +217,13 @@ class _Reader(Reader):
                 self._start_text = told.words
                 return None
             case name if name in WHOLE_TEXTS:
+                # Servers that send no deltas send only these. Several of them carry the same text one after another
+                # (text done, part done, item done), hence the check for texts that were yielded already.
                 text = self._take_start() or self._rest_of(told.words)
                 return self._piece(text) if text and text not in self._texts else None
             case name if name in ENDS:
                 return self._end(name, told.response or NO_RUN, told.error)
+            # A whole response without an event around it, from a server that ignores `stream`.
             case "" if told.output is not None or told.output_text:
                 return self._end(ENDS[0], told, told.error)
             case _:  # an `error` event, or an event without a name that may contain an error
@@ -333,6 +337,7 @@ def _failure_of(
     wire: Wire, headers: Mapping[str, str], answer: _Answer, name: str = "", *, billable: bool
 ) -> ExternalServiceError | None:
     """The error of a run that failed; without a reason it counts as a server error."""
+    # `queued` and `in_progress` count as failures here: the HTTP response has ended, so nobody will deliver the rest.
     error = answer.error
     if answer.status in ANSWERED and (error is NOTHING or bytes(error) == b"null"):
         return None

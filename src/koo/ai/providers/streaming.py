@@ -6,8 +6,8 @@ keep-alive, whatever its form. `[DONE]` ends a stream in every format, and so do
 waits a moment for the usage, and the stream is complete even if the connection breaks.
 
 Two mistakes have to be avoided here, and pull in opposite directions. A stream that was cut must not look complete,
-because the caller would use half an answer as a whole one. A complete stream must not look cut, because the guard would
-repeat the call, and pay for it twice.
+because the caller would use half an answer as a whole one. A complete stream must not look cut, because the caller
+would get an error in place of an answer that was paid for.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        """Return a piece, or None for an event without content. Raises `ExternalServiceError` or one of
-        `UNREADABLE`.
-        """
+        """Return a piece, or None for an event without content. Raises `ExternalServiceError` or an `UNREADABLE`."""
 
     @abstractmethod
     def take(self, name: str, told: Any, data: bytes) -> CompletionChunk | None:
@@ -96,9 +94,7 @@ class Reader(ABC):
         return piece if piece is None else _joined(piece, halves)
 
     def finish(self) -> CompletionChunk | None:
-        """Called when the connection ends without an end event: return the last piece, or None if the stream was
-        cut.
-        """
+        """The connection ended without an end event: return the last piece, or None if the stream was cut."""
         if self.stop_reason is None:
             return None
         return self._final() if self._halves is None else _joined(self._final(), self._halves)
@@ -224,7 +220,8 @@ async def read_stream(
 def _cut(wire: Wire, headers: Mapping[str, str], last: ServerSentEvent) -> ExternalServiceError:
     """The error for a stream without an end: it was cut off, or the response was not a stream at all."""
     # The form of what arrived decides. The content type counts only if nothing arrived, because many servers label
-    # streams as JSON. The difference matters: a cut stream is worth a retry, a web page is not.
+    # streams as JSON. The difference matters to an operator: a cut stream points to the network or the provider, a web
+    # page usually to a wrong BASE_URL or a proxy.
     labelled = any(kind in headers.get("content-type", "") for kind in ("json", "html"))
     if last.event == DOCUMENT or (last is NO_EVENT and labelled):
         return wire.unreadable(f"not an event stream, but {kind_of_document(headers, last.data)}")

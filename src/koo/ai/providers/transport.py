@@ -128,6 +128,8 @@ class Wire:
 
         `request` is what `body` encodes; without it, a refusal cannot be retried in another form.
         """
+        # `forms` compares with what the adapter encoded. The operator's fields are added afterwards, so that a refusal
+        # of one of them teaches nothing about koo's own parameters.
         sent = body
         if self.extra is not None and body is not None:
             body = Sent(self.extra.into(body))
@@ -152,6 +154,7 @@ class Wire:
             raise transport_error(self.service, error) from error
         if 200 <= stream.status < 300:
             return stream  # whatever its content type: events are recognised by their form
+        # The error is raised inside the `try`, so that the connection is closed whatever reading the body does.
         try:
             raise self.refusal(
                 stream.status, stream.headers, await _body_of(stream), request, sent, stream=True
@@ -175,6 +178,9 @@ class Wire:
         parsed = self._read_error(status, headers, body)
         # Not billed, redirects included: the server may have done some work, but no vendor charges for an error status.
         error = self._table.error(self.service, parsed, self._clock.wall())
+        # An unstructured page over plain HTTP may come from the proxy. Without that hint, an operator would look for
+        # the
+        # cause at the service.
         if self._way and not parsed.shaped:
             error.reason += self._way
         if request is not None and sent is not None and error.kind in OF_THE_FORM:
@@ -219,11 +225,14 @@ class Wire:
         self, response: HttpResponse, error: msgspec.Raw, text: str, reason: str | None, usage: Usage
     ) -> None:
         """Raise the failure that a response with status 200 reports: an error field, a failed end, or no content."""
+        # An answer that contains an error as well was billed. Without any text or tokens, the error came first.
         if is_something(error):
             raise self.told(response.headers, error, billable=bool(text) or usage.total_tokens > 0)
         parsed = failure_of(reason)
         if parsed is not None:
             raise self.error(replace(parsed, headers=response.headers), billable=True)
+        # An empty text is an answer if the model says why it stopped, or was paid for tokens (reasoning, say). With
+        # none of these, the document is probably something else with the same field names.
         if not text and not usage.output_tokens and reason is None:
             raise self.no_answer(response, "a response without content")
 
@@ -332,10 +341,10 @@ def estimate_usage(request: Request, text: str) -> Usage:
 
 
 def complete_usage(usage: Usage, request: Request, text: str, cost_usd: Decimal | None = None) -> Usage:
-    """The usage as reported. A missing half is estimated and the whole marked as estimated, unless the cost is
-    known.
-    """
+    """The usage as reported. A missing half is estimated, and the whole marked, unless the cost is known."""
     read, written = usage.read_tokens > 0, usage.output_tokens > 0
+    # Servers report a 0 or nothing for a half that they did not count. Booked as 0, that half would be free. A reported
+    # cost makes the estimate unnecessary, but only if there is some count: a cost of 0 without any may be a default.
     if (read and (written or not text)) or (cost_usd is not None and (read or written)):
         return usage
     most = estimate_usage(request, text)

@@ -108,6 +108,7 @@ def _resets(headers: Headers, wall_s: float) -> Iterator[tuple[bool, float]]:
         if "ratelimit" not in name.replace("rate-limit", "ratelimit"):
             continue
         if "reset" in name:
+            # The header of the same limit's remainder has the same name with another word in it, whatever the vendor.
             left = known.get(name.replace("reset-after", "remaining").replace("reset", "remaining"), "")
             wait_s, exhausted = wait_of(value, headers, wall_s), number_of(left) == 0
         else:
@@ -120,6 +121,8 @@ def _resets(headers: Headers, wall_s: float) -> Iterator[tuple[bool, float]]:
 
 def said_s(message: str, wall_s: float) -> float | None:
     """The wait that a sentence states: "Please try again in 94ms", "resets at 2026-12-01 00:00 UTC"."""
+    # A duration after "again", "retry" and the like comes before any date: a message with both usually states the date
+    # of the limit's period, and the duration until the next attempt.
     found = _IN_WORDS.search(message)
     wait_s = sensible(span_s(found[1])) if found else None
     return until_said_s(message, wall_s) if wait_s is None else wait_s
@@ -166,6 +169,7 @@ def _span_or_point(number: float, unit_s: float, now: float) -> float | None:
 def span_s(text: str) -> float | None:
     """Seconds of a duration: "1h2m3.5s", "12ms", "2 minutes", "00:01:30", "PT30S", or a bare number of seconds."""
     text = text.strip().lower()
+    # Every character has to belong to a part. "5 minutes ago" or "5m of 10m" contain parts, but are not durations.
     parts = _PART.findall(text)
     if parts and not _BETWEEN_PARTS.sub("", _PART.sub("", text)):
         return math.fsum(float(number) * _UNITS_S[_one(unit)] for number, unit in parts)
