@@ -63,7 +63,7 @@ def fault_of_time(
         if isinstance(error, CancelledError) and now >= alarm.when:
             return OVERDUE if whole and not passage.is_ours else TIMED_OUT
         return None
-    # Only an attempt's own timeout is repeatable: after the deadline of the whole call there is no time for a repeat.
+    # An attempt that reached its own timeout or lease may be repeated. At the deadline no time is left.
     if not whole:
         late = timeout(name, "no response within the attempt timeout", kind=Kind.TIMEOUT)
         return Fault(verdict=FAILURE, kind=Kind.TIMEOUT, repeatable=True, error=late)

@@ -328,8 +328,8 @@ def _wait(loop: Loop, call: Call[Any]) -> None:
             if not loop.is_running() and not call.done.is_set():
                 call.drop_unbegun()
                 raise RuntimeError(OVER)
-    # Ctrl-C, most often. Without waiting for the cancelled call to settle, its money would be neither booked nor
-    # returned, and its connection would close in the middle of a statement.
+    # Ctrl-C, most often. The program may end right after this exception, so it is raised only after the cancelled call
+    # has settled: what the call spent must be booked, and its connection returned in a known state.
     except BaseException:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(call.cancel)

@@ -89,7 +89,7 @@ class Recorder:
         """Update the counts of open incidents; called about once a second."""
         for guard, incident in list(self.book.lasting.items()):
             # A guard that was replaced (a re-registered operation, a dropped model) never publishes that it closed.
-            # Without this its incident would stay open forever, and its alert with it.
+            # Without this its incident would stay open forever.
             breaker = self._find(guard)
             if breaker is None or breaker.incident != incident.id:
                 self.book.abandon(guard, self.clock.wall(), "its guard was replaced")

@@ -105,11 +105,13 @@ class Keeper:
             self.task.cancel()
 
     def _begin_to_close(self) -> None:
-        self.closing = True  # from now on calls wait until it has closed, and then open it again
+        self.closing = True  # from now on calls wait until it has closed, and then open koo again
         self._residence.begin_to_leave(self.task.get_loop())
 
     async def changes(self) -> None:
         """Wait until it has opened or ended. If it is closing, wait until it has ended."""
+        # `opened` stays set while it is closing: a caller that waited for it would go on with parts that are being
+        # closed.
         until = [self.task] if self.closing else [self.task, self.opened]
         await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
 

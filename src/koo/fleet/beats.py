@@ -147,8 +147,8 @@ class Fleet:
 
     async def beat(self) -> None:
         """Report, and apply the reply. Raises `StoreUnavailable`."""
-        # A leader counts its time from `now`, the moment before it asked, and the store from the moment it replied. So
-        # the leader always stops before the store admits another one, however long the transaction took.
+        # A leader counts its lease from `now`, before it sent the beat, and the store from when it processed the beat.
+        # So the leader always stops before the store admits another one, however long the transaction took.
         self._beat_at = now = self._clock.monotonic()
         if self._sharing.seen is None:
             await self._sharing.catch_up()
@@ -204,8 +204,9 @@ class Fleet:
 
     def _note_told(self, told: Told, heard: Heard, guards: dict[GuardKey, Guard], now: float) -> None:
         """Record what the store now has, and apply its reply to the guards."""
-        # The store had no row of this process: it was silent for a day, or the store was restored from a backup. What
-        # was reported earlier is gone there, so the next beat must report every guard, not only the changed ones.
+        # The store had no row of this process: it is new, it was silent for a day, or the store was restored from a
+        # backup. What it reported earlier is gone there, so the next beat must report every guard, not only the changed
+        # ones.
         if heard.is_new:
             for watched in self._watched.values():
                 watched.told = None
@@ -243,8 +244,8 @@ class Fleet:
         for watched in self._watched.values():
             watched.unit.give_up()
 
-    # The wake event is cleared last: what rings during the short sleep is part of the beat that follows. Cleared
-    # earlier, a storm of changes would cause a beat for each of them, every `RUNG_S`.
+    # The wake event is cleared last: changes during the short sleep are part of the beat that follows. Cleared earlier,
+    # they would cause one more beat right after it, and a storm of changes a beat every `RUNG_S`.
     async def _until_due(self) -> None:
         due_s = self._beat_at + beat_s(self._processes) - self._clock.monotonic()
         timer = asyncio.get_running_loop().call_later(max(0.0, due_s), self._wake.set)
