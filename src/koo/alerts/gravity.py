@@ -15,6 +15,8 @@ from koo.monitoring.shapes import Alert, Gravest
 
 def weigh(found: Iterable[Finding], listed: Iterable[Alert]) -> Gravity:
     """The worst severity of both, and whether any of them refuses calls."""
+    # Findings count although most are listed as alerts anyway: one whose alert is still pending refuses calls already,
+    # and the health must not be "healthy" at that time.
     holding = [(one.severity, one.data.get("refuses", "")) for one in found if one.begins]
     lasting = [
         (alert["type"], alert["data"].get("refuses", ""))

@@ -63,6 +63,8 @@ def compose(
     is_one = len(notices) == 1
     subject = _subject(one) if is_one else _subject_of_many(notices)
     text = _text_of_one(one, sender) if is_one else _text_of_many(notices, sender)
+    # The thread is the same for all messages about one alert (firing, reminder, resolved), whose keys differ. A message
+    # about several alerts belongs to none of their threads.
     return Message(
         key=key,
         thread=f"{one.fingerprint}:{round(one.started_at)}" if is_one else key,
@@ -222,6 +224,8 @@ def _alert(notice: Notice, sender: Sender) -> dict[str, Any]:
 
 def _harmless(value: object, depth: int = 0) -> Any:
     """A rule's data, with all strings reduced to plain text."""
+    # The bounds on depth and length exist because the data may come from another version of koo through the store, and
+    # a receiver must not get a message of megabytes.
     if depth > DATA_DEPTH_MAX:
         return None
     if isinstance(value, Mapping):

@@ -65,6 +65,8 @@ def _steps(component: str, message: str, share: Decimal, data: AlertData) -> Ite
     runs_out = data["runs_out"]
     if runs_out is not None:
         message += f"; {_run_out(runs_out)}"
+    # Every step that is reached is found, not only the highest: each begins its own alert once, and `absorbing` lists
+    # the highest with the others as its parts.
     for reached, kind in BUDGET_STEPS:
         if share >= reached:
             yield Finding(kind, component, message, data)

@@ -43,6 +43,8 @@ class StoreNews:
 
     def add_to(self, found: Iterable[Finding]) -> list[Finding]:
         """Add these findings to those of the rules. Unsettled money is left out while processes are still returning."""
+        # Just after the store's return every process looks as if it had stopped reporting, and its money would be shown
+        # as left behind.
         is_settling = self._clock.monotonic() < self._settles_at
         sure = [one for one in found if not (is_settling and one.kind == UNSETTLED)]
         return [*sure, *self.findings()]

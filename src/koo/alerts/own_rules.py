@@ -79,6 +79,8 @@ def find_in_channels(channels: Sequence[ChannelStatus], now: float) -> Iterator[
 
 
 def _disk(disk: DiskHealth) -> Iterator[Finding]:
+    # A full disk is also nearly full. Both are found, and `absorbing` makes the lesser one a part of the greater one.
+    # So the alert about the nearly full disk goes on, and does not end when the disk gets worse.
     component = f"{DISK}{disk['name']}"
     where = "of KOO_HOME" if disk["name"] == "home" else "of the state store"
     if disk["state"] != "ok":

@@ -43,6 +43,8 @@ class OwnWatch:
         and a new one is due after `probe_s` (None if no database is open).
         """
         self.beats.beat(now)
+        # The count is compared, because a shortage is noticed where a call fails, in any thread, and may be over again
+        # before this step.
         if SHORTAGES.count != self._shortages:
             self._shortages, self._short_until = SHORTAGES.count, now + SHORT_S
         self.host.step(now)

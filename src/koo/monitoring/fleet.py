@@ -115,6 +115,7 @@ Digests = Mapping[str, Mapping[str, str]]
 
 def differences(digests: Mapping[str, Digests]) -> Iterator[FleetDifference]:
     """The options that differ between processes. An option that one version lacks is not compared."""
+    # Digests are compared, not values: the rows are in the state store, where a key or a password must not be.
     for section in sorted({name for one in digests.values() for name in one}):
         has = {process: one[section] for process, one in digests.items() if section in one}
         if len(has) < len(digests):

@@ -26,6 +26,8 @@ def component_of(guard: str) -> str:
 
 def state_of(kept: Kept, now: float) -> shapes.IncidentWord:
     """The incident's state."""
+    # Without "lost", the incident of a process that was killed while its breaker was open would stay open forever,
+    # because no other process writes its row.
     incident = kept.incident
     if incident.closed_at is not None:
         return "closed"
@@ -38,6 +40,7 @@ def summary_of(parts: Sequence[Kept], now: float) -> shapes.IncidentSummary:
     """The summary of an outage that one or more processes saw. It describes the first part."""
     first = parts[0]
     incident, state = first.incident, state_of(first, now)
+    # The end of a lost incident is unknown. Its process's last report is the last moment at which it was surely open.
     ends_at = incident.closed_at or (first.seen_at if state == "lost" else now)
     return {
         "id": incident.id,

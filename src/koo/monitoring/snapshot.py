@@ -162,7 +162,11 @@ def count_view(count: Count, wall: Wall) -> RateLimit:
     # no call since, would still be shown.
     count, hand = count.as_of(wall.now), count.hand
     used = count.used + (0 if hand is None else hand.elsewhere(wall.now))
+    # While the store is away, this process may use only its share. Other processes' use is added to the share, because
+    # it is also in `used`: so `remaining` is the rest of the share.
     most = count.limit if hand is None or not hand.is_alone else used - count.used + hand.share
+    # Other processes' use is as of the last reply, and some of it may have left the window since. With this process's
+    # newest calls the sum could exceed the limit, which would look like a violation, so it is cut at the limit.
     return {
         "used": min(used, max(count.used, count.limit)),
         "limit": count.limit,
@@ -217,6 +221,8 @@ def _unlimited() -> RateLimit:
 
 def budget_view(budget: BudgetView, on_exhausted: str = "refuse") -> BudgetMoney:
     """A budget's money in USD, as exact decimal strings."""
+    # Idle money in purses is not subtracted from the remainder: a process that needs it gets it by a recall. Held money
+    # is subtracted, but does not make the budget "used up", because most of it is usually returned.
     limit, away = budget.limit_usd, budget.spent_usd + budget.held_usd + budget.unsettled_usd
     return {
         "spent": money(budget.spent_usd),
@@ -296,6 +302,7 @@ def shortage_view(service: ServiceLike, short: Short | None) -> Shortage | None:
 
 def used_up(service: ServiceLike, budget: BudgetView, wall: Wall) -> str:
     """The limit, budget or pause that blocks calls now, as a sentence; empty if none does."""
+    # The provider's pause comes first, because it refuses calls even if all of koo's own limits have room.
     pause = pause_of(service, wall)
     if pause is not None:
         return f"{pause.reason} until {wall.iso(pause.until)}"
