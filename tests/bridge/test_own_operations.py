@@ -449,7 +449,7 @@ def test_a_database_whose_platform_is_open_on_another_loop_opens_nothing_here(tm
     async def main() -> set[str]:
         with pytest.raises(RuntimeError, match="open on another event loop"):
             await transaction(platform)
-        assert (await platform.database.health_check())["healthy"], "a look crosses"
+        assert (await platform.database.health_check())["healthy"], "a status call crosses"
         return {task.get_name() for task in asyncio.all_tasks()}
 
     assert "koo ProbeDatabase" not in asyncio.run(main())

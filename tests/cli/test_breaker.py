@@ -89,7 +89,7 @@ def test_an_operators_reason_is_shown_to_refused_callers(
         code, _, err = here.run("breaker", "why", "database")
         assert code == 2 and "has not opened" in err
         code, _, err = here.run("breaker", "why", "clade")
-        assert code == 2 and "there is no breaker of that name; known are: database, claude" in err
+        assert code == 2 and "there is no breaker of that name; the known ones are: database, claude" in err
 
 
 def test_a_breaker_in_shadow_counts_and_refuses_nothing(here: Here, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_the_leader_checks_services_and_the_others_use_its_results(tmp_path: Pat
             assert guard.checks_failed == 1 and guard.check_error is not None
             other._due_at = 0.0
             await other.step()
-            assert guard.checks_failed == 1, "it asked itself"
+            assert guard.checks_failed == 1, "it checked for itself"
             server.key = None
             await one.check_services("claude")
             await one.parts.fleet.beat()

@@ -403,7 +403,7 @@ def test_status_is_synchronous_and_changes_nothing(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     assert platform.service_health("claude")["state"] == "healthy"
     assert platform.services_health()["overall_health"] == "healthy"
-    assert list(tmp_path.iterdir()) == [], "looking opens no file"
+    assert list(tmp_path.iterdir()) == [], "reading the status opens no file"
     with pytest.raises(UnknownService, match="claude"):
         platform.service_health("nobody")
 

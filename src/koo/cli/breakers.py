@@ -142,7 +142,7 @@ def _nothing_of(name: str, known: list[str]) -> str:
     """Tell a mistyped name from a breaker that never opened."""
     if any(name in (one, one.partition("/")[0]) for one in known):
         return f"{name_of(name)} has not opened in the last 30 days"
-    return f"there is no breaker of that name; known are: {', '.join(map(name_of, known))}"
+    return f"there is no breaker of that name; the known ones are: {', '.join(map(name_of, known))}"
 
 
 def _is_id(name: str) -> bool:
