@@ -41,7 +41,7 @@ HOME = Path("/srv/koo")
         ("postgresql+asyncpg://u:p%40@[::1]:5432/d", "postgresql+asyncpg://u:p%40@[::1]:5432/d"),
     ],
 )
-def test_the_url_that_is_used(written: str, used: str) -> None:
+def test_a_database_url_is_normalized(written: str, used: str) -> None:
     assert effective_database_url(written, HOME) == used
 
 

@@ -139,8 +139,7 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
         if own.kind not in {None, kind}:
             yield "kind", f'is "{own.kind}", but {service} always uses {kind}; remove it'
     # Neither a URL nor a key: most likely a misspelt name of a built-in service. Accepted as a new service, its
-    # settings
-    # (a budget, say) would have no effect on the service that was meant.
+    # settings (a budget, say) would have no effect on the service that was meant.
     elif own.base_url is None and own.api_key is None:
         setting = next((name for name in own.rows if name in own.given), "base_url")
         meant = nearest(service, BUILT_IN)

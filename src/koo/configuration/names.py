@@ -72,6 +72,8 @@ def merge(found: Iterable[Found], arguments: Mapping[str, Any]) -> dict[Name, Fo
     for one in found:
         if one.value and (one.variable in KNOWN or one.variable.startswith(_FAMILY_PREFIXES)):
             name = Name("", "", one.variable.lower()) if one.variable in KNOWN else _split(one.variable)
+            # `AI_SERVICES__CLAUDE__MODEL` and `AI_SERVICES__claude__MODEL` mean the same. If both are set, one of them
+            # would silently lose.
             if name not in merged:
                 merged[name] = replace(one, variable=name.variable)
             elif merged[name].source != "argument":

@@ -20,7 +20,7 @@ from koo.http.connector import TransportError
 
 GZIP = frozenset({"gzip", "x-gzip"})
 DEFLATE = frozenset({"deflate", "x-deflate", "zlib"})
-MANY_LAYERS = "several encodings around one another"
+MANY_LAYERS = "several nested encodings"
 UNREAD = frozenset(
     {
         "br",
@@ -43,8 +43,8 @@ PORTION_MAX = 256 * 1024
 LAYERS_MAX = 4
 """One layer is usual, and two occur if two gateways each compress. More are an attack."""
 EMPTY_BYTES_MAX = 1024 * 1024
-"""Compressed bytes in a row that may unpack to nothing. Empty deflate blocks do, and a second layer compresses a
-thousand bytes of them into one."""
+"""Compressed bytes in a row that may unpack to nothing. Empty deflate blocks do that, and a second layer of compression
+makes a thousand bytes of them from one."""
 PLAIN_FROM = 16
 """Bytes at the beginning that tell plain text from compressed data."""
 

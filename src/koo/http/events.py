@@ -72,8 +72,8 @@ class EventParser:
         if not chunk:
             return []
         self._after_cr = chunk.endswith(b"\r")
-        # Only adds up here; `_measure` recounts once the sum passes the limit. Recounting the buffers for each portion
-        # would make a long line that arrives in small portions quadratic.
+        # This is an upper bound; `_measure` recounts once it passes the limit. If the buffers were counted for each
+        # portion, the work for a long line in small portions would grow with the square of its length.
         self._bytes += len(chunk)
         events: list[ServerSentEvent] = []
         if b"\n\n" in chunk and b"\r" not in chunk and not (self._data or self._event):

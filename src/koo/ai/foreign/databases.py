@@ -41,6 +41,7 @@ def _of_sqlalchemy(error: Exception) -> Meaning | None:
     original = original_of(error)
     if isinstance(error, exc.TimeoutError):  # raised by its pool
         return SATURATED
+    # SQLAlchemy's pool has discarded the connection, so it was lost, whatever the driver's error says.
     if getattr(error, "connection_invalidated", False):
         return by_code(original) or LOST
     if is_last_word(original):

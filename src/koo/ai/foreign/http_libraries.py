@@ -31,7 +31,8 @@ REQUESTS_MISTAKES = frozenset({
     "InvalidJSONError", "MissingSchema", "InvalidSchema", "InvalidURL", "InvalidHeader", "URLRequired",
     "UnrewindableBodyError", "StreamConsumedError",
 })  # fmt: skip
-"""The caller's mistakes; most are `ValueError`s. With `InvalidJSONError` too the service has responded."""
+"""The caller's mistakes; most are `ValueError`s. `InvalidJSONError` means that the response, which is paid for, is not
+JSON."""
 BOTOCORE_MISTAKES = frozenset({
     "ParamValidationError", "ValidationError", "NoCredentialsError", "PartialCredentialsError", "NoRegionError",
     "UnknownServiceError", "ProfileNotFound", "ConfigNotFound", "DataNotFoundError",

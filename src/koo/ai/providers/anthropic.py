@@ -189,6 +189,7 @@ class _Reader(Reader):
         self._usage: _Usage | None = None
 
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
+        # "message" is the standard's name for an event without one: something between dropped the `event:` lines.
         name = event.event if event.event != "message" else type_of(event.data)
         if name == "content_block_delta":
             said = _content_delta.decode(event.data).delta
@@ -242,6 +243,7 @@ class _Reader(Reader):
         return CompletionChunk(text=text)
 
     def _start(self, message: _Answer) -> CompletionChunk:
+        # From here on the prompt has been read, so even an error is billed.
         self._begun = True
         self._usage = message.usage
         self._start_text = _text(message.content)
@@ -309,6 +311,8 @@ class AnthropicProvider(Adapter):
         return headers if api_key is None else {**headers, "x-api-key": api_key}
 
     def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
+        # `judge` is called only for answers that look unusual: it parses errors, which would cost every good answer
+        # time.
         wire, reason = self._wire, answer.stop_reason
         text = _text(answer.content)
         usage = usage_of(answer.usage) if answer.usage else NO_USAGE

@@ -117,15 +117,18 @@ class _Reader(Reader):
             if usage is None:
                 raise error
             return CompletionChunk(usage=usage, error=error)
+        # All fields have defaults, so any JSON object decodes. One without content is a keep-alive.
         if usage is None and told.candidate is None and told.stop_reason is None:
             return None
         text, thought = _text(told.candidate, thought=False), _text(told.candidate, thought=True)
+        # Before the stop reason is stored: `_may_go_on` has to see whether an earlier chunk had one.
         if text and (told.stop_reason is not None or self.stop_reason is not None):
             self._may_go_on()
         self.stop_reason = told.stop_reason or self.stop_reason
         if usage is not None:
             self._usage_told = True
             self._written = self._written or usage.output_tokens > 0
+        # Thoughts are collected too: they are billed, and an estimate of missing usage has to include them.
         if text or thought:
             self._texts.append(text or thought)
         first, self._begun = not self._begun, True
@@ -197,6 +200,7 @@ class GeminiProvider(Adapter):
 def path_of(model: str, method: str) -> str:
     """The path for a model and a method."""
     # Callers choose the model's name. Unquoted, `x/../../other?y=` would turn it into another path or a query.
+    # The prefixes are those of Google's own names ("tunedModels/…"); any other slash is part of the name.
     collection, slash, name = model.partition("/")
     if not slash or collection not in {"models", "tunedModels"}:
         collection, name = "models", model

@@ -167,6 +167,7 @@ class _Reader(Reader):
         data = event.data
         if data.startswith(b"[DONE]"):
             return self._done()
+        # llama.cpp and others name the event "error" and put the error's fields at the top level.
         if event.event == "error":
             raise self._fault(data)
         return self.take("", _answer.decode(data), data)
@@ -185,6 +186,7 @@ class _Reader(Reader):
         # arrived yet may be yielded.
         if not text and (choice.message is not None or choice.text):
             text = choice.text or self._rest_of(_text(choice.message or NO_REPLY))
+        # Reasoning is collected too: it is billed, and an estimate of missing usage has to include it.
         if text or thought:
             self._texts.append(text or thought)
         self.stop_reason = choice.finish_reason or self.stop_reason
@@ -247,6 +249,7 @@ class OpenAICompatibleProvider(Adapter):
 
     def _completion(self, request: Request, response: HttpResponse, answer: _Answer) -> Completion:
         choice = answer.choices[0] if answer.choices else NO_CHOICE
+        # Some servers put the answer of a request without `stream` into `delta`, as in a chunk.
         reply, reason = choice.message or choice.delta or NO_REPLY, choice.finish_reason
         text, cost_usd = _text(reply) or choice.text or "", _cost(answer.usage)
         usage = usage_of(answer.usage)

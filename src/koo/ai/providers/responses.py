@@ -116,6 +116,7 @@ class _Answer(msgspec.Struct):
     @property
     def text(self) -> str:
         output = self.output or ()
+        # Reasoning, searches and calls are items too, and contain texts that are not part of the answer.
         messages = [item for item in output if item.type == "message"]
         if not messages:  # some servers use another type, or none
             messages = [item for item in output if not _WORK.match(item.type)]
@@ -247,6 +248,8 @@ class _Reader(Reader):
 
     def _end(self, name: str, answer: _Answer, error: msgspec.Raw) -> CompletionChunk:
         """The piece for one of the four ends: the rest of the text, the usage, and the failure if there is one."""
+        # Only the text that no delta contained: if the two contradict each other, the deltas stand, because the caller
+        # has received them already.
         usage = usage_of(answer.usage) if answer.usage else None
         text = self._take_start() + self._rest_of(answer.text)
         told = answer if answer.error is not NOTHING else msgspec.structs.replace(answer, error=error)
@@ -328,6 +331,7 @@ def usage_of(usage: _Usage) -> Usage:
 def cost_of(usage: _Usage | None) -> Decimal | None:
     """The cost that the provider reports, if it does."""
     cost = usage.cost if usage is not None else None
+    # A cost in another currency cannot be booked; the price table is used in its place.
     if cost is None or cost.total_cost is None or cost.currency != "USD":
         return None
     return cost.total_cost if cost.total_cost.is_finite() and cost.total_cost >= 0 else None

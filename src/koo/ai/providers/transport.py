@@ -179,8 +179,7 @@ class Wire:
         # Not billed, redirects included: the server may have done some work, but no vendor charges for an error status.
         error = self._table.error(self.service, parsed, self._clock.wall())
         # An unstructured page over plain HTTP may come from the proxy. Without that hint, an operator would look for
-        # the
-        # cause at the service.
+        # the cause at the service.
         if self._way and not parsed.shaped:
             error.reason += self._way
         if request is not None and sent is not None and error.kind in OF_THE_FORM:
