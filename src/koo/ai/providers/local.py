@@ -60,9 +60,8 @@ SYSTEM = "You are a helpful assistant."
 """Used if the caller sets none. With its own default ("... named SmolLM, trained by Hugging Face") the small model
 tends to answer in French when it is asked for the capital of France."""
 TEMPERATURE = 0.0
-"""At 0 the model returns its most likely answer, and always the same one. At the 0.2 that SmolLM2's authors recommend,
-two recommend, two of six answers about the capital of France were French nonsense, and two of twelve did not end (at
-0, one of twelve)."""
+"""The most likely answer, and always the same one. At 0.2, which SmolLM2's authors recommend, two
+of six answers about the capital of France were French nonsense, and two of twelve did not end (at 0, one of twelve)."""
 REPEAT_PENALTY = 1.1
 """Without it, three of five answers at temperature 0 repeated themselves until the context was full; with it, none."""
 
