@@ -84,7 +84,7 @@ def test_too_many_layers_of_encodings_cost_only_the_body() -> None:
         label = b"content-encoding: " + b", ".join([b"gzip"] * LAYERS_MAX)
         assert (await answered(whole(body, label))).body == b"x"
         error = await failure_of(answered(whole(gzip.compress(body), label + b", gzip")))
-        assert error.stage == "answer" and "several encodings" in error.reason
+        assert error.stage == "answer" and "several nested encodings" in error.reason
 
     asyncio.run(main())
 
