@@ -61,6 +61,7 @@ async def take_limits(gate: Gate, guard: Any, passage: Passage) -> float:
             if taken_at is not None:
                 return taken_at
             now = gate.clock.monotonic()
+    # A call that cannot get a unit before its deadline is refused now: in the queue it would only delay the others.
     if passage.on_limit != "wait" or limits.usable_at(now) >= deadline:
         refuse_limit(gate, guard)
     if not await gate.stand_in_line(queue, guard, deadline):

@@ -61,6 +61,7 @@ class Keeper:
         self._parts = parts
         self._residence = residence
         self.task = begin(loop, self._run(), "koo keeper")
+        # Only when the task has ended: until then a new opening waits for the closing, and never overlaps with it.
         self.task.add_done_callback(lambda _: residence.leave(self))
 
     async def _run(self) -> None:
@@ -254,6 +255,8 @@ class Residence:
         """In a forked child: it is open nowhere yet."""
         leave_behind(self.loop, self._keeper)
         self._was_forked = self._keeper is not None
+        # A new lock: another thread of the parent may have held the old one at the fork, and no thread here would
+        # release it.
         self._lock = threading.Lock()
         self._keeper = self.loop = None
         self._is_open = False

@@ -71,6 +71,7 @@ LOST = Meaning(
 STARTING = Meaning(
     Kind.CONNECTION, FAILURE, repeatable=True, says="the server is starting, recovering or shutting down"
 )
+# Neutral: the server does what it is configured to do. The next connection works.
 IDLED = Meaning(
     Kind.CONNECTION, NEUTRAL, repeatable=True, drop=Drop.ONE, says="the server closed an idle session"
 )
@@ -83,11 +84,14 @@ STOPPED = Meaning(Kind.TIMEOUT, NEUTRAL, says="a statement was cancelled or took
 OVERSTAYED = Meaning(Kind.TIMEOUT, NEUTRAL, drop=Drop.ONE, says="the transaction was open for too long")
 FULL = Meaning(Kind.OVERLOADED, FAILURE, repeatable=True, says="the server has no connection left")
 EXHAUSTED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server is out of memory, disk or another resource")
+# Neutral: reads still succeed, and an open circuit would refuse them too.
 DISK_FULL = Meaning(
     Kind.READ_ONLY, NEUTRAL, says="the disk (or its quota) is full: writes fail, reads succeed"
 )
 FAILED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server failed")
 CORRUPT = Meaning(Kind.SERVER_ERROR, FAILURE, says="the data is corrupt")
+# A failure, although the server responds: no call can succeed, and servers may lock an account after many failed
+# logins.
 REFUSED = Meaning(Kind.AUTH, FAILURE, says="the server refuses the user, the password or this address")
 MISSING = Meaning(Kind.NOT_FOUND, FAILURE, says="the database does not exist")
 CONTENDED = Meaning(
@@ -105,6 +109,7 @@ UNPREPARED = Meaning(
     says="a prepared statement is not on the server's connection: behind a pooler in transaction mode set"
     " DATABASE_PREPARED_STATEMENTS=false",
 )
+# After a failover the pooled connections still lead to the old primary, which is a standby now: all are replaced.
 READ_ONLY = Meaning(Kind.READ_ONLY, NEUTRAL, drop=Drop.ALL, says="the database accepts no writes")
 STANDBY = READ_ONLY.saying(
     "the server accepts no writes: it is a standby, or was made read-only; new connections will be opened"

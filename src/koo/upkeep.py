@@ -50,6 +50,9 @@ class BackgroundTask(ABC):
         """Wait and step, until cancelled."""
         while True:
             await self.parts.clock.sleep(TICK_S)
+            # An error must not end the task: nothing awaits it before koo closes, so breakers would stop recovering and
+            # alerts would stop, without a sign. Only the first error in a row is logged, or a step that always fails
+            # would write a traceback each second.
             try:
                 await self.step()
             except Exception:
@@ -124,6 +127,7 @@ class KeepTime(BackgroundTask):
         await self.parts.alerts.look(findings, looks)
         incidents.look()
         for one in (history, incidents):
+            # Both keep what they could not write, and try again in the next second.
             if one.has_news:
                 with suppress(StoreUnavailable):
                     await one.write()
@@ -149,6 +153,8 @@ class KeepTime(BackgroundTask):
         """Prune once an hour, or again with the next sweep if there was more than one batch."""
         now = self.parts.clock.monotonic()
         if now >= self._prune_at:
+            # One batch, and the next one with the next sweep. A year of entries in a single transaction would hold the
+            # store's write lock for so long that beats and bookings of all processes would have to wait.
             wall = self.parts.clock.wall()
             more = await store.past.prune(utc_day(wall) - self.parts.options.ledger_days)
             more |= await store.history.prune(wall)
@@ -190,6 +196,7 @@ class CheckServices(BackgroundTask):
         due = now >= self._due_at
         if due:
             self._due_at = self._next_round()
+        # Each only once: a service that is still down keeps its alert, and would otherwise be checked every second.
         doubted = self.parts.alerts.doubted() - self._looked_at
         self._looked_at |= doubted
         names = [
@@ -198,6 +205,7 @@ class CheckServices(BackgroundTask):
             if _wants_check(service, due or f"ai:{name}" in doubted, now)
             and (f"ai:{name}" in doubted or not self._leaves_it(name, now))
         ]
+        # In parallel: a provider that hangs until its timeout must not delay the checks of the others.
         await asyncio.gather(*(self._check(name) for name in names))
         self.parts.own_watch.rounds += 1
         await self._check_database(DATABASE in doubted)
@@ -218,10 +226,14 @@ class CheckServices(BackgroundTask):
             ai_service = self.parts.ai_services.get(check.service)
             if ai_service is None or place_of_key(ai_service.options) != check.place:
                 continue
+            # An older result is from before this process started, or from a leader that has stopped: it may no longer
+            # be true. A newer version of koo may report a kind that this one does not have.
             if check.ago_s < 2 * self.parts.options.health_check_interval_s:
                 kind = Kind(check.kind) if check.kind in _KINDS else Kind.UNKNOWN
                 error = ExternalServiceError(check.service, check.reason, kind=kind) if check.kind else None
                 note_check(self.parts, ai_service, error)
+                # The leader's failed check counts as this process's own. Otherwise each process of a fleet would send
+                # the refused key at its own times, and some providers lock accounts for that.
                 if error is not None and ai_service.service.gates.key_blocks:
                     ai_service.service.gates.key_blocks.postpone(now)
 
