@@ -229,7 +229,7 @@ def query(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt. Without it, or with -, it is read from stdin.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Another model of that service.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to use instead of the service's default.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Limit on the length of the response.")
@@ -242,7 +242,10 @@ def query(
             help="Service to try if this one refuses or fails; may be repeated.", autocompletion=_services
         ),
     ] = None,
-    on_limit: Annotated[Literal["refuse", "wait"] | None, typer.Option(help="What to do at a limit.")] = None,
+    on_limit: Annotated[
+        Literal["refuse", "wait"] | None,
+        typer.Option(help="At a limit: refuse immediately, or wait within the deadline."),
+    ] = None,
     max_cost: Annotated[
         float | None, typer.Option(min=0, help="Refuse a query that may cost more, in USD.")
     ] = None,
@@ -380,7 +383,7 @@ def write_off(
     process: Annotated[
         str | None, typer.Argument(help="A process that no longer reports, as listed by `koo spend`.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every such process.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All such processes.")] = False,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason; recorded.")] = "",
     url: Url = None,
     as_json: Json = False,

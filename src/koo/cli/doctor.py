@@ -28,7 +28,6 @@ from koo.platform import Platform
 from koo.settings import Settings
 
 EXITS: dict[Result, Exit] = {"problem": Exit.UNHEALTHY, "warning": Exit.DEGRADED}
-# Enough for a state store that grows for weeks, and for SQLite to rewrite it.
 FREE_BYTES_MIN = 200 * 1024 * 1024
 
 

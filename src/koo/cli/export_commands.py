@@ -8,8 +8,8 @@ from koo.cli.parts import Commands
 from koo.cli.terminal import put_whole
 from koo.monitoring.exports import DASHBOARD, RULES, text_of
 
-prometheus_app = Commands(help="Files for Prometheus.", no_args_is_help=True)
-grafana_app = Commands(help="Files for Grafana.", no_args_is_help=True)
+prometheus_app = Commands(help="Print recording and alerting rules for Prometheus.", no_args_is_help=True)
+grafana_app = Commands(help="Print a dashboard for Grafana.", no_args_is_help=True)
 
 
 @prometheus_app.command()

@@ -86,8 +86,9 @@ class _Exchange:
             await self._operation.finish(self._session, _record(response))
 
 
-# The route class and the dependency have no common argument except the request, and FastAPI gives the dependency a
-# request of its own. A context variable connects them; it also reaches endpoints that FastAPI runs in a thread.
+# The endpoint's wrapper must know whether a response is stored, but receives only the arguments that the endpoint
+# declares. A context variable connects it with the route class and the dependency; it also reaches endpoints that
+# FastAPI runs in a thread.
 _current: ContextVar[_Exchange | None] = ContextVar("koo_idempotent_exchange", default=None)
 
 

@@ -285,7 +285,7 @@ class JsonView(Response):
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Await `work`, but cancel it if the client disconnects: a response that nobody reads would still be paid for."""
     # Both tasks are always cancelled and awaited in `finally`, also if this request itself is cancelled. Otherwise the
-    # provider call would go on without an owner, and its hold of money would only end with its lease.
+    # provider call would go on, and cost money, for a request that no longer exists.
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_until_left(request))
     try:

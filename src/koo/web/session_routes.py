@@ -86,8 +86,8 @@ def login_router(door: Door, prefix: str, page: str, application: str = "") -> A
 
     async def log_out(request: Request) -> Response:
         names = door.session_names if door.has_sessions else []
-        # Every name is expired, not only the current session's: after a token change an old cookie may still be in the
-        # jar.
+        # One cookie for each configured token: the browser may have sessions of several, such as a read token and the
+        # other one. Deleting only the current one would leave the person logged in.
         return _lead(LOGIN, [f"{name}=; Max-Age=0{_attributes(request)}" for name in names])
 
     router.add_api_route(path, show, methods=["GET"])
