@@ -63,7 +63,7 @@ def test_what_a_server_may_lose_depends_on_its_settings(
         assert words is not None and words in risk.found and risk.advice
 
 
-def test_doctor_reports_it_for_a_running_server(here: Here, postgres18: PostgresServer) -> None:
+def test_doctor_reports_what_a_running_server_may_lose(here: Here, postgres18: PostgresServer) -> None:
     """The tests' server has `fsync` off."""
     name = postgres18.create_database()
     postgres18.sql(f'ALTER DATABASE "{name}" SET synchronous_commit = off')

@@ -71,7 +71,7 @@ def test_it_needs_less_than_100_mib_before_a_model_is_loaded(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_in_order(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_signal_shuts_it_down_in_order(tmp_path: Path, how: signal.Signals) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
         question(url)
         process.send_signal(how)

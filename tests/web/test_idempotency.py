@@ -350,7 +350,7 @@ def test_no_client_sees_a_response_whose_commit_was_lost(
     asyncio.run(main())
 
 
-def test_a_session_without_its_route_class_raises_an_explanation(tmp_path: Path) -> None:
+def test_a_session_without_its_route_class_fails_with_an_explanation(tmp_path: Path) -> None:
     async def main() -> None:
         app = FastAPI()
         koo = platform(tmp_path)

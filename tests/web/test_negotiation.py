@@ -32,7 +32,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("header", "taken"), HEADERS)
-def test_whether_gzip_is_accepted(header: str, taken: bool) -> None:
+def test_gzip_is_accepted_as_the_header_says(header: str, taken: bool) -> None:
     assert accepts(header, "gzip") is taken
 
 

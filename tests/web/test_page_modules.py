@@ -104,7 +104,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module(ran: Ran, name: str) -> None:
+def test_a_module_passes_its_case(ran: Ran, name: str) -> None:
     assert ran[0][name] == ""
 
 

@@ -49,7 +49,9 @@ def test_the_slowest_allowed_rate_may_continue_forever(waits_for: Waits, rate: i
 
 
 @RATES
-def test_a_standstill_ends_after_one_patience_whatever_came_before(waits_for: Waits, rate: int) -> None:
+def test_a_connection_without_progress_has_one_patience_whatever_came_before(
+    waits_for: Waits, rate: int
+) -> None:
     peer = Peer(waits_for)
     assert peer.outlasts(1, 100 * rate) and peer.outlasts(PATIENCE_S)
     assert peer.second(0)

@@ -100,7 +100,7 @@ def test_no_failure_of_a_provider_or_a_database_looks_like_a_denied_caller() -> 
         (CommitOutcomeUnknown("database", "the connection was lost during COMMIT"), 500),
     ],
 )
-def test_the_status_of_an_error(failure: KooError, status: int) -> None:
+def test_each_error_has_its_status(failure: KooError, status: int) -> None:
     assert problem_of(failure).status == status
 
 

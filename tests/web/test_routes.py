@@ -170,7 +170,7 @@ def test_the_api_description_names_exactly_the_existing_paths(tmp_path: Path) ->
     }
 
 
-def test_the_promised_keys_of_a_service(tmp_path: Path) -> None:
+def test_a_service_has_its_promised_keys(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         await client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Say hello."})
         view = (await client.get("/api/v1/ai/services/claude/health")).body

@@ -113,18 +113,18 @@ def test_the_api_accepts_a_session_like_its_token() -> None:
     ],
     ids=["another port", "null", "same site", "cross site"],
 )
-def test_a_page_of_another_origin_cannot_use_it(foreign: dict[str, str]) -> None:
+def test_a_page_of_another_origin_cannot_use_a_cookie(foreign: dict[str, str]) -> None:
     """The browser sends the cookie by itself: SameSite allows it for another port of this host."""
     assert status("POST", cookie(WRITE), **foreign) == 403
     assert status("POST", "", kind="page", **foreign) == 403  # nor can it log anyone in
     assert status("POST", cookie(WRITE), origin="http://127.0.0.1:8000", sec_fetch_site="same-origin") == 200
 
 
-def test_a_foreign_host_name_is_refused_even_with_it() -> None:
+def test_a_foreign_host_name_is_refused_even_with_a_cookie() -> None:
     assert status("GET", cookie(WRITE), host="evil.example") == 403
 
 
-def test_next_to_a_token_it_is_ignored() -> None:
+def test_a_cookie_next_to_a_token_is_ignored() -> None:
     assert status("GET", cookie(WRITE), authorization=f"Bearer {'x' * 32}") == 401
     assert status("POST", cookie(WRITE), authorization=f"Bearer {READ}") == 403
 

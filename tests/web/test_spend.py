@@ -85,7 +85,7 @@ def test_a_period_includes_its_first_and_last_day(tmp_path: Path, asked: str, fi
     with_server(tmp_path, work)
 
 
-def test_a_month_is_a_whole_one(tmp_path: Path) -> None:
+def test_a_month_is_a_whole_calendar_month(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         report = (await client.get(f"{SPEND}?month=2024-02")).body
         assert (report["first_day"], report["last_day"], report["amount"]) == (

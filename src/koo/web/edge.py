@@ -98,7 +98,7 @@ class _Exchange:
         await self._send(message)
 
     async def refuse(self, status: int, detail: str) -> None:
-        """Respond with a problem. If a response has already begun, it can only be broken off: raise instead."""
+        """Respond with a problem. If a response has already begun, it can only be aborted, so this raises."""
         if self.status is not None:
             raise ConnectionAbortedError("the request failed after its response had begun")
         answer = respond(http_problem(Request(self._scope), status, detail), CLOSE)

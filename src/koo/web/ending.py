@@ -100,7 +100,7 @@ class Server(uvicorn.Server):
             and not self._readiness.is_door_open(self.running)
         ):
             self.should_exit = True
-            # The wait before this counts against the same period: whoever sent the signal kills what has not ended in
+            # The wait before this counts against the same period: the sender of the signal kills what has not ended in
             # time (Docker after 10 s). But at least half of it remains, or requests would have no time to finish.
             self.config.timeout_graceful_shutdown = round(
                 max(GRACE_S - self._readiness.ending_s, GRACE_S / 2)

@@ -1,6 +1,6 @@
 // @ts-check
-// Alerts, one line each, with a link to the component. Opened, it shows what to do, what operators did about the alert and
-// who was notified.
+// Alerts, one line each, with a link to the component. An open line shows what to do, what operators did about the alert
+// and who was notified.
 
 import { deliveries } from "../data/api.js";
 import { database, lasting, over, service } from "../data/store.js";

@@ -53,7 +53,7 @@ function hushOf(name, alert) {
  */
 function endOf(id) {
   return { ...COMMON, title: "End the silence?", go: "End it", going: "Ending…",
-    Effect: effectOf(["Notices are sent of alerts that fire now and were not sent."], null), send: (given) => endSilence(id, given) };
+    Effect: effectOf(["Notices are sent for alerts that still fire."], null), send: (given) => endSilence(id, given) };
 }
 
 /**

@@ -1,5 +1,5 @@
 // @ts-check
-// Times that count: the only components that are redrawn each second.
+// Running times and countdowns: the only components that are redrawn each second.
 
 import { now } from "../data/store.js";
 import { h } from "../vendor/preact.js";
