@@ -44,7 +44,7 @@ def find_home(given: str, working_directory: Path) -> Path:
 
     Raises `ConfigurationError` if KOO_HOME is not a folder.
     """
-    # A missing folder is not created: with a typing error in KOO_HOME, koo would start with an empty state store, and
+    # A missing folder is not created: with a typo in KOO_HOME, koo would start with an empty state store, and
     # the budgets and the history would seem to be lost.
     if given:
         home = (working_directory / Path(given).expanduser()).resolve()

@@ -194,7 +194,7 @@ class HttpClient:
         except BaseException as error:
             # Also on cancellation. A connection returns to aiohttp's pool when its body has arrived completely, whether
             # or not it is still being read. Left open here, the rest of a large or endless body would go on filling the
-            # memory and occupying a socket after its reader has left, and the provider would go on working for nobody.
+            # memory and occupying a socket after its reader has left, and the provider would keep generating text.
             reply.close()
             if isinstance(error, BROKEN):
                 raise self.explain_body(reply, error) from None
@@ -214,9 +214,7 @@ class HttpClient:
         return TransportError("answer", f"the response broke off ({name_of_class(error)})")
 
     async def shut(self) -> None:
-        """Close the client and refuse new requests with `ClosedHere`, which would open connections that nothing
-        closes.
-        """
+        """Close the client and refuse new requests with `ClosedHere`: nothing would close their connections."""
         self._set_shut(True)
         await self.close()
 

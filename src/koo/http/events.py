@@ -120,7 +120,7 @@ class EventParser:
         return events
 
     def _take_block(self, block: bytes, events: list[ServerSentEvent]) -> None:
-        """Read all lines of one event; shorter for an event of just a name and one line of data."""
+        """Read all lines of one event, with a shortcut for an event of just a name and one line of data."""
         name, data = "message", block
         if block.startswith(b"event: "):
             first, _, data = block.partition(b"\n")

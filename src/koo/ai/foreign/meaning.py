@@ -77,8 +77,9 @@ class _Walk:
 
     def look(self, error: Exception) -> Meaning:
         """Examine one error. Never raises."""
-        # Errors are arbitrary objects: a property or `__eq__` may raise. Then this error counts as unknown, and the
-        # walk goes on with the others. An exception from here would replace the operation's own error.
+        # Errors are arbitrary objects, so ids are compared (`__eq__` may be anything), and a property may raise. Then
+        # this error counts as unknown, and the walk goes on with the others. An exception from here would replace the
+        # operation's own error.
         if id(error) in self._seen or len(self._seen) >= LOOKED_AT_MAX:
             return NOTHING
         self._seen.add(id(error))
@@ -93,6 +94,8 @@ class _Walk:
         if isinstance(error, ExceptionGroup):
             return self._look_into(error)
         by_table = classify_sdk(error, self._service) or classify_database(error)
+        # A client that finds no free descriptor reports a failed connection. Counted as one, a leak in this process
+        # would open the breakers of all services at once.
         if by_table is not None and by_table.kind is Kind.CONNECTION:
             by_table = self._short(error, by_table) or by_table
         if by_table is not None:
@@ -132,6 +135,8 @@ class _Walk:
         if carried is not None:
             fault = replace(fault_of(carried), error=carried)
             return Meaning(self._with_what_was_before(error, fault), spoken=True)
+        # Remembered for the whole walk: pydantic's error for cut JSON is often the cause of the error that propagates,
+        # and the hint is added to the outermost one, which people see.
         fault = classify_error(error)
         self.ends_early = self.ends_early or (isinstance(error, ValueError) and ends_early(error))
         return None if fault is ELSE else Meaning(fault, spoken=False)
@@ -162,6 +167,8 @@ class _Walk:
         ]
         if not found:
             return NOTHING
+        # The worst decides what follows for other calls. But a group may be repeated only if each of its errors allows
+        # it: beside a failed task another one may have been billed, and a repeat would run that one again.
         faults = [one.fault for one in found]
         worst = max(faults, key=_how_bad)
         of_one_kind = all((one.verdict, one.kind) == (worst.verdict, worst.kind) for one in faults)

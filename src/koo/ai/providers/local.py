@@ -60,8 +60,8 @@ SYSTEM = "You are a helpful assistant."
 """Used if the caller sets none. With its own default ("... named SmolLM, trained by Hugging Face") the small model
 tends to answer in French when it is asked for the capital of France."""
 TEMPERATURE = 0.0
-"""The most likely answer, and always the same one. At 0.2, which SmolLM2's authors recommend, two
-of six answers about the capital of France were French nonsense, and two of twelve did not end (at 0, one of twelve)."""
+"""The most likely answer, and always the same one. At 0.2, which SmolLM2's authors recommend, two of six answers about
+the capital of France were French nonsense, and two of twelve did not end (at 0, one of twelve)."""
 REPEAT_PENALTY = 1.1
 """Without it, three of five answers at temperature 0 repeated themselves until the context was full; with it, none."""
 
@@ -170,14 +170,15 @@ class LocalProvider:
         )
 
     async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
-        """Yield the answer as it is generated. Closing the generator or cancelling its task stops the model
-        immediately.
+        """Yield the answer as it is generated. Closing the generator or cancelling its task stops the model.
 
         Raises what `complete` raises, and `StreamTruncated` if the stream ends early.
         """
         setup = self._usable()
         self._check(request, setup.path.stem)
         session = self._open(setup)
+        # The queries of a list are exempt (`is_fed`): a list starts no more of them than there are places, and would
+        # otherwise have its own queries refused.
         if session.under_way >= self._slots + self._queue_max and not is_fed.get():
             waiting = session.under_way - self._slots
             reason = f"the model is busy and {waiting} queries are already waiting for it"

@@ -230,8 +230,8 @@ class Wire:
         parsed = failure_of(reason)
         if parsed is not None:
             raise self.error(replace(parsed, headers=response.headers), billable=True)
-        # An empty text is an answer if the model says why it stopped, or was paid for tokens (reasoning, say). With
-        # none of these, the document is probably something else with the same field names.
+        # An empty text is an answer if there is a stop reason, or if output tokens were billed (for reasoning, say).
+        # Otherwise the document is probably something else with the same field names.
         if not text and not usage.output_tokens and reason is None:
             raise self.no_answer(response, "a response without content")
 
