@@ -136,7 +136,7 @@ def spent(amount: str, **more: str) -> Callable[[Scene], Awaitable[None]]:
 
 
 async def too_small(scene: Scene) -> None:
-    """The ledger's numbers after such a refusal. `tests/platform/test_alerts_of_money.py` tests the refusal itself."""
+    """The ledger's numbers after such a refusal. `tests/platform/test_alerts_of_refusals.py` tests the refusal."""
     short = Short(
         budget="", title="the day's budget", needed_usd=Decimal(1), left_usd=Decimal("0.1"), resets_at=0.0
     )

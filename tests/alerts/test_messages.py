@@ -78,10 +78,8 @@ def test_the_messages_of_one_alert_share_a_thread() -> None:
 
 def test_without_a_public_url_a_message_has_paths_and_says_how_to_get_links() -> None:
     text = text_of(notice(), sender=UNLINKED)
-    assert (
-        "Look at:  /dashboard/#ai:claude on the server of koo (KOO_PUBLIC_URL would make it a link)" in text
-    )
-    assert "Runbook:  /api/v1/runbook/service_down on the server of koo" in text
+    assert "Look at:  /dashboard/#ai:claude on the koo server (KOO_PUBLIC_URL would make it a link)" in text
+    assert "Runbook:  /api/v1/runbook/service_down on the koo server" in text
     assert "http" not in text.replace(runbook_text(), "")
     assert compose("k", [notice()], UNLINKED).document["dashboard_url"] is None
 

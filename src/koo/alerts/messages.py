@@ -166,18 +166,18 @@ def _refuses(notice: Notice, book: Runbook | None) -> str:
 
 def _advice_line(notice: Notice, sender: Sender) -> str:
     path = runbook_path(notice.kind)
-    return f"- {_name(notice.kind)}: {sender.link(path) or f'{path} on the server of koo'}"
+    return f"- {_name(notice.kind)}: {sender.link(path) or f'{path} on the koo server'}"
 
 
 def _where(notice: Notice, sender: Sender) -> Iterator[str]:
     yield from _dashboard(notice, sender)
     path = runbook_path(notice.kind)
-    yield f"Runbook:  {sender.link(path) or f'{path} on the server of koo'}"
+    yield f"Runbook:  {sender.link(path) or f'{path} on the koo server'}"
 
 
 def _dashboard(notice: Notice | None, sender: Sender) -> Iterator[str]:
     link = sender.link(_card_path(notice))
-    yield f"Look at:  {link or f'{_card_path(notice)} on the server of koo (KOO_PUBLIC_URL would make it a link)'}"
+    yield f"Look at:  {link or f'{_card_path(notice)} on the koo server (KOO_PUBLIC_URL would make it a link)'}"
 
 
 def _card_path(notice: Notice | None) -> str:

@@ -76,9 +76,7 @@ def _steps(component: str, message: str, share: Decimal, data: AlertData) -> Ite
 
 def _run_out(runs_out: RunOut) -> str:
     earliest, latest = runs_out["earliest"][:16], runs_out["latest"]
-    until = (
-        f"between {earliest} and {latest[:16]}" if latest is not None else f"at the earliest at {earliest}"
-    )
+    until = f"between {earliest} and {latest[:16]}" if latest is not None else f"no earlier than {earliest}"
     return f"at this pace it is used up {until} UTC, then {runs_out['then']}"
 
 

@@ -46,7 +46,7 @@ def find_in_store(store: StoreHealth | None, services: Sequence[ServiceHealth]) 
     if not names and not is_away:
         return
     message = (store["reason"] if store is not None else "") or "the state store cannot be reached"
-    local = f"; default budgets hold for this process only (affected: {', '.join(names)})" if names else ""
+    local = f"; default budgets apply to this process only (affected: {', '.join(names)})" if names else ""
     data: AlertData = {"services": names}
     if store is not None and store["lost_at"] is not None:
         data["since"] = store["lost_at"]

@@ -139,7 +139,7 @@ def _clients(view: ServiceHealth, component: str) -> Iterator[Finding]:
             "clients": clients["refused"],
             "last_error": view["last_error"],
         }
-        message = f"the provider refuses the keys of {whom} of {name}; calls of the others continue"
+        message = f"the provider refuses the keys of {whom} of {name}; calls with the other keys continue"
         yield Finding("client_key_refused", component, message, data)
 
 

@@ -133,7 +133,7 @@ def _did(one: shapes.Incident) -> str:
         f"- Time in which this process refused calls: {describe_s(one['refused_for_s'])}",
     ]
     if one["passed"]:
-        lines.append(f"- Calls that a shadow let through and would have refused: {one['passed']}")
+        lines.append(f"- Calls that a shadow breaker let through and would have refused: {one['passed']}")
     for service, count in sorted(one["fallback"].items()):
         lines.append(f"- Calls that {_safe(service)} answered instead: {count}")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from koo.storage.worker import Backend, Job, Worker
 
 T = TypeVar("T")
 
-IN_USE = "koo's state store is in use on another event loop: write `await platform.close()` where its work there ends"
+IN_USE = "koo's state store is in use on another event loop: call `await platform.close()` there when its work is done"
 _left_behind: list[Worker] = []
 """Workers of a parent process, kept alive in its forked child. A garbage-collected connection sends a goodbye over the
 socket that it shares with the parent, and the server would close the parent's session."""
