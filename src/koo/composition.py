@@ -187,9 +187,8 @@ class Parts:
 
     def make_database(self, **changes: Any) -> None:
         """Create the database. `changes`: further arguments of `Database`."""
-        from koo.database.database import (
-            Database,
-        )  # SQLAlchemy takes longer to import than koo
+        # Imported here, because importing SQLAlchemy takes longer than importing all of koo.
+        from koo.database.database import Database
 
         self.database_in_use = Database(
             self.options.database,

@@ -63,10 +63,10 @@ class BreakerOptions(Checked):
     window_s: float = option(
         30.0, "period that rates cover", "half of the recovery time", unit="s", above=0, at_most=3600
     )
-    window_buckets: int = option(10, "parts of the window", "tenths are fine enough", at_least=2, at_most=600)
+    window_buckets: int = option(10, "parts of the window", "a tenth is fine enough", at_least=2, at_most=600)
     calls_min: int = option(
         20,
-        "calls in the window from which on a rate counts",
+        "calls in the window before a rate counts",
         "at 10 % failures, a window of 20 calls trips by chance 7 times in a million",
         at_least=1,
     )
@@ -82,7 +82,7 @@ class BreakerOptions(Checked):
         at_most=1,
     )
     inconclusive_max: int = option(
-        10, "probes without a verdict before it opens again", "testing has to end", at_least=1
+        10, "probes without a verdict before it opens again", "testing must not go on forever", at_least=1
     )
     streak_heals_after_s: float = option(
         600.0,
@@ -114,9 +114,9 @@ class RetryOptions(Checked):
     cap_s: float = option(
         30.0, "longest pause that koo chooses", "waiting longer is the caller's decision", unit="s", above=0
     )
-    multiplier: float = option(2.0, "growth factor of the pause", "doubles it", at_least=1, at_most=100)
+    multiplier: float = option(2.0, "growth factor of pauses", "the usual doubling", at_least=1, at_most=100)
     budget_tokens: float = option(
-        20.0, "repeats that a burst may use", "enough for a burst, not for a retry storm", at_least=0
+        20.0, "repeats that a burst of failures may use", "enough for a burst, not a retry storm", at_least=0
     )
     budget_per_success: float = option(
         0.1, "repeats earned per first-try success", "load grows by a tenth at most", at_least=0, at_most=10
@@ -233,13 +233,13 @@ class DatabaseOptions(OnceOptions):
         20.0, "age at which an open scope is logged", "a third of the default deadline", unit="s", above=0
     )
     connect_concurrency: int = option(
-        4, "connections opened at a time", "a restarted server accepts few", at_least=1, at_most=10_000
+        4, "connections opened at the same time", "a restarted server accepts few", at_least=1, at_most=10_000
     )
     keepalive_s: float = option(
-        30.0, "idle time until TCP checks the peer; 0: system default", "that is hours", unit="s", at_least=0
+        30.0, "idle time until TCP checks the peer; 0: system default", "which is hours", unit="s", at_least=0
     )
     tcp_user_timeout_s: float = option(
-        30.0, "longest time without an ACK; 0: system default", "half of a scope", unit="s", at_least=0
+        30.0, "longest time without ACK; 0: system default", "half a scope's deadline", unit="s", at_least=0
     )
     server_timeouts: bool = option(
         True,
@@ -320,7 +320,7 @@ class ServiceOptions(Timed):
         not_set(), "an attempt that takes longer counts as slow", "half an attempt", unit="s", above=0
     )
     max_tokens: int = option(
-        4096, "output limit, always sent", "it limits the money held", unit="tokens", at_least=1
+        4096, "most output tokens, always sent", "it limits how much money is held", unit="tokens", at_least=1
     )
     daily_budget_usd: Decimal | None = option(
         Decimal("10.0"),
@@ -462,7 +462,7 @@ class PlatformOptions(Checked):
         at_most=600,
     )
     token: str | None = option(
-        None, "token of callers that may do everything", "without it, only local access", secret=True
+        None, "token that permits everything", "without it, only this machine has access", secret=True
     )
     token_2: str | None = option(
         None,
@@ -471,7 +471,7 @@ class PlatformOptions(Checked):
         secret=True,
     )
     read_token: str | None = option(
-        None, "token of callers that may only read", "callers with `KOO_TOKEN` may read too", secret=True
+        None, "token that permits only reading", "callers with `KOO_TOKEN` may read too", secret=True
     )
     read_token_2: str | None = option(
         None,

@@ -109,7 +109,7 @@ UNPREPARED = Meaning(
     says="a prepared statement is not on the server's connection: behind a pooler in transaction mode set"
     " DATABASE_PREPARED_STATEMENTS=false",
 )
-# After a failover the pooled connections still lead to the old primary, which is a standby now: all are replaced.
+# After a failover the pooled connections still go to the old primary, which is now a standby: all are replaced.
 READ_ONLY = Meaning(Kind.READ_ONLY, NEUTRAL, drop=Drop.ALL, says="the database accepts no writes")
 STANDBY = READ_ONLY.saying(
     "the server accepts no writes: it is a standby, or was made read-only; new connections will be opened"
