@@ -160,8 +160,8 @@ def gather(environ: Mapping[str, str], env_file: Path) -> dict[str, Found]:
 def _read(variables: Mapping[str, str], source: Source) -> dict[str, Found]:
     found = {name: Found(name, text.strip(), source) for name, text in variables.items()}
     if "REQUEST_METHOD" in found:
-        # "httpoxy" (CVE-2016-5385): in a CGI process a client's header `Proxy: …` arrives as HTTP_PROXY. Any client
-        # could send koo's requests, with their keys, through its own proxy.
+        # "httpoxy": in a CGI process a client's header `Proxy: …` arrives as HTTP_PROXY. Any client could send koo's
+        # requests, with their keys, through its own proxy.
         found.pop("HTTP_PROXY", None)
     for name in PROXIES:
         # Lower case takes precedence, as in curl and requests. That includes an empty value, so that a shell can turn

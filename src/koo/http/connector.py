@@ -65,8 +65,8 @@ PARTS_MAX = 50_000
 
 def refuse_dense(document: bytes) -> None:
     """Raises `AnswerTooDense` for a document with more parts than any real response."""
-    # Counting bytes costs microseconds and comes before decoding. A limit on bytes alone is not enough: 4 MiB of `[[[…`
-    # become millions of Python objects, and every other call in the process waits while they are made.
+    # Counting bytes costs microseconds and comes before decoding. A limit on bytes alone is not enough: 4 MiB of
+    # `[],[],…` become a million of Python objects, and every other call in the process waits while they are made.
     if len(document) > DENSE_FROM and is_dense(document, PARTS_MAX):
         raise AnswerTooDense(PARTS_MAX)
 

@@ -5,9 +5,9 @@ names, in several layers, and in portions. With an encoding that koo does not su
 lost, never the status: aiohttp itself would fail at the header, and a 429 with its `Retry-After` would look like a
 response that is not HTTP. The header alone decides nothing: plain text under a wrong label is read as plain text.
 
-A compressed body is also an attack: 1 KiB of it can unpack to a gigabyte, or to nothing after minutes of work. So no
-step unpacks more than `PORTION_MAX` bytes, `HttpClient.read` counts the unpacked size, and `EMPTY_BYTES_MAX` limits
-work without a result.
+A compressed body can also be an attack: in two layers, 1 KiB can unpack to a gigabyte, or to nothing after minutes of
+work. So no step unpacks more than `PORTION_MAX` bytes, `HttpClient.read` counts the unpacked size, and
+`EMPTY_BYTES_MAX` limits work without a result.
 """
 
 from __future__ import annotations
