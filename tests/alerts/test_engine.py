@@ -95,7 +95,7 @@ def test_an_episode_begins_once_continues_and_ends_once() -> None:
     assert view["message"] == worse.message and view["data"] == {"error_rate": 0.3}, (
         "it has the latest numbers"
     )
-    assert view["timestamp"] == view["since"] == "2026-09-21T14:13:20+00:00", "since it began"
+    assert view["timestamp"] == view["since"] == "2026-09-21T14:13:20+00:00", "its start is kept"
     (ended,) = watch.step(T0 + 90)
     assert (ended.id, ended.phase, ended.ended_at) == (began.id, "resolved", T0 + 90)
     assert ended.message == worse.message
@@ -573,7 +573,7 @@ def test_an_acknowledged_alert_sends_no_reminders() -> None:
         "the acknowledgement has expired"
     )
     assert watch.views(T0 + 3 * hour)[0]["acknowledged"] is None
-    assert reminders(at(T0 + 3 * hour), 0.0) == [], "0: never"
+    assert reminders(at(T0 + 3 * hour), 0.0) == [], "0 means never"
 
 
 def test_warnings_send_no_reminders() -> None:

@@ -204,7 +204,7 @@ def test_a_dead_processs_alert_ends_when_another_process_has_evidence(tmp_path: 
         assert said(tmp_path) == [
             "firing database_unavailable",
             "resolved database_unavailable",
-        ], "and is reminded of by no process that has not seen it"
+        ], "a process that has not seen it sends no reminders"
 
     run(test)
 
@@ -238,7 +238,7 @@ def test_an_alert_that_no_process_observes_ends_after_a_day_and_is_deleted_later
             clock.now += 2
             await now.keeper.sweep(now.store)
             assert lasting(tmp_path) == []
-            assert await now.look() == [], "without news"
+            assert await now.look() == [], "its end is not announced"
             clock.now += ENDED_KEPT_S + 1
             await now.keeper.sweep(now.store)
             assert await now.history() == []

@@ -18,7 +18,7 @@ def test_a_check_is_late_when_its_sign_has_not_changed_for_too_many_steps() -> N
     signs.see("probe", "first", 3)
     assert signs.late == ["probe"]
     signs.see("probe", "second", 3)
-    assert signs.late == [], "it has run"
+    assert signs.late == [], "the check has run"
 
 
 def test_a_check_that_is_not_meant_to_run_is_not_late() -> None:

@@ -298,7 +298,7 @@ class Walk:
             assert seen["overall_health"] != "healthy", [one.fingerprint for one in refusing]
         states = {view["state"] for view in seen["ai_services"]["services"].values()}
         down = seen["database"]["state"] == "circuit_open" or states <= {"circuit_open", "rate_limited"}
-        assert (seen["overall_health"] == "unhealthy") is down, "the promised rule"
+        assert (seen["overall_health"] == "unhealthy") is down, "overall health follows the promised rule"
         assert (seen["severity"] == "critical") >= (seen["overall_health"] == "unhealthy")
         assert (seen["severity"] is None) <= (seen["overall_health"] == "healthy")
 

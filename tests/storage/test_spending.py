@@ -115,7 +115,7 @@ def test_a_dead_processs_money_is_found_written_off_once_and_recorded_with_the_o
         await dead.ledger.beat()
         name = dead.ledger.purses.name
         await spend(alive)
-        assert await alive.unsettled.find() == [], "it lives"
+        assert await alive.unsettled.find() == [], "the process is alive"
         assert await alive.unsettled.write_off(name, "ada", "") == []
 
         shared.sql(f"UPDATE koo_processes SET seen_ms = seen_ms - {LIVES_MS + 1000} WHERE name = '{name}'")
