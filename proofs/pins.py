@@ -29,10 +29,10 @@ PLATFORM = re.compile(r"any|manylinux\w*_(x86_64|aarch64)|macosx\w*_(arm64|unive
 NEEDED = [(python, machine) for python in (11, 12, 13) for machine in ("x86_64", "aarch64")]
 """Pythons on Linux: every package needs a wheel for each of these."""
 HEADS = {
-    RUN: "koo's dependencies, its build tool, and the local model",
-    TEST: "what the tests need in addition to run.txt",
-    BENCH: "what the benchmarks compare with, in addition to run.txt and test.txt",
-    APART: "the peers in their own environment, .venv/peers, because LiteLLM requires an older openai than the tests",
+    RUN: "Packages for koo: its dependencies, its build tool, and the local model",
+    TEST: "Packages for the tests, in addition to run.txt",
+    BENCH: "Packages that the benchmarks compare koo with, in addition to run.txt and test.txt",
+    APART: "Packages for .venv/peers, a separate environment, because LiteLLM requires an older openai than the tests",
 }
 PIN = re.compile(r"([\w.-]+)==([^\s;\\]+)")
 
