@@ -84,6 +84,8 @@ class Lookups:
             )  # type: ignore[assignment]
         except (OSError, UnicodeError) as error:
             found = _reason(error)
+        # Removed in the same step in which the waiters are collected: a caller that comes later starts a new lookup,
+        # instead of joining one that has already ended and would never wake it.
         with lock:
             waiting = running.pop(name, [])
         for loop, future in waiting:

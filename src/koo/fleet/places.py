@@ -41,6 +41,7 @@ def place_of_database(options: DatabaseOptions) -> str:
 
 def _machine(address: str) -> str:
     """This machine's name if the address is local to it, else empty."""
+    # 127.0.0.1 on two machines is two servers. Compared as one, an outage of one would prime the breakers of the other.
     host = urlsplit(address).hostname or ""
     return socket.gethostname() if not host or is_loopback(host) else ""
 
