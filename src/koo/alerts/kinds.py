@@ -252,7 +252,7 @@ KINDS: Mapping[str, AlertKind] = {
     "budget_forecast": AlertKind(
         "warning",
         "Budget will run out before it resets",
-        # An extrapolation: a single expensive call moves the last hour's pace, in both directions.
+        # The forecast is an extrapolation, and a single expensive call moves the last hour's pace, up and later down.
         pending_s=300.0,
         recovering_s=900.0,
         part_of=_BUDGET_STEPS,

@@ -103,7 +103,7 @@ def _shortages(services: Sequence[ServiceHealth]) -> Iterator[Finding]:
 
 
 def _unsettled(services: Sequence[ServiceHealth], budgets: Sequence[Budget]) -> Iterator[Finding]:
-    # One alert for all budgets, because one process that dies leaves money in each of its budgets.
+    # This is one alert for all budgets, because one process that dies leaves money in each of its budgets.
     days = {f"{view['service_name']}'s day": view["rate_limits"]["daily_budget"] for view in services}
     own = {f"the budget {budget['title']!r}": budget for budget in budgets}
     left = {name: Decimal(budget["unsettled"]) for name, budget in [*days.items(), *own.items()]}

@@ -189,7 +189,7 @@ def _gives_back_at(count: Count, now: float) -> float | None:
 def limits_view(service: ServiceLike, budget: BudgetView, wall: Wall) -> RateLimits:
     """All limits of a service. A limit that is not set has None for `limit`."""
     money_view = budget_view(budget)
-    if service.free:  # no call is ever refused for lack of money
+    if service.free:  # its calls are never refused for lack of money
         money_view["used_up"] = False
     views: RateLimits = {
         "requests_per_minute": _unlimited(),
@@ -312,7 +312,7 @@ def used_up(service: ServiceLike, budget: BudgetView, wall: Wall) -> str:
     limit = service.allowance.limit_usd
     if (
         limit is not None
-        and not service.free  # otherwise no call is ever refused for lack of money
+        and not service.free  # a free service's calls are never refused for lack of money
         and budget.spent_usd + budget.unsettled_usd >= limit
     ):
         return f"the daily budget of {money(limit)} USD is used up"

@@ -80,8 +80,8 @@ class Talk:
 
     def _opened(self, line: socket.socket) -> None:
         """Keep a duplicate of the connection; called in the thread."""
-        # A duplicate, because TLS wraps the original socket and detaches it: `shutdown` on that object would do
-        # nothing afterwards.
+        # It must be a duplicate, because TLS wraps the original socket and detaches it: `shutdown` on that object would
+        # do nothing afterwards.
         self._line = line.dup()
         # The deadline may have passed while the thread was connecting, when there was nothing to shut down yet.
         if self._is_cut:
