@@ -143,7 +143,7 @@ def test_it_shows_the_state_of_everything_and_updates_itself(browser: str, tmp_p
                 assert await page.run("document.querySelector('#verdict').classList.contains('critical')")
                 assert "svg" in await page.run("document.querySelector('link[rel=icon]').href")
                 card = await page.text("[data-card=claude]")
-                for words in ("circuit open", "3 failures in a row", "Tried again in", "0 %", "status 529"):
+                for words in ("circuit open", "3 failures in a row", "Next attempt in", "0 %", "status 529"):
                     assert words in card
                 assert "second" in await page.text(".well"), "a healthy service stays one line"
 

@@ -78,7 +78,7 @@ function ComesBack({ alert }) {
   if (next !== null) return [" Tests recovery ", h(Until, { at: next }), "."];
   if (resets !== null) return [" Resets ", h(Until, { at: resets }), "."];
   const at = whole && alert.kind === "service_down" ? nextAttemptAt(whole) : null;
-  return at === null ? null : [" Tried again ", h(Until, { at }), "."];
+  return at === null ? null : [" Next attempt ", h(Until, { at }), "."];
 }
 
 /** @param {Alert} alert */

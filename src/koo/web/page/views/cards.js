@@ -129,9 +129,9 @@ export function ServiceWhy({ one }) {
 /** @param {Service} service */
 function nextAttempt(service) {
   const at = nextAttemptAt(service);
-  if (at !== null) return h("p", null, "Tried again ", h("strong", null, h(Until, { at })), " · ", h(Clock, { at }));
+  if (at !== null) return h("p", null, "Next attempt ", h("strong", null, h(Until, { at })), " · ", h(Clock, { at }));
   if (service.state !== "circuit_open") return null;
-  return h("p", null, "Tried again after a successful unbilled check, or after a reset");
+  return h("p", null, "Next attempt after a successful unbilled check, or after a reset");
 }
 
 /** @param {Service} service */

@@ -75,8 +75,8 @@ function refusals(one) {
 function Limits({ one }) {
   const limits = one.rate_limits, { concurrency } = one.configuration;
   return h("ul", { class: "limits" },
-    limit("requests per minute", limits.requests_per_minute), limit("requests per hour", limits.requests_per_hour),
-    limit("requests per day", limits.requests_per_day), limit("tokens per minute", limits.tokens_per_minute),
+    limit("requests a minute", limits.requests_per_minute), limit("requests an hour", limits.requests_per_hour),
+    limit("requests a day", limits.requests_per_day), limit("tokens a minute", limits.tokens_per_minute),
     concurrency == null ? null : h("li", null, h("span", { class: "soft" }, "concurrent calls"), h("span", null, count(concurrency))),
     limits.notice ? h("li", { class: "soft small" }, capital(limits.notice)) : null);
 }
