@@ -57,9 +57,9 @@ class Listener(socket.socket):
             raise BlockingIOError(errno.EAGAIN, "called again immediately after an error") from None
         shortage_in(error)
         # `make_room` closes an idle connection, but its descriptor is released only in the loop's next turn: asyncio
-        # and uvloop close a socket in a callback. For this connection, close a descriptor of the reserve and accept
-        # with that number. No other code of this thread runs in between, but a thread can take it; then accept raises
-        # as before.
+        # and uvloop close a socket in a callback. For this connection, close a descriptor of the reserve; `accept`
+        # then gets the number that this frees. No other code of this thread runs in between, but a thread can take it;
+        # then accept raises as before.
         self.make_room()
         if self._reserve:
             os.close(self._reserve.pop())
