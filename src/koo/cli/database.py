@@ -21,7 +21,7 @@ class Act(TypedDict):
 
 
 def act(name: str, within_s: float | None, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """`name`: pause, resume, drain or rotate. Exit code 1 if a drain did not wait for all scopes."""
+    """`name`: pause, resume, drain or rotate. Exit code 1 if scopes are still open after a drain."""
     answer = run_async(_act(name, within_s, reason, url))
     if as_json:
         put_json(answer)

@@ -34,8 +34,8 @@ SERVICES = (
     *(Column(head, right=True) for head in ("requests", "failed", "refused", "p95", "spent today")),
 )
 OVERRIDES = {
-    "forced_open": "forced open by an operator, every call is refused",
-    "disabled": "disabled by an operator, every call passes and nothing counts",
+    "forced_open": "forced open by an operator: every call is refused",
+    "disabled": "disabled by an operator: every call passes and nothing is counted",
     "metrics_only": "in shadow: it counts but refuses nothing",
 }
 COUNTS_OF_ONE = "requests, failed, refused and p95 cover one process of {}; money covers all (koo fleet)"
@@ -48,7 +48,7 @@ BUDGETS = (
 
 
 def status(url: str | None, *, as_json: bool) -> Exit:
-    """Show everything at a glance; the exit code contains the verdict, too."""
+    """Show everything at a glance; the exit code reflects the verdict."""
     asked, health, processes = run_async(_ask(url))
     if as_json:
         put_json(health)
