@@ -119,6 +119,6 @@ def test_loopback_hosts_are_recognised() -> None:
     assert [host for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.example") if is_loopback(host)] == []
 
 
-def test_the_local_url_of_a_listening_server() -> None:
+def test_a_listening_server_has_a_local_url() -> None:
     assert url_of("0.0.0.0", 1) == "http://127.0.0.1:1"
     assert url_of("::", 1) == url_of("::1", 1) == "http://[::1]:1"

@@ -655,7 +655,7 @@ def test_an_event_passes_up_to_the_size_limit() -> None:
         EventParser(1000).feed(b"z" * 1001)
 
 
-def test_a_stream_of_events_over_a_socket() -> None:
+def test_events_are_streamed_over_a_socket() -> None:
     async def main() -> None:
         parts = [b"data: a\n", b"\ndata: \xe2", b"\x82\xac\n\n: ping\n\n", b"event: end\ndata: z\n\n"]
         async with serving(talking(STREAM_HEAD, *map(chunk, parts), b"0\r\n\r\n")) as url, client() as http:

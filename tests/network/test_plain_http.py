@@ -39,7 +39,7 @@ def service(url: str, **more: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("more", [{"api_key": "canary"}, {"headers": {"x-api-key": "canary"}}], ids=str)
-def test_a_key_over_plain_http_is_warned_of_once(
+def test_a_key_over_plain_http_causes_one_warning(
     more: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert warned(caplog, **service(AWAY, **more)) == [
@@ -70,7 +70,7 @@ def test_there_is_no_warning_if_no_secret_is_sent_unencrypted(
     assert warned(caplog, **options) == []
 
 
-def test_a_proxy_password_over_plain_http_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_proxy_password_over_plain_http_causes_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     options = {
         **service("https://models.example/v1", proxy=PROXY),
         "alerts": AlertOptions(webhook="https://hooks.example/x"),

@@ -223,7 +223,7 @@ def test_a_self_hosted_server_needs_no_key() -> None:
 
 
 @every_vendor
-def test_a_plain_answer(vendor: str) -> None:
+def test_a_plain_answer_is_read(vendor: str) -> None:
     completion = complete(vendor, answer("Paris – ça va? 😀", input_tokens=14, output_tokens=5))
     assert completion.text == "Paris – ça va? 😀"
     assert completion.model == MODELS[vendor]

@@ -204,7 +204,7 @@ BREAKS = [(adapter, name) for adapter, names in BROKEN.items() for name in sorte
 
 
 @pytest.mark.parametrize(("adapter", "name"), BREAKS, ids=lambda one: getattr(one, "__name__", str(one)))
-def test_an_adapter_that_breaks_a_rule_is_found(
+def test_an_adapter_that_breaks_a_rule_is_detected(
     adapter: type[Base], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -143,7 +143,7 @@ def test_a_self_hosted_server_needs_no_key() -> None:
 # ── valid responses ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_plain_answer() -> None:
+def test_a_plain_answer_is_read() -> None:
     completion = TALK.complete(answer("Paris – ça va? 😀", input_tokens=14, output_tokens=5))
     assert completion.text == "Paris – ça va? 😀" and completion.model == FLASH
     assert completion.usage == Usage(input_tokens=14, output_tokens=5)

@@ -96,7 +96,7 @@ def test_a_url_without_a_path_gets_the_usual_one(address: str, root: str) -> Non
 # ── valid responses ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_plain_answer() -> None:
+def test_a_plain_answer_is_read() -> None:
     completion = TALK.complete(answer("Paris – ça va? 😀", input_tokens=14, output_tokens=5))
     assert completion.text == "Paris – ça va? 😀" and completion.model == SONAR
     assert completion.usage == Usage(input_tokens=14, output_tokens=5)
