@@ -149,7 +149,9 @@ def test_koo_home_trusts_its_file_with_a_warning(shared: Path, caplog: pytest.Lo
     ]
 
 
-def test_a_file_that_every_user_can_read_causes_a_warning(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_every_user_can_read_causes_a_warning(
+    shared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = write(shared / ".env", 0o644)
     with caplog.at_level(logging.WARNING, "koo"):
         assert port(shared) == 8123

@@ -47,6 +47,8 @@ class Strays:
             return []
         if self._tries >= TRIES_MAX or self._tried_bytes > TRIED_BYTES_MAX:
             return []
+        # Both limits are checked before the lines are joined. Past them the lines are only collected, and `finish`
+        # parses the document once: a real document is not lost, and a hostile one costs a bounded amount of work.
         document = b"\n".join(self._lines)
         self._tries, self._tried_bytes = self._tries + 1, self._tried_bytes + len(document)
         if is_dense(document, STRAY_PARTS_MAX) or not is_whole(document):
@@ -66,6 +68,8 @@ class Strays:
 def is_whole(document: bytes) -> bool:
     """Whether it is complete JSON. Raises `TransportError` for a document that is too dense to be decoded."""
     refuse_dense(document)
+    # "surrogateescape" and `strict=False`: a document with an invalid byte or a raw line break in a text is complete
+    # all the same, and lenient decoding will read it. Refused here, its end would never be found.
     try:
         json.loads(document.decode("utf-8", "surrogateescape"), strict=False)
     except (ValueError, RecursionError):

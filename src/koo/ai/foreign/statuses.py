@@ -80,6 +80,7 @@ def classify_status(error: Exception, service: str) -> ExternalServiceError | No
     if is_answer(error):
         return None
     names = names_of(type(error))
+    # gRPC's `code` is a method, and AWS's 400 may be a rate limit. Both would be misread by the general rule below.
     if "grpc" in names or any(base.__name__.endswith("RpcError") for base in type(error).__mro__):
         return _by_grpc(error, service)
     if _status(aws_metadata(error).get("HTTPStatusCode")):
@@ -145,6 +146,8 @@ def plain_headers(given: object) -> dict[str, str]:
 
 def _status(value: object) -> int | None:
     """The value if it is a status: a plain integer, and not a string, a bool or a library's own enumeration."""
+    # Below 400 there is no failure to classify. `type(…) is int` excludes bools and enumerations of other libraries,
+    # whose members compare like numbers but mean something else.
     if (type(value) is int or isinstance(value, HTTPStatus)) and 400 <= value < 600:
         return int(value)
     return None

@@ -62,6 +62,7 @@ def _judge_stainless(table: FaultTable) -> Callable[[Exception, set[str], str], 
 
     def judge(error: Exception, names: set[str], service: str) -> ExternalServiceError | None:
         service = service or table.vendor
+        # Before `APIError`, which is the base class of all of them and has no status here.
         if "APIConnectionError" in names:
             return _unreached(error, names, service)
         if "APIResponseValidationError" in names:
@@ -80,6 +81,8 @@ def _judge_stainless(table: FaultTable) -> Callable[[Exception, set[str], str], 
 
 
 def _unreached(error: Exception, names: set[str], service: str) -> ExternalServiceError:
+    # The SDKs raise the same classes for all failures below HTTP. Only the cause, from the HTTP library, says how far
+    # the request got, and so whether it may have been billed.
     cause = error.__cause__
     unsent = cause is not None and any(base.__name__ in UNSENT for base in type(cause).__mro__)
     if "APITimeoutError" in names and not unsent:
@@ -90,6 +93,7 @@ def _unreached(error: Exception, names: set[str], service: str) -> ExternalServi
 
 def _parse(error: Exception) -> ParsedError:
     """Parse an SDK's error from its decoded body, its headers and its status, if it has one."""
+    # Without a status the error was inside a stream whose response had begun with 200.
     code = getattr(error, "status_code", None)
     status = code if isinstance(code, int) else 200
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
