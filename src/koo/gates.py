@@ -57,7 +57,7 @@ does not apply to them: a list would otherwise have its own queries refused."""
 
 
 class Guarded(Protocol):
-    """The part of a guard that the gates use: what each model has for itself."""
+    """The part of a guard that the gates use. Each model has its own."""
 
     breaker: Breaker
     cooldown: Cooldown
@@ -151,7 +151,8 @@ class Gates:
         return bool(self.pacing)
 
     def give_back(self, taken_at: float) -> None:
-        """Return the place and the units, taken at `taken_at`, of a call that is not made after all."""
+        """Return the place and the units of a call that is not made after all. `taken_at`: when the units were
+        taken."""
         self.bulkhead.give_back()
         self.limits.refund(taken_at)
 

@@ -428,7 +428,7 @@ class Guard:
             self.leave(passage, permit, CANCELLED)
 
     def count_outage(self, in_row: bool, failure: Failure | None) -> None:
-        """Another model could not reach the shared host, which counts here too. `in_row`: it was a step in the row
+        """Count the failure of another model to reach the shared host. `in_row`: it counted as a failure in a row
         there."""
         self.breaker.last_error = failure
         self.breaker.count_outage(in_row, self._monotonic(), self.gates.draw)
@@ -448,9 +448,9 @@ class Guard:
         """
         timeout, now = self.gates.family.timeout, self._monotonic()
         fault = fault_of_time(self.name, timeout, error, alarm, passage, now) or self.judge(error)
-        # Before any pause: this attempt's place serves another call meanwhile, and its probe slot another probe.
-        # Whether to repeat is decided afterwards, because this very failure may have opened the breaker or begun a
-        # cooldown.
+        # The permit ends before any pause, so that another call can use this attempt's place, and another probe its
+        # slot. Whether to repeat is decided afterwards, because this very failure may have opened the breaker or begun
+        # a cooldown.
         self.leave(passage, permit, fault)
         if fault.anew and passage.anew < ANEW_MAX:
             passage.anew += 1

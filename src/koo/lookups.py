@@ -18,7 +18,8 @@ from koo.forks import forget_in_child
 from koo.shortages import no_descriptor, start
 
 NAMES_MAX = 256
-"""The maximum number of threads: only a runaway loop looks up more hanging names than this."""
+"""The maximum number of threads. More name lookups than this can hang at the same time only because of a runaway
+loop."""
 
 Address = tuple[
     socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]

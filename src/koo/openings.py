@@ -45,7 +45,7 @@ class Trip:
 
     The breaker opens at `in_row_max` failures in a row (`in_row` is the count). The threshold is lower while `primed`
     is not empty: it says which other processes have the circuit open. Of `calls` in the last `window_s` seconds,
-    `failures` failed and `slow` took `slow_s` or longer; `running_slow` of the slow ones have not ended. From
+    `failures` failed and `slow` took `slow_s` or longer; `running_slow` of the slow calls are still running. From
     `calls_min` calls on, a failure share of `failure_rate_max` or a slow share of `slow_rate_max` opens the breaker.
     `seen`: the calls that failed or were slow, oldest first; `left_out` of them were dropped from the list.
     """

@@ -210,8 +210,9 @@ class Budgets:
         """Record the spending of each budget with a limit, for forecasts. `now_s` is in wall seconds."""
         for name, budget in self._names.items():
             standing = self.ledger.standing(name)
-            # Other processes' spending is unknown until the store has been read once. Recorded as zero before, it would
-            # then look like a sudden jump, and the forecast would be that the budget runs out within minutes.
+            # Other processes' spending is unknown until the store has been read once. If zero were recorded until then,
+            # the first reading would look like a sudden jump, and the forecast would be that the budget runs out within
+            # minutes.
             if budget.limit is not None and self.ledger.knows(name):
                 pace = self._paces.setdefault(name, SpendingPace())
                 pace.note(now_s, budget.purse.key.period, standing.spent)

@@ -147,7 +147,7 @@ class ServiceCharge(ABC):
         self._budgets.settle(hold, self._service.name, bill, self.how)
 
     def release(self) -> None:
-        """Give everything back, because nothing can have been billed."""
+        """Release the hold and the tokens, because nothing can have been billed."""
         if self._tokens is not None:
             self._tokens.settle(0)
         hold, self._hold = self._hold, None

@@ -1,4 +1,4 @@
-"""Finds where a client stores its key. The place is found once, and the key is read from it on each call.
+"""Finds where a client stores its key. The attribute is found once, and the key is read from it on each call.
 
 So a key that was changed on a live client is a new credential. No SDK is imported: an SDK's resource
 (`client.chat.completions`), a client, a framework's model (LangChain's `ChatOpenAI`, LlamaIndex's `OpenAI`) or an HTTP

@@ -289,8 +289,8 @@ class Gateway:
             request,
             self._price(options, model),
             _terms(query),
-            # Perplexity's count includes its search results, which differ each time. A count learned from one answer
-            # would be no bound for the next prompt.
+            # Perplexity's count includes its search results, which differ each time. A count from one answer is not an
+            # upper bound for the next prompt.
             conversations=None if options.kind == "perplexity" else self._conversations,
             thinks_unseen=may_think_unseen(options, model),
         )

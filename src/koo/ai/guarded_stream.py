@@ -119,7 +119,7 @@ class GuardedStream(ABC, Generic[V]):
 
     @abstractmethod
     async def _close(self) -> None:
-        """Close what is being read."""
+        """Close the source of the pieces."""
 
     def _partial_text(self) -> str:
         """The text that has arrived so far."""

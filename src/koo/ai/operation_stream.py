@@ -206,8 +206,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     async def _ask(self, reading: Coroutine[object, object, R]) -> R:
         held = self._held
         if held is None or (self._closed and self._failed is None):
-            # The stream has ended, and a library's object still answers from what it has collected, such as
-            # `get_final_message()`. That sends nothing, so there is nothing to guard, and the permit is gone.
+            # The stream has ended. Methods such as `get_final_message()` still work, because they return what the
+            # library's object has collected. They send nothing, so there is nothing to guard, and the permit has ended.
             return await reading
         try:
             self._take_turn()

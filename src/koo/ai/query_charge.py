@@ -1,8 +1,8 @@
-"""The money of a query. Its worst case follows from the length of its prompt, its bill from the provider's usage.
+"""The charge of a query: the hold is its worst case by prompt length, the bill is the usage that the provider reports.
 
-The hold shrinks as soon as a usage report shows that less can be billed. The booked cost is the one that the provider
-reports, or that its complete usage costs. If the report is incomplete, the cost is an estimate: the price of what
-arrived, or the whole hold if the model may have hidden thinking or nothing arrived. An estimate is never above the
+The hold shrinks as soon as a usage report shows that less can be billed. The booked cost is the cost that the provider
+reports, or else the price of its complete usage. If the report is incomplete, the cost is an estimate: the price of
+what arrived, or the whole hold if the model may have hidden thinking or nothing arrived. An estimate is never above the
 hold, and never below what was reported.
 """
 

@@ -428,7 +428,8 @@ class Service:
     def forget_used(self, *, stored: bool = False) -> None:
         """Reset the used limits to zero, on an operator's request. Money is never reset.
 
-        `stored`: another process made the reset, and subtracts the day's requests of all processes in the state store.
+        `stored`: another process made the reset, and has subtracted the day's requests of all processes in the state
+        store.
         """
         for count in self.gates.limits.counts:
             if stored and isinstance(count, DayCount):

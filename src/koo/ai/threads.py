@@ -101,7 +101,7 @@ class Threads:
         return lambda *args, **kwargs: self.run(partial(function, *args, **kwargs))
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run `work()` in a thread, in this context. Raises what it raises, and TypeError if it returns a stream."""
+        """Run `work()` in a thread, in this context. Raises its exceptions, and TypeError if it returns a stream."""
         # The call has the function and its arguments; this frame must not, as error reporters record frames.
         call, work = Call(work), UNSHOWN
         self._hand_over(call)
@@ -205,7 +205,7 @@ class Threads:
 
 
 async def aside(service: str, work: Callable[[], T]) -> T:
-    """Run a short blocking function off the loop. Raises what it raises, and `ServiceRefused` if no thread is free."""
+    """Run a short blocking function off the loop. Raises its exceptions, and `ServiceRefused` if no thread is free."""
     try:
         return await asyncio.to_thread(work)
     except RuntimeError as error:

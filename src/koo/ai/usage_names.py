@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 
 
 class Names(NamedTuple):
-    """A family's names for its counts.
+    """The names under which one family of APIs reports its token counts.
 
     `cached` and `into_cache` are included in `read`; the counts in `beside_…` are separate from it. `also_read` and
     `also_written` are added to `read` and `written`.

@@ -2,7 +2,7 @@
 
 It answers the question "why was I not notified?" for each notice and each channel: the notice was sent, waits for its
 next attempt, was given up, or is below the lowest severity that is sent. For an alert without a notice the engine gives
-the reason. If no channel is configured, that is the reason.
+the reason. Without a configured channel, the reason is that there is none.
 """
 
 from __future__ import annotations

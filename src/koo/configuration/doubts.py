@@ -39,7 +39,7 @@ def doubts(settings: Variables) -> Iterator[tuple[Name, str]]:
 
 
 def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
-    # Only values that somebody has set are reported. For a default that has no effect there is nothing to do.
+    # Only values that a user has set are reported: a default without effect needs no action.
     given = settings.given
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
@@ -71,7 +71,8 @@ def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
 def _of_channels(settings: Variables) -> Iterator[tuple[str, str]]:
     if settings.koo_alert_email_from is not None and not settings.koo_alert_email:
         yield "koo_alert_email_from", "is set, but no mail is sent without KOO_ALERT_EMAIL"
-    # Somebody who sets a severity expects notifications. Without a channel there are none, and nothing else says so.
+    # A user who sets a severity expects notifications. Without a channel none are sent, and no other message reports
+    # that.
     channels = (settings.koo_alert_webhook, settings.koo_alert_slack, settings.koo_alert_email)
     if any(channels):
         return

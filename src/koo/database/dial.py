@@ -42,7 +42,8 @@ class Dial:
     async def call(
         self, own: Collection[str], connect: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any
     ) -> T:
-        """Call `connect(*args, **kwargs)` with the current parameters. `own`: those that do not come from the URL."""
+        """Call `connect(*args, **kwargs)` with the current parameters. `own`: the names of the parameters that do not
+        come from the URL."""
         # The old URL's parameters are dropped, not merged: an option that only the old URL has must not survive a
         # rotation.
         if self.parameters is not None:

@@ -10,8 +10,9 @@ arrives later fails on it. So one statement both finds the outcome and makes it 
 The table also has a row for each *idempotency key* (`koo.database.operations`), with the result of the operation.
 
 On PostgreSQL every COMMIT of a scope that wrote has a marker. A SELECT may call a function that writes, and only the
-server knows whether it did. For such a transaction the same message makes the server check, and insert a row only if
-something was written. SQLite commits in this process, which always knows the outcome, so it needs no markers.
+server knows whether it did. So for a scope without a statement that writes, the same message makes the server check,
+and insert a row only if something was written. SQLite commits in this process, which always knows the outcome, so it
+needs no markers.
 
 The table is created explicitly: with `koo db init`, or by the application's own migration with the same SQL. If the
 table is missing or cannot be used, scopes that may write are refused: otherwise they would silently lose the protection

@@ -188,7 +188,7 @@ class Transcript:
         ours = self.expired and meaning.kind in (Kind.CONNECTION, Kind.TIMEOUT)
         self._count(error, meaning, ours)
         # One exception: the server had `cleanup_timeout_s` to react to the cancel request and did not. A server that
-        # does not even cancel is unreachable, and that is a failure.
+        # does not even process a cancel request counts as unreachable, which is a failure.
         if ours:
             self._unanswered = self.stopped and record.aborted
         return ours

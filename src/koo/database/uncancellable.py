@@ -94,9 +94,9 @@ class _Deaf:
     __slots__ = ("_asyncio_future_blocking", "_future")
 
     def __init__(self, future: asyncio.Future[Any]) -> None:
-        # asyncio's protocol between a future and a task: awaiting a future sets this flag, and the task checks and
-        # clears it on what it receives, or rejects it. The task receives this wrapper, so the wrapper's flag is set,
-        # and the real future's is cleared here in the task's place.
+        # asyncio's protocol between a future and a task: awaiting a future sets this flag. The task checks and clears
+        # the flag of the object that it receives, and raises an error if it is not set. The task receives this wrapper,
+        # so the wrapper's flag is set, and the real future's is cleared here in the task's place.
         self._future = future
         self._asyncio_future_blocking = True
         future._asyncio_future_blocking = False

@@ -205,8 +205,8 @@ class Fleet:
     def _note_told(self, told: Told, heard: Heard, guards: dict[GuardKey, Guard], now: float) -> None:
         """Record what the store now has, and apply its reply to the guards."""
         # The store had no row of this process: it is new, it was silent for a day, or the store was restored from a
-        # backup. What it reported earlier is gone there, so the next beat must report every guard, not only the changed
-        # ones.
+        # backup. The earlier reports are no longer in the store, so the next beat must report every guard, not only the
+        # changed ones.
         if heard.is_new:
             for watched in self._watched.values():
                 watched.told = None

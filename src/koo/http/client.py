@@ -64,7 +64,8 @@ DIRECT = NetworkOptions()
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its response with the last event. Opening a new connection costs about as much."""
 BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
-"""What reading raises. aiohttp raises RuntimeError for a read on a connection that this side has just closed."""
+"""The exceptions that reading a body can raise. aiohttp raises RuntimeError for a read on a connection that this side
+has just closed."""
 
 
 class ClosedHere(TransportError):
@@ -114,9 +115,9 @@ class HttpClient:
         self._timeout = aiohttp.ClientTimeout(
             total=None,
             sock_connect=connect_timeout_s,
-            # `sock_connect` covers only the socket to the proxy. Without a limit for the whole way, a proxy that
-            # accepts the connection and never replies to CONNECT would block the request until the attempt's own
-            # timeout.
+            # `sock_connect` covers only the socket to the proxy. Without a limit for the whole connection setup, a
+            # proxy that accepts the connection and never replies to CONNECT would block the request until the attempt's
+            # own timeout.
             connect=None if proxy is None else connect_timeout_s * STEPS_TO_A_TUNNEL,
         )
         self._session: aiohttp.ClientSession | None = None

@@ -17,7 +17,8 @@ TRIES_MAX = 16
 TRIED_BYTES_MAX = 1024 * 1024
 """Total bytes to parse in those attempts, because the event loop waits during each of them."""
 STRAY_PARTS_MAX = 10_000
-"""Objects and lists in a document that is parsed, split and encoded again in one step. A larger one is not split."""
+"""The most objects and lists in a document that is split: it is parsed and encoded again without yielding to the
+loop."""
 
 
 class Strays:

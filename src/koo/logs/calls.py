@@ -72,7 +72,7 @@ class CallLog:
     def failed(
         self, service: str, what: What, error: BaseException, kind: Kind, attempts: int, then: str = ""
     ) -> None:
-        """Log or count a call that finally failed with `error`, which means `kind`; `then` says what is done next.
+        """Log or count a call that finally failed with `error`, which means `kind`; `then` names the next step.
 
         `attempts`: how many reached the other side; 0 if the call was refused.
         """

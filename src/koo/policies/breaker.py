@@ -398,7 +398,7 @@ class Breaker:
             if permit in self._resting:
                 self._take_back(permit)
                 # The stream still runs and will settle. As a permit of this generation it would settle as a probe and
-                # look for its slot, which is gone.
+                # try to release its slot, which it no longer has.
                 permit.generation = OUTSIDE
                 self.diary.note(now, now - permit.given_at, "inconclusive")
                 self._count_inconclusive(now, draw)

@@ -140,7 +140,7 @@ class DayHand:
             self._ring()
 
     def rest(self, now: float, idle_s: float) -> None:
-        """Send the purse's units home after `idle_s` without a call."""
+        """Return the purse's units to the store after `idle_s` without a call."""
         purse = self.budget.purse
         if purse.least and now - self.last_at >= idle_s:
             purse.least = 0

@@ -76,9 +76,10 @@ class Limit:
         self.size = size
         self.left = left = remaining - sent_since
         full_at = now + resets_in_s
-        # Some servers count the seconds from the call's arrival, others from their response. The difference is up to
-        # `took_s`. So an end that is later by no more than that is the same end, seen through a slow response, and is
-        # not moved: otherwise each slow response would push the end of a window further away.
+        # Some servers count the seconds from the call's arrival, others from their response. The two differ by up to
+        # `took_s`. So a reset time that is later than the known one by at most `took_s` is the same reset time,
+        # reported by a slow response, and the known one is kept. Otherwise each slow response would push the end of a
+        # window further away.
         if not now < self.full_at < full_at <= self.full_at + took_s:
             self.full_at = full_at
         if self._period_s < resets_in_s:  # noqa: PLR1730 - this runs with each answer

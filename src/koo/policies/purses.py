@@ -224,7 +224,8 @@ class Purses:
         return bool(self.waiting) or any(purse.has_news() for purse in self.purses.values())
 
     def may_send_home(self, purse: Purse) -> bool:
-        """Whether the next beat may send some of it home. Only the beat itself decides how much stays for the pace."""
+        """Whether the next beat may return some of the purse's room. Only the beat itself computes how much must stay
+        for the pace."""
         stays = purse.budget.purse is purse and purse.key not in self._recalled
         return purse.room > (purse.least if stays else 0)
 

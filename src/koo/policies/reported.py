@@ -81,7 +81,7 @@ def is_unhealthy(evidence: Evidence) -> bool:
 
 
 def is_troubled(breaker: Breaker) -> bool:
-    """Whether it is closed, but with half of the failure rate or slow rate that would open it."""
+    """Whether the breaker is closed, but has at least half of the failure rate or slow rate that would open it."""
     options, window = breaker.options, breaker.window
     if breaker.phase is not CLOSED or window.calls < options.calls_min:
         return False

@@ -114,7 +114,8 @@ class Totals:
 class Treasury:
     """A budget's row for one period. `limit` None: spending is counted, and nothing is granted or refused.
 
-    `limit_at_ms`: when a process last reported this limit. `recall_at_ms`: when a caller's need last went unmet.
+    `limit_at_ms`: when a process last reported this limit. `recall_at_ms`: when a waiting call last needed more than
+    was left, which recalls idle money.
     """
 
     limit: int | None = None

@@ -91,7 +91,7 @@ def fault_of(error: ExternalServiceError) -> Fault:
 
 
 def _repeatable(error: ExternalServiceError, treatment: Treatment) -> bool:
-    """Whether a repeat may succeed. What the server says about that takes precedence over the table."""
+    """Whether a repeat may succeed. The server's own statement about that takes precedence over the table."""
     said = None if error.detail is None else error.detail.get("should_retry")
     return treatment.repeatable if said is None or error.kind in NOT_REPEATED else bool(said)
 

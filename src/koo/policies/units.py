@@ -73,10 +73,10 @@ class Window:
 
     def take_out(self, units: int) -> None:
         """Remove `units` that were reported as used, but were not."""
-        # When they were reported is not known any more, so the oldest units are removed. The unused one then stays in
-        # the window in place of an older one that was used, and leaves no earlier than that one should. If the
-        # youngest were removed, the unused one would stand for a younger use, and leave before a period has passed
-        # since it.
+        # It is no longer known when they were reported, so the oldest units are removed. An unused unit then stays in
+        # the window in place of an older, used one, and leaves it no earlier than the used one should. If the youngest
+        # were removed, the unused unit would take the place of a younger use, and leave before a period has passed
+        # since that use.
         while units > 0 and self.occupied:
             units -= self._take_from(0, units)
 
@@ -139,9 +139,9 @@ class Told:
     `number` grows with each message. `granted`: the total of its lease, as far as the process has received it. `over`:
     units used without a lease since the last reply, as pairs of how long ago (ms) and how many. `undone`: units that
     were reported as used, but were not; reported only once, so that a lost reply cannot take them back twice. `need`:
-    how many units the first waiting caller lacks; `want`: how many all callers and the next moments lack. `window`: how
-    many this process used in the last period, for a store that has lost its rows. `lease_ms`: the shortest lease that
-    suits the trip to the store. `clears`: an operator has reset the limit.
+    how many units the first waiting caller lacks; `want`: how many all waiting callers and the calls of the next
+    moments lack. `window`: how many this process used in the last period, for a store that has lost its rows.
+    `lease_ms`: the shortest lease that suits the trip to the store. `clears`: an operator has reset the limit.
     """
 
     name: str
@@ -279,8 +279,8 @@ def _take_told(rows: Rows, told: Told, now_ms: int, bucket_ms: int, *, is_repeat
         rows.own = _take_totals(window, own, told, now_ms, bucket_ms)
     if not is_repeated:
         window.take_out(told.undone)
-    # `over` is counted even if the message is repeated, and is reported again after a lost reply. It may so be counted
-    # twice, which refuses some calls for one period; left out, it could exceed the limit.
+    # `over` is counted even if the message is repeated, and is reported again after a lost reply. So it may be counted
+    # twice, which refuses some calls for one period. If it were left out, the limit could be exceeded.
     for ago_ms, units in told.over:
         window.add(now_ms - ago_ms, units, bucket_ms)
     # One freeze per outage. If each report began one, the processes that return one after another would stop the

@@ -77,7 +77,7 @@ class Short:
     """A call was recently refused for lack of money, and the budget's `left_usd` would not cover the same call now.
 
     `budget` is the name of a budget that an operator set, with its tag (NAME/TAG). It is empty for the service's own
-    daily budget. `title` is its name in a sentence. `resets_at` is in wall seconds.
+    daily budget. `title` names it in messages. `resets_at` is in wall seconds.
     """
 
     budget: str

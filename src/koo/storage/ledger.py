@@ -60,8 +60,8 @@ POSTINGS_MAX = 100_000
 
 
 Settled = tuple[float, str, int, int, int, Bill, How]
-"""A settled call whose entry waits: wall time in seconds, service, day, amount, bound, bill and course. The beat builds
-the entry and its id. Building them at settlement would double what accounting costs each call."""
+"""A settled call whose entry waits: wall time in seconds, service, day, amount, bound, bill, and how the call went. The
+beat builds the entry and its id. Building them at settlement would double what accounting costs each call."""
 
 
 @dataclass(slots=True)

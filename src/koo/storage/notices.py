@@ -37,8 +37,9 @@ NOTICE = "key, what, fingerprint, kind, severity, component, message, started_ms
 PUT = f"""INSERT INTO koo_notices ({NOTICE}, at_ms)
     VALUES (:key, :what, :fingerprint, :kind, :severity, :component, :message, :started_ms, :ended_ms, :data, :at_ms)
     ON CONFLICT (key) DO NOTHING RETURNING key"""
-# `since_ms` is set when the channel is first seen and never changed. Without it, a new channel would owe all notices of
-# the last day. If each start renewed it, notices that other processes wrote during a restart would never be sent.
+# `since_ms` is set when the channel is first seen and never changed. Without it, a new channel would have to send all
+# notices of the last day. If each start renewed it, notices that other processes wrote during a restart would never be
+# sent.
 JOIN = """INSERT INTO koo_channels (name, since_ms, process, lease_ends_ms, next_ms, failures, reason)
     VALUES (:channel, :since_ms, '', 0, 0, 0, '') ON CONFLICT (name) DO NOTHING"""
 NEW = """n.at_ms >= c.since_ms AND n.at_ms > :owed_ms AND NOT EXISTS

@@ -333,8 +333,8 @@ class SqliteBackend(SqlBackend):
 
     def _begin_to_read(self, connection: Connection) -> None:
         # BEGIN alone locks nothing; the first read does, and fails while another process switches the file to WAL. A
-        # trivial read here moves that failure into `_patiently`, which tries again. In the caller's work it would make
-        # the whole transaction fail. SQLAlchemy rolls back if the second statement fails.
+        # trivial read here moves that failure into `_patiently`, which tries again. If it happened in the caller's
+        # work, the whole transaction would fail. SQLAlchemy rolls back if the second statement fails.
         connection.exec_driver_sql("BEGIN")
         connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
 

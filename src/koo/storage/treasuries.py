@@ -360,8 +360,8 @@ def write_off_in(tx: Transaction, process: str) -> dict[Key, int]:
     """Free what a process was granted and has not spent, in a transaction."""
     values = {"process": process}
     # Locking the row first orders the write-off against a late beat of that process. If the beat comes first, its
-    # spending is no longer free. If it comes second, it finds the name closed and is answered "not you". Unordered,
-    # the same money could be freed here and reported as spent there.
+    # spending is no longer free. If it comes second, it finds the name closed and is answered "not you". Without this
+    # order, the same money could be freed here and reported as spent by the beat.
     _process(tx, process, tx.rows(LOCK_PROCESS, {**values, "wall_ms": 0, "now_ms": None}), 0, None)
     freed = {Key(budget, period): amount for budget, period, amount in tx.rows(FREED, values)}
     for key, amount in freed.items():

@@ -107,7 +107,7 @@ class Live:
     # ── joining and leaving ───────────────────────────────────────────────────────────────────────────────────
 
     async def join(self, listener: Listener, head: Mapping[str, Any]) -> None:
-        """Add a listener and offer it the whole state.
+        """Add a listener, with the whole state as its first message.
 
         Raises `ServiceRefused` if the limit is reached or this process is ending.
         """

@@ -94,5 +94,5 @@ _of: WeakKeyDictionary[Platform, Readiness] = WeakKeyDictionary()
 
 
 def readiness_of(platform: Platform) -> Readiness:
-    """Return the platform's only instance: its routes, its lifespan and its server must agree."""
+    """Return the platform's only instance, which its routes, its lifespan and its server share."""
     return _of.setdefault(platform, Readiness(platform))

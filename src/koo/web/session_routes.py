@@ -1,8 +1,8 @@
 """The form that exchanges a token for a session, and the routes that end a session and show whose it is.
 
-The form works without JavaScript. Its cookie has no `Path`, so a browser uses the folder of the URL that set it, as
-the browser sees that URL. Therefore the form is placed in the folder that the page and the API have in common, and the
-cookie is sent to exactly these, even behind a proxy that adds or strips a path prefix.
+The form works without JavaScript. Its cookie has no `Path`, so a browser uses the folder of the URL that set it, as the
+browser sees that URL. Therefore the URL of the form is in the folder that the page and the API share. The cookie is
+then sent to both and to nothing else, even behind a proxy that adds or strips a path prefix.
 """
 
 from __future__ import annotations

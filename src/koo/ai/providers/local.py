@@ -210,8 +210,8 @@ class LocalProvider:
             "max_tokens": min(request.max_tokens, self._context_tokens),
             "temperature": TEMPERATURE if request.temperature is None else request.temperature,
             "repeat_penalty": REPEAT_PENALTY,
-            # A prompt that is partly in the cache is computed in other batches. The rounding differs, and with it the
-            # answer at temperature 0: the same prompt would have two answers, depending on the query before.
+            # A prompt that is partly in the cache is computed in different batches. So the rounding differs, and at
+            # temperature 0 the same prompt could have two answers, depending on the query before.
             "cache_prompt": False,
             "stream": True,
             "stream_options": {"include_usage": True},

@@ -35,8 +35,8 @@ async def tokens_of(wire: Wire, messages: Messages) -> list[int] | None:
 
 
 async def _put_together(wire: Wire, messages: Messages) -> list[int]:
-    # The template is filled with placeholders and split at them afterwards. They are random, so that a message cannot
-    # contain one and end up in another place of the chat.
+    # The template is filled with placeholders and split at them afterwards. They are random, so that the template's own
+    # text cannot contain one.
     stands_for = {secrets.token_hex(16): one["content"] for one in messages}
     asked = [one | {"content": place} for one, place in zip(messages, stands_for, strict=True)]
     written = (await _ask(wire, "/apply-template", {"messages": asked}))["prompt"]

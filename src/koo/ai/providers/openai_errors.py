@@ -35,7 +35,7 @@ from koo.ai.providers.waits import Headers, Stated
 DEPTH_MAX = 4
 """Levels of wrapping to follow. Two gateways in a row wrap an error twice; deeper levels are not part of an error."""
 LISTED_MAX = 8
-"""Items of a list to read. A longer list does not contain the details of one error."""
+"""How many items of a list to read. A longer list does not contain the details of one error."""
 FIELDS_MAX = 200
 """Fields of one error to search for waits. A hostile body could contain a hundred thousand of them."""
 PLAIN_TEXT_MAX = 1000
