@@ -100,7 +100,7 @@ def test_long_steps_do_not_delay_a_reading() -> None:
     assert [looks.step(now) for now in (0.0, EVERY_S / 2, EVERY_S)] == [1, 1, 2]
 
 
-def test_after_hurry_the_next_step_reads() -> None:
+def test_after_hurry_is_called_the_next_step_reads_the_host() -> None:
     looks = Looks()
     looks.step(0.0)
     looks.watch.hurry()

@@ -165,7 +165,9 @@ def test_an_sdks_connection_error_for_lack_of_a_descriptor_becomes_koos_shortage
     assert isinstance(fault.error, ServiceRefused) and fault.error.reason == NO_DESCRIPTOR
 
 
-def test_an_operation_without_a_thread_fails_with_a_clear_text_and_the_next_one_runs(tmp_path: Path) -> None:
+def test_an_operation_for_which_no_thread_can_start_fails_with_a_clear_text_and_the_next_one_runs(
+    tmp_path: Path,
+) -> None:
     async def main() -> None:
         async with platform(tmp_path) as koo:
             koo.register_service("reports", in_thread=True)
@@ -252,7 +254,7 @@ def test_the_bridge_without_a_descriptor_for_its_loop_does_not_wait_forever() ->
     assert bridge.call(work(), Until(None)) == 7
 
 
-def test_a_disk_reading_without_a_thread_is_made_a_second_later(tmp_path: Path) -> None:
+def test_a_disk_reading_for_which_no_thread_can_start_is_made_a_second_later(tmp_path: Path) -> None:
     watch = HostWatch({"home": tmp_path})
     with no_threads("koo host"):
         watch.step(0.0)
@@ -262,7 +264,7 @@ def test_a_disk_reading_without_a_thread_is_made_a_second_later(tmp_path: Path) 
         os.sched_yield()
 
 
-def test_log_lines_wait_for_a_thread() -> None:
+def test_log_lines_wait_until_their_thread_can_start() -> None:
     written: list[bytes] = []
     writer = LineWriter(written.append, str)
     with no_threads("koo log"):
@@ -272,7 +274,7 @@ def test_log_lines_wait_for_a_thread() -> None:
     assert b"".join(written) == b"one\ntwo\n"
 
 
-def test_a_mail_without_a_thread_is_sent_later() -> None:
+def test_a_mail_for_which_no_thread_can_start_is_sent_later() -> None:
     async def main() -> None:
         channel = Mail(
             "smtp://127.0.0.1:1", ("a@example.com",), "b@example.com", NetworkOptions(), lambda: 0.0

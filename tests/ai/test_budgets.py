@@ -187,7 +187,7 @@ def test_a_service_already_in_the_fallback_is_called_once_and_in_its_place() -> 
     in_world(test, own(limit="0.001", service="first", on_exhausted="second"))
 
 
-def test_a_budget_that_refuses_without_its_store_also_sends_the_query_on() -> None:
+def test_a_budget_that_refuses_without_its_store_also_moves_the_query_to_the_named_service() -> None:
     async def test(world: VirtualWorld) -> None:
         assert isinstance(world.budgets.ledger, MemoryLedger)
         world.budgets.ledger.exchange.trouble = "the disk is full"  # type: ignore[assignment]

@@ -203,7 +203,7 @@ def test_failures_of_all_keys_open_one_circuit() -> None:
     run(test, failure_threshold=3)
 
 
-def test_an_outage_met_with_one_key_counts_once() -> None:
+def test_each_failure_counts_once_whatever_the_key() -> None:
     async def test(own: Own) -> None:
         lost = ServiceFailed("own", "lost", kind=Kind.CONNECTION)
         for number in range(2):

@@ -27,7 +27,7 @@ async def failure(world: World, **options: Any) -> ExternalServiceError:
     return caught.value
 
 
-def test_a_prompt_that_is_too_long_for_one_model_is_answered_by_one_that_reads_more() -> None:
+def test_a_prompt_that_is_too_long_for_one_model_is_answered_by_a_model_with_a_larger_window() -> None:
     async def test(world: World) -> None:
         world.claude.script(TOO_LONG)
         got = await world.ask(model=SMALL, fallback=("openai",))

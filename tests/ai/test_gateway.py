@@ -1,4 +1,4 @@
-"""What becomes of a query: answers, refusals, retries, fallback and money, checked at the server."""
+"""The outcome of a query: answers, refusals, retries, fallback and money, checked at the server."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_a_deadline_ends_the_whole_query_and_is_not_the_services_failure() -> No
 
 
 def test_an_attempt_that_takes_too_long_is_a_failure_and_booked_at_its_bound() -> None:
-    """It may have been billed, so any amount below the worst case could be too low."""
+    """The attempt may have been billed, so booking less than the worst case could be too little."""
 
     async def test(world: World) -> None:
         world.claude.script(hang())
@@ -397,7 +397,7 @@ def test_an_answer_lost_on_the_way_back_is_booked_at_its_bound() -> None:
     run(test, retry=RetryOptions(attempts_max=1))
 
 
-def test_a_caller_that_leaves_gives_everything_back_and_pays_for_what_was_sent() -> None:
+def test_a_cancelled_caller_returns_everything_and_pays_for_the_request_that_was_sent() -> None:
     async def test(world: World) -> None:
         gate = Gate()
         world.claude.script(gate)

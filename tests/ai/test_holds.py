@@ -29,7 +29,7 @@ def held(world: VirtualWorld) -> Decimal:
 # ── what a stream reports ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_stream_with_counted_input_holds_only_that_and_its_answer() -> None:
+def test_a_stream_with_counted_input_holds_only_that_input_and_its_longest_answer() -> None:
     async def main() -> None:
         world = VirtualWorld()
         read = Usage(input_tokens=2, cache_read_tokens=3, output_tokens=1)
@@ -46,7 +46,7 @@ def test_a_stream_with_counted_input_holds_only_that_and_its_answer() -> None:
     run_virtual(main)
 
 
-def test_a_report_without_a_final_input_count_shrinks_nothing() -> None:
+def test_a_report_without_a_final_input_count_shrinks_no_hold() -> None:
     async def main() -> None:
         world = VirtualWorld()
         world.first.chunks = [
@@ -129,7 +129,7 @@ def test_clamp_lowers_max_tokens_to_what_the_query_may_cost() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_clamp_lowers_max_tokens_to_what_all_budgets_leave(streamed: bool) -> None:
+def test_clamp_lowers_max_tokens_to_what_all_budgets_allow(streamed: bool) -> None:
     async def main() -> None:
         room = (3 * Decimal(INPUT_TOKENS_MAX) + 15 * Decimal(20)) / 1_000_000
         own = BudgetOptions(name="nightly", limit_usd=room, tag="night")

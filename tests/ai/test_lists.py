@@ -196,7 +196,7 @@ def test_a_query_past_its_deadline_does_not_end_the_list() -> None:
     run_virtual(main)
 
 
-def test_a_cancelled_list_ends_its_queries_and_leaves_nothing_taken() -> None:
+def test_a_cancelled_list_ends_its_queries_and_returns_everything_they_took() -> None:
     async def main() -> None:
         world = ListWorld(concurrency_max=10)
         asking = asyncio.create_task(world.ask_many(*several(2000)))
@@ -301,7 +301,7 @@ def test_unknown_services_are_reported_among_the_answers() -> None:
 
 
 def test_a_querys_error_is_in_no_reference_cycle() -> None:
-    """It is freed with its list, not by a later run of the garbage collector."""
+    """The error is freed with its list, not by a later run of the garbage collector."""
 
     async def main() -> None:
         world = ListWorld()

@@ -159,7 +159,7 @@ def test_chat_markers_in_a_prompt_are_text_and_do_not_end_a_turn(place: str) -> 
 
 
 def test_koos_chat_template_produces_the_servers_tokens() -> None:
-    """Token for token, for messages without markers."""
+    """The tokens are identical for messages without markers."""
 
     async def main() -> None:
         provider = LocalProvider("local")

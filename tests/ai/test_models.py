@@ -17,7 +17,7 @@ SERVICE = ServiceOptions(name="lab", kind="openai_compatible", model="m", api_ke
         "models/gemini-1.5-pro", "gemini-2.0-flash", "meta-llama/Llama-3.3-70B-Instruct",
     ],
 )  # fmt: skip
-def test_some_models_show_everything_that_is_billed(model: str) -> None:
+def test_some_models_show_all_the_tokens_that_they_bill(model: str) -> None:
     assert not may_think_unseen(SERVICE, model)
 
 
@@ -28,7 +28,7 @@ def test_some_models_show_everything_that_is_billed(model: str) -> None:
         "gemini-3.8-flash", "deepseek-reasoner", "perplexity/sonar", "m", "", "nvidia/llama-3.3-nemotron-super-49b",
     ],
 )  # fmt: skip
-def test_other_and_unknown_models_may_think_unseen(model: str) -> None:
+def test_other_and_unknown_models_may_have_hidden_reasoning(model: str) -> None:
     assert may_think_unseen(SERVICE, model)
 
 

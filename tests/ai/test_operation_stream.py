@@ -189,7 +189,7 @@ def test_an_asynchronous_generator_is_accepted_even_if_its_object_has_a_blocking
     run(test)
 
 
-def test_an_unread_stream_sends_and_takes_nothing_and_causes_no_warning() -> None:
+def test_an_unread_stream_sends_nothing_takes_no_permit_and_causes_no_warning() -> None:
     async def test(own: Own) -> None:
         library = Library("a")
         streams = [own.stream(getattr(library, form)) for form in ITERATORS + MANAGERS]

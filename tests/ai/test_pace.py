@@ -189,7 +189,9 @@ def test_callers_use_what_a_provider_allows_and_get_at_most_two_429s(
 
 
 @pytest.mark.parametrize("kind", [Window, Bucket])
-def test_the_same_holds_for_tokens(kind: Callable[[float], Meter]) -> None:
+def test_callers_use_what_a_token_limit_allows_and_hardly_ever_exceed_it(
+    kind: Callable[[float], Meter],
+) -> None:
     """The limit on tokens allows 50 answers a minute; that on requests allows more."""
     tokens = kind(A_MINUTE * SIZE.total_tokens)
     metered = ask_all({"requests": kind(1000), "tokens": tokens})
@@ -197,7 +199,7 @@ def test_the_same_holds_for_tokens(kind: Callable[[float], Meter]) -> None:
     assert CALLERS * SIZE.total_tokens >= 0.95 * tokens.allowed(metered.taken_at[-1])
 
 
-def test_the_same_holds_for_streams() -> None:
+def test_callers_of_streams_use_what_a_provider_allows_and_get_at_most_two_429s() -> None:
     tokens = Window(A_MINUTE * SIZE.output_tokens)
     metered = ask_all({"requests": Window(60), "output-tokens": tokens}, streamed=True)
     assert metered.refused <= 2
@@ -205,7 +207,7 @@ def test_the_same_holds_for_streams() -> None:
 
 
 @pytest.mark.parametrize("latency_s", [0.0, 10.0])
-def test_the_same_holds_for_fast_and_slow_answers(latency_s: float) -> None:
+def test_callers_with_fast_and_slow_answers_use_what_a_provider_allows(latency_s: float) -> None:
     meter = Window(A_MINUTE)
     metered = ask_all({"requests": meter}, latency_s=latency_s)
     assert metered.refused <= 2 and 0.95 * meter.allowed(metered.taken_at[-1]) <= CALLERS

@@ -88,7 +88,7 @@ def test_pieces_that_have_arrived_are_yielded_without_reading_the_clock() -> Non
     run_virtual(main)
 
 
-def test_the_readers_time_between_such_pieces_is_not_latency() -> None:
+def test_the_readers_time_between_pieces_that_arrived_together_is_not_latency() -> None:
     async def main() -> None:
         world = PortionWorld(
             ["a"] * 5, ["b"] * 5, stall_timeout_s=2.0, timeout_s=20.0, attempt_timeout_s=10.0

@@ -1,6 +1,4 @@
-"""Names as vendors, clouds and gateways write them lead to a price by rules, and never to one below what
-can be billed.
-"""
+"""Rules map the model names of vendors, clouds and gateways to a price that is never below the possible bill."""
 
 from __future__ import annotations
 
@@ -119,7 +117,7 @@ def test_if_any_host_may_answer_the_highest_price_is_charged(suffix: str) -> Non
     assert routed.cost_usd(READ) > base.cost_usd(READ), "another host charges more for it"
 
 
-def test_an_unknown_date_costs_as_much_as_the_dearest_known_one() -> None:
+def test_an_unknown_date_costs_as_much_as_the_most_expensive_known_one() -> None:
     """gpt-4o of May 2024 costs twice as much as the later ones."""
     assert usd("gpt-4o", "openai") == ("2.5", "10")
     assert usd("gpt-4o-2026-01-01", "openai") == usd("gpt-4o-2024-05-13", "openai") == ("5", "15")

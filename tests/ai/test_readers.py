@@ -33,7 +33,7 @@ def verdicts(world: VirtualWorld) -> list[int]:
 
 @pytest.mark.parametrize("seconds", [40, 90])
 def test_a_model_that_streams_its_thinking_is_not_silent(seconds: int) -> None:
-    """It may think for longer than the first-token timeout and for longer than an attempt."""
+    """The model may reason for longer than the first-token timeout and for longer than an attempt."""
 
     async def main() -> None:
         world = VirtualWorld()

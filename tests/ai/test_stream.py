@@ -150,7 +150,7 @@ def test_a_reader_that_leaves_stops_the_provider_and_pays_for_what_was_used(way:
 
 
 def test_a_stream_dropped_in_another_thread_is_settled_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settled where it was dropped, it would change a purse in the middle of another call's settlement."""
+    """A settlement in the other thread would change a purse in the middle of another call's settlement."""
     settled_in: list[int] = []
     settle = AnswerStream._settle
 

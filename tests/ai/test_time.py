@@ -93,7 +93,8 @@ def test_a_three_hour_call_keeps_its_hold_and_is_booked_at_its_real_cost(
 
 
 def test_silence_ends_at_the_first_token_timeout_and_is_booked_at_the_worst_case() -> None:
-    """That is long before the end of the attempt. The provider may have read the prompt and reasoned about it, so it
+    """The first-token timeout ends long before the attempt. The provider may have read the prompt and reasoned about
+    it, so it
     may bill.
     """
 
@@ -209,7 +210,7 @@ def test_no_service_is_called_after_the_deadline() -> None:
 
 @pytest.mark.parametrize("fallback", [(), ("second",), ("second", "first")])
 def test_a_deadline_that_has_already_passed_raises_its_own_error(fallback: tuple[str, ...]) -> None:
-    """Also with a fallback, which is not called. In a batch it is the error of each query."""
+    """This also applies with a fallback, which is not called. In a batch each query gets this error."""
 
     async def main() -> None:
         world = VirtualWorld()
@@ -229,7 +230,7 @@ def test_a_deadline_that_has_already_passed_raises_its_own_error(fallback: tuple
 
 
 def test_one_querys_error_never_ends_a_batch() -> None:
-    """Not even an error that koo does not expect."""
+    """This includes errors that koo does not expect."""
 
     async def main() -> None:
         world = VirtualWorld(retry=ONCE)
@@ -261,7 +262,7 @@ def test_latency_covers_the_whole_query() -> None:
 
 @pytest.mark.parametrize("pause_s", [50.0, 0.5])
 def test_reading_on_after_a_failure_raises_and_names_it(pause_s: float) -> None:
-    """Whether it failed before its first content or later: a silent end would make its text look complete."""
+    """This applies before and after the first content: a silent end would make the text look complete."""
 
     async def main() -> None:
         world = VirtualWorld(first_token_timeout_s=1.0, stall_timeout_s=2.0, retry=ONCE)
@@ -281,7 +282,7 @@ def test_reading_on_after_a_failure_raises_and_names_it(pause_s: float) -> None:
     run_virtual(main)
 
 
-def test_reading_on_after_a_cancellation_says_so() -> None:
+def test_reading_a_cancelled_stream_again_raises_that_its_reader_was_cancelled() -> None:
     async def main() -> None:
         world = VirtualWorld()
         world.first.chunks = words("one", "two", pause_s=5.0)

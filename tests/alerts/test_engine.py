@@ -282,7 +282,7 @@ def test_reading_the_views_changes_nothing() -> None:
 
 
 class HouseWatch(Watch):
-    """The alerts of a house."""
+    """The alerts of a simulated platform (a `House`)."""
 
     def __init__(self, house: House) -> None:
         super().__init__()
@@ -334,7 +334,7 @@ def test_an_alert_kept_through_recovery_keeps_its_start() -> None:
     in_house(test)
 
 
-def test_the_same_holds_for_the_databases_breaker(tmp_path: Path) -> None:
+def test_the_databases_breaker_is_shown_as_recovering_and_then_as_recovered(tmp_path: Path) -> None:
     async def test(house: House) -> None:
         watch = HouseWatch(house)
         await house.use_database(*[False] * 5)
@@ -480,7 +480,7 @@ def test_ended_alerts_are_listed_after_a_restart_too() -> None:
     assert after.look(T0 + 20) == []
 
 
-def test_a_restored_recovery_alert_still_stands_for_the_open_circuit() -> None:
+def test_a_restored_recovery_alert_still_represents_the_open_circuit() -> None:
     """Both alerts were stored: the open circuit and its recovery."""
     before = Watch()
     before.look(T0, OPEN)

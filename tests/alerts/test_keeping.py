@@ -38,7 +38,7 @@ REMIND_S = 600.0
 
 
 class Process:
-    """A process's alerts on the shared store. With `has_looked`, an alert that it does not find is over."""
+    """A process's alerts on the shared store. With `has_looked`, an alert that the process does not find has ended."""
 
     def __init__(self, folder: Path, clock: SetClock, *sees: str, has_looked: bool = True) -> None:
         self.store = SqlStore(f"sqlite:///{folder / 'state.db'}", clock=clock)

@@ -315,7 +315,7 @@ class TwoProcesses(RuleBasedStateMachine):
         return Finding(kind, component, f"{key} holds", begins=begins)
 
     def known(self) -> set[str]:
-        """The fingerprints that are open in the store, or that any process finds or still has."""
+        """The fingerprints of all alerts that are open in the store, found by a process, or still kept by one."""
         seen = {one.fingerprint for process in self.alive() for one in process.keeper.alerts.lasting}
         return seen.union(self.lasting(), *(process.found for process in self.alive()))
 

@@ -10,7 +10,7 @@ from koo.beats import KEPT_S, LATE_S, Beats
 from koo.testing.clock import run_virtual
 
 
-def test_a_check_is_late_when_its_sign_has_not_changed_for_too_many_steps() -> None:
+def test_a_check_is_late_if_its_sign_of_life_stays_the_same_for_too_many_steps() -> None:
     signs = Signs()
     for _ in range(4):
         signs.see("probe", "first", 3)

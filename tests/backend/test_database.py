@@ -60,7 +60,7 @@ def test_a_function_runs_as_one_transaction() -> None:
     assert asyncio.run(main("Lyon")) == 2
 
 
-def test_its_statuses_have_the_promised_keys() -> None:
+def test_the_databases_statuses_have_the_promised_keys() -> None:
     from core.database import check_database_health, db_manager
 
     async def main() -> None:

@@ -107,7 +107,7 @@ def test_both_servers_describe_the_same_api() -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_it_serves_the_platform_of_the_bound_names() -> None:
+def test_the_backend_serves_the_platform_of_the_bound_names() -> None:
     import main
     from core.ai_error_handling import ai_error_handler
 
@@ -121,7 +121,7 @@ def test_it_serves_the_platform_of_the_bound_names() -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_its_routers_can_be_included_in_another_application() -> None:
+def test_the_backends_routers_can_be_included_in_another_application() -> None:
     from fastapi import FastAPI
 
     from api.ai import router as ai
@@ -140,7 +140,7 @@ def test_its_routers_can_be_included_in_another_application() -> None:
     asyncio.run(ask())
 
 
-def test_it_runs_as_a_script(tmp_path: Path) -> None:
+def test_the_backend_runs_as_a_script(tmp_path: Path) -> None:
     with FakeAnthropic() as fake:
         process = subprocess.Popen(
             [sys.executable, "-W", "error", str(BACKEND / "main.py")],
@@ -157,7 +157,7 @@ def test_it_runs_as_a_script(tmp_path: Path) -> None:
         assert process.returncode == 0, err
 
 
-def test_a_wrong_setting_stops_it_with_one_sentence(tmp_path: Path) -> None:
+def test_a_wrong_setting_stops_the_backend_with_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(BACKEND / "main.py")],
         env=_environment(tmp_path, DATABASE_POOL_SIZE="0"),

@@ -133,7 +133,7 @@ def in_situation(
 # ── AI services ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_shapes_before_the_first_query(fake: FakeAnthropic) -> None:
+def test_each_status_has_its_shape_before_the_first_query(fake: FakeAnthropic) -> None:
     async def nothing(fake: FakeAnthropic) -> None:
         pass
 
@@ -153,7 +153,7 @@ def test_shapes_before_the_first_query(fake: FakeAnthropic) -> None:
     )
 
 
-def test_shapes_of_a_service_without_its_key(fake: FakeAnthropic) -> None:
+def test_each_status_has_its_shape_for_a_service_without_its_key(fake: FakeAnthropic) -> None:
     async def asked(fake: FakeAnthropic) -> None:
         failure = await ask(ExternalServiceError, "openai")
         assert failure is not None and failure.kind is Kind.NOT_CONFIGURED
@@ -168,7 +168,7 @@ def test_shapes_of_a_service_without_its_key(fake: FakeAnthropic) -> None:
     assert view["metrics"]["total_requests"] == 0
 
 
-def test_shapes_of_a_breaker_that_opens_and_recovers(
+def test_each_status_has_its_shape_while_a_breaker_opens_and_recovers(
     fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AI_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "0.2")
@@ -189,7 +189,7 @@ def test_shapes_of_a_breaker_that_opens_and_recovers(
     assert view["health"]["next_attempt"] is None
 
 
-def test_shapes_of_an_open_breaker(fake: FakeAnthropic) -> None:
+def test_each_status_has_its_shape_while_a_breaker_is_open(fake: FakeAnthropic) -> None:
     async def opened(fake: FakeAnthropic) -> None:
         fake.script(*[error(500, "api_error")] * 5)
         for _ in range(5):
@@ -214,7 +214,9 @@ def test_shapes_of_an_open_breaker(fake: FakeAnthropic) -> None:
         (Override.METRICS_ONLY, "closed", "healthy"),
     ],
 )
-def test_shapes_under_an_override(fake: FakeAnthropic, override: Override, word: str, state: str) -> None:
+def test_each_status_has_its_shape_under_an_override(
+    fake: FakeAnthropic, override: Override, word: str, state: str
+) -> None:
     async def overridden(fake: FakeAnthropic) -> None:
         from core.platform import platform
 
@@ -231,7 +233,7 @@ def test_shapes_under_an_override(fake: FakeAnthropic, override: Override, word:
     assert view["health"]["next_attempt"] is None
 
 
-def test_shapes_of_a_refused_key(fake: FakeAnthropic) -> None:
+def test_each_status_has_its_shape_after_a_key_was_refused(fake: FakeAnthropic) -> None:
     async def refused(fake: FakeAnthropic) -> None:
         fake.script(error(401, "authentication_error"))
         first = await ask(ExternalServiceError)
@@ -244,7 +246,7 @@ def test_shapes_of_a_refused_key(fake: FakeAnthropic) -> None:
     assert "key" in view["reason"]
 
 
-def test_shapes_at_a_limit_of_the_provider(fake: FakeAnthropic) -> None:
+def test_each_status_has_its_shape_at_a_limit_of_the_provider(fake: FakeAnthropic) -> None:
     async def throttled(fake: FakeAnthropic) -> None:
         fake.script(error(429, "rate_limit_error", headers={"retry-after": "300"}))
         first = await ask(ExternalServiceError, on_limit="refuse")
@@ -265,7 +267,7 @@ def test_shapes_at_a_limit_of_the_provider(fake: FakeAnthropic) -> None:
         ("REQUESTS_PER_DAY", "requests_per_day"),
     ],
 )
-def test_shapes_at_our_own_limit(
+def test_each_status_has_its_shape_at_our_own_limit(
     fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, variable: str, key: RequestWindow
 ) -> None:
     monkeypatch.setenv(f"AI_SERVICES__CLAUDE__{variable}", "1")
@@ -283,7 +285,7 @@ def test_shapes_at_our_own_limit(
 
 
 @pytest.mark.parametrize("key", ["requests_per_minute", "requests_per_hour", "requests_per_day"])
-def test_shapes_with_a_limit_of_zero(
+def test_each_status_has_its_shape_with_a_limit_of_zero(
     fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, key: RequestWindow
 ) -> None:
     """Every query is refused, and the only known time to try again is the end of the day."""
@@ -298,7 +300,9 @@ def test_shapes_with_a_limit_of_zero(
     assert (limit["used"], limit["limit"], limit["remaining"]) == (0, 0, 0)
 
 
-def test_shapes_without_limit_and_budget(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_status_has_its_shape_without_limit_and_budget(
+    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("REQUESTS_PER_MINUTE", "REQUESTS_PER_HOUR", "REQUESTS_PER_DAY", "DAILY_BUDGET"):
         monkeypatch.setenv(f"AI_SERVICES__CLAUDE__{name}", "none")
 
@@ -312,7 +316,7 @@ def test_shapes_without_limit_and_budget(fake: FakeAnthropic, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("budget", ["0", "0.000000000001"])
-def test_shapes_with_a_budget_of_zero(
+def test_each_status_has_its_shape_with_a_budget_of_zero(
     fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, budget: str
 ) -> None:
     monkeypatch.setenv("AI_SERVICES__CLAUDE__DAILY_BUDGET", budget)
@@ -327,7 +331,9 @@ def test_shapes_with_a_budget_of_zero(
     assert view["state"] == "rate_limited" and "budget" in view["reason"], "at any share of it"
 
 
-def test_shapes_of_a_spent_budget(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_status_has_its_shape_with_a_spent_budget(
+    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bill was equal to the budget."""
     monkeypatch.setenv("AI_SERVICES__CLAUDE__DAILY_BUDGET", "0.002")
     fake.script(answer("x", input_tokens=500, output_tokens=100))
@@ -341,7 +347,7 @@ def test_shapes_of_a_spent_budget(fake: FakeAnthropic, monkeypatch: pytest.Monke
     assert (budget["spent"], budget["remaining"]) == ("0.002", "0") and view["state"] == "rate_limited"
 
 
-def test_shapes_of_an_own_operation(fake: FakeAnthropic) -> None:
+def test_each_status_has_its_shape_for_an_own_operation(fake: FakeAnthropic) -> None:
     async def run(fake: FakeAnthropic) -> None:
         from core.ai_error_handling import ai_error_handler
 
@@ -356,7 +362,9 @@ def test_shapes_of_an_own_operation(fake: FakeAnthropic) -> None:
     assert view["rate_limits"]["daily_budget"]["limit"] is None
 
 
-def test_shapes_without_the_state_store(fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_status_has_its_shape_without_the_state_store(
+    fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KOO_STATE_URL", REFUSED_PORT)
 
     async def asked(fake: FakeAnthropic) -> None:
@@ -402,13 +410,13 @@ def in_database_situation(bring_about: Callable[[], Awaitable[Any]]) -> Database
     return asyncio.run(main())
 
 
-def test_shapes_of_a_sqlite_database() -> None:
+def test_each_status_has_its_shape_for_a_sqlite_database() -> None:
     view = in_database_situation(use_database)
     assert (view["healthy"], view["state"], view["conditions"], view["error"]) == (True, "healthy", [], None)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_shapes_of_a_postgresql_database(
+def test_each_status_has_its_shape_for_a_postgresql_database(
     postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch, driver: Any
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", postgres18.url(driver, postgres18.create_database()))
@@ -416,7 +424,7 @@ def test_shapes_of_a_postgresql_database(
     assert (view["healthy"], view["state"]) == (True, "healthy")
 
 
-def test_shapes_of_an_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_status_has_its_shape_for_an_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", REFUSED_PORT)
     monkeypatch.setenv("DB_MAX_RETRIES", "0")
 
@@ -433,7 +441,9 @@ def test_shapes_of_an_unreachable_database(monkeypatch: pytest.MonkeyPatch) -> N
     assert view["error"] and "hidden" not in view["error"] and (view["response_time_ms"] or 0) > 0
 
 
-def test_shapes_of_a_database_with_an_open_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_status_has_its_shape_for_a_database_with_an_open_breaker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("DATABASE_URL", REFUSED_PORT)
     monkeypatch.setenv("DB_MAX_RETRIES", "0")
 
@@ -454,7 +464,9 @@ def test_shapes_of_a_database_with_an_open_breaker(monkeypatch: pytest.MonkeyPat
     ("override", "word", "state"),
     [(Override.FORCED_OPEN, "forced_open", "circuit_open"), (Override.DISABLED, "disabled", "healthy")],
 )
-def test_shapes_of_a_database_under_an_override(override: Override, word: str, state: str) -> None:
+def test_each_status_has_its_shape_for_a_database_under_an_override(
+    override: Override, word: str, state: str
+) -> None:
     async def overridden() -> None:
         from core.database import db_manager
 
@@ -471,7 +483,9 @@ def test_shapes_of_a_database_under_an_override(override: Override, word: str, s
         assert view["circuit_breaker"]["reason"] == "forced open by an operator"
 
 
-def test_shapes_of_a_recovering_database(postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_status_has_its_shape_for_a_recovering_database(
+    postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATABASE_URL", postgres18.url(None, postgres18.create_database()))
     monkeypatch.setenv("DB_CIRCUIT_BREAKER_RECOVERY_TIMEOUT", "2")
 
@@ -491,7 +505,7 @@ def test_shapes_of_a_recovering_database(postgres18: PostgresServer, monkeypatch
     assert view["state"] in ("degraded", "healthy"), "the probe may have closed it during the check"
 
 
-def test_shapes_of_a_full_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_status_has_its_shape_with_a_full_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_POOL_SIZE", "1")
     monkeypatch.setenv("DATABASE_MAX_OVERFLOW", "0")
     monkeypatch.setenv("DATABASE_POOL_TIMEOUT", "0.1")

@@ -212,7 +212,7 @@ def _refusal(attempt: Callable[[], Coroutine[Any, Any, Any]]) -> str:
     return str(caught.value)
 
 
-def test_with_two_loops_used_in_turn_the_second_gets_the_code_to_write_and_the_first_works_on(
+def test_with_two_loops_used_in_turn_the_second_gets_an_error_with_the_code_to_write_and_the_first_still_works(
     tmp_path: Path,
 ) -> None:
     with FakeAnthropic() as server:

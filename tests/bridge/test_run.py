@@ -34,7 +34,7 @@ async def here() -> asyncio.AbstractEventLoop:
 # ── what it returns and raises ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_returns_what_the_coroutine_returns_and_raises_what_it_raises() -> None:
+def test_run_returns_the_coroutines_result_and_raises_its_error() -> None:
     async def fails() -> None:
         raise LookupError("mine")
 

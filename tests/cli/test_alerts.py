@@ -70,7 +70,7 @@ def until_listed(here: Here) -> dict[str, Any]:
 
 
 def test_an_alert_is_acknowledged_silenced_and_explained(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one command reports about it the others show too, with who and why."""
+    """Every command shows what the others recorded about the alert, with the operator and the reason."""
     monkeypatch.setenv("LOGNAME", "ada")
     with (
         receiver() as (hook, came),

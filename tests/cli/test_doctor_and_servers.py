@@ -1,4 +1,4 @@
-"""What `koo doctor` reports about a running server: never "ok" for an unhealthy one or for another folder's."""
+"""`koo doctor` never reports "ok" for an unhealthy server or for another folder's server."""
 
 from __future__ import annotations
 

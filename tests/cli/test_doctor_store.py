@@ -27,7 +27,7 @@ tmpfs /mem tmpfs rw 0 0
         ("/var/tmp/koo/koo-state.db", "a folder for temporary files", False),
     ],
 )
-def test_what_a_file_may_lose_depends_on_where_it_is(path: str, words: str, is_serious: bool) -> None:
+def test_the_risk_of_a_file_depends_on_its_location(path: str, words: str, is_serious: bool) -> None:
     (risk,) = risks_of_file(Path(path), MOUNTS)
     assert (words in risk.found, risk.is_serious) == (True, is_serious)
 
@@ -51,9 +51,7 @@ def test_a_file_on_a_local_disk_is_not_reported(path: str) -> None:
         ({"is_standby": True}, "accepts no writes"),
     ],
 )
-def test_what_a_server_may_lose_depends_on_its_settings(
-    changed: dict[str, object], words: str | None
-) -> None:
+def test_the_risks_of_a_server_depend_on_its_settings(changed: dict[str, object], words: str | None) -> None:
     settings = {
         "fsync": "on", "full_pages": "on", "commit": "on", "names": "", "is_standby": False, "followers": 0
     }  # fmt: skip
@@ -63,7 +61,7 @@ def test_what_a_server_may_lose_depends_on_its_settings(
         assert words is not None and words in risk.found and risk.advice
 
 
-def test_doctor_reports_what_a_running_server_may_lose(here: Here, postgres18: PostgresServer) -> None:
+def test_doctor_reports_the_risks_of_a_running_server(here: Here, postgres18: PostgresServer) -> None:
     """The tests' server has `fsync` off."""
     name = postgres18.create_database()
     postgres18.sql(f'ALTER DATABASE "{name}" SET synchronous_commit = off')

@@ -68,7 +68,7 @@ def test_an_older_servers_alerts_are_listed_too(here: Here) -> None:
 
 
 def test_status_has_one_line_per_service_and_one_per_reason(here: Here) -> None:
-    """Including the next attempt, times with their zone, and numbers as on the page."""
+    """The lines include the next attempt, times with their zone, and numbers as on the page."""
     open_ = {"circuit_breaker_state": "open", "next_attempt": AT}
     quota = f"the provider's quota is used up until {AT}"
     why = "5 failures in a row [/x], the last: status 500, api_error"
@@ -121,7 +121,7 @@ def test_a_warning_while_all_is_healthy_leads_to_the_alerts_too(here: Here) -> N
 
 
 def test_status_shows_what_is_wrong_with_koo_itself(here: Here) -> None:
-    """Its store, its disks, what it lacks and what is overdue; nothing if nothing is wrong."""
+    """It has lines about koo's store, disks, shortages and overdue work, and none if nothing is wrong."""
     documents: Any = health_of("degraded", lab=service_of())
     well = {
         "state_store": {"reachable": True, "reason": "", "lost_at": None, "refuses": []},
@@ -153,7 +153,7 @@ def test_status_shows_what_is_wrong_with_koo_itself(here: Here) -> None:
 
 
 def test_the_database_is_named_with_the_time_since_its_probe_succeeds_again(here: Here) -> None:
-    """And a refused probe's duration is not shown among the good numbers."""
+    """The duration of a refused probe is not shown as a latency."""
     documents: Any = health_of("degraded", lab=service_of())
     view = documents["/monitoring/health"]["database"]
     view |= {"error": None, "answers_since": AT, "server": {"host": None, "port": None, "name": "app.db"}}
@@ -170,7 +170,7 @@ def test_the_database_is_named_with_the_time_since_its_probe_succeeds_again(here
 
 
 def test_an_exhausted_limit_shows_when_it_resets(here: Here) -> None:
-    """The reason contains no time then; the latest reset of all exhausted limits counts."""
+    """The reason contains no time, so the line ends with the latest reset of all exhausted limits."""
     limits = service_of()["rate_limits"]
     full = {"used": 60, "limit": 60, "remaining": 0, "resets_at": AT}
     spent = {**limits["daily_budget"], "remaining": "0", "resets_at": "2026-11-29T00:00:00+00:00"}
@@ -188,7 +188,7 @@ def test_an_exhausted_limit_shows_when_it_resets(here: Here) -> None:
 
 
 def test_a_database_that_has_just_stopped_responding_is_not_called_healthy(here: Here) -> None:
-    """Its state follows after three probes, the alert after the first."""
+    """The alert appears after the first failed probe, the unhealthy state after the third."""
     documents: Any = health_of("degraded", lab=service_of())
     documents["/monitoring/health"]["database"] |= {"state": "healthy", "reason": ""}
     with canned(documents) as url:
@@ -258,7 +258,7 @@ def test_invisible_characters_are_written_as_escapes(written: str, reads: str) -
     assert one_line(written) == reads
 
 
-def test_a_name_is_cut_and_a_response_is_not() -> None:
+def test_a_long_name_is_cut_and_a_long_response_is_not() -> None:
     assert len(name("x" * 5000)) == 200 and name("x" * 200) == "x" * 200
     assert shown("a\tb\nc" * 5000) == "a\tb\nc" * 5000
     assert shown("\x1b[31m\u202e") == "�[31m�"

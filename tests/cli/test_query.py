@@ -162,7 +162,7 @@ def test_an_invalid_setting_is_reported_before_anything_is_sent(here: Here) -> N
     ],
     ids=["Ctrl-C", "SIGTERM", "SIGTERM in a background job"],
 )
-def test_a_signal_ends_it_immediately_cancels_the_call_and_leaves_no_money_held(
+def test_a_signal_ends_the_command_immediately_cancels_the_call_and_leaves_no_money_held(
     tmp_path: Path, how: signal.Signals, before: tuple[str, ...]
 ) -> None:
     with FakeAnthropic() as fake:
@@ -179,7 +179,7 @@ def test_a_signal_ends_it_immediately_cancels_the_call_and_leaves_no_money_held(
         _until(lambda: fake.abandoned == 1, None)
 
 
-def test_a_reader_that_stops_ends_it_without_a_message(tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_ends_the_command_without_a_message(tmp_path: Path) -> None:
     """`koo query … | head -1`."""
     with FakeAnthropic() as fake:
         fake.script(stream(["a line of an answer\n"] * 5000))

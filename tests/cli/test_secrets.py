@@ -100,8 +100,8 @@ def clean(*texts: bytes, marks: tuple[str, ...] = (MARK, OWN)) -> bool:
 
 
 @pytest.mark.parametrize("state", [{}, {"KOO_STATE_URL": NOWHERE}], ids=["sqlite", "away"])
-def test_no_error_log_or_view_of_python_shows_them(tmp_path: Path, state: dict[str, str]) -> None:
-    """With `-X dev`, asyncio's debug mode, and every line of every logger."""
+def test_no_error_log_or_view_of_python_shows_a_secret(tmp_path: Path, state: dict[str, str]) -> None:
+    """The test uses `-X dev`, asyncio's debug mode, and every line of every logger."""
     with FakeAnthropic(key=KEY, strict=False) as fake:
         talkative(fake)
         (tmp_path / "program.py").write_text(PROGRAM)
@@ -135,7 +135,7 @@ def test_no_error_log_or_view_of_python_shows_them(tmp_path: Path, state: dict[s
         ["status"],
     ],
 )
-def test_no_command_shows_them(tmp_path: Path, arguments: list[str]) -> None:
+def test_no_command_shows_a_secret(tmp_path: Path, arguments: list[str]) -> None:
     with FakeAnthropic(key=KEY, strict=False) as fake:
         talkative(fake)
         settings = marked(fake, KOO_URL="http://127.0.0.1:1", KOO_STATE_URL=NOWHERE)
@@ -151,7 +151,7 @@ def test_no_command_shows_them(tmp_path: Path, arguments: list[str]) -> None:
     assert clean(done.stdout, done.stderr)
 
 
-def test_a_server_that_logs_everything_does_not_show_them(tmp_path: Path) -> None:
+def test_a_server_that_logs_everything_shows_no_secret(tmp_path: Path) -> None:
     with FakeAnthropic(key=KEY, strict=False) as fake:
         talkative(fake)
         settings = marked(fake, KOO_STATE_URL=NOWHERE, PYTHONDEVMODE="1", PYTHONWARNINGS="default")

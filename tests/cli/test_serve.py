@@ -48,7 +48,7 @@ def question(url: str) -> Any:
 # ── its life ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_prints_example_commands_and_they_work(tmp_path: Path) -> None:
+def test_serve_prints_example_commands_that_work(tmp_path: Path) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
         assert process.stdout is not None
         said = "".join(process.stdout.readline() for _ in range(7))
@@ -58,7 +58,7 @@ def test_it_prints_example_commands_and_they_work(tmp_path: Path) -> None:
         assert question(url)["response"] == "Paris."
 
 
-def test_it_needs_less_than_100_mib_before_a_model_is_loaded(tmp_path: Path) -> None:
+def test_serve_needs_less_than_100_mib_before_a_model_is_loaded(tmp_path: Path) -> None:
     with serving(tmp_path) as (url, process):
         ask(f"{url}/api/v1/monitoring/health")
         status = Path(f"/proc/{process.pid}/status")
@@ -71,7 +71,7 @@ def test_it_needs_less_than_100_mib_before_a_model_is_loaded(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_shuts_it_down_in_order(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_signal_shuts_serve_down_in_order(tmp_path: Path, how: signal.Signals) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
         question(url)
         process.send_signal(how)
@@ -406,7 +406,7 @@ def _until_refused(url: str) -> tuple[int, str]:
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can create a namespace"
 )
-def test_as_process_1_it_handles_sigterm_while_still_importing(tmp_path: Path) -> None:
+def test_as_process_1_serve_handles_sigterm_while_still_importing(tmp_path: Path) -> None:
     """The kernel ignores signals without a handler for process 1: the server would start after `docker stop`."""
     code = (
         "import os, signal, sys, koo.cli\n"

@@ -164,7 +164,7 @@ def test_with_several_processes_a_minute_is_counted_when_all_have_recorded_it() 
     asyncio.run(main())
 
 
-def test_it_follows_until_ctrl_c_and_shows_only_what_was_requested(tmp_path: Path) -> None:
+def test_tail_follows_until_ctrl_c_and_shows_only_what_was_requested(tmp_path: Path) -> None:
     server = Server()
     server.now = 40.0
     server.marks = [mark(12, "circuit", "opened: 5 failures"), mark(13, "act", "closed by an operator")]

@@ -51,7 +51,7 @@ def dashboard_of(overall: str, **services: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_in_a_pipe_it_is_one_frame_most_severe_first(here: Here) -> None:
+def test_in_a_pipe_watch_prints_one_frame_with_the_most_severe_first(here: Here) -> None:
     sick = service_of(
         state="circuit_open",
         reason="5 failures in a row",

@@ -135,7 +135,7 @@ def test_an_error_found_only_by_a_worker_is_reported_once_and_ends_the_parent(tm
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a namespace")
-def test_as_process_1_it_reaps_adopted_processes_and_ends_with_its_workers(tmp_path: Path) -> None:
+def test_as_process_1_the_parent_reaps_adopted_processes_and_ends_with_its_workers(tmp_path: Path) -> None:
     """Processes left by a worker's children are adopted by process 1. Not reaped, they would fill the process table."""
     orphan = "import os, subprocess, sys; subprocess.Popen(['sh', '-c', 'sleep 0 &']); os.environ['KOO_PORT'] = '0'"
     code = f"{orphan}; import koo.cli; koo.cli.main(['serve', '--workers', '2'])"

@@ -1,4 +1,4 @@
-"""After a failover the pool's connections lead to a standby: what happens to writes on them."""
+"""Writes on pooled connections that lead to a standby after a failover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""idempotency_key: an operation happens once for its key, and each caller gets the stored result."""
+"""idempotency_key: an operation is carried out once per key, and each caller gets the stored result."""
 
 from __future__ import annotations
 

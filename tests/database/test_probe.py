@@ -33,7 +33,7 @@ from tests.database.support import INSERT, ONE, assert_free, options, proxied, r
 ONCE = RetryOptions(attempts_max=1)
 DRIVERS: list[Driver] = ["psycopg", "asyncpg"]
 INTERVAL_S = 30.0
-"""The default: each change must be detected within it."""
+"""The default interval between probes: each change must be detected within this time."""
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ WAITS_LEAST = 2
 
 
 class Writer:
-    """A scope whose COMMIT is lost. `is_committing`: from then on it is cancelled at one of its waits."""
+    """A scope whose COMMIT is lost. Once `is_committing` is true, the test cancels the scope at one of its waits."""
 
     def __init__(self, database: Database, proxy: FaultProxy, when: CommitCut, *, inside: bool) -> None:
         self._database = database

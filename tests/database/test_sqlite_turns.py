@@ -84,7 +84,7 @@ STATEMENTS = [
 
 
 @pytest.mark.parametrize("begin", [None, "BEGIN IMMEDIATE"])
-def test_a_cursor_reports_what_sqlites_own_reports(tmp_path: Path, begin: str | None) -> None:
+def test_koos_cursor_reports_the_same_values_as_sqlites_own_cursor(tmp_path: Path, begin: str | None) -> None:
     def said_by(cursor: Any) -> list[object]:
         said = [cursor.description, cursor.rowcount, cursor.lastrowid]
         return [*said, cursor.fetchone(), cursor.fetchmany(1), list(cursor), cursor.fetchone()]

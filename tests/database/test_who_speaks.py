@@ -48,7 +48,9 @@ class Said(Exception):
 
 
 @pytest.mark.parametrize("code", sorted(REPORTED))
-def test_a_code_reported_as_error_is_no_loss_but_the_same_code_as_fatal_may_be(code: str) -> None:
+def test_a_code_with_severity_error_is_not_a_lost_connection_but_the_same_code_with_severity_fatal_may_be(
+    code: str,
+) -> None:
     state = code if len(code) == 5 else f"{code}0ZZ"
     report = explain(Said(state, "ERROR"))
     assert report is REPORTED[code]

@@ -55,7 +55,7 @@ def breaker(platform: Platform) -> Breaker:
 
 
 def test_when_three_processes_have_a_breaker_open_one_failure_opens_it_in_the_others(tmp_path: Path) -> None:
-    """Only a failure does: after a successful call the breaker stays closed."""
+    """Only a failure opens the breaker: after a successful call it stays closed."""
 
     async def test(server: FakeAnthropic, *platforms: Platform) -> None:
         server.default = FAILED
@@ -151,7 +151,7 @@ def test_a_reset_reaches_all_processes_and_ends_priming(tmp_path: Path) -> None:
 def test_one_process_at_a_time_probes_and_after_its_success_the_others_test_immediately(
     tmp_path: Path,
 ) -> None:
-    """Each still needs its own probes to close."""
+    """Each breaker still needs its own probes to close."""
 
     async def test(server: FakeAnthropic, *platforms: Platform) -> None:
         server.default = FAILED

@@ -180,7 +180,7 @@ def test_the_money_part_of_a_query_with_room_in_its_purse_is_bounded(tmp_path: P
                 purse = store.ledger.purses.budgets["service/openai"].purse
                 seen = []
                 for _ in range(60):
-                    purse.pace = (10.0**9, 10.0**9)  # As if it spent a lot, however slow the machine is.
+                    purse.pace = (10.0**9, 10.0**9)  # simulates fast spending on any machine
                     seen.append(await calls_in(MONEY, lambda: platform.query(query)))
                 gate.open()
                 await running

@@ -225,7 +225,7 @@ def test_a_limit_of_zero_gives_no_retry_time() -> None:
     run_virtual(main)
 
 
-def test_with_wait_callers_queue_in_order_and_leave_as_soon_as_a_unit_is_free() -> None:
+def test_with_on_limit_wait_callers_queue_in_order_and_leave_as_soon_as_a_unit_is_free() -> None:
     async def main() -> None:
         guard, order = make_guard(per_minute=2, timeout_s=1000), list[tuple[int, float]]()
 
@@ -242,7 +242,7 @@ def test_with_wait_callers_queue_in_order_and_leave_as_soon_as_a_unit_is_free() 
     run_virtual(main)
 
 
-def test_with_wait_a_caller_that_cannot_be_served_in_time_is_refused_immediately() -> None:
+def test_with_on_limit_wait_a_caller_that_cannot_be_served_in_time_is_refused_immediately() -> None:
     async def main() -> None:
         guard = make_guard(per_minute=1)
         await guard.call(answer)
@@ -390,7 +390,7 @@ def test_a_caller_without_a_place_before_its_deadline_is_refused_and_returns_its
     run_virtual(main)
 
 
-def test_with_refuse_a_call_does_not_wait_for_a_place_and_gets_a_retry_time() -> None:
+def test_with_on_limit_refuse_a_call_does_not_wait_for_a_place_and_gets_a_retry_time() -> None:
     async def main() -> None:
         guard = make_guard(concurrency_max=1)
         running = asyncio.create_task(guard.call(answer_in, 50))
@@ -478,7 +478,7 @@ def test_a_pause_beyond_the_deadline_refuses_immediately_with_the_time() -> None
     run_virtual(main)
 
 
-def test_with_refuse_calls_do_not_wait_for_a_pause() -> None:
+def test_with_on_limit_refuse_calls_do_not_wait_for_a_pause() -> None:
     async def main() -> None:
         guard = make_guard()
         await error_of(guard.call(throttled(1.0)))
@@ -487,7 +487,7 @@ def test_with_refuse_calls_do_not_wait_for_a_pause() -> None:
     run_virtual(main)
 
 
-def test_only_calls_with_wait_wait_for_a_quota() -> None:
+def test_only_calls_with_on_limit_wait_also_wait_for_a_quota() -> None:
     async def main() -> None:
         guard = make_guard()
         spend_quota(guard)
@@ -525,7 +525,7 @@ def test_a_pause_extended_during_the_wait_is_waited_for_to_its_end() -> None:
 
 
 def test_after_a_reset_all_callers_waiting_for_a_pause_go_within_a_second() -> None:
-    """Both the caller that met it and waits to repeat, and later callers."""
+    """This applies to later callers and to the caller that met the pause and waits to repeat its call."""
 
     async def main() -> None:
         guard = make_guard(attempts=2, timeout_s=200.0)
@@ -589,7 +589,7 @@ def test_calls_are_spread_when_the_providers_limit_is_almost_used_up() -> None:
     run_virtual(main)
 
 
-def test_with_refuse_calls_do_not_wait_for_the_pacer() -> None:
+def test_with_on_limit_refuse_calls_do_not_wait_for_the_pacer() -> None:
     async def main() -> None:
         guard = make_guard()
         hear(guard, 200, 10, 50.0)

@@ -57,7 +57,7 @@ def now() -> float:
 # ── probes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_one_probe_at_a_time_and_two_that_succeed_close_it() -> None:
+def test_probes_run_one_at_a_time_and_two_successes_close_the_breaker() -> None:
     async def main() -> None:
         guard = make_guard()
         await open_breaker(guard)

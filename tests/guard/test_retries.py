@@ -230,7 +230,7 @@ def test_a_throttled_call_without_a_hint_waits_for_a_guess_and_gives_a_time_when
     run_virtual(main)
 
 
-def test_with_refuse_a_throttled_call_does_not_wait() -> None:
+def test_with_on_limit_refuse_a_throttled_call_does_not_wait() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=4), Script(throttled(1.0))
         error = await error_of(guard.call(script, on_limit="refuse"))
@@ -264,7 +264,7 @@ def test_a_call_whose_own_failure_opens_the_breaker_ends_there(on_limit: OnLimit
     run_virtual(main)
 
 
-def test_with_wait_a_call_waits_for_an_open_breaker_within_its_deadline() -> None:
+def test_with_on_limit_wait_a_call_waits_for_an_open_breaker_within_its_deadline() -> None:
     async def main() -> None:
         patient = make_guard(attempts=9, breaker=QUICKLY, timeout_s=200)
         script = Script(fail, fail)
@@ -480,7 +480,7 @@ def test_a_refused_form_is_sent_again_immediately_and_is_neither_a_failure_nor_a
     run_virtual(main)
 
 
-def test_a_form_that_is_always_refused_is_sent_a_few_times() -> None:
+def test_a_request_whose_form_is_always_refused_is_sent_only_a_few_times() -> None:
     async def main() -> None:
         guard, wallet = make_guard(attempts=1, breaker=STURDY), Wallet()
         script = Script(*[asks_for_another_form] * 20)

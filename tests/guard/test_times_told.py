@@ -284,7 +284,7 @@ def test_a_callers_mistake_gets_no_retry_time_whatever_is_shut() -> None:
 
 
 def test_a_refused_database_connection_gives_the_breakers_time_once_it_is_open() -> None:
-    """ "try again in 1.0 s" beside a refusal of a minute."""
+    """Otherwise the error would say "try again in 1.0 s" while the breaker refuses for a minute."""
 
     async def main() -> None:
         async def connect() -> str:

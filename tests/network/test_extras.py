@@ -116,7 +116,7 @@ def test_a_querys_own_value_overrides_the_operators_field(tmp_path: Path) -> Non
         assert [one.body["temperature"] for one in server.queries] == [0.1, 0.9]
 
 
-def test_a_querys_value_wins_inside_objects_and_under_either_spelling() -> None:
+def test_a_querys_value_takes_precedence_inside_objects_and_under_either_spelling() -> None:
     fields = ExtraFields({"generation_config": {"top_k": 4, "max_output_tokens": 9}, "tools": [1]})
     merged = fields.into(b'{"generationConfig":{"maxOutputTokens":5},"contents":[{"parts":[]}],"tools":[2]}')
     assert (

@@ -134,7 +134,7 @@ def test_a_failing_state_store_has_the_disks_checked_immediately(tmp_path: Path)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Wait until a tick of the platform, or a thread, has done it."""
+    """Wait until a tick or a thread of the platform has made the condition true."""
     while not is_so():  # noqa: ASYNC110 - it happens elsewhere
         await asyncio.sleep(0.02)
 

@@ -176,7 +176,7 @@ def test_a_short_pause_is_waited_for_and_the_call_repeated(dressed: Any, tmp_pat
 
 
 def test_a_throttled_group_is_repeated_only_if_a_repeat_does_no_harm(tmp_path: Path) -> None:
-    """One of its parts may have been carried out."""
+    """One part of the group may have been carried out."""
 
     async def main() -> None:
         for idempotent, requests in ((False, 1), (True, 2)):

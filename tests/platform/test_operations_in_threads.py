@@ -249,7 +249,7 @@ def test_a_stream_returned_from_a_thread_is_refused_closed_and_booked(tmp_path: 
 
 
 def test_a_cursor_out_of_a_thread_is_an_ordinary_result(tmp_path: Path, postgres18: PostgresServer) -> None:
-    """psycopg's is an iterator with a `close`, as an SDK's stream is; its rows are here already."""
+    """psycopg's cursor is an iterator with a `close`, like an SDK's stream, but its rows have already arrived."""
 
     async def main() -> None:
         async with opened(tmp_path) as platform:

@@ -225,7 +225,7 @@ def test_koo_does_not_inherit_the_first_callers_deadline_and_context(tmp_path: P
 
 
 def test_with_koo_open_on_a_stopped_loop_every_entry_point_says_what_to_write(tmp_path: Path) -> None:
-    """For example a fixture's loop, while a test runs on another one."""
+    """An example is a fixture's loop while a test runs on another one."""
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
         platform.register_service("x")

@@ -12,7 +12,7 @@ from tests.policies.rules import RULES
 
 
 @pytest.mark.parametrize("story", RULES.values(), ids=[name.replace("_", " ") for name in RULES])
-def test_rule(story: object) -> None:
+def test_the_breaker_follows_the_rule(story: object) -> None:
     assert callable(story)
     story(real)
 

@@ -43,7 +43,9 @@ def most_in_a_period(taken: list[float], period_s: float) -> int:
 
 @given(gaps=st.lists(GAPS, max_size=80), limit=st.integers(1, 6), start=st.floats(0.0, 1e6), period_s=PERIODS)
 @settings(deadline=None, max_examples=300)
-def test_no_period_has_a_unit_too_many(gaps: list[float], limit: int, start: float, period_s: float) -> None:
+def test_no_period_admits_more_units_than_its_limit(
+    gaps: list[float], limit: int, start: float, period_s: float
+) -> None:
     limits, now, taken = Limits(minute(limit, start, period_s)), start, list[float]()
     for gap in gaps:
         now += gap * period_s / 60.0
@@ -130,7 +132,7 @@ def test_a_unit_is_usable_when_every_limit_has_one() -> None:
     assert limits.usable_at(3.0) == 61.0 and limits.full(3.0) is short
 
 
-def test_a_limit_of_zero_is_never_usable_again() -> None:
+def test_a_limit_of_zero_gives_no_time_of_the_next_free_unit() -> None:
     none, short = minute(0, 0.0), minute(1, 0.0)
     limits = Limits(short, none)
     assert limits.take(0.0) is none and short.used == 0
@@ -290,7 +292,7 @@ def test_a_count_continues_after_a_restart() -> None:
     limit=st.integers(1, 3),
 )
 @settings(deadline=None, max_examples=200)
-def test_no_utc_day_has_a_unit_too_many_although_the_clocks_drift(
+def test_no_utc_day_admits_more_units_than_its_limit_although_the_clocks_drift(
     steps: list[tuple[float, float, bool]], limit: int
 ) -> None:
     """Wall time drifts by up to half a minute at each step, and a tick corrects the end of the day."""

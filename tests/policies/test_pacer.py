@@ -10,7 +10,7 @@ from tests.policies.limit_left import LimitLeft
 
 
 def told(*limits: LimitLeft) -> Pacer:
-    """A pacer that read this at second 0, in the response to the last of its calls."""
+    """A pacer that received these limits at second 0, in the response to its last call."""
     pacer = Pacer()
     pacer.learn(limits, 1, 1, 0.0)
     return pacer
@@ -50,7 +50,7 @@ def test_the_last_twentieth_is_spread_over_the_time_until_the_limit_is_full() ->
     assert times(told(LimitLeft(200, 10, 50.0)), 4) == [0.0, 5.0, 10.0, 15.0]
 
 
-def test_a_caller_behind_others_learns_its_shortest_wait() -> None:
+def test_a_caller_behind_others_gets_its_shortest_possible_wait() -> None:
     pacer = told(LimitLeft(200, 10, 50.0))
     assert [pacer.wait_s(0.0, ahead) for ahead in range(4)] == [0.0, 5.0, 10.0, 15.0]
     assert pacer.wait_s(0.0, 10) == pytest.approx(51.0), "nothing is free before the limit is full"

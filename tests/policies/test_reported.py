@@ -56,7 +56,9 @@ DATABASES: list[tuple[str, Callable[[], Evidence], DatabaseState]] = [
 
 
 @pytest.mark.parametrize(("story", "evidence", "state"), DATABASES, ids=[one[0] for one in DATABASES])
-def test_database(story: str, evidence: Callable[[], Evidence], state: DatabaseState) -> None:
+def test_the_reported_state_of_a_database_follows_its_evidence(
+    story: str, evidence: Callable[[], Evidence], state: DatabaseState
+) -> None:
     seen, why = database_state(evidence())
     assert seen is state
     assert bool(why) == (state is not DatabaseState.HEALTHY), "a state that is not healthy has a reason"
@@ -119,7 +121,9 @@ SERVICES: list[tuple[str, Callable[[], tuple[ServiceState, str]], ServiceState]]
 
 
 @pytest.mark.parametrize(("story", "seen", "state"), SERVICES, ids=[one[0] for one in SERVICES])
-def test_service(story: str, seen: Callable[[], tuple[ServiceState, str]], state: ServiceState) -> None:
+def test_the_reported_state_of_a_service_follows_its_evidence(
+    story: str, seen: Callable[[], tuple[ServiceState, str]], state: ServiceState
+) -> None:
     got, why = seen()
     assert got is state
     assert bool(why) == (state is not ServiceState.HEALTHY)

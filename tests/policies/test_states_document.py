@@ -11,7 +11,7 @@ def test_the_page_is_up_to_date_with_its_source() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: make docs"
 
 
-def test_it_names_every_phase_cue_override_and_state() -> None:
+def test_the_page_names_every_phase_cue_override_and_state() -> None:
     text = page()
     for names in (Phase, Override, DatabaseState, ServiceState):
         assert [one for one in names if f"`{one.value}`" not in text] == []

@@ -17,7 +17,9 @@ LATENCIES = st.lists(st.floats(0.0001, 119.0), min_size=1, max_size=200)
 
 @given(latencies=LATENCIES, share=st.sampled_from([0.5, 0.95, 0.99]))
 @settings(deadline=None, max_examples=200)
-def test_a_percentile_is_in_the_cell_of_the_true_one(latencies: list[float], share: float) -> None:
+def test_a_percentile_falls_into_the_same_histogram_cell_as_the_exact_value(
+    latencies: list[float], share: float
+) -> None:
     tally = Tally(0.0)
     for latency_s in latencies:
         tally.record_success(latency_s, False, True, 0.0)

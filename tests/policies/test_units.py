@@ -198,7 +198,7 @@ def test_the_lower_of_two_limits_applies_immediately_and_the_higher_when_the_low
         assert grant.limit == stands
 
 
-def test_a_lease_counts_from_its_request_and_two_percent_short() -> None:
+def test_a_lease_is_counted_from_its_request_and_ends_two_percent_early() -> None:
     party = Party()
     limits, in_hand = party.process()
     (count,) = limits.counts
@@ -476,5 +476,5 @@ def _breaks(options: dict[str, Any], patch: Patch, monkeypatch: pytest.MonkeyPat
     return bool(world.worst > limit)
 
 
-def test_the_worst_period_is_found_at_any_beginning() -> None:
+def test_the_check_finds_the_busiest_period_wherever_it_begins() -> None:
     assert worst([0.0, 30.0, 59.9, 60.0], 60.0) == 3

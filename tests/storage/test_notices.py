@@ -1,4 +1,4 @@
-"""Notices are written once, owed to each channel, sent by one process at a time, and never lost."""
+"""Notices are written once, queued for each channel, sent by one process at a time, and never lost."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_a_notice_below_the_lowest_severity_is_not_sent_and_says_so(place: Place
     with_stores(place, main)
 
 
-def test_a_failing_channel_owes_the_notices_that_are_written_in_the_meantime(place: Place) -> None:
+def test_notices_written_while_a_channel_fails_wait_for_that_channel(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
@@ -297,7 +297,7 @@ def test_a_failing_channel_owes_the_notices_that_are_written_in_the_meantime(pla
     with_stores(place, main)
 
 
-def test_each_channel_owes_the_notices_of_all_processes(place: Place) -> None:
+def test_each_channel_sends_the_notices_of_all_processes(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         one, other = stores
         await other.notices.join(["email"])
@@ -310,7 +310,7 @@ def test_each_channel_owes_the_notices_of_all_processes(place: Place) -> None:
     with_stores(place, main, 2)
 
 
-def test_a_new_channel_owes_no_earlier_notices(place: Place) -> None:
+def test_a_new_channel_does_not_send_earlier_notices(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())
@@ -323,7 +323,7 @@ def test_a_new_channel_owes_no_earlier_notices(place: Place) -> None:
     with_stores(place, main)
 
 
-def test_a_notice_that_could_not_be_sent_for_a_day_is_no_longer_owed(place: Place) -> None:
+def test_a_notice_that_could_not_be_sent_for_a_day_is_given_up(place: Place) -> None:
     async def main(clock: SetClock, stores: list[Process]) -> None:
         (store,) = stores
         await store.notices.put(notice())

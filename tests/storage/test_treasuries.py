@@ -263,7 +263,7 @@ def test_on_a_server_two_simultaneous_processes_are_not_granted_the_same_money(
     assert ask_at_once(postgres18) == (60, 60)
 
 
-def test_on_a_server_without_row_locks_they_are_granted_the_same_money(
+def test_on_a_server_without_row_locks_two_simultaneous_processes_are_granted_the_same_money(
     postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(treasuries, "LOCK_TREASURIES", LOCK_TREASURIES.replace("{for_update_of_t}", ""))

@@ -175,7 +175,7 @@ def test_a_hung_statement_is_cut_off_by_the_caller_that_waited_for_it(
     asyncio.run(main())
 
 
-def test_a_caller_that_only_waited_in_the_queue_cuts_nothing_off(
+def test_a_caller_that_only_waited_in_the_queue_does_not_cut_off_the_running_statement(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:

@@ -216,7 +216,7 @@ def test_without_an_sdk_nothing_is_watched(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_each_name_is_documented() -> None:
+def test_each_span_and_measurement_name_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "opentelemetry.md").read_text()
     values = [value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)]
     dotted = [value for value in values if "." in value and "/" not in value]

@@ -229,7 +229,7 @@ def test_perplexitys_sdk_reads_a_stream() -> None:
 
 
 def test_openais_sdk_can_read_perplexity() -> None:
-    """Perplexity promises that this works."""
+    """Perplexity documents that OpenAI's SDK works with its API."""
 
     async def main() -> None:
         async with (

@@ -51,7 +51,7 @@ def test_a_platform_used_before_moves_to_the_lifespans_loop_and_back() -> None:
             assert koo.run(koo.query_ai("claude", "Shoes?", max_tokens=50)).text == text_
 
 
-def test_a_platform_with_a_running_call_does_not_move() -> None:
+def test_a_platform_with_a_running_call_does_not_move_to_another_loop() -> None:
     async def main(began: threading.Event, over: threading.Event) -> None:
         async with koo.db_manager.session_scope() as session:
             await session.execute(text("SELECT 1"))

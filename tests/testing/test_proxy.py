@@ -39,7 +39,7 @@ async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, word: 
         return await reader.read(100)
 
 
-def test_it_forwards_data_in_both_directions() -> None:
+def test_the_proxy_forwards_data_in_both_directions() -> None:
     async def main() -> None:
         async with echo() as proxy:
             reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
@@ -94,7 +94,7 @@ def test_forgotten_connections_stay_silent_and_new_ones_work() -> None:
     asyncio.run(main())
 
 
-def test_it_refuses_and_accepts_again_on_the_same_port() -> None:
+def test_the_proxy_refuses_and_accepts_again_on_the_same_port() -> None:
     async def main() -> None:
         async with echo() as proxy:
             reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
@@ -116,7 +116,9 @@ def test_it_refuses_and_accepts_again_on_the_same_port() -> None:
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 @pytest.mark.parametrize(("when", "rows"), [("before", "0"), ("after", "1"), ("hold", "0")])
-def test_it_cuts_exactly_at_commit(postgres: PostgresServer, driver: str, when: str, rows: str) -> None:
+def test_the_proxy_cuts_exactly_at_commit(
+    postgres: PostgresServer, driver: str, when: str, rows: str
+) -> None:
     name = postgres.create_database()
     postgres.sql("CREATE TABLE t (n int)", name)
 
@@ -153,7 +155,7 @@ def test_it_cuts_exactly_at_commit(postgres: PostgresServer, driver: str, when: 
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_it_counts_connections_that_are_logging_in(postgres18: PostgresServer, driver: str) -> None:
+def test_the_proxy_counts_connections_that_are_logging_in(postgres18: PostgresServer, driver: str) -> None:
     async def main() -> None:
         async with FaultProxy(postgres18.host, postgres18.port) as proxy:
             url = f"postgresql://postgres:koo-test@127.0.0.1:{proxy.port}/postgres"
@@ -214,7 +216,7 @@ def test_statements_that_only_resemble_a_commit_are_not_cut() -> None:
 
 
 @pytest.mark.parametrize("turns", range(20))
-def test_it_ends_without_an_error_while_a_connection_is_closing(turns: int) -> None:
+def test_the_proxy_ends_without_an_error_while_a_connection_is_closing(turns: int) -> None:
     reported: list[object] = []
 
     async def main() -> None:

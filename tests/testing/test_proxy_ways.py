@@ -50,7 +50,7 @@ def connected(proxy: FaultProxy) -> Iterator[socket.socket]:
         yield client
 
 
-def test_it_serves_a_test_without_an_event_loop() -> None:
+def test_the_proxy_serves_a_test_without_an_event_loop() -> None:
     with parrot() as proxy:
         with connected(proxy) as client:
             client.sendall(b"hello")
@@ -84,7 +84,7 @@ def test_a_client_that_connects_right_after_accepts_is_not_refused() -> None:
     asyncio.run(main())
 
 
-def test_it_must_be_started_before_use() -> None:
+def test_the_proxy_must_be_started_before_use() -> None:
     with pytest.raises(RuntimeError, match="has not started"):
         FaultProxy("127.0.0.1", 1).refuses()
 

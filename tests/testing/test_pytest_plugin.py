@@ -88,7 +88,7 @@ def test_the_examples_of_the_documentation_pass_unchanged(tmp_path: Path) -> Non
     ],
     ids=["anyio", "asyncio strict", "asyncio auto with anyio", "one loop for all tests"],
 )
-def test_it_works_with_every_asynchronous_plugin(
+def test_the_plugin_works_with_every_asynchronous_plugin(
     tmp_path: Path, plugins: tuple[str, ...], arguments: tuple[str, ...], mark: str
 ) -> None:
     write(tmp_path, test_outage=OUTAGE.format(mark=mark))

@@ -53,7 +53,7 @@ def test_the_page_shows_the_applications_platform_while_its_threads_are_blocked(
         koo.run(shop.close())
 
 
-def test_its_access_rules_are_those_of_koo_serve(tmp_path: Path) -> None:
+def test_the_background_server_has_the_access_rules_of_koo_serve(tmp_path: Path) -> None:
     shop = platform(tmp_path)
     with serve_beside(shop, port=0) as beside:
         reset = f"{beside.url}/api/v1/ai/services/reset-all-errors"
@@ -73,7 +73,7 @@ def test_a_port_in_use_is_reported_and_a_closed_server_frees_its_port(tmp_path: 
         assert get(f"{again.url}/livez")[0] == 200
 
 
-def test_inside_a_running_loop_it_refuses_and_names_mount(tmp_path: Path) -> None:
+def test_inside_a_running_loop_serve_beside_refuses_and_names_mount(tmp_path: Path) -> None:
     async def main() -> None:
         with pytest.raises(RuntimeError, match="mount"):
             serve_beside(platform(tmp_path), port=0)

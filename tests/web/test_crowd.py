@@ -1,4 +1,4 @@
-"""Which connection is closed when there are too many: a waiting one, of the address with the most, the oldest."""
+"""If there are too many connections, the oldest waiting one of the address with the most is closed."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ LINE = "document.querySelector('#{} .line pre').textContent"
 
 @needs_browser
 @pytest.mark.parametrize("token", [None, "write-4711"])
-def test_its_commands_can_be_pasted(browser: str, tmp_path: Path, token: str | None) -> None:
-    """They contain the token's variable if the server requires a token, and are formatted in readable lines."""
+def test_the_pages_commands_can_be_pasted(browser: str, tmp_path: Path, token: str | None) -> None:
+    """The commands contain the token's variable if the server requires a token, and are broken into readable lines."""
 
     async def main() -> None:
         app = create_app(platform(tmp_path, token=token))

@@ -113,7 +113,7 @@ def test_without_a_free_descriptor_an_idle_connection_is_closed() -> None:
 
 
 def test_a_server_without_descriptors_answers_probes_and_closes_idle_connections(tmp_path: Path) -> None:
-    """On asyncio's own loop. The server refills its reserve."""
+    """The server runs on asyncio's own loop and refills its reserve."""
 
     async def main() -> None:
         made = platform(tmp_path)

@@ -377,7 +377,7 @@ def test_a_mounted_application_has_the_stream_with_its_own_links(tmp_path: Path)
 
 
 @sockets
-def test_a_platform_on_another_loop_is_read_there(tmp_path: Path) -> None:
+def test_a_platform_on_another_loop_is_read_on_that_loop(tmp_path: Path) -> None:
     """As with `serve_beside`, whose platform may also be served elsewhere."""
     koo = platform(tmp_path)
     run(koo.open())

@@ -65,7 +65,7 @@ def test_the_applications_routes_errors_and_lifespan_are_unchanged(tmp_path: Pat
     asyncio.run(main())
 
 
-def test_koos_routes_are_the_same_there_and_have_their_access_rules(tmp_path: Path) -> None:
+def test_koos_routes_and_their_access_rules_are_the_same_in_a_mounted_application(tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             app = FastAPI()
@@ -101,7 +101,7 @@ def test_an_application_may_do_its_own_access_checks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [FastAPI, Starlette])
-def test_koos_routes_have_request_ids_there_and_the_applications_do_not(
+def test_in_a_mounted_application_koos_routes_have_request_ids_and_the_other_routes_do_not(
     make: type[Starlette], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The id in a problem leads to the log lines of the failure."""

@@ -310,7 +310,7 @@ def test_the_policy_allows_what_the_page_needs_and_no_more() -> None:
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
 
 
-def test_its_files_need_no_token_but_its_data_does(tmp_path: Path) -> None:
+def test_the_pages_files_need_no_token_but_its_data_does(tmp_path: Path) -> None:
     """The page itself redirects to the login form; a request with a token, as scripts send it, gets the page."""
 
     async def main() -> None:
@@ -329,7 +329,7 @@ def test_its_files_need_no_token_but_its_data_does(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_without_its_slash_it_redirects_with_a_relative_url(tmp_path: Path) -> None:
+def test_without_its_slash_the_page_redirects_with_a_relative_url(tmp_path: Path) -> None:
     """An absolute URL would lead out of a proxy's path prefix."""
 
     async def main() -> None:
@@ -355,7 +355,7 @@ def test_the_page_is_not_part_of_the_api(tmp_path: Path) -> None:
         ("", "/his/state/page", "/monitoring/dashboard"),
     ],
 )
-def test_mounted_in_an_application_it_finds_its_data(
+def test_the_page_of_a_mounted_application_finds_its_data(
     tmp_path: Path, prefix: str, dashboard: str, api: str
 ) -> None:
     async def main() -> None:
@@ -372,7 +372,7 @@ def test_mounted_in_an_application_it_finds_its_data(
     asyncio.run(main())
 
 
-def test_it_shows_the_name_of_its_environment(tmp_path: Path) -> None:
+def test_the_page_shows_the_name_of_its_environment(tmp_path: Path) -> None:
     async def main() -> None:
         options = replace(platform(tmp_path).options, environment="staging <1>")
         async with served(create_app(Platform(options))) as client:
@@ -390,7 +390,7 @@ def test_it_shows_the_name_of_its_environment(tmp_path: Path) -> None:
         pytest.param(Starlette(), 'The "shop"', 'The "shop"', id="as configured"),
     ],
 )
-def test_mounted_in_an_application_it_shows_the_applications_name(
+def test_the_page_of_a_mounted_application_shows_the_applications_name(
     tmp_path: Path, app: Starlette, name: str, said: str
 ) -> None:
     async def main() -> None:

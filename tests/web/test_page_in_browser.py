@@ -110,7 +110,7 @@ async def trip(client: Client, fake: FakeAnthropic, service: str, **more: str) -
 # ── what it shows ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_it_shows_the_state_of_everything_and_updates_itself(browser: str, tmp_path: Path) -> None:
+def test_the_page_shows_the_state_of_everything_and_updates_itself(browser: str, tmp_path: Path) -> None:
     """A service goes down and comes back: the verdict, the reason, what koo does, what to do, the card."""
 
     async def main() -> None:
@@ -167,7 +167,7 @@ def test_it_shows_the_state_of_everything_and_updates_itself(browser: str, tmp_p
 
 
 def test_each_view_fits_and_axe_finds_nothing(browser: str, tmp_path: Path) -> None:
-    """With as many problems as possible: each view, wide and narrow, dark and light."""
+    """Each view is tested wide and narrow, dark and light, with as many problems as possible."""
 
     async def main() -> None:
         script = gzip.decompress(AXE.read_bytes())
@@ -237,7 +237,7 @@ def test_a_card_without_changes_is_not_touched(browser: str, tmp_path: Path) -> 
     asyncio.run(main())
 
 
-def test_it_shows_money_and_the_database_as_the_api_does(browser: str, tmp_path: Path) -> None:
+def test_the_page_shows_money_and_the_database_as_the_api_does(browser: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with FakeAnthropic() as fake:
             limits = LimitOptions(per_minute=2, per_hour=1000, per_day=10_000)
@@ -277,9 +277,9 @@ def noon() -> SkippingClock:
     return SkippingClock(time.time() // DAY_S * DAY_S + DAY_S / 2)
 
 
-def test_it_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
-    """What each counts, how close it is to its limit and what happens then; idle and unsettled money is shown
-    separately.
+def test_the_page_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> None:
+    """Each budget shows what it counts, how close it is to its limit and what happens then. Idle and unsettled money
+    is shown separately.
     """
 
     async def main() -> None:
@@ -347,7 +347,7 @@ def test_a_hostile_model_name_stays_text_and_a_long_one_fits(browser: str, tmp_p
     asyncio.run(main())
 
 
-def test_it_works_below_a_path_and_without_motion(browser: str, tmp_path: Path) -> None:
+def test_the_page_works_below_a_path_and_without_motion(browser: str, tmp_path: Path) -> None:
     async def main() -> None:
         koo = platform(tmp_path)
         async with served(below(create_app(koo), "/a/b")) as client, window(browser) as page:
@@ -369,7 +369,7 @@ def test_it_works_below_a_path_and_without_motion(browser: str, tmp_path: Path) 
     asyncio.run(main())
 
 
-def test_mounted_in_an_application_it_shows_the_applications_name(browser: str, tmp_path: Path) -> None:
+def test_the_page_of_a_mounted_application_shows_the_applications_name(browser: str, tmp_path: Path) -> None:
     async def main() -> None:
         app = FastAPI(title="<b>Shop</b>")
         mount(app, platform(tmp_path))
@@ -422,7 +422,7 @@ async def alert_of(client: Client) -> dict[str, Any]:
 
 
 def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_path: Path) -> None:
-    """With a name, a reason and an end; both can be withdrawn there."""
+    """The operator enters a name, a reason and an end, and can withdraw both there."""
 
     async def main() -> None:
         async with FakeAnthropic() as fake:
@@ -549,7 +549,7 @@ def _colour_of(css: str) -> str:
         const found = getComputedStyle(it).color; it.remove(); return found; }})()"""
 
 
-def test_without_its_server_it_says_so_and_keeps_the_last_state(browser: str, tmp_path: Path) -> None:
+def test_without_its_server_the_page_says_so_and_keeps_the_last_state(browser: str, tmp_path: Path) -> None:
     """First responses are late, then the server is gone, then it is back: no number looks newer than it is."""
 
     async def main() -> None:
@@ -695,7 +695,7 @@ async function attack() {{
 def test_another_sites_page_can_reset_nothing_and_read_nothing(
     browser: str, tmp_path: Path, stranger: str
 ) -> None:
-    """From another port, another name of this machine, and another site. The requests do arrive."""
+    """The requests come from another port, another name of this machine, and another site, and do arrive."""
 
     async def main() -> None:
         koo = platform(tmp_path)

@@ -49,7 +49,7 @@ def test_the_slowest_allowed_rate_may_continue_forever(waits_for: Waits, rate: i
 
 
 @RATES
-def test_a_connection_without_progress_has_one_patience_whatever_came_before(
+def test_a_connection_without_progress_has_the_same_time_limit_whatever_came_before(
     waits_for: Waits, rate: int
 ) -> None:
     peer = Peer(waits_for)

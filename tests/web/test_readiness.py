@@ -80,7 +80,7 @@ def test_readiness_does_not_wait_for_a_state_store_that_hangs(
     asyncio.run(main())
 
 
-def test_from_the_start_of_its_shutdown_it_is_not_ready(readiness: Readiness) -> None:
+def test_a_server_is_not_ready_from_the_start_of_its_shutdown(readiness: Readiness) -> None:
     readiness.begin_to_end(5.0)
     with pytest.raises(ServiceRefused, match="this process is ending"):
         readiness.asked()
@@ -109,14 +109,14 @@ def test_an_unwatched_server_waits_only_for_running_requests_and_at_most_the_del
     assert not readiness.is_door_open(1)
 
 
-def test_it_does_not_wait_for_a_load_balancer_that_is_gone(readiness: Readiness, time: Time) -> None:
+def test_a_shutdown_does_not_wait_for_a_load_balancer_that_is_gone(readiness: Readiness, time: Time) -> None:
     is_ready(readiness)
     time.now += WATCHED_S
     readiness.begin_to_end(5.0)
     assert not readiness.is_door_open(0)
 
 
-def test_a_load_balancer_that_appears_during_shutdown_is_told(readiness: Readiness, time: Time) -> None:
+def test_a_load_balancer_that_appears_during_shutdown_is_notified(readiness: Readiness, time: Time) -> None:
     readiness.begin_to_end(5.0)
     time.now += 1.0
     is_ready(readiness)
@@ -129,7 +129,7 @@ def test_without_a_delay_connections_are_refused_immediately(readiness: Readines
     assert not readiness.is_door_open(1)
 
 
-def test_routes_lifespan_and_server_of_one_platform_share_it(tmp_path: Path) -> None:
+def test_the_routes_lifespan_and_server_of_one_platform_share_its_readiness(tmp_path: Path) -> None:
     platform = Platform(options(tmp_path))
     assert readiness_of(platform) is readiness_of(platform)
     assert readiness_of(platform) is not readiness_of(Platform(options(tmp_path)))

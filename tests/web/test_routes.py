@@ -194,7 +194,7 @@ def test_a_service_has_its_promised_keys(tmp_path: Path) -> None:
 
 
 def test_the_money_in_a_view_is_the_bill(tmp_path: Path) -> None:
-    """It is recorded a moment after the response."""
+    """The bill is recorded a moment after the response."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         await client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Say hello."})
@@ -503,7 +503,7 @@ def test_a_request_keeps_its_own_id_if_it_is_valid(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
-def test_the_docs_are_served_from_here_only(tmp_path: Path) -> None:
+def test_the_docs_load_nothing_from_other_hosts(tmp_path: Path) -> None:
     """No other host is named in the page, its script or its policy."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:

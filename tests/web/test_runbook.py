@@ -1,4 +1,6 @@
-"""`/runbook` for an operator who was just woken: open to all, wherever koo is mounted, and where each link leads."""
+"""`/runbook` for an operator who was just woken: it is open to all wherever koo is mounted, and each link leads to
+advice.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ from tests.web.test_page import below
 JSON = {"Accept": "application/json"}
 
 
-def test_it_needs_no_token_as_a_page_and_as_data(tmp_path: Path) -> None:
+def test_the_runbook_needs_no_token_as_a_page_or_as_data(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(create_app(platform(tmp_path, token="write-4711"))) as client:
             page = await client.get("/api/v1/runbook", headers={"Accept": "text/html,*/*"})
@@ -76,7 +78,7 @@ def mounted(home: Path, app: Any, prefix: str, *services: Any) -> Any:
         (FastAPI, "", "/a/b", "/a/b/runbook/"),
     ],
 )
-def test_links_of_alerts_and_refusals_lead_to_it(
+def test_links_of_alerts_and_refusals_lead_to_the_runbook(
     tmp_path: Path, make: Any, prefix: str, path: str, wanted: str
 ) -> None:
     """Below any path and prefix. Each link is followed, and its page has advice."""

@@ -194,7 +194,7 @@ def test_two_authorization_headers_are_refused_even_if_one_is_valid() -> None:
 
 
 def test_a_caller_with_the_token_may_come_from_any_origin() -> None:
-    """A browser never sends it by itself."""
+    """A browser never sends a token without a script."""
     page = {
         "origin": "https://other.example",
         "sec_fetch_site": "cross-site",
@@ -325,7 +325,7 @@ def test_a_server_with_a_token_requires_it(tmp_path: Path) -> None:
 
 
 def test_two_host_lines_are_refused(tmp_path: Path) -> None:
-    """A proxy may read one and koo the other."""
+    """A proxy may read one of them and koo the other."""
 
     async def main() -> None:
         async with served(create_app(platform(tmp_path))) as client:

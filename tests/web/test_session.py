@@ -41,7 +41,7 @@ def cookie(token: str, sessions: Sessions = ALL, audience: str = "/api/v1") -> s
 
 
 @pytest.mark.parametrize(("token", "role"), [(WRITE, "write"), (READ, "read")], ids=["write", "read"])
-def test_a_session_has_the_role_of_its_token_and_an_end(token: str, role: str) -> None:
+def test_a_session_has_the_role_of_its_token_and_expires(token: str, role: str) -> None:
     given = f"theme=dark; {cookie(token)}; other=1"
     found = ALL.find(given, "/api/v1", NOW + LASTS_S - 1)
     assert found is not None and (found.role, found.ends_at) == (role, NOW + LASTS_S)

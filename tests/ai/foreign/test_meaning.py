@@ -1,4 +1,4 @@
-"""What an error means that is wrapped in another library's, stands in a group, or only carries a status."""
+"""The meaning of an error that another library wraps, that is part of a group, or that only has a status."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault, Verdict
 
 
 class AgentError(Exception):
-    """Any library's own."""
+    """A library's own error class."""
 
 
 class City(BaseModel):
@@ -53,7 +53,7 @@ class City(BaseModel):
 
 
 class ParserError(ValueError):
-    """A library's own, of a class that is the caller's."""
+    """A library's own error, of a class that means the caller's mistake."""
 
 
 def sdk_error(status: int, code: str | None = None, **headers: str) -> openai.APIStatusError:
@@ -106,14 +106,14 @@ def chain(errors: list[Exception]) -> Exception:
 
 
 def carrying(name: str = "VendorError", module: str = "vendor", **attributes: Any) -> Exception:
-    """An exception as some library makes them: what it carries is in its attributes."""
+    """An exception of some library, with these attributes."""
     error: Exception = type(name, (Exception,), {"__module__": module})("no")
     vars(error).update(attributes)
     return error
 
 
 class Answer:
-    """A response as most HTTP libraries have one."""
+    """A response object like those of most HTTP libraries."""
 
     def __init__(self, status: int = 429, **headers: str) -> None:
         self.status_code = status
@@ -156,13 +156,13 @@ def test_an_sdks_error_keeps_its_meaning_inside_another(
     assert fault.billed is False, "the other side turned it away"
 
 
-def test_it_is_found_through_several_errors_and_no_deeper_than_is_bounded() -> None:
+def test_a_meaning_is_found_in_a_chain_of_causes_up_to_a_maximum_depth() -> None:
     deep: list[Exception] = [AgentError(str(number)) for number in range(LOOKED_AT_MAX - 1)]
     assert judged(chain([*deep, throttled()]))[0] is Kind.THROTTLED
     assert judged(chain([*deep, AgentError(), throttled()]))[0] is Kind.UNKNOWN
 
 
-def test_a_circle_of_causes_ends() -> None:
+def test_a_circular_chain_of_causes_is_read_in_finite_time() -> None:
     one, two = AgentError("one"), AgentError("two")
     one.__cause__, two.__cause__ = two, one
     assert judged(one) == (Kind.UNKNOWN, FAILURE, None)
@@ -170,7 +170,7 @@ def test_a_circle_of_causes_ends() -> None:
     assert judged(one) == (Kind.UNKNOWN, FAILURE, None)
 
 
-def test_a_context_that_was_put_away_does_not_count() -> None:
+def test_a_context_suppressed_with_from_none_does_not_count() -> None:
     def make() -> None:
         try:
             raise throttled()
@@ -180,14 +180,14 @@ def test_a_context_that_was_put_away_does_not_count() -> None:
     assert judged(raised(make)) == (Kind.UNKNOWN, FAILURE, None)
 
 
-def test_a_context_counts_only_where_the_other_side_speaks_in_it() -> None:
+def test_a_context_counts_only_if_it_is_an_error_of_the_service() -> None:
     assert judged(while_handling(KeyError("not in the cache"), AgentError())) == (Kind.UNKNOWN, FAILURE, None)
     assert judged(while_handling(throttled(), KeyError("a slip in the handler"))) == (
         Kind.INVALID_REQUEST, NEUTRAL, None,
     )  # fmt: skip
 
 
-def test_what_an_error_was_made_of_counts_like_what_it_was_raised_from() -> None:
+def test_an_error_in_an_argument_or_attribute_counts_like_a_cause() -> None:
     assert judged(from_cause(AgentError(throttled()), None))[0] is Kind.THROTTLED
     attempt: Future[None] = Future()
     attempt.set_exception(throttled())
@@ -195,7 +195,7 @@ def test_what_an_error_was_made_of_counts_like_what_it_was_raised_from() -> None
     assert judged(carrying("RetryError", "tenacity", last_attempt=Future()))[0] is Kind.UNKNOWN
 
 
-def test_the_class_of_a_cause_decides_where_nothing_else_does() -> None:
+def test_the_class_of_a_cause_decides_if_nothing_else_does() -> None:
     assert judged(from_cause(AgentError(), ConnectionResetError()))[:2] == (Kind.CONNECTION, FAILURE)
     assert judged(from_cause(AgentError(), json.JSONDecodeError("x", "", 0)))[:2] == (
         Kind.INVALID_REQUEST,
@@ -205,7 +205,7 @@ def test_the_class_of_a_cause_decides_where_nothing_else_does() -> None:
     assert becomes(from_cause(AgentError(), ConnectionResetError())) is None
 
 
-def test_the_callers_own_classes_leave_unchanged_but_keep_the_wait_that_was_asked_for() -> None:
+def test_the_callers_own_errors_are_raised_unchanged_and_keep_the_requested_wait() -> None:
     error = from_cause(ParserError("no answer to parse"), throttled())
     assert judged(error) == (Kind.THROTTLED, THROTTLED, 300) and becomes(error) is None
     error = from_cause(ParserError("bad"), KeyError("name"))
@@ -217,7 +217,7 @@ def test_koos_own_errors_inside_another_say_nothing_about_this_service() -> None
     assert judged(error)[1] is NEUTRAL and becomes(error) is None
 
 
-def test_an_answer_that_cannot_be_read_has_been_paid_for() -> None:
+def test_an_unreadable_answer_is_billed() -> None:
     for read in (
         lambda: json.loads("{"),
         lambda: City.model_validate_json('{"name": '),
@@ -240,8 +240,8 @@ def from_json(body: bytes) -> object:
 # ── what was paid before ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_refusal_after_several_tries_may_come_after_a_paid_answer() -> None:
-    """instructor asks again where an answer does not fit its form; tenacity repeats whatever fails."""
+def test_a_refusal_after_several_tries_may_follow_a_billed_answer() -> None:
+    """instructor repeats a query whose answer does not fit its schema; tenacity repeats any failure."""
     error = from_cause(carrying("InstructorRetryException", "instructor.core", n_attempts=2), throttled())
     fault = meaning_of(error, "svc")
     assert (fault.kind, fault.billed, fault.in_part) == (Kind.THROTTLED, True, True)
@@ -249,7 +249,7 @@ def test_a_refusal_after_several_tries_may_come_after_a_paid_answer() -> None:
     assert not meaning_of(first, "svc").billed
 
 
-def test_a_refusal_after_a_connection_that_broke_may_come_after_paid_work() -> None:
+def test_a_refusal_that_follows_a_broken_connection_may_be_billed() -> None:
     broken = from_cause(openai.APIConnectionError(request=httpx2.Request("POST", "http://h/")), OSError())
     for error in (
         from_cause(carrying("InternalServerError", "litellm.exceptions", status_code=500), broken),
@@ -274,7 +274,9 @@ def test_a_refusal_after_a_connection_that_broke_may_come_after_paid_work() -> N
         ("pydantic_ai.exceptions", "IncompleteToolCall"),
     ],
 )
-def test_an_answer_cut_at_its_token_limit_names_the_limit_and_is_paid(module: str, name: str) -> None:
+def test_the_error_for_an_answer_cut_at_its_token_limit_names_the_limit_and_is_billed(
+    module: str, name: str
+) -> None:
     fault = meaning_of(carrying(name, module), "svc")
     assert isinstance(fault.error, InvalidRequest) and "raise max_tokens" in str(fault.error)
     assert fault.verdict is NEUTRAL and fault.billed
@@ -295,7 +297,7 @@ def test_an_unparsable_answer_is_not_an_outage(module: str, name: str) -> None:
     assert judged(carrying(name, "elsewhere")) == (Kind.UNKNOWN, FAILURE, None)
 
 
-def test_content_that_the_model_refuses_is_paid_and_the_callers() -> None:
+def test_a_models_refusal_of_content_is_billed_and_is_the_callers_mistake() -> None:
     fault = meaning_of(carrying("ContentFilterError", "pydantic_ai.exceptions"), "svc")
     assert fault.kind is Kind.CONTENT_POLICY and fault.billed
 
@@ -311,7 +313,7 @@ def test_content_that_the_model_refuses_is_paid_and_the_callers() -> None:
     ],
     ids=["json, in a string", "json", "pydantic", "empty", "msgspec"],
 )
-def test_json_that_ends_too_early_leaves_unchanged_with_a_note_on_the_limit(read: Any) -> None:
+def test_truncated_json_is_raised_unchanged_with_a_note_about_the_token_limit(read: Any) -> None:
     error = raised(read)
     wrapped = from_cause(AgentError(), error)
     for one in (error, wrapped, wrapped):
@@ -320,7 +322,7 @@ def test_json_that_ends_too_early_leaves_unchanged_with_a_note_on_the_limit(read
 
 
 @pytest.mark.parametrize("text", ["no JSON", '{"name": 5}', '{"name" "x"}'])
-def test_other_answers_that_cannot_be_read_get_no_note(text: str) -> None:
+def test_other_unreadable_answers_get_no_note(text: str) -> None:
     assert not hasattr(noted(lambda: City.model_validate_json(text)), "__notes__")
     assert text == '{"name": 5}' or not hasattr(noted(lambda: json.loads(text)), "__notes__")
 
@@ -334,7 +336,7 @@ def noted(read: Callable[[], object]) -> Exception:
 # ── groups ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_group_of_one_kind_is_of_that_kind() -> None:
+def test_a_group_whose_errors_have_one_kind_has_that_kind() -> None:
     group = ExceptionGroup("both", [throttled(5), from_cause(AgentError(), throttled(300)), throttled(7)])
     assert judged(group) == (Kind.THROTTLED, THROTTLED, 300)
     assert isinstance(becomes(group), RateLimited)
@@ -354,31 +356,31 @@ def test_a_group_of_one_kind_is_of_that_kind() -> None:
         ([ValueError(), AgentError()], Kind.UNKNOWN),
     ],
 )
-def test_a_mixed_group_means_the_worst_that_is_in_it_and_leaves_unchanged(
+def test_a_mixed_group_has_the_kind_of_its_worst_error_and_is_raised_unchanged(
     errors: list[Exception], kind: Kind
 ) -> None:
     fault = meaning_of(ExceptionGroup("mixed", errors), "svc")
     assert fault.kind is kind and fault.error is None
 
 
-def test_what_ran_beside_the_failed_parts_of_a_group_may_have_been_done_and_paid_for() -> None:
+def test_other_parts_of_a_failed_group_may_have_been_carried_out_and_billed() -> None:
     fault = meaning_of(ExceptionGroup("both", [throttled(), throttled()]), "svc")
     assert fault.billed and fault.in_part and fault.repeatable
     assert not meaning_of(ExceptionGroup("both", [throttled(), ValueError()]), "svc").repeatable
 
 
-def test_of_a_large_group_some_are_looked_at_and_the_same_error_twice_counts_once() -> None:
+def test_a_limited_number_of_a_groups_errors_is_read_and_a_repeated_error_counts_once() -> None:
     assert judged(ExceptionGroup("many", [throttled() for _ in range(1000)]))[0] is Kind.THROTTLED
     assert isinstance(becomes(ExceptionGroup("many", [throttled() for _ in range(1000)])), RateLimited)
     same = throttled()
     assert isinstance(becomes(ExceptionGroup("same", [same, same])), RateLimited)
 
 
-# ── a status, wherever it stands ──────────────────────────────────────────────────────────────────────────────────────
+# ── a status in any attribute ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class OfDictionary(dict[str, str]):
-    """googleapiclient's: the headers, with the status beside them."""
+    """googleapiclient's response: a dictionary of headers with the status as an attribute."""
 
     status = 429
 
@@ -400,7 +402,9 @@ CARRIED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("attributes", [row[1] for row in CARRIED], ids=[row[0] for row in CARRIED])
-def test_a_status_is_read_where_the_libraries_keep_it_with_the_wait(attributes: dict[str, Any]) -> None:
+def test_a_status_and_its_wait_are_read_from_the_attributes_that_libraries_use(
+    attributes: dict[str, Any],
+) -> None:
     error = carrying(**attributes)
     assert judged(error) == (Kind.THROTTLED, THROTTLED, 300)
     assert isinstance(becomes(error), RateLimited) and meaning_of(error).billed is False
@@ -422,7 +426,7 @@ def test_a_status_is_read_where_the_libraries_keep_it_with_the_wait(attributes: 
         (529, Kind.OVERLOADED, FAILURE),
     ],
 )
-def test_a_bare_status_is_of_its_kind_and_one_documents_403_blocks_no_key(
+def test_a_bare_status_has_its_kind_and_a_403_for_one_document_blocks_no_key(
     status: int, kind: Kind, verdict: Verdict
 ) -> None:
     fault = meaning_of(carrying(status_code=status), "svc")
@@ -430,11 +434,11 @@ def test_a_bare_status_is_of_its_kind_and_one_documents_403_blocks_no_key(
     assert (fault.block is not None) is (status == 401)
 
 
-def test_a_403_that_says_when_to_come_back_is_a_pause() -> None:
+def test_a_403_with_a_retry_time_is_a_pause() -> None:
     assert judged(carrying(status=403, headers={"retry-after": "300"})) == (Kind.THROTTLED, THROTTLED, 300)
 
 
-def test_a_word_beside_the_status_tells_a_quota_from_a_rate() -> None:
+def test_an_error_code_next_to_the_status_distinguishes_a_quota_from_a_rate_limit() -> None:
     assert judged(carrying(status=429, code="insufficient_quota"))[0] is Kind.QUOTA
     assert judged(carrying(status=429, provider_code="rate_limit_error"))[0] is Kind.THROTTLED
     denied = meaning_of(carrying(status=403, code="access_denied"), "svc")
@@ -442,7 +446,7 @@ def test_a_word_beside_the_status_tells_a_quota_from_a_rate() -> None:
 
 
 class Other(int):
-    """As an enumeration of some library."""
+    """Like some library's enumeration of statuses."""
 
 
 @pytest.mark.parametrize(
@@ -467,12 +471,12 @@ def test_a_number_that_is_not_a_status_is_ignored(error: Exception) -> None:
     assert judged(error) == (Kind.UNKNOWN, FAILURE, None) and becomes(error) is None
 
 
-def test_an_sdks_own_error_beneath_says_more_than_a_status() -> None:
+def test_an_underlying_sdk_error_takes_precedence_over_a_status() -> None:
     error = from_cause(carrying("ModelHTTPError", status_code=429), sdk_error(429, "insufficient_quota"))
     assert judged(error)[0] is Kind.QUOTA
 
 
-def test_an_applications_answer_to_its_own_client_says_nothing_about_the_service() -> None:
+def test_an_applications_response_to_its_own_client_does_not_count_against_the_service() -> None:
     assert judged(HTTPException(401)) == (Kind.INVALID_REQUEST, NEUTRAL, None)
     assert meaning_of(HTTPException(401)).block is None and becomes(HTTPException(404)) is None
     assert judged(HTTPException(503)) == (Kind.UNKNOWN, FAILURE, None)
@@ -481,7 +485,7 @@ def test_an_applications_answer_to_its_own_client_says_nothing_about_the_service
 
 
 @pytest.mark.parametrize("module", ["botocore.exceptions", "that_imitates_it"])
-def test_boto_throttles_with_400_too_and_denies_one_object_of_many(module: str) -> None:
+def test_botos_status_400_may_be_throttling_and_its_403_may_concern_one_object(module: str) -> None:
     def client_error(status: int, code: str, **headers: str) -> Exception:
         metadata = {"HTTPStatusCode": status, "HTTPHeaders": headers}
         answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": metadata}
@@ -499,7 +503,7 @@ def test_boto_throttles_with_400_too_and_denies_one_object_of_many(module: str) 
 
 
 @pytest.mark.parametrize("module", ["grpc.aio._call", "that_imitates_it"])
-def test_grpcs_codes_mean_what_the_statuses_of_the_same_sense_do(module: str) -> None:
+def test_a_grpc_code_has_the_kind_of_the_equivalent_http_status(module: str) -> None:
     def rpc_error(name: str) -> Exception:
         code = type("StatusCode", (), {"name": name})
         error: Exception = type("AioRpcError", (Exception,), {"__module__": module, "code": code})()
@@ -529,7 +533,7 @@ def of_requests(status: int) -> Exception:
 
 
 @pytest.mark.parametrize("make", [of_urllib, of_requests])
-def test_their_statuses_are_read_before_a_connection_is_called_lost(make: Any) -> None:
+def test_an_http_status_takes_precedence_over_the_class_of_a_connection_error(make: Any) -> None:
     assert judged(make(429)) == (Kind.THROTTLED, THROTTLED, 300)
     assert judged(make(404))[:2] == (Kind.NOT_FOUND, NEUTRAL)
     assert judged(make(401))[0] is Kind.AUTH
@@ -574,7 +578,7 @@ TRANSPORT: list[tuple[Exception, Kind, bool]] = [
 
 
 @pytest.mark.parametrize(("error", "kind", "billed"), TRANSPORT, ids=[repr(row[0]) for row in TRANSPORT])
-def test_what_did_not_leave_is_distinguished_from_what_may_have_been_billed(
+def test_a_request_that_was_not_sent_is_distinguished_from_one_that_may_be_billed(
     error: Exception, kind: Kind, billed: bool
 ) -> None:
     fault = meaning_of(error, "svc")
@@ -582,7 +586,7 @@ def test_what_did_not_leave_is_distinguished_from_what_may_have_been_billed(
     assert (fault.error is None) is (kind is Kind.INVALID_REQUEST)
 
 
-def test_a_status_that_urllib3_gave_up_on_is_read_from_its_reason() -> None:
+def test_the_status_after_which_urllib3_stopped_retrying_is_read_from_its_reason() -> None:
     reason = urllib3.exceptions.ResponseError("too many 429 error responses")
     assert judged(requests.exceptions.RetryError(urllib3.exceptions.MaxRetryError(POOL, "/", reason)))[0] is (
         Kind.THROTTLED
@@ -592,7 +596,7 @@ def test_a_status_that_urllib3_gave_up_on_is_read_from_its_reason() -> None:
 # ── this machine, and databases ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_files_and_permissions_of_this_machine_are_the_callers(tmp_path: Any) -> None:
+def test_errors_about_local_files_and_permissions_are_the_callers_mistake(tmp_path: Any) -> None:
     (tmp_path / "file").touch()
     for touch in (
         (tmp_path / "away").read_text,
@@ -607,7 +611,7 @@ def test_files_and_permissions_of_this_machine_are_the_callers(tmp_path: Any) ->
     assert judged(PermissionError("not yours"))[1] is NEUTRAL
 
 
-def test_what_a_socket_raises_is_a_failure_also_where_its_class_is_a_files(tmp_path: Any) -> None:
+def test_an_error_from_a_socket_is_a_failure_even_if_files_raise_the_same_class(tmp_path: Any) -> None:
     def connect() -> None:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / "nobody.sock"))
@@ -618,7 +622,7 @@ def test_what_a_socket_raises_is_a_failure_also_where_its_class_is_a_files(tmp_p
     assert judged(ConnectionRefusedError())[:2] == (Kind.CONNECTION, FAILURE)
 
 
-def test_a_duplicate_is_the_callers_whichever_way_to_the_database_says_so() -> None:
+def test_a_duplicate_key_is_the_callers_mistake_with_every_database_library() -> None:
     duplicate = sqlite3.IntegrityError("UNIQUE")
     duplicate.sqlite_errorcode = sqlite3.SQLITE_CONSTRAINT_UNIQUE
     of_sqlalchemy = IntegrityError("INSERT", {}, duplicate)
@@ -633,7 +637,7 @@ def test_a_duplicate_is_the_callers_whichever_way_to_the_database_says_so() -> N
 
 
 class Odd(Exception):
-    """Each of its attributes raises."""
+    """An exception whose attributes all raise."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError(name)
@@ -655,7 +659,7 @@ class OddHeaders:
 
 
 @pytest.mark.parametrize("odd", [Odd, OddClass])
-def test_an_odd_error_is_unknown_and_what_wraps_it_is_read_on(odd: type[Exception]) -> None:
+def test_an_odd_error_is_unknown_but_the_error_that_wraps_it_is_still_read(odd: type[Exception]) -> None:
     assert meaning_of(odd()) == Fault(verdict=FAILURE)
     outer = carrying(status_code=429, headers={"retry-after": "300"})
     assert judged(from_cause(outer, odd())) == (Kind.THROTTLED, THROTTLED, 300)
@@ -678,7 +682,7 @@ def test_an_odd_error_is_unknown_and_what_wraps_it_is_read_on(odd: type[Exceptio
 @pytest.mark.parametrize(
     "name", ["headers", "response", "resp", "retry_after", "last_attempt", "status", "sqlstate"]
 )
-def test_whatever_stands_in_an_attribute_a_status_beside_it_is_read(name: str, value: Any) -> None:
+def test_a_status_is_read_whatever_the_other_attributes_contain(name: str, value: Any) -> None:
     assert judged(carrying(status_code=429, **{name: value}))[:2] == (Kind.THROTTLED, THROTTLED)
 
 
@@ -689,7 +693,7 @@ def test_whatever_stands_in_an_attribute_a_status_beside_it_is_read(name: str, v
     ),
     last=st.sampled_from([throttled, AgentError, Odd, ValueError, lambda: sdk_error(500)]),
 )
-def test_any_web_of_errors_has_a_meaning(
+def test_any_graph_of_linked_errors_has_a_meaning(
     links: list[tuple[int, int, str]], last: Callable[[], Exception]
 ) -> None:
     errors: list[Exception] = [AgentError(str(number)) for number in range(10)]

@@ -121,18 +121,18 @@ OPENAI_ROWS = [
 
 
 @pytest.mark.parametrize(("step", "kind"), ANTHROPIC_ROWS)
-def test_what_anthropics_sdk_raises(step: Any, kind: Kind) -> None:
+def test_each_error_of_anthropics_sdk_has_its_kind(step: Any, kind: Kind) -> None:
     fault = fault_of(by_anthropic(step))
     assert fault.kind is kind
     assert fault.billed is (kind is Kind.CONNECTION)
 
 
 @pytest.mark.parametrize(("step", "kind"), OPENAI_ROWS)
-def test_what_openais_sdk_raises(step: Any, kind: Kind) -> None:
+def test_each_error_of_openais_sdk_has_its_kind(step: Any, kind: Kind) -> None:
     assert fault_of(by_openai(step)).kind is kind
 
 
-def test_an_error_inside_a_stream_is_known_although_its_status_is_200_or_missing() -> None:
+def test_an_error_inside_a_stream_is_recognised_although_its_status_is_200_or_missing() -> None:
     fault = fault_of(by_anthropic(stream(["Par", "is"], error_after=1), streamed=True))
     assert fault.kind is Kind.OVERLOADED and fault.verdict is FAILURE and fault.billed
     overloaded = error(503, "server_error", code="server_is_overloaded")
@@ -140,7 +140,7 @@ def test_an_error_inside_a_stream_is_known_although_its_status_is_200_or_missing
     assert fault.kind is Kind.OVERLOADED
 
 
-def test_the_wait_the_request_id_and_the_servers_word_on_repeating_are_kept() -> None:
+def test_the_wait_the_request_id_and_the_servers_retry_instruction_are_kept() -> None:
     headers = {"retry-after": "3", "x-should-retry": "false"}
     fault = fault_of(by_anthropic(error(529, "overloaded_error", headers=headers)))
     assert fault.retry_after_s == 3 and fault.repeatable is False
@@ -173,12 +173,12 @@ def test_a_refused_connection_was_not_billed(by: Any) -> None:
     assert fault.kind is Kind.CONNECTION and not fault.billed and fault.reach == "service"
 
 
-def test_a_stream_that_is_cut_is_the_http_librarys_error() -> None:
+def test_a_cut_stream_raises_the_http_librarys_error() -> None:
     fault = fault_of(by_anthropic(stream(["Par", "is"], cut_after=1), streamed=True))
     assert fault.kind is Kind.CONNECTION and fault.billed
 
 
-def test_a_client_that_is_not_set_up_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_without_a_key_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(openai.OpenAIError) as caught:
         openai.AsyncOpenAI()
@@ -195,7 +195,7 @@ def test_without_a_service_the_vendor_names_itself() -> None:
     )
 
 
-def test_a_users_own_subclass_is_known_too() -> None:
+def test_a_users_own_subclass_is_recognised() -> None:
     class Mine(openai.RateLimitError):
         pass
 
@@ -256,12 +256,14 @@ KEY_INVALID = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "A
         (google(504, "DEADLINE_EXCEEDED"), Kind.TIMEOUT, None),
     ],
 )  # fmt: skip
-def test_what_google_genai_raises(exception: Exception, kind: Kind, wait_s: float | None) -> None:
+def test_each_error_of_google_genai_has_its_kind(
+    exception: Exception, kind: Kind, wait_s: float | None
+) -> None:
     fault = fault_of(exception)
     assert fault.kind is kind and fault.retry_after_s == wait_s
 
 
-def test_a_days_quota_lasts_longer_than_the_wait_of_seconds_that_google_tells() -> None:
+def test_a_daily_quota_lasts_longer_than_the_wait_of_seconds_that_google_reports() -> None:
     fault = fault_of(google(429, "RESOURCE_EXHAUSTED", violation("PerDay"), RETRY_INFO))
     assert fault.kind is Kind.QUOTA and fault.retry_after_s != 45.5
 
@@ -299,7 +301,9 @@ HEADERS = {"x-api-key": "test-key", "anthropic-version": "2023-06-01"}
         (nothing(), Kind.CONNECTION, None),
     ],
 )
-def test_what_http_libraries_raise(ask: Any, step: Any, kind: Kind, wait_s: float | None) -> None:
+def test_each_error_of_an_http_library_has_its_kind(
+    ask: Any, step: Any, kind: Kind, wait_s: float | None
+) -> None:
     async def call() -> None:
         async with FakeAnthropic() as server:
             server.script(step)
@@ -334,14 +338,14 @@ def test_an_http_librarys_refused_connection_was_not_billed(ask: Any) -> None:
 @pytest.mark.parametrize(
     "exception", [ValueError("x"), TimeoutError(), OSError(), Exception("anthropic"), KeyError("openai")]
 )
-def test_other_exceptions_are_not_ours_to_judge(exception: Exception) -> None:
+def test_other_exceptions_are_not_classified(exception: Exception) -> None:
     assert classify_sdk(exception) is None
 
 
 # ── the SDKs' own retries ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_sdks_own_retries_are_seen_through_what_is_wrapped_around_them() -> None:
+def test_an_sdks_own_retries_are_found_inside_wrapped_errors() -> None:
     claude, gpt = anthropic.AsyncAnthropic(api_key="k"), openai.AsyncOpenAI(api_key="k", max_retries=5)
     assert own_retries(claude.messages.create) == 2
     assert own_retries(gpt.responses.create) == 5
@@ -357,8 +361,8 @@ def test_an_sdks_own_retries_are_seen_through_what_is_wrapped_around_them() -> N
     assert own_retries(wrapped) == 5
 
 
-def test_googles_retries_are_known_and_so_is_the_uninvited_one() -> None:
-    """Its asynchronous client repeats once over aiohttp where a connection broke, unless options say how often."""
+def test_googles_configured_retries_and_its_uninvited_one_are_counted() -> None:
+    """Google's asynchronous client repeats once over aiohttp if a connection breaks, unless its options set a number."""
     from google import genai
 
     def client(attempts: int | None) -> genai.Client:
@@ -374,12 +378,12 @@ def test_googles_retries_are_known_and_so_is_the_uninvited_one() -> None:
 @pytest.mark.parametrize(
     "operation", [print, len, lambda: None, asyncio.sleep, object(), functools.partial(print)]
 )
-def test_an_operation_without_an_sdk_behind_it_has_no_retries(operation: Any) -> None:
+def test_no_hidden_retries_are_reported_for_an_operation_without_an_sdk(operation: Any) -> None:
     assert own_retries(operation) == 0
 
 
 def of_module(module: str, name: str, *bases: type[Exception], **attributes: Any) -> Exception:
-    """An exception of an SDK that the tests do not install, as its generator makes them."""
+    """An exception like those of a generated SDK that the tests do not install."""
     cls = type(
         name, bases or (Exception,), {"__module__": f"{module}._exceptions", "__init__": lambda _: None}
     )
@@ -388,7 +392,7 @@ def of_module(module: str, name: str, *bases: type[Exception], **attributes: Any
     return error
 
 
-def test_other_sdks_of_the_same_generator_and_litellm_are_known() -> None:
+def test_other_sdks_of_the_same_generator_and_litellm_are_recognised() -> None:
     base = type("APIError", (Exception,), {"__module__": "groq._exceptions"})
     full = {"error": {"message": "Flex tier capacity exceeded", "type": None, "code": "capacity_exceeded"}}
     error = of_module("groq", "APIStatusError", base, status_code=498, body=full)

@@ -153,13 +153,13 @@ PERPLEXITY_ROWS = [
 
 @pytest.mark.parametrize("by", BY_GOOGLE)
 @pytest.mark.parametrize(("step", "kind"), GOOGLE_ROWS)
-def test_what_google_genai_raises(by: Any, step: Any, kind: Kind) -> None:
+def test_each_error_of_google_genai_has_its_kind(by: Any, step: Any, kind: Kind) -> None:
     fault = fault_of(by(step))
     assert fault.kind is kind and fault.billed is False
 
 
 @pytest.mark.parametrize(("step", "kind"), PERPLEXITY_ROWS)
-def test_what_perplexitys_sdk_raises(step: Any, kind: Kind) -> None:
+def test_each_error_of_perplexitys_sdk_has_its_kind(step: Any, kind: Kind) -> None:
     fault = fault_of(by_perplexity(step))
     assert fault.kind is kind and fault.billed is False
 
@@ -182,7 +182,7 @@ def test_an_error_inside_googles_stream_may_have_been_billed(by: Any) -> None:
         assert fault.kind is Kind.OVERLOADED and fault.verdict is FAILURE and fault.billed
 
 
-def test_an_error_event_of_perplexitys_is_known_although_its_status_is_200() -> None:
+def test_perplexitys_error_event_is_recognised_although_the_status_is_200() -> None:
     body = b'event: error\ndata: {"error":{"message":"x","type":"internal_error"}}\n\n'
     fault = fault_of(by_perplexity(raw(body, content_type="text/event-stream"), streamed=True))
     assert fault.kind is Kind.SERVER_ERROR and fault.billed
@@ -192,12 +192,12 @@ def test_an_error_event_of_perplexitys_is_known_although_its_status_is_200() -> 
     ("by", "timeout"), [(by_google_over_httpx2, 1500), (by_perplexity, perplexity.Timeout(20.0, read=0.1))]
 )
 def test_an_sdks_own_timeout_may_have_been_billed(by: Any, timeout: object) -> None:
-    """Google's is in milliseconds, and the same for connecting."""
+    """Google's timeout is in milliseconds and also applies to connecting."""
     fault = fault_of(by(hang(), timeout=timeout))
     assert fault.kind is Kind.TIMEOUT and fault.billed
 
 
-def test_over_aiohttp_googles_timeout_has_no_class_of_its_own_and_means_the_same() -> None:
+def test_googles_timeout_over_aiohttp_has_no_separate_class_but_the_same_kind() -> None:
     exception = by_google_over_aiohttp(hang(), timeout=100)
     assert type(exception) is TimeoutError and classify_sdk(exception) is None
     fault = classify_error(exception)
@@ -230,7 +230,7 @@ def test_a_stream_of_nonsense_is_a_bad_answer(by: Any) -> None:
     assert fault.kind is Kind.BAD_ANSWER and fault.billed
 
 
-def test_a_client_that_is_not_set_up_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_without_a_key_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PERPLEXITY_API_KEY", raising=False)
     with pytest.raises(perplexity.PerplexityError) as caught:
         perplexity.AsyncPerplexity()
@@ -256,16 +256,16 @@ def test_no_prompt_and_no_key_get_into_the_error() -> None:
             assert mark not in f"{found}{found!r}{vars(found)}"
 
 
-def test_perplexitys_own_retries_are_seen() -> None:
+def test_perplexitys_own_retries_are_found() -> None:
     client = perplexity.AsyncPerplexity(api_key="k")
     assert own_retries(client.responses.create) == 2
     assert own_retries(perplexity.Perplexity(api_key="k", max_retries=0).responses.create) == 0
 
 
-def test_google_repeats_a_broken_connection_by_itself_unless_it_is_told_how_often(
+def test_googles_sdk_repeats_a_broken_connection_unless_its_options_say_how_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The server counts two requests although no second one was asked for."""
+    """The server counts two requests although the caller made one."""
     monkeypatch.setattr("google.genai._api_client.random.randint", lambda *_: -1)  # Its pause: 1 to 10 s.
 
     async def asked(attempts: int | None) -> int:

@@ -1,4 +1,4 @@
-"""The refusals of gateways and other vendors, raised by a vendor's own SDK: of the kind that they have for koo."""
+"""A refusal of a gateway or another vendor, raised by a vendor's own SDK, has the same kind as in koo."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def raised(oddity: Oddity) -> Exception:
     [row for row in ROWS if row.headers.get("content-encoding") not in UNPACKED_BY_NONE],
     ids=lambda row: row.name,
 )
-def test_a_refusal_through_the_sdk_is_of_the_same_kind(oddity: Oddity) -> None:
+def test_a_refusal_raised_by_the_sdk_has_the_same_kind_as_in_koo(oddity: Oddity) -> None:
     fault = classify_sdk(raised(oddity), "svc")
     assert fault is not None and isinstance(fault.error, ExternalServiceError)
     assert fault.kind is oddity.kind and fault.billed is False

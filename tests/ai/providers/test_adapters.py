@@ -331,7 +331,7 @@ BAD_BODIES = [
 @every_vendor
 @pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
 def test_an_unreadable_success_is_a_bad_answer(vendor: str, body: bytes) -> None:
-    """It may have been billed, so its hold is booked."""
+    """Such a response may have been billed, so its hold is booked."""
     fault = failure(vendor, raw(body))
     assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
 
@@ -456,7 +456,9 @@ def test_reasoning_is_separate_from_content(vendor: str) -> None:
 
 @pytest.mark.parametrize("vendor", ["anthropic", "openai"])
 def test_the_input_tokens_are_known_before_the_first_content(vendor: str) -> None:
-    """They settle a stream whose reader stops early. Anthropic reports them; for the others the bound is used."""
+    """These tokens settle a stream whose reader stops early. Anthropic reports them; for the others the bound is
+    used.
+    """
     pieces, _ = pieces_of(vendor, stream(["Par", "is"], input_tokens=7, cut_after=1))
     first = next(piece.usage for piece in pieces) if pieces else None
     assert (first.input_tokens if first else None) == {"anthropic": 7, "openai": None}[vendor]
@@ -473,7 +475,7 @@ def test_a_stream_that_is_cut_is_truncated(vendor: str) -> None:
 
 @every_vendor
 def test_a_stream_that_ends_cleanly_without_its_end_is_truncated(vendor: str) -> None:
-    """This is the most dangerous cut, because it looks complete to HTTP."""
+    """This cut is the most dangerous one, because to HTTP the response looks complete."""
     pieces, fault = pieces_of(vendor, stream(["Par", "is"], end=False))
     assert text_of(pieces) == "Paris" and isinstance(fault, StreamTruncated)
 
@@ -499,7 +501,7 @@ def test_a_finish_reason_ends_a_stream_without_done() -> None:
     ],
 )
 def test_an_error_inside_a_stream_is_classified_by_its_type(vendor: str, step: Any, kind: Kind) -> None:
-    """As the first event, nothing was done; after content, something was done and may be billed."""
+    """If the error is the first event, no work was done; after content, work was done and may be billed."""
     pieces, fault = pieces_of(vendor, stream(["Par", "is"], error_after=0, error=step))
     assert pieces == [] and fault is not None and fault.kind is kind and fault_of(fault).billed is False
     pieces, fault = pieces_of(vendor, stream(["Par", "is"], error_after=1, error=step))
@@ -619,7 +621,7 @@ def test_a_check_detects_a_wrong_key(vendor: str) -> None:
 
 
 def test_openrouters_check_verifies_the_key() -> None:
-    """Its list of models is public and says nothing about the key."""
+    """OpenRouter's list of models is public, so reading it does not verify the key."""
     http = Recording(b"{}")
     provider = OpenAICompatibleProvider("svc", http, base_url="https://openrouter.ai/api/v1", api_key="k")
     asyncio.run(provider.check())

@@ -76,7 +76,7 @@ def learned(document: object, status: int = 400, sent: bytes = SENT, forms: Form
             "This model's maximum context length is 4096 tokens, but 4120 were asked: you requested 4120 tokens",
             4072,
         ),
-        # A limit for the answer alone.
+        # Each of these messages names a limit for the answer alone.
         ("max_tokens is too large: 4096. This model supports at most 2048 completion tokens.", 2048),
         ("`max_tokens` must be less than or equal to `2048`, the maximum value for `max_tokens`", 2048),
         ("Invalid max_tokens value, the valid range of max_tokens is [1, 2048]", 2048),
@@ -202,7 +202,7 @@ def test_max_tokens_is_sent_under_its_other_name(message: str) -> None:
     assert learned(says(message), forms=Forms("svc")).tokens_name is None
 
 
-def test_the_new_name_goes_back_to_the_old_one() -> None:
+def test_the_old_name_is_used_again_if_the_server_refuses_the_new_one() -> None:
     message = "property 'max_completion_tokens' is unsupported, did you mean 'max_tokens'"
     assert learned(says(message), sent=b'{"max_completion_tokens":4096}').tokens_name == "max_tokens"
 

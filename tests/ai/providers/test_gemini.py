@@ -329,7 +329,7 @@ def test_a_refused_stream_is_classified_like_a_refused_call(step: Any, kind: Kin
     ("step", "kind"), [row for row in ROWS if isinstance(row[0], Failure) and row[0].type != "ABORTED"]
 )
 def test_an_error_inside_a_stream_is_classified_like_a_refusal(step: Any, kind: Kind) -> None:
-    """As the first chunk, nothing was done; after content, something was done and may be billed."""
+    """If the error is the first chunk, no work was done; after content, work was done and may be billed."""
     pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=0, error=step))
     assert pieces == [] and fault is not None and fault.kind is kind and fault_of(fault).billed is False
     pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=1, error=step))
@@ -436,7 +436,7 @@ BAD_BODIES = [
 
 @pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
 def test_an_unreadable_success_is_a_bad_answer(body: bytes) -> None:
-    """It may have been billed, so its hold is booked."""
+    """Such a response may have been billed, so its hold is booked."""
     fault = TALK.failure(raw(body))
     assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
 
@@ -521,7 +521,7 @@ def test_a_stream_yields_content_usage_and_an_end() -> None:
 
 
 def test_the_input_tokens_are_known_before_the_first_content() -> None:
-    """So a stream whose reader stops early is settled by Google's count, not by the bound."""
+    """A stream whose reader stops early is therefore settled by Google's count, not by the bound."""
     pieces, _ = TALK.pieces(stream(["Par", "is"], input_tokens=7, cut_after=1))
     assert pieces[0].usage == Usage(input_tokens=7)
 
@@ -540,7 +540,7 @@ def test_a_stream_that_is_cut_is_truncated() -> None:
 
 
 def test_a_stream_that_ends_cleanly_without_a_reason_is_truncated() -> None:
-    """This is the most dangerous cut, because it looks complete to HTTP."""
+    """This cut is the most dangerous one, because to HTTP the response looks complete."""
     pieces, fault = TALK.pieces(stream(["Par", "is"], end=False))
     assert text_of(pieces) == "Paris" and isinstance(fault, StreamTruncated)
 
@@ -759,7 +759,7 @@ def test_an_overloaded_model_is_retried() -> None:
 @settings(deadline=None, max_examples=100 if os.environ.get("CI") else 50)
 @given(prompt=st.text(min_size=1), cached=st.floats(0, 1), out=st.integers(0, 500), thought=st.floats(0, 1))
 def test_no_bill_exceeds_its_bound(prompt: str, cached: float, out: int, thought: float) -> None:
-    """Whatever is cached or thought, no tokenizer makes more tokens of a prompt than it has bytes."""
+    """No tokenizer makes more tokens of a prompt than it has bytes, whatever is cached or reasoned."""
     provider, found = GeminiProvider("svc", HttpClient()), price()
     request = Request(prompt=prompt, model=FLASH, max_tokens=500)
     read = len(prompt.encode("utf-8", "replace"))

@@ -98,7 +98,7 @@ def test_a_document_with_odd_bytes_is_read(data: bytes, document: Any) -> None:
 
 @given(st.text(), st.data())
 def test_characters_split_over_two_texts_are_joined(text: str, data: st.DataObject) -> None:
-    """Both as JSON escapes, which are halves of a surrogate pair, and as bytes."""
+    """This applies to JSON escapes, which are halves of a surrogate pair, and to bytes."""
     units = text.encode("utf-16-le")
     halves = [units[at : at + 2].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), 2)]
     octets = [bytes([octet]).decode("utf-8", "surrogateescape") for octet in text.encode()]

@@ -235,7 +235,7 @@ def parsed(step: Any) -> ParsedError:
     return read_error(step.status, {}, step.body)
 
 
-def test_every_row_of_perplexitys_own_is_tested_in_this_file() -> None:
+def test_every_row_of_perplexitys_own_table_is_tested_in_this_file() -> None:
     """A row that no response above reaches first has no effect. OpenAI's rows are tested in their own file."""
     from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 
@@ -279,7 +279,7 @@ BAD_BODIES = [
 
 @pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
 def test_an_unreadable_success_is_a_bad_answer(body: bytes) -> None:
-    """It may have been billed, so its hold is booked."""
+    """Such a response may have been billed, so its hold is booked."""
     fault = TALK.failure(raw(body))
     assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
     pieces, fault_too = TALK.pieces(raw(body))
@@ -395,7 +395,7 @@ def test_a_stream_that_is_cut_is_truncated() -> None:
 
 
 def test_a_stream_that_ends_cleanly_without_its_end_is_truncated() -> None:
-    """This is the most dangerous cut, because it looks complete to HTTP."""
+    """This cut is the most dangerous one, because to HTTP the response looks complete."""
     pieces, fault = TALK.pieces(stream(["Par", "is"], end=False))
     assert text_of(pieces) == "Paris" and isinstance(fault, StreamTruncated)
 
@@ -410,7 +410,7 @@ def test_a_stream_that_ends_cleanly_without_its_end_is_truncated() -> None:
     ],
 )
 def test_an_error_inside_a_stream_is_classified_by_its_type(step: Any, kind: Kind) -> None:
-    """As the first event, nothing was done; after a search, something was done and is billed."""
+    """If the error is the first event, no work was done; after a search, work was done and is billed."""
     pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=0, error=step))
     assert pieces == [] and fault is not None and fault.kind is kind and fault_of(fault).billed is False
     pieces, fault = TALK.pieces(stream(["Par", "is"], error_after=1, error=step))
@@ -616,7 +616,7 @@ def test_without_a_reported_cost_it_is_computed_from_the_table_and_one_search() 
 @pytest.mark.parametrize("searches", range(SEARCHES_MAX + 1))
 @pytest.mark.parametrize("prompt", ["x", "What is the capital of France?", "日本の首都は?" * 1000])
 def test_no_bill_exceeds_its_hold(prompt: str, searches: int) -> None:
-    """With the largest number of searches, each with full results, and the longest answer."""
+    """This holds for the largest number of searches, each with full results, and the longest answer."""
 
     async def test(here: Gateway, budgets: Budgets, server: FakePerplexity) -> None:
         server.script(answer("x" * 4 * 200))
