@@ -1,4 +1,4 @@
-"""DB_EXACTLY_ONCE=marker: after a lost COMMIT koo finds out whether it took effect, and a function takes effect once."""
+"""DB_EXACTLY_ONCE=marker: after a lost COMMIT koo finds out if it took effect, and a function takes effect once."""
 
 from __future__ import annotations
 

@@ -376,7 +376,7 @@ def test_a_limited_number_of_a_groups_errors_is_read_and_a_repeated_error_counts
     assert isinstance(becomes(ExceptionGroup("same", [same, same])), RateLimited)
 
 
-# ── a status in any attribute ──────────────────────────────────────────────────────────────────────────────────────
+# ── a status in any attribute ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class OfDictionary(dict[str, str]):
