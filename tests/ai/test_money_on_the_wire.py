@@ -1,4 +1,4 @@
-"""The money of a request that was never sent is given back. That of any other request is booked."""
+"""The hold of a request that was never sent is released. The hold of any other request is booked."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_an_answer_without_a_limit_counts_as_its_models_longest(model: str, toke
     assert found.output_tokens_max == tokens
 
 
-# ── what is not text ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── input that is not text ──────────────────────────────────────────────────────────────────────────────────────────
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 200_000}}
 CLAUDES = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 200_000}}

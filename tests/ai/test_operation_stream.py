@@ -284,7 +284,7 @@ def test_the_blocks_own_error_is_not_the_services_failure() -> None:
     run(test)
 
 
-# ── left ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── streams left early ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("form", ITERATORS)

@@ -208,7 +208,7 @@ def test_the_error_of_an_unknown_price_names_the_setting() -> None:
     run(test)
 
 
-# ── what costs nothing ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── free services ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_free_entry_holds_nothing_and_is_booked_with_its_price_source() -> None:

@@ -246,7 +246,7 @@ def test_an_alert_that_no_process_observes_ends_after_a_day_and_is_deleted_later
     run(test)
 
 
-# ── what operators say ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── acts of operators ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_silence_set_in_another_process_applies_immediately(tmp_path: Path) -> None:

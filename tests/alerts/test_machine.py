@@ -126,7 +126,7 @@ class TwoProcesses(RuleBasedStateMachine):
             process.found = dict.fromkeys(keys, True)
         self.look()
 
-    # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, slot: int) -> None:
         store = MemoryStore.on(self.tables, self.clock)
@@ -305,7 +305,7 @@ class TwoProcesses(RuleBasedStateMachine):
                 count = sum(one[2] == episode_id and one[0] == what for one in self.written)
                 assert what == "reminder" or count == 1
 
-    # ── leaves ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── helpers ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def alive(self, *slots: int) -> list[Process]:
         return [process for slot in slots or SLOTS if (process := self.processes[slot]) is not None]

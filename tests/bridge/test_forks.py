@@ -89,7 +89,7 @@ def test_a_child_keeps_what_decorators_declared_before_the_fork(tmp_path: Path) 
     assert in_child(lambda: asyncio.run(parcels())) == "7"
 
 
-# ── whose loop it is ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the child's event loop ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("work", [run_here, run_bridged])
@@ -200,7 +200,7 @@ def test_the_parents_deadlines_do_not_apply_in_the_child() -> None:
     assert asyncio.run(main()) == "bounded"
 
 
-# ── whose calls run ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the parent's running calls ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_parents_calls_occupy_no_place_in_the_child(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_scope_of_the_parent_holds_no_connection_of_the_child(tmp_path: Path) 
     assert asyncio.run(main()) == "(42, 42)"
 
 
-# ── whose sockets they are ────────────────────────────────────────────────────────────────────────────────────────────
+# ── the parent's sockets ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])

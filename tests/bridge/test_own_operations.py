@@ -63,7 +63,7 @@ class Client:
         return f"answer {self.asked}"
 
 
-# ── where it runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the loop of an operation ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_operation_runs_on_its_callers_loop_and_is_counted_by_the_one_koo(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_an_open_breaker_refuses_on_every_loop(tmp_path: Path) -> None:
     assert beside(platform, work) == [1, 1, 0]
 
 
-# ── what crosses ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what crosses between the loops ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,8 @@ async def _answer() -> str:
 def _outcome(call: Callable[[], Any]) -> BaseException:
     try:
         seen: BaseException = asyncio.run(call())
-    except (
-        SystemExit
-    ) as error:  # asyncio lets it end the loop of the task that raised it, which is the caller's own
+    # asyncio lets such an exception end the loop of the task that raised it, here the caller's own loop
+    except SystemExit as error:
         return error
     return seen
 

@@ -370,7 +370,7 @@ def test_a_fetch_ends_at_the_deadline_also_on_the_server(pg: Place) -> None:
                 async with database.make_scope(deadline=deadline) as session:
                     async for _ in await session.stream(text("SELECT pg_sleep(60)")):
                         pass
-            # The server obeyed, so its connection is still usable.
+            # The server stopped the statement as requested, so its connection is still usable.
             assert database.guard.tally.totals().verdicts[FAILURE] == 0
             assert database.get_pool_metrics()["connection_metrics"]["closed"] == 0
 
@@ -656,7 +656,7 @@ def test_a_deadline_stops_the_statement_also_on_the_server(any_pg: Place) -> Non
                 f" AND datname = '{any_pg.database}'"
             )
             await until(lambda: any_pg.server.sql(sleeping) == "0")
-            # A server that obeys is healthy, and its connection is still usable.
+            # A server that stops the statement as requested is healthy, and its connection is still usable.
             assert database.guard.tally.totals().verdicts[FAILURE] == 0
             assert database.get_pool_metrics()["connection_metrics"]["closed"] == 0
 

@@ -42,7 +42,7 @@ async def wait_inside(session: object) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-def test_the_line_of_the_async_with_is_found_from_outside() -> None:
+def test_another_task_can_find_the_line_of_a_scopes_async_with() -> None:
     async def work(scope: Scope) -> None:
         await asyncio.sleep(0)
         async with scope as session:

@@ -113,7 +113,7 @@ class Stage(House):
         """Record as marks."""
         self.history.on_event(event)
 
-    # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── actions ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def ask(
         self, name: str, *, cost: str = "0.012", took_s: float = 0.4, tag: str | None = None
@@ -184,7 +184,7 @@ class Stage(House):
             pico = int(Decimal(needed) * 10**12)
             self.not_spent[name] = self.not_spent.get(name, 0) + pico
 
-    # ── what is shown ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── what the page receives ────────────────────────────────────────────────────────────────────────────────
 
     async def parts(self) -> dict[str, Any]:
         """Like `PlatformSource.parts`, for this stage."""

@@ -456,7 +456,7 @@ def test_an_abandoned_stream_is_booked_at_no_less_than_its_bill(
     run(tmp_path, vendor, work)
 
 
-# ── what cannot be seen ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── costs that koo cannot see ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_own_function_is_refused_under_a_set_budget_that_could_not_be_enforced(tmp_path: Path) -> None:

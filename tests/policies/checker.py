@@ -209,7 +209,7 @@ class Explorer:
                     known.add(key)
                     todo.append(after)
 
-    # ── what can happen ───────────────────────────────────────────────────────────────────────────────────────
+    # ── possible steps ────────────────────────────────────────────────────────────────────────────────────────
 
     def actions(self, world: World) -> Iterator[Action]:
         yield ("wait",)
@@ -376,7 +376,7 @@ class Explorer:
         void = all(permit.generation != breaker.generation for permit in world.out.values())
         self.must(world, "operator", void and not breaker.leases, "a permit from before still counts")
 
-    # ── what must be true ─────────────────────────────────────────────────────────────────────────────────────
+    # ── invariants ────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_step(self, before: World, world: World) -> None:
         old, breaker, model = before.breaker, world.breaker, world.model

@@ -130,7 +130,7 @@ def test_a_limit_that_one_response_does_not_name_still_counts() -> None:
     assert pacer.wait_s(1.0) == 60.0
 
 
-# ── how limits come back ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── how limits are refilled ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 def drained(limit: float, period_s: float) -> Pacer:
@@ -188,7 +188,7 @@ def test_time_spent_suspended_brings_the_end_of_a_limit_forward() -> None:
     assert pacer.wait_s(0.0) == 11.0
 
 
-# ── what is said ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── incomplete headers ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

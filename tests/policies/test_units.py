@@ -459,7 +459,7 @@ def _each_its_own(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rule", RULES_OUT)
-def test_without_this_rule_the_limit_is_exceeded(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_rule_a_fleet_exceeds_the_limit(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options, patch = RULES_OUT[rule]
     options = {"limit": 60, "seed": 1, **options}
     assert any(

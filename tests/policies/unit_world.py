@@ -219,7 +219,7 @@ class World:
             process.refused += len(process.waiting)
             process.waiting.clear()
 
-    # ── the judgement ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── the verdict ───────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> World:
         while self.mail and self.mail[0][0] <= self.seconds:

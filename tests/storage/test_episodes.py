@@ -347,7 +347,7 @@ def test_an_episode_never_ends_before_it_begins(place: StorePlace) -> None:
     with_processes(place, main)
 
 
-# ── what operators say ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── acts of operators ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_process_sees_an_acknowledgement_which_ends_with_its_episode(place: StorePlace) -> None:

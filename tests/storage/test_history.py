@@ -93,7 +93,7 @@ def test_after_an_hour_the_rows_of_several_processes_are_merged_without_changing
     with_stores(shared, test)
 
 
-def test_minutes_are_kept_for_two_days_and_five_minutes_for_thirty(shared: Place) -> None:
+def test_rows_of_a_minute_are_kept_for_two_days_and_rows_of_five_minutes_for_thirty(shared: Place) -> None:
     async def test(one: SqlStore, _: SqlStore, __: SetClock) -> None:
         assert (KEPT_S[MINUTE_S], KEPT_S[FIVE_MINUTES_S]) == (2 * DAY_S, 30 * DAY_S)
         for step_s, kept_s in KEPT_S.items():

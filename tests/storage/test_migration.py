@@ -126,5 +126,5 @@ def test_a_step_that_only_adds_is_a_growth_and_a_growth_only_adds(step: tuple[st
         ("UPDATE koo_x SET y = 1", False),
     ],
 )
-def test_a_step_that_an_older_koo_would_notice_is_not_a_growth(statement: str, adds: bool) -> None:
+def test_only_a_step_that_an_older_koo_would_not_notice_is_a_growth(statement: str, adds: bool) -> None:
     assert bool(ADDS.match(statement)) == adds

@@ -85,7 +85,7 @@ def test_an_absent_store_is_tried_after_growing_pauses_which_restart_after_a_rea
         pauses = note_pauses(monkeypatch)
 
         def doublings() -> list[int]:
-            """The pauses as powers of two of the shortest one. Each is a little shorter by the time already spent."""
+            """The pauses as powers of two of the shortest one. Each pause is shorter by the time already spent."""
             return [math.ceil(math.log2(pause_s / shortest_s)) for pause_s in pauses]
 
         async def lose() -> None:

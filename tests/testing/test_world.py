@@ -435,7 +435,7 @@ def test_a_database_behind_the_worlds_proxy_fails_and_recovers(postgres18: Postg
         world.proxy.accepts()
         world.clock.advance(minutes=2)
         assert await one() == 1
-        # While recovery is tested koo's own probe asks each second, and the next COMMIT could be its.
+        # While recovery is tested, koo's own probe runs each second, and the next COMMIT could be the probe's.
         while database.circuit_breaker_state.value != "healthy":
             assert await one() == 1
         await database.health_check()

@@ -80,7 +80,7 @@ def test_a_busy_connection_is_never_closed_and_a_few_more_are_let_in_for_probes(
     more = [One() for _ in range(FOR_PROBES)]
     assert all(crowd.enter(one) for one in more)
     assert all(crowd.refuses(one) for one in more) and not crowd.refuses(busy[0])
-    # Then one of them makes room for the next: they are waiting, the busy ones are not.
+    # A further connection replaces the oldest of these, because they are waiting and the busy ones are not.
     last = One()
     assert crowd.enter(last) and more[0].is_over
     for one in (*more[1:], last):

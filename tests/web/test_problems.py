@@ -126,7 +126,7 @@ def test_an_infinite_time_is_left_out() -> None:
     json.loads(bytes(answer.body))
 
 
-# ── what a provider does ──────────────────────────────────────────────────────────────────────────────────────────
+# ── failures of a provider ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_an_exhausted_budget_is_429_until_midnight(tmp_path: Path) -> None:
     with_claude(tmp_path, work, daily_budget_usd=Decimal("0.000001"))
 
 
-# ── what a caller does wrong ──────────────────────────────────────────────────────────────────────────────────────
+# ── mistakes of a caller ──────────────────────────────────────────────────────────────────────────────────────────
 
 WRONG: list[tuple[Any, str]] = [
     ({}, "service: is missing"),

@@ -237,7 +237,7 @@ def from_json(body: bytes) -> object:
     return answer.json()
 
 
-# ── what was paid before ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── earlier attempts that were billed ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_refusal_after_several_tries_may_follow_a_billed_answer() -> None:
@@ -633,7 +633,7 @@ def test_a_duplicate_key_is_the_callers_mistake_with_every_database_library() ->
     assert judged(carrying("OperationalError", "mysql.connector", sqlstate="HY000"))[1] is FAILURE
 
 
-# ── whatever an error's own code does ─────────────────────────────────────────────────────────────────────────────────
+# ── errors whose own code misbehaves ──────────────────────────────────────────────────────────────────────────────────
 
 
 class Odd(Exception):

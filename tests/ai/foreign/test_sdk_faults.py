@@ -362,7 +362,7 @@ def test_an_sdks_own_retries_are_found_inside_wrapped_errors() -> None:
 
 
 def test_googles_configured_retries_and_its_uninvited_one_are_counted() -> None:
-    """Google's asynchronous client repeats once over aiohttp if a connection breaks, unless its options say how often."""
+    """Google's asynchronous client repeats a broken connection once over aiohttp, unless its options say otherwise."""
     from google import genai
 
     def client(attempts: int | None) -> genai.Client:

@@ -38,7 +38,7 @@ PER_DAY, PER_MINUTE = (
     f"GenerateRequests{period}PerProjectPerModel-FreeTier" for period in ("PerDay", "PerMinute")
 )
 
-# google-genai takes aiohttp where it is installed, and inherits from a class of it that warns about that.
+# google-genai uses aiohttp if it is installed, and subclasses one of its classes, which warns about that.
 pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")
 
 
@@ -266,7 +266,9 @@ def test_googles_sdk_repeats_a_broken_connection_unless_its_options_say_how_ofte
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server counts two requests although the caller made one."""
-    monkeypatch.setattr("google.genai._api_client.random.randint", lambda *_: -1)  # Its pause: 1 to 10 s.
+    monkeypatch.setattr(
+        "google.genai._api_client.random.randint", lambda *_: -1
+    )  # The SDK pauses for 1 to 10 s before it repeats.
 
     async def asked(attempts: int | None) -> int:
         retry = None if attempts is None else types.HttpRetryOptions(attempts=attempts)

@@ -67,7 +67,7 @@ def test_reasoning_inside_the_answer_is_not_counted_twice() -> None:
     assert classes(usage) == (5, 0, 0, 43, 40)
 
 
-def test_the_totals_surplus_over_the_prompt_is_output() -> None:
+def test_tokens_of_the_total_beyond_the_prompt_are_output() -> None:
     assert chat(prompt_tokens=5, completion_tokens=3, total_tokens=60).output_tokens == 55
     told = msgspec.convert({"input_tokens": 5, "output_tokens": 3, "total_tokens": 60}, responses._Usage)
     assert responses.usage_of(told).output_tokens == 55
