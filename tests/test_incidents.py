@@ -330,7 +330,7 @@ def test_while_the_store_is_unavailable_a_process_reports_its_own_incidents(
                 patch.setattr(one.store.incidents, name, away)
             one.recorder.on_event(CircuitHalfOpened("claude/opus", "its time was over"))
             listed = await one.reports.list()
-            assert listed["trouble"] == "the state store is unavailable: a full disk"
+            assert listed["trouble"] == "the state store is unreachable: a full disk"
             assert [found["state"] for found in listed["incidents"]] == ["recovering"]
             assert (await one.reports.find(before))["trouble"] == listed["trouble"]
         assert (await one.find(before))["state"] == "recovering", "what waited is written"

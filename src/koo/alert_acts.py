@@ -1,7 +1,7 @@
 """Operators' acts on alerts: acknowledge one, silence some, list past ones.
 
 All of them are stored in the state store and apply to every process on it, so they are refused while the store is
-unavailable.
+unreachable.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class AtHome(Protocol):
 class AlertActs:
     """Acts on the alerts of one platform. Times are datetimes with a time zone, or seconds from now.
 
-    Each method raises `ServiceRefused` while the state store is unavailable, and `InvalidRequest` for invalid
+    Each method raises `ServiceRefused` while the state store is unreachable, and `InvalidRequest` for invalid
     arguments.
     """
 

@@ -43,7 +43,7 @@ async def page_of(
     except StoreUnavailable as error:
         raise ServiceRefused(
             "spend",
-            f"the state store is unavailable: {error}",
+            f"the state store is unreachable: {error}",
             kind=Kind.STORE_UNAVAILABLE,
             retry_after_s=AWAY_RETRY_S,
         ) from error

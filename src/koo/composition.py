@@ -379,7 +379,7 @@ class Parts:
         )
 
     def _store_changed(self, trouble: str | None) -> None:
-        """The state store was lost (`trouble` is the reason) or is reachable again."""
+        """The state store became unreachable (`trouble` is the reason) or is back."""
         self._store_back_at = self.clock.monotonic()
         self.own_watch.host.hurry()  # check the disks now: a full disk is a common reason
         self.events.publish(

@@ -3,7 +3,7 @@
 Every five seconds a sample of each component is taken from counters that the guards keep anyway, so calls pay nothing
 for it. The last hour stays in memory. Every minute the process writes that minute, and the current five minutes so far,
 to the state store, where the rows of all processes are read together: minutes for two days, five minutes for thirty.
-While the store is unavailable, up to an hour of minutes waits in memory. A process that is killed loses at most the
+While the store is unreachable, up to an hour of minutes waits in memory. A process that is killed loses at most the
 minute that it had not written.
 """
 
@@ -217,7 +217,7 @@ class History:
             spent = await self.store.history.spent(ask.since_s, ask.until_s, ask.every_s)
             marks = await self.marks(ask.since_s, ask.until_s)
         except StoreUnavailable as error:
-            trouble = f"the state store is unavailable: {error}"
+            trouble = f"the state store is unreachable: {error}"
         return await self._view(ask, spans, spent, marks, trouble)
 
     def _ask(self, seconds: int | None, since: float | None, until: float | None, all_processes: bool) -> Ask:
@@ -256,7 +256,7 @@ class History:
         return sorted(inside, key=lambda mark: mark.at)[-MARKS_MAX:]
 
     async def marks_since(self, since: float) -> list[shapes.HistoryMark]:
-        """The marks since a wall time, of all processes, or of this one while the state store is unavailable."""
+        """The marks since a wall time, of all processes, or of this one while the state store is unreachable."""
         ask = Ask(int(since), int(self.clock.wall()) + 1, SAMPLE_S, 0)
         try:
             return list(map(_mark_view, await self.marks(ask.since_s, ask.until_s)))
@@ -334,7 +334,7 @@ class HistoryReports:
         """The history of the last `range_s` seconds (default: an hour), or from `since` to `until`.
 
         At most 720 spans, at most 30 days, of `components` or of all. The last hour covers this process only, unless
-        `all_processes` is set. While the state store is unavailable, `trouble` has the reason and the stored part is
+        `all_processes` is set. While the state store is unreachable, `trouble` has the reason and the stored part is
         missing. Raises `InvalidRequest`.
         """
         first, last = _seconds(since), _seconds(until)
@@ -354,7 +354,7 @@ class HistoryReports:
         """The last calls with a cost, of all processes, newest first. They contain no prompt and no answer.
 
         `limit` is at most 500; `cursor` is the `next_cursor` of the previous page. Raises `InvalidRequest`, and
-        `ServiceRefused` while the state store is unavailable.
+        `ServiceRefused` while the state store is unreachable.
         """
         store, clock = self._history.store, self._history.clock
         return await self._at_home(
@@ -362,11 +362,11 @@ class HistoryReports:
         )
 
     async def saved(self) -> Saved:
-        """What koo saved today (UTC), in all processes. While the state store is unavailable, as it was last read."""
+        """What koo saved today (UTC), in all processes. While the state store is unreachable, as it was last read."""
         return await self._at_home(self._saved)
 
     async def marks(self, since: datetime) -> list[shapes.HistoryMark]:
-        """The marks since then, oldest first, of all processes, or of this one while the state store is unavailable."""
+        """The marks since then, oldest first, of all processes, or of this one while the state store is unreachable."""
         return await self._at_home(lambda: self._history.marks_since(since.timestamp()))
 
     async def newest_requests(self, limit: int) -> list[BookedCall]:

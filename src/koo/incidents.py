@@ -3,7 +3,7 @@
 Events contain everything about an opening (`policies/incidents.py`). Only the counts of calls that were refused, or
 answered by another service, keep growing; they are read from the breaker once a second. The store has an event within a
 second, and new counts every few seconds, so a process that is killed leaves a nearly complete incident. While the store
-is unavailable, incidents wait in memory, up to the number kept there.
+is unreachable, incidents wait in memory, up to the number kept there.
 
 Successful calls do not pass through here.
 """
@@ -147,7 +147,7 @@ class IncidentReports:
     async def list(self, *, component: str | None = None, limit: int = 50) -> shapes.Incidents:
         """The last incidents of all processes, newest first: at most `limit` (200), of a `component` ("ai:claude").
 
-        While the state store is unavailable, those of this process; `trouble` has the reason. Raises `InvalidRequest`.
+        While the state store is unreachable, those of this process; `trouble` has the reason. Raises `InvalidRequest`.
         """
         if not 1 <= limit <= LIST_MAX:
             raise InvalidRequest("incidents", f"limit must be 1 to {LIST_MAX}", kind=Kind.INVALID_REQUEST)
@@ -167,7 +167,7 @@ class IncidentReports:
             await recorder.write()
             found = await recorder.store.incidents.latest(component, limit=limit)
         except StoreUnavailable as error:
-            trouble = f"the state store is unavailable: {error}"
+            trouble = f"the state store is unreachable: {error}"
             own = recorder.own()
             found = [parts for parts in own if component in (None, component_of(parts[0].incident.guard))]
         now = recorder.clock.wall()
@@ -186,7 +186,7 @@ class IncidentReports:
             if parts:
                 before = await self._what_was_before(parts[0].incident)
         except StoreUnavailable as error:
-            trouble = f"the state store is unavailable: {error}"
+            trouble = f"the state store is unreachable: {error}"
             parts = next((one for one in recorder.own() if one[0].incident.id == incident_id), [])
         if not parts:
             raise CallerMistake("incidents", "there is no incident with that id", kind=Kind.NOT_FOUND)

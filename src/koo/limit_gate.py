@@ -3,8 +3,9 @@
 With a fleet-wide limit, this process may have no unit left although the fleet has one. Then every caller waits for the
 store's reply, even with `on_limit="refuse"`: only the store can tell whether the limit is full. If it replies that the
 remaining units are held by other processes, the caller waits up to five seconds for their return. In the first five
-seconds after the store was lost, a caller beyond this process's share waits for the store: its file may only be locked
-for a moment, and a limit with room must not refuse a call. Only `on_limit="wait"` waits for units that are used up.
+seconds after the store becomes unreachable, a caller beyond this process's share waits for the store: its file may only
+be locked for a moment, and a limit with room must not refuse a call. Only `on_limit="wait"` waits for units that are
+used up.
 """
 
 from __future__ import annotations

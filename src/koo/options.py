@@ -332,7 +332,7 @@ class ServiceOptions(Timed):
     )
     budget_is_explicit: bool = option(
         False,
-        "the budget was set, so it refuses while the state store is unavailable",
+        "the budget was set, so it refuses while the state store is unreachable",
         "a default must not stop what works",
     )
     input_price: Decimal | None = option(

@@ -364,7 +364,7 @@ class Platform:
     async def alert_deliveries(self) -> AlertDeliveries:
         """Whether people were notified of alerts, and why not: the last day's notices on each channel.
 
-        Does not raise while the state store is unavailable: `store` then has the reason.
+        Does not raise while the state store is unreachable: `store` then has the reason.
         """
         alerts = self.active_alerts()
         return await self._at_home(lambda: self.parts.outbox.deliveries(alerts))
@@ -417,7 +417,7 @@ class Platform:
         or a `month` ("2026-11").
 
         The default is the current month. `by`: any of "day", "service", "model" and "tag". Raises
-        `InvalidRequest`, and `ServiceRefused` while the state store is unavailable.
+        `InvalidRequest`, and `ServiceRefused` while the state store is unreachable.
         """
         spending = self.parts.spending
         return await self._at_home(lambda: spending.report(days, first_day, last_day, month, by))
@@ -458,7 +458,7 @@ class Platform:
 
         If the process did spend it, the bill may exceed the budget by that amount. `by` and `reason` are recorded with
         it. Raises `CallerMistake` for a process that holds nothing or still reports, and `ServiceRefused` while the
-        state store is unavailable.
+        state store is unreachable.
         """
         return await self._at_home(lambda: self.parts.spending.write_off(process, by, reason))
 

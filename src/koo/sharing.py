@@ -92,7 +92,7 @@ class Sharing:
         return {"credential": hashlib.sha256(key.encode()).hexdigest()[:8]}
 
     def publish(self, kind: SignalKind, target: str, payload: dict[str, Any] | None = None) -> None:
-        """Publish to all other processes in the background, without waiting for an unavailable store."""
+        """Publish to all other processes in the background, without waiting for an unreachable store."""
         self._unpublished.append((kind, target, payload))
         try:
             loop = asyncio.get_running_loop()

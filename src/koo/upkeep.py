@@ -30,7 +30,7 @@ TICK_S = 1.0
 SWEEP_EVERY_TICKS = 30
 PRUNE_EVERY_S = 3600.0
 STORE_AWAY_LOOK_S = 5.0
-"""While the state store on the database's server is unavailable, the database is checked this often."""
+"""While the state store on the database's server is unreachable, the database is checked this often."""
 NOTICES_KEPT_S = 90 * DAY_S
 """As long as the alert episodes that they report."""
 
@@ -238,7 +238,8 @@ class CheckServices(BackgroundTask):
                     ai_service.service.gates.key_blocks.postpone(now)
 
     async def _check_database(self, is_doubted: bool) -> None:
-        """Check the database now if an earlier process left alerts of it, or if the state store on its server is down.
+        """Check the database now if an earlier process left alerts of it or the state store on its server is
+        unreachable.
 
         Its own probe may be half a minute away, and until then one outage of the server would be reported as two.
         """

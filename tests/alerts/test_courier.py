@@ -64,7 +64,7 @@ class FakeChannel:
 
 
 class MemoryStore:
-    """The notices of a store in memory, which is away while `trouble` is set."""
+    """The notices of a store in memory, which is unreachable while `trouble` is set."""
 
     def __init__(self, tables: Backend, clock: VirtualClock) -> None:
         self.transactions = MemoryTransactions(tables, f"process-{next(_numbers)}", clock)
@@ -334,7 +334,7 @@ def test_another_process_repeats_the_message_of_a_sender_that_died() -> None:
 def test_without_the_state_store_a_process_notifies_on_its_own_and_says_so() -> None:
     async def main(world: World) -> None:
         process = world.process()
-        process.store.transactions.trouble = "the state store is away"
+        process.store.transactions.trouble = "the state store is unreachable"
         world.channel.answers = [DOWN]
         await world.until(5)
         process.courier.send_alone([notice(), notice("b2:firing", severity="info")])

@@ -299,11 +299,11 @@ def test_two_processes_send_one_reminder_and_a_restart_sends_none_again(tmp_path
     run(test)
 
 
-# ── a store that is away ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── an unreachable store ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def cut_off(process: Process) -> Callable[[], None]:
-    """Make the store unavailable for this process; returns a function that brings it back."""
+    """Make the store unreachable for this process; returns a function that brings it back."""
     run = process.store.executor.run
 
     async def fail(*_: Any, **__: Any) -> None:

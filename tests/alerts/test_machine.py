@@ -185,7 +185,7 @@ class TwoProcesses(RuleBasedStateMachine):
     def store_goes_or_comes(self, slot: int) -> None:
         for process in self.alive(slot):
             transactions = process.store.transactions
-            transactions.trouble = None if transactions.trouble else "the state store is away"
+            transactions.trouble = None if transactions.trouble else "the state store is unreachable"
         self.time_passes(5.0)
 
     @rule(by_s=st.sampled_from([-7200.0, -61.0, 61.0]))

@@ -37,7 +37,7 @@ def test_a_renamed_process_is_shown_for_an_hour() -> None:
 
 
 def test_no_process_is_presumed_dead_just_after_the_stores_return() -> None:
-    """While the store was away no process could report to it."""
+    """While the store was unreachable no process could report to it."""
     clock = SetClock()
     news = StoreNews(clock)
     found = [Finding("money_unsettled", "state_store", ""), Finding("circuit_open", "ai:claude", "")]

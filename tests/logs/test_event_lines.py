@@ -174,8 +174,8 @@ EXACT: list[tuple[Event, str]] = [
     ),
     (
         StoreFound("state store"),
-        "INFO state store: found again: it was unavailable for 10 s, since 2026-09-21T14:16:50Z; "
-        "what was spent meanwhile is now reported to it",
+        "INFO state store: found again: it was unreachable for 10 s, since 2026-09-21T14:16:50Z; "
+        "what was spent during that time is now reported to it",
     ),
     (
         StoreForgot("state store", "1.25"),

@@ -243,7 +243,7 @@ class House:
         self.database.resume()
 
     def lose_store(self, refuses: list[str]) -> None:
-        """Make the state store unavailable; calls to `refuses` count against budgets that were set."""
+        """Make the state store unreachable; calls to `refuses` count against budgets that were set."""
         self.koo["state_store"] = {
             "reachable": False,
             "reason": "the state store cannot be used: disk I/O error",

@@ -215,7 +215,7 @@ def impatient(url: str, timeout_s: float, **options: Any) -> SqlStore:
 
 
 def note_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record the pauses between the attempts to reach an absent store."""
+    """Record the pauses between the attempts to reach an unreachable store."""
     pauses: list[float] = []
 
     class Jobs(queue.SimpleQueue[Any]):

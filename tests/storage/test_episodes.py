@@ -276,7 +276,7 @@ def test_an_episode_that_no_process_observes_ends_with_a_notice(place: StorePlac
     with_processes(place, main, count=1)
 
 
-# ── a store that was away, and clocks ─────────────────────────────────────────────────────────────────────────────────
+# ── a store that was unreachable, and clocks ──────────────────────────────────────────────────────────────────────────
 
 
 def test_an_episode_that_began_and_ended_while_the_store_was_away_is_recorded(place: StorePlace) -> None:
@@ -441,8 +441,8 @@ def test_a_silence_covers_alerts_that_match_its_patterns(kind: str, component: s
 def test_a_store_in_memory_can_be_made_unavailable() -> None:
     async def main() -> None:
         transactions = MemoryTransactions(make_tables(), "one")
-        transactions.trouble = "the state store is away"
-        with pytest.raises(StoreUnavailable, match="is away"):
+        transactions.trouble = "the state store is unreachable"
+        with pytest.raises(StoreUnavailable, match="is unreachable"):
             await SqlEpisodes(transactions).orphaned()
 
     asyncio.run(main())

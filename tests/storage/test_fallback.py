@@ -1,4 +1,4 @@
-"""Money while the store is away: purses last until they are used up; then a set budget refuses and a default one
+"""Money while the store is unreachable: purses last until they are used up; then a set budget refuses and a default one
 continues.
 """
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Outage:
-    """A store on a file that another process can lock, which makes the store unavailable."""
+    """A store on a file that another process can lock, which makes the store unreachable."""
 
     def __init__(self, place: Place, *, is_default: bool = True, limit: str = "1.00") -> None:
         self.place = place

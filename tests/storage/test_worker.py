@@ -39,7 +39,7 @@ class Nothing:
 
 
 class Fake:
-    """A database that is available, away, or hangs until it is cut off."""
+    """A database that is reachable, unreachable, or hangs until it is cut off."""
 
     def __init__(self) -> None:
         self.is_away = False

@@ -232,7 +232,7 @@ def test_without_the_store_nothing_is_promised_that_other_processes_would_not_kn
         alert = await down(client, koo)
 
         async def fail(*_: Any, **__: Any) -> Any:
-            raise StoreUnavailable("the state store is away")
+            raise StoreUnavailable("the state store is unreachable")
 
         koo.parts.store.executor.run = fail  # type: ignore[attr-defined]
         assert (await client.get(ALERTS)).status == 200, "what this process sees is listed without it"
@@ -250,7 +250,7 @@ def test_without_the_store_nothing_is_promised_that_other_processes_would_not_kn
                 else await client.ask(method, f"{ALERTS}/{path}")
             )
             assert reply.status == 503 and reply.headers["Retry-After"] == "5", path
-            assert reply.body["detail"].startswith("state store: the state store is away")
+            assert reply.body["detail"].startswith("state store: the state store is unreachable")
         del koo.parts.store.executor.run  # type: ignore[attr-defined]
 
     with_server(tmp_path, work)

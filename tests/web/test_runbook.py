@@ -121,7 +121,7 @@ def test_links_of_alerts_and_refusals_lead_to_the_runbook(
             "limit_reached_requests_per_hour",
         ),
         (RateLimited("claude", "it is spread", kind=Kind.COOLING_DOWN), "provider_limit_reached"),
-        (ServiceRefused("claude", "the store is away", kind=Kind.STORE_UNAVAILABLE), "store_unavailable"),
+        (ServiceRefused("claude", "store unreachable", kind=Kind.STORE_UNAVAILABLE), "store_unavailable"),
         (ServiceFailed("claude", "its server failed", kind=Kind.SERVER_ERROR), "degraded_performance"),
         (CommitOutcomeUnknown("database", "the connection was lost"), "database_commit_unknown"),
     ],

@@ -24,7 +24,7 @@ from koo.refusals import not_begun
 from koo.storage.base import UNTOLD, Allowance, Bill, BudgetView, How, Ledger, OwnBudgetView, Short
 
 AWAY_RETRY_S = 5.0
-"""When to retry while the store is unavailable: koo notices its return within this time."""
+"""When to retry while the store is unreachable: koo notices its return within this time."""
 RECALL_RETRY_S = 2.0
 """Two beats: with the first, other processes learn that they should return money; with the second, it arrives."""
 SETS_MAX = 1000
@@ -95,7 +95,7 @@ class Budgets:
         self._names[day_budget(name)] = self.ledger.budget(
             day_budget(name), limit, "day", is_default=not allowance.explicit
         )
-        # A default budget: while the store is unavailable, the limit is counted in memory. A budget that was set would
+        # A default budget: while the store is unreachable, the limit is counted in memory. A budget that was set would
         # refuse every call then, and a limit on requests protects no money that would justify that.
         requests = self.ledger.budget(requests_count(name), requests_a_day, is_default=True)
         self._names[requests_count(name)] = requests

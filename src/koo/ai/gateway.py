@@ -194,7 +194,7 @@ class Gateway:
                     charge = self._prepare(one, asked)
                     if too_long_for or len(query.prompt) >= LONG_CHARACTERS:
                         check_room(one, charge.model, len(query.prompt), too_long_for)
-                    # A free call has nothing to hold, so it keeps working while the state store is away.
+                    # A free call has nothing to hold, so it keeps working while the state store is unreachable.
                     guard, paid = one.service.guard(charge.model), None if charge.price.free else charge
                     # The scope is made here and passed in, not returned by `begin`: a streaming attempt needs its
                     # permit while it runs, to renew a probe's lease whenever the model reasons.

@@ -39,9 +39,9 @@ class Tokens:
                 finally:
                     limit.waiting.remove(tokens)
                 continue
-            # The limit as a whole has room, but the tokens are with another process, or with a store that was lost a
-            # moment ago. They usually return within seconds, so even a call that must not wait waits that long: to its
-            # caller, a refusal under a limit that is not used up would look like an error.
+            # The limit as a whole has room, but the tokens are with another process, or with a store that has just
+            # become unreachable. They usually return within seconds, so even a call that must not wait waits that long:
+            # to its caller, a refusal under a limit that is not used up would look like an error.
             home_at = limit.comes_home_at(tokens, now)
             if home_at < patient_until:
                 await clock.sleep(home_at - now)

@@ -91,7 +91,7 @@ class Courier:
         """How many of the notices in `_alone` are in the message that is being sent."""
 
     async def step(self) -> None:
-        """Read the channel's state and send at most one message. Does not raise while the store is away."""
+        """Read the channel's state and send at most one message. Does not raise while the store is unreachable."""
         if self._alone and not self._is_shut():
             await self._send_alone()
         if self._store.trouble is None:
@@ -120,7 +120,7 @@ class Courier:
         return None
 
     def send_alone(self, notices: Sequence[Notice]) -> None:
-        """Queue notices to be sent without the store, because it is away and people must be notified."""
+        """Queue notices to be sent without the store, because it is unreachable and people must be notified."""
         now = self._clock.wall()
         for notice in notices:
             if notice.severity in self._severities and len(self._alone) < ALONE_MAX:

@@ -384,7 +384,7 @@ class Alerts:
         self._active[fingerprint].reminders = number
 
     def notified(self, fingerprint: str, at: float) -> None:
-        """Record that this process notified people on its own, because the store is away."""
+        """Record that this process notified people on its own, because the store is unreachable."""
         seen = self._active[fingerprint]
         seen.episode = replace(seen.episode, notified_at=at)
 

@@ -30,7 +30,7 @@ class Looks:
     """This process's knowledge `up_s` seconds after its start. `database` is None if no database is in use.
 
     `checked` names the services whose last unbilled check passed. `store_up_s` is how long the state store has been
-    available, or None while it is away.
+    reachable, or None while it is unreachable.
     """
 
     database: DatabaseHealth | None

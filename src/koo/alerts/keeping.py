@@ -7,8 +7,8 @@ operators did about it. A process that closes releases its episodes; those of a 
 lease ends. The next process that observes the component takes them over, which may be the same service after a restart.
 An episode whose component is no longer configured, so that no process observes it, ends after a day.
 
-While the store is away nothing is lost, because changes are written when it is back. But people must be notified in
-time, so a process that cannot reach the others notifies on its own. Notifying twice is better than not at all.
+While the store is unreachable nothing is lost, because changes are written when it is back. But people must be notified
+in time, so a process that cannot reach the others notifies on its own. Notifying twice is better than not at all.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class AlertKeeper:
         return now
 
     async def look(self, findings: Iterable[Finding], has_looked: HasLooked) -> None:
-        """Take in the current findings and notify people. Does not raise while the store is away."""
+        """Take in the current findings and notify people. Does not raise while the store is unreachable."""
         now = self.see(findings, has_looked)
         if await self._write(now):
             self._away_since = None
@@ -138,7 +138,7 @@ class AlertKeeper:
             self._notify_alone(now)
 
     async def _write(self, now: Moment) -> bool:
-        """Write what is due; returns False while the store is away."""
+        """Write what is due; returns False while the store is unreachable."""
         if self._store.trouble is not None:
             return False
         is_due = now.monotonic >= self._renew_at

@@ -265,7 +265,7 @@ KINDS: Mapping[str, AlertKind] = {
     # ── the state store ───────────────────────────────────────────────────────────────────────────────────────
     "store_unavailable": AlertKind(
         "critical",
-        "State store unavailable",
+        "State store unreachable",
         ending=Ending("store_recovered", "the state store can be reached again"),
         evidence="store",
         inhibited_by=("disk_full", *DATABASE_GONE),

@@ -17,7 +17,7 @@ from koo.events import Event, ProcessRenamed, StoreForgot, StoreFound
 KEPT_S = 3600.0
 """A finding lasts for an hour after the last event: long enough for a person to be woken and to look at it."""
 SETTLES_S = 20.0
-"""While the store was away no process could report. Until each has reported again, all other processes look dead."""
+"""While the store was unreachable no process could report. Until each has reported again, all others look dead."""
 
 
 class StoreNews:

@@ -84,7 +84,7 @@ class Outbox:
                 _warn_once(warning)
 
     def alone(self, notices: Sequence[Notice]) -> None:
-        """Send notices without the state store, because it is away; see `Courier.send_alone`."""
+        """Send notices without the state store, because it is unreachable; see `Courier.send_alone`."""
         for courier in self.couriers:
             courier.send_alone(notices)
 
@@ -95,7 +95,7 @@ class Outbox:
     async def deliveries(self, alerts: Sequence[Alert]) -> AlertDeliveries:
         """The deliveries of the last day's notices, and the reasons why others of `alerts` were not sent.
 
-        Does not raise while the store is away; `store` contains the reason then.
+        Does not raise while the store is unreachable; `store` contains the reason then.
         """
         trouble = self._store.trouble
         # What this process sent without the store comes first, because it is known even now. A person asks this
@@ -231,7 +231,7 @@ def make_channels(options: AlertOptions, network: NetworkOptions, wall: Callable
 
 def _status(courier: Courier, severity: Severity, clock: Clock) -> ChannelStatus:
     # A channel can fail in two places: for all processes, as the store knows, and for messages that this process sent
-    # without the store. While the store is away only the second is current, so both are combined.
+    # without the store. While the store is unreachable only the second is current, so both are combined.
     standing, breaker = courier.standing, courier.guard.breaker
     waiting_alone = [one for one in courier.told_alone if one.state == "waiting"]
     failed_alone = [one for one in waiting_alone if one.reason]

@@ -137,7 +137,7 @@ def _why(seen: Seen, alerts: Alerts, now: Moment, has_channel: bool) -> Notified
         return _notified("inhibited", "its cause ended a moment ago")
     if not seen.is_found:
         return _notified("kept_quiet", "it may be over: its condition was not found at the last check")
-    return _notified("due", "it has just begun, or the state store is away")
+    return _notified("due", "it has just begun, or the state store is unreachable")
 
 
 def _noticed(at: float, has_channel: bool) -> Notified:

@@ -80,7 +80,7 @@ def why_koo(koo: KooHealth | None) -> Iterator[str]:
     if not store["reachable"]:
         since = f" since {when(store['lost_at'])}" if store["lost_at"] else ""
         refuses = f"; calls of {', '.join(store['refuses'])} are refused" if store["refuses"] else ""
-        yield f"state store: cannot be used{since}: {store['reason']}{refuses}"
+        yield f"state store: unreachable{since}: {store['reason']}{refuses}"
     for disk in koo["disks"]:
         if disk["state"] != "ok":
             free = f"{disk['free_bytes'] / 2**30:.1f} of {disk['total_bytes'] / 2**30:.1f} GiB free"

@@ -4,7 +4,7 @@ A beat is one transaction about once a second. It writes this process's row and 
 operators and providers did in other processes (`sharing.py`), which guards are down there, and which process leads. No
 call waits for a beat. A breaker that changes its phase causes a beat immediately.
 
-While the store is unavailable there are no reports and no leader, and every part behaves as in a single process.
+While the store is unreachable there are no reports and no leader, and every part behaves as in a single process.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Fleet:
     ) -> None:
         self.leadership = Leadership()
         self.heard: Heard | None = None
-        """The last beat's reply; None while the store is unavailable."""
+        """The last beat's reply; None while the store is unreachable."""
         self._store = store
         self._clock = clock
         self._sharing = sharing
@@ -235,7 +235,7 @@ class Fleet:
             self.ring()
 
     def _lose(self) -> None:
-        """The store is unavailable: forget the other processes' reports, because they may no longer be true."""
+        """The store is unreachable: forget the other processes' reports, because they may no longer be true."""
         # Kept, they would do harm: a guard that stays primed opens at its first failure, and one whose units ended with
         # the fleet would never probe again, so its breaker would stay open until the store is back.
         self.heard = None

@@ -296,8 +296,8 @@ def _store_found(event: events.StoreFound, since: Since) -> Told:
     began = since.end("store", event.source)
     lasted = since.lasted(began)
     said = [
-        f"it was unavailable {lasted}" if lasted else "",
-        "what was spent meanwhile is now reported to it",
+        f"it was unreachable {lasted}" if lasted else "",
+        "what was spent during that time is now reported to it",
     ]
     return Told("found again", said, since=began)
 

@@ -20,7 +20,8 @@ class Series(TypedDict):
     state: Annotated[list[str | None], Doc("the worst state of the span")]
     spent: NotRequired[
         Annotated[
-            list[Usd | None], Doc("booked in the span; services only; null while the state store is away")
+            list[Usd | None],
+            Doc("booked in the span; services only; null while the state store is unreachable"),
         ]
     ]
     used: NotRequired[Annotated[list[int | None], Doc("the most connections in use; database only")]]

@@ -13,9 +13,9 @@ class StoreHealth(TypedDict):
     """The state store as this process sees it."""
 
     reachable: bool
-    reason: Annotated[str, Doc("why it cannot be used; empty if it can")]
-    lost_at: Annotated[Time | None, Doc("null if it can be used")]
-    refuses: Annotated[list[str], Doc("services whose calls are refused while it is away")]
+    reason: Annotated[str, Doc("why it is unreachable; empty if it is reachable")]
+    lost_at: Annotated[Time | None, Doc("when it became unreachable; null if it is reachable")]
+    refuses: Annotated[list[str], Doc("services whose calls are refused while it is unreachable")]
 
 
 class DiskHealth(TypedDict):

@@ -204,7 +204,9 @@ class RateLimits(TypedDict):
     scope: Annotated[
         str, Doc("whose requests are counted: shared (all processes on the state store), or this process")
     ]
-    notice: Annotated[str, Doc("which limits apply while the state store is away; empty if it is available")]
+    notice: Annotated[
+        str, Doc("which limits apply while the state store is unreachable; empty if it is reachable")
+    ]
 
 
 class ModelStatus(BreakerStatus):

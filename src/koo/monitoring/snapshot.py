@@ -162,8 +162,8 @@ def count_view(count: Count, wall: Wall) -> RateLimit:
     # no call since, would still be shown.
     count, hand = count.as_of(wall.now), count.hand
     used = count.used + (0 if hand is None else hand.elsewhere(wall.now))
-    # While the store is away, this process may use only its share. Other processes' use is added to the share, because
-    # it is also in `used`: so `remaining` is the rest of the share.
+    # While the store is unreachable, this process may use only its share. Other processes' use is added to the share,
+    # because it is also in `used`: so `remaining` is the rest of the share.
     most = count.limit if hand is None or not hand.is_alone else used - count.used + hand.share
     # Other processes' use is as of the last reply, and some of it may have left the window since. With this process's
     # newest calls the sum could exceed the limit, which would look like a violation, so it is cut at the limit.

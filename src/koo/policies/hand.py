@@ -42,10 +42,10 @@ LATE = 61 / 60
 TRIPS_A_LEASE = 4
 """A lease should last for at least four trips to the store; if the trips are slower, a longer lease is requested."""
 LOST_S = 5.0
-"""How long callers wait for a lost store. A locked file or a restarting server is back by then; after that it is
-unlikely to return soon."""
+"""How long callers wait for an unreachable store. A locked file or a restarting server is back by then; after that
+it is unlikely to return soon."""
 LOOK_AGAIN_S = 0.1
-"""How often a waiting call checks whether a store that was just lost is back."""
+"""How often a waiting call checks whether a store that has just become unreachable is back."""
 LOOK_S = 5.0
 """How often an idle process sends a message, to learn how many processes there are and how much they use."""
 LOOKS_A_LOOK = 100
@@ -130,8 +130,8 @@ class Hand:
         # part of the units that were free then. The share alone is not enough. If others had just used the whole
         # limit, 0.8 of it would be used again while their use is still in the window.
         if self._cut_at == NEVER:
-            # All leases end soon after the store is lost, and then the free units belong to no process. A lone process
-            # may use all of them.
+            # All leases end soon after the store becomes unreachable. Then the free units belong to no process. A lone
+            # process may use all of them.
             room = self.limit if self.processes == 1 else self._room // self.processes
             self._cut_at, self._cut_most = now, used + room
         most, until = self.share, NEVER
@@ -216,7 +216,8 @@ class Hand:
         return not self.is_away and (self._flying is not None or now >= self.shut_until)
 
     def comes_home_at(self, now: float) -> float:
-        """When units may arrive that other processes hold, or that a store just lost could grant; else infinite."""
+        """When units may arrive from other processes, or from a store that has just become unreachable; else
+        infinite."""
         if self.lost_at <= now < self.lost_at + LOST_S:
             return max(self.shut_until, now + LOOK_AGAIN_S)
         return self.shut_until if self.is_lent else NEVER

@@ -378,7 +378,8 @@ class Limits:
         return is_lacking
 
     def comes_home_at(self, now: float) -> float:
-        """When units may arrive that other processes hold, or that a store just lost could grant; else infinite."""
+        """When units may arrive from other processes, or from a store that has just become unreachable; else
+        infinite."""
         at = NEVER
         for count in self.counts:
             count.roll(now)

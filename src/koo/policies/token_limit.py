@@ -89,7 +89,8 @@ class TokenLimit:
         return max(at, now, hand.shut_until)
 
     def comes_home_at(self, tokens: int, now: float) -> float:
-        """When units may arrive that other processes hold, or that a store just lost could grant; else infinite."""
+        """When units may arrive from other processes, or from a store that has just become unreachable; else
+        infinite."""
         count, hand = self.count, self._hand
         count.roll(now)
         if hand is None or count.used + tokens > count.limit or hand.has(tokens, now, count.used):

@@ -93,9 +93,10 @@ class BudgetView:
 
     `held_usd` is held by running calls. `idle_usd` is unused in the purses of processes and can be recalled.
     `unsettled_usd` was granted to processes that no longer report. `scope` is "shared", or "this process" while the
-    store is away. `above_hold_usd` is how much this process's bills exceeded the amounts held for them. `runs_out` is
-    when the budget is used up at the current pace. `shortage` is why the last call on this budget was refused, for as
-    long as the same call would be refused again. `short` is the same in numbers, for some minutes longer.
+    store is unreachable. `above_hold_usd` is how much this process's bills exceeded the amounts held for them.
+    `runs_out` is when the budget is used up at the current pace. `shortage` is why the last call on this budget was
+    refused, for as long as the same call would be refused again. `short` is the same in numbers, for some minutes
+    longer.
     """
 
     limit_usd: Decimal | None
@@ -479,7 +480,7 @@ class Store(Protocol):
         ...
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
-        """Call `changed` on the loop when the store is lost (with the reason) and when it is back (with None)."""
+        """Call `changed` on the loop when the store becomes unreachable (with the reason) or is back (with None)."""
         ...
 
     async def open(self) -> None:

@@ -197,7 +197,7 @@ def _notify(tx: Transaction, known: Episode, is_said: bool) -> Episode:
         if claimed:
             # The claim and the notice are in one transaction. In two, a process that is killed between them would
             # leave an alert that counts as notified and that no person ever receives. A notice that this process
-            # delivered itself while the store was away is not written again.
+            # delivered itself while the store was unreachable is not written again.
             if not is_said:
                 put_in(tx, [notice_of("firing", known)], _ms(known.notified_at))
             return known
@@ -217,8 +217,8 @@ def _leave(tx: Transaction, left: Episode, values: dict[str, Any], said: Collect
     tx.run(FORGET_MINE, place)
     if known.ended_at is not None:
         return
-    # If the store was away, it does not know yet that the episode fired, or that people must be notified. Both are
-    # written now, because a resolved notice without its firing notice would make no sense to its reader.
+    # If the store was unreachable, it does not know yet that the episode fired, or that people must be notified. Both
+    # are written now, because a resolved notice without its firing notice would make no sense to its reader.
     known = replace(
         known, message=left.message, fired_at=_not_before(known.fired_at or left.fired_at, known.started_at)
     )
@@ -245,7 +245,7 @@ def _end(tx: Transaction, episode: Episode, now: float, *, is_said: bool = False
 
 
 def _write_down(tx: Transaction, left: Episode, ended_at: float, said: Collection[str]) -> None:
-    """Record an episode that began and ended while the store was away."""
+    """Record an episode that began and ended while the store was unreachable."""
     if left.fired_at is None:
         return
     ended = replace(left, ended_at=left.end_at(ended_at), phase="resolved")

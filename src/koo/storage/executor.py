@@ -53,7 +53,7 @@ class Executor:
         return self.worker.trouble if self.worker is not None else None
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
-        """Call `changed` on the loop when the store is lost (with the reason) and when it is back (with None)."""
+        """Call `changed` on the loop when the store becomes unreachable (with the reason) or is back (with None)."""
         self._watchers.append(changed)
 
     async def run(self, work: Callable[[Transaction], T], *, exclusive: bool = True) -> T:
@@ -69,8 +69,8 @@ class Executor:
                 return await result
         except TimeoutError:
             # A loop that was blocked for longer than the timeout finds the timer and the result in the same turn. The
-            # store was not slow then: declaring it lost would send every caller into its fallback, and a transaction
-            # that was committed would be reported as failed.
+            # store was not slow then: declaring it unreachable would send every caller into its fallback, and a
+            # transaction that was committed would be reported as failed.
             if result.done() and not result.cancelled():
                 return result.result()
             reason = f"the state store (KOO_STATE_URL) did not answer within {self.timeout_s:g} s"

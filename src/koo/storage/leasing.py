@@ -31,7 +31,7 @@ from koo.storage.windows import MemoryWindows, Windows, receive_in
 log = logging.getLogger("koo")
 
 AWAY_S = 1.0
-"""How often an absent store is tried, in case its return went unnoticed."""
+"""How often an unreachable store is tried, in case its return went unnoticed."""
 TOGETHER_S = 0.2
 """Limits that are due within this time are reported in the same message."""
 
@@ -145,7 +145,7 @@ class Leasing:
         return hand
 
     def know_processes(self, processes: int) -> None:
-        """Set the number of processes among which a limit is divided while the store is away."""
+        """Set the number of processes among which a limit is divided while the store is unreachable."""
         for hand in self._hands():
             hand.processes = max(1, processes)
 

@@ -1,9 +1,9 @@
 """The ledger: calls hold and settle money in this process's purses, and a background beat keeps the store up to date.
 
 A call that finds room in its purses never waits. A call that does not waits for the reply to the next beat, which is
-sent immediately. While the store is away, calls spend what the purses still contain. After that, a budget that was set
-refuses calls, and a default budget continues in memory ("budget scope: this process"). The spending is reported when
-the store is back.
+sent immediately. While the store is unreachable, calls spend what the purses still contain. After that, a budget that
+was set refuses calls, and a default budget continues in memory ("budget scope: this process"). The spending is reported
+when the store is back.
 
 Beats carry the ledger's entries. One beat at a time is in flight. It is sent again, unchanged, until a reply arrives,
 and later bookings wait for the next beat. A process that is killed loses the entries of its last beat but no money,
@@ -46,7 +46,7 @@ log = logging.getLogger("koo")
 IDLE_S = 2.0
 """An idle process still reports its limits this often, so that a lower limit stays in force (LIMIT_STANDS_MS)."""
 AWAY_S = 1.0
-"""How often a beat is tried while the store is away. The store's return also triggers one; this covers a missed
+"""How often a beat is tried while the store is unreachable. The store's return also triggers one; this covers a missed
 trigger."""
 LOOK_S = 2.0
 """How often a beat also requests the standings of all budgets, for display."""
@@ -56,7 +56,7 @@ POSTINGS_PER_BEAT = 500
 """A limit, because the entries that pile up in an outage would otherwise form one transaction that always exceeds the
 store's timeout."""
 POSTINGS_MAX = 100_000
-"""How many entries may wait for an absent store. Further ones are dropped and counted; their money is never lost."""
+"""How many entries may wait for an unreachable store. Others are dropped and counted; their money is never lost."""
 
 
 Settled = tuple[float, str, int, int, int, Bill, How]
@@ -285,7 +285,8 @@ class Ledger:
         self._refused += 1
         if self._refused % 1000 == 1:
             log.error(
-                "the state store is away: %d ledger entries are waiting and %d were dropped (their money is counted)",
+                "the state store is unreachable: "
+                "%d ledger entries are waiting and %d were dropped (their money is counted)",
                 len(self._settled),
                 self._refused,
             )

@@ -30,7 +30,7 @@ def make_tables() -> Backend:
 class MemoryTransactions:
     """One process's transactions on tables in memory. There is no thread, so each runs immediately.
 
-    While `trouble` is set, the store is away for this process.
+    While `trouble` is set, the store is unreachable for this process.
     """
 
     def __init__(self, tables: Backend, process: str, clock: Clock = SYSTEM_CLOCK) -> None:

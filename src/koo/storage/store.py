@@ -101,7 +101,7 @@ class SqlStore:
         return LedStore(Fenced(self.executor, epoch))
 
     def watch(self, changed: Callable[[str | None], None]) -> None:
-        """Call `changed` on the loop when the store is lost (with the reason) and when it is back (with None)."""
+        """Call `changed` on the loop when the store becomes unreachable (with the reason) or is back (with None)."""
         self.executor.watch(changed)
 
     async def open(self) -> None:

@@ -71,7 +71,7 @@ class Backend(Protocol):
 
 
 class Worker:
-    """The thread of one open store. It calls `changed(trouble)` on the loop when the store is lost or back."""
+    """The thread of one open store. It calls `changed(trouble)` on the loop when the store is unreachable or back."""
 
     def __init__(
         self, backend: Backend, loop: asyncio.AbstractEventLoop, changed: Callable[[str | None], None]
@@ -118,7 +118,8 @@ class Worker:
         log.error("the state store's thread does not end: %s", self.trouble)
 
     def cut_if_stuck(self, waited_for: Job, after_s: float, reason: str) -> None:
-        """Declare the store lost and cut off the hung job; called on the loop by a caller that waited `after_s`."""
+        """Declare the store unreachable and cut off the hung job. A caller that waited `after_s` calls it on the
+        loop."""
         self._lost(reason)
         # It is read only once, because the thread sets it to None when its job ends, possibly between two reads.
         under_way = self._under_way
@@ -169,7 +170,8 @@ class Worker:
 
     def _transact(self, job: Job) -> Exception | None:
         # Jobs that are already queued fail immediately too. Against a store that hangs, each would otherwise occupy the
-        # thread for a whole timeout, one after another, and no caller would learn earlier that the store is away.
+        # thread for a whole timeout, one after another, and no caller would learn earlier that the store is
+        # unreachable.
         if self.trouble is not None and not isinstance(job, Knock):
             return StoreUnavailable(self.trouble)
         self._under_way = job, time.monotonic()

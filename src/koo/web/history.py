@@ -57,6 +57,6 @@ def add_history(router: APIRouter, platform: Platform) -> None:
         """Calls refused immediately, successful retries, responses from a fallback and money not spent, since midnight
         UTC.
 
-        Covers all processes on the state store. While the store is unavailable, shows what was last read.
+        Covers all processes on the state store. While the store is unreachable, shows what was last read.
         """
         return JsonView(await platform.history.saved())

@@ -38,7 +38,7 @@ def add_incidents(router: APIRouter, platform: Platform) -> None:
     ) -> Response:
         """Each time a breaker opened in the last 30 days, in all processes, newest first.
 
-        Always 200. While the state store is unavailable, lists this process's incidents, and `trouble` reports the
+        Always 200. While the state store is unreachable, lists this process's incidents, and `trouble` reports the
         reason.
         """
         return JsonView(await platform.incidents.list(component=component, limit=limit))

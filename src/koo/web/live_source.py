@@ -137,7 +137,7 @@ class PlatformSource:
         try:
             found = await self._platform.history.newest_requests(REQUESTS_LOOKED_AT)
         except KooError:
-            return [], 0  # the state store is unavailable, which `status` and the alerts report
+            return [], 0  # the state store is unreachable, which `status` and the alerts report
         new = self._requests.new_of(reversed(found), lambda one: one["id"])
         return new[-LINES_MAX:], len(new[:-LINES_MAX])
 

@@ -82,7 +82,7 @@ def _add_fleet(router: APIRouter, platform: Platform) -> None:
     async def get_fleet() -> Response:
         """All processes, the leader, in how many of them each guard is open, and which settings differ.
 
-        Always 200. While the state store is unavailable, shows only the responding process.
+        Always 200. While the state store is unreachable, shows only the responding process.
         """
         return JsonView(await platform.fleet())
 

@@ -27,7 +27,7 @@ def add_notices(router: APIRouter, platform: Platform) -> None:
     async def get_deliveries() -> Response:
         """What happened to each notice of the last day on each channel, and the state of the channels.
 
-        Always 200. While the state store is unavailable, `store` says so, and only this process's own notices are
+        Always 200. While the state store is unreachable, `store` says so, and only this process's own notices are
         listed.
         """
         return JsonView(await platform.alert_deliveries())

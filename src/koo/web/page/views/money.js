@@ -72,7 +72,7 @@ function factsOf(budget, ratio) {
   if (Number(budget.idle)) facts.push(`${usd(budget.idle)} idle in processes, recalled when needed`);
   if (Number(budget.unsettled)) facts.push(`${usd(budget.unsettled)} unsettled: granted to processes that no longer report`);
   if (Number(budget.above_hold)) facts.push(`${usd(budget.above_hold)} billed above what was held`);
-  if (budget.scope !== "shared") facts.push(`Counts ${budget.scope} only: the state store is unavailable`);
+  if (budget.scope !== "shared") facts.push(`Counts ${budget.scope} only: the state store is unreachable`);
   return facts;
 }
 
