@@ -96,7 +96,7 @@ class TestWithPromtool:
         """It is checked with the rules that it mounts, and its other mounted files must exist."""
         written = COMPOSE.read_text()
         mounted = [COMPOSE.parent / path for path in re.findall(r"- \./(\S+?):\S+:ro", written)]
-        assert "# Not tried:" in written and len(mounted) == 2
+        assert "# This file has not been tested" in written and len(mounted) == 2
         assert [path for path in mounted if not path.is_file()] == []
         done = self.ask("check", "config", str(write_composed(tmp_path)))
         assert done.returncode == 0 and "SUCCESS: 1 rule files found" in done.stdout, (
