@@ -178,10 +178,16 @@ async def ask_for_more_tokens_than_are_left(stage: Stage) -> None:
 
 
 async def use_most_tokens(stage: Stage) -> None:
-    for _ in range(26):  # a minute to use them, and a minute until the alert fires
-        for _ in range(4):
+    # By what is used, and not so many calls in a span: on a slow machine real time passes too, and the calls of a minute
+    # would be too few. In steps, because tokens that were taken at one moment leave the minute at one moment.
+    for step in range(1, 28):
+        while tokens_used(stage) < min(17_600, 1_600 * step):
             await stage.ask(answer(input_tokens=10, output_tokens=390), max_tokens=390)
         await stage.passes(5.0)
+
+
+def tokens_used(stage: Stage) -> int:
+    return stage.platform.service_health("claude")["rate_limits"]["tokens_per_minute"]["used"]
 
 
 # ── money ─────────────────────────────────────────────────────────────────────────────────────────────────────────
