@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from koo import Database
 from koo.database.connects import SPREAD_S, UNSETTLED_S, Connects
+from koo.errors import DatabaseTimeout
 from koo.options import BreakerOptions
+from koo.testing.polling import until
+from koo.testing.proxy import FaultProxy
 from tests.database.conftest import Place
-from tests.database.support import ONE, opened, proxied, run, through
+from tests.database.support import INSERT, ONE, Note, opened, proxied, run, through, with_notes
+from tests.database.test_faults import kill_all
 
 
 class Server:
@@ -36,9 +44,9 @@ class Server:
 
 def test_connects_are_limited_and_all_of_them_complete() -> None:
     async def main() -> None:
-        server, connects = Server(), Connects(3, lambda: 0.0, lambda: 0.0)
+        server, connects = Server(), Connects(3, 60.0, lambda: 0.0, lambda: 0.0)
         callers = [asyncio.create_task(connects.open(server.connect)) for _ in range(200)]
-        await asyncio.sleep(0)
+        await until(lambda: connects.waiting == 197)
         assert (connects.opening, connects.waiting) == (3, 197)
         server.accepts.set()
         assert await asyncio.gather(*callers) == ["connection"] * 200
@@ -50,11 +58,11 @@ def test_connects_are_limited_and_all_of_them_complete() -> None:
 
 def test_a_failed_or_cancelled_connect_frees_its_place() -> None:
     async def main() -> None:
-        server, connects = Server(), Connects(1, lambda: 0.0, lambda: 0.0)
+        server, connects = Server(), Connects(1, 60.0, lambda: 0.0, lambda: 0.0)
         failing = asyncio.create_task(connects.open(server.connect, refuses=True))
         cancelled = [asyncio.create_task(connects.open(server.connect)) for _ in range(2)]
         last = asyncio.create_task(connects.open(server.connect))
-        await asyncio.sleep(0)
+        await until(lambda: connects.waiting == 3)
         cancelled[0].cancel()
         server.accepts.set()
         with pytest.raises(ConnectionRefusedError):
@@ -79,7 +87,7 @@ def test_after_a_loss_each_connect_waits_a_random_pause_for_a_while(
             pass
 
         draws = itertools.cycle([0.25, 0.75])
-        connects = Connects(2, lambda: now, lambda: next(draws))
+        connects = Connects(2, 60.0, lambda: now, lambda: next(draws))
         with monkeypatch.context() as patched:
             patched.setattr("koo.database.connects.asyncio.sleep", sleep)
             await connects.open(connect)
@@ -126,5 +134,57 @@ def test_after_a_restart_two_hundred_waiting_tasks_reconnect_a_few_at_a_time(pg:
                 await asyncio.gather(*tasks)
                 assert proxy.connections - before >= 20
                 assert proxy.most_logging_in <= 3
+
+    run(main)
+
+
+# ── a new connection in the middle of a scope ─────────────────────────────────────────────────────────────────────────
+
+Leave = Callable[[Database, Place, FaultProxy], Coroutine[Any, Any, None]]
+
+
+async def at_a_statement(database: Database, pg: Place, proxy: FaultProxy) -> None:
+    async with database.session_scope() as session:
+        await commit_and_lose(session, pg, proxy)
+        await session.execute(ONE)
+
+
+async def at_the_last_flush(database: Database, pg: Place, proxy: FaultProxy) -> None:
+    async with database.session_scope() as session:
+        await commit_and_lose(session, pg, proxy)
+        session.add(Note(n=2))
+
+
+async def commit_and_lose(session: AsyncSession, pg: Place, proxy: FaultProxy) -> None:
+    """Return the connection to the pool, where it dies; every new one meets silence."""
+    await session.execute(INSERT, {"n": 1})
+    await session.commit()
+    kill_all(pg)
+    await until(lambda: proxy.open_connections == 0)
+    proxy.black_hole()
+
+
+@pytest.mark.parametrize("leave", [at_a_statement, at_the_last_flush])
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["waits", "cancelled"])
+def test_a_scope_that_committed_inside_does_not_wait_forever_for_a_silent_server(
+    pg: Place, leave: Leave, is_cancelled: bool
+) -> None:
+    """Its last flush opens a connection where its task cannot be cancelled, so a driver's timeout had no effect."""
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with with_notes(url, pool_timeout_s=0.5, cleanup_timeout_s=0.3) as database:
+                before = proxy.connections
+                scope = asyncio.create_task(leave(database, pg, proxy))
+                if is_cancelled:
+                    await until(lambda: proxy.connections > before or scope.done())
+                    scope.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await scope
+                else:
+                    with pytest.raises(DatabaseTimeout, match=r"no connection could be opened within 0\.5 s"):
+                        await scope
+                proxy.heal()
 
     run(main)

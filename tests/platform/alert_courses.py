@@ -178,8 +178,8 @@ async def ask_for_more_tokens_than_are_left(stage: Stage) -> None:
 
 
 async def use_most_tokens(stage: Stage) -> None:
-    # By what is used, and not so many calls in a span: on a slow machine real time passes too, and the calls of a minute
-    # would be too few. In steps, because tokens that were taken at one moment leave the minute at one moment.
+    # The calls go on until so much is used, not so many per span: on a slow machine real time passes too, and a fixed
+    # number would be too few in a minute. In steps, because tokens taken at one moment also become free at one moment.
     for step in range(1, 28):
         while tokens_used(stage) < min(17_600, 1_600 * step):
             await stage.ask(answer(input_tokens=10, output_tokens=390), max_tokens=390)

@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from koo.database.dial import unshown
+from koo.database.faults import SERVICE
+from koo.errors import DatabaseTimeout, Kind, describe_s
 from koo.options import DatabaseOptions, GuardOptions
 
 T = TypeVar("T")
@@ -25,15 +27,24 @@ SPREAD_S = 0.1
 """The longest pause. With four connections at a time, a process then opens about eighty a second."""
 QUEUE_MAX = 10_000
 """How many callers may wait for a connection: more than any pool can serve in time, so it only bounds memory."""
-ATTEMPT_SHARE = 0.98
+ATTEMPT_SHARE, CONNECT_SHARE = 0.98, 0.99
+"""When an attempt of the guard ends, and when one outside the guard does, as shares of the time for a connection. The
+guard comes first, because only it counts a server that never responds; a driver's own timeout, which names less, last.
+"""
 
 
 class Connects:
-    """`opening`: how many connections are being opened; `waiting`: how many callers wait until they may open one."""
+    """`opening`: how many connections are being opened; `waiting`: how many callers wait until they may open one.
 
-    def __init__(self, most: int, monotonic: Callable[[], float], draw: Callable[[], float]) -> None:
+    `within_s`: the longest that a caller waits for both.
+    """
+
+    def __init__(
+        self, most: int, within_s: float, monotonic: Callable[[], float], draw: Callable[[], float]
+    ) -> None:
         self.opening = 0
         self.waiting = 0
+        self._within_s = within_s
         self._places = asyncio.Semaphore(most)
         self._monotonic = monotonic
         self._draw = draw
@@ -44,8 +55,28 @@ class Connects:
         self._unsettled_until = self._monotonic() + UNSETTLED_S
 
     async def open(self, connect: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object) -> T:
-        """Run `await connect(*args, **kwargs)` once a place is free."""
+        """Run `await connect(*args, **kwargs)` once a place is free. Raises `DatabaseTimeout` if both take too long."""
         kwargs = unshown(kwargs)
+        # A separate task, because the caller may be one that cannot be cancelled: a session that committed inside its
+        # block opens a new connection at its last flush, in `Unbroken`. Every timeout of a driver cancels the task that
+        # it runs in. In the caller's task it would have no effect, and a silent server would keep the scope forever.
+        return await asyncio.create_task(self._open_in_time(connect, args, kwargs))
+
+    async def _open_in_time(
+        self, connect: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> T:
+        try:
+            async with asyncio.timeout(self._within_s * CONNECT_SHARE) as limit:
+                return await self._open(connect, args, kwargs)
+        except TimeoutError:
+            if not limit.expired():  # the driver's own, or the operating system's
+                raise
+            reason = f"no connection could be opened within {describe_s(self._within_s)}"
+            raise DatabaseTimeout(SERVICE, reason, kind=Kind.TIMEOUT) from None
+
+    async def _open(
+        self, connect: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> T:
         self.waiting += 1
         try:
             await self._places.acquire()

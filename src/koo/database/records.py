@@ -178,7 +178,7 @@ class ConnectionRecords:
         self.metrics = metrics
         self.monotonic = monotonic
         self.by_connection: dict[Any, ConnectionRecord] = {}
-        self.connects = Connects(options.connect_concurrency, monotonic, draw)
+        self.connects = Connects(options.connect_concurrency, options.pool_timeout_s, monotonic, draw)
         self.generation = 0
         self.in_haste = False
         self._draw = draw
