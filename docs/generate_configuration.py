@@ -328,7 +328,7 @@ its tag's day. `TAG=*` gives each tag its own budget; a call without a tag count
 refuses, `ON_EXHAUSTED` names the service to call next, unless the query's chain contains it already. That service's own
 budgets and limits apply, and the answer's `service` says which service answered.
 
-If the state store cannot be reached, a budget that you set refuses calls as soon as the process's purse is empty.
+If the state store is unreachable, a budget that you set refuses calls as soon as the process's purse is empty.
 
 {settings}
 """
