@@ -185,7 +185,7 @@ def module_of(path: Path, root: Path) -> str:
 
 
 def graph(root: Path) -> dict[str, set[str]]:
-    """For each module below `root`: the others of them that it imports, anywhere in its file."""
+    """Each module below `root`, with the modules below `root` that it imports anywhere in its file."""
     files = {module_of(path, root): path for path in sorted(root.rglob("*.py"))}
     return {
         module: {_nearest(imported, files) for _, imported in imports(path)} - {"", module}

@@ -13,7 +13,9 @@ from proofs.fleet_breakers import Size, comes_back, goes_down, loses_its_leader,
 def test_an_outage_costs_a_fleet_few_calls_and_a_killed_leader_causes_no_second_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes a quarter of a minute: real processes are killed, and a leader is replaced after four missed beats."""
+    """The test takes a quarter of a minute: real processes are killed, and a leader is replaced after four missed
+    beats.
+    """
     monkeypatch.setattr("proofs.fleet_breakers.TELLING_S", 2.0)
     size = Size(processes=6, busy=3, recovery_s=1.0)
     trials = (goes_down, comes_back, loses_its_leader)

@@ -13,7 +13,7 @@ from proofs.fleet_limits import Run, run
 def test_a_limit_of_thirty_a_minute_holds_over_three_processes(
     postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes some seconds: processes start, two are killed, and others replace them."""
+    """The test takes some seconds: processes start, two are killed, and others replace them."""
     monkeypatch.setattr("proofs.fleet_limits.CUT_S", 2.0)
     found = asyncio.run(run(postgres18, 30, 3, 5.0, demand=20.0))
     assert found.worst <= 30

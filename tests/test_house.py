@@ -61,7 +61,7 @@ def test_the_public_names_are_the_listed_ones() -> None:
 
 
 def test_each_public_name_exists(tmp_path: Path) -> None:
-    """In a separate process, because some names read the settings."""
+    """The names are loaded in a separate process, because some of them read the settings."""
     program = "import koo; print([name for name in koo.__all__ if not hasattr(koo, name)])"
     seen = subprocess.run(
         [sys.executable, "-c", program],

@@ -48,7 +48,7 @@ HEAVY = {
 
 
 def watch(then: str = "", *, seconds: float = 60) -> dict[str, Any]:
-    """What `import koo` and this code do in a fresh interpreter."""
+    """Run `import koo` and this code in a fresh interpreter, and record the effects."""
     done = subprocess.run(
         [sys.executable, "-c", WATCHED % then],
         capture_output=True,

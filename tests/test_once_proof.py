@@ -59,7 +59,7 @@ def test_the_judge_detects_missing_and_unreported_transfers(
 def test_two_clients_with_one_key_get_one_response_even_if_the_server_is_killed(
     postgres18: PostgresServer, tmp_path: Path, where: Driver | str
 ) -> None:
-    """It takes some seconds: each server is a process that imports koo, and it is killed eight times."""
+    """The test takes some seconds: each server is a process that imports koo, and it is killed eight times."""
     if where == "sqlite":
         url = f"sqlite:///{tmp_path}/till.db"
     else:

@@ -1,4 +1,4 @@
-"""Whether the state store is on the database's own server: then one outage affects both, and is one alert."""
+"""If the state store is on the database's own server, one outage affects both and is one alert."""
 
 from __future__ import annotations
 

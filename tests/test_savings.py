@@ -1,4 +1,4 @@
-"""What koo saved today, over all processes including ended ones, with each call counted once."""
+"""koo counts what it saved today over all processes, including ended ones, and counts each call once."""
 
 from __future__ import annotations
 

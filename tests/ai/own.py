@@ -58,7 +58,7 @@ class Own:
 
     @property
     def verdicts(self) -> list[int]:
-        """How many calls were successes, failures, neutral and throttled."""
+        """The numbers of successful, failed, neutral and throttled calls."""
         return self.service.default_guard.tally.totals().verdicts
 
     @property
@@ -66,7 +66,7 @@ class Own:
         return self.budgets.view("own").spent_usd
 
     def nothing_is_taken(self) -> bool:
-        """Whether no place, no permit and no money is taken."""
+        """True if no place, no permit and no money is taken."""
         running = bool(self.breaker.running or self.breaker.leases)
         return not (self.service.gates.bulkhead.used or running or self.budgets.view("own").held_usd)
 
@@ -155,7 +155,7 @@ class Eager:
 
 
 class Reader:
-    """What a manager yields: an object that can be read in several ways, by name."""
+    """The object that a manager yields: it can be read in several ways, by name."""
 
     def __init__(self, library: Library) -> None:
         self._library = library

@@ -1,4 +1,4 @@
-"""Which operations are recognized as blocking before they are called, and which may be awaitable."""
+"""koo recognizes blocking operations before it calls them, and calls those that may be awaitable."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def in_world(test: Callable[[VirtualWorld], Awaitable[None]], *given: BudgetOpti
 
 
 def spent(world: VirtualWorld) -> dict[tuple[str, str | None], Decimal]:
-    """What is booked in each budget that the operator has set."""
+    """The amount booked in each budget that the operator has set."""
     return {
         (one.options.name, one.tag): one.view.spent_usd for one in world.budgets.views(world.clock.wall())
     }

@@ -1,4 +1,6 @@
-"""Which reasons allow a fallback, which services are skipped because of them, and which reasons the error keeps."""
+"""The reasons that allow a fallback, the services that koo skips because of them, and the reasons that the error
+keeps.
+"""
 
 from __future__ import annotations
 

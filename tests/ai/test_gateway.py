@@ -142,7 +142,7 @@ def test_all_callers_wait_as_long_as_a_429_says() -> None:
     run(test)
 
 
-def test_a_pause_beyond_the_deadline_is_refused_immediately_with_the_time() -> None:
+def test_a_call_whose_pause_would_outlast_its_deadline_is_refused_immediately_with_a_retry_time() -> None:
     async def test(world: World) -> None:
         world.claude.script(error(429, "rate_limit_error", headers={"retry-after": "3600"}))
         failed = await failure_of(world.ask(timeout_s=30))
@@ -201,7 +201,7 @@ def test_one_models_failures_do_not_stop_another_model() -> None:
     run(test, retry=RetryOptions(attempts_max=1), breaker=BreakerOptions(failure_threshold=3))
 
 
-def test_our_own_limit_refuses_immediately_with_the_time() -> None:
+def test_our_own_limit_refuses_a_call_immediately_with_a_retry_time() -> None:
     async def test(world: World) -> None:
         for _ in range(3):
             await world.ask()
@@ -334,7 +334,7 @@ def test_concurrent_queries_keep_their_order_and_fail_independently() -> None:
 
 
 def test_two_hundred_concurrent_callers_never_exceed_the_budget() -> None:
-    """What is booked and held never exceeds the budget, and the ledger equals the provider's own bill."""
+    """Booked plus held money never exceeds the budget, and the ledger equals the provider's own bill."""
 
     async def test(world: World) -> None:
         highest = Decimal(0)

@@ -80,7 +80,7 @@ def server_of(provider: LocalProvider) -> ModelServer:
 
 
 def steps(provider: LocalProvider) -> int:
-    """How many steps llama.cpp has computed so far, by its own count: one for each batch of a prompt and each token."""
+    """The steps that llama.cpp has computed so far, by its own count: one for each batch of a prompt and each token."""
     server = server_of(provider)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(server.socket_path)
@@ -115,7 +115,7 @@ async def end(task: asyncio.Task[Completion]) -> None:
 
 
 async def steps_of(provider: LocalProvider, request: Request) -> int:
-    """How many steps llama.cpp computes for this request. Anything that was stopped earlier has ended by then, too."""
+    """The steps that llama.cpp computes for this request. Any request stopped earlier has ended by then, too."""
     before = steps(provider)
     await provider.complete(request)
     return steps(provider) - before
@@ -288,7 +288,7 @@ def test_a_model_may_be_named_by_the_beginning_of_its_name(name: str) -> None:
 
 
 def model_processes() -> int:
-    """How many child processes of this process run models."""
+    """The number of child processes of this process that run models."""
     return sum(local_llama.__file__ in child.cmdline() for child in psutil.Process().children())
 
 

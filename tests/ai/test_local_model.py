@@ -1,4 +1,4 @@
-"""How the model file is found, checked and installed, and how many threads the engine uses."""
+"""koo finds, checks and installs the model file, and chooses the engine's number of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps the local model from running, and the one command that fixes it."""
+"""Each obstacle to the local model is named, with the one command that removes it."""
 
 from __future__ import annotations
 

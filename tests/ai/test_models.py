@@ -1,4 +1,4 @@
-"""Which models may bill hidden output."""
+"""The list of models that may bill hidden output."""
 
 from __future__ import annotations
 

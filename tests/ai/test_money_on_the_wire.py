@@ -71,7 +71,7 @@ def options(home: Path, port: int) -> PlatformOptions:
 async def spent(
     talk: Talk, home: Path, questions: int = 1
 ) -> tuple[Decimal, Decimal, list[ExternalServiceError]]:
-    """What is booked and held after a number of queries to a server, and the errors of the queries."""
+    """The amounts booked and held after a number of queries to a server, and the errors of the queries."""
     errors = []
     async with serving(talk) as port, Platform(options(home, port)) as platform:
         for _ in range(questions):

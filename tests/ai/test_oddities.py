@@ -1,4 +1,4 @@
-"""What koo does with odd answers: each row of the tables, sent over a socket."""
+"""koo treats each odd answer as its row of the tables says. Each row is sent over a socket."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_no_bill_is_above_the_bound_of_googles_objects(prompt: str, system: str,
 
 
 class City(BaseModel):
-    """A city, as the schema of an answer."""
+    """A schema for answers: a city."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""What a result reports about its bill, read from the objects of the vendors' own SDKs, whole and streamed."""
+"""koo reads the usage that a result reports from the objects of the vendors' own SDKs, whole and streamed."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {"max_cost_usd": 1, "daily_budget": 10}
 
 
 async def spent(operation: Callable[..., Any], *args: Any, **more: Any) -> Decimal:
-    """What is booked after one run of an operation that raises. Checks that nothing stays held."""
+    """The amount booked after one run of an operation that raises. Checks that nothing stays held."""
     clock = VirtualClock()
     options, ledger = OPTIONS | more, MemoryLedger(clock)
     service = Service(

@@ -37,7 +37,7 @@ class Meter(Protocol):
     def resets_in_s(self, now: float) -> float: ...
 
     def allowed(self, until: float) -> float:
-        """How much may be taken from the beginning until then."""
+        """The units that may be taken from the beginning until that time."""
         ...
 
 
@@ -218,7 +218,7 @@ def test_a_limit_above_the_number_of_places_is_not_exceeded() -> None:
     assert ask_all({"requests": Window(300)}, callers=600).refused <= 2
 
 
-def test_a_caller_that_does_not_wait_is_refused_with_the_time_to_retry() -> None:
+def test_a_caller_that_does_not_wait_is_refused_with_a_retry_time() -> None:
     async def main() -> None:
         world = VirtualWorld(pilots=PILOTS)
         world.provide(Metered(world.clock.monotonic, {"requests": Window(2)}, 0.0, whole=False))

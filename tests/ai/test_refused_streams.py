@@ -66,7 +66,7 @@ def test_a_lazy_generator_closes_no_half_open_breaker() -> None:
 
 
 class Keeping:
-    """Like the SDKs' managers: it stores a coroutine and awaits that when it is entered."""
+    """A context manager like those of the SDKs: it stores a coroutine and awaits the coroutine when it is entered."""
 
     def __init__(self, request: Any) -> None:
         self.__request = request
@@ -119,7 +119,7 @@ def test_a_failed_close_does_not_hide_the_refusal() -> None:
 
 
 class Response:
-    """Like aiohttp's: a finished response that is also a context manager."""
+    """A response like aiohttp's: it is finished, and is also a context manager."""
 
     async def json(self) -> dict[str, int]:
         return {}
@@ -132,7 +132,7 @@ class Response:
 
 
 class Cursor:
-    """Like a database driver's: its rows can be iterated or fetched."""
+    """A cursor like a database driver's: its rows can be iterated or fetched."""
 
     def __aiter__(self) -> AsyncIterator[int]:
         return self
@@ -147,7 +147,7 @@ class Cursor:
 
 
 class Page:
-    """Like the SDKs': one page of results. Iterating it requests the following pages."""
+    """One page of results, like those of the SDKs. Iterating it requests the following pages."""
 
     def __init__(self) -> None:
         self.data = [1, 2]
@@ -158,7 +158,7 @@ class Page:
 
 
 class Socket:
-    """Like a websocket: messages can be iterated, and sent."""
+    """An object like a websocket: messages can be iterated and sent."""
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self

@@ -156,7 +156,9 @@ def total(service: Service, clock: VirtualClock) -> ServiceMetrics:
 
 
 def test_the_counts_of_a_forgotten_model_are_kept() -> None:
-    """Those since the process started and those of the last five minutes: successes, failures, refusals and retries."""
+    """The counts are kept since the process started and for the last five minutes: successes, failures, refusals and
+    retries.
+    """
 
     async def main() -> None:
         clock = VirtualClock()

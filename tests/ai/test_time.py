@@ -45,7 +45,7 @@ Act = Callable[[Request], Awaitable[Completion]]
 
 
 def ignore_cancellation_for(pause_s: float) -> Act:
-    """Like code whose cleanup takes too long."""
+    """Simulate code whose cleanup takes too long."""
 
     async def stubborn(request: Request) -> Completion:
         ends_at = asyncio.get_running_loop().time() + pause_s

@@ -512,7 +512,7 @@ def silence(until: float, kind: str = "*", component: str = "*") -> Silence:
 
 
 def state(watch: Watch, now: float) -> tuple[str, str]:
-    """Whether people are notified of the first listed alert, and if not, why."""
+    """The notification state of the first listed alert: notified, or the reason why not."""
     notified = watch.views(now)[0]["notified"]
     return notified["state"], notified["reason"]
 

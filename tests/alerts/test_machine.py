@@ -256,7 +256,7 @@ class TwoProcesses(RuleBasedStateMachine):
         self.open.pop(key, None)
 
     def is_loud(self, process: Process, key: str) -> bool:
-        """Whether neither an operator nor its cause suppresses its notices."""
+        """True if neither an operator nor the alert's cause suppresses its notices."""
         kind, _, component = key.partition(":")
         now = self.clock.wall()
         if any(s.covers(kind, component, now) for s in done(self.watcher.silences.lasting(now))):
@@ -279,7 +279,7 @@ class TwoProcesses(RuleBasedStateMachine):
                         assert settles or seen.episode.notified_at is not None, key
 
     def teardown(self) -> None:
-        """Once everything is over and every process has looked, each announced alert has its end, and all are in the
+        """When all conditions are over and every process has checked, each announced alert has ended and is in the
         history.
         """
         if not hasattr(self, "watcher"):

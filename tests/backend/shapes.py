@@ -211,5 +211,5 @@ DASHBOARD = {
 
 
 def check_json(value: Any) -> Any:
-    """As `check`, for a value from HTTP: it contains only types that JSON has."""
+    """Like `check`, for a value from HTTP, which contains only types that JSON has."""
     return json.loads(json.dumps(value, allow_nan=False))

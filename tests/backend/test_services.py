@@ -47,7 +47,9 @@ def ollama(fake: FakeAnthropic, tmp_path: Path) -> Iterator[FakeCompatible]:
 def test_a_hosted_service_needs_only_a_key(
     service: str, fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the table's model at the price of the price data; a vendor that is not in there also needs its prices."""
+    """The service has the table's model at the price of the price data. A vendor outside of the price data also needs
+    prices.
+    """
     make, variable = KEYS[service]
     if BUILT_IN[service][0] not in TABLE_NAMES:
         for price in ("INPUT_PRICE", "OUTPUT_PRICE"):

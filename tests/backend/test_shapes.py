@@ -395,7 +395,7 @@ async def use_database(*, fails: bool = False) -> DatabaseUnavailable | None:
 
 
 def in_database_situation(bring_about: Callable[[], Awaitable[Any]]) -> DatabaseHealth:
-    """As `in_situation`; returns the view of the database."""
+    """Like `in_situation`, but returns the view of the database."""
 
     async def main() -> DatabaseHealth:
         from core.database import db_manager

@@ -231,7 +231,7 @@ def test_a_providers_limit_shows_as_rate_limited(fake: FakeAnthropic, tmp_path: 
 
 
 def test_an_exhausted_quota_shows_as_rate_limited_with_its_end(fake: FakeAnthropic, tmp_path: Path) -> None:
-    """Its end is known: the time that the provider named."""
+    """The quota's end is the time that the provider named."""
 
     async def test(seen: Sights) -> None:
         fake.script(error(402, "billing_error", headers={"retry-after": "86400"}))
@@ -423,7 +423,7 @@ def test_a_database_that_fails_and_recovers_shows_every_state(
 def test_a_database_whose_recovery_is_being_tested_shows_as_degraded(
     postgres18: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own probes would close it immediately, so many successes are required to make the test last."""
+    """The database's own probes would close the breaker immediately, so this test requires many successes."""
 
     async def test(seen: Sights, proxy: FaultProxy) -> None:
         await proxy.refuse()

@@ -119,7 +119,7 @@ def test_many_threads_are_served_at_the_same_time_and_the_end_books_what_was_spe
 
 
 def _booked(home: Path) -> Decimal:
-    """What the state store contains after the last process has ended."""
+    """The amount in the state store after the last process has ended."""
 
     async def main() -> Decimal:
         platform = Platform(Settings(environ={"KOO_HOME": str(home)}).platform_options())

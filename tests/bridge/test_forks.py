@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 def in_child(work: Callable[[], object]) -> str:
-    """What `work` returns or raises in a fork of this process, as text."""
+    """Run `work` in a fork of this process. Returns its result or error as text."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -148,7 +148,7 @@ def test_a_fork_after_opening_is_logged_in_one_sentence_and_the_child_has_its_ow
 
 
 def test_a_fork_before_opening_works_and_logs_nothing(tmp_path: Path) -> None:
-    """This is gunicorn --preload with an application that only imports koo."""
+    """gunicorn --preload does this with an application that only imports koo."""
     platform = made(tmp_path)
 
     def child() -> list[str]:

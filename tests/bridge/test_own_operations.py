@@ -38,7 +38,7 @@ def made(home: Path, **registered: Any) -> Platform:
 
 
 def beside(platform: Platform, work: Callable[[], Any]) -> Any:
-    """What `work` returns in another thread, while koo is open on the loop that runs in this one."""
+    """Run `work` in another thread, while koo is open on the loop that runs in this one. Returns its result."""
 
     async def main() -> Any:
         async with platform:

@@ -259,7 +259,7 @@ def test_a_thread_with_a_lasting_loop_may_open_koo_on_it(tmp_path: Path) -> None
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_fork_of_a_process_with_open_koo_opens_its_own(tmp_path: Path) -> None:
-    """As with gunicorn's `--preload`: the child uses its own connections, and the parent's still work."""
+    """The child uses its own connections, as under gunicorn's `--preload`, and the parent's still work."""
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
         try:

@@ -1,4 +1,4 @@
-"""What shells receive when the user presses Tab."""
+"""Shells receive completions when the user presses Tab."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def asked(home: Path, sql: str) -> int:
 
 
 def test_a_process_frozen_after_each_response_strands_at_most_one_call(tmp_path: Path) -> None:
-    """Once it has run for a moment it keeps nothing: without traffic, a purse is returned with the settlement."""
+    """A process that has run for a moment keeps nothing: without traffic, a purse is returned with the settlement."""
     stranded = []
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""What commands print for programs: whole words, one line per entry, and no control characters."""
+"""Commands print whole words, one line per entry and no control characters for programs."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_warning_while_all_is_healthy_leads_to_the_alerts_too(here: Here) -> N
 
 
 def test_status_shows_what_is_wrong_with_koo_itself(here: Here) -> None:
-    """It has lines about koo's store, disks, shortages and overdue work, and none if nothing is wrong."""
+    """The status has lines about koo's store, disks, shortages and overdue work, and none if nothing is wrong."""
     documents: Any = health_of("degraded", lab=service_of())
     well = {
         "state_store": {"reachable": True, "reason": "", "lost_at": None, "refuses": []},

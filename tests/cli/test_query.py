@@ -120,7 +120,7 @@ def test_a_failure_is_one_sentence_without_the_prompt(here: Here) -> None:
         assert "4711" not in err
 
 
-def test_a_failure_as_json_is_a_problem(here: Here) -> None:
+def test_with_json_a_failure_is_a_problem_document(here: Here) -> None:
     with FakeAnthropic() as fake:
         here.set(settings_of(fake))
         fake.script(error(429, "rate_limit_error", headers={"retry-after": "300"}))

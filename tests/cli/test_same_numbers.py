@@ -39,7 +39,7 @@ def get(url: str) -> bytes:
 
 
 class Told:
-    """What one server reports, in each of its views."""
+    """The reports of one server, in each of its views."""
 
     def __init__(self, url: str, here: Here) -> None:
         self.url = url
@@ -147,7 +147,7 @@ def _compare(told: Told) -> None:
 
 
 async def _streamed(url: str) -> Any:
-    """What `koo watch` builds from the live stream, without polling."""
+    """The state that `koo watch` builds from the live stream, without polling."""
     async with connect(url) as client:
         watched = Watched(client)
         listening = asyncio.create_task(watched.listen())
@@ -159,7 +159,7 @@ async def _streamed(url: str) -> Any:
 
 
 def _tailed(told: Told) -> str:
-    """What a follower that starts now reports."""
+    """The report of a follower that starts now."""
 
     async def look() -> str:
         async with connect(told.url) as client:

@@ -97,7 +97,7 @@ def test_a_running_request_may_finish_after_the_signal(tmp_path: Path) -> None:
 
 
 def test_kill_9_loses_no_money(tmp_path: Path) -> None:
-    """What was settled stays settled. What a running call held stays booked, and becomes unsettled in the end."""
+    """Settled money stays settled. Money held by a running call stays booked, and becomes unsettled in the end."""
     with FakeAnthropic() as fake:
         settings = settings_of(fake)
         with serving(tmp_path, **settings) as (url, process):
@@ -378,8 +378,8 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
 
 
 def test_a_watched_server_turns_unready_before_it_refuses_connections(tmp_path: Path) -> None:
-    """After SIGTERM, /readyz is 503 while everything else is served, then it exits with 0. A closed terminal is the
-    same.
+    """After SIGTERM, /readyz is 503 while everything else is served. Then the server exits with 0. The same applies
+    if the terminal closes.
     """
     for how in (signal.SIGTERM, signal.SIGHUP):
         home = tmp_path / how.name

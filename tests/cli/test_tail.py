@@ -91,7 +91,9 @@ def texts(lines: list[Line]) -> list[str]:
 
 
 def test_no_line_is_lost_or_repeated_across_a_reconnect() -> None:
-    """Neither what happened while the server was away, nor what another process reported late, nor older events."""
+    """This applies to what happened while the server was away, to what another process reported late, and to older
+    events.
+    """
     server, documents, asked = Server(), dict[str, object](), list[str]()
 
     async def look(follower: Follower, second: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a command writes: one JSON document whatever happens, and streams that are closed, full or not UTF-8."""
+"""A command writes one JSON document whatever happens, and copes with streams that are closed, full or not UTF-8."""
 
 from __future__ import annotations
 

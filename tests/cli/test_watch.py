@@ -136,7 +136,7 @@ def screen_of(home: Path, *arguments: str, **settings: str) -> Iterator[Screen]:
 
 
 def test_a_terminal_is_redrawn_and_restored(tmp_path: Path) -> None:
-    """It follows the window's width, shows that the server is gone and the age of its data, and ends with Ctrl-C."""
+    """The frame follows the window's width, and shows that the server is gone and the data's age. Ctrl-C ends it."""
     documents = {
         "/monitoring/dashboard": dashboard_of("unhealthy", lab=service_of()),
         "/monitoring/fleet": FLEET,

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="ch
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:
-    """Its workers, oldest first."""
+    """The workers of this parent, oldest first."""
     file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return sorted(int(pid) for pid in file.read_text().split())
 

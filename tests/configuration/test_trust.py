@@ -134,7 +134,7 @@ def test_under_sudo_files_of_the_calling_user_are_read(shared: Path) -> None:
 
 @pytest.mark.parametrize(("target", "why"), [(".env", "symbolic links"), ("missing", "No such file")])
 def test_a_broken_link_stops_the_start(shared: Path, target: str, why: str) -> None:
-    """It is usually a mounted secret that is missing, and its settings would be lost silently."""
+    """A broken link is usually a missing mounted secret, whose settings would be lost silently."""
     (shared / ".env").symlink_to(target)
     assert why in refusal(shared)
     assert str(shared / ".env") in refusal(shared)

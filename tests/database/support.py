@@ -53,7 +53,7 @@ async def opened(url: str, **changes: Any) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def with_notes(url: str, **changes: Any) -> AsyncIterator[Database]:
-    """As `opened`, with an empty table `notes`."""
+    """Like `opened`, with an empty table `notes`."""
     async with opened(url, **changes) as database:
         async with database.session_scope() as session:
             await session.run_sync(lambda sync: Base.metadata.create_all(sync.connection()))

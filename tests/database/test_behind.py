@@ -1,4 +1,4 @@
-"""What is behind a database's URL: the limit on connections, and a pooler in between."""
+"""koo detects the server behind a database's URL: its limit on connections, and a pooler in between."""
 
 from __future__ import annotations
 

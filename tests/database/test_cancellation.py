@@ -84,7 +84,7 @@ class CancelAt:
 async def cancelled_at(
     work: Awaitable[Any], step: int, late: bool, counts: Callable[[], bool] = lambda: True
 ) -> bool:
-    """Whether `work` reached its `step`-th wait and was cancelled there."""
+    """True if `work` reached its `step`-th wait and was cancelled there."""
     at = CancelAt(work, step, late, counts)
     task = asyncio.ensure_future(_await(at))
     try:
@@ -173,7 +173,7 @@ def test_a_scope_that_has_to_connect_can_be_cancelled_at_every_wait(url: str, la
 def test_a_sqlite_connection_is_closed_at_whatever_step_its_connect_is_cancelled(
     sqlite_url: str, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not left to the garbage collector. Python 3.13 warns about that; older versions do not."""
+    """The connection is not left to the garbage collector. Python 3.13 warns about that; older versions do not."""
     still_open: set[int] = set()
 
     class Counted(OwnCursors):

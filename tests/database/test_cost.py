@@ -116,7 +116,7 @@ def test_a_sqlite_connection_is_returned_after_commit_without_a_rollback(tmp_pat
 
 
 async def calls_of(name: str, one: Run) -> int:
-    """How often Python functions with this name are called while it runs."""
+    """The number of calls of Python functions with this name during a run."""
     count = 0
 
     def note(frame: FrameType, event: str, what: Any) -> None:

@@ -22,14 +22,14 @@ from tests.database.support import INSERT, ONE, Base, Note, assert_free, options
 
 
 class SyncModelSession(Session):
-    """Like SQLModel's: one additional method, which calls `execute`."""
+    """A session class like SQLModel's, with one additional method, which calls `execute`."""
 
     def exec(self, statement: Executable) -> Any:
         return super().execute(statement).scalars()
 
 
 class ModelSession(AsyncSession):
-    """Like SQLModel's: `exec` runs the one of the synchronous session."""
+    """A session class like SQLModel's, whose `exec` runs that of the synchronous session."""
 
     sync_session_class = SyncModelSession
     sync_session: SyncModelSession

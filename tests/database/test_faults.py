@@ -1,4 +1,4 @@
-"""What each error means: the table, and a matrix of real errors from real servers with both drivers.
+"""The meaning of each error: the table, and a matrix of real errors from real servers with both drivers.
 
 Each row is provoked through a real scope, and judged as the scope judges it.
 """

@@ -264,7 +264,7 @@ def open_it(database: Database, clock: StandingClock) -> None:
 
 @pytest.mark.parametrize("ends", ["well", "badly"])
 def test_a_scope_that_probes_has_succeeded_once_begin_has(url: str, ends: str) -> None:
-    """It does not last until the caller's block ends: others are admitted however long the block takes."""
+    """The probe ends before the caller's block does: other callers are admitted however long the block takes."""
 
     async def main() -> None:
         clock = StandingClock()

@@ -529,7 +529,7 @@ def test_a_lost_commit_of_a_read_only_scope_is_not_in_doubt(pg: Place) -> None:
 
 
 async def seconds_of_a_black_hole(pg: Place, at: str) -> float:
-    """How much longer than its deadline a scope takes if the server stops responding at `at`."""
+    """The seconds that a scope takes beyond its deadline if the server stops responding at `at`."""
     async with proxied(pg.server) as proxy:
         url = through(proxy, pg.server, pg.driver, pg.database)
         async with with_notes(url, cleanup_timeout_s=0.3) as database:

@@ -1,4 +1,4 @@
-"""What is logged about scopes that fail or are refused, and which errors are the program's own."""
+"""Scopes that fail or are refused are logged, unless the error is the program's own."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_a_caught_failure_does_not_end_in_a_successful_inner_commit(pg: Place) -
 
 
 def test_a_transaction_repaired_on_the_drivers_own_connection_is_committed(pg: Place) -> None:
-    """Whether a transaction has failed is decided by the server, not by earlier errors."""
+    """The server's status decides if a transaction has failed, not earlier errors."""
 
     async def main() -> None:
         async with with_notes(pg.url) as database:
@@ -364,7 +364,7 @@ def test_after_a_lost_commit_inside_the_block_nothing_is_repeated(pg: Place) -> 
 
 @pytest.mark.parametrize("then", ["goes on", "raises"])
 def test_after_a_rollback_inside_the_block_a_conflict_is_repeated(pg: Place, then: str) -> None:
-    """Nothing has been committed."""
+    """A repeat is safe, because nothing has been committed."""
     runs = 0
 
     async def main() -> None:
@@ -398,7 +398,7 @@ CREATE CONSTRAINT TRIGGER late AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERR
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_commit_that_the_server_refuses_for_a_conflict_is_repeated(pg: Place, inside: bool) -> None:
-    """Nothing was committed."""
+    """A repeat is safe, because nothing was committed."""
     runs = 0
 
     async def main() -> None:

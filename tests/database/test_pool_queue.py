@@ -158,7 +158,7 @@ def test_no_caller_waits_in_the_pool_when_a_connect_fails(pg: Place) -> None:
 
 
 def test_a_full_pool_names_the_line_the_age_and_the_first_words_of_each_holder(url: str) -> None:
-    """It names neither the task, which has no name, nor any value of a statement."""
+    """The error names neither the task, which has no name, nor any value of a statement."""
 
     async def leak(database: Database, until_set: asyncio.Event) -> None:
         async with database.session_scope() as session:  # this line is named

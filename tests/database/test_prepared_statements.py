@@ -65,7 +65,7 @@ def test_with_prepared_statements_off_the_server_keeps_none(any_pg: Place) -> No
 
 
 def test_with_prepared_statements_off_no_statement_has_a_name(pg: Place) -> None:
-    """Not even while it runs: behind a pooler two processes may share one server connection."""
+    """A statement has no name even while it runs: behind a pooler two processes may share one server connection."""
 
     async def main() -> None:
         async with opened(pg.url, prepared_statements=False) as database, database.session_scope() as session:

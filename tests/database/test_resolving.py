@@ -98,7 +98,7 @@ def test_the_place_in_the_pool_and_the_permit_are_returned_before_koo_finds_the_
 
 
 async def write_and_lose(database: Database, proxy: FaultProxy) -> None:
-    """Its COMMIT is lost, and no new connection can be opened for now."""
+    """Write a row, lose its COMMIT, and let no new connection be opened for now."""
     async with database.session_scope() as session:
         await insert(session)
         proxy.cut_commit("after")
@@ -206,7 +206,7 @@ def test_a_commit_sent_as_a_statement_has_no_marker_and_succeeds(pg: Place) -> N
 
 
 def test_a_revoked_privilege_rolls_back_and_raises_until_it_is_granted_again(pg: Place) -> None:
-    """It existed at koo's last check. The next check, and the table's alert, name what is missing."""
+    """The privilege existed at koo's last check. The next check, and the table's alert, name the missing privilege."""
 
     async def main() -> None:
         async with marked(pg) as (database, _):

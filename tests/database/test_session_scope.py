@@ -74,7 +74,7 @@ def test_objects_can_be_read_after_the_scope(url: str) -> None:
 
 
 def test_a_session_cannot_be_used_after_its_scope(url: str) -> None:
-    """It would check out a connection, bypassing the pool's queue."""
+    """Such a session would check out a connection, bypassing the pool's queue."""
 
     async def main() -> None:
         async with with_notes(url) as database:

@@ -28,7 +28,7 @@ async def refused(work: Callable[[], Awaitable[object]]) -> DatabaseUnavailable:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_process_out_of_descriptors_does_not_open_the_breaker(pg: Place, host: str) -> None:
-    """Both drivers, by address and by name: the descriptor is missing once for the resolver, once for the socket."""
+    """Tested for both drivers, by address and by name: once the resolver lacks the descriptor, once the socket."""
 
     async def main() -> None:
         url = pg.url.replace(pg.server.host, host)

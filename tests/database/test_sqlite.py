@@ -341,7 +341,7 @@ def test_a_transaction_keeps_its_snapshot_and_its_caller_sees_no_conflict(sqlite
 
 
 def test_after_a_conflict_the_repeat_is_the_writer_from_the_start(sqlite_url: str) -> None:
-    """So one repeat is enough, however many writers there are."""
+    """One repeat is therefore enough, however many writers there are."""
 
     async def main() -> None:
         async with with_notes(sqlite_url) as database:

@@ -43,7 +43,7 @@ def execute(one: SingleEnd, statement: str) -> asyncio.Future[Any]:
 
 
 async def turns(database: Database, statement: TextClause, **values: int) -> int:
-    """How often a scope with one statement on a warm connection puts something into the thread's queue."""
+    """The number of jobs that a scope with one statement on a warm connection puts into the thread's queue."""
     count = 0
 
     def note(frame: FrameType, event: str, what: Any) -> None:

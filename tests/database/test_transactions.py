@@ -348,7 +348,7 @@ def test_a_schema_change_under_a_prepared_statement_is_repeated(pg: Place) -> No
 def test_a_prepared_statement_that_a_pooler_mixed_up_is_repeated_once(
     pg: Place, code: str, drops: bool
 ) -> None:
-    """It is repeated on another connection. More repeats would not help, because the pooler would do the same again."""
+    """The repeat uses another connection. More repeats would not help, because the pooler would do the same again."""
     runs, pids = 0, set[int]()
 
     async def main() -> None:

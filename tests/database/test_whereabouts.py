@@ -1,4 +1,4 @@
-"""Where a scope was opened is found in its task on demand, and no value of a statement is ever shown."""
+"""koo finds the line that opened a scope in the scope's task on demand, and never shows a value of a statement."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_route_of_a_request_is_named_by_its_pattern() -> None:
 
 
 def test_a_task_that_has_ended_is_named_as_such() -> None:
-    """Its scope was entered by hand and never left, so there is no coroutine left to inspect."""
+    """The task entered its scope by hand and never left it, so no coroutine remains to inspect."""
 
     async def main() -> None:
         task = await started(asyncio.sleep(0))

@@ -1,4 +1,4 @@
-"""Where an error comes from: our server about our connection, our server about something else, or a pooler.
+"""The origin of an error: our server about our connection, our server about something else, or a pooler.
 
 Only FATAL, PANIC or a closed connection is a loss. An error that a healthy server reports as ERROR leaves connection
 and circuit alone, whatever its code.
@@ -388,7 +388,7 @@ def test_an_older_pooler_may_refuse_with_severity_error(driver: str) -> None:
 
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_errors_of_the_users_own_engine_or_driver_are_judged_alike(wrapped: bool) -> None:
-    """Under `execute` it may be SQLAlchemy's error or asyncpg's."""
+    """Under `execute` the error may be SQLAlchemy's or asyncpg's."""
 
     def judged(state: str, severity: str, words: str = "said") -> tuple[Kind, object]:
         error = Said(state, severity)

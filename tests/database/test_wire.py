@@ -1,4 +1,4 @@
-"""How a connection is opened and closed: TCP settings that detect a dead peer, and the server's own timeouts."""
+"""Connections are opened and closed with TCP settings that detect a dead peer, and with the server's own timeouts."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_running_copy_ends_with_an_error_when_its_connection_is_closed(
 
 
 def test_an_abandoned_connect_closes_its_socket_immediately() -> None:
-    """It does not wait until the error's traceback, which keeps psycopg's frame alive, is collected."""
+    """The socket does not stay open until the error's traceback, which keeps psycopg's frame alive, is collected."""
 
     async def main() -> None:
         came, left = asyncio.Event(), asyncio.Event()

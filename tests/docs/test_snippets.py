@@ -195,7 +195,9 @@ HOSTED = re.compile(r"anthropic|openai|claude|gemini|perplexity", re.IGNORECASE)
     ids=lambda block: block.name,
 )
 def test_a_program_for_a_hosted_provider_runs_without_a_key(program: Block, tmp_path: Path) -> None:
-    """It says what is missing, or queries the local model. A reader's first try must not end with a traceback."""
+    """The program says what is missing, or queries the local model. A reader's first try must not end with a
+    traceback.
+    """
     (tmp_path / "snippet.py").write_text(program.text)
     with FakeAnthropic(key="test-key", strict=False) as claude:
         done = subprocess.run(

@@ -24,6 +24,6 @@ async def say(url: str, *lines: GuardLine, count: int = 3) -> None:
 
 
 async def say_open(platform: Platform, *names: str, count: int = 3) -> None:
-    """This many others report the breakers of these services as open."""
+    """Let this many other processes report the breakers of these services as open."""
     lines = [GuardLine(key_of(platform, name), "open", True, 0.0, 5) for name in names]
     await say(platform.options.state_url, *lines, count=count)

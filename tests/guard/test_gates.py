@@ -467,7 +467,7 @@ def test_a_pause_applies_to_all_callers() -> None:
     run_virtual(main)
 
 
-def test_a_pause_beyond_the_deadline_refuses_immediately_with_the_time() -> None:
+def test_a_pause_beyond_the_deadline_refuses_immediately_with_a_retry_time() -> None:
     async def main() -> None:
         guard = make_guard()
         await error_of(guard.call(throttled(10.0)))

@@ -591,7 +591,7 @@ def test_a_guard_works_in_one_run_after_another() -> None:
 
 
 def test_use_from_another_threads_loop_is_a_clear_error_and_no_failure_of_the_service() -> None:
-    """On a real loop, because threads do not follow virtual time."""
+    """This test uses a real loop, because threads do not follow virtual time."""
 
     async def main() -> None:
         guard, said, ended = (

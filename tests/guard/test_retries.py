@@ -147,7 +147,9 @@ def test_a_first_attempt_that_runs_out_of_time_names_no_earlier_failure() -> Non
 
 
 def test_a_repeat_that_does_not_fit_the_deadline_is_not_started() -> None:
-    """It needs the pause and at least a second. Otherwise the caller gets the real error now, not a timeout later."""
+    """A repeat needs the pause and at least a second. Otherwise the caller gets the real error now, not a timeout
+    later.
+    """
 
     async def main() -> None:
         guard, script = make_guard(attempts=4, breaker=STURDY, draw=half), Script(fail, fail)
@@ -444,7 +446,7 @@ def test_permit_never_repeats() -> None:
 
 
 def test_a_repeatable_neutral_fault_is_repeated_and_does_not_count_as_a_failure() -> None:
-    """For example a serialization failure."""
+    """A serialization failure is such a fault."""
 
     async def main() -> None:
         guard = make_guard(attempts=4, classify=lambda error: Fault(verdict=NEUTRAL, repeatable=True))
@@ -463,8 +465,9 @@ async def asks_for_another_form() -> str:
 
 
 def test_a_refused_form_is_sent_again_immediately_and_is_neither_a_failure_nor_a_repeat() -> None:
-    """It takes no token, does not count for the breaker and returns its hold. A later failure still has all its
-    repeats."""
+    """The refused form takes no token, does not count for the breaker and returns its hold. A later failure still has
+    all its repeats.
+    """
 
     async def main() -> None:
         guard, wallet = make_guard(attempts=2, breaker=STURDY, draw=half), Wallet()

@@ -140,7 +140,7 @@ def limited_guard() -> Guard:
 
 
 async def monitor(guard: Guard) -> None:
-    """What a platform does each second: ticks, and the unbilled check of a key when it is due."""
+    """Do the work of a platform each second: ticks, and the unbilled check of a key when it is due."""
     blocks = guard.gates.key_blocks
     while True:
         await asyncio.sleep(1.0)

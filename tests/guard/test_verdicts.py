@@ -1,4 +1,4 @@
-"""How a call ends, through each of the guard's interfaces: counted, settled, and everything returned."""
+"""A call that ends is counted and settled, and returns everything it took, through each of the guard's interfaces."""
 
 from __future__ import annotations
 
@@ -389,7 +389,7 @@ def test_twenty_slow_readers_do_not_open_the_breaker() -> None:
         hung = [asyncio.create_task(guard.call(hang)) for _ in range(20)]
         await asyncio.sleep(1.5)
         guard.tick()
-        assert guard.breaker.phase is OPEN, "twenty calls without any response do"
+        assert guard.breaker.phase is OPEN, "twenty calls without any response open it"
         for task in hung:
             task.cancel()
         await asyncio.gather(*hung, return_exceptions=True)

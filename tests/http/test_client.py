@@ -385,7 +385,9 @@ def test_connections_are_reused(body: bytes | None) -> None:
 
 
 def test_a_connection_that_was_idle_for_too_long_is_not_reused() -> None:
-    """It is closed before the server closes it, because a request on a connection that is being closed may be lost."""
+    """koo closes the connection before the server does, because a request on a connection that is being closed may be
+    lost.
+    """
 
     async def main() -> None:
         connections: list[StreamWriter] = []

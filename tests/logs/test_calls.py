@@ -149,7 +149,7 @@ def test_invented_names_fill_neither_the_log_nor_the_memory(
 def test_only_the_class_of_a_foreign_error_is_logged(
     calls: CallLog, clock: StandingClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its text is not koo's own, and may contain a prompt or a key."""
+    """The error's text is not koo's own, and may contain a prompt or a key."""
     for _ in range(2):
         calls.failed("own", "operation", RuntimeError("secret 4711"), Kind.UNKNOWN, 1)
     clock.advance(60)

@@ -93,7 +93,7 @@ class TestWithPromtool:
     def test_the_compose_example_has_a_valid_prometheus_configuration_and_says_it_is_untested(
         self, tmp_path: Path
     ) -> None:
-        """It is checked with the rules that it mounts, and its other mounted files must exist."""
+        """The configuration is checked with the rules that it mounts, and the other mounted files must exist."""
         written = COMPOSE.read_text()
         mounted = [COMPOSE.parent / path for path in re.findall(r"- \./(\S+?):\S+:ro", written)]
         assert "# This file has not been tested" in written and len(mounted) == 2

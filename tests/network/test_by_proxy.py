@@ -51,7 +51,7 @@ def refused_port() -> int:
 
 
 def test_a_host_that_only_the_proxy_can_resolve_is_reached(tmp_path: Path) -> None:
-    """As in a container whose only way out is the proxy: no name is looked up on this machine."""
+    """No name is looked up on this machine, as in a container whose only way out is the proxy."""
     with FakeAnthropic() as server, proxied(server) as proxy:
         koo = platform(tmp_path, service(URL), NetworkOptions(http_proxy=proxy.url))
         assert ask(koo).text

@@ -352,7 +352,7 @@ async def busy(stage: Stage, seconds: int) -> None:
 
 
 async def healthy(stage: Stage, teller: Teller, live: Live) -> None:
-    """Nothing is wrong."""
+    """A healthy afternoon: nothing is wrong."""
     await busy(stage, 12)
 
 

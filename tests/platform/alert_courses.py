@@ -314,7 +314,7 @@ async def statement(stage: Stage, sql: str = "SELECT 1") -> None:
 
 
 async def fail_now_and_then_in_the_database(stage: Stage) -> None:
-    """Its probe succeeds, but other connections are cut."""
+    """Let the database's probe succeed, but cut other connections."""
     await statement(stage)
     for _ in range(3):
         with suppress(DatabaseError, DBAPIError):
@@ -487,7 +487,7 @@ async def fail_to_notify(stage: Stage) -> None:
 
 
 async def nothing_more(_: Stage) -> None:
-    """It has already ended: the receiver is back."""
+    """The alert has already ended: the receiver is back."""
 
 
 async def stand_still(stage: Stage) -> None:

@@ -1,4 +1,6 @@
-"""On a whole platform: anything that refuses calls raises an alert within a second, and so does its end."""
+"""On a whole platform, anything that refuses calls raises an alert within a second, and its end ends the alert as
+fast.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the event to the person: real events, followed to a real webhook receiver and a real mail server."""
+"""Real events are notified to a real webhook receiver and a real mail server."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_a_call_waiting_for_a_place_is_not_started_while_closing(tmp_path: Path)
 
 
 def test_a_call_in_a_pause_is_not_repeated_after_closing(tmp_path: Path) -> None:
-    """It wakes when everything is closed, and must open neither the store nor a connection."""
+    """The call wakes when everything is closed, and must open neither the store nor a connection."""
     came = ended(tmp_path, lambda koo: koo.query(QUESTION), FAILS)
     assert isinstance(came, ExternalServiceError) and came.kind is Kind.DRAINING
 

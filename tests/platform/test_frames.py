@@ -65,7 +65,7 @@ def frames_of(error: BaseException | None) -> Iterator[FrameType]:
 
 
 def shown(value: object, depth: int = 3) -> Iterator[str]:
-    """What reporters show of a variable: its `repr`, rich's version, and those of its contents."""
+    """The texts that reporters show for a variable: its `repr`, rich's version, and those of its contents."""
     try:
         yield repr(value)
     except AttributeError:  # reporters say this of a half-initialized object

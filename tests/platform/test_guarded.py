@@ -36,7 +36,7 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
 def test_a_guarded_async_function_is_awaited_as_before(platform: Platform) -> None:
     @platform.guarded("parcels", idempotent=True)
     async def find(number: str, *, loudly: bool = False) -> str:
-        """Where a parcel is."""
+        """Find a parcel."""
         return f"{number} is on its way{'!' * loudly}"
 
     async def main() -> str:
@@ -47,7 +47,7 @@ def test_a_guarded_async_function_is_awaited_as_before(platform: Platform) -> No
     assert asyncio.run(main()) == "4711 is on its way!"
     assert platform.service_health("parcels")["metrics"]["total_requests"] == 1
     assert inspect.iscoroutinefunction(find)
-    assert (find.__name__, find.__doc__) == ("find", "Where a parcel is.")
+    assert (find.__name__, find.__doc__) == ("find", "Find a parcel.")
 
 
 def test_a_failure_is_repeated_if_the_decorator_declares_it_idempotent(

@@ -105,7 +105,9 @@ def test_units_held_by_another_process_are_waited_for_and_not_reported_as_used_u
 def test_a_call_beyond_this_processs_share_waits_for_a_store_that_was_just_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: LimitOptions, asked_tokens: int, waits_s: float
 ) -> None:
-    """Its file was locked for a moment. If the store has been unreachable for longer, a call is refused immediately."""
+    """The store's file was locked for a moment. If the store has been unreachable for longer, a call is refused
+    immediately.
+    """
     monkeypatch.setattr("koo.policies.hand.LOST_S", waits_s)
     monkeypatch.setattr("koo.storage.sql.BUSY_S_MAX", 0.05)
 

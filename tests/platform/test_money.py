@@ -1,4 +1,4 @@
-"""What the platform does about money each second: alerts, forecasts, deletion of old entries."""
+"""The platform's work for money each second: alerts, forecasts, deletion of old entries."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Seen:
 
     @property
     def abandoned(self) -> int:
-        """How many requests were abandoned by their client."""
+        """The number of requests that their client abandoned."""
         return self.fake.abandoned - self._left_before
 
     @property
@@ -109,7 +109,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a library is called: the server, the function, and the part of its object that is read (None: its pieces)."""
+    """A way to call a library: the server, the function, and the part of its object that is read (None: its pieces)."""
 
     server: str
     operation: Callable[[Lab], tuple[Callable[..., Any], dict[str, Any]]]

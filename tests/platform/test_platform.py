@@ -173,8 +173,9 @@ def test_a_refused_service_is_reset_in_every_process_on_the_same_store(tmp_path:
 
 
 def test_a_reset_of_the_database_reaches_every_process(tmp_path: Path) -> None:
-    """Through `db_manager`, which is the database itself, and through the platform's method, even from another
-    thread."""
+    """This applies to a reset through `db_manager`, which is the database itself, and to the platform's method, even
+    from another thread.
+    """
 
     async def test(server: FakeAnthropic) -> None:
         async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:

@@ -1,4 +1,4 @@
-"""Where koo is open: a failed opening leaves nothing behind, each loop has one keeper, nothing runs after closing."""
+"""A failed opening of koo leaves nothing behind, each loop has one keeper, and nothing runs after closing."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class Model:
         )
 
     def is_due(self, counts: Counts) -> bool:
-        """Whether the breaker must open by rules R5 and R6."""
+        """True if the breaker must open by rules R5 and R6."""
         options, hung = self.options, self.hung()
         # Only with a failure in the window: an old failure does not confirm what other processes see now.
         if self.row >= (1 if self.primed else options.failure_threshold) and counts.failures:
@@ -212,7 +212,7 @@ class Model:
         )
 
     def forgets(self, counts: Counts) -> str:
-        """How the window is wrong: it has dropped a recent call or kept an old one. Empty if it is right."""
+        """The error of the window, which dropped a recent call or kept an old one. Empty if the window is right."""
         options = self.options
         bucket_s = options.window_s / options.window_buckets
         old = [one for one in self.seen if one[0] > self.now - options.window_s]

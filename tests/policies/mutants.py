@@ -73,7 +73,7 @@ class Match:
         self.bodies: list[list[ast.stmt]] = []
 
     def fits(self, pattern: object, node: object) -> bool:
-        """Whether `node` matches `pattern`; records what the names and bodies matched."""
+        """True if `node` matches `pattern`. Records the matches of the names and bodies."""
         if isinstance(pattern, ast.Name) and pattern.id not in FIXED:
             return isinstance(node, ast.Name) and self.names.setdefault(pattern.id, node.id) == node.id
         if isinstance(pattern, list):

@@ -17,7 +17,7 @@ def told(*limits: LimitLeft) -> Pacer:
 
 
 def burst(pacer: Pacer, now: float) -> int:
-    """How many calls may be sent immediately."""
+    """Send calls while none has to wait. Returns their number."""
     count = 0
     while not pacer.wait_s(now):
         pacer.take(now)
@@ -217,7 +217,7 @@ def test_a_limit_without_a_reset_time_is_assumed_to_be_per_minute() -> None:
 
 
 def flying(pacer: Pacer, now: float, ended: int = 0) -> int:
-    """How many more calls may be sent immediately while none has returned."""
+    """Send calls while none has to wait and none has returned. Returns their number."""
     count = 0
     while not pacer.must_follow(now, ended) and count < 1000:
         pacer.take(now)

@@ -120,7 +120,9 @@ def test_a_released_call_leaves_nothing_booked() -> None:
 
 @pytest.mark.parametrize(("trip_ms", "calls"), [(0, 40), (BEAT_MS, 80)])
 def test_a_purse_keeps_more_if_the_store_is_distant(trip_ms: int, calls: int) -> None:
-    """It keeps two beats of spending, and a beat includes the trip: otherwise calls would wait for a distant store."""
+    """A purse keeps two beats of spending, and a beat includes the trip: otherwise calls would wait for a distant
+    store.
+    """
     party = Party(day=100_000)
     purses = party.process()
     waiting: list[list[Hold | Refusal]] = []

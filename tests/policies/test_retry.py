@@ -19,7 +19,9 @@ DRAWS = st.floats(0.0, 1.0, exclude_max=True)
 def test_a_pause_is_between_zero_and_the_cap(
     attempt: int, draw: float, base_s: float, cap_s: float, multiplier: float
 ) -> None:
-    """For any number of attempts: in other libraries, an exponent that overflowed has become a negative sleep."""
+    """This holds for any number of attempts: in other libraries, an exponent that overflowed has become a negative
+    sleep.
+    """
     options = RetryOptions(base_s=base_s, cap_s=cap_s, multiplier=multiplier)
     pause = pause_s(options, attempt, lambda: draw)
     assert 0.0 <= pause <= min(cap_s, base_s * multiplier ** min(attempt - 1, 30))

@@ -79,7 +79,7 @@ def test_a_count_that_fell_gives_zero_and_never_less(before: Sample, after: Samp
 
 
 def test_the_previous_release_can_read_a_sample_with_savings() -> None:
-    """It reads the numbers and the cells by position, and ignores what follows them."""
+    """The previous release reads the numbers and the cells by position, and ignores what follows them."""
     packed = Sample("healthy", successes=3, latency={4: 3}, saved={"refused": 7}).packed()
     assert packed[1] == 3 and packed[11] == [4, 3] and len(packed) == 13
 

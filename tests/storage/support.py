@@ -76,7 +76,7 @@ class Place:
 
     @property
     def has_own_clock(self) -> bool:
-        """Whether the store uses the test's clock. A server uses its own."""
+        """True if the store uses the test's clock. A server uses its own."""
         return not self.url.startswith("postgresql")
 
     def clock(self) -> SetClock:

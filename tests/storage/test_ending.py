@@ -80,7 +80,7 @@ async def live(ledger: Ledger, rng: random.Random) -> list[Hold]:
 def test_a_ledger_that_ends_leaves_nothing_unsettled_wherever_the_store_fails_once(
     after: bool, is_cut: bool
 ) -> None:
-    """It is ended again once the store is back, and what the first attempt had reported is counted once."""
+    """The ledger is ended again once the store is back, and what the first attempt had reported is counted once."""
 
     async def main(fails_at: int) -> int:
         rng, clock = random.Random(fails_at), SetClock()

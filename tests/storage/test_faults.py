@@ -1,4 +1,4 @@
-"""How the store classifies a driver's errors about its connection."""
+"""The store classifies a driver's errors about its connection."""
 
 from __future__ import annotations
 

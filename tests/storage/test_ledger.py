@@ -351,7 +351,9 @@ def test_a_caller_stops_waiting_at_its_deadline_and_holds_nothing(shared: Place)
 def test_a_caller_that_is_cancelled_while_it_waits_leaves_no_hold_behind(
     place: Place, cancel_after: int
 ) -> None:
-    """This holds if it leaves before its need was reported, while the store replies, or at the moment of the grant."""
+    """This holds for a cancellation before the need was reported, while the store replies, and at the moment of the
+    grant.
+    """
 
     async def test(store: Store, clock: SetClock) -> None:
         waiting = [asyncio.create_task(hold(store, "0.01")) for _ in range(20)]

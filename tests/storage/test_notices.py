@@ -153,7 +153,7 @@ def test_one_process_owns_a_message_until_it_is_sent_or_its_lease_ends(place: Pl
 def test_a_message_that_is_sent_again_keeps_its_key_and_its_notices(
     place: Place,
 ) -> None:
-    """Its sender was killed before it could record the result."""
+    """The first sender was killed before it could record the result."""
 
     async def main(clock: SetClock, stores: list[Process]) -> None:
         many = [notice(f"n{number}") for number in range(TOGETHER_FROM)]

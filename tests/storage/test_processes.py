@@ -41,7 +41,7 @@ def start(place: Place, *arguments: object) -> subprocess.Popen[str]:
 
 
 def lines(process: subprocess.Popen[str], until: str | None = None, count: int = 1) -> list[list[str]]:
-    """Its output, up to `count` lines that begin with `until`, or all of it."""
+    """The process's output, up to `count` lines that begin with `until`, or all of it."""
     assert process.stdout is not None
     said = []
     for line in process.stdout:

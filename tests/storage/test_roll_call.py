@@ -382,7 +382,7 @@ def test_the_roll_includes_leased_units(shared: Place) -> None:
 
 
 def test_a_leader_stops_shortly_before_the_store_admits_another_one() -> None:
-    """It counts from its request, because the reply may have taken long."""
+    """The leader's time counts from its request, because the reply may have taken long."""
     leadership, beat = Leadership(), told(1)
     heard = Heard(process="a", is_new=False, processes=2, leader=Leader("a", 7), opinions={})
     leadership.hear(beat, heard, asked_at=100.0)

@@ -94,7 +94,7 @@ def of(points: Points, name: str, **wanted: object) -> Any:
 
 
 def test_a_query_is_a_span_and_a_measurement_without_the_prompt(sdk: Sdk, tmp_path: Path) -> None:
-    """Whether whole or streamed; a repeated attempt is not an error of the query."""
+    """This applies to whole and streamed queries. A repeated attempt is not an error of the query."""
 
     async def main() -> None:
         with FakeAnthropic(strict=False) as fake:
@@ -131,7 +131,7 @@ def test_a_query_is_a_span_and_a_measurement_without_the_prompt(sdk: Sdk, tmp_pa
 
 
 def test_failed_and_refused_queries_have_their_kind_as_the_error_type(sdk: Sdk, tmp_path: Path) -> None:
-    """So does a stream that breaks off. A stream that its reader leaves is not an error."""
+    """A stream that breaks off has one too. A stream that its reader leaves is not an error."""
 
     async def main() -> None:
         with FakeAnthropic(strict=False) as fake:

@@ -26,7 +26,7 @@ sys.stdin.read()
 
 
 def lives(pid: int) -> bool:
-    """Whether a process lives and is not a zombie, which a container's first process may never reap."""
+    """True if a process lives and is not a zombie. A container's first process may never reap zombies."""
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:

@@ -131,7 +131,7 @@ def test_after_a_cut_no_more_data_reaches_the_server() -> None:
 
 
 def test_limited_bandwidth_is_a_steady_trickle() -> None:
-    """As many pieces as the bandwidth allows, and none of them early."""
+    """The proxy forwards as many pieces as the bandwidth allows, and none of them early."""
     with parrot() as proxy:
         proxy.toward, proxy.bytes_per_s = "client", 1000.0
         with connected(proxy) as client:

@@ -168,7 +168,7 @@ def test_an_unknown_argument_of_the_marker_fails_with_a_suggestion(tmp_path: Pat
 
 
 def test_a_project_that_does_not_use_the_plugin_is_unaffected(tmp_path: Path) -> None:
-    """It keeps its own fixture `koo`, its own asynchronous fixtures, and the errors of its tests."""
+    """Such a project keeps its own fixture `koo`, its own asynchronous fixtures, and the errors of its tests."""
     write(
         tmp_path,
         conftest="""

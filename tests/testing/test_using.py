@@ -104,7 +104,7 @@ def test_a_database_handed_out_before_is_the_given_platforms_inside_the_block(tm
 
 
 def test_a_database_handed_out_inside_is_the_platforms_own_afterwards(tmp_path: Path) -> None:
-    """As with `from koo import db_manager` in a module that a test imports."""
+    """An example is `from koo import db_manager` in a module that a test imports."""
 
     async def main() -> None:
         mine = platform_at(tmp_path, "mine")

@@ -1,4 +1,4 @@
-"""Which keys of the server's responses the page reads, and which of them do not exist.
+"""Finds the keys of the server's responses that the page reads, and those that do not exist.
 
 A small reader of the page's scripts, used because Python's registries have no type checker for JavaScript. It follows
 a parameter with a type of `data/shapes.js` through `a.b.c`, `const x = a.b` and `const { x } = a.b` to the end of its

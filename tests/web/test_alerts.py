@@ -37,7 +37,7 @@ def with_server(folder: Path, work: Work, default: Any = None, **more: Any) -> N
 
 
 async def look(koo: Platform) -> None:
-    """What the process does once a second."""
+    """Do the process's work of one second."""
     await KeepTime(koo.parts).step()
 
 

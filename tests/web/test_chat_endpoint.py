@@ -26,7 +26,7 @@ Body = Callable[[OperationStream[str]], AsyncIterator[str]]
 
 
 class Chain:
-    """Like LangChain's models: nested generators, with the SDK's stream in the innermost one."""
+    """A chain like LangChain's models: nested generators, with the SDK's stream in the innermost one."""
 
     def __init__(self, client: openai.AsyncOpenAI) -> None:
         self._client = client
@@ -85,7 +85,7 @@ async def leave_after(client: Client, piece: bytes) -> None:
 def test_a_client_that_disconnects_frees_permit_and_place_and_the_money_is_settled(
     pause: str, body: Body | None, tmp_path: Path
 ) -> None:
-    """It disconnects while the provider is silent, or while chunks arrive that can no longer be sent."""
+    """The client disconnects while the provider is silent, or while chunks arrive that can no longer be sent."""
 
     async def main() -> None:
         async with FakeOpenAI(key=KEY) as fake, Platform(options(tmp_path)) as platform:

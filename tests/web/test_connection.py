@@ -1,4 +1,4 @@
-"""What arrives on a connection before it is a request: endless heads, bytes that are not HTTP, pipelined requests."""
+"""koo survives bytes that are not a complete request: endless heads, bytes that are not HTTP, pipelined requests."""
 
 from __future__ import annotations
 
@@ -211,7 +211,9 @@ def ask_until_closed(connection: socket.socket) -> None:
 def test_a_connection_accepted_just_before_shutdown_may_send_its_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first request is on the way. Closing it immediately would lose that request in each rolling restart."""
+    """The connection's first request is on the way. An immediate close would lose that request in each rolling
+    restart.
+    """
     monkeypatch.setattr("koo.web.ending.NEWCOMER_S", 60.0)
     with listening(tmp_path) as (server, port), connected(port) as newcomer:
         wait_until(lambda: server.server_state.connections)

@@ -129,8 +129,8 @@ def expected(one: One, role: str, method: str) -> set[int]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_route_requires_a_token_however_it_is_mounted(way: str, made: Callable[..., Platform]) -> None:
-    """With every method in koo's own application; elsewhere with one method that the route has and one that it does
-    not have.
+    """Routes are requested with every method in koo's own application, and elsewhere with one method that they have
+    and one that they do not have.
     """
     make, before, prefix = WAYS[way]
     koo = made(token=WRITE, read_token=READ)

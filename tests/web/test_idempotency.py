@@ -328,7 +328,7 @@ def test_an_application_without_koos_own_routes_refuses_with_the_same_messages(t
 def test_no_client_sees_a_response_whose_commit_was_lost(
     tmp_path: Path, postgres18: PostgresServer, when: Any
 ) -> None:
-    """It is told to send the request again with the same key, and then gets the one response."""
+    """The client is asked to send the request again with the same key, and then gets the one response."""
 
     async def main() -> None:
         name = postgres18.create_database()

@@ -1,4 +1,4 @@
-"""What the server's listening socket does when the process has no descriptor for a new connection."""
+"""The server's listening socket copes when the process has no descriptor for a new connection."""
 
 from __future__ import annotations
 

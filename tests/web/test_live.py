@@ -321,7 +321,7 @@ def test_a_stream_above_the_limit_is_refused_with_retry_after(
 def test_a_client_that_does_not_read_costs_no_memory_and_receives_the_newest_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until the socket buffers are empty it receives old events; nothing is missing after them."""
+    """The client receives old events until the socket buffers are empty, and nothing is missing after them."""
     looks, size, many = 0, 300_000, 50
 
     async def parts(source: PlatformSource) -> dict[str, Any]:
@@ -378,7 +378,7 @@ def test_a_mounted_application_has_the_stream_with_its_own_links(tmp_path: Path)
 
 @sockets
 def test_a_platform_on_another_loop_is_read_on_that_loop(tmp_path: Path) -> None:
-    """As with `serve_beside`, whose platform may also be served elsewhere."""
+    """`serve_beside` needs this, because its platform may also be served elsewhere."""
     koo = platform(tmp_path)
     run(koo.open())
 

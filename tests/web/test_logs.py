@@ -86,7 +86,7 @@ def test_a_message_of_a_megabyte_is_cut(lines: logging.Formatter) -> None:
 
 
 class Reader:
-    """What a writer writes to. It accepts nothing until told to."""
+    """The output of a writer. It accepts nothing until the test allows it."""
 
     def __init__(self) -> None:
         self.reads = threading.Event()

@@ -211,7 +211,7 @@ def test_a_mount_at_a_starlette_applications_root_does_not_hide_koo(tmp_path: Pa
 HEALTH = "/api/v1/monitoring/health"
 
 
-def test_a_refused_test_client_is_told_why(tmp_path: Path) -> None:
+def test_the_response_to_a_refused_test_client_says_why(tmp_path: Path) -> None:
     app = FastAPI()
     mount(app, platform(tmp_path))
     with TestClient(app) as client:

@@ -466,7 +466,7 @@ def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_pat
 def test_a_reset_explains_its_effect_asks_and_reports(
     browser: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the keyboard only. Closing the dialog changes nothing."""
+    """The keyboard alone is enough, and closing the dialog changes nothing."""
 
     async def main() -> None:
         koo = platform(tmp_path)

@@ -113,7 +113,7 @@ def test_each_case_ran_once(ran: Ran) -> None:
 
 
 def test_numbers_are_formatted_for_people(ran: Ran) -> None:
-    """As on the terminal: `tests/cli/test_words.py` runs the same examples."""
+    """The terminal has the same formats: `tests/cli/test_words.py` runs the same examples."""
     assert ran[1] == WANTED
 
 

@@ -1,4 +1,4 @@
-"""How slowly a body or a response may proceed: time uses up a patience, bytes refill it. Time is advanced by hand."""
+"""A body or a response has a credit of time, which time uses up and bytes refill. Time is advanced by hand."""
 
 from __future__ import annotations
 

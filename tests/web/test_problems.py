@@ -174,7 +174,7 @@ def test_a_provider_that_does_not_respond_is_a_504(tmp_path: Path) -> None:
     with_claude(tmp_path, work)
 
 
-def test_the_time_of_a_providers_limit_is_passed_on(tmp_path: Path) -> None:
+def test_the_retry_time_of_a_providers_limit_is_passed_on(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         fake.script(error(429, "rate_limit_error", headers={"retry-after": "7"}))
         asked = {"service": "claude", "prompt": SECRET}
@@ -188,7 +188,7 @@ def test_the_time_of_a_providers_limit_is_passed_on(tmp_path: Path) -> None:
     with_claude(tmp_path, work)
 
 
-def test_our_own_limits_and_budgets_are_429_with_the_time(tmp_path: Path) -> None:
+def test_a_refusal_by_our_own_limit_or_budget_is_a_429_with_a_retry_time(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         asked = {"service": "claude", "prompt": SECRET}
         assert (await client.post(QUERY, json=asked)).status == 200
@@ -270,7 +270,7 @@ def test_a_body_that_cannot_be_read_is_a_422(tmp_path: Path, body: bytes, detail
     with_claude(tmp_path, work)
 
 
-def test_a_json_body_without_its_content_type_is_told_how_to_send_it(tmp_path: Path) -> None:
+def test_the_problem_for_json_without_its_content_type_says_how_to_send_it(tmp_path: Path) -> None:
     """`curl -d` without a header declares it as a form."""
 
     async def work(client: Client, fake: FakeAnthropic) -> None:
@@ -403,7 +403,9 @@ def test_a_body_with_a_thousand_errors_gets_one_short_response(tmp_path: Path, p
 
 
 @pytest.mark.parametrize("media_type", ["text/json", "application/jsonp", "text/plain", "x", ""])
-def test_a_body_of_another_type_is_told_the_expected_type(tmp_path: Path, media_type: str) -> None:
+def test_the_problem_for_a_body_of_another_type_names_the_expected_type(
+    tmp_path: Path, media_type: str
+) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         asked = json.dumps({"service": "claude", "prompt": SECRET})
         reply = await client.post(QUERY, data=asked, headers={"Content-Type": media_type})

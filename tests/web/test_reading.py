@@ -1,4 +1,4 @@
-"""How bodies are read: counted before parsing, in pieces, and within a common memory budget."""
+"""Bodies are counted before parsing, and read in pieces and within a common memory budget."""
 
 from __future__ import annotations
 

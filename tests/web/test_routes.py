@@ -367,7 +367,7 @@ def test_the_body_of_the_databases_reset_is_optional(tmp_path: Path) -> None:
 
 
 def test_readyz_is_503_while_the_database_does_not_respond(tmp_path: Path) -> None:
-    """And `/livez` is 200: a restart would not help."""
+    """`/livez` stays 200, because a restart would not help."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         reply = await client.get("/readyz")

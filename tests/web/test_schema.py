@@ -30,7 +30,7 @@ def test_the_committed_description_is_current() -> None:
 
 
 def test_the_examples_are_what_a_server_responds_now() -> None:
-    """They are recorded again. An example with a key, type or value that no response has is found."""
+    """The test records the examples again, and finds an example with a key, type or value that no response has."""
     fresh = asyncio.run(record())
     assert RECORDED.keys() == fresh.keys(), "run: make docs"
     assert {name: look_of(one) for name, one in RECORDED.items()} == {

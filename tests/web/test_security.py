@@ -245,7 +245,7 @@ def test_a_repeated_header_names_no_client() -> None:
 
 
 def test_another_sites_page_cannot_reset_anything(tmp_path: Path) -> None:
-    """What a browser sends for a form, a fetch and a rebound name: each gets a problem, and nothing is closed."""
+    """Requests as a browser sends them for a form, a fetch and a rebound name get a problem, and nothing is closed."""
     attacks: list[dict[str, Any]] = [
         {"headers": {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}, "data": {"a": "b"}},
         {"headers": {"Origin": "null", "Content-Type": "text/plain"}, "data": b"{}"},

@@ -1,4 +1,4 @@
-"""How a server shuts down: requests finish or are cancelled, each hold is settled, and nothing waits forever."""
+"""When a server shuts down, requests finish or are cancelled, each hold is settled, and nothing waits forever."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_an_address_of_another_machine_is_reported_in_one_sentence() -> None:
 
 
 def test_a_server_needs_no_main_thread(tmp_path: Path) -> None:
-    """For example in a notebook. Signal handlers are not installed there."""
+    """A notebook serves from another thread, where no signal handlers can be installed."""
     made = platform(tmp_path)
     server = make_server(made, create_app(made))
     listener = bind("127.0.0.1", 0)

@@ -53,7 +53,7 @@ def test_a_request_has_its_query_string_and_its_span_does_not(
 
 
 def test_instrumentation_of_all_clients_sees_no_url_of_koo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As OpenTelemetry instruments aiohttp: it adds a trace configuration to each session."""
+    """Instrument aiohttp like OpenTelemetry, which adds a trace configuration to each session."""
     seen: list[str] = []
 
     async def on_start(_: object, __: object, parameters: aiohttp.TraceRequestStartParams) -> None:

@@ -633,7 +633,9 @@ def test_openrouters_check_verifies_the_key() -> None:
 
 @given(st.text(max_size=200), st.text(max_size=50))
 def test_the_bound_is_not_below_any_tokenizers_count(prompt: str, system: str) -> None:
-    """At most one token per byte, of the text and of its NFKC form, plus an allowance for the vendor's framing."""
+    """A tokenizer makes at most one token per byte of the text or of its NFKC form. The bound adds an allowance for
+    the vendor's framing.
+    """
     bound = bound_tokens(Request(prompt=prompt, system=system, model="m", max_tokens=1))
     text = prompt + system
     assert bound >= len(text.encode("utf-8", "surrogatepass")) + FRAMING_TOKENS

@@ -1,4 +1,4 @@
-"""How long a stream waits after its stop reason, on virtual time."""
+"""The time that a stream waits after its stop reason, on virtual time."""
 
 from __future__ import annotations
 

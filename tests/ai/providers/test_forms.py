@@ -1,4 +1,4 @@
-"""What is learned from refusals of a request, in the words of many servers."""
+"""koo learns the accepted form of a request from the refusals of many servers."""
 
 from __future__ import annotations
 

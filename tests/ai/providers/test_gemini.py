@@ -170,7 +170,7 @@ def with_usage(**counts: Any) -> bytes:
 @pytest.mark.parametrize(
     ("counts", "usage"),
     [
-        # Tokens of tools count as input. What the total has beyond its parts is reasoning, and is billed.
+        # Tokens of tools count as input. Tokens in the total but in none of its parts are reasoning, and are billed.
         (
             {"promptTokenCount": 10, "toolUsePromptTokenCount": 5, "candidatesTokenCount": 1},
             Usage(input_tokens=15, output_tokens=1),
