@@ -78,7 +78,7 @@ class Call(Visit[T]):
             return await super().work()
 
     def result(self) -> T:
-        """Its result. Raises what it raised, and RuntimeError if its loop ended first."""
+        """The call's result. Raises its exception, and RuntimeError if its loop ended first."""
         try:
             return super().result()
         except asyncio.CancelledError as error:
@@ -110,8 +110,8 @@ class Bridge:
     # ── which loop ────────────────────────────────────────────────────────────────────────────────────────────
 
     def settle(self, owner: object, loop: Loop, *, lasts: bool = False) -> None:
-        """Record that `owner`, a platform or a database, is open on this loop. `lasts`: it was opened there on
-        purpose."""
+        """Record that `owner`, a platform or a database, is open on this loop. `lasts`: it was opened there explicitly,
+        so the loop counts even if it is not known to last."""
         if lasts or self._lasts(loop):
             self._homes[owner] = loop
 
@@ -199,8 +199,8 @@ class Bridge:
         return loop
 
     def _run(self, ready: Future[tuple[Loop, asyncio.Event]]) -> None:
-        # Not `asyncio.run`: it starts a thread to shut down the executor, and Python 3.12 refuses to start threads
-        # while the interpreter is exiting, which is exactly when this loop ends.
+        # This does not use `asyncio.run`: it starts a thread to shut down the executor, and Python 3.12 refuses to
+        # start threads while the interpreter is exiting, which is exactly when this loop ends.
         try:
             loop = asyncio.new_event_loop()
         except BaseException as error:  # noqa: BLE001 - out of file descriptors: the waiting callers must get the error
@@ -216,7 +216,7 @@ class Bridge:
         loop, end = asyncio.get_running_loop(), asyncio.Event()
         ready.set_result((loop, end))
         await end.wait()
-        # Twice, because closing an async generator runs its `finally`, which may start tasks.
+        # This is done twice, because closing an async generator runs its `finally`, which may start tasks.
         await _end_all_tasks()
         await loop.shutdown_asyncgens()
         await _end_all_tasks()
@@ -237,7 +237,7 @@ class Bridge:
     # ── the call ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def call(self, work: Awaitable[T], until: Until) -> T:
-        """Run it on the loop and wait. Raises what it raises, and RuntimeError inside a running event loop."""
+        """Run `work` on the loop and wait. Raises its exception, and RuntimeError inside a running event loop."""
         call = Call(work, until)
         # Until the loop has the call, a failure here must close the coroutine, or Python warns that it was never
         # awaited.
@@ -349,11 +349,11 @@ def run(work: Awaitable[T], *, timeout_s: float | None = None) -> T: ...
 def run(work: Awaitable[T] | AsyncIterable[T], *, timeout_s: float | None = None) -> T | Iterator[T]:
     """Run a coroutine of koo from code without an event loop, in any thread, and return what it returns.
 
-    `koo.run(query_ai("claude", "Hello"))`. Anything that is read with `async for` becomes a plain iterator:
-    `for chunk in koo.run(stream_ai(...))`. The coroutine runs on the loop that koo is open on, else on koo's own
-    background loop, with the caller's context. `timeout_s`: a deadline in seconds from now; if there is also a
-    surrounding `with koo.deadline(...)`, the nearer one applies. Raises what the coroutine raises, TimeoutError at the
-    deadline, and RuntimeError inside a running event loop (await the coroutine there) or if the process ends first.
+    `koo.run(query_ai("claude", "Hello"))`. Anything that is read with `async for` becomes a plain iterator: `for chunk
+    in koo.run(stream_ai(...))`. The coroutine runs on the loop that koo is open on, else on koo's own background loop,
+    with the caller's context. `timeout_s`: a deadline in seconds from now; if there is also a surrounding `with
+    koo.deadline(...)`, the nearer one applies. Raises the coroutine's exception, TimeoutError at the deadline, and
+    RuntimeError inside a running event loop (await the coroutine there) or if the process ends first.
     """
     if isinstance(work, AsyncIterable):
         return BRIDGE.iterate(work, Until(timeout_s))

@@ -187,7 +187,7 @@ class Parts:
 
     def make_database(self, **changes: Any) -> None:
         """Create the database. `changes`: further arguments of `Database`."""
-        # Imported here, because importing SQLAlchemy takes longer than importing all of koo.
+        # It is imported here, because importing SQLAlchemy takes longer than importing all of koo.
         from koo.database.database import Database
 
         self.database_in_use = Database(

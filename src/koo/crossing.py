@@ -49,7 +49,7 @@ def begin(loop: Loop, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T
     what the loop raises (it is closed, or its owner's task factory fails), and then closes the coroutine.
     """
     try:
-        # Not `create_task(context=…)`: a task factory written for Python 3.10 does not take it.
+        # `create_task(context=…)` is not used: a task factory written for Python 3.10 does not accept that argument.
         return Context().run(loop.create_task, work, name=name)
     except BaseException:
         work.close()
@@ -113,7 +113,7 @@ class Visit(Generic[T]):
             self.drop()
 
     def result(self) -> T:
-        """Its result. Raises what it raised."""
+        """The coroutine's result. Raises its exception."""
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -137,7 +137,7 @@ def start_on(loop: Loop, visit: Visit[Any]) -> None:
 async def carry(home: Loop, work: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine on another running loop, from a coroutine on this one. Cancelling it cancels it there.
 
-    Raises what it raises, and RuntimeError if that loop ends first.
+    Raises the coroutine's exception, and RuntimeError if that loop ends first.
     """
     return await _cross(home, work, lambda: RuntimeError(OVER))
 
@@ -169,8 +169,8 @@ async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], Ba
     own = asyncio.get_running_loop()
     arrived = own.create_future()
 
-    # Called on the other loop's thread, and `Future.set_result` is not thread-safe: it would append to this loop's
-    # queue without waking its selector, and the caller would sleep until something else wakes the loop.
+    # This is called on the other loop's thread, and `Future.set_result` is not thread-safe: it would append to this
+    # loop's queue without waking its selector, and the caller would sleep until something else wakes the loop.
     def ended() -> None:
         with suppress(RuntimeError):  # the caller's loop is closed, so nobody waits any more
             own.call_soon_threadsafe(_arrive, arrived)

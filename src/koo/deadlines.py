@@ -330,7 +330,8 @@ class Deadline:
 
     async def __aenter__(self) -> Deadline:
         when = min(running_loop().time() + self._in_s, ends_at.get())
-        # Not `Deadlines()`: each new registry would leave its grain's timer in the loop until it fires.
+        # An `OwnTimer` is used instead of `Deadlines()`: each new registry would leave its grain's timer in the loop
+        # until it fires.
         self._alarm = Alarm(OwnTimer(), when).__enter__()
         return self
 

@@ -420,7 +420,7 @@ class Gates:
     ) -> NoReturn:
         """Count a refusal and raise it; `wait_s`: when to retry, None if unknown."""
         guard.tally.record_refusal(kind, self.clock.monotonic())
-        # A new exception each time: every raise of a shared one would add to its traceback, without end.
+        # This makes a new exception each time: each raise of a shared one would add to its traceback, without end.
         refusal = error(self.name, reason, wait_s, kind=kind)
         if wait_s is not None and kind is not Kind.CIRCUIT_OPEN:
             self.tell_wait(guard, refusal)

@@ -116,7 +116,7 @@ class Guard:
     ) -> T:
         """Run `operation(*args)` through the guard, and repeat it if that is safe and worthwhile.
 
-        Raises what the operation raised (or the classifier's replacement, `from` the original), or a refusal of the
+        Raises the operation's exception (or the classifier's replacement, `from` the original), or a refusal of the
         guard's family. `on_limit`: None waits for a pause that the provider requested, but our own limits refuse it;
         "wait" queues for both within the deadline, and for an open breaker unless `has_next`; "refuse" waits for
         neither. `timeout_s` is the caller's timeout, unless `is_ours`; without it the option applies, which is ours.
@@ -228,7 +228,8 @@ class Guard:
         now = self._monotonic()
         if now >= passage.deadline:
             self._refuse_late()
-        # Checked before the queues: a call that the breaker will refuse anyway must not wait in them or take a unit.
+        # The breaker is checked before the queues: a call that the breaker will refuse anyway must not wait in them or
+        # take a unit.
         if self.breaker.refuses(now):
             gates.refuse_open(self, now)
         passage.paced = False  # an earlier attempt has used its cell
@@ -364,8 +365,8 @@ class Guard:
         is_cut = fault.kind is Kind.DEADLINE and took_s >= self._cut_s()
         if is_cut:
             self.tally.note_cut(now)
-        # Set before the breaker settles, because a trip quotes `last_error` as its reason. While it is not closed, a
-        # call that its caller cut short must not replace the error that opened it.
+        # `last_error` is set before the breaker settles, because a trip quotes it as its reason. While it is not
+        # closed, a call that its caller cut short must not replace the error that opened it.
         if verdict is not NEUTRAL or fault.block is not None or (is_cut and breaker.phase is CLOSED):
             self._note_error(fault.met)
         # Among neutral results only a passed deadline says something about the other side: that it was slow.
@@ -421,8 +422,9 @@ class Guard:
         """Settle a dropped scope as neutral and billed. It may be called from any thread, at any moment."""
         loop = self._deadlines.loop
         if loop is not None and loop.is_running():
-            # Not immediately: the garbage collector calls this in any thread, and between any two bytecodes. In the
-            # middle of `breaker.settle` it would change the very state that the interrupted step relies on.
+            # The permit is not settled immediately: the garbage collector calls this in any thread, and between any two
+            # bytecodes. In the middle of `breaker.settle` it would change the very state that the interrupted step
+            # relies on.
             loop.call_soon_threadsafe(self.leave, passage, permit, CANCELLED)
         else:
             self.leave(passage, permit, CANCELLED)
@@ -538,8 +540,9 @@ class Guard:
         happened, breaker.happened = breaker.happened, []
         for event in happened:
             if isinstance(event, CircuitOpened):
-                # Twice the p99 of when it was last healthy: a shorter lease would fail the probes of a model that is
-                # always slow, and its breaker would never close. Calls of the outage itself must not lengthen it.
+                # The lease is twice the p99 of when the model was last healthy: a shorter lease would fail the probes
+                # of a model that is always slow, and its breaker would never close. Calls of the outage itself must not
+                # lengthen it.
                 usual_s = max(self.options.breaker.lease_s, 2 * self.tally.healthy().percentile_s(0.99))
                 breaker.lease_s = min(self.options.attempt_timeout_s, usual_s)
             elif isinstance(event, CircuitClosed) and breaker.override is NONE and breaker.closed_by:

@@ -109,8 +109,8 @@ class Recorder:
         self.look()
         kept = {one.id for one in self.book.kept}
         changed = {key: one for key, one in self._changed.items() if key in kept}
-        # Taken before the write: an event that arrives during it is noted in the new dict and is not lost. If the write
-        # fails, the old ones are put back, but a later version of the same incident wins.
+        # The dict is taken before the write: an event that arrives during it is noted in the new dict and is not lost.
+        # If the write fails, the old ones are put back, but a later version of the same incident wins.
         self._changed = {}
         try:
             if changed:

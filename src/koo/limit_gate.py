@@ -128,5 +128,5 @@ def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
 
 
 def _known_s(wait_s: float) -> float | None:
-    """The same; None if the time never comes."""
+    """The wait in seconds; None if it is infinite."""
     return None if wait_s == NEVER else wait_s

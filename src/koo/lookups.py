@@ -65,9 +65,9 @@ class Lookups:
                 return
             if len(self._running) >= NAMES_MAX:
                 raise OSError(None, f"{NAMES_MAX} name lookups are already running without a result")
-            # Registered before the thread starts: a lookup that ends first would find no waiter, and its caller would
-            # wait forever. Removed again if no thread could be started, or all later callers would join a lookup that
-            # never runs.
+            # The lookup is registered before the thread starts: one that ends first would find no waiter, and its
+            # caller would wait forever. It is removed again if no thread could be started, or all later callers would
+            # join a lookup that never runs.
             self._running[name] = [waiter]
             try:
                 start(threading.Thread(target=self._look_up, args=(name,), name="koo lookup", daemon=True))
@@ -85,8 +85,8 @@ class Lookups:
             )  # type: ignore[assignment]
         except (OSError, UnicodeError) as error:
             found = _reason(error)
-        # Removed in the same step in which the waiters are collected: a caller that comes later starts a new lookup,
-        # instead of joining one that has already ended and would never wake it.
+        # The lookup is removed in the same step in which the waiters are collected: a caller that comes later starts a
+        # new lookup, instead of joining one that has already ended and would never wake it.
         with lock:
             waiting = running.pop(name, [])
         for loop, future in waiting:

@@ -389,7 +389,7 @@ class ServiceOptions(Timed):
 
     @property
     def has_credentials(self) -> bool:
-        """Whether requests carry a key, as such or in a header."""
+        """Whether requests have a key, from the key setting or in a configured header."""
         return self.api_key is not None or any(name.lower() in KEY_HEADERS for name in self.headers)
 
     @property

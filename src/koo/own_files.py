@@ -37,9 +37,9 @@ def make_database(path: Path) -> None:
 
     Raises OSError if that is not possible, and `PutThere` if another user was first.
     """
-    # Checked before and after links are resolved. Before: a link of another user must not be followed. After: the
-    # target of the user's own link may be in a folder that everyone can write to. `realpath` also resolves a link whose
-    # target does not exist yet. `O_EXCL` and `O_NOFOLLOW` close the gap between the check and the creation.
+    # The path is checked before and after links are resolved. Before: a link of another user must not be followed.
+    # After: the target of the user's own link may be in a folder that everyone can write to. `realpath` also resolves a
+    # link whose target does not exist yet. `O_EXCL` and `O_NOFOLLOW` close the gap between the check and the creation.
     path = path.absolute()
     _check(path)
     path = Path(os.path.realpath(path))

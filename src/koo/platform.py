@@ -99,8 +99,8 @@ class Platform:
         return self._parts
 
     def _make_parts(self) -> None:
-        # Checked again under the lock: a second thread that waited for it would otherwise create a second set of parts,
-        # with budgets, breakers and a pool of its own.
+        # This is checked again under the lock: a second thread that waited for it would otherwise create a second set
+        # of parts, with budgets, breakers and a pool of its own.
         if self._parts is None:
             options = self._given_options or _read_settings()
             parts = Parts(options, clock=self._clock, deadlines=self.deadlines, events=self.events)

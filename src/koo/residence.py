@@ -61,7 +61,8 @@ class Keeper:
         self._parts = parts
         self._residence = residence
         self.task = begin(loop, self._run(), "koo keeper")
-        # Only when the task has ended: until then a new opening waits for the closing, and never overlaps with it.
+        # The keeper leaves only when the task has ended: until then a new opening waits for the closing, so the two
+        # never overlap.
         self.task.add_done_callback(lambda _: residence.leave(self))
 
     async def _run(self) -> None:
@@ -69,8 +70,8 @@ class Keeper:
         tasks: list[asyncio.Task[None]] = []
         parts = self._parts
         try:
-            # First, because it raises `WrongLoop` while the platform's database is in use on another loop: otherwise
-            # koo would be half open on two loops.
+            # This comes first, because it raises `WrongLoop` while the platform's database is in use on another loop:
+            # otherwise koo would be half open on two loops.
             parts.deadlines.bind(loop)
             await parts.open()
             for one in (
@@ -180,8 +181,8 @@ class Residence:
     async def open(self) -> None:
         """Open on the running loop. Raises RuntimeError while it is open on another one, and the error of the
         opening."""
-        # A loop, because what a caller waits for may be a close: then it must open again. Only the caller that created
-        # the keeper raises its error. The others try again, each with a keeper and an error of its own.
+        # This is a loop, because a caller may have waited for a close and must then open again. Only the caller that
+        # created the keeper raises its error. The others try again, each with a keeper and an error of its own.
         while not self.is_here():
             keeper, is_ours = self._keeper_here()
             await keeper.changes()
@@ -203,8 +204,8 @@ class Residence:
         return keeper, True
 
     def _tell_of_fork(self) -> None:
-        # Not in the fork handler: another thread of the parent may have held a log handler's lock at that moment. In
-        # the child that thread does not exist, so the lock would never be released.
+        # This is not done in the fork handler: another thread of the parent may have held a log handler's lock at that
+        # moment. In the child that thread does not exist, so the lock would never be released.
         if self._was_forked:
             self._was_forked = False
             log.warning(FORKED, extra={"what": "forked_while_open"})
@@ -255,8 +256,8 @@ class Residence:
         """In a forked child: it is open nowhere yet."""
         leave_behind(self.loop, self._keeper)
         self._was_forked = self._keeper is not None
-        # A new lock: another thread of the parent may have held the old one at the fork, and no thread here would
-        # release it.
+        # The child gets a new lock: another thread of the parent may have held the old one at the fork, and no thread
+        # here would release it.
         self._lock = threading.Lock()
         self._keeper = self.loop = None
         self._is_open = False

@@ -76,7 +76,7 @@ class Scope(Generic[T]):
     async def __aenter__(self) -> Scope[T]:
         if not self._ended:
             raise RuntimeError("this scope is already in use: call permit() once for each block")
-        # Set here and not in `permit()`: the object may be created long before its block is entered. As in
+        # This is set here and not in `permit()`: the object may be created long before its block is entered. As in
         # `Guard.call`, a tie belongs to the caller.
         deadline, outer = self._guard.now() + self._guard.options.timeout_s, ends_at.get()
         self.passage.deadline, self.passage.is_ours = min(deadline, outer), deadline < outer

@@ -99,7 +99,8 @@ class Settings(Variables):
         for told in (*map(str, self._unknown), *self._doubts):
             _warn_once(told)
 
-    # Set on the class, because error reporters call `repr` on this object when reading the settings fails halfway.
+    # This is set on the class, because error reporters call `repr` on this object when reading the settings fails
+    # halfway.
     _merged: Mapping[Name, Found] = MappingProxyType({})
     _unknown: tuple[UnknownVariable, ...] = ()
     _doubts: tuple[str, ...] = ()

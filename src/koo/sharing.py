@@ -98,7 +98,7 @@ class Sharing:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             if self._loop is not None and self._loop.is_running():
-                # Called from another thread: the store's connection belongs to koo's loop.
+                # This is called from another thread: the store's connection belongs to koo's loop.
                 self._loop.call_soon_threadsafe(self._begin_to_publish, self._loop)
             else:
                 # A script without a loop: nothing would run a background task, so publish before returning.

@@ -126,7 +126,7 @@ MISCONFIGURED = Meaning(
 UNREADABLE = Meaning(
     Kind.NOT_FOUND, FAILURE, says="the file cannot be opened: check its folder and permissions"
 )
-# Not repeated: our server has rolled the transaction back, but what the other server did is unknown.
+# These are not repeated: our server has rolled the transaction back, but what the other server did is unknown.
 ELSEWHERE = Meaning(
     Kind.CONNECTION,
     NEUTRAL,

@@ -28,7 +28,7 @@ def is_too_long_for(one: AIService, model: str, error: ExternalServiceError) -> 
 
 
 def check_room(one: AIService, model: str, characters: int, too_long_for: int) -> None:
-    """Raise `InvalidRequest` if a prompt of so many characters cannot fit into the model's context window.
+    """Raise `InvalidRequest` if a prompt of this many characters cannot fit into the model's context window.
 
     `too_long_for` is the largest window, in tokens, that the same prompt did not fit into at another service.
     """

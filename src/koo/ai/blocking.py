@@ -96,7 +96,7 @@ def _instead_of_method(owner: object, name: str) -> str:
     # SDKs' asynchronous clients have plain `def` methods that return coroutines, for example wrapped in a decorator.
     if any(base.__name__.startswith("Async") for base in kind.__mro__):
         return ""
-    # Not for the standard library: its names follow no such convention, so a match there proves nothing.
+    # This is not done for the standard library: its names follow no such convention, so a match there proves nothing.
     if _top(module) not in sys.stdlib_module_names:
         sibling = _sibling_of(kind, name)
         if sibling and is_installed(module):
@@ -122,8 +122,8 @@ def _async_client(kind: type) -> str:
         name = f"Async{base.__name__.removeprefix('Sync')}"
         for module in (_top(base.__module__), base.__module__):
             beside = getattr(sys.modules.get(module), name, None)
-            # The module of a framework's own `OpenAI` class may have imported another SDK's `AsyncOpenAI`, which is no
-            # variant of it. So both classes must come from the same package.
+            # The module of a framework's own `OpenAI` class may have imported another SDK's `AsyncOpenAI`, which is not
+            # a variant of it. So both classes must come from the same package.
             if isinstance(beside, type) and _top(beside.__module__) == _top(base.__module__):
                 return GOOGLE if base.__module__.startswith("google.genai") else f"{module}.{name}"
     return ""

@@ -227,7 +227,7 @@ class Budgets:
         return replace(view, shortage=self._shortage(service, model or ""), short=short)
 
     def views(self, now_s: float) -> list[OwnBudgetView]:
-        """The budgets that an operator has set. Of a budget per tag, the 20 tags that have spent most."""
+        """The budgets that an operator has set. For a budget per tag, the 20 tags that have spent most."""
         found = []
         for one in self.options:
             if one.tag != EACH:

@@ -1,4 +1,4 @@
-"""The money of one call, held and settled for each attempt.
+"""The charge for one call, held and settled for each attempt.
 
 Every attempt goes through `hold → run → settle`, also a failed one: its request may have reached the provider and been
 billed before the response was lost. The worst case is held. The attempt's `bill` is booked. If its cost is unknown and
@@ -27,7 +27,7 @@ from koo.storage.base import NO_WORDS, Bill, How
 
 
 class ServiceCharge(ABC):
-    """The money of one call at a service, as the guard's `Charge`. `bill` is None while its cost is unknown.
+    """The charge for one call to a service; implements the guard's `Charge`. `bill` is None while its cost is unknown.
 
     `is_patient`: wait for unused money that other processes have been asked to return to the store.
     """
@@ -137,7 +137,7 @@ class ServiceCharge(ABC):
         """Book the cost, or the worst case if there is no bill."""
         if self._tokens is not None:
             self._tokens.settle(tokens_of(self.bill))
-        # Taken out before it is booked, so that a hold is booked only once even if booking raises.
+        # The hold is taken out before it is booked, so that it is booked only once even if booking raises.
         hold, self._hold = self._hold, None
         if hold is None:
             return

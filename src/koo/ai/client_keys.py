@@ -3,7 +3,7 @@
 So a key that was changed on a live client is a new credential. No SDK is imported: an SDK's resource
 (`client.chat.completions`), a client, a framework's model (LangChain's `ChatOpenAI`, LlamaIndex's `OpenAI`) or an HTTP
 session is searched along the attributes in which such objects keep their client. Only the path is remembered, not the
-key or the object. Of an application's own objects only stored attributes are read: a property may run any code, for
+key or the object. Only stored attributes of an application's own objects are read: a property may run any code, for
 example load a row from a database.
 """
 

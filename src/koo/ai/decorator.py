@@ -110,7 +110,8 @@ class Guarding:
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         make = self._kind_of(function)
         by = f"{function.__module__}.{function.__qualname__}"
-        # Only after `_kind_of` has accepted it: a refused function must not leave a declared service behind.
+        # The service is declared only after `_kind_of` has accepted the function: a refused function must not leave a
+        # declared service behind.
         self._declare(self._name, Declaration(self._options, make == self._blocking, by))
         return make(function)
 

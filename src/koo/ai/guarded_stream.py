@@ -99,12 +99,12 @@ class GuardedStream(ABC, Generic[V]):
         self._deadlines = deadlines
         self._held: Held[V] | None = None
         self._closed = False
-        # Not the error itself: its traceback refers to frames that refer to this stream, a cycle that would keep the
-        # whole answer alive until the garbage collector runs.
+        # The error itself is not stored: its traceback refers to frames that refer to this stream, a cycle that would
+        # keep the whole answer alive until the garbage collector runs.
         self._failed: tuple[str, Kind] | None = None
         self._waits: Alarm | None = None  # the alarm of the reader's wait; None while the reader has the turn
-        # Made by another task that calls `aclose`, and set by the reader when the stream is closed: until then the
-        # other task must not return, because the connection is still open.
+        # Another task that calls `aclose` creates this event, and the reader sets it when the stream is closed. Until
+        # then the other task must not return, because the connection is still open.
         self._left: asyncio.Event | None = None
         # When the reader's turn began; the time that the provider took; the time that the reader took.
         self._turn_at = self._provider_s = self._away_s = 0.0

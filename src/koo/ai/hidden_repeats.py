@@ -74,8 +74,8 @@ def repeats_in(error: BaseException) -> dict[str, int]:
     for one in _errors_of(error):
         library = type(one).__module__.partition(".")[0]
         times = max(_in_the_answer(one), _counted_by(one))
-        # An SDK's error is raised from the error of its HTTP library, and both have the same request. Read twice, its
-        # retries would also be attributed to the HTTP library.
+        # An SDK's error is raised from the error of its HTTP library, and both have the same request. If the request
+        # were read for both, its retries would also be attributed to the HTTP library.
         if not numbered and (at_the_request := _at_the_request(one)):
             times, numbered = max(times, at_the_request), True
         for by, counted in ((library, times), *_in_frames(one.__traceback__, library)):

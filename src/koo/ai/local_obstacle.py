@@ -26,7 +26,7 @@ INSTALL_ENGINE = (
 PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}
 """The Debian packages of the libraries that the engine needs and its wheel does not contain."""
 LIBRARY = "libgomp.so.1"
-"""The one that is missing on a minimal Debian and in every slim Python image."""
+"""The library that is missing on a minimal Debian and in every slim Python image."""
 LD_CACHE = Path("/etc/ld.so.cache")
 MISSING_LIBRARY = re.compile(r"(lib[\w.+-]+): cannot open shared object file")
 PROBE_TIMEOUT_S = 20.0

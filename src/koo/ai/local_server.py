@@ -103,8 +103,8 @@ class ModelServer:
 
     def stop(self) -> None:
         """Kill the process immediately, whatever it is doing. That frees its memory within milliseconds."""
-        # Set before the kill: `_watch` in its thread sees the process end, and must report `Stopped`. Otherwise it
-        # could see exit code -9 first and report that memory ran out.
+        # This is set before the kill: `_watch` in its thread sees the process end, and must report `Stopped`. Otherwise
+        # it could see exit code -9 first and report that memory ran out.
         self.stopped = True
         self._process.kill()
         self._clean_up()
@@ -123,8 +123,8 @@ class ModelServer:
         if failure is None:
             self.ready.set_result(None)
         self.ended.set_result(self._clean_up())
-        # Only after `ended`: a caller that sees the failure and tries again calls `find`, which returns this server as
-        # long as it has not ended, and would fail with it a second time.
+        # This happens only after `ended` is set: a caller that sees the failure and tries again calls `find`, which
+        # returns this server as long as it has not ended, and would fail with it a second time.
         if failure is not None:
             self.ready.set_exception(Stopped() if self.stopped else failure)
 

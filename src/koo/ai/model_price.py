@@ -36,7 +36,7 @@ class UnitPrices:
     dearest_output_usd: Decimal = field(init=False)
 
     def __post_init__(self) -> None:
-        # Computed here because the bound of every call uses them.
+        # They are computed here because the bound of every call uses them.
         object.__setattr__(
             self, "dearest_input_usd", max(self.input_usd, self.cache_read_usd, self.cache_write_usd)
         )

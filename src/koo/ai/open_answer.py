@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Begun(Generic[T]):
-    """The permit and the money of an answer. `end` settles both and builds the `Answer`.
+    """An answer in progress, with its permit and its charge. `end` settles both and builds the `Answer`.
 
     `scope.value` is the provider's result: a whole completion, or a streamed one whose first content has arrived.
     `began_at` is when the query began, in monotonic seconds.

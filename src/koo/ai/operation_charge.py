@@ -1,4 +1,5 @@
-"""The money of one own operation. It is held before the operation is awaited, and from then on counts as spent.
+"""The charge for one operation of the application's own. Its money is held before the operation is awaited, and from
+then on counts as spent.
 
 There are two charges:
 
@@ -289,8 +290,8 @@ class AskCharge(OperationCharge):
                 why = "the cost of its operations is unknown, so it is not booked"
                 warn_once(self._service.name, "", f"{why}; {HOW_TO_COUNT}")
             return
-        # Not through `Budgets.settle`: this hold is zero because the worst case was unknown, and every bill above zero
-        # would be published as a bill above its hold.
+        # This does not use `Budgets.settle`: this hold is zero because the worst case was unknown, and every bill above
+        # zero would be published as a bill above its hold.
         self._hold = None
         if self._tokens is not None:
             self._tokens.settle(tokens_of(bill))

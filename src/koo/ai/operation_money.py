@@ -84,7 +84,7 @@ class Money:
 
 
 class SharedMoney:
-    """The money of a built-in service. An SDK's calls under its name share its budgets."""
+    """Creates the charges for an SDK's calls under the name of a built-in service, whose budgets they share."""
 
     __slots__ = ("_options", "_prices", "needs_prices")
 

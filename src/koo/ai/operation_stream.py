@@ -161,8 +161,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if not self._in_block or self._closed or held is None or source is None:
             await self.aclose()
             return None
-        # Taken out first: if another task calls `aclose` during the wait below, `_end` must not close the manager a
-        # second time.
+        # The source is taken out first: if another task calls `aclose` during the wait below, `_end` must not close the
+        # manager a second time.
         self._source = None
         try:
             # Closing goes through the guard like any other wait: it may need the network, and a provider that hangs
@@ -337,8 +337,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             return
         loop = self._deadlines.loop
         if loop is not None and loop.is_running():
-            # Not here: the garbage collector may run this in any thread and in the middle of any other settlement, and
-            # closing has to be awaited. The callback's reference keeps the stream alive until then.
+            # Nothing is settled here: the garbage collector may run this in any thread and in the middle of any other
+            # settlement, and closing has to be awaited. The callback's reference keeps the stream alive until then.
             with suppress(RuntimeError):  # the loop was closed a moment ago
                 loop.call_soon_threadsafe(_close_later, self)
         else:

@@ -182,7 +182,7 @@ def _makers(model: str) -> Iterator[Provider]:
 
 def _called(name: str) -> Iterator[Provider]:
     """The vendor with this name; none if the table has no such vendor."""
-    # Not with the table's own search: that caches every name it is given, and callers choose names.
+    # This does not use the table's own search, which caches every name that it is given: callers choose names.
     providers = _table().providers
     exact = [one for one in providers if one.id == name]
     like = [one for one in providers if one.provider_match is not None and one.provider_match.is_match(name)]

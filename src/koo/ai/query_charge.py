@@ -1,4 +1,4 @@
-"""The charge of a query: the hold is its worst case by prompt length, the bill is the usage that the provider reports.
+"""The charge for a query: the hold is its worst case by prompt length, the bill follows from the reported usage.
 
 The hold shrinks as soon as a usage report shows that less can be billed. The booked cost is the cost that the provider
 reports, or else the price of its complete usage. If the report is incomplete, the cost is an estimate: the price of
@@ -48,7 +48,7 @@ NO_TERMS = Terms()
 
 
 class QueryCharge(ServiceCharge):
-    """The money of one query.
+    """The charge for one query.
 
     `request` is the next attempt's request; `departure` records how far it got. `reported` is the usage that the
     provider has reported of this attempt so far: never less than that is booked.
@@ -98,7 +98,8 @@ class QueryCharge(ServiceCharge):
     @property
     def input_tokens_max(self) -> int:
         """An upper bound of the prompt's tokens."""
-        # Computed when first needed: a query that a gate refuses must not spend time on measuring a long prompt.
+        # The bound is computed when first needed: a query that a gate refuses must not spend time on measuring a long
+        # prompt.
         if self._measure is None:
             self._measure = self._take_measure()
         return self._measure.tokens_max
@@ -141,8 +142,8 @@ class QueryCharge(ServiceCharge):
             amounts.append(self._max_cost_usd)
         if not amounts:
             return False
-        # Not below the vendor's own minimum: with a smaller `max_tokens` it would refuse a request that the budget
-        # allows. If even the minimum costs too much, the hold or `_look_at_cost` refuses it.
+        # The cap is not below the vendor's own minimum: with a smaller `max_tokens` it would refuse a request that the
+        # budget allows. If even the minimum costs too much, the hold or `_look_at_cost` refuses it.
         fitting = max(
             self._provider.output_tokens_min, self.price.tokens_within(min(amounts), self.input_tokens_max)
         )

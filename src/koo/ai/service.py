@@ -256,7 +256,8 @@ class Service:
         """Drop the model that has been idle longest, if possible one whose breaker is closed, but keep its counts."""
         # A model with running calls must stay: they hold permits of its breaker, and a new breaker under the same name
         # would allow as many calls again. If all models are in use none is dropped; the number of calls that may run
-        # then limits their number. An open breaker goes last, because forgetting it also forgets the outage.
+        # then limits their number. A model with an open breaker is dropped last, because dropping it also forgets the
+        # outage.
         idle = [
             guard
             for guard in self._guards.values()
@@ -284,7 +285,7 @@ class Service:
         if len(pauses) > PAUSES_MAX:
             lasting = [(one, pause) for one, pause in pauses.items() if now < pause.until]
             lasting.sort(key=lambda pair: pair[1].until)
-            # Half of them, so that sorting is not repeated for each further pause.
+            # Half of them are dropped, so that sorting is not repeated for each further pause.
             self._pauses = dict(lasting[-PAUSES_MAX // 2 :])
 
     def reset(self, act: Act | None = None, *, publish: bool = True) -> None:

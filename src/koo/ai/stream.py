@@ -228,8 +228,9 @@ class AnswerStream(GuardedStream[StreamedCompletion]):
             return
         loop = self._begun.guarded.deadlines.loop
         if loop is not None and loop.is_running():
-            # Not immediately: the garbage collector may run this in any thread, and in the middle of a settlement whose
-            # half-changed purse it would then change as well. The callback's reference keeps the stream alive.
+            # The stream is not closed immediately: the garbage collector may run this in any thread, and in the middle
+            # of a settlement whose half-changed purse it would then change as well. The callback's reference keeps the
+            # stream alive.
             with suppress(RuntimeError):  # the loop was closed a moment ago
                 loop.call_soon_threadsafe(self._settle, CANCELLED)
         else:

@@ -118,8 +118,8 @@ async def discard(given: object) -> None:
 class Source:
     """The opened result of an operation. `target` is the object to read, `pieces` its iterator if it has one.
 
-    `is_managed` is true if entering yielded a different object, or one that cannot be iterated. Then its user decides
-    what to read from it.
+    `is_managed` is true if entering yielded a different object, or one that cannot be iterated. Then the code that
+    opened it decides what to read from it.
     """
 
     __slots__ = ("_manager", "is_managed", "pieces", "target")
@@ -172,7 +172,7 @@ class Source:
 
 
 async def open_source(given: object) -> Source:
-    """Open an operation's result. Raises what opening it raises, and TypeError if it is not a stream."""
+    """Open an operation's result. Raises errors of its opening, and TypeError if it is not a stream."""
     for _ in range(UNWRAPS_MAX):
         cls = type(given)
         if hasattr(cls, "__aenter__"):

@@ -63,7 +63,7 @@ class Call(Generic[T]):
             self._error = error
 
     def result(self) -> T:
-        """What the function returned. Raises what it raised."""
+        """The function's result. Raises its exception."""
         error, self._error = self._error, None
         try:
             if error is not None:
@@ -109,10 +109,10 @@ class Threads:
         try:
             await call.ended
         except BaseException:
-            # Cancelled or past its deadline. The guard is about to give the place back, but the thread is still busy:
-            # the next caller would start another one, and a host that hangs would collect threads without limit. `keep`
-            # cancels out that give-back; `_end` gives the place back when the function returns. If the future was not
-            # cancelled, the function had already ended, and there is nothing to keep.
+            # The call was cancelled, or its deadline has passed. The guard is about to give the place back, but the
+            # thread is still busy: the next caller would start another one, and a host that hangs would collect threads
+            # without limit. `keep` cancels out that give-back; `_end` gives the place back when the function returns.
+            # If the future was not cancelled, the function had already ended, and there is nothing to keep.
             if call.ended.cancelled():
                 self._places.keep()
             raise
@@ -121,7 +121,8 @@ class Threads:
         return cast("T", await result) if isawaitable(result) else result
 
     def _hand_over(self, call: Call[Any]) -> None:
-        # The last one in the list is the one that became idle last. So the others age, and a burst's threads end.
+        # The last one in the list became idle last. Using it lets the others stay idle until they end, as after a
+        # burst.
         with self._lock:
             calls = self._idle.pop() if self._idle else None
         if calls is None:
@@ -138,8 +139,8 @@ class Threads:
 
     def _work(self, calls: SimpleQueue[Call[Any] | None]) -> None:
         """Run one call after another, until none arrives for ten seconds."""
-        # Read once: if the function itself forks, this thread goes on in the child too. There `forget_parent` has
-        # replaced both, and a thread that is about to end its process must not join the child's new list.
+        # These are read once: if the function itself forks, this thread goes on in the child too. There `forget_parent`
+        # has replaced both, and a thread that is about to end its process must not join the child's new list.
         lock, idle = self._lock, self._idle
         while (call := self._next(calls)) is not None:
             call.run()

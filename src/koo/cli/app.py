@@ -80,7 +80,8 @@ def _prepare_streams() -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        # Not in standalone mode: the library would print its own message for a mistake, in a box, and end the process.
+        # Standalone mode is off: in it the library would print its own message for a mistake, in a box, and end the
+        # process.
         return _as_int(app(arguments, prog_name=PROGRAM, standalone_mode=False))
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):

@@ -152,7 +152,7 @@ def request_words(one: BookedCall) -> str:
         "" if took is None else latency(took),
         "an upper bound" if one["estimated"] else "",
         f"tag {one['tag']}" if one["tag"] else "",
-        # Only one id to search for: that of the log lines, or else the record's own.
+        # There is only one id to search for: that of the log lines, or else the record's own.
         f"request {one['request_id']}" if one.get("request_id") else f"id {one['id']}",
     ]
     return f"{one['model']}: {', '.join(filter(None, words))}"

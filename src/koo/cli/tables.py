@@ -37,7 +37,8 @@ UNBOUNDED = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column with its head. `right`: numbers. `coloured`: its cells are words of `COLOURS`. `whole`: never folded."""
+    """A column with its heading. `right`: numbers. `coloured`: its cells are words of `COLOURS`. `whole`: never
+    folded."""
 
     head: str
     right: bool = False

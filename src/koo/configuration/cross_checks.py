@@ -36,8 +36,8 @@ OWN_FIELDS = frozenset({
 
 def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
     """Each value that contradicts others, with the message to put after the variable's name."""
-    # Only if both are set. If only one is, the smaller value applies and `doubts` logs a warning, so that a person who
-    # changes one setting need not know all the others.
+    # They contradict each other only if both are set. If only one is, the smaller value applies and `doubts` logs a
+    # warning, so that a person who changes one setting need not know all the others.
     for less, more in ORDERED:
         low, high = getattr(settings, less), getattr(settings, more)
         if {less, more} <= settings.given and low > high:
@@ -138,8 +138,8 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
         kind = BUILT_IN[service][0]
         if own.kind not in {None, kind}:
             yield "kind", f'is "{own.kind}", but {service} always uses {kind}; remove it'
-    # Neither a URL nor a key: most likely a misspelt name of a built-in service. Accepted as a new service, its
-    # settings (a budget, say) would have no effect on the service that was meant.
+    # A service with neither a URL nor a key is most likely a misspelt name of a built-in service. If it were accepted
+    # as a new service, its settings (a budget, say) would have no effect on the service that was meant.
     elif own.base_url is None and own.api_key is None:
         setting = next((name for name in own.rows if name in own.given), "base_url")
         meant = nearest(service, BUILT_IN)

@@ -54,9 +54,9 @@ def _read(row: Row, found: Found | None, home: Path) -> object:
         return row.read(value, home)
     except ValueError as error:
         said = str(error) or f"expected {row.allowed}"
-    # Raised outside of the `except` block. Inside it, the caught error would become this one's `__context__`, and error
-    # reporters print the local variables of its frames, which contain the value. For the same reason the value is
-    # removed from this frame.
+    # The error is raised outside of the `except` block. Inside it, the caught error would become this one's
+    # `__context__`, and error reporters print the local variables of its frames, which contain the value. For the same
+    # reason the value is removed from this frame.
     held = row.form.held(str(reveal(value)))
     value = HIDDEN
     variable = row.name.upper() if found is None else found.variable

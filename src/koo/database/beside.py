@@ -61,8 +61,8 @@ class Beside:
     async def begin(self, within_s: float) -> AsyncIterator[AsyncConnection]:
         """A connection in a transaction that can write, committed at the end. `within_s` limits the whole block.
 
-        Raises what the driver raises, and `TimeoutError`. Run it in a separate task, not inside `Unbroken`: its
-        timeouts work by cancelling the task.
+        Raises the driver's errors, and `TimeoutError`. Run it in a separate task, not inside `Unbroken`: its timeouts
+        work by cancelling the task.
         """
         until = self._monotonic() + within_s
         async with asyncio.timeout(within_s):

@@ -187,8 +187,8 @@ class Database(Generic[S_co]):
         `max_retries` counts the repeats; None uses the number in the options. One deadline covers all attempts. With an
         `idempotency_key` it happens once for that key, and later calls return the stored result, which is JSON.
 
-        Raises what `fn` raised last, `CommitOutcomeUnknown` without a repeat, `IdempotencyKeyReused` for a key that
-        another call has used, and TypeError unless `fn` is an `async def`.
+        Raises `fn`'s last error, `CommitOutcomeUnknown` without a repeat, `IdempotencyKeyReused` for a key that another
+        call has used, and TypeError unless `fn` is an `async def`.
         """
         check_function(fn)
         return await self.transactions.run(
@@ -282,7 +282,8 @@ class Database(Generic[S_co]):
             tick=self.tick,
         )
         self._keeper = begin(loop, self._keep(connections, probe), "koo ProbeDatabase")
-        # Only now: if `begin` had failed, nothing would ever close connections opened through these attributes.
+        # These are set only now: if `begin` had failed, nothing would ever close connections opened through these
+        # attributes.
         self.connections, self._probe = connections, probe
         forget_in_child(self)
         BRIDGE.settle(self, loop)

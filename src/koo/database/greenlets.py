@@ -51,8 +51,8 @@ class Kept(greenlet):  # type: ignore[misc]
 def _serve() -> None:
     """Serve one call after another. The greenlet library ends an idle greenlet when its last reference is gone."""
     while True:
-        # Not in a local variable: the greenlet's own stack would then refer to the greenlet, so there would always be
-        # one reference left, and its stack would never be freed.
+        # It is not kept in a local variable: the greenlet's own stack would then refer to the greenlet, so there would
+        # always be one reference left, and its stack would never be freed.
         getcurrent().work()
         getcurrent().parent.switch()
 

@@ -48,9 +48,9 @@ class LivingConnection(Connection):
                 return super().begin()
             except Stale:
                 self.close()
-                # A new Connection and not just another pool connection: the constructor also applies the isolation
-                # level and read-only mode, without which the block would run with weaker guarantees than it asked for.
-                # The session keeps this object, so the new one's state is moved into it.
+                # This makes a new Connection, not just another pool connection: the constructor also applies the
+                # isolation level and read-only mode, without which the block would run with weaker guarantees than it
+                # asked for. The session keeps this object, so the new one's state is moved into it.
                 vars(self).update(vars(LivingConnection(self.engine)))
 
 

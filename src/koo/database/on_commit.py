@@ -60,8 +60,8 @@ class CommitHooks:
 
     async def run(self) -> None:
         """Run the hooks that are due, each once. On a cancellation the remaining ones stay due."""
-        # Removed before it runs: after a cancellation in the middle of a hook, the rest runs in the background, and a
-        # hook that has begun must not run twice.
+        # A hook is removed before it runs: after a cancellation in the middle of a hook, the rest runs in the
+        # background, and a hook that has begun must not run twice.
         while self._due:
             hook = self._due.pop(0)
             try:

@@ -145,8 +145,8 @@ class Outcomes:
             burned: bool = (
                 await connection.execute(text(_ASK.format(table=place.table)), {"key": key})
             ).scalar_one()
-        # Only now, after the block: until the burned row is committed, it fences nothing, and "not committed" could
-        # turn out to be wrong.
+        # The result is returned only after the block. Until the burned row is committed it may be lost. A late COMMIT
+        # could then succeed, and "not committed" would turn out to be wrong.
         return not burned
 
     async def _end_session(self, key: str) -> None:

@@ -156,8 +156,8 @@ class PoolQueue(Bulkhead):
 
     def explain(self, refusal: PoolSaturated, now: float, usual_hold_s: float) -> PoolSaturated:
         """Add to the refusal which scopes are running, for how long, and when to come back; returns it."""
-        # Checked before `refused` rises: the first refusal after a quiet time starts a new count of callers turned
-        # away.
+        # This is checked before `refused` rises: the first refusal after a quiet time starts a new count of callers
+        # turned away.
         if not self.turned_away(now):
             self._refused_before = self.refused
         self.refused += 1

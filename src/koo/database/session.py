@@ -106,9 +106,9 @@ class SyncSession(Session):
     def _run_first(
         self, scope: Renewable, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        # Checked before the statement runs: it may flush pending objects, and a flush that fails rolls the session back
-        # and expunges them. Checked afterwards, a session that has just lost its objects would look blank, and the
-        # repeat would succeed without them.
+        # This is checked before the statement runs: it may flush pending objects, and a flush that fails rolls the
+        # session back and expunges them. If it were checked afterwards, a session that has just lost its objects would
+        # look blank, and the repeat would succeed without them.
         blank = self._is_blank()
         try:
             return run(*args, **kwargs)

@@ -168,8 +168,8 @@ class RepeatedTransaction:
 
     async def _attempt(self, call: Callable[[AsyncSession], Awaitable[T]]) -> T:
         async with self.scope as session:
-            # Set inside the scope and reset before its end: the hooks that run after the COMMIT may call functions of
-            # this database, and must not join a transaction that is over.
+            # This is set inside the scope and reset before its end: the hooks that run after the COMMIT may call
+            # functions of this database, and must not join a transaction that is over.
             token = _current.set(self)
             try:
                 return await call(session)
@@ -193,8 +193,8 @@ class RepeatedTransaction:
             meaning = LOST
         if meaning is None or attempt > self._repeats_max:
             return None, ""
-        # Counted per meaning and not per attempt: after a conflict, a first encounter with a standby still deserves its
-        # one repeat.
+        # Repeats are counted per meaning and not per attempt: after a conflict, a first encounter with a standby still
+        # deserves its one repeat.
         if meaning in ONCE:
             if meaning in self._met:
                 return None, ""
@@ -204,8 +204,8 @@ class RepeatedTransaction:
         options = CONTENTION if contended else transactions.options.retry
         pause = pause_s(options, attempt, transactions.draw)
         now = guard.now()
-        # Checked for the moment after the pause. Otherwise the caller would wait for the pause only to get a refusal,
-        # which would also hide the error that matters.
+        # This checks for the moment after the pause. Otherwise the caller would wait for the pause only to get a
+        # refusal, which would also hide the error that matters.
         if guard.breaker.refuses(now + pause):
             return None, why_shut(guard.breaker)
         if now + pause >= self._deadline:

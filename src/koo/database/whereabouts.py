@@ -6,7 +6,7 @@ or received its session; the line is that of its `async with`, if it has one. If
 an attribute of an object), the outermost frame of the application is the best guess. In FastAPI the chain also contains
 the route of the request.
 
-Of a statement only the first words are ever shown. They end before anything that could be a value: a literal, a
+Only the first words of a statement are ever shown. They end before anything that could be a value: a literal, a
 parameter, a number, a comment. Values are the data of the application's users, and these words reach logs.
 """
 

@@ -57,7 +57,7 @@ CONNECTIONS_MAX = 0
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 """Eight times the longest responses of today's models, which have half a megabyte."""
 PREPARED_MAX = 256
-"""Most pairs of URL and headers to cache. Gemini's URLs contain the model, so callers could create any number."""
+"""The most pairs of URL and headers to cache. Gemini's URLs contain the model, so callers could create any number."""
 STEPS_TO_A_TUNNEL = 3
 """Connect to the proxy, wait for its connection to the server, TLS handshake: each may take the connect timeout."""
 DIRECT = NetworkOptions()
@@ -193,9 +193,10 @@ class HttpClient:
             refuse_dense(body)
             return Sent(body)
         except BaseException as error:
-            # Also on cancellation. A connection returns to aiohttp's pool when its body has arrived completely, whether
-            # or not it is still being read. Left open here, the rest of a large or endless body would go on filling the
-            # memory and occupying a socket after its reader has left, and the provider would keep generating text.
+            # This also runs on cancellation. A connection returns to aiohttp's pool when its body has arrived
+            # completely, whether or not it is still being read. Left open here, the rest of a large or endless body
+            # would go on filling the memory and occupying a socket after its reader has left, and the provider would
+            # keep generating text.
             reply.close()
             if isinstance(error, BROKEN):
                 raise self.explain_body(reply, error) from None

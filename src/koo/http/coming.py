@@ -27,7 +27,8 @@ class Coming:
 
         Raises `ShortHere` if all large responses together pass the limit.
         """
-        # Called for each portion, with the total so far. Only what this response adds to its own earlier count is new.
+        # This is called for each portion, with the total so far. Only what this response adds to its own earlier count
+        # is new.
         if size <= SMALL_BYTES:
             return kept
         # Refused as this process's own shortage: the server did nothing wrong, and its breaker must not count it.

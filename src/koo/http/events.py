@@ -148,8 +148,8 @@ class EventParser:
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"error":
-            # Not in the standard. Old llama.cpp servers end a stream with it when the generation failed; ignored, the
-            # failure would look like a stream that was cut off.
+            # This field is not in the standard. Old llama.cpp servers end a stream with it when the generation failed.
+            # If it were ignored, the failure would look like a stream that was cut off.
             self._event = "error"
             self._data.append(value)
         elif name and self._strays.wants(line):

@@ -23,7 +23,7 @@ async def ask(
     headers: Headers,
     body: bytes | None,
 ) -> Reply:
-    """Send through aiohttp's session. Raises what aiohttp raises, and `TransportError` if a proxy requires a login."""
+    """Send through aiohttp's session. Raises aiohttp's errors, and `TransportError` if a proxy requires a login."""
     # A small body is written in one piece. A large one is written in portions, so that other tasks run in between.
     data = body if body is None or len(body) < WRITTEN_AT_ONCE_MAX else io.BytesIO(body)
     if proxy is None:

@@ -88,7 +88,7 @@ class Prepared:
             self._request = request
 
     async def send(self, session: aiohttp.ClientSession, body: bytes) -> Reply | None:
-        """Send once and return when the response's headers have arrived. Raises what aiohttp raises.
+        """Send once and return when the response's headers have arrived. Raises aiohttp's errors.
 
         Returns None, with nothing sent, for a request that is not plain (one with credentials in its URL, say).
         """
@@ -105,8 +105,8 @@ class Prepared:
             connection.close()
             raise TransportError("answer", "the response is not HTTP") from None
         except BaseException:
-            # Also on cancellation. The response to this request is still on its way; the next request on the same
-            # connection would read it as its own, and one caller would receive another caller's text.
+            # This also runs on cancellation. The response to this request is still on its way; the next request on the
+            # same connection would read it as its own, and one caller would receive another caller's text.
             connection.close()
             raise
         # The connection returns to the pool when the last byte of the body arrives, not when the reader asks for it: an

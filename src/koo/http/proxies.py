@@ -86,8 +86,8 @@ def proxy_of(url: str, network: NetworkOptions, own: str | None = "") -> Proxy |
         scheme = text.partition("://")[0] if "://" in text else ""
         held = f'"{scheme}://…"' if scheme.isalnum() and len(scheme) <= 24 else '"…"'
         said = f"{name} is {held}; {error}"
-    # Raised outside of the `except` block. Inside it, the caught error would become this one's `__context__`, and error
-    # reporters print the local variables of its frames: the password.
+    # The error is raised outside of the `except` block. Inside it, the caught error would become this one's
+    # `__context__`, and error reporters print the local variables of its frames: the password.
     raise ConfigurationError("", f"{said}; PROXY=none for a service bypasses it")
 
 

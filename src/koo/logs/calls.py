@@ -37,8 +37,8 @@ REFUSED = frozenset({
     Kind.CIRCUIT_OPEN, Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED, Kind.SATURATED, Kind.COOLING_DOWN, Kind.KEY_REFUSED,
     Kind.DRAINING, Kind.STORE_UNAVAILABLE,
 })  # fmt: skip
-"""Kinds that count as refused even after an attempt, because koo refused the repeat. Without an attempt, every kind
-does."""
+"""Kinds that count as refused even after an attempt, because koo refused the repeat. If no attempt was made, every kind
+counts as refused."""
 
 Key = tuple[str, Kind, bool]
 """The service, the kind, and whether the calls were refused."""
@@ -84,7 +84,7 @@ class CallLog:
         run.more += 1
         run.total += 1
         run.last_at = self._clock.monotonic()
-        # Only its text: a kept error would keep its traceback, and with it everything in the caller's frames.
+        # Only its text is kept: a kept error would keep its traceback, and with it everything in the caller's frames.
         run.reason = error.reason if isinstance(error, KooError) else type(error).__name__
         run.request = request_id.get()
 

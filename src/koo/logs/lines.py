@@ -57,7 +57,7 @@ def _safe(value: object) -> object:
 
 
 def at(wall_s: float) -> str:
-    """A time for people and programs, in UTC, to the second; empty if it never comes."""
+    """A time in UTC for people and programs, to the second; empty for an infinite time."""
     if not 0.0 <= wall_s <= WALL_S_MAX:
         return ""
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -552,8 +552,8 @@ class Breaker:
 
     def set_override(self, override: Override, act: Act | None = None, ends_at: float = NEVER) -> None:
         """Set or remove an operator's override, which lasts until `ends_at`; calls running now no longer count."""
-        # A new generation, although the phase stays: a call admitted under METRICS_ONLY or DISABLED must not trip or
-        # close the breaker after the operator has handed control back to it.
+        # A new generation begins, although the phase stays: a call admitted under METRICS_ONLY or DISABLED must not
+        # trip or close the breaker after the operator has handed control back to it.
         self.override, self.act, self.act_ends_at = override, act, ends_at
         self._lift_leases()
         self._begin(self._idle_since)

@@ -53,7 +53,7 @@ class Bulkhead:
 
     def give_back(self) -> None:
         """Pass the slot to the next waiter, or free it."""
-        # Only if all slots were taken can a call be waiting. Below the cap the queue is empty, and nothing is woken.
+        # A call can be waiting only if all slots were taken. Below the cap the queue is empty, and nothing is woken.
         full = self.used >= self.cap
         self.used -= 1
         if full:

@@ -1,9 +1,9 @@
 """Units in hand: a process's half of a fleet-wide limit per minute or hour (`units.py` is the store's half).
 
 A call takes a unit that is in hand without waiting for the store. In the background, used units are reported, units
-that are not needed are sent home (back to the store), and more are requested: when few are left, and at the latest at
-70 % of the lease. A call that finds no unit waits for one reply. A reply without units says when the next one is free,
-and until then the store is not asked again.
+that are not needed are returned to the store, and more are requested: when few are left, and at the latest at 70 % of
+the lease. A call that finds no unit waits for one reply. A reply without units says when the next one is free, and
+until then the store is not asked again.
 
 A lease counts from the moment it was requested, and ends 2 % early. So it ends here before the store counts its
 outstanding units as used, even if this process's clock is slow and the reply was late. If it lasted any longer, a unit
@@ -211,8 +211,8 @@ class Hand:
 
     def may_ask(self, now: float) -> bool:
         """Whether a call that found no unit may wait for a reply."""
-        # Not before a unit can be free: the last reply named that time, and a storm of refused calls would otherwise
-        # be a storm of messages. A reply that is on its way already costs nothing to wait for.
+        # The store is not asked before a unit can be free: the last reply named that time, and otherwise each of many
+        # refused calls would send a message. A reply that is on its way already costs nothing to wait for.
         return not self.is_away and (self._flying is not None or now >= self.shut_until)
 
     def comes_home_at(self, now: float) -> float:
@@ -233,12 +233,12 @@ class Hand:
         """
         self._take_pace(now)
         keep = 0 if is_last else self._keep(waiting)
-        # The lease has ended. Its units can no longer be used here, so all go home, and the number that would have
+        # The lease has ended. Its units can no longer be used here, so all are returned, and the number that would have
         # been kept is requested under a new lease.
         if now >= self.until:
             keep, waiting = 0, waiting + keep
-        # Units that go home leave the hand before they are reported. If they were reported first, one could be used
-        # here after the store has granted it to another process.
+        # Returned units leave the hand before they are reported. If they were reported first, one could be used here
+        # after the store has granted it to another process.
         if self.left > keep:
             self._back += self.left - keep
             self.left = keep
@@ -266,11 +266,11 @@ class Hand:
 
     def _undone(self, now: float) -> int:
         """How many units to take back that were reported as used but were not."""
-        # Emptied before the message is sent: if the reply is lost, they are not taken back a second time. The units
-        # are then lost for one period at most, which is harmless.
+        # The list is emptied before the message is sent: if the reply is lost, they are not taken back a second time.
+        # The units are then lost for one period at most, which is harmless.
         undoing, self._undoing = self._undoing, []
-        # Only units that the store still counts. It drops a unit one period after the report, and taking back one that
-        # it has dropped would free a different one, which was used.
+        # Only units that the store still counts are taken back. It drops a unit one period after the report, and taking
+        # back one that it has dropped would free a different one, which was used.
         last_s = self.period_s - 2 * self._lease_s
         return sum(units for units, taken_at in undoing if now - taken_at < last_s)
 
@@ -342,7 +342,7 @@ class Hand:
             self._cut_at = NEVER
 
     def has_news(self) -> bool:
-        """Whether there is anything to report or to send home."""
+        """Whether there is anything to report or to return."""
         is_untold = self._used > self._told or self._over > 0 or bool(self._undoing)
         return self.left > 0 or is_untold or self._clears
 

@@ -117,7 +117,8 @@ class Incident:
 
     @classmethod
     def unpacked(cls, values: Mapping[str, Any]) -> Incident:
-        """The incident of packed values. Raises TypeError, KeyError, ValueError."""
+        """The incident that `packed` returned as `values`. Raises TypeError, KeyError or ValueError if they are not
+        valid."""
         # Fields that a newer release has added are left out: in a rolling upgrade both releases read the same rows.
         known = {one.name for one in fields(cls)}
         incident = cls(**{name: value for name, value in values.items() if name in known})

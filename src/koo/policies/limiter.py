@@ -325,10 +325,10 @@ class Limits:
 
     def _grant(self, now: float) -> Count | None:
         """Check the counts and grant units ahead; returns the count that is full, if one is."""
-        # The grant is exact, not an estimate. Until the first count rolls, time returns no unit, and every other
-        # change reads `counts`, which ends the grant. If it lasted beyond that moment, units that are free again would
-        # be refused. If it were larger than what the fullest count has left, it would admit a 61st call into the
-        # minute.
+        # The grant is exact, not an estimate. Until the first count rolls, no unit becomes free by the passing of time,
+        # and every other change reads `counts`, which ends the grant. If it lasted beyond that moment, units that are
+        # free again would be refused. If it were larger than what the fullest count has left, it would admit a 61st
+        # call into the minute.
         units, until = GRANT_MAX, NEVER
         for count in self.counts:
             count.roll(now)
@@ -448,7 +448,7 @@ class Limits:
         )
 
     def full(self, now: float) -> Count | None:
-        """Of the full counts, the one that stays full longest; None if every count has a unit. Takes nothing."""
+        """The full count that stays full longest; None if every count has a unit. Takes nothing."""
         self.roll(now)
         full = [count for count in self._counts if _one_at(count, now) > now]
         return max(full, key=lambda count: _one_at(count, now), default=None)

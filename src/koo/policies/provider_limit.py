@@ -85,8 +85,8 @@ class Limit:
         if self._period_s < resets_in_s:  # noqa: PLR1730 - this runs with each answer
             self._period_s = resets_in_s
         self._look_at, self._seen_at = now + LOOK_S_MAX, now
-        # Only responses that are well apart show whether the limit refills steadily. Close together, those of a window
-        # look alike too.
+        # Only responses that are well apart show whether the limit refills steadily. If they are close together, the
+        # responses of a fixed window also look like a steady refill.
         if remaining < (1 - APART) * size and abs(remaining - self._compared) >= APART * size:
             self._compare(remaining, resets_in_s)
         return left - RESERVE * size

@@ -48,10 +48,10 @@ class Purse:
         self.told = (0, 0, 0, 0)
 
     def keep(self) -> int:
-        """How much room stays here when the rest is sent home."""
-        # The pace is that of the larger of the last two beats. Otherwise the whole room would go home after a single
-        # quiet beat, and the next call would wait for the store. Room for less than one call's bound serves no call.
-        # Kept here, it would be missing in the process whose call it would cover.
+        """How much room stays here when the rest is returned to the store."""
+        # The pace is that of the larger of the last two beats. Otherwise the whole room would be returned after a
+        # single quiet beat, and the next call would wait for the store. Room for less than one call's bound cannot
+        # cover a call here, but may complete the room of another process, so it is returned too.
         two_beats = max(int(2 * max(self.pace)), self.least)
         return two_beats if two_beats >= max(self.bound, self.bound_before) else 0
 
@@ -79,7 +79,7 @@ class Purse:
         return Totals(self.granted, self.back, self.spent, self.over, self.held)
 
     def has_news(self) -> bool:
-        """Whether there is anything to report to the store, or to send home."""
+        """Whether there is anything to report or to return to the store."""
         # `held` is compared with what was reported, not with zero. Otherwise a call that runs for an hour would cause
         # an hour of beats, each of them a write that changes nothing.
         return self.room > self.least or self.told != (self.spent, self.back, self.over, self.held)

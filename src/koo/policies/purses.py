@@ -1,9 +1,9 @@
 """All purses of one process: calls hold and settle in memory, and a beat in the background updates the treasury.
 
-A beat reports what was spent, sends home (back to the treasury) what is not needed, and asks for more; `treasury.py`
-explains the chain of beats. A call that finds no room waits for the next reply. All waiters of one set of budgets make
-one request: all or nothing of what the first one *needs*, and up to what all of them *want*. If the request were for
-the whole sum or nothing, a sum that does not fit would starve every one of them.
+A beat reports what was spent, returns what is not needed, and asks for more; `treasury.py` explains the chain of beats.
+A call that finds no room waits for the next reply. All waiters of one set of budgets make one request: all or nothing
+of what the first one *needs*, and up to what all of them *want*. If the request were for the whole sum or nothing, a
+sum that does not fit would starve every one of them.
 
 Nothing here awaits, reads a clock, or uses a store; `now` is monotonic seconds. The owner of the purses sends `beat()`
 to the store when `ring` is called or a beat is due, and passes the reply to `hear()`.
@@ -132,7 +132,7 @@ class Purses:
                 purse.over += amount
             else:
                 purse.room -= amount
-                if amount > purse.bound:  # noqa: PLR1730 - every guarded call passes here; `max` would be a call more
+                if amount > purse.bound:  # noqa: PLR1730 - every guarded call passes here; `max` would cost one more call
                     purse.bound = amount
                 # Ask for more while there is still room, so that no call has to wait for the store. Zero makes this
                 # ring once per beat; the next reply sets `low` again.
@@ -172,8 +172,8 @@ class Purses:
                 purse.back += bound - cost
             else:
                 purse.room += bound - cost
-            # The last call has ended. What the purse would not keep goes home now, not with the next beat: if the
-            # process were killed within that second, the amount would stay booked for the whole period.
+            # The last call has ended. The room that the purse would not keep is returned now, not with the next regular
+            # beat: if the process were killed within that second, the amount would stay booked for the whole period.
             if not purse.held and purse.room > 0 and not purse.keep():
                 self._ring()
 
@@ -220,7 +220,7 @@ class Purses:
     # ── the beat ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def has_news(self) -> bool:
-        """Whether there is anything to report to the store, or to request or send home."""
+        """Whether there is anything to report to the store, to request or to return."""
         return bool(self.waiting) or any(purse.has_news() for purse in self.purses.values())
 
     def may_send_home(self, purse: Purse) -> bool:

@@ -4,8 +4,8 @@ The checks, in this order: Is a repeat safe? Are attempts left? Does the breaker
 the deadline leave time for that pause and a usual response? Is there a token in the retry budget? The token comes last,
 because a token that is taken and not used is missing for a call that could have been repeated.
 
-If a call's own failure opens the breaker, the call ends, as the next caller's does. It waits for the next test of
-recovery only if its caller chose to wait and there is no other service to fall back to.
+If a call's own failure opens the breaker, the call ends: the breaker refuses a repeat like any other call. It waits for
+the next test of recovery only if its caller chose to wait and there is no other service to fall back to.
 """
 
 from __future__ import annotations

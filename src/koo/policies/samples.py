@@ -118,8 +118,8 @@ class Sample:
     def packed(self) -> list[Any]:
         """As a list of JSON-ready values, without the zeros at its end."""
         cells = [part for cell in sorted(self.latency) for part in (cell, self.latency[cell])]
-        # Last, because in a rolling upgrade processes of the previous release read these rows too, and they ignore
-        # what follows the cells.
+        # This is written last, because in a rolling upgrade processes of the previous release read these rows too, and
+        # they ignore what follows the cells.
         saved = [self.saved.get(name, 0) for name in SAVINGS] if self.saved else []
         values = [self.state, *(getattr(self, name) for name in NUMBERS), cells, saved]
         while len(values) > 1 and not values[-1]:

@@ -65,7 +65,8 @@ class TokenLimit:
 
     def lacks(self, tokens: int, now: float) -> bool:
         """Whether the store must be asked for this many tokens."""
-        # Not if this process's own use alone fills the limit: then only time can help, and a trip would be wasted.
+        # The store is not asked if this process's own use alone fills the limit: then only time can help, and a trip
+        # would be wasted.
         count, hand = self.count, self._hand
         count.roll(now)
         if hand is None or count.used + tokens > count.limit:

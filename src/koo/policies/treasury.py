@@ -45,7 +45,8 @@ more than three beats of a second, or two beats of an idle process."""
 LIVES_MS = 10_000
 """A process that has not reported for this long is displayed as dead. Its grants stay booked all the same."""
 RECALL_BEATS = 2
-"""How many beats a recall stays in force: a purse learns of it with one beat, and sends money home with the next."""
+"""How many beats a recall stays in force: a process receives it with the reply to one beat, and returns money with the
+next beat."""
 
 ENDED = "ended"
 """The name of the one purse into which the purses of all ended processes are merged."""
@@ -207,7 +208,7 @@ def standing_of(treasury: Treasury, living: Sequence[Totals], dead: Sequence[Tot
 
 
 class Met(Enum):
-    """How an ask was decided. NEVER: in this period it cannot fit even if all idle money came home."""
+    """How an ask was decided. NEVER: in this period it cannot fit even if all idle money were returned."""
 
     YES = "yes"
     NO = "no"
@@ -340,7 +341,7 @@ def _decide(rows: Rows, beat: Beat, ask: Ask, now_ms: int) -> tuple[Met, Key | N
     for key in short:
         treasury = rows.treasuries[key]
         if treasury.limit is not None and ask.amount > treasury.limit - treasury.spent:
-            # It would not fit even if every purse came home. A recall would cost each process a trip for nothing.
+            # It would not fit even if every purse were returned. A recall would cost each process a trip for nothing.
             return Met.NEVER, key
     # Only a waiting call recalls money. If a purse that wants to top up did so too, two busy processes near the limit
     # would recall each other's purses with every beat.
@@ -392,6 +393,7 @@ def _answer(
 
 
 def _is_recalled(treasury: Treasury, since_ms: int) -> bool:
-    # After the limit was lowered, more may be booked than it allows: idle room comes home without a caller's need.
+    # After the limit was lowered, more may be booked than it allows. Then idle room is recalled even if no caller needs
+    # it.
     is_overbooked = treasury.limit is not None and treasury.booked > treasury.limit
     return is_overbooked or treasury.recall_at_ms >= since_ms

@@ -8,8 +8,8 @@ most calls need no trip to the store. A unit is in one of three places:
     occupied    used; it leaves the window a whole period after its use was reported, or, if it never was, a whole
                 period after its lease ended
 
-A process reports totals that only grow within a lease: `used`, and `back` (sent home unused). The larger number wins,
-so a lost reply or a repeated message does no harm. The store does not wait for a lease that has ended: its outstanding
+A process reports totals that only grow within a lease: `used`, and `back` (returned unused). The larger number wins, so
+a lost reply or a repeated message does no harm. The store does not wait for a lease that has ended: its outstanding
 units count as used at its last moment. A process that returns within the period reports what it did not use, and starts
 a new lease. It counts a lease from its own request, and 2 % short (`hand.py`). So the two clocks must agree on the
 length of a second, but not on the time of day.
@@ -24,8 +24,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 LEASE_MS = 1_000
-"""The usual length of a lease. Units that are idle in one process come home within a second or two, and a killed
-process blocks its units no longer than that."""
+"""The usual length of a lease. Units that are idle in one process return to the store within a second or two, and a
+killed process blocks its units no longer than that."""
 LEASES_A_PERIOD = 60
 """A lease is at most a sixtieth of the period: an unreported unit counts as used at the end of its lease, so it may
 leave the window late by a whole lease."""
@@ -128,7 +128,7 @@ class Lease:
 
     @property
     def out(self) -> int:
-        """Outstanding units: not yet reported as used, and not sent home."""
+        """Outstanding units: neither reported as used yet nor returned."""
         return 0 if self.lapsed else self.granted - self.used - self.back
 
 
@@ -210,8 +210,9 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
     # The network may deliver a message twice, or after a younger one. Such a message is answered, but grants nothing:
     # its reply may never be read, and the units would be out for a lease.
     is_repeated = rows.own is not None and told.number <= rows.own.number
-    # The order matters. Ended leases first, so that this process's report can correct what was assumed about its own.
-    # Then the report, which frees what comes home, and only then the decision over the room that is left.
+    # The order matters. Ended leases come first, so that this process's report can correct what was assumed about its
+    # own. Then the report is taken in, which frees the returned units, and only then the decision is made about the
+    # room that is left.
     _lapse(rows, now_ms, bucket_ms)
     _take_told(rows, told, now_ms, bucket_ms, is_repeated=is_repeated)
     _take_limit(window, told, now_ms)
@@ -294,7 +295,7 @@ def _take_totals(window: Window, own: Lease, told: Told, now_ms: int, bucket_ms:
     own.number = told.number
     if own.until_ms <= now_ms or own.serial != told.serial:
         # It ended without a report, or the reply that granted it was lost. All of its units were counted as used. Two
-        # kinds of them certainly were not: those that the process sent home, and those of a grant that it never
+        # kinds of them certainly were not: those that the process returned, and those of a grant that it never
         # received. They are taken out of the sub-bucket that they were counted in.
         never_heard = own.granted - (told.granted if own.serial == told.serial else 0)
         unused = max(0, never_heard) + (max(0, told.back - own.back) if own.serial == told.serial else 0)
@@ -338,12 +339,13 @@ def _lease_ms(rows: Rows, told: Told) -> int:
 
 
 def _free_in_ms(rows: Rows, told: Told, now_ms: int, bucket_ms: int) -> int:
-    """After how many milliseconds to ask again: when enough units have left the window, or may have come home."""
+    """After how many milliseconds to ask again: when enough units have left the window, or may have been returned."""
     window = rows.window
     if now_ms < window.frozen_until_ms:
         return window.frozen_until_ms - now_ms
-    # What leaves the window is known exactly, so asking earlier is useless. Units on lease elsewhere may come home at
-    # any time: half a lease is a compromise between their idling and too many messages.
+    # What leaves the window is known exactly, so asking earlier is useless. Units on lease to other processes may be
+    # returned at any time. Half a lease is a compromise: a longer wait leaves returned units idle, a shorter one costs
+    # more messages.
     spread_ms = SPREAD_MS * (rows.others + 1)
     missing = told.need - (window.limit - window.used - rows.others_out)
     at_ms = now_ms + told.period_ms

@@ -95,8 +95,8 @@ class BudgetView:
     `unsettled_usd` was granted to processes that no longer report. `scope` is "shared", or "this process" while the
     store is unreachable. `above_hold_usd` is how much this process's bills exceeded the amounts held for them.
     `runs_out` is when the budget is used up at the current pace. `shortage` is why the last call on this budget was
-    refused, for as long as the same call would be refused again. `short` is the same in numbers, for some minutes
-    longer.
+    refused, for as long as the same call would be refused again. `short` has the numbers of that refusal, and stays for
+    some minutes longer.
     """
 
     limit_usd: Decimal | None
@@ -305,8 +305,8 @@ class Ledger(Protocol):
 
 
 class LedgerKeeper(Ledger, Protocol):
-    """The ledger as its owner sees it. `heard` is called with a reply that forces this process to take another name, or
-    that reports data loss in the store."""
+    """The ledger, with the methods that its owner needs. `heard` is called with a reply that forces this process to
+    take another name, or that reports data loss in the store."""
 
     heard: Callable[[Reply], None]
 
@@ -324,7 +324,7 @@ class LedgerKeeper(Ledger, Protocol):
         ...
 
     async def finish(self) -> None:
-        """Report everything and send home what no call holds, because this process ends. Raises `StoreUnavailable`."""
+        """Report everything and return what no call holds, because this process ends. Raises `StoreUnavailable`."""
         ...
 
 

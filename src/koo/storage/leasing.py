@@ -169,7 +169,7 @@ class Leasing:
         except TimeoutError:
             return
         # The hold only makes the ledger fetch units. It is released, which leaves them in the purse, and the caller
-        # takes one from there like every other call. Kept, the same call would be counted twice.
+        # takes one from there like every other call. If the hold were kept, the same call would be counted twice.
         if isinstance(answer, Hold):
             self._ledger.release(answer)
         elif answer[0] is not Refusal.CLOSED:
@@ -290,10 +290,10 @@ class Leasing:
         return [hand for lessee in self._lessees.values() for hand in lessee.hands()]
 
     def _settle(self) -> None:
-        """Book the units that calls have taken, if a beat is about to send units home from a purse."""
+        """Book the units that calls have taken, if a beat is about to return units of a purse."""
         # This is not done before every beat, because booking drops the units granted ahead, and the next call would
-        # have to check all of its limits again. But a beat that sends home units which a call has taken would let the
-        # store grant them to another process, so the daily limit would be exceeded by that many.
+        # have to check all of its limits again. But if a beat returned units that a call has taken, the store could
+        # grant them to another process, so the daily limit would be exceeded by that many.
         if any(self._ledger.purses.may_send_home(day.budget.purse) for day in self._days):
             for lessee in self._lessees.values():
                 lessee.leased(self._now())

@@ -88,7 +88,7 @@ class Ledger:
     def __init__(self, exchange: Exchange, clock: Clock) -> None:
         self.heard: Callable[[Reply], None] = lambda answer: None
         self.before_beats: Callable[[], None] = lambda: None
-        """Books units that calls have already taken from a purse. Otherwise a beat would send them home, and the store
+        """Books units that calls have already taken from a purse. Otherwise a beat would return them, and the store
         would grant them again to another process."""
         self._exchange = exchange
         self.clock = clock
@@ -418,7 +418,7 @@ class Ledger:
         await self.beat()
 
     async def finish(self) -> None:
-        """Report everything and send home what no call holds, because this process ends. Raises `StoreUnavailable`.
+        """Report everything and return what no call holds, because this process ends. Raises `StoreUnavailable`.
 
         Callers that wait for money are refused, and so are later ones.
         """

@@ -436,8 +436,8 @@ class PostgresBackend(SqlBackend):
         super().close()
 
     def _made(self, connection: Any, record: object) -> None:
-        # A duplicate descriptor of the same connection. The driver may close its own at any time, and `cut` would
-        # then shut down whatever socket has been given that number since.
+        # This is a duplicate descriptor of the same connection. The driver may close its own at any time, and `cut`
+        # would then shut down whatever socket has been given that number since.
         self._plug = socket.socket(fileno=os.dup(connection.fileno()))
         # The settings are made in autocommit, because rolling back a transaction also undoes a SET inside it.
         connection.autocommit = True
@@ -472,7 +472,8 @@ def read_url(url: str, home: Path) -> Path | URL:
 
 
 def _for_psycopg(url: URL) -> URL:
-    """Translate a URL that was written for asyncpg: `ssl` is called `sslmode`, and statement caches do not exist."""
+    """Translate a URL that was written for asyncpg: psycopg calls `ssl` `sslmode`, and has no statement cache to
+    configure."""
     query = {name: value for name, value in url.query.items() if "statement" not in name}
     if "ssl" in query:
         query["sslmode"] = query.pop("ssl")

@@ -116,7 +116,7 @@ class SqlStore:
         """Write what is pending, as far as the store allows, and end the thread. It may be opened again."""
         try:
             # The leases end first, because finishing them books the day's units that calls have taken, and those are in
-            # the ledger's purses, which its last beat sends home.
+            # the ledger's purses, whose rest the last beat returns.
             await self.leasing.finish()
             await self.ledger.finish()
         except StoreUnavailable as error:

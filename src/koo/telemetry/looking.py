@@ -34,7 +34,7 @@ class Lookout:
             self._pools.look(parts.database_in_use)
 
     def _take(self, sdk: Sdk) -> None:
-        # Imported only now: most processes have no SDK and need not spend memory on these modules.
+        # They are imported only now: most processes have no SDK and need not spend memory on these modules.
         from koo.telemetry.pools import Pools
         from koo.telemetry.queries import Queries
 

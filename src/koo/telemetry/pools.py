@@ -107,7 +107,7 @@ def _connections(database: Database) -> list[tuple[int, Attributes]]:
 
 
 def _server_of(database: Database) -> DatabaseServer:
-    # Imported here because it imports SQLAlchemy, which is loaded only if there is a database.
+    # This module is imported here because it imports SQLAlchemy, which is loaded only if there is a database.
     from koo.database.nameplate import server_of
 
     return server_of(database.url)

@@ -22,7 +22,7 @@ class Backstage:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in the thread and wait for its result. Raises what it raises, such as OSError for a taken port."""
+        """Run `work` in the thread and wait for its result. Raises its exception, such as OSError for a taken port."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def stop(self) -> None:
@@ -42,7 +42,7 @@ async def _end_all() -> None:
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, act: Callable[[], T]) -> T:
-    """Call `act` on `loop`, in whichever thread that runs, and return its result. Raises what `act` raises."""
+    """Call `act` on `loop`, in whichever thread that runs, and return its result. Raises `act`'s exception."""
     # On this thread's own loop, or one that does not run, it is called directly: waiting for that loop would be a
     # deadlock.
     if asyncio._get_running_loop() is loop or not loop.is_running():

@@ -205,7 +205,7 @@ def run_virtual(
 ) -> T:
     """As `asyncio.run(main)`, on virtual time; `main` is a coroutine, or a function that returns one.
 
-    Raises what `main` raises, or `Deadlock`.
+    Raises `main`'s exception, or `Deadlock`.
     """
     with asyncio.Runner(loop_factory=lambda: VirtualLoop(begin_s, run_s_max)) as runner:
         return runner.run(main() if callable(main) else main)

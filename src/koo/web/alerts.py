@@ -57,7 +57,7 @@ def _add_acknowledging(router: APIRouter, platform: Platform) -> None:
         **described(alert_shapes.AlertAct, 404, 413, 422, 503),
     )
     async def acknowledge(request: Request, alert: str, body: bodies.AcknowledgeBody) -> Response:
-        """For a time, or until the alert ends. Meanwhile, no process on the same state store sends reminders."""
+        """Lasts for a time, or until the alert ends. Until then no process on the same state store sends reminders."""
         view = await platform.alerts.acknowledge(
             alert, by=body.by, for_s=body.for_s, until=body.until, note=body.note
         )

@@ -167,7 +167,8 @@ def _include(
     app.state.koo_prefix, names = prefix, tuple(hosts)
     readiness.expects_start = True
     door = door_of(platform, protect, names)
-    # First, because routes are tried in order: behind forty others a probe would cost three times as much.
+    # These routes come first, because routes are tried in order: behind forty others a probe would cost three times as
+    # much.
     app.include_router(probes_router(readiness, door))
     app.include_router(monitoring_router(platform, protect=protect, hosts=names), prefix=prefix)
     app.include_router(ai_router(platform, protect=protect, hosts=names), prefix=prefix)

@@ -76,8 +76,9 @@ class Audit:
 
     def _count(self, where: str, status: int) -> int | None:
         """Return how many refusals were not logged since the last line, or None if this one is not logged either."""
-        # Removed and added again, so that the dictionary is ordered by last use and the oldest address is dropped. An
-        # attacker with many addresses can push others out, which costs an extra line each, but no memory.
+        # The entry is removed and added again, so that the dictionary is ordered by last use and the oldest address is
+        # dropped. An attacker with many addresses can cause others to be dropped. That costs an extra log line for
+        # each, but no memory.
         now, key = self._monotonic(), (where, status)
         refusals = self._refusals.pop(key, None)
         if refusals is not None and now - refusals.began < AGAIN_S:

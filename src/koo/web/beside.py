@@ -66,7 +66,7 @@ class Beside:
         self._listener.close()
 
     def begin(self) -> None:
-        """Start serving and wait until it responds. Raises whatever prevented it."""
+        """Start serving and wait until it responds. Raises the error that prevented it."""
         running = self._running = asyncio.run_coroutine_threadsafe(self._run(), BRIDGE.loop())
         # A failed start must end the wait as well, so `_ready` is set when the task ends for any reason.
         running.add_done_callback(lambda _: self._ready.set())

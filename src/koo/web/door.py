@@ -1,8 +1,8 @@
 """The access check of koo's routes. It is part of each route, so no way of mounting the routes can leave it out.
 
-A prefix with a parameter, a sub-application, a router included by hand: the route is the same, and so is its check. It
-refuses what `security.py` denies, limits the body's size, adds the headers of a private response, slows down callers
-that guess tokens, and records each refusal and each operator's act in the audit.
+The routes may be mounted with a prefix that has a parameter, in a sub-application, or by including a router: the check
+is the same. It refuses what `security.py` denies, limits the body's size, adds the headers of a private response, slows
+down callers that guess tokens, and records each refusal and each operator's act in the audit.
 
 With `protect=False` the routes have no access rules: the application that mounts them decides who may call them. The
 headers and the size limit stay. Under `koo serve`, the edge (`edge.py`) has already applied these two.
@@ -67,7 +67,7 @@ class Door:
     async def pass_through(
         self, kind: Kind, path: str, scope: Scope, receive: Receive, send: Send
     ) -> tuple[Receive, Send] | None:
-        """Return what the route continues with, or None if it was answered here.
+        """Return the `send` that the route continues with, or None if the request was answered here.
 
         `path` is the route's template, which contains nothing that a caller wrote.
         """

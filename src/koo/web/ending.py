@@ -91,8 +91,8 @@ class Server(uvicorn.Server):
             self.beat()
             self._look_for_descriptors()
         if self._readiness.closing:
-            # First, before requests are awaited: an open dashboard is a running request that never ends. It would use
-            # up the whole grace period and then be cancelled.
+            # The streams are ended first, before requests are awaited: an open dashboard is a running request that
+            # never ends. It would use up the whole grace period and then be cancelled.
             self._live.end()
         if (
             self._readiness.closing

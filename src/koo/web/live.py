@@ -56,8 +56,8 @@ class Listener:
 
     def offer(self, key: str, event: bytes) -> None:
         """Replace the waiting event of this key, if there is one, and move it to the end."""
-        # Removed first, because assigning to an existing key keeps its old position. Events are sent in the order in
-        # which their content was read.
+        # The old event is removed first, because assigning to an existing key keeps its old position. Events are sent
+        # in the order in which their content was read.
         self._waiting.pop(key, None)
         self._waiting[key] = event
         self._news.set()
@@ -127,8 +127,8 @@ class Live:
             reason = f"the state could not be read within {FIRST_S:.0f} s"
             raise ServiceRefused("koo", reason, AGAIN_S, kind=Kind.SATURATED) from error
         finally:
-            # Also reached when the request is cancelled while waiting. Left in the dictionary, it would keep the
-            # producer running without a reader, for as long as the process lives.
+            # This is also reached when the request is cancelled while waiting. If the listener stayed in the
+            # dictionary, it would keep the producer running without a reader, for as long as the process lives.
             if not self._looked.is_set():
                 self.leave(listener)
         # There is no `await` between taking the whole state and marking the listener as greeted. A part that changes
@@ -218,9 +218,9 @@ class Live:
         try:
             await self._read_all()
         finally:
-            # Set only when everything has been read, or failed. The first read counts all marks and requests that it
-            # finds as known. If the first whole state were sent before that, a mark made in between would count as
-            # known too, and no listener would ever receive it.
+            # This is set only when everything has been read, or the read has failed. The first read counts all marks
+            # and requests that it finds as known. If the first whole state were sent before that, a mark made in
+            # between would count as known too, and no listener would ever receive it.
             self._read.set()
 
     async def _read_all(self) -> None:

@@ -92,7 +92,7 @@ def is_alike(one: Any, other: Any, aside: frozenset[str]) -> bool:
 
 
 def _under(key: str, aside: frozenset[str]) -> frozenset[str]:
-    # The key `at` is ignored only below `last_error`. In an alert or a mark it is news.
+    # The key `at` is ignored only below `last_error`. In an alert or a mark, a new `at` is a change to report.
     return aside | {"at"} if key == "last_error" and ERRORS_AT in aside else aside
 
 

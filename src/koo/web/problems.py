@@ -80,7 +80,8 @@ STATUS: dict[Kind, int] = {
     Kind.CONTENTION: 503,
     Kind.INTEGRITY: 500,
     Kind.READ_ONLY: 503,
-    # Not 503: clients retry a 503 automatically, and would repeat a transaction that may have been committed.
+    # The status is not 503: clients retry a 503 automatically, and would repeat a transaction that may have been
+    # committed.
     Kind.OUTCOME_UNKNOWN: 500,
     Kind.CANCELLED: 503,
 }

@@ -80,8 +80,8 @@ def login_router(door: Door, prefix: str, page: str, application: str = "") -> A
         if isinstance(begun, Denial):
             return form.refuse(begun, door.again_in_s)
         name, value = begun
-        # No Path attribute: see the module docstring. With one, a proxy that strips a prefix would make the browser
-        # store the cookie for a path that it never requests.
+        # The cookie has no Path attribute: see the module docstring. With one, a proxy that strips a prefix would make
+        # the browser store the cookie for a path that it never requests.
         return _lead(home, [f"{name}={value}; Max-Age={LASTS_S}{_attributes(request)}"])
 
     async def log_out(request: Request) -> Response:

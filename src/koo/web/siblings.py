@@ -130,8 +130,8 @@ class Siblings:
         mine = f"{socket.gethostname()}-"
         for other in self._all.iterdir():
             host_pid, _, start = other.name.rpartition("-")
-            # Folders of servers that have ended on this host. The start time tells them from a running server with the
-            # same process id; folders of other hosts on a shared disk are left alone.
+            # Folders of servers that have ended on this host. The start time distinguishes them from a running server
+            # with the same process id; folders of other hosts on a shared disk are left alone.
             if other.name.startswith(mine) and born(int(host_pid.removeprefix(mine))) != start:
                 shutil.rmtree(other, ignore_errors=True)
 

@@ -111,8 +111,8 @@ class Workers:
 
     def run(self) -> int:
         """Run until a signal ends it or the first worker fails to start."""
-        # One thread and one order of steps. Signal handlers only append to a queue (`_hear`), so no step is ever
-        # interrupted by another one that changes the same worker.
+        # All steps run in this thread, one after another. Signal handlers only append to a queue (`_hear`), so no step
+        # is ever interrupted by another one that changes the same worker.
         with self._hearing() as wake:
             while self._code is None or self._living():
                 self._obey()
@@ -180,7 +180,8 @@ class Workers:
             self._ends_at = self.monotonic() + self.delay_s + ENDS_WITHIN_S
             # The workers share this socket, and the kernel keeps it open while any process has it. Connections that
             # arrive after all workers have stopped accepting would wait in its queue until this process ends, and then
-            # be reset. Closed here, they are refused as soon as the last worker closes its copy.
+            # be reset. Once this process has closed its copy, they are refused as soon as the last worker closes its
+            # own.
             self.listener.close()
         else:
             # A worker ignores a second SIGTERM: see `Server.handle_exit`.

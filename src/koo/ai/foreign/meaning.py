@@ -94,14 +94,14 @@ class _Walk:
         if isinstance(error, ExceptionGroup):
             return self._look_into(error)
         by_table = classify_sdk(error, self._service) or classify_database(error)
-        # A client that finds no free descriptor reports a failed connection. Counted as one, a leak in this process
-        # would open the breakers of all services at once.
+        # A client that finds no free descriptor reports a failed connection. If that counted as one, a descriptor leak
+        # in this process would open the breakers of all services.
         if by_table is not None and by_table.kind is Kind.CONNECTION:
             by_table = self._short(error, by_table) or by_table
         if by_table is not None:
             return Meaning(self._with_what_was_before(error, by_table), spoken=True)
-        # Not in a table, so it is a wrapper or the application's own error. What a service said in its cause tells more
-        # than the wrapper's class does.
+        # The error is not in a table, so it is a wrapper or the application's own error. A service's response among its
+        # causes is more specific than the wrapper's class.
         cause = self._cause_of(error)
         if cause.spoken:
             fault = _unchanged(cause.fault) if _leaves_unchanged(error) else cause.fault

@@ -130,7 +130,8 @@ class Adapter:
         raise NotImplementedError
 
     async def _reread(self, request: Request, response: HttpResponse) -> Completion:
-        """Read a response that strict decoding failed on: leniently, or as a stream. Raises what `complete` raises."""
+        """Read a response that strict decoding failed on: leniently, or as a stream. Raises the same errors as
+        `complete`."""
         if response.body.lstrip(b"\xef\xbb\xbf\r\n").startswith(EVENT_FIELDS):
             return await read_events(self.reader(self._wire, response.headers, request), response.body)
         return self._completion(request, response, self._wire.reread(response, self.shape))

@@ -59,8 +59,8 @@ FAULTS = FaultTable(
         Row(Kind.THROTTLED, "ramp_limit_exceeded", sentence="our request rate grew faster than it allows"),
         Row(Kind.QUOTA, "enforced_spend_limit_reached", until=until_next_month),
         Row(Kind.QUOTA, "contract_spend_limit_reached"),
-        # Four errors that share one type and differ only by their message. For those that stop the whole service, the
-        # message has to begin with the words: later parts may quote the prompt.
+        # These errors share one type and differ only by their message. For errors that stop the whole service, the
+        # message has to begin with the listed words: later parts may quote the prompt.
         Row(Kind.BILLING, INVALID, 400, begins=("your credit balance is too low",)),
         Row(
             Kind.QUOTA,

@@ -81,7 +81,7 @@ class Provider(Protocol):
     output_tokens_min: int
 
     def bound_input_tokens(self, request: Request) -> int:
-        """An upper bound of the prompt's tokens, which is never below what the provider bills."""
+        """An upper bound of the prompt's tokens: never less than the provider bills."""
         ...
 
     async def complete(self, request: Request) -> Completion:

@@ -48,12 +48,12 @@ FAULTS = FaultTable(
         # Reasons first.
         Row(Kind.AUTH, ("API_KEY_INVALID", "API_KEY_EXPIRED")),
         Row(Kind.BILLING, "BILLING_DISABLED"),
-        # Then the exceeded quotas. A daily one comes first, because it lasts longer than one per minute in the same
+        # The exceeded quotas follow. A daily one comes first, because it lasts longer than one per minute in the same
         # error.
         Row(Kind.QUOTA, "PerDay", sentence="its quota for today is used up", until=until_midnight_pacific),
         Row(Kind.THROTTLED, "PerMinute"),
-        # One status has several meanings here. For those that stop the whole service, the message has to begin with the
-        # words: later parts may quote the prompt.
+        # One status has several meanings here. For errors that stop the whole service, the message has to begin with
+        # the listed words: later parts may quote the prompt.
         Row(Kind.BILLING, EXHAUSTED, (402, 429), begins=("your prepayment credits are depleted",)),
         Row(Kind.BILLING, (EXHAUSTED, "payment_required"), 402),
         Row(Kind.AUTH, INVALID, 400, begins=("api key not valid", "api key expired", "api key not found")),

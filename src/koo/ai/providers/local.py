@@ -172,7 +172,7 @@ class LocalProvider:
     async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
         """Yield the answer as it is generated. Closing the generator or cancelling its task stops the model.
 
-        Raises what `complete` raises, and `StreamTruncated` if the stream ends early.
+        Raises the same errors as `complete`, and `StreamTruncated` if the stream ends early.
         """
         setup = self._usable()
         self._check(request, setup.path.stem)
@@ -183,8 +183,8 @@ class LocalProvider:
             waiting = session.under_way - self._slots
             reason = f"the model is busy and {waiting} queries are already waiting for it"
             raise ServiceSaturated(self.service, reason, self._mean_s)
-        # Counted from here, before the first `await`: queries that arrive while the model is loading have to count, or
-        # any number of them would pass the check above.
+        # A query counts from here, before the first `await`: queries that arrive while the model is loading have to
+        # count, or any number of them would pass the check above.
         session.under_way += 1
         try:
             await self._loaded(session)

@@ -51,8 +51,8 @@ def loads(data: bytes) -> object:
     if len(data) > LOOSE_BYTES_MAX or is_dense(data, LOOSE_PARTS_MAX):
         return NOT_JSON
     text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").strip("\ufeff\0 \t\r\n")
-    # Suppressed and not chained: the decoder's error quotes the document, and would become the `__context__` of every
-    # error that is raised for it.
+    # The decoder's error is suppressed and not chained: it quotes the document, and would become the `__context__` of
+    # every error that is raised for it.
     with suppress(ValueError, RecursionError):
         # Some proxies take a whole `data: …` line for the data, and add the prefix a second time.
         return _loads(text.removeprefix("data:").lstrip())

@@ -4,8 +4,8 @@ A service may forward the error of a server in front of it or behind it. So thes
 errors, after the vendor's own rows and before the status alone decides.
 
 Names (codes, types, reasons) are compared by their letters, because every server writes them differently:
-`RateLimitExceeded`, `RATE_LIMIT_EXCEEDED` and `rate_limit_exceeded_error` are the same. Of a sentence only the
-beginning is searched, after the names of servers that forwarded it, and without quotations: later parts may quote the
+`RateLimitExceeded`, `RATE_LIMIT_EXCEEDED` and `rate_limit_exceeded_error` are the same. Only the beginning of a
+sentence is searched, after the names of servers that forwarded it, and without quotations: later parts may quote the
 prompt, and a prompt about an empty account must not stop a service. Names that fit any error are not listed.
 """
 

@@ -248,8 +248,8 @@ class _Reader(Reader):
 
     def _end(self, name: str, answer: _Answer, error: msgspec.Raw) -> CompletionChunk:
         """The piece for one of the four ends: the rest of the text, the usage, and the failure if there is one."""
-        # Only the text that no delta contained: if the two contradict each other, the deltas stand, because the caller
-        # has received them already.
+        # Only the text that no delta contained is returned. If the two contradict each other, the deltas count, because
+        # the caller has received them already.
         usage = usage_of(answer.usage) if answer.usage else None
         text = self._take_start() + self._rest_of(answer.text)
         told = answer if answer.error is not NOTHING else msgspec.structs.replace(answer, error=error)

@@ -193,13 +193,13 @@ async def read_stream(
                     piece = read(event)
                 except UNREADABLE:
                     read, piece = reader.read_leniently, AGAIN
-                # Not inside the `except`: the decoder's error quotes the response. It would become the `__context__` of
-                # every error raised there, and a traceback in a log would print what the model wrote.
+                # This is not inside the `except`: the decoder's error quotes the response. It would become the
+                # `__context__` of every error raised there, and a traceback in a log would print what the model wrote.
                 if piece is AGAIN:
                     piece = read(event)
                 if piece is not None:
-                    # Set before `yield`: a caller that stops after the final piece closes the generator there, and
-                    # `finally` may then read the rest and keep the connection.
+                    # This is set before `yield`: a caller that stops after the final piece closes the generator there,
+                    # and `finally` may then read the rest and keep the connection.
                     ended = piece.final
                     yield piece
                     # The piece comes first: it carries the usage, which has to be settled although the call failed.

@@ -176,7 +176,8 @@ class Wire:
     ) -> ExternalServiceError:
         """The error for a response outside 200 to 299; `request` was sent as `sent`."""
         parsed = self._read_error(status, headers, body)
-        # Not billed, redirects included: the server may have done some work, but no vendor charges for an error status.
+        # None of these is billed, redirects included: the server may have done some work, but no vendor charges for an
+        # error status.
         error = self._table.error(self.service, parsed, self._clock.wall())
         # An unstructured page over plain HTTP may come from the proxy. Without that hint, an operator would look for
         # the cause at the service.
@@ -195,7 +196,7 @@ class Wire:
         return self._table.error(self.service, parsed, self._clock.wall(), billable=billable)
 
     def unreadable(self, what: str) -> ExternalServiceError:
-        """The error for a success status with something else (`what`) in place of an answer."""
+        """The error for a response with a success status that has `what` instead of an answer."""
         return make_error(
             self.service, Kind.BAD_ANSWER, f"its response cannot be read: {what}{self._way}", billable=True
         )

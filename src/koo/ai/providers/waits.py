@@ -161,7 +161,7 @@ def _span_or_point(number: float, unit_s: float, now: float) -> float | None:
         if abs(number / scale - now) <= LONGEST_S:
             return number / scale - now
     seconds = number * unit_s
-    # A timestamp years away means nothing.
+    # A longer span is not credible: most likely it is a timestamp that is years away.
     return seconds if seconds <= SPAN_S_MAX else None
 
 

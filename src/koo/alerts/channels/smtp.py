@@ -69,8 +69,8 @@ class Talk:
 
     async def _places(self) -> list[str]:
         """Look up the server's addresses."""
-        # `LOOKUPS` shares the thread of a lookup that hangs. In the mail's own thread each attempt would leave another
-        # one behind, because a lookup cannot be interrupted.
+        # With `LOOKUPS`, further lookups of a name that hangs wait for the same thread. In the mail's own thread, each
+        # attempt would leave another thread behind, because a lookup cannot be interrupted.
         try:
             async with asyncio.timeout(ANSWER_S):
                 found = await LOOKUPS.find(self._server.host, self._server.port)

@@ -1,9 +1,9 @@
 """Channels over HTTP: a POST whose response status is the result.
 
 A message counts as accepted as soon as a success status arrives. The body is not read then, so a receiver that sends
-megabytes, one byte at a time, or breaks off in the middle does no harm. Of a refusal a few kilobytes are read, for its
-text. A redirect is not followed, because it would send an alert and its signature to an address that was not
-configured.
+megabytes, one byte at a time, or breaks off in the middle does no harm. Only the first few kilobytes of a refusal are
+read, for its text. A redirect is not followed, because it would send an alert and its signature to an address that was
+not configured.
 """
 
 from __future__ import annotations

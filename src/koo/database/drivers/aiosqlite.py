@@ -67,7 +67,8 @@ class Aiosqlite:
         connection._running = False  # its thread is the parent's: closing it here would wait forever
 
     def cut_off(self, connection: Any) -> None:
-        # Not `connection.stop()`: SQLAlchemy closes the connection later, and would wait for a thread that has ended.
+        # `connection.stop()` is not called: SQLAlchemy closes the connection later, and would wait for a thread that
+        # has ended.
         interrupt(connection)
         give_up(connection)
 

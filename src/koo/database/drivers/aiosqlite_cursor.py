@@ -52,9 +52,9 @@ class Turn:
         self._arguments = arguments
 
     def __call__(self) -> Answer:
-        # Checked again after the opening, which may wait up to `BUSY_MS` for another process's lock: the caller may be
-        # cancelled during that time. An opening without its statement is harmless, because the scope's rollback
-        # follows.
+        # The cancellation is checked again after the opening, which may wait up to `BUSY_MS` for another process's
+        # lock: the caller may be cancelled during that time. An opening without its statement is harmless, because the
+        # scope's rollback follows.
         if self._opening is not None and not self._future.cancelled():
             self._opening.say(self._inner)
         if self._method is None or self._future.cancelled():

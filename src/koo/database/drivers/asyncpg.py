@@ -73,7 +73,7 @@ class Asyncpg:
         except (asyncpg.InterfaceError, ssl.SSLError):
             raise  # both may also be ValueErrors, which the next clause would report as wrong arguments
         except (LookupError, ValueError) as error:
-            # Raised without context before anything is sent: by `getpass` for a user id that has no name, and by `int`
+            # These errors are raised before anything is sent: by `getpass` for a user id that has no name, and by `int`
             # for a PGPORT that is not a number.
             says = NAMES_NO_USER if isinstance(error, LookupError) else UNREADABLE
             raise UnusableArguments(says) from error
@@ -196,8 +196,9 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
         if timeout is not None or transport is None or self.is_closed():
             await super().close(timeout=timeout)
             return
-        # Not with `asyncio.timeout`, which works by cancelling the task: inside `Unbroken`, where a scope commits, a
-        # task cannot be cancelled, and the close would wait forever. Aborting the transport ends the wait itself.
+        # `asyncio.timeout` cannot be used, because it works by cancelling the task: inside `Unbroken`, where a scope
+        # commits, a task cannot be cancelled, and the close would wait forever. Aborting the transport ends the wait
+        # itself.
         timer = asyncio.get_running_loop().call_later(self.cleanup_s, transport.abort)
         try:
             await super().close()
@@ -219,7 +220,7 @@ class MarkedConnection(TaggedConnection):
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's own
         """As asyncpg's, with the marker in front of the command."""
-        # Taken before anything is awaited: a command that fails must not leave the marker for the next one.
+        # The marker is taken before anything is awaited: a command that fails must not leave it for the next one.
         marker, self.marker = self.marker, ""
         return await super().execute(marker + query, *args, timeout=timeout)
 
