@@ -33,7 +33,7 @@ raised."""
 
 
 class AlarmOfProbe(Lasting):
-    """Ends a probe with its lease, which content or reasoning renews, and an operator's reset lifts."""
+    """Ends a probe when its lease ends. Content or reasoning renews the lease, and an operator's reset removes it."""
 
     __slots__ = ("_permit", "_until")
 

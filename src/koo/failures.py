@@ -39,7 +39,7 @@ def failure_of(error: BaseException, kind: Kind) -> Failure:
 
 def safe(text: str, most: int = SENTENCE_MAX) -> str:
     """One plain line of at most `most` characters, with "…" for anything that looks like a secret."""
-    # Shortened last: half a key no longer looks like a key, and would not be masked.
+    # The text is shortened last: half a key no longer looks like a key, and would not be masked.
     return plain(masked(plain(text, 2 * most)), most)
 
 

@@ -346,7 +346,7 @@ class Gates:
     # ── what shuts a gate ─────────────────────────────────────────────────────────────────────────────────────
 
     def apply_fault(self, guard: Guarded, fault: Fault, now: float) -> None:
-        """Apply what a response demands of all later calls: a pause, or not to use the key."""
+        """Apply what a failure means for all later calls: a pause, or a block of the key."""
         if fault.block is not None:
             self._heed_refused_key(guard, fault, now)
             return

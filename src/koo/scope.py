@@ -113,8 +113,8 @@ class Scope(Generic[T]):
         # A session's first statement succeeded: that is what the probe was to find out. If the lease lasted for the
         # whole block, a caller that computes between two statements would fail the probe, or at best keep the breaker
         # half open. Once the breaker is closed, a second permit takes over the rest of the block. It is `kept`, so a
-        # long block is not counted as a slow call. While the breaker is still half open there is none: the old permit
-        # is settled, and what the block meets later moves nothing.
+        # long block is not counted as a slow call. While the breaker is still half open there is no second permit: the
+        # old one is settled, and later errors of the block have no effect on the breaker.
         guard, breaker = self._guard, self._guard.breaker
         now, draw = guard.now(), guard.gates.draw
         breaker.settle(self.permit, SUCCESS, False, now, draw)

@@ -151,8 +151,8 @@ class Gateway:
         """
         if ends_at.get() <= self._clock.monotonic():
             # The deadline has already passed. While this task waited for a task group, the deadline would cancel it and
-            # all queries with it, and the caller would get one TimeoutError instead of a list. Called in turn, each
-            # query is refused without suspending, and every entry of the list is its own error.
+            # all queries with it, and the caller would get one TimeoutError instead of a list. If they are called one
+            # after another, each query is refused without suspending, and every entry of the list is its own error.
             return [await outcome_of(self.query, query) for query in queries]
         return await self._lists.ask_all(queries)
 

@@ -225,7 +225,7 @@ class GuardedStream(ABC, Generic[V]):
         passage = held.scope.passage
         # The timeout option limits how long the provider may take. Without this shift, a reader that pauses for two
         # minutes would exceed it, and the timeout would count against the provider. A caller's deadline is a point in
-        # time that the caller chose, whoever uses up the time.
+        # time that the caller chose, no matter which side uses up the time.
         if passage.is_ours:
             passage.deadline += away_s
             held.silence.whole_until = passage.deadline

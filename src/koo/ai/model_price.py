@@ -98,7 +98,7 @@ class ModelPrice:
         return tier
 
     def bound_usd(self, input_tokens_max: int, output_tokens_max: int) -> Decimal:
-        """The most that a call can cost if it reads and writes at most so many tokens."""
+        """The most that a call can cost if it reads and writes at most this many tokens."""
         if self.free:
             return NOTHING
         # The maximum over all tiers in reach, not the price of the last one: a call may turn out shorter than its

@@ -265,8 +265,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             if not (self._in_block and source.is_managed):
                 self._ahead = [await source.next()]
         except BaseException as error:
-            # The guard may call the operation again after this, so no one else knows this source: unclosed, its
-            # connection would stay open, and the provider would go on writing to it.
+            # The guard may call the operation again after this, and no other code has a reference to this source. If it
+            # were not closed, its connection would stay open, and the provider would go on writing to it.
             await close_quietly(self.service, source.close(type(error), error))
             raise
         return source

@@ -221,8 +221,8 @@ class QueryCharge(ServiceCharge):
         hold = self._hold
         if self.bill is None and hold is not None:
             # A cancellation usually means that the request may have been billed, so the hold is booked. But if the call
-            # was still waiting for a connection, nothing was sent. Booked all the same, a burst of cancelled calls on a
-            # host that is down would use up the day's budget.
+            # was still waiting for a connection, nothing was sent. If its hold were booked all the same, a burst of
+            # cancelled calls on a host that is down would use up the day's budget.
             if self.departure.waits:
                 self.release()
                 return

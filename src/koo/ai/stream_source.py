@@ -109,8 +109,8 @@ async def discard(given: object) -> None:
     if hasattr(type(given), "__aiter__") or hasattr(type(given), "__anext__") or is_left_open(given):
         await close(_answer_in(given))
     for value in list(getattr(given, "__dict__", {}).values()):
-        # A context manager stores the coroutine that it awaits when it is entered. Dropped as it is, that would make
-        # Python warn that a coroutine was never awaited, at some place that has nothing to do with it.
+        # A context manager stores the coroutine that it awaits when it is entered. If that coroutine were dropped,
+        # Python would warn, at an unrelated place, that it was never awaited.
         if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
             value.close()
 

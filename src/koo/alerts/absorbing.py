@@ -16,7 +16,7 @@ from koo.monitoring.shapes import AlertData
 
 
 def absorb(found: Iterable[Finding]) -> list[Finding]:
-    """The findings that are alerts of their own, in their order, each with its component's lesser findings."""
+    """The findings that become separate alerts, in order, each with the lesser findings that it includes."""
     components: dict[str, dict[str, Finding]] = {}
     for finding in found:
         components.setdefault(finding.component, {}).setdefault(finding.kind, finding)

@@ -34,8 +34,8 @@ def find_in_limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
 def _reached(view: ServiceHealth) -> set[LimitName]:
     """The limits that refuse calls."""
     # The numbers alone would miss two cases. A call may need more tokens than are left of a limit that is not full. And
-    # of a limit per minute a request becomes free each second and is taken immediately, so this check may find one free
-    # while every caller is refused. So the refusals of the last half minute decide too.
+    # under a limit per minute, a request becomes free each second and is taken immediately, so this check may find one
+    # free while every caller is refused. So the refusals of the last half minute decide too.
     if view["rate_limits"][TOKENS]["refuses"]:
         return {TOKENS}
     limits: dict[LimitName, RateLimit] = {

@@ -71,7 +71,7 @@ async def _ask(url: str | None) -> tuple[str, SystemHealth, int]:
 
 def _show(url: str, health: SystemHealth, processes: int) -> None:
     now = seconds_of(health["timestamp"]) or 0.0
-    # The word shows what works, the colour what is wrong: that of the most severe alert.
+    # The word is the overall health. The colour is that of the most severe alert.
     severity = health.get("severity")
     style = COLOURS.get(severity or health["overall_health"], "")
     verdict = coloured(health["overall_health"], style)

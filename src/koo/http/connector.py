@@ -60,7 +60,8 @@ class AnswerTooDense(TransportError):
 
 DENSE_FROM = 64 * 1024
 PARTS_MAX = 50_000
-"""Objects and lists in a document. Decoding this many blocks the event loop for a few hundredths of a second."""
+"""The most objects and lists in a document. Decoding this many blocks the event loop for a few hundredths of a
+second."""
 
 
 def refuse_dense(document: bytes) -> None:

@@ -39,12 +39,12 @@ UNREAD = frozenset(
 )
 """Encodings that koo does not support. Any other label (`identity`, `utf-8`, …) is not compression and is ignored."""
 PORTION_MAX = 256 * 1024
-"""Most bytes to unpack in one step: a small body can unpack to more than the memory."""
+"""The most bytes to unpack in one step: a small body can unpack to more than the memory."""
 LAYERS_MAX = 4
 """One layer is usual, and two occur if two gateways each compress. More are an attack."""
 EMPTY_BYTES_MAX = 1024 * 1024
-"""Compressed bytes in a row that may unpack to nothing. Empty deflate blocks do that, and a second layer of compression
-makes a thousand bytes of them from one."""
+"""The most compressed bytes in a row that may unpack to nothing. Empty deflate blocks do that, and a second layer of
+compression makes a thousand bytes of them from one."""
 PLAIN_FROM = 16
 """Bytes at the beginning that tell plain text from compressed data."""
 

@@ -180,7 +180,7 @@ class Hand:
         """Give back `units` that were taken at `taken_at` but never used."""
         # They may have been reported to the store as used already. Put back into the hand and used later, such a unit
         # would count in the store's window from the first report, and would leave it too early after the real use. So
-        # the store is told to take them back instead.
+        # the next message asks the store to take them back instead.
         if taken_at < self._asked_at or self._flying is not None:
             self._undoing.append((units, taken_at))
             self.due_at = min(self.due_at, self._asked_at + RENEW_PART * self._lease_s)

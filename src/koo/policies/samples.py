@@ -1,7 +1,7 @@
 """Samples: the calls to one component in a span of time, by outcome, and the component's worst state in it.
 
 A span is some seconds, a minute, or five minutes. Samples add up in two directions. `follow` joins two successive
-spans: counts are added, and of a level (such as connections in use) the maximum is kept. `join` adds two processes in
+spans: counts are added, and for a level (such as connections in use) the maximum is kept. `join` adds two processes in
 the same span: levels are added too. Both keep the worst state, so a bad minute is still visible in a month.
 """
 

@@ -1,8 +1,8 @@
 """The counts of a guard, in plain integers that are read on demand.
 
 There are two views of the same calls: counts for the process's life, and rates and percentiles of the last five
-minutes. A call is recorded only in the current bucket; when a bucket ends, it is added to the life's totals. Our own
-refusals never reach the other side, so they are counted separately.
+minutes. A call is recorded only in the current bucket; when a bucket ends, it is added to the totals. Our own refusals
+never reach the other side, so they are counted separately.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Bucket:
         return self.latency_sum_s / successes if successes else 0.0
 
     def percentile_s(self, share: float) -> float:
-        """The latency below which `share` of the successes lie, interpolated within a cell; 0.0 without any."""
+        """The latency below which `share` of the successes are, interpolated within a cell; 0.0 without any."""
         rank = share * self.successes
         below = 0
         for i, count in enumerate(self.latency):

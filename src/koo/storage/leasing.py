@@ -1,6 +1,6 @@
 """Fetches units of limits from the store in the background: it carries out the decisions of `policies/hand.py`.
 
-A call that finds a unit in hand never comes here. A call that does not waits for the reply to the next message, which
+A call that finds a unit in hand never comes here. A call that finds none waits for the reply to the next message, which
 is sent immediately and asks on behalf of all waiting callers. One message at a time is in flight, and it reports every
 limit that is due. A message without a reply is dropped, and the next one reports the same totals or larger ones.
 """

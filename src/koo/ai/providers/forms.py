@@ -11,8 +11,7 @@ server complains about a parameter that was left out, the parameter was not the 
 
 `max_tokens` is never left out, because the hold on the budget is computed from it. It is sent under its other name, or
 lowered to what fits: the context minus the prompt as the server counted it. For other prompts the count is estimated
-from there, and the estimate is rather too low than too high. Too low costs one more refusal; too high would cut off an
-answer.
+from there, and the estimate errs on the side that costs one more refusal, not on the side that would cut off an answer.
 """
 
 from __future__ import annotations

@@ -341,7 +341,8 @@ def estimate_usage(request: Request, text: str) -> Usage:
 
 
 def complete_usage(usage: Usage, request: Request, text: str, cost_usd: Decimal | None = None) -> Usage:
-    """The usage as reported. A missing half is estimated, and the whole marked, unless the cost is known."""
+    """The usage as reported. If a half is missing and the cost is unknown, the half is estimated and the usage is
+    marked as an estimate."""
     read, written = usage.read_tokens > 0, usage.output_tokens > 0
     # Servers report a 0 or nothing for a half that they did not count. Booked as 0, that half would be free. A reported
     # cost makes the estimate unnecessary, but only if there is some count: a cost of 0 without any may be a default.

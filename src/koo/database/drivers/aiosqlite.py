@@ -168,8 +168,8 @@ class SingleEnd(aiosqlite.Connection):
 
     def stop(self) -> asyncio.Future[Any] | None:
         if self._running:
-            # aiosqlite closes only a handle that it has received. It never receives that of a cancelled connect, and
-            # drops it in a cancelled close. The handle would then stay open until the garbage collector finds it.
+            # aiosqlite closes only a handle that it has received. After a cancelled connect it has no handle, and a
+            # cancelled close drops the handle. It would then stay open until the garbage collector finds it.
             self._tx.put_nowait((None, partial(_close, self._opened)))
             self._stopped = super().stop()
             # The thread keeps this object until it ends, and `keep` would keep a whole database alive with it.
