@@ -179,9 +179,10 @@ def page() -> str:
 
 <!-- Written by docs/generate_states.py from the breaker itself: change it there. -->
 
-Three terms are easily confused. The **phase** belongs to the circuit breaker, and only the phase has transitions. The
-**override** is set by an operator and applies in every phase. The **reported state** is what users see. koo computes it
-on each read from the phase and all other evidence, so it cannot contradict what the gates admit.
+This page describes the phases of a circuit breaker, the overrides that an operator can set, and the states that koo
+reports. The **phase** belongs to the circuit breaker, and only the phase has transitions. The **override** is set by an
+operator and applies in every phase. The **reported state** is what users see. koo computes it on each read from the
+phase and all other evidence, so it cannot contradict what the gates admit.
 
 ## Phases
 
