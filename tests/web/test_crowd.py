@@ -27,12 +27,17 @@ class One:
     address: str = "192.0.2.1"
     is_over: bool = False
     looks: list[float] = field(default_factory=list)
+    head_bytes: int = 0
+    crowd: Crowd | None = None
 
     def look(self, now: float) -> None:
         self.looks.append(now)
 
     def end(self) -> None:
         self.is_over = True
+        if self.crowd is not None:
+            self.crowd.gather(-self.head_bytes)
+            self.head_bytes = 0
 
 
 class Time:
@@ -100,13 +105,17 @@ def test_a_connection_above_the_limit_is_served_once_there_is_room() -> None:
     assert not crowd.refuses(more)
 
 
-def test_the_bytes_of_all_heads_together_are_bounded() -> None:
-    first, second = One(), One()
-    crowd = filled(10, first, second)
-    crowd.gather(HEADS_BYTES_MAX)
-    assert not first.is_over
+def test_beyond_the_limit_on_unfinished_heads_the_largest_is_closed_and_no_idle_connection() -> None:
+    idle, small, large = One(), One("192.0.2.2"), One("192.0.2.3")
+    crowd = filled(10, idle, small, large)
+    for one, byte_count in ((small, 10), (large, HEADS_BYTES_MAX - 10)):
+        one.crowd, one.head_bytes = crowd, byte_count
+        crowd.gather(byte_count)
+    assert not any(one.is_over for one in (idle, small, large))
+    small.head_bytes += 1
     crowd.gather(1)
-    assert first.is_over
+    assert [one.is_over for one in (idle, small, large)] == [False, False, True]
+    assert crowd.heads_bytes == 11
 
 
 def test_each_connection_is_checked_once_a_second() -> None:

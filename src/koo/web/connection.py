@@ -57,7 +57,7 @@ class HeadTooLarge(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """A connection with deadlines. `_head_bytes` counts received bytes that have completed neither a head nor a part
+    """A connection with deadlines. `head_bytes` counts received bytes that have completed neither a head nor a part
     of a body.
     """
 
@@ -66,7 +66,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
         self.address = ""
-        self._head_bytes = 0
+        self.head_bytes = 0
         self._too_large = False
         self._in_head = self._in_body = False
         self._waits_for: Waits = ""
@@ -98,9 +98,9 @@ class Connection(HttpToolsProtocol):
         # Counted before parsing, because the parser keeps the bytes of an unfinished head. The callbacks below set the
         # count back to 0 when a head is complete or a part of a body arrives, so only an endless head reaches the
         # limit.
-        self._count_head(self._head_bytes + len(data))
+        self._count_head(self.head_bytes + len(data))
         super().data_received(data)
-        if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+        if self.head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
             self._too_large = True
             self.send_400_response("")
         self._turn()
@@ -154,7 +154,7 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, answer)
 
     def _count_head(self, byte_count: int) -> None:
-        change, self._head_bytes = byte_count - self._head_bytes, byte_count
+        change, self.head_bytes = byte_count - self.head_bytes, byte_count
         if change:
             self.crowd.gather(change)
 
@@ -245,6 +245,8 @@ class Connection(HttpToolsProtocol):
             self._answered.message_event.set()
 
     def end(self) -> None:
+        # Now and not in `connection_lost`, which runs in the loop's next turn: until then the crowd would close others.
+        self._count_head(0)
         self.transport.abort()
 
     # ── responses without the application ─────────────────────────────────────────────────────────────────────

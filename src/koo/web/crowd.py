@@ -45,11 +45,15 @@ class Member(Protocol):
 
     address: str
 
+    @property
+    def head_bytes(self) -> int:
+        """How much of an unfinished head it holds."""
+
     def look(self, now: float) -> None:
         """Close the connection if its deadline has passed."""
 
     def end(self) -> None:
-        """Close immediately, without a response, and release the descriptor."""
+        """Close immediately, without a response, release the descriptor, and subtract its `head_bytes`."""
 
 
 class Crowd:
@@ -129,8 +133,13 @@ class Crowd:
         # Each head is limited, but many slow clients could each send almost that much and stop. The bytes are counted
         # while they are in the parser, which has no limit of its own.
         self.heads_bytes += byte_count
-        while self.heads_bytes > HEADS_BYTES_MAX and self._end_one():
-            pass
+        # The largest head and not the longest waiting connection: an idle one holds no bytes, so closing it would not
+        # help, and all idle clients would be closed before the first that is to blame. `end` subtracts what it held.
+        while self.heads_bytes > HEADS_BYTES_MAX and byte_count > 0:
+            largest = max(self._all, key=lambda one: one.head_bytes, default=None)
+            if largest is None or not largest.head_bytes:
+                return
+            self._end(largest)
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────
 
