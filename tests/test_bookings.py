@@ -69,7 +69,7 @@ def test_while_the_store_is_unavailable_the_list_is_refused_with_a_time(
 ) -> None:
     async def test(world: World) -> None:
         async def away(*_: object, **__: object) -> None:
-            raise StoreUnavailable("it is away")
+            raise StoreUnavailable("unreachable")
 
         await world.tick()
         with monkeypatch.context() as patch:

@@ -311,7 +311,7 @@ def test_a_killed_process_leaves_the_incident_as_last_reported(tmp_path: Path) -
         left = await other.open("openai/terra")
         await other.recorder.finish()
         assert (await one.find(left))["state"] == "lost"
-        assert "lost: its process has gone" in await one.reports.markdown(left)
+        assert "lost: its process ended without reporting the outcome" in await one.reports.markdown(left)
 
     with_processes(tmp_path, test)
 

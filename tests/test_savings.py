@@ -107,7 +107,7 @@ def test_while_the_store_is_unavailable_its_last_counts_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(*_: object) -> None:
-        raise StoreUnavailable("it is away")
+        raise StoreUnavailable("unreachable")
 
     async def test(store: SqlStore, clock: SetClock) -> None:
         monkeypatch.setattr(store.history, "read", away)

@@ -387,7 +387,7 @@ class Parts:
         )
 
     def _heard(self, answer: Reply) -> None:
-        """The ledger's store has lost data, or has another process under this one's name."""
+        """The ledger's store has lost data, or another process used this one's name in it."""
         if not answer.is_you:
             self.events.publish(ProcessRenamed(STORE_SOURCE, self.store.ledger.process))
         forgotten = sum(

@@ -131,7 +131,7 @@ def test_status_shows_what_is_wrong_with_koo_itself(here: Here) -> None:
         "blocked_s": 0.0,
     }
     ill = {
-        "state_store": {"reachable": False, "reason": "it is away", "lost_at": AT, "refuses": ["lab"]},
+        "state_store": {"reachable": False, "reason": "a full disk", "lost_at": AT, "refuses": ["lab"]},
         "disks": [{"name": "home", "state": "nearly_full", "free_bytes": 2**29, "total_bytes": 2**34}],
         "short_of": "file descriptors",
         "late": ["the checks of services"],
@@ -144,7 +144,7 @@ def test_status_shows_what_is_wrong_with_koo_itself(here: Here) -> None:
             here.set({"KOO_URL": url})
             said.append(here.run("status")[1].splitlines())
     assert [line for line in said[1] if line not in said[0]][1:] == [
-        "state store: unreachable since 2026-11-28T14:07:06Z: it is away; calls of lab are refused",
+        "state store: unreachable since 2026-11-28T14:07:06Z: a full disk; calls of lab are refused",
         "disk of home: nearly full, 0.5 of 16.0 GiB free",
         "koo: calls lacked file descriptors within the last minute",
         "koo: overdue: the checks of services; what is shown may be outdated",

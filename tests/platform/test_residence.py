@@ -258,7 +258,7 @@ def test_koo_opens_without_its_store(tmp_path: Path) -> None:
     platform.register_service("x")
 
     async def main() -> None:
-        with broken(platform, "store.ledger.refresh", StoreUnavailable("it is away")):
+        with broken(platform, "store.ledger.refresh", StoreUnavailable("unreachable")):
             assert await platform.execute("x", one) == 1
         await platform.close()
         assert tasks() == set()

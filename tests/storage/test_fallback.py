@@ -228,7 +228,7 @@ def test_a_store_lost_again_before_the_first_write_grants_no_money_twice(
     async def test(outage: Outage) -> None:
         await outage.begin()
         at_once(hold(outage.store, "0.70"))
-        outage.store.ledger.store_changed("it is away, as before")
+        outage.store.ledger.store_changed("still unreachable")
         with pytest.raises(Refused):
             at_once(hold(outage.store, "0.40"))
         await outage.end()

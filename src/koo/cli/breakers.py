@@ -155,7 +155,9 @@ def _show(one: Incident, now: float) -> None:
     if one["trigger"] is not None:
         put(f"why: {one['trigger']['sentence']}")
     if one["state"] == "lost":
-        put(f"lost: its process is gone, and last reported it {when(one['last_heard'])}")
+        put(
+            f"lost: its process ended without reporting the outcome; its last report was {when(one['last_heard'])}"
+        )
     elif ended:
         put(f"closed {ended}, after {span(one['lasted_s'])}: {one['ended']}")
     else:

@@ -19,7 +19,7 @@ def asked(guard: Guard) -> int:
 
 
 class Watched:
-    """One guard, what was last reported about it, and its units of probes."""
+    """One guard, what was last reported about it, and its probe units."""
 
     __slots__ = (
         "_calls",
@@ -84,7 +84,7 @@ class Watched:
         self._is_proved = False
 
     def ask(self, key: GuardKey, guard: Guard, beat_s: float, now: float) -> ProbeAsk | None:
-        """The next beat's request about units of probes, if any."""
+        """The next beat's request about probe units, if any."""
         breaker, options = guard.breaker, guard.options.breaker
         if breaker.phase is CLOSED and not self.unit.count:
             return None

@@ -80,7 +80,7 @@ def _facts(one: shapes.Incident) -> Iterator[str]:
         yield f"- **Closed:** {_at(one['closed_at'])}, after {describe_s(one['lasted_s'])}: {_safe(one['ended'])}"
     elif one["state"] == "lost":
         heard = _at(one["last_heard"])
-        yield f"- **State:** lost: its process has gone; its last report was at {heard}"
+        yield f"- **State:** lost: its process ended without reporting the outcome; its last report was at {heard}"
     else:
         yield f"- **State:** {one['state']}, for {describe_s(one['lasted_s'])} so far"
     if one["shadow"]:

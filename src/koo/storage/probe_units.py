@@ -1,4 +1,4 @@
-"""Grants units of probes within the transaction of a beat, to one process after another."""
+"""Grants probe units within the transaction of a beat, to one process after another."""
 
 from __future__ import annotations
 

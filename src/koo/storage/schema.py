@@ -27,7 +27,7 @@ The tables:
   with the same `message` are sent together.
 * `koo_fleet`: each process's last report about itself. `koo_fleet_guards`: its guards. `koo_fleet_configurations`:
   digests of its options (JSON). `koo_fleet_checks`: the result of the leader's last unbilled check of each service.
-  `koo_fleet_probes`: units of probes (`policies/probing.py`). `koo_leader`: the process that leads, its epoch, and the
+  `koo_fleet_probes`: probe units (`policies/probing.py`). `koo_leader`: the process that leads, its epoch, and the
   end of its lease (`policies/fleet.py`).
 * `koo_history`: the state of a process's components in one minute or five (JSON, `storage/history.py`). `koo_marks`:
   events at one moment. `koo_incidents`: openings of breakers (JSON), one row for each process that saw one; rows with

@@ -68,7 +68,7 @@ class Name(NamedTuple):
 
 NAMES: dict[str, Name] = {
     "koo_build": Name(GaugeMetricFamily, "1, with the version as a label", ("version",), "own"),
-    "koo_workers": Name(GaugeMetricFamily, "processes of this host that serve together", ()),
+    "koo_workers": Name(GaugeMetricFamily, "processes on this host that serve together", ()),
     "koo_circuit_breaker_state": Name(
         GaugeMetricFamily,
         "1 for a breaker's current state; for an AI service, that of its default model",
@@ -117,7 +117,7 @@ NAMES: dict[str, Name] = {
     "koo_alerts": Name(GaugeMetricFamily, "active alerts", ("severity",), "each"),
     "koo_alert_active": Name(
         GaugeMetricFamily,
-        "firing alerts of a kind, without those that are silenced or inhibited by another",
+        "firing alerts, except those that are silenced or inhibited by another",
         ("kind", "severity"),
         "each",
     ),
