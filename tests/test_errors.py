@@ -153,7 +153,7 @@ def test_a_group_can_be_split_and_pickled() -> None:
     assert caught == ["a: open", "b: down"]
 
 
-def test_kinds_are_words_for_metrics() -> None:
+def test_each_kind_is_a_word_that_can_label_a_metric() -> None:
     for kind in Kind:
         assert kind == kind.value and kind.value.replace("_", "").isalpha() and kind.value.islower()
     assert f"{Kind.CIRCUIT_OPEN}" == "circuit_open"

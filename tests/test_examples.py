@@ -57,7 +57,7 @@ no service answered: BudgetExceeded ServiceFailed
 }
 """What each script prints."""
 SERVERS = {"mounted", "flask_app"}
-"""`mounted` has tests of its own below, `flask_app` in `tests/bridge/test_flask.py`."""
+"""`mounted` has separate tests below, `flask_app` in `tests/bridge/test_flask.py`."""
 
 
 def environment(home: Path) -> dict[str, str]:

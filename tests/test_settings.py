@@ -291,7 +291,7 @@ def test_each_variable_becomes_its_option(variable: str, text: str, place: str, 
     assert value == expected and type(value) is kind
 
 
-def test_the_table_of_arrivals_contains_every_variable() -> None:
+def test_the_table_of_variables_and_their_options_contains_every_variable() -> None:
     assert {row[0] for row in ARRIVALS} == DEFAULTS.keys() | {"DATABASE_URL", "KOO_STATE_URL"}
 
 

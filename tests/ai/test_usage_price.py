@@ -88,7 +88,7 @@ def test_cached_tokens_reasoning_and_thoughts_cost_what_the_table_says(
         ("gemini-2.5-pro", "google"),
     ],
 )
-def test_the_price_is_the_tables_own(model: str, vendor: str) -> None:
+def test_the_price_of_a_model_is_that_of_the_table(model: str, vendor: str) -> None:
     usage = TableUsage(input_tokens=300_000, cache_read_tokens=100_000, output_tokens=500)
     assert price_usd(model, usage) == calc_price(usage, model, provider_id=vendor).total_price
 

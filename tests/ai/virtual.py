@@ -1,4 +1,4 @@
-"""A gateway on virtual time. Only the providers are not real: they answer from memory, when a test says so."""
+"""A gateway on virtual time. Everything but the providers is real: they answer from memory, when a test lets them."""
 
 from __future__ import annotations
 

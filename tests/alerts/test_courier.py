@@ -350,7 +350,7 @@ def test_without_the_state_store_a_process_notifies_on_its_own_and_says_so() -> 
     in_world(main)
 
 
-def test_a_store_lost_between_sending_and_recording_causes_a_second_message_but_never_none() -> None:
+def test_a_store_lost_between_sending_and_recording_causes_a_second_message_but_never_loses_one() -> None:
     async def main(world: World) -> None:
         process = world.process()
         await process.store.notices.put(notice())

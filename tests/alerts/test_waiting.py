@@ -62,7 +62,7 @@ def test_parts_found_now_are_shown_within_the_unconfirmed_alert() -> None:
     )
     watch.has_looked = True
     assert watch.look(T0 + 603, ILL) == [("service_down", "resolved")]
-    assert watch.look(T0 + 604, ILL) == [("service_unhealthy", "firing")], "then it is an alert of its own"
+    assert watch.look(T0 + 604, ILL) == [("service_unhealthy", "firing")], "then it is a separate alert"
 
 
 def test_a_part_that_refuses_calls_keeps_the_unconfirmed_alert_critical() -> None:

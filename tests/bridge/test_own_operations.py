@@ -415,7 +415,7 @@ def test_the_bridge_uses_the_loop_on_which_only_the_database_is_open(tmp_path: P
 
 
 def test_a_thread_of_a_server_opens_koo_on_the_servers_loop(tmp_path: Path) -> None:
-    """A `def` endpoint is called first, before any `async def` one: AnyIO knows which loop the thread works for."""
+    """A `def` endpoint is called before any `async def` one: AnyIO records the loop for which the thread works."""
     platform = made(tmp_path)
 
     async def main() -> Any:

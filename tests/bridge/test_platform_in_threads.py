@@ -187,7 +187,9 @@ def _loop_of_the_bridge() -> asyncio.AbstractEventLoop:
     return koo.run(here())
 
 
-def test_what_cannot_cross_loops_is_refused_with_a_sentence_that_names_the_bridge(tmp_path: Path) -> None:
+def test_a_call_that_cannot_cross_loops_is_refused_with_a_sentence_that_names_the_bridge(
+    tmp_path: Path,
+) -> None:
     with FakeAnthropic() as server:
         platform = Platform(options(tmp_path, server))
 

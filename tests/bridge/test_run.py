@@ -178,7 +178,7 @@ def test_the_callers_context_is_passed_and_changes_stay_in_the_call() -> None:
         tag.reset(token)
 
 
-def test_a_deadline_around_the_call_limits_it_and_so_does_its_own_nearer_one() -> None:
+def test_a_call_is_limited_by_the_nearer_of_its_own_deadline_and_the_one_around_it() -> None:
     async def left_s() -> float:
         return ends_at.get() - asyncio.get_running_loop().time()
 

@@ -120,7 +120,7 @@ def test_an_alert_is_acknowledged_silenced_and_explained(here: Here, monkeypatch
         assert [line for line in log if said in line], said
 
 
-def test_without_a_channel_why_says_so(here: Here) -> None:
+def test_without_a_channel_the_command_alerts_why_says_so(here: Here) -> None:
     with FakeAnthropic() as fake, serving(here.home, **settings_of(fake, **OUTAGE)) as (url, _):
         here.set({"KOO_URL": url})
         break_claude(fake, url)

@@ -47,7 +47,7 @@ def test_doctor_checks_everything_and_gives_advice(here: Here) -> None:
         _, found = findings(here)
         for subject in ("configuration", "permissions", "disk", "clock", "database"):
             assert [finding["result"] for finding in found[subject]] == ["ok"], subject
-        # A test's home is usually in a temporary folder, which is a finding of its own.
+        # A test's home is usually in a temporary folder, which is a separate finding.
         assert {finding["result"] for finding in found["state store"]} <= {"ok", "note"}
         assert [finding["result"] for finding in found["claude"]] == [
             "ok",

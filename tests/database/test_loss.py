@@ -355,7 +355,7 @@ def test_asyncpgs_error_in_a_stream_is_translated_to_sqlalchemys(
                         kill_all(pg)
                         assert database.connections is not None
                         (record,) = database.connections.records.by_connection.values()
-                        await until(lambda: record.is_closed)  # noqa: B023 - used at once
+                        await until(lambda: record.is_closed)  # noqa: B023 - used immediately
             assert caught.value.connection_invalidated
             assert database.guard.tally.totals().verdicts[FAILURE] == 1
 
@@ -562,7 +562,7 @@ async def seconds_of_a_black_hole(pg: Place, at: str) -> float:
 def test_a_scope_on_a_silent_server_ends_within_its_deadline_and_the_cleanup_time(pg: Place, at: str) -> None:
     async def main() -> None:
         # 0.3 s to clean up (twice: to stop the statement, to roll back); the bound leaves room for a slow machine,
-        # and is far below what the drivers take by themselves (2 s, 10 s, never).
+        # and is far below what the drivers take without koo (2 s, 10 s, never).
         assert await seconds_of_a_black_hole(pg, at) < 1.5
 
     run(main)
@@ -695,7 +695,7 @@ def test_an_idle_transaction_loses_its_locks_at_the_deadline(pg: Place) -> None:
 
 
 def test_a_server_killed_and_restarted_under_load_loses_no_acknowledged_insert(any_pg: Place) -> None:
-    """Every acknowledged insert is present exactly once, and traffic resumes on its own."""
+    """Every acknowledged insert is present exactly once, and traffic resumes automatically."""
 
     async def main() -> None:
         breaker = BreakerOptions(failure_threshold=5, recovery_s=1.0, success_threshold=2)

@@ -71,7 +71,7 @@ def test_a_refused_connection_names_the_database_and_no_password() -> None:
     run(main)
 
 
-def test_an_open_breakers_refusal_names_the_cause_and_a_wait_no_shorter_than_its_own() -> None:
+def test_an_open_breakers_refusal_names_the_cause_and_a_wait_no_shorter_than_the_breakers_own() -> None:
     async def main() -> None:
         async with opened(REFUSED, retry=ONCE) as database:
             told = [(await fail(database)).retry_after_s for _ in range(5)]

@@ -222,7 +222,9 @@ def test_a_throttled_call_waits_for_the_providers_time_if_it_fits() -> None:
     run_virtual(main)
 
 
-def test_a_throttled_call_without_a_hint_waits_for_a_guess_and_gives_a_time_when_it_gives_up() -> None:
+def test_a_throttled_call_without_a_hint_waits_for_a_guessed_time_and_its_final_error_has_a_retry_time() -> (
+    None
+):
     async def main() -> None:
         guard, script = make_guard(attempts=3), Script(*[throttled()] * 3)
         error = await error_of(guard.call(script))

@@ -156,7 +156,7 @@ def test_the_callers_deadline_is_neutral_but_may_count_as_slow(slow: bool) -> No
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_a_deadline_around_the_call_counts_the_same(slow: bool) -> None:
+def test_a_deadline_around_the_call_counts_like_the_calls_own(slow: bool) -> None:
     """Both end at the same moment and the outer one is raised, but the guard still records that the call was slow."""
 
     async def main() -> None:

@@ -150,7 +150,7 @@ def test_counts_cover_the_processs_life_and_rates_the_last_five_minutes() -> Non
     in_house(test)
 
 
-def test_a_throttled_request_counts_as_failed_and_separately() -> None:
+def test_a_throttled_request_counts_as_failed_and_is_also_counted_separately() -> None:
     async def test(house: House) -> None:
         house.add()
         await house.call(FAILED)

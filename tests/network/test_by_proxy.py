@@ -265,7 +265,7 @@ def test_a_407_from_an_unknown_proxy_falls_back_to_the_next_service(
         assert (found.kind, found.billable) == (Kind.CONNECTION, False) and "status 407" in str(found)
 
 
-def test_a_refusal_through_a_proxy_is_the_services_own(tmp_path: Path) -> None:
+def test_a_refusal_that_a_proxy_passes_on_counts_as_the_services_refusal(tmp_path: Path) -> None:
     with FakeAnthropic() as server, proxied(server) as proxy:
         server.fails(401)
         koo = platform(tmp_path, service(URL), NetworkOptions(http_proxy=proxy.url))

@@ -169,7 +169,7 @@ def test_a_call_waiting_for_a_connection_ends_immediately_and_costs_nothing(tmp_
 def test_a_call_waiting_for_a_name_lookup_ends_immediately_and_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """aiohttp cancels its lookup. The call must report that koo is closing, not a cancellation that nobody
+    """aiohttp cancels its lookup. The call must report that koo is closing, not a cancellation that no one
     requested."""
 
     async def never(*_: object, **__: object) -> list[object]:

@@ -217,7 +217,7 @@ async def misuse(one: World) -> Any:
 
 async def read_file(one: World) -> Any:
     await one.plain()
-    return Path("/no/such/file").read_text()  # noqa: ASYNC240 - it fails at once
+    return Path("/no/such/file").read_text()  # noqa: ASYNC240 - it fails immediately
 
 
 @pytest.mark.parametrize("read", [read_json, validate, index, look_up, misuse, read_file])

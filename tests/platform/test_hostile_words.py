@@ -39,7 +39,7 @@ SECRETS = (
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500])
-def test_a_hostile_providers_words_are_not_repeated(
+def test_no_view_repeats_the_text_of_a_hostile_provider(
     tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All texts at the same time, each on its own platform, because most of the time is spent waiting."""

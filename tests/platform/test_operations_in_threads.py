@@ -1,4 +1,4 @@
-"""Blocking operations: refused before anything is sent, or run in threads if the registration says so."""
+"""Blocking operations are refused before anything is sent, or run in threads if registered with `in_thread`."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def threads() -> set[threading.Thread]:
 def files(home: Path) -> set[str]:
     """The open files in this folder."""
     found, descriptors = set(), "/proc/self/fd"
-    for number in os.listdir(descriptors) if os.path.isdir(descriptors) else ():  # noqa: PTH208, PTH112 - some go at once
+    for number in os.listdir(descriptors) if os.path.isdir(descriptors) else ():  # noqa: PTH208, PTH112 - some vanish meanwhile
         try:
             found.add(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115
         except OSError:

@@ -330,7 +330,7 @@ def test_an_own_server_with_a_price_is_booked_and_one_without_is_free(tmp_path: 
     run(tmp_path / "b", vendor, free, declared=True, api_key=None, **url)
 
 
-def test_a_chat_of_googles_sdk_holds_its_history_and_its_own_settings(tmp_path: Path) -> None:
+def test_the_hold_of_a_chat_of_googles_sdk_includes_its_history_and_settings(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         config = types.GenerateContentConfig(max_output_tokens=50)
         chats = genai.chats.AsyncChats(world.call.__self__)  # type: ignore[attr-defined]

@@ -501,7 +501,7 @@ class World:
     def finish(self) -> None:
         """Check that nothing of today stays granted.
 
-        Some of a past day may, if the store has lost the report that it was sent home.
+        Money of a past day may stay granted if the store has lost the report that it was returned.
         """
         if not isinstance(self.store, MemoryTreasuries):
             return

@@ -27,7 +27,7 @@ def burst(pacer: Pacer, now: float) -> int:
 
 
 def times(pacer: Pacer, calls: int, now: float = 0.0) -> list[float]:
-    """The times at which calls are sent that wait only for the pacer."""
+    """The times at which these calls are sent if only the pacer delays them."""
     seen = []
     for _ in range(calls):
         now += pacer.wait_s(now)

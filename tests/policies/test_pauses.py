@@ -142,7 +142,7 @@ def test_a_block_is_checked_after_one_minute_and_then_at_intervals_that_grow_to_
     assert gaps == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
 
 
-def test_the_interval_of_a_model_that_is_refused_again_goes_on_growing() -> None:
+def test_the_interval_of_a_model_that_is_refused_again_continues_to_grow() -> None:
     """A successful check proves that the key works, not that it may use the model."""
     blocks, now, refused_at = KeyBlocks(), 0.0, []
     while now < 3600.0:

@@ -97,7 +97,7 @@ def test_a_purse_starts_empty_and_a_call_waits_for_one_reply() -> None:
     assert party.row("day").booked == 10
 
 
-def test_the_unspent_part_of_a_single_call_goes_home_with_its_settlement() -> None:
+def test_the_unspent_part_of_a_single_call_is_returned_with_its_settlement() -> None:
     party = Party(day=100)
     purses = party.process()
     decided = party.ask(purses, 10)
@@ -277,7 +277,7 @@ def test_a_budget_is_removed_only_if_it_was_not_used_in_the_period() -> None:
     assert not purses.forget("day"), "the beat in flight may bring a grant"
     purses.hear(party.store.receive(beat, party.now_ms, BEAT_MS), party.now)
     party.turn(purses)
-    assert not purses.forget("day"), "it was granted something, which went home"
+    assert not purses.forget("day"), "it was granted something, which it has returned"
     party.turn(purses, after_ms=DAY_MS)
     party.turn(purses)
     assert purses.forget("day") and purses.budgets == {}

@@ -93,16 +93,18 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
 @pytest.mark.parametrize(
     ("error", "verdict", "repeatable"), FOREIGN, ids=[repr(one[0])[:70] for one in FOREIGN]
 )
-def test_an_exception_of_a_users_own_operation(error: Exception, verdict: Verdict, repeatable: bool) -> None:
+def test_an_exception_of_a_users_own_operation_has_its_verdict_and_is_raised_unchanged(
+    error: Exception, verdict: Verdict, repeatable: bool
+) -> None:
     fault = classify_error(error)
     assert (fault.verdict, fault.repeatable) == (verdict, repeatable)
-    assert fault.error is None, "it leaves unchanged"
+    assert fault.error is None, "it is raised unchanged"
 
 
 PROMISED: list[tuple[Kind, type[ExternalServiceError], Verdict, bool]] = [
     (Kind.AUTH, AuthenticationFailed, NEUTRAL, False),  # key refused: never retried
     (Kind.PERMISSION, AuthenticationFailed, NEUTRAL, False),
-    (Kind.THROTTLED, RateLimited, THROTTLED, True),  # waits as long as it says
+    (Kind.THROTTLED, RateLimited, THROTTLED, True),  # waits as long as the provider requests
     (Kind.TIMEOUT, ServiceTimeout, FAILURE, True),  # timeout, connection: retried with backoff
     (Kind.CONNECTION, ServiceFailed, FAILURE, True),
     (Kind.QUOTA, RateLimited, THROTTLED, False),  # quota exhausted: never retried
@@ -149,7 +151,7 @@ def test_a_fault_carries_the_servers_hint_and_what_was_billed() -> None:
     cut = StreamTruncated("b", "cut off")
     assert fault_of(cut).billed and not fault_of(ServiceFailed("b", "down", kind=Kind.CONNECTION)).billed
     cut.billable = False
-    assert not fault_of(cut).billed, "unless the provider says so"
+    assert not fault_of(cut).billed, "unless the provider reports it"
 
 
 def test_only_a_refused_key_is_blocked_and_an_unreachable_host_counts_for_all_models() -> None:

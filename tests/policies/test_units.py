@@ -106,7 +106,7 @@ def test_a_reply_without_units_says_when_to_ask_again_and_no_message_is_sent_bef
     assert party.take(other, 1) == 1
 
 
-def test_unused_units_go_home_when_there_is_no_traffic() -> None:
+def test_unused_units_are_returned_when_there_is_no_traffic() -> None:
     party = Party()
     one = party.process()
     party.speak(one, 1)

@@ -19,7 +19,7 @@ from koo.storage.windows import MemoryWindows, Windows
 
 TIMEOUT_S = 2.0
 RESET_S = 0.25
-"""A message that is lost with its connection is noticed sooner than by the timeout."""
+"""A message lost with its connection is detected before the timeout."""
 KNOCK_S = 1.0
 """How often a store that did not reply is tried again."""
 

@@ -189,7 +189,7 @@ async def spend(store: Store, cost: str = "0.01", amount: str = "0.05") -> None:
 
 
 def seen(store: Store, name: str = CLAUDE) -> tuple[Decimal, Decimal]:
-    """The spent and held amounts, as far as this process knows."""
+    """The spent and held amounts in this process's records."""
     view = store.ledger.view(name)
     return view.spent_usd, view.held_usd
 

@@ -71,7 +71,7 @@ def with_store(place: Place, test: Any) -> None:
     asyncio.run(main())
 
 
-def test_a_grant_whose_reply_was_lost_is_granted_once_and_sent_home(shared: Place, doubt: Doubt) -> None:
+def test_a_grant_whose_reply_was_lost_is_granted_once_and_returned(shared: Place, doubt: Doubt) -> None:
     """The caller was refused in the meantime, so no call holds the granted money."""
 
     async def test(store: SqlStore) -> None:

@@ -29,8 +29,8 @@ from koo.storage.sql import SqliteBackend
 def test_a_servers_report_that_it_ends_a_connection_counts_as_a_lost_connection(
     error: Exception, ended: bool
 ) -> None:
-    """The report may arrive before the connection is closed. If it counted as a fault of the store, closing an idle
-    connection would be an outage.
+    """The report may arrive before the connection is closed. If the report counted as a fault of the store, closing
+    an idle connection would be an outage.
     """
     assert lost(error) is ended
 

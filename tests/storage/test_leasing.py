@@ -155,7 +155,7 @@ async def test_a_daily_limit_holds_across_two_processes(shared: Place) -> None:
 
 
 @on_a_loop
-async def test_a_beat_that_sends_the_days_units_home_leaves_none_in_this_process(sqlite: Place) -> None:
+async def test_a_beat_that_returns_the_days_units_leaves_none_in_this_process(sqlite: Place) -> None:
     """This includes units that the last check of the limits allowed: used here, they would be granted elsewhere too."""
     async with fleet(sqlite, 1, minute=500, day=2000) as (one,):
         task = asyncio.create_task(one.store.ledger.run())

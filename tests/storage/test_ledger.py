@@ -201,7 +201,7 @@ def test_a_call_is_held_in_all_its_budgets_or_none_and_the_short_budget_is_named
     with_store(place, test)
 
 
-def test_money_that_no_call_holds_is_sent_home_with_the_last_settlement(place: Place) -> None:
+def test_money_that_no_call_holds_is_returned_to_the_store_with_the_last_settlement(place: Place) -> None:
     """A script that makes one call and is killed a moment later leaves nothing behind."""
 
     async def test(store: Store, clock: SetClock) -> None:

@@ -54,7 +54,7 @@ def test_processes_that_upgrade_at_the_same_moment_wait_for_each_other(shared: P
     asyncio.run(main())
 
 
-# ── two versions at once ──────────────────────────────────────────────────────────────────────────────────────────
+# ── two versions together ──────────────────────────────────────────────────────────────────────────────────────────
 
 BEFORE_GROWTH = schema.STEPS[:7]
 ADDS = re.compile(

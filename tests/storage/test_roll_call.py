@@ -54,7 +54,7 @@ def line(key: GuardKey = CLAUDE, *, is_down: bool = False, calls: int = 5) -> Gu
 
 
 class Process:
-    """One process on a place, which beats when a test says so."""
+    """One process on a place, which beats only when a test makes it."""
 
     def __init__(self, transactions: Transactions, number: int) -> None:
         self.transactions = transactions

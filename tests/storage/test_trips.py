@@ -67,7 +67,7 @@ def test_two_hundred_calls_a_second_cost_one_round_trip_per_twenty_calls(postgre
             await asyncio.gather(*tasks)
             running.cancel()
             await store.close()
-            # complete beats, once it knows its rate of spending
+            # complete beats, once it has measured its rate of spending
             begins = [
                 number
                 for number in range(400, 1200)

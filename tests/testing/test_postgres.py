@@ -182,7 +182,9 @@ def test_a_shared_server_runs_even_if_the_previous_test_killed_it(
     postgres16.kill()
 
 
-def test_a_port_is_leased_to_one_server_and_below_the_outgoing_range(postgres16: PostgresServer) -> None:
+def test_a_leased_port_belongs_to_one_server_and_is_below_the_outgoing_range(
+    postgres16: PostgresServer,
+) -> None:
     assert 20_000 <= postgres16.port < 32_000
     with lease_port() as lease, pytest.raises(OSError, match="in use"):
         lease_port(int(lease.getsockname()[1]))
@@ -251,7 +253,7 @@ def test_several_threads_can_start_servers_at_the_same_time() -> None:
     asyncio.run(start_two())
 
 
-def test_a_missing_major_version_is_none() -> None:
+def test_the_path_of_a_missing_major_version_is_none() -> None:
     assert postgres_binaries(7) is None
     programs = postgres_binaries(18)
     assert programs is not None and os.access(programs / "initdb", os.X_OK)

@@ -69,7 +69,7 @@ def test_a_verb_applies_until_the_next_one() -> None:
         assert server.attempts == 5 and server.requests[-1].prompt == "Capital of France?"
 
 
-def test_a_verb_with_times_comes_first_and_then_ends() -> None:
+def test_a_verb_with_times_applies_before_the_others_and_then_ends() -> None:
     with FakeAnthropic() as server, client_of(server) as client:
         server.answers("always").fails(529, times=2).answers("once", times=1)
         assert [status_of(client), status_of(client)] == [529, 529]

@@ -15,5 +15,5 @@ def check_exactly(answer: Any, shape: Any) -> None:
 
 @cache
 def _adapter(shape: Any) -> TypeAdapter[Any]:
-    # In a list, because a shape has no configuration of its own but inherits that of its container.
+    # In a list, because a shape has no separate configuration but inherits that of its container.
     return TypeAdapter(list[shape], config=ConfigDict(extra="forbid", strict=True))

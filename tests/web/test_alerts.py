@@ -1,4 +1,4 @@
-"""Alerts over HTTP: history, acknowledgements, silences. What one process knows, all processes know."""
+"""Alerts over HTTP: history, acknowledgements, silences. All processes show the same."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_a_part_is_sent_when_something_in_it_changes() -> None:
     assert parts.take({}, AT, 4)["service/claude"].endswith(b'"value":null}\n\n')
 
 
-def test_values_that_change_with_each_read_are_sent_now_and_then() -> None:
+def test_values_that_change_with_each_read_are_sent_only_occasionally() -> None:
     parts = Parts()
     parts.take({"database": {"response_time_ms": 1.0}}, AT, 0)
     assert parts.take({"database": {"response_time_ms": 2.0}}, AT, 14.9) == {}

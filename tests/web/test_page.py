@@ -212,7 +212,7 @@ def test_form_fields_have_no_names() -> None:
         ("SEVERITIES", {"critical", "warning", "info"}),
     ],
 )
-def test_the_page_has_a_look_for_every_state_of_the_server(table: str, words: set[str]) -> None:
+def test_the_page_has_a_style_for_every_state_of_the_server(table: str, words: set[str]) -> None:
     """A state that the page does not have would be shown as a gray ring."""
     body = re.search(rf"const {table} = \{{(.*?)\n\}};", SCRIPTS["words/looks.js"], re.DOTALL)
     assert body is not None

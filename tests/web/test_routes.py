@@ -313,7 +313,7 @@ def test_a_list_longer_than_bulkhead_and_queue_is_answered_completely(tmp_path: 
 
 
 def test_a_client_that_disconnects_ends_its_query(tmp_path: Path) -> None:
-    """Nobody reads the response, so nobody should pay for it: the provider's connection is closed too."""
+    """A response that no client reads must not be paid for, so the provider's connection is closed too."""
 
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         from koo.testing.providers import hang

@@ -114,7 +114,7 @@ def test_the_api_accepts_a_session_like_its_token() -> None:
     ids=["another port", "null", "same site", "cross site"],
 )
 def test_a_page_of_another_origin_cannot_use_a_cookie(foreign: dict[str, str]) -> None:
-    """The browser sends the cookie by itself: SameSite allows it for another port of this host."""
+    """The browser sends the cookie automatically: SameSite allows it for another port of this host."""
     assert status("POST", cookie(WRITE), **foreign) == 403
     assert status("POST", "", kind="page", **foreign) == 403  # nor can it log anyone in
     assert status("POST", cookie(WRITE), origin="http://127.0.0.1:8000", sec_fetch_site="same-origin") == 200

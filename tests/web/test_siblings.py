@@ -70,7 +70,7 @@ def test_counts_are_summed_and_each_workers_own_values_have_its_label(tmp_path: 
     assert (found[f'{UP}{{worker="1"}}'], found[f'{UP}{{worker="2"}}']) == (1, 0)
     assert (
         found['koo_budget_spent_usd{service="claude"}'] == 0.5
-    )  # the fleet's value, as the responding worker knows it
+    )  # the fleet's value, as the responding worker last read it
     assert found['koo_service_request_duration_seconds_sum{service="claude"}'] == 2.0
 
 

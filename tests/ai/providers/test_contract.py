@@ -104,7 +104,7 @@ class Holds(Base):
 
 
 class Persistent(Base):
-    """Retries by itself."""
+    """Retries without being asked to."""
 
     async def complete(self, request: Request) -> Completion:
         for _ in range(2):
