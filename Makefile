@@ -2,8 +2,8 @@
 # Linux, and access to a package registry.
 #
 # Each installation step leaves a stamp file in .venv, so that a later `make run` installs nothing and starts
-# immediately.
-# A stamp that is older than pyproject.toml or its pins file means that the installed packages may be out of date.
+# immediately. A stamp that is older than pyproject.toml or its pins file means that the installed packages may be out
+# of date.
 #
 # Every installed package is pinned by hash in pins/. Packages are installed without their dependencies (`--no-deps`),
 # because the pins files list all of them. `make pins` updates these files.

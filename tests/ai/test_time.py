@@ -94,8 +94,7 @@ def test_a_three_hour_call_keeps_its_hold_and_is_booked_at_its_real_cost(
 
 def test_silence_ends_at_the_first_token_timeout_and_is_booked_at_the_worst_case() -> None:
     """The first-token timeout ends long before the attempt. The provider may have read the prompt and reasoned about
-    it, so it
-    may bill.
+    it, so it may bill.
     """
 
     async def main() -> None:
