@@ -58,8 +58,8 @@ def fault_of_time(
     )  # the deadline of the whole call, not only an attempt's or a lease's
     if not alarm.expired:
         # A caller's own `asyncio.timeout` often ends at the same moment as ours, and its timer may run first. Then the
-        # task sees the caller's cancellation and our alarm never rings, but the call was just as late. Judged by the
-        # cancellation alone, a backend that hangs behind such callers would never count as failed or slow.
+        # task sees the caller's cancellation and our alarm never rings, but the call was just as late. If only the
+        # cancellation counted, a backend that hangs for such callers would never count as failed or slow.
         if isinstance(error, CancelledError) and now >= alarm.when:
             return OVERDUE if whole and not passage.is_ours else TIMED_OUT
         return None

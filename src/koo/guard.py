@@ -280,8 +280,9 @@ class Guard:
 
     def _admit(self, taken_at: float, charge: Charge | None, now: float) -> Permit:
         """The last gate: the breaker's permit, decided as of now and not as of the start of the wait."""
-        # The breaker may have opened while this call waited for a place or for its money. Taken earlier, the permit
-        # would be worse: a probe's lease held by a call that a later gate refuses blocks recovery until it runs out.
+        # The breaker may have opened while this call waited for a place or for its money. A permit that was taken
+        # earlier would be worse: if a later gate refused the call, its probe's lease would block recovery until it runs
+        # out.
         breaker, gates = self.breaker, self.gates
         permit = breaker.admit(now, gates.draw)
         if breaker.happened:

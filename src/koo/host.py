@@ -78,8 +78,8 @@ class HostWatch:
             try:
                 start(thread)
             except NoThread as error:
-                # Recorded, and tried again in a second. Raised, it would stop the rest of this second's work, alerts
-                # included.
+                # The failure is recorded, and the reading is tried again in a second. If it were raised, it would stop
+                # the rest of this second's work, alerts included.
                 shortage_in(error)
                 return
             self._steps, self._thread, self._due_at = 0, thread, now + EVERY_S

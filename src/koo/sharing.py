@@ -255,7 +255,7 @@ class Sharing:
 def _without_undone(signals: Sequence[Signal]) -> Iterable[Signal]:
     """Earlier signals without overrides that a later reset removed.
 
-    Replayed in order, such an override would force a breaker open for a moment, with its event and alert.
+    If such an override were replayed, it would force a breaker open for a moment, with its event and alert.
     """
     resets = {signal.target: signal.id for signal in signals if signal.kind == "reset"}
     for signal in signals:

@@ -6,8 +6,8 @@ is read only if there is no code, or the wrong one (`koo.server_words`).
 
 **Which side reports.** A server that ends our connection sends severity FATAL or PANIC, or closes it. The same code
 with severity ERROR is a *report* about something else, and the connection is still good: another server behind a
-foreign table or dblink, or an application's own `RAISE ... USING ERRCODE`. Treated as a lost connection, it would open
-the circuit of a healthy database, so `REPORTED` is looked up before `SQLSTATES`.
+foreign table or dblink, or an application's own `RAISE ... USING ERRCODE`. If it counted as a lost connection, it would
+open the circuit of a healthy database, so `REPORTED` is looked up before `SQLSTATES`.
 
 `Meaning.unsure` concerns COMMIT only: after a connection was lost there, it is unknown whether the transaction
 committed, even if the server had time to send a reason (57P01 while it waited for a standby: it *is* committed).

@@ -276,7 +276,7 @@ class Budgets:
         return max(0, left) if left is not None and left < noted.amount else None
 
     def _short(self, service: str, now_s: float) -> Short | None:
-        """The refusal for money that is still worth an alert; None if there is none."""
+        """The latest refusal for lack of money, as long as an alert about it is justified; else None."""
         # `_shortages` ends with the first call that succeeds. If small calls succeed while large ones are refused, an
         # alert that follows it would start and end every few seconds. So a refusal also counts for `SHORT_KEPT_S`.
         noted = self._last_shortages.get(service)

@@ -287,8 +287,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             # In a block an error does not end the stream: its user may catch it and make further requests on the same
             # object. The end of the block closes and settles; here the fault is only recorded.
             if self._held is not None:
-                # The same alarm serves the next wait. Left set, an error of the next request that comes without
-                # suspending would be judged by this old expiry, as a stalled stream.
+                # The same alarm serves the next wait. If its expiry stayed set, an error of the next request that comes
+                # without suspending would be judged by it, as a stalled stream.
                 self._held.silence.expired = False
             self._note_end(fault)
             self._silent_s = silent_s

@@ -82,9 +82,10 @@ async def execute(
             if charge is not None:
                 charge.begun = True
             result: T = await awaitable
-            # Returned as it is, a stream would be read outside the guard: its permit is settled on return, so a stream
-            # that hangs or breaks off would count as a success, and its usage would never be booked. An HTTP response
-            # is refused only if `stream=True` requested it open; otherwise an open one is the library's normal result.
+            # If a stream were returned unchanged, it would be read outside the guard: its permit is settled on return,
+            # so a stream that hangs or breaks off would count as a success, and its usage would never be booked. An
+            # HTTP response is refused only if `stream=True` requested it open; otherwise an open one is the library's
+            # normal result.
             if is_stream(result) or (is_streamed and is_left_open(result)):
                 raise await _refusal(service.name, result)
             if charge is not None:

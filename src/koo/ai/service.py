@@ -459,14 +459,14 @@ class Service:
         The caller must store them, because the next call returns only later ones. Returns (0, 0) if requests per day
         are not limited.
         """
-        # A count that was last used before midnight still belongs to the previous day: anchor it first, or requests
-        # would be stored under a day that is over.
+        # A count that was last used before midnight still belongs to the previous day, so it is anchored first.
+        # Otherwise requests would be stored under a day that is over.
         self._anchor_day()
         count = self.day_count
         if count is None:
             return 0, 0
-        # `count.used` includes what other processes reported. Stored as well, those requests would be counted once by
-        # their own process and once by each of the others, and the total would grow with every beat.
+        # `count.used` includes what other processes reported. If they were stored too, those requests would be counted
+        # once by their own process and once by each of the others, and the total would grow with every beat.
         own = count.used - self._of(self._elsewhere, count.day)
         unstored = own - self._of(self._stored, count.day)
         self._stored = (count.day, own)

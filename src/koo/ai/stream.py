@@ -260,8 +260,8 @@ async def open_stream(
         with silence:
             streamed.first = await streamed.next_text() or ""
     except BaseException as error:
-        # The generator holds the HTTP connection. Left to the garbage collector it would stay open, and the provider
-        # would go on generating an answer that is billed and that no one reads.
+        # The generator holds the HTTP connection. If it were left to the garbage collector, the connection would stay
+        # open, and the provider would go on generating an answer that is billed and that no one reads.
         await streamed.chunks.aclose()
         if silence.expired:
             raise ServiceTimeout(options.name, "no content arrived in time", kind=Kind.TIMEOUT) from error

@@ -166,7 +166,7 @@ class Source:
         except BaseException as raised:
             if raised is error:
                 # The manager raised the block's own error again. Python propagates that anyway when `__aexit__` returns
-                # False. Raised from here, it would be judged a second time, as if closing had failed.
+                # False. If it were raised from here, it would be judged a second time, as if closing had failed.
                 return False
             raise
 

@@ -140,7 +140,7 @@ def usage_of(told: object) -> Usage:
     cached, into_cache = _counts(told, names.cached), _counts(told, names.into_cache)
     beside = (_most(told, names.beside_cached), _most(told, names.beside_into_cache))
     # The same name, `cache_read_tokens`, means two things. In most usages it is separate from the input; in these
-    # packages it is part of it. Read in the wrong way, cached tokens would be billed twice or not at all.
+    # packages it is part of it. If it is read in the wrong way, cached tokens would be billed twice or not at all.
     if module_of(told) in COUNTED_IN:
         cached, into_cache, beside = (*cached, beside[0]), (*into_cache, beside[1]), (0, 0)
     elif names is INPUT:

@@ -212,7 +212,7 @@ class Courier:
         except ServiceTimeout:
             return NotTaken(LATE)
         except Exception:
-            # Raised further, it would end this step before the failure is recorded: the same message would be taken
+            # If it were raised, this step would end before the failure is recorded: the same message would be taken
             # again each time, and no other message would ever be sent.
             log.exception("an alert could not be sent by %s", self.channel.name)
             return NotTaken("unexpected error; koo's log has its traceback")

@@ -309,7 +309,7 @@ KINDS: Mapping[str, AlertKind] = {
 UNKNOWN = AlertKind("warning", "")
 """A kind that is missing from the table is a warning. It must not raise an error in the middle of an outage."""
 ENDINGS: Mapping[str, Ending] = {kind: row.ending for kind, row in KINDS.items() if row.ending is not None}
-"""The kinds whose end is news, with its announcement."""
+"""The kinds whose end is announced, with the announcement."""
 
 
 def severity_of(kind: str) -> Severity:

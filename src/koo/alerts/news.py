@@ -1,7 +1,7 @@
 """Turns momentary events of the state store into findings that last long enough for a person to see them.
 
-A rule looks at current numbers. Data loss in the store, or a name that another process was using, is over within
-seconds, but its consequence for money is not.
+A rule looks at current numbers. Data loss in the store, or a name that two processes use, is over within seconds, but
+its effect on budgets lasts longer.
 """
 
 from __future__ import annotations

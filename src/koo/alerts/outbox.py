@@ -200,8 +200,8 @@ class Outbox:
 
     async def finish(self) -> None:
         """Close all connections and let other processes continue. Waiting messages stay in the store."""
-        # The claims are released last. Released first, another process could take a message while this one is still
-        # sending it, and the receiver would get it twice.
+        # The claims are released last. If they were released first, another process could take a message while this one
+        # is still sending it, and the receiver would get it twice.
         for courier in self.couriers:
             await courier.channel.close()
         if self.couriers:

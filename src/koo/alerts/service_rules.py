@@ -21,7 +21,7 @@ GOES_ON = 0.5
 """An alert about a rate continues down to this share of the threshold, and of the number of calls, that began it.
 Otherwise a rate around the threshold would begin and end an alert with each call."""
 FAILURES_MIN = 3
-"""Fewer failures make a service unhealthy for a while, but are no reason to notify a person."""
+"""Fewer failures make a service unhealthy for a while, but do not justify a notification."""
 REFUSED = ("open", "forced_open")
 QUOTAS = ("quota", "billing")
 """Pauses that a short wait does not end, because the account has no credit left."""

@@ -101,7 +101,7 @@ def _of_service(
         value = getattr(own, name)
         if value is not None and value >= end_s:
             yield name, f'is "{value:g}", but {what} {end_s:g} s, {NEVER}'
-    # The limits in effect, of which some may come from the defaults. Only pairs that this service sets are reported:
+    # These are the limits in effect; some may come from the defaults. Only pairs that this service sets are reported:
     # the defaults' own pairs are reported once, and not again for each service.
     limits = {window: getattr(own, window) if window in own.given else for_all[window] for window in WINDOWS}
     yield from _of_limits(limits, {window for window in WINDOWS if window in own.given})

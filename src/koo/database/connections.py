@@ -141,8 +141,8 @@ class Connections:
         """The engine for transactions of this kind. On SQLite koo itself implements them, on the one engine."""
         if self.writers is not None or not (readonly or isolation):
             return self.engine
-        # Kept, because SQLAlchemy registers event listeners on each engine with options, which is too slow for every
-        # scope. They all share one pool.
+        # The engines are kept, because SQLAlchemy registers event listeners on each engine with options, which is too
+        # slow for every scope. They all share one pool.
         key = (readonly, isolation)
         engine = self._engines.get(key)
         if engine is None:

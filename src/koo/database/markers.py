@@ -259,9 +259,9 @@ class Markers:
         deletion = text(_DELETE_OPERATIONS.format(table=place.table, now=now, lock=lock))
         count: int = (await connection.execute(deletion, {"batch": BATCH})).rowcount
         if not place.is_sqlite:
-            # The time in a key comes from the clock of the process that committed. Judged by a clock that runs ahead,
-            # rows from the last minutes would look a day old. Deleting them would make lost COMMITs look as if they had
-            # not happened, so the earlier of this process's clock and the server's decides.
+            # The time in a key comes from the clock of the process that committed. By a clock that runs ahead, rows
+            # from the last minutes would look a day old. Deleting them would make lost COMMITs look as if they had not
+            # happened, so the earlier of this process's clock and the server's decides.
             server_s = float(
                 (await connection.execute(text("SELECT extract(epoch FROM now())"))).scalar_one()
             )

@@ -236,16 +236,17 @@ class Fleet:
 
     def _lose(self) -> None:
         """The store is unreachable: forget the other processes' reports, because they may no longer be true."""
-        # Kept, they would do harm: a guard that stays primed opens at its first failure, and one whose units ended with
-        # the fleet would never probe again, so its breaker would stay open until the store is back.
+        # If they were kept, they would do harm: a guard that stays primed opens at its first failure, and one whose
+        # units ended with the fleet would never probe again, so its breaker would stay open until the store is back.
         self.heard = None
         for _, guard in self._guards():
             release(guard)
         for watched in self._watched.values():
             watched.unit.give_up()
 
-    # The wake event is cleared last: changes during the short sleep are part of the beat that follows. Cleared earlier,
-    # they would cause one more beat right after it, and a storm of changes a beat every `RUNG_S`.
+    # The wake event is cleared last: changes during the short sleep are part of the beat that follows. If it were
+    # cleared earlier, they would cause one more beat right after it, and many changes in a row would cause a beat every
+    # `RUNG_S`.
     async def _until_due(self) -> None:
         due_s = self._beat_at + beat_s(self._processes) - self._clock.monotonic()
         timer = asyncio.get_running_loop().call_later(max(0.0, due_s), self._wake.set)

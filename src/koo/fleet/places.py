@@ -41,7 +41,8 @@ def place_of_database(options: DatabaseOptions) -> str:
 
 def _machine(address: str) -> str:
     """This machine's name if the address is local to it, else empty."""
-    # 127.0.0.1 on two machines is two servers. Compared as one, an outage of one would prime the breakers of the other.
+    # 127.0.0.1 on two machines is two servers. If they were taken for the same server, an outage of one would prime the
+    # breakers of the other.
     host = urlsplit(address).hostname or ""
     return socket.gethostname() if not host or is_loopback(host) else ""
 

@@ -67,7 +67,7 @@ second."""
 def refuse_dense(document: bytes) -> None:
     """Raises `AnswerTooDense` for a document with more parts than any real response."""
     # Counting bytes costs microseconds and comes before decoding. A limit on bytes alone is not enough: 4 MiB of
-    # `[],[],…` become a million of Python objects, and every other call in the process waits while they are made.
+    # `[],[],…` become a million Python objects, and every other call in the process waits while they are made.
     if len(document) > DENSE_FROM and is_dense(document, PARTS_MAX):
         raise AnswerTooDense(PARTS_MAX)
 
@@ -154,8 +154,8 @@ class Connector(aiohttp.TCPConnector):
                 return await super()._create_connection(req, traces, timeout)
         except (TimeoutError, asyncio.CancelledError):
             # When a connector is closed, aiohttp cancels its name lookups. All requests that wait for one receive a
-            # `CancelledError` although nobody cancelled their tasks. Passed on, it would end the caller's task
-            # silently, as if the caller had wanted that. `cancelling()` tells the two apart: it is above 0 only if
+            # `CancelledError` although nobody cancelled their tasks. If it were passed on, it would end the caller's
+            # task silently, as if the caller had wanted that. `cancelling()` tells the two apart: it is above 0 only if
             # `cancel()` was called on this task.
             if bound.expired() or (self.closed and not _is_cancelled()):
                 raise aiohttp.ClientConnectionError("the connector was closed") from None

@@ -78,15 +78,15 @@ class EventParser:
         events: list[ServerSentEvent] = []
         if b"\n\n" in chunk and b"\r" not in chunk and not (self._data or self._event):
             # The fast path, for what nearly all servers send: LF only, and events that end within the portion. It is
-            # valid only between events: with lines of an unfinished event in `_data`, the first block would be its
-            # rest and not an event. The tail is no obstacle, because it is joined in front.
+            # valid only between events: with lines of an unfinished event in `_data`, the first block would be its rest
+            # and not an event. The tail does not prevent this, because it is joined in front.
             whole, _, rest = b"".join([*self._tail, chunk]).rpartition(b"\n\n")
             self._tail = [rest] if rest else []
             for block in whole.split(b"\n\n"):
                 self._take_block(block, events)
         elif b"\n" in chunk or b"\r" in chunk:
-            # The portions of a line are joined only once it ends. Joined on arrival, a line of 1 MiB in portions of
-            # 1 KiB would be copied a thousand times.
+            # The portions of a line are joined only once it ends. If they were joined on arrival, a line of 1 MiB in
+            # portions of 1 KiB would be copied a thousand times.
             lines = b"".join([*self._tail, chunk]).splitlines(keepends=True)
             last = lines[-1]
             self._tail = [] if last.endswith((b"\n", b"\r")) else [lines.pop()]

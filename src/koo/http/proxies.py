@@ -138,7 +138,7 @@ def _excepts(entry: str, host: str, port: int) -> bool:
                 return False
             entry = name
     entry = entry.strip("[]").removeprefix("*").strip(".")
-    # An IP address has no subdomains. Compared as text, the entry `0.0.1` would match the host 10.0.0.1.
+    # An IP address has no subdomains. If they were compared as text, the entry `0.0.1` would match the host 10.0.0.1.
     if is_address(host):
         return _holds(entry, host)
     return host == entry or host.endswith(f".{entry}")

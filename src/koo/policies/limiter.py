@@ -2,14 +2,14 @@
 
 "60 a minute" is never 61 in any minute, wherever the minute begins; a token bucket of 60 would let 119 through. So the
 minute and the hour are sliding counts in sixty sub-buckets, and a sub-bucket leaves the count only when its *end* is a
-whole period ago. The promise holds at every instant, and the price is that a unit comes back up to one sub-bucket late.
-The day is a calendar day in UTC. Its end is passed in as monotonic time, so that no call reads a wall clock.
+whole period ago. The promise holds at every instant, and the price is that a unit becomes free up to one sub-bucket
+late. The day is a calendar day in UTC. Its end is passed in as monotonic time, so that no call reads a wall clock.
 
 A call does not check every count. Until the first count rolls, time alone neither returns a unit nor takes one away. So
 one check finds how many units may be taken until then. They are *granted ahead*, and each call takes one of them.
 
 A fleet-wide limit has its units *in hand*: leased (`hand.py`), or for the day in a purse. They are one more bound on
-what is granted ahead, so they cost a call nothing.
+what is granted ahead, so a call does not have to check them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from koo.options import DAY_S, NEVER
 from koo.policies.hand import Hand
 
 SUB_BUCKETS = 60
-"""A unit comes back at most a sixtieth of its period late: a second of a minute, a minute of an hour."""
+"""A unit becomes free at most a sixtieth of its period late: a second of a minute, a minute of an hour."""
 GRANT_MAX = 250
 """How many units are granted ahead at most. CPython caches the integers up to 256; counting down from a larger number
 would create an object for each call."""

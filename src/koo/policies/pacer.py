@@ -68,8 +68,8 @@ class Pacer:
         `serial`: the number of its call, counted from 1; `sent`: how many calls have been sent by now; `took_s`: how
         long the call took. Returns how many more calls may be sent immediately.
         """
-        # The response to any call sent since the pilots began is news, even if it has no headers: waiting for more of
-        # them would not help.
+        # The response to any call sent since the pilots began ends the pilots, even if it has no headers: waiting for
+        # more responses would not help.
         if serial > self._pilots_from:
             self._pilots = 0
         least = NEVER
@@ -129,7 +129,7 @@ class Pacer:
 
     @property
     def asks(self) -> bool:
-        """Whether pilots are under way, so that any response is news."""
+        """Whether pilots are under way, so that any response matters."""
         return self._pilots > 0
 
     def allows(self, calls: int, now: float) -> bool:

@@ -250,7 +250,7 @@ class Purses:
         self._take_paces(now)
         self.roll(self.budgets.values(), now)
         for purse in self.purses.values():
-            # What goes back leaves the purse before it is reported. If it were reported first, a call could spend it
+            # Returned room leaves the purse before it is reported. If it were reported first, a call could spend it
             # here while the reply is on its way, after the store has granted it to another process.
             purse.send_back(self._keep_of(purse))
         self._groups_asked, asks = self._asks()
@@ -378,8 +378,8 @@ class Purses:
                 self.waiting.append(waiter)
             else:
                 waiter.decided(verdict)
-        # Every need was met, so there is more to be had: ask for the remaining waiters now. After an unmet need the
-        # next due beat is early enough, and asking again immediately would only repeat the refusal.
+        # Every need was met, so more may be available: ask for the remaining waiters now. After an unmet need the next
+        # due beat is early enough, and asking again immediately would only repeat the refusal.
         if self.waiting and not unmet and not answer.frozen:
             self._ring()
 

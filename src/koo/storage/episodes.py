@@ -5,8 +5,9 @@ sighting, and the last process to do so ends the episode. A sighting with an exp
 closed or died, and does not keep the episode open. An episode that has only such sightings is *orphaned*. The next
 process that observes its component takes it over.
 
-Notices are written in the transaction that decides on them. Notifying is a claim in the episode's row, so of several
-processes one writes the notice. If a process dies, either both the claim and the notice are committed or neither is.
+Notices are written in the transaction that decides on them. A process claims the notification in the episode's row, so
+only one of several processes writes the notice. If a process dies, either both the claim and the notice are committed
+or neither is.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ def _leave(tx: Transaction, left: Episode, values: dict[str, Any], said: Collect
 
 def _end(tx: Transaction, episode: Episode, now: float, *, is_said: bool = False) -> None:
     tx.run(FORGET_ALL, {"id": episode.id})
-    # An episode that never fired was no alert, so it leaves nothing in the history.
+    # An episode that never fired was not an alert, so it leaves nothing in the history.
     if episode.fired_at is None:
         tx.run(FORGET, {"id": episode.id})
         return

@@ -74,9 +74,9 @@ class SqlExchange:
         try:
             return await self._send(beat, postings, is_asked)
         except StatementRejected:
-            # One bad entry aborts the whole transaction. Sent again unchanged, as after an outage, it would be
-            # rejected again with each beat, and no money of this process would be reported any more. So the beat goes
-            # first, without entries.
+            # One bad entry aborts the whole transaction. If the same beat were sent again, as after an outage, each
+            # repeat would be rejected too, and this process could no longer report any money. So the beat goes first,
+            # without entries.
             answer = await self._send(beat, (), is_asked)
         # Then each entry gets a transaction of its own, so that only the bad one is lost. An entry that an earlier,
         # unacknowledged transaction has already written changes nothing, because its id is unique.

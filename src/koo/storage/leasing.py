@@ -220,8 +220,9 @@ class Leasing:
         # lease would count from the wrong moment.
         async with self._rounds.one_at_a_time:
             self._look_at_name()
-            # The time is read before the message leaves, because a lease counts from here. Counted from the reply, it
-            # would outlast the store's own count by the time that the reply took, and a unit could be spent twice.
+            # The time is read before the message leaves, because a lease counts from here. If it counted from the
+            # reply, it would outlast the store's own count by the time that the reply took, and a unit could be spent
+            # twice.
             now = self._now()
             # Only callers that wait now are woken by this reply. One that starts to wait during the exchange is not
             # in this message, so it must wait for the next one.
@@ -258,8 +259,8 @@ class Leasing:
                 hand.shut_until = hand.due_at = now + AWAY_S
             raise
         for (lessee, _, hand), grant in zip(hands, grants, strict=True):
-            # Calls took units during the exchange. They are booked on the lease they came from, before `hear` may
-            # begin another one; booked later, they would be reported as used from the new lease.
+            # Calls took units during the exchange. They are booked on the lease they came from, before `hear` may begin
+            # another one; if they were booked later, they would be reported as used from the new lease.
             lessee.leased(self._now())
             hand.is_away = False
             hand.hear(grant, now, self._now())

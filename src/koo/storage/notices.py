@@ -208,8 +208,8 @@ def _take(tx: Transaction, values: dict[str, Any]) -> Parcel | None:
         tx.run(UNLEASE, values)
         return None
     key = {**values, "message": message}
-    # The attempt is counted before the message is sent, and committed with the lease. Counted afterwards, the attempts
-    # of senders that died in the middle would be missing.
+    # The attempt is counted before the message is sent, and committed with the lease. If it were counted afterwards,
+    # the attempts of senders that died in the middle would be missing.
     tx.run(BEGIN, key)
     carried = tx.rows(CARRIED, key)
     return Parcel(

@@ -147,8 +147,8 @@ class Worker:
     def _next(self) -> Job | None:
         if self.trouble is None:
             return self._jobs.get()
-        # The knock is due by the clock, not when the queue is empty. Callers that keep trying, each failing at once,
-        # would keep the queue filled and postpone the knock forever.
+        # The attempt to reconnect is due by the clock, not when the queue is empty. Callers that keep trying, each
+        # failing immediately, would keep the queue filled and postpone that attempt forever.
         wait_s = self._knock_at - time.monotonic()
         try:
             if wait_s > 0:
@@ -189,9 +189,9 @@ class Worker:
         elif isinstance(job, Knock):
             self._found()
         elif error is None and job.exclusive:
-            # Only a real write resets the pause, not the knock that found the store again. A store that accepts the
-            # knock and fails at the next beat would otherwise be tried every 50 ms, and all waiting callers would be
-            # sent to it each time.
+            # Only a real write resets the pause, not the attempt that reconnected. A store that accepts connections and
+            # fails at the next beat would otherwise be tried every 50 ms, and all waiting callers would be sent to it
+            # each time.
             self._pause_s = PAUSE_S_MIN
         if isinstance(job, Knock):
             self._knock_at = time.monotonic() + self._pause_s

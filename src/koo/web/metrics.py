@@ -47,7 +47,8 @@ async def told_to_siblings(platform: Platform) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        # Once more after the task has ended: otherwise what was counted in the last second would be missing.
+        # The numbers are written once more after the task has ended: otherwise what was counted in the last second
+        # would be missing.
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await in_thread(siblings.leave, _snapshot(platform))

@@ -261,7 +261,8 @@ def _explain_peer(asked: Asked) -> str:
 
 
 def is_local_peer(peer: str | None) -> bool:
-    """Return whether it is a loopback address. Anything unreadable is not: any client may be behind a Unix socket."""
+    """Return whether it is a loopback address. False for anything else, such as a Unix socket, which may serve any
+    client."""
     try:
         address = ip_address(peer or "")
     except ValueError:

@@ -150,8 +150,8 @@ class Siblings:
             return {}
 
     def _bury(self) -> None:
-        # Checked without the lock first, because almost always nothing has ended. Checked again with the lock: another
-        # worker may have done it in the meantime.
+        # This is checked without the lock first, because almost always nothing has ended. It is checked again with the
+        # lock, because another worker may have done the work in the meantime.
         if all(map(lives, self._read_all())):
             return
         with _locked(self._folder / "lock") as is_mine:

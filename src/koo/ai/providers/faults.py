@@ -182,8 +182,8 @@ class FaultTable:
         sentences = (parsed.message[:MESSAGE_MAX], *(said[:MESSAGE_MAX] for said in parsed.outer))
         if never_passes(sentences, parsed.status):
             return NEVER_PASSES
-        # A catch-all row is only remembered. Taken immediately, OpenAI's `invalid_request_error` would decide before
-        # the words of the gateway that sent it: "Insufficient credits" with status 400 would become the caller's
+        # A catch-all row is only remembered. If it decided immediately, OpenAI's `invalid_request_error` would come
+        # before the text of the gateway that sent it: "Insufficient credits" with status 400 would become the caller's
         # mistake.
         catch_all: Row | None = None
         for row in self.rows:
@@ -203,8 +203,9 @@ class FaultTable:
         row = self.find(parsed)
         wait_s = _asked_s(row, parsed, wall_s)
         kind = row.kind
-        # Some vendors call a limit per minute a quota. Treated as one, it would keep the service away for an hour or
-        # more, although it is over in a minute. A row from the vendor's own table is exact and stays as it is.
+        # Some vendors call a limit per minute a quota. If it were treated as one, koo would not call the service for an
+        # hour or more, although the limit resets in a minute. A row from the vendor's own table is exact and stays as
+        # it is.
         if kind is Kind.QUOTA and row.guessed and wait_s is not None and wait_s <= QUOTA_S_MIN:
             kind = Kind.THROTTLED
         detail = detail_of(parsed)

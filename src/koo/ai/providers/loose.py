@@ -94,7 +94,8 @@ def _fit(value: object, node: inspect.Type) -> object:
 def _fit_one_of(value: object, union: inspect.UnionType) -> object:
     """Convert a value to the member type that it has, else to the first possible one, else to None if allowed."""
     # The order matters for `str | list[Part]`: a list must be read as parts first, although its texts could also be
-    # joined to a string. And a list that loses all its items in the conversion is no success, but an empty list is.
+    # joined to a string. And a list that loses all its items in the conversion does not count as converted, but an
+    # empty list does.
     if value is not None:
         members = [member for member in union.types if not isinstance(member, inspect.NoneType)]
         for member in sorted(members, key=lambda member: not _is_one(value, member)):
@@ -217,9 +218,9 @@ class Halves:
             return text
         text = _PAIR.sub(_one_of_two, self._kept + text)
         text, self._kept = _cut_at(_OPEN_PAIR, text)
-        # One round trip in C joins all escaped bytes that form characters. Called for each character, it would take
-        # half a second for a megabyte of invalid bytes. The order matters: a lone surrogate that is not an escaped
-        # byte must be replaced first, because it cannot be encoded.
+        # One round trip in C joins all escaped bytes that form characters. A round trip for each character would take
+        # half a second for a megabyte of invalid bytes. The order matters: a lone surrogate that is not an escaped byte
+        # must be replaced first, because it cannot be encoded.
         text = _HALF.sub(LOST, text).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
         if not self._kept:
             text, self._kept = _cut_at(_OPEN_BYTES, text)

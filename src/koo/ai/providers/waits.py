@@ -85,7 +85,7 @@ def retry_after_s(headers: Headers, wall_s: float) -> float | None:
 
 
 def resets_in_s(headers: Headers, wall_s: float, *, exhausted_only: bool = False) -> float | None:
-    """Seconds until the limit that was hit resets: the one with nothing remaining, and of several the latest.
+    """Seconds until the limit that was hit resets: the one with nothing remaining, or the latest of several.
 
     Call it only for a response that reports a rate limit, because these headers are sent with every response.
     """
