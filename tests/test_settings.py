@@ -42,6 +42,10 @@ BESIDE = {
     "KOO_SMTP_URL": {"KOO_ALERT_EMAIL": "ops@example.com"},
 }
 """What has to be set together with a variable."""
+PLACES = {name: f"services.{index}" for index, name in enumerate(BUILT_IN)}
+KNOWN = ", ".join(sorted(BUILT_IN))
+KEYS = {variable: PLACES[name] for name, (_, variable) in BUILT_IN.items() if variable}
+"""The place of each key's service in `PlatformOptions`."""
 
 # The promised defaults (section 3 of the interface), except paths.
 DEFAULTS: dict[str, Any] = {
@@ -88,10 +92,7 @@ DEFAULTS: dict[str, Any] = {
     "AI_HEALTH_CHECK_INTERVAL": 60.0,
     "AI_IDLE_CONNECTION_TIMEOUT": 4.0,
     "AI_LOCAL_ENABLED": True,
-    "ANTHROPIC_API_KEY": None,
-    "OPENAI_API_KEY": None,
-    "GEMINI_API_KEY": None,
-    "PERPLEXITY_API_KEY": None,
+    **dict.fromkeys(KEYS),
     "HTTPS_PROXY": None,
     "HTTP_PROXY": None,
     "ALL_PROXY": None,
@@ -240,12 +241,9 @@ ARRIVALS: list[tuple[str, str, str, Any]] = [
     ("AI_DEFAULT_DAILY_BUDGET", "0.30", "services.0.daily_budget_usd", Decimal("0.30")),
     ("AI_DEFAULT_DAILY_BUDGET", "None", "services.0.daily_budget_usd", None),
     ("AI_DEFAULT_MAX_TOKENS", "16", "services.0.max_tokens", 16),
-    ("AI_LOCAL_ENABLED", "False", "services.4.disabled_by", "AI_LOCAL_ENABLED=false"),
-    ("AI_LOCAL_ENABLED", "on", "services.4.disabled_by", ""),
-    ("ANTHROPIC_API_KEY", "ka", "services.0.api_key", "ka"),
-    ("OPENAI_API_KEY", "ko", "services.1.api_key", "ko"),
-    ("GEMINI_API_KEY", "kg", "services.2.api_key", "kg"),
-    ("PERPLEXITY_API_KEY", " kp\n", "services.3.api_key", "kp"),
+    ("AI_LOCAL_ENABLED", "False", f"{PLACES['local']}.disabled_by", "AI_LOCAL_ENABLED=false"),
+    ("AI_LOCAL_ENABLED", "on", f"{PLACES['local']}.disabled_by", ""),
+    *((variable, f" k{place}\n", f"{place}.api_key", f"k{place}") for variable, place in KEYS.items()),
     ("HTTPS_PROXY", "http://u:p@proxy:1", "network.https_proxy", "http://u:p@proxy:1"),
     ("HTTP_PROXY", "proxy:1", "network.http_proxy", "proxy:1"),
     ("ALL_PROXY", "socks5://proxy:1", "network.all_proxy", "socks5://proxy:1"),
@@ -467,7 +465,7 @@ WRONG: list[tuple[str, str, str]] = [
     (
         "AI_SERVICES__FOO__MODEL",
         "x",
-        "belongs to an unknown service; expected claude, openai, gemini, perplexity, local, or a new",
+        f"belongs to an unknown service; expected {', '.join(BUILT_IN)}, or a new",
     ),
     ("AI_SERVICES__LOCAL__API_KEY", "k", "has no meaning for local"),
     ("AI_SERVICES__LOCAL__BASE_URL", "http://x", "has no meaning for local"),
@@ -663,8 +661,8 @@ def test_an_unknown_variable_is_logged_once(caplog: pytest.LogCaptureFixture) ->
 
 def test_the_built_in_services_come_first_and_in_order() -> None:
     services = read().platform_options().services
-    assert [one.name for one in services] == ["claude", "openai", "gemini", "perplexity", "local"]
-    assert [one.configured for one in services] == [False, False, False, False, True]
+    assert [one.name for one in services] == list(BUILT_IN)
+    assert [one.configured for one in services] == [name == "local" for name in BUILT_IN]
     assert all(one.model for one in services)
 
 
@@ -835,10 +833,8 @@ def test_a_service_cannot_have_a_name_that_is_reserved_for_resets(name: str) -> 
 SECRETS = {
     "DATABASE_URL": f"postgresql://{SECRET}:{SECRET}@db.example:5433/app?sslpassword={SECRET}",
     "KOO_STATE_URL": f"postgresql://u:{SECRET}@db.example/state",
+    **dict.fromkeys(KEYS, SECRET),
     "ANTHROPIC_API_KEY": f"sk-ant-{SECRET}",
-    "OPENAI_API_KEY": SECRET,
-    "GEMINI_API_KEY": SECRET,
-    "PERPLEXITY_API_KEY": SECRET,
     "AI_SERVICES__OLLAMA__API_KEY": SECRET,
     "AI_SERVICES__OLLAMA__PROXY": f"http://u:{SECRET}@proxy:1",
     "AI_SERVICES__OLLAMA__HEADERS__X_KEY": SECRET,
@@ -995,8 +991,8 @@ def test_budgets_can_be_given_as_arguments() -> None:
         ("LIMIT", "-1", 'LIMIT is "-1"; expected an amount of USD, at least 0'),
         ("LIMIT", "none", 'LIMIT is "none"; expected an amount of USD, at least 0'),
         ("PERIOD", "week", 'PERIOD is "week"; expected day or month'),
-        ("SERVICE", "clade", 'SERVICE is "clade" (did you mean claude?); expected one of claude, gemini, local'),
-        ("ON_EXHAUSTED", "stop", 'ON_EXHAUSTED is "stop"; expected one of refuse, claude, gemini, local, openai'),
+        ("SERVICE", "clade", f'SERVICE is "clade" (did you mean claude?); expected one of {KNOWN}'),
+        ("ON_EXHAUSTED", "stop", f'ON_EXHAUSTED is "stop"; expected one of refuse, {KNOWN}'),
         ("TAG", "x" * 201, "expected a tag of at most 200 characters, or * for a separate budget for each tag"),
         ("LIMT", "3", 'LIMT is "3", but a budget has no such setting (did you mean LIMIT?)'),
         ("ON_EXHAUSTED", "sk-s3cret9f8e7d", 'ON_EXHAUSTED is "…"; expected one of refuse'),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from koo import Platform
+from koo.configuration.variables import BUILT_IN
 from koo.testing.providers import FakeAnthropic
 from koo.web import create_app
 from tests.backend.conftest import BACKEND
@@ -68,7 +69,7 @@ FROM_THE_README = {
 SAID = {
     "session scope": "1 visit\n",
     "query": "Paris. claude True\nnot_configured None 0\n",
-    "health": "healthy healthy 5\n",
+    "health": f"healthy healthy {len(BUILT_IN)}\n",
     "status and reset": "healthy closed True\n",
     "pool metrics": "0 of 30 0\n",
 }

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from koo.cli.app import run
+from koo.configuration.variables import BUILT_IN
 from koo.testing.providers import FakeAnthropic
 
 OURS = ("DATABASE_", "DB_", "AI_", "KOO_")
-KEYS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY", "PERPLEXITY_API_KEY")
+KEYS = tuple(variable for _, variable in BUILT_IN.values() if variable)
 PLAIN = {"NO_COLOR": "1", "COLUMNS": "120", "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
 
 

@@ -92,7 +92,8 @@ def test_input_that_is_not_text_is_not_a_prompt(here: Here, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["nobody", "Hello?"], 2, "known services: claude"),
+        (["nobody", "Hello?"], 2, "known services: "),
+        (["nobody", "Hello?"], 2, "claude"),
         (["claude", "  "], 2, "the prompt is empty"),
         (["claude", "Hello?"], 1, "not configured"),
         (["claude", "Hello?", "--timeout", "-1"], 2, "timeout_s must be"),
