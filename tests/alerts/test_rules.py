@@ -427,6 +427,20 @@ def test_a_key_refused_for_single_models_means_service_down_only_when_none_is_le
     in_house(test)
 
 
+def test_a_breaker_in_shadow_is_no_outage_in_any_phase() -> None:
+    """Otherwise the trial of a threshold would wake people for calls that are refused, although every call passes."""
+
+    async def test(house: House) -> None:
+        service = house.add()
+        await house.open()
+        service.set_override(Override.METRICS_ONLY)
+        assert house.found() == {"service_unhealthy:ai:claude"}
+        await house.half_open()
+        assert house.found() == {"service_unhealthy:ai:claude"}
+
+    in_house(test)
+
+
 def test_a_forced_open_breaker_is_an_alert_and_a_disabled_one_is_not() -> None:
     async def test(house: House) -> None:
         service = house.add()

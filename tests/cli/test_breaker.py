@@ -101,6 +101,9 @@ def test_a_breaker_in_shadow_counts_and_refuses_nothing(here: Here, tmp_path: Pa
         assert len(fake.queries) == 7, "none was refused"
         assert "circuit open (shadow)" in here.run("breaker", "list")[1]
         assert "in shadow: it counts but refuses nothing" in here.run("status")[1]
+        health = json.loads(here.run("status", "--json")[1])
+        assert health["ai_services"]["services"]["claude"]["state"] == "unhealthy", "calls pass"
+        assert health["severity"] != "critical"
         _, out, _ = here.run("breaker", "why", "claude")
         assert "in shadow: it refused nothing, and would have refused 2 calls" in out
         here.run("breaker", "shadow", "claude", "--off", "--reason", "seen enough")

@@ -206,6 +206,15 @@ EXACT: list[tuple[Event, str]] = [
         "WARNING claude/fable: circuit primed: 5 of 8 processes have it open; "
         "one failure in this process will open it",
     ),
+    (
+        CircuitOpened("gemini", "5 failures in a row", 60.0, is_shadow=True),
+        "CRITICAL gemini: circuit would open: 5 failures in a row; in shadow: it counts, and every call passes",
+    ),
+    (
+        CircuitHalfOpened("gemini"),
+        "WARNING gemini: circuit would be half open: in shadow: it counts, and every call passes",
+    ),
+    (CircuitClosed("gemini"), "INFO gemini: circuit closed: calls pass again"),
 ]
 """Every event once at least, ten seconds apart."""
 

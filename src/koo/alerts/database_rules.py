@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from koo.alerts.findings import Finding
-from koo.alerts.service_rules import REFUSED, find_in_breaker, incident_of
+from koo.alerts.service_rules import find_in_breaker, incident_of, refuses
 from koo.alerts.words import say
 from koo.monitoring.shapes import AlertData, DatabaseHealth
 
@@ -16,16 +16,14 @@ def find_in_database(view: DatabaseHealth) -> Iterator[Finding]:
     """All findings about the database."""
     breaker = view["circuit_breaker"]
     yield from find_in_breaker(DATABASE, "the database", breaker)
-    if breaker["state"] in REFUSED:
+    if refuses(breaker):
         message = say("calls to the database are refused", view["error"] or view["reason"])
         if view["answers_since"] is not None:
             message += f"; it has answered its probe since {view['answers_since'][:19]} UTC"
         data: AlertData = {**_about(view), "refuses": "every scope", "next_attempt": breaker["next_attempt"]}
         data.update(incident_of(breaker))
-        if breaker["override"] == "metrics_only":
-            data["refuses"] = ""
         yield Finding("database_unavailable", DATABASE, message, data)
-    elif breaker["state"] != "half_open":
+    elif breaker["state"] != "half_open" or breaker["override"] == "metrics_only":
         # While recovery is being tested, the engine keeps the existing alert open (`kept_by`). A weaker finding here
         # would take its place in the middle of the outage.
         yield from _calls_pass(view)

@@ -47,10 +47,14 @@ def find_in_service(view: ServiceHealth) -> Iterator[Finding]:
 
 def find_in_breaker(component: str, whom: str, breaker: BreakerStatus) -> Iterator[Finding]:
     """Findings about a breaker that is not closed. `whom` names what it guards."""
+    # In shadow a breaker is open without any effect: an alert would wake people for a trial of a threshold. What is
+    # wrong with the other side is reported by the service's own state.
+    if breaker["override"] == "metrics_only":
+        return
     reason = breaker["reason"]
     if breaker["state"] in REFUSED:
         data: AlertData = {
-            "refuses": _refused_by(breaker, whom),
+            "refuses": f"every call to {whom}",
             "since": breaker["opened_at"],
             "next_attempt": breaker["next_attempt"],
             "last_error": breaker["last_error"],
@@ -73,9 +77,9 @@ def incident_of(breaker: BreakerStatus) -> AlertData:
     return {} if breaker["incident"] is None else {"incident": breaker["incident"]}
 
 
-def _refused_by(breaker: BreakerStatus, whom: str) -> str:
-    # With `metrics_only` a breaker only counts, and refuses nothing in any phase.
-    return "" if breaker["override"] == "metrics_only" else f"every call to {whom}"
+def refuses(breaker: BreakerStatus) -> bool:
+    """Whether it refuses calls. In shadow it does not, whatever its state."""
+    return breaker["state"] in REFUSED and breaker["override"] != "metrics_only"
 
 
 def _down(view: ServiceHealth, component: str) -> Iterator[Finding]:
@@ -85,10 +89,10 @@ def _down(view: ServiceHealth, component: str) -> Iterator[Finding]:
     attempts = [model["key_checked_at"] or model["next_attempt"] for model in models]
     known = [attempt for attempt in attempts if attempt is not None]
     data: AlertData = {
-        "refuses": _refused_by(models[0], name),
+        "refuses": f"every call to {name}",
         "next_attempt": min(known, default=None),
         "last_error": view["last_error"],
-        **(incident_of(models[0]) if models[0]["state"] in REFUSED else {}),
+        **(incident_of(models[0]) if refuses(models[0]) else {}),
     }
     yield Finding("service_down", component, say(f"{name} cannot be called", view["reason"]), data)
 
@@ -100,7 +104,7 @@ def _is_down(view: ServiceHealth, models: list[ModelStatus]) -> bool:
     # A model that tests its recovery admits a probe from time to time, which is not a working service yet, so
     # `half_open` does not pass. If the default model itself is half open, this is False, and the engine keeps the
     # existing alert open until the test has a result (`kept_by`).
-    refused = [bool(model["key_refused"]) or model["state"] in REFUSED for model in models]
+    refused = [bool(model["key_refused"]) or refuses(model) for model in models]
     passes = [not no and model["state"] != "half_open" for no, model in zip(refused, models, strict=True)]
     return refused[0] and not any(passes)
 
@@ -108,7 +112,7 @@ def _is_down(view: ServiceHealth, models: list[ModelStatus]) -> bool:
 def _is_refused_to_all(view: ServiceHealth, models: list[ModelStatus]) -> bool:
     """Whether the keys of all clients of an own operation are refused, which no model's own status shows."""
     default = models[0]
-    return view["state"] == "circuit_open" and not default["key_refused"] and default["state"] not in REFUSED
+    return view["state"] == "circuit_open" and not default["key_refused"] and not refuses(default)
 
 
 def _models(view: ServiceHealth, component: str) -> Iterator[Finding]:
@@ -205,7 +209,8 @@ def _is_one_failure(view: ServiceHealth) -> bool:
 
 def _is_ill(model: ModelStatus) -> bool:
     """Whether the model has a finding of its own, which explains why its service is degraded."""
-    return bool(model["key_refused"]) or model["state"] in (*REFUSED, "half_open")
+    is_testing = model["state"] == "half_open" and model["override"] != "metrics_only"
+    return bool(model["key_refused"]) or refuses(model) or is_testing
 
 
 def _refusing(view: ServiceHealth, component: str) -> Iterator[Finding]:

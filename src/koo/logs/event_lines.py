@@ -70,6 +70,10 @@ class Told:
 
 def _opened(event: events.CircuitOpened, since: Since) -> Told:
     reason, again = event.reason, until(since.now, event.open_for_s)
+    if event.is_shadow:
+        since.begin("shadow", event.source)
+        said = [reason, _what_broke(reason, event.last_error), "in shadow: it counts, and every call passes"]
+        return Told("circuit would open", said, reason, since.now, None, event.last_error)
     began = since.begin("circuit", event.source)
     kind = "database_unavailable" if event.source == "database" else "circuit_open"
     said = [
@@ -94,6 +98,8 @@ def _primed(event: events.CircuitPrimed, since: Since) -> Told:
 
 
 def _half_opened(event: events.CircuitHalfOpened, since: Since) -> Told:
+    if since.find("shadow", event.source) is not None:
+        return Told("circuit would be half open", ["in shadow: it counts, and every call passes"])
     began = since.find("circuit", event.source)
     said = ["one call at a time tests recovery, all others are refused", _open_since(began)]
     return Told("circuit half open", said, since=began)
@@ -104,6 +110,7 @@ def _open_since(began: float | None) -> str:
 
 
 def _closed(event: events.CircuitClosed, since: Since) -> Told:
+    since.end("shadow", event.source)
     began = since.end("circuit", event.source)
     lasted = since.lasted(began)
     said = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from koo.errors import Failure
-from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, OPEN, Breaker
+from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, METRICS_ONLY, OPEN, Breaker
 from koo.policies.overrides import in_a_row, why_forced
 
 CHECKS_FAILED_MAX = 3
@@ -55,23 +55,27 @@ class Evidence:
     check_error: Failure | None = None
 
 
+LETS_PASS = (DISABLED, METRICS_ONLY)
+"""With these overrides a breaker refuses no call in any phase, so its service is never reported as refused."""
+
+
 def is_open(breaker: Breaker) -> bool:
-    """Whether it is open because of failures, or forced open. A disabled breaker refuses no call in any phase."""
-    return breaker.override is FORCED_OPEN or (breaker.phase is OPEN and breaker.override is not DISABLED)
+    """Whether calls are refused: it is open because of failures, or forced open."""
+    return breaker.override is FORCED_OPEN or (breaker.phase is OPEN and breaker.override not in LETS_PASS)
 
 
 def is_testing(breaker: Breaker) -> bool:
     """Whether recovery is being tested."""
-    return breaker.phase is HALF_OPEN and breaker.override is not DISABLED
+    return breaker.phase is HALF_OPEN and breaker.override not in LETS_PASS
 
 
 def is_unhealthy(evidence: Evidence) -> bool:
-    """Whether calls pass although the breaker is close to opening, or would be open if it were not disabled."""
+    """Whether calls pass although the breaker is close to opening, or would be open if its override let it refuse."""
     breaker = evidence.breaker
     # "Close" is half of the failures in a row that open it, or a failure rate that would open it with more calls. The
     # lower bound of 0 keeps an empty window (0 of 0 calls) from counting as a failure rate.
     options, window = breaker.options, breaker.window
-    if breaker.phase is not CLOSED and breaker.override is not DISABLED:
+    if breaker.phase is not CLOSED and breaker.override not in LETS_PASS:
         return False
     return (
         2 * breaker.consecutive >= options.failure_threshold
