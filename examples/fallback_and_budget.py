@@ -58,7 +58,7 @@ def options(home: Path, claude: FakeAnthropic, lab: FakeCompatible) -> PlatformO
 
 
 async def fall_back(platform: Platform, claude: FakeAnthropic) -> None:
-    """After a failure and its retries, the next service is asked; after a refusal, it is asked immediately."""
+    """After a failure and its retries, the next service is called; after a refusal, it is called immediately."""
     answer = await platform.query(QUESTION)
     print(f"{answer.service} answered: {answer}")
     claude.script(error(529, "overloaded_error"), error(529, "overloaded_error"))

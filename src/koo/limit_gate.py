@@ -91,8 +91,8 @@ async def _answered(gate: Gate, deadline: float, callers: int = 1) -> float | No
     limits, now = gate.limits, gate.clock.monotonic()
     patient_until = min(deadline, now + PATIENCE_S)
     while limits.ask is not None and now < deadline:
-        # `waiting` tells the lease how many units to ask for: for the whole queue at once, as `callers` counts it. The
-        # `finally` keeps a cancelled caller from asking for a unit forever.
+        # `waiting` tells the lease how many units to request: for the whole queue at once, as `callers` counts it. The
+        # `finally` keeps a cancelled caller from requesting a unit forever.
         if limits.lacks(now):
             limits.waiting += callers
             try:

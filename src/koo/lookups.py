@@ -105,7 +105,7 @@ def _tell(future: asyncio.Future[list[Address]], found: list[Address] | OSError)
 
 
 def _reason(error: OSError | UnicodeError) -> OSError:
-    """The true error. Without a free descriptor the resolver cannot read files or ask servers, and reports that the
+    """The true error. Without a free descriptor the resolver cannot read files or query servers, and reports that the
     name is unknown."""
     if isinstance(error, UnicodeError):  # a label that is empty or too long
         return socket.gaierror(socket.EAI_NONAME, "not a host name")

@@ -254,7 +254,7 @@ def test_an_operators_budget_alert_has_its_name_and_what_happens_when_it_is_used
         assert finding.fingerprint == "budget_approaching:budget:team/night"
         assert finding.message == (
             "84% of the month's budget 'team/night' of 5 USD is spent or held; at this pace it is used up between "
-            f"{iso(now + 60)[:16]} and {iso(now + 3600)[:16]} UTC, then local is asked instead"
+            f"{iso(now + 60)[:16]} and {iso(now + 3600)[:16]} UTC, then local is called instead"
         )
         assert finding.data["share"] == pytest.approx(0.84)
 

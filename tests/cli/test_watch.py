@@ -181,7 +181,7 @@ def test_a_noticeable_wait_is_shown_with_its_duration(
 ) -> None:
     slow = Gated(health_of("healthy", lab=service_of()))
     with canned(slow) as url, screen_of(tmp_path, "status", KOO_URL=url) as screen:
-        screen.read_until(f"asking {url}".encode())
+        screen.read_until(f"querying {url}".encode())
         slow.gate.set()
         screen.read_until(b"koo at")
         assert screen.process.wait(20) == 0

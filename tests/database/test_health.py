@@ -44,7 +44,7 @@ QUICKLY = BreakerOptions(failure_threshold=3, recovery_s=1.0, success_threshold=
 
 
 def test_a_recent_probe_is_not_repeated(tmp_path: Path) -> None:
-    """An open page asks every two seconds: many open pages must not cause one probe each."""
+    """An open page polls every two seconds: many open pages must not cause one probe each."""
 
     async def main() -> None:
         clock = StandingClock()

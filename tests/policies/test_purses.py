@@ -597,8 +597,8 @@ def test_a_random_world_never_spends_above_the_limit(kind: str) -> None:
 
 
 def late(make: Callable[[], MemoryTreasuries] = MemoryTreasuries) -> None:
-    """An older copy of the store: one process finds it immediately, another after three beats, and a new one asks in
-    between."""
+    """An older copy of the store: one process finds it immediately, another after three beats, and a new one sends
+    requests in between."""
     party = Party(make, tag=100)
     one, other, new = party.process(), party.process(), party.process()
     for purses in (one, other):

@@ -116,7 +116,7 @@ async def test_a_limit_of_forty_a_minute_holds_across_three_processes(place: Pla
 
 
 @on_a_loop
-async def test_a_lone_process_does_not_ask_the_store_for_each_call(place: Place) -> None:
+async def test_a_lone_process_does_not_query_the_store_for_each_call(place: Place) -> None:
     async with fleet(place, 1, minute=200) as (process,):
         for _ in range(200):
             assert await process.take()

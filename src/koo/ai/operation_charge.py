@@ -82,7 +82,7 @@ class OperationCharge(ServiceCharge):
         self.end()
 
     def settle(self) -> None:
-        # The guard asks to settle whenever something may have been billed, after a cancellation for example. Only this
+        # The guard calls this whenever something may have been billed, after a cancellation for example. Only this
         # charge knows that the operation was never awaited, so that nothing can have been sent.
         if not self.begun:
             self.release()

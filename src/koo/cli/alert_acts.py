@@ -94,7 +94,7 @@ def _put(done: Done, as_json: bool) -> Exit:
 
 async def _delete(path: str, reason: str, url: str | None) -> Done:
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             return await client.delete(path, Done, {"by": who(), "reason": reason})
 
 

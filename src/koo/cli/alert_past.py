@@ -54,7 +54,7 @@ def _begin(since: str) -> str:
 async def _history(begin: str, limit: int, url: str | None) -> AlertHistory:
     """Read page after page until there are no more, or enough."""
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             asked = {"since": begin, "limit": str(min(limit, PAGE))}
             answer = await client.get(f"/monitoring/alerts/history?{urlencode(asked)}", AlertHistory)
             while (cursor := answer["next_cursor"]) is not None and len(answer["episodes"]) < limit:

@@ -84,7 +84,7 @@ def why(alert: str | None, url: str | None, *, as_json: bool) -> Exit:
 
 async def _explain(alert: str | None, url: str | None) -> Explained:
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             told = await client.get("/monitoring/alerts/deliveries", AlertDeliveries)
             if alert is None:
                 found = None

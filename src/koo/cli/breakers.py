@@ -120,7 +120,7 @@ def why(name: str, url: str | None, *, markdown: bool, as_json: bool) -> Exit:
 
 async def _find(name: str, url: str | None) -> OneIncident:
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             service = name.partition("/")[0]
             component = service if service == "database" else f"ai:{service}"
             asked = urlencode({"component": component, "limit": 200})

@@ -149,14 +149,14 @@ async def connect(url: str | None) -> AsyncIterator[ServerClient]:
 async def ask(url: str | None, path: str, shape: type[T]) -> tuple[str, T]:
     """Return the server's URL and its response at that path."""
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             return client.url, await client.get(path, shape)
 
 
 async def act(url: str | None, path: str, shape: type[T], body: object) -> T:
     """Send `body` to that path and return the response."""
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             return await client.post(path, shape, body)
 
 

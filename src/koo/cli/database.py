@@ -35,7 +35,7 @@ def act(name: str, within_s: float | None, reason: str, url: str | None, *, as_j
 async def _act(name: str, within_s: float | None, reason: str, url: str | None) -> Act:
     body = {"by": who(), "reason": reason} | ({} if within_s is None else {"within_s": within_s})
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             patience_s = TIMEOUT_S + (within_s or 0.0)
             return await client.post(f"/monitoring/database/{name}", Act, body, patience_s=patience_s)
 

@@ -37,7 +37,7 @@ async def _reset(target: str, reason: str, url: str | None) -> list[Reset]:
     paths = named.get(target) or [f"/ai/services/{_quoted(target)}/reset-errors"]
     body = {"by": who(), "reason": reason}
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             return [await client.post(path, Reset, body) for path in paths]
 
 

@@ -60,7 +60,7 @@ def status(url: str | None, *, as_json: bool) -> Exit:
 async def _ask(url: str | None) -> tuple[str, SystemHealth, int]:
     """Return the server's URL, its health, and how many processes share its state store (0: unknown)."""
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             health = await client.get("/monitoring/health", SystemHealth)
             try:
                 fleet = await client.get("/monitoring/fleet", FleetStatus)

@@ -98,7 +98,7 @@ def _reads_utf8() -> bool:
 
 async def _follow(url: str | None, past_s: float, shown: Shown) -> None:
     async with connect(url) as client:
-        with progress(f"asking {client.url}"):
+        with progress(f"querying {client.url}"):
             fleet = await client.get("/monitoring/fleet", FleetStatus)
         follower = Follower(client, (seconds_of(fleet["timestamp"]) or 0.0) - past_s, shown.component)
         follower.has_others = sum(one["state"] == "live" for one in fleet["processes"]) > 1

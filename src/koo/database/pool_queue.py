@@ -131,7 +131,7 @@ class PoolQueue(Bulkhead):
     def count_overdue(self, now: float, after_s: float) -> int:
         """How many scopes have been open for `after_s`."""
         # A dictionary keeps its order of insertion, so the oldest scopes come first. Iterates over a copy, because
-        # another thread may ask for metrics while a scope ends in the loop's thread.
+        # another thread may read the metrics while a scope ends in the loop's thread.
         count = 0
         for since in list(self.holders.values()):
             if now - since < after_s:

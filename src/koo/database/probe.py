@@ -137,7 +137,7 @@ class ProbeDatabase:
         return (phase is OPEN or error is not None) and (error is None or error.kind is not Kind.AUTH)
 
     async def look(self) -> Look:
-        """One probe, shared by all callers that ask while it runs.
+        """One probe, shared by all callers that request one while it runs.
 
         Never raises. It takes at most the probe's timeout and the cleanup time.
         """

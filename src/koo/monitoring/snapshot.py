@@ -245,7 +245,7 @@ def _run_out_view(runs_out: forecast.RunOut, on_exhausted: str) -> RunOut:
     return {
         "earliest": iso(runs_out.earliest),
         "latest": iso(runs_out.latest),
-        "then": "calls are refused" if on_exhausted == "refuse" else f"{on_exhausted} is asked instead",
+        "then": "calls are refused" if on_exhausted == "refuse" else f"{on_exhausted} is called instead",
     }
 
 

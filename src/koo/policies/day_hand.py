@@ -17,7 +17,7 @@ FLOAT_MAX = 10
 FLOAT_PART = 100
 """At most a hundredth of the limit stays: the units of a process that is killed are lost for the rest of the day."""
 AGAIN_S = 2.0
-"""How long after a refusal the store is asked again. Two beats: by then, recalled units have been returned."""
+"""How long after a refusal the store is queried again. Two beats: by then, recalled units have been returned."""
 
 
 class DayHand:

@@ -3,7 +3,7 @@
 A call takes a unit that is in hand without waiting for the store. In the background, used units are reported, units
 that are not needed are returned to the store, and more are requested: when few are left, and at the latest at 70 % of
 the lease. A call that finds no unit waits for one reply. A reply without units says when the next one is free, and
-until then the store is not asked again.
+until then the store is not queried again.
 
 A lease counts from the moment it was requested, and ends 2 % early. So it ends here before the store counts its
 outstanding units as used, even if this process's clock is slow and the reply was late. If it lasted any longer, a unit
@@ -49,7 +49,7 @@ LOOK_AGAIN_S = 0.1
 LOOK_S = 5.0
 """How often an idle process sends a message, to learn how many processes there are and how much they use."""
 LOOKS_A_LOOK = 100
-"""With more processes than this, each asks less often, so that all together send at most 20 messages a second."""
+"""With more processes than this, each sends it less often, so that all together send at most 20 messages a second."""
 
 
 class Uses(Protocol):
@@ -112,8 +112,8 @@ class Hand:
         """How many may be taken, and until when. `used`: by this process in the last period."""
         if self.left > 0 and now < self.until:
             self._in_share = False
-            # The caller uses the units that are returned here without asking again. So only two thirds are returned at
-            # first. When they are used up, it asks here once more, and a message is sent while a third is still left.
+            # The caller uses the units that are returned here without another call. So only two thirds are returned at
+            # first. When they are used up, this is called once more, and a message is sent while a third is still left.
             if self.left > self._low:
                 return self.left - max(self._low, 0), self.until
             self._low = -1  # ring once; the next reply sets it again

@@ -364,7 +364,7 @@ class Limits:
         return self._refusal
 
     def lacks(self, now: float) -> bool:
-        """Whether no count is full, but the store must be asked for a unit. Takes nothing."""
+        """Whether no count is full, but a unit must be requested from the store. Takes nothing."""
         is_lacking = False
         for count in self.counts:
             count.roll(now)

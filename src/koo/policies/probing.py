@@ -84,8 +84,8 @@ class Unit:
             return about.ask(count, about.recovery_s, is_kept=True)
         idle_s = UNUSED_BEATS * about.beat_s
         if sight.is_closed or (not sight.is_probing and now - self._used_at >= idle_s):
-            # Wait before the next request. A process that asks again with its next beat would often get the same unit
-            # back, and a process with real traffic would never have its turn.
+            # Wait before the next request. A process that requests one again with its next beat would often get the
+            # same unit back, and a process with real traffic would never have its turn.
             self.count, self._waits_until = 0, now + idle_s
             return about.ask(0, 0.0)
         return about.ask(count, HELD_BEATS * about.beat_s, is_kept=True)

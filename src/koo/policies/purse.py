@@ -28,7 +28,7 @@ class Purse:
 
     `pace`: spent in each of the last two beats; `marked`: `spent` when the pace was last taken. `bound` and
     `bound_before`: the largest hold since then, and in the beat before. `told`: spent, back, over and held as the store
-    has confirmed them. `low`: if there is less room, the purse asks for more. `elsewhere`: what other processes had
+    has confirmed them. `low`: if there is less room, the purse requests more. `elsewhere`: what other processes had
     spent when that was last read. `above`: by how much the bills here exceeded their holds. `least`: the room that
     always stays here.
     """

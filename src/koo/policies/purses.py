@@ -1,6 +1,6 @@
 """All purses of one process: calls hold and settle in memory, and a beat in the background updates the treasury.
 
-A beat reports what was spent, returns what is not needed, and asks for more; `treasury.py` explains the chain of beats.
+A beat reports what was spent, returns what is not needed, and requests more; `treasury.py` explains the chain of beats.
 A call that finds no room waits for the next reply. All waiters of one set of budgets make one request: all or nothing
 of what the first one *needs*, and up to what all of them *want*. If the request were for the whole sum or nothing, a
 sum that does not fit would starve every one of them.
@@ -134,7 +134,7 @@ class Purses:
                 purse.room -= amount
                 if amount > purse.bound:  # noqa: PLR1730 - every guarded call passes here; `max` would cost one more call
                     purse.bound = amount
-                # Ask for more while there is still room, so that no call has to wait for the store. Zero makes this
+                # Request more while there is still room, so that no call has to wait for the store. Zero makes this
                 # ring once per beat; the next reply sets `low` again.
                 if purse.room < purse.low:
                     purse.low = 0
@@ -283,7 +283,7 @@ class Purses:
         return 0 if is_over or purse.key in self._recalled else purse.keep()
 
     def _asks(self) -> tuple[list[tuple[Key, ...]], list[Ask]]:
-        """One ask for each set of budgets with waiters (with the keys of the sets), then one for each purse that is
+        """One request for each set of budgets with waiters (with the keys of the sets), then one for each purse that is
         low.
 
         A purse that occurs in several sets gets its extra room for the pace only once, with the first of them.
@@ -351,7 +351,7 @@ class Purses:
             purse.take_granted(answer.granted.get(key, 0))
             purse.confirm(told)
         # The store read its clock before the reply travelled here, so this clock is late by the trip and never early.
-        # A process never asks for a period that has not begun by the store's clock.
+        # A process never sends a request for a period that has not begun by the store's clock.
         self._store_ms, self._heard_at = answer.now_ms, now
         for budget in self.budgets.values():
             self._open(budget, now)
@@ -378,13 +378,14 @@ class Purses:
                 self.waiting.append(waiter)
             else:
                 waiter.decided(verdict)
-        # Every need was met, so more may be available: ask for the remaining waiters now. After an unmet need the next
-        # due beat is early enough, and asking again immediately would only repeat the refusal.
+        # Every need was met, so more may be available: request it for the remaining waiters now. After an unmet need the
+        # next due beat is early enough, and an immediate request would only repeat the refusal.
         if self.waiting and not unmet and not answer.frozen:
             self._ring()
 
     def _unmet(self, answer: Reply) -> dict[tuple[Key, ...], tuple[Met, int, Key | None]]:
-        """The unmet asks by set of budgets, each with the first waiter's amount. Empty while the store is frozen."""
+        """The unmet requests by set of budgets, each with the first waiter's amount. Empty while the store is
+        frozen."""
         # A frozen store grants nothing to any process, which does not mean that nothing is left: no caller is refused.
         if answer.frozen:
             return {}

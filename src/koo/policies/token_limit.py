@@ -63,7 +63,7 @@ class TokenLimit:
                 hand.refund(taken - used, taken_at)
 
     def lacks(self, tokens: int, now: float) -> bool:
-        """Whether the store must be asked for this many tokens."""
+        """Whether this many tokens must be requested from the store."""
         # The store is not asked if this process's own use alone fills the limit: then only time can help, and a trip
         # would be wasted.
         count, hand = self.count, self._hand

@@ -35,8 +35,8 @@ while others refuse calls."""
 BUCKETS = 60
 """Sub-buckets of a period: the same resolution as in a single process (`limiter.py`)."""
 SPREAD_MS = 10
-"""How much later each further process asks again. So all processes that wait for a unit send a hundred messages a
-second together, whether they are a hundred or a thousand."""
+"""How much later each further process sends its next request. So all processes that wait for a unit send a hundred
+messages a second together, whether they are a hundred or a thousand."""
 FREEZE_MS = 6_000
 """Processes find a returned store within five seconds; a second later each has reported what it used without it."""
 LIMIT_STANDS_MS = 5_000
@@ -165,9 +165,9 @@ class Told:
 class Grant:
     """The store's reply about one limit. `granted` is the total of the lease `serial`, which lasts for `lease_ms`.
 
-    Over all processes, `used` units of `limit` are in the window and `out` are on lease. `free_in_ms`: in how long to
-    ask again for an unmet need. `frozen_ms`: for how long nothing is granted, because the store was unreachable or has
-    lost rows. `processes`: how many are in the fleet; `sharing`: how many of them use this limit now.
+    Over all processes, `used` units of `limit` are in the window and `out` are on lease. `free_in_ms`: in how long
+    to request an unmet need again. `frozen_ms`: for how long nothing is granted, because the store was unreachable or
+    has lost rows. `processes`: how many are in the fleet; `sharing`: how many of them use this limit now.
     """
 
     name: str
@@ -223,8 +223,9 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
     units = 0 if is_repeated or now_ms < window.frozen_until_ms else _fitting(rows, told)
     lease_ms = _lease_ms(rows, told)
     free_in_ms = _free_in_ms(rows, told, now_ms, bucket_ms) if units < told.need else 0
-    # The lease's row also remembers the message's number. A message that asks or takes back needs the row even if it
-    # was granted nothing: if it arrives a second time, it must be recognized, or it would be granted or undone twice.
+    # The lease's row also remembers the message's number. A message that requests or undoes something needs the row
+    # even if it was granted nothing: if it arrives a second time, it must be recognized, or it would be granted or
+    # undone twice.
     is_known = bool(told.want or told.undone)
     if own is None and (units or is_known):
         window.serial += 1
@@ -233,7 +234,7 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
         own.granted += units
         # Never shorter than before: if this reply is lost, the process goes on with the lease that it has, and the
         # store must not count its units as used before that one ends. A process that was granted nothing still counts
-        # as one that shares the limit until it asks again.
+        # as one that shares the limit until its next request.
         lasts_ms = lease_ms if own.out else max(lease_ms, free_in_ms)
         own.until_ms = max(own.until_ms, now_ms + lasts_ms)
         own.undone += 0 if is_repeated else told.undone
@@ -323,7 +324,7 @@ def _fitting(rows: Rows, told: Told) -> int:
         return 0
     share = room
     if rows.others:
-        # While much is left, a process gets an equal part of one half. If the first one that asks got everything, the
+        # While much is left, a process gets an equal part of one half. If the first request got everything, the
         # others would wait for a whole lease. When little is left, a process gets its average use in one lease:
         # smaller blocks would cost more trips, and larger ones would be idle here while another process refuses calls.
         processes = rows.others + 1
@@ -339,13 +340,14 @@ def _lease_ms(rows: Rows, told: Told) -> int:
 
 
 def _free_in_ms(rows: Rows, told: Told, now_ms: int, bucket_ms: int) -> int:
-    """After how many milliseconds to ask again: when enough units have left the window, or may have been returned."""
+    """After how many milliseconds to send the next request: when enough units have left the window, or may have been
+    returned."""
     window = rows.window
     if now_ms < window.frozen_until_ms:
         return window.frozen_until_ms - now_ms
-    # What leaves the window is known exactly, so asking earlier is useless. Units on lease to other processes may be
-    # returned at any time. Half a lease is a compromise: a longer wait leaves returned units idle, a shorter one costs
-    # more messages.
+    # What leaves the window is known exactly, so an earlier request is useless. Units on lease to other processes may
+    # be returned at any time. Half a lease is a compromise: a longer wait leaves returned units idle, a shorter one
+    # costs more messages.
     spread_ms = SPREAD_MS * (rows.others + 1)
     missing = told.need - (window.limit - window.used - rows.others_out)
     at_ms = now_ms + told.period_ms

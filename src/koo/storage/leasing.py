@@ -1,7 +1,7 @@
 """Fetches units of limits from the store in the background: it carries out the decisions of `policies/hand.py`.
 
 A call that finds a unit in hand never comes here. A call that finds none waits for the reply to the next message, which
-is sent immediately and asks on behalf of all waiting callers. One message at a time is in flight, and it reports every
+is sent immediately, on behalf of all waiting callers. One message at a time is in flight, and it reports every
 limit that is due. A message without a reply is dropped, and the next one reports the same totals or larger ones.
 """
 
@@ -255,7 +255,7 @@ class Leasing:
                 hand.lose(now)
                 hand.is_away = self._ledger.trouble is not None
                 # Otherwise each waiting caller would trigger the next attempt immediately, and a store that replies
-                # with an error would be asked in a tight loop.
+                # with an error would be queried in a tight loop.
                 hand.shut_until = hand.due_at = now + AWAY_S
             raise
         for (lessee, _, hand), grant in zip(hands, grants, strict=True):
