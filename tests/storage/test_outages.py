@@ -643,7 +643,7 @@ def test_a_server_that_becomes_read_only_is_reported_to_waiting_callers_too(
             await store.ledger.beat()
         told: list[str | None] = []
         store.watch(told.append)
-        # Reads succeed. Neither they nor three attempts to write make the store count as available.
+        # Reads succeed. Neither they nor three attempts to write make the store count as back.
         await until(lambda: max(pauses, default=0.0) > 3 * PAUSE_S_MIN)
         assert "read-only" in str(store.trouble) and None not in told
         server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = off")

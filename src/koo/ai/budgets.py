@@ -325,7 +325,7 @@ class Budgets:
         if why is Refusal.AWAY:
             reason = (
                 f"koo cannot check whether the budget covers this call: {self.ledger.trouble}; "
-                "calls under a budget that was set are refused until the state store is available again"
+                "calls under a budget that was set are refused until the state store is back"
             )
             return ServiceRefused(service, reason, AWAY_RETRY_S, kind=Kind.STORE_UNAVAILABLE)
         name = short or next(b.name for b in budgets if b.limit is not None)

@@ -378,8 +378,8 @@ class Purses:
                 self.waiting.append(waiter)
             else:
                 waiter.decided(verdict)
-        # Every need was met, so more may be available: request it for the remaining waiters now. After an unmet need the
-        # next due beat is early enough, and an immediate request would only repeat the refusal.
+        # Every need was met, so more may be available: request it for the remaining waiters now. After an unmet need
+        # the next due beat is early enough, and an immediate request would only repeat the refusal.
         if self.waiting and not unmet and not answer.frozen:
             self._ring()
 
