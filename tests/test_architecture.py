@@ -240,7 +240,7 @@ def _is_at(place: str, allowed: str) -> bool:
 
 
 @pytest.mark.parametrize("path", koo_files(), ids=lambda path: path.relative_to(KOO).as_posix())
-def test_imports_go_downward_and_third_parties_stay_in_their_place(path: Path) -> None:
+def test_imports_go_downward_and_third_party_packages_are_imported_only_in_their_places(path: Path) -> None:
     assert own_part(path) in {*ROW, "", "testing"}, f"give {own_part(path)!r} its place in ROWS"
     assert list(broken_imports(path)) == []
 
@@ -360,5 +360,5 @@ def test_functions_and_files_have_a_maximum_length() -> None:
         ("testing", "ai", True),
     ],
 )
-def test_the_table_matches_the_design_document(own: str, other: str, allowed: bool) -> None:
+def test_the_table_of_layers_matches_the_design_document(own: str, other: str, allowed: bool) -> None:
     assert may_import(own, other) is allowed

@@ -592,7 +592,7 @@ def test_a_registry_works_in_the_next_run() -> None:
 
 
 def test_two_loops_used_in_turn_keep_their_own_deadlines() -> None:
-    """A test runner does this if it has one loop for the session and one for each test."""
+    """A test runner alternates between loops if it has one for the session and one for each test."""
     registry, loops = Deadlines(), [asyncio.new_event_loop() for _ in range(2)]
 
     async def wait() -> str:

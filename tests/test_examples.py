@@ -145,7 +145,7 @@ def _read(answer: HTTPResponse | urllib.error.HTTPError) -> tuple[int, str, Any]
     return answer.status or 0, kind, json.loads(content) if "json" in kind else content.decode()
 
 
-def test_in_the_mounted_example_its_own_route_uses_the_guarded_database(mounted: str) -> None:
+def test_the_mounted_examples_own_route_uses_the_guarded_database(mounted: str) -> None:
     assert ask(f"{mounted}/orders/8") == (200, "application/json", {"order": 8, "half": 4})
     assert ask(f"{mounted}/orders/x")[0] == 422
 

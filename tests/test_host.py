@@ -40,7 +40,7 @@ def test_descriptors_are_those_of_this_process() -> None:
     assert during is not None and during.used == before.used + 2
 
 
-def test_if_no_descriptor_can_be_opened_all_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_no_descriptor_can_be_opened_all_count_as_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path) -> None:
         raise OSError(24, "Too many open files")
 

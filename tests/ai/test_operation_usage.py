@@ -95,7 +95,7 @@ async def of_raw_response(streamed: bool, **step: Any) -> list[object]:
 
 
 async def of_gemini(streamed: bool, **step: Any) -> list[object]:
-    # With a separate HTTP client. Without it the SDK uses aiohttp and subclasses one of its classes, which warns.
+    # A separate HTTP client, because the SDK would otherwise subclass one of aiohttp's classes, which warns.
     async with FakeGemini() as server, httpx2.AsyncClient() as transport:
         server.script(stream(["Par", "is"], **step) if streamed else answer("Paris", **step))
         options = types.HttpOptions(base_url=server.url, httpx_async_client=transport)

@@ -65,7 +65,7 @@ async def ask_responses(base_url: str, streamed: bool) -> AsyncIterator[str]:
 
 async def ask_gemini(base_url: str, streamed: bool) -> AsyncIterator[str]:
     model = MODELS["gemini"]
-    # With a separate HTTP client. Without it the SDK uses aiohttp and subclasses one of its classes, which warns.
+    # A separate HTTP client, because the SDK would otherwise subclass one of aiohttp's classes, which warns.
     async with httpx2.AsyncClient() as transport:
         options = types.HttpOptions(base_url=base_url.removesuffix("/v1"), httpx_async_client=transport)
         client = genai.Client(api_key=KEY, http_options=options).aio

@@ -1,4 +1,4 @@
-"""A gateway on virtual time. Everything but the providers is real: they answer from memory, when a test lets them."""
+"""A gateway on virtual time. Only the providers are simulated: they answer from memory when a test lets them."""
 
 from __future__ import annotations
 

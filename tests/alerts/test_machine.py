@@ -1,4 +1,4 @@
-"""Whatever happens to two processes and their store, people are notified once, and of everything that lasted.
+"""Whatever happens to two processes and their store, people are notified exactly once of every lasting condition.
 
 Hypothesis plays two processes on one store: conditions come and go, processes are closed, killed and restarted, clocks
 are set, operators silence and acknowledge. Time is virtual, and durations never go back. Next to the real keepers the

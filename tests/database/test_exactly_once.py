@@ -70,7 +70,7 @@ async def insert(session: AsyncSession, n: int = 1) -> int:
 
 
 @pytest.mark.parametrize("when", ["before", "after", "at"])
-def test_a_function_whose_commit_is_lost_happens_once(
+def test_a_function_whose_commit_is_lost_takes_effect_once(
     any_pg: Place, when: Literal["before", "at", "after"]
 ) -> None:
     runs = 0

@@ -1,4 +1,4 @@
-"""The probe finds out what the next caller would, and ends an outage as soon as it is over.
+"""The probe detects what the next caller would meet, and ends an outage as soon as it is over.
 
 The clock is moved by the test or by the keeper's own sleeps: no test here waits for seconds.
 """

@@ -511,7 +511,7 @@ def test_a_read_only_function_does_not_join_one_that_writes(url: str) -> None:
 def test_a_function_joins_the_transaction_of_its_own_database_even_inside_one_of_another_database(
     pg: Place, sqlite_url: str
 ) -> None:
-    """Otherwise it would wait for its own row lock."""
+    """Otherwise the function would wait for its own row lock."""
 
     async def main() -> None:
         async with with_notes(pg.url, scope_timeout_s=5.0) as here, opened(sqlite_url) as there:

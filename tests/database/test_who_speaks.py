@@ -375,7 +375,7 @@ def test_a_timeout_after_refusals_names_the_poolers_last_error(driver: str) -> N
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_an_older_pooler_may_refuse_with_severity_error(driver: str) -> None:
-    """An older PgBouncer sends it as ERROR, and still closes the connection."""
+    """An older PgBouncer sends the refusal as ERROR, and still closes the connection."""
 
     async def main() -> None:
         async with refusing("no more connections allowed", "08P01", "ERROR") as port:

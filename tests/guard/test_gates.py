@@ -412,7 +412,7 @@ def test_with_on_limit_refuse_a_call_does_not_wait_for_a_place_and_gets_a_retry_
 
 
 def test_a_call_that_the_breaker_will_refuse_does_not_queue_or_hold_money() -> None:
-    """Otherwise it would wait for its refusal, and a durable ledger would write twice for nothing."""
+    """Otherwise the call would wait for its refusal, and a durable ledger would write twice for nothing."""
 
     async def main() -> None:
         guard, wallet = make_guard(concurrency_max=1), Wallet()

@@ -162,7 +162,7 @@ async def ask_on_near_the_limit(stage: Stage) -> None:
     asked_at = 0.0
     while not any(one["phase"] == "firing" for one in stage.platform.active_alerts()):
         now, limits = stage.clock.monotonic(), stage.platform.service_health("claude")["rate_limits"]
-        # Spread out, so that they leave the window one by one, and the next call takes the free unit.
+        # The calls are spread out, so that they leave the window one by one and the next call takes the free unit.
         if limits["requests_per_minute"]["used"] < 9 and now - asked_at >= 6.5:
             asked_at = now
             await stage.ask(answer())

@@ -44,8 +44,8 @@ def test_an_override_applies_in_every_process_even_in_one_that_starts_later(tmp_
             await until(lambda: state_of(one, NAME) == state_of(one, "database") == "closed")
             async with Platform(options(tmp_path, server)) as later:
                 assert state_of(later, NAME) == state_of(later, "database") == "closed"
-            # The process that refused first: a request for incidents writes them, which would otherwise take up to a
-            # second.
+            # The process that refused is queried first. The request makes it write its incidents, which otherwise takes
+            # up to a second.
             for told in (await two.incidents.list(), await one.incidents.list()):
                 guards = {one["guard"]: one for one in told["incidents"]}
                 assert guards[NAME]["processes"] == 3 and guards[NAME]["refused"] == 1

@@ -48,7 +48,7 @@ class Lab:
         self.openai = openai.AsyncOpenAI(base_url=urls["openai"], **once)
         self.anthropic = anthropic.AsyncAnthropic(base_url=urls["anthropic"], **once)
         self.perplexity = perplexity.AsyncPerplexity(base_url=urls["perplexity"].removesuffix("/v1"), **once)
-        # With its own HTTP client: otherwise the SDK uses aiohttp, and inherits from a class that warns.
+        # A separate HTTP client, because the SDK would otherwise subclass one of aiohttp's classes, which warns.
         self.transport = httpx2.AsyncClient()
         options = types.HttpOptions(base_url=urls["gemini"], httpx_async_client=self.transport)
         self.gemini = genai.Client(api_key="test-key", http_options=options).aio

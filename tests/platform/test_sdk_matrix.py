@@ -102,7 +102,7 @@ def google_http() -> Any:
 
 @asynccontextmanager
 async def gemini_sdk(server: FakeProvider) -> AsyncIterator[tuple[Ask, Ask]]:
-    # With its own HTTP client: otherwise the SDK uses aiohttp, and inherits from a class that warns.
+    # A separate HTTP client, because the SDK would otherwise subclass one of aiohttp's classes, which warns.
     async with google_http().AsyncClient() as transport:
         options = types.HttpOptions(base_url=server.base_url, httpx_async_client=transport)
         client = genai.Client(api_key=KEY, http_options=options).aio

@@ -26,8 +26,8 @@ SEARCH: Any = [{"type": "web_search"}]
 
 @asynccontextmanager
 async def google(server: FakeGemini, **options: Any) -> AsyncIterator[Any]:
-    # The timeout is in milliseconds, and by default the SDK has none. It gets its own HTTP client, because it would
-    # otherwise use aiohttp and inherit from a class that warns about that.
+    # The timeout is in milliseconds, and by default the SDK has none. It gets a separate HTTP client, because
+    # it would otherwise subclass one of aiohttp's classes, which warns.
     async with httpx2.AsyncClient() as transport:
         http = types.HttpOptions(
             base_url=server.base_url, timeout=10_000, httpx_async_client=transport, **options
@@ -323,7 +323,7 @@ def test_the_fake_refuses_what_perplexity_refuses(change: dict[str, Any], words:
     asyncio.run(main())
 
 
-def test_sonars_chat_completions_are_gone() -> None:
+def test_perplexitys_fake_no_longer_has_sonars_chat_completions() -> None:
     async def main() -> None:
         async with FakePerplexity(strict=False) as server, sonar(server) as client:
             with pytest.raises(perplexity.PermissionDeniedError, match="Agent API"):

@@ -182,7 +182,7 @@ def test_a_shared_server_runs_even_if_the_previous_test_killed_it(
     postgres16.kill()
 
 
-def test_a_leased_port_belongs_to_one_server_and_is_below_the_outgoing_range(
+def test_a_leased_port_belongs_to_one_server_and_is_below_the_range_of_outgoing_ports(
     postgres16: PostgresServer,
 ) -> None:
     assert 20_000 <= postgres16.port < 32_000

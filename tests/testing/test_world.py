@@ -137,7 +137,7 @@ def test_settings_of_the_test_take_precedence_over_the_environment(
         assert world.claude.health["rate_limits"]["daily_budget"]["limit"] == "8"
 
 
-def test_no_part_of_a_real_account_is_left() -> None:
+def test_a_world_uses_nothing_of_a_real_account() -> None:
     """Keys, addresses, proxies, the state store and the database all belong to the test."""
     from koo.network_options import NetworkOptions
 

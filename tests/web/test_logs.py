@@ -184,7 +184,7 @@ def test_a_full_pipe_receives_every_byte_when_it_is_read() -> None:
     assert [line.split()[1] for line in read.decode().splitlines()] == [str(n) for n in range(3000)]
 
 
-def test_a_stream_without_a_file_is_written_to() -> None:
+def test_the_writer_uses_a_stream_that_has_no_file_descriptor_directly() -> None:
     stream = io.StringIO()
     writer = LineWriter(writer_to(stream), missing)
     writer.put("Grüße \udc80")

@@ -95,7 +95,7 @@ class Tags(HTMLParser):
 
 
 def test_nothing_is_inline() -> None:
-    """The policy forbids it: inline code or style would silently not work."""
+    """The policy forbids inline code and styles, which would silently not work."""
     page = Tags(HTML)
     assert page.inside == ""
     for tag, attributes in page.tags:

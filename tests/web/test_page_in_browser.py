@@ -212,7 +212,7 @@ def test_each_view_fits_and_axe_finds_nothing(browser: str, tmp_path: Path) -> N
     asyncio.run(main())
 
 
-def test_a_card_without_changes_is_not_touched(browser: str, tmp_path: Path) -> None:
+def test_a_card_without_changes_is_not_redrawn(browser: str, tmp_path: Path) -> None:
     """Only text changes each second, and a change of one part redraws no other."""
 
     async def main() -> None:
@@ -583,7 +583,7 @@ def test_without_its_server_the_page_says_so_and_keeps_the_last_state(browser: s
     asyncio.run(main())
 
 
-def test_another_server_on_the_port_is_not_believed(browser: str, tmp_path: Path) -> None:
+def test_the_page_shows_no_numbers_from_another_server_on_the_port(browser: str, tmp_path: Path) -> None:
     """For a proxy's page with status 200 or an older server, the page shows no numbers and the reason."""
 
     async def main() -> None:

@@ -118,7 +118,7 @@ def test_numbers_are_formatted_for_people(ran: Ran) -> None:
 
 
 def test_the_first_screen_follows_a_story(ran: Ran) -> None:
-    """Events of the real producer, one by one: what is shown after each, whenever it changes."""
+    """The test applies events of the real producer one by one, and checks what the page shows whenever that changes."""
     well = "ok healthy, no alert, The database and all 3 AI services work."
     assert {name: (said[0], said[-1]) for name, said in ran[2].items()} == {
         "healthy": (well, well),

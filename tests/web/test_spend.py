@@ -112,7 +112,7 @@ def test_an_invalid_period_is_a_problem(tmp_path: Path, asked: str) -> None:
     with_server(tmp_path, work)
 
 
-def test_while_the_store_is_unavailable_it_returns_503(
+def test_while_the_store_is_unreachable_the_report_is_a_503(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:

@@ -38,7 +38,7 @@ PER_DAY, PER_MINUTE = (
     f"GenerateRequests{period}PerProjectPerModel-FreeTier" for period in ("PerDay", "PerMinute")
 )
 
-# google-genai uses aiohttp if it is installed, and subclasses one of its classes, which warns about that.
+# google-genai subclasses one of aiohttp's classes if aiohttp is installed, and aiohttp warns about that.
 pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")
 
 

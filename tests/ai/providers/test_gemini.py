@@ -285,7 +285,7 @@ ROWS: list[tuple[Any, Kind]] = [
     (error(504, "DEADLINE_EXCEEDED"), Kind.TIMEOUT),
     (error(400, "STATUS_OF_TOMORROW"), Kind.INVALID_REQUEST),
     (error(500, "STATUS_OF_TOMORROW"), Kind.SERVER_ERROR),
-    # Google, or a proxy, without a structured body.
+    # Google or a proxy may send an error without a structured body.
     (html(502), Kind.SERVER_ERROR),
     (html(503), Kind.OVERLOADED),
     (html(403), Kind.INVALID_REQUEST),
@@ -301,7 +301,7 @@ ROWS: list[tuple[Any, Kind]] = [
         raw(b'{"error":{"status":"RESOURCE_EXHAUSTED","details":[7,{"violations":[7,{"quotaId":7}]}]}}', 429),
         Kind.THROTTLED,
     ),
-    # Messages never contradict the status, and stop the service only if they begin with the words.
+    # Messages never contradict the status, and stop the service only if they begin with known words.
     (error(500, "INTERNAL", f"while reading: {TOO_LONG}"), Kind.SERVER_ERROR),
     (error(503, "UNAVAILABLE", DEPLETED), Kind.OVERLOADED),
     (error(429, EXHAUSTED, f"cannot do: {DEPLETED}"), Kind.THROTTLED),
