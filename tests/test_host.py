@@ -60,7 +60,9 @@ def test_if_no_descriptor_can_be_opened_all_count_as_in_use(monkeypatch: pytest.
         (0, 0, "ok"),  # a pseudo file system reports no space
     ],
 )
-def test_the_used_share_of_a_disk(free: int, total: int, state: str) -> None:
+def test_the_state_of_a_disk_depends_on_its_free_space_and_its_size(
+    free: int, total: int, state: str
+) -> None:
     assert disk_state(Disk("home", free, total)) == state
 
 
