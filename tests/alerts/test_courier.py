@@ -357,7 +357,7 @@ def test_a_store_lost_between_sending_and_recording_causes_a_second_message_but_
 
         class Cutting(FakeChannel):
             async def send(self, message: Message) -> str:
-                process.store.transactions.trouble = "away"
+                process.store.transactions.trouble = "unreachable"
                 return await super().send(message)
 
         process.courier.channel = Cutting(world.clock)

@@ -307,7 +307,7 @@ def cut_off(process: Process) -> Callable[[], None]:
     run = process.store.executor.run
 
     async def fail(*_: Any, **__: Any) -> None:
-        raise StoreUnavailable("away")
+        raise StoreUnavailable("unreachable")
 
     process.store.executor.run = fail  # type: ignore[method-assign, assignment]
 

@@ -11,7 +11,7 @@ from tests.storage.support import SetClock
 def test_data_loss_in_the_store_is_shown_for_an_hour_with_the_total_amount() -> None:
     clock = SetClock()
     news = StoreNews(clock)
-    news.on_event(StoreLost("state store", "away"))
+    news.on_event(StoreLost("state store", "unreachable"))
     assert list(news.findings()) == []
     news.on_event(StoreForgot("state store", "0.25"))
     clock.now += KEPT_S / 2

@@ -124,7 +124,7 @@ def test_while_the_store_is_unavailable_a_breaker_decides_as_in_a_single_process
         assert breaker(one).primed and breaker(one).probes_max == 0
 
         async def fails(*_: object) -> None:
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("unreachable")
 
         one.parts.store.roll_call.beat = fails  # type: ignore[method-assign, assignment]
         await until(lambda: not breaker(one).primed)

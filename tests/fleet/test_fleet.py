@@ -130,7 +130,7 @@ def test_while_the_store_is_unavailable_no_process_leads_and_afterwards_one_does
             fleet, beat = one.parts.fleet, one.parts.store.roll_call.beat
 
             async def fails(*_: object) -> None:
-                raise StoreUnavailable("away")
+                raise StoreUnavailable("unreachable")
 
             one.parts.store.roll_call.beat = fails  # type: ignore[method-assign, assignment]
             await until(lambda: fleet.heard is None)
@@ -305,7 +305,7 @@ def test_the_fleet_view_works_without_the_store(tmp_path: Path) -> None:
             assert [purse["budget"] for purse in whole["purses"]] == ["ai:claude"]
 
             async def fails() -> Roll:
-                raise StoreUnavailable("away")
+                raise StoreUnavailable("unreachable")
 
             one.parts.store.roll_call.read = fails  # type: ignore[method-assign]
             alone = await one.fleet()

@@ -1,4 +1,4 @@
-"""A store that cannot be used reports why, in time, and is used again as soon as possible."""
+"""An unreachable store reports why, in time, and is used again as soon as possible."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Fake:
         if self.hangs:
             self.cuts.wait()
         if self.is_away or self.hangs:
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("unreachable")
         write(Nothing())
 
     def cut(self) -> None:
@@ -208,7 +208,7 @@ def test_a_statement_that_hangs_while_the_store_closes_is_cut_off_too(fake: Fake
         await one.close()
         assert fake.cuts.is_set()
         await until(fake.closed.is_set)
-        with pytest.raises(StoreUnavailable, match="away"):
+        with pytest.raises(StoreUnavailable, match="unreachable"):
             await running
 
     asyncio.run(main())

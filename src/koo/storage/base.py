@@ -248,7 +248,7 @@ class Ledger(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None if no trouble is known."""
+        """Why the store is unreachable, as a sentence; None if no trouble is known."""
         ...
 
     def budget(
@@ -436,7 +436,7 @@ class Store(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None if no trouble is known."""
+        """Why the store is unreachable, as a sentence; None if no trouble is known."""
         ...
 
     @property

@@ -28,7 +28,7 @@ class Exchange(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now; None if no trouble is known."""
+        """Why the store is unreachable; None if no trouble is known."""
         ...
 
     async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Reply:
@@ -66,7 +66,7 @@ class SqlExchange:
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now."""
+        """Why the store is unreachable."""
         return self._executor.trouble
 
     async def send(self, beat: Beat, postings: Sequence[Posting], *, is_asked: bool) -> Reply:

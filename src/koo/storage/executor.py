@@ -49,7 +49,7 @@ class Executor:
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None if no trouble is known."""
+        """Why the store is unreachable, as a sentence; None if no trouble is known."""
         return self.worker.trouble if self.worker is not None else None
 
     def watch(self, changed: Callable[[str | None], None]) -> None:

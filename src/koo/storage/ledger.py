@@ -163,7 +163,7 @@ class Ledger:
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now; None if no trouble is known."""
+        """Why the store is unreachable; None if no trouble is known."""
         return self._exchange.trouble
 
     @property

@@ -93,7 +93,7 @@ class SqlStore:
 
     @property
     def trouble(self) -> str | None:
-        """Why the store cannot be used now, as a sentence; None if no trouble is known."""
+        """Why the store is unreachable, as a sentence; None if no trouble is known."""
         return self.executor.trouble
 
     def as_leader(self, epoch: int) -> LedStore:
