@@ -58,7 +58,7 @@ class BreakerOptions(Checked):
         at_most=86_400,
     )
     open_s_max: float = option(
-        600.0, "longest opening by our own backoff", "an operator should not wait longer", unit="s", above=0
+        600.0, "longest time that it stays open", "an operator should not wait longer", unit="s", above=0
     )
     window_s: float = option(
         30.0, "period that rates cover", "half of the recovery time", unit="s", above=0, at_most=3600
@@ -86,8 +86,8 @@ class BreakerOptions(Checked):
     )
     streak_heals_after_s: float = option(
         600.0,
-        "healthy time after which one doubling of the opening is forgotten",
-        "as long as the longest opening",
+        "healthy time after which one doubling of the open time is undone",
+        "as long as the longest open time",
         unit="s",
         above=0,
     )
@@ -102,7 +102,7 @@ class BreakerOptions(Checked):
 class RetryOptions(Checked):
     """How often a failed call is repeated, and after what pause."""
 
-    attempts_max: int = option(4, "attempts, the first included", "three repeats", at_least=1, at_most=100)
+    attempts_max: int = option(4, "attempts, including the first", "three retries", at_least=1, at_most=100)
     base_s: float = option(
         1.0,
         "upper limit of the first pause",
@@ -166,7 +166,7 @@ class GuardOptions(Timed):
     )
     queue_max: int = option(
         QUEUE_MAX,
-        "callers that may wait for a place or a limit at the same time",
+        "callers that may wait for a slot or a limit at the same time",
         "in a longer queue callers time out before their turn",
         at_least=0,
     )
@@ -207,7 +207,7 @@ class DatabaseOptions(OnceOptions):
         60.0, "deadline of a scope", "a transaction should not last long", unit="s", above=0
     )
     slow_call_s: float = option(
-        1.0, "database time from which on a call counts as slow", "users notice a second", unit="s", above=0
+        1.0, "a call with this much database time counts as slow", "users notice a second", unit="s", above=0
     )
     validate_after_idle_s: float = option(
         1.0,
@@ -354,7 +354,7 @@ class ServiceOptions(Timed):
     )
     thinks_unseen: bool | None = option(
         None,
-        "its models may bill unsent tokens: a stream that ends before its usage is known is booked at its hold",
+        "its models may bill tokens that they do not send: a stream that ends without its usage is booked at its hold",
         "a booking must not be too low",
     )
     concurrency_max: int = option(
@@ -362,7 +362,7 @@ class ServiceOptions(Timed):
     )
     queue_max: int | None = option(
         None,
-        "queries that may wait for a place at the same time; a list of queries waits separately, whatever its length",
+        "queries that may wait for a slot at the same time; the queries of a list wait separately and do not count",
         "in longer queues callers time out first; 32 for `local`, which makes one answer at a time, else 1000",
         at_least=0,
     )

@@ -750,7 +750,7 @@ ROWS: tuple[Oddity, ...] = (
     # ── words that do not count, because they may be quoted from the prompt ──
     refusal(
         "a mistake that quotes a prompt about an empty account",
-        "anything",
+        "any server",
         400,
         openai_error("cannot parse: 'insufficient credits'", INVALID),
         Kind.INVALID_REQUEST,
@@ -758,7 +758,7 @@ ROWS: tuple[Oddity, ...] = (
     ),
     refusal(
         "a mistake that ends with the prompt",
-        "anything",
+        "any server",
         400,
         openai_error("Unexpected text in messages.0: your account balance is insufficient", INVALID),
         Kind.INVALID_REQUEST,
@@ -925,7 +925,7 @@ ROWS: tuple[Oddity, ...] = (
     ),
     refusal(
         "a mistake that quotes an empty account without a colon",
-        "anything",
+        "any server",
         400,
         openai_error("Unexpected value 'hello insufficient credits' in it", INVALID),
         Kind.INVALID_REQUEST,
