@@ -64,7 +64,7 @@ def test_invalid_arguments_are_refused(asked: dict[str, object]) -> None:
     run(test)
 
 
-def test_while_the_store_is_unavailable_the_list_is_refused_with_a_time(
+def test_while_the_store_is_unreachable_the_list_is_refused_with_a_retry_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def test(world: World) -> None:

@@ -444,7 +444,7 @@ def test_a_deadline_that_never_comes_needs_no_timer() -> None:
     run_virtual(main)
 
 
-def test_inside_the_nearest_deadline_applies_and_outside_the_earlier_one() -> None:
+def test_inside_a_nested_block_the_nearest_deadline_applies_and_outside_it_the_outer_one() -> None:
     registry = Deadlines()
 
     async def main() -> None:

@@ -259,7 +259,7 @@ def test_a_stream_may_be_closed_from_another_task_while_its_reader_waits(first_s
     run_virtual(main)
 
 
-def test_a_reader_that_is_cancelled_while_another_task_closes_is_cancelled() -> None:
+def test_a_reader_that_is_cancelled_while_another_task_closes_its_stream_receives_the_cancellation() -> None:
     async def main() -> None:
         world = VirtualWorld()
         world.first.chunks = [*words("one", pause_s=0.0)[:1], *words("two", pause_s=100.0)]

@@ -44,7 +44,7 @@ def test_each_alert_is_one_line_whatever_the_windows_width(here: Here) -> None:
 
 
 def test_an_alert_shows_operators_acts_and_its_runbook(here: Here) -> None:
-    """The acts are in its line, the runbook is on standard error: a pipe gets the alerts and nothing else."""
+    """The alert's line has the operators' acts, and standard error has the runbook, so a pipe gets only alerts."""
     silence = {"by": "bob@host", "ends_at": AT}
     alert = {
         **ALERT,

@@ -759,7 +759,7 @@ def test_calls_to_a_server_that_is_gone_are_refused_immediately_after_a_few_fail
             with pytest.raises(DatabaseUnavailable, match="circuit is open") as caught:
                 async with database.session_scope():
                     pass
-            # It may be admitted much earlier, but that is known only once the server responds.
+            # A scope may be admitted much earlier, but that is known only once the server responds.
             assert caught.value.retry_after_s is not None and 50 < caught.value.retry_after_s <= 72
             assert database.reset_circuit_breaker() is True
             pg.server.start()

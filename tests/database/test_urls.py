@@ -40,7 +40,7 @@ def test_no_constructor_repeats_a_password(make: Callable[[str], object], url: s
 
 
 def test_a_url_parsed_elsewhere_is_checked_too() -> None:
-    """SQLAlchemy accepts it, and the driver would try to resolve the end of the password as a host name."""
+    """SQLAlchemy accepts such a URL, and the driver would try to resolve the end of the password as a host name."""
     read = make_url("postgresql://app:s3cr@t4il@db/appdb")
     with pytest.raises(ConfigurationError, match="@ as %40") as caught:
         Database(read)

@@ -479,7 +479,7 @@ class Explorer:
                 self.must(world, "reported", state is names.DEGRADED, f"{state} while it is being tested")
 
     def check_recovery(self, world: World) -> None:
-        """Check that it closes if no running call ever returns and every new call succeeds immediately."""
+        """Check that the breaker closes if no running call ever returns and every new call succeeds immediately."""
         world = world.clone()
         breaker = world.breaker
         if breaker.override in (FORCED_OPEN, DISABLED):

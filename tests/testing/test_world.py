@@ -58,7 +58,7 @@ async def fails(work: Awaitable[object], kind: type[Exception] = ExternalService
 # ── an outage ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_outage_and_its_recovery() -> None:
+def test_an_outage_opens_the_circuit_and_successful_calls_close_it_again() -> None:
     async def test(world: World) -> None:
         world.claude.fails(529)
         assert (await world.ask("claude", fallback=("local",))).service == "local"

@@ -221,7 +221,7 @@ def test_a_connection_accepted_just_before_shutdown_may_send_its_request(
         wait_until(lambda: not is_accepting(port))
         newcomer.sendall(GET + b"\r\n")
         assert newcomer.recv(4096).startswith(b"HTTP/1.1 200")
-        # An older one is closed. Whether it sent another request before that decides between end of file and reset.
+        # An older connection is closed: with a reset if it had sent another request, otherwise with end of file.
         with suppress(ConnectionResetError, BrokenPipeError):
             newcomer.sendall(GET + b"\r\n")
             while newcomer.recv(4096):

@@ -142,7 +142,7 @@ def cookies_of(reply: Reply) -> dict[str, str]:
     return {"Cookie": "; ".join(f"{name}={one.value}" for name, one in jar.items())}
 
 
-def test_a_token_can_be_exchanged_for_a_cookie_but_a_cookie_for_nothing_else(tmp_path: Path) -> None:
+def test_a_token_can_be_exchanged_for_a_cookie_but_a_cookie_cannot_be_exchanged(tmp_path: Path) -> None:
     async def main() -> None:
         koo = platform(tmp_path, **TOKENS)
         async with served(create_app(koo)) as client:

@@ -689,7 +689,7 @@ def price() -> Any:
     return Prices().find(ServiceOptions(name="g", kind="gemini", api_key="k"), FLASH)
 
 
-def test_the_cost_is_the_price_tables_for_googles_counts() -> None:
+def test_the_cost_is_googles_counts_at_the_prices_of_the_price_table() -> None:
     async def test(here: Gateway, budgets: Budgets, server: FakeGemini) -> None:
         per_token = price().tiers[0]
         server.script(answer(input_tokens=600, cache_read_tokens=400, output_tokens=90, reasoning_tokens=40))

@@ -81,7 +81,7 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     ({"x-ms-retry-after-ms": "00:00:01.500"}, 1.5),
     ({"retry-after-ms": "0", "retry-after": "7"}, 7),
     ({"retry-after-ms": "-1", "x-ms-retry-after-ms": "250", "retry-after": "7"}, 0.25),
-    # Anthropic: RFC 3339. The exhausted limit counts, and the later of two.
+    # Anthropic: RFC 3339. The reset of the exhausted limit counts; of two exhausted limits, the later reset.
     ({"anthropic-ratelimit-tokens-reset": rfc3339(40), "anthropic-ratelimit-tokens-remaining": "0"}, 40),
     (
         {
