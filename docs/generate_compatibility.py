@@ -37,8 +37,9 @@ Each row is one sample that every test run sends to koo over a socket (`tests/ai
 the samples of answers to the vendors' own SDKs ({sdks}); koo
 reads every sample that its vendor's SDK reads (`tests/ai/test_sdks_beside_koo.py`).
 
-*Ends with* is what the caller gets: the answer, or an error of that kind ([errors.md](errors.md)). `3×` means that koo
-sends the request three times in total. `make docs` writes this page from the same rows.
+*Ends with* is what the caller gets: the answer, or an error of that kind ([errors.md](errors.md)). The tests allow two
+retries, so `3×` means that koo sends the request three times in total, as often as it may. `make docs` writes this page
+from the same rows.
 """
 LIBRARIES = """\
 ## Other libraries, servers and event loops

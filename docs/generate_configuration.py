@@ -109,7 +109,14 @@ def default(row: Row) -> str:
     if row.shown_default or row is Variables.rows.get(row.name):
         return row.shown_default or as_text(row.default)
     followed = (one for one in Variables.rows.values() if (one.root, one.places) == (row.root, row.places))
-    return next((f"as `{variable(one)}`" for one in followed), "")
+    return next((f"as `{variable(one)}`" for one in followed), "") or _own_default(row)
+
+
+def _own_default(row: Row) -> str:
+    """The default of a setting that only single services have, if it is a number."""
+    defaults = {f"ServiceOptions.{one.name}": one.default for one in fields(ServiceOptions)}
+    found = next((defaults[option] for option in row.options() if option in defaults), None)
+    return as_text(found) if isinstance(found, int | float) else ""
 
 
 # ── .env.example ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -414,7 +421,7 @@ def _table(rows: Iterable[Row]) -> str:
 
 def _default(row: Row) -> str:
     text = default(row)
-    return f"`{text}`" if text and " " not in text else text or "not set"
+    return f"`{text}`" if text and " " not in text and text != "required" else text or "not set"
 
 
 def _service_rows() -> Iterator[list[str]]:
@@ -430,8 +437,8 @@ def _options_part(options: type[Checked]) -> str:
         if not words:
             plain.append(f"`{one.name}`")
             continue
-        rows.append([f"`{one.name}`", _value(one), words["unit"], allowed(words), words["meaning"], words["why"],
-                     _variables_of(f"{options.__name__}.{one.name}")])  # fmt: skip
+        rows.append([f"`{one.name}`", _value(one), words["unit"], _allowed(options, one), words["meaning"],
+                     words["why"], _variables_of(f"{options.__name__}.{one.name}")])  # fmt: skip
     text = f"### {options.__name__}\n\n{(options.__doc__ or '').splitlines()[0]}"
     text += f" Also: {', '.join(plain)}." if plain else ""
     header = ["option", "default", "unit", "allowed", "meaning", "why this default", "set by"]
@@ -444,19 +451,27 @@ def _value(one: Any) -> str:
     return text and f"`{text}`"
 
 
+def _allowed(options: type[Checked], one: Any) -> str:
+    """An option's range; for a choice and for a budget, what the variable that sets it accepts."""
+    if options is BudgetOptions or str(one.type).startswith(("Literal", "bool")):
+        return next(
+            (row.allowed for _, row in _rows_of(f"{options.__name__}.{one.name}")), allowed(one.metadata)
+        )
+    return allowed(one.metadata)
+
+
 def _variables_of(option: str) -> str:
+    return ", ".join(f"`{prefix}{variable(row)}`" for prefix, row in _rows_of(option))
+
+
+def _rows_of(option: str) -> Iterator[tuple[str, Row]]:
     tables: list[tuple[str, type[Table]]] = [
         ("", Variables),
         ("…__", ServiceSettings),
         ("AI_BUDGETS__…__", BudgetSettings),
     ]
-    names = [
-        f"`{prefix}{variable(row)}`"
-        for prefix, table in tables
-        for row in table.rows.values()
-        if option in row.options()
-    ]
-    return ", ".join(names)
+    for prefix, table in tables:
+        yield from ((prefix, row) for row in table.rows.values() if option in row.options())
 
 
 def _markdown(header: list[str], rows: Iterable[list[str]]) -> str:

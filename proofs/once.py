@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import sys
 import tempfile
 import time
@@ -202,7 +203,7 @@ async def prove(each: int, note: Callable[[str], None]) -> None:
         began = time.monotonic()
         with PostgresServer(major) as server:
             bank, ground, faults = await on_postgres(server, run)
-        what = ", ".join(f"{number} {word}" for word, number in sorted(ground.counts.items())) or "none"
+        what = ", ".join(_counted(*one) for one in sorted(ground.counts.items())) or "none"
         ways = ", ".join(str(ground.proxy.ways[way]) for way in CUTS)
         cuts = f"{ground.proxy.cuts:,} ({ways}) of {ground.proxy.commits:,}"
         cells = [f"PostgreSQL {major}", run.driver, run.mode, what]
@@ -211,6 +212,11 @@ async def prove(each: int, note: Callable[[str], None]) -> None:
         began = time.monotonic()
         bank, faults = await on_sqlite(Path(folder), 300, each)
         note(_row(["SQLite", "aiosqlite", "key", "none"], bank, "", faults, began))
+
+
+def _counted(what: str, number: int) -> str:
+    """ "2 servers killed", "1 server killed"."""
+    return f"{number} {what}" if number != 1 else re.sub(r"s (\w+)$", r" \1", f"1 {what}")
 
 
 def _row(

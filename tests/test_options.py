@@ -111,6 +111,7 @@ def test_the_ends_of_the_range_are_allowed(kind: type[Any], one: Any) -> None:
         ({"above": 0}, "above 0"),
         ({"above": 0, "at_most": 1}, "above 0, at most 1"),
         ({"at_most": 3}, "at most 3"),
+        ({"at_least": 1, "at_most": 1_000_000}, "1 to 1000000"),
         ({}, "any"),
     ],
     ids=str,

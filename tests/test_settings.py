@@ -819,6 +819,15 @@ def test_a_service_name_must_fit_into_a_path_and_a_variable(name: str) -> None:
     )
 
 
+def test_a_hint_names_only_settings_that_the_service_has() -> None:
+    """`local` has no address and no proxy."""
+    assert "did you mean" not in refused({"AI_SERVICES__LOCAL!__BASE_URL": "http://h/v1"})
+    assert "did you mean" not in refused({"AI_SERVICES__LOCA__PROXY": "http://proxy:1"})
+    assert "did you mean" not in refused({"AI_SERVICES__MY.LLM__BASE_URL": "http://h/v1"})
+    assert "did you mean AI_SERVICES__LOCAL__MODEL?" in refused({"AI_SERVICES__LOCA__MODEL": "x"})
+    assert "did you mean AI_SERVICES__CLAUDE__MODEL?" in refused({"AI_SERVICES__CLAUDE!__MODEL": "x"})
+
+
 @pytest.mark.parametrize("name", ["database", "all"])
 def test_a_service_cannot_have_a_name_that_is_reserved_for_resets(name: str) -> None:
     variable = f"AI_SERVICES__{name.upper()}__BASE_URL"

@@ -16,7 +16,7 @@ class BudgetOptions(Checked):
     name: str
     limit_usd: Decimal = option(Decimal(0), "most money per period", "it must be set", unit="USD", at_least=0)
     period: Literal["day", "month"] = option(
-        "day", "its period: a UTC day or month", "the same as a service's own budget"
+        "day", "the period that the limit applies to, in UTC", "the same as a service's own budget"
     )
     service: str | None = option(None, "the only service that it counts", "all services together")
     model: str | None = option(None, "the only model that it counts", "all models together")

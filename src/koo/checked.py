@@ -79,12 +79,16 @@ def allowed(about: Any) -> str:
     """An option's range as text: "0.05 to 1", "at least 1", "above 0"."""
     low, high, above = about.get("at_least"), about.get("at_most"), about.get("above")
     if low is not None and high is not None:
-        return f"{low:g} to {high:g}"
+        return f"{_plain(low)} to {_plain(high)}"
     if above is not None:
-        return f"above {above:g}" + (f", at most {high:g}" if high is not None else "")
+        return f"above {_plain(above)}" + (f", at most {_plain(high)}" if high is not None else "")
     if low is not None:
-        return f"at least {low:g}"
-    return f"at most {high:g}" if high is not None else "any"
+        return f"at least {_plain(low)}"
+    return f"at most {_plain(high)}" if high is not None else "any"
+
+
+def _plain(bound: float | Decimal) -> str:
+    return f"{bound:.15g}"  # `:g` alone writes a million as 1e+06
 
 
 class Checked:

@@ -336,10 +336,10 @@ class ServiceOptions(Timed):
         "a default must not stop what works",
     )
     input_price: Decimal | None = option(
-        None, "USD per million input tokens", "from the price table", unit="USD/Mtok", at_least=0
+        None, "USD per million input tokens", "the table contains most models", unit="USD/Mtok", at_least=0
     )
     output_price: Decimal | None = option(
-        None, "USD per million output tokens", "from the price table", unit="USD/Mtok", at_least=0
+        None, "USD per million output tokens", "the table contains most models", unit="USD/Mtok", at_least=0
     )
     price_as: str | None = option(
         None,

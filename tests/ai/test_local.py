@@ -495,7 +495,7 @@ def test_a_full_queue_refuses_and_a_freed_place_is_used_again() -> None:
         waiting = asyncio.create_task(provider.complete(ask()))
         await asyncio.sleep(0)
         with pytest.raises(
-            ServiceSaturated, match="the model is busy and 1 queries are already waiting"
+            ServiceSaturated, match="the model is busy and 1 query is already waiting"
         ) as refusal:
             await provider.complete(ask())
         assert refusal.value.kind is Kind.SATURATED

@@ -10,7 +10,7 @@ from koo.checked import following_s
 from koo.configuration.names import nearest
 from koo.configuration.to_options import attempt_timeout_s, body_of, local_model_path
 from koo.configuration.values import quoted, reveal
-from koo.configuration.variables import BUILT_IN, BudgetSettings, Name, ServiceSettings, Variables
+from koo.configuration.variables import BUILT_IN, NOT_LOCAL, BudgetSettings, Name, ServiceSettings, Variables
 from koo.http.proxies import is_loopback
 
 ORDERED = [
@@ -143,7 +143,8 @@ def _of_service(settings: Variables, service: str, own: ServiceSettings) -> Iter
     elif own.base_url is None and own.api_key is None:
         setting = next((name for name in own.rows if name in own.given), "base_url")
         meant = nearest(service, BUILT_IN)
-        hint = f" (did you mean {_of(meant, setting)}?)" if meant else ""
+        exists = meant and not (meant == "local" and setting in NOT_LOCAL)
+        hint = f" (did you mean {_of(meant, setting)}?)" if meant and exists else ""
         known = f"{', '.join(BUILT_IN)}, or a new one with {_of(service, 'base_url')} or an API_KEY"
         yield setting, f"belongs to an unknown service{hint}; expected {known}"
 
@@ -230,7 +231,7 @@ def _of_budget(budget: str, own: BudgetSettings, services: list[str]) -> Iterato
 
 
 def _of_local(settings: Variables, own: ServiceSettings) -> Iterator[tuple[str, str]]:
-    for name in ("kind", "base_url", "api_key", "proxy", "headers", "body"):
+    for name in NOT_LOCAL:
         if name in own.given:
             yield name, "is set, but has no meaning for local, which runs on this machine; remove it"
     path = local_model_path(settings)

@@ -12,14 +12,17 @@ from typing import Any
 
 from koo.configuration.sources import Found, Source
 from koo.configuration.values import SERVICE_WORD, quoted
-from koo.configuration.variables import BUILT_IN, FAMILIES, Name, ServiceSettings, Variables
+from koo.configuration.variables import BUILT_IN, FAMILIES, NOT_LOCAL, Name, ServiceSettings, Variables
 from koo.errors import ConfigurationError
 from koo.service_names import RESERVED_NAMES, check_service_name
 
 PREFIXES = ("DATABASE_", "DB_", "AI_", "KOO_")
 KNOWN = {name.upper() for name in Variables.rows}
 _MEANT = KNOWN | {
-    Name("ai_services", service, name).variable for service in BUILT_IN for name in ServiceSettings.rows
+    Name("ai_services", service, name).variable
+    for service in BUILT_IN
+    for name in ServiceSettings.rows
+    if service != "local" or name not in NOT_LOCAL
 }
 _FAMILY_PREFIXES = tuple(f"{family}__".upper() for family in FAMILIES)
 _ALLOWED_NAME = "1 to 64 lower-case letters, digits, - and _, starting with a letter or digit"
@@ -132,7 +135,10 @@ def _split(variable: str) -> Name:
         )
     if name and SERVICE_WORD.fullmatch(whose):
         return Name(family, whose, name)
-    meant = nearest(variable.upper(), _MEANT)
+    # With a setting, only the service can be misspelt: the nearest of all variables could be another service's.
+    service = nearest(whose, BUILT_IN) if name else None
+    exact = service and Name(family, service, name).variable
+    meant = (exact if exact in _MEANT else None) if name else nearest(variable.upper(), _MEANT)
     hint = f"; did you mean {meant}?" if meant else ""
     raise ConfigurationError(
         "",

@@ -306,7 +306,8 @@ PARAMETERS = Form(
     f"one or more of {', '.join(OPTIONAL_PARAMETERS)}, separated by commas", _parameters, types=(str, tuple)
 )
 TOKENS_PARAMETER = choice("max_tokens", "max_completion_tokens")
-MODEL = Form("the name of a model, for `local` the path of an existing file", _model)
+MODEL = Form("the name of a model; for `local` the path of an existing file", _model)
+MODEL_NAME = Form("the name of a model", _model)
 FOLDER = Form(
     "an existing folder; set it in the environment, not in a `.env`",
     lambda _text, home: home,

@@ -33,6 +33,7 @@ from koo.configuration.values import (
     KEY,
     LABEL,
     MODEL,
+    MODEL_NAME,
     NETWORKS,
     PARAMETERS,
     PROXY,
@@ -62,6 +63,8 @@ BUILT_IN: dict[str, tuple[ServiceKind, str]] = {
     "local": ("local", ""),
 }
 """The services that need no declaration: their format, and the variable with their key."""
+NOT_LOCAL = ("kind", "base_url", "api_key", "proxy", "headers", "body")
+"""Settings of a service that have no meaning for `local`, which runs on this machine."""
 
 
 class Name(NamedTuple):
@@ -110,7 +113,7 @@ class ServiceSettings(Table):
     daily_budget = of_one(lambda service: service.daily_budget_usd)
     input_price = of_one(lambda service: service.input_price, shown_default="from the price table")
     output_price = of_one(lambda service: service.output_price, shown_default="from the price table")
-    price_as = of_one(lambda service: service.price_as, form=MODEL, shown_default="its own name")
+    price_as = of_one(lambda service: service.price_as, form=MODEL_NAME, shown_default="its own name")
     leave_out = of_one(
         lambda service: service.leave_out, form=PARAMETERS, shown_default="learned from refusals"
     )
@@ -142,7 +145,7 @@ class BudgetSettings(Table):
     limit = of_budget(lambda budget: budget.limit_usd, shown_default="required")
     period = of_budget(lambda budget: budget.period, shown_default="day")
     service = of_budget(lambda budget: budget.service, form=SERVICE_NAME, shown_default="all together")
-    model = of_budget(lambda budget: budget.model, form=MODEL, shown_default="all together")
+    model = of_budget(lambda budget: budget.model, form=MODEL_NAME, shown_default="all together")
     tag = of_budget(lambda budget: budget.tag, form=TAG, shown_default="all together")
     on_exhausted = of_budget(
         lambda budget: budget.on_exhausted, form=SERVICE_OR_REFUSE, shown_default="refuse"
@@ -213,7 +216,9 @@ class Variables(Table):
 
     # ── AI services ──
     ai_circuit_breaker_failure_threshold = for_services(lambda service: service.breaker.failure_threshold)
-    ai_circuit_breaker_recovery_timeout = for_services(lambda service: service.breaker.recovery_s)
+    ai_circuit_breaker_recovery_timeout = for_services(
+        lambda service: service.breaker.recovery_s, meaning="shortest time that it stays open"
+    )
     ai_circuit_breaker_success_threshold = for_services(lambda service: service.breaker.success_threshold)
     ai_max_retries = for_services(
         lambda service: service.retry.attempts_max,

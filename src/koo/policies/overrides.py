@@ -33,8 +33,8 @@ def said_of(act: Act | None) -> str:
     return f"{by}{reason}" + (f"; {ends_of(act)}" if act.words or act.until is not None else "")
 
 
-def ends_of(act: Act) -> str:
-    """ "until it is reset", "until 2026-11-29T20:10:00Z"."""
+def ends_of(act: Act, by_hand: str = "until it is reset") -> str:
+    """ "until 2026-11-29T20:10:00Z"; `by_hand` if only an operator ends it."""
     if act.until is None:
-        return "until it is reset"
+        return by_hand
     return f"until {datetime.fromtimestamp(act.until, UTC):%Y-%m-%dT%H:%M:%SZ}"

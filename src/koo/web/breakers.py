@@ -46,7 +46,11 @@ def add_breakers(router: APIRouter, platform: Platform) -> None:
         act = platform.breakers.shadow(
             name, on=not body.off, by=body.by, reason=body.reason, for_s=body.for_s
         )
-        done = "decides again" if body.off else f"is in shadow {ends_of(act)}: it counts but refuses nothing"
+        done = (
+            "decides again"
+            if body.off
+            else f"is in shadow {ends_of(act, 'until it is turned off or reset')}: it counts but refuses nothing"
+        )
         return _done(platform, name, done, body)
 
     @router.post(

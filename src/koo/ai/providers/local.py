@@ -181,7 +181,8 @@ class LocalProvider:
         # otherwise have its own queries refused.
         if session.under_way >= self._slots + self._queue_max and not is_fed.get():
             waiting = session.under_way - self._slots
-            reason = f"the model is busy and {waiting} queries are already waiting for it"
+            queue = "1 query is" if waiting == 1 else f"{waiting} queries are"
+            reason = f"the model is busy and {queue} already waiting for it"
             raise ServiceSaturated(self.service, reason, self._mean_s)
         # A query counts from here, before the first `await`: queries that arrive while the model is loading have to
         # count, or any number of them would pass the check above.
