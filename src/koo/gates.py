@@ -195,9 +195,10 @@ class Gates:
                 self.give_back_cell(guard, passage)
                 raise
             now = self.clock.monotonic()
-            # The unit is moved to the time of the call. Counted from the start of the wait it would become free too
-            # early: of 60 calls a minute, one that waited 30 s would be forgotten 30 s after it left, and let a 61st
-            # out within the same minute. Refund and take are one step, so no other caller can get the unit in between.
+            # The unit is moved to the time of the call. If it counted from the start of the wait, it would become free
+            # too early: of 60 calls a minute, one that waited 30 s would be forgotten 30 s after it left, and let a
+            # 61st out within the same minute. Refund and take are one step, so no other caller can get the unit in
+            # between.
             self.limits.refund(taken_at)
             if (
                 (self.quiet or not for_place)

@@ -125,7 +125,7 @@ class Notices(Protocol):
         ...
 
     async def owe(self, channel: str, severities: Sequence[Severity]) -> None:
-        """Decide on the new notices: the channel has to deliver those of these severities."""
+        """Decide on the new notices: the channel has to deliver the ones with these severities."""
         ...
 
     async def take(self, channel: str) -> Parcel | None:

@@ -144,7 +144,7 @@ def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, obje
         # always miss the one that a vendor added last month, and the hold would be too small.
         said=(args, kwargs, said),
         settings=settings,
-        # If a call sets two of these names, the larger one counts: which of them the vendor obeys differs.
+        # If a call sets two of these names, the larger one counts, because vendors differ in which one they obey.
         output_tokens_max=max(_numbers(settings, TOKENS), default=longest_answer(model)),
         answers=max([1, *_numbers(settings, ANSWERS)]),
     )

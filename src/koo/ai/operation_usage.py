@@ -201,8 +201,8 @@ def _times_asked(answer: object) -> int:
 
 
 def _is_whole(usage: Usage, told: object) -> bool:
-    # Input without output usually means that the report came too early: a call that read something wrote something.
-    # Booked as complete, it would leave out the more expensive half.
+    # Input without output usually means that the report came too early: a call that read something wrote something. If
+    # it were booked as complete, the more expensive half would be missing.
     if usage.output_tokens or not usage.read_tokens:
         return usage.read_tokens > 0 and not usage.estimated
     # Embeddings have no output: their usage has a total and no output count.

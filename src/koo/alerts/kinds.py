@@ -131,7 +131,7 @@ KINDS: Mapping[str, AlertKind] = {
         evidence="answer",
         inhibited_by=SERVICE_GONE,
     ),
-    # A burst that fills the queue for a moment, and is then served, is no reason to notify anyone.
+    # A burst that fills the queue for a moment, and is then served, does not justify a notification.
     "service_saturated": AlertKind("warning", "Too many calls at once", pending_s=5.0, recovering_s=60.0),
     "degraded_performance": AlertKind(
         "warning",

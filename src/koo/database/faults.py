@@ -30,7 +30,7 @@ from koo.sqlstates import (
 SERVICE = "database"
 """The name of the database in errors and states."""
 AGAIN_IN_S = 1.0
-"""When to come back after a temporary connect failure: about the time that a server needs to start."""
+"""When to try again after a temporary connect failure: about the time that a server needs to start."""
 
 
 class ScopeStage(Enum):

@@ -155,7 +155,7 @@ class PoolQueue(Bulkhead):
         return overdue
 
     def explain(self, refusal: PoolSaturated, now: float, usual_hold_s: float) -> PoolSaturated:
-        """Add to the refusal which scopes are running, for how long, and when to come back; returns it."""
+        """Add to the refusal which scopes are running, for how long, and when to try again; returns it."""
         # This is checked before `refused` rises: the first refusal after a quiet time starts a new count of callers
         # turned away.
         if not self.turned_away(now):

@@ -128,7 +128,7 @@ class ProbeDatabase:
                 due_at = self._clock.monotonic() + self._options.probe_interval_s
 
     def _is_urgent(self) -> bool:
-        # In HALF_OPEN the breaker wants to test the database, and without traffic only the probe can. In the other
+        # In HALF_OPEN the database has to be tested, and without traffic only the probe can do that. In the other
         # phases refused credentials are not urgent: one login a second with a wrong password would get the account
         # locked.
         phase, error = self._guard.breaker.phase, self._last_error
@@ -191,8 +191,8 @@ class ProbeDatabase:
         if self._answers >= needed and breaker.end_early(now):
             self._answers, self._early = 0, self._early + 1
         elif breaker.phase is OPEN:
-            # Refused callers are told when to come back. While probes succeed, that is when the early test would begin
-            # if the next ones succeed too; otherwise it is the end of the breaker's own open time.
+            # Refusals state when to try again. While probes succeed, that is when the early test would begin if the
+            # next ones succeed too; otherwise it is the end of the breaker's own open time.
             looks_s = max(needed - self._answers, 1) * (TICK_S * (1.0 + TICK_JITTER) + took_s)
             early_at = max(breaker.opened_at + breaker.early_s, now) + looks_s
             breaker.early_at = early_at if self._answers else NEVER

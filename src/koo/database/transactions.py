@@ -186,7 +186,7 @@ class RepeatedTransaction:
         return mode if self._isolation is None else MODES.get(self._isolation)
 
     def _plan(self, error: Exception, attempt: int) -> tuple[float | None, str]:
-        """The pause before the next attempt; or None and the reason (empty if a repeat was not to be expected)."""
+        """The pause before the next attempt; or None and the reason (empty if no repeat was expected)."""
         meaning = self.scope.why_repeat(error)
         # Unknown becomes "lost": if the transaction did happen, its row makes the repeat return the stored result.
         if self.is_fenced and isinstance(error, CommitOutcomeUnknown):

@@ -194,9 +194,9 @@ class HttpClient:
             return Sent(body)
         except BaseException as error:
             # This also runs on cancellation. A connection returns to aiohttp's pool when its body has arrived
-            # completely, whether or not it is still being read. Left open here, the rest of a large or endless body
-            # would go on filling the memory and occupying a socket after its reader has left, and the provider would
-            # keep generating text.
+            # completely, whether or not it is still being read. If it were left open here, the rest of a large or
+            # endless body would go on filling the memory and occupying a socket after its reader has left, and the
+            # provider would keep generating text.
             reply.close()
             if isinstance(error, BROKEN):
                 raise self.explain_body(reply, error) from None

@@ -139,8 +139,8 @@ class Breaker:
         if newest is not None:
             self._older[newest.serial] = newest
         self._newest = permit
-        # Only a real probe takes a slot. A call that an override let through in HALF_OPEN must not: it would keep the
-        # probes away that METRICS_ONLY still needs to test recovery.
+        # Only a real probe takes a slot. A call that an override let through in HALF_OPEN must not: it would take the
+        # slots of the probes, which METRICS_ONLY still needs to test recovery.
         if self.phase is HALF_OPEN and generation != OUTSIDE:
             self._lend(permit, now)
             self.leases.append(permit)
@@ -328,8 +328,8 @@ class Breaker:
         """For each running call that is already slow, how many seconds it has run."""
         lasted_s = []
         for permit in self._running():
-            # A kept permit belongs to a stream that has begun to arrive, or to an open transaction: its length is its
-            # caller's affair and no sign of trouble. It is skipped but does not end the loop, because younger calls
+            # A kept permit belongs to a stream that has begun to arrive, or to an open transaction: its length depends
+            # on its caller and is not a sign of trouble. It is skipped but does not end the loop, because younger calls
             # that hang come after it.
             if permit.kept:
                 continue

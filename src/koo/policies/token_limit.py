@@ -51,7 +51,8 @@ class TokenLimit:
         """End a call that took `taken` tokens at `taken_at` and used `used` of them."""
         # The bound was an estimate, and a provider may count more. The excess is booked although it may exceed the
         # limit: it has been used, and the next calls must wait for it. What was not used is returned to the sub-bucket
-        # that it was taken from. Subtracted from the current one, it would free tokens that other calls have just used.
+        # that it was taken from. If it were subtracted from the current one, it would free tokens that other calls have
+        # just used.
         count, hand = self.count, self._hand
         if used > taken:
             count.used += used - taken

@@ -5,8 +5,8 @@ which their notices were written, and two processes never send the same one. The
 If its holder dies, another process sends the same message again, under the same key. The row also contains the
 channel's state for all processes: since when it has been failing, and when the next attempt is.
 
-A process that looks for work finds what a channel owes: every notice younger than a day that has no delivery there. So
-the process that writes a notice need not know the channels, and may have none itself.
+A process that looks for work finds the notices that a channel still has to deliver: every notice younger than a day
+that has no delivery there. So the process that writes a notice need not know the channels, and may have none itself.
 """
 
 from __future__ import annotations

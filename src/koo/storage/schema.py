@@ -292,7 +292,7 @@ def _missing(tx: Transaction) -> Iterator[tuple[int, tuple[str, ...]]]:
             f"the state store was written by a newer koo (schema {taken}; this one supports {known}): upgrade koo, "
             "or set KOO_STATE_URL to another store"
         )
-    # Growths of a newer koo are no reason to refuse the store: their numbers are simply not in this koo's `STEPS`.
+    # Growths of a newer koo do not prevent the use of the store: their numbers are simply not in this koo's `STEPS`.
     for number, step in enumerate(STEPS):
         if isinstance(step, Growth):
             if number not in grown:

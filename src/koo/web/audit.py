@@ -1,4 +1,4 @@
-"""The audit: who did what, and what was refused. Each entry is a log line, and the last ones are listed.
+"""The audit: who did what, and what was refused. Each entry is a log line, and the latest entries are listed.
 
 An act changes something for others: a reset, a pause, a silence. A query is not an act: a server with a hundred
 queries a second would log nothing else, and the ledger records what queries cost. Each act has who (which token, or

@@ -131,8 +131,8 @@ class Reader(ABC):
 
     def _done(self) -> CompletionChunk:
         """Return the last piece after `[DONE]`. Raises `ExternalServiceError`."""
-        # Gateways send `[DONE]` even if the server behind them died before its first word. Reported as complete, that
-        # would be an empty answer without any error.
+        # Gateways send `[DONE]` even if the server behind them died before its first token. If that were reported as
+        # complete, the caller would get an empty answer without any error.
         if not self._texts and self.stop_reason is None:
             raise self.wire.unfinished("it ended without an answer")
         return self._final()
