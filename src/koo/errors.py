@@ -93,8 +93,8 @@ class KooError(Exception):
 
     `service`: what it is about; `reason`: a sentence without secrets; `retry_after_s`: when to try again, in seconds,
     or None if unknown; `attempts`: calls that reached the other side; `detail`: what the other side reported.
-    `not_repeated`: why a call that might have been repeated was not; empty if no repeat was to be expected.
-    `last_error`: for a refusal that is caused by earlier calls, the failure of the last of them.
+    `not_repeated`: why a call that might have been repeated was not; empty if no repeat was expected. `last_error`: for
+    a refusal that is caused by earlier calls, the failure of the last of them.
     """
 
     kind: Kind = Kind.UNKNOWN

@@ -139,9 +139,9 @@ class History:
             if step_s == MINUTE_S and FIVE_MINUTES_S in self._open:
                 # The five minutes so far are rewritten each minute, so that a kill costs one minute and not five.
                 five_at, five = self._open[FIVE_MINUTES_S]
-                # A copy, because `five` goes on growing. If the store takes it late, it would contain samples of the
-                # next minute as well. `unwritten_since` still counts those as unwritten, so they would be counted
-                # twice.
+                # This is a copy, because `five` continues to grow. If the store takes it late, it would contain samples
+                # of the next minute as well. `unwritten_since` still counts those as unwritten, so they would be
+                # counted twice.
                 so_far: Span = {}
                 extend(so_far, five)
                 self._unwritten.append(Unwritten(FIVE_MINUTES_S, five_at, so_far))

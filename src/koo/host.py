@@ -71,8 +71,8 @@ class HostWatch:
     def step(self, now: float) -> None:
         """Call it about once a second: it starts a reading that is due, and does not wait. `now` in monotonic
         seconds."""
-        # Never a second thread while one has not returned: it would hang on the same disk, and so would another every
-        # half minute.
+        # No second thread is started while one has not returned: it would hang on the same disk, and so would another
+        # one every half minute.
         if now >= self._due_at and (self._thread is None or not self._thread.is_alive()):
             thread = threading.Thread(target=self._run, name="koo host", daemon=True)
             try:

@@ -50,7 +50,7 @@ _closing: set[asyncio.Task[None]] = set()
 
 
 class Terms(NamedTuple):
-    """What an operation runs under: its service, its money and the budgets."""
+    """The service of an operation, its charges and the budgets."""
 
     service: Service
     money: OperationMoney | None

@@ -89,7 +89,8 @@ def _key_of(service: str) -> SecretStr | None:
 
 
 class ServiceSettings(Table):
-    """`AI_SERVICES__<NAME>__…`: settings of one service, or the declaration of a new one; None means as for all."""
+    """`AI_SERVICES__<NAME>__…`: settings of one service, or the declaration of a new one; None: the same as for all
+    services."""
 
     kind = of_one(
         lambda service: service.kind,

@@ -338,7 +338,7 @@ class Purses:
         self._take_answer(answer, beat, now)
         self._decide(answer, now, now if waited_at is None else waited_at)
         if any(self.purses[key].room > 0 for key in answer.recalled if key in self.purses):
-            self._ring()  # return immediately what was recalled: a caller elsewhere is waiting for it
+            self._ring()  # return recalled money immediately: a caller in another process waits for it
         if beat.is_last:
             # The store has merged this name's totals into the purse of all ended processes. If this process goes on
             # after all, it needs another name: its totals would otherwise be counted a second time.

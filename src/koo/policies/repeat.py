@@ -53,8 +53,8 @@ class Repeats:
     ) -> tuple[float | None, str]:
         """The pause before the next attempt, with a token taken for it; or None and the reason why there is none.
 
-        The reason is empty if no repeat was to be expected. `paused_until`: when the cooldown that the fault has caused
-        ends. Times in monotonic seconds.
+        The reason is empty if no repeat was expected. `paused_until`: when the cooldown that the fault has caused ends.
+        Times in monotonic seconds.
         """
         retry, breaker = self._options.retry, self._breaker
         throttled = fault.verdict is THROTTLED
