@@ -171,8 +171,9 @@ class Courier:
         now = self._clock.wall()
         patience_s = REFUSED_FOR_S if failure.is_messages else GIVEN_UP_AFTER_S
         gives_up = now - parcel.first_at > patience_s
-        # A refused message backs off by its own attempts, a failing channel by the channel's failures. By the message's
-        # attempts, each new message would start again with a pause of 5 s at a receiver that has been down for hours.
+        # A refused message backs off by its own attempts, a failing channel by the channel's failures. If it depended
+        # on the message's attempts, each new message would start again with a pause of 5 s at a receiver that has been
+        # down for hours.
         tries = parcel.attempt if failure.is_messages else parcel.failures + 1
         wait_s = self._pause_s(tries, failure)
         self._say_failed(
