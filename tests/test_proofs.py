@@ -91,7 +91,7 @@ def test_pins_are_wheels_for_our_systems_and_a_package_without_one_is_refused() 
         list(lines_of(package(sound)))
 
 
-def test_the_counts_are_those_of_the_run_without_folder_names(tmp_path: Path) -> None:
+def test_the_counts_of_a_run_are_kept_without_folder_names(tmp_path: Path) -> None:
     junit = tmp_path / "tests.xml"
     with pytest.raises(ProofFailed):
         read_counts(junit)

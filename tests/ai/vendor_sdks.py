@@ -1,4 +1,4 @@
-"""The vendors' own SDKs, called as their documentation says: what each makes of the bytes that koo is sent."""
+"""The vendors' own SDKs, called as their documentation says, with the bytes that koo receives in the same tests."""
 
 from __future__ import annotations
 

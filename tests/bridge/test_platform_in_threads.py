@@ -28,7 +28,7 @@ from tests.platform.test_platform import QUESTION, options
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """Run it in a new thread; returns or raises what it does."""
+    """Run a function in a new thread. Returns its result or raises its error."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result(30)
 

@@ -70,7 +70,7 @@ def test_sqlalchemy_finds_the_file_below_a_home_with_any_name(name: str) -> None
     assert read_url(url).database == f"/srv/{name}/data/koo.db" and not read_url(url).query
 
 
-def test_a_tilde_is_the_users_home() -> None:
+def test_a_tilde_in_a_url_means_the_users_home() -> None:
     assert effective_database_url("sqlite:///~/koo.db", HOME) == f"sqlite:///{quote(str(Path.home()))}/koo.db"
 
 

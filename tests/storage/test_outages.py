@@ -177,7 +177,8 @@ def test_a_full_disk_is_reported_and_loses_nothing(sqlite: Place) -> None:
 def test_a_disk_with_too_little_room_for_a_booking_does_not_count_as_available(
     sqlite: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it did, the store would become unreachable and return many times a second, and waiting callers would be
+    """If such a disk counted as available, the store would become unreachable and return many times a second, and
+    waiting callers would be
     admitted each time.
     """
     pauses = note_pauses(monkeypatch)
