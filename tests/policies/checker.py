@@ -469,13 +469,8 @@ class Explorer:
             fine = state in (names.HEALTHY, names.UNHEALTHY)
             self.must(world, "reported", not (fine and refuses), f"{state}, but calls are refused")
             over = breaker.phase is OPEN and world.now >= breaker.opens_until()
-            passes = breaker.override in (DISABLED, METRICS_ONLY) or over
-            self.must(world, "reported", not is_open or refuses or passes, f"{state}, but calls are admitted")
-            if (
-                breaker.override is not DISABLED
-                and breaker.phase is HALF_OPEN
-                and breaker.override is not FORCED_OPEN
-            ):
+            self.must(world, "reported", not is_open or refuses or over, f"{state}, but calls are admitted")
+            if breaker.override is NONE and breaker.phase is HALF_OPEN:
                 self.must(world, "reported", state is names.DEGRADED, f"{state} while it is being tested")
 
     def check_recovery(self, world: World) -> None:
