@@ -9,10 +9,14 @@ from dataclasses import replace
 import pytest
 
 from koo.ai.assembly import HOSTED
+from koo.ai.providers.adapter import Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
+from koo.ai.providers.faults import FaultTable
+from koo.ai.providers.forms import Forms
 from koo.ai.providers.openai_compatible import OpenAICompatibleProvider
+from koo.ai.providers.openai_errors import read_error
 from koo.ai.types import Usage
-from koo.errors import ExternalServiceError, InvalidRequest, Kind, ServiceFailed
+from koo.errors import ExternalServiceError, InvalidRequest, Kind, ServiceFailed, StreamTruncated
 from koo.testing import AdapterCase, rules
 from koo.testing.contract import Rule
 from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeGemini, FakeOpenAI, FakePerplexity
@@ -80,6 +84,62 @@ class Optimist(Base):
 class Talkative(Base):
     def encode(self, request: Request, *, stream: bool) -> bytes:
         return super().encode(replace(request, prompt=request.prompt + " Think step by step."), stream=stream)
+
+
+class Unpaced(Base):
+    """Does not read the headers for rate limits."""
+
+    async def complete(self, request: Request) -> Completion:
+        return replace(await super().complete(request), pace=())
+
+
+class Assured(Base):
+    """Takes its own estimate of a stream's tokens for the provider's count."""
+
+    async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        async for chunk in super().stream(request):
+            if chunk.usage is not None:
+                chunk.usage = replace(chunk.usage, estimated=False)
+            yield chunk
+
+
+class Coarse(Base):
+    """Reports every error in a stream as a cut, which is not billed."""
+
+    async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        try:
+            async for chunk in super().stream(request):
+                yield chunk
+        except ExternalServiceError as error:
+            cut = StreamTruncated(error.service, "the stream ended early", kind=Kind.TRUNCATED_STREAM)
+            cut.billable = False
+            raise cut from None
+
+
+class Greedy(Base):
+    """Reports every error in a stream as billed, even if the request was refused."""
+
+    async def stream(self, request: Request) -> AsyncGenerator[CompletionChunk, None]:
+        try:
+            async for chunk in super().stream(request):
+                yield chunk
+        except ExternalServiceError as error:
+            error.billable = True
+            raise
+
+
+class Bare(Base):
+    """Has an empty fault table."""
+
+    vendor = Vendor(FaultTable("bare", ()), read_error)
+
+
+class Headstrong(Base):
+    """Sends every request in its first form, whatever the server has refused."""
+
+    def encode(self, request: Request, *, stream: bool) -> bytes:
+        self._forms = Forms("headstrong")
+        return super().encode(request, stream=stream)
 
 
 class Endless(Base):
@@ -180,7 +240,10 @@ class Costly(Base):
 
 
 BROKEN: dict[type[Base], set[str]] = {
-    Deaf: {"a_whole_answer_is_read", "the_counted_tokens_are_those_billed", "an_answer_without_usage_is_estimated"},
+    Deaf: {
+        "a_whole_answer_is_read", "the_counted_tokens_are_those_billed", "an_answer_without_usage_is_estimated",
+        "the_stop_reason_is_returned",
+    },
     Overcounts: {"the_counted_tokens_are_those_billed"},
     Certain: {"an_answer_without_usage_is_estimated"},
     Unbounded: {"max_tokens_is_always_sent"},
@@ -188,13 +251,23 @@ BROKEN: dict[type[Base], set[str]] = {
     Talkative: {"the_prompt_reaches_the_server"},
     Endless: {
         "a_stream_is_read_to_its_end", "a_stream_is_counted_as_it_is_billed", "a_stream_that_is_cut_is_an_error",
-        "an_error_inside_a_stream_is_an_error",
+        "an_error_inside_a_stream_is_an_error", "a_stream_without_a_word_is_an_error",
+        "a_stop_reason_of_a_failure_is_an_error",
     },
+    Unpaced: {"the_rate_limit_headers_are_read"},
+    Assured: {"a_stream_without_usage_is_estimated"},
+    Coarse: {"an_error_inside_a_stream_is_an_error", "an_error_is_billed_once_the_provider_has_begun"},
+    Greedy: {"an_error_is_billed_once_the_provider_has_begun"},
+    Bare: {"a_forbidden_page_says_nothing_about_the_key"},
+    Headstrong: {"a_refused_parameter_is_left_out", "a_stated_limit_of_tokens_is_kept"},
     Holds: {"an_abandoned_stream_is_closed"},
     Persistent: {"each_status_has_its_kind"},
     Vague: {"each_status_has_its_kind", "the_retry_after_time_is_read"},
     Blames: {"a_broken_connection_is_a_failure"},
-    Trusting: {"a_web_page_or_a_broken_body_is_an_error"},
+    Trusting: {
+        "a_web_page_or_a_broken_body_is_an_error", "a_stop_reason_of_a_failure_is_an_error",
+        "an_error_with_status_200_is_an_error",
+    },
     Chatty: {"no_error_shows_the_key_or_the_prompt"},
     Stubborn: {"a_cancelled_call_is_closed_at_the_server"},
     Blind: {"the_check_is_not_billed_and_needs_the_key", "the_check_finds_an_outage"},
@@ -208,7 +281,7 @@ def test_an_adapter_that_breaks_a_rule_is_detected(
     adapter: type[Base], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "koo.testing.contract.PATIENCE_S", 1.0
+        "koo.testing.contract_base.PATIENCE_S", 1.0
     )  # one of them waits for something that never arrives
     rule = next(one for one in rules() if one.name == name)
     with pytest.raises(AssertionError) as caught:

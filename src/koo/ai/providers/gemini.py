@@ -140,6 +140,8 @@ class _Reader(Reader):
             usage=usage,
             input_counted=True,
             stop_reason=told.stop_reason,
+            # Google sends no such headers, but gateways in front of it do.
+            pace=self.wire.pace(self.headers) if first else (),
             error=self._failed_end(),
         )
 
@@ -184,6 +186,7 @@ class GeminiProvider(Adapter):
             usage=usage,
             stop_reason=reason,
             request_id=answer.response_id,
+            pace=self._wire.pace(response.headers),
         )
 
     def path(self, request: Request, *, stream: bool) -> str:

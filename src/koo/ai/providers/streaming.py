@@ -133,13 +133,14 @@ class Reader(ABC):
         """Return the last piece after `[DONE]`. Raises `ExternalServiceError`."""
         # Gateways send `[DONE]` even if the server behind them died before its first token. If that were reported as
         # complete, the caller would get an empty answer without any error.
-        if not self._texts and self.stop_reason is None:
+        if not any(self._texts) and self.stop_reason is None:
             raise self.wire.unfinished("it ended without an answer")
         return self._final()
 
     def _final(self) -> CompletionChunk:
         """Return the last piece. Raises `ExternalServiceError` if there is no text and no reason for that."""
-        if not self._texts and not self._written and is_silent(self.stop_reason):
+        # `any`, because a piece may be empty: a list of empty texts is not an answer either.
+        if not any(self._texts) and not self._written and is_silent(self.stop_reason):
             raise self.wire.unfinished("it ended without an answer")
         usage = None if self._usage_told else estimate_usage(self.request, "".join(self._texts))
         return CompletionChunk(final=True, usage=usage, stop_reason=self.stop_reason)
