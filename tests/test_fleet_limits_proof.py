@@ -17,7 +17,7 @@ def test_a_limit_of_thirty_a_minute_holds_over_three_processes(
     monkeypatch.setattr("proofs.fleet_limits.CUT_S", 2.0)
     found = asyncio.run(run(postgres18, 30, 3, 5.0, demand=20.0))
     assert found.worst <= 30
-    assert len(found.asked_at) >= 0.85 * 30
+    assert len(found.asked_at) >= 0.8 * 30, "each process may hold a unit or two at the end"
 
 
 def test_a_broken_limit_is_found() -> None:

@@ -180,10 +180,11 @@ async def ask_for_more_tokens_than_are_left(stage: Stage) -> None:
 async def use_most_tokens(stage: Stage) -> None:
     # The calls go on until so much is used, not so many per span: on a slow machine real time passes too, and a fixed
     # number would be too few in a minute. In steps, because tokens taken at one moment also become free at one moment.
-    for step in range(1, 28):
-        while tokens_used(stage) < min(17_600, 1_600 * step):
+    # Well above four fifths, so that the use stays above while real time passes during a step.
+    for step in range(1, 56):
+        while tokens_used(stage) < min(19_000, 800 * step):
             await stage.ask(answer(input_tokens=10, output_tokens=390), max_tokens=390)
-        await stage.passes(5.0)
+        await stage.passes(2.5)
 
 
 def tokens_used(stage: Stage) -> int:

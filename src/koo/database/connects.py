@@ -57,14 +57,6 @@ class Connects:
     async def open(self, connect: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object) -> T:
         """Run `await connect(*args, **kwargs)` once a place is free. Raises `DatabaseTimeout` if both take too long."""
         kwargs = unshown(kwargs)
-        # A separate task, because the caller may be one that cannot be cancelled: a session that committed inside its
-        # block opens a new connection at its last flush, in `Unbroken`. Every timeout of a driver cancels the task that
-        # it runs in. In the caller's task it would have no effect, and a silent server would keep the scope forever.
-        return await asyncio.create_task(self._open_in_time(connect, args, kwargs))
-
-    async def _open_in_time(
-        self, connect: Callable[..., Awaitable[T]], args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> T:
         try:
             async with asyncio.timeout(self._within_s * CONNECT_SHARE) as limit:
                 return await self._open(connect, args, kwargs)

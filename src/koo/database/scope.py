@@ -325,10 +325,16 @@ class SessionScope(Generic[S_co]):
         # the time spent on leaving must not turn a scope that ended in time into a late one.
         late = ends_at.get() <= self._monotonic()
         self.transcript.leaving = True
-        # Errors take the slow path because a rollback must be bounded, and SQLite because its COMMIT may first flush
-        # objects, which waits in the writers' queue. That wait ends by cancelling its own task (`Alarm`), and within
-        # `Unbroken` a task cannot be cancelled: the wait would never end.
-        if error is not None or self.transcript.expired or self._connections.writers is not None:
+        # Errors take the slow path because a rollback must be bounded. So does a COMMIT that may have to wait for
+        # something first: on SQLite a flush waits in the writers' queue, and after a `session.commit()` in the block it
+        # opens a new connection. Such a wait ends by cancelling its own task (`Alarm`, a driver's timeout), and within
+        # `Unbroken` a task cannot be cancelled: a server that is silent would keep the scope forever.
+        if (
+            error is not None
+            or self.transcript.expired
+            or self._connections.writers is not None
+            or self._sync.lacks_connection()
+        ):
             # In a forked child every scope of the parent counts as expired (`leave_to_parent`), so it arrives here.
             if self._connections.is_parents:
                 if error is None:
@@ -339,8 +345,11 @@ class SessionScope(Generic[S_co]):
             try:
                 await to_end(self._leave(error, late))
             except BaseException as failure:
-                self._note_end(failure)
                 self._run_hooks_behind()
+                if self.transcript.in_doubt:
+                    self._decide(failure)
+                else:
+                    self._note_end(failure)
                 raise
             if error is not None:
                 self._note_end(error)
@@ -377,9 +386,7 @@ class SessionScope(Generic[S_co]):
             self._connections.spawn(self.hooks.run())
 
     async def _leave(self, error: BaseException | None, late: bool) -> None:
-        """The slow path: errors, expired scopes, SQLite."""
-        # Only SQLite commits on this path. Its COMMIT runs in this process, so its outcome is always known and
-        # `_decide` is not needed.
+        """The slow path: errors, expired scopes, SQLite, and scopes whose last flush opens a connection."""
         record = self._occupied()
         if isinstance(error, Exception) and record is not None:
             self.transcript.report_raw(error, record)

@@ -125,6 +125,11 @@ class SyncSession(Session):
         # here.
         return not (self._new or self._deleted or self._nested_transaction or len(self.identity_map))
 
+    def lacks_connection(self) -> bool:
+        """Whether the last flush would open a new connection: the block has ended its transaction itself."""
+        transaction = self._transaction
+        return transaction is None or not transaction._connections
+
     def expunge_all(self) -> None:
         """As SQLAlchemy's, but skipped at the end of a scope that loaded no objects."""
         if self._new or self._deleted or len(self.identity_map):
