@@ -123,15 +123,16 @@ class Place:
 
     def booked(self, budget: str = CLAUDE) -> tuple[int, int]:
         """The booked and spent amounts of all days from the treasuries, after checking that the purses agree."""
-        treasuries = self.sql(
-            f"SELECT sum(booked), sum(spent) FROM koo_treasuries WHERE budget = '{budget}'"
+        # One statement sees one moment: between two of them a beat may be committed.
+        booked, spent, granted, told = self.sql(
+            f"""SELECT (SELECT sum(booked) FROM koo_treasuries WHERE budget = '{budget}'),
+            (SELECT sum(spent) FROM koo_treasuries WHERE budget = '{budget}'),
+            (SELECT sum(granted - back + over_granted) FROM koo_purses WHERE budget = '{budget}'),
+            (SELECT sum(spent) FROM koo_purses WHERE budget = '{budget}')"""
         )[0]
-        purses = self.sql(
-            f"SELECT sum(granted - back + over_granted), sum(spent) FROM koo_purses WHERE budget = '{budget}'"
-        )[0]
-        found = tuple(int(one or 0) for one in treasuries)
-        assert found == tuple(int(one or 0) for one in purses)
-        return found[0], found[1]
+        found = int(booked or 0), int(spent or 0)
+        assert found == (int(granted or 0), int(told or 0))
+        return found
 
 
 def pico(usd: str | Decimal) -> int:
