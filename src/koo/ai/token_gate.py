@@ -27,8 +27,9 @@ class Tokens:
         limit, clock = self._service.tokens, self._service.clock
         if limit is None:
             return
-        patient_until = min(deadline, clock.monotonic() + PATIENCE_S)
+        patient_until: float | None = None  # set by the first look that finds too little: most calls need no second one
         while not limit.take(tokens, now := clock.monotonic()):
+            patient_until = patient_until or min(deadline, now + PATIENCE_S)
             # This process's share of the fleet's limit is too small, but other processes may have unused tokens. The
             # store is queried even for a call that must not wait for the limit. Without that, a call would be refused
             # while another process has tokens to spare, and the limit would be lower than the operator set it.
