@@ -27,7 +27,8 @@ class Tokens:
         limit, clock = self._service.tokens, self._service.clock
         if limit is None:
             return
-        patient_until: float | None = None  # set by the first look that finds too little: most calls need no second one
+        # Set by the first look that finds too few tokens: most calls find enough, and need only that look.
+        patient_until: float | None = None
         while not limit.take(tokens, now := clock.monotonic()):
             patient_until = patient_until or min(deadline, now + PATIENCE_S)
             # This process's share of the fleet's limit is too small, but other processes may have unused tokens. The
