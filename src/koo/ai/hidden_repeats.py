@@ -50,8 +50,8 @@ def warn_of_repeats(name: str, repeats: Mapping[str, int]) -> None:
     )
     how = "; ".join(f"{library}: {SWITCHES.get(library, OF_A_CLIENT)}" for library in repeats)
     log.warning(
-        "%s: %s, and koo retries too: switch it off (%s), or leave the retries to it and register the service with "
-        "max_retries=0",
+        "%s: %s, and koo retries too, without seeing the repeats inside a call: switch them off (%s), or leave the "
+        "retries to it and register the service with max_retries=0",
         name, who, how,
     )  # fmt: skip
 
