@@ -14,6 +14,23 @@ test("a newer sample replaces the oldest", () => {
   equal([longer.since, longer.until], ["2026-11-29T12:00:10.000Z", "2026-11-29T12:00:25.000Z"]);
 });
 
+test("a component that the history does not have starts with its first sample", () => {
+  const longer = withPoints({ ...HISTORY, series: {} }, [point("2026-11-29T12:00:15Z", 4), point("2026-11-29T12:00:20Z", 5)]);
+  equal(longer.series, { "ai:claude": { calls: [null, 4, 5], p95: [null, null, null] } });
+});
+
+test("a sample of a span that was not sampled when the history was requested goes there", () => {
+  const begun = { ...HISTORY, series: { "ai:claude": { calls: [1, null, null], p95: [0.1, null, null] } } };
+  equal(withPoints(begun, [point("2026-11-29T12:00:05Z", 2)]).series["ai:claude"].calls, [1, 2, null]);
+  const both = withPoints(begun, [point("2026-11-29T12:00:10Z", 3), point("2026-11-29T12:00:15Z", 4)]);
+  equal(both.series["ai:claude"].calls, [null, 3, 4]);
+});
+
+test("after a clock that was set forward, the history starts again", () => {
+  const later = withPoints(HISTORY, [point("2036-11-29T12:00:15Z", 4)]);
+  equal(later.series["ai:claude"].calls, [null, null, 4]);
+});
+
 test("a sample that the history already contains is not added twice", () => {
   equal(withPoints(HISTORY, [point("2026-11-29T12:00:10Z", 4)]), HISTORY);
 });

@@ -9,21 +9,36 @@ import { timeOf } from "../words/times.js";
  */
 
 /**
- * Extend a history to the newest sample without changing its length. A history in coarser steps, or of all processes, is
+ * Add the samples of the stream to a history, which keeps its length. A history in coarser steps, or of all processes, is
  * returned unchanged.
+ *
+ * Each sample goes where its time is: the last spans of a history are often not sampled yet when it is requested. A
+ * component that the history does not have is added: the page of a process that has just started requests a history
+ * without any, and the next request is two minutes away.
  * @param {History} history
  * @param {Point[]} points oldest first
  * @returns {History}
  */
 export function withPoints(history, points) {
-  const until = timeOf(history.until) ?? 0;
-  const newer = points.filter((one) => one.step_s === history.step_s && (timeOf(one.at) ?? 0) >= until);
-  if (newer.length === 0 || history.scope !== "this process") return history;
-  const series = Object.entries(history.series).map(([component, lists]) => [component, Object.fromEntries(
-    Object.entries(lists).map(([name, values]) => [name, [...values, ...newer.map((one) => one.series[component]?.[name] ?? null)].slice(newer.length)]))]);
-  const aheadMs = newer.length * history.step_s * 1000;
+  const stepMs = history.step_s * 1000, since = timeOf(history.since) ?? 0;
   /** @param {string} iso */
-  const later = (iso) => new Date((timeOf(iso) ?? 0) + aheadMs).toISOString();
+  const placeOf = (iso) => Math.round(((timeOf(iso) ?? 0) - since) / stepMs);
+  const inside = points.filter((one) => one.step_s === history.step_s)
+    .map(({ at, series }) => ({ place: placeOf(at), series })).filter(({ place }) => place >= 0);
+  if (inside.length === 0 || history.scope !== "this process") return history;
+  const spans = placeOf(history.until), ahead = Math.max(0, ...inside.map(({ place }) => place + 1 - spans));
+  /** @param {string} component @param {string} name */
+  const valuesOf = (component, name) => {
+    const kept = (history.series[component]?.[name] ?? []).slice(ahead);
+    const values = [...kept, ...Array(spans - kept.length).fill(null)];
+    for (const { place, series } of inside) if (place >= ahead) values[place - ahead] ??= series[component]?.[name] ?? null;
+    return values;
+  };
+  const known = Object.assign({}, ...inside.map(({ series }) => series), history.series);
+  const series = Object.entries(known).map(([component, lists]) =>
+    [component, Object.fromEntries(Object.keys(lists).map((name) => [name, valuesOf(component, name)]))]);
+  /** @param {string} iso */
+  const later = (iso) => new Date((timeOf(iso) ?? 0) + ahead * stepMs).toISOString();
   return { ...history, since: later(history.since), until: later(history.until), series: Object.fromEntries(series) };
 }
 
