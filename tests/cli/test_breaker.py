@@ -100,7 +100,9 @@ def test_a_breaker_in_shadow_counts_and_refuses_nothing(here: Here, tmp_path: Pa
         fails(url, 7)
         assert len(fake.queries) == 7, "none was refused"
         assert "circuit open (shadow)" in here.run("breaker", "list")[1]
-        assert "in shadow: it counts but refuses nothing" in here.run("status")[1]
+        status = here.run("status")[1]
+        assert "in shadow: it counts but refuses nothing" in status
+        assert "a new threshold; until it is turned off or reset" in " ".join(status.split())
         health = json.loads(here.run("status", "--json")[1])
         assert health["ai_services"]["services"]["claude"]["state"] == "unhealthy", "calls pass"
         assert health["severity"] != "critical"

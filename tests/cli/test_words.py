@@ -32,6 +32,7 @@ def test_a_time_has_its_zone_and_no_fraction() -> None:
 def test_a_time_in_a_sentence_has_the_same_format_and_the_time_until_then() -> None:
     said = words.plainly("used up until 2026-11-28T14:07:06.058907+00:00, then asked", NOW)
     assert said == "used up until 2026-11-28T14:07:06Z (in 2 min), then asked"
+    assert words.plainly("it ended 2026-11-28T14:05:10Z", NOW) == "it ended 2026-11-28T14:05:10Z"
     assert words.plainly("no time at all", NOW) == "no time at all"
     assert words.time_in("until 2026-11-28T14:07:06+00:00") == NOW + 115
     assert words.time_in("no time at all") is None

@@ -45,7 +45,7 @@ def seconds_of(iso: str | None) -> float | None:
 
 
 def plainly(sentence: str, now: float) -> str:
-    """Return a sentence of the server with its times formatted for people."""
+    """Return a sentence of the server with its times formatted for people; a time that is over has no distance."""
     return _ISO.sub(lambda found: _time_and_distance(found[0], now), sentence)
 
 
@@ -57,7 +57,9 @@ def time_in(sentence: str) -> float | None:
 
 def _time_and_distance(iso: str, now: float) -> str:
     seconds = seconds_of(iso)
-    return iso if seconds is None else moment(seconds, now)
+    if seconds is None:
+        return iso
+    return moment(seconds, now) if seconds > now else _utc(seconds)
 
 
 def span(seconds: float) -> str:

@@ -14,7 +14,7 @@ from koo.monitoring.shapes import BreakerStatus, BreakerWord, LastError, Outcome
 from koo.options import NEVER
 from koo.policies.breaker import CLOSED, OPEN, Breaker, Override
 from koo.policies.money import EXACT
-from koo.policies.overrides import said_of, why_forced
+from koo.policies.overrides import BY_RESET, SHADOW_BY_HAND, said_of, why_forced
 from koo.policies.tally import Bucket, Tally
 from koo.policies.verdict import FAILURE, SUCCESS, THROTTLED
 
@@ -74,6 +74,12 @@ def _why(breaker: Breaker) -> str:
     return breaker.reason if breaker.phase is not CLOSED else ""
 
 
+def _said_of_override(breaker: Breaker) -> str:
+    if breaker.override is Override.NONE:
+        return ""
+    return said_of(breaker.act, SHADOW_BY_HAND if breaker.override is Override.METRICS_ONLY else BY_RESET)
+
+
 def next_attempt(breaker: Breaker) -> float | None:
     """When an open breaker is tried again, in monotonic seconds; None if it is not open or waits for an operator."""
     if breaker.override is Override.FORCED_OPEN:
@@ -89,7 +95,7 @@ def breaker_view(guard: Guard, wall: Wall) -> BreakerStatus:
         "name": breaker.name,
         "state": breaker_word(breaker),
         "override": breaker.override.value,
-        "operator": "" if breaker.override is Override.NONE else said_of(breaker.act),
+        "operator": _said_of_override(breaker),
         "reason": _why(breaker),
         "primed": breaker.primed,
         "last_error": last_error_view(breaker.last_error),

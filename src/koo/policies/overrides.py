@@ -8,6 +8,8 @@ from functools import lru_cache
 from koo.openings import Act
 
 ITS_TIME_WAS_OVER = Act(reason="it expired")
+BY_RESET = "until it is reset"
+SHADOW_BY_HAND = "until it is turned off or reset"
 
 
 def in_a_row(failures: int) -> str:
@@ -26,14 +28,14 @@ def why_forced(act: Act | None) -> str:
     return f"forced open by {said_of(act)}"
 
 
-def said_of(act: Act | None) -> str:
+def said_of(act: Act | None, by_hand: str = BY_RESET) -> str:
     """ "ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"; "an operator" if the act has no name."""
     act = act or Act()
     by, reason = act.by or "an operator", f": {act.reason}" if act.reason else ""
-    return f"{by}{reason}" + (f"; {ends_of(act)}" if act.words or act.until is not None else "")
+    return f"{by}{reason}" + (f"; {ends_of(act, by_hand)}" if act.words or act.until is not None else "")
 
 
-def ends_of(act: Act, by_hand: str = "until it is reset") -> str:
+def ends_of(act: Act, by_hand: str = BY_RESET) -> str:
     """ "until 2026-11-29T20:10:00Z"; `by_hand` if only an operator ends it."""
     if act.until is None:
         return by_hand

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from koo.monitoring.guards import now_iso
 from koo.platform import Platform
-from koo.policies.overrides import ends_of
+from koo.policies.overrides import SHADOW_BY_HAND, ends_of
 from koo.web import answers, bodies
 from koo.web.routing import JsonView, described
 
@@ -49,7 +49,7 @@ def add_breakers(router: APIRouter, platform: Platform) -> None:
         done = (
             "decides again"
             if body.off
-            else f"is in shadow {ends_of(act, 'until it is turned off or reset')}: it counts but refuses nothing"
+            else f"is in shadow {ends_of(act, SHADOW_BY_HAND)}: it counts but refuses nothing"
         )
         return _done(platform, name, done, body)
 

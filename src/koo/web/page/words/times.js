@@ -65,14 +65,15 @@ export function until(ms, now) {
 }
 
 /**
- * A sentence of the server with its times formatted for people.
+ * A sentence of the server with its times formatted for people; a time that is over has no distance.
  * @param {string} text
  * @param {number} now
  */
 export function plainly(text, now) {
   return text.replace(ISO, (iso) => {
     const ms = timeOf(iso);
-    return ms === null ? iso : `${clock(ms, now)} (${until(ms, now)})`;
+    if (ms === null) return iso;
+    return ms > now ? `${clock(ms, now)} (${until(ms, now)})` : clock(ms, now);
   });
 }
 
