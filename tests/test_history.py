@@ -161,7 +161,7 @@ def test_while_the_store_is_unavailable_minutes_wait_and_the_oldest_are_dropped(
 ) -> None:
     async def test(past: Past) -> None:
         async def away(*_: object) -> None:
-            raise StoreUnavailable("a full disk")
+            raise StoreUnavailable("the state store cannot be used: a full disk")
 
         with monkeypatch.context() as patch:
             patch.setattr(past.store.history, "write", away)
@@ -170,7 +170,7 @@ def test_while_the_store_is_unavailable_minutes_wait_and_the_oldest_are_dropped(
             with pytest.raises(StoreUnavailable):
                 await past.history.write()
             view = await past.history.report(900, None, None, (), False)
-            assert view["trouble"] == "the state store is unreachable: a full disk"
+            assert view["trouble"] == "the state store cannot be used: a full disk"
             assert sum(n or 0 for n in view["series"]["ai:claude"]["calls"]) == 120
             assert set(view["series"]["ai:claude"]["spent"]) == {None}
             past.pass_time(2 * 3600)

@@ -323,14 +323,14 @@ def test_while_the_store_is_unavailable_a_process_reports_its_own_incidents(
         before = await one.open()
 
         async def away(*_: object, **more: object) -> None:
-            raise StoreUnavailable("a full disk")
+            raise StoreUnavailable("the state store cannot be used: a full disk")
 
         with monkeypatch.context() as patch:
             for name in ("write", "latest", "read", "tell"):
                 patch.setattr(one.store.incidents, name, away)
             one.recorder.on_event(CircuitHalfOpened("claude/opus", "its time was over"))
             listed = await one.reports.list()
-            assert listed["trouble"] == "the state store is unreachable: a full disk"
+            assert listed["trouble"] == "the state store cannot be used: a full disk"
             assert [found["state"] for found in listed["incidents"]] == ["recovering"]
             assert (await one.reports.find(before))["trouble"] == listed["trouble"]
         assert (await one.find(before))["state"] == "recovering", "what waited is written"

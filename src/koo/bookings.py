@@ -42,10 +42,7 @@ async def page_of(
         found = await store.entries.latest(before, wanted, limit=limit + 1)
     except StoreUnavailable as error:
         raise ServiceRefused(
-            "spend",
-            f"the state store is unreachable: {error}",
-            kind=Kind.STORE_UNAVAILABLE,
-            retry_after_s=AWAY_RETRY_S,
+            "spend", str(error), kind=Kind.STORE_UNAVAILABLE, retry_after_s=AWAY_RETRY_S
         ) from error
     page = found[:limit]
     return {

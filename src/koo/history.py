@@ -217,7 +217,7 @@ class History:
             spent = await self.store.history.spent(ask.since_s, ask.until_s, ask.every_s)
             marks = await self.marks(ask.since_s, ask.until_s)
         except StoreUnavailable as error:
-            trouble = f"the state store is unreachable: {error}"
+            trouble = str(error)
         return await self._view(ask, spans, spent, marks, trouble)
 
     def _ask(self, seconds: int | None, since: float | None, until: float | None, all_processes: bool) -> Ask:

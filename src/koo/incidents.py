@@ -167,7 +167,7 @@ class IncidentReports:
             await recorder.write()
             found = await recorder.store.incidents.latest(component, limit=limit)
         except StoreUnavailable as error:
-            trouble = f"the state store is unreachable: {error}"
+            trouble = str(error)
             own = recorder.own()
             found = [parts for parts in own if component in (None, component_of(parts[0].incident.guard))]
         now = recorder.clock.wall()
@@ -186,7 +186,7 @@ class IncidentReports:
             if parts:
                 before = await self._what_was_before(parts[0].incident)
         except StoreUnavailable as error:
-            trouble = f"the state store is unreachable: {error}"
+            trouble = str(error)
             parts = next((one for one in recorder.own() if one[0].incident.id == incident_id), [])
         if not parts:
             raise CallerMistake("incidents", "there is no incident with that id", kind=Kind.NOT_FOUND)

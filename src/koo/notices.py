@@ -49,13 +49,14 @@ class Parcel:
 
     `attempt` counts this message's attempts from 1; `failures` counts the channel's failures in a row before it.
     `first_at` is when the oldest of the notices was written, in wall seconds. `epoch` grows each time the channel's
-    sender changes to another process.
+    sender changes to another process. `reason` is why an earlier attempt failed; empty if no attempt recorded a result.
     """
 
     key: str
     channel: str
     notices: tuple[Notice, ...]
     attempt: int
+    reason: str
     failures: int
     epoch: int
     first_at: float

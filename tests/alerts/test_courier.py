@@ -11,14 +11,15 @@ from typing import Any, cast
 import pytest
 
 from koo.alerts.channels.base import Message, NotTaken
-from koo.alerts.courier import PAUSE_S_MAX, SEND_S, Courier
+from koo.alerts.courier import NO_RESULT, PAUSE_S_MAX, SEND_S, Courier
 from koo.alerts.messages import ALONE, Sender, compose
 from koo.deadlines import Deadlines
 from koo.events import DeliveryFailed, DeliveryGivenUp, Event
-from koo.notices import Notice
-from koo.storage.base import Store
+from koo.notices import Notice, Parcel
+from koo.options import DAY_S
+from koo.storage.base import Store, StoreUnavailable
 from koo.storage.memory import MemoryTransactions, make_tables
-from koo.storage.notices import LEASE_S, SqlNotices
+from koo.storage.notices import LEASE_S, UNKNOWN_PAUSE_S_MAX, SqlNotices
 from koo.storage.worker import Backend
 from koo.testing.clock import VirtualClock, run_virtual
 
@@ -306,6 +307,24 @@ def test_two_processes_send_each_message_once() -> None:
             await (one if number % 2 else other).store.notices.put(notice(f"n{number}"))
             await world.until(3 * (number + 1))
         assert world.channel.keys == [f"n{number}" for number in range(8)]
+
+    in_world(main)
+
+
+def test_a_message_whose_senders_died_for_a_day_is_given_up_unsent() -> None:
+    async def main(world: World) -> None:
+        process = world.process(tick_s=60)
+
+        async def dies(parcel: Parcel) -> None:
+            raise StoreUnavailable("as if the process had ended here")
+
+        process.store.notices.mark_sent = dies  # type: ignore[method-assign]
+        await process.store.notices.put(notice())
+        await world.until(DAY_S + 2 * UNKNOWN_PAUSE_S_MAX)
+        assert 20 < len(world.channel.tried) < 40, "the pauses between its attempts grow"
+        (delivery,) = await process.store.notices.deliveries(0.0)
+        assert (delivery.state, delivery.reason) == ("given_up", NO_RESULT)
+        assert DeliveryGivenUp("alerts:webhook", NO_RESULT, 1) in process.events
 
     in_world(main)
 

@@ -13,7 +13,14 @@ from koo.events import Severity
 from koo.notices import Delivery, Notice, Parcel
 from koo.storage import schema
 from koo.storage.memory import MemoryTransactions, make_tables
-from koo.storage.notices import LEASE_S, MESSAGES_PER_MINUTE, OWED_S, TOGETHER_FROM, SqlNotices
+from koo.storage.notices import (
+    LEASE_S,
+    MESSAGES_PER_MINUTE,
+    OWED_S,
+    TOGETHER_FROM,
+    UNKNOWN_PAUSE_S_MAX,
+    SqlNotices,
+)
 from koo.storage.store import SqlStore
 from tests.storage.support import NOON_S, Place, SetClock
 
@@ -165,6 +172,28 @@ def test_a_message_that_is_sent_again_keeps_its_key_and_its_notices(
         assert (again.key, again.notices) == (first.key, tuple(many))
 
     with_stores(place, main, 2)
+
+
+def test_a_message_whose_senders_die_lets_others_pass(place: Place) -> None:
+    """Each process that sends it is killed before it can record the result."""
+
+    async def main(clock: SetClock, stores: list[Process]) -> None:
+        (store,) = stores
+        await store.notices.put(notice("deadly"))
+        for pause_s in (LEASE_S, 2 * LEASE_S, 4 * LEASE_S):
+            deadly = await take(store)
+            clock.now += pause_s + 0.1
+        await store.notices.put(notice("other"))
+        assert (await take(store)).key == deadly.key, "its pause is over"
+        clock.now += LEASE_S + 0.1
+        other = await take(store)
+        assert other.notices == (notice("other"),)
+        await store.notices.mark_sent(other)
+        assert await take_any(store) is None
+        clock.now += UNKNOWN_PAUSE_S_MAX
+        assert (await take(store)).attempt == 5
+
+    with_stores(place, main)
 
 
 def test_a_sent_message_is_not_sent_again(place: Place) -> None:

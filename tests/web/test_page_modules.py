@@ -27,7 +27,10 @@ IN_MS = ("span", "until")
 WORDS: list[tuple[str, str]] = [
     ("plainly('no time', 0)", "no time"),
     ("plainly('it ended 2026-11-23T22:27:19Z', 1795472849000).replace(/\\d/g, '9')", "it ended 99:99:99"),
-    ("plainly('it ends 2026-11-23T22:27:19Z', 1795472829000).replace(/\\d/g, '9')", "it ends 99:99:99 (in 99 s)"),
+    (
+        "plainly('it ends 2026-11-23T22:27:19Z', 1795472829000).replace(/\\d/g, '9')",
+        "it ends 99:99:99 (in 99 s)",
+    ),
     ("String(timeOf('2026-11-23T22:27:19.474790+00:00'))", "1795472839474"),
     ("String(timeOf(null))", "null"),
     ("String(timeIn('until 2026-11-23T22:27:19+00:00'))", "1795472839000"),

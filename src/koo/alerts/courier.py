@@ -47,6 +47,7 @@ REFUSED_FOR_S = 3600.0
 """A message that its receiver refuses rarely becomes acceptable. An hour covers a receiver that is being repaired."""
 ALONE_MAX = 200
 """A bound on memory for an outage of the store."""
+NO_RESULT = "no attempt within a day recorded a result: each sender ended or lost the state store"
 LATE = f"no answer within {SEND_S:g} s"
 GUARDED = GuardOptions(
     timeout_s=SEND_S,
@@ -160,12 +161,22 @@ class Courier:
         parcel = await notices.take(name)
         if parcel is None:
             return
+        if parcel.attempt > 1 and self._clock.wall() - parcel.first_at > GIVEN_UP_AFTER_S:
+            await self._give_up(parcel)
+            return
         message = compose(parcel.key, parcel.notices, self._sender, epoch=parcel.epoch)
         failure = await self._hand_over(message)
         if failure is None:
             await notices.mark_sent(parcel)
         else:
             await self._mark_failed(parcel, failure)
+
+    async def _give_up(self, parcel: Parcel) -> None:
+        # Sending it once more could end without a result again, as for a message that kills its senders: this is the
+        # only place where such a message ends.
+        reason, now = parcel.reason or NO_RESULT, self._clock.wall()
+        self._publish(DeliveryGivenUp(self.source, reason, len(parcel.notices)))
+        await self._store.notices.mark_failed(parcel, reason, now, is_channels=False, gives_up=True)
 
     async def _mark_failed(self, parcel: Parcel, failure: NotTaken) -> None:
         now = self._clock.wall()

@@ -73,7 +73,7 @@ def _show(status: FleetStatus) -> None:
     if status["leader"] is None:
         say("no leader: each process checks the services itself")
     if not status["state_store"]["reachable"]:
-        why = f"the state store is unreachable: {status['state_store']['reason']}"
+        why = status["state_store"]["reason"]
         put_words(coloured(f"{why}; other processes cannot be seen", "yellow"))
 
 

@@ -22,6 +22,8 @@ from koo.storage.transaction import Row, Transaction, Transactions
 
 LEASE_S = 30.0
 """Longer than a send may take, plus the difference between two clocks."""
+UNKNOWN_PAUSE_S_MAX = 3600.0
+"""The longest pause of a message after an attempt without a result."""
 OWED_S = DAY_S
 """A day-old notice is no longer news. A channel that is configured again after a week must not send the whole week."""
 JOIN_SLACK_S = 60.0
@@ -72,9 +74,9 @@ WAITING = f"""SELECT d.notice, d.message FROM koo_deliveries d, koo_channels c, 
 SENT_LATELY = """SELECT count(DISTINCT message) FROM koo_deliveries
     WHERE channel = :channel AND state = 'sent' AND done_ms > :minute_ago_ms"""
 ASSIGN = """UPDATE koo_deliveries SET message = :message WHERE channel = :channel AND notice IN ({ids})"""
-BEGIN = """UPDATE koo_deliveries SET attempts = attempts + 1
+BEGIN = """UPDATE koo_deliveries SET attempts = attempts + 1, next_ms = :due_ms
     WHERE channel = :channel AND message = :message AND state = 'waiting'"""
-CARRIED = f"""SELECT {", ".join(f"n.{name}" for name in NOTICE.split(", "))}, n.at_ms, d.attempts
+CARRIED = f"""SELECT {", ".join(f"n.{name}" for name in NOTICE.split(", "))}, n.at_ms, d.attempts, d.reason
     FROM koo_deliveries d, koo_notices n WHERE n.key = d.notice AND d.channel = :channel AND d.message = :message
     AND d.state = 'waiting' ORDER BY n.at_ms, n.started_ms, n.key"""
 UNLEASE = "UPDATE koo_channels SET lease_ends_ms = 0 WHERE name = :channel AND process = :process"
@@ -208,19 +210,27 @@ def _take(tx: Transaction, values: dict[str, Any]) -> Parcel | None:
         tx.run(UNLEASE, values)
         return None
     key = {**values, "message": message}
-    # The attempt is counted before the message is sent, and committed with the lease. If it were counted afterwards,
-    # the attempts of senders that died in the middle would be missing.
-    tx.run(BEGIN, key)
     carried = tx.rows(CARRIED, key)
+    attempt = 1 + max(row[11] for row in carried)
+    # The attempt is counted before the message is sent, and committed with the lease. If it were counted afterwards,
+    # the attempts of senders that died in the middle would be missing. The time of the next attempt is set here too: a
+    # message that kills each of its senders would otherwise be the next one again and again, and no other would leave.
+    tx.run(BEGIN, {**key, "due_ms": values["now_ms"] + _ms(_unknown_pause_s(attempt))})
     return Parcel(
         key=message,
         channel=values["channel"],
         notices=tuple(_notice(row[:10]) for row in carried),
-        attempt=max(row[11] for row in carried),
+        attempt=attempt,
+        reason=carried[0][12],
         failures=leased[0][0],
         epoch=leased[0][1],
         first_at=min(row[10] for row in carried) / 1000,
     )
+
+
+def _unknown_pause_s(attempt: int) -> float:
+    """How long a message waits after an attempt that records no result; after the first, no longer than its lease."""
+    return 0.0 if attempt == 1 else min(UNKNOWN_PAUSE_S_MAX, LEASE_S * 2.0 ** min(attempt - 1, 10))
 
 
 def _next_message(tx: Transaction, values: dict[str, Any]) -> str | None:

@@ -29,7 +29,7 @@ export function FleetStrip() {
       process.leads ? h("span", { class: "soft" }, " leader") : null))),
     h("p", { class: "soft" }, `${counted(one.processes.length - silent, "live process", "live processes")}`, silent ? `, ${count(silent)} silent` : "",
       `, ${counted(inFlight, "call")} in flight`, one.differences.length ? `, ${counted(one.differences.length, "differing option")}` : "",
-      one.state_store.reachable ? "" : `. The state store is unreachable: ${one.state_store.reason}`));
+      one.state_store.reachable ? "" : `. ${capital(one.state_store.reason)}`));
 }
 
 export function FleetView() {
@@ -37,7 +37,7 @@ export function FleetView() {
   if (one === null) return h("p", { class: "soft" }, "The state of the fleet is unknown.");
   return [
     h("header", { class: "view-head", key: "head" }, h("h1", null, "Fleet"),
-      h("p", { class: "soft" }, one.state_store.reachable ? "The state store is reachable." : `The state store is unreachable: ${one.state_store.reason}`)),
+      h("p", { class: "soft" }, one.state_store.reachable ? "The state store is reachable." : `${capital(one.state_store.reason)}.`)),
     section("processes", "Processes", h(Processes, { one })),
     section("guards", "Guards across all processes", one.guards.length ? guards(one) : none()),
     section("purses", "Budgets: what processes hold", one.purses.length ? purses(one) : none()),
