@@ -20,6 +20,7 @@ from typing import NamedTuple
 from koo.ai.operation_prompt import fields_of
 from koo.ai.providers.loose import NOT_JSON, loads
 from koo.ai.providers.transport import bound_text
+from koo.ai.providers.usage import is_amount, with_upstream
 from koo.ai.types import Usage
 from koo.ai.usage_names import (
     Path,
@@ -223,11 +224,19 @@ def _cost_of(told: object) -> Decimal | None:
     cost = get(told, "cost")
     if not isinstance(cost, (int, float, str, Decimal)):
         cost = get(cost, "total_cost") if get(cost, "currency") in (None, "USD") else None
+    amount, is_own_key = _amount(cost), get(told, "is_byok")
+    if amount is None:
+        return None
+    upstream = _amount(at(told, ("cost_details", "upstream_inference_cost")))
+    return with_upstream(amount, is_own_key if isinstance(is_own_key, bool) else None, upstream)
+
+
+def _amount(cost: object) -> Decimal | None:
     if not isinstance(cost, (int, float, str, Decimal)) or isinstance(cost, bool):
         return None
     with suppress(ArithmeticError):
         amount = Decimal(str(cost))
-        return amount if amount.is_finite() and amount >= 0 else None
+        return amount if is_amount(amount) else None
     return None
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 import pytest
 
+from koo.ai.operation_usage import read_report
 from koo.ai.providers import anthropic, gemini, openai_compatible, responses
+from koo.ai.providers.usage import reported_usd
 from koo.ai.types import Usage
 
 
@@ -102,3 +105,28 @@ def test_the_total_never_shrinks_although_classes_may_change() -> None:
     fresh, cached = Usage(input_tokens=100, output_tokens=9), Usage(input_tokens=10, cache_read_tokens=90)
     assert classes(fresh.grown(cached)) == (10, 90, 0, 9, 0)
     assert classes(fresh.grown(Usage(input_tokens=3))) == (100, 0, 0, 9, 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "usd"),
+    [
+        ({"cost": "0.05", "is_byok": True, "cost_details": {"upstream_inference_cost": 1}}, "1.05"),
+        ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.25}}, "0.25"),
+        ({"cost": 0.25, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.25}}, "0.25"),
+        ({"cost": 0.95, "cost_details": {"upstream_inference_cost": 19}}, "19"),
+        ({"cost": 0.25, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, "0.25"),
+        ({"cost": 0.25, "is_byok": True, "cost_details": {"upstream_inference_cost": -1}}, "0.25"),
+        ({"cost": {"total_cost": 0.25, "request_cost": 0.005}}, "0.25"),
+    ],
+    ids=["a fee", "no fee", "no own key", "no flag", "nothing upstream", "below zero", "in parts"],
+)
+def test_a_cost_includes_what_the_vendor_bills_to_an_own_key(told: dict[str, Any], usd: str) -> None:
+    """OpenRouter reports only its fee as the cost of a call with the account's own key for a vendor."""
+    for shape, names in (
+        (openai_compatible._Usage, ("prompt_tokens", "completion_tokens")),
+        (responses._Usage, ("input_tokens", "output_tokens")),
+    ):
+        usage = dict.fromkeys(names, 3) | told
+        assert reported_usd(msgspec.convert(usage, shape, strict=False)) == Decimal(usd)
+        report = read_report({"usage": usage})
+        assert report is not None and report.cost_usd == Decimal(usd)

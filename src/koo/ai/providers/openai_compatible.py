@@ -8,7 +8,6 @@ of a call, which is used instead of koo's own computation.
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import ClassVar
 from urllib.parse import urlsplit
 
@@ -23,7 +22,7 @@ from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader
 from koo.ai.providers.transport import NOTHING, complete_usage, is_something
-from koo.ai.providers.usage import Count, usage_from
+from koo.ai.providers.usage import CostFields, Count, reported_usd, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
 from koo.http.client import HttpResponse
@@ -99,7 +98,7 @@ class _OutputDetails(msgspec.Struct):
     reasoning_tokens: Count = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(CostFields):
     prompt_tokens: Count = None
     completion_tokens: Count = None
     total_tokens: Count = None
@@ -111,7 +110,6 @@ class _Usage(msgspec.Struct):
     cache_creation_input_tokens: Count = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
-    cost: Decimal | None = None
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -205,7 +203,7 @@ class _Reader(Reader):
             usage=usage,
             input_counted=_counts_prompt(told),
             request_id=(self.headers.get("x-request-id") or told.id) if first else None,
-            cost_usd=_cost(told.usage),
+            cost_usd=reported_usd(told.usage),
             pace=self.wire.pace(self.headers) if first else (),
             error=failure,
         )
@@ -251,7 +249,7 @@ class OpenAICompatibleProvider(Adapter):
         choice = answer.choices[0] if answer.choices else NO_CHOICE
         # Some servers put the answer of a request without `stream` into `delta`, as in a chunk.
         reply, reason = choice.message or choice.delta or NO_REPLY, choice.finish_reason
-        text, cost_usd = _text(reply) or choice.text or "", _cost(answer.usage)
+        text, cost_usd = _text(reply) or choice.text or "", reported_usd(answer.usage)
         usage = usage_of(answer.usage)
         if not text or reason not in OUTCOMES or answer.error is not NOTHING or choice.error is not NOTHING:
             error = choice.error if is_something(choice.error) else answer.error
@@ -351,11 +349,6 @@ def _counts_prompt(chunk: _Answer) -> bool:
 def _told(usage: _Usage | None) -> bool:
     """Whether the usage contains any number: some servers send an object of nulls or zeros."""
     return usage is not None and bool(usage.prompt_tokens or usage.completion_tokens or usage.total_tokens)
-
-
-def _cost(usage: _Usage | None) -> Decimal | None:
-    cost = usage.cost if usage is not None else None
-    return cost if cost is not None and cost.is_finite() and cost >= 0 else None
 
 
 def _text(reply: _Reply) -> str:

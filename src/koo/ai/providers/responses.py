@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from decimal import Decimal
 from typing import Any, ClassVar
 
 import msgspec
@@ -29,7 +28,7 @@ from koo.ai.providers.transport import (
     is_something,
     type_of,
 )
-from koo.ai.providers.usage import Count, usage_from
+from koo.ai.providers.usage import CostFields, Count, reported_usd, usage_from
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
 from koo.http.client import HttpResponse
@@ -63,18 +62,12 @@ class _OutputDetails(msgspec.Struct):
     reasoning_tokens: Count = None
 
 
-class _Cost(msgspec.Struct):
-    total_cost: Decimal | None = None
-    currency: str = "USD"
-
-
-class _Usage(msgspec.Struct):
+class _Usage(CostFields):
     input_tokens: Count = None
     output_tokens: Count = None
     total_tokens: Count = None
     input_tokens_details: _InputDetails | None = None
     output_tokens_details: _OutputDetails | None = None
-    cost: _Cost | None = None
 
 
 class _Part(msgspec.Struct):
@@ -266,7 +259,7 @@ class _Reader(Reader):
             text=text if failure is None else "",
             model=answer.model,
             usage=usage,
-            cost_usd=cost_of(answer.usage),
+            cost_usd=reported_usd(answer.usage),
             stop_reason=self.stop_reason,
             error=failure,
         )
@@ -300,7 +293,7 @@ class ResponsesAdapter(Adapter):
             raise failure
         if answer.output is None and not text:
             raise wire.no_answer(response, "a response without output")
-        usage, cost_usd = usage_of(answer.usage) if answer.usage else NO_USAGE, cost_of(answer.usage)
+        usage, cost_usd = usage_of(answer.usage) if answer.usage else NO_USAGE, reported_usd(answer.usage)
         if not (usage.input_tokens and usage.output_tokens):
             usage = complete_usage(usage, request, text, cost_usd)
         return Completion(
@@ -326,15 +319,6 @@ def usage_of(usage: _Usage) -> Usage:
         into_cache=(details.cache_write_tokens, details.cache_creation_input_tokens),
         reasoning=(output.reasoning_tokens,),
     )
-
-
-def cost_of(usage: _Usage | None) -> Decimal | None:
-    """The cost that the provider reports, if it does."""
-    cost = usage.cost if usage is not None else None
-    # A cost in another currency cannot be booked; the price table is used in its place.
-    if cost is None or cost.total_cost is None or cost.currency != "USD":
-        return None
-    return cost.total_cost if cost.total_cost.is_finite() and cost.total_cost >= 0 else None
 
 
 def _failure_of(

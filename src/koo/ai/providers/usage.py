@@ -10,11 +10,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from decimal import Decimal
+
+import msgspec
 
 from koo.ai.types import Usage
+from koo.policies.money import EXACT
 
 Count = int | float | None
 """Some vendors write 12.0, and promised fields may be missing."""
+
+
+class Cost(msgspec.Struct):
+    """A reported cost with its parts, as Perplexity sends it."""
+
+    total_cost: Decimal | None = None
+    currency: str = "USD"
+
+
+class CostDetails(msgspec.Struct):
+    """OpenRouter's details of a cost."""
+
+    upstream_inference_cost: Decimal | None = None
+
+
+class CostFields(msgspec.Struct):
+    """The fields of a usage that report the cost of the call."""
+
+    cost: Decimal | Cost | None = None
+    is_byok: bool | None = None
+    cost_details: CostDetails | None = None
+
+
+def reported_usd(usage: CostFields | None) -> Decimal | None:
+    """The cost that the provider reports, if it does."""
+    if usage is None or usage.cost is None:
+        return None
+    cost = usage.cost
+    if isinstance(cost, Cost):
+        # A cost in another currency cannot be booked; the price table is used in its place.
+        if cost.total_cost is None or cost.currency != "USD":
+            return None
+        cost = cost.total_cost
+    if not is_amount(cost):
+        return None
+    details = usage.cost_details
+    return cost if details is None else with_upstream(cost, usage.is_byok, details.upstream_inference_cost)
+
+
+def with_upstream(cost: Decimal, is_own_key: bool | None, upstream: Decimal | None) -> Decimal:
+    """The whole cost of a call through OpenRouter, to which an account may add its own key for a vendor.
+
+    With such a key, `cost` is only OpenRouter's fee, often 0, and the vendor bills `upstream` to the account.
+    """
+    if upstream is None or not is_amount(upstream) or is_own_key is False:
+        return cost
+    # Without an own key `upstream` is a part of `cost`. Only older versions leave the flag out.
+    return EXACT.add(cost, upstream) if is_own_key else max(cost, upstream)
+
+
+def is_amount(cost: Decimal) -> bool:
+    """Whether it can be an amount of money."""
+    return cost.is_finite() and cost >= 0
 
 
 def usage_from(
