@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from koo.ai.model_price import FREE, ModelPrice
 from koo.ai.models import DEFAULT_MODELS
 from koo.ai.pricing import KNOWN_MAX, TABLE_NAMES, Prices
-from koo.ai.types import Usage
+from koo.ai.types import Query, Usage
 from koo.configuration.variables import BUILT_IN
 from koo.options import ServiceOptions
 from koo.testing.clock import StandingClock
+from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeOpenAI, FakeProvider
+from koo.testing.providers.script import Raw
+from tests.ai.worlds import among_fakes
 
 
 def at(when: str = "2026-11-23T12:00:00+00:00") -> StandingClock:
@@ -152,6 +155,92 @@ def test_a_self_hosted_server_and_the_local_model_are_free() -> None:
     assert prices.find(own, "anything") is FREE and FREE.free
     assert prices.find(service("local", api_key=None), "any.gguf") is FREE
     assert FREE.cost_usd(Usage(input_tokens=9, output_tokens=9)) == FREE.bound_usd(9, 9) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "body", "factor"),
+    [
+        ("openai", "gpt-6.1-terra", {"service_tier": "priority"}, "2.5"),
+        ("openai_compatible", "openai/gpt-6.1-terra", {"service_tier": "priority"}, "2.5"),
+        ("anthropic", "claude-sonnet-5-5", {"speed": "fast"}, "6"),
+        ("openai", "gpt-6.1-terra", {"service_tier": "flex"}, "1"),
+        ("anthropic", "claude-sonnet-5-5", {"service_tier": "priority"}, "1"),
+        ("openai", "gpt-6.1-terra", {"service_tier": ["priority"]}, "1"),
+    ],
+)
+def test_a_faster_tier_that_the_body_requests_multiplies_the_price(
+    kind: Any, model: str, body: dict[str, Any], factor: str
+) -> None:
+    address: dict[str, Any] = (
+        {"base_url": "https://openrouter.ai/api/v1"} if kind == "openai_compatible" else {}
+    )
+    usage, plain = Usage(input_tokens=1000, output_tokens=1000), price(model, kind, **address)
+    fast = price(model, kind, body=body, **address)
+    assert fast.cost_usd(usage) == plain.cost_usd(usage) * Decimal(factor)
+    assert fast.bound_usd(1000, 1000) == plain.bound_usd(1000, 1000) * Decimal(factor)
+    assert fast.cost_at_usd(usage, "default") == plain.cost_usd(usage), "a lowered tier is billed as such"
+
+
+def test_a_configured_price_includes_its_tier() -> None:
+    prices: dict[str, Any] = {"input_price": Decimal(1), "output_price": Decimal(1)}
+    configured = price("gpt-6.1-terra", "openai", body={"service_tier": "priority"}, **prices)
+    assert configured.cost_at_usd(Usage(output_tokens=1_000_000), "priority") == 1
+
+
+WORDS = {"input_tokens": 1000, "output_tokens": 1000}
+OUTPUT = [{"type": "message", "content": [{"type": "output_text", "text": "Paris."}]}]
+RUN = {"status": "completed", "output": OUTPUT, "usage": WORDS, "service_tier": "priority"}
+MESSAGE = {
+    "type": "message", "content": [{"type": "text", "text": "Paris."}], "stop_reason": "end_turn",
+    "usage": {**WORDS, "speed": "fast"},
+}  # fmt: skip
+CHUNKS = (
+    {
+        "id": "1", "service_tier": "priority",
+        "choices": [{"index": 0, "delta": {"content": "Paris."}, "finish_reason": "stop"}],
+    },
+    {"id": "1", "choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 1000}},
+)  # fmt: skip
+
+
+def events(*told: dict[str, Any]) -> bytes:
+    return b"".join(b"data: %b\n\n" % json.dumps(one).encode() for one in told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "body", "streamed", "usd"),
+    [
+        ("openai", "gpt-6.1-terra", json.dumps(RUN).encode(), False, "0.015"),
+        ("openai", "gpt-6.1-terra", events({"type": "response.completed", "response": RUN}), True, "0.015"),
+        ("anthropic", "claude-sonnet-5-5", json.dumps(MESSAGE).encode(), False, "0.072"),
+        ("anthropic", "claude-sonnet-5-5", events({"type": "message_start", "message": MESSAGE},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1000}},
+            {"type": "message_stop"}), True, "0.072"),
+        ("openai_compatible", "gpt-6.1-terra", events(*CHUNKS), True, "0.015"),
+        ("openai_compatible", "gpt-6.1-terra", events(*CHUNKS), False, "0.015"),
+    ],
+    ids=["responses", "streamed responses", "anthropic", "streamed anthropic", "streamed chat", "a stream as a whole"],
+)  # fmt: skip
+def test_an_answer_is_booked_in_the_tier_that_it_reports(
+    kind: Any, model: str, body: bytes, streamed: bool, usd: str
+) -> None:
+    """An account may have a faster tier by default, which no request shows."""
+
+    async def main() -> None:
+        one = ServiceOptions(name="svc", kind=kind, model=model, price_as=model, declared=True, api_key="k")
+        fake: FakeProvider = FakeAnthropic() if kind == "anthropic" else FakeCompatible(models=(model,))
+        fake = FakeOpenAI() if kind == "openai" else fake
+        fake.default = Raw(body=body, content_type="text/event-stream" if streamed else "application/json")
+        async with among_fakes((one,), svc=fake) as world:
+            query = Query(service="svc", prompt="Capital?", max_tokens=1000)
+            if streamed:
+                async with world.platform.stream(query) as stream:
+                    assert "".join([piece.text async for piece in stream]) == "Paris."
+                assert stream.answer is not None and stream.answer.cost_usd == Decimal(usd)
+            else:
+                assert (await world.platform.query(query)).cost_usd == Decimal(usd)
+
+    asyncio.run(main())
 
 
 def test_unit_prices_are_formatted_for_the_ledger() -> None:

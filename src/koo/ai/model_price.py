@@ -20,6 +20,9 @@ TOKENS_MAX = 10**12
 """The longest answer that is allowed if output costs nothing: more than any answer has."""
 CLASSES = ("input_usd", "cache_read_usd", "cache_write_usd", "output_usd", "reasoning_usd")
 """The names of the prices in `UnitPrices`."""
+TIERS = {"priority": Decimal("2.5"), "fast": Decimal(6)}
+"""The most by which a faster answer multiplies the table's price: OpenAI's priority tier and Anthropic's fast mode
+(their price pages, November 2026). Slower tiers cost half, but are charged at the full price."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,7 @@ class ModelPrice:
     the most that may be added to it. `more_usd` is keyed by the table's names: the extra cost of one unit beyond its
     class ("cache_write_1h", "output_audio", ...), or the whole cost of one that has no class ("web_searches"). `source`
     is "table", "configured" or "free". `version` identifies the table. `unit_prices` is for the ledger: USD per million
-    tokens, as text.
+    tokens, as text. `ordinary` is the price without the tier that each request asks for, if that multiplies it.
     """
 
     tiers: tuple[UnitPrices, ...]
@@ -62,6 +65,7 @@ class ModelPrice:
     version: str = ""
     free: bool = False
     unit_prices: dict[str, str] = field(default_factory=dict)
+    ordinary: ModelPrice | None = None
 
     def cost_usd(self, usage: Usage) -> Decimal:
         """The exact cost of a usage."""
@@ -80,6 +84,14 @@ class ModelPrice:
         if usage.reasoning_tokens and tier.reasoning_usd != tier.output_usd:
             cost = fma(usage.reasoning_tokens, EXACT.subtract(tier.reasoning_usd, tier.output_usd), cost)
         return cost
+
+    def cost_at_usd(self, usage: Usage, tier: str | None) -> Decimal:
+        """The exact cost of a usage in the tier that the answer reports, or else in the one that was requested."""
+        # An operator who configures a price has included the tier.
+        if tier is None or self.source != "table":
+            return self.cost_usd(usage)
+        cost, factor = (self.ordinary or self).cost_usd(usage), TIERS.get(tier)
+        return cost if factor is None else EXACT.multiply(cost, factor)
 
     def units_usd(self, units: Mapping[str, int]) -> Decimal:
         """The extra cost of units with a separate price. A unit without one costs nothing beyond its class."""

@@ -19,12 +19,11 @@ from decimal import Decimal
 from functools import lru_cache, partial
 from typing import NamedTuple, cast
 
-from koo.ai.model_price import ModelPrice
+from koo.ai.model_price import TIERS, ModelPrice
 from koo.ai.operation_prompt import Reading, fields_of, is_given, read_prompt
 from koo.ai.pricing import SEARCHES_MAX
 from koo.ai.providers.transport import FRAMING_TOKENS, bound_text
 from koo.ai.usage_names import get, items, module_of
-from koo.ai.usage_price import TIERS
 from koo.policies.money import EXACT
 
 SDKS = ("openai", "anthropic", "google", "perplexity", "groq", "cerebras", "together", "mistralai")

@@ -17,7 +17,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from koo.ai.model_price import FREE, NOTHING, ModelPrice, UnitPrices, as_text, dearest, of_one, raised
+from koo.ai.model_price import FREE, NOTHING, TIERS, ModelPrice, UnitPrices, as_text, dearest, of_one, raised
 from koo.ai.price_names import AWS, Spelling, bedrock_spellings, factor_at, global_address, spellings, undated
 from koo.clock import SYSTEM_CLOCK, Clock, utc_day
 from koo.options import ServiceOptions
@@ -38,6 +38,9 @@ SEARCHES_MAX = 3
 """The number of web searches that a bound assumes for models that search: one answer may trigger several."""
 SEARCH_USD = Decimal("0.0025")
 """The price of one Perplexity search with any model, if the table has none (checked in October 2026)."""
+TIER_FIELDS = {"anthropic": ("speed",)}
+"""The field that requests a faster answer, where it is not `service_tier`. Anthropic's field of that name does not
+change the price."""
 EMBEDS = "embed"
 """Part of the names of embedding models, which write nothing and so have no output price."""
 BASES = {
@@ -98,7 +101,7 @@ class Prices:
         try:
             return self._known[key]
         except KeyError:
-            price = self._known[key] = _from_table(service, model, wall_s)
+            price = self._known[key] = _in_tier(service, _from_table(service, model, wall_s))
             return price
 
 
@@ -132,6 +135,15 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
         if price is not None and other is not None:
             price = dearest((price, other))
     return price
+
+
+def _in_tier(service: ServiceOptions, price: ModelPrice | None) -> ModelPrice | None:
+    """The price of the tier that the service's `BODY` requests."""
+    tiers = [service.body.get(name) for name in TIER_FIELDS.get(service.kind, ("service_tier",))]
+    factors = [TIERS[tier] for tier in tiers if isinstance(tier, str) and tier in TIERS]
+    if price is None or not factors:
+        return price
+    return replace(raised(price, max(factors)), ordinary=price)
 
 
 def context_tokens(service: ServiceOptions, model: str) -> int | None:

@@ -39,8 +39,8 @@ class StreamedCompletion:
     reasoning included, is counted in bytes: no tokenizer produces more tokens than a text has bytes.
     """
 
-    __slots__ = ("_charge", "_cost_usd", "_hear", "_model", "_request_id", "_stop_reason", "_texts", "_unreported",
-                 "_usage", "chunks", "first", "silence")  # fmt: skip
+    __slots__ = ("_charge", "_cost_usd", "_hear", "_model", "_request_id", "_stop_reason", "_texts", "_tier",
+                 "_unreported", "_usage", "chunks", "first", "silence")  # fmt: skip
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class StreamedCompletion:
         self._texts: list[str] = []
         self._usage: Usage | None = None
         self._cost_usd: Decimal | None = None
+        self._tier: str | None = None
         self._unreported = 0
         self._model: str | None = None
         self._stop_reason: str | None = None
@@ -87,6 +88,7 @@ class StreamedCompletion:
         if chunk.usage is not None and not chunk.usage.estimated:
             self._take_report(chunk, chunk.usage)
         self._cost_usd = chunk.cost_usd if chunk.cost_usd is not None else self._cost_usd
+        self._tier = chunk.tier or self._tier
         self._model = chunk.model or self._model
         self._stop_reason = chunk.stop_reason or self._stop_reason
         self._request_id = chunk.request_id or self._request_id
@@ -112,6 +114,7 @@ class StreamedCompletion:
             stop_reason=self._stop_reason,
             request_id=self._request_id,
             cost_usd=self._cost_usd,
+            tier=self._tier,
         )
 
     def _usage_so_far(self) -> Usage:

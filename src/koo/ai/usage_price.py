@@ -5,15 +5,11 @@ from __future__ import annotations
 from decimal import Decimal
 from functools import cache
 
-from koo.ai.model_price import ModelPrice
+from koo.ai.model_price import TIERS, ModelPrice
 from koo.ai.operation_usage import Report, read_report
 from koo.ai.pricing import Prices
 from koo.errors import InvalidRequest, Kind, PriceUnknown
 from koo.policies.money import EXACT
-
-TIERS = {"priority": Decimal("2.5"), "fast": Decimal(6)}
-"""The most by which a faster answer multiplies the table's price: OpenAI's priority tier and Anthropic's fast mode
-(their price pages, November 2026). Slower tiers cost half, but are charged at the full price."""
 
 
 def cost_usd(price: ModelPrice, report: Report) -> Decimal:

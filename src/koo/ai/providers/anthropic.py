@@ -116,6 +116,7 @@ class _Usage(msgspec.Struct):
     cache_creation_input_tokens: Count = None
     output_tokens: Count = None
     output_tokens_details: _Thinking | None = None
+    speed: str | None = None
 
 
 class _Block(msgspec.Struct):
@@ -256,6 +257,7 @@ class _Reader(Reader):
             usage=usage,
             input_counted=True,
             output_counted=False,
+            tier=message.usage.speed if message.usage else None,
             request_id=request_id,
             pace=self.wire.pace(self.headers),
         )
@@ -272,6 +274,7 @@ class _Reader(Reader):
             text=text,
             usage=usage,
             output_counted=counted,
+            tier=told.speed if told else None,
             stop_reason=self.stop_reason,
             error=self._failed_end(),
         )
@@ -326,6 +329,7 @@ class AnthropicProvider(Adapter):
             usage=usage,
             stop_reason=reason,
             request_id=response.headers.get("request-id") or answer.id,
+            tier=answer.usage.speed if answer.usage else None,
             pace=wire.pace(response.headers),
         )
 

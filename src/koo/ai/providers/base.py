@@ -41,7 +41,10 @@ class Pace:
 
 @dataclass(slots=True, kw_only=True)
 class Completion:
-    """A complete answer. `cost_usd` is set only if the provider itself reports the cost."""
+    """A complete answer. `cost_usd` is set only if the provider itself reports the cost.
+
+    `tier` is the service tier or speed of the answer, if the provider reports one.
+    """
 
     text: str = field(repr=False)
     model: str
@@ -49,6 +52,7 @@ class Completion:
     stop_reason: str | None = None
     request_id: str | None = None
     cost_usd: Decimal | None = None
+    tier: str | None = None
     pace: tuple[Pace, ...] = ()
 
 
@@ -70,6 +74,7 @@ class CompletionChunk:
     stop_reason: str | None = None
     request_id: str | None = None
     cost_usd: Decimal | None = None
+    tier: str | None = None
     pace: tuple[Pace, ...] = ()
     final: bool = False
     error: ExternalServiceError | None = None

@@ -149,6 +149,7 @@ class _Answer(msgspec.Struct):
     model: str | None = None
     id: str | None = None
     usage: _Usage | None = None
+    service_tier: str | None = None
     timings: _Timings | None = None
     error: msgspec.Raw = NOTHING
 
@@ -204,6 +205,7 @@ class _Reader(Reader):
             input_counted=_counts_prompt(told),
             request_id=(self.headers.get("x-request-id") or told.id) if first else None,
             cost_usd=reported_usd(told.usage),
+            tier=told.service_tier,
             pace=self.wire.pace(self.headers) if first else (),
             error=failure,
         )
@@ -263,6 +265,7 @@ class OpenAICompatibleProvider(Adapter):
             stop_reason=reason,
             request_id=response.headers.get("x-request-id") or answer.id,
             cost_usd=cost_usd,
+            tier=answer.service_tier,
             pace=self._wire.pace(response.headers),
         )
 

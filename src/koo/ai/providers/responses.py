@@ -103,6 +103,7 @@ class _Answer(msgspec.Struct):
     output_text: str | None = None
     id: str | None = None
     usage: _Usage | None = None
+    service_tier: str | None = None
     error: msgspec.Raw = NOTHING
     incomplete_details: _Incomplete | None = None
 
@@ -260,6 +261,7 @@ class _Reader(Reader):
             model=answer.model,
             usage=usage,
             cost_usd=reported_usd(answer.usage),
+            tier=answer.service_tier,
             stop_reason=self.stop_reason,
             error=failure,
         )
@@ -303,6 +305,7 @@ class ResponsesAdapter(Adapter):
             stop_reason=answer.stop_reason,
             request_id=response.headers.get("x-request-id") or answer.id,
             cost_usd=cost_usd,
+            tier=answer.service_tier,
             pace=wire.pace(response.headers),
         )
 
