@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,12 @@ def test_the_pages_shop_serves_survives_an_outage_and_is_monitored(kind: str, tm
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "done\n"
+
+
+@pytest.mark.parametrize("package", ["sqlalchemy", "psycopg", "asyncpg"])
+def test_the_supported_versions_begin_with_the_lower_bound_in_pyproject(package: str) -> None:
+    (bound,) = re.findall(
+        rf'^  "{package}(?:\[\w+\])?>=([\d.]+)', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    table = PAGE.read_text().split("## Supported versions")[1].split("\n## ")[0]
+    assert re.search(rf"(?i){package}.* from {re.escape(bound)}\b", table)
