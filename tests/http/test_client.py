@@ -291,6 +291,26 @@ def test_a_response_that_breaks_off_has_stage_answer(body: bytes | None) -> None
 
 
 @BODIES
+@pytest.mark.parametrize(
+    "told",
+    [
+        (b"content-length: 100\r\n\r\n", b'{"text": "Paris."}'),
+        (b"content-length: 100\r\n\r\n", b'{"text": ', b'"Paris."}'),
+        (b"transfer-encoding: chunked\r\n\r\n", b'12\r\n{"text": "Paris."}\r\n'),
+    ],
+    ids=["a length that is too large", "in two pieces", "no last chunk"],
+)
+def test_a_complete_json_document_is_kept_although_its_response_breaks_off(
+    body: bytes | None, told: tuple[bytes, ...]
+) -> None:
+    async def main() -> None:
+        async with serving(talking(b"HTTP/1.1 200 OK\r\n", *told)) as url, client() as http:
+            assert (await http.request("POST", url, body=body)).body == b'{"text": "Paris."}'
+
+    asyncio.run(main())
+
+
+@BODIES
 def test_an_error_response_that_breaks_off_keeps_its_status(body: bytes | None) -> None:
     async def main() -> None:
         reply = b"HTTP/1.1 429 Slow\r\nretry-after: 3\r\ncontent-length: 100\r\n\r\nhalf"

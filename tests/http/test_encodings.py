@@ -71,6 +71,17 @@ def test_gzip_and_deflate_are_decompressed_under_all_their_names(
     assert asked(reply(label, pack(BODY))).body == BODY
 
 
+@pytest.mark.parametrize("status", ["200 OK", "429 Too Many Requests"])
+def test_a_gzip_body_is_recognised_without_its_label(status: str) -> None:
+    assert asked(reply("identity", gzip.compress(BODY), status)).body == BODY
+
+
+def test_the_size_limit_applies_to_a_body_without_its_label_too() -> None:
+    packed = gzip.compress(b"[" + b"0," * 5_000_000 + b"0]")
+    with pytest.raises(AnswerTooLarge):
+        asked(reply("identity", packed), answer_bytes_max=1_000_000)
+
+
 @pytest.mark.parametrize("label", ["br", "zstd", "compress", "gzip, br", "gzip", "deflate"])
 def test_an_error_response_keeps_its_status_and_headers_if_its_body_is_unreadable(label: str) -> None:
     answer = asked(reply(label, GIBBERISH, "429 Too Many Requests"))

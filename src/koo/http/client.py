@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import AbstractEventLoop, get_running_loop
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -43,11 +44,12 @@ from koo.http.connector import (
     trusted,
     was_stale,
 )
-from koo.http.encodings import unpacked
+from koo.http.encodings import GZIP_BEGINS, unlabelled, unpacked
 from koo.http.events import EVENT_BYTES_MAX, EVENTS_AT_ONCE, PORTION_BYTES, EventParser, ServerSentEvent
 from koo.http.fresh_request import WRITTEN_AT_ONCE_MAX, ask
 from koo.http.prepared import LINE_BYTES_MAX, Prepared, Reply
 from koo.http.proxies import Proxy
+from koo.http.strays import is_whole
 from koo.network_options import NetworkOptions
 from koo.shortages import shortage_in
 
@@ -176,6 +178,7 @@ class HttpClient:
     async def read(self, reply: Reply) -> bytes:
         """Return the whole body, decompressed. Raises `TransportError`."""
         content, bytes_max, kept = unpacked(reply.headers, reply.content), self.answer_bytes_max, 0
+        parts: list[bytes] = []
         try:
             # Most responses arrive in one piece: that piece is the body, and is neither copied nor counted in `COMING`.
             body = await content.readany()
@@ -188,6 +191,8 @@ class HttpClient:
                         raise AnswerTooLarge("the response", bytes_max)
                     kept = COMING.keep(kept, size)
                 body = b"".join(parts)
+            if body.startswith(GZIP_BEGINS):
+                body = unlabelled(body, bytes_max + 1)
             if len(body) > bytes_max:
                 raise AnswerTooLarge("the response", bytes_max)
             refuse_dense(body)
@@ -199,7 +204,13 @@ class HttpClient:
             # provider would keep generating text.
             reply.close()
             if isinstance(error, BROKEN):
-                raise self.explain_body(reply, error) from None
+                broken = self.explain_body(reply, error)
+                body = b"".join([*parts, *(unread(reply) if content is reply.content else ())])
+                # Some servers leave out the end of a chunked body, or state a wrong length. A JSON document shows by
+                # itself whether it is complete, and an answer that is paid for must not be bought again.
+                if isinstance(broken, ClosedHere) or not _is_document(body):
+                    raise broken from None
+                return Sent(body)
             raise
         finally:
             # In `finally`, so that a failed or cancelled read gives its share back too. If it did not, the process-wide
@@ -353,6 +364,17 @@ class HttpClient:
             keepalive_timeout=self.network.idle_connection_s,
             resolver=Resolver(self.connect_timeout_s),
         )
+
+
+def unread(reply: Reply) -> Iterable[bytes]:
+    """What had arrived of a body before it broke off. aiohttp raises the error before it returns these bytes."""
+    return getattr(reply.content, "_buffer", ())
+
+
+def _is_document(body: bytes) -> bool:
+    with suppress(TransportError):  # too dense to be an answer
+        return body.lstrip()[:1] == b"{" and is_whole(body)
+    return False
 
 
 def hidden(headers: Mapping[str, str] | None) -> Headers:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from koo.http.connector import TransportError
@@ -40,6 +41,8 @@ UNREAD = frozenset(
 """Encodings that koo does not support. Any other label (`identity`, `utf-8`, …) is not compression and is ignored."""
 PORTION_MAX = 256 * 1024
 """The most bytes to unpack in one step: a small body can unpack to more than the memory."""
+GZIP_BEGINS = b"\x1f\x8b\x08"
+"""The first bytes of gzip. No text begins with them."""
 LAYERS_MAX = 4
 """One layer is usual, and two occur if two gateways each compress. More are an attack."""
 EMPTY_BYTES_MAX = 1024 * 1024
@@ -75,6 +78,13 @@ def unpacked(headers: Mapping[str, str], content: Content) -> Content:
         if name in GZIP or name in DEFLATE or name in UNREAD:
             content = Unpacked(content, name)
     return content
+
+
+def unlabelled(body: bytes, bytes_max: int) -> bytes:
+    """The first bytes of a body in gzip whose label a proxy has dropped; the body itself if it cannot be unpacked."""
+    with suppress(zlib.error):
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, bytes_max)
+    return body
 
 
 class Unpacked:

@@ -19,6 +19,7 @@ from koo.ai.providers.loose import (
     NOT_JSON,
     Halves,
     fit,
+    in_utf8,
     loads,
     whole_text,
 )
@@ -94,6 +95,24 @@ def test_a_missing_required_field_is_not_invented() -> None:
 )
 def test_a_document_with_odd_bytes_is_read(data: bytes, document: Any) -> None:
     assert loads(data) == document
+
+
+@pytest.mark.parametrize(
+    ("data", "charset", "read"),
+    [
+        ('{"a": "café"}'.encode(), "iso-8859-1", {"a": "café"}),
+        ('{"a": "café"}'.encode("latin-1"), '"ISO-8859-1"', {"a": "café"}),
+        ('{"a": "巴黎"}'.encode("gbk"), "GBK", {"a": "巴黎"}),
+        ('["巴黎"]'.encode("utf-16-le"), "utf-8", ["巴黎"]),
+        ('{"a": "café"}'.encode("latin-1"), "utf-8", {"a": "caf\udce9"}),
+        ('{"a": "café"}'.encode("latin-1"), "unicode_escape", {"a": "caf\udce9"}),
+        ('{"a": "café"}'.encode("latin-1"), "gb-of-nowhere", {"a": "caf\udce9"}),
+        (b'\0{"a": 1}', "utf-8", {"a": 1}),
+    ],
+)
+def test_a_document_is_read_in_its_charset(data: bytes, charset: str, read: Any) -> None:
+    """A wrong label does no harm, and a codec that is not a charset is never used."""
+    assert loads(in_utf8(data, {"content-type": f"application/json; charset={charset}"})) == read
 
 
 @given(st.text(), st.data())

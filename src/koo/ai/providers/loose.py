@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from functools import cache
@@ -40,10 +41,36 @@ LOOSE_BYTES_MAX = 1024 * 1024
 LOOSE_PARTS_MAX = 10_000
 """Most objects and lists in a document. Five times as many values are allowed."""
 
+_CHARSET = re.compile(r"charset\s*=\s*\"?([\w.:-]+)", re.IGNORECASE)
+_CHARSETS = re.compile(
+    r"(?:x-)?(?:iso|latin|us-ascii|windows|cp|gb|hz|big5|shift|s-?jis|euc|koi8|utf-?16|utf-?32)",
+    re.IGNORECASE,
+)
+"""The names of charsets. Python's other codecs are not charsets, and some of them unpack a few bytes to gigabytes."""
+_ALSO_WINDOWS = re.compile(r"iso-?8859-?1|latin-?1|us-ascii", re.IGNORECASE)
+"""Labels for which every browser reads windows-1252, as most servers mean it."""
+
 NOT_JSON = object()
 _ABSENT = object()
 _loads = json.JSONDecoder(strict=False).decode
 _described = cache(inspect.type_info)  # cached because it takes longer than everything else here
+
+
+def in_utf8(data: bytes, headers: Mapping[str, str]) -> bytes:
+    """A document that is not UTF-8, converted by the charset of its content type or by its first bytes (UTF-16)."""
+    guessed: str = json.detect_encoding(data)
+    if guessed.startswith("utf-8"):
+        with suppress(UnicodeDecodeError):
+            data.decode()
+            return data
+        found = _CHARSET.search(headers.get("content-type", ""))
+        if found is None or not _CHARSETS.match(found[1]):
+            return data
+        guessed = "cp1252" if _ALSO_WINDOWS.fullmatch(found[1]) else found[1]
+    with suppress(LookupError, UnicodeError):
+        text = data.decode(guessed).removeprefix("\ufeff")
+        return text.encode() if text.lstrip()[:1] in ("{", "[") else data
+    return data
 
 
 def loads(data: bytes) -> object:

@@ -28,6 +28,7 @@ from itertools import islice
 from typing import Any
 
 from koo.ai.providers.faults import MESSAGE_MAX, ParsedError
+from koo.ai.providers.loose import in_utf8
 from koo.ai.providers.other_words import head_of
 from koo.ai.providers.transport import document_of
 from koo.ai.providers.waits import Headers, Stated
@@ -79,6 +80,7 @@ _FIRST_NAME = re.compile(r"[`'\"]?([a-z_]+)[`'\":]")
 
 def read_error(status: int, headers: Headers, body: bytes) -> ParsedError:
     """Parse an error's body. For a web page from a proxy or firewall the result is empty and not `shaped`."""
+    body = in_utf8(body, headers)
     document = document_of(body)
     # Small bodies that are not JSON may be a plain sentence ("upstream connect error"). Truncated JSON and pages are
     # not: their text would be searched for phrases that belong to something else.

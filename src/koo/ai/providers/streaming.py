@@ -25,7 +25,7 @@ import msgspec
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.ends import OUTCOMES, failure_of, is_silent
 from koo.ai.providers.faults import ParsedError
-from koo.ai.providers.loose import NOT_JSON, Halves, fit, loads, whole_text
+from koo.ai.providers.loose import NOT_JSON, Halves, fit, in_utf8, loads, whole_text
 from koo.ai.providers.transport import UNREADABLE, Wire, complete_usage, estimate_usage, kind_of_document
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
@@ -100,7 +100,7 @@ class Reader(ABC):
         return self._final() if self._halves is None else _joined(self._final(), self._halves)
 
     def _reread(self, event: ServerSentEvent) -> CompletionChunk | None:
-        document = loads(event.data)
+        document = loads(in_utf8(event.data, self.headers))
         if document is NOT_JSON:
             return self._read_word(event.data)
         if isinstance(document, str) and _DONE.fullmatch(document):

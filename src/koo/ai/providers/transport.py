@@ -24,7 +24,7 @@ from koo.ai.providers.extras import ExtraFields
 from koo.ai.providers.faults import FaultTable, ParsedError, make_error, transport_error
 from koo.ai.providers.forms import Forms
 from koo.ai.providers.headers import LimitHeaders
-from koo.ai.providers.loose import NOT_JSON, fit, loads, repaired
+from koo.ai.providers.loose import NOT_JSON, fit, in_utf8, loads, repaired
 from koo.ai.types import Usage
 from koo.clock import Clock
 from koo.errors import ExternalServiceError, Kind
@@ -215,7 +215,7 @@ class Wire:
 
     def reread(self, response: HttpResponse, decoder: msgspec.json.Decoder[T]) -> T:
         """Decode leniently what the strict decoder could not read. Raises `ExternalServiceError`."""
-        document = repaired(loads(response.body))
+        document = repaired(loads(in_utf8(response.body, response.headers)))
         told = fit(document, decoder.type) if isinstance(document, (dict, list)) else None
         if told is None:
             raise self.no_answer(response, kind_of_document(response.headers, response.body))
