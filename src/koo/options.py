@@ -440,7 +440,7 @@ class PlatformOptions(Checked):
         "name of this deployment, shown with each process of the fleet: a release, a colour, a commit",
         "koo knows only its own version",
     )
-    environment: str = option("", "name of the environment, shown on the page", "koo cannot know it")
+    environment: str = option("", "name of the environment, shown on the dashboard", "koo cannot know it")
     host: str = option(
         "127.0.0.1",
         "address that the server listens on; one that others can reach needs `KOO_TOKEN`",

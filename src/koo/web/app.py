@@ -124,11 +124,11 @@ def mount(
 
     `platform` defaults to the process's own, which `query_ai`, `db_manager` and `SessionDep` use. `protect`: whether
     the rules of `koo.web.security` apply to koo's routes (and only to these), whatever the prefix. If False, your own
-    middleware decides who is allowed. `hosts`: further names of your server, in addition to those in KOO_HOST and
-    KOO_URL; "testserver" for a `TestClient`. `dashboard`: the page's path; None leaves it out. `name`: how the page
-    calls your application; the default is the `title` of a FastAPI application. The platform opens before your
-    application's own lifespan and closes after it. koo's errors that your routes raise become problems, unless you
-    handle them.
+    middleware decides who is allowed. `hosts`: further names of your server, in addition to those in KOO_HOST,
+    KOO_URL and KOO_PUBLIC_URL; "testserver" for a `TestClient`. `dashboard`: its path; None leaves it out. `name`: your
+    application's name in the dashboard's header; the default is the `title` of a FastAPI application. The platform
+    opens before your application's own lifespan and closes after it. koo's errors that your routes raise become
+    problems, unless you handle them.
     """
     platform = platform or koo.platform
     readiness = readiness_of(platform)
