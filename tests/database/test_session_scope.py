@@ -9,6 +9,7 @@ import asyncio
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, ProgrammingError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from koo.database.database import Database
 from koo.errors import ConfigurationError, DatabaseError, Kind
@@ -236,6 +237,40 @@ def test_an_isolation_level_that_is_unknown_or_set_too_late_is_refused(pg: Place
                     _ = await session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
             with pytest.raises(ConfigurationError, match="SERIALIZABLE"):
                 database.session_scope(isolation="CHAOS")
+
+    run(main)
+
+
+def test_execution_options_of_the_connection_apply_although_it_has_begun(pg: Place) -> None:
+    """A tenant's `schema_translate_map` holds until the transaction ends, also one that began after a commit inside."""
+
+    async def main() -> None:
+        tenant = {"schema_translate_map": {None: "tenant"}}
+        async with with_notes(pg.url, pool_size=1, max_overflow=0) as database:
+            pg.server.sql("CREATE SCHEMA tenant; CREATE TABLE tenant.notes (LIKE public.notes)", pg.database)
+            async with database.session_scope() as session:
+                _ = await session.connection(execution_options=tenant)
+                session.add(Note(n=1))
+                await session.commit()
+                _ = await session.connection(execution_options=tenant)
+                session.add(Note(n=2))
+            assert await notes(database) == []
+            assert pg.server.sql("SELECT string_agg(n::text, ',') FROM tenant.notes", pg.database) == "1,2"
+
+    run(main)
+
+
+def test_a_statement_bound_to_another_engine_is_refused(url: str) -> None:
+    """Its connection would have no deadline, and the two commits would not be one transaction."""
+
+    async def main() -> None:
+        async with opened(url) as database:
+            other = create_async_engine("sqlite+aiosqlite://")
+            with pytest.raises(DatabaseError, match="bound to another engine") as refusal:
+                async with database.session_scope() as session:
+                    await session.execute(ONE, bind_arguments={"bind": other.sync_engine})
+            assert refusal.value.kind is Kind.INVALID_REQUEST
+            await other.dispose()
 
     run(main)
 

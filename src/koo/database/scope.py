@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from koo.attempt import before_that
 from koo.database.connections import Connections
-from koo.database.faults import ScopeStage
+from koo.database.faults import SERVICE, ScopeStage
 from koo.database.greenlets import in_greenlet
 from koo.database.marker_keys import Place
 from koo.database.on_commit import CommitHooks
@@ -63,6 +63,11 @@ else:
     S_co = TypeVar("S_co", covariant=True)
 
 log = logging.getLogger("koo")
+
+OTHER_ENGINE = (
+    "a statement of this scope is bound to another engine (by bind_arguments, binds or get_bind), which koo does not"
+    " guard: make a koo.Database of that database too, and open a scope of it"
+)
 
 
 class SessionScope(Generic[S_co]):
@@ -216,9 +221,15 @@ class SessionScope(Generic[S_co]):
         await self._record.connection.execute_fetchall(self._connections.driver.health_query)
 
     def take(self, connection: Any) -> None:
-        """Record that this scope has begun a transaction on `connection`."""
+        """Record that this scope has begun a transaction on `connection`.
+
+        Raises `DatabaseError` if it belongs to an engine of the application's own.
+        """
         connections = self._connections
-        record = self._record = connections.records.of(connection)
+        try:
+            record = self._record = connections.records.of(connection)
+        except KeyError:
+            raise DatabaseError(SERVICE, OTHER_ENGINE, kind=Kind.INVALID_REQUEST) from None
         record.occupant = self.transcript
         record.is_open = True
         if connections.writers is not None and record.transaction is None:  # a savepoint comes here too

@@ -56,11 +56,16 @@ class SyncSession(Session):
         """Check out a connection and begin the transaction. Only for the scope itself: it does not set `handed_out`."""
         return super().connection()
 
-    def connection(self, *args: Any, **kwargs: Any) -> Any:
+    def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Any:
         """As SQLAlchemy's. The block can now do anything on the connection, so it is never replaced from here on."""
-        if self.scope is not None:
-            self.scope.transcript.handed_out = True
-        return super().connection(*args, **kwargs)
+        if self.scope is None:
+            return super().connection(bind_arguments, execution_options)
+        self.scope.transcript.handed_out = True
+        connection = super().connection(bind_arguments)
+        # SQLAlchemy applies the options only to a session's new connection and ignores them for a later call, with a
+        # warning. A scope has its connection from the start, so a `schema_translate_map` would be ignored, and a
+        # tenant's rows would go to another schema.
+        return connection.execution_options(**execution_options) if execution_options else connection
 
     def begin(self, nested: bool = False) -> Any:
         """As SQLAlchemy's. A SAVEPOINT that comes first is sent now, while it can still be repeated."""
