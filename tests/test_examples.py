@@ -34,7 +34,7 @@ refused; try again in 3\d s
 refused; try again in 3\d s
 3 calls reached the server
 1\.08
-refused: our limit of 2 requests a minute is reached
+refused: koo's limit of 2 requests a minute is reached
 2 calls reached the server
 """,
     "stream": r""".+

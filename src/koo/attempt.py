@@ -1,9 +1,9 @@
 """One attempt of a guarded call: how long it may run, whose deadline ended it, and what its error means.
 
 An attempt ends at the earliest of three times: its own timeout, a probe's lease, and the deadline of the whole call.
-The owner of the deadline decides how its end is judged. Our own deadline, from an option, counts as a timeout: a
-FAILURE, because a dependency that hangs behind a short deadline would otherwise look healthy forever. The caller's is
-NEUTRAL: one impatient caller must not open the circuit for the others.
+The owner of the deadline decides how its end is judged. koo's own deadline, from an option, counts as a timeout: a
+FAILURE, because a dependency that hangs behind a short deadline would otherwise look healthy forever. The caller's
+deadline is NEUTRAL: one impatient caller must not open the circuit for the others.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ OVERDUE = Fault(
     kind=Kind.DEADLINE,
     failure=Failure(Kind.DEADLINE, "the deadline passed before a response arrived"),
 )
-"""The caller's deadline cut the attempt short. That is not the other side's fault, although it may have been slow."""
+"""The caller's deadline cut the attempt short. That is not the dependency's fault, although it may have been slow."""
 TIMED_OUT = Fault(
     verdict=FAILURE, kind=Kind.TIMEOUT, failure=Failure(Kind.TIMEOUT, "no response within the call timeout")
 )
-"""Our own timeout had passed when the caller's cancellation arrived: a failure, and the cancellation is still
+"""koo's own timeout had passed when the caller's cancellation arrived: a failure, and the cancellation is still
 raised."""
 
 
@@ -57,8 +57,8 @@ def fault_of_time(
         alarm.when >= passage.deadline
     )  # the deadline of the whole call, not only an attempt's or a lease's
     if not alarm.expired:
-        # A caller's own `asyncio.timeout` often ends at the same moment as ours, and its timer may run first. Then the
-        # task sees the caller's cancellation and our alarm never rings, but the call was just as late. If only the
+        # A caller's own `asyncio.timeout` often ends at the same moment as koo's, and its timer may run first. Then the
+        # task sees the caller's cancellation and koo's alarm never expires, but the call was just as late. If only the
         # cancellation counted, a backend that hangs for such callers would never count as failed or slow.
         if isinstance(error, CancelledError) and now >= alarm.when:
             return OVERDUE if whole and not passage.is_ours else TIMED_OUT
@@ -76,8 +76,8 @@ def fault_of_time(
 
 def judge(classify: Classify, error: BaseException) -> Fault:
     """Classify an error. Never raises: a non-Exception is NEUTRAL, and so is a failure of the classifier itself."""
-    # This runs while the permit, the place and the money are still to be returned. An exception from a user's
-    # `classify` would skip all three, so it is logged or dropped, and the call ends as if nothing were known.
+    # This runs while the permit, the slot and the money are still to be returned. An exception from a user's `classify`
+    # would skip all three, so it is logged or dropped, and the call ends as if nothing were known.
     if not isinstance(error, Exception):
         return CANCELLED
     if isinstance(error, WrongLoop):

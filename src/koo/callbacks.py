@@ -20,7 +20,7 @@ class CarefulLogger(logging.Logger):
 
     def handle(self, record: logging.LogRecord) -> None:
         # The standard library's handlers catch errors of their own `emit`. An error from a filter, or from a handler
-        # that catches nothing, arrives here. In the middle of a settlement it would skip the rest: the place is
+        # that catches nothing, arrives here. In the middle of a settlement it would skip the rest: the slot is
         # returned, but the money stays held.
         try:
             super().handle(record)

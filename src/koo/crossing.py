@@ -3,7 +3,7 @@
 koo lives on one loop, its home. Calls from a second loop, or from a thread without one, cross to it. An operation of
 the user's own crosses back: its client belongs to the caller's loop, so only its guard runs at home.
 
-* The context (a deadline, a tracing span) is passed along in both directions. Variables set on the other side stay
+* The context (a deadline, a tracing span) is passed along in both directions. Variables set on the other loop stay
   there, as in a task.
 * A cancellation crosses too, and the caller waits for it to take effect: what was spent must be booked, and two tasks
   must not use one client at the same time. A second cancellation does not wait.
@@ -172,7 +172,7 @@ async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], Ba
     # This is called on the other loop's thread, and `Future.set_result` is not thread-safe: it would append to this
     # loop's queue without waking its selector, and the caller would sleep until something else wakes the loop.
     def ended() -> None:
-        with suppress(RuntimeError):  # the caller's loop is closed, so nobody waits any more
+        with suppress(RuntimeError):  # the caller's loop is closed, so no caller is waiting
             own.call_soon_threadsafe(_arrive, arrived)
 
     visit = Visit(work, ended)

@@ -7,7 +7,7 @@ Calls still running when that quarter begins get a real timer for the rest: expi
 To its caller an `Alarm` behaves like `asyncio.timeout`. At its time it cancels the task; on leaving the block it turns
 *its own* cancellation into a TimeoutError and lets any other pass. If both happen in one turn of the loop, they are
 told apart by the number of cancellations that were pending on entry. Read any later, that number would include the
-caller's cancellation, which would then be taken for ours and swallowed.
+caller's cancellation, which would then be taken for the alarm's own and swallowed.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Alarm(Block):
             members = registry.open(loop, self)
         members.add(self)
         self.members = members
-        # How many cancellations are pending now, before ours can be among them; see `_leave_expired`.
+        # How many cancellations are pending now, before this alarm's own can be among them; see `_leave_expired`.
         self._cancelling = task.cancelling()
         outer, when = block.get(), self.when
         if when < outer.until or (outer.until == OVER and when < ends_at.get()):
@@ -227,17 +227,15 @@ class Alarm(Block):
         self.task.cancel()
 
     def _leave_expired(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        # Take our own request back. If no more than on entry are left, nobody else has cancelled the task meanwhile,
-        # and the CancelledError was ours: it becomes a TimeoutError. If one more is left, the caller cancelled in the
-        # same turn of the loop. Then the CancelledError must pass, or the caller (a TaskGroup, a closing server) would
-        # wait for a task that goes on as if nothing had happened.
+        # Take this alarm's own request back. If no more than on entry are left, nothing else has cancelled the task
+        # meanwhile, and the CancelledError was this alarm's: it becomes a TimeoutError. If one more is left, the caller
+        # cancelled in the same turn of the loop. Then the CancelledError must pass, or the caller (a TaskGroup, a
+        # closing server) would wait for a task that goes on as if nothing had happened.
         ours = self.task.uncancel() <= self._cancelling
         del self.task
         if ours and kind is not None and issubclass(kind, CancelledError):
             raise TimeoutError from error
-        self.expired = (
-            False  # the caller's cancellation, or the block finished in time after all: not our timeout
-        )
+        self.expired = False  # the caller's cancellation, or the block ended in time after all
 
 
 class Lasting(Alarm):

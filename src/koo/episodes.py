@@ -134,8 +134,8 @@ class Episodes(Protocol):
 
         An episode that others have ended meanwhile is returned as resolved and is not written. If the fingerprint
         already has an active episode, that one continues, with its id, its beginning and its acknowledgement. The first
-        process that keeps one with `notified_at` writes the notice that it fires, unless the notice's key is in `said`
-        (this process has delivered it itself).
+        process that keeps one with `notified_at` writes the notice that it is firing, unless the notice's key is in
+        `said` (this process has delivered it itself).
         """
         ...
 

@@ -2,7 +2,7 @@
 
 Every error is a small new object with the same few attributes to program against: `service`, `kind`, `retry_after_s`,
 `attempts`. Its sentence is built only when it is read, because most refusals are counted and discarded. A sentence
-never contains a prompt, a key, a password or a DSN. What the other side reported is kept, cleaned, in `detail`.
+never contains a prompt, a key, a password or a DSN. What the dependency reported is kept, cleaned, in `detail`.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Failure:
     """The failure of a call or check: `kind`, the HTTP `status` (None: no response with one arrived), a sentence, a
     time.
 
-    `sentence` is one line without addresses, keys or prompts; `code` is the other side's own code (an SQLSTATE,
-    "api_error") or None; `at` is in wall seconds.
+    `sentence` is one line without addresses, keys or prompts; `code` is the dependency's own code (an
+    SQLSTATE, "api_error") or None; `at` is in wall seconds.
     """
 
     kind: Kind
@@ -92,7 +92,7 @@ class KooError(Exception):
     """Base of everything koo raises on purpose.
 
     `service`: what it is about; `reason`: a sentence without secrets; `retry_after_s`: when to try again, in seconds,
-    or None if unknown; `attempts`: calls that reached the other side; `detail`: what the other side reported.
+    or None if unknown; `attempts`: calls that reached the dependency; `detail`: what it reported.
     `not_repeated`: why a call that might have been repeated was not; empty if no repeat was expected. `last_error`: for
     a refusal that is caused by earlier calls, the failure of the last of them.
     """
@@ -169,7 +169,7 @@ def describe_s(seconds: float) -> str:
 
 
 def describe_wait_s(seconds: float) -> str:
-    """As `describe_s`, rounded up: a caller that waits for this long must not return too early."""
+    """Like `describe_s`, rounded up: a caller that waits for this long must not return too early."""
     if not math.isfinite(seconds):
         return "an unknown time"
     # In whole minutes 121 s would become "3 min", and the caller would wait half as long again.
@@ -194,9 +194,9 @@ class ConfigurationError(KooError):
 class ExternalServiceError(KooError):
     """Base of everything `query_ai` raises on purpose.
 
-    `billable`: whether the other side may have done paid work although it failed; None: as is usual for the kind.
-    `anew`: the refusal has shown which form the other side accepts, so the same call may succeed immediately.
-    `partial_text`: the text that a stream delivered before it broke off.
+    `billable`: whether the service may have done paid work although it failed; None: as is usual for the kind. `anew`:
+    the refusal has shown which form the service accepts, so the same call may succeed immediately. `partial_text`: the
+    text that a stream delivered before it broke off.
     """
 
     billable: bool | None = None
@@ -218,7 +218,7 @@ class CircuitOpen(ServiceRefused):
 
 
 class RateLimited(ServiceRefused):
-    """A limit is reached: ours (`kind` rate_limited, not called) or the provider's (throttled, cooling_down, quota)."""
+    """A limit is reached: koo's (`kind` rate_limited, no call) or the provider's (throttled, cooling_down, quota)."""
 
     kind = Kind.RATE_LIMITED
 
@@ -230,7 +230,7 @@ class BudgetExceeded(ServiceRefused):
 
 
 class ServiceSaturated(ServiceRefused):
-    """All places are taken, and the queue is full or the deadline is too near."""
+    """All slots are taken, and the queue is full or the deadline is too near."""
 
     kind = Kind.SATURATED
 

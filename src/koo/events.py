@@ -49,7 +49,7 @@ class CircuitOpened(Event):
 
 @dataclass(frozen=True, slots=True)
 class CircuitPrimed(Event):
-    """So many other processes have it open that one failure here will open this breaker, which is closed.
+    """Enough other processes have this breaker open that one failure here will open it; here it is still closed.
 
     `told`: how many processes of how many, as text.
     """
@@ -263,7 +263,7 @@ class DatabasePaused(Event):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseDraining(Event):
-    """An operator had new scopes refused; `running` are open."""
+    """An operator made koo refuse new scopes; `running` are open."""
 
     running: int
 

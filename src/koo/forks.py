@@ -2,7 +2,7 @@
 
 An object that holds such a thing registers with `forget_in_child(self)`; in the child its `forget_parent` is called
 before any other code runs. Otherwise the parent's loop would seem to run there forever, and its callers would seem to
-occupy their places.
+occupy their slots.
 
 What is forgotten must not be garbage-collected either (`leave_behind`): closing a connection sends its server a
 goodbye, over a socket that the parent still uses.

@@ -2,7 +2,7 @@
 
     check the breaker → key block → cooldown → limits → pace → bulkhead → hold money → admit
 
-A service has one key, one limit and one set of places for all its models, so the guards of those models share these
+A service has one key, one limit and one set of slots for all its models, so the guards of those models share these
 gates. Each model has its own breaker, cooldown and counts, which the gates reach through `Guarded`.
 
 A gate that refuses returns what the gates before it took, in the same step. Gates that may wait come before the money,
@@ -52,7 +52,7 @@ NEWS_S = 1.0
 """A pause extended by less than this is not published again: each call of a burst moves the end a little."""
 
 is_fed: ContextVar[bool] = ContextVar("koo_is_fed", default=False)
-"""True for the queries of a list, which starts no more of them than there are places. The limit on the queue's length
+"""True for the queries of a list, which starts no more of them than there are slots. The limit on the queue's length
 does not apply to them: a list would otherwise have its own queries refused."""
 
 
@@ -70,13 +70,13 @@ class Gates:
     """The gates that all guards of one dependency share.
 
     `name` appears in errors. Without `limits` there are none; without `bulkhead` there are `options.concurrency_max`
-    places. `draw` returns numbers in [0, 1). `publish` receives events. `place_settings`: the settings' names for
+    slots. `draw` returns numbers in [0, 1). `publish` receives events. `slot_settings`: the settings' names for
     `concurrency_max` and `queue_max`, quoted in errors. Nothing here is bound to an event loop before the first call.
     """
 
     __slots__ = (
         "bulkhead", "clock", "credential", "deadlines", "draw", "family", "key_blocks", "kin", "limit_queue",
-        "limits", "name", "options", "pacing", "place_settings", "publish", "quiet", "quota", "retry_budget",
+        "limits", "name", "options", "pacing", "publish", "quiet", "quota", "retry_budget", "slot_settings",
     )  # fmt: skip
 
     def __init__(
@@ -91,7 +91,7 @@ class Gates:
         clock: Clock = SYSTEM_CLOCK,
         draw: Draw = random.random,
         publish: Callable[[Event], None] | None = None,
-        place_settings: tuple[str, ...] = (),
+        slot_settings: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.options = options
@@ -102,7 +102,7 @@ class Gates:
         self.clock = clock
         self.draw = draw
         self.publish = publish
-        self.place_settings = place_settings
+        self.slot_settings = slot_settings
         self.quota = Cooldown()
         self.retry_budget = RetryBudget(options.retry, clock.monotonic())
         self.pacing: set[Pacer] = set()  # the pacers that may have to delay a call
@@ -111,13 +111,13 @@ class Gates:
         self.limit_queue = Bulkhead(1)
         self.quiet = False
         # `credential`: a digest of the key, empty for the service's own key. `kin`: the gates of all the service's
-        # keys, which share its limits and places.
+        # keys, which share its limits and slots.
         self.credential, self.kin = "", {self}
 
     # ── the fast path ─────────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, now: float, paused_until: float) -> bool:
-        """Take a unit of each limit and a place if no gate refuses or has to wait; else take nothing.
+        """Take a unit of each limit and a slot if no gate refuses or has to wait; else take nothing.
 
         `paused_until` is the end of the model's own cooldown.
         """
@@ -142,16 +142,16 @@ class Gates:
         return True
 
     def _is_paced(self, now: float) -> bool:
-        """True while a burst that fills all places could exceed one of the provider's limits."""
+        """True while a burst that fills all slots could exceed one of the provider's limits."""
         # The fast path does not count calls against the provider's limits. It is therefore open only while counting is
-        # not needed: even if every place is filled before the next response arrives, the limits have room for all those
+        # not needed: even if every slot is filled before the next response arrives, the limits have room for all those
         # calls. Each response's headers are checked again, and shut the fast path once the room is smaller than that.
-        places = self.bulkhead.limit
-        self.pacing = {pacer for pacer in self.pacing if not pacer.allows(places, now)}
+        slots = self.bulkhead.limit
+        self.pacing = {pacer for pacer in self.pacing if not pacer.allows(slots, now)}
         return bool(self.pacing)
 
     def give_back(self, taken_at: float) -> None:
-        """Return the place and the units of a call that is not made after all. `taken_at`: when the units were
+        """Return the slot and the units of a call that is not made after all. `taken_at`: when the units were
         taken."""
         self.bulkhead.give_back()
         self.limits.refund(taken_at)
@@ -176,19 +176,19 @@ class Gates:
         """
         while True:
             taken_at = self.clock.monotonic()
-            # A call usually waits for a place only. With a pool as small as a database's, nearly every call does, and
+            # A call usually waits for a slot only. With a pool as small as a database's, nearly every call does, and
             # passing every gate again, each in its own coroutine, would cost twice as much as the wait itself.
-            for_place = (
+            for_slot = (
                 self.quiet and not self._is_shut(guard, taken_at) and self.limits.take(taken_at) is None
             )
-            if not for_place:
+            if not for_slot:
                 self.look(guard)
                 await self._wait_for_cooldown(guard, passage)
                 taken_at = await take_limits(self, guard, passage)
             try:
-                if not for_place:
+                if not for_slot:
                     passage.paced = await self._pace(guard, passage)
-                await self._take_place(guard, passage)
+                await self._take_slot(guard, passage)
             # A cancellation in the queue too: a unit that is not refunded is missing for the rest of its minute or day.
             except BaseException:
                 self.limits.refund(taken_at)
@@ -201,15 +201,15 @@ class Gates:
             # between.
             self.limits.refund(taken_at)
             if (
-                (self.quiet or not for_place)
+                (self.quiet or not for_slot)
                 and not self._is_shut(guard, now)
                 and self.limits.take(now) is None
             ):
                 if self.key_blocks:
                     self.key_blocks.let_out(guard.model, now)
                 return now
-            # An earlier gate has shut while this call waited for a place (the provider asked for a pause, say). Without
-            # starting over, a hundred calls queued for places would all be sent into that pause.
+            # An earlier gate has shut while this call waited for a slot (the provider asked for a pause, say). Without
+            # starting over, a hundred calls queued for slots would all be sent into that pause.
             self.bulkhead.give_back()
             self.give_back_cell(guard, passage)
 
@@ -292,7 +292,7 @@ class Gates:
             wait_s = max(wait_s, guard.tally.recent(self.clock.monotonic()).percentile_s(0.5), LOOK_AGAIN_S)
         self.refuse(guard, self.family.limited, reason, wait_s, Kind.COOLING_DOWN)
 
-    async def _take_place(self, guard: Guarded, passage: Passage) -> None:
+    async def _take_slot(self, guard: Guarded, passage: Passage) -> None:
         bulkhead = self.bulkhead
         ramping = bulkhead.cap < bulkhead.limit
         if ramping:
@@ -300,11 +300,11 @@ class Gates:
         if bulkhead.take():
             return
         if (passage.on_limit == "refuse" and not is_fed.get()) or bulkhead.limit == 0:
-            self._refuse_place(guard, running(bulkhead))
+            self._refuse_slot(guard, running(bulkhead))
         if ramping and not bulkhead.line:
             get_running_loop().call_at(bulkhead.widens_at, self._widen)
         if not await self.stand_in_line(bulkhead, guard, passage.deadline):
-            self._refuse_place(guard, f"no place became free before the deadline: {running(bulkhead)}")
+            self._refuse_slot(guard, f"no slot became free before the deadline: {running(bulkhead)}")
 
     def _widen(self) -> None:
         """Widen the ramp, and set the next timer. Without it nothing would wake the calls that wait for a wider
@@ -315,17 +315,17 @@ class Gates:
             get_running_loop().call_at(bulkhead.widens_at, self._widen)
 
     def stand_in_line(self, bulkhead: Bulkhead, guard: Guarded, deadline: float) -> Awaitable[bool]:
-        """As `stand_in`, but refuses if the queue is full."""
+        """Like `stand_in`, but refuses if the queue is full."""
         if (
             len(bulkhead.line) >= self.options.queue_max
             and bulkhead.used >= bulkhead.cap
             and not is_fed.get()
         ):
-            self._refuse_place(guard, f"the queue is full: {len(bulkhead.line)} callers are already waiting")
+            self._refuse_slot(guard, f"the queue is full: {len(bulkhead.line)} callers are already waiting")
         return self.stand_in(bulkhead, deadline)
 
     async def stand_in(self, bulkhead: Bulkhead, deadline: float) -> bool:
-        """Wait for a place, first come first served; False if the deadline passed first."""
+        """Wait for a slot, first come first served; False if the deadline passed first."""
         if bulkhead.take():
             return True
         waiter = get_running_loop().create_future()
@@ -334,8 +334,8 @@ class Gates:
             with Alarm(self.deadlines, deadline):
                 await waiter
         except BaseException as error:
-            # `give_back` counts the place as this waiter's when it sets the future's result, one turn of the loop
-            # before the waiter runs. If the cancellation arrives in that turn, the place must go to the next in the
+            # `give_back` counts the slot as this waiter's when it sets the future's result, one turn of the loop
+            # before the waiter runs. If the cancellation arrives in that turn, the slot must go to the next in the
             # queue. Otherwise it would belong to a call that no longer exists, and after `limit` such calls none would
             # be left.
             bulkhead.leave(waiter, granted=waiter.done() and not waiter.cancelled())
@@ -359,7 +359,7 @@ class Gates:
         if limited:
             guard.pacer.doubt(guard.breaker.given)
             self.watch_pace(guard.pacer)
-        reason = "the provider limits our rate" if limited else "the provider's quota is used up"
+        reason = "the provider limits the request rate" if limited else "the provider's quota is used up"
         extend = self.pause if whole else cooldown.extend
         for_s = extend(now, self._asked_s(fault), self.draw, fault.kind, reason)
         if cooldown.until > max(until, now) + NEWS_S or now >= until:
@@ -469,14 +469,14 @@ class Gates:
         until_s = None if wait_s == NEVER else wait_s
         self.refuse(guard, self.family.circuit_open, reason, until_s, Kind.CIRCUIT_OPEN)
 
-    def _refuse_place(self, guard: Guarded, reason: str) -> NoReturn:
+    def _refuse_slot(self, guard: Guarded, reason: str) -> NoReturn:
         allowed = (self.options.concurrency_max, self.options.queue_max)
-        names = ", ".join(f"{name}={most}" for name, most in zip(self.place_settings, allowed, strict=False))
+        names = ", ".join(f"{name}={most}" for name, most in zip(self.slot_settings, allowed, strict=False))
         reason += f" (limits: {names})" if names else ""
-        self.refuse(guard, self.family.saturated, reason, self._place_in_s(guard), Kind.SATURATED)
+        self.refuse(guard, self.family.saturated, reason, self._slot_in_s(guard), Kind.SATURATED)
 
-    def _place_in_s(self, guard: Guarded) -> float | None:
-        """When a place is likely to be free, if calls take as long as the average. None before the first success."""
+    def _slot_in_s(self, guard: Guarded) -> float | None:
+        """When a slot is likely to be free, if calls take as long as the average. None before the first success."""
         bulkhead, total = self.bulkhead, guard.tally.totals()
         if not bulkhead.limit or not total.successes:
             return None
@@ -485,7 +485,7 @@ class Gates:
     # ── events ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def emit(self, event: Event) -> None:
-        """Publish one event. A failing listener is only logged: its error would skip the return of a place or of
+        """Publish one event. A failing listener is only logged: its error would skip the return of a slot or of
         money."""
         try:
             if self.publish is not None:

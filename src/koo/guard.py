@@ -5,7 +5,7 @@ counts, and shares its gates with the other models of the same service (`koo.gat
 
 Each attempt passes the gates, runs, and settles exactly once: by its result, an error, a cancellation (NEUTRAL) or a
 timeout. Between two attempts the guard consults the policies; they never call back. A failed attempt returns everything
-it took before the next one enters, so a call that is pausing before a repeat occupies no place and holds no money.
+it took before the next one enters, so a call that is pausing before a repeat occupies no slot and holds no money.
 
 The guard has two interfaces over one permit. `call` runs a function, and repeats it if that is safe and worthwhile.
 `begin` and `permit()` return a `Scope` for a block or a stream, which its owner ends.
@@ -117,10 +117,10 @@ class Guard:
         """Run `operation(*args)` through the guard, and repeat it if that is safe and worthwhile.
 
         Raises the operation's exception (or the classifier's replacement, `from` the original), or a refusal of the
-        guard's family. `on_limit`: None waits for a pause that the provider requested, but our own limits refuse it;
-        "wait" queues for both within the deadline, and for an open breaker unless `has_next`; "refuse" waits for
-        neither. `timeout_s` is the caller's timeout, unless `is_ours`; without it the option applies, which is ours.
-        With a `scope` a success is not settled: the scope keeps the permit.
+        guard's family. `on_limit`: None waits for a pause that the provider requested, but koo's own limits refuse the
+        call; "wait" queues for both within the deadline, and for an open breaker unless `has_next`; "refuse" waits for
+        neither. `timeout_s` is the caller's timeout, unless `is_ours`: then koo set it. Without it koo's own option
+        applies. With a `scope` a success is not settled: the scope keeps the permit.
         """
         now, options = self._monotonic(), self.options
         # `if` instead of `min()`, here and below: two calls of `min` would be a tenth of the guard's overhead.
@@ -128,7 +128,7 @@ class Guard:
         is_ours = is_ours or timeout_s is None
         # `outer` is the innermost `koo.deadline` around this call. It is -inf (`OVER`) if that block has ended while
         # this task, started inside it, goes on: `ends_at` then finds the next enclosing block that still runs. A tie
-        # belongs to the caller, so `<` and not `<=`: ours would count the cut as a failure of the service.
+        # belongs to the caller, so `<` and not `<=`: koo's deadline would count the cut as a failure of the service.
         if outer <= deadline:
             is_ours, deadline = deadline < (outer := ends_at.get()) and is_ours, min(deadline, outer)
         # An open breaker refuses before anything is taken: during an outage this is the path of almost every call.
@@ -148,8 +148,8 @@ class Guard:
             permit = await self.enter(passage)
         while True:
             # An attempt ends at the earliest of three times, and each prevents another failure:
-            # * The deadline of the whole call. After it nobody waits for the result, but the attempt would still occupy
-            #   a place, and its money would stay held.
+            # * The deadline of the whole call. After it no caller waits for the result, but the attempt would still
+            # occupy a slot, and its money would stay held.
             # * The attempt timeout. Without it one hanging attempt would use up the time of all its repeats.
             # * A probe's lease. The breaker frees the lease's slot at its end, and admits the next probe. If this one
             #   ran on, two probes would load a recovering backend that was to receive one.
@@ -164,10 +164,10 @@ class Guard:
             try:
                 with alarm:
                     result = await operation(*args)
-            # From `_admit` on this call owns a permit, a place, and perhaps held money. Every way out of the `try` (the
+            # From `_admit` on this call owns a permit, a slot, and perhaps held money. Every way out of the `try` (the
             # alarm's TimeoutError too, which `with` raises inside it) must settle them exactly once: `_fail`,
             # `_settle_success` or `scope.keep`. `except Exception` would miss a cancellation. Its probe would then keep
-            # the breaker half open until the lease ends, its place would be gone for the life of the process, and its
+            # the breaker half open until the lease ends, its slot would be gone for the life of the process, and its
             # money would stay held.
             except BaseException as error:  # noqa: BLE001 - a cancellation must settle its permit too; it is raised again
                 # A cancellation is NEUTRAL. If it counted as a failure, users who close a page would open the circuit;
@@ -195,7 +195,7 @@ class Guard:
         has_next: bool = False,
         scope: Scope[T] | None = None,
     ) -> Scope[T]:
-        """As `call`, but a success keeps its permit: the scope's `value` is the result, and its owner settles it.
+        """Like `call`, but a success keeps its permit: the scope's `value` is the result, and its owner settles it.
 
         `scope`: a scope that the operation already has a reference to (see `Scope.streams`).
         """
@@ -235,7 +235,7 @@ class Guard:
         passage.paced = False  # an earlier attempt has used its cell
         if not gates.take(now, self.cooldown.until):
             now = await gates.take_in_turn(self, passage)
-            # A place may be granted in the same turn of the loop in which the deadline passes. Without this check the
+            # A slot may be granted in the same turn of the loop in which the deadline passes. Without this check the
             # operation would start with no time left, and perhaps send a request that is billed and never read.
             if now >= passage.deadline:
                 gates.give_back(now)
@@ -260,7 +260,7 @@ class Guard:
     async def _pay(self, charge: Charge, deadline: float, taken_at: float) -> Permit:
         """Hold the money, then pass the last gate."""
         # `hold` may wait for the store. A refusal, an error or a cancellation there leaves no money held (see
-        # `Charge`), but the place and the units taken before it are this call's to return: the place would never come
+        # `Charge`), but the slot and the units taken before it are this call's to return: the slot would never come
         # free.
         try:
             await charge.hold(deadline)
@@ -280,7 +280,7 @@ class Guard:
 
     def _admit(self, taken_at: float, charge: Charge | None, now: float) -> Permit:
         """The last gate: the breaker's permit, decided as of now and not as of the start of the wait."""
-        # The breaker may have opened while this call waited for a place or for its money. A permit that was taken
+        # The breaker may have opened while this call waited for a slot or for its money. A permit that was taken
         # earlier would be worse: if a later gate refused the call, its probe's lease would block recovery until it runs
         # out.
         breaker, gates = self.breaker, self.gates
@@ -332,8 +332,8 @@ class Guard:
         took_s: float | None = None,
     ) -> None:
         """`first`: it was the first attempt. For `slow` and `took_s` see `leave`."""
-        # The order matters. The place comes first: if this success closes the breaker, the ramp starts from the number
-        # of calls still running, and this one is not. `give_back` also assigns the place to the longest waiter, which
+        # The order matters. The slot comes first: if this success closes the breaker, the ramp starts from the number
+        # of calls still running, and this one is not. `give_back` also assigns the slot to the longest waiter, which
         # only wakes on a later turn of the loop; left free until then, a newcomer would take it. Publishing comes after
         # the breaker's state is set, because listeners read it. Money comes last: if its settlement fails, everything
         # else is already returned. A result of an older generation changes nothing here: `breaker.settle` drops it,
@@ -370,7 +370,7 @@ class Guard:
         # closed, a call that its caller cut short must not replace the error that opened it.
         if verdict is not NEUTRAL or fault.block is not None or (is_cut and breaker.phase is CLOSED):
             self._note_error(fault.met)
-        # Among neutral results only a passed deadline says something about the other side: that it was slow.
+        # Among neutral results only a passed deadline says something about the dependency: that it was slow.
         slow = slow and (verdict is FAILURE or fault.kind is Kind.DEADLINE)
         self.gates.bulkhead.give_back()
         marks = breaker.marks
@@ -416,7 +416,7 @@ class Guard:
                 charge.release()
 
     def _cut_s(self) -> float:
-        """How long a call that its caller cuts short must have run before it is evidence against the other side."""
+        """How long a call that its caller cuts short must have run before it is evidence against the dependency."""
         return max(CUT_S_MIN, USUAL_CUT * self.tally.totals().percentile_s(0.5))
 
     def abandon(self, passage: Passage, permit: Permit) -> None:
@@ -451,9 +451,9 @@ class Guard:
         """
         timeout, now = self.gates.family.timeout, self._monotonic()
         fault = fault_of_time(self.name, timeout, error, alarm, passage, now) or self.judge(error)
-        # The permit ends before any pause, so that another call can use this attempt's place, and another probe its
-        # slot. Whether to repeat is decided afterwards, because this very failure may have opened the breaker or begun
-        # a cooldown.
+        # The permit ends before any pause, so that another call can use this attempt's slot in the bulkhead, and
+        # another probe its slot in the breaker. Whether to repeat is decided afterwards, because this very failure may
+        # have opened the breaker or begun a cooldown.
         self.leave(passage, permit, fault)
         if fault.anew and passage.anew < ANEW_MAX:
             passage.anew += 1
@@ -534,7 +534,7 @@ class Guard:
         self._publish_steps()
 
     def _publish_steps(self) -> None:
-        """Publish the breaker's events after its state is set, and adjust the probes' lease and the places to them."""
+        """Publish the breaker's events after its state is set, and adjust the probes' lease and the slots to them."""
         # The list is taken away first: a listener may call the guard again (a reset, say), whose own events would
         # otherwise be published twice.
         breaker = self.breaker

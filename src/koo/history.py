@@ -119,7 +119,8 @@ class History:
     def take(self, counted: Mapping[str, Sample]) -> None:
         """Take a sample of every component: the difference to the last one."""
         self._due_at = self.clock.monotonic() + SAMPLE_S
-        # The five seconds that end now: with the current ones, a minute would contain events of the minute before.
+        # The span is the five seconds that end now. If the sample belonged to the span that begins now, a minute would
+        # contain events of the minute before.
         now_s = (int(self.clock.wall()) // SAMPLE_S - 1) * SAMPLE_S
         span: Span = {}
         for component in sorted(counted)[:COMPONENTS_MAX]:
@@ -370,7 +371,7 @@ class HistoryReports:
         return await self._at_home(lambda: self._history.marks_since(since.timestamp()))
 
     async def newest_requests(self, limit: int) -> list[BookedCall]:
-        """As `requests`, but only what is in the state store already, without booking pending entries first."""
+        """Like `requests`, but only what is in the state store already, without booking pending entries first."""
         store, clock = self._history.store, self._history.clock
         page = await self._at_home(
             lambda: page_of(

@@ -1,4 +1,4 @@
-"""The gate of our own limits: take a unit of each, immediately, after the store's reply or from a queue; or refuse.
+"""The gate of koo's own limits: take a unit of each, immediately, after the store's reply or from a queue; or refuse.
 
 With a fleet-wide limit, this process may have no unit left although the fleet has one. Then every caller waits for the
 store's reply, even with `on_limit="refuse"`: only the store can tell whether the limit is full. If it replies that the
@@ -45,7 +45,7 @@ class Gate(Protocol):
         ...
 
     def stand_in_line(self, bulkhead: Bulkhead, guard: Any, deadline: float) -> Awaitable[bool]:
-        """Wait for a place; False if the deadline passed first."""
+        """Wait for a slot; False if the deadline passed first."""
         ...
 
 
@@ -117,12 +117,14 @@ def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
         wait_s = _known_s(limits.usable_at(now) - now)
         gate.refuse(guard, gate.family.limited, limits.why(full), wait_s, Kind.RATE_LIMITED)
     if full is not None:
-        reason = "the state store (KOO_STATE_URL) did not confirm before the deadline that our limit has room"
+        reason = (
+            "the state store (KOO_STATE_URL) did not confirm before the deadline that koo's limit has room"
+        )
         gate.refuse(guard, gate.family.limited, reason, LOOK_AGAIN_S, Kind.RATE_LIMITED)
     ahead = len(gate.limit_queue.line) + gate.limit_queue.used
     limit = " and ".join(f"{count.limit} {count.name}" for count in limits.counts)
     others = {0: "other callers are", 1: "another caller is"}.get(ahead, f"{ahead} callers are")
-    reason = f"{others} already waiting for our limit of {limit}"
+    reason = f"{others} already waiting for koo's limit of {limit}"
     free_at = max(now + LOOK_AGAIN_S, limits.usable_at(now, ahead + 1))
     gate.refuse(guard, gate.family.limited, reason, _known_s(free_at - now), Kind.RATE_LIMITED)
 

@@ -128,7 +128,7 @@ class RetryOptions(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOptions(Checked):
-    """Our own limits; None means unlimited."""
+    """koo's own limits; None means unlimited."""
 
     per_minute: int | None = option(
         None, "requests in any minute", "none unless set", at_least=0, none="no limit"

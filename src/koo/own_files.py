@@ -1,4 +1,4 @@
-"""Files that koo creates: readable only by its user, and never created through anything another user put there.
+"""Files that koo creates: readable only by its user, and never created through a link or a file of another user.
 
 koo's files contain costs of prompts, audit entries and rows of the user's database, so no other user may read them,
 whatever the umask. In a folder that every user can write to, such as /tmp, another user may have created a link, a file

@@ -12,7 +12,7 @@ LOOK_AGAIN_S = 1.0
 often."""
 
 OnLimit = Literal["refuse", "wait"]
-"""None, the default: wait for a pause that the provider requested, but be refused by our own limits."""
+"""None, the default: wait for a pause that the provider requested, but be refused by koo's own limits."""
 
 
 class Charge(Protocol):

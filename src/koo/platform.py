@@ -191,7 +191,7 @@ class Platform:
         return stream if home is None else CarriedStream(stream, home)
 
     async def query_many(self, queries: list[Query]) -> list[Answer | ExternalServiceError]:
-        """Send each query when its service has a free place. Returns an answer or an error for each, in the same
+        """Send each query when its service has a free slot. Returns an answer or an error for each, in the same
         order."""
         if (home := await self._residence.enter()) is not None:
             return await carry(home, self.query_many(queries))
@@ -238,7 +238,7 @@ class Platform:
 
     @property
     def own_operations(self) -> dict[str, Mapping[str, Any]]:
-        """The options of what was registered and declared so far, by name. Creates no part."""
+        """The options of the operations registered and declared so far, by name. Creates no part."""
         declared = {name: self._declarations.options(name) for name in self._declarations}
         return {**declared, **self._registered}
 
@@ -288,7 +288,7 @@ class Platform:
             raise
 
     async def _execute_for(self, own: Loop, name: str, operation: Any, args: Any, kwargs: Any) -> Any:
-        """As `execute`, for a caller on another loop, where the operation runs."""
+        """Like `execute`, for a caller on another loop, where the operation runs."""
         try:
             await self._residence.open()
             service, money = await self._find_operation(name)

@@ -1,4 +1,4 @@
-"""The error classes of refusals for each kind of dependency, and which refusals are caused by our own limits."""
+"""The error classes of refusals for each kind of dependency, and which refusals are caused by koo's own limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from koo.errors import (
 )
 
 OURS = frozenset({Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED, Kind.SATURATED, Kind.DEADLINE})
-"""Refusals by our own limits: the dependency's last error is unrelated to them."""
+"""Refusals by koo's own limits: the dependency's last error is unrelated to them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class Scope(Generic[T]):
             self._guard.breaker.rest(self.permit, self._guard.now())
 
     def answered(self) -> None:
-        """The other side has responded, so settle the probe now: how long the block still runs is up to the caller.
+        """The dependency has responded, so settle the probe now: how long the block still runs is up to the caller.
 
         Later failures of the block count as for any call once the breaker is closed, but not while others still probe.
         """
@@ -129,7 +129,7 @@ class Scope(Generic[T]):
     ) -> None:
         """Settle the scope; None is success. Only the first call has an effect.
 
-        Part of the scope's length may be its caller's own time: `took_s` is the other side's part. `slow` says whether
+        Part of the scope's length may be its caller's own time: `took_s` is the dependency's part. `slow` says whether
         that was slow, if comparing `took_s` with the option is not enough.
         """
         # Marked first: `leave` publishes events, and a listener may reach this scope and settle it again.
@@ -139,6 +139,6 @@ class Scope(Generic[T]):
 
     def __del__(self) -> None:
         # The owner dropped it without settling, for example a generator that was never closed. Without this the permit,
-        # the place and the money would stay taken forever.
+        # the slot and the money would stay taken forever.
         if not self._ended:
             self._guard.abandon(self.passage, self.permit)

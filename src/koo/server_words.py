@@ -2,8 +2,8 @@
 
 When a connection is refused, libpq does not pass on the SQLSTATE, only the server's message, in the server's language
 (`lc_messages`). A pooler uses a single code for all of its own errors: PgBouncer 08P01, Supavisor XX000. So the text is
-the only way to distinguish a wrong password from a full server. It is read only if the other side refuses or ends the
-connection, because the error of a statement may quote anything.
+the only way to distinguish a wrong password from a full server. It is read only if the server or pooler refuses or ends
+the connection, because the error of a statement may quote anything.
 
 The rules are regular expressions for such messages, and the first match counts. The translations are PostgreSQL's own,
 shortened as far as they stay distinct. A message that no rule matches still comes from a server, so the server is not
@@ -205,7 +205,7 @@ UNKNOWN_REFUSAL = STARTING.saying("the server refused the connection; its log sa
 
 
 def said(original: BaseException) -> str:
-    """The other side's message, without libpq's prefix, which contains the host and the port."""
+    """The server's or pooler's message, without libpq's prefix, which contains the host and the port."""
     text = str(original)
     spoken = SPOKEN.search(text)
     return spoken[2] if spoken else text

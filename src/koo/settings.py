@@ -5,7 +5,7 @@ options of `koo.options`, which is all that the rest of koo sees. Each variable 
 `koo.configuration.variables`.
 
 An invalid value stops the start with one sentence: the variable, its value ("…" for a secret), and the allowed values.
-A name that is close to one of ours is logged as a warning and ignored, because it may belong to other software. But
+A name that is close to one of koo's is logged as a warning and ignored, because it may belong to other software. But
 `AI_SERVICES__…` and `AI_BUDGETS__…` belong to koo alone, so a wrong name there is an error.
 """
 

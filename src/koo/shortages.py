@@ -1,6 +1,6 @@
 """What this process or its machine has run out of: file descriptors, memory, threads.
 
-Such a shortage is our own: neither a provider nor a database has failed, so it does not count for any breaker, and the
+Such a shortage is local: neither a provider nor a database has failed, so it does not count for any breaker, and the
 error names what is missing. The system reports it as an errno, Python as `MemoryError` or as the text of a
 RuntimeError. Without a free descriptor a name lookup reports "unknown name", and SQLite "cannot open the file". After
 such an error, `shortage_now` checks for the real cause.

@@ -4,7 +4,7 @@ Exception classes are misleading (through SQLAlchemy, asyncpg's deadlock is a ba
 connection a raw `OSError`; psycopg's "too many connections" has no SQLSTATE), so the code is looked up first. The text
 is read only if there is no code, or the wrong one (`koo.server_words`).
 
-**Which side reports.** A server that ends our connection sends severity FATAL or PANIC, or closes it. The same code
+**Which side reports.** A server that ends koo's connection sends severity FATAL or PANIC, or closes it. The same code
 with severity ERROR is a *report* about something else, and the connection is still good: another server behind a
 foreign table or dblink, or an application's own `RAISE ... USING ERRCODE`. If it counted as a lost connection, it would
 open the circuit of a healthy database, so `REPORTED` is looked up before `SQLSTATES`.
@@ -126,11 +126,11 @@ MISCONFIGURED = Meaning(
 UNREADABLE = Meaning(
     Kind.NOT_FOUND, FAILURE, says="the file cannot be opened: check its folder and permissions"
 )
-# These are not repeated: our server has rolled the transaction back, but what the other server did is unknown.
+# These are not repeated: koo's server has rolled the transaction back, but what the other server did is unknown.
 ELSEWHERE = Meaning(
     Kind.CONNECTION,
     NEUTRAL,
-    says="the server reports that its connection to another server failed; ours is fine",
+    says="the server reports that its connection to another server failed; koo's connection is fine",
 )
 SHORT = Meaning(
     Kind.SERVER_ERROR, NEUTRAL, says="the statement needs more resources than the server allows it"

@@ -67,7 +67,7 @@ def test_a_suspended_machine_does_not_lengthen_a_servers_pause() -> None:
         service = make_service(clock, LimitOptions())
         guard = service.guard("a")
         guard.cooldown.extend(
-            guard.now(), 3600.0, lambda: 0.0, Kind.THROTTLED, "the provider limits our rate"
+            guard.now(), 3600.0, lambda: 0.0, Kind.THROTTLED, "the provider limits the request rate"
         )
         service.gates.pause(guard.now(), 3600.0, lambda: 0.0, Kind.QUOTA, "the provider's quota is used up")
         service.tick()
@@ -204,7 +204,7 @@ def test_a_models_pause_outlasts_its_guard() -> None:
         service = make_service(clock, LimitOptions())
         with pytest.raises(RateLimited):
             await service.guard("slow").call(throttled(500.0))
-        service.pause("never asked", 500.0, Kind.THROTTLED, "the provider limits our rate")
+        service.pause("never asked", 500.0, Kind.THROTTLED, "the provider limits the request rate")
         for number in range(2 * MODELS_MAX):
             await service.guard(f"m{number}").call(answer)
         for model in ("slow", "never asked"):

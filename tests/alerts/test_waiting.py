@@ -45,8 +45,8 @@ def restarted(*findings: Finding, after_s: float = 600.0) -> Watch:
 def test_an_unconfirmed_alert_says_so_and_claims_no_refusals() -> None:
     (view,) = restarted(DOWN).views(T0 + 601)
     assert view["message"] == (
-        "an earlier process found: claude cannot be called; this one has not seen it, and it ends when the other "
-        "side answers again"
+        "an earlier process found: claude cannot be called; this one has not seen it, and it ends when the "
+        "dependency answers again"
     )
     assert view["data"] == {"unconfirmed": True, "also": ["circuit_open"]}
     assert (view["kind"], view["type"], view["active"]) == ("service_down", "warning", True)

@@ -59,7 +59,9 @@ def block_key(guard: Guard) -> None:
 
 
 def cool_down(guard: Guard) -> None:
-    guard.cooldown.extend(guard.now(), 500.0, no_jitter, Kind.THROTTLED, "the provider limits our rate")
+    guard.cooldown.extend(
+        guard.now(), 500.0, no_jitter, Kind.THROTTLED, "the provider limits the request rate"
+    )
 
 
 def spend_quota(guard: Guard) -> None:
@@ -209,7 +211,7 @@ def test_a_full_limit_refuses_immediately_and_names_the_limit() -> None:
         for _ in range(2):
             await guard.call(answer)
         error = await error_of(guard.call(answer))
-        assert str(error) == "claude: our limit of 2 requests a minute is reached; try again in 61 s"
+        assert str(error) == "claude: koo's limit of 2 requests a minute is reached; try again in 61 s"
         assert now() == 0
 
     run_virtual(main)
@@ -381,7 +383,7 @@ def test_a_caller_without_a_place_before_its_deadline_is_refused_and_returns_its
         error = await error_of(guard.call(answer, timeout_s=3))
         assert isinstance(error, ServiceSaturated) and now() == 3
         assert error.reason == (
-            "no place became free before the deadline: 1 call is running and 0 are waiting"
+            "no slot became free before the deadline: 1 call is running and 0 are waiting"
         )
         assert used(guard) == [1, 1, 1]
         await running
@@ -473,7 +475,7 @@ def test_a_pause_beyond_the_deadline_refuses_immediately_with_a_retry_time() -> 
         await error_of(guard.call(throttled(10.0)))
         error = await error_of(guard.call(answer, timeout_s=10.0))
         assert isinstance(error, RateLimited) and error.retry_after_s == 10.0 and error.kind is Kind.THROTTLED
-        assert str(error) == "claude: the provider limits our rate; try again in 10 s" and now() == 0
+        assert str(error) == "claude: the provider limits the request rate; try again in 10 s" and now() == 0
 
     run_virtual(main)
 
@@ -654,7 +656,9 @@ def test_a_call_that_starts_over_after_waiting_for_a_place_keeps_no_cell() -> No
         await asyncio.sleep(0)
         waiting = asyncio.create_task(guard.call(script))
         await asyncio.sleep(6.0)  # it has the cell of second 5 and is waiting for the place
-        guard.cooldown.extend(guard.now(), 2.0, no_jitter, Kind.THROTTLED, "the provider limits our rate")
+        guard.cooldown.extend(
+            guard.now(), 2.0, no_jitter, Kind.THROTTLED, "the provider limits the request rate"
+        )
         await asyncio.gather(running, waiting)
         assert script.at == [8.0], "the end of the pause, and not the next cell after its own"
 

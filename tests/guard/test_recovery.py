@@ -524,7 +524,10 @@ def test_events_are_published_in_order_after_the_state_is_set() -> None:
             (CircuitClosed("claude"), "closed"),
             (OverrideSet("claude", "forced_open"), "closed"),
             (CircuitClosed("claude", by_operator=True), "closed"),
-            (CooldownBegan("claude", 9.0, "the provider limits our rate", last_error=throttle), "closed"),
+            (
+                CooldownBegan("claude", 9.0, "the provider limits the request rate", last_error=throttle),
+                "closed",
+            ),
         ]
 
     run_virtual(main)

@@ -70,11 +70,15 @@ def recovery_is_tested(guard: Guard) -> None:
 
 
 def model_pauses(guard: Guard) -> None:
-    guard.cooldown.extend(guard.now(), 45.0, nearly_one, Kind.THROTTLED, "the provider limits our rate")
+    guard.cooldown.extend(
+        guard.now(), 45.0, nearly_one, Kind.THROTTLED, "the provider limits the request rate"
+    )
 
 
 def model_pauses_for_a_guess(guard: Guard) -> None:
-    guard.cooldown.extend(guard.now(), None, nearly_one, Kind.THROTTLED, "the provider limits our rate")
+    guard.cooldown.extend(
+        guard.now(), None, nearly_one, Kind.THROTTLED, "the provider limits the request rate"
+    )
 
 
 def quota_is_used_up(guard: Guard) -> None:
@@ -260,7 +264,7 @@ def test_a_caller_refused_beside_a_queue_gets_the_time_at_which_the_queue_is_ser
         await asyncio.sleep(0)
         guard.gates.limits.refund(guard.now())
         error = await error_of(guard.call(answer))
-        assert isinstance(error, KooError) and "waiting for our limit" in error.reason
+        assert isinstance(error, KooError) and "waiting for koo's limit" in error.reason
         assert await comes_when_told(guard, error) == "admitted"
         assert await asyncio.gather(*waiting) == ["answer"] * 25
 

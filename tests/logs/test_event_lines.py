@@ -98,8 +98,8 @@ EXACT: list[tuple[Event, str]] = [
         "by ada@desk: seen enough; it was in force for 10 s, since 2026-09-21T14:14:10Z",
     ),
     (
-        CooldownBegan("claude/fable", 45.0, "the provider limits our rate"),
-        "WARNING claude/fable: pause: the provider limits our rate; "
+        CooldownBegan("claude/fable", 45.0, "the provider limits the request rate"),
+        "WARNING claude/fable: pause: the provider limits the request rate; "
         "nothing is sent until 2026-09-21T14:15:15Z (in 45 s)",
     ),
     (

@@ -355,8 +355,8 @@ def test_a_service_with_an_exhausted_limit_is_rate_limited(limits: LimitOptions)
         house.add(limits=limits)
         await house.calls(0 if limits.per_minute == 0 else 2)
         view = house.view()
-        assert view["state"] == "rate_limited" and "our limit of" in view["reason"]
-        with pytest.raises(Exception, match="our limit of"):
+        assert view["state"] == "rate_limited" and "koo's limit of" in view["reason"]
+        with pytest.raises(Exception, match="koo's limit of"):
             await house.call()
 
     in_house(test)

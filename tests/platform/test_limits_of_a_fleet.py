@@ -70,7 +70,7 @@ def test_a_limit_of_nine_requests_holds_over_two_processes(tmp_path: Path, limit
         async with one, two:
             came = await asyncio.gather(*(answers(each, query()) for each in (one, two) * 8))
             assert sum(came) == len(server.requests) == 9
-            with pytest.raises(RateLimited, match="our limit of 9 requests") as refused:
+            with pytest.raises(RateLimited, match="koo's limit of 9 requests") as refused:
                 await one.query(query())
             assert (refused.value.retry_after_s or 0) > 0
 

@@ -197,7 +197,7 @@ async def test_without_the_store_a_processs_share_applies_once_its_lease_has_end
         assert sum(taken) == 7, "each of four processes has a fifth of forty, and one unit is used"
         full = one.limits.full(time.monotonic())
         assert full is not None and one.limits.why(full) == (
-            "our limit of 40 requests a minute is reached here: the state store is unreachable, so each of 4 "
+            "koo's limit of 40 requests a minute is reached here: the state store is unreachable, so each of 4 "
             "processes has its share of four fifths, which is 8"
         )
         monkeypatch.undo()

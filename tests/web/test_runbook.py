@@ -117,7 +117,7 @@ def test_links_of_alerts_and_refusals_lead_to_the_runbook(
         (ServiceSaturated("claude", "200 calls are running"), "service_saturated"),
         (BudgetExceeded("claude", "it does not cover this call"), "budget_too_small"),
         (
-            RateLimited("claude", "our limit of 5 requests an hour is reached"),
+            RateLimited("claude", "koo's limit of 5 requests an hour is reached"),
             "limit_reached_requests_per_hour",
         ),
         (RateLimited("claude", "it is spread", kind=Kind.COOLING_DOWN), "provider_limit_reached"),

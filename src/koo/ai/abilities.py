@@ -1,8 +1,8 @@
 """Checks before a call whether a service lacks something that the query needs.
 
 So far a query can need only one thing that not every model has: room for its prompt. A prompt is known to be too long
-if another service refused it for its length, or by its size alone. The price table says how much a model can read. If
-the model is not in the table, the service is simply called.
+if another service refused it for its length, or if its size alone shows it. The price table says how much a model can
+read. If the model is not in the table, the service is simply called.
 """
 
 from __future__ import annotations

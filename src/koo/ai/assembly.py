@@ -67,7 +67,7 @@ def assemble(
             classify=compose(None, one.name),
             publish=publish,
             allowance=Allowance(one.daily_budget_usd, one.budget_is_explicit),
-            place_settings=tuple(
+            slot_settings=tuple(
                 f"AI_SERVICES__{one.name.upper()}__{name}" for name in ("CONCURRENCY", "QUEUE_LENGTH")
             ),
             checkable=True,

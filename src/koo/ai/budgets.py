@@ -50,11 +50,11 @@ def requests_count(service: str) -> str:
 
 
 SHORT_KEPT_S = 300.0
-"""How long a refusal for money keeps its alert while smaller calls to the service succeed."""
+"""How long a refusal for lack of money keeps its alert while smaller calls to the service succeed."""
 
 
 class Shortage(NamedTuple):
-    """A refusal for money: the budget without room, its period, what the call needed, and the time."""
+    """A refusal for lack of money: the budget without room, its period, what the call needed, and the time."""
 
     name: str
     period: int
@@ -254,7 +254,7 @@ class Budgets:
         return replace(view, runs_out=run_out(left, paces, now_s, view.resets_at))
 
     def _shortage(self, service: str, model: str) -> str:
-        """Why calls to the service are refused for money now; empty if they are not."""
+        """Why calls to the service are refused for lack of money now; empty if they are not."""
         noted = self._shortages.get(service)
         left = None if noted is None else self._lack(noted)
         if noted is not None and left is not None:

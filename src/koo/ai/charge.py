@@ -1,8 +1,8 @@
 """The charge for one call, held and settled for each attempt.
 
-Every attempt goes through `hold → run → settle`, also a failed one: its request may have reached the provider and been
-billed before the response was lost. The worst case is held. The attempt's `bill` is booked. If its cost is unknown and
-it may have been billed, the whole hold is booked, marked as an estimate.
+Every attempt goes through `hold → run → settle`, even one that fails: its request may have reached the provider and
+been billed before the response was lost. The worst case is held. The attempt's `bill` is booked. If its cost is unknown
+and it may have been billed, the whole hold is booked, marked as an estimate.
 
 All charges hold and settle in the same way. They differ in the worst case and in the source of the bill: for a query
 that is the provider's usage and a price, for an own operation its caller or its result (`operation_charge.py`).

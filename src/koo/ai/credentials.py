@@ -1,7 +1,7 @@
 """Separates the state that belongs to a credential from the state that belongs to a service's name.
 
 Clients of many tenants, each with its own key, may run under one name. A refused key, a used-up quota and the pause
-after a 429 belong to the key, because they come from the provider's account. Limits, places, budget, breaker and counts
+after a 429 belong to the key, because they come from the provider's account. Limits, slots, budget, breaker and counts
 belong to the name. If one tenant's refused key blocked the name, all other tenants would be refused with it.
 
 So each credential except the service's own has separate gates, with their own key block, quota and pauses; everything
@@ -9,7 +9,7 @@ else in them is shared with the service's gates. Its guards differ from the serv
 with a credential costs no more than the lookup of its guard.
 
 A credential is identified by a digest: a truncated hash, personalized with a constant of koo's, so that no existing
-table of hashed keys applies. It distinguishes two keys, also across processes, and is too short to recover a key from.
+table of hashed keys applies. It distinguishes two keys, even across processes, and is too short to recover a key from.
 It does not appear in any log, response or metric.
 
 At most 1,024 credentials are kept; then the least recently used one is forgotten. A refused credential is also

@@ -145,7 +145,7 @@ class Gateway:
             await stream.cut(transport_error(stream.service, ClosedHere("answer")))
 
     async def query_many(self, queries: Sequence[Query]) -> list[Answer | ExternalServiceError]:
-        """Run many queries, each as soon as its service has a free place. See `koo.ai.lists`.
+        """Run many queries, each as soon as its service has a free slot. See `koo.ai.lists`.
 
         Returns an answer or an error for each query, in order.
         """
@@ -167,9 +167,9 @@ class Gateway:
             raise
         began_at = self._clock.monotonic()
         deadline, outer = began_at + (query.timeout_s or services[0].options.timeout_s), ends_at.get()
-        # What it means to exceed a deadline depends on who set it. Ours comes from an option, so a service that exceeds
-        # it has failed. The caller's says nothing about the service: if it counted as a failure, callers with short
-        # timeouts would open the breaker for everyone else.
+        # What it means to exceed a deadline depends on who set it. koo's own deadline comes from an option, so a
+        # service that exceeds it has failed. The caller's deadline says nothing about the service: if it counted as a
+        # failure, callers with short timeouts would open the breaker for everyone else.
         is_ours = query.timeout_s is None and deadline < outer
         deadline = min(deadline, outer)
         failures: list[ExternalServiceError] = []
@@ -235,7 +235,7 @@ class Gateway:
             failures.clear()
 
     def _note_fallback(self, first: AIService, guards: Sequence[str], one: AIService) -> None:
-        """Record that another service answers than the one that was called first."""
+        """Record that the answer comes from a service other than the one that was called first."""
         self.fell_back[first.options.name] += 1
         self.served(guards, one.options.name)
 
@@ -323,7 +323,7 @@ def _askable(services: Sequence[AIService], place: int) -> int:
 
 
 def _share(query: Query, one: AIService, share_s: float, is_ours: bool) -> tuple[float, bool]:
-    """The service's time in seconds, and whether that limit is ours.
+    """The service's time in seconds, and whether koo set that limit.
 
     A service's own timeout option applies unless the query sets a timeout.
     """

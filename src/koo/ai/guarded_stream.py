@@ -9,7 +9,7 @@ What is bounded is silence, not length. Each piece renews the timer and a probe'
 two pieces is not the provider's latency: a deadline that comes from koo's options moves by it, a probe's lease is
 suspended for it, and no percentile includes it. A deadline that the caller set does not move.
 
-A stream may be closed by another task than its reader's. A running generator cannot be closed from outside ("aclose():
+A stream may be closed by a task other than its reader's. A running generator cannot be closed from outside ("aclose():
 asynchronous generator is already running"), so the reader's wait is ended in the way a deadline ends it: its task is
 cancelled, and the stream turns that cancellation into the end of the iteration. The reader's task does the closing.
 
@@ -219,13 +219,13 @@ class GuardedStream(ABC, Generic[V]):
         held.scope.rest()
 
     def _take_over(self, held: Held[V], now: float) -> None:
-        """End the reader's turn: its time is not the provider's, so a deadline of ours moves by it."""
+        """End the reader's turn: its time is not the provider's, so a deadline that koo set moves by it."""
         away_s = now - self._turn_at
         self._away_s += away_s
         passage = held.scope.passage
         # The timeout option limits how long the provider may take. Without this shift, a reader that pauses for two
         # minutes would exceed it, and the timeout would count against the provider. A caller's deadline is a point in
-        # time that the caller chose, no matter which side uses up the time.
+        # time that the caller chose, no matter whether the provider or the reader uses up the time.
         if passage.is_ours:
             passage.deadline += away_s
             held.silence.whole_until = passage.deadline
@@ -249,9 +249,9 @@ class GuardedStream(ABC, Generic[V]):
             fault = Fault(verdict=FAILURE, kind=Kind.STALLED, failure=failure_of(seen, Kind.STALLED))
         elif isinstance(error, CancelledError) and guard.now() >= silence.when:
             # A caller often sets the same timeout as koo does. Then both end in the same turn of the loop and the
-            # caller's cancellation may arrive first. The stream was silent for just as long, so it is judged as if our
-            # alarm had rung. As an ordinary cancellation it would be neutral, and a provider that always hangs behind
-            # such callers would never open its breaker.
+            # caller's cancellation may arrive first. The stream was silent for just as long, so it is judged as if
+            # koo's alarm had expired. As an ordinary cancellation it would be neutral, and a provider that always hangs
+            # behind such callers would never open its breaker.
             is_callers = silence.when >= scope.deadline and not scope.passage.is_ours
             return OVERDUE if is_callers else TIMED_OUT, None
         else:
@@ -306,7 +306,7 @@ class GuardedStream(ABC, Generic[V]):
     async def aclose(self) -> None:
         """Leave the stream: the provider stops, what was used is settled, and the breaker counts nothing.
 
-        If another task than the reader's calls it, the reader's iteration ends as if the stream had ended.
+        If a task other than the reader's calls it, the reader's iteration ends as if the stream had ended.
         """
         waits = self._waits
         if waits is not None and waits.task is not asyncio.current_task():

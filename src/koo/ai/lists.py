@@ -1,17 +1,17 @@
-"""Runs a list of queries of any length, starting each one when its service has a free place.
+"""Runs a list of queries of any length, starting each one when its service has a free slot.
 
 If a long list were sent all at once, its first thousand queries would fill koo's own queue, and the queue would refuse
-the rest. So a list starts its next query only when the service has a place for it. Each service is fed separately, so a
+the rest. So a list starts its next query only when the service has a slot for it. Each service is fed separately, so a
 slow one delays only its own queries.
 
-Each service has as many places for listed queries as queries may run there at the same time. All lists share these
-places and take turns. So there are never more tasks than places, however long the list is. A query's deadline begins
-when its turn comes, not while it waits behind others of its list. If other calls have taken the guard's places by then,
+Each service has as many slots for listed queries as queries may run there at the same time. All lists share these
+slots and take turns. So there are never more tasks than slots, however long the list is. A query's deadline begins
+when its turn comes, not while it waits behind others of its list. If other calls have taken the guard's slots by then,
 the query waits in the guard's queue, even if that is full (`gates.is_fed`).
 
 Limits and budgets still apply to each query. If queries may wait for koo's limit, or if koo paces calls because of the
-provider's limit, only one query of a list waits at a time, and the rest of the list behind it. Otherwise a hundred
-queries would spend their deadlines in that queue.
+provider's limit, only one query of a list waits at a time, and the rest of the list waits behind it. Otherwise a
+hundred queries would spend their deadlines in that queue.
 
 The outcome of one query does not affect the others. If a list is cancelled, its running queries are cancelled, and it
 waits until they have given back what they held.
@@ -32,8 +32,8 @@ from koo.gates import is_fed
 from koo.passage import LOOK_AGAIN_S
 from koo.policies.bulkhead import Bulkhead
 
-LOCAL_PLACES = 2
-"""The local model writes one answer at a time. The second place keeps the next query ready when the first one ends."""
+LOCAL_SLOTS = 2
+"""The local model writes one answer at a time. The second slot keeps the next query ready when the first one ends."""
 
 Outcome = Answer | ExternalServiceError
 Ask = Callable[[Query], Awaitable[Answer]]
@@ -46,7 +46,7 @@ class Lists:
     def __init__(self, services: Mapping[str, AIService], ask: Ask) -> None:
         self._services = services
         self._ask = ask
-        self._places: dict[str, Bulkhead] = {}
+        self._slots: dict[str, Bulkhead] = {}
 
     async def ask_all(self, queries: Sequence[Query]) -> list[Outcome]:
         """An answer or an error for each, in order."""
@@ -70,10 +70,10 @@ class Lists:
     ) -> None:
         """Run those of `queries` with the given `numbers`, all for the same service (None if it is unknown)."""
         is_fed.set(True)
-        places = None if one is None else self._places_of(one)
+        slots = None if one is None else self._slots_of(one)
         for number in numbers:
             query = queries[number]
-            if one is None or places is None or not await self._wait_for_turn(one, query, places):
+            if one is None or slots is None or not await self._wait_for_turn(one, query, slots):
                 # The service is unknown, or the caller's deadline has passed. Either way the query ends immediately
                 # with the gateway's own error. It runs in a separate task, because the error's traceback would
                 # otherwise include this frame: the frame refers to `outcomes` and that to the error, a cycle that would
@@ -81,26 +81,26 @@ class Lists:
                 outcomes[number] = await group.create_task(outcome_of(self._ask, query))
                 continue
             task = group.create_task(outcome_of(self._ask, query))
-            # A done callback gives the place back, not a `finally` in the task: a task that is cancelled before its
-            # first step never enters its `try`, and its place would be lost.
-            task.add_done_callback(_Landing(number, places, outcomes))
-            # Let the other lists run after each start. When several places become free in one step, the first list to
+            # A done callback gives the slot back, not a `finally` in the task: a task that is cancelled before its
+            # first step never enters its `try`, and its slot would be lost.
+            task.add_done_callback(_Landing(number, slots, outcomes))
+            # Let the other lists run after each start. When several slots become free in one step, the first list to
             # wake would otherwise take all that are left, and the lists would not take turns.
             await sleep(0)
 
-    def _places_of(self, one: AIService) -> Bulkhead:
+    def _slots_of(self, one: AIService) -> Bulkhead:
         options = one.options
-        places = self._places.get(options.name)
-        if places is None:
+        slots = self._slots.get(options.name)
+        if slots is None:
             most = options.concurrency_max
-            places = Bulkhead(min(most, LOCAL_PLACES) if options.kind == "local" else most)
-            self._places[options.name] = places
-        return places
+            slots = Bulkhead(min(most, LOCAL_SLOTS) if options.kind == "local" else most)
+            self._slots[options.name] = slots
+        return slots
 
-    async def _wait_for_turn(self, one: AIService, query: Query, places: Bulkhead) -> bool:
-        """Wait until the query has a place and can proceed; False if the caller's deadline passed first."""
+    async def _wait_for_turn(self, one: AIService, query: Query, slots: Bulkhead) -> bool:
+        """Wait until the query has a slot and can proceed; False if the caller's deadline passed first."""
         gates, ends = one.service.gates, ends_at.get()
-        # Wait for koo's limit and for the provider's pace before taking a place. The place is needed only to run; taken
+        # Wait for koo's limit and for the provider's pace before taking a slot. The slot is needed only to run; taken
         # first, it would be idle during these waits, while other lists' queries could use it.
         if query.on_limit == "wait":
             if not await gates.stand_in(gates.limit_queue, ends):
@@ -110,7 +110,7 @@ class Lists:
             if now >= ends:
                 return False
             await gates.clock.sleep(min(wait_s, LOOK_AGAIN_S))
-        return await gates.stand_in(places, ends)
+        return await gates.stand_in(slots, ends)
 
 
 async def outcome_of(ask: Ask, query: Query) -> Outcome:
@@ -127,17 +127,17 @@ async def outcome_of(ask: Ask, query: Query) -> Outcome:
 
 
 class _Landing:
-    """Records the outcome of a query's task when that ends, and frees its place."""
+    """Records the outcome of a query's task when that ends, and frees its slot."""
 
-    __slots__ = ("_number", "_outcomes", "_places")
+    __slots__ = ("_number", "_outcomes", "_slots")
 
-    def __init__(self, number: int, places: Bulkhead, outcomes: dict[int, Outcome]) -> None:
+    def __init__(self, number: int, slots: Bulkhead, outcomes: dict[int, Outcome]) -> None:
         self._number = number
-        self._places = places
+        self._slots = slots
         self._outcomes = outcomes
 
     def __call__(self, task: Task[Outcome]) -> None:
-        self._places.give_back()
+        self._slots.give_back()
         if not task.cancelled() and task.exception() is None:
             self._outcomes[self._number] = task.result()
 

@@ -1,4 +1,4 @@
-"""A stream of an application's own operation. It keeps one permit, one place and one hold until its end.
+"""A stream of an application's own operation. It keeps one permit, one slot and one hold until its end.
 
 The operation is called in the same way as by `execute`. Within the attempt its result is also opened and its first
 piece read. That is necessary because many streams send nothing before they are read: a lazy generator would be judged a
@@ -14,7 +14,7 @@ last request in the block reached its end. It is neutral if that was left in the
 that the block caught is still a failure.
 
 Each piece is checked for usage and cost. A stream that ends early is booked at its hold, unless the last piece that
-arrived included the cost so far: the other side may have written more than was read.
+arrived included the cost so far: the service may have written more than was read.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         deadlines: Deadlines,
         own: Loop | None = None,
     ) -> None:
-        """`own` is the loop of the operation's caller, if the guard runs on another one."""
+        """`own` is the loop of the operation's caller, if the guard runs on a different one."""
         super().__init__(name, deadlines)
         check_operation(operation)
         self._own = own

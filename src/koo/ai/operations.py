@@ -11,8 +11,8 @@ rest when the operation has returned:
 - After: a result that cannot be awaited proves that the operation has blocked. A stream is closed and refused, because
   the guard would end its permit before the first piece is read.
 
-Money follows from one moment: once the operation has been awaited (`charge.begun`), the other side may have billed it,
-whatever it raises.
+Money follows from one moment: once the operation has been awaited (`charge.begun`), the service may have billed it,
+whatever the operation raises.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ async def execute(
     kwargs: Mapping[str, Any],
     own: Loop | None = None,
 ) -> T:
-    """Run `operation(*args, **kwargs)` under the guard of `service`. `own` is the caller's loop, if it is another one.
+    """Run `operation(*args, **kwargs)` under the guard of `service`. `own` is the caller's loop, if it differs from
+    koo's.
 
     Raises SDK and transport errors as `ExternalServiceError`, koo's own refusals, and everything else unchanged. Raises
     TypeError if `operation` cannot be awaited, or if it returns a stream, which is closed first.

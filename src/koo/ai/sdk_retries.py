@@ -11,7 +11,7 @@ from koo.ai.foreign.peek import field_of
 def own_retries(operation: object) -> int:
     """How often an SDK retries this operation: its client's `max_retries`, or 0 if none is found.
 
-    Works for bound methods (`client.messages.create`), also inside `functools.wraps` or `partial`, and reads
+    Works for bound methods (`client.messages.create`), even inside `functools.wraps` or `partial`, and reads
     google-genai's `HttpRetryOptions`.
     """
     for _ in range(5):

@@ -124,7 +124,7 @@ class Service:
         publish: Callable[[Event], None] | None = None,
         allowance: Allowance | None = None,
         obstacle: str = "",
-        place_settings: tuple[str, ...] = ("concurrency_max", "queue_max"),
+        slot_settings: tuple[str, ...] = ("concurrency_max", "queue_max"),
         checkable: bool = False,
         free: bool = False,
         pilots: int = 0,
@@ -157,7 +157,7 @@ class Service:
             limits=make_limits(options, clock),
             clock=clock,
             publish=publish,
-            place_settings=place_settings,
+            slot_settings=slot_settings,
         )
         self.tokens = make_token_limit(options, clock)
         self.threads = Threads(name, self.gates.bulkhead, deadlines) if in_thread else None
@@ -255,9 +255,9 @@ class Service:
     def _forget_one(self) -> None:
         """Drop the model that has been idle longest, if possible one whose breaker is closed, but keep its counts."""
         # A model with running calls must stay: they hold permits of its breaker, and a new breaker under the same name
-        # would allow as many calls again. If all models are in use none is dropped; the number of calls that may run
-        # then limits their number. A model with an open breaker is dropped last, because dropping it also forgets the
-        # outage.
+        # would allow as many calls again. If all models are in use, none is dropped; their number is then limited by
+        # the number of calls that may run. A model with an open breaker is dropped last, because dropping it also
+        # forgets the outage.
         idle = [
             guard
             for guard in self._guards.values()

@@ -36,7 +36,7 @@ USED_OTHERWISE = ("fetchone", "send", "send_bytes", "write", "read")
 UNWRAPS_MAX = 4
 """An awaitable may return another awaitable; the bound keeps an endless chain from hanging."""
 CLOSING_S_MAX = 10.0
-"""No connection needs longer to close, and one that never closes must not keep its place."""
+"""No connection needs longer to close, and one that never closes must not keep its slot."""
 CLASSES_MAX = 1024
 # Each call checks its result's class, and a failed attribute lookup takes a microsecond for each name.
 _known: dict[type, bool] = {}

@@ -1,7 +1,7 @@
 """Threads for operations that block: `register_service("reports", in_thread=True)`.
 
 Python cannot stop a thread. At its deadline the caller is released and the call is settled, as a failure and with its
-money booked, but the function goes on running to its own end. Until then it keeps its place among the service's
+money booked, but the function goes on running to its own end. Until then it keeps its slot among the service's
 `concurrency_max`. So a host that hangs occupies that many threads and no more, and later callers are refused.
 
 koo uses its own threads. Those of `asyncio.to_thread` are few and shared by the whole process, so one host that hangs
@@ -9,7 +9,7 @@ would also stop file reads and DNS lookups, and Python waits for them at exit. k
 started when none is idle, and end after some seconds without work.
 
 Two threads touch one `Call`, but never at the same time. The worker writes the result and then hands the call over with
-`call_soon_threadsafe`; from then on only the loop uses it. `running` and the bulkhead's places change on the loop only.
+`call_soon_threadsafe`; from then on only the loop uses it. `running` and the bulkhead's slots change on the loop only.
 The list of idle threads is the one thing that both change, so the lock protects that list and nothing else.
 """
 
@@ -76,11 +76,11 @@ class Call(Generic[T]):
 
 
 class Threads:
-    """The threads of one service. `places` limits their number."""
+    """The threads of one service. `slots` limits their number."""
 
-    def __init__(self, name: str, places: Bulkhead, deadlines: Deadlines) -> None:
+    def __init__(self, name: str, slots: Bulkhead, deadlines: Deadlines) -> None:
         self._name = name
-        self._places = places
+        self._slots = slots
         self._deadlines = deadlines
         self.running = 0
         self._emptied: asyncio.Future[None] | None = None
@@ -92,8 +92,8 @@ class Threads:
         # thread of the child would ever release it.
         self._lock = threading.Lock()
         self._idle: list[SimpleQueue[Call[Any] | None]] = []
-        # The parent's running calls never end here, so their places would stay taken.
-        self._places.used = max(self._places.used - self.running, 0)
+        # The parent's running calls never end here, so their slots would stay taken.
+        self._slots.used = max(self._slots.used - self.running, 0)
         self.running = 0
 
     def over(self, function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -109,12 +109,12 @@ class Threads:
         try:
             await call.ended
         except BaseException:
-            # The call was cancelled, or its deadline has passed. The guard is about to give the place back, but the
+            # The call was cancelled, or its deadline has passed. The guard is about to give the slot back, but the
             # thread is still busy: the next caller would start another one, and a host that hangs would collect threads
-            # without limit. `keep` cancels out that give-back; `_end` gives the place back when the function returns.
+            # without limit. `keep` cancels out that give-back; `_end` gives the slot back when the function returns.
             # If the future was not cancelled, the function had already ended, and there is nothing to keep.
             if call.ended.cancelled():
-                self._places.keep()
+                self._slots.keep()
             raise
         result = call.result()
         _refuse_stream(result)
@@ -178,9 +178,9 @@ class Threads:
 
     def _end(self, call: Call[Any]) -> None:
         self.running -= 1
-        # The caller has left, and `run` kept the place for this thread. Otherwise the caller's guard gives it back.
+        # The caller has left, and `run` kept the slot for this thread. Otherwise the caller's guard gives it back.
         if call.ended.cancelled():
-            self._places.give_back()
+            self._slots.give_back()
         elif not call.loop.is_closed():
             call.ended.set_result(None)
         if not self.running and self._emptied is not None and not self._emptied.done():

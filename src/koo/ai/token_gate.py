@@ -58,9 +58,7 @@ class Tokens:
     def _refusal(self, tokens: int, wait_s: float) -> RateLimited:
         assert self._service.tokens is not None
         count = self._service.tokens.count
-        reason = (
-            f"our limit of {count.limit} tokens a minute has no room for the {tokens} that this call may take"
-        )
+        reason = f"koo's limit of {count.limit} tokens a minute has no room for the {tokens} that this call may take"
         if count.hand is not None and count.hand.is_alone:
             reason += f": {count.hand.sentence}"
         if wait_s == NEVER:

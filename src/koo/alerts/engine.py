@@ -236,7 +236,7 @@ class Alerts:
         return parts
 
     def _waiting_whole(self, one: Finding | Episode, current: Collection[str] = ()) -> str:
-        """The waiting episode of which this is a part. An alert about its recovery is not: that is listed instead."""
+        """The waiting episode of which this is a part; "" for an alert about recovery, which is listed itself."""
         for kind in self._row(one.kind).part_of:
             key = f"{kind}:{one.component}"
             if key not in current and self._is_unseen(key) and one.kind not in self._row(kind).kept_by:

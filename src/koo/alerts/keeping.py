@@ -36,7 +36,7 @@ UNWRITTEN_MAX = 1000
 """A bound on memory for an outage of the store, in which alerts come and go and cannot be written."""
 NEWS_MAX = 200
 ALONE_AFTER_S = 10.0
-"""During a short outage of the store processes need not each notify people: it is found again within five seconds."""
+"""In a short outage of the store, processes need not each notify people: they reach it again within five seconds."""
 
 Alone = Callable[[Sequence[Notice]], None]
 
@@ -112,7 +112,7 @@ class AlertKeeper:
     # ── each second ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def begin(self) -> None:
-        """Continue the last process's alerts. Raises `StoreUnavailable`, and then does so when the store is back."""
+        """Continue the last process's alerts. Raises `StoreUnavailable`, and continues them when the store is back."""
         self._renew_at = self._clock.monotonic() + RENEW_EVERY_S
         await self._refresh(self.now)
 
@@ -198,7 +198,7 @@ class AlertKeeper:
             return
         # An operator may have silenced or acknowledged an episode a moment ago, in another process. Both are read again
         # before the claim, because a claim cannot be taken back: the first `_adopt` brings acknowledgements, and the
-        # second one claims only what is still owed then.
+        # second one claims only what is still due then.
         self.alerts.silences = tuple(await self._store.silences.lasting(now.wall))
         await self._adopt(owed)
         await self._adopt([replace(one, notified_at=now.wall) for one in self.alerts.owed(now)])
@@ -212,8 +212,8 @@ class AlertKeeper:
 
     def _notify_alone(self, now: Moment) -> None:
         """Deliver firing and resolved alerts and reminders without the store. Other processes may do the same."""
-        # Each notice is delivered once: its key stays in `_said` until the store has been told. Then `_keep` passes the
-        # keys along, so the store records the claim without writing the same notice for another process to send.
+        # Each notice is delivered once: its key stays in `_said` until the store is back. Then `_keep` passes the keys
+        # along, so the store records the claim without writing the same notice for another process to send.
         notices = []
         for episode in self.alerts.owed(now):
             self.alerts.notified(episode.fingerprint, now.wall)

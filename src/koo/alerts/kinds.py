@@ -20,7 +20,7 @@ Evidence = Literal["own", "answer", "recent", "store"]
 """What a new process must know before it may end an earlier process's alert that it does not find.
 
 * "own": nothing. The condition belonged to the earlier process.
-* "answer": the other side has answered a probe, an unbilled check or calls.
+* "answer": the dependency has answered a probe, an unbilled check or calls.
 * "recent": enough recent calls, or as much time as the rule looks back.
 * "store": the state store has answered.
 """
@@ -63,7 +63,7 @@ SERVICE_GONE = ("service_down", "key_refused", "circuit_open", "circuit_recoveri
 """The kinds of a service whose calls do not get through. They include the failed and slow calls that came before."""
 _RECOVERY = ("circuit_recovering",)
 _CIRCUIT_CLOSED = Ending("circuit_closed", "the circuit breaker is closed again")
-_REQUESTS_FREE = Ending("limit_available", "our limit has room again")
+_REQUESTS_FREE = Ending("limit_available", "koo's limit has room again")
 _BUDGET_FREE = Ending("budget_available", "the budget covers calls again")
 _BUDGET_STEPS = ("budget_used_up", "budget_too_small", "budget_at_95", "budget_at_90", "budget_approaching")
 """A budget's kinds, the worst first. Each includes the ones after it."""
@@ -115,7 +115,7 @@ KINDS: Mapping[str, AlertKind] = {
     ),
     "provider_limit_reached": AlertKind(
         "warning",
-        "The provider limits our rate",
+        "The provider limits the request rate",
         # Under load a provider's limit is reached for some seconds, and koo spreads the calls. A limit per minute that
         # still refuses calls after a minute is too low for the traffic.
         pending_s=60.0,

@@ -27,7 +27,7 @@ def find_in_limits(view: ServiceHealth, component: str) -> Iterator[Finding]:
                 **data,
                 "refuses": f"calls to {view['service_name']} {_while_full(key)}",
             }
-            message = f"our limit of {most} {key.replace('_', ' ')} is reached: calls are refused or wait"
+            message = f"koo's limit of {most} {key.replace('_', ' ')} is reached: calls are refused or wait"
             yield Finding(f"limit_reached_{key}", component, message, refuses)
 
 

@@ -48,7 +48,7 @@ def find_in_service(view: ServiceHealth) -> Iterator[Finding]:
 def find_in_breaker(component: str, whom: str, breaker: BreakerStatus) -> Iterator[Finding]:
     """Findings about a breaker that is not closed. `whom` names what it guards."""
     # In shadow a breaker is open without any effect: an alert would wake people for a trial of a threshold. What is
-    # wrong with the other side is reported by the service's own state.
+    # wrong with the service itself is reported by its own state.
     if breaker["override"] == "metrics_only":
         return
     reason = breaker["reason"]

@@ -24,7 +24,7 @@ RANK = {"critical": 0, "warning": 1, "info": 2}
 NO_CHANNEL = "not sent: no channel is configured"
 ENDS: dict[Evidence, str] = {
     "own": "it ends at the next check",
-    "answer": "it ends when the other side answers again",
+    "answer": "it ends when the dependency answers again",
     "recent": "it ends after enough calls or enough time",
     "store": "it ends when the state store has answered",
 }

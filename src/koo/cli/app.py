@@ -46,7 +46,7 @@ app.add_typer(prometheus_app, name="prometheus")
 app.add_typer(grafana_app, name="grafana")
 
 _UsageError: type[BaseException] = typer.BadParameter.__bases__[0]
-"""The base class of the library's usage errors. Of that family it exports only this one member."""
+"""The base class of the library's usage errors, and the only one of them that it exports."""
 
 
 def run(arguments: list[str]) -> int:

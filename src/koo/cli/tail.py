@@ -1,8 +1,8 @@
 """`koo tail`: what happens on the running server, line by line: alerts, opened breakers, operators' acts, calls,
 requests.
 
-It requests what is new each second (`following.py`). While the server does not respond, it keeps trying; then what
-happened in between follows, so no line is lost or repeated.
+It requests what is new each second (`following.py`). While the server does not respond, it keeps trying, and then
+prints what happened in between, so no line is lost or repeated.
 """
 
 from __future__ import annotations

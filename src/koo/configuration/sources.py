@@ -66,7 +66,7 @@ def _holds_env_file(folder: Path) -> bool:
 
 
 def check_home(found: Found | None, home: Path) -> None:
-    """Raises `ConfigurationError` if the `.env` sets KOO_HOME to another folder than its own."""
+    """Raises `ConfigurationError` if the `.env` sets KOO_HOME to a folder other than its own."""
     if found is None or found.source != ENV_FILE or not found.value:
         return
     if (home / Path(str(found.value)).expanduser()).resolve() != home.resolve():

@@ -54,7 +54,7 @@ def look_at(path: Path, environ: Mapping[str, str]) -> Seen:
         inside = left.pop(0)
         here = here.parent if inside == ".." else here / inside
         # In a folder with the sticky bit everyone may create entries, but only an entry's owner may replace it. So the
-        # owner of the next part has to be trusted, also if that part is a link.
+        # owner of the next part has to be trusted, even if that part is a link.
         if found.st_mode & stat.S_ISVTX and (owner := os.lstat(here).st_uid) not in trusted:
             doubt = doubt or f"{here} belongs to {_user(owner)}"
 

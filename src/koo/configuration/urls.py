@@ -91,7 +91,7 @@ def check_web_url(url: str) -> str:
 
 
 def check_webhook_url(url: str) -> str:
-    """A webhook's URL, unchanged, because the receiver may identify us by its path and query. Raises `ValueError`."""
+    """A webhook's URL, unchanged, because the receiver may identify koo by its path and query. Raises `ValueError`."""
     try:
         parts = urlsplit(url)
         right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0

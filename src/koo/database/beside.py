@@ -55,7 +55,7 @@ class Beside:
         self._monotonic = monotonic
         self._temporary = temporary
         self._engine: AsyncEngine | None = None
-        self._places = asyncio.Semaphore(AT_A_TIME)
+        self._slots = asyncio.Semaphore(AT_A_TIME)
 
     @asynccontextmanager
     async def begin(self, within_s: float) -> AsyncIterator[AsyncConnection]:
@@ -66,7 +66,7 @@ class Beside:
         """
         until = self._monotonic() + within_s
         async with asyncio.timeout(within_s):
-            await self._places.acquire()
+            await self._slots.acquire()
         try:
             async with asyncio.timeout(max(until - self._monotonic(), 0.0)):
                 connection = await self._open_engine().connect()
@@ -87,7 +87,7 @@ class Beside:
                 timer.cancel()
                 await to_end(connection.close())
         finally:
-            self._places.release()
+            self._slots.release()
 
     def _open_engine(self) -> AsyncEngine:
         if self._engine is None:

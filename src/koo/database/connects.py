@@ -45,7 +45,7 @@ class Connects:
         self.opening = 0
         self.waiting = 0
         self._within_s = within_s
-        self._places = asyncio.Semaphore(most)
+        self._slots = asyncio.Semaphore(most)
         self._monotonic = monotonic
         self._draw = draw
         self._unsettled_until = float("-inf")
@@ -55,7 +55,7 @@ class Connects:
         self._unsettled_until = self._monotonic() + UNSETTLED_S
 
     async def open(self, connect: Callable[..., Awaitable[T]], /, *args: object, **kwargs: object) -> T:
-        """Run `await connect(*args, **kwargs)` once a place is free. Raises `DatabaseTimeout` if both take too long."""
+        """Run `await connect(*args, **kwargs)` once a slot is free. Raises `DatabaseTimeout` if both take too long."""
         kwargs = unshown(kwargs)
         try:
             async with asyncio.timeout(self._within_s * CONNECT_SHARE) as limit:
@@ -71,12 +71,12 @@ class Connects:
     ) -> T:
         self.waiting += 1
         try:
-            await self._places.acquire()
+            await self._slots.acquire()
         finally:
             self.waiting -= 1
         self.opening += 1
         try:
-            # The pause is taken while holding the place: taken before, the callers of one process would spread out but
+            # The pause is taken while holding the slot: taken before, the callers of one process would spread out but
             # then still connect at the full rate.
             if self._monotonic() < self._unsettled_until:
                 await asyncio.sleep(self._draw() * SPREAD_S)
@@ -86,7 +86,7 @@ class Connects:
             raise
         finally:
             self.opening -= 1
-            self._places.release()
+            self._slots.release()
 
 
 def connect_options(options: DatabaseOptions) -> GuardOptions:

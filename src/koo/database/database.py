@@ -165,7 +165,7 @@ class Database(Generic[S_co]):
         deadline: float = NEVER,
         mode: Mode | None = None,
     ) -> SessionScope[S_co]:
-        """As `session_scope`; `deadline` is in monotonic seconds, `mode` is SQLite's."""
+        """Like `session_scope`; `deadline` is in monotonic seconds, `mode` is SQLite's."""
         if isolation is not None and isolation not in ISOLATIONS:
             raise ConfigurationError(
                 SERVICE, f"isolation is {isolation!r}; expected one of {', '.join(ISOLATIONS)}"
@@ -200,7 +200,7 @@ class Database(Generic[S_co]):
         )
 
     async def init_exactly_once(self) -> None:
-        """As `koo db init`: create the markers table, or add what an older one lacks. Raises `DatabaseError`."""
+        """Like `koo db init`: create the markers table, or add what an older one lacks. Raises `DatabaseError`."""
         await self._open().markers.make()
 
     async def check_exactly_once(self) -> None:
@@ -292,7 +292,7 @@ class Database(Generic[S_co]):
     def _abandon(self) -> None:
         """Give up the connections of the previous loop, which is closed or not running, and their scopes with them."""
         # Nothing can be awaited on a loop that does not run, so the sockets are shut down: otherwise the server would
-        # keep the locks of the old scopes until its own timeouts. The queue forgets their places, which they cannot
+        # keep the locks of the old scopes until its own timeouts. The queue forgets their slots, which they cannot
         # return.
         before, keeper = self.connections, self._keeper
         if before is not None:
@@ -393,7 +393,7 @@ class Database(Generic[S_co]):
         return database_metrics(self.vitals())
 
     def get_health(self) -> DatabaseHealth:
-        """As `health_check`, from the last probe: no I/O."""
+        """Like `health_check`, from the last probe: no I/O."""
         return database_health(self.vitals())
 
     async def health_check(self, *, max_age_s: float = 0.0) -> DatabaseHealth:
@@ -478,7 +478,7 @@ class Database(Generic[S_co]):
         own deadline.
         """
         # Queued scopes have passed the gate already, so they must be woken: each checks the gate again once it has a
-        # place (`SessionScope._connect`) and is refused there.
+        # slot (`SessionScope._connect`) and is refused there.
         self._set_gate(GateState.DRAINING)
         self.pool_queue.wake_all()
         last_s = self.options.scope_timeout_s + self.options.cleanup_timeout_s

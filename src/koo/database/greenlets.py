@@ -68,7 +68,7 @@ _idle = Idle()
 
 
 async def in_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """As SQLAlchemy's `greenlet_spawn`: run `function(*args, **kwargs)`, which may wait with `await_only`."""
+    """Like SQLAlchemy's `greenlet_spawn`: run `function(*args, **kwargs)`, which may wait with `await_only`."""
     idle, here = _idle.greenlets, getcurrent()
     kept = idle.pop() if idle else Kept()
     # The parent is where a switch returns to, and the context is where the function finds its ContextVars. Both are set

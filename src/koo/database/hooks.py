@@ -35,14 +35,14 @@ class LivingConnection(Connection):
         except BaseException as error:
             # The task was cancelled between checkout and first use, while SQLAlchemy was switching the driver
             # connection to read-only or to another isolation level. The caller never receives this object and so cannot
-            # close it: without this its place in the pool would stay taken until the garbage collector runs.
+            # close it: without this its slot in the pool would stay taken until the garbage collector runs.
             taken = vars(self).get("_dbapi_connection")
             if taken is not None:
                 taken.invalidate(error)
             raise
 
     def begin(self) -> RootTransaction:
-        """As SQLAlchemy's."""
+        """Like SQLAlchemy's."""
         while True:  # each turn removes a dead connection from the pool, and a new one is never stale
             try:
                 return super().begin()

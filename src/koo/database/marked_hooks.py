@@ -39,7 +39,7 @@ class Committing(Protocol):
 
 
 class MarkedHooks(Hooks):
-    """As `Hooks`, with a marker in each COMMIT. `wall` is the clock for the timestamps in the keys."""
+    """Like `Hooks`, with a marker in each COMMIT. `wall` is the clock for the timestamps in the keys."""
 
     def __init__(
         self,

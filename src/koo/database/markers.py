@@ -134,7 +134,7 @@ class Markers:
         return await self.look()
 
     async def look(self) -> Place:
-        """As `ready`, but check now. Concurrent callers share one check."""
+        """Like `ready`, but check now. Concurrent callers share one check."""
         # Shielded: one caller that is cancelled, by its scope's deadline say, must not cancel the check for the others.
         if self._looking is None or self._looking.done():
             self._looking = begin(asyncio.get_running_loop(), self._look(), "koo looks for its markers")

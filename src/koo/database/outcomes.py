@@ -92,7 +92,7 @@ class Outcomes:
         return None
 
     def record(self, key: str, deadline: float) -> None:
-        """As `learn`, without a waiting caller: the outcome is logged."""
+        """Like `learn`, without a waiting caller: the outcome is logged."""
         self._begin(key, deadline).add_done_callback(partial(self._tell, key, False))
 
     def _begin(self, key: str, deadline: float) -> asyncio.Task[bool | None]:

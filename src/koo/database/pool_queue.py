@@ -1,7 +1,7 @@
 """The fair queue in front of the pool: it admits as many callers as the pool can have connections.
 
 SQLAlchemy's own pool can make callers wait, but it does not wake one when a connect fails: they sit out their whole
-timeout next to a free place. So no caller waits in the pool. All wait here, first come first served, each until its own
+timeout next to a free slot. So no caller waits in the pool. All wait here, first come first served, each until its own
 deadline. The guard does the waiting and the handing over (`koo.gates`, `Bulkhead`). This queue adds which scopes are
 inside and since when, because "all connections are in use" does not help unless it says what uses them.
 """
@@ -18,7 +18,7 @@ from koo.policies.bulkhead import Bulkhead
 RECENT_S = 30.0
 """A full pool is reported as saturated for this long after it last turned a caller away."""
 JUST_NOW_S = 2.0
-"""The same for a pool that has a free place again. Longer than a tick, so that every tick sees callers turned away."""
+"""The same for a pool that has a free slot again. Longer than a tick, so that every tick sees callers turned away."""
 RETRY_S_MIN = 0.1
 NAMED_MAX = 3
 """How many of the running scopes a refusal describes, the oldest first."""
@@ -93,7 +93,7 @@ class PoolQueue(Bulkhead):
     def wake_all(self) -> None:
         """Wake all callers in the queue, whatever the limit: on closing, each is refused as soon as it is inside."""
         # Each woken caller counts as inside, because it does not know that it was let in past the limit and will give
-        # its place back like any other. Without the increment `used` would end up below zero, and the pool would admit
+        # its slot back like any other. Without the increment `used` would end up below zero, and the pool would admit
         # more scopes than it has connections.
         while self.line:
             waiter = self.line.popleft()

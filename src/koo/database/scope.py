@@ -198,7 +198,7 @@ class SessionScope(Generic[S_co]):
         except BaseException:
             # A connection returned to a disposed pool would stay open forever, so it is invalidated instead. The usual
             # error here is a cancellation, by the guard's attempt timeout. Without `to_end` a second cancellation in
-            # the middle of the rollback would lose the connection's place in the pool.
+            # the middle of the rollback would lose the connection's slot in the pool.
             end = self._sync.invalidate if connections.draining else self._sync.rollback
             try:
                 await to_end(in_greenlet(end))

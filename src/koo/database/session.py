@@ -57,7 +57,7 @@ class SyncSession(Session):
         return super().connection()
 
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Any:
-        """As SQLAlchemy's. The block can now do anything on the connection, so it is never replaced from here on."""
+        """Like SQLAlchemy's. The block can now do anything on the connection, so it is never replaced from here on."""
         if self.scope is None:
             return super().connection(bind_arguments, execution_options)
         self.scope.transcript.handed_out = True
@@ -68,7 +68,7 @@ class SyncSession(Session):
         return connection.execution_options(**execution_options) if execution_options else connection
 
     def begin(self, nested: bool = False) -> Any:
-        """As SQLAlchemy's. A SAVEPOINT that comes first is sent now, while it can still be repeated."""
+        """Like SQLAlchemy's. A SAVEPOINT that comes first is sent now, while it can still be repeated."""
         scope = self.scope
         if scope is None or not nested or scope.transcript.statements:
             return super().begin(nested)
@@ -136,7 +136,7 @@ class SyncSession(Session):
         return transaction is None or not transaction._connections
 
     def expunge_all(self) -> None:
-        """As SQLAlchemy's, but skipped at the end of a scope that loaded no objects."""
+        """Like SQLAlchemy's, but skipped at the end of a scope that loaded no objects."""
         if self._new or self._deleted or len(self.identity_map):
             super().expunge_all()
 
@@ -156,7 +156,7 @@ class GuardedSession(AsyncSession):
         bind_arguments: Any = None,
         **others: Any,
     ) -> Any:
-        """As SQLAlchemy's, in a reused greenlet."""
+        """Like SQLAlchemy's, in a reused greenlet."""
         options = immutabledict(execution_options).union(BUFFERED) if execution_options else BUFFERED
         result = await in_greenlet(
             self.sync_session.execute, statement, params=params, execution_options=options,
@@ -173,7 +173,7 @@ class GuardedSession(AsyncSession):
         bind_arguments: Any = None,
         **others: Any,
     ) -> Any:
-        """As SQLAlchemy's, in a reused greenlet."""
+        """Like SQLAlchemy's, in a reused greenlet."""
         options = immutabledict(execution_options).union(BUFFERED) if execution_options else BUFFERED
         return await in_greenlet(
             self.sync_session.scalar, statement, params=params, execution_options=options,

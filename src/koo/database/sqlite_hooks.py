@@ -17,7 +17,7 @@ from koo.database.records import ConnectionRecord, ConnectionRecords
 
 
 class SqliteHooks(Hooks):
-    """As `Hooks`, for SQLite. `temporary`: nothing in the database needs to survive the process."""
+    """Like `Hooks`, for SQLite. `temporary`: nothing in the database needs to survive the process."""
 
     def __init__(self, records: ConnectionRecords, temporary: bool) -> None:
         super().__init__(records)
@@ -60,7 +60,7 @@ class SqliteHooks(Hooks):
         adapted.driver_connection.stop()
 
     def _commit_what_is_left(self, send: Callable[[Any], None], fairy: Any) -> bool:
-        """As `Driver.commit`: False if SQLite has already rolled the transaction back."""
+        """Like `Driver.commit`: False if SQLite has already rolled the transaction back."""
         transaction = self._by_connection[fairy.dbapi_connection].transaction
         if transaction is not None and transaction.rolled_back:
             return False

@@ -306,7 +306,7 @@ class Transcript:
         return (worst or meanings)[0]
 
     def _meaning_of_end(self, error: BaseException) -> Meaning | None:
-        """As `meaning_of`, also for errors that follow from an earlier loss."""
+        """Like `meaning_of`, also for errors that follow from an earlier loss."""
         meaning = self.meaning_of(error)
         if meaning is None and isinstance(error, StatementError | InvalidRequestError | ResourceClosedError):
             # The block caught the loss and went on. SQLAlchemy's next error then names only the session's state ("can't

@@ -1,6 +1,6 @@
 """Two ways to finish work although its caller is cancelled. The cancellation is raised afterwards.
 
-Without them a cancelled caller would leave before its connection was returned, and the pool would lose that place.
+Without them a cancelled caller would leave before its connection was returned, and the pool would lose that slot.
 
 `to_end` runs the work in a separate task. It is always safe, and is used for everything rare.
 

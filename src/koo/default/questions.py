@@ -77,7 +77,7 @@ def stream_ai(
     tag: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> AnswerStream:
-    """As `query_ai`, but streamed: `async for chunk in stream_ai(...)`. Afterwards `stream.answer` is the whole answer.
+    """Like `query_ai`, but streamed: `async for chunk in stream_ai(...)`. Then `stream.answer` is the whole answer.
 
     To stop early, call `aclose()` or use `async with`: the provider stops, and what was used is booked.
     """
@@ -113,8 +113,8 @@ class Outcome(TypedDict):
 async def query_multiple_ai(queries: Sequence[Mapping[str, Any]]) -> list[Outcome]:
     """Send a list of queries of any length: [{"service": ..., "prompt": ..., and the options of `query_ai`}, ...].
 
-    Each is sent when its service has a free place. Returns a dict for each, in the same order: `success`, `service`,
-    and `response` (an `Answer`) or `error` (the `ExternalServiceError`). An error of one does not affect the others.
+    Each is sent when its service has a free slot. Returns a dict for each, in the same order: `success`, `service`, and
+    `response` (an `Answer`) or `error` (the `ExternalServiceError`). An error of one does not affect the others.
     """
     read = [_read(query) for query in queries]
     answers = iter(await platform.query_many([one for one in read if isinstance(one, Query)]))
@@ -180,7 +180,7 @@ def reset_ai_service_errors(service: str) -> bool:
 
 
 def reset_all_ai_services_errors() -> dict[str, bool]:
-    """As `reset_ai_service_errors`, for each service: {name: True}."""
+    """Like `reset_ai_service_errors`, for each service: {name: True}."""
     return platform.reset_services()
 
 

@@ -170,7 +170,7 @@ class Fleet:
         for key, guard in guards.items():
             in_flight += guard.breaker.running
             watched = self._watched.get(key)
-            # `is_new` only if an earlier beat has been heard: otherwise the guard is older than this process's first
+            # `is_new` only if an earlier beat was answered: otherwise the guard is older than this process's first
             # beat, and the calls it has made so far say nothing about the last minute.
             if watched is None:
                 watched = self._watched[key] = Watched(guard, now, is_new=self.heard is not None)

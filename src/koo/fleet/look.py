@@ -21,7 +21,7 @@ async def look_at_fleet(
     up_s: float,
     now: float,
 ) -> FleetStatus:
-    """All processes, or while the store is unreachable only this one, open for `up_s`. `now` is in wall seconds."""
+    """All processes; while the store is unreachable, only this one, which opened `up_s` ago. `now`: wall seconds."""
     try:
         roll = await store.roll_call.read()
     except StoreUnavailable:

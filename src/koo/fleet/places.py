@@ -34,7 +34,7 @@ def place_of_key(options: ServiceOptions) -> str:
 
 def place_of_database(options: DatabaseOptions) -> str:
     """The place of a database, without user and password."""
-    # Whether a server can be reached does not depend on the user, and processes often have a user each.
+    # Whether a server can be reached does not depend on the user, and each process often has its own.
     parts = urlsplit(options.url or "")
     return _digest(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, _machine(options.url or ""))
 

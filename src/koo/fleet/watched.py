@@ -9,8 +9,8 @@ from koo.policies.priming import why_primed
 from koo.policies.probing import Sight, Terms, Unit
 
 CALLS_TOLD_S = 10.0
-"""A changed number of calls alone is reported this often. That calls began or stopped is reported with the next
-beat."""
+"""If only the number of calls has changed, it is reported this often. The next beat reports that calls have begun or
+stopped."""
 
 
 def asked(guard: Guard) -> int:
@@ -51,9 +51,10 @@ class Watched:
 
     def line(self, key: GuardKey, guard: Guard, now: float) -> GuardLine:
         """The guard's current state, as it is reported."""
-        # A new generation means a new phase since the last line, whose beginning is therefore now, at most a beat late.
-        # A success is reported once: as the step from half open to closed, or as a probe that succeeded while the
-        # breaker still tests. Other processes then test recovery too, without waiting for the end of their own pause.
+        # A new generation means that a new phase has begun since the last line. Its beginning is set to now, at most a
+        # beat late. A success is reported once: as the step from half open to closed, or as a probe that succeeded
+        # while the breaker still tests. Other processes then test recovery too, without waiting for the end of their
+        # own pause.
         breaker = guard.breaker
         if breaker.generation != self._generation:
             self._generation, self._phase_at = breaker.generation, now

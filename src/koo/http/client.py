@@ -66,8 +66,8 @@ DIRECT = NetworkOptions()
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its response with the last event. Opening a new connection costs about as much."""
 BROKEN = (aiohttp.ClientError, OSError, RuntimeError)
-"""The exceptions that reading a body can raise. aiohttp raises RuntimeError for a read on a connection that this side
-has just closed."""
+"""The exceptions that reading a body can raise. aiohttp raises RuntimeError for a read on a connection that koo has
+just closed."""
 
 
 class ClosedHere(TransportError):

@@ -74,7 +74,7 @@ class CallLog:
     ) -> None:
         """Log or count a call that finally failed with `error`, which means `kind`; `then` names the next step.
 
-        `attempts`: how many reached the other side; 0 if the call was refused.
+        `attempts`: how many reached the dependency; 0 if the call was refused.
         """
         key = service, kind, attempts == 0 or kind in REFUSED
         run = self._runs.get(key)

@@ -10,10 +10,10 @@ from koo.monitoring.shapes import Doc, Time, TypedDict, Usd
 class Series(TypedDict):
     """One component. Each list has one value per span, the oldest first; null if nothing is known about the span."""
 
-    calls: Annotated[list[int | None], Doc("calls that the other side answered or failed to answer")]
+    calls: Annotated[list[int | None], Doc("calls that the dependency answered or failed to answer")]
     failed: Annotated[list[int | None], Doc("throttled ones included")]
     throttled: list[int | None]
-    refused: Annotated[list[int | None], Doc("calls refused by koo; they never reached the other side")]
+    refused: Annotated[list[int | None], Doc("calls refused by koo; they never reached the dependency")]
     slow: list[int | None]
     p50: Annotated[list[float | None], Doc("seconds; null if no call succeeded")]
     p95: Annotated[list[float | None], Doc("seconds; null if no call succeeded")]

@@ -448,8 +448,8 @@ class Breaker:
 
     def hear_of_success(self, now: float) -> bool:
         """Test recovery now, because a probe in another process succeeded; not while a `Retry-After` lasts."""
-        # The open time exceeds our own guess only if the server asked for the longer wait. Another process's success
-        # says that our guess was too long, but it does not overrule what the server asked of this one.
+        # The open time exceeds koo's own guess only if the server asked for the longer wait. Another process's success
+        # says that the guess was too long, but it does not overrule what the server asked of this one.
         if self.phase is not OPEN or self.open_for_s > self._guess_s:
             return False
         self._test_recovery(Trigger.ANSWERED_ELSEWHERE, now)
@@ -510,7 +510,7 @@ class Breaker:
 
     def skip(self, by_s: float) -> None:
         """The machine was suspended for `by_s` seconds that the clock does not show."""
-        # The server meant real time, so the missed seconds shorten its wait. Our own guess counts only the time in
+        # The server meant real time, so the missed seconds shorten its wait. koo's own guess counts only the time in
         # which this process was awake.
         self.open_for_s = max(self._guess_s, self.open_for_s - by_s)
 

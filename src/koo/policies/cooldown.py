@@ -1,4 +1,4 @@
-"""The pause that the other side asked for (rule R14) with a 429, a `Retry-After` or quota headers.
+"""The pause that a provider asked for (rule R14) with a 429, a `Retry-After` or quota headers.
 
 A cooldown is not a breaker: a 429 never opens one, but is counted. All callers with the same credential wait, not only
 the one that met the 429. The later end wins: a short hint never shortens a longer pause.
@@ -63,7 +63,7 @@ class Cooldown:
         self.level = 0
 
     def skip(self, by_s: float) -> None:
-        """The machine was suspended for `by_s` seconds that the clock does not show; the other side meant real time."""
+        """The machine was suspended for `by_s` seconds that the clock does not show; the provider meant real time."""
         self.until -= by_s
 
     def clear(self) -> None:

@@ -21,7 +21,7 @@ AGAIN_S = 2.0
 
 
 class DayHand:
-    """This process's units of a daily limit. `is_away()`: whether the store is unreachable; `ring()` has a beat sent.
+    """This process's units of a daily limit. `is_away()`: whether the store is unreachable; `ring()` requests a beat.
 
     `budget` is the ledger's, with today's purse; `roll` moves it on to the next day's.
     """

@@ -90,7 +90,7 @@ class KeyBlocks:
         return any(now < block.until for block in self.by_model.values())
 
     def refuses(self, model: str | None, now: float) -> KeyBlock | None:
-        """As `find`; None if a call may pass as a check."""
+        """Like `find`; None if a call may pass as a check."""
         if self.by_calls and all(self._is_due(block, now) for block in self._of(model, now)):
             return None
         return self.find(model, now)

@@ -1,4 +1,4 @@
-"""Our own limits: calls per minute, hour and day, taken together (all or nothing) and refundable.
+"""koo's own limits: calls per minute, hour and day, taken together (all or nothing) and refundable.
 
 "60 a minute" is never 61 in any minute, wherever the minute begins; a token bucket of 60 would let 119 through. So the
 minute and the hour are sliding counts in sixty sub-buckets, and a sub-bucket leaves the count only when its *end* is a
@@ -396,7 +396,7 @@ class Limits:
 
     def why(self, full: Count) -> str:
         """The sentence for a refusal by `full`."""
-        reason = f"our limit of {full.limit} {full.name} is reached"
+        reason = f"koo's limit of {full.limit} {full.name} is reached"
         if full.hand is not None and full.hand.is_alone:
             reason += f" here: {full.hand.sentence}"
         return reason

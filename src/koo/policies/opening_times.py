@@ -1,7 +1,7 @@
 """How long a breaker stays open and when recovery may be tested: the numbers, each with its reason."""
 
 HINT_S_MAX = 31 * 86_400.0
-"""A wait that the server itself asks for is accepted up to a month: `open_s_max` caps only our own guesses."""
+"""A wait that the server itself asks for is accepted up to a month: `open_s_max` caps only koo's own guesses."""
 IDLE_RECOVERIES = 3
 """After this many recovery times without a call, a service that can be reached is assumed to be well. Three recovery
 times are as long as the first three openings of a failing service would last without doubling. A wrong guess is cheap,

@@ -12,7 +12,7 @@ class Permit:
     """Permission to make one call: its generation, when it was granted, and in HALF_OPEN when its lease ends.
 
     At `lease_ends_at` a probe is given up and its call is stopped. METRICS_ONLY never stops a call, so there
-    `lease_ends_at` stays infinite and the breaker judges the probe by `shadow_ends_at`. `kept`: the other side has
+    `lease_ends_at` stays infinite and the breaker judges the probe by `shadow_ends_at`. `kept`: the dependency has
     responded, and the caller decides how much longer the permit lasts (a stream, an open transaction).
     """
 

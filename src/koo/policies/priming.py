@@ -16,7 +16,7 @@ PROCESSES_MIN = 3
 
 
 def is_primed(down: int, concerned: int) -> bool:
-    """Whether the other breakers are primed: in `down` of the `concerned` processes that use the guard, it is open."""
+    """Whether the other breakers are primed: of the `concerned` processes that use the guard, `down` have it open."""
     return down >= PROCESSES_MIN and 2 * down >= concerned
 
 

@@ -109,7 +109,7 @@ class Purses:
         return self._held(budgets, amount, ())
 
     def hold_without(self, budgets: tuple[Budget, ...], amount: int, now: float) -> Hold | None:
-        """As `hold` while the store is unreachable: a default budget continues in memory, one that was set does not."""
+        """Like `hold`, while the store is unreachable: a default budget goes on in memory, a set one does not."""
         self.roll(budgets, now)
         short = tuple([b.purse for b in budgets if b.limit is not None and b.purse.room < amount])
         if not all(self._may_go_on(purse, amount) for purse in short):

@@ -53,7 +53,7 @@ class Sample:
 
     @property
     def calls(self) -> int:
-        """How many calls have a verdict about the other side."""
+        """How many calls have a verdict about the dependency."""
         return self.successes + self.failures + self.throttled
 
     def follow(self, later: Sample) -> None:

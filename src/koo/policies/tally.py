@@ -1,8 +1,8 @@
 """The counts of a guard, in plain integers that are read on demand.
 
 There are two views of the same calls: counts for the process's life, and rates and percentiles of the last five
-minutes. A call is recorded only in the current bucket; when a bucket ends, it is added to the totals. Our own refusals
-never reach the other side, so they are counted separately.
+minutes. A call is recorded only in the current bucket; when a bucket ends, it is added to the totals. koo's own
+refusals never reach the dependency, so they are counted separately.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Bucket:
 
     @property
     def answered(self) -> int:
-        """Calls with a verdict about the other side. Neutral calls say nothing about it."""
+        """Calls with a verdict about the dependency. Neutral calls say nothing about it."""
         return self.successes + self._others.get(FAILURE, 0) + self._others.get(THROTTLED, 0)
 
     def success_rate(self) -> float:

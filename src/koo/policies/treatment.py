@@ -74,7 +74,7 @@ NOT_REPEATED = frozenset({Kind.AUTH, Kind.QUOTA, Kind.BILLING})
 
 
 def fault_of(error: ExternalServiceError) -> Fault:
-    """The fault for an error of a kind in the table; any other kind is one of our own refusals, and NEUTRAL."""
+    """The fault for an error of a kind in the table; any other kind is one of koo's own refusals, and NEUTRAL."""
     treatment = TREATMENTS.get(error.kind)
     if treatment is None:
         return Fault(verdict=NEUTRAL, kind=error.kind, billed=error.billable is not False)

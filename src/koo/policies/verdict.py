@@ -1,6 +1,6 @@
 """The outcome of a call: three verdicts, not two, and a fourth for "too fast".
 
-NEUTRAL is needed for calls that say nothing about the other side, such as cancelled ones. Counted as failures, they
+NEUTRAL is needed for calls that say nothing about the dependency, such as cancelled ones. Counted as failures, they
 would open circuits when users navigate away. Counted as successes, they would close the circuit of a dead backend. Not
 recorded at all, each would leak its probe's slot forever.
 """
@@ -37,8 +37,8 @@ class Fault:
 
     `repeatable`: a repeat may succeed; the guard decides whether it is safe. `reach`: how far the failure extends (an
     unreachable host counts for all models). `block`: refuse calls until the key, or the key for this model, works
-    again. `billed`: the other side may have done paid work. `in_part`: the refused call may have been carried out in
-    part. `anew`: the same call may pass immediately in another form. `error`: raise this instead, `from` the original.
+    again. `billed`: the service may have done paid work. `in_part`: the refused call may have been carried out in part.
+    `anew`: the same call may pass immediately in another form. `error`: raise this instead, `from` the original.
     `until_wall_s`: when a key block or quota ends, if known. `failure`: a description for people, if `error` has none;
     a guard adds the time.
     """

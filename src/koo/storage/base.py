@@ -186,7 +186,7 @@ class Spending(Protocol):
     """The bookings of all processes on one store. Each method raises `StoreUnavailable`."""
 
     async def latest(self, before: Place, wanted: Mapping[str, str], *, limit: int) -> list[Entry]:
-        """Bookings before a place, newest first. `wanted` selects a service, a model or a tag."""
+        """Bookings before a position, newest first. `wanted` selects a service, a model or a tag."""
         ...
 
     async def spent(
@@ -351,7 +351,7 @@ class LimitKeeper(Protocol):
 
 
 SignalKind = Literal["reset", "limits", "override", "cooldown", "latch", "write_off"]
-"""As stored and as read by other versions of koo on the same store, so the words stay. A "latch" is a blocked key."""
+"""The words that are stored: other versions of koo on the same store read them too. A "latch" is a blocked key."""
 
 
 @dataclass(frozen=True, slots=True)

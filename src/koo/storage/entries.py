@@ -49,7 +49,7 @@ class Entries:
         return [_entry(row) for row in rows]
 
     async def latest(self, before: Place, wanted: Mapping[str, str], *, limit: int) -> list[Entry]:
-        """Entries before a place, newest first. `wanted` selects values for the columns in `FILTERS`."""
+        """Entries before a position, newest first. `wanted` selects values for the columns in `FILTERS`."""
         conditions = "".join(f" AND {name} = :{name}" for name in FILTERS if name in wanted)
         sql = LATEST.replace("{wanted}", conditions)
         values = {**wanted, "at_ms": before.at_ms, "id": before.id, "limit": limit}

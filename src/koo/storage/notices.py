@@ -124,7 +124,7 @@ class SqlNotices:
         return await self._executor.run(lambda tx: put_in(tx, notices, at_ms)) if notices else []
 
     async def join(self, channels: Sequence[str]) -> None:
-        """Register channels, which owe every notice from now on. Known channels keep their state."""
+        """Register channels, which have to deliver every notice from now on. Known channels keep their state."""
         since_ms = self._now_ms(-JOIN_SLACK_S)
         rows = [{"channel": channel, "since_ms": since_ms} for channel in channels]
         await self._executor.run(lambda tx: tx.run(JOIN, rows))

@@ -32,7 +32,7 @@ class Pools:
             meter, names.STATEMENT_DURATION, "s", "How long a statement or COMMIT took", bounds
         )
         self._create = histogram(meter, names.CREATE_TIME, "s", "Opening a connection", bounds)
-        self._wait = histogram(meter, names.WAIT_TIME, "s", "Waiting for a place in the pool", bounds)
+        self._wait = histogram(meter, names.WAIT_TIME, "s", "Waiting for a slot in the pool", bounds)
         self._use = histogram(meter, names.USE_TIME, "s", "How long a scope kept its connection", bounds)
         self._observe(meter)
 

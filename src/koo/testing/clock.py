@@ -203,7 +203,7 @@ def run_virtual(
     begin_s: float = BEGIN_S,
     run_s_max: float = DAYS_S_MAX,
 ) -> T:
-    """As `asyncio.run(main)`, on virtual time; `main` is a coroutine, or a function that returns one.
+    """Like `asyncio.run(main)`, on virtual time; `main` is a coroutine, or a function that returns one.
 
     Raises `main`'s exception, or `Deadlock`.
     """

@@ -71,7 +71,7 @@ class Rule:
         asyncio.run(self.check_here(case))
 
     async def check_here(self, case: AdapterCase) -> None:
-        """As `check`, on the running loop."""
+        """Like `check`, on the running loop."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await self.try_it(case)

@@ -46,7 +46,7 @@ async def _the_retry_after_time_is_read(case: AdapterCase) -> None:
     assert error.retry_after_s is not None and 16 <= error.retry_after_s <= 60, error.retry_after_s
 
 
-@rule("a connection that breaks is the other side's failure, and the call may be repeated")
+@rule("a connection that breaks is the provider's failure, and the call may be repeated")
 async def _a_broken_connection_is_a_failure(case: AdapterCase) -> None:
     for step in (Nothing(), Cut(40), Cut(400, Answer(LONG_TEXT))):
         error = await error_of(case, step)

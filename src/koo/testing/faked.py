@@ -87,7 +87,7 @@ class FakedService(Verbs):
         return self._platform.service_health(self.name)
 
     def _price_of(self, model: str, tokens: Tokens) -> Decimal | None:
-        """The cost by koo's own prices, so that a bill that differs from what koo booked is a fault of koo."""
+        """The cost by koo's own prices, so that a bill that differs from what koo booked shows a bug in koo."""
         options = self._platform.parts.ai_services[self.name].options
         price = self._platform.parts.prices.find(options, model)
         if price is None:

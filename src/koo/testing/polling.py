@@ -28,7 +28,7 @@ async def until(condition: Callable[[], T | Awaitable[T]], within_s: float = WIT
 
 
 def wait_until(condition: Callable[[], T], within_s: float = WITHIN_S) -> T:
-    """As `until`, for a test without an event loop."""
+    """Like `until`, for a test without an event loop."""
     ends_at = time.monotonic() + within_s
     while not (result := condition()):
         assert time.monotonic() < ends_at, _never(condition, result, within_s)

@@ -154,12 +154,12 @@ class FaultProxy:
         self._act(self._listen)
 
     async def refuse(self) -> None:
-        """As `refuses`, awaitable."""
+        """Like `refuses`, awaitable."""
         self.refuses()
         await asyncio.sleep(0)
 
     async def accept(self) -> None:
-        """As `accepts`, awaitable."""
+        """Like `accepts`, awaitable."""
         self.accepts()
         await asyncio.sleep(0)
 
@@ -172,7 +172,7 @@ class FaultProxy:
             pipe.reset()
 
     def forget(self) -> None:
-        """Turn the open connections into black holes, as a firewall does that forgets them; new ones work."""
+        """Turn the open connections into black holes, as a firewall that forgets them does; new ones work."""
         for pipe in tuple(self._pipes):
             pipe.forgotten = True
 

@@ -69,7 +69,7 @@ def koo(request: pytest.FixtureRequest) -> Iterator[World]:
 
 @pytest.fixture
 def koo_sync(request: pytest.FixtureRequest) -> Iterator[World]:
-    """As `koo`, for a test without an event loop: `koo.run(query_ai(...))` and plain functions."""
+    """Like `koo`, for a test without an event loop: `koo.run(query_ai(...))` and plain functions."""
     world = _make_world(request)
     world.begin()
     try:

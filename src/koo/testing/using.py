@@ -45,7 +45,7 @@ class _Replaced(Platform):
     """A platform that is replaced by another one."""
 
     async def open(self) -> Platform:
-        """As `Platform.open`; a platform that is open on koo's background loop moves to this loop if no call runs.
+        """Like `Platform.open`; a platform that is open on koo's background loop moves to this loop if no call runs.
 
         So an application's lifespan can open the platform on the loop of its test client after `koo_sync` has used it.
         """

@@ -244,11 +244,11 @@ class World:
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def ask(self, service: str, prompt: str = "Hello", **options: Any) -> Answer:
-        """As `query_ai`, on the world's own platform."""
+        """Like `query_ai`, on the world's own platform."""
         return await self.platform.query(Query(service=service, prompt=prompt, **options))
 
     def stream(self, service: str, prompt: str = "Hello", **options: Any) -> AnswerStream:
-        """As `stream_ai`, on the world's own platform."""
+        """Like `stream_ai`, on the world's own platform."""
         return self.platform.stream(Query(service=service, prompt=prompt, **options))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

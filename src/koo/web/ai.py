@@ -54,7 +54,7 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
         "/batch-query", summary="Send several queries at once", **described(answers.BatchAnswer, 413, 422)
     )
     async def query_batch(body: bodies.BatchBody, request: Request) -> Response:
-        """Each query runs as soon as a place is free; results keep the order. Always 200: each result shows whether it
+        """Each query runs as soon as a slot is free; results keep the order. Always 200: each result shows whether it
         succeeded.
         """
         queries = await in_slices(views.query_of, body.queries)

@@ -1,4 +1,4 @@
-"""`/docs`: the API description as our own page, generated from `openapi.json`.
+"""`/docs`: the API description as koo's own page, generated from `openapi.json`.
 
 The usual pages load scripts from a content delivery network. A server on loopback, or without internet access, would
 show an empty page, and a third party would see each reader. This page is three small files with a strict policy.

@@ -1,8 +1,8 @@
 """One connection of the server: uvicorn's, with a limit on the head's size, deadlines, and errors sent as problems.
 
-uvicorn's parser collects a whole head before any code of ours runs, however large it grows and however long it takes.
-A client without a token, or a broken one, could fill the memory with one endless header, or use up the descriptors
-with heads that never end. Therefore everything that koo waits for has a time limit:
+uvicorn's parser collects a whole head before any of koo's code runs, however large it grows and however long it takes.
+A client without a token, or a broken one, could fill the memory with one endless header, or use up the descriptors with
+heads that never end. Therefore everything that koo waits for has a time limit:
 
 * `head`: the head of a request, counted from the connection's start or the head's first byte.
 * `request`: the next request on an idle connection.
@@ -94,7 +94,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
-            return  # the client sent it before it learned that we have closed the connection
+            return  # the client sent it before it learned that koo had closed the connection
         # Counted before parsing, because the parser keeps the bytes of an unfinished head. The callbacks below set the
         # count back to 0 when a head is complete or a part of a body arrives, so only an endless head reaches the
         # limit.

@@ -15,7 +15,7 @@ from koo.web.as_json import as_json
 NEVER_NEWS = frozenset({"timestamp", "last_updated", "seen_at", "beat_age"})
 """Keys that only say when the state was read. They change each second, so a change in them is not sent."""
 ERRORS_AT = "last_error.at"
-"""When the last error happened. While a side is down the same error happens again and again."""
+"""When the last error happened. While a dependency is down, the same error happens again and again."""
 SELDOM_NEWS = frozenset(
     {ERRORS_AT, "last_health_check", "response_time_ms", "as_of", "runs_out", "free_bytes"}
 )

@@ -67,7 +67,7 @@ class Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A disconnect is only visible through `receive`. Without this task, a stream with nothing to send would notice
-        # at its next comment that its reader is gone, and a closed page would hold one of the places until then.
+        # at its next comment that its reader is gone, and a closed page would count against the limit until then.
         left = asyncio.create_task(_until_left(receive))
         left.add_done_callback(lambda _: self._listener.wake())
         try:

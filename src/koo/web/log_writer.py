@@ -180,8 +180,7 @@ def writer_to(stream: TextIO) -> Write:
         while view:
             try:
                 view = view[os.write(descriptor, view) :]
-            # Another program has made the terminal that we share non-blocking. Wait until it accepts more, or a
-            # second.
+            # Another program on the same terminal has made it non-blocking. Wait until it accepts more, or a second.
             except BlockingIOError:
                 select.select([], [descriptor], [], 1.0)
 

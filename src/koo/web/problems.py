@@ -2,7 +2,7 @@
 
 The status tells the client what to do. 429: slow down, a limit or budget is reached. 503: try later, the request was
 fine. 504: a deadline passed. 502: the provider responded, but badly. 404 and 422: change the request. A provider that
-rejects *our* key results in 503, never 401: a client that receives 401 looks for a fault in its own credentials.
+rejects *koo's* key results in 503, never 401: a client that receives 401 looks for a fault in its own credentials.
 
 A problem never repeats what the client sent: a prompt in an error message ends up in a log.
 """
@@ -107,7 +107,7 @@ WORDS: dict[str, str] = {
     "missing": "is missing",
     "extra_forbidden": "is unknown",
 }
-"""Our messages in place of pydantic's where those would puzzle a reader who does not know pydantic."""
+"""koo's own messages in place of pydantic's where those would puzzle a reader who does not know pydantic."""
 PATH_MAX = 200
 ERRORS_MAX = 20
 """A body may have half a million invalid fields. A few are enough for a reader, and listing all takes a minute."""
@@ -122,7 +122,7 @@ def _fields_of(body: type[bodies.Body]) -> Iterator[str]:
 
 
 _FIELDS = frozenset({*_fields_of(bodies.Body), *bodies.SPEND_NAMES, *bodies.HISTORY_NAMES})
-"""Our own names, in every body and query string that is read."""
+"""koo's own names, in every body and query string that is read."""
 
 
 class FieldProblem(BaseModel):
@@ -181,7 +181,7 @@ class Problem(BaseModel):
     retry_after_s: float | None = Field(
         default=None, description="seconds to wait before trying again; also as Retry-After, rounded up"
     )
-    attempts: int | None = Field(default=None, description="calls that reached the other side")
+    attempts: int | None = Field(default=None, description="calls that reached the dependency")
     last_error: LastError | None = Field(
         default=None, description="if calls are refused because earlier ones failed: the last failure"
     )
@@ -373,7 +373,7 @@ def _field_problem(wrong: Mapping[str, Any]) -> FieldProblem:
 
 
 def _known(part: str | int) -> str | int:
-    """Return the name if it is one of ours. Any other may be a prompt that slipped into the wrong place."""
+    """Return the name if it is one of koo's. Any other may be a prompt that slipped into the wrong place."""
     return part if isinstance(part, int) or part in _FIELDS | _PLACES else "…"
 
 

@@ -47,7 +47,7 @@ PROBLEM_WORDS: dict[int, str] = {
     404: "no such service, alert or silence, or the provider does not have the model; see `detail`",
     413: "the body is larger than 16 MiB",
     422: "the request is invalid",
-    429: "a limit or a budget is reached, ours or the provider's",
+    429: "a limit or a budget is reached, koo's or the provider's",
     500: "an error in the server itself",
     502: "the provider failed, or its response was invalid",
     503: "refused by an open breaker, unavailable, or too busy",
@@ -221,10 +221,9 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe_problems(app: FastAPI) -> None:
-    """Correct the application's OpenAPI description where FastAPI's is wrong for our routes.
-
-    Our problems are `application/problem+json`, and our routes have no `HTTPValidationError`, which FastAPI adds to
-    each route with a parameter.
+    """Correct the application's OpenAPI description where FastAPI's is wrong for koo's routes. koo's problems are
+    `application/problem+json`, and its routes have no `HTTPValidationError`, which FastAPI adds to each route with a
+    parameter.
     """
     make = app.openapi
 
@@ -283,8 +282,8 @@ class JsonView(Response):
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, but cancel it if the client disconnects: a response that nobody reads would still be paid for."""
-    # Both tasks are always cancelled and awaited in `finally`, also if this request itself is cancelled. Otherwise the
+    """Await `work`, but cancel it if the client disconnects: a response that is never read would still be paid for."""
+    # Both tasks are always cancelled and awaited in `finally`, even if this request itself is cancelled. Otherwise the
     # provider call would go on, and cost money, for a request that no longer exists.
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_until_left(request))

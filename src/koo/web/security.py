@@ -3,7 +3,7 @@
 On loopback, plain `curl` commands work without a token. That alone would let in two kinds of attacker: a web page in
 the user's browser, and a foreign host name that suddenly resolves to 127.0.0.1 (DNS rebinding). Therefore:
 
-* `Host` must be one of our names. A page that rebinds its own name sends that name.
+* `Host` must be one of the server's names. A page that rebinds its own name sends that name.
 * An unsafe method must not come from another site. Browsers send the origin (`Sec-Fetch-Site`, `Origin`). A request
   with neither does not come from a browser, and a page cannot make a browser omit them. "same-site" counts as another
   site here, because all ports of localhost are "same-site".

@@ -136,9 +136,9 @@ def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
             try:
                 await send(message)
             except RuntimeError as error:
-                # The caller disconnected a moment ago. uvloop then raises the same error as for a transport that we
-                # closed ourselves; asyncio only drops the bytes. It is not a failure of the request and must not be
-                # logged as one.
+                # The caller disconnected a moment ago. uvloop then raises the same error as for a transport that the
+                # server itself has closed; asyncio only drops the bytes. It is not a failure of the request and must
+                # not be logged as one.
                 if "handler is closed" not in str(error):
                     raise
 
@@ -179,7 +179,7 @@ def announce(platform: Platform, port: int, out: TextIO, workers: int = 1) -> No
     try:
         print(*lines, sep="\n", file=out, flush=True)
     except OSError:
-        pass  # the parent process has closed our output; the server works without it
+        pass  # the parent process has closed standard output; the server works without it
 
 
 def _offered(platform: Platform) -> tuple[str, str]:

@@ -75,7 +75,7 @@ class Sessions:
         return None
 
     def has_cookie(self, header: str) -> bool:
-        """Return whether one of our cookies is present, valid or not."""
+        """Return whether one of koo's cookies is present, valid or not."""
         return any(name.startswith("koo_") for name, _ in _cookies(header))
 
 

@@ -137,8 +137,8 @@ async def _token_in(request: Request) -> str:
 
 
 def _attributes(request: Request) -> str:
-    # A proxy that terminates TLS sends us plain HTTP, so `request.url` says "http". The browser's Origin header has
-    # the scheme that it used itself. Without `Secure`, the cookie could later be sent over an unencrypted connection.
+    # A proxy that terminates TLS sends plain HTTP, so `request.url` says "http". The browser's Origin header has the
+    # scheme that it used itself. Without `Secure`, the cookie could later be sent over an unencrypted connection.
     origin = request.headers.get("origin", "")
     is_https = request.url.scheme == "https" or origin.lower().startswith("https://")
     return "; HttpOnly; SameSite=Strict" + ("; Secure" if is_https else "")

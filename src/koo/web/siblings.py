@@ -63,10 +63,8 @@ class Siblings:
         self._was_told = False
 
     def exchange(self, mine: Snapshot) -> tuple[list[Snapshot], Snapshot]:
-        """Write our snapshot. Returns the snapshots of all running workers, ours first, and the counts of those that
-        have ended.
-
-        If the folder cannot be used, returns ours alone and warns once.
+        """Write this worker's snapshot. Returns the snapshots of all running workers, this one's first, and the counts
+        of those that have ended. If the folder cannot be used, returns this worker's alone and warns once.
         """
         mine = self._signed(mine)
         try:
@@ -86,7 +84,7 @@ class Siblings:
         return living, gone
 
     def leave(self, mine: Snapshot) -> None:
-        """Write our snapshot, and add the counts of workers that have ended to `gone.json`."""
+        """Write this worker's snapshot, and add the counts of workers that have ended to `gone.json`."""
         try:
             self._write(self._signed(mine))
             self._bury()
@@ -223,7 +221,7 @@ def _replace(path: Path, snapshot: Snapshot) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Yield whether we hold the lock. It is released at the end of the block, or when the process ends."""
+    """Yield whether this worker holds the lock. It is released at the end of the block, or when the process ends."""
     import fcntl  # Windows does not have it, and has no workers
 
     lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, FILE_MODE)

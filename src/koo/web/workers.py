@@ -257,7 +257,9 @@ class Workers:
             self._fail(slot, f"could not be started: {error.strerror}")
             return None
         finally:
-            os.close(said)  # the child has its own copy; with ours open, the pipe would never report its end
+            os.close(
+                said
+            )  # the child has its own copy; with this one open, the pipe would never report its end
         # `_bury` reaps the process with `waitpid`. Without a return code, Popen's destructor would warn that it still
         # runs.
         process.returncode = 0

@@ -55,8 +55,8 @@ FAULTS = FaultTable(
             Kind.BILLING,
             ("linked_organization_spend_limit_reached", "linked_organization_billing_unavailable"),
         ),
-        Row(Kind.TIMEOUT, "request_body_timeout", sentence="it did not receive our request in time"),
-        Row(Kind.THROTTLED, "ramp_limit_exceeded", sentence="our request rate grew faster than it allows"),
+        Row(Kind.TIMEOUT, "request_body_timeout", sentence="it did not receive the request in time"),
+        Row(Kind.THROTTLED, "ramp_limit_exceeded", sentence="the request rate grew faster than it allows"),
         Row(Kind.QUOTA, "enforced_spend_limit_reached", until=until_next_month),
         Row(Kind.QUOTA, "contract_spend_limit_reached"),
         # These errors share one type and differ only by their message. For errors that stop the whole service, the
@@ -190,7 +190,7 @@ class _Reader(Reader):
         self._usage: _Usage | None = None
 
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
-        # "message" is the standard's name for an event without one: something between dropped the `event:` lines.
+        # "message" is the standard's name for an event without one: something in between dropped the `event:` lines.
         name = event.event if event.event != "message" else type_of(event.data)
         if name == "content_block_delta":
             said = _content_delta.decode(event.data).delta

@@ -199,7 +199,7 @@ class FaultTable:
     def error(
         self, service: str, parsed: ParsedError, wall_s: float, *, billable: bool | None = False
     ) -> ExternalServiceError:
-        """The error for a parsed response. `wall_s` is our clock, used for dates."""
+        """The error for a parsed response. `wall_s` is this machine's clock, used for dates."""
         row = self.find(parsed)
         wait_s = _asked_s(row, parsed, wall_s)
         kind = row.kind
@@ -238,7 +238,7 @@ PASSING = frozenset({Kind.THROTTLED, Kind.QUOTA, Kind.BILLING, Kind.OVERLOADED})
 
 
 def _asked_s(row: Row, parsed: ParsedError, wall_s: float) -> float | None:
-    """How long the provider asks us to wait, by the most exact source: row, body, `Retry-After`, message, limits."""
+    """How long the provider asks koo to wait, by the most exact source: row, body, `Retry-After`, message, limits."""
     # A row's own computation comes first: Gemini's daily quota states a `retryDelay` of seconds, but ends at midnight.
     wait_s = row.until(parsed, wall_s) if row.until else None
     waits = (wait_of(text, parsed.headers, wall_s, unit_s) for text, unit_s in parsed.stated)

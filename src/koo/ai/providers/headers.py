@@ -47,7 +47,7 @@ class LimitHeaders:
         self._until_look = 0
 
     def read(self, headers: Headers, wall: Callable[[], float]) -> tuple[Pace, ...]:
-        """The limits in a response's headers; `wall` is our clock, used for dates if the server sends no `Date`."""
+        """The limits in a response's headers; `wall` is this machine's clock, used if the server sends no `Date`."""
         if not self._until_look:
             self._named = tuple(_names(headers))[:LIMITS_MAX]
             self._until_look = LOOKED_AT_EVERY if self._named else NOTHING_YET

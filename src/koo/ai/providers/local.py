@@ -177,7 +177,7 @@ class LocalProvider:
         setup = self._usable()
         self._check(request, setup.path.stem)
         session = self._open(setup)
-        # The queries of a list are exempt (`is_fed`): a list starts no more of them than there are places, and would
+        # The queries of a list are exempt (`is_fed`): a list starts no more of them than there are slots, and would
         # otherwise have its own queries refused.
         if session.under_way >= self._slots + self._queue_max and not is_fed.get():
             waiting = session.under_way - self._slots
@@ -297,7 +297,7 @@ class LocalProvider:
     # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _explain(self, error: ExternalServiceError, session: Session) -> ExternalServiceError:
-        """A better error than the connection's, from the state of our own server process."""
+        """A better error than the connection's, from the state of koo's own server process."""
         if session.closed or session.server.stopped:
             return self._unloaded()
         if error.kind is Kind.CONTEXT_LENGTH:

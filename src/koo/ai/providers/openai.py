@@ -40,7 +40,7 @@ FAULTS = FaultTable(
             ("organization_spend_limit_exceeded", "project_spend_limit_exceeded", "organization_usage_limit_exceeded"),
         ),
         Row(Kind.QUOTA, "insufficient_quota", sentence="the account's quota or credit is used up"),
-        Row(Kind.THROTTLED, "slow_down", sentence="our request rate grew faster than it allows"),
+        Row(Kind.THROTTLED, "slow_down", sentence="the request rate grew faster than it allows"),
         Row(Kind.THROTTLED, "flex_unavailable", sentence="its flex tier has no capacity right now"),
         Row(Kind.THROTTLED, ("rate_limit_exceeded", "rate_limit_error")),
         Row(Kind.OVERLOADED, ("server_is_overloaded", "server_overloaded", "service_unavailable_error")),

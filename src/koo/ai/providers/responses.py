@@ -328,7 +328,7 @@ def _failure_of(
     wire: Wire, headers: Mapping[str, str], answer: _Answer, name: str = "", *, billable: bool
 ) -> ExternalServiceError | None:
     """The error of a run that failed; without a reason it counts as a server error."""
-    # `queued` and `in_progress` count as failures here: the HTTP response has ended, so nobody will deliver the rest.
+    # `queued` and `in_progress` count as failures here: the HTTP response has ended, so the rest will never arrive.
     error = answer.error
     if answer.status in ANSWERED and (error is NOTHING or bytes(error) == b"null"):
         return None

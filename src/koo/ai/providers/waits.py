@@ -73,7 +73,7 @@ class Stated(NamedTuple):
 def retry_after_s(headers: Headers, wall_s: float) -> float | None:
     """Seconds to wait by `Retry-After` and similar headers; None if there are none.
 
-    `wall_s` is our clock (seconds since 1970), used for points in time if the server sends no `Date`.
+    `wall_s` is this machine's clock (seconds since 1970), used for points in time if the server sends no `Date`.
     """
     for names, unit_s in ((IN_MS, 1e-3), (IN_S, 1.0)):
         for name in names:
@@ -210,7 +210,7 @@ def number_of(text: str) -> float | None:
 
 
 def server_s(headers: Headers, wall_s: float) -> float:
-    """The server's current time in seconds since 1970; our own if it sends no `Date`."""
+    """The server's current time in seconds since 1970; this machine's if it sends no `Date`."""
     said = http_date(headers.get("date", ""))
     return wall_s if said is None else said
 

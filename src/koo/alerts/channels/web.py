@@ -30,7 +30,7 @@ MEANINGS = {
     403: "it rejects koo's credentials: check the address and the secret",
     404: "nothing exists at this address: check it",
     410: "this address no longer exists: create a new one",
-    429: "it limits our rate",
+    429: "it limits the rate of messages",
 }
 
 

@@ -81,7 +81,7 @@ def interrupt(connection: Any) -> None:
 
 
 def stop_running(connection: Any) -> None:
-    """As `interrupt`, but only if the connection's thread is running a statement."""
+    """Like `interrupt`, but only if the connection's thread is running a statement."""
     # Between two batches of streamed rows the thread is idle but the statement is open. SQLite remembers an interrupt
     # as long as a statement is open, so it would hit the ROLLBACK that comes next, and the transaction would keep its
     # locks. An idle thread takes the no-op below from its queue immediately; a busy one does not.
@@ -194,7 +194,7 @@ def _close(opened: list[OwnCursors]) -> None:
 
 
 async def connect(keep: Keep, database: str, **options: Any) -> SingleEnd:
-    """As `aiosqlite.connect`."""
+    """Like `aiosqlite.connect`."""
     connection = SingleEnd(partial(OwnCursors, database, **options), keep)
     _ = await connection
     return connection

@@ -69,7 +69,7 @@ class Turn:
 
 
 class OneTurnCursor:
-    """As SQLAlchemy's cursor, but it has all rows when `execute` returns, and keeps no statement open."""
+    """Like SQLAlchemy's cursor, but it has all rows when `execute` returns, and keeps no statement open."""
 
     __slots__ = ("_adapted", "_rows", "arraysize", "description", "lastrowid", "rowcount")
 
@@ -124,7 +124,7 @@ class OneTurnCursor:
 
 
 class AdaptedConnection(AsyncAdapt_aiosqlite_connection):
-    """As SQLAlchemy's, with one-turn cursors except for streamed rows."""
+    """Like SQLAlchemy's, with one-turn cursors except for streamed rows."""
 
     __slots__ = ()
 

@@ -52,7 +52,7 @@ class Asyncpg:
     async def _connect(
         self, options: DatabaseOptions, timeouts: ServerTimeouts, /, *args: Any, **kwargs: Any
     ) -> asyncpg.Connection:
-        """As `asyncpg.connect`. Raises TypeError if the text of a numeric option is not a number."""
+        """Like `asyncpg.connect`. Raises TypeError if the text of a numeric option is not a number."""
         read_numbers(kwargs, NUMBERS)
         kwargs.setdefault("loop", LookupLoop(asyncio.get_running_loop()))
         if isinstance(kwargs.get("password"), Secret):
@@ -179,7 +179,7 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
     __slots__ = ("cleanup_s", "tag")
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's own
-        """As asyncpg's."""
+        """Like asyncpg's."""
         tag: str
         if args or self._query_loggers:
             tag = await super().execute(query, *args, timeout=timeout)
@@ -191,7 +191,7 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
         return tag
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's own
-        """As asyncpg's. Without a `timeout` the connection is cut off after the cleanup time."""
+        """Like asyncpg's. Without a `timeout` the connection is cut off after the cleanup time."""
         transport = getattr(self, "_transport", None)
         if timeout is not None or transport is None or self.is_closed():
             await super().close(timeout=timeout)
@@ -219,7 +219,7 @@ class MarkedConnection(TaggedConnection):
         self.marker = ""
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's own
-        """As asyncpg's, with the marker in front of the command."""
+        """Like asyncpg's, with the marker in front of the command."""
         # The marker is taken before anything is awaited: a command that fails must not leave it for the next one.
         marker, self.marker = self.marker, ""
         return await super().execute(marker + query, *args, timeout=timeout)

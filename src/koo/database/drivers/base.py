@@ -78,7 +78,7 @@ class MarkingDriver(Driver, Protocol):
     """A driver whose COMMIT can be lost."""
 
     def commit_marked(self, send: Callable[[Any], None], fairy: Any, marker: str) -> bool:
-        """As `commit`, with the statement `marker` before COMMIT in the same message: both happen, or neither."""
+        """Like `commit`, with the statement `marker` before COMMIT in the same message: both happen, or neither."""
         ...
 
 

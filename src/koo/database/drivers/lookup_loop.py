@@ -31,7 +31,7 @@ class LookupLoop:
     async def create_connection(
         self, factory: Callable[[], Any], host: str, port: int, **more: Any
     ) -> tuple[Any, Any]:
-        """As the loop's. Raises OSError; if there are several addresses, the error of the first one."""
+        """Like the loop's. Raises OSError; if there are several addresses, the error of the first one."""
         if more.get("ssl"):
             more.setdefault("server_hostname", host)
         failed: OSError | None = None

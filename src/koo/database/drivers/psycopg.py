@@ -192,7 +192,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect_within(cls, cleanup_s: float, *args: Any, **kwargs: Any) -> PromptConnection:
-        """As `connect`. Raises TypeError if the text of a numeric option is not a number."""
+        """Like `connect`. Raises TypeError if the text of a numeric option is not a number."""
         read_numbers(kwargs, NUMBERS)
         begun: list[Generator[Any, Any, Any]] = []
         attempts.set(begun)
@@ -254,7 +254,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
             self._end_step()
 
     async def wait_for_begin(self, gen: Any) -> Any:
-        """As `wait`, for BEGIN: there is no statement to stop, and a cancelled caller should not wait for a request."""
+        """Like `wait`, for BEGIN: there is no statement to stop, so a cancelled caller need not wait for a request."""
         self._steps += 1
         try:
             return await wait_async(gen, self.pgconn.socket, interval=0.1)
@@ -271,7 +271,7 @@ class PromptConnection(psycopg.AsyncConnection[Any]):
             self.pgconn.finish()
 
     async def close(self) -> None:
-        """As psycopg's. A statement that another task is running ends immediately, with an error."""
+        """Like psycopg's. A statement that another task is running ends immediately, with an error."""
         # psycopg would free libpq's memory now. Its compiled part still reads that memory when the other task wakes up,
         # and the process would crash. So the socket is shut down, and the other task's step closes the connection.
         if self._steps:

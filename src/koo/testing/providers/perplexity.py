@@ -215,7 +215,7 @@ class FakePerplexity(FakeProvider):
 
 
 def _wrong_field(body: dict[str, Any]) -> tuple[str, str] | None:
-    """Parameter and message for the first wrong field. Unknown fields are refused, also inside a tool."""
+    """Parameter and message for the first wrong field. Unknown fields are refused, even inside a tool."""
     for name in sorted(set(body) - FIELDS):
         return name, f'invalid request body: json: unknown field "{name}"'
     for name in ("model", "input"):

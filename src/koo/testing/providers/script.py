@@ -131,7 +131,7 @@ class Gate:
         await _resolved(self._arrived)
 
     def wait_arrived(self, within_s: float = 10.0) -> None:
-        """As `arrived`, for a test without an event loop. Raises TimeoutError."""
+        """Like `arrived`, for a test without an event loop. Raises TimeoutError."""
         self._arrived.result(within_s)
 
     def open(self) -> None:
@@ -171,7 +171,7 @@ def is_step(step: object) -> bool:
 
 
 def check_step(step: object) -> None:
-    """Raise TypeError for a value that is not a step, also inside `delay`, `cut` or a gate."""
+    """Raise TypeError for a value that is not a step, even inside `delay`, `cut` or a gate."""
     if not is_step(step):
         raise TypeError(f"a step of a script is answer(...), error(...), hang() or the like, not {step!r}")
     if isinstance(step, Delay | Cut | Gate | Held):

@@ -360,7 +360,7 @@ class FakeProvider(Vendor, Verbs):
         return False
 
     async def _stream(self, step: Stream, request: ReceivedRequest, connection: Connection) -> bool:
-        """As `_stream_good`, piece by piece, up to the point of failure."""
+        """Like `_stream_good`, piece by piece, up to the point of failure."""
         text = "".join(step.pieces)
         thought = sum(map(count_tokens, step.reasoning)) + step.hidden_tokens
         good = Answer(

@@ -50,7 +50,7 @@ export const link = signal(/** @type {Link} */ (
   { state: "connecting", failure: null, cameAt: 0, dueAt: 0, asking: false, way: "polling" }));
 /** The server's time for which the page is correct. It stops, together with all countdowns, when no events arrive. */
 export const now = signal(Date.now());
-/** How many milliseconds the server's clock is ahead of ours: countdowns to its times use its own clock. */
+/** How many milliseconds the server's clock is ahead of this machine's: countdowns to its times use its own clock. */
 let aheadMs = 0;
 
 /** @type {Map<string, import("../vendor/signals-core.js").Signal<Service | null>>} */

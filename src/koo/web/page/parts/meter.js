@@ -5,7 +5,7 @@ import { h } from "../vendor/preact.js";
 import { severityLook } from "../words/looks.js";
 import { shape } from "./badge.js";
 
-/** The share at which an alert fires, too. */
+/** This is also the share at which an alert fires. */
 const APPROACHING = 0.8;
 
 /**

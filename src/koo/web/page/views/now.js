@@ -64,14 +64,14 @@ function Sentence() {
 
 const failure = () => capital(link.value.failure?.message ?? "no response").replace(/\.$/, "");
 
-/** What koo has spared callers and the other side today. */
+/** What koo has spared callers, services and the database today. */
 function Saved() {
   const one = saved.value;
   if (one === null) return null;
   const { refused, repeated, fallen_back: back, not_spent: kept } = one;
   return h("div", { class: "saved" }, h("h2", null, "Saved today"),
     h("dl", null,
-      figureOf("refused", count(refused), "calls that an open breaker refused immediately; the other side was known to fail"),
+      figureOf("refused", count(refused), "calls that an open breaker refused immediately: they would probably have failed"),
       figureOf("repeated", count(repeated), "calls that succeeded, but not on the first attempt"),
       figureOf("fell back", count(back), "responses from a service other than the one called first"),
       figureOf("not spent", usd(kept), "the most that calls refused by a budget would have cost")));
