@@ -149,6 +149,25 @@ def test_no_line_is_lost_or_repeated_across_a_reconnect() -> None:
     asyncio.run(main())
 
 
+def test_old_lines_that_a_server_still_returns_are_not_repeated() -> None:
+    """A quiet server's last requests and marks remain in its responses long after they were shown."""
+    server, documents = Server(), dict[str, object]()
+    server.marks, server.requests = [mark(11, "circuit", "opened: 5 failures")], [request(1, 12)]
+
+    async def main() -> list[list[str]]:
+        with canned(documents) as url:
+            async with connect(url) as client:
+                follower, seen = Follower(client, BEGIN + 10, None), []
+                for second in (15, 150, 300, 450):
+                    server.now = second
+                    documents.update(server.documents())
+                    seen.append(texts([line async for line in follower.look()]))
+                return seen
+
+    first, *later = asyncio.run(main())
+    assert [line.partition(" ")[0] for line in first] == ["circuit", "request"] and later == [[], [], []]
+
+
 def test_with_several_processes_a_minute_is_counted_when_all_have_recorded_it() -> None:
     server, documents = Server(), dict[str, object]()
 

@@ -8,6 +8,7 @@ source that cannot be read for a while loses nothing. All times are by the serve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,14 +39,15 @@ class Line:
 
 
 class Known:
-    """What has already been seen, for as long as it may be returned again."""
+    """What has already been seen. Nothing before `start` is new."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: float = -math.inf) -> None:
+        self._start = start
         self._seen_at: dict[Hashable, float] = {}
 
     def is_new(self, key: Hashable, at: float) -> bool:
         """Return whether it is seen for the first time."""
-        if key in self._seen_at:
+        if at < self._start or key in self._seen_at:
             return False
         self._seen_at[key] = at
         return True
@@ -57,7 +59,10 @@ class Known:
         }
 
     def forget(self, before: float) -> None:
-        """Forget what happened earlier: it is no longer requested."""
+        """Forget what happened earlier; from now on it is not new."""
+        # A response may still contain it: a quiet server's last fifty requests go back for days. Without the new start,
+        # each read would report them again.
+        self._start = max(self._start, before)
         self._seen_at = {key: at for key, at in self._seen_at.items() if at >= before}
 
 
@@ -65,15 +70,14 @@ class Marks:
     """Opened breakers, operators' acts and deployments."""
 
     def __init__(self, start: float) -> None:
-        self._start = start
-        self._known = Known()
+        self._known = Known(start)
 
     def take(self, marks: Iterable[HistoryMark]) -> Iterator[Line]:
         """Yield the new ones. Alerts are skipped: they come from their own history, where they have an id."""
         for mark in marks:
             at = seconds_of(mark["at"]) or 0.0
             key = mark["at"], mark["kind"], mark["component"], mark["text"]
-            if mark["kind"] != "alert" and at >= self._start and self._known.is_new(key, at):
+            if mark["kind"] != "alert" and self._known.is_new(key, at):
                 is_error = mark["kind"] == "circuit" and not mark["text"].startswith("closed")
                 yield Line(at, mark["kind"], mark["component"], mark["text"], is_error=is_error)
 
@@ -121,14 +125,13 @@ class Requests:
     """Calls that cost something, as they are recorded."""
 
     def __init__(self, start: float) -> None:
-        self._start = start
-        self._known = Known()
+        self._known = Known(start)
 
     def take(self, requests: Iterable[BookedCall]) -> Iterator[Line]:
         """Yield the new ones."""
         for one in requests:
             at = seconds_of(one["at"]) or 0.0
-            if at >= self._start and self._known.is_new(one["id"], at):
+            if self._known.is_new(one["id"], at):
                 is_error = one.get("outcome") == "unfinished"
                 yield Line(
                     at, "request", f"ai:{one['service']}", request_words(one), dict(one), is_error=is_error
