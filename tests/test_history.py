@@ -14,6 +14,7 @@ from koo.clock import iso
 from koo.errors import InvalidRequest
 from koo.events import CircuitClosed, CircuitOpened, DatabasePaused, OverrideSet
 from koo.history import POINTS_MAX, SAMPLE_S, UNWRITTEN_MAX, History
+from koo.openings import Act
 from koo.options import DAY_S
 from koo.policies.samples import Sample
 from koo.storage.base import StoreUnavailable
@@ -225,14 +226,16 @@ def test_openings_and_operators_acts_are_marked_and_a_deploy_when_the_version_ch
     async def test(past: Past) -> None:
         past.history.on_event(CircuitOpened("claude/sonnet", "5 failures in a row", 60.0))
         past.clock.advance(10)
-        past.history.on_event(OverrideSet("claude/sonnet", "disabled"))
+        past.history.on_event(OverrideSet("claude/sonnet", "forced_open", Act("ada", "invoice")))
+        past.history.on_event(CircuitOpened("channel:webhook", "it answered with status 500", 60.0))
         past.history.on_event(CircuitClosed("claude/sonnet", by_operator=True))
         past.clock.advance(10)
         await past.another("1.1").write()
         view = await past.history.report(60, None, None, (), False)
         assert [(mark["kind"], mark["component"], mark["text"]) for mark in view["marks"]] == [
             ("circuit", "ai:claude", "opened: 5 failures in a row"),
-            ("act", "ai:claude", "override: disabled"),
+            ("act", "ai:claude", "forced open (ada: invoice)"),
+            ("circuit", "channel:webhook", "opened: it answered with status 500"),
             ("act", "ai:claude", "closed by an operator"),
             ("deploy", "koo", "1.1"),
             ("deploy", "koo", "1.0"),

@@ -347,7 +347,7 @@ def test_incidents_are_deleted_with_the_history_and_end_with_their_guard(tmp_pat
         one.recorder.look()
         await one.recorder.write()
         assert (await other.find(first))["ended"] == "its guard was replaced"
-        one.recorder.on_event(CircuitOpened("alerts:webhook", "3 failures", 60.0))
+        one.recorder.on_event(CircuitOpened("channel:webhook", "3 failures", 60.0))
         assert len(one.recorder.book.kept) == 1, "a guard of no service has no incidents"
         one.clock.advance(30 * 86_400 + 1)
         await one.store.incidents.prune(one.clock.wall())

@@ -66,16 +66,16 @@ class Breakers:
             guard.set_override(override, act, ends_at)
 
     def reset_database(self, act: Act | None = None) -> None:
-        """Close the database's breaker, if the database is in use."""
+        """Close the database's breaker, if the database is in use, because another process did."""
         # The remembered override too: otherwise it would apply again as soon as the database's guard is created.
         self._of_database = None
         for guard in self.named(DATABASE):
-            guard.reset(act)
+            guard.reset(act, is_new=False)
 
-    def reset(self, name: str, act: Act | None = None) -> None:
-        """Close the breakers that a name stands for."""
+    def reset(self, name: str, act: Act | None = None, *, is_new: bool = True) -> None:
+        """Close the breakers that a name stands for; see `Guard.reset`."""
         for guard in self.named(name):
-            guard.reset(act)
+            guard.reset(act, is_new=is_new)
 
     def meet_database(self, guard: Guard, now: float) -> None:
         """Apply an override that was set before the database's guard existed."""

@@ -525,9 +525,18 @@ class Guard:
         self.breaker.set_override(override, act, ends_at)
         self._publish_steps()
 
-    def reset(self, act: Act | None = None) -> None:
-        """Close the breaker and forget streaks, checks and cooldown; never counts, limits or money."""
-        self.breaker.reset(self._monotonic(), act)
+    def reset(self, act: Act | None = None, *, is_new: bool = True) -> None:
+        """Close the breaker and forget streaks, checks and cooldown; never counts, limits or money.
+
+        `is_new` is False for an act that another process has published.
+        """
+        breaker = self.breaker
+        was_shut = breaker.phase is CLOSED and breaker.override is NONE
+        breaker.reset(self._monotonic(), act)
+        if was_shut and not is_new:
+            # Nothing ended here. Otherwise the act would be logged and marked again by each process, with the time of
+            # its start by each one that starts later.
+            breaker.happened.clear()
         self.cooldown.clear()
         self.tally.forget_cuts()
         self.resets, self.checks_failed = self.resets + 1, 0

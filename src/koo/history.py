@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 from koo.alert_acts import AtHome
+from koo.alerts.own_rules import CHANNEL
 from koo.bookings import page_of
 from koo.clock import Clock, iso
 from koo.episodes import Episode
@@ -39,6 +40,7 @@ from koo.monitoring.live_shapes import Saved
 from koo.monitoring.spend_shapes import BookedCall, BookedCalls
 from koo.openings import Act
 from koo.options import DAY_S
+from koo.policies.incidents import WORDS
 from koo.policies.samples import Sample, Span, extend
 from koo.spans import Mark, Spans
 from koo.storage.base import Store, StoreUnavailable
@@ -418,7 +420,7 @@ def _mark_of(event: Event, now: float) -> Mark | None:
         by = f"closed by an operator{_words(event.act)}" if event.by_operator else "closed"
         return Mark(now, "act" if event.by_operator else "circuit", _component(event.source), by)
     if isinstance(event, OverrideSet):
-        return Mark(now, "act", _component(event.source), f"override: {event.override}{_words(event.act)}")
+        return Mark(now, "act", _component(event.source), f"{WORDS[event.override]}{_words(event.act)}")
     if isinstance(event, KeyBlocked):
         return Mark(now, "circuit", _component(event.source), "the key was refused")
     for kind, text in _ACTS.items():
@@ -441,7 +443,7 @@ _ACTS: Mapping[type[Event], str] = {
 
 def _component(source: str) -> str:
     name = source.partition("/")[0]
-    return name if name == "database" else SERVICE + name
+    return name if name == "database" or name.startswith(CHANNEL) else SERVICE + name
 
 
 def _marks_of(episode: Episode) -> list[Mark]:

@@ -200,7 +200,7 @@ class Sharing:
         if service is not None:
             service.reset(act, publish=False)
         else:
-            self._breakers.reset(target, act)
+            self._breakers.reset(target, act, is_new=False)
 
     def _forget_used(self, target: str, new: bool) -> None:
         service = self._services().get(target)

@@ -195,7 +195,7 @@ def test_only_the_first_of_consecutive_failures_is_published() -> None:
         await process.store.notices.put(notice())
         await world.until(600)
         failed = [one for one in process.events if isinstance(one, DeliveryFailed)]
-        assert failed == [DeliveryFailed("alerts:webhook", "it answered with status 500", 5.0)]
+        assert failed == [DeliveryFailed("channel:webhook", "it answered with status 500", 5.0)]
 
     in_world(main)
 

@@ -27,7 +27,7 @@ from koo.errors import (
     StreamTruncated,
     UnknownService,
 )
-from koo.events import KeyUnblocked
+from koo.events import CircuitClosed, Event, KeyUnblocked
 from koo.options import DatabaseOptions, LimitOptions, PlatformOptions, RetryOptions, ServiceOptions
 from koo.platform import Platform
 from koo.policies.breaker import Override
@@ -185,6 +185,29 @@ def test_a_reset_of_the_database_reaches_every_process(tmp_path: Path) -> None:
                     before = two.database.guard.resets
                     assert await asyncio.to_thread(reset) if from_thread else reset()
                     await until(lambda before=before: two.database.guard.resets == before + 1)  # type: ignore[misc]
+
+    run(test)
+
+
+def test_a_reset_is_published_once_and_by_no_process_that_starts_later(tmp_path: Path) -> None:
+    """A process whose breaker was closed did nothing, and one that starts later would publish the act as new."""
+
+    async def test(server: FakeAnthropic) -> None:
+        closed: list[Event] = []
+        one, two, three = (Platform(options(tmp_path, server)) for _ in range(3))
+        for platform in (one, two, three):
+            platform.events.listen(
+                lambda event: closed.append(event) if isinstance(event, CircuitClosed) else None
+            )
+        async with one, two:
+            resets = two.services["claude"].default_guard.resets
+            one.reset_service("claude", by="ada")
+            await until(lambda: two.services["claude"].default_guard.resets == resets + 1)
+            async with three:
+                assert len(closed) == 1
+                two.services["claude"].default_guard.breaker.set_override(Override.DISABLED)
+                one.reset_service("claude", by="ada")
+                await until(lambda: len(closed) == 3)
 
     run(test)
 

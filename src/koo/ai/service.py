@@ -295,7 +295,7 @@ class Service:
         """
         self._override = NO_OVERRIDE
         for guard in self.guards:
-            guard.reset(act)
+            guard.reset(act, is_new=publish)
         self._pauses.clear()
         self.gates.quota.clear()
         unblocked = [*self.credentials.clear()]

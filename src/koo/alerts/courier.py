@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from koo.alerts.channels.base import Channel, Message, NotTaken
 from koo.alerts.messages import Sender, compose
+from koo.alerts.own_rules import CHANNEL
 from koo.clock import Clock
 from koo.deadlines import Deadlines
 from koo.errors import Kind, ServiceTimeout
@@ -76,7 +77,7 @@ class Courier:
     ) -> None:
         self.channel = channel
         self.standing = Standing(channel=channel.name)
-        self.source = f"alerts:{channel.name}"
+        self.source = f"{CHANNEL}{channel.name}"
         gates = Gates(self.source, GUARDED, deadlines=deadlines, clock=clock, draw=draw, publish=publish)
         self.guard = Guard(gates, classify=_judge)
         self._store = store
@@ -115,7 +116,7 @@ class Courier:
             return error.reason
         except TimeoutError:
             return LATE
-        self.guard.reset()
+        self.guard.reset(is_new=False)
         with suppress(StoreUnavailable):
             await self._store.notices.revive(self.channel.name)
         return None

@@ -301,7 +301,7 @@ WORDS = {
     "none": "override removed: the breaker decides again",
     "forced_open": "forced open",
     "disabled": "disabled: every call passes, and no call counts",
-    "metrics_only": "set to metrics only: it decides and counts, but refuses no call",
+    "metrics_only": "in shadow: it counts but refuses nothing",
 }
 _WORDS_OF: Mapping[type[Event], str] = {
     KeyUnblocked: "the key works again",
