@@ -324,7 +324,7 @@ def test_a_message_whose_senders_died_for_a_day_is_given_up_unsent() -> None:
         assert 20 < len(world.channel.tried) < 40, "the pauses between its attempts grow"
         (delivery,) = await process.store.notices.deliveries(0.0)
         assert (delivery.state, delivery.reason) == ("given_up", NO_RESULT)
-        assert DeliveryGivenUp("alerts:webhook", NO_RESULT, 1) in process.events
+        assert DeliveryGivenUp("channel:webhook", NO_RESULT, 1) in process.events
 
     in_world(main)
 
