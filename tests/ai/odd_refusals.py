@@ -599,6 +599,33 @@ ROWS: tuple[Oddity, ...] = (
         headers=HOUR,
     ),
     refusal(
+        "a limit per minute that is called a quota, in a metric's name",
+        "Vertex AI",
+        429,
+        {
+            "error": {
+                "code": 429,
+                "message": "Quota exceeded for aiplatform.googleapis.com/online_prediction_input_tokens_per_minute_"
+                "per_base_model with base model: m. Please submit a quota increase request.",
+                "status": "RESOURCE_EXHAUSTED",
+            }
+        },
+        Kind.THROTTLED,
+        PAUSES,
+        headers=HOUR,
+    ),
+    refusal(
+        "a secondary rate limit, as a 403",
+        "GitHub",
+        403,
+        {
+            "message": "You have exceeded a secondary rate limit. Please wait a few minutes before you try again."
+        },
+        Kind.THROTTLED,
+        PAUSES,
+        headers=HOUR,
+    ),
+    refusal(
         "a cloud's rate limit",
         "Bedrock",
         400,
@@ -903,6 +930,17 @@ ROWS: tuple[Oddity, ...] = (
         Kind.INVALID_REQUEST,
         ANEW,
         requests=2,
+    ),
+    # ── a wrong address or model ──
+    refusal(
+        "no loaded model, as a 400",
+        "LM Studio",
+        400,
+        {
+            "error": "No models loaded. Please load a model in the developer page or use the `lms load` command."
+        },
+        Kind.NOT_FOUND,
+        CALLERS,
     ),
     # ── other rules ──
     refusal(

@@ -184,6 +184,8 @@ ODDITIES: tuple[Oddity, ...] = (
           events(chunk("Par"), chunk("is.", "stop"), USED, DONE), **CHAT, content_type=EVENTS),
     whole("JSON with a text content type", "file servers and similar", "reads it as JSON",
           document(chat()), **CHAT, content_type="text/plain"),
+    whole("an unknown path with status 200", "LM Studio", "raises an error that points to the address: no retry",
+          {"error": "Unexpected endpoint or method. (POST /chat/completions)"}, **CHAT, kind=Kind.NOT_FOUND),
     whole("a web page with status 200", "portals and proxies on the way",
           "raises bad_answer after at most one retry", b"<html>Sign in</html>", **CHAT,
           content_type="text/html", kind=Kind.BAD_ANSWER, requests=2),

@@ -290,6 +290,24 @@ def test_a_reported_cost_is_used_in_a_stream_of_one_chunk_too() -> None:
     assert fault is None and [piece.cost_usd for piece in pieces] == [Decimal("0.5"), None]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        b'"x_groq":{"id":"r","usage":{"prompt_tokens":3,"completion_tokens":1}},"choices":[{"delta":{},"finish_reason":"stop"}]',
+        b'"choices":[{"delta":{},"finish_reason":"stop","usage":{"prompt_tokens":3,"completion_tokens":1}}]',
+    ],
+    ids=["groq", "moonshot"],
+)
+def test_a_streams_usage_is_found_where_some_vendors_put_it(end: bytes) -> None:
+    chunks = (
+        b'data: {"id":"1","choices":[{"delta":{"content":"As"}}]}\n\ndata: {"id":"1",%b}\n\ndata: [DONE]\n\n'
+        % end
+    )
+    pieces, fault = pieces_of("compatible", raw(chunks, content_type="text/event-stream"))
+    used = [piece.usage for piece in pieces if piece.usage is not None]
+    assert fault is None and used == [Usage(input_tokens=3, output_tokens=1)]
+
+
 TWO_TEXTS = b'{"type":"text","text":"a"},{"type":"text","text":"b"}'
 OPENAI_BODY = b'{"model":"m","status":"completed","output":[%b],"usage":null}'
 CHAT_BODY = b'{"choices":[{"message":{"content":%b},"finish_reason":"stop"}]}'

@@ -110,6 +110,8 @@ ROWS: list[tuple[str, Any, Kind]] = [
     ("anthropic", raw(b"", 307), Kind.INVALID_REQUEST),
     ("anthropic", raw(b"", 405), Kind.INVALID_REQUEST),
     ("anthropic", raw(b"", 415), Kind.INVALID_REQUEST),
+    ("anthropic", raw(b"", 425), Kind.CONFLICT),
+    ("anthropic", html(499), Kind.CONFLICT),
     ("anthropic", raw(b"", 422), Kind.INVALID_REQUEST),
     ("anthropic", raw(b"{", 500), Kind.SERVER_ERROR),
     ("anthropic", raw(b"[" * 100_000, 500), Kind.SERVER_ERROR),
@@ -288,6 +290,23 @@ def test_x_should_retry_wins_unless_a_retry_cannot_help(
 ) -> None:
     refused = ask("anthropic", error(status, type_, headers={"x-should-retry": said}))
     assert fault_of(refused).repeatable is repeatable
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 405])
+def test_a_redirect_or_a_refused_method_points_to_the_address(status: int) -> None:
+    assert "check BASE_URL" in ask("openai", html(status)).reason
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Quota exceeded for requests per minute", Kind.THROTTLED),
+        ("Quota exceeded for requests_per_minute and requests_per_day", Kind.QUOTA),
+        ("You have reached your daily limit of 5 requests per minute", Kind.QUOTA),
+    ],
+)
+def test_a_quota_that_resets_within_a_minute_is_a_rate_limit(message: str, kind: Kind) -> None:
+    assert ask("ollama", error(429, message=message)).kind is kind
 
 
 @pytest.mark.parametrize(

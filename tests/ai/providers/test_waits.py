@@ -72,6 +72,13 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     ({"retry-after": "1m2s"}, 62),
     ({"retry-after": "2 minutes"}, 120),
     ({"retry-after": "00:01:30"}, 90),
+    # A header that was sent twice, in quotes or with a comment.
+    ({"retry-after": "60, 60"}, 60),
+    ({"retry-after": "5, 60"}, 60),
+    ({"retry-after": '"60"'}, 60),
+    ({"retry-after": "60; window"}, 60),
+    ({"retry-after": "60 (seconds)"}, 60),
+    ({"retry-after": "5 parsecs, 60"}, None),
     ({"retry-after": rfc3339(60)}, 60),
     ({"retry-after": "Monday, 23-Nov-26 12:01:00 GMT"}, 60),
     ({"retry-after": http_date(86_400 * 300)}, LONGEST_S),

@@ -62,7 +62,9 @@ BY_STATUS: dict[int, Kind] = {
     408: Kind.TIMEOUT,
     409: Kind.CONFLICT,
     413: Kind.TOO_LARGE,
+    425: Kind.CONFLICT,
     429: Kind.THROTTLED,
+    499: Kind.CONFLICT,  # a proxy gave up the request, as if its client had left
     503: Kind.OVERLOADED,
     504: Kind.TIMEOUT,
     529: Kind.OVERLOADED,
@@ -206,11 +208,35 @@ class FaultTable:
         # Some vendors call a limit per minute a quota. If it were treated as one, koo would not call the service for an
         # hour or more, although the limit resets in a minute. A row from the vendor's own table is exact and stays as
         # it is.
-        if kind is Kind.QUOTA and row.guessed and wait_s is not None and wait_s <= QUOTA_S_MIN:
+        is_short = wait_s is not None and wait_s <= QUOTA_S_MIN
+        if kind is Kind.QUOTA and row.guessed and (is_short or _is_per_minute(parsed.message[:MESSAGE_MAX])):
             kind = Kind.THROTTLED
         detail = detail_of(parsed)
-        reason = sentence_of(row.sentence or _about_the_answer(kind, parsed) or SENTENCES[kind], detail)
+        words = row.sentence or _about_the_answer(kind, parsed) or _about_the_status(kind, parsed.status)
+        reason = sentence_of(words or SENTENCES[kind], detail)
         return make_error(service, kind, reason, wait_s, detail=detail, billable=billable)
+
+
+ELSEWHERE = "it redirects to another address: check BASE_URL"
+SENTENCES_BY_STATUS: dict[tuple[Kind, int], str] = {
+    **{(Kind.INVALID_REQUEST, status): ELSEWHERE for status in (301, 302, 303, 307, 308)},
+    (Kind.INVALID_REQUEST, 405): "it accepts no such request at this address: check BASE_URL",
+    (Kind.CONFLICT, 425): "it is not ready for the request yet",
+    (Kind.CONFLICT, 499): "it cancelled the request",
+}
+
+
+def _about_the_status(kind: Kind, status: int) -> str:
+    return SENTENCES_BY_STATUS.get((kind, status), "")
+
+
+_PER_MINUTE = re.compile(r"per[ _-]?(?:second|minute)", re.IGNORECASE)
+_PER_DAY = re.compile(r"per[ _-]?(?:day|month)|daily|monthly", re.IGNORECASE)
+
+
+def _is_per_minute(message: str) -> bool:
+    """Whether a message about a quota names only periods in which it resets by itself at once."""
+    return _PER_MINUTE.search(message) is not None and _PER_DAY.search(message) is None
 
 
 NO_ROOM = "prompt and max_tokens together do not fit into the model's context: lower max_tokens, or shorten the prompt"

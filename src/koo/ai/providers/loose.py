@@ -26,6 +26,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import inspect
 
+from koo.hidden import Sent
 from koo.http.connector import is_dense
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -69,7 +70,7 @@ def in_utf8(data: bytes, headers: Mapping[str, str]) -> bytes:
         guessed = "cp1252" if _ALSO_WINDOWS.fullmatch(found[1]) else found[1]
     with suppress(LookupError, UnicodeError):
         text = data.decode(guessed).removeprefix("\ufeff")
-        return text.encode() if text.lstrip()[:1] in ("{", "[") else data
+        return Sent(text.encode()) if text.lstrip()[:1] in ("{", "[") else data
     return data
 
 

@@ -131,7 +131,12 @@ class _Choice(msgspec.Struct, frozen=True):
     delta: _Reply | None = None
     text: str | None = None
     finish_reason: str | None = None
+    usage: _Usage | None = None  # Moonshot
     error: msgspec.Raw = NOTHING
+
+
+class _Groq(msgspec.Struct):
+    usage: _Usage | None = None
 
 
 class _Timings(msgspec.Struct):
@@ -150,6 +155,7 @@ class _Answer(msgspec.Struct):
     id: str | None = None
     usage: _Usage | None = None
     service_tier: str | None = None
+    x_groq: _Groq | None = None
     timings: _Timings | None = None
     error: msgspec.Raw = NOTHING
 
@@ -202,7 +208,7 @@ class _Reader(Reader):
             reasoning=not text and bool(thought),
             model=told.model if first else None,
             usage=usage,
-            input_counted=_counts_prompt(told),
+            input_counted=usage is not None and _counts_prompt(told),
             request_id=(self.headers.get("x-request-id") or told.id) if first else None,
             cost_usd=reported_usd(told.usage),
             tier=told.service_tier,
@@ -219,9 +225,10 @@ class _Reader(Reader):
 
     def _usage(self, chunk: _Answer) -> Usage | None:
         # A usage of zeros is not one: taken as final, the answer would be booked as free.
-        if not _told(chunk.usage):
+        told = _usage_in(chunk)
+        if told is None:
             return None if chunk.timings is None else usage_so_far(chunk.timings)
-        usage = usage_of(chunk.usage)
+        usage = usage_of(told)
         self._usage_told = True
         self._written = self._written or usage.output_tokens > 0
         return usage
@@ -344,9 +351,20 @@ def _thought(reply: _Reply) -> str:
     return reply.reasoning_content or reply.reasoning or ""
 
 
+def _usage_in(chunk: _Answer) -> _Usage | None:
+    """The usage in a chunk, wherever the vendor puts it."""
+    if _told(chunk.usage):
+        return chunk.usage
+    for one in (chunk.x_groq, chunk.choices[0] if chunk.choices else None):
+        if one is not None and _told(one.usage):
+            return one.usage
+    return None
+
+
 def _counts_prompt(chunk: _Answer) -> bool:
     """Whether the chunk reports the prompt's tokens; if it does in mid-stream, that count is final."""
-    return chunk.usage is not None and bool(chunk.usage.prompt_tokens)
+    usage = _usage_in(chunk)
+    return usage is not None and bool(usage.prompt_tokens)
 
 
 def _told(usage: _Usage | None) -> bool:

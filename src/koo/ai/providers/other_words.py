@@ -173,6 +173,7 @@ SENTENCES = (
         Kind.THROTTLED,
         r"rate[ -]?limit(?:ing)? (?:(?:is|has been|was|quota) )?(?:exceeded|reached|hit|violation)",
         r"rate[ -]?limited",
+        rf"{_REACHED} (?:[\w']+ ){{0,4}}rate[ -]?limit",
         r"too many (?:requests|tokens per|tokens, please wait|concurrent)",
         r"rejected due to rate",
         r"request limit exceeded",
@@ -226,6 +227,10 @@ SENTENCES = (
         r"(?:currently|temporarily|still) (?:unavailable|overloaded|loading)",
         r"loading model|no healthy upstream|queue (?:is )?full|no available (?:server|worker|instance)",
         r".{0,8}(?:服务器繁忙|负载已饱和)",
+    ),
+    # LM Studio sends the first of these with status 200, and the second with 400.
+    _sentences(
+        Kind.NOT_FOUND, r"(?:unexpected|unknown|invalid) (?:endpoint|url|path|route)", r"no models? loaded"
     ),
 )
 """From the most specific to the least. If none matches, the status decides."""

@@ -4,6 +4,7 @@
     retry-after: Wed, 21 Oct 2026 07:28:00 GMT                  an HTTP date
     retry-after: 2026-08-21T12:40:59Z                           an ISO date
     retry-after: 1786000000 | 1786000000000                     a timestamp, in s or ms since 1970
+    retry-after: 5, 60 | "60" | 60; comment                     the longest of several, without quotes and comments
     retry-after-ms, x-ms-retry-after-ms, x-retry-after-ms       the same, with plain numbers in milliseconds
     x-ratelimit-reset-requests: 6m0s | 120ms | 17               the reset of a limit, under any vendor's name
     "Please try again in 6m59.9s", {"retry_after_seconds": 5}   the body
@@ -55,6 +56,7 @@ _IN_WORDS = re.compile(
 _ON_DATE = re.compile(
     r"\b(20\d\d-\d\d-\d\d)(?:(?:t|[ ]+(?:at )?)(\d\d:\d\d(?::\d\d)?)(?:\.\d+)?)?", re.IGNORECASE
 )
+_LISTED = re.compile(r"[,;(]")
 # RateLimit: limit=100, remaining=0, reset=50; in newer drafts "default";r=0;t=50
 _NONE_LEFT = re.compile(r"\b(?:remaining|r)=0\b")
 _STRUCTURED = re.compile(r"(?:^|[;,\s])(?:reset|t)=\"?(\d+(?:\.\d+)?)")
@@ -140,9 +142,13 @@ def until_said_s(message: str, wall_s: float) -> float | None:
 
 def wait_of(text: str, headers: Headers, wall_s: float, unit_s: float = 1.0) -> float | None:
     """Seconds from now, from any of the supported forms; None for an impossible value."""
-    text = text.strip()
+    text = text.strip().strip('"')
     now = server_s(headers, wall_s)
     number = number_of(text)
+    # A header that was sent twice arrives as a list ("5, 60"), and some values have a comment ("60; window").
+    if number is None and text[:1].isdigit() and (listed := _LISTED.split(text))[1:]:
+        numbers = [one for one in map(number_of, listed) if one is not None]
+        number = max(numbers) if numbers and number_of(listed[0]) is not None else None
     if number is not None:
         return sensible(_span_or_point(number, unit_s, now))
     seconds = span_s(text)
