@@ -64,6 +64,13 @@ POOLERS: Rules = _rules(
         MISCONFIGURED.saying("the pooler does not accept an option in its URL"),
     ),
     (r"(?:idle )?transaction[ _]timeout", OVERSTAYED),
+    (r"query[ _]timeout", OVERSTAYED.saying("the pooler ended a statement that took too long")),
+    (
+        r"transaction blocks not allowed",
+        MISCONFIGURED.saying(
+            "the pooler is in statement mode, which allows no transactions: set its pool_mode to transaction or session"
+        ),
+    ),
     (r"client_idle_timeout", IDLED),
     # Supavisor
     (

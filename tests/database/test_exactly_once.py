@@ -112,6 +112,25 @@ def test_a_scope_whose_lost_commit_happened_ends_as_a_success(pg: Place) -> None
     run(main)
 
 
+@pytest.mark.parametrize("notify", ["NOTIFY notes", "SELECT pg_notify('notes', '')"])
+def test_a_transaction_that_only_notifies_notifies_once(pg: Place, notify: str) -> None:
+    """For PostgreSQL it has not written anything before its COMMIT."""
+    runs = 0
+
+    async def tell(session: AsyncSession) -> None:
+        nonlocal runs
+        runs += 1
+        await session.execute(text(notify))
+
+    async def main() -> None:
+        async with marked(pg) as (database, proxy):
+            proxy.cut_commit("after")
+            await database.transaction(tell)
+            assert (proxy.cuts, runs, count(pg, KEYS), count(pg, BURNED)) == (1, 1, 1, 0)
+
+    run(main)
+
+
 def test_a_scope_whose_lost_commit_did_not_happen_raises_not_committed(pg: Place) -> None:
     async def main() -> None:
         async with marked(pg) as (database, proxy):

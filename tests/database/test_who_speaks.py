@@ -38,7 +38,7 @@ DRIVERS = ["psycopg", "asyncpg"]
 class Said(Exception):
     """An error as a PostgreSQL driver would raise it: `diag` is psycopg's attribute, `severity_en` asyncpg's."""
 
-    def __init__(self, sqlstate: str, severity: str) -> None:
+    def __init__(self, sqlstate: str, severity: str | None) -> None:
         super().__init__("said")
         self.sqlstate = sqlstate
         self.severity_en = severity
@@ -310,6 +310,7 @@ POOLERS_SAY: list[tuple[str, str, Kind, bool]] = [
     ("08P01", "no such database: d", Kind.NOT_FOUND, False),
     ("08P01", "SSL required", Kind.NOT_CONFIGURED, False),
     ("08P01", "unsupported startup parameter: search_path", Kind.NOT_CONFIGURED, False),
+    ("08P01", "transaction blocks not allowed in statement pooling mode", Kind.NOT_CONFIGURED, False),
     # Supavisor
     (
         "28000",
@@ -411,6 +412,17 @@ def test_a_statements_error_that_quotes_a_pooler_is_not_a_poolers_error() -> Non
     quoted = Said("22023", "ERROR")
     quoted.args = ("no more connections allowed",)
     assert explain(DBAPIError(None, None, quoted)).kind is Kind.INVALID_REQUEST
+
+
+@pytest.mark.parametrize("words", ["query timeout", "idle transaction timeout"])
+def test_a_pooler_that_ends_a_long_statement_or_transaction_is_not_a_broken_server(words: str) -> None:
+    """PgBouncer sends no severity in English, and psycopg sees the closed connection only with the next statement."""
+    ended = Said("08P01", None)
+    ended.args = (words,)
+    meaning = explain(ended)
+    assert (meaning.kind, meaning.verdict, meaning.repeatable) == (Kind.TIMEOUT, NEUTRAL, False)
+    assert meaning.drop is meaning.drop.ONE
+    assert explain(ended, ScopeStage.COMMIT).unsure, "the server behind it may have committed"
 
 
 # ── other languages ───────────────────────────────────────────────────────────────────────────────────────────────

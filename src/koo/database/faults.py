@@ -24,11 +24,15 @@ from koo.sqlstates import (
     by_code,
     is_report,
     original_of,
+    severity_of,
     sqlstate_of,
 )
 
 SERVICE = "database"
 """The name of the database in errors and states."""
+POOLERS_CODE = "08P01"
+"""PgBouncer's only code, sent without the severity in English that every PostgreSQL adds: so it can be told apart, also
+if the driver has not seen yet that the connection was closed."""
 AGAIN_IN_S = 1.0
 """When to try again after a temporary connect failure: about the time that a server needs to start."""
 
@@ -52,17 +56,17 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
     # A pooler is recognised by the text of its errors, so this is only for a refused or a lost connection: the error of
     # a statement may quote any text, the user's data included. Never in COMMIT: a lost connection leaves the outcome
     # unknown, and a pooler's "no more connections" must not make it look as if nothing had been sent.
-    if lost or stage is ScopeStage.CONNECT:
+    code = sqlstate_of(original)
+    if lost or stage is ScopeStage.CONNECT or (code == POOLERS_CODE and severity_of(original) is None):
         meaning = of_pooler(original) if stage is not ScopeStage.COMMIT else None
-        # During connect, SQLAlchemy 2.0 passes asyncpg's errors through unchanged.
-        is_drivers = stage is ScopeStage.CONNECT and sqlstate_of(original) is not None
-        if meaning is not None and (is_drivers or isinstance(error, exc.DBAPIError)):
+        # The hooks pass the driver's own error, without SQLAlchemy's around it.
+        if meaning is not None and (code is not None or isinstance(error, exc.DBAPIError)):
             return meaning
     meaning = _by_code(original, stage)
     if meaning is not None:
         # A server that is shutting down may report a harmless error first. Without LOST the connection would be kept
         # and the failure not counted, although the connection is gone.
-        harmless = sqlstate_of(original) is not None and meaning.drop is Drop.KEEP
+        harmless = code is not None and meaning.drop is Drop.KEEP
         return LOST if lost and harmless else meaning
     meaning = _by_class(error, original, stage)
     is_short = meaning is not None and meaning.kind is Kind.OUT_OF_RESOURCES

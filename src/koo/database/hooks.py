@@ -7,6 +7,7 @@ must do little: every statement passes through here, including those that succee
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,11 @@ opening a new one: if BEGIN used all of it, a pool of dead connections could nev
 
 # Module constants, because every statement reads them and an attribute of an enum class costs a dictionary lookup.
 BODY, COMMIT = ScopeStage.BODY, ScopeStage.COMMIT
+
+COMMITS = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:COMMIT|END|PREPARE\s+TRANSACTION)\b", re.IGNORECASE | re.DOTALL
+)
+"""A statement that ends its transaction without a rollback."""
 
 
 class LivingConnection(Connection):
@@ -196,9 +202,13 @@ class Hooks:
         occupant = None if record is None else record.occupant
         if record is None or occupant is None:
             return False
+        # A COMMIT that the block sends as text is one like any other: if it is lost, the transaction may have happened,
+        # and after it a repeat of the function would do its work twice. The state of the connection does not show it if
+        # the block goes on with its own BEGIN, or with COMMIT AND CHAIN.
+        commits = context.is_text and COMMITS.match(statement) is not None
         # `enter` raises if the scope's deadline has passed. The deadline fires only once, so a statement sent after it
         # would run with nothing left to stop it.
-        began = occupant.enter(record, BODY)
+        began = occupant.enter(record, COMMIT if commits else BODY)
         occupant.statement = statement
         try:
             execute(statement, *parameters)
@@ -206,6 +216,8 @@ class Hooks:
             occupant.leave(record, began, False)
             raise
         occupant.statements += 1
+        if commits:
+            occupant.committed = True
         # The rows of a streamed result are fetched after this hook has returned, so the cursor itself is wrapped:
         # otherwise the fetches would have no deadline and their time would not be measured.
         if context._is_server_side:

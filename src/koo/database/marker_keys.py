@@ -9,12 +9,14 @@ from dataclasses import dataclass
 TABLE = "koo_markers"
 OF_COMMIT, OF_OPERATION = "tx:", "op:"
 """The prefixes of keys."""
-_CERTAIN = re.compile(r"\s*(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+_CERTAIN = re.compile(r"\s*(?:INSERT|UPDATE|DELETE|MERGE|NOTIFY)\b", re.IGNORECASE)
 
 
 def writes_for_certain(statement: str) -> bool:
-    """Whether the statement's first word proves that it writes. For other statements the server decides at COMMIT."""
-    return _CERTAIN.match(statement) is not None
+    """Whether the statement's text proves that it has an effect. For other statements the server decides at COMMIT."""
+    # A transaction that only notifies has no transaction id before its COMMIT. Without a marker of its own, a COMMIT
+    # that was lost would be reported as not committed, and the repeat would send the notification again.
+    return _CERTAIN.match(statement) is not None or "pg_notify" in statement.lower()
 
 
 def commit_key(wall_s: float) -> str:
