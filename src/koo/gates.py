@@ -462,11 +462,10 @@ class Gates:
         """Refuse because of the breaker, with the reason and the time to retry."""
         reason, wait_s = guard.breaker.refusal(now)
         guard.breaker.refused += 1
-        others_at = self._others_open_at(guard, now)
-        if wait_s < others_at - now < NEVER:
-            wait_s = others_at - now
-        # Forced open without an end: there is no true time to give.
-        until_s = None if wait_s == NEVER else wait_s
+        until_s = None  # forced open without an end: no time would be true
+        if wait_s != NEVER:
+            others_s = self._others_open_at(guard, now) - now
+            until_s = others_s if wait_s < others_s < NEVER else wait_s
         self.refuse(guard, self.family.circuit_open, reason, until_s, Kind.CIRCUIT_OPEN)
 
     def _refuse_slot(self, guard: Guarded, reason: str) -> NoReturn:
