@@ -100,7 +100,8 @@ def test_a_throttled_call_pauses_as_long_as_requested(library: Any, tmp_path: Pa
         errors = await one.fails(ask, times=6)
         first = errors[0]
         assert {type(caught) for caught in errors} == {RateLimited} and len(one.server.queries) == 1
-        assert isinstance(first, RateLimited) and (first.kind, first.retry_after_s) == (Kind.THROTTLED, 300)
+        assert isinstance(first, RateLimited) and first.kind is Kind.THROTTLED
+        assert 300 <= (first.retry_after_s or 0) <= 315, "callers do not all return at the same moment"
         assert one.phase == "closed" and one.spent_usd == 0
 
     tried(tmp_path, library, check)

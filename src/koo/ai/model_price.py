@@ -85,10 +85,10 @@ class ModelPrice:
             cost = fma(usage.reasoning_tokens, EXACT.subtract(tier.reasoning_usd, tier.output_usd), cost)
         return cost
 
-    def cost_at_usd(self, usage: Usage, tier: str | None) -> Decimal:
-        """The exact cost of a usage in the tier that the answer reports, or else in the one that was requested."""
+    def cost_at_usd(self, usage: Usage, tier: str) -> Decimal:
+        """The exact cost of a usage in the tier that the answer reports, whichever was requested."""
         # An operator who configures a price has included the tier.
-        if tier is None or self.source != "table":
+        if self.source != "table":
             return self.cost_usd(usage)
         cost, factor = (self.ordinary or self).cost_usd(usage), TIERS.get(tier)
         return cost if factor is None else EXACT.multiply(cost, factor)

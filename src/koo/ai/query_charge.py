@@ -189,7 +189,9 @@ class QueryCharge(ServiceCharge):
             least_usd = max(self._reported_usd(), completion.cost_usd or NOTHING)
             self.bill = self._bill(max(least_usd, self._estimate_usd(usage)), "estimate", usage)
         else:
-            self.bill = self._bill(price.cost_at_usd(usage, completion.tier), price.source, usage)
+            tier = completion.tier
+            cost_usd = price.cost_usd(usage) if tier is None else price.cost_at_usd(usage, tier)
+            self.bill = self._bill(cost_usd, price.source, usage)
             # Only complete usage is learned from: an estimate would make the bound of the next prompt a guess.
             if self._conversations is not None and self._measure is not None:
                 self._conversations.learn(self._measure.mark, usage, completion.text)
