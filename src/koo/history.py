@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
@@ -292,7 +292,7 @@ class History:
             "marks": [
                 _mark_view(mark)
                 for mark in marks
-                if ask.components is None or mark.component in ask.components or mark.component == KOO
+                if ask.components is None or mark.component == KOO or _is_of(mark.component, ask.components)
             ],
             "trouble": trouble,
             "timestamp": now_iso(self.clock),
@@ -439,6 +439,11 @@ _ACTS: Mapping[type[Event], str] = {
     DatabaseResumed: "resumed",
     DatabaseRotated: "rotated",
 }
+
+
+def _is_of(component: str, wholes: Collection[str]) -> bool:
+    """Whether it is one of `wholes`, or a part of one, as "ai:claude/opus" is of "ai:claude"."""
+    return any(component == whole or component.startswith(f"{whole}/") for whole in wholes)
 
 
 def _component(source: str) -> str:

@@ -92,6 +92,23 @@ def test_an_operators_reason_is_shown_to_refused_callers(
         assert code == 2 and "there is no breaker of that name; the known ones are: database, claude" in err
 
 
+def test_why_names_a_refused_key_although_the_breaker_never_opened(here: Here, tmp_path: Path) -> None:
+    with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, _):
+        here.set({"KOO_URL": url})
+        fake.fails(401)
+        refused(url)
+        code, _, err = here.run("breaker", "why", "claude")
+        assert (
+            code == 2
+            and "the breaker of claude has not opened in the last 30 days; it is circuit_open: " in err
+        )
+        assert "the provider refused the key; last error auth" in err
+        here.run("breaker", "trip", "claude", "--reason", "invoice")
+        assert here.run("breaker", "list")[1].splitlines()[2].split()[:5] == [
+            "claude/claude-sonnet-5-5", "forced", "open", "forced", "open",
+        ], "since when is not shown: it has not opened because of failures"  # fmt: skip
+
+
 def test_a_breaker_in_shadow_counts_and_refuses_nothing(here: Here, tmp_path: Path) -> None:
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, _):
         here.set({"KOO_URL": url})

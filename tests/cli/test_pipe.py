@@ -19,6 +19,7 @@ from tests.cli.canned import (
     MESSAGE,
     MODEL,
     NAME,
+    NOW,
     alerts_of,
     canned,
     error_of,
@@ -185,6 +186,32 @@ def test_an_exhausted_limit_shows_when_it_resets(here: Here) -> None:
         _, out, _ = here.run("status")
     assert "claude: full; next attempt 2026-11-28T14:07:06Z" in out
     assert "lab: spent; next attempt 2026-11-29T00:00:00Z (in 9 h 54 min)" in out
+
+
+def test_an_error_before_a_limit_or_an_operators_act_is_not_shown_as_its_reason(here: Here) -> None:
+    """Calls have succeeded since the error, or would not be tried again before the operator's override ends."""
+    said, forced = (
+        error_of("it rejects the API key"),
+        "forced open by ada: invoice; until 2026-11-28T14:07:06Z",
+    )
+    later = {"circuit_breaker_state": "closed", "next_attempt": None, "last_success": NOW}
+    services = {
+        "claude": service_of(state="rate_limited", reason="the budget is used up", health=later, last_error=said),
+        "lab": service_of(
+            state="circuit_open", reason=forced, models={"m": {"override": "none", "state": "forced_open"}},
+            health={"circuit_breaker_state": "forced_open", "next_attempt": AT}, last_error=said,
+        ),
+    }  # fmt: skip
+    with canned(health_of("degraded", **services)) as url:
+        here.set({"KOO_URL": url})
+        lines = here.run("status")[1].splitlines()
+    assert "claude: the budget is used up" in lines and f"lab: {forced} (in 42 s)" in lines
+
+
+def test_the_times_in_an_alerts_message_are_to_the_second(here: Here) -> None:
+    with canned(alerts_of(ALERT | {"message": f"the provider limits our rate, until {AT}"})) as url:
+        here.set({"KOO_URL": url})
+        assert "limits our rate, until 2026-11-28T14:07:06Z (in 43 s)" in here.run("alerts")[1]
 
 
 def test_a_database_that_has_just_stopped_responding_is_not_called_healthy(here: Here) -> None:

@@ -1,11 +1,11 @@
 import { isForced, isIll, isOf, leadOf, nextAttemptAt, stateSentence, verdictOf, worstAlerts, worstFirst } from "../dashboard/data/verdict.js";
 import { Failure } from "../dashboard/data/api.js";
-import { opening } from "../dashboard/words/text.js";
+import { opening, withoutName } from "../dashboard/words/text.js";
 import { equal, test } from "./tiny.js";
 
 const LIVE = { state: "live", failure: null };
 const service = (name, state = "healthy", more = {}) => ({ service_name: name, state, reason: "", health: { next_attempt: null }, last_error: null, ...more });
-const database = (state = "healthy", more = {}) => ({ state, healthy: state === "healthy", error: null, last_error: null, ...more });
+const database = (state = "healthy", more = {}) => ({ state, healthy: state === "healthy", error: null, last_error: null, conditions: [], ...more });
 const alert = (type, component, more = {}) => ({ type, component, kind: "k", message: "it fails", phase: "firing", data: {}, ...more });
 
 test("the colour is that of the worst alert, the word shows what works", () => {
@@ -28,6 +28,7 @@ test("one sentence names what works and what does not", () => {
   equal(stateSentence(database(), [service("a"), service("b")]), "The database and both AI services work.");
   equal(stateSentence(database(), [service("a", "circuit_open"), service("b")]), "a: circuit open. The database and 1 other AI service work.");
   equal(stateSentence(database("circuit_open"), [service("a")]), "Calls to the database are refused: its circuit is open. The AI service works.");
+  equal(stateSentence(database("healthy", { conditions: ["slow", "paused"] }), [service("a")]), "The database is paused. The AI service works.");
   equal(stateSentence(database("unhealthy", { error: "x" }), [service("a", "circuit_open")]), "The database does not answer. a: circuit open.");
 });
 
@@ -51,12 +52,32 @@ test("a card is open while its component is not healthy or has a firing alert", 
 test("the lead shows the cause, what koo does and what to do", () => {
   const book = { k: { title: "", refuses: "every call.", begins: "", ends: "", advice: "look at the other side. Then wait.\n\nMore." } };
   const error = { kind: "timeout", sentence: "no answer in time", at: "2026-11-29T12:00:00Z", status: null };
-  const lead = leadOf([alert("info", "koo"), alert("critical", "ai:a", { data: { next_attempt: "2026-11-29T12:00:30Z" } })],
-    [service("a", "circuit_open", { last_error: error })], database(), book);
+  const lead = leadOf([alert("info", "koo"), alert("critical", "ai:a", { data: { next_attempt: "2026-11-29T12:00:30Z", last_error: error } })],
+    [service("a", "circuit_open")], database(), book);
   equal([lead?.cause, lead?.does, lead?.advice, lead?.canCheck],
     ["it fails. The last error: no answer in time", "Refuses every call", "Look at the other side. Then wait.", true]);
   equal([lead?.at, lead?.atWords], [Date.parse("2026-11-29T12:00:30Z"), "tests recovery"]);
   equal(leadOf([alert("info", "koo")], [], database(), book), null);
+});
+
+test("the lead of an alert about a limit says when it ends, and nothing of an error that was over before", () => {
+  const error = { kind: "auth", sentence: "it rejects the key", at: "2026-11-29T11:00:00Z", status: 401 };
+  const lead = leadOf([alert("critical", "ai:a", { data: { refuses: "calls", resets_at: "2026-11-30T00:00:00Z" } })],
+    [service("a", "rate_limited", { last_error: error })], database(), {});
+  equal([lead?.cause, lead?.at, lead?.atWords], ["it fails", Date.parse("2026-11-30T00:00:00Z"), "that ends"]);
+});
+
+test("for a service that is down, the lead has the advice for its cause", () => {
+  const book = { service_down: { title: "", refuses: "", begins: "", ends: "", advice: "was the key revoked?\n\nwait." } };
+  const down = (also) => leadOf([alert("critical", "ai:a", { kind: "service_down", data: { also, next_attempt: "2026-11-29T12:00:30Z" } })], [], database(), book);
+  equal([down(["circuit_open"])?.advice, down(["circuit_open"])?.atWords], ["Wait.", "tests recovery"]);
+  equal([down(["key_refused"])?.advice, down(["key_refused"])?.atWords], ["Was the key revoked?", "checks the key"]);
+});
+
+test("a message does not repeat the name that stands next to it", () => {
+  equal(withoutName("claude cannot be called", "claude"), "cannot be called");
+  equal(withoutName("ended: claude cannot be called", "claude"), "ended: cannot be called");
+  equal(withoutName("claude's model opus cannot be called", "claude"), "claude's model opus cannot be called");
 });
 
 test("for a breaker forced open by an operator, the lead shows when that ends and offers no check", () => {

@@ -454,6 +454,8 @@ def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_pat
                 await page.until_text(".told", "Silenced: service down of ai:claude, by ada <b>")
                 row = await page.until_text("[aria-labelledby=week] tbody", "ai:claude")
                 assert "active" in row and "critical" in row and "Cannot be called" in row
+                marks = await page.until_text(".marks", "circuit claude Opened: ")
+                assert "act koo" not in marks and "alert claude Cannot be called: " in marks
                 await page.click("[data-hush=unsilence]")
                 await page.click("#act-go")
                 await page.until_text("#act-result", "has ended")

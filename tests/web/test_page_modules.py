@@ -58,7 +58,7 @@ Ran = tuple[dict[str, str], dict[str, str], dict[str, list[str]]]
 STORIES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("stories/*.jsonl"))}
 HEAR = """(async () => {
     const store = await import('/dashboard/data/store.js'), verdict = await import('/dashboard/data/verdict.js');
-    const said = {};
+    const said = {}, runbook = await (await fetch('/api/v1/runbook')).json();
     for (const [name, text] of Object.entries(await (await fetch('/page-tests/stories.json')).json())) {
         store.forget();
         said[name] = [];
@@ -66,9 +66,10 @@ HEAR = """(async () => {
             const {event, data} = JSON.parse(line);
             store.apply(event, data);
             const look = verdict.verdictOf({state: 'live', failure: null}, store.health.value, store.severity.value);
-            const lead = verdict.leadOf(store.lasting.value, store.configured.value, store.database.value, {});
+            const lead = verdict.leadOf(store.lasting.value, store.configured.value, store.database.value, runbook);
             const words = `${look.tone} ${look.word}, ${lead?.alert.component ?? 'no alert'}, ${
-                verdict.stateSentence(store.database.value, store.configured.value)}`;
+                verdict.stateSentence(store.database.value, store.configured.value)} ${
+                (lead?.advice ?? '').slice(0, 30)}`.trim();
             if (said[name].at(-1) !== words) said[name].push(words);
         }
     }
@@ -131,13 +132,15 @@ def test_the_first_screen_follows_a_story(ran: Ran) -> None:
         "service-down": (well, well),
         "over-budget": (
             well,
-            "critical degraded, ai:claude, claude: rate limited. The database and 2 other AI services work.",
+            "critical degraded, ai:claude, claude: rate limited. The database and 2 other AI services work. "
+            "First find out which callers s",
         ),
         "two-outages": (
             well,
             "critical unhealthy, database, Calls to the database are refused: its circuit is open. "
-            "openai: circuit open. 2 other AI services work.",
+            "openai: circuit open. 2 other AI services work. "
+            "Is the server running (pg_isre",
         ),
     }
-    worst = "critical degraded, ai:claude, claude: circuit open. The database and 2 other AI services work."
-    assert worst in ran[2]["service-down"]
+    worst = "critical degraded, ai:claude, claude: circuit open. The database and 2 other AI services work. "
+    assert f"{worst}For any other reason koo needs" in ran[2]["service-down"]

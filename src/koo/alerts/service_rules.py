@@ -55,7 +55,7 @@ def find_in_breaker(component: str, whom: str, breaker: BreakerStatus) -> Iterat
     if breaker["state"] in REFUSED:
         data: AlertData = {
             "refuses": f"every call to {whom}",
-            "since": breaker["opened_at"],
+            "since": breaker["opened_at"] if breaker["state"] == "open" else None,
             "next_attempt": breaker["next_attempt"],
             "last_error": breaker["last_error"],
             **incident_of(breaker),

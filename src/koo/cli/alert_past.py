@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from koo.cli.client import connect
 from koo.cli.tables import Column, put_table
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
-from koo.cli.words import duration, seconds_of, span, when
+from koo.cli.words import duration, in_utc, seconds_of, span, when
 from koo.monitoring.alert_shapes import AlertHistory
 from koo.monitoring.shapes import Alert
 
@@ -69,6 +69,5 @@ def _past_row(alert: Alert) -> list[str]:
     lasted = "active" if began is None or ended is None else span(ended - began)
     told = alert["notified"]
     notified = when(told["at"]) if told["at"] else told["reason"] or told["state"]
-    return [
-        when(alert["timestamp"]), lasted, alert["type"], alert["component"], alert["message"], notified, alert["id"],
-    ]  # fmt: skip
+    since, message = when(alert["timestamp"]), in_utc(alert["message"])
+    return [since, lasted, alert["type"], alert["component"], message, notified, alert["id"]]

@@ -9,7 +9,7 @@ from koo.cli.alerts import state_of
 from koo.cli.client import TIMEOUT_S, connect, who
 from koo.cli.tables import Column, put_table, put_words
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async, say
-from koo.cli.words import latency, when
+from koo.cli.words import in_utc, latency, when
 from koo.monitoring.alert_shapes import AlertHistory
 from koo.monitoring.notice_shapes import (
     AlertDeliveries,
@@ -106,7 +106,7 @@ async def _explain(alert: str | None, url: str | None) -> Explained:
 
 
 def _put_alert(alert: Alert) -> None:
-    put_words(f"{alert['component']}: {alert['message']}")
+    put_words(f"{alert['component']}: {in_utc(alert['message'])}")
     put_words(f"{alert['type']}, {state_of(alert)}, since {when(alert['timestamp'])}")
     told = alert["notified"]
     words = (

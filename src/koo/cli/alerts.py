@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
 from koo.cli.client import ask
 from koo.cli.tables import Column, coloured, put_table, put_words
 from koo.cli.terminal import Exit, put, put_json, run_async, say
-from koo.cli.words import when
+from koo.cli.words import plainly, seconds_of, when
 from koo.monitoring.shapes import Alert, SystemAlerts
 
 COLUMNS = (
@@ -30,18 +31,18 @@ def alerts(url: str | None, *, as_json: bool) -> Exit:
     elif not listed:
         put("no alerts")
     else:
-        _put(listed)
+        _put(listed, seconds_of(answer["timestamp"]) or time.time())
         _say_what_to_do(server, listed)
     return _exit_of(listed)
 
 
-def _put(listed: Sequence[Alert]) -> None:
+def _put(listed: Sequence[Alert], now: float) -> None:
     """Print a table in a pipe. In a window of eighty columns its rows would be broken up."""
     if not sys.stdout.isatty():
-        put_table(COLUMNS, [_row(alert) for alert in listed])
+        put_table(COLUMNS, [_row(alert, now) for alert in listed])
         return
     for alert in listed:
-        put_words(coloured(alert["type"]), f"{alert['component']}: {alert['message']}")
+        put_words(coloured(alert["type"]), f"{alert['component']}: {plainly(alert['message'], now)}")
         put_words(
             coloured(
                 f"    {state_of(alert)}, since {when(alert['timestamp'])}, id {alert.get('id', '')}", "dim"
@@ -49,10 +50,10 @@ def _put(listed: Sequence[Alert]) -> None:
         )
 
 
-def _row(alert: Alert) -> list[str]:
+def _row(alert: Alert, now: float) -> list[str]:
+    since, message = when(alert["timestamp"]), plainly(alert["message"], now)
     # An older server sends neither a phase nor an id.
-    since = when(alert["timestamp"])
-    return [since, alert["type"], alert["component"], alert["message"], state_of(alert), alert.get("id", "")]
+    return [since, alert["type"], alert["component"], message, state_of(alert), alert.get("id", "")]
 
 
 def state_of(alert: Alert) -> str:

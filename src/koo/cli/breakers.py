@@ -6,8 +6,9 @@ import time
 from typing import Any, TypedDict
 from urllib.parse import quote, urlencode
 
+from koo.cli.client import ServerClient, ask, connect, who
 from koo.cli.client import act as post
-from koo.cli.client import ask, connect, who
+from koo.cli.reasons import database_state, why_database, why_service
 from koo.cli.tables import Column, put_table
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, put_whole, run_async
 from koo.cli.text import one_line
@@ -15,7 +16,7 @@ from koo.cli.words import counted, duration, latency, moment, seconds_of, span, 
 from koo.errors import name_of
 from koo.monitoring.incident_markdown import markdown_of
 from koo.monitoring.incident_shapes import Incident, IncidentCall, Incidents, OneIncident
-from koo.monitoring.shapes import BreakerStatus, Time
+from koo.monitoring.shapes import BreakerStatus, SystemHealth, Time
 
 BREAKERS = (
     Column("breaker"),
@@ -65,11 +66,13 @@ def list_all(url: str | None, *, as_json: bool) -> Exit:
 
 
 def _row(one: BreakerStatus, now: float) -> list[str]:
-    attempt, is_closed = seconds_of(one["next_attempt"]), one["state"] in ("closed", "disabled")
+    attempt = seconds_of(one["next_attempt"])
+    # `opened_at` is when its failures last opened it, and not when an operator did.
+    has_opened = one["state"] in ("open", "half_open") and one["opened_at"] is not None
     return [
         one["name"],
         _state(one),
-        "" if is_closed or one["opened_at"] is None else when(one["opened_at"]),
+        when(one["opened_at"] or "") if has_opened else "",
         one["reason"] or one["operator"],
         "" if attempt is None else moment(attempt, now),
         one["incident"] or "",
@@ -107,18 +110,21 @@ def act(
 
 def why(name: str, url: str | None, *, markdown: bool, as_json: bool) -> Exit:
     """The last incident of a breaker, or the one of that id."""
-    answer = run_async(_find(name, url))
+    answer, now = run_async(_find(name, url))
     if as_json:
         put_json(answer)
     elif markdown:
         text = markdown_of(answer)
         put_whole("".join(f"{one_line(line)}\n" for line in text.splitlines()))
     else:
-        _show(answer["incident"], seconds_of(answer["timestamp"]) or time.time())
+        _show(answer["incident"])
+        if now and answer["incident"]["state"] == "closed":
+            put(f"now {now}")
     return Exit.OK
 
 
-async def _find(name: str, url: str | None) -> OneIncident:
+async def _find(name: str, url: str | None) -> tuple[OneIncident, str]:
+    """Return the incident, and what is wrong with that component now."""
     async with connect(url) as client:
         with progress(f"querying {client.url}"):
             service = name.partition("/")[0]
@@ -132,16 +138,32 @@ async def _find(name: str, url: str | None) -> OneIncident:
             ]
             if not ids and not _is_id(name):
                 known = (await client.get("/monitoring/breakers", Breakers))["breakers"]
-                raise CommandFailed(
-                    _nothing_of(name, [one["name"] for one in known]), Exit.USAGE, "not_found"
-                )
-            return await client.get(f"/monitoring/incidents/{ids[0] if ids else name}", OneIncident)
+                sentence = _nothing_of(name, [one["name"] for one in known])
+                now = await _reason_now(client, service)
+                raise CommandFailed(f"{sentence}; it is {now}" if now else sentence, Exit.USAGE, "not_found")
+            found = await client.get(f"/monitoring/incidents/{ids[0] if ids else name}", OneIncident)
+            return found, await _reason_now(client, found["incident"]["guard"].partition("/")[0])
+
+
+async def _reason_now(client: ServerClient, name: str) -> str:
+    """Return the state and the reason of a component that is not healthy; empty if it is, or if there is none."""
+    # A refused key or a used-up limit refuses every call while the breaker is closed: without this the answer would be
+    # that nothing is wrong.
+    health = await client.get("/monitoring/health", SystemHealth)
+    now = seconds_of(health["timestamp"]) or time.time()
+    if name == "database":
+        state, why = database_state(health["database"]), why_database(health["database"], now)
+    elif (view := health["ai_services"]["services"].get(name)) is not None:
+        state, why = view["state"], why_service(view, now)
+    else:
+        return ""
+    return f"{state}: {why}" if why else ""
 
 
 def _nothing_of(name: str, known: list[str]) -> str:
     """Tell a mistyped name from a breaker that never opened."""
     if any(name in (one, one.partition("/")[0]) for one in known):
-        return f"{name_of(name)} has not opened in the last 30 days"
+        return f"the breaker of {name_of(name)} has not opened in the last 30 days"
     return f"there is no breaker of that name; the known ones are: {', '.join(map(name_of, known))}"
 
 
@@ -149,7 +171,7 @@ def _is_id(name: str) -> bool:
     return len(name) == 16 and all(letter in "0123456789abcdef" for letter in name)
 
 
-def _show(one: Incident, now: float) -> None:
+def _show(one: Incident) -> None:
     ended = when(one["closed_at"]) if one["closed_at"] else ""
     put(f"{one['guard']} opened {when(one['opened_at'])}: {one['reason']}")
     if one["trigger"] is not None:

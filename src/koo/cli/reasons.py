@@ -58,11 +58,13 @@ def why_service(view: ServiceHealth, now: float) -> str:
     """Return what is wrong with a service and when it is tried again; empty if nothing is."""
     if not view["reason"] or not (view["configured"] or is_local(view)):
         return ""
+    if _is_forced(view):
+        return plainly(view["reason"], now)
     at = next_attempt(view)
     again = _again(at, now)
     if at is None and view["state"] == "circuit_open":
         again = f"; next attempt after an unbilled check that succeeds{_next_check(view, now)}, or a reset"
-    return plainly(view["reason"], now) + _last_error(view.get("last_error"), view["reason"], now) + again
+    return plainly(view["reason"], now) + _last_error(_error_of(view), view["reason"], now) + again
 
 
 def breaker_word(view: ServiceHealth) -> str:
@@ -96,7 +98,7 @@ def why_koo(koo: KooHealth | None) -> Iterator[str]:
 def next_attempt(view: ServiceHealth) -> float | None:
     """Return when this service is tried again, as shown on the page; None if it is in use or the time is unknown."""
     if view["state"] == "circuit_open":
-        return seconds_of(view["health"]["next_attempt"])
+        return None if _is_forced(view) else seconds_of(view["health"]["next_attempt"])
     if view["state"] != "rate_limited":
         return None
     named = time_in(view["reason"])
@@ -108,6 +110,18 @@ def _next_check(view: ServiceHealth, now: float) -> str:
     ends = [seconds_of(model.get("key_checked_at")) for model in view["models"].values()]
     at = min((end for end in ends if end is not None), default=None)
     return "" if at is None else f", the next one {moment(at, now)}"
+
+
+def _is_forced(view: ServiceHealth) -> bool:
+    """Return whether an operator forced its breaker open: then the reason says when that ends, and nothing is tried."""
+    return next((model.get("state") == "forced_open" for model in view["models"].values()), False)
+
+
+def _error_of(view: ServiceHealth) -> LastError | None:
+    """Return the error that explains its state: a limit refuses calls whatever failed before the last success."""
+    error, success = view.get("last_error"), seconds_of(view["health"].get("last_success"))
+    is_over = error is not None and (success or 0.0) > (seconds_of(error["at"]) or 0.0)
+    return None if view["state"] == "rate_limited" and is_over else error
 
 
 def is_local(view: ServiceHealth) -> bool:

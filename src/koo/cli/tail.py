@@ -19,7 +19,7 @@ from koo.cli.following import LATE_S, Alerts, Calls, Line, Marks, Requests
 from koo.cli.tables import COLOURS, coloured, put_words
 from koo.cli.terminal import CommandFailed, Exit, progress, put_whole, run_async, say
 from koo.cli.text import json_text
-from koo.cli.words import duration, seconds_of, span, when
+from koo.cli.words import duration, in_utc, seconds_of, span, when
 from koo.monitoring.alert_shapes import AlertHistory
 from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.history_shapes import History
@@ -89,7 +89,7 @@ class Shown:
             put_whole(json_text(json.dumps(said, ensure_ascii=not _reads_utf8())) + "\n")
             return
         word = coloured(f"{line.word:<8}", COLOURS.get(line.word, "red" if line.is_error else "dim"))
-        put_words(when(at), word, f"{line.component}: {line.text}")
+        put_words(when(at), word, f"{line.component}: {in_utc(line.text)}")
 
 
 def _reads_utf8() -> bool:

@@ -49,6 +49,11 @@ def plainly(sentence: str, now: float) -> str:
     return _ISO.sub(lambda found: _time_and_distance(found[0], now), sentence)
 
 
+def in_utc(sentence: str) -> str:
+    """Return a sentence about the past with its times to the second."""
+    return _ISO.sub(lambda found: when(found[0]), sentence)
+
+
 def time_in(sentence: str) -> float | None:
     """Return the first time in a sentence."""
     found = _ISO.search(sentence)

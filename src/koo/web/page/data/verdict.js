@@ -39,7 +39,7 @@ export function verdictOf(link, health, severity) {
  */
 export function stateSentence(database, services) {
   const ill = services.filter((one) => one.state !== "healthy");
-  const works = database.state === "healthy" && database.healthy;
+  const works = database.state === "healthy" && database.healthy && shutBy(database) === "";
   if (works && ill.length === 0) {
     if (services.length === 0) return "The database works. No AI service has a key yet.";
     return `The database and ${allOf(services.length, false)} work.`;
@@ -49,11 +49,15 @@ export function stateSentence(database, services) {
   return [...wrong, ...whatWorks(works, services.length - ill.length, ill.length > 0)].join(". ") + ".";
 }
 
+/** "paused" or "draining", if an operator has shut the gate for new scopes; otherwise empty. @param {Database} database */
+const shutBy = ({ conditions }) => ["paused", "draining"].find((one) => conditions.includes(one)) ?? "";
+
 /** @param {Database} database */
 function databaseWords(database) {
   if (database.state === "circuit_open") return "Calls to the database are refused: its circuit is open";
   if (database.state === "degraded") return "The database's recovery is being tested";
-  return database.error ? "The database does not answer" : `The database is ${stateLook(database.state).word}`;
+  if (database.error) return "The database does not answer";
+  return `The database is ${database.state === "healthy" ? shutBy(database) : stateLook(database.state).word}`;
 }
 
 /**
@@ -154,6 +158,9 @@ export function isForced(component, service, database) {
   return one?.state === "forced_open";
 }
 
+/** Whether a refused key is the cause: koo then checks the key, not the service. @param {Alert} alert */
+export const isOfKey = ({ kind, data }) => [kind, ...data.also ?? []].some((one) => one.endsWith("key_refused"));
+
 /**
  * Why the database is not healthy; empty if it is.
  * @param {Database} database
@@ -163,16 +170,14 @@ export function databaseReason(database) {
 }
 
 /**
- * The first sentences of the advice. For a service that is down, the runbook starts with a rejected key, followed by
- * "Otherwise …" for all other causes.
+ * The first sentences of the advice. For a service that is down, the runbook's first paragraph is about a refused key, the
+ * second about all other causes.
  * @param {Advice} book
  * @param {Alert} alert
- * @param {Service | undefined} service
  */
-function adviceOf(book, alert, service) {
-  const keyRefused = Object.values(service?.models ?? {}).some((one) => one.key_refused !== "");
-  const [first, otherwise] = book.advice.split("\n\n")[0].split(/(?<=[.?!] )Otherwise /);
-  return capital(opening(alert.kind === "service_down" && !keyRefused && otherwise ? otherwise : first, ADVICE_LETTERS));
+function adviceOf(book, alert) {
+  const [first, second = first] = book.advice.split("\n\n");
+  return capital(opening(alert.kind === "service_down" && !isOfKey(alert) ? second : first, ADVICE_LETTERS));
 }
 
 /** The advice must fit next to the rest; the complete text is below the alert. */
@@ -196,20 +201,19 @@ export function leadOf(lasting, services, database, runbook) {
   if (alert === undefined) return null;
   const service = services.find((one) => isOf(alert.component, `ai:${one.service_name}`));
   const book = Object.hasOwn(runbook, alert.kind) ? runbook[alert.kind] : null;
-  const error = alert.data.last_error ?? (isOf(alert.component, "database") ? database?.last_error : service?.last_error) ?? null;
-  const next = timeOf(alert.data.next_attempt) ?? (service ? nextAttemptAt(service) : null);
-  const resets = timeOf(alert.data.resets_at);
+  const error = alert.data.last_error ?? null;
+  const next = timeOf(alert.data.next_attempt), resets = timeOf(alert.data.resets_at);
   const refuses = alert.data.refuses ?? book?.refuses ?? "";
   const forced = isForced(alert.component, service, database);
   return {
     alert,
     // Most messages already contain the last error.
-    cause: error === null || /the last:/.test(alert.message) || alert.message.includes(error.sentence)
+    cause: error === null || forced || /the last:/.test(alert.message) || alert.message.includes(error.sentence)
       ? alert.message : `${alert.message}. The last error: ${error.sentence}`,
     does: refuses ? `Refuses ${refuses.replace(/\.$/, "")}` : "Lets every call pass and keeps watching",
     at: next ?? resets,
-    atWords: forced ? "that ends" : next !== null ? "tests recovery" : "resets",
-    advice: forced ? "Reset the breaker when calls may pass again." : book ? adviceOf(book, alert, service) : "",
+    atWords: forced || next === null && refuses ? "that ends" : next === null ? "resets" : isOfKey(alert) ? "checks the key" : "tests recovery",
+    advice: forced ? "Reset the breaker when calls may pass again." : book ? adviceOf(book, alert) : "",
     canCheck: !forced && (service ? service.state !== "rate_limited" : isOf(alert.component, "database")),
   };
 }

@@ -4,7 +4,7 @@
 
 import { deliveries } from "../data/api.js";
 import { database, lasting, over, service } from "../data/store.js";
-import { isForced, nextAttemptAt, worstAlerts } from "../data/verdict.js";
+import { isForced, isOfKey, nextAttemptAt, worstAlerts } from "../data/verdict.js";
 import { badge } from "../parts/badge.js";
 import { useLoaded } from "../parts/loaded.js";
 import { useState } from "../vendor/hooks.js";
@@ -75,7 +75,7 @@ function ComesBack({ alert }) {
   const next = timeOf(alert.data.next_attempt), resets = timeOf(alert.data.resets_at);
   const whole = alert.component.startsWith("ai:") ? service(alert.component.slice(3).split("/")[0]).value : null;
   if (isForced(alert.component, whole, database.value)) return next === null ? " Ends with a reset." : [" Ends ", h(Until, { at: next }), "."];
-  if (next !== null) return [" Tests recovery ", h(Until, { at: next }), "."];
+  if (next !== null) return [isOfKey(alert) ? " Checks the key " : " Tests recovery ", h(Until, { at: next }), "."];
   if (resets !== null) return [" Resets ", h(Until, { at: resets }), "."];
   const at = whole && alert.kind === "service_down" ? nextAttemptAt(whole) : null;
   return at === null ? null : [" Next attempt ", h(Until, { at }), "."];

@@ -2,7 +2,7 @@
 // One card for the database and one for each service: its state, the reason, and the numbers behind it.
 
 import { database, pool, service } from "../data/store.js";
-import { databaseReason, nextAttemptAt } from "../data/verdict.js";
+import { databaseReason, isForced, nextAttemptAt } from "../data/verdict.js";
 import { badge } from "../parts/badge.js";
 import { bar, figure, nearness } from "../parts/meter.js";
 import { h } from "../vendor/preact.js";
@@ -56,6 +56,16 @@ export function DatabaseWhy({ one }) {
 export function serverWords({ host, port, name }) {
   const place = host === null ? "" : port === null ? host : `${host}:${port}`;
   return [name, place].filter(Boolean).join(" on ");
+}
+
+/**
+ * The error that explains a service's state. A limit or an operator refuses calls whatever failed before.
+ * @param {Service} one
+ */
+function errorOf(one) {
+  const { state, last_error: error, health } = one;
+  if (isForced("", one, null)) return null;
+  return state === "rate_limited" && (timeOf(health.last_success) ?? 0) > (timeOf(error?.at) ?? 0) ? null : error;
 }
 
 /**
@@ -123,11 +133,13 @@ export function ServiceWhy({ one }) {
   return h("div", { class: "whys" },
     one.reason && one.state !== "healthy" ? h("p", { class: "why" }, h(Plain, { text: one.reason })) : null,
     nextAttempt(one),
-    whatBroke(one.last_error, one.state === "healthy" ? null : one.health.last_success));
+    whatBroke(errorOf(one), one.state === "healthy" ? null : one.health.last_success));
 }
 
 /** @param {Service} service */
 function nextAttempt(service) {
+  // The reason says when an operator's override ends. Until then nothing is attempted.
+  if (isForced("", service, null)) return null;
   const at = nextAttemptAt(service);
   if (at !== null) return h("p", null, "Next attempt ", h("strong", null, h(Until, { at })), " · ", h(Clock, { at }));
   if (service.state !== "circuit_open") return null;

@@ -121,7 +121,7 @@ function Parts({ history }) {
     open ? h("section", { "aria-labelledby": "ill", key: "ill", class: "ill" }, h("h2", { id: "ill" }, "Not healthy", h("span", { class: "count" }, String(open))),
       h("div", { class: "cards" }, ill ? h(DatabaseCard, { key: "database", history }) : null,
         sick.map(({ name }) => h(ServiceCard, { name, key: name, history })))) : null,
-    h("section", { "aria-labelledby": "well", key: "well", class: "panel well" },
+    ill && sick.length && well.length === 0 ? null : h("section", { "aria-labelledby": "well", key: "well", class: "panel well" },
       h("h2", { id: "well" }, open ? "Healthy" : "All components"),
       services.length === 0 ? h("p", { class: "hint" }, "No AI service has a key yet. Add one to the file .env, for example ",
         h("code", null, "ANTHROPIC_API_KEY=…"), ", and restart koo.") : null,

@@ -1,19 +1,19 @@
 // @ts-check
 // What happened: alerts, breakers, operators' acts and deployments, newest first.
 
-import { history as alertHistory, past } from "../data/api.js";
+import { history as alertHistory } from "../data/api.js";
 import { marks } from "../data/store.js";
 import { badge, shape } from "../parts/badge.js";
 import { useLoaded } from "../parts/loaded.js";
 import { table } from "../parts/table.js";
 import { h } from "../vendor/preact.js";
 import { severityLook } from "../words/looks.js";
-import { alertWords, capital, spaced } from "../words/text.js";
+import { alertWords, capital, spaced, withoutName } from "../words/text.js";
 import { clock, span, timeOf } from "../words/times.js";
 import { endButton, untilWords } from "./hush.js";
 import { Plain } from "./moments.js";
-import { RangePicker } from "./past.js";
-import { range, to, toComponent } from "./route.js";
+import { RangePicker, useHistory } from "./past.js";
+import { to, toComponent } from "./route.js";
 
 /**
  * @typedef {import("../data/shapes.js").Alert} Alert
@@ -52,18 +52,18 @@ export function Marks({ all }) {
     const ended = one.kind === "alert" && /^ended/.test(one.text) || one.kind === "circuit" && /^closed/.test(one.text);
     const look = ended ? { ...OVER, word: one.kind } : LOOKS[one.kind] ?? { shape: "ring", tone: "none", word: spaced(one.kind) };
     const href = toComponent(one.component), at = timeOf(one.at);
+    const whose = one.component.replace(/^ai:/, "");
     return h("li", { key: `${one.at} ${place}` },
       h("span", { class: "soft when" }, at === null ? "" : clock(at, nowMs)), shape(look, "tiny"),
       h("span", { class: "soft kind" }, look.word),
-      h("p", null, one.component ? [href ? h("a", { href }, one.component.replace(/^ai:/, "")) : h("b", null, one.component), " "] : null,
-        h(Plain, { text: one.text })));
+      h("p", null, one.component ? [href ? h("a", { href }, whose) : h("b", null, whose), " "] : null,
+        h(Plain, { text: withoutName(one.text, whose) })));
   }));
 }
 
 /** The view with all marks of the range, alerts of a week, and silences. */
 export function TimelineView() {
-  const one = range.value;
-  const { content, failure } = useLoaded(one, () => past(one, ["none"]), 30_000, marks.value);
+  const { content, failure } = useHistory("");
   const week = useLoaded("week", alertHistory, 30_000, marks.value);
   return [
     h("header", { class: "view-head", key: "head" }, h("h1", null, "Timeline"), h(RangePicker, null)),

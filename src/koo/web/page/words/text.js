@@ -15,8 +15,17 @@ export function capital(text) {
  */
 export function alertWords({ component, message }, now) {
   const whose = component.replace(/^ai:/, "");
-  const said = message.startsWith(`${whose} `) ? message.slice(whose.length + 1) : message;
-  return { whose, said: `${capital(plainly(said, now))}.` };
+  return { whose, said: `${capital(plainly(withoutName(message, whose), now))}.` };
+}
+
+/**
+ * A message without the name with which it starts, because the name stands next to it.
+ * @param {string} message
+ * @param {string} name
+ */
+export function withoutName(message, name) {
+  const head = message.startsWith("ended: ") ? "ended: " : "";
+  return message.startsWith(`${head}${name} `) ? head + message.slice(head.length + name.length + 1) : message;
 }
 
 /** @param {string} word */
