@@ -17,6 +17,7 @@ from koo.history import POINTS_MAX, SAMPLE_S, UNWRITTEN_MAX, History
 from koo.openings import Act
 from koo.options import DAY_S
 from koo.policies.samples import Sample
+from koo.spans import Mark
 from koo.storage.base import StoreUnavailable
 from koo.storage.store import SqlStore
 from tests.storage.support import NOON_S, SetClock
@@ -208,6 +209,9 @@ def test_only_the_requested_components_are_reported(tmp_path: Path) -> None:
         past.history.take({"ai:claude": Sample("healthy"), "database": Sample("healthy", used=3, places=5)})
         past.history.on_event(DatabasePaused("database", 1))
         past.history.on_event(CircuitOpened("claude/sonnet", "5 failures", 60.0))
+        await past.store.history.mark([Mark(past.clock.wall(), "alert", "ai:claude/opus", "it fails")])
+        marks = (await past.history.report(60, None, None, ("ai:claude",), False))["marks"]
+        assert {one["component"] for one in marks} == {"koo", "ai:claude", "ai:claude/opus"}, "its models too"
         view = await past.history.report(60, None, None, ("database",), False)
         assert list(view["series"]) == ["database"] and 3 in view["series"]["database"]["used"]
         assert "spent" not in view["series"]["database"]
