@@ -123,7 +123,7 @@ class Bridge:
         """The loop that a call must cross to from the running one; None if it stays. `own`: where its owner is open.
 
         In threads other than the main one a loop usually lives for one call (`asyncio.run` in a worker of Flask or
-        Celery), and several run at the same time. koo does not open itself on such a loop: it uses the loop where it is
+        Celery), and several run at the same time. koo is not opened on such a loop: it uses the loop where it is
         already open, else the background loop.
         """
         loop = running_loop()
@@ -140,7 +140,7 @@ class Bridge:
         return threading.current_thread() is threading.main_thread() or loop is self._loop
 
     def is_own(self, loop: Loop | None) -> bool:
-        """Whether it is the background loop."""
+        """Whether `loop` is the background loop."""
         return loop is not None and loop is self._loop
 
     def loop(self) -> Loop:
@@ -192,7 +192,7 @@ class Bridge:
         try:
             start(ending)
         except BaseException:
-            # Without the second thread nothing would close this loop in order. End it; the next call starts another.
+            # Without the second thread nothing would close this loop cleanly. End it; the next call starts another.
             loop.call_soon_threadsafe(end.set)
             thread.join(CLOSING_S_MAX)
             raise
@@ -283,7 +283,7 @@ class Bridge:
 
 
 async def _end_all_tasks() -> None:
-    """Cancel all tasks, also those that start meanwhile: a daemon thread's late call may open koo again."""
+    """Cancel all tasks, including those that start in the meantime: a daemon thread's late call may open koo again."""
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
         for task in others:
             if not task.cancelling():  # a second cancellation would interrupt its cleanup

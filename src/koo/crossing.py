@@ -87,7 +87,7 @@ class Visit(Generic[T]):
 
     def _end(self, task: asyncio.Task[None]) -> None:
         # `was_cut` distinguishes two CancelledErrors that look alike: one that the loop or the caller caused, and one
-        # that the operation itself raised, for example from a client's own timeout. The latter belongs to the caller
+        # that the operation itself raised, for example from a client's own timeout. The latter is passed to the caller
         # unchanged.
         if task.cancelled():  # before its first step: `_run` catches every later cancellation
             self.drop()
@@ -194,7 +194,7 @@ async def _cross(loop: Loop, work: Coroutine[Any, Any, T], over: Callable[[], Ba
             if isinstance(error, asyncio.CancelledError):
                 await asyncio.wait([arrived], timeout=SETTLE_S_MAX)
         raise
-    # The other loop cancelled the work because it is ending. Raised as a CancelledError in a task that nobody
+    # The other loop cancelled the work because it is ending. Raised as a CancelledError in a task that was not
     # cancelled, it would end the caller silently; `carry` therefore raises a RuntimeError that gives the reason.
     if visit.was_cut:
         raise over()

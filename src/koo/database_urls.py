@@ -30,7 +30,7 @@ class UnusableArguments(Exception):
 
 
 def with_hidden_password(url: Any) -> Any:
-    """The same SQLAlchemy URL with a hidden password. The URL is a tuple, which error reporters unpack in
+    """A copy of the SQLAlchemy URL with a hidden password. The URL is a tuple, which error reporters unpack in
     tracebacks."""
     return url.set(password=Secret(url.password)) if url.password else url
 

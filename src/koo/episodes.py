@@ -32,7 +32,7 @@ class Acknowledgement:
     note: str = ""
 
     def holds(self, now: float) -> bool:
-        """Whether it is still in force at wall time `now`."""
+        """Whether the acknowledgement is still in force at wall time `now`."""
         return self.until is None or now < self.until
 
 
@@ -63,7 +63,7 @@ class Episode:
         return self.fingerprint.partition(":")[0]
 
     def end_at(self, now: float) -> float:
-        """Its end if it ends now: never before its beginning, even if the clock was set back."""
+        """The episode's end if it ends now: never before its beginning, even if the clock was set back."""
         return max(now, self.started_at, self.fired_at or self.started_at)
 
 
@@ -83,7 +83,7 @@ class Silence:
     reason: str
 
     def covers(self, kind: str, component: str, now: float) -> bool:
-        """Whether it matches and is in force at wall time `now`."""
+        """Whether the silence matches and is in force at wall time `now`."""
         return now < self.ends_at and fnmatchcase(kind, self.kind) and fnmatchcase(component, self.component)
 
 
@@ -132,7 +132,7 @@ class Episodes(Protocol):
     async def keep(self, *episodes: Episode, said: Collection[str] = ()) -> list[Episode]:
         """Write the episodes that this process sees, under a new lease; returns them as stored, in the same order.
 
-        An episode that others have ended meanwhile is returned as resolved and is not written. If the fingerprint
+        An episode that others have ended in the meantime is returned as resolved and is not written. If the fingerprint
         already has an active episode, that one continues, with its id, its beginning and its acknowledgement. The first
         process that keeps one with `notified_at` writes the notice that it is firing, unless the notice's key is in
         `said` (this process has delivered it itself).

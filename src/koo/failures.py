@@ -44,5 +44,5 @@ def safe(text: str, most: int = SENTENCE_MAX) -> str:
 
 
 def masked(text: str) -> str:
-    """The same text, with "…" for anything that looks like a secret."""
+    """The text, with "…" for anything that looks like a secret."""
     return _SECRET.sub("…", text)

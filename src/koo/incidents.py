@@ -158,7 +158,7 @@ class IncidentReports:
         return await self._at_home(lambda: self._find(incident_id))
 
     async def markdown(self, incident_id: str) -> str:
-        """The same as Markdown, to paste into a report. Raises `CallerMistake` if there is none with that id."""
+        """One incident as Markdown, to paste into a report. Raises `CallerMistake` if there is none with that id."""
         return markdown_of(await self.find(incident_id))
 
     async def _list(self, component: str | None, limit: int) -> shapes.Incidents:

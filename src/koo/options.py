@@ -384,7 +384,7 @@ class ServiceOptions(Timed):
 
     @property
     def configured(self) -> bool:
-        """Whether it can be called at all: it is not switched off, and a hosted vendor has a key."""
+        """Whether the service can be called at all: it is not switched off, and a hosted vendor has a key."""
         return not self.disabled_by and (self.api_key is not None or self.kind == "local" or self.declared)
 
     @property
@@ -394,7 +394,7 @@ class ServiceOptions(Timed):
 
     @property
     def free(self) -> bool:
-        """Whether it costs nothing: the local model, or a self-hosted server declared without key and price."""
+        """Whether calls cost nothing: the local model, or a self-hosted server declared without key and price."""
         unpriced = self.input_price is None and self.output_price is None and self.price_as is None
         return self.kind == "local" or (self.declared and not self.has_credentials and unpriced)
 

@@ -27,7 +27,7 @@ from koo.upkeep import CheckServices, KeepTime, SendNotices
 
 STANDS_STILL = (
     "koo is open on another event loop, which is not running now and was not closed: call `await platform.close()` at "
-    "the end of the work there (in a fixture, before the `yield`), and koo opens itself again where it is used; or run "
+    "the end of the work there (in a fixture, before the `yield`), and koo opens again where it is used; or run "
     'both on one loop (pytest-asyncio: loop_scope="session" for fixtures and tests)'
 )
 RUNS_ELSEWHERE = (
@@ -48,7 +48,7 @@ _all: WeakSet[Residence] = WeakSet()
 
 
 class OpenElsewhere(RuntimeError):
-    """It is already open on another loop."""
+    """koo is already open on another loop."""
 
 
 class Keeper:
@@ -133,7 +133,7 @@ class Residence:
     # ── where ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def is_here(self) -> bool:
-        """Whether it is open on the running loop. Raises RuntimeError if no asyncio loop is running."""
+        """Whether koo is open on the running loop. Raises RuntimeError if no asyncio loop is running."""
         try:
             return self._is_open and asyncio.get_running_loop() is self.loop
         except RuntimeError:

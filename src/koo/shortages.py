@@ -56,7 +56,7 @@ def shortage_in(error: BaseException) -> str | None:
 
 
 def shortage_in_words(text: str) -> str | None:
-    """The same from an error's text. Only for text from a library in this process, not from a server. Records it."""
+    """The shortage behind an error's text, which must come from a library in this process, not a server. Records it."""
     sentence = next((sentence for words, sentence in _WORDS.items() if words in text), None)
     return None if sentence is None else SHORTAGES.note(sentence)
 

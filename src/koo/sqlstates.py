@@ -52,7 +52,7 @@ class Meaning:
         return self.unsure and self.kind is Kind.CONNECTION
 
     def saying(self, says: str) -> Meaning:
-        """The same meaning with another text."""
+        """A copy of this meaning with another text."""
         return replace(self, says=says)
 
     def fault(self, error: Exception | None = None) -> Fault:

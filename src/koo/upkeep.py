@@ -141,7 +141,7 @@ class KeepTime(BackgroundTask):
                 await self._forget(self.parts.store.as_leader(self.parts.fleet.leadership.epoch))
 
     # `store` carries the leader's epoch, and refuses a process that is no longer the leader. A machine that was
-    # suspended while it led would otherwise go on sweeping beside its successor, by an outdated view.
+    # suspended while it led would otherwise go on sweeping alongside its successor, with outdated data.
     async def _forget(self, store: LeadersStore) -> None:
         wall = self.parts.clock.wall()
         await self.parts.alerts.sweep(store)

@@ -64,7 +64,7 @@ def called_by(operation: object) -> object:
 
 
 def is_async(operation: object) -> bool:
-    """Whether it is declared with `async def`, also as a generator or inside wrappers."""
+    """Whether the operation is declared with `async def`, even as a generator or inside wrappers."""
     called = called_by(operation)
     own_call = getattr(called, "__call__", None)  # noqa: B004 - an object whose class has an `async def __call__`
     return _is_declared_async(called) or inspect.iscoroutinefunction(own_call)

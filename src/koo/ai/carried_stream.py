@@ -44,7 +44,7 @@ class CarriedStream(AnswerStream):
 
 
 class CarriedOperation(OperationStream[T]):
-    """A stream of an own operation whose guard belongs to the loop `home`. Each wait is carried there.
+    """A stream of a user's own operation whose guard belongs to the loop `home`, where each wait runs.
 
     The operation itself still runs on the reader's loop, to which its client belongs.
     """

@@ -4,8 +4,9 @@ Every attempt goes through `hold → run → settle`, even one that fails: its r
 been billed before the response was lost. The worst case is held. The attempt's `bill` is booked. If its cost is unknown
 and it may have been billed, the whole hold is booked, marked as an estimate.
 
-All charges hold and settle in the same way. They differ in the worst case and in the source of the bill: for a query
-that is the provider's usage and a price, for an own operation its caller or its result (`operation_charge.py`).
+All charges hold and settle in the same way. They differ in the worst case and in the source of the bill: for a query,
+the bill comes from the provider's usage and a price; for a user's own operation, from its caller or its result
+(`operation_charge.py`).
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ class ServiceCharge(ABC):
             await self._hold_money(deadline)
             self._held_at = self._service.clock.monotonic()
             return
-        # Tokens first, then money. Waiting for tokens may take a minute, and money held meanwhile would make other
-        # calls' budgets look exhausted. If the money is refused or the wait for it is cancelled, the tokens go back;
-        # otherwise a service without budget would also use up its limit on tokens.
+        # Tokens first, then money. Waiting for tokens may take a minute, and money held during that time would make
+        # other calls' budgets look exhausted. If the money is refused or the wait for it is cancelled, the tokens go
+        # back; otherwise calls that the budget refuses would also use up the limit on tokens.
         await self._tokens.take(self.bound_tokens(), deadline, waits=self._is_patient)
         try:
             await self._hold_money(deadline)

@@ -86,7 +86,7 @@ def _header_at(way: tuple[str, ...], name: str) -> ReadKey:
 
 
 def is_client(kind: type) -> bool:
-    """Whether it is a class of an SDK: an operation may send its requests with an argument of such a class."""
+    """Whether this is a class of an SDK: an operation may send its requests with an argument of such a class."""
     return any(f"{base.__module__}.".startswith(SDKS) for base in kind.__mro__)
 
 

@@ -199,7 +199,7 @@ def _spawn(folder: Path) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         env=child_environment(),
         # A terminal sends Ctrl-C to its whole foreground process group. In a session of its own the child does not
-        # receive it, so koo can end running queries in order before it ends the model.
+        # receive it, so koo can end running queries cleanly before it ends the model.
         start_new_session=True,
     )
 

@@ -213,7 +213,7 @@ def dearest(prices: Sequence[ModelPrice]) -> ModelPrice:
 
 
 def raised(price: ModelPrice, factor: Decimal) -> ModelPrice:
-    """The same price with everything that is counted in tokens multiplied by `factor`."""
+    """A copy of the price with everything that is counted in tokens multiplied by `factor`."""
     tiers = tuple(
         UnitPrices(
             above_tokens=tier.above_tokens,

@@ -98,7 +98,7 @@ class Ask(NamedTuple):
 
 
 def is_free(operation: object) -> bool:
-    """Whether it is a method of an SDK's client that no vendor bills."""
+    """Whether the operation is a method of an SDK's client that no vendor bills."""
     owner = getattr(operation, "__self__", None)
     if owner is None or module_of(owner) not in SDKS:
         return False

@@ -271,7 +271,7 @@ class AskCharge(OperationCharge):
         return priced_bill(self._found, self._estimate_usd(), "estimate", self.model, Usage())
 
     def _price(self, report: Report) -> ModelPrice | None:
-        """The price of the requested model, as for a query; if that is unknown, of the model that answered."""
+        """The price of the requested model, as for a query; if it is unknown, that of the model that answered."""
         if self._found is None and report.model is not None:
             return self._prices.find(self._options, report.model)
         return self._found

@@ -1,4 +1,4 @@
-"""Which budgets an own operation spends from: those of its registration, or those of a built-in service."""
+"""Which budgets a user's own operation spends from: those of its registration, or those of a built-in service."""
 
 from __future__ import annotations
 

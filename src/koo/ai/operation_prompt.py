@@ -142,5 +142,5 @@ def fields_of(thing: object) -> Iterator[tuple[str, Any]]:
 
 
 def is_given(value: object) -> bool:
-    """Whether it is a real argument, not an SDK's marker for an argument that is not given."""
+    """Whether the value is a real argument, not an SDK's marker for an argument that is not given."""
     return value is not None and type(value).__name__ not in NOT_GIVEN

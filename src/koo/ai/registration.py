@@ -1,4 +1,4 @@
-"""Reads the options of an own operation's registration, and composes the classifier of its errors."""
+"""Reads the options of a user's own operation from its registration, and composes the classifier of its errors."""
 
 from __future__ import annotations
 

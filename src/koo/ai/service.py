@@ -144,7 +144,7 @@ class Service:
         """How many calls of each model go first, to read the provider's limits from the responses; 0: all at once."""
         self.allowance = allowance or Allowance(None)
         self.clock, self.deadlines = clock, deadlines
-        self.calls = calls or CallLog(clock)  # for own operations and for streams that broke off
+        self.calls = calls or CallLog(clock)  # for users' own operations and for streams that broke off
         self._seen_at = clock.monotonic(), clock.wall()
         # A UTC day, and how many of this process's requests on it are stored; the same for other processes' requests.
         self._stored = self._elsewhere = (0, 0)
@@ -187,7 +187,7 @@ class Service:
 
     @property
     def configured(self) -> bool:
-        """Whether it can be called at all. If not, it is left out of counts, alerts and the overall health."""
+        """Whether the service can be called at all. If not, it is left out of counts, alerts and the overall health."""
         return not self.obstacle
 
     @property
@@ -285,7 +285,7 @@ class Service:
         if len(pauses) > PAUSES_MAX:
             lasting = [(one, pause) for one, pause in pauses.items() if now < pause.until]
             lasting.sort(key=lambda pair: pair[1].until)
-            # Half of them are dropped, so that sorting is not repeated for each further pause.
+            # Half of them are dropped, so that sorting is not repeated for each new pause.
             self._pauses = dict(lasting[-PAUSES_MAX // 2 :])
 
     def reset(self, act: Act | None = None, *, publish: bool = True) -> None:
@@ -313,11 +313,11 @@ class Service:
             guard.set_override(override, act, ends_at)
 
     def pause(self, model: str, for_s: float, kind: Kind, reason: str, credential: str = "") -> None:
-        """Pause because another process met the provider's limit. `model` "" means the whole service.
+        """Pause because another process hit the provider's limit. `model` "" means the whole service.
 
-        `credential` is the one whose limit was met, if it is not the service's own.
+        `credential` is the one whose limit was hit, if it is not the service's own.
         """
-        # The jitter is zero: the process that met the limit has already added it to `for_s`.
+        # The jitter is zero: the process that hit the limit has already added it to `for_s`.
         now = self.clock.monotonic()
         if credential and model:
             self.credentials.guard(credential, model).cooldown.extend(now, for_s, lambda: 0.0, kind, reason)

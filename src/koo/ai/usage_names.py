@@ -117,7 +117,7 @@ SEARCHES = {"web_search_call": "web_searches", "file_search_call": "storage_sear
 
 
 def says_something(usage: object) -> bool:
-    """Whether it has a count under any of the known names."""
+    """Whether the usage has a count under any of the known names."""
     return isinstance(usage, Usage) or any(get(usage, name) is not None for name in FIRST_NAMES)
 
 
@@ -223,7 +223,7 @@ def get(thing: object, name: str) -> object:
 
 @lru_cache(4096)
 def _is_plain_model(kind: Any, name: str) -> bool:
-    """Whether it is a pydantic class in which this name can only be a field, not a property or a class attribute."""
+    """Whether `kind` is a pydantic class in which this name can only be a field, not a property."""
     return "__pydantic_fields__" in kind.__dict__ and not any(name in vars(base) for base in kind.__mro__)
 
 

@@ -24,7 +24,7 @@ def absorb(found: Iterable[Finding]) -> list[Finding]:
 
 
 def _absorb(findings: dict[str, Finding]) -> list[Finding]:
-    """The same for one component's findings, by kind."""
+    """Like `absorb`, for the findings of one component, by kind."""
     parts: dict[str, list[Finding]] = {}
     for kind, finding in findings.items():
         whole = _whole(kind, findings)

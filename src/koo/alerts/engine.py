@@ -78,7 +78,7 @@ class Seen:
 
     @property
     def is_firing(self) -> bool:
-        """Whether it is firing and its condition holds now."""
+        """Whether the episode is firing and its condition holds now."""
         return self.episode.phase == "firing" and self.is_found
 
 
@@ -194,7 +194,7 @@ class Alerts:
     def step(
         self, findings: Iterable[Finding], now: Moment, has_looked: HasLooked, new_id: Callable[[], str]
     ) -> list[Episode]:
-        """Take in the current findings; returns the episodes that began, changed phase or ended, to be stored.
+        """Process the current findings; returns the episodes that began, changed phase or ended, to be stored.
 
         A pending episode that is over is returned as resolved, without `fired_at`.
         """
@@ -394,7 +394,7 @@ class Alerts:
         return acknowledged or self.settles(seen, now) or self.silence_of(episode, now) is not None
 
     def settles(self, seen: Seen, now: Moment) -> bool:
-        """Whether it is inhibited, or was until a moment ago."""
+        """Whether the episode is inhibited, or was until a moment ago."""
         # A consequence fades more slowly than its cause, because its rule looks back a minute. Without this time it
         # would notify people just after the end of the outage that explains it.
         return seen.inhibited_at is not None and (

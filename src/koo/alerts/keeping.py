@@ -128,7 +128,7 @@ class AlertKeeper:
         return now
 
     async def look(self, findings: Iterable[Finding], has_looked: HasLooked) -> None:
-        """Take in the current findings and notify people. Does not raise while the store is unreachable."""
+        """Process the current findings and notify people. Does not raise while the store is unreachable."""
         now = self.see(findings, has_looked)
         if await self._write(now):
             self._away_since = None

@@ -16,7 +16,7 @@ from koo.shortages import SHORTAGES
 LOOKS_MAX = 60
 """A check may be a minute later than its interval before it is reported as stopped."""
 SHORT_S = 60.0
-"""A shortage is shown for a minute, because it affects more than the one call that met it: others retry after it."""
+"""A shortage is shown for a minute, because it affects more than the call that failed: others retry after it."""
 PROBE, CHECKS = "the database probe", "the service checks"
 
 

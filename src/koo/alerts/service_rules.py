@@ -78,7 +78,7 @@ def incident_of(breaker: BreakerStatus) -> AlertData:
 
 
 def refuses(breaker: BreakerStatus) -> bool:
-    """Whether it refuses calls. In shadow it does not, whatever its state."""
+    """Whether the breaker refuses calls. In shadow it does not, whatever its state."""
     return breaker["state"] in REFUSED and breaker["override"] != "metrics_only"
 
 
@@ -110,7 +110,7 @@ def _is_down(view: ServiceHealth, models: list[ModelStatus]) -> bool:
 
 
 def _is_refused_to_all(view: ServiceHealth, models: list[ModelStatus]) -> bool:
-    """Whether the keys of all clients of an own operation are refused, which no model's own status shows."""
+    """Whether the keys of all clients of a user's own operation are refused, which no model's own status shows."""
     default = models[0]
     return view["state"] == "circuit_open" and not default["key_refused"] and not refuses(default)
 
@@ -134,7 +134,7 @@ def _models(view: ServiceHealth, component: str) -> Iterator[Finding]:
 
 
 def _clients(view: ServiceHealth, component: str) -> Iterator[Finding]:
-    """Clients of an own operation whose own keys are refused. The finding never identifies them."""
+    """Clients of a user's own operation whose keys are refused. The finding never identifies them."""
     clients, name = view["clients"], view["service_name"]
     if clients is not None and clients["refused"]:
         whom = f"{clients['refused']} of {clients['known']} clients"
@@ -214,7 +214,7 @@ def _is_ill(model: ModelStatus) -> bool:
 
 
 def _refusing(view: ServiceHealth, component: str) -> Iterator[Finding]:
-    """Refusals of the last half minute whose reason may not hold at this moment, although callers keep meeting it."""
+    """Refusals of the last half minute, whose reasons may not hold at this moment but keep returning."""
     name, refusing = view["service_name"], view["metrics"]["refusing"]
     if "saturated" in refusing:
         data: AlertData = {"refuses": f"calls to {name} that get no slot in time"}

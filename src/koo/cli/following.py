@@ -46,7 +46,7 @@ class Known:
         self._seen_at: dict[Hashable, float] = {}
 
     def is_new(self, key: Hashable, at: float) -> bool:
-        """Return whether it is seen for the first time."""
+        """Return whether this key is seen for the first time."""
         if at < self._start or key in self._seen_at:
             return False
         self._seen_at[key] = at

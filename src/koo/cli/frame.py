@@ -127,7 +127,7 @@ def _alerts(alerts: Sequence[Alert], now: float) -> Iterator[Text]:
 
 
 def _what_next(alert: Alert, now: float) -> str:
-    """When it is tried again, what an operator has done about it, and what to do."""
+    """When the component is tried again, what an operator has done about the alert, and what to do."""
     data = alert["data"]
     words = []
     error = data.get("last_error")

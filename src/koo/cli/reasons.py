@@ -125,7 +125,7 @@ def _error_of(view: ServiceHealth) -> LastError | None:
 
 
 def is_local(view: ServiceHealth) -> bool:
-    """Return whether it is the local model, which needs no key and whose reason names what is missing."""
+    """Return whether this is the local model, which needs no key and whose reason names what is missing."""
     return view["configuration"].get("kind") == "local"
 
 

@@ -153,7 +153,7 @@ def secret(row: str) -> SecretStr: ...
 @overload
 def secret(row: str | None) -> SecretStr | None: ...
 def secret(row: object) -> object:
-    """The same row, marked so that its value is never shown."""
+    """The given row, marked so that its value is never shown."""
     return replace(cast("Row", row), secret=True)
 
 

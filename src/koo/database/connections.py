@@ -275,7 +275,7 @@ class Connections:
         self.records.abort_all(occupied_only=True)
         await self.outcomes.close(self.options.cleanup_timeout_s)
         # An orderly close sends a message to the server and waits. If the server does not respond, `hasten` cuts off
-        # what is left, and also each connection whose close begins only after that.
+        # what is left, and then each connection whose close begins later.
         timer = self.loop.call_later(self.options.cleanup_timeout_s, self.records.hasten)
         try:
             await self._end_retired()

@@ -477,7 +477,7 @@ class Database(Generic[S_co]):
         Waits up to `within_s` seconds, by default as long as the longest scope may take. No scope is cut off before its
         own deadline.
         """
-        # Queued scopes have passed the gate already, so they must be woken: each checks the gate again once it has a
+        # Queued scopes have already passed the gate, so they must be woken: each checks the gate again once it has a
         # slot (`SessionScope._connect`) and is refused there.
         self._set_gate(GateState.DRAINING)
         self.pool_queue.wake_all()

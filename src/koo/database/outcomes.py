@@ -47,8 +47,8 @@ INSERT INTO {table} AS m (key, burned) VALUES (:key, true)
 ON CONFLICT (key) DO UPDATE SET burned = m.burned RETURNING burned
 """
 # Finds the session by its last query, which contains the key. The process id that the driver knows would be wrong
-# behind a pooler: it could belong to another client's session. `state <> 'idle'` spares a session that has finished
-# meanwhile.
+# behind a pooler: it could belong to another client's session. `state <> 'idle'` spares a session that has finished in
+# the meantime.
 _END = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE pid <> pg_backend_pid() AND state <> 'idle' AND position(cast(:key AS text) IN query) > 0"

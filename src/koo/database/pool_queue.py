@@ -18,7 +18,8 @@ from koo.policies.bulkhead import Bulkhead
 RECENT_S = 30.0
 """A full pool is reported as saturated for this long after it last turned a caller away."""
 JUST_NOW_S = 2.0
-"""The same for a pool that has a free slot again. Longer than a tick, so that every tick sees callers turned away."""
+"""A pool that has a free slot again is reported as saturated for this long. Longer than a tick, so that every tick sees
+callers turned away."""
 RETRY_S_MIN = 0.1
 NAMED_MAX = 3
 """How many of the running scopes a refusal describes, the oldest first."""

@@ -317,7 +317,7 @@ class ProbeDatabase:
             self._record.leave_to_parent()
 
     async def close(self) -> None:
-        """Cancel a running probe, and close the connection in order."""
+        """Cancel a running probe, and close the connection cleanly."""
         running, self._running = self._running, None
         if running is not None and not running.done():
             running.cancel()

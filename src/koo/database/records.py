@@ -206,7 +206,7 @@ class ConnectionRecords:
             record.abort()
             raise Stale
         # Cut off, because an orderly close waits for a server that is known not to respond. An expired connection
-        # (below) is healthy, and SQLAlchemy closes it in order.
+        # (below) is healthy, and SQLAlchemy closes it cleanly.
         if record.generation != self.generation:
             record.abort()
             raise Stale

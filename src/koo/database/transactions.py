@@ -80,7 +80,8 @@ class Transactions:
     ) -> T:
         """Run `call(session)` in a transaction, repeated if that may help; returns its result after the COMMIT.
 
-        With an `operation` it happens once for that key. The result is then what JSON makes of it, or the stored one.
+        With an `operation` it happens once for that key. The result is then converted to JSON and back, or is the
+        stored one.
         """
         outer = self._to_join()
         if operation is not None:
@@ -178,8 +179,9 @@ class RepeatedTransaction:
 
     def _mode(self) -> Mode | None:
         """SQLite: a snapshot for the whole function; after a conflict the writers' lock from the start."""
-        # A snapshot is older than every write since, so a second attempt with a snapshot could meet the same conflict
-        # again, and under steady writes it never gets through. Holding the writers' lock from BEGIN on it cannot.
+        # A snapshot is older than every write since, so a second attempt with a snapshot could run into the same
+        # conflict again, and under steady writes it never gets through. Holding the writers' lock from BEGIN on it
+        # cannot.
         if self._readonly:
             return None
         mode = Mode.WRITER if self._must_write else Mode.SNAPSHOT

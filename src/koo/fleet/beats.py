@@ -58,7 +58,7 @@ class Checks:
         self.untold = (*before, check)
 
     def hear(self, told: Told, heard: Heard, now: float) -> None:
-        """Take in a beat's reply."""
+        """Process a beat's reply."""
         # The reply contains this process's own checks too, and they must not come back as another process's results.
         # What was noted while the beat was under way is not in `told`, and stays to be reported.
         own = {one[:2] for one in told.checks}

@@ -40,7 +40,7 @@ def digests_of(options: PlatformOptions) -> dict[str, dict[str, str]]:
 
 
 def settings_of(options: PlatformOptions) -> dict[str, str]:
-    """The same as one flat dict, by names such as "ai_services.claude.model"."""
+    """All digests as one flat dict, by names such as "ai_services.claude.model"."""
     found = digests_of(options)
     return {f"{section}.{name}": digest for section, part in found.items() for name, digest in part.items()}
 

@@ -73,7 +73,7 @@ def refuse_dense(document: bytes) -> None:
 
 
 def is_dense(document: bytes, parts_max: int) -> bool:
-    """Whether it has more than `parts_max` objects and lists, or five times as many values.
+    """Whether the document has more than `parts_max` objects and lists, or five times as many values.
 
     Brackets and commas inside texts count too. That is an overestimate, but a real response of mostly brackets is still
     far below the limits.
@@ -129,7 +129,7 @@ class Connector(aiohttp.TCPConnector):
         connection = await self._connect(req, traces, timeout)
         while note.anew and note.is_reused:
             # One kept connection turned out to be closed. After a restart of the server all the others are closed too,
-            # and the pool would hand them out one by one: the single retry would meet the next dead one and fail. So
+            # and the pool would hand them out one by one: the single retry would get the next dead one and fail. So
             # discard what the pool returns until it has to open a new connection.
             connection.close()
             connection = await self._connect(req, traces, timeout)
@@ -154,7 +154,7 @@ class Connector(aiohttp.TCPConnector):
                 return await super()._create_connection(req, traces, timeout)
         except (TimeoutError, asyncio.CancelledError):
             # When a connector is closed, aiohttp cancels its name lookups. All requests that wait for one receive a
-            # `CancelledError` although nobody cancelled their tasks. If it were passed on, it would end the caller's
+            # `CancelledError` although their tasks were not cancelled. If it were passed on, it would end the caller's
             # task silently, as if the caller had wanted that. `cancelling()` tells the two apart: it is above 0 only if
             # `cancel()` was called on this task.
             if bound.expired() or (self.closed and not _is_cancelled()):

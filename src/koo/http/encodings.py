@@ -156,7 +156,7 @@ class Unpacked:
 
 
 def _is_text(beginning: bytes) -> bool:
-    """Whether it is the beginning of JSON, HTML or events, and not compressed data."""
+    """Whether a body begins like JSON, HTML or events, and not like compressed data."""
     # The first character alone is not enough: bare deflate may begin with any byte. Sixteen printable ones in a row are
     # not produced by a compressor in practice.
     return beginning.lstrip()[:1] in (b"{", b"[", b"<", b":", b"d", b"e") and all(

@@ -110,7 +110,7 @@ class Prepared:
             connection.close()
             raise
         # The connection returns to the pool when the last byte of the body arrives, not when the reader asks for it: an
-        # error response whose body nobody reads must not occupy a connection. If the body is already complete, aiohttp
+        # error response whose body is never read must not occupy a connection. If the body is already complete, aiohttp
         # calls this immediately.
         content.on_eof(connection.release)
         return Reply(message.code, message.headers, content, connection)

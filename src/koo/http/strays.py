@@ -67,7 +67,7 @@ class Strays:
 
 
 def is_whole(document: bytes) -> bool:
-    """Whether it is complete JSON. Raises `TransportError` for a document that is too dense to be decoded."""
+    """Whether the document is complete JSON. Raises `TransportError` for a document that is too dense to be decoded."""
     refuse_dense(document)
     # "surrogateescape" and `strict=False`: a document with an invalid byte or a raw line break in a text is complete
     # all the same, and lenient decoding will read it. If it were refused here, its end would never be found.

@@ -40,7 +40,7 @@ class Since:
         return known
 
     def find(self, *what: str) -> float | None:
-        """When it began; None if unknown."""
+        """When the condition began; None if unknown."""
         return self._begun.get(what)
 
     def end(self, *what: str) -> float | None:

@@ -37,7 +37,7 @@ class Runbook:
 
     @property
     def anchor(self) -> str:
-        """Its path in the docs."""
+        """The runbook's path in the docs."""
         return f"alerts.md#{self.kind}"
 
 

@@ -187,7 +187,7 @@ def words_since(since: float) -> str:
 
 
 def answers_since(vitals: Vitals) -> float | None:
-    """When its probe began to succeed again (wall seconds) while the breaker is not closed; otherwise None."""
+    """When the probe began to succeed again (wall seconds) while the breaker is not closed; otherwise None."""
     look, breaker = vitals.look, vitals.guard.breaker
     return None if look is None or breaker.phase is CLOSED else look.answered_since
 

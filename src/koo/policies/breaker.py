@@ -133,8 +133,8 @@ class Breaker:
             generation = gate
         self._serial = serial = self._serial + 1
         permit = Permit(generation, serial, now)
-        # The former newest moves to `_older` now, before a younger one can, so that the dictionary stays sorted by
-        # serial, and therefore by age.
+        # The permit that was the newest moves to `_older` now, before a younger one can, so that the dictionary stays
+        # sorted by serial, and therefore by age.
         newest = self._newest
         if newest is not None:
             self._older[newest.serial] = newest

@@ -1,7 +1,7 @@
 """The pause that a provider asked for (rule R14) with a 429, a `Retry-After` or quota headers.
 
 A cooldown is not a breaker: a 429 never opens one, but is counted. All callers with the same credential wait, not only
-the one that met the 429. The later end wins: a short hint never shortens a longer pause.
+the one that received the 429. The later end wins: a short hint never shortens a longer pause.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from koo.policies.backoff import HINT_SLACK
 from koo.policies.opening_times import HINT_S_MAX
 
 GUESS_S_MIN = 1.0
-"""The shortest pause: after less than a second, the next call would meet the same exhausted limit."""
+"""The shortest pause: after less than a second, the next call would hit the same exhausted limit."""
 RATE_BASE_S, RATE_CAP_S = 1.0, 60.0
 """The pause doubles from one second to one minute. Most rate limits are per second or per minute, so a longer guess
 would keep calls away for nothing."""
@@ -38,7 +38,7 @@ class Cooldown:
     def extend(
         self, now: float, hint_s: float | None, draw: Callable[[], float], kind: Kind, reason: str
     ) -> float:
-        """Take in one throttled response; returns for how many seconds no calls are sent."""
+        """Process one throttled response; returns for how many seconds no calls are sent."""
         # Responses during the pause belong to calls that were sent before it. Fifty of them are one step. If they were
         # counted as fifty, one exhausted minute would be followed by the longest pause.
         if now >= self.until:

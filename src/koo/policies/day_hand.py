@@ -62,7 +62,7 @@ class DayHand:
 
     @property
     def sentence(self) -> str:
-        """The same in words, for people."""
+        """A sentence for people: that this process counts on its own, and why."""
         return "the state store is unreachable, so this process counts on its own"
 
     def _in_hand(self) -> int:

@@ -48,7 +48,7 @@ class Row(NamedTuple):
     in_row: int
 
     def seen_from(self, now: float) -> SeenCall:
-        """The same call, reported at `now`."""
+        """The call of this row, as reported at `now`."""
         return SeenCall(max(now - self.at, 0.0), self.took_s, self.outcome, self.failure, self.in_row)
 
 

@@ -230,7 +230,7 @@ class Leadership:
         self.until = self._known_until = float("-inf")
 
     def hear(self, told: Told, heard: Heard, asked_at: float) -> None:
-        """Take in the reply to a beat that was sent at `asked_at`."""
+        """Process the reply to a beat that was sent at `asked_at`."""
         self.leader = heard.leader
         # The term counts from when the beat was sent, not from the reply. The store started to count it in between. If
         # a reply that was delayed for three seconds started the term here, this process would lead three seconds into

@@ -33,7 +33,7 @@ FLOAT_MAX = 10
 """A process that uses a limit alone keeps up to this many units although its pace is lower, so that a few calls cost
 one trip to the store and not one each."""
 FLOAT_PART = 20
-"""It keeps at most a twentieth of the limit that way: the units in hand of a killed process count as used."""
+"""At most a twentieth of the limit is kept that way: the units in hand of a killed process count as used."""
 AWAY_PART = 0.8
 """The part of the limit that processes share while the store is unreachable. The last fifth is for processes that have
 started since they were last counted."""
@@ -156,7 +156,7 @@ class Hand:
 
     @property
     def sentence(self) -> str:
-        """The same in words, for people."""
+        """A sentence for people: that this process uses its own share, and why."""
         whose = "1 process" if self.processes == 1 else f"{self.processes} processes"
         return f"the state store is unreachable, so each of {whose} has its share of four fifths, which is {self.share}"
 
@@ -211,7 +211,7 @@ class Hand:
 
     def may_ask(self, now: float) -> bool:
         """Whether a call that found no unit may wait for a reply."""
-        # The store is not asked before a unit can be free: the last reply named that time, and otherwise each of many
+        # The store is not queried before a unit can be free: the last reply named that time, and otherwise each of many
         # refused calls would send a message. A reply that is on its way already costs nothing to wait for.
         return not self.is_away and (self._flying is not None or now >= self.shut_until)
 
@@ -291,7 +291,7 @@ class Hand:
         return keep if self._sharing > 1 else max(keep, min(FLOAT_MAX, self.limit // FLOAT_PART))
 
     def hear(self, grant: Grant, sent_at: float, now: float) -> None:
-        """Take in the store's reply to the message that was sent at `sent_at`."""
+        """Process the store's reply to the message that was sent at `sent_at`."""
         # Without a message under way, this is the reply to one that was given up. It is ignored: the reply to the next
         # message carries the same totals.
         told, self._flying = self._flying, None

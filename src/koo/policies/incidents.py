@@ -108,7 +108,7 @@ class Incident:
 
     @property
     def lasts(self) -> bool:
-        """Whether it has not ended, by the last report of its process."""
+        """Whether the incident has not ended, by the last report of its process."""
         return self.closed_at is None
 
     def packed(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class Book:
         self.kept: deque[Incident] = deque(maxlen=KEPT)
 
     def follow(self, event: Event, at: float) -> Incident | None:
-        """Take in an event; returns the incident that it begins, continues or ends. It may also be a step of others."""
+        """Process an event; returns the incident that it begins, continues or ends. It may also be a step of others."""
         if isinstance(event, CircuitOpened):
             return self._opened(event, at)
         if isinstance(event, OverrideSet):

@@ -50,7 +50,7 @@ class InHand(Protocol):
 
     @property
     def sentence(self) -> str:
-        """The same in words, for people."""
+        """A sentence for people: that this process decides on its own, and why."""
         ...
 
     def units(self, now: float, used: int) -> tuple[int, float]:
@@ -130,7 +130,7 @@ class SlidingCount:
         """Give back what was taken at `taken_at`, if it still counts."""
         bucket = int(taken_at // self._bucket_s)
         if bucket == self._bucket:
-            # Fewer if an operator has cleared the count in between. That use is forgotten already; if it were
+            # Fewer if an operator has cleared the count in between. That use is already forgotten; if it were
             # subtracted again, the count would become negative and admit too many calls.
             self.used -= min(units, self.used - self._older)
             return

@@ -25,8 +25,8 @@ PILOTS_DOUBLE_AFTER_S = 5.0
 """How often the number of pilots doubles while no response arrives. Five seconds are longer than most responses take,
 and a service that takes minutes for the first one is not limited to ten calls until then."""
 DOUBTS_DOUBLE_AFTER_S = 30.0
-"""The same after a 429. Each pilot too many may be another 429, so a single one is given the time that slow responses
-take."""
+"""How often the number of pilots doubles after a 429. Each pilot too many may be another 429, so a single one is given
+the time that slow responses take."""
 DOUBLINGS_MAX = 30
 """A billion times the first number of pilots: above any limit, and small enough to compute."""
 WAIT_S_MIN = 0.001
@@ -63,7 +63,7 @@ class Pacer:
     # ── responses ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def learn(self, told: Sequence[Told], serial: int, sent: int, now: float, took_s: float = 0.0) -> float:
-        """Take in all limits that a response's headers name; impossible values are ignored.
+        """Process all limits that a response's headers name; impossible values are ignored.
 
         `serial`: the number of its call, counted from 1; `sent`: how many calls have been sent by now; `took_s`: how
         long the call took. Returns how many more calls may be sent immediately.
@@ -99,7 +99,7 @@ class Pacer:
         self._pilots, self._hears = few, True
 
     def doubt(self, sent: int) -> None:
-        """A call met the provider's limit: let only one of the calls that are not sent yet find out what is allowed."""
+        """A call hit the provider's limit: let only one of the calls that are not sent yet find out what is allowed."""
         # Responses without these headers could never answer that question, and the other callers would wait for them
         # until their deadlines.
         if not self._hears:
@@ -139,7 +139,7 @@ class Pacer:
 
     def _fill(self, now: float) -> None:
         # A limit whose reset time has passed is taken as full. If that is a guess, one pilot tests it: if it were
-        # wrong, every caller that waited for the reset would meet a 429 at the same moment.
+        # wrong, every caller that waited for the reset would get a 429 at the same moment.
         for limit in self._limits.values():
             limit.fill_up(now)
             if limit.is_over(now) and limit.fill(now):

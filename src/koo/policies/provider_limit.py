@@ -65,7 +65,7 @@ class Limit:
         took_s: float,
         now: float,
     ) -> float:
-        """Take in the headers of a response that took `took_s`; returns how many calls may be sent immediately."""
+        """Process the headers of a response that took `took_s`; returns how many calls may be sent immediately."""
         if resets_in_s is None:
             resets_in_s = PERIOD_S
         size = size or max(self.size, remaining, 1.0)
@@ -110,7 +110,7 @@ class Limit:
             self.left, self._seen_at = min(self.left + come_back, self.size), now
 
     def is_over(self, now: float) -> bool:
-        """Whether it should be full again."""
+        """Whether the limit should be full again."""
         return now >= self.full_at + self._slack_s and not self._is_bucket
 
     def fill(self, now: float) -> bool:

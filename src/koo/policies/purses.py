@@ -196,7 +196,7 @@ class Purses:
     # ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def wait(self, waiter: Waiter) -> None:
-        """Queue a call that found no room, and have a beat sent."""
+        """Queue a call that found no room, and request a beat."""
         self.waiting.append(waiter)
         self._ring()
 
@@ -316,7 +316,7 @@ class Purses:
     # ── the answer ────────────────────────────────────────────────────────────────────────────────────────────
 
     def hear(self, answer: Reply, now: float, waited_at: float | None = None) -> bool:
-        """Take in the store's reply, and decide waiters by it. False: this beat has been answered before.
+        """Process the store's reply, and decide waiters by it. False: this beat has been answered before.
 
         `waited_at`: the event loop's time, by which callers wait; `now` if it is omitted.
         """

@@ -65,7 +65,7 @@ class TokenLimit:
 
     def lacks(self, tokens: int, now: float) -> bool:
         """Whether this many tokens must be requested from the store."""
-        # The store is not asked if this process's own use alone fills the limit: then only time can help, and a trip
+        # The store is not queried if this process's own use alone fills the limit: then only time can help, and a trip
         # would be wasted.
         count, hand = self.count, self._hand
         count.roll(now)
@@ -81,8 +81,8 @@ class TokenLimit:
         count.roll(now)
         at = count.usable_at(now, tokens)
         # If enough tokens are in hand, only this process's own window decides. Otherwise the other processes count
-        # too: while the store is unreachable, own use must fall far enough below the share, and while it is reachable,
-        # its last reply says when tokens will be free.
+        # too: while the store is unreachable, this process's use must fall far enough below the share, and while it is
+        # reachable, its last reply says when tokens will be free.
         if hand is None or hand.has(tokens, now, count.used):
             return at
         if hand.is_alone:

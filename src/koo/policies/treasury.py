@@ -208,7 +208,7 @@ def standing_of(treasury: Treasury, living: Sequence[Totals], dead: Sequence[Tot
 
 
 class Met(Enum):
-    """How an ask was decided. NEVER: in this period it cannot fit even if all idle money were returned."""
+    """How a request was decided. NEVER: in this period it cannot fit even if all idle money were returned."""
 
     YES = "yes"
     NO = "no"
@@ -221,8 +221,8 @@ class Reply:
 
     `has_forgotten`: the store was behind this process; `forgotten` is what it had lost, by key.
 
-    `short`: for each unmet ask, the key with too little room. `standings`: of the budgets in `short`, and of all if the
-    process requested them.
+    `short`: for each unmet request, the key with too little room. `standings`: of the budgets in `short`, and of all if
+    the process requested them.
     """
 
     beat: Beat
@@ -265,12 +265,12 @@ def keys_of(beat: Beat, now_ms: int) -> set[Key]:
 
 
 def receive(rows: Rows, beat: Beat, now_ms: int, beat_ms: int) -> Reply:
-    """Take in a beat and decide its asks; changes `rows`. `beat_ms`: the time between two beats."""
+    """Process a beat and decide its requests; changes `rows`. `beat_ms`: the time between two beats."""
     process = rows.process
     if process.closed:
         return Reply(beat, is_you=False)
-    # This very beat has been taken in, and its reply was lost. Its totals and grants are in the rows; deciding its
-    # asks again would grant them twice.
+    # This very beat has been processed, and its reply was lost. Its totals and grants are in the rows; deciding its
+    # requests again would grant them twice.
     if process.token == beat.token:
         return _answer(rows, beat, now_ms, beat_ms)
     is_behind = process.token != beat.before
@@ -327,7 +327,7 @@ def _is_lower(amount: int | None, limit: int | None) -> bool:
 
 
 def _decide(rows: Rows, beat: Beat, ask: Ask, now_ms: int) -> tuple[Met, Key | None]:
-    """Grant one ask in all of its budgets, or in none."""
+    """Grant one request in all of its budgets, or in none."""
     if now_ms < rows.frozen_until_ms:
         return Met.NO, None
     # All rooms are read before anything is granted. A need of 0 is met even by an overbooked budget: the process has

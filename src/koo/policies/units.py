@@ -205,13 +205,13 @@ def bucket_ms_of(period_ms: int) -> int:
 
 
 def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
-    """Take in a process's report about a limit, and decide what it is granted; changes `rows`."""
+    """Process a process's report about a limit, and decide what it is granted; changes `rows`."""
     window, bucket_ms = rows.window, bucket_ms_of(told.period_ms)
     # The network may deliver a message twice, or after a younger one. Such a message is answered, but grants nothing:
     # its reply may never be read, and the units would be out for a lease.
     is_repeated = rows.own is not None and told.number <= rows.own.number
     # The order matters. Ended leases come first, so that this process's report can correct what was assumed about its
-    # own. Then the report is taken in, which frees the returned units, and only then the decision is made about the
+    # own. Then the report is processed, which frees the returned units, and only then the decision is made about the
     # room that is left.
     _lapse(rows, now_ms, bucket_ms)
     _take_told(rows, told, now_ms, bucket_ms, is_repeated=is_repeated)
@@ -292,7 +292,7 @@ def _take_told(rows: Rows, told: Told, now_ms: int, bucket_ms: int, *, is_repeat
 
 
 def _take_totals(window: Window, own: Lease, told: Told, now_ms: int, bucket_ms: int) -> Lease | None:
-    """Take in the totals of a lease; returns the lease, or None if it is over."""
+    """Process the totals of a lease; returns the lease, or None if it is over."""
     own.number = told.number
     if own.until_ms <= now_ms or own.serial != told.serial:
         # It ended without a report, or the reply that granted it was lost. All of its units were counted as used. Two

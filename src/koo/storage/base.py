@@ -300,7 +300,7 @@ class Ledger(Protocol):
         ...
 
     def view(self, name: str) -> BudgetView:
-        """The same for display, without I/O."""
+        """A budget's standing for display, without I/O."""
         ...
 
 

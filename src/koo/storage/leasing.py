@@ -40,11 +40,11 @@ class Lessee(Protocol):
     """Something that leases units: a service's limits."""
 
     def hands(self) -> list[Hand]:
-        """Its hands, without booking the units that calls have taken."""
+        """The limits' hands, without booking the units that calls have taken."""
         ...
 
     def leased(self, now: float) -> list[tuple[SlidingCount, Hand]]:
-        """Its fleet-wide counts and hands, after booking the units that calls have taken."""
+        """The limits' fleet-wide counts and hands, after booking the units that calls have taken."""
         ...
 
     def wanted(self) -> tuple[int, int]:
@@ -214,7 +214,7 @@ class Leasing:
             log.exception("units of limits could not be fetched; koo will try again")
 
     async def exchange(self, *, is_last: bool = False) -> None:
-        """Send one message about the limits that are due, and take in the reply. Raises `StoreUnavailable`."""
+        """Send one message about the limits that are due, and process the reply. Raises `StoreUnavailable`."""
         self._come_to_this_loop()
         # With two messages in flight, a hand would take the reply to the second for the reply to the first, and the
         # lease would count from the wrong moment.

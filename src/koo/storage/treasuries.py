@@ -41,7 +41,7 @@ class Treasuries(Protocol):
     """All treasuries of one store."""
 
     def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Reply:
-        """Take in a beat, completely or not at all. With `is_asked`, the reply has the standings of its budgets."""
+        """Process a beat, completely or not at all. With `is_asked`, the reply has the standings of its budgets."""
         ...
 
     def write_off(self, process: str) -> dict[Key, int]:
@@ -60,7 +60,7 @@ class MemoryTreasuries:
         self.frozen_until_ms = 0
 
     def receive(self, beat: Beat, now_ms: int, beat_ms: int, *, is_asked: bool = False) -> Reply:
-        """Take in a beat."""
+        """Process a beat."""
         keys = keys_of(beat, now_ms)
         rows = Rows(
             process=self.processes.setdefault(beat.process, ProcessRow()),
@@ -197,7 +197,7 @@ def receive_in(
     opened: set[Key] | None = None,
     now_ms: int | None = None,
 ) -> Reply:
-    """Take in a beat, in a transaction. The time is the store's clock; for a file that is `wall_ms`, or `now_ms`.
+    """Process a beat, in a transaction. The time is the store's clock; for a file that is `wall_ms`, or `now_ms`.
 
     `opened` remembers the treasuries that existed at the last beat, so they need not be opened again.
     """

@@ -23,7 +23,7 @@ class Windows(Protocol):
     """All limits of one store."""
 
     def receive(self, process: str, told: Sequence[Told], now_ms: int) -> list[Grant]:
-        """Take in a process's report; returns one grant per limit, in the same order."""
+        """Process a process's report; returns one grant per limit, in the same order."""
         ...
 
 
@@ -36,7 +36,7 @@ class MemoryWindows:
         self.processes = 0
 
     def receive(self, process: str, told: Sequence[Told], now_ms: int) -> list[Grant]:
-        """Take in a process's report."""
+        """Process a process's report."""
         return [self._receive(process, one, now_ms) for one in told]
 
     def _receive(self, process: str, told: Told, now_ms: int) -> Grant:
@@ -91,7 +91,7 @@ DROP_LEASES = f"""DELETE FROM koo_leases WHERE EXISTS (SELECT 1 FROM ({{rows}}) 
 def receive_in(
     tx: Transaction, process: str, told: Sequence[Told], wall_ms: int, now_ms: int | None = None
 ) -> list[Grant]:
-    """Take in a process's report, in a transaction. The time is the store's clock; for a file it is `wall_ms`."""
+    """Process a process's report, in a transaction. The time is the store's clock; for a file it is `wall_ms`."""
     found, now_ms = _load(tx, process, told, wall_ms, now_ms)
     before = {name: _limit_values(name, rows.window) for name, (rows, _) in found.items()}
     grants = [receive(found[one.name][0], one, now_ms) for one in told]

@@ -100,7 +100,7 @@ def _recorder(
 
 
 def _connections(database: Database) -> list[tuple[int, Attributes]]:
-    """The same numbers as in `pool_status`."""
+    """The pool's connections by state, with the same numbers as in `pool_status`."""
     connections, used = database.connections, database.pool_queue.used
     idle = max(0, len(connections.records) - used) if connections is not None else 0
     return [(used, {names.STATE: "used"}), (idle, {names.STATE: "idle"})]

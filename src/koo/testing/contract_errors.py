@@ -1,4 +1,4 @@
-"""The rules for an adapter's errors: what it makes of a refusal, a broken connection, and a cancellation."""
+"""The rules for an adapter's errors: how it reports a refusal or a broken connection, and handles a cancellation."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class FakedService(Verbs):
 
     @property
     def state(self) -> str:
-        """Its state in koo: "healthy", "circuit_open", "rate_limited", …"""
+        """The service's state in koo: "healthy", "circuit_open", "rate_limited", …"""
         return self.health["state"]
 
     @property

@@ -65,7 +65,7 @@ class FakeHttpProxy:
 
     @property
     def url(self) -> str:
-        """Its address, as the value of a proxy variable."""
+        """The proxy's address, as the value of a proxy variable."""
         return f"http://{HOST}:{self.port}"
 
     def __enter__(self) -> Self:

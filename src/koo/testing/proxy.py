@@ -138,7 +138,7 @@ class FaultProxy:
         return len(self._pipes)
 
     def through(self, url: str) -> str:
-        """The same URL, through the proxy."""
+        """A copy of the URL that leads through the proxy."""
         parts = urlsplit(url)
         user, at, _ = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=f"{user}{at}{self.host}:{self.port}"))
@@ -414,7 +414,7 @@ class _Pipe:
         if len(passes) == len(data):
             return True
         # The last bytes may still be in the kernel's send buffer, and a reset discards them. So the connection is
-        # closed in order first.
+        # closed cleanly first.
         writer.close()
         await writer.wait_closed()
         self.reset()

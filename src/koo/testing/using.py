@@ -9,8 +9,8 @@ A database may be handed out for the first time inside the block (`from koo impo
 imports). It must not stay bound to the test's platform forever. So it is an object that binds to the real platform's
 database when it is first used after the block (`late_database.py`).
 
-Own operations are registered with both platforms, because the code under test registers or declares them (`@guarded`)
-when it is imported, which may be before the block or inside it.
+Users' own operations are registered with both platforms, because the code under test registers or declares them
+(`@guarded`) when it is imported, which may be before the block or inside it.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class Connection(HttpToolsProtocol):
         return "head" if self._in_head or self.cycle is None else "request"
 
     def is_newcomer(self, since: float) -> bool:
-        """Return whether it was opened after `since` and has not sent a request yet."""
+        """Return whether the connection was opened after `since` and has not sent a request yet."""
         return self.cycle is None and self._since > since and not self.transport.is_closing()
 
     def look(self, now: float) -> None:

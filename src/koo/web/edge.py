@@ -144,6 +144,6 @@ class _Exchange:
 
 
 def is_probe(scope: Scope) -> bool:
-    """Return whether it is a probe, even below a path prefix of a proxy or an outer application."""
+    """Return whether the request is a probe, even below a path prefix of a proxy or an outer application."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path in PROBES or path.removeprefix(root) in PROBES

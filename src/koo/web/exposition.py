@@ -320,5 +320,5 @@ def text_of(platform: Platform) -> bytes:
 
 
 def text_of_all(living: Sequence[Snapshot], gone: Snapshot) -> bytes:
-    """The same for several workers: the responding one first, and the counts of those that ended."""
+    """Return everything about several workers: the responding one first, and the counts of those that ended."""
     return generate_latest(Metrics(living, gone))

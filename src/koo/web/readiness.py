@@ -50,7 +50,7 @@ class Readiness:
             self.expects_start = False
             log.warning(
                 "the application's lifespan never ran: koo opens with the first call that needs it, /readyz "
-                "returns 503 until then, and nothing closes koo in order; let the server run the lifespan (uvicorn: "
+                "returns 503 until then, and nothing closes koo cleanly; let the server run the lifespan (uvicorn: "
                 "not --lifespan off), and let an outer application pass it on to a mounted one",
                 extra={"what": "lifespan_never_ran"},
             )

@@ -19,7 +19,7 @@ from starlette.types import Scope, Send
 from koo.logs.lines import request_id
 
 ID = "koo.request_id"
-"""Its key in the scope."""
+"""The request id's key in the scope."""
 HEADER = "X-Request-ID"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 

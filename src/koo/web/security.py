@@ -185,7 +185,7 @@ class Access:
         return Denial(403, "a web page from another origin is not allowed to change anything here")
 
     def is_local(self, asked: Asked) -> bool:
-        """Return whether it comes from this machine, and not through a proxy on it, whose clients may be anywhere."""
+        """Return whether the request is from this machine, and not from a proxy on it, with clients anywhere."""
         # A test client has no address. It counts as local only if the application has allowed the test client's host
         # name: no deployed server does.
         is_test = asked.peer == TEST_PEER and self.hosts is not None and not TEST_NAMES.isdisjoint(self.hosts)
@@ -261,8 +261,8 @@ def _explain_peer(asked: Asked) -> str:
 
 
 def is_local_peer(peer: str | None) -> bool:
-    """Return whether it is a loopback address. False for anything else, such as a Unix socket, which may serve any
-    client."""
+    """Return whether the peer has a loopback address. False for anything else, such as a Unix socket, which may serve
+    any client."""
     try:
         address = ip_address(peer or "")
     except ValueError:

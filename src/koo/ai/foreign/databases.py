@@ -1,7 +1,7 @@
 """Classify database errors from an application's own operation, on its own engine or connection.
 
 The table is the same as for koo's database: a duplicate key is the caller's mistake, a lost connection a failure.
-SQLAlchemy is not imported here, because its errors can occur only if it is loaded already. A driver's own error is
+SQLAlchemy is not imported here, because its errors can occur only if it is already loaded. A driver's own error is
 recognised by its code.
 """
 

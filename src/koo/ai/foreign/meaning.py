@@ -168,7 +168,7 @@ class _Walk:
         if not found:
             return NOTHING
         # The worst decides what follows for other calls. But a group may be repeated only if each of its errors allows
-        # it: beside a failed task another one may have been billed, and a repeat would run that one again.
+        # it: another task of the group may have been billed, and a repeat would run that one again.
         faults = [one.fault for one in found]
         worst = max(faults, key=_how_bad)
         of_one_kind = all((one.verdict, one.kind) == (worst.verdict, worst.kind) for one in faults)

@@ -97,7 +97,7 @@ def status_of(error: Exception) -> int | None:
 
 
 def is_answer(error: Exception) -> bool:
-    """Whether it is a web framework's error, which is the application's response to its own client."""
+    """Whether the error is a web framework's, which is the application's response to its own client."""
     return any(str(base.__module__).startswith(ANSWERS) for base in type(error).__mro__)
 
 
@@ -160,7 +160,7 @@ def _code(error: Exception) -> str | None:
 
 
 def _stated(error: Exception) -> tuple[Stated, ...]:
-    """The wait that some libraries have parsed already: seconds or a timedelta."""
+    """The wait that some libraries have already parsed: seconds or a timedelta."""
     wait = peek(error, "retry_after")
     if isinstance(wait, timedelta):
         wait = wait.total_seconds()

@@ -35,7 +35,7 @@ PART_OF = {"include_usage": "stream_options", "stream_options.include_usage": "s
 BYTES_A_TOKEN = 4
 """The average of English. Other languages have fewer characters per token, but more bytes per character."""
 UNCOUNTED = 64
-"""Tokens to assume around a prompt if the server has not counted it; doubled after each further refusal."""
+"""Tokens to assume around a prompt if the server has not counted it; doubled after each refusal that follows."""
 HEAD_MAX = 400
 """Characters of a message to search for parameters; later parts may quote the prompt."""
 
@@ -133,7 +133,7 @@ class Forms:
 
 
 def _is_sent(name: str, sent: bytes) -> bool:
-    """Whether it was a field of the body."""
+    """Whether the parameter was a field of the body."""
     # A prompt that contains `temperature":` does not match: in JSON its quote has a backslash in front.
     return f'{name}":'.encode() in sent
 

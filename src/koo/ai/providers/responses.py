@@ -82,7 +82,7 @@ class _Item(msgspec.Struct):
 
     @property
     def words(self) -> str:
-        """Its text: the parts of a message, or its content as one text."""
+        """The item's text: the parts of a message, or its content as one text."""
         if isinstance(self.content, list):
             return "".join(part.text or part.refusal or "" for part in self.content)
         return self.content or self.text or ""

@@ -65,12 +65,12 @@ def with_upstream(cost: Decimal, is_own_key: bool | None, upstream: Decimal | No
     """
     if upstream is None or not is_amount(upstream) or is_own_key is False:
         return cost
-    # Without an own key `upstream` is a part of `cost`. Only older versions leave the flag out.
+    # Without the account's own key, `upstream` is a part of `cost`. Only older versions leave the flag out.
     return EXACT.add(cost, upstream) if is_own_key else max(cost, upstream)
 
 
 def is_amount(cost: Decimal) -> bool:
-    """Whether it can be an amount of money."""
+    """Whether the number can be an amount of money."""
     return cost.is_finite() and cost >= 0
 
 

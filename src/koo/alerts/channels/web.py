@@ -50,7 +50,7 @@ class WebReceiver:
 
     @property
     def place(self) -> str:
-        """Its scheme, host and port. Path and query are omitted, because they may be secret."""
+        """The address's scheme, host and port. Path and query are omitted, because they may be secret."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self._parts.scheme}://{host}" + (f":{self._parts.port}" if self._parts.port else "")
 

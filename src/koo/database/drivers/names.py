@@ -68,7 +68,7 @@ def _listed(given: object) -> list[str]:
 
 
 def _needs_no_lookup(host: str) -> bool:
-    """Whether it is an address or a socket's path."""
+    """Whether the host is an address or a socket's path."""
     if not host or host.startswith(("/", "@")):
         return True
     try:
