@@ -166,6 +166,7 @@ def test_positional_arguments_are_read_by_their_names() -> None:
         {"model": "gpt-4.1"},
         {"model": 4, "messages": user("Hi.")},
         {"model": "gemini-3.8-flash", "contents": "Hi.", "config": {"tools": [operation]}},
+        {"model": "claude-sonnet-5-5", "messages": user("Hi."), "fallbacks": [{"model": "claude-opus-5"}]},
     ],
 )
 def test_a_call_without_model_or_prompt_has_no_known_worst_case(arguments: dict[str, Any]) -> None:
@@ -227,6 +228,7 @@ def test_a_picture_counts_as_the_most_tokens_of_any_vendor_not_as_its_bytes(
         {"contents": [types.File(uri="https://host/files/1")]},
         {"input": "Hi.", "previous_response_id": "resp_1"},
         {"prompt": {"id": "pmpt_1"}},
+        {"messages": user("Hi."), "thread": {"type": "continue", "previous_message_id": "msg_1"}},
         {"contents": "Hi.", "config": types.GenerateContentConfig(cached_content="cachedContents/1")},
         {"messages": iter(user("Hi."))},
         {"messages": user("Hi."), "tools": [{"type": "web_search_20260209", "name": "web_search"}]},

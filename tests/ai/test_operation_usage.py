@@ -148,8 +148,8 @@ def test_the_usage_of_each_vendors_sdk_is_read_by_class(name: str, streamed: boo
     meter, case = Meter(), ALL[name]
     for piece in asyncio.run(case.ask(streamed, **TOKENS)):
         meter.take(piece)
-    report = meter.report
-    assert report is not None and report.is_whole and report.is_last
+    (report,) = meter.reports
+    assert report.is_whole and report.is_last
     written = report.usage.output_tokens
     assert written > 0
     assert report.usage == usage(*case.counted, written)
@@ -170,8 +170,8 @@ def test_a_stream_left_early_has_no_final_report() -> None:
     for name in ("anthropic", "anthropic's helper"):
         meter = Meter()
         meter.take(asyncio.run(ALL[name].ask(True, **TOKENS))[0])
-        assert meter.report is not None and meter.report.usage.read_tokens == 144
-        assert not meter.report.is_last
+        (report,) = meter.reports
+        assert report.usage.read_tokens == 144 and not report.is_last
 
 
 # ── the wrappers' objects, and mappings ───────────────────────────────────────────────────────────────────────────────
@@ -233,7 +233,22 @@ def test_langchains_pieces_report_increments_and_are_added_up() -> None:
     meter = Meter()
     for read, written in ((10, 2), (0, 3), (0, 4)):
         meter.take(langchains(usage_metadata={"input_tokens": read, "output_tokens": written}))
-    assert meter.report is not None and meter.report.usage == usage(10, 0, 0, 9)
+    (report,) = meter.reports
+    assert report.usage == usage(10, 0, 0, 9)
+
+
+def test_chunks_with_ids_of_their_own_are_one_answer() -> None:
+    meter = Meter()
+    for number, choices in enumerate(([{"delta": {}}], [{"delta": {}, "finish_reason": "stop"}], [])):
+        chunk = {
+            "object": "chat.completion.chunk",
+            "id": f"c{number}",
+            "choices": choices,
+            "usage": CHAT_USAGE,
+        }
+        meter.take(chunk)
+    (report,) = meter.reports
+    assert report.usage == usage(10, 0, 0, 5) and report.is_last
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -33,6 +34,7 @@ from koo.testing.providers import (
     answer,
     cut,
     error,
+    raw,
     stream,
 )
 
@@ -550,6 +552,106 @@ def test_a_stream_of_a_registered_operation_is_booked_by_its_usage(tmp_path: Pat
             pass
         budget = world.platform.service_health("agent")["rate_limits"]["daily_budget"]
         assert Decimal(budget["spent"]) == world.server.billed_usd > 0
+
+    run(tmp_path, CLAUDE, work)
+
+
+@each_vendor
+def test_a_stream_of_several_answers_is_booked_at_the_cost_of_all(tmp_path: Path, vendor: Vendor) -> None:
+    """An agent's loop yields an answer for each of its turns."""
+
+    async def work(world: World) -> None:
+        world.platform.register_service("agent", daily_budget=5, max_cost_usd=1, cost_usd="usage")
+
+        async def agent() -> AsyncIterator[Any]:
+            for _ in range(3):
+                yield await world.call(**world.vendor.ask)
+
+        async for _ in world.platform.execute_stream("agent", agent):
+            pass
+        budget = world.platform.service_health("agent")["rate_limits"]["daily_budget"]
+        assert Decimal(budget["spent"]) == world.server.billed_usd > 0
+
+    run(tmp_path, vendor, work)
+
+
+@pytest.mark.parametrize("vendor", [CLAUDE, CHAT, VENDORS["responses"]])
+def test_answers_streamed_one_after_another_are_booked_at_the_cost_of_all(
+    tmp_path: Path, vendor: Vendor
+) -> None:
+    async def work(world: World) -> None:
+        world.platform.register_service("agent", daily_budget=5, max_cost_usd=1, cost_usd="usage")
+        ask = {**vendor.ask, "stream": True}
+        if vendor is CHAT:
+            ask["stream_options"] = {"include_usage": True}
+
+        async def agent() -> AsyncIterator[Any]:
+            for _ in range(3):
+                async for piece in await world.call(**ask):
+                    yield piece
+
+        async for _ in world.platform.execute_stream("agent", agent):
+            pass
+        budget = world.platform.service_health("agent")["rate_limits"]["daily_budget"]
+        assert Decimal(budget["spent"]) == world.server.billed_usd > 0
+
+    run(tmp_path, vendor, work)
+
+
+def turn(number: int, content: dict[str, Any], stop_reason: str) -> Any:
+    """A message of Anthropic's that costs 0.0025 USD."""
+    return raw(
+        json.dumps(
+            {
+                "id": f"msg_{number}", "type": "message", "role": "assistant", "model": "claude-sonnet-5-5",
+                "content": [content], "stop_reason": stop_reason, "stop_sequence": None,
+                "usage": {"input_tokens": 1000, "output_tokens": 50},
+            }
+        ).encode()
+    )  # fmt: skip
+
+
+@anthropic.beta_async_tool
+async def weather(city: str) -> str:
+    """The weather."""
+    return f"sunny in {city}"
+
+
+TURNS = [
+    turn(1, {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Paris"}}, "tool_use"),
+    turn(2, {"type": "tool_use", "id": "t2", "name": "weather", "input": {"city": "Rome"}}, "tool_use"),
+    turn(3, {"type": "text", "text": "Sunny."}, "end_turn"),
+]
+
+
+@pytest.mark.parametrize("way", ["pieces", "until_done"])
+def test_each_turn_of_anthropics_tool_runner_is_booked(way: str, tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        world.server.script(*TURNS)
+        async with anthropic.AsyncAnthropic(base_url=world.server.base_url, **KEY) as client:
+            ask: dict[str, Any] = {**world.vendor.ask, "tools": [weather]}
+            async with world.platform.execute_stream(
+                "claude", client.beta.messages.tool_runner, **ask
+            ) as runner:
+                if way == "until_done":
+                    assert (await runner.until_done()).content[0].text == "Sunny."
+                else:
+                    assert len([message async for message in runner]) == 3
+        assert world.spent_usd == Decimal("0.0075")
+
+    run(tmp_path, CLAUDE, work, is_set=False)
+
+
+def test_a_tool_runner_is_refused_under_a_set_budget_that_could_not_be_enforced(tmp_path: Path) -> None:
+    async def work(world: World) -> None:
+        async with anthropic.AsyncAnthropic(base_url=world.server.base_url, **KEY) as client:
+            ask: dict[str, Any] = {**world.vendor.ask, "tools": [weather]}
+            with pytest.raises(PriceUnknown):
+                async for _ in world.platform.execute_stream(
+                    "claude", client.beta.messages.tool_runner, **ask
+                ):
+                    pass
+        assert world.server.attempts == 0
 
     run(tmp_path, CLAUDE, work)
 

@@ -175,6 +175,22 @@ def test_the_fake_refuses_what_anthropic_refuses(change: dict[str, Any], status:
     asyncio.run(main())
 
 
+def test_a_tools_call_and_its_result_need_no_text() -> None:
+    async def main() -> None:
+        call = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
+        result = {"type": "tool_result", "tool_use_id": "t1", "content": "sunny"}
+        turns: Any = [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+        async with FakeAnthropic(strict=False) as server, claude_client(server) as client:
+            asked: Any = {"model": CLAUDE, "max_tokens": 10, "messages": [*QUESTION, *turns]}
+            assert (await client.messages.create(**asked)).role == "assistant"
+            for empty in ([], [{"type": "text", "text": ""}]):
+                turns[-1]["content"] = empty
+                with pytest.raises(anthropic.BadRequestError, match="non-empty content"):
+                    await client.messages.create(**asked)
+
+    asyncio.run(main())
+
+
 def test_a_wrong_key_is_refused() -> None:
     async def main() -> None:
         async with FakeAnthropic(key="other", strict=False) as server, claude_client(server) as client:

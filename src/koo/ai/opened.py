@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+READS_OUT = "until_done"
+"""The method of anthropic's tool runner that runs its loop to the end and returns the last answer."""
 
 
 class StreamOwner(ABC):
@@ -92,13 +94,29 @@ class Opened(Generic[T]):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         value = getattr(self._target, name)
         if inspect.isroutine(value):
-            return self._guarded(value)
+            runs_on = name == READS_OUT and isinstance(self._pieces, StreamOwner)
+            return self._read_out(value) if runs_on else self._guarded(value)
         return self._watched(value)
 
     def _guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             return self._watched(method(*args, **kwargs))
+
+        return guarded
+
+    def _read_out(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Read the rest of the pieces before a method that would read them itself.
+
+        Otherwise a whole agent loop would have to end within one attempt timeout, and only its last answer would be
+        booked.
+        """
+
+        @wraps(method)
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            async for _ in self:
+                pass
+            return await self._guarded(method)(*args, **kwargs)
 
         return guarded
 

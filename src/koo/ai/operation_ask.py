@@ -36,6 +36,8 @@ FREE_ACTS = frozenset({
     "upload",
 })  # fmt: skip
 """Methods of an SDK's client that no vendor bills."""
+LOOP = "tool_runner"
+"""The method of anthropic's SDK that sends a request for each turn of a conversation, so no worst case is known."""
 FREE_OWNERS = ("Moderations", "Files")
 
 PROMPTS = ("messages", "input", "contents", "prompt", "content", "file")
@@ -134,6 +136,8 @@ def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, obje
     settings = {**settings, **_settings(kwargs)}
     model = settings.get("model")
     if not isinstance(model, str) or not model or _runs_functions(settings):
+        return None
+    if getattr(operation, "__name__", "") == LOOP or "fallbacks" in settings:
         return None
     if known is None and not any(name in settings for name in PROMPTS):
         return None
@@ -276,6 +280,8 @@ def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[],
 def _has_open_tools(settings: Mapping[str, object]) -> bool:
     """Whether the vendor runs a tool itself, or adds stored content to the prompt."""
     if any(name in settings for name in ELSEWHERE) or isinstance(settings.get("prompt"), Mapping):
+        return True
+    if get(settings.get("thread"), "type") == "continue":
         return True
     return any(not _is_own(tool) for tool in items(settings.get("tools")))
 

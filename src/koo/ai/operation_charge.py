@@ -32,7 +32,7 @@ from koo.ai.model_price import NOTHING, ModelPrice
 from koo.ai.models import may_think_unseen
 from koo.ai.operation_ask import Ask, Bound, bound_of
 from koo.ai.operation_prompt import Reading, read_prompt
-from koo.ai.operation_usage import Meter, Report, tokens_in
+from koo.ai.operation_usage import Meter, Report, added_up, tokens_in
 from koo.ai.pricing import Prices, context_tokens
 from koo.ai.service import Service
 from koo.ai.threads import aside
@@ -41,7 +41,7 @@ from koo.ai.types import Usage
 from koo.ai.usage_price import cost_usd
 from koo.errors import PriceUnknown
 from koo.options import ServiceOptions
-from koo.policies.money import from_pico
+from koo.policies.money import EXACT, from_pico
 from koo.storage.base import Bill
 
 log = logging.getLogger("koo")
@@ -87,31 +87,36 @@ class OperationCharge(ServiceCharge):
         if not self.begun:
             self.release()
             return
-        report = self._meter.report
+        reports = self._meter.reports
         if self.bill is None:
-            self.bill = self._guess() if report is None else self._bill_of(report)
+            self.bill = self._bill_of(reports) if reports else self._guess()
         super().settle()
 
     @abstractmethod
     def _price(self, report: Report) -> ModelPrice | None:
         """The price of the model that answered; None if unknown."""
 
-    def _bill_of(self, report: Report) -> Bill | None:
-        """The bill for a report; None if neither a cost nor a price is known.
+    def _bill_of(self, reports: list[Report]) -> Bill | None:
+        """The bill for these answers; None if neither the cost nor the price of one of them is known.
 
         An incomplete report is billed at the estimate, but never below its own cost.
         """
-        price, model = self._price(report), self.model or report.model or ""
-        if report.cost_usd is None and price is None:
-            return None
-        price = price or ModelPrice(tiers=())
-        cost = cost_usd(price, report)
+        cost, prices = NOTHING, []
+        for report in reports:
+            price = self._price(report)
+            if report.cost_usd is None and price is None:
+                return None
+            prices.append(price or ModelPrice(tiers=()))
+            cost = EXACT.add(cost, cost_usd(prices[-1], report))
+        last, price = reports[-1], prices[-1]
+        model, usage = self.model or last.model or "", added_up(report.usage for report in reports)
         # Vendors report intermediate counts while a stream runs. Before the last report, or the stream's own end, the
         # count is only what had been written by then, and booking it would understate the bill.
-        if report.is_whole and (report.is_last or self._ended):
-            source = price.source if report.cost_usd is None else "reported"
-            return priced_bill(price, cost, source, model, report.usage)
-        return priced_bill(price, max(self._estimate_usd(), cost), "estimate", model, report.usage)
+        is_over = (last.is_last or self._ended) and all(report.is_last for report in reports[:-1])
+        if is_over and all(report.is_whole for report in reports):
+            source = price.source if last.cost_usd is None else "reported"
+            return priced_bill(price, cost, source, model, usage)
+        return priced_bill(price, max(self._estimate_usd(), cost), "estimate", model, usage)
 
     def _estimate_usd(self) -> Decimal:
         """The amount to book if the report is incomplete."""
@@ -282,8 +287,8 @@ class AskCharge(OperationCharge):
             return
         # The worst case was unknown and nothing is held (a default budget). The cost of the result, if it names one or
         # names a model with a price, is booked all the same: otherwise this money would never appear in any budget.
-        report, hold = self._meter.report, self._hold
-        bill = None if report is None else self._bill_of(report)
+        reports, hold = self._meter.reports, self._hold
+        bill = self._bill_of(reports) if reports else None
         if bill is None or hold is None:
             self.release()
             if self._ended:

@@ -7,11 +7,14 @@ its usage has an unexpected form.
 `Meter` receives each piece of a streamed answer. Vendors send running totals, so counts grow and never shrink.
 LangChain's pieces report only what is new, so their counts are added up. Only the report that the vendor sends when it
 has finished is complete: a stream that is left earlier has reported less than its bill.
+
+One stream may contain several answers: an agent's loop yields a message for each of its turns. The vendor's id tells
+them apart, and each is billed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from functools import reduce
@@ -73,23 +76,35 @@ class Report(NamedTuple):
     is_whole: bool = True
     is_last: bool = True
     adds: bool = False
+    answer_id: str | None = None
 
 
 class Meter:
-    """Combines what the pieces of one answer report about its bill. A whole answer is one piece."""
+    """Combines what the pieces of a stream report about its bill. A whole answer is one piece."""
 
-    __slots__ = ("report",)
+    __slots__ = ("_by_id", "_current")
 
     def __init__(self) -> None:
-        self.report: Report | None = None
+        self._by_id: dict[str | None, Report] = {}
+        self._current: str | None = None
+
+    @property
+    def reports(self) -> list[Report]:
+        """One report for each answer, in the order of their first pieces."""
+        return list(self._by_id.values())
 
     def take(self, piece: object) -> None:
         """Read one piece. Most pieces report nothing."""
         found = read_report(piece)
+        if found is None:
+            return
+        # A piece without an id continues the current answer. If that has no id yet, the first id that comes is its own.
+        answer_id = found.answer_id or self._current
+        before = self._by_id.pop(None, None) or self._by_id.get(answer_id)
         # Reports are combined, because the last one alone may be incomplete: Anthropic counts the input in its first
         # event and the output in its last one.
-        if found is not None:
-            self.report = found if self.report is None else _joined(self.report, found)
+        self._by_id[answer_id] = found if before is None else _joined(before, found)
+        self._current = answer_id
 
 
 def read_report(told: object) -> Report | None:
@@ -99,7 +114,7 @@ def read_report(told: object) -> Report | None:
     """
     with suppress(Exception):
         if isinstance(told, (list, tuple)) and not hasattr(told, "_fields"):
-            return _added_up(told)
+            return _batch(told)
         found = _find(told, DEPTH_MAX)
         if found is not None:
             return _report(*found)
@@ -119,7 +134,8 @@ def _find(told: object, depth: int) -> tuple[object, object] | None:
     # covers all calls of a run; that of the answer inside covers only the last one.
     for name in PLACES:
         usage = get(told, name)
-        if callable(usage) and module_of(told) == "pydantic_ai":
+        # In some versions of pydantic-ai it is a method; in others a property, whose value warns if it is called.
+        if callable(usage) and module_of(told) == "pydantic_ai" and not says_something(usage):
             usage = _called(usage)
         if usage is not None and says_something(usage):
             return usage, told
@@ -137,7 +153,7 @@ def _find(told: object, depth: int) -> tuple[object, object] | None:
 
 
 def _called(method: Callable[[], object]) -> object:
-    """Call pydantic-ai's `usage`, which is a method in some of its versions and a property in others."""
+    """The result of pydantic-ai's method `usage`."""
     with suppress(Exception):
         return method()
     return None
@@ -181,17 +197,19 @@ def _said_in(piece: object) -> list[object] | None:
 
 def _report(told: object, answer: object) -> Report:
     usage, times = usage_of(told), _times_asked(answer)
+    adds = module_of(answer).startswith("langchain")
     return Report(
         # google-genai may make several requests for one call, and reports the usage of the last one. That has read the
         # most, so all of them together cost at most as many times its cost. The sum is marked as incomplete.
-        usage=usage if times == 1 else reduce(_plus, [usage] * times),
+        usage=usage if times == 1 else added_up([usage] * times),
         model=_model_of(answer),
         cost_usd=_cost_of(told),
         tier=_tier_of(told, answer),
         units=NO_UNITS if isinstance(told, Usage) else units_of(told, answer),
         is_whole=times == 1 and _is_whole(usage, told),
         is_last=_is_last(answer),
-        adds=module_of(answer).startswith("langchain"),
+        adds=adds,
+        answer_id=None if adds else _id_of(answer),
     )
 
 
@@ -263,6 +281,17 @@ def _is_last(answer: object) -> bool:
     return get(answer, "status") not in ("in_progress", "queued")
 
 
+def _id_of(answer: object) -> str | None:
+    """The vendor's id of an answer; None for a piece whose id may be its own."""
+    # Some servers give each chunk of an answer another id. Counts are running totals, so if each chunk were taken for
+    # an answer, one call would be booked many times. OpenAI's last chunk, with the usage and no choices, is safe.
+    is_chunk = get(answer, "object") == "chat.completion.chunk" and bool(get(answer, "choices"))
+    if is_chunk or (get(answer, "candidates") is not None and not _is_last(answer)):
+        return None
+    answer_id = get(answer, "id") or get(answer, "response_id")
+    return answer_id if isinstance(answer_id, str) else None
+
+
 def _ends(choices: list[object]) -> bool:
     return any(get(one, name) is not None for one in choices for name in ("finish_reason", "finishReason"))
 
@@ -286,12 +315,18 @@ def _joined(before: Report, later: Report) -> Report:
         # Either one: a piece after the vendor's last report must not make it incomplete again.
         is_last=before.is_last or later.is_last,
         adds=adds,
+        answer_id=later.answer_id or before.answer_id,
     )
 
 
 def _of_both(before: Report, later: Report, name: str) -> int:
     one, other = before.units.get(name, 0), later.units.get(name, 0)
     return one + other if later.adds else max(one, other)
+
+
+def added_up(usages: Iterable[Usage]) -> Usage:
+    """The tokens of several answers."""
+    return reduce(_plus, usages)
 
 
 def _plus(one: Usage, other: Usage) -> Usage:
@@ -305,7 +340,7 @@ def _plus(one: Usage, other: Usage) -> Usage:
     )
 
 
-def _added_up(members: list[object] | tuple[object, ...]) -> Report | None:
+def _batch(members: list[object] | tuple[object, ...]) -> Report | None:
     """Add up the reports of a batch. A usage that appears in it twice counts once."""
     # instructor returns a pair: the parsed object and the completion that it was parsed from. Both lead to the same
     # usage object, so counting both would book the call twice.

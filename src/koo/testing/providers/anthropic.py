@@ -14,7 +14,7 @@ from koo.testing.providers.wire import ReceivedRequest, Reply, event, json_reply
 FIELDS = {
     "cache_control", "container", "context_management", "inference_geo", "max_tokens", "mcp_servers", "messages",
     "metadata", "model", "output_config", "service_tier", "speed", "stop_sequences", "stream", "system", "temperature",
-    "thinking", "tool_choice", "tools", "top_k", "top_p",
+    "thinking", "thread", "tool_choice", "tools", "top_k", "top_p",
 }  # fmt: skip
 VERSIONS = ("2023-06-01", "2026-10-21")
 WITHOUT_SAMPLING = re.compile(r"claude-(opus-4-[78]|(opus|sonnet|haiku)-[5-9]|fable|mythos)")
@@ -170,7 +170,7 @@ def _wrong_field(body: dict[str, Any]) -> str | None:
     messages = body["messages"]
     if not isinstance(messages, list) or not messages:
         return "messages: at least one message is required"
-    if any(not isinstance(m, dict) or not _text(m.get("content")) for m in messages):
+    if any(not isinstance(m, dict) or _is_empty(m.get("content")) for m in messages):
         return "messages.0: user messages must have non-empty content"
     return None
 
@@ -183,6 +183,14 @@ def _wrong_sampling(body: dict[str, Any], version: str) -> str | None:
         if name in body and WITHOUT_SAMPLING.match(body["model"]):
             return f"`{name}` is deprecated for this model."
     return None if 0 <= body.get("temperature", 1) <= 1 else "temperature: range: 0..1"
+
+
+def _is_empty(content: Any) -> bool:
+    """Whether a message says nothing. Calls of tools, their results, pictures and documents have no text."""
+    blocks = content if isinstance(content, list) else []
+    return not _text(content) and all(
+        not isinstance(one, dict) or one.get("type") == "text" for one in blocks
+    )
 
 
 def _text(content: Any) -> str:
