@@ -151,6 +151,8 @@ ODDITIES: tuple[Oddity, ...] = (
     whole("an answer that was aborted", "vLLM, SGLang", "raises an error and calls the next service",
           chat("Par", "abort"), **CHAT, kind=Kind.SERVER_ERROR, requests=3),
     # text
+    whole("usage without choices", "gateways with a broken upstream", "raises bad_answer after at most one retry",
+          chat(choices=[]), **CHAT, kind=Kind.BAD_ANSWER, requests=2),
     whole("content as a list of parts", "Mistral", "joins the parts",
           chat([{"type": "text", "text": "Par"}, {"type": "text", "text": "is."}]), **CHAT),
     whole("content as an object", "gateways in front of Anthropic and Gemini", "uses its text",

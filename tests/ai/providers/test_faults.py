@@ -363,6 +363,23 @@ def test_every_status_has_a_kind(status: int, kind: str) -> None:
     assert kind_of_status(status) == kind
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"error_code": 18, "error_msg": "Open api qps request limit reached"}', Kind.THROTTLED),
+        (b'{"errcode": 40001, "errmsg": "invalid credential, access_token is invalid"}', Kind.AUTH),
+        (b'{"code": "quota_exceeded", "msg": "no calls left"}', Kind.QUOTA),
+        (b'{"code": 0, "message": "success", "data": null}', Kind.BAD_ANSWER),
+        (b'{"code": "200", "msg": "OK"}', Kind.BAD_ANSWER),
+        (b'{"code": 7}', Kind.BAD_ANSWER),
+    ],
+)
+def test_an_error_with_status_200_has_a_message_and_a_code_that_is_not_a_good_one(
+    body: bytes, kind: Kind
+) -> None:
+    assert ask("ollama", raw(body)).kind is kind
+
+
 def test_every_kind_in_a_table_has_a_sentence_and_a_treatment() -> None:
     tables = (ANTHROPIC_FAULTS, OPENAI_FAULTS, COMPATIBLE_FAULTS)
     kinds = {row.kind for table in tables for row in table.rows} | set(BY_STATUS.values())

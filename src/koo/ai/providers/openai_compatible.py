@@ -263,6 +263,8 @@ class OpenAICompatibleProvider(Adapter):
         if not text or reason not in OUTCOMES or answer.error is not NOTHING or choice.error is not NOTHING:
             error = choice.error if is_something(choice.error) else answer.error
             self._wire.judge(response, error, text, reason, usage)
+            if choice is NO_CHOICE:
+                raise self._wire.no_answer(response, "a response without choices")
         if not (usage.input_tokens and usage.output_tokens):
             usage = complete_usage(usage, request, text + _thought(reply), cost_usd)
         return Completion(

@@ -57,8 +57,10 @@ _WRAPPERS = (
     "message",
 )
 _MESSAGES = ("message", "Message", "msg", "faultstring", "error_message", "errorMessage", "status_msg", "error_msg",
-             "error", "detail", "title")  # fmt: skip
-_CODES = ("code", "error_code", "errorcode", "errorCode", "Code")
+             "errmsg", "error", "detail", "title")  # fmt: skip
+_CODES = ("code", "error_code", "errorcode", "errorCode", "Code", "errcode")
+GOOD_CODES = (0, 200, "0", "200", "", None, "ok", "OK", "Ok", "success", "Success", "SUCCESS")
+"""Codes with which some gateways wrap a good response."""
 _TYPES = ("type", "status", "error_type", "__type")
 _STATUSES = ("code", "status", "status_code", "statusCode")
 _MORE = ("error_type", "limit_source", "reason", "code", "type", "status")
@@ -160,8 +162,9 @@ class _Facts:
         failed = document.get("base_resp")
         if isinstance(failed, Mapping) and failed.get("status_code"):
             return True  # MiniMax
-        flat = "error" in (document.get("object"), document.get("type")) or "code" in document
-        return flat and "message" in document
+        flat = "error" in (document.get("object"), document.get("type"))
+        flat = flat or any(document.get(key, "") not in GOOD_CODES for key in _CODES)
+        return flat and any(isinstance(document.get(key), str) for key in _MESSAGES)
 
     def _take(self, error: Mapping[str, Any], depth: int) -> None:
         # In some flat formats `type: "error"` describes the envelope and not the error.

@@ -176,7 +176,7 @@ SENTENCES = (
         rf"{_REACHED} (?:[\w']+ ){{0,4}}rate[ -]?limit",
         r"too many (?:requests|tokens per|tokens, please wait|concurrent)",
         r"rejected due to rate",
-        r"request limit exceeded",
+        r"(?:request|qps|rpm|tpm) limit (?:exceeded|reached)",
         r"slow down",
         r"throttl(?:ed|ing)",
         r"max(?:imum)? parallel requests?",
