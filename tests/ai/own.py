@@ -66,7 +66,7 @@ class Own:
         return self.budgets.view("own").spent_usd
 
     def nothing_is_taken(self) -> bool:
-        """True if no place, no permit and no money is taken."""
+        """True if no slot, no permit and no money is taken."""
         running = bool(self.breaker.running or self.breaker.leases)
         return not (self.service.gates.bulkhead.used or running or self.budgets.view("own").held_usd)
 

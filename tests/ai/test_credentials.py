@@ -1,4 +1,4 @@
-"""Several credentials under one name: refused keys and pauses belong to the key; limits, places and breaker to the
+"""Several credentials under one name: refused keys and pauses belong to the key; limits, slots and breaker to the
 name.
 """
 
@@ -213,7 +213,7 @@ def test_each_failure_counts_once_whatever_the_key() -> None:
     run(test)
 
 
-def test_limits_places_and_money_are_shared_by_all_keys() -> None:
+def test_limits_slots_and_money_are_shared_by_all_keys() -> None:
     async def test(own: Own) -> None:
         clients = [Client(f"k{number}") for number in range(4)]
         assert [await outcome(own, client.ask) for client in clients] == ["ok"] * 3 + [Kind.RATE_LIMITED]

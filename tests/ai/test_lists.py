@@ -1,4 +1,4 @@
-"""Lists of queries on virtual time, run as places become free, whatever their length."""
+"""Lists of queries on virtual time, run as slots become free, whatever their length."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def kinds(outcomes: Sequence[Answer | ExternalServiceError]) -> set[str]:
 @pytest.mark.parametrize(
     ("count", "on_limit"), [(2000, None), (2000, "wait"), (2000, "refuse"), (20_000, None)]
 )
-def test_a_list_of_any_length_is_fed_as_places_become_free(count: int, on_limit: str | None) -> None:
+def test_a_list_of_any_length_is_fed_as_slots_become_free(count: int, on_limit: str | None) -> None:
     """The answers are in order, there is no task for each query, and each is within the service's deadline of two
     minutes.
     """
@@ -114,7 +114,7 @@ def test_a_slow_service_delays_only_its_own_queries() -> None:
 
 
 def test_lists_take_turns() -> None:
-    """A short list that starts after a long one ends long before it. No more queries run than there are places."""
+    """A short list that starts after a long one ends long before it. No more queries run than there are slots."""
 
     async def main() -> None:
         world = ListWorld(concurrency_max=10)
@@ -205,7 +205,7 @@ def test_a_cancelled_list_ends_its_queries_and_returns_everything_they_took() ->
         with pytest.raises(asyncio.CancelledError):
             await asking
         assert world.first.asked == 30 and world.is_idle()
-        assert not kinds(await world.ask_many(*several(20))), "its places are free again"
+        assert not kinds(await world.ask_many(*several(20))), "its slots are free again"
         assert world.elapsed_s == 2
 
     run_virtual(main)

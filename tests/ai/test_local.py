@@ -487,7 +487,7 @@ def test_a_query_that_is_cancelled_in_the_queue_is_never_run() -> None:
     asyncio.run(main())
 
 
-def test_a_full_queue_refuses_and_a_freed_place_is_used_again() -> None:
+def test_a_full_queue_refuses_and_a_freed_slot_is_used_again() -> None:
     async def main() -> None:
         provider = Endless("local", queue_max=1)
         await provider.complete(ask(max_tokens=2))

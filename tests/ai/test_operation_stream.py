@@ -1,4 +1,4 @@
-"""A stream of an own operation, in every form that libraries have: one permit, one place and one hold until its end."""
+"""A stream of an own operation, in every form that libraries have: one permit, one slot and one hold until its end."""
 
 from __future__ import annotations
 
@@ -407,7 +407,7 @@ def test_a_stream_has_one_reader() -> None:
 SHORT: dict[str, Any] = {"attempt_timeout_s": 10.0, "slow_s": 5.0, "timeout_s": 60.0}
 
 
-def test_a_place_is_taken_until_the_end() -> None:
+def test_a_slot_is_taken_until_the_end() -> None:
     async def test(own: Own) -> None:
         first = own.stream(Library("a", "b").generator)
         assert await anext(first) == "a"

@@ -213,8 +213,8 @@ def test_callers_with_fast_and_slow_answers_use_what_a_provider_allows(latency_s
     assert metered.refused <= 2 and 0.95 * meter.allowed(metered.taken_at[-1]) <= CALLERS
 
 
-def test_a_limit_above_the_number_of_places_is_not_exceeded() -> None:
-    """With 200 places and a limit of 300, calls that need no cell and calls that book one are counted together."""
+def test_a_limit_above_the_number_of_slots_is_not_exceeded() -> None:
+    """With 200 slots and a limit of 300, calls that need no cell and calls that book one are counted together."""
     assert ask_all({"requests": Window(300)}, callers=600).refused <= 2
 
 

@@ -53,7 +53,7 @@ class World:
         return self.gateway.services[service].service.default_guard
 
     def nothing_is_taken(self) -> testing.Settled:
-        """No call holds a place, a permit or money."""
+        """No call holds a slot, a permit or money."""
         return self.there.settled()
 
     def spent_usd(self, service: str = "claude") -> Decimal:

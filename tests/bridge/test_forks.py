@@ -203,7 +203,7 @@ def test_the_parents_deadlines_do_not_apply_in_the_child() -> None:
 # ── the parent's running calls ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_parents_calls_occupy_no_place_in_the_child(tmp_path: Path) -> None:
+def test_the_parents_calls_occupy_no_slot_in_the_child(tmp_path: Path) -> None:
     platform = made(tmp_path, concurrency_max=1, slow_s=1, timeout_s=30)
 
     async def main() -> str:

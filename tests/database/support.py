@@ -62,7 +62,7 @@ async def with_notes(url: str, **changes: Any) -> AsyncIterator[Database]:
 
 
 def assert_free(database: Database) -> None:
-    """Assert that no place in the pool, permit, writer's turn or transaction is left behind."""
+    """Assert that no slot in the pool, permit, writer's turn or transaction is left behind."""
     assert taken_of_database(database) == []
 
 

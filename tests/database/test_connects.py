@@ -56,7 +56,7 @@ def test_connects_are_limited_and_all_of_them_complete() -> None:
     run(main)
 
 
-def test_a_failed_or_cancelled_connect_frees_its_place() -> None:
+def test_a_failed_or_cancelled_connect_frees_its_slot() -> None:
     async def main() -> None:
         server, connects = Server(), Connects(1, 60.0, lambda: 0.0, lambda: 0.0)
         failing = asyncio.create_task(connects.open(server.connect, refuses=True))

@@ -244,7 +244,7 @@ async def judged(database: Database, provoke: Provoke, place: Place) -> tuple[Ba
 
 
 async def works(database: Database) -> None:
-    """Assert that every place of the pool is immediately usable again."""
+    """Assert that every slot of the pool is immediately usable again."""
 
     async def one() -> None:
         async with database.session_scope() as session:

@@ -138,7 +138,7 @@ def test_closing_does_not_wait_forever(pg: Place) -> None:
 
 
 def test_closing_refuses_waiting_callers_immediately_and_opens_no_connection(pg: Place) -> None:
-    """A waiter that took a place freed by closing would open a connection that stays open. So would a scope whose first
+    """A waiter that took a slot freed by closing would open a connection that stays open. So would a scope whose first
     statement is repeated because its connection was cut off."""
 
     async def main() -> None:

@@ -27,7 +27,7 @@ async def hold(database: Database, until_set: asyncio.Event) -> None:
 
 
 async def full(database: Database, until_set: asyncio.Event) -> list[asyncio.Task[None]]:
-    """Fill every place of the pool with a scope."""
+    """Fill every slot of the pool with a scope."""
     holders = [
         asyncio.create_task(hold(database, until_set), name=f"holder {n}")
         for n in range(database.pool_queue.limit)
@@ -60,7 +60,7 @@ def test_callers_are_served_in_order_of_arrival(url: str) -> None:
     run(main)
 
 
-def test_a_waiter_cancelled_just_as_it_gets_a_place_passes_it_on(url: str) -> None:
+def test_a_waiter_cancelled_just_as_it_gets_a_slot_passes_it_on(url: str) -> None:
     async def main() -> None:
         async with opened(url, pool_size=1, max_overflow=0) as database:
             for _ in range(5):
@@ -70,7 +70,7 @@ def test_a_waiter_cancelled_just_as_it_gets_a_place_passes_it_on(url: str) -> No
                 second = asyncio.create_task(hold(database, go))
                 await until(lambda: database.pool_queue.waiting == 2)
                 go.set()
-                await until(holder.done)  # its place has just been handed to `first`
+                await until(holder.done)  # its slot has just been handed to `first`
                 first.cancel()
                 await asyncio.gather(holder, second)
                 await asyncio.gather(first, return_exceptions=True)
@@ -132,7 +132,7 @@ def test_the_refusal_names_a_task_that_waits_for_itself(url: str) -> None:
 
 
 def test_no_caller_waits_in_the_pool_when_a_connect_fails(pg: Place) -> None:
-    """SQLAlchemy's own waiters would sit out their whole timeout next to the free place."""
+    """SQLAlchemy's own waiters would sit out their whole timeout next to the free slot."""
 
     async def main() -> None:
         async with proxied(pg.server) as proxy:
@@ -208,7 +208,7 @@ def test_a_scope_open_for_too_long_is_logged_once_with_its_place(
     run(main)
 
 
-def test_many_more_callers_than_places_are_all_served(url: str) -> None:
+def test_many_more_callers_than_slots_are_all_served(url: str) -> None:
     async def main() -> None:
         async with opened(url, pool_size=2, max_overflow=1) as database:
             most = 0

@@ -81,8 +81,8 @@ def test_a_caller_may_be_cancelled_at_every_wait_while_koo_finds_the_outcome(pg:
     run(main)
 
 
-def test_the_place_in_the_pool_and_the_permit_are_returned_before_koo_finds_the_outcome(pg: Place) -> None:
-    """Otherwise all callers of a pool could wait for a lookup that itself waits for one of its places."""
+def test_the_slot_in_the_pool_and_the_permit_are_returned_before_koo_finds_the_outcome(pg: Place) -> None:
+    """Otherwise all callers of a pool could wait for a lookup that itself waits for one of its slots."""
 
     async def main() -> None:
         async with marked(pg, pool_size=1, max_overflow=0) as (database, proxy):

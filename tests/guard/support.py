@@ -196,7 +196,7 @@ def used(guard: Guard) -> list[int]:
 
 
 def nothing_is_taken(guard: Guard, wallet: Wallet | None = None) -> bool:
-    """True if no place, queue position, lease, running permit, open hold or deadline is left."""
+    """True if no slot, queue position, lease, running permit, open hold or deadline is left."""
     return (
         not taken_of_gates(guard.gates)
         and not taken_of_guard(guard)

@@ -281,7 +281,7 @@ def test_cancelled_calls_neither_open_nor_close_the_breaker() -> None:
     run_virtual(main)
 
 
-def test_a_caller_cancelled_while_it_gets_a_place_passes_it_on() -> None:
+def test_a_caller_cancelled_while_it_gets_a_slot_passes_it_on() -> None:
     async def main() -> None:
         guard = make_guard(concurrency_max=1)
         release = asyncio.Event()

@@ -50,7 +50,7 @@ async def nothing() -> None:
 
 
 def everything_on() -> Guard:
-    """A guard with everything that a service has: deadline, breaker, three limits, places, counts."""
+    """A guard with everything that a service has: deadline, breaker, three limits, slots, counts."""
     now = SystemClock.monotonic()
     limits = Limits(
         SlidingCount("requests a minute", 10**6, 60.0, now),

@@ -282,7 +282,7 @@ def test_the_ramp_widens_for_waiting_calls_without_a_tick_and_without_a_leaving_
     run_virtual(main)
 
 
-def test_the_ramp_of_one_model_takes_no_places_from_the_others() -> None:
+def test_the_ramp_of_one_model_takes_no_slots_from_the_others() -> None:
     async def main() -> None:
         sick, well = make_peers("sick", "well")
         gates = sick.gates
@@ -298,7 +298,7 @@ def test_the_ramp_of_one_model_takes_no_places_from_the_others() -> None:
         await asyncio.gather(*running, return_exceptions=True)
         began = now()
         await asyncio.gather(*(well.call(answer_in, 0.5) for _ in range(50)))
-        assert now() == began + 0.5, "it keeps its own number of places"
+        assert now() == began + 0.5, "it keeps its own number of slots"
 
     run_virtual(main)
 

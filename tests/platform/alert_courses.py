@@ -129,7 +129,7 @@ async def fail_now_and_then(stage: Stage) -> None:
 
 
 async def crowd(stage: Stage) -> None:
-    """One call hangs in the only place, and others are refused."""
+    """One call hangs in the only slot, and others are refused."""
     stage.kept.append(asyncio.create_task(stage.ask(hang())))
     await until(lambda: stage.server.requests)
     await stage.ask()

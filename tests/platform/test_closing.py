@@ -124,7 +124,7 @@ def test_the_rest_of_a_list_is_not_started_while_closing(tmp_path: Path) -> None
     assert kinds(came) == [Kind.DRAINING] * 3
 
 
-def test_a_call_waiting_for_a_place_is_not_started_while_closing(tmp_path: Path) -> None:
+def test_a_call_waiting_for_a_slot_is_not_started_while_closing(tmp_path: Path) -> None:
     async def two(koo: Platform) -> list[object]:
         calls = [koo.query(QUESTION), koo.query(QUESTION)]
         return list(await asyncio.gather(*calls, return_exceptions=True))

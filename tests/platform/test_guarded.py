@@ -239,8 +239,8 @@ def test_functions_with_the_same_name_share_a_guard_and_one_sets_the_options(pla
 
 
 def test_a_redefined_function_may_change_its_options(platform: Platform) -> None:
-    def define(places: int) -> None:
-        @platform.guarded("parcels", concurrency_max=places)
+    def define(slots: int) -> None:
+        @platform.guarded("parcels", concurrency_max=slots)
         async def find() -> None: ...
 
     define(7)

@@ -264,7 +264,7 @@ def test_a_cursor_out_of_a_thread_is_an_ordinary_result(tmp_path: Path, postgres
 # ── a thread cannot be stopped ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_at_the_deadline_the_caller_continues_and_the_place_stays_taken_until_the_thread_ends(
+def test_at_the_deadline_the_caller_continues_and_the_slot_stays_taken_until_the_thread_ends(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:
@@ -282,14 +282,14 @@ def test_at_the_deadline_the_caller_continues_and_the_place_stays_taken_until_th
             with pytest.raises(ServiceSaturated):
                 await platform.execute("own", lambda: 5)
             hanging.let_go.set()
-            places = platform.services["own"].gates.bulkhead
-            await until(lambda: places.used == 0)
+            slots = platform.services["own"].gates.bulkhead
+            await until(lambda: slots.used == 0)
             assert await platform.execute("own", lambda: 5) == 5
 
     asyncio.run(main())
 
 
-def test_a_cancelled_call_is_neutral_and_its_place_stays_taken_until_the_thread_ends(tmp_path: Path) -> None:
+def test_a_cancelled_call_is_neutral_and_its_slot_stays_taken_until_the_thread_ends(tmp_path: Path) -> None:
     async def main() -> None:
         hanging = Hanging()
         async with opened(tmp_path) as platform:
@@ -299,11 +299,11 @@ def test_a_cancelled_call_is_neutral_and_its_place_stays_taken_until_the_thread_
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            places = platform.services["own"].gates.bulkhead
-            assert places.used == 1
+            slots = platform.services["own"].gates.bulkhead
+            assert slots.used == 1
             assert platform.service_health("own")["metrics"]["neutral_requests"] == 1
             hanging.let_go.set()
-            await until(lambda: places.used == 0)
+            await until(lambda: slots.used == 0)
 
     asyncio.run(main())
 
@@ -349,7 +349,7 @@ def test_closing_waits_until_the_last_thread_has_ended(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_has_no_threads_of_its_parent_and_all_places_free(tmp_path: Path) -> None:
+def test_a_forked_child_has_no_threads_of_its_parent_and_all_slots_free(tmp_path: Path) -> None:
     async def hang(platform: Platform, hanging: Hanging) -> None:
         with pytest.raises(ServiceTimeout):
             await platform.execute("own", hanging)

@@ -243,7 +243,7 @@ class World:
         await self.next_call(name, wrong, operation, streamed=streamed)
 
     async def next_call(self, name: str, wrong: Wrong, operation: Ask, *, streamed: bool) -> None:
-        """Make the next call: the permit and the only place are back, and a pause or a refused key stops it unsent."""
+        """Make the next call: the permit and the only slot are back, and a pause or a refused key stops it unsent."""
         self.server.default, asked = answer("Paris."), len(self.server.queries)
         if wrong.then is not None:
             with pytest.raises(wrong.then) as caught:
@@ -288,7 +288,7 @@ def test_each_failure_of_a_stream_has_its_kind(vendor: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_a_cancelled_call_is_neutral_returns_its_place_and_is_booked(
+def test_a_cancelled_call_is_neutral_returns_its_slot_and_is_booked(
     vendor: str, streamed: bool, tmp_path: Path
 ) -> None:
     async def main() -> None:

@@ -82,7 +82,7 @@ async def leave_after(client: Client, piece: bytes) -> None:
 
 @pytest.mark.parametrize("body", [in_a_loop, in_a_block, None])
 @pytest.mark.parametrize("pause", ["between pieces", "silence"])
-def test_a_client_that_disconnects_frees_permit_and_place_and_the_money_is_settled(
+def test_a_client_that_disconnects_frees_permit_and_slot_and_the_money_is_settled(
     pause: str, body: Body | None, tmp_path: Path
 ) -> None:
     """The client disconnects while the provider is silent, or while chunks arrive that can no longer be sent."""
