@@ -91,7 +91,7 @@ REFUSALS: list[tuple[str, Setup, type[KooError], Kind, float | None]] = [
     ("a spent quota", spend_quota, RateLimited, Kind.QUOTA, 50.0),
     ("our own limit", use_up_the_minute, RateLimited, Kind.RATE_LIMITED, 61.0),
     ("the pacer", use_up_the_providers_limit, RateLimited, Kind.COOLING_DOWN, 600.0),
-    ("places", fill, ServiceSaturated, Kind.SATURATED, None),
+    ("slots", fill, ServiceSaturated, Kind.SATURATED, None),
 ]
 
 
@@ -117,7 +117,7 @@ def test_a_gate_that_refuses_gives_a_reason_and_a_time_and_returns_what_was_take
     run_virtual(main)
 
 
-def test_a_budget_refusal_returns_the_unit_and_the_place() -> None:
+def test_a_budget_refusal_returns_the_unit_and_the_slot() -> None:
     async def main() -> None:
         guard, wallet, script = make_guard(), Wallet(refuse=True), Script()
         error = await error_of(guard.call(script, charge=wallet))
@@ -336,7 +336,7 @@ def test_a_full_queue_refuses() -> None:
     run_virtual(main)
 
 
-def test_the_limit_per_minute_holds_even_if_callers_wait_for_a_place_after_it() -> None:
+def test_the_limit_per_minute_holds_even_if_callers_wait_for_a_slot_after_it() -> None:
     """A unit counts from the time the call leaves, not from the start of its wait."""
 
     async def main() -> None:
@@ -354,10 +354,10 @@ def test_the_limit_per_minute_holds_even_if_callers_wait_for_a_place_after_it() 
     run_virtual(main)
 
 
-# ── places ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── slots ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_callers_wait_for_a_place_first_come_first_served() -> None:
+def test_callers_wait_for_a_slot_first_come_first_served() -> None:
     async def main() -> None:
         guard, order = make_guard(concurrency_max=1), list[tuple[int, float]]()
 
@@ -375,7 +375,7 @@ def test_callers_wait_for_a_place_first_come_first_served() -> None:
     run_virtual(main)
 
 
-def test_a_caller_without_a_place_before_its_deadline_is_refused_and_returns_its_unit() -> None:
+def test_a_caller_without_a_slot_before_its_deadline_is_refused_and_returns_its_unit() -> None:
     async def main() -> None:
         guard = make_guard(concurrency_max=1)
         running = asyncio.create_task(guard.call(answer_in, 50))
@@ -392,7 +392,7 @@ def test_a_caller_without_a_place_before_its_deadline_is_refused_and_returns_its
     run_virtual(main)
 
 
-def test_with_on_limit_refuse_a_call_does_not_wait_for_a_place_and_gets_a_retry_time() -> None:
+def test_with_on_limit_refuse_a_call_does_not_wait_for_a_slot_and_gets_a_retry_time() -> None:
     async def main() -> None:
         guard = make_guard(concurrency_max=1)
         running = asyncio.create_task(guard.call(answer_in, 50))
@@ -441,7 +441,7 @@ def test_a_repeat_that_the_breaker_will_refuse_does_not_hold_money() -> None:
     run_virtual(main)
 
 
-def test_money_is_not_held_while_waiting_for_a_place() -> None:
+def test_money_is_not_held_while_waiting_for_a_slot() -> None:
     async def main() -> None:
         guard, wallet = make_guard(concurrency_max=1), Wallet()
         running = asyncio.create_task(guard.call(answer_in, 10))
@@ -543,7 +543,7 @@ def test_after_a_reset_all_callers_waiting_for_a_pause_go_within_a_second() -> N
     run_virtual(main)
 
 
-def test_a_caller_waiting_for_a_place_respects_a_pause_that_begins_meanwhile() -> None:
+def test_a_caller_waiting_for_a_slot_respects_a_pause_that_begins_meanwhile() -> None:
     async def main() -> None:
         guard, scripts = make_guard(concurrency_max=1), [Script() for _ in range(3)]
 
@@ -561,7 +561,7 @@ def test_a_caller_waiting_for_a_place_respects_a_pause_that_begins_meanwhile() -
     run_virtual(main)
 
 
-def test_a_caller_waiting_for_a_place_is_refused_if_the_breaker_opens_meanwhile() -> None:
+def test_a_caller_waiting_for_a_slot_is_refused_if_the_breaker_opens_meanwhile() -> None:
     async def main() -> None:
         guard, script = make_guard(concurrency_max=1, breaker=BreakerOptions(failure_threshold=1)), Script()
 
@@ -632,7 +632,7 @@ def test_a_call_refused_by_the_breaker_at_the_end_returns_its_cell() -> None:
     run_virtual(main)
 
 
-def test_calls_queued_for_places_are_spread_once_the_limit_becomes_known() -> None:
+def test_calls_queued_for_slots_are_spread_once_the_limit_becomes_known() -> None:
     async def main() -> None:
         guard, scripts = make_guard(concurrency_max=1), [Script() for _ in range(3)]
         assert await guard.call(answer) == "answer"
@@ -648,14 +648,14 @@ def test_calls_queued_for_places_are_spread_once_the_limit_becomes_known() -> No
     run_virtual(main)
 
 
-def test_a_call_that_starts_over_after_waiting_for_a_place_keeps_no_cell() -> None:
+def test_a_call_that_starts_over_after_waiting_for_a_slot_keeps_no_cell() -> None:
     async def main() -> None:
         guard, script = make_guard(concurrency_max=1), Script()
         hear(guard, 200, 10, 50.0)
         running = asyncio.create_task(guard.call(answer_in, 7.0))
         await asyncio.sleep(0)
         waiting = asyncio.create_task(guard.call(script))
-        await asyncio.sleep(6.0)  # it has the cell of second 5 and is waiting for the place
+        await asyncio.sleep(6.0)  # it has the cell of second 5 and is waiting for the slot
         guard.cooldown.extend(
             guard.now(), 2.0, no_jitter, Kind.THROTTLED, "the provider limits the request rate"
         )
@@ -677,7 +677,7 @@ def test_the_cell_of_a_call_that_gave_up_or_was_refused_later_is_free_again() ->
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         error = await error_of(guard.call(answer, timeout_s=20))
-        assert isinstance(error, ServiceSaturated), "it got a cell in time, but no place"
+        assert isinstance(error, ServiceSaturated), "it got a cell in time, but no slot"
         assert not guard.pacer.wait_s(guard.now()) and used(guard) == [1, 1, 1]
         await running
 
