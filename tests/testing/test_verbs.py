@@ -200,6 +200,51 @@ def test_cut_and_stream_refuse_wrong_arguments() -> None:
         server.fails(529, times=0)
 
 
+@pytest.mark.parametrize(
+    ("misuse", "said"),
+    [
+        (
+            lambda server: server.streams(["a", "b"], cut_after=3),
+            r"cut_after is 3, but the stream has 2 piece",
+        ),
+        (lambda server: server.streams(["a"], stall_after=-1), "stall_after is -1"),
+        (lambda server: server.streams(piece for piece in "ab"), "list of pieces"),
+        (lambda server: server.streams(["a", 2]), "a piece of a stream is a string, not 2"),
+        (lambda server: server.answers(None), "the text of an answer is a string, not None"),
+        (lambda server: server.fails(99), "the status of an error is 200 to 599, not 99"),
+        (lambda server: server.fails(True), "not True"),
+        (lambda server: server.fails(529, times=2.5), "times is 2.5"),
+        (
+            lambda server: server.fails(429, retry_after_s="10"),
+            "retry_after_s is a number of seconds, not '10'",
+        ),
+        (lambda server: server.cuts(after=-1), "cut after 0 bytes or more, not -1"),
+        (lambda server: server.slow(-1), "a delay is 0 s or more, not -1"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_a_fault_that_could_not_occur_raises_immediately(misuse: Callable[[Any], object], said: str) -> None:
+    """Otherwise the test would pass although nothing failed in it."""
+    with pytest.raises((TypeError, ValueError), match=said):
+        misuse(FakeAnthropic())
+
+
+def test_a_fault_without_effect_fails_the_test() -> None:
+    """A response may be complete before it would be cut, and only a stream can fail after a number of pieces."""
+    with (
+        pytest.raises(FakeMisused, match=r"a cut after 9999 of \d+ bytes had no effect: POST /v1/messages"),
+        FakeAnthropic().cuts(after=9999) as server,
+        client_of(server) as client,
+    ):
+        ask(client)
+    with (
+        pytest.raises(FakeMisused, match="cut_after=1 on a query that is not streamed had no effect"),
+        FakeAnthropic().streams(["a", "b"], cut_after=1) as server,
+        client_of(server) as client,
+    ):
+        assert ask(client) == "ab"
+
+
 @pytest.mark.parametrize("fake", FAKES, ids=lambda fake: fake.__name__)
 def test_a_taken_port_raises_in_the_test(fake: Callable[..., FakeProvider]) -> None:
     async def main(port: int) -> None:

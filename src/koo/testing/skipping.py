@@ -82,11 +82,12 @@ class SkippingClock:
     ) -> None:
         """Skip this much time immediately. May be called from any thread.
 
-        Raises ValueError for a negative time, and RuntimeError on an event loop whose time cannot be skipped.
+        Raises ValueError for a negative or infinite time, and RuntimeError on an event loop whose time cannot be
+        skipped.
         """
         skip_s = seconds + 60.0 * minutes + 3600.0 * hours + 86_400.0 * days
-        if not skip_s >= 0:
-            raise ValueError(f"time cannot go back: {skip_s:g} s cannot be skipped")
+        if not 0 <= skip_s < float("inf"):
+            raise ValueError(f"time cannot go back, nor to its end: {skip_s:g} s cannot be skipped")
         running = asyncio._get_running_loop()
         others = [one for one in self._loops if one is not running and not one.is_closed()]
         # All loops must be stopped while the time jumps, or a loop could read the new time before its timers are

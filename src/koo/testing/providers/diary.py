@@ -16,7 +16,8 @@ class FakeMisused(AssertionError):
 
 
 class Diary:
-    """`refused`: requests that the real server would always refuse. `failed`: errors of the fake itself."""
+    """`refused`: requests that the real server would always refuse. `failed`: errors of the fake itself, and faults
+    that could not occur."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
@@ -31,6 +32,12 @@ class Diary:
         """Record an error that the fake itself raised; the connection is closed."""
         what = f"{request.method} {request.path}" if request is not None else "an unreadable request"
         self.failed.append(f"it failed on {what}: {type(error).__name__}: {error}")
+
+    def note_no_effect(self, request: ReceivedRequest, what: str) -> None:
+        """Record a fault that did not occur, because the response was complete before it or was not a stream."""
+        self.failed.append(
+            f"{what} had no effect: {request.method} {request.path} received a complete answer"
+        )
 
     def clear(self) -> None:
         """Forget everything recorded, because the test intended it."""

@@ -27,6 +27,10 @@ class Answer:
     usage: bool = True
     cost_usd: float | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise TypeError(f"the text of an answer is a string, not {self.text!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -41,6 +45,10 @@ class Failure:
     headers: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     body: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.status, bool) or not 200 <= self.status <= 599:
+            raise ValueError(f"the status of an error is 200 to 599, not {self.status!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +75,10 @@ class Cut:
     after_bytes: int
     then: Answer = Answer()
 
+    def __post_init__(self) -> None:
+        if self.after_bytes < 0:
+            raise ValueError(f"a response can be cut after 0 bytes or more, not {self.after_bytes}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hang:
@@ -81,6 +93,10 @@ class Delay:
 
     seconds: float
     then: Step = Answer()
+
+    def __post_init__(self) -> None:
+        if not self.seconds >= 0:
+            raise ValueError(f"a delay is 0 s or more, not {self.seconds!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +125,27 @@ class Stream:
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A fault after more pieces than there are would never occur, and the test would pass without it.
+        pieces = self.pieces
+        if isinstance(pieces, str | bytes) or not isinstance(pieces, Sequence):
+            raise TypeError(f"a stream is a list of pieces; did you mean [{pieces!r}]?")
+        if wrong := [one for one in pieces if not isinstance(one, str)]:
+            raise TypeError(f"a piece of a stream is a string, not {wrong[0]!r}")
+        for name, after in self.faults.items():
+            if not 0 <= after <= len(pieces):
+                raise ValueError(f"{name} is {after}, but the stream has {len(pieces)} piece(s)")
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """The faults after a number of pieces: {"cut_after": 2}."""
+        named = {
+            "cut_after": self.cut_after,
+            "stall_after": self.stall_after,
+            "error_after": self.error_after,
+        }
+        return {name: after for name, after in named.items() if after is not None}
 
 
 class Gate:

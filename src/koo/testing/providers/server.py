@@ -134,6 +134,8 @@ class FakeProvider(Vendor, Verbs):
             self.default = step
             self._checks_fail = is_outage(step)
             return self
+        if not isinstance(times, int):
+            raise TypeError(f"times is {times!r}; expected a whole number")
         if times < 1:
             raise ValueError(f"times is {times}; expected at least 1, or None for no limit")
         return self.script(*[step] * times)
@@ -354,6 +356,8 @@ class FakeProvider(Vendor, Verbs):
         self._bill(request, tokens)
         body = msgspec.json.encode(self.plain(request, step.then, tokens, next(self._ids)))
         whole = encode(Reply(status=200, body=body, headers=self._head(step.then.headers)))
+        if step.after_bytes >= len(whole):
+            self.diary.note_no_effect(request, f"a cut after {step.after_bytes} of {len(whole)} bytes")
         connection.writer.write(whole[: step.after_bytes])
         await connection.writer.drain()
         connection.writer.transport.close()
@@ -375,6 +379,8 @@ class FakeProvider(Vendor, Verbs):
             headers=step.headers,
         )
         if not self.wants_stream(request):
+            for name, place in step.faults.items():
+                self.diary.note_no_effect(request, f"{name}={place} on a query that is not streamed")
             await self._answer(good, request, connection)
             return True
         tokens = self._tokens(request, good)

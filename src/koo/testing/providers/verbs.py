@@ -113,10 +113,9 @@ class Verbs(ABC):
     ) -> Self:
         """A stream of these pieces. `about`: fields of `Stream` that make it fail, such as `cut_after=2`.
 
-        Raises TypeError for a single string: a stream is a list of strings.
+        Raises TypeError for a single string, because a stream is a list of strings, and ValueError for a fault after
+        more pieces than there are.
         """
-        if isinstance(pieces, str):
-            raise TypeError(f"a stream is a list of pieces; did you mean [{pieces!r}]?")
         return self.do(Stream(pieces, headers=_headers(headers, retry_after_s), **about), times)
 
     def slow(
@@ -155,5 +154,7 @@ def is_outage(step: Step) -> bool:
 
 
 def _headers(headers: Mapping[str, str], retry_after_s: float | None) -> dict[str, str]:
+    if isinstance(retry_after_s, str):
+        raise TypeError(f"retry_after_s is a number of seconds, not {retry_after_s!r}")
     waits = {} if retry_after_s is None else {"retry-after": f"{retry_after_s:g}"}
     return {**waits, **headers}
