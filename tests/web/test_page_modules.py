@@ -143,4 +143,4 @@ def test_the_first_screen_follows_a_story(ran: Ran) -> None:
         ),
     }
     worst = "critical degraded, ai:claude, claude: circuit open. The database and 2 other AI services work. "
-    assert f"{worst}For any other reason koo needs" in ran[2]["service-down"]
+    assert f"{worst}If its breaker opened, koo nee" in ran[2]["service-down"]

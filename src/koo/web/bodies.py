@@ -145,7 +145,11 @@ class ActBody(Body):
     @property
     def signature(self) -> str:
         """For the log. Both may be written by anyone, so they are quoted; a line break cannot start a new line."""
-        return f"by {self.by!r}, reason: {self.reason!r}"
+        return (
+            f"by {self.by!r}, reason: {self.reason!r}"
+            if self.by or self.reason
+            else "by a caller that gave no name"
+        )
 
 
 class ChannelBody(ActBody):

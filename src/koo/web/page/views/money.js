@@ -68,7 +68,7 @@ function factsOf(budget, ratio) {
   const facts = [];
   const passed = THRESHOLDS.find((one) => budget.limit !== null && ratio >= one);
   if (passed !== undefined) facts.push(ratio >= 1 ? "Used up" : `Above ${passed * 100} % of the limit`);
-  if (budget.runs_out !== null) facts.push(h(RunsOut, { out: budget.runs_out }));
+  if (budget.runs_out !== null && ratio < 1) facts.push(h(RunsOut, { out: budget.runs_out }));
   if (Number(budget.idle)) facts.push(`${usd(budget.idle)} idle in processes, recalled when needed`);
   if (Number(budget.unsettled)) facts.push(`${usd(budget.unsettled)} unsettled: granted to processes that no longer report`);
   if (Number(budget.above_hold)) facts.push(`${usd(budget.above_hold)} billed above what was held`);

@@ -93,11 +93,13 @@ function Days({ content, by }) {
     all.push({ key: day, label: day.slice(8), title: `${day}: ${money(sum)}`, sum, parts });
   }
   const week = all.slice(-8, -1), pace = week.length ? week.reduce((sum, one) => sum + one.sum, 0) / week.length : 0;
+  // The average is of whole days. On the first day there is none, and a rate of $0.00 would contradict today's amount.
+  const known = pace > 0 || Number(content.amount) === 0, ofPace = (/** @type {number} */ days) => (known ? money(pace * days) : "–");
   const month = new Date(last), length = new Date(Date.UTC(month.getUTCFullYear(), month.getUTCMonth() + 1, 0)).getUTCDate();
   return [
     h("dl", { class: "figures large", key: "figures" },
-      figure("total", usd(content.amount)), figure("today", money(all.at(-1)?.sum ?? 0)), figure("daily average, last 7 days", money(pace)),
-      figure("month at this rate", money(pace * length))),
+      figure("total", usd(content.amount)), figure("today", money(all.at(-1)?.sum ?? 0)), figure("daily average, last 7 days", ofPace(1)),
+      figure("month at this rate", ofPace(length))),
     bars(`Spent by day from ${content.first_day} to ${content.last_day}`, all, names),
     h("p", { class: "legend", key: "legend" }, names.slice(0, 5).map((name, place) => h("span", { key: name },
       h("i", { class: `swatch series-${tone(names, name)}` }), place === 4 && names.length > 5 ? "all others" : name))),
