@@ -207,7 +207,7 @@ def test_invalid_ranges_are_refused_in_one_sentence(
 def test_only_the_requested_components_are_reported(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         past.history.take({"ai:claude": Sample("healthy"), "database": Sample("healthy", used=3, places=5)})
-        past.history.on_event(DatabasePaused("database", 1))
+        past.history.on_event(DatabasePaused("database", 1, Act("ada", "failover")))
         past.history.on_event(CircuitOpened("claude/sonnet", "5 failures", 60.0))
         await past.store.history.mark([Mark(past.clock.wall(), "alert", "ai:claude/opus", "it fails")])
         marks = (await past.history.report(60, None, None, ("ai:claude",), False))["marks"]
@@ -217,7 +217,7 @@ def test_only_the_requested_components_are_reported(tmp_path: Path) -> None:
         assert "spent" not in view["series"]["database"]
         assert [(mark["component"], mark["text"]) for mark in view["marks"]] == [
             ("koo", "1.0"),
-            ("database", "paused"),
+            ("database", "paused (ada: failover)"),
         ]
 
     with_past(tmp_path, test)

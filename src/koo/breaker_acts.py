@@ -68,7 +68,7 @@ class BreakerActs:
     def reset(self, name: str, *, by: str = "", reason: str = "") -> None:
         """Close a breaker, remove its override and forget its failures; never counts, limits or money."""
         self._check(name)
-        act = _act_of(by, reason)
+        act = act_of(by, reason)
         if name == DATABASE:
             self._act(lambda: self._parts.database.reset_circuit_breaker(act))
             return
@@ -86,7 +86,7 @@ class BreakerActs:
                 "breakers", "it must end in the future and within 30 days", kind=Kind.INVALID_REQUEST
             )
         until = None if for_s is None else self._parts.clock.wall() + for_s
-        act = _act_of(by, reason, until)
+        act = act_of(by, reason, until)
         self.override(name, override, act)
         return act
 
@@ -102,6 +102,6 @@ class BreakerActs:
             )
 
 
-def _act_of(by: str, reason: str, until: float | None = None) -> Act:
+def act_of(by: str, reason: str, until: float | None = None) -> Act:
     """Reduce both texts to one plain line each: every refused caller sees them."""
     return Act(plain(by, BY_MAX).strip(), plain(reason, REASON_MAX).strip(), until)

@@ -254,25 +254,29 @@ class DatabaseWritable(Event):
 
 @dataclass(frozen=True, slots=True)
 class DatabasePaused(Event):
-    """An operator paused new scopes, which wait until their own deadlines; `running` are open."""
+    """An operator paused new scopes, which wait until their own deadlines; `running` are open; `act`: who and why."""
 
     running: int
+    act: Act | None = field(default=None, compare=False)
 
     severity = "warning"
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseDraining(Event):
-    """An operator made koo refuse new scopes; `running` are open."""
+    """An operator made koo refuse new scopes; `running` are open; `act`: who and why."""
 
     running: int
+    act: Act | None = field(default=None, compare=False)
 
     severity = "warning"
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseResumed(Event):
-    """An operator let new scopes start again."""
+    """An operator let new scopes start again; `act`: who and why."""
+
+    act: Act | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

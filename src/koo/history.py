@@ -425,7 +425,7 @@ def _mark_of(event: Event, now: float) -> Mark | None:
         return Mark(now, "circuit", _component(event.source), "the key was refused")
     for kind, text in _ACTS.items():
         if isinstance(event, kind):
-            return Mark(now, "act", _component(event.source), text)
+            return Mark(now, "act", _component(event.source), f"{text}{_words(getattr(event, 'act', None))}")
     return None
 
 

@@ -30,7 +30,7 @@ from koo.ai.service import Service
 from koo.ai.stream import AnswerStream
 from koo.ai.types import Answer, Query
 from koo.alert_acts import AlertActs
-from koo.breaker_acts import BreakerActs
+from koo.breaker_acts import BreakerActs, act_of
 from koo.clock import SYSTEM_CLOCK, Clock, check_base
 from koo.composition import Parts
 from koo.crossing import Loop, carry, running_loop
@@ -467,19 +467,21 @@ class Platform:
         self.breakers.reset("database", by=by, reason=reason)
         return True
 
-    def pause_database(self) -> DatabaseGate:
+    def pause_database(self, *, by: str = "", reason: str = "") -> DatabaseGate:
         """Make new scopes of this process's database wait, each until its own deadline; see `Database.pause`."""
-        self._act(self.database.pause)
+        self._act(lambda: self.database.pause(act_of(by, reason)))
         return self.database.get_gate()
 
-    def resume_database(self) -> DatabaseGate:
+    def resume_database(self, *, by: str = "", reason: str = "") -> DatabaseGate:
         """Let new scopes of this process's database start again."""
-        self._act(self.database.resume)
+        self._act(lambda: self.database.resume(act_of(by, reason)))
         return self.database.get_gate()
 
-    async def drain_database(self, within_s: float | None = None) -> DatabaseGate:
+    async def drain_database(
+        self, within_s: float | None = None, *, by: str = "", reason: str = ""
+    ) -> DatabaseGate:
         """Refuse new scopes in this process, and wait for the open ones; see `Database.drain`."""
-        return await self._at_home(lambda: self.database.drain(within_s))
+        return await self._at_home(lambda: self.database.drain(within_s, act_of(by, reason)))
 
     async def rotate_database(self, within_s: float = 0.0) -> DatabaseGate:
         """Replace this process's connections with new ones to the current `DATABASE_URL`; see `Database.rotate`.

@@ -144,8 +144,8 @@ EXACT: list[tuple[Event, str]] = [
         "INFO database: accepts writes again: it was read-only for 10 s, since 2026-09-21T14:15:40Z",
     ),
     (
-        DatabasePaused("database", 1),
-        "WARNING database: paused by an operator: new scopes wait, each until its own deadline; "
+        DatabasePaused("database", 1, Act("ada", "failover")),
+        "WARNING database: paused by an operator: by ada: failover; new scopes wait, each until its own deadline; "
         "1 scope is still open; koo db resume ends it",
     ),
     (

@@ -600,11 +600,13 @@ def test_a_database_is_paused_drained_and_resumed_over_http(tmp_path: Path) -> N
         async with koo.database.session_scope() as session:
             await session.execute(text("SELECT 1"))
             line = sys._getframe().f_lineno - 2
-            paused = await client.post(f"{base}/pause", json={"reason": "failover"})
+            paused = await client.post(f"{base}/pause", json={"by": "ada", "reason": "failover"})
             assert paused.body["database"]["gate"] == "paused"
+            marks = (await client.get("/api/v1/monitoring/history?range=15m")).body["marks"]
+            assert "paused (ada: failover)" in {one["text"] for one in marks}
             assert (await client.get("/readyz")).status == 200
             drained = (await client.post(f"{base}/drain", json={"within_s": 0})).body
-            assert drained["message"] == "the database is drained: 1 scopes are still open"
+            assert drained["message"] == "the database is drained: 1 scope is still open"
             (left,) = drained["database"]["held_by"]
             assert left.startswith(f"{__name__}:{line} for ") and left.endswith(" (SELECT)")
             refused = await client.get("/readyz")

@@ -456,22 +456,22 @@ class Database(Generic[S_co]):
             "held_by": self.pool_queue.describe_oldest(now, HELD_BY_MAX),
         }
 
-    def _set_gate(self, state: GateState) -> None:
+    def _set_gate(self, state: GateState, act: Act | None) -> None:
         if state is not self.gate.state:
-            self.news.note_gate(state, len(self.pool_queue.holders))
+            self.news.note_gate(state, len(self.pool_queue.holders), act)
         self.gate.set(state)
 
-    def pause(self) -> DatabaseGate:
+    def pause(self, act: Act | None = None) -> DatabaseGate:
         """Make new scopes wait for `resume`, each until its own deadline. Running and queued scopes continue."""
-        self._set_gate(GateState.PAUSED)
+        self._set_gate(GateState.PAUSED, act)
         return self.get_gate()
 
-    def resume(self) -> DatabaseGate:
+    def resume(self, act: Act | None = None) -> DatabaseGate:
         """Let new scopes begin again, after `pause` or `drain`."""
-        self._set_gate(GateState.OPEN)
+        self._set_gate(GateState.OPEN, act)
         return self.get_gate()
 
-    async def drain(self, within_s: float | None = None) -> DatabaseGate:
+    async def drain(self, within_s: float | None = None, act: Act | None = None) -> DatabaseGate:
         """Refuse new scopes until `resume`, and wait for the running ones; `held_by` lists those that still run.
 
         Waits up to `within_s` seconds, by default as long as the longest scope may take. No scope is cut off before its
@@ -479,7 +479,7 @@ class Database(Generic[S_co]):
         """
         # Queued scopes have already passed the gate, so they must be woken: each checks the gate again once it has a
         # slot (`SessionScope._connect`) and is refused there.
-        self._set_gate(GateState.DRAINING)
+        self._set_gate(GateState.DRAINING, act)
         self.pool_queue.wake_all()
         last_s = self.options.scope_timeout_s + self.options.cleanup_timeout_s
         await self.pool_queue.drain(last_s if within_s is None else within_s)

@@ -35,6 +35,7 @@ from koo.logs.event_log import EventLog
 from koo.logs.lines import Line
 from koo.monitoring.pool import PoolMetrics
 from koo.monitoring.shapes import DatabaseServer
+from koo.openings import Act
 from koo.server_words import sentence_of
 from koo.sqlstates import original_of, sqlstate_of
 
@@ -141,13 +142,13 @@ class DatabaseNews:
         if self._checks_failed == 1:
             self.publish(HealthCheckFailed(SERVICE, f"{error.reason} ({shown(server)})", error.kind))
 
-    def note_gate(self, state: GateState, running: int) -> None:
+    def note_gate(self, state: GateState, running: int, act: Act | None) -> None:
         """An operator has shut or opened the gate."""
         if state is GateState.OPEN:
-            self.publish(DatabaseResumed(SERVICE))
+            self.publish(DatabaseResumed(SERVICE, act))
         else:
-            act = DatabasePaused if state is GateState.PAUSED else DatabaseDraining
-            self.publish(act(SERVICE, running))
+            shut = DatabasePaused if state is GateState.PAUSED else DatabaseDraining
+            self.publish(shut(SERVICE, running, act))
 
     def note_rotation(self, running: int) -> None:
         """An operator has replaced the connections."""

@@ -248,7 +248,8 @@ def _writable(event: events.DatabaseWritable, since: Since) -> Told:
 def _paused(event: events.DatabasePaused, since: Since) -> Told:
     since.begin("gate", event.source)
     said = [
-        f"new scopes wait, each until its own deadline; {_inside(event.running)}",
+        _who(event.act),
+        f"new scopes wait, each until its own deadline; {scopes_left(event.running)}",
         "koo db resume ends it",
     ]
     return Told("paused by an operator", said, since=since.now)
@@ -256,25 +257,30 @@ def _paused(event: events.DatabasePaused, since: Since) -> Told:
 
 def _draining(event: events.DatabaseDraining, since: Since) -> Told:
     since.begin("gate", event.source)
-    said = [f"new scopes are refused; {_inside(event.running)}", "koo db resume ends it"]
+    said = [_who(event.act), f"new scopes are refused; {scopes_left(event.running)}", "koo db resume ends it"]
     return Told("drained by an operator", said, since=since.now)
 
 
 def _resumed(event: events.DatabaseResumed, since: Since) -> Told:
     began = since.end("gate", event.source)
     lasted = since.lasted(began)
-    said = ["new scopes begin again", f"they waited or were refused {lasted}" if lasted else ""]
+    said = [
+        _who(event.act),
+        "new scopes begin again",
+        f"they waited or were refused {lasted}" if lasted else "",
+    ]
     return Told("resumed by an operator", said, since=began)
 
 
 def _rotated(event: events.DatabaseRotated, since: Since) -> Told:
-    old = f"{_inside(event.running)} with an old one" if event.running else ""
+    old = f"{scopes_left(event.running)} with an old one" if event.running else ""
     return Told(
         "connections rotated by an operator", ["new scopes get new connections", old], since=since.now
     )
 
 
-def _inside(running: int) -> str:
+def scopes_left(running: int) -> str:
+    """How many scopes are still open."""
     if not running:
         return "no scope is open"
     return "1 scope is still open" if running == 1 else f"{running} scopes are still open"

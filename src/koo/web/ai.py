@@ -167,7 +167,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         """Clears phases, streaks, cooldowns and key blocks of all its models; never money, limits used or counts."""
         await platform.open()
         said = body or bodies.ActBody()
-        if not platform.reset_service(service, by=said.by or "", reason=said.reason or ""):
+        if not platform.reset_service(service, **said.who):
             raise unknown_service(service, list(platform.services))
         log.warning("the AI service %s was reset %s", service, said.signature)
         message = f"{service} was reset"
@@ -182,7 +182,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         """Resets each of them as above."""
         await platform.open()
         said = body or bodies.ActBody()
-        results = platform.reset_services(by=said.by or "", reason=said.reason or "")
+        results = platform.reset_services(**said.who)
         log.warning("all AI services were reset %s", said.signature)
         count = sum(results.values())
         message = "1 service was reset" if count == 1 else f"{count} services were reset"

@@ -73,7 +73,7 @@ def _add_acknowledging(router: APIRouter, platform: Platform) -> None:
     ) -> Response:
         """Reminders resume."""
         said = body or bodies.ActBody()
-        view = await platform.alerts.unacknowledge(alert, by=said.by or "", reason=said.reason or "")
+        view = await platform.alerts.unacknowledge(alert, **said.who)
         return _acted("no longer acknowledged", linked(request, [view])[0])
 
 
@@ -114,7 +114,7 @@ def _add_silences(router: APIRouter, platform: Platform) -> None:
     async def end_silence(silence: str, body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """Alerts that still fire and were not sent are sent now."""
         said = body or bodies.ActBody()
-        ended = await platform.alerts.end_silence(silence, by=said.by or "", reason=said.reason or "")
+        ended = await platform.alerts.end_silence(silence, **said.who)
         return _silenced("the silence has ended", ended)
 
 

@@ -145,11 +145,13 @@ class ActBody(Body):
     @property
     def signature(self) -> str:
         """For the log. Both may be written by anyone, so they are quoted; a line break cannot start a new line."""
-        return (
-            f"by {self.by!r}, reason: {self.reason!r}"
-            if self.by or self.reason
-            else "by a caller that gave no name"
-        )
+        said = f"by {self.by!r}" if self.by else "by a caller that gave no name"
+        return f"{said}, reason: {self.reason!r}" if self.reason else said
+
+    @property
+    def who(self) -> dict[str, str]:
+        """Both, as the platform's acts take them."""
+        return {"by": self.by or "", "reason": self.reason or ""}
 
 
 class ChannelBody(ActBody):

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 from starlette.responses import Response
 
+from koo.logs.event_lines import scopes_left
 from koo.monitoring.guards import now_iso
 from koo.monitoring.shapes import DatabaseGate
 from koo.platform import Platform
@@ -24,20 +25,23 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
     async def pause(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """New scopes in this process wait, each until its own deadline. Open ones continue."""
         await platform.open()
-        return _done("paused", "new scopes wait until it is resumed", platform.pause_database(), body)
+        said = body or bodies.ActBody()
+        gate = platform.pause_database(**said.who)
+        return _done("paused", "new scopes wait until it is resumed", gate, said)
 
     @router.post("/database/resume", summary="New scopes begin", **described(answers.DatabaseAct, 413, 422))
     async def resume(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """Ends a pause or a drain."""
         await platform.open()
-        return _done("resumed", "new scopes begin", platform.resume_database(), body)
+        said = body or bodies.ActBody()
+        return _done("resumed", "new scopes begin", platform.resume_database(**said.who), said)
 
     @router.post("/database/drain", summary="No new scopes", **described(answers.DatabaseAct, 413, 422))
     async def drain(body: Annotated[bodies.WaitBody | None, Body()] = None) -> Response:
         """New scopes in this process are refused. Waits for open ones and reports how many remain open."""
         body = body or bodies.WaitBody()
-        gate = await platform.drain_database(body.within_s)
-        left = f"{gate['running']} scopes are still open" if gate["running"] else "no scope is open"
+        gate = await platform.drain_database(body.within_s, **body.who)
+        left = scopes_left(gate["running"])
         return _done("drained", left, gate, body)
 
     @router.post(
@@ -55,7 +59,7 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
         return _done("rotated", "new connections use the current DATABASE_URL", gate, body)
 
 
-def _done(done: str, so: str, gate: DatabaseGate, body: bodies.ActBody | None) -> Response:
-    log.warning("the database was %s %s", done, (body or bodies.ActBody()).signature)
+def _done(done: str, so: str, gate: DatabaseGate, body: bodies.ActBody) -> Response:
+    log.warning("the database was %s %s", done, body.signature)
     message = f"the database is {done}: {so}"
     return JsonView(answers.DatabaseAct(message=message, database=gate, timestamp=now_iso()))

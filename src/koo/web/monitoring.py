@@ -121,7 +121,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
         """Closes the breaker here and in all processes on the same state store. The pool and counts are not changed."""
         await platform.open()
         said = body or bodies.ActBody()
-        platform.reset_database(by=said.by or "", reason=said.reason or "")
+        platform.reset_database(**said.who)
         log.warning("the database's circuit breaker was reset %s", said.signature)
         message = "the database's circuit breaker is closed"
         state = platform.database.circuit_breaker_state
