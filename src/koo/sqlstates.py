@@ -213,6 +213,14 @@ AT_CONNECT: dict[str, Meaning] = {
 
 HELD = CONTENDED.saying("another process kept the file locked for too long")
 NOT_OURS = CORRUPT.saying("the file is not an SQLite database: move it away, or restore a backup")
+# All connections lead to the old file, and new ones do not.
+MOVED = Meaning(
+    Kind.CONNECTION,
+    NEUTRAL,
+    repeatable=True,
+    drop=Drop.ALL,
+    says="the file was moved, removed or replaced while it was open; it will be opened anew",
+)
 
 SQLITE_CODES: dict[int, Meaning] = {
     1: MISTAKEN,
@@ -235,8 +243,8 @@ SQLITE_CODES: dict[int, Meaning] = {
     26: NOT_OURS,
     # SQLITE_IOERR_NOMEM
     3082: SHORT_HERE.saying(NO_MEMORY),
-    # SQLITE_READONLY_DBMOVED: the file was moved away under the connection.
-    1032: FAILED.saying("the file was moved or removed while it was open"),
+    # SQLITE_READONLY_DBMOVED
+    1032: MOVED,
 }
 """SQLite: the extended result code, else its primary one (the low byte)."""
 NEED_DESCRIPTORS = frozenset({10, 14})

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text
 
 from koo.database.database import Database
-from koo.database.drivers.aiosqlite import OwnCursors
+from koo.database.drivers.sqlite_handle import OwnCursors
 from koo.deadlines import Deadline
 from koo.policies.verdict import FAILURE
 from koo.testing.polling import until

@@ -22,6 +22,7 @@ from koo.database.database import Database
 from koo.database.drivers.aiosqlite import Aiosqlite, connect
 from koo.database.sqlite import Need, ask_need, need_of
 from koo.errors import ConfigurationError, DatabaseError, DatabaseTimeout, Kind, PoolSaturated
+from koo.policies.verdict import FAILURE
 from koo.testing.polling import until
 from tests.database.support import (
     INSERT,
@@ -556,6 +557,41 @@ def test_a_read_only_file_can_be_read(tmp_path: Path) -> None:
             assert "read_only" in (await database.health_check())["conditions"]
 
     run(main)
+
+
+def replace(folder: Path, path: Path) -> None:
+    for one in folder.iterdir():
+        one.rename(one.with_name(f"old-{one.name}"))
+    with closing(sqlite3.connect(path)) as restored:
+        restored.execute("CREATE TABLE notes (n INTEGER PRIMARY KEY, words TEXT)")
+
+
+@pytest.mark.parametrize("first", ["read", "insert", "add an object"])
+def test_a_replaced_file_is_opened_anew_and_nothing_is_written_to_the_old_one(
+    tmp_path: Path, first: str
+) -> None:
+    """As after a restored backup. An open connection would read and write the old file until it is recycled."""
+    path = tmp_path / "given.db"
+
+    async def work(session: AsyncSession) -> None:
+        if first == "add an object":
+            session.add(Note(n=2))
+        else:
+            await session.execute(INSERT, {"n": 2})
+
+    async def main() -> None:
+        async with with_notes(f"sqlite:///{path}") as database:
+            await insert(database, 1)
+            replace(tmp_path, path)
+            if first == "read":
+                assert await notes(database) == []
+            await database.transaction(work)
+            assert await notes(database) == [2]
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+
+    run(main)
+    with closing(sqlite3.connect(path)) as restored:
+        assert restored.execute("SELECT n FROM notes").fetchall() == [(2,)]
 
 
 def test_an_interrupt_remembered_by_an_open_statement_leaves_no_lock(tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import aiosqlite
 
 from koo.database.drivers.aiosqlite_cursor import Answer, Turn
 from koo.database.drivers.base import Keep
+from koo.database.drivers.sqlite_handle import OwnCursors
 from koo.database.sqlite import Opening
 from koo.options import DatabaseOptions
 
@@ -111,33 +111,6 @@ def _roll_back(inner: OwnCursors) -> None:
         inner.give_up()
 
 
-class OwnCursors(sqlite3.Connection):
-    """A connection that keeps track of its cursors, so that koo can close them in place of their owners.
-
-    While a statement is open, SQLite remembers an interrupt and applies it to the ROLLBACK that comes next: the
-    transaction and its locks would stay. The traceback of a cancelled caller can keep a cursor, and so a statement,
-    open.
-    """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
-
-    def cursor(self, *args: Any, **options: Any) -> Any:
-        cursor = super().cursor(*args, **options)
-        self._cursors.add(cursor)
-        return cursor
-
-    def execute(self, *args: Any) -> Any:
-        return self.cursor().execute(*args)  # the C code would create a cursor without calling `cursor`
-
-    def give_up(self) -> None:
-        """Close every statement, and end the transaction. Runs in the connection's thread."""
-        for cursor in tuple(self._cursors):
-            cursor.close()
-        self.rollback()
-
-
 class SingleEnd(aiosqlite.Connection):
     """Stops only once, however often `stop` is called; `keep` receives the future that its thread completes at its end.
 
@@ -163,7 +136,9 @@ class SingleEnd(aiosqlite.Connection):
             # SQLAlchemy recognises a disconnect by this text.
             raise sqlite3.OperationalError("no active connection")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._tx.put_nowait((future, Turn(future, inner, self.opening, method, *arguments)))
+        self._tx.put_nowait(
+            (future, Turn(future, cast("OwnCursors", inner), self.opening, method, *arguments))
+        )
         return future
 
     def stop(self) -> asyncio.Future[Any] | None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.util import await_only as await_
 
+from koo.database.drivers.sqlite_handle import OwnCursors
 from koo.database.sqlite import Opening
 
 
@@ -40,7 +41,7 @@ class Turn:
     def __init__(
         self,
         future: asyncio.Future[Answer],
-        inner: sqlite3.Connection,
+        inner: OwnCursors,
         opening: Opening | None,
         method: Callable[..., Any] | None,
         *arguments: Any,
@@ -52,6 +53,10 @@ class Turn:
         self._arguments = arguments
 
     def __call__(self) -> Answer:
+        # Here in the thread, because a file system that does not respond would block the event loop. Within a
+        # transaction it is too late for another file.
+        if not self._inner.in_transaction:
+            self._inner.refuse_if_moved()
         # The cancellation is checked again after the opening, which may wait up to `BUSY_MS` for another process's
         # lock: the caller may be cancelled during that time. An opening without its statement is harmless, because the
         # scope's rollback follows.
