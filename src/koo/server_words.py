@@ -196,6 +196,8 @@ CLIENT: Rules = CERTIFICATES + _rules(
     (r"could not fork new process", FULL),
 )
 """Messages of libpq and asyncpg themselves, without one from the server."""
+UNKNOWN_OPTION = re.compile(r"""(?:unexpected keyword argument|invalid connection option) ['"](\w+)['"]""")
+"""How asyncpg's `connect` and libpq name an option that they do not know."""
 REASONS: tuple[tuple[str, str], ...] = (
     ("resolve", "the host name cannot be resolved"),
     ("refused", "the server refuses connections"),
@@ -237,13 +239,23 @@ def by_certificate(original: BaseException) -> Meaning | None:
     return _first(CERTIFICATES, str(original)) if isinstance(original, ssl.SSLError) else None
 
 
+def by_option(original: BaseException) -> Meaning | None:
+    """The meaning of an option in the URL that the driver does not know; else None."""
+    # Not a secret: `check_place` refuses a URL in which the rest of a password would be read as an option.
+    unknown = UNKNOWN_OPTION.search(str(original))
+    if unknown is None:
+        return None
+    instead = ": asyncpg calls it ssl" if unknown[1] == "sslmode" else ""
+    return MISCONFIGURED.saying(f"the driver does not know the option {unknown[1]} in its URL{instead}")
+
+
 def by_words(original: BaseException) -> Meaning:
     """The meaning of a refused connection without a code, by its text."""
     text = str(original)
     spoken = SPOKEN.search(text)
     if spoken is None:
         short = shortage_in_words(text)
-        meaning = None if short is not None else _first(CLIENT, text)
+        meaning = None if short is not None else by_option(original) or _first(CLIENT, text)
         # Without a free file descriptor libpq may report nothing specific.
         short = short or (shortage_now() if meaning is None else None)
         return SHORT_HERE.saying(short) if short is not None else meaning or LOST

@@ -15,6 +15,7 @@ committed, even if the server had time to send a reason (57P01 while it waited f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -301,7 +302,7 @@ def find(table: Mapping[str, Meaning], state: str) -> Meaning | None:
 def by_code(original: BaseException) -> Meaning | None:
     """The meaning of a driver's error by its code; None without a code."""
     state = sqlstate_of(original)
-    if state == "0A000" and _is_outdated(original):
+    if (state == "0A000" and _is_outdated(original)) or (state == "XX000" and _GONE.search(str(original))):
         return OUTDATED
     if state is not None:
         return (is_report(original) and find(REPORTED, state)) or find(SQLSTATES, state) or MISTAKEN
@@ -312,6 +313,11 @@ def by_code(original: BaseException) -> Meaning | None:
             return SHORT_HERE.saying(short)
         return SQLITE_CODES.get(code) or SQLITE_CODES.get(code & 0xFF, FAILED)
     return None
+
+
+_GONE = re.compile(r"cache lookup failed for|could not open relation with OID")
+"""PostgreSQL's internal errors, never translated, for a type or table that was dropped and made again. Each pooled
+connection meets it once, with a statement that it prepared before: as failures they would open the circuit."""
 
 
 def _is_outdated(original: BaseException) -> bool:

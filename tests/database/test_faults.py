@@ -393,8 +393,9 @@ def test_wrong_passwords_unknown_users_and_a_full_server_are_told_apart(driver: 
 @pytest.mark.parametrize(
     ("options_psycopg", "options_asyncpg", "kind", "said"),
     [
-        ("no_such=hunter2", "no_such=hunter2", Kind.NOT_CONFIGURED, "an option in its URL"),
-        ("sslmode=hunter2", "sslmode=require", Kind.NOT_CONFIGURED, "an option in its URL"),
+        ("no_such=hunter2", "no_such=hunter2", Kind.NOT_CONFIGURED, "does not know the option no_such"),
+        ("sslmode=hunter2", "ssl=hunter2", Kind.NOT_CONFIGURED, "an option in its URL"),
+        ("ssl=require", "sslmode=require", Kind.NOT_CONFIGURED, "does not know the option ssl"),
         ("sslmode=require", "ssl=require", Kind.CONNECTION, "does not support TLS"),
     ],
 )

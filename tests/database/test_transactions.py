@@ -344,6 +344,29 @@ def test_a_schema_change_under_a_prepared_statement_is_repeated(pg: Place) -> No
     run(main)
 
 
+def test_a_type_made_anew_under_a_prepared_statement_is_repeated_and_is_not_a_failure(pg: Place) -> None:
+    """PostgreSQL reports an internal error, once for each pooled connection."""
+    make = "DROP TYPE IF EXISTS mood; CREATE TYPE mood AS ENUM ('well')"
+    runs = 0
+
+    async def main() -> None:
+        async with opened(pg.url, pool_size=1, max_overflow=0) as database:
+
+            async def feel(session: AsyncSession) -> Any:
+                nonlocal runs
+                runs += 1
+                return await session.scalar(text("SELECT CAST(:mood AS mood)::text"), {"mood": "well"})
+
+            pg.server.sql(make, pg.database)
+            for _ in range(8):
+                await database.transaction(feel)
+            pg.server.sql(make, pg.database)
+            assert await database.transaction(feel) == "well" and runs == 8 + 2
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+
+    run(main)
+
+
 @pytest.mark.parametrize(("code", "drops"), [("26000", True), ("42P05", True)])
 def test_a_prepared_statement_that_a_pooler_mixed_up_is_repeated_once(
     pg: Place, code: str, drops: bool

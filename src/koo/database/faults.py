@@ -10,7 +10,7 @@ from sqlalchemy import exc
 from koo.database_urls import UnusableArguments
 from koo.errors import DatabaseUnavailable, Kind, KooError
 from koo.policies.verdict import NEUTRAL, Fault
-from koo.server_words import at_connect, by_certificate, by_words, of_pooler, sentence_of
+from koo.server_words import at_connect, by_certificate, by_option, by_words, of_pooler, sentence_of
 from koo.sqlstates import (
     LATE,
     LOST,
@@ -93,7 +93,7 @@ def _by_class(error: Exception, original: BaseException, stage: ScopeStage) -> M
     meaning = by_certificate(original) or by_class(original)
     # asyncpg.connect receives the URL's options as arguments, and raises TypeError for an unknown one.
     mistaken = meaning is None and stage is ScopeStage.CONNECT and isinstance(error, TypeError)
-    return MISCONFIGURED if mistaken else meaning
+    return by_option(original) or MISCONFIGURED if mistaken else meaning
 
 
 # ── connects that failed ──────────────────────────────────────────────────────────────────────────────────────────
