@@ -54,12 +54,13 @@ class Breakers:
     def override(self, name: str, override: Override, act: Act | None = None, ends_at: float = NEVER) -> None:
         """Apply an operator's override until `ends_at` (monotonic seconds). An unknown name is ignored."""
         service = self._services().get(name)
-        # Remembered as well as applied: after a restart the stored override arrives before the first session creates
-        # the database's guard, which would otherwise start without it.
+        # The override is remembered as well as applied: after a restart the stored override arrives before the first
+        # session creates the database's guard, which would otherwise start without it.
         if name == DATABASE:
             self._of_database = None if override is NONE else (override, act, ends_at)
         if service is not None and name != DATABASE:
-            # Through the service, which also gives it to models that are called for the first time later on.
+            # This goes through the service, which also applies it to models that are called for the first time later
+            # on.
             service.set_override(override, act, ends_at)
             return
         for guard in self.named(name):

@@ -172,7 +172,7 @@ def describe_wait_s(seconds: float) -> str:
     """Like `describe_s`, rounded up: a caller that waits for this long must not return too early."""
     if not math.isfinite(seconds):
         return "an unknown time"
-    # In whole minutes 121 s would become "3 min", and the caller would wait half as long again.
+    # Rounded up to whole minutes, 121 s would become "3 min", and the caller would wait half as long again.
     if 120 <= seconds <= 300:
         return f"{math.ceil(seconds - 1e-6)} s"
     unit_s = 0.1 if seconds < 10 else 1 if seconds < 120 else 60 if seconds < 172_800 else 86_400

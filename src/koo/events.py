@@ -300,7 +300,8 @@ class EventBus:
 
     def __init__(self, keep: int = 1000) -> None:
         self.recent: deque[Event] = deque(maxlen=keep)
-        # Bounded: a listener that publishes an event for each event that it receives would otherwise fill the memory.
+        # The number is bounded: a listener that publishes an event for each event that it receives would otherwise fill
+        # the memory.
         self._queue: deque[Event] = deque(maxlen=keep)
         self._listeners: list[Listener] = []
         self._delivering = False

@@ -1,7 +1,7 @@
 """Turns an error into a `Failure`, which is shown next to a state, on pages and in alerts, and is logged.
 
 More people see a `Failure` than the error itself, so its sentence is made safe here: one line of limited length,
-without control characters or anything that looks like a key or a password. An error that koo recognizes has a sentence
+without control characters or anything that looks like a key or a password. An error that koo recognises has a sentence
 of koo's own. For any other error only the class is named, because its text comes from elsewhere and may quote a prompt.
 """
 

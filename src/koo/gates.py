@@ -248,7 +248,7 @@ class Gates:
             passes = cooldown.kind is Kind.THROTTLED or passage.on_limit == "wait"
             if passage.on_limit == "refuse" or not passes or cooldown.until >= passage.deadline:
                 self.refuse(guard, self.family.limited, cooldown.reason, wait_s, cooldown.kind)
-            # In steps: an operator's reset ends the pause early, but wakes no sleeper.
+            # The call sleeps in steps: an operator's reset ends the pause early, but wakes no sleeping call.
             await self.clock.sleep(min(wait_s, LOOK_AGAIN_S))
 
     async def _pace(self, guard: Guarded, passage: Passage) -> bool:
@@ -262,7 +262,8 @@ class Gates:
             try:
                 while wait_s := self._pace_s(guard, passage, now := self.clock.monotonic(), 0):
                     self._check_pace(guard, passage, now, wait_s)
-                    # In steps: the next response may show that there is room sooner, but wakes no sleeper.
+                    # The call sleeps in steps: the next response may show that there is room sooner, but wakes no
+                    # sleeping call.
                     await self.clock.sleep(min(wait_s, LOOK_AGAIN_S))
             finally:
                 line.give_back()

@@ -313,7 +313,8 @@ class Guard:
     async def _pause(self, pause_s: float) -> None:
         """Sleep until the pause is over, or until an operator resets the guard: then there is no reason left to
         wait."""
-        # In steps, because a reset wakes no sleeper: after one, callers in a pause of minutes follow within a second.
+        # The call sleeps in steps, because a reset wakes no sleeping call: so callers in a pause of minutes go on
+        # within a second of a reset.
         resets, over_at = self.resets, self.now() + pause_s
         while True:
             await self.gates.clock.sleep(min(pause_s, LOOK_AGAIN_S))

@@ -78,8 +78,8 @@ async def take_limits(gate: Gate, guard: Any, passage: Passage) -> float:
             usable_at = limits.usable_at(now := gate.clock.monotonic())
             if usable_at >= deadline:
                 refuse_limit(gate, guard)
-            # In steps: a refund may free a unit earlier, but wakes no sleeper. Only the head of the queue wakes, so a
-            # freed unit costs one check and not one for each caller in the queue.
+            # The call sleeps in steps: a refund may free a unit earlier, but wakes no sleeping call. Only the head of
+            # the queue wakes, so a freed unit costs one check and not one for each caller in the queue.
             await gate.clock.sleep(min(usable_at - now, LOOK_AGAIN_S))
         return now
     finally:

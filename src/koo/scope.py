@@ -132,7 +132,8 @@ class Scope(Generic[T]):
         Part of the scope's length may be its caller's own time: `took_s` is the dependency's part. `slow` says whether
         that was slow, if comparing `took_s` with the option is not enough.
         """
-        # Marked first: `leave` publishes events, and a listener may reach this scope and settle it again.
+        # The scope is marked as settled first: `leave` publishes events, and a listener may reach this scope and settle
+        # it again.
         if not self._ended:
             self._ended = True
             self._guard.leave(self.passage, self.permit, fault, slow, took_s)

@@ -72,7 +72,7 @@ LOST = Meaning(
 STARTING = Meaning(
     Kind.CONNECTION, FAILURE, repeatable=True, says="the server is starting, recovering or shutting down"
 )
-# Neutral: the server does what it is configured to do. The next connection works.
+# This is neutral: the server does what it is configured to do. The next connection works.
 IDLED = Meaning(
     Kind.CONNECTION, NEUTRAL, repeatable=True, drop=Drop.ONE, says="the server closed an idle session"
 )
@@ -85,14 +85,14 @@ STOPPED = Meaning(Kind.TIMEOUT, NEUTRAL, says="a statement was cancelled or took
 OVERSTAYED = Meaning(Kind.TIMEOUT, NEUTRAL, drop=Drop.ONE, says="the transaction was open for too long")
 FULL = Meaning(Kind.OVERLOADED, FAILURE, repeatable=True, says="the server has no connection left")
 EXHAUSTED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server is out of memory, disk or another resource")
-# Neutral: reads still succeed, and an open circuit would refuse them too.
+# This is neutral: reads still succeed, and an open circuit would refuse them too.
 DISK_FULL = Meaning(
     Kind.READ_ONLY, NEUTRAL, says="the disk (or its quota) is full: writes fail, reads succeed"
 )
 FAILED = Meaning(Kind.SERVER_ERROR, FAILURE, says="the server failed")
 CORRUPT = Meaning(Kind.SERVER_ERROR, FAILURE, says="the data is corrupt")
-# A failure, although the server responds: no call can succeed, and servers may lock an account after many failed
-# logins.
+# This is a failure, although the server responds: no call can succeed, and servers may lock an account after many
+# failed logins.
 REFUSED = Meaning(Kind.AUTH, FAILURE, says="the server refuses the user, the password or this address")
 MISSING = Meaning(Kind.NOT_FOUND, FAILURE, says="the database does not exist")
 CONTENDED = Meaning(
@@ -321,7 +321,7 @@ connection meets it once, with a statement that it prepared before: as failures 
 
 
 def _is_outdated(original: BaseException) -> bool:
-    """Recognized by asyncpg's class, or by the function in PostgreSQL's source: the text is in the server's
+    """Recognised by asyncpg's class, or by the function in PostgreSQL's source: the text is in the server's
     language."""
     said_by = getattr(getattr(original, "diag", None), "source_function", None)
     return type(original).__name__ == "InvalidCachedStatementError" or said_by == "RevalidateCachedQuery"

@@ -153,8 +153,8 @@ class KeepTime(BackgroundTask):
         """Prune once an hour, or again with the next sweep if there was more than one batch."""
         now = self.parts.clock.monotonic()
         if now >= self._prune_at:
-            # One batch, and the next one with the next sweep. A year of entries in a single transaction would hold the
-            # store's write lock for so long that beats and bookings of all processes would have to wait.
+            # Each sweep deletes one batch. A year of entries in a single transaction would hold the store's write lock
+            # for so long that beats and bookings of all processes would have to wait.
             wall = self.parts.clock.wall()
             more = await store.past.prune(utc_day(wall) - self.parts.options.ledger_days)
             more |= await store.history.prune(wall)
@@ -196,7 +196,8 @@ class CheckServices(BackgroundTask):
         due = now >= self._due_at
         if due:
             self._due_at = self._next_round()
-        # Each only once: a service that is still down keeps its alert, and would otherwise be checked every second.
+        # Each is checked only once: a service that is still down keeps its alert, and would otherwise be checked every
+        # second.
         doubted = self.parts.alerts.doubted() - self._looked_at
         self._looked_at |= doubted
         names = [
@@ -205,7 +206,8 @@ class CheckServices(BackgroundTask):
             if _wants_check(service, due or f"ai:{name}" in doubted, now)
             and (f"ai:{name}" in doubted or not self._leaves_it(name, now))
         ]
-        # In parallel: a provider that hangs until its timeout must not delay the checks of the others.
+        # The services are checked in parallel: a provider that hangs until its timeout must not delay the checks of the
+        # others.
         await asyncio.gather(*(self._check(name) for name in names))
         self.parts.own_watch.rounds += 1
         await self._check_database(DATABASE in doubted)

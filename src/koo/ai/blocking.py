@@ -1,4 +1,4 @@
-"""Recognizes operations that would block the event loop before anything is sent.
+"""Recognises operations that would block the event loop before anything is sent.
 
 That an operation is a plain `def` proves nothing: it may return an awaitable, like
 `lambda: client.responses.create(...)`. So its library is inspected. The operation blocks if there is an asynchronous

@@ -14,7 +14,7 @@ MAX_TOKENS_MAX = 10_000_000
 """Longer than any model's answer. With a higher limit the worst case would not be a sensible amount of money."""
 FALLBACKS_MAX = 20
 METADATA_MAX = 50
-"""The ledger stores all entries in one row. Many more are a mistake, such as a copy of a request's headers."""
+"""The ledger stores all entries in one row. More than this are a mistake, such as a copy of a request's headers."""
 
 
 def check(query: Query) -> None:
@@ -93,7 +93,8 @@ def _is_whole(value: object, low: int, high: int) -> bool:
 def _is_amount(value: object) -> bool:
     if not isinstance(value, (int, float, Decimal)) or isinstance(value, bool):
         return False
-    # Through `str`, so that 0.1 is the number that the caller wrote and not the nearest binary fraction.
+    # It is converted through `str`, so that 0.1 is the number that the caller wrote and not the nearest binary
+    # fraction.
     amount = Decimal(str(value))
     return amount.is_finite() and amount >= 0
 

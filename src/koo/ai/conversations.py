@@ -157,7 +157,7 @@ def _encode(text: str) -> bytes:
 
 
 def _update(digest: blake2b, text: str, start: int, end: int) -> None:
-    # In slices: encoding holds the GIL, so one long text would stop the event loop even from a thread. Between two
-    # slices the loop gets its turn.
+    # The text is encoded in slices: encoding holds the GIL, so one long text would stop the event loop even from a
+    # thread. Between two slices the loop gets its turn.
     for at in range(start, end, SLICE):
         digest.update(_encode(text[at : min(end, at + SLICE)]))

@@ -1,8 +1,9 @@
 """The price of one model, in exact decimals, and the upper bound that is held before a call.
 
 Two rules make the bound higher than a simple multiplication. A prompt one token above a tier's threshold pays that
-tier's price for every token, so the bound uses the dearest tier that the prompt can reach. Tokens read from a cache are
-cheaper than fresh ones, but tokens written to a cache are dearer, so the bound uses the dearest of the three prices.
+tier's price for every token, so the bound uses the most expensive tier that the prompt can reach. Tokens read from a
+cache are cheaper than fresh ones, but tokens written to a cache are more expensive, so the bound uses the highest of
+the three prices.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class Begun(Generic[T]):
 
         `away_s` is how long a stream's reader had the turn; it does not count as latency.
         """
-        # In this order: `settle` ends the permit and books `charge.bill`. Without `note` before it there would be no
-        # bill, and the whole hold would be booked as an estimate.
+        # The order matters: `settle` ends the permit and books `charge.bill`. Without `note` before it there would be
+        # no bill, and the whole hold would be booked as an estimate.
         bill = self.charge.note(completion)
         self.charge.is_whole = True
         self.scope.settle(slow=slow, took_s=took_s)

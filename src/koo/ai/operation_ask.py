@@ -261,7 +261,7 @@ def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[],
     if is_given(prediction := ask.settings.get("prediction")):
         written += sum(map(bound_text, read_prompt(prediction, ask.model).texts))
     # Audio, images, one-hour caching and searches cost more than their token class. It is not known how many of the
-    # tokens will be of such a kind, so all of them are charged at the dearest kind that this call can use.
+    # tokens will be of such a kind, so all of them are charged at the most expensive kind that this call can use.
     more, cost = price.more_usd, price.bound_usd(read, written)
     if more:
         dearer = [more[name] for name in more if name.startswith("output_")]

@@ -174,8 +174,9 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
             self._note_failure(raised)
             raise
         finally:
-            # In `finally`, because the permit must be given back even if closing is cancelled. CANCELLED stands for
-            # "the block was left"; `_settle` replaces it with the result of the block's last request, if there is one.
+            # This is in `finally`, because the permit must be given back even if closing is cancelled. CANCELLED stands
+            # for "the block was left"; `_settle` replaces it with the result of the block's last request, if there is
+            # one.
             self._end_turn()
             self._settle(CANCELLED, self._silent_s)
         return suppresses

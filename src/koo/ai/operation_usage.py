@@ -312,7 +312,7 @@ def _joined(before: Report, later: Report) -> Report:
         tier=later.tier or before.tier,
         units=units,
         is_whole=usage.read_tokens > 0 and usage.output_tokens > 0 and not usage.estimated,
-        # Either one: a piece after the vendor's last report must not make it incomplete again.
+        # Either one is enough: a piece after the vendor's last report must not make it incomplete again.
         is_last=before.is_last or later.is_last,
         adds=adds,
         answer_id=later.answer_id or before.answer_id,

@@ -87,7 +87,7 @@ def _plain(name: str) -> Spelling:
 
 
 def bedrock_spellings(model: str) -> Iterator[Spelling]:
-    """Like `spellings`, for Bedrock's table. A name in Bedrock's form is recognized at any address."""
+    """Like `spellings`, for Bedrock's table. A name in Bedrock's form is recognised at any address."""
     name = model.strip().lower().rpartition("/")[2]
     if len(name) <= NAME_MAX and _BEDROCK.fullmatch(name):
         bare = _VERSION.sub("", name)

@@ -192,7 +192,7 @@ class QueryCharge(ServiceCharge):
             tier = completion.tier
             cost_usd = price.cost_usd(usage) if tier is None else price.cost_at_usd(usage, tier)
             self.bill = self._bill(cost_usd, price.source, usage)
-            # Only complete usage is learned from: an estimate would make the bound of the next prompt a guess.
+            # koo learns only from complete usage: an estimate would make the bound of the next prompt a guess.
             if self._conversations is not None and self._measure is not None:
                 self._conversations.learn(self._measure.mark, usage, completion.text)
         return self.bill

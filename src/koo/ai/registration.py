@@ -88,7 +88,7 @@ def read_credential(option: object) -> Callable[..., object] | None:
 
 def _checked(name: str, value: Any) -> Any:
     """Check an option's type. The options themselves check the bounds."""
-    # Strictly a bool: with any truthy value, `idempotent="no"` would allow koo to repeat a payment.
+    # It must be a bool: with any truthy value, `idempotent="no"` would allow koo to repeat a payment.
     if name == "idempotent":
         if not isinstance(value, bool):
             raise ConfigurationError("register_service", "idempotent must be True or False")

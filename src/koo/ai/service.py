@@ -45,7 +45,7 @@ from koo.storage.base import Allowance
 NO_OVERRIDE = (Override.NONE, None, NEVER)
 PAUSES_MAX = 1024
 MODELS_MAX = 64
-"""The most guards kept. Callers choose model names, so without a limit misspelled names would fill the memory."""
+"""The most guards kept. Callers choose model names, so without a limit misspelt names would fill the memory."""
 UNSEEN_S_MIN = 2.0
 """A smaller jump of the wall clock is ignored: NTP corrects a clock by less than this from one second to the next."""
 SIZES_FADE = 32

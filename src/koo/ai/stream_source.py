@@ -1,4 +1,4 @@
-"""Streamed results of operations: how to recognize, open, read and close them.
+"""Streamed results of operations: how to recognise, open, read and close them.
 
 Libraries start a stream in five ways, and each of them may be behind an `await`:
 
@@ -214,7 +214,7 @@ async def next_of(pieces: AsyncIterator[R]) -> R | End:
 
 async def close_quietly(name: str, closing: Coroutine[object, object, bool]) -> None:
     """Close a stream within ten seconds. A failure is logged, because its reader can do nothing about it."""
-    # With its own timer, not the registry's: this may run on the caller's loop, and the registry belongs to koo's.
+    # It has its own timer, not the registry's: this may run on the caller's loop, and the registry belongs to koo's.
     when = asyncio.get_running_loop().time() + CLOSING_S_MAX
     try:
         with Alarm(OwnTimer(), when):

@@ -144,8 +144,8 @@ class Threads:
         lock, idle = self._lock, self._idle
         while (call := self._next(calls)) is not None:
             call.run()
-            # Idle first, then report. The report wakes the caller, which often calls again immediately; it would find
-            # no idle thread and start a new one, on every call.
+            # The thread is listed as idle before it reports. The report wakes the caller, which often calls again
+            # immediately; it would find no idle thread and start a new one, on every call.
             with lock:
                 idle.append(calls)
             self._tell(call)

@@ -27,7 +27,7 @@ class Tokens:
         limit, clock = self._service.tokens, self._service.clock
         if limit is None:
             return
-        # Set by the first look that finds too few tokens: most calls find enough, and need only that look.
+        # This is set by the first look that finds too few tokens: most calls find enough, and need only that look.
         patient_until: float | None = None
         while not limit.take(tokens, now := clock.monotonic()):
             patient_until = patient_until or min(deadline, now + PATIENCE_S)

@@ -1,7 +1,7 @@
 """Finds what is new in repeated responses of a server: each thing is reported once, whatever happens in between.
 
 There is no log to follow across processes. So `koo tail` requests the past from a little before the time of its last
-read, because another process's records may arrive late. It recognizes what it has already shown: alerts and requests
+read, because another process's records may arrive late. It recognises what it has already shown: alerts and requests
 by id, marks by their whole content, calls by the span that was counted. Each source keeps its own position, so a
 source that cannot be read for a while loses nothing. All times are by the server's clock.
 """

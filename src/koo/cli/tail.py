@@ -163,8 +163,8 @@ class Follower:
         settles_s = WRITTEN_S if self.has_others else 0.0
         for line in (*self.marks.take(history["marks"]), *self.calls.take(history, settles_s)):
             yield line
-        # With trouble, the response covers only the process that responds. The position must not move: otherwise marks
-        # of other processes in this period would never be shown.
+        # If there is trouble, the response covers only the process that responds. The position must not move: otherwise
+        # marks of other processes in this period would never be shown.
         if not history["trouble"]:
             self.marks.forget(now - 2 * LATE_S)
             self._marks_at = now

@@ -172,7 +172,7 @@ def _of_extras(own: ServiceSettings) -> Iterator[tuple[str, str]]:
                 f"body__{path}",
                 "names no field; expected BODY__NAME, or BODY__OUTER__INNER for a field inside an object",
             )
-    # On the decoded body, because `BODY__GENERATION_CONFIG` may contain `maxOutputTokens` inside its JSON.
+    # This checks the decoded body, because `BODY__GENERATION_CONFIG` may contain `maxOutputTokens` inside its JSON.
     for path in own_fields(body):
         yield (
             f"body__{path}",

@@ -135,7 +135,8 @@ def _split(variable: str) -> Name:
         )
     if name and SERVICE_WORD.fullmatch(whose):
         return Name(family, whose, name)
-    # With a setting, only the service can be misspelt: the nearest of all variables could be another service's.
+    # If the setting is known, only the service can be misspelt: the nearest of all variables could be another
+    # service's.
     service = nearest(whose, BUILT_IN) if name else None
     exact = service and Name(family, service, name).variable
     meant = (exact if exact in _MEANT else None) if name else nearest(variable.upper(), _MEANT)

@@ -100,7 +100,8 @@ def body_of(own: ServiceSettings) -> dict[str, Any]:
 
     Raises `TypeError` if a field would be inside another one that is not an object.
     """
-    # Sorted, so that an outer field comes before the fields inside it, whatever order the environment has.
+    # The fields are sorted, so that an outer field comes before the fields inside it, whatever order the environment
+    # has.
     body: dict[str, Any] = {}
     for path, text in sorted(own.body.items()):
         *outer, name = path.split("__")

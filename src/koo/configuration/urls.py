@@ -73,8 +73,8 @@ def _absolute(rest: str, home: Path) -> str:
     place = (home / Path(unquote(path)).expanduser()).resolve()
     if place.is_dir():
         raise ValueError("expected the path of a file, but this is a folder")
-    # Quoted, because SQLAlchemy reads %41 as A, and takes everything after a ? as options. A file with such a name
-    # would otherwise be created under another one.
+    # The path is quoted, because SQLAlchemy reads %41 as A, and takes everything after a ? as options. A file with such
+    # a name would otherwise be created under another one.
     return f"/{quote(place.as_posix(), safe='/:')}{question}{query}"
 
 

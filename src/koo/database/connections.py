@@ -112,7 +112,8 @@ class Connections:
             url,
             pool_size=options.pool_size,
             max_overflow=options.max_overflow,
-            # Never reached: the queue in front of the pool admits no more callers than the pool can have connections.
+            # This limit is never reached: the queue in front of the pool admits no more callers than the pool can have
+            # connections.
             pool_timeout=options.pool_timeout_s,
             # The most recently used connection is the least likely to be dead. The others stay idle, age, and are
             # replaced when they are next taken.

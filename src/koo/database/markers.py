@@ -135,7 +135,8 @@ class Markers:
 
     async def look(self) -> Place:
         """Like `ready`, but check now. Concurrent callers share one check."""
-        # Shielded: one caller that is cancelled, by its scope's deadline say, must not cancel the check for the others.
+        # The check is shielded: one caller that is cancelled, by its scope's deadline say, must not cancel the check
+        # for the others.
         if self._looking is None or self._looking.done():
             self._looking = begin(asyncio.get_running_loop(), self._look(), "koo looks for its markers")
         return await asyncio.shield(self._looking)

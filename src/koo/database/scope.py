@@ -192,8 +192,8 @@ class SessionScope(Generic[S_co]):
                 await self._ask()
             if connections.marks and not self._readonly:
                 await connections.markers.ready()
-            # Checked again: `close` may have run while this task waited for its connection. `close` disposes of the
-            # pool and does not know about a connection that was still being opened.
+            # This is checked again: `close` may have run while this task waited for its connection. `close` disposes of
+            # the pool and does not know about a connection that was still being opened.
             connections.refuse_if_draining()
         except BaseException:
             # A connection returned to a disposed pool would stay open forever, so it is invalidated instead. The usual

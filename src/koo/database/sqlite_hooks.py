@@ -45,7 +45,7 @@ class SqliteHooks(Hooks):
         await_(sqlite.prepare(adapted.driver_connection, self._temporary, self._metrics))
 
     def on_close(self, adapted: Any, record: Any) -> None:
-        # Queued before the close itself: a connection that is closed with a statement open keeps its locks.
+        # This is queued before the close itself: a connection that is closed with a statement open keeps its locks.
         give_up(adapted.driver_connection)
         super().on_close(adapted, record)
 

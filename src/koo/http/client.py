@@ -213,8 +213,9 @@ class HttpClient:
                 return Sent(body)
             raise
         finally:
-            # In `finally`, so that a failed or cancelled read gives its share back too. If it did not, the process-wide
-            # limit would fill up with bytes that no longer exist, and in the end refuse every large response.
+            # This is in `finally`, so that a failed or cancelled read gives its share back too. If it did not, the
+            # process-wide limit would fill up with bytes that no longer exist, and in the end refuse every large
+            # response.
             COMING.used -= kept
 
     def explain_body(self, reply: Reply, error: Exception) -> TransportError:

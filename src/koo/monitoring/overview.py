@@ -56,7 +56,7 @@ def services_health(configured: Sequence[ServiceHealth]) -> OverallHealth:
 
 @lru_cache(maxsize=16)
 def digest_of_home(home: Path) -> str:
-    """A digest by which a command recognizes a server of the same folder, without the server revealing the folder."""
+    """A digest by which a command recognises a server of the same folder, without the server revealing the folder."""
     return blake2b(os.fsencode(home.resolve()), digest_size=8, person=b"koo home").hexdigest()
 
 

@@ -324,7 +324,7 @@ class SystemHealth(TypedDict):
     ai_services: ServicesHealth
     koo: KooHealth
     home: NotRequired[
-        Annotated[str, Doc("a digest of KOO_HOME, by which a command recognizes its own server")]
+        Annotated[str, Doc("a digest of KOO_HOME, by which a command recognises its own server")]
     ]
     timestamp: Time
 

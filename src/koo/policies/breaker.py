@@ -333,8 +333,8 @@ class Breaker:
             # that hang come after it.
             if permit.kept:
                 continue
-            # Oldest first: all later permits are younger than this one, so none of them can be slow. Without this
-            # `break`, each trip check would walk through every running call.
+            # The oldest comes first: all later permits are younger than this one, so none of them can be slow. Without
+            # this `break`, each trip check would walk through every running call.
             if now - permit.given_at < self.slow_s:
                 break
             if permit.generation == self.generation:

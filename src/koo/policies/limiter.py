@@ -169,8 +169,9 @@ class SlidingCount:
         """When this many units will have become free, one after another; infinite for a limit of zero."""
         if not self.limit:
             return NEVER
-        # For callers in a queue: the first `limit` of them use units that become free from now on. Each of those units
-        # returns a whole period and a sub-bucket after its use, and serves the caller `limit` places further back.
+        # This is for callers in a queue: the first `limit` of them use units that become free from now on. Each of
+        # those units returns a whole period and a sub-bucket after its use, and serves the caller `limit` places
+        # further back.
         later_s = (units - 1) // self.limit * (SUB_BUCKETS + 1) * self._bucket_s
         return later_s + self._one_usable_at(now, (units - 1) % self.limit + 1)
 

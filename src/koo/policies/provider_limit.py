@@ -28,7 +28,7 @@ in headers are whole seconds, so they may be a second early."""
 GUESS_BELOW = 0.5
 """If less than this share was left of a limit that should be full now, one call tests it before the others follow."""
 APART, ALIKE, ALIKE_MIN = 0.2, 0.1, 2
-"""How a bucket is recognized. Responses are compared only if their counts are at least a fifth of the limit apart
+"""How a bucket is recognised. Responses are compared only if their counts are at least a fifth of the limit apart
 (`APART`): the times in which a window would fill then differ by more than a tenth (`ALIKE`). Those of a bucket differ
 by less, although its counts are whole calls and its times whole seconds. Two matches (`ALIKE_MIN`) exclude chance."""
 

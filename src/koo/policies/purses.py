@@ -243,7 +243,7 @@ class Purses:
     def beat(self, now: float, *, is_last: bool = False) -> Beat:
         """The next beat, or the same one again until it is answered. `is_last`: the process ends with it if it can."""
         # A beat is repeated unchanged, although the totals have grown since. If its reply was lost, the store has it
-        # already and recognizes it by the token alone. It would then answer for newer totals that it never read, and
+        # already and recognises it by the token alone. It would then answer for newer totals that it never read, and
         # `confirm` would mark them as reported.
         if self.flying is not None:
             return self.flying

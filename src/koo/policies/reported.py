@@ -123,7 +123,8 @@ def service_state(
     calls. `model_blocked`: why the key is refused for some model. `some_refused`: how many clients' own keys are
     refused; that does not change the service's state.
     """
-    # From the worst to the mildest, as a caller would notice it: no call passes, calls must wait, some calls pass.
+    # The order is from the worst to the mildest, as a caller would notice it: no call passes, calls must wait, some
+    # calls pass.
     breaker = default.breaker
     if is_open(breaker):
         return ServiceState.CIRCUIT_OPEN, _why_open(breaker)

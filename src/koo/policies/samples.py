@@ -71,7 +71,8 @@ class Sample:
         self.places += other.places
 
     def _add(self, other: Sample) -> None:
-        # Written out instead of looping over `COUNTS`, for speed: a month of twenty components is 170,000 samples.
+        # This is written out instead of looping over `COUNTS`, for speed: a month of twenty components is 170,000
+        # samples.
         if GRAVITY.get(other.state, 0) > GRAVITY.get(self.state, 0):
             self.state = other.state
         self.successes += other.successes
@@ -90,7 +91,7 @@ class Sample:
 
     def since(self, before: Sample) -> Sample:
         """The counts since `before`, if both began to count at the same time."""
-        # Never negative, although a count can fall: a guard that is dropped takes its counts with it.
+        # The result is never negative, although a count can fall: a guard that is dropped takes its counts with it.
         new = Sample(self.state, used=self.used, waiting=self.waiting, places=self.places)
         for name in COUNTS:
             setattr(new, name, max(0, getattr(self, name) - getattr(before, name)))

@@ -200,7 +200,8 @@ def standing_of(treasury: Treasury, living: Sequence[Totals], dead: Sequence[Tot
         booked=treasury.booked,
         spent=treasury.spent,
         held=held,
-        # Never negative: a call that is held without a grant makes `held` exceed what was granted.
+        # The result is never negative, although a call that is held without a grant makes `held` exceed what was
+        # granted.
         idle=max(0, granted - held),
         unsettled=sum(max(0, row.net - row.spent) for row in dead),
         processes=sum(row.net - row.spent > row.held for row in living),

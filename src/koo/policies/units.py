@@ -224,7 +224,7 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
     lease_ms = _lease_ms(rows, told)
     free_in_ms = _free_in_ms(rows, told, now_ms, bucket_ms) if units < told.need else 0
     # The lease's row also remembers the message's number. A message that requests or undoes something needs the row
-    # even if it was granted nothing: if it arrives a second time, it must be recognized, or it would be granted or
+    # even if it was granted nothing: if it arrives a second time, it must be recognised, or it would be granted or
     # undone twice.
     is_known = bool(told.want or told.undone)
     if own is None and (units or is_known):
@@ -232,9 +232,9 @@ def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
         own = rows.own = Lease(window.serial, told.number, now_ms)
     if own is not None:
         own.granted += units
-        # Never shorter than before: if this reply is lost, the process goes on with the lease that it has, and the
-        # store must not count its units as used before that one ends. A process that was granted nothing still counts
-        # as one that shares the limit until its next request.
+        # The lease never becomes shorter: if this reply is lost, the process goes on with the lease that it has, and
+        # the store must not count its units as used before that one ends. A process that was granted nothing still
+        # counts as one that shares the limit until its next request.
         lasts_ms = lease_ms if own.out else max(lease_ms, free_in_ms)
         own.until_ms = max(own.until_ms, now_ms + lasts_ms)
         own.undone += 0 if is_repeated else told.undone

@@ -5,7 +5,7 @@ only the test process holds open. When that process ends, the kernel closes the 
 the run's folder and removes the folder. If the shell is killed too, the next run finds the folder with its lock free,
 and does the same.
 
-A server is recognized by its working directory, not by its process id, which may belong to another process by now. That
+A server is recognised by its working directory, not by its process id, which may belong to another process by now. That
 needs Linux. On other systems only the folder is removed, and PostgreSQL stops within a minute because its files are
 gone.
 """

@@ -44,7 +44,8 @@ _PIECES_A_SECOND = 50
 _ENCRYPTION = {80877103, 80877104}
 """SSLRequest and GSSENCRequest, to which a server replies with a single byte."""
 _UNTYPED = {*_ENCRYPTION, 80877102}
-"""These and CancelRequest: the packets without a type byte that may come before the StartupMessage."""
+"""SSLRequest, GSSENCRequest and CancelRequest: the packets without a type byte that may come before the
+StartupMessage."""
 _LOGIN_BYTES_MAX = 65_536
 """A server that has sent this many bytes without a ReadyForQuery is not PostgreSQL."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -354,7 +355,7 @@ class _Pipe:
         assert self._server is not None
         while (piece := await pieces.get()).data:
             await self._proxy.hold_up(self, piece.came_at, "server")
-            # A message may arrive in several pieces, and is recognized with its last one. The earlier pieces have been
+            # A message may arrive in several pieces, and is recognised with its last one. The earlier pieces have been
             # forwarded then, which does no harm: a server does not execute a message before it is complete.
             data = piece.data
             messages = list(self._messages.feed(data))
@@ -366,7 +367,8 @@ class _Pipe:
             if self._cut == "before":
                 self.reset()
                 return
-            # Never forwarded: this task waits until either side closes its connection, and the server then rolls back.
+            # The message is never forwarded: this task waits until either side closes its connection, and the server
+            # then rolls back.
             if self._cut == "hold":
                 await asyncio.get_running_loop().create_future()
             if not await self._write(self._server[1], data, "server"):

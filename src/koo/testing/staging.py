@@ -74,7 +74,7 @@ def staged(
 
 async def empty_store(folder: Path) -> bytes:
     """The file of a state store with empty tables."""
-    # Made once in a process: creating the tables takes longer than everything else in a world's start.
+    # The file is made once in a process: creating the tables takes longer than everything else in a world's start.
     if not _EMPTY:
         store = SqlStore(f"sqlite:///{folder / 'empty.db'}")
         await store.executor.run(lambda _: None)

@@ -95,9 +95,9 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return  # the client sent it before it learned that koo had closed the connection
-        # Counted before parsing, because the parser keeps the bytes of an unfinished head. The callbacks below set the
-        # count back to 0 when a head is complete or a part of a body arrives, so only an endless head reaches the
-        # limit.
+        # The bytes are counted before parsing, because the parser keeps the bytes of an unfinished head. The callbacks
+        # below set the count back to 0 when a head is complete or a part of a body arrives, so only an endless head
+        # reaches the limit.
         self._count_head(self.head_bytes + len(data))
         super().data_received(data)
         if self.head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
@@ -245,7 +245,8 @@ class Connection(HttpToolsProtocol):
             self._answered.message_event.set()
 
     def end(self) -> None:
-        # Now and not in `connection_lost`, which runs in the loop's next turn: until then the crowd would close others.
+        # This happens now and not in `connection_lost`, which runs in the loop's next turn: until then the crowd would
+        # close others.
         self._count_head(0)
         self.transport.abort()
 
@@ -265,8 +266,8 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def _answer(self, code: int, detail: str) -> None:
-        # Written to the transport directly: an unreadable head has no ASGI cycle that could respond, and with a late
-        # body the application is still waiting for that body.
+        # The response is written to the transport directly: an unreadable head has no ASGI cycle that could respond,
+        # and with a late body the application is still waiting for that body.
         status, body = HTTPStatus(code), raw_problem(code, detail)
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\n"
         head += f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n"

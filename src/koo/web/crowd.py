@@ -91,7 +91,8 @@ class Crowd:
             if len(self._all) >= self.bound + FOR_PROBES and not self._end(self._late.oldest_of_most()):
                 self._refused += 1
                 return False
-        # Decided after closing: a newcomer whose place was freed above is an ordinary connection, not an extra one.
+        # This is decided after closing: a newcomer whose place was freed above is an ordinary connection, not an extra
+        # one.
         if len(self._all) >= self.bound:
             self._extra.add(one)
         self._all[one] = None
@@ -152,8 +153,8 @@ class Crowd:
         for one in list(self._all):  # a copy: a connection that is closed here leaves the dictionary
             one.look(now)
         if len(self._all) >= self.bound:
-            # Still full: the minute of calm starts again. A flood comes in waves with room for a second or two in
-            # between; without the minute, each wave would be logged as a flood of its own.
+            # The server is still full, so the minute of calm starts again. A flood comes in waves with room for a
+            # second or two in between; without the minute, each wave would be logged as a flood of its own.
             self._full_at = now if self._full_at is not None else None
         elif self._full_at is not None and now - self._full_at >= CALM_S:
             self._tell_calm()
@@ -164,7 +165,7 @@ class Crowd:
 
     def _end(self, one: Member | None) -> bool:
         if one is None:
-            # Removed now and not by `connection_lost`: that runs in the loop's next turn, and `enter` counts
+            # It is removed now and not by `connection_lost`: that runs in the loop's next turn, and `enter` counts
             # immediately.
             return False
         self._ended += 1
@@ -220,8 +221,9 @@ def bound_of(descriptors: Descriptors | None) -> int:
     """Return the limit on connections: half of the free descriptors. None means that descriptors are unlimited."""
     if descriptors is None:
         return CONNECTIONS_MAX
-    # Half, because a request may need a second descriptor for its provider or database; those of the extra connections
-    # come off as well. Never below the minimum: a server that accepted nothing could not even report the problem.
+    # It is half of them, because a request may need a second descriptor for its provider or database; those of the
+    # extra connections are subtracted too. It is never below the minimum: a server that accepted nothing could not even
+    # report the problem.
     free = descriptors.limit - descriptors.used
     return max(CONNECTIONS_MIN, min(CONNECTIONS_MAX, free // 2 - FOR_PROBES))
 

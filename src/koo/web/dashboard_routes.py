@@ -85,7 +85,7 @@ def dashboard_router(
         add_file(router, f"{path}/{name}", body, media_type, HEADERS)
 
     async def lead() -> Response:
-        # Relative: behind a proxy with its own path prefix, an absolute path would lead out of it.
+        # The path is relative: behind a proxy with its own path prefix, an absolute path would lead out of it.
         return Response(status_code=307, headers={"Location": f"{posixpath.basename(path)}/", **HEADERS})
 
     router.add_api_route(path, lead, methods=["GET"])

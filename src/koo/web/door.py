@@ -80,8 +80,8 @@ class Door:
                 await _answer(413, BodyTooLarge(BODY_BYTES_MAX).detail, scope, receive, send, CLOSE)
                 return None
             receive = bounded(receive, BODY_BYTES_MAX)
-        # Counted before anything parses the query string: parsing thousands of parameters takes longer than most
-        # responses.
+        # They are counted before anything parses the query string: parsing thousands of parameters takes longer than
+        # most responses.
         if scope["query_string"].count(b"&") > PARAMETERS_MAX:
             detail = f"the address has more than {PARAMETERS_MAX} parameters"
             await _answer(422, detail, scope, receive, send)

@@ -28,7 +28,8 @@ class Guest(BaseRoute):
         raise NoMatchFound(name, path_params)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # In a copy: the guest stores itself in the scope, where the host's middleware expects its own application.
+        # The guest gets a copy of the scope: it stores itself there, where the host's middleware expects its own
+        # application.
         await self.app({**scope}, receive, send)
 
 

@@ -43,7 +43,7 @@ def add_incidents(router: APIRouter, platform: Platform) -> None:
         """
         return JsonView(await platform.incidents.list(component=component, limit=limit))
 
-    # Declared before the next route, whose parameter would also match the ".md".
+    # This is declared before the next route, whose parameter would also match the ".md".
     @router.get(
         "/incidents/{incident}.md",
         summary="One incident as Markdown",

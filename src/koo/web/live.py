@@ -116,8 +116,8 @@ class Live:
         if len(self._listeners) >= LISTENERS_MAX:
             reason = f"{LISTENERS_MAX} live streams are open, which is the limit; use the API instead"
             raise ServiceRefused("koo", reason, AGAIN_S, kind=Kind.SATURATED)
-        # Registered as not greeted before waiting: it counts against the limit and keeps the producer awake, but
-        # `_offer` skips it. Otherwise it could receive a part before the whole that the part changes.
+        # The listener is registered as not greeted before the wait: it counts against the limit and keeps the producer
+        # awake, but `_offer` skips it. Otherwise it could receive a part before the whole that the part changes.
         self._listeners[listener] = False
         try:
             self._wake()
@@ -168,8 +168,8 @@ class Live:
             ]
 
     def _sleep(self) -> list[asyncio.Task[None]]:
-        # Cleared before cancelling: a listener that joins while the tasks are still ending must find no tasks and
-        # start new ones, with a new source.
+        # The list is cleared before cancelling: a listener that joins while the tasks are still ending must find no
+        # tasks and start new ones, with a new source.
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()

@@ -81,7 +81,7 @@ class ProblemRoute(APIRoute):
         method, methods = scope["method"], self.methods or set()
         if method not in methods:
             if method == "HEAD" and "GET" in methods:
-                # In a copy, because uvicorn reads its own scope to decide that no body follows.
+                # The scope is copied, because uvicorn reads its own scope to decide that no body follows.
                 scope = {**scope, "method": "GET", HEAD: True}
             else:
                 await _tell_allowed(Request(scope), methods)(scope, receive, send)

@@ -284,7 +284,7 @@ def _token_of(asked: Asked) -> str:
 
 
 def _fits(given: str, tokens: tuple[str, ...]) -> bool:
-    # All are compared, so that the time taken does not reveal which one was close.
+    # All tokens are compared, so that the time taken does not reveal which of them was close.
     return sum(hmac.compare_digest(given.encode(), one.encode()) for one in tokens) > 0
 
 

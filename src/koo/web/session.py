@@ -24,8 +24,8 @@ LASTS_S = 12 * 3600
 # Separates this key from any other use of the token. A change of the cookie's format changes the number, which
 # invalidates all older cookies.
 PURPOSE = b"koo session 1"
-# Strict on purpose: whatever does not match is ignored before anything is computed, and the role and the time cannot
-# contain the newline that separates the signed fields.
+# The pattern is strict on purpose: whatever does not match is ignored before anything is computed, and the role and the
+# time cannot contain the newline that separates the signed fields.
 _VALUE = re.compile(r"(write|read)\.([0-9]{1,12})\.([0-9a-f]{64})")
 Role = Literal["write", "read"]
 

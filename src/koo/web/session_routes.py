@@ -67,7 +67,8 @@ def login_router(door: Door, prefix: str, page: str, application: str = "") -> A
     """The login form and logout. `page`: the dashboard's path; the other parameters are those of the dashboard."""
     router, path = file_router(door), login_path(prefix, page)
     form = Form(application)
-    # Relative, like all links: behind a proxy with its own path prefix, an absolute path would lead out of it.
+    # The path is relative, like all links: behind a proxy with its own path prefix, an absolute path would lead out of
+    # it.
     home = f"{posixpath.relpath(page, posixpath.dirname(path))}/"
 
     async def show(request: Request) -> Response:

@@ -70,7 +70,7 @@ class Siblings:
         try:
             self._write(mine)
             others = [one for one in self._read_all() if one["id"] != self._id]
-            # After the snapshots, never before them: see the module docstring.
+            # This is read after the snapshots, never before them: see the module docstring.
             gone = self._gone()
         except (OSError, ValueError) as error:
             self._tell(error)

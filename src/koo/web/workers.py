@@ -169,8 +169,8 @@ class Workers:
             if number in ENDING:
                 self._end(number)
             elif number == signal.SIGUSR2 and self._code is None and self._all_answered:
-                # Ignored before all workers serve: replacing workers that are still starting would double the processes
-                # at the worst moment.
+                # The signal is ignored before all workers serve: replacing workers that are still starting would double
+                # the processes at the worst moment.
                 log.info("replacing the workers, one after the other", extra={"what": "workers_replaced"})
                 self._to_renew.extend(slot for slot in self.slots if slot not in self._to_renew)
 

@@ -71,7 +71,8 @@ def judge_aiohttp(error: Exception, names: set[str], service: str) -> Found:
 def judge_requests(error: Exception, names: set[str], service: str) -> Found:
     if "HTTPError" in names:
         return _answered(error, peek(error, "response", "status_code"), service)
-    # In this order, because these classes overlap: `ConnectTimeout` is both a `ConnectionError` and a `Timeout`.
+    # They are checked in this order because these classes overlap: `ConnectTimeout` is both a `ConnectionError` and a
+    # `Timeout`.
     if names & REQUESTS_MISTAKES:
         return MISTAKEN
     if names & {"ChunkedEncodingError", "ContentDecodingError"}:

@@ -135,8 +135,8 @@ class _Walk:
         if carried is not None:
             fault = replace(fault_of(carried), error=carried)
             return Meaning(self._with_what_was_before(error, fault), spoken=True)
-        # Remembered for the whole walk: pydantic's error for cut JSON is often the cause of the error that propagates,
-        # and the hint is added to the outermost one, which people see.
+        # This is remembered for the whole walk: pydantic's error for cut JSON is often the cause of the error that
+        # propagates, and the hint is added to the outermost one, which people see.
         fault = classify_error(error)
         self.ends_early = self.ends_early or (isinstance(error, ValueError) and ends_early(error))
         return None if fault is ELSE else Meaning(fault, spoken=False)

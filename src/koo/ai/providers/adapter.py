@@ -109,8 +109,8 @@ class Adapter:
             answer = self.shape.decode(response.body)
         except UNREADABLE:
             answer = None
-        # Outside of the `except`: the decoder's error quotes the response, and would become the `__context__` of errors
-        # raised there.
+        # This is outside of the `except`: the decoder's error quotes the response, and would become the `__context__`
+        # of errors raised there.
         if answer is None:
             return await self._reread(request, response)
         return self._completion(request, response, answer)

@@ -49,7 +49,7 @@ INVALID = "invalid_request_error"
 FAULTS = FaultTable(
     "anthropic",
     (
-        # Exact codes first.
+        # Exact codes come first.
         Row(Kind.BILLING, "organization_on_hold"),
         Row(
             Kind.BILLING,

@@ -45,7 +45,7 @@ def _pacific() -> tzinfo:
 FAULTS = FaultTable(
     "gemini",
     (
-        # Reasons first.
+        # Reasons come first.
         Row(Kind.AUTH, ("API_KEY_INVALID", "API_KEY_EXPIRED")),
         Row(Kind.BILLING, "BILLING_DISABLED"),
         # The exceeded quotas follow. A daily one comes first, because it lasts longer than one per minute in the same

@@ -85,7 +85,8 @@ class Reader(ABC):
         piece: CompletionChunk | None = AGAIN
         with suppress(*UNREADABLE):
             piece = self.read(event)
-        # Outside of `suppress`, so that errors raised here do not carry the decoder's error, which quotes the response.
+        # This is outside of `suppress`, so that errors raised here do not carry the decoder's error, which quotes the
+        # response.
         if piece is AGAIN:
             piece = self._reread(event)
         # From the first odd event on, every piece passes through `Halves`: a server that cuts JSON into invalid pieces
@@ -231,7 +232,7 @@ def _cut(wire: Wire, headers: Mapping[str, str], last: ServerSentEvent) -> Exter
 
 async def _rest(stream: HttpStream, reader: Reader) -> list[ServerSentEvent]:
     """The events after the stop reason; none if they do not arrive soon, or if the connection breaks."""
-    # The answer is complete here. So a broken connection is not an error any more, and one deadline covers all events:
+    # The answer is complete here. So a broken connection is no longer an error, and one deadline covers all events:
     # with a new timeout for each of them, a server that sends keep-alives would hold the call open for good.
     if reader.waits_until is None:
         reader.waits_until = asyncio.get_running_loop().time() + reader.usage_wait_s

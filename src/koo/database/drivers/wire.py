@@ -112,7 +112,7 @@ def libpq_parameters(options: DatabaseOptions) -> dict[str, int]:
 
 def set_up_socket(fileno: int, options: DatabaseOptions) -> None:
     """Set the same options on a connected socket; a Unix socket needs none."""
-    # On a copy of the descriptor: the event loop's own socket object may not allow `setsockopt`.
+    # They are set on a copy of the descriptor: the event loop's own socket object may not allow `setsockopt`.
     with suppress(OSError), socket.socket(fileno=os.dup(fileno)) as wire:
         if wire.family not in (socket.AF_INET, socket.AF_INET6):
             return

@@ -404,7 +404,8 @@ class FakeProvider(Vendor, Verbs):
                 written += count_tokens(piece)
             if not await self._goes_on(step, len(step.pieces), connection):
                 return step.error_after is not None
-            # Billed before the end is sent: a test that has read the stream to its end checks the bill immediately.
+            # The response is billed before its end is sent: a test that has read the stream to its end checks the bill
+            # immediately.
             written, is_billed = tokens.output, True
             self._bill(request, Tokens(input=tokens.read, output=written))
             for one in after if step.end else ():

@@ -24,7 +24,7 @@ export class Failure extends Error {
 export async function look() {
   const [dashboard, pool, fleet, saved, session] = await Promise.all([
     ask("GET", "monitoring/dashboard"),
-    // Optional: without these the page is still correct.
+    // These are optional: without them the page is still correct.
     ask("GET", "monitoring/database/pool-metrics").catch(() => null),
     ask("GET", "monitoring/fleet").catch(() => null),
     ask("GET", "monitoring/saved").catch(() => null),

@@ -71,7 +71,7 @@ export function ActDialog({ act, onEnd, onDone, whyNot }) {
         said && h("p", { class: `result ${said.look.tone}` }, shape(said.look), h("span", null, said.words))),
       h("div", { class: "row end" },
         done ? null : h("button", { type: "button", id: "act-cancel", class: "quiet", onClick: () => dialog.current?.close() }, whyNot ? "Close" : "Cancel"),
-        // Not `disabled`, which would lose the focus.
+        // This is not `disabled`, which would lose the focus.
         whyNot ? null : h("button", { type: "submit", id: "act-go", ref: go, "aria-disabled": String(phase === "busy") },
           done ? "Close" : phase === "busy" ? act.going : act.go))));
 }

@@ -98,7 +98,7 @@ function Age() {
   return h("p", { id: "link", class: `link ${state}`, title: state === "live" ? `over ${way === "stream" ? "a stream" : way}` : undefined }, words);
 }
 
-/** By this machine's clock, which was also used for the time of arrival. @param {{at: number}} props */
+/** The age is by this machine's clock, which was also used for the time of arrival. @param {{at: number}} props */
 const Young = ({ at }) => h(Since, { at: at + serverNow() - Date.now() });
 
 /** @param {{stream: import("../data/stream.js").Stream}} props */
