@@ -153,6 +153,13 @@ def test_a_group_can_be_split_and_pickled() -> None:
     assert caught == ["a: open", "b: down"]
 
 
+def test_a_group_can_be_pickled_after_its_list_was_cleared() -> None:
+    failures: list[ExternalServiceError] = [ServiceFailed("a", "down")]
+    group = AllServicesFailed("nobody answered", failures)
+    failures.clear()
+    assert str(pickle.loads(pickle.dumps(group))) == str(copy.copy(group)) == "nobody answered: a: down"
+
+
 def test_each_kind_is_a_word_that_can_label_a_metric() -> None:
     for kind in Kind:
         assert kind == kind.value and kind.value.replace("_", "").isalpha() and kind.value.islower()

@@ -289,7 +289,8 @@ class AllServicesFailed(ExternalServiceError, ExceptionGroup[ExternalServiceErro
     kind = Kind.ALL_FAILED
 
     def __new__(cls, message: str, exceptions: Sequence[ExternalServiceError]) -> Self:
-        return super().__new__(cls, message, exceptions)
+        # A copy: `args`, from which an error is pickled, would otherwise change with the caller's own list.
+        return super().__new__(cls, message, tuple(exceptions))
 
     def __init__(self, message: str, exceptions: Sequence[ExternalServiceError]) -> None:
         waits = [e.retry_after_s for e in exceptions if e.retry_after_s is not None]
