@@ -436,6 +436,56 @@ def test_a_key_in_the_arguments_is_found() -> None:
     run(test)
 
 
+def test_a_key_in_the_headers_of_one_call_replaces_its_clients() -> None:
+    """Many gateways take a customer's own key in a header."""
+
+    class Gateway(Client):
+        async def send(self, extra_headers: dict[str, str]) -> object:
+            if "Bearer expired" in extra_headers.values():
+                raise AuthenticationFailed("own", "refused", kind=Kind.AUTH)
+            return "ok"
+
+    async def test(own: Own) -> None:
+        send = Gateway("the gateway's").send
+        for name in ("Authorization", "x-api-key"):
+            own.service.reset()
+            expired = {name: "Bearer expired"}
+            assert await outcome(own, send, extra_headers=expired) == Kind.AUTH
+            assert await outcome(own, send, extra_headers=expired) == Kind.KEY_REFUSED
+            assert await outcome(own, send, extra_headers={name: "Bearer good"}) == "ok"
+            assert await outcome(own, send, extra_headers={"X-Trace": "1"}) == "ok"
+
+    run(test)
+
+
+def with_source(source: Any) -> dict[str, Callable[..., Any]]:
+    """Operations of clients that get their key from `source` when they need one."""
+    azure: Any = {"azure_endpoint": "http://127.0.0.1:9", "api_version": "1"}
+    return {
+        "openai": openai.AsyncOpenAI(api_key=source).responses.create,
+        "azure": openai.AsyncAzureOpenAI(azure_ad_token_provider=source, **azure).responses.create,
+        "anthropic": anthropic.AsyncAnthropic(credentials=source).messages.create,
+    }
+
+
+def test_the_source_of_a_clients_keys_stands_for_them() -> None:
+    """One tenant's source may return a refused token while another's returns a valid one."""
+
+    def source() -> Any:
+        async def token() -> str:
+            raise AssertionError("koo must not fetch a token")
+
+        return token
+
+    one, other = source(), source()
+    for name in with_source(one):
+        keys = []
+        for made in (with_source(one), with_source(one), with_source(other)):
+            callee, inner, _ = callees.look(made[name])
+            keys.append(callee.credential(inner))
+        assert keys[0] and keys[0] == keys[1] != keys[2], name
+
+
 def test_a_stream_also_belongs_to_its_clients_key() -> None:
     class Streaming(Client):
         async def pieces(self) -> AsyncIterator[object]:
@@ -482,6 +532,9 @@ def places() -> dict[str, Any]:
         "gemini": genai.Client(api_key="the key").aio.models.generate_content,
         "perplexity": perplexity.AsyncPerplexity(api_key="the key").responses.create,
         "synchronous": openai.OpenAI(api_key="the key").responses.create,
+        "headers": openai.AsyncOpenAI(
+            api_key="the gateway's", default_headers={"Authorization": "the key"}
+        ).responses.create,
         "http": httpx.AsyncClient(headers={"Authorization": "the key"}).post,
         "own class": Client("the key").ask,
     }

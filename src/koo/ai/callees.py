@@ -14,7 +14,7 @@ from types import CellType, FunctionType, MethodType, NoneType
 from typing import Any
 
 from koo.ai.blocking import called_by, innermost, instead_of
-from koo.ai.client_keys import find_key, is_client
+from koo.ai.client_keys import find_key, header_in, is_client
 from koo.ai.credentials import digest_of
 from koo.ai.sdk_retries import own_retries
 
@@ -80,6 +80,12 @@ def look(operation: object) -> tuple[Callee, object, str]:
     inner = innermost(called)
     callee = _callee_of(getattr(inner, "__self__", inner), inner)
     return callee, inner, callee.instead(called) if called is inner else instead_of(called)
+
+
+def credential_of_headers(headers: object) -> str:
+    """The digest of the key in the headers of one call, which replaces its client's; empty if there is none."""
+    name = header_in(headers)
+    return "" if name is None or not isinstance(headers, Mapping) else digest_of(str(headers[name]))
 
 
 def credential_of_call(operation: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

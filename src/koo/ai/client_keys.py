@@ -9,13 +9,17 @@ example load a row from a database.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from operator import attrgetter
+from weakref import WeakKeyDictionary
 
 from koo.ai.foreign.peek import field_of, peek
 
 KEYS = ("api_key", "auth_token", "access_token", "bearer_token", "token", "_token", "_azure_ad_token")
 HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
+SOURCES = ("_api_key_provider", "_azure_ad_token_provider", "_workload_identity_auth", "credentials")
+"""Attributes in which clients of openai and anthropic store what they get their key from when they need one."""
 SDKS = (
     "anthropic.", "cerebras.", "cohere.", "google.genai.", "groq.", "langchain_", "llama_index.", "mistralai.",
     "openai.", "perplexity.", "together.",
@@ -42,6 +46,7 @@ WAYS: tuple[tuple[str, ...], ...] = (
 
 ReadKey = Callable[[object], str]
 """Reads an object's current key; returns "" if it has none any more."""
+_sources: WeakKeyDictionary[object, str] = WeakKeyDictionary()
 
 
 def find_key(owner: object) -> ReadKey | None:
@@ -50,17 +55,29 @@ def find_key(owner: object) -> ReadKey | None:
         holder = _follow(owner, way)
         if holder is None:
             continue
+        # These come before the key, because they replace it in the request. A client with a source has an empty key, or
+        # the same placeholder as every other such client.
+        if (header := header_in(field_of(holder, "_custom_headers"))) is not None:
+            return _header_at((*way, "_custom_headers"), header)
+        if is_client(type(holder)) and (source := next((n for n in SOURCES if field_of(holder, n)), None)):
+            return _source_at((*way, source))
         # Only a non-empty value counts. Anthropic's client has `api_key` and `auth_token`, and one of them is None.
         for name in (*KEYS, *_named_so(holder)):
             if _text(field_of(holder, name)):
                 return _field_at((*way, name))
     for way in WAYS[:2]:
-        headers = field_of(_follow(owner, way), "headers")
-        if isinstance(headers, Mapping):
-            for name in HEADERS:
-                if _text(headers.get(name)):
-                    return _header_at((*way, "headers"), name)
+        if (header := header_in(field_of(_follow(owner, way), "headers"))) is not None:
+            return _header_at((*way, "headers"), header)
     return None
+
+
+def header_in(headers: object) -> str | None:
+    """The name, as it is written there, of the first header that contains a key."""
+    if not isinstance(headers, Mapping):
+        return None
+    return next(
+        (name for name, value in headers.items() if str(name).lower() in HEADERS and _text(value)), None
+    )
 
 
 def _field_at(way: tuple[str, ...]) -> ReadKey:
@@ -73,6 +90,19 @@ def _field_at(way: tuple[str, ...]) -> ReadKey:
         except AttributeError:
             return ""
         return value if type(value) is str else _text(value)
+
+    return read
+
+
+def _source_at(way: tuple[str, ...]) -> ReadKey:
+    # What a source will return is known only after a wait, and may be a new token each hour. So a random name stands
+    # for the source itself. An `id` would not do: another source could have it later, or in another process.
+    def read(owner: object) -> str:
+        source = peek(owner, *way)
+        try:
+            return _sources.get(source) or _sources.setdefault(source, secrets.token_hex(16))
+        except TypeError:  # it cannot be referenced weakly, or has no hash
+            return ""
 
     return read
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from koo.ai.blocking import IN_THREAD, is_async
 from koo.ai.budgets import Budgets
-from koo.ai.callees import credential_of_call, look, says_nothing
+from koo.ai.callees import credential_of_call, credential_of_headers, look, says_nothing
 from koo.ai.credentials import digest_of
 from koo.ai.hidden_repeats import warn_of_repeats
 from koo.ai.operation_money import OperationMoney
@@ -170,6 +170,8 @@ def guard_of(
         if callee.retries:
             warn_of_repeats(service.name, {callee.library: callee.retries})
         credential = callee.credential(inner)
+    if "extra_headers" in kwargs:
+        credential = credential_of_headers(kwargs["extra_headers"]) or credential
     if not credential:
         credential = credential_of_call(operation, args, kwargs)
     if service.credential_of is not None:
