@@ -1,9 +1,9 @@
 """The application of the chaos proof: concurrent library calls of every kind, cancelled at random awaits.
 
-The calls are queries with fallbacks, streams that are read, abandoned and cut, lists, an own operation that sleeps,
-raises and hangs, database scopes and transactions, and calls from a thread by `koo.run`. Callers may see koo's own
-errors, and in a block with a session SQLAlchemy's, when a statement's connection is lost. Each row that it writes is
-unique, and it records the result that it received for each; the table is the judge.
+The calls are queries with fallbacks, streams that are read, abandoned and cut, lists, a user's own operation that
+sleeps, raises and hangs, database scopes and transactions, and calls from a thread by `koo.run`. Callers may see
+koo's own errors, and in a block with a session SQLAlchemy's, when a statement's connection is lost. Each row that it
+writes is unique, and it records the result that it received for each; the table is the judge.
 """
 
 from __future__ import annotations

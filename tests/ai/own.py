@@ -1,5 +1,5 @@
-"""The world of an own operation on virtual time: its service, its money, and streams in every form that a library may
-have.
+"""The world of a user's own operation on virtual time: its service, its money, and streams in every form that a library
+may have.
 """
 
 from __future__ import annotations

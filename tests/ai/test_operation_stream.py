@@ -1,4 +1,4 @@
-"""A stream of an own operation, in every form that libraries have: one permit, one slot and one hold until its end."""
+"""A stream of a user's own operation, in each form that libraries have: one permit, slot and hold until its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The money of an own operation counts as spent once it is awaited, whatever it raises."""
+"""The money of a user's own operation counts as spent once it is awaited, whatever it raises."""
 
 from __future__ import annotations
 

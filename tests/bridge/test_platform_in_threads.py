@@ -303,7 +303,7 @@ def test_two_threads_that_are_first_at_the_same_time_create_one_koo(tmp_path: Pa
         closed(platform)
 
 
-# ── streams of an own operation ───────────────────────────────────────────────────────────────────────────────────────
+# ── streams of a user's own operation ────────────────────────────────────────────────────────────────────────────────
 
 
 class Counting:
