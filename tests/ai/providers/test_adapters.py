@@ -646,6 +646,30 @@ def test_openrouters_check_verifies_the_key() -> None:
     assert http.seen == [("https://openrouter.ai/api/v1/key", b"")]
 
 
+@every_vendor
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"<!doctype html><title>Sign in</title>", Kind.BAD_ANSWER),
+        (b'{"error": {"type": "authentication_error", "message": "invalid API key"}}', Kind.AUTH),
+        (b'{"object": "list", "data": []}', None),
+        (b'[{"id": "m", "object": "model"}]', None),
+        (b"", None),
+    ],
+    ids=["a web page", "an error", "a list", "a bare list", "nothing"],
+)
+def test_a_check_fails_for_a_web_page_or_an_error_with_status_200(
+    vendor: str, body: bytes, kind: Kind | None
+) -> None:
+    provider = ADAPTERS[vendor]("svc", Recording(body), base_url="http://h/v1", api_key="k")
+    found: list[Kind] = []
+    try:
+        asyncio.run(provider.check())
+    except ExternalServiceError as fault:
+        found.append(fault.kind)
+    assert found == ([] if kind is None else [kind])
+
+
 # ── bounds ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -142,7 +142,7 @@ class Adapter:
 
     async def check(self) -> None:
         """Request the list of models. Raises `ExternalServiceError`."""
-        await self._wire.request("GET", self.vendor.models)
+        await self._wire.check(self.vendor.models)
 
     async def close(self) -> None:
         """Do nothing: the connections belong to the HTTP client."""

@@ -74,7 +74,7 @@ async def check_models(wire: Wire, path: str = "/models") -> None:
     Restricted keys are common: a key that may not list models can still be valid for queries.
     """
     try:
-        await wire.request("GET", path)
+        await wire.check(path)
     except ExternalServiceError as error:
         if error.kind is not Kind.PERMISSION:
             raise

@@ -48,6 +48,9 @@ ReadError = Callable[[int, Mapping[str, str], bytes], ParsedError]
 USER_AGENT = "koo"
 FRAMING_TOKENS = 256
 """Tokens that a vendor may add around a prompt: roles, separators, a hidden preamble. A few dozen are known."""
+WEB_PAGE = "a web page"
+ERROR_BYTES_MAX = 4096
+"""A longer document is not an error."""
 SLICE = 16_384
 """Characters to measure in one step."""
 UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
@@ -142,6 +145,19 @@ class Wire:
         if not 200 <= response.status < 300:
             raise self.refusal(response.status, response.headers, response.body, request, sent)
         return response
+
+    async def check(self, path: str) -> None:
+        """Request a document that is never billed. Raises `ExternalServiceError`, also for a 200 that is a web page or
+        an error."""
+        # A portal, or another server at this address, answers every path with its own page. Taken as a success, that
+        # would hide a wrong URL, and release a key that the service has refused.
+        response = await self.request("GET", path)
+        if kind_of_document({}, response.body) == WEB_PAGE:
+            raise self.unreadable(WEB_PAGE)
+        if len(response.body) < ERROR_BYTES_MAX:  # a long list of models is not decoded
+            parsed = self._read_error(200, response.headers, response.body)
+            if parsed.shaped and parsed.message:
+                raise self.error(parsed, billable=False)
 
     async def open(self, path: str, body: bytes, request: Request) -> HttpStream:
         """Send once and return the event stream; the caller must close it. Raises `ExternalServiceError`."""
@@ -297,7 +313,7 @@ def kind_of_document(headers: Mapping[str, str], body: bytes) -> str:
     if not body.strip():
         return "nothing"
     if "html" in headers.get("content-type", "").lower() or body.lstrip()[:1] == b"<":
-        return "a web page"
+        return WEB_PAGE
     return "an unknown format"
 
 
