@@ -716,7 +716,7 @@ def every_bad_step(echo: str) -> list[Any]:
         error(500, "api_error", echo, headers={"request-id": f"/{echo}?"}),
         raw(echo.encode(), 500), raw(echo.encode(), 200), raw(page, 502, "text/html"), raw(f'{{"{echo}":'.encode()),
         raw(f'{{"error":"{echo}"}}'.encode(), 404), raw(f'{{"error":"{echo}"}}'.encode()),
-        raw(f"data: {echo}\n\n".encode(), 200, "text/event-stream"), nothing(), cut(700),
+        raw(f"data: {echo}\n\n".encode(), 200, "text/event-stream"), nothing(), cut(300),
     ]  # fmt: skip
 
 
