@@ -73,7 +73,7 @@ class Call(Visit[T]):
         super().__init__(work, self.done.set)
 
     async def work(self) -> T:
-        """Run it within its deadline."""
+        """Run the coroutine within its deadline."""
         with Alarm(OwnTimer(), self._until.when()):
             return await super().work()
 
@@ -93,7 +93,7 @@ class Bridge:
         forget_in_child(self)
 
     def forget_parent(self) -> None:
-        """In a forked child: its loop, its thread and its lock are the parent's."""
+        """In a forked child: forget the loop, the thread and the lock, which are the parent's."""
         self._begin()
         self._forked_in = threading.get_ident()  # this thread's thread-locals are still the parent's
 
@@ -175,8 +175,8 @@ class Bridge:
         """
         loop = self._foreign() or self._loop
         # uvloop caches its time, which does not advance while the loop waits, so read from this thread it may be
-        # seconds old. A deadline computed from it may already be over. It counts the monotonic clock's seconds: read
-        # that.
+        # seconds old. A deadline computed from it may already be over. uvloop counts the monotonic clock's seconds, so
+        # that clock is read instead.
         return loop.time() if isinstance(loop, asyncio.BaseEventLoop) else time.monotonic()
 
     def _start(self) -> Loop:

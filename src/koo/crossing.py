@@ -98,7 +98,7 @@ class Visit(Generic[T]):
         self._ended()
 
     def cancel(self) -> None:
-        """Cancel it; called on that loop."""
+        """Cancel the task; called on the loop that runs it."""
         if self._task is not None:
             self._task.cancel()
 
@@ -108,7 +108,7 @@ class Visit(Generic[T]):
             self._work.close()
 
     def drop_unbegun(self) -> None:
-        """Close it if its loop ended before starting it."""
+        """Close the coroutine if its loop ended before starting it."""
         if self._task is None:
             self.drop()
 
@@ -126,7 +126,7 @@ class Visit(Generic[T]):
 
 
 def start_on(loop: Loop, visit: Visit[Any]) -> None:
-    """Start it on that loop, in a copy of this context. Raises RuntimeError if the loop has ended."""
+    """Start the work on that loop, in a copy of this context. Raises RuntimeError if the loop has ended."""
     try:
         loop.call_soon_threadsafe(visit.start)
     except RuntimeError:  # closed a moment ago

@@ -27,7 +27,7 @@ from koo.options import NEVER
 
 T = TypeVar("T")
 GRAIN_S = 0.25
-"""Long enough that a thousand calls a second share a few timers; a call that outlives it costs one timer more."""
+"""A thousand calls a second share a few timers of this grain; a call that outlives its grain costs one more timer."""
 
 OVER = float("-inf")
 
@@ -117,7 +117,7 @@ class Deadlines:
             self.loop, self.grains = None, {}  # pending timers keep their own sets
 
     def forget_parent(self) -> None:
-        """In a forked child: the parent's loop looks as if it were running there, but never does."""
+        """In a forked child: forget the parent's loop, which looks as if it were running there but never does."""
         leave_behind(self.loop, self.grains)
         self.loop, self.grains = None, {}
 

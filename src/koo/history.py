@@ -365,7 +365,8 @@ class HistoryReports:
         )
 
     async def saved(self) -> Saved:
-        """What koo saved today (UTC), in all processes. While the state store is unreachable, as it was last read."""
+        """What koo saved today (UTC), in all processes. While the state store is unreachable, returns what was last
+        read."""
         return await self._at_home(self._saved)
 
     async def marks(self, since: datetime) -> list[shapes.HistoryMark]:
@@ -442,7 +443,7 @@ _ACTS: Mapping[type[Event], str] = {
 
 
 def _is_of(component: str, wholes: Collection[str]) -> bool:
-    """Whether it is one of `wholes`, or a part of one, as "ai:claude/opus" is of "ai:claude"."""
+    """Whether the component is one of `wholes`, or a part of one, as "ai:claude/opus" is of "ai:claude"."""
     return any(component == whole or component.startswith(f"{whole}/") for whole in wholes)
 
 

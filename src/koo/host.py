@@ -69,7 +69,7 @@ class HostWatch:
         self._due_at = -math.inf
 
     def step(self, now: float) -> None:
-        """Call it about once a second: it starts a reading that is due, and does not wait. `now` in monotonic
+        """Start a reading that is due, without waiting; to be called about once a second. `now` in monotonic
         seconds."""
         # No second thread is started while one has not returned: it would hang on the same disk, and so would another
         # one every half minute.

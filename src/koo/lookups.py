@@ -46,7 +46,7 @@ class Lookups:
         forget_in_child(self)
 
     def forget_parent(self) -> None:
-        """In a forked child, where the parent's threads do not exist."""
+        """In a forked child: start afresh, because the parent's threads do not exist there."""
         self._lock = threading.Lock()
         self._running: dict[Name, list[Waiter]] = {}
 

@@ -24,7 +24,7 @@ class NetworkOptions(Checked):
     )
     no_proxy: str = option(
         "",
-        "hosts that are reached without a proxy: domains, addresses, networks, or * for all; this machine always is",
+        "hosts reached without a proxy, in addition to this machine: domains, addresses, networks, or * for all",
         "a remote proxy cannot reach local hosts",
     )
     cert_file: Path | None = option(

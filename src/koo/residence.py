@@ -211,7 +211,7 @@ class Residence:
             log.warning(FORKED, extra={"what": "forked_while_open"})
 
     async def close(self) -> None:
-        """Close it. From another loop this works while the loop it is open on is running; else it raises
+        """Close koo. From another loop this works while the loop that koo is open on is running; else it raises
         RuntimeError."""
         keeper, home = self._keeper, self.loop
         if keeper is None or home is None or home.is_closed():
@@ -253,7 +253,7 @@ class Residence:
             self._keeper = self.loop = None
 
     def forget_parent(self) -> None:
-        """In a forked child: it is open nowhere yet."""
+        """In a forked child: record that koo is open nowhere yet."""
         leave_behind(self.loop, self._keeper)
         self._was_forked = self._keeper is not None
         # The child gets a new lock: another thread of the parent may have held the old one at the fork, and no thread

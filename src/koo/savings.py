@@ -38,7 +38,7 @@ class Savings:
         self._stored: Stored | None = None
 
     async def report(self) -> Saved:
-        """What was saved since midnight (UTC). While the state store is unreachable, as it was last read."""
+        """What was saved since midnight (UTC). While the state store is unreachable, returns what was last read."""
         clock = self._history.clock
         day = utc_day(clock.wall())
         stored = await self._read(day)

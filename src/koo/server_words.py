@@ -159,7 +159,7 @@ CERTIFICATES: Rules = _rules(
     ),
     (
         r"(?:hostname|IP address) mismatch|does not match host name",
-        MISCONFIGURED.saying("the server's TLS certificate is for another host name than its URL's"),
+        MISCONFIGURED.saying("the server's TLS certificate is not for the host name in the URL"),
     ),
     (
         r"certificate has expired|not yet valid",

@@ -29,7 +29,8 @@ from koo.ai.providers.transport import SLICE
 from koo.ai.types import Usage
 
 HEAD = 1024
-"""Characters of a prompt's beginning. Shorter prompts are held by their bytes, because little can be saved there."""
+"""Characters of a prompt's beginning. The hold for a shorter prompt is computed from its bytes, because little can be
+saved there."""
 ANSWER_HEAD = 32
 """Characters of an answer's beginning, to find it quickly in the next prompt."""
 GAP_MAX = 64

@@ -145,7 +145,8 @@ class Source:
     async def close(
         self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: Any = None
     ) -> bool:
-        """Close it like the end of a `with` block that was left with `error`; returns whether that suppresses it."""
+        """Close the stream like the end of a `with` block left with `error`; returns whether that suppresses the
+        error."""
         # The iterator first. It is often a generator suspended inside the response, and closing the response first
         # would make it raise at a moment when no one awaits it.
         try:

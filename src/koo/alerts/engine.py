@@ -126,9 +126,9 @@ class Alerts:
         self._relate(now)
 
     def _restored(self, episode: Episode, now: Moment) -> Seen:
-        # A pending episode keeps the time for which it has held. If it started from zero, an alert with a pending time
-        # of a minute would never fire in a process that is restarted every fifty seconds, and that is often the outage.
-        # The wall clock may have been set in between, so the time is kept within sensible bounds.
+        # A pending episode keeps the time for which its condition has held. If it started from zero, an alert with a
+        # pending time of a minute would never fire in a process that is restarted every fifty seconds, and that is
+        # often the outage. The wall clock may have been set in between, so the time is kept within sensible bounds.
         held_s = now.wall - episode.started_at if episode.phase == "pending" else 0.0
         held_s = min(max(0.0, held_s), self._row(episode.kind).pending_s)
         since = Moment(now.wall - held_s, now.monotonic - held_s)

@@ -16,7 +16,7 @@ PROCESS = "process"
 DISK = "disk:"
 CHANNEL = "channel:"
 FAILING_S = 60.0
-"""By then a receiver that is being restarted is back."""
+"""After this time a receiver that is being restarted is back."""
 DESCRIPTORS_MOST = 0.97
 DESCRIPTORS_MANY = 0.85
 MIB = 2**20

@@ -164,7 +164,7 @@ def send_test(channel: str | None, url: str | None, *, as_json: bool) -> Exit:
         put_table(TESTS, rows)
     failed = [one["channel"] for one in answer["results"] if not one["sent"]]
     if failed and not as_json:
-        say(f"koo: not accepted by {', '.join(failed)}")
+        say(f"koo: the test was not accepted by {', '.join(failed)}")
     return Exit.FAILED if failed else Exit.OK
 
 

@@ -34,7 +34,7 @@ def spend(
 
 
 def write_off(process: str | None, *, everything: bool, reason: str, url: str | None, as_json: bool) -> Exit:
-    """Free what one process left, or all that no longer report."""
+    """Free the money left by one process, or by all processes that no longer report."""
     if (process is None) is not everything:
         raise CommandFailed("name a process, or use --all; `koo spend` lists them", Exit.USAGE, "usage")
     body = {"process": process, "all": everything, "by": who(), "reason": reason}

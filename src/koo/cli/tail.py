@@ -65,7 +65,7 @@ class Shown:
         self._as_json = as_json
 
     def put(self, lines: Iterable[Line]) -> None:
-        """Print them, oldest first."""
+        """Print the lines, oldest first."""
         for line in sorted(lines, key=lambda one: one.at):
             if self._wants(line):
                 self._put(line)

@@ -84,7 +84,7 @@ def put_error(kind: str, detail: str, **more: Any) -> None:
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run it on a new event loop. Ctrl-C or SIGTERM cancels it, and what has begun is settled first."""
+    """Run a coroutine on a new event loop. Ctrl-C or SIGTERM cancels it, and what has begun is settled first."""
     try:
         return asyncio.run(_until_sigterm(work))
     except (KeyboardInterrupt, asyncio.CancelledError):

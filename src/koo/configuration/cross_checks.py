@@ -73,7 +73,7 @@ def contradictions(settings: Variables) -> Iterator[tuple[Name, str]]:
 
 
 TOKEN_LENGTH_MIN = 16
-"""For a token that other machines can try: 16 characters out of 64 are 96 bits, which cannot be guessed."""
+"""The length for a token that other machines can try: 16 characters out of 64 are 96 bits, which cannot be guessed."""
 
 
 def _of_tokens(settings: Variables) -> Iterator[tuple[str, str]]:

@@ -119,7 +119,8 @@ class PoolQueue(Bulkhead):
         self._empty = None
 
     def is_saturated(self, now: float) -> bool:
-        """Whether callers are waiting or being turned away. Ends when the pressure ends, not half a minute later."""
+        """Whether callers are waiting or being turned away. False as soon as the pressure ends, not half a minute
+        later."""
         return self.waiting > 0 or self._turns_away(now)
 
     def turned_away(self, now: float) -> int:

@@ -82,7 +82,7 @@ class Opening:
         self.is_done = False
 
     def say(self, inner: sqlite3.Connection) -> None:
-        """Send it, in the connection's thread. Raises SQLite's errors, including another process's lock."""
+        """Send the BEGIN, in the connection's thread. Raises SQLite's errors, including another process's lock."""
         if not self.is_done:
             inner.execute(self.words)
             self.is_done = True

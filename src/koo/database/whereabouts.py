@@ -85,7 +85,8 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
 
 
 def _callers(frame: FrameType | None, outermost: FrameType | None) -> Iterator[FrameType]:
-    """From a frame outward to the task's outermost one; beyond that are the event loop and what started it."""
+    """The frames from this one outward to the task's outermost one; beyond that are the event loop and what started
+    it."""
     while frame is not None:
         yield frame
         frame = None if frame is outermost else frame.f_back

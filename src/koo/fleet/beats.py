@@ -280,7 +280,7 @@ class Fleet:
             pass  # its row soon counts as silent, and is deleted after a day
 
     def forget_parent(self) -> None:
-        """In a forked child, which is a process of its own, under another name."""
+        """In a forked child: report as a separate process, under another name."""
         self._loop, self._wake = None, asyncio.Event()
         self._forget()
 

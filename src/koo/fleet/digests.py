@@ -23,7 +23,7 @@ DIGITS, SECRET_DIGITS = 12, 4
 
 
 def digests_of(options: PlatformOptions) -> dict[str, dict[str, str]]:
-    """By section ("database", "ai_services.claude", …) and option."""
+    """The digests of all options, by section ("database", "ai_services.claude", …) and option."""
     found: dict[str, dict[str, str]] = {KOO: {}}
     for one in fields(options):
         value = getattr(options, one.name)

@@ -105,7 +105,8 @@ class Unpacked:
         # The loop is needed because compressed bytes often unpack to nothing yet (a header, half a block). An empty
         # result from here means the end of the body, so returning b"" for such a portion would cut off the rest.
         while True:
-            # What the last step left packed comes first: nothing more may be read from the socket before it is used up.
+            # What the last step left compressed comes first: nothing more may be read from the socket before it is used
+            # up.
             packed = self._tail or await self._content.readany()
             self._tail = b""
             if not packed:

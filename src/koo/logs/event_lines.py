@@ -44,7 +44,7 @@ class Since:
         return self._begun.get(what)
 
     def end(self, *what: str) -> float | None:
-        """Remove it; returns when it began, or None."""
+        """Remove the beginning of a condition; returns it, or None."""
         return self._begun.pop(what, None)
 
     def lasted(self, began: float | None) -> str:

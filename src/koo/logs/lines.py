@@ -40,7 +40,7 @@ class Line:
     facts: dict[str, object] = field(default_factory=dict)
 
     def write(self, asked_by: str | None = None) -> None:
-        """Log it. `asked_by`: the id of the request that it belongs to; None: the current request."""
+        """Log the line. `asked_by`: the id of the request that it belongs to; None: the current request."""
         # Every part is made safe here, whatever its source: a name or a reason may contain foreign text.
         source, said = safe(self.source, SOURCE_MAX), "; ".join(safe(part) for part in self.said if part)
         request = request_id.get() if asked_by is None else asked_by

@@ -83,7 +83,7 @@ class FleetDifference(TypedDict):
 
 
 class FleetStatus(TypedDict):
-    """The processes on the state store. While it is unreachable, only the responding process."""
+    """The processes on the state store. While the store is unreachable, only the responding process is listed."""
 
     processes: Annotated[list[FleetProcess], Doc("the oldest first; closed processes are not listed")]
     guards: list[FleetGuard]

@@ -28,8 +28,8 @@ LEASE_BEATS = 4
 """The length of a leader's term, in beats. A leader that misses three beats is replaced at the fourth: within seconds
 after a kill, but not because of one slow beat."""
 SILENT_BEATS = 5
-"""After this many beats a process counts as silent. One more than the term of a leader, so that a process that may
-still lead never counts as silent."""
+"""After this many beats a process counts as silent. This is one more than the term of a leader, so that a process that
+may still lead never counts as silent."""
 DRIFT = 0.02
 """By how much the speeds of two clocks may differ (`hand.py` has the reason for 2 %)."""
 LATELY_S = 60.0

@@ -112,7 +112,7 @@ class Incident:
         return self.closed_at is None
 
     def packed(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """The incident as plain values for JSON."""
         return asdict(self)
 
     @classmethod

@@ -416,7 +416,7 @@ class Limits:
         return found
 
     def wanted(self) -> tuple[int, int]:
-        """How many units the first waiting caller lacks, and all of them together."""
+        """How many units the first waiting caller lacks, and how many all waiting callers lack together."""
         return min(1, self.waiting), self.waiting
 
     def refund(self, taken_at: float) -> None:

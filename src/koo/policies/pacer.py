@@ -160,7 +160,8 @@ class Pacer:
                 limit.left -= uncounted
 
     def must_follow(self, now: float, ended: int) -> bool:
-        """Whether a call must wait, because as many pilots are out as allowed. `ended`: how many calls have ended."""
+        """Whether a call must wait, because the allowed number of pilots is already under way. `ended`: how many calls
+        have ended."""
         if not self._pilots:
             return False
         # The allowed number doubles with time, because a pilot's response may never arrive: its call may hang, or its

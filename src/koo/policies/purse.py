@@ -51,7 +51,7 @@ class Purse:
         """How much room stays here when the rest is returned to the store."""
         # The pace is that of the larger of the last two beats. Otherwise the whole room would be returned after a
         # single quiet beat, and the next call would wait for the store. Room for less than one call's bound cannot
-        # cover a call here, but may complete the room of another process, so it is returned too.
+        # cover a call here, but may be what another process lacks, so it is returned too.
         two_beats = max(int(2 * max(self.pace)), self.least)
         return two_beats if two_beats >= max(self.bound, self.bound_before) else 0
 

@@ -18,7 +18,7 @@ from koo.policies.purse import Budget, Hold, Purse, Refusal, Waiter
 from koo.policies.treasury import Ask, Beat, Key, Limit, Met, Reply, period_at, starts_ms
 
 TRIP_S_MAX = 2.0
-"""A store that takes longer than this to reply counts as unreachable, so no longer trip needs to be planned for."""
+"""A store that takes longer than this to reply counts as unreachable, so longer trips need not be planned for."""
 PATIENCE = 3
 """How many beats the need of a patient caller may go unmet. A recall takes two, and one beat may have been on its way
 to the store when the caller arrived."""

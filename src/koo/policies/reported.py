@@ -16,7 +16,7 @@ from koo.policies.overrides import in_a_row, why_forced
 
 CHECKS_FAILED_MAX = 3
 CUTS_MAX = 3
-"""In a row, before the service counts as unhealthy. One may be chance, and two may be a restart."""
+"""Failed checks in a row before the service counts as unhealthy. One may be chance, and two may be a restart."""
 
 
 class DatabaseState(Enum):

@@ -117,7 +117,7 @@ class Sample:
     # ── as stored ───────────────────────────────────────────────────────────────────────────────────────────
 
     def packed(self) -> list[Any]:
-        """As a list of JSON-ready values, without the zeros at its end."""
+        """The sample as a list of JSON-ready values, without the zeros at its end."""
         cells = [part for cell in sorted(self.latency) for part in (cell, self.latency[cell])]
         # This is written last, because in a rolling upgrade processes of the previous release read these rows too, and
         # they ignore what follows the cells.

@@ -70,7 +70,7 @@ Kinds that only koo itself raises (circuit_open, deadline, ...) are not in the t
 
 
 NOT_REPEATED = frozenset({Kind.AUTH, Kind.QUOTA, Kind.BILLING})
-"""Never repeated, even if the server's `x-should-retry` says so: a repeat cannot succeed."""
+"""Kinds that are never repeated, even if the server's `x-should-retry` says so: a repeat cannot succeed."""
 
 
 def fault_of(error: ExternalServiceError) -> Fault:

@@ -69,6 +69,7 @@ class Fault:
 Classify = Callable[[Exception], Fault]
 
 CANCELLED = Fault(verdict=NEUTRAL, kind=Kind.CANCELLED)
-"""For any `BaseException` that is not an `Exception`: the caller is gone."""
+"""The fault for any `BaseException` that is not an `Exception`: the caller is gone."""
 UNJUDGED = Fault(verdict=NEUTRAL)
-"""For an error whose classifier raised itself. NEUTRAL, so that the permit ends without a wrong verdict."""
+"""The fault for an error whose classifier itself raised. It is NEUTRAL, so that the permit ends without a wrong
+verdict."""

@@ -22,7 +22,7 @@ from koo.storage.notices import put_in
 from koo.storage.transaction import Row, Transaction, Transactions
 
 LEASE_S = 30.0
-"""Longer than the difference between two clocks, plus some late renewals."""
+"""The lease is longer than the difference between two clocks, plus some late renewals."""
 
 ROW = "id, fingerprint, type, component, message, data, started_ms, fired_ms, notified_ms, ended_ms, acknowledged"
 SEEN = "EXISTS (SELECT 1 FROM koo_sightings s WHERE s.episode = e.id AND {})"

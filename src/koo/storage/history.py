@@ -28,7 +28,7 @@ FIVE_MINUTES_S = 300
 STEPS_S = (MINUTE_S, FIVE_MINUTES_S)
 KEPT_S = {MINUTE_S: int(2 * DAY_S), FIVE_MINUTES_S: int(30 * DAY_S)}
 MERGED_AFTER_S = 3600
-"""Long after every process has written its row, so a merged row is rarely merged a second time."""
+"""By then every process has long written its row, so a merged row is rarely merged a second time."""
 MERGED_AT_ONCE = 200
 """A small batch, because the ledger's beats wait while one is merged."""
 MARKS_MAX = 5000

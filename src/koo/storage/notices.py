@@ -21,7 +21,7 @@ from koo.options import DAY_S
 from koo.storage.transaction import Row, Transaction, Transactions
 
 LEASE_S = 30.0
-"""Longer than a send may take, plus the difference between two clocks."""
+"""The lease is longer than a send may take, plus the difference between two clocks."""
 UNKNOWN_PAUSE_S_MAX = 3600.0
 """The longest pause of a message after an attempt without a result."""
 OWED_S = DAY_S

@@ -77,7 +77,7 @@ def book(tx: Transaction, postings: Sequence[Posting], process: str) -> None:
 
 
 def _columns(posting: Posting, process: str, unit_prices: str) -> Sequence[str | int | None]:
-    """As in `ENTRIES`."""
+    """A row in the order of the columns of `ENTRIES`."""
     id_, at_ms, service, day, amount, bound, bill, how = posting
     return (
         id_,

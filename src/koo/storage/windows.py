@@ -114,7 +114,7 @@ def receive_in(
 
 
 Found = dict[str, tuple[Rows, dict[str, Lease]]]
-"""By limit: its rows, and the leases that were read, which are this process's and those that have just ended."""
+"""The rows of each limit, and the leases that were read, which are this process's and those that have just ended."""
 
 
 def _load(

@@ -66,7 +66,7 @@ class Watcher:
         os.close(self._lock)
 
     def _forget(self) -> None:
-        """In a forked child: close its copies of the pipe and the lock."""
+        """In a forked child: close the child's copies of the pipe and the lock."""
         # A child that outlives its parent would keep both open, and the servers would run as long as the child does.
         with suppress(OSError):
             assert self._shell.stdin is not None

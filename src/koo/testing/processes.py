@@ -273,7 +273,8 @@ class RealServer(ABC):
             self._paused = False
 
     def close(self) -> None:
-        """Stop it if it runs, remove its directory, and free its port. A closed server starts again as a new one."""
+        """Stop the server if it runs, remove its directory, and free its port. A closed server starts again as a new
+        one."""
         # SIGKILL is not used: the children would become orphans, which stay zombies forever in a container whose first
         # process reaps no children.
         if self.running:

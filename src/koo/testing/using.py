@@ -38,7 +38,7 @@ LIFESPAN = (
     "test awaits anything of koo, or use the fixture `koo_sync` in a plain `def` test"
 )
 _handed_out: WeakKeyDictionary[Platform, Database] = WeakKeyDictionary()
-"""By replaced platform: the database object that was handed out for it during a block."""
+"""For each replaced platform, the database object that was handed out for it during a block."""
 
 
 class _Replaced(Platform):

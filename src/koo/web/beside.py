@@ -80,7 +80,8 @@ class Beside:
                 await self._server.serve(sockets=[self._listener])
 
     def close(self) -> None:
-        """Stop it, from any thread except its loop's. The platform closes too and reopens when it is next used."""
+        """Stop the server, from any thread except its loop's. The platform closes too and reopens when it is next
+        used."""
         running, self._running = self._running, None
         if running is not None:
             self._server.should_exit = True

@@ -144,7 +144,8 @@ class ActBody(Body):
 
     @property
     def signature(self) -> str:
-        """For the log. Both may be written by anyone, so they are quoted; a line break cannot start a new line."""
+        """The text for the log. Both parts may be written by anyone, so they are quoted; a line break cannot start a
+        new line."""
         said = f"by {self.by!r}" if self.by else "by a caller that gave no name"
         return f"{said}, reason: {self.reason!r}" if self.reason else said
 

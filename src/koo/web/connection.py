@@ -110,9 +110,9 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        # The count above sees only whole reads: a head that arrives complete in one large read is over before the
-        # count is compared. An exception in a callback becomes `HttpParserError` in httptools, which uvicorn answers
-        # by calling `send_400_response`.
+        # The count above sees only whole reads: a head that arrives complete in one large read has been parsed before
+        # the count is compared. An exception in a callback becomes `HttpParserError` in httptools, which uvicorn
+        # answers by calling `send_400_response`.
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
             self._too_large = True
             raise HeadTooLarge

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 RECORDED: dict[str, Any] = json.loads(files("koo.web").joinpath("examples.json").read_bytes())
-"""By the name of the shape."""
+"""The recorded examples, by the name of the shape."""
 SERVICE = RECORDED["ServiceHealth"]
 DATABASE = RECORDED["SystemHealth"]["database"]
 DATABASE_STATUS = RECORDED["DatabaseMonitoring"]["database_monitoring"]

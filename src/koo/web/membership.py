@@ -36,7 +36,7 @@ class Membership:
     given: Given
 
     def text(self) -> str:
-        """Return it as text for the command line."""
+        """Return the membership as text for the command line."""
         return json.dumps(asdict(self))
 
     @classmethod

@@ -183,8 +183,8 @@ def announce(platform: Platform, port: int, out: TextIO, workers: int = 1) -> No
 
 
 def _offered(platform: Platform) -> tuple[str, str]:
-    """Return the service to suggest (empty if none is configured) and, if the local model is wanted but unavailable,
-    why.
+    """Return the service to suggest (empty if none is configured), and why the local model is unavailable if it is
+    wanted.
     """
     services = platform.parts.ai_services
     local = services["local"]

@@ -152,4 +152,5 @@ JUDGES: dict[str, Callable[[Exception, set[str], str], Found]] = {
     "urllib": judge_urllib,
     "http": judge_http_client,
 }
-"""By the top-level module of a class. botocore and requests derive errors from urllib3's, so they come before it."""
+"""The classifiers by the top-level module of an error's class. botocore and requests derive errors from urllib3's, so
+they come before it."""

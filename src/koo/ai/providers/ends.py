@@ -41,5 +41,5 @@ def failure_of(reason: str | None) -> ParsedError | None:
 
 
 def is_silent(reason: str | None) -> bool:
-    """Whether this stop reason leaves it unexplained that there is no text."""
+    """Whether this stop reason would leave an answer without text unexplained."""
     return (reason.lower() if reason else None) in SILENT

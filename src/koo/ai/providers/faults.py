@@ -162,7 +162,7 @@ FORBIDDEN_ON_THE_WAY = Row(
     shaped=False,
     sentence="a proxy or firewall in between forbids the request",
 )
-"""In every vendor's table: a "forbidden" page from a proxy or firewall says nothing about the key."""
+"""Part of every vendor's table: a "forbidden" page from a proxy or firewall says nothing about the key."""
 
 NEVER_PASSES = Row(
     Kind.TOO_LARGE,

@@ -54,7 +54,8 @@ from koo.policies.treatment import out_of_resources
 from koo.shortages import shortage_in
 
 CONTEXT_TOKENS = 4096
-"""For prompt and answer together. It takes 94 MB of memory with the small model, whose own limit is 8192."""
+"""The context for prompt and answer together. It takes 94 MB of memory with the small model, whose own limit is
+8192."""
 
 SYSTEM = "You are a helpful assistant."
 """Used if the caller sets none. With its own default ("... named SmolLM, trained by Hugging Face") the small model

@@ -233,7 +233,7 @@ SENTENCES = (
         Kind.NOT_FOUND, r"(?:unexpected|unknown|invalid) (?:endpoint|url|path|route)", r"no models? loaded"
     ),
 )
-"""From the most specific to the least. If none matches, the status decides."""
+"""The order is from the most specific to the least. If none matches, the status decides."""
 
 _LED_UP = re.compile(
     r"(?:(?:[\w.]*\.)?\w*(?:error|exception|failed|failure)s?(?: code| type| message)?(?: occurred)?(?: \(\w+\))?"

@@ -241,7 +241,7 @@ class Wire:
         self, response: HttpResponse, error: msgspec.Raw, text: str, reason: str | None, usage: Usage
     ) -> None:
         """Raise the failure that a response with status 200 reports: an error field, a failed end, or no content."""
-        # An answer that contains an error as well was billed. Without any text or tokens, the error came first.
+        # An answer that also contains an error was billed. Without any text or tokens, the error came first.
         if is_something(error):
             raise self.told(response.headers, error, billable=bool(text) or usage.total_tokens > 0)
         parsed = failure_of(reason)

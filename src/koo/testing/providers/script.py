@@ -158,7 +158,7 @@ class Gate:
 
     def __init__(self, then: Step | None = None) -> None:
         self.then: Step = then or Answer()
-        # These are not asyncio events, because the server may run on another loop than the test, or the test may have
+        # These are not asyncio events, because the server may run on a loop other than the test's, or the test may have
         # no loop.
         self._arrived = Future[None]()
         self._opened = Future[None]()

@@ -49,7 +49,7 @@ class Vendor(ABC):
     """One vendor's requests, responses, streams and errors."""
 
     error_types: ClassVar[Mapping[int, ErrorType]] = {}
-    """By status, the vendor's type of error, or its type and code."""
+    """The vendor's type of error for each status, or its type and code."""
 
     def failure(self, status: int) -> Failure:
         kind = self.error_types.get(status, self.error_types.get(500 if status >= 500 else 400))

@@ -15,7 +15,7 @@ export function timeOf(iso) {
 }
 
 /**
- * "14:02:11" in the browser's time zone; with the date if that is another day than `now`.
+ * "14:02:11" in the browser's time zone; with the date if the day is not that of `now`.
  * @param {number} ms
  * @param {number} now
  */
