@@ -22,6 +22,7 @@ NAMES = {"Refuses": "refuses", "Begins": "begins", "Ends": "ends", "At 3 a.m.": 
 def plain(text: str) -> str:
     """The text without markup: links as their text, lines joined, paragraphs separate."""
     words = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text).replace("`", "").replace("**", "")
+    words = re.sub(r"(?<!\w)\*(\w[^*]*)\*", r"\1", words)
     return "\n\n".join(" ".join(part.split()) for part in words.split("\n\n") if part.strip())
 
 
@@ -29,7 +30,13 @@ def fields_of(section: str) -> dict[str, str]:
     """The parts of a section by their names; "" for a part that a kind does not have."""
     parts = FIELD.split(section)
     found = {name: plain(text) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
-    return {key: found.get(name, "") for name, key in NAMES.items()}
+    parts_of = {key: found.get(name, "") for name, key in NAMES.items()}
+    return {**parts_of, "advice": "\n\n".join(map(sentence, parts_of["advice"].split("\n\n")))}
+
+
+def sentence(text: str) -> str:
+    """The text with a capital letter, unless it starts with "koo", the product or its command."""
+    return text if re.match(r"koo\b", text) else f"{text[:1].upper()}{text[1:]}"
 
 
 def runbook() -> dict[str, dict[str, str]]:

@@ -24,8 +24,15 @@ def test_each_runbook_is_complete_and_without_markup(kind: str) -> None:
     assert (one.kind, one.title, one.severity) == (kind, KINDS[kind].title, KINDS[kind].severity)
     assert one.begins and one.ends and one.advice and one.anchor == f"alerts.md#{kind}"
     for text in (one.refuses, one.begins, one.ends, one.advice):
-        assert not any(mark in text for mark in ("**", "`", "](")), text
+        assert not any(mark in text for mark in ("*", "`", "](")), text
         assert not text.startswith((":", " ")) and "\n\n\n" not in text
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_each_advice_begins_with_a_capital_letter_or_with_the_command(kind: str) -> None:
+    """`Koo db resume` would not be found."""
+    for paragraph in runbooks()[kind].advice.split("\n\n"):
+        assert paragraph[0].isupper() or paragraph.startswith("koo "), paragraph
 
 
 def test_a_runbook_link_points_to_the_kind_and_for_news_to_the_whole_page() -> None:

@@ -50,7 +50,7 @@ test("a card is open while its component is not healthy or has a firing alert", 
 });
 
 test("the lead shows the cause, what koo does and what to do", () => {
-  const book = { k: { title: "", refuses: "every call.", begins: "", ends: "", advice: "look at the other side. Then wait.\n\nMore." } };
+  const book = { k: { title: "", refuses: "every call.", begins: "", ends: "", advice: "Look at the other side. Then wait.\n\nMore." } };
   const error = { kind: "timeout", sentence: "no answer in time", at: "2026-11-29T12:00:00Z", status: null };
   const lead = leadOf([alert("info", "koo"), alert("critical", "ai:a", { data: { next_attempt: "2026-11-29T12:00:30Z", last_error: error } })],
     [service("a", "circuit_open")], database(), book);
@@ -68,7 +68,7 @@ test("the lead of an alert about a limit says when it ends, and nothing of an er
 });
 
 test("for a service that is down, the lead has the advice for its cause", () => {
-  const book = { service_down: { title: "", refuses: "", begins: "", ends: "", advice: "was the key revoked?\n\nwait." } };
+  const book = { service_down: { title: "", refuses: "", begins: "", ends: "", advice: "Was the key revoked?\n\nWait." } };
   const down = (also) => leadOf([alert("critical", "ai:a", { kind: "service_down", data: { also, next_attempt: "2026-11-29T12:00:30Z" } })], [], database(), book);
   equal([down(["circuit_open"])?.advice, down(["circuit_open"])?.atWords], ["Wait.", "tests recovery"]);
   equal([down(["key_refused"])?.advice, down(["key_refused"])?.atWords], ["Was the key revoked?", "checks the key"]);

@@ -116,8 +116,7 @@ def _text_of_one(notice: Notice, sender: Sender) -> str:
 
 def _wrapped(advice: str) -> Iterator[str]:
     for paragraph in advice.split("\n\n"):
-        sentence = paragraph[:1].upper() + paragraph[1:]
-        yield from textwrap.wrap(sentence, WIDTH, break_long_words=False, break_on_hyphens=False)
+        yield from textwrap.wrap(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _text_of_many(notices: Sequence[Notice], sender: Sender) -> str:

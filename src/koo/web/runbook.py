@@ -73,12 +73,8 @@ def _answer(request: Request, entries: Iterable[Runbook]) -> Response:
 
 
 def _article(one: Runbook) -> str:
-    advice = "".join(f"<p>{escape(_sentence(paragraph))}</p>" for paragraph in one.advice.split("\n\n"))
+    advice = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in one.advice.split("\n\n"))
     facts = {"Refuses": one.refuses, "Begins": one.begins, "Ends": one.ends}
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)
     head = f"<h2>{escape(one.title)}</h2><p><code>{escape(one.kind)}</code>, {escape(one.severity)}</p>"
     return f'<article id="{escape(one.kind)}">{head}{advice}<dl>{rows}</dl></article>'
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}"

@@ -177,7 +177,7 @@ export function databaseReason(database) {
  */
 function adviceOf(book, alert) {
   const [first, second = first] = book.advice.split("\n\n");
-  return capital(opening(alert.kind === "service_down" && !isOfKey(alert) ? second : first, ADVICE_LETTERS));
+  return opening(alert.kind === "service_down" && !isOfKey(alert) ? second : first, ADVICE_LETTERS);
 }
 
 /** The advice must fit next to the rest; the complete text is below the alert. */

@@ -93,7 +93,7 @@ function More({ alert }) {
   const book = Object.hasOwn(runbook.value, alert.kind) ? runbook.value[alert.kind] : null;
   return [
     book && h("div", { class: "runbook" },
-      book.advice.split("\n\n").map((paragraph) => h("p", { key: paragraph }, capital(paragraph))),
+      book.advice.split("\n\n").map((paragraph) => h("p", { key: paragraph }, paragraph)),
       book.refuses ? h("p", { class: "soft" }, `Refused: ${book.refuses}`) : null,
       h("p", { class: "soft" }, `Ends ${book.ends} `, h("a", { href: alert.runbook }, "Open the runbook"))),
     h("p", { class: "row" }, hushButtons(alert)),
