@@ -174,10 +174,10 @@ async def _reached(ai_service: AIService) -> Check:
     options = ai_service.options
     if options.kind == "local":
         return await _ask_local(ai_service)
-    found = "is reachable" if options.api_key is None else "responds and accepts the key"
-    return Check(
-        options.name, "ok", f"{found}; {options.model} was not queried, because that would be billed"
-    )
+    if options.api_key is None:
+        return Check(options.name, "ok", f"is reachable; {options.model} was not queried")
+    found = f"responds and accepts the key; {options.model} was not queried, because that would be billed"
+    return Check(options.name, "ok", found)
 
 
 async def _ask_local(ai_service: AIService) -> Check:
