@@ -52,7 +52,8 @@ def test_a_message_about_a_firing_alert_is_complete() -> None:
     assert lines[6] == "What to do"
     book = runbook("service_down")
     assert book is not None
-    assert " ".join(lines[7:-4]) == " ".join(book.advice.split())
+    assert " ".join(lines[7:-4]) == " ".join(book.advice_for("ai:claude").split())
+    assert "run koo reset claude if the old key works again" in " ".join(lines)
     assert lines[-3:] == [
         "Look at:  https://koo.example/dashboard/#ai:claude",
         "Runbook:  https://koo.example/api/v1/runbook/service_down",

@@ -68,10 +68,10 @@ test("the lead of an alert about a limit says when it ends, and nothing of an er
 });
 
 test("for a service that is down, the lead has the advice for its cause", () => {
-  const book = { service_down: { title: "", refuses: "", begins: "", ends: "", advice: "Was the key revoked?\n\nWait." } };
+  const book = { service_down: { title: "", refuses: "", begins: "", ends: "", advice: "Was the key revoked? Then koo reset SERVICE.\n\nWait." } };
   const down = (also) => leadOf([alert("critical", "ai:a", { kind: "service_down", data: { also, next_attempt: "2026-11-29T12:00:30Z" } })], [], database(), book);
   equal([down(["circuit_open"])?.advice, down(["circuit_open"])?.atWords], ["Wait.", "tests recovery"]);
-  equal([down(["key_refused"])?.advice, down(["key_refused"])?.atWords], ["Was the key revoked?", "checks the key"]);
+  equal([down(["key_refused"])?.advice, down(["key_refused"])?.atWords], ["Was the key revoked? Then koo reset a.", "checks the key"]);
 });
 
 test("a message does not repeat the name that stands next to it", () => {

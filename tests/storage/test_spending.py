@@ -110,8 +110,12 @@ def test_a_dead_processs_money_is_found_written_off_once_and_recorded_with_the_o
         clock = shared.clock()
         dead, alive = shared.sql_store(clock), shared.sql_store(clock)
         know(dead, "5", "budget/team")
+        know(dead, "5", "requests/claude")
         settle(dead, await hold(dead, "0.20", CLAUDE, "budget/team"), "0.10")
         await hold(dead, "0.30", CLAUDE, "budget/team")
+        await hold(
+            dead, "0.30", "requests/claude"
+        )  # requests of the day, which are counted in the same table
         await dead.ledger.beat()
         name = dead.ledger.purses.name
         await spend(alive)

@@ -19,7 +19,7 @@ from koo.events import BillExceededHold, Event
 from koo.policies.forecast import SpendingPace, pace_of_period, run_out
 from koo.policies.money import from_pico, in_words, limit_to_pico
 from koo.policies.purse import Budget, Hold, Refusal
-from koo.policies.treasury import Standing, starts_ms
+from koo.policies.treasury import REQUESTS, Standing, starts_ms
 from koo.refusals import not_begun
 from koo.storage.base import UNTOLD, Allowance, Bill, BudgetView, How, Ledger, OwnBudgetView, Short
 
@@ -46,7 +46,7 @@ def day_budget(service: str) -> str:
 
 def requests_count(service: str) -> str:
     """The name under which the ledger counts a service's requests of the day."""
-    return f"requests/{service}"
+    return f"{REQUESTS}{service}"
 
 
 SHORT_KEPT_S = 300.0

@@ -154,10 +154,11 @@ def _paused(component: str, whom: str, pause: Pause) -> Finding:
         "resets_at": pause["until"],
         "refuses": f"every call to {whom}",
     }
+    message = f"{pause['reason']}, until {pause['until'][:19]}Z"
     if pause["kind"] in QUOTAS:
-        return Finding("quota_used_up", component, f"{pause['reason']}, until {pause['until']}", data)
+        return Finding("quota_used_up", component, message, data)
     data["refuses"] = f"calls to {whom} whose deadline comes before then"
-    return Finding("provider_limit_reached", component, f"{pause['reason']}, until {pause['until']}", data)
+    return Finding("provider_limit_reached", component, message, data)
 
 
 # ── its errors and its latency ────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from koo.cli.reasons import database_state, why_database, why_service
 from koo.cli.tables import Column, put_table
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, put_whole, run_async
 from koo.cli.text import one_line
-from koo.cli.words import counted, duration, latency, moment, seconds_of, span, when
+from koo.cli.words import counted, duration, in_utc, latency, moment, seconds_of, span, when
 from koo.errors import name_of
 from koo.monitoring.incident_markdown import markdown_of
 from koo.monitoring.incident_shapes import Incident, IncidentCall, Incidents, OneIncident
@@ -193,7 +193,7 @@ def _show(one: Incident) -> None:
         by = f" by {deed['by']}" if deed["by"] else ""
         put(f"{when(deed['at'])} {deed['what']}{by}" + (f": {deed['reason']}" if deed["reason"] else ""))
     for mark in one["before"][-5:]:
-        put(f"before, {when(mark['at'])}: {mark['component']}: {mark['text']}")
+        put(f"before, {when(mark['at'])}: {mark['component']}: {in_utc(mark['text'])}")
     _show_calls("the calls behind it", one["calls"])
     _show_calls("probes", one["probes"])
     put(f"incident {one['id']}; all of it: koo breaker why {one['id']} --markdown")

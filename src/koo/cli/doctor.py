@@ -20,6 +20,7 @@ from koo.cli.client import ServerClient, settings_for
 from koo.cli.doctor_database import behind_database, database_itself
 from koo.cli.doctor_store import state_store
 from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
+from koo.cli.words import in_utc
 from koo.configuration.variables import BUILT_IN
 from koo.errors import ConfigurationError, KooError
 from koo.monitoring.overview import digest_of_home
@@ -224,7 +225,7 @@ async def _server(platform: Platform) -> Check:
         return Check("server", "note", found, "start koo here, or set KOO_URL to this folder's server")
     if word == "healthy":
         return Check("server", "ok", found)
-    found = ": ".join((found, *filter(None, ["; ".join(_reasons(health))])))
+    found = ": ".join((found, *filter(None, [in_utc("; ".join(_reasons(health)))])))
     return Check("server", "warning" if word == "degraded" else "problem", found, "koo status; koo alerts")
 
 

@@ -35,6 +35,12 @@ class Runbook:
     ends: str
     advice: str
 
+    def advice_for(self, component: str) -> str:
+        """The advice for one component: a command names its service, so that it can be pasted."""
+        if not component.startswith("ai:"):
+            return self.advice
+        return self.advice.replace("koo reset SERVICE", f"koo reset {component[3:].partition('/')[0]}")
+
     @property
     def anchor(self) -> str:
         """The runbook's path in the docs."""

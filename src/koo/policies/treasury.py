@@ -54,6 +54,10 @@ ENDED = "ended"
 PeriodKind = Literal["day", "month"]
 
 
+REQUESTS = "requests/"
+"""The beginning of the names of treasuries that count a day's requests. All others hold money."""
+
+
 class Key(NamedTuple):
     """One budget in one period: days since 1970, or months since the year 0."""
 

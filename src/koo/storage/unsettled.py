@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from koo.policies.treasury import LIVES_MS, Key, period_at
+from koo.policies.treasury import LIVES_MS, REQUESTS, Key, period_at
 from koo.storage.base import Unsettled, WriteOff
 from koo.storage.executor import Executor
 from koo.storage.signals import publish_in
@@ -79,6 +79,8 @@ def _left(tx: Transaction, wall_ms: int) -> list[Unsettled]:
         "since_ms": now_ms - LIVES_MS,
     }
     for process, seen_ms, budget, period, amount in tx.rows(LEFT, values):
+        if budget.startswith(REQUESTS):
+            continue  # a number of requests, which would be shown as picodollars
         amounts.setdefault((process, seen_ms / 1000), {})[Key(budget, period)] = amount
     return [Unsettled(process, seen_at, left) for (process, seen_at), left in amounts.items()]
 

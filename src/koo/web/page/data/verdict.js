@@ -170,13 +170,22 @@ export function databaseReason(database) {
 }
 
 /**
+ * The advice for one component: a command names its service, so that it can be pasted.
+ * @param {Advice} book
+ * @param {string} component
+ */
+export function adviceFor({ advice }, component) {
+  return component.startsWith("ai:") ? advice.replaceAll("koo reset SERVICE", `koo reset ${component.slice(3).split("/")[0]}`) : advice;
+}
+
+/**
  * The first sentences of the advice. For a service that is down, the runbook's first paragraph is about a refused key, the
  * second about all other causes.
  * @param {Advice} book
  * @param {Alert} alert
  */
 function adviceOf(book, alert) {
-  const [first, second = first] = book.advice.split("\n\n");
+  const [first, second = first] = adviceFor(book, alert.component).split("\n\n");
   return opening(alert.kind === "service_down" && !isOfKey(alert) ? second : first, ADVICE_LETTERS);
 }
 

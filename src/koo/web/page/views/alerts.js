@@ -4,7 +4,7 @@
 
 import { deliveries } from "../data/api.js";
 import { database, lasting, over, service } from "../data/store.js";
-import { isForced, isOfKey, nextAttemptAt, worstAlerts } from "../data/verdict.js";
+import { adviceFor, isForced, isOfKey, nextAttemptAt, worstAlerts } from "../data/verdict.js";
 import { badge } from "../parts/badge.js";
 import { useLoaded } from "../parts/loaded.js";
 import { useState } from "../vendor/hooks.js";
@@ -93,7 +93,7 @@ function More({ alert }) {
   const book = Object.hasOwn(runbook.value, alert.kind) ? runbook.value[alert.kind] : null;
   return [
     book && h("div", { class: "runbook" },
-      book.advice.split("\n\n").map((paragraph) => h("p", { key: paragraph }, paragraph)),
+      adviceFor(book, alert.component).split("\n\n").map((paragraph) => h("p", { key: paragraph }, paragraph)),
       book.refuses ? h("p", { class: "soft" }, `Refused: ${book.refuses}`) : null,
       h("p", { class: "soft" }, `Ends ${book.ends} `, h("a", { href: alert.runbook }, "Open the runbook"))),
     h("p", { class: "row" }, hushButtons(alert)),
