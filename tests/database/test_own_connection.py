@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from koo.database.database import Database
 from koo.errors import CommitOutcomeUnknown, DatabaseError
@@ -23,6 +24,7 @@ from tests.database.conftest import Place
 from tests.database.support import (
     INSERT,
     ONE,
+    SELECT,
     assert_free,
     notes,
     opened,
@@ -487,5 +489,68 @@ def test_an_applications_own_connection_class_is_kept(pg: Place) -> None:
                 with suppress(asyncpg.PostgresError):
                     await raw.execute("SELECT nonsense")
         await database.close()
+
+    run(main)
+
+
+# ── SQLite, where koo begins a transaction as late as its own statements allow ────────────────────────────────────
+
+
+async def insert_by_cursor(session: AsyncSession, n: int) -> None:
+    def insert(sync: Session) -> None:
+        sync.connection().connection.cursor().execute(f"INSERT INTO notes (n) VALUES ({n})")
+
+    await session.run_sync(insert)
+
+
+async def insert_by_driver(session: AsyncSession, n: int) -> None:
+    await (await by_connection(session)).executemany("INSERT INTO notes (n) VALUES (?)", [(n,)])
+
+
+@pytest.mark.parametrize("own", [insert_by_cursor, insert_by_driver], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("before", ["nothing", "a read", "a write"])
+def test_a_write_there_is_part_of_the_transaction_on_sqlite_too(
+    sqlite_url: str, own: Callable[[AsyncSession, int], Awaitable[None]], before: str
+) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+
+            async def work(session: AsyncSession, n: int) -> None:
+                if before != "nothing":
+                    await session.execute(SELECT if before == "a read" else INSERT, {"n": n + 10})
+                await own(session, n)
+
+            with pytest.raises(LookupError):
+                async with database.session_scope() as session:
+                    await work(session, 1)
+                    raise LookupError
+            assert await notes(database) == []
+            async with database.session_scope() as session:
+                await work(session, 2)
+            assert await notes(database) == ([2, 12] if before == "a write" else [2])
+
+    run(main)
+
+
+def test_a_scope_that_wrote_there_does_not_wait_for_a_writer_that_waits_for_it(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            wrote, waits = asyncio.Event(), asyncio.Event()
+
+            async def other() -> None:
+                async with database.session_scope() as session:
+                    await wrote.wait()
+                    waits.set()
+                    await session.execute(INSERT, {"n": 3})
+
+            task = asyncio.create_task(other())
+            async with database.session_scope() as session:
+                await insert_by_driver(session, 1)
+                wrote.set()
+                await waits.wait()
+                await asyncio.sleep(0)  # the other one enters the queue
+                await session.execute(INSERT, {"n": 2})
+            await task
+            assert await notes(database) == [1, 2, 3]
 
     run(main)

@@ -77,9 +77,9 @@ class Opening:
 
     __slots__ = ("is_done", "words")
 
-    def __init__(self, words: str) -> None:
+    def __init__(self, words: str, is_done: bool = False) -> None:
         self.words = words
-        self.is_done = False
+        self.is_done = is_done
 
     def say(self, inner: sqlite3.Connection) -> None:
         """Send the BEGIN, in the connection's thread. Raises SQLite's errors, including another process's lock."""

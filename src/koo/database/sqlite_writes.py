@@ -92,6 +92,7 @@ class SqliteTransaction:
     __slots__ = (
         "_begin_by",
         "_connection",
+        "_has_lock",
         "_is_writing",
         "_line",
         "_mode",
@@ -107,7 +108,7 @@ class SqliteTransaction:
         self._writer = writer
         self._opening: Opening | None = None
         self._begin_by = 0.0
-        self._is_writing = False
+        self._is_writing = self._has_lock = False
         self.rolled_back = False
 
     @property
@@ -139,6 +140,11 @@ class SqliteTransaction:
                 " or leave the scope",
                 kind=Kind.INVALID_REQUEST,
             )
+        if self._opening is None and self._connection.in_transaction:
+            # A write on the driver's own connection has begun the transaction, and with it has SQLite's lock. In the
+            # queue this scope could wait for a writer that waits for that lock.
+            self._opening = Opening("", is_done=True)
+            self._has_lock = True
         if need is Need.SAVEPOINT:
             # Outside a transaction SAVEPOINT would open a deferred one. Its first read would take a snapshot, and after
             # another connection's write the scope's own write would fail with BUSY_SNAPSHOT. In COMMITTED mode the
@@ -149,7 +155,7 @@ class SqliteTransaction:
                 raise DatabaseError(
                     SERVICE, "the scope is read-only: open it without readonly=True", kind=Kind.READ_ONLY
                 )
-            if not self._is_writing:
+            if not (self._is_writing or self._has_lock):
                 await self._become_writer()
         elif need is Need.READ and self._mode is not Mode.COMMITTED and self._opening is None:
             self._opening = Opening("BEGIN")
@@ -233,6 +239,7 @@ class SqliteTransaction:
     def end(self) -> None:
         """The transaction was committed or rolled back, or its connection is gone: let the next writer in."""
         self._opening = None
+        self._has_lock = False
         if self._is_writing:
             self._is_writing = False
             self._line.give_back()

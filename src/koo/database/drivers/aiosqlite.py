@@ -35,8 +35,9 @@ class Aiosqlite:
     health_query = "SELECT NULL FROM sqlite_master"  # reads the file
 
     def connect_args(self, options: DatabaseOptions, keep: Keep) -> dict[str, Any]:
-        # The sqlite3 module must not open transactions itself, because koo sends BEGIN. A PRAGMA sets the busy timeout.
-        return {"isolation_level": None, "timeout": 0.0, "async_creator_fn": partial(connect, keep)}
+        # koo sends BEGIN itself. The sqlite3 module does so only for a write on the driver's own connection, which koo
+        # does not see: it would be committed at once, and would stay after a rollback. A PRAGMA sets the busy timeout.
+        return {"isolation_level": "IMMEDIATE", "timeout": 0.0, "async_creator_fn": partial(connect, keep)}
 
     def begin(self, adapted: Any) -> Awaitable[Any] | None:
         return None
