@@ -189,8 +189,8 @@ def test_while_the_store_is_unavailable_minutes_wait_and_the_oldest_are_dropped(
 @pytest.mark.parametrize(
     ("range_s", "since", "until", "sentence"),
     [
-        (60, NOON_S, None, "set either a range, or since and until"),
-        (None, NOON_S, NOON_S, "since must be before until"),
+        (60, NOON_S, None, "set either a range, or `since` and `until`"),
+        (None, NOON_S, NOON_S, "`since` must be before `until`"),
         (None, NOON_S - 31 * DAY_S, NOON_S, "the longest range is 30 days"),
     ],
 )

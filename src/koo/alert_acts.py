@@ -151,7 +151,7 @@ class AlertActs:
         last = now if until is None else _wall(until, "until")
         first = last - HISTORY_S if since is None else _wall(since, "since")
         if first > last or not 1 <= limit <= PAGE_MAX:
-            raise _mistake(f"since must not be after until, and limit must be 1 to {PAGE_MAX}")
+            raise _mistake(f"`since` must not be after `until`, and `limit` must be 1 to {PAGE_MAX}")
         after = None if cursor is None else _place(cursor)
         episodes = self._store.episodes
         found = await self._ask(lambda: episodes.history(first, last, limit=limit + 1, after=after))
@@ -192,7 +192,7 @@ def _wall(at: datetime | None, what: str) -> float:
 def _name(by: str) -> str:
     name = plain(by, most=NAME_MAX).strip()
     if not name:
-        raise _mistake("by must say who does this")
+        raise _mistake("`by` must say who does this")
     return name
 
 

@@ -68,7 +68,8 @@ class Breakers:
 
     def reset_database(self, act: Act | None = None) -> None:
         """Close the database's breaker, if the database is in use, because another process did."""
-        # The remembered override too: otherwise it would apply again as soon as the database's guard is created.
+        # The remembered override is removed too: otherwise it would apply again as soon as the database's guard is
+        # created.
         self._of_database = None
         for guard in self.named(DATABASE):
             guard.reset(act, is_new=False)

@@ -458,9 +458,9 @@ class Parts:
 
     async def close(self) -> None:
         """Close in the reverse order of use. A part that fails to close does not keep the others open."""
-        # The order: callers first, then what they use, the store last. Streams are cut before the database and the
-        # store close, so that their last charges are still booked; counts and history are written while the store is
-        # open.
+        # The order is callers first, then what they use, and the store last. Streams are cut before the database and
+        # the store close, so that their last charges are still booked; counts and history are written while the store
+        # is open.
         self.own_watch.beats.stop()
         closers: list[Callable[[], Awaitable[None]]] = [self._close_threads]
         closers.extend(ai_service.provider.close for ai_service in self.ai_services.values())

@@ -177,8 +177,8 @@ class Alarm(Block):
         self._token: Token[Block] | None = None
 
     def __enter__(self) -> Alarm:
-        # The running loop, not the registry's: called from another thread, `current_task` of the registry's loop would
-        # be whatever task runs there at the moment, and this deadline would cancel an unrelated task.
+        # This uses the running loop, not the registry's: called from another thread, `current_task` of the registry's
+        # loop would be whatever task runs there at the moment, and this deadline would cancel an unrelated task.
         try:
             loop = get_running_loop()
         except RuntimeError:
@@ -213,8 +213,8 @@ class Alarm(Block):
         if self.expired:
             self._leave_expired(kind, error)
         else:
-            # Breaks a cycle: the task may hold the error, whose traceback holds the frame with this alarm, which holds
-            # the task. And a task started inside keeps this alarm, through its context, for as long as it runs.
+            # This breaks a cycle: the task may hold the error, whose traceback holds the frame with this alarm, which
+            # holds the task. And a task started inside keeps this alarm, through its context, for as long as it runs.
             del self.task
 
     def expire(self) -> None:

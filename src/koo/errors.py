@@ -51,7 +51,7 @@ class Kind(StrEnum):
     NOT_CONFIGURED = "not_configured"
     UNKNOWN_SERVICE = "unknown_service"
     PRICE_UNKNOWN = "price_unknown"
-    # nobody's fault: the caller's own deadline, or several services failed
+    # without fault: the caller's own deadline; several services failed
     DEADLINE = "deadline"
     ALL_FAILED = "all_failed"
     # databases
@@ -289,7 +289,7 @@ class AllServicesFailed(ExternalServiceError, ExceptionGroup[ExternalServiceErro
     kind = Kind.ALL_FAILED
 
     def __new__(cls, message: str, exceptions: Sequence[ExternalServiceError]) -> Self:
-        # A copy: `args`, from which an error is pickled, would otherwise change with the caller's own list.
+        # This is a copy: `args`, from which an error is pickled, would otherwise change with the caller's own list.
         return super().__new__(cls, message, tuple(exceptions))
 
     def __init__(self, message: str, exceptions: Sequence[ExternalServiceError]) -> None:

@@ -189,7 +189,8 @@ class Gates:
                 if not for_slot:
                     passage.paced = await self._pace(guard, passage)
                 await self._take_slot(guard, passage)
-            # A cancellation in the queue too: a unit that is not refunded is missing for the rest of its minute or day.
+            # Units are refunded after a cancellation in the queue too: a unit that is not refunded is missing for the
+            # rest of its minute or day.
             except BaseException:
                 self.limits.refund(taken_at)
                 self.give_back_cell(guard, passage)

@@ -43,8 +43,8 @@ __all__ = ["Guard", "Scope"]
 
 T = TypeVar("T")
 RAMP_FACTOR = 2
-"""After closing, this many times the number of probes that closed it may run at first (rule R16). Nothing has shown yet
-that the backend can take more."""
+"""After a breaker has closed, this many times as many calls may run at first as probes closed it (rule R16). Nothing
+has shown yet that the backend can take more."""
 CUT_S_MIN, USUAL_CUT = 0.5, 2.0
 """A call cut short by its caller counts as evidence only if it had run for at least half a second and for twice the
 median call. Callers with short deadlines must not make a healthy service look unhealthy."""
@@ -134,8 +134,8 @@ class Guard:
         # An open breaker refuses before anything is taken: during an outage this is the path of almost every call.
         if self.breaker.refuses(now):
             self.gates.refuse_open(self, now)
-        # The fast path: no gate is shut, so there is nothing to wait for and no `Passage` to allocate. `take` has no
-        # await and takes everything or nothing, so no other task can come between the check and the unit.
+        # This is the fast path: no gate is shut, so there is nothing to wait for and no `Passage` to allocate. `take`
+        # has no await and takes everything or nothing, so no other task can come between the check and the unit.
         passage = None
         if now < deadline and self.gates.take(now, self.cooldown.until):
             if charge is None:

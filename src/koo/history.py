@@ -226,11 +226,11 @@ class History:
     def _ask(self, seconds: int | None, since: float | None, until: float | None, all_processes: bool) -> Ask:
         now = self.clock.wall()
         if seconds is not None and (since is not None or until is not None):
-            raise _mistake("set either a range, or since and until, but not both")
+            raise _mistake("set either a range, or `since` and `until`, but not both")
         until = now + 1 if until is None else until  # includes the current second
         first = until - (seconds or HOUR_S) if since is None else since
         if not first < until:
-            raise _mistake("since must be before until")
+            raise _mistake("`since` must be before `until`")
         if until - first > RANGE_S_MAX:
             raise _mistake("the longest range is 30 days")
         stored_s = _stored_step(first, until, now, all_processes)

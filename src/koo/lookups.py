@@ -98,7 +98,7 @@ def _tell(future: asyncio.Future[list[Address]], found: list[Address] | OSError)
     if future.done():
         return
     if isinstance(found, OSError):
-        # A copy for each waiter: one error raised in two tasks would collect the frames of both in its traceback.
+        # Each waiter gets a copy: one error raised in two tasks would collect the frames of both in its traceback.
         future.set_exception(type(found)(*found.args))
     else:
         future.set_result(found)

@@ -101,7 +101,7 @@ class Sharing:
                 # This is called from another thread: the store's connection belongs to koo's loop.
                 self._loop.call_soon_threadsafe(self._begin_to_publish, self._loop)
             else:
-                # A script without a loop: nothing would run a background task, so publish before returning.
+                # This is a script without a loop: nothing would run a background task, so publish before returning.
                 asyncio.run(self._publish_alone())
             return
         self._begin_to_publish(loop)

@@ -112,7 +112,7 @@ def period_of(
 ) -> tuple[date, date]:
     """The first and the last day, inclusive. Raises `InvalidRequest`."""
     if sum((days is not None, first is not None or last is not None, month is not None)) > 1:
-        raise _mistake("choose one of days, from and to, or month")
+        raise _mistake("choose one of `days`, `from` and `to`, or `month`")
     if days is not None:
         if not 1 <= days <= LEDGER_DAYS_MAX:
             raise _mistake(f"days must be a whole number, 1 to {LEDGER_DAYS_MAX}")
@@ -121,7 +121,7 @@ def period_of(
         end = last or today
         begin = first or end.replace(day=1)
         if not EPOCH <= begin <= end:
-            raise _mistake("from must not be after to, nor before 1970")
+            raise _mistake("`from` must not be after `to`, nor before 1970")
         return begin, end
     return _month(month, today)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 OF_DRIVER = frozenset({"cached_statements", "check_same_thread", "detect_types", "uri"})
-"""Options of Python's `sqlite3`. Not `timeout` and `isolation_level`, which koo sets itself."""
+"""Options of Python's `sqlite3`. `timeout` and `isolation_level` are not among them, because koo sets those itself."""
 OF_FILE = frozenset({"cache", "immutable", "mode", "modeof", "nolock", "psow", "vfs"})
 """Options that SQLite reads only in a `file:` name (https://sqlite.org/uri.html)."""
 TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})

@@ -214,8 +214,8 @@ class CheckServices(BackgroundTask):
 
     def _leaves_it(self, name: str, now: float) -> bool:
         """Whether another process checks this service, or may still begin to."""
-        # Two intervals without a result: the leader does not have this key, or there is no leader. A new process counts
-        # from its start, or each restart of a fleet would send one check per process at once.
+        # After two intervals without a result, the leader does not have this key, or there is no leader. A new process
+        # counts from its start, or each restart of a fleet would send one check per process at once.
         fleet, ai_service = self.parts.fleet, self.parts.ai_services[name]
         if fleet.leads or ai_service.options.kind == "local":
             return False

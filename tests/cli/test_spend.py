@@ -72,7 +72,10 @@ def test_an_invalid_argument_is_reported_in_one_sentence(here: Here) -> None:
         for arguments, sentence in (
             (("--by", "weekday"), "by.0: Input should be"),
             (("--month", "2026-13"), "spend: month must be written as 2026-11"),
-            (("--days", "1", "--from", "2026-11-01"), "spend: choose one of days, from and to, or month"),
+            (
+                ("--days", "1", "--from", "2026-11-01"),
+                "spend: choose one of `days`, `from` and `to`, or `month`",
+            ),
         ):
             code, out, err = here.run("spend", *arguments)
             assert code == 2 and sentence in err, (arguments, err)

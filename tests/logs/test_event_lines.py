@@ -146,12 +146,12 @@ EXACT: list[tuple[Event, str]] = [
     (
         DatabasePaused("database", 1, Act("ada", "failover")),
         "WARNING database: paused by an operator: by ada: failover; new scopes wait, each until its own deadline; "
-        "1 scope is still open; koo db resume ends it",
+        "1 scope is still open; `koo db resume` ends it",
     ),
     (
         DatabaseDraining("database", 2),
         "WARNING database: drained by an operator: new scopes are refused; 2 scopes are still open; "
-        "koo db resume ends it",
+        "`koo db resume` ends it",
     ),
     (
         DatabaseResumed("database"),
@@ -194,12 +194,12 @@ EXACT: list[tuple[Event, str]] = [
         DeliveryFailed("webhook", "the receiver answered 500", 30.0),
         "WARNING webhook: alerts not delivered: the receiver answered 500; "
         "this channel delivers no alerts; next attempt at 2026-09-21T14:18:00Z (in 30 s); "
-        "koo alerts test tries it now",
+        "`koo alerts test` tries it now",
     ),
     (
         DeliveryGivenUp("webhook", "the receiver answered 500", 2),
         "CRITICAL webhook: alerts given up: the receiver answered 500; "
-        "the message with 2 alerts will not be sent again: koo alerts lists them",
+        "the message with 2 alerts will not be sent again: `koo alerts` lists them",
     ),
     (
         CircuitPrimed("claude/fable", "5 of 8 processes have it open"),

@@ -176,7 +176,7 @@ def test_a_silence_is_listed_keeps_notices_back_and_ends(tmp_path: Path) -> None
         ("silences", {"by": "ada", "reason": "x", "for_s": 2_592_001}, "for_s"),
         ("silences", {"by": "ada", "for_s": 60}, "reason: is missing"),
         ("silences", {"by": "ada", "for_s": 60, "reason": " \n"}, "reason must not be empty"),
-        ("silences", {"by": "\u200b", "for_s": 60, "reason": "x"}, "by must say who"),
+        ("silences", {"by": "\u200b", "for_s": 60, "reason": "x"}, "`by` must say who"),
         ("silences", {"by": "ada", "for_s": 60, "reason": "x", "kindd": "*"}, "did you mean kind?"),
         ("1/acknowledge", {}, "by: is missing"),
         ("1/acknowledge", {"by": "ada", "for_s": 0}, "for_s"),
@@ -198,7 +198,7 @@ def test_an_invalid_body_is_the_callers_mistake(tmp_path: Path, path: str, body:
         ("limit=501", "limit"),
         ("cursor=page-2", "cursor must be the next_cursor"),
         ("since=2026-01-02T00:00:00", "a time with a time zone"),
-        ("since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", "since must not be after until"),
+        ("since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", "`since` must not be after `until`"),
         ("until=yesterday", "until"),
     ],
 )

@@ -95,8 +95,8 @@ class Budgets:
         self._names[day_budget(name)] = self.ledger.budget(
             day_budget(name), limit, "day", is_default=not allowance.explicit
         )
-        # A default budget: while the store is unreachable, the limit is counted in memory. A budget that was set would
-        # refuse every call then, and a limit on requests protects no money that would justify that.
+        # This is a default budget: while the store is unreachable, the limit is counted in memory. A budget that was
+        # set would refuse every call then, and a limit on requests protects no money that would justify that.
         requests = self.ledger.budget(requests_count(name), requests_a_day, is_default=True)
         self._names[requests_count(name)] = requests
         self._sets.clear()

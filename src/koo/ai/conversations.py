@@ -78,8 +78,8 @@ class Conversations:
         if len(request.prompt) < HEAD:
             return Measure(by_bytes)
         head = self._head(service, request)
-        # A copy, because long prompts are measured in a thread: `learn` on the loop would change the dict while it is
-        # iterated there.
+        # This is a copy, because long prompts are measured in a thread: `learn` on the loop would change the dict while
+        # it is iterated there.
         known = dict(self._heads.get(head, {}))
         mark, last = self._read(request.prompt, known)
         if last is None:

@@ -78,8 +78,8 @@ class Credentials:
             self._holders.move_to_end(credential)
         guard = holder.guards.get(model)
         if guard is None:
-            # A shallow copy: it shares the model's breaker and tally, so failures of all tenants count together. What a
-            # 429 changes is replaced, because that limit belongs to one key.
+            # This is a shallow copy: it shares the model's breaker and tally, so failures of all tenants count
+            # together. What a 429 changes is replaced, because that limit belongs to one key.
             guard = holder.guards[model] = copy(self._guard_of(model))
             guard.gates, guard.cooldown, guard.pacer = holder.gates, Cooldown(), Pacer()
         return guard
@@ -91,8 +91,8 @@ class Credentials:
     def _make(self, credential: str) -> Holder:
         if len(self._holders) >= CREDENTIALS_MAX:
             self._drop(next(iter(self._holders)))
-        # Shallow here too: limits, bulkhead and queues are shared with the service. With its own, each tenant could use
-        # the whole limit.
+        # This copy is shallow too: limits, bulkhead and queues are shared with the service. With its own, each tenant
+        # could use the whole limit.
         gates = copy(self._gates)
         gates.credential, gates.quiet = credential, False
         gates.quota, gates.key_blocks, gates.pacing = Cooldown(), KeyBlocks(by_calls=True), set()

@@ -139,8 +139,8 @@ class Gateway:
 
     async def cut_streams(self) -> None:
         """Book what each open stream has used, because koo is about to close their connections."""
-        # A copy, because each `cut` awaits. A stream that is opened during that time would change the set while it is
-        # iterated; that raises RuntimeError, and the remaining streams would not be booked.
+        # This is a copy, because each `cut` awaits. A stream that is opened during that time would change the set while
+        # it is iterated; that raises RuntimeError, and the remaining streams would not be booked.
         for stream in tuple(self._streams):
             await stream.cut(transport_error(stream.service, ClosedHere("answer")))
 

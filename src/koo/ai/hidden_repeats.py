@@ -40,8 +40,8 @@ _warned: set[str] = set()
 
 def warn_of_repeats(name: str, repeats: Mapping[str, int]) -> None:
     """Log once per service which library retries, how often, and how to switch that off."""
-    # Once per service: the setting is wrong for as long as the process runs, and one warning for each failed call would
-    # bury everything else in the log during an outage.
+    # koo warns once per service: the setting is wrong for as long as the process runs, and one warning for each failed
+    # call would bury everything else in the log during an outage.
     if not repeats or name in _warned:
         return
     _warned.add(name)

@@ -88,8 +88,8 @@ def main(folder: Path) -> None:
         _serve(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        # Skips destructors: llama.cpp's waits for requests whose clients are still connected. An ordinary exit would
-        # hang for as long as one client keeps its connection, and the model's memory with it.
+        # This exit skips destructors: llama.cpp's waits for requests whose clients are still connected. An ordinary
+        # exit would hang for as long as one client keeps its connection, and the model's memory with it.
         os._exit(0)
 
 

@@ -114,8 +114,8 @@ class ModelPrice:
         """The most that a call can cost if it reads and writes at most this many tokens."""
         if self.free:
             return NOTHING
-        # The maximum over all tiers in reach, not the price of the last one: a call may turn out shorter than its
-        # bound, and nothing guarantees that prices rise with the length.
+        # The bound is the maximum over all tiers in reach, not the price of the last one: a call may turn out shorter
+        # than its bound, and nothing guarantees that prices rise with the length.
         fma, fees = EXACT.fma, EXACT.add(self.request_usd, self.extra_usd)
         return max(
             [

@@ -252,8 +252,8 @@ def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[],
     """The worst case of a call: its bill is never higher. `window` returns the model's context window, if known."""
     has_tools = _has_open_tools(ask.settings) or SEARCHES_ITSELF.match(ask.model) is not None
     read = FRAMING_TOKENS + reading.tokens + sum(map(bound_text, reading.texts))
-    # Input of unknown length cannot exceed the context window. `max`, because the texts alone may: then the vendor
-    # refuses the call, but the hold was made before anyone knew that.
+    # Input of unknown length cannot exceed the context window. `max` is needed because the texts alone may exceed it:
+    # the vendor then refuses the call, but the money is held before that is known.
     if reading.is_open or has_tools:
         read = max(read, window() or WINDOW_UNKNOWN)
     written = ask.output_tokens_max * ask.answers

@@ -54,9 +54,9 @@ def read_prompt(said: object, model: str) -> Reading:
     picture = DEAR_PICTURE_TOKENS if DEAR_PICTURES in model else PICTURE_TOKENS
     texts: list[str] = []
     tokens, is_open, has_media, keeps_1h, nodes = 0, False, False, False, 0
-    # A stack instead of recursion: a prompt nested a thousand levels deep must not end in a RecursionError. Objects
-    # that were seen already are not skipped, because a text that is passed twice is billed twice. So the number of
-    # values is what ends the walk over a structure that contains itself.
+    # This uses a stack instead of recursion: a prompt nested a thousand levels deep must not end in a RecursionError.
+    # Objects that have already been seen are not skipped, because a text that is passed twice is billed twice. So the
+    # number of values is what ends the walk over a structure that contains itself.
     rest: list[object] = [said]
     while rest:
         value, nodes = rest.pop(), nodes + 1

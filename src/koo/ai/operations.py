@@ -79,7 +79,8 @@ async def execute(
                 if charge is not None and not is_unstarted(awaitable):
                     charge.begun = True
                 raise await _refusal(service.name, awaitable)
-            # Before the await, not after it: an operation that fails or is cancelled may have been billed all the same.
+            # This comes before the await, not after it: an operation that fails or is cancelled may have been billed
+            # all the same.
             if charge is not None:
                 charge.begun = True
             result: T = await awaitable

@@ -111,7 +111,7 @@ def factor_at(base_url: str | None, vendor: str) -> Decimal:
     """The factor by which a vendor may charge more at an address than the table says."""
     if vendor == "azure":
         return AZURE_FACTOR
-    # No factor for Bedrock: the table has its prices for each region.
+    # Bedrock needs no factor: the table has its prices for each region.
     if vendor == AWS or base_url is None:
         return Decimal(1)
     return REGION_FACTOR if any(map(_REGION.fullmatch, _labels(base_url)[:-2])) else Decimal(1)

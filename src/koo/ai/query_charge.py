@@ -212,7 +212,7 @@ class QueryCharge(ServiceCharge):
         if self.price.free:
             return NOTHING
         # A reasoning model may have written thousands of billed tokens before the first visible one. The price of what
-        # arrived would understate that bill by any factor, so the whole hold is booked.
+        # arrived would understate that bill by an unknown factor, so the whole hold is booked.
         held_usd = self.bound_usd() if self._hold is None else from_pico(self._hold.amount)
         return held_usd if self._thinks_unseen else min(held_usd, self.price.cost_usd(usage))
 

@@ -88,8 +88,8 @@ class Threads:
 
     def forget_parent(self) -> None:
         """Start without threads, in a forked child: fork copies the lists but not the threads."""
-        # A new lock, because another thread of the parent may have held the old one at the moment of the fork. No
-        # thread of the child would ever release it.
+        # The child gets a new lock, because another thread of the parent may have held the old one at the moment of the
+        # fork. No thread of the child would ever release it.
         self._lock = threading.Lock()
         self._idle: list[SimpleQueue[Call[Any] | None]] = []
         # The parent's running calls never end here, so their slots would stay taken.

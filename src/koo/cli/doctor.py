@@ -118,7 +118,7 @@ def _files(settings: Settings) -> Iterator[Check]:
 
 def _write_flaw(folder: Path) -> str:
     try:
-        # A random name, so that no one can have placed a symbolic link there.
+        # The name is random, so that no one can have placed a symbolic link there.
         tempfile.NamedTemporaryFile(prefix=".koo-doctor-", dir=folder).close()
     except OSError as error:
         return error.strerror or type(error).__name__

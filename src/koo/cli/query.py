@@ -60,7 +60,7 @@ async def _query_json(platform: Platform, asked: Query) -> Exit:
     from koo.web.problems import problem_of
     from koo.web.views import answer_view
 
-    # Covers opening the platform too: a state store may be far away or not respond.
+    # The progress line covers opening the platform too: a state store may be far away or not respond.
     with progress(f"waiting for {asked.service}"):
         async with platform:
             try:

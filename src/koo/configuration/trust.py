@@ -37,8 +37,8 @@ def look_at(path: Path, environ: Mapping[str, str]) -> Seen:
     left, here, links = list(path.absolute().parts[1:]), Path("/"), 0
     doubt, is_open = "", True
     while True:
-        # `lstat` and not `stat`: every link has to be resolved here, step by step. The folders that contain a link and
-        # its target both have to be trusted, and `stat` would show only the target.
+        # This uses `lstat` and not `stat`: every link has to be resolved here, step by step. The folders that contain a
+        # link and its target both have to be trusted, and `stat` would show only the target.
         found = os.lstat(here)
         if stat.S_ISLNK(found.st_mode):
             links += 1

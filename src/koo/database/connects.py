@@ -93,9 +93,9 @@ def connect_options(options: DatabaseOptions) -> GuardOptions:
     """The guard's options for connecting and BEGIN, which are always safe to repeat."""
     return GuardOptions(
         timeout_s=options.pool_timeout_s,
-        # Slightly shorter than the caller's time: an attempt that times out counts as a failure of the server, while a
-        # caller's deadline does not. With equal times the deadline could come first, and a server that never responds
-        # would not open the breaker.
+        # It is slightly shorter than the caller's time: an attempt that times out counts as a failure of the server,
+        # while a caller's deadline does not. With equal times the deadline could come first, and a server that never
+        # responds would not open the breaker.
         attempt_timeout_s=options.pool_timeout_s * ATTEMPT_SHARE,
         slow_s=options.slow_call_s,
         concurrency_max=options.pool_size + options.max_overflow,

@@ -66,7 +66,7 @@ HELD_BY_MAX = 20
 ISOLATIONS = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 DRAW = random.SystemRandom().random
-"""Not `random.random`: background work must not disturb the seeded sequence of an application."""
+"""This is not `random.random`, because background work must not disturb an application's seeded sequence."""
 
 
 class Database(Generic[S_co]):

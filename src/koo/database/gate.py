@@ -55,8 +55,9 @@ class ScopeGate:
 
     async def enter(self, within_s: float) -> None:
         """Wait while the gate is paused. Raises `DatabaseUnavailable` if it is draining or `within_s` passes."""
-        # A future for each scope, not an `asyncio.Event`: the gate outlives its event loop, and `forget` only has to
-        # drop futures. After the wait the state is read again, because it may have changed twice before this task runs.
+        # Each scope has a future of its own, instead of an `asyncio.Event`: the gate outlives its event loop, and
+        # `forget` only has to drop futures. After the wait the state is read again, because it may have changed twice
+        # before this task runs.
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
         try:

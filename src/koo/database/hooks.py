@@ -23,7 +23,8 @@ IDLE_BEGIN_SHARE = 0.4
 """BEGIN on an idle connection may use this share of the time allowed for getting a connection. The rest is left for
 opening a new one: if BEGIN used all of it, a pool of dead connections could never be replaced in time."""
 
-# Module constants, because every statement reads them and an attribute of an enum class costs a dictionary lookup.
+# These are module constants, because every statement reads them and an attribute of an enum class costs a dictionary
+# lookup.
 BODY, COMMIT = ScopeStage.BODY, ScopeStage.COMMIT
 
 COMMITS = re.compile(
@@ -202,7 +203,7 @@ class Hooks:
         occupant = None if record is None else record.occupant
         if record is None or occupant is None:
             return False
-        # A COMMIT that the block sends as text is one like any other: if it is lost, the transaction may have happened,
+        # A COMMIT that the block sends as text counts like any other: if it is lost, the transaction may have happened,
         # and after it a repeat of the function would do its work twice. The state of the connection does not show it if
         # the block goes on with its own BEGIN, or with COMMIT AND CHAIN.
         commits = context.is_text and COMMITS.match(statement) is not None

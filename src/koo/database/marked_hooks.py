@@ -139,8 +139,9 @@ class MarkedHooks(Hooks):
         self, record: ConnectionRecord, scope: Committing | None, fairy: Any, error: Exception
     ) -> None:
         """Release the connection, and the permit too if the scope is ending."""
-        # Cut off rather than closed: an orderly close would wait for a server that may not respond. Without an occupant
-        # the connection is no longer the scope's, so the scope's deadline and its rollback leave it alone.
+        # The connection is cut off rather than closed: an orderly close would wait for a server that may not respond.
+        # Without an occupant the connection is no longer the scope's, so the scope's deadline and its rollback leave it
+        # alone.
         record.abort()
         record.occupant, record.is_open = None, False
         fairy.invalidate(error)

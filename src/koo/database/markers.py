@@ -76,9 +76,9 @@ CREATE TABLE IF NOT EXISTS koo_markers (
 CREATE INDEX IF NOT EXISTS koo_markers_operations ON koo_markers (created_at) WHERE fingerprint IS NOT NULL
 """
 
-# One row: the schema, whether it is in the search path, the columns, whether the key is unique, the missing privileges.
-# A table in the search path comes first. Otherwise any schema that has the table is named, so that the error can say
-# where it is instead of "missing".
+# The result is one row: the schema, whether it is in the search path, the columns, whether the key is unique, the
+# missing privileges. A table in the search path comes first. Otherwise any schema that has the table is named, so that
+# the error can say where it is instead of "missing".
 _LOOK = text("""
 SELECT n.nspname, pg_table_is_visible(c.oid),
     ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
@@ -224,8 +224,8 @@ class Markers:
         """Create the table, or add the columns that an older one lacks. Safe to repeat. Raises `DatabaseError`."""
 
         async def create(connection: AsyncConnection) -> None:
-            # One statement at a time: the drivers' prepared statements accept no more. All of it is one transaction,
-            # and its end releases the lock.
+            # The statements are sent one at a time: the drivers' prepared statements accept no more. All of it is one
+            # transaction, and its end releases the lock.
             statements = SQLITE_TABLE if self._beside.is_sqlite else POSTGRESQL_TABLE
             if not self._beside.is_sqlite:
                 await connection.execute(text(f"SELECT pg_advisory_xact_lock({INIT_LOCK})"))

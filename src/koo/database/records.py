@@ -205,8 +205,8 @@ class ConnectionRecords:
         if self.driver.is_in_transaction(record.connection):
             record.abort()
             raise Stale
-        # Cut off, because an orderly close waits for a server that is known not to respond. An expired connection
-        # (below) is healthy, and SQLAlchemy closes it cleanly.
+        # The connection is cut off, because an orderly close waits for a server that is known not to respond. An
+        # expired connection (below) is healthy, and SQLAlchemy closes it cleanly.
         if record.generation != self.generation:
             record.abort()
             raise Stale

@@ -46,8 +46,8 @@ async def examine(url: URL, options: DatabaseOptions, connect_args: dict[str, An
     """Examine the server over two new connections. Raises the driver's errors, and `TimeoutError`."""
     driver = load_driver(url.get_driver_name())
     ending: set[asyncio.Future[Any]] = set()
-    # Without prepared statements: behind a pooler in transaction mode a statement prepared in one transaction may not
-    # exist in the next, and then this very check would fail in the case that it exists to detect.
+    # The checks use no prepared statements: behind a pooler in transaction mode a statement prepared in one transaction
+    # may not exist in the next, and then this very check would fail in the case that it exists to detect.
     plain = replace(options, prepared_statements=False)
     args = {**connect_args, **driver.connect_args(plain, lambda one: ending.add(one) if one else None)}
     engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=args)

@@ -188,8 +188,8 @@ class Transcript:
         # the result of that, and says nothing about the server's health.
         ours = self.expired and meaning.kind in (Kind.CONNECTION, Kind.TIMEOUT)
         self._count(error, meaning, ours)
-        # One exception: the server had `cleanup_timeout_s` to react to the cancel request and did not. A server that
-        # does not even process a cancel request counts as unreachable, which is a failure.
+        # There is one exception: the server had `cleanup_timeout_s` to react to the cancel request and did not. A
+        # server that does not even process a cancel request counts as unreachable, which is a failure.
         if ours:
             self._unanswered = self.stopped and record.aborted
         return ours

@@ -56,7 +56,7 @@ def find(task: asyncio.Task[Any] | None, session: object) -> Whereabouts:
     own = [frame for frame in frames if not frame.f_code.co_filename.startswith(_KOO)]
     name = task.get_name() + (", which has ended" if task.done() else "")
     for frame in own:
-        # A copy, because this may run in another thread while the task changes its local variables.
+        # This is a copy, because this may run in another thread while the task changes its local variables.
         names = [name for name, value in dict(frame.f_locals).items() if value is session]
         if names:
             line = _opened_at(frame.f_code, frame.f_lasti, names[0]) or frame.f_lineno

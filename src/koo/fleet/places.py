@@ -48,7 +48,8 @@ def _machine(address: str) -> str:
 
 
 def _digest(*parts: str) -> str:
-    # `Secret`, because a key is among the parts: a traceback that shows local variables must not show it.
+    # The parts are wrapped in `Secret`, because a key is among them: a traceback that shows local variables must not
+    # show it.
     text = Secret("\n".join(parts))
     return hashlib.blake2b(
         text.encode("utf-8", "surrogatepass"), digest_size=6, person=b"koo place"

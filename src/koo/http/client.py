@@ -295,7 +295,8 @@ class HttpClient:
                 # retry insists on a new connection (`anew`), because after a restart of the server all kept ones are
                 # dead.
                 if again or note is None or not was_stale(error, note):
-                    # `from None`: aiohttp's errors contain the request's headers, and so the API key.
+                    # The error is raised `from None`: aiohttp's errors contain the request's headers, and so the API
+                    # key.
                     raise explain(error) from None
                 again = note.anew = True
             else:

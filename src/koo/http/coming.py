@@ -31,7 +31,8 @@ class Coming:
         # is new.
         if size <= SMALL_BYTES:
             return kept
-        # Refused as this process's own shortage: the server did nothing wrong, and its breaker must not count it.
+        # The response is refused as this process's own shortage: the server did nothing wrong, and its breaker must not
+        # count it.
         if self.used + size - kept > self.most:
             mib = self.most // 2**20
             raise ShortHere(

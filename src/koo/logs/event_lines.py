@@ -250,14 +250,18 @@ def _paused(event: events.DatabasePaused, since: Since) -> Told:
     said = [
         _who(event.act),
         f"new scopes wait, each until its own deadline; {scopes_left(event.running)}",
-        "koo db resume ends it",
+        "`koo db resume` ends it",
     ]
     return Told("paused by an operator", said, since=since.now)
 
 
 def _draining(event: events.DatabaseDraining, since: Since) -> Told:
     since.begin("gate", event.source)
-    said = [_who(event.act), f"new scopes are refused; {scopes_left(event.running)}", "koo db resume ends it"]
+    said = [
+        _who(event.act),
+        f"new scopes are refused; {scopes_left(event.running)}",
+        "`koo db resume` ends it",
+    ]
     return Told("drained by an operator", said, since=since.now)
 
 
@@ -344,14 +348,14 @@ def _not_delivered(event: events.DeliveryFailed, since: Since) -> Told:
     said = [
         event.reason,
         f"this channel delivers no alerts; next attempt at {again}",
-        "koo alerts test tries it now",
+        "`koo alerts test` tries it now",
     ]
     return Told("alerts not delivered", said, event.reason, since.now, since.now + event.next_in_s)
 
 
 def _given_up(event: events.DeliveryGivenUp, since: Since) -> Told:
     alerts = "1 alert" if event.notices == 1 else f"{event.notices} alerts"
-    said = [event.reason, f"the message with {alerts} will not be sent again: koo alerts lists them"]
+    said = [event.reason, f"the message with {alerts} will not be sent again: `koo alerts` lists them"]
     return Told("alerts given up", said, event.reason, since.now)
 
 

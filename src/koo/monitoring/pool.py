@@ -41,7 +41,8 @@ class Latencies:
         return self._tally.first_successes + len(self._samples)
 
     def fold(self, now: float) -> None:
-        """Add the noted durations to the tally. The tick does so each second, so each one gets into the right 15 s."""
+        """Add the noted durations to the tally. The tick does so each second, so each duration is counted in the right
+        15 s."""
         if self._samples:
             self._tally.record_successes(self._samples, now)
             if self.listener is not None:

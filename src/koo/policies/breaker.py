@@ -364,8 +364,8 @@ class Breaker:
     # ── leases ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _has_lease(self) -> bool:
-        # The second bound: no more probes than successes are still needed. With two needed, one success and one probe
-        # running, a further probe could only add load to a backend that is just recovering.
+        # The second bound is that no more probes may run than successes are still needed. With two needed, one success
+        # and one probe running, a further probe could only add load to a backend that is just recovering.
         taken = len(self.leases)
         return taken < self.probes_max and self.ok + taken < self.options.success_threshold
 

@@ -342,7 +342,8 @@ class Limits:
             until = min(until, count.rolls_at)
             if count.hand is not None:
                 in_hand, ends_at = count.hand.units(now, count.used)
-                # No `_shut_until` here: units can arrive from the store at any moment, not only when a count rolls.
+                # `_shut_until` is not set here: units can arrive from the store at any moment, not only when a count
+                # rolls.
                 if in_hand <= 0:
                     self.full_until = _in_hand_at(count, now)
                     return count

@@ -255,8 +255,8 @@ class Purses:
             purse.send_back(self._keep_of(purse))
         self._groups_asked, asks = self._asks()
         asked = {key for ask in asks for key in ask.need}
-        # All purses of the current period, not only the changed ones. If the store was replaced by an older copy of
-        # itself, this one beat restores everything that it has lost about this process.
+        # The beat reports all purses of the current period, not only the changed ones. If the store was replaced by an
+        # older copy of itself, this one beat restores everything that it has lost about this process.
         totals = {
             key: purse.totals()
             for key, purse in self.purses.items()

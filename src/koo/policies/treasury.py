@@ -111,7 +111,7 @@ class Totals:
         self.spent += ended.spent
 
     def copy(self) -> Totals:
-        """The numbers as they are now."""
+        """A copy of the numbers as they are now."""
         return Totals(self.granted, self.back, self.spent, self.over, self.held)
 
 

@@ -126,8 +126,8 @@ def classify_error(error: Exception) -> Fault:
         return OURS
     if isinstance(error, TimeoutError):
         return LATE
-    # Before `OSError`: an exhausted resource of this machine (no free file descriptor, no memory) is an `OSError` too,
-    # and must not open the breaker of a service that was never reached.
+    # This is checked before `OSError`: an exhausted resource of this machine (no free file descriptor, no memory) is an
+    # `OSError` too, and must not open the breaker of a service that was never reached.
     short = shortage_in(error)
     if short is not None:
         return Fault(

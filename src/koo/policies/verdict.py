@@ -25,7 +25,8 @@ class Verdict(IntEnum):
     THROTTLED = 3
 
 
-# Module globals, because each access through the enum class costs an extra lookup, and every call makes several.
+# These are module globals, because each access through the enum class costs an extra lookup, and every call makes
+# several.
 SUCCESS, FAILURE, NEUTRAL, THROTTLED = Verdict
 
 Reach = Literal["model", "service"]

@@ -129,8 +129,8 @@ class SqlHistory:
         """Record an event unless the last mark of its kind and component has the same text."""
 
         def work(tx: Transaction) -> None:
-            # One process at a time: fifty workers that start with a new version would otherwise all find the old mark,
-            # and record the same change fifty times.
+            # Only one process does this at a time: fifty workers that start with a new version would otherwise all find
+            # the old mark, and record the same change fifty times.
             tx.rows("{latecomers_wait}")
             if [(mark.text,)] != tx.rows(LAST_MARK, {"kind": mark.kind, "component": mark.component}):
                 tx.run(MARK, _mark_row(mark, self._transactions.process))

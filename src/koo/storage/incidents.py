@@ -54,8 +54,8 @@ class SqlIncidents:
         packed = [_values(one, now) for one in incidents]
 
         def work(tx: Transaction) -> None:
-            # One process at a time. Two breakers that open in the same moment would otherwise each find no open row,
-            # because neither sees the other's uncommitted one, and one outage would have two names.
+            # Only one process does this at a time. Two breakers that open in the same moment would otherwise each find
+            # no open row, because neither sees the other's uncommitted one, and one outage would have two names.
             tx.rows("{latecomers_wait}")
             for values in packed:
                 _write(tx, {**values, "process": self._transactions.process}, now)

@@ -345,7 +345,7 @@ class Ledger:
         # flight, and the next attempt sends both unchanged. A store that did commit recognises the beat's token and
         # returns the totals again without granting twice.
         answer = await self._exchange.send(beat, self._flying, is_asked=is_asked)
-        # Called a second time, because calls took units during the exchange. `hear` hands the remaining room to
+        # This is called a second time, because calls took units during the exchange. `hear` hands the remaining room to
         # waiters, and under a new name it drops that room.
         self.before_beats()
         if answer.is_you:
@@ -424,7 +424,8 @@ class Ledger:
         """
         self._is_closed = True
         self.purses.refuse_all(Refusal.CLOSED)
-        # A bounded number of beats: calls that still run keep settling, so "until nothing is left" might never come.
+        # The number of beats is bounded: calls that still run keep settling, so "until nothing is left" might never
+        # come.
         for _ in range(BEATS_TO_FINISH + len(self._settled) // POSTINGS_PER_BEAT):
             self.purses.send_home()
             has_more = self._settled or self._flying or self.purses.flying or self.purses.has_news()

@@ -197,7 +197,7 @@ class SqlBackend:
                 # an unknown outcome, which it could only resolve by sending the same thing.
                 #
                 # A connection that koo itself has cut is not stale: the server hangs, and a second attempt would hang
-                # as long again, with a caller whose timeout is over.
+                # just as long, and its caller's timeout is already over.
                 is_lost = error.connection_invalidated or lost(error)
                 stale = reused and is_lost and not self._was_cut
                 if not stale and not transient(error):
@@ -242,8 +242,8 @@ class SqlBackend:
         """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            # `invalidate` first, because `close` alone would send ROLLBACK and wait for its reply. On a connection
-            # that hangs, that reply never comes.
+            # `invalidate` comes first, because `close` alone would send ROLLBACK and wait for its reply. On a
+            # connection that hangs, that reply never comes.
             try:
                 connection.invalidate()
                 connection.close()

@@ -34,8 +34,9 @@ WORDS: dict[Dialect, dict[str, str]] = {
     },
     "postgresql": {
         "ids": "SELECT json_array_elements_text(CAST(:ids AS json))",
-        # The server's clock, because the processes' machines may disagree by seconds. Not now(), which is the time at
-        # which the transaction began: it may have waited for a lock since, and leases would start in the past.
+        # This is the server's clock, because the processes' machines may disagree by seconds. It is not now(), which is
+        # the time at which the transaction began: it may have waited for a lock since, and leases would start in the
+        # past.
         "clock_ms": "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)",
         "now_ms": "CAST(:now_ms AS bigint)",
         "keys": """SELECT value ->> 0 AS budget, CAST(value ->> 1 AS bigint) AS period

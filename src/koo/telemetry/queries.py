@@ -104,7 +104,7 @@ class WatchedQuery:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._block is not None:
-            # Without the error: an exporter would record its text, which may contain the user's data.
+            # The error is not passed on: an exporter would record its text, which may contain the user's data.
             self._block.__exit__(None, None, None)
         if error is not None:
             self._fail(error)

@@ -45,8 +45,8 @@ class MadeAside:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and str(scope["path"]).endswith("/openapi.json"):
             described = scope["app"]
-            # One build at a time: without the lock, ten early requests would start ten builds that compete for the
-            # interpreter.
+            # Only one build runs at a time: without the lock, ten early requests would start ten builds that compete
+            # for the interpreter.
             async with self._making:
                 if described.openapi_schema is None:
                     await asyncio.to_thread(described.openapi)

@@ -151,7 +151,8 @@ def mount(
 
 
 def _title_of(app: Starlette) -> str:
-    """Empty if the title is the framework's default: "FastAPI" says nothing about the application."""
+    """The application's name; empty if the title is the framework's default: "FastAPI" says nothing about the
+    application."""
     title = app.title if isinstance(app, FastAPI) else ""
     return "" if title == "FastAPI" else title
 

@@ -65,9 +65,9 @@ class Crowd:
         self.heads_bytes = 0
         self._all: dict[Member, None] = {}
         self._extra: set[Member] = set()
-        # Three queues of waiting connections: those that have never sent a request, those that have, and those let in
-        # above the limit for probes. A busy connection is in none of them, which is what protects it from being
-        # closed.
+        # There are three queues of waiting connections: those that have never sent a request, those that have, and
+        # those let in above the limit for probes. A busy connection is in none of them, which is what protects it from
+        # being closed.
         self._strange, self._known, self._late = _Waiting(), _Waiting(), _Waiting()
         self._swept_at = monotonic()
         self._full_at: float | None = None
@@ -134,8 +134,9 @@ class Crowd:
         # Each head is limited, but many slow clients could each send almost that much and stop. The bytes are counted
         # while they are in the parser, which has no limit of its own.
         self.heads_bytes += byte_count
-        # The largest head and not the longest waiting connection: an idle one holds no bytes, so closing it would not
-        # help, and all idle clients would be closed before the first that is to blame. `end` subtracts what it held.
+        # The connection with the largest head is closed, not the one that has waited longest: an idle one holds no
+        # bytes, so closing it would not help, and all idle clients would be closed before the first that is to blame.
+        # `end` subtracts what it held.
         while self.heads_bytes > HEADS_BYTES_MAX and byte_count > 0:
             largest = max(self._all, key=lambda one: one.head_bytes, default=None)
             if largest is None or not largest.head_bytes:

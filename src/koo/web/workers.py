@@ -279,7 +279,7 @@ class Workers:
         slot = self.slots[worker.number - 1]
         if slot.newcomer is worker and slot.worker is not None:
             slot.worker.retires = True
-            # SIGINT, because it may stop accepting immediately: the other workers have the same socket.
+            # It gets SIGINT, because it may stop accepting immediately: the other workers have the same socket.
             self._tell(slot.worker, signal.SIGINT)
         if not self._all_answered and all(one.worker and one.worker.answers for one in self.slots):
             self._all_answered = True

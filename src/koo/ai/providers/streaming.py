@@ -140,7 +140,7 @@ class Reader(ABC):
 
     def _final(self) -> CompletionChunk:
         """Return the last piece. Raises `ExternalServiceError` if there is no text and no reason for that."""
-        # `any`, because a piece may be empty: a list of empty texts is not an answer either.
+        # This uses `any`, because a piece may be empty: a list of empty texts is not an answer either.
         if not any(self._texts) and not self._written and is_silent(self.stop_reason):
             raise self.wire.unfinished("it ended without an answer")
         usage = None if self._usage_told else estimate_usage(self.request, "".join(self._texts))

@@ -361,7 +361,8 @@ def complete_usage(usage: Usage, request: Request, text: str, cost_usd: Decimal 
     marked as an estimate."""
     read, written = usage.read_tokens > 0, usage.output_tokens > 0
     # Servers report a 0 or nothing for a half that they did not count. Booked as 0, that half would be free. A reported
-    # cost makes the estimate unnecessary, but only if there is some count: a cost of 0 without any may be a default.
+    # cost makes the estimate unnecessary, but only if there is some count: a cost of 0 without any count may be a
+    # default.
     if (read and (written or not text)) or (cost_usd is not None and (read or written)):
         return usage
     most = estimate_usage(request, text)

@@ -1,7 +1,7 @@
 """Parses the mail server's URL, such as `smtp://user:password@mail.example:587`; it is shown without the password.
 
 A password is never sent over an unencrypted connection. `smtps://` means TLS from the first byte. `smtp://` means
-STARTTLS, which the server must offer: no mail is sent to a server that does not offer it, or behind an attacker who
+STARTTLS, which the server must offer: no mail is sent to a server that does not offer it, or through an attacker who
 removes the offer. On this machine traffic cannot be intercepted, so STARTTLS is used there only if it is offered.
 `?starttls=no` is for a relay without TLS in one's own network, and excludes a password.
 """

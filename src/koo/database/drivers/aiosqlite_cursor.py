@@ -53,7 +53,7 @@ class Turn:
         self._arguments = arguments
 
     def __call__(self) -> Answer:
-        # Here in the thread, because a file system that does not respond would block the event loop. Within a
+        # This runs here in the thread, because a file system that does not respond would block the event loop. Within a
         # transaction it is too late for another file.
         if not self._inner.in_transaction:
             self._inner.refuse_if_moved()

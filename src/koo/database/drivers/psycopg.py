@@ -29,7 +29,8 @@ from koo.database.drivers.names import as_libpq, find_servers
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, libpq_parameters, sever
 from koo.options import DatabaseOptions
 
-# Module constants, because every scope reads them and an attribute of an enum class costs a dictionary lookup.
+# These are module constants, because every scope reads them and an attribute of an enum class costs a dictionary
+# lookup.
 IDLE, INERROR, UNKNOWN = TransactionStatus.IDLE, TransactionStatus.INERROR, TransactionStatus.UNKNOWN
 
 NUMBERS = {"prepare_threshold": lambda text: None if text.lower() == "none" else int(text)}
@@ -146,8 +147,8 @@ async def _keep_shorter(
 ) -> None:
     """Query the role's own timeouts, on its first connection. If the query fails, koo's own timeouts stay."""
     try:
-        # Without a transaction: its COMMIT would be the first one on the wire, and a proxy in a test that cuts the
-        # application's first COMMIT would cut this one.
+        # The query runs without a transaction: its COMMIT would be the first one on the wire, and a proxy in a test
+        # that cuts the application's first COMMIT would cut this one.
         await connection.set_autocommit(True)
         try:
             rows = await (await connection.execute(ROLE_TIMEOUTS)).fetchall()

@@ -187,7 +187,7 @@ class FakeProvider(Vendor, Verbs):
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def start(self) -> None:
-        """Start to listen, on the running loop."""
+        """Start listening, on the running loop."""
         self._server = await asyncio.start_server(self._serve, HOST, self.port, limit=HEAD_BYTES_MAX)
         self.port = self._server.sockets[0].getsockname()[1]
 

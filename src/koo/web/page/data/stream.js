@@ -91,8 +91,9 @@ export class Stream {
       } else if (!this.leads) this.take(kind, value, "another tab");
     });
     tabs.postMessage(["whole?", null]);
-    // A lock and not an election by messages: the browser passes it to the next tab even if this one crashes, and two tabs
-    // can never both believe that they lead. The promise below never settles, so the lock is held until the tab closes.
+    // The tabs use a lock and not an election by messages: the browser passes it to the next tab even if this one
+    // crashes, and two tabs can never both believe that they lead. The promise below never settles, so the lock is held
+    // until the tab closes.
     void navigator.locks.request(`koo ${this.address}`, async () => {
       this.leads = true;
       this.listen();

@@ -30,7 +30,7 @@ export function sparkline(label, values, bad = []) {
   const most = Math.max(0, ...values.map((one) => one ?? 0));
   const fails = (/** @type {number} */ at) => (bad[at] ?? 0) > 0;
   const some = bad.some((_, at) => fails(at));
-  // No second line where nothing failed, or the whole chart would have a red base line.
+  // There is no second line where nothing failed, or the whole chart would have a red base line.
   const risen = bad.map((one, at) => (fails(at - 1) || fails(at) || fails(at + 1) ? one : null));
   return h("svg", { class: "sparkline", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label },
     h("path", { class: "line", d: pathOf(values, most) }), some ? h("path", { class: "line bad", d: pathOf(risen, most) }) : null);
