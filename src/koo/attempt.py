@@ -109,8 +109,8 @@ def explain(
 ) -> None:
     """Record on the error how many attempts were made, and why no more; `met`: the failure of the previous attempt.
 
-    If the last attempt only ran out of time, the failure before it is what helps: for example a pooler that had no
-    connection left three times, and did not respond the fourth time.
+    If the last attempt only ran out of time, the failure before it is what helps: for example if a pooler had no
+    connection left at three attempts and did not respond at the fourth.
     """
     if isinstance(real, KooError):
         real.attempts, real.not_repeated = attempt, why_not

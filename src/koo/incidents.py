@@ -147,7 +147,8 @@ class IncidentReports:
     async def list(self, *, component: str | None = None, limit: int = 50) -> shapes.Incidents:
         """The last incidents of all processes, newest first: at most `limit` (200), of a `component` ("ai:claude").
 
-        While the state store is unreachable, those of this process; `trouble` has the reason. Raises `InvalidRequest`.
+        While the state store is unreachable, returns only those of this process; `trouble` has the reason. Raises
+        `InvalidRequest`.
         """
         if not 1 <= limit <= LIST_MAX:
             raise InvalidRequest("incidents", f"limit must be 1 to {LIST_MAX}", kind=Kind.INVALID_REQUEST)

@@ -66,7 +66,7 @@ else:
     S = TypeVar("S")
 T = TypeVar("T")
 LOOK_AGE_MAX_S = 2.0
-"""As often as an open page refreshes: any number of open pages share one probe of the database."""
+"""An open page refreshes this often, so any number of open pages share one probe of the database."""
 
 
 class Platform:

@@ -195,7 +195,7 @@ CLIENT: Rules = CERTIFICATES + _rules(
     ),
     (r"could not fork new process", FULL),
 )
-"""Messages of libpq and asyncpg themselves, without one from the server."""
+"""Messages that libpq and asyncpg write themselves, without one from the server."""
 UNKNOWN_OPTION = re.compile(r"""(?:unexpected keyword argument|invalid connection option) ['"](\w+)['"]""")
 """How asyncpg's `connect` and libpq name an option that they do not know."""
 REASONS: tuple[tuple[str, str], ...] = (

@@ -32,7 +32,7 @@ PRUNE_EVERY_S = 3600.0
 STORE_AWAY_LOOK_S = 5.0
 """While the state store on the database's server is unreachable, the database is checked this often."""
 NOTICES_KEPT_S = 90 * DAY_S
-"""As long as the alert episodes that they report."""
+"""They are kept as long as the alert episodes that they report."""
 
 _KINDS = {kind.value for kind in Kind}
 

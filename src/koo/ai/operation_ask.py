@@ -143,7 +143,7 @@ def _read(operation: object, args: tuple[object, ...], kwargs: Mapping[str, obje
         return None
     return Ask(
         model=model,
-        # Everything counts as prompt, also arguments without a known name. A list of names that reach the prompt would
+        # Everything counts as prompt, even arguments without a known name. A list of names that reach the prompt would
         # always miss the one that a vendor added last month, and the hold would be too small.
         said=(args, kwargs, said),
         settings=settings,

@@ -368,4 +368,4 @@ _NO_USD = UnitPrices(
     reasoning_usd=NOTHING,
 )
 _NOTHING_TO_PAY = ModelPrice(tiers=(_NO_USD,), unit_prices=as_text(_NO_USD))
-"""A price of zero, not a free service: if the provider reports a cost nevertheless, that is booked."""
+"""A price of zero, not a free service: if the provider reports a cost all the same, that cost is booked."""

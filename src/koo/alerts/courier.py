@@ -43,7 +43,7 @@ FIRST_PAUSE_S, PAUSE_S_MAX = 5.0, 300.0
 ASKED_S_MAX = 3600.0
 """A receiver that requests a pause of more than an hour is tried again after one hour."""
 GIVEN_UP_AFTER_S = DAY_S
-"""As long as a notice counts as news (`storage/notices.py`)."""
+"""A notice counts as news for this long (`storage/notices.py`)."""
 REFUSED_FOR_S = 3600.0
 """A message that its receiver refuses rarely becomes acceptable. An hour covers a receiver that is being repaired."""
 ALONE_MAX = 200

@@ -56,7 +56,7 @@ class ServerClient:
     async def events(self, path: str, *, silence_s: float) -> AsyncIterator[tuple[str, Any]]:
         """Yield the events of a stream at that path until it ends, as name and document.
 
-        Raises `CommandFailed`, also if nothing arrives for `silence_s`.
+        Raises `CommandFailed` after an error, or if nothing arrives for `silence_s`.
         """
         headers = {**self._headers, "Accept": "text/event-stream"}
         try:

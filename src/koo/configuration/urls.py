@@ -79,7 +79,8 @@ def _absolute(rest: str, home: Path) -> str:
 
 
 def check_web_url(url: str) -> str:
-    """The URL of a server without a trailing slash. Raises `ValueError`, also if it contains a user or password."""
+    """The URL of a server without a trailing slash. Raises `ValueError` for an invalid URL, or one with a user or
+    password."""
     try:
         parts = urlsplit(url)
         right = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0

@@ -242,7 +242,7 @@ class HttpClient:
             other._set_shut(is_shut)
 
     async def close(self) -> None:
-        """Close all connections. The client may be used again, also on another loop.
+        """Close all connections. The client may be used again, even on another loop.
 
         Running requests end with `ClosedHere`.
         """
