@@ -16,7 +16,7 @@ from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, ForwardRef, NamedTuple
 
 import koo
 from koo.checked import Checked
@@ -231,6 +231,8 @@ def _result(signature: inspect.Signature) -> str:
 
 
 def _words(annotation: Any) -> str:
+    if isinstance(annotation, ForwardRef):  # of a NamedTuple's fields
+        return annotation.__forward_arg__
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 

@@ -207,10 +207,9 @@ class Platform:
     def register_service(self, name: str, **options: Any) -> None:
         """Guard your own operation under `name`. Registering the name again replaces the earlier options.
 
-        Options: see `koo.ai.registration.NAMES`, and `classify` (an exception → a `Fault`), `max_retries`,
-        `credential` (the owner of the call: a name, or a function of the operation's arguments), `in_thread` (True:
-        blocking operations run in threads), `daily_budget` with `max_cost_usd` and `cost_usd` (a function of the
-        result, or "usage": the cost of the response's usage). Raises `ConfigurationError`.
+        The guide lists the options with their defaults (docs/ENHANCED_ERROR_HANDLING.md, "Your own operations"):
+        `timeout_s`, `idempotent`, `requests_per_minute`, `daily_budget`, `max_cost_usd`, `in_thread`, and others.
+        Raises `ConfigurationError` for an invalid option.
         """
         self._register(self.parts, name, options)
         self._registered[name] = options

@@ -33,6 +33,10 @@ def test_the_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: make docs"
 
 
+def test_types_are_written_as_in_the_source() -> None:
+    assert re.findall(r".*(?:ForwardRef|<class|~\w).*", page()) == []
+
+
 def test_every_public_name_has_a_place() -> None:
     placed = [name for group in GROUPS for name in group.names]
     bound = {name for module in BACKEND for name in import_module(module).__all__} - {*placed, "router"}

@@ -58,8 +58,8 @@ TAGS = [
 def create_app(platform: Platform, *, hosts: Iterable[str] = ()) -> FastAPI:
     """The whole server for one platform. It opens the platform at startup and closes it at shutdown.
 
-    `hosts`: further names of the server, in addition to those in KOO_HOST and KOO_URL; "testserver" for a
-    `TestClient`. Nothing is read or opened here. Startup raises `ConfigurationError` if a setting is invalid.
+    `hosts`: further names of the server, in addition to those in KOO_HOST, KOO_URL and KOO_PUBLIC_URL; "testserver" for
+    a `TestClient`. Nothing is read or opened here. Startup raises `ConfigurationError` if a setting is invalid.
     """
     readiness = readiness_of(platform)
 

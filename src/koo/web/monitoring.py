@@ -33,8 +33,8 @@ def monitoring_router(platform: Platform, *, protect: bool = True, hosts: Iterab
     """The routes below `/monitoring` for one platform.
 
     `protect`: whether the rules of `koo.web.security` apply, wherever the router is included. If False, your own
-    middleware decides who is allowed. `hosts`: further names of your server, in addition to those in KOO_HOST and
-    KOO_URL.
+    middleware decides who is allowed. `hosts`: further names of your server, in addition to those in KOO_HOST,
+    KOO_URL and KOO_PUBLIC_URL.
     """
     door = door_of(platform, protect, hosts)
     router = make_router("/monitoring", "monitoring", door)
