@@ -298,6 +298,18 @@ def test_a_redirect_or_a_refused_method_points_to_the_address(status: int) -> No
 
 
 @pytest.mark.parametrize(
+    "message",
+    [
+        "System role not supported",
+        "Developer instruction is not enabled for models/gemma-3-27b-it",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+    ],
+)
+def test_a_model_without_a_system_role_is_named_as_the_cause(message: str) -> None:
+    assert "put them into the prompt" in ask("ollama", error(400, message=message)).reason
+
+
+@pytest.mark.parametrize(
     ("message", "kind"),
     [
         ("Quota exceeded for requests per minute", Kind.THROTTLED),

@@ -212,7 +212,7 @@ class FaultTable:
         if kind is Kind.QUOTA and row.guessed and (is_short or _is_per_minute(parsed.message[:MESSAGE_MAX])):
             kind = Kind.THROTTLED
         detail = detail_of(parsed)
-        words = row.sentence or _about_the_answer(kind, parsed) or _about_the_status(kind, parsed.status)
+        words = row.sentence or _about_the_request(kind, parsed) or _about_the_status(kind, parsed.status)
         reason = sentence_of(words or SENTENCES[kind], detail)
         return make_error(service, kind, reason, wait_s, detail=detail, billable=billable)
 
@@ -239,6 +239,8 @@ def _is_per_minute(message: str) -> bool:
     return _PER_MINUTE.search(message) is not None and _PER_DAY.search(message) is None
 
 
+ABOUT_MAX = 200
+"""Characters of a message that say what is wrong; later ones may quote the prompt."""
 NO_ROOM = "prompt and max_tokens together do not fit into the model's context: lower max_tokens, or shorten the prompt"
 _ABOUT_THE_ANSWER = re.compile(
     r"max_?(?:new_|completion_|output_)?tokens|(?:in|for) the completion|output tokens|in the output",
@@ -246,10 +248,19 @@ _ABOUT_THE_ANSWER = re.compile(
 )
 
 
-def _about_the_answer(kind: Kind, parsed: ParsedError) -> str:
-    """A better sentence if `max_tokens` is what does not fit: "shorten the prompt" does not help a one-line prompt."""
+_ABOUT_THE_SYSTEM = re.compile(
+    r"system (?:role|message|prompt|instruction)s?\b|developer instruction|roles must alternate",
+    re.IGNORECASE,
+)
+
+
+def _about_the_request(kind: Kind, parsed: ParsedError) -> str:
+    """A better sentence if `max_tokens` or `system` is what does not fit: "shorten the prompt" does not help a one-line
+    prompt."""
     if kind not in (Kind.CONTEXT_LENGTH, Kind.INVALID_REQUEST):
         return ""
+    if kind is Kind.INVALID_REQUEST and _ABOUT_THE_SYSTEM.search(parsed.message[:ABOUT_MAX]):
+        return "it may not accept system instructions for this model: put them into the prompt"
     if not _ABOUT_THE_ANSWER.search(parsed.message[:MESSAGE_MAX]):
         return ""
     if kind is Kind.CONTEXT_LENGTH:
