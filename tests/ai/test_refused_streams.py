@@ -8,6 +8,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 
@@ -169,7 +170,10 @@ class Socket:
     async def send(self, text: str) -> None: ...
 
 
-@pytest.mark.parametrize("answer", [Response(), Cursor(), Page(), Socket(), [1], "text", None, iter("ab")])
+@pytest.mark.parametrize(
+    "answer",
+    [Response(), Cursor(), Page(), Socket(), [1], "text", None, iter("ab"), MagicMock(), AsyncMock()],
+)
 def test_a_whole_result_passes_even_if_it_can_be_iterated_or_entered(answer: Any) -> None:
     async def give() -> Any:
         return answer

@@ -33,6 +33,9 @@ log = logging.getLogger("koo")
 
 USED_OTHERWISE = ("fetchone", "send", "send_bytes", "write", "read")
 """Methods of iterable objects that are not streams: cursors, websockets, files and pipes."""
+MOCKS = "unittest.mock"
+"""Its `MagicMock`, which an `AsyncMock` returns by default, has the methods of every protocol. In an application's test
+it stands for a whole answer."""
 UNWRAPS_MAX = 4
 """An awaitable may return another awaitable; the bound keeps an endless chain from hanging."""
 CLOSING_S_MAX = 10.0
@@ -54,6 +57,8 @@ END: Final = End.END
 def is_unstarted(given: object) -> bool:
     """Whether the result of a call that cannot be awaited is a stream."""
     cls = type(given)
+    if cls.__module__ == MOCKS:
+        return False
     return hasattr(cls, "__aiter__") or hasattr(cls, "__anext__") or hasattr(cls, "__aenter__")
 
 
@@ -71,6 +76,8 @@ def is_stream(result: object) -> bool:
 def _is_read_on(cls: type) -> bool:
     # Classes are inspected, not instances: many SDK objects answer any attribute through `__getattr__`, and an instance
     # would seem to have all of these methods.
+    if cls.__module__ == MOCKS:
+        return False
     if hasattr(cls, "__anext__"):
         return not any(hasattr(cls, name) for name in USED_OTHERWISE)
     return hasattr(cls, "__aenter__") and _is_only_entered(cls)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ftplib
 import http.client
 import io
 import json
+import smtplib
 import socket
 import sqlite3
 import ssl
@@ -463,7 +465,6 @@ class Other(int):
         carrying(status=Other(429)),
         carrying(response="429"),
         carrying("OperationFailure", "pymongo.errors", code=429),
-        carrying("SMTPResponseException", "aiosmtplib.errors", code=550),
     ],
     ids=lambda error: f"{type(error).__name__} {vars(error)!r}",
 )
@@ -620,6 +621,29 @@ def test_an_error_from_a_socket_is_a_failure_even_if_files_raise_the_same_class(
     assert isinstance(error, FileNotFoundError) and judged(error)[:2] == (Kind.CONNECTION, FAILURE)
     assert judged(PermissionError(errno.EACCES, "Permission denied"))[:2] == (Kind.CONNECTION, FAILURE)
     assert judged(ConnectionRefusedError())[:2] == (Kind.CONNECTION, FAILURE)
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (smtplib.SMTPRecipientsRefused({"ada@host": (550, b"no such user")}), NEUTRAL),
+        (smtplib.SMTPRecipientsRefused({"ada@host": (450, b"greylisted")}), NEUTRAL),
+        (smtplib.SMTPSenderRefused(552, b"too large", "bob@host"), NEUTRAL),
+        (smtplib.SMTPDataError(554, b"it looks like spam"), NEUTRAL),
+        (smtplib.SMTPAuthenticationError(535, b"wrong password"), NEUTRAL),
+        (smtplib.SMTPDataError(451, b"local error"), FAILURE),
+        (smtplib.SMTPConnectError(554, b"no service"), FAILURE),
+        (smtplib.SMTPServerDisconnected("closed"), FAILURE),
+        (carrying("SMTPResponseException", "aiosmtplib.errors", code=550), NEUTRAL),
+        (carrying("SMTPResponseException", "aiosmtplib.errors", code=421), FAILURE),
+        (ftplib.error_perm("550 no such file"), NEUTRAL),
+        (ftplib.error_temp("421 too many users"), FAILURE),
+    ],
+    ids=str,
+)
+def test_a_mail_servers_permanent_reply_is_about_the_message(error: Exception, verdict: Verdict) -> None:
+    fault = meaning_of(error, "svc")
+    assert fault.verdict is verdict and fault.error is None
 
 
 def test_a_duplicate_key_is_the_callers_mistake_with_every_database_library() -> None:

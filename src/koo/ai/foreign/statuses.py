@@ -1,10 +1,9 @@
 """Find the HTTP status, the headers and the wait in an error of any library.
 
 Most HTTP libraries raise an error with the status in `status_code`, `status`, `code` or `http_status`, or with the
-response in `response` or `resp`. A name alone proves little: `code` may be a database's or SMTP's. So only a plain
-integer from 400 to 599 counts as a status, and libraries whose own codes fall into that range are listed and skipped.
-A response that an application sends to its own clients (a web framework's `HTTPException`) says nothing about the
-service.
+response in `response` or `resp`. A name alone proves little: `code` may be a database's. So only a plain integer from
+400 to 599 counts as a status, and libraries whose own codes fall into that range are listed and skipped. A response
+that an application sends to its own clients (a web framework's `HTTPException`) says nothing about the service.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ HEADERS: tuple[tuple[str, ...], ...] = (
 CODES = ("provider_error_code", "provider_code", "error_code", "code")
 HEADERS_MAX = 64
 """More headers than a response has."""
-OTHER_CODES = frozenset({"aiosmtplib", "asynch", "clickhouse_driver", "pymongo", "smtplib"})
+OTHER_CODES = frozenset({"asynch", "clickhouse_driver", "pymongo"})
 """Modules whose `code` is not an HTTP status."""
 ANSWERS = (
     "aiohttp.web", "bottle", "django", "falcon", "fastapi", "flask", "litestar", "ninja", "quart", "rest_framework",

@@ -23,6 +23,7 @@ from koo.ai.foreign.http_libraries import (
     judge_urllib,
     judge_urllib3,
 )
+from koo.ai.foreign.mail import judge_ftp, judge_smtp
 from koo.ai.foreign.peek import names_of
 from koo.ai.providers.anthropic import FAULTS as ANTHROPIC
 from koo.ai.providers.faults import FaultTable, ParsedError, make_error
@@ -151,6 +152,9 @@ JUDGES: dict[str, Callable[[Exception, set[str], str], Found]] = {
     "urllib3": judge_urllib3,
     "urllib": judge_urllib,
     "http": judge_http_client,
+    "smtplib": judge_smtp,
+    "aiosmtplib": judge_smtp,
+    "ftplib": judge_ftp,
 }
 """The classifiers by the top-level module of an error's class. botocore and requests derive errors from urllib3's, so
 they come before it."""
