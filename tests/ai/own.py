@@ -172,6 +172,10 @@ class Reader:
     async def whole(self) -> str:
         return "".join([str(piece) async for piece in self._library._play()])
 
+    def check(self) -> None:
+        """Raises the library's next failure, like `raise_for_status`."""
+        raise self._library.failures.pop()
+
     async def wrong(self) -> None:
         raise ValueError("no such row")
 

@@ -12,9 +12,18 @@ import openai
 import pytest
 
 from koo.deadlines import Deadline
-from koo.errors import BudgetExceeded, Kind, ServiceFailed, ServiceSaturated, ServiceTimeout, StreamTruncated
+from koo.errors import (
+    BudgetExceeded,
+    InvalidRequest,
+    Kind,
+    RateLimited,
+    ServiceFailed,
+    ServiceSaturated,
+    ServiceTimeout,
+    StreamTruncated,
+)
 from koo.policies.breaker import CLOSED, HALF_OPEN
-from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS
+from koo.policies.verdict import FAILURE, NEUTRAL, SUCCESS, THROTTLED, Verdict
 from koo.testing.clock import run_virtual
 from tests.ai.own import PRICED, Eager, Library, Own
 
@@ -265,6 +274,37 @@ def test_a_failure_caught_in_the_block_is_still_a_failure() -> None:
         assert own.verdicts[FAILURE] == 1 == sum(own.verdicts) and own.nothing_is_taken()
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (RateLimited("own", "too fast", 30.0, kind=Kind.THROTTLED), THROTTLED),
+        (ServiceFailed("own", "it failed", kind=Kind.SERVER_ERROR), FAILURE),
+        (InvalidRequest("own", "no such page", kind=Kind.NOT_FOUND), NEUTRAL),
+        (TypeError("no such argument"), NEUTRAL),
+    ],
+)
+def test_an_error_raised_by_the_objects_own_method_counts_without_a_wait_too(
+    error: Exception, verdict: Verdict
+) -> None:
+    """`raise_for_status` of a streamed response, for example. A refusal before anything was read costs nothing."""
+
+    async def test(own: Own) -> None:
+        library = Library("a")
+
+        async def read() -> None:
+            async with own.stream(library.manager) as opened:
+                library.failures.append(error)
+                opened.check()
+
+        with pytest.raises(type(error)) as caught:
+            await read()
+        assert caught.value is error
+        assert own.verdicts[verdict] == 1 == sum(own.verdicts) and own.nothing_is_taken()
+        assert own.spent_usd == (5 if isinstance(error, TypeError) else 0)
+
+    run(test, **PRICED)
 
 
 def test_the_blocks_own_error_is_not_the_services_failure() -> None:

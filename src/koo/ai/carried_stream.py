@@ -73,6 +73,9 @@ class CarriedOperation(OperationStream[T]):
     async def read(self, pieces: AsyncIterator[R]) -> R:
         return await carry(self._home, self._stream.read(pieces))
 
+    def note(self, error: Exception) -> None:
+        self._stream.note(error)
+
     async def call(self, awaitable: Awaitable[R]) -> R:
         return await carry(self._home, self._stream.call(awaitable))
 

@@ -31,6 +31,10 @@ class StreamOwner(ABC):
         """The result of a method call."""
 
     @abstractmethod
+    def note(self, error: Exception) -> None:
+        """Record an error that a method raised without a wait."""
+
+    @abstractmethod
     async def aclose(self) -> None:
         """Leave the stream."""
 
@@ -101,7 +105,12 @@ class Opened(Generic[T]):
     def _guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            return self._watched(method(*args, **kwargs))
+            try:
+                value = method(*args, **kwargs)
+            except Exception as error:
+                self._owner.note(error)
+                raise
+            return self._watched(value)
 
         return guarded
 

@@ -35,7 +35,7 @@ from koo.ai.service import Service
 from koo.ai.stream_source import END, End, Source, close_quietly, next_of, open_source
 from koo.crossing import Loop, bring_back
 from koo.deadlines import Deadlines
-from koo.errors import Kind, ServiceFailed
+from koo.errors import ExternalServiceError, Kind, ServiceFailed
 from koo.guard import Scope
 from koo.policies.verdict import CANCELLED, NEUTRAL, SUCCESS, Fault
 
@@ -89,6 +89,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         self._source: Source | None = None
         self._ahead: list[T | End] = []  # the first piece, read by the attempt, until the reader takes it
         self._in_block = False
+        self._has_read = False  # something has arrived, so it is billed even if the next request is refused
         self._came_to: Fault | None = (
             None  # the result of the block's last request; None while it is unfinished
         )
@@ -204,8 +205,22 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
                 self._charge.take(result)
         return result
 
+    def note(self, error: Exception) -> None:
+        """Record an error that a method of the open object raised without a wait, such as `raise_for_status`."""
+        held = self._held
+        if held is None:
+            return
+        fault = held.guard.judge(error)
+        # Only if the service refused or failed. Any other error is a mistake in the use of the object.
+        if isinstance(fault.error or error, ExternalServiceError):
+            held.calls.failed(
+                held.guard.name, "stream", fault.error or error, fault.kind, held.scope.attempts
+            )
+            self._note_end(fault)
+
     async def _ask(self, reading: Coroutine[object, object, R]) -> R:
         held = self._held
+        self._has_read = True
         if held is None or (self._closed and self._failed is None):
             # The stream has ended. Methods such as `get_final_message()` still work, because they return what the
             # library's object has collected. They send nothing, so there is nothing to guard, and the permit has ended.
@@ -265,6 +280,7 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         try:
             if not (self._in_block and source.is_managed):
                 self._ahead = [await source.next()]
+                self._has_read = True
         except BaseException as error:
             # The guard may call the operation again after this, and no other code has a reference to this source. If it
             # were not closed, its connection would stay open, and the provider would go on writing to it.
@@ -328,8 +344,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if fault.verdict is SUCCESS:
             self._settle_success(held)
             return
-        # `billed=True`: an error usually means that nothing was billed, but this stream has delivered something.
-        held.scope.settle(replace(fault, billed=True), took_s=silent_s)
+        # An error usually means that nothing was billed, but a stream that has delivered something was.
+        held.scope.settle(replace(fault, billed=fault.billed or self._has_read), took_s=silent_s)
 
     def __del__(self) -> None:
         # `break` in an `async for` does not close the iterator. Without this the operation's connection would stay open
