@@ -308,9 +308,9 @@ def _name_entry(thing: Any, name: str) -> Iterator[str]:
         yield f"#### `{name}`"
         yield f"[`{thing.__name__}`](#{thing.__name__.lower()}), as in `koo`."
     elif inspect.ismethod(thing):
-        owner = thing.__func__.__qualname__.rpartition(".")[2]
+        owner, _, method = thing.__func__.__qualname__.rpartition(".")
         yield f"#### `{name}`"
-        yield f"The same as `{owner}`."
+        yield f"The same as {OWNERS[owner].format(method)}, of this process."
     elif callable(thing):
         yield from callable_entry(thing, name, "####")
     else:
@@ -363,6 +363,10 @@ def body() -> Iterator[str]:
     )
     for module in BACKEND:
         yield from module_entry(import_module(module))
+
+
+OWNERS = {"Platform": "[`Platform.{0}`](#platform{0})", "AIErrorHandler": "`ai_error_handler.{0}`"}
+"""Where this page describes a method that has a name of its own in a module."""
 
 
 def page() -> str:

@@ -89,3 +89,8 @@ def test_generating_the_page_reads_no_setting(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == page()
+
+
+def test_no_entry_refers_only_to_itself() -> None:
+    entries = re.findall(r"^#+ `(\w+)`\n\nThe same as .*`(.+?)`", page(), re.MULTILINE)
+    assert entries and [name for name, same in entries if name == same] == []
