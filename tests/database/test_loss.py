@@ -94,6 +94,33 @@ def test_a_restart_between_scopes_is_not_noticed(pg: Place) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("commit", ["at the end", "inside"])
+def test_a_scope_that_has_sent_nothing_ends_as_a_success_although_its_connection_was_lost(
+    pg: Place, commit: str
+) -> None:
+    """A request that waited for another service while the server restarted, for example: it lost nothing."""
+
+    async def main() -> None:
+        async with with_notes(pg.url, pool_size=1, max_overflow=0) as database:
+            for readonly in (False, True):
+                async with database.session_scope(readonly=readonly) as session:
+                    kill_all(pg)
+                    if commit == "inside":
+                        await session.commit()
+                        assert await session.scalar(ONE) == 1
+            assert await notes(database) == []
+            metrics = database.get_pool_metrics()["connection_metrics"]
+            assert (metrics["stale_replaced"], metrics["broken"]) == (2, 0)
+            # A statement that failed makes a difference: its caller may rely on the error of COMMIT.
+            with pytest.raises((DBAPIError, KooError)):
+                async with database.session_scope() as session:
+                    with suppress(DBAPIError):
+                        await session.execute(text("SELECT 1/0"))
+                    kill_all(pg)
+
+    run(main)
+
+
 @pytest.mark.parametrize("how", ["execute", "scalar", "scalars", "get", "stream"])
 def test_the_first_statement_is_repeated_on_a_new_connection(any_pg: Place, how: str) -> None:
     """The server was restarted between BEGIN and the first statement."""

@@ -161,6 +161,17 @@ class Hooks:
         began = occupant.enter(record, COMMIT)
         try:
             done = self._send_commit(self._do_commit, fairy)
+        except Exception as error:
+            occupant.leave(record, began, False)
+            if not occupant.is_unused:
+                raise
+            # The block sent nothing (it waited for something else while the server restarted, for example), so nothing
+            # is lost with the connection. Cut off, because an orderly close might wait for a silent server.
+            self._metrics.stale += 1
+            record.abort()
+            record.is_open = False
+            fairy.invalidate(error)
+            return
         except BaseException:
             occupant.leave(record, began, False)
             raise

@@ -44,6 +44,11 @@ class Occupant(Protocol):
     statement: str | None
     """The last statement that was sent; only its first words are ever shown."""
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether the scope has sent nothing, so that its COMMIT or the loss of its connection changes nothing."""
+        ...
+
     def enter(self, record: ConnectionRecord, stage: ScopeStage) -> float:
         """Called before a statement or COMMIT is sent; returns the time. Raises `DatabaseError` to prevent it."""
         ...

@@ -123,6 +123,11 @@ class Transcript:
             self._failed_s = took_s
         return took_s
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether the scope has sent nothing, so that its COMMIT or the loss of its connection changes nothing."""
+        return not (self.statements or self.handed_out or self._reports or self.expired)
+
     # ── what the engine reports ───────────────────────────────────────────────────────────────────────────────
 
     def report(
