@@ -291,6 +291,20 @@ def test_a_reported_cost_is_used_in_a_stream_of_one_chunk_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "kind"),
+    [
+        (b'{"error": "`inputs` is empty", "error_type": "validation"}', Kind.INVALID_REQUEST),
+        (b'{"code": "rate_limit_exceeded", "error": "too fast"}', Kind.THROTTLED),
+        (b'{"error": "failed", "status_code": 503, "id": "1", "choices": []}', Kind.OVERLOADED),
+    ],
+    ids=["tgi", "xai", "fastapi"],
+)
+def test_the_names_next_to_a_streams_error_decide(told: bytes, kind: Kind) -> None:
+    pieces, fault = pieces_of("compatible", raw(b"data: %b\n\n" % told, content_type="text/event-stream"))
+    assert not pieces and fault is not None and fault.kind is kind
+
+
+@pytest.mark.parametrize(
     "end",
     [
         b'"x_groq":{"id":"r","usage":{"prompt_tokens":3,"completion_tokens":1}},"choices":[{"delta":{},"finish_reason":"stop"}]',

@@ -159,6 +159,10 @@ ROWS: list[tuple[str, Any, Kind]] = [
     ("anthropic", error(529, "overloaded_error"), Kind.OVERLOADED),
     ("anthropic", error(400, "an_error_of_tomorrow"), Kind.INVALID_REQUEST),
     ("anthropic", error(599, "an_error_of_tomorrow"), Kind.SERVER_ERROR),
+    # A sentence under `error` with status 200, and its names next to it.
+    ("ollama", raw(b'{"error": "`inputs` is empty", "error_type": "validation"}'), Kind.INVALID_REQUEST),
+    ("ollama", raw(b'{"code": "rate_limit_exceeded", "error": "too fast"}'), Kind.THROTTLED),
+    ("ollama", raw(b'{"error": "failed", "status_code": 429}'), Kind.THROTTLED),
     # 5c. OpenAI.
     ("openai", error(400, INVALID, code="context_length_exceeded"), Kind.CONTEXT_LENGTH),
     (

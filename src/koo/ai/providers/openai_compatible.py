@@ -52,6 +52,7 @@ FAULTS = FaultTable(
         # llama.cpp.
         Row(Kind.CONTEXT_LENGTH, "exceed_context_size_error"),
         Row(Kind.OVERLOADED, "unavailable_error", sentence="it is still loading the model"),
+        Row(Kind.INVALID_REQUEST, "validation"),  # TGI, inside a stream
         # Most servers imitate OpenAI's codes too.
         *OPENAI_FAULTS.rows,
     ),
@@ -196,7 +197,7 @@ class _Reader(Reader):
             self._texts.append(text or thought)
         self.stop_reason = choice.finish_reason or self.stop_reason
         usage = self._usage(told)
-        failure = self._failure(told, choice)
+        failure = self._failure(told, choice, data)
         # A failure with text or a usage is passed on as a piece, because that part is billed.
         if failure is not None and not (text or thought or usage):
             raise failure
@@ -216,11 +217,11 @@ class _Reader(Reader):
             error=failure,
         )
 
-    def _failure(self, told: _Answer, choice: _Choice) -> ExternalServiceError | None:
+    def _failure(self, told: _Answer, choice: _Choice, data: bytes) -> ExternalServiceError | None:
         """The error in the chunk, in its choice, or in its finish reason, if any."""
         for error in (told.error, choice.error):
             if error is not NOTHING and is_something(error):
-                return self.wire.told(self.headers, error, billable=self._begun)
+                return self.wire.told(self.headers, error, data, billable=self._begun)
         return self._failed_end()
 
     def _usage(self, chunk: _Answer) -> Usage | None:

@@ -49,6 +49,8 @@ USER_AGENT = "koo"
 FRAMING_TOKENS = 256
 """Tokens that a vendor may add around a prompt: roles, separators, a hidden preamble. A few dozen are known."""
 WEB_PAGE = "a web page"
+BESIDE = ("code", "error_code", "error_type", "status_code", "param", "request_id", "retry_after")
+"""Fields that some servers put next to `error`, which is only a sentence then (xAI, TGI, FastAPI)."""
 ERROR_BYTES_MAX = 4096
 """A longer document is not an error."""
 SLICE = 16_384
@@ -243,7 +245,8 @@ class Wire:
         """Raise the failure that a response with status 200 reports: an error field, a failed end, or no content."""
         # An answer that also contains an error was billed. Without any text or tokens, the error came first.
         if is_something(error):
-            raise self.told(response.headers, error, billable=bool(text) or usage.total_tokens > 0)
+            billable = bool(text) or usage.total_tokens > 0
+            raise self.told(response.headers, error, response.body, billable=billable)
         parsed = failure_of(reason)
         if parsed is not None:
             raise self.error(replace(parsed, headers=response.headers), billable=True)
@@ -252,9 +255,16 @@ class Wire:
         if not text and not usage.output_tokens and reason is None:
             raise self.no_answer(response, "a response without content")
 
-    def told(self, headers: Mapping[str, str], error: msgspec.Raw, *, billable: bool) -> ExternalServiceError:
-        """The error from a response's `error` field, with or without an answer next to it."""
-        return self.error(self._read_error(200, headers, b'{"error":%b}' % bytes(error)), billable=billable)
+    def told(
+        self, headers: Mapping[str, str], error: msgspec.Raw, document: bytes = b"", *, billable: bool
+    ) -> ExternalServiceError:
+        """The error from a document's `error` field, with or without an answer next to it."""
+        # Not the whole document: the fields of an answer next to the error (`type`, `status`) have the names of an
+        # error's fields.
+        around = document_of(document)
+        beside = {name: around[name] for name in BESIDE if name in around} if isinstance(around, dict) else {}
+        body = msgspec.json.encode({**beside, "error": document_of(bytes(error))})
+        return self.error(self._read_error(200, headers, body), billable=billable)
 
     def no_answer(self, response: HttpResponse, what: str) -> ExternalServiceError:
         """The error for a 200 without an answer: the reported error, else that the response is `what`."""
