@@ -136,6 +136,51 @@ def test_bytes_that_are_not_http_get_a_problem_response(tmp_path: Path, sent: by
         Problem.model_validate(body, strict=True)
 
 
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the request's path and body."""
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    body, more = scope["path"].encode() + b" ", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(HIDDEN)
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"%x\r\n%s\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)
+
+
+@pytest.mark.parametrize(
+    "pieces", [(LENGTH + HIDDEN,), (LENGTH, HIDDEN), (CHUNKED + CHUNK,), (CHUNKED, CHUNK)]
+)
+def test_a_request_that_offers_another_protocol_keeps_its_body(
+    tmp_path: Path, pieces: tuple[bytes, ...]
+) -> None:
+    """Java's HTTP client offers h2c with its first request. The body is part of it and never a request of its own."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    with listening(tmp_path, echo) as (server, port), connected(port) as connection:
+        connection.sendall(b"POST /one HTTP/1.1\r\n" + HOST + offer + pieces[0])
+        wait_until(lambda: server.server_state.total_requests == 1 or server.server_state.tasks)
+        for piece in (*pieces[1:], b"GET /two HTTP/1.1\r\n" + HOST + offer + b"Connection: close\r\n\r\n"):
+            connection.sendall(piece)
+        content = b""
+        while piece := connection.recv(65_536):
+            content += piece
+        assert [one.partition(b"\r\n\r\n")[2] for one in content.split(b"HTTP/1.1 200 OK")[1:]] == [
+            b"/one " + HIDDEN,
+            b"/two ",
+        ]
+
+
 def test_a_connection_lost_in_its_head_leaves_nothing_behind(tmp_path: Path) -> None:
     crowd = Crowd(100)
     with listening(tmp_path, crowd=crowd) as (_, port):

@@ -17,6 +17,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, ClassVar, Literal
 
+from httptools import HttpParserUpgrade, HttpRequestParser
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -56,6 +57,33 @@ class HeadTooLarge(Exception):
     """Raised in a callback of the parser, to make the parser stop."""
 
 
+class Parser(HttpRequestParser):
+    """Reads a request that asks for another protocol as if it had not: a server may ignore `Upgrade` (RFC 9110, 7.8).
+
+    httptools ends such a request after its head and takes its body for the next request. Java's HTTP client sends
+    `Upgrade: h2c` with its first request, so its POST would arrive without a body. And a client could hide a request in
+    a body, where a proxy in front of koo does not check it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._connection = connection
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # uvicorn passes nothing else
+        parser, rest = self, memoryview(data)
+        while True:
+            try:
+                super(Parser, parser).feed_data(rest)
+            except HttpParserUpgrade as upgrade:
+                head, rest = self._connection.head_without_upgrade(), rest[upgrade.args[0] :]
+                # A new parser, because after a head with `Connection: close` the old one would ignore everything.
+                parser = self._connection.parser = Parser(self._connection)
+                super(Parser, parser).feed_data(head)
+            else:
+                return
+
+
 class Connection(HttpToolsProtocol):
     """A connection with deadlines. `head_bytes` counts received bytes that have completed neither a head nor a part
     of a body.
@@ -65,6 +93,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
+        self.parser = Parser(self)
         self.address = ""
         self.head_bytes = 0
         self._too_large = False
@@ -116,9 +145,20 @@ class Connection(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
             self._too_large = True
             raise HeadTooLarge
+        # `Parser` feeds this head again, without `Upgrade`. CONNECT counts as an upgrade too, and would do so again;
+        # uvicorn refuses it, because it has no path.
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return
         self._count_head(0)
         self._in_head, self._in_body, self._body_bytes = False, True, 0
         super().on_headers_complete()
+
+    def head_without_upgrade(self) -> bytes:
+        """Return the head that was read last, without `Upgrade`."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_body(self, body: bytes) -> None:
         self._count_head(0)
@@ -126,6 +166,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._in_head:
+            return  # a head that is read again: there is no request yet
         self._in_body = False
         super().on_message_complete()
 
