@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from koo.clock import iso
+from koo.logs.facts import log_with
 from koo.logs.lines import request_id
 from koo.monitoring.shapes import AuditEntry
 from koo.plain_text import plain
@@ -103,17 +104,19 @@ def _write(entry: AuditEntry) -> None:
     }
     given = {name: value for name, value in facts.items() if value != ""}
     if not entry["reason"]:
-        log.info("%s by %s from %s", entry["what"], entry["who"], entry["peer"], extra=given)
+        log_with(given, log, logging.INFO, "%s by %s from %s", entry["what"], entry["who"], entry["peer"])
         return
     more = f"; {entry['more']} more like it before this one" if entry["more"] else ""
-    log.warning(
+    log_with(
+        given,
+        log,
+        logging.WARNING,
         "%s from %s was refused (%d): %s%s",
         entry["what"],
         entry["peer"],
         entry["status"],
         entry["reason"],
         more,
-        extra=given,
     )
 
 
