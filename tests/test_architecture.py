@@ -41,6 +41,7 @@ ROWS: list[set[str]] = [
         "openings",
         "options",
         "own_files",
+        "paths",
         "service_names",
         "shortages",
         "events",

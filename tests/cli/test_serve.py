@@ -393,6 +393,22 @@ def test_a_watched_server_turns_unready_before_it_refuses_connections(tmp_path: 
             assert process.wait(20) == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_under_nohup_a_closed_terminal_does_not_end_the_server(tmp_path: Path, workers: str) -> None:
+    """SIGTERM after an ignored SIGHUP is the first signal, for which the server does wait."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the server inherits
+    try:
+        with serving(tmp_path, "--workers", workers, KOO_SHUTDOWN_DELAY="600") as (url, process):
+            assert ask(f"{url}/readyz") == {"status": "ready"}
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGTERM)
+            assert _until_refused(f"{url}/readyz") == (503, "draining")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def _until_refused(url: str) -> tuple[int, str]:
     """Wait for the first refusal and return its status and kind: a signal takes a moment to arrive."""
     while True:

@@ -233,3 +233,37 @@ def test_quotes_and_dollars_that_may_be_meant_are_kept(text: str, tmp_path: Path
 def test_a_body_field_may_have_quotes_because_it_is_json(tmp_path: Path) -> None:
     settings = Settings(environ={"AI_SERVICES__CLAUDE__BODY__user": '"ada"'}, working_directory=tmp_path)
     assert settings.ai_services["claude"].body["user"].get_secret_value() == '"ada"'
+
+
+LONG = "/" + "a" * 5000
+PATHS = {
+    "KOO_HOME": "{}",
+    "DATABASE_URL": "sqlite:///{}",
+    "KOO_STATE_URL": "sqlite:///{}",
+    "SSL_CERT_FILE": "{}",
+    "SSL_CERT_DIR": "{}",
+    "AI_SERVICES__LOCAL__MODEL": "{}",
+}
+
+
+@pytest.mark.parametrize("variable", PATHS)
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("~a-user-that-does-not-exist/x", "a path without ~, because its home folder is unknown"),
+        (LONG, "a path that can be followed, but: File name too long"),
+        ("circle/x", "a path whose links do not form a loop"),
+    ],
+    ids=["no home folder", "too long", "a loop of links"],
+)
+def test_a_path_that_leads_nowhere_is_refused_with_its_variable(
+    variable: str, path: str, expected: str, tmp_path: Path
+) -> None:
+    if variable == "AI_SERVICES__LOCAL__MODEL" and path == LONG:
+        pytest.skip("too long for the name of any model")
+    (tmp_path / "circle").symlink_to("circle")
+    environ = {"KOO_HOME": str(tmp_path), variable: PATHS[variable].format(path)}
+    with pytest.raises(ConfigurationError) as refused:
+        Settings(environ=environ, working_directory=tmp_path)
+    assert str(refused.value).startswith(f"{variable} is ")
+    assert str(refused.value).endswith(f"; expected {expected}")

@@ -52,6 +52,14 @@ def test_a_query_that_does_not_finish_in_time_is_cancelled_and_settled(tmp_path:
     asyncio.run(main())
 
 
+def test_a_variable_of_other_servers_does_not_keep_koo_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "auto")
+    made = platform(tmp_path)
+    make_server(made, create_app(made))
+
+
 def test_a_request_cancelled_at_shutdown_gets_a_503_and_logs_no_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ from koo.configuration.to_options import attempt_timeout_s, body_of, local_model
 from koo.configuration.values import quoted, reveal
 from koo.configuration.variables import BUILT_IN, NOT_LOCAL, BudgetSettings, Name, ServiceSettings, Variables
 from koo.http.proxies import is_loopback
+from koo.paths import path_trouble
 
 ORDERED = [
     ("db_retry_base_delay", "db_retry_max_delay"),
@@ -234,8 +235,13 @@ def _of_local(settings: Variables, own: ServiceSettings) -> Iterator[tuple[str, 
     for name in NOT_LOCAL:
         if name in own.given:
             yield name, "is set, but has no meaning for local, which runs on this machine; remove it"
-    path = local_model_path(settings)
-    if path is not None and not path.is_file():
+    try:
+        path = local_model_path(settings)
+        missing = path is not None and not path.is_file()
+    except (ValueError, OSError) as error:
+        yield "model", f'is "{own.model}"; {path_trouble(error)}'
+        return
+    if missing:
         yield (
             "model",
             f'is "{own.model}"; expected the path of an existing GGUF file, and {path} does not exist',

@@ -17,6 +17,7 @@ from koo.configuration.values import reveal
 from koo.configuration.variables import FAMILIES, Name, Variables
 from koo.errors import ConfigurationError
 from koo.hidden import HIDDEN
+from koo.paths import path_trouble
 
 QUOTES = ("'", '"', "`", "“", "”", "‘", "’")
 _UNREPLACED = re.compile(
@@ -52,8 +53,8 @@ def _read(row: Row, found: Found | None, home: Path) -> object:
         if found is not None and found.source in (ENV_FILE, "environment"):
             _check_text(str(value), quotes_are_meant=row.many)
         return row.read(value, home)
-    except ValueError as error:
-        said = str(error) or f"expected {row.allowed}"
+    except (ValueError, OSError) as error:
+        said = path_trouble(error) or f"expected {row.allowed}"
     # The error is raised outside of the `except` block. Inside it, the caught error would become this one's
     # `__context__`, and error reporters print the local variables of its frames, which contain the value. For the same
     # reason the value is removed from this frame.

@@ -21,6 +21,7 @@ from koo.configuration.service_links import without_links
 from koo.configuration.trust import look_at
 from koo.configuration.values import quoted
 from koo.errors import ConfigurationError
+from koo.paths import absolute, path_trouble
 
 ENV_FILE = ".env"
 
@@ -47,10 +48,14 @@ def find_home(given: str, working_directory: Path) -> Path:
     # A missing folder is not created: with a typo in KOO_HOME, koo would start with an empty state store, and
     # the budgets and the history would seem to be lost.
     if given:
-        home = (working_directory / Path(given).expanduser()).resolve()
-        if not home.is_dir():
-            raise ConfigurationError("", f'KOO_HOME is "{given}"; expected an existing folder')
-        return home
+        wrong = "expected an existing folder"
+        try:
+            home = absolute(given, working_directory)
+            if home.is_dir():
+                return home
+        except (ValueError, OSError) as error:
+            wrong = path_trouble(error)
+        raise ConfigurationError("", f'KOO_HOME is "{given}"; {wrong}')
     upwards = (working_directory, *working_directory.parents)
     return next((folder for folder in upwards if _holds_env_file(folder)), working_directory)
 
@@ -69,12 +74,19 @@ def check_home(found: Found | None, home: Path) -> None:
     """Raises `ConfigurationError` if the `.env` sets KOO_HOME to a folder other than its own."""
     if found is None or found.source != ENV_FILE or not found.value:
         return
-    if (home / Path(str(found.value)).expanduser()).resolve() != home.resolve():
+    if not _is_same(str(found.value), home):
         raise ConfigurationError(
             "",
             f"KOO_HOME is {quoted(str(found.value))} in {home / ENV_FILE}, but that file is itself found by KOO_HOME; "
             "set it in the environment",
         )
+
+
+def _is_same(given: str, home: Path) -> bool:
+    try:
+        return absolute(given, home) == home.resolve()
+    except ValueError:
+        return False
 
 
 def check_env_file(path: Path, environ: Mapping[str, str], *, by_hand: bool) -> Iterator[str]:

@@ -19,6 +19,7 @@ from koo.configuration.table import BUDGET, PLATFORM, SERVICE, Place, Table
 from koo.configuration.values import reveal
 from koo.configuration.variables import BUILT_IN, ServiceSettings, Variables
 from koo.options import KEY_HEADERS, PlatformOptions, ServiceKind, ServiceOptions
+from koo.paths import absolute
 
 Options = TypeVar("Options", bound=Checked)
 PACKAGED_MODEL = "SmolLM2-135M-Instruct"
@@ -140,4 +141,4 @@ def _model(settings: Variables, kind: ServiceKind, own: ServiceSettings) -> str:
 def local_model_path(settings: Variables) -> Path | None:
     """The file in `AI_SERVICES__LOCAL__MODEL`; None for the packaged one."""
     own = settings.ai_services.get("local")
-    return (settings.koo_home / Path(own.model).expanduser()).resolve() if own and own.model else None
+    return absolute(own.model, settings.koo_home) if own and own.model else None

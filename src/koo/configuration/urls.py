@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from koo.database_urls import check_place
 from koo.http.proxies import is_address, read_proxy
+from koo.paths import absolute
 from koo.sqlite_url import check_sqlite_url
 
 DATABASE_SCHEMES = (
@@ -70,7 +71,7 @@ def _absolute(rest: str, home: Path) -> str:
     check_sqlite_url(path, dict(parse_qsl(query, keep_blank_values=True)))
     if path in {"", ":memory:"} or path.startswith("file:"):
         return rest
-    place = (home / Path(unquote(path)).expanduser()).resolve()
+    place = absolute(unquote(path), home)
     if place.is_dir():
         raise ValueError("expected the path of a file, but this is a folder")
     # The path is quoted, because SQLAlchemy reads %41 as A, and takes everything after a ? as options. A file with such

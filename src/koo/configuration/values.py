@@ -35,6 +35,7 @@ from koo.configuration.urls import (
     mask_url,
 )
 from koo.http.proxies import ALLOWED_PROXY
+from koo.paths import absolute
 
 SHOWN_MAX = 40
 TAG_MAX = 200
@@ -218,7 +219,7 @@ def _hosts(text: str, _home: Path) -> str:
 
 
 def _certificates(text: str, home: Path) -> Path:
-    path = (home / Path(text).expanduser()).resolve()
+    path = absolute(text, home)
     if not path.is_file():
         raise ValueError("expected the path of an existing file")
     import ssl  # loaded only if such a file is named
@@ -233,7 +234,7 @@ def _certificates(text: str, home: Path) -> Path:
 def _certificate_folders(text: str, home: Path) -> str:
     # OpenSSL accepts several folders, and some systems list one that does not exist on all machines. So one existing
     # folder is enough.
-    folders = [(home / Path(one).expanduser()).resolve() for one in text.split(os.pathsep)]
+    folders = [absolute(one, home) for one in text.split(os.pathsep)]
     if not any(one.is_dir() for one in folders):
         raise ValueError
     return os.pathsep.join(map(str, folders))

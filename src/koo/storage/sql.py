@@ -33,6 +33,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from koo.database_urls import check_place, with_hidden_password
 from koo.errors import ConfigurationError
 from koo.own_files import make_database
+from koo.paths import absolute
 from koo.sqlstates import is_locked
 from koo.storage import schema
 from koo.storage.base import StoreUnavailable
@@ -463,7 +464,10 @@ def read_url(url: str, home: Path) -> Path | URL:
             raise ConfigurationError(
                 "KOO_STATE_URL", "it must name a file and nothing else: sqlite:///path/to/file.db"
             )
-        return home / Path(parsed.database).expanduser()
+        try:
+            return absolute(parsed.database, home)
+        except ValueError as error:
+            raise ConfigurationError("KOO_STATE_URL", str(error)) from None
     if backend in ("postgresql", "postgres"):
         return _for_psycopg(parsed)
     raise ConfigurationError(

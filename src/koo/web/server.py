@@ -99,6 +99,8 @@ def make_server(
             # code path. koo has no websocket routes.
             ws="none",
             lifespan="on",
+            # Otherwise uvicorn reads WEB_CONCURRENCY, which koo does not use: a word in it would end the start.
+            workers=1,
             log_config=None,
             access_log=False,  # koo's own log lines have a request id and a duration, and no query strings
             server_header=False,
@@ -211,8 +213,13 @@ def _command() -> str:
 
 @contextmanager
 def _hanging_up(server: uvicorn.Server) -> Iterator[None]:
-    """Make SIGHUP, which a closed terminal sends, end the server as SIGTERM does; uvicorn does not handle it."""
+    """Make SIGHUP, which a closed terminal sends, end the server as SIGTERM does; uvicorn does not handle it.
+
+    Under `nohup` it stays ignored.
+    """
     name = getattr(signal, "SIGHUP", None)
+    if name and signal.getsignal(name) is signal.SIG_IGN:
+        name = None
     before = name and signal.signal(name, server.handle_exit)
     try:
         yield

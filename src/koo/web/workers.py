@@ -131,7 +131,10 @@ class Workers:
         # immediately. It must not block: a burst of signals fills the pipe, and then one byte is as good as many.
         os.set_blocking(read, False)
         os.set_blocking(write, False)
-        heard = [*ENDING, signal.SIGCHLD, signal.SIGUSR2]
+        heard = [
+            one for one in ENDING if one == signal.SIGTERM or signal.getsignal(one) is not signal.SIG_IGN
+        ]
+        heard += [signal.SIGCHLD, signal.SIGUSR2]
         before = {one: signal.signal(one, self._hear) for one in heard}
         waker = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         try:

@@ -1,0 +1,26 @@
+"""Paths in settings: `~` stands for the user's home folder, and a relative path starts at a given folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def absolute(text: str, home: Path) -> Path:
+    """The absolute path, with its links followed. Raises `ValueError` if it cannot be known."""
+    # RuntimeError is what pathlib raises: for a `~` if HOME is not set and the user id has no name, as in a container
+    # with a random one; for `~name` if there is no such user; for links that lead to themselves.
+    try:
+        expanded = Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("expected a path without ~, because its home folder is unknown") from None
+    try:
+        return (home / expanded).resolve()
+    except (RuntimeError, OSError):
+        raise ValueError("expected a path whose links do not form a loop") from None
+
+
+def path_trouble(error: ValueError | OSError) -> str:
+    """What is wrong with a path. An `OSError` comes from looking at it, in a folder that is closed to this user."""
+    if isinstance(error, OSError):
+        return f"expected a path that can be followed, but: {error.strerror}"
+    return str(error)
