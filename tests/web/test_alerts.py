@@ -128,6 +128,12 @@ def test_the_history_is_read_page_by_page_and_between_two_times(tmp_path: Path) 
             await client.get(f"{ALERTS}/history?since=2020-01-01T00:00:00Z&until=2020-01-02T00:00:00Z")
         ).body
         assert none["episodes"] == [] and none["since"] == "2020-01-01T00:00:00+00:00"
+        # koo's own form of a time, pasted into a URL: an unescaped + means a space there.
+        pasted = f"{ALERTS}/history?since=2020-01-01T03:00:00.125+03:00&until=2020-01-02T00:00:00+00:00"
+        range_of = (await client.get(pasted)).body
+        assert (range_of["since"], range_of["until"]) == (
+            "2020-01-01T00:00:00.125000+00:00", "2020-01-02T00:00:00+00:00",
+        )  # fmt: skip
 
     with_server(tmp_path, work)
 

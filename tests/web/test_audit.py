@@ -77,6 +77,19 @@ def test_repeated_refusals_of_one_address_are_logged_once_a_minute_with_their_nu
     assert len(caplog.messages) == 3 and "4999 more like it before" in caplog.messages[-1]
 
 
+def test_one_ipv6_network_is_one_address_for_the_log_and_for_guesses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One subscriber has as many addresses in a /64 as it wants."""
+    audit = Audit(monotonic=Time())
+    slowed = False
+    for number in range(1000):
+        address = f"2001:db8::{number:x}"
+        audit.note("", "GET /monitoring/health", address, REFUSED)
+        slowed = audit.guesses.are_too_many(address)
+    assert slowed and [one["peer"] for one in audit.entries()] == ["2001:db8::0"] and len(caplog.messages) == 1
+
+
 def test_the_oldest_of_many_addresses_are_forgotten_and_the_list_is_bounded() -> None:
     audit = Audit()
     for number in range(3 * KEPT):

@@ -15,7 +15,6 @@ from koo.web.crowd import (
     FOR_PROBES,
     HEADS_BYTES_MAX,
     Crowd,
-    address_of,
     bound_of,
 )
 
@@ -183,12 +182,3 @@ def test_the_limit_is_half_of_the_free_descriptors_minus_those_for_probes() -> N
     assert bound_of(Descriptors(60, 64)) == CONNECTIONS_MIN
     assert bound_of(Descriptors(20, 1_048_576)) == CONNECTIONS_MAX
     assert bound_of(None) == CONNECTIONS_MAX
-
-
-def test_an_ipv4_address_or_an_ipv6_network_counts_as_one_client() -> None:
-    assert address_of("192.0.2.1") == "192.0.2.1"
-    assert address_of("::ffff:192.0.2.1") == "192.0.2.1"
-    assert address_of("2001:db8::1") == address_of("2001:db8::ffff") == "2001:db8::/64"
-    assert address_of("2001:db8:0:1::1") != address_of("2001:db8::1")
-    assert address_of("fe80::1%eth0") == "fe80::/64"
-    assert address_of("not:an:address") == "not:an:address"

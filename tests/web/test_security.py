@@ -227,6 +227,9 @@ def test_a_request_through_a_proxy_is_not_from_this_machine(header: dict[str, st
         ("203.0.113.1", "127.0.0.2", None),
         (None, "127.0.0.2", None),
         ("127.0.0.1", "", ""),
+        ("::ffff:10.9.9.9", "203.0.113.9, ::ffff:10.0.0.7", "203.0.113.9"),  # a server that listens on ::
+        ("10.9.9.9", "203.0.113.9:4711, 10.0.0.7:443", "203.0.113.9"),
+        ("10.9.9.9", "[2001:db8::1]:4711", "2001:db8::1"),
     ],
 )
 def test_only_a_trusted_proxy_names_its_client(peer: str | None, header: str, caller: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request
@@ -17,8 +16,7 @@ from koo.platform import Platform
 from koo.web import bodies
 from koo.web.links import linked
 from koo.web.routing import JsonView, described
-
-A_TIME = "a time with time zone, such as 2026-11-29T03:00:00Z"
+from koo.web.times import A_TIME, Time
 
 
 def add_alerts(router: APIRouter, platform: Platform) -> None:
@@ -33,9 +31,9 @@ def add_alerts(router: APIRouter, platform: Platform) -> None:
     async def get_alert_history(
         request: Request,
         since: Annotated[
-            datetime | None, Query(description=f"{A_TIME}; default: seven days before `until`")
+            Time | None, Query(description=f"{A_TIME}; default: seven days before `until`")
         ] = None,
-        until: Annotated[datetime | None, Query(description=f"{A_TIME}; default: now")] = None,
+        until: Annotated[Time | None, Query(description=f"{A_TIME}; default: now")] = None,
         limit: Annotated[int, Query(ge=1, le=PAGE_MAX, description="episodes per page")] = 50,
         cursor: Annotated[
             str | None, Query(max_length=100, description="`next_cursor` of the previous page")

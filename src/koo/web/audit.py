@@ -22,6 +22,7 @@ from koo.logs.lines import request_id
 from koo.monitoring.shapes import AuditEntry
 from koo.plain_text import plain
 from koo.platform import Platform
+from koo.web.addresses import client_of
 from koo.web.guesses import Guesses
 from koo.web.security import Denial, Who
 
@@ -80,7 +81,7 @@ class Audit:
         # The entry is removed and added again, so that the dictionary is ordered by last use and the oldest address is
         # dropped. An attacker with many addresses can cause others to be dropped. That costs an extra log line for
         # each, but no memory.
-        now, key = self._monotonic(), (where, status)
+        now, key = self._monotonic(), (client_of(where), status)
         refusals = self._refusals.pop(key, None)
         if refusals is not None and now - refusals.began < AGAIN_S:
             refusals.unsaid += 1

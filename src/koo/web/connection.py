@@ -22,8 +22,9 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from koo.web.addresses import client_of
 from koo.web.bounds import CLOSE
-from koo.web.crowd import Crowd, address_of
+from koo.web.crowd import Crowd
 from koo.web.door import careful
 from koo.web.edge import is_probe
 from koo.web.problems import MEDIA_TYPE, http_problem, raw_problem, respond
@@ -109,7 +110,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.address = address_of(self.client[0]) if self.client else ""
+        self.address = client_of(self.client[0]) if self.client else ""
         if self.crowd.enter(self):
             self._turn()
         else:

@@ -16,11 +16,9 @@ and a process without any can neither log nor open its own files.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Protocol
 
 from koo.host import Descriptors
@@ -232,17 +230,3 @@ def bound_of(descriptors: Descriptors | None) -> int:
     # report the problem.
     free = descriptors.limit - descriptors.used
     return max(CONNECTIONS_MIN, min(CONNECTIONS_MAX, free // 2 - FOR_PROBES))
-
-
-@lru_cache(1024)
-def address_of(host: str) -> str:
-    """Return what counts as one client: an IPv4 address or an IPv6 /64, the network that one subscriber gets."""
-    if ":" not in host:
-        return host
-    try:
-        address = ipaddress.IPv6Address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((address, 64), strict=False))

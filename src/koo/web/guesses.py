@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+from koo.web.addresses import client_of
+
 GUESSES_MAX = 10
 WINDOW_S = 60.0
 ADDRESSES_MAX = 1024
@@ -25,7 +27,7 @@ class Guesses:
 
     def are_too_many(self, address: str) -> bool:
         """Count a guess and return whether it is one too many."""
-        now = self._monotonic()
+        now, address = self._monotonic(), client_of(address)
         began, count = self._windows.pop(address, (now, 0))
         if now - began >= WINDOW_S:
             began, count = now, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -11,8 +10,8 @@ from starlette.responses import Response
 from koo.monitoring import history_shapes, live_shapes
 from koo.platform import Platform
 from koo.web.routing import JsonView, described
+from koo.web.times import A_TIME, Time
 
-A_TIME = "a time with time zone, such as 2026-11-29T03:00:00Z"
 RANGES_S = {"15m": 900, "1h": 3600, "24h": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
 
 
@@ -27,8 +26,8 @@ def add_history(router: APIRouter, platform: Platform) -> None:
             Literal["15m", "1h", "24h", "7d", "30d"] | None,
             Query(description="ending now; default: one hour"),
         ] = None,
-        since: Annotated[datetime | None, Query(description=A_TIME)] = None,
-        until: Annotated[datetime | None, Query(description=f"{A_TIME}; default: now")] = None,
+        since: Annotated[Time | None, Query(description=A_TIME)] = None,
+        until: Annotated[Time | None, Query(description=f"{A_TIME}; default: now")] = None,
         component: Annotated[
             list[str],
             Query(max_length=50, description="database, ai:SERVICE; may be repeated; default: all"),

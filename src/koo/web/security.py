@@ -24,7 +24,7 @@ import hmac
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -32,6 +32,7 @@ from starlette.types import Scope
 
 from koo.http.proxies import is_loopback
 from koo.options import PlatformOptions
+from koo.web.addresses import read_address, read_network
 from koo.web.session import Session, Sessions
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -103,7 +104,7 @@ class Access:
             read_tokens,
             None if everywhere else frozenset(host.lower() for host in hosts) - ANY_ADDRESS,
             frozenset({f"{url.scheme}://{url.netloc}".lower()}),
-            tuple(ip_network(one, strict=False) for one in options.trusted_proxies),
+            tuple(read_network(one) for one in options.trusted_proxies),
             # Without any token only this machine is allowed, and there is nothing to log in with. A read token alone
             # is refused at startup.
             Sessions(tokens, read_tokens) if tokens else NO_SESSIONS,
@@ -196,20 +197,17 @@ class Access:
         # Any sign of a proxy makes the peer's address worthless: the proxy may run on this machine while its clients
         # are anywhere. Taking 127.0.0.1 at face value would give the whole internet the rights of a local caller.
         if not any(name in asked.headers for name in PROXY_HEADERS):
-            return asked.peer
-        if not self._is_trusted(asked.peer) or "x-forwarded-for" in asked.repeated:
+            return _plain(asked.peer or "") or None
+        if not self._is_trusted(asked.peer or "") or "x-forwarded-for" in asked.repeated:
             return None
         # The nearest proxy wrote the last entry. Entries before the first untrusted address may be forged by the
         # client.
         named = [one.strip() for one in asked.headers.get("x-forwarded-for", "").split(",")]
-        return next((one for one in reversed(named) if not self._is_trusted(one)), None)
+        return next((_plain(one) for one in reversed(named) if not self._is_trusted(one)), None)
 
-    def _is_trusted(self, peer: str | None) -> bool:
-        try:
-            address = ip_address(peer or "")
-        except ValueError:
-            return False
-        return any(address in one for one in self.proxies)
+    def _is_trusted(self, peer: str) -> bool:
+        address = read_address(peer)
+        return address is not None and any(address in one for one in self.proxies)
 
     def _is_own(self, origin: str, asked: Asked) -> bool:
         host = asked.headers.get("host", "").lower()
@@ -263,14 +261,14 @@ def _explain_peer(asked: Asked) -> str:
 def is_local_peer(peer: str | None) -> bool:
     """Return whether the peer has a loopback address. False for anything else, such as a Unix socket, which may serve
     any client."""
-    try:
-        address = ip_address(peer or "")
-    except ValueError:
-        return False
-    mapped = getattr(
-        address, "ipv4_mapped", None
-    )  # ::ffff:127.0.0.1, as a dual-stack socket reports an IPv4 client
-    return (mapped or address).is_loopback
+    address = read_address(peer or "")
+    return address is not None and address.is_loopback
+
+
+def _plain(peer: str) -> str:
+    """The address without a port; what is not an address, unchanged."""
+    address = read_address(peer)
+    return peer if address is None else str(address)
 
 
 def _set(*given: str | None) -> tuple[str, ...]:
