@@ -108,6 +108,7 @@ THIRD_PARTIES: dict[str, list[str]] = {
     "dotenv": ["configuration/sources.py"],
     "fastapi": ["web/"],
     "starlette": ["web/"],
+    "httptools": ["web/connection.py"],
     "uvicorn": ["web/"],
     "typer": ["cli/"],
     "rich": ["cli/"],

@@ -87,7 +87,9 @@ def test_one_ipv6_network_is_one_address_for_the_log_and_for_guesses(
         address = f"2001:db8::{number:x}"
         audit.note("", "GET /monitoring/health", address, REFUSED)
         slowed = audit.guesses.are_too_many(address)
-    assert slowed and [one["peer"] for one in audit.entries()] == ["2001:db8::0"] and len(caplog.messages) == 1
+    assert (
+        slowed and [one["peer"] for one in audit.entries()] == ["2001:db8::0"] and len(caplog.messages) == 1
+    )
 
 
 def test_the_oldest_of_many_addresses_are_forgotten_and_the_list_is_bounded() -> None:

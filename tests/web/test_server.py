@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import signal
 import socket
 import threading
@@ -23,7 +25,7 @@ from koo.testing.polling import until
 from koo.testing.providers import FakeAnthropic, hang
 from koo.web import create_app
 from koo.web.ending import GRACE_S
-from koo.web.listener import bind
+from koo.web.listener import Listener, bind
 from koo.web.server import make_server
 from tests.cli.running import serving, settings_of
 from tests.cli.test_serve import ask, question
@@ -140,6 +142,20 @@ def test_an_address_of_another_machine_is_reported_in_one_sentence() -> None:
     for host in ("192.0.2.1", "no-such-host.invalid"):
         with pytest.raises(ConfigurationError):
             bind(host, 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.EADDRINUSE, "another server"), (errno.EACCES, "ports below 1024")]
+)
+def test_a_port_that_is_refused_has_its_own_reason(
+    number: int, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(listener: Listener, address: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Listener, "bind", refuse)
+    with pytest.raises(ConfigurationError, match=f"{os.strerror(number)}; .*{hint}.*; set KOO_PORT"):
+        bind("127.0.0.1", 80)
 
 
 def test_a_server_needs_no_main_thread(tmp_path: Path) -> None:

@@ -99,10 +99,13 @@ def bind(host: str, port: int) -> Listener:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
+        why = {
+            errno.EADDRINUSE: "; another server may be running there",
+            errno.EACCES: "; this user may not use ports below 1024",
+        }.get(error.errno or 0, "")
         raise ConfigurationError(
             "",
-            f"cannot listen on {host} port {port}: {error.strerror}; another server may be running there; "
-            f"set KOO_PORT to use another port",
+            f"cannot listen on {host} port {port}: {error.strerror}{why}; set KOO_PORT to use another port",
         ) from None
     return listener
 
