@@ -288,6 +288,13 @@ def test_a_server_that_is_not_koo_is_reported_as_such(here: Here, tmp_path: Path
     assert "KOO_URL" in err
 
 
+def test_a_url_with_the_path_of_the_api_is_reported_as_such(here: Here, tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, _):
+        here.set({"KOO_URL": f"{url}/api/v1"})
+        _, _, err = here.run("status")
+    assert "has no /api/v1/monitoring/health" in err and "check KOO_URL, which ends before /api/v1" in err
+
+
 # ── logs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -407,6 +414,15 @@ def test_under_nohup_a_closed_terminal_does_not_end_the_server(tmp_path: Path, w
             assert process.wait(20) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_sigusr2_does_not_end_a_server_without_workers(tmp_path: Path) -> None:
+    with serving(tmp_path, KOO_SHUTDOWN_DELAY="600") as (url, process):
+        process.send_signal(signal.SIGUSR2)
+        process.send_signal(signal.SIGTERM)
+        assert _until_refused(f"{url}/readyz") == (503, "draining")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 def _until_refused(url: str) -> tuple[int, str]:

@@ -113,7 +113,7 @@ class ServerClient:
         kind = str((document or {}).get("kind", "no_koo_server"))
         mistaken = kind in (Kind.UNKNOWN_SERVICE, Kind.INVALID_REQUEST, Kind.NOT_FOUND)
         code = Exit.USAGE if mistaken else Exit.FAILED
-        raise CommandFailed(self._refusal(answer.status, document), code, kind)
+        raise CommandFailed(self._refusal(answer.status, document, path), code, kind)
 
     def _away(self, reason: str) -> CommandFailed:
         why = f" ({reason})" if reason else ""
@@ -123,11 +123,15 @@ class ServerClient:
             "no_server",
         )
 
-    def _refusal(self, status: int, document: dict[str, Any] | None) -> str:
+    def _refusal(self, status: int, document: dict[str, Any] | None, path: str) -> str:
         if document is None or "detail" not in document:
             return f"{self.url} responded with {status}, but not as a koo server does; check KOO_URL"
         if status == 401:
             return f"the server at {self.url} requires a token; set KOO_TOKEN to the one it was started with"
+        if (
+            status == 404 and document["detail"] == "Not Found"
+        ):  # what FastAPI says of a path that it does not have
+            return f"{self.url} has no {PREFIX}{path.partition('?')[0]}; check KOO_URL, which ends before {PREFIX}"
         return str(document["detail"])
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from koo.configuration.urls import url_of
@@ -62,7 +63,7 @@ def run(server: uvicorn.Server, listener: socket, chosen: LogOptions, worker: in
 
     Raises `ConfigurationError` if the server did not start.
     """
-    with listener, logs_set_up(chosen, worker), _hanging_up(server):
+    with listener, logs_set_up(chosen, worker), _heard(server):
         server.run(sockets=[listener])
     if not server.started:
         raise ConfigurationError("", "the server did not start; see the log above")
@@ -212,17 +213,24 @@ def _command() -> str:
 
 
 @contextmanager
-def _hanging_up(server: uvicorn.Server) -> Iterator[None]:
-    """Make SIGHUP, which a closed terminal sends, end the server as SIGTERM does; uvicorn does not handle it.
+def _heard(server: uvicorn.Server) -> Iterator[None]:
+    """Handle the signals that uvicorn leaves to the system, which would end the process in the middle of its requests.
 
-    Under `nohup` it stays ignored.
+    SIGHUP, which a closed terminal sends, ends the server as SIGTERM does; under `nohup` it stays ignored. SIGUSR2 is
+    for the parent of workers, but `systemctl kill` sends it to all processes. A handler of the application stays.
     """
-    name = getattr(signal, "SIGHUP", None)
-    if name and signal.getsignal(name) is signal.SIG_IGN:
-        name = None
-    before = name and signal.signal(name, server.handle_exit)
+    handlers = {"SIGHUP": server.handle_exit, "SIGUSR2": _pass_over}
+    own = {getattr(signal, name): handler for name, handler in handlers.items() if hasattr(signal, name)}
+    before = {one: signal.getsignal(one) for one in own}
+    taken = [one for one, was in before.items() if was is signal.SIG_DFL]
+    for one in taken:
+        signal.signal(one, own[one])
     try:
         yield
     finally:
-        if name:
-            signal.signal(name, before)
+        for one in taken:
+            signal.signal(one, before[one])
+
+
+def _pass_over(_number: int, _frame: FrameType | None) -> None:
+    """Not SIG_IGN, which the processes that an application starts would inherit."""
