@@ -30,7 +30,7 @@ async def page_of(
     cursor: str | None,
     is_booked: bool = False,
 ) -> BookedCalls:
-    """A page, newest first; see `HistoryReports.requests`. `is_booked`: only what is in the store already."""
+    """A page, newest first; see `HistoryReports.requests`. `is_booked`: only what is already in the store."""
     if not 1 <= limit <= PAGE_MAX:
         raise _mistake(f"limit must be 1 to {PAGE_MAX}")
     before = NEWEST if cursor is None else _place(cursor)

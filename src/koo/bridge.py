@@ -184,7 +184,7 @@ class Bridge:
         thread = threading.Thread(target=self._run, args=(ready,), name="koo loop", daemon=True)
         start(thread)
         loop, end = ready.result()
-        # The loop's thread is a daemon, or Python would wait for it forever at exit, with nobody left to end it. This
+        # The loop's thread is a daemon, or Python would wait for it forever at exit, with nothing left to end it. This
         # second thread is not: Python waits for it, and so for the orderly end that it brings about.
         ending = threading.Thread(
             target=self._end_with_process, args=(thread, loop, end), name="koo end", daemon=False
@@ -225,9 +225,9 @@ class Bridge:
         threading.main_thread().join()
         with self._none_runs:
             self._was_idle = not self._awaited
-            # `_was_idle` remembers that once no call was running; that is enough. Waiting for `_awaited == 0` itself
-            # could last forever: a worker thread that makes one call after another is never idle when this thread
-            # wakes.
+            # `_was_idle` remembers that there was a moment without a running call, which is enough. Waiting for
+            # `_awaited == 0` itself could last forever: a worker thread that makes one call after another is never idle
+            # when this thread wakes.
             self._none_runs.wait_for(lambda: self._was_idle)
         with self._lock:
             self._over = True

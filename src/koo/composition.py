@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("koo")
 
 STORE_SOURCE = "state store"
-AWAY = "budgets that were set refuse until it is back, the default ones count in this process only"
+AWAY = "calls under budgets that were set are refused until it is back; default budgets count in this process only"
 
 
 class Parts:
@@ -186,7 +186,7 @@ class Parts:
         return self.database_in_use
 
     def make_database(self, **changes: Any) -> None:
-        """Create the database. `changes`: further arguments of `Database`."""
+        """Create the database. `changes`: more arguments of `Database`."""
         # It is imported here, because importing SQLAlchemy takes longer than importing all of koo.
         from koo.database.database import Database
 

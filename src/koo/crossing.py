@@ -45,8 +45,8 @@ def running_loop() -> Loop:
 def begin(loop: Loop, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
     """Start background work on that loop, outside the caller's context.
 
-    In that context the caller's deadline would cut off the work, and the caller's tracing span would never end. Raises
-    what the loop raises (it is closed, or its owner's task factory fails), and then closes the coroutine.
+    In that context the caller's deadline would cut off the work, and the caller's tracing span would never end. Closes
+    the coroutine and raises the loop's error if the loop is closed or its owner's task factory fails.
     """
     try:
         # `create_task(context=…)` is not used: a task factory written for Python 3.10 does not accept that argument.

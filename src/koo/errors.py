@@ -1,4 +1,4 @@
-"""Errors, grouped by fault: refused by us, failed by them, or the caller's own mistake.
+"""Errors, grouped by fault: koo refused the call, the dependency failed, or the caller made a mistake.
 
 Every error is a small new object with the same few attributes to program against: `service`, `kind`, `retry_after_s`,
 `attempts`. Its sentence is built only when it is read, because most refusals are counted and discarded. A sentence
@@ -17,7 +17,7 @@ from typing import Any, Self
 class Kind(StrEnum):
     """What happened, in one word. `koo.policies.treatment` defines how each kind is treated."""
 
-    # refused by us
+    # koo refused the call
     CIRCUIT_OPEN = "circuit_open"
     RATE_LIMITED = "rate_limited"
     BUDGET_EXCEEDED = "budget_exceeded"
@@ -27,7 +27,7 @@ class Kind(StrEnum):
     DRAINING = "draining"
     STORE_UNAVAILABLE = "store_unavailable"
     OUT_OF_RESOURCES = "out_of_resources"
-    # failed by them
+    # the dependency failed
     CONNECTION = "connection"
     TIMEOUT = "timeout"
     OVERLOADED = "overloaded"
@@ -205,7 +205,7 @@ class ExternalServiceError(KooError):
 
 
 class ServiceRefused(ExternalServiceError):
-    """Refused by us: the service was not called. `instead`: the service that an operator's budget names in its
+    """koo refused the call: the service was not called. `instead`: the service that an operator's budget names in its
     place."""
 
     instead: str | None = None
@@ -236,7 +236,7 @@ class ServiceSaturated(ServiceRefused):
 
 
 class ServiceFailed(ExternalServiceError):
-    """Failed by them: unreachable, overloaded, a server error, or an unreadable response."""
+    """The service failed: unreachable, overloaded, a server error, or an unreadable response."""
 
     kind = Kind.SERVER_ERROR
 
@@ -312,8 +312,8 @@ class DatabaseError(KooError):
     """Base of what koo itself raises about a database; errors of statements stay SQLAlchemy's own.
 
     `server`: its `host`, `port` and `name`, never a user or a password. `answers_since`: since when (ISO 8601) koo's
-    own probe succeeds again, if callers are still refused. `logged`: the scope in which it occurred has logged it, so
-    an outer scope does not log it again.
+    own probe has succeeded again, if callers are still refused. `logged`: the scope in which it occurred has logged it,
+    so an outer scope does not log it again.
     """
 
     server: Mapping[str, object] | None = None

@@ -43,8 +43,8 @@ __all__ = ["Guard", "Scope"]
 
 T = TypeVar("T")
 RAMP_FACTOR = 2
-"""After a breaker has closed, this many times as many calls may run at first as probes closed it (rule R16). Nothing
-has shown yet that the backend can take more."""
+"""After a breaker has closed, the calls that may run at first are this many times the probes that closed it (rule R16).
+Nothing has shown yet that the backend can take more."""
 CUT_S_MIN, USUAL_CUT = 0.5, 2.0
 """A call cut short by its caller counts as evidence only if it had run for at least half a second and for twice the
 median call. Callers with short deadlines must not make a healthy service look unhealthy."""
@@ -381,12 +381,11 @@ class Guard:
             self._publish_steps()
         if verdict is THROTTLED or fault.block is not None:
             self.gates.apply_fault(self, fault, now)
-        # Which failures spread to the other models: only those of the shared host (`reach` is "service": no connection
-        # could be made or kept). An HTTP 500 from one model says nothing about the next one. And only those that
-        # counted here: a late result, or one of an older generation, describes the host as it was. If it spread, the
-        # stragglers of an outage would open the other models' breakers after the host has recovered. `marks` grows only
-        # if this was a step in the row here: one reset that hits fifty running calls is one step for each model, not
-        # fifty.
+        # Only failures of the shared host spread to the other models (`reach` is "service": no connection could be made
+        # or kept). An HTTP 500 from one model says nothing about the next one. The failure must also have counted here:
+        # a late result, or one of an older generation, describes the host as it was. If it spread, the stragglers of an
+        # outage would open the other models' breakers after the host has recovered. `marks` grows only if this was a
+        # step in the row here: one reset that hits fifty running calls is one step for each model, not fifty.
         elif verdict is FAILURE and fault.reach == "service" and counted and self._on_outage is not None:
             self._on_outage(self, breaker.marks > marks)
 
@@ -535,8 +534,8 @@ class Guard:
         was_shut = breaker.phase is CLOSED and breaker.override is NONE
         breaker.reset(self._monotonic(), act)
         if was_shut and not is_new:
-            # Nothing ended here. Otherwise the act would be logged and marked again by each process, with the time of
-            # its start by each one that starts later.
+            # Nothing ended here. Otherwise each process would log and mark the act again, and one that starts later
+            # would do so with the time of its start.
             breaker.happened.clear()
         self.cooldown.clear()
         self.tally.forget_cuts()

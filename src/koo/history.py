@@ -183,7 +183,7 @@ class History:
         await _hand_over(self._marks, self.store.history.mark)
 
     def unwritten_since(self, since_s: int) -> Span:
-        """The samples of this process since then that are not written yet."""
+        """The samples that this process has taken since then and not written yet."""
         span: Span = {}
         minutes = [(one.at_s, one.span) for one in self._unwritten if one.step_s == MINUTE_S]
         for at_s, minute in [*minutes, self._open.get(MINUTE_S, (0, {}))]:
@@ -374,7 +374,7 @@ class HistoryReports:
         return await self._at_home(lambda: self._history.marks_since(since.timestamp()))
 
     async def newest_requests(self, limit: int) -> list[BookedCall]:
-        """Like `requests`, but only what is in the state store already, without booking pending entries first."""
+        """Like `requests`, but only what is already in the state store, without booking pending entries first."""
         store, clock = self._history.store, self._history.clock
         page = await self._at_home(
             lambda: page_of(

@@ -80,7 +80,7 @@ class Recorder:
             self._before.pop(incident.guard, None)
 
     def served(self, guards: Sequence[str], service: str) -> None:
-        """Count a call that `service` answered after these guards had refused it or it had failed behind them."""
+        """Count a call that `service` answered after these guards had refused it, or after it had failed there."""
         for guard in guards:
             if (incident := self.book.lasting.get(guard)) is not None:
                 incident.fallback[service] = incident.fallback.get(service, 0) + 1

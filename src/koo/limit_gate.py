@@ -22,8 +22,7 @@ from koo.policies.limiter import Limits
 from koo.refusals import Family
 
 PATIENCE_S = 5.0
-"""A process notices within three leases, or beats, that its calls have ended; then it returns its units to the
-store."""
+"""A process notices within three leases or beats that its calls have ended; then it returns its units to the store."""
 
 
 class Gate(Protocol):

@@ -73,7 +73,7 @@ class Seen:
 
     @property
     def waits(self) -> bool:
-        """Whether only an earlier process found it, and this one has no evidence yet."""
+        """Whether only an earlier process found the episode, and this one has no evidence yet."""
         return self.restored_at is not None
 
     @property
@@ -357,7 +357,7 @@ class Alerts:
         return next(covering, None)
 
     def owed(self, now: Moment) -> list[Episode]:
-        """Firing episodes of which people should be notified and have not been yet."""
+        """Firing episodes of which people must still be notified."""
         return [
             seen.episode
             for seen in self._active.values()

@@ -93,7 +93,7 @@ class Outbox:
         return [_status(courier, self._options.severity, self._clock) for courier in self.couriers]
 
     async def deliveries(self, alerts: Sequence[Alert]) -> AlertDeliveries:
-        """The deliveries of the last day's notices, and the reasons why others of `alerts` were not sent.
+        """The deliveries of the last day's notices, and the reasons why other alerts in `alerts` were not sent.
 
         Does not raise while the store is unreachable; `store` contains the reason then.
         """

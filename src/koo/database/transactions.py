@@ -45,7 +45,8 @@ CONTENTION = RetryOptions(base_s=0.02, cap_s=1.0)
 """Conflicts pass within milliseconds, so the first pause is at most 20 ms."""
 
 ONCE = (UNPREPARED, STANDBY)
-"""Repeated once, on another connection. The same error again is permanent: a pooler in transaction mode, a standby."""
+"""These are repeated once, on another connection. An error that returns is permanent: a pooler in transaction mode, a
+standby."""
 STRICTNESS = {None: 0, "READ COMMITTED": 0, "REPEATABLE READ": 1, "SERIALIZABLE": 2}
 """Ranks of isolation levels. None is the server's default: koo promises no more than PostgreSQL's READ COMMITTED."""
 
