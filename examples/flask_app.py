@@ -26,7 +26,7 @@ app = Flask(__name__)
 def ask() -> dict[str, Any]:
     """A whole answer, with the view's deadline: a call that takes longer is cancelled, and its cost so far is
     booked."""
-    answer = koo.run(query_ai(service(), request.args["q"], max_tokens=20), timeout_s=60)
+    answer = koo.run(query_ai(service(), request.args["q"], max_tokens=20, timeout_s=60))
     return {"answer": str(answer), "service": answer.service, "cost": str(answer.cost_usd)}
 
 
