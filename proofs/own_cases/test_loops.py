@@ -79,7 +79,7 @@ async def platform(tmp_path_factory):
 
 @pytest.mark.asyncio
 async def test_it_is_refused(platform):
-    with pytest.raises(RuntimeError, match="write `await platform.close\\\\(\\\\)`.*before the `yield`.*loop_scope"):
+    with pytest.raises(RuntimeError, match="call `await platform.close\\\\(\\\\)`.*before the `yield`.*loop_scope"):
         await use(platform)
 
 @pytest.mark.asyncio(loop_scope="module")
