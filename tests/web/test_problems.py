@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 from collections.abc import Awaitable, Callable
@@ -279,6 +280,17 @@ def test_the_problem_for_json_without_its_content_type_says_how_to_send_it(tmp_p
             reply = await client.post(QUERY, data=body, headers={"Content-Type": media_type})
             assert reply.status == 422
             assert "Content-Type: application/json" in problem(reply)["detail"]
+
+    with_claude(tmp_path, work)
+
+
+def test_a_compressed_body_is_refused_as_such(tmp_path: Path) -> None:
+    async def work(client: Client, fake: FakeAnthropic) -> None:
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        body = gzip.compress(json.dumps({"service": "claude", "prompt": SECRET}).encode())
+        reply = await client.post(QUERY, data=body, headers=headers)
+        assert reply.status == 422 and "compressed" in problem(reply)["detail"]
+        assert (await client.post("/api/v1/ai/services/reset-all-errors", headers=headers)).status == 200
 
     with_claude(tmp_path, work)
 

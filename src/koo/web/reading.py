@@ -65,6 +65,13 @@ class Budget:
 BUDGET = Budget()
 
 
+class Compressed(HTTPException):
+    """Raised for a body with a content coding: a small one could become any size, and prompts are not large."""
+
+    def __init__(self) -> None:
+        super().__init__(422, "the body is compressed (Content-Encoding); send it without compression")
+
+
 class Marks:
     """Counts the structural characters of a JSON document that arrives in pieces."""
 
@@ -100,7 +107,10 @@ class Reading(Request):
         if not hasattr(self, "_body"):
             most = BATCH_MARKS_MAX if self._is_batch else MARKS_MAX
             marks, chunks, size = Marks(), [], 0
+            is_compressed = self.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
             async for chunk in self.stream():
+                if is_compressed and chunk:
+                    raise Compressed
                 chunks.append(chunk)
                 size += len(chunk)
                 self._take(size)
