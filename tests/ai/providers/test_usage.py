@@ -130,3 +130,12 @@ def test_a_cost_includes_what_the_vendor_bills_to_an_own_key(told: dict[str, Any
         assert reported_usd(msgspec.convert(usage, shape, strict=False)) == Decimal(usd)
         report = read_report({"usage": usage})
         assert report is not None and report.cost_usd == Decimal(usd)
+
+
+@pytest.mark.parametrize("told", [2**32 - 1, 2**64 - 1, 1e308, float("inf"), float("nan"), -1])
+def test_an_impossible_count_is_not_a_count(told: float) -> None:
+    """A -1 becomes such a number in servers that count without a sign. As output it would cost thousands of dollars."""
+    assert chat(prompt_tokens=12, completion_tokens=3, total_tokens=told) == Usage(
+        input_tokens=12, output_tokens=3
+    )
+    assert chat(prompt_tokens=told, completion_tokens=told) == Usage()

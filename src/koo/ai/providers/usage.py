@@ -19,6 +19,8 @@ from koo.policies.money import EXACT
 
 Count = int | float | None
 """Some vendors write 12.0, and promised fields may be missing."""
+COUNT_MAX = 10**9
+"""No call has a billion tokens. A larger count is a fault, most often -1 as an unsigned number (4294967295)."""
 
 
 class Cost(msgspec.Struct):
@@ -108,10 +110,9 @@ def usage_from(
 
 
 def count_of(told: Count) -> int:
-    """A reported token count as an int; 0 if it is missing, negative or not finite."""
-    if type(told) is int:
-        return max(0, told)
-    return max(0, math.ceil(told)) if told is not None and math.isfinite(told) else 0
+    """A reported token count as an int; 0 if it is missing, negative or not a possible count."""
+    # NaN is not within the limits either.
+    return math.ceil(told) if told is not None and 0 <= told <= COUNT_MAX else 0
 
 
 def _most(counts: Iterable[Count]) -> int:
