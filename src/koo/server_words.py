@@ -51,14 +51,17 @@ UNKNOWN_USER = REFUSED.saying("the pooler does not know this user")
 
 POOLERS: Rules = _rules(
     # PgBouncer
-    (r"no more connections allowed", POOLER_FULL),
+    (r"no more connections allowed|client connections exceeded", POOLER_FULL),
     (r"query_wait_timeout", FULL.saying("the pooler had no connection to the server in time")),
-    (r"server login (?:has been failing|failed)|client_login_timeout \(server down\)", NO_LOGIN_BEHIND),
+    (
+        r"server login (?:has been failing|failed)|client_login_timeout \(server down\)|cannot connect to server",
+        NO_LOGIN_BEHIND,
+    ),
     (r"^client_login_timeout", LATE),
     (r"no such user", UNKNOWN_USER),
     (r"(?:auth|SASL authentication|password check) failed|login rejected", REFUSED),
     (r"no such database|database \S+ is disabled|database removed", MISSING),
-    (r"(?:SSL|TLS) (?:connection |client certificate )?required", WANTS_TLS),
+    (r"(?:SSL|TLS) (?:connection |client certificate )?(?:is )?required|connection is insecure", WANTS_TLS),
     (
         r"unsupported startup parameter",
         MISCONFIGURED.saying("the pooler does not accept an option in its URL"),
@@ -77,7 +80,7 @@ POOLERS: Rules = _rules(
         r"max(?:imum)? clients? (?:connections? )?(?:are )?reached|EMAX\w*CONN|MaxClientsInSessionMode",
         POOLER_FULL,
     ),
-    (r"ECHECKOUTTIMEOUT|check ?out (?:connection |timeout|timed out)", POOLER_FULL),
+    (r"ECHECKOUTTIMEOUT|check ?out (?:connection |process |timeout|timed out)", POOLER_FULL),
     (
         r"ECIRCUITBREAKER|too many authentication",
         REFUSED.saying("the pooler refuses logins after too many failed ones"),
@@ -87,9 +90,13 @@ POOLERS: Rules = _rules(
     (r"timed[- ]out waiting to acquire", POOLER_FULL),
     (r"no credentials for the role|IAM authentication failed|password that was provided for", REFUSED),
     (r"requires? TLS", WANTS_TLS),
+    (r"RDS Proxy is currently unable|associated read/write instances", NO_LOGIN_BEHIND),
     # Odyssey, PgCat, PgDog, Neon
     (r"too many client tcp|too many (?:database )?connections? attempts", POOLER_FULL),
     (r"AllServersDown|pool is down|failed to get remote server|connect to compute node", NO_LOGIN_BEHIND),
+    (r"(?:Console|Control plane) request failed", NO_LOGIN_BEHIND),
+    # Pgpool-II
+    (r"all backend nodes are down|failed to authenticate with backend", NO_LOGIN_BEHIND),
     (r"no pool configured|route for \S+ is not found|endpoint \S+ (?:is|has been) disabled", MISSING),
 )
 """Messages of poolers. They are checked before the code, which is the same for all of a pooler's errors."""
@@ -141,6 +148,7 @@ def _joined(words: str) -> str:  # a rule may be written on several lines
 
 OPTION = re.compile(_joined(NO_SUCH_OPTION), re.IGNORECASE)
 REFUSALS: Rules = _rules(
+    (r"canceling authentication due to timeout", LATE),
     (_joined(TOO_MANY), FULL),
     (_joined(WRONG_PASSWORD), SQLSTATES["28P01"]),
     (_joined(COMES_UP), STARTING),
@@ -210,6 +218,8 @@ REASONS: tuple[tuple[str, str], ...] = (
 """Why a server could not be reached."""
 SPOKEN = re.compile(r"failed: (\S{1,30}):  (.*)", re.DOTALL)
 """How libpq quotes a server: the severity, in any language, and two spaces. libpq's own messages have neither."""
+UNTOLD = frozenset({"08P01", "XX000", "57014"})
+"""Codes that do not tell why a connection was refused: those that poolers use for everything, and a cancelled login."""
 UNKNOWN_REFUSAL = STARTING.saying("the server refused the connection; its log says why")
 
 
@@ -231,6 +241,8 @@ def at_connect(original: BaseException) -> Meaning | None:
     # 42501 usually means that the user may not connect, but also that it may not set an option in the URL.
     if state == "42501" and OPTION.search(said(original)):
         return MISCONFIGURED
+    if state in UNTOLD:
+        return _first(REFUSALS, said(original)) or UNKNOWN_REFUSAL
     return None if state is None else find(AT_CONNECT, state)
 
 

@@ -60,7 +60,7 @@ def authorities(tmp_path: Path) -> dict[str, Path]:
     ("trusted", "words"),
     [
         ("another", "the server's TLS certificate is not trusted"),
-        ("ours", "the server's TLS certificate is for another host name"),
+        ("ours", "the server's TLS certificate is not for the host name"),
         ("none", "the file of trusted TLS certificate authorities cannot be read"),
     ],
 )

@@ -214,7 +214,9 @@ def test_a_rotation_to_an_unreachable_server_changes_nothing(pg: Place) -> None:
             bad = pg.url.replace(f":{pg.server.port}/", ":1/")
             with pytest.raises(DatabaseUnavailable) as caught:
                 await database.rotate(bad)
-            assert "koo-test" not in str(caught.value)
+            assert "koo-test" not in str(caught.value) and "the server refuses connections" in str(
+                caught.value
+            )
             async with database.session_scope() as session:
                 assert await who(session) == before
             assert database.url.port == pg.server.port

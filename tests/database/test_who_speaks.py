@@ -311,7 +311,12 @@ POOLERS_SAY: list[tuple[str, str, Kind, bool]] = [
     ("08P01", "SSL required", Kind.NOT_CONFIGURED, False),
     ("08P01", "unsupported startup parameter: search_path", Kind.NOT_CONFIGURED, False),
     ("08P01", "transaction blocks not allowed in statement pooling mode", Kind.NOT_CONFIGURED, False),
+    ("08P01", "pgbouncer cannot connect to server", AWAY, True),
+    ("08P01", "pgbouncer is shutting down", AWAY, True),
+    ("08P01", "client connections exceeded (max_db_client_connections)", OVERLOADED, True),
+    ("08P01", "bouncer config error", AWAY, True),
     # Supavisor
+    ("XX000", "Unable to check out process from the pool due to timeout", OVERLOADED, True),
     (
         "28000",
         "(EMAXCONNSESSION) max clients reached in session mode - limited to pool_size: 15",
@@ -332,7 +337,15 @@ POOLERS_SAY: list[tuple[str, str, Kind, bool]] = [
     ("08000", "Timed-out waiting to acquire database connection", OVERLOADED, True),
     ("28000", "This RDS proxy has no credentials for the role u", AUTH, False),
     ("28000", "The IAM authentication failed for the role u", AUTH, False),
+    ("08000", "This RDS Proxy is currently unable to process your request", AWAY, True),
+    # Neon, Azure, Pgpool-II
+    ("XX000", "Control plane request failed", AWAY, True),
+    ("08006", "connection is insecure (try using `sslmode=require`)", Kind.NOT_CONFIGURED, False),
+    ("28000", "SSL connection is required. Please specify SSL options", Kind.NOT_CONFIGURED, False),
+    ("XX000", "failed to authenticate with backend using SCRAM", AWAY, True),
+    ("57000", "all backend nodes are down, pgpool requires at least one valid node", AWAY, True),
     # PostgreSQL itself
+    ("57014", "canceling authentication due to timeout", Kind.TIMEOUT, True),
     ("28000", 'LDAP authentication failed for user "u"', AUTH, False),
     ("28000", 'no pg_hba.conf entry for host "::1", user "u", database "d", no encryption', AUTH, False),
     ("53300", 'too many connections for role "u"', OVERLOADED, True),

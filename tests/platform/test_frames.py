@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import sqlalchemy
 from rich.pretty import pretty_repr
 from sqlalchemy import make_url, text
 
@@ -79,12 +80,12 @@ def shown(value: object, depth: int = 3) -> Iterator[str]:
         yield from shown(one, depth - 1)
 
 
-def leaks(error: BaseException) -> list[str]:
-    """The places in koo's own frames that show a secret."""
+def leaks(error: BaseException, sources: Path = SOURCES) -> list[str]:
+    """The places in koo's own frames, or those of other `sources`, that show a secret."""
     return [
-        f"{Path(frame.f_code.co_filename).relative_to(SOURCES)}:{frame.f_code.co_name}: {name}"
+        f"{Path(frame.f_code.co_filename).relative_to(sources)}:{frame.f_code.co_name}: {name}"
         for frame in frames_of(error)
-        if Path(frame.f_code.co_filename).is_relative_to(SOURCES)
+        if Path(frame.f_code.co_filename).is_relative_to(sources)
         for name, value in frame.f_locals.items()
         if any(secret in text for text in shown(value) for secret in SECRETS)
     ]
@@ -243,7 +244,9 @@ def test_a_database_that_refuses_shows_no_password(postgres16: PostgresServer, d
                 url=of, pool_timeout_s=2, retry=RetryOptions(attempts_max=1, base_s=0.01)
             )
             database = Database(options)
-            found[what] = leaks(await failing(scope(database)))
+            refusal = await failing(scope(database))
+            found[what] = leaks(refusal)
+            found[f"SQLAlchemy: {what}"] = leaks(refusal, Path(sqlalchemy.__file__).parent)
             found[f"rotate: {what}"] = leaks(await failing(database.rotate(of)))
             found[f"other driver: {what}"] = leaks(await failing(database.rotate("sqlite:///other.db")))
             found[f"password: {what}"] = leaks(await failing(database.rotate(password=lambda: PASSWORD)))

@@ -17,7 +17,7 @@ from sqlalchemy import URL, NullPool, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from koo.database import sqlite
-from koo.database.dial import Dial
+from koo.database.dial import Dial, password_of
 from koo.database.drivers.base import Driver, Keep
 from koo.database.records import ConnectionRecord
 from koo.database.uncancellable import to_end
@@ -97,7 +97,8 @@ class Beside:
             args = {**self._connect_args, **self._driver.connect_args(plain, self._keep)}
             others: dict[str, Any] = {}
             if not self.is_sqlite:
-                args["async_creator_fn"] = partial(self._dial.call, dict(args), args["async_creator_fn"])
+                call = partial(self._dial.call, dict(args), args["async_creator_fn"])
+                args = {**password_of(self._url), **args, "async_creator_fn": call}
                 # Overrides the role's default. In REPEATABLE READ the query would fail with a conflict if the lost
                 # transaction commits after the query's snapshot was taken.
                 others = {"isolation_level": "READ COMMITTED"}

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from koo.clock import Clock
 from koo.crossing import begin
 from koo.database.beside import Beside
-from koo.database.dial import OF_SQLALCHEMY, Dial
+from koo.database.dial import OF_SQLALCHEMY, Dial, password_of
 from koo.database.drivers.base import MarkingDriver
 from koo.database.drivers.loading import load_driver
 from koo.database.engine_args import EngineArgs
@@ -118,15 +118,16 @@ class Connections:
             # The most recently used connection is the least likely to be dead. The others stay idle, age, and are
             # replaced when they are next taken.
             pool_use_lifo=True,
-            connect_args=self._connect_args(),
+            connect_args=self._connect_args(url),
             **{"hide_parameters": True, **engine_args.others},
         )
 
-    def _connect_args(self) -> dict[str, Any]:
+    def _connect_args(self, url: URL) -> dict[str, Any]:
         if self.writers is not None:
             return self._own_args
         call = partial(self.dial.call, self._own_args, self._own_args["async_creator_fn"])
-        return {**self._own_args, "async_creator_fn": partial(self.records.connects.open, call)}
+        opened = partial(self.records.connects.open, call)
+        return {**password_of(url), **self._own_args, "async_creator_fn": opened}
 
     def _hooks(self, temporary: bool, clock: Clock) -> Hooks:
         if self.writers is not None:

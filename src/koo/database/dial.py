@@ -12,6 +12,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
+from sqlalchemy import URL
+
 from koo.hidden import HIDDEN, hide
 
 T = TypeVar("T")
@@ -24,6 +26,12 @@ OF_SQLALCHEMY = ("prepared_statement_cache_size", "prepared_statement_name_func"
 def unshown(parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters of a connection with passwords hidden from tracebacks."""
     return {name: hide(value) if "password" in name else value for name, value in parameters.items()}
+
+
+def password_of(url: URL) -> dict[str, Any]:
+    """The URL's password as an argument of the driver, hidden from tracebacks."""
+    # SQLAlchemy makes plain text of the password in a URL, but leaves an argument as it is.
+    return {"password": hide(url.password)} if url.password else {}
 
 
 class Dial:

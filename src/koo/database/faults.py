@@ -73,7 +73,9 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
     # Even if this process ran out of a resource during COMMIT, the server may have received the COMMIT.
     if (lost and (meaning is None or is_short)) or (is_short and stage is ScopeStage.COMMIT):
         return LOST
-    if meaning is None and isinstance(error, exc.DBAPIError) and stage is ScopeStage.CONNECT:
+    # A driver's own error, without SQLAlchemy's around it, comes from `rotate`.
+    is_drivers = isinstance(error, exc.DBAPIError) or hasattr(error, "sqlstate")
+    if meaning is None and is_drivers and stage is ScopeStage.CONNECT:
         return by_words(original)
     return meaning or (MISTAKEN if isinstance(error, exc.SQLAlchemyError) else UNEXPLAINED)
 
