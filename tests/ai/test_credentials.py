@@ -388,6 +388,14 @@ def test_a_registration_may_name_the_credential_of_a_call() -> None:
     run(test, credential=lambda tenant, answer: tenant)
 
 
+def test_a_credential_must_have_a_name_that_stays_the_same() -> None:
+    async def test(own: Own) -> None:
+        with pytest.raises(TypeError, match="credential must return a name"):
+            await own.execute(Client("one").ask)
+
+    run(test, credential=object)
+
+
 def test_one_name_for_all_clients_makes_them_one_credential() -> None:
     async def test(own: Own) -> None:
         await outcome(own, Client("one", REFUSED).ask)

@@ -403,10 +403,21 @@ def test_flasks_and_celerys_threads_share_one_guard_over_koo_run(tmp_path: Path)
         client.close()
 
 
-@pytest.mark.parametrize("wrong", [5, ""])
+async def later(*_args: Any, **_kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize("wrong", [5, "", later])
 def test_a_credential_must_be_a_name_or_a_function(tmp_path: Path, wrong: object) -> None:
     with pytest.raises(ConfigurationError, match="credential"):
         Platform(PlatformOptions(home=tmp_path)).register_service("own", credential=wrong)
+
+
+@pytest.mark.parametrize("name", ["classify", "cost_usd"])
+@pytest.mark.parametrize("wrong", [5, later])
+def test_functions_that_koo_calls_must_not_be_asynchronous(tmp_path: Path, name: str, wrong: object) -> None:
+    options: Any = {"max_cost_usd": 1, name: wrong}
+    with pytest.raises(ConfigurationError, match=f"{name} must be a function"):
+        Platform(PlatformOptions(home=tmp_path)).register_service("own", **options)
 
 
 @pytest.mark.parametrize("wrong", ["yes", 1, None])

@@ -177,7 +177,7 @@ def guard_of(
         credential = credential_of_call(operation, args, kwargs)
     if service.credential_of is not None:
         told = service.credential_of(*args, **kwargs)
-        credential = credential if told is None else digest_of(str(told))
+        credential = credential if told is None else digest_of(_name_of(told))
     model = service.default_model
     if model is not None:
         # Under a built-in name the keyword is an SDK's, and names the model whose breaker must count this call. Under a
@@ -185,3 +185,13 @@ def guard_of(
         named = kwargs.get("model")
         model = named if isinstance(named, str) else model
     return service.guard_for(credential, model) if credential else service.guard(model)
+
+
+def _name_of(credential: object) -> str:
+    """The name that a registration's `credential` function returned. Raises TypeError for an object without one."""
+    kind = type(credential)
+    # Python's default text of an object contains its address, so each call of a tenant would have another credential,
+    # and neither a pause nor a refused key would apply to the next one.
+    if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__:
+        raise TypeError(f"credential must return a name (a str or an id) or None, not {kind.__name__}")
+    return str(credential)

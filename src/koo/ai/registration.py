@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from koo.ai.blocking import is_async
 from koo.ai.foreign.meaning import meaning_of
 from koo.ai.hidden_repeats import warn_of_repeats_in
 from koo.ai.operation_money import MONEY, USAGE
@@ -31,6 +32,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "requests_per_day": ("limits", "per_day"),
 }
 """The options of `register_service` that set one of koo's options, and which one."""
+PLAIN_FUNCTION = "a function (def, not async def)"
 BESIDE = ("classify", "credential", "in_thread", "max_retries", *MONEY)
 """The other options of `register_service`, each of which needs its own handling."""
 
@@ -49,11 +51,10 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
         elif name not in BESIDE:
             known = ", ".join(sorted((*NAMES, *BESIDE)))
             raise ConfigurationError("register_service", f"unknown option {name!r}; known options: {known}")
-        elif name in ("classify", "cost_usd") and value is not None and not callable(value):
-            if name == "classify":
-                raise ConfigurationError("register_service", "classify must be a function")
-            if value != USAGE:
-                raise ConfigurationError("register_service", f'cost_usd must be a function, or "{USAGE}"')
+        elif name == "classify" and value is not None and not _is_plain_function(value):
+            raise ConfigurationError("register_service", f"classify must be {PLAIN_FUNCTION}")
+        elif name == "cost_usd" and value not in (None, USAGE) and not _is_plain_function(value):
+            raise ConfigurationError("register_service", f'cost_usd must be {PLAIN_FUNCTION}, or "{USAGE}"')
         elif name == "in_thread" and not isinstance(value, bool):
             raise ConfigurationError("register_service", "in_thread must be True or False")
     guard = parts["guard"]
@@ -79,11 +80,17 @@ def read_credential(option: object) -> Callable[..., object] | None:
         return None
     if isinstance(option, str) and option:
         return lambda *_args, **_kwargs: option
-    if callable(option):
+    if callable(option) and _is_plain_function(option):
         return option
     raise ConfigurationError(
-        "register_service", "credential must be a name, or a function of the operation's arguments"
+        "register_service", f"credential must be a name, or {PLAIN_FUNCTION} of the operation's arguments"
     )
+
+
+def _is_plain_function(value: object) -> bool:
+    # koo calls these functions where it cannot wait. A coroutine in place of a result would raise nothing: each call
+    # would have a credential of its own, and no failure would count for the breaker.
+    return callable(value) and not is_async(value)
 
 
 def _checked(name: str, value: Any) -> Any:
