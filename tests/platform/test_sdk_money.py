@@ -598,6 +598,34 @@ def test_answers_streamed_one_after_another_are_booked_at_the_cost_of_all(
     run(tmp_path, vendor, work)
 
 
+class StreamedRunResult:
+    """As pydantic-ai's: its reader receives text, and the usage is its own."""
+
+    __module__ = "pydantic_ai.result"
+
+    def __init__(self) -> None:
+        self.usage = {"input_tokens": 1000, "output_tokens": 50}
+        self.response = {"model_name": "claude-sonnet-5-5"}
+
+    async def stream_text(self) -> AsyncIterator[str]:
+        yield "Sunny."
+
+
+def test_a_run_of_pydantic_ai_is_booked_at_its_own_usage(tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def run_stream() -> AsyncIterator[StreamedRunResult]:
+        yield StreamedRunResult()
+
+    async def work(world: World) -> None:
+        world.platform.register_service("agent", daily_budget=5, max_cost_usd=1, cost_usd="usage")
+        async with world.platform.execute_stream("agent", run_stream) as result:
+            assert [text async for text in result.stream_text()] == ["Sunny."]
+        budget = world.platform.service_health("agent")["rate_limits"]["daily_budget"]
+        assert Decimal(budget["spent"]) == Decimal("0.0025")
+
+    run(tmp_path, CLAUDE, work)
+
+
 def turn(number: int, content: dict[str, Any], stop_reason: str) -> Any:
     """A message of Anthropic's that costs 0.0025 USD."""
     return raw(

@@ -33,6 +33,7 @@ from koo.ai.operation_money import OperationMoney
 from koo.ai.operations import check_operation, guard_of, note_failure
 from koo.ai.service import Service
 from koo.ai.stream_source import END, End, Source, close_quietly, next_of, open_source
+from koo.ai.usage_names import module_of
 from koo.crossing import Loop, bring_back
 from koo.deadlines import Deadlines
 from koo.errors import ExternalServiceError, Kind, ServiceFailed
@@ -322,6 +323,9 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if self._charge is not None:
             for name in SNAPSHOTS:
                 self._take_snapshot(self._charge, held, name)
+            target = held.scope.value.target
+            if module_of(target) == "pydantic_ai":  # its streams and runs have a usage of their own
+                self._charge.take(target)
             self._charge.end()
         held.scope.settle(slow=self._slow, took_s=self._provider_s)
 
