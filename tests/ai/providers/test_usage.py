@@ -117,8 +117,18 @@ def test_the_total_never_shrinks_although_classes_may_change() -> None:
         ({"cost": 0.25, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, "0.25"),
         ({"cost": 0.25, "is_byok": True, "cost_details": {"upstream_inference_cost": -1}}, "0.25"),
         ({"cost": {"total_cost": 0.25, "request_cost": 0.005}}, "0.25"),
+        ({"cost": 0.25, "is_byok": True, "cost_details": {"upstream_inference_cost": "1e999999"}}, "0.25"),
     ],
-    ids=["a fee", "no fee", "no own key", "no flag", "nothing upstream", "below zero", "in parts"],
+    ids=[
+        "a fee",
+        "no fee",
+        "no own key",
+        "no flag",
+        "nothing upstream",
+        "below zero",
+        "in parts",
+        "no amount",
+    ],
 )
 def test_a_cost_includes_what_the_vendor_bills_to_an_own_key(told: dict[str, Any], usd: str) -> None:
     """OpenRouter reports only its fee as the cost of a call with the account's own key for a vendor."""

@@ -15,12 +15,15 @@ from decimal import Decimal
 import msgspec
 
 from koo.ai.types import Usage
-from koo.policies.money import EXACT
+from koo.policies.money import AMOUNT_PICO_MAX, EXACT, from_pico
 
 Count = int | float | None
 """Some vendors write 12.0, and promised fields may be missing."""
 COUNT_MAX = 10**9
 """No call has a billion tokens. A larger count is a fault, most often -1 as an unsigned number (4294967295)."""
+
+
+USD_MAX = from_pico(AMOUNT_PICO_MAX)
 
 
 class Cost(msgspec.Struct):
@@ -72,8 +75,8 @@ def with_upstream(cost: Decimal, is_own_key: bool | None, upstream: Decimal | No
 
 
 def is_amount(cost: Decimal) -> bool:
-    """Whether the number can be an amount of money."""
-    return cost.is_finite() and cost >= 0
+    """Whether the number can be the cost of one call."""
+    return cost.is_finite() and 0 <= cost <= USD_MAX
 
 
 def usage_from(
