@@ -176,7 +176,8 @@ class Guard:
                 pause = self._fail(passage, permit, error, alarm)
                 permit = await self._enter_again(passage, pause)
             else:
-                # No await between the result and its settlement: a cancellation delivered there would lose the permit.
+                # There is no await between the result and its settlement: a cancellation delivered there would lose the
+                # permit.
                 if scope is None:
                     self._settle_success(permit, charge, passage is None or passage.attempt == 1)
                     return result

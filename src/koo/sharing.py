@@ -204,8 +204,8 @@ class Sharing:
 
     def _forget_used(self, target: str, new: bool) -> None:
         service = self._services().get(target)
-        # Skipped in the replay at start: this process has used nothing yet, and the counts of the day that it restored
-        # from the store were written after that reset.
+        # It is skipped in the replay at start: this process has used nothing yet, and the counts of the day that it
+        # restored from the store were written after that reset.
         if service is not None and new:
             service.forget_used(stored=True)
 

@@ -73,9 +73,10 @@ class StreamedCompletion:
                     return chunk.text
                 self.silence.renew()
                 if not self._texts:
-                    # The limit on an attempt is there to end one that does not answer. A model that sends reasoning is
-                    # answering, and may think for longer than any attempt should take. From here on the wait for its
-                    # first content ends only by silence, or by the guard's own alarm at the call's deadline.
+                    # The limit on an attempt exists to end an attempt that does not answer. A model that sends
+                    # reasoning is answering, and may think for longer than any attempt should take. From here on the
+                    # wait for its first content ends only by silence, or by the guard's own alarm at the call's
+                    # deadline.
                     self.silence.whole_until = NEVER
             if chunk.final:
                 break

@@ -15,8 +15,8 @@ from koo.monitoring.shapes import Alert, Gravest
 
 def weigh(found: Iterable[Finding], listed: Iterable[Alert]) -> Gravity:
     """The worst severity of all findings and listed alerts, and whether any of them refuses calls."""
-    # Findings count although most of them are listed as alerts: a finding whose alert is still pending may refuse calls
-    # already, and the overall health must not be "healthy" then.
+    # Findings count although most of them are listed as alerts: a finding whose alert is still pending may already
+    # refuse calls, and the overall health must not be "healthy" then.
     holding = [(one.severity, one.data.get("refuses", "")) for one in found if one.begins]
     lasting = [
         (alert["type"], alert["data"].get("refuses", ""))

@@ -68,7 +68,7 @@ _BUDGET_FREE = Ending("budget_available", "the budget covers calls again")
 _BUDGET_STEPS = ("budget_used_up", "budget_too_small", "budget_at_95", "budget_at_90", "budget_approaching")
 """A budget's kinds, the worst first. Each includes the ones after it."""
 
-# A kind without a pending time notifies immediately, for example because calls are refused already. The others come and
+# A kind without a pending time notifies immediately, for example because calls are already refused. The others come and
 # go in normal operation, and are worth a notice only if they stay. A recovering time keeps a number that moves around
 # its threshold one alert.
 KINDS: Mapping[str, AlertKind] = {

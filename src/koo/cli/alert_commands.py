@@ -91,7 +91,9 @@ def silence(
 
 @alerts_app.command()
 def unsilence(
-    silence: Annotated[str, typer.Argument(metavar="ID", help="As listed by `koo alerts silences`.")],
+    silence: Annotated[
+        str, typer.Argument(metavar="ID", help="The silence's id, as listed by `koo alerts silences`.")
+    ],
     reason: Reason = "",
     url: Url = None,
     as_json: Json = False,

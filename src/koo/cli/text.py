@@ -1,9 +1,9 @@
 """Untrusted text on a terminal and in a pipe: shown completely, but without control characters.
 
-A provider names its model, a caller chooses its tag, a server words its error. Any of them may contain an escape
-sequence, a line break or a character that reverses the rest of the line. `one_line` prints those as Python escapes
-(`\\x1b`, `\\u202e`): a line stays one line, and the original can still be read. A model's response is the result, so a
-pipe receives it unchanged; `shown` makes it harmless on a terminal.
+A provider names its model, a caller chooses its tag, a server writes its error message. Any of them may contain an
+escape sequence, a line break or a character that reverses the rest of the line. `one_line` prints those as Python
+escapes (`\\x1b`, `\\u202e`): a line stays one line, and the original can still be read. A model's response is the
+result, so a pipe receives it unchanged; `shown` makes it harmless on a terminal.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ ANSWER_BYTES_MAX = 4 * 1024 * 1024
 PREPARED_MAX = 256
 """The most pairs of URL and headers to cache. Gemini's URLs contain the model, so callers could create any number."""
 STEPS_TO_A_TUNNEL = 3
-"""Connect to the proxy, wait for its connection to the server, TLS handshake: each may take the connect timeout."""
+"""Three steps may each take the connect timeout: the connection to the proxy, its connection to the server, and TLS."""
 DIRECT = NetworkOptions()
 READ_OUT_S_MAX = 0.2
 """A well-behaved server ends its response with the last event. Opening a new connection costs about as much."""

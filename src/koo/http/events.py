@@ -63,7 +63,7 @@ class EventParser:
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Return the events that this portion completes. Raises `AnswerTooLarge`."""
-        # A portion may end between the CR and the LF of one line end. The CR has ended the line already, because it may
+        # A portion may end between the CR and the LF of one line end. The CR has already ended the line, because it may
         # be the last byte for a long time. If the LF then counted as a line of its own, that empty line would end an
         # event after its first line.
         if self._after_cr and chunk.startswith(b"\n"):

@@ -87,7 +87,7 @@ class DayHand:
     def book(self, units: int) -> None:
         """Book `units` that were taken."""
         purse = self.budget.purse
-        # Units of calls that were never made come first. They are in `spent` already, and must not be added again.
+        # Units of calls that were never made come first. They are already in `spent`, and must not be added again.
         if purse is self._of:
             credit = min(units, self._credit)
             self._credit -= credit

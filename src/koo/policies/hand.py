@@ -178,7 +178,7 @@ class Hand:
 
     def refund(self, units: int, taken_at: float) -> None:
         """Give back `units` that were taken at `taken_at` but never used."""
-        # They may have been reported to the store as used already. If such a unit were put back into the hand and used
+        # They may already have been reported to the store as used. If such a unit were put back into the hand and used
         # later, it would count in the store's window from the first report, and would leave it too early after the real
         # use. So the next message asks the store to take them back instead.
         if taken_at < self._asked_at or self._flying is not None:

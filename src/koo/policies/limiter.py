@@ -152,14 +152,14 @@ class SlidingCount:
         self._begin(now)
 
     def as_of(self, now: float) -> SlidingCount:
-        """A copy, as it is at `now`."""
+        """A copy of the count, as it is at `now`."""
         one = copy(self)
         one._past = [[*past] for past in self._past]
         one.roll(now)
         return one
 
     def resets_at(self, now: float) -> float:
-        """When at least one unit is free; `now` if one is free already."""
+        """When at least one unit is free; `now` if one is already free."""
         if self.used < self.limit:
             return now
         oldest = self._past[0][0] if self._past else self._bucket
@@ -232,7 +232,7 @@ class DayCount:
         self.rolls_at += days * DAY_S
 
     def as_of(self, now: float) -> DayCount:
-        """A copy, as it is at `now`."""
+        """A copy of the count, as it is at `now`."""
         one = copy(self)
         one.roll(now)
         return one

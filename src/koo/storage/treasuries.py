@@ -251,7 +251,7 @@ def _load(
     # so the purses that were read with the missing row do not count.
     if rows is None or likely is None or is_new or keys != opened:
         # Missing treasuries are inserted before any is locked. A process that inserts one while it has locked another
-        # could deadlock with a process that does the opposite. At midnight the likely ones are locked already; if two
+        # could deadlock with a process that does the opposite. At midnight the likely ones are already locked; if two
         # processes deadlock then, the database aborts one transaction, and it is run again.
         tx.run(OPEN_TREASURIES, _values_of(beat.process, keys))
         likely = _Locked(tx, beat.process, keys, is_asked)

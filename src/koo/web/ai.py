@@ -65,7 +65,7 @@ def _add_queries(router: APIRouter, platform: Platform) -> None:
 def _add_health(router: APIRouter, platform: Platform) -> None:
     @router.get("/services/health", summary="State of all AI services", **described(shapes.ServicesHealth))
     async def get_services_health() -> Response:
-        """Shows what is known already; no service is called."""
+        """Shows what is already known; no service is called."""
         return JsonView(platform.services_health())
 
     @router.get(
@@ -74,7 +74,7 @@ def _add_health(router: APIRouter, platform: Platform) -> None:
         **described(shapes.ServiceHealth, 404),
     )
     async def get_service_health(service: str) -> Response:
-        """Shows what is known already; the service is not called."""
+        """Shows what is already known; the service is not called."""
         return JsonView(platform.service_health(service))
 
     @router.post(

@@ -109,8 +109,8 @@ class Forms:
             if len(self._by_model) >= MODELS_MAX:
                 self._by_model.clear()
             self._by_model[request.model] = form
-        # A form that leaves out less than before takes back an earlier guess, and was refused in that form already.
-        # Repeating the request would only go back and forth between the two.
+        # A form that leaves out less than before takes back an earlier guess, and has already been refused in that
+        # form. Repeating the request would only go back and forth between the two.
         return form is None or form.without >= known.without
 
     def _without(self, form: Form, request: Request, parsed: ParsedError, sent: bytes) -> Form | None:
@@ -119,7 +119,7 @@ class Forms:
         if name is None:
             return None
         if name in TOKEN_NAMES:
-            # The other name is in use already, so the server has refused both: the name is not the cause.
+            # The other name is already in use, so the server has refused both: the name is not the cause.
             if form.tokens_name is not None or not self.has_two_names:
                 return None
             other = TOKEN_NAMES[1 - TOKEN_NAMES.index(used)]

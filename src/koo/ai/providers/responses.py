@@ -213,7 +213,7 @@ class _Reader(Reader):
                 return None
             case name if name in WHOLE_TEXTS:
                 # Servers that send no deltas send only these. Several of them carry the same text one after another
-                # (text done, part done, item done), hence the check for texts that were yielded already.
+                # (text done, part done, item done), hence the check for texts that were already yielded.
                 text = self._take_start() or self._rest_of(told.words)
                 return self._piece(text) if text and text not in self._texts else None
             case name if name in ENDS:
@@ -243,7 +243,7 @@ class _Reader(Reader):
     def _end(self, name: str, answer: _Answer, error: msgspec.Raw) -> CompletionChunk:
         """The piece for one of the four ends: the rest of the text, the usage, and the failure if there is one."""
         # Only the text that no delta contained is returned. If the two contradict each other, the deltas count, because
-        # the caller has received them already.
+        # the caller has already received them.
         usage = usage_of(answer.usage) if answer.usage else None
         text = self._take_start() + self._rest_of(answer.text)
         told = answer if answer.error is not NOTHING else msgspec.structs.replace(answer, error=error)

@@ -1,7 +1,7 @@
 """E-mail in plain text, handed to a mail server.
 
 The standard library's `email` builds the headers. It encodes text that is not ASCII and refuses line breaks, which
-`plain` has removed already. The body is `text/plain`, so a mail program shows it unchanged. All messages of one alert
+`plain` has already removed. The body is `text/plain`, so a mail program shows it unchanged. All messages of one alert
 refer to one id that no message has, so a mail program shows them as one conversation even if one of them is missing.
 """
 

@@ -159,7 +159,7 @@ class Line(smtplib.SMTP):
 
 
 def _leave(line: Line) -> None:
-    """End the conversation with QUIT. The mail is accepted already, so an error here does not matter."""
+    """End the conversation with QUIT. The mail has already been accepted, so an error here does not matter."""
     with suppress(smtplib.SMTPException, OSError):
         if line.sock is not None:
             line.sock.settimeout(GOODBYE_S)
