@@ -462,6 +462,7 @@ def test_a_key_in_the_headers_of_one_call_replaces_its_clients() -> None:
             assert await outcome(own, send, extra_headers=expired) == Kind.KEY_REFUSED
             assert await outcome(own, send, extra_headers={name: "Bearer good"}) == "ok"
             assert await outcome(own, send, extra_headers={"X-Trace": "1"}) == "ok"
+            assert await outcome(own, functools.partial(send, extra_headers=expired)) == Kind.KEY_REFUSED
 
     run(test)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from koo.ai.blocking import IN_THREAD, is_async
@@ -171,8 +172,9 @@ def guard_of(
         if callee.retries:
             warn_of_repeats(service.name, {callee.library: callee.retries})
         credential = callee.credential(inner)
-    if "extra_headers" in kwargs:
-        credential = credential_of_headers(kwargs["extra_headers"]) or credential
+    keywords = {**operation.keywords, **kwargs} if isinstance(operation, partial) else kwargs
+    if "extra_headers" in keywords:
+        credential = credential_of_headers(keywords["extra_headers"]) or credential
     if not credential:
         credential = credential_of_call(operation, args, kwargs)
     if service.credential_of is not None:
