@@ -18,6 +18,7 @@ from sqlalchemy import text
 import koo
 from koo.deadlines import ends_at
 from koo.errors import (
+    AllServicesFailed,
     AuthenticationFailed,
     CommitOutcomeUnknown,
     DatabaseUnavailable,
@@ -173,6 +174,21 @@ def test_a_disabled_service_stays_off_and_an_own_server_is_free() -> None:
     run(test, PlatformOptions(services=(off, LAB)))
 
 
+def test_wrong_arguments_and_names_are_explained() -> None:
+    async def test(world: World) -> None:
+        world.platform.register_service("parcels")
+        with pytest.raises(
+            AttributeError, match="'parcels' is an operation of your own, which has no server"
+        ):
+            _ = world.parcels
+        with pytest.raises(TypeError, match="seconds since 1970, not '2026-01-01'"):
+            world.clock.set_wall("2026-01-01")  # type: ignore[arg-type]
+
+    run(test)
+    with pytest.raises(TypeError, match="options is 'x'; expected PlatformOptions"):
+        World("x")  # type: ignore[arg-type]
+
+
 def test_the_fake_accepts_the_services_own_model() -> None:
     async def test(world: World) -> None:
         assert (await world.ask("claude")).text == "Paris."
@@ -197,6 +213,23 @@ def test_a_skip_ends_a_hanging_call_at_its_deadline() -> None:
         gate.open()
 
     run(test)
+
+
+def test_a_fallback_for_which_no_time_is_left_is_not_said_to_be_called(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(world: World) -> None:
+        world.claude.hangs()
+        asked = asyncio.create_task(world.ask("claude", fallback=["local"]))
+        await koo.testing.until(lambda: world.claude.attempts == 1)
+        world.clock.advance(minutes=10)
+        with pytest.raises(AllServicesFailed, match="could answer in time; local was not called"):
+            await asked
+        assert world.local.attempts == 0
+
+    run(test)
+    (line,) = [one for one in caplog.messages if one.startswith("claude: query failed (timeout)")]
+    assert "called next" not in line
 
 
 def test_a_skip_ends_a_pause_that_the_provider_asked_for() -> None:

@@ -181,7 +181,9 @@ class Gateway:
                 # The first service is called even without time left: its guard refuses and counts the call, and that
                 # refusal is what the caller gets. Ending the loop before it would leave no error to raise.
                 if failures and left_s <= 0:
-                    break
+                    raise AllServicesFailed(
+                        f"no service could answer in time; {one.options.name} was not called", failures
+                    )
                 # `model` names a model of the first service. At a fallback it would be an unknown model or, worse, a
                 # different one with the same name, so each fallback uses its own default.
                 asked = replace(query, model=None) if failures else query
@@ -208,7 +210,7 @@ class Gateway:
                     # Inserting into the list that this loop iterates is safe here: `place` is the index of the next
                     # service, so the inserted one comes next and none is skipped or repeated.
                     services[place:place] = self._instead(error, services)
-                    self._note(error, services[place:])
+                    self._note(error, services[place:] if self._clock.monotonic() < deadline else ())
                     if len(services) == 1 or (left_s <= 0 and not failures):
                         raise
                     if _ends_the_query(error):

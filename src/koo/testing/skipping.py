@@ -67,6 +67,8 @@ class SkippingClock:
 
     def set_wall(self, wall_s: float) -> None:
         """Set the wall clock, as people and time servers do; monotonic time does not change."""
+        if not isinstance(wall_s, int | float):
+            raise TypeError(f"set_wall takes seconds since 1970, not {wall_s!r}")
         self._ahead_s = wall_s - time.time() - self.skipped_s
 
     async def sleep(self, delay_s: float) -> None:

@@ -93,6 +93,8 @@ class World:
         strict: bool = True,
         clock: SkippingClock | None = None,
     ) -> None:
+        if options is not None and not isinstance(options, PlatformOptions):
+            raise TypeError(f"options is {options!r}; expected PlatformOptions (settings= takes variables)")
         self.strict = strict
         self.clock = SkippingClock() if clock is None else clock
         self.events: list[Event] = []
@@ -122,6 +124,8 @@ class World:
 
     def _no_service(self, name: str) -> str:
         services = vars(self).get("services", {})
+        if "platform" in vars(self) and name in self.platform.own_operations:
+            return f"{name!r} is an operation of your own, which has no server: let its function fail instead"
         meant = did_you_mean(name, [*services, *(one for one in dir(type(self)) if not one.startswith("_"))])
         return f"this world has no service {name!r}; it has {', '.join(services) or 'none'}{meant}"
 
