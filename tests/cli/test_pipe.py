@@ -246,22 +246,43 @@ def test_a_refusal_of_the_server_is_one_line_without_escapes(here: Here) -> None
     assert err.count("\n") == 1 and r"m\x1b]0;owned" in err and "\x1b" not in err
 
 
+def on_a_terminal(tmp_path: Path, url: str, columns: int, word: str) -> str:
+    """What a command prints to a window of that width."""
+    ours, theirs = pty.openpty()
+    env = environment(tmp_path, KOO_URL=url, TERM="xterm", COLUMNS=str(columns))
+    with subprocess.Popen(command(word), stdout=theirs, stderr=theirs, stdin=theirs, env=env) as run:
+        os.close(theirs)
+        seen = b""
+        try:
+            while piece := os.read(ours, 65536):
+                seen += piece
+        except OSError:
+            pass  # Linux reports this if the other end of a terminal is closed
+        assert run.wait(60) in (3, 4)
+    os.close(ours)
+    return seen.decode()
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 120])
+def test_no_window_cuts_a_number_or_breaks_a_name_into_letters(tmp_path: Path, columns: int) -> None:
+    """The terminal itself wraps what is too long; nothing is left out."""
+    services = {"claude": service_of(state="circuit_open"), NAME[:40]: service_of()}
+    with canned(health_of("degraded", **services)) as url:
+        text = on_a_terminal(tmp_path, url, columns, "status")
+    for whole in ("claude", "circuit_open", "$0.000082 of $10.00", "1.9 ms"):
+        assert whole in text, text
+    rows = [line for line in text.splitlines() if "$0.000082 of $10.00" in line]
+    assert len(rows) == 2 and any(NAME[:20] in row for row in rows)
+    if columns < 80:
+        assert (
+            "claude: state circuit_open, breaker closed, requests 8, failed 5, refused 31, p95 1.9 ms" in text
+        )
+
+
 def test_control_characters_in_a_name_do_not_reach_the_terminal(tmp_path: Path) -> None:
     alert = {**ALERT, "message": f"no model {EVIL}"}
     with canned(alerts_of(alert)) as url:
-        ours, theirs = pty.openpty()
-        env = environment(tmp_path, KOO_URL=url, TERM="xterm", COLUMNS="60")
-        with subprocess.Popen(command("alerts"), stdout=theirs, stderr=theirs, stdin=theirs, env=env) as run:
-            os.close(theirs)
-            seen = b""
-            try:
-                while piece := os.read(ours, 65536):
-                    seen += piece
-            except OSError:
-                pass  # Linux reports this if the other end of a terminal is closed
-            assert run.wait(60) == 4
-        os.close(ours)
-    text = seen.decode()
+        text = on_a_terminal(tmp_path, url, 60, "alerts")
     assert "owned" in text and not {"\x07", "\x9b", "\u202e"} & set(text) and "\x1b]" not in text
     assert "2026-11-28T14:07:06Z" in text and "…" not in text
 
