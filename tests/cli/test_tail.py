@@ -79,6 +79,7 @@ class Server:
                 "episodes": self.episodes, "next_cursor": None, "since": at(0), "until": at(0), **now,
             },
             "/ai/requests": {"requests": self.requests[::-1], "amount": "0", "next_cursor": None, **now},
+            "/ai/services/health": {"services": {"claude": {}, "lab": {}}},
             "/monitoring/fleet": {
                 "processes": [{"state": "live"}], "guards": [], "purses": [], "leases": [], "leader": None,
                 "differences": [], "state_store": {}, **now,
@@ -210,6 +211,17 @@ def test_tail_follows_until_ctrl_c_and_shows_only_what_was_requested(tmp_path: P
                 out, err = run.communicate(timeout=30)
                 assert (run.returncode, err) == (0, "")
                 assert unwanted not in out and all(unwanted not in one for one in read)
+
+
+def test_a_mistyped_service_is_a_warning(tmp_path: Path) -> None:
+    with canned(Server().documents()) as url:
+        line = command("tail", "--service", "clade")
+        env = environment(tmp_path, KOO_URL=url)
+        with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=env) as run:
+            assert run.stderr is not None
+            assert run.stderr.readline() == "koo: the server has no service clade; it has claude, lab\n"
+            run.send_signal(signal.SIGINT)
+            assert run.wait(30) in (0, 130)
 
 
 def test_an_invalid_duration_is_the_callers_mistake(here: Here) -> None:

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
+from typing import TypedDict
 from urllib.parse import urlencode
 
 from koo.cli.client import ServerClient, connect
@@ -100,6 +101,7 @@ async def _follow(url: str | None, past_s: float, shown: Shown) -> None:
     async with connect(url) as client:
         with progress(f"querying {client.url}"):
             fleet = await client.get("/monitoring/fleet", FleetStatus)
+            await _warn_of_unknown(client, shown.component)
         follower = Follower(client, (seconds_of(fleet["timestamp"]) or 0.0) - past_s, shown.component)
         follower.has_others = sum(one["state"] == "live" for one in fleet["processes"]) > 1
         try:
@@ -107,6 +109,24 @@ async def _follow(url: str | None, past_s: float, shown: Shown) -> None:
                 shown.put(lines)
         finally:
             shown.put(follower.calls.rest())
+
+
+class Known(TypedDict):
+    """What is read of the server's services."""
+
+    services: dict[str, object]
+
+
+async def _warn_of_unknown(client: ServerClient, component: str | None) -> None:
+    """Warn of a mistyped service, of which nothing would ever be shown."""
+    # It is only a warning: an operation that another process has registered is unknown to this server.
+    if component in (None, "database"):
+        return
+    known = (await client.get("/ai/services/health", Known))["services"]
+    if component.removeprefix("ai:") not in known:
+        say(
+            f"koo: the server has no service {component.removeprefix('ai:')}; it has {', '.join(known) or 'none'}"
+        )
 
 
 async def _look_over_and_over(follower: Follower, url: str) -> AsyncIterator[list[Line]]:
