@@ -323,7 +323,7 @@ class Gates:
             and bulkhead.used >= bulkhead.cap
             and not is_fed.get()
         ):
-            self._refuse_slot(guard, f"the queue is full: {len(bulkhead.line)} callers are already waiting")
+            self._refuse_slot(guard, full(len(bulkhead.line)))
         return self.stand_in(bulkhead, deadline)
 
     async def stand_in(self, bulkhead: Bulkhead, deadline: float) -> bool:
@@ -493,6 +493,13 @@ class Gates:
                 self.publish(event)
         except BaseException as error:  # noqa: BLE001 - whatever a listener raises
             outlive(error, f"could not publish {type(event).__name__}")
+
+
+def full(waiting: int) -> str:
+    """That no further call may wait."""
+    if not waiting:
+        return "it would have to wait, and the queue has no places"
+    return f"the queue is full: {waiting} {'caller is' if waiting == 1 else 'callers are'} already waiting"
 
 
 def running(bulkhead: Bulkhead) -> str:

@@ -317,17 +317,23 @@ def test_a_refund_reaches_a_waiting_caller_within_a_second() -> None:
     run_virtual(main)
 
 
-def test_a_full_queue_refuses() -> None:
+@pytest.mark.parametrize(
+    ("queue_max", "said"),
+    [
+        (0, "it would have to wait, and the queue has no places"),
+        (1, "the queue is full: 1 caller is already waiting"),
+        (2, "the queue is full: 2 callers are already waiting"),
+    ],
+)
+def test_a_full_queue_refuses(queue_max: int, said: str) -> None:
     async def main() -> None:
-        guard = make_guard(per_minute=1, queue_max=2)
+        guard = make_guard(per_minute=1, queue_max=queue_max)
         await guard.call(answer)
-        tasks = [asyncio.create_task(guard.call(answer, on_limit="wait")) for _ in range(3)]
+        waits = range(queue_max + 1)
+        tasks = [asyncio.create_task(guard.call(answer, on_limit="wait")) for _ in waits]
         await asyncio.sleep(0)
         error = await error_of(guard.call(answer, on_limit="wait"))
-        assert (
-            isinstance(error, ServiceSaturated)
-            and error.reason == "the queue is full: 2 callers are already waiting"
-        )
+        assert isinstance(error, ServiceSaturated) and error.reason == said
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

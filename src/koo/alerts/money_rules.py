@@ -90,8 +90,8 @@ def _shortages(services: Sequence[ServiceHealth]) -> Iterator[Finding]:
         lacks = [view["shortage"] for view in views if view["shortage"] is not None]
         worst, names = lacks[0], [view["service_name"] for view in views]
         message = (
-            f"{worst['budget']} does not cover some calls: they need up to {worst['needed']} USD, "
-            f"{worst['left']} USD are left; affected: {', '.join(names)}"
+            f"{worst['budget']} does not cover the last call that was refused: up to {worst['needed']} USD needed, "
+            f"{worst['left']} USD left; affected: {', '.join(names)}"
         )
         data: AlertData = {
             "refuses": f"calls that may cost more than {worst['left']} USD",
