@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -234,3 +235,27 @@ def test_the_proxy_ends_without_an_error_while_a_connection_is_closing(turns: in
 
     asyncio.run(main())
     assert reported == []
+
+
+@pytest.mark.parametrize(
+    ("misuse", "said"),
+    [
+        (
+            lambda proxy: proxy.cut_commit("befor"),
+            "when is 'befor'; expected one of 'before', 'at', 'after', 'hold'",
+        ),
+        (lambda proxy: proxy.cut_commit("at", times=0), "times is 0"),
+        (
+            lambda proxy: proxy.black_hole("clients"),
+            "toward is 'clients'; expected one of 'client', 'server', 'both'",
+        ),
+        (lambda proxy: setattr(proxy, "toward", "clients"), "toward is 'clients'"),
+        (lambda proxy: setattr(proxy, "delay_s", -1), "delay_s is -1; expected 0 or more"),
+        (lambda proxy: setattr(proxy, "dely_s", 1), "FaultProxy has no 'dely_s'; did you mean 'delay_s'"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_a_fault_that_could_not_occur_raises(misuse: Callable[[Any], object], said: str) -> None:
+    """Otherwise the connections would stay sound, and the test would pass."""
+    with FaultProxy("127.0.0.1", 1) as proxy, pytest.raises((ValueError, AttributeError), match=said):
+        misuse(proxy)

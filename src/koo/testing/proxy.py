@@ -28,16 +28,18 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeVar, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from koo.testing.backstage import Backstage, on_loop
+from koo.testing.misspelt import did_you_mean
 
 T = TypeVar("T")
 CommitCut = Literal["before", "at", "after", "hold"]
 Side = Literal["client", "server"]
 Toward = Literal["client", "server", "both"]
 
+_NUMBERS = ("delay_s", "jitter_s", "bytes_per_s", "cut_after_bytes")
 _CHUNK = 65_536
 _PIECES_A_SECOND = 50
 """With limited bandwidth, this many pieces are forwarded per second, so that a client receives a steady trickle."""
@@ -95,6 +97,19 @@ class FaultProxy:
         self._open: dict[Side, asyncio.Event] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._backstage: Backstage | None = None
+
+    if not TYPE_CHECKING:  # with it, a type checker would accept every name
+
+        def __setattr__(self, name, value):
+            # A fault that is misspelt or cannot occur would leave the connections sound, and the test would pass.
+            if not name.startswith("_") and "_backstage" in vars(self):
+                if name not in vars(self) and (meant := did_you_mean(name, vars(self))):
+                    raise AttributeError(f"FaultProxy has no {name!r}{meant}")
+                if name == "toward":
+                    _check("toward", value, Toward)
+                elif name in _NUMBERS and value is not None and not value >= 0:
+                    raise ValueError(f"{name} is {value!r}; expected 0 or more")
+            super().__setattr__(name, value)
 
     @classmethod
     def before(cls, url: str) -> Self:
@@ -179,6 +194,7 @@ class FaultProxy:
 
     def black_hole(self, toward: Toward = "both") -> None:
         """Let no data pass in that direction, without any error; new connections are accepted but stay silent."""
+        _check("toward", toward, Toward)
         self._act(lambda: self._let_pass(False, toward))
 
     def heal(self) -> None:
@@ -195,8 +211,11 @@ class FaultProxy:
 
         "before": before the server receives it, so the transaction is not committed; "hold" has the same result.
         "after": after the server has executed it, so the transaction is committed. "at": while it is forwarded; the
-        transaction may be committed or not.
+        transaction may be committed or not. Raises ValueError for anything else.
         """
+        _check("when", when, CommitCut)
+        if times < 1:
+            raise ValueError(f"times is {times}; expected at least 1")
         self._cut, self._cuts_left = when, times
 
     def _act(self, act: Callable[[], T]) -> T:
@@ -291,6 +310,13 @@ class FaultProxy:
         self._cuts_left -= 1
         self.cuts += 1
         return self._cut
+
+
+def _check(name: str, value: object, allowed: object) -> None:
+    """Raise ValueError for a word that is not allowed."""
+    words = get_args(allowed)
+    if value not in words:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, words))}")
 
 
 class _Pipe:
