@@ -190,7 +190,9 @@ def test_a_saturated_pool_is_an_alert_with_the_number_of_callers_turned_away(tmp
     async def test(house: House) -> None:
         queue = house.pool_queue
         queue.used = queue.limit
-        for _ in range(3):
+        queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
+        assert "connections are in use and 0 callers are waiting, 1 was turned away" in only(house).message
+        for _ in range(2):
             queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
         full = only(house)
         assert full.kind == "database_saturated" and "3 were turned away" in full.message

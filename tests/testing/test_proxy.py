@@ -13,7 +13,8 @@ import pytest
 
 from koo.testing.polling import until
 from koo.testing.postgres import PostgresServer
-from koo.testing.proxy import FaultProxy, _is_commit, _Messages
+from koo.testing.proxy import FaultProxy
+from koo.testing.proxy_messages import Messages, is_commit
 
 
 @asynccontextmanager
@@ -204,16 +205,16 @@ def test_messages_are_found_in_pieces_of_any_size() -> None:
     parse = b"P" + (4 + 2 + 7 + 2).to_bytes(4, "big") + b"n\0" + b"commit\0" + b"\0\0"
     stream = ssl + startup + sync + query + parse
     for size in (1, 3, len(stream)):
-        messages = _Messages()
+        messages = Messages()
         found = [m for at in range(0, len(stream), size) for m in messages.feed(stream[at : at + size])]
         assert [kind for kind, _ in found] == [b"", b"", b"S", b"Q", b"P"]
-        assert [_is_commit(message) for message in found] == [False, False, False, True, True]
+        assert [is_commit(message) for message in found] == [False, False, False, True, True]
 
 
 def test_statements_that_only_resemble_a_commit_are_not_cut() -> None:
-    assert not _is_commit((b"Q", b"SELECT 'COMMIT'\0"))
-    assert not _is_commit((b"D", b"COMMIT\0"))
-    assert not _is_commit((b"P", b"commit\0SELECT 1\0"))
+    assert not is_commit((b"Q", b"SELECT 'COMMIT'\0"))
+    assert not is_commit((b"D", b"COMMIT\0"))
+    assert not is_commit((b"P", b"commit\0SELECT 1\0"))
 
 
 @pytest.mark.parametrize("turns", range(20))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from koo.alerts.findings import Finding
 from koo.alerts.service_rules import find_in_breaker, incident_of, refuses
-from koo.alerts.words import say
+from koo.alerts.words import count, say
 from koo.monitoring.shapes import AlertData, DatabaseHealth
 
 DATABASE = "database"
@@ -44,12 +44,11 @@ def _calls_pass(view: DatabaseHealth) -> Iterator[Finding]:
 def _condition(condition: str, view: DatabaseHealth) -> Finding:
     kind, pool = f"database_{condition}", view["pool_status"]
     if condition == "saturated":
-        message = (
-            f"all {pool['max_connections']} connections are in use and {pool['waiting']} callers are waiting"
-        )
+        waiting = count(pool["waiting"], "caller is", "callers are")
+        message = f"{_all(pool['max_connections'])} in use and {waiting} waiting"
         return Finding(kind, DATABASE, _with_holders(message, view), _turned_away(view))
     if condition == "leaking":
-        message = f"{pool['overdue']} scopes have held their connection for too long"
+        message = f"{count(pool['overdue'], 'scope has', 'scopes have')} held a connection for too long"
         return Finding(kind, DATABASE, _with_holders(message, view))
     if condition == "commit_unknown":
         message = "a connection was lost during COMMIT: check whether the transaction was written"
@@ -63,6 +62,10 @@ def _condition(condition: str, view: DatabaseHealth) -> Finding:
     return Finding(kind, DATABASE, f"the database is {condition.replace('_', ' ')}", data)
 
 
+def _all(connections: int) -> str:
+    return "the only connection is" if connections == 1 else f"all {connections} connections are"
+
+
 def _turned_away(view: DatabaseHealth) -> AlertData:
     away = view["pool_status"]["turned_away"]
     return {"refuses": "scopes that get no connection in time", "turned_away": away} if away else {}
@@ -71,7 +74,7 @@ def _turned_away(view: DatabaseHealth) -> AlertData:
 def _with_holders(message: str, view: DatabaseHealth) -> str:
     pool = view["pool_status"]
     if pool["turned_away"]:
-        message += f", {pool['turned_away']} were turned away"
+        message += f", {count(pool['turned_away'], 'was', 'were')} turned away"
     return message + (f"; held by {', '.join(pool['held_by'])}" if pool["held_by"] else "")
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from koo.alerts.findings import Finding
 from koo.alerts.money_rules import STORE
-from koo.alerts.words import say
+from koo.alerts.words import count, say
 from koo.monitoring.notice_shapes import ChannelStatus
 from koo.monitoring.own_shapes import DescriptorHealth, DiskHealth, KooHealth, StoreHealth
 from koo.monitoring.shapes import AlertData, ServiceHealth
@@ -65,13 +65,10 @@ def find_in_channels(channels: Sequence[ChannelStatus], now: float) -> Iterator[
         failing_s = 0.0 if since is None else now - datetime.fromisoformat(since).timestamp()
         if failing_s < FAILING_S and not channel["given_up"]:
             continue
-        given_up = (
-            f"; {channel['given_up']} were given up within the last hour" if channel["given_up"] else ""
-        )
-        message = (
-            say(f"{channel['waiting']} notices are waiting for {channel['channel']}", channel["reason"])
-            + given_up
-        )
+        waiting = count(channel["waiting"], "notice is", "notices are")
+        message = say(f"{waiting} waiting for {channel['channel']}", channel["reason"])
+        if channel["given_up"]:
+            message += f"; {count(channel['given_up'], 'was', 'were')} given up within the last hour"
         data: AlertData = {"next_attempt": channel["next_attempt"]}
         if since is not None:
             data["since"] = since

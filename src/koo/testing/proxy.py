@@ -28,28 +28,20 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from koo.testing.backstage import Backstage, on_loop
-from koo.testing.misspelt import did_you_mean
+from koo.testing.proxy_checks import CommitCut, Side, Toward, check_attribute, check_word
+from koo.testing.proxy_messages import Login, Messages, is_commit
+
+__all__ = ["CommitCut", "FaultProxy"]
 
 T = TypeVar("T")
-CommitCut = Literal["before", "at", "after", "hold"]
-Side = Literal["client", "server"]
-Toward = Literal["client", "server", "both"]
 
-_NUMBERS = ("delay_s", "jitter_s", "bytes_per_s", "cut_after_bytes")
 _CHUNK = 65_536
 _PIECES_A_SECOND = 50
 """With limited bandwidth, this many pieces are forwarded per second, so that a client receives a steady trickle."""
-_ENCRYPTION = {80877103, 80877104}
-"""SSLRequest and GSSENCRequest, to which a server replies with a single byte."""
-_UNTYPED = {*_ENCRYPTION, 80877102}
-"""SSLRequest, GSSENCRequest and CancelRequest: the packets without a type byte that may come before the
-StartupMessage."""
-_LOGIN_BYTES_MAX = 65_536
-"""A server that has sent this many bytes without a ReadyForQuery is not PostgreSQL."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _PORTS = {"postgresql": 5432, "http": 80, "https": 443}
 
@@ -101,14 +93,8 @@ class FaultProxy:
     if not TYPE_CHECKING:  # with it, a type checker would accept every name
 
         def __setattr__(self, name, value):
-            # A fault that is misspelt or cannot occur would leave the connections sound, and the test would pass.
             if not name.startswith("_") and "_backstage" in vars(self):
-                if name not in vars(self) and (meant := did_you_mean(name, vars(self))):
-                    raise AttributeError(f"FaultProxy has no {name!r}{meant}")
-                if name == "toward":
-                    _check("toward", value, Toward)
-                elif name in _NUMBERS and value is not None and not value >= 0:
-                    raise ValueError(f"{name} is {value!r}; expected 0 or more")
+                check_attribute(vars(self), name, value)
             super().__setattr__(name, value)
 
     @classmethod
@@ -194,7 +180,7 @@ class FaultProxy:
 
     def black_hole(self, toward: Toward = "both") -> None:
         """Let no data pass in that direction, without any error; new connections are accepted but stay silent."""
-        _check("toward", toward, Toward)
+        check_word("toward", toward, Toward)
         self._act(lambda: self._let_pass(False, toward))
 
     def heal(self) -> None:
@@ -213,7 +199,7 @@ class FaultProxy:
         "after": after the server has executed it, so the transaction is committed. "at": while it is forwarded; the
         transaction may be committed or not. Raises ValueError for anything else.
         """
-        _check("when", when, CommitCut)
+        check_word("when", when, CommitCut)
         if times < 1:
             raise ValueError(f"times is {times}; expected at least 1")
         self._cut, self._cuts_left = when, times
@@ -312,13 +298,6 @@ class FaultProxy:
         return self._cut
 
 
-def _check(name: str, value: object, allowed: object) -> None:
-    """Raise ValueError for a word that is not allowed."""
-    words = get_args(allowed)
-    if value not in words:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, words))}")
-
-
 class _Pipe:
     """One connection through the proxy."""
 
@@ -327,8 +306,8 @@ class _Pipe:
         self._client = (reader, writer)
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.forgotten = False
-        self._messages = _Messages()
-        self._login: _Login | None = _Login()
+        self._messages = Messages()
+        self._login: Login | None = Login()
         self._last_kind = b""
         self._cut: CommitCut | None = None
         self._passed: dict[Side, int] = {"client": 0, "server": 0}
@@ -388,7 +367,7 @@ class _Pipe:
             self._count_round_trips(messages)
             if self._login is not None:
                 self._login.note_request(messages)
-            if any(_is_commit(message) for message in messages):
+            if any(is_commit(message) for message in messages):
                 self._cut = self._proxy.commit_cut()
             if self._cut == "before":
                 self.reset()
@@ -480,61 +459,3 @@ async def _read(reader: asyncio.StreamReader, pieces: asyncio.Queue[Piece]) -> N
         except OSError:
             data = b""  # the forwarding task then ends the connection
         pieces.put_nowait(Piece(data, asyncio.get_running_loop().time()))
-
-
-class _Messages:
-    """Divides a client's bytes into PostgreSQL's frontend messages: (type, body)."""
-
-    def __init__(self) -> None:
-        self._buffer = b""
-        self._started = False
-
-    def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        self._buffer += data
-        while True:
-            head = 1 if self._started else 0
-            if len(self._buffer) < head + 4:
-                return
-            length = int.from_bytes(self._buffer[head : head + 4], "big")
-            if len(self._buffer) < head + length or length < 4:
-                return
-            kind, body = self._buffer[:head], self._buffer[head + 4 : head + length]
-            self._buffer = self._buffer[head + length :]
-            if not self._started:
-                self._started = int.from_bytes(body[:4], "big") not in _UNTYPED
-            yield kind, body
-
-
-class _Login:
-    """Finds the first ReadyForQuery in a server's messages."""
-
-    def __init__(self) -> None:
-        self._answers = b""
-        self._single_bytes = 0
-
-    def note_request(self, messages: list[tuple[bytes, bytes]]) -> None:
-        """Count the requests for encryption: the server's reply to each is one byte without a header."""
-        for kind, body in messages:
-            self._single_bytes += not kind and int.from_bytes(body[:4], "big") in _ENCRYPTION
-
-    def is_ready(self, data: bytes) -> bool:
-        """Whether the login has ended, or the server is not PostgreSQL."""
-        self._answers += data
-        at = self._single_bytes
-        while len(self._answers) >= at + 5:
-            if self._answers[at : at + 1] == b"Z":
-                return True
-            at += 1 + int.from_bytes(self._answers[at + 1 : at + 5], "big")
-        return len(self._answers) > _LOGIN_BYTES_MAX
-
-
-def _is_commit(message: tuple[bytes, bytes]) -> bool:
-    """Whether a simple query (Q) or a Parse message (P, which starts with a name) commits, or ends with a COMMIT."""
-    kind, body = message
-    if kind == b"P":
-        body = body.partition(b"\0")[2]
-    elif kind != b"Q":
-        return False
-    words = body.strip(b" \n\0;").upper()
-    last = words.rpartition(b";")[2].lstrip()
-    return words.startswith((b"COMMIT", b"END")) or last == b"COMMIT"
