@@ -80,7 +80,7 @@ class World:
     platform: Platform
     home: Path
     proxy: FaultProxy
-    """The proxy before a real database: `koo.proxy.refuse()`. Only exists if the world has a `database_url`."""
+    """The proxy before a real database: `koo.proxy.refuses()`. Only exists if the world has a `database_url`."""
 
     def __init__(
         self,
