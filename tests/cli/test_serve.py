@@ -318,6 +318,18 @@ def test_logs_are_json_lines_without_probes_prompts_and_queries(tmp_path: Path) 
     assert "4711" not in log
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_warning_about_the_settings_is_one_line_in_the_logs_format(tmp_path: Path, workers: str) -> None:
+    wrong = {"KOO_TOKN": "x", "KOO_LOG_FORMAT": "json"}
+    with serving(tmp_path, "--workers", workers, **wrong) as (url, process):
+        ask(f"{url}/livez")
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    lines = (tmp_path / "serve.log").read_text().splitlines()
+    warnings = [json.loads(one) for one in lines if "KOO_TOKN" in one]
+    assert [(one["level"], one["logger"]) for one in warnings] == [("warning", "koo.settings")]
+
+
 def test_a_healthy_servers_log_is_quiet_and_a_failed_request_has_its_cause(tmp_path: Path) -> None:
     """The id in the caller's problem leads to a line with the cause."""
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):
@@ -418,6 +430,7 @@ def test_under_nohup_a_closed_terminal_does_not_end_the_server(tmp_path: Path, w
 
 def test_sigusr2_does_not_end_a_server_without_workers(tmp_path: Path) -> None:
     with serving(tmp_path, KOO_SHUTDOWN_DELAY="600") as (url, process):
+        assert ask(f"{url}/readyz") == {"status": "ready"}
         process.send_signal(signal.SIGUSR2)
         process.send_signal(signal.SIGTERM)
         assert _until_refused(f"{url}/readyz") == (503, "draining")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from koo.cli.terminal import CommandFailed, Exit, say
@@ -41,19 +43,59 @@ def _options(given: Given) -> PlatformOptions:
     return Settings(**{name: value for name, value in values.items() if value is not None}).platform_options()
 
 
+class _Held(logging.Handler):
+    """Keeps the lines that are logged before the settings say in which format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+        self._log = logging.getLogger("koo")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        before, self._log.propagate = self._log.propagate, False
+        self._log.addHandler(self)
+        try:
+            yield
+        except BaseException:
+            self._log.propagate = before
+            self.pass_on()  # there will be no settings, so nothing else would write them
+            raise
+        finally:
+            self._log.removeHandler(self)
+            self._log.propagate = before
+
+    def pass_on(self) -> None:
+        self._log.removeHandler(self)
+        for record in self.records:
+            self._log.handle(record)
+
+
+@contextmanager
+def _started(given: Given, worker: int | None = None) -> Iterator[PlatformOptions]:
+    """Read the settings, and log in their format, including what reading them logged."""
+    from koo.web.logs import chosen_logs, logs_set_up
+
+    held = _Held()
+    with held.holding():
+        options = _options(given)
+    with logs_set_up(chosen_logs(options.log, given.log_format, given.log_level), worker):
+        if worker in (None, 1):  # each worker reads the same settings
+            held.pass_on()
+        yield options
+
+
 def _serve_here(given: Given) -> Exit:
     from koo.platform import Platform
     from koo.web.app import create_app
     from koo.web.server import serve as serve_http
 
-    platform = Platform(_options(given))
-    serve_http(
-        platform,
-        create_app(platform),
-        log_format=given.log_format,
-        log_level=given.log_level,
-        out=sys.stdout,
-    )
+    with _started(given) as options:
+        platform = Platform(options)
+        serve_http(platform, create_app(platform), out=sys.stdout)
     return Exit.OK
 
 
@@ -63,7 +105,9 @@ def _serve_by(count: int, given: Given) -> Exit:
     from koo.web.logs import chosen_logs, logs_set_up
     from koo.web.workers import Workers, interpreter
 
-    options = _options(given)
+    held = _Held()  # not passed on: the first worker logs the same
+    with held.holding():
+        options = _options(given)
     listener = bind(options.host, options.port)
 
     def command(number: int, ready: int, announces: bool) -> list[str]:
@@ -80,7 +124,8 @@ def work(place: Membership) -> Exit:
     from koo.platform import Platform
     from koo.web.worker import serve_as
 
-    serve_as(place, Platform(_options(place.given)), sys.stdout)
+    with _started(place.given, place.number) as options:
+        serve_as(place, Platform(options), sys.stdout)
     return Exit.OK
 
 
