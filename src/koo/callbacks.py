@@ -1,4 +1,4 @@
-"""Errors of the application's callbacks (event listeners, log handlers), which must not stop koo.
+"""Errors of the application's callbacks (event listeners, log handlers, record factories), which must not stop koo.
 
 koo logs in about forty places while it holds permits, money and connections. Its loggers therefore make sure that
 an exception from a handler or filter never reaches the line that logs.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 EXITS = (SystemExit, KeyboardInterrupt)
 LOGGERS = ("koo", "koo.web", "koo.audit", "koo.settings", "koo.workers")
@@ -16,7 +17,31 @@ _OF_HANDLER = "koo_of_handler"
 
 
 class CarefulLogger(logging.Logger):
-    """A logger whose failing handlers do not raise in the code that logs."""
+    """A logger whose failing handlers and record factories do not raise in the code that logs."""
+
+    def makeRecord(  # noqa: N802 - the standard library's name
+        self,
+        name: str,
+        level: int,
+        fn: str,
+        lno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        extra: Mapping[str, object] | None = None,
+        sinfo: str | None = None,
+    ) -> logging.LogRecord:
+        # `extra` is not passed on: the standard library raises KeyError if the record factory has set an attribute of
+        # the same name. Many factories set `request_id` or `service`.
+        try:
+            record = super().makeRecord(name, level, fn, lno, msg, args, exc_info, func, None, sinfo)
+        except Exception as error:  # noqa: BLE001 - whatever a factory raises
+            if _OF_HANDLER not in (extra or {}):
+                outlive(error, "a log record factory failed", of_handler=True)
+            record = logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)
+        vars(record).update(extra or {})
+        return record
 
     def handle(self, record: logging.LogRecord) -> None:
         # The standard library's handlers catch errors of their own `emit`. An error from a filter, or from a handler

@@ -23,7 +23,6 @@ from koo.bridge import BRIDGE
 from koo.composition import Parts
 from koo.crossing import NO_LOOP, Loop, begin, carry, running_loop
 from koo.forks import leave_behind
-from koo.logs.facts import log_with
 from koo.upkeep import CheckServices, KeepTime, SendNotices
 
 STANDS_STILL = (
@@ -209,7 +208,7 @@ class Residence:
         # moment. In the child that thread does not exist, so the lock would never be released.
         if self._was_forked:
             self._was_forked = False
-            log_with({"what": "forked_while_open"}, log, logging.WARNING, FORKED)
+            log.warning(FORKED, extra={"what": "forked_while_open"})
 
     async def close(self) -> None:
         """Close koo. From another loop this works while the loop that koo is open on is running; else it raises

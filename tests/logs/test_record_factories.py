@@ -56,3 +56,17 @@ def test_a_record_factory_that_uses_koos_names_breaks_no_call(
     failed = next(one for one in caplog.records if vars(one)["what"] == "call_failed")
     assert vars(failed)["service"] == "claude"
     assert next(one for one in caplog.records if one.exc_info).funcName == "__call__"
+
+
+def test_a_record_factory_that_fails_is_reported_and_breaks_no_call(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: object, **__: object) -> logging.LogRecord:
+        raise RuntimeError
+
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(fail)
+    try:
+        logging.getLogger("koo").warning("the %s", "line", extra={"what": "x"})
+    finally:
+        logging.setLogRecordFactory(before)
+    assert caplog.messages == ["a log record factory failed", "the line"]
+    assert vars(caplog.records[-1])["what"] == "x"

@@ -1,7 +1,7 @@
 """The form of koo's log lines: "SOURCE: WORDS: SAID", and the same as facts for programs.
 
 Everything goes to the standard library's logger `koo`. The application chooses the format and the destination of the
-lines; `koo serve` has its own (`koo.web.logs`). The facts are attributes of the record, under the names in
+lines; `koo serve` has its own (`koo.web.logs`). The facts are attributes of the record (`extra`), under the names in
 `FACTS`. `WORDS` are the same for all lines of a kind and are part of the record's template, so tools that group lines
 by template keep them together.
 """
@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 
 from koo.errors import describe_s
 from koo.failures import safe
-from koo.logs.facts import log_with
 from koo.options import NEVER
 
 log = logging.getLogger("koo")
@@ -50,7 +49,7 @@ class Line:
         facts = {"service": source, **self.facts, "request_id": request}
         given = {name: _safe(value) for name, value in facts.items() if value is not None and value != ""}
         template = f"%s: {self.words}: %s" if said else f"%s: {self.words}"
-        log_with(given, log, self.level, template, *((source, said) if said else (source,)))
+        log.log(self.level, template, *((source, said) if said else (source,)), extra=given)
 
 
 def _safe(value: object) -> object:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from koo.clock import iso
-from koo.logs.facts import log_with
 from koo.logs.lines import request_id
 from koo.monitoring.shapes import AuditEntry
 from koo.plain_text import plain
@@ -105,19 +104,17 @@ def _write(entry: AuditEntry) -> None:
     }
     given = {name: value for name, value in facts.items() if value != ""}
     if not entry["reason"]:
-        log_with(given, log, logging.INFO, "%s by %s from %s", entry["what"], entry["who"], entry["peer"])
+        log.info("%s by %s from %s", entry["what"], entry["who"], entry["peer"], extra=given)
         return
     more = f"; {entry['more']} more like it before this one" if entry["more"] else ""
-    log_with(
-        given,
-        log,
-        logging.WARNING,
+    log.warning(
         "%s from %s was refused (%d): %s%s",
         entry["what"],
         entry["peer"],
         entry["status"],
         entry["reason"],
         more,
+        extra=given,
     )
 
 

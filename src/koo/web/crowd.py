@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from koo.host import Descriptors
-from koo.logs.facts import log_with
 
 CONNECTIONS_MAX = 10_000
 """More than one process can serve, whatever its limit on descriptors allows."""
@@ -175,25 +174,21 @@ class Crowd:
 
     def _tell_full(self) -> None:
         if self._full_at is None:
-            log_with(
-                {"what": "connections_full", "count": self.bound},
-                log,
-                logging.WARNING,
+            log.warning(
                 "%d connections are open, which is the limit (half of the file descriptors): the longest idle ones "
                 "are closed to make room; raise the limit on open files, or find out which clients connect",
                 self.bound,
+                extra={"what": "connections_full", "count": self.bound},
             )
         self._full_at = self.monotonic()
 
     def _tell_calm(self) -> None:
-        log_with(
-            {"what": "connections_have_room", "count": self._ended + self._refused},
-            log,
-            logging.INFO,
+        log.info(
             "there has been room for connections for %.0f s; %d were closed for new ones, %d refused",
             CALM_S,
             self._ended,
             self._refused,
+            extra={"what": "connections_have_room", "count": self._ended + self._refused},
         )
         self._full_at = None
         self._ended = self._refused = 0

@@ -17,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from koo.failures import safe
 from koo.log_options import LogRequests
-from koo.logs.facts import log_with
 from koo.logs.lines import request_id
 from koo.web.bounds import BODY_BYTES_MAX, CAREFUL, CLOSE, MARK, BodyTooLarge, announced_bytes
 from koo.web.problems import PROBLEMS, http_problem, respond, shown_path
@@ -62,9 +61,8 @@ class Edge:
             await self.app(scope, exchange.receive, exchange.send)
         except BodyTooLarge as error:
             await exchange.refuse(413, error.detail)
-        except Exception:  # noqa: BLE001 - logged below
-            facts = exchange.facts(500)
-            log_with(facts, log, logging.ERROR, "%s %s failed", scope["method"], scope["path"], failed=True)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"], extra=exchange.facts(500))
             await exchange.refuse(500, "internal error; see the server's log")
         finally:
             request_id.reset(asked_by)
@@ -116,9 +114,7 @@ class _Exchange:
         took_ms = (time.perf_counter() - self._began_at) * 1000
         facts = {**self.facts(status), "took_ms": round(took_ms, 1)}
         cause = f": {facts['kind']}, {facts['cause']}" if facts.get("cause") else ""
-        log_with(
-            facts,
-            log,
+        log.log(
             # A 4xx is the client's mistake and no reason to warn the operator.
             logging.WARNING if status >= 500 else logging.INFO,
             "%s %s %d in %.0f ms%s [request %s]",
@@ -128,6 +124,7 @@ class _Exchange:
             took_ms,
             cause,
             facts["request_id"],
+            extra=facts,
         )
 
     def facts(self, status: int) -> dict[str, Any]:

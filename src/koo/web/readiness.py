@@ -16,7 +16,6 @@ from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from koo.errors import DatabaseUnavailable, Kind, ServiceRefused
-from koo.logs.facts import log_with
 from koo.options import NEVER
 from koo.platform import Platform
 from koo.policies.reported import DatabaseState
@@ -49,13 +48,11 @@ class Readiness:
         """Warn once that requests are served although the application's lifespan never ran."""
         if self.expects_start and not self.begun:
             self.expects_start = False
-            log_with(
-                {"what": "lifespan_never_ran"},
-                log,
-                logging.WARNING,
+            log.warning(
                 "the application's lifespan never ran: koo opens with the first call that needs it, /readyz "
                 "returns 503 until then, and nothing closes koo cleanly; let the server run the lifespan (uvicorn: "
                 "not --lifespan off), and let an outer application pass it on to a mounted one",
+                extra={"what": "lifespan_never_ran"},
             )
 
     def check(self) -> None:

@@ -29,7 +29,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from koo.logs.facts import log_with
 from koo.own_files import FILE_MODE, FOLDER_MODE
 
 log = logging.getLogger("koo.web")
@@ -104,9 +103,9 @@ class Siblings:
     def _tell(self, error: Exception) -> None:
         if not self._was_told:
             self._was_told = True
-            log_with(
-                {"what": "metrics_alone"}, log, logging.WARNING,
+            log.warning(
                 "the folder %s cannot be used (%s): /metrics covers this worker only", self._folder, error,
+                extra={"what": "metrics_alone"},
             )  # fmt: skip
 
     # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────
