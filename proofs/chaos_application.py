@@ -35,7 +35,7 @@ SERVICES = ("alpha", "beta")
 
 
 class OwnFailure(Exception):
-    """Raised by the own operation now and then."""
+    """Raised by the user's own operation now and then."""
 
 
 class Application:

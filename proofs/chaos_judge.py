@@ -31,7 +31,7 @@ LINES_A_MINUTE_MAX = 600
 failed call and each later count. Audit and request lines are left out, because every act and every failed request is
 promised one."""
 FIRES_LATE_S = 6.0
-"""A pending alert, a beat, and the interval of our checks."""
+"""A pending alert, a beat, and the interval of koo's checks."""
 
 
 @dataclass

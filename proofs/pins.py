@@ -120,7 +120,7 @@ def _file_of(wheel: dict[str, Any]) -> str:
 
 
 def _python_of(file: str) -> set[tuple[int, str]]:
-    """The Pythons and the platform of ours that a wheel fits."""
+    """Which of the supported Pythons and platforms a wheel fits."""
     from packaging.tags import compatible_tags, cpython_tags
     from packaging.utils import parse_wheel_filename
 

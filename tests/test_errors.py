@@ -117,10 +117,10 @@ def test_errors_are_caught_by_pythons_own_exception_classes() -> None:
 
 def test_a_group_keeps_all_failures_and_gives_the_shortest_wait() -> None:
     group = AllServicesFailed(
-        "nobody answered",
+        "no service answered",
         [
             CircuitOpen("claude", "the circuit is open", 50.0),
-            RateLimited("openai", "our limit is reached", 20.0),
+            RateLimited("openai", "koo's limit is reached", 20.0),
             ServiceFailed("gemini", "it is down", attempts=3),
         ],
     )
@@ -128,13 +128,13 @@ def test_a_group_keeps_all_failures_and_gives_the_shortest_wait() -> None:
     assert group.service == "claude, openai, gemini"
     assert group.retry_after_s == 20.0 and group.attempts == 3 and len(group.exceptions) == 3
     assert str(group) == (
-        "nobody answered: claude: the circuit is open; try again in 50 s | openai: our limit is reached; "
+        "no service answered: claude: the circuit is open; try again in 50 s | openai: koo's limit is reached; "
         "try again in 20 s | gemini: it is down (after 3 attempts)"
     )
 
 
 def test_a_group_can_be_split_and_pickled() -> None:
-    group = AllServicesFailed("nobody answered", [CircuitOpen("a", "open"), ServiceFailed("b", "down")])
+    group = AllServicesFailed("no service answered", [CircuitOpen("a", "open"), ServiceFailed("b", "down")])
     matched, rest = group.split(CircuitOpen)
     assert isinstance(matched, AllServicesFailed) and isinstance(rest, AllServicesFailed)
     assert [str(one) for one in matched.exceptions] == ["a: open"] and rest.service == "b"
@@ -155,9 +155,9 @@ def test_a_group_can_be_split_and_pickled() -> None:
 
 def test_a_group_can_be_pickled_after_its_list_was_cleared() -> None:
     failures: list[ExternalServiceError] = [ServiceFailed("a", "down")]
-    group = AllServicesFailed("nobody answered", failures)
+    group = AllServicesFailed("no service answered", failures)
     failures.clear()
-    assert str(pickle.loads(pickle.dumps(group))) == str(copy.copy(group)) == "nobody answered: a: down"
+    assert str(pickle.loads(pickle.dumps(group))) == str(copy.copy(group)) == "no service answered: a: down"
 
 
 def test_each_kind_is_a_word_that_can_label_a_metric() -> None:

@@ -26,5 +26,5 @@ from koo.database_urls import is_same_server
         ("postgresql://db:many/shop", "postgresql://db:many/shop", False),
     ],
 )
-def test_two_urls_of_the_same_server_are_recognized(one: str, other: str, same: bool) -> None:
+def test_two_urls_of_the_same_server_are_recognised(one: str, other: str, same: bool) -> None:
     assert is_same_server(one, other) is is_same_server(other, one) is same

@@ -1,4 +1,4 @@
-"""koo recognizes blocking operations before it calls them, and calls those that may be awaitable."""
+"""koo recognises blocking operations before it calls them, and calls those that may be awaitable."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ BLOCKING: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BLOCKING)
-def test_a_blocking_operation_is_recognized_and_its_alternative_named(name: str) -> None:
+def test_a_blocking_operation_is_recognised_and_its_alternative_named(name: str) -> None:
     operation, instead = BLOCKING[name]
     assert instead in instead_of(called_by(operation)) and not is_async(operation)
 

@@ -77,7 +77,7 @@ async def ask_once(world: VirtualWorld, streamed: bool, caller: str, chain: tupl
 def test_a_hung_service_is_detected_and_its_fallback_answers_in_time(
     way: str, times: str, caller: str, chain: tuple[str, ...]
 ) -> None:
-    """If one of our limits ends the wait, that is a failure and the circuit opens. If the caller's deadline ends it,
+    """If one of koo's limits ends the wait, that is a failure and the circuit opens. If the caller's deadline ends it,
     that is not a failure, but the service is no longer healthy.
     """
 

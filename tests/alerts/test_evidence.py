@@ -103,7 +103,7 @@ def test_an_unknown_service_needs_no_evidence() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_time_alone_is_evidence_only_for_rules_that_look_back(kind: str) -> None:
-    """A day without a check says nothing about the other side."""
+    """A day without a check says nothing about the dependency."""
 
     async def test(house: House) -> None:
         house.add()

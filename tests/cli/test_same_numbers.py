@@ -134,7 +134,7 @@ def _compare(told: Told) -> None:
     refused = sum(value for (name, _), value in samples.items() if name == "koo_service_refusals_total")
     assert [*outcomes, refused] == counts
     assert samples["koo_circuit_breaker_state", breaker] == samples["koo_service_state", state] == 1
-    # The history: calls that reached the other side, those that failed, those that koo refused, and their money.
+    # The history: calls that reached the dependency, those that failed, those that koo refused, and their money.
     series = told.api("/monitoring/history?range=15m")["series"]["ai:claude"]
     past = [sum(one or 0 for one in series[name]) for name in ("calls", "failed", "refused")]
     assert past == [ANSWERED + FAILED, FAILED, REFUSED]

@@ -89,7 +89,7 @@ REFUSALS: list[tuple[str, Setup, type[KooError], Kind, float | None]] = [
     ("a refused key", block_key, AuthenticationFailed, Kind.KEY_REFUSED, 62.0),
     ("a pause beyond the deadline", cool_down, RateLimited, Kind.THROTTLED, 500.0),
     ("a spent quota", spend_quota, RateLimited, Kind.QUOTA, 50.0),
-    ("our own limit", use_up_the_minute, RateLimited, Kind.RATE_LIMITED, 61.0),
+    ("koo's limit", use_up_the_minute, RateLimited, Kind.RATE_LIMITED, 61.0),
     ("the pacer", use_up_the_providers_limit, RateLimited, Kind.COOLING_DOWN, 600.0),
     ("slots", fill, ServiceSaturated, Kind.SATURATED, None),
 ]
@@ -202,7 +202,7 @@ def test_a_key_block_on_one_model_refuses_that_model_only() -> None:
     run_virtual(main)
 
 
-# ── our own limits ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── koo's limits ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_full_limit_refuses_immediately_and_names_the_limit() -> None:

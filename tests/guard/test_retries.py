@@ -215,7 +215,7 @@ def test_a_throttled_call_waits_for_the_providers_time_if_it_fits() -> None:
     async def main() -> None:
         guard, script = make_guard(attempts=4), Script(throttled(50.0))
         assert await guard.call(script) == "answer"
-        assert script.at == [0.0, 50.0], "longer than our own cap"
+        assert script.at == [0.0, 50.0], "longer than koo's own cap"
         assert guard.breaker.consecutive == 0 and guard.breaker.window.calls == 1
         assert guard.tally.totals().verdicts[THROTTLED] == 1
 

@@ -1,4 +1,4 @@
-"""The platform: it opens itself, survives loops that end, keeps what must be kept, and informs other processes."""
+"""The platform: it opens at first use, survives loops that end, keeps its counts, and informs other processes."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     (KeyError("x"), NEUTRAL, False),
     (IndexError("x"), NEUTRAL, False),
     (AttributeError("x"), NEUTRAL, False),
-    # A resource that this machine lacks is not a failure of the other side, and may be free a moment later.
+    # A resource that this machine lacks is not a failure of the dependency, and may be free a moment later.
     (OSError(errno.EMFILE, "Too many open files"), NEUTRAL, True),
     (OSError(errno.ENFILE, "Too many open files in system"), NEUTRAL, True),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), NEUTRAL, True),
@@ -74,13 +74,13 @@ FOREIGN: list[tuple[Exception, Verdict, bool]] = [
     (ExceptionGroup("x", [OSError("x")]), FAILURE, False),
     # koo's own refusals (by a nested guard, for example) say nothing about this dependency.
     (CircuitOpen("b", "open"), NEUTRAL, False),
-    (RateLimited("b", "our limit", kind=Kind.RATE_LIMITED), NEUTRAL, False),
+    (RateLimited("b", "koo's limit", kind=Kind.RATE_LIMITED), NEUTRAL, False),
     (BudgetExceeded("b", "spent"), NEUTRAL, False),
     (ServiceTimeout("b", "deadline", kind=Kind.DEADLINE), NEUTRAL, False),
     (DatabaseUnavailable("db", "open"), NEUTRAL, False),
     (PoolSaturated("db", "full"), NEUTRAL, False),
-    (AllServicesFailed("nobody answered", [ServiceFailed("a", "down")]), NEUTRAL, False),
-    # koo's errors about the other side count as what they report.
+    (AllServicesFailed("no service answered", [ServiceFailed("a", "down")]), NEUTRAL, False),
+    # koo's errors about the dependency count as what they report.
     (ServiceFailed("b", "unreachable", kind=Kind.CONNECTION), FAILURE, True),
     (ServiceTimeout("b", "slow"), FAILURE, True),
     (RateLimited("b", "429", 3.0, kind=Kind.THROTTLED), THROTTLED, True),

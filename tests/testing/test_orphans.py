@@ -13,7 +13,7 @@ import pytest
 from koo.testing.orphans import LOCK, Watcher, end_what_was_left
 
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/cwd").exists(), reason="a server is recognized by its working directory in /proc"
+    not Path("/proc/self/cwd").exists(), reason="a server is recognised by its working directory in /proc"
 )
 PATIENCE_S = 60.0
 RUN = """

@@ -386,7 +386,7 @@ def test_the_page_of_a_mounted_application_shows_the_applications_name(browser: 
 
 
 def test_a_failing_service_is_checked_immediately_and_without_cost(browser: str, tmp_path: Path) -> None:
-    """The reset is hidden in a menu: while the other side is down, it only causes more failures."""
+    """The reset is hidden in a menu: while the dependency is down, it only causes more failures."""
 
     async def main() -> None:
         async with FakeAnthropic(strict=False) as fake:

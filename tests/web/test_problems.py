@@ -86,7 +86,7 @@ def test_no_failure_of_a_provider_or_a_database_looks_like_a_denied_caller() -> 
 @pytest.mark.parametrize(
     ("failure", "status"),
     [
-        (RateLimited("claude", "our limit is reached", 3.2), 429),
+        (RateLimited("claude", "koo's limit is reached", 3.2), 429),
         (BudgetExceeded("claude", "the day's budget is used up", 60.0), 429),
         (CircuitOpen("claude", "5 failures in a row", 42.0), 503),
         (AuthenticationFailed("claude", "the provider refused the key"), 503),
@@ -122,7 +122,7 @@ def test_a_client_that_waits_for_retry_after_has_waited_long_enough(seconds: flo
 
 def test_an_infinite_time_is_left_out() -> None:
     """A limit of zero never ends, and JSON has no infinity."""
-    answer = respond(problem_of(RateLimited("claude", "our limit is 0", float("inf"))))
+    answer = respond(problem_of(RateLimited("claude", "koo's limit is 0", float("inf"))))
     assert "retry-after" not in answer.headers
     json.loads(bytes(answer.body))
 

@@ -155,7 +155,7 @@ def test_an_sdks_error_keeps_its_meaning_inside_another(
     assert type(fault.error) is of_koo
     assert (fault.block is not None) is (kind is Kind.AUTH)
     assert fault.retry_after_s == (300 if kind is Kind.THROTTLED else None)
-    assert fault.billed is False, "the other side turned it away"
+    assert fault.billed is False, "the service refused it"
 
 
 def test_a_meaning_is_found_in_a_chain_of_causes_up_to_a_maximum_depth() -> None:
