@@ -355,6 +355,30 @@ def test_after_a_commit_inside_the_block_nothing_is_repeated(pg: Place, commit: 
     run(main)
 
 
+@pytest.mark.parametrize(
+    "read",
+    ["/* a */ SELECT CASE WHEN true THEN 1 /* b */ END", "/**/" * 1000 + "SELECT 1"],
+    ids=["end", "many"],
+)
+def test_a_statement_between_comments_is_not_a_commit(pg: Place, read: str) -> None:
+    runs = 0
+
+    async def main() -> None:
+        async with with_notes(pg.url) as database:
+
+            async def work(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(text(read))
+                if runs == 1:
+                    await session.execute(text(CONFLICT))
+
+            await database.transaction(work)
+            assert runs == 2
+
+    run(main)
+
+
 @pytest.mark.parametrize("commit", [commit_by_session, commit_by_words], ids=lambda one: one.__name__)
 def test_after_a_lost_commit_inside_the_block_nothing_is_repeated(pg: Place, commit: Way) -> None:
     runs = 0
@@ -552,5 +576,17 @@ def test_a_scope_that_wrote_there_does_not_wait_for_a_writer_that_waits_for_it(s
                 await session.execute(INSERT, {"n": 2})
             await task
             assert await notes(database) == [1, 2, 3]
+
+    run(main)
+
+
+def test_a_connection_that_the_block_has_closed_is_a_lost_one_on_sqlite_too(sqlite_url: str) -> None:
+    async def main() -> None:
+        async with with_notes(sqlite_url) as database:
+            with pytest.raises(DBAPIError, match="no active connection"):
+                async with database.session_scope() as session:
+                    await (await by_connection(session)).close()
+                    await session.execute(ONE)
+            assert await notes(database) == []
 
     run(main)

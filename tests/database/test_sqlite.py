@@ -49,6 +49,8 @@ LONG = text(
         ("SELECT 1", Need.READ),
         ("  -- a comment\n select 1", Need.READ),
         ("/* one */ SELECT 1", Need.READ),
+        ("/* one */ (/* two */ INSERT", None),
+        ("/**/" * 1000 + "?", None),
         ("VALUES (1)", Need.READ),
         ("/* a route */ INSERT INTO t VALUES (1)", Need.WRITE),
         ("CREATE TABLE t (n)", Need.WRITE),

@@ -126,6 +126,7 @@ def test_a_head_that_is_too_large_is_refused_with_the_reason(tmp_path: Path) -> 
         POST + b"Content-Length: -1\r\n\r\n",
         POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: a\0b\r\n\r\n",
+        b"CONNECT /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     ],
 )
 def test_bytes_that_are_not_http_get_a_problem_response(tmp_path: Path, sent: bytes) -> None:

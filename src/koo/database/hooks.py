@@ -28,9 +28,13 @@ opening a new one: if BEGIN used all of it, a pool of dead connections could nev
 BODY, COMMIT = ScopeStage.BODY, ScopeStage.COMMIT
 
 COMMITS = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:COMMIT|END|PREPARE\s+TRANSACTION)\b", re.IGNORECASE | re.DOTALL
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*+(?:COMMIT|END|PREPARE\s+TRANSACTION)\b", re.IGNORECASE | re.DOTALL
 )
-"""A statement that ends its transaction without a rollback."""
+"""A statement that ends its transaction without a rollback.
+
+What comes before its first word is matched possessively (`*+`). Otherwise a comment could extend to the end of a later
+one: `/* a */ SELECT CASE ... /* b */ END` would count as a COMMIT, and many comments would take exponential time.
+"""
 
 
 class LivingConnection(Connection):

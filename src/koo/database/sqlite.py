@@ -60,7 +60,7 @@ MODES = {
     "SERIALIZABLE": Mode.WRITER,
 }
 
-_HEAD = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
+_HEAD = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*+([A-Za-z]+)", re.DOTALL)
 
 
 class Need(Enum):

@@ -58,6 +58,10 @@ class HeadTooLarge(Exception):
     """Raised in a callback of the parser, to make the parser stop."""
 
 
+class Tunnel(Exception):
+    """Raised in the same way, for CONNECT."""
+
+
 class Parser(HttpRequestParser):
     """Reads a request that asks for another protocol as if it had not: a server may ignore `Upgrade` (RFC 9110, 7.8).
 
@@ -146,10 +150,12 @@ class Connection(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
             self._too_large = True
             raise HeadTooLarge
-        # `Parser` feeds this head again, without `Upgrade`. CONNECT counts as an upgrade too, and would do so again;
-        # uvicorn refuses it, because it has no path.
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
-            return
+        if self.parser.should_upgrade():
+            # CONNECT counts as an upgrade too, and would do so again when its head is fed again: one with a path would
+            # run twice and get two responses.
+            if self.parser.get_method() == b"CONNECT":
+                raise Tunnel
+            return  # `Parser` feeds this head again, without `Upgrade`
         self._count_head(0)
         self._in_head, self._in_body, self._body_bytes = False, True, 0
         super().on_headers_complete()

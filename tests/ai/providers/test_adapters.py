@@ -667,10 +667,11 @@ def test_openrouters_check_verifies_the_key() -> None:
         (b"<!doctype html><title>Sign in</title>", Kind.BAD_ANSWER),
         (b'{"error": {"type": "authentication_error", "message": "invalid API key"}}', Kind.AUTH),
         (b'{"object": "list", "data": []}', None),
+        (b'{"code": 20000, "message": "Ok", "status": true, "data": [{"id": "m"}]}', None),
         (b'[{"id": "m", "object": "model"}]', None),
         (b"", None),
     ],
-    ids=["a web page", "an error", "a list", "a bare list", "nothing"],
+    ids=["a web page", "an error", "a list", "a wrapped list", "a bare list", "nothing"],
 )
 def test_a_check_fails_for_a_web_page_or_an_error_with_status_200(
     vendor: str, body: bytes, kind: Kind | None

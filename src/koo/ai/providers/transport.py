@@ -156,7 +156,8 @@ class Wire:
         response = await self.request("GET", path)
         if kind_of_document({}, response.body) == WEB_PAGE:
             raise self.unreadable(WEB_PAGE)
-        if len(response.body) < ERROR_BYTES_MAX:  # a long list of models is not decoded
+        # A long list of models is not decoded. A short one may be in a wrapper: {"code": 20000, "data": [...]}.
+        if len(response.body) < ERROR_BYTES_MAX and not _lists_something(document_of(response.body)):
             parsed = self._read_error(200, response.headers, response.body)
             if parsed.shaped and parsed.message:
                 raise self.error(parsed, billable=False)
@@ -306,6 +307,11 @@ _head = msgspec.json.Decoder(_Head)
 def type_of(data: bytes) -> str:
     """The event's `type` field. Raises one of `UNREADABLE`."""
     return _head.decode(data).type
+
+
+def _lists_something(document: Any) -> bool:
+    found = [document.get(name) for name in ("data", "models")] if isinstance(document, dict) else []
+    return any(isinstance(one, list) and one for one in found)
 
 
 async def _body_of(stream: HttpStream) -> bytes:

@@ -127,6 +127,11 @@ class SingleEnd(aiosqlite.Connection):
         self._stopped: asyncio.Future[Any] | None = None
         self.opening: Opening | None = None
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open. aiosqlite raises ValueError for a closed connection, which has none."""
+        return self._connection is not None and self._connection.in_transaction
+
     def take_turn(self, method: Callable[..., Any] | None = None, *arguments: Any) -> asyncio.Future[Answer]:
         """Run a method of `sqlite3.Cursor` to its end in the thread; without a method, only send `opening`.
 
