@@ -325,7 +325,17 @@ def test_separately_priced_units_are_counted_under_the_price_tables_names() -> N
         }
     }
     responses = {"usage": {"input_tokens": 1, "output_tokens": 1}, "output": [{"type": "web_search_call"}]}
+    grounding = types.GroundingMetadata(web_search_queries=["capital of france", "", "paris", "paris"])
+    metadata = types.GenerateContentResponseUsageMetadata(prompt_token_count=1, candidates_token_count=1)
+    searched = types.GenerateContentResponse(
+        candidates=[types.Candidate(grounding_metadata=grounding)],
+        usage_metadata=metadata,
+        model_version="gemini-3.5-flash",
+    )
     report = read_report(claude)
+    assert _units(searched) == {"web_searches": 2}
+    by_prompt = searched.model_copy(update={"model_version": "gemini-2.5-flash"})
+    assert _units(by_prompt) == {"web_searches": 1}
     assert report is not None and report.usage == usage(10, 0, 50, 5) and report.tier == "priority"
     assert report.units == {"cache_write_1h": 30, "web_searches": 2}
     assert _units(google) == {"output_image": 4} and _units(responses) == {"web_searches": 1}

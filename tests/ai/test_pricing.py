@@ -22,7 +22,7 @@ from koo.ai.types import Query, Usage
 from koo.configuration.variables import BUILT_IN
 from koo.options import ServiceOptions
 from koo.testing.clock import StandingClock
-from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeOpenAI, FakeProvider
+from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeGemini, FakeOpenAI, FakeProvider
 from koo.testing.providers.script import Raw
 from tests.ai.worlds import among_fakes
 
@@ -241,6 +241,80 @@ def test_an_answer_is_booked_in_the_tier_that_it_reports(
                 assert (await world.platform.query(query)).cost_usd == Decimal(usd)
 
     asyncio.run(main())
+
+
+SEARCHED = {**WORDS, "server_tool_use": {"web_search_requests": 2}}
+GROUNDED = {
+    "candidates": [{
+        "content": {"parts": [{"text": "Paris."}]}, "finishReason": "STOP",
+        "groundingMetadata": {"webSearchQueries": ["capital of france", "", "paris", "paris"]},
+    }],
+    "usageMetadata": {"promptTokenCount": 1000, "candidatesTokenCount": 1000},
+}  # fmt: skip
+CALLS = [{"type": "web_search_call"}, {"type": "web_search_call"}, *OUTPUT]
+FOUND = {"status": "completed", "output": CALLS, "usage": WORDS}
+MIXED = (
+    {"id": "1", "choices": [{"index": 0, "delta": {"content": "Paris."}, "finish_reason": "stop"}]},
+    {"id": "1", "choices": [], "usage": {
+        "prompt_tokens": 1000, "completion_tokens": 1000, "server_tool_use": {"web_search_requests": 2}}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("kind", "model", "whole", "pieces", "search_usd"),
+    [
+        ("openai", "gpt-6.1-terra", FOUND, [{"type": "response.completed", "response": FOUND}], "0.01"),
+        ("anthropic", "claude-sonnet-5-5", {**MESSAGE, "usage": SEARCHED},
+            [{"type": "message_start", "message": {**MESSAGE, "usage": WORDS}},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": SEARCHED},
+            {"type": "message_stop"}], "0.01"),
+        ("gemini", "gemini-3.5-flash", GROUNDED, [GROUNDED], "0.014"),
+        ("openai_compatible", "claude-sonnet-5-5", None, MIXED, "0.01"),
+    ],
+)  # fmt: skip
+def test_the_searches_of_an_answer_are_booked_at_their_own_price(
+    kind: Any, model: str, whole: Any, pieces: Any, search_usd: str, streamed: bool
+) -> None:
+    """A service's `BODY` can let the vendor search."""
+    body = json.dumps(whole).encode() if whole and not streamed else events(*pieces)
+
+    async def main() -> None:
+        one = ServiceOptions(
+            name="svc", kind=kind, model=model, price_as=model, declared=True, api_key="k", body={"tools": []}
+        )
+        fakes: dict[str, Any] = {"anthropic": FakeAnthropic, "gemini": FakeGemini, "openai": FakeOpenAI}
+        fake = fakes[kind]() if kind in fakes else FakeCompatible(models=(model,))
+        fake.default = Raw(body=body, content_type="text/event-stream" if streamed else "application/json")
+        async with among_fakes((one,), svc=fake) as world:
+            query = Query(service="svc", prompt="Capital?", max_tokens=1000)
+            if streamed:
+                async with world.platform.stream(query) as stream:
+                    assert "".join([piece.text async for piece in stream]) == "Paris."
+                answer = stream.answer
+            else:
+                answer = await world.platform.query(query)
+            words = price(model, kind if kind in fakes else "anthropic").cost_usd(
+                Usage(input_tokens=1000, output_tokens=1000)
+            )
+            assert answer is not None and answer.cost_usd == words + 2 * Decimal(search_usd)
+
+    asyncio.run(main())
+
+
+def test_a_body_that_lets_the_vendor_search_holds_three_searches() -> None:
+    plain = price("claude-sonnet-5-5", "anthropic")
+    searching = price("claude-sonnet-5-5", "anthropic", body={"tools": [{"type": "web_search_20260209"}]})
+    assert searching.bound_usd(10, 10) == plain.bound_usd(10, 10) + Decimal("0.03")
+
+
+def test_a_cache_that_the_body_keeps_for_an_hour_has_its_own_price() -> None:
+    kept = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    hour, five = (price("claude-sonnet-5-5", "anthropic", body=body) for body in (kept, {"ttl": "5m"}))
+    usage = Usage(cache_write_tokens=1_000_000)
+    assert hour.cost_usd(usage) == 4 and five.cost_usd(usage) == Decimal("2.5")
+    assert hour.bound_usd(1_000_000, 0) == 4 and five.bound_usd(1_000_000, 0) == Decimal("2.5")
+    assert hour.unit_prices["cache_write"] == "4"
 
 
 def test_unit_prices_are_formatted_for_the_ledger() -> None:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from koo.ai.model_price import FREE, NOTHING, TIERS, ModelPrice, UnitPrices, as_text, dearest, of_one, raised
+from koo.ai.operation_prompt import read_prompt
 from koo.ai.price_names import AWS, Spelling, bedrock_spellings, factor_at, global_address, spellings, undated
 from koo.clock import SYSTEM_CLOCK, Clock, utc_day
 from koo.options import ServiceOptions
@@ -41,6 +42,8 @@ SEARCH_USD = Decimal("0.0025")
 TIER_FIELDS = {"anthropic": ("speed",)}
 """The field that requests a faster answer, where it is not `service_tier`. Anthropic's field of that name does not
 change the price."""
+SEARCH_FIELDS = ("tools", "web_search_options", "plugins")
+"""The fields with which a service's `BODY` can let the vendor search."""
 EMBEDS = "embed"
 """Part of the names of embedding models, which write nothing and so have no output price."""
 BASES = {
@@ -101,7 +104,7 @@ class Prices:
         try:
             return self._known[key]
         except KeyError:
-            price = self._known[key] = _in_tier(service, _from_table(service, model, wall_s))
+            price = self._known[key] = _with_body(service, _from_table(service, model, wall_s))
             return price
 
 
@@ -137,13 +140,28 @@ def _from_table(service: ServiceOptions, model: str, wall_s: float) -> ModelPric
     return price
 
 
-def _in_tier(service: ServiceOptions, price: ModelPrice | None) -> ModelPrice | None:
-    """The price of the tier that the service's `BODY` requests."""
+def _with_body(service: ServiceOptions, price: ModelPrice | None) -> ModelPrice | None:
+    """The price with what the service's `BODY` requests: a cache kept for an hour, searches, a faster tier."""
+    if price is None or not service.body:
+        return price
+    if "cache_write_1h" in price.more_usd and read_prompt(service.body, "").keeps_1h:
+        price = _kept_for_an_hour(price)
+    if any(name in service.body for name in SEARCH_FIELDS):
+        search_usd = max((price.more_usd.get(name, NOTHING) for name in SEARCHES), default=NOTHING)
+        price = replace(price, extra_usd=EXACT.fma(SEARCHES_MAX, search_usd, price.extra_usd))
     tiers = [service.body.get(name) for name in TIER_FIELDS.get(service.kind, ("service_tier",))]
     factors = [TIERS[tier] for tier in tiers if isinstance(tier, str) and tier in TIERS]
-    if price is None or not factors:
-        return price
-    return replace(raised(price, max(factors)), ordinary=price)
+    return price if not factors else replace(raised(price, max(factors)), ordinary=price)
+
+
+def _kept_for_an_hour(price: ModelPrice) -> ModelPrice:
+    """The price if everything that is written to the cache is kept for an hour."""
+    more = price.more_usd["cache_write_1h"]
+    tiers = tuple(
+        replace(tier, cache_write_usd=EXACT.add(tier.cache_write_usd, more)) for tier in price.tiers
+    )
+    rest = {name: usd for name, usd in price.more_usd.items() if name != "cache_write_1h"}
+    return replace(price, tiers=tiers, more_usd=rest, unit_prices=as_text(tiers[0]))
 
 
 def context_tokens(service: ServiceOptions, model: str) -> int | None:

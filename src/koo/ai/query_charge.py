@@ -25,7 +25,7 @@ from koo.ai.threads import aside
 from koo.ai.types import Usage
 from koo.errors import BudgetExceeded, Kind
 from koo.http.connector import Departure
-from koo.policies.money import from_pico, in_words, to_pico
+from koo.policies.money import EXACT, from_pico, in_words, to_pico
 from koo.storage.base import NO_WORDS, Bill
 
 LONG_ASCII = 512 * 1024
@@ -183,14 +183,17 @@ class QueryCharge(ServiceCharge):
         If the usage is incomplete, the cost is an estimate, never above the hold and never below what was reported.
         """
         usage, price = self._completed(completion), self.price
+        more_usd = price.units_usd(completion.units) if completion.units else NOTHING
         if completion.cost_usd is not None and not usage.estimated:
             self.bill = self._bill(completion.cost_usd, "reported", usage)
         elif usage.estimated:
-            least_usd = max(self._reported_usd(), completion.cost_usd or NOTHING)
-            self.bill = self._bill(max(least_usd, self._estimate_usd(usage)), "estimate", usage)
+            least_usd = max(EXACT.add(self._reported_usd(), more_usd), completion.cost_usd or NOTHING)
+            self.bill = self._bill(max(least_usd, self._estimate_usd(usage, more_usd)), "estimate", usage)
         else:
             tier = completion.tier
             cost_usd = price.cost_usd(usage) if tier is None else price.cost_at_usd(usage, tier)
+            if more_usd:
+                cost_usd = EXACT.add(cost_usd, more_usd)
             self.bill = self._bill(cost_usd, price.source, usage)
             # koo learns only from complete usage: an estimate would make the bound of the next prompt a guess.
             if self._conversations is not None and self._measure is not None:
@@ -208,13 +211,15 @@ class QueryCharge(ServiceCharge):
             usage = replace(usage, output_tokens=bound_text(completion.text), estimated=True)
         return usage
 
-    def _estimate_usd(self, usage: Usage) -> Decimal:
+    def _estimate_usd(self, usage: Usage, more_usd: Decimal) -> Decimal:
         if self.price.free:
             return NOTHING
         # A reasoning model may have written thousands of billed tokens before the first visible one. The price of what
         # arrived would understate that bill by an unknown factor, so the whole hold is booked.
         held_usd = self.bound_usd() if self._hold is None else from_pico(self._hold.amount)
-        return held_usd if self._thinks_unseen else min(held_usd, self.price.cost_usd(usage))
+        if self._thinks_unseen:
+            return held_usd
+        return min(held_usd, EXACT.add(self.price.cost_usd(usage), more_usd))
 
     def _reported_usd(self) -> Decimal:
         return NOTHING if self.reported is None else self.price.cost_usd(self.reported)

@@ -12,7 +12,7 @@ leaving early does not reduce the provider's bill.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -40,7 +40,7 @@ class StreamedCompletion:
     """
 
     __slots__ = ("_charge", "_cost_usd", "_hear", "_model", "_request_id", "_stop_reason", "_texts", "_tier",
-                 "_unreported", "_usage", "chunks", "first", "silence")  # fmt: skip
+                 "_units", "_unreported", "_usage", "chunks", "first", "silence")  # fmt: skip
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class StreamedCompletion:
         self._usage: Usage | None = None
         self._cost_usd: Decimal | None = None
         self._tier: str | None = None
+        self._units: Mapping[str, int] | None = None
         self._unreported = 0
         self._model: str | None = None
         self._stop_reason: str | None = None
@@ -90,6 +91,7 @@ class StreamedCompletion:
             self._take_report(chunk, chunk.usage)
         self._cost_usd = chunk.cost_usd if chunk.cost_usd is not None else self._cost_usd
         self._tier = chunk.tier or self._tier
+        self._units = chunk.units or self._units
         self._model = chunk.model or self._model
         self._stop_reason = chunk.stop_reason or self._stop_reason
         self._request_id = chunk.request_id or self._request_id
@@ -116,6 +118,7 @@ class StreamedCompletion:
             request_id=self._request_id,
             cost_usd=self._cost_usd,
             tier=self._tier,
+            units=self._units,
         )
 
     def _usage_so_far(self) -> Usage:

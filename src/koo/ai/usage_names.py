@@ -13,7 +13,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from koo.ai.providers.usage import Count, count_of, usage_from
+from koo.ai.providers.usage import Count, count_of, searches_of, usage_from
 from koo.ai.types import Usage
 
 Path = tuple[str, ...]
@@ -109,6 +109,7 @@ MODALITIES: dict[str, tuple[str, ...]] = {
     "output": ("candidates_tokens_details", "candidatesTokensDetails"),
 }
 """The attributes in which Google lists its tokens by modality."""
+GROUNDINGS = (("grounding_metadata", "web_search_queries"), ("groundingMetadata", "webSearchQueries"))
 SEARCHES = {"web_search_call": "web_searches", "file_search_call": "storage_searches"}
 """The searches that an answer of the Responses API lists in its output."""
 
@@ -189,6 +190,11 @@ def units_of(usage: object, answer: object = None) -> dict[str, int]:
         name = SEARCHES.get(str(get(item, "type")), "")
         if name:
             found[name] = found.get(name, 0) + 1
+    for one in items(get(answer, "candidates")):
+        for grounding, queries in GROUNDINGS:
+            model = get(answer, "model_version") or get(answer, "modelVersion")
+            if searches := searches_of(items(at(one, (grounding, queries))), str(model)):
+                found["web_searches"] = found.get("web_searches", 0) + searches
     return found
 
 

@@ -33,7 +33,7 @@ from koo.ai.providers.transport import (
     is_something,
     type_of,
 )
-from koo.ai.providers.usage import Count, count_of
+from koo.ai.providers.usage import Count, ToolUse, count_of, web_searches
 from koo.ai.types import Usage
 from koo.errors import Kind
 from koo.http.client import HttpResponse
@@ -116,6 +116,7 @@ class _Usage(msgspec.Struct):
     cache_creation_input_tokens: Count = None
     output_tokens: Count = None
     output_tokens_details: _Thinking | None = None
+    server_tool_use: ToolUse | None = None
     speed: str | None = None
 
 
@@ -275,6 +276,7 @@ class _Reader(Reader):
             usage=usage,
             output_counted=counted,
             tier=told.speed if told else None,
+            units=_units(told),
             stop_reason=self.stop_reason,
             error=self._failed_end(),
         )
@@ -330,6 +332,7 @@ class AnthropicProvider(Adapter):
             stop_reason=reason,
             request_id=response.headers.get("request-id") or answer.id,
             tier=answer.usage.speed if answer.usage else None,
+            units=_units(answer.usage) if answer.usage and answer.usage.server_tool_use else None,
             pace=wire.pace(response.headers),
         )
 
@@ -363,6 +366,11 @@ def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
         output_tokens=_later(usage.output_tokens, old.output_tokens),
         reasoning_tokens=_later(details.thinking_tokens if details else None, None),
     )
+
+
+def _units(usage: _Usage | None) -> Mapping[str, int] | None:
+    tools = usage.server_tool_use if usage else None
+    return web_searches(tools.web_search_requests) if tools else None
 
 
 def _later(new: Count, old: Count) -> int:

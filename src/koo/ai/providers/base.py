@@ -9,7 +9,7 @@ one is created for each call and for each piece of a stream.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Protocol
@@ -43,7 +43,8 @@ class Pace:
 class Completion:
     """A complete answer. `cost_usd` is set only if the provider itself reports the cost.
 
-    `tier` is the service tier or speed of the answer, if the provider reports one.
+    `tier` is the service tier or speed of the answer, if the provider reports one. `units` are counts with a separate
+    price, keyed by the price table's names ("web_searches").
     """
 
     text: str = field(repr=False)
@@ -53,6 +54,7 @@ class Completion:
     request_id: str | None = None
     cost_usd: Decimal | None = None
     tier: str | None = None
+    units: Mapping[str, int] | None = None
     pace: tuple[Pace, ...] = ()
 
 
@@ -60,9 +62,9 @@ class Completion:
 class CompletionChunk:
     """A piece of a stream. A piece without `text` (a ping, a usage report) does not reset any timer.
 
-    `usage` is what the provider has reported up to this piece. `input_counted`: its number of input tokens is final;
-    `output_counted`: its number of output tokens covers the text so far. `final` marks the provider's own end of the
-    stream. `error` is raised after the piece has been processed.
+    `usage` and `units` are what the provider has reported up to this piece. `input_counted`: its number of input tokens
+    is final; `output_counted`: its number of output tokens covers the text so far. `final` marks the provider's own end
+    of the stream. `error` is raised after the piece has been processed.
     """
 
     text: str = field(default="", repr=False)
@@ -75,6 +77,7 @@ class CompletionChunk:
     request_id: str | None = None
     cost_usd: Decimal | None = None
     tier: str | None = None
+    units: Mapping[str, int] | None = None
     pace: tuple[Pace, ...] = ()
     final: bool = False
     error: ExternalServiceError | None = None

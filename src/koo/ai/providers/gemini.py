@@ -12,6 +12,7 @@ stop reason that says so.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import ClassVar
 from urllib.parse import quote
 
@@ -24,7 +25,7 @@ from koo.ai.providers.gemini_errors import FAULTS
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader
 from koo.ai.providers.transport import NOTHING, complete_usage, is_something
-from koo.ai.providers.usage import Count, count_of
+from koo.ai.providers.usage import Count, count_of, searches_of, web_searches
 from koo.ai.types import Usage
 from koo.http.client import HttpResponse
 from koo.http.events import ServerSentEvent
@@ -58,9 +59,14 @@ class _Body(msgspec.Struct, rename="camel", omit_defaults=True):
     system_instruction: _Content | None = None
 
 
+class _Grounding(msgspec.Struct, rename="camel"):
+    web_search_queries: list[str] | None = None
+
+
 class _Candidate(msgspec.Struct, rename="camel"):
     content: _Content | None = None
     finish_reason: str | None = None
+    grounding_metadata: _Grounding | None = None
 
 
 class _Feedback(msgspec.Struct, rename="camel"):
@@ -139,6 +145,7 @@ class _Reader(Reader):
             request_id=told.response_id if first else None,
             usage=usage,
             input_counted=True,
+            units=_units(told.candidate, self.request.model),
             stop_reason=told.stop_reason,
             # Google sends no such headers, but gateways in front of it do.
             pace=self.wire.pace(self.headers) if first else (),
@@ -186,6 +193,7 @@ class GeminiProvider(Adapter):
             usage=usage,
             stop_reason=reason,
             request_id=answer.response_id,
+            units=_units(answer.candidate, request.model),
             pace=self._wire.pace(response.headers),
         )
 
@@ -235,6 +243,11 @@ def usage_of(usage: _Usage) -> Usage:
         ),
         reasoning_tokens=thoughts,
     )
+
+
+def _units(candidate: _Candidate | None, model: str) -> Mapping[str, int] | None:
+    grounding = candidate.grounding_metadata if candidate is not None else None
+    return web_searches(searches_of(grounding.web_search_queries, model)) if grounding is not None else None
 
 
 def _text(candidate: _Candidate | None, *, thought: bool) -> str:

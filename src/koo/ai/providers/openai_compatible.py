@@ -8,6 +8,7 @@ of a call, which is used instead of koo's own computation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from koo.ai.providers.openai import check_models
 from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.streaming import Reader
 from koo.ai.providers.transport import NOTHING, complete_usage, is_something
-from koo.ai.providers.usage import CostFields, Count, reported_usd, usage_from
+from koo.ai.providers.usage import CostFields, Count, ToolUse, reported_usd, usage_from, web_searches
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError, Kind
 from koo.http.client import HttpResponse
@@ -111,6 +112,8 @@ class _Usage(CostFields):
     cache_creation_input_tokens: Count = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
+    server_tool_use: ToolUse | None = None  # gateways in front of Anthropic
+    num_search_queries: Count = None  # Perplexity
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -213,6 +216,7 @@ class _Reader(Reader):
             request_id=(self.headers.get("x-request-id") or told.id) if first else None,
             cost_usd=reported_usd(told.usage),
             tier=told.service_tier,
+            units=_units(told.usage) if told.usage else None,
             pace=self.wire.pace(self.headers) if first else (),
             error=failure,
         )
@@ -260,7 +264,7 @@ class OpenAICompatibleProvider(Adapter):
         # Some servers put the answer of a request without `stream` into `delta`, as in a chunk.
         reply, reason = choice.message or choice.delta or NO_REPLY, choice.finish_reason
         text, cost_usd = _text(reply) or choice.text or "", reported_usd(answer.usage)
-        usage = usage_of(answer.usage)
+        usage, units = usage_of(answer.usage), _units(answer.usage) if answer.usage else None
         if not text or reason not in OUTCOMES or answer.error is not NOTHING or choice.error is not NOTHING:
             error = choice.error if is_something(choice.error) else answer.error
             self._wire.judge(response, error, text, reason, usage)
@@ -276,6 +280,7 @@ class OpenAICompatibleProvider(Adapter):
             request_id=response.headers.get("x-request-id") or answer.id,
             cost_usd=cost_usd,
             tier=answer.service_tier,
+            units=units,
             pace=self._wire.pace(response.headers),
         )
 
@@ -339,6 +344,12 @@ def usage_of(usage: _Usage | None) -> Usage:
         ),
         reasoning=(output.reasoning_tokens, usage.reasoning_tokens),
     )
+
+
+def _units(usage: _Usage) -> Mapping[str, int] | None:
+    if usage.server_tool_use is None:
+        return web_searches(usage.num_search_queries) if usage.num_search_queries else None
+    return web_searches(usage.server_tool_use.web_search_requests, usage.num_search_queries)
 
 
 def usage_so_far(timings: _Timings) -> Usage:

@@ -9,6 +9,7 @@ not lost.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ from koo.ai.providers.transport import (
 )
 from koo.ai.providers.usage import CostFields, Count, reported_usd, usage_from
 from koo.ai.types import Usage
+from koo.ai.usage_names import SEARCHES
 from koo.errors import ExternalServiceError
 from koo.http.client import HttpResponse
 from koo.http.events import ServerSentEvent
@@ -115,6 +117,12 @@ class _Answer(msgspec.Struct):
         if not messages:  # some servers use another type, or none
             messages = [item for item in output if not _WORK.match(item.type)]
         return "".join(item.words for item in messages) or self.output_text or ""
+
+    @property
+    def units(self) -> Mapping[str, int] | None:
+        """The searches, each of which has a price."""
+        searches = [SEARCHES[item.type] for item in self.output or () if item.type in SEARCHES]
+        return Counter(searches) if searches else None
 
     @property
     def stop_reason(self) -> str | None:
@@ -262,6 +270,7 @@ class _Reader(Reader):
             usage=usage,
             cost_usd=reported_usd(answer.usage),
             tier=answer.service_tier,
+            units=answer.units,
             stop_reason=self.stop_reason,
             error=failure,
         )
@@ -306,6 +315,7 @@ class ResponsesAdapter(Adapter):
             request_id=response.headers.get("x-request-id") or answer.id,
             cost_usd=cost_usd,
             tier=answer.service_tier,
+            units=answer.units,
             pace=wire.pace(response.headers),
         )
 

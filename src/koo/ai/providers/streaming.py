@@ -281,6 +281,7 @@ def _gathered(reader: Reader, pieces: list[CompletionChunk]) -> Completion:
         request_id=next((piece.request_id for piece in pieces if piece.request_id), None),
         cost_usd=next((piece.cost_usd for piece in reversed(pieces) if piece.cost_usd is not None), None),
         tier=next((piece.tier for piece in reversed(pieces) if piece.tier is not None), None),
+        units=next((piece.units for piece in reversed(pieces) if piece.units is not None), None),
         pace=next((piece.pace for piece in pieces if piece.pace), ()),
     )
 

@@ -9,7 +9,8 @@ output.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
 import msgspec
@@ -45,6 +46,12 @@ class CostFields(msgspec.Struct):
     cost: Decimal | Cost | None = None
     is_byok: bool | None = None
     cost_details: CostDetails | None = None
+
+
+class ToolUse(msgspec.Struct):
+    """The runs of Anthropic's own tools. Gateways in front of it report them too."""
+
+    web_search_requests: Count = None
 
 
 def reported_usd(usage: CostFields | None) -> Decimal | None:
@@ -116,6 +123,22 @@ def count_of(told: Count) -> int:
     """A reported token count as an int; 0 if it is missing, negative or not a possible count."""
     # NaN is not within the limits either.
     return math.ceil(told) if told is not None and 0 <= told <= COUNT_MAX else 0
+
+
+def web_searches(*counts: Count) -> Mapping[str, int] | None:
+    """The units of an answer with that many searches; None without any."""
+    searches = _most(counts)
+    return {"web_searches": searches} if searches else None
+
+
+_PAID_BY_PROMPT = re.compile(r"(.*/)?gemini-[12]")
+
+
+def searches_of(queries: Iterable[object] | None, model: str) -> int:
+    """The billed searches among Gemini's queries: each different one, but one for all before Gemini 3 (its price page,
+    November 2026)."""
+    searches = len({query for query in queries or () if query and isinstance(query, str)})
+    return min(searches, 1) if _PAID_BY_PROMPT.match(model) else searches
 
 
 def _most(counts: Iterable[Count]) -> int:
