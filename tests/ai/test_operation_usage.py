@@ -237,16 +237,19 @@ def test_langchains_pieces_report_increments_and_are_added_up() -> None:
     assert report.usage == usage(10, 0, 0, 9)
 
 
-def test_chunks_with_ids_of_their_own_are_one_answer() -> None:
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"object": "chat.completion.chunk"}, {"delta": {}}),
+        ({"object": "text_completion"}, {"text": "a"}),
+        ({}, {"delta": {}}),
+    ],
+    ids=["chat", "text", "unnamed"],
+)
+def test_chunks_with_ids_of_their_own_are_one_answer(named: dict[str, str], said: dict[str, object]) -> None:
     meter = Meter()
-    for number, choices in enumerate(([{"delta": {}}], [{"delta": {}, "finish_reason": "stop"}], [])):
-        chunk = {
-            "object": "chat.completion.chunk",
-            "id": f"c{number}",
-            "choices": choices,
-            "usage": CHAT_USAGE,
-        }
-        meter.take(chunk)
+    for number, choices in enumerate(([said], [{**said, "finish_reason": "stop"}], [])):
+        meter.take({**named, "id": f"c{number}", "choices": choices, "usage": CHAT_USAGE})
     (report,) = meter.reports
     assert report.usage == usage(10, 0, 0, 5) and report.is_last
 
