@@ -204,6 +204,19 @@ def test_invalid_ranges_are_refused_in_one_sentence(
     with_past(tmp_path, test)
 
 
+def test_an_override_that_a_process_meets_later_is_marked_when_the_operator_set_it(tmp_path: Path) -> None:
+    async def test(past: Past) -> None:
+        set_at = past.clock.wall()
+        old = OverrideSet("claude", "forced_open", Act("ada", "invoice", at=set_at))
+        past.history.on_event(old)
+        past.clock.advance(3600)
+        past.history.on_event(old)
+        view = await past.history.report(7200, None, None, (), False)
+        assert [mark["at"] for mark in view["marks"] if mark["kind"] == "act"] == [iso(set_at)]
+
+    with_past(tmp_path, test)
+
+
 def test_only_the_requested_components_are_reported(tmp_path: Path) -> None:
     async def test(past: Past) -> None:
         past.history.take({"ai:claude": Sample("healthy"), "database": Sample("healthy", used=3, places=5)})

@@ -7,6 +7,7 @@ the incident that it starts, changes or ends, and quoted in the refusals that it
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from koo.breakers import DATABASE
 from koo.composition import Parts
@@ -59,6 +60,7 @@ class BreakerActs:
         self._check(name)
         clock = self._parts.clock
         until = None if act is None else act.until
+        act = replace(act or Act(), at=clock.wall())
         ends_at = NEVER if until is None else clock.monotonic() + until - clock.wall()
         self._act(
             lambda: self._parts.breakers.override(name, override, act, ends_at),

@@ -421,7 +421,8 @@ def _mark_of(event: Event, now: float) -> Mark | None:
         by = f"closed by an operator{_words(event.act)}" if event.by_operator else "closed"
         return Mark(now, "act" if event.by_operator else "circuit", _component(event.source), by)
     if isinstance(event, OverrideSet):
-        return Mark(now, "act", _component(event.source), f"{WORDS[event.override]}{_words(event.act)}")
+        at = now if event.act is None or event.act.at is None else event.act.at
+        return Mark(at, "act", _component(event.source), f"{WORDS[event.override]}{_words(event.act)}")
     if isinstance(event, KeyBlocked):
         return Mark(now, "circuit", _component(event.source), "the key was refused")
     for kind, text in _ACTS.items():

@@ -6,7 +6,7 @@ outcome only: it contains no prompt, key or address.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from koo.errors import Failure
@@ -69,11 +69,15 @@ class Trip:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """An operator's act: by whom, why, and until when (wall seconds; None: until it is revoked)."""
+    """An operator's act: by whom, why, until when (None: until it is revoked), and when, if that was before now.
+
+    Both times are wall seconds. A process that starts later, or a model that is first used later, meets an old act.
+    """
 
     by: str = ""
     reason: str = ""
     until: float | None = None
+    at: float | None = field(default=None, compare=False)
 
     @property
     def words(self) -> str:

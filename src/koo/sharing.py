@@ -21,6 +21,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from koo.ai.service import Service
@@ -210,7 +211,7 @@ class Sharing:
             service.forget_used(stored=True)
 
     def _override(self, signal: Signal) -> None:
-        act, now = act_of(signal.payload), self._clock.wall()
+        act, now = replace(act_of(signal.payload), at=signal.at), self._clock.wall()
         left_s = NEVER if act.until is None else act.until - now
         if left_s > 0:
             override, ends_at = Override(signal.payload["override"]), self._clock.monotonic() + left_s

@@ -89,6 +89,14 @@ def test_a_refusal_names_the_budget_without_room_and_the_amounts() -> None:
     in_world(test, own(limit="0.001", period="month"))
 
 
+def test_a_refusal_says_when_nothing_of_the_budget_is_left() -> None:
+    async def test(world: VirtualWorld) -> None:
+        with pytest.raises(BudgetExceeded, match=r"the budget 'team' of \$0\.00 is used up: \$0\.00 spent, "):
+            await world.ask()
+
+    in_world(test, own(limit="0"))
+
+
 def test_each_tag_has_its_own_budget_and_calls_without_a_tag_have_none() -> None:
     async def test(world: VirtualWorld) -> None:
         await world.ask(tag="a")

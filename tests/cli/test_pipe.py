@@ -202,10 +202,16 @@ def test_an_error_before_a_limit_or_an_operators_act_is_not_shown_as_its_reason(
             health={"circuit_breaker_state": "forced_open", "next_attempt": AT}, last_error=said,
         ),
     }  # fmt: skip
-    with canned(health_of("degraded", **services)) as url:
+    documents = health_of("degraded", **services)
+    database: Any = documents["/monitoring/health"]
+    database["database"] |= {"state": "circuit_open", "reason": forced, "last_error": said}
+    breaker = {"state": "forced_open", "override": "none", "next_attempt": AT}
+    database["database"]["circuit_breaker"] = breaker
+    with canned(documents) as url:
         here.set({"KOO_URL": url})
         lines = here.run("status")[1].splitlines()
     assert "claude: the budget is used up" in lines and f"lab: {forced} (in 42 s)" in lines
+    assert lines[1].startswith("database: ") and lines[1].endswith(f" — {forced} (in 42 s)")
 
 
 def test_the_times_in_an_alerts_message_are_to_the_second(here: Here) -> None:

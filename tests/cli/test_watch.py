@@ -86,6 +86,17 @@ def test_in_a_pipe_watch_prints_one_frame_with_the_most_severe_first(here: Here)
     assert json.loads(document)["summary"]["overall_health"] == "unhealthy"
 
 
+def test_the_alert_of_a_forced_breaker_has_no_next_attempt(here: Here) -> None:
+    """Its message says when the override ends, and nothing is tried before or then."""
+    forced = service_of(
+        state="circuit_open", models={"m": {"override": "forced_open", "state": "forced_open"}}
+    )
+    with canned({"/monitoring/dashboard": dashboard_of("unhealthy", claude=forced)}) as url:
+        here.set({"KOO_URL": url})
+        _, out, _ = here.run("watch")
+    assert "critical ai:claude: claude cannot be called, for 2 min\n    what to do: koo runbook" in out
+
+
 # ── in a terminal ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

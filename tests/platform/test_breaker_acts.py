@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from koo.clock import SYSTEM_CLOCK
 from koo.errors import CallerMistake, CircuitOpen, InvalidRequest
 from koo.events import Event, OverrideSet
 from koo.platform import Platform
@@ -36,8 +37,11 @@ def test_an_override_applies_in_every_process_even_in_one_that_starts_later(tmp_
             with pytest.raises(CircuitOpen, match="forced open by ada: it answers nonsense") as refused:
                 await two.query(QUESTION)
             assert refused.value.retry_after_s is None
+            began = SYSTEM_CLOCK.wall()
             async with Platform(options(tmp_path, server)) as later:
                 assert later.breakers.statuses("claude")[0]["reason"].startswith("forced open by ada")
+                act = later.services["claude"].default_guard.breaker.act
+                assert act is not None and act.at is not None and act.at <= began, "when ada set it"
                 assert state_of(later, "database") == "forced_open", "created after the override"
             two.breakers.reset(NAME, by="bob", reason="mended")
             two.breakers.reset("database", by="bob")

@@ -116,6 +116,7 @@ def test_links_of_alerts_and_refusals_lead_to_the_runbook(
         (PoolSaturated("database", "30 connections are in use"), "database_saturated"),
         (ServiceSaturated("claude", "200 calls are running"), "service_saturated"),
         (BudgetExceeded("claude", "it does not cover this call"), "budget_too_small"),
+        (BudgetExceeded("claude", "the day's budget of $1.00 is used up: $1.00 spent"), "budget_used_up"),
         (
             RateLimited("claude", "koo's limit of 5 requests an hour is reached"),
             "limit_reached_requests_per_hour",

@@ -387,7 +387,9 @@ def _sentence(title: str, standing: Standing, amount: int) -> str:
     if standing.idle:
         parts.append(f"{_usd(standing.idle)} idle in {standing.processes} processes and recalled")
     parts.append(f"up to {_usd(amount)} needed")
-    return f"{title} does not cover this call: {', '.join(parts)}"
+    is_used_up = standing.limit is not None and standing.spent + standing.unsettled >= standing.limit
+    why = "is used up" if is_used_up else "does not cover this call"
+    return f"{title} {why}: {', '.join(parts)}"
 
 
 def _usd(pico: int) -> str:

@@ -17,7 +17,7 @@ def find_in_database(view: DatabaseHealth) -> Iterator[Finding]:
     breaker = view["circuit_breaker"]
     yield from find_in_breaker(DATABASE, "the database", breaker)
     if refuses(breaker):
-        message = say("calls to the database are refused", view["error"] or view["reason"])
+        message = say("calls to the database are refused", view["reason"])
         if view["answers_since"] is not None:
             message += f"; it has answered its probe since {view['answers_since'][:19]} UTC"
         data: AlertData = {**_about(view), "refuses": "every scope", "next_attempt": breaker["next_attempt"]}

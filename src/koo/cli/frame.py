@@ -15,6 +15,7 @@ from koo.cli.reasons import (
     breaker_word,
     database_figures,
     database_state,
+    is_forced,
     next_attempt,
     why_database,
     why_service,
@@ -86,7 +87,7 @@ def lines_of(seen: Seen, width: int) -> list[RenderableType]:
     services = answer["ai_services"]
     return [
         *_head(seen, answer, now),
-        *_alerts(answer["alerts"], now),
+        *_alerts(answer, now),
         _line(),
         _services(services["services"], now, width),
         *_unconfigured(services["services"]),
@@ -115,26 +116,27 @@ def _head(seen: Seen, answer: Dashboard, now: float) -> Iterator[Text]:
         yield _line(coloured(f"no response yet; the data shown is {span(seen.age_s)} old", "reverse yellow"))
 
 
-def _alerts(alerts: Sequence[Alert], now: float) -> Iterator[Text]:
-    for alert in alerts:
+def _alerts(answer: Dashboard, now: float) -> Iterator[Text]:
+    for alert in answer["alerts"]:
         if not alert["active"]:
             continue
         began = seconds_of(alert["timestamp"])
         lasts = "" if began is None else f", for {span(now - began)}"
         yield _line()
         yield _line(coloured(alert["type"]), f"{alert['component']}: {plainly(alert['message'], now)}{lasts}")
-        yield _line(coloured(f"    {_what_next(alert, now)}", "dim"))
+        yield _line(coloured(f"    {_what_next(alert, is_forced(answer, alert['component']), now)}", "dim"))
 
 
-def _what_next(alert: Alert, now: float) -> str:
+def _what_next(alert: Alert, forced: bool, now: float) -> str:
     """When the component is tried again, what an operator has done about the alert, and what to do."""
     data = alert["data"]
     words = []
     error = data.get("last_error")
-    if error is not None and error["sentence"] not in alert["message"]:
+    if error is not None and not forced and error["sentence"] not in alert["message"]:
         words.append(f"last error {error['kind']}: {error['sentence']}")
     for key, what in (("next_attempt", "next attempt"), ("resets_at", "available again")):
-        at = data.get(key)
+        # The message already contains when an operator's override ends, and nothing is tried then.
+        at = None if forced else data.get(key)
         if isinstance(at, str) and (seconds := seconds_of(at)) is not None:
             words.append(f"{what} {moment(seconds, now)}")
     if acknowledged := alert.get("acknowledged"):

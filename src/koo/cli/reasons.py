@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from koo.cli.words import latency, moment, plainly, seconds_of, span, time_in, when
 from koo.monitoring.own_shapes import KooHealth
-from koo.monitoring.shapes import WINDOWS, DatabaseHealth, DatabaseServer, LastError, ServiceHealth
+from koo.monitoring.shapes import WINDOWS, Dashboard, DatabaseHealth, DatabaseServer, LastError, ServiceHealth
 
 
 def server_words(server: DatabaseServer | None) -> str:
@@ -48,10 +48,11 @@ def why_database(view: DatabaseHealth, now: float) -> str:
     if not why:
         return ""
     again = f"; its probe has succeeded since {when(since)}" if (since := view.get("answers_since")) else ""
+    breaker = view["circuit_breaker"]
+    if breaker.get("state") == "forced_open":
+        return plainly(why, now) + again
     error = _last_error(view.get("last_error"), why, now)
-    return (
-        f"{plainly(why, now)}{error}{again}{_again(seconds_of(view['circuit_breaker']['next_attempt']), now)}"
-    )
+    return f"{plainly(why, now)}{error}{again}{_again(seconds_of(breaker['next_attempt']), now)}"
 
 
 def why_service(view: ServiceHealth, now: float) -> str:
@@ -115,6 +116,18 @@ def _next_check(view: ServiceHealth, now: float) -> str:
 def _is_forced(view: ServiceHealth) -> bool:
     """Return whether an operator forced its breaker open: then the reason says when that ends, and nothing is tried."""
     return next((model.get("state") == "forced_open" for model in view["models"].values()), False)
+
+
+def is_forced(answer: Dashboard, component: str) -> bool:
+    """Return whether an operator forced the breaker of an alert's component open."""
+    if component == "database":
+        return answer["database"]["circuit_breaker"].get("state") == "forced_open"
+    name, _, model = component.removeprefix("ai:").partition("/")
+    view = answer["ai_services"]["services"].get(name)
+    if view is None:
+        return False
+    one = view["models"].get(model)
+    return _is_forced(view) if one is None else one.get("state") == "forced_open"
 
 
 def _error_of(view: ServiceHealth) -> LastError | None:

@@ -30,11 +30,11 @@ class Since:
         self.now = 0.0
         self._begun: dict[tuple[str, ...], float] = {}
 
-    def begin(self, *what: str) -> float | None:
-        """Record a beginning, unless it is known; returns the earlier one, if there was one."""
+    def begin(self, *what: str, at: float | None = None) -> float | None:
+        """Record a beginning, now or at `at`, unless it is known; returns the earlier one, if there was one."""
         known = self._begun.get(what)
         if known is None:
-            self._begun[what] = self.now
+            self._begun[what] = self.now if at is None else at
             if len(self._begun) > BEGUN_MAX:
                 del self._begun[next(iter(self._begun))]
         return known
@@ -131,7 +131,8 @@ OVERRIDES = {
 
 def _override(event: events.OverrideSet, since: Since) -> Told:
     key = "override", event.source
-    began = since.end(*key) if event.override == "none" else since.begin(*key)
+    at = None if event.act is None else event.act.at
+    began = since.end(*key) if event.override == "none" else since.begin(*key, at=at)
     ends_at = None if event.act is None else event.act.until
     ends = "" if ends_at is None else f"until {until(since.now, ends_at - since.now)}"
     said = [OVERRIDES.get(event.override, event.override), _who(event.act), ends, _from(since, began)]

@@ -60,6 +60,8 @@ def runbook_of(error: KooError, base: str) -> str | None:
     kind = table.get(error.kind, "")
     if error.kind is Kind.RATE_LIMITED:
         kind = _limit_of(error)
+    elif error.kind is Kind.BUDGET_EXCEEDED and " is used up: " in str(error):
+        kind = "budget_used_up"
     return runbook_path(kind, base) if kind in runbooks() else None
 
 
