@@ -167,6 +167,11 @@ def _warn_once(sentence: str) -> None:
     log.warning("%s", sentence)
 
 
+def variables_of(value: str) -> list[str]:
+    """The names of the environment's variables with this value, also those of other software."""
+    return [name for name, its in os.environ.items() if its == value]
+
+
 def environment_with(more: Mapping[str, str]) -> dict[str, str]:
     """The process's environment with `more`, for `Settings(environ=…)`."""
     return {**os.environ, **more}

@@ -85,6 +85,13 @@ def test_a_full_disk_is_reported_in_one_sentence(tmp_path: Path, arguments: tupl
     assert b"Traceback" not in done.stderr
 
 
+def test_a_file_that_a_variable_names_is_reported_with_the_variable(tmp_path: Path) -> None:
+    with FakeAnthropic() as fake:
+        gone = str(tmp_path / "gone" / "keys")
+        done = run(tmp_path, "", "query", "claude", "Hello?", **settings_of(fake), SSLKEYLOGFILE=gone)
+    assert done.stderr.decode() == f"koo: No such file or directory: {gone} (SSLKEYLOGFILE)\n"
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
 def test_a_result_is_complete_even_if_messages_cannot_be_written(tmp_path: Path) -> None:
     with FakeAnthropic() as fake:

@@ -53,6 +53,11 @@ TOLD = [
         "a check that hangs delays the next one",
     ),
     (
+        {"DATABASE_URL": "sqlite+aiosqlite:///./koo.db", "KOO_STATE_URL": "sqlite:///data/../koo.db"},
+        "KOO_STATE_URL names the same file as DATABASE_URL: "
+        "each write transaction of the application blocks koo's state store",
+    ),
+    (
         {"KOO_ALERT_EMAIL_FROM": "koo@example.com"},
         "KOO_ALERT_EMAIL_FROM is set, but no mail is sent without KOO_ALERT_EMAIL",
     ),

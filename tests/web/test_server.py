@@ -18,6 +18,7 @@ from urllib.error import HTTPError
 import pytest
 
 from koo.errors import ConfigurationError
+from koo.host import Descriptors
 from koo.options import DatabaseOptions
 from koo.platform import Platform
 from koo.shortages import NO_DESCRIPTOR, SHORTAGES
@@ -136,6 +137,17 @@ def test_an_invalid_setting_is_reported_before_anything_is_opened(tmp_path: Path
         make_server(Platform(wrong), create_app(Platform(wrong)))
     assert "hunter2" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_descriptors_are_reported_before_anything_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("koo.web.server.count_descriptors", lambda: Descriptors(used=6, limit=24))
+    built = platform(tmp_path)
+    with pytest.raises(ConfigurationError) as refused:
+        make_server(built, create_app(built))
+    assert str(refused.value) == "the limit on open files (ulimit -n) is 24; the server needs at least 34"
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_address_of_another_machine_is_reported_in_one_sentence() -> None:

@@ -62,8 +62,16 @@ def run(arguments: list[str]) -> int:
     except OSError as error:  # standard output on a full disk, a file that cannot be read
         _forget_output()
         with suppress(OSError):
-            say(f"koo: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+            say(f"koo: {error.strerror or error}" + (f": {_place(error.filename)}" if error.filename else ""))
         return Exit.FAILED
+
+
+def _place(filename: str) -> str:
+    """The file, and the variables that name it: Python reads some of its own (SSLKEYLOGFILE)."""
+    from koo.settings import variables_of
+
+    named = variables_of(filename)
+    return f"{filename} ({', '.join(named)})" if named else filename
 
 
 def _prepare_streams() -> None:

@@ -1,4 +1,4 @@
-"""Values that are valid, but have no effect because of another value.
+"""Values that are valid, but have no effect, or do harm, because of another value.
 
 Unlike contradictions they do not stop the start, because a long time may be meant as "never". But the person who set
 such a value relies on it, so each one is logged.
@@ -12,6 +12,8 @@ from itertools import pairwise
 from koo.checked import following_s
 from koo.configuration.cross_checks import ORDERED
 from koo.configuration.to_options import attempt_timeout_s
+from koo.configuration.urls import sqlite_file
+from koo.configuration.values import reveal
 from koo.configuration.variables import BUILT_IN, Name, ServiceSettings, Variables
 
 WINDOWS = ("requests_per_minute", "requests_per_hour", "requests_per_day")
@@ -20,7 +22,7 @@ NEVER = "so it never takes effect"
 
 def doubts(settings: Variables) -> Iterator[tuple[Name, str]]:
     """Each such value, with the message to put after the variable's name."""
-    for name, sentence in (*_of_times(settings), *_of_channels(settings)):
+    for name, sentence in (*_of_times(settings), *_of_files(settings), *_of_channels(settings)):
         yield Name("", "", name), sentence
     for_all = {window: getattr(settings, f"ai_default_{window}") for window in WINDOWS}
     given = {window for window in WINDOWS if f"ai_default_{window}" in settings.given}
@@ -66,6 +68,17 @@ def _of_times(settings: Variables) -> Iterator[tuple[str, str]]:
                     "a check that hangs delays the next one"
                 ),
             )
+
+
+def _of_files(settings: Variables) -> Iterator[tuple[str, str]]:
+    # SQLite has one write lock for each file. While a transaction of the application holds it, koo can book nothing,
+    # and a budget that was set refuses paid calls.
+    state = sqlite_file(reveal(settings.koo_state_url))
+    if state is not None and state == sqlite_file(reveal(settings.database_url)):
+        yield (
+            "koo_state_url",
+            "names the same file as DATABASE_URL: each write transaction of the application blocks koo's state store",
+        )
 
 
 def _of_channels(settings: Variables) -> Iterator[tuple[str, str]]:

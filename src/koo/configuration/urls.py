@@ -79,6 +79,13 @@ def _absolute(rest: str, home: Path) -> str:
     return f"/{quote(place.as_posix(), safe='/:')}{question}{query}"
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The SQLite file of an effective URL, without symbolic links; None for a server or memory."""
+    scheme, rest = _split(url)
+    path = unquote(rest.partition("?")[0])[1:].removeprefix("file:")
+    return Path(path).resolve() if scheme.startswith("sqlite") and path not in {"", ":memory:"} else None
+
+
 def check_web_url(url: str) -> str:
     """The URL of a server without a trailing slash. Raises `ValueError` for an invalid URL, or one with a user or
     password."""

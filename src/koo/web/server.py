@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from koo.configuration.urls import url_of
 from koo.errors import ConfigurationError
-from koo.host import count_descriptors
+from koo.host import Descriptors, count_descriptors
 from koo.log_options import LogLevel, LogOptions
 from koo.options import PlatformOptions
 from koo.platform import Platform
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from koo.web.crowd import Crowd
 
+TO_START = 28
+"""Free descriptors. With fewer, the platform cannot open its files, or the server accepts no connection (measured)."""
 SHOWN_PROMPT = "What is the capital of France?"
 
 
@@ -91,7 +93,9 @@ def make_server(
     platform.assemble()
 
     if crowd is None:
-        crowd = Crowd(bound_of(count_descriptors()))
+        descriptors = count_descriptors()
+        _check_descriptors(descriptors)
+        crowd = Crowd(bound_of(descriptors))
     return Server(
         uvicorn.Config(
             answering_what_is_cut(app),
@@ -116,6 +120,15 @@ def make_server(
         crowd,
         on_ready,
     )
+
+
+def _check_descriptors(descriptors: Descriptors | None) -> None:
+    if descriptors is not None and descriptors.limit - descriptors.used < TO_START:
+        least = descriptors.used + TO_START
+        sentence = (
+            f"the limit on open files (ulimit -n) is {descriptors.limit}; the server needs at least {least}"
+        )
+        raise ConfigurationError("", sentence)
 
 
 def answering_what_is_cut(app: ASGIApp) -> ASGIApp:
