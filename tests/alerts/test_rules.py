@@ -19,6 +19,7 @@ from koo.database.gate import GateState
 from koo.events import Severity
 from koo.monitoring.shapes import RequestWindow
 from koo.monitoring.snapshot import own_budget_view
+from koo.openings import Act
 from koo.options import LimitOptions
 from koo.policies.breaker import Override
 from koo.policies.forecast import RunOut
@@ -540,6 +541,22 @@ def test_each_condition_of_the_database_is_a_separate_warning(tmp_path: Path) ->
             assert condition in database.get_health()["conditions"]
             assert f"database_{condition}:database" in house.found()
         assert {one.kind for one in house.findings()} <= KINDS.keys()
+
+    in_house(test, tmp_path)
+
+
+def test_the_alert_of_a_shut_database_names_the_operator(tmp_path: Path) -> None:
+    async def test(house: House) -> None:
+        database = house.database
+        assert database is not None
+        database.pause(Act("ada", "failover"))
+        database.pause(Act("bob", "it was paused already"))
+        said = "the database is paused by ada: failover; until it is resumed"
+        assert the(house, "database_paused").message == said
+        database.resume()
+        assert database.get_health()["operator"] == ""
+        await database.drain()
+        assert the(house, "database_draining").message == "the database is drained by an operator"
 
     in_house(test, tmp_path)
 

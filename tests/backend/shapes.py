@@ -181,6 +181,7 @@ DATABASE: dict[str, Shape] = {
     "reason": str,
     "last_error": LAST_ERROR,
     "server": {"host": or_none(str), "port": or_none(int), "name": or_none(str)},
+    "operator": str,
     "answers_since": or_none(at),
     "conditions": [str],
     "response_time_ms": or_none(seconds),

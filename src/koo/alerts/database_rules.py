@@ -58,8 +58,12 @@ def _condition(condition: str, view: DatabaseHealth) -> Finding:
             "DB_EXACTLY_ONCE=marker, but the table koo_markers cannot be used: run `koo doctor` to see why"
         )
         return Finding(kind, DATABASE, message, {"refuses": "every scope except those with readonly=True"})
-    data: AlertData = {"refuses": "new scopes"} if condition == "draining" else {}
-    return Finding(kind, DATABASE, f"the database is {condition.replace('_', ' ')}", data)
+    if condition == "paused":
+        return Finding(kind, DATABASE, f"the database is paused by {view['operator']}")
+    if condition == "draining":
+        message = f"the database is drained by {view['operator']}"
+        return Finding(kind, DATABASE, message, {"refuses": "new scopes"})
+    return Finding(kind, DATABASE, f"the database is {condition.replace('_', ' ')}")
 
 
 def _all(connections: int) -> str:

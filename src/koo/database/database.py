@@ -385,6 +385,7 @@ class Database(Generic[S_co]):
             overdue=overdue,
             held_by=self.pool_queue.describe_oldest(now, NAMED_MAX) if is_saturated or overdue else (),
             gate=self.gate.state.value,
+            gate_act=self.gate.act,
             look=self.last_look,
         )
 
@@ -459,7 +460,7 @@ class Database(Generic[S_co]):
     def _set_gate(self, state: GateState, act: Act | None) -> None:
         if state is not self.gate.state:
             self.news.note_gate(state, len(self.pool_queue.holders), act)
-        self.gate.set(state)
+        self.gate.set(state, act)
 
     def pause(self, act: Act | None = None) -> DatabaseGate:
         """Make new scopes wait for `resume`, each until its own deadline. Running and queued scopes continue."""

@@ -12,6 +12,7 @@ from enum import Enum
 
 from koo.database.faults import AGAIN_IN_S, SERVICE
 from koo.errors import DatabaseUnavailable, Kind
+from koo.openings import Act
 
 
 class GateState(Enum):
@@ -23,12 +24,13 @@ class GateState(Enum):
 
 
 class ScopeGate:
-    """`state`; `is_shut`: the state is not OPEN; `waiting`: how many scopes wait for `resume`."""
+    """`state`; `act`: who set it and why; `is_shut`: it is not OPEN; `waiting`: how many scopes wait for `resume`."""
 
-    __slots__ = ("_waiters", "is_shut", "state")
+    __slots__ = ("_waiters", "act", "is_shut", "state")
 
     def __init__(self) -> None:
         self.state = GateState.OPEN
+        self.act: Act | None = None
         self.is_shut = False  # kept apart from `state` because every scope checks it
         self._waiters: set[asyncio.Future[None]] = set()
 
@@ -36,8 +38,10 @@ class ScopeGate:
     def waiting(self) -> int:
         return len(self._waiters)
 
-    def set(self, state: GateState) -> None:
+    def set(self, state: GateState, act: Act | None = None) -> None:
         """Set the state. Unless it is PAUSED, wake the waiting scopes, which then check it."""
+        if state is not self.state:
+            self.act = act
         self.state, self.is_shut = state, state is not GateState.OPEN
         if state is not GateState.PAUSED:
             for waiter in self._waiters:

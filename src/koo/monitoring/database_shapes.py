@@ -130,6 +130,7 @@ class DatabaseHealth(TypedDict):
     conditions: Annotated[
         list[str], Doc("conditions in addition to the state: saturated, slow, read_only, …")
     ]
+    operator: Annotated[str, Doc("who paused or drained it, and why; empty if it is open to new scopes")]
     last_error: Annotated[LastError | None, Doc("kept after recovery; null if there was none yet")]
     server: DatabaseServer
     answers_since: Annotated[

@@ -26,8 +26,10 @@ from koo.monitoring.shapes import (
     PoolStatus,
     ResponseTimes,
 )
+from koo.openings import Act
 from koo.options import DatabaseOptions
 from koo.policies.breaker import CLOSED
+from koo.policies.overrides import said_of
 from koo.policies.reported import database_state
 from koo.policies.verdict import NEUTRAL
 
@@ -57,7 +59,8 @@ class Vitals:
 
     `open` counts connections, `active` callers with a connection, `waiting` callers in the queue. `turned_away` counts
     callers that got no connection since the pool became saturated. `overdue` counts scopes that are open for longer
-    than usual, and `held_by` describes the oldest. `gate` is open, paused or draining, as set by an operator.
+    than usual, and `held_by` describes the oldest. `gate` is open, paused or draining, as an operator set
+    it by `gate_act`.
     """
 
     options: DatabaseOptions
@@ -75,6 +78,7 @@ class Vitals:
     overdue: int
     held_by: Sequence[str]
     gate: str
+    gate_act: Act | None
     look: Look | None
 
     @property
@@ -208,6 +212,7 @@ def database_health(vitals: Vitals) -> DatabaseHealth:
         "server": vitals.server,
         "answers_since": None if since is None else iso(since),
         "conditions": _conditions(vitals),
+        "operator": "" if vitals.gate == "open" else said_of(vitals.gate_act, "until it is resumed"),
         "response_time_ms": None if look is None else look.took_s * 1000,
         "circuit_breaker": database_breaker(vitals),
         "pool_status": pool_view(vitals),

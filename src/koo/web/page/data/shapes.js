@@ -37,9 +37,9 @@
  *
  * @typedef {{
  *   healthy: boolean, state: "healthy" | "unhealthy" | "circuit_open" | "degraded", reason: string,
- *   conditions: string[], last_error: LastError | null, server: DatabaseServer, answers_since: string | null,
- *   response_time_ms: number | null, circuit_breaker: DatabaseBreaker, pool_status: PoolStatus,
- *   last_health_check: string | null, error: string | null, timestamp: string,
+ *   conditions: string[], operator: string, last_error: LastError | null, server: DatabaseServer,
+ *   answers_since: string | null, response_time_ms: number | null, circuit_breaker: DatabaseBreaker,
+ *   pool_status: PoolStatus, last_health_check: string | null, error: string | null, timestamp: string,
  * }} DatabaseHealth
  *
  * @typedef {{
