@@ -199,7 +199,7 @@ def allow(pid: int, files: int) -> None:
 
 
 def lever(down: str, up: str) -> tuple[Act, Act]:
-    """Pull a lever of both processes."""
+    """Send `down` to both processes when the fault begins, and `up` when it ends."""
 
     async def begin(world: World) -> None:
         for child in world.children:

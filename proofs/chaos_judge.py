@@ -242,4 +242,4 @@ def rows_wrong(said: str, rows: Sequence[int]) -> Iterator[str]:
     if more := set(rows) - acknowledged - unknown:
         heard = json.loads(failed or "{}")
         words = "; ".join(heard.get(str(row), "nothing") for row in sorted(more)[:5])
-        yield f"{len(more)} rows exist of which the caller heard that they failed: {words}"
+        yield f"{len(more)} rows exist although their callers got an error: {words}"

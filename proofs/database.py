@@ -100,7 +100,7 @@ class Writers:
         if lost := self.acknowledged - set(rows):
             found.append(f"{len(lost)} acknowledged rows are missing")
         if more := set(rows) - self.acknowledged - self.unknown:
-            found.append(f"{len(more)} rows exist of which the caller heard that they failed")
+            found.append(f"{len(more)} rows exist although their callers got an error")
         return found
 
     def saw(self) -> str:

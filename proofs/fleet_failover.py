@@ -27,7 +27,7 @@ CAP_USD, PROCESSES, CALLERS = "20", 4, 80
 CUT_OFF_S = 3.0
 """For this long the asynchronous standby receives nothing before the primary dies: the grants of a few beats."""
 QUIET_S = 12.0
-"""Longer than the six seconds for which a store that has forgotten grants nothing once it is found again."""
+"""A store that has lost data grants nothing for six seconds once it is reachable again; this is longer."""
 PRIMARY: dict[str, str | int | float | bool] = {
     "wal_level": "replica",
     "max_wal_senders": 4,

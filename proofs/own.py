@@ -67,7 +67,7 @@ GROUPS = {
             "websockets==16.1.1",
             "certifi==2026.10.19.post1",
         ),
-        ("proofs/own_cases/test_errors_in_clothes.py", "proofs/own_cases/test_money_in_wrappers.py"),
+        ("proofs/own_cases/test_wrapped_refusals.py", "proofs/own_cases/test_money_in_wrappers.py"),
         alone=("instructor==1.17.0",),
     ),
     "clouds": Group(

@@ -96,8 +96,8 @@ def test_each_acknowledged_row_exists_once_and_no_other_except_unknown_ones() ->
     assert list(rows_wrong(said, [1, 2, 3])) == list(rows_wrong(said, [1, 2, 3, 4])) == []
     assert "missing" in next(rows_wrong(said, [1, 2]))
     assert "twice" in next(rows_wrong(said, [1, 2, 3, 3]))
-    assert "heard that they failed: nothing" in next(rows_wrong(said, [1, 2, 3, 5]))
-    assert "heard that they failed: it did" in next(
+    assert "their callers got an error: nothing" in next(rows_wrong(said, [1, 2, 3, 5]))
+    assert "their callers got an error: it did" in next(
         rows_wrong(f'{said} FAILED {{"5": "it did"}}', [1, 2, 3, 5])
     )
     assert next(rows_wrong("", [1]))

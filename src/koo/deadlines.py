@@ -227,10 +227,10 @@ class Alarm(Block):
         self.task.cancel()
 
     def _leave_expired(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        # Take this alarm's own request back. If no more than on entry are left, nothing else has cancelled the task in
-        # the meantime, and the CancelledError was this alarm's: it becomes a TimeoutError. If one more is left, the
-        # caller cancelled in the same turn of the loop. Then the CancelledError must pass, or the caller (a TaskGroup,
-        # a closing server) would wait for a task that goes on as if nothing had happened.
+        # Take this alarm's own request back. If the task then has no more pending cancellations than on entry, the
+        # CancelledError was this alarm's: it becomes a TimeoutError. If it has one more, the caller cancelled in the
+        # same turn of the loop. Then the CancelledError must pass, or the caller (a TaskGroup, a closing server) would
+        # wait for a task that goes on as if nothing had happened.
         ours = self.task.uncancel() <= self._cancelling
         del self.task
         if ours and kind is not None and issubclass(kind, CancelledError):

@@ -220,7 +220,7 @@ class Sharing:
     def _cool_down(self, signal: Signal) -> None:
         left_s = float(signal.payload["until"]) - self._clock.wall()
         # If this machine's clock is behind the other's, `until` seems further away than it is: never pause for longer
-        # than the pause was long.
+        # than the other process does.
         left_s = min(left_s, float(signal.payload.get("for_s", left_s)))
         name, _, model = signal.target.partition("/")
         service = self._service_of(name, signal)

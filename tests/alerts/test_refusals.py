@@ -238,7 +238,7 @@ ACTS = (
 
 
 class Walk:
-    """A house in which anything may happen."""
+    """A platform's inputs, in which anything may happen."""
 
     def __init__(self, house: House) -> None:
         self.house = house

@@ -228,7 +228,7 @@ async def lose_a_process(stage: Stage) -> None:
     """Kill another process on the same store while it waits for an answer and holds money for it."""
     stage.server.script(hang())
     other = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.platform.asker", str(stage.home), stage.server.base_url, cwd=ROOT
+        sys.executable, "-m", "tests.platform.one_query", str(stage.home), stage.server.base_url, cwd=ROOT
     )
     await until(lambda: [one for one in stage.server.requests if one.method == "POST"])
     other.kill()

@@ -272,7 +272,7 @@ def test_a_delivery_of_a_killed_process_is_sent_again_under_the_same_key(
 
     async def start(*arguments: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.platform.teller", str(tmp_path), *arguments, cwd=ROOT,
+            sys.executable, "-m", "tests.platform.alert_sender", str(tmp_path), *arguments, cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
 

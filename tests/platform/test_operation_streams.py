@@ -169,7 +169,7 @@ WAYS: dict[str, Way] = {
 }  # fmt: skip
 LINES = ("httpx", "httpx send", "aiohttp", "openai with_streaming_response")
 SDKS = [name for name in WAYS if name not in LINES]
-"""The ways that recognize an error in the middle of a stream; the others return lines."""
+"""The ways that recognise an error in the middle of a stream; the others return lines."""
 
 
 def run(test: Callable[[Lab], Awaitable[None]], home: Path) -> None:

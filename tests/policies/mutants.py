@@ -288,7 +288,7 @@ MUTANTS = [
     Mutant("early: allowed for a service too", "__init__", "self.early_s = self.act_ends_at = NEVER",
            "self.early_s, self.act_ends_at = 0.0, NEVER",
            "successful_checks_end_an_opening_early_only_if_allowed"),
-    Mutant("early: a caller is told to wait for the whole time", "refusal",
+    Mutant("early: a refusal gives the whole time as the wait", "refusal",
            "min(self.opens_until(), self.early_at)", "self.opens_until()",
            "successful_checks_end_an_opening_early_only_if_allowed"),
     Mutant("fleet: priming does not lower the threshold", "prime", "1 if why else self.options.failure_threshold",

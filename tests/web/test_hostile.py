@@ -1,4 +1,4 @@
-"""Clients that only hold connections open, over raw sockets: they lock nobody out, and each wait for them ends.
+"""Clients that only hold connections open, over raw sockets: no other client is locked out, and each wait ends.
 
 One server for all tests, with a small limit on connections and a clock that is advanced by hand.
 """

@@ -22,7 +22,7 @@ this time."""
 SUCCESSES_MIN = 2
 """The number of successes that closes a half-open breaker."""
 SETTLED_S = 5.0
-"""Several beats of the ledger, which bring the store's knowledge about budgets."""
+"""The time for several beats of the ledger, which fetch the budgets' state from the store."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,8 @@ FOLDED_MIN = 20
 GAP = 2
 """Spaces between two columns."""
 UNBOUNDED = 1_000_000
-"""The width of a pipe, in columns. More than a row needs: a response is at most a few megabytes for all rows together.
-"""
+"""The width for output to a pipe, in columns. It is more than a row needs: all rows of a response together are at most
+a few megabytes."""
 
 
 @dataclass(frozen=True, slots=True)

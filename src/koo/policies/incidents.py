@@ -146,8 +146,8 @@ class Incident:
 
     def _keep(self, kept: list[Any], one: object, most: int) -> None:
         """Keep an entry if there is room, else only count it."""
-        # The first entries are kept, not the last: they show how it began. For a thousand that follow, a count is
-        # enough.
+        # The first entries are kept, not the last: they show how the incident began. A count is enough for
+        # a thousand that follow.
         if len(kept) < most:
             kept.append(one)
         else:

@@ -56,7 +56,7 @@ class Purse:
         return two_beats if two_beats >= max(self.bound, self.bound_before) else 0
 
     def take_pace(self, beats: float) -> None:
-        """Record the pace since it was last taken, `beats` beats ago."""
+        """Record the pace since the last recording, which was `beats` beats ago."""
         self.pace = (self.pace[1], (self.spent - self.marked) / beats)
         self.marked = self.spent
         self.bound_before, self.bound = self.bound, 0

@@ -18,7 +18,7 @@ from koo.network_options import NetworkOptions
 
 VARIABLE = "KOO_ALERT_SLACK"
 TEXT_MAX = 12_000
-"""Slack cuts off at 40,000 characters, but nobody reads more than this."""
+"""Slack allows 40,000 characters, but this is as much as people read."""
 BREAK = "\u200b"
 _CALLS = re.compile(r"@(?=channel|here|everyone|all\b|group)", re.IGNORECASE)
 

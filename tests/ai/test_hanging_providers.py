@@ -54,7 +54,7 @@ def state(world: VirtualWorld) -> str:
 
 
 async def ask_once(world: VirtualWorld, streamed: bool, caller: str, chain: tuple[str, ...]) -> Answer | None:
-    """The answer within the caller's patience, or None."""
+    """The answer, or None if the caller's deadline passes first."""
     options: dict[str, Any] = {"fallback": chain, "max_tokens": 20}
     if caller == "timeout_s":
         options["timeout_s"] = CALLERS[caller]

@@ -1,4 +1,4 @@
-"""A process that sends one query, for tests that kill it: `python -m tests.platform.asker HOME BASE_URL`."""
+"""A process that sends one query, for tests that kill it: `python -m tests.platform.one_query HOME BASE_URL`."""
 
 from __future__ import annotations
 

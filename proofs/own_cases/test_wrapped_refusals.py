@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from koo.errors import AuthenticationFailed, InvalidRequest, Kind, RateLimited, ServiceFailed
 from koo.testing.providers import FakeOpenAI, answer, error, nothing
-from tests.platform.test_errors_in_clothes import CHAT, World, world
+from tests.platform.test_wrapped_refusals import CHAT, World, world
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # some warn when they are imported

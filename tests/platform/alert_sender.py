@@ -1,6 +1,7 @@
-"""A process that raises an alert and sends it, for tests that kill it: `python -m tests.platform.teller HOME HOOK`.
+"""A process that raises an alert and sends it, for tests that kill it.
 
-It prints "open" when it is open. With a third argument, an operator forces the circuit of `claude` open.
+`python -m tests.platform.alert_sender HOME HOOK` runs it. It prints "open" when it is open. With a third
+argument, an operator forces the circuit of `claude` open.
 """
 
 from __future__ import annotations
