@@ -145,7 +145,7 @@ class AlertActs:
     ) -> AlertHistory:
         """Episodes of all processes that fired and were active between two times, by default in the last seven days.
 
-        The newest beginning is first; `cursor` is the `next_cursor` of the previous page.
+        The episode that began last is first; `cursor` is the `next_cursor` of the previous page.
         """
         now = in_ms(self._clock.wall())
         last = now if until is None else _wall(until, "until")

@@ -1,4 +1,4 @@
-"""The origin of an error: our server about our connection, our server about something else, or a pooler.
+"""The origin of an error: the server about this connection, the server about something else, or a pooler.
 
 Only FATAL, PANIC or a closed connection is a loss. An error that a healthy server reports as ERROR leaves connection
 and circuit alone, whatever its code.

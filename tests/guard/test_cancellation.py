@@ -305,7 +305,7 @@ def test_a_caller_cancelled_while_it_gets_a_slot_passes_it_on() -> None:
 
 
 def test_a_hundred_callers_with_random_cancellations_leave_nothing_taken() -> None:
-    """Places, limits, pauses and money together, interleaved in a fixed pattern."""
+    """Slots, limits, pauses and money together, interleaved in a fixed pattern."""
 
     async def main() -> None:
         guard = make_guard(

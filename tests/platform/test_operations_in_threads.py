@@ -277,7 +277,7 @@ def test_at_the_deadline_the_caller_continues_and_the_slot_stays_taken_until_the
             with pytest.raises(ServiceTimeout):
                 await platform.execute("own", hanging)
             view = platform.service_health("own")
-            assert view["health"]["consecutive_failures"] == 1, "our own timeout is a failure"
+            assert view["health"]["consecutive_failures"] == 1, "koo's own timeout is a failure"
             assert spent(platform, "own") == "0.01", "and may have been billed"
             with pytest.raises(ServiceSaturated):
                 await platform.execute("own", lambda: 5)

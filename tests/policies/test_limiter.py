@@ -1,4 +1,4 @@
-"""Our own limits: never 61 in any minute, all or nothing, refundable, with exact times of the next free unit."""
+"""koo's own limits: never 61 in any minute, all or nothing, refundable, with exact times of the next free unit."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any] | None]:
         while piece := connection.recv(65_536):
             content += piece
     except ConnectionResetError:
-        pass  # the server closed while we were still sending
+        pass  # the server closed while the test was still sending
     if not content:
         return 0, None
     head, _, body = content.partition(b"\r\n\r\n")

@@ -190,7 +190,7 @@ def test_if_all_connections_are_busy_probes_are_answered_and_other_requests_refu
     assert status_of(content) == 503 and b"retry-after: 1" in content.lower()
     assert b'"too_many_connections"' in content
     for _ in range(3 * FOR_PROBES):
-        server.connect()  # silent connections in the places for probes
+        server.connect()  # silent connections above the limit
     assert server.is_alive()
     for one in busy:
         one.close()

@@ -41,7 +41,7 @@ def listener() -> Iterator[Listener]:
 def test_clients_are_accepted_without_a_free_descriptor_and_asyncio_complains_once_a_second(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without koo, asyncio complains once per place in the backlog, each second."""
+    """Without koo, asyncio complains each second, once for each connection that the backlog can hold."""
     monkeypatch.setattr("asyncio.selector_events.constants.ACCEPT_RETRY_DELAY", 0.2)
     said: list[dict[str, Any]] = []
     room: list[int] = []

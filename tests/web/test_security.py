@@ -72,7 +72,7 @@ PROXIED = Access.of(PlatformOptions(trusted_proxies=("127.0.0.1", "10.0.0.0/8"))
     ],
 )
 def test_a_foreign_host_name_is_refused_for_any_request(host: str, known: bool) -> None:
-    """Otherwise a page whose name suddenly resolves to this machine would be taken for ours."""
+    """Otherwise a page whose name suddenly resolves to this machine would be taken for koo's own."""
     for question in (asked(host=host), asked("POST", RESET, host=host), asked(path="/livez", host=host)):
         assert status(OPEN, question) == (200 if known else 403)
 

@@ -228,7 +228,7 @@ class Connection(HttpToolsProtocol):
         is_answered = self.cycle is None or self.cycle.response_complete
         # The order of these checks matters. A closing connection may still be in the middle of a body. A body comes
         # before `reader` and before "busy": as long as it is not complete, the application waits for the client, so it
-        # must not count as busy, or slow uploads could hold every place of a full server.
+        # must not count as busy, or slow uploads could hold every connection of a full server.
         if self.transport.is_closing():
             return "closing"
         if self._in_body:

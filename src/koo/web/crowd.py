@@ -83,7 +83,7 @@ class Crowd:
             # Usually one connection is closed. More are if busy ones above the limit have become idle since.
             while len(self._all) >= self.bound and self._end_one():
                 pass
-            # Every connection below the limit is busy. The extra places are for probes, so an extra connection that is
+            # Every connection below the limit is busy. The extra ones are for probes, so an extra connection that is
             # waiting makes room for the newcomer. Otherwise eight silent connections would block the probes, and an
             # orchestrator would restart a server that is merely busy.
             if len(self._all) >= self.bound + FOR_PROBES and not self._end(self._late.oldest_of_most()):
