@@ -1,4 +1,4 @@
-"""The log lines of queries, streams and own operations that fail or are refused. Successful ones are not logged."""
+"""The log lines of queries, streams and users' own operations that fail or are refused; successes are not logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Own operations called on a loop other than koo's: they run where their client is, and only their guard crosses."""
+"""Users' own operations on a loop other than koo's: they run where their client is, and only their guard crosses."""
 
 from __future__ import annotations
 
