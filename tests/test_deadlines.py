@@ -467,7 +467,7 @@ def test_inside_a_nested_block_the_nearest_deadline_applies_and_outside_it_the_o
     run_virtual(main)
 
 
-def test_a_task_started_inside_has_the_deadline_and_cannot_change_ours() -> None:
+def test_a_task_started_inside_has_the_deadline_and_cannot_change_its_parents() -> None:
     async def main() -> None:
         async def child() -> float:
             async with Deadline(1):

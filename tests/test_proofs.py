@@ -77,7 +77,7 @@ def test_the_pins_match_pyproject() -> None:
     assert sum(len(versions(file)) for file in PIN_FILES) == len(versions(*PIN_FILES))
 
 
-def test_pins_are_wheels_for_our_systems_and_a_package_without_one_is_refused() -> None:
+def test_pins_are_wheels_for_the_supported_systems_and_a_package_without_one_is_refused() -> None:
     def package(*files: str) -> dict[str, Any]:
         wheels = [{"name": file, "hashes": {"sha256": f"{at}"}} for at, file in enumerate(files)]
         return {"name": "x", "version": "1", "wheels": wheels}

@@ -201,7 +201,7 @@ def test_one_models_failures_do_not_stop_another_model() -> None:
     run(test, retry=RetryOptions(attempts_max=1), breaker=BreakerOptions(failure_threshold=3))
 
 
-def test_our_own_limit_refuses_a_call_immediately_with_a_retry_time() -> None:
+def test_koos_own_limit_refuses_a_call_immediately_with_a_retry_time() -> None:
     async def test(world: World) -> None:
         for _ in range(3):
             await world.ask()

@@ -245,7 +245,7 @@ def test_a_deadline_that_cannot_cancel_the_list_still_ends_its_queries() -> None
     run_virtual(main)
 
 
-def test_a_list_that_waits_for_our_limit_is_fed_at_the_limits_pace() -> None:
+def test_a_list_that_waits_for_koos_limit_is_fed_at_the_limits_pace() -> None:
     """Each query has a deadline of two minutes, and the list of 300 needs five minutes at 60 a minute."""
 
     async def main() -> None:

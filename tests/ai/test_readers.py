@@ -125,7 +125,7 @@ def test_a_slow_readers_time_is_in_no_percentile_alert_or_answer() -> None:
     run_virtual(main)
 
 
-def test_our_deadline_moves_by_the_readers_time_and_the_callers_does_not() -> None:
+def test_koos_deadline_moves_by_the_readers_time_and_the_callers_does_not() -> None:
     async def main() -> None:
         world = VirtualWorld(timeout_s=30.0, stall_timeout_s=30.0)
         world.first.chunks = words("x", "y", "z", pause_s=1.0)
@@ -145,7 +145,7 @@ def test_our_deadline_moves_by_the_readers_time_and_the_callers_does_not() -> No
     run_virtual(main)
 
 
-def test_our_deadline_cuts_an_endless_stream_and_that_is_a_failure() -> None:
+def test_koos_deadline_cuts_an_endless_stream_and_that_is_a_failure() -> None:
     async def main() -> None:
         world = VirtualWorld(timeout_s=30.0, retry=ONCE)
         world.first.chunks = words(*["x"] * 100, pause_s=1.0)

@@ -88,7 +88,7 @@ def test_a_suspended_machine_does_not_lengthen_a_servers_pause() -> None:
     run_virtual(main)
 
 
-def test_suspension_shortens_a_requested_opening_but_not_our_own_guess() -> None:
+def test_suspension_shortens_a_requested_opening_but_not_koos_own_guess() -> None:
     breaker = Breaker("claude", BreakerOptions(failure_threshold=1, recovery_s=60), 30.0, 0.0)
     permit = breaker.admit(0.0, lambda: 0.0)
     assert permit is not None

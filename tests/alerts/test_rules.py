@@ -428,7 +428,7 @@ def test_a_key_refused_for_single_models_means_service_down_only_when_none_is_le
     in_house(test)
 
 
-def test_a_breaker_in_shadow_is_no_outage_in_any_phase() -> None:
+def test_a_breaker_in_shadow_is_not_an_outage_in_any_phase() -> None:
     """Otherwise the trial of a threshold would wake people for calls that are refused, although every call passes."""
 
     async def test(house: House) -> None:

@@ -267,7 +267,7 @@ def test_each_status_has_its_shape_at_a_limit_of_the_provider(fake: FakeAnthropi
         ("REQUESTS_PER_DAY", "requests_per_day"),
     ],
 )
-def test_each_status_has_its_shape_at_our_own_limit(
+def test_each_status_has_its_shape_at_koos_own_limit(
     fake: FakeAnthropic, monkeypatch: pytest.MonkeyPatch, variable: str, key: RequestWindow
 ) -> None:
     monkeypatch.setenv(f"AI_SERVICES__CLAUDE__{variable}", "1")

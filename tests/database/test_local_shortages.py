@@ -77,7 +77,7 @@ def test_sqlite_reports_that_no_descriptor_is_left_for_its_file(sqlite_url: str)
     asyncio.run(main())
 
 
-def test_sqlite_out_of_memory_is_our_shortage_and_a_missing_file_is_not() -> None:
+def test_sqlite_out_of_memory_is_a_local_shortage_and_a_missing_file_is_not() -> None:
     short, away = sqlite3.OperationalError("x"), sqlite3.OperationalError("unable to open database file")
     short.sqlite_errorcode, away.sqlite_errorcode = sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN
     assert explain(short).kind is Kind.OUT_OF_RESOURCES and explain(short).verdict is NEUTRAL

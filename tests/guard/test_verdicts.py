@@ -123,7 +123,7 @@ def test_a_success_records_its_latency() -> None:
 # ── whose timeout was it? ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_our_own_timeout_of_an_attempt_is_a_failure() -> None:
+def test_koos_own_timeout_of_an_attempt_is_a_failure() -> None:
     async def main() -> None:
         guard, wallet = make_guard(attempt_timeout_s=5), Wallet()
         error = await error_of(guard.call(hang, charge=wallet))

@@ -230,7 +230,7 @@ def test_a_failing_channel_is_reported_through_another_one(
             await refuse_the_key(w)
             await until(lambda: any("channel:webhook" in one["Subject"] for one in w.mails.mails), PATIENCE_S)
             (letter,) = (one for one in w.mails.mails if "channel:webhook" in one["Subject"])
-            assert "notices are waiting for webhook: it answered with status 503" in letter.get_content()
+            assert "1 notice is waiting for webhook: it answered with status 503" in letter.get_content()
 
     asyncio.run(main())
 

@@ -33,7 +33,7 @@ def test_a_programs_own_decimal_context_does_not_change_amounts() -> None:
 @pytest.mark.parametrize(
     "amount", ["-0.000000000001", "1000000.000000000001", "1e30", "NaN", "sNaN", "Infinity"]
 )
-def test_an_amount_that_is_no_number_or_too_large_is_rejected(amount: str) -> None:
+def test_an_amount_that_is_not_a_number_or_too_large_is_rejected(amount: str) -> None:
     with pytest.raises(ValueError, match=r"is not a number of dollars|does not fit"):
         to_pico(Decimal(amount))
 

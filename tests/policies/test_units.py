@@ -89,7 +89,7 @@ def test_a_burst_costs_one_trip() -> None:
     assert party.take(one, 61) == 60
 
 
-def test_a_reply_without_units_says_when_to_ask_again_and_no_message_is_sent_before() -> None:
+def test_a_reply_without_units_says_when_to_request_again_and_no_message_is_sent_before() -> None:
     party = Party()
     one, other = party.process(), party.process()
     party.speak(one, 60)

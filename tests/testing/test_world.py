@@ -232,7 +232,7 @@ def test_a_fallback_for_which_no_time_is_left_is_not_said_to_be_called(
     assert "called next" not in line
 
 
-def test_a_skip_ends_a_pause_that_the_provider_asked_for() -> None:
+def test_a_skip_ends_a_pause_that_the_provider_requested() -> None:
     async def test(world: World) -> None:
         world.claude.fails(429, retry_after_s=1800, times=1)
         await fails(world.ask("claude", on_limit="refuse"))

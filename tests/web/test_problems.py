@@ -189,7 +189,7 @@ def test_the_retry_time_of_a_providers_limit_is_passed_on(tmp_path: Path) -> Non
     with_claude(tmp_path, work)
 
 
-def test_a_refusal_by_our_own_limit_or_budget_is_a_429_with_a_retry_time(tmp_path: Path) -> None:
+def test_a_refusal_by_koos_own_limit_or_budget_is_a_429_with_a_retry_time(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:
         asked = {"service": "claude", "prompt": SECRET}
         assert (await client.post(QUERY, json=asked)).status == 200
