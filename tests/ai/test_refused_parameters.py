@@ -18,7 +18,7 @@ from koo.ai.types import Query
 from koo.errors import InvalidRequest, Kind
 from koo.options import RetryOptions
 from koo.policies.repeat import ANEW_MAX
-from koo.testing.providers import FakeCompatible, FakeProvider, error
+from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeOpenAI, FakeProvider, error
 from koo.testing.providers.wire import ReceivedRequest
 from tests.ai.providers.talk import KEY, in_gateway
 
@@ -32,6 +32,7 @@ class Picky(FakeCompatible):
 
     refused: dict[str, str] = {}  # noqa: RUF012 - each test sets it for its own server
     context: int | None = None
+    streamed: bool | None = None
     limit_sentence = (
         "This model's maximum context length is {context} tokens. However, you requested {total} tokens ({prompt} in "
         "the messages, {asked} in the completion). Please reduce the length of the messages or completion."
@@ -42,6 +43,9 @@ class Picky(FakeCompatible):
         for name, sentence in self.refused.items():
             if name in body:
                 return name, "unsupported_parameter", sentence
+        if self.streamed is not None and bool(body.get("stream")) is not self.streamed:
+            only = "only supports stream mode" if self.streamed else "does not support streaming"
+            return "", "invalid_parameter_error", f"This model {only}."
         asked = body.get("max_tokens") or body.get(NEW_NAME) or 0
         if self.context is not None and PROMPT_TOKENS + asked > self.context:
             sentence = self.limit_sentence.format(
@@ -67,12 +71,13 @@ def serving(
     *,
     refused: dict[str, str] | None = None,
     context: int | None = None,
+    streams: bool | None = None,
     **options: Any,
 ) -> Decimal:
     """Run a test with a picky server as the service `svc`; returns what was spent."""
 
     server, spent = Picky("vllm", key=KEY, strict=False), list[Decimal]()
-    server.refused, server.context = refused or {}, context
+    server.refused, server.context, server.streamed = refused or {}, context, streams
     prices = {"input_price": Decimal(1), "output_price": Decimal(1), "api_key": KEY, "declared": True}
 
     async def tried(here: Gateway, budgets: Budgets, server: Picky) -> None:
@@ -121,6 +126,48 @@ def test_a_stream_is_requested_again_without_an_option_that_an_old_server_refuse
         assert await streamed(here) == ("Paris.", 1)
 
     serving(test, refused=unsupported("stream_options"))
+
+
+@pytest.mark.parametrize("streams", [True, False], ids=["only streams", "no streams"])
+def test_a_model_that_answers_only_in_streams_or_only_without_them_is_asked_its_own_way(
+    streams: bool,
+) -> None:
+    async def test(here: Gateway, server: Picky) -> None:
+        attempts = []
+        for _ in range(2):
+            answer = await here.query(Query(service="svc", prompt=PROMPT))
+            assert answer.text == "Paris." and not answer.usage.estimated
+            text, again = await streamed(here)
+            assert text == "Paris."
+            attempts.append((answer.attempts, again))
+        assert attempts == [(2, 1) if streams else (1, 2), (1, 1)], "each refusal is met once"
+
+    serving(test, streams=streams)
+
+
+@pytest.mark.parametrize("way", ["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("kind", "model", "fake"),
+    [("openai", "gpt-6.1-terra", FakeOpenAI), ("anthropic", "claude-sonnet-5-5", FakeAnthropic)],
+)
+def test_every_format_can_change_between_streams_and_whole_answers(
+    kind: Any, model: str, fake: type[FakeProvider], way: str
+) -> None:
+    async def test(here: Gateway, _: Budgets, server: FakeProvider) -> None:
+        if way == "whole":
+            server.script(error(400, "invalid_request_error", "Stream must be set to true"))
+            answer = await here.query(Query(service="svc", prompt=PROMPT))
+            assert (answer.text, answer.attempts, answer.usage.estimated) == ("Paris.", 2, False)
+        else:
+            server.script(
+                error(
+                    400, "invalid_request_error", "Your organization must be verified to stream this model."
+                )
+            )
+            assert await streamed(here) == ("Paris.", 2)
+        assert [bool(body.get("stream")) for body in bodies(server)] == [way != "whole", way == "whole"]
+
+    in_gateway(kind, model, fake(key=KEY), test, api_key=KEY)
 
 
 @pytest.mark.parametrize("how", ["whole", "streamed"])

@@ -221,6 +221,35 @@ def test_a_parameter_that_the_operator_omits_stays_omitted() -> None:
     assert form.without == {"temperature"}
 
 
+@pytest.mark.parametrize(
+    ("document", "stream"),
+    [
+        (says("This model only support stream mode, please enable the stream parameter to access the model."), True),
+        (says("parameter.enable_thinking must be set to false for non-streaming calls"), True),
+        (says("enable thinking can not be support when `stream=False`."), True),
+        ({"detail": "Stream must be set to true"}, True),
+        (says("Your organization must be verified to stream this model.", "unsupported_value", "stream"), False),
+        (says("Unsupported value: 'stream' does not support true with this model."), False),
+        (says("Streaming is not supported for this model"), False),
+        (says("stream_options.foo is not supported"), None),
+        (says("the upstream only accepts short prompts"), None),
+        (says("the bit-stream must be valid"), None),
+    ],
+)  # fmt: skip
+def test_the_only_accepted_value_of_stream_is_learned(document: object, stream: bool | None) -> None:
+    sent = b'{"max_tokens":4096,"stream":true}' if stream is False else b'{"max_tokens":4096}'
+    assert learned(document, sent=sent).stream is stream
+
+
+def test_a_server_that_refuses_both_values_of_stream_teaches_nothing_more() -> None:
+    forms = Forms("svc")
+    assert (
+        learned(says("only streams are supported: stream must be true"), sent=b"{}", forms=forms).stream
+        is True
+    )
+    assert learned(says("stream is not supported"), sent=b'{"stream":true}', forms=forms).stream is True
+
+
 def test_models_learn_separately() -> None:
     forms = Forms("svc")
     learned(says("temperature is not supported"), forms=forms)

@@ -338,7 +338,8 @@ class AnthropicProvider(Adapter):
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body."""
-        return encode(self._forms.fit(request), stream=stream)
+        form = self._forms.of(request.model)
+        return encode(self._forms.fit(request), stream=stream if form.stream is None else form.stream)
 
 
 def encode(request: Request, *, stream: bool = False) -> bytes:

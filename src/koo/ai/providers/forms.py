@@ -1,10 +1,11 @@
 """Learn from a server's refusals which form of a request it accepts.
 
 Servers of the same format accept different parameters. A reasoning model rejects `temperature`, a gateway requires
-`max_completion_tokens` in place of `max_tokens`, an old server does not support `stream_options`, and a small model has
-no room for an answer of 4,096 tokens. Each server says so when it refuses, and a refusal costs nothing. So the same
-request is sent once more in the form that the server accepts, as a separate attempt (`Fault.anew`), and the form is
-remembered for the service and model. An operator can configure it beforehand.
+`max_completion_tokens` in place of `max_tokens`, an old server does not support `stream_options`, a small model has no
+room for an answer of 4,096 tokens, and some models answer only in streams, or only without them. Each server says so
+when it refuses, and a refusal costs nothing. So the same request is sent once more in the form that the server accepts,
+as a separate attempt (`Fault.anew`), and the form is remembered for the service and model. An operator can configure it
+beforehand.
 
 A refusal teaches something only if it names a parameter that was sent, and either rejects it or states a limit. If a
 server complains about a parameter that was left out, the parameter was not the cause, and is sent again.
@@ -44,7 +45,8 @@ HEAD_MAX = 400
 class Form:
     """The form of a request that one model of a service accepts.
 
-    `without`: parameters to leave out. `tokens_name`: the name to send `max_tokens` under, if the format has two.
+    `without`: parameters to leave out. `stream`: the only value of `stream` that is accepted, if the server has refused
+    the other one. `tokens_name`: the name to send `max_tokens` under, if the format has two.
     `output_max`: the limit of the answer alone; `context`: the limit of prompt and answer together, both in tokens.
     `overhead`: the tokens that the server counts for a prompt beyond the estimate.
     """
@@ -54,6 +56,7 @@ class Form:
     output_max: int | None = None
     context: int | None = None
     overhead: int = 0
+    stream: bool | None = None
 
     def max_tokens(self, request: Request) -> int:
         """The `max_tokens` that fits, and never more than the request's."""
@@ -104,7 +107,11 @@ class Forms:
         if parsed.status not in REFUSALS:
             return False
         known = self.of(request.model)
-        form = _with_room(known, request, parsed, sent) or self._without(known, request, parsed, sent)
+        form = (
+            _with_room(known, request, parsed, sent)
+            or self._without(known, request, parsed, sent)
+            or self._streamed(known, request, parsed, sent)
+        )
         if form is not None:
             if len(self._by_model) >= MODELS_MAX:
                 self._by_model.clear()
@@ -130,6 +137,20 @@ class Forms:
         if name not in form.without:
             log.warning("%s: %s rejects %s; it will be left out", self.service, request.model[:80], name)
         return replace(form, without=form.without | {name})
+
+    def _streamed(self, form: Form, request: Request, parsed: ParsedError, sent: bytes) -> Form | None:
+        # A form with the other value already has been refused too, so `stream` is not the cause.
+        if form.stream is not None or not _refuses_stream(parsed):
+            return None
+        stream = b'"stream":true' not in sent
+        how = "only in streams" if stream else "only without a stream"
+        log.warning(
+            "%s: %s answers %s, so all its requests will be of that kind",
+            self.service,
+            request.model[:80],
+            how,
+        )
+        return replace(form, stream=stream)
 
 
 def _is_sent(name: str, sent: bytes) -> bool:
@@ -167,6 +188,18 @@ def _refused(parsed: ParsedError, used: str) -> str | None:
         return found[0]
     # "Use 'max_completion_tokens' instead of 'max_tokens'" names both. The one that was sent is the refused one.
     return used if used in found else None
+
+
+_STREAM = re.compile(r"(?<![\w.-])(?:non[- ]?)?stream(?:ing|ed)?(?!\w)")
+_ONLY_OTHER = re.compile(r"\bonly\b|\b(?:must|should|needs to|has to) be\b|\brequire[sd]?\b|\bcan ?not\b")
+
+
+def _refuses_stream(parsed: ParsedError) -> bool:
+    """Whether the server accepts only the other value of `stream`."""
+    if parsed.param == "stream":
+        return True
+    head = " ".join((parsed.message[:HEAD_MAX], *(said[:HEAD_MAX] for said in parsed.outer))).lower()
+    return bool(_STREAM.search(head) and (_REFUSES.search(head) or _ONLY_OTHER.search(head)))
 
 
 # ── stated limits ─────────────────────────────────────────────────────────────────────────────────────────────────────

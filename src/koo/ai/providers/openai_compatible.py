@@ -306,6 +306,7 @@ class OpenAICompatibleProvider(Adapter):
         # OpenAI's newer models reject `max_tokens`, and most other servers ignore or reject `max_completion_tokens`. An
         # ignored limit would be the worst case: the answer could cost more than its hold.
         is_openai = self._wire.host.endswith(("api.openai.com", ".openai.azure.com"))
+        stream = stream if form.stream is None else form.stream
         by_new_name = is_openai if form.tokens_name is None else form.tokens_name == NEW_NAME
         return _encode(
             _Body(

@@ -285,7 +285,7 @@ class ResponsesAdapter(Adapter):
 
     def encode(self, request: Request, *, stream: bool) -> bytes:
         """The request's body."""
-        request = self._forms.fit(request)
+        request, form = self._forms.fit(request), self._forms.of(request.model)
         body = Body(
             model=request.model,
             input=request.prompt,
@@ -293,7 +293,7 @@ class ResponsesAdapter(Adapter):
             store=False,
             instructions=request.system,
             temperature=request.temperature,
-            stream=stream,
+            stream=stream if form.stream is None else form.stream,
         )
         return encode_body(body)
 
