@@ -41,7 +41,7 @@ class Process:
         python = str(APART_PYTHON) if contender.apart else sys.executable
         self._said: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # see close()
         self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.asking", contender.name, url],
+            [python, "-m", "benchmarks.query_process", contender.name, url],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

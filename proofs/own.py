@@ -67,7 +67,7 @@ GROUPS = {
             "websockets==16.1.1",
             "certifi==2026.10.19.post1",
         ),
-        ("proofs/own_cases/test_wrapped_refusals.py", "proofs/own_cases/test_money_in_wrappers.py"),
+        ("proofs/own_cases/test_wrapped_refusals.py", "proofs/own_cases/test_wrapper_costs.py"),
         alone=("instructor==1.17.0",),
     ),
     "clouds": Group(
@@ -79,7 +79,7 @@ GROUPS = {
             "mistralai==3.7.0",
             "requests==2.34.2",
         ),
-        ("proofs/own_cases/test_errors_of_clouds.py",),
+        ("proofs/own_cases/test_cloud_errors.py",),
     ),
     "loops": Group(
         "koo runs on pytest-asyncio's loops in three configurations and under AnyIO's plugin; under trio every call "

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from benchmarks import install, tables
-from benchmarks.asking import PIECES
 from benchmarks.contenders import CONTENDERS
 from benchmarks.goals import AT_LEAST, AT_MOST, GOALS, is_met
 from benchmarks.measure import Table, noise
 from benchmarks.peers import ON_THEIR_OWN, TOGETHER
+from benchmarks.query_process import PIECES
 from benchmarks.streamers import STREAMERS
 from koo.testing.providers.instant import VENDORS, prepared
 from proofs.pins import APART, BENCH, RUN, TEST, canonical, versions

@@ -171,7 +171,7 @@ def test_the_database_is_named_with_the_time_since_its_probe_succeeds_again(here
 
 
 def test_an_exhausted_limit_shows_when_it_resets(here: Here) -> None:
-    """The reason contains no time, so the line ends with the latest reset of all exhausted limits."""
+    """The reason contains no time, so the line ends with the latest reset of all used-up limits."""
     limits = service_of()["rate_limits"]
     full = {"used": 60, "limit": 60, "remaining": 0, "resets_at": AT}
     spent = {**limits["daily_budget"], "remaining": "0", "resets_at": "2026-11-29T00:00:00+00:00"}

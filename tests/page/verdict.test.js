@@ -91,7 +91,7 @@ test("for a breaker forced open by an operator, the lead shows when that ends an
   equal([isForced("database", null, idle), isForced("database", null, stopped)], [false, true]);
 });
 
-test("the next attempt follows from the breaker or the exhausted limit", () => {
+test("the next attempt follows from the breaker or the used-up limit", () => {
   const limits = (more) => ({ requests_per_minute: { remaining: 1 }, requests_per_hour: { remaining: 1 }, requests_per_day: { remaining: 1 }, daily_budget: { limit: null }, ...more });
   const at = Date.parse("2026-11-29T12:00:30Z"), iso = "2026-11-29T12:00:30Z";
   equal(nextAttemptAt(service("a", "circuit_open", { health: { next_attempt: iso } })), at);

@@ -107,7 +107,7 @@ PROMISED: list[tuple[Kind, type[ExternalServiceError], Verdict, bool]] = [
     (Kind.THROTTLED, RateLimited, THROTTLED, True),  # waits as long as the provider requests
     (Kind.TIMEOUT, ServiceTimeout, FAILURE, True),  # timeout, connection: retried with backoff
     (Kind.CONNECTION, ServiceFailed, FAILURE, True),
-    (Kind.QUOTA, RateLimited, THROTTLED, False),  # quota exhausted: never retried
+    (Kind.QUOTA, RateLimited, THROTTLED, False),  # quota used up: never retried
     (Kind.BILLING, RateLimited, THROTTLED, False),
     (
         Kind.OVERLOADED,

@@ -91,7 +91,7 @@ class ServiceCharge(ABC):
             self._held_at = self._service.clock.monotonic()
             return
         # Tokens first, then money. Waiting for tokens may take a minute, and money held during that time would make
-        # other calls' budgets look exhausted. If the money is refused or the wait for it is cancelled, the tokens go
+        # other calls' budgets look used up. If the money is refused or the wait for it is cancelled, the tokens go
         # back; otherwise calls that the budget refuses would also use up the limit on tokens.
         await self._tokens.take(self.bound_tokens(), deadline, waits=self._is_patient)
         try:

@@ -69,7 +69,7 @@ def why_service(view: ServiceHealth, now: float) -> str:
 
 
 def breaker_word(view: ServiceHealth) -> str:
-    """Return what refuses its calls: the breaker's state, or a rejected key, which is not part of a breaker's state."""
+    """Return what refuses its calls: the breaker's state, or a refused key, which is not part of a breaker's state."""
     refused = any(model.get("key_refused") for model in view["models"].values())
     breaker = view["health"]["circuit_breaker_state"]
     return "key refused" if refused and breaker == "closed" else breaker
@@ -107,7 +107,7 @@ def next_attempt(view: ServiceHealth) -> float | None:
 
 
 def _next_check(view: ServiceHealth, now: float) -> str:
-    """Return when a rejected key is checked again."""
+    """Return when a refused key is checked again."""
     ends = [seconds_of(model.get("key_checked_at")) for model in view["models"].values()]
     at = min((end for end in ends if end is not None), default=None)
     return "" if at is None else f", the next one {moment(at, now)}"

@@ -1,6 +1,6 @@
 """Connections outside the pool, for koo's own queries: one per query, closed after use.
 
-The pool may be exhausted, or all of its connections lost, at the very moment when such a query is needed. Only a few
+The pool may be full, or all of its connections lost, at the very moment when such a query is needed. Only a few
 are open at a time, because after a server restart every scope that was in COMMIT has a query at the same moment.
 """
 

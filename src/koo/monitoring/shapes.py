@@ -92,7 +92,7 @@ class ServiceMetrics(TypedDict):
     successful_requests: int
     failed_requests: Annotated[int, Doc("throttled ones included")]
     neutral_requests: Annotated[int, Doc("requests whose result says nothing about the service")]
-    throttled_requests: Annotated[int, Doc("requests that the provider rejected because of a rate limit")]
+    throttled_requests: Annotated[int, Doc("requests that the provider refused because of a rate limit")]
     refused_requests: Annotated[int, Doc("calls that koo refused; they never reached the service")]
     refusals: Annotated[dict[str, int], Doc("refused calls by kind")]
     refusing: Annotated[

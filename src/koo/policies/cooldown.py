@@ -13,7 +13,7 @@ from koo.policies.backoff import HINT_SLACK
 from koo.policies.opening_times import HINT_S_MAX
 
 GUESS_S_MIN = 1.0
-"""The shortest pause: after less than a second, the next call would hit the same exhausted limit."""
+"""The shortest pause: after less than a second, the next call would hit the same used-up limit."""
 RATE_BASE_S, RATE_CAP_S = 1.0, 60.0
 """The pause doubles from one second to one minute. Most rate limits are per second or per minute, so a longer guess
 would keep calls away for nothing."""
@@ -40,7 +40,7 @@ class Cooldown:
     ) -> float:
         """Process one throttled response; returns for how many seconds no calls are sent."""
         # Responses during the pause belong to calls that were sent before it. Fifty of them are one step. If they were
-        # counted as fifty, one exhausted minute would be followed by the longest pause.
+        # counted as fifty, one used-up minute would be followed by the longest pause.
         if now >= self.until:
             self.since = now
             self.level += 1

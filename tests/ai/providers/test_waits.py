@@ -88,7 +88,7 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     ({"x-ms-retry-after-ms": "00:00:01.500"}, 1.5),
     ({"retry-after-ms": "0", "retry-after": "7"}, 7),
     ({"retry-after-ms": "-1", "x-ms-retry-after-ms": "250", "retry-after": "7"}, 0.25),
-    # Anthropic: RFC 3339. The reset of the exhausted limit counts; of two exhausted limits, the later reset.
+    # Anthropic: RFC 3339. The reset of the used-up limit counts; of two used-up limits, the later reset.
     ({"anthropic-ratelimit-tokens-reset": rfc3339(40), "anthropic-ratelimit-tokens-remaining": "0"}, 40),
     (
         {
@@ -104,7 +104,7 @@ WAITS: list[tuple[dict[str, str], float | None]] = [
     ({"anthropic-ratelimit-tokens-reset": rfc3339(40), "date": http_date(30)}, 10),
     ({"anthropic-ratelimit-tokens-reset": rfc3339(-40)}, None),
     ({"anthropic-ratelimit-unified-5h-reset": str(int(WALL_S) + 500)}, 500),
-    # OpenAI: Go durations. If no limit is exhausted, the earliest counts.
+    # OpenAI: Go durations. If no limit is used up, the earliest counts.
     ({"x-ratelimit-reset-requests": "6m0s", "x-ratelimit-reset-tokens": "120ms"}, 0.12),
     (
         {

@@ -16,7 +16,7 @@ A service's response becomes an `ExternalServiceError`, to be raised `from` the 
 classes propagate unchanged, as promised, even if they were raised from such a response; only the consequences are those
 of the cause.
 
-A group has the meaning of its worst error: a rejected key is worse than a required wait, a longer wait is worse than a
+A group has the meaning of its worst error: a refused key is worse than a required wait, a longer wait is worse than a
 shorter one, a wait is worse than a failure, and a failure is worse than a mistake. If all errors are of one kind, so is
 the group; otherwise it propagates unchanged. It is unknown what the other tasks of the group did. So a group counts as
 billed, and is repeated only if every error in it allows a repeat.

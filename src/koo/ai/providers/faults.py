@@ -286,7 +286,7 @@ def _asked_s(row: Row, parsed: ParsedError, wall_s: float) -> float | None:
     if wait_s is None and row.kind in PASSING:
         said = (said_s(said[:MESSAGE_MAX], wall_s) for said in (parsed.message, *parsed.outer))
         wait_s = next((seconds for seconds in said if seconds), None)
-    # Reset headers are sent with every response. For a quota only an exhausted limit counts: the others reset within a
+    # Reset headers are sent with every response. For a quota only a used-up limit counts: the others reset within a
     # minute, and the next call would run into the quota again.
     if wait_s is None and row.kind in (Kind.THROTTLED, Kind.QUOTA):
         wait_s = resets_in_s(parsed.headers, wall_s, exhausted_only=row.kind is Kind.QUOTA)

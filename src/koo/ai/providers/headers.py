@@ -59,7 +59,7 @@ class LimitHeaders:
             if remaining is not None:
                 limit = _count(headers.get(of_limit))
                 # Azure sends -1 and 0 as limits without a meaning. Their "remaining" has none either, and a 0 there
-                # would look like an exhausted limit.
+                # would look like a used-up limit.
                 if limit != 0:
                     reset = headers.get(of_reset)
                     if reset is None:

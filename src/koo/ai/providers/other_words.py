@@ -1,4 +1,4 @@
-"""Names and phrases that any gateway or vendor uses for a rejected key, an empty account, a limit or an overload.
+"""Names and phrases that any gateway or vendor uses for a refused key, an empty account, a limit or an overload.
 
 A service may forward the error of a server in front of it or behind it. So these are searched for in every vendor's
 errors, after the vendor's own rows and before the status alone decides.

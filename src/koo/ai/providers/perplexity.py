@@ -48,7 +48,7 @@ FAULTS = FaultTable(
             sentence="the account has no credits left: see the provider's billing page",
         ),
         Row(Kind.AUTH, "invalid_api_key"),
-        # Perplexity sends the same status for a rejected key and an empty account, often with only an HTML page.
+        # Perplexity sends the same status for a refused key and an empty account, often with only an HTML page.
         Row(
             Kind.AUTH,
             status=401,

@@ -91,7 +91,7 @@ def resets_in_s(headers: Headers, wall_s: float, *, exhausted_only: bool = False
 
     Call it only for a response that reports a rate limit, because these headers are sent with every response.
     """
-    # All exhausted limits have to reset before a request passes, so the latest decides. If none is marked as exhausted,
+    # All used-up limits have to reset before a request passes, so the latest decides. If none is marked as used up,
     # it is unknown which one was hit, and the earliest is the best guess: waiting for a day because a daily limit is
     # listed too would be worse than one more refusal.
     exhausted: list[float] = []
@@ -104,7 +104,7 @@ def resets_in_s(headers: Headers, wall_s: float, *, exhausted_only: bool = False
 
 
 def _resets(headers: Headers, wall_s: float) -> Iterator[tuple[bool, float]]:
-    """For each header with the reset of a limit: whether the limit is exhausted, and the seconds until the reset."""
+    """For each header with the reset of a limit: whether the limit is used up, and the seconds until the reset."""
     known = {name.lower(): value for name, value in headers.items()}
     for name, value in known.items():
         if "ratelimit" not in name.replace("rate-limit", "ratelimit"):

@@ -145,8 +145,8 @@ function ServiceEffect({ name, done }) {
   return [now, h("ul", null,
     refused.map(([model, { state, failure_threshold: most }]) => h("li", { key: model },
       `The breaker of ${model} (${breakerLook(state).word}) is closed; ${counted(most, "failure")} in a row open it again.`)),
-    h("li", null, "Failure streaks, pauses requested by the provider and a rejected key are forgotten, for all its models, "
+    h("li", null, "Failure streaks, pauses requested by the provider and a refused key are forgotten, for all its models, "
       + "here and in every process on the same state store."),
     h("li", null, `Calls pass immediately, and are billed; ${count(one.metrics.refused_requests)} were refused since startup.`),
-    h("li", null, `Money spent, requests used (${count(minute.used)} this minute) and counts are not changed: an exhausted limit stays exhausted.`))];
+    h("li", null, `Money spent, requests used (${count(minute.used)} this minute) and counts are not changed: a limit that is used up stays used up.`))];
 }

@@ -1,4 +1,4 @@
-"""One contender of the query benchmark in a separate process: `python -m benchmarks.asking NAME URL`.
+"""One contender of the query benchmark in a separate process: `python -m benchmarks.query_process NAME URL`.
 
 It prints `{"ready": …}` after its first correct response. Then it reads a number of seconds from each line, sends
 queries for that time, fifty at a time, and prints the number of queries per second. A contender that reads streams
