@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from decimal import Decimal
 from typing import Any, Self, TypeVar, cast
 
@@ -75,6 +75,20 @@ def is_inside(about: Any, value: float | Decimal) -> bool:
     )
 
 
+def fault_in(one: Field[Any], value: object) -> str:
+    """What is wrong with an option's value, as a predicate ("is 0; expected 1 to 100"); empty if nothing."""
+    # A string, say, would otherwise fail in the first comparison that uses the option, in the middle of a call.
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        return f"must be a number, not {type(value).__name__}"
+    if not is_inside(one.metadata, value):
+        return f"is {value}; expected {allowed(one.metadata)}"
+    # An infinite limit of requests, say, could not be written to the state store, and would stop it for all services.
+    if str(one.type).startswith("int") and value % 1 != 0:
+        none = one.metadata.get("none")
+        return f"must be a whole number, not {value}" + (f" (None: {none})" if none else "")
+    return ""
+
+
 def allowed(about: Any) -> str:
     """An option's range as text: "0.05 to 1", "at least 1", "above 0"."""
     low, high, above = about.get("at_least"), about.get("at_most"), about.get("above")
@@ -103,13 +117,8 @@ class Checked:
                 object.__setattr__(self, one.name, hide(value))
             if not _is_bounded(one.metadata) or (value is None and "None" in str(one.type)):
                 continue
-            # A string, say, would otherwise fail in the first comparison that uses the option, in the middle of a call.
-            if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-                what = f"{type(self).__name__}.{one.name}"
-                raise ConfigurationError("", f"{what} must be a number, not {type(value).__name__}")
-            if not is_inside(one.metadata, value):
-                what = f"{type(self).__name__}.{one.name}"
-                raise ConfigurationError("", f"{what} is {value}; expected {allowed(one.metadata)}")
+            if fault := fault_in(one, value):
+                raise ConfigurationError("", f"{type(self).__name__}.{one.name} {fault}")
 
     def __copy__(self) -> Self:
         return self

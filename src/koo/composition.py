@@ -20,6 +20,7 @@ from koo.ai.budgets import Budgets
 from koo.ai.gateway import Gateway
 from koo.ai.operation_money import Money, OperationMoney, SharedMoney
 from koo.ai.pricing import Prices
+from koo.ai.registration import is_same
 from koo.ai.service import AIService, Service
 from koo.ai.threads import Threads
 from koo.alerts.engine import outer_component
@@ -38,6 +39,7 @@ from koo.breakers import DATABASE, Breakers
 from koo.clock import Clock, iso
 from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines
+from koo.errors import ConfigurationError
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.fleet.beats import Fleet
 from koo.fleet.digests import digests_of, settings_of
@@ -97,6 +99,7 @@ class Parts:
         self.budgets = Budgets(self.store.ledger, options.budgets, events.publish)
         self.ai_services = self._assemble()
         self.operations: dict[str, tuple[Service, Money]] = {}
+        self._registrations: dict[str, Mapping[str, Any]] = {}
         self.shared_money = {
             name: SharedMoney(one.options, self.prices) for name, one in self.ai_services.items()
         }
@@ -239,12 +242,19 @@ class Parts:
         `UnknownService`."""
         return self.operations.get(name) or (self.find_service(name), self.shared_money[name])
 
-    def add_operation(self, service: Service, money: Money) -> None:
-        """Guard a user's own operation from now on, replacing one of the same name."""
+    def has_operation(self, name: str, options: Mapping[str, Any]) -> bool:
+        """Whether an operation has this name and these options. Raises `ConfigurationError` for a built-in name."""
+        if name in self.ai_services:
+            raise ConfigurationError("register_service", f"{name!r} is a built-in service; use another name")
+        return is_same(self._registrations.get(name), options)
+
+    def add_operation(self, service: Service, money: Money, options: Mapping[str, Any]) -> None:
+        """Guard a user's own operation from now on, replacing one of the same name. `options`: its registration's."""
         service.calls = self.calls
         if service.name in self.operations:
             service.take_over(self.operations[service.name][0])
         self.operations[service.name] = (service, money)
+        self._registrations[service.name] = options
         self._introduce(service, "")
         self._share(service)
 

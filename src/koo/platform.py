@@ -35,7 +35,7 @@ from koo.clock import SYSTEM_CLOCK, Clock, check_base
 from koo.composition import Parts
 from koo.crossing import Loop, carry, running_loop
 from koo.deadlines import Deadlines
-from koo.errors import ConfigurationError, ExternalServiceError
+from koo.errors import ExternalServiceError
 from koo.events import EventBus
 from koo.forks import forget_in_child
 from koo.hidden import UNSHOWN
@@ -205,21 +205,19 @@ class Platform:
     # ── operations of the user's own ──────────────────────────────────────────────────────────────────────────
 
     def register_service(self, name: str, **options: Any) -> None:
-        """Guard your own operation under `name`. Registering the name again replaces the earlier options.
+        """Guard your own operation under `name`.
 
-        The guide lists the options with their defaults (docs/ENHANCED_ERROR_HANDLING.md, "Your own operations"):
-        `timeout_s`, `idempotent`, `requests_per_minute`, `daily_budget`, `max_cost_usd`, `in_thread`, and others.
-        Raises `ConfigurationError` for an invalid option.
+        Registering the name again with other options replaces the earlier ones, with a new breaker and new limits;
+        with the same options it changes nothing. The guide lists the options with their defaults
+        (docs/ENHANCED_ERROR_HANDLING.md, "Your own operations"). Raises `ConfigurationError` for an invalid option.
         """
         self._register(self.parts, name, options)
         self._registered[name] = options
 
     def _register(self, parts: Parts, name: str, options: Mapping[str, Any]) -> None:
         check_service_name(name)
-        if name in parts.ai_services:
-            raise ConfigurationError(
-                "register_service", f"{name!r} is a built-in service; choose another name"
-            )
+        if parts.has_operation(name, options):
+            return
         read, money = read_options(options), Money(options, parts.prices)
         service = Service(
             name,
@@ -233,7 +231,7 @@ class Platform:
             in_thread=options.get("in_thread", False),
             credential_of=read_credential(options.get("credential")),
         )
-        parts.add_operation(service, money)
+        parts.add_operation(service, money, options)
 
     @property
     def own_operations(self) -> dict[str, Mapping[str, Any]]:

@@ -249,6 +249,68 @@ def test_a_redefined_function_may_change_its_options(platform: Platform) -> None
     assert platform.parts.services["parcels"].options.concurrency_max == 8
 
 
+def test_a_function_that_is_defined_in_each_call_keeps_its_breaker_and_limits(platform: Platform) -> None:
+    def define(tenant: str) -> None:
+        @platform.guarded("parcels", requests_per_minute=5, classify=lambda error: None)
+        async def find() -> str:
+            return tenant
+
+    define("a")
+    known = platform.parts.services["parcels"]
+    define("b")
+    assert platform.parts.services["parcels"] is known
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_kept"),
+    [
+        ({"daily_budget": 1, "max_cost_usd": "0.1"}, {"daily_budget": 1, "max_cost_usd": "0.1"}, True),
+        ({"queue_max": 1}, {"queue_max": 2}, False),
+        ({"queue_max": 1}, {"queue_max": 1, "idempotent": True}, False),
+        ({"classify": lambda _: None}, {"classify": lambda error: error}, False),
+        ({"classify": lambda _, sign=1: sign}, {"classify": lambda _, sign=2: sign}, False),
+    ],
+)
+def test_only_a_registration_with_other_options_makes_a_new_guard(
+    platform: Platform, first: dict[str, Any], second: dict[str, Any], is_kept: bool
+) -> None:
+    platform.register_service("parcels", **first)
+    known = platform.parts.services["parcels"]
+    platform.register_service("parcels", **second)
+    assert (platform.parts.services["parcels"] is known) is is_kept
+
+
+def test_functions_with_state_of_their_own_are_not_the_same_option(platform: Platform) -> None:
+    def cost(amount: str) -> dict[str, Any]:
+        return {"max_cost_usd": 1, "cost_usd": lambda _: amount}
+
+    platform.register_service("parcels", **cost("0.1"))
+    known = platform.parts.services["parcels"]
+    platform.register_service("parcels", **cost("0.2"))
+    assert platform.parts.services["parcels"] is not known
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("requests_per_minute", float("inf"), r"must be a whole number, not inf \(None: no limit\)"),
+        ("requests_per_day", 0.5, "must be a whole number, not 0.5"),
+        ("failure_threshold", 1.5, "must be a whole number, not 1.5"),
+        ("queue_max", float("inf"), "must be a whole number, not inf"),
+        ("requests_per_minute", -1, "is -1; expected at least 0"),
+        ("recovery_timeout", 0, "is 0; expected above 0"),
+        ("retry_base_delay", float("nan"), "is nan; expected above 0"),
+        ("max_retries", -1, "must be a whole number, 0 to 99"),
+        ("max_retries", 100, "must be a whole number, 0 to 99"),
+    ],
+)
+def test_an_invalid_option_is_refused_under_the_name_that_was_written(
+    platform: Platform, name: str, value: float, words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"register_service: {name} {words}"):
+        platform.register_service("parcels", **{name: value})
+
+
 def test_a_registered_or_built_in_name_is_used_unchanged(platform: Platform) -> None:
     platform.register_service("parcels", concurrency_max=7)
     known = platform.parts.services["parcels"]

@@ -43,7 +43,10 @@ class Run:
             await guard.call(operation)
 
     def register(self) -> None:
-        self.platform.register_service(NAME, failure_threshold=1, max_retries=1, retry_base_delay=0.001)
+        self.turn += 1  # with the same options nothing would be replaced
+        self.platform.register_service(
+            NAME, failure_threshold=1, max_retries=1, retry_base_delay=0.001, queue_max=self.turn
+        )
 
     async def query(self, statement: str) -> None:
         with suppress(Exception):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from types import FunctionType
 from typing import Any
 
 from koo.ai.blocking import is_async
@@ -10,6 +12,7 @@ from koo.ai.foreign.meaning import meaning_of
 from koo.ai.hidden_repeats import warn_of_repeats_in
 from koo.ai.operation_money import MONEY, USAGE
 from koo.ai.threads import CONCURRENCY
+from koo.checked import fault_in
 from koo.errors import ConfigurationError, KooError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
 from koo.policies.verdict import Classify, Fault
@@ -33,6 +36,12 @@ NAMES: dict[str, tuple[str, str]] = {
 }
 """The options of `register_service` that set one of koo's options, and which one."""
 PLAIN_FUNCTION = "a function (def, not async def)"
+RETRIES_MAX = 99
+PARTS = {"guard": GuardOptions, "breaker": BreakerOptions, "retry": RetryOptions, "limits": LimitOptions}
+FIELDS: dict[tuple[str, str], Field[Any]] = {
+    (part, one.name): one for part, kind in PARTS.items() for one in fields(kind)
+}
+"""The fields of koo's options, by part and name."""
 BESIDE = ("classify", "credential", "in_thread", "max_retries", *MONEY)
 """The other options of `register_service`, each of which needs its own handling."""
 
@@ -42,8 +51,9 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
     parts: dict[str, dict[str, Any]] = {"guard": {}, "breaker": {}, "retry": {}, "limits": {}}
     for name, value in options.items():
         if name == "max_retries":
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigurationError("register_service", "max_retries must be a whole number, at least 0")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= RETRIES_MAX:
+                expected = f"a whole number, 0 to {RETRIES_MAX}"
+                raise ConfigurationError("register_service", f"max_retries must be {expected}")
             parts["retry"]["attempts_max"] = value + 1  # retries come after the first attempt
         elif name in NAMES:
             part, field_name = NAMES[name]
@@ -70,6 +80,28 @@ def read_options(options: Mapping[str, Any]) -> GuardOptions:
     return read
 
 
+def is_same(one: Mapping[str, Any] | None, other: Mapping[str, Any]) -> bool:
+    """Whether two registrations have the same options. `one` is None if there is no earlier one."""
+    # A breaker that opens after five failures would never open if a registration in each call made a new one.
+    if one is None:
+        return False
+    return one.keys() == other.keys() and all(_is_equal(value, other[name]) for name, value in one.items())
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if type(one) is type(other) and one == other:
+        return True
+    # A lambda written in a handler is a new object each time, but does the same if it has the same code and no state.
+    return (
+        isinstance(one, FunctionType)
+        and isinstance(other, FunctionType)
+        and (one.__code__, one.__defaults__, one.__kwdefaults__)
+        == (other.__code__, other.__defaults__, other.__kwdefaults__)
+        and one.__globals__ is other.__globals__
+        and one.__closure__ is other.__closure__ is None
+    )
+
+
 def read_credential(option: object) -> Callable[..., object] | None:
     """The function from a call's arguments to its credential; None if the registration sets none.
 
@@ -94,7 +126,7 @@ def _is_plain_function(value: object) -> bool:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """Check an option's type. The options themselves check the bounds."""
+    """Check one option. The options themselves would name their own field, which the caller has not written."""
     # It must be a bool: with any truthy value, `idempotent="no"` would allow koo to repeat a payment.
     if name == "idempotent":
         if not isinstance(value, bool):
@@ -103,6 +135,8 @@ def _checked(name: str, value: Any) -> Any:
         return None
     elif not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigurationError("register_service", f"{name} must be a number, not {type(value).__name__}")
+    elif fault := fault_in(FIELDS[NAMES[name]], value):
+        raise ConfigurationError("register_service", f"{name} {fault}")
     return value
 
 

@@ -18,7 +18,8 @@ class AIErrorHandler:
     def register_service(self, name: str, **options: Any) -> None:
         """Guard your own operation under `name`; the complete guide lists the options.
 
-        Registering the name again replaces the earlier options. Raises `ConfigurationError` for an invalid option.
+        Registering the name again with other options replaces the earlier ones, with a new breaker and new limits;
+        with the same options it changes nothing. Raises `ConfigurationError` for an invalid option.
         """
         platform.register_service(name, **options)
 
