@@ -219,7 +219,7 @@ def _refusing(view: ServiceHealth, component: str) -> Iterator[Finding]:
     name, refusing = view["service_name"], view["metrics"]["refusing"]
     if "saturated" in refusing:
         data: AlertData = {"refuses": f"calls to {name} that get no slot in time"}
-        message = f"callers are turned away because too many calls to {name} are running or waiting"
+        message = f"calls to {name} are refused because too many are running or waiting"
         yield Finding("service_saturated", component, message, data)
     if "cooling_down" in refusing and view["pause"] is None:
         spread: AlertData = {"refuses": f"calls to {name} whose deadline comes before their turn"}
