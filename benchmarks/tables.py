@@ -180,6 +180,8 @@ def comparison_lines(comparison: Comparison, result: dict[str, Any]) -> Iterator
         for column in comparison.columns.values()
         for name in (*figures, *missing)
         if name.endswith(f": {column}")
+        # A ratio ("koo / SQLAlchemy: scopes a second") is not a contender's figure; it is listed with the goals.
+        and " / " not in name.removesuffix(f": {column}")
     )
     yield from head(comparison.title, *comparison.columns)
     for row in sorted(who, key=lambda row: order(comparison, figures, row)):

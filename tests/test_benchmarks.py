@@ -122,6 +122,13 @@ def test_peers_are_listed_below_koo_by_their_multiple_of_its_cost() -> None:
     ]
 
 
+def test_a_ratio_is_not_a_row_of_a_table() -> None:
+    fast = tables.Comparison("Calls", "query", {"a second": "calls a second"}, more_is_better=True)
+    figures = {"koo: calls a second": 6000.0, "slow: calls a second": 200.0}
+    made = made_up(figures={"query": {**figures, "koo / slow: calls a second": 30.0}}, not_measured={})
+    assert list(tables.comparison_lines(fast, made))[2:] == ["| koo | 6,000 |", "| slow | 200 · 30.0× |"]
+
+
 def test_if_more_is_better_the_multiple_is_inverted() -> None:
     fast = tables.Comparison("Calls", "query", {"a second": "calls a second"}, more_is_better=True)
     figures = {"koo: calls a second": 6000.0, "slow: calls a second": 200.0, "quick: calls a second": 3000.0}
