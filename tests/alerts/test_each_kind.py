@@ -31,13 +31,13 @@ from koo.policies.forecast import RunOut
 from koo.policies.verdict import THROTTLED, Fault
 from koo.shortages import NO_DESCRIPTOR, shortage_in
 from koo.storage.base import Short
-from tests.monitoring.houses import FAILED, KEY_REFUSED, MODEL_REFUSED, TOO_MANY, Ends, House, in_house
+from tests.monitoring.rig import FAILED, KEY_REFUSED, MODEL_REFUSED, TOO_MANY, Ends, Rig, on_rig
 
 QUOTA = Fault(verdict=THROTTLED, kind=Kind.QUOTA, retry_after_s=3600.0, reach="service")
 
 
-class Scene(House):
-    """A house, with the other inputs of the rules."""
+class Scene(Rig):
+    """A rig, with the other inputs of the rules."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -344,7 +344,7 @@ def test_each_kind_is_found_when_it_happens_and_is_listed_separately(kind: str, 
         assert found.message[0] != " " and found.message[-1] not in " :;"
         assert KINDS[kind].severity != "critical" or found.data.get("refuses") or kind in NOTHING_REFUSED
 
-    in_house(lambda house: main())
+    on_rig(lambda rig: main())
 
 
 NOTHING_REFUSED = {"database_unavailable", "disk_full", "descriptors_used_up"}

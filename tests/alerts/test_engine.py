@@ -14,7 +14,7 @@ from koo.alerts.kinds import ENDINGS, KINDS, AlertKind, Ending
 from koo.alerts.views import alert_views
 from koo.episodes import Acknowledgement, Episode, Silence, new_id
 from koo.monitoring.shapes import Alert
-from tests.monitoring.houses import KEY_REFUSED, House, in_house
+from tests.monitoring.rig import KEY_REFUSED, Rig, on_rig
 
 T0 = 1_790_000_000.0
 SLOW = Finding("degraded_performance", "ai:claude", "10% of the last 20 calls failed", {"error_rate": 0.1})
@@ -215,21 +215,21 @@ def test_a_weak_finding_continues_an_alert_but_does_not_begin_one() -> None:
 def test_a_steady_tenth_of_failures_is_one_episode() -> None:
     """The error rate moves around a tenth with each call. Without hysteresis this would be 21 episodes."""
 
-    async def test(house: House) -> None:
-        house.add()
+    async def test(rig: Rig) -> None:
+        rig.add()
         watch = Watch(KINDS)
         for number in range(600):
-            await house.calls(1 if number % 10 else 0, 0 if number % 10 else 1)
-            await house.clock.sleep(0.9)
-            watch.look(house.clock.wall(), *house.findings())
+            await rig.calls(1 if number % 10 else 0, 0 if number % 10 else 1)
+            await rig.clock.sleep(0.9)
+            watch.look(rig.clock.wall(), *rig.findings())
         assert watch.kept == [(SLOW.kind, "firing")]
-        await house.calls(300)
-        watch.look(house.clock.wall(), *house.findings())
-        await house.clock.sleep(60)
-        watch.look(house.clock.wall(), *house.findings())
+        await rig.calls(300)
+        watch.look(rig.clock.wall(), *rig.findings())
+        await rig.clock.sleep(60)
+        watch.look(rig.clock.wall(), *rig.findings())
         assert watch.kept[1:] == [(SLOW.kind, "recovering"), (SLOW.kind, "resolved")]
 
-    in_house(test)
+    on_rig(test)
 
 
 # ── what is listed ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -281,16 +281,16 @@ def test_reading_the_views_changes_nothing() -> None:
 # ── recovery: a real breaker from open to closed ──────────────────────────────────────────────────────────────────────
 
 
-class HouseWatch(Watch):
-    """The alerts of a simulated platform (a `House`)."""
+class RigWatch(Watch):
+    """The alerts of a simulated platform (a `Rig`)."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, rig: Rig) -> None:
         super().__init__()
-        self.house = house
+        self.rig = rig
 
     def see(self) -> list[str]:
-        now = self.house.clock.wall()
-        self.look(now, *self.house.findings())
+        now = self.rig.clock.wall()
+        self.look(now, *self.rig.findings())
         return self.kinds(now)
 
 
@@ -299,82 +299,82 @@ def phases(watch: Watch, kind: str) -> list[str]:
 
 
 def test_a_breaker_that_opens_again_after_half_open_is_one_episode() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        watch = HouseWatch(house)
-        await house.open()
+    async def test(rig: Rig) -> None:
+        rig.add()
+        watch = RigWatch(rig)
+        await rig.open()
         assert "service_down" in watch.see()
-        await house.half_open()
+        await rig.half_open()
         assert watch.see() == ["circuit_recovering"], "while recovery is tested, only that is listed"
-        await house.open()
+        await rig.open()
         assert "service_down" in watch.see(), "a failed recovery is not announced"
-        await house.half_open()
+        await rig.half_open()
         assert watch.see() == ["circuit_recovering"]
-        await house.calls(2)
+        await rig.calls(2)
         assert "service_recovered" in watch.see()
         expected = ["firing", "recovering", "firing", "recovering", "resolved"]
         assert phases(watch, "service_down") == expected
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_an_alert_kept_through_recovery_keeps_its_start() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        watch = HouseWatch(house)
-        await house.open()
+    async def test(rig: Rig) -> None:
+        rig.add()
+        watch = RigWatch(rig)
+        await rig.open()
         watch.see()
-        began = watch.views(house.clock.wall())[0]["timestamp"]
-        await house.half_open()
+        began = watch.views(rig.clock.wall())[0]["timestamp"]
+        await rig.half_open()
         watch.see()
-        await house.open()
+        await rig.open()
         watch.see()
-        assert watch.views(house.clock.wall())[0]["timestamp"] == began
+        assert watch.views(rig.clock.wall())[0]["timestamp"] == began
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_the_databases_breaker_is_shown_as_recovering_and_then_as_recovered(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        watch = HouseWatch(house)
-        await house.use_database(*[False] * 5)
-        house.look_at_database("connection refused")
+    async def test(rig: Rig) -> None:
+        watch = RigWatch(rig)
+        await rig.use_database(*[False] * 5)
+        rig.look_at_database("connection refused")
         assert "database_unavailable" in watch.see()
-        await house.clock.sleep(60)
-        house.tick()
+        await rig.clock.sleep(60)
+        rig.tick()
         assert watch.see() == ["circuit_recovering"]
-        house.look_at_database()
-        await house.use_database(True, True)
+        rig.look_at_database()
+        await rig.use_database(True, True)
         assert "database_recovered" in watch.see()
 
-    in_house(test, tmp_path)
+    on_rig(test, tmp_path)
 
 
 def test_the_recovery_of_one_model_does_not_hide_another_models_alert() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        watch = HouseWatch(house)
-        await house.open()
-        await house.clock.sleep(30)
-        await house.open(model="opus")
+    async def test(rig: Rig) -> None:
+        rig.add()
+        watch = RigWatch(rig)
+        await rig.open()
+        await rig.clock.sleep(30)
+        await rig.open(model="opus")
         watch.see()
-        await house.half_open()
+        await rig.half_open()
         assert watch.see() == ["circuit_open", "circuit_recovering"]
-        assert watch.views(house.clock.wall())[0]["component"] == "ai:claude/opus"
+        assert watch.views(rig.clock.wall())[0]["component"] == "ai:claude/opus"
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_service_recovers_immediately_when_its_key_works_again() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        watch = HouseWatch(house)
-        await house.call(KEY_REFUSED)
+    async def test(rig: Rig) -> None:
+        rig.add()
+        watch = RigWatch(rig)
+        await rig.call(KEY_REFUSED)
         assert watch.see() == ["service_down"]
-        house.services["claude"].unblock_key()
+        rig.services["claude"].unblock_key()
         assert watch.see() == ["service_recovered"]
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_finding_is_listed_even_while_recovery_is_tested() -> None:

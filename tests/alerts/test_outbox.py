@@ -25,7 +25,7 @@ from tests.alerts.mails import HOST, MailServer
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-class House:
+class Rig:
     """One process's outbox on a real store, with a clock that stands still until it is moved."""
 
     def __init__(self, folder: Path, options: AlertOptions) -> None:
@@ -67,8 +67,8 @@ class House:
         return next(one for one in self.outbox.statuses() if one["channel"] == channel)
 
 
-def in_house(
-    folder: Path, main: Callable[[House, Hook, MailServer], Awaitable[None]], *channels: str, **more: Any
+def on_rig(
+    folder: Path, main: Callable[[Rig, Hook, MailServer], Awaitable[None]], *channels: str, **more: Any
 ) -> None:
     async def run() -> None:
         async with Hook() as hook, MailServer() as mails:
@@ -82,65 +82,65 @@ def in_house(
                 },
             }
             options = {name: value for channel in channels for name, value in chosen[channel].items()}
-            house = House(folder, AlertOptions(**options | more))
+            rig = Rig(folder, AlertOptions(**options | more))
             try:
-                await main(house, hook, mails)
+                await main(rig, hook, mails)
             finally:
-                await house.outbox.finish()
-                await house.store.close()
+                await rig.outbox.finish()
+                await rig.store.close()
 
     asyncio.run(run())
 
 
 def test_every_channel_sends_a_notice(tmp_path: Path) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
-        await house.step()
-        await house.put()
-        await house.step()
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
+        await rig.step()
+        await rig.put()
+        await rig.step()
         assert sorted("alerts" in taken.json for taken in hook.taken) == [False, True]
         assert len(mails.mails) == 1
-        for row in await house.deliveries():
+        for row in await rig.deliveries():
             assert (row["state"], row["attempts"]) == ("sent", 1)
             assert row["reason"] == "sent 1.0 s after it was written"
-        await house.step()
-        assert {one["state"] for one in house.outbox.statuses()} == {"ok"}
+        await rig.step()
+        assert {one["state"] for one in rig.outbox.statuses()} == {"ok"}
 
-    in_house(tmp_path, main, "webhook", "slack", "email")
+    on_rig(tmp_path, main, "webhook", "slack", "email")
 
 
 def test_a_message_in_progress_when_koo_closes_is_free_for_another_process_immediately(
     tmp_path: Path,
 ) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
-        await house.step()
-        await house.put()
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
+        await rig.step()
+        await rig.put()
         hook.answers = [SILENT]
-        sending = asyncio.create_task(house.step())
+        sending = asyncio.create_task(rig.step())
         await hook.until(1)
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-        other = SqlStore(f"sqlite:///{tmp_path / 'state.db'}", clock=house.clock, timeout_s=20.0)
+        other = SqlStore(f"sqlite:///{tmp_path / 'state.db'}", clock=rig.clock, timeout_s=20.0)
         try:
             assert await other.notices.take("webhook") is None
-            await house.outbox.finish()
+            await rig.outbox.finish()
             parcel = await other.notices.take("webhook")
             assert parcel is not None and parcel.key == "a1:firing"
         finally:
             await other.close()
 
-    in_house(tmp_path, main, "webhook")
+    on_rig(tmp_path, main, "webhook")
 
 
 def test_without_a_channel_the_answer_says_what_to_set(tmp_path: Path) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
-        await house.put()
-        found = await house.outbox.deliveries([alert()])
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
+        await rig.put()
+        found = await rig.outbox.deliveries([alert()])
         assert (found["configured"], found["note"], found["deliveries"]) == (False, NOT_CONFIGURED, [])
         assert [one["reason"] for one in found["untold"]] == [NOT_CONFIGURED]
         with pytest.raises(CallerMistake, match="no channel is configured"):
-            await house.outbox.test()
+            await rig.outbox.test()
 
-    in_house(tmp_path, main)
+    on_rig(tmp_path, main)
 
 
 def alert(**changes: Any) -> Alert:
@@ -166,12 +166,12 @@ def alert(**changes: Any) -> Alert:
 
 
 def test_an_alert_without_a_notice_has_the_engines_reason(tmp_path: Path) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
-        await house.step()
-        await house.put("a1:firing")
-        await house.step()
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
+        await rig.step()
+        await rig.put("a1:firing")
+        await rig.step()
         silenced: Any = {"state": "silenced", "at": None, "reason": "ada silenced it until noon"}
-        found = await house.outbox.deliveries(
+        found = await rig.outbox.deliveries(
             [
                 alert(id="a1"),
                 alert(id="c3", notified=silenced),
@@ -182,27 +182,27 @@ def test_an_alert_without_a_notice_has_the_engines_reason(tmp_path: Path) -> Non
             ("c3", "silenced", "ada silenced it until noon")
         ]
 
-    in_house(tmp_path, main, "webhook")
+    on_rig(tmp_path, main, "webhook")
 
 
 def test_each_state_of_a_delivery_has_a_reason_in_one_sentence(tmp_path: Path) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
         async def reasons() -> dict[str, str]:
-            return {row["key"]: row["reason"] for row in await house.deliveries()}
+            return {row["key"]: row["reason"] for row in await rig.deliveries()}
 
-        await house.step()
-        await house.put("low:firing", severity="warning")
-        await house.put("a1:firing")
+        await rig.step()
+        await rig.put("low:firing", severity="warning")
+        await rig.put("a1:firing")
         hook.answers = [answer(503, "", retry_after="60")]
-        await house.step()
-        await house.step()
+        await rig.step()
+        await rig.step()
         assert await reasons() == {
             "low:firing": "warning is below the lowest severity that was sent when it was written",
             "a1:firing": "waits for its next attempt after one attempt: it answered with status 503",
         }
-        await house.put("b2:firing")
-        await house.step()
-        status = house.status()
+        await rig.put("b2:firing")
+        await rig.step()
+        status = rig.status()
         assert (status["state"], status["waiting"], status["reason"]) == (
             "failing",
             2,
@@ -211,33 +211,33 @@ def test_each_state_of_a_delivery_has_a_reason_in_one_sentence(tmp_path: Path) -
         assert status["failing_since"] is not None and status["next_attempt"] is not None
         hook.always = answer(400, "no")
         for _ in range(15):
-            await house.step(301)
+            await rig.step(301)
         assert (await reasons())["a1:firing"].startswith("given up after ")
         assert (await reasons())["a1:firing"].endswith(": it answered with status 400 (it says: no)")
-        assert house.status()["given_up"] == 2
+        assert rig.status()["given_up"] == 2
 
-    in_house(tmp_path, main, "webhook", severity="critical")
+    on_rig(tmp_path, main, "webhook", severity="critical")
 
 
 def test_a_delivery_for_another_processs_channel_says_so(tmp_path: Path) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
-        await house.store.notices.join(["email"])
-        await house.step()
-        await house.put()
-        await house.store.notices.owe("email", ["critical"])
-        await house.step()
-        (reason,) = [row["reason"] for row in await house.deliveries() if row["channel"] == "email"]
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
+        await rig.store.notices.join(["email"])
+        await rig.step()
+        await rig.put()
+        await rig.store.notices.owe("email", ["critical"])
+        await rig.step()
+        (reason,) = [row["reason"] for row in await rig.deliveries() if row["channel"] == "email"]
         assert (
             reason == "waits for a process that has the channel email configured; this one does not have it"
         )
 
-    in_house(tmp_path, main, "webhook")
+    on_rig(tmp_path, main, "webhook")
 
 
 def test_a_test_is_sent_immediately_and_reports_its_result(tmp_path: Path) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
         hook.answers = [answer(404, "no_service")]
-        found = {one["channel"]: one for one in (await house.outbox.test())["results"]}
+        found = {one["channel"]: one for one in (await rig.outbox.test())["results"]}
         assert found.keys() == {"webhook", "email"}
         assert not found["webhook"]["sent"]
         assert found["webhook"]["error"] == (
@@ -246,47 +246,47 @@ def test_a_test_is_sent_immediately_and_reports_its_result(tmp_path: Path) -> No
         assert found["email"]["sent"] and found["email"]["error"] is None
         assert "this is a test" in mails.mails[0]["Subject"]
         assert found["webhook"]["place"] == f"http://{HOST}:{hook.port}"
-        (again,) = (await house.outbox.test("webhook"))["results"]
+        (again,) = (await rig.outbox.test("webhook"))["results"]
         assert again["sent"]
         assert hook.taken[-1].json["type"] == "koo.alert.test"
         assert hook.taken[-1].headers["webhook-signature"].startswith("v1,")
         with pytest.raises(CallerMistake, match="there is no channel 'slack'; configured: webhook, email"):
-            await house.outbox.test("slack")
+            await rig.outbox.test("slack")
 
-    in_house(tmp_path, main, "webhook", "email", webhook_secret=SECRET)
+    on_rig(tmp_path, main, "webhook", "email", webhook_secret=SECRET)
 
 
 def test_the_outbox_shows_no_secret_of_a_channel(tmp_path: Path) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
-        await house.step()
-        await house.put()
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
+        await rig.step()
+        await rig.put()
         for status in (500, 404, 302):
             hook.always = answer(status, hook.url, location=hook.url)
-            await house.step(400)
-        shown = str(await house.outbox.deliveries([])) + str(await house.outbox.test())
-        assert house.status()["state"] == "failing"
+            await rig.step(400)
+        shown = str(await rig.outbox.deliveries([])) + str(await rig.outbox.test())
+        assert rig.status()["state"] == "failing"
         for secret in ("T0k3n", "s3cret", SECRET):
             assert secret not in shown
 
-    in_house(tmp_path, main, "webhook", webhook_secret=SECRET)
+    on_rig(tmp_path, main, "webhook", webhook_secret=SECRET)
 
 
 def test_while_the_store_is_away_the_answer_contains_this_processs_own_deliveries(tmp_path: Path) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
-        await house.step()
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
+        await rig.step()
         (tmp_path / "state.db").unlink()
         (tmp_path / "state.db").mkdir()
-        house.outbox.alone([notice_of(house)])
-        await house.step()
-        found = await house.outbox.deliveries([])
+        rig.outbox.alone([notice_of(rig)])
+        await rig.step()
+        found = await rig.outbox.deliveries([])
         assert found["store"] is not None and "state store" in found["store"]
         assert [(row["key"], row["state"]) for row in found["deliveries"]] == [("a1:firing", "sent")]
         assert hook.taken[0].json["note"].startswith("The state store cannot be reached")
 
-    in_house(tmp_path, main, "webhook")
+    on_rig(tmp_path, main, "webhook")
 
 
-def notice_of(house: House) -> Notice:
+def notice_of(rig: Rig) -> Notice:
     return Notice(
         key="a1:firing",
         what="firing",
@@ -295,18 +295,16 @@ def notice_of(house: House) -> Notice:
         severity="warning",
         component="state_store",
         message="the state store cannot be reached",
-        started_at=house.clock.now,
+        started_at=rig.clock.now,
     )
 
 
 def test_warnings_about_channels_are_logged_at_the_start_without_secrets(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main(house: House, hook: Hook, mails: MailServer) -> None:
-        house.outbox.begin()
+    async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
+        rig.outbox.begin()
 
-    in_house(
-        tmp_path, main, webhook="http://hooks.example/s3cret", slack="https://hooks.slack.example/s3cret"
-    )
+    on_rig(tmp_path, main, webhook="http://hooks.example/s3cret", slack="https://hooks.slack.example/s3cret")
     assert "KOO_ALERT_WEBHOOK is a plain http:// address of another machine" in caplog.text
     assert "s3cret" not in caplog.text

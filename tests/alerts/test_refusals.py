@@ -18,22 +18,22 @@ from koo.errors import ExternalServiceError, Kind, PoolSaturated
 from koo.options import LimitOptions
 from koo.policies.breaker import Override
 from koo.policies.verdict import THROTTLED, Fault
-from tests.monitoring.houses import (
+from tests.monitoring.rig import (
     CANCELLED,
     FAILED,
     KEY_REFUSED,
     MODEL_REFUSED,
     TOO_MANY,
-    House,
-    in_house,
+    Rig,
+    on_rig,
 )
 
 QUOTA = Fault(verdict=THROTTLED, kind=Kind.QUOTA, retry_after_s=3600.0, reach="service")
 
 
-def only(house: House) -> Finding:
+def only(rig: Rig) -> Finding:
     """The only finding."""
-    (finding,) = house.findings()
+    (finding,) = rig.findings()
     return finding
 
 
@@ -43,58 +43,58 @@ def only(house: House) -> Finding:
 def test_a_key_refused_while_recovery_is_tested_means_service_down() -> None:
     """The test of the breaker's recovery matters less, because no call passes until the key works."""
 
-    async def test(house: House) -> None:
-        house.add()
-        await house.open()
-        await house.half_open()
-        assert only(house).kind == "circuit_recovering"
-        await house.call(KEY_REFUSED)
-        down = only(house)
+    async def test(rig: Rig) -> None:
+        rig.add()
+        await rig.open()
+        await rig.half_open()
+        assert only(rig).kind == "circuit_recovering"
+        await rig.call(KEY_REFUSED)
+        down = only(rig)
         assert (down.kind, down.component, down.severity) == ("service_down", "ai:claude", "critical")
         assert "refused the key" in down.message
         assert set(down.data["also"]) == {"key_refused", "circuit_recovering"}
-        assert down.data["next_attempt"] == house.view()["models"]["sonnet"]["key_checked_at"] is not None
+        assert down.data["next_attempt"] == rig.view()["models"]["sonnet"]["key_checked_at"] is not None
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_an_exhausted_quota_says_until_when() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        await house.call(QUOTA)
-        quota = only(house)
+    async def test(rig: Rig) -> None:
+        rig.add()
+        await rig.call(QUOTA)
+        quota = only(rig)
         assert (quota.kind, quota.severity) == ("quota_used_up", "critical")
         assert quota.data["refuses"] == "every call to claude"
         resets_at = datetime.fromisoformat(quota.data["resets_at"] or "").timestamp()
-        await house.clock.sleep(resets_at - house.clock.wall() - 0.01)
-        assert house.found() == {"quota_used_up:ai:claude"}
+        await rig.clock.sleep(resets_at - rig.clock.wall() - 0.01)
+        assert rig.found() == {"quota_used_up:ai:claude"}
         # A time in ISO 8601 is rounded to microseconds.
-        await house.clock.sleep(0.01 + 1e-6)
-        assert house.found() == set(), "calls continue exactly then"
+        await rig.clock.sleep(0.01 + 1e-6)
+        assert rig.found() == set(), "calls continue exactly then"
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_providers_pause_is_a_warning_with_its_end() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        await house.call(TOO_MANY)
-        pause = only(house)
+    async def test(rig: Rig) -> None:
+        rig.add()
+        await rig.call(TOO_MANY)
+        pause = only(rig)
         assert (pause.kind, pause.severity) == ("provider_limit_reached", "warning")
-        assert pause.data["resets_at"] == house.view()["pause"]["until"]  # type: ignore[index]
-        await house.clock.sleep(21.1)
-        assert house.found() == set()
+        assert pause.data["resets_at"] == rig.view()["pause"]["until"]  # type: ignore[index]
+        await rig.clock.sleep(21.1)
+        assert rig.found() == set()
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_pause_of_another_model_is_that_models_alert() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        await house.call(TOO_MANY, model="opus")
-        assert house.found() == {"provider_limit_reached:ai:claude/opus"}
+    async def test(rig: Rig) -> None:
+        rig.add()
+        await rig.call(TOO_MANY, model="opus")
+        assert rig.found() == {"provider_limit_reached:ai:claude/opus"}
 
-    in_house(test)
+    on_rig(test)
 
 
 # ── koo's limits ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -107,125 +107,125 @@ def test_a_pause_of_another_model_is_that_models_alert() -> None:
 def test_an_exhausted_limit_is_a_separate_alert_with_its_reset_time(
     option: str, key: str, severity: str
 ) -> None:
-    async def test(house: House) -> None:
-        house.add(limits=LimitOptions(**{option: 3}))
-        await house.calls(3)
-        reached = only(house)
+    async def test(rig: Rig) -> None:
+        rig.add(limits=LimitOptions(**{option: 3}))
+        await rig.calls(3)
+        reached = only(rig)
         assert (reached.kind, reached.severity) == (f"limit_reached_requests_per_{key}", severity)
         assert reached.data["also"] == [f"limit_approaching_requests_per_{key}"] and reached.data["refuses"]
         resets_at = datetime.fromisoformat(reached.data["resets_at"] or "").timestamp()
-        await house.clock.sleep(resets_at - house.clock.wall() - 0.01)
+        await rig.clock.sleep(resets_at - rig.clock.wall() - 0.01)
         with pytest.raises(ExternalServiceError):
-            await house.call()
-        await house.clock.sleep(0.01)
-        await house.call()
+            await rig.call()
+        await rig.clock.sleep(0.01)
+        await rig.call()
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_day_ends_at_midnight_and_not_a_microsecond_earlier() -> None:
-    async def test(house: House) -> None:
+    async def test(rig: Rig) -> None:
         for at in (0.1, 0.3, 1234.567891, 7.7):
-            await house.clock.sleep(at)
-            house.services.clear()
-            house.add(limits=LimitOptions(per_day=3))
-            resets_at = house.view()["rate_limits"]["requests_per_day"]["resets_at"]
+            await rig.clock.sleep(at)
+            rig.services.clear()
+            rig.add(limits=LimitOptions(per_day=3))
+            resets_at = rig.view()["rate_limits"]["requests_per_day"]["resets_at"]
             assert str(resets_at).endswith("T00:00:00+00:00")
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_limit_that_just_refused_a_caller_counts_as_reached_even_if_a_request_is_free_now() -> None:
-    async def test(house: House) -> None:
-        house.add(limits=LimitOptions(per_minute=3))
-        await house.calls(3)
+    async def test(rig: Rig) -> None:
+        rig.add(limits=LimitOptions(per_minute=3))
+        await rig.calls(3)
         with pytest.raises(ExternalServiceError):
-            await house.call()
-        await house.clock.sleep(61)
-        await house.calls(3)
+            await rig.call()
+        await rig.clock.sleep(61)
+        await rig.calls(3)
         with pytest.raises(ExternalServiceError):
-            await house.call()
-        await house.clock.sleep(29)
-        house.services["claude"].forget_used()
-        assert house.found() == {"limit_reached_requests_per_minute:ai:claude"}
-        await house.clock.sleep(1)
-        assert house.found() == set()
+            await rig.call()
+        await rig.clock.sleep(29)
+        rig.services["claude"].forget_used()
+        assert rig.found() == {"limit_reached_requests_per_minute:ai:claude"}
+        await rig.clock.sleep(1)
+        assert rig.found() == set()
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_callers_turned_away_by_concurrency_are_an_alert_and_the_service_stays_healthy() -> None:
-    async def test(house: House) -> None:
-        house.add(concurrency_max=1, queue_max=0)
-        running = asyncio.create_task(house.call(took_s=5.0))
+    async def test(rig: Rig) -> None:
+        rig.add(concurrency_max=1, queue_max=0)
+        running = asyncio.create_task(rig.call(took_s=5.0))
         await asyncio.sleep(0)
         with pytest.raises(ExternalServiceError):
-            await house.call()
+            await rig.call()
         await running
-        saturated = only(house)
-        assert (saturated.kind, house.view()["state"]) == ("service_saturated", "healthy")
+        saturated = only(rig)
+        assert (saturated.kind, rig.view()["state"]) == ("service_saturated", "healthy")
         assert saturated.data["refuses"]
-        await house.clock.sleep(30)
-        assert house.found() == set()
+        await rig.clock.sleep(30)
+        assert rig.found() == set()
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_an_uncalled_service_whose_checks_fail_is_an_alert() -> None:
-    async def test(house: House) -> None:
-        service = house.add()
+    async def test(rig: Rig) -> None:
+        service = rig.add()
         for _ in range(3):
             service.note_check(ExternalServiceError("claude", "no answer", kind=Kind.TIMEOUT))
-        unhealthy = only(house)
+        unhealthy = only(rig)
         assert (unhealthy.kind, unhealthy.severity) == ("service_unhealthy", "warning")
         assert "3 health checks failed" in unhealthy.message
 
-    in_house(test)
+    on_rig(test)
 
 
 # ── the database ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_saturated_pool_is_an_alert_with_the_number_of_callers_turned_away(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        queue = house.pool_queue
+    async def test(rig: Rig) -> None:
+        queue = rig.pool_queue
         queue.used = queue.limit
-        queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
-        assert "connections are in use and 0 callers are waiting, 1 was turned away" in only(house).message
+        queue.explain(PoolSaturated("database", ""), rig.clock.monotonic(), 0.1)
+        assert "connections are in use and 0 callers are waiting, 1 was turned away" in only(rig).message
         for _ in range(2):
-            queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
-        full = only(house)
+            queue.explain(PoolSaturated("database", ""), rig.clock.monotonic(), 0.1)
+        full = only(rig)
         assert full.kind == "database_saturated" and "3 were turned away" in full.message
         assert full.data["turned_away"] == 3 and full.data["refuses"]
-        await house.clock.sleep(29)
-        assert house.found() == {"database_saturated:database"}, "the pool is still full"
+        await rig.clock.sleep(29)
+        assert rig.found() == {"database_saturated:database"}, "the pool is still full"
         queue.used = 0
-        assert house.found() == set(), "it ends immediately, not half a minute later"
+        assert rig.found() == set(), "it ends immediately, not half a minute later"
         queue.used = queue.limit
-        await house.clock.sleep(10)
-        assert house.found() == set(), "a full pool is not yet saturated"
-        queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
-        assert only(house).data["turned_away"] == 1, "the count starts again"
+        await rig.clock.sleep(10)
+        assert rig.found() == set(), "a full pool is not yet saturated"
+        queue.explain(PoolSaturated("database", ""), rig.clock.monotonic(), 0.1)
+        assert only(rig).data["turned_away"] == 1, "the count starts again"
 
-    in_house(test, tmp_path)
+    on_rig(test, tmp_path)
 
 
 def test_a_saturated_pool_makes_overall_health_degraded_but_the_database_healthy(
     tmp_path: Path,
 ) -> None:
-    async def test(house: House) -> None:
-        house.look_at_database()
-        queue = house.pool_queue
+    async def test(rig: Rig) -> None:
+        rig.look_at_database()
+        queue = rig.pool_queue
         queue.used = queue.limit
-        queue.explain(PoolSaturated("database", ""), house.clock.monotonic(), 0.1)
-        seen = house.system()
+        queue.explain(PoolSaturated("database", ""), rig.clock.monotonic(), 0.1)
+        seen = rig.system()
         assert (seen["overall_health"], seen["severity"]) == ("degraded", "warning")
         assert (seen["database"]["state"], seen["database"]["conditions"]) == ("healthy", ["saturated"])
         queue.used = 0
-        await house.clock.sleep(2)
-        assert house.system()["overall_health"] == "healthy"
+        await rig.clock.sleep(2)
+        assert rig.system()["overall_health"] == "healthy"
 
-    in_house(test, tmp_path)
+    on_rig(test, tmp_path)
 
 
 # ── random walks ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -240,44 +240,44 @@ ACTS = (
 class Walk:
     """A platform's inputs, in which anything may happen."""
 
-    def __init__(self, house: House) -> None:
-        self.house = house
-        house.add(limits=LimitOptions(per_minute=12, per_day=40), failure_threshold=3, recovery_s=5.0)
-        house.add("openai")
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        rig.add(limits=LimitOptions(per_minute=12, per_day=40), failure_threshold=3, recovery_s=5.0)
+        rig.add("openai")
 
     async def act(self, name: str) -> None:
-        house, service = self.house, self.house.services["claude"]
+        rig, service = self.rig, self.rig.services["claude"]
         acts: dict[str, Any] = {
-            "call": partial(house.call),
-            "fail": partial(house.call, FAILED),
-            "fail_other": partial(house.call, FAILED, model="opus"),
-            "cancel": partial(house.call, CANCELLED),
-            "throttle": partial(house.call, TOO_MANY),
-            "throttle_other": partial(house.call, TOO_MANY, model="opus"),
-            "quota": partial(house.call, QUOTA),
-            "key": partial(house.call, KEY_REFUSED),
-            "model_key": partial(house.call, MODEL_REFUSED),
-            "slow": partial(house.call, took_s=6.0),
-            "half_open": partial(house.clock.sleep, 6.0),
-            "wait": partial(house.clock.sleep, 31.0),
+            "call": partial(rig.call),
+            "fail": partial(rig.call, FAILED),
+            "fail_other": partial(rig.call, FAILED, model="opus"),
+            "cancel": partial(rig.call, CANCELLED),
+            "throttle": partial(rig.call, TOO_MANY),
+            "throttle_other": partial(rig.call, TOO_MANY, model="opus"),
+            "quota": partial(rig.call, QUOTA),
+            "key": partial(rig.call, KEY_REFUSED),
+            "model_key": partial(rig.call, MODEL_REFUSED),
+            "slow": partial(rig.call, took_s=6.0),
+            "half_open": partial(rig.clock.sleep, 6.0),
+            "wait": partial(rig.clock.sleep, 31.0),
             "force": partial(service.set_override, Override.FORCED_OPEN),
             "disable": partial(service.set_override, Override.DISABLED),
             "unforce": partial(service.set_override, Override.NONE),
             "reset": service.reset,
-            "spend": partial(house.spend, "9.6"),
-            "use_up": partial(house.spend, "10"),
+            "spend": partial(rig.spend, "9.6"),
+            "use_up": partial(rig.spend, "10"),
             "check": partial(service.note_check, ExternalServiceError("claude", "no", kind=Kind.TIMEOUT)),
-            "limit": partial(house.calls, 12, name="openai"),
-            "database": partial(house.use_database, False),
-            "database_ok": partial(house.use_database, True),
-            "look_failed": partial(house.look_at_database, "no answer"),
-            "looked": house.look_at_database,
-            "paused": house.pause_database,
-            "resumed": house.resume_database,
-            "full": house.turn_away,
-            "empty": house.leave_pool,
-            "store": partial(house.lose_store, ["claude"]),
-            "disk": partial(house.fill_disk, 10),
+            "limit": partial(rig.calls, 12, name="openai"),
+            "database": partial(rig.use_database, False),
+            "database_ok": partial(rig.use_database, True),
+            "look_failed": partial(rig.look_at_database, "no answer"),
+            "looked": rig.look_at_database,
+            "paused": rig.pause_database,
+            "resumed": rig.resume_database,
+            "full": rig.turn_away,
+            "empty": rig.leave_pool,
+            "store": partial(rig.lose_store, ["claude"]),
+            "disk": partial(rig.fill_disk, 10),
         }
         try:
             outcome = acts[name]()
@@ -285,11 +285,11 @@ class Walk:
                 await outcome
         except (ExternalServiceError, PoolSaturated):
             pass
-        house.tick()
+        rig.tick()
 
     def check(self) -> None:
-        house = self.house
-        found, seen = house.findings(), house.system()
+        rig = self.rig
+        found, seen = rig.findings(), rig.system()
         self.check_reasons(found)
         self.check_causes(found)
         worst = {one.severity for one in found if one.begins}
@@ -306,12 +306,12 @@ class Walk:
 
     def check_reasons(self, found: list[Finding]) -> None:
         """Every state other than healthy, and every refusal, has a finding."""
-        for name, view in self.house.views().items():
+        for name, view in self.rig.views().items():
             mine = [one for one in found if one.component.partition("/")[0] == f"ai:{name}"]
             assert view["state"] == "healthy" or mine, (view["state"], view["reason"])
             if view["state"] in ("circuit_open", "rate_limited"):
                 assert any(one.data.get("refuses") for one in mine), (view["state"], mine)
-        database = self.house.database_health()
+        database = self.rig.database_health()
         of_database = [one for one in found if one.component == "database"]
         assert (database["state"] == "healthy" and not database["conditions"]) or of_database
 
@@ -330,10 +330,10 @@ def test_every_refusal_has_an_alert_and_the_verdict_is_never_milder(
 ) -> None:
     """Every state and every refusal has a finding, each cause has one, and no verdict is milder than an alert."""
 
-    async def test(house: House) -> None:
-        walk = Walk(house)
+    async def test(rig: Rig) -> None:
+        walk = Walk(rig)
         for act in acts:
             await walk.act(act)
             walk.check()
 
-    in_house(test, tmp_path_factory.mktemp("house"))
+    on_rig(test, tmp_path_factory.mktemp("rig"))

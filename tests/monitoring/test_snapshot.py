@@ -22,7 +22,7 @@ from koo.options import DAY_S, LimitOptions
 from koo.policies.breaker import Override
 from tests.backend import shapes
 from tests.backend.shapes import check
-from tests.monitoring.houses import CANCELLED, FAILED, KEY_REFUSED, MODEL_REFUSED, TOO_MANY, House, in_house
+from tests.monitoring.rig import CANCELLED, FAILED, KEY_REFUSED, MODEL_REFUSED, TOO_MANY, Rig, on_rig
 
 LIMITS = LimitOptions(per_minute=60, per_hour=1000, per_day=10_000)
 
@@ -33,21 +33,21 @@ def seconds(time: str | None) -> float:
     return datetime.fromisoformat(time).timestamp()
 
 
-async def trouble(house: House, kind: str) -> None:
+async def trouble(rig: Rig, kind: str) -> None:
     """Bring the service `claude` into one of several states."""
     if kind == "open":
-        await house.open()
+        await rig.open()
     elif kind == "half open":
-        await house.open()
-        await house.half_open()
+        await rig.open()
+        await rig.half_open()
     elif kind == "key blocked":
-        await house.call(KEY_REFUSED)
+        await rig.call(KEY_REFUSED)
     elif kind == "throttled":
-        await house.call(TOO_MANY)
+        await rig.call(TOO_MANY)
     elif kind == "busy":
-        await house.calls(30, 3)
-        await house.call(CANCELLED, model="opus")
-        house.spend("1.234500", "0.1")
+        await rig.calls(30, 3)
+        await rig.call(CANCELLED, model="opus")
+        rig.spend("1.234500", "0.1")
 
 
 SITUATIONS = ["fresh", "open", "half open", "key blocked", "throttled", "busy"]
@@ -61,49 +61,49 @@ SITUATIONS = ["fresh", "open", "half open", "key blocked", "throttled", "busy"]
 def test_a_services_view_has_the_promised_keys_and_types_in_every_state(
     kind: str, limits: LimitOptions
 ) -> None:
-    async def test(house: House) -> None:
-        house.add(limits=limits, budget="10" if limits is LIMITS else None)
-        await trouble(house, kind)
-        check(house.view(), shapes.SERVICE)
-        json.dumps(house.view())
+    async def test(rig: Rig) -> None:
+        rig.add(limits=limits, budget="10" if limits is LIMITS else None)
+        await trouble(rig, kind)
+        check(rig.view(), shapes.SERVICE)
+        json.dumps(rig.view())
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_the_view_of_all_services_has_the_promised_keys() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        house.add("openai")
-        overview = house.overview()
+    async def test(rig: Rig) -> None:
+        rig.add()
+        rig.add("openai")
+        overview = rig.overview()
         check(overview, shapes.SERVICES)
-        assert overview["services"] == {name: house.view(name) for name in ("claude", "openai")}
+        assert overview["services"] == {name: rig.view(name) for name in ("claude", "openai")}
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_the_system_view_has_the_promised_keys(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        house.add()
-        assert house.system().keys() >= {"overall_health", "database", "ai_services", "timestamp"}
+    async def test(rig: Rig) -> None:
+        rig.add()
+        assert rig.system().keys() >= {"overall_health", "database", "ai_services", "timestamp"}
 
-    in_house(test, tmp_path)
+    on_rig(test, tmp_path)
 
 
 @pytest.mark.parametrize("kind", SITUATIONS)
 def test_reading_the_views_changes_nothing(kind: str) -> None:
     """This holds even much later, because only the tick applies the effects of time."""
 
-    async def test(house: House) -> None:
-        service = house.add(limits=LIMITS)
-        await trouble(house, kind)
+    async def test(rig: Rig) -> None:
+        service = rig.add(limits=LIMITS)
+        await trouble(rig, kind)
         for _ in range(3):
             before = _inside(service)
-            house.overview()
-            house.findings()
+            rig.overview()
+            rig.findings()
             assert _inside(service) == before
-            await house.clock.sleep(40_000)
+            await rig.clock.sleep(40_000)
 
-    in_house(test)
+    on_rig(test)
 
 
 def _inside(service: Service) -> Any:
@@ -130,10 +130,10 @@ def _plain(thing: Any) -> Any:
 
 
 def test_counts_cover_the_processs_life_and_rates_the_last_five_minutes() -> None:
-    async def test(house: House) -> None:
-        house.add(failure_threshold=1000)
-        await house.calls(good=9, bad=3)
-        metrics = house.view()["metrics"]
+    async def test(rig: Rig) -> None:
+        rig.add(failure_threshold=1000)
+        await rig.calls(good=9, bad=3)
+        metrics = rig.view()["metrics"]
         assert (metrics["total_requests"], metrics["successful_requests"], metrics["failed_requests"]) == (
             12,
             9,
@@ -142,61 +142,61 @@ def test_counts_cover_the_processs_life_and_rates_the_last_five_minutes() -> Non
         assert metrics["success_rate"] == 0.75 and metrics["average_response_time"] == pytest.approx(0.1)
         assert metrics["error_counts"] == {"server_error": 3}
         assert metrics["recent"] == {"calls": 12, "failed": 3, "slow": 0, "window_s": 300.0}
-        await house.clock.sleep(301)
-        later = house.view()["metrics"]
+        await rig.clock.sleep(301)
+        later = rig.view()["metrics"]
         assert (later["total_requests"], later["failed_requests"], later["success_rate"]) == (12, 3, 1.0)
         assert later["p95"] == later["average_response_time"] == 0.0 and later["recent"]["calls"] == 0
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_throttled_request_counts_as_failed_and_is_also_counted_separately() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        await house.call(FAILED)
-        await house.call(TOO_MANY)
-        view = house.view()
+    async def test(rig: Rig) -> None:
+        rig.add()
+        await rig.call(FAILED)
+        await rig.call(TOO_MANY)
+        view = rig.view()
         assert (view["metrics"]["failed_requests"], view["metrics"]["throttled_requests"]) == (2, 1)
         assert view["health"]["failure_count"] == 2
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_the_success_rate_is_one_without_calls() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        assert house.view()["metrics"]["success_rate"] == 1.0
-        await house.call(CANCELLED)
-        metrics = house.view()["metrics"]
+    async def test(rig: Rig) -> None:
+        rig.add()
+        assert rig.view()["metrics"]["success_rate"] == 1.0
+        await rig.call(CANCELLED)
+        metrics = rig.view()["metrics"]
         assert (metrics["success_rate"], metrics["total_requests"], metrics["neutral_requests"]) == (
             1.0,
             1,
             1,
         )
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_refused_call_does_not_count_as_a_request_to_the_service() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        await house.open()
+    async def test(rig: Rig) -> None:
+        rig.add()
+        await rig.open()
         with pytest.raises(Exception, match="the circuit is open"):
-            await house.call()
-        metrics = house.view()["metrics"]
+            await rig.call()
+        metrics = rig.view()["metrics"]
         assert (metrics["total_requests"], metrics["refused_requests"]) == (5, 1)
         assert metrics["refusals"] == {"circuit_open": 1}
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_services_models_are_added_up_and_also_shown_separately_default_first() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        await house.calls(1, model="opus")
-        await house.open(model="opus")
-        await house.calls(2)
-        view = house.view()
+    async def test(rig: Rig) -> None:
+        rig.add()
+        await rig.calls(1, model="opus")
+        await rig.open(model="opus")
+        await rig.calls(2)
+        view = rig.view()
         assert view["metrics"]["total_requests"] == 8
         assert (view["health"]["success_count"], view["health"]["failure_count"]) == (3, 5)
         assert view["health"]["circuit_breaker_state"] == "closed", "the default model's"
@@ -205,117 +205,115 @@ def test_a_services_models_are_added_up_and_also_shown_separately_default_first(
             ("opus", "open"),
         ]
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_all_times_are_wall_times() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        await house.calls(1)
-        seen = seconds(house.view()["health"]["last_success"])
-        assert seen == pytest.approx(house.clock.wall(), abs=1e-3)
-        await house.open()
-        breaker = house.services["claude"].default_guard.breaker
-        in_s = breaker.opens_until() - house.clock.monotonic()
-        seen = seconds(house.view()["health"]["next_attempt"])
-        assert seen == pytest.approx(house.clock.wall() + in_s, abs=1e-3) and in_s >= 60
+    async def test(rig: Rig) -> None:
+        rig.add()
+        await rig.calls(1)
+        seen = seconds(rig.view()["health"]["last_success"])
+        assert seen == pytest.approx(rig.clock.wall(), abs=1e-3)
+        await rig.open()
+        breaker = rig.services["claude"].default_guard.breaker
+        in_s = breaker.opens_until() - rig.clock.monotonic()
+        seen = seconds(rig.view()["health"]["next_attempt"])
+        assert seen == pytest.approx(rig.clock.wall() + in_s, abs=1e-3) and in_s >= 60
 
-    in_house(test)
+    on_rig(test)
 
 
 @pytest.mark.parametrize("override", [Override.FORCED_OPEN, Override.DISABLED])
 def test_an_operators_override_is_shown_instead_of_the_phase(override: Override) -> None:
-    async def test(house: House) -> None:
-        house.add().set_override(override)
-        assert house.view()["health"]["circuit_breaker_state"] == override.value
-        assert ("operator" in house.view()["models"]["sonnet"]["reason"]) is (
-            override is Override.FORCED_OPEN
-        )
+    async def test(rig: Rig) -> None:
+        rig.add().set_override(override)
+        assert rig.view()["health"]["circuit_breaker_state"] == override.value
+        assert ("operator" in rig.view()["models"]["sonnet"]["reason"]) is (override is Override.FORCED_OPEN)
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_refused_key_is_shown_for_its_model() -> None:
-    async def test(house: House) -> None:
-        service = house.add()
-        await house.call(model="opus")
-        await house.call(MODEL_REFUSED, model="opus")
-        view = house.view()
+    async def test(rig: Rig) -> None:
+        service = rig.add()
+        await rig.call(model="opus")
+        await rig.call(MODEL_REFUSED, model="opus")
+        view = rig.view()
         refused = {name: bool(one["key_refused"]) for name, one in view["models"].items()}
         assert refused == {"sonnet": False, "opus": True} and view["state"] == "degraded"
         service.unblock_key()
-        await house.call(KEY_REFUSED)
-        view = house.view()
+        await rig.call(KEY_REFUSED)
+        view = rig.view()
         assert all(one["key_refused"] for one in view["models"].values()) and view["state"] == "circuit_open"
 
-    in_house(test)
+    on_rig(test)
 
 
 # ── limits and money ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_limit_shows_used_and_remaining_units_and_when_the_next_is_free() -> None:
-    async def test(house: House) -> None:
-        house.add(limits=LIMITS)
-        fresh = house.view()["rate_limits"]["requests_per_minute"]
+    async def test(rig: Rig) -> None:
+        rig.add(limits=LIMITS)
+        fresh = rig.view()["rate_limits"]["requests_per_minute"]
         assert fresh == {"used": 0, "limit": 60, "remaining": 60, "resets_at": None}
-        begun = house.clock.wall()
-        await house.calls(3, took_s=5.0)
+        begun = rig.clock.wall()
+        await rig.calls(3, took_s=5.0)
         windows: list[tuple[RequestWindow, int, int, int]] = [
             ("requests_per_minute", 60, 60, 1),
             ("requests_per_hour", 1000, 3600, 60),
         ]
         for key, limit, period_s, late_s in windows:
-            seen = house.view()["rate_limits"][key]
+            seen = rig.view()["rate_limits"][key]
             assert (seen["used"], seen["limit"], seen["remaining"]) == (3, limit, limit - 3)
             back = seconds(seen["resets_at"])
             assert begun + period_s <= back <= begun + period_s + late_s, (
                 "a unit is free at most a sixtieth of the period late"
             )
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_limit_is_correct_even_if_no_tick_has_rolled_it() -> None:
-    async def test(house: House) -> None:
-        house.add(limits=LIMITS)
-        await house.calls(3)
-        await house.clock.sleep(62)
-        limits = house.view()["rate_limits"]
+    async def test(rig: Rig) -> None:
+        rig.add(limits=LIMITS)
+        await rig.calls(3)
+        await rig.clock.sleep(62)
+        limits = rig.view()["rate_limits"]
         assert limits["requests_per_minute"] == {"used": 0, "limit": 60, "remaining": 60, "resets_at": None}
         assert limits["requests_per_hour"]["used"] == limits["requests_per_day"]["used"] == 3
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_daily_limit_resets_at_midnight_utc_in_the_view_even_before_it_is_rolled() -> None:
-    async def test(house: House) -> None:
-        house.add(limits=LIMITS)
-        house.spend("1.50", "0.25")
-        await house.calls(3)
+    async def test(rig: Rig) -> None:
+        rig.add(limits=LIMITS)
+        rig.spend("1.50", "0.25")
+        await rig.calls(3)
 
         def seen() -> tuple[Any, ...]:
-            limits = house.view()["rate_limits"]
+            limits = rig.view()["rate_limits"]
             day, budget = limits["requests_per_day"], limits["daily_budget"]
             return day["used"], day["resets_at"], budget["spent"], budget["reserved"], budget["resets_at"]
 
         def midnight(days: int) -> str:
             return datetime.fromtimestamp((utc_day(begun) + days) * DAY_S, UTC).isoformat()
 
-        begun = house.clock.wall()
+        begun = rig.clock.wall()
         assert seen() == (3, midnight(1), "1.5", "0.25", midnight(1))
-        await house.clock.sleep((utc_day(begun) + 1) * DAY_S - begun)
+        await rig.clock.sleep((utc_day(begun) + 1) * DAY_S - begun)
         assert seen() == (0, midnight(2), "0", "0", midnight(2))
-        await house.clock.sleep(3 * DAY_S)
+        await rig.clock.sleep(3 * DAY_S)
         assert seen() == (0, midnight(5), "0", "0", midnight(5))
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_an_unset_limit_is_none() -> None:
-    async def test(house: House) -> None:
-        house.add(limits=LimitOptions(per_hour=5), budget=None)
-        limits = house.view()["rate_limits"]
+    async def test(rig: Rig) -> None:
+        rig.add(limits=LimitOptions(per_hour=5), budget=None)
+        limits = rig.view()["rate_limits"]
         assert limits["requests_per_minute"] == {
             "used": 0,
             "limit": None,
@@ -325,7 +323,7 @@ def test_an_unset_limit_is_none() -> None:
         assert limits["requests_per_hour"]["limit"] == 5
         assert limits["daily_budget"]["limit"] is limits["daily_budget"]["remaining"] is None
 
-    in_house(test)
+    on_rig(test)
 
 
 @pytest.mark.parametrize(
@@ -335,14 +333,14 @@ def test_an_unset_limit_is_none() -> None:
 def test_money_is_an_exact_string_and_the_remainder_is_never_negative(
     spent: str, held: str, remaining: str
 ) -> None:
-    async def test(house: House) -> None:
-        house.add()
-        house.spend(spent, held)
-        budget = house.view()["rate_limits"]["daily_budget"]
+    async def test(rig: Rig) -> None:
+        rig.add()
+        rig.spend(spent, held)
+        budget = rig.view()["rate_limits"]["daily_budget"]
         assert Decimal(budget["spent"]) == Decimal(spent) and Decimal(budget["reserved"]) == Decimal(held)
         assert (budget["remaining"], budget["limit"], budget["currency"]) == (remaining, "10", "USD")
 
-    in_house(test)
+    on_rig(test)
 
 
 @pytest.mark.parametrize(
@@ -351,50 +349,50 @@ def test_money_is_an_exact_string_and_the_remainder_is_never_negative(
 def test_a_service_with_an_exhausted_limit_is_rate_limited(limits: LimitOptions) -> None:
     """This includes a limit of zero, which refuses every call."""
 
-    async def test(house: House) -> None:
-        house.add(limits=limits)
-        await house.calls(0 if limits.per_minute == 0 else 2)
-        view = house.view()
+    async def test(rig: Rig) -> None:
+        rig.add(limits=limits)
+        await rig.calls(0 if limits.per_minute == 0 else 2)
+        view = rig.view()
         assert view["state"] == "rate_limited" and "koo's limit of" in view["reason"]
         with pytest.raises(Exception, match="koo's limit of"):
-            await house.call()
+            await rig.call()
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_service_with_a_spent_budget_is_rate_limited_until_the_day_ends() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        house.spend("9.99")
-        assert house.view()["state"] == "healthy"
-        house.spend("10")
-        assert house.view()["state"] == "rate_limited" and "budget of 10 USD" in house.view()["reason"]
-        await house.clock.sleep(DAY_S)
-        assert house.view()["state"] == "healthy"
+    async def test(rig: Rig) -> None:
+        rig.add()
+        rig.spend("9.99")
+        assert rig.view()["state"] == "healthy"
+        rig.spend("10")
+        assert rig.view()["state"] == "rate_limited" and "budget of 10 USD" in rig.view()["reason"]
+        await rig.clock.sleep(DAY_S)
+        assert rig.view()["state"] == "healthy"
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_a_providers_pause_makes_the_service_rate_limited_until_it_is_over() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        await house.call(TOO_MANY)
-        view = house.view()
+    async def test(rig: Rig) -> None:
+        rig.add()
+        await rig.call(TOO_MANY)
+        view = rig.view()
         assert view["state"] == "rate_limited" and "2026-09-21T14:13:4" in view["reason"]
-        await house.clock.sleep(21.1)
-        assert house.view()["state"] == "healthy"
+        await rig.clock.sleep(21.1)
+        assert rig.view()["state"] == "healthy"
 
-    in_house(test)
+    on_rig(test)
 
 
 # ── overall ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_service_without_a_key_is_listed_but_not_counted() -> None:
-    async def test(house: House) -> None:
-        house.add()
-        house.add("gemini", configured=False)
-        gemini, overview = house.view("gemini"), house.overview()
+    async def test(rig: Rig) -> None:
+        rig.add()
+        rig.add("gemini", configured=False)
+        gemini, overview = rig.view("gemini"), rig.overview()
         assert (gemini["configured"], gemini["state"], gemini["reason"]) == (
             False,
             "unhealthy",
@@ -403,25 +401,25 @@ def test_a_service_without_a_key_is_listed_but_not_counted() -> None:
         assert (overview["healthy_services"], overview["total_services"]) == (1, 1)
         assert overview["overall_health"] == "healthy" and set(overview["services"]) == {"claude", "gemini"}
 
-    in_house(test)
+    on_rig(test)
 
 
-async def degraded(house: House, name: str) -> None:
-    await house.open(name=name)
-    await house.half_open(name=name)
+async def degraded(rig: Rig, name: str) -> None:
+    await rig.open(name=name)
+    await rig.half_open(name=name)
 
 
-async def refused(house: House, name: str) -> None:
-    await house.open(name=name)
+async def refused(rig: Rig, name: str) -> None:
+    await rig.open(name=name)
 
 
-async def limited(house: House, name: str) -> None:
-    await house.call(TOO_MANY, name=name)
+async def limited(rig: Rig, name: str) -> None:
+    await rig.call(TOO_MANY, name=name)
 
 
-async def failing(house: House, name: str) -> None:
+async def failing(rig: Rig, name: str) -> None:
     for _ in range(3):
-        await house.call(FAILED, name=name)
+        await rig.call(FAILED, name=name)
 
 
 @pytest.mark.parametrize(
@@ -440,50 +438,50 @@ async def failing(house: House, name: str) -> None:
 def test_overall_health_is_unhealthy_if_every_service_refuses_and_degraded_if_any_is_not_healthy(
     claude: Any, openai: Any, overall: str, healthy: int
 ) -> None:
-    async def test(house: House) -> None:
+    async def test(rig: Rig) -> None:
         for name, bring in (("claude", claude), ("openai", openai)):
-            house.add(name)
+            rig.add(name)
             if bring is not None:
-                await bring(house, name)
-        seen = house.overview()
+                await bring(rig, name)
+        seen = rig.overview()
         assert (seen["overall_health"], seen["healthy_services"], seen["total_services"]) == (
             overall,
             healthy,
             2,
         )
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_overall_health_is_healthy_without_services() -> None:
-    async def test(house: House) -> None:
-        assert house.overview()["overall_health"] == "healthy"
-        house.add("gemini", configured=False)
-        assert house.overview()["overall_health"] == "healthy"
+    async def test(rig: Rig) -> None:
+        assert rig.overview()["overall_health"] == "healthy"
+        rig.add("gemini", configured=False)
+        assert rig.overview()["overall_health"] == "healthy"
 
-    in_house(test)
+    on_rig(test)
 
 
 def test_the_system_is_unhealthy_if_the_database_refuses_or_every_service_does(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        house.add()
-        assert house.system()["overall_health"] == "healthy"
-        house.look_at_database("no answer")
-        assert house.system()["overall_health"] == "degraded"
-        house.look_at_database()
-        await house.use_database(*[False] * 5)
-        assert house.system()["overall_health"] == "unhealthy"
-        await house.clock.sleep(60)
-        house.tick()
-        assert house.system()["overall_health"] == "degraded", "its recovery is being tested"
-        await house.use_database(True, True)
-        assert house.system()["overall_health"] == "healthy"
-        await failing(house, "claude")
-        assert house.system()["overall_health"] == "degraded"
-        await house.open()
-        assert house.system()["overall_health"] == "unhealthy"
+    async def test(rig: Rig) -> None:
+        rig.add()
+        assert rig.system()["overall_health"] == "healthy"
+        rig.look_at_database("no answer")
+        assert rig.system()["overall_health"] == "degraded"
+        rig.look_at_database()
+        await rig.use_database(*[False] * 5)
+        assert rig.system()["overall_health"] == "unhealthy"
+        await rig.clock.sleep(60)
+        rig.tick()
+        assert rig.system()["overall_health"] == "degraded", "its recovery is being tested"
+        await rig.use_database(True, True)
+        assert rig.system()["overall_health"] == "healthy"
+        await failing(rig, "claude")
+        assert rig.system()["overall_health"] == "degraded"
+        await rig.open()
+        assert rig.system()["overall_health"] == "unhealthy"
 
-    in_house(test, tmp_path)
+    on_rig(test, tmp_path)
 
 
 def test_an_unknown_service_raises_an_error_that_lists_the_known_ones() -> None:

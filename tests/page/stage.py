@@ -47,7 +47,7 @@ from koo.testing.clock import run_virtual
 from koo.web.live import Listener, Live
 from koo.web.live_source import BASE, Seen, mark_key, point_of
 from koo.web.readiness import Readiness
-from tests.monitoring.houses import House
+from tests.monitoring.rig import Rig
 
 STORIES = Path(__file__).with_name("stories")
 PROCESS, OTHER = "web-0:17:5f2c9a40", "web-1:17:0c81d3e2"
@@ -92,7 +92,7 @@ class Episodes:
         return [seen.episode for seen in self._alerts.seen if seen.episode.fired_at is not None] + self.ended
 
 
-class Stage(House):
+class Stage(Rig):
     """A process with three services and a database; a test decides what happens to it."""
 
     def __init__(self, folder: Path) -> None:

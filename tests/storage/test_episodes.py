@@ -35,7 +35,7 @@ class Process:
     close: Callable[[], Awaitable[None]]
 
 
-class House:
+class Rig:
     """A store in any place, the processes on it, and their common clock."""
 
     def __init__(self, place: StorePlace) -> None:
@@ -93,16 +93,16 @@ class House:
 
 
 def with_processes(
-    place: StorePlace, main: Callable[[House, list[Process]], Awaitable[None]], count: int = 2
+    place: StorePlace, main: Callable[[Rig, list[Process]], Awaitable[None]], count: int = 2
 ) -> None:
     async def run() -> None:
-        house = House(place)
+        rig = Rig(place)
         try:
-            made = [await house.process() for _ in range(count)]
+            made = [await rig.process() for _ in range(count)]
             await made[0].notices.join(["webhook"])
-            await main(house, made)
+            await main(rig, made)
         finally:
-            for process in house.processes:
+            for process in rig.processes:
                 await process.close()
 
     asyncio.run(run())
@@ -113,21 +113,21 @@ async def history(process: Process) -> list[Episode]:
 
 
 def test_two_processes_that_see_the_same_alert_share_one_episode_and_one_notice(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two = processes
-        first = house.episode()
+        first = rig.episode()
         assert await one.episodes.keep(first) == [first]
-        house.clock.now += 5
-        (known,) = await two.episodes.keep(house.episode(message="refused too"))
+        rig.clock.now += 5
+        (known,) = await two.episodes.keep(rig.episode(message="refused too"))
         assert (known.id, known.started_at, known.notified_at) == (first.id, first.started_at, NOON_S)
         assert known.message == "refused too", "the latest message is kept"
-        house.clock.now += 5
+        rig.clock.now += 5
         await one.episodes.leave(first)
         assert [past.phase for past in await history(one)] == ["firing"], "the other process still sees it"
         await two.episodes.leave(known)
         (past,) = await history(two)
         assert (past.phase, past.started_at, past.ended_at) == ("resolved", NOON_S, NOON_S + 10)
-        assert await house.said() == ["firing", "resolved"]
+        assert await rig.said() == ["firing", "resolved"]
 
     with_processes(place, main)
 
@@ -135,51 +135,51 @@ def test_two_processes_that_see_the_same_alert_share_one_episode_and_one_notice(
 def test_of_several_processes_that_begin_an_episode_at_the_same_moment_one_writes_the_notice(
     shared: StorePlace,
 ) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
-        kept = await asyncio.gather(*(one.episodes.keep(house.episode()) for one in processes))
+    async def main(rig: Rig, processes: list[Process]) -> None:
+        kept = await asyncio.gather(*(one.episodes.keep(rig.episode()) for one in processes))
         assert len({known.id for some in kept for known in some}) == 1
         await asyncio.gather(*(one.episodes.leave(kept[0][0]) for one in processes))
         assert [past.phase for past in await history(processes[0])] == ["resolved"]
-        assert await house.said() == ["firing", "resolved"]
+        assert await rig.said() == ["firing", "resolved"]
 
     with_processes(shared, main, count=4)
 
 
 def test_a_pending_episode_sends_no_notice_and_is_deleted_when_it_is_over(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two = processes
-        pending = house.episode(phase="pending", fired_at=None, notified_at=None)
+        pending = rig.episode(phase="pending", fired_at=None, notified_at=None)
         await one.episodes.keep(pending)
         assert await history(one) == []
-        house.clock.now += LEASE_S + 1
+        rig.clock.now += LEASE_S + 1
         (orphan,) = await two.episodes.orphaned()
         assert orphan == pending
         await one.episodes.leave(pending)
-        assert await two.episodes.orphaned() == [] and await house.said() == []
+        assert await two.episodes.orphaned() == [] and await rig.said() == []
 
     with_processes(place, main)
 
 
 def test_an_episode_that_fired_quietly_can_notify_later_from_another_process(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two = processes
-        (quiet,) = await one.episodes.keep(house.episode(notified_at=None))
+        (quiet,) = await one.episodes.keep(rig.episode(notified_at=None))
         await two.episodes.keep(quiet)
-        assert await house.said() == []
-        (known,) = await two.episodes.keep(replace(quiet, notified_at=house.clock.now))
-        (again,) = await one.episodes.keep(replace(quiet, notified_at=house.clock.now + 1))
-        assert known.notified_at == again.notified_at == house.clock.now or again.notified_at is not None
-        assert await house.said() == ["firing"]
+        assert await rig.said() == []
+        (known,) = await two.episodes.keep(replace(quiet, notified_at=rig.clock.now))
+        (again,) = await one.episodes.keep(replace(quiet, notified_at=rig.clock.now + 1))
+        assert known.notified_at == again.notified_at == rig.clock.now or again.notified_at is not None
+        assert await rig.said() == ["firing"]
 
     with_processes(place, main)
 
 
 def test_an_episode_without_a_firing_notice_has_no_resolved_notice(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
-        (quiet,) = await processes[0].episodes.keep(house.episode(notified_at=None))
+    async def main(rig: Rig, processes: list[Process]) -> None:
+        (quiet,) = await processes[0].episodes.keep(rig.episode(notified_at=None))
         await processes[0].episodes.leave(quiet)
         assert [past.phase for past in await history(processes[0])] == ["resolved"], "the history keeps it"
-        assert await house.said() == []
+        assert await rig.said() == []
 
     with_processes(place, main, count=1)
 
@@ -188,14 +188,14 @@ def test_an_episode_without_a_firing_notice_has_no_resolved_notice(place: StoreP
 
 
 def test_an_episode_is_orphaned_when_the_leases_of_all_its_sightings_have_expired(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two, three = processes
-        (seen,) = await one.episodes.keep(house.episode())
-        house.clock.now += LEASE_S - 1
+        (seen,) = await one.episodes.keep(rig.episode())
+        rig.clock.now += LEASE_S - 1
         await two.episodes.keep(seen)
-        house.clock.now += LEASE_S - 1
+        rig.clock.now += LEASE_S - 1
         assert await three.episodes.orphaned() == [], "the second process renewed it"
-        house.clock.now += 1
+        rig.clock.now += 1
         assert await three.episodes.orphaned() == [seen]
         assert await two.episodes.orphaned() == [], "an episode is not orphaned for a process that sees it"
 
@@ -203,9 +203,9 @@ def test_an_episode_is_orphaned_when_the_leases_of_all_its_sightings_have_expire
 
 
 def test_a_released_episode_is_free_immediately_but_an_ended_one_is_not(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two = processes
-        lasts, ended = house.episode(), house.episode(fingerprint="x:y", component="y")
+        lasts, ended = rig.episode(), rig.episode(fingerprint="x:y", component="y")
         await one.episodes.keep(lasts, ended)
         await one.episodes.leave(ended)
         await one.episodes.release()
@@ -215,11 +215,11 @@ def test_a_released_episode_is_free_immediately_but_an_ended_one_is_not(place: S
 
 
 def test_of_several_processes_that_take_an_orphan_one_gets_it(shared: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         dead, *heirs = processes
-        (seen,) = await dead.episodes.keep(house.episode())
+        (seen,) = await dead.episodes.keep(rig.episode())
         await dead.episodes.release()
-        house.clock.now += 1
+        rig.clock.now += 1
         taken = await asyncio.gather(*(heir.episodes.take(seen) for heir in heirs))
         assert sorted(taken, key=len) == [[], [], [seen]]
 
@@ -227,14 +227,14 @@ def test_of_several_processes_that_take_an_orphan_one_gets_it(shared: StorePlace
 
 
 def test_a_dead_process_does_not_keep_an_episode_open(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         dead, alive = processes
-        (seen,) = await dead.episodes.keep(house.episode())
-        house.clock.now += LEASE_S + 1
+        (seen,) = await dead.episodes.keep(rig.episode())
+        rig.clock.now += LEASE_S + 1
         await alive.episodes.take(seen)
         await alive.episodes.leave(seen)
         assert [past.phase for past in await history(alive)] == ["resolved"]
-        assert await house.said() == ["firing", "resolved"]
+        assert await rig.said() == ["firing", "resolved"]
 
     with_processes(place, main)
 
@@ -243,34 +243,34 @@ def test_a_process_that_was_stopped_learns_that_others_have_ended_its_episode(
     place: StorePlace,
 ) -> None:
 
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         stopped, alive = processes
-        (seen,) = await stopped.episodes.keep(house.episode())
-        house.clock.now += LEASE_S + 1
+        (seen,) = await stopped.episodes.keep(rig.episode())
+        rig.clock.now += LEASE_S + 1
         await alive.episodes.take(seen)
         await alive.episodes.leave(seen)
-        (known,) = await stopped.episodes.keep(replace(seen, notified_at=house.clock.now))
+        (known,) = await stopped.episodes.keep(replace(seen, notified_at=rig.clock.now))
         assert (known.id, known.phase) == (seen.id, "resolved")
         await stopped.episodes.leave(seen)
         assert await history(alive) == [known], "an ended episode stays ended"
-        assert await house.said() == ["firing", "resolved"]
+        assert await rig.said() == ["firing", "resolved"]
 
     with_processes(place, main)
 
 
 def test_an_episode_that_no_process_observes_ends_with_a_notice(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         (one,) = processes
-        await one.episodes.keep(house.episode())
-        await one.episodes.expire(before=house.clock.now)
+        await one.episodes.keep(rig.episode())
+        await one.episodes.expire(before=rig.clock.now)
         assert [past.phase for past in await history(one)] == ["firing"]
-        house.clock.now += LEASE_S + 100
-        await one.episodes.expire(before=house.clock.now - 50)
+        rig.clock.now += LEASE_S + 100
+        await one.episodes.expire(before=rig.clock.now - 50)
         (past,) = await history(one)
-        assert past.ended_at == house.clock.now and await house.said() == ["firing", "resolved"]
-        await one.episodes.prune(before=house.clock.now)
+        assert past.ended_at == rig.clock.now and await rig.said() == ["firing", "resolved"]
+        await one.episodes.prune(before=rig.clock.now)
         assert len(await history(one)) == 1
-        await one.episodes.prune(before=house.clock.now + 1)
+        await one.episodes.prune(before=rig.clock.now + 1)
         assert await history(one) == []
 
     with_processes(place, main, count=1)
@@ -280,43 +280,43 @@ def test_an_episode_that_no_process_observes_ends_with_a_notice(place: StorePlac
 
 
 def test_an_episode_that_began_and_ended_while_the_store_was_away_is_recorded(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         (one,) = processes
-        over = house.episode(phase="resolved", ended_at=NOON_S + 7)
+        over = rig.episode(phase="resolved", ended_at=NOON_S + 7)
         await one.episodes.leave(over)
-        assert await history(one) == [over] and await house.said() == ["firing", "resolved"]
+        assert await history(one) == [over] and await rig.said() == ["firing", "resolved"]
         await one.episodes.leave(over)
-        assert await history(one) == [over] and await house.said() == [], "writing it twice changes nothing"
-        await one.episodes.leave(house.episode(fired_at=None, notified_at=None, ended_at=NOON_S))
+        assert await history(one) == [over] and await rig.said() == [], "writing it twice changes nothing"
+        await one.episodes.leave(rig.episode(fired_at=None, notified_at=None, ended_at=NOON_S))
         assert await history(one) == [over], "an episode that never fired is not in the history"
 
     with_processes(place, main, count=1)
 
 
 def test_an_episode_that_fired_and_ended_between_two_writes_is_recorded_as_fired(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         (one,) = processes
-        pending = house.episode(phase="pending", fired_at=None, notified_at=None)
+        pending = rig.episode(phase="pending", fired_at=None, notified_at=None)
         await one.episodes.keep(pending)
         fired = replace(pending, fired_at=NOON_S + 1, notified_at=NOON_S + 2)
         await one.episodes.leave(replace(fired, phase="resolved", ended_at=NOON_S + 3))
         assert [past.phase for past in await history(one)] == ["resolved"]
-        assert await house.said() == ["firing", "resolved"]
+        assert await rig.said() == ["firing", "resolved"]
 
     with_processes(place, main, count=1)
 
 
 def test_a_notice_that_a_process_delivered_itself_is_not_written_again(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two = processes
-        seen = house.episode()
+        seen = rig.episode()
         (known,) = await one.episodes.keep(seen, said={f"{seen.id}:firing"})
         assert known.notified_at == seen.notified_at, "the time of the notification is kept"
-        await two.episodes.keep(house.episode())
-        assert await house.said() == []
+        await two.episodes.keep(rig.episode())
+        assert await rig.said() == []
         await two.episodes.leave(known)
         await one.episodes.leave(known, said={f"{seen.id}:resolved"})
-        assert await house.said() == []
+        assert await rig.said() == []
 
     with_processes(place, main)
 
@@ -324,10 +324,10 @@ def test_a_notice_that_a_process_delivered_itself_is_not_written_again(place: St
 def test_an_episode_does_not_fire_before_it_begins(place: StorePlace) -> None:
     """A process that was cut off saw it fire before the stored episode's start, which is kept."""
 
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two = processes
-        await one.episodes.keep(house.episode(phase="pending", fired_at=None, notified_at=None))
-        cut_off = house.episode(started_at=NOON_S - 9, fired_at=NOON_S - 9, notified_at=None)
+        await one.episodes.keep(rig.episode(phase="pending", fired_at=None, notified_at=None))
+        cut_off = rig.episode(started_at=NOON_S - 9, fired_at=NOON_S - 9, notified_at=None)
         (known,) = await two.episodes.keep(cut_off)
         assert (known.started_at, known.fired_at) == (NOON_S, NOON_S)
         assert [past.fired_at for past in await history(one)] == [NOON_S]
@@ -336,12 +336,12 @@ def test_an_episode_does_not_fire_before_it_begins(place: StorePlace) -> None:
 
 
 def test_an_episode_never_ends_before_it_begins(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two = processes
-        (seen,) = await one.episodes.keep(house.episode())
-        house.clock.now -= 3600
-        await one.episodes.leave(replace(seen, ended_at=house.clock.now))
-        await two.episodes.leave(house.episode(started_at=NOON_S, fired_at=NOON_S, ended_at=NOON_S - 9))
+        (seen,) = await one.episodes.keep(rig.episode())
+        rig.clock.now -= 3600
+        await one.episodes.leave(replace(seen, ended_at=rig.clock.now))
+        await two.episodes.leave(rig.episode(started_at=NOON_S, fired_at=NOON_S, ended_at=NOON_S - 9))
         assert [past.ended_at for past in await history(one)] == [NOON_S, NOON_S]
 
     with_processes(place, main)
@@ -351,10 +351,10 @@ def test_an_episode_never_ends_before_it_begins(place: StorePlace) -> None:
 
 
 def test_every_process_sees_an_acknowledgement_which_ends_with_its_episode(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two = processes
-        (seen,) = await one.episodes.keep(house.episode())
-        said = Acknowledgement("ada", house.clock.now, house.clock.now + 600, "on it")
+        (seen,) = await one.episodes.keep(rig.episode())
+        said = Acknowledgement("ada", rig.clock.now, rig.clock.now + 600, "on it")
         known = await two.episodes.acknowledge(seen.id, said)
         assert known is not None and known.acknowledged == said
         assert (await one.episodes.keep(seen))[0].acknowledged == said
@@ -364,18 +364,18 @@ def test_every_process_sees_an_acknowledgement_which_ends_with_its_episode(place
         assert await two.episodes.acknowledge(seen.id, None) is None, "it has ended"
         assert await two.episodes.acknowledge("nothing", said) is None
         assert (await history(one))[0].acknowledged == said
-        (anew,) = await one.episodes.keep(house.episode())
+        (anew,) = await one.episodes.keep(rig.episode())
         assert anew.acknowledged is None
 
     with_processes(place, main)
 
 
 def test_the_history_is_paged_newest_first(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         (one,) = processes
         for number in range(7):
-            house.clock.now += 10 * (number % 2)  # some begin at the same moment
-            (seen,) = await one.episodes.keep(house.episode(fingerprint=f"x:{number}"))
+            rig.clock.now += 10 * (number % 2)  # some begin at the same moment
+            (seen,) = await one.episodes.keep(rig.episode(fingerprint=f"x:{number}"))
             if number != 3:
                 await one.episodes.leave(seen)
         whole = await history(one)
@@ -386,7 +386,7 @@ def test_the_history_is_paged_newest_first(place: StorePlace) -> None:
             pages += page
         assert pages == whole and len(whole) == 7
         assert [past.started_at for past in whole] == sorted((p.started_at for p in whole), reverse=True)
-        lasting = await one.episodes.history(house.clock.now + 60, house.clock.now + 90, limit=9)
+        lasting = await one.episodes.history(rig.clock.now + 60, rig.clock.now + 90, limit=9)
         assert [past.fingerprint for past in lasting] == ["x:3"], (
             "it is still open, so it belongs to that time too"
         )
@@ -397,9 +397,9 @@ def test_the_history_is_paged_newest_first(place: StorePlace) -> None:
 
 
 def test_a_silence_ends_at_its_time_or_when_an_operator_ends_it(place: StorePlace) -> None:
-    async def main(house: House, processes: list[Process]) -> None:
+    async def main(rig: Rig, processes: list[Process]) -> None:
         one, two = processes
-        now = house.clock.now
+        now = rig.clock.now
         night = Silence(
             id="n", component="ai:*", made_at=now, ends_at=now + 600, by="ada", reason="migration"
         )

@@ -54,7 +54,7 @@ def told(error: Exception) -> Fault:
     return error.fault if isinstance(error, Ends) else FAILED
 
 
-class House:
+class Rig:
     """One platform's services, its database, and its ledger's numbers. Create it on the virtual loop."""
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -291,10 +291,10 @@ class House:
         return {finding.fingerprint for finding in self.findings() if finding.begins}
 
 
-def in_house(test: Callable[[House], Awaitable[None]], folder: Path | None = None) -> None:
-    """Run a test in a new house; with a folder it has a database."""
+def on_rig(test: Callable[[Rig], Awaitable[None]], folder: Path | None = None) -> None:
+    """Run a test in a new rig; with a folder it has a database."""
 
     async def main() -> None:
-        await test(House(folder))
+        await test(Rig(folder))
 
     run_virtual(main)
