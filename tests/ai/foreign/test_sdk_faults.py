@@ -335,6 +335,55 @@ def test_an_http_librarys_refused_connection_was_not_billed(ask: Any) -> None:
     assert fault.kind is Kind.CONNECTION and not fault.billed
 
 
+HEADER = "Illegal header value b'Bearer sk-secret\\n'"
+HELD_BACK = [
+    (httpx2.LocalProtocolError(HEADER), Kind.INVALID_REQUEST),
+    (
+        httpx2.UnsupportedProtocol("Request URL is missing an 'http://' or 'https://' protocol."),
+        Kind.INVALID_REQUEST,
+    ),
+    (httpx2.PoolTimeout(""), Kind.SATURATED),
+]
+
+
+@pytest.mark.parametrize(("exception", "kind"), HELD_BACK)
+def test_a_request_that_the_client_could_not_begin_says_nothing_about_the_service(
+    exception: Exception, kind: Kind
+) -> None:
+    by_sdk = openai.APIConnectionError(request=httpx2.Request("POST", "http://h/"))
+    by_sdk.__cause__ = exception
+    for one in (exception, by_sdk):
+        fault = fault_of(one)
+        assert (fault.kind, fault.verdict, fault.billed) == (kind, NEUTRAL, False)
+        assert "sk-secret" not in str(fault.error)
+
+
+@pytest.mark.parametrize(
+    "exception",
+    [
+        httpx2.InvalidURL("Invalid port"),
+        httpx2.ResponseNotRead(),
+        httpx2.CookieConflict("two"),
+        aiohttp.NonHttpUrlClientError("ftp://h/"),
+    ],
+)
+def test_an_http_librarys_error_about_its_caller_is_the_callers_mistake(exception: Exception) -> None:
+    fault = classify_sdk(exception)
+    assert fault is not None and (fault.verdict, fault.error) == (NEUTRAL, None)
+
+
+@pytest.mark.parametrize(
+    ("exception", "kind"),
+    [
+        (httpx2.LocalProtocolError("Invalid input in state CLOSED"), Kind.CONNECTION),
+        (httpx2.TooManyRedirects("20"), Kind.BAD_ANSWER),
+    ],
+)
+def test_a_race_of_connections_and_a_loop_of_redirects_are_failures(exception: Exception, kind: Kind) -> None:
+    fault = fault_of(exception)
+    assert (fault.kind, fault.verdict) == (kind, FAILURE)
+
+
 @pytest.mark.parametrize(
     "exception", [ValueError("x"), TimeoutError(), OSError(), Exception("anthropic"), KeyError("openai")]
 )

@@ -12,19 +12,18 @@ from ssl import SSLCertVerificationError
 from koo.ai.foreign.peek import names_of, peek
 from koo.ai.foreign.statuses import HTTP, by_aws, by_status
 from koo.ai.providers.faults import make_error
-from koo.errors import ExternalServiceError, Kind
+from koo.errors import ExternalServiceError, Kind, ServiceSaturated
 from koo.policies.treatment import MISTAKEN
 from koo.policies.verdict import Fault
 
-UNSENT = frozenset({
-    "ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol",
-})  # fmt: skip
+UNSENT = frozenset({"ConnectError", "ConnectTimeout", "ProxyError"})
 """Errors of httpx and httpx2 for a request that was never sent."""
+HTTPX_MISTAKES = frozenset({"InvalidURL", "StreamError", "CookieConflict"})
 AIOHTTP_UNSENT = frozenset({
     "ClientConnectorError", "ConnectionTimeoutError", "ClientConnectorDNSError", "ClientSSLError",
 })  # fmt: skip
 URLLIB3_UNSENT = frozenset({
-    "ConnectTimeoutError", "NewConnectionError", "ProxyError", "EmptyPoolError", "FullPoolError", "ClosedPoolError",
+    "ConnectTimeoutError", "NewConnectionError", "ProxyError", "FullPoolError", "ClosedPoolError",
 })  # fmt: skip
 BOTOCORE_UNSENT = frozenset({"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"})
 REQUESTS_MISTAKES = frozenset({
@@ -47,6 +46,12 @@ Found = ExternalServiceError | Fault | None
 def judge_httpx(error: Exception, names: set[str], service: str) -> Found:
     if "HTTPStatusError" in names:
         return _answered(error, peek(error, "response", "status_code"), service)
+    if names & HTTPX_MISTAKES:
+        return MISTAKEN
+    if "TooManyRedirects" in names:
+        return _unreadable(service, "too many redirects")
+    if (held_back := judge_held_back(error, names, service)) is not None:
+        return held_back
     if names & UNSENT:
         return _unsent(service)
     if "TimeoutException" in names:
@@ -56,9 +61,29 @@ def judge_httpx(error: Exception, names: set[str], service: str) -> Found:
     return _unreadable(service) if "DecodingError" in names else None
 
 
+def judge_held_back(error: BaseException, names: set[str], service: str) -> ExternalServiceError | None:
+    """Classify an error of httpx for a request that its client could not even begin to send; None for any other.
+
+    The service has not failed. If it had, one tenant's mistyped key would open the breaker for all.
+    """
+    if "PoolTimeout" in names:
+        return _saturated(service)
+    if "UnsupportedProtocol" in names:
+        return _mistaken(service, "the URL does not begin with http:// or https://")
+    # The same class stands for races of HTTP/2 connections, so the text decides. It contains the key: it is not quoted.
+    if "LocalProtocolError" in names and str(error).startswith("Illegal header"):
+        return _mistaken(
+            service,
+            "HTTP does not allow one of the headers (check the key for a line break, or whether it is empty)",
+        )
+    return None
+
+
 def judge_aiohttp(error: Exception, names: set[str], service: str) -> Found:
     if "ClientResponseError" in names:
         return _answered(error, peek(error, "status"), service)
+    if "NonHttpUrlClientError" in names and "RedirectClientError" not in names:
+        return MISTAKEN
     if names & AIOHTTP_UNSENT:
         return _unsent(service)
     if "ServerTimeoutError" in names:
@@ -95,6 +120,8 @@ def judge_urllib3(error: Exception, names: set[str], service: str) -> Found:
         return by_status(error, int(said[1]), service)
     if "LocationValueError" in names:
         return MISTAKEN
+    if "EmptyPoolError" in names:
+        return _saturated(service)
     if names & URLLIB3_UNSENT:
         return _unsent(service)
     if "TimeoutError" in names:
@@ -177,6 +204,17 @@ def _answered(error: Exception, status: object, service: str) -> ExternalService
 
 def _unsent(service: str) -> ExternalServiceError:
     return make_error(service or HTTP.vendor, Kind.CONNECTION, "cannot connect", billable=False)
+
+
+def _saturated(service: str) -> ExternalServiceError:
+    reason = "all connections of the client's own pool are in use; raise its limit, or lower concurrency_max"
+    error = ServiceSaturated(service or HTTP.vendor, reason)
+    error.billable = False
+    return error
+
+
+def _mistaken(service: str, reason: str) -> ExternalServiceError:
+    return make_error(service or HTTP.vendor, Kind.INVALID_REQUEST, reason, billable=False)
 
 
 def _late(service: str) -> ExternalServiceError:

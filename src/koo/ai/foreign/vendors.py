@@ -17,6 +17,7 @@ from koo.ai.foreign.http_libraries import (
     Found,
     judge_aiohttp,
     judge_botocore,
+    judge_held_back,
     judge_http_client,
     judge_httpx,
     judge_requests,
@@ -85,7 +86,10 @@ def _unreached(error: Exception, names: set[str], service: str) -> ExternalServi
     # The SDKs raise the same classes for all failures below HTTP. Only the cause, from the HTTP library, says how far
     # the request got, and so whether it may have been billed.
     cause = error.__cause__
-    unsent = cause is not None and any(base.__name__ in UNSENT for base in type(cause).__mro__)
+    below = {base.__name__ for base in type(cause).__mro__}
+    if cause is not None and (held_back := judge_held_back(cause, below, service)) is not None:
+        return held_back
+    unsent = bool(below & UNSENT)
     if "APITimeoutError" in names and not unsent:
         return make_error(service, Kind.TIMEOUT, "no response within the SDK's own timeout", billable=True)
     reason = "cannot connect" if unsent else "the connection broke before a response arrived"
