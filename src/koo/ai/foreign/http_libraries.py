@@ -146,7 +146,7 @@ def judge_urllib(error: Exception, names: set[str], service: str) -> Found:
         return _late(service)
     # urllib raises the same error for connecting and for sending, and only the reason tells them apart. A refused
     # connection and an untrusted certificate happen before the request is sent; a reset or another TLS error may happen
-    # afterwards. In case of doubt the call counts as sent, and so as billed.
+    # afterwards. If it is unclear, the call counts as sent, and so as billed.
     lost = isinstance(reason, ConnectionError) and not isinstance(reason, ConnectionRefusedError)
     unsure = isinstance(reason, OSError) and type(reason).__name__.startswith("SSL")
     return _broke(service) if lost or (unsure and not _untrusted(reason)) else _unsent(service)

@@ -3,7 +3,7 @@
 A password is never sent over an unencrypted connection. `smtps://` means TLS from the first byte. `smtp://` means
 STARTTLS, which the server must offer: no mail is sent to a server that does not offer it, or through an attacker who
 removes the offer. On this machine traffic cannot be intercepted, so STARTTLS is used there only if it is offered.
-`?starttls=no` is for a relay without TLS in one's own network, and excludes a password.
+`?starttls=no` is for a relay without TLS in your own network, and excludes a password.
 """
 
 from __future__ import annotations
