@@ -111,7 +111,7 @@ class Threads:
         except BaseException:
             # The call was cancelled, or its deadline has passed. The guard is about to give the slot back, but the
             # thread is still busy: the next caller would start another one, and a host that hangs would collect threads
-            # without limit. `keep` cancels out that give-back; `_end` gives the slot back when the function returns.
+            # without limit. `keep` counts the slot once more, and `_end` gives it back when the function returns.
             # If the future was not cancelled, the function had already ended, and there is nothing to keep.
             if call.ended.cancelled():
                 self._slots.keep()

@@ -53,7 +53,7 @@ class Pacer:
         # Calls are numbered in the order in which they were sent. `_heard`: the newest call whose response was read.
         # `_counted`: how many sent calls are subtracted from the limits. `_booked`: cells that were taken by calls not
         # sent yet. `_pilots`: how many pilots may be out, 0 if none are needed; `_pilots_from`: the last call sent
-        # before them; `_pilots_out`: how many were let go; `_pilots_since`: when the first was.
+        # before them; `_pilots_out`: how many were sent; `_pilots_since`: when the first was.
         self._heard = self._counted = self._booked = 0
         self._pilots = self._pilots_from = self._pilots_out = 0
         self._pilots_since: float | None = None

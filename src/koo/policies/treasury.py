@@ -336,7 +336,7 @@ def _decide(rows: Rows, beat: Beat, ask: Ask, now_ms: int) -> tuple[Met, Key | N
     if now_ms < rows.frozen_until_ms:
         return Met.NO, None
     # All rooms are read before anything is granted. A need of 0 is met even by an overbooked budget: the process has
-    # room enough in that purse, and must not be refused for what it does not ask for.
+    # room enough in that purse, and must not be refused for what it does not request.
     room = {key: _room(rows, beat, key, now_ms) for key in sorted(ask.need)}
     short = [key for key, amount in room.items() if amount < ask.need[key] and ask.need[key] > 0]
     if not short:

@@ -25,7 +25,7 @@ _FAILED = re.compile(
 
 
 def failure_of(reason: str | None) -> ParsedError | None:
-    """The error that a stop reason stands for, if any."""
+    """The error that a stop reason means, if any."""
     if reason is None:
         return None
     word = reason.lower()

@@ -294,7 +294,7 @@ def _asked_s(row: Row, parsed: ParsedError, wall_s: float) -> float | None:
 
 
 def kind_of_status(status: int) -> Kind:
-    """The kind of error that a status alone stands for. An error inside a success (200) is a server error."""
+    """The kind of error that a status alone means. An error inside a success (200) is a server error."""
     kind = BY_STATUS.get(status)
     if kind is not None:
         return kind

@@ -147,7 +147,7 @@ class Reader(ABC):
         return CompletionChunk(final=True, usage=usage, stop_reason=self.stop_reason)
 
     def _failed_end(self) -> ExternalServiceError | None:
-        """The error that the stop reason stands for, if any."""
+        """The error that the stop reason means, if any."""
         if self.stop_reason in OUTCOMES:
             return None
         parsed = failure_of(self.stop_reason)
