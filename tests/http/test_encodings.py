@@ -108,12 +108,15 @@ def test_the_size_limit_applies_to_the_decompressed_body() -> None:
         asked(reply("gzip", packed), answer_bytes_max=1_000_000)
 
 
-def test_a_compressed_event_stream_is_read_as_it_arrives() -> None:
+@pytest.mark.parametrize(
+    "label", [b"content-encoding: x-gzip\r\n", b""], ids=["labelled", "without its label"]
+)
+def test_a_compressed_event_stream_is_read_as_it_arrives(label: bytes) -> None:
     """The first event is returned before the second one is sent."""
     packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
     first = packer.compress(b"data: 1\n\n") + packer.flush(zlib.Z_SYNC_FLUSH)
     second = packer.compress(b"data: 2\n\n") + packer.flush()
-    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: x-gzip\r\n\r\n")
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\n" + label + b"\r\n")
 
     async def main() -> None:
         went_on = asyncio.Event()

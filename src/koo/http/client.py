@@ -44,7 +44,7 @@ from koo.http.connector import (
     trusted,
     was_stale,
 )
-from koo.http.encodings import GZIP_BEGINS, unlabelled, unpacked
+from koo.http.encodings import GZIP_BEGINS, Unpacked, unlabelled, unpacked
 from koo.http.events import EVENT_BYTES_MAX, EVENTS_AT_ONCE, PORTION_BYTES, EventParser, ServerSentEvent
 from koo.http.fresh_request import WRITTEN_AT_ONCE_MAX, ask
 from koo.http.prepared import LINE_BYTES_MAX, Prepared, Reply
@@ -387,7 +387,7 @@ def hidden(headers: Mapping[str, str] | None) -> Headers:
 class HttpStream:
     """A response whose body arrives in portions. Always call `aclose()` at the end."""
 
-    __slots__ = ("_client", "_content", "_events", "_later", "_left", "_reply", "headers", "status")
+    __slots__ = ("_begun", "_client", "_content", "_events", "_later", "_left", "_reply", "headers", "status")
 
     def __init__(self, reply: Reply, client: HttpClient) -> None:
         self._reply = reply
@@ -396,6 +396,7 @@ class HttpStream:
         self.status = reply.status
         self.headers: Mapping[str, str] = reply.headers
         self._content = unpacked(reply.headers, reply.content)
+        self._begun = False
         self._left = b""
         self._later: list[ServerSentEvent] = []
 
@@ -410,6 +411,11 @@ class HttpStream:
         content = self._content
         try:
             while chunk := await (self._rest() if self._left else content.readany()):
+                if not self._begun:
+                    self._begun = True
+                    if chunk.startswith(GZIP_BEGINS):  # a proxy has dropped the label
+                        content = self._content = Unpacked(content, "gzip", chunk)
+                        continue
                 if len(chunk) > PORTION_BYTES:
                     self._left, chunk = chunk[PORTION_BYTES:], chunk[:PORTION_BYTES]
                 events = self._events.feed(chunk)

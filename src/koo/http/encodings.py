@@ -88,14 +88,17 @@ def unlabelled(body: bytes, bytes_max: int) -> bytes:
 
 
 class Unpacked:
-    """A compressed body. Reading raises `TransportError` if it cannot be decompressed."""
+    """A compressed body; `beginning` has already been read from it.
+
+    Reading raises `TransportError` if it cannot be decompressed.
+    """
 
     __slots__ = ("_content", "_empty", "_inflate", "_name", "_plain", "_tail")
 
-    def __init__(self, content: Content, name: str) -> None:
+    def __init__(self, content: Content, name: str, beginning: bytes = b"") -> None:
         self._content = content
         self._name = name
-        self._tail = b""
+        self._tail = beginning
         self._empty = 0
         self._plain = False
         self._inflate: zlib._Decompress | None = None
