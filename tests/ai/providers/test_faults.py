@@ -163,6 +163,12 @@ ROWS: list[tuple[str, Any, Kind]] = [
     ("ollama", raw(b'{"error": "`inputs` is empty", "error_type": "validation"}'), Kind.INVALID_REQUEST),
     ("ollama", raw(b'{"code": "rate_limit_exceeded", "error": "too fast"}'), Kind.THROTTLED),
     ("ollama", raw(b'{"error": "failed", "status_code": 429}'), Kind.THROTTLED),
+    # In another charset: a gateway in .NET.
+    (
+        "compatible",
+        raw('{"error": {"code": "context_length_exceeded"}}'.encode("utf-16"), status=400),
+        Kind.CONTEXT_LENGTH,
+    ),
     # 5c. OpenAI.
     ("openai", error(400, INVALID, code="context_length_exceeded"), Kind.CONTEXT_LENGTH),
     (
