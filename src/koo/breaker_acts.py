@@ -59,12 +59,13 @@ class BreakerActs:
         """Set an operator's override until `act.until`."""
         self._check(name)
         clock = self._parts.clock
-        until = None if act is None else act.until
         act = replace(act or Act(), at=clock.wall())
-        ends_at = NEVER if until is None else clock.monotonic() + until - clock.wall()
+        for_s = None if act.until is None else act.until - clock.wall()
+        ends_at = NEVER if for_s is None else clock.monotonic() + for_s
+        payload = {"override": override.value, "for_s": for_s, **said(act)}
         self._act(
             lambda: self._parts.breakers.override(name, override, act, ends_at),
-            lambda: self._parts.sharing.publish("override", name, {"override": override.value, **said(act)}),
+            lambda: self._parts.sharing.publish("override", name, payload),
         )
 
     def reset(self, name: str, *, by: str = "", reason: str = "") -> None:

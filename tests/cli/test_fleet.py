@@ -8,6 +8,7 @@ import json
 from koo.policies.fleet import GuardKey, GuardLine
 from koo.testing.polling import wait_until
 from koo.testing.providers import FakeAnthropic
+from tests.cli.canned import NOW, canned
 from tests.cli.running import Here, serving, settings_of
 from tests.fleet.others import say
 
@@ -44,3 +45,20 @@ def test_without_a_server_it_explains_what_to_do(here: Here) -> None:
     here.set({"KOO_URL": "http://127.0.0.1:9"})
     code, out, err = here.run("fleet")
     assert code != 0 and out == "" and "127.0.0.1:9" in err
+
+
+def test_a_silent_process_was_up_until_its_last_beat(here: Here) -> None:
+    """It may have ended right after it."""
+    seen = {
+        "id": "a", "host": "vm", "worker": "", "pid": 7, "version": "1.0", "label": "",
+        "started_at": "2026-11-28T13:06:24Z", "seen_at": "2026-11-28T13:16:24Z", "beat_age": 3000.0,
+        "state": "silent", "in_flight": 0, "leads": False, "answers": False,
+    }  # fmt: skip
+    status: dict[str, object] = {
+        "processes": [seen], "guards": [], "purses": [], "leases": [], "leader": None, "differences": [],
+        "state_store": {"reachable": True, "reason": "", "lost_at": None, "refuses": []}, "timestamp": NOW,
+    }  # fmt: skip
+    with canned({"/monitoring/fleet": status}) as url:
+        here.set({"KOO_URL": url})
+        (line,) = (one for one in here.run("fleet")[1].splitlines() if one.startswith("vm:7"))
+    assert "10 min  50 min ago" in line

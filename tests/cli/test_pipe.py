@@ -145,7 +145,8 @@ def test_status_shows_what_is_wrong_with_koo_itself(here: Here) -> None:
             here.set({"KOO_URL": url})
             said.append(here.run("status")[1].splitlines())
     assert [line for line in said[1] if line not in said[0]][1:] == [
-        "state store: unreachable since 2026-11-28T14:07:06Z: a full disk; calls of lab are refused",
+        "state store: unreachable since 2026-11-28T14:07:06Z: a full disk; "
+        "calls of lab are refused once the money granted to this process is used up",
         "disk of home: nearly full, 0.5 of 16.0 GiB free",
         "koo: calls lacked file descriptors within the last minute",
         "koo: overdue: the checks of services; what is shown may be outdated",

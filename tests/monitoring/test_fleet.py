@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
+from koo.clock import iso
 from koo.monitoring.fleet import differences, fleet_view
 from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.own_shapes import StoreHealth
@@ -66,6 +68,21 @@ def test_each_process_is_shown_with_its_beat_and_its_role() -> None:
     ]
     assert status["leader"] == {"process": "b", "epoch": 3}
     assert seen(member("a"))["leader"] is None
+
+
+def test_the_times_of_the_fleet_are_by_this_machines_clock() -> None:
+    """They are the store's, whose clock may be hours away; readers subtract them from the response's time."""
+    behind_s = 7200
+    away = [
+        replace(one, started_at=one.started_at - behind_s, seen_at=one.seen_at - behind_s)
+        for one in (member("a"), member("b", silent_for_s=60.0))
+    ]
+    guards = (replace(guard("a", "open"), since=NOW - 9 - behind_s),)
+    status = seen(*away, guards=guards)
+    assert [(one["started_at"], one["seen_at"]) for one in status["processes"]] == [
+        (iso(NOW - 100), iso(NOW - silent_for_s)) for silent_for_s in (away[0].silent_for_s, 60.0)
+    ]
+    assert status["guards"][0]["open_since"] == iso(NOW - 9)
 
 
 def test_a_guards_open_count_is_shown_with_the_number_of_processes_that_use_it() -> None:

@@ -351,6 +351,25 @@ def test_a_reset_closes_an_open_breaker(tmp_path: Path) -> None:
     with_server(tmp_path, work)
 
 
+def test_an_act_that_other_processes_cannot_receive_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
+        monkeypatch.setattr(type(koo.parts.store), "trouble", "the disk is full")
+        said = {"json": {"by": "ada", "reason": "a drill"}}
+        for path in (
+            "monitoring/breakers/claude/trip",
+            "monitoring/breakers/claude/reset",
+            "monitoring/database/reset-circuit-breaker",
+            "ai/services/claude/reset-errors",
+            "ai/services/reset-all-errors",
+        ):
+            message = (await client.post(f"/api/v1/{path}", **said)).body["message"]
+            assert message.endswith(", in this process only: the state store is unreachable"), message
+
+    with_server(tmp_path, work)
+
+
 def test_the_body_of_the_databases_reset_is_optional(tmp_path: Path) -> None:
     async def work(client: Client, fake: FakeAnthropic, koo: Platform) -> None:
         path = "/api/v1/monitoring/database/reset-circuit-breaker"

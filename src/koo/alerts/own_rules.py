@@ -53,8 +53,10 @@ def find_in_store(store: StoreHealth | None, services: Sequence[ServiceHealth]) 
     yield Finding("budget_local", STORE, message + local, data)
     if store is not None and is_away and store["refuses"]:
         whom = ", ".join(store["refuses"])
-        refuses: AlertData = {**data, "refuses": f"calls to {whom} that count against a budget that was set"}
-        soon = f"calls to {whom} will be refused once the money granted to this process is used up"
+        once = "once the money granted to this process is used up"
+        what = f"calls to {whom} that count against a budget that was set"
+        refuses: AlertData = {**data, "refuses": f"{what}, {once}"}
+        soon = f"calls to {whom} will be refused {once}"
         yield Finding("store_unavailable", STORE, f"{message}; {soon}", refuses)
 
 

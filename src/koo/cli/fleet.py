@@ -83,7 +83,9 @@ def name_of(one: FleetProcess) -> str:
 
 
 def _process(one: FleetProcess, now: float) -> list[str]:
-    started = seconds_of(one["started_at"]) or now
+    # A silent process may have ended right after its last beat.
+    seen = now - one["beat_age"] if one["state"] == "silent" else now
+    started = seconds_of(one["started_at"]) or seen
     marks = (
         ["leader"] * one["leads"] + ["responding"] * one["answers"] + ["silent"] * (one["state"] == "silent")
     )
@@ -92,7 +94,7 @@ def _process(one: FleetProcess, now: float) -> list[str]:
         one["worker"],
         one["version"],
         one["label"],
-        span(max(0.0, now - started)),
+        span(max(0.0, seen - started)),
         f"{span(one['beat_age'])} ago",
         str(one["in_flight"]),
         ", ".join(marks),

@@ -82,8 +82,9 @@ def why_koo(koo: KooHealth | None) -> Iterator[str]:
     store = koo["state_store"]
     if not store["reachable"]:
         since = f" since {when(store['lost_at'])}" if store["lost_at"] else ""
-        refuses = f"; calls of {', '.join(store['refuses'])} are refused" if store["refuses"] else ""
-        yield f"state store: unreachable{since}: {store['reason']}{refuses}"
+        whom = ", ".join(store["refuses"])
+        refuses = f"; calls of {whom} are refused once the money granted to this process is used up"
+        yield f"state store: unreachable{since}: {store['reason']}{refuses if whom else ''}"
     for disk in koo["disks"]:
         if disk["state"] != "ok":
             free = f"{disk['free_bytes'] / 2**30:.1f} of {disk['total_bytes'] / 2**30:.1f} GiB free"

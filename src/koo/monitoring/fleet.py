@@ -28,9 +28,11 @@ def fleet_view(
     """The fleet's status. `own` is the name of the process that answers; `now` is in wall seconds."""
     living = [member for member in roll.members if member.lives]
     leader = roll.leader.process if roll.leader is not None else ""
+    # The times of the roll are the store's. Readers subtract them from `now`, which this machine's clock shows.
+    ahead_s = next((now - one.seen_at - one.silent_for_s for one in roll.members), 0.0)
     return {
-        "processes": [_process(member, own, leader) for member in roll.members],
-        "guards": [_guard(key, rows) for key, rows in _by_key(roll.guards).items()],
+        "processes": [_process(member, own, leader, ahead_s) for member in roll.members],
+        "guards": [_guard(key, rows, ahead_s) for key, rows in _by_key(roll.guards).items()],
         "purses": [_purse(name, view) for name, view in budgets],
         "leases": [_units(one) for one in roll.units],
         "leader": _leader(roll.leader),
@@ -42,7 +44,7 @@ def fleet_view(
     }
 
 
-def _process(member: Member, own: str, leader: str) -> FleetProcess:
+def _process(member: Member, own: str, leader: str, ahead_s: float) -> FleetProcess:
     return {
         "id": member.process,
         "host": member.host,
@@ -50,8 +52,8 @@ def _process(member: Member, own: str, leader: str) -> FleetProcess:
         "pid": member.pid,
         "version": member.version,
         "label": member.label,
-        "started_at": iso(member.started_at),
-        "seen_at": iso(member.seen_at),
+        "started_at": iso(member.started_at + ahead_s),
+        "seen_at": iso(member.seen_at + ahead_s),
         "beat_age": member.silent_for_s,
         "state": "live" if member.lives else "silent",
         "in_flight": member.in_flight,
@@ -75,7 +77,7 @@ def _by_key(guards: Sequence[MemberGuard]) -> dict[GuardKey, list[MemberGuard]]:
     return found
 
 
-def _guard(key: GuardKey, rows: list[MemberGuard]) -> FleetGuard:
+def _guard(key: GuardKey, rows: list[MemberGuard], ahead_s: float) -> FleetGuard:
     is_open = [row for row in rows if row.phase == "open"]
     opinion = Opinion(key, sum(row.is_down for row in rows), len(rows), 0.0)
     return {
@@ -85,7 +87,7 @@ def _guard(key: GuardKey, rows: list[MemberGuard]) -> FleetGuard:
         "half_open": sum(row.phase == "half_open" for row in rows),
         "processes": len(rows),
         "open_in": [row.process for row in is_open],
-        "open_since": iso(min((row.since for row in is_open), default=None)),
+        "open_since": iso(min((row.since + ahead_s for row in is_open), default=None)),
         "primed": why_primed(opinion),
         "calls": sum(row.calls for row in rows),
     }

@@ -15,7 +15,10 @@ class StoreHealth(TypedDict):
     reachable: bool
     reason: Annotated[str, Doc("why it is unreachable; empty if it is reachable")]
     lost_at: Annotated[Time | None, Doc("when it became unreachable; null if it is reachable")]
-    refuses: Annotated[list[str], Doc("services whose calls are refused while it is unreachable")]
+    refuses: Annotated[
+        list[str],
+        Doc("services whose calls are refused while it is unreachable, once this process's money is used up"),
+    ]
 
 
 class DiskHealth(TypedDict):

@@ -170,7 +170,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         if not platform.reset_service(service, **said.who):
             raise unknown_service(service, list(platform.services))
         log.warning("the AI service %s was reset %s", service, said.signature)
-        message = f"{service} was reset"
+        message = f"{service} was reset{platform.parts.sharing.obstacle}"
         return JsonView(answers.ServiceReset(message=message, service=service, timestamp=now_iso()))
 
     @router.post(
@@ -186,4 +186,5 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         log.warning("all AI services were reset %s", said.signature)
         count = sum(results.values())
         message = "1 service was reset" if count == 1 else f"{count} services were reset"
+        message += platform.parts.sharing.obstacle
         return JsonView(answers.ServicesReset(message=message, results=results, timestamp=now_iso()))

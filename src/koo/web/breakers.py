@@ -69,5 +69,5 @@ def _done(platform: Platform, name: str, done: str, body: bodies.ReasonBody) -> 
     statuses = platform.breakers.statuses(name)
     names = ", ".join(one["name"] for one in statuses)
     log.warning("the breaker of %s %s: by %r, reason: %r", names, done, body.by, body.reason)
-    message = f"the breaker of {names} {done}"
+    message = f"the breaker of {names} {done}{platform.parts.sharing.obstacle}"
     return JsonView(answers.BreakerAct(message=message, breakers=statuses, timestamp=now_iso()))

@@ -123,7 +123,7 @@ def _add_database(router: APIRouter, platform: Platform) -> None:
         said = body or bodies.ActBody()
         platform.reset_database(**said.who)
         log.warning("the database's circuit breaker was reset %s", said.signature)
-        message = "the database's circuit breaker is closed"
+        message = f"the database's circuit breaker is closed{platform.parts.sharing.obstacle}"
         state = platform.database.circuit_breaker_state
         return JsonView(answers.DatabaseReset(message=message, new_state=state.value, timestamp=now_iso()))
 
