@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 import koo
 from koo import CircuitOpen, ConfigurationError, Platform
 from koo.ai.operation_stream import OperationStream
+from koo.policies.verdict import FAILURE, Fault
 from koo.residence import SECOND
 from koo.web import mount
 from tests.platform.test_platform import options
@@ -288,6 +289,53 @@ def test_functions_with_state_of_their_own_are_not_the_same_option(platform: Pla
     known = platform.parts.services["parcels"]
     platform.register_service("parcels", **cost("0.2"))
     assert platform.parts.services["parcels"] is not known
+
+
+@pytest.mark.parametrize(
+    "classify",
+    [
+        lambda error: 1 / 0,
+        lambda error: "failure",
+        lambda error: FAILURE,
+        lambda error: Fault(verdict="failure"),  # type: ignore[arg-type]
+        lambda error: Fault(verdict=FAILURE, kind="weird"),  # type: ignore[arg-type]
+        lambda error: Fault(verdict=FAILURE, retry_after_s="5"),  # type: ignore[arg-type]
+        lambda error: Fault(verdict=FAILURE, retry_after_s=float("nan")),
+        lambda error: Fault(verdict=FAILURE, error=ValueError),  # type: ignore[arg-type]
+        lambda error: Fault(verdict=FAILURE, reach="host"),  # type: ignore[arg-type]
+    ],
+    ids=[
+        "raises",
+        "text",
+        "verdict",
+        "verdict text",
+        "kind text",
+        "wait text",
+        "wait NaN",
+        "error class",
+        "reach",
+    ],
+)
+def test_the_table_decides_if_classify_fails_or_returns_an_invalid_fault(
+    platform: Platform, caplog: pytest.LogCaptureFixture, classify: Any
+) -> None:
+    @platform.guarded("parcels", failure_threshold=2, classify=classify)
+    async def find() -> None:
+        raise ConnectionResetError
+
+    async def main() -> list[str]:
+        seen = []
+        for _ in range(3):
+            try:
+                await find()
+            except Exception as error:
+                seen.append(type(error).__name__)
+        await platform.close()
+        return seen
+
+    assert asyncio.run(main()) == ["ConnectionResetError", "ConnectionResetError", "CircuitOpen"]
+    assert platform.service_health("parcels")["metrics"]["error_counts"] == {"connection": 2}
+    assert caplog.text.count("parcels: classify ") == 1
 
 
 @pytest.mark.parametrize(

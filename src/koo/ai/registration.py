@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
-from types import FunctionType
+from types import FunctionType, NoneType
 from typing import Any
 
 from koo.ai.blocking import is_async
@@ -13,10 +14,11 @@ from koo.ai.hidden_repeats import warn_of_repeats_in
 from koo.ai.operation_money import MONEY, USAGE
 from koo.ai.threads import CONCURRENCY
 from koo.checked import fault_in
-from koo.errors import ConfigurationError, KooError
+from koo.errors import ConfigurationError, Failure, Kind, KooError
 from koo.options import BreakerOptions, GuardOptions, LimitOptions, RetryOptions
-from koo.policies.verdict import Classify, Fault
+from koo.policies.verdict import Classify, Fault, Verdict
 
+log = logging.getLogger("koo")
 NAMES: dict[str, tuple[str, str]] = {
     "timeout_s": ("guard", "timeout_s"),
     "attempt_timeout_s": ("guard", "attempt_timeout_s"),
@@ -37,6 +39,16 @@ NAMES: dict[str, tuple[str, str]] = {
 """The options of `register_service` that set one of koo's options, and which one."""
 PLAIN_FUNCTION = "a function (def, not async def)"
 RETRIES_MAX = 99
+FAULT_KINDS: dict[str, tuple[type, ...]] = {
+    "verdict": (Verdict,),
+    "kind": (Kind,),
+    "retry_after_s": (int, float, NoneType),
+    "until_wall_s": (int, float, NoneType),
+    "error": (Exception, NoneType),
+    "failure": (Failure, NoneType),
+}
+"""The types of a fault's fields that koo computes with, or shows."""
+REACHES = (None, "model", "service")
 PARTS = {"guard": GuardOptions, "breaker": BreakerOptions, "retry": RetryOptions, "limits": LimitOptions}
 FIELDS: dict[tuple[str, str], Field[Any]] = {
     (part, one.name): one for part, kind in PARTS.items() for one in fields(kind)
@@ -141,15 +153,40 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def compose(classify: Classify | None, name: str) -> Classify:
-    """A classifier that uses the caller's own if that returns a fault, and `koo.ai.foreign` otherwise."""
+    """A classifier that uses the caller's own if that returns a valid fault, and `koo.ai.foreign` otherwise."""
+    warned = False
+
+    def by_caller(error: Exception) -> Fault | None:
+        nonlocal warned
+        if classify is None:
+            return None
+        try:
+            fault = classify(error)
+            wrong = "" if fault is None else _flaw_of(fault)
+        except Exception as worse:  # noqa: BLE001 - a bug in it must not switch the breaker off
+            wrong = f"raised {type(worse).__name__}"
+        if not wrong:
+            return fault
+        if not warned:
+            log.warning("%s: classify %s, so koo's own table decides (logged once)", name, wrong)
+        warned = True
+        return None
 
     def judge(error: Exception) -> Fault:
         if not isinstance(error, KooError):
             warn_of_repeats_in(name, error)
-        if classify is not None:
-            fault = classify(error)
-            if fault is not None:
-                return fault
-        return meaning_of(error, name)
+        return by_caller(error) or meaning_of(error, name)
 
     return judge
+
+
+def _flaw_of(fault: object) -> str:
+    """What is wrong with the result of a caller's `classify`, as a predicate; empty if nothing."""
+    if not isinstance(fault, Fault):
+        return f"must return a Fault or None, not {type(fault).__name__}"
+    # Python checks no field's type. A kind that is a text would break the service's status, and with it every page.
+    for name, kinds in FAULT_KINDS.items():
+        value = getattr(fault, name)
+        if not isinstance(value, kinds) or isinstance(value, bool) or value != value:
+            return f"returned a Fault whose {name} is {type(value).__name__}"
+    return "" if fault.block in REACHES and fault.reach in REACHES else "returned a Fault of an unknown reach"
