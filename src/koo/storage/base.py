@@ -356,7 +356,7 @@ SignalKind = Literal["reset", "limits", "override", "cooldown", "latch", "write_
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """One act: its `kind`, its `target`, the `process` it came from, and its wall time `at`.
+    """One act: its `kind`, its `target`, the `process` it came from, and when: `at`, on this machine's clock.
 
     `id` ascends. `payload` contains the details, which depend on the kind.
     """

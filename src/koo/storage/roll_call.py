@@ -138,7 +138,9 @@ class SqlRollCall:
         _say_checks(tx, told, values)
         fleet, opinions = tx.later(FLEET, values), tx.later(OPINIONS, values)
         checks = tx.later(CHECKS, {**values, "checks_seen": told.checks_seen})
-        signals: Callable[[], list[Signal]] = list if cursor is None else since_in(tx, cursor)
+        signals: Callable[[], list[Signal]] = (
+            list if cursor is None else since_in(tx, cursor, values["wall_ms"])
+        )
         is_new = beats()[0][0] == 1
         if is_new:
             tx.run(CONFIGURE, values)
