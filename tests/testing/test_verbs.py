@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import anthropic
+import httpx
 import openai
 import pytest
 
@@ -243,6 +244,17 @@ def test_a_fault_without_effect_fails_the_test() -> None:
         client_of(server) as client,
     ):
         assert ask(client) == "ab"
+
+
+def test_one_stream_for_all_requests_may_serve_a_query_whole() -> None:
+    with FakeAnthropic().streams(["a", "b"], cut_after=1) as server, client_of(server) as client:
+        assert ask(client) == "ab"
+        question: Any = [{"role": "user", "content": "?"}]
+        with (
+            pytest.raises(httpx.RemoteProtocolError),
+            client.messages.stream(model=CLAUDE, max_tokens=100, messages=question) as pieces,
+        ):
+            pieces.get_final_text()
 
 
 @pytest.mark.parametrize("fake", FAKES, ids=lambda fake: fake.__name__)

@@ -379,10 +379,10 @@ class FakeProvider(Vendor, Verbs):
             headers=step.headers,
         )
         if not self.wants_stream(request):
-            for name, place in step.faults.items():
-                self.diary.note_no_effect(request, f"{name}={place} on a query that is not streamed")
+            self.diary.note_whole(request, step)
             await self._answer(good, request, connection)
             return True
+        self.diary.note_stream(step)
         tokens = self._tokens(request, good)
         before, after = self.around(request, good, list(step.pieces), tokens, next(self._ids))
         await connection.begin(self._head(step.headers))
