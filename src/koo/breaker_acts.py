@@ -60,12 +60,10 @@ class BreakerActs:
         self._check(name)
         clock = self._parts.clock
         act = replace(act or Act(), at=clock.wall())
-        for_s = None if act.until is None else act.until - clock.wall()
-        ends_at = NEVER if for_s is None else clock.monotonic() + for_s
-        payload = {"override": override.value, "for_s": for_s, **said(act)}
+        ends_at = NEVER if act.until is None else clock.monotonic() + act.until - clock.wall()
         self._act(
             lambda: self._parts.breakers.override(name, override, act, ends_at),
-            lambda: self._parts.sharing.publish("override", name, payload),
+            lambda: self._parts.sharing.publish("override", name, {"override": override.value, **said(act)}),
         )
 
     def reset(self, name: str, *, by: str = "", reason: str = "") -> None:

@@ -39,8 +39,6 @@ from koo.storage.base import Signal, SignalKind, Store, StoreUnavailable
 log = logging.getLogger("koo")
 
 EVERY_MODEL = ""
-CLOCKS_DIFFER_S = 10.0
-"""The clocks of two machines may differ by this much, including the time that a signal takes."""
 
 
 class Sharing:
@@ -61,7 +59,6 @@ class Sharing:
         self._key_of = key_of
         self.seen: int | None = None
         """The number of the last signal that was applied here."""
-        self._heard_at = -NEVER  # when the signals were last read
         self._names: set[str] = set()  # names this process has published under; each opening has a new one
         self._unpublished: deque[tuple[SignalKind, str, dict[str, Any] | None]] = deque(maxlen=1000)
         self._publishing: asyncio.Task[None] | None = None
@@ -162,7 +159,6 @@ class Sharing:
             self.seen = signal.id
             if signal.process not in self._names:
                 self._apply(signal, new=True)
-        self._heard_at = self._clock.monotonic()
 
     async def catch_up(self) -> int | None:
         """Apply earlier signals in order; returns the number of the last one."""
@@ -222,13 +218,6 @@ class Sharing:
     def _override(self, signal: Signal) -> None:
         act, now = replace(act_of(signal.payload), at=signal.at), self._clock.wall()
         left_s = NEVER if act.until is None else act.until - now
-        for_s = signal.payload.get("for_s")
-        # If the clocks of the two machines differ by hours, `until` is over here already, or hours further away than
-        # the operator wanted. The override was set since the last look at the signals, which bounds what is left.
-        oldest_s = self._clock.monotonic() - self._heard_at
-        if for_s is not None and not for_s - oldest_s - CLOCKS_DIFFER_S < left_s < for_s + CLOCKS_DIFFER_S:
-            left_s = float(for_s)
-            act = replace(act, at=now, until=now + left_s)
         if left_s > 0:
             override, ends_at = Override(signal.payload["override"]), self._clock.monotonic() + left_s
             self._breakers.override(signal.target, override, act, ends_at)
