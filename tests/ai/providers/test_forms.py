@@ -228,6 +228,7 @@ def test_a_parameter_that_the_operator_omits_stays_omitted() -> None:
         (says("parameter.enable_thinking must be set to false for non-streaming calls"), True),
         (says("enable thinking can not be support when `stream=False`."), True),
         ({"detail": "Stream must be set to true"}, True),
+        (says("Requests with max_tokens > 4096 must have stream=true"), True),
         (says("Your organization must be verified to stream this model.", "unsupported_value", "stream"), False),
         (says("Unsupported value: 'stream' does not support true with this model."), False),
         (says("Streaming is not supported for this model"), False),

@@ -191,7 +191,9 @@ def _refused(parsed: ParsedError, used: str) -> str | None:
 
 
 _STREAM = re.compile(r"(?<![\w.-])(?:non[- ]?)?stream(?:ing|ed)?(?!\w)")
-_ONLY_OTHER = re.compile(r"\bonly\b|\b(?:must|should|needs to|has to) be\b|\brequire[sd]?\b|\bcan ?not\b")
+_ONLY_OTHER = re.compile(
+    r"\bonly\b|\b(?:must|should|needs to|has to) (?:be|have)\b|\brequire[sd]?\b|\bcan ?not\b"
+)
 
 
 def _refuses_stream(parsed: ParsedError) -> bool:
