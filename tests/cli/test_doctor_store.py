@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
+from koo.cli.doctor_store import state_store
+from koo.clock import SYSTEM_CLOCK, SystemClock
+from koo.options import PlatformOptions
+from koo.platform import Platform
 from koo.storage.durability import risks_of_file, risks_of_settings
 from koo.testing.postgres import PostgresServer
 from tests.cli.running import Here
@@ -71,3 +76,26 @@ def test_doctor_reports_the_risks_of_a_running_server(here: Here, postgres18: Po
     assert [one["result"] for one in found] == ["ok", "warning", "warning"]
     assert "fsync is off" in found[1]["found"] and found[1]["advice"] == "set fsync = on"
     assert "loses the last bookings" in found[2]["found"]
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "found"),
+    [
+        (7200.0, "it is 2 h ahead of the clock of the state store's server"),
+        (-300.0, "it is 5 min behind the clock of the state store's server"),
+        (1.0, None),
+    ],
+)
+def test_doctor_compares_the_clock_with_the_stores(
+    ahead_s: float, found: str | None, postgres18: PostgresServer, tmp_path: Path
+) -> None:
+    class OtherClock(SystemClock):
+        wall = staticmethod(lambda: SYSTEM_CLOCK.wall() + ahead_s)
+
+    async def main() -> list[str]:
+        url = postgres18.url("psycopg", postgres18.create_database())
+        platform = Platform(PlatformOptions(home=tmp_path, state_url=url), clock=OtherClock())
+        async with platform:
+            return [check.found async for check in state_store(platform) if check.subject == "clock"]
+
+    assert asyncio.run(main()) == ([] if found is None else [found])
