@@ -29,7 +29,8 @@ export function withPoints(history, points) {
   const spans = placeOf(history.until), ahead = Math.max(0, ...inside.map(({ place }) => place + 1 - spans));
   /** @param {string} component @param {string} name */
   const valuesOf = (component, name) => {
-    const kept = (history.series[component]?.[name] ?? []).slice(ahead);
+    const lists = /** @type {Record<string, Values> | undefined} */ (history.series[component]);
+    const kept = (lists?.[name] ?? []).slice(ahead);
     const values = [...kept, ...Array(spans - kept.length).fill(null)];
     for (const { place, series } of inside) if (place >= ahead) values[place - ahead] ??= series[component]?.[name] ?? null;
     return values;
