@@ -56,7 +56,12 @@ class Provider(FakeCompatible):
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
         super().__init__(
-            key=None, models=("m",), input_price=INPUT_PRICE, output_price=OUTPUT_PRICE, latency_s=0.02
+            key=None,
+            models=("m",),
+            input_price=INPUT_PRICE,
+            output_price=OUTPUT_PRICE,
+            latency_s=0.02,
+            strict=False,  # a query may receive a stream that would be cut
         )
 
     @property

@@ -5,16 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def absolute(text: str, home: Path) -> Path:
-    """The absolute path, with its links followed. Raises `ValueError` if it cannot be known."""
+def placed(text: str, home: Path) -> Path:
+    """The absolute path, with no link followed; `home` contains none. Raises `ValueError` if it cannot be known."""
     # RuntimeError is what pathlib raises: for a `~` if HOME is not set and the user id has no name, as in a container
-    # with a random one; for `~name` if there is no such user; for links that lead to themselves.
+    # with a random one; for `~name` if there is no such user.
     try:
-        expanded = Path(text).expanduser()
+        path = Path(text).expanduser()
     except RuntimeError:
         raise ValueError("expected a path without ~, because its home folder is unknown") from None
+    while path.parts[:1] == ("..",):
+        home, path = home.parent, Path(*path.parts[1:])
+    return home / path
+
+
+def absolute(text: str, home: Path) -> Path:
+    """The absolute path, with its links followed. Raises `ValueError` if it cannot be known.
+
+    Not for a file that koo creates: `own_files.py` must see a link in its place, which another user may have made.
+    """
     try:
-        return (home / expanded).resolve()
+        return placed(text, home).resolve()
     except (RuntimeError, OSError):
         raise ValueError("expected a path whose links do not form a loop") from None
 

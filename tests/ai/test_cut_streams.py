@@ -19,7 +19,7 @@ def test_no_stream_is_booked_above_its_hold_or_below_what_was_reported(seed: int
 
 
 def test_the_check_detects_an_estimate_above_its_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(QueryCharge, "_estimate_usd", lambda self, usage: self.price.cost_usd(usage))
+    monkeypatch.setattr(QueryCharge, "_estimate_usd", lambda self, usage, _: self.price.cost_usd(usage))
     with pytest.raises(ProofFailed):
         cut_and_left(600)
 

@@ -225,7 +225,8 @@ def test_a_providers_limit_shows_as_rate_limited(fake: FakeAnthropic, tmp_path: 
         await seen.state("rate_limited")
         await seen.state_on_the_command_line("rate_limited")
         (pause,) = await seen.alerts("provider_limit_reached ai:claude")
-        assert pause["type"] == "warning" and pause["data"]["resets_at"] in pause["message"]
+        resets_at = datetime.fromisoformat(pause["data"]["resets_at"])
+        assert pause["type"] == "warning" and f"until {resets_at:%Y-%m-%dT%H:%M:%SZ}" in pause["message"]
 
     watch(tmp_path, test)
 

@@ -45,6 +45,12 @@ def test_a_database_url_is_normalized(written: str, used: str) -> None:
     assert effective_database_url(written, HOME) == used
 
 
+def test_a_link_in_a_files_place_is_not_followed(tmp_path: Path) -> None:
+    """Another user may have put it there, and koo's check of the file must see it."""
+    (tmp_path / "state.db").symlink_to(tmp_path / "elsewhere")
+    assert effective_database_url("sqlite:///state.db", tmp_path) == f"sqlite:///{tmp_path}/state.db"
+
+
 @pytest.mark.parametrize(
     "url", ["u:p@w/x@h/d", "u:p@w@h/d", "u:p@w:x@h:1/d", "u:p@w?x@h/d", "u:p/w@h/d", "u:1?w@h/d", "u:1/w@h/d"]
 )

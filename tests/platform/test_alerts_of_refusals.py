@@ -88,7 +88,7 @@ def test_the_alert_of_a_scope_that_keeps_its_connection_names_its_statement(tmp_
                 await session.execute(text("SELECT 1"))
                 alert = (await listed(koo))["database_leaking database"]
                 assert alert["type"] == "warning"
-                assert "1 scopes" in alert["message"] and "SELECT" in alert["message"]
+                assert "1 scope has" in alert["message"] and "SELECT" in alert["message"]
             assert koo.database.get_health()["conditions"] == []
 
     asyncio.run(main())

@@ -245,7 +245,7 @@ def test_the_proxy_ends_without_an_error_while_a_connection_is_closing(turns: in
             lambda proxy: proxy.cut_commit("befor"),
             "when is 'befor'; expected one of 'before', 'at', 'after', 'hold'",
         ),
-        (lambda proxy: proxy.cut_commit("at", times=0), "times is 0"),
+        (lambda proxy: proxy.cut_commit("at", times=-1), "times is -1"),
         (
             lambda proxy: proxy.black_hole("clients"),
             "toward is 'clients'; expected one of 'client', 'server', 'both'",

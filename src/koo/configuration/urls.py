@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from koo.database_urls import check_place
 from koo.http.proxies import is_address, read_proxy
-from koo.paths import absolute
+from koo.paths import absolute, placed
 from koo.sqlite_url import check_sqlite_url
 
 DATABASE_SCHEMES = (
@@ -71,7 +71,9 @@ def _absolute(rest: str, home: Path) -> str:
     check_sqlite_url(path, dict(parse_qsl(query, keep_blank_values=True)))
     if path in {"", ":memory:"} or path.startswith("file:"):
         return rest
-    place = absolute(unquote(path), home)
+    absolute(unquote(path), home)  # raises if its links form a loop
+    # The links are not followed here: koo's check of the file must see a link that another user has put there.
+    place = placed(unquote(path), home)
     if place.is_dir():
         raise ValueError("expected the path of a file, but this is a folder")
     # The path is quoted, because SQLAlchemy reads %41 as A, and takes everything after a ? as options. A file with such

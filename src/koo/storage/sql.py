@@ -33,7 +33,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from koo.database_urls import check_place, with_hidden_password
 from koo.errors import ConfigurationError
 from koo.own_files import make_database
-from koo.paths import absolute
+from koo.paths import placed
 from koo.sqlstates import is_locked
 from koo.storage import schema
 from koo.storage.base import StoreUnavailable
@@ -465,7 +465,7 @@ def read_url(url: str, home: Path) -> Path | URL:
                 "KOO_STATE_URL", "it must name a file and nothing else: sqlite:///path/to/file.db"
             )
         try:
-            return absolute(parsed.database, home)
+            return placed(parsed.database, home)
         except ValueError as error:
             raise ConfigurationError("KOO_STATE_URL", str(error)) from None
     if backend in ("postgresql", "postgres"):

@@ -193,15 +193,15 @@ class FaultProxy:
                 (event.set if passes else event.clear)()
 
     def cut_commit(self, when: CommitCut, times: int = 1) -> None:
-        """Cut the next `times` COMMITs, or "hold" them.
+        """Cut the next `times` COMMITs, or "hold" them; 0 takes back what was not used.
 
         "before": before the server receives it, so the transaction is not committed; "hold" has the same result.
         "after": after the server has executed it, so the transaction is committed. "at": while it is forwarded; the
         transaction may be committed or not. Raises ValueError for anything else.
         """
         check_word("when", when, CommitCut)
-        if times < 1:
-            raise ValueError(f"times is {times}; expected at least 1")
+        if times < 0:
+            raise ValueError(f"times is {times}; expected at least 0")
         self._cut, self._cuts_left = when, times
 
     def _act(self, act: Callable[[], T]) -> T:
