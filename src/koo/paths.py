@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 
@@ -23,10 +24,13 @@ def absolute(text: str, home: Path) -> Path:
 
     Not for a file that koo creates: `own_files.py` must see a link in its place, which another user may have made.
     """
+    path = placed(text, home)
     try:
-        return placed(text, home).resolve()
-    except (RuntimeError, OSError):
-        raise ValueError("expected a path whose links do not form a loop") from None
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # `resolve` reports it only before Python 3.13
+            raise ValueError("expected a path whose links do not form a loop") from None
+    return path.resolve()
 
 
 def path_trouble(error: ValueError | OSError) -> str:

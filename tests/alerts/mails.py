@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import subprocess
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -96,7 +97,8 @@ class MailServer:
         self._server.close()
         for talk in self._talks:
             if isinstance(talk.transport, asyncio.Transport):
-                talk.transport.abort()
+                with suppress(AttributeError):  # Python 3.11.2, for TLS that is closed already
+                    talk.transport.abort()
         await self._server.wait_closed()
 
     def _knows(self, _server: Any, _session: Any, _envelope: Any, _how: str, given: Any) -> AuthResult:
