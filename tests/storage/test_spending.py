@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -138,7 +139,8 @@ def test_a_dead_processs_money_is_found_written_off_once_and_recorded_with_the_o
         )
         assert await alive.unsettled.find() == []
         assert await alive.unsettled.write_off(None, "ada", "") == []
-        assert await alive.unsettled.written_off(0, 1e10) == [done]
+        (recorded,) = await alive.unsettled.written_off(0, 1e10)
+        assert replace(recorded, at=done.at) == done, "its time there is the store's"
         await numbers(alive)
         assert shared.booked()[0] == pico("0.11"), "reported spending stays spent"
         assert alive.ledger.standing(CLAUDE).unsettled == 0
