@@ -13,8 +13,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -403,7 +404,10 @@ def test_a_watched_server_turns_unready_before_it_refuses_connections(tmp_path: 
     for how in (signal.SIGTERM, signal.SIGHUP):
         home = tmp_path / how.name
         home.mkdir()
-        with serving(home, KOO_SHUTDOWN_DELAY="600") as (url, process):
+        with (
+            sighup(signal.SIG_DFL),  # the tests themselves may run under nohup
+            serving(home, KOO_SHUTDOWN_DELAY="600") as (url, process),
+        ):
             assert ask(f"{url}/readyz") == {"status": "ready"}
             process.send_signal(how)
             assert _until_refused(f"{url}/readyz") == (503, "draining")
@@ -415,17 +419,16 @@ def test_a_watched_server_turns_unready_before_it_refuses_connections(tmp_path: 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_under_nohup_a_closed_terminal_does_not_end_the_server(tmp_path: Path, workers: str) -> None:
     """SIGTERM after an ignored SIGHUP is the first signal, for which the server does wait."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the server inherits
-    try:
-        with serving(tmp_path, "--workers", workers, KOO_SHUTDOWN_DELAY="600") as (url, process):
-            assert ask(f"{url}/readyz") == {"status": "ready"}
-            process.send_signal(signal.SIGHUP)
-            process.send_signal(signal.SIGTERM)
-            assert _until_refused(f"{url}/readyz") == (503, "draining")
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with (
+        sighup(signal.SIG_IGN),
+        serving(tmp_path, "--workers", workers, KOO_SHUTDOWN_DELAY="600") as (url, process),
+    ):
+        assert ask(f"{url}/readyz") == {"status": "ready"}
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert _until_refused(f"{url}/readyz") == (503, "draining")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 def test_sigusr2_does_not_end_a_server_without_workers(tmp_path: Path) -> None:
@@ -438,9 +441,21 @@ def test_sigusr2_does_not_end_a_server_without_workers(tmp_path: Path) -> None:
         assert process.wait(20) == 0
 
 
+@contextmanager
+def sighup(handled: signal.Handlers) -> Iterator[None]:
+    """How the processes that are started inside treat SIGHUP: they inherit whether it is ignored."""
+    before = signal.signal(signal.SIGHUP, handled)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def _until_refused(url: str) -> tuple[int, str]:
     """Wait for the first refusal and return its status and kind: a signal takes a moment to arrive."""
+    until = time.monotonic() + 30
     while True:
+        assert time.monotonic() < until, "the server serves on"
         try:
             ask(url)
         except urllib.error.HTTPError as refused:
