@@ -186,8 +186,12 @@ class Window:
         await self.until(script)
 
     async def type(self, selector: str, text: str) -> None:
-        """Type into a field."""
-        await self.run(f"document.querySelector({json.dumps(selector)}).focus()")
+        """Type into a field, once it is there."""
+        await self.until(f"""(() => {{
+            const it = document.querySelector({json.dumps(selector)});
+            it?.focus();
+            return it !== null && document.activeElement === it;
+        }})()""")
         await self.send("Input.insertText", text=text)
 
     async def press(self, key: str, code: int) -> None:

@@ -126,8 +126,8 @@ def test_the_page_shows_the_state_of_everything_and_updates_itself(browser: str,
             async with shown(browser, koo) as (page, client):
                 await page.until_text("h1", "Healthy")
                 assert await page.run("document.title") == "● Healthy · koo"
-                assert "The database and both AI services work" in await page.text("#verdict")
-                assert "1 service has no key" in await page.text(".unconfigured")
+                await page.until_text("#verdict", "The database and both AI services work")
+                await page.until_text(".unconfigured", "1 service has no key")
                 assert "local is not included above: switched off by AI_LOCAL_ENABLED=false." in (
                     await page.text(".unconfigured")
                 )
@@ -145,7 +145,7 @@ def test_the_page_shows_the_state_of_everything_and_updates_itself(browser: str,
                 card = await page.text("[data-card=claude]")
                 for words in ("circuit open", "3 failures in a row", "Next attempt in", "0 %", "status 529"):
                     assert words in card
-                assert "second" in await page.text(".well"), "a healthy service stays one line"
+                await page.until_text(".well", "second")  # a healthy service stays one line
 
                 await page.click(".alert .toggle")
                 listed = (await client.get("/api/v1/monitoring/alerts")).body["alerts"][0]
@@ -253,7 +253,7 @@ def test_the_page_shows_money_and_the_database_as_the_api_does(browser: str, tmp
                 spent = health["rate_limits"]["daily_budget"]["spent"]
                 exact = f"{spent} spent and 0 reserved of 0.5, in USD"
                 await page.until(f"document.querySelector('.money .beside')?.title === {json.dumps(exact)}")
-                assert f"${Decimal(spent):.6f}".rstrip("0") in await page.text(".money")
+                await page.until_text(".money", f"${Decimal(spent):.6f}".rstrip("0"))
                 await page.run("location.hash = '#/requests?service=claude'")
                 await page.until("document.querySelectorAll('tbody tr').length === 2")
             assert page.told == []
@@ -314,7 +314,7 @@ def test_the_page_shows_budgets_of_every_kind(browser: str, tmp_path: Path) -> N
                     "Runs out in",
                 ):
                     assert words in dear
-                assert HOSTILE in await page.text(".budgets")
+                await page.until_text(".budgets", HOSTILE)
                 await page.resize(320)
                 assert await page.run("document.documentElement.scrollWidth") <= 320
             assert page.told == []
@@ -338,7 +338,7 @@ def test_a_hostile_model_name_stays_text_and_a_long_one_fits(browser: str, tmp_p
                 assert await page.run("document.title") == "● Healthy · koo"
                 await page.click(".menu summary")
                 await page.click("[data-reset]")
-                assert LONG in await page.text("#act-title")
+                await page.until_text("#act-title", LONG)
                 await page.click("#act-go")
                 assert "was reset" in await page.until_text("#act-result", "Done")
                 assert await page.run("document.documentElement.scrollWidth") <= 320
@@ -431,7 +431,7 @@ def test_an_alert_is_acknowledged_and_silenced_on_the_page(browser: str, tmp_pat
                 await page.until_text(".alert", "Cannot be called")
                 await page.click(".alert .toggle")
                 await page.click("[data-hush=acknowledge]")
-                assert "Acknowledge the alert of claude?" in await page.text("#act-title")
+                await page.until_text("#act-title", "Acknowledge the alert of claude?")
                 await page.click("#act-go")  # the page asks for a name first
                 assert (await alert_of(client))["acknowledged"] is None
                 await page.type("#act-by", "ada <b>")
@@ -570,8 +570,8 @@ def test_without_its_server_the_page_says_so_and_keeps_the_last_state(browser: s
             assert await page.run("document.title") == "○ Disconnected · koo"
             said = await page.text("#verdict")
             assert "cannot be reached" in said and "when it was healthy" in said
-            assert "disconnected · numbers from" in await page.text("#link")
-            assert "Database" in await page.text(".lines")
+            await page.until_text("#link", "disconnected · numbers from")
+            await page.until_text(".lines", "Database")
             grey, ink = "var(--muted)", "getComputedStyle(document.querySelector('.lines .shape')).color"
             assert await page.run(ink) == await page.run(_colour_of(grey))
             assert "Trying again in" in await page.until_text(".lost", "Trying again in")
@@ -579,7 +579,7 @@ def test_without_its_server_the_page_says_so_and_keeps_the_last_state(browser: s
             await proxy.accept()
             await try_now(page)
             await page.until_text("h1", "Healthy")
-            assert "live" in await page.text("#link")
+            await page.until_text("#link", "live")
             assert await page.run(ink) == await page.run(_colour_of("var(--ok)"))
 
     asyncio.run(main())
@@ -603,7 +603,7 @@ def test_the_page_shows_no_numbers_from_another_server_on_the_port(browser: str,
             await page.until_text("h1", "Healthy")
             answers.append(HTMLResponse("<h1>Welcome</h1>"))
             await page.until_text("h1", "Unknown")
-            assert "not JSON" in await page.text("#verdict")
+            await page.until_text("#verdict", "not JSON")
             answers[0] = HTMLResponse("[]")
             await try_now(page)
             await page.until_text("#verdict", "not koo's")
@@ -613,7 +613,7 @@ def test_the_page_shows_no_numbers_from_another_server_on_the_port(browser: str,
             answers.clear()
             await try_now(page)
             await page.until_text("h1", "Healthy")
-            assert "Database" in await page.text(".lines")
+            await page.until_text(".lines", "Database")
 
     asyncio.run(main())
 
