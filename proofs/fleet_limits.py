@@ -99,14 +99,19 @@ class Provider(FakeCompatible):
         pass
 
 
+UNREPORTED = "SELECT sum(CASE WHEN lapsed > 0 THEN lapsed ELSE granted - used - back END) FROM koo_leases"
+"""The units that count as used because their process could not report, as after a kill, and those still leased."""
+
+
 @dataclass
 class Run:
-    """One limit shared by some processes."""
+    """One limit shared by some processes. `unreported`: the units of `UNREPORTED` at the end."""
 
     limit: int
     processes: int
     asked_at: list[float] = field(default_factory=list)
     lasted_s: float = 0.0
+    unreported: int = 0
 
     @property
     def worst(self) -> int:
@@ -188,14 +193,14 @@ async def run(
     result = Run(limit, processes)
     with tempfile.TemporaryDirectory() as home, Provider() as provider:
         async with FaultProxy("127.0.0.1", server.port) as proxy:
-            url = server.url("psycopg", server.create_database()).replace(
-                f":{server.port}/", f":{proxy.port}/"
-            )
+            database = server.create_database()
+            url = server.url("psycopg", database).replace(f":{server.port}/", f":{proxy.port}/")
             task = Task(provider.base_url, url, home, limit, limit / MINUTE_S * demand / processes, 0)
             members = Members(task, processes)
             try:
                 began = await _with_faults(members, proxy, processes, lasts_s)
                 result.lasted_s = time.monotonic() - began
+                result.unreported = int(server.sql(UNREPORTED, database) or 0)
             finally:
                 await members.end()
             result.asked_at = sorted(at for at in provider.asked_at if at < began + result.lasted_s)

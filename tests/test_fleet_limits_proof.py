@@ -15,11 +15,12 @@ def test_a_limit_of_sixty_a_minute_holds_over_three_processes(
 ) -> None:
     """The test takes some seconds: processes start, two are killed, and others replace them."""
     monkeypatch.setattr("proofs.fleet_limits.CUT_S", 2.0)
-    # A killed process keeps the units of its lease until the minute is over. On a quiet machine that is a second's, and
-    # `make prove-fleet` asks for 85 %. Leases are longer where trips to the store take longer, as on a busy machine.
+    # A killed process keeps the units of its lease until the minute is over. How many depends on the machine, because
+    # leases are longer where trips to the store take longer. All others are used, at ten times the limit.
     found = asyncio.run(run(postgres18, 60, 3, 9.0, demand=10.0))
     assert found.worst <= 60
-    assert len(found.asked_at) >= 0.5 * 60
+    assert len(found.asked_at) + found.unreported >= 0.85 * 60
+    assert len(found.asked_at) > found.unreported
 
 
 def test_a_broken_limit_is_found() -> None:
