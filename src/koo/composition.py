@@ -39,7 +39,6 @@ from koo.breakers import DATABASE, Breakers
 from koo.clock import Clock, iso
 from koo.database_urls import is_same_server
 from koo.deadlines import Deadlines
-from koo.errors import ConfigurationError
 from koo.events import EventBus, ProcessRenamed, StoreForgot, StoreFound, StoreLost
 from koo.fleet.beats import Fleet
 from koo.fleet.digests import digests_of, settings_of
@@ -243,9 +242,7 @@ class Parts:
         return self.operations.get(name) or (self.find_service(name), self.shared_money[name])
 
     def has_operation(self, name: str, options: Mapping[str, Any]) -> bool:
-        """Whether an operation has this name and these options. Raises `ConfigurationError` for a built-in name."""
-        if name in self.ai_services:
-            raise ConfigurationError("register_service", f"{name!r} is a built-in service; use another name")
+        """Whether an operation has this name and these options."""
         return is_same(self._registrations.get(name), options)
 
     def add_operation(self, service: Service, money: Money, options: Mapping[str, Any]) -> None:
