@@ -35,7 +35,7 @@ from koo.clock import SYSTEM_CLOCK, Clock, check_base
 from koo.composition import Parts
 from koo.crossing import Loop, carry, running_loop
 from koo.deadlines import Deadlines
-from koo.errors import ConfigurationError, ExternalServiceError
+from koo.errors import ExternalServiceError
 from koo.events import EventBus
 from koo.forks import forget_in_child
 from koo.hidden import UNSHOWN
@@ -215,11 +215,7 @@ class Platform:
         self._registered[name] = options
 
     def _register(self, parts: Parts, name: str, options: Mapping[str, Any]) -> None:
-        check_service_name(name)
-        if name in parts.ai_services:
-            raise ConfigurationError(
-                "register_service", f"{name!r} is a built-in service; choose another one"
-            )
+        check_service_name(name, parts.ai_services)
         if parts.has_operation(name, options):
             return
         read, money = read_options(options), Money(options, parts.prices)

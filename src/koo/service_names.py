@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from koo.errors import ConfigurationError
 
@@ -12,8 +13,8 @@ RESERVED_NAMES = ("database", "all")
 """Names that mean something else to `koo reset` and in the state store."""
 
 
-def check_service_name(name: object) -> None:
-    """Raise `ConfigurationError` for a name that cannot be used in a path, a variable or an alert."""
+def check_service_name(name: object, built_in: Collection[str] = ()) -> None:
+    """Raise `ConfigurationError` for a name that cannot be used in a path, a variable or an alert, or is built in."""
     if name in RESERVED_NAMES:
         raise ConfigurationError(
             "", f"a service cannot be named {name!r}, which is a reserved name; choose another one"
@@ -21,3 +22,5 @@ def check_service_name(name: object) -> None:
     if not isinstance(name, str) or not SERVICE_NAME.fullmatch(name):
         shown = repr(name[:40]) if isinstance(name, str) else f"of type {type(name).__name__}"
         raise ConfigurationError("", f"a service name is {shown}; expected {ALLOWED_SERVICE_NAME}")
+    if name in built_in:
+        raise ConfigurationError("register_service", f"{name!r} is a built-in service; choose another one")
