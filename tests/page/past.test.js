@@ -1,4 +1,5 @@
 import { inStretches, most, stride, sum, withPoints } from "../dashboard/data/past.js";
+import { alone } from "../dashboard/parts/chart.js";
 import { pathOf } from "../dashboard/parts/sparkline.js";
 import { equal, test } from "./tiny.js";
 
@@ -43,6 +44,13 @@ test("a history of all processes is not extended with samples of this one", () =
 test("the newest group is complete, and an unknown one stays unknown", () => {
   equal(inStretches([1, 2, 3, null, 4], 2, sum), [1, 5, 4]);
   equal(inStretches([null, null, 3, 9], 2, most), [null, 9]);
+});
+
+test("a value is drawn as a point if no line leads to it", () => {
+  equal(alone([undefined, 3, undefined, undefined]), [1]);
+  equal(alone([null, 3, null, 4, undefined, 5]), [1]);
+  equal(alone([1, undefined, 2, null]), []);
+  equal(alone([null, undefined]), []);
 });
 
 test("a chart has a limited number of points", () => equal([stride(720, 180), stride(10, 180), stride(181, 180)], [4, 1, 2]));

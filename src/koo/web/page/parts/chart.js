@@ -134,11 +134,33 @@ function optionsOf(latest, box) {
     axes: [{ ...axis, values: timesOf, size: 26, gap: 4 },
       { ...axis, size: 58, gap: 4, space: 34, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((one) => latest.current.write(one)) }],
     series: [{}, ...latest.current.lines.map((line) => ({
-      label: line.name, stroke: colour(line.tone), width: 1.5, points: { show: false }, dash: line.dash ? [4, 3] : undefined,
+      label: line.name, stroke: colour(line.tone), width: 1.5, points: { show: false, size: 5, fill: colour(line.tone), filter: lonely }, dash: line.dash ? [4, 3] : undefined,
       fill: line.fill ? `${colour(line.tone)}22` : undefined,
     }))],
     hooks: { draw: [(/** @type {any} */ plot) => drawMarks(plot, latest.current.marks, colour)], setCursor: [(/** @type {any} */ plot) => latest.current.setAt(plot.cursor.idx ?? null)] },
   };
+}
+
+/**
+ * The places of values to which no line leads, because nothing is known or measured before and after them: a line of one
+ * point is invisible.
+ * @param {(number | null | undefined)[]} values
+ * @returns {number[]}
+ */
+export function alone(values) {
+  const measured = values.map((_, place) => place).filter((place) => values[place] !== undefined);
+  return measured.filter((place, at) => values[place] !== null
+    && values[measured[at - 1] ?? -1] == null && values[measured[at + 1] ?? -1] == null);
+}
+
+/**
+ * The points that are drawn; null for none.
+ * @param {any} plot
+ * @param {number} series
+ */
+function lonely(plot, series) {
+  const found = alone(plot.data[series]);
+  return found.length ? found : null;
 }
 
 /**
