@@ -425,20 +425,14 @@ def test_under_nohup_a_closed_terminal_does_not_end_the_server(tmp_path: Path, w
     ):
         assert ask(f"{url}/readyz") == {"status": "ready"}
         process.send_signal(signal.SIGHUP)
-        process.send_signal(signal.SIGTERM)
-        assert _until_refused(f"{url}/readyz") == (503, "draining")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert _drains(url, process)
 
 
 def test_sigusr2_does_not_end_a_server_without_workers(tmp_path: Path) -> None:
     with serving(tmp_path, KOO_SHUTDOWN_DELAY="600") as (url, process):
         assert ask(f"{url}/readyz") == {"status": "ready"}
         process.send_signal(signal.SIGUSR2)
-        process.send_signal(signal.SIGTERM)
-        assert _until_refused(f"{url}/readyz") == (503, "draining")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert _drains(url, process)
 
 
 @contextmanager
@@ -449,6 +443,14 @@ def sighup(handled: signal.Handlers) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def _drains(url: str, process: subprocess.Popen[str]) -> bool:
+    """Whether SIGTERM makes the server unready, and a second one ends it."""
+    process.send_signal(signal.SIGTERM)
+    is_unready = _until_refused(f"{url}/readyz") == (503, "draining")
+    process.send_signal(signal.SIGTERM)
+    return process.wait(20) == 0 and is_unready
 
 
 def _until_refused(url: str) -> tuple[int, str]:
