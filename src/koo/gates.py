@@ -498,7 +498,7 @@ class Gates:
 def full(waiting: int) -> str:
     """That no further call may wait."""
     if not waiting:
-        return "it would have to wait, and the queue's length is 0"
+        return "no call may wait, because the queue's length is 0"
     return f"the queue is full: {waiting} {'caller is' if waiting == 1 else 'callers are'} already waiting"
 
 

@@ -320,7 +320,7 @@ def test_a_refund_reaches_a_waiting_caller_within_a_second() -> None:
 @pytest.mark.parametrize(
     ("queue_max", "said"),
     [
-        (0, "it would have to wait, and the queue's length is 0"),
+        (0, "no call may wait, because the queue's length is 0"),
         (1, "the queue is full: 1 caller is already waiting"),
         (2, "the queue is full: 2 callers are already waiting"),
     ],
