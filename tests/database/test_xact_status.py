@@ -42,6 +42,24 @@ def answers(server: PostgresServer) -> bool:
     return False
 
 
+def crash(server: PostgresServer, pid: int) -> None:
+    """Kill one backend, and return once the postmaster has noticed it and ended the others to recover.
+
+    The server may still answer between the kill and that moment, so an answer alone does not say that it has recovered.
+    """
+    with psycopg.connect(server.url(None, "postgres")) as bystander:
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: is_lost(bystander))
+
+
+def is_lost(connection: psycopg.Connection) -> bool:
+    try:
+        connection.execute("SELECT 1")
+    except psycopg.Error:
+        return True
+    return False
+
+
 def test_after_a_crash_it_reports_a_lost_transaction_as_committed(
     unflushed: tuple[PostgresServer, str],
 ) -> None:
@@ -53,9 +71,8 @@ def test_after_a_crash_it_reports_a_lost_transaction_as_committed(
         row = connection.execute("SELECT pg_current_xact_id()::text, pg_backend_pid()").fetchone()
         assert row is not None
         xid, pid = row
-        os.kill(pid, signal.SIGKILL)  # one backend: the postmaster ends the others, and recovers
-        with suppress(psycopg.Error):
-            connection.execute("SELECT 1")
+        crash(server, pid)
+        connection.close()
     wait_until(lambda: answers(server))
     ask = f"SELECT pg_xact_status('{xid}'::xid8)"
     with pytest.raises(ServerFailed, match="is in the future"):
