@@ -32,6 +32,7 @@ from koo.sqlstates import (
     SHORT_HERE,
     SQLSTATES,
     STARTING,
+    UNPREPARED,
     Meaning,
     find,
     sqlstate_of,
@@ -75,6 +76,7 @@ POOLERS: Rules = _rules(
         ),
     ),
     (r"client_idle_timeout", IDLED),
+    (r"prepared statement .*(?:not found|already in use)", UNPREPARED),
     # Supavisor
     (
         r"max(?:imum)? clients? (?:connections? )?(?:are )?reached|EMAX\w*CONN|MaxClientsInSessionMode",

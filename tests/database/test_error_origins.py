@@ -438,6 +438,28 @@ def test_a_pooler_that_ends_a_long_statement_or_transaction_is_not_a_broken_serv
     assert explain(ended, ScopeStage.COMMIT).unsure, "the server behind it may have committed"
 
 
+@pytest.mark.parametrize("stage", [ScopeStage.BODY, ScopeStage.COMMIT])
+def test_a_pooler_that_loses_its_server_ends_the_session_and_that_is_a_lost_connection(
+    stage: ScopeStage,
+) -> None:
+    """PgBouncer closes the connection after each of its own errors, so one without a rule is a loss too."""
+    ended = Said("08P01", None)
+    ended.args = ("server conn crashed?",)
+    meaning = explain(ended, stage)
+    assert meaning.is_loss and meaning.repeatable and meaning.unsure
+    ended.severity_en = "FATAL"
+    assert not explain(ended, stage).repeatable, "a server's own protocol error is not repeated"
+
+
+@pytest.mark.parametrize(
+    "words", ["prepared statement '__asyncpg_1__' not found", "prepared statement name is already in use"]
+)
+def test_a_pooler_that_misses_a_prepared_statement_names_the_setting(words: str) -> None:
+    ended = Said("08P01", None)
+    ended.args = (words,)
+    assert "DATABASE_PREPARED_STATEMENTS=false" in explain(ended).says
+
+
 # ── other languages ───────────────────────────────────────────────────────────────────────────────────────────────
 
 SAYINGS = (Kind.AUTH, Kind.OVERLOADED, Kind.NOT_FOUND, Kind.AUTH, Kind.CONNECTION, Kind.NOT_CONFIGURED)

@@ -57,11 +57,16 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
     # a statement may quote any text, the user's data included. Never in COMMIT: a lost connection leaves the outcome
     # unknown, and a pooler's "no more connections" must not make it look as if nothing had been sent.
     code = sqlstate_of(original)
-    if lost or stage is ScopeStage.CONNECT or (code == POOLERS_CODE and severity_of(original) is None):
+    is_poolers = code == POOLERS_CODE and severity_of(original) is None
+    if lost or stage is ScopeStage.CONNECT or is_poolers:
         meaning = of_pooler(original) if stage is not ScopeStage.COMMIT else None
         # The hooks pass the driver's own error, without SQLAlchemy's around it.
         if meaning is not None and (code is not None or isinstance(error, exc.DBAPIError)):
             return meaning
+    # PgBouncer closes the connection after each of its errors. A text without a rule is, for example, "server conn
+    # crashed?": the connection behind it was lost in the middle of the transaction.
+    if is_poolers and stage is not ScopeStage.CONNECT:
+        return LOST
     meaning = _by_code(original, stage)
     if meaning is not None:
         # A server that is shutting down may report a harmless error first. Without LOST the connection would be kept
