@@ -65,6 +65,17 @@ class Kind(StrEnum):
 NAME_MAX = 64
 
 
+class Cause(StrEnum):
+    """Which of koo's own limits, or which state of a budget, refused a call: `kind` is the same for several of them."""
+
+    REQUESTS_PER_MINUTE = "requests_per_minute"
+    REQUESTS_PER_HOUR = "requests_per_hour"
+    REQUESTS_PER_DAY = "requests_per_day"
+    TOKENS_PER_MINUTE = "tokens_per_minute"
+    BUDGET_USED_UP = "budget_used_up"
+    BUDGET_TOO_SMALL = "budget_too_small"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """The failure of a call or check: `kind`, the HTTP `status` (None: no response with one arrived), a sentence, a
@@ -94,12 +105,14 @@ class KooError(Exception):
     `service`: what it is about; `reason`: a sentence without secrets; `retry_after_s`: when to try again, in seconds,
     or None if unknown; `attempts`: calls that reached the dependency; `detail`: what it reported.
     `not_repeated`: why a call that might have been repeated was not; empty if no repeat was expected. `last_error`: for
-    a refusal that is caused by earlier calls, the failure of the last of them.
+    a refusal that is caused by earlier calls, the failure of the last of them. `cause`: for a refusal by koo's own
+    limit or budget, which one; None if it is neither.
     """
 
     kind: Kind = Kind.UNKNOWN
     not_repeated: str = ""
     last_error: Failure | None = None
+    cause: Cause | None = None
 
     def __init__(
         self,
@@ -108,6 +121,7 @@ class KooError(Exception):
         retry_after_s: float | None = None,
         *,
         kind: Kind | None = None,
+        cause: Cause | None = None,
         attempts: int = 0,
         detail: dict[str, Any] | None = None,
     ) -> None:
@@ -118,6 +132,8 @@ class KooError(Exception):
         self.detail = detail
         if kind is not None:
             self.kind = kind
+        if cause is not None:
+            self.cause = cause
 
     def __str__(self) -> str:
         sentence = f"{self.service}: {self.reason}"

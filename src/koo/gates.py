@@ -30,7 +30,7 @@ from typing import NoReturn, Protocol
 from koo.callbacks import outlive
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.deadlines import Alarm, Deadlines
-from koo.errors import Kind, KooError
+from koo.errors import Cause, Kind, KooError
 from koo.events import CooldownBegan, Event, KeyBlocked, KeyUnblocked
 from koo.limit_gate import take_limits
 from koo.options import NEVER, GuardOptions
@@ -165,7 +165,7 @@ class Gates:
             return
         guard.tally.record_refusal(Kind.RATE_LIMITED, now)
         wait_s = None if refusal[1] == NEVER else refusal[1] - now
-        raise self.family.limited(self.name, refusal[0], wait_s, kind=Kind.RATE_LIMITED)
+        raise self.family.limited(self.name, refusal[0], wait_s, kind=Kind.RATE_LIMITED, cause=refusal[2])
 
     # ── the slow path ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -419,12 +419,18 @@ class Gates:
     # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def refuse(
-        self, guard: Guarded, error: type[KooError], reason: str, wait_s: float | None, kind: Kind
+        self,
+        guard: Guarded,
+        error: type[KooError],
+        reason: str,
+        wait_s: float | None,
+        kind: Kind,
+        cause: Cause | None = None,
     ) -> NoReturn:
         """Count a refusal and raise it; `wait_s`: when to retry, None if unknown."""
         guard.tally.record_refusal(kind, self.clock.monotonic())
         # This makes a new exception each time: each raise of a shared one would add to its traceback, without end.
-        refusal = error(self.name, reason, wait_s, kind=kind)
+        refusal = error(self.name, reason, wait_s, kind=kind, cause=cause)
         if wait_s is not None and kind is not Kind.CIRCUIT_OPEN:
             self.tell_wait(guard, refusal)
         if kind not in OURS:

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Iterable
 from typing import Any, NoReturn, Protocol
 
 from koo.clock import Clock
-from koo.errors import Kind
+from koo.errors import Cause, Kind
 from koo.options import NEVER
 from koo.passage import LOOK_AGAIN_S, Passage
 from koo.policies.bulkhead import Bulkhead
-from koo.policies.limiter import Limits
+from koo.policies.limiter import CAUSES, Limits
 from koo.refusals import Family
 
 PATIENCE_S = 5.0
@@ -39,7 +39,15 @@ class Gate(Protocol):
         """All gates that share these limits."""
         ...
 
-    def refuse(self, guard: Any, error: Any, reason: str, wait_s: float | None, kind: Kind) -> NoReturn:
+    def refuse(
+        self,
+        guard: Any,
+        error: Any,
+        reason: str,
+        wait_s: float | None,
+        kind: Kind,
+        cause: Cause | None = None,
+    ) -> NoReturn:
         """Count a refusal and raise it."""
         ...
 
@@ -114,7 +122,8 @@ def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
     full = limits.full(now)
     if full is not None and not (limits.ask is not None and limits.lacks(now)):
         wait_s = _known_s(limits.usable_at(now) - now)
-        gate.refuse(guard, gate.family.limited, limits.why(full), wait_s, Kind.RATE_LIMITED)
+        cause = CAUSES.get(full.name)
+        gate.refuse(guard, gate.family.limited, limits.why(full), wait_s, Kind.RATE_LIMITED, cause)
     if full is not None:
         reason = (
             "the state store (KOO_STATE_URL) did not confirm before the deadline that koo's limit has room"
@@ -125,7 +134,9 @@ def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
     others = {0: "other callers are", 1: "another caller is"}.get(ahead, f"{ahead} callers are")
     reason = f"{others} already waiting for koo's limit of {limit}"
     free_at = max(now + LOOK_AGAIN_S, limits.usable_at(now, ahead + 1))
-    gate.refuse(guard, gate.family.limited, reason, _known_s(free_at - now), Kind.RATE_LIMITED)
+    last = max(limits.counts, key=lambda count: count.usable_at(now, ahead + 1))
+    cause = CAUSES.get(last.name)
+    gate.refuse(guard, gate.family.limited, reason, _known_s(free_at - now), Kind.RATE_LIMITED, cause)
 
 
 def _known_s(wait_s: float) -> float | None:

@@ -335,6 +335,7 @@ def test_a_json_document_with_escaped_characters_has_the_same_meaning() -> None:
         (("status", "--nope"), "no such option: --nope; see `koo status --help`"),
         (("statsu",), "no such command 'statsu'. Did you mean 'status'? see `koo --help`"),
         (("query",), "missing argument 'service'; see `koo query --help`"),
+        (("status", "--json=yes"), "option '--json' does not take a value; see `koo status --help`"),
         (("db", "pause", "now"), "(now); see `koo db pause --help`"),
         (("query", "claude", "Hi", "--max-tokens", "many"), "--max-tokens"),
         (("help", "statsu"), "no such command 'statsu'"),

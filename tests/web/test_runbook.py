@@ -5,6 +5,7 @@ advice.
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from starlette.applications import Starlette
 
 from koo.alerts.kinds import KINDS
 from koo.errors import (
-    BudgetExceeded,
+    Cause,
     CircuitOpen,
     CommitOutcomeUnknown,
     DatabaseUnavailable,
@@ -27,9 +28,10 @@ from koo.errors import (
     ServiceSaturated,
 )
 from koo.monitoring.runbook import runbook
+from koo.options import LimitOptions
 from koo.testing.providers import FakeAnthropic, error
 from koo.web import create_app, mount
-from koo.web.links import OF_DATABASES, OF_SERVICES, runbook_of
+from koo.web.links import OF_CAUSES, OF_DATABASES, OF_SERVICES, runbook_of
 from koo.web.problems import STATUS
 from tests.web.serving import claude, platform, served
 from tests.web.test_page import below
@@ -115,12 +117,6 @@ def test_links_of_alerts_and_refusals_lead_to_the_runbook(
         (DatabaseUnavailable("database", "its breaker is open"), "database_unavailable"),
         (PoolSaturated("database", "30 connections are in use"), "database_saturated"),
         (ServiceSaturated("claude", "200 calls are running"), "service_saturated"),
-        (BudgetExceeded("claude", "it does not cover this call"), "budget_too_small"),
-        (BudgetExceeded("claude", "the day's budget of $1.00 is used up: $1.00 spent"), "budget_used_up"),
-        (
-            RateLimited("claude", "koo's limit of 5 requests an hour is reached"),
-            "limit_reached_requests_per_hour",
-        ),
         (RateLimited("claude", "it is spread", kind=Kind.COOLING_DOWN), "provider_limit_reached"),
         (ServiceRefused("claude", "store unreachable", kind=Kind.STORE_UNAVAILABLE), "store_unavailable"),
         (ServiceFailed("claude", "its server failed", kind=Kind.SERVER_ERROR), "degraded_performance"),
@@ -131,10 +127,50 @@ def test_a_refusal_names_the_alert_that_explains_it(refusal: Any, kind: str) -> 
     assert runbook_of(refusal, "/api/v1") == f"/api/v1/runbook/{kind}"
 
 
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({"limits": LimitOptions(per_minute=0)}, "limit_reached_requests_per_minute"),
+        ({"limits": LimitOptions(per_hour=0)}, "limit_reached_requests_per_hour"),
+        ({"limits": LimitOptions(per_minute=60, per_day=0)}, "limit_reached_requests_per_day"),
+        ({"limits": LimitOptions(tokens_per_minute=0)}, "limit_reached_tokens_per_minute"),
+        ({"daily_budget_usd": Decimal("0.0001")}, "budget_too_small"),
+        ({"daily_budget_usd": Decimal(0)}, "budget_used_up"),
+    ],
+)
+def test_a_refusal_by_a_limit_or_budget_names_which_one(
+    tmp_path: Path, given: dict[str, Any], kind: str
+) -> None:
+    async def main() -> None:
+        async with (
+            FakeAnthropic() as fake,
+            served(create_app(platform(tmp_path, claude(fake, **given)))) as client,
+        ):
+            body = {"service": "claude", "prompt": "Hello?"}
+            refused = await client.post("/api/v1/ai/query", json=body)
+            assert refused.status == 429 and refused.body["runbook"] == f"/api/v1/runbook/{kind}"
+            assert fake.requests == []
+
+    asyncio.run(main())
+
+
+def test_a_bound_that_the_caller_set_itself_has_no_runbook(tmp_path: Path) -> None:
+    """No alert covers `max_cost_usd`: the operator's budget may be untouched."""
+
+    async def main() -> None:
+        async with FakeAnthropic() as fake, served(create_app(platform(tmp_path, claude(fake)))) as client:
+            body = {"service": "claude", "prompt": "Hello?", "max_cost_usd": 0.0001}
+            refused = await client.post("/api/v1/ai/query", json=body)
+            assert refused.status == 429 and refused.body.get("runbook") is None
+
+    asyncio.run(main())
+
+
 def test_each_error_leads_to_an_existing_kind() -> None:
-    assert {*OF_SERVICES.values(), *OF_DATABASES.values()} <= KINDS.keys()
+    assert {*OF_SERVICES.values(), *OF_DATABASES.values(), *OF_CAUSES.values()} <= KINDS.keys()
+    assert OF_CAUSES.keys() == {*Cause}
     # These have no alert: the process is ending, or it is the caller's mistake.
-    own = {*STATUS} - {*OF_SERVICES} - {*OF_DATABASES} - {Kind.RATE_LIMITED}
+    own = {*STATUS} - {*OF_SERVICES} - {*OF_DATABASES} - {Kind.RATE_LIMITED, Kind.BUDGET_EXCEEDED}
     assert own == {
         Kind.INVALID_REQUEST, Kind.CONTEXT_LENGTH, Kind.CONTENT_POLICY, Kind.NOT_FOUND, Kind.TOO_LARGE,
         Kind.NOT_CONFIGURED, Kind.UNKNOWN_SERVICE, Kind.PRICE_UNKNOWN, Kind.INTEGRITY, Kind.CANCELLED,

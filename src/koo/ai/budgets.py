@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from koo.ai.service import Service
 from koo.budget_options import BudgetOptions
-from koo.errors import BudgetExceeded, Kind, ServiceRefused
+from koo.errors import BudgetExceeded, Cause, Kind, ServiceRefused
 from koo.events import BillExceededHold, Event
 from koo.policies.forecast import SpendingPace, pace_of_period, run_out
 from koo.policies.money import from_pico, in_words, limit_to_pico
@@ -344,7 +344,9 @@ class Budgets:
             noted = Shortage(name, self._names[name].purse.key.period, amount, now_s)
             self._shortages[service] = self._last_shortages[service] = noted
         self.not_spent[service] += amount
-        return BudgetExceeded(service, _sentence(_titled(name, standing), standing, amount), retry_after_s)
+        cause = Cause.BUDGET_USED_UP if _is_used_up(standing) else Cause.BUDGET_TOO_SMALL
+        reason = _sentence(_titled(name, standing), standing, amount)
+        return BudgetExceeded(service, reason, retry_after_s, cause=cause)
 
     def _resets_at(self, name: str, budgets: tuple[Budget, ...], amount: int) -> float:
         """When the last of the budgets without room resets, in wall seconds.
@@ -364,6 +366,10 @@ def _left(standing: Standing) -> int | None:
     if standing.limit is None:
         return None
     return standing.limit - standing.spent - max(0, standing.held) - standing.unsettled
+
+
+def _is_used_up(standing: Standing) -> bool:
+    return standing.limit is not None and standing.spent + standing.unsettled >= standing.limit
 
 
 def _titled(name: str, standing: Standing) -> str:
@@ -387,8 +393,7 @@ def _sentence(title: str, standing: Standing, amount: int) -> str:
     if standing.idle:
         parts.append(f"{_usd(standing.idle)} idle in {standing.processes} processes and recalled")
     parts.append(f"up to {_usd(amount)} needed")
-    is_used_up = standing.limit is not None and standing.spent + standing.unsettled >= standing.limit
-    why = "is used up" if is_used_up else "does not cover this call"
+    why = "is used up" if _is_used_up(standing) else "does not cover this call"
     return f"{title} {why}: {', '.join(parts)}"
 
 

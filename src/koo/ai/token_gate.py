@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from koo.ai.service import Service
-from koo.errors import Kind, RateLimited
+from koo.errors import Cause, Kind, RateLimited
 from koo.limit_gate import PATIENCE_S
 from koo.options import NEVER
 from koo.passage import LOOK_AGAIN_S
@@ -63,8 +63,9 @@ class Tokens:
             reason += f": {count.hand.sentence}"
         if wait_s == NEVER:
             reason += "; lower max_tokens to take fewer"
+        known_s = None if wait_s == NEVER else wait_s
         return RateLimited(
-            self._service.name, reason, None if wait_s == NEVER else wait_s, kind=Kind.RATE_LIMITED
+            self._service.name, reason, known_s, kind=Kind.RATE_LIMITED, cause=Cause.TOKENS_PER_MINUTE
         )
 
     def settle(self, used: int | None) -> None:

@@ -12,7 +12,7 @@ import typer
 from koo.cli.alert_commands import alerts_app
 from koo.cli.breaker_commands import breaker_app
 from koo.cli.export_commands import grafana_app, prometheus_app
-from koo.cli.parts import Commands, Json, Reason, Url
+from koo.cli.parts import Commands, Json, Reason, Url, UsageError
 from koo.cli.terminal import CommandFailed, Exit, code_of, put_error, say
 from koo.errors import KooError
 
@@ -44,9 +44,6 @@ app.add_typer(alerts_app, name="alerts")
 app.add_typer(breaker_app, name="breaker")
 app.add_typer(prometheus_app, name="prometheus")
 app.add_typer(grafana_app, name="grafana")
-
-_UsageError: type[BaseException] = typer.BadParameter.__bases__[0]
-"""The base class of the library's usage errors, and the only one of them that it exports."""
 
 
 def run(arguments: list[str]) -> int:
@@ -95,7 +92,7 @@ def _run(arguments: list[str]) -> int:
         if isinstance(end.__context__, BrokenPipeError):
             raise end.__context__ from None  # the library turns it into a failure, exit code 1
         return _as_int(end.code)
-    except _UsageError as error:
+    except UsageError as error:
         return _end_misused(arguments, error)
     except CommandFailed as error:
         return _end(arguments, str(error), error.kind, error.code)

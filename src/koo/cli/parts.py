@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+UsageError: Any = typer.BadParameter.__bases__[0]
+"""The base class of the library's usage errors, and the only one of them that it exports."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,15 +30,33 @@ class Commands(typer.Typer):
 
 
 class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _naming(ctx):
+            return super().parse_args(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _show_flags_as_such(self.get_params(ctx))
         super().format_help(ctx, formatter)
 
 
 class _Group(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _naming(ctx):
+            return super().parse_args(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _show_flags_as_such(self.get_params(ctx))
         super().format_help(ctx, formatter)
+
+
+@contextmanager
+def _naming(ctx: Any) -> Iterator[None]:
+    """Name the command in each usage error: the library does not in all, and the error would refer to koo's help."""
+    try:
+        yield
+    except UsageError as error:
+        error.ctx = error.ctx or ctx
+        raise
 
 
 def _show_flags_as_such(parameters: list[Any]) -> None:

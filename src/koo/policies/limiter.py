@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from copy import copy
 from typing import Protocol
 
+from koo.errors import Cause
 from koo.options import DAY_S, NEVER
 from koo.policies.hand import Hand
 
@@ -272,6 +273,14 @@ class DayCount:
 
 Count = SlidingCount | DayCount
 
+CAUSES = {
+    "requests a minute": Cause.REQUESTS_PER_MINUTE,
+    "requests an hour": Cause.REQUESTS_PER_HOUR,
+    "requests a day": Cause.REQUESTS_PER_DAY,
+    "tokens a minute": Cause.TOKENS_PER_MINUTE,
+}
+"""The cause of a refusal by the count of this name."""
+
 
 class Limits:
     """Several counts that are taken as one.
@@ -294,7 +303,7 @@ class Limits:
         self.ask: Callable[[float], Awaitable[None]] | None = None
         self._granted = self._left = self.waiting = 0
         self._until = self.full_until = self._shut_until = 0.0
-        self._refusal: tuple[str, float] | None = None
+        self._refusal: tuple[str, float, Cause | None] | None = None
         self._shut_by: Count | None = None
 
     @property
@@ -352,8 +361,11 @@ class Limits:
         self._until, self.full_until = until, 0.0
         return None
 
-    def refusal(self, now: float) -> tuple[str, float] | None:
-        """Why `take` has just found no unit, and when one will be free; None if it may find one, or was not called."""
+    def refusal(self, now: float) -> tuple[str, float, Cause | None] | None:
+        """Why `take` has just found no unit, when one will be free, and which limit it was.
+
+        None if it may find one, or was not called.
+        """
         # Nothing can change before the first count rolls, so in a storm of calls only the first refusal is computed.
         if now >= self._shut_until:
             return None
@@ -361,7 +373,8 @@ class Limits:
             # `full` reads `counts`, which resets `_shut_until`; nothing was changed, so it is put back.
             until = self._shut_until
             full = self.full(now)
-            self._refusal = None if full is None else (self.why(full), self.usable_at(now))
+            if full is not None:
+                self._refusal = self.why(full), self.usable_at(now), CAUSES.get(full.name)
             self._shut_until = until
         return self._refusal
 

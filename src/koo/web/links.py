@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from starlette.requests import Request
 
-from koo.errors import DatabaseError, Kind, KooError
+from koo.errors import Cause, DatabaseError, Kind, KooError
 from koo.monitoring.runbook import PREFIX, runbook_path, runbooks
 from koo.monitoring.shapes import Alert
 
@@ -27,7 +27,6 @@ OF_SERVICES: dict[Kind, str] = {
     Kind.KEY_REFUSED: "service_down",
     Kind.AUTH: "service_down",
     Kind.PERMISSION: "key_refused",
-    Kind.BUDGET_EXCEEDED: "budget_too_small",
     Kind.SATURATED: "service_saturated",
     Kind.COOLING_DOWN: "provider_limit_reached",
     Kind.THROTTLED: "provider_limit_reached",
@@ -51,25 +50,21 @@ OF_DATABASES: dict[Kind, str] = {
     Kind.OUTCOME_UNKNOWN: "database_commit_unknown",
     Kind.OUT_OF_RESOURCES: "out_of_resources",
 }
-_WINDOWS = ("minute", "hour", "day")
+OF_CAUSES: dict[Cause, str] = {
+    Cause.REQUESTS_PER_MINUTE: "limit_reached_requests_per_minute",
+    Cause.REQUESTS_PER_HOUR: "limit_reached_requests_per_hour",
+    Cause.REQUESTS_PER_DAY: "limit_reached_requests_per_day",
+    Cause.TOKENS_PER_MINUTE: "limit_reached_tokens_per_minute",
+    Cause.BUDGET_USED_UP: "budget_used_up",
+    Cause.BUDGET_TOO_SMALL: "budget_too_small",
+}
 
 
 def runbook_of(error: KooError, base: str) -> str | None:
     """Return the runbook's path for an error, or None if no alert covers it."""
     table = OF_DATABASES if isinstance(error, DatabaseError) else OF_SERVICES
-    kind = table.get(error.kind, "")
-    if error.kind is Kind.RATE_LIMITED:
-        kind = _limit_of(error)
-    elif error.kind is Kind.BUDGET_EXCEEDED and " is used up: " in str(error):
-        kind = "budget_used_up"
+    kind = table.get(error.kind, "") if error.cause is None else OF_CAUSES[error.cause]
     return runbook_path(kind, base) if kind in runbooks() else None
-
-
-def _limit_of(error: KooError) -> str:
-    if "tokens a minute" in str(error):
-        return "limit_reached_tokens_per_minute"
-    window = next((one for one in _WINDOWS if one in str(error)), _WINDOWS[0])
-    return f"limit_reached_requests_per_{window}"
 
 
 def base_of(request: Request) -> str:
