@@ -110,7 +110,7 @@ def explain(
     """Record on the error how many attempts were made, and why no more; `met`: the failure of the previous attempt.
 
     If the last attempt only ran out of time, the failure before it is what helps: for example if a pooler had no
-    connection left at three attempts and did not respond at the fourth.
+    connection left for three attempts and did not respond to the fourth.
     """
     if isinstance(real, KooError):
         real.attempts, real.not_repeated = attempt, why_not
@@ -124,5 +124,5 @@ def explain(
 
 
 def before_that(error: KooError) -> str:
-    """The text that its `last_error` adds to a reason."""
+    """The text that an error's `last_error` adds to its reason."""
     return f"; before that: {error.last_error.brief}" if error.last_error is not None else ""

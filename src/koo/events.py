@@ -51,7 +51,7 @@ class CircuitOpened(Event):
 class CircuitPrimed(Event):
     """Enough other processes have this breaker open that one failure here will open it; here it is still closed.
 
-    `told`: how many processes of how many, as text.
+    `told`: how many of the processes have it open, as text.
     """
 
     told: str

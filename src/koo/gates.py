@@ -399,7 +399,7 @@ class Gates:
         return self.key_blocks.set(model, reason, since, until)
 
     def ease(self, model: str | None, now: float) -> None:
-        """After a successful call, guessed pauses start small again, and a blocked key that was being tested works."""
+        """After a successful call: let guessed pauses start small again, and unblock a key that was being tested."""
         self.quota.ease()
         if self.key_blocks:
             for one in self.key_blocks.end_by_success(model, now):

@@ -336,10 +336,10 @@ class Guard:
         """`first`: it was the first attempt. For `slow` and `took_s` see `leave`."""
         # The order matters. The slot comes first: if this success closes the breaker, the ramp starts from the number
         # of calls still running, and this one is not. `give_back` also assigns the slot to the longest waiter, which
-        # only wakes on a later turn of the loop; left free until then, a newcomer would take it. Publishing comes after
-        # the breaker's state is set, because listeners read it. Money comes last: if its settlement fails, everything
-        # else is already returned. A result of an older generation changes nothing here: `breaker.settle` drops it,
-        # because it is from before the last trip or recovery. The call is still counted in the tally.
+        # only wakes on a later turn of the loop; if it were left free until then, a newcomer would take it. Publishing
+        # comes after the breaker's state is set, because listeners read it. Money comes last: if its settlement fails,
+        # everything else is already returned. A result of an older generation changes nothing here: `breaker.settle`
+        # drops it, because it is from before the last trip or recovery. The call is still counted in the tally.
         now, breaker, gates, cooldown = self._monotonic(), self.breaker, self.gates, self.cooldown
         if took_s is None:
             took_s = now - permit.given_at

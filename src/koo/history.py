@@ -119,7 +119,7 @@ class History:
         return self.clock.monotonic() >= self._due_at
 
     def take(self, counted: Mapping[str, Sample]) -> None:
-        """Take a sample of every component: the difference to the last one."""
+        """Take a sample of every component: the difference from the last one."""
         self._due_at = self.clock.monotonic() + SAMPLE_S
         # The span is the five seconds that end now. If the sample belonged to the span that begins now, a minute would
         # contain events of the minute before.

@@ -117,7 +117,7 @@ async def _answered(gate: Gate, deadline: float, callers: int = 1) -> float | No
 
 
 def refuse_limit(gate: Gate, guard: Any) -> NoReturn:
-    """Refuse with the limit's name and the time at which it is usable; if only the queue is in the way, soon."""
+    """Refuse, with the limit's name and the time at which it is usable: soon, if only the queue is in the way."""
     limits, now = gate.limits, gate.clock.monotonic()
     full = limits.full(now)
     if full is not None and not (limits.ask is not None and limits.lacks(now)):

@@ -34,7 +34,7 @@ class NetworkOptions(Checked):
     )
     cert_dir: str | None = option(
         None,
-        "the same as folders of such files, named as by `openssl rehash`",
+        "folders of such files, with the names that `openssl rehash` gives them",
         "as for the file",
     )
     idle_connection_s: float = option(

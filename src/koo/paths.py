@@ -34,7 +34,8 @@ def absolute(text: str, home: Path) -> Path:
 
 
 def path_trouble(error: ValueError | OSError) -> str:
-    """What is wrong with a path. An `OSError` comes from looking at it, in a folder that is closed to this user."""
+    """What is wrong with a path. An `OSError` means that this user may not look at it, because a folder is closed to
+    them."""
     if isinstance(error, OSError):
         return f"expected a path that can be followed, but: {error.strerror}"
     return str(error)

@@ -10,7 +10,8 @@ import unicodedata
 
 MOST = 500
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Control, format (including bidirectional and zero-width), surrogate, private, unassigned; line and paragraph ends."""
+"""Unicode's categories of control, format (bidirectional and zero-width too), surrogate, private and unassigned
+characters, and of line and paragraph ends."""
 
 
 def plain(text: object, most: int = MOST) -> str:

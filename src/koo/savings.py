@@ -63,8 +63,8 @@ class Savings:
                 spans = await history.store.history.read(FIVE_MINUTES_S, begin_s, begin_s + every_s, every_s)
             except StoreUnavailable:
                 break
-            # If this process wrote during the read, the new rows may be missing from the result, although they no
-            # longer count as unwritten, or be in both. The loop then reads again.
+            # If this process wrote during the read, the new rows may be missing from the result although they no longer
+            # count as unwritten, or they may be counted twice. The loop then reads again.
             self._stored = Stored(day, writes, _counts(spans.get(begin_s, {})))
         return self._stored if self._stored is not None and self._stored.day == day else None
 

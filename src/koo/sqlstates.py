@@ -316,13 +316,14 @@ def by_code(original: BaseException) -> Meaning | None:
 
 
 _GONE = re.compile(r"cache lookup failed for|could not open relation with OID")
-"""PostgreSQL's internal errors, never translated, for a type or table that was dropped and made again. Each pooled
-connection meets it once, with a statement that it prepared before: as failures they would open the circuit."""
+"""PostgreSQL's internal errors, never translated, for a type or table that was dropped and created again. Each pooled
+connection meets one once, with a statement that it prepared before. If these counted as failures, they would open the
+circuit."""
 
 
 def _is_outdated(original: BaseException) -> bool:
-    """Recognised by asyncpg's class, or by the function in PostgreSQL's source: the text is in the server's
-    language."""
+    """Whether a prepared statement has become invalid: by asyncpg's class or the function in PostgreSQL's source,
+    because the text is in the server's language."""
     said_by = getattr(getattr(original, "diag", None), "source_function", None)
     return type(original).__name__ == "InvalidCachedStatementError" or said_by == "RevalidateCachedQuery"
 

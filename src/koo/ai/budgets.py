@@ -30,7 +30,7 @@ RECALL_RETRY_S = 2.0
 SETS_MAX = 1000
 """The most sets of budgets remembered, by service, model and tag: callers choose models and tags."""
 TAGS_MAX = 1000
-"""The most tags with a separate budget, for one `TAG=*`. Later tags share one more. Each beat covers all of them."""
+"""The most tags with a separate budget, for one `TAG=*`. Later tags share one more. Each beat reports all of these."""
 TAG_LENGTH_MAX = 200
 EACH = "*"
 """The tag of a budget that applies to each tag separately."""
@@ -54,7 +54,7 @@ SHORT_KEPT_S = 300.0
 
 
 class Shortage(NamedTuple):
-    """A refusal for lack of money: the budget without room, its period, what the call needed, and the time."""
+    """A refusal for lack of money: the budget without room, its period, what the call needed, and when."""
 
     name: str
     period: int
@@ -96,7 +96,7 @@ class Budgets:
             day_budget(name), limit, "day", is_default=not allowance.explicit
         )
         # This is a default budget: while the store is unreachable, the limit is counted in memory. A budget that was
-        # set would refuse every call then, and a limit on requests protects no money that would justify that.
+        # set would refuse every call then, but a limit on requests protects no money, so nothing would justify that.
         requests = self.ledger.budget(requests_count(name), requests_a_day, is_default=True)
         self._names[requests_count(name)] = requests
         self._sets.clear()
@@ -330,7 +330,7 @@ class Budgets:
             return ServiceRefused(service, reason, AWAY_RETRY_S, kind=Kind.STORE_UNAVAILABLE)
         name = short or next(b.name for b in budgets if b.limit is not None)
         standing = self.ledger.standing(name)
-        # A retry soon makes sense in two cases. Other processes have idle money, which arrives within two beats of the
+        # Retrying soon makes sense in two cases. Other processes have idle money, which arrives within two beats of the
         # recall. Or running calls hold what is missing, and they seldom cost as much as they hold. Otherwise only a new
         # period helps.
         fits_soon = standing.limit is None or amount <= standing.limit - standing.spent - standing.unsettled

@@ -115,7 +115,7 @@ class ServiceCharge(ABC):
             reason = "the worst case of this call costs more than koo can book; check the price of its model"
             raise BudgetExceeded(service, reason) from error
         budgets = self._budgets.of(service, self.model, self._tag)
-        # The common case needs no await: this process's purses have room. Only if they have not is the store queried.
+        # The common case needs no await: this process's purses have room. The store is queried only if they have none.
         self._hold = self._budgets.ledger.hold(budgets, amount)
         if self._hold is None:
             await self._wait(budgets, amount, deadline)

@@ -14,7 +14,8 @@ MAX_TOKENS_MAX = 10_000_000
 """Longer than any model's answer. With a higher limit the worst case would not be a sensible amount of money."""
 FALLBACKS_MAX = 20
 METADATA_MAX = 50
-"""The ledger stores all entries in one row. More than this are a mistake, such as a copy of a request's headers."""
+"""The ledger stores all entries in one row. More entries than this are a mistake, such as a copy of a request's
+headers."""
 
 
 def check(query: Query) -> None:

@@ -19,7 +19,8 @@ from koo.ai.foreign.peek import field_of, peek
 KEYS = ("api_key", "auth_token", "access_token", "bearer_token", "token", "_token", "_azure_ad_token")
 HEADERS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 SOURCES = ("_api_key_provider", "_azure_ad_token_provider", "_workload_identity_auth", "credentials")
-"""Attributes in which clients of openai and anthropic store what they get their key from when they need one."""
+"""Attributes in which openai's and anthropic's clients store a source that they ask for a key whenever they need
+one."""
 SDKS = (
     "anthropic.", "cerebras.", "cohere.", "google.genai.", "groq.", "langchain_", "llama_index.", "mistralai.",
     "openai.", "perplexity.", "together.",

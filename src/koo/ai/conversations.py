@@ -34,7 +34,7 @@ saved there."""
 ANSWER_HEAD = 32
 """Characters of an answer's beginning, to find it quickly in the next prompt."""
 GAP_MAX = 64
-"""How many characters after the old prompt the old answer may begin: a role's name or a separator may be between."""
+"""How many characters after the old prompt the old answer may begin: a role's name or a separator may come between."""
 HEADS_MAX = 256
 """The most beginnings remembered: about 4 MB with all prompts that start with them. The oldest are dropped."""
 PROMPTS_MAX = 64

@@ -6,7 +6,7 @@ example. So a stream is an object instead. Each wait for the next piece is bound
 the reader has the turn.
 
 What is bounded is silence, not length. Each piece renews the timer and a probe's lease. The reader's own time between
-two pieces is not the provider's latency: a deadline that comes from koo's options moves by it, a probe's lease is
+two pieces is not the provider's latency: a deadline that comes from koo's options is extended by it, a probe's lease is
 suspended for it, and no percentile includes it. A deadline that the caller set does not move.
 
 A stream may be closed by a task other than its reader's. A running generator cannot be closed from outside ("aclose():
@@ -219,7 +219,7 @@ class GuardedStream(ABC, Generic[V]):
         held.scope.rest()
 
     def _take_over(self, held: Held[V], now: float) -> None:
-        """End the reader's turn: its time is not the provider's, so a deadline that koo set moves by it."""
+        """End the reader's turn: its time is not the provider's, so a deadline that koo set is extended by it."""
         away_s = now - self._turn_at
         self._away_s += away_s
         passage = held.scope.passage

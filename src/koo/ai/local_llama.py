@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         # This exit skips destructors: llama.cpp's waits for requests whose clients are still connected. An ordinary
-        # exit would hang for as long as one client keeps its connection, and the model's memory with it.
+        # exit would hang, and keep the model's memory, for as long as one client keeps its connection.
         os._exit(0)
 
 

@@ -52,10 +52,11 @@ class ModelPrice:
     """The current price of one model.
 
     `tiers` are ordered by prompt length; the first begins at 0. `request_usd` is a fee for each request, `extra_usd`
-    the most that may be added to it. `more_usd` is keyed by the table's names: the extra cost of one unit beyond its
-    class ("cache_write_1h", "output_audio", ...), or the whole cost of one that has no class ("web_searches"). `source`
-    is "table", "configured" or "free". `version` identifies the table. `unit_prices` is for the ledger: USD per million
-    tokens, as text. `ordinary` is the price without the tier that each request asks for, if that multiplies it.
+    the most that may be added to it. `more_usd` is keyed by the table's names: what one unit costs on top of its
+    class's price ("cache_write_1h", "output_audio", ...), or the whole cost of one that has no class ("web_searches").
+    `source` is "table", "configured" or "free". `version` identifies the table. `unit_prices` is for the ledger: USD
+    per million tokens, as text. `ordinary` is the price without the tier that each request asks for, if that multiplies
+    it.
     """
 
     tiers: tuple[UnitPrices, ...]
@@ -95,7 +96,7 @@ class ModelPrice:
         return cost if factor is None else EXACT.multiply(cost, factor)
 
     def units_usd(self, units: Mapping[str, int]) -> Decimal:
-        """The extra cost of units with a separate price. A unit without one costs nothing beyond its class."""
+        """The extra cost of units with a separate price. A unit without one costs no more than its class's price."""
         return add_up(
             EXACT.multiply(count, self.more_usd.get(name, NOTHING)) for name, count in units.items()
         )

@@ -25,7 +25,8 @@ PICTURE_TOKENS = 16_384
 DEAR_PICTURES, DEAR_PICTURE_TOKENS = "4o-mini", 49_152
 """This family counts a picture as 33 times the tokens of other models, so that a picture costs the same on all."""
 TOOL_TOKENS = 2048
-"""What a vendor may add to a prompt that has tools: about 800 tokens are known, and as many for a tool of its own."""
+"""What a vendor may add to a prompt with tools: about 800 tokens as far as is known, as many again for a tool of the
+vendor's own, and a reserve."""
 NODE_TOKENS = 4
 """What may surround one value in a prompt: quotes, separators, the marks of a role."""
 DIGITS_MAX = 20

@@ -104,7 +104,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
     async def __anext__(self) -> T:
         self._take_turn()
         # `await stream` may have opened it as if for a block, and then no block followed. In a block a failure is only
-        # recorded, and the block's end closes; here nothing else would close the connection.
+        # recorded, because the end of the block closes the stream; without a block nothing else would close the
+        # connection.
         self._in_block = False
         try:
             held = self._held or await self._begin()

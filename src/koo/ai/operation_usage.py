@@ -271,7 +271,7 @@ def _is_last(answer: object) -> bool:
     # A piece of a stream and a whole answer can have the same class and the same names; only the reason for stopping
     # tells them apart. In chat completions the last piece has the usage and no choices at all.
     if get(answer, "type") == "message" and get(answer, "role") == "assistant":
-        return get(answer, "stop_reason") is not None  # a message without it begins Anthropic's stream
+        return get(answer, "stop_reason") is not None  # none in the first message of a stream
     if get(answer, "object") == "chat.completion.chunk":
         choices = get(answer, "choices")
         return not isinstance(choices, list) or not choices or _ends(choices)
@@ -282,7 +282,7 @@ def _is_last(answer: object) -> bool:
 
 
 def _id_of(answer: object) -> str | None:
-    """The vendor's id of an answer; None for a piece whose id may be its own."""
+    """The vendor's id of an answer; None if the id may be that of the piece alone."""
     # Some servers give each chunk of an answer another id. Counts are running totals, so if each chunk were taken for
     # an answer, one call would be booked many times. OpenAI's last chunk, with the usage and no choices, is safe.
     # They are recognised by their choices, since some servers leave out `object` or name something else there.

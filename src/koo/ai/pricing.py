@@ -298,7 +298,7 @@ def _price_of(service: ServiceOptions, found: ModelInfo, now: datetime) -> Model
 
 
 def _more_usd(prices: dict[str, Any]) -> Iterator[tuple[str, Decimal]]:
-    """The extra cost of each kind of unit beyond its class, in the tier where that is highest."""
+    """What each kind of unit costs on top of its class's price, in the tier where that is highest."""
     for name, base in BASES.items():
         key = f"{name}_mtok"
         if key in prices:

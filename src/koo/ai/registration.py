@@ -36,7 +36,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "requests_per_hour": ("limits", "per_hour"),
     "requests_per_day": ("limits", "per_day"),
 }
-"""The options of `register_service` that set one of koo's options, and which one."""
+"""The options of `register_service` that each set one of koo's options, and the option that they set."""
 PLAIN_FUNCTION = "a function (def, not async def)"
 RETRIES_MAX = 99
 FAULT_KINDS: dict[str, tuple[type, ...]] = {

@@ -443,7 +443,7 @@ class Service:
             self.tokens.clear(self.clock.monotonic(), is_told=stored)
 
     def _anchor_day(self) -> None:
-        """Set the end of the day's count by the wall clock, from which the monotonic clock drifts apart."""
+        """Set the end of the day's count by the wall clock, from which the monotonic clock drifts away."""
         now, wall = self.clock.monotonic(), self.clock.wall()
         day = utc_day(wall)
         for count in self.gates.limits.counts:

@@ -103,7 +103,7 @@ UNITS: dict[str, tuple[Path, ...]] = {
     "output_image": (("output_tokens_details", "image_tokens"),),
     "web_searches": (("server_tool_use", "web_search_requests"), ("num_search_queries",)),
 }  # fmt: skip
-"""Counts with a separate price beyond their class, keyed by the price table's names."""
+"""Counts with a separate price on top of their class's, keyed by the price table's names."""
 MODALITIES: dict[str, tuple[str, ...]] = {
     "input": ("prompt_tokens_details", "promptTokensDetails", "tool_use_prompt_tokens_details"),
     "output": ("candidates_tokens_details", "candidatesTokensDetails"),

@@ -69,8 +69,8 @@ _BUDGET_STEPS = ("budget_used_up", "budget_too_small", "budget_at_95", "budget_a
 """A budget's kinds, the worst first. Each includes the ones after it."""
 
 # A kind without a pending time notifies immediately, for example because calls are already refused. The others come and
-# go in normal operation, and are worth a notice only if they stay. A recovering time keeps a number that moves around
-# its threshold one alert.
+# go in normal operation, and are worth a notice only if they stay. With a recovering time, a number that moves around
+# its threshold causes one alert and not many.
 KINDS: Mapping[str, AlertKind] = {
     # ── a breaker, a service ──────────────────────────────────────────────────────────────────────────────────
     "service_down": AlertKind(

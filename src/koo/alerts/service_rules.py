@@ -18,8 +18,8 @@ ERROR_RATE_MAX = 0.10
 CALLS_MIN = 20
 """These two are documented promises. With fewer calls, one or two failures would already be a rate of a tenth."""
 GOES_ON = 0.5
-"""An alert about a rate continues down to this share of the threshold, and of the number of calls, that began it.
-Otherwise a rate around the threshold would begin and end an alert with each call."""
+"""An alert about a rate continues until the rate, or the number of calls, falls below this share of the threshold that
+began it. Otherwise a rate around the threshold would begin and end an alert with each call."""
 FAILURES_MIN = 3
 """Fewer failures make a service unhealthy for a while, but do not justify a notification."""
 REFUSED = ("open", "forced_open")

@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _place(filename: str) -> str:
-    """The file, and the variables that name it: Python reads some of its own (SSLKEYLOGFILE)."""
+    """The file, and the variables that contain its path, which Python itself may have read (SSLKEYLOGFILE)."""
     from koo.settings import variables_of
 
     named = variables_of(filename)

@@ -126,7 +126,7 @@ def _write_flaw(folder: Path) -> str:
 
 
 def _clock() -> Iterator[Check]:
-    """Check that the clock is not earlier than koo's own files: days and budgets would be wrong too."""
+    """Check that the clock is not earlier than koo's own files. If it is, days and budgets are wrong too."""
     written_at = Path(__file__).stat().st_mtime
     now = time.time()
     if now < written_at - 86_400:

@@ -79,7 +79,7 @@ class Seen:
 
 
 def lines_of(seen: Seen, width: int) -> list[RenderableType]:
-    """The frame, starting with the verdict. A low window cuts off the end; a narrow one has fewer columns."""
+    """The frame, starting with the verdict. A short window cuts off the end; a narrow one has fewer columns."""
     answer = seen.answer
     if answer is None:
         return [_line(f"koo at {seen.url}:", coloured(seen.trouble or "connecting…", "yellow"))]

@@ -124,7 +124,7 @@ def put_words(*words: str | Text) -> None:
 
 
 def coloured(word: str, style: str | None = None) -> Text:
-    """A word in the colour of its meaning, or in `style`."""
+    """A word in its colour from `COLOURS`, or in `style`."""
     from rich.text import Text
 
     return Text(one_line(word), style=COLOURS.get(word, "") if style is None else style)

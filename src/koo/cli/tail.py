@@ -118,7 +118,7 @@ class Known(TypedDict):
 
 
 async def _warn_of_unknown(client: ServerClient, component: str | None) -> None:
-    """Warn of a mistyped service, of which nothing would ever be shown."""
+    """Warn of a mistyped service, for which nothing would ever be shown."""
     # It is only a warning: an operation that another process has registered is unknown to this server.
     if component in (None, "database"):
         return

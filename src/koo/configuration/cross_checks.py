@@ -193,7 +193,7 @@ def own_fields(body: Mapping[str, object]) -> Iterator[str]:
 
 
 def _of_times(settings: Variables, service: str, own: ServiceSettings) -> Iterator[tuple[str, str]]:
-    """An attempt must not take longer than its query, nor a slow call start after the end of its attempt."""
+    """An attempt's timeout must not exceed its query's, nor the slow-call time the attempt's timeout."""
     whole_s, attempt_s = own.timeout or settings.ai_query_timeout, attempt_timeout_s(settings, own)
     if attempt_s is not None and attempt_s > whole_s:
         if own.attempt_timeout is not None:

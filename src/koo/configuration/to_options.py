@@ -92,7 +92,7 @@ def _service_options(settings: Variables, name: str) -> ServiceOptions:
 
 
 def headers_of(own: ServiceSettings) -> dict[str, str]:
-    """{"x_title": …} → {"x-title": …}: variable names cannot contain dashes, and header names use nothing else."""
+    """{"x_title": …} → {"x-title": …}: a variable's name cannot contain the dashes of a header's name."""
     return {name.replace("_", "-").lower(): reveal(text) for name, text in own.headers.items()}
 
 

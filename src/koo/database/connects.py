@@ -29,7 +29,8 @@ QUEUE_MAX = 10_000
 """How many callers may wait for a connection: more than any pool can serve in time, so it only bounds memory."""
 ATTEMPT_SHARE, CONNECT_SHARE = 0.98, 0.99
 """When an attempt of the guard ends, and when one outside the guard does, as shares of the time for a connection. The
-guard comes first, because only it counts a server that never responds; a driver's own timeout, which names less, last.
+guard comes first, because only it counts a server that never responds; a driver's own timeout comes last, because its
+error says less.
 """
 
 

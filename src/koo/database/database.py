@@ -218,7 +218,8 @@ class Database(Generic[S_co]):
                 here.refuse_if_draining()
             return here
         # Two loops cannot share a pool, and replacing the connections would cut off the scopes of a loop that is still
-        # running. The second loop checked is the platform's: it may be open on another loop before this database is.
+        # running. The second loop checked is the platform's, because the platform may be open on another loop before
+        # this database is.
         for other in (here.loop if here is not None else None, self._deadlines.loop):
             if other is not None and other is not loop and other.is_running():
                 raise WrongLoop(TWO_LOOPS)

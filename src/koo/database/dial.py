@@ -30,7 +30,7 @@ def unshown(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def password_of(url: URL) -> dict[str, Any]:
     """The URL's password as an argument of the driver, hidden from tracebacks."""
-    # SQLAlchemy makes plain text of the password in a URL, but leaves an argument as it is.
+    # SQLAlchemy turns the password in a URL into plain text, but leaves an argument as it is.
     return {"password": hide(url.password)} if url.password else {}
 
 

@@ -31,8 +31,8 @@ from koo.sqlstates import (
 SERVICE = "database"
 """The name of the database in errors and states."""
 POOLERS_CODE = "08P01"
-"""PgBouncer's only code, sent without the severity in English that every PostgreSQL adds: so it can be told apart, also
-if the driver has not seen yet that the connection was closed."""
+"""PgBouncer's only code. PostgreSQL adds the severity in English to every error, and PgBouncer does not: so the two can
+be told apart even if the driver has not noticed yet that the connection was closed."""
 AGAIN_IN_S = 1.0
 """When to try again after a temporary connect failure: about the time that a server needs to start."""
 

@@ -73,7 +73,7 @@ class DatabaseNews:
     # ── scopes ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def failed(self, error: BaseException, scope: EndedScope, what: What, attempts: int) -> None:
-        """A scope failed, or a function whose last attempt it was."""
+        """A scope failed, or a function for which it was the last attempt."""
         # koo's own error may be inside a group that a TaskGroup raised. An error of SQLAlchemy or of a driver is logged
         # by what the engine reported about it, and not at all if the engine reported nothing: then it is the program's
         # own.

@@ -18,8 +18,8 @@ from koo.policies.bulkhead import Bulkhead
 RECENT_S = 30.0
 """A full pool is reported as saturated for this long after it last turned a caller away."""
 JUST_NOW_S = 2.0
-"""A pool that has a free slot again is reported as saturated for this long. Longer than a tick, so that every tick sees
-callers turned away."""
+"""For how long a pool that has a free slot again is still reported as saturated. Longer than a tick, so that no refusal
+goes unnoticed between two ticks."""
 RETRY_S_MIN = 0.1
 NAMED_MAX = 3
 """How many of the running scopes a refusal describes, the oldest first."""

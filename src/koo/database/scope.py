@@ -458,7 +458,8 @@ class SessionScope(Generic[S_co]):
         self._settle(self.transcript.verdict(error, late), self._monotonic())
 
     async def _roll_back(self) -> None:
-        """Return the connection clean, or discard it, within the cleanup time. Raises no error of the rollback."""
+        """Return the connection clean, or discard it, within the cleanup time. Raises no error from the rollback
+        itself."""
         record = self._occupied()
         if record is None:
             await in_greenlet(self._sync.close)

@@ -98,7 +98,8 @@ class Transactions:
         """The innermost transaction of this database in this task, or None. Skips those of other databases."""
         outer = _current.get()
         # A task started inside the function inherits the ContextVar, but a session may be used by one task at a time:
-        # two tasks would send statements on one connection. So the owner is compared, and the new task gets its own.
+        # two tasks would send statements on one connection. So the owner is compared, and the new task gets its own
+        # transaction.
         while outer is not None and not (
             outer.transactions is self and outer.scope.owner is asyncio.current_task()
         ):
@@ -181,8 +182,8 @@ class RepeatedTransaction:
     def _mode(self) -> Mode | None:
         """SQLite: a snapshot for the whole function; after a conflict the writers' lock from the start."""
         # A snapshot is older than every write since, so a second attempt with a snapshot could run into the same
-        # conflict again, and under steady writes it never gets through. Holding the writers' lock from BEGIN on it
-        # cannot.
+        # conflict again, and under steady writes it never gets through. If it holds the writers' lock from BEGIN on, it
+        # cannot meet one.
         if self._readonly:
             return None
         mode = Mode.WRITER if self._must_write else Mode.SNAPSHOT

@@ -49,7 +49,7 @@ EMPTY_BYTES_MAX = 1024 * 1024
 """The most compressed bytes in a row that may unpack to nothing. Empty deflate blocks do that, and a second layer of
 compression makes a thousand bytes of them from one."""
 PLAIN_FROM = 16
-"""Bytes at the beginning that tell plain text from compressed data."""
+"""How many bytes at the beginning are enough to tell plain text from compressed data."""
 
 
 class Content(Protocol):

@@ -68,8 +68,8 @@ class IncidentCall(TypedDict):
     outcome: Annotated[
         str,
         Doc(
-            "failed, failed_elsewhere (another model could not reach the host), slow, cut (by its caller's deadline, "
-            "slow already), running; of probes also succeeded, hung, inconclusive"
+            "failed, failed_elsewhere (another model could not reach the host), slow, cut (by its caller's deadline "
+            "when it was already slow), running; for probes also succeeded, hung, inconclusive"
         ),
     ]
     kind: Annotated[

@@ -6,7 +6,7 @@ from koo.host import Disk, HostWatch
 from koo.monitoring.own_shapes import DescriptorHealth, DiskHealth, DiskWord
 
 FULL_BYTES = 64 * 2**20
-"""A busy log fills less than this within seconds, and writes begin to fail."""
+"""With less than this, a busy log fills the disk within seconds, and then writes fail."""
 NEARLY_FULL_BYTES = 2**30
 NEARLY_FULL_SHARE = 0.05
 """On a small disk a gigabyte is a lot, so there a twentieth counts as nearly full."""

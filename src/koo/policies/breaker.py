@@ -271,8 +271,8 @@ class Breaker:
 
     def _heal_streak(self, now: float) -> None:
         # The streak (failed recoveries in succession, which lengthen the next opening) shrinks by one for each period
-        # that passed closed. If the first success set it to 0, a backend that fails again every minute would always be
-        # retried after the shortest open time.
+        # in which the breaker stayed closed. If the first success set it to 0, a backend that fails again every minute
+        # would always be retried after the shortest open time.
         if now - self.closed_at >= self.options.streak_heals_after_s:
             self.streak -= 1
             self.closed_at = now

@@ -58,16 +58,16 @@ class Uses(Protocol):
     used: int
 
     def ages(self, now: float, units: int) -> list[tuple[float, int]]:
-        """When the last `units` were used: at least how many seconds ago, and how many, newest first."""
+        """The last `units` that were used, newest first: at least how many seconds ago, and how many."""
         ...
 
 
 class Hand:
     """This process's units of one limit; `ring` is called when a message should be sent immediately.
 
-    `left` units may be used until `until` (monotonic seconds, as all times here). `due_at`: when the next message must
-    be sent at the latest. `shut_until`: when a unit may be free again. `is_lent`: units exist, but other processes hold
-    them. `is_away`: the store is unreachable; `lost_at`: when it stopped replying. `others`: how many units other
+    `left` units may be used until `until` (in monotonic seconds, like all times here). `due_at`: when the next message
+    must be sent at the latest. `shut_until`: when a unit may be free again. `is_lent`: units exist, but other processes
+    hold them. `is_away`: the store is unreachable; `lost_at`: when it stopped replying. `others`: how many units other
     processes had used or held at `heard_at`. `processes`: how many share the store.
     """
 
@@ -109,7 +109,7 @@ class Hand:
     # ── a call ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def units(self, now: float, used: int) -> tuple[int, float]:
-        """How many may be taken, and until when. `used`: by this process in the last period."""
+        """How many may be taken, and until when. `used`: how many this process used in the last period."""
         if self.left > 0 and now < self.until:
             self._in_share = False
             # The caller uses the units that are returned here without another call. So only two thirds are returned at

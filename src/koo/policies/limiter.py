@@ -55,7 +55,7 @@ class InHand(Protocol):
         ...
 
     def units(self, now: float, used: int) -> tuple[int, float]:
-        """How many may be taken, and until when; `used`: by this process in the last period."""
+        """How many may be taken, and until when; `used`: how many this process used in the last period."""
         ...
 
     def book(self, units: int) -> None:
@@ -191,7 +191,7 @@ class SlidingCount:
         return (self._bucket + SUB_BUCKETS + 1) * self._bucket_s
 
     def ages(self, now: float, units: int) -> list[tuple[float, int]]:
-        """When the last `units` were used: at least how many seconds ago, and how many, newest first."""
+        """The last `units` that were used, newest first: at least how many seconds ago, and how many."""
         # The age is that of the end of the bucket, and the real use was earlier. So a unit may stay in the fleet's
         # window a little too long, which is safe. With too great an age, it would leave the window early.
         found, left = list[tuple[float, int]](), units
@@ -308,7 +308,8 @@ class Limits:
 
     @property
     def counts(self) -> tuple[Count, ...]:
-        """The counts as they are now. Read it again after each `take`; they may be changed until the next one."""
+        """The counts as they are now. Read this again after each `take`: the counts may be changed only until the next
+        one."""
         # Reading ends the grant: what was taken of it is booked, and the rest is given up. So code that changes a
         # count (a refund, a reset) finds the true numbers, and the next `take` checks the changed ones. If the grant
         # outlived the change, calls would continue with the old numbers.

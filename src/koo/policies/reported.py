@@ -15,8 +15,9 @@ from koo.policies.breaker import CLOSED, DISABLED, FORCED_OPEN, HALF_OPEN, METRI
 from koo.policies.overrides import in_a_row, why_forced
 
 CHECKS_FAILED_MAX = 3
+"""Failed checks in a row with which a dependency counts as unhealthy. One may be chance, and two may be a restart."""
 CUTS_MAX = 3
-"""Failed checks in a row before the service counts as unhealthy. One may be chance, and two may be a restart."""
+"""The same for calls in a row that were cut short by their callers' deadlines."""
 
 
 class DatabaseState(Enum):

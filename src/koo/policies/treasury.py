@@ -39,9 +39,9 @@ DAY_MS = 86_400_000
 FREEZE_MS = 6_000
 """Processes find a returned store within five seconds; a second later each living one has reported its totals."""
 LIMIT_STANDS_MS = 5_000
-"""How long after the last report of a limit a higher one is accepted. In a rolling deployment, processes with the old
-and the new setting report in turn, and the lower limit must hold until the last of them has stopped. Five seconds are
-more than three beats of a second, or two beats of an idle process."""
+"""After a limit was last reported, this long passes before a higher one is accepted. In a rolling deployment, processes
+with the old and the new setting report in turn, and the lower limit must hold until the last of them has stopped. Five
+seconds are more than three beats of a second, or two beats of an idle process."""
 LIVES_MS = 10_000
 """A process that has not reported for this long is displayed as dead. Its grants stay booked all the same."""
 RECALL_BEATS = 2

@@ -40,7 +40,8 @@ messages a second together, whether they are a hundred or a thousand."""
 FREEZE_MS = 6_000
 """Processes find a returned store within five seconds; a second later each has reported what it used without it."""
 LIMIT_STANDS_MS = 5_000
-"""How long after the last report of a limit a higher one is accepted (the reason is in `treasury.py`)."""
+"""After a limit was last reported, this long passes before a higher one is accepted (the reason is in
+`treasury.py`)."""
 
 
 @dataclass(slots=True)
@@ -139,9 +140,9 @@ class Told:
     `number` grows with each message. `granted`: the total of its lease, as far as the process has received it. `over`:
     units used without a lease since the last reply, as pairs of how long ago (ms) and how many. `undone`: units that
     were reported as used, but were not; reported only once, so that a lost reply cannot take them back twice. `need`:
-    how many units the first waiting caller lacks; `want`: how many all waiting callers and the calls of the next
-    moments lack. `window`: how many this process used in the last period, for a store that has lost its rows.
-    `lease_ms`: the shortest lease that suits the trip to the store. `clears`: an operator has reset the limit.
+    how many units the first waiting caller lacks; `want`: how many all waiting callers and the calls expected next lack
+    together. `window`: how many this process used in the last period, for a store that has lost its rows. `lease_ms`:
+    the shortest lease that suits the trip to the store. `clears`: an operator has reset the limit.
     """
 
     name: str

@@ -23,7 +23,7 @@ log = logging.getLogger("koo")
 
 KEPT_S = 30 * DAY_S
 ROWS_MAX = 2000
-"""A row has some tens of kilobytes at most, and usually one."""
+"""A row has at most a few tens of kilobytes, and usually one."""
 SILENT_MS = 60_000
 """Another process's row that was not updated for this long counts as closed."""
 

@@ -85,7 +85,7 @@ LIMITS = {
     "x-ratelimit-remaining-requests": "4710",
     "x-ratelimit-reset-requests": "12s",
 }
-"""The most common headers for a rate limit. Gateways send them in front of any vendor."""
+"""The most common headers for a rate limit. Gateways in front of any vendor send them."""
 
 
 def _check_pace(found: tuple[Pace, ...], where: str) -> None:

@@ -71,7 +71,7 @@ async def _a_stream_without_a_word_is_an_error(case: AdapterCase) -> None:
 
 
 FAILED_END, OTHER_END = "generation_failed", "end_4711"
-"""Stop reasons that no vendor uses. By its words, the first reports a failure."""
+"""Stop reasons that no vendor uses. The first reads like a failure."""
 
 
 async def _is_sent(case: AdapterCase, step: Answer) -> bool:

@@ -1,4 +1,4 @@
-"""Refuses faults of a proxy that are misspelt or could not occur: its connections would stay sound, and a test pass."""
+"""Refuses faults that are misspelt or could never occur: the proxy would break nothing, and the test would pass."""
 
 from __future__ import annotations
 

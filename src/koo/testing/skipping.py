@@ -89,7 +89,7 @@ class SkippingClock:
         """
         skip_s = seconds + 60.0 * minutes + 3600.0 * hours + 86_400.0 * days
         if not 0 <= skip_s < float("inf"):
-            raise ValueError(f"time cannot go back, nor to its end: {skip_s:g} s cannot be skipped")
+            raise ValueError(f"{skip_s:g} s cannot be skipped; expected 0 or more, and not infinity")
         running = asyncio._get_running_loop()
         others = [one for one in self._loops if one is not running and not one.is_closed()]
         # All loops must be stopped while the time jumps, or a loop could read the new time before its timers are

@@ -32,7 +32,7 @@ class TokenUsage(TypedDict):
     output_tokens: int
     reasoning_tokens: int
     total_tokens: int
-    estimated: Annotated[bool, Doc("the provider reported no usage, so koo counted")]
+    estimated: Annotated[bool, Doc("the provider reported no usage, so koo estimated it")]
 
 
 class QueryAnswer(TypedDict):

@@ -151,8 +151,8 @@ class Connection(HttpToolsProtocol):
             self._too_large = True
             raise HeadTooLarge
         if self.parser.should_upgrade():
-            # CONNECT counts as an upgrade too, and would do so again when its head is fed again: one with a path would
-            # run twice and get two responses.
+            # CONNECT counts as an upgrade too, and would do so again when its head is parsed again: one with a path
+            # would run twice and get two responses.
             if self.parser.get_method() == b"CONNECT":
                 raise Tunnel
             return  # `Parser` feeds this head again, without `Upgrade`

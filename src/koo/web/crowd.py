@@ -34,7 +34,8 @@ SWEEP_S = 1.0
 # How often deadlines are checked. They are 5 s and more, so a second's delay does not matter; checking 10,000
 # connections more often would cost time that requests need.
 CALM_S = 60.0
-"""The flood counts as over after this long with room: one log line for a flood, not one for each of its waves."""
+"""The flood counts as over once there has been room for this long, so that it is logged once and not once for each
+wave."""
 log = logging.getLogger("koo.web")
 
 

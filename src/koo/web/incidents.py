@@ -57,7 +57,7 @@ def add_incidents(router: APIRouter, platform: Platform) -> None:
 
     @router.get(
         "/incidents/{incident}",
-        summary="One incident, whole",
+        summary="One complete incident",
         **described(incident_shapes.OneIncident, 404),
     )
     async def get_incident(incident: str) -> Response:

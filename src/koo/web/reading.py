@@ -88,7 +88,7 @@ class Marks:
         self._tail = b"\\" if piece.endswith(b"\\") else b""
         parts = piece.removesuffix(b"\\").split(b'"')
         # Splitting at quotes alternates between outside and inside of strings. Everything here is a C-level operation
-        # on bytes: a loop over sixteen million characters in Python would take a second itself.
+        # on bytes: a loop over sixteen million characters in Python would alone take a second.
         between = b"".join(parts[self._in_text :: 2])
         self.count += len(between) - len(between.translate(None, b"[]{},:"))
         self._in_text ^= len(parts) % 2 == 0

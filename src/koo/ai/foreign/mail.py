@@ -13,7 +13,7 @@ from koo.policies.treatment import MISTAKEN
 from koo.policies.verdict import FAILURE, Fault
 
 ABOUT_THE_MESSAGE = frozenset({"SMTPNotSupportedError", "SMTPRecipientsRefused", "SMTPRecipientRefused"})
-"""Recipients are refused one by one, also for a moment: by a full mailbox, or by a greylist."""
+"""Recipients are refused individually, and sometimes only temporarily: by a full mailbox or a greylist."""
 ABOUT_THE_SERVER = frozenset({"SMTPConnectError", "SMTPHeloError"})
 BUSY = Fault(verdict=FAILURE, kind=Kind.OVERLOADED, repeatable=True)
 

@@ -235,12 +235,12 @@ _PER_DAY = re.compile(r"per[ _-]?(?:day|month)|daily|monthly", re.IGNORECASE)
 
 
 def _is_per_minute(message: str) -> bool:
-    """Whether a message about a quota names only periods in which it resets by itself at once."""
+    """Whether a message about a quota names only short periods, after which it soon resets by itself."""
     return _PER_MINUTE.search(message) is not None and _PER_DAY.search(message) is None
 
 
 ABOUT_MAX = 200
-"""Characters of a message that say what is wrong; later ones may quote the prompt."""
+"""How many characters of a message are searched for what is wrong; later ones may quote the prompt."""
 NO_ROOM = "prompt and max_tokens together do not fit into the model's context: lower max_tokens, or shorten the prompt"
 _ABOUT_THE_ANSWER = re.compile(
     r"max_?(?:new_|completion_|output_)?tokens|(?:in|for) the completion|output tokens|in the output",

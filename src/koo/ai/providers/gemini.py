@@ -231,7 +231,7 @@ def encode(request: Request) -> bytes:
 
 
 def usage_of(usage: _Usage) -> Usage:
-    """Disjoint token counts. What the total has beyond its parts is output: some models leave out the thoughts."""
+    """Disjoint token counts. Whatever the total has beyond its parts is output: some models leave out the thoughts."""
     read = count_of(usage.prompt_token_count) + count_of(usage.tool_use_prompt_token_count)
     cached = min(read, count_of(usage.cached_content_token_count))
     thoughts = count_of(usage.thoughts_token_count)

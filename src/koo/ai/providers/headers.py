@@ -21,8 +21,8 @@ from koo.ai.providers.base import Pace
 from koo.ai.providers.waits import Headers, iso_date, sensible, server_s, span_s, wait_of
 
 LOOKED_AT_EVERY, NOTHING_YET = 64, 8
-"""Responses until all header names are scanned again, with and without known limits. A server may start to send more of
-them, and its first response may have come from a proxy."""
+"""After how many responses all header names are scanned again: if limits are known, and if none are. A server may start
+to send more of them, and its first response may have come from a proxy."""
 LIMITS_MAX = 16
 """More limits than any vendor has. It keeps the cost per response low if a faulty server sends hundreds."""
 WINDOWS = ("day", "hour", "minute", "month", "second")

@@ -40,7 +40,7 @@ LOST = "\ufffd"
 LOOSE_BYTES_MAX = 1024 * 1024
 """Twice the size of the longest responses of today's models."""
 LOOSE_PARTS_MAX = 10_000
-"""Most objects and lists in a document. Five times as many values are allowed."""
+"""The most objects and lists in a document. Five times as many values are allowed."""
 
 _CHARSET = re.compile(r"charset\s*=\s*\"?([\w.:-]+)", re.IGNORECASE)
 _CHARSETS = re.compile(
@@ -49,7 +49,7 @@ _CHARSETS = re.compile(
 )
 """The names of charsets. Python's other codecs are not charsets, and some of them unpack a few bytes to gigabytes."""
 _ALSO_WINDOWS = re.compile(r"iso-?8859-?1|latin-?1|us-ascii", re.IGNORECASE)
-"""Labels for which every browser reads windows-1252, as most servers mean it."""
+"""Labels that every browser reads as windows-1252, because most servers mean that by them."""
 
 NOT_JSON = object()
 _ABSENT = object()

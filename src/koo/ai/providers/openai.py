@@ -25,7 +25,7 @@ INVALID = "invalid_request_error"
 FAULTS = FaultTable(
     "openai",
     (
-        # Exact codes come first. A type may be shared: `insufficient_quota` stands for five different limits of money.
+        # Exact codes come first. A type may be shared: `insufficient_quota` stands for five different spending limits.
         Row(Kind.CONTEXT_LENGTH, "context_length_exceeded"),
         Row(
             Kind.CONTENT_POLICY,

@@ -229,7 +229,7 @@ class _Reader(Reader):
         return self._failed_end()
 
     def _usage(self, chunk: _Answer) -> Usage | None:
-        # A usage of zeros is not one: taken as final, the answer would be booked as free.
+        # A usage that has only zeros reports nothing. If it were taken as final, the answer would be booked as free.
         told = _usage_in(chunk)
         if told is None:
             return None if chunk.timings is None else usage_so_far(chunk.timings)
@@ -377,7 +377,7 @@ def _usage_in(chunk: _Answer) -> _Usage | None:
 
 
 def _counts_prompt(chunk: _Answer) -> bool:
-    """Whether the chunk reports the prompt's tokens; if it does in mid-stream, that count is final."""
+    """Whether the chunk reports the prompt's tokens; a count that arrives in mid-stream is final."""
     usage = _usage_in(chunk)
     return usage is not None and bool(usage.prompt_tokens)
 

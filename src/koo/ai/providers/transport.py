@@ -268,7 +268,8 @@ class Wire:
         return self.error(self._read_error(200, headers, body), billable=billable)
 
     def no_answer(self, response: HttpResponse, what: str) -> ExternalServiceError:
-        """The error for a 200 without an answer: the reported error, else that the response is `what`."""
+        """The error for a 200 without an answer: the reported error, or else one that says that the response is
+        `what`."""
         parsed = self._read_error(response.status, response.headers, response.body)
         return self.error(parsed, billable=False) if parsed.shaped else self.unreadable(what)
 
@@ -376,7 +377,7 @@ def complete_usage(usage: Usage, request: Request, text: str, cost_usd: Decimal 
     """The usage as reported. If a half is missing and the cost is unknown, the half is estimated and the usage is
     marked as an estimate."""
     read, written = usage.read_tokens > 0, usage.output_tokens > 0
-    # Servers report a 0 or nothing for a half that they did not count. Booked as 0, that half would be free. A reported
+    # Servers report 0 or nothing for a half that they did not count. Booked as 0, that half would be free. A reported
     # cost makes the estimate unnecessary, but only if there is some count: a cost of 0 without any count may be a
     # default.
     if (read and (written or not text)) or (cost_usd is not None and (read or written)):

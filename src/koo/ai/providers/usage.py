@@ -2,8 +2,8 @@
 
 One rule decides in all cases of doubt: the computed cost must not be below the bill. If several fields name the same
 thing, the largest number counts. Cache tokens are part of the prompt's count, unless they exceed it: then the vendor
-counts them separately. What the total has beyond the prompt is output, and so is reasoning that exceeds the reported
-output.
+counts them separately. Whatever the total has beyond the prompt is output, and so is reasoning that exceeds the
+reported output.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ _PAID_BY_PROMPT = re.compile(r"(.*/)?gemini-[12]")
 
 
 def searches_of(queries: Iterable[object] | None, model: str) -> int:
-    """The billed searches among Gemini's queries: each different one, but one for all before Gemini 3 (its price page,
-    November 2026)."""
+    """How many of Gemini's search queries are billed: each distinct one, but before Gemini 3 only one for all of them
+    (its price page, November 2026)."""
     searches = len({query for query in queries or () if query and isinstance(query, str)})
     return min(searches, 1) if _PAID_BY_PROMPT.match(model) else searches
 

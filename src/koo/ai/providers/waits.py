@@ -110,7 +110,7 @@ def _resets(headers: Headers, wall_s: float) -> Iterator[tuple[bool, float]]:
         if "ratelimit" not in name.replace("rate-limit", "ratelimit"):
             continue
         if "reset" in name:
-            # The header of the same limit's remainder has the same name with another word in it, whatever the vendor.
+            # With every vendor, the header for what remains of the same limit has the same name, except for this word.
             left = known.get(name.replace("reset-after", "remaining").replace("reset", "remaining"), "")
             wait_s, exhausted = wait_of(value, headers, wall_s), number_of(left) == 0
         else:

@@ -17,12 +17,12 @@ class FakeMisused(AssertionError):
 
 class Diary:
     """`refused`: requests that the real server would always refuse. `failed`: errors of the fake itself, and cuts after
-    the end of the answer. Besides, it has the faults of streams that no streamed request met."""
+    the end of the answer. It also has the faults of streams that no streamed request has met."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
         self.failed: list[str] = []
-        # By id, because a step cannot be hashed. The step is kept too, or its id would go to the next one.
+        # By id, because a step cannot be hashed. The step is kept too: if it were freed, another step could get its id.
         self._streamed: dict[int, Stream] = {}
         self._whole: dict[int, tuple[Stream, str]] = {}
 

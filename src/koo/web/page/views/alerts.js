@@ -29,7 +29,7 @@ const OPENINGS = new Set(["service_down", "circuit_open", "circuit_recovering", 
 /** The incident of that opening, or all of the component's if its id is unknown. @param {Alert} alert */
 const incidentOf = (alert) => alert.data.incident ? to("incident", alert.data.incident)
   : to("incidents", "", { component: alert.component.split("/")[0] });
-/** More ended alerts than these are folded: after a storm they would push the first card out of sight. */
+/** A longer list of ended alerts is folded: after a storm it would push the first card out of sight. */
 const NEWS_MAX = 3;
 
 export function Alerts() {
