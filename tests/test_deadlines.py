@@ -467,6 +467,15 @@ def test_inside_a_nested_block_the_nearest_deadline_applies_and_outside_it_the_o
     run_virtual(main)
 
 
+def test_the_error_names_the_deadline_that_passed() -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError, match=r"^the deadline of 2\.5 s passed$"):
+            async with Deadline(2.5), Deadline(50):
+                await asyncio.sleep(60)
+
+    run_virtual(main)
+
+
 def test_a_task_started_inside_has_the_deadline_and_cannot_change_its_parents() -> None:
     async def main() -> None:
         async def child() -> float:

@@ -31,9 +31,8 @@ from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from koo.crossing import LOOK_S, NO_LOOP, OVER, SETTLE_S_MAX, Loop, Visit, running_loop, start_on
-from koo.deadlines import Alarm, Deadline, OwnTimer, ends_at
+from koo.deadlines import CallersAlarm, Deadline, Nearer
 from koo.forks import forget_in_child
-from koo.options import NEVER
 from koo.shortages import start
 
 T = TypeVar("T")
@@ -48,18 +47,17 @@ class Until:
     For an iterator the time starts with the first item, not when the iterator is created.
     """
 
-    __slots__ = ("_timeout_s", "_when")
+    __slots__ = ("_deadline", "_timeout_s")
 
     def __init__(self, timeout_s: float | None) -> None:
         self._timeout_s = timeout_s
-        self._when: float | None = None
+        self._deadline: Nearer | None = None
 
-    def when(self) -> float:
-        """The deadline in the running loop's time."""
-        if self._when is None:
-            own = NEVER if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s
-            self._when = min(own, ends_at.get())
-        return self._when
+    def alarm(self) -> CallersAlarm:
+        """An alarm at the deadline, in the running loop's time."""
+        if self._deadline is None:
+            self._deadline = Nearer.of(self._timeout_s)
+        return CallersAlarm(self._deadline)
 
 
 class Call(Visit[T]):
@@ -74,7 +72,7 @@ class Call(Visit[T]):
 
     async def work(self) -> T:
         """Run the coroutine within its deadline."""
-        with Alarm(OwnTimer(), self._until.when()):
+        with self._until.alarm():
             return await super().work()
 
     def result(self) -> T:

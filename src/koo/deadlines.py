@@ -19,7 +19,7 @@ from asyncio import CancelledError, current_task, get_running_loop
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar, Token
 from types import TracebackType, coroutine
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from koo.crossing import NO_LOOP, running_loop
 from koo.forks import forget_in_child, leave_behind
@@ -226,6 +226,10 @@ class Alarm(Block):
         self.expired = True
         self.task.cancel()
 
+    def reason(self) -> str:
+        """The message of the TimeoutError."""
+        return "the deadline passed"
+
     def _leave_expired(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         # Take this alarm's own request back. If the task then has no more pending cancellations than on entry, the
         # CancelledError was this alarm's: it becomes a TimeoutError. If it has one more, the caller cancelled in the
@@ -234,7 +238,7 @@ class Alarm(Block):
         ours = self.task.uncancel() <= self._cancelling
         del self.task
         if ours and kind is not None and issubclass(kind, CancelledError):
-            raise TimeoutError from error
+            raise TimeoutError(self.reason()) from error
         self.expired = False  # the caller's cancellation, or the block ended in time after all
 
 
@@ -292,6 +296,38 @@ def resumed(reading: Coroutine[object, object, T], waits_for: object) -> Generat
             del thrown
 
 
+class Nearer(NamedTuple):
+    """A caller's deadline: `in_s` seconds after it began, or the surrounding one (`in_s` None) if that is earlier."""
+
+    when: float
+    in_s: float | None
+
+    @staticmethod
+    def of(in_s: float | None) -> Nearer:
+        """As of now, in the running loop's time."""
+        own, outer = NEVER if in_s is None else running_loop().time() + in_s, ends_at.get()
+        return Nearer(own, in_s) if own < outer else Nearer(outer, None)
+
+
+class CallersAlarm(Alarm):
+    """The alarm of a deadline that a caller set."""
+
+    __slots__ = ("_in_s",)
+
+    def __init__(self, deadline: Nearer) -> None:
+        # An `OwnTimer` is used instead of `Deadlines()`: each new registry would leave its grain's timer in the loop
+        # until it fires.
+        super().__init__(OwnTimer(), deadline.when)
+        self._in_s = deadline.in_s
+
+    def reason(self) -> str:
+        return (
+            "the surrounding deadline passed"
+            if self._in_s is None
+            else f"the deadline of {self._in_s:g} s passed"
+        )
+
+
 class Deadline:
     """`async with koo.deadline(2.5):` limits everything inside, nested or guarded, to this many seconds from now.
 
@@ -327,10 +363,7 @@ class Deadline:
             self._block.until = OVER
 
     async def __aenter__(self) -> Deadline:
-        when = min(running_loop().time() + self._in_s, ends_at.get())
-        # An `OwnTimer` is used instead of `Deadlines()`: each new registry would leave its grain's timer in the loop
-        # until it fires.
-        self._alarm = Alarm(OwnTimer(), when).__enter__()
+        self._alarm = CallersAlarm(Nearer.of(self._in_s)).__enter__()
         return self
 
     async def __aexit__(

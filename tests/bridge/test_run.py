@@ -189,9 +189,9 @@ def test_a_call_is_limited_by_the_nearer_of_its_own_deadline_and_the_one_around_
             assert koo.run(left_s()) <= 50
         assert koo.run(left_s(), timeout_s=10) <= 10
     assert koo.run(left_s()) == NEVER
-    with koo.deadline(0.05), pytest.raises(TimeoutError):
+    with koo.deadline(0.05), pytest.raises(TimeoutError, match=r"^the surrounding deadline passed$"):
         koo.run(asyncio.sleep(60))
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"^the deadline of 0\.05 s passed$"):
         koo.run(asyncio.sleep(60), timeout_s=0.05)
 
 
