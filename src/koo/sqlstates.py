@@ -267,7 +267,8 @@ def original_of(error: BaseException) -> BaseException:
 
 def sqlstate_of(error: BaseException) -> str | None:
     """PostgreSQL's five-character code, or None."""
-    code = getattr(original_of(error), "sqlstate", None)
+    original = original_of(error)
+    code = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)  # psycopg2
     return code if isinstance(code, str) else None
 
 

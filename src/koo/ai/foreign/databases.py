@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+from koo.ai.foreign.stores import of_store
 from koo.policies.verdict import Fault
 from koo.server_words import at_connect, by_words, of_pooler
 from koo.sqlstates import (
@@ -46,9 +47,9 @@ def _of_sqlalchemy(error: Exception) -> Meaning | None:
         return by_code(original) or LOST
     if is_last_word(original):
         return _refused(original)
-    if isinstance(error, exc.OperationalError):  # psycopg's failed connects have a message but no code
-        return by_code(original) or by_class(original) or by_words(original)
-    return by_code(original) or by_class(original) or MISTAKEN
+    found = by_code(original) or by_class(original) or of_store(original)
+    # psycopg's failed connects have a message but no code.
+    return found or (by_words(original) if isinstance(error, exc.OperationalError) else MISTAKEN)
 
 
 def _refused(original: BaseException) -> Meaning | None:
@@ -57,8 +58,9 @@ def _refused(original: BaseException) -> Meaning | None:
 
 
 def _of_driver(error: Exception) -> Meaning | None:
-    """The meaning of a driver's error by its code, if the table has it: MySQL's drivers use few standard codes."""
+    """The meaning of a driver's or client's own error."""
     if is_last_word(error):
         return _refused(error)
     state = sqlstate_of(error)
-    return by_code(error) if state is None or find(SQLSTATES, state) else None
+    # MySQL's drivers have SQLSTATEs too, but few that are in the table.
+    return (by_code(error) if state is None or find(SQLSTATES, state) else None) or of_store(error)

@@ -177,6 +177,24 @@ def judge_botocore(error: Exception, names: set[str], service: str) -> Found:
     return None
 
 
+def judge_elastic(error: Exception, names: set[str], service: str) -> Found:
+    """Classify errors below HTTP of the clients of Elasticsearch and OpenSearch, which hide their causes."""
+    if "ConnectionTimeout" in names:
+        return _late(service)
+    if "ConnectionError" in names:
+        return _broke(service)
+    if "BulkIndexError" in names:
+        return _of_bulk(error)
+    return None
+
+
+def _of_bulk(error: Exception) -> Fault | None:
+    """A bulk request whose documents were refused is the caller's mistake, unless the server refused one for a lack of
+    room or failed."""
+    items = [item for one in error.errors for item in one.values()]  # type: ignore[attr-defined]
+    return None if any(item["status"] == 429 or item["status"] >= 500 for item in items) else MISTAKEN
+
+
 def _innermost(error: Exception) -> Exception:
     """The error that requests or urllib3 wrapped, as its reason or first argument."""
     for _ in range(NESTED_MAX):

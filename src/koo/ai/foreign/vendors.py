@@ -17,6 +17,7 @@ from koo.ai.foreign.http_libraries import (
     Found,
     judge_aiohttp,
     judge_botocore,
+    judge_elastic,
     judge_held_back,
     judge_http_client,
     judge_httpx,
@@ -25,7 +26,7 @@ from koo.ai.foreign.http_libraries import (
     judge_urllib3,
 )
 from koo.ai.foreign.mail import judge_ftp, judge_smtp
-from koo.ai.foreign.peek import names_of
+from koo.ai.foreign.peek import names_of, peek
 from koo.ai.providers.anthropic import FAULTS as ANTHROPIC
 from koo.ai.providers.faults import FaultTable, ParsedError, make_error
 from koo.ai.providers.gemini_errors import FAULTS as GEMINI
@@ -34,7 +35,7 @@ from koo.ai.providers.openai_errors import parse_error
 from koo.ai.providers.perplexity import FAULTS as PERPLEXITY
 from koo.clock import SYSTEM_CLOCK
 from koo.errors import ExternalServiceError, Kind
-from koo.policies.treatment import fault_of
+from koo.policies.treatment import MISTAKEN, fault_of
 from koo.policies.verdict import Fault
 
 OF_CHAT = ("openai", "groq", "cerebras", "together")
@@ -141,6 +142,27 @@ def _judge_litellm(_: Exception, names: set[str], service: str) -> ExternalServi
     return None
 
 
+def _judge_qdrant(error: Exception, names: set[str], service: str) -> ExternalServiceError | None:
+    """Classify Qdrant's 429; its other responses carry their status."""
+    if "ResourceExhaustedResponse" not in names:
+        return None
+    wait_s = getattr(error, "retry_after_s", None)
+    return make_error(service or "qdrant", Kind.THROTTLED, wait_s=wait_s, billable=False)
+
+
+SLACK_FAILS = frozenset(
+    {"fatal_error", "internal_error", "ratelimited", "request_timeout", "service_unavailable"}
+)
+
+
+def _judge_slack(error: Exception, names: set[str], service: str) -> Fault | None:
+    """Slack answers a mistake (an unknown channel) with status 200 and the mistake's name."""
+    if "SlackApiError" not in names or peek(error, "response", "status_code") != 200:
+        return None
+    said = peek(error, "response", "data")
+    return MISTAKEN if isinstance(said, dict) and said.get("error") not in SLACK_FAILS else None
+
+
 JUDGES: dict[str, Callable[[Exception, set[str], str], Found]] = {
     "anthropic": _judge_stainless(ANTHROPIC),
     # OpenAI's SDK is also the usual client for compatible services.
@@ -156,6 +178,11 @@ JUDGES: dict[str, Callable[[Exception, set[str], str], Found]] = {
     "urllib3": judge_urllib3,
     "urllib": judge_urllib,
     "http": judge_http_client,
+    "elastic_transport": judge_elastic,
+    "elasticsearch": judge_elastic,
+    "opensearchpy": judge_elastic,
+    "qdrant_client": _judge_qdrant,
+    "slack_sdk": _judge_slack,
     "smtplib": judge_smtp,
     "aiosmtplib": judge_smtp,
     "ftplib": judge_ftp,
