@@ -12,6 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -54,7 +55,7 @@ class Told(Exception):
 @pytest.mark.parametrize("code", sorted(SQLSTATES))
 def test_each_sqlstate_in_the_table_is_recognised(code: str) -> None:
     state = code if len(code) == 5 else f"{code}0ZZ"
-    assert explain(Told(sqlstate=state)) is SQLSTATES[code]
+    assert explain(Told(sqlstate=state, severity_en="FATAL")) is SQLSTATES[code]
 
 
 @pytest.mark.parametrize("code", sorted(SQLITE_CODES))
@@ -62,6 +63,12 @@ def test_each_sqlite_code_in_the_table_is_recognised_in_its_extended_form_too(co
     assert explain(Told(sqlite_errorcode=code)) is SQLITE_CODES[code]
     if code < 256:
         assert explain(Told(sqlite_errorcode=code | 90 << 8)) is SQLITE_CODES[code]
+
+
+def test_an_option_that_asyncpg_refuses_is_the_same_mistake_without_sqlalchemys_error_around_it() -> None:
+    """SQLAlchemy 2.0 and `rotate` raise asyncpg's own errors for connects."""
+    error = asyncpg.exceptions.ClientConfigurationError("`sslmode` parameter must be one of: disable, allow")
+    assert explain(error, ScopeStage.CONNECT).kind is Kind.NOT_CONFIGURED
 
 
 def test_busy_snapshot_is_contention() -> None:

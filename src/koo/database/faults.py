@@ -33,6 +33,8 @@ SERVICE = "database"
 POOLERS_CODE = "08P01"
 """PgBouncer's only code. PostgreSQL adds the severity in English to every error, and PgBouncer does not: so the two can
 be told apart even if the driver has not noticed yet that the connection was closed."""
+DRIVERS = frozenset({"asyncpg", "psycopg"})
+"""The packages whose errors may arrive without SQLAlchemy's around them."""
 AGAIN_IN_S = 1.0
 """When to try again after a temporary connect failure: about the time that a server needs to start."""
 
@@ -78,11 +80,14 @@ def explain(error: BaseException, stage: ScopeStage = ScopeStage.BODY, *, lost: 
     # Even if this process ran out of a resource during COMMIT, the server may have received the COMMIT.
     if (lost and (meaning is None or is_short)) or (is_short and stage is ScopeStage.COMMIT):
         return LOST
-    # A driver's own error, without SQLAlchemy's around it, comes from `rotate`.
-    is_drivers = isinstance(error, exc.DBAPIError) or hasattr(error, "sqlstate")
-    if meaning is None and is_drivers and stage is ScopeStage.CONNECT:
+    if meaning is None and _is_drivers(error) and stage is ScopeStage.CONNECT:
         return by_words(original)
     return meaning or (MISTAKEN if isinstance(error, exc.SQLAlchemyError) else UNEXPLAINED)
+
+
+def _is_drivers(error: Exception) -> bool:
+    """Whether the driver raised `error`. `rotate`, and SQLAlchemy 2.0 for connects, pass asyncpg's errors unwrapped."""
+    return isinstance(error, exc.DBAPIError) or type(error).__module__.partition(".")[0] in DRIVERS
 
 
 def _by_code(original: BaseException, stage: ScopeStage) -> Meaning | None:
