@@ -62,7 +62,7 @@ def page() -> str:
         *section("Refusals and failures", (one for one in ALL if one.status >= 400)),
         LIBRARIES,
         *(
-            f"| {', '.join(pins.replace('==', ' ') for pins in one.pins)} | {one.proves} |"
+            f"| {', '.join(pin.replace('==', ' ') for pin in (*one.pins, *one.alone))} | {one.proves} |"
             for one in GROUPS.values()
         ),
         "",

@@ -92,7 +92,7 @@ AFTER_AN_OUTAGE = {
     "BreakerAct": (
         "POST",
         f"{API}/monitoring/breakers/claude/trip",
-        {"by": "ada", "reason": "it answers nonsense", "for_s": 600},
+        {"by": "ada", "reason": "it returns nonsense", "for_s": 600},
     ),
 }
 """The request for the example of each shape, in this order."""

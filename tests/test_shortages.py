@@ -165,7 +165,7 @@ def test_an_sdks_connection_error_for_lack_of_a_descriptor_becomes_koos_shortage
     assert isinstance(fault.error, ServiceRefused) and fault.error.reason == NO_DESCRIPTOR
 
 
-def test_an_operation_for_which_no_thread_can_start_fails_with_a_clear_text_and_the_next_one_runs(
+def test_an_operation_for_which_no_thread_can_start_fails_with_a_clear_message_and_the_next_one_runs(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:

@@ -236,7 +236,7 @@ class DatabaseOptions(OnceOptions):
         4, "connections opened at the same time", "a restarted server accepts few", at_least=1, at_most=10_000
     )
     keepalive_s: float = option(
-        30.0, "idle time until TCP checks the peer; 0: system default", "which is hours", unit="s", at_least=0
+        30.0, "idle time before TCP probes; 0: system default", "the system waits hours", unit="s", at_least=0
     )
     tcp_user_timeout_s: float = option(
         30.0, "longest time without ACK; 0: system default", "half a scope's deadline", unit="s", at_least=0

@@ -477,7 +477,7 @@ def with_source(source: Any) -> dict[str, Callable[..., Any]]:
     }
 
 
-def test_the_source_of_a_clients_keys_stands_for_them() -> None:
+def test_the_source_of_a_clients_keys_identifies_its_tenant() -> None:
     """One tenant's source may return a refused token while another's returns a valid one."""
 
     def source() -> Any:

@@ -60,7 +60,7 @@ def test_a_report_without_a_final_input_count_shrinks_no_hold() -> None:
     run_virtual(main)
 
 
-def test_an_agents_calls_fit_into_the_day_once_their_prompts_are_counted() -> None:
+def test_an_agents_calls_fit_into_the_daily_budget_once_their_prompts_are_counted() -> None:
     """The prompts of ten concurrent calls are nearly all cached. Each call holds its longest answer, not its prompt's
     bytes.
     """

@@ -129,7 +129,7 @@ def test_a_stream_is_requested_again_without_an_option_that_an_old_server_refuse
 
 
 @pytest.mark.parametrize("streams", [True, False], ids=["only streams", "no streams"])
-def test_a_model_that_answers_only_in_streams_or_only_without_them_is_asked_its_own_way(
+def test_a_model_that_answers_only_in_streams_or_only_without_them_is_called_in_that_way(
     streams: bool,
 ) -> None:
     async def test(here: Gateway, server: Picky) -> None:

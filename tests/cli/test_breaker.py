@@ -70,13 +70,13 @@ def test_an_operators_reason_is_shown_to_refused_callers(
     monkeypatch.setenv("LOGNAME", "ada")
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, _):
         here.set({"KOO_URL": url})
-        code, out, _ = here.run("breaker", "trip", "claude", "--reason", "it answers nonsense")
+        code, out, _ = here.run("breaker", "trip", "claude", "--reason", "it returns nonsense")
         assert code == 0 and "is forced open until it is reset" in out
         headers, sentence = refused(url)
-        assert "forced open by ada@" in sentence and "it answers nonsense" in sentence
+        assert "forced open by ada@" in sentence and "it returns nonsense" in sentence
         assert "try again" not in sentence and "Retry-After" not in headers
         assert "forced open" in here.run("breaker", "list")[1]
-        here.run("breaker", "trip", "claude", "--reason", "it answers nonsense", "--for", "10m")
+        here.run("breaker", "trip", "claude", "--reason", "it returns nonsense", "--for", "10m")
         assert 500 < int(refused(url)[0]["Retry-After"]) <= 602
         code, out, _ = here.run("breaker", "reset", "claude", "--reason", "mended")
         assert code == 0 and "is closed" in out and question(url)["response"]

@@ -22,7 +22,7 @@ def asked(home: Path, sql: str) -> int:
         return int(store.execute(sql).fetchone()[0] or 0)
 
 
-def test_a_process_frozen_after_each_response_strands_at_most_one_call(tmp_path: Path) -> None:
+def test_a_process_frozen_after_each_response_keeps_the_money_of_at_most_one_call(tmp_path: Path) -> None:
     """A process that has run for a moment keeps nothing: without traffic, a purse is returned with the settlement."""
     stranded = []
     with FakeAnthropic() as fake, serving(tmp_path, **settings_of(fake)) as (url, process):

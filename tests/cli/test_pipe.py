@@ -154,7 +154,7 @@ def test_status_shows_what_is_wrong_with_koo_itself(here: Here) -> None:
     ]
 
 
-def test_the_database_is_named_with_the_time_since_its_probe_succeeds_again(here: Here) -> None:
+def test_the_database_is_named_with_the_time_from_which_its_probe_has_succeeded(here: Here) -> None:
     """The duration of a refused probe is not shown as a latency."""
     documents: Any = health_of("degraded", lab=service_of())
     view = documents["/monitoring/health"]["database"]

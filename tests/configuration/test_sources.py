@@ -1,4 +1,4 @@
-"""A `.env` is read like python-dotenv reads it, but nothing in it is ever skipped or expanded."""
+"""A `.env` is read as python-dotenv reads it, but nothing in it is ever skipped or expanded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database error names the database, what broke, since when it responds again, and why it was not repeated."""
+"""A database error names the database, what broke, since when it has responded again, and why it was not repeated."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_error_of_a_transaction_that_is_not_repeated_says_why(pg: Place) -> 
     run(main)
 
 
-def test_a_refusal_says_since_when_the_database_responds_again_and_when_to_retry(pg: Place) -> None:
+def test_a_refusal_says_since_when_the_database_has_responded_again_and_when_to_retry(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:
             clock = StandingClock()

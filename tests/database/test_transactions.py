@@ -344,7 +344,7 @@ def test_a_schema_change_under_a_prepared_statement_is_repeated(pg: Place) -> No
     run(main)
 
 
-def test_a_type_made_anew_under_a_prepared_statement_is_repeated_and_is_not_a_failure(pg: Place) -> None:
+def test_a_type_recreated_under_a_prepared_statement_is_repeated_and_is_not_a_failure(pg: Place) -> None:
     """PostgreSQL reports an internal error, once for each pooled connection."""
     make = "DROP TYPE IF EXISTS mood; CREATE TYPE mood AS ENUM ('well')"
     runs = 0

@@ -451,7 +451,7 @@ def test_a_key_block_or_quota_with_a_known_end_ends_at_that_time() -> None:
 # ── operators ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_operator_forces_a_breaker_open_and_lifts_that_again() -> None:
+def test_an_operator_forces_a_breaker_open_and_lifts_the_override_again() -> None:
     async def main() -> None:
         guard = make_guard()
         guard.set_override(FORCED_OPEN)

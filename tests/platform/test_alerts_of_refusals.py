@@ -1,6 +1,4 @@
-"""On a whole platform, anything that refuses calls raises an alert within a second, and its end ends the alert as
-fast.
-"""
+"""On a whole platform, anything that refuses calls raises an alert within a second, which ends as quickly."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ def test_an_override_applies_in_every_process_even_in_one_that_starts_later(tmp_
         async with Platform(options(tmp_path, server)) as one, Platform(options(tmp_path, server)) as two:
             await two.parts.sharing.catch_up()
             for name in (NAME, "database"):
-                one.breakers.trip(name, by="ada", reason="it answers\nnonsense")
+                one.breakers.trip(name, by="ada", reason="it returns\nnonsense")
                 await until(partial(is_forced, two, name))
-            with pytest.raises(CircuitOpen, match="forced open by ada: it answers nonsense") as refused:
+            with pytest.raises(CircuitOpen, match="forced open by ada: it returns nonsense") as refused:
                 await two.query(QUESTION)
             assert refused.value.retry_after_s is None
             began = SYSTEM_CLOCK.wall()
@@ -55,7 +55,7 @@ def test_an_override_applies_in_every_process_even_in_one_that_starts_later(tmp_
                 assert guards[NAME]["processes"] == 3 and guards[NAME]["refused"] == 1
                 whole = (await one.incidents.find(guards[NAME]["id"]))["incident"]
                 assert [(act["what"], act["by"], act["reason"]) for act in whole["acts"]] == [
-                    ("forced open", "ada", "it answers nonsense"),
+                    ("forced open", "ada", "it returns nonsense"),
                     ("reset", "bob", "mended"),
                 ]
 

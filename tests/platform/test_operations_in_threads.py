@@ -248,7 +248,7 @@ def test_a_stream_returned_from_a_thread_is_refused_closed_and_booked(tmp_path: 
         asyncio.run(main(server))
 
 
-def test_a_cursor_out_of_a_thread_is_an_ordinary_result(tmp_path: Path, postgres18: PostgresServer) -> None:
+def test_a_cursor_from_a_thread_is_an_ordinary_result(tmp_path: Path, postgres18: PostgresServer) -> None:
     """psycopg's cursor is an iterator with a `close`, like an SDK's stream, but its rows have already arrived."""
 
     async def main() -> None:

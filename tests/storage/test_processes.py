@@ -124,7 +124,7 @@ def test_a_script_with_one_call_leaves_nothing_behind(shared: Place) -> None:
 
 
 def test_ended_processes_leave_one_row_per_budget(shared: Place) -> None:
-    """Otherwise the rows that are added up for each standing would grow with each script of the day."""
+    """Otherwise the rows that are added up for each status would grow with each script of the day."""
 
     async def main() -> None:
         for _ in range(3):

@@ -190,7 +190,7 @@ def test_a_database_is_measured_from_the_samples_that_are_taken_anyway(sdk: Sdk,
     assert SECRET not in str(closed)
 
 
-def test_invented_model_names_do_not_create_series_without_end(sdk: Sdk, tmp_path: Path) -> None:
+def test_invented_model_names_do_not_create_an_unlimited_number_of_series(sdk: Sdk, tmp_path: Path) -> None:
     async def main() -> None:
         with FakeAnthropic(strict=False) as fake:
             async with Platform(options_of(fake, tmp_path)) as platform:

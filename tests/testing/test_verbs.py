@@ -245,7 +245,7 @@ def test_a_fault_without_effect_fails_the_test() -> None:
         assert ask(client) == "ab"
 
 
-def test_one_stream_for_all_requests_may_serve_a_query_whole() -> None:
+def test_a_stream_set_for_all_requests_answers_a_whole_query_completely() -> None:
     with FakeAnthropic().streams(["a", "b"], cut_after=1) as server, client_of(server) as client:
         assert ask(client) == "ab"
         question: Any = [{"role": "user", "content": "?"}]

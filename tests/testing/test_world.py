@@ -215,7 +215,7 @@ def test_a_skip_ends_a_hanging_call_at_its_deadline() -> None:
     run(test)
 
 
-def test_a_fallback_for_which_no_time_is_left_is_not_said_to_be_called(
+def test_the_log_does_not_announce_a_fallback_for_which_no_time_is_left(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def test(world: World) -> None:

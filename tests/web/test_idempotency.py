@@ -166,7 +166,7 @@ def test_a_repeat_gets_the_stored_response_and_does_nothing(tmp_path: Path, wher
     asyncio.run(main())
 
 
-def test_the_key_of_another_request_is_a_422_and_of_another_route_a_separate_key(tmp_path: Path) -> None:
+def test_the_key_of_another_request_is_a_422_but_each_route_has_separate_keys(tmp_path: Path) -> None:
     async def main() -> None:
         async with shop(tmp_path) as (client, made):
             await client.post("/v1/payments/5", json={"a": 1}, headers=KEY)

@@ -1,4 +1,4 @@
-"""Accept-Encoding by RFC 9110: weight 0 refuses, a name precedes the star, and without a header nothing is accepted."""
+"""Accept-Encoding by RFC 9110: weight 0 refuses, a name overrides the star, without a header nothing is accepted."""
 
 from __future__ import annotations
 

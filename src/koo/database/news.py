@@ -155,7 +155,7 @@ class DatabaseNews:
         self.publish(DatabaseRotated(SERVICE, running))
 
     def note_overdue(self, scopes: list[tuple[Holder, float]], now: float) -> None:
-        """Log scopes that have been open for too long, each with the time since when it has been open."""
+        """Log scopes that have been open for too long, each with the time at which it was opened."""
         for scope, since in scopes:
             left_s = max(scope.deadline - now, 0.0)
             said = [describe(scope, since, now), f"its deadline is in {describe_s(left_s)}"]

@@ -299,7 +299,7 @@ def test_a_reported_cost_is_used_in_a_stream_of_one_chunk_too() -> None:
     ],
     ids=["tgi", "xai", "fastapi"],
 )
-def test_the_names_next_to_a_streams_error_decide(told: bytes, kind: Kind) -> None:
+def test_the_names_next_to_a_streams_error_decide_its_kind(told: bytes, kind: Kind) -> None:
     pieces, fault = pieces_of("compatible", raw(b"data: %b\n\n" % told, content_type="text/event-stream"))
     assert not pieces and fault is not None and fault.kind is kind
 

@@ -1,4 +1,4 @@
-"""E-mail, against a real server that works, is strict, is broken, is slow or has gone."""
+"""E-mail, against a real server that works, is strict, is broken, is slow or is gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The webhook and Slack, against a real receiver that works, is slow, is broken, has gone or sends nonsense."""
+"""The webhook and Slack, against a real receiver that works, is slow, is broken, is gone or sends nonsense."""
 
 from __future__ import annotations
 
