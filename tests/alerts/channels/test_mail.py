@@ -15,6 +15,7 @@ import pytest
 
 from koo.alerts.channels.base import Message, NotTaken
 from koo.alerts.channels.mail import Mail
+from koo.alerts.channels.smtp import own_name
 from koo.network_options import NetworkOptions
 from tests.alerts.mails import HOST, PASSWORD, USER, Certificate, MailServer
 
@@ -72,6 +73,33 @@ def test_a_mail_is_plain_text_and_names_its_sender() -> None:
             assert letter.get_content().replace("\r\n", "\n") == MESSAGE.text
 
     asyncio.run(main())
+
+
+def test_a_mail_has_only_7_bit_lines_because_a_server_may_not_offer_more() -> None:
+    async def main() -> None:
+        async with MailServer() as server:
+            await mail(f"smtp://{HOST}:{server.port}").send(MESSAGE)
+            assert server.mails[0].as_bytes().isascii()
+            assert server.mails[0]["Content-Transfer-Encoding"] != "8bit"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("machine", "sender", "name"),
+    [
+        ("web-1.example.net", "koo@example.com", "web-1.example.net"),
+        ("3f2a9c01d4e5", "koo@example.com", "example.com"),
+        ("3f2a9c01d4e5", "koo@größe.example", "[127.0.0.1]"),
+        ("3f2a9c01d4e5", "koo", "[127.0.0.1]"),
+    ],
+)
+def test_koo_introduces_itself_with_a_full_name(
+    monkeypatch: pytest.MonkeyPatch, machine: str, sender: str, name: str
+) -> None:
+    """A container has none of its own, and relays refuse 127.0.0.1."""
+    monkeypatch.setattr("socket.gethostname", lambda: machine)
+    assert own_name(sender) == name
 
 
 def test_messages_of_one_alert_form_one_conversation_and_a_repeated_one_keeps_its_id() -> None:

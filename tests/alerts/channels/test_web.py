@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from koo.alerts.channels.base import Channel, Message, NotTaken
-from koo.alerts.channels.slack import BREAK, Slack, harmless
+from koo.alerts.channels.slack import BREAK, Slack, harmless, shortened
 from koo.alerts.channels.web import retry_after_s
 from koo.alerts.channels.webhook import Webhook
 from koo.network_options import NetworkOptions
@@ -268,8 +268,41 @@ def test_external_text_is_shown_unchanged_in_slack(text: str, sent: str) -> None
     assert harmless(text) == sent
 
 
-def test_an_overlong_text_is_cut() -> None:
-    assert len(harmless("<" * 1_000_000)) < 60_000
+LISTED = "".join(f"- critical: ai:service-{number}: it cannot be called\n" for number in range(40))
+LONG = f"40 alerts\n\n{LISTED}\nLook at:  https://koo.example/dashboard/\nFrom:     koo.example\n"
+
+
+def test_an_overlong_text_is_cut_in_the_middle() -> None:
+    assert len(harmless(shortened("<" * 1_000_000, 12_000))) < 60_000
+    short = shortened(LONG, 500)
+    assert len(short) < 510 and short.startswith("40 alerts\n\n- critical: ai:service-0")
+    assert short.endswith("Look at:  https://koo.example/dashboard/\nFrom:     koo.example")
+    assert shortened(LONG, len(LONG)) == LONG
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_chat_that_refuses_a_long_message_gets_a_short_one(status: int) -> None:
+    """Discord accepts 2000 characters: the message about the largest outage is the longest."""
+
+    async def main(hook: Hook) -> None:
+        hook.answers = [answer(status, '{"content": ["Must be 2000 or fewer in length."]}')]
+        channel = Slack(hook.url, NetworkOptions(), lambda: NOW_S)
+        await channel.send(Message(key="k", thread="t", subject="", text=LONG, document={}))
+        await channel.close()
+        long, short = (one.json["text"] for one in hook.taken)
+        assert long == f"[koo] {LONG}" and len(short) < 2000 and "dashboard" in short
+
+    with_hook(main)
+
+
+def test_a_chat_that_refuses_a_short_message_gets_it_once() -> None:
+    async def main(hook: Hook) -> None:
+        hook.always = answer(400, "no")
+        with pytest.raises(NotTaken):
+            await send(Slack(hook.url, NetworkOptions(), lambda: NOW_S))
+        assert len(hook.taken) == 1
+
+    with_hook(main)
 
 
 def test_the_request_to_slack_is_valid_json_for_any_text() -> None:

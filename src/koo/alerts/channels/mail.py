@@ -65,7 +65,9 @@ class Mail:
         """Do nothing: each mail uses a separate connection."""
 
     def _letter(self, message: Message) -> bytes:
-        letter = EmailMessage(policy=SMTP)
+        # 7-bit, because `sendmail` announces no 8-bit body: a server that offers no 8BITMIME may refuse one, or damage
+        # it.
+        letter = EmailMessage(policy=SMTP.clone(cte_type="7bit"))
         letter["Subject"] = plain(message.subject, 200)
         letter["From"] = self._sender
         letter["To"] = ", ".join(self._to)

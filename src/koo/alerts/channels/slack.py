@@ -12,13 +12,17 @@ import json
 import re
 from collections.abc import Callable
 
-from koo.alerts.channels.base import Message
+from koo.alerts.channels.base import Message, NotTaken
 from koo.alerts.channels.web import WebReceiver
 from koo.network_options import NetworkOptions
 
 VARIABLE = "KOO_ALERT_SLACK"
 TEXT_MAX = 12_000
 """Slack allows 40,000 characters, but this is as much as people read."""
+SHORT_MAX = 1800
+"""Discord refuses more than 2000 characters, Rocket.Chat more than its `Message_MaxAllowedSize`."""
+END_LINES = 4
+"""The links and the sender, which a shortened text keeps."""
 BREAK = "\u200b"
 _CALLS = re.compile(r"@(?=channel|here|everyone|all\b|group)", re.IGNORECASE)
 
@@ -41,26 +45,42 @@ class Slack:
 
     async def send(self, message: Message) -> str:
         """Post a message. Raises `NotTaken`."""
+        text = f"[koo] {message.text}"
+        try:
+            await self._post(text, message.key)
+        except NotTaken as error:
+            # Without the shorter text, exactly the message about the largest outage would never arrive.
+            if not error.is_messages or len(text) <= SHORT_MAX:
+                raise
+            await self._post(shortened(text, SHORT_MAX), message.key)
+        return ""
+
+    async def _post(self, text: str, key: str) -> None:
         # Each of these switches off one way in which a chat would change the text: markup, automatic mentions, and
         # previews, for which its server would fetch the addresses in an alert.
         body = {
-            "text": harmless(f"[koo] {message.text}"),
+            "text": harmless(shortened(text, TEXT_MAX)),
             "mrkdwn": False,
             "parse": "none",
             "link_names": False,
             "unfurl_links": False,
             "unfurl_media": False,
         }
-        await self._receiver.post(json.dumps(body).encode(), {"webhook-id": message.key})
-        return ""
+        await self._receiver.post(json.dumps(body).encode(), {"webhook-id": key})
 
     async def close(self) -> None:
         await self._receiver.close()
 
 
+def shortened(text: str, most: int) -> str:
+    """Leave out the middle of a text that is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    end = "\n".join(text.splitlines()[-END_LINES:])[-most // 2 :]
+    return f"{text[: most - len(end)]}…\n{end}"
+
+
 def harmless(text: str) -> str:
     """Escape a text so that a chat shows it unchanged, without mentions and without links under another name."""
-    if len(text) > TEXT_MAX:
-        text = f"{text[:TEXT_MAX]}…"
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _CALLS.sub(f"@{BREAK}", text).replace("](", f"]{BREAK}(")

@@ -96,7 +96,7 @@ class Talk:
 
     def _talk(self, places: list[str], sender: str, to: tuple[str, ...], letter: bytes) -> Refused:
         try:
-            line = Line(self._server, places, self._context(), self._opened)
+            line = Line(self._server, places, self._context(), self._opened, own_name(sender))
             try:
                 self._secure(line)
                 if self._server.user:
@@ -136,15 +136,12 @@ class Line(smtplib.SMTP):
         places: list[str],
         context: ssl.SSLContext,
         opened: Callable[[socket.socket], None],
+        name: str,
     ) -> None:
         self._places = places
         self._opened = opened
         self._tls = context if server.security == "tls" else None
-        # smtplib's default is the machine's full name. It queries a name server for it, without a timeout.
-        name = socket.gethostname()
-        super().__init__(
-            server.host, server.port, name if "." in name and name.isascii() else "[127.0.0.1]", ANSWER_S
-        )
+        super().__init__(server.host, server.port, name, ANSWER_S)
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         line = self._connect(port, timeout)
@@ -156,6 +153,14 @@ class Line(smtplib.SMTP):
             with suppress(OSError):
                 return socket.create_connection((place, port), timeout)
         return socket.create_connection((self._places[-1], port), timeout)
+
+
+def own_name(sender: str) -> str:
+    """The name for EHLO: this machine's full name, or otherwise the domain of the sender's address."""
+    # A container's name is not a full one, and a relay such as smtp-relay.gmail.com refuses `localhost` and 127.0.0.1.
+    # smtplib's default queries a name server for the full name, without a timeout.
+    names = socket.gethostname(), sender.rpartition("@")[2].strip("<> ")
+    return next((name for name in names if "." in name and name.isascii()), "[127.0.0.1]")
 
 
 def _leave(line: Line) -> None:
