@@ -354,7 +354,7 @@ def test_no_bill_is_above_its_bound(
 
 def test_a_bound_uses_the_most_expensive_tier_that_the_call_can_reach() -> None:
     found = price("claude-haiku-5-5")
-    assert found.bound_usd(100_000, 0) == Decimal("0.0125")  # cache writes are dearest
+    assert found.bound_usd(100_000, 0) == Decimal("0.0125")  # at the price of cache writes, the highest
     assert found.bound_usd(100_001, 0) > 4 * found.bound_usd(100_000, 0)
 
 

@@ -286,7 +286,7 @@ def test_a_commit_hook_that_raises_leaks_nothing_and_later_hooks_run(
 def test_a_log_handlers_exception_does_not_reach_the_code_that_logs(
     raised: type[BaseException],
 ) -> None:
-    """On a loop, an exit is raised next."""
+    """If a loop is running, an exit is raised in its next turn."""
 
     async def main() -> None:
         for name in LOGGERS:

@@ -698,7 +698,7 @@ def _needs_of_all(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @without("locked rows")
 def _stale(patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Each decision is based on the treasuries of a beat ago, and applied to those of now."""
+    """Each decision is based on the treasuries as they were a beat ago, and applied to the present ones."""
     true = treasury._room
     seen: dict[Key, tuple[int, int]] = {}
 

@@ -46,7 +46,7 @@ def test_a_query_that_does_not_finish_in_time_is_cancelled_and_settled(tmp_path:
             await asyncio.gather(asking, return_exceptions=True)
             service = koo.services["claude"]
             assert service.gates.bulkhead.used == 0
-            assert service.default_guard.breaker.consecutive == 0  # it counts as no one's failure
+            assert service.default_guard.breaker.consecutive == 0  # it counts as a failure of neither side
             async with Platform(options(tmp_path, claude(fake))) as later:
                 budget = later.service_health("claude")["rate_limits"]["daily_budget"]
                 assert budget["reserved"] == "0"

@@ -95,7 +95,7 @@ _current: ContextVar[_Exchange | None] = ContextVar("koo_idempotent_exchange", d
 class IdempotentRoute(APIRoute):
     """A route class that stores responses: `APIRouter(route_class=IdempotentRoute)`.
 
-    Needed by routes with a session of `idempotent`; other routes behave as before.
+    Needed by routes whose session comes from `idempotent`; other routes behave as before.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
