@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import struct
@@ -83,8 +84,7 @@ def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any] | None]:
         pytest.param(GET + b"X: ", FLOOD, {431}, id="a header"),
         pytest.param(GET, b"X: a\r\n" * 10_000, {431}, id="headers"),
         pytest.param(b"GET /", FLOOD, {431}, id="a path"),
-        # Here the application already waits for the body, so its response is not tested.
-        pytest.param(POST + b"Transfer-Encoding: chunked\r\n\r\n1;", FLOOD, {0}, id="the head of a chunk"),
+        pytest.param(POST + b"Transfer-Encoding: chunked\r\n\r\n1;", FLOOD, {431}, id="the head of a chunk"),
     ],
 )
 def test_an_endless_head_is_cut_off_before_it_fills_the_memory(
@@ -127,6 +127,8 @@ def test_a_head_that_is_too_large_is_refused_with_the_reason(tmp_path: Path) -> 
         POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: a\0b\r\n\r\n",
         b"CONNECT /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n{}\r\n0\r\n\r\n",
     ],
 )
 def test_bytes_that_are_not_http_get_a_problem_response(tmp_path: Path, sent: bytes) -> None:
@@ -180,6 +182,47 @@ def test_a_request_that_offers_another_protocol_keeps_its_body(
             b"/one " + HIDDEN,
             b"/two ",
         ]
+
+
+def test_bytes_after_a_running_request_do_not_get_its_response(tmp_path: Path) -> None:
+    """The client would read their 400 as the response to the request that came before them."""
+    asked, release = threading.Event(), threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            asked.set()
+            await asyncio.to_thread(release.wait, 20)
+        else:
+            await echo(scope, receive, send)
+
+    with listening(tmp_path, app) as (_, port), connected(port) as connection:
+        connection.sendall(GET + b"\r\n")
+        assert asked.wait(20)
+        connection.sendall(b"not HTTP\r\n\r\n")
+        assert answer_of(connection) == (0, None)
+        release.set()
+
+
+def test_fields_after_a_body_are_not_headers(tmp_path: Path) -> None:
+    """A proxy checks the headers of the head. What a client adds after a chunked body must not count as one of them."""
+    seen: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            while (await receive())["more_body"]:
+                pass
+            seen.extend(name for name, _ in scope["headers"])
+            await send({"type": "http.response.start", "status": 204, "headers": [(b"connection", b"close")]})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await echo(scope, receive, send)
+
+    with listening(tmp_path, app) as (_, port), connected(port) as connection:
+        connection.sendall(
+            b"POST / HTTP/1.1\r\n" + HOST + CHUNKED + b"2\r\n{}\r\n0\r\nX-Forwarded-For: 127.0.0.1\r\n\r\n"
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 204")
+    assert seen == [b"host", b"transfer-encoding"]
 
 
 def test_a_connection_lost_in_its_head_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -143,6 +143,12 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # uvicorn would add the fields that follow a chunked body to the headers of the request that is running. A proxy
+        # in front of koo checks only the head.
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         # The count above sees only whole reads: a head that arrives complete in one large read has been parsed before
         # the count is compared. An exception in a callback becomes `HttpParserError` in httptools, which uvicorn
@@ -304,8 +310,11 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Send the error and close the connection: nothing shows where the next request would begin."""
         # With a response in progress, the error would land in the middle of it and the client would read it as part of
-        # the body. Closing the connection is all that is left.
-        if self.cycle is None or self.cycle.response_complete:
+        # the body. If the unreadable bytes come after a request that is running, it would read it as that request's
+        # response. Closing the connection is all that is left then.
+        one = self._answered
+        is_its_body = self._in_body and one is self.cycle and not one.response_started
+        if one is None or one.response_complete or is_its_body:
             reason = (
                 f"its head is larger than {HEAD_BYTES_MAX // 1024} KiB"
                 if self._too_large
@@ -313,6 +322,7 @@ class Connection(HttpToolsProtocol):
             )
             self._answer(431 if self._too_large else 400, f"the request cannot be read: {reason}")
         self.transport.close()
+        self._tell_left()
 
     def _answer(self, code: int, detail: str) -> None:
         # The response is written to the transport directly: an unreadable head has no ASGI cycle that could respond,
