@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Sequence
+from decimal import Decimal
 
 import pytest
 
 from koo.ai.providers.base import Completion, Request
 from koo.ai.types import Answer, Query, Usage
 from koo.deadlines import Deadline
-from koo.errors import ExternalServiceError, Kind, RateLimited, ServiceFailed, ServiceSaturated
+from koo.errors import (
+    BudgetExceeded,
+    ExternalServiceError,
+    Kind,
+    RateLimited,
+    ServiceFailed,
+    ServiceSaturated,
+)
 from koo.options import BreakerOptions, LimitOptions
 from koo.testing.clock import run_virtual
 from tests.ai.virtual import ONCE, MemoryProvider, VirtualWorld
@@ -254,6 +262,32 @@ def test_a_list_that_waits_for_koos_limit_is_fed_at_the_limits_pace() -> None:
         assert not kinds(outcomes)
         assert 240 <= world.elapsed_s < 300
         assert world.is_idle()
+
+    run_virtual(main)
+
+
+def test_a_list_that_waits_shares_a_budget_that_covers_few_of_its_queries_at_a_time() -> None:
+    """The worst case of a query is thousands of times its cost, so the budget holds eight queries and pays for all."""
+
+    async def main() -> None:
+        world = ListWorld(daily_budget_usd=Decimal("0.5"))
+        assert not kinds(await world.ask_many(*several(100, on_limit="wait")))
+        assert world.is_idle()
+
+    run_virtual(main)
+
+
+def test_a_query_that_waits_for_held_money_until_its_deadline_is_refused_for_its_budget() -> None:
+    async def main() -> None:
+        world = ListWorld(daily_budget_usd=Decimal("0.1"))
+        world.first.takes_s = 50.0
+        began_at, running = world.clock.monotonic(), asyncio.create_task(world.ask(max_tokens=4096))
+        await asyncio.sleep(1)
+        with pytest.raises(BudgetExceeded, match="does not cover this call") as refused:
+            await world.ask(max_tokens=4096, on_limit="wait", timeout_s=20)
+        assert refused.value.kind is Kind.BUDGET_EXCEEDED
+        assert world.clock.monotonic() - began_at == 21
+        await running
 
     run_virtual(main)
 

@@ -254,6 +254,32 @@ def test_early_beats_do_not_use_up_a_callers_patience() -> None:
     assert held(waits).amount == 50
 
 
+def test_a_patient_caller_waits_as_long_as_running_calls_of_its_process_hold_money() -> None:
+    """A long list must not be refused by its own calls while most of the budget is unspent."""
+    party = Party(day=100)
+    purses = party.process()
+    running = party.ask(purses, 90)
+    party.turn(purses)
+    patient, impatient = party.ask(purses, 50), party.ask(purses, 50, patience=1)
+    for _ in range(2 * PATIENCE):
+        party.turn(purses)
+    assert impatient == [Refusal.NOT_MET] and patient == []
+    purses.settle(held(running), 10)
+    party.turn(purses)
+    assert held(patient).amount == 50
+
+
+def test_a_patient_caller_is_refused_when_running_calls_have_spent_what_it_needs() -> None:
+    party = Party(day=100)
+    purses = party.process()
+    running = party.ask(purses, 90)
+    party.turn(purses)
+    patient = party.ask(purses, 50)
+    purses.settle(held(running), 60)
+    party.turn(purses)
+    assert patient == [Refusal.NEVER]
+
+
 def test_a_caller_that_has_left_is_not_in_the_next_request() -> None:
     party = Party(day=100)
     purses = party.process()

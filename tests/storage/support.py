@@ -158,7 +158,7 @@ async def hold(
     store: Store,
     amount: str = "0.05",
     *names: str,
-    is_patient: bool = True,
+    is_patient: bool = False,
     within_s: float = PATIENCE_S,
 ) -> Hold:
     """Hold a call's worst case, as a call does. Raises `Refused`, or TimeoutError."""

@@ -110,7 +110,7 @@ def test_a_waiting_call_is_refused_when_its_ledger_ends(sqlite: Place) -> None:
         await poor.open()
         given = await hold(rich, "1.00")
         await rich.ledger.beat()
-        waiting = asyncio.ensure_future(hold(poor, "0.50"))
+        waiting = asyncio.ensure_future(hold(poor, "0.50", is_patient=True))
         await until(lambda: bool(poor.ledger.purses.waiting))
         await poor.close()
         with pytest.raises(Refused) as refused:

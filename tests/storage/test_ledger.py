@@ -190,7 +190,7 @@ def test_a_call_is_held_in_all_its_budgets_or_none_and_the_short_budget_is_named
         know(store, "0.30", "budget/team")
         await hold(store, "0.20", CLAUDE, "budget/team")
         with pytest.raises(Refused) as refused:
-            await hold(store, "0.20", CLAUDE, "budget/team", is_patient=False)
+            await hold(store, "0.20", CLAUDE, "budget/team")
         assert (refused.value.why, refused.value.short) == (Refusal.NOT_MET, "budget/team")
         with pytest.raises(Refused) as refused:
             await hold(store, "0.31", CLAUDE, "budget/team")
@@ -441,11 +441,11 @@ def test_idle_money_of_another_process_is_recalled_only_for_a_patient_caller(
         await rich.ledger.refresh()
         assert purse.room == pico("0.39")
         with pytest.raises(Refused) as refused:
-            await hold(poor, "0.30", is_patient=False)
+            await hold(poor, "0.30")
         assert refused.value.why is Refusal.NOT_MET
         standing = poor.ledger.standing(CLAUDE)
         assert (standing.idle, standing.processes) == (pico("0.39"), 1)
-        assert (await hold(poor, "0.30")).amount == pico("0.30")
+        assert (await hold(poor, "0.30", is_patient=True)).amount == pico("0.30")
         for task in running:
             task.cancel()
         await rich.close()

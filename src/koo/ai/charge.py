@@ -30,7 +30,7 @@ from koo.storage.base import NO_WORDS, Bill, How
 class ServiceCharge(ABC):
     """The charge for one call to a service; implements the guard's `Charge`. `bill` is None while its cost is unknown.
 
-    `is_patient`: wait for unused money that other processes have been asked to return to the store.
+    `is_patient`: wait for money that running calls hold, or that other processes were asked to return to the store.
     """
 
     __slots__ = (

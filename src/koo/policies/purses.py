@@ -20,8 +20,8 @@ from koo.policies.treasury import Ask, Beat, Key, Limit, Met, Reply, period_at, 
 TRIP_S_MAX = 2.0
 """A store that takes longer than this to reply counts as unreachable, so longer trips need not be planned for."""
 PATIENCE = 3
-"""How many beats the need of a patient caller may go unmet. A recall takes two, and one beat may have been on its way
-to the store when the caller arrived."""
+"""How many beats the need of a patient caller may go unmet while no call of its process holds money. A recall takes
+two, and one beat may have been on its way to the store when the caller arrived."""
 
 
 class Purses:
@@ -403,6 +403,10 @@ class Purses:
             return None  # the reply is about a larger amount; a smaller one may still fit
         if met is Met.NEVER:
             return Refusal.NEVER
+        # Running calls seldom cost as much as they hold, so a patient caller waits for them until its own deadline.
+        # Otherwise a long list would be refused by its own calls, with most of the budget unspent.
+        if waiter.patience > 1 and waiter.short is not None and self.purses[waiter.short].held:
+            return None
         if waited_at - waiter.unmet_at >= self._beat_s:
             # An unmet beat counts at most once per beat's length. Other calls cause early beats, and three replies
             # within a few milliseconds would use up the patience before recalled money can arrive.

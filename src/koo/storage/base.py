@@ -268,7 +268,7 @@ class Ledger(Protocol):
     async def wait(
         self, budgets: tuple[Budget, ...], amount: int, deadline: float, *, is_patient: bool
     ) -> Hold | tuple[Refusal, Key | None]:
-        """Wait for the store's reply, and if `is_patient` also for recalled money. Raises TimeoutError."""
+        """Wait for the store's reply, and if `is_patient` also for held or recalled money. Raises TimeoutError."""
         ...
 
     def shrink(self, hold: Hold, amount: int) -> None:

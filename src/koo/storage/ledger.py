@@ -185,9 +185,11 @@ class Ledger:
     async def wait(
         self, budgets: tuple[Budget, ...], amount: int, deadline: float, *, is_patient: bool
     ) -> Hold | tuple[Refusal, Key | None]:
-        """Wait for the store's reply; a patient caller also waits for money recalled from other processes.
+        """Wait for the store's reply; a patient caller also waits for money that running calls hold or other processes
+        return.
 
-        Returns a hold, or the reason why there is none and the budget that is short. Raises TimeoutError at `deadline`.
+        Returns a hold, or the reason why there is none and the budget that is short. Raises TimeoutError at `deadline`
+        if the store has not replied.
         """
         if self._is_closed:
             # A straggler's beat would open the store again after the last beat of this process. No later beat would
@@ -206,13 +208,15 @@ class Ledger:
         try:
             async with asyncio.timeout(deadline - self._now()):
                 verdict = await future
-        except BaseException:
+        except BaseException as error:
             self.purses.leave(waiter)
             # The reply may have set the future's result, and a cancellation or the timeout may then have reached this
             # task before it ran again. The task never sees that hold, so it must be released here: otherwise it would
             # stay held until the process ends.
             if future.done() and not future.cancelled() and isinstance(future.result(), Hold):
                 self._give_up(future.result())
+            if isinstance(error, TimeoutError) and waiter.short is not None:
+                return Refusal.NOT_MET, waiter.short
             raise
         return verdict if isinstance(verdict, Hold) else (verdict, waiter.short)
 
