@@ -207,13 +207,23 @@ def test_a_caller_with_the_token_may_come_from_any_origin() -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [{"x_forwarded_for": "127.0.0.1"}, {"forwarded": "for=127.0.0.1"}, {"via": "1.1 nginx"}]
+    "header",
+    [
+        {"x_forwarded_for": "127.0.0.1"},
+        {"forwarded": "for=127.0.0.1"},
+        {"via": "1.1 nginx"},
+        {"x_real_ip": "127.0.0.1"},
+        {"x_forwarded_proto": "https"},
+        {"x_forwarded_host": "koo.example.org"},
+    ],
 )
 def test_a_request_through_a_proxy_is_not_from_this_machine(header: dict[str, str]) -> None:
     """Otherwise every client of a proxy on this machine would count as local."""
     denial = OPEN.judge(asked(**header))
     assert denial is not None and denial.status == 403 and "KOO_TRUSTED_PROXIES" in denial.detail
     assert status(LOCKED, asked(authorization="Bearer write", **header)) == 200
+    if "x_forwarded_for" not in header:
+        assert not PROXIED.caller(asked(**header))  # not the proxy itself, although it is trusted
 
 
 @pytest.mark.parametrize(
@@ -237,6 +247,12 @@ def test_only_a_trusted_proxy_names_its_client(peer: str | None, header: str, ca
     question = asked(peer=peer, x_forwarded_for=header)
     assert PROXIED.caller(question) == caller
     assert status(PROXIED, question) == (200 if caller in ("::1", "127.0.0.2") else 403)
+
+
+def test_a_client_of_a_unix_socket_learns_why_it_is_not_local() -> None:
+    """A proxy may serve any client through it. The sentence must not send an operator on this machine looking."""
+    denial = OPEN.judge(asked(peer=None))
+    assert denial is not None and "Unix socket" in denial.detail
 
 
 def test_a_repeated_header_names_no_client() -> None:

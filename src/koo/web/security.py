@@ -41,7 +41,9 @@ TEST_NAMES = frozenset({"testserver", "testserver.local"})
 TEST_PEER = "testclient"
 """The peer of Starlette's test client. No server on a socket ever has it."""
 ANY_ADDRESS = frozenset({"0.0.0.0", "::", ""})
-PROXY_HEADERS = ("forwarded", "x-forwarded-for", "via")
+PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
+"""Only the client's address in X-Forwarded-For is ever used. The others show that there is a proxy: a common
+configuration of nginx sets X-Real-IP alone."""
 NO_SESSIONS = Sessions()
 Kind = Literal["guarded", "page", "probe"]
 """The kind of a route: it reveals something about this installation, serves a page's files, or is a probe."""
@@ -248,14 +250,15 @@ def _explain_peer(asked: Asked) -> str:
     if proxied is not None:
         return (
             f"without KOO_TOKEN only this machine is allowed, and this came through a proxy ({proxied}); set "
-            "KOO_TOKEN, or KOO_TRUSTED_PROXIES to the proxy's address"
+            "KOO_TOKEN, or KOO_TRUSTED_PROXIES to the address of a proxy that sends X-Forwarded-For"
         )
     if asked.peer == TEST_PEER:
         return (
             "without KOO_TOKEN only this machine is allowed, and a test client has no address; give it one, "
             'TestClient(app, client=("127.0.0.1", 50000)), or allow its name (hosts=["testserver"])'
         )
-    return "without KOO_TOKEN only this machine is allowed"
+    unseen = "" if asked.peer else ", and a Unix socket shows no address of its client; set KOO_TOKEN"
+    return f"without KOO_TOKEN only this machine is allowed{unseen}"
 
 
 def is_local_peer(peer: str | None) -> bool:
