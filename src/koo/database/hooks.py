@@ -95,6 +95,8 @@ class Hooks:
         event.listen(engine, "do_execute", self.on_execute)
         event.listen(engine, "do_executemany", self.on_executemany)
         event.listen(engine, "do_execute_no_params", self.on_execute_no_params)
+        self._is_dialects_disconnect: Callable[[Any, Any, Any], bool] = dialect.is_disconnect
+        dialect.is_disconnect = self._is_disconnect  # type: ignore[method-assign, assignment]
         dialect.do_begin = self._begin  # type: ignore[method-assign, assignment]
         self._do_commit: Callable[[Any], None] = dialect.do_commit
         dialect.do_commit = self._commit  # type: ignore[method-assign, assignment]
@@ -243,8 +245,21 @@ class Hooks:
 
     # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _is_disconnect(self, error: Exception, connection: Any, cursor: Any) -> bool:
+        """Record a driver's error before any listener to `handle_error`.
+
+        A listener that raises stops those after it, and the listeners of all engines come before those of one. Without
+        this, koo would not see the errors that an application translates in a listener to `Engine`: it would repeat no
+        deadlock, and a lost COMMIT would look like one that failed.
+        """
+        lost = self._is_dialects_disconnect(error, connection, cursor)
+        record = self._by_connection.get(getattr(connection, "dbapi_connection", None))
+        if record is None or record.occupant is None:
+            return lost
+        return record.occupant.report(error, record, lost)
+
     def on_error(self, context: ExceptionContext) -> BaseException | None:
-        """Record an error of the engine; replace one caused by a deadline or a lost COMMIT with koo's own."""
+        """Replace an error caused by a deadline or a lost COMMIT with koo's own; record those not from the driver."""
         error = context.original_exception
         # SQLAlchemy would invalidate the whole pool by comparing wall-clock times, and after a clock step it would
         # reconnect on every checkout. `ConnectionRecords.generation` does the same in monotonic time.
@@ -260,4 +275,6 @@ class Hooks:
         record = self._by_connection.get(connection.connection.dbapi_connection)
         if record is None or record.occupant is None:
             return None
-        return record.occupant.report(context, record, error)
+        if not record.occupant.has_reported(error):
+            context.is_disconnect = record.occupant.report(error, record, context.is_disconnect)
+        return record.occupant.take_instead()

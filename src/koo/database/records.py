@@ -13,8 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from sqlalchemy.engine import ExceptionContext
-
 from koo.database.connects import Connects
 from koo.database.drivers.base import Driver
 from koo.database.faults import ScopeStage
@@ -57,10 +55,16 @@ class Occupant(Protocol):
         """Called after the statement or COMMIT; returns how many seconds it took."""
         ...
 
-    def report(
-        self, context: ExceptionContext, record: ConnectionRecord, error: BaseException
-    ) -> Exception | None:
-        """Record an error of the engine; returns the error to raise instead, or None."""
+    def report(self, error: BaseException, record: ConnectionRecord, lost: bool) -> bool:
+        """Record an error of the engine. Returns whether its connection must be closed; `lost` if it is known to be."""
+        ...
+
+    def has_reported(self, error: BaseException) -> bool:
+        """Whether `error` is the last one reported."""
+        ...
+
+    def take_instead(self) -> Exception | None:
+        """The error to raise instead of the last one reported, or None."""
         ...
 
     def rolled_back(self) -> Exception:

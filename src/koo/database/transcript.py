@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InvalidRequestError, ResourceClosedError, StatementError
 
 from koo.database.faults import AGAIN_IN_S, SERVICE, ScopeStage, explain
@@ -47,9 +46,9 @@ class Transcript:
     """One scope's transcript. SQLAlchemy's hooks write it (`koo.database.records.Occupant`); the scope reads it."""
 
     __slots__ = (
-        "_answered", "_failed_s", "_metrics", "_monotonic", "_readonly", "_records", "_reports", "_spoiler",
-        "_unanswered", "committed", "expired", "failure", "handed_out", "has_permit", "in_doubt", "leaving",
-        "slowest_s", "spent_s", "stage", "statement", "statements", "stopped",
+        "_answered", "_failed_s", "_instead", "_metrics", "_monotonic", "_readonly", "_records", "_reported",
+        "_reports", "_spoiler", "_unanswered", "committed", "expired", "failure", "handed_out", "has_permit",
+        "in_doubt", "leaving", "slowest_s", "spent_s", "stage", "statement", "statements", "stopped",
     )  # fmt: skip
 
     def __init__(self, records: ConnectionRecords, readonly: bool) -> None:
@@ -59,6 +58,8 @@ class Transcript:
         self._readonly = readonly
         self._reports: Sequence[tuple[BaseException, Meaning]] = ()
         self._spoiler: BaseException | None = None
+        self._reported: BaseException | None = None
+        self._instead: Exception | None = None
         self._answered = self._unanswered = False
         self.stage = ScopeStage.CONNECT
         self.has_permit = False
@@ -130,15 +131,12 @@ class Transcript:
 
     # ── what the engine reports ───────────────────────────────────────────────────────────────────────────────
 
-    def report(
-        self, context: ExceptionContext, record: ConnectionRecord, error: BaseException
-    ) -> Exception | None:
-        """Record an error of the engine; returns the error to raise instead, or None."""
+    def report(self, error: BaseException, record: ConnectionRecord, lost: bool) -> bool:
+        """Record an error of the engine. Returns whether its connection must be closed; `lost` if it is known to be."""
         if isinstance(error, KooError):  # raised by one of koo's own hooks, inside the engine
-            return None
-        meaning = explain(error, self.stage, lost=context.is_disconnect and isinstance(error, Exception))
-        if meaning.drop is not Drop.KEEP:
-            context.is_disconnect = True
+            return lost
+        self._reported, self._instead = error, None
+        meaning = explain(error, self.stage, lost=lost and isinstance(error, Exception))
         ours = self._note(error, meaning, record)
         # While the block is running, its `session.commit()` must raise the unknown outcome here, because the block goes
         # on and may act on it. The final COMMIT is only noted: if it were raised here, inside SQLAlchemy's hook, the
@@ -146,10 +144,21 @@ class Transcript:
         if self._is_doubtful(meaning):
             self.count_unknown()
             self.in_doubt = self.leaving
-            return None if self.leaving else self.unknown_outcome()
-        if meaning is STANDBY and not self._readonly:
-            return DatabaseError(SERVICE, meaning.says, AGAIN_IN_S, kind=meaning.kind)
-        return self.too_late() if ours else None
+            self._instead = None if self.leaving else self.unknown_outcome()
+        elif meaning is STANDBY and not self._readonly:
+            self._instead = DatabaseError(SERVICE, meaning.says, AGAIN_IN_S, kind=meaning.kind)
+        elif ours:
+            self._instead = self.too_late()
+        return lost or meaning.drop is not Drop.KEEP
+
+    def has_reported(self, error: BaseException) -> bool:
+        """Whether `error` is the last one reported."""
+        return self._reported is error
+
+    def take_instead(self) -> Exception | None:
+        """The error to raise instead of the last one reported, or None."""
+        self._reported, instead, self._instead = None, self._instead, None
+        return instead
 
     def report_raw(self, error: Exception, record: ConnectionRecord) -> None:
         """An error leaves the block: check whether it came from the driver's own connection, bypassing the engine."""
