@@ -34,6 +34,12 @@ DOCUMENTS = [
     ROOT / "docs" / "notifications.md",
     ROOT / "docs" / "errors.md",
     ROOT / "docs" / "operations.md",
+    ROOT / "docs" / "exactly-once.md",
+    ROOT / "docs" / "fleet.md",
+    ROOT / "docs" / "history.md",
+    ROOT / "docs" / "incidents.md",
+    ROOT / "docs" / "log.md",
+    ROOT / "docs" / "network.md",
 ]
 LANGUAGES = {"python", "sh", "text", "ini", "yaml", "nginx", "sql", "json", "mermaid", "Dockerfile"}
 WORDS = {"fragment", "output", "fails"}
