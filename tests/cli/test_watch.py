@@ -172,6 +172,20 @@ def test_a_terminal_is_redrawn_and_restored(tmp_path: Path) -> None:
         assert b"Traceback" not in screen.seen and b"\x1b[31m" not in screen.seen, "NO_COLOR is set"
 
 
+def test_ctrl_z_returns_to_the_shells_screen_until_fg(tmp_path: Path) -> None:
+    documents = {"/monitoring/dashboard": dashboard_of("healthy"), "/monitoring/fleet": FLEET}
+    with canned(documents) as url, screen_of(tmp_path, "watch", KOO_URL=url) as screen:
+        screen.read_until(b"fleet: 1 process")
+        screen.process.send_signal(signal.SIGTSTP)
+        screen.read_until(b"\x1b[?1049l")
+        os.waitid(os.P_PID, screen.process.pid, os.WSTOPPED | os.WNOWAIT)
+        screen.process.send_signal(signal.SIGCONT)
+        screen.read_until(b"\x1b[?1049h")
+        screen.read_until(b"fleet: 1 process")
+        screen.press_ctrl_c()
+        assert screen.process.wait(20) == 0
+
+
 # ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from koo.cli.client import ServerClient, connect
 from koo.cli.frame import Seen, lines_of
@@ -17,6 +19,9 @@ from koo.cli.tables import console, put_rendered
 from koo.cli.terminal import HEALTH_EXITS, CommandFailed, Exit, put_json, run_async
 from koo.monitoring.fleet_shapes import FleetStatus
 from koo.monitoring.shapes import Dashboard
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 EVERY_S = 1.0
 SILENCE_S = 30.0
@@ -134,7 +139,12 @@ async def _draw(url: str | None) -> None:
         with Live(console=console(), screen=True, auto_refresh=False) as live:
             resized = asyncio.Event()
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGWINCH, resized.set)
+            handlers: dict[int, Callable[[], None]] = {
+                signal.SIGWINCH: resized.set,
+                signal.SIGTSTP: partial(_pause, live, resized),
+            }
+            for one, handle in handlers.items():
+                loop.add_signal_handler(one, handle)
             asking = asyncio.create_task(_ask_over_and_over(watched))
             try:
                 while not asking.done():
@@ -144,9 +154,20 @@ async def _draw(url: str | None) -> None:
                         async with asyncio.timeout(EVERY_S):
                             await resized.wait()
             finally:
-                loop.remove_signal_handler(signal.SIGWINCH)
+                for one in handlers:
+                    loop.remove_signal_handler(one)
                 asking.cancel()
         await asking
+
+
+def _pause(live: Live, resized: asyncio.Event) -> None:
+    """Ctrl-Z: without this, the shell would continue on the separate screen, without a cursor."""
+    live.console.set_alt_screen(False)
+    live.console.show_cursor(True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    live.console.set_alt_screen(True)
+    live.console.show_cursor(False)
+    resized.set()
 
 
 async def _ask_over_and_over(watched: Watched) -> None:
