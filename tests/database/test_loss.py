@@ -478,6 +478,40 @@ def test_a_lost_commit_is_raised_once_and_never_repeated(
     run(main)
 
 
+@pytest.mark.parametrize("exactly_once", ["off", "marker"])
+def test_a_loss_that_is_known_before_commit_is_sent_leaves_nothing_in_doubt(
+    pg: Place, exactly_once: str
+) -> None:
+    """The server ended the connection while the block did something else, so the function may run again."""
+    clock, runs = StandingClock(), 0
+
+    async def main() -> None:
+        async with opened(pg.url, clock=clock, exactly_once=exactly_once) as database:
+            if exactly_once == "marker":
+                await database.init_exactly_once()
+
+            async def insert(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(text(f"CREATE TABLE run_{runs} (n int)"))
+                if runs == 1:
+                    kill_all(pg)
+                    assert database.connections is not None
+                    records = database.connections.records.by_connection.values()
+                    await until(lambda: all(record.is_hung_up for record in records))
+                    clock.advance(1.0)
+
+            await database.transaction(insert)
+            metrics = database.get_pool_metrics()
+            assert (runs, metrics["errors"]["unknown_commits"]) == (2, 0)
+            assert database.metrics.resolved_commits == 0, "nothing had to be looked up"
+            assert database.guard.tally.totals().verdicts[FAILURE] == 1
+        found = pg.server.sql("SELECT relname FROM pg_class WHERE relname ~ '^run_'", database=pg.database)
+        assert found == "run_2"
+
+    run(main)
+
+
 def test_a_commit_without_a_response_ends_after_the_deadline_and_the_cleanup_time(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:

@@ -17,11 +17,15 @@ from sqlalchemy.util import await_only as await_
 
 from koo.database.faults import ScopeStage
 from koo.database.fetching import FetchingCursor
-from koo.database.records import ConnectionRecords, Stale
+from koo.database.records import ConnectionRecord, ConnectionRecords, Occupant, Stale
 
 IDLE_BEGIN_SHARE = 0.4
 """BEGIN on an idle connection may use this share of the time allowed for getting a connection. The rest is left for
 opening a new one: if BEGIN used all of it, a pool of dead connections could never be replaced in time."""
+
+PAUSE_S = 0.05
+"""After a longer pause of the block, the connection is checked before COMMIT is sent. In a shorter one a loss is rare,
+and checking each COMMIT would cost every scope a system call."""
 
 # These are module constants, because every statement reads them and an attribute of an enum class costs a dictionary
 # lookup.
@@ -164,6 +168,8 @@ class Hooks:
         if occupant is None:  # no scope is using this connection
             self._do_commit(fairy)
             return
+        if self._monotonic() - occupant.left_at > PAUSE_S:
+            self._refuse_unsent(record, occupant, fairy)
         began = occupant.enter(record, COMMIT)
         try:
             done = self._send_commit(self._do_commit, fairy)
@@ -192,6 +198,19 @@ class Hooks:
         if not occupant.leaving:
             occupant.committed = True
         self._note_commit(occupant.leave(record, began, True))
+
+    def _refuse_unsent(self, record: ConnectionRecord, occupant: Occupant, fairy: Any) -> None:
+        """Raise the loss of the connection, if it is known before COMMIT is sent: the transaction did not happen."""
+        # Otherwise a server that restarted while the block did something else would leave the outcome unknown. ROLLBACK
+        # is sent instead, because its error contains the server's reason, and because it would be harmless.
+        if occupant.is_unused or not record.is_hung_up:
+            return
+        began = occupant.enter(record, BODY)
+        try:
+            self._do_rollback(fairy)
+            raise ConnectionResetError
+        finally:
+            occupant.leave(record, began, False)
 
     def _rollback(self, fairy: Any) -> None:
         """Skip the ROLLBACK if no transaction is open: the pool rolls back on every return, even after a COMMIT."""

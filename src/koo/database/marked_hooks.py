@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import MarkingDriver
-from koo.database.hooks import COMMIT, Hooks
+from koo.database.hooks import COMMIT, PAUSE_S, Hooks
 from koo.database.marker_keys import TABLE, commit_key, writes_for_certain
 from koo.database.markers import Markers, refused
 from koo.database.outcomes import Outcomes
@@ -79,6 +79,8 @@ class MarkedHooks(Hooks):
         if occupant is None or not occupant.may_have_written():
             super()._commit(fairy)
             return
+        if self._monotonic() - occupant.left_at > PAUSE_S:
+            self._refuse_unsent(record, occupant, fairy)
         # The table was usable when this scope began, and another scope has since found that it is not. Committing
         # without a marker would silently drop the protection, so this COMMIT is refused.
         if place is None:

@@ -39,6 +39,8 @@ class Occupant(Protocol):
     """The block has ended: what follows is sent by the scope itself."""
     committed: bool
     """The block has committed part of its work."""
+    left_at: float
+    """When the last statement ended, in monotonic seconds."""
     statement: str | None
     """The last statement that was sent; only its first words are ever shown."""
 
@@ -128,6 +130,11 @@ class ConnectionRecord:
     @property
     def is_closed(self) -> bool:
         return self.aborted or self.driver.is_closed(self.connection)
+
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether nothing can be sent any more; also if the driver has not noticed."""
+        return self.is_closed or self.driver.is_hung_up(self.connection)
 
     def has_ended(self) -> bool:
         """Whether the transaction has ended without the hooks seeing it."""

@@ -31,6 +31,7 @@ from koo.errors import (
     NotCommitted,
     describe_s,
 )
+from koo.options import NEVER
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Fault
 from koo.sqlstates import LATE, STANDBY, Drop, Meaning, sqlstate_of
 
@@ -48,7 +49,7 @@ class Transcript:
     __slots__ = (
         "_answered", "_failed_s", "_instead", "_metrics", "_monotonic", "_readonly", "_records", "_reported",
         "_reports", "_spoiler", "_unanswered", "committed", "expired", "failure", "handed_out", "has_permit",
-        "in_doubt", "leaving", "slowest_s", "spent_s", "stage", "statement", "statements", "stopped",
+        "in_doubt", "leaving", "left_at", "slowest_s", "spent_s", "stage", "statement", "statements", "stopped",
     )  # fmt: skip
 
     def __init__(self, records: ConnectionRecords, readonly: bool) -> None:
@@ -75,6 +76,7 @@ class Transcript:
         self.statement: str | None = None
         self.statements = 0
         self.spent_s = self.slowest_s = 0.0
+        self.left_at = NEVER
         self._failed_s: float | None = None  # how long the failed step took, until `report` brings the reason
 
     # ── a statement, or COMMIT ────────────────────────────────────────────────────────────────────────────────
@@ -110,7 +112,8 @@ class Transcript:
     def leave(self, record: ConnectionRecord, began: float, succeeded: bool) -> float:
         """Called after the statement or COMMIT; returns how long it took. `report` brings the details of a failure."""
         record.busy = False
-        took_s = self._monotonic() - began
+        now = self.left_at = self._monotonic()
+        took_s = now - began
         self.spent_s += took_s
         if took_s > self.slowest_s:  # noqa: PLR1730 - every statement passes here, and `max()` is slower
             self.slowest_s = took_s

@@ -58,6 +58,9 @@ class Aiosqlite:
     def is_closed(self, connection: Any) -> bool:
         return connection._connection is None or not connection._running
 
+    def is_hung_up(self, connection: Any) -> bool:
+        return False
+
     def is_idle(self, connection: Any) -> bool:
         return False
 

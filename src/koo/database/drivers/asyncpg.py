@@ -19,7 +19,7 @@ from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.lookup_loop import LookupLoop
-from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, set_up_socket, sever
+from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, is_hung_up, set_up_socket, sever
 from koo.database_urls import NAMES_NO_USER, UNREADABLE, UnusableArguments
 from koo.hidden import Secret
 from koo.options import DatabaseOptions
@@ -133,6 +133,10 @@ class Asyncpg:
 
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.is_closed())
+
+    def is_hung_up(self, connection: Any) -> bool:
+        transport = getattr(connection, "_transport", None)
+        return transport is not None and is_hung_up(transport.get_extra_info("socket").fileno())
 
     def is_idle(self, connection: Any) -> bool:
         return False

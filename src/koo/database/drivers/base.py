@@ -61,6 +61,10 @@ class Driver(Protocol):
 
     def is_closed(self, connection: Any) -> bool: ...
 
+    def is_hung_up(self, connection: Any) -> bool:
+        """Whether the server has closed an open connection, and the driver has not noticed yet."""
+        ...
+
     def is_idle(self, connection: Any) -> bool:
         """Whether the driver can tell, without a round trip, that no transaction is open. False: SQLAlchemy decides."""
         ...

@@ -26,7 +26,7 @@ from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.names import as_libpq, find_servers
-from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, libpq_parameters, sever
+from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, is_hung_up, libpq_parameters, sever
 from koo.options import DatabaseOptions
 
 # These are module constants, because every scope reads them and an attribute of an enum class costs a dictionary
@@ -104,6 +104,9 @@ class Psycopg:
 
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.closed)
+
+    def is_hung_up(self, connection: Any) -> bool:
+        return is_hung_up(connection.fileno())
 
     def is_idle(self, connection: Any) -> bool:
         return bool(connection.is_idle)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -37,6 +38,8 @@ AND setdatabase IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = c
 ORDER BY split_part(one, '=', 1), setrole = 0, setdatabase = 0
 """
 """In order of precedence: the role's settings in this database, those in all databases, and those of all roles."""
+_HUNG_UP = getattr(select, "POLLRDHUP", 0)
+"""Linux only. Elsewhere the system reports the end of a connection as POLLHUP, which needs no request."""
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d)?")
 _UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1e3, "min": 60e3, "h": 3600e3, "d": 86_400e3}
 
@@ -139,6 +142,15 @@ def _tcp_options(options: DatabaseOptions) -> Mapping[str, int]:
 
 def _whole(seconds: float) -> int:
     return max(1, round(seconds))
+
+
+def is_hung_up(fd: int) -> bool:
+    """Whether the peer has closed its side of a connected socket. One system call, which waits for nothing."""
+    if fd < 0:  # this process has closed it
+        return True
+    poll = select.poll()
+    poll.register(fd, _HUNG_UP)
+    return bool(poll.poll(0))
 
 
 def sever(fd: int) -> None:
