@@ -362,5 +362,7 @@ def test_functions_and_files_have_a_maximum_length() -> None:
         ("testing", "ai", True),
     ],
 )
-def test_the_table_of_layers_matches_the_design_document(own: str, other: str, allowed: bool) -> None:
+def test_imports_between_layers_are_allowed_as_the_architecture_says(
+    own: str, other: str, allowed: bool
+) -> None:
     assert may_import(own, other) is allowed

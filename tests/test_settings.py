@@ -47,7 +47,7 @@ KNOWN = ", ".join(sorted(BUILT_IN))
 KEYS = {variable: PLACES[name] for name, (_, variable) in BUILT_IN.items() if variable}
 """The place of each key's service in `PlatformOptions`."""
 
-# The promised defaults (section 3 of the interface), except paths.
+# The promised defaults, except paths.
 DEFAULTS: dict[str, Any] = {
     "DATABASE_POOL_SIZE": 10,
     "DATABASE_MAX_OVERFLOW": 20,

@@ -43,7 +43,7 @@ __all__ = ["Guard", "Scope"]
 
 T = TypeVar("T")
 RAMP_FACTOR = 2
-"""After a breaker has closed, the calls that may run at first are this many times the probes that closed it (rule R16).
+"""After a breaker has closed, the calls that may run at first are this many times the probes that closed it.
 Nothing has shown yet that the backend can take more."""
 CUT_S_MIN, USUAL_CUT = 0.5, 2.0
 """A call cut short by its caller counts as evidence only if it had run for at least half a second and for twice the
@@ -561,7 +561,7 @@ class Guard:
             self.gates.emit(event)
 
     def _narrow(self, closed_by: Trigger) -> None:
-        """Begin the ramp of rule R16, with a single call if no probe has tested the backend."""
+        """Begin the ramp, with a single call if no probe has tested the backend."""
         untried = closed_by is Trigger.STAYED_IDLE
         few = 1 if untried else RAMP_FACTOR * self.options.breaker.success_threshold
         self.gates.bulkhead.narrow(few, self._monotonic())

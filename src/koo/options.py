@@ -94,7 +94,7 @@ class BreakerOptions(Checked):
 
     @property
     def lease_s(self) -> float:
-        """How long a probe may run: half of the recovery time, unless the service is known to be slow (rule R9)."""
+        """How long a probe may run: half of the recovery time, unless the service is known to be slow."""
         return self.recovery_s / 2
 
 

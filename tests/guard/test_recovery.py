@@ -221,7 +221,7 @@ def test_failed_checks_are_reported_until_a_call_succeeds() -> None:
     run_virtual(main)
 
 
-# ── the ramp (rule R16) ───────────────────────────────────────────────────────────────────────────────────────────
+# ── the ramp ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def recover(guard: Guard) -> None:
@@ -503,7 +503,7 @@ def test_a_reset_clears_streak_checks_and_pause_but_not_counts_or_limits() -> No
     run_virtual(main)
 
 
-# ── events (rule R17) ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── events ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_events_are_published_in_order_after_the_state_is_set() -> None:

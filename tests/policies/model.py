@@ -1,7 +1,28 @@
 """A second breaker, written from the rules alone: slow and simple, with lists, to compare the real one with.
 
 It keeps everything that has happened and computes its state from that. Only the counts of the window are passed in:
-`test_window.py` tests when buckets are dropped, and `forgets` checks their bounds here.
+`test_window.py` tests when buckets are dropped, and `forgets` checks their bounds here. The rules, to which all tests
+of the breaker refer:
+
+    R1   A permit carries the generation in which it was granted. A result of an older generation changes nothing.
+    R2   A permit settles once.
+    R4   CLOSED: a success ends the failures in a row. After a long healthy time the streak shrinks by one.
+    R5   CLOSED opens after a number of failures in a row, or if the window has enough calls and too large a share of
+         them failed or were slow. Neutral and throttled calls do not count.
+    R6   Running calls that are already slow count, as calls and as slow.
+    R7   The open time is the recovery time, doubled for each opening of the streak up to a maximum. Jitter only
+         lengthens it, and it is never shorter than the server's hint.
+    R8   OPEN refuses until its time is over. Then the next admission or tick begins HALF_OPEN; reading changes nothing.
+    R9   HALF_OPEN admits a limited number of probes at a time, and no more than the successes that it still needs. A
+         probe has a lease, and has failed when the lease ends.
+    R10  HALF_OPEN: enough successes close it, with an empty window.
+    R11  HALF_OPEN: a failure opens it again, and the streak grows by one.
+    R12  HALF_OPEN: a neutral or throttled probe returns its slot. Too many of them open it again, with the same streak.
+    R13  An operator's act begins a new generation and ends all leases; a reset closes the breaker. A call that passes
+         only by an override changes nothing.
+    R15  A stream's silences count, and its reader's time does not. A reader that stays away for the length of a lease
+         gives the probe's slot back.
+    R17  Each change of phase is an event.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def ramp(slots: Bulkhead, pick: int, now: float) -> None:
         slots.widen(now + pick - 5)
 
 
-# ── the ramp (rule R16) ───────────────────────────────────────────────────────────────────────────────────────────
+# ── the ramp ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_after_an_outage_a_few_calls_may_run_and_the_number_doubles_every_second() -> None:

@@ -1,4 +1,4 @@
-"""The circuit breaker: rules R1 to R13 of the semantics, without a clock, dice or `await`.
+"""The circuit breaker, without a clock, dice or `await`; `tests/policies/model.py` lists its rules.
 
     CLOSED ── failures in a row, or too large a share ──▶ OPEN
     OPEN ── its open time is over, or a database answers again ──▶ HALF_OPEN

@@ -1,4 +1,4 @@
-"""The pause that a provider asked for (rule R14) with a 429, a `Retry-After` or quota headers.
+"""The pause that a provider asked for with a 429, a `Retry-After` or quota headers.
 
 A cooldown is not a breaker: a 429 never opens one, but is counted. All callers with the same credential wait, not only
 the one that received the 429. The later end wins: a short hint never shortens a longer pause.

@@ -5,7 +5,7 @@ HINT_S_MAX = 31 * 86_400.0
 IDLE_RECOVERIES = 3
 """After this many recovery times without a call, a service that can be reached is assumed to be well. Three recovery
 times are as long as the first three openings of a failing service would last without doubling. A wrong guess is cheap,
-because only one call is admitted at first (rule R16)."""
+because only one call is admitted at first."""
 EARLY_S = 3.0
 """The shortest opening that checks may end early. A server that has just come up may go down again, and the callers
 that were refused a moment ago should not be the first to find out. A database restart takes about three seconds."""

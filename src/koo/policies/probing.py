@@ -3,8 +3,8 @@
 A probe needs a *unit*, which the store grants with a beat. All processes together have `probe_concurrency` units. After
 a failed probe its unit is not granted again until a recovery time has passed. A unit that is not used for three beats
 is given back, because a process without calls tests nothing. A breaker closes only after its own probes succeed. Each
-breaker that has closed makes room for two more units (rule R16 admits calls in the same way), so a hundred processes
-recover in seven rounds instead of a hundred.
+breaker that has closed makes room for two more units (a closed breaker admits its calls in the same way), so a hundred
+processes recover in seven rounds instead of a hundred.
 
 A process that is alone on its store has all probes of its own breaker, and so has every process while the store is
 unreachable.
@@ -23,7 +23,7 @@ HELD_BEATS = 5
 `UNUSED_BEATS`, so a living process always gives a unit back before the store takes it away."""
 RAMP_FACTOR = 2
 """How many units each recovered process makes room for. Its success is evidence that the provider answers, and doubling
-per round is how every breaker ramps up its own calls (rule R16)."""
+per round is how every breaker ramps up its own calls."""
 
 
 def units_of_fleet(probe_concurrency: int, recovered: int) -> int:
