@@ -51,7 +51,7 @@ class AlertOptions(Checked):
     )
     reminder_every_s: float = option(
         14_400.0,
-        "time after which a critical alert that still fires and is not acknowledged is sent again; 0: never",
+        "time after which a critical alert that is still firing and is not acknowledged is sent again; 0: never",
         "four hours: twice a night",
         unit="s",
         at_least=0,

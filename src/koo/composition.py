@@ -404,7 +404,8 @@ class Parts:
             self.events.publish(StoreForgot(STORE_SOURCE, str(from_pico(forgotten))))
 
     def reset_service(self, service: Service, act: Act | None = None) -> None:
-        """Reset a service for an operator. Alerts that an earlier process left end without a further check."""
+        """Reset a service for an operator. Alerts left over from an earlier process then end without a further
+        check."""
         service.reset(act)
         self.alerts.alerts.trust(f"ai:{service.name}")
 

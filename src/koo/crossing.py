@@ -8,7 +8,8 @@ the user's own crosses back: its client belongs to the caller's loop, so only it
 * A cancellation crosses too, and the caller waits for it to take effect: what was spent must be booked, and two tasks
   must not use one client at the same time. A second cancellation does not wait.
 * An exception crosses as a value. A SystemExit that left a task would end the loop, and all other work on it.
-* A loop that stops for good wakes no caller in another thread, so a waiting caller checks once a second that it runs.
+* A loop that stops for good wakes no caller in another thread, so a waiting caller checks once a second that the loop
+  still runs.
 """
 
 from __future__ import annotations

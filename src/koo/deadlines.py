@@ -232,7 +232,7 @@ class Alarm(Block):
 
     def _leave_expired(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
         # Take this alarm's own request back. If the task then has no more pending cancellations than on entry, the
-        # CancelledError was this alarm's: it becomes a TimeoutError. If it has one more, the caller cancelled in the
+        # CancelledError was this alarm's: it becomes a TimeoutError. If it has one more, its caller cancelled it in the
         # same turn of the loop. Then the CancelledError must pass, or the caller (a TaskGroup, a closing server) would
         # wait for a task that goes on as if nothing had happened.
         ours = self.task.uncancel() <= self._cancelling

@@ -140,7 +140,7 @@ class Episodes(Protocol):
         ...
 
     async def leave(self, *episodes: Episode, said: Collection[str] = ()) -> None:
-        """This process no longer sees these episodes. Those that no other living process sees end.
+        """This process no longer sees these episodes. Those that no other living process sees are ended.
 
         If a notice of the alert was due, the notice of its end is written, unless that notice's key is in `said`. An
         episode that never fired is deleted; one that the store does not have yet is written as ended.

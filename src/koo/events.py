@@ -152,8 +152,8 @@ class StoreForgot(Event):
     """The state store is older than what this process reported to it: it was restored, or lost acknowledged writes.
 
     The amount, in USD as a string, was booked here and is missing there. No money is granted for six seconds, while
-    every live process reports its own bookings. What ended processes had drawn since the copy was made is missing from
-    the ledger.
+    every live process reports its own bookings. If a process drew money after the copy was made and has ended since,
+    that money is missing from the ledger.
     """
 
     forgotten_usd: str

@@ -470,7 +470,7 @@ class Gates:
         """Refuse because of the breaker, with the reason and the time to retry."""
         reason, wait_s = guard.breaker.refusal(now)
         guard.breaker.refused += 1
-        until_s = None  # forced open without an end: no time would be true
+        until_s = None  # forced open without an end: any time would be wrong
         if wait_s != NEVER:
             others_s = self._others_open_at(guard, now) - now
             until_s = others_s if wait_s < others_s < NEVER else wait_s

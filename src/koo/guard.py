@@ -551,9 +551,9 @@ class Guard:
         happened, breaker.happened = breaker.happened, []
         for event in happened:
             if isinstance(event, CircuitOpened):
-                # The lease is twice the p99 of when the model was last healthy: a shorter lease would fail the probes
-                # of a model that is always slow, and its breaker would never close. Calls of the outage itself must not
-                # lengthen it.
+                # The lease is twice the p99 from the time when the model was last healthy: a shorter lease would fail
+                # the probes of a model that is always slow, and its breaker would never close. Calls of the outage
+                # itself must not lengthen it.
                 usual_s = max(self.options.breaker.lease_s, 2 * self.tally.healthy().percentile_s(0.99))
                 breaker.lease_s = min(self.options.attempt_timeout_s, usual_s)
             elif isinstance(event, CircuitClosed) and breaker.override is NONE and breaker.closed_by:

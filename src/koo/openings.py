@@ -81,5 +81,5 @@ class Act:
 
     @property
     def words(self) -> str:
-        """For example "ada@desk: the provider repairs it"; empty if neither part is known."""
+        """For example "ada@desk: the provider is repairing it"; empty if neither part is known."""
         return ": ".join(part for part in (self.by, self.reason) if part)

@@ -62,7 +62,7 @@ def shortage_in_words(text: str) -> str | None:
 
 
 def shortage_now() -> str | None:
-    """The shortage right now, for errors that may hide one: tries to open a descriptor. Records it."""
+    """The shortage right now, found by trying to open a descriptor; for errors that may hide one. Records it."""
     missing = no_descriptor()
     return None if missing is None else shortage_in(missing)
 

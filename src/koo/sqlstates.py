@@ -318,8 +318,8 @@ def by_code(original: BaseException) -> Meaning | None:
 
 _GONE = re.compile(r"cache lookup failed for|could not open relation with OID")
 """PostgreSQL's internal errors, never translated, for a type or table that was dropped and created again. Each pooled
-connection meets one once, with a statement that it prepared before. If these counted as failures, they would open the
-circuit."""
+connection raises one of them once, for a statement that it had prepared before. If these counted as failures, they
+would open the circuit."""
 
 
 def _is_outdated(original: BaseException) -> bool:

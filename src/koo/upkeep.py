@@ -240,8 +240,8 @@ class CheckServices(BackgroundTask):
                     ai_service.service.gates.key_blocks.postpone(now)
 
     async def _check_database(self, is_doubted: bool) -> None:
-        """Check the database now if an earlier process left alerts of it or the state store on its server is
-        unreachable.
+        """Check the database now if an earlier process left alerts about it, or if the state store is on its server and
+        is unreachable.
 
         Its own probe may be half a minute away, and until then one outage of the server would be reported as two.
         """

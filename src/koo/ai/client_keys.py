@@ -56,8 +56,8 @@ def find_key(owner: object) -> ReadKey | None:
         holder = _follow(owner, way)
         if holder is None:
             continue
-        # These come before the key, because they replace it in the request. A client with a source has an empty key, or
-        # the same placeholder as every other such client.
+        # Headers and sources come before the key, because they replace it in the request. A client with a source has an
+        # empty key, or the same placeholder as every other such client.
         if (header := header_in(field_of(holder, "_custom_headers"))) is not None:
             return _header_at((*way, "_custom_headers"), header)
         if is_client(type(holder)) and (source := next((n for n in SOURCES if field_of(holder, n)), None)):

@@ -165,7 +165,7 @@ class GuardedStream(ABC, Generic[V]):
         try:
             # A network read often brings several events. The second one is already in the parser's buffer, so its
             # coroutine returns at the first step without suspending. There is nothing to bound then: the shortcut skips
-            # the alarm, the clock and the lease, half the cost of a piece.
+            # the alarm, the clock and the lease, which are half the cost of a piece.
             try:
                 waits_for = reading.send(None)
             except StopIteration as come:

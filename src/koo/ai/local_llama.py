@@ -42,7 +42,8 @@ OOM_SCORE = "500"
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The model file, the context tokens of each slot, the number of threads (None: chosen by koo), and of slots."""
+    """The model file, the context tokens of each slot, the number of threads (None: chosen by koo), and the number of
+    slots."""
 
     path: Path
     context_tokens: int
@@ -121,7 +122,7 @@ def _load(setup: Setup, folder: Path, key: str) -> tuple[dict[str, str], Any]:
         return {
             "failed": f"{type(error).__name__} {log.read_bytes()[-LOG_BYTES_MAX:].decode(errors='replace')}"
         }, None
-    # The log was needed for a failed load only. From here on llama.cpp may write parts of prompts to it, which must not
+    # The log was needed only for a failed load. From here on llama.cpp may write parts of prompts to it, which must not
     # end up in a file.
     _redirect_stderr(Path(os.devnull))
     log.unlink()

@@ -72,8 +72,8 @@ class Opened(Generic[T]):
         if pieces is None:
             raise TypeError(f"{type(self._target).__name__} cannot be iterated")
         if isinstance(pieces, StreamOwner):
-            # The stream's own `__anext__` goes through the guard. Through `read` as well, two waits would be nested in
-            # one alarm.
+            # The stream's own `__anext__` goes through the guard. If it went through `read` as well, two waits would be
+            # nested in one alarm.
             return await pieces.__anext__()
         return await self._owner.read(pieces)
 

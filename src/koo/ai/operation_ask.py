@@ -187,8 +187,8 @@ def _of_wrapper(owner: object) -> Known:
     """
     steps = items(get(owner, "steps"))
     said = [one for one in steps if type(one).__module__.startswith(PLAIN_STEPS)]
-    # Exactly one step may be anything but plain: the model. With a retriever or a second model in the chain, neither
-    # the prompt's length nor the number of calls is known.
+    # All steps except one must be plain: that one is the model. With a retriever or a second model in the chain,
+    # neither the prompt's length nor the number of calls is known.
     asking = [one for one in steps if not type(one).__module__.startswith(PLAIN_STEPS)]
     owner = asking[0] if len(asking) == 1 else owner
     bound = get(owner, "bound")

@@ -228,7 +228,7 @@ class AskCharge(OperationCharge):
             self._bound = Bound(NOTHING, 0)
             return
         # The objects are read here, on the loop: they belong to the caller, which may change them while a thread reads
-        # them. Only counting the bytes of the texts, which cannot change, goes to a thread.
+        # them. Only the counting of the texts' bytes goes to a thread, because texts cannot change.
         reading = read_prompt(ask.said, ask.model)
         window = partial(context_tokens, self._options, ask.model)
         if _is_long(reading):

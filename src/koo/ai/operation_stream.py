@@ -273,7 +273,8 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         return await self._there(self._begun())
 
     async def _begun(self) -> Source:
-        """Call the operation and open its result. Reads the first piece, except of a context manager in a block."""
+        """Call the operation and open its result. Also reads the first piece, except for a context manager in a block,
+        whose pieces the block reads."""
         given = self._operation(*self._args, **self._kwargs)
         # From here on a request may have been sent, so whatever happens next may have to be paid for.
         if self._charge is not None:

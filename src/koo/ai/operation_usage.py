@@ -285,7 +285,7 @@ def _id_of(answer: object) -> str | None:
     """The vendor's id of an answer; None if the id may be that of the piece alone."""
     # Some servers give each chunk of an answer another id. Counts are running totals, so if each chunk were taken for
     # an answer, one call would be booked many times. OpenAI's last chunk, with the usage and no choices, is safe.
-    # They are recognised by their choices, since some servers leave out `object` or name something else there.
+    # Chunks are recognised by their choices, since some servers leave out `object` or put another name there.
     is_chunk = any(get(choice, "message") is None for choice in items(get(answer, "choices")))
     if is_chunk or (get(answer, "candidates") is not None and not _is_last(answer)):
         return None

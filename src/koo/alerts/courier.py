@@ -47,7 +47,7 @@ GIVEN_UP_AFTER_S = DAY_S
 REFUSED_FOR_S = 3600.0
 """A message that its receiver refuses rarely becomes acceptable. An hour covers a receiver that is being repaired."""
 ALONE_MAX = 200
-"""A bound on memory for an outage of the store."""
+"""Bounds the memory used during an outage of the store."""
 NO_RESULT = "no attempt within a day recorded a result: each sender ended or lost the state store"
 LATE = f"no answer within {SEND_S:g} s"
 GUARDED = GuardOptions(
@@ -173,7 +173,7 @@ class Courier:
             await self._mark_failed(parcel, failure)
 
     async def _give_up(self, parcel: Parcel) -> None:
-        # Sending it once more could end without a result again, as for a message that kills its senders: this is the
+        # Sending it once more could end without a result again, as with a message that kills its senders: this is the
         # only place where such a message ends.
         reason, now = parcel.reason or NO_RESULT, self._clock.wall()
         self._publish(DeliveryGivenUp(self.source, reason, len(parcel.notices)))

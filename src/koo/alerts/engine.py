@@ -135,7 +135,8 @@ class Alerts:
         return Seen(episode, since, is_found=False, restored_at=now.monotonic)
 
     def adopt(self, known: Episode, now: Moment, new_id: Callable[[], str]) -> Episode | None:
-        """Take over the stored state: another process may have begun the episode, notified of it or acknowledged it.
+        """Take over the stored state: another process may have begun the episode, sent notices of it or acknowledged
+        it.
 
         Other processes may also have ended it while this one was stopped. A current finding is then a new episode,
         which is returned to be stored.

@@ -33,7 +33,7 @@ RENEW_EVERY_S = 5.0
 EXPIRES_AFTER_S = DAY_S
 ENDED_KEPT_S = 90 * DAY_S
 UNWRITTEN_MAX = 1000
-"""A bound on memory for an outage of the store, in which alerts come and go and cannot be written."""
+"""Bounds the memory used during an outage of the store, in which alerts come and go and cannot be written."""
 NEWS_MAX = 200
 ALONE_AFTER_S = 10.0
 """In a short outage of the store, processes need not each notify people: they reach it again within five seconds."""

@@ -57,7 +57,7 @@ def silence(
 
 
 def end_silence(silence: str, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """End a silence: alerts that still fire are sent."""
+    """End a silence: alerts that are still firing are sent."""
     done = run_async(_delete(f"/monitoring/alerts/silences/{_id(silence)}", reason, url))
     return _put(done, as_json)
 

@@ -98,7 +98,7 @@ def unsilence(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """End a silence now. Alerts that still fire are sent."""
+    """End a silence now. Alerts that are still firing are sent."""
     from koo.cli.alert_acts import end_silence
 
     raise typer.Exit(end_silence(silence, reason, url, as_json=as_json))

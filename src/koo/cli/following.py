@@ -87,7 +87,7 @@ class Marks:
 
 
 class Alerts:
-    """Alerts that fire, are acknowledged, and end. Those that already fire at the start are not reported."""
+    """Alerts that fire, are acknowledged, and end. Those that are already firing at the start are not reported."""
 
     def __init__(self, start: float) -> None:
         self._start = start

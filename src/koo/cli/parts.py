@@ -51,7 +51,8 @@ class _Group(TyperGroup):
 
 @contextmanager
 def _naming(ctx: Any) -> Iterator[None]:
-    """Name the command in each usage error: the library does not in all, and the error would refer to koo's help."""
+    """Name the command in each usage error. The library names it only in some, and the others would refer to koo's
+    help."""
     try:
         yield
     except UsageError as error:

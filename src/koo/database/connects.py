@@ -77,8 +77,8 @@ class Connects:
             self.waiting -= 1
         self.opening += 1
         try:
-            # The pause is taken while holding the slot: taken before, the callers of one process would spread out but
-            # then still connect at the full rate.
+            # The pause is taken while holding the slot. If it were taken before, the callers of one process would
+            # spread out but then still connect at the full rate.
             if self._monotonic() < self._unsettled_until:
                 await asyncio.sleep(self._draw() * SPREAD_S)
             return await connect(*args, **kwargs)

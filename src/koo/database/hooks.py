@@ -234,7 +234,8 @@ class Hooks:
         return self._run(cursor.execute, context, statement)
 
     def _run(self, execute: Callable[..., Any], context: Any, statement: str, *parameters: Any) -> bool:
-        """Run a scope's statement. False leaves it to SQLAlchemy: one of its own queries on a new connection."""
+        """Run a scope's statement. False leaves it to SQLAlchemy, because it is one of SQLAlchemy's own queries on a
+        new connection."""
         record = self._by_connection.get(context.root_connection.connection.dbapi_connection)
         occupant = None if record is None else record.occupant
         if record is None or occupant is None:

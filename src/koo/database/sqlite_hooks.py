@@ -129,7 +129,7 @@ class SqliteHooks(Hooks):
                 return
             await_(transaction.prepare(need))
             # SQLAlchemy's own cursor streams rows and takes a turn of the thread for each step, so it cannot send BEGIN
-            # in the same turn: it is sent separately before.
+            # in the same turn: it is sent separately beforehand.
             if context._is_server_side:
                 transaction.begin()
             transaction.run(run)

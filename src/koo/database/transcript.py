@@ -189,9 +189,9 @@ class Transcript:
     def _note(self, error: BaseException, meaning: Meaning, record: ConnectionRecord) -> bool:
         """Keep and count an error. Returns whether the scope's own deadline caused it."""
         self.look_for_commit(record)
-        # After a deadlock that the block caught, every later statement fails with 25P02, and so does the scope. By its
-        # own code, 25P02 would count as the program's mistake. By the first error, it is a conflict, and the
-        # transaction may be repeated.
+        # After a deadlock that the block caught, every later statement fails with 25P02, and so does the scope. Judged
+        # by its own code, 25P02 would count as the program's mistake. Judged by the first error, it is a conflict, and
+        # the transaction may be repeated.
         spoiler = self._spoiler
         if spoiler is not None and sqlstate_of(error) == IN_FAILED_TRANSACTION:
             reason = next((known for one, known in self._reports if one is spoiler), meaning)

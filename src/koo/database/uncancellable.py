@@ -2,7 +2,7 @@
 
 Without them a cancelled caller would leave before its connection was returned, and the pool would lose that slot.
 
-`to_end` runs the work in a separate task. It is always safe, and is used for everything rare.
+`to_end` runs the work in a separate task. It is always safe, and is used for all work that is rare.
 
 `Unbroken` stays in the caller's task, which saves two turns of the event loop, a tenth of a short transaction. It wraps
 the future that the work waits for. `task.cancel()` calls the wrapper's `cancel()`, which returns False. The task then

@@ -60,7 +60,7 @@ class Checks:
     def hear(self, told: Told, heard: Heard, now: float) -> None:
         """Process a beat's reply."""
         # The reply contains this process's own checks too, and they must not come back as another process's results.
-        # What was noted while the beat was under way is not in `told`, and stays to be reported.
+        # What was noted while the beat was under way is not in `told`, and remains to be reported.
         own = {one[:2] for one in told.checks}
         self.untold = tuple(one for one in self.untold if one not in told.checks)
         for one in heard.checks:

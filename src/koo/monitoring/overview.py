@@ -83,8 +83,8 @@ def system_view(
 
 
 def _overall(database: DatabaseHealth, services: ServicesHealth, gravity: Gravity) -> OverallHealth:
-    """The overall health by the documented rule. In addition, anything critical, or that refuses calls, prevents
-    healthy."""
+    """The overall health by the documented rule. In addition, it is never "healthy" while anything is critical or
+    refuses calls."""
     health = services["overall_health"]
     if database["state"] == "circuit_open" or health == "unhealthy":
         return "unhealthy"

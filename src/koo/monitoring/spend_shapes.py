@@ -8,7 +8,7 @@ from koo.monitoring.shapes import Budget, Doc, Time, TypedDict, Usd
 
 
 class SpendRow(TypedDict):
-    """The bookings of one group. It has those of day, service, model and tag that were requested."""
+    """The bookings of one group. Of day, service, model and tag, it has those that were requested."""
 
     day: NotRequired[Annotated[Time, Doc("a UTC day: 2026-11-28")]]
     service: NotRequired[str]

@@ -133,14 +133,14 @@ class Breaker:
             generation = gate
         self._serial = serial = self._serial + 1
         permit = Permit(generation, serial, now)
-        # The permit that was the newest moves to `_older` now, before a younger one can, so that the dictionary stays
+        # The permit that was the newest moves to `_older` now, before a newer one can, so that the dictionary stays
         # sorted by serial, and therefore by age.
         newest = self._newest
         if newest is not None:
             self._older[newest.serial] = newest
         self._newest = permit
-        # Only a real probe takes a slot. A call that an override let through in HALF_OPEN must not: it would take the
-        # slots of the probes, which METRICS_ONLY still needs to test recovery.
+        # Only a real probe takes a slot. A call that an override let through in HALF_OPEN must take none: the slots are
+        # for the probes, which METRICS_ONLY still needs to test recovery.
         if self.phase is HALF_OPEN and generation != OUTSIDE:
             self._lend(permit, now)
             self.leases.append(permit)
@@ -169,7 +169,7 @@ class Breaker:
         """Why calls are refused, and in how many seconds to try again (infinite if nothing is known)."""
         if self.override is FORCED_OPEN:
             # The override ends at the first tick after `act_ends_at`, so a caller that returned at that very moment
-            # could be refused again. If the override has no end, no time would be true, and the result is infinite.
+            # could be refused again. If the override has no end, any time would be wrong, so the result is infinite.
             return f"the circuit was {why_forced(self.act)}", max(self.act_ends_at - now, 0.0) + UNIT_S
         # Without one of the fleet's probe units, this process may not probe at all. A unit can arrive only with a
         # beat, so a wait of 0 s would make every caller return at once and be refused again.
@@ -329,7 +329,7 @@ class Breaker:
         lasted_s = []
         for permit in self._running():
             # A kept permit belongs to a stream that has begun to arrive, or to an open transaction: its length depends
-            # on its caller and is not a sign of trouble. It is skipped but does not end the loop, because younger calls
+            # on its caller and is not a sign of trouble. It is skipped but does not end the loop, because newer calls
             # that hang come after it.
             if permit.kept:
                 continue

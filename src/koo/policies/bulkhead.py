@@ -5,9 +5,9 @@ waiter starves. The slot passes in the same step in which it becomes free, so no
 guard does the waiting; this module only has a queue of objects that can be woken.
 
 After an outage all callers return at the same time, and a backend that has just recovered may fail again under their
-load. So a breaker that closes starts a ramp: it narrows the slots to the calls running at that moment and a few more.
-The number of these few doubles every second until the limit is reached. Calls to the service's other models keep their
-slots, because those models have not failed.
+load. So a breaker that closes starts a ramp: it narrows the slots to the calls running at that moment and a few extra
+ones. The number of extra slots doubles every second until the limit is reached. Calls to the service's other models
+keep their slots, because those models have not failed.
 """
 
 from __future__ import annotations

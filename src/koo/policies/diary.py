@@ -1,7 +1,7 @@
 """The last calls of a breaker that failed, were slow or were probes, so that an opening can be explained.
 
-Calls that succeed in time are not recorded: the window counts them, and recording each would cost every call. The rows
-are in chronological order, and their number is bounded. A breaker whose calls all succeed has none.
+Calls that succeed in time are not recorded: the window counts them, and recording each one would slow down every call.
+The rows are in chronological order, and their number is bounded. A breaker whose calls all succeed has none.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 HOUR_S = 3600.0
 SAMPLE_S = 60.0
-"""The time between two samples. Sixty of them cover the hour; more would not change its pace visibly."""
+"""The time between two samples. Sixty samples cover the hour; more would not change its pace visibly."""
 SPAN_S_MIN = 300.0
 """A pace over less than five minutes is noise: one expensive call would forecast an empty budget."""
 

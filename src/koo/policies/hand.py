@@ -212,7 +212,7 @@ class Hand:
     def may_ask(self, now: float) -> bool:
         """Whether a call that found no unit may wait for a reply."""
         # The store is not queried before a unit can be free: the last reply named that time, and otherwise each of many
-        # refused calls would send a message. A reply that is on its way already costs nothing to wait for.
+        # refused calls would send a message. Waiting for a reply that is already on its way costs nothing.
         return not self.is_away and (self._flying is not None or now >= self.shut_until)
 
     def comes_home_at(self, now: float) -> float:

@@ -189,7 +189,8 @@ class Book:
         self.kept: deque[Incident] = deque(maxlen=KEPT)
 
     def follow(self, event: Event, at: float) -> Incident | None:
-        """Process an event; returns the incident that it begins, continues or ends. It may also be a step of others."""
+        """Process an event; returns the incident that it begins, continues or ends. The event may also be a step in
+        other incidents."""
         if isinstance(event, CircuitOpened):
             return self._opened(event, at)
         if isinstance(event, OverrideSet):

@@ -65,7 +65,7 @@ class KeyBlocks:
             # before the block, and must not end it.
             known.tried = False
             return False
-        # A block that returns within fifteen minutes was never really solved: its interval goes on growing.
+        # If a block returns within fifteen minutes, its cause was never really removed: its interval goes on growing.
         interval_s = CHECK_S_MIN
         lifted_at, grown_s = self._lifted.pop(model, (-CHECK_S_MAX, 0.0))
         if now - lifted_at <= CHECK_S_MAX:

@@ -24,12 +24,12 @@ def failed_probes(count: int, hung: bool) -> str:
 
 @lru_cache(maxsize=64)  # formatted for each refused call, it would cost as much as the rest of the refusal
 def why_forced(act: Act | None) -> str:
-    """ "forced open by ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"."""
+    """ "forced open by ada@desk: the provider is repairing it; until 2026-11-29T20:10:00Z"."""
     return f"forced open by {said_of(act)}"
 
 
 def said_of(act: Act | None, by_hand: str = BY_RESET) -> str:
-    """ "ada@desk: the provider repairs it; until 2026-11-29T20:10:00Z"; "an operator" if the act has no name."""
+    """ "ada@desk: the provider is repairing it; until 2026-11-29T20:10:00Z"; "an operator" if the act has no name."""
     act = act or Act()
     by, reason = act.by or "an operator", f": {act.reason}" if act.reason else ""
     return f"{by}{reason}" + (f"; {ends_of(act, by_hand)}" if act.words or act.until is not None else "")

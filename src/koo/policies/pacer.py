@@ -25,8 +25,8 @@ PILOTS_DOUBLE_AFTER_S = 5.0
 """How often the number of pilots doubles while no response arrives. Five seconds are longer than most responses take,
 and a service that takes minutes for the first one is not limited to ten calls until then."""
 DOUBTS_DOUBLE_AFTER_S = 30.0
-"""How often the number of pilots doubles after a 429. Each pilot too many may be another 429, so a single one is given
-the time that slow responses take."""
+"""How often the number of pilots doubles after a 429. Each pilot beyond what is allowed may get another 429, so a
+single one is given the time that slow responses take."""
 DOUBLINGS_MAX = 30
 """A billion times the first number of pilots: above any limit, and small enough to compute."""
 WAIT_S_MIN = 0.001
@@ -73,8 +73,8 @@ class Pacer:
         if serial > self._pilots_from:
             self._pilots = 0
         least = NEVER
-        # Responses overtake each other. The headers of an older call show a limit before the younger calls were
-        # subtracted. If they were taken as the present state, units that are in use would look free.
+        # Responses overtake each other. The headers of an older call show a limit before later calls were subtracted.
+        # If they were taken as the present state, units that are in use would look free.
         if serial < self._heard or not told:
             return least
         self._heard, self._counted, self._hears = serial, sent, True

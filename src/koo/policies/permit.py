@@ -29,6 +29,6 @@ class Permit:
 
     def is_over(self, now: float) -> bool:
         """Whether this probe's lease has ended."""
-        # `shadow_ends_at` is set only with a lease: read for any other permit it raises AttributeError, so a call that
-        # is not a probe can never be taken for one whose time is over.
+        # `shadow_ends_at` is set only with a lease: reading it on any other permit raises AttributeError, so a call
+        # that is not a probe can never be taken for one whose time is over.
         return now >= (self.shadow_ends_at if self.lease_ends_at is NEVER else self.lease_ends_at)

@@ -69,7 +69,7 @@ class Purse:
 
     def take_granted(self, granted: int) -> None:
         """Accept the store's total of grants, which only grows."""
-        # The total is compared, not added. A reply that arrives twice, or after a younger one, adds no room.
+        # The total is compared, not added. A reply that arrives twice, or after a newer one, adds no room.
         if granted > self.granted:
             self.room += granted - self.granted
             self.granted = granted

@@ -46,7 +46,7 @@ class Evidence:
     `check_error`: the error of the last of them.
 
     `cuts`: how many calls in a row ended at their callers' deadlines after they had taken longer than usual. These do
-    not move the breaker. But a service that hangs must not look healthy only because its callers give up before koo
+    not move the breaker. But a service that hangs must not look healthy just because its callers give up before koo
     would.
     """
 

@@ -76,8 +76,8 @@ class Window:
         """Remove `units` that were reported as used, but were not."""
         # It is no longer known when they were reported, so the oldest units are removed. An unused unit then stays in
         # the window in place of an older, used one, and leaves it no earlier than the used one should. If the youngest
-        # were removed, the unused unit would take the place of a younger use, and leave before a period has passed
-        # since that use.
+        # were removed, the unused unit would take the place of a later use, and leave before a period has passed since
+        # that use.
         while units > 0 and self.occupied:
             units -= self._take_from(0, units)
 
@@ -166,7 +166,7 @@ class Told:
 class Grant:
     """The store's reply about one limit. `granted` is the total of the lease `serial`, which lasts for `lease_ms`.
 
-    Over all processes, `used` units of `limit` are in the window and `out` are on lease. `free_in_ms`: in how long
+    Over all processes, `used` units of `limit` are in the window and `out` are on lease. `free_in_ms`: after how long
     to request an unmet need again. `frozen_ms`: for how long nothing is granted, because the store was unreachable or
     has lost rows. `processes`: how many are in the fleet; `sharing`: how many of them use this limit now.
     """
@@ -208,8 +208,8 @@ def bucket_ms_of(period_ms: int) -> int:
 def receive(rows: Rows, told: Told, now_ms: int) -> Grant:
     """Process a process's report about a limit, and decide what it is granted; changes `rows`."""
     window, bucket_ms = rows.window, bucket_ms_of(told.period_ms)
-    # The network may deliver a message twice, or after a younger one. Such a message is answered, but grants nothing:
-    # its reply may never be read, and the units would be out for a lease.
+    # The network may deliver a message twice, or after a newer one. Such a message is answered, but grants nothing: its
+    # reply may never be read, and the units would be out for a lease.
     is_repeated = rows.own is not None and told.number <= rows.own.number
     # The order matters. Ended leases come first, so that this process's report can correct what was assumed about its
     # own. Then the report is processed, which frees the returned units, and only then the decision is made about the
@@ -272,9 +272,9 @@ def _lapse(rows: Rows, now_ms: int, bucket_ms: int) -> None:
 def _take_told(rows: Rows, told: Told, now_ms: int, bucket_ms: int, *, is_repeated: bool) -> None:
     window, own = rows.window, rows.own
     if told.serial > window.serial:
-        # The process has a younger lease than the store ever granted, so the store is an older copy of itself. What
-        # the window has lost is known only to the processes, each of which reports its own use of the last period.
-        # Nothing is granted until all of them have had the time to do so.
+        # The process has a newer lease than the store ever granted, so the store is an older copy of itself. What the
+        # window has lost is known only to the processes, each of which reports its own use of the last period. Nothing
+        # is granted until all of them have had the time to do so.
         window.add(now_ms, told.window, bucket_ms)
         window.serial = told.serial
         window.frozen_until_ms = now_ms + FREEZE_MS

@@ -32,7 +32,7 @@ MERGED_AFTER_S = 3600
 MERGED_AT_ONCE = 200
 """A small batch, because the ledger's beats wait while one is merged."""
 MARKS_MAX = 5000
-"""A bound on the table for a breaker that opens and closes all the time."""
+"""Bounds the table's size if a breaker opens and closes all the time."""
 TOGETHER_S = 5.0
 """When several processes open a breaker or start a new version within this time, it is shown as one event."""
 DIGESTS = "digests"

@@ -23,7 +23,7 @@ KEPT_MS = int(SIGNAL_KEPT_S * 1000)
 PRUNE = f"DELETE FROM koo_signals WHERE at_ms < {{clock_ms}} - {KEPT_MS} AND id NOT IN ({NEWEST})"
 COLUMNS = "id, {clock_ms} - at_ms, process, kind, target, payload"
 WALL, UNTIL = "wall", "until"
-"""In a payload: the publisher's clock, and an end that it read from that clock."""
+"""Two keys of a payload: the time on the publisher's clock, and when the act ends by that clock."""
 SAME_CLOCK_S = 5.0
 """Below this the difference may be the time that the transactions took; then all processes show the same end."""
 SINCE_MAX = 1000

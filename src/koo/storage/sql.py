@@ -80,7 +80,7 @@ class SqlTransaction:
         self._connection.execute(_statement(sql, self.dialect), values)
 
     def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows. A row whose key exists already is skipped."""
+        """Insert rows. A row whose key already exists is skipped."""
         # The driver binds one row after another. Extracting each value from a JSON text, as the server's variant does
         # to save round trips, takes twice as long here.
         self._connection.exec_driver_sql(_insert_of_values(table), [tuple(row) for row in rows])
@@ -132,7 +132,7 @@ class PipelinedTransaction:
                 self._driver.execute(_for_driver(sql), values or {})
 
     def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows with one statement. A row whose key exists already is skipped."""
+        """Insert rows with one statement. A row whose key already exists is skipped."""
         self.run(_insert_of_rows(table), as_rows(rows))
 
     @contextmanager

@@ -79,7 +79,7 @@ class Transaction(Protocol):
         ...
 
     def add(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
-        """Insert rows, in the order of the table's columns. A row whose key exists already is skipped."""
+        """Insert rows, in the order of the table's columns. A row whose key already exists is skipped."""
         ...
 
 

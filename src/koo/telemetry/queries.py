@@ -130,7 +130,7 @@ class WatchedQuery:
         self._end(away_s)
 
     def broke(self, kind: Kind | None) -> None:
-        """A stream ended early. `kind` is None if its reader left, which is not an error."""
+        """A stream ended early. `kind` is None if the stream's reader left, which is not an error."""
         if kind is not None:
             self._attributes[names.ERROR_TYPE] = kind.value
             self._mark(kind.value)

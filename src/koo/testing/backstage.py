@@ -22,7 +22,8 @@ class Backstage:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in the thread and wait for its result. Raises its exception, such as OSError for a taken port."""
+        """Run `work` in the thread and wait for its result. Raises the exception of `work`, such as OSError for a taken
+        port."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def stop(self) -> None:

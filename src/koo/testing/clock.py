@@ -92,7 +92,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         target = self._now + in_s
         if target > self._ends_at:
             raise Deadlock("the main task still waits at the end of this loop's longest running time")
-        # The loop passes only the difference to the next timer, and in floating point `now + (when - now)` is rarely
+        # The loop passes only the time left until the next timer, and in floating point `now + (when - now)` is rarely
         # exactly `when`. With the sum, a timer would fire a rounding error early. After months of virtual time the
         # rounding error exceeds the difference itself, and time would stop. So the exact times are kept as well.
         whens = self._whens

@@ -83,7 +83,7 @@ class FakedService(Verbs):
 
     @property
     def health(self) -> ServiceHealth:
-        """koo's full health view of it."""
+        """koo's full health view of the service."""
         return self._platform.service_health(self.name)
 
     def _price_of(self, model: str, tokens: Tokens) -> Decimal | None:

@@ -193,7 +193,8 @@ def _programs(major: int) -> Path:
 
 
 def copy_programs(programs: Path, place: Path) -> Path:
-    """A copy of the programs below `place`, made if it does not exist yet. Safe in several threads and processes.
+    """A copy of the programs below `place`, made if it does not exist yet. Several threads and processes may call it at
+    the same time.
 
     Args:
         programs: a folder with `postgres`, as `postgres_binaries` returns it.
@@ -221,8 +222,8 @@ def _copy(source: Path, target: Path) -> None:
 def _move_once(own: Path, place: Path) -> None:
     """Rename the finished folder `own` to `place`, unless another thread or process was first."""
     try:
-        # The folder is renamed when it is complete. If the files were copied directly to `place`, another process
-        # could find and use it half full.
+        # The folder is renamed when it is complete. If the files were copied directly to `place`, another process could
+        # find and use it half copied.
         own.rename(place)
     except OSError:
         if not place.is_dir():

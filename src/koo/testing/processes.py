@@ -9,7 +9,7 @@ directories removed, even if a signal ends the interpreter (`koo.testing.orphans
 Four lessons are in the code:
 
 * The port is below the range from which the kernel takes the local ports of outgoing connections. A client that keeps
-  reconnecting to a dead server's port inside that range will at some time get the same number as its own local port.
+  reconnecting to a dead server's port inside that range will sooner or later get the same number as its own local port.
   TCP then connects it to itself, and the dead "server" seems to reply.
 * A UDP socket of the same number is kept as a lease: TCP and UDP ports do not collide, and the kernel frees the lease
   even if the process is killed. Without it, another test process could take the port while the server is down.

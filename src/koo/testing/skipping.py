@@ -113,7 +113,7 @@ class SkippingClock:
         self.skipped_s += skip_s
 
     def release(self) -> None:
-        """Return the loops to their own time; the time left of their timers does not change."""
+        """Return the loops to their own time; the time left on their timers does not change."""
         for loop in tuple(self._moved):
             if not loop.is_closed():
                 on_loop(loop, lambda loop=loop: _move_back(loop, self.skipped_s))  # type: ignore[misc]

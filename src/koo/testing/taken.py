@@ -52,7 +52,7 @@ def taken_of_gates(gates: Gates) -> list[str]:
 
 
 def taken_of_guard(guard: Guard) -> list[str]:
-    """Permits and probes of one guard, without its gates."""
+    """The permits and probes that one guard still holds; what its gates hold is not included."""
     name = guard.gates.name if guard.model is None else f"{guard.gates.name}/{guard.model}"
     counts = {
         "running permit(s) of {name}": guard.breaker.running,

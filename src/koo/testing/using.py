@@ -6,8 +6,8 @@ platform (or `instead_of`, an application's own) shares the attributes of the gi
 handed out shares those of the given platform's database. After the block, each has its own attributes again.
 
 A database may be handed out for the first time inside the block (`from koo import db_manager` in a module that the test
-imports). It must not stay bound to the test's platform forever. So it is an object that binds to the real platform's
-database when it is first used after the block (`late_database.py`).
+imports). It must not stay bound to the test's platform forever. So what is handed out is an object that binds to the
+real platform's database when it is first used after the block (`late_database.py`).
 
 Users' own operations are registered with both platforms, because the code under test registers or declares them
 (`@guarded`) when it is imported, which may be before the block or inside it.

@@ -110,7 +110,7 @@ def _add_silences(router: APIRouter, platform: Platform) -> None:
         **described(alert_shapes.SilenceAct, 404, 413, 422, 503),
     )
     async def end_silence(silence: str, body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
-        """Alerts that still fire and were not sent are sent now."""
+        """Alerts that are still firing and were not sent are sent now."""
         said = body or bodies.ActBody()
         ended = await platform.alerts.end_silence(silence, **said.who)
         return _silenced("the silence has ended", ended)

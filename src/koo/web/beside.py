@@ -59,8 +59,8 @@ class Beside:
         self.close()
 
     def forget_parent(self) -> None:
-        """In a forked child, close the copy of the socket. The parent serves; this copy would keep clients waiting
-        after its end.
+        """In a forked child, close the copy of the socket. The parent serves; after the parent's end, this copy would
+        keep clients waiting.
         """
         self._running = None
         self._listener.close()

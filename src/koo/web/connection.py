@@ -7,7 +7,7 @@ heads that never end. Therefore everything that koo waits for has a time limit:
 * `head`: the head of a request, counted from the connection's start or the head's first byte.
 * `request`: the next request on an idle connection.
 * `body`, `reader`: a body that the client sends, a response that it reads. Both may take any time, but must make
-  progress: time uses up a patience, and bytes refill it.
+  progress: each has an allowance of seconds that time uses up and bytes refill (`PATIENCE_S`).
 * `rest`: the remainder of a body whose request is already answered.
 * `closing`: a closed connection whose last bytes the client has not read yet.
 """
@@ -63,7 +63,7 @@ class Tunnel(Exception):
 
 
 class Parser(HttpRequestParser):
-    """Reads a request that asks for another protocol as if it had not: a server may ignore `Upgrade` (RFC 9110, 7.8).
+    """Reads a request that asks for another protocol as if it did not: a server may ignore `Upgrade` (RFC 9110, 7.8).
 
     httptools ends such a request after its head and takes its body for the next request. Java's HTTP client sends
     `Upgrade: h2c` with its first request, so its POST would arrive without a body. And a client could hide a request in

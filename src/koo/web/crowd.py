@@ -24,7 +24,7 @@ from typing import Protocol
 from koo.host import Descriptors
 
 CONNECTIONS_MAX = 10_000
-"""More than one process can serve, whatever its limit on descriptors allows."""
+"""No process can serve more than this, whatever its limit on descriptors allows."""
 CONNECTIONS_MIN = 8
 FOR_PROBES = 8
 """How many connections are let in above the limit while all others are busy."""
@@ -81,7 +81,7 @@ class Crowd:
         """Return whether there is room for one more connection, closing a waiting one if necessary."""
         if len(self._all) >= self.bound:
             self._tell_full()
-            # Usually one connection is closed. More are if busy ones above the limit have become idle since.
+            # Usually one connection is closed here, but several if busy ones above the limit have become idle since.
             while len(self._all) >= self.bound and self._end_one():
                 pass
             # Every connection below the limit is busy. The extra ones are for probes, so an extra connection that is

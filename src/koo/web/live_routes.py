@@ -22,8 +22,8 @@ from koo.web.session_routes import session_view
 COMMENT_S = 15.0
 CHECK_S = 60.0
 """Seconds between two checks that the listener may still read."""
-# nginx and others buffer responses by default: without X-Accel-Buffering no event would arrive before some kilobytes
-# had collected.
+# nginx and others buffer responses by default: without X-Accel-Buffering no event would arrive before a few kilobytes
+# had accumulated.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 TYPE = "text/event-stream"
 MARK = '{"at":"2026-11-29T03:00:00+00:00","kind":"act","component":"database","text":"paused"}'

@@ -162,7 +162,8 @@ class Seen:
             if key not in keys:
                 new.append(one)
             keys[key] = None
-        # Drop the keys seen first. They are long outside what a read returns: the marks of a minute, 200 requests.
+        # Drop the keys seen first. Reads no longer return them: one read returns the marks of a minute, or 200
+        # requests.
         while len(keys) > SEEN_MAX:
             del keys[next(iter(keys))]
         self._keys = keys

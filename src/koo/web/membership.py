@@ -23,8 +23,8 @@ class Given:
 class Membership:
     """One worker: its number (from 1), the total count, its parent's process id, and the descriptors that it inherits.
 
-    `listener`: the shared socket. `ready`: the pipe for a byte when it serves, and one each second from then on.
-    `announces`: whether it prints the example commands.
+    `listener`: the shared socket. `ready`: the pipe into which it writes a byte when it serves, and one each second
+    from then on. `announces`: whether it prints the example commands.
     """
 
     number: int

@@ -8,7 +8,8 @@ from starlette.types import Receive, Scope, Send
 
 
 def accepts(header: str, coding: str) -> bool:
-    """Return whether an Accept-Encoding header accepts this coding. Weight 0 refuses it; its own name precedes `*`."""
+    """Return whether an Accept-Encoding header accepts this coding. A weight of 0 refuses it; an entry with its name
+    overrides `*`."""
     weights: dict[str, float] = {}
     for part in header.split(","):
         name, *parameters = (word.strip().lower() for word in part.split(";"))

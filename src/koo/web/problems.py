@@ -39,7 +39,7 @@ from koo.web.request_ids import request_id_of
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:koo:problem:"
 PROBLEMS = "koo.problems"
-"""The key of a list in a request's scope. Problems sent in response are added to it, so that the log line has their
+"""The key of a list in a request's scope. Each problem sent in a response is added to it, so that the log line has its
 kind and cause.
 """
 

@@ -269,7 +269,7 @@ def is_local_peer(peer: str | None) -> bool:
 
 
 def _plain(peer: str) -> str:
-    """The address without a port; what is not an address, unchanged."""
+    """The address without a port; a text that is not an address is returned unchanged."""
     address = read_address(peer)
     return peer if address is None else str(address)
 

@@ -104,7 +104,8 @@ def make_server(
             # code path. koo has no websocket routes.
             ws="none",
             lifespan="on",
-            # Otherwise uvicorn reads WEB_CONCURRENCY, which koo does not use: a word in it would end the start.
+            # Otherwise uvicorn reads WEB_CONCURRENCY, which koo does not use: any value in it that is not a number
+            # would make the start fail.
             workers=1,
             log_config=None,
             access_log=False,  # koo's own log lines have a request id and a duration, and no query strings

@@ -126,7 +126,7 @@ class Workers:
     @contextmanager
     def _hearing(self) -> Iterator[int]:
         read, write = os.pipe()
-        # The wake-up pipe closes a race: a signal that arrives after `_obey` but before `select` would otherwise be
+        # The wake-up pipe prevents a race: a signal that arrives after `_obey` but before `select` would otherwise be
         # handled only after a full tick. Python writes a byte into the pipe for each signal, so `select` returns
         # immediately. It must not block: a burst of signals fills the pipe, and then one byte is as good as many.
         os.set_blocking(read, False)

@@ -2,7 +2,7 @@
 
 No SDK is imported: an exception is recognised by the module of its class and read by its attributes. There are three
 traps. An error inside a stream has status 200 (anthropic) or none (openai), so codes and types are checked first. Three
-SDKs use `httpx2`, which is a different package than `httpx`; both are supported by name. And an SDK's timeout counts as
+SDKs use `httpx2`, which is a different package from `httpx`; both are supported by name. And an SDK's timeout counts as
 a timeout, except if its cause is that no connection could be opened: then nothing was sent.
 """
 

@@ -139,7 +139,7 @@ class Forms:
         return replace(form, without=form.without | {name})
 
     def _streamed(self, form: Form, request: Request, parsed: ParsedError, sent: bytes) -> Form | None:
-        # A form with the other value already has been refused too, so `stream` is not the cause.
+        # A form with the other value has already been refused too, so `stream` is not the cause.
         if form.stream is not None or not _refuses_stream(parsed):
             return None
         stream = b'"stream":true' not in sent

@@ -14,7 +14,8 @@ from typing import Any
 from koo.database.drivers.names import addresses_of
 
 OFTEN = ("call_at", "call_later", "call_soon", "create_future", "create_task", "is_closed", "time")
-"""Methods that every statement uses. Found through `__getattr__`, each call would first pay for a failed lookup."""
+"""Methods that every statement uses. They are copied, because through `__getattr__` each call would first pay for a
+failed lookup."""
 
 
 class LookupLoop:

@@ -30,7 +30,7 @@ async def find_servers(parameters: Mapping[str, Any]) -> list[Server]:
     ports = _listed(parameters.get("port"))
     if all(map(_needs_no_lookup, hosts)):
         return []
-    # As in libpq, a single port is for all hosts. With any other number the driver itself must raise the error.
+    # As in libpq, a single port applies to all hosts. With any other number the driver itself must raise the error.
     if len(ports) != len(hosts):
         ports = (ports or [""]) * len(hosts) if len(ports) < 2 else [""] * len(hosts)
     found = await asyncio.gather(*map(addresses_of, hosts), return_exceptions=True)

@@ -128,7 +128,7 @@ def _shut(connection: Any) -> None:
     if connection.closed:
         return
     # `socket.socket(fileno=…)` closes its descriptor at the end of the block, so it gets a copy. Closing the original
-    # would pull it from under the selector and libpq, and the number could be reused for another file in between.
+    # would pull it out from under the selector and libpq, and the number could be reused for another file in between.
     with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as wire:
         wire.shutdown(socket.SHUT_RDWR)
 

@@ -53,7 +53,7 @@ function hushOf(name, alert) {
  */
 function endOf(id) {
   return { ...COMMON, title: "End the silence?", go: "End it", going: "Ending…",
-    Effect: effectOf(["Notices are sent for alerts that still fire."], null), send: (given) => endSilence(id, given) };
+    Effect: effectOf(["Notices are sent for alerts that are still firing."], null), send: (given) => endSilence(id, given) };
 }
 
 /**
