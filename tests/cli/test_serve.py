@@ -457,7 +457,7 @@ def _until_refused(url: str) -> tuple[int, str]:
     """Wait for the first refusal and return its status and kind: a signal takes a moment to arrive."""
     until = time.monotonic() + 30
     while True:
-        assert time.monotonic() < until, "the server serves on"
+        assert time.monotonic() < until, "the server still accepts calls"
         try:
             ask(url)
         except urllib.error.HTTPError as refused:

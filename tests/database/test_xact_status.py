@@ -80,4 +80,4 @@ def test_after_a_crash_it_reports_a_lost_transaction_as_committed(
     for n in range(UNRELATED):
         server.sql(f"CREATE TABLE unrelated_{n} ()", name)
     assert server.sql(ask, name) == "committed"
-    assert server.sql("SELECT balance FROM accounts", name) == "100", "and nothing of it happened"
+    assert server.sql("SELECT balance FROM accounts", name) == "100", "although none of it was kept"

@@ -310,7 +310,7 @@ def test_no_utc_day_admits_more_units_than_its_limit_although_the_clocks_drift(
         if limits.take(now) is None:
             taken[day.day] = taken.get(day.day, 0) + 1
     assert max(taken.values(), default=0) <= limit
-    assert list(taken) == sorted(taken), "a day never comes back"
+    assert list(taken) == sorted(taken), "no day returns after its end"
 
 
 def test_a_clock_set_back_over_midnight_does_not_start_the_day_again() -> None:

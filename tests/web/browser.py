@@ -172,7 +172,7 @@ class Window:
         """Wait until the console contains it."""
         until = asyncio.get_running_loop().time() + WAIT_S
         while not any(wanted in said for said in self.told):
-            assert asyncio.get_running_loop().time() < until, f"never told: {wanted}; but {self.told}"
+            assert asyncio.get_running_loop().time() < until, f"not in the console: {wanted}; but {self.told}"
             await self.send("Browser.getVersion")  # earlier console messages arrive before this result
 
     async def click(self, selector: str) -> None:

@@ -29,37 +29,37 @@ def test_the_applications_routes_errors_and_lifespan_are_unchanged(tmp_path: Pat
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        told.append("his start")
+        told.append("its start")
         yield
-        told.append("his end")
+        told.append("its end")
 
     async def main() -> None:
         app = FastAPI(lifespan=lifespan)
         koo = platform(tmp_path)
         mount(app, koo)
 
-        @app.get("/his/{number}")
-        async def his(number: int) -> dict[str, int]:
+        @app.get("/own/{number}")
+        async def own(number: int) -> dict[str, int]:
             if number == 0:
-                raise HTTPException(418, "his own words")
+                raise HTTPException(418, "its own words")
             if number == 1:
                 raise DatabaseUnavailable("database", "its breaker is open", 2.5)
             return {"number": number}
 
         async with served(app) as client:
-            assert told == ["his start"]
+            assert told == ["its start"]
             # Open before the first request.
             assert repr(koo.parts.store) == "<SqlStore open>" and koo.database.last_look is not None
-            assert (await client.get("/his/2")).body == {"number": 2}
-            assert (await client.get("/his/0")).body == {"detail": "his own words"}
-            assert "detail" in (await client.get("/his/x")).body  # FastAPI's own 422
+            assert (await client.get("/own/2")).body == {"number": 2}
+            assert (await client.get("/own/0")).body == {"detail": "its own words"}
+            assert "detail" in (await client.get("/own/x")).body  # FastAPI's own 422
             assert (await client.get("/nowhere")).body == {"detail": "Not Found"}
-            unavailable = await client.get("/his/1")
+            unavailable = await client.get("/own/1")
             assert (unavailable.status, unavailable.headers["Retry-After"]) == (503, "3")
             assert unavailable.headers["Content-Type"] == "application/problem+json"
             # Another service name is the application's own business, on its own routes.
-            assert (await client.get("/his/2", headers={"Host": "his.example"})).status == 200
-        assert told == ["his start", "his end"]
+            assert (await client.get("/own/2", headers={"Host": "own.example"})).status == 200
+        assert told == ["its start", "its end"]
         assert repr(koo.parts.store) == "<SqlStore closed>"
 
     asyncio.run(main())
@@ -69,7 +69,7 @@ def test_koos_routes_and_their_access_rules_are_the_same_in_a_mounted_applicatio
     async def main() -> None:
         async with FakeAnthropic() as fake:
             app = FastAPI()
-            mount(app, platform(tmp_path, claude(fake)), prefix="/koo", hosts=["his.example"])
+            mount(app, platform(tmp_path, claude(fake)), prefix="/koo", hosts=["own.example"])
             async with served(app) as client:
                 assert (await client.get("/koo/monitoring/health")).body["overall_health"] == "healthy"
                 asked = {"service": "claude", "prompt": "Hello?"}
@@ -80,7 +80,7 @@ def test_koos_routes_and_their_access_rules_are_the_same_in_a_mounted_applicatio
                 reset = "/koo/ai/services/claude/reset-errors"
                 assert (await client.post(reset, headers=evil)).status == 403
                 assert (await client.post(reset, headers={"Host": "evil.example"})).status == 403
-                assert (await client.post(reset, headers={"Host": "his.example"})).status == 200
+                assert (await client.post(reset, headers={"Host": "own.example"})).status == 200
                 assert (await client.get("/livez")).status == 200
                 described = (await client.get("/openapi.json")).body["paths"]["/koo/ai/query"]["post"]
                 assert list(described["responses"]["422"]["content"]) == ["application/problem+json"]
@@ -93,7 +93,7 @@ def test_an_application_may_do_its_own_access_checks(tmp_path: Path) -> None:
         app = FastAPI()
         mount(app, platform(tmp_path), protect=False)
         async with served(app) as client:
-            headers = {"Host": "his.example", "Origin": "https://other.example"}
+            headers = {"Host": "own.example", "Origin": "https://other.example"}
             path = "/api/v1/monitoring/database/reset-circuit-breaker"
             assert (await client.post(path, headers=headers)).status == 200
 
@@ -109,7 +109,7 @@ def test_in_a_mounted_application_koos_routes_have_request_ids_and_the_other_rou
 
     async def main() -> None:
         async with FakeAnthropic(default=error(500, "api_error")) as fake:
-            app = make(routes=[Route("/his/{number:int}", his_route)])
+            app = make(routes=[Route("/own/{number:int}", own_route)])
             app.state.name = "shop"
             koo = platform(tmp_path, claude(fake))
             mount(app, koo)
@@ -129,7 +129,7 @@ def test_in_a_mounted_application_koos_routes_have_request_ids_and_the_other_rou
                 (refusal,) = [one for one in caplog.records if one.name == "koo.audit"]
                 assert getattr(refusal, "request_id", "") == "mine-2"
 
-                assert "X-Request-ID" not in (await client.get("/his/2", headers=given)).headers
+                assert "X-Request-ID" not in (await client.get("/own/2", headers=given)).headers
                 assert request_id.get() == ""
 
     asyncio.run(main())
@@ -138,18 +138,18 @@ def test_in_a_mounted_application_koos_routes_have_request_ids_and_the_other_rou
 # ── Starlette's own application ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def his_route(request: Request) -> Response:
+async def own_route(request: Request) -> Response:
     if request.path_params["number"] == 1:
         raise DatabaseUnavailable("database", "its breaker is open", 2.5)
     return PlainTextResponse(f"{request.method} {request.app.state.name}")
 
 
 async def everything_else(scope: Scope, receive: Receive, send: Send) -> None:
-    await PlainTextResponse(f"his own {scope['path']}", 404)(scope, receive, send)
+    await PlainTextResponse(f"its own {scope['path']}", 404)(scope, receive, send)
 
 
 def starlette_app(*routes: BaseRoute) -> Starlette:
-    app = Starlette(routes=[Route("/his/{number:int}", his_route), *routes])
+    app = Starlette(routes=[Route("/own/{number:int}", own_route), *routes])
     app.state.name = "shop"
     return app
 
@@ -180,14 +180,14 @@ def test_koos_routes_are_the_same_in_a_plain_starlette_application(tmp_path: Pat
 
 def test_a_plain_starlette_applications_routes_are_unchanged(tmp_path: Path) -> None:
     async def main() -> None:
-        app = starlette_app(Route("/metrics", lambda request: PlainTextResponse("his metrics")))
+        app = starlette_app(Route("/metrics", lambda request: PlainTextResponse("its metrics")))
         mount(app, platform(tmp_path))
         async with served(app) as client:
-            assert (await client.get("/his/2")).text == "GET shop"
-            assert (await client.get("/metrics")).text == "his metrics"
+            assert (await client.get("/own/2")).text == "GET shop"
+            assert (await client.get("/metrics")).text == "its metrics"
             assert (await client.get("/nowhere")).text == "Not Found"
-            assert (await client.get("/openapi.json")).text == "Not Found", "he has none"
-            unavailable = await client.get("/his/1")
+            assert (await client.get("/openapi.json")).text == "Not Found", "the application has none"
+            unavailable = await client.get("/own/1")
             assert (unavailable.status, unavailable.headers["Retry-After"]) == (503, "3")
             assert unavailable.headers["Content-Type"] == "application/problem+json"
 
@@ -201,7 +201,7 @@ def test_a_mount_at_a_starlette_applications_root_does_not_hide_koo(tmp_path: Pa
         async with served(app) as client:
             assert (await client.get("/livez")).status == 200
             assert (await client.get("/api/v1/monitoring/health")).status == 200
-            assert (await client.get("/nowhere")).text == "his own /nowhere"
+            assert (await client.get("/nowhere")).text == "its own /nowhere"
 
     asyncio.run(main())
 

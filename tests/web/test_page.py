@@ -352,7 +352,7 @@ def test_the_page_is_not_part_of_the_api(tmp_path: Path) -> None:
         ("/api/v1", "/dashboard", "/api/v1/monitoring/dashboard"),
         ("/koo", "/dashboard", "/koo/monitoring/dashboard"),
         ("/koo/api", "/koo/page", "/koo/api/monitoring/dashboard"),
-        ("", "/his/state/page", "/monitoring/dashboard"),
+        ("", "/own/state/page", "/monitoring/dashboard"),
     ],
 )
 def test_the_page_of_a_mounted_application_finds_its_data(

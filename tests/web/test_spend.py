@@ -163,7 +163,7 @@ def test_an_operators_budgets_are_in_the_overview_and_an_exhausted_one_rate_limi
             and "the budget 'each/night' of $0.0011 does not cover this call" in reply.text
         )
         view = (await client.get("/api/v1/ai/services/claude/health")).body
-        assert view["state"] == "healthy", "others can ask it"
+        assert view["state"] == "healthy", "callers with other tags can use it"
         reply = await client.post("/api/v1/ai/query", json={"service": "claude", "prompt": "Say hello."})
         assert reply.status == 429
         view = (await client.get("/api/v1/ai/services/claude/health")).body
