@@ -82,11 +82,34 @@ def test_a_stream_that_breaks_after_its_stop_reason_is_complete(
     assert read(name, Slow(*((0.0, event) for event in events), breaks=True)) == ("Paris.", 0.0)
 
 
-def test_a_model_with_a_stop_reason_in_each_chunk_gets_more_time_for_the_next() -> None:
-    text, took_s = read(
-        "gemini", Slow((0.0, candidates("Par")), (3.0, candidates("i")), (4.0, candidates("s.")))
-    )
-    assert text == "Paris." and took_s == pytest.approx(3.0 + 4.0 + 5.0)
+@pytest.mark.parametrize(
+    ("name", "events"),
+    [
+        ("gemini", [candidates("Par"), candidates("i"), candidates("s.")]),
+        ("openai_compatible", [chunk("Par", "stop"), chunk("i", "stop"), chunk("s.", "stop")]),
+        ("openai_compatible", [chunk("", "stop"), chunk("Paris"), chunk(".", "stop")]),
+        ("openai_compatible", [chunk("Par"), chunk("is", "stop"), chunk(".")]),
+    ],
+    ids=["Gemini, in each", "in each", "before the text", "within the text"],
+)
+def test_a_server_that_sends_stop_reasons_early_gets_more_time_for_the_next_piece(
+    name: Format, events: list[dict[str, Any]]
+) -> None:
+    text, took_s = read(name, Slow(*zip((0.0, 3.0, 0.9), events, strict=True)))
+    assert text == "Paris." and took_s == pytest.approx(3.0 + 0.9 + 5.0)
+
+
+def test_a_server_that_sends_stop_reasons_with_its_reasoning_is_read_to_the_text() -> None:
+    first, second = ({"choices": [{"delta": {"reasoning": "so"}, "finish_reason": "stop"}]} for _ in "ab")
+    text, _ = read("openai_compatible", Slow((0.0, first), (4.0, second), (4.0, chunk("Paris.", "stop"))))
+    assert text == "soso" + "Paris."
+
+
+@pytest.mark.parametrize("reason", ["null", ""])
+def test_null_written_as_a_text_is_not_a_stop_reason(reason: str) -> None:
+    events = [chunk("Par", reason), chunk("is.", reason), chunk(None, "stop")]
+    text, took_s = read("openai_compatible", Slow(*((8.0, event) for event in events)))
+    assert text == "Paris." and took_s == pytest.approx(3 * 8.0 + 1.0)
 
 
 @pytest.mark.parametrize(

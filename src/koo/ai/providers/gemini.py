@@ -31,8 +31,6 @@ from koo.http.client import HttpResponse
 from koo.http.events import ServerSentEvent
 
 BASE_URL = "https://generativelanguage.googleapis.com/v1"
-GOES_ON_WITHIN_S = 5.0
-"""How long to wait for the next chunk of a model that sends a stop reason with every chunk."""
 
 
 # ── the wire ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,10 +125,7 @@ class _Reader(Reader):
         if usage is None and told.candidate is None and told.stop_reason is None:
             return None
         text, thought = _text(told.candidate, thought=False), _text(told.candidate, thought=True)
-        # Before the stop reason is stored: `_may_go_on` has to see whether an earlier chunk had one.
-        if text and (told.stop_reason is not None or self.stop_reason is not None):
-            self._may_go_on()
-        self.stop_reason = told.stop_reason or self.stop_reason
+        self._stops(told.stop_reason, text or thought)
         if usage is not None:
             self._usage_told = True
             self._written = self._written or usage.output_tokens > 0
@@ -151,13 +146,6 @@ class _Reader(Reader):
             pace=self.wire.pace(self.headers) if first else (),
             error=self._failed_end(),
         )
-
-    def _may_go_on(self) -> None:
-        """Extend the wait after a stop reason that arrived together with text."""
-        # Some models send a stop reason with every chunk. The usual second would then cut off an answer whose chunks
-        # arrive more slowly. If the first chunk already has one, or text follows after one, the model is of that kind.
-        if self.stop_reason is not None or not self._texts:
-            self.usage_wait_s, self.waits_until = GOES_ON_WITHIN_S, None
 
 
 class GeminiProvider(Adapter):

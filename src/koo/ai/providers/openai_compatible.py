@@ -195,10 +195,11 @@ class _Reader(Reader):
         # arrived yet may be yielded.
         if not text and (choice.message is not None or choice.text):
             text = choice.text or self._rest_of(_text(choice.message or NO_REPLY))
+        if choice.finish_reason is not None or self.stop_reason is not None:
+            self._stops(choice.finish_reason, text or thought)
         # Reasoning is collected too: it is billed, and an estimate of missing usage has to include it.
         if text or thought:
             self._texts.append(text or thought)
-        self.stop_reason = choice.finish_reason or self.stop_reason
         usage = self._usage(told)
         failure = self._failure(told, choice, data)
         # A failure with text or a usage is passed on as a piece, because that part is billed.

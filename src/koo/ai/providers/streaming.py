@@ -36,6 +36,10 @@ from koo.http.events import DOCUMENT, EVENTS_AT_ONCE, PORTION_BYTES, EventParser
 
 USAGE_WAIT_S = 1.0
 """How long to wait for the usage after a stop reason. Servers send it immediately or not at all."""
+GOES_ON_WITHIN_S = 5.0
+"""How long to wait for the next piece from a server that sends a stop reason with every piece."""
+NO_REASON = frozenset({None, "", "null"})
+"""Stop reasons of a piece that is not the last. Some servers write null as a text."""
 
 _PING = re.compile(
     rb"\s*(:.*|[\[(<]*(ping|pong|keep.?alive|heart.?beat|processing|waiting)[\])>.!]*)?\s*",
@@ -145,6 +149,18 @@ class Reader(ABC):
             raise self.wire.unfinished("it ended without an answer")
         usage = None if self._usage_told else estimate_usage(self.request, "".join(self._texts))
         return CompletionChunk(final=True, usage=usage, stop_reason=self.stop_reason)
+
+    def _stops(self, reason: str | None, said: str) -> None:
+        """Note the stop reason of a piece with this text, if it has one."""
+        # Some servers send a stop reason with every piece, or before the first text. The usual second would then cut
+        # off an answer whose pieces arrive more slowly. If the first piece already has a reason, or text follows after
+        # one, the server is of that kind.
+        if reason in NO_REASON:
+            reason = None
+        is_early = self.stop_reason is None and not self._texts and (bool(said) or is_silent(reason))
+        if (reason is not None and is_early) or (said and self.stop_reason is not None):
+            self.usage_wait_s, self.waits_until = GOES_ON_WITHIN_S, None
+        self.stop_reason = reason or self.stop_reason
 
     def _failed_end(self) -> ExternalServiceError | None:
         """The error that the stop reason means, if any."""
