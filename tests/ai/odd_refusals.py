@@ -66,6 +66,7 @@ PAUSES = "treats it as a rate limit: all callers wait as long as it says, or cal
 CALLERS = "treats it as the caller's mistake: no retry, and no effect on other callers"
 ANEW = "retries once in the form that the server accepts, and remembers it; here that is refused too"
 REPEATS = "treats it as an overload: retries with pauses, then calls the fallback"
+FAILS = "treats it as a server failure: retries with pauses, then calls the fallback"
 
 GOOGLE_KEY = {
     "code": 400,
@@ -343,6 +344,22 @@ ROWS: tuple[Oddity, ...] = (
         Kind.PERMISSION,
         "does not use the key for this model until a check succeeds, and calls the fallback",
     ),
+    refusal(
+        "a refused key that the sentence quotes",
+        "gateways",
+        400,
+        openai_error("API key 'sk-…abcd' not found"),
+        Kind.AUTH,
+        BLOCKS,
+    ),
+    refusal(
+        "a missing permission with its code",
+        "xAI",
+        403,
+        {"code": "permission-denied", "error": "Access to the chat endpoint is denied."},
+        Kind.PERMISSION,
+        "does not use the key for this model until a check succeeds, and calls the fallback",
+    ),
     # ── an empty account ──
     refusal(
         "no balance",
@@ -489,6 +506,17 @@ ROWS: tuple[Oddity, ...] = (
         HOLDS_BACK,
         format="anthropic",
     ),
+    refusal(
+        "no credits, with the code of a missing permission",
+        "xAI",
+        403,
+        {
+            "code": "permission-denied",
+            "error": "Your team t has either used all available credits or reached its monthly spending limit.",
+        },
+        Kind.BILLING,
+        HOLDS_BACK,
+    ),
     # ── a quota or a budget ──
     refusal(
         "a gateway's own budget, as a 400",
@@ -577,6 +605,41 @@ ROWS: tuple[Oddity, ...] = (
             "__type": "com.amazon.coral#ServiceQuotaExceededException",
             "message": "Your request exceeds the service quota.",
         },
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a project's spending cap",
+        "Google",
+        429,
+        {
+            "error": {
+                "code": 429,
+                "message": "Your project has exceeded its monthly spending cap. Please go to AI Studio.",
+                "status": "RESOURCE_EXHAUSTED",
+            }
+        },
+        Kind.QUOTA,
+        QUOTA,
+        format="gemini",
+    ),
+    refusal(
+        "a model's free tier used up, as a 403",
+        "DashScope",
+        403,
+        openai_error(
+            "The free tier of the model has been exhausted.",
+            "AllocationQuota.FreeTierOnly",
+            "AllocationQuota.FreeTierOnly",
+        ),
+        Kind.QUOTA,
+        QUOTA,
+    ),
+    refusal(
+        "a limit of a gateway, as a 412",
+        "Portkey",
+        412,
+        openai_error("Portkey Error: You've exceeded the usage limit for this API key."),
         Kind.QUOTA,
         QUOTA,
     ),
@@ -756,6 +819,34 @@ ROWS: tuple[Oddity, ...] = (
         REPEATS,
         requests=OVERLOADED_REQUESTS,
     ),
+    # ── a failure of the server ──
+    refusal(
+        "a generation that failed",
+        "TGI",
+        424,
+        {"error": "Request failed during generation: CUDA out of memory", "error_type": "generation"},
+        Kind.SERVER_ERROR,
+        FAILS,
+        requests=OVERLOADED_REQUESTS,
+    ),
+    refusal(
+        "a crashed model, as a 400",
+        "LM Studio",
+        400,
+        {"error": "The model has crashed without additional information. (Exit code: 11)"},
+        Kind.SERVER_ERROR,
+        FAILS,
+        requests=OVERLOADED_REQUESTS,
+    ),
+    refusal(
+        "a model unloaded while the request waited, as a 400",
+        "LM Studio",
+        400,
+        {"error": "Model unloaded."},
+        Kind.OVERLOADED,
+        REPEATS,
+        requests=OVERLOADED_REQUESTS,
+    ),
     # ── a prompt that is too long ──
     refusal(
         "a prompt and an answer that do not fit, as a 403",
@@ -773,6 +864,102 @@ ROWS: tuple[Oddity, ...] = (
         Kind.CONTEXT_LENGTH,
         CALLERS,
         headers={"x-amzn-errortype": "ValidationException"},
+    ),
+    refusal(
+        "a prompt that is too long, in the words of an engine",
+        "vLLM",
+        400,
+        {
+            "object": "error",
+            "message": "The decoder prompt (length 2136) is longer than the maximum model length of 2048.",
+            "type": "BadRequestError",
+            "code": 400,
+        },
+        Kind.CONTEXT_LENGTH,
+        CALLERS,
+    ),
+    refusal(
+        "a prompt that cannot be truncated",
+        "LM Studio",
+        400,
+        {"error": "Cannot truncate prompt with n_keep (15028) >= n_ctx (7424)"},
+        Kind.CONTEXT_LENGTH,
+        CALLERS,
+    ),
+    refusal(
+        "a prompt above the maximum prompt length",
+        "xAI",
+        400,
+        {
+            "code": "invalid-argument",
+            "error": "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+        },
+        Kind.CONTEXT_LENGTH,
+        CALLERS,
+    ),
+    refusal(
+        "a prompt above what a model supports",
+        "Vertex AI",
+        400,
+        {
+            "error": {
+                "code": 400,
+                "message": "Unable to submit request because the input token count is 1100000 but model only supports "
+                "up to 1048576.",
+                "status": "INVALID_ARGUMENT",
+            }
+        },
+        Kind.CONTEXT_LENGTH,
+        CALLERS,
+        format="gemini",
+    ),
+    # ── a prompt against the content policy ──
+    refusal(
+        "a prompt against the content policy, with the code of a missing permission",
+        "xAI",
+        403,
+        {"code": "permission-denied", "error": "Content violates usage guidelines."},
+        Kind.CONTENT_POLICY,
+        CALLERS,
+    ),
+    refusal(
+        "a prompt against a vendor's terms, as a 403",
+        "OpenRouter",
+        403,
+        {
+            "error": {
+                "code": 403,
+                "message": "The request is prohibited due to a violation of provider Terms Of Service.",
+                "metadata": {"provider_name": "OpenAI"},
+            }
+        },
+        Kind.CONTENT_POLICY,
+        CALLERS,
+    ),
+    refusal(
+        "an answer blocked by the content filter",
+        "Anthropic",
+        400,
+        {
+            "type": "error",
+            "error": {"type": INVALID, "message": "Output blocked by content filtering policy"},
+        },
+        Kind.CONTENT_POLICY,
+        CALLERS,
+        format="anthropic",
+    ),
+    refusal(
+        "a prompt against the content policy, without a code",
+        "LiteLLM in front of Azure",
+        400,
+        openai_error(
+            "litellm.BadRequestError: litellm.ContentPolicyViolationError: AzureException - The response was filtered "
+            "due to the prompt triggering Azure OpenAI's content management policy.",
+            None,
+            "400",
+        ),
+        Kind.CONTENT_POLICY,
+        CALLERS,
     ),
     # ── words that do not count, because they may be quoted from the prompt ──
     refusal(
@@ -942,6 +1129,32 @@ ROWS: tuple[Oddity, ...] = (
         Kind.NOT_FOUND,
         CALLERS,
     ),
+    refusal(
+        "an unknown model, as a 400",
+        "DeepSeek",
+        400,
+        openai_error("Model Not Exist", INVALID, INVALID),
+        Kind.NOT_FOUND,
+        CALLERS,
+    ),
+    refusal(
+        "an unknown model, as a 400 in the sentence of a gateway",
+        "LiteLLM",
+        400,
+        openai_error("{'error': '/chat/completions: Invalid model name passed in model=m.'}", "None", "400"),
+        Kind.NOT_FOUND,
+        CALLERS,
+    ),
+    refusal(
+        "an address that is gone",
+        "Hugging Face",
+        410,
+        {
+            "error": "https://api-inference.h.co is no longer supported. Please use https://router.h.co instead."
+        },
+        Kind.NOT_FOUND,
+        CALLERS,
+    ),
     # ── other rules ──
     refusal(
         "a request that is too large, named a limit",
@@ -957,7 +1170,7 @@ ROWS: tuple[Oddity, ...] = (
         500,
         {"type": "error", "error": {"type": INVALID, "message": "failed"}},
         Kind.SERVER_ERROR,
-        "treats it as a server failure: retries with pauses, then calls the fallback",
+        FAILS,
         format="anthropic",
         requests=OVERLOADED_REQUESTS,
     ),

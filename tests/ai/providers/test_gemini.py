@@ -305,6 +305,7 @@ ROWS: list[tuple[Any, Kind]] = [
     (error(500, "INTERNAL", f"while reading: {TOO_LONG}"), Kind.SERVER_ERROR),
     (error(503, "UNAVAILABLE", DEPLETED), Kind.OVERLOADED),
     (error(429, EXHAUSTED, f"cannot do: {DEPLETED}"), Kind.THROTTLED),
+    (error(429, EXHAUSTED, "Your project has exceeded its monthly spending cap."), Kind.QUOTA),
     (error(400, INVALID, f"cannot parse: {LEAKED}"), Kind.INVALID_REQUEST),
     (error(403, "PERMISSION_DENIED", f"cannot parse: {LEAKED}"), Kind.PERMISSION),
 ]

@@ -105,9 +105,11 @@ def _parse(error: Exception) -> ParsedError:
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     request_id = getattr(error, "request_id", None)
     body = getattr(error, "body", None)
+    # openai's SDK stores the inner error object or sentence, anthropic's the whole body. A page is stored as text too.
+    if isinstance(body, str) and "json" in headers.get("content-type", ""):
+        body = {"error": body}
     if body is None:
         body = getattr(error, "message", None)  # LiteLLM puts the error's JSON into its message
-    # openai's SDK stores the inner error object, anthropic's the whole body. A proxy's error page is stored as text.
     if isinstance(body, Mapping) and body.get("type") != "error" and not {"error", "object"} & set(body):
         body = {"error": dict(body)}
     parsed = parse_error(status, headers, body)

@@ -61,7 +61,9 @@ BY_STATUS: dict[int, Kind] = {
     407: Kind.CONNECTION,  # sent by a transparent proxy that requires a login, since koo knows of no proxy
     408: Kind.TIMEOUT,
     409: Kind.CONFLICT,
+    410: Kind.NOT_FOUND,
     413: Kind.TOO_LARGE,
+    424: Kind.SERVER_ERROR,  # what the server depends on has failed: a model runner, a vendor
     425: Kind.CONFLICT,
     429: Kind.THROTTLED,
     499: Kind.CONFLICT,  # a proxy gave up the request, as if its client had left

@@ -16,7 +16,6 @@ from datetime import datetime, time, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, ParsedError, Row
-from koo.ai.providers.other_words import CONTEXT_WORDS
 from koo.ai.providers.waits import sensible
 from koo.errors import Kind
 
@@ -56,6 +55,7 @@ FAULTS = FaultTable(
         # the listed words: later parts may quote the prompt.
         Row(Kind.BILLING, EXHAUSTED, (402, 429), begins=("your prepayment credits are depleted",)),
         Row(Kind.BILLING, (EXHAUSTED, "payment_required"), 402),
+        Row(Kind.QUOTA, EXHAUSTED, 429, begins=("your project has exceeded its monthly spending cap",)),
         Row(Kind.AUTH, INVALID, 400, begins=("api key not valid", "api key expired", "api key not found")),
         Row(
             Kind.AUTH,
@@ -63,7 +63,6 @@ FAULTS = FaultTable(
             403,
             begins=("your api key was reported as leaked", "method doesn't allow unregistered callers"),
         ),
-        Row(Kind.CONTEXT_LENGTH, INVALID, (200, 400), says=CONTEXT_WORDS),
         Row(Kind.BILLING, "FAILED_PRECONDITION", (200, 400), says=("billing",)),
         Row(
             Kind.PERMISSION,

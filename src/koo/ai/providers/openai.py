@@ -13,7 +13,6 @@ from __future__ import annotations
 from koo.ai.providers.adapter import Vendor
 from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
 from koo.ai.providers.openai_errors import read_error
-from koo.ai.providers.other_words import CONTEXT_WORDS
 from koo.ai.providers.responses import ResponsesAdapter
 from koo.ai.providers.transport import Wire
 from koo.errors import ExternalServiceError, Kind
@@ -48,8 +47,6 @@ FAULTS = FaultTable(
         Row(Kind.PERMISSION, "unsupported_country_region_territory", sentence="it is not available in this country"),
         Row(Kind.NOT_FOUND, "model_not_found"),
         Row(Kind.TIMEOUT, "request_timeout"),
-        # A message can only refine the refusal of a request, never another kind of error.
-        Row(Kind.CONTEXT_LENGTH, INVALID, (200, 400), says=CONTEXT_WORDS),
         # The type alone decides only for these statuses: a 401 and a 404 have the same type.
         Row(Kind.INVALID_REQUEST, INVALID, (200, 400)),
         FORBIDDEN_ON_THE_WAY,

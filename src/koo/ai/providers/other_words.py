@@ -46,6 +46,7 @@ NAMES: dict[Kind, str] = {
         budget_exceeded exceeded_budget exceeded_current_quota insufficient_quota quota_exceeded quota_exhausted
         service_quota_exceeded spend_limit_exceeded spend_limit_reached monthly_limit_exceeded daily_limit_exceeded
         policies.ratelimit.QuotaViolation set_limit_exceeded usage_limit_exceeded usage_limit_reached per_day
+        AllocationQuota.FreeTierOnly
     """,
     Kind.THROTTLED: """
         rate_limit rate_limited rate_limit_exceeded rate_limit_reached too_many_requests throttling throttled
@@ -66,11 +67,11 @@ NAMES: dict[Kind, str] = {
     Kind.CONTEXT_LENGTH: "context_length_exceeded exceed_context_size context_window_exceeded",
     Kind.CONTENT_POLICY: """
         content_filter content_policy_violation responsible_ai_policy_violation data_inspection_failed moderation
-        sensitive_content_detected input_text_sensitive_content_detected
+        sensitive_content_detected input_text_sensitive_content_detected moderation_blocked
     """,
     Kind.NOT_FOUND: """
         not_found model_not_found deployment_not_found unknown_model unavailable_model resource_not_found
-        invalid_endpoint_or_model.NotFound
+        invalid_endpoint_or_model.NotFound invalid_model model_decommissioned model_not_supported
     """,
     Kind.TIMEOUT: "timeout model_timeout gateway_timeout request_timeout deadline_exceeded",
 }  # fmt: skip
@@ -101,27 +102,26 @@ PARTS_OF_NAMES: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 """Patterns to search for in the letters of a name that is not listed."""
 
 CONTEXT_WORDS = (
-    "exceed context limit",
-    "maximum context length",
-    "is longer than the model's context length",
-    "input tokens exceed the configured limit",
-    "exceeds the available context size",
-    "exceeds the maximum number of tokens allowed",
-    "context_length_exceeded",
-    "prompt is too long",
-    "prompt too long",
-    "input is too long",
-    "the context window",
-    "model's context window",
-    "`inputs` tokens + `max_new_tokens` must be",
-    "`inputs` must have less than",
-    "token count exceeds the model",
-    "too large for model with",
-    "too many input tokens",
+    r"context_length_exceeded",
+    r"(?:maximum|model's) (?:context|prompt|input|model|sequence) (?:length|window|size)",
+    r"the context window",
+    r"context length of (?:only )?\d",
+    r"context (?:length|size|window|limit) (?:\w+ ){0,2}exceed",
+    r"exceed\w* (?:\w+ ){0,3}context",
+    r"(?:longer|greater|larger) than the (?:model's |maximum )?(?:context|model|input|prompt) ",
+    r">= ?n_ctx",
+    r"(?:prompt|input)\b.{0,40}? too long|prompt 超长",
+    r"exceed\w* (?:the )?(?:model |maximum )?(?:token limit|number of tokens allowed)",
+    r"input token(?:s| count).{0,40}?(?:exceed the configured|supports up to)",
+    r"token count exceeds the model",
+    r"too many input tokens|tokens in the prompt cannot exceed|range of input length",
+    r"`inputs` tokens \+ `max_new_tokens` must be|`inputs` must have less than",
+    r"too large for model with",
 )
 """Phrases for a prompt that is too long, of many servers and versions. They count only in refusals of a request."""
-REFUSED = frozenset({400, 403, 413, 422})
-"""Statuses for a prompt and an answer that do not fit together. The vendor Together uses 403."""
+REFUSED = frozenset({200, 400, 403, 413, 422})
+"""Statuses for a prompt and an answer that do not fit together. The vendor Together uses 403, and once a response has
+begun, its status is 200."""
 
 MAY_MEAN: dict[int, frozenset[Kind]] = {
     401: frozenset({Kind.AUTH, Kind.PERMISSION, Kind.BILLING, Kind.QUOTA}),
@@ -156,9 +156,10 @@ _MONEY = r"(?:(?:account |wallet |user )?(?:balance|credits?|funds?|money))\b"
 _NO_MONEY = r"(?:insufficient|not enough|no|out of|low|negative|(?:doesn't|don't|does not|do not) have (?:any|enough))"
 _SPENT = r"(?:too low|insufficient|exhausted|depleted|used up|not enough|expired|exceeded)\b"
 _QUOTA = (
-    r"(?:budget|quota|(?:key|total) limit|allocation|allowance|spend(?:ing)? (?:limit|cap)|usage limits?"
+    r"(?:budget|quota|(?:key|total) limit|allocation|allowance|spend(?:ing)? (?:limit|cap)|usage limits?|free tier"
     r"|(?:hourly|daily|weekly|monthly)(?: \w+)? limit)\b"
 )
+_CONTENT = r"(?:content|prompt|input|output|request|response)"
 _REACHED = r"(?:exceeded|exhausted|reached|used up|depleted|over)\b"
 
 
@@ -201,8 +202,8 @@ SENTENCES = (
     _sentences(
         Kind.QUOTA,
         rf"{_REACHED} (?:[\w']+ ){{0,5}}{_QUOTA}",
-        rf"{_QUOTA} (?:\w+ ){{0,3}}{_REACHED}",
-        r"exceeded ?budget",
+        rf"{_QUOTA} (?:\w+ ){{0,5}}{_REACHED}",
+        r"exceeded ?budget|out of (?:extra|included) usage",
         r"out of call volume quota",
     ),
     _sentences(
@@ -211,7 +212,7 @@ SENTENCES = (
         rf"{_KEY}[:,]?(?: [\w']+){{0,6}}? {_BAD}",
         r"authentication (?:error|fail|fails|failed|required|token)",
         r"not authenticated|no auth credentials|unauthori[sz]ed",
-        r"organization has been disabled",
+        r"organization has been (?:disabled|restricted)|login fail",
         r".{0,6}(?:无效的令牌|令牌无效|令牌已过期|密钥无效)",
     ),
     _sentences(
@@ -220,28 +221,48 @@ SENTENCES = (
         r"(?:too large|too big|exceeds the (?:maximum|limit|max|allowed))",
     ),
     _sentences(
+        Kind.CONTENT_POLICY,
+        rf"{_CONTENT}(?: [\w']+){{0,8}} (?:(?:content|usage|safety|moderation) (?:\w+ )?polic|content filter"
+        r"|(?:usage|content|moderation) guidelines|terms of (?:service|use)|safety system)",
+        rf"{_CONTENT}(?: \w+){{0,3}} flagged",
+        r"contains? (?:\w+ )?(?:sensitive|inappropriate|unsafe|harmful)|content exists risk",
+        r"(?:in|out)put new_sensitive",
+        r".{0,20}(?:敏感内容|不安全|违规内容|敏感词)",
+    ),
+    # Servers of one machine report these with status 400.
+    _sentences(
+        Kind.SERVER_ERROR,
+        r"(?:model|runner|engine)(?: process)? (?:has |was )?(?:unexpectedly )?(?:crashed|terminated|stopped)",
+    ),
+    _sentences(
         Kind.OVERLOADED,
         r"overloaded|over capacity|at (?:full )?capacity|no capacity|capacity (?:\w+ )?exceeded",
         r"(?:server|service|model) (?:is )?(?:too |currently )?busy",
         r"high (?:demand|traffic|load)",
         r"(?:currently|temporarily|still) (?:unavailable|overloaded|loading)",
         r"loading model|no healthy upstream|queue (?:is )?full|no available (?:server|worker|instance)",
+        r"model (?:is |was )?unloaded",
         r".{0,8}(?:服务器繁忙|负载已饱和)",
     ),
     # LM Studio sends the first of these with status 200, and the second with 400.
     _sentences(
-        Kind.NOT_FOUND, r"(?:unexpected|unknown|invalid) (?:endpoint|url|path|route)", r"no models? loaded"
+        Kind.NOT_FOUND,
+        r"(?:unexpected|unknown|invalid) (?:endpoint|url|path|route|model\b(?! param))",
+        r"no models? loaded|not a valid model\b|.{0,4}模型不存在",
+        r"model(?: [\w.:/-]+){0,2} (?:(?:does )?not (?:exist|found)|has been (?:decommissioned|deprecated|retired))",
     ),
 )
 """The order is from the most specific to the least. If none matches, the status decides."""
 
 _LED_UP = re.compile(
-    r"(?:(?:[\w.]*\.)?\w*(?:error|exception|failed|failure)s?(?: code| type| message)?(?: occurred)?(?: \(\w+\))?"
-    r"|status(?: code)?|http(?:/[\d.]+)?(?: status)?|code|message|<?\d{3,6}>?|internalerror[\w.]*"
+    r"(?:(?:(?:upstream|portkey|client|server|\d{3}) ){0,2}"
+    r"(?:[\w.]*\.)?\w*(?:error|exception|failed|failure)s?(?: code| type| message)?(?: occurred)?(?: \(\w+\))?"
+    r"|status(?: code)?|http(?:/[\d.]+)?(?: status)?|code|message|[<[]?\d{3,6}[>\]]?|internalerror[\w.]*"
     r"|bad request|forbidden|too many requests|payment required|upstream|provider returned error|openai|anthropic"
-    r"|azure|api|sorry|oops|unfortunately)"
+    r"|azure|api|\{'error': '/[\w/]+|sorry|oops|unfortunately)"
     r"(?:[\s,;.]*[:\-–—=,!]+\s*|(?<=>)\s*|\s+(?=-))"
 )
+_TOO_LONG = re.compile("|".join(CONTEXT_WORDS))
 _TOO_LARGE = re.compile(r"(?:the |this |your )?request (?:\w+ ){0,2}too large")
 _LIMIT_AND_NEED = re.compile(
     r"\blimit:? ?(\d[\d,]{0,15})\b.{0,60}?\brequested:? ?(\d[\d,]{0,15})\b", re.IGNORECASE
@@ -268,21 +289,24 @@ def kind_of(names: Iterable[str | None], sentences: Iterable[str], status: int) 
     # searched kind by kind, not sentence by sentence: a gateway's general wrapper must not decide before the specific
     # message of the vendor inside it.
     may_mean = MAY_MEAN.get(status)
+    by_name: Kind | None = None
     for name in names:
         kind = _kind_of_name(letters_of(name)) if name else None
         if kind is not None and (may_mean is None or kind in may_mean):
-            return kind
+            # Vendors call every refusal with a 403 "permission denied". If it decided here, one prompt against the
+            # content policy, or an empty account, would block the key.
+            if kind is not Kind.PERMISSION:
+                return kind
+            by_name = kind
     # Quotations are removed because they may be the prompt: `invalid value: 'my credit balance is too low'`.
-    heads = [_QUOTED.sub(" ", head_of(sentence)) for sentence in sentences]
+    heads = [" ".join(_QUOTED.sub(" ", head_of(sentence)).split()) for sentence in sentences]
     for kind, pattern in SENTENCES:
         if (may_mean is None or kind in may_mean) and any(map(pattern.match, heads)):
             return kind
     # These phrases may be anywhere in the message, because servers put numbers in front of them. A wrong match is
     # harmless: the call fails as the caller's mistake either way, and no other call is affected.
-    is_long = status in REFUSED and any(
-        words in said.lower() for said in sentences for words in CONTEXT_WORDS
-    )
-    return Kind.CONTEXT_LENGTH if is_long else None
+    is_long = status in REFUSED and any(_TOO_LONG.search(said.lower()) for said in sentences)
+    return Kind.CONTEXT_LENGTH if is_long else by_name
 
 
 def _kind_of_name(letters: str) -> Kind | None:

@@ -22,7 +22,6 @@ from koo.ai.providers.base import Request
 from koo.ai.providers.faults import FORBIDDEN_ON_THE_WAY, FaultTable, Row
 from koo.ai.providers.openai import FAULTS as OPENAI_FAULTS
 from koo.ai.providers.openai_errors import read_error
-from koo.ai.providers.other_words import CONTEXT_WORDS
 from koo.ai.providers.responses import Body, ResponsesAdapter, encode_body
 from koo.errors import Kind
 
@@ -61,8 +60,6 @@ FAULTS = FaultTable(
         Row(Kind.TOO_LARGE, "payload_too_large"),
         Row(Kind.THROTTLED, "request_rate_limit_exceeded"),
         Row(Kind.TIMEOUT, "gateway_timeout"),
-        # A message can only refine the refusal of a request, never another kind of error.
-        Row(Kind.CONTEXT_LENGTH, INVALID, (200, 400, 413, 422), says=CONTEXT_WORDS),
         Row(Kind.INVALID_REQUEST, INVALID, (200, 400, 422)),
         # Perplexity also offers other vendors' models, and forwards their codes.
         *OPENAI_FAULTS.rows,
