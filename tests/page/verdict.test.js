@@ -32,6 +32,13 @@ test("one sentence names what works and what does not", () => {
   equal(stateSentence(database("unhealthy", { error: "x" }), [service("a", "circuit_open")]), "The database does not answer. a: circuit open.");
 });
 
+test("the sentence names the worst few of many services", () => {
+  const many = ["a", "b", "c", "d", "e"].map((name) => service(name, "unhealthy"));
+  equal(stateSentence(database(), many), "a: unhealthy, b: unhealthy, c: unhealthy, d: unhealthy, e: unhealthy. The database works.");
+  equal(stateSentence(database(), [...many, service("f", "circuit_open"), service("g")]),
+    "f: circuit open, a: unhealthy, b: unhealthy, c: unhealthy and 2 more. The database and 1 other AI service work.");
+});
+
 test("the most severe states come first, and equal ones keep their order", () => {
   const names = worstFirst([service("a"), service("b", "degraded"), service("c", "circuit_open"), service("d")]).map((one) => one.service_name);
   equal(names, ["c", "b", "a", "d"]);

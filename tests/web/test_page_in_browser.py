@@ -585,6 +585,23 @@ def test_without_its_server_the_page_says_so_and_keeps_the_last_state(browser: s
     asyncio.run(main())
 
 
+def test_the_timeline_follows_the_servers_clock_if_the_browsers_is_wrong(
+    browser: str, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with shown(browser, platform(tmp_path)) as (page, _):
+            await page.until_text("#link", "live")
+            await page.run("{ const real = Date.now; Date.now = () => real() + 10 * 86_400_000; }")
+            await page.run("location.hash = '#/timeline'")
+            assert "None." in await page.until_text("[aria-labelledby=week]", ".")
+            # At first the page counts from the wrong clock; the server's next response corrects it.
+            await page.until_text(".marks", " koo")
+            await page.until("!/\\d{4}-/.test(document.querySelector('.marks').innerText)")
+        assert page.told == []
+
+    asyncio.run(main())
+
+
 def test_the_page_shows_no_numbers_from_another_server_on_the_port(browser: str, tmp_path: Path) -> None:
     """For a proxy's page with status 200 or an older server, the page shows no numbers and the reason."""
 

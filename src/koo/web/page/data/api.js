@@ -152,7 +152,6 @@ export async function checkDatabase() {
 
 // ── alerts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-const WEEK_MS = 7 * 86_400_000;
 /** @typedef {import("../parts/dialog.js").Given} Given */
 
 /**
@@ -208,9 +207,8 @@ export function deliveries() {
  * @returns {Promise<{episodes: import("./shapes.js").Alert[], silences: import("./shapes.js").SilenceView[]}>}
  */
 export async function history() {
-  const since = new Date(Date.now() - WEEK_MS).toISOString();
   const [{ episodes }, { silences }] = await Promise.all([
-    ask("GET", `monitoring/alerts/history?limit=100&since=${encodeURIComponent(since)}`),
+    ask("GET", "monitoring/alerts/history?limit=100"),
     ask("GET", "monitoring/alerts/silences"),
   ]);
   return { episodes, silences };

@@ -45,8 +45,17 @@ export function stateSentence(database, services) {
     return `The database and ${allOf(services.length, false)} work.`;
   }
   const wrong = works ? [] : [databaseWords(database)];
-  if (ill.length) wrong.push(ill.map((one) => `${one.service_name}: ${stateLook(one.state).word}`).join(", "));
+  if (ill.length) wrong.push(illWords(worstFirst(ill)));
   return [...wrong, ...whatWorks(works, services.length - ill.length, ill.length > 0)].join(". ") + ".";
+}
+
+/** A sentence with more names than this is not read to its end, and the cards below have the others. */
+const NAMED_MAX = 4;
+
+/** @param {Service[]} ill the most severe first */
+function illWords(ill) {
+  const named = ill.length > NAMED_MAX + 1 ? ill.slice(0, NAMED_MAX) : ill, more = ill.length - named.length;
+  return named.map((one) => `${one.service_name}: ${stateLook(one.state).word}`).join(", ") + (more ? ` and ${more} more` : "");
 }
 
 /** "paused" or "draining", if an operator has shut the gate for new scopes; otherwise empty. @param {Database} database */

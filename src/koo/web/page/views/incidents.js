@@ -2,7 +2,7 @@
 // Why breakers opened: all incidents, newest first.
 
 import { incidents } from "../data/api.js";
-import { configured, marks } from "../data/store.js";
+import { configured, marks, serverNow } from "../data/store.js";
 import { badge } from "../parts/badge.js";
 import { useLoaded } from "../parts/loaded.js";
 import { number, table } from "../parts/table.js";
@@ -40,7 +40,7 @@ function Filter({ component }) {
 
 /** @param {IncidentSummary[]} all */
 function list(all) {
-  const nowMs = Date.now();
+  const nowMs = serverNow();
   return table("Incidents, newest first", ["Opened", "Breaker", "State", "Why", "Lasted", number("Refused"), number("Processes")], all.map((one) => ({
     key: one.id, cells: [
       h("a", { href: to("incident", one.id), class: "when" }, clock(timeOf(one.opened_at) ?? 0, nowMs)), one.guard,

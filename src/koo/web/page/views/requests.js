@@ -2,7 +2,7 @@
 // The last calls that cost something, from the ledger; never a prompt.
 
 import { requests } from "../data/api.js";
-import { configured, requests as newer } from "../data/store.js";
+import { configured, requests as newer, serverNow } from "../data/store.js";
 import { useLoaded } from "../parts/loaded.js";
 import { number, table } from "../parts/table.js";
 import { useState } from "../vendor/hooks.js";
@@ -66,7 +66,7 @@ function Pages({ filter }) {
 
 /** @param {BookedCall[]} rows */
 function tableOf(rows) {
-  const nowMs = Date.now();
+  const nowMs = serverNow();
   return table("Requests, newest first", ["Ended", "Service", "Model", "Outcome", number("Attempt"), number("Took"), "Tag", number("In"), number("Cached"), number("Out"), number("Cost"), "Request"],
     rows.map((one) => ({ key: one.id, cells: [
       h("span", { class: "when" }, clock(timeOf(one.at) ?? 0, nowMs)), h("a", { href: to("service", one.service) }, one.service), one.model, spaced(one.outcome), one.attempt === null ? "–" : count(one.attempt),

@@ -2,7 +2,7 @@
 // What happened: alerts, breakers, operators' acts and deployments, newest first.
 
 import { history as alertHistory } from "../data/api.js";
-import { marks } from "../data/store.js";
+import { marks, serverNow } from "../data/store.js";
 import { badge, shape } from "../parts/badge.js";
 import { useLoaded } from "../parts/loaded.js";
 import { table } from "../parts/table.js";
@@ -47,7 +47,7 @@ export function Timeline({ history, most }) {
 
 /** @param {{all: HistoryMark[]}} props */
 export function Marks({ all }) {
-  const nowMs = Date.now();
+  const nowMs = serverNow();
   return h("ol", { class: "marks" }, all.map((one, place) => {
     const ended = one.kind === "alert" && /^ended/.test(one.text) || one.kind === "circuit" && /^closed/.test(one.text);
     const look = ended ? { ...OVER, word: one.kind } : LOOKS[one.kind] ?? { shape: "ring", tone: "none", word: spaced(one.kind) };
@@ -87,7 +87,7 @@ function silence(one) {
 
 /** @param {Alert[]} all */
 function episodes(all) {
-  const nowMs = Date.now();
+  const nowMs = serverNow();
   return table("Alerts of the last 7 days", ["Began", "Lasted", "Severity", "Where", "What", "Notified"], all.map((one) => {
     const began = timeOf(one.timestamp) ?? nowMs, ended = timeOf(one.ended_at), noticed = timeOf(one.notified.at);
     return { key: one.id, cells: [
