@@ -16,7 +16,7 @@ from koo.storage.postings import book
 from koo.storage.store import SqlStore
 from koo.testing.providers import FakeAnthropic
 from koo.upkeep import SWEEP_EVERY_TICKS, KeepTime
-from tests.storage.support import Place, hold
+from tests.storage.support import Place, entries_of, hold
 from tests.storage.test_spending import posting
 from tests.web.serving import claude, platform
 
@@ -86,7 +86,7 @@ def test_the_ledger_deletes_entries_older_than_its_days(tmp_path: Path) -> None:
         kept = [posting(1, day - 100), posting(2, day - 101)]
         await store.executor.run(lambda tx: book(tx, kept, "p"))
         await step(koo, SWEEP_EVERY_TICKS)
-        assert [one.id for one in await store.entries.of_day(day - 100)] == ["1"]
-        assert await store.entries.of_day(day - 101) == []
+        assert [one.id for one in await entries_of(store, day - 100)] == ["1"]
+        assert await entries_of(store, day - 101) == []
 
     with_platform(tmp_path, work, ledger_days=100)

@@ -17,12 +17,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from koo.bookings import NEWEST
 from koo.clock import SYSTEM_CLOCK, Clock
 from koo.options import DAY_S
 from koo.policies.money import limit_to_pico
 from koo.policies.purse import Hold, Refusal
 from koo.storage import worker
-from koo.storage.base import Bill
+from koo.storage.base import Bill, Entry
 from koo.storage.memory import MemoryLedger
 from koo.storage.store import SqlStore
 from koo.testing.clock import StandingClock
@@ -204,6 +205,12 @@ async def numbers(store: Store, name: str = CLAUDE) -> tuple[Decimal, Decimal]:
 
 def usd(spent: str, held: str = "0") -> tuple[Decimal, Decimal]:
     return Decimal(spent), Decimal(held)
+
+
+async def entries_of(store: SqlStore, day: int) -> list[Entry]:
+    """The bookings that a UTC day's budget pays, oldest first."""
+    found = await store.entries.latest(NEWEST, {}, limit=1000)
+    return [entry for entry in reversed(found) if entry.day == day]
 
 
 def impatient(url: str, timeout_s: float, **options: Any) -> SqlStore:

@@ -13,7 +13,7 @@ from koo.storage import base
 from koo.storage.base import Bill, Entry
 from koo.storage.postings import Ids
 from koo.storage.store import SqlStore
-from tests.storage.support import Place, SetClock, bill, hold, numbers, pico, usd
+from tests.storage.support import Place, SetClock, bill, entries_of, hold, numbers, pico, usd
 
 
 def with_store(place: Place, test: Callable[[SqlStore, SetClock], Awaitable[None]]) -> None:
@@ -33,7 +33,7 @@ async def booked(store: SqlStore, *costs: Bill, amount: str = "0.05") -> list[En
         day = given.purses[0].key.period
         store.ledger.settle(given, "claude", cost)
     await store.ledger.refresh()
-    return await store.entries.of_day(day)
+    return await entries_of(store, day)
 
 
 def test_an_entry_keeps_tokens_by_class_unit_prices_and_the_source_of_the_price(shared: Place) -> None:

@@ -22,6 +22,7 @@ from tests.storage.support import (
     Place,
     Refused,
     SetClock,
+    entries_of,
     hold,
     impatient,
     know,
@@ -193,7 +194,7 @@ def test_spending_during_an_outage_is_reported_with_its_entries_when_the_store_i
         assert await outage.numbers() == usd("0.03", "0.20")
         settle(store, running, "0.15")
         assert await outage.numbers() == usd("0.18")
-        entries = await store.entries.of_day(outage.clock.day)
+        entries = await entries_of(store, outage.clock.day)
         assert [entry.amount_usd for entry in entries] == [Decimal(one) for one in ("0.01", "0.02", "0.15")]
         assert sqlite.booked() == (pico("0.18"), pico("0.18"))
 

@@ -34,6 +34,7 @@ from tests.storage.support import (
     PATIENCE_S,
     Place,
     Refused,
+    entries_of,
     hold,
     impatient,
     know,
@@ -291,7 +292,7 @@ def test_a_reader_does_not_wait_for_a_lock(sqlite: Place) -> None:
         store = impatient(sqlite.url, 0.5)
         await hold(store)
         with locked(sqlite):
-            assert await store.entries.of_day(0) == []
+            assert await entries_of(store, 0) == []
         assert store.trouble is None
         await store.close()
 
@@ -329,7 +330,7 @@ def test_no_caller_waits_longer_than_the_stores_timeout(sqlite: Place) -> None:
         with pytest.raises(Refused):
             await hold(store)
         assert "did not answer within 0.1 s" in str(store.trouble)
-        for waiting in (store.ledger.refresh(), store.entries.of_day(0)):
+        for waiting in (store.ledger.refresh(), entries_of(store, 0)):
             with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.1 s"):
                 await waiting
         store.executor.timeout_s = PATIENCE_S

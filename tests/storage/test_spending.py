@@ -14,7 +14,19 @@ from koo.storage.base import Bill
 from koo.storage.past import BATCH
 from koo.storage.postings import Posting, book
 from koo.storage.store import SqlStore
-from tests.storage.support import CLAUDE, Place, SetClock, hold, know, numbers, pico, settle, spend, usd
+from tests.storage.support import (
+    CLAUDE,
+    Place,
+    SetClock,
+    entries_of,
+    hold,
+    know,
+    numbers,
+    pico,
+    settle,
+    spend,
+    usd,
+)
 
 INTEGER_MAX = 2**63 - 1
 
@@ -209,8 +221,8 @@ def test_old_periods_are_deleted_completely_and_current_ones_are_kept(shared: Pl
 
         assert not await store.past.prune(before)
         await store.ledger.refresh()
-        assert [entry.id for entry in await store.entries.of_day(clock.day - 399)] == ["2"]
-        assert await store.entries.of_day(clock.day - 400) == []
+        assert [entry.id for entry in await entries_of(store, clock.day - 399)] == ["2"]
+        assert await entries_of(store, clock.day - 400) == []
         left = shared.sql("SELECT budget, period FROM koo_treasuries WHERE booked = 7 ORDER BY budget")
         assert left == [("budget/month", 1), ("service/new", before)]
         assert shared.sql("SELECT budget FROM koo_purses WHERE process = 'gone'") == [("budget/month",)]
@@ -258,8 +270,8 @@ def test_old_rows_are_deleted_in_small_batches(shared: Place) -> None:
     async def test(store: SqlStore, clock: SetClock) -> None:
         await keep(store, *(posting(number, 1) for number in range(BATCH + 5)))
         assert await store.past.prune(2)
-        assert len(await store.entries.of_day(1, limit=BATCH)) == 5
+        assert len(await entries_of(store, 1)) == 5
         assert not await store.past.prune(2)
-        assert await store.entries.of_day(1) == []
+        assert await entries_of(store, 1) == []
 
     with_store(shared, test)

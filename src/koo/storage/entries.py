@@ -19,7 +19,6 @@ COLUMNS = (
     "at_ms, amount, bound, estimated, unit_prices, metadata, took_ms, outcome, request, attempt, "
     + ", ".join(AS_THEY_ARE)
 )
-OF_DAY = f"SELECT {COLUMNS} FROM koo_entries WHERE day = :day ORDER BY at_ms, id LIMIT :limit OFFSET :offset"
 LATEST = f"""SELECT {COLUMNS} FROM koo_entries
     WHERE (at_ms < :at_ms OR (at_ms = :at_ms AND id < :id)) {{wanted}} ORDER BY at_ms DESC, id DESC LIMIT :limit"""
 FILTERS = ("service", "model", "tag")
@@ -42,14 +41,11 @@ class Entries:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
-    async def of_day(self, day: int, *, limit: int = 1000, offset: int = 0) -> list[Entry]:
-        """Entries paid by a UTC day's budget, oldest first. Raises `StoreUnavailable`."""
-        values = {"day": day, "limit": limit, "offset": offset}
-        rows = await self._executor.run(lambda tx: tx.rows(OF_DAY, values), exclusive=False)
-        return [_entry(row) for row in rows]
-
     async def latest(self, before: Place, wanted: Mapping[str, str], *, limit: int) -> list[Entry]:
-        """Entries before a position, newest first. `wanted` selects values for the columns in `FILTERS`."""
+        """Entries before a position, newest first. `wanted` selects values for the columns in `FILTERS`.
+
+        Raises `StoreUnavailable`.
+        """
         conditions = "".join(f" AND {name} = :{name}" for name in FILTERS if name in wanted)
         sql = LATEST.replace("{wanted}", conditions)
         values = {**wanted, "at_ms": before.at_ms, "id": before.id, "limit": limit}

@@ -1,4 +1,4 @@
-"""A store in memory that ends with the process, for tests and for scripts without a state file."""
+"""A store in memory that ends with the process, for tests, benchmarks and proofs."""
 
 from __future__ import annotations
 
