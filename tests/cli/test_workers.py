@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -55,6 +56,16 @@ def test_all_workers_serve_one_port_and_the_banner_is_printed_once(here: Here, t
         out = process.stdout.read()
     assert "Ctrl-C" in out and "koo is ready" not in out  # the first line was read by `serving`
     assert (tmp_path / "serve.log").read_text().splitlines().count("koo has stopped") == 1
+
+
+def test_pausing_the_database_says_that_the_other_worker_is_unchanged(here: Here, tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as (url, process):
+        wait_until(said(tmp_path, "workers_answer"))
+        here.set({"KOO_URL": url})
+        wait_until(lambda: "one process of 2" in here.run("status")[1])
+        out = here.run("db", "pause")[1]
+        workers = "|".join(map(str, children_of(process)))
+        assert re.search(f"this is process ({workers}), and 1 other process is unchanged", out)
 
 
 def test_a_killed_worker_is_replaced_and_its_end_is_logged(tmp_path: Path) -> None:

@@ -194,6 +194,11 @@ class Fleet:
         return told, guards
 
     @property
+    def others(self) -> int:
+        """How many other processes were on the state store at the last beat."""
+        return self._processes - 1
+
+    @property
     def _processes(self) -> int:
         return 1 if self.heard is None else self.heard.processes
 

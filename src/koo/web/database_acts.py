@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Annotated
 
 from fastapi import APIRouter, Body
@@ -21,20 +22,25 @@ log = logging.getLogger("koo.web")
 def add_database_acts(router: APIRouter, platform: Platform) -> None:
     """Add the routes below `/monitoring/database`."""
 
+    def done(act: str, so: str, gate: DatabaseGate, body: bodies.ActBody) -> Response:
+        log.warning("the database was %s %s", act, body.signature)
+        message = f"the database is {act}: {so}{_elsewhere(platform.parts.fleet.others)}"
+        return JsonView(answers.DatabaseAct(message=message, database=gate, timestamp=now_iso()))
+
     @router.post("/database/pause", summary="New scopes wait", **described(answers.DatabaseAct, 413, 422))
     async def pause(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """New scopes in this process wait, each until its own deadline. Open ones continue."""
         await platform.open()
         said = body or bodies.ActBody()
         gate = platform.pause_database(**said.who)
-        return _done("paused", "new scopes wait until it is resumed", gate, said)
+        return done("paused", "new scopes wait until it is resumed", gate, said)
 
     @router.post("/database/resume", summary="New scopes begin", **described(answers.DatabaseAct, 413, 422))
     async def resume(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
         """Ends a pause or a drain."""
         await platform.open()
         said = body or bodies.ActBody()
-        return _done("resumed", "new scopes begin", platform.resume_database(**said.who), said)
+        return done("resumed", "new scopes begin", platform.resume_database(**said.who), said)
 
     @router.post("/database/drain", summary="No new scopes", **described(answers.DatabaseAct, 413, 422))
     async def drain(body: Annotated[bodies.WaitBody | None, Body()] = None) -> Response:
@@ -42,7 +48,7 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
         body = body or bodies.WaitBody()
         gate = await platform.drain_database(body.within_s, **body.who)
         left = scopes_left(gate["running"])
-        return _done("drained", left, gate, body)
+        return done("drained", left, gate, body)
 
     @router.post(
         "/database/rotate",
@@ -56,10 +62,12 @@ def add_database_acts(router: APIRouter, platform: Platform) -> None:
         """
         body = body or bodies.WaitBody()
         gate = await platform.rotate_database(body.within_s)
-        return _done("rotated", "new connections use the current DATABASE_URL", gate, body)
+        return done("rotated", "new connections use the current DATABASE_URL", gate, body)
 
 
-def _done(done: str, so: str, gate: DatabaseGate, body: bodies.ActBody) -> Response:
-    log.warning("the database was %s %s", done, body.signature)
-    message = f"the database is {done}: {so}"
-    return JsonView(answers.DatabaseAct(message=message, database=gate, timestamp=now_iso()))
+def _elsewhere(others: int) -> str:
+    """The end of a message about an act that other processes on the state store do not follow."""
+    if not others:
+        return ""
+    processes = "1 other process is" if others == 1 else f"{others} other processes are"
+    return f"; this is process {os.getpid()}, and {processes} unchanged"
