@@ -324,6 +324,63 @@ def test_the_blocks_own_error_is_not_the_services_failure() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("way", ["raised again", "handled", "replaced", "answered"])
+def test_how_a_reader_ended_reaches_the_generator(way: str) -> None:
+    """`asynccontextmanager`, and so a dependency of FastAPI, throws the error of its block into the generator."""
+    seen: list[BaseException] = []
+
+    async def operation() -> AsyncGenerator[str]:
+        try:
+            yield "open"
+        except ConnectionError as error:
+            seen.append(error)
+            if way == "raised again":
+                raise
+            if way == "replaced":
+                raise ConnectionResetError("here") from error
+            if way == "answered":
+                yield "closing"
+
+    async def test(own: Own) -> None:
+        stream, error = own.stream(operation), ConnectionError("another host")
+        assert await anext(stream) == "open"
+        ends = {
+            "handled": StopAsyncIteration,
+            "replaced": ConnectionResetError,
+            "raised again": ConnectionError,
+        }
+        if way == "answered":
+            assert await stream.athrow(error) == "closing"
+            await stream.aclose()
+        else:
+            with pytest.raises(ends[way]):
+                await stream.athrow(error)
+        verdict = {"handled": SUCCESS, "replaced": FAILURE}.get(way, NEUTRAL)
+        assert seen == [error] and own.verdicts[verdict] == 1 == sum(own.verdicts)
+        assert own.nothing_is_taken()
+
+    run(test)
+
+
+def test_an_error_thrown_into_a_stream_that_is_not_a_generator_closes_it() -> None:
+    async def test(own: Own) -> None:
+        library, error = Library("a", "b"), ValueError("mine")
+        stream = own.stream(library.answered)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="mine") as caught:
+                await stream.athrow(error)
+            assert caught.value is error
+        stream = own.stream(library.answered)
+        await anext(stream)
+        with pytest.raises(ValueError, match="mine"):
+            await stream.athrow(error)
+        assert (
+            library.open == 0 and own.verdicts[NEUTRAL] == 1 == sum(own.verdicts) and own.nothing_is_taken()
+        )
+
+    run(test)
+
+
 # ── streams left early ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -7,11 +7,13 @@ import inspect
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 
 import koo
@@ -172,6 +174,74 @@ def test_methods_are_guarded_with_their_object(platform: Platform) -> None:
         await platform.close()
 
     asyncio.run(main())
+
+
+def test_a_guarded_dependency_with_yield_ends_with_its_request(platform: Platform) -> None:
+    app, ended = FastAPI(), []
+
+    @platform.guarded("sessions")
+    async def session(number: str) -> AsyncIterator[str]:
+        try:
+            yield number
+        except HTTPException as error:
+            ended.append(error.status_code)
+            raise
+        finally:
+            ended.append(0)
+
+    opened_session = Depends(session)
+
+    @app.get("/parcels")
+    async def find(opened: str = opened_session) -> str:
+        if opened == "none":
+            raise HTTPException(404)
+        return opened
+
+    with TestClient(app) as client:
+        assert client.get("/parcels?number=4711").json() == "4711" and ended == [0]
+        assert client.get("/parcels?number=none").status_code == 404 and ended == [0, 404, 0]
+    metrics = platform.service_health("sessions")["metrics"]
+    assert (metrics["successful_requests"], metrics["failed_requests"]) == (1, 0)
+
+
+def test_a_standard_librarys_wrapper_keeps_the_kind_of_what_it_wraps(platform: Platform) -> None:
+    class Shop:
+        @platform.guarded("shop")
+        @classmethod
+        async def kinds(cls) -> str:
+            return cls.__name__
+
+        @platform.guarded("shop")
+        @staticmethod
+        async def count(of: str) -> str:
+            return of
+
+    @platform.guarded("shop")
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[str]:
+        yield "open"
+
+    @platform.guarded("shop")
+    @singledispatch
+    async def find(number: object) -> str:
+        return f"no {number}"
+
+    async def main() -> None:
+        assert await Shop.kinds() == "Shop" and await Shop().count("boots") == "boots"
+        assert await find(4711) == "no 4711"
+        async with opened() as shop:
+            assert repr(shop) == "<guarded 'open'>"
+        await platform.close()
+
+    asyncio.run(main())
+
+    @contextmanager
+    def opened_blocking() -> Iterator[str]:
+        yield "open"
+
+    guarded: Any = platform.guarded("shop")
+    with pytest.raises(TypeError, match="generator that blocks"):
+        guarded(opened_blocking)
 
 
 def test_decorating_anything_but_a_function_is_refused_and_registers_no_service(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from types import TracebackType
 from typing import Any, TypeVar
 
 from koo.ai.opened import Opened
@@ -58,6 +59,14 @@ class CarriedOperation(OperationStream[T]):
 
     async def __anext__(self) -> T:
         return await carry(self._home, self._stream.__anext__())
+
+    async def athrow(
+        self,
+        kind: type[BaseException] | BaseException,
+        value: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> T:
+        return await carry(self._home, self._stream.athrow(kind, value, trace))
 
     async def _opened(self) -> None:
         await carry(self._home, self._stream._opened())

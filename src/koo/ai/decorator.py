@@ -16,6 +16,7 @@ import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from types import FunctionType
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from koo.ai.operation_stream import OperationStream
@@ -27,6 +28,7 @@ from koo.service_names import check_service_name
 
 P = ParamSpec("P")
 T = TypeVar("T")
+WRAPPERS = frozenset({"contextlib", "functools"})
 IN_LOOP = (
     "{} blocks, and an event loop is running in this thread: decorate it with in_thread=True and await it, or call it "
     "from another thread"
@@ -108,6 +110,8 @@ class Guarding:
         return self._wrap(function)
 
     def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if isinstance(function, classmethod | staticmethod):
+            return type(function)(self._wrap(function.__func__))
         make = self._kind_of(function)
         by = f"{function.__module__}.{function.__qualname__}"
         # The service is declared only after `_kind_of` has accepted the function: a refused function must not leave a
@@ -120,13 +124,14 @@ class Guarding:
             raise TypeError(
                 f'@guarded("{self._name}") is for functions and methods, not {type(function).__name__}'
             )
-        if inspect.isasyncgenfunction(function):
+        plain = _declared(function)
+        if inspect.isasyncgenfunction(plain):
             return self._streamed
-        if inspect.isgeneratorfunction(function):
+        if inspect.isgeneratorfunction(plain):
             raise TypeError(
                 f"{function.__qualname__} is a generator that blocks: write it as `async def` to guard its stream"
             )
-        if inspect.iscoroutinefunction(function) or self._options.get("in_thread"):
+        if inspect.iscoroutinefunction(plain) or self._options.get("in_thread"):
             return self._awaited
         if self._options.get("in_thread") is False:
             raise TypeError(
@@ -172,3 +177,16 @@ class Guarding:
                 raise
 
         return guarded
+
+
+def _declared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function inside a wrapper of the standard library, which returns that function's own result.
+
+    `functools.singledispatch`, `contextlib.asynccontextmanager` and a `contextlib.ContextDecorator` wrap an
+    asynchronous function in a plain one, which would otherwise run in a thread. An application's own wrapper may make
+    an asynchronous function blocking, so nothing is looked for in that.
+    """
+    if isinstance(function, FunctionType) and function.__globals__.get("__name__") in WRAPPERS:
+        plain: Callable[..., Any] = inspect.unwrap(function)
+        return plain
+    return function

@@ -23,7 +23,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from koo.ai.budgets import Budgets
 from koo.ai.guarded_stream import GuardedStream, Held, Silence
@@ -125,6 +126,41 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         if self._charge is not None:
             self._charge.take(piece)
         return piece
+
+    async def athrow(
+        self,
+        kind: type[BaseException] | BaseException,
+        value: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> T:
+        """Raise the reader's error in the operation, at the `yield` where it waits, and return its next piece.
+
+        `asynccontextmanager` and FastAPI do that to report how a block or a request ended. If the operation raises the
+        same error again, the stream was left early. If it is not a generator, it is closed and the error is raised.
+        """
+        # Up to Python 3.11, `contextlib` passes class, error and traceback.
+        error = value or (kind() if isinstance(kind, type) else kind)
+        held, source = self._held, self._source
+        if self._closed or held is None or source is None or not hasattr(source.pieces, "athrow"):
+            await self.aclose()
+            raise error
+        self._take_turn()
+        try:
+            piece: T | End | BaseException = await self._wait(
+                held, self._there(_thrown(source.pieces, error))
+            )
+            if piece is END:
+                await self._finish(held)
+                raise StopAsyncIteration
+        except BaseException as raised:
+            self._note_failure(raised)
+            raise
+        finally:
+            self._end_turn()
+        if piece is error:
+            await self.aclose()
+            raise error
+        return cast("T", piece)
 
     # ── in a block ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -372,6 +408,21 @@ def _close_later(stream: OperationStream[Any]) -> None:
     task = asyncio.get_running_loop().create_task(stream.aclose(), name="koo closing a stream")
     _closing.add(task)
     task.add_done_callback(_closing.discard)
+
+
+async def _thrown(pieces: Any, error: BaseException) -> Any:
+    """The next piece of a generator in which `error` is raised, END, or `error` itself if it comes back.
+
+    Raised from here, the reader's own error would be judged as the service's.
+    """
+    try:
+        return await pieces.athrow(error)
+    except StopAsyncIteration:
+        return END
+    except BaseException as raised:
+        if raised is error:
+            return error
+        raise
 
 
 async def _awaited(awaitable: Awaitable[R]) -> R:
