@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from koo.database.database import Database
+from koo.database.pool_queue import PoolQueue
 from koo.deadlines import Deadline
 from koo.errors import DatabaseUnavailable, Kind, PoolSaturated
 from koo.policies.verdict import FAILURE
@@ -225,3 +226,41 @@ def test_many_more_callers_than_slots_are_all_served(url: str) -> None:
             assert status["waiting"] == 0 and status["active_connections"] == 0
 
     run(main)
+
+
+# ── a server with fewer connections than the pool may open ────────────────────────────────────────────────────────
+
+
+def test_a_pool_larger_than_the_server_allows_works_with_the_connections_that_it_has(pg: Place) -> None:
+    """The callers wait for one of those: as failures, they would open the circuit of a server that serves others."""
+    pg.server.sql("DROP ROLE IF EXISTS three")
+    pg.server.sql("CREATE ROLE three LOGIN PASSWORD 'koo-test' CONNECTION LIMIT 3")
+
+    async def main() -> None:
+        async with opened(pg.url.replace("postgres:koo-test@", "three:koo-test@")) as database:
+            go = asyncio.Event()
+            queue = database.pool_queue
+            calls = [asyncio.create_task(hold(database, go))]
+            await until(lambda: len(queue.holders) == 1)
+            calls += [asyncio.create_task(hold(database, go)) for _ in range(7)]
+            await until(lambda: queue.cap <= 3 and len(queue.holders) + queue.waiting == 8)
+            go.set()
+            await asyncio.gather(*calls)
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+            assert database.get_pool_metrics()["connection_metrics"]["created"] <= 3
+
+    run(main)
+
+
+def test_a_refusal_of_a_pool_that_the_server_limits_says_so() -> None:
+    queue = PoolQueue(30)
+    assert queue.shrink(2, 1.0) and not queue.shrink(2, 1.5)
+    assert queue.take() and queue.take() and not queue.take()
+
+    async def main() -> str:
+        return queue.explain(PoolSaturated("database", ""), 2.0, 0.1).reason
+
+    assert asyncio.run(main()) == "all 2 connections are in use; the server has no more for this pool"
+    queue.widen(1.5 + 4.0)
+    assert queue.cap == queue.limit, "the pool tries again to grow, twice as far each second"
+    assert "server" not in asyncio.run(main())

@@ -7,6 +7,7 @@ one for each `asyncio.run`. What koo has found out about the server (breaker, co
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -40,6 +41,8 @@ from koo.errors import DatabaseUnavailable, Kind
 from koo.guard import Guard
 from koo.monitoring.pool import PoolMetrics
 from koo.options import NEVER, DatabaseOptions
+
+log = logging.getLogger("koo")
 
 RETIRE_S = 0.05
 """How often returned connections of a replaced pool are closed."""
@@ -85,6 +88,7 @@ class Connections:
         self.nameplate = nameplate
         self.driver = load_driver(url.get_driver_name())
         self.records = ConnectionRecords(self.driver, options, metrics, monotonic, draw)
+        self.records.connects.shrink = self._shrink
         self.writers: WriterLine | None = None
         if url.get_backend_name() == "sqlite":
             self.writers = WriterLine(deadlines, metrics, options.pool_timeout_s, monotonic, draw)
@@ -158,6 +162,18 @@ class Connections:
     def usual_hold_s(self) -> float:
         """The median time for which scopes held their connection in the last five minutes."""
         return self.metrics.hold.recent(self.monotonic()).percentile_s(0.5)
+
+    def _shrink(self) -> bool:
+        """The server has no connection left: admit only as many scopes as the pool has connections.
+
+        Returns False if it has none.
+        """
+        has = len(self.records)
+        if has and self.pool_queue.shrink(has, self.monotonic()):
+            log.warning(
+                "database: the server has no connection left; the pool works with the %d that it has", has
+            )
+        return has > 0
 
     # ── deadlines of scopes ───────────────────────────────────────────────────────────────────────────────────
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from koo.database.dial import unshown
-from koo.database.faults import SERVICE
+from koo.database.faults import SERVICE, NoneLeft, ScopeStage, explain, unavailable
 from koo.errors import DatabaseTimeout, Kind, describe_s
 from koo.options import DatabaseOptions, GuardOptions
 
@@ -37,12 +37,14 @@ error says less.
 class Connects:
     """`opening`: how many connections are being opened; `waiting`: how many callers wait until they may open one.
 
-    `within_s`: the longest that a caller waits for both.
+    `within_s`: the longest that a caller waits for both. `shrink` is called when the server has no connection left, and
+    returns whether the pool has some, for which its callers can wait.
     """
 
     def __init__(
         self, most: int, within_s: float, monotonic: Callable[[], float], draw: Callable[[], float]
     ) -> None:
+        self.shrink: Callable[[], bool] = lambda: False
         self.opening = 0
         self.waiting = 0
         self._within_s = within_s
@@ -82,8 +84,11 @@ class Connects:
             if self._monotonic() < self._unsettled_until:
                 await asyncio.sleep(self._draw() * SPREAD_S)
             return await connect(*args, **kwargs)
-        except Exception:
+        except Exception as error:
             self.unsettle()
+            meaning = explain(error, ScopeStage.CONNECT)
+            if meaning.kind is Kind.OVERLOADED and self.shrink():
+                raise unavailable(error, meaning, NoneLeft) from error
             raise
         finally:
             self.opening -= 1

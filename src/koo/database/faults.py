@@ -111,18 +111,28 @@ def _by_class(error: Exception, original: BaseException, stage: ScopeStage) -> M
 # ── connects that failed ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+class NoneLeft(DatabaseUnavailable):
+    """The server has no connection left, but this pool has some: the caller can wait for one of those."""
+
+
 def classify_connect(error: Exception) -> Fault:
     """The classifier of the database's guard, which itself runs only connecting and BEGIN."""
+    if isinstance(error, NoneLeft):
+        # Neutral: the server serves this pool. As a failure it would open the circuit, and a pool that is too large
+        # would turn into an outage. `anew`: the caller goes back to the queue, which `shrink` has narrowed.
+        return Fault(verdict=NEUTRAL, kind=error.kind, repeatable=True, anew=True, billed=False, error=error)
     meaning = explain(error, ScopeStage.CONNECT)
     if isinstance(error, KooError) or meaning is UNEXPLAINED:
         return meaning.fault()
     return meaning.fault(unavailable(error, meaning))
 
 
-def unavailable(error: Exception, meaning: Meaning) -> DatabaseUnavailable:
+def unavailable(
+    error: Exception, meaning: Meaning, of_class: type[DatabaseUnavailable] = DatabaseUnavailable
+) -> DatabaseUnavailable:
     """The error for a connection that could not be opened. Its text contains no address, user or password."""
     original = original_of(error)
-    return DatabaseUnavailable(
+    return of_class(
         SERVICE,
         sentence_of(original, meaning),
         AGAIN_IN_S if meaning.repeatable else None,

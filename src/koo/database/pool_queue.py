@@ -63,6 +63,7 @@ class PoolQueue(Bulkhead):
         "_empty",
         "_logged",
         "_refused_before",
+        "_short_at",
         "holders",
         "refused",
         "refused_at",
@@ -74,6 +75,7 @@ class PoolQueue(Bulkhead):
         self.refused = 0
         self.refused_at = float("-inf")
         self._refused_before = 0  # the value of `refused` when the pool was last not saturated
+        self._short_at = float("-inf")
         self._empty: asyncio.Future[None] | None = None
         self._described = ""
         self._described_at = float("-inf")
@@ -110,6 +112,17 @@ class PoolQueue(Bulkhead):
             if self._empty is None or self._empty.done():
                 self._empty = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._empty], timeout=within_s)
+
+    def shrink(self, to: int, now: float) -> bool:
+        """Admit only `to` callers for now, because the server has no connection left. Returns whether this is new."""
+        was_short = self._is_short
+        self.narrow(to, now, running=0)
+        self._short_at = now
+        return not was_short
+
+    @property
+    def _is_short(self) -> bool:
+        return self._short_at == self._narrowed_at and self.cap < self.limit
 
     def forget(self) -> None:
         """Forget waiters and running scopes: they belong to an event loop that has ended."""
@@ -169,12 +182,14 @@ class PoolQueue(Bulkhead):
             more = len(self.holders) - len(named)
             self._described = ", ".join(named) + (f", and {more} more" if more else "")
             self._described_at = now
-        waiting, most = self.waiting, self.limit
+        waiting, most = self.waiting, min(self.cap, self.limit)
         reason = "the only connection is in use" if most == 1 else f"all {most} connections are in use"
         if waiting:
             reason += f", and {waiting} {'caller waits' if waiting == 1 else 'callers wait'} for one"
         if self.holders:
             reason += f"; held by {self._described}"
+        if self._is_short:
+            reason += "; the server has no more for this pool"
         here = asyncio.current_task()
         if any(holder.owner is here for holder in self.holders):
             reason += "; this task holds one itself: nested scopes need a connection each"

@@ -79,9 +79,10 @@ class Bulkhead:
 
     # ── the ramp ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def narrow(self, few: int, now: float) -> None:
-        """Begin a ramp: running calls continue, and `few` more may start. `widen` raises the number."""
-        self._base, self._few, self._narrowed_at = self.used, few, now
+    def narrow(self, few: int, now: float, *, running: int | None = None) -> None:
+        """Begin a ramp: `running` calls (all, by default) keep their slots, and `few` more may start. `widen` raises
+        the number."""
+        self._base, self._few, self._narrowed_at = self.used if running is None else running, few, now
         self.widen(now)
 
     def widen(self, now: float) -> None:
