@@ -57,7 +57,7 @@ def test_the_public_names_are_the_listed_ones() -> None:
     update = """python -c "import koo; print(*sorted(koo.__all__), sep='\\n')" > tests/public_api.txt"""
     now, listed = sorted(koo.__all__), PUBLIC_NAMES.read_text().split()
     new, gone = set(now) - set(listed), set(listed) - set(now)
-    assert now == listed, f"new: {new or 'none'}, gone: {gone or 'none'}. If that is meant: {update}"
+    assert now == listed, f"new: {new or 'none'}, gone: {gone or 'none'}. If this is intended: {update}"
 
 
 def test_each_public_name_exists(tmp_path: Path) -> None:

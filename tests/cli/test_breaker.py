@@ -60,7 +60,7 @@ def test_a_server_killed_during_an_outage_leaves_the_reason(here: Here, tmp_path
                 and out.count("| failed | server") == 5
             )
             assert "| circuit open |" not in here.run("breaker", "list")[1], (
-                "its own breaker is a different one"
+                "the new process has its own breaker"
             )
 
 

@@ -374,7 +374,7 @@ class Explorer:
     def check_operator(self, before: World, world: World) -> None:
         breaker = world.breaker
         void = all(permit.generation != breaker.generation for permit in world.out.values())
-        self.must(world, "operator", void and not breaker.leases, "a permit from before still counts")
+        self.must(world, "operator", void and not breaker.leases, "an older permit still counts")
 
     # ── invariants ────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -323,7 +323,7 @@ def test_the_fake_refuses_what_perplexity_refuses(change: dict[str, Any], words:
     asyncio.run(main())
 
 
-def test_perplexitys_fake_no_longer_has_sonars_chat_completions() -> None:
+def test_perplexitys_fake_refuses_chat_completions() -> None:
     async def main() -> None:
         async with FakePerplexity(strict=False) as server, sonar(server) as client:
             with pytest.raises(perplexity.PermissionDeniedError, match="Agent API"):

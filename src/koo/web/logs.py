@@ -40,7 +40,7 @@ TRACEBACK_MAX = 32_000
 def chosen_logs(
     options: LogOptions, log_format: LogFormat | Literal["console"] | None, log_level: LogLevel | None
 ) -> LogOptions:
-    """Return the options with the command line's values applied. "console" is the former name of "plain"."""
+    """Return the options with the command line's values applied. "console" means the same as "plain"."""
     return replace(
         options,
         format="plain" if log_format == "console" else log_format or options.format,

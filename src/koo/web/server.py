@@ -48,7 +48,7 @@ def serve(
 ) -> None:
     """Serve `app`, an application of this platform (`create_app`, `mount`), until SIGINT or SIGTERM.
 
-    `log_format` and `log_level` default to the settings; "console" is the former name of "plain". An application whose
+    `log_format` and `log_level` default to the settings; "console" means the same as "plain". An application whose
     root logger already has a handler keeps its own logging. Once the server is ready, example commands are printed to
     `out` (default: standard output). Raises `ConfigurationError` if a setting is invalid or the address cannot be
     listened on.
