@@ -181,6 +181,20 @@ def test_a_loop_whose_time_cannot_be_skipped_raises_with_advice() -> None:
         runner.run(main())
 
 
+def test_a_loop_whose_time_another_library_has_replaced_raises_with_advice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        clock = SkippingClock()
+        monkeypatch.setattr(
+            type(asyncio.get_running_loop()), "time", lambda _: time.monotonic(), raising=False
+        )
+        with pytest.raises(RuntimeError, match=r"freezegun.*koo\.clock\.advance"):
+            clock.advance(1)
+
+    asyncio.run(main())
+
+
 def test_a_platform_refuses_a_clock_that_does_not_follow_the_loop(tmp_path: Path) -> None:
     options = PlatformOptions(home=tmp_path)
 

@@ -30,6 +30,10 @@ NO_SKIPPING = (
     "time can be skipped only on asyncio's own event loops, and this is a {kind}: run the test on "
     "asyncio.SelectorEventLoop, or, if it uses no sockets, on virtual time with VirtualClock"
 )
+REPLACED = (
+    "another library (freezegun, with real_asyncio) has replaced the event loop's time, so it cannot be skipped: use "
+    "koo.clock.advance and koo.clock.set_wall instead of freezing time"
+)
 CARRIED = "koo call"
 """The name of a task that runs a caller's work on koo's background loop. Its deadline is the caller's, so a skip ends
 it."""
@@ -126,7 +130,10 @@ class SkippingClock:
         if loop in self._moved:
             return
         if type(loop).time is not asyncio.BaseEventLoop.time:
-            raise RuntimeError(NO_SKIPPING.format(kind=f"{type(loop).__module__}.{type(loop).__name__}"))
+            module = type(loop).__module__
+            if module.startswith("asyncio."):
+                raise RuntimeError(REPLACED)
+            raise RuntimeError(NO_SKIPPING.format(kind=f"{module}.{type(loop).__name__}"))
         if "time" in vars(loop):
             raise RuntimeError(TWO_CLOCKS)
         vars(loop)["time"] = self._loop_time
