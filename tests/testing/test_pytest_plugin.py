@@ -160,6 +160,41 @@ def test_settings(koo_sync):
     assert "assert 1 == 2" in said
 
 
+def test_a_test_that_is_run_again_is_not_blamed_for_its_first_run(tmp_path: Path) -> None:
+    """As pytest-rerunfailures runs it: the same item, whose first run failed in a fixture."""
+    write(
+        tmp_path,
+        conftest="""
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):
+    runtestprotocol(item, nextitem=nextitem, log=False)
+    item._initrequest()
+    runtestprotocol(item, nextitem=nextitem)
+    return True
+""",
+        test_again="""
+import pytest
+import koo as resilience
+from shop import suggest
+
+runs = []
+
+@pytest.fixture
+def flaky(koo_sync):
+    runs.append(koo_sync.claude.fails(529, times=1))
+    if len(runs) == 1:
+        raise OSError("a port is taken")
+
+def test_again(flaky):
+    resilience.run(suggest("shoes"))
+    assert len(runs) == 2
+""",
+    )
+    said = run_pytest(tmp_path)
+    assert "1 passed" in said and "failed" not in said, said
+
+
 def test_an_unknown_argument_of_the_marker_fails_with_a_suggestion(tmp_path: Path) -> None:
     write(tmp_path, test_typo="import pytest\n@pytest.mark.koo(setings={})\ndef test_typo(koo): pass\n")
     said = run_pytest(tmp_path)

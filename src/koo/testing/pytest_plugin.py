@@ -96,7 +96,10 @@ def _make_world(request: pytest.FixtureRequest) -> World:
     if "koo_postgres_url" in request.fixturenames:
         arguments.setdefault("database_url", request.getfixturevalue("koo_postgres_url"))
     world = World(*(marker.args if marker is not None else ()), **arguments)
-    request.node.stash.setdefault(WORLDS, []).append(world)
+    worlds = request.node.stash.setdefault(WORLDS, [])
+    worlds.append(world)
+    # A test that is run again (pytest-rerunfailures) is the same item: its earlier worlds are over.
+    request.addfinalizer(lambda: worlds.remove(world))
     return world
 
 
