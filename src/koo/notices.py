@@ -86,7 +86,7 @@ class Standing:
 
     `failures` in a row: the first was at `failing_since`, the last had `reason`. `next_at` is the time of the next
     attempt; 0: immediately. `given_up` counts the messages that were given up within the last hour, `waiting` the
-    notices still to be sent, `new` the notices for which it is not decided yet whether this channel sends them.
+    notices still to be sent, `new` the notices for which it is not yet decided whether this channel sends them.
     `is_due`: there is something to send, and no other process is sending it.
     """
 

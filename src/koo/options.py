@@ -354,7 +354,7 @@ class ServiceOptions(Timed):
     )
     thinks_unseen: bool | None = option(
         None,
-        "its models may bill tokens that they do not send: a stream that ends without its usage is booked at its hold",
+        "the provider may bill tokens that it does not send: a stream that ends without a usage is booked at its hold",
         "a booking must not be too low",
     )
     concurrency_max: int = option(

@@ -15,7 +15,8 @@ from pathlib import Path
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 BESIDE = ("", "-wal", "-shm", "-journal")
-"""Files that SQLite creates next to a database, with the database's mode. It replays some of them when it opens."""
+"""Files that SQLite creates next to a database, with the database's mode. SQLite replays some of them when it opens the
+database."""
 
 
 class PutThere(PermissionError):

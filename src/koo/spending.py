@@ -214,6 +214,6 @@ def _in_words(amounts: Sequence[PeriodAmount]) -> str:
 
 def _message(views: Sequence[WrittenOff]) -> str:
     if not views:
-        return "nothing to write off: every process that holds money reports, or the budget's period is over"
+        return "nothing to write off: every process that holds money still reports, or the budget's period is over"
     words = "; ".join(f"{one['process']}: {_in_words(one['amounts'])}" for one in views)
     return f"written off, so each budget may be overspent by its amount: {words}"

@@ -181,7 +181,7 @@ EXACT: list[tuple[Event, str]] = [
         StoreForgot("state store", "1.25"),
         "CRITICAL state store: forgot: it is older than what this process reported: it was replaced, or has lost "
         "acknowledged writes; 1.25 USD that this process had booked were missing there, and are booked again; "
-        "what ended processes reported since that copy is missing from the budgets; "
+        "spending by processes that have ended since that copy is not in the budgets; "
         f"no money is granted for six seconds: {GUIDE} store_forgot",
     ),
     (

@@ -198,7 +198,7 @@ async def test_without_the_store_a_processs_share_applies_once_its_lease_has_end
         full = one.limits.full(time.monotonic())
         assert full is not None and one.limits.why(full) == (
             "koo's limit of 40 requests a minute is reached here: the state store is unreachable, so each of 4 "
-            "processes has its share of four fifths, which is 8"
+            "processes may use its share of four fifths: 8"
         )
         monkeypatch.undo()
         one.store.leasing.store_changed(None)

@@ -51,7 +51,7 @@ class QueryCharge(ServiceCharge):
     """The charge for one query.
 
     `request` is the next attempt's request; `departure` records how far it got. `reported` is the usage that the
-    provider has reported of this attempt so far: never less than that is booked.
+    provider has reported for this attempt so far; never less than that is booked.
     """
 
     __slots__ = (

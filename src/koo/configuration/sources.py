@@ -134,9 +134,9 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _parse(text: str, path: Path) -> dict[str, str]:
-    # Only dotenv's parser is used. Its readers log a line that they cannot parse and go on, and they expand ${NAME} by
-    # default. It is imported here because loading it takes longer than all settings, and most processes in production
-    # have no `.env`.
+    # Only dotenv's parser is used. dotenv's own readers log a line that they cannot parse and go on, and they expand
+    # ${NAME} by default. It is imported here because loading it takes longer than all settings, and most processes in
+    # production have no `.env`.
     from dotenv.parser import parse_stream
 
     found = {}

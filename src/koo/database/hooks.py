@@ -153,8 +153,8 @@ class Hooks:
             # caller. Replacing the connection would turn an outage into an endless loop of new connections.
             if record.fresh or not record.is_closed:
                 raise
-            # Only a connection that the timer cut off says something about the others. One that the server closed
-            # itself (its own idle timeout, say) is replaced alone.
+            # Only a connection that the timer cut off says something about the others. If the server closed one itself
+            # (by its own idle timeout, say), only that one is replaced.
             if record.aborted:
                 self._records.distrust_all()
             raise Stale from error

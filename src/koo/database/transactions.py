@@ -182,8 +182,8 @@ class RepeatedTransaction:
     def _mode(self) -> Mode | None:
         """SQLite: a snapshot for the whole function; after a conflict the writers' lock from the start."""
         # A snapshot is older than every write since, so a second attempt with a snapshot could run into the same
-        # conflict again, and under steady writes it never gets through. If it holds the writers' lock from BEGIN on, it
-        # cannot meet one.
+        # conflict again, and under steady writes it might never get through. If it holds the writers' lock from BEGIN
+        # on, it cannot meet one.
         if self._readonly:
             return None
         mode = Mode.WRITER if self._must_write else Mode.SNAPSHOT

@@ -324,7 +324,7 @@ def _store_forgot(event: events.StoreForgot, since: Since) -> Told:
     cause = f"{event.forgotten_usd} USD that this process had booked were missing there"
     said = [
         "it is older than what this process reported: it was replaced, or has lost acknowledged writes",
-        f"{cause}, and are booked again; what ended processes reported since that copy is missing from the budgets",
+        f"{cause}, and are booked again; spending by processes that have ended since that copy is not in the budgets",
         f"no money is granted for six seconds: {GUIDE}store_forgot",
     ]
     return Told("forgot", said, cause, since.now)

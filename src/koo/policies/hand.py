@@ -158,7 +158,7 @@ class Hand:
     def sentence(self) -> str:
         """A sentence for people: that this process uses its own share, and why."""
         whose = "1 process" if self.processes == 1 else f"{self.processes} processes"
-        return f"the state store is unreachable, so each of {whose} has its share of four fifths, which is {self.share}"
+        return f"the state store is unreachable, so each of {whose} may use its share of four fifths: {self.share}"
 
     def has(self, units: int, now: float, used: int) -> bool:
         """Whether this many units can be taken together, by a call that needs more than one."""

@@ -243,8 +243,8 @@ class Purses:
     def beat(self, now: float, *, is_last: bool = False) -> Beat:
         """The next beat, or the same one again until it is answered. `is_last`: the process ends with it if it can."""
         # A beat is repeated unchanged, although the totals have grown since. If its reply was lost, the store has it
-        # already and recognises it by the token alone. It would then answer for newer totals that it never read, and
-        # `confirm` would mark them as reported.
+        # already and recognises it by the token alone. If the repeat had newer totals, the store would acknowledge them
+        # without reading them, and `confirm` would mark them as reported.
         if self.flying is not None:
             return self.flying
         self._take_paces(now)
@@ -334,7 +334,7 @@ class Purses:
         self._span_s = self._beat_s + min(now - self._sent_at, TRIP_S_MAX)
         self._number, self._last_token = beat.number, beat.token
         self._recalled = answer.recalled
-        # Grants first, then decisions: the waiters are decided by the room that this very reply has brought.
+        # Grants first, then decisions: whether a waiter passes depends on the room that this very reply has brought.
         self._take_answer(answer, beat, now)
         self._decide(answer, now, now if waited_at is None else waited_at)
         if any(self.purses[key].room > 0 for key in answer.recalled if key in self.purses):

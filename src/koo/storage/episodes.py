@@ -1,9 +1,9 @@
 """Alert episodes in the store: one row per episode, and one *sighting* for each process that sees it.
 
-A process renews the lease of its sighting for as long as it sees the episode. When it no longer sees it, it deletes the
-sighting, and the last process to do so ends the episode. A sighting with an expired lease belongs to a process that
-closed or died, and does not keep the episode open. An episode that has only such sightings is *orphaned*. The next
-process that observes its component takes it over.
+A process renews the lease of its sighting for as long as it sees the episode. When the process no longer sees the
+episode, it deletes its sighting, and the last process to do so ends the episode. A sighting with an expired lease
+belongs to a process that closed or died, and does not keep the episode open. An episode that has only such sightings is
+*orphaned*. The next process that observes its component takes it over.
 
 Notices are written in the transaction that decides on them. A process claims the notification in the episode's row, so
 only one of several processes writes the notice. If a process dies, either both the claim and the notice are committed

@@ -342,8 +342,8 @@ class Ledger:
         self.before_beats()
         now = self._now()
         is_asked = now - self._looked_at >= LOOK_S
-        # A last beat ends this process's name. While entries are left over, it is not the last: they would need
-        # another name, and one more beat to end that one.
+        # A last beat ends this process's name. While entries are left over, no beat may be the last: the entries would
+        # need another name, and one more beat to end that name.
         beat = self.purses.beat(now, is_last=is_last and not self._settled)
         # If this raises, COMMIT may or may not have happened. Nothing has changed here yet: beat and entries stay in
         # flight, and the next attempt sends both unchanged. A store that did commit recognises the beat's token and
@@ -370,7 +370,7 @@ class Ledger:
         self._report(answer)
 
     def _learn(self, answer: Reply, beat: Beat, is_asked: bool) -> None:
-        # The store's numbers include what this beat reported. It is subtracted, because `standing` adds this
+        # The store's numbers include what this beat reported. That part is subtracted, because `standing` adds this
         # process's numbers as they are when it is called: with both, each of its calls would be shown twice.
         if is_asked:
             self._looked_at = self._now()

@@ -91,7 +91,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             raise Deadlock("nothing is scheduled, but the main task still waits")
         target = self._now + in_s
         if target > self._ends_at:
-            raise Deadlock("the main task still waits at the end of this loop's longest running time")
+            raise Deadlock("this loop's longest running time is over, and the main task still waits")
         # The loop passes only the time left until the next timer, and in floating point `now + (when - now)` is rarely
         # exactly `when`. With the sum, a timer would fire a rounding error early. After months of virtual time the
         # rounding error exceeds the difference itself, and time would stop. So the exact times are kept as well.

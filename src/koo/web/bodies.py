@@ -199,7 +199,7 @@ class AcknowledgeBody(Body):
     by: str = Field(min_length=1, max_length=100, description="who is working on it")
     for_s: float | None = Field(default=None, gt=0, le=HOLDS_S_MAX, description="seconds from now")
     until: Annotated[datetime | None, Field(strict=False)] = Field(
-        default=None, description="a time with time zone, instead of `for_s`"
+        default=None, description="a time with a time zone, instead of `for_s`"
     )
     note: str = Field(default="", max_length=500)
 
@@ -224,7 +224,7 @@ class SilenceBody(Body):
     )
     for_s: float | None = Field(default=None, gt=0, le=HOLDS_S_MAX, description="seconds from now")
     ends_at: Annotated[datetime | None, Field(strict=False)] = Field(
-        default=None, description="a time with time zone, instead of `for_s`"
+        default=None, description="a time with a time zone, instead of `for_s`"
     )
     by: str = Field(min_length=1, max_length=100, description="who wants it; recorded")
     reason: str = Field(min_length=1, max_length=500, description="why; recorded")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-A_TIME = "a time with time zone, such as 2026-11-29T03:00:00Z"
+A_TIME = "a time with a time zone, such as 2026-11-29T03:00:00Z"
 # The end of `…T03:00:00+00:00`, which is how koo itself writes times, if its + was sent unescaped: it means a space.
 _PLUS_LOST = re.compile(r"(:\d\d(?:\.\d+)?) (\d\d:?\d\d)$")
 

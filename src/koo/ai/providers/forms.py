@@ -34,7 +34,7 @@ OPTIONAL = ("temperature", "stream_options")
 PART_OF = {"include_usage": "stream_options", "stream_options.include_usage": "stream_options"}
 """Fields inside a parameter that a server may name in its place."""
 BYTES_A_TOKEN = 4
-"""The average of English. Other languages have fewer characters per token, but more bytes per character."""
+"""The average of English text. Other languages have fewer characters per token, but more bytes per character."""
 UNCOUNTED = 64
 """Tokens to assume around a prompt if the server has not counted it; doubled after each refusal that follows."""
 HEAD_MAX = 400

@@ -100,9 +100,9 @@ def usage_from(
     from_cache, to_cache, thought = _most(cached), _most(into_cache), _most(reasoning)
     if not prompt:
         prompt = max(0, sum_of_all - answer)
-    # Vendors of the OpenAI format include cached tokens in the prompt's count, gateways in front of Anthropic do not.
-    # Nothing in the response says which. But a part cannot be larger than its whole, so a negative rest means that
-    # they are counted separately.
+    # Vendors of the OpenAI format include cached tokens in the prompt's count; gateways in front of Anthropic do not.
+    # Nothing in the response says which. But a part cannot be larger than its whole, so a negative rest means that they
+    # are counted separately.
     fresh = prompt - from_cache - to_cache
     if fresh < 0:
         prompt, fresh = prompt + from_cache + to_cache, prompt

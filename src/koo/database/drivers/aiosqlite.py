@@ -116,7 +116,8 @@ def _roll_back(inner: OwnCursors) -> None:
 
 
 class SingleEnd(aiosqlite.Connection):
-    """Stops only once, however often `stop` is called; `keep` receives the future that its thread completes at its end.
+    """A connection that stops only once, however often `stop` is called. `keep` receives a future that completes when
+    the connection's thread ends.
 
     `opening` is sent before the next statement, in the same turn of the thread.
     """

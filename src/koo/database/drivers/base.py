@@ -6,7 +6,7 @@ has run, while it can still be replaced silently.
 
 *Cancel* asks the server, over a separate connection, to stop the statement. *Cut off* works without the server, so it
 is what remains if the server does not respond. It must wake the task that waits on the socket, so it shuts the socket
-down: closing it would pull it from under the selector.
+down: closing it would pull it out from under the selector.
 
 *Commit.* PostgreSQL responds to COMMIT with ROLLBACK if a statement of the transaction had failed, and no driver
 reports that as an error. Only the driver can tell for certain: statements on its own connection bypass SQLAlchemy and
