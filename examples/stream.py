@@ -1,4 +1,4 @@
-"""Streams an answer from the small model in the process: no key, no server.
+"""Streams an answer from the small local model: no key, no server to start.
 
 .venv/bin/python examples/stream.py
 """
