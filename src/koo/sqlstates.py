@@ -102,6 +102,9 @@ LOCKED = Meaning(Kind.CONTENTION, NEUTRAL, says="another transaction holds the l
 OUTDATED = Meaning(
     Kind.CONFLICT, NEUTRAL, repeatable=True, says="the schema changed under a prepared statement"
 )
+# asyncpg does not notice that a composite type has another number of attributes. On a connection with the old type its
+# statements would fail for good, so all connections are replaced.
+OUTGROWN = replace(OUTDATED, drop=Drop.ALL, says="the schema changed under a type that the driver has cached")
 UNPREPARED = Meaning(
     Kind.CONFLICT,
     NEUTRAL,
@@ -333,6 +336,8 @@ def by_class(original: BaseException) -> Meaning | None:
     """The meaning of a driver's error without a code, by its class."""
     if _is_outdated(original):  # SQLAlchemy 2.1 wraps asyncpg's error without its SQLSTATE
         return OUTDATED
+    if type(original).__name__ == "OutdatedSchemaCacheError":
+        return OUTGROWN
     if type(original).__name__ == "InternalClientError":
         # asyncpg's protocol state machine is stuck for good, for example because the server ended the session between
         # two messages. The connection looks open, but every statement on it would fail.

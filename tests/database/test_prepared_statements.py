@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 
 import pytest
 from sqlalchemy import Enum, Integer, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from koo.database.database import Database
 from koo.errors import DatabaseUnavailable, Kind
+from koo.policies.verdict import FAILURE
 from tests.database.conftest import Place
 from tests.database.support import opened, run
 
@@ -125,5 +128,27 @@ def test_an_invalid_number_in_the_url_is_reported_as_such(pg: Place, said: str) 
                 async with database.session_scope():
                     pass
             assert caught.value.kind is Kind.NOT_CONFIGURED
+
+    run(main)
+
+
+def test_a_composite_type_may_grow_while_its_statements_are_prepared(pg: Place) -> None:
+    """asyncpg would keep failing on each connection that has the old type: all of them are replaced."""
+
+    async def main() -> None:
+        async with opened(pg.url) as database:
+            read = text("SELECT (spot).a FROM spots"), text("SELECT spot FROM spots")
+
+            async def work(session: AsyncSession) -> None:
+                for statement in read:
+                    await session.execute(statement)
+
+            pg.server.sql("CREATE TYPE spot AS (a int)", pg.database)
+            pg.server.sql("CREATE TABLE spots AS SELECT ROW(1)::spot AS spot", pg.database)
+            await asyncio.gather(*(database.transaction(work) for _ in range(4)))
+            pg.server.sql("ALTER TYPE spot ADD ATTRIBUTE b int", pg.database)
+            for _ in range(8):
+                await database.transaction(work)
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
 
     run(main)
