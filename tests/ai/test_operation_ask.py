@@ -284,6 +284,10 @@ def test_hour_long_caching_and_faster_tiers_are_held_at_their_price() -> None:
     assert bound(model=model, messages=user([kept]), max_tokens=0) >= Decimal(4) * 10_000 / 1_000_000
     usual = bound(messages=user("Hi."), max_tokens=100)
     assert bound(messages=user("Hi."), max_tokens=100, service_tier="priority") >= Decimal("2.5") * usual
+    usual = bound(model=model, messages=user("Hi."), max_tokens=100)
+    assert (
+        bound(model=model, messages=user("Hi."), max_tokens=100, inference_geo="us") >= Decimal("1.1") * usual
+    )
 
 
 # ── free methods, and model objects of other libraries ──────────────────────────────────────────────────────────────

@@ -163,6 +163,9 @@ def test_a_self_hosted_server_and_the_local_model_are_free() -> None:
         ("openai", "gpt-6.1-terra", {"service_tier": "priority"}, "2.5"),
         ("openai_compatible", "openai/gpt-6.1-terra", {"service_tier": "priority"}, "2.5"),
         ("anthropic", "claude-sonnet-5-5", {"speed": "fast"}, "6"),
+        ("anthropic", "claude-sonnet-5-5", {"inference_geo": "us"}, "1.1"),
+        ("anthropic", "claude-sonnet-5-5", {"inference_geo": "us", "speed": "fast"}, "6.6"),
+        ("anthropic", "claude-sonnet-5-5", {"inference_geo": "global"}, "1"),
         ("openai", "gpt-6.1-terra", {"service_tier": "flex"}, "1"),
         ("anthropic", "claude-sonnet-5-5", {"service_tier": "priority"}, "1"),
         ("openai", "gpt-6.1-terra", {"service_tier": ["priority"]}, "1"),
@@ -194,6 +197,7 @@ MESSAGE = {
     "type": "message", "content": [{"type": "text", "text": "Paris."}], "stop_reason": "end_turn",
     "usage": {**WORDS, "speed": "fast"},
 }  # fmt: skip
+AT_HOME: dict[str, Any] = {**MESSAGE, "usage": {**WORDS, "speed": "standard", "inference_geo": "us"}}
 CHUNKS = (
     {
         "id": "1", "service_tier": "priority",
@@ -216,10 +220,15 @@ def events(*told: dict[str, Any]) -> bytes:
         ("anthropic", "claude-sonnet-5-5", events({"type": "message_start", "message": MESSAGE},
             {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1000}},
             {"type": "message_stop"}), True, "0.072"),
+        ("anthropic", "claude-sonnet-5-5", json.dumps(AT_HOME).encode(), False, "0.0132"),
+        ("anthropic", "claude-sonnet-5-5", events({"type": "message_start", "message": AT_HOME},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1000}},
+            {"type": "message_stop"}), True, "0.0132"),
         ("openai_compatible", "gpt-6.1-terra", events(*CHUNKS), True, "0.015"),
         ("openai_compatible", "gpt-6.1-terra", events(*CHUNKS), False, "0.015"),
     ],
-    ids=["responses", "streamed responses", "anthropic", "streamed anthropic", "streamed chat", "a stream as a whole"],
+    ids=["responses", "streamed responses", "anthropic", "streamed anthropic", "in one region",
+         "streamed in one region", "streamed chat", "a stream as a whole"],
 )  # fmt: skip
 def test_an_answer_is_booked_in_the_tier_that_it_reports(
     kind: Any, model: str, body: bytes, streamed: bool, usd: str

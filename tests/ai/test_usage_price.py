@@ -93,7 +93,7 @@ def test_the_price_of_a_model_is_that_of_the_table(model: str, vendor: str) -> N
     assert price_usd(model, usage) == calc_price(usage, model, provider_id=vendor).total_price
 
 
-def test_hour_long_caching_searches_and_fast_answers_cost_more() -> None:
+def test_hour_long_caching_searches_fast_answers_and_answers_from_one_region_cost_more() -> None:
     kept: dict[str, Any] = {"input_tokens": 0, "output_tokens": 1}
     five = {**kept, "cache_creation": {"ephemeral_5m_input_tokens": 1000, "ephemeral_1h_input_tokens": 0}}
     hour = {**kept, "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 1000}}
@@ -102,6 +102,9 @@ def test_hour_long_caching_searches_and_fast_answers_cost_more() -> None:
     searched = {**kept, "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 0}}
     assert price_usd("claude-sonnet-5-5", searched) == usd((1, "10")) + Decimal("0.02")
     assert price_usd("claude-sonnet-5-5", {**kept, "speed": "fast"}) == 6 * usd((1, "10"))
+    for geo, factor in (("us", "1.1"), ("global", "1"), ("not_available", "1"), (None, "1")):
+        told = ClaudeUsage.model_validate({**kept, "inference_geo": geo})
+        assert price_usd("claude-sonnet-5-5", told) == Decimal(factor) * usd((1, "10"))
 
 
 def test_a_generated_picture_has_its_own_price() -> None:

@@ -21,9 +21,13 @@ TOKENS_MAX = 10**12
 """The longest answer that is allowed if output costs nothing: more than any answer has."""
 CLASSES = ("input_usd", "cache_read_usd", "cache_write_usd", "output_usd", "reasoning_usd")
 """The names of the prices in `UnitPrices`."""
-TIERS = {"priority": Decimal("2.5"), "fast": Decimal(6)}
-"""The most by which a faster answer multiplies the table's price: OpenAI's priority tier and Anthropic's fast mode
-(their price pages, November 2026). Slower tiers cost half, but are charged at the full price."""
+REGIONAL = "regional"
+TIERS = {"priority": Decimal("2.5"), "fast": Decimal(6), REGIONAL: Decimal("1.1")}
+"""The most by which a faster answer multiplies the table's price: OpenAI's priority tier and Anthropic's fast mode, and
+Anthropic's surcharge for an answer that was computed in one region (their price pages, November 2026). Slower tiers
+cost half, but are charged at the full price."""
+WORLDWIDE = ("", "global", "not_available")
+"""The values of Anthropic's `inference_geo` without a surcharge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +96,7 @@ class ModelPrice:
         # An operator who configures a price has included the tier.
         if self.source != "table":
             return self.cost_usd(usage)
-        cost, factor = (self.ordinary or self).cost_usd(usage), TIERS.get(tier)
-        return cost if factor is None else EXACT.multiply(cost, factor)
+        return EXACT.multiply((self.ordinary or self).cost_usd(usage), factor_of(tier))
 
     def units_usd(self, units: Mapping[str, int]) -> Decimal:
         """The extra cost of units with a separate price. A unit without one costs no more than its class's price."""
@@ -163,6 +166,21 @@ class ModelPrice:
             if tier.dearest_output_usd:
                 most = min(most, int(EXACT.divide_int(rest, tier.dearest_output_usd)))
         return most
+
+
+def tier_of(tier: str | None, geo: object) -> str | None:
+    """The tier of an answer, with a word for the surcharge if it was computed in the region `geo`."""
+    if not isinstance(geo, str) or geo in WORLDWIDE:
+        return tier
+    return f"{tier} {REGIONAL}" if tier else REGIONAL
+
+
+def factor_of(tier: str) -> Decimal:
+    """The factor by which the words of a tier multiply the table's price."""
+    factor = Decimal(1)
+    for word in tier.split():
+        factor = EXACT.multiply(factor, TIERS.get(word, Decimal(1)))
+    return factor
 
 
 def add_up(amounts: Iterable[Decimal]) -> Decimal:

@@ -19,7 +19,7 @@ from decimal import Decimal
 from functools import lru_cache, partial
 from typing import NamedTuple, cast
 
-from koo.ai.model_price import TIERS, ModelPrice
+from koo.ai.model_price import TIERS, ModelPrice, factor_of, tier_of
 from koo.ai.operation_prompt import Reading, fields_of, is_given, read_prompt
 from koo.ai.pricing import SEARCHES_MAX
 from koo.ai.providers.transport import FRAMING_TOKENS, bound_text
@@ -271,10 +271,9 @@ def bound_of(ask: Ask, reading: Reading, price: ModelPrice, window: Callable[[],
         cost = EXACT.fma(read, max(dearer, default=Decimal(0)), cost)
         searches = [more[name] for name in more if name.endswith("_searches") and has_tools]
         cost = EXACT.fma(SEARCHES_MAX, max(searches, default=Decimal(0)), cost)
-    tiers = [
-        TIERS[one] for name in ("service_tier", "speed") if (one := str(ask.settings.get(name))) in TIERS
-    ]
-    return Bound(EXACT.multiply(cost, max(tiers)) if tiers else cost, read, written)
+    tiers = [one for name in ("service_tier", "speed") if (one := str(ask.settings.get(name))) in TIERS]
+    tier = tier_of(max(tiers, key=factor_of, default=None), ask.settings.get("inference_geo"))
+    return Bound(cost if tier is None else EXACT.multiply(cost, factor_of(tier)), read, written)
 
 
 def _has_open_tools(settings: Mapping[str, object]) -> bool:

@@ -20,6 +20,7 @@ from decimal import Decimal
 from functools import reduce
 from typing import NamedTuple
 
+from koo.ai.model_price import tier_of
 from koo.ai.operation_prompt import fields_of
 from koo.ai.providers.loose import NOT_JSON, loads
 from koo.ai.providers.transport import bound_text
@@ -262,8 +263,8 @@ def _tier_of(told: object, answer: object) -> str | None:
     for thing, name in ((told, "speed"), (told, "service_tier"), (answer, "service_tier")):
         tier = get(thing, name)
         if isinstance(tier, str) and tier not in ORDINARY:
-            return tier
-    return None
+            return tier_of(tier, get(told, "inference_geo"))
+    return tier_of(None, get(told, "inference_geo"))
 
 
 def _is_last(answer: object) -> bool:

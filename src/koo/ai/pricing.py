@@ -17,7 +17,19 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from koo.ai.model_price import FREE, NOTHING, TIERS, ModelPrice, UnitPrices, as_text, dearest, of_one, raised
+from koo.ai.model_price import (
+    FREE,
+    NOTHING,
+    TIERS,
+    ModelPrice,
+    UnitPrices,
+    as_text,
+    dearest,
+    factor_of,
+    of_one,
+    raised,
+    tier_of,
+)
 from koo.ai.operation_prompt import read_prompt
 from koo.ai.price_names import AWS, Spelling, bedrock_spellings, factor_at, global_address, spellings, undated
 from koo.clock import SYSTEM_CLOCK, Clock, utc_day
@@ -150,8 +162,9 @@ def _with_body(service: ServiceOptions, price: ModelPrice | None) -> ModelPrice 
         search_usd = max((price.more_usd.get(name, NOTHING) for name in SEARCHES), default=NOTHING)
         price = replace(price, extra_usd=EXACT.fma(SEARCHES_MAX, search_usd, price.extra_usd))
     tiers = [service.body.get(name) for name in TIER_FIELDS.get(service.kind, ("service_tier",))]
-    factors = [TIERS[tier] for tier in tiers if isinstance(tier, str) and tier in TIERS]
-    return price if not factors else replace(raised(price, max(factors)), ordinary=price)
+    faster = next((tier for tier in tiers if isinstance(tier, str) and tier in TIERS), None)
+    tier = tier_of(faster, service.body.get("inference_geo") if service.kind == "anthropic" else None)
+    return price if tier is None else replace(raised(price, factor_of(tier)), ordinary=price)
 
 
 def _kept_for_an_hour(price: ModelPrice) -> ModelPrice:

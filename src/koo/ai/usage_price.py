@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from functools import cache
 
-from koo.ai.model_price import TIERS, ModelPrice
+from koo.ai.model_price import ModelPrice, factor_of
 from koo.ai.operation_usage import Report, read_report
 from koo.ai.pricing import Prices
 from koo.errors import InvalidRequest, Kind, PriceUnknown
@@ -17,7 +17,7 @@ def cost_usd(price: ModelPrice, report: Report) -> Decimal:
     if report.cost_usd is not None:
         return report.cost_usd
     cost = EXACT.add(price.cost_usd(report.usage), price.units_usd(report.units))
-    return EXACT.multiply(cost, TIERS[report.tier]) if report.tier in TIERS else cost
+    return cost if report.tier is None else EXACT.multiply(cost, factor_of(report.tier))
 
 
 def price_usd(model: str, usage: object) -> Decimal:

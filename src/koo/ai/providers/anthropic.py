@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from koo.ai.model_price import tier_of
 from koo.ai.providers.adapter import Adapter, Vendor
 from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.ends import OUTCOMES
@@ -118,6 +119,12 @@ class _Usage(msgspec.Struct):
     output_tokens_details: _Thinking | None = None
     server_tool_use: ToolUse | None = None
     speed: str | None = None
+    inference_geo: str | None = None
+
+    @property
+    def tier(self) -> str | None:
+        """The speed of the answer, and whether it was computed in one region."""
+        return tier_of(self.speed, self.inference_geo)
 
 
 class _Block(msgspec.Struct):
@@ -258,7 +265,7 @@ class _Reader(Reader):
             usage=usage,
             input_counted=True,
             output_counted=False,
-            tier=message.usage.speed if message.usage else None,
+            tier=message.usage.tier if message.usage else None,
             request_id=request_id,
             pace=self.wire.pace(self.headers),
         )
@@ -275,7 +282,7 @@ class _Reader(Reader):
             text=text,
             usage=usage,
             output_counted=counted,
-            tier=told.speed if told else None,
+            tier=told.tier if told else None,
             units=_units(told),
             stop_reason=self.stop_reason,
             error=self._failed_end(),
@@ -331,7 +338,7 @@ class AnthropicProvider(Adapter):
             usage=usage,
             stop_reason=reason,
             request_id=response.headers.get("request-id") or answer.id,
-            tier=answer.usage.speed if answer.usage else None,
+            tier=answer.usage.tier if answer.usage else None,
             units=_units(answer.usage) if answer.usage and answer.usage.server_tool_use else None,
             pace=wire.pace(response.headers),
         )
