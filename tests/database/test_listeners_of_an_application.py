@@ -72,7 +72,7 @@ def test_a_lost_connection_is_replaced_although_a_listener_raises_an_error_of_it
     run(main)
 
 
-def test_a_lost_commit_is_of_unknown_outcome_although_a_listener_raises_an_error_of_its_own(
+def test_the_outcome_of_a_lost_commit_is_unknown_although_a_listener_raises_an_error_of_its_own(
     any_pg: Place, translating: None
 ) -> None:
     async def main() -> None:

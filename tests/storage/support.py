@@ -208,7 +208,7 @@ def usd(spent: str, held: str = "0") -> tuple[Decimal, Decimal]:
 
 
 async def entries_of(store: SqlStore, day: int) -> list[Entry]:
-    """The bookings that a UTC day's budget pays, oldest first."""
+    """The bookings that count against the budgets of a UTC day, oldest first."""
     found = await store.entries.latest(NEWEST, {}, limit=1000)
     return [entry for entry in reversed(found) if entry.day == day]
 

@@ -250,7 +250,7 @@ def test_only_a_trusted_proxy_names_its_client(peer: str | None, header: str, ca
 
 
 def test_a_client_of_a_unix_socket_learns_why_it_is_not_local() -> None:
-    """A proxy may serve any client through it. The sentence must not send an operator on this machine looking."""
+    """A proxy may serve any client through it, so even an operator on this machine is refused, with the reason."""
     denial = OPEN.judge(asked(peer=None))
     assert denial is not None and "Unix socket" in denial.detail
 
