@@ -45,7 +45,8 @@ class Certificate:
 
 
 class MailServer:
-    """Accepts mails. It rejects the addresses in `refuses`. `says` is its reply to a mail instead of 250."""
+    """Accepts mails. It rejects the addresses in `refuses`, and for now those in `refuses_for_now`. `says` is its reply
+    to a mail instead of 250."""
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class MailServer:
         self.logins: list[str] = []
         self.was_secure: list[bool] = []
         self.refuses: set[str] = set()
+        self.refuses_for_now: set[str] = set()
         self.says: str | None = None
         self._talks: list[SMTP] = []
         self._certificate = certificate
@@ -112,6 +114,8 @@ class MailServer:
     ) -> str:
         if address in self.refuses:
             return f"550 5.1.1 <{address}> is not known here"
+        if address in self.refuses_for_now:
+            return "451 4.7.1 greylisted, try again later"
         envelope.rcpt_tos.append(address)
         return "250 OK"
 

@@ -398,9 +398,9 @@ def test_an_accepted_test_makes_all_messages_due_and_a_refused_one_reports_why()
         await process.store.notices.put(notice())
         await world.until(80)  # the breaker is open, and the next attempt is a minute away
         message = compose("test:1", [notice("test:1", what="test")], Sender("shop"))
-        assert await process.courier.try_out(message) == DOWN.reason
+        assert await process.courier.try_out(message) == (DOWN.reason, "")
         world.channel.always = None
-        assert await process.courier.try_out(message) is None
+        assert await process.courier.try_out(message) == (None, "")
         await world.until(82)
         assert world.channel.keys == ["test:1", "a1:firing"]
         assert process.courier.standing.failures == 0

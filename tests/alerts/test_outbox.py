@@ -256,6 +256,36 @@ def test_a_test_is_sent_immediately_and_reports_its_result(tmp_path: Path) -> No
     on_rig(tmp_path, main, "webhook", "email", webhook_secret=SECRET)
 
 
+def test_a_test_reports_an_address_that_was_refused_while_others_were_accepted(tmp_path: Path) -> None:
+    async def main(rig: Rig, _: Hook, mails: MailServer) -> None:
+        mails.refuses = {"gone@example.com"}
+        (found,) = (await rig.outbox.test())["results"]
+        (warning,) = found["warnings"]
+        assert found["sent"] and warning.startswith("1 of 2 addresses were refused (status 550: ")
+
+    on_rig(tmp_path, main, "email", email=("ops@example.com", "gone@example.com"))
+
+
+def test_a_mail_that_one_address_refuses_for_now_is_sent_to_it_again(tmp_path: Path) -> None:
+    async def main(rig: Rig, _: Hook, mails: MailServer) -> None:
+        mails.refuses_for_now = {"grey@example.com"}
+        await rig.step()
+        await rig.put()
+        await rig.step()
+        (row,) = await rig.deliveries()
+        assert row["state"] == "waiting" and "1 of 2 addresses were refused for now" in row["reason"]
+        await rig.put("a2:firing")
+        await rig.step()
+        assert len(mails.to) == 2, "the next message does not wait for this one"
+        mails.refuses_for_now.clear()
+        for _second in range(12):
+            await rig.step()
+        assert [one["state"] for one in await rig.deliveries()] == ["sent", "sent"]
+        assert sorted(mails.to) == [*[["grey@example.com"]] * 2, *[["ops@example.com"]] * 2]
+
+    on_rig(tmp_path, main, "email", email=("ops@example.com", "grey@example.com"))
+
+
 def test_the_outbox_shows_no_secret_of_a_channel(tmp_path: Path) -> None:
     async def main(rig: Rig, hook: Hook, mails: MailServer) -> None:
         await rig.step()

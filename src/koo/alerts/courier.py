@@ -102,8 +102,8 @@ class Courier:
             with suppress(StoreUnavailable):
                 await self._send_next()
 
-    async def try_out(self, message: Message) -> str | None:
-        """Send a message now, even if the breaker is open; returns why it was not accepted, or None.
+    async def try_out(self, message: Message) -> tuple[str | None, str]:
+        """Send a message now, even if the breaker is open; returns why it was not accepted, or None and a remark.
 
         If it was accepted, waiting messages become due immediately.
         """
@@ -111,15 +111,15 @@ class Courier:
         # works, and not that the breaker is open.
         try:
             async with asyncio.timeout(SEND_S):
-                await self.channel.send(message)
+                note = await self.channel.send(message)
         except NotTaken as error:
-            return error.reason
+            return error.reason, ""
         except TimeoutError:
-            return LATE
+            return LATE, ""
         self.guard.reset(is_new=False)
         with suppress(StoreUnavailable):
             await self._store.notices.revive(self.channel.name)
-        return None
+        return None, note
 
     def send_alone(self, notices: Sequence[Notice]) -> None:
         """Queue notices to be sent without the store, because it is unreachable and people must be notified."""

@@ -187,14 +187,14 @@ class Outbox:
             message=TEST_MESSAGE,
             started_at=self._clock.wall(),
         )
-        error = await courier.try_out(compose(notice.key, [notice], self._sender))
+        error, note = await courier.try_out(compose(notice.key, [notice], self._sender))
         return {
             "channel": courier.channel.name,
             "place": courier.channel.place,
             "key": notice.key,
             "sent": error is None,
             "error": error,
-            "warnings": list(courier.channel.warnings),
+            "warnings": [*courier.channel.warnings, *filter(None, [note])],
             "took_ms": (self._clock.monotonic() - began) * 1000,
         }
 

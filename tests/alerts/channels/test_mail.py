@@ -180,6 +180,32 @@ def test_a_refused_address_is_reported_and_the_others_get_the_mail_once() -> Non
     asyncio.run(main())
 
 
+def test_an_address_that_is_refused_for_now_gets_the_mail_later_and_the_others_only_once() -> None:
+    """Greylisting, or a mailbox that is full: a 4xx status asks for another attempt."""
+
+    async def main() -> None:
+        async with MailServer() as server:
+            channel = mail(
+                f"smtp://{HOST}:{server.port}", "ops@example.com", "grey@example.com", "gone@example.com"
+            )
+            server.refuses, server.refuses_for_now = {"gone@example.com"}, {"grey@example.com"}
+            for _ in range(2):
+                error = await refusal(channel)
+                assert error.reason.startswith("1 of 3 addresses were refused for now (status 451: 4.7.1 ")
+                assert error.is_messages, "the channel works"
+            server.refuses_for_now.clear()
+            assert await channel.send(MESSAGE) == ""
+            assert server.to == [["ops@example.com"], ["grey@example.com"]]
+            await channel.send(replace(MESSAGE, key="another"))
+            assert server.to[2] == ["ops@example.com", "grey@example.com"]
+
+            server.refuses_for_now = {"ops@example.com", "grey@example.com", "gone@example.com"}
+            error = await refusal(channel, replace(MESSAGE, key="a third"))
+            assert error.reason.startswith("it refuses every address (status 4") and not error.is_messages
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("status", [421, 451, 552, 554])
 def test_a_refused_mail_reports_the_reason(status: int) -> None:
     async def main() -> None:

@@ -14,12 +14,15 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
 
-from koo.alerts.channels.base import Message
+from koo.alerts.channels.base import Message, NotTaken
 from koo.alerts.channels.smtp import Talk, said
 from koo.alerts.channels.smtp_url import read_smtp_url
 from koo.http.proxies import is_loopback
 from koo.network_options import NetworkOptions
 from koo.plain_text import plain
+
+LATE_MAX = 1000
+"""How many messages' refused addresses are remembered; those of given-up messages are among them."""
 
 
 class Mail:
@@ -40,6 +43,8 @@ class Mail:
         self._sender = sender or self._server.user
         self._network = network
         self._wall = wall
+        self._late: dict[str, tuple[str, ...]] = {}
+        """By message key: the addresses that the server refused for now (greylisting), while others got the mail."""
 
     @property
     def place(self) -> str:
@@ -54,12 +59,24 @@ class Mail:
 
     async def send(self, message: Message) -> str:
         """Send a mail. Raises `NotTaken`."""
-        talk = Talk(self._server, self._network)
-        refused = await talk.hand_over(self._sender, self._to, self._letter(message))
+        talk, to = Talk(self._server, self._network), self._late.get(message.key, self._to)
+        refused = await talk.hand_over(self._sender, to, self._letter(message))
+        self._late.pop(message.key, None)
         if not refused:
             return ""
-        code, words = next(iter(refused.values()))
-        return f"{len(refused)} of {len(self._to)} addresses were refused (status {code}: {said(words)})"
+        # A 4xx status asks for another attempt. Without one, a person whose server uses greylisting would never get the
+        # first mail of an alert.
+        late = {one: reply for one, reply in refused.items() if 400 <= reply[0] < 500}
+        code, words = next(iter((late or refused).values()))
+        if len(refused) == len(self._to):
+            raise NotTaken(f"it refuses every address (status {code}: {said(words)})")
+        if not late:
+            return f"{len(refused)} of {len(self._to)} addresses were refused (status {code}: {said(words)})"
+        self._late = dict([*self._late.items(), (message.key, tuple(late))][-LATE_MAX:])
+        reason = (
+            f"{len(late)} of {len(self._to)} addresses were refused for now (status {code}: {said(words)})"
+        )
+        raise NotTaken(reason, is_messages=True)
 
     async def close(self) -> None:
         """Do nothing: each mail uses a separate connection."""

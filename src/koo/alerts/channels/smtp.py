@@ -41,7 +41,7 @@ class Talk:
         self._is_cut = False
 
     async def hand_over(self, sender: str, to: tuple[str, ...], letter: bytes) -> Refused:
-        """Send a mail; returns the refused addresses if others were accepted. Raises `NotTaken`."""
+        """Send a mail; returns the refused addresses. Raises `NotTaken`."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Refused] = loop.create_future()
         places = await self._places()
@@ -101,7 +101,10 @@ class Talk:
                 self._secure(line)
                 if self._server.user:
                     line.login(self._server.user, self._server.password)
-                refused = line.sendmail(sender, to, letter)
+                try:
+                    refused = line.sendmail(sender, to, letter)
+                except smtplib.SMTPRecipientsRefused as error:
+                    refused = error.recipients
                 _leave(line)
                 return refused
             finally:
@@ -194,9 +197,6 @@ def _reason(error: Exception) -> str:
     match error:
         case smtplib.SMTPAuthenticationError():
             return f"it does not accept the user and password of KOO_SMTP_URL (status {error.smtp_code})"
-        case smtplib.SMTPRecipientsRefused():
-            code, words = next(iter(error.recipients.values()))
-            return f"it refuses every address (status {code}: {said(words)})"
         case smtplib.SMTPResponseException(smtp_code=code) if code > 0:
             return f"it answered with status {error.smtp_code}: {said(error.smtp_error)}"
         case smtplib.SMTPNotSupportedError():
