@@ -108,6 +108,15 @@ def test_each_kind_has_the_status_that_is_documented() -> None:
     assert said == {kind.value: status for kind, status in STATUS.items()}
 
 
+def test_a_default_in_a_sentence_is_the_settings_default() -> None:
+    """Several pages repeat a default, as in "`KOO_LEDGER_DAYS` (400)"."""
+    table = (DOCS / "configuration.md").read_text()
+    defaults = dict(re.findall(r"^\| `([A-Z_]+)` \| `?(\d+)", table, re.MULTILINE))
+    repeated = re.findall(r"`(?:\S+__)?([A-Z_]+)`(?: seconds)? \((\d+)(?: s)?\)", text_of_docs())
+    assert len(repeated) >= 5
+    assert [(name, value) for name, value in repeated if defaults.get(name) != value] == []
+
+
 def test_each_endpoint_is_listed() -> None:
     """This includes the endpoints of the OpenAPI description and the few that are not in it."""
     table = GUIDE.read_text().split("## Endpoints")[1].split("## Metrics")[0]
