@@ -353,6 +353,9 @@ def test_the_page_is_not_part_of_the_api(tmp_path: Path) -> None:
         ("/koo", "/dashboard", "/koo/monitoring/dashboard"),
         ("/koo/api", "/koo/page", "/koo/api/monitoring/dashboard"),
         ("", "/own/state/page", "/monitoring/dashboard"),
+        ("/api/v1", "/", "/api/v1/monitoring/dashboard"),
+        ("/", "/", "/monitoring/dashboard"),
+        ("/koo/api/", "/koo/page/", "/koo/api/monitoring/dashboard"),
     ],
 )
 def test_the_page_of_a_mounted_application_finds_its_data(
@@ -362,10 +365,11 @@ def test_the_page_of_a_mounted_application_finds_its_data(
         app = FastAPI()
         mount(app, platform(tmp_path), prefix=prefix, dashboard=dashboard)
         async with served(app) as client:
-            reply = await client.get(f"{dashboard}/")
+            page = f"{dashboard.rstrip('/')}/"
+            reply = await client.get(page)
             base = dict(Tags(reply.text).tags)["html"]["data-api"]
-            found = urljoin(f"{client.url}{dashboard}/", f"{base}/monitoring/dashboard")
-            assert found == client.url + api
+            assert urljoin(client.url + page, f"{base}/monitoring/dashboard") == client.url + api
+            assert (await client.get(f"{page}main.js")).status == 200
             assert (await client.get(api)).status == 200
             assert {key: reply.headers[key] for key in HEADERS} == HEADERS
 

@@ -125,12 +125,13 @@ def mount(
     `platform` defaults to the process's own, which `query_ai`, `db_manager` and `SessionDep` use. `protect`: whether
     the rules of `koo.web.security` apply to koo's routes (and only to these), whatever the prefix. If False, your own
     middleware decides who is allowed. `hosts`: further names of your server, in addition to those in KOO_HOST,
-    KOO_URL and KOO_PUBLIC_URL; "testserver" for a `TestClient`. `dashboard`: its path; None leaves it out. `name`: your
-    application's name in the dashboard's header; the default is the `title` of a FastAPI application. The platform
-    opens before your application's own lifespan and closes after it. koo's errors that your routes raise become
-    problems, unless you handle them.
+    KOO_URL and KOO_PUBLIC_URL; "testserver" for a `TestClient`. `dashboard`: its path, "/" for your application's root;
+    None leaves it out. `name`: your application's name in the dashboard's header; the default is the `title` of a
+    FastAPI application. The platform opens before your application's own lifespan and closes after it. koo's errors
+    that your routes raise become problems, unless you handle them.
     """
     platform = platform or koo.platform
+    prefix, dashboard = prefix.rstrip("/"), dashboard and dashboard.rstrip("/")
     readiness = readiness_of(platform)
     host = app if isinstance(app, FastAPI) else FastAPI(openapi_url=None, redirect_slashes=False)
     door = _include(host, platform, readiness, prefix, protect, hosts)

@@ -88,7 +88,8 @@ def dashboard_router(
         # The path is relative: behind a proxy with its own path prefix, an absolute path would lead out of it.
         return Response(status_code=307, headers={"Location": f"{posixpath.basename(path)}/", **HEADERS})
 
-    router.add_api_route(path, lead, methods=["GET"])
+    if path:
+        router.add_api_route(path, lead, methods=["GET"])
     return router
 
 
@@ -99,5 +100,5 @@ def _preloads(names: Iterable[str]) -> str:
 
 
 def _from(path: str, target: str) -> str:
-    """The relative path from the page to `target`; both are absolute paths within the application."""
-    return posixpath.relpath(target or "/", path)
+    """The relative path from the page to `target`; both are absolute paths in the application, the root is empty."""
+    return posixpath.relpath(target or "/", path or "/")

@@ -59,7 +59,7 @@ def session_view(door: Door, scope: Scope) -> SessionView:
 
 def login_path(prefix: str, page: str) -> str:
     """Return the form's path: in the common folder of the routes below `prefix` and those below `page`."""
-    common = posixpath.commonpath([prefix or "/", page])
+    common = posixpath.commonpath([prefix or "/", page or "/"])
     return posixpath.join(common, LOGIN)
 
 
@@ -69,7 +69,7 @@ def login_router(door: Door, prefix: str, page: str, application: str = "") -> A
     form = Form(application)
     # The path is relative, like all links: behind a proxy with its own path prefix, an absolute path would lead out of
     # it.
-    home = f"{posixpath.relpath(page, posixpath.dirname(path))}/"
+    home = posixpath.relpath(page or "/", posixpath.dirname(path)) + "/"
 
     async def show(request: Request) -> Response:
         return form.answer() if door.has_sessions else _lead(home)
