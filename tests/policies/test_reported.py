@@ -102,21 +102,21 @@ SERVICES: list[tuple[str, Callable[[], tuple[ServiceState, str]], ServiceState]]
     ),
     ("half the row", lambda: service_state(Evidence(after("SSSSSFFF"))), ServiceState.UNHEALTHY),
     (
-        "less than a fifth of many failed",
+        "less than a fifth of many calls failed",
         lambda: service_state(Evidence(after("FFSFFS" + MANY))),
         ServiceState.HEALTHY,
     ),
     (
-        "nearly a quarter of many failed",
+        "nearly a quarter of many calls failed",
         lambda: service_state(Evidence(after("FFSFFSFFS" + MANY))),
         ServiceState.HEALTHY,
     ),
     (
-        "three in ten failed",
+        "three in ten calls failed",
         lambda: service_state(Evidence(after("FFSFFSFFS" + "S" * 11))),
         ServiceState.DEGRADED,
     ),
-    ("a third of few failed", lambda: service_state(Evidence(after("FSSFSS"))), ServiceState.HEALTHY),
+    ("a third of a few calls failed", lambda: service_state(Evidence(after("FSSFSS"))), ServiceState.HEALTHY),
 ]
 
 
