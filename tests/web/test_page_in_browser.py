@@ -25,6 +25,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from koo.budget_options import BudgetOptions
 from koo.errors import Kind
@@ -581,6 +582,41 @@ def test_without_its_server_the_page_says_so_and_keeps_the_last_state(browser: s
             await page.until_text("h1", "Healthy")
             await page.until_text("#link", "live")
             assert await page.run(ink) == await page.run(_colour_of("var(--ok)"))
+
+    asyncio.run(main())
+
+
+class HeldBack:
+    """A proxy that collects a response before it sends any of it: the stream's never ends."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].endswith("/monitoring/live"):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return
+        await self._app(scope, receive, send)
+
+
+def test_behind_a_proxy_that_holds_the_stream_back_the_page_polls_every_two_seconds(
+    browser: str, tmp_path: Path
+) -> None:
+    """With the pause of a working stream, its numbers would be stale before the next ones."""
+
+    async def main() -> None:
+        app = create_app(platform(tmp_path))
+        app.add_middleware(HeldBack)
+        async with served(app) as client, window(browser) as page:
+            await page.go(client.url + "/dashboard/")
+            await page.until_text("#link", "live")
+            await page.until(
+                "performance.getEntriesByType('resource').filter((one) => /dashboard$/.test(one.name)).length > 1"
+            )
+            link = "import(new URL('data/store.js', location.href)).then(({ link: { value } }) => value)"
+            assert await page.until(f"{link}.then((it) => !it.asking && it.dueAt - it.cameAt)") < 2_500
+            assert any(url.endswith("/monitoring/live") for url in page.urls)
 
     asyncio.run(main())
 

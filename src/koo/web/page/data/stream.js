@@ -203,7 +203,8 @@ export class Stream {
   plan() {
     window.clearTimeout(this.timer);
     if (link.value.failure?.status === 401 && !this.again) return; // a token must be entered first
-    const told = link.value.way !== "polling" || this.source !== null;
+    // A stream that is open but has sent nothing does not count: a proxy may hold its events back.
+    const told = link.value.way !== "polling";
     const pause = this.again ? 0 : told && this.failures === 0 ? SILENT_MS : pauseMs(this.failures, document.hidden);
     link.value = { ...link.value, dueAt: Date.now() + pause };
     this.timer = window.setTimeout(() => this.askNow(), pause);
