@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from koo.database.drivers.lookup_loop import LookupLoop
-from koo.database.drivers.names import Server, as_libpq, find_servers
+from koo.database.drivers.names import Server, as_libpq, find_servers, time_of_each
 from koo.errors import DatabaseUnavailable, Kind
 from koo.options import RetryOptions
 from tests.database.conftest import Place
@@ -185,3 +185,52 @@ def test_asyncpgs_loop_tries_each_address_and_passes_the_name_to_tls(monkeypatch
         ("10.0.0.1", 2, named),
         ("10.0.0.2", 2, named),
     ]
+
+
+def test_a_dead_machine_leaves_time_for_the_other_addresses_and_hosts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It drops packets instead of refusing a connection, so only a share of the time ends the wait for it."""
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    dead: set[str] = {"10.0.0.1", "10.0.0.3"}
+
+    class Loop(asyncio.SelectorEventLoop):
+        async def create_connection(  # type: ignore[override]
+            self, factory: Any, host: Any, port: Any, **more: Any
+        ) -> Any:
+            if host in dead:
+                await asyncio.Event().wait()
+            return host, factory()
+
+    async def main() -> None:
+        real = asyncio.get_running_loop()
+        assert await LookupLoop(real, 1, 0.02).create_connection(str, "a.example", 1) == ("10.0.0.2", "")
+        loop = LookupLoop(real, 2, 0.02)
+        with pytest.raises(TimeoutError):
+            await loop.create_connection(str, "b.example", 1)
+        assert await loop.create_connection(str, "10.0.0.9", 1) == ("10.0.0.9", "")
+        dead.add("10.0.0.9")
+        with pytest.raises(TimeoutError):  # only the caller's own timeout ends the wait for the last one
+            async with asyncio.timeout(0.1) as limit:
+                await LookupLoop(real, 1, 0.001).create_connection(str, "10.0.0.9", 1)
+        assert limit.expired()
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "expected"),
+    [
+        ("a,b", {}, 4),
+        ("a,b,c", {}, 3),
+        ("a,b,c,d,e,f,g", {}, 2),
+        ("a,b", {"connect_timeout": "7"}, None),
+        ("a", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_psycopgs_hosts_share_the_time_for_a_connection(
+    host: str | None, more: dict[str, str], expected: int | None
+) -> None:
+    assert time_of_each({"host": host, **more}, 10.0).get("connect_timeout") == expected

@@ -19,6 +19,7 @@ from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.lookup_loop import LookupLoop
+from koo.database.drivers.names import SHARE_OF_CONNECTS, listed
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, is_hung_up, set_up_socket, sever
 from koo.database_urls import NAMES_NO_USER, UNREADABLE, UnusableArguments
 from koo.hidden import Secret
@@ -54,7 +55,9 @@ class Asyncpg:
     ) -> asyncpg.Connection:
         """Like `asyncpg.connect`. Raises TypeError if the text of a numeric option is not a number."""
         read_numbers(kwargs, NUMBERS)
-        kwargs.setdefault("loop", LookupLoop(asyncio.get_running_loop()))
+        hosts = len(listed(kwargs.get("host"))) or 1
+        loop = LookupLoop(asyncio.get_running_loop(), hosts, options.pool_timeout_s * SHARE_OF_CONNECTS)
+        kwargs.setdefault("loop", loop)
         if isinstance(kwargs.get("password"), Secret):
             # asyncpg's C code does not accept a subclass of str, so it gets a function that returns a plain string.
             kwargs["password"] = partial(str, kwargs["password"])

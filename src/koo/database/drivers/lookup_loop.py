@@ -7,11 +7,13 @@ connects to an address.
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Any
 
 from koo.database.drivers.names import addresses_of
+from koo.options import NEVER
 
 OFTEN = ("call_at", "call_later", "call_soon", "create_future", "create_task", "is_closed", "time")
 """Methods that every statement uses. They are copied, because through `__getattr__` each call would first pay for a
@@ -19,10 +21,15 @@ failed lookup."""
 
 
 class LookupLoop:
-    """A loop whose `create_connection` resolves names with `LOOKUPS`."""
+    """A loop whose `create_connection` resolves names with `LOOKUPS`.
 
-    def __init__(self, loop: AbstractEventLoop) -> None:
+    `hosts`: for how many it will be called; together they have `within_s` seconds, unless only one is left.
+    """
+
+    def __init__(self, loop: AbstractEventLoop, hosts: int = 1, within_s: float = NEVER) -> None:
         self._loop = loop
+        self._hosts_left = hosts
+        self._each_s = within_s / hosts
         for name in OFTEN:
             setattr(self, name, getattr(loop, name))
 
@@ -36,10 +43,16 @@ class LookupLoop:
         if more.get("ssl"):
             more.setdefault("server_hostname", host)
         failed: OSError | None = None
-        for address in await addresses_of(host):
+        addresses = await addresses_of(host)
+        self._hosts_left -= 1
+        for left in reversed(range(len(addresses))):
+            # A dead machine does not refuse a connection but drops it. Without a share of the time for each address,
+            # the first one would use up all of it, and the others would never be tried.
+            is_last = left == 0 and self._hosts_left <= 0
             try:
-                return await self._loop.create_connection(factory, address, port, **more)
-            except OSError as error:
+                async with asyncio.timeout(None if is_last else self._each_s / len(addresses)):
+                    return await self._loop.create_connection(factory, addresses[-1 - left], port, **more)
+            except OSError as error:  # TimeoutError too
                 failed = failed or error
         assert failed is not None
         raise failed

@@ -15,6 +15,11 @@ from typing import Any, NamedTuple
 
 from koo.lookups import LOOKUPS
 
+SHARE_OF_CONNECTS = 0.9
+"""The hosts of a URL share this part of the time for getting a connection; the rest is for the last one's login."""
+TIMEOUT_S_MIN = 2
+"""libpq's shortest `connect_timeout`."""
+
 
 class Server(NamedTuple):
     """One server of a URL: its host name, its port as written in the URL, and its addresses."""
@@ -26,8 +31,8 @@ class Server(NamedTuple):
 
 async def find_servers(parameters: Mapping[str, Any]) -> list[Server]:
     """The servers whose names can be resolved; empty if there is no name to resolve. Raises OSError if none can be."""
-    hosts = _listed(parameters.get("host"))
-    ports = _listed(parameters.get("port"))
+    hosts = listed(parameters.get("host"))
+    ports = listed(parameters.get("port"))
     if all(map(_needs_no_lookup, hosts)):
         return []
     # As in libpq, a single port applies to all hosts. With any other number the driver itself must raise the error.
@@ -53,6 +58,14 @@ def as_libpq(servers: list[Server], parameters: Mapping[str, Any]) -> dict[str, 
     return {"host": host, "hostaddr": hostaddr, **({"port": port} if port.strip(",") else {})}
 
 
+def time_of_each(parameters: Mapping[str, Any], within_s: float) -> dict[str, int]:
+    """libpq's parameters for a URL with several hosts: the first may be a dead machine, which never responds."""
+    hosts = len(listed(parameters.get("host")))
+    if hosts < 2 or parameters.get("connect_timeout"):
+        return {}
+    return {"connect_timeout": max(TIMEOUT_S_MIN, int(within_s * SHARE_OF_CONNECTS / hosts))}
+
+
 async def addresses_of(host: str) -> tuple[str, ...]:
     """The addresses of a name. An address is returned as it is, a socket path as "" (for libpq). Raises OSError."""
     if _needs_no_lookup(host):
@@ -60,7 +73,7 @@ async def addresses_of(host: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(address[4][0] for address in await LOOKUPS.find(host, 0)))
 
 
-def _listed(given: object) -> list[str]:
+def listed(given: object) -> list[str]:
     """A list of values, read as libpq and asyncpg do: one value, several separated by commas, or a list."""
     if isinstance(given, list | tuple):
         return [str(one) for one in given]

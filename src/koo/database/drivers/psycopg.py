@@ -25,7 +25,7 @@ from psycopg.waiting import wait_async
 from sqlalchemy.util import await_only as await_
 
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
-from koo.database.drivers.names import as_libpq, find_servers
+from koo.database.drivers.names import as_libpq, find_servers, time_of_each
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, is_hung_up, libpq_parameters, sever
 from koo.options import DatabaseOptions
 
@@ -51,7 +51,7 @@ class Psycopg:
         self, options: DatabaseOptions, timeouts: ServerTimeouts, /, *args: Any, **kwargs: Any
     ) -> PromptConnection:
         connect = partial(PromptConnection.connect_within, options.cleanup_timeout_s, *args)
-        kwargs = {**libpq_parameters(options), **kwargs, **await _addresses(kwargs)}
+        kwargs = {**libpq_parameters(options), **kwargs, **await _addresses(kwargs, options.pool_timeout_s)}
         user, given = kwargs.get("user"), kwargs.get("options") or ""
         # The last value of a setting wins, so the URL's settings come after koo's.
         ours = timeouts.of(user)
@@ -133,14 +133,14 @@ def _shut(connection: Any) -> None:
         wire.shutdown(socket.SHUT_RDWR)
 
 
-async def _addresses(parameters: Mapping[str, Any]) -> dict[str, str]:
+async def _addresses(parameters: Mapping[str, Any], within_s: float) -> dict[str, Any]:
     if parameters.get("service"):
         return {}
     # The defaults that libpq takes from environment variables: PGHOST and so on.
     of_libpq = {one.keyword.decode(): one.val.decode() for one in Conninfo.get_defaults() if one.val}
     asked = of_libpq | {name: value for name, value in parameters.items() if value}
     try:
-        return as_libpq(await find_servers(asked), asked)
+        return as_libpq(await find_servers(asked), asked) | time_of_each(asked, within_s)
     except OSError as error:
         raise psycopg.OperationalError(f"failed to resolve host: {error}") from error
 
