@@ -70,7 +70,8 @@ def outlive(error: BaseException, sentence: str, *, of_handler: bool = False) ->
     """Log an exception from the application's callback, so that the calling code continues and returns what it holds.
 
     `SystemExit` and `KeyboardInterrupt` still end the program: the running event loop raises them next, as for a
-    callback of its own. They are raised here if no loop runs. `of_handler`: a failure to log this one is ignored.
+    callback of its own. They are raised here if no loop runs. `of_handler`: the error came from logging itself; if
+    logging it fails too, that second failure is ignored.
     """
     # An exit must not be swallowed (Ctrl-C would do nothing), and must not be raised here either: the caller has a
     # permit or money to return first. A callback scheduled on the loop runs after that, and its exit leaves

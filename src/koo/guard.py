@@ -385,8 +385,9 @@ class Guard:
         # Only failures of the shared host spread to the other models (`reach` is "service": no connection could be made
         # or kept). An HTTP 500 from one model says nothing about the next one. The failure must also have counted here:
         # a late result, or one of an older generation, describes the host as it was. If it spread, the stragglers of an
-        # outage would open the other models' breakers after the host has recovered. `marks` grows only if this was a
-        # step in the row here: one reset that hits fifty running calls is one step for each model, not fifty.
+        # outage would open the other models' breakers after the host has recovered. `marks` grows only if this failure
+        # added a step to the model's own failures in a row: one reset that hits fifty running calls is one step for
+        # each model, not fifty.
         elif verdict is FAILURE and fault.reach == "service" and counted and self._on_outage is not None:
             self._on_outage(self, breaker.marks > marks)
 

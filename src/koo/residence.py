@@ -179,8 +179,8 @@ class Residence:
         return home
 
     async def open(self) -> None:
-        """Open on the running loop. Raises RuntimeError while it is open on another one, and the error of the
-        opening."""
+        """Open on the running loop. Raises RuntimeError while koo is open on another loop, and whatever error the
+        opening raised."""
         # This is a loop, because a caller may have waited for a close and must then open again. Only the caller that
         # created the keeper raises its error. The others try again, each with a keeper and an error of its own.
         while not self.is_here():

@@ -112,7 +112,7 @@ class Settings(Variables):
 
     @property
     def unknown_variables(self) -> tuple[UnknownVariable, ...]:
-        """Variables that look like koo's but are not. As text, each is a sentence for people."""
+        """Variables that look like koo's but are not. Converted to text, each is a sentence for people."""
         return self._unknown
 
     def platform_options(self) -> PlatformOptions:

@@ -138,7 +138,7 @@ class Gateway:
         return stream
 
     async def cut_streams(self) -> None:
-        """Book what each open stream has used, because koo is about to close their connections."""
+        """Book what the open streams have used, because koo is about to close their connections."""
         # This is a copy, because each `cut` awaits. A stream that is opened during that time would change the set while
         # it is iterated; that raises RuntimeError, and the remaining streams would not be booked.
         for stream in tuple(self._streams):

@@ -129,8 +129,8 @@ class QueryCharge(ServiceCharge):
                 return await super().hold(deadline)
             except BudgetExceeded as error:
                 # The first `_clamp` used what this process knew of the budget. The refusal came from the store, and has
-                # updated that: less may be left, because other processes hold money too. So clamp again and retry. The
-                # loop ends because `_clamp` returns False unless it has lowered `max_tokens`.
+                # updated what is known: less may be left, because other processes hold money too. So clamp again and
+                # retry. The loop ends because `_clamp` returns False unless it has lowered `max_tokens`.
                 if not self.is_clamped or error.kind is Kind.DEADLINE or not self._clamp():
                     raise
 

@@ -184,7 +184,8 @@ def _flaw_of(fault: object) -> str:
     """What is wrong with the result of a caller's `classify`, as a predicate; empty if nothing."""
     if not isinstance(fault, Fault):
         return f"must return a Fault or None, not {type(fault).__name__}"
-    # Python checks no field's type. A kind that is a text would break the service's status, and with it every page.
+    # Python checks no field's type. A kind given as a plain string would break the service's status, and with it every
+    # page.
     for name, kinds in FAULT_KINDS.items():
         value = getattr(fault, name)
         if not isinstance(value, kinds) or isinstance(value, bool) or value != value:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 TABLE = "koo_markers"
 OF_COMMIT, OF_OPERATION = "tx:", "op:"
-"""The prefixes of keys."""
+"""How the keys of the two kinds of rows begin."""
 _CERTAIN = re.compile(r"\s*(?:INSERT|UPDATE|DELETE|MERGE|NOTIFY)\b", re.IGNORECASE)
 
 

@@ -35,7 +35,8 @@ class Nameplate:
         return None if self._breaker.phase is CLOSED else self.answered_since
 
     def sign(self, error: DatabaseError) -> None:
-        """Add to an error which database it is about and, if it has recovered, since when it has responded again."""
+        """Record in an error which database it is about and, if the database has recovered, since when it has responded
+        again."""
         error.server = self.server
         since = self.answers_since
         if since is not None and error.answers_since is None:

@@ -30,7 +30,7 @@ GUESS_BELOW = 0.5
 APART, ALIKE, ALIKE_MIN = 0.2, 0.1, 2
 """How a bucket is recognised. Responses are compared only if their counts are at least a fifth of the limit apart
 (`APART`): the times in which a window would fill then differ by more than a tenth (`ALIKE`). Those of a bucket differ
-by less, although its counts are whole calls and its times whole seconds. Two matches (`ALIKE_MIN`) exclude chance."""
+by less, although its counts are whole calls and its times whole seconds. Two matches (`ALIKE_MIN`) rule out chance."""
 
 
 Told = tuple[float | None, float | None, float | None, str]

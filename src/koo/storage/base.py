@@ -91,7 +91,7 @@ class Short:
 class BudgetView:
     """One budget in its current period, as last known, in USD. Times are wall seconds.
 
-    `held_usd` is held by running calls. `idle_usd` is unused in the purses of processes and can be recalled.
+    `held_usd` is held by running calls. `idle_usd` lies unused in the purses of processes and can be recalled.
     `unsettled_usd` was granted to processes that no longer report. `scope` is "shared", or "this process" while the
     store is unreachable. `above_hold_usd` is how much this process's bills exceeded the amounts held for them.
     `runs_out` is when the budget is used up at the current pace. `shortage` is why the last call on this budget was

@@ -29,7 +29,7 @@ CONNECTIONS_MIN = 8
 FOR_PROBES = 8
 """How many connections are let in above the limit while all others are busy."""
 HEADS_BYTES_MAX = 32 * 1024 * 1024
-"""All unfinished heads together. Each is limited to 64 KiB, but 10,000 of them would take over 600 MB."""
+"""The limit for all unfinished heads together. Each is limited to 64 KiB, but 10,000 of them would take over 600 MB."""
 SWEEP_S = 1.0
 # How often deadlines are checked. They are 5 s and more, so a second's delay does not matter; checking 10,000
 # connections more often would cost time that requests need.
