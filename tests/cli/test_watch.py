@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -19,7 +20,10 @@ from typing import Any
 
 import pytest
 
+from koo.cli import watch
+from koo.cli.client import connect
 from koo.cli.terminal import Progress
+from koo.testing import until
 from tests.cli.canned import ALERT, AT, NOW, canned, health_of, service_of
 from tests.cli.running import Here, command, environment
 
@@ -184,6 +188,37 @@ def test_ctrl_z_returns_to_the_shells_screen_until_fg(tmp_path: Path) -> None:
         screen.read_until(b"fleet: 1 process")
         screen.press_ctrl_c()
         assert screen.process.wait(20) == 0
+
+
+class HeldBack(dict[str, object]):
+    """Documents, and a stream that a proxy collects without passing it on."""
+
+    def __init__(self, documents: Mapping[str, object]) -> None:
+        super().__init__({**documents, "/monitoring/live": None})
+        self.end = threading.Event()
+
+    def __getitem__(self, path: str) -> object:
+        if path == "/monitoring/live":
+            assert self.end.wait(60)
+        return super().__getitem__(path)
+
+
+def test_behind_a_proxy_that_holds_the_stream_back_watch_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "FIRST_S", 0.05)
+    monkeypatch.setattr(watch, "EVERY_S", 0.01)
+    documents, asked = HeldBack({"/monitoring/dashboard": dashboard_of("healthy")}), list[str]()
+
+    async def main(url: str) -> None:
+        async with connect(url) as client:
+            asking = asyncio.create_task(watch._ask_over_and_over(watch.Watched(client)))
+            await until(lambda: asked.count("/api/v1/monitoring/dashboard") > 4)
+            asking.cancel()
+
+    with canned(documents, asked=asked) as url:
+        try:
+            asyncio.run(main(url))
+        finally:
+            documents.end.set()
 
 
 # ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────────────

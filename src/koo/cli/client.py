@@ -53,31 +53,33 @@ class ServerClient:
         """Like `post`, with DELETE."""
         return await self._ask("DELETE", path, shape, json.dumps(body).encode())
 
-    async def events(self, path: str, *, silence_s: float) -> AsyncIterator[tuple[str, Any]]:
+    async def events(self, path: str, *, first_s: float, silence_s: float) -> AsyncIterator[tuple[str, Any]]:
         """Yield the events of a stream at that path until it ends, as name and document.
 
-        Raises `CommandFailed` after an error, or if nothing arrives for `silence_s`.
+        Raises `CommandFailed` after an error, or if nothing arrives for `first_s` at the beginning, `silence_s` later.
         """
         headers = {**self._headers, "Accept": "text/event-stream"}
         try:
             # This deadline covers only the response's head. The stream itself never ends, so it has a deadline for
             # each read.
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(first_s):
                 stream = await self._http.stream("GET", self.url + PREFIX + path, headers=headers)
         except TimeoutError:
-            raise self._away(f"no response within {TIMEOUT_S:g} s") from None
+            raise self._away(f"no response within {first_s:g} s") from None
         except TransportError as error:
             raise self._away(error.reason) from None
+        wait_s = first_s
         try:
             if stream.status != 200:
                 raise CommandFailed(f"{self.url} responded with {stream.status}", kind="no_stream")
             # The server sends a sample every few seconds. Silence means that the connection is dead without a reset (a
             # suspended server, a lost route), which TCP reports after minutes at the earliest.
-            while events := await _within(silence_s, stream.next_events()):
+            while events := await _within(wait_s, stream.next_events()):
+                wait_s = silence_s
                 for event in events:
                     yield event.event, json.loads(event.data)
         except TimeoutError:
-            raise self._away(f"silent for {silence_s:g} s") from None
+            raise self._away(f"silent for {wait_s:g} s") from None
         except (TransportError, ValueError) as error:
             raise self._away(str(error)) from None
         finally:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 EVERY_S = 1.0
 SILENCE_S = 30.0
 """The stream sends a sample every five seconds."""
-STREAM_AGAIN_S = 20.0
+FIRST_S = 5.0
+"""The stream begins with the whole state, immediately."""
+STREAM_AGAIN_S = 60.0
 AWAY = ("no_server", "draining")
 SERVICE = "service/"
 FLEET_EVERY_S = 5.0
@@ -85,11 +87,17 @@ class Watched:
         self._answer, self._trouble = answer, ""
         self._answered_at = self._heard_at = time.monotonic()
 
-    async def listen(self) -> None:
-        """Follow the live stream until it ends or breaks. Returns immediately if the server has none."""
+    async def listen(self) -> bool:
+        """Follow the live stream until it ends or breaks; returns whether anything came over it.
+
+        Nothing comes if the server has none, or if a proxy holds it back.
+        """
         parts: dict[str, Any] = {}
+        has_come = False
         with suppress(CommandFailed):
-            async for name, data in self._client.events("/monitoring/live", silence_s=SILENCE_S):
+            stream = self._client.events("/monitoring/live", first_s=FIRST_S, silence_s=SILENCE_S)
+            async for name, data in stream:
+                has_come = True
                 self._heard_at = time.monotonic()
                 if name == "whole":
                     parts = data["parts"]
@@ -100,6 +108,7 @@ class Watched:
                     # time is added to it.
                     self._answer = dashboard_of(parts, self._answer["timestamp"])
                 self._fleet = parts.get("fleet") or self._fleet
+        return has_come
 
     @property
     def seen(self) -> Seen:
@@ -173,11 +182,9 @@ def _pause(live: Live, resized: asyncio.Event) -> None:
 async def _ask_over_and_over(watched: Watched) -> None:
     """Runs in a separate task: while a response is slow, the drawing continues and shows its age."""
     while True:
-        began_at = time.monotonic()
-        await watched.listen()
-        # A stream that lasted longer than a second was a real one and has broken: poll once, then reconnect. If it
-        # ended immediately, the server has none (it is older): poll for a while before the next attempt.
-        until = time.monotonic() + (0.0 if time.monotonic() - began_at > EVERY_S else STREAM_AGAIN_S)
+        # A stream that has broken: poll once, then reconnect. If nothing came over it, poll for a while before the next
+        # attempt.
+        until = time.monotonic() + (0.0 if await watched.listen() else STREAM_AGAIN_S)
         while True:
             await watched.look()
             if time.monotonic() >= until and not watched.seen.trouble:
