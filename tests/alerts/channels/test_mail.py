@@ -138,6 +138,17 @@ def test_a_server_with_an_untrusted_certificate_gets_no_login(certificate: Certi
     asyncio.run(main())
 
 
+def test_a_relay_on_this_machine_may_have_a_self_signed_certificate(certificate: Certificate) -> None:
+    """Debian's Postfix offers STARTTLS with one; without the offer, koo would send the mail too."""
+
+    async def main() -> None:
+        async with MailServer(certificate, starttls=True) as server:
+            await mail(f"smtp://localhost:{server.port}").send(MESSAGE)
+            assert server.was_secure == [True]
+
+    asyncio.run(main())
+
+
 def test_the_error_about_a_wrong_password_omits_the_password(certificate: Certificate) -> None:
     async def main() -> None:
         async with MailServer(certificate, starttls=True, asks_for_login=True) as server:
